@@ -1,0 +1,27 @@
+"""Visual-token compression with positional preservation (PPE) for multimodal LLMs.
+
+    from ppe_npu import CompressionConfig, compress, restore
+
+    compress(model, CompressionConfig.preset("ppe"))    # in place
+    model.generate(**inputs)                            # as before, on fewer tokens
+    restore(model)                                      # the model as it was, bit for bit
+
+Importing this package imports neither transformers nor any device package: the names above are loaded when first used.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "CompressionConfig": "ppe_npu.config",
+    "compress": "ppe_npu.models",
+    "restore": "ppe_npu.models",
+}
+__all__ = ["CompressionConfig", "__version__", "compress", "restore"]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'ppe_npu' has no attribute {name!r}")

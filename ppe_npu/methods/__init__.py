@@ -1,0 +1,9 @@
+"""How tokens are grouped: one file a method, each a function (tokens, valid, budgets, order) -> Grouping.
+
+A new method is a new file and one line here; nothing behind a Grouping (features, positions, masks, labels, the
+report) knows which method made it.
+"""
+
+from .dpc_knn import dpc_knn
+
+METHODS = {"dpc_knn": dpc_knn}

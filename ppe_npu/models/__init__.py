@@ -1,0 +1,84 @@
+"""compress() and restore(): the seam to transformers, one file a model family.
+
+A family is a module with CLASSES, the names of the transformers classes that it serves, and the functions
+vision_tokens(model), sections(model), install(model, compression) and uninstall(model). A new family is a new file and
+one line in _FAMILIES.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+from ..compression import Compression
+from ..config import CompressionConfig
+
+_FAMILIES = ("qwen2_5_vl",)
+
+
+def supported_classes() -> tuple[str, ...]:
+    """Names of the transformers model classes that can be compressed."""
+    return tuple(name for family in _families() for name in family.CLASSES)
+
+
+def compress(model, config: CompressionConfig):
+    """Compress the visual tokens of a transformers model, in place.
+
+    Afterwards model(...) and model.generate(...) take the same inputs as before; logits, loss and the KV cache have the
+    compressed length, out.labels are the labels at that length, and model.compression.report says what was merged. No
+    class, no module global and no config object is changed; checkpoints load in plain transformers.
+
+    Args:
+        model: an instance of one of supported_classes(), or a peft model around one.
+        config: what to do; compressing again with another config replaces the first.
+
+    Returns:
+        the model itself.
+
+    Raises:
+        ValueError: an unsupported class, or a config that does not fit the model.
+    """
+    if not isinstance(config, CompressionConfig):
+        raise ValueError(
+            f"config is a {type(config).__name__}: give a CompressionConfig, e.g. CompressionConfig.preset('ppe')"
+        )
+    base, family = _seam(model)
+    compression = Compression(config, family.vision_tokens(base), tuple(family.sections(base)))
+    if is_compressed(base):
+        family.uninstall(base)
+    family.install(base, compression)
+    return model
+
+
+def restore(model):
+    """Undo compress(): the model is what it was, bit for bit. A model that is not compressed is left alone."""
+    base, family = _seam(model)
+    if is_compressed(base):
+        family.uninstall(base)
+    return model
+
+
+def is_compressed(model) -> bool:
+    """Whether compress() is in force on this model."""
+    return isinstance(vars(_unwrap(model)).get("compression"), Compression)
+
+
+def _seam(model) -> tuple[object, ModuleType]:
+    base = _unwrap(model)
+    for family in _families():
+        if type(base).__name__ in family.CLASSES:
+            return base, family
+    raise ValueError(f"{type(base).__name__} is not supported: supported are {', '.join(supported_classes())}")
+
+
+def _unwrap(model):
+    """The transformers model inside a peft model or a (distributed) data-parallel wrapper."""
+    while True:
+        if hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        elif type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+            model = model.module
+        else:
+            return model
+
+
+def _families() -> list[ModuleType]:
+    return [import_module(f"{__name__}.{name}") for name in _FAMILIES]

@@ -1,0 +1,260 @@
+"""The engine: a prompt's plan on the host, then features, positions, masks and labels of what is kept.
+
+It knows tensors and spans, and nothing of any model family; ppe_npu.models brings it what a family calls its parts.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from .config import CompressionConfig
+from .grouping import Grouping
+from .methods import METHODS
+from .positions import check_sections, prompt_positions
+from .report import CompressionReport, Stopwatch
+from .spans import Bucket, CompressedLayout, PromptLayout, VisionTokens, compressed_layout, find_spans
+
+
+@dataclass
+class CacheState:
+    """What later steps need of a compressed prompt; travels with its KV cache.
+
+    Args:
+        mask: [B, L] bool, True at the cached places that hold a token.
+        following: [B] int64, the position of the next token.
+        seen: columns of input_ids (padding among them) that the cache stands for, before compression.
+    """
+
+    mask: torch.Tensor
+    following: torch.Tensor
+    seen: int
+
+    @classmethod
+    def empty(cls, real: torch.Tensor) -> "CacheState":
+        """Before the first token of a batch like `real` [B, L]."""
+        batch = real.shape[0]
+        return cls(real.new_zeros(batch, 0), torch.zeros(batch, dtype=torch.long, device=real.device), 0)
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """All that is known of a batch of prompts before the vision tower has run. Everything is on the host.
+
+    Args:
+        layout, compressed: where tokens stand before and after.
+        positions: [3, B, S] (t, h, w) of every token before compression.
+        following: [B] the position after each sample's largest.
+    """
+
+    layout: PromptLayout
+    compressed: CompressedLayout
+    positions: np.ndarray
+    following: np.ndarray
+
+    def labels(self, labels: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
+        """[B, S] labels -> [B, L]: text labels follow their tokens; merged tokens and padding are ignored."""
+        if labels.shape != self.layout.real.shape:
+            raise ValueError(f"labels have shape {list(labels.shape)} but input_ids {list(self.layout.real.shape)}")
+        kept = labels.flatten().index_select(0, _upload(self.compressed.text, labels.device))
+        rows = _upload(np.minimum(self.compressed.rows, len(self.compressed.text)), labels.device)
+        return torch.cat([kept, kept.new_full((1,), ignore_index)])[rows]
+
+
+@dataclass(frozen=True)
+class CompressedPrompt:
+    """What the language model is given.
+
+    Args:
+        embeds: [B, L, C].
+        position_rows: [R, B, L] int64, R = 3 or 3K.
+        attention_mask: [B, L] int64, or [B, 1, L, L] as it was given.
+        state: for the cache.
+    """
+
+    embeds: torch.Tensor
+    position_rows: torch.Tensor
+    attention_mask: torch.Tensor
+    state: CacheState
+
+
+@dataclass
+class Compression:
+    """One model's compression: its settings, what its family says of visual tokens, and the report of the last prompt.
+
+    Raises:
+        ValueError: settings that do not fit the model.
+    """
+
+    config: CompressionConfig
+    vision: VisionTokens
+    sections: tuple[int, ...]
+    report: CompressionReport | None = field(default=None, init=False)
+
+    def __post_init__(self):
+        check_sections(self.config.k, self.sections)
+
+    # -- before the vision tower: the host reads ids, mask and grids once ---------------------------------------------
+
+    def plan(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_grid_thw: torch.Tensor | None,
+        video_grid_thw: torch.Tensor | None,
+        second_per_grid_ts: torch.Tensor | list[float] | None,
+        position_ids: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+    ) -> PromptPlan:
+        """Find the spans, number the prompt, and lay out what will be kept.
+
+        Args:
+            input_ids: [B, S]. attention_mask: [B, S], or [B, 1, S, S] (then no place is taken for padding), or None.
+            image_grid_thw, video_grid_thw: [n, 3] patches. second_per_grid_ts: [n_videos].
+            position_ids: [3, B, S] to use instead of the prompt's own numbering.
+            start: [B] first position of each sample, of a prompt that continues a cache.
+
+        Raises:
+            ValueError: shapes, placeholders and grids that disagree.
+        """
+        ids = input_ids.cpu().numpy()
+        layout = find_spans(
+            ids,
+            _padding_mask(attention_mask, ids.shape),
+            _rows(image_grid_thw),
+            _rows(video_grid_thw),
+            _rows(second_per_grid_ts),
+            self.vision,
+        )
+        if position_ids is None:
+            positions, following = prompt_positions(layout, self.vision, None if start is None else start.tolist())
+        else:
+            if tuple(position_ids.shape) != (3, *ids.shape):
+                raise ValueError(f"position_ids have shape {list(position_ids.shape)}, not {[3, *ids.shape]}")
+            positions = position_ids.cpu().numpy()
+            following = positions.max(axis=(0, 2)) + 1
+        return PromptPlan(layout, compressed_layout(layout, self.config.budget), positions, following)
+
+    # -- between the vision tower and the first decoder layer: no host sync -------------------------------------------
+
+    def compress(
+        self,
+        plan: PromptPlan,
+        text_embeds: torch.Tensor,
+        features: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        past: CacheState | None = None,
+    ) -> CompressedPrompt:
+        """Merge the features by the plan and assemble the compressed prompt.
+
+        Args:
+            text_embeds: [T, C] embeddings of the text tokens that plan.compressed.text names.
+            features: [V, C] features of all images, then all videos; None without any.
+            attention_mask: as given to the model; only a 4D one is read.
+            past: of the cache that this prompt continues; the plan was made with its `following` as start.
+        """
+        watch = Stopwatch(text_embeds.device)
+        device, compressed = text_embeds.device, plan.compressed
+        place = _upload(compressed.rows, device)
+        positions = _upload(plan.positions.reshape(3, -1), device)
+        keep = self.config.k if plan.layout.spans else 1
+        text_rows = positions.index_select(1, _upload(compressed.text, device)).repeat_interleave(keep, dim=0)
+        rows, embeds = [text_rows], [text_embeds]
+        visual = _upload(_visual_order(plan.layout), device)
+        for bucket in compressed.buckets:
+            merged, merged_rows = self._merge(bucket, features, positions.index_select(1, visual))
+            embeds.append(merged.to(text_embeds.dtype))
+            rows.append(merged_rows)
+        pool = torch.cat([*embeds, text_embeds.new_zeros(1, text_embeds.shape[-1])])
+        row_pool = torch.cat([*rows, text_rows.new_zeros(text_rows.shape[0], 1)], dim=1)
+        real = _upload(compressed.real, device)
+        state = CacheState(real, _upload(plan.following, device), plan.layout.real.shape[1])
+        position_rows = row_pool[:, place]
+        if self.config.positions == "renumber":
+            position_rows, state = self.continue_text(past or CacheState.empty(real), real, state.seen)
+        elif past is not None:
+            state = CacheState(torch.cat([past.mask, real], dim=1), state.following, past.seen + state.seen)
+        mask = self._attention_mask(plan, attention_mask, real, state.mask)
+        self.report = CompressionReport.of(plan.layout, self.config, watch)
+        return CompressedPrompt(pool[place], position_rows, mask, state)
+
+    def _merge(
+        self, bucket: Bucket, features: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One bucket's kept tokens [G, C] and their position rows [3K, G]. positions: [3, V] by feature."""
+        device = features.device
+        index = _upload(bucket.features, device)
+        tokens = features.index_select(0, index.flatten()).view(*index.shape, -1)
+        kept = _upload(bucket.kept, device)
+        if self.config.is_dense:
+            return tokens.flatten(0, 1)[kept], positions[:, index.flatten()[kept]]
+        valid = None if bucket.valid is None else _upload(bucket.valid, device)
+        grouping: Grouping = METHODS[self.config.method](tokens, valid, bucket.budgets, self.config.order)
+        merged = grouping.apply(tokens).flatten(0, 1).index_select(0, kept)
+        with torch.no_grad():
+            if self.config.positions == "ppe":
+                members = grouping.members(self.config.k, self.config.members, tokens.detach())
+            else:
+                members = grouping.representatives[:, :, None]
+            chosen = index.gather(1, members.flatten(1)).view(-1, members.shape[-1]).index_select(0, kept)
+            # [3, G, K] -> rows axis * K + j
+            rows = positions[:, chosen].permute(0, 2, 1).flatten(0, 1)
+        return merged, rows
+
+    @staticmethod
+    def _attention_mask(
+        plan: PromptPlan, given: torch.Tensor | None, real: torch.Tensor, cached: torch.Tensor
+    ) -> torch.Tensor:
+        """The mask at the compressed length: of the whole cache, or a 4D one with its rows and columns picked."""
+        if given is None or given.ndim == 2:
+            return cached.long()
+        batch, length = real.shape
+        sources = _upload(plan.compressed.sources, real.device)
+        rows = given.gather(2, sources[:, None, :, None].expand(-1, given.shape[1], -1, given.shape[-1]))
+        mask = rows.gather(3, sources[:, None, None, :].expand(-1, given.shape[1], length, -1))
+        blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        mask = mask.masked_fill(~real[:, None, None, :], blocked)
+        # A row that may see nothing has no softmax: padding sees itself.
+        alone = ~real[:, :, None] & torch.eye(length, dtype=torch.bool, device=real.device)
+        return mask.masked_fill(alone[:, None], True if mask.dtype == torch.bool else 0.0)
+
+    # -- later steps --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def continue_text(state: CacheState, new: torch.Tensor, seen: int) -> tuple[torch.Tensor, CacheState]:
+        """Positions [3, B, Q] of tokens that continue a cache one by one, and the state after them; no host sync.
+
+        Args:
+            new: [B, Q] bool, False where a new place is padding.
+            seen: columns of input_ids that the new places stand for.
+        """
+        positions = state.following[:, None] + new.long().cumsum(1) - 1
+        after = CacheState(torch.cat([state.mask, new], dim=1), state.following + new.sum(1), state.seen + seen)
+        return positions.clamp_min(0)[None].expand(3, -1, -1), after
+
+
+def _visual_order(layout: PromptLayout) -> np.ndarray:
+    """[V] index in the flattened [B * S] of each feature: features come images first, then videos."""
+    length = layout.real.shape[1]
+    spans = sorted(layout.spans, key=lambda span: span.feature)
+    return np.concatenate(
+        [np.zeros(0, np.int64), *(span.sample * length + span.start + np.arange(span.tokens) for span in spans)]
+    )
+
+
+def _upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+
+def _rows(values: torch.Tensor | list | None) -> list:
+    return [] if values is None else values.tolist() if isinstance(values, torch.Tensor) else list(values)
+
+
+def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    if mask is None or mask.ndim == 4:
+        if mask is not None and tuple(mask.shape[2:]) != (shape[1], shape[1]):
+            raise ValueError(f"attention_mask has shape {list(mask.shape)}, not [batch, 1, {shape[1]}, {shape[1]}]")
+        return None
+    if tuple(mask.shape) != shape:
+        raise ValueError(f"attention_mask has shape {list(mask.shape)}, not that of input_ids {list(shape)}")
+    return mask.cpu().numpy()

@@ -1,0 +1,326 @@
+"""Messages with pictures and videos -> model inputs. Training, evaluation and `ppe-npu describe` all come through here.
+
+The parts are transformers' own: the checkpoint's chat template, tokenizer, image processor and video processor. They
+are called one by one (the processor's single call gives the same) so that processed pixels can be kept when the same
+picture is asked about again, and frames can be decoded by PyAV.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppe_npu.compat import ensure_mm_token_type_ids
+from ppe_npu.media import DEFAULT_FPS, InputError, Video, VideoSampling, load_image, load_video
+
+__all__ = [
+    "DEFAULT_FPS",
+    "Encoded",
+    "InputError",
+    "PixelCache",
+    "Video",
+    "VideoSampling",
+    "build_inputs",
+    "encode",
+    "load_image",
+    "load_video",
+    "split_placeholders",
+    "to_device",
+]
+
+_PIXELS = ("pixel_values", "pixel_values_videos")
+PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
+
+
+class PixelCache:
+    """Processed pixels by file, the least recently used ones dropped beyond a number of bytes."""
+
+    def __init__(self, max_bytes: int = 256 * 2**20) -> None:
+        self.max_bytes = max_bytes
+        self._held: OrderedDict[Any, tuple[torch.Tensor, ...]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Any) -> tuple[torch.Tensor, ...] | None:
+        """What was put under key, or None."""
+        if key not in self._held:
+            return None
+        self._held.move_to_end(key)
+        return self._held[key]
+
+    def put(self, key: Any, value: tuple[torch.Tensor, ...]) -> None:
+        """Keep value; one that alone is larger than max_bytes is not kept."""
+        size = _bytes(value)
+        if size > self.max_bytes or key in self._held:
+            return
+        self._held[key] = value
+        self._bytes += size
+        while self._bytes > self.max_bytes:
+            self._bytes -= _bytes(self._held.popitem(last=False)[1])
+
+
+@dataclass
+class Encoded:
+    """Conversations before padding.
+
+    Attributes:
+        ids: per conversation its token ids, placeholders expanded.
+        visuals: pixel_values float32 [P, D], image_grid_thw int64 [I, 3], pixel_values_videos, video_grid_thw,
+            second_per_grid_ts float32 [V] (seconds per temporal step); a key only where there is such a visual.
+    """
+
+    ids: list[list[int]]
+    visuals: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def build_inputs(
+    processor: Any,
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    add_generation_prompt: bool = True,
+    padding_side: str = "left",
+    sampling: VideoSampling | None = None,
+    cache: PixelCache | None = None,
+) -> dict[str, torch.Tensor]:
+    """Conversations in transformers' message form -> what model(**inputs) and model.generate(**inputs) take.
+
+    A message is {"role": ..., "content": text or list of items}; an item is {"type": "text", "text": ...},
+    {"type": "image", "image": path or PIL image} or {"type": "video", "video": path or Video}. One batch may mix
+    conversations with no, one and many images and videos.
+
+    Returns:
+        input_ids, attention_mask, mm_token_type_ids: int64 [B, S]; and per kind of visual that occurs pixel_values
+        float32 [P, D] with image_grid_thw int64 [I, 3], pixel_values_videos with video_grid_thw int64 [V, 3] and
+        second_per_grid_ts float32 [V]. All on the CPU.
+
+    Raises:
+        InputError: a picture or video that cannot be read, or placeholders that do not match the visuals.
+    """
+    if not conversations:
+        raise InputError("no conversation was given: give at least one")
+    encoded = encode(processor, conversations, add_generation_prompt, sampling, cache)
+    inputs = pad(encoded.ids, _pad_id(processor.tokenizer), padding_side)
+    ensure_mm_token_type_ids(inputs, *visual_ids(processor).values())
+    return {**inputs, **encoded.visuals}
+
+
+def encode(
+    processor: Any,
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    add_generation_prompt: bool,
+    sampling: VideoSampling | None = None,
+    cache: PixelCache | None = None,
+) -> Encoded:
+    """Conversations -> token ids (not padded) and processed pixels; arguments and errors as in build_inputs."""
+    texts = [render(processor, messages, add_generation_prompt) for messages in conversations]
+    ids = processor.tokenizer(texts)["input_ids"]
+    items = [visual_items(messages) for messages in conversations]
+    for number, (tokens, per_kind) in enumerate(zip(ids, items)):
+        check_placeholders(processor, tokens, per_kind, f"prompt {number + 1}")
+    images = [item for per_kind in items for item in per_kind["image"]]
+    videos = [item for per_kind in items for item in per_kind["video"]]
+    visuals = process_visuals(processor, images, videos, sampling, cache)
+    counts = visual_token_counts(processor, visuals)
+    expanded = [np.repeat(tokens, token_repeats(processor, tokens, counts)).tolist() for tokens in ids]
+    return Encoded(expanded, visuals)
+
+
+def render(processor: Any, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+    """One conversation as text by the checkpoint's chat template, one placeholder token per visual."""
+    # The template needs to know that a visual stands there, not which.
+    plain = [
+        {
+            "role": message["role"],
+            "content": message["content"]
+            if isinstance(message["content"], str)
+            else [item if item["type"] == "text" else {"type": item["type"]} for item in message["content"]],
+        }
+        for message in messages
+    ]
+    return processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def visual_items(messages: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The images and videos of a conversation, in order: {"image": [...], "video": [...]}."""
+    found: dict[str, list[Any]] = {"image": [], "video": []}
+    for message in messages:
+        content = message["content"]
+        for item in () if isinstance(content, str) else content:
+            kind = item.get("type")
+            if kind == "text":
+                continue
+            if kind not in found:
+                raise InputError(f"a content item has type {kind!r}: use text, image or video")
+            value = next((item[key] for key in (kind, "path", "url") if item.get(key) is not None), None)
+            if value is None:
+                raise InputError(f"a content item of type {kind} names no {kind}: add {kind!r}: its path")
+            found[kind].append(value)
+    return found
+
+
+def visual_ids(processor: Any) -> dict[str, int]:
+    """The placeholder tokens' ids: {"image": id, "video": id}."""
+    return {"image": processor.image_token_id, "video": processor.video_token_id}
+
+
+def check_placeholders(processor: Any, ids: Sequence[int], items: Mapping[str, Sequence], where: str) -> None:
+    """Raise InputError unless unexpanded token ids hold exactly one placeholder per visual."""
+    for kind, token_id in visual_ids(processor).items():
+        held, given = list(ids).count(token_id), len(items[kind])
+        if held == given:
+            continue
+        token = getattr(processor, f"{kind}_token")
+        counts = f"{held} {kind} placeholder{'s' * (held != 1)} ({token}) for {given} {kind}{'s' * (given != 1)}"
+        raise InputError(f"{where} holds {counts}: its text needs one placeholder per {kind}")
+
+
+def process_visuals(
+    processor: Any,
+    images: Sequence[Any],
+    videos: Sequence[Any],
+    sampling: VideoSampling | None = None,
+    cache: PixelCache | None = None,
+) -> dict[str, torch.Tensor]:
+    """Load and process pictures (path or PIL) and videos (path or Video); returns Encoded.visuals."""
+    visuals: dict[str, torch.Tensor] = {}
+    if images:
+        done = _cached(images, cache, ("image",), lambda todo: _process_images(processor, todo))
+        visuals["pixel_values"] = torch.cat([pixels for pixels, _ in done])
+        visuals["image_grid_thw"] = torch.stack([grid for _, grid in done])
+    if videos:
+        sampling = sampling or VideoSampling()
+        done = _cached(
+            videos, cache, ("video", sampling), lambda todo: [_process_video(processor, v, sampling) for v in todo]
+        )
+        visuals["pixel_values_videos"] = torch.cat([pixels for pixels, _, _ in done])
+        visuals["video_grid_thw"] = torch.stack([grid for _, grid, _ in done])
+        visuals["second_per_grid_ts"] = torch.stack([seconds for _, _, seconds in done])
+    return visuals
+
+
+def _cached(sources: Sequence[Any], cache: PixelCache | None, tag: tuple, process) -> list[tuple[torch.Tensor, ...]]:
+    """process() for the sources that the cache lacks, each file once; results in the order of sources."""
+    keys = [(*tag, str(s)) if isinstance(s, (str, Path)) else (*tag, id(s)) for s in sources]
+    held = {key: found for key in keys if cache and isinstance(key[-1], str) and (found := cache.get(key))}
+    todo = {key: source for key, source in zip(keys, sources) if key not in held}
+    if todo:
+        for key, value in zip(todo, process(list(todo.values()))):
+            held[key] = value
+            if cache and isinstance(key[-1], str):  # an object's id may come back as another object's
+                cache.put(key, value)
+    return [held[key] for key in keys]
+
+
+def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Pictures -> per picture (pixels float32 [P, D], grid int64 [3]); pictures of one size go through together."""
+    loaded = [load_image(image) if isinstance(image, (str, Path)) else image for image in images]
+    for image in loaded:
+        if max(image.size) > 200 * min(image.size):
+            raise InputError(f"an image of {image.size[0]}x{image.size[1]} pixels is too narrow: crop it below 200:1")
+    done = processor.image_processor(images=loaded, return_tensors="pt")
+    grids = done["image_grid_thw"]
+    return list(zip(done["pixel_values"].split(grids.prod(-1).tolist()), grids))
+
+
+def _process_video(processor: Any, video: Any, sampling: VideoSampling) -> tuple[torch.Tensor, ...]:
+    """A video -> (pixels float32 [P, D], grid int64 [3], seconds per temporal step float32 [])."""
+    maker = processor.video_processor
+    if not isinstance(video, Video):
+        video = load_video(video, sampling, maker.temporal_patch_size)
+    size = dict(maker.size)
+    size["shortest_edge"] = sampling.min_pixels or size["shortest_edge"]
+    size["longest_edge"] = sampling.max_pixels or size["longest_edge"]
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise InputError(
+            f"video min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}: give both"
+        )
+    options: dict[str, Any] = {"size": size}
+    if "cap_pixels_per_frame" in maker.valid_kwargs.__annotations__ and maker.cap_pixels_per_frame is None:
+        options["cap_pixels_per_frame"] = True  # as Qwen's own code; unset it warns at every first video
+    done = maker(videos=[video.frames], do_sample_frames=False, return_tensors="pt", **options)
+    seconds = torch.tensor(maker.temporal_patch_size * video.seconds_per_frame)
+    return done["pixel_values_videos"], done["video_grid_thw"][0], seconds
+
+
+def visual_token_counts(processor: Any, visuals: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Per kind an iterator over the number of tokens of each visual, in order; token_repeats takes from it."""
+    merge = processor.image_processor.merge_size**2
+    return {
+        kind: iter((visuals[key].prod(-1) // merge).tolist() if key in visuals else [])
+        for kind, key in (("image", "image_grid_thw"), ("video", "video_grid_thw"))
+    }
+
+
+def token_repeats(processor: Any, ids: Sequence[int], counts: Mapping[str, Any]) -> list[int]:
+    """How often each of the unexpanded ids stands in the prompt: a placeholder as often as its visual has tokens.
+
+    Placeholders are expanded as ids rather than as text, so that a text is tokenised once for pictures of any size;
+    they are special tokens, which never join their neighbours.
+    """
+    kinds = {token_id: kind for kind, token_id in visual_ids(processor).items()}
+    return [next(counts[kinds[token]]) if token in kinds else 1 for token in ids]
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> dict[str, torch.Tensor]:
+    """Token ids of unequal length -> input_ids and attention_mask, int64 [B, S], padded on `side` (left or right)."""
+    if side not in ("left", "right"):
+        raise InputError(f"padding_side={side!r} must be left or right")
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        place = slice(length - len(row), None) if side == "left" else slice(0, len(row))
+        ids[number, place] = torch.tensor(row)
+        mask[number, place] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def split_placeholders(
+    text: str, images: Sequence[Any] = (), videos: Sequence[Any] = (), where: str = "the prompt"
+) -> list[dict[str, Any]]:
+    """Text with <image> and <video> placeholders -> content items, the visuals at their places.
+
+    One line break next to a placeholder goes with it: LLaVA data writes "<image>\\n", chat templates do not.
+
+    Raises:
+        InputError: placeholders and visuals differ in number.
+    """
+    left = {"image": list(images), "video": list(videos)}
+    for kind, token in PLACEHOLDERS.items():
+        if text.count(token) != len(left[kind]):
+            held, given = text.count(token), len(left[kind])
+            raise InputError(
+                f"{where} holds {held} {token} for {given} {kind}{'s' * (given != 1)}: write one {token} per {kind}"
+            )
+    items: list[dict[str, Any]] = []
+    while text:
+        found = [(text.find(token), kind) for kind, token in PLACEHOLDERS.items() if token in text]
+        at, kind = min(found, default=(len(text), None))
+        before, text = text[:at], text[at:]
+        if kind is not None:
+            before, text = before.removesuffix("\n"), text.removeprefix(PLACEHOLDERS[kind]).removeprefix("\n")
+        if before:
+            items.append({"type": "text", "text": before})
+        if kind is not None:
+            items.append({"type": kind, kind: left[kind].pop(0)})
+    return items
+
+
+def to_device(inputs: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
+    """Model inputs on a device, pixels in the model's dtype; seconds stay fp32, because positions come of them."""
+    moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+    return {key: value.to(dtype) if key in _PIXELS else value for key, value in moved.items()}
+
+
+def _pad_id(tokenizer: Any) -> int:
+    if tokenizer.pad_token_id is None:
+        raise InputError("the tokenizer has no padding token: set pad_token in its tokenizer_config.json")
+    return tokenizer.pad_token_id
+
+
+def _bytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

@@ -1,0 +1,133 @@
+"""Checkpoint folders -> models and processors; what is wrong is said in one line before weights are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppe_npu.compat import prepare_transformers
+from ppe_npu.media import InputError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+
+
+def load_model(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = "fp32",
+    attn_implementation: str = "sdpa",
+) -> Any:
+    """A supported model in eval mode on a device.
+
+    Args:
+        path: a checkpoint folder (config.json and weights), or a model's id on the Hugging Face hub.
+        device: where it goes.
+        dtype: "fp32", "bf16" or a torch dtype.
+        attn_implementation: one that transformers knows.
+
+    Raises:
+        InputError: path is no checkpoint, its class is not supported, or its files cannot be read.
+    """
+    prepare_transformers()
+    architecture = check_checkpoint(path)
+    import transformers
+
+    try:
+        model = getattr(transformers, architecture).from_pretrained(
+            str(path), dtype=DTYPES.get(dtype, dtype), attn_implementation=attn_implementation
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"model {path} cannot be loaded ({_first_line(error)}): download or save it again") from error
+    return model.to(device).eval()
+
+
+def check_checkpoint(path: str | Path) -> str:
+    """The model class that a checkpoint asks for, after checking that the folder is whole and the class supported.
+
+    Raises:
+        InputError: one line that names the folder and what is missing.
+    """
+    from ppe_npu.models import supported_classes
+
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        config = _read_config(folder)
+        if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+            raise InputError(f"model folder {folder} holds no weights (*.safetensors): it is not a whole checkpoint")
+    else:
+        config = _hub_config(path)
+    names = config.get("architectures") or ["none stated"]
+    supported = supported_classes()
+    if names[0] not in supported:
+        raise InputError(f"model {path} is a {names[0]}, which is not supported: use one of {', '.join(supported)}")
+    return names[0]
+
+
+def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:
+    """The processor of a checkpoint.
+
+    Args:
+        path: a folder with processor and tokenizer files, or an id on the hub.
+        min_pixels, max_pixels: bounds on height * width of an image after resizing; None: as the checkpoint says.
+
+    Raises:
+        InputError: no processor there, no chat template, or bounds that contradict each other.
+    """
+    prepare_transformers()
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(str(path))
+    except Exception as error:  # transformers raises whatever its parts raise: OSError, KeyError, ImportError, ...
+        raise InputError(f"processor of {path} cannot be loaded ({_first_line(error)}): {_remedy(path)}") from error
+    for name in ("image_processor", "video_processor", "tokenizer"):
+        if getattr(processor, name, None) is None:
+            raise InputError(f"processor of {path} has no {name}: {_remedy(path)}")
+    if not processor.chat_template:
+        raise InputError(f"processor of {path} has no chat template: put chat_template.jinja into the folder")
+    size = dict(processor.image_processor.size)
+    size["shortest_edge"] = min_pixels or size["shortest_edge"]
+    size["longest_edge"] = max_pixels or size["longest_edge"]
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise InputError(f"min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}")
+    processor.image_processor.size = size
+    return processor
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise InputError(f"model folder {folder} is not a checkpoint: it holds no config.json")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({_first_line(error)}): save the checkpoint again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{file} is not a model config: save the checkpoint again")
+    return config
+
+
+def _hub_config(path: str | Path) -> dict[str, Any]:
+    """The config of a model on the hub (or in its local cache)."""
+    name = str(path)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise InputError(f"model {name} does not exist: give a checkpoint folder or a hub id such as owner/name")
+    from transformers.utils import cached_file
+
+    try:
+        return _read_config(Path(cached_file(name, "config.json")).parent)
+    except OSError as error:
+        raise InputError(f"model {name} is neither a folder nor reachable on the hub: check the path") from error
+
+
+def _remedy(path: str | Path) -> str:
+    missing = [name for name in ("tokenizer_config.json",) if not (Path(path) / name).is_file()]
+    return f"the folder lacks {missing[0]}" if Path(path).is_dir() and missing else "save the processor there again"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

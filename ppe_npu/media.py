@@ -1,0 +1,171 @@
+"""Pictures and video files from disk, as pixels: Pillow for pictures, PyAV for videos.
+
+transformers' own video reading tries torchcodec and torchvision first; neither loads on a machine without CUDA
+libraries, so videos are decoded here and given to the processor as frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DEFAULT_FPS = 2.0  # frames per second that Qwen2.5-VL takes from a video when nothing is asked for
+
+
+class InputError(ValueError):
+    """Something that was given cannot be used. The message is one line: which input, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class VideoSampling:
+    """Which frames of a video are taken, and how large they may be.
+
+    Attributes:
+        fps: frames per second to take; never together with nframes. DEFAULT_FPS when neither is given.
+        nframes: how many frames to take, evenly spaced; a shorter video gives all that it has.
+        min_pixels, max_pixels: bounds on height * width of a frame after resizing; None: the processor's own.
+        min_frames, max_frames: bounds on the number of frames that fps may lead to.
+
+    Raises:
+        InputError: both fps and nframes, or a number that is not positive, or bounds that contradict each other.
+    """
+
+    fps: float | None = None
+    nframes: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    min_frames: int = 4
+    max_frames: int = 768
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and self.nframes is not None:
+            raise InputError(f"fps={self.fps} and nframes={self.nframes} exclude each other: give one of them")
+        for name in ("fps", "nframes", "min_pixels", "max_pixels", "min_frames", "max_frames"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name}={value} must be greater than 0")
+        for low, high in (("min_pixels", "max_pixels"), ("min_frames", "max_frames")):
+            small, large = getattr(self, low), getattr(self, high)
+            if small is not None and large is not None and small > large:
+                raise InputError(f"{low}={small} is larger than {high}={large}")
+
+    def count(self, total: int, fps: float, multiple: int) -> int:
+        """How many of `total` frames, `fps` a second, are taken: a multiple of `multiple` where enough exist."""
+        if self.nframes is not None:
+            wanted = float(self.nframes)
+        else:
+            wanted = min(max(total / fps * (self.fps or DEFAULT_FPS), self.min_frames), self.max_frames)
+        wanted = min(wanted, total)
+        return max(int(wanted // multiple) * multiple, min(multiple, total))
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames of one video.
+
+    Attributes:
+        frames: uint8 [T, 3, H, W], RGB.
+        fps: frames per second of the taken frames (not of the file): T / duration.
+        path: where they came from.
+    """
+
+    frames: torch.Tensor
+    fps: float
+    path: str
+
+    @property
+    def seconds_per_frame(self) -> float:
+        """Seconds from one taken frame to the next."""
+        return 1.0 / self.fps
+
+
+def load_image(path: str | Path) -> Image:
+    """Read a picture as RGB, turned upright by its EXIF orientation.
+
+    Raises:
+        InputError: there is no such file, or it is no picture that Pillow can read.
+    """
+    from PIL import Image, ImageOps
+
+    path = _existing_file(path, "image")
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "it is not a picture" if isinstance(error, Image.UnidentifiedImageError) else _first_line(error)
+        raise InputError(f"image {path} cannot be read ({reason}): give a whole PNG, JPEG or WebP file") from error
+
+
+def load_video(path: str | Path, sampling: VideoSampling = VideoSampling(), multiple: int = 2) -> Video:
+    """Decode the frames of a video that `sampling` asks for, evenly spaced from the first to the last.
+
+    Args:
+        path: a file that FFmpeg reads.
+        sampling: which frames.
+        multiple: frames that the vision tower joins into one step (temporal_patch_size); the number of frames is a
+            multiple of it where the video has enough.
+
+    Raises:
+        InputError: no such file, no video, or no frame in it.
+    """
+    import av
+
+    path = _existing_file(path, "video")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError(f"video {path} holds no video stream: give a file with pictures in it")
+            total = container.streams.video[0].frames or _count_packets(container)
+        if total < 1:
+            raise InputError(f"video {path} holds no frames: record or convert it again")
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            fps = float(stream.average_rate or stream.guessed_rate or 0)
+            if fps <= 0:
+                raise InputError(f"video {path} states no frame rate: convert it, e.g. with ffmpeg -i IN OUT.mp4")
+            count = sampling.count(total, fps, multiple)
+            frames = _decode(container, stream, torch.linspace(0, total - 1, count).round().long().tolist())
+    except av.FFmpegError as error:
+        raise InputError(f"video {path} cannot be decoded ({_first_line(error)}): give a whole video file") from error
+    if not frames:
+        raise InputError(f"video {path} holds no frames that can be decoded: record or convert it again")
+    # Positions in time follow what was taken, as in Qwen's own reading: T frames over the file's duration.
+    return Video(torch.stack(frames), len(frames) / total * fps, str(path))
+
+
+def _count_packets(container) -> int:
+    """Frames of a container that does not state them (a stream from a camera, say), counted without decoding."""
+    return sum(1 for packet in container.demux(video=0) if packet.size)
+
+
+def _decode(container, stream, wanted: list[int]) -> list[torch.Tensor]:
+    """The frames with these (rising) indices, each uint8 [3, H, W]; fewer when the file ends early."""
+    frames: list[torch.Tensor] = []
+    for index, frame in enumerate(container.decode(stream)):
+        while len(frames) < len(wanted) and wanted[len(frames)] == index:
+            frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1))
+        if len(frames) == len(wanted):
+            break
+    return frames
+
+
+def _existing_file(path: str | Path, kind: str) -> Path:
+    if str(path).startswith(("http://", "https://")):
+        raise InputError(f"{kind} {path} is an address: download it first and give the file's path")
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise InputError(f"{kind} {path} does not exist: check the path")
+    if not path.is_file():
+        raise InputError(f"{kind} {path} is a folder: give the path of a file")
+    return path
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,104 @@
+"""Positions: of a prompt's tokens, of merged tokens, and the rotary table that they make.
+
+A rotary embedding with sections (M-RoPE) gives every channel of the half head dim to one of the axes t, h, w. A merged
+token that keeps K positions splits each axis' section into K equal runs of channels: run j turns by the j-th kept
+position (PPE, arXiv 2510.22936, section 3). So positions are [R, B, S] rows, R = 3 or 3K, row = axis * K + j, and
+channel c reads one row r(c): the table cos/sin is [B, S, D] whatever K is, and all layers share it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .spans import VIDEO, PromptLayout, Span, VisionTokens
+
+
+def prompt_positions(
+    layout: PromptLayout, vision: VisionTokens, start: Sequence[int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(t, h, w) of every token, numbered as Qwen2.5-VL was trained.
+
+    Text counts up by one on all three axes; a visual token stands at its frame, row and column, counted from the
+    position after the text before it; text after a span goes on at the span's max(t, h, w) + 1.
+
+    Args:
+        start: [B] first position of each sample (of a prompt that continues a cache); 0 if None.
+
+    Returns:
+        positions: [3, B, S] int64, 0 at padding.
+        following: [B] int64, the position after each sample's largest.
+    """
+    samples, length = layout.real.shape
+    positions = np.zeros((3, samples, length), dtype=np.int64)
+    following = np.zeros(samples, dtype=np.int64) if start is None else np.array(start, dtype=np.int64)
+    spans: list[list[Span]] = [[] for _ in range(samples)]
+    for span in layout.spans:
+        spans[span.sample].append(span)
+    for sample in range(samples):
+        at, following_position = 0, int(following[sample])
+        for span in [*spans[sample], None]:
+            end = length if span is None else span.start
+            text = at + np.flatnonzero(layout.real[sample, at:end])
+            positions[:, sample, text] = following_position + np.arange(len(text))
+            following_position += len(text)
+            if span is not None:
+                grid = following_position + _grid_positions(span, vision)
+                at = span.start + span.tokens
+                positions[:, sample, span.start : at] = grid
+                following_position = int(grid.max()) + 1
+        following[sample] = following_position
+    return positions, following
+
+
+def _grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
+    """[3, tokens] positions of a span counted from 0. A frame's time is its second times tokens_per_second, cut."""
+    frames, height, width = span.grid
+    time = np.arange(frames, dtype=np.float32) * np.float32(span.seconds_per_frame if span.modality == VIDEO else 0)
+    time = (time * np.float32(vision.tokens_per_second)).astype(np.int64)
+    t, h, w = np.meshgrid(time, np.arange(height), np.arange(width), indexing="ij")
+    return np.stack([t, h, w]).reshape(3, -1)
+
+
+def check_sections(k: int, sections: Sequence[int]) -> None:
+    """Raise ValueError unless K divides every M-RoPE section (otherwise the two halves of a channel pair would turn by
+    different positions, and the embedding would be no rotation)."""
+    if any(section % k for section in sections):
+        fitting = [n for n in range(1, min(sections) + 1) if not any(section % n for section in sections)]
+        raise ValueError(
+            f"k={k} does not divide every M-RoPE section of this model {list(sections)}: "
+            f"choose one of {', '.join(map(str, fitting))}"
+        )
+
+
+def channel_rows(rows: int, sections: Sequence[int]) -> list[int]:
+    """The row that each channel of the half head dim reads.
+
+    Args:
+        rows: R = 3K.
+        sections: channels of t, h and w in the half head dim; K divides each.
+    """
+    k = rows // 3
+    if rows != 3 * k or k < 1:
+        raise ValueError(f"positions have {rows} rows: three axes need a multiple of 3")
+    check_sections(k, sections)
+    return [axis * k + run for axis, section in enumerate(sections) for run in range(k) for _ in range(section // k)]
+
+
+def rotary_table(
+    rows: torch.Tensor, inv_freq: torch.Tensor, sections: Sequence[int], scaling: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of every token and channel.
+
+    Args:
+        rows: [R, B, S] positions.
+        inv_freq: [D / 2] fp32, radians per position.
+        sections: channels of t, h and w in D / 2.
+
+    Returns:
+        cos, sin: [B, S, D] fp32, the two halves of D alike.
+    """
+    lookup = torch.tensor(channel_rows(rows.shape[0], sections), device=rows.device)
+    angles = rows.permute(1, 2, 0).float().index_select(-1, lookup) * inv_freq
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos() * scaling, angles.sin() * scaling
