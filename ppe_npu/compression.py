@@ -24,17 +24,24 @@ class CacheState:
         mask: [B, L] bool, True at the cached places that hold a token.
         following: [B] int64, the position of the next token.
         seen: columns of input_ids (padding among them) that the cache stands for, before compression.
+        padded: whether the mask has a False; known on the host.
     """
 
     mask: torch.Tensor
     following: torch.Tensor
     seen: int
+    padded: bool
 
     @classmethod
     def empty(cls, real: torch.Tensor) -> "CacheState":
         """Before the first token of a batch like `real` [B, L]."""
         batch = real.shape[0]
-        return cls(real.new_zeros(batch, 0), torch.zeros(batch, dtype=torch.long, device=real.device), 0)
+        return cls(real.new_zeros(batch, 0), torch.zeros(batch, dtype=torch.long, device=real.device), 0, False)
+
+    def then(self, new: "CacheState") -> "CacheState":
+        """This prompt continued by a new one."""
+        mask = torch.cat([self.mask, new.mask], dim=1)
+        return CacheState(mask, new.following, self.seen + new.seen, self.padded or new.padded)
 
 
 @dataclass(frozen=True)
@@ -68,13 +75,13 @@ class CompressedPrompt:
     Args:
         embeds: [B, L, C].
         position_rows: [R, B, L] int64, R = 3 or 3K.
-        attention_mask: [B, L] int64, or [B, 1, L, L] as it was given.
+        attention_mask: [B, cached and new] int64; [B, 1, L, L] where a 4D one was given; None without padding.
         state: for the cache.
     """
 
     embeds: torch.Tensor
     position_rows: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
     state: CacheState
 
 
@@ -144,6 +151,7 @@ class Compression:
         features: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         past: CacheState | None = None,
+        ready_mask: bool = False,
     ) -> CompressedPrompt:
         """Merge the features by the plan and assemble the compressed prompt.
 
@@ -152,6 +160,7 @@ class Compression:
             features: [V, C] features of all images, then all videos; None without any.
             attention_mask: as given to the model; only a 4D one is read.
             past: of the cache that this prompt continues; the plan was made with its `following` as start.
+            ready_mask: make a padded batch's 4D mask here (bool, True = attend), for an attention that takes one.
         """
         watch = Stopwatch(text_embeds.device)
         device, compressed = text_embeds.device, plan.compressed
@@ -168,13 +177,22 @@ class Compression:
         pool = torch.cat([*embeds, text_embeds.new_zeros(1, text_embeds.shape[-1])])
         row_pool = torch.cat([*rows, text_rows.new_zeros(text_rows.shape[0], 1)], dim=1)
         real = _upload(compressed.real, device)
-        state = CacheState(real, _upload(plan.following, device), plan.layout.real.shape[1])
+        padded = not bool(compressed.real.all())
+        state = CacheState(real, _upload(plan.following, device), plan.layout.real.shape[1], padded)
+        ready_mask = ready_mask and padded and past is None
+        past = past or CacheState.empty(real)
         position_rows = row_pool[:, place]
         if self.config.positions == "renumber":
-            position_rows, state = self.continue_text(past or CacheState.empty(real), real, state.seen)
-        elif past is not None:
-            state = CacheState(torch.cat([past.mask, real], dim=1), state.following, past.seen + state.seen)
-        mask = self._attention_mask(plan, attention_mask, real, state.mask)
+            position_rows, state = self.continue_text(past, real, state.seen, padded)
+        else:
+            state = past.then(state)
+        if attention_mask is not None and attention_mask.ndim == 4:
+            mask = _picked_mask(attention_mask, _upload(compressed.sources, device), real)
+        elif ready_mask:
+            mask = _causal_mask(real)
+        else:
+            # transformers would read a mask of ones back from the device to find out that it is one.
+            mask = state.mask.long() if state.padded else None
         self.report = CompressionReport.of(plan.layout, self.config, watch)
         return CompressedPrompt(pool[place], position_rows, mask, state)
 
@@ -201,36 +219,40 @@ class Compression:
             rows = positions[:, chosen].permute(0, 2, 1).flatten(0, 1)
         return merged, rows
 
-    @staticmethod
-    def _attention_mask(
-        plan: PromptPlan, given: torch.Tensor | None, real: torch.Tensor, cached: torch.Tensor
-    ) -> torch.Tensor:
-        """The mask at the compressed length: of the whole cache, or a 4D one with its rows and columns picked."""
-        if given is None or given.ndim == 2:
-            return cached.long()
-        batch, length = real.shape
-        sources = _upload(plan.compressed.sources, real.device)
-        rows = given.gather(2, sources[:, None, :, None].expand(-1, given.shape[1], -1, given.shape[-1]))
-        mask = rows.gather(3, sources[:, None, None, :].expand(-1, given.shape[1], length, -1))
-        blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        mask = mask.masked_fill(~real[:, None, None, :], blocked)
-        # A row that may see nothing has no softmax: padding sees itself.
-        alone = ~real[:, :, None] & torch.eye(length, dtype=torch.bool, device=real.device)
-        return mask.masked_fill(alone[:, None], True if mask.dtype == torch.bool else 0.0)
-
     # -- later steps --------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def continue_text(state: CacheState, new: torch.Tensor, seen: int) -> tuple[torch.Tensor, CacheState]:
+    def continue_text(
+        state: CacheState, new: torch.Tensor, seen: int, padded: bool
+    ) -> tuple[torch.Tensor, CacheState]:
         """Positions [3, B, Q] of tokens that continue a cache one by one, and the state after them; no host sync.
 
         Args:
             new: [B, Q] bool, False where a new place is padding.
             seen: columns of input_ids that the new places stand for.
+            padded: whether `new` may have a False.
         """
         positions = state.following[:, None] + new.long().cumsum(1) - 1
-        after = CacheState(torch.cat([state.mask, new], dim=1), state.following + new.sum(1), state.seen + seen)
+        after = state.then(CacheState(new, state.following + new.sum(1), seen, padded))
         return positions.clamp_min(0)[None].expand(3, -1, -1), after
+
+
+def _causal_mask(real: torch.Tensor) -> torch.Tensor:
+    """[B, 1, L, L] bool: every place sees the real ones up to itself, and padding sees itself."""
+    eye = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
+    lower = torch.ones_like(eye).tril()
+    return ((lower & real[:, None, :]) | eye)[:, None]
+
+
+def _picked_mask(mask: torch.Tensor, sources: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """The rows and columns of a 4D mask (bool, or to be added) that the kept tokens stand for; padding sees itself."""
+    length = real.shape[1]
+    rows = mask.gather(2, sources[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1]))
+    picked = rows.gather(3, sources[:, None, None, :].expand(-1, mask.shape[1], length, -1))
+    shut, open_ = (False, True) if mask.dtype == torch.bool else (torch.finfo(mask.dtype).min, 0.0)
+    # A row that may see nothing has no softmax.
+    alone = ~real[:, :, None] & torch.eye(length, dtype=torch.bool, device=real.device)
+    return picked.masked_fill(~real[:, None, None, :], shut).masked_fill(alone[:, None], open_)
 
 
 def _visual_order(layout: PromptLayout) -> np.ndarray:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from ppe_npu.compat import ensure_mm_token_type_ids
-from ppe_npu.media import DEFAULT_FPS, InputError, Video, VideoSampling, load_image, load_video
+from ppe_npu.errors import InputError
+from ppe_npu.media import DEFAULT_FPS, Video, VideoSampling, load_image, load_video
 
 __all__ = [
     "DEFAULT_FPS",

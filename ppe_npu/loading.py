@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ppe_npu.compat import prepare_transformers
-from ppe_npu.media import InputError
+from ppe_npu.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")

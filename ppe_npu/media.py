@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ppe_npu.errors import InputError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 DEFAULT_FPS = 2.0  # frames per second that Qwen2.5-VL takes from a video when nothing is asked for
-
-
-class InputError(ValueError):
-    """Something that was given cannot be used. The message is one line: which input, why, and what to do."""
 
 
 @dataclass(frozen=True)

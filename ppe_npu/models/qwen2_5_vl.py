@@ -7,6 +7,9 @@ Modifications (on the given instance only):
   changed them between versions, and drops M-RoPE without a word when mm_token_type_ids is missing), merges the vision
   tower's features, and hands the language model the compressed prompt. Later steps take their mask and positions from
   what was kept; that state travels with the cache.
+* prepare_inputs_for_generation: a conversation that goes on feeds what the cache has not seen, counted before compression.
+* _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
+  instead, and hands the model no grids, so generate() is not shown that forward could take that output.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
 """
 
@@ -15,7 +18,8 @@ import torch
 from ..compression import CacheState, Compression, PromptPlan
 from ..positions import rotary_table
 from ..spans import IMAGE, VIDEO, VisionTokens
-from .seam import original_forward, override_forward, restore_forward
+from .generation import repeat_visual_inputs
+from .seam import original, override, restore_methods
 
 CLASSES = ("Qwen2_5_VLForConditionalGeneration",)
 _PLAN = "ppe_plan"
@@ -44,16 +48,17 @@ def install(model, compression: Compression) -> None:
         raise ValueError(f"rope_type={rotary.rope_type!r} changes with the length: supported are {_STATIC_ROPE}")
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
-    # generate() runs the vision tower beforehand, and drops the grids, if it sees that forward takes the tower's output.
-    override_forward(model, _causal_lm_forward, hide="mm_encoder_outputs")
-    override_forward(model.model, _model_forward)
+    override(model, "forward", _causal_lm_forward, hide="mm_encoder_outputs")
+    override(model, "prepare_inputs_for_generation", _prepare_inputs_for_generation)
+    override(model, "_expand_inputs_for_generation", _expand_inputs_for_generation)
+    override(model.model, "forward", _model_forward)
     model.model.language_model.rotary_emb = RowRotaryEmbedding(rotary, compression.sections)
 
 
 def uninstall(model) -> None:
     model.model.language_model.rotary_emb = model.model.language_model.rotary_emb.original
     for module in (model.model, model):
-        restore_forward(module)
+        restore_methods(module)
         del vars(module)["compression"]
 
 
@@ -84,17 +89,35 @@ def _causal_lm_forward(self, labels=None, **kwargs):
         plan = _plan(self.compression, kwargs)
         labels = plan.labels(labels)
         kwargs[_PLAN] = plan
-    output = original_forward(self)(labels=labels, **kwargs)
+    output = original(self, "forward")(labels=labels, **kwargs)
     if labels is not None and not isinstance(output, tuple):
         output.labels = labels
     return output
 
 
+def _prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
+    prepare = original(self, "prepare_inputs_for_generation")
+    inputs = prepare(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+    state = getattr(past_key_values, "ppe_state", None)
+    # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
+    if state is not None and inputs.get("input_ids") is not None and input_ids.shape[1] > state.seen:
+        inputs["input_ids"] = input_ids[:, state.seen :]
+    return inputs
+
+
+def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
+    expand = original(self, "_expand_inputs_for_generation")
+    if expand_size == 1 or input_ids is None:
+        return expand(expand_size=expand_size, input_ids=input_ids, **kwargs)
+    visual = repeat_visual_inputs(kwargs, input_ids, expand_size, self.compression.vision)
+    others = {name: value for name, value in kwargs.items() if name not in visual}
+    input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
+    return input_ids, others | visual
+
+
 def _model_forward(self, **kwargs):
     cache = kwargs.get("past_key_values")
     state = _state(cache)
-    if state is not None:
-        _keep_new_columns(kwargs, state)
     if state is None or any(_is_given(kind, kwargs) for kind in (IMAGE, VIDEO)):
         inputs, state = _prefill(self, state, kwargs)
     else:
@@ -102,7 +125,7 @@ def _model_forward(self, **kwargs):
     return_dict = kwargs.pop("return_dict", None)
     for name in _CONSUMED:
         kwargs.pop(name, None)
-    output = original_forward(self)(**inputs, **kwargs, return_dict=True)
+    output = original(self, "forward")(**inputs, **kwargs, return_dict=True)
     if output.past_key_values is not None:
         output.past_key_values.ppe_state = state
     return output.to_tuple() if return_dict is False else output
@@ -129,7 +152,8 @@ def _prefill(self, past: CacheState | None, kwargs: dict) -> tuple[dict, CacheSt
         text_embeds = self.get_input_embeddings()(ids.flatten().index_select(0, text))
     else:
         text_embeds = embeds.flatten(0, 1).index_select(0, text)
-    prompt = self.compression.compress(plan, text_embeds, features, kwargs.get("attention_mask"), past)
+    sdpa = self.language_model.config._attn_implementation == "sdpa"
+    prompt = self.compression.compress(plan, text_embeds, features, kwargs.get("attention_mask"), past, ready_mask=sdpa)
     inputs = {
         "inputs_embeds": prompt.embeds,
         "attention_mask": prompt.attention_mask,
@@ -146,8 +170,9 @@ def _continue(state: CacheState, kwargs: dict) -> tuple[dict, CacheState]:
     new = (
         torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
     )
-    positions, after = Compression.continue_text(state, new, count)
-    return {name: tokens, "attention_mask": after.mask.long(), "position_ids": positions}, after
+    # One new token a sample is a step of generation: never padding.
+    positions, after = Compression.continue_text(state, new, count, padded=mask is not None and count > 1)
+    return {name: tokens, "attention_mask": after.mask.long() if after.padded else None, "position_ids": positions}, after
 
 
 def _plan(compression: Compression, kwargs: dict, past: CacheState | None = None) -> PromptPlan:
@@ -178,15 +203,18 @@ def _plan(compression: Compression, kwargs: dict, past: CacheState | None = None
 
 
 def _features(self, kwargs: dict) -> torch.Tensor | None:
-    """[V, C] features of all images, then all videos."""
-    encode = {IMAGE: self.get_image_features, VIDEO: self.get_video_features}
-    outputs = []
+    """[V, C] features of all images, then all videos.
+
+    The tower is called itself: get_image_features would split its output by image, for which the host has to wait.
+    """
+    parts = []
     for kind in (IMAGE, VIDEO):
         if _encoded(kind, kwargs) is not None:
-            outputs.append(_encoded(kind, kwargs))
+            parts += _encoded(kind, kwargs).pooler_output
         elif _is_given(kind, kwargs):
-            outputs.append(encode[kind](kwargs[_PIXELS[kind]], kwargs[f"{kind}_grid_thw"], return_dict=True))
-    return torch.cat([torch.cat(output.pooler_output) for output in outputs]) if outputs else None
+            pixels = kwargs[_PIXELS[kind]].to(self.visual.dtype)
+            parts.append(self.visual(pixels, grid_thw=kwargs[f"{kind}_grid_thw"], return_dict=True).pooler_output)
+    return torch.cat(parts) if parts else None
 
 
 def _is_given(kind: str, kwargs: dict) -> bool:
@@ -210,17 +238,3 @@ def _state(cache) -> CacheState | None:
     if state is None:
         raise ValueError("past_key_values was filled by a model without compression: start from an empty cache")
     return state
-
-
-def _keep_new_columns(kwargs: dict, state: CacheState) -> None:
-    """generate() cuts known columns off input_ids by the cache's length, which is the compressed one: cut the rest."""
-    mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
-    if mask is None or ids is None:
-        return
-    new = mask.shape[1] - state.seen
-    if not 0 < new <= ids.shape[1]:
-        raise ValueError(
-            f"attention_mask has {mask.shape[1]} columns and input_ids {ids.shape[1]}, "
-            f"but the cache stands for {state.seen}: the mask must cover the cached and the new tokens"
-        )
-    kwargs["input_ids"] = ids[:, -new:]

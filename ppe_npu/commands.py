@@ -1,0 +1,158 @@
+"""`ppe-npu train` and `ppe-npu eval`: command-line arguments -> train() and evaluate()."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.backends import device as devices
+from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import InputError
+from ppe_npu.media import VideoSampling
+
+EMBEDDED = Path("runs/train")  # data, base model and final model of `ppe-npu train` without arguments
+# The embedded run: enough to see shapes learnt, in about a minute on two cores. The demo's recipe is a longer one.
+_TRAIN_IMAGES, _TEST_IMAGES, _QUESTIONS = 1024, 64, 12
+_STEPS, _BATCH = 300, 32
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train as asked; without --model and --data: the embedded model on generated scenes."""
+    devices.resolve(args.device)  # a device that is not there is said first
+    if (args.model is None) != (args.data is None):
+        missing = "--data" if args.data is None else "--model"
+        raise InputError(f"{missing} is missing: give --model and --data, or neither for the embedded run")
+    from ppe_npu.training.args import TrainConfig
+    from ppe_npu.training.trainer import train
+
+    quiet_transformers()
+    result = train(TrainConfig(**(_embedded(args) if args.model is None else _asked(args))))
+    print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.final}")
+    return 0
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """TrainConfig's values from the command line."""
+    same = (
+        *("model", "data", "data_root", "output", "device", "dtype", "epochs", "max_steps", "batch_size", "seed"),
+        *("gradient_accumulation", "learning_rate", "warmup_steps", "schedule", "weight_decay", "max_grad_norm"),
+        *("save_steps", "logging_steps", "num_workers", "gradient_checkpointing", "resume", "overwrite"),
+        *("min_pixels", "max_pixels"),
+    )
+    values = {name: getattr(args, name) for name in same}
+    return {**values, "compression": compressions(args, Path(args.model))[0], "video": video_sampling(args)}
+
+
+def _embedded(args: argparse.Namespace) -> dict[str, Any]:
+    """The embedded run's values: data and an untrained model are written if they are not there."""
+    from ppe_npu.demo import scenes, tiny
+
+    root = Path(args.output)
+    for name, images, seed in (("train", _TRAIN_IMAGES, 1), ("test", _TEST_IMAGES, 2)):
+        if not (root / "data" / f"{name}.jsonl").is_file():
+            scenes.write_split(root / "data", name, images, seed, _QUESTIONS, simple=0.5 if name == "train" else 0.0)
+    base = root / "base"
+    if not (base / "config.json").is_file():
+        from ppe_npu.files import new_folder
+
+        with new_folder(base) as folder:
+            tiny.build_model(args.seed).save_pretrained(folder)
+            tiny.build_processor().save_pretrained(folder)
+    if args.compression is None and args.ratio is None and args.k is None:
+        compression = CompressionConfig.preset("ppe", k=4)  # 8 does not divide the tiny model's sections
+    else:
+        compression = compressions(args, base)[0]
+    return {
+        "model": str(base),
+        "data": str(root / "data" / "train.jsonl"),
+        "output": str(root),
+        "compression": compression,
+        "device": args.device,
+        "dtype": args.dtype,
+        "max_steps": args.max_steps or _STEPS,
+        "batch_size": _BATCH,
+        "learning_rate": 2.5e-3,
+        "betas": (0.9, 0.98),
+        "warmup_steps": 30,
+        "schedule": "stable_decay",
+        "logging_steps": 25,
+        "seed": args.seed,
+        "save_steps": args.save_steps,
+        "cache_pixels": True,
+        "resume": args.resume,
+        "overwrite": not args.resume,
+    }
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    """Evaluate every asked compression on every asked benchmark; print and write the report."""
+    device = devices.resolve(args.device)
+    model_path = Path(args.model) if args.model else EMBEDDED / "final"
+    if args.model is None and not model_path.is_dir():
+        raise InputError(f"{model_path} is not there: run `ppe-npu train` first, or name a checkpoint with --model")
+    from ppe_npu.evaluation import benchmarks
+    from ppe_npu.evaluation.report import grouped, table, write_report
+    from ppe_npu.evaluation.runner import evaluate
+    from ppe_npu.loading import load_model, load_processor
+    from ppe_npu.models import compress
+
+    quiet_transformers()
+    chosen = compressions(args, model_path)
+    loaded = [benchmarks.load(name, args.data_root) for name in args.benchmarks]
+    processor = load_processor(model_path, args.min_pixels, args.max_pixels)
+    model = load_model(model_path, device, args.dtype)
+    for benchmark in loaded:
+        results = []
+        for config in chosen:
+            compress(model, config)
+            folder = Path(args.output) / benchmark.name / _folder(config)
+            limits = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
+            results.append(evaluate(model, processor, benchmark, folder, sampling=video_sampling(args), **limits))
+        report = write_report(results, Path(args.output) / benchmark.name / "report.md", f"Benchmark {benchmark.name}")
+        print(f"{table(grouped(results))}\n\nwritten to {report}")
+    return 0
+
+
+def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:
+    """The compressions that were asked for; by default the one that the checkpoint was trained with, else ppe.
+
+    --ratio and --k change those that have such a setting: dense has no ratio, only positions="ppe" has k.
+    """
+    from ppe_npu.training.args import as_compression
+
+    asked = args.compression
+    if asked is None:
+        own = model / "compression.json"
+        asked = str(own) if own.is_file() else "ppe"
+    names = [asked] if isinstance(asked, str) else asked
+    configs = []
+    for name in names:
+        # k first: ppe's own does not fit every model, and a preset is checked against the model, not here.
+        config = as_compression(name)
+        ratio = None if config.is_dense and len(names) > 1 else args.ratio
+        k = None if config.positions != "ppe" and len(names) > 1 else args.k
+        configs.append(as_compression(config, ratio=ratio, k=k))
+    return configs
+
+
+def _folder(config: CompressionConfig) -> str:
+    """A folder's name for one compression."""
+    if config.is_dense:
+        return "dense"
+    return f"{config.method}-{config.positions}-k{config.k}-{config.members}-{config.order}-{config.ratio}"
+
+
+def video_sampling(args: argparse.Namespace) -> VideoSampling:
+    """The frames of videos that were asked for."""
+    return VideoSampling(args.fps, args.nframes, args.min_pixels, args.max_pixels)
+
+
+def quiet_transformers() -> None:
+    """Only errors from transformers: its advice is for other programs' authors, not for who runs a command."""
+    from ppe_npu.compat import prepare_transformers
+
+    prepare_transformers()
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()

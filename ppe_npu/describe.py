@@ -1,0 +1,71 @@
+"""`ppe-npu describe`: ask a model about pictures and videos from disk; the answer as it comes, then what it cost."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.backends import device as devices
+from ppe_npu.commands import compressions, quiet_transformers, video_sampling
+from ppe_npu.compat import prepare_transformers
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.generation import Generated, generate
+from ppe_npu.inputs import PLACEHOLDERS, build_inputs, split_placeholders
+from ppe_npu.loading import check_checkpoint, load_model, load_processor
+from ppe_npu.models import compress
+
+
+def run_describe(args: argparse.Namespace) -> int:
+    """The command: everything that can be wrong with the arguments is found before the weights are read."""
+    device = devices.resolve(args.device)
+    if args.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
+    messages = conversation(args.prompt, args.image, args.video)
+    sampling = video_sampling(args)
+    prepare_transformers()
+    quiet_transformers()
+    check_checkpoint(args.model)
+    chosen = compressions(args, Path(args.model))[0]
+    processor = load_processor(args.model, args.min_pixels, args.max_pixels)
+    inputs = build_inputs(processor, [messages], sampling=sampling)
+    model = compress(load_model(args.model, device, args.dtype), chosen)
+    from transformers import TextStreamer
+
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    done = generate(model, processor, inputs, args.max_new_tokens, streamer)
+    print(cost_lines(done, model.compression.report), flush=True)
+    return 0
+
+
+def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> list[dict[str, Any]]:
+    """One user turn. A prompt without placeholders comes after its visuals; with them, each stands at its place.
+
+    Raises:
+        InputError: no visual, no text, or placeholders that do not match the visuals.
+    """
+    if not images and not videos:
+        raise InputError("nothing to describe: give --image or --video")
+    if not prompt.strip():
+        raise InputError("--prompt is empty: ask something")
+    if not any(token in prompt for token in PLACEHOLDERS.values()):
+        prompt = PLACEHOLDERS["image"] * len(images) + PLACEHOLDERS["video"] * len(videos) + prompt
+    return [{"role": "user", "content": split_placeholders(prompt, images, videos)}]
+
+
+def cost_lines(done: Generated, report: Any) -> str:
+    """What one answer cost, in lines to read."""
+    before, after = sum(done.tokens_before), sum(done.tokens_after)
+    rest = done.seconds - done.prefill_seconds
+    speed = f"{(done.new_tokens[0] - 1) / rest:.1f} tokens/s after the first" if done.new_tokens[0] > 1 else "one token"
+    return "\n".join(
+        [
+            "",
+            f"visual tokens       {before} before, {after} after ({100 * after / before:.1f} % kept)",
+            f"prompt tokens       {report.prompt_tokens_before} before, {report.prompt_tokens_after} after",
+            f"time to first token {1000 * done.prefill_seconds:.1f} ms",
+            f"speed               {speed} ({done.new_tokens[0]} in {done.seconds:.2f} s)",
+            f"KV cache            {done.kv_bytes:,} bytes",
+        ]
+    )

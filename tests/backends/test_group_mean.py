@@ -1,0 +1,35 @@
+"""Group means: values, dtypes, empty groups, gradients."""
+
+import torch
+
+from ppe_npu.backends.reference.group_mean import group_mean
+
+
+def case(dtype):
+    g = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 7, 3, generator=g, dtype=torch.float64).to(dtype)
+    labels = torch.tensor([[0, 1, 1, 0, 3, 3, 3], [0, 0, 0, 1, -1, -1, -1]])
+    counts = torch.tensor([[2, 2, 0, 3], [3, 1, 0, 0]])
+    return tokens, labels, counts
+
+
+def test_means_empty_groups_and_tokens_of_no_group():
+    tokens, labels, counts = case(torch.float32)
+    out = group_mean(tokens, labels, counts)
+    torch.testing.assert_close(out[0, 3], tokens[0, 4:].mean(0))
+    torch.testing.assert_close(out[1, 0], tokens[1, :3].mean(0))
+    assert out[0, 2].eq(0).all()
+    assert out[1, 2:].eq(0).all()
+
+
+def test_bf16_is_summed_in_fp32():
+    tokens = torch.full((1, 4096, 1), 1.0, dtype=torch.bfloat16)
+    tokens[0, ::2] = 0.0078125  # lost in a bf16 sum from 1 on
+    out = group_mean(tokens, torch.zeros(1, 4096, dtype=torch.long), torch.tensor([[4096]]))
+    assert out.dtype == torch.bfloat16
+    assert out.item() == torch.tensor(0.50390625, dtype=torch.bfloat16).item()
+
+
+def test_gradients_agree_with_finite_differences():
+    tokens, labels, counts = case(torch.float64)
+    assert torch.autograd.gradcheck(lambda x: group_mean(x, labels, counts), tokens.requires_grad_())

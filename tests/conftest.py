@@ -1,0 +1,25 @@
+"""Shared by all tests: transformers made importable, one thread a process, and the tiny random models."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import settings
+
+from ppe_npu.compat import prepare_transformers
+
+from fixtures import tiny_folder, tiny_processor, write_clip, write_image  # noqa: F401 isort:skip
+
+prepare_transformers()
+settings.register_profile("ppe", deadline=None, max_examples=15, derandomize=True)
+settings.load_profile("ppe")
+
+
+@pytest.fixture
+def model():
+    """A fresh random Qwen2.5-VL of 3 layers, fp32, in eval mode."""
+    from support import random_model
+
+    return random_model()

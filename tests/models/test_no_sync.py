@@ -1,0 +1,55 @@
+"""Between the vision tower and the first decoder layer: no host sync, and no more operators for more frames."""
+
+import torch
+from support import Prompt, batch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppe_npu import CompressionConfig, compress
+
+SYNCS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "unique")
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names, self.on = [], False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.on:
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def operators(model, inputs) -> list[str]:
+    recorder = Recorder()
+
+    def start(*_):
+        recorder.on = True
+
+    def stop(*_):
+        recorder.on = False
+
+    hooks = [
+        model.model.visual.register_forward_hook(start),
+        model.model.language_model.layers[0].register_forward_pre_hook(stop),
+    ]
+    with recorder, torch.no_grad():
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return recorder.names
+
+
+def test_no_sync_and_no_growth_with_frames_or_samples(model):
+    for preset in ("ppe", "keep_one", "chatunivi"):
+        compress(model, CompressionConfig.preset(preset, **({"k": 4} if preset == "ppe" else {})))
+        few = operators(model, batch(Prompt([1, ("video", (2, 3, 4)), 1])))
+        many = operators(model, batch(Prompt([1, ("video", (40, 3, 4)), 1])))
+        samples = operators(model, batch(*[Prompt([1, ("video", (2, 3, 4)), 1], seed=s) for s in range(6)]))
+        assert len(few) > 30
+        assert "bmm" in few
+        assert not set(many) & set(SYNCS), sorted(set(many) & set(SYNCS))
+        assert len(many) == len(few)
+        assert len(samples) == len(few)
+        unequal = operators(model, batch(*[Prompt([n, ("video", (n, 3, 4)), 1], seed=n) for n in range(1, 7)]))
+        assert not set(unequal) & set(SYNCS), sorted(set(unequal) & set(SYNCS))

@@ -1,0 +1,374 @@
+"""compress() on Qwen2.5-VL: equal to dense where nothing is merged, right for every prompt, and undone exactly."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support import IMAGE_ID, Prompt, batch, random_model
+
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.models import is_compressed
+
+PPE = CompressionConfig.preset("ppe", k=4)
+PRESETS = {
+    "chatunivi": CompressionConfig.preset("chatunivi"),
+    "keep_one": CompressionConfig.preset("keep_one"),
+    "ppe": PPE,
+    "ppe score last": CompressionConfig.preset("ppe", k=2, order="score", members="last"),
+}
+MIXED = [
+    Prompt([2, ("image", (1, 4, 5)), 3, ("video", (2, 4, 4)), 2], seed=1),
+    Prompt([5], seed=2),
+    Prompt([1, ("image", (1, 1, 1)), ("image", (1, 3, 3)), 4], seed=3),
+]
+# transformers 5.22 numbers images that touch as one: the dense model is compared on prompts with text between.
+APART = [MIXED[0], MIXED[1], Prompt([1, ("image", (1, 1, 1)), 2, ("image", (1, 3, 3)), 4], seed=3)]
+
+# A random model may well "say" a placeholder, which without a cache would be read as the start of an image.
+PLAN_INPUTS = ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+GREEDY = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [90, 91, 92, 93]}
+
+
+def logits(model, inputs, **kwargs):
+    with torch.no_grad():
+        return model(**inputs, **kwargs).logits
+
+
+def kept_logits(model, *prompts, side="left", pad_to=0):
+    """Logits of each sample without padding."""
+    inputs = batch(*prompts, side=side, pad_to=pad_to)
+    rows = logits(model, inputs)
+    lengths = [len(p.ids) for p in prompts]
+    for span in model.compression.report.spans:
+        lengths[span.sample] -= span.before - span.after
+    return [row[len(row) - n :] if side == "left" else row[:n] for row, n in zip(rows, lengths)]
+
+
+def with_types(inputs):
+    """What plain transformers needs to number the prompt."""
+    ids = inputs["input_ids"]
+    return inputs | {"mm_token_type_ids": (ids == IMAGE_ID).long() + 2 * (ids == IMAGE_ID + 1).long()}
+
+
+@pytest.mark.parametrize("name", ["dense", "keep_one", "ppe"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_ratio_one_is_the_dense_model(model, name, side):
+    inputs = with_types(batch(*APART, side=side))
+    expected = logits(model, inputs)
+    overrides = {} if name == "dense" else {"ratio": 1.0, **({"k": 4} if name == "ppe" else {})}
+    compress(model, CompressionConfig.preset(name, **overrides))
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(logits(model, inputs)[real], expected[real], atol=1e-4, rtol=1e-4)
+
+
+def test_ratio_one_generates_what_the_dense_model_generates(model):
+    inputs = with_types(batch(*APART))
+    settings = {"max_new_tokens": 6, **GREEDY}
+    expected = model.generate(**inputs, **settings)
+    beams = model.generate(**inputs, **settings, num_beams=2)
+    compress(model, CompressionConfig.preset("ppe", ratio=1.0, k=4))
+    assert torch.equal(model.generate(**inputs, **settings), expected)
+    assert torch.equal(model.generate(**inputs, **settings, num_beams=2), beams)
+    del inputs["mm_token_type_ids"]  # which transformers needs, and misses without a word
+    assert torch.equal(model.generate(**inputs, **settings), expected)
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_batch_mates_and_their_order_change_nothing(model, config, side):
+    compress(model, config)
+    alone = [kept_logits(model, prompt)[0] for prompt in MIXED]
+    for order in ([0, 1, 2], [2, 0, 1]):
+        together = kept_logits(model, *(MIXED[i] for i in order), side=side, pad_to=80)
+        for i, row in zip(order, together):
+            assert row.shape == alone[i].shape
+            torch.testing.assert_close(row, alone[i], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(model, config):
+    compress(model, config)
+    inputs = batch(*MIXED)
+    settings = {"max_new_tokens": 5, **GREEDY}
+    cached = model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
+    plain = model.generate(**inputs, **settings, use_cache=False, return_dict_in_generate=True, output_logits=True)
+    assert torch.equal(cached.sequences, plain.sequences)
+    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(plain.logits), atol=1e-4, rtol=1e-4)
+    # The cache holds what was kept (the longest sample), and every generated token but the last.
+    assert cached.past_key_values.get_seq_length() == max(len(row) for row in kept_logits(model, *MIXED)) + 4
+
+
+@pytest.mark.parametrize("config", [PRESETS["ppe"], PRESETS["chatunivi"]], ids=["ppe", "chatunivi"])
+def test_a_second_turn_on_the_same_cache(model, config):
+    """generate() is given the whole conversation and a cache that is shorter than it."""
+    compress(model, config)
+    inputs = batch(MIXED[0])
+    settings = {"max_new_tokens": 3, **GREEDY}
+    first = model.generate(**inputs, **settings, return_dict_in_generate=True)
+    more = torch.cat([first.sequences, torch.tensor([[11, 12, 13, 14]])], dim=1)
+    mask = torch.ones_like(more)
+    second = model.generate(input_ids=more, attention_mask=mask, past_key_values=first.past_key_values, **settings)
+    fresh = model.generate(**{**inputs, "input_ids": more, "attention_mask": mask}, **settings)
+    assert torch.equal(second, fresh)
+
+
+def test_generated_tokens_continue_after_the_prompts_largest_position(model):
+    seen = []
+    compress(model, PPE)
+    rotary = model.model.language_model.rotary_emb
+    rotary.register_forward_pre_hook(lambda _, args, kwargs: seen.append((*args, *kwargs.values())[1]), with_kwargs=True)
+    model.generate(**batch(MIXED[0]), max_new_tokens=3, **GREEDY)
+    prompt, *steps = seen
+    assert prompt.shape[0] == 12
+    # 2 text, image of 4 x 5 (5 positions), 3 text, video at 1 frame per second (largest of 0..2 and 0..3), 2 text.
+    assert prompt.max().item() == 2 + 5 + 3 + 4 + 2 - 1
+    assert [step.flatten().unique().tolist() for step in steps] == [[16], [17]]
+
+
+def test_every_kept_position_belongs_to_a_member_of_the_group(model):
+    """Rows of merged tokens are (t, h, w) triples of the span, and text keeps the dense numbering."""
+    seen = []
+    compress(model, PPE)
+    model.model.language_model.rotary_emb.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((*args, *kwargs.values())[1]), with_kwargs=True
+    )
+    logits(model, batch(Prompt([2, ("image", (1, 4, 5)), 3])))
+    rows = seen[0][:, 0].view(3, 4, -1)  # axis, k, place
+    assert rows.shape[-1] == 2 + 9 + 3
+    triples = {tuple(rows[:, j, p].tolist()) for j in range(4) for p in range(2, 11)}
+    assert triples <= {(2, 2 + h, 2 + w) for h in range(4) for w in range(5)}
+    assert rows[:, :, [0, 1, 11, 12, 13]].unique(dim=1).squeeze(1).tolist() == [[0, 1, 7, 8, 9]] * 3
+
+
+def test_labels_follow_their_tokens_and_the_loss_is_theirs(model):
+    compress(model, PPE)
+    inputs = batch(*MIXED, side="right")
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+    out = model(**inputs, labels=labels)
+    assert out.labels.shape == out.logits.shape[:2]
+    text = (inputs["input_ids"] < IMAGE_ID) & inputs["attention_mask"].bool()
+    for row, ids, mine in zip(out.labels, inputs["input_ids"], text):
+        assert row[row >= 0].tolist() == ids[mine].tolist()
+    shifted = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), out.labels[:, 1:].flatten())
+    torch.testing.assert_close(out.loss, shifted)
+
+
+def test_gradients_of_the_merge_agree_with_finite_differences_in_fp64(model):
+    """From features and text embeddings to the compressed prompt: only averages and places, so exact."""
+    compression = compress(model, PPE).compression
+    inputs = batch(*MIXED)
+    plan = compression.plan(*(inputs.get(name) for name in PLAN_INPUTS))
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(62, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    text = torch.randn(len(plan.compressed.text), 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda f, t: compression.compress(plan, t, f, None).embeds, (features, text))
+
+
+def test_gradients_of_the_model_agree_with_finite_differences(model):
+    """Through the whole model; transformers' norms and vision rope stay in fp32 even in an fp64 model."""
+    compress(model.double(), PPE)
+    inputs = batch(*MIXED[:1])
+    labels = torch.where(inputs["input_ids"] < IMAGE_ID, inputs["input_ids"], -100)
+    model(**inputs, labels=labels).loss.backward()
+    generator = torch.Generator().manual_seed(0)
+    for name in ("visual.patch_embed.proj", "visual.merger.mlp.2", "language_model.layers.1.self_attn.q_proj"):
+        weight = model.get_parameter(f"model.{name}.weight")
+        direction = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        direction /= direction.norm()
+        losses = []
+        for step in (1e-3, -1e-3):
+            with torch.no_grad():
+                weight += step * direction
+                losses.append(model(**inputs, labels=labels).loss.item())
+                weight -= step * direction
+        slope = (weight.grad * direction).sum().item()
+        assert abs((losses[0] - losses[1]) / 2e-3 - slope) < 0.02 * abs(slope) + 1e-4, name
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(model, reentrant):
+    compress(model, PPE).train()
+    inputs = batch(*MIXED)
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+    model(**inputs, labels=labels).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model(**inputs, labels=labels).loss.backward()
+    got = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert got.keys() == expected.keys() == dict(model.named_parameters()).keys()
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_bf16_stays_near_fp32_on_the_same_groups(model):
+    """Same weights rounded to bf16; one group more or less would change a row wholly, so compare at ratio 1."""
+    inputs = batch(*MIXED)
+    compress(model, CompressionConfig.preset("ppe", ratio=1.0, k=4))
+    model.bfloat16()
+    low = logits(model, inputs).float()
+    high = logits(model.float(), inputs)
+    assert torch.nn.functional.cosine_similarity(low[:, -1], high[:, -1]).min() > 0.99
+    compress(model.bfloat16(), PPE)
+    out = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert out.shape[0] == 3
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_implementations_agree(implementation):
+    expected = kept_logits(compress(random_model(), PPE), *MIXED)
+    model = random_model()
+    model.set_attn_implementation(implementation)
+    for row, other in zip(kept_logits(compress(model, PPE), *MIXED), expected):
+        torch.testing.assert_close(row, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def test_a_4d_mask_and_explicit_positions_pack_questions_that_share_an_image(model, config):
+    """prefix + question A + question B, B blind to A and numbered like A, equals the two prompts one by one."""
+    compress(model, config)
+    prefix = Prompt([2, ("image", (1, 4, 4)), 1], seed=5)
+    a, b = [20, 21, 22], [30, 31]
+    single = []
+    for question in (a, b):
+        prompt = copy.deepcopy(prefix)
+        prompt.ids += question
+        single.append(kept_logits(model, prompt)[0][-len(question) :])
+    packed = copy.deepcopy(prefix)
+    packed.ids += a + b
+    inputs = batch(packed)
+    n, total = len(prefix.ids), len(packed.ids)
+    mask = torch.ones(total, total, dtype=torch.bool).tril()
+    mask[n + 3 :, n : n + 3] = False
+    start = 2 + 4 + 1
+    positions = torch.zeros(3, 1, total, dtype=torch.long)
+    positions[:, 0, :2] = torch.arange(2)
+    grid = torch.cartesian_prod(torch.arange(1), torch.arange(4), torch.arange(4)).T + 2
+    positions[:, 0, 2:18] = grid
+    positions[:, 0, 18] = start - 1
+    positions[:, 0, n:] = torch.tensor([*range(start, start + 3), *range(start, start + 2)])
+    if config.positions == "renumber":
+        pytest.skip("Chat-UniVi numbers the compressed prompt itself")
+    out = logits(model, inputs | {"attention_mask": mask[None, None], "position_ids": positions})[0]
+    torch.testing.assert_close(out[-5:-2], single[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(out[-2:], single[1], atol=1e-4, rtol=1e-4)
+
+
+def test_two_runs_are_bit_identical(model):
+    compress(model, PPE)
+    inputs = batch(*MIXED)
+    assert torch.equal(logits(model, inputs), logits(model, inputs))
+
+
+def test_restore_gives_the_model_back_bit_for_bit(model):
+    inputs = with_types(batch(*APART))
+    before, config = logits(model, inputs), copy.deepcopy(model.config.to_dict())
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    compress(compress(model, PRESETS["chatunivi"]), PPE)
+    assert is_compressed(model)
+    assert set(model.state_dict()) == set(weights)
+    logits(model, inputs)
+    assert restore(model) is model
+    assert not is_compressed(model)
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+    assert model.config.to_dict() == config
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert torch.equal(logits(model, inputs), before)
+    assert torch.equal(logits(restore(model), inputs), before)  # nothing to undo
+
+
+def test_a_compressed_model_leaves_other_models_of_its_class_alone(model):
+    other, inputs = random_model(), with_types(batch(*APART))
+    before = logits(other, inputs)
+    compress(model, PPE)
+    logits(model, inputs)
+    assert torch.equal(logits(other, inputs), before)
+
+
+def test_a_copy_of_a_compressed_model_is_independent(model):
+    compress(model, PPE)
+    twin = copy.deepcopy(model)
+    restore(model)
+    assert logits(twin, batch(MIXED[0])).shape[1] < len(MIXED[0].ids) == logits(model, batch(MIXED[0])).shape[1]
+    assert twin.model.language_model.rotary_emb is not model.model.language_model.rotary_emb
+
+
+def test_a_checkpoint_of_a_compressed_model_loads_in_plain_transformers(model, tmp_path):
+    inputs = with_types(batch(*APART))
+    expected = logits(model, inputs)
+    compress(model, PPE).save_pretrained(tmp_path)
+    assert torch.equal(logits(type(model).from_pretrained(tmp_path), inputs), expected)
+
+
+def test_the_report_counts_tokens_by_span(model):
+    compress(model, PPE)
+    assert model.compression.report is None
+    logits(model, batch(*MIXED))
+    report = model.compression.report
+    assert [(s.sample, s.modality, s.before, s.after) for s in report.spans] == [
+        (0, "image", 20, 9),
+        (0, "video", 32, 16),
+        (2, "image", 1, 1),
+        (2, "image", 9, 5),
+    ]
+    assert (report.tokens_before, report.tokens_after) == (62, 31)
+    assert report.retention == 0.5
+    assert (report.prompt_tokens_before, report.prompt_tokens_after) == (79, 48)
+    assert report.milliseconds > 0
+    assert set(report.to_dict()) >= {"tokens_before", "tokens_after", "retention", "milliseconds", "spans"}
+
+
+def test_inputs_embeds_beside_input_ids(model):
+    compress(model, PPE)
+    inputs = batch(MIXED[0])
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    assert torch.equal(logits(model, inputs, inputs_embeds=embeds), logits(model, inputs))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pixel_values": None}, "sample 0 has more image tokens than image_grid_thw describes"),
+        ({"image_grid_thw": None}, "pixel_values are given without image_grid_thw"),
+        ({"labels": torch.zeros(1, 3, dtype=torch.long)}, r"labels have shape \[1, 3\] but input_ids"),
+        ({"attention_mask": torch.ones(1, 3)}, r"attention_mask has shape \[1, 3\], not that of input_ids"),
+        ({"position_ids": torch.zeros(1, 3, dtype=torch.long)}, r"position_ids have shape \[1, 3\], not \[3, 1,"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 5, 128)}, "input_ids are missing"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(model, change, message):
+    compress(model, PPE)
+    with pytest.raises(ValueError, match=message):
+        logits(model, batch(Prompt([2, ("image", (1, 2, 2)), 1])) | change)
+
+
+def test_caches_that_do_not_fit_are_named(model):
+    from transformers import StaticCache
+
+    inputs = batch(Prompt([4]))
+    cache = model(**inputs, use_cache=True).past_key_values
+    compress(model, PPE)
+    with pytest.raises(ValueError, match="filled by a model without compression"):
+        logits(model, inputs, past_key_values=cache)
+    with pytest.raises(ValueError, match="StaticCache has a fixed length: use a DynamicCache"):
+        logits(model, inputs, past_key_values=StaticCache(config=model.config.text_config, max_cache_len=32))
+
+
+def test_what_cannot_be_compressed_is_refused_with_what_can(model):
+    with pytest.raises(ValueError, match="Linear is not supported: supported are Qwen2_5_VLForConditionalGeneration"):
+        compress(torch.nn.Linear(2, 2), PPE)
+    with pytest.raises(ValueError, match="config is a str: give a CompressionConfig"):
+        compress(model, "ppe")
+    with pytest.raises(ValueError, match=r"k=8 does not divide every M-RoPE section of this model \[8, 12, 12\]: choose one of 1, 2, 4"):
+        compress(model, CompressionConfig.preset("ppe"))
+    assert not is_compressed(model)
+
+
+def test_a_wrapped_model_is_found(model):
+    wrapper = SimpleNamespace(get_base_model=lambda: model)
+    assert compress(wrapper, PPE) is wrapper
+    assert is_compressed(model)
+    restore(wrapper)
+    assert not is_compressed(model)

@@ -1,0 +1,80 @@
+"""Tiny random models and random prompts for the tests of the engine."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+IMAGE_ID, VIDEO_ID, START_ID, END_ID, PAD_ID, VOCAB = 90, 91, 92, 93, 0, 100
+PATCH = 3 * 2 * 4 * 4  # channels x temporal patch x patch x patch
+SECTIONS = [8, 12, 12]
+
+
+def random_model(seed: int = 0, **text) -> Qwen2_5_VLForConditionalGeneration:
+    """head_dim 64 with M-RoPE sections [8, 12, 12], so that K may be 1, 2 or 4."""
+    torch.manual_seed(seed)
+    config = Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 128,
+            "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 16,
+            "fullatt_block_indexes": [], "tokens_per_second": 2, "initializer_range": 0.3,
+        },
+        text_config={
+            "vocab_size": VOCAB, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 3,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": SECTIONS},
+            "initializer_range": 0.2, "pad_token_id": PAD_ID, "bos_token_id": 1, "eos_token_id": 2, **text,
+        },
+        image_token_id=IMAGE_ID, video_token_id=VIDEO_ID, vision_start_token_id=START_ID, vision_end_token_id=END_ID,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    config.initializer_range = 0.2
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+@dataclass
+class Prompt:
+    """One sample: parts are numbers (so many text tokens) or (kind, (t, h, w) in tokens)."""
+
+    parts: list
+    seed: int = 0
+    ids: list[int] = field(default_factory=list, init=False)
+    pixels: dict = field(init=False)
+    grids: dict = field(init=False)
+
+    def __post_init__(self):
+        generator = torch.Generator().manual_seed(self.seed)
+        self.pixels, self.grids = {"image": [], "video": []}, {"image": [], "video": []}
+        for part in self.parts:
+            if isinstance(part, int):
+                self.ids += torch.randint(3, 80, (part,), generator=generator).tolist()
+                continue
+            kind, (t, h, w) = part
+            self.ids += [IMAGE_ID if kind == "image" else VIDEO_ID] * (t * h * w)
+            self.pixels[kind].append(torch.randn(t * h * w * 4, PATCH, generator=generator))
+            self.grids[kind].append([t, 2 * h, 2 * w])
+
+
+def batch(*prompts: Prompt, side: str = "left", pad_to: int = 0, seconds: float = 1.0) -> dict[str, torch.Tensor]:
+    """Model inputs of several prompts, padded on one side (to at least pad_to)."""
+    length = max(pad_to, *(len(p.ids) for p in prompts)) if len(prompts) > 1 else max(pad_to, len(prompts[0].ids))
+    ids = torch.full((len(prompts), length), PAD_ID)
+    mask = torch.zeros_like(ids)
+    for row, p in enumerate(prompts):
+        place = slice(length - len(p.ids), None) if side == "left" else slice(0, len(p.ids))
+        ids[row, place] = torch.tensor(p.ids)
+        mask[row, place] = 1
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        grids = [grid for p in prompts for grid in p.grids[kind]]
+        if grids:
+            inputs[name] = torch.cat([pixels for p in prompts for pixels in p.pixels[kind]])
+            inputs[f"{kind}_grid_thw"] = torch.tensor(grids)
+    if "video_grid_thw" in inputs:
+        inputs["second_per_grid_ts"] = torch.full((len(inputs["video_grid_thw"]),), seconds)
+    return inputs
+
+
+def real_rows(tensor: torch.Tensor, output_mask: torch.Tensor) -> list[torch.Tensor]:
+    """The unpadded part of each sample of [B, L, ...]."""
+    return [row[mask.bool()] for row, mask in zip(tensor, output_mask)]

@@ -1,0 +1,90 @@
+"""A plan of groups: order, means, and the members whose positions are kept."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppe_npu.grouping import Grouping
+from ppe_npu.methods.dpc_knn import dpc_knn, num_neighbors
+
+
+def random_grouping(seed: int, frames=3, count=11, groups=4, order="raster"):
+    """Random tokens, ragged frames, random partition with the given number of groups."""
+    g = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(frames, count, 6, generator=g)
+    sizes = torch.randint(groups, count + 1, (frames,), generator=g)
+    budgets = torch.randint(1, groups + 1, (frames,), generator=g)
+    centers = torch.stack([torch.cat([torch.randperm(int(n), generator=g)[:groups]]) for n in sizes])
+    labels = torch.full((frames, count), -1)
+    for f in range(frames):
+        labels[f, : sizes[f]] = torch.randint(0, int(budgets[f]), (int(sizes[f]),), generator=g)
+        labels[f, centers[f, : budgets[f]]] = torch.arange(int(budgets[f]))
+    return tokens, Grouping.from_centers(centers, labels, budgets, order), budgets
+
+
+def naive_members(tokens, grouping, frame, group, k, rule):
+    """The rule in words, one group at a time."""
+    mine = [n for n in range(tokens.shape[1]) if grouping.labels[frame, n] == group]
+    center = int(grouping.representatives[frame, group])
+    distance = {n: float((tokens[frame, n] - tokens[frame, center]).square().sum()) for n in mine}
+    nearest = sorted(mine, key=lambda n: (distance[n], n))[:k]
+    if rule == "last":
+        listed = mine[::-1]
+    elif rule == "nearest":
+        listed = sorted(nearest)[::-1]
+    elif rule == "nearest_first":
+        listed = nearest
+    else:
+        size = min(k, len(mine))
+        places = [int(i * (len(mine) - 1) / (size - 1) + 0.5) for i in range(size)] if size > 1 else [len(mine) - 1]
+        listed = [mine[p] for p in places][::-1]
+    return [listed[j % len(listed)] for j in range(k)]
+
+
+@given(seed=st.integers(0, 10_000), k=st.integers(1, 6), order=st.sampled_from(["raster", "score"]))
+def test_members_follow_their_rule_in_words(seed, k, order):
+    tokens, grouping, budgets = random_grouping(seed, order=order)
+    for rule in ("last", "spread", "nearest", "nearest_first"):
+        picked = grouping.members(k, rule, tokens)
+        for frame in range(tokens.shape[0]):
+            for group in range(int(budgets[frame])):
+                expected = naive_members(tokens, grouping, frame, group, k, rule)
+                assert picked[frame, group].tolist() == expected, (rule, frame, group)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_groups_are_a_partition_in_raster_order_of_their_representatives(seed):
+    tokens, grouping, budgets = random_grouping(seed)
+    for frame, budget in enumerate(budgets.tolist()):
+        mine = grouping.representatives[frame, :budget]
+        assert mine.tolist() == sorted(set(mine.tolist()))
+        assert grouping.labels[frame, mine].tolist() == list(range(budget))
+        assert grouping.counts[frame].sum() == (grouping.labels[frame] >= 0).sum()
+        assert (grouping.counts[frame, :budget] > 0).all()
+        assert (grouping.counts[frame, budget:] == 0).all()
+
+
+def test_apply_gives_the_means():
+    tokens, grouping, _ = random_grouping(3)
+    merged = grouping.apply(tokens)
+    for frame in range(tokens.shape[0]):
+        for group in range(grouping.counts.shape[1]):
+            mine = tokens[frame][grouping.labels[frame] == group].double()
+            expected = mine.mean(0) if len(mine) else torch.zeros(tokens.shape[-1], dtype=torch.float64)
+            torch.testing.assert_close(merged[frame, group].double(), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 5), (50, 5)])
+def test_number_of_neighbors(budget, expected):
+    assert num_neighbors(torch.tensor([budget]).numpy()).tolist() == [expected]
+
+
+def test_no_gradient_flows_into_the_choice_of_groups():
+    tokens = torch.randn(2, 9, 4, requires_grad=True)
+    grouping = dpc_knn(tokens, None, torch.tensor([3, 5]).numpy(), "raster")
+    assert not grouping.labels.requires_grad
+    grouping.apply(tokens).sum().backward()
+    # Each token's gradient is one over the size of its group.
+    sizes = grouping.counts.gather(1, grouping.labels)
+    torch.testing.assert_close(tokens.grad, (1 / sizes)[:, :, None].expand_as(tokens))

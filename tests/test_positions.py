@@ -1,0 +1,93 @@
+"""Numbering of prompts, rows of channels, and the rotary table."""
+
+import numpy as np
+import pytest
+import torch
+from support import IMAGE_ID, SECTIONS, VIDEO_ID, Prompt, batch, random_model
+
+from ppe_npu.positions import channel_rows, check_sections, prompt_positions, rotary_table
+from ppe_npu.spans import VisionTokens, find_spans
+
+VISION = VisionTokens(IMAGE_ID, VIDEO_ID, 2, 2)
+
+
+def layout_of(inputs, seconds=None):
+    return find_spans(
+        inputs["input_ids"].numpy(),
+        inputs["attention_mask"].numpy(),
+        inputs.get("image_grid_thw", torch.zeros(0, 3, dtype=int)).tolist(),
+        inputs.get("video_grid_thw", torch.zeros(0, 3, dtype=int)).tolist(),
+        seconds,
+        VISION,
+    )
+
+
+def test_a_prompt_by_hand():
+    inputs = batch(Prompt([2, ("image", (1, 2, 3)), 2]), pad_to=11)
+    positions, following = prompt_positions(layout_of(inputs), VISION)
+    assert positions[0, 0].tolist() == [0, 0, 1] + [2] * 6 + [5, 6]
+    assert positions[1, 0].tolist() == [0, 0, 1] + [2, 2, 2, 3, 3, 3] + [5, 6]
+    assert positions[2, 0].tolist() == [0, 0, 1] + [2, 3, 4, 2, 3, 4] + [5, 6]
+    assert following.tolist() == [7]
+
+
+def test_video_time_is_seconds_times_rate_and_text_follows_the_largest():
+    inputs = batch(Prompt([1, ("video", (3, 1, 2)), 1]))
+    positions, following = prompt_positions(layout_of(inputs, [1.75]), VISION)
+    # 0, 1.75 and 3.5 seconds at 2 positions a second are 0, 3.5 -> 3 and 7.
+    assert positions[0, 0].tolist() == [0, 1, 1, 4, 4, 8, 8, 9]
+    assert following.tolist() == [10]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_images_are_numbered_as_transformers_does(side):
+    model = random_model()
+    inputs = batch(Prompt([3, ("image", (1, 3, 2)), 4, ("image", (1, 1, 5)), 1]), Prompt([2, ("image", (1, 2, 2))]), side=side)
+    kinds = (inputs["input_ids"] == IMAGE_ID).long()
+    theirs, deltas = model.model.get_rope_index(
+        inputs["input_ids"], mm_token_type_ids=kinds, image_grid_thw=inputs["image_grid_thw"],
+        attention_mask=inputs["attention_mask"],
+    )  # fmt: skip
+    ours, following = prompt_positions(layout_of(inputs), VISION)
+    real = inputs["attention_mask"].bool()
+    assert torch.equal(torch.from_numpy(ours)[:, real], theirs[:, real])
+    assert (torch.from_numpy(following) - real.sum(1)).tolist() == deltas.flatten().tolist()
+
+
+def test_channel_rows_give_each_axis_its_section_in_k_runs():
+    assert channel_rows(3, [2, 4, 2]) == [0, 0, 1, 1, 1, 1, 2, 2]
+    assert channel_rows(6, [2, 4, 2]) == [0, 1, 2, 2, 3, 3, 4, 5]
+    sections = [16, 24, 24]
+    lookup = channel_rows(24, sections)
+    assert [lookup.count(row) for row in range(24)] == [2] * 8 + [3] * 16
+
+
+@pytest.mark.parametrize("k", [3, 5, 16])
+def test_k_that_divides_no_section_is_refused_with_the_ones_that_do(k):
+    with pytest.raises(ValueError, match=rf"k={k} does not divide .*\[16, 24, 24\]: choose one of 1, 2, 4, 8"):
+        check_sections(k, [16, 24, 24])
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_table_equals_sections_picked_channel_by_channel(k):
+    """Oracle: the released code's split of a [3K, B, S, D] table into 3K * 2 pieces, in fp64."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(0, 500, (3 * k, 2, 7), generator=generator)
+    inv_freq = 1.0 / 100 ** (torch.arange(32) / 32)
+    cos, sin = rotary_table(rows, inv_freq, SECTIONS)
+    angles = rows[..., None].double() * inv_freq.double()
+    angles = torch.cat([angles, angles], dim=-1)
+    pieces = [section // k for section in SECTIONS for _ in range(k)] * 2
+    split = angles.split(pieces, dim=-1)
+    expected = torch.cat([part[i % (3 * k)] for i, part in enumerate(split)], dim=-1)
+    assert cos.shape == (2, 7, 64)
+    torch.testing.assert_close(cos.double(), expected.cos(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(sin.double(), expected.sin(), atol=1e-4, rtol=0)
+
+
+def test_one_kept_position_repeated_k_times_turns_as_one():
+    rows = torch.tensor(np.arange(3)).view(3, 1, 1)
+    inv_freq = torch.ones(32)
+    once, repeated = rotary_table(rows, inv_freq, SECTIONS), rotary_table(rows.repeat_interleave(4, 0), inv_freq, SECTIONS)
+    assert torch.equal(once[0], repeated[0])
+    assert torch.equal(once[1], repeated[1])
