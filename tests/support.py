@@ -34,7 +34,8 @@ def random_model(seed: int = 0, **text) -> Qwen2_5_VLForConditionalGeneration:
 
 @dataclass
 class Prompt:
-    """One sample: parts are numbers (so many text tokens) or (kind, (t, h, w) in tokens)."""
+    """One sample: parts are numbers (so many text tokens), "start" (the token by which older transformers finds images)
+    or (kind, (t, h, w) in tokens)."""
 
     parts: list
     seed: int = 0
@@ -46,6 +47,9 @@ class Prompt:
         generator = torch.Generator().manual_seed(self.seed)
         self.pixels, self.grids = {"image": [], "video": []}, {"image": [], "video": []}
         for part in self.parts:
+            if part == "start":
+                self.ids.append(START_ID)
+                continue
             if isinstance(part, int):
                 self.ids += torch.randint(3, 80, (part,), generator=generator).tolist()
                 continue

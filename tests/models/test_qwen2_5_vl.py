@@ -1,11 +1,13 @@
 """compress() on Qwen2.5-VL: equal to dense where nothing is merged, right for every prompt, and undone exactly."""
 
 import copy
+import inspect
 from types import SimpleNamespace
 
 import pytest
 import torch
-from support import IMAGE_ID, Prompt, batch, random_model
+from support import IMAGE_ID, VIDEO_ID, Prompt, batch, random_model
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.models import is_compressed
@@ -22,9 +24,12 @@ MIXED = [
     Prompt([5], seed=2),
     Prompt([1, ("image", (1, 1, 1)), ("image", (1, 3, 3)), 4], seed=3),
 ]
-# transformers 5.22 numbers images that touch as one: the dense model is compared on prompts with text between.
-APART = [MIXED[0], MIXED[1], Prompt([1, ("image", (1, 1, 1)), 2, ("image", (1, 3, 3)), 4], seed=3)]
-
+# What plain transformers can number, too: a start token before every span, and text between spans.
+APART = [
+    Prompt([2, "start", ("image", (1, 4, 5)), 3, "start", ("video", (2, 4, 4)), 2], seed=1),
+    MIXED[1],
+    Prompt([1, "start", ("image", (1, 1, 1)), 2, "start", ("image", (1, 3, 3)), 4], seed=3),
+]
 # A random model may well "say" a placeholder, which without a cache would be read as the start of an image.
 PLAN_INPUTS = ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 GREEDY = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [90, 91, 92, 93]}
@@ -46,9 +51,11 @@ def kept_logits(model, *prompts, side="left", pad_to=0):
 
 
 def with_types(inputs):
-    """What plain transformers needs to number the prompt."""
+    """What plain transformers needs to number the prompt, from 5.3 on."""
+    if "mm_token_type_ids" not in inspect.signature(Qwen2_5_VLForConditionalGeneration.forward).parameters:
+        return inputs
     ids = inputs["input_ids"]
-    return inputs | {"mm_token_type_ids": (ids == IMAGE_ID).long() + 2 * (ids == IMAGE_ID + 1).long()}
+    return inputs | {"mm_token_type_ids": (ids == IMAGE_ID).long() + 2 * (ids == VIDEO_ID).long()}
 
 
 @pytest.mark.parametrize("name", ["dense", "keep_one", "ppe"])
@@ -70,7 +77,7 @@ def test_ratio_one_generates_what_the_dense_model_generates(model):
     compress(model, CompressionConfig.preset("ppe", ratio=1.0, k=4))
     assert torch.equal(model.generate(**inputs, **settings), expected)
     assert torch.equal(model.generate(**inputs, **settings, num_beams=2), beams)
-    del inputs["mm_token_type_ids"]  # which transformers needs, and misses without a word
+    inputs.pop("mm_token_type_ids", None)  # which transformers needs, and misses without a word
     assert torch.equal(model.generate(**inputs, **settings), expected)
 
 

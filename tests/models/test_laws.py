@@ -1,0 +1,86 @@
+"""Laws that hold for every prompt and every setting, on random ones (hypothesis)."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import Prompt, batch, random_model
+
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.spans import IMAGE, VIDEO
+
+MODEL = random_model()
+SIDES = st.sampled_from(["left", "right"])
+GRIDS = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
+
+
+@st.composite
+def spans(draw):
+    kind = draw(st.sampled_from([IMAGE, VIDEO]))
+    t, h, w = draw(GRIDS)
+    return kind, (1 if kind == IMAGE else t, h, w)
+
+
+@st.composite
+def prompts(draw):
+    parts = draw(st.lists(st.one_of(st.integers(1, 5), spans()), max_size=5))
+    return Prompt([*parts, draw(st.integers(1, 3))], seed=draw(st.integers(0, 99)))
+
+
+@st.composite
+def configs(draw, ratio=None):
+    name = draw(st.sampled_from(["chatunivi", "keep_one", "ppe"]))
+    overrides = {"ratio": ratio or draw(st.sampled_from([0.1, 0.25, 0.45, 0.8, 1.0])), "order": draw(st.sampled_from(["raster", "score"]))}
+    if name == "ppe":
+        overrides |= {"k": draw(st.sampled_from([1, 2, 4])), "members": draw(st.sampled_from(["nearest", "spread", "last", "nearest_first"]))}
+    return CompressionConfig.preset(name, **overrides)
+
+
+def run(config, samples, side="left", pad_to=0):
+    """Logits of each sample at its compressed length."""
+    model = compress(MODEL, config)
+    with torch.no_grad():
+        logits = model(**batch(*samples, side=side, pad_to=pad_to)).logits
+    lengths = [len(p.ids) for p in samples]
+    for span in model.compression.report.spans:
+        lengths[span.sample] -= span.before - span.after
+    padded_left = side == "left" or len({*[len(p.ids) for p in samples], pad_to or len(samples[0].ids)}) == 1
+    return [row[len(row) - n :] if padded_left else row[:n] for row, n in zip(logits, lengths)]
+
+
+@given(samples=st.lists(prompts(), min_size=1, max_size=3), config=configs(), side=SIDES, pad=st.integers(0, 7), data=st.data())
+def test_a_prompts_result_depends_on_nothing_but_the_prompt(samples, config, side, pad, data):
+    alone = [run(config, [sample])[0] for sample in samples]
+    order = data.draw(st.permutations(range(len(samples))))
+    shuffled = [samples[i] for i in order]
+    together = run(config, shuffled, side, pad_to=max(len(p.ids) for p in samples) + pad)
+    for i, row in zip(order, together):
+        torch.testing.assert_close(row, alone[i], atol=2e-4, rtol=1e-4)
+
+
+@given(samples=st.lists(prompts(), min_size=1, max_size=3), k=st.sampled_from([1, 2, 4]), side=SIDES)
+def test_ratio_one_is_dense(samples, k, side):
+    dense = run(CompressionConfig.preset("dense"), samples, side)
+    whole = run(CompressionConfig.preset("ppe", ratio=1.0, k=k), samples, side)
+    for a, b in zip(dense, whole):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@given(samples=st.lists(prompts(), min_size=1, max_size=2), config=configs())
+def test_two_runs_are_bit_identical_and_restore_leaves_no_trace(samples, config):
+    inputs = {name: value for name, value in batch(*samples).items() if name in ("input_ids", "attention_mask")}
+    text = inputs | {"input_ids": inputs["input_ids"].clamp_max(80)}
+    restore(MODEL)
+    with torch.no_grad():
+        before = MODEL(**text).logits
+    first, second = run(config, samples), run(config, samples)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    restore(MODEL)
+    with torch.no_grad():
+        assert torch.equal(MODEL(**text).logits, before)
+
+
+@given(sample=prompts(), config=configs())
+def test_tokens_kept_are_known_from_the_grids_alone(sample, config):
+    rows = run(config, [sample])[0]
+    visual = [(t * h * w // 4, t, h * w // 4) for kind in (IMAGE, VIDEO) for t, h, w in sample.grids[kind]]
+    assert len(rows) == len(sample.ids) - sum(n - t * config.budget(frame) for n, t, frame in visual)

@@ -1,0 +1,298 @@
+"""ppe-npu: every command does its work, and every mistake is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ppe_npu import cli
+from ppe_npu.demo import scenes
+
+
+@pytest.fixture
+def run(capfd):
+    """run(*arguments) -> (exit code, stdout, stderr), in this process."""
+
+    def run(*arguments):
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit_:
+            code = exit_.code
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+def refused(result, *words):
+    """The result of a mistake: exit code 2 and one line that holds the words."""
+    code, out, err = result
+    assert code == 2, (out, err)
+    assert err.startswith("ppe-npu: error: ")
+    assert err.count("\n") == 1, err
+    for word in words:
+        assert str(word) in err
+
+
+def cut(path: str) -> str:
+    """The beginning of a file, as a download that broke off leaves it."""
+    data = Path(path).read_bytes()
+    broken = Path(path).with_name("broken" + Path(path).suffix)
+    broken.write_bytes(data[: len(data) // 3])
+    return str(broken)
+
+
+# -- describe ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_describe_an_image(run, tiny_folder, write_image, dtype):
+    code, out, err = run(
+        *(
+            "describe",
+            "--model",
+            tiny_folder,
+            "--image",
+            write_image("a.png"),
+            "--prompt",
+            "shape red",
+            "--dtype",
+            dtype,
+        ),
+        *("--compression", "ppe", "--ratio", 0.45, "--k", 4, "--max-new-tokens", 5, "--device", "cpu"),
+    )
+    assert code == 0, err
+    assert "visual tokens       36 before, 17 after (47.2 % kept)" in out
+    for words in ("time to first token", "tokens/s", "KV cache"):
+        assert words in out
+
+
+def test_describe_a_video_and_two_images_where_they_stand(run, tiny_folder, write_clip, write_image):
+    code, out, err = run(
+        *("describe", "--model", tiny_folder, "--video", write_clip("c.mp4", frames=8, fps=4), "--nframes", 4),
+        *("--image", write_image("a.png"), "--image", write_image("b.png", 1), "--compression", "dense"),
+        *("--prompt", "count <image> and <video> then <image> shape", "--max-new-tokens", 2, "--device", "cpu"),
+    )
+    assert code == 0, err
+    frames = int(out.split("visual tokens")[1].split()[0]) - 2 * 36
+    assert frames > 0
+    assert frames % 2 == 0
+
+
+def test_describe_streams_its_answer_as_generate_gives_it(run, tiny_folder, write_image):
+    from ppe_npu.config import CompressionConfig
+    from ppe_npu.evaluation.generation import generate
+    from ppe_npu.inputs import build_inputs
+    from ppe_npu.loading import load_model, load_processor
+    from ppe_npu.models import compress
+
+    image = write_image("a.png")
+    asked = ["--compression", "keep_one", "--max-new-tokens", 6, "--device", "cpu", "--prompt", "row blue"]
+    code, out, err = run("describe", "--model", tiny_folder, "--image", image, *asked)
+    assert code == 0, err
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "row blue"}]
+    processor, model = load_processor(tiny_folder), load_model(tiny_folder)
+    inputs = build_inputs(processor, [[{"role": "user", "content": content}]])
+    answer = generate(compress(model, CompressionConfig.preset("keep_one")), processor, inputs, 6).answers[0]
+    assert out.split("\n\n")[0].split() == answer.split()
+
+
+def test_describe_takes_the_checkpoints_own_compression(run, tiny_folder, write_image, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in Path(tiny_folder).iterdir():
+        os.link(file, folder / file.name)
+    (folder / "compression.json").write_text(json.dumps({"positions": "ppe", "k": 2, "ratio": 0.25}))
+    asked = ["describe", "--model", folder, "--image", write_image("a.png"), "--max-new-tokens", 1, "--device", "cpu"]
+    code, out, err = run(*asked)
+    assert code == 0, err
+    assert "36 before, 9 after" in out
+    assert "36 before, 36 after" in run(*asked, "--compression", "dense")[1]
+
+
+def test_describe_refuses(run, tiny_folder, write_image, write_clip, tmp_path):
+    image, clip = write_image("a.png"), write_clip("c.mp4")
+    base = ["describe", "--device", "cpu", "--compression", "keep_one"]
+    model = [*base, "--model", tiny_folder]
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    refused(run(*model, "--image", tmp_path / "none.jpg"), "none.jpg", "does not exist")
+    refused(run(*model, "--image", tmp_path / "text.jpg"), "text.jpg", "cannot be read")
+    refused(run(*model, "--image", cut(image)), "broken.png", "cannot be read")
+    refused(run(*model, "--video", tmp_path / "empty.mp4"), "empty.mp4")
+    refused(run(*model, "--video", cut(clip)), "broken.mp4")
+    refused(run(*model, "--video", image, "--fps", 1, "--nframes", 2), "fps", "nframes")
+    refused(run(*model, "--image", image, "--prompt", "<video> what?"), "<video>")
+    refused(run(*model, "--image", image, "--image", image, "--prompt", "<image> what?"), "1 <image> for 2 images")
+    refused(run(*model, "--prompt", "what?"), "--image or --video")
+    refused(run(*model, "--image", image, "--prompt", " "), "--prompt is empty")
+    refused(run(*model, "--image", image, "--max-new-tokens", 0), "--max-new-tokens 0")
+    refused(run(*model, "--image", image, "--ratio", 2), "ratio")
+    refused(run(*base[:3], "--model", tiny_folder, "--image", image, "--compression", "best"), "best", "chatunivi")
+    refused(run(*base[:3], "--model", tiny_folder, "--image", image, "--compression", "ppe", "--k", 5), "k=5")
+    refused(run("describe", "--image", image), "--model")
+
+
+def test_describe_refuses_folders_that_are_no_checkpoint(run, tiny_folder, write_image, tmp_path):
+    asked = ["describe", "--device", "cpu", "--image", write_image("a.png"), "--model"]
+    folder = tmp_path / "model"
+    refused(run(*asked, folder), folder, "does not exist")
+    folder.mkdir()
+    refused(run(*asked, folder), folder, "config.json")
+    (folder / "config.json").write_text("{")
+    refused(run(*asked, folder), "not JSON")
+    config = json.loads((Path(tiny_folder) / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(run(*asked, folder), folder, "no weights")
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
+    refused(run(*asked, folder), "LlamaForCausalLM", "Qwen2_5_VLForConditionalGeneration")
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(run(*asked, folder), "processor of")
+    for file in Path(tiny_folder).iterdir():
+        if not (folder / file.name).exists():
+            os.link(file, folder / file.name)
+    refused(run(*asked, folder, "--compression", "keep_one"), folder, "cannot be loaded")
+
+
+@pytest.mark.parametrize("command", ["describe", "train", "eval", "parity"])
+def test_a_device_that_is_not_there_is_said_first(run, tiny_folder, command, write_image):
+    more = ["--model", tiny_folder, "--image", write_image("a.png")] if command == "describe" else []
+    refused(run(command, *more, "--device", "npu"), "npu", "torch_npu")
+    refused(run(command, *more, "--device", "tpu"), "tpu")
+
+
+# -- train and eval ----------------------------------------------------------------------------------------------------
+
+
+def test_train_and_eval_of_a_given_model(run, tiny_folder, tmp_path):
+    for name, count in (("train", 8), ("test", 3)):
+        scenes.write_split(tmp_path / "data", name, count, seed=1, questions_per_image=3)
+    asked = ["--data", tmp_path / "data" / "train.jsonl", "--output", tmp_path / "run", "--device", "cpu"]
+    settings = ["--max-steps", 2, "--batch-size", 4, "--compression", "ppe", "--k", 4, "--learning-rate", 0.001]
+    code, out, err = run("train", "--model", tiny_folder, *asked, *settings)
+    assert code == 0, err
+    assert "2 steps of 4 (4 x 1)" in out
+    assert str(tmp_path / "run" / "final") in out
+    code, out, err = run(
+        *(
+            "eval",
+            "--model",
+            tmp_path / "run" / "final",
+            "--data-root",
+            tmp_path / "data",
+            "--output",
+            tmp_path / "eval",
+        ),
+        *("--compression", "dense", "ppe", "--ratio", 0.25, "--k", 4, "--max-new-tokens", 2, "--device", "cpu"),
+    )
+    assert code == 0, err
+    assert "| dense |" in out
+    assert "| ppe k=4 0.25 |" in out
+    report = (tmp_path / "eval" / "layout" / "report.md").read_text()
+    assert "| ppe k=4 0.25 |" in report
+    assert (tmp_path / "eval" / "layout" / "report.png").is_file()
+
+
+def test_train_and_eval_without_arguments(run, tmp_path, monkeypatch):
+    from ppe_npu import commands
+
+    monkeypatch.chdir(tmp_path)
+    refused(run("eval"), "runs/train/final is not there", "ppe-npu train")
+    monkeypatch.setattr(commands, "_TRAIN_IMAGES", 8)
+    monkeypatch.setattr(commands, "_TEST_IMAGES", 2)
+    monkeypatch.setattr(commands, "_BATCH", 4)
+    for _ in range(2):  # a second run replaces the first
+        code, _, err = run("train", "--max-steps", 2)
+        assert code == 0, err
+    code, out, err = run("eval")
+    assert code == 0, err
+    assert "| ppe k=4 0.45 |" in out
+    assert (tmp_path / "runs" / "eval" / "layout" / "report.md").is_file()
+
+
+def test_train_and_eval_refuse(run, tiny_folder, tmp_path):
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"conversations": [{"from": "human", "value": "<image> what?"}, {"from": "gpt", "value": "x"}]}\n')
+    train = ["train", "--device", "cpu", "--output", tmp_path / "run", "--compression", "keep_one"]
+    refused(run(*train, "--model", tiny_folder), "--data is missing")
+    refused(run(*train, "--data", data), "--model is missing")
+    refused(run(*train, "--model", tiny_folder, "--data", data), "d.jsonl line 1", "1 <image> for 0 image")
+    refused(run(*train, "--model", tiny_folder, "--data", tmp_path / "none.json"), "none.json")
+    refused(run(*train, "--model", tmp_path, "--data", data), "config.json")
+    refused(run(*train, "--model", tiny_folder, "--data", data, "--batch-size", 0), "batch_size=0")
+    refused(run(*train, "--batch-size", "many"), "many")
+    evaluate = ["eval", "--device", "cpu", "--model", tiny_folder]
+    refused(run(*evaluate, "--benchmarks", "gqa"), "gqa", "layout")
+    refused(run(*evaluate, "--data-root", tmp_path), "test.jsonl does not exist")
+
+
+# -- the rest ----------------------------------------------------------------------------------------------------------
+
+
+def test_parity_prints_its_table_and_fails_with_a_row(run, monkeypatch):
+    from types import SimpleNamespace
+
+    from ppe_npu.backends import parity
+
+    seen = []
+
+    def rows(ok):
+        return lambda device, dtypes: (
+            seen.append((device.type, dtypes)) or [SimpleNamespace(ok=True), SimpleNamespace(ok=ok)]
+        )
+
+    monkeypatch.setattr(parity, "format_table", lambda rows: f"{len(rows)} rows")
+    monkeypatch.setattr(parity, "run_parity", rows(True))
+    assert run("parity", "--device", "cpu", "--dtypes", "fp32")[:2] == (0, "2 rows\n")
+    assert seen == [("cpu", ("fp32",))]
+    monkeypatch.setattr(parity, "run_parity", rows(False))
+    assert run("parity", "--device", "cpu")[0] == 1
+    refused(run("parity", "--device", "cpu", "--dtypes", "fp8"), "fp8")
+
+
+def test_no_command_and_unknown_commands(run):
+    refused(run(), "command")
+    refused(run("sing"), "sing")
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_transformers():
+    code = (
+        "import sys; from ppe_npu import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'av', 'matplotlib'} & set(sys.modules)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "describe" in done.stdout
+    assert time.perf_counter() - started < 5  # 0.1 s on an idle machine
+
+
+def test_the_installed_command_prints_one_line_and_no_traceback(tiny_folder, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "ppe_npu.cli",
+        "describe",
+        "--model",
+        tiny_folder,
+        "--image",
+        tmp_path / "none.png",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == f"ppe-npu: error: image {tmp_path}/none.png does not exist: check the path\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "_parity", lambda args: {}["a fault"])
+    with pytest.raises(KeyError):
+        run("parity")

@@ -1,0 +1,109 @@
+"""The released PPE code, as it was recorded running (transformers 4.50.3, torch 2.13.0, fp32, no noise, stable sorts).
+
+tests/data/released.safetensors holds, for three prompts, the ids and grids, each frame's features, cluster labels and
+merged features, and the position rows given to the rotary embedding. With PPE_GOLDEN naming a folder of whole
+recordings (a model, its inputs and its outputs), logits and generated ids are compared, too.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from ppe_npu import CompressionConfig, compress
+from ppe_npu.compression import Compression
+from ppe_npu.methods import METHODS
+from ppe_npu.spans import VisionTokens
+
+DATA = Path(__file__).parent / "data" / "released.safetensors"
+VISION, SECTIONS = VisionTokens(image_token_id=993, video_token_id=992, merge_size=2, tokens_per_second=2), (16, 24, 24)
+KINDS = ("image", "multi_image", "video")
+RECORDED = [
+    *(("image", name) for name in ("dense", "chatunivi", "ppe", "ppe_k1")),
+    *(("multi_image", name) for name in ("chatunivi", "ppe")),
+    *(("video", name) for name in ("dense", "chatunivi", "ppe")),
+]
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    with safe_open(DATA, "pt") as file:
+        return load_file(DATA), {name: json.loads(value) for name, value in file.metadata().items()}
+
+
+def frames(tensors, kind, name):
+    return [tensors[f"{kind}.{i}.{name}"] for i in range(100) if f"{kind}.{i}.{name}" in tensors]
+
+
+def compressed(tensors, config, kind):
+    """The recorded prompt through the engine, with one-hot text embeddings so that text places can be told."""
+    compression = Compression(config, VISION, SECTIONS)
+    ids = tensors[f"{kind}.input_ids"]
+    names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    plan = compression.plan(ids, None, *(tensors.get(f"{kind}.{name}") for name in names))
+    features = torch.cat(frames(tensors, kind, "x"))
+    text = torch.zeros(len(plan.compressed.text), features.shape[1])
+    return compression.compress(plan, text, features, None)
+
+
+@pytest.mark.parametrize(("kind", "name"), RECORDED)
+def test_position_rows(recorded, kind, name):
+    tensors, configs = recorded
+    prompt = compressed(tensors, CompressionConfig.from_released(configs[name]), kind)
+    assert torch.equal(prompt.position_rows[:, 0], tensors[f"{kind}.rows.{name}"].long())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_and_means(recorded, kind):
+    tensors, configs = recorded
+    config = CompressionConfig.from_released(configs["ppe"])
+    for x, labels, merged in zip(*(frames(tensors, kind, name) for name in ("x", "labels", "merged"))):
+        budgets = torch.tensor([config.budget(len(x))]).numpy()
+        grouping = METHODS[config.method](x[None], None, budgets, config.order)
+        assert torch.equal(grouping.labels[0], labels.long())
+        torch.testing.assert_close(grouping.apply(x[None])[0], merged, atol=1e-5, rtol=1e-4)
+    prompt = compressed(tensors, config, kind)
+    visual = prompt.embeds[0][prompt.embeds[0].abs().sum(-1) > 0]
+    torch.testing.assert_close(visual, torch.cat(frames(tensors, kind, "merged")), atol=1e-5, rtol=1e-4)
+
+
+def whole_recordings():
+    folder = os.environ.get("PPE_GOLDEN")
+    if not folder:
+        return [pytest.param(None, marks=pytest.mark.skip("PPE_GOLDEN names no folder of whole recordings"))]
+    return sorted(Path(folder).glob("*__*.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def recorded_model():
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(Path(os.environ["PPE_GOLDEN"]) / "model", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("path", whole_recordings(), ids=lambda path: path and path.stem)
+def test_logits_and_generated_ids(recorded_model, path):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    expected = load_file(path)
+    inputs = load_file(path.with_name(f"inputs_{metadata['kind']}.safetensors"))
+    try:
+        config = CompressionConfig.from_released(json.loads(metadata["config"]))
+    except ValueError as error:
+        assert "is not part of this version" in str(error)
+        return
+    model = compress(recorded_model.eval(), config)
+    with torch.no_grad():
+        logits = model(**inputs).logits[0]
+    reference = expected["prefill.logits"]
+    assert logits.shape == reference.shape
+    assert (logits - reference).abs().max() <= 2e-4 * (reference.max() - reference.min())
+    ids = model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    new = ids[0, inputs["input_ids"].shape[1] :]
+    # Chat-UniVi's recorded steps stand at positions inside the prompt, a fault: only the first token compares.
+    count = 1 if config.positions == "renumber" else len(new)
+    assert torch.equal(new[:count], expected["generated_ids"][:count])
