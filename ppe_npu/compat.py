@@ -11,10 +11,9 @@ tests/test_compat.py shows for each that the break is still there without the gu
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import inspect
-import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,52 +27,29 @@ _libraries: list[torch.library.Library] = []  # a Library takes its schemas away
 
 
 def prepare_transformers() -> None:
-    """Make transformers' Trainer and processors importable. Call before the first import of them; may be called often.
+    """Make transformers' models, Trainer and processors importable. Call before importing them; may be called often."""
+    declare_torchvision_operators()
 
-    Raises:
-        ImportError: torchvision is installed and cannot be imported for a reason that is not handled here (one line).
+
+def declare_torchvision_operators() -> None:
+    """Where torchvision's compiled part cannot be loaded, declare the operators (without a kernel) that its Python part
+    wants to find, so that it can be imported. The image transforms that transformers uses are plain torch; the declared
+    operators would raise if they were called. A torchvision that loads, or a missing one, is left alone.
+
+    setup.cfg names this function as a `torch.backends` entry point, so `import torch` calls it: a plain script that
+    imports transformers before this package works, too.
     """
-    make_torchvision_importable()
-
-
-def make_torchvision_importable() -> bool:
-    """Import torchvision; where its compiled operators are missing, declare them (without a kernel) and import again.
-
-    A torchvision that imports is left alone, and so is a missing one. The image transforms that transformers uses are
-    plain torch; the declared operators would raise if they were called.
-
-    Returns:
-        True if torchvision is importable now, False if it is not installed.
-    """
-    if "torchvision" in sys.modules:
-        return True
-    if importlib.util.find_spec("torchvision") is None:
-        return False
+    spec = None if _libraries or torch.version.cuda else importlib.util.find_spec("torchvision")
+    extension = None if spec is None or spec.origin is None else Path(spec.origin).with_name("_C.so")
+    if extension is None or not extension.exists():
+        return
     try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "operator torchvision::nms does not exist" not in str(error):
-            raise _torchvision_error(error) from error
-    except (ImportError, OSError) as error:
-        raise _torchvision_error(error) from error
-    else:
-        return True
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # the half-imported ones
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in _TORCHVISION_SCHEMAS:
-        library.define(schema)
-    _libraries.append(library)
-    importlib.import_module("torchvision")
-    return True
-
-
-def _torchvision_error(error: Exception) -> ImportError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return ImportError(
-        f"torchvision is installed but cannot be imported ({reason}): "
-        f"install the release that belongs to torch {torch.__version__}, or uninstall it"
-    )
+        torch.ops.load_library(extension)
+    except OSError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for schema in _TORCHVISION_SCHEMAS:
+            library.define(schema)
+        _libraries.append(library)
 
 
 def adapt_unwrap_model(accelerator: Any) -> Any:

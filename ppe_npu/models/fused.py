@@ -1,0 +1,76 @@
+"""Norms, MLPs and window attention of one model through ppe_npu.backends, which takes the device's fused operators.
+
+Modifications (on the given instance only; found by their parts, so any Qwen-VL has them):
+* RMS norms and gated SiLU MLPs call backends.rms_norm and backends.swiglu.
+* The vision tower's attention calls backends.attention with the borders of all windows at once, where transformers
+  calls its attention once per window unless flash attention is installed.
+
+The first thing to switch off when a loss looks wrong: unfuse(model).
+"""
+
+import torch
+
+from .. import backends
+from .seam import override, restore_methods
+
+_FUSED = "_ppe_fused"
+
+
+def fuse(model: torch.nn.Module) -> torch.nn.Module:
+    """Route this model's norms, MLPs and vision attention through ppe_npu.backends, in place; returns the model."""
+    for module in model.modules():
+        forward = _forward_for(module)
+        if forward is not None and _FUSED not in vars(module):
+            override(module, "forward", forward)
+            vars(module)[_FUSED] = True
+    return model
+
+
+def unfuse(model: torch.nn.Module) -> torch.nn.Module:
+    """Undo fuse()."""
+    for module in model.modules():
+        if vars(module).pop(_FUSED, False):
+            restore_methods(module)
+    return model
+
+
+def _forward_for(module: torch.nn.Module):
+    if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        return _rms_norm
+    parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
+    if all(hasattr(module, part) for part in parts) and "silu" in type(module.act_fn).__name__.lower():
+        return _swiglu
+    if type(module).__name__.endswith("VisionAttention") and hasattr(module, "qkv"):
+        return _vision_attention
+    return None
+
+
+def _rms_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    return backends.rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+
+def _swiglu(self, **inputs: torch.Tensor) -> torch.Tensor:
+    (x,) = inputs.values()
+    return self.down_proj(backends.swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+def _vision_attention(
+    self, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, position_embeddings: tuple, **_
+) -> torch.Tensor:
+    """hidden_states [T, C]; cu_seqlens [windows + 1]; position_embeddings cos, sin [T, D]."""
+    heads = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(1, 2, 0, 3)
+    query, key, value = (part[None] for part in heads)
+    # In fp32, as transformers rotates the vision tower's heads.
+    cos, sin = (part[None].float() for part in position_embeddings)
+    query, key = backends.rotary(query.float(), key.float(), cos, sin)
+    out = backends.attention(
+        query.to(value.dtype), key.to(value.dtype), value, cu_seqlens=_on_host(cu_seqlens), scale=self.scaling
+    )
+    return self.proj(out[0].transpose(0, 1).flatten(1))
+
+
+def _on_host(cu_seqlens: torch.Tensor) -> list[int]:
+    """The borders as a list, read once a forward pass: every layer is given the same tensor."""
+    if not hasattr(cu_seqlens, "ppe_on_host"):
+        cu_seqlens.ppe_on_host = cu_seqlens.tolist()
+    return cu_seqlens.ppe_on_host

@@ -1,0 +1,52 @@
+"""Fused operators in a model: the same results, one attention call for all windows, and undone exactly."""
+
+import pytest
+import torch
+from support import Prompt, batch, random_model
+
+from ppe_npu import CompressionConfig, backends, compress, restore
+from ppe_npu.models.fused import fuse, unfuse
+
+INPUTS = batch(Prompt([2, ("image", (1, 3, 5)), 3, ("video", (2, 2, 4)), 1], seed=1), Prompt([3, ("image", (1, 2, 2))]))
+
+
+def result(model):
+    compress(model, CompressionConfig.preset("keep_one"))
+    out = model(**INPUTS, labels=INPUTS["input_ids"])
+    model.zero_grad()
+    out.loss.backward()
+    return out.logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "reference"])
+def test_logits_and_gradients_stay(implementation):
+    model = random_model()
+    logits, grads = result(model)
+    with backends.dispatch.using(attention=implementation):
+        fused_logits, fused_grads = result(fuse(model))
+    torch.testing.assert_close(fused_logits, logits, atol=1e-4, rtol=1e-4)
+    for name, grad in grads.items():
+        torch.testing.assert_close(fused_grads[name], grad, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_every_norm_mlp_and_window_goes_through_the_backends(monkeypatch):
+    calls = []
+    call = backends.dispatch.call
+    monkeypatch.setattr(backends.dispatch, "call", lambda op, *args, **kwargs: calls.append(op) or call(op, *args, **kwargs))
+    model = fuse(compress(random_model(), CompressionConfig.preset("keep_one")))
+    with torch.no_grad():
+        model(**INPUTS)
+    blocks, layers, towers = 1, 3, 2  # images and videos each run the tower once
+    assert calls.count("attention") == blocks * towers
+    assert calls.count("swiglu") == blocks * towers + layers
+    assert calls.count("rms_norm") == (2 * blocks + 1) * towers + 2 * layers + 1
+    assert calls.count("group_mean") == calls.count("dpc_knn") == 3  # frames of 4, 8 and 15 tokens: three buckets
+
+
+def test_unfuse_leaves_no_trace():
+    model = random_model()
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    compress(fuse(fuse(model)), CompressionConfig.preset("keep_one"))
+    unfuse(model)
+    restore(model)
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
