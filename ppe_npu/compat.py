@@ -16,14 +16,12 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import torch
-
 # What torchvision's Python part expects to be registered when it is imported: it gives these two fake kernels.
 _TORCHVISION_SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_libraries: list[torch.library.Library] = []  # a Library takes its schemas away when it is collected
+_libraries = []  # a torch.library.Library takes its schemas away when it is collected
 
 
 def prepare_transformers() -> None:
@@ -37,8 +35,10 @@ def declare_torchvision_operators() -> None:
     operators would raise if they were called. A torchvision that loads, or a missing one, is left alone.
 
     setup.cfg names this function as a `torch.backends` entry point, so `import torch` calls it: a plain script that
-    imports transformers before this package works, too.
+    imports transformers before this package works, too. That is why this module does not import torch itself.
     """
+    import torch
+
     spec = None if _libraries or torch.version.cuda else importlib.util.find_spec("torchvision")
     extension = None if spec is None or spec.origin is None else Path(spec.origin).with_name("_C.so")
     if extension is None or not extension.exists():
