@@ -1,0 +1,61 @@
+# Two commands on a fresh machine with Python 3.11:   make demo   |   make test
+# Everything runs in .venv, which the first command makes from the versions pinned in scripts/constraints.txt.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DEVICE ?= auto
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# An option for ppe-npu from a variable of make, where it is set: $(call option,--model,$(MODEL))
+option = $(if $(2),$(1) $(2))
+
+.PHONY: help demo test test-all lint format train eval parity clean
+
+help:
+	@echo "make demo     train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1]"
+	@echo "make test     all fast tests        make test-all   the slow ones, too        make lint   style and imports"
+	@echo "make train    fine-tune with compression     [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= OUTPUT=]"
+	@echo "make eval     evaluate                       [DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= OUTPUT=]"
+	@echo "make parity   this device's operators against the fp64 specification                [DEVICE=]"
+
+demo: $(VENV)/.ready
+	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(FULL),--full)
+
+train: $(VENV)/.ready
+	$(BIN)/ppe-npu train --device $(DEVICE) $(call option,--model,$(MODEL)) $(call option,--data,$(DATA)) \
+	    $(call option,--data-root,$(DATA_ROOT)) $(call option,--compression,$(COMPRESSION)) $(call option,--output,$(OUTPUT))
+
+eval: $(VENV)/.ready
+	$(BIN)/ppe-npu eval --device $(DEVICE) $(call option,--model,$(MODEL)) $(call option,--benchmarks,$(BENCHMARKS)) \
+	    $(call option,--data-root,$(DATA_ROOT)) $(call option,--compression,$(COMPRESSION)) $(call option,--output,$(OUTPUT))
+
+parity: $(VENV)/.ready
+	$(BIN)/ppe-npu parity --device $(DEVICE)
+
+# Two workers of one thread each: the tests are many small ones.
+test: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/check_house.py
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch is named in the command that installs everything else, so that nothing pulls another release of it.
+# torchvision (transformers' video processors need it) is installed by itself: see ppe_npu/compat.py.
+$(VENV)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt torch==2.13.0 --editable '.[eval,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt --no-deps torchvision
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
