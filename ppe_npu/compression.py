@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .config import CompressionConfig
-from .grouping import Grouping
-from .methods import METHODS
-from .positions import check_sections, prompt_positions
-from .report import CompressionReport, Stopwatch
-from .spans import Bucket, CompressedLayout, PromptLayout, VisionTokens, compressed_layout, find_spans
+from ppe_npu.config import CompressionConfig
+from ppe_npu.grouping import Grouping
+from ppe_npu.methods import METHODS
+from ppe_npu.positions import check_sections, prompt_positions
+from ppe_npu.report import CompressionReport, Stopwatch
+from ppe_npu.spans import Bucket, CompressedLayout, PromptLayout, VisionTokens, compressed_layout, find_spans
 
 
 @dataclass
@@ -222,9 +222,7 @@ class Compression:
     # -- later steps --------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def continue_text(
-        state: CacheState, new: torch.Tensor, seen: int, padded: bool
-    ) -> tuple[torch.Tensor, CacheState]:
+    def continue_text(state: CacheState, new: torch.Tensor, seen: int, padded: bool) -> tuple[torch.Tensor, CacheState]:
         """Positions [3, B, Q] of tokens that continue a cache one by one, and the state after them; no host sync.
 
         Args:

@@ -128,7 +128,7 @@ class CompressionConfig:
 
     @classmethod
     def from_released(cls, values: Mapping) -> "CompressionConfig":
-        """From the released PPE code's JSON keys; behaves as that code does: score order, its last-members rule, no noise.
+        """From the released PPE code's JSON keys; behaves as that code does: score order, last members, no noise.
 
         An empty mapping is dense. Settings whose released behaviour is a fault (a K that does not divide the sections)
         are refused when the model is compressed.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import backends
+from ppe_npu import backends
 
 
 @dataclass(frozen=True)

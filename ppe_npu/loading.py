@@ -35,13 +35,20 @@ def load_model(
     prepare_transformers()
     architecture = check_checkpoint(path)
     import transformers
+    from safetensors import SafetensorError
 
     try:
-        model = getattr(transformers, architecture).from_pretrained(
-            str(path), dtype=DTYPES.get(dtype, dtype), attn_implementation=attn_implementation
+        model, found = getattr(transformers, architecture).from_pretrained(
+            str(path),
+            dtype=DTYPES.get(dtype, dtype),
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"model {path} cannot be loaded ({_first_line(error)}): download or save it again") from error
+    if found["missing_keys"]:  # transformers would draw them at random, with a warning
+        missing = sorted(found["missing_keys"])
+        raise InputError(f"model {path} lacks {len(missing)} weights ({missing[0]}, ...): download or save it again")
     return model.to(device).eval()
 
 

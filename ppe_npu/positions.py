@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .spans import VIDEO, PromptLayout, Span, VisionTokens
+from ppe_npu.spans import VIDEO, PromptLayout, Span, VisionTokens
 
 
 def prompt_positions(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .config import CompressionConfig
-from .spans import PromptLayout
+from ppe_npu.config import CompressionConfig
+from ppe_npu.spans import PromptLayout
 
 
 class Stopwatch:
@@ -38,7 +38,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class SpanReport:
-    """One image or video: the sample it belongs to, its grid (frames, height, width) in tokens, tokens before, after."""
+    """One image or video: its sample, its grid (frames, height, width) in tokens, tokens before and after."""
 
     sample: int
     modality: str
@@ -83,7 +83,7 @@ class CompressionReport:
 
     @property
     def retention(self) -> float:
-        """Visual tokens kept / visual tokens, averaged over decoder layers (merged before the LLM, all see the same)."""
+        """Visual tokens kept / visual tokens, averaged over decoder layers: merged before the LLM, all see the same."""
         return self.tokens_after / self.tokens_before if self.spans else 1.0
 
     @property

@@ -86,7 +86,7 @@ def find_spans(
     Args:
         input_ids: [B, S] integers.
         attention_mask: [B, S], nonzero at real tokens, or None.
-        image_grid_thw, video_grid_thw: (frames, height, width) in patches, in the order in which they stand in the batch.
+        image_grid_thw, video_grid_thw: (frames, height, width) in patches, in the batch's order.
         seconds_per_frame: of each video (transformers' second_per_grid_ts); None means 1 each.
 
     Raises:

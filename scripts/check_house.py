@@ -65,7 +65,9 @@ def problems() -> list[str]:
                 out.append(f"{name}:{line} imports {target}: device packages belong in backends/")
             if target.split(".")[0] == "ppe_npu" and level(target) > level(module):
                 out.append(f"{name}:{line} imports {target}, which stands above it")
-    for path in sorted(p for folder in ("ppe_npu", "backends", "scripts", "tests") for p in ROOT.glob(f"{folder}/**/*.py")):
+    for path in sorted(
+        p for folder in ("ppe_npu", "backends", "scripts", "tests") for p in ROOT.glob(f"{folder}/**/*.py")
+    ):
         lines = len(path.read_text().splitlines())
         if lines > LONGEST:
             out.append(f"{path.relative_to(ROOT)} has {lines} lines: more than {LONGEST} are two ideas")

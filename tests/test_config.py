@@ -28,7 +28,9 @@ def test_presets():
 
 
 def test_released_keys():
-    assert CompressionConfig.from_released(RELEASED) == CompressionConfig(ratio=0.45, k=8, members="last", order="score")
+    assert CompressionConfig.from_released(RELEASED) == CompressionConfig(
+        ratio=0.45, k=8, members="last", order="score"
+    )
     plain = {key: RELEASED[key] for key in list(RELEASED)[:5]}
     assert CompressionConfig.from_released(plain) == CompressionConfig(
         positions="renumber", k=1, members="last", order="score"
@@ -93,7 +95,7 @@ def test_unknown_preset_and_unreadable_files(tmp_path):
         CompressionConfig.preset("best")
     with pytest.raises(ValueError, match="a cascade"):
         CompressionConfig.preset("ppe_cascade")
-    with pytest.raises(ValueError, match="nowhere.json: cannot be read as JSON"):
+    with pytest.raises(ValueError, match=r"nowhere\.json: cannot be read as JSON"):
         CompressionConfig.from_file(tmp_path / "nowhere.json")
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(ValueError, match="needs a JSON object, has a list"):

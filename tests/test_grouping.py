@@ -55,7 +55,7 @@ def test_members_follow_their_rule_in_words(seed, k, order):
 
 @given(seed=st.integers(0, 10_000))
 def test_groups_are_a_partition_in_raster_order_of_their_representatives(seed):
-    tokens, grouping, budgets = random_grouping(seed)
+    _, grouping, budgets = random_grouping(seed)
     for frame, budget in enumerate(budgets.tolist()):
         mine = grouping.representatives[frame, :budget]
         assert mine.tolist() == sorted(set(mine.tolist()))

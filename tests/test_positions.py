@@ -26,8 +26,8 @@ def test_a_prompt_by_hand():
     inputs = batch(Prompt([2, ("image", (1, 2, 3)), 2]), pad_to=11)
     positions, following = prompt_positions(layout_of(inputs), VISION)
     assert positions[0, 0].tolist() == [0, 0, 1] + [2] * 6 + [5, 6]
-    assert positions[1, 0].tolist() == [0, 0, 1] + [2, 2, 2, 3, 3, 3] + [5, 6]
-    assert positions[2, 0].tolist() == [0, 0, 1] + [2, 3, 4, 2, 3, 4] + [5, 6]
+    assert positions[1, 0].tolist() == [0, 0, 1, 2, 2, 2, 3, 3, 3, 5, 6]
+    assert positions[2, 0].tolist() == [0, 0, 1, 2, 3, 4, 2, 3, 4, 5, 6]
     assert following.tolist() == [7]
 
 
@@ -85,6 +85,9 @@ def test_table_equals_sections_picked_channel_by_channel(k):
 def test_one_kept_position_repeated_k_times_turns_as_one():
     rows = torch.tensor(np.arange(3)).view(3, 1, 1)
     inv_freq = torch.ones(32)
-    once, repeated = rotary_table(rows, inv_freq, SECTIONS), rotary_table(rows.repeat_interleave(4, 0), inv_freq, SECTIONS)
+    once, repeated = (
+        rotary_table(rows, inv_freq, SECTIONS),
+        rotary_table(rows.repeat_interleave(4, 0), inv_freq, SECTIONS),
+    )
     assert torch.equal(once[0], repeated[0])
     assert torch.equal(once[1], repeated[1])

@@ -11,7 +11,9 @@ from ppe_npu.spans import compressed_layout, find_spans
 
 def test_spans_of_a_mixed_batch():
     inputs = batch(
-        Prompt([1, ("image", (1, 2, 2)), ("image", (1, 1, 3)), 2, ("video", (2, 1, 2))]), Prompt([3]), Prompt([("video", (1, 2, 1)), 1])
+        Prompt([1, ("image", (1, 2, 2)), ("image", (1, 1, 3)), 2, ("video", (2, 1, 2))]),
+        Prompt([3]),
+        Prompt([("video", (1, 2, 1)), 1]),
     )
     spans = layout_of(inputs, [0.5, 2.0]).spans
     assert [(s.sample, s.modality, s.grid, s.tokens) for s in spans] == [

@@ -4,6 +4,6 @@ A new method is a new file and one line here; nothing behind a Grouping (feature
 report) knows which method made it.
 """
 
-from .dpc_knn import dpc_knn
+from ppe_npu.methods.dpc_knn import dpc_knn
 
 METHODS = {"dpc_knn": dpc_knn}

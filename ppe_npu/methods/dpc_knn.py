@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from .. import backends
-from ..grouping import Grouping
+from ppe_npu import backends
+from ppe_npu.grouping import Grouping
 
 
 def dpc_knn(tokens: torch.Tensor, valid: torch.Tensor | None, budgets: np.ndarray, order: str) -> Grouping:

@@ -8,8 +8,8 @@ one line in _FAMILIES.
 from importlib import import_module
 from types import ModuleType
 
-from ..compression import Compression
-from ..config import CompressionConfig
+from ppe_npu.compression import Compression
+from ppe_npu.config import CompressionConfig
 
 _FAMILIES = ("qwen2_5_vl",)
 

@@ -10,8 +10,8 @@ The first thing to switch off when a loss looks wrong: unfuse(model).
 
 import torch
 
-from .. import backends
-from .seam import override, restore_methods
+from ppe_npu import backends
+from ppe_npu.models.seam import override, restore_methods
 
 _FUSED = "_ppe_fused"
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..spans import IMAGE, VIDEO, VisionTokens, find_spans
+from ppe_npu.spans import IMAGE, VIDEO, VisionTokens, find_spans
 
 _VISUAL = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 
@@ -13,7 +13,7 @@ def repeat_visual_inputs(inputs: dict, input_ids: torch.Tensor, times: int, visi
     Patches and grids have no batch dimension: a sample's are all that its spans use, and are repeated together.
 
     Args:
-        inputs: model inputs, of which pixel_values[_videos] [patches, C], *_grid_thw [n, 3], second_per_grid_ts [n] are read.
+        inputs: model inputs; read are pixel_values[_videos] [patches, C], *_grid_thw [n, 3], second_per_grid_ts [n].
         input_ids: [B, S], not repeated yet.
     """
     given = {name: inputs[name] for name in _VISUAL if inputs.get(name) is not None}

@@ -7,7 +7,8 @@ Modifications (on the given instance only):
   changed them between versions, and drops M-RoPE without a word when mm_token_type_ids is missing), merges the vision
   tower's features, and hands the language model the compressed prompt. Later steps take their mask and positions from
   what was kept; that state travels with the cache.
-* prepare_inputs_for_generation: a conversation that goes on feeds what the cache has not seen, counted before compression.
+* prepare_inputs_for_generation: a conversation that goes on feeds what the cache has not seen, counted before
+  compression.
 * _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
   instead, and hands the model no grids, so generate() is not shown that forward could take that output.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
@@ -15,11 +16,11 @@ Modifications (on the given instance only):
 
 import torch
 
-from ..compression import CacheState, Compression, PromptPlan
-from ..positions import rotary_table
-from ..spans import IMAGE, VIDEO, VisionTokens
-from .generation import repeat_visual_inputs
-from .seam import original, override, restore_methods
+from ppe_npu.compression import CacheState, Compression, PromptPlan
+from ppe_npu.models.generation import repeat_visual_inputs
+from ppe_npu.models.seam import original, override, restore_methods
+from ppe_npu.positions import rotary_table
+from ppe_npu.spans import IMAGE, VIDEO, VisionTokens
 
 CLASSES = ("Qwen2_5_VLForConditionalGeneration",)
 _PLAN = "ppe_plan"
@@ -172,14 +173,19 @@ def _continue(state: CacheState, kwargs: dict) -> tuple[dict, CacheState]:
     )
     # One new token a sample is a step of generation: never padding.
     positions, after = Compression.continue_text(state, new, count, padded=mask is not None and count > 1)
-    return {name: tokens, "attention_mask": after.mask.long() if after.padded else None, "position_ids": positions}, after
+    return {
+        name: tokens,
+        "attention_mask": after.mask.long() if after.padded else None,
+        "position_ids": positions,
+    }, after
 
 
 def _plan(compression: Compression, kwargs: dict, past: CacheState | None = None) -> PromptPlan:
     ids, mask, positions = (kwargs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
     if ids is None:
         raise ValueError(
-            "input_ids are missing: a compressed model finds the visual tokens by them (inputs_embeds may be given beside them)"
+            "input_ids are missing: a compressed model finds the visual tokens by them "
+            "(inputs_embeds may be given beside them)"
         )
     if isinstance(mask, dict):
         raise ValueError("attention_mask is a dict of ready masks: give a 2D or 4D mask, and use a DynamicCache")

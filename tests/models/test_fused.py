@@ -26,13 +26,17 @@ def test_logits_and_gradients_stay(implementation):
         fused_logits, fused_grads = result(fuse(model))
     torch.testing.assert_close(fused_logits, logits, atol=1e-4, rtol=1e-4)
     for name, grad in grads.items():
-        torch.testing.assert_close(fused_grads[name], grad, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            fused_grads[name], grad, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_every_norm_mlp_and_window_goes_through_the_backends(monkeypatch):
     calls = []
     call = backends.dispatch.call
-    monkeypatch.setattr(backends.dispatch, "call", lambda op, *args, **kwargs: calls.append(op) or call(op, *args, **kwargs))
+    monkeypatch.setattr(
+        backends.dispatch, "call", lambda op, *args, **kwargs: calls.append(op) or call(op, *args, **kwargs)
+    )
     model = fuse(compress(random_model(), CompressionConfig.preset("keep_one")))
     with torch.no_grad():
         model(**INPUTS)

@@ -29,9 +29,15 @@ def prompts(draw):
 @st.composite
 def configs(draw, ratio=None):
     name = draw(st.sampled_from(["chatunivi", "keep_one", "ppe"]))
-    overrides = {"ratio": ratio or draw(st.sampled_from([0.1, 0.25, 0.45, 0.8, 1.0])), "order": draw(st.sampled_from(["raster", "score"]))}
+    overrides = {
+        "ratio": ratio or draw(st.sampled_from([0.1, 0.25, 0.45, 0.8, 1.0])),
+        "order": draw(st.sampled_from(["raster", "score"])),
+    }
     if name == "ppe":
-        overrides |= {"k": draw(st.sampled_from([1, 2, 4])), "members": draw(st.sampled_from(["nearest", "spread", "last", "nearest_first"]))}
+        overrides |= {
+            "k": draw(st.sampled_from([1, 2, 4])),
+            "members": draw(st.sampled_from(["nearest", "spread", "last", "nearest_first"])),
+        }
     return CompressionConfig.preset(name, **overrides)
 
 
@@ -47,7 +53,13 @@ def run(config, samples, side="left", pad_to=0):
     return [row[len(row) - n :] if padded_left else row[:n] for row, n in zip(logits, lengths)]
 
 
-@given(samples=st.lists(prompts(), min_size=1, max_size=3), config=configs(), side=SIDES, pad=st.integers(0, 7), data=st.data())
+@given(
+    samples=st.lists(prompts(), min_size=1, max_size=3),
+    config=configs(),
+    side=SIDES,
+    pad=st.integers(0, 7),
+    data=st.data(),
+)
 def test_a_prompts_result_depends_on_nothing_but_the_prompt(samples, config, side, pad, data):
     alone = [run(config, [sample])[0] for sample in samples]
     order = data.draw(st.permutations(range(len(samples))))

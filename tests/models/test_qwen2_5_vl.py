@@ -124,7 +124,9 @@ def test_generated_tokens_continue_after_the_prompts_largest_position(model):
     seen = []
     compress(model, PPE)
     rotary = model.model.language_model.rotary_emb
-    rotary.register_forward_pre_hook(lambda _, args, kwargs: seen.append((*args, *kwargs.values())[1]), with_kwargs=True)
+    rotary.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((*args, *kwargs.values())[1]), with_kwargs=True
+    )
     model.generate(**batch(MIXED[0]), max_new_tokens=3, **GREEDY)
     prompt, *steps = seen
     assert prompt.shape[0] == 12
@@ -368,7 +370,9 @@ def test_what_cannot_be_compressed_is_refused_with_what_can(model):
         compress(torch.nn.Linear(2, 2), PPE)
     with pytest.raises(ValueError, match="config is a str: give a CompressionConfig"):
         compress(model, "ppe")
-    with pytest.raises(ValueError, match=r"k=8 does not divide every M-RoPE section of this model \[8, 12, 12\]: choose one of 1, 2, 4"):
+    with pytest.raises(
+        ValueError, match=r"k=8 does not divide every M-RoPE section of this model \[8, 12, 12\]: choose one of 1, 2, 4"
+    ):
         compress(model, CompressionConfig.preset("ppe"))
     assert not is_compressed(model)
 

@@ -1,0 +1,197 @@
+"""`make demo`: data -> a dense base model -> every method fine-tuned from it, alike -> answers, table, plot.
+
+All through what a real model uses: transformers' Qwen2.5-VL and its processor, compress(), the trainer, the evaluation
+runner. A killed run goes on where it was: what is finished lies in the output folder and is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.backends import device as devices
+from ppe_npu.config import CompressionConfig
+from ppe_npu.demo import findings, scenes
+from ppe_npu.demo.recipe import BASE, GATE, RATIOS, SEEDS, TEST, TUNE, BaseRecipe, K, TestRecipe, TuneRecipe
+from ppe_npu.errors import InputError
+
+_DATA_SEEDS = {"base": 1, "tune": 2, "test": 3}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the report: its name there and its compression."""
+
+    name: str
+    config: CompressionConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method, fine-tuned and evaluated for one seed; everything a worker process needs."""
+
+    method: Method
+    seed: int
+    output: str
+    device: str
+    threads: int | None
+
+    @property
+    def folder(self) -> Path:
+        slug = "-".join("".join(c if c.isalnum() else " " for c in self.method.name.lower()).split())
+        return Path(self.output) / f"seed{self.seed}" / slug
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the demo and write <output>/report.md and report.png; returns 1 if a base model is too weak to compare on."""
+    if args.seeds < 1:
+        raise InputError(f"seeds={args.seeds}: give at least 1")
+    device, started = devices.resolve(args.device), time.perf_counter()
+    output = Path(args.output)
+    seeds = list(SEEDS) if args.full else list(range(args.seeds))
+    chosen = methods(RATIOS if args.full else RATIOS[:1], listings=args.full)
+    _make_data(output / "data")
+    # One process a core, of one thread each, does more in a minute than one process of many threads: tensors are tiny.
+    workers = min(os.cpu_count() or 1, len(seeds) * len(chosen)) if device.type == "cpu" else 1
+    threads = 1 if workers > 1 else None
+    base_threads = max((os.cpu_count() or 1) // len(seeds), 1) if device.type == "cpu" else None
+    with _pool(min(workers, len(seeds))) as pool:
+        list(pool.map(_train_base, [(str(output), seed, device.type, base_threads) for seed in seeds]))
+    jobs = [Job(method, seed, str(output), device.type, threads) for seed in seeds for method in chosen]
+    with _pool(workers) as pool:
+        results = list(pool.map(run_job, jobs))
+    results.sort(key=lambda result: [method.name for method in chosen].index(result["name"]))
+    return _report(output, results, time.perf_counter() - started, _command(args))
+
+
+def methods(ratios: Sequence[float], listings: bool) -> list[Method]:
+    """Dense, Chat-UniVi, keep-one and PPE at every ratio; with `listings`, PPE's other ways of listing members."""
+    out = [Method("dense", CompressionConfig.preset("dense"))]
+    for ratio in ratios:
+        tail = f" {ratio:.0%}" if len(ratios) > 1 else ""
+        out.append(Method(f"Chat-UniVi{tail}", CompressionConfig.preset("chatunivi", ratio=ratio)))
+        out.append(Method(f"keep-one{tail}", CompressionConfig.preset("keep_one", ratio=ratio)))
+        out.append(Method(f"PPE{tail}", CompressionConfig.preset("ppe", ratio=ratio, k=K)))
+        for members in ("last", "spread", "nearest_first") if listings else ():
+            config = CompressionConfig.preset("ppe", ratio=ratio, k=K, members=members)
+            out.append(Method(f"PPE {members}{tail}", config))
+    return out
+
+
+def _make_data(folder: Path) -> None:
+    recipes: dict[str, BaseRecipe | TuneRecipe | TestRecipe] = {"base": BASE, "tune": TUNE, "test": TEST}
+    for name, recipe in recipes.items():
+        if not (folder / f"{name}.jsonl").is_file():
+            print(f"drawing {recipe.images:,} scenes for {name}", flush=True)
+            scenes.write_split(folder, name, recipe.images, _DATA_SEEDS[name], recipe.questions, simple=recipe.simple)
+
+
+def _train_base(task: tuple[str, int, str, int | None]) -> None:
+    """The dense model of one seed: <output>/seedN/base/final."""
+    from ppe_npu.demo import tiny
+    from ppe_npu.files import new_folder
+
+    output, seed, device, threads = task
+    _set_up_process(threads)
+    folder = Path(output) / f"seed{seed}"
+    if not (folder / "start" / "config.json").is_file():
+        with new_folder(folder / "start") as start:
+            tiny.build_model(seed).save_pretrained(start)
+            tiny.build_processor().save_pretrained(start)
+    _train(BASE, folder / "start", Path(output) / "data" / "base.jsonl", folder / "base", "dense", seed, device)
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Fine-tune and evaluate one method for one seed; the runner's results, with the seed."""
+    from ppe_npu.evaluation import benchmarks
+    from ppe_npu.evaluation.runner import evaluate
+    from ppe_npu.loading import load_model, load_processor
+    from ppe_npu.models import compress
+
+    _set_up_process(job.threads)
+    base, data = job.folder.parent / "base" / "final", Path(job.output) / "data"
+    _train(TUNE, base, data / "tune.jsonl", job.folder, job.method.config, job.seed, job.device)
+    final = job.folder / "final"
+    model = compress(load_model(final, devices.resolve(job.device)), job.method.config)
+    benchmark = benchmarks.load("layout", data / "test.jsonl")
+    limits = {"batch_size": TEST.batch_size, "max_new_tokens": TEST.max_new_tokens}
+    results = evaluate(model, load_processor(final), benchmark, job.folder / "eval", name=job.method.name, **limits)
+    return {**results, "seed": job.seed, "ratio": job.method.config.ratio}
+
+
+def _train(recipe, model: Path, data: Path, output: Path, compression, seed: int, device: str) -> None:
+    """Train with a recipe's settings unless output/final is there."""
+    from ppe_npu.training.args import TrainConfig
+    from ppe_npu.training.trainer import train
+
+    if (output / "final" / "compression.json").is_file():
+        return
+    settings = {field.name for field in dataclasses.fields(TrainConfig)}
+    values = {key: value for key, value in dataclasses.asdict(recipe).items() if key in settings}
+    config = TrainConfig(
+        model=str(model),
+        data=str(data),
+        output=str(output),
+        compression=compression,
+        seed=seed,
+        device=device,
+        save_steps=recipe.max_steps // 4,
+        resume=output.exists(),
+        cache_pixels=True,
+        **values,
+    )
+    print(f"training {output}", flush=True)
+    train(config)
+
+
+def _set_up_process(threads: int | None) -> None:
+    import torch
+
+    from ppe_npu.commands import quiet_transformers
+
+    quiet_transformers()
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """Worker processes that start clean: a forked copy of a process that has used torch's threads may hang."""
+    return ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn"))
+
+
+def _report(output: Path, results: list[dict[str, Any]], seconds: float, command: str) -> int:
+    from ppe_npu.evaluation.report import grouped, table, write_report
+    from ppe_npu.files import write_json
+
+    write_json(output / "results.json", results)
+    made = {name: len((output / "data" / f"{name}.jsonl").read_text().splitlines()) for name in _DATA_SEEDS}
+    notes = [
+        *findings.paragraphs(results, GATE),
+        f"Made by `{command}` in {seconds / 60:.1f} minutes (without what an earlier, interrupted run had finished): "
+        f"{made['base']:,} scenes for the base model, {made['tune']:,} for fine-tuning and {made['test']:,} unseen ones "
+        f"for the test; {BASE.max_steps:,} steps, then {TUNE.max_steps:,}, in batches of {BASE.batch_size} scenes.",
+    ]
+    title = "Positions of merged tokens, in miniature"
+    path = write_report(results, output / "report.md", title, notes)
+    print(f"{table(grouped(results))}\n\n" + "\n\n".join(notes) + f"\n\nwritten to {path}")
+    weak = findings.weak_seeds(results, GATE)
+    return 1 if weak else 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    extra = " FULL=1" if args.full else f" SEEDS={args.seeds}" if args.seeds > 1 else ""
+    return f"make demo DEVICE={args.device}{extra}"
+
+
+def load_results(output: str | Path) -> list[dict[str, Any]]:
+    """The results of a finished demo."""
+    return json.loads((Path(output) / "results.json").read_text(encoding="utf-8"))

@@ -1,0 +1,125 @@
+"""One batch through generate(), with its cost: seconds to the first token and in all, tokens kept, KV bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ppe_npu.backends import device as devices
+from ppe_npu.compat import prepare_transformers
+from ppe_npu.inputs import to_device
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a batch of B prompts gave.
+
+    Attributes:
+        answers: B texts without special tokens.
+        new_tokens: B numbers of generated tokens, the end token included.
+        tokens_before, tokens_after: B numbers: visual tokens in the prompt, and those that the LLM saw.
+        prefill_seconds: until the first token of every prompt was there.
+        seconds: in all.
+        kv_bytes: of the whole batch's keys and values at the end.
+    """
+
+    answers: list[str]
+    new_tokens: list[int]
+    tokens_before: list[int]
+    tokens_after: list[int]
+    prefill_seconds: float
+    seconds: float
+    kv_bytes: int
+
+
+class FirstToken:
+    """A stopping criterion that never stops: it notes when the first token was there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.at = device, None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if self.at is None:
+            devices.synchronize(self.device)
+            self.at = time.perf_counter()
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], max_new_tokens: int, streamer: Any = None
+) -> Generated:
+    """Greedy answers to a left-padded batch.
+
+    Args:
+        model: compressed or not.
+        inputs: of build_inputs, on any device.
+        max_new_tokens: at most so many tokens an answer.
+        streamer: transformers' streamer that is told every token (a batch of one).
+    """
+    prepare_transformers()
+    from transformers import StoppingCriteriaList
+
+    inputs = to_device(inputs, model.device, model.dtype)
+    end = end_tokens(model, processor.tokenizer)
+    clock = FirstToken(model.device)
+    devices.synchronize(model.device)
+    started = time.perf_counter()
+    out = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=end,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        stopping_criteria=StoppingCriteriaList([clock]),
+        return_dict_in_generate=True,
+        streamer=streamer,
+    )
+    devices.synchronize(model.device)
+    seconds = time.perf_counter() - started
+    new = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    lengths = [next((at + 1 for at, token in enumerate(row) if token in end), len(row)) for row in new]
+    before, after = visual_tokens(model, inputs)
+    return Generated(
+        answers=processor.tokenizer.batch_decode(
+            [row[:length] for row, length in zip(new, lengths)], skip_special_tokens=True
+        ),
+        new_tokens=lengths,
+        tokens_before=before,
+        tokens_after=after,
+        prefill_seconds=(clock.at or time.perf_counter()) - started,
+        seconds=seconds,
+        kv_bytes=kv_bytes(out.past_key_values),
+    )
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end an answer: the checkpoint's own and <|im_end|>, which some checkpoints forget to name."""
+    named = model.generation_config.eos_token_id
+    named = [] if named is None else [named] if isinstance(named, int) else list(named)
+    turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    extra = [token for token in (turn_end, tokenizer.eos_token_id) if token not in (None, tokenizer.unk_token_id)]
+    return sorted({*named, *extra})
+
+
+def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[list[int], list[int]]:
+    """(before, after) per prompt of the last batch: visual tokens that it holds, and those that the LLM saw."""
+    before = (inputs["mm_token_type_ids"] > 0).sum(1).tolist()
+    compression = getattr(model, "compression", None)
+    if compression is None or compression.report is None:
+        return before, list(before)
+    after = [0] * len(before)
+    for span in compression.report.spans:
+        after[span.sample] += span.after
+    return before, after
+
+
+def kv_bytes(cache: Any) -> int:
+    """Bytes of all keys and values that a transformers cache holds."""
+    layers: Sequence[Any] = getattr(cache, "layers", ())
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers if getattr(layer, "is_initialized", True))
