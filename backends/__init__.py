@@ -1,0 +1,36 @@
+"""Tensor operations by device: the same function on Ascend, CUDA and the CPU, with one specification for all of them.
+
+    from ppe_npu import backends
+    out = backends.attention(query, key, value, causal=True)       # the best implementation for the tensors' device
+    out = backends.attention(query, key, value, implementation="reference")
+    with backends.dispatch.using(attention="flash_attn"): ...      # or by name, for a while
+    backends.dispatch.chosen()                                     # what ran
+
+    ops.py        the operations: shapes, dtypes, meaning
+    reference/    plain PyTorch: the specification
+    npu/ cuda/    the same file names, by vendors' fused operators; sdpa.py and onehot.py serve several devices
+    registry.py   which implementations there are, in order; dispatch.py picks one per call
+    device.py     the only place that asks which device there is
+    parity/       compares implementations, on the device at hand
+
+Knows tensors, never models or configs. Importing it imports torch and no vendor package.
+"""
+
+from . import device, dispatch
+from .device import DeviceError
+from .dispatch import ImplementationError
+from .ops import attention, dpc_knn, group_mean, linear_cross_entropy, rms_norm, rotary, swiglu
+
+__all__ = [
+    "DeviceError",
+    "ImplementationError",
+    "attention",
+    "device",
+    "dispatch",
+    "dpc_knn",
+    "group_mean",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rotary",
+    "swiglu",
+]

@@ -1,0 +1,1 @@
+"""CUDA. Vendor packages are imported inside the functions that call them."""

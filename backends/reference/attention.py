@@ -28,7 +28,7 @@ def attention(
 def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scale, dropout) -> Tensor:
     heads, queries, width = query.shape[1:]
     keys = key.shape[2]
-    key, value = (_repeat_heads(tensor, heads) for tensor in (key, value))
+    key, value = (repeat_heads(tensor, heads) for tensor in (key, value))
     scale = width**-0.5 if scale is None else scale
 
     scores = (query @ key.transpose(2, 3)).to(torch.promote_types(query.dtype, torch.float32)) * scale
@@ -46,7 +46,7 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scal
     return F.dropout(weights.to(query.dtype), dropout) @ value
 
 
-def _repeat_heads(tensor: Tensor, heads: int) -> Tensor:
+def repeat_heads(tensor: Tensor, heads: int) -> Tensor:
     """[B, Hkv, T, D] -> [B, H, T, D]: query head h reads key head h // (H / Hkv)."""
     batch, kv_heads, length, width = tensor.shape
     copies = heads // kv_heads

@@ -1,0 +1,62 @@
+"""attention by flash-attn 2 (2.1 or later: before, causal masks were aligned top-left). Not run yet on a GPU here."""
+
+import functools
+import itertools
+
+import torch
+from torch import Tensor
+
+
+def refusal(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    cu_seqlens: list[int] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> str | None:
+    """flash-attn 2 takes fp16 and bf16, head widths up to 256, and no mask."""
+    if mask is not None:
+        return "flash-attn takes no mask"
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        return f"flash-attn takes fp16 and bf16, not {query.dtype}"
+    if query.shape[-1] > 256:
+        return "flash-attn takes head widths up to 256"
+    return None
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    cu_seqlens: list[int] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """See `ppe_npu.backends.attention`. flash-attn wants [B, S, H, D], or [T, H, D] and int32 borders on the device."""
+    import flash_attn
+
+    options = {"dropout_p": dropout, "softmax_scale": scale, "causal": causal}
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    if cu_seqlens is None:
+        return flash_attn.flash_attn_func(query, key, value, **options).transpose(1, 2)
+    borders, longest = _borders(tuple(cu_seqlens), query.device)
+    output = flash_attn.flash_attn_varlen_func(
+        query[0], key[0], value[0], borders, borders, longest, longest, **options
+    )
+    return output.unsqueeze(0).transpose(1, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _borders(cu_seqlens: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
+    # Cached: every layer of a forward pass asks for the same borders, and each answer is a copy to the device. Made
+    # outside inference_mode, since such a tensor could not be saved for a later backward pass.
+    with torch.inference_mode(False):
+        borders = torch.tensor(cu_seqlens, dtype=torch.int32, device=device)
+    return borders, max((end - start for start, end in itertools.pairwise(cu_seqlens)), default=0)

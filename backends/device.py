@@ -1,0 +1,227 @@
+"""The only place that asks "npu, cuda or cpu?".
+
+Everything that depends on the kind of device is answered here: which device to use, which dtypes it takes, seeds, peak
+memory, the process group's backend, the optimizer's name in transformers, and the words a report describes it by.
+torch_npu is imported by `resolve` alone, and only if an NPU is asked for, or "auto" is and the package is installed.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import platform
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("npu", "cuda", "cpu")
+
+
+class DeviceError(ValueError):
+    """A device was asked for that this machine cannot give. The message is one line: what was asked, what to do."""
+
+
+def resolve(name: str = "auto") -> torch.device:
+    """The device that `name` stands for.
+
+    Args:
+        name: "auto" (an NPU if torch_npu is installed and sees one, else CUDA, else the CPU), or a kind with or without
+            an index: "npu", "npu:1", "cuda", "cuda:0", "cpu". Case does not matter.
+
+    Returns:
+        torch.device; without an index it stands for the current device of that kind.
+
+    Raises:
+        DeviceError: the name is unknown, or a device named explicitly is not there. Nothing falls back.
+    """
+    wanted = str(name).strip().lower()
+    if wanted == "auto":
+        return torch.device(_automatic())
+    kind, _, index = wanted.partition(":")
+    if kind not in KINDS or (":" in wanted and not index.isdecimal()):
+        raise DeviceError(f"device {name!r} is unknown: use auto, npu, cuda, cpu, or one with an index, as npu:0")
+    problem = {"npu": _npu_problem, "cuda": _cuda_problem, "cpu": lambda: None}[kind]()
+    if problem:
+        raise DeviceError(f"device {name!r} cannot be used: {problem}, or use device 'auto' or 'cpu'")
+    count = {"npu": _npu_count, "cuda": torch.cuda.device_count, "cpu": lambda: 1}[kind]()
+    if index and int(index) >= count:
+        raise DeviceError(f"device {name!r} is not there: there are {count} of kind {kind}; use an index below {count}")
+    return torch.device(wanted)
+
+
+def _automatic() -> str:
+    if importlib.util.find_spec("torch_npu") is not None:
+        problem = _npu_problem()
+        if problem is None:
+            return "npu"
+        # Somebody who installed torch_npu expects to run on the NPU, and would not notice a quiet CPU run for long.
+        logger.warning("torch_npu is installed but no NPU can be used: %s", problem)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _npu_problem() -> str | None:
+    """Why there is no NPU to use, with the remedy, or None if there is one."""
+    if importlib.util.find_spec("torch_npu") is None:
+        return "torch_npu is not installed; install the torch_npu that matches torch " + torch.__version__.split("+")[0]
+    try:
+        importlib.import_module("torch_npu")
+    except Exception as error:
+        # A missing CANN shows as OSError, ImportError or RuntimeError, depending on which library is missed first.
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        return f"torch_npu cannot be imported ({reason[0]}); source CANN's set_env.sh"
+    if _npu_count() == 0:
+        return "torch_npu sees no NPU; check npu-smi info and ASCEND_RT_VISIBLE_DEVICES"
+    return None
+
+
+def _npu_count() -> int:
+    return torch.npu.device_count() if torch.npu.is_available() else 0
+
+
+def _cuda_problem() -> str | None:
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA; install a CUDA build"
+    return "torch sees no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+
+
+def _runtime(device: torch.device):
+    """torch.npu or torch.cuda; None for the CPU, which has neither streams nor an allocator that can be asked."""
+    return getattr(torch, device.type) if device.type in ("npu", "cuda") else None
+
+
+def supports(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether matrix products in `dtype` run on `device`. An NPU has no fp64; bf16 is asked of the device itself."""
+    if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        return False
+    if dtype is torch.bfloat16 and device.type != "cpu":
+        return bool(_runtime(device).is_bf16_supported())
+    return not (dtype is torch.float64 and device.type == "npu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """The dtype to train and infer in: fp32 on the CPU, else bf16 if the device has it, else fp32.
+
+    Never fp16: Qwen2.5-VL's activations leave its range (ms-swift issue 3408).
+    """
+    if device.type != "cpu" and supports(device, torch.bfloat16):
+        return torch.bfloat16
+    return torch.float32
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch on every device. `seed`: 0 <= seed < 2**32 (NumPy's range), else ValueError."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} is outside [0, 2**32), the range that NumPy accepts; use a smaller one")
+    import numpy
+
+    random.seed(seed)
+    numpy.random.seed(seed)  # noqa: NPY002 - the legacy global state is what transformers' and users' code draws from
+    torch.manual_seed(seed)  # seeds CUDA and, where torch_npu is loaded, the NPU as well
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that torch's allocator held at most on `device` since `reset_peak_memory`; None on the CPU."""
+    runtime = _runtime(device)
+    return None if runtime is None else int(runtime.max_memory_allocated(device))
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new measurement for `peak_memory`; does nothing on the CPU."""
+    runtime = _runtime(device)
+    if runtime is not None:
+        runtime.reset_peak_memory_stats(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until `device` has done what was queued, so that a clock can be read; does nothing on the CPU."""
+    runtime = _runtime(device)
+    if runtime is not None:
+        runtime.synchronize(device)
+
+
+def process_group_backend(device: torch.device) -> str:
+    """torch.distributed's backend for `device`: hccl, nccl or gloo."""
+    return {"npu": "hccl", "cuda": "nccl"}.get(device.type, "gloo")
+
+
+def fused_adamw_name(device: torch.device, *, fused: bool = False) -> str:
+    """The `optim` value for transformers' TrainingArguments.
+
+    "adamw_torch" unless `fused` is asked for: NpuFusedAdamW forbids that parameters move after it was built, which
+    offloading and some FSDP flows do. Fused is "adamw_torch_npu_fused" on an NPU, else "adamw_torch_fused".
+    """
+    if not fused:
+        return "adamw_torch"
+    return "adamw_torch_npu_fused" if device.type == "npu" else "adamw_torch_fused"
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """What a report should say of `device`: keys "kind", "name", "torch", and "runtime" and "driver" where known."""
+    facts = {"kind": device.type, "name": _cpu_name(), "torch": torch.__version__}
+    if device.type == "cuda":
+        facts |= {"name": torch.cuda.get_device_name(device), "runtime": f"CUDA {torch.version.cuda}"}
+        facts["driver"] = _first_line("/proc/driver/nvidia/version")
+    if device.type == "npu":
+        import torch_npu
+
+        cann, driver = (torch_npu.npu.utils.get_cann_version(module=part) for part in ("CANN", "DRIVER"))
+        facts |= {"name": torch.npu.get_device_name(device), "driver": driver}
+        facts["runtime"] = f"torch_npu {torch_npu.__version__}" + (f", CANN {cann}" if cann else "")
+    return {key: value for key, value in facts.items() if value}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _first_line(path: str) -> str:
+    file = Path(path)
+    return file.read_text().splitlines()[0].strip() if file.exists() else ""
+
+
+@contextlib.contextmanager
+def exact_matmul() -> Iterator[None]:
+    """fp32 matrix products keep all of fp32 inside: TF32 (CUDA), HF32 (NPU) and bf16 or TF32 (oneDNN) are off.
+
+    The settings are the process's, so other threads see them too while the context is open; all are restored after it.
+    """
+    # torch keeps a legacy setting beside fp32_precision and complains where it finds the two in disagreement. Only
+    # set_float32_matmul_precision writes both, so it comes first, both on the way in and on the way out.
+    legacy = _legacy_precision()
+    modules = [getattr(torch.backends.cuda, "matmul", None), getattr(torch.backends.mkldnn, "matmul", None)]
+    saved = [(module, module.fp32_precision) for module in modules if hasattr(module, "fp32_precision")]
+    npu = torch.npu.matmul if hasattr(torch, "npu") else None
+    hf32 = npu is not None and npu.allow_hf32
+    _set_precision(legacy and "highest", [(module, "ieee") for module, _ in saved])
+    if hf32:
+        npu.allow_hf32 = False
+    try:
+        yield
+    finally:
+        _set_precision(legacy, saved)
+        if hf32:
+            npu.allow_hf32 = True
+
+
+def _legacy_precision() -> str | None:
+    """The legacy setting; None where torch refuses to tell, because somebody has set fp32_precision alone."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+def _set_precision(legacy: str | None, modules: list[tuple]) -> None:
+    if legacy is not None:
+        torch.set_float32_matmul_precision(legacy)
+    for module, precision in modules:
+        module.fp32_precision = precision

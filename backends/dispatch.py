@@ -1,0 +1,153 @@
+"""Picks an implementation for every call, and says once which and why.
+
+The first implementation in `registry.REGISTRY` that is made for the tensors' device, whose package is there and that
+does not refuse the arguments is taken. The choice is made per call because the limits of fused operators are facts of
+one call: its shapes, dtypes and mask. Who asks for an implementation by name gets it or an error, never another one.
+
+    with dispatch.using(attention="flash_attn", rms_norm="reference"):
+        model(**inputs).loss.backward()
+    dispatch.chosen()                         # {"attention": "flash_attn", "rms_norm": "reference", ...}
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from . import registry
+from .registry import Implementation
+
+logger = logging.getLogger(__name__)
+
+
+class ImplementationError(ValueError):
+    """An implementation was asked for by name and cannot be had. The message says why and what can."""
+
+
+# Process-wide, not per thread or context: the autograd engine recomputes checkpointed layers in threads of its own, and
+# these have to make the same choice as the forward pass did.
+_requested: dict[str, str] = {}
+_chosen: dict[str, list[str]] = {}
+_refused: set[tuple[str, str, str]] = set()
+
+
+def ops() -> tuple[str, ...]:
+    """The names of all ops, in the registry's order."""
+    return tuple(dict.fromkeys(entry.op for entry in registry.REGISTRY))
+
+
+def candidates(op: str, kind: str) -> list[Implementation]:
+    """The implementations of `op` for devices of `kind`, best first, whether or not their packages are there."""
+    return [entry for entry in registry.REGISTRY if entry.op == op and entry.runs_on(kind)]
+
+
+def available(op: str, kind: str) -> list[Implementation]:
+    """The candidates whose packages can be imported here, best first."""
+    return [entry for entry in candidates(op, kind) if entry.missing() is None]
+
+
+@contextlib.contextmanager
+def using(**requested: str) -> Iterator[None]:
+    """Asks for implementations by name, op by op, until the context ends.
+
+    The request holds for the whole process. A backward pass that recomputes layers (gradient checkpointing) has to run
+    inside the context as well. An `implementation=` argument of one call goes before it.
+
+    Raises:
+        ImplementationError: at once if an op or name is unknown; at the call if its device, package or arguments
+            rule the implementation out.
+    """
+    for op, name in requested.items():
+        _known(op, name)
+    before = dict(_requested)
+    _requested.update(requested)
+    try:
+        yield
+    finally:
+        _requested.clear()
+        _requested.update(before)
+
+
+def chosen() -> dict[str, str]:
+    """op -> implementation, for every op called since `reset`; "a + b" if different calls got different ones."""
+    return {op: " + ".join(names) for op, names in _chosen.items()}
+
+
+def reset() -> None:
+    """Forgets what was chosen and what was logged, as at the start of a run. Requests by `using` stay."""
+    _chosen.clear()
+    _refused.clear()
+
+
+def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any) -> Implementation:
+    """The implementation that a call of `op` with these arguments gets.
+
+    The device is that of the first tensor among `args`. `implementation` is an explicit request.
+
+    Raises:
+        ImplementationError: an explicit request cannot be met.
+    """
+    device = next(value.device for value in args if isinstance(value, torch.Tensor))
+    name = implementation or _requested.get(op)
+    if name is not None:
+        entry = _explicit(op, name, device.type)
+        reason = _reason(entry, args, kwargs)
+        if reason is not None:
+            raise ImplementationError(f"{op}: implementation {name!r} was asked for and cannot be used: {reason}")
+        return entry
+    for entry in candidates(op, device.type):
+        reason = _reason(entry, args, kwargs)
+        if reason is None:
+            return entry
+        _log_refusal(entry, reason)
+    raise ImplementationError(f"{op}: no implementation takes this call on {device.type}; the reference should")
+
+
+def call(op: str, *args: Any, implementation: str | None = None, **kwargs: Any) -> Any:
+    """Selects an implementation (see `select`), notes the choice, and returns its result."""
+    entry = select(op, *args, implementation=implementation, **kwargs)
+    names = _chosen.setdefault(op, [])
+    if entry.name not in names:
+        names.append(entry.name)
+        logger.info("%s -> %s", op, entry.name)
+    return entry.load()(*args, **kwargs)
+
+
+def _reason(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
+    missing = entry.missing()
+    if missing is not None:
+        return missing
+    if not entry.gradient and _wants_gradient((*args, *kwargs.values())):
+        return "it has no gradient"
+    return entry.refusal(*args, **kwargs)
+
+
+def _wants_gradient(values: tuple) -> bool:
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _known(op: str, name: str) -> None:
+    names = list(dict.fromkeys(entry.name for entry in registry.REGISTRY if entry.op == op))
+    if not names:
+        raise ImplementationError(f"op {op!r} is unknown: use one of {', '.join(ops())}")
+    if name not in names:
+        raise ImplementationError(f"{op}: implementation {name!r} is unknown: use one of {', '.join(names)}")
+
+
+def _explicit(op: str, name: str, kind: str) -> Implementation:
+    _known(op, name)
+    for entry in candidates(op, kind):
+        if entry.name == name:
+            return entry
+    names = ", ".join(entry.name for entry in candidates(op, kind))
+    raise ImplementationError(f"{op}: implementation {name!r} does not run on {kind}: use one of {names}")
+
+
+def _log_refusal(entry: Implementation, reason: str) -> None:
+    key = (entry.op, entry.name, reason)
+    if key not in _refused:
+        _refused.add(key)
+        logger.warning("%s: %s is not used: %s", *key)

@@ -1,0 +1,119 @@
+"""attention by torch_npu.npu_fusion_attention.
+
+What differs from everybody else's attention, per op-plugin's page of the operator:
+* `scale` is 1.0 unless passed.
+* In a mask True means masked out; the shapes are [B,N,S,T], [B,1,S,T], [1,1,S,T] and [S,T].
+* Causality is sparse_mode 3 (bottom-right) with a fixed, compressed 2,048 x 2,048 mask; without a mask the mode is
+  ignored and attention is full, silently.
+* Packed layout (TND): borders are a host list without the leading 0, of at most 1,024 entries.
+"""
+
+import functools
+import itertools
+
+import torch
+from torch import Tensor
+
+from ppe_npu.backends import masks, segments
+
+MAX_SEGMENTS = 1024
+
+
+def refusal(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    cu_seqlens: list[int] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> str | None:
+    """fp16, bf16, fp32; head width up to 768, 256 query heads, lengths up to 2**20; bool masks; dropout below 1."""
+    if query.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"npu_fusion_attention takes fp16, bf16 and fp32, not {query.dtype}"
+    if not 1 <= query.shape[-1] <= 768 or value.shape[-1] != query.shape[-1]:
+        return "npu_fusion_attention takes head widths from 1 to 768, the same for values"
+    if query.shape[1] > 256:
+        return "npu_fusion_attention takes at most 256 query heads"
+    if not all(1 <= length <= 2**20 for length in (query.shape[2], key.shape[2])) or query.shape[0] == 0:
+        return "npu_fusion_attention takes lengths from 1 to 2**20 and no empty batch"
+    if mask is not None and mask.dtype is not torch.bool:
+        return "npu_fusion_attention takes bool masks; an additive one cannot be turned into one"
+    if not 0.0 <= dropout < 1.0:
+        return "npu_fusion_attention takes dropout from 0 to below 1"
+    return None
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    cu_seqlens: list[int] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """See `ppe_npu.backends.attention`.
+
+    Segments of one length go as a batch, others packed, in several calls if there are more than 1,024 of them:
+    64 frames of the released recipe have 1,536 vision windows.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    options = {"causal": causal, "scale": scale, "keep_prob": 1.0 - dropout}
+    if cu_seqlens is None:
+        return _dense(query, key, value, mask=mask, **options)
+    lengths = {end - start for start, end in itertools.pairwise(cu_seqlens)} - {0}
+    if len(lengths) == 1:
+        return segments.attend(_dense, query, key, value, cu_seqlens, **options)
+    return _packed(query, key, value, cu_seqlens, **options)
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, causal: bool, **options) -> Tensor:
+    import torch_npu
+
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None and causal and queries > 1:
+        options |= {"atten_mask": _compressed_causal(query.device), "sparse_mode": 3}
+    allowed = None
+    if mask is not None:
+        allowed = _full_mask(masks.join(mask, queries, keys, causal, query.device), query, keys)
+        options |= {"atten_mask": ~allowed, "sparse_mode": 1}
+    output = torch_npu.npu_fusion_attention(query, key, value, query.shape[1], "BNSD", **options)[0]
+    # The operator averages all values in a row that may attend to nothing. The specification is zero.
+    return output if allowed is None else output.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
+
+
+def _packed(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: list[int], *, causal: bool, **options) -> Tensor:
+    import torch_npu
+
+    if causal:
+        options |= {"atten_mask": _compressed_causal(query.device), "sparse_mode": 3}
+    tokens = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]
+    borders = [0, *(end for start, end in itertools.pairwise(cu_seqlens) if end > start)]
+    outputs = []
+    for first in range(0, len(borders) - 1, MAX_SEGMENTS):
+        part = borders[first : first + MAX_SEGMENTS + 1]
+        ends = [end - part[0] for end in part[1:]]
+        rows = [tensor[part[0] : part[-1]] for tensor in tokens]
+        lengths = {"actual_seq_qlen": ends, "actual_seq_kvlen": ends}
+        outputs.append(torch_npu.npu_fusion_attention(*rows, query.shape[1], "TND", **lengths, **options)[0])
+    return torch.cat(outputs).transpose(0, 1).unsqueeze(0)
+
+
+def _full_mask(mask: Tensor, query: Tensor, keys: int) -> Tensor:
+    """The mask in one of the shapes the operator takes: [B or 1, 1, S, T], or [B, N, S, T] if it differs by head."""
+    batch, heads, queries, _ = query.shape
+    mask = mask[(None,) * (4 - mask.dim())]
+    per_head = mask.shape[1] > 1
+    return mask.expand(batch if per_head else -1, heads if per_head else 1, queries, keys)
+
+
+@functools.lru_cache(maxsize=8)
+def _compressed_causal(device: torch.device) -> Tensor:
+    # One per device; outside inference_mode, since such a tensor could not be saved for a later backward pass.
+    with torch.inference_mode(False):
+        return torch.ones(2048, 2048, dtype=torch.bool, device=device).triu(1)

@@ -1,0 +1,25 @@
+"""rms_norm by torch_npu.npu_rms_norm, which rounds once where the specification rounds twice."""
+
+import torch
+from torch import Tensor
+
+
+def refusal(x: Tensor, weight: Tensor, eps: float) -> str | None:
+    """fp16, bf16, fp32, the weight in the same dtype; 2 to 8 dimensions; nothing empty."""
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"npu_rms_norm takes fp16, bf16 and fp32, not {x.dtype}"
+    if weight.dtype != x.dtype:
+        # An fp32 weight beside a 16-bit input is taken, but gives a 16-bit result where the specification gives fp32.
+        return "npu_rms_norm is not used where weight and input differ in dtype"
+    if not 2 <= x.dim() <= 8:
+        return "npu_rms_norm takes 2 to 8 dimensions"
+    if x.numel() == 0:
+        return "npu_rms_norm takes no empty tensor"
+    return None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `ppe_npu.backends.rms_norm`. The operator also returns 1/rms, which is dropped."""
+    import torch_npu
+
+    return torch_npu.npu_rms_norm(x, weight, epsilon=eps)[0]

@@ -1,0 +1,32 @@
+"""rotary by torch_npu.npu_rotary_mul. (npu_mrope and npu_apply_rotary_pos_emb have no gradient.)"""
+
+import torch
+from torch import Tensor
+
+
+def refusal(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> str | None:
+    """fp16, bf16, fp32; even head width below 896; fewer than 1,000 samples and heads; no gradient for the table."""
+    if query.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"npu_rotary_mul takes fp16, bf16 and fp32, not {query.dtype}"
+    if query.shape[-1] % 2 or query.shape[-1] >= 896:
+        return "npu_rotary_mul takes even head widths below 896"
+    if query.shape[0] >= 1000 or max(query.shape[1], key.shape[1]) >= 1000:
+        return "npu_rotary_mul takes fewer than 1,000 samples and heads"
+    if 0 in query.shape or 0 in key.shape:
+        return "npu_rotary_mul takes no empty tensors"
+    if cos.requires_grad or sin.requires_grad:
+        # It would be allowed up to batch * heads = 1,024, at the price of more saved memory; nobody learns the table.
+        return "npu_rotary_mul is not used where cos or sin need a gradient"
+    return None
+
+
+def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """See `ppe_npu.backends.rotary`.
+
+    cos and sin go in as [B, 1, S, D] even if one table serves the whole batch: as [1, 1, S, D] with B > 1, CANN refuses
+    batch * heads > 8 * S (CheckBnsdBlockSkip in rope_rotate_half_tiling.cpp), which is every decoding step.
+    """
+    import torch_npu
+
+    cos, sin = (table.expand(query.shape[0], -1, -1).unsqueeze(1) for table in (cos, sin))
+    return torch_npu.npu_rotary_mul(query, cos, sin), torch_npu.npu_rotary_mul(key, cos, sin)

@@ -1,0 +1,44 @@
+"""group_mean as a product with a one-hot matrix: no atomics, so the same bits on every run, on matrix units."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import device
+
+
+def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+    """See `ppe_npu.backends.group_mean`. Takes fp32 [F, M, N] and [F, N, C] for a while. No second derivative."""
+    return _OneHotMean.apply(tokens, labels, counts)
+
+
+class _OneHotMean(torch.autograd.Function):
+    """Its own backward, because autograd's would run outside `exact_matmul`, where TF32 or HF32 may be on."""
+
+    @staticmethod
+    def forward(ctx, tokens: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+        ctx.save_for_backward(labels, counts)
+        ctx.dtype = tokens.dtype
+        wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        with device.exact_matmul():
+            sums = torch.bmm(_one_hot(labels, counts, wide.dtype), wide)
+        return (sums / _divisor(counts, wide.dtype)).to(tokens.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        labels, counts = ctx.saved_tensors
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        with device.exact_matmul():
+            shared = torch.bmm(_one_hot(labels, counts, wide.dtype).mT, wide / _divisor(counts, wide.dtype))
+        return shared.to(ctx.dtype), None, None
+
+
+def _one_hot(labels: Tensor, counts: Tensor, dtype: torch.dtype) -> Tensor:
+    """[F, M, N]: 1 where token n is in group m. A label of -1 is in none. (one_hot itself takes no -1.)"""
+    groups = torch.arange(counts.shape[1], device=labels.device)
+    return (labels[:, None, :] == groups[None, :, None]).to(dtype)
+
+
+def _divisor(counts: Tensor, dtype: torch.dtype) -> Tensor:
+    return counts.clamp(min=1).to(dtype).unsqueeze(-1)

@@ -1,0 +1,278 @@
+"""The operations: what each takes, gives and means. `dispatch` finds who computes it.
+
+All take `implementation=None`: the name of the implementation to use for this call (see `dispatch.using`), which raises
+ImplementationError if it cannot be had. Arguments that no implementation could take raise ValueError.
+"""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from . import device, dispatch
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    cu_seqlens: list[int] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    implementation: str | None = None,
+) -> Tensor:
+    """softmax(scale * query key^T) value, per head; grouped query heads need no repeating.
+
+    Args:
+        query: [B, H, S, D], floating point.
+        key, value: [B, Hkv, T, D], the same dtype; H is a multiple of Hkv, query head h reads key head h // (H / Hkv).
+        mask: broadcastable to [B, H, S, T]; bool (True = attend), or floating point, added to the scaled scores
+            (and possibly rounded to the inputs' dtype before).
+            A row that may attend to nothing (all False, or all -inf) gives zeros.
+        cu_seqlens: the borders of packed segments, a host list [0, ..., T] that never falls; then B = 1, S = T,
+            there is no mask, and every segment attends to itself only. Make it once per forward pass, not per layer.
+        causal: the last query sees all keys and each earlier one sees one key less (bottom-right alignment, which is
+            what decoding with a cache needs). Needs S <= T.
+        scale: 1/sqrt(D) if None.
+        dropout: probability with which a weight is dropped. Which ones differs between implementations.
+
+    Returns:
+        [B, H, S, D] in the inputs' dtype, not necessarily contiguous.
+
+    Raises:
+        ValueError: shapes, dtypes or options that do not fit together.
+    """
+    _check_attention(query, key, value, mask, causal)
+    options = {"causal": causal, "scale": scale, "dropout": dropout}
+    if cu_seqlens is None:
+        return dispatch.call(
+            "attention", query, key, value, mask=mask, cu_seqlens=None, implementation=implementation, **options
+        )
+    _check_segments(cu_seqlens, query, key, mask)
+    return dispatch.call(
+        "attention", query, key, value, mask=None, cu_seqlens=cu_seqlens, implementation=implementation, **options
+    )
+
+
+def rotary(
+    query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, implementation: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Rotates pairs (x[i], x[i + D/2]) by an assembled table: x * cos + cat(-x2, x1) * sin, as in transformers.
+
+    Args:
+        query: [B, H, S, D]. key: [B, Hkv, S, D]. D is even.
+        cos, sin: [B, S, D] or [1, S, D], full width (both halves), in the dtype of query and key.
+
+    Returns:
+        The rotated query and key.
+
+    Raises:
+        ValueError: a shape or dtype that does not fit.
+    """
+    dtypes = {tensor.dtype for tensor in (query, key, cos, sin)}
+    _require(len(dtypes) == 1, "rotary: query, key, cos and sin must share a dtype, got", [str(d) for d in dtypes])
+    batch, _, length, width = query.shape
+    _require(width % 2 == 0, "rotary: the head width must be even, got", width)
+    _require(key.shape[0::2] == (batch, length), "rotary: key does not fit query:", (query.shape, key.shape))
+    for table in (cos, sin):
+        fits = table.dim() == 3 and table.shape[0] in (1, batch) and table.shape[1:] == (length, width)
+        _require(fits, f"rotary: cos and sin must be {[batch, length, width]} (or batch 1), got", tuple(table.shape))
+    return dispatch.call("rotary", query, key, cos, sin, implementation=implementation)
+
+
+def dpc_knn(
+    tokens: Tensor,
+    valid: Tensor | None,
+    budgets: Tensor,
+    max_groups: int,
+    num_neighbors: Tensor,
+    *,
+    implementation: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Density-peak clustering of every frame at once (DPC-KNN: Du, Ding and Jia 2016; as in Chat-UniVi).
+
+    A token's density falls with the mean squared distance to its nearest neighbours, its delta is the distance to the
+    nearest denser token; those with the highest product are the centres, and every token joins the nearest centre.
+    Distances keep full fp32 on every device (TF32 and HF32 are off); nothing is differentiated.
+
+    Args:
+        tokens: [F, N, C], floating point, padded to N.
+        valid: bool [F, N], False on padding, which comes last in a frame; None if there is none.
+        budgets: int64 [F], groups wanted per frame, from 1 to min(max_groups, valid tokens).
+        max_groups: the largest budget, known to the host.
+        num_neighbors: int64 [F], neighbours that a density is taken over (itself is one), at most 5 and at most
+            the valid tokens.
+
+    Returns:
+        centers: int64 [F, max_groups], token index of every centre by falling score; in range but meaningless from
+            budgets[f] on.
+        labels: int64 [F, N], the rank of each token's centre; -1 where not valid.
+
+    Raises:
+        ValueError: a shape that does not fit.
+    """
+    _require(tokens.dim() == 3, "dpc_knn: tokens must be [F, N, C], got", tuple(tokens.shape))
+    frames, length = tokens.shape[:2]
+    shape = (frames, length) if valid is None else tuple(valid.shape)
+    _require(shape == (frames, length), f"dpc_knn: valid must be {[frames, length]}, got", shape)
+    for name, vector in (("budgets", budgets), ("num_neighbors", num_neighbors)):
+        _require(vector.shape == (frames,), f"dpc_knn: {name} must be [{frames}], got", tuple(vector.shape))
+    _require(1 <= max_groups <= length, f"dpc_knn: max_groups must be from 1 to {length}, got", max_groups)
+    with torch.no_grad(), device.exact_matmul():
+        return dispatch.call(
+            "dpc_knn", tokens.detach(), valid, budgets, max_groups, num_neighbors, implementation=implementation
+        )
+
+
+def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, implementation: str | None = None) -> Tensor:
+    """The mean of every group of tokens; differentiable in `tokens`.
+
+    Args:
+        tokens: [F, N, C], floating point.
+        labels: int64 [F, N], group of each token in [0, M), or -1 for none.
+        counts: integer [F, M], tokens per group; has to agree with `labels`.
+
+    Returns:
+        [F, M, C] in the tokens' dtype, accumulated in fp32 (fp64 for fp64); empty groups are zero.
+
+    Raises:
+        ValueError: a shape that does not fit.
+    """
+    _require(tokens.dim() == 3, "group_mean: tokens must be [F, N, C], got", tuple(tokens.shape))
+    frames, length = tokens.shape[:2]
+    _require(
+        labels.shape == (frames, length), f"group_mean: labels must be {[frames, length]}, got", tuple(labels.shape)
+    )
+    fits = counts.dim() == 2 and counts.shape[0] == frames
+    _require(fits, f"group_mean: counts must be [{frames}, M], got", tuple(counts.shape))
+    return dispatch.call("group_mean", tokens, labels, counts, implementation=implementation)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, implementation: str | None = None) -> Tensor:
+    """weight * (x / sqrt(mean(x^2) + eps)) over the last dimension, as transformers' RMSNorm modules.
+
+    Args:
+        x: [..., D], floating point; the mean is taken in fp32 at least.
+        weight: [D].
+        eps: added to the mean square.
+
+    Returns:
+        [..., D] in the wider of the two dtypes.
+
+    Raises:
+        ValueError: the weight does not fit.
+    """
+    fits = x.dim() > 0 and weight.shape == x.shape[-1:]
+    _require(fits, "rms_norm: weight must be as wide as x, got", (tuple(weight.shape), tuple(x.shape)))
+    return dispatch.call("rms_norm", x, weight, eps, implementation=implementation)
+
+
+def swiglu(gate: Tensor, up: Tensor, *, implementation: str | None = None) -> Tensor:
+    """silu(gate) * up, elementwise; both [..., D] of one shape and dtype, and so is the result.
+
+    Raises:
+        ValueError: shapes or dtypes differ.
+    """
+    fits = gate.shape == up.shape and gate.dtype == up.dtype
+    _require(fits, "swiglu: gate and up must have one shape and dtype, got", [(t.shape, t.dtype) for t in (gate, up)])
+    return dispatch.call("swiglu", gate, up, implementation=implementation)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = -100,
+    chunk_size: int = 1024,
+    reduction: str = "mean",
+    implementation: str | None = None,
+) -> Tensor:
+    """Cross entropy of hidden @ weight^T against labels, without ever holding all logits.
+
+    Args:
+        hidden: [T, D], floating point, already shifted against the labels.
+        weight: [V, D], the same dtype.
+        labels: int64 [T], each in [0, V) or `ignore_index`.
+        ignore_index: label of tokens that do not count.
+        chunk_size: tokens whose logits ([chunk_size, V], fp32) stand in memory at a time.
+        reduction: "mean" over the tokens that count (0 with zero gradients if none does), or "sum".
+
+    Returns:
+        Scalar, fp32 (fp64 for fp64), differentiable in hidden and weight.
+
+    Raises:
+        ValueError: a shape, dtype or option that does not fit.
+    """
+    shapes = (tuple(hidden.shape), tuple(weight.shape), tuple(labels.shape))
+    fits = hidden.dim() == weight.dim() == 2 and hidden.shape[1] == weight.shape[1] and labels.shape == hidden.shape[:1]
+    _require(fits, "linear_cross_entropy: takes hidden [T, D], weight [V, D] and labels [T], got", shapes)
+    _require(
+        hidden.dtype == weight.dtype,
+        "linear_cross_entropy: hidden and weight must share a dtype, got",
+        (hidden.dtype, weight.dtype),
+    )
+    _require(reduction in ("mean", "sum"), "linear_cross_entropy: reduction must be 'mean' or 'sum', got", reduction)
+    _require(chunk_size >= 1, "linear_cross_entropy: chunk_size must be at least 1, got", chunk_size)
+    return dispatch.call(
+        "linear_cross_entropy",
+        hidden,
+        weight,
+        labels,
+        ignore_index=ignore_index,
+        chunk_size=chunk_size,
+        reduction=reduction,
+        implementation=implementation,
+    )
+
+
+def _require(condition: bool, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{expected} {got}")
+
+
+def _check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> None:
+    shapes = (tuple(query.shape), tuple(key.shape), tuple(value.shape))
+    fits = query.dim() == key.dim() == 4 and key.shape == value.shape and query.shape[0] == key.shape[0]
+    fits = fits and query.shape[3] == key.shape[3]
+    _require(fits, "attention: takes query [B, H, S, D], key and value [B, Hkv, T, D], got", shapes)
+    heads, kv_heads = query.shape[1], key.shape[1]
+    divides = kv_heads > 0 and heads % kv_heads == 0
+    _require(divides, "attention: query heads must be a multiple of key heads, got", (heads, kv_heads))
+    dtypes = (query.dtype, key.dtype, value.dtype)
+    _require(len(set(dtypes)) == 1, "attention: query, key and value must share a dtype, got", dtypes)
+    queries, keys = query.shape[2], key.shape[2]
+    _require(
+        not causal or queries <= keys, "attention: causal needs at most as many queries as keys, got", (queries, keys)
+    )
+    if mask is None:
+        return
+    target = (query.shape[0], heads, queries, keys)
+    sizes = zip(mask.shape[::-1], target[::-1])
+    fits = mask.dim() <= 4 and all(size in (1, wanted) for size, wanted in sizes)
+    _require(fits, f"attention: mask must be broadcastable to {target}, got", tuple(mask.shape))
+    known = mask.dtype is torch.bool or mask.is_floating_point()
+    _require(known, "attention: mask must be bool (True = attend) or floating point, got", mask.dtype)
+
+
+def _check_segments(cu_seqlens: list[int], query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+    _require(
+        not isinstance(cu_seqlens, torch.Tensor),
+        "attention: cu_seqlens must be a host list of int, got",
+        type(cu_seqlens),
+    )
+    length = query.shape[2]
+    fits = query.shape[0] == 1 and key.shape[2] == length and mask is None
+    _require(
+        fits, "attention: cu_seqlens needs B = 1, S = T and no mask, got", (query.shape, key.shape, mask is not None)
+    )
+    rises = all(start <= end for start, end in itertools.pairwise(cu_seqlens))
+    fits = len(cu_seqlens) > 0 and cu_seqlens[0] == 0 and cu_seqlens[-1] == length and rises
+    _require(fits, f"attention: cu_seqlens must rise from 0 to {length}, got", _short(cu_seqlens))
+
+
+def _short(values: list[int]) -> str:
+    return str(values) if len(values) <= 8 else f"{values[:4]} ... {values[-3:]}"

@@ -1,0 +1,209 @@
+"""The inputs on which implementations are compared.
+
+A case builds its tensors in fp64 on the CPU from a generator, so every device and dtype sees the same numbers; the run
+rounds floating-point tensors to the dtype under test. Sizes are odd and small: mistakes sit at edges.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of one op.
+
+    Attributes:
+        op: name of a function of ppe_npu.backends.
+        name: what is special about it, for the table.
+        build: generator -> positional arguments; floating-point tensors in fp64, on the CPU.
+        options: keyword arguments that are no tensors.
+        grads: positions of the arguments whose gradients are compared; () if the op has none.
+        clustering: whether results are (centers, labels), compared as partitions, not as numbers.
+    """
+
+    op: str
+    name: str
+    build: Callable[[Generator], tuple]
+    options: dict[str, Any] = field(default_factory=dict)
+    grads: tuple[int, ...] = ()
+    clustering: bool = False
+
+
+def _normal(generator: Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _attention(name: str, query: tuple, key: tuple, mask: Callable | None = None, **options: Any) -> Case:
+    """query and key are shapes; mask: generator -> mask, passed by keyword through `options` by the run."""
+
+    def build(generator: Generator) -> tuple:
+        tensors = tuple(_normal(generator, *shape) for shape in (query, key, key))
+        return tensors if mask is None else (*tensors, {"mask": mask(generator)})
+
+    return Case("attention", name, build, options, grads=(0, 1, 2))
+
+
+def _left_padding(generator: Generator) -> Tensor:
+    """[3, 1, 1, 13]: none, four and twelve of the keys are padding. With causality, padded queries see nothing."""
+    return torch.arange(13)[None, :] >= torch.tensor([0, 4, 12])[:, None, None, None]
+
+
+def _sparse(*shape: int) -> Callable[[Generator], Tensor]:
+    """A random mask that differs by head, with a row that sees nothing."""
+
+    def build(generator: Generator) -> Tensor:
+        mask = torch.rand(shape, generator=generator) > 0.4
+        mask[0, 0, 1] = False
+        return mask
+
+    return build
+
+
+def _additive(*shape: int) -> Callable[[Generator], Tensor]:
+    def build(generator: Generator) -> Tensor:
+        return _normal(generator, *shape).masked_fill(_sparse(*shape)(generator), float("-inf"))
+
+    return build
+
+
+def _borders(lengths: list[int]) -> list[int]:
+    return [0, *torch.tensor(lengths).cumsum(0).tolist()]
+
+
+_WINDOWS = _borders([16, 16, 4, 0, 16, 7, 4, 1])
+_MANY = _borders([1, 2, 1] * 367)  # 1,101 segments: more than one call of a fused operator takes
+
+ATTENTION = (
+    _attention("dense", (2, 4, 7, 16), (2, 4, 7, 16)),
+    _attention("cross, own scale", (1, 3, 5, 24), (1, 3, 31, 24), scale=0.3),
+    _attention("causal, grouped heads", (2, 6, 33, 20), (2, 2, 33, 20), causal=True),
+    _attention("causal, longer keys", (2, 4, 5, 16), (2, 2, 12, 16), causal=True),
+    _attention("decoding", (3, 4, 1, 32), (3, 2, 19, 32), causal=True),
+    _attention("left padding, causal", (3, 4, 13, 16), (3, 2, 13, 16), _left_padding, causal=True),
+    _attention("mask by head", (2, 4, 9, 16), (2, 4, 11, 16), _sparse(2, 4, 9, 11)),
+    _attention("additive mask", (2, 4, 9, 16), (2, 2, 11, 16), _additive(1, 1, 9, 11)),
+    _attention("windows", (1, 2, _WINDOWS[-1], 80), (1, 2, _WINDOWS[-1], 80), cu_seqlens=_WINDOWS),
+    _attention("equal windows", (1, 4, 48, 16), (1, 2, 48, 16), cu_seqlens=_borders([16] * 3)),
+    _attention(
+        "segments, causal", (1, 4, _WINDOWS[-1], 16), (1, 2, _WINDOWS[-1], 16), cu_seqlens=_WINDOWS, causal=True
+    ),
+    _attention("many segments", (1, 1, _MANY[-1], 8), (1, 1, _MANY[-1], 8), cu_seqlens=_MANY),
+)
+
+
+def _rotary(batch: int, heads: int, kv_heads: int, length: int, width: int, tables: int) -> Callable:
+    def build(generator: Generator) -> tuple:
+        angles = 100 * torch.rand(tables, length, width // 2, generator=generator, dtype=torch.float64)
+        angles = torch.cat((angles, angles), dim=-1)
+        query, key = (_normal(generator, batch, count, length, width) for count in (heads, kv_heads))
+        return query, key, angles.cos(), angles.sin()
+
+    return build
+
+
+ROTARY = (
+    Case("rotary", "grouped heads", _rotary(2, 6, 2, 13, 32, tables=2), grads=(0, 1)),
+    Case("rotary", "one table for all", _rotary(3, 16, 2, 5, 80, tables=1), grads=(0, 1)),
+    Case("rotary", "decoding", _rotary(4, 8, 2, 1, 16, tables=4), grads=(0, 1)),
+)
+
+
+def _frames(lengths: list[int], width: int, offset: float = 0.0) -> Callable[[Generator], tuple[Tensor, Tensor]]:
+    """Tokens around a few centres per frame, padded to the longest, and which of them are valid."""
+
+    def build(generator: Generator) -> tuple[Tensor, Tensor]:
+        frames, longest = len(lengths), max(lengths)
+        valid = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]
+        blobs = 3 * _normal(generator, frames, 4, width)
+        member = torch.randint(0, 4, (frames, longest, 1), generator=generator).expand(-1, -1, width)
+        tokens = blobs.gather(1, member) + _normal(generator, frames, longest, width) + offset
+        return torch.where(valid[:, :, None], tokens, 0.0), valid
+
+    return build
+
+
+def _dpc_knn(name: str, lengths: list[int], budgets: list[int], neighbors: list[int], offset: float = 0.0) -> Case:
+    def build(generator: Generator) -> tuple:
+        tokens, valid = _frames(lengths, 48, offset)(generator)
+        padded = valid if min(lengths) < max(lengths) else None
+        return tokens, padded, torch.tensor(budgets), max(budgets), torch.tensor(neighbors)
+
+    return Case("dpc_knn", name, build, clustering=True)
+
+
+DPC_KNN = (
+    _dpc_knn("frames", [37] * 3, [12, 9, 1], [5, 5, 5]),
+    _dpc_knn("ragged", [41, 30, 9, 1], [20, 7, 3, 1], [5, 4, 3, 1]),
+    _dpc_knn("common offset", [64, 50], [21, 16], [5, 5], offset=20.0),
+    _dpc_knn("every token kept", [17], [17], [5]),
+    _dpc_knn("density all equal", [23, 11], [6, 5], [1, 1]),
+)
+
+
+def _group_mean(lengths: list[int], groups: int) -> Callable:
+    """The last group is empty and every seventh token is in none."""
+
+    def build(generator: Generator) -> tuple:
+        tokens, valid = _frames(lengths, 24)(generator)
+        labels = torch.randint(0, groups - 1, valid.shape, generator=generator)
+        dropped = ~valid | (torch.arange(valid.shape[1]) % 7 == 3)
+        labels = labels.masked_fill(dropped, -1)
+        counts = (labels[:, :, None] == torch.arange(groups)).sum(1)
+        return tokens, labels, counts
+
+    return build
+
+
+GROUP_MEAN = (
+    Case("group_mean", "ragged, an empty group", _group_mean([41, 29, 3], 9), grads=(0,)),
+    Case("group_mean", "mostly singletons", _group_mean([50], 45), grads=(0,)),
+    Case("group_mean", "one large group", _group_mean([700, 650], 2), grads=(0,)),
+)
+
+
+def _rms_norm(*shape: int, size: float = 1.0) -> Callable:
+    return lambda generator: (size * _normal(generator, *shape), 1 + 0.2 * _normal(generator, shape[-1]), 1e-6)
+
+
+RMS_NORM = (
+    Case("rms_norm", "batch", _rms_norm(2, 13, 96), grads=(0, 1)),
+    Case("rms_norm", "per head, odd width", _rms_norm(2, 5, 3, 37), grads=(0, 1)),
+    Case("rms_norm", "large values", _rms_norm(7, 64, size=300.0), grads=(0, 1)),
+)
+
+SWIGLU = (
+    Case(
+        "swiglu",
+        "batch",
+        lambda generator: (_normal(generator, 2, 13, 40), _normal(generator, 2, 13, 40)),
+        grads=(0, 1),
+    ),
+    Case(
+        "swiglu",
+        "large gate",
+        lambda generator: (30 * _normal(generator, 7, 5), _normal(generator, 7, 5)),
+        grads=(0, 1),
+    ),
+)
+
+
+def _loss(tokens: int, ignored: int) -> Callable:
+    def build(generator: Generator) -> tuple:
+        labels = torch.randint(0, 53, (tokens,), generator=generator)
+        labels[:ignored] = -100
+        return _normal(generator, tokens, 24), 0.3 * _normal(generator, 53, 24), labels
+
+    return build
+
+
+LINEAR_CROSS_ENTROPY = (
+    Case("linear_cross_entropy", "odd chunks, some ignored", _loss(37, 11), {"chunk_size": 8}, grads=(0, 1)),
+    Case("linear_cross_entropy", "sum", _loss(9, 2), {"reduction": "sum"}, grads=(0, 1)),
+    Case("linear_cross_entropy", "all ignored", _loss(5, 5), grads=(0, 1)),
+)
+
+CASES = (*ATTENTION, *ROTARY, *DPC_KNN, *GROUP_MEAN, *RMS_NORM, *SWIGLU, *LINEAR_CROSS_ENTROPY)

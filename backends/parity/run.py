@@ -1,0 +1,182 @@
+"""Runs every implementation that this device has on every case, forward and backward, and tabulates the errors."""
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ppe_npu.backends as backends
+from ppe_npu.backends import device as devices
+from ppe_npu.backends import dispatch
+
+from . import compare
+from .cases import CASES, Case
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        op, case, implementation: names.
+        shapes: of the tensors that go in, as "2x4x7x16, ...".
+        dtype: "fp32", "bf16" or "fp16".
+        direction: "forward" or "grad".
+        error, allowed: relative RMS (see `compare`) of the tensor that is worst against what it is allowed; for
+            clusterings the partition distance. None if nothing was compared.
+        ok: within bounds, or refused (a refusal is no fault: dispatch takes the next implementation).
+        note: why an implementation refused the case, or how it failed.
+    """
+
+    op: str
+    case: str
+    shapes: str
+    dtype: str
+    direction: str
+    implementation: str
+    error: float | None
+    allowed: float | None
+    ok: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Results:
+    forward: list[Tensor]
+    grad: list[Tensor]
+
+
+def run_parity(device: torch.device, dtypes: Sequence[str] = ("fp32", "bf16")) -> list[Row]:
+    """Compares every implementation available on `device` with the fp64 reference, on all of `CASES`.
+
+    Args:
+        device: where the implementations run; the fp64 reference and plain PyTorch run on the CPU.
+        dtypes: of "fp32", "bf16", "fp16". One that the device lacks gives a single row that says so.
+
+    Returns:
+        One row per case, dtype, implementation and direction. Parity holds if `row.ok` for all of them.
+
+    Raises:
+        ValueError: an unknown dtype.
+    """
+    rows: list[Row] = []
+    for name in dtypes:
+        if name not in DTYPES:
+            raise ValueError(f"parity: dtype {name!r} is unknown: use one of {', '.join(DTYPES)}")
+        if not devices.supports(device, DTYPES[name]):
+            note = f"refused: {device.type} does not compute in {name}"
+            rows.append(Row("all", "all", "-", name, "-", "-", None, None, True, note))
+            continue
+        for case in CASES:
+            rows += _run_case(case, name, device)
+    return rows
+
+
+def _run_case(case: Case, dtype: str, device: torch.device) -> list[Row]:
+    rounded = _inputs(case, DTYPES[dtype])
+    exact = _evaluate(case, _cast(rounded, torch.float64), CPU, "reference")
+    plain = _evaluate(case, rounded, CPU, "reference")
+    tensors = [value for value in _flat(rounded) if isinstance(value, Tensor)]
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors)
+    rows = []
+    for entry in dispatch.available(case.op, device.type):
+        fixed = {"op": case.op, "case": case.name, "shapes": shapes, "dtype": dtype, "implementation": entry.name}
+        try:
+            # Whatever a user may have turned on elsewhere, TF32 and HF32 are not what is compared here.
+            with devices.exact_matmul():
+                ours = _evaluate(case, rounded, device, entry.name)
+        except dispatch.ImplementationError as error:
+            reason = str(error).rpartition("cannot be used: ")[2]
+            rows.append(Row(**fixed, direction="-", error=None, allowed=None, ok=True, note=f"refused: {reason}"))
+            continue
+        except Exception as error:
+            note = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            rows.append(Row(**fixed, direction="-", error=math.inf, allowed=None, ok=False, note=note))
+            continue
+        itself = entry.name == "reference" and device.type == "cpu"
+        for direction in ("forward", "grad") if case.grads else ("forward",):
+            parts = [getattr(results, direction) for results in (ours, plain, exact)]
+            error, bound = _worst(case, parts, DTYPES[dtype], direction, itself, rounded)
+            rows.append(Row(**fixed, direction=direction, error=error, allowed=bound, ok=error <= bound))
+    return rows
+
+
+def _worst(
+    case: Case, parts: list[list[Tensor]], dtype: torch.dtype, direction: str, itself: bool, inputs: tuple
+) -> tuple[float, float]:
+    """(error, allowed) of the tensor that comes nearest to, or furthest over, what it is allowed."""
+    ours, plain, exact = parts
+    if case.clustering:
+        return compare.clustering_error(tuple(ours), tuple(exact), budgets=inputs[2]), 0.0
+    own = compare.own_bound(dtype, direction == "grad")
+    if [tensor.dtype for tensor in ours] != [tensor.dtype for tensor in plain]:
+        return math.inf, own  # too few results, or of another dtype than specified
+    pairs = []
+    for mine, usual, true in zip(ours, plain, exact):
+        bound = own if itself else compare.allowed(compare.relative_rms(usual, true), dtype, direction == "grad")
+        pairs.append((compare.relative_rms(mine, true), bound))
+    return max(pairs, key=lambda pair: pair[0] / pair[1])
+
+
+def _inputs(case: Case, dtype: torch.dtype) -> tuple:
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{case.op}/{case.name}".encode()))
+    return _cast(case.build(generator), dtype)
+
+
+def _cast(values: Any, dtype: torch.dtype, device: torch.device = CPU) -> Any:
+    """`values` with floating-point tensors in `dtype` and all tensors on `device`; tuples and dicts are walked."""
+    if isinstance(values, tuple):
+        return tuple(_cast(value, dtype, device) for value in values)
+    if isinstance(values, dict):
+        return {key: _cast(value, dtype, device) for key, value in values.items()}
+    if isinstance(values, Tensor):
+        return values.to(device, dtype if values.is_floating_point() else values.dtype)
+    return values
+
+
+def _flat(values: tuple) -> list:
+    return [part for value in values for part in (value.values() if isinstance(value, dict) else (value,))]
+
+
+def _evaluate(case: Case, inputs: tuple, device: torch.device, implementation: str) -> _Results:
+    """Results and gradients of one call; the gradients for a fixed random cotangent, the same for every call."""
+    dtype = next(value.dtype for value in inputs if isinstance(value, Tensor) and value.is_floating_point())
+    values = list(_cast(inputs, dtype, device))
+    keywords = values.pop() if isinstance(values[-1], dict) else {}
+    for index in case.grads:
+        # Cloned: a cast that changes nothing returns the tensor itself, which belongs to the other runs too.
+        values[index] = values[index].clone().requires_grad_()
+    results = getattr(backends, case.op)(*values, **keywords, **case.options, implementation=implementation)
+    results = list(results) if isinstance(results, tuple) else [results]
+    if not case.grads:
+        return _Results(results, [])
+    generator = torch.Generator().manual_seed(0)
+    # Rounded to bf16, so that every dtype gets the same numbers.
+    random = [torch.randn(result.shape, generator=generator).bfloat16() for result in results]
+    cotangents = [value.to(device, result.dtype) for value, result in zip(random, results)]
+    return _Results(results, list(torch.autograd.grad(results, [values[index] for index in case.grads], cotangents)))
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows as text, one line each under a heading, and a last line that counts them."""
+    heading = ("op", "case", "shapes", "dtype", "pass", "error", "allowed", "implementation", "ok")
+    lines = [heading, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    failed = sum(not row.ok for row in rows)
+    refused = sum(row.ok and row.error is None for row in rows)
+    summary = f"{len(rows)} comparisons: {len(rows) - failed - refused} agree, {failed} fail, {refused} refused"
+    return "\n".join([*text, "", summary])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    error, bound = ("-" if value is None else f"{value:.1e}" for value in (row.error, row.allowed))
+    verdict = row.note or ("yes" if row.ok else "NO")
+    return (row.op, row.case, row.shapes, row.dtype, row.direction, error, bound, row.implementation, verdict)

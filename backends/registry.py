@@ -1,0 +1,103 @@
+"""Which implementations there are: plain data, read by `dispatch`, listed in order of preference.
+
+To add one: write `<device>/<op>.py` with a function of the op's name and signature and, if it has limits, a function
+`refusal` of the same signature; add a line here; run the parity cases on the device.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+ANY = ("any",)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute one op.
+
+    Attributes:
+        op: the op's name, a function of `ppe_npu.backends`.
+        name: what `using(op=name)` and `implementation=name` ask for. Unique per op and device kind.
+        devices: kinds of device it runs on ("npu", "cuda", "cpu"), or ANY.
+        module: module below ppe_npu.backends that holds it; imported when it is first considered.
+        function: its name there; takes the op's arguments.
+        requires: package that must be importable, or None.
+        verify: name in `module` of a pure function of the op's arguments that returns None, or why this implementation
+            refuses them; None if it takes everything the op takes. Reasons are logged once each, so they state limits,
+            not the numbers of one call.
+        gradient: whether results can be differentiated; if not, calls that need a gradient are refused.
+    """
+
+    op: str
+    name: str
+    devices: tuple[str, ...]
+    module: str
+    function: str
+    requires: str | None = None
+    verify: str | None = None
+    gradient: bool = True
+
+    def runs_on(self, kind: str) -> bool:
+        """Whether it is made for devices of this kind; says nothing of packages."""
+        return self.devices == ANY or kind in self.devices
+
+    def missing(self) -> str | None:
+        """Why the package it needs cannot be used, or None. Imports that package, the first time."""
+        return None if self.requires is None else _import_problem(self.requires)
+
+    def load(self) -> Callable:
+        """The function itself."""
+        return getattr(_module(self.module), self.function)
+
+    def refusal(self, *args, **kwargs) -> str | None:
+        """Why it refuses these arguments, or None."""
+        return None if self.verify is None else getattr(_module(self.module), self.verify)(*args, **kwargs)
+
+
+@functools.cache
+def _module(name: str):
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+@functools.cache
+def _import_problem(package: str) -> str | None:
+    # Not find_spec: a flash_attn built for another torch is installed, and fails only when it is imported.
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name == package:
+            return f"{package} is not installed"
+        return f"{package} cannot be imported ({error})"
+    except Exception as error:
+        return f"{package} cannot be imported ({type(error).__name__}: {str(error).strip().splitlines()[:1]})"
+    return None
+
+
+def _reference(op: str, gradient: bool = True) -> Implementation:
+    return Implementation(op, "reference", ANY, f"reference.{op}", op, gradient=gradient)
+
+
+def _torch_npu(op: str) -> Implementation:
+    return Implementation(op, "torch_npu", ("npu",), f"npu.{op}", op, requires="torch_npu", verify="refusal")
+
+
+REGISTRY: tuple[Implementation, ...] = (
+    _torch_npu("attention"),
+    Implementation(
+        "attention", "flash_attn", ("cuda",), "cuda.attention", "attention", requires="flash_attn", verify="refusal"
+    ),
+    Implementation("attention", "sdpa", ("cuda", "cpu"), "sdpa", "attention"),
+    _reference("attention"),
+    _torch_npu("rotary"),
+    _reference("rotary"),
+    _reference("dpc_knn", gradient=False),
+    Implementation("group_mean", "onehot", ("npu",), "npu.group_mean", "group_mean", verify="refusal"),
+    Implementation("group_mean", "onehot", ("cuda",), "cuda.group_mean", "group_mean"),
+    _reference("group_mean"),
+    _torch_npu("rms_norm"),
+    _reference("rms_norm"),
+    _torch_npu("swiglu"),
+    _reference("swiglu"),
+    _reference("linear_cross_entropy"),
+)

@@ -1,0 +1,52 @@
+"""attention by torch.nn.functional.scaled_dot_product_attention: for the CPU, and for CUDA without flash-attn."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import masks, segments
+from .reference.attention import repeat_heads
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    cu_seqlens: list[int] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """See `ppe_npu.backends.attention`."""
+    options = {"causal": causal, "scale": scale, "dropout": dropout}
+    if cu_seqlens is not None:
+        return segments.attend(_dense, query, key, value, cu_seqlens, **options)
+    return _dense(query, key, value, mask=mask, **options)
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scale, dropout) -> Tensor:
+    queries, keys = query.shape[2], key.shape[2]
+    # torch's is_causal is aligned top-left, which is only right for a square.
+    square = causal and mask is None and queries == keys
+    if not square:
+        mask = masks.join(mask, queries, keys, causal, query.device)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(query.dtype)
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and not _takes_groups(query.device.type, query.dtype, query.shape[3], mask is not None):
+        key, value = (repeat_heads(tensor, query.shape[1]) for tensor in (key, value))
+        grouped = False
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=square, scale=scale, enable_gqa=grouped
+    )
+
+
+def _takes_groups(kind: str, dtype: torch.dtype, width: int, masked: bool) -> bool:
+    """Whether a fused kernel reads grouped heads as they are.
+
+    On CUDA only flash attention does; for anything it refuses, torch would silently take the unfused path, whose scores
+    are S x T per head (pull requests pytorch 191085, transformers 46960). Repeating the heads is far cheaper.
+    """
+    return kind != "cuda" or (dtype in (torch.float16, torch.bfloat16) and width <= 256 and not masked)

@@ -1,0 +1,79 @@
+"""Attention within segments (windows, images) of one packed row of tokens, by batches of segments of equal length.
+
+Qwen2.5-VL's vision tower cuts a video into a thousand windows or more, of a handful of lengths. A loop over windows
+would launch a thousand kernels a layer; here there is one batched call for every distinct length.
+"""
+
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How packed tokens are sorted so that segments of equal length stand together.
+
+    Attributes:
+        shapes: (number of segments, length) per distinct length, in order of first appearance; no empty segments.
+        order: int64 [T], the packed index of each sorted token; None if the tokens stand right already.
+        inverse: int64 [T], the sorted index of each packed token; None with `order`.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    order: Tensor | None
+    inverse: Tensor | None
+
+
+def plan(cu_seqlens: list[int], device: torch.device) -> Plan:
+    """The Plan for the segments between neighbours in `cu_seqlens` (leading 0), its tensors on `device`."""
+    return _plan(tuple(cu_seqlens), device)
+
+
+@functools.lru_cache(maxsize=16)
+def _plan(cu_seqlens: tuple[int, ...], device: torch.device) -> Plan:
+    # Cached, because every layer asks for the same one and each answer is a copy from the host to the device.
+    starts: dict[int, list[int]] = defaultdict(list)
+    for start, end in itertools.pairwise(cu_seqlens):
+        if end > start:
+            starts[end - start].append(start)
+    shapes = tuple((len(group), length) for length, group in starts.items())
+    if len(shapes) <= 1:
+        return Plan(shapes, None, None)
+    # An index made under inference_mode could not be saved for a later backward pass.
+    with torch.inference_mode(False):
+        spans = [torch.tensor(group)[:, None] + torch.arange(length) for length, group in starts.items()]
+        order = torch.cat([span.flatten() for span in spans])
+        return Plan(shapes, order.to(device), order.argsort().to(device))
+
+
+def attend(
+    dense: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, cu_seqlens: list[int], **options
+) -> Tensor:
+    """Applies `dense(query, key, value, **options)` to every segment by itself.
+
+    Args:
+        dense: attention of [n, H, L, D] with [n, Hkv, L, D], giving [n, H, L, D].
+        query: [1, H, T, D]. key, value: [1, Hkv, T, D].
+        cu_seqlens: host list of segment borders, the first 0, the last T.
+
+    Returns:
+        [1, H, T, D] in the tokens' own order.
+    """
+    cut = plan(cu_seqlens, query.device)
+    tokens = [query[0], key[0], value[0]]
+    if cut.order is not None:
+        tokens = [tensor.index_select(1, cut.order) for tensor in tokens]
+    sizes = [count * length for count, length in cut.shapes]
+    outputs = []
+    for shape, *parts in zip(cut.shapes, *(tensor.split(sizes, dim=1) for tensor in tokens)):
+        batches = (part.unflatten(1, shape).transpose(0, 1) for part in parts)
+        outputs.append(dense(*batches, **options).transpose(0, 1).flatten(1, 2))
+    packed = torch.cat(outputs, dim=1) if outputs else torch.zeros_like(tokens[0])
+    if cut.inverse is not None:
+        packed = packed.index_select(1, cut.inverse)
+    return packed.unsqueeze(0)

@@ -1,0 +1,35 @@
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ppe_npu.backends import dispatch, registry
+
+# The tensors are tiny: threads would only wait for each other, for seconds where the machine is busy with other work.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dispatch():
+    """No test sees what another one chose, logged, or found to be importable."""
+    dispatch.reset()
+    registry._import_problem.cache_clear()
+    yield
+    dispatch.reset()
+    registry._import_problem.cache_clear()
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """on_cpu(kind, package=module): puts `module` in the place of a vendor's package, and moves to the
+    CPU, ahead of all others, the implementations that are made for devices of `kind`."""
+
+    def install(kind: str, **packages):
+        for name, module in packages.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        moved = [replace(entry, devices=("cpu",)) for entry in registry.REGISTRY if entry.devices == (kind,)]
+        monkeypatch.setattr(registry, "REGISTRY", (*moved, *registry.REGISTRY))
+        return moved
+
+    return install

@@ -1,0 +1,227 @@
+"""Every CPU implementation against a naive loop over queries in fp64."""
+
+import math
+
+import pytest
+import torch
+
+from ppe_npu.backends import attention, sdpa, segments
+
+both = pytest.mark.parametrize("implementation", ["sdpa", "reference"])
+INF = float("inf")
+
+
+def _inputs(query, key, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in (query, key, key)]
+
+
+def _naive(query, key, value, may_attend=lambda b, h, s, t: True, bias=lambda b, h, s, t: 0.0, scale=None):
+    """One score at a time. A query with nothing to attend to gets zeros."""
+    batch, heads, queries, width = query.shape
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    output = torch.zeros_like(query)
+    for b, h, s in ((b, h, s) for b in range(batch) for h in range(heads) for s in range(queries)):
+        g = h // (heads // key.shape[1])
+        seen = [t for t in range(key.shape[2]) if may_attend(b, h, s, t)]
+        scores = [scale * float(query[b, h, s] @ key[b, g, t]) + float(bias(b, h, s, t)) for t in seen]
+        weights = [math.exp(score - max(scores)) for score in scores]
+        for t, weight in zip(seen, weights):
+            output[b, h, s] += weight / sum(weights) * value[b, g, t]
+    return output
+
+
+@both
+@pytest.mark.parametrize(("query", "key"), [((2, 3, 5, 8), (2, 3, 7, 8)), ((1, 6, 4, 10), (1, 2, 4, 10))])
+def test_dense_and_grouped_heads(query, key, implementation):
+    tensors = _inputs(query, key)
+    torch.testing.assert_close(attention(*tensors, implementation=implementation), _naive(*tensors))
+    scaled = attention(*tensors, scale=0.7, implementation=implementation)
+    torch.testing.assert_close(scaled, _naive(*tensors, scale=0.7))
+
+
+@both
+@pytest.mark.parametrize(("queries", "keys"), [(6, 6), (3, 8), (1, 5)])
+def test_causal_is_aligned_bottom_right(queries, keys, implementation):
+    tensors = _inputs((2, 4, queries, 6), (2, 2, keys, 6))
+    expected = _naive(*tensors, may_attend=lambda b, h, s, t: t <= s + keys - queries)
+    torch.testing.assert_close(attention(*tensors, causal=True, implementation=implementation), expected)
+
+
+@both
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", [(2, 4, 5, 7), (2, 1, 1, 7), (5, 7), (1, 4, 5, 1)])
+def test_a_bool_mask_says_what_is_attended_to(shape, causal, implementation):
+    tensors = _inputs((2, 4, 5, 6), (2, 2, 7, 6))
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.3
+    full = mask.expand(2, 4, 5, 7)
+    expected = _naive(*tensors, may_attend=lambda b, h, s, t: full[b, h, s, t] and (not causal or t <= s + 2))
+    torch.testing.assert_close(attention(*tensors, mask=mask, causal=causal, implementation=implementation), expected)
+
+
+@both
+def test_an_additive_mask_is_added_to_the_scaled_scores(implementation):
+    tensors = _inputs((2, 4, 3, 6), (2, 2, 5, 6))
+    mask = torch.randn(2, 1, 3, 5, dtype=torch.float64)
+    mask[1, 0, :, 4] = -INF
+    expected = _naive(*tensors, bias=lambda b, h, s, t: mask[b, 0, s, t])
+    torch.testing.assert_close(attention(*tensors, mask=mask, implementation=implementation), expected)
+    expected = _naive(
+        *tensors, may_attend=lambda b, h, s, t: t <= s + 2, bias=lambda b, h, s, t: mask[b, 0, s, t], scale=0.5
+    )
+    out = attention(*tensors, mask=mask, causal=True, scale=0.5, implementation=implementation)
+    torch.testing.assert_close(out, expected)
+
+
+@both
+@pytest.mark.parametrize("kind", ["bool", "additive"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_see_nothing_are_zero_and_have_finite_gradients(kind, dtype, implementation):
+    tensors = [tensor.requires_grad_() for tensor in _inputs((2, 2, 4, 8), (2, 1, 4, 8), dtype)]
+    mask = torch.ones(2, 1, 4, 4, dtype=torch.bool)
+    mask[1, 0, 2] = False
+    if kind == "additive":
+        mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -INF)
+    output = attention(*tensors, mask=mask, implementation=implementation)
+    assert (output[1, :, 2] == 0).all()
+    assert (output[1, :, 1] != 0).all()
+    gradients = torch.autograd.grad(output.sum(), tensors)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert (gradients[0][1, :, 2] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_the_reference_makes_no_nan_on_the_way_to_those_zeros():
+    tensors = [tensor.requires_grad_() for tensor in _inputs((1, 1, 2, 4), (1, 1, 3, 4))]
+    mask = torch.tensor([[True, False, True], [False] * 3])
+    with torch.autograd.detect_anomaly(check_nan=True):
+        attention(*tensors, mask=mask, implementation="reference").sum().backward()
+
+
+BORDERS = {"ragged": [0, 4, 8, 8, 9, 13, 15], "equal": [0, 5, 10, 15], "one": [0, 15], "single tokens": list(range(16))}
+
+
+@both
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("borders", BORDERS.values(), ids=BORDERS)
+def test_segments_attend_to_themselves_only(borders, causal, implementation):
+    tensors = _inputs((1, 4, 15, 6), (1, 2, 15, 6))
+    segment = torch.bucketize(torch.arange(15), torch.tensor(borders[1:]), right=True)
+    expected = _naive(*tensors, may_attend=lambda b, h, s, t: segment[s] == segment[t] and (not causal or t <= s))
+    out = attention(*tensors, cu_seqlens=borders, causal=causal, implementation=implementation)
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_heads_are_repeated_where_no_fused_kernel_reads_groups(monkeypatch, causal):
+    tensors = _inputs((2, 6, 4, 5), (2, 2, 4, 5))
+    expected = attention(*tensors, causal=causal, implementation="reference")
+    monkeypatch.setattr(sdpa, "_takes_groups", lambda *_: False)
+    monkeypatch.setattr(sdpa.F, "scaled_dot_product_attention", _ungrouped(sdpa.F.scaled_dot_product_attention))
+    torch.testing.assert_close(attention(*tensors, causal=causal, implementation="sdpa"), expected)
+
+
+def _ungrouped(operator):
+    def checked(query, key, value, **options):
+        assert query.shape[1] == key.shape[1] == value.shape[1]
+        assert not options["enable_gqa"]
+        return operator(query, key, value, **options)
+
+    return checked
+
+
+def test_which_fused_kernels_read_groups():
+    assert sdpa._takes_groups("cpu", torch.float32, 512, True)
+    assert sdpa._takes_groups("cuda", torch.bfloat16, 256, False)
+    for dtype, width, masked in ((torch.float32, 64, False), (torch.bfloat16, 512, False), (torch.bfloat16, 64, True)):
+        assert not sdpa._takes_groups("cuda", dtype, width, masked)
+
+
+def test_there_is_one_call_per_length_not_per_segment():
+    calls = []
+
+    def dense(query, key, value):
+        calls.append(tuple(query.shape))
+        return query
+
+    tensors = _inputs((1, 4, 30, 6), (1, 2, 30, 6))
+    out = segments.attend(dense, *tensors, [0, 4, 8, 8, 11, 15, 18, 30])
+    assert calls == [(3, 4, 4, 6), (2, 4, 3, 6), (1, 4, 12, 6)]
+    assert torch.equal(out, tensors[0])
+
+
+@both
+def test_no_tokens_at_all(implementation):
+    tensors = _inputs((1, 4, 0, 6), (1, 2, 0, 6))
+    assert attention(*tensors, cu_seqlens=[0], implementation=implementation).shape == (1, 4, 0, 6)
+
+
+@both
+def test_segments_planned_in_inference_mode_can_be_trained_on(implementation):
+    tensors = _inputs((1, 2, 23, 4), (1, 2, 23, 4))
+    borders = [0, 9, 16, 23]
+    segments._plan.cache_clear()
+    with torch.inference_mode():
+        attention(*tensors, cu_seqlens=borders, implementation=implementation)
+    query = tensors[0].requires_grad_()
+    attention(query, *tensors[1:], cu_seqlens=borders, implementation=implementation).sum().backward()
+    assert query.grad is not None
+
+
+@both
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"cu_seqlens": [0, 2, 3, 4]}], ids=str)
+def test_gradients(options, implementation):
+    tensors = [tensor.requires_grad_() for tensor in _inputs((1, 2, 4, 2), (1, 1, 4, 2))]
+    assert torch.autograd.gradcheck(lambda *args: attention(*args, implementation=implementation, **options), tensors)
+
+
+@both
+def test_dropout_drops_weights_and_keeps_their_mean(implementation):
+    torch.manual_seed(0)
+    query, key, _ = _inputs((1, 1, 4000, 4), (1, 1, 3, 4), torch.float32)
+    value = torch.eye(3, 4).expand(1, 1, 3, 4)
+    weights = attention(query, key, value, dropout=0.25, implementation=implementation)[..., :3]
+    assert (weights == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert weights.sum(-1).mean().item() == pytest.approx(1.0, abs=0.03)
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_results_keep_the_dtype(dtype, implementation):
+    tensors = _inputs((1, 2, 3, 8), (1, 2, 3, 8), dtype)
+    for mask in (torch.zeros(3, 3), torch.zeros(3, 3).bfloat16(), torch.zeros(3, 3).half()):
+        assert attention(*tensors, mask=mask, implementation=implementation).dtype is dtype
+
+
+def _call(query=(1, 4, 5, 8), key=(1, 2, 5, 8), **options):
+    return attention(*_inputs(query, key, torch.float32), **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"key": (1, 3, 5, 8)}, "multiple of key heads"),
+        ({"key": (1, 2, 5, 4)}, "takes query"),
+        ({"key": (2, 2, 5, 8)}, "takes query"),
+        ({"query": (4, 5, 8)}, "takes query"),
+        ({"key": (1, 2, 4, 8), "causal": True}, "at most as many queries as keys"),
+        ({"mask": torch.ones(4, 5, dtype=torch.bool)}, "broadcastable to"),
+        ({"mask": torch.ones(5, 5, dtype=torch.int64)}, "bool"),
+        ({"cu_seqlens": [0, 4]}, "rise from 0 to 5"),
+        ({"cu_seqlens": [2, 5]}, "rise from 0 to 5"),
+        ({"cu_seqlens": [0, 4, 3, 5]}, "rise from 0 to 5"),
+        ({"cu_seqlens": []}, "rise from 0 to 5"),
+        ({"cu_seqlens": torch.tensor([0, 5])}, "host list"),
+        ({"cu_seqlens": [0, 5], "mask": torch.ones(5, 5, dtype=torch.bool)}, "no mask"),
+        ({"cu_seqlens": [0, 5], "query": (2, 4, 5, 8), "key": (2, 2, 5, 8)}, "B = 1"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        _call(**arguments)
+
+
+def test_mixed_dtypes_are_an_error():
+    query, key, value = _inputs((1, 2, 3, 8), (1, 2, 3, 8), torch.float32)
+    with pytest.raises(ValueError, match="share a dtype"):
+        attention(query.bfloat16(), key, value)

@@ -1,0 +1,216 @@
+"""resolve() finds what is there and says in one line what is not; the rest of device.py on the CPU."""
+
+import contextlib
+import importlib.machinery
+import random
+import sys
+import types
+
+import numpy
+import pytest
+import torch
+
+from ppe_npu.backends import DeviceError, device
+
+CPU = torch.device("cpu")
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+no_npu = pytest.mark.skipif("torch_npu" in sys.modules, reason="torch_npu is loaded")
+
+
+def _stub_torch_npu(monkeypatch, devices: int):
+    """An importable torch_npu that sees `devices` NPUs."""
+    stub = types.ModuleType("torch_npu")
+    stub.__spec__ = importlib.machinery.ModuleSpec("torch_npu", None)
+    monkeypatch.setitem(sys.modules, "torch_npu", stub)
+    runtime = types.SimpleNamespace(is_available=lambda: devices > 0, device_count=lambda: devices)
+    monkeypatch.setattr(torch, "npu", runtime, raising=False)
+
+
+def test_cpu_can_always_be_had():
+    assert device.resolve("cpu") == CPU
+    assert device.resolve(" CPU ") == CPU
+
+
+@no_cuda
+@no_npu
+def test_auto_is_the_cpu_where_there_is_nothing_else():
+    assert device.resolve() == CPU
+
+
+@no_npu
+def test_auto_prefers_an_npu_to_cuda(monkeypatch):
+    _stub_torch_npu(monkeypatch, devices=2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "device", lambda name: name)  # torch knows "npu" only once torch_npu has renamed it
+    assert device.resolve("auto") == "npu"
+    assert device.resolve("npu:1") == "npu:1"
+    with pytest.raises(DeviceError, match="there are 2 of kind npu; use an index below 2"):
+        device.resolve("npu:2")
+
+
+@no_npu
+def test_auto_passes_over_torch_npu_without_an_npu_and_says_so(monkeypatch, caplog):
+    _stub_torch_npu(monkeypatch, devices=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device.resolve("auto").type == "cuda"
+    assert "no NPU can be used" in caplog.text
+
+
+@no_npu
+def test_an_npu_without_torch_npu_is_an_error_with_the_remedy():
+    with pytest.raises(DeviceError, match=r"'npu:0' .* torch_npu is not installed; install .*matches torch") as caught:
+        device.resolve("npu:0")
+    assert "\n" not in str(caught.value)
+
+
+@no_npu
+def test_an_npu_that_is_not_there_is_an_error_with_the_remedy(monkeypatch):
+    _stub_torch_npu(monkeypatch, devices=0)
+    with pytest.raises(DeviceError, match="sees no NPU; check npu-smi info"):
+        device.resolve("npu")
+
+
+@no_npu
+def test_a_torch_npu_that_cannot_load_its_libraries_is_an_error_with_the_remedy(monkeypatch, tmp_path):
+    (tmp_path / "torch_npu.py").write_text("raise OSError('libhccl.so: cannot open shared object file\\nmore')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DeviceError, match=r"cannot be imported \(libhccl.so: .* file\); source CANN's set_env.sh"):
+        device.resolve("npu")
+    assert device.resolve("auto").type in ("cuda", "cpu")
+
+
+@no_cuda
+def test_cuda_that_is_not_there_is_an_error():
+    with pytest.raises(DeviceError, match="'cuda' cannot be used: "):
+        device.resolve("cuda")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:", "cpu:x", "npu:-1", "tpu:0"])
+def test_unknown_names_are_errors(name):
+    with pytest.raises(DeviceError, match="use auto, npu, cuda, cpu"):
+        device.resolve(name)
+    assert issubclass(DeviceError, ValueError)
+
+
+def test_the_cpu_has_one_index():
+    assert device.resolve("cpu:0").type == "cpu"
+    with pytest.raises(DeviceError, match="below 1"):
+        device.resolve("cpu:1")
+
+
+def test_dtypes_of_the_cpu():
+    assert device.default_dtype(CPU) is torch.float32
+    assert all(device.supports(CPU, dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16))
+    assert not device.supports(CPU, torch.int64)
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_dtypes_of_an_npu(monkeypatch, bf16, expected):
+    monkeypatch.setattr(torch, "npu", types.SimpleNamespace(is_bf16_supported=lambda: bf16), raising=False)
+    npu = types.SimpleNamespace(type="npu")
+    assert device.default_dtype(npu) is expected
+    assert not device.supports(npu, torch.float64)
+    assert device.supports(npu, torch.float16)
+
+
+def test_seed_everything_seeds_all_three_generators():
+    def draw():
+        return random.random(), numpy.random.rand(), torch.rand(()).item()  # noqa: NPY002
+
+    device.seed_everything(5)
+    first = draw()
+    device.seed_everything(5)
+    assert draw() == first
+    device.seed_everything(6)
+    assert all(one != other for one, other in zip(draw(), first))
+    with pytest.raises(ValueError, match="outside"):
+        device.seed_everything(2**32)
+
+
+def test_what_the_cpu_does_not_have():
+    device.reset_peak_memory(CPU)
+    device.synchronize(CPU)
+    assert device.peak_memory(CPU) is None
+
+
+def test_memory_of_a_device_is_asked_of_its_runtime(monkeypatch):
+    calls = []
+    runtime = types.SimpleNamespace(
+        max_memory_allocated=lambda device: 123, reset_peak_memory_stats=calls.append, synchronize=calls.append
+    )
+    monkeypatch.setattr(torch, "npu", runtime, raising=False)
+    npu = types.SimpleNamespace(type="npu")
+    device.reset_peak_memory(npu)
+    device.synchronize(npu)
+    assert device.peak_memory(npu) == 123
+    assert calls == [npu, npu]
+
+
+def test_names_for_torch_distributed_and_transformers():
+    kinds = [types.SimpleNamespace(type=kind) for kind in ("npu", "cuda", "cpu")]
+    assert [device.process_group_backend(kind) for kind in kinds] == ["hccl", "nccl", "gloo"]
+    assert {device.fused_adamw_name(kind) for kind in kinds} == {"adamw_torch"}
+    fused = [device.fused_adamw_name(kind, fused=True) for kind in kinds]
+    assert fused == ["adamw_torch_npu_fused", "adamw_torch_fused", "adamw_torch_fused"]
+
+
+def test_describe_names_the_device_and_torch():
+    facts = device.describe(CPU)
+    assert facts["kind"] == "cpu"
+    assert facts["torch"] == torch.__version__
+    assert "threads" in facts["name"]
+
+
+def test_describe_names_an_npus_software(monkeypatch):
+    versions = {"CANN": "8.5.0", "DRIVER": ""}
+    utils = types.SimpleNamespace(get_cann_version=lambda module: versions[module])
+    stub = types.SimpleNamespace(__version__="2.9.0", npu=types.SimpleNamespace(utils=utils))
+    monkeypatch.setitem(sys.modules, "torch_npu", stub)
+    monkeypatch.setattr(torch, "npu", types.SimpleNamespace(get_device_name=lambda device: "Ascend910B"), raising=False)
+    facts = device.describe(types.SimpleNamespace(type="npu"))
+    assert facts["name"] == "Ascend910B"
+    assert facts["runtime"] == "torch_npu 2.9.0, CANN 8.5.0"
+    assert "driver" not in facts  # unknown, as in a container that does not see the driver's files
+
+
+def _precisions():
+    """The legacy setting (None while it and the new ones disagree, which torch allows) and the two new ones."""
+    try:
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        legacy = None
+    return legacy, torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+
+
+@pytest.fixture
+def _restore_precision():
+    legacy, cuda, mkldnn = _precisions()
+    yield
+    torch.set_float32_matmul_precision(legacy)
+    torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = cuda, mkldnn
+
+
+@pytest.mark.usefixtures("_restore_precision")
+@pytest.mark.parametrize("setting", ["nothing", "legacy flag", "legacy name", "new name"])
+def test_exact_matmul_turns_reduced_precision_off_and_restores_it(setting):
+    if setting == "legacy flag":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    elif setting == "legacy name":
+        torch.set_float32_matmul_precision("medium")
+    elif setting == "new name":
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    before = _precisions()
+    with contextlib.suppress(KeyError), device.exact_matmul():
+        assert torch.backends.cuda.matmul.allow_tf32 is False  # raises if the legacy and the new setting disagree
+        assert _precisions() == ("highest", "ieee", "ieee")
+        raise KeyError
+    assert _precisions() == before
+
+
+def test_exact_matmul_turns_hf32_off_and_restores_it(monkeypatch):
+    for allowed in (True, False):
+        matmul = types.SimpleNamespace(allow_hf32=allowed)
+        monkeypatch.setattr(torch, "npu", types.SimpleNamespace(matmul=matmul), raising=False)
+        with device.exact_matmul():
+            assert matmul.allow_hf32 is False
+        assert matmul.allow_hf32 is allowed

@@ -1,0 +1,179 @@
+"""The first implementation that takes the call is used; a request by name is met or is an error."""
+
+import ast
+import logging
+import os
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import ppe_npu.backends as backends
+from ppe_npu.backends import ImplementationError, dispatch, registry
+from ppe_npu.backends.registry import ANY, Implementation
+
+FOLDER = Path(backends.__file__).parent
+VENDORS = ("torch_npu", "flash_attn", "triton", "mindspeed", "liger_kernel")
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """An op "toy" with three implementations: "picky" refuses negative numbers, "absent" needs a package that is not
+    there, "plain" takes everything."""
+    module = types.ModuleType("ppe_npu.backends.toys")
+    module.picky = lambda x, **_: ("picky", x)
+    module.plain = lambda x, **_: ("plain", x)
+    module.refusal = lambda x, **_: "negative numbers" if x.min() < 0 else None
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    registry._module.cache_clear()
+    entries = (
+        Implementation("toy", "absent", ANY, "toys", "plain", requires="a_package_that_is_not_there"),
+        Implementation("toy", "picky", ("cpu",), "toys", "picky", verify="refusal"),
+        Implementation("toy", "elsewhere", ("npu",), "toys", "plain"),
+        Implementation("toy", "plain", ANY, "toys", "plain"),
+    )
+    monkeypatch.setattr(registry, "REGISTRY", entries)
+    yield entries
+    registry._module.cache_clear()
+
+
+def _run(value: float, **kwargs) -> str:
+    return dispatch.call("toy", torch.tensor([value]), **kwargs)[0]
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_first_that_takes_the_call_is_used():
+    assert _run(1.0) == "picky"
+    assert _run(-1.0) == "plain"
+    assert _run(1.0) == "picky"
+    assert dispatch.chosen() == {"toy": "picky + plain"}
+
+
+@pytest.mark.usefixtures("toy")
+def test_choices_and_refusals_are_logged_once_each(caplog):
+    caplog.set_level(logging.INFO, logger="ppe_npu.backends.dispatch")
+    for value in (1.0, -1.0, -2.0, 3.0):
+        _run(value)
+    assert caplog.messages == [
+        "toy: absent is not used: a_package_that_is_not_there is not installed",
+        "toy -> picky",
+        "toy: picky is not used: negative numbers",
+        "toy -> plain",
+    ]
+    dispatch.reset()
+    _run(1.0)
+    assert caplog.messages[4:] == [caplog.messages[0], "toy -> picky"]
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_request_by_name_is_met():
+    assert _run(1.0, implementation="plain") == "plain"
+    with dispatch.using(toy="plain"):
+        assert _run(1.0) == "plain"
+        assert _run(1.0, implementation="picky") == "picky"
+        with dispatch.using(toy="picky"):
+            assert _run(1.0) == "picky"
+        assert _run(1.0) == "plain"
+    assert _run(1.0) == "picky"
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_request_that_cannot_be_met_is_an_error_and_never_a_fallback():
+    for name, value, reason in [
+        ("picky", -1.0, "'picky' was asked for and cannot be used: negative numbers"),
+        ("absent", 1.0, "a_package_that_is_not_there is not installed"),
+        ("elsewhere", 1.0, "does not run on cpu: use one of absent, picky, plain"),
+        ("magic", 1.0, "'magic' is unknown: use one of absent, picky, elsewhere, plain"),
+    ]:
+        with pytest.raises(ImplementationError, match=reason):
+            _run(value, implementation=name)
+    with dispatch.using(toy="picky"), pytest.raises(ImplementationError, match="negative"):
+        _run(-1.0)
+    assert dispatch.chosen() == {}
+    assert issubclass(ImplementationError, ValueError)
+
+
+@pytest.mark.usefixtures("toy")
+def test_using_checks_names_at_once_and_ends_even_after_an_error():
+    with pytest.raises(ImplementationError, match="'toi' is unknown"), dispatch.using(toi="plain"):
+        pass
+    with pytest.raises(ImplementationError, match="'fast' is unknown"), dispatch.using(toy="fast"):
+        pass
+    with pytest.raises(KeyError), dispatch.using(toy="plain"):
+        raise KeyError
+    assert _run(1.0) == "picky"
+
+
+def test_an_implementation_without_a_gradient_is_refused_only_where_one_is_wanted(toy, monkeypatch):
+    picky = replace(toy[1], gradient=False)
+    monkeypatch.setattr(registry, "REGISTRY", (picky, toy[3]))
+    x = torch.ones(1, requires_grad=True)
+    assert dispatch.select("toy", x).name == "plain"
+    assert dispatch.select("toy", x.detach()).name == "picky"
+    with torch.no_grad():
+        assert dispatch.select("toy", x).name == "picky"
+    with pytest.raises(ImplementationError, match="no gradient"):
+        dispatch.select("toy", x, implementation="picky")
+
+
+def test_a_package_that_fails_to_import_is_passed_over_with_its_reason(toy, monkeypatch, tmp_path, caplog):
+    (tmp_path / "broken_package.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = replace(toy[0], name="broken", requires="broken_package")
+    monkeypatch.setattr(registry, "REGISTRY", (broken, toy[3]))
+    assert _run(1.0) == "plain"
+    assert "broken_package cannot be imported" in caplog.text
+    assert "undefined symbol" in caplog.text
+
+
+ORDER = {
+    "npu": {"attention": ["torch_npu"], "rotary": ["torch_npu"], "group_mean": ["onehot"], "dpc_knn": []},
+    "cuda": {"attention": ["flash_attn", "sdpa"], "rotary": [], "group_mean": ["onehot"], "rms_norm": []},
+    "cpu": {"attention": ["sdpa"], "rotary": [], "group_mean": [], "linear_cross_entropy": []},
+}
+
+
+@pytest.mark.parametrize("kind", ORDER)
+def test_the_order_per_device_ends_with_the_reference(kind):
+    for op, names in ORDER[kind].items():
+        assert [entry.name for entry in dispatch.candidates(op, kind)] == [*names, "reference"]
+
+
+def test_every_entry_leads_to_a_function_of_a_public_op():
+    assert set(dispatch.ops()) <= set(backends.__all__)
+    for entry in registry.REGISTRY:
+        assert callable(entry.load())
+        assert entry.verify is None or callable(getattr(registry._module(entry.module), entry.verify))
+
+
+def test_importing_the_package_imports_no_vendor_package(tmp_path):
+    for name in VENDORS:
+        (tmp_path / f"{name}.py").write_text("")  # importable, so that nothing but restraint keeps them out
+    code = f"import sys, ppe_npu.backends, ppe_npu.backends.parity; print([n for n in {VENDORS} if n in sys.modules])"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """Top-level names of absolute imports; of this project's, the second name too."""
+    names = set()
+    for node in ast.walk(tree):
+        found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            found = [node.module]
+        names |= {".".join(name.split(".")[:2]) if name.startswith("ppe_npu") else name.split(".")[0] for name in found}
+    return names
+
+
+def test_backends_know_tensors_and_nothing_above_them():
+    allowed = set(sys.stdlib_module_names) | {"torch", "numpy", "ppe_npu.backends", "torch_npu", "flash_attn"}
+    for file in FOLDER.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        assert _imports(tree) <= allowed, file
+        at_import = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+        assert _imports(at_import).isdisjoint({*VENDORS, "numpy"}), file

@@ -1,0 +1,83 @@
+"""The NPU implementations on CPU tensors, over a stand-in that enforces torch_npu's documented contract.
+
+It shows that the calls are allowed and mean what the specification means. It shows nothing of an Ascend's precision.
+"""
+
+import fake_torch_npu
+import pytest
+import torch
+
+from ppe_npu.backends import attention, dispatch
+from ppe_npu.backends.npu import attention as npu_attention
+from ppe_npu.backends.parity import run_parity
+
+
+def test_all_parity_cases_hold(on_cpu):
+    moved = on_cpu("npu", torch_npu=fake_torch_npu)
+    rows = [
+        row
+        for row in run_parity(torch.device("cpu"), ("fp32", "bf16"))
+        if row.implementation in ("torch_npu", "onehot")
+    ]
+    assert [row for row in rows if not row.ok] == []
+    assert {row.op for row in rows if row.error is not None} == {entry.op for entry in moved}
+    refused = {(row.op, row.case) for row in rows if row.error is None}
+    assert refused == {("attention", "additive mask")}
+
+
+@pytest.fixture
+def calls(on_cpu, monkeypatch):
+    """The layout, sparse mode and number of segments of every call of npu_fusion_attention."""
+    on_cpu("npu", torch_npu=fake_torch_npu)
+    made = []
+    operator = fake_torch_npu.npu_fusion_attention
+
+    def spy(*args, **kwargs):
+        made.append((args[4], kwargs.get("sparse_mode", 0), len(kwargs.get("actual_seq_qlen", []))))
+        return operator(*args, **kwargs)
+
+    monkeypatch.setattr(fake_torch_npu, "npu_fusion_attention", spy)
+    return made
+
+
+def _heads(length, keys=None):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, 2, n, 8, generator=generator) for n in (length, keys or length, keys or length)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options", "expected"),
+    [
+        ((6,), {}, [("BNSD", 0, 0)]),
+        ((6,), {"causal": True}, [("BNSD", 3, 0)]),
+        ((1, 6), {"causal": True}, [("BNSD", 0, 0)]),
+        ((6,), {"mask": torch.ones(6, 6, dtype=torch.bool), "causal": True}, [("BNSD", 1, 0)]),
+        ((6,), {"cu_seqlens": [0, 2, 4, 4, 6]}, [("BNSD", 0, 0)]),
+        ((6,), {"cu_seqlens": [0, 0, 2, 2, 6, 6], "causal": True}, [("TND", 3, 2)]),
+        ((1541,), {"cu_seqlens": [0, 2, *range(3, 1542)]}, [("TND", 0, 1024), ("TND", 0, 516)]),
+    ],
+    ids=["dense", "causal", "decoding", "mask", "equal windows", "ragged windows", "many windows"],
+)
+def test_the_form_of_the_call(calls, lengths, options, expected):
+    attention(*_heads(*lengths), **options)
+    assert calls == expected
+    assert dispatch.chosen() == {"attention": "torch_npu"}
+
+
+def test_the_compressed_mask_is_made_once_and_can_be_trained_on(on_cpu):
+    on_cpu("npu", torch_npu=fake_torch_npu)
+    npu_attention._compressed_causal.cache_clear()
+    with torch.inference_mode():
+        attention(*_heads(6), causal=True)
+    query, key, value = _heads(6)
+    attention(query.requires_grad_(), key, value, causal=True).sum().backward()
+    assert npu_attention._compressed_causal.cache_info().misses == 1
+    assert not npu_attention._compressed_causal(torch.device("cpu")).is_inference()
+
+
+def test_dropout_is_passed_as_the_probability_to_keep(on_cpu):
+    on_cpu("npu", torch_npu=fake_torch_npu)
+    torch.manual_seed(0)
+    query, key, _ = (torch.randn(1, 1, n, 4) for n in (4000, 3, 3))
+    weights = attention(query, key, torch.eye(3, 4).expand(1, 1, 3, 4), dropout=0.25)[..., :3]
+    assert (weights == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
