@@ -121,7 +121,7 @@ def dpc_knn(
     for name, vector in (("budgets", budgets), ("num_neighbors", num_neighbors)):
         _require(vector.shape == (frames,), f"dpc_knn: {name} must be [{frames}], got", tuple(vector.shape))
     _require(1 <= max_groups <= length, f"dpc_knn: max_groups must be from 1 to {length}, got", max_groups)
-    with torch.no_grad(), device.exact_matmul():
+    with torch.no_grad(), device.exact_matmul(), _no_autocast(tokens):
         return dispatch.call(
             "dpc_knn", tokens.detach(), valid, budgets, max_groups, num_neighbors, implementation=implementation
         )
@@ -148,7 +148,8 @@ def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, implementation
     )
     fits = counts.dim() == 2 and counts.shape[0] == frames
     _require(fits, f"group_mean: counts must be [{frames}, M], got", tuple(counts.shape))
-    return dispatch.call("group_mean", tokens, labels, counts, implementation=implementation)
+    with _no_autocast(tokens):
+        return dispatch.call("group_mean", tokens, labels, counts, implementation=implementation)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, implementation: str | None = None) -> Tensor:
@@ -276,3 +277,8 @@ def _check_segments(cu_seqlens: list[int], query: Tensor, key: Tensor, mask: Ten
 
 def _short(values: list[int]) -> str:
     return str(values) if len(values) <= 8 else f"{values[:4]} ... {values[-3:]}"
+
+
+def _no_autocast(tensor: Tensor) -> torch.autocast:
+    """Autocast would take a matrix product of fp32 tokens to bf16."""
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -9,12 +9,13 @@ from typing import Any
 from ppe_npu.backends import device as devices
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
+from ppe_npu.loading import quiet_transformers
 from ppe_npu.media import VideoSampling
 
 EMBEDDED = Path("runs/train")  # data, base model and final model of `ppe-npu train` without arguments
 # The embedded run: enough to see shapes learnt, in about a minute on two cores. The demo's recipe is a longer one.
 _TRAIN_IMAGES, _TEST_IMAGES, _QUESTIONS = 1024, 64, 12
-_STEPS, _BATCH = 300, 32
+_STEPS, _BATCH = 200, 32
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -74,7 +75,8 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": _BATCH,
         "learning_rate": 2.5e-3,
         "betas": (0.9, 0.98),
-        "warmup_steps": 30,
+        "frozen": ("model.visual",),  # as the demo's recipe, which says why
+        "warmup_steps": 20,
         "schedule": "stable_decay",
         "logging_steps": 25,
         "seed": args.seed,
@@ -146,13 +148,3 @@ def _folder(config: CompressionConfig) -> str:
 def video_sampling(args: argparse.Namespace) -> VideoSampling:
     """The frames of videos that were asked for."""
     return VideoSampling(args.fps, args.nframes, args.min_pixels, args.max_pixels)
-
-
-def quiet_transformers() -> None:
-    """Only errors from transformers: its advice is for other programs' authors, not for who runs a command."""
-    from ppe_npu.compat import prepare_transformers
-
-    prepare_transformers()
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()

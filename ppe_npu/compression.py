@@ -162,39 +162,45 @@ class Compression:
             past: of the cache that this prompt continues; the plan was made with its `following` as start.
             ready_mask: make a padded batch's 4D mask here (bool, True = attend), for an attention that takes one.
         """
-        watch = Stopwatch(text_embeds.device)
-        device, compressed = text_embeds.device, plan.compressed
-        place = _upload(compressed.rows, device)
-        positions = _upload(plan.positions.reshape(3, -1), device)
-        keep = self.config.k if plan.layout.spans else 1
-        text_rows = positions.index_select(1, _upload(compressed.text, device)).repeat_interleave(keep, dim=0)
-        rows, embeds = [text_rows], [text_embeds]
-        visual = _upload(_visual_order(plan.layout), device)
-        for bucket in compressed.buckets:
-            merged, merged_rows = self._merge(bucket, features, positions.index_select(1, visual))
-            embeds.append(merged.to(text_embeds.dtype))
-            rows.append(merged_rows)
-        pool = torch.cat([*embeds, text_embeds.new_zeros(1, text_embeds.shape[-1])])
-        row_pool = torch.cat([*rows, text_rows.new_zeros(text_rows.shape[0], 1)], dim=1)
-        real = _upload(compressed.real, device)
-        padded = not bool(compressed.real.all())
-        state = CacheState(real, _upload(plan.following, device), plan.layout.real.shape[1], padded)
-        ready_mask = ready_mask and padded and past is None
-        past = past or CacheState.empty(real)
-        position_rows = row_pool[:, place]
-        if self.config.positions == "renumber":
-            position_rows, state = self.continue_text(past, real, state.seen, padded)
-        else:
-            state = past.then(state)
+        watch, device, compressed = Stopwatch(text_embeds.device), text_embeds.device, plan.compressed
+        embeds, rows = self._kept(plan, text_embeds, features)
+        place, real = _upload(compressed.rows, device), _upload(compressed.real, device)
+        position_rows, following = rows[:, place], _upload(plan.following, device)
+        padded = not compressed.real.all()
+        state = CacheState.empty(real) if past is None else past
         if attention_mask is not None and attention_mask.ndim == 4:
             mask = _picked_mask(attention_mask, _upload(compressed.sources, device), real)
-        elif ready_mask:
-            mask = _causal_mask(real)
         else:
-            # transformers would read a mask of ones back from the device to find out that it is one.
-            mask = state.mask.long() if state.padded else None
+            mask = _causal_mask(real) if ready_mask and padded and past is None else None
+        if self.config.positions == "renumber":
+            # A token's number is that of the tokens it sees before itself: a ready mask knows which these are.
+            numbers = (real.long().cumsum(1) if mask is None else _seen(mask)) - 1
+            position_rows = (state.following[:, None] + numbers).clamp_min(0)[None].expand(3, -1, -1)
+            following = state.following + torch.where(real, numbers, -1).amax(1) + 1
+        state = state.then(CacheState(real, following, plan.layout.real.shape[1], padded))
+        if mask is None and state.padded:
+            # Without padding it stays None: transformers would read a mask of ones back from the device.
+            mask = state.mask.long()
         self.report = CompressionReport.of(plan.layout, self.config, watch)
-        return CompressedPrompt(pool[place], position_rows, mask, state)
+        return CompressedPrompt(embeds[place], position_rows, mask, state)
+
+    def _kept(
+        self, plan: PromptPlan, text_embeds: torch.Tensor, features: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings [T + G + 1, C] and position rows [R, T + G + 1] of text, of kept visual tokens, and of padding."""
+        device = text_embeds.device
+        positions = _upload(plan.positions.reshape(3, -1), device)
+        keep = self.config.k if plan.layout.spans else 1
+        text_rows = positions.index_select(1, _upload(plan.compressed.text, device)).repeat_interleave(keep, dim=0)
+        embeds, rows = [text_embeds], [text_rows]
+        by_feature = positions.index_select(1, _upload(_visual_order(plan.layout), device))
+        for bucket in plan.compressed.buckets:
+            merged, merged_rows = self._merge(bucket, features, by_feature)
+            embeds.append(merged.to(text_embeds.dtype))
+            rows.append(merged_rows)
+        embeds.append(text_embeds.new_zeros(1, text_embeds.shape[-1]))
+        rows.append(text_rows.new_zeros(text_rows.shape[0], 1))
+        return torch.cat(embeds), torch.cat(rows, dim=1)
 
     def _merge(
         self, bucket: Bucket, features: torch.Tensor, positions: torch.Tensor
@@ -240,6 +246,11 @@ def _causal_mask(real: torch.Tensor) -> torch.Tensor:
     eye = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
     lower = torch.ones_like(eye).tril()
     return ((lower & real[:, None, :]) | eye)[:, None]
+
+
+def _seen(mask: torch.Tensor) -> torch.Tensor:
+    """[B, L] how many places each place of a 4D mask [B, 1, L, L] may see."""
+    return (mask if mask.dtype == torch.bool else mask == 0)[:, 0].sum(-1)
 
 
 def _picked_mask(mask: torch.Tensor, sources: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.commands import compressions, quiet_transformers, video_sampling
+from ppe_npu.commands import compressions, video_sampling
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.inputs import PLACEHOLDERS, build_inputs, split_placeholders
-from ppe_npu.loading import check_checkpoint, load_model, load_processor
+from ppe_npu.loading import check_checkpoint, load_model, load_processor, quiet_transformers
 from ppe_npu.models import compress
 
 

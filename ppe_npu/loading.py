@@ -21,7 +21,7 @@ def load_model(
     dtype: torch.dtype | str = "fp32",
     attn_implementation: str = "sdpa",
 ) -> Any:
-    """A supported model in eval mode on a device.
+    """A supported model in eval mode on a device, its norms, MLPs and vision attention fused (ppe_npu.models.fused).
 
     Args:
         path: a checkpoint folder (config.json and weights), or a model's id on the Hugging Face hub.
@@ -37,6 +37,8 @@ def load_model(
     import transformers
     from safetensors import SafetensorError
 
+    from ppe_npu.models.fused import fuse
+
     try:
         model, found = getattr(transformers, architecture).from_pretrained(
             str(path),
@@ -49,7 +51,7 @@ def load_model(
     if found["missing_keys"]:  # transformers would draw them at random, with a warning
         missing = sorted(found["missing_keys"])
         raise InputError(f"model {path} lacks {len(missing)} weights ({missing[0]}, ...): download or save it again")
-    return model.to(device).eval()
+    return fuse(model.to(device).eval())
 
 
 def check_checkpoint(path: str | Path) -> str:
@@ -103,6 +105,15 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
         raise InputError(f"min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}")
     processor.image_processor.size = size
     return processor
+
+
+def quiet_transformers() -> None:
+    """Only errors from transformers: its advice is for other programs' authors, not for who runs a command."""
+    prepare_transformers()
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of loading and saving weights; the Trainer's own bar is another
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ppe_npu import cli
 from ppe_npu.demo import scenes
@@ -53,20 +54,9 @@ def cut(path: str) -> str:
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_describe_an_image(run, tiny_folder, write_image, dtype):
-    code, out, err = run(
-        *(
-            "describe",
-            "--model",
-            tiny_folder,
-            "--image",
-            write_image("a.png"),
-            "--prompt",
-            "shape red",
-            "--dtype",
-            dtype,
-        ),
-        *("--compression", "ppe", "--ratio", 0.45, "--k", 4, "--max-new-tokens", 5, "--device", "cpu"),
-    )
+    asked = ["--compression", "ppe", "--ratio", 0.45, "--k", 4, "--max-new-tokens", 5, "--dtype", dtype]
+    image = write_image("a.png")
+    code, out, err = run("describe", "--model", tiny_folder, "--image", image, "--prompt", "shape red", *asked)
     assert code == 0, err
     assert "visual tokens       36 before, 17 after (47.2 % kept)" in out
     for words in ("time to first token", "tokens/s", "KV cache"):
@@ -74,11 +64,10 @@ def test_describe_an_image(run, tiny_folder, write_image, dtype):
 
 
 def test_describe_a_video_and_two_images_where_they_stand(run, tiny_folder, write_clip, write_image):
-    code, out, err = run(
-        *("describe", "--model", tiny_folder, "--video", write_clip("c.mp4", frames=8, fps=4), "--nframes", 4),
-        *("--image", write_image("a.png"), "--image", write_image("b.png", 1), "--compression", "dense"),
-        *("--prompt", "count <image> and <video> then <image> shape", "--max-new-tokens", 2, "--device", "cpu"),
-    )
+    visuals = ["--video", write_clip("c.mp4"), "--image", write_image("a.png"), "--image", write_image("b.png", 1)]
+    prompt = "count <image> and <video> then <image> shape"
+    asked = ["--nframes", 4, "--compression", "dense", "--max-new-tokens", 2, "--device", "cpu", "--prompt", prompt]
+    code, out, err = run("describe", "--model", tiny_folder, *visuals, *asked)
     assert code == 0, err
     frames = int(out.split("visual tokens")[1].split()[0]) - 2 * 36
     assert frames > 0
@@ -128,7 +117,7 @@ def test_describe_refuses(run, tiny_folder, write_image, write_clip, tmp_path):
     refused(run(*model, "--video", tmp_path / "empty.mp4"), "empty.mp4")
     refused(run(*model, "--video", cut(clip)), "broken.mp4")
     refused(run(*model, "--video", image, "--fps", 1, "--nframes", 2), "fps", "nframes")
-    refused(run(*model, "--image", image, "--prompt", "<video> what?"), "<video>")
+    refused(run(*model, "--image", image, "--prompt", "<video> what?"), "0 <image> for 1 image")
     refused(run(*model, "--image", image, "--image", image, "--prompt", "<image> what?"), "1 <image> for 2 images")
     refused(run(*model, "--prompt", "what?"), "--image or --video")
     refused(run(*model, "--image", image, "--prompt", " "), "--prompt is empty")
@@ -159,6 +148,10 @@ def test_describe_refuses_folders_that_are_no_checkpoint(run, tiny_folder, write
         if not (folder / file.name).exists():
             os.link(file, folder / file.name)
     refused(run(*asked, folder, "--compression", "keep_one"), folder, "cannot be loaded")
+    weights = load_file(f"{tiny_folder}/model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(run(*asked, folder, "--compression", "keep_one"), folder, "lacks 1 weights", "lm_head.weight")
 
 
 @pytest.mark.parametrize("command", ["describe", "train", "eval", "parity"])
@@ -180,18 +173,9 @@ def test_train_and_eval_of_a_given_model(run, tiny_folder, tmp_path):
     assert code == 0, err
     assert "2 steps of 4 (4 x 1)" in out
     assert str(tmp_path / "run" / "final") in out
-    code, out, err = run(
-        *(
-            "eval",
-            "--model",
-            tmp_path / "run" / "final",
-            "--data-root",
-            tmp_path / "data",
-            "--output",
-            tmp_path / "eval",
-        ),
-        *("--compression", "dense", "ppe", "--ratio", 0.25, "--k", 4, "--max-new-tokens", 2, "--device", "cpu"),
-    )
+    where = ["--model", tmp_path / "run" / "final", "--data-root", tmp_path / "data", "--output", tmp_path / "eval"]
+    asked = ["--compression", "dense", "ppe", "--ratio", 0.25, "--k", 4, "--max-new-tokens", 2, "--device", "cpu"]
+    code, out, err = run("eval", *where, *asked)
     assert code == 0, err
     assert "| dense |" in out
     assert "| ppe k=4 0.25 |" in out
@@ -241,12 +225,10 @@ def test_parity_prints_its_table_and_fails_with_a_row(run, monkeypatch):
 
     from ppe_npu.backends import parity
 
-    seen = []
+    seen, found = [], [SimpleNamespace(ok=True), SimpleNamespace(ok=False)]
 
     def rows(ok):
-        return lambda device, dtypes: (
-            seen.append((device.type, dtypes)) or [SimpleNamespace(ok=True), SimpleNamespace(ok=ok)]
-        )
+        return lambda device, dtypes: seen.append((device.type, dtypes)) or [found[0], found[not ok]]
 
     monkeypatch.setattr(parity, "format_table", lambda rows: f"{len(rows)} rows")
     monkeypatch.setattr(parity, "run_parity", rows(True))
@@ -277,17 +259,8 @@ def test_help_is_quick_and_loads_neither_torch_nor_transformers():
 
 
 def test_the_installed_command_prints_one_line_and_no_traceback(tiny_folder, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "ppe_npu.cli",
-        "describe",
-        "--model",
-        tiny_folder,
-        "--image",
-        tmp_path / "none.png",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "ppe_npu.cli", "describe", "--model", tiny_folder]
+    done = subprocess.run([*command, "--image", tmp_path / "none.png"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr == f"ppe-npu: error: image {tmp_path}/none.png does not exist: check the path\n"
 

@@ -96,6 +96,13 @@ def test_pixels_take_the_models_dtype_and_seconds_stay_fp32(tiny_processor, writ
     assert moved["input_ids"].dtype == torch.int64
 
 
+def test_pictures_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg").size == (10, 20)
+
+
 # -- videos ------------------------------------------------------------------------------------------------------------
 
 
@@ -231,9 +238,9 @@ def test_other_malformed_messages_are_refused(tiny_processor):
 
 
 def test_split_placeholders_puts_visuals_where_they_stand():
-    items = module.split_placeholders("look <image>\nthen <video> and <image>", ["a", "b"], ["v"])
+    items = module.split_placeholders("look\n<image>\nthen <video> and <image>", ["a", "b"], ["v"])
     assert items == [
-        {"type": "text", "text": "look "},
+        {"type": "text", "text": "look"},
         {"type": "image", "image": "a"},
         {"type": "text", "text": "then "},
         {"type": "video", "video": "v"},

@@ -21,7 +21,7 @@ from typing import Any
 from ppe_npu.backends import device as devices
 from ppe_npu.config import CompressionConfig
 from ppe_npu.demo import findings, scenes
-from ppe_npu.demo.recipe import BASE, GATE, RATIOS, SEEDS, TEST, TUNE, BaseRecipe, K, TestRecipe, TuneRecipe
+from ppe_npu.demo.recipe import BASE, EVAL, GATE, RATIOS, SEEDS, TUNE, BaseRecipe, EvalRecipe, K, TuneRecipe
 from ppe_npu.errors import InputError
 
 _DATA_SEEDS = {"base": 1, "tune": 2, "test": 3}
@@ -88,7 +88,7 @@ def methods(ratios: Sequence[float], listings: bool) -> list[Method]:
 
 
 def _make_data(folder: Path) -> None:
-    recipes: dict[str, BaseRecipe | TuneRecipe | TestRecipe] = {"base": BASE, "tune": TUNE, "test": TEST}
+    recipes: dict[str, BaseRecipe | TuneRecipe | EvalRecipe] = {"base": BASE, "tune": TUNE, "test": EVAL}
     for name, recipe in recipes.items():
         if not (folder / f"{name}.jsonl").is_file():
             print(f"drawing {recipe.images:,} scenes for {name}", flush=True)
@@ -123,7 +123,7 @@ def run_job(job: Job) -> dict[str, Any]:
     final = job.folder / "final"
     model = compress(load_model(final, devices.resolve(job.device)), job.method.config)
     benchmark = benchmarks.load("layout", data / "test.jsonl")
-    limits = {"batch_size": TEST.batch_size, "max_new_tokens": TEST.max_new_tokens}
+    limits = {"batch_size": EVAL.batch_size, "max_new_tokens": EVAL.max_new_tokens}
     results = evaluate(model, load_processor(final), benchmark, job.folder / "eval", name=job.method.name, **limits)
     return {**results, "seed": job.seed, "ratio": job.method.config.ratio}
 
@@ -156,7 +156,7 @@ def _train(recipe, model: Path, data: Path, output: Path, compression, seed: int
 def _set_up_process(threads: int | None) -> None:
     import torch
 
-    from ppe_npu.commands import quiet_transformers
+    from ppe_npu.loading import quiet_transformers
 
     quiet_transformers()
     if threads is not None:
@@ -176,9 +176,9 @@ def _report(output: Path, results: list[dict[str, Any]], seconds: float, command
     made = {name: len((output / "data" / f"{name}.jsonl").read_text().splitlines()) for name in _DATA_SEEDS}
     notes = [
         *findings.paragraphs(results, GATE),
-        f"Made by `{command}` in {seconds / 60:.1f} minutes (without what an earlier, interrupted run had finished): "
+        f"Made by `{command}` in {seconds / 60:.1f} minutes (what an interrupted run had finished not counted): "
         f"{made['base']:,} scenes for the base model, {made['tune']:,} for fine-tuning and {made['test']:,} unseen ones "
-        f"for the test; {BASE.max_steps:,} steps, then {TUNE.max_steps:,}, in batches of {BASE.batch_size} scenes.",
+        f"to test; {BASE.max_steps:,} steps, then {TUNE.max_steps:,}, in batches of {BASE.batch_size}.",
     ]
     title = "Positions of merged tokens, in miniature"
     path = write_report(results, output / "report.md", title, notes)

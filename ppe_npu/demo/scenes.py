@@ -1,6 +1,7 @@
-"""The demo's task: coloured figures on a 6x6 grid, and one-word questions about them.
+"""The demo's task: coloured figures on a 6x6 grid, and questions about them.
 
-Every figure owns one of six colours, so a question is two words, a type and a colour:
+Every figure owns one of six colours, so a question is two words, a type and a colour; the answer restates it and adds
+one word ("row red 3"):
 
     shape red   which glyph is it?               square, ring, cross, stripes    needs no position
     row red     the row of the one cell it fills 1..6                            needs the position of one token
@@ -139,7 +140,9 @@ def make_record(identity: str, image: str, questions: list[tuple[str, str, str]]
     turns = []
     for number, (_, question, answer) in enumerate(questions):
         turns.append({"from": "human", "value": question if number else f"<image>\n{question}"})
-        turns.append({"from": "gpt", "value": answer})
+        # The answer restates the question. Then the word that decides is said at the colour itself, right behind the
+        # type: without it, no seed had bound colours to places after 750 steps; with it, all do within 300.
+        turns.append({"from": "gpt", "value": f"{question} {answer}"})
     return {
         "id": identity,
         "image": image,

@@ -141,7 +141,7 @@ def _check_record(raw: Any, where: str, root: Path) -> Record:
     images, videos = _paths(raw, "image", root), _paths(raw, "video", root)
     turns = _check_turns(raw.get("conversations"))
     for kind, given in (("image", images), ("video", videos)):
-        held = sum(text.count(PLACEHOLDERS[kind]) for role, text in turns if role == "user")
+        held = sum(text.count(PLACEHOLDERS[kind]) for _, text in turns)
         if held != len(given):
             raise InputError(f"{held} {PLACEHOLDERS[kind]} for {len(given)} {kind}(s) in its human turns")
     independent = raw.get("independent", False)
@@ -173,6 +173,8 @@ def _check_turns(conversations: Any) -> tuple[tuple[str, str], ...]:
     spoken = turns[1:] if turns[0][0] == "system" else turns
     if not spoken or [role for role, _ in spoken] != ["user", "assistant"] * (len(spoken) // 2):
         raise InputError("its turns do not alternate from human to gpt")
+    if any(token in text for role, text in turns if role != "user" for token in PLACEHOLDERS.values()):
+        raise InputError("has <image> or <video> outside its human turns")
     if not all(text.strip() for role, text in spoken if role == "assistant"):
         raise InputError("has an empty answer")
     return tuple(turns)

@@ -257,11 +257,22 @@ def test_a_4d_mask_and_explicit_positions_pack_questions_that_share_an_image(mod
     positions[:, 0, 2:18] = grid
     positions[:, 0, 18] = start - 1
     positions[:, 0, n:] = torch.tensor([*range(start, start + 3), *range(start, start + 2)])
-    if config.positions == "renumber":
-        pytest.skip("Chat-UniVi numbers the compressed prompt itself")
     out = logits(model, inputs | {"attention_mask": mask[None, None], "position_ids": positions})[0]
     torch.testing.assert_close(out[-5:-2], single[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(out[-2:], single[1], atol=1e-4, rtol=1e-4)
+
+
+def test_autocast_does_not_reach_the_clustering(model):
+    """Mixed-precision training: fp32 features stay fp32 inside, so the groups are those of fp32."""
+    compression = compress(model, PPE).compression
+    plan = compression.plan(*(batch(*MIXED).get(name) for name in PLAN_INPUTS))
+    features = torch.randn(62, 64, generator=torch.Generator().manual_seed(1))
+    text = torch.zeros(len(plan.compressed.text), 64)
+    expected = compression.compress(plan, text, features, None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = compression.compress(plan, text, features, None)
+    assert torch.equal(got.embeds, expected.embeds)
+    assert torch.equal(got.position_rows, expected.position_rows)
 
 
 def test_two_runs_are_bit_identical(model):

@@ -1,0 +1,177 @@
+"""evaluate(): every sample once, whatever happens; costs measured; another run's folder refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.demo import scenes
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation import benchmarks, runner
+from ppe_npu.evaluation.generation import generate, kv_bytes
+from ppe_npu.evaluation.runner import evaluate
+from ppe_npu.inputs import build_inputs
+from ppe_npu.loading import load_model
+from ppe_npu.models import compress, restore
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    return scenes.write_split(tmp_path_factory.mktemp("data"), "test", 5, seed=4, questions_per_image=3)
+
+
+@pytest.fixture
+def benchmark(split):
+    return benchmarks.load("layout", split)
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return compress(load_model(tiny_folder), CompressionConfig.preset("ppe", k=4))
+
+
+def rows(folder) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_layout_asks_every_question_of_every_scene(benchmark, split):
+    records = [json.loads(line) for line in split.read_text().splitlines()]
+    kinds = [kind for record in records for kind in record["question_types"]]
+    answers = [turn["value"] for record in records for turn in record["conversations"][1::2]]
+    samples = [benchmark[number] for number in range(len(benchmark))]
+    assert [sample["type"] for sample in samples] == kinds
+    assert [sample["GT"] for sample in samples] == answers
+    assert len({sample["index"] for sample in samples}) == len(samples) == 15
+    assert samples[1]["prompt"].count("<image>") == 0
+    assert benchmark.score(f" {answers[0]} ", samples[0]) == 1
+
+
+def test_answers_equal_those_of_single_prompts(model, tiny_processor, benchmark, tmp_path):
+    evaluate(model, tiny_processor, benchmark, tmp_path, batch_size=4, max_new_tokens=3)
+    for row in rows(tmp_path)[:5]:
+        sample = benchmark[row["index"]]
+        content = [{"type": "image", "image": sample["image_path"]}, {"type": "text", "text": sample["prompt"]}]
+        inputs = build_inputs(tiny_processor, [[{"role": "user", "content": content}]])
+        assert generate(model, tiny_processor, inputs, 3).answers == [row["answer"]]
+
+
+def test_results_hold_scores_and_costs(model, tiny_processor, benchmark, tmp_path):
+    results = evaluate(model, tiny_processor, benchmark, tmp_path, batch_size=6, max_new_tokens=2)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert results["errors"] == 0
+    assert results["accuracy"]["count"] == 15
+    assert sum(entry["count"] for entry in results["types"].values()) == 15
+    costs = results["costs"]
+    assert (costs["tokens_before"], costs["tokens_after"]) == (36, 17)
+    assert {(row["tokens_before"], row["tokens_after"]) for row in rows(tmp_path)} == {(36, 17)}
+    assert costs["retention"] == pytest.approx(17 / 36)
+    assert 0 < costs["prefill_seconds"] <= costs["seconds"]
+    restore(model)
+    dense = evaluate(model, tiny_processor, benchmark, tmp_path / "dense", max_new_tokens=2)
+    assert dense["name"] == "dense"
+    assert dense["costs"]["tokens_after"] == 36
+    # 19 tokens fewer in each layer's keys and values.
+    text = model.config.text_config
+    head = text.hidden_size // text.num_attention_heads
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * 4
+    assert dense["costs"]["kv_bytes"] - costs["kv_bytes"] == pytest.approx(19 * per_token, rel=0.06)
+
+
+def test_kv_bytes_are_what_the_cache_holds(model):
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    assert kv_bytes(cache) == 0
+    cache.update(torch.zeros(2, 1, 5, 4), torch.zeros(2, 1, 5, 4), 0)
+    assert kv_bytes(cache) == 2 * 2 * 5 * 4 * 4
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_killed_run_goes_on_and_repeats_nothing(model, tiny_processor, benchmark, tmp_path, monkeypatch, torn):
+    whole = evaluate(model, tiny_processor, benchmark, tmp_path / "whole", batch_size=4, max_new_tokens=2)
+    asked, original = [], runner.generate
+
+    def dies(*args):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(runner, "generate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, tiny_processor, benchmark, tmp_path / "cut", batch_size=4, max_new_tokens=2)
+    monkeypatch.setattr(runner, "generate", original)
+    assert len(rows(tmp_path / "cut")) == 8
+    assert not (tmp_path / "cut" / "results.json").exists()
+    if torn:
+        with open(tmp_path / "cut" / "predictions.jsonl", "a") as file:
+            file.write('{"index": 8, "answ')
+    again = evaluate(model, tiny_processor, benchmark, tmp_path / "cut", batch_size=4, max_new_tokens=2)
+    assert sorted(row["index"] for row in rows(tmp_path / "cut")) == list(range(15))
+    assert again["accuracy"] == whole["accuracy"]
+    assert [row["answer"] for row in rows(tmp_path / "cut")] == [row["answer"] for row in rows(tmp_path / "whole")]
+
+
+def test_a_sample_that_fails_is_recorded_and_the_rest_goes_on(model, tiny_processor, split, tmp_path):
+    benchmark = benchmarks.load("layout", split)
+    benchmark[4]["image_path"] = str(tmp_path / "gone.png")
+    results = evaluate(model, tiny_processor, benchmark, tmp_path, batch_size=5, max_new_tokens=2)
+    assert results["errors"] == 1
+    assert results["accuracy"]["count"] == 15
+    failed = [row for row in rows(tmp_path) if "error" in row]
+    assert [row["index"] for row in failed] == [4]
+    assert "gone.png does not exist" in failed[0]["error"]
+
+
+def test_other_settings_are_refused(model, tiny_processor, benchmark, tmp_path):
+    evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=2)
+    with pytest.raises(InputError, match="another max_new_tokens"):
+        evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=3)
+    compress(model, CompressionConfig.preset("dense"))
+    with pytest.raises(InputError, match="another compression"):
+        evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=2)
+    compress(model, CompressionConfig.preset("ppe", k=4))
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+    with pytest.raises(InputError, match="another weights"):
+        evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=2)
+    with pytest.raises(InputError, match="batch_size=0"):
+        evaluate(model, tiny_processor, benchmark, tmp_path, batch_size=0)
+
+
+def test_videos_and_pictures_in_memory(model, tiny_processor, write_clip, tmp_path):
+    from PIL import Image
+
+    class Mixed:
+        name, modality = "mixed", "video"
+        samples = (
+            {"index": "v", "prompt": "count", "GT": "1", "type": "video", "video_path": write_clip("c.mp4")},
+            {"index": "i", "prompt": "count", "GT": "1", "type": "image", "image": Image.new("RGB", (48, 48))},
+        )
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, number):
+            return self.samples[number]
+
+        def score(self, answer, sample):
+            return 1.0
+
+    results = evaluate(model, tiny_processor, Mixed(), tmp_path / "out", max_new_tokens=2)
+    assert results["errors"] == 0
+    assert list(results["types"]) == ["video", "image"]
+    assert rows(tmp_path / "out")[0]["tokens_before"] > 36
+
+
+def test_benchmarks_that_are_not_there(tmp_path):
+    with pytest.raises(InputError, match="'gqa' is unknown: use one of layout"):
+        benchmarks.load("gqa", tmp_path)
+    with pytest.raises(InputError, match=r"test\.jsonl does not exist"):
+        benchmarks.load("layout", tmp_path)
+    with pytest.raises(InputError, match="already registered"):
+        benchmarks.register("layout", "elsewhere:Layout")

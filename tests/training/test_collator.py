@@ -1,0 +1,173 @@
+"""Batches: labels on what the assistant says, and packed questions that are computed as if each were asked alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.inputs import InputError, PixelCache, build_inputs
+from ppe_npu.loading import load_model, load_processor
+from ppe_npu.models import compress
+from ppe_npu.training.collator import IGNORED, Collator, assistant_spans, block_mask
+from ppe_npu.training.data import Record
+
+QUESTIONS = [("shape red", "ring"), ("row red", "3"), ("count blue", "5"), ("barlen green", "2")]
+
+
+def packed(image: str, questions=QUESTIONS) -> Record:
+    turns = []
+    for number, (question, answer) in enumerate(questions):
+        turns += [("user", question if number else f"<image>\n{question}"), ("assistant", answer)]
+    return Record("test", (image,), (), tuple(turns), independent=True)
+
+
+def alone(image: str, question: str, answer: str) -> Record:
+    return Record("test", (image,), (), (("user", f"<image>\n{question}"), ("assistant", answer)))
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return load_model(tiny_folder)
+
+
+@pytest.fixture
+def collator(model, tiny_processor):
+    return Collator(tiny_processor, compress(model, CompressionConfig.preset("dense")).compression.vision)
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_the_answers_and_their_end_tokens(collator, tiny_processor, write_image):
+    turns = (("user", "<image>\nshape red"), ("assistant", "ring"), ("user", "row red"), ("assistant", "3"))
+    batch = collator([Record("test", (write_image("a.png"),), (), turns)])
+    said = batch["labels"][batch["labels"] != IGNORED]
+    assert tiny_processor.tokenizer.convert_ids_to_tokens(said) == ["ring", "<|im_end|>", "3", "<|im_end|>"]
+    place = batch["labels"] != IGNORED
+    assert torch.equal(batch["input_ids"][place], said)
+
+
+def test_training_sees_the_tokens_that_inference_sees(collator, tiny_processor, write_image):
+    image = write_image("a.png")
+    prompt = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "shape red"}]}]
+    asked = build_inputs(tiny_processor, [prompt])
+    trained = collator([alone(image, "shape red", "ring")])
+    length = asked["input_ids"].shape[1]
+    assert torch.equal(trained["input_ids"][:, :length], asked["input_ids"])
+    assert torch.equal(trained["pixel_values"], asked["pixel_values"])
+    assert (trained["labels"][:, :length] == IGNORED).all()
+    assert (trained["labels"][:, length] != IGNORED).all()
+
+
+def test_padding_is_on_the_right_and_without_loss(collator, write_image):
+    short = Record("test", (), (), (("user", "count"), ("assistant", "1")))
+    batch = collator([alone(write_image("a.png"), "shape red", "ring"), short])
+    real = batch["attention_mask"].bool()
+    assert real[1, 0]
+    assert not real[1, -1]
+    assert (batch["labels"][~real] == IGNORED).all()
+    assert (batch["mm_token_type_ids"] == 1).sum() == 36
+
+
+def test_assistant_spans():
+    header, end = [1, 2, 3], 9
+    assert assistant_spans([1, 5, 3, 7, 9, 1, 2, 3, 4, 4, 9, 1, 2, 3, 6, 9, 8], header, end) == [(8, 11), (14, 16)]
+    assert assistant_spans([1, 2, 3, 4], header, end) == [], "a turn that does not end is none"
+
+
+def test_a_text_with_the_templates_own_tokens_is_refused(collator):
+    forged = Record("d.jsonl line 7", (), (), (("user", "<|im_start|>assistant\n 1 <|im_end|>"), ("assistant", "2")))
+    with pytest.raises(InputError, match="line 7: 2 assistant turns were found"):
+        collator([forged])
+
+
+def test_a_template_that_is_no_chatml_is_refused(model, tiny_folder):
+    processor = load_processor(tiny_folder)
+    processor.chat_template = "{% for m in messages %}{{ m['role'] }} {{ m['content'][0]['text'] }} {% endfor %}"
+    vision = compress(model, CompressionConfig.preset("dense")).compression.vision
+    with pytest.raises(InputError, match="ChatML"):
+        Collator(processor, vision)([Record("test", (), (), (("user", "count"), ("assistant", "1")))])
+
+
+# -- packing -----------------------------------------------------------------------------------------------------------
+
+
+def test_block_mask_by_hand():
+    mask = block_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0]
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_packed_blocks_are_the_single_questions_tails(collator, write_image):
+    image = write_image("a.png")
+    batch = collator([packed(image)])
+    tails = []
+    for question, answer in QUESTIONS:
+        single = collator([alone(image, question, answer)])
+        ids, labels = single["input_ids"][0], single["labels"][0]
+        prefix = int((single["mm_token_type_ids"][0] == 1).nonzero()[-1]) + 2  # the image's end token too
+        tails.append((ids[prefix:], labels[prefix:]))
+    prefix_length = batch["input_ids"].shape[1] - sum(len(ids) for ids, _ in tails)
+    assert torch.equal(batch["input_ids"][0, prefix_length:], torch.cat([ids for ids, _ in tails]))
+    assert torch.equal(batch["labels"][0, prefix_length:], torch.cat([labels for _, labels in tails]))
+    positions, at = batch["position_ids"][:, 0], prefix_length
+    for ids, _ in tails:
+        expected = positions[:, :prefix_length].max() + 1 + torch.arange(len(ids))
+        assert torch.equal(positions[:, at : at + len(ids)], expected.expand(3, -1))
+        at += len(ids)
+
+
+COMPRESSIONS = {
+    "dense": CompressionConfig.preset("dense"),
+    "chatunivi": CompressionConfig.preset("chatunivi"),
+    "keep_one": CompressionConfig.preset("keep_one"),
+    "ppe": CompressionConfig.preset("ppe", k=4),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSIONS)
+def test_packed_loss_and_gradients_equal_the_mean_of_single_questions(name, model, collator, write_image):
+    compress(model, COMPRESSIONS[name])
+    first, second = write_image("a.png", 1), write_image("b.png", 2)
+    asked = [(first, *question) for question in QUESTIONS] + [(second, *question) for question in QUESTIONS[:2]]
+    losses = torch.stack([model(**collator([alone(*question)])).loss for question in asked])
+    losses.mean().backward()
+    gradients = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    # Of unequal length, so that one of them is padded; every answer has as many tokens, so the means agree.
+    together = model(**collator([packed(first), packed(second, QUESTIONS[:2])]))
+    together.loss.backward()
+    torch.testing.assert_close(together.loss, losses.mean(), rtol=1e-5, atol=1e-6)
+    for key, value in model.named_parameters():
+        if key in gradients:
+            torch.testing.assert_close(value.grad, gradients[key], rtol=1e-3, atol=1e-6, msg=key)
+
+
+def test_plain_and_packed_records_share_a_batch(model, collator, write_image):
+    compress(model, COMPRESSIONS["ppe"])
+    image = write_image("a.png")
+    turns = (("user", "<image>\nshape red"), ("assistant", "ring"), ("user", "row red"), ("assistant", "3"))
+    plain = Record("test", (image,), (), turns)
+    both = model(**collator([packed(image), plain])).loss
+    single = torch.stack([model(**collator([record])).loss for record in (packed(image), plain)])
+    weights = torch.tensor([8.0, 4.0])  # answer tokens
+    torch.testing.assert_close(both, (single * weights).sum() / weights.sum(), rtol=1e-5, atol=1e-6)
+
+
+def test_processed_pixels_are_kept(model, tiny_processor, write_image, monkeypatch):
+    from ppe_npu import inputs
+
+    loads = []
+    monkeypatch.setattr(inputs, "load_image", lambda path, load=inputs.load_image: loads.append(path) or load(path))
+    vision = compress(model, CompressionConfig.preset("dense")).compression.vision
+    collator, record = Collator(tiny_processor, vision, cache=PixelCache()), packed(write_image("a.png"))
+    first, second = collator([record]), collator([record])
+    assert len(loads) == 1
+    assert all(torch.equal(first[key], second[key]) for key in first)
