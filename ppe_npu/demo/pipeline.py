@@ -74,14 +74,15 @@ def main(args: argparse.Namespace) -> int:
 
 
 def methods(ratios: Sequence[float], listings: bool) -> list[Method]:
-    """Dense, Chat-UniVi, keep-one and PPE at every ratio; with `listings`, PPE's other ways of listing members."""
+    """Dense, Chat-UniVi, keep-one and PPE at every ratio; with `listings`, PPE's other ways of listing members at the
+    smallest, where a merged token has the most members."""
     out = [Method("dense", CompressionConfig.preset("dense"))]
     for ratio in ratios:
         tail = f" {ratio:.0%}" if len(ratios) > 1 else ""
         out.append(Method(f"Chat-UniVi{tail}", CompressionConfig.preset("chatunivi", ratio=ratio)))
         out.append(Method(f"keep-one{tail}", CompressionConfig.preset("keep_one", ratio=ratio)))
         out.append(Method(f"PPE{tail}", CompressionConfig.preset("ppe", ratio=ratio, k=K)))
-        for members in ("last", "spread", "nearest_first") if listings else ():
+        for members in ("last", "spread", "nearest_first") if listings and ratio == min(ratios) else ():
             config = CompressionConfig.preset("ppe", ratio=ratio, k=K, members=members)
             out.append(Method(f"PPE {members}{tail}", config))
     return out
@@ -172,13 +173,16 @@ def _report(output: Path, results: list[dict[str, Any]], seconds: float, command
     from ppe_npu.evaluation.report import grouped, table, write_report
     from ppe_npu.files import write_json
 
+    results = [
+        result | {"types": {kind: result["types"][kind] for kind in scenes.QUESTION_TYPES}} for result in results
+    ]
     write_json(output / "results.json", results)
     made = {name: len((output / "data" / f"{name}.jsonl").read_text().splitlines()) for name in _DATA_SEEDS}
     notes = [
         *findings.paragraphs(results, GATE),
         f"Made by `{command}` in {seconds / 60:.1f} minutes (what an interrupted run had finished not counted): "
-        f"{made['base']:,} scenes for the base model, {made['tune']:,} for fine-tuning and {made['test']:,} unseen ones "
-        f"to test; {BASE.max_steps:,} steps, then {TUNE.max_steps:,}, in batches of {BASE.batch_size}.",
+        f"{made['base']:,} scenes for the base model, {made['tune']:,} for fine-tuning and {made['test']:,} unseen "
+        f"ones to test; {BASE.max_steps:,} steps, then {TUNE.max_steps:,}, in batches of {BASE.batch_size}.",
     ]
     title = "Positions of merged tokens, in miniature"
     path = write_report(results, output / "report.md", title, notes)
