@@ -25,9 +25,13 @@ train: $(VENV)/.ready
 	$(BIN)/ppe-npu train --device $(DEVICE) $(call option,--model,$(MODEL)) $(call option,--data,$(DATA)) \
 	    $(call option,--data-root,$(DATA_ROOT)) $(call option,--compression,$(COMPRESSION)) $(call option,--output,$(OUTPUT))
 
-eval: $(VENV)/.ready
+# Without a model: the embedded one, trained first if it is not there.
+eval: $(VENV)/.ready $(if $(MODEL),,runs/train/final)
 	$(BIN)/ppe-npu eval --device $(DEVICE) $(call option,--model,$(MODEL)) $(call option,--benchmarks,$(BENCHMARKS)) \
 	    $(call option,--data-root,$(DATA_ROOT)) $(call option,--compression,$(COMPRESSION)) $(call option,--output,$(OUTPUT))
+
+runs/train/final: | $(VENV)/.ready
+	$(BIN)/ppe-npu train --device $(DEVICE)
 
 parity: $(VENV)/.ready
 	$(BIN)/ppe-npu parity --device $(DEVICE)

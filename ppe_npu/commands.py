@@ -96,12 +96,13 @@ def run_eval(args: argparse.Namespace) -> int:
     from ppe_npu.evaluation import benchmarks
     from ppe_npu.evaluation.report import grouped, table, write_report
     from ppe_npu.evaluation.runner import evaluate
-    from ppe_npu.loading import load_model, load_processor
+    from ppe_npu.loading import check_compression, load_model, load_processor
     from ppe_npu.models import compress
 
     quiet_transformers()
     chosen = compressions(args, model_path)
     loaded = [benchmarks.load(name, args.data_root) for name in args.benchmarks]
+    check_compression(model_path, *chosen)
     processor = load_processor(model_path, args.min_pixels, args.max_pixels)
     model = load_model(model_path, device, args.dtype)
     for benchmark in loaded:

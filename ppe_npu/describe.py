@@ -13,7 +13,7 @@ from ppe_npu.compat import prepare_transformers
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.inputs import PLACEHOLDERS, build_inputs, split_placeholders
-from ppe_npu.loading import check_checkpoint, load_model, load_processor, quiet_transformers
+from ppe_npu.loading import check_compression, load_model, load_processor, quiet_transformers
 from ppe_npu.models import compress
 
 
@@ -26,8 +26,8 @@ def run_describe(args: argparse.Namespace) -> int:
     sampling = video_sampling(args)
     prepare_transformers()
     quiet_transformers()
-    check_checkpoint(args.model)
     chosen = compressions(args, Path(args.model))[0]
+    check_compression(args.model, chosen)
     processor = load_processor(args.model, args.min_pixels, args.max_pixels)
     inputs = build_inputs(processor, [messages], sampling=sampling)
     model = compress(load_model(args.model, device, args.dtype), chosen)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ppe_npu.compat import prepare_transformers
+from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -74,6 +75,21 @@ def check_checkpoint(path: str | Path) -> str:
     if names[0] not in supported:
         raise InputError(f"model {path} is a {names[0]}, which is not supported: use one of {', '.join(supported)}")
     return names[0]
+
+
+def check_compression(path: str | Path, *configs: CompressionConfig) -> None:
+    """Whether compressions fit the checkpoint's model, before its weights are read.
+
+    Raises:
+        ValueError: one that does not, and what would.
+    """
+    from transformers import AutoConfig
+
+    from ppe_npu.models import check_fit
+
+    architecture, model_config = check_checkpoint(path), AutoConfig.from_pretrained(str(path))
+    for config in configs:
+        check_fit(architecture, model_config, config)
 
 
 def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:

@@ -143,7 +143,8 @@ def test_describe_refuses_folders_that_are_no_checkpoint(run, tiny_folder, write
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
     refused(run(*asked, folder), "LlamaForCausalLM", "Qwen2_5_VLForConditionalGeneration")
     (folder / "config.json").write_text(json.dumps(config))
-    refused(run(*asked, folder), "processor of")
+    refused(run(*asked, folder), "k=8 does not divide", "choose one of 1, 2, 4")  # before anything is loaded
+    refused(run(*asked, folder, "--compression", "keep_one"), "processor of")
     for file in Path(tiny_folder).iterdir():
         if not (folder / file.name).exists():
             os.link(file, folder / file.name)
@@ -259,7 +260,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_transformers():
 
 
 def test_the_installed_command_prints_one_line_and_no_traceback(tiny_folder, tmp_path):
-    command = [sys.executable, "-m", "ppe_npu.cli", "describe", "--model", tiny_folder]
+    command = [sys.executable, "-m", "ppe_npu.cli", "describe", "--model", tiny_folder, "--compression", "keep_one"]
     done = subprocess.run([*command, "--image", tmp_path / "none.png"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr == f"ppe-npu: error: image {tmp_path}/none.png does not exist: check the path\n"

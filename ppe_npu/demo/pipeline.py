@@ -150,8 +150,7 @@ def _train(recipe, model: Path, data: Path, output: Path, compression, seed: int
         cache_pixels=True,
         **values,
     )
-    print(f"training {output}", flush=True)
-    train(config)
+    train(config, announce=False)
 
 
 def _set_up_process(threads: int | None) -> None:
@@ -166,7 +165,16 @@ def _set_up_process(threads: int | None) -> None:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     """Worker processes that start clean: a forked copy of a process that has used torch's threads may hang."""
-    return ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn"))
+    context = get_context("spawn")
+    slots = context.Queue()
+    for slot in range(workers):
+        slots.put(slot)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_take_slot, initargs=(slots,))
+
+
+def _take_slot(slots) -> None:
+    """Give this worker's progress bars a line of their own; tqdm reads the variable when it is first imported."""
+    os.environ["TQDM_POSITION"] = str(slots.get())
 
 
 def _report(output: Path, results: list[dict[str, Any]], seconds: float, command: str) -> int:

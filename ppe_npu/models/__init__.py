@@ -1,8 +1,8 @@
 """compress() and restore(): the seam to transformers, one file a model family.
 
 A family is a module with CLASSES, the names of the transformers classes that it serves, and the functions
-vision_tokens(model), sections(model), install(model, compression) and uninstall(model). A new family is a new file and
-one line in _FAMILIES.
+vision_tokens(config) and sections(config) of the model's config, install(model, compression) and uninstall(model). A
+new family is a new file and one line in _FAMILIES.
 """
 
 from importlib import import_module
@@ -10,6 +10,7 @@ from types import ModuleType
 
 from ppe_npu.compression import Compression
 from ppe_npu.config import CompressionConfig
+from ppe_npu.positions import check_sections
 
 _FAMILIES = ("qwen2_5_vl",)
 
@@ -41,11 +42,16 @@ def compress(model, config: CompressionConfig):
             f"config is a {type(config).__name__}: give a CompressionConfig, e.g. CompressionConfig.preset('ppe')"
         )
     base, family = _seam(model)
-    compression = Compression(config, family.vision_tokens(base), tuple(family.sections(base)))
+    compression = Compression(config, family.vision_tokens(base.config), family.sections(base.config))
     if is_compressed(base):
         family.uninstall(base)
     family.install(base, compression)
     return model
+
+
+def check_fit(class_name: str, model_config, config: CompressionConfig) -> None:
+    """Raise ValueError unless `config` fits a model of this class with this transformers config; needs no weights."""
+    check_sections(config.k, _family(class_name).sections(model_config))
 
 
 def restore(model):
@@ -63,10 +69,14 @@ def is_compressed(model) -> bool:
 
 def _seam(model) -> tuple[object, ModuleType]:
     base = _unwrap(model)
+    return base, _family(type(base).__name__)
+
+
+def _family(class_name: str) -> ModuleType:
     for family in _families():
-        if type(base).__name__ in family.CLASSES:
-            return base, family
-    raise ValueError(f"{type(base).__name__} is not supported: supported are {', '.join(supported_classes())}")
+        if class_name in family.CLASSES:
+            return family
+    raise ValueError(f"{class_name} is not supported: supported are {', '.join(supported_classes())}")
 
 
 def _unwrap(model):

@@ -28,8 +28,7 @@ _PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 _STATIC_ROPE = ("default", "linear", "yarn", "llama3")
 
 
-def vision_tokens(model) -> VisionTokens:
-    config = model.config
+def vision_tokens(config) -> VisionTokens:
     return VisionTokens(
         image_token_id=config.image_token_id,
         video_token_id=config.video_token_id,
@@ -38,9 +37,9 @@ def vision_tokens(model) -> VisionTokens:
     )
 
 
-def sections(model) -> list[int]:
+def sections(config) -> tuple[int, ...]:
     """Channels of t, h and w in half a head."""
-    return list(model.config.text_config.rope_parameters["mrope_section"])
+    return tuple(config.text_config.rope_parameters["mrope_section"])
 
 
 def install(model, compression: Compression) -> None:

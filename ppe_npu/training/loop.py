@@ -12,7 +12,8 @@ from ppe_npu.compat import adapt_unwrap_model, prepare_transformers
 
 prepare_transformers()  # before the import of Trainer, which fails beside a torchvision that does not load
 
-from transformers import PreTrainedModel, Trainer  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+from transformers import PreTrainedModel, Trainer, TrainerCallback  # noqa: E402
 
 from ppe_npu.errors import TrainingError  # noqa: E402
 from ppe_npu.files import write_json  # noqa: E402
@@ -42,6 +43,29 @@ class EpochSampler(torch.utils.data.Sampler):
         # Spread, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
         yield from torch.randperm(self.records, generator=generator).tolist()
+
+
+class Progress(TrainerCallback):
+    """One bar a run, with the loss behind it."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.bar = title, None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if self.bar is not None and "loss" in (logs or {}):
+            self.bar.set_postfix(loss=logs["loss"])
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 class CompressedTrainer(Trainer):

@@ -16,7 +16,7 @@ from ppe_npu.backends import device as devices
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.files import new_folder, write_json
 from ppe_npu.inputs import InputError, PixelCache
-from ppe_npu.loading import check_checkpoint, load_model, load_processor
+from ppe_npu.loading import check_compression, load_model, load_processor
 from ppe_npu.models import compress, restore
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.collator import Collator
@@ -55,21 +55,27 @@ class TrainResult:
         return dataclasses.asdict(self)
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig, announce: bool = True) -> TrainResult:
     """Fine-tune a model with compression inside its forward pass.
 
     output/final loads in plain transformers, and is a model to start from again; output/summary.json holds the result
     and all settings.
+
+    Args:
+        config: what to do.
+        announce: print the table of parameters, steps and compression before step 1.
 
     Raises:
         InputError: a model, data or output that cannot be used; before anything long starts.
         TrainingError: the loss is NaN or infinite.
     """
     prepare_transformers()
-    from ppe_npu.training.loop import CompressedTrainer
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    from ppe_npu.training.loop import CompressedTrainer, Progress
 
     device = devices.resolve(config.device)
-    check_checkpoint(config.model)
+    check_compression(config.model, config.compression)
     checkpoint = _prepare_output(config)
     processor = load_processor(config.model, config.min_pixels, config.max_pixels)
     records = read_records(config.data, config.data_root)
@@ -86,8 +92,12 @@ def train(config: TrainConfig) -> TrainResult:
         data_collator=collator,
         train_dataset=ChatDataset(records),
         processing_class=processor,
+        callbacks=[Progress("/".join(Path(config.output).parts[-2:]))],
     )
-    print(describe_run(config, model, len(records), steps, device), flush=True)
+    for callback in (PrinterCallback, ProgressCallback):  # Progress shows the loss beside the bar
+        trainer.remove_callback(callback)
+    if announce:
+        print(describe_run(config, model, len(records), steps, device), flush=True)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started

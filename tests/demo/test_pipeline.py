@@ -1,0 +1,88 @@
+"""`make demo` from data to report, on recipes of a few steps; and what it says of numbers."""
+
+import argparse
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ppe_npu.demo import findings, pipeline
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """The pipeline with recipes of 2 steps and 2 scenes, in this process; gives the arguments of a run."""
+    for name in ("BASE", "TUNE"):
+        recipe = dataclasses.replace(getattr(pipeline, name), images=4, max_steps=2, batch_size=2, warmup_steps=1)
+        monkeypatch.setattr(pipeline, name, recipe)
+    monkeypatch.setattr(pipeline, "EVAL", dataclasses.replace(pipeline.EVAL, images=2, batch_size=16))
+    monkeypatch.setattr(pipeline, "_pool", lambda workers: ThreadPoolExecutor(1))
+    return argparse.Namespace(device="cpu", output=str(tmp_path / "demo"), seeds=1, full=False)
+
+
+def test_a_run_leaves_a_report_and_is_not_repeated(small, tmp_path, capsys, monkeypatch):
+    code = pipeline.main(small)
+    report = (tmp_path / "demo" / "report.md").read_text()
+    assert (tmp_path / "demo" / "report.png").read_bytes().startswith(b"\x89PNG")
+    for word in (
+        "dense",
+        "Chat-UniVi",
+        "keep-one",
+        "PPE",
+        "barlen",
+        "KV bytes",
+        "make demo DEVICE=cpu",
+        "What this shows",
+    ):
+        assert word in report
+    # Two steps teach nothing: the report must say that nothing can be compared, and the exit code, too.
+    assert code == 1
+    assert "Not a fair comparison" in report
+    monkeypatch.setattr("ppe_npu.training.trainer.train", None)  # would fail if called again
+    assert pipeline.main(small) == 1
+    assert (tmp_path / "demo" / "report.md").read_text().split("Made by")[0] == report.split("Made by")[0]
+
+
+def test_seeds_must_be_positive(small):
+    small.seeds = 0
+    with pytest.raises(ValueError, match="seeds=0"):
+        pipeline.main(small)
+
+
+def test_full_compares_listings_where_a_merged_token_has_most_members():
+    names = [method.name for method in pipeline.methods((0.45, 0.25), listings=True)]
+    assert names[:7] == ["dense", *(f"{n} {r}%" for r in (45, 25) for n in ("Chat-UniVi", "keep-one", "PPE"))]
+    assert names[7:] == ["PPE last 25%", "PPE spread 25%", "PPE nearest_first 25%"]
+
+
+def results(**accuracies):
+    """{method: (row and col, barlen and count)} of two seeds that are alike."""
+    out = []
+    for name, (layout, extent) in accuracies.items():
+        values = {"shape": 1.0, "row": layout, "col": layout, "barlen": extent, "count": extent}
+        types = {kind: {"accuracy": value} for kind, value in values.items()}
+        out += [{"name": name.replace("_", "-"), "seed": seed, "types": types} for seed in (0, 1)]
+    return out
+
+
+def test_findings_say_what_the_numbers_say():
+    found = findings.paragraphs(
+        results(dense=(1, 1), **{"Chat-UniVi": (0.17, 0.7)}, keep_one=(1, 0.7), PPE=(1, 0.95)), 0.95
+    )
+    text = "\n".join(found)
+    assert "PPE is ahead of Chat-UniVi by at least 0.83 on every seed" in text
+    assert "barlen +0.25 (ahead)" in text
+    assert "row +0.00 (as good)" in text
+    assert "Not a fair comparison" not in text
+
+
+def test_findings_do_not_flatter():
+    text = "\n".join(
+        findings.paragraphs(
+            results(dense=(0.9, 1), **{"Chat-UniVi": (0.9, 0.9)}, keep_one=(0.9, 0.9), PPE=(0.8, 0.5)), 0.95
+        )
+    )
+    assert "PPE is not ahead of Chat-UniVi on every seed" in text
+    assert "barlen -0.40 (behind)" in text
+    assert "row -0.10 (behind)" in text
+    assert "Not a fair comparison**: the dense model of seed 0, 1 stays below 0.95" in text
