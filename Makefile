@@ -8,27 +8,28 @@ BIN    := $(VENV)/bin
 
 # An option for ppe-npu from a variable of make, where it is set: $(call option,--model,$(MODEL))
 option = $(if $(2),$(1) $(2))
+common = $(call option,--model,$(MODEL)) $(call option,--data-root,$(DATA_ROOT)) $(call option,--output,$(OUTPUT)) \
+         $(call option,--compression,$(COMPRESSION)) $(call option,--ratio,$(RATIO)) $(call option,--k,$(K)) \
+         $(call option,--dtype,$(DTYPE))
 
 .PHONY: help demo test test-all lint format train eval parity clean
 
 help:
 	@echo "make demo     train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1]"
 	@echo "make test     all fast tests        make test-all   the slow ones, too        make lint   style and imports"
-	@echo "make train    fine-tune with compression     [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= OUTPUT=]"
-	@echo "make eval     evaluate                       [DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= OUTPUT=]"
+	@echo "make train    fine-tune with compression     [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT=]"
+	@echo "make eval     evaluate                       [DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT=]"
 	@echo "make parity   this device's operators against the fp64 specification                [DEVICE=]"
 
 demo: $(VENV)/.ready
-	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(FULL),--full)
+	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(filter-out 0,$(FULL)),--full)
 
 train: $(VENV)/.ready
-	$(BIN)/ppe-npu train --device $(DEVICE) $(call option,--model,$(MODEL)) $(call option,--data,$(DATA)) \
-	    $(call option,--data-root,$(DATA_ROOT)) $(call option,--compression,$(COMPRESSION)) $(call option,--output,$(OUTPUT))
+	$(BIN)/ppe-npu train --device $(DEVICE) $(call option,--data,$(DATA)) $(common)
 
 # Without a model: the embedded one, trained first if it is not there.
 eval: $(VENV)/.ready $(if $(MODEL),,runs/train/final)
-	$(BIN)/ppe-npu eval --device $(DEVICE) $(call option,--model,$(MODEL)) $(call option,--benchmarks,$(BENCHMARKS)) \
-	    $(call option,--data-root,$(DATA_ROOT)) $(call option,--compression,$(COMPRESSION)) $(call option,--output,$(OUTPUT))
+	$(BIN)/ppe-npu eval --device $(DEVICE) $(call option,--benchmarks,$(BENCHMARKS)) $(common)
 
 runs/train/final: | $(VENV)/.ready
 	$(BIN)/ppe-npu train --device $(DEVICE)
@@ -55,7 +56,7 @@ format: $(VENV)/.ready
 # torch is named in the command that installs everything else, so that nothing pulls another release of it.
 # torchvision (transformers' video processors need it) is installed by itself: see ppe_npu/compat.py.
 $(VENV)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt torch==2.13.0 --editable '.[eval,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt --no-deps torchvision

@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ppe-npu: stopped", file=sys.stderr)
         return 130
-    except (ValueError, ImportError) as error:  # InputError, DeviceError, a config's complaint, a missing package
+    # InputError, DeviceError, a config's complaint; a missing package; a folder that cannot be written
+    except (ValueError, ImportError, OSError) as error:
         return _complain(error, 2)
     except RuntimeError as error:
         from ppe_npu.errors import TrainingError
@@ -97,22 +98,24 @@ def _add_train(commands) -> None:
     _add_compression(parser)
     _add_device(parser)
     _add_pixels(parser)
-    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--epochs", type=float, help="(default: 1)")
     parser.add_argument("--max-steps", type=int)
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--gradient-accumulation", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, default=1e-5)
-    parser.add_argument("--warmup-steps", type=int, default=0)
-    parser.add_argument("--schedule", default="cosine", help="constant, linear, cosine or stable_decay")
-    parser.add_argument("--weight-decay", type=float, default=0.0)
-    parser.add_argument("--max-grad-norm", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-steps", type=int, default=0, help="a checkpoint every so many steps (default: none)")
-    parser.add_argument("--logging-steps", type=int, default=10)
-    parser.add_argument("--num-workers", type=int, default=0)
-    parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in --output")
-    parser.add_argument("--overwrite", action="store_true", help="drop an earlier run in --output")
+    parser.add_argument("--batch-size", type=int, help="(default: 1)")
+    parser.add_argument("--gradient-accumulation", type=int, help="(default: 1)")
+    parser.add_argument("--learning-rate", type=float, help="(default: 1e-5)")
+    parser.add_argument("--warmup-steps", type=int, help="(default: 0)")
+    parser.add_argument("--schedule", help="constant, linear, cosine or stable_decay (default: cosine)")
+    parser.add_argument("--weight-decay", type=float, help="(default: 0)")
+    parser.add_argument("--max-grad-norm", type=float, help="(default: 1)")
+    parser.add_argument("--seed", type=int, help="(default: 0)")
+    parser.add_argument("--save-steps", type=int, help="a checkpoint every so many steps (default: none)")
+    parser.add_argument("--logging-steps", type=int, help="(default: 10)")
+    parser.add_argument("--num-workers", type=int, help="(default: 0)")
+    parser.add_argument("--gradient-checkpointing", action="store_true", default=None)
+    parser.add_argument(
+        "--resume", action="store_true", default=None, help="go on from the last whole checkpoint in --output"
+    )
+    parser.add_argument("--overwrite", action="store_true", default=None, help="drop an earlier run in --output")
     parser.set_defaults(run=_train)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,58 +35,71 @@ def run_train(args: argparse.Namespace) -> int:
     return 0
 
 
+_OPTIONS = (
+    *("data_root", "device", "dtype", "epochs", "max_steps", "batch_size", "seed", "gradient_accumulation"),
+    *("learning_rate", "warmup_steps", "schedule", "weight_decay", "max_grad_norm", "save_steps", "logging_steps"),
+    *("num_workers", "gradient_checkpointing", "resume", "overwrite", "min_pixels", "max_pixels"),
+)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """TrainConfig's values that were named on the command line; the rest keeps its defaults."""
+    named = {name: getattr(args, name) for name in _OPTIONS if getattr(args, name) is not None}
+    return {**named, "output": args.output, "video": video_sampling(args)}
+
+
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
-    """TrainConfig's values from the command line."""
-    same = (
-        *("model", "data", "data_root", "output", "device", "dtype", "epochs", "max_steps", "batch_size", "seed"),
-        *("gradient_accumulation", "learning_rate", "warmup_steps", "schedule", "weight_decay", "max_grad_norm"),
-        *("save_steps", "logging_steps", "num_workers", "gradient_checkpointing", "resume", "overwrite"),
-        *("min_pixels", "max_pixels"),
-    )
-    values = {name: getattr(args, name) for name in same}
-    return {**values, "compression": compressions(args, Path(args.model))[0], "video": video_sampling(args)}
+    """TrainConfig's values for a model and data of the user's."""
+    return {
+        **_given(args),
+        "model": args.model,
+        "data": args.data,
+        "compression": compressions(args, Path(args.model))[0],
+    }
 
 
 def _embedded(args: argparse.Namespace) -> dict[str, Any]:
     """The embedded run's values: data and an untrained model are written if they are not there."""
-    from ppe_npu.demo import scenes, tiny
+    from ppe_npu.demo import tiny
+    from ppe_npu.files import new_folder
 
-    root = Path(args.output)
-    for name, images, seed in (("train", _TRAIN_IMAGES, 1), ("test", _TEST_IMAGES, 2)):
-        if not (root / "data" / f"{name}.jsonl").is_file():
-            scenes.write_split(root / "data", name, images, seed, _QUESTIONS, simple=0.5 if name == "train" else 0.0)
-    base = root / "base"
+    root, seed = Path(args.output), args.seed or 0
+    base = root / f"base-seed{seed}"
+    before = root / "train.json"
+    if before.is_file() and not Path(json.loads(before.read_text())["model"]).name.startswith("base-seed"):
+        raise InputError(f"output {root} holds a run of another model: name another --output for the embedded run")
+    write_embedded_data(root / "data")
     if not (base / "config.json").is_file():
-        from ppe_npu.files import new_folder
-
         with new_folder(base) as folder:
-            tiny.build_model(args.seed).save_pretrained(folder)
+            tiny.build_model(seed).save_pretrained(folder)
             tiny.build_processor().save_pretrained(folder)
     if args.compression is None and args.ratio is None and args.k is None:
         compression = CompressionConfig.preset("ppe", k=4)  # 8 does not divide the tiny model's sections
     else:
         compression = compressions(args, base)[0]
-    return {
-        "model": str(base),
-        "data": str(root / "data" / "train.jsonl"),
-        "output": str(root),
-        "compression": compression,
-        "device": args.device,
-        "dtype": args.dtype,
-        "max_steps": args.max_steps or _STEPS,
+    recipe = {
         "batch_size": _BATCH,
-        "learning_rate": 2.5e-3,
+        "max_steps": None if args.epochs else _STEPS,
+        "learning_rate": 2e-3,
         "betas": (0.9, 0.98),
         "frozen": ("model.visual",),  # as the demo's recipe, which says why
         "warmup_steps": 20,
         "schedule": "stable_decay",
         "logging_steps": 25,
-        "seed": args.seed,
-        "save_steps": args.save_steps,
         "cache_pixels": True,
-        "resume": args.resume,
         "overwrite": not args.resume,
     }
+    own = {"model": str(base), "data": str(root / "data" / "train.jsonl"), "compression": compression}
+    return {**recipe, **_given(args), **own}
+
+
+def write_embedded_data(folder: Path) -> None:
+    """Draw the embedded benchmark's splits where they are not there."""
+    from ppe_npu.demo import scenes
+
+    for name, images, seed, simple in (("train", _TRAIN_IMAGES, 1, 0.5), ("test", _TEST_IMAGES, 2, 0.0)):
+        if not (folder / f"{name}.jsonl").is_file():
+            scenes.write_split(folder, name, images, seed, _QUESTIONS, simple=simple)
 
 
 def run_eval(args: argparse.Namespace) -> int:
@@ -94,17 +109,21 @@ def run_eval(args: argparse.Namespace) -> int:
     if args.model is None and not model_path.is_dir():
         raise InputError(f"{model_path} is not there: run `ppe-npu train` first, or name a checkpoint with --model")
     from ppe_npu.evaluation import benchmarks
-    from ppe_npu.evaluation.report import grouped, table, write_report
+    from ppe_npu.evaluation.report import check_plotting, grouped, table, write_report
     from ppe_npu.evaluation.runner import evaluate
     from ppe_npu.loading import check_compression, load_model, load_processor
     from ppe_npu.models import compress
 
+    check_plotting()
     quiet_transformers()
     chosen = compressions(args, model_path)
+    if "layout" in args.benchmarks and Path(args.data_root) == EMBEDDED / "data":
+        write_embedded_data(EMBEDDED / "data")
     loaded = [benchmarks.load(name, args.data_root) for name in args.benchmarks]
     check_compression(model_path, *chosen)
     processor = load_processor(model_path, args.min_pixels, args.max_pixels)
     model = load_model(model_path, device, args.dtype)
+    failed = asked = 0
     for benchmark in loaded:
         results = []
         for config in chosen:
@@ -114,7 +133,14 @@ def run_eval(args: argparse.Namespace) -> int:
             results.append(evaluate(model, processor, benchmark, folder, sampling=video_sampling(args), **limits))
         report = write_report(results, Path(args.output) / benchmark.name / "report.md", f"Benchmark {benchmark.name}")
         print(f"{table(grouped(results))}\n\nwritten to {report}")
-    return 0
+        failed += sum(result["errors"] for result in results)
+        asked += sum(result["accuracy"]["count"] for result in results)
+    if failed:
+        print(
+            f"ppe-npu: {failed} of {asked} samples failed; see predictions.jsonl, and run again to ask them again",
+            file=sys.stderr,
+        )
+    return 1 if failed == asked else 0
 
 
 def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:

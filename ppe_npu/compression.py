@@ -24,24 +24,44 @@ class CacheState:
         mask: [B, L] bool, True at the cached places that hold a token.
         following: [B] int64, the position of the next token.
         seen: columns of input_ids (padding among them) that the cache stands for, before compression.
-        padded: whether the mask has a False; known on the host.
+        padded: whether the mask may have a False; known on the host.
+        prompt: cached places up to the last one that was compressed; only what was added since can be taken off.
     """
 
     mask: torch.Tensor
     following: torch.Tensor
     seen: int
     padded: bool
+    prompt: int
 
     @classmethod
     def empty(cls, real: torch.Tensor) -> "CacheState":
         """Before the first token of a batch like `real` [B, L]."""
         batch = real.shape[0]
-        return cls(real.new_zeros(batch, 0), torch.zeros(batch, dtype=torch.long, device=real.device), 0, False)
+        return cls(real.new_zeros(batch, 0), torch.zeros(batch, dtype=torch.long, device=real.device), 0, False, 0)
 
     def then(self, new: "CacheState") -> "CacheState":
         """This prompt continued by a new one."""
         mask = torch.cat([self.mask, new.mask], dim=1)
-        return CacheState(mask, new.following, self.seen + new.seen, self.padded or new.padded)
+        prompt = self.mask.shape[1] + new.prompt if new.prompt else self.prompt
+        return CacheState(mask, new.following, self.seen + new.seen, self.padded or new.padded, prompt)
+
+    def cropped(self, length: int) -> "CacheState":
+        """After the cache was cut to `length` places, as assisted decoding does with rejected tokens.
+
+        Raises:
+            ValueError: a part of the compressed prompt was cut off, or the cache is longer than this state.
+        """
+        removed = self.mask.shape[1] - length
+        if removed == 0:
+            return self
+        if removed < 0 or length < self.prompt:
+            raise ValueError(
+                f"past_key_values hold {length} places, the compressed prompt {self.prompt} and all that was decoded "
+                f"{self.mask.shape[1]}: only decoded tokens can be cut off a compressed cache"
+            )
+        following = self.following - self.mask[:, length:].sum(1)
+        return CacheState(self.mask[:, :length], following, self.seen - removed, self.padded, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,7 @@ class Compression:
         second_per_grid_ts: torch.Tensor | list[float] | None,
         position_ids: torch.Tensor | None = None,
         start: torch.Tensor | None = None,
+        left: bool | None = None,
     ) -> PromptPlan:
         """Find the spans, number the prompt, and lay out what will be kept.
 
@@ -120,6 +141,7 @@ class Compression:
             image_grid_thw, video_grid_thw: [n, 3] patches. second_per_grid_ts: [n_videos].
             position_ids: [3, B, S] to use instead of the prompt's own numbering.
             start: [B] first position of each sample, of a prompt that continues a cache.
+            left: where padding goes, see compressed_layout.
 
         Raises:
             ValueError: shapes, placeholders and grids that disagree.
@@ -140,7 +162,7 @@ class Compression:
                 raise ValueError(f"position_ids have shape {list(position_ids.shape)}, not {[3, *ids.shape]}")
             positions = position_ids.cpu().numpy()
             following = positions.max(axis=(0, 2)) + 1
-        return PromptPlan(layout, compressed_layout(layout, self.config.budget), positions, following)
+        return PromptPlan(layout, compressed_layout(layout, self.config.budget, left), positions, following)
 
     # -- between the vision tower and the first decoder layer: no host sync -------------------------------------------
 
@@ -177,7 +199,7 @@ class Compression:
             numbers = (real.long().cumsum(1) if mask is None else _seen(mask)) - 1
             position_rows = (state.following[:, None] + numbers).clamp_min(0)[None].expand(3, -1, -1)
             following = state.following + torch.where(real, numbers, -1).amax(1) + 1
-        state = state.then(CacheState(real, following, plan.layout.real.shape[1], padded))
+        state = state.then(CacheState(real, following, plan.layout.real.shape[1], padded, real.shape[1]))
         if mask is None and state.padded:
             # Without padding it stays None: transformers would read a mask of ones back from the device.
             mask = state.mask.long()
@@ -237,7 +259,7 @@ class Compression:
             padded: whether `new` may have a False.
         """
         positions = state.following[:, None] + new.long().cumsum(1) - 1
-        after = state.then(CacheState(new, state.following + new.sum(1), seen, padded))
+        after = state.then(CacheState(new, state.following + new.sum(1), seen, padded, 0))
         return positions.clamp_min(0)[None].expand(3, -1, -1), after
 
 

@@ -71,7 +71,9 @@ class CompressionConfig:
             raise ValueError(f"k={self.k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
         if self.method == "none" and (self.ratio != 1 or self.positions != "keep_one"):
             raise ValueError("method='none' (dense) needs ratio=1.0, positions='keep_one' and k=1")
-        if tuple(self.layers):
+        if not isinstance(self.layers, (list, tuple)):
+            raise ValueError(f"layers={self.layers!r}: give a list of decoder layers, [] to compress before the LLM")
+        if self.layers:
             raise ValueError(f"layers={list(self.layers)!r}: compression inside the LLM (a cascade) {_LATER}")
         object.__setattr__(self, "layers", ())
         if self.temporal_ratio is not None:

@@ -93,7 +93,10 @@ class Grouping:
         return torch.cat([torch.zeros_like(counts[:, :1]), counts.cumsum(1)], dim=1)
 
     def _squared_distance(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[F, N] squared distance of each token to the representative of its group."""
+        """[F, N] squared distance of each token to the representative of its group; -1 for the representative itself,
+        which comes before tokens that are equal to it."""
         wide = tokens.double() if tokens.dtype == torch.float64 else tokens.float()
         center = self.representatives.gather(1, self.labels.clamp_min(0))
-        return (wide - wide.gather(1, center[:, :, None].expand_as(wide))).square().sum(-1)
+        distance = (wide - wide.gather(1, center[:, :, None].expand_as(wide))).square().sum(-1)
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        return torch.where(index == center, -1, distance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def check_checkpoint(path: str | Path) -> str:
             raise InputError(f"model folder {folder} holds no weights (*.safetensors): it is not a whole checkpoint")
     else:
         config = _hub_config(path)
-    names = config.get("architectures") or ["none stated"]
+    names = config.get("architectures")
+    names = names if isinstance(names, list) and names else ["model of no stated class"]
     supported = supported_classes()
     if names[0] not in supported:
         raise InputError(f"model {path} is a {names[0]}, which is not supported: use one of {', '.join(supported)}")
@@ -87,7 +89,14 @@ def check_compression(path: str | Path, *configs: CompressionConfig) -> None:
 
     from ppe_npu.models import check_fit
 
-    architecture, model_config = check_checkpoint(path), AutoConfig.from_pretrained(str(path))
+    architecture = check_checkpoint(path)
+    try:
+        model_config = AutoConfig.from_pretrained(str(path))
+        check_fit(architecture, model_config, CompressionConfig.preset("dense"))
+    except Exception as error:  # transformers raises whatever validates the field that is wrong
+        raise InputError(
+            f"config of {path} cannot be used ({_first_line(error)}): save the checkpoint again"
+        ) from error
     for config in configs:
         check_fit(architecture, model_config, config)
 
@@ -102,6 +111,11 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
     Raises:
         InputError: no processor there, no chat template, or bounds that contradict each other.
     """
+    if importlib.util.find_spec("torchvision") is None:
+        raise InputError(
+            "torchvision is not installed, which transformers' image and video processors need: "
+            f"pip install --no-deps the release that belongs to torch {torch.__version__.split('+')[0]}"
+        )
     prepare_transformers()
     from transformers import AutoProcessor
 

@@ -134,6 +134,8 @@ def load_video(path: str | Path, sampling: VideoSampling = VideoSampling(), mult
         raise InputError(f"video {path} cannot be decoded ({_first_line(error)}): give a whole video file") from error
     if not frames:
         raise InputError(f"video {path} holds no frames that can be decoded: record or convert it again")
+    if len({frame.shape for frame in frames}) > 1:
+        raise InputError(f"video {path} changes its frame size midway: convert it to one size, e.g. with ffmpeg")
     # Positions in time follow what was taken, as in Qwen's own reading: T frames over the file's duration.
     return Video(torch.stack(frames), len(frames) / total * fps, str(path))
 
@@ -158,7 +160,11 @@ def _existing_file(path: str | Path, kind: str) -> Path:
     if str(path).startswith(("http://", "https://")):
         raise InputError(f"{kind} {path} is an address: download it first and give the file's path")
     path = Path(path).expanduser()
-    if not path.exists():
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        raise InputError(f"{kind} {path} cannot be a file ({_first_line(error)}): check the path") from error
+    if not there:
         raise InputError(f"{kind} {path} does not exist: check the path")
     if not path.is_file():
         raise InputError(f"{kind} {path} is a folder: give the path of a file")

@@ -109,7 +109,8 @@ def find_spans(
             kind = IMAGE if kinds[IMAGE][sample, start] else VIDEO
             if used[kind] == len(grids[kind]):
                 raise ValueError(
-                    f"sample {sample} has more {kind} tokens than {kind}_grid_thw describes ({len(grids[kind])} grids)"
+                    f"sample {sample} has more {kind} tokens than {kind}_grid_thw describes ({len(grids[kind])} "
+                    "grids): give the pixels and grids of all of them, and the whole prompt at once"
                 )
             span = Span(sample, start, kind, grids[kind][used[kind]], seconds[kind][used[kind]], feature[kind])
             run = kinds[kind][sample, start : start + span.tokens]
@@ -185,9 +186,13 @@ class CompressedLayout:
     sources: np.ndarray
 
 
-def compressed_layout(layout: PromptLayout, budget: Callable[[int], int]) -> CompressedLayout:
-    """Work out the compressed batch. Padding stays on its side; a batch without padding is filled up on the left,
-    so that the last place of every sample is its last token, as generation expects.
+def compressed_layout(layout: PromptLayout, budget: Callable[[int], int], left: bool | None = None) -> CompressedLayout:
+    """Work out the compressed batch.
+
+    Args:
+        budget: tokens of a frame -> how many of them are kept.
+        left: whether padding goes to the left, so that the last place of every sample is its last token, as generation
+            needs it; None keeps it on its side, on the left where there was none.
     """
     buckets, visual_rows = _buckets(layout.spans, budget)
     text_mask = layout.real & ~layout.visual
@@ -201,7 +206,8 @@ def compressed_layout(layout: PromptLayout, budget: Callable[[int], int]) -> Com
         for b in range(layout.real.shape[0])
     ]
     length = max(len(rows) for rows, _ in pieces)
-    left = not (layout.real[:, 0].all() and not layout.real[:, -1].all())
+    if left is None:
+        left = not (layout.real[:, 0].all() and not layout.real[:, -1].all())
     empty = len(text) + sum(int(bucket.budgets.sum()) for bucket in buckets)
     rows = np.full((len(pieces), length), empty)
     sources = np.zeros((len(pieces), length), dtype=np.int64)

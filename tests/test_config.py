@@ -65,6 +65,8 @@ def test_files_of_both_kinds_and_saving(tmp_path):
         ({"positions": "keep_one", "k": 8}, "k=8 with positions='keep_one'"),
         ({"method": "none", "ratio": 0.5}, r"method='none' \(dense\) needs ratio=1.0"),
         ({"kk": 8}, "unknown compression key.* kk: the keys are method, ratio"),
+        ({"layers": 3}, "layers=3: give a list"),
+        ({"layers": None}, "layers=None: give a list"),
         ({"layers": [3, 7]}, "layers=.*is not part of this version"),
         ({"temporal_ratio": 0.5}, "temporal_ratio=0.5: temporal compression is not part of this version"),
         ({"ratio": [0.45, 0.3]}, r"ratio=\[0.45, 0.3\]: a list of several stages is not part of this version"),

@@ -28,7 +28,7 @@ def naive_members(tokens, grouping, frame, group, k, rule):
     mine = [n for n in range(tokens.shape[1]) if grouping.labels[frame, n] == group]
     center = int(grouping.representatives[frame, group])
     distance = {n: float((tokens[frame, n] - tokens[frame, center]).square().sum()) for n in mine}
-    nearest = sorted(mine, key=lambda n: (distance[n], n))[:k]
+    nearest = sorted(mine, key=lambda n: (n != center, distance[n], n))[:k]
     if rule == "last":
         listed = mine[::-1]
     elif rule == "nearest":
@@ -51,6 +51,15 @@ def test_members_follow_their_rule_in_words(seed, k, order):
             for group in range(int(budgets[frame])):
                 expected = naive_members(tokens, grouping, frame, group, k, rule)
                 assert picked[frame, group].tolist() == expected, (rule, frame, group)
+
+
+def test_of_equal_tokens_the_representative_is_the_nearest():
+    """So that one kept position (k = 1) is the representative's own, as with positions="keep_one"."""
+    tokens = torch.ones(1, 5, 2)
+    labels = torch.zeros(1, 5, dtype=torch.long)
+    grouping = Grouping.from_centers(torch.tensor([[3]]), labels, torch.tensor([1]), "raster")
+    assert grouping.members(1, "nearest", tokens).tolist() == [[[3]]]
+    assert grouping.members(2, "nearest_first", tokens).tolist() == [[[3, 0]]]
 
 
 @given(seed=st.integers(0, 10_000))

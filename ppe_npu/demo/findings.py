@@ -73,11 +73,24 @@ def _extent(results: Sequence[dict[str, Any]], tail: str) -> str:
     parts = []
     for kind in ("shape", *LAYOUT, *EXTENT):
         gains = [b - a for a, b in zip(accuracy(results, one, [kind]), accuracy(results, ppe, [kind]))]
-        verdict = "ahead" if min(gains) > _ALIKE else "behind" if max(gains) < -_ALIKE else None
-        alike = all(abs(gain) <= _ALIKE for gain in gains)
-        word = verdict or ("as good" if alike else "ahead on some seeds only")
+        word = _verdict(min(gains), max(gains))
         parts.append(f"{kind} {_signed(gains)} ({word})")
     return f"What K > 1 positions add over one (PPE{tail} minus keep-one{tail}): {', '.join(parts)}."
+
+
+def _verdict(least: float, most: float) -> str:
+    """What the smallest and the largest gain over all seeds allow to say."""
+    if least > _ALIKE:
+        return "ahead"
+    if most < -_ALIKE:
+        return "behind"
+    if least >= -_ALIKE and most <= _ALIKE:
+        return "as good"
+    if least >= -_ALIKE:
+        return "ahead on some seeds, as good on the others"
+    if most <= _ALIKE:
+        return "behind on some seeds, as good on the others"
+    return "ahead on some seeds, behind on others"
 
 
 def _listings(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:

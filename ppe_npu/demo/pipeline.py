@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +24,8 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.demo import findings, scenes
 from ppe_npu.demo.recipe import BASE, EVAL, GATE, RATIOS, SEEDS, TUNE, BaseRecipe, EvalRecipe, K, TuneRecipe
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation.report import check_plotting
+from ppe_npu.files import new_folder, write_json
 
 _DATA_SEEDS = {"base": 1, "tune": 2, "test": 3}
 
@@ -55,6 +58,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the demo and write <output>/report.md and report.png; returns 1 if a base model is too weak to compare on."""
     if args.seeds < 1:
         raise InputError(f"seeds={args.seeds}: give at least 1")
+    check_plotting()
     device, started = devices.resolve(args.device), time.perf_counter()
     output = Path(args.output)
     seeds = list(SEEDS) if args.full else list(range(args.seeds))
@@ -91,15 +95,17 @@ def methods(ratios: Sequence[float], listings: bool) -> list[Method]:
 def _make_data(folder: Path) -> None:
     recipes: dict[str, BaseRecipe | TuneRecipe | EvalRecipe] = {"base": BASE, "tune": TUNE, "test": EVAL}
     for name, recipe in recipes.items():
-        if not (folder / f"{name}.jsonl").is_file():
+        asked = [recipe.images, _DATA_SEEDS[name], recipe.questions, recipe.simple]
+        drawn = folder / f"{name}.recipe.json"
+        if not drawn.is_file() or json.loads(drawn.read_text()) != asked:
             print(f"drawing {recipe.images:,} scenes for {name}", flush=True)
-            scenes.write_split(folder, name, recipe.images, _DATA_SEEDS[name], recipe.questions, simple=recipe.simple)
+            scenes.write_split(folder, name, *asked)
+            write_json(drawn, asked)
 
 
 def _train_base(task: tuple[str, int, str, int | None]) -> None:
     """The dense model of one seed: <output>/seedN/base/final."""
     from ppe_npu.demo import tiny
-    from ppe_npu.files import new_folder
 
     output, seed, device, threads = task
     _set_up_process(threads)
@@ -130,12 +136,13 @@ def run_job(job: Job) -> dict[str, Any]:
 
 
 def _train(recipe, model: Path, data: Path, output: Path, compression, seed: int, device: str) -> None:
-    """Train with a recipe's settings unless output/final is there."""
+    """Train with a recipe's settings, unless output/final was made with the same ones.
+
+    Data and starting weights count as settings: what was trained on others is dropped and trained again.
+    """
     from ppe_npu.training.args import TrainConfig
     from ppe_npu.training.trainer import train
 
-    if (output / "final" / "compression.json").is_file():
-        return
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
     values = {key: value for key, value in dataclasses.asdict(recipe).items() if key in settings}
     config = TrainConfig(
@@ -146,11 +153,25 @@ def _train(recipe, model: Path, data: Path, output: Path, compression, seed: int
         seed=seed,
         device=device,
         save_steps=recipe.max_steps // 4,
-        resume=output.exists(),
+        resume=True,
         cache_pixels=True,
         **values,
     )
+    made_from = {"settings": config.identity(), "data": _stamp(data), "model": _stamp(model / "model.safetensors")}
+    note = output / "made_from.json"
+    same = note.is_file() and json.loads(note.read_text()) == json.loads(json.dumps(made_from))
+    if same and (output / "final" / "compression.json").is_file():
+        return
+    if not same:
+        shutil.rmtree(output, ignore_errors=True)
+        write_json(note, made_from)
     train(config, announce=False)
+
+
+def _stamp(file: Path) -> list[int]:
+    """Size and time of a file: another one than before, if they differ."""
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _set_up_process(threads: int | None) -> None:
@@ -179,7 +200,6 @@ def _take_slot(slots) -> None:
 
 def _report(output: Path, results: list[dict[str, Any]], seconds: float, command: str) -> int:
     from ppe_npu.evaluation.report import grouped, table, write_report
-    from ppe_npu.files import write_json
 
     results = [
         result | {"types": {kind: result["types"][kind] for kind in scenes.QUESTION_TYPES}} for result in results

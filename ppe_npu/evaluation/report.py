@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,12 @@ _COSTS = (
     ("total ms", "seconds", lambda value: f"{1000 * value:.2f}"),
     ("KV bytes", "kv_bytes", lambda value: f"{value:,.0f}"),
 )
+
+
+def check_plotting() -> None:
+    """Raise InputError unless a report can be drawn; to be called before what takes long."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("matplotlib is not installed, which reports are drawn with: pip install matplotlib")
 
 
 def write_report(results: Sequence[Mapping[str, Any]], path: str | Path, title: str, notes: Sequence[str] = ()) -> Path:

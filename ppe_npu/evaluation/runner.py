@@ -21,7 +21,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation.benchmarks import Benchmark
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.evaluation.metrics import by_type, summary
-from ppe_npu.files import write_json
+from ppe_npu.files import write_json, write_text
 from ppe_npu.inputs import PixelCache, VideoSampling, build_inputs
 
 _PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens")
@@ -63,9 +63,10 @@ def evaluate(
     from tqdm import tqdm
 
     output = Path(output)
-    settings = _settings(model, benchmark, max_new_tokens, sampling)
+    settings = _settings(model, processor, benchmark, max_new_tokens, sampling)
     _check_settings(output, settings)
     file = output / "predictions.jsonl"
+    _drop_failed(file)
     done = {row["index"] for row in _whole_lines(file)}
     todo = [number for number in range(len(benchmark)) if benchmark[number]["index"] not in done]
     model.eval()
@@ -147,6 +148,14 @@ def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
+def _drop_failed(file: Path) -> None:
+    """Take the rows of failed samples away: a run that goes on asks them again."""
+    rows = list(_whole_lines(file))
+    kept = [row for row in rows if "error" not in row]
+    if len(kept) < len(rows):
+        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+
 def _check_settings(output: Path, settings: dict[str, Any]) -> None:
     """Write settings.json, or compare with the one that is there."""
     file = output / "settings.json"
@@ -162,7 +171,9 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
     write_json(file, settings)
 
 
-def _settings(model: Any, benchmark: Benchmark, max_new_tokens: int, sampling: VideoSampling | None) -> dict[str, Any]:
+def _settings(
+    model: Any, processor: Any, benchmark: Benchmark, max_new_tokens: int, sampling: VideoSampling | None
+) -> dict[str, Any]:
     """All that decides the answers."""
     from dataclasses import asdict
 
@@ -170,6 +181,9 @@ def _settings(model: Any, benchmark: Benchmark, max_new_tokens: int, sampling: V
     return {
         "benchmark": benchmark.name,
         "samples": len(benchmark),
+        "data": data_fingerprint(benchmark),
+        "image_size": dict(processor.image_processor.size),
+        "chat_template": hashlib.sha256(str(processor.chat_template).encode()).hexdigest()[:16],
         "model": str(getattr(model.config, "_name_or_path", "")),
         "weights": fingerprint(model),
         "compression": None if compression is None else compression.config.to_dict(),
@@ -177,6 +191,18 @@ def _settings(model: Any, benchmark: Benchmark, max_new_tokens: int, sampling: V
         "max_new_tokens": max_new_tokens,
         "video": asdict(sampling or VideoSampling()),
     }
+
+
+def data_fingerprint(benchmark: Benchmark) -> str:
+    """A short hash of every sample's question, answer and file (its path and size): other data is another benchmark."""
+    digest = hashlib.sha256()
+    for number in range(len(benchmark)):
+        sample = benchmark[number]
+        text = [str(sample.get(key)) for key in ("index", "prompt", "GT", "type", "image_path", "video_path")]
+        files = [sample[key] for key in ("image_path", "video_path") if isinstance(sample.get(key), (str, Path))]
+        sizes = [str(os.path.getsize(file)) for file in files if os.path.isfile(file)]
+        digest.update("\0".join([*text, *sizes]).encode())
+    return digest.hexdigest()[:16]
 
 
 def fingerprint(model: torch.nn.Module) -> str:

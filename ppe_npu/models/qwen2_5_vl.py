@@ -8,7 +8,7 @@ Modifications (on the given instance only):
   tower's features, and hands the language model the compressed prompt. Later steps take their mask and positions from
   what was kept; that state travels with the cache.
 * prepare_inputs_for_generation: a conversation that goes on feeds what the cache has not seen, counted before
-  compression.
+  compression; prompts are padded on the left whatever side they came padded on.
 * _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
   instead, and hands the model no grids, so generate() is not shown that forward could take that output.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
@@ -23,7 +23,8 @@ from ppe_npu.positions import rotary_table
 from ppe_npu.spans import IMAGE, VIDEO, VisionTokens
 
 CLASSES = ("Qwen2_5_VLForConditionalGeneration",)
-_PLAN = "ppe_plan"
+# Arguments of our own between the overridden methods.
+_PLAN, _LEFT = "ppe_plan", "ppe_left"
 _PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 _STATIC_ROPE = ("default", "linear", "yarn", "llama3")
 
@@ -98,10 +99,12 @@ def _causal_lm_forward(self, labels=None, **kwargs):
 def _prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
     prepare = original(self, "prepare_inputs_for_generation")
     inputs = prepare(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
-    state = getattr(past_key_values, "ppe_state", None)
+    state = _state(past_key_values)
     # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
     if state is not None and inputs.get("input_ids") is not None and input_ids.shape[1] > state.seen:
         inputs["input_ids"] = input_ids[:, state.seen :]
+    inputs.pop("position_ids", None)  # generate()'s own, before compression
+    inputs[_LEFT] = True
     return inputs
 
 
@@ -135,7 +138,7 @@ def _model_forward(self, **kwargs):
 _CONSUMED = (
     *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values", "pixel_values_videos"),
     *("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "rope_deltas", "cache_position"),
-    *("mm_encoder_outputs", _PLAN),
+    *("mm_encoder_outputs", _PLAN, _LEFT),
 )
 
 
@@ -170,8 +173,7 @@ def _continue(state: CacheState, kwargs: dict) -> tuple[dict, CacheState]:
     new = (
         torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
     )
-    # One new token a sample is a step of generation: never padding.
-    positions, after = Compression.continue_text(state, new, count, padded=mask is not None and count > 1)
+    positions, after = Compression.continue_text(state, new, count, padded=mask is not None)
     return {
         name: tokens,
         "attention_mask": after.mask.long() if after.padded else None,
@@ -192,8 +194,6 @@ def _plan(compression: Compression, kwargs: dict, past: CacheState | None = None
     for kind, grid in grids.items():
         if grid is None and _is_given(kind, kwargs):
             raise ValueError(f"{_PIXELS[kind]} are given without {kind}_grid_thw")
-    if positions is not None and positions.ndim == 3 and positions.shape[0] == 4:
-        positions = None  # transformers' own numbering of a prompt, made by generate()
     if past is not None and mask is not None:
         mask = mask[:, -ids.shape[1] :]
     return compression.plan(
@@ -204,6 +204,7 @@ def _plan(compression: Compression, kwargs: dict, past: CacheState | None = None
         kwargs.get("second_per_grid_ts") if grids[VIDEO] is not None else None,
         positions,
         None if past is None else past.following,
+        kwargs.get(_LEFT),
     )
 
 
@@ -242,4 +243,4 @@ def _state(cache) -> CacheState | None:
     state = getattr(cache, "ppe_state", None)
     if state is None:
         raise ValueError("past_key_values was filled by a model without compression: start from an empty cache")
-    return state
+    return state.cropped(cache.get_seq_length())

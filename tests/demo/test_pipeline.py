@@ -76,6 +76,21 @@ def test_findings_say_what_the_numbers_say():
     assert "Not a fair comparison" not in text
 
 
+@pytest.mark.parametrize(
+    ("least", "most", "expected"),
+    [
+        (0.05, 0.1, "ahead"),
+        (-0.1, -0.05, "behind"),
+        (-0.01, 0.01, "as good"),
+        (0.0, 0.1, "ahead on some seeds, as good on the others"),
+        (-0.1, 0.0, "behind on some seeds, as good on the others"),
+        (-0.1, 0.1, "ahead on some seeds, behind on others"),
+    ],
+)
+def test_verdicts_over_seeds(least, most, expected):
+    assert findings._verdict(least, most) == expected
+
+
 def test_findings_do_not_flatter():
     text = "\n".join(
         findings.paragraphs(

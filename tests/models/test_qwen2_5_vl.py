@@ -1,61 +1,15 @@
 """compress() on Qwen2.5-VL: equal to dense where nothing is merged, right for every prompt, and undone exactly."""
 
 import copy
-import inspect
 from types import SimpleNamespace
 
 import pytest
 import torch
-from support import IMAGE_ID, VIDEO_ID, Prompt, batch, random_model
-from transformers import Qwen2_5_VLForConditionalGeneration
+from prompts import APART, MIXED, PLAN_INPUTS, PPE, PRESETS, kept_logits, logits, with_types
+from support import IMAGE_ID, Prompt, batch, random_model
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.models import is_compressed
-
-PPE = CompressionConfig.preset("ppe", k=4)
-PRESETS = {
-    "chatunivi": CompressionConfig.preset("chatunivi"),
-    "keep_one": CompressionConfig.preset("keep_one"),
-    "ppe": PPE,
-    "ppe score last": CompressionConfig.preset("ppe", k=2, order="score", members="last"),
-}
-MIXED = [
-    Prompt([2, ("image", (1, 4, 5)), 3, ("video", (2, 4, 4)), 2], seed=1),
-    Prompt([5], seed=2),
-    Prompt([1, ("image", (1, 1, 1)), ("image", (1, 3, 3)), 4], seed=3),
-]
-# What plain transformers can number, too: a start token before every span, and text between spans.
-APART = [
-    Prompt([2, "start", ("image", (1, 4, 5)), 3, "start", ("video", (2, 4, 4)), 2], seed=1),
-    MIXED[1],
-    Prompt([1, "start", ("image", (1, 1, 1)), 2, "start", ("image", (1, 3, 3)), 4], seed=3),
-]
-# A random model may well "say" a placeholder, which without a cache would be read as the start of an image.
-PLAN_INPUTS = ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-GREEDY = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [90, 91, 92, 93]}
-
-
-def logits(model, inputs, **kwargs):
-    with torch.no_grad():
-        return model(**inputs, **kwargs).logits
-
-
-def kept_logits(model, *prompts, side="left", pad_to=0):
-    """Logits of each sample without padding."""
-    inputs = batch(*prompts, side=side, pad_to=pad_to)
-    rows = logits(model, inputs)
-    lengths = [len(p.ids) for p in prompts]
-    for span in model.compression.report.spans:
-        lengths[span.sample] -= span.before - span.after
-    return [row[len(row) - n :] if side == "left" else row[:n] for row, n in zip(rows, lengths)]
-
-
-def with_types(inputs):
-    """What plain transformers needs to number the prompt, from 5.3 on."""
-    if "mm_token_type_ids" not in inspect.signature(Qwen2_5_VLForConditionalGeneration.forward).parameters:
-        return inputs
-    ids = inputs["input_ids"]
-    return inputs | {"mm_token_type_ids": (ids == IMAGE_ID).long() + 2 * (ids == VIDEO_ID).long()}
 
 
 @pytest.mark.parametrize("name", ["dense", "keep_one", "ppe"])
@@ -69,18 +23,6 @@ def test_ratio_one_is_the_dense_model(model, name, side):
     torch.testing.assert_close(logits(model, inputs)[real], expected[real], atol=1e-4, rtol=1e-4)
 
 
-def test_ratio_one_generates_what_the_dense_model_generates(model):
-    inputs = with_types(batch(*APART))
-    settings = {"max_new_tokens": 6, **GREEDY}
-    expected = model.generate(**inputs, **settings)
-    beams = model.generate(**inputs, **settings, num_beams=2)
-    compress(model, CompressionConfig.preset("ppe", ratio=1.0, k=4))
-    assert torch.equal(model.generate(**inputs, **settings), expected)
-    assert torch.equal(model.generate(**inputs, **settings, num_beams=2), beams)
-    inputs.pop("mm_token_type_ids", None)  # which transformers needs, and misses without a word
-    assert torch.equal(model.generate(**inputs, **settings), expected)
-
-
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_batch_mates_and_their_order_change_nothing(model, config, side):
@@ -91,48 +33,6 @@ def test_padding_batch_mates_and_their_order_change_nothing(model, config, side)
         for i, row in zip(order, together):
             assert row.shape == alone[i].shape
             torch.testing.assert_close(row, alone[i], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
-def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(model, config):
-    compress(model, config)
-    inputs = batch(*MIXED)
-    settings = {"max_new_tokens": 5, **GREEDY}
-    cached = model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
-    plain = model.generate(**inputs, **settings, use_cache=False, return_dict_in_generate=True, output_logits=True)
-    assert torch.equal(cached.sequences, plain.sequences)
-    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(plain.logits), atol=1e-4, rtol=1e-4)
-    # The cache holds what was kept (the longest sample), and every generated token but the last.
-    assert cached.past_key_values.get_seq_length() == max(len(row) for row in kept_logits(model, *MIXED)) + 4
-
-
-@pytest.mark.parametrize("config", [PRESETS["ppe"], PRESETS["chatunivi"]], ids=["ppe", "chatunivi"])
-def test_a_second_turn_on_the_same_cache(model, config):
-    """generate() is given the whole conversation and a cache that is shorter than it."""
-    compress(model, config)
-    inputs = batch(MIXED[0])
-    settings = {"max_new_tokens": 3, **GREEDY}
-    first = model.generate(**inputs, **settings, return_dict_in_generate=True)
-    more = torch.cat([first.sequences, torch.tensor([[11, 12, 13, 14]])], dim=1)
-    mask = torch.ones_like(more)
-    second = model.generate(input_ids=more, attention_mask=mask, past_key_values=first.past_key_values, **settings)
-    fresh = model.generate(**{**inputs, "input_ids": more, "attention_mask": mask}, **settings)
-    assert torch.equal(second, fresh)
-
-
-def test_generated_tokens_continue_after_the_prompts_largest_position(model):
-    seen = []
-    compress(model, PPE)
-    rotary = model.model.language_model.rotary_emb
-    rotary.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append((*args, *kwargs.values())[1]), with_kwargs=True
-    )
-    model.generate(**batch(MIXED[0]), max_new_tokens=3, **GREEDY)
-    prompt, *steps = seen
-    assert prompt.shape[0] == 12
-    # 2 text, image of 4 x 5 (5 positions), 3 text, video at 1 frame per second (largest of 0..2 and 0..3), 2 text.
-    assert prompt.max().item() == 2 + 5 + 3 + 4 + 2 - 1
-    assert [step.flatten().unique().tolist() for step in steps] == [[16], [17]]
 
 
 def test_every_kept_position_belongs_to_a_member_of_the_group(model):
@@ -355,6 +255,10 @@ def test_inputs_embeds_beside_input_ids(model):
         ({"labels": torch.zeros(1, 3, dtype=torch.long)}, r"labels have shape \[1, 3\] but input_ids"),
         ({"attention_mask": torch.ones(1, 3)}, r"attention_mask has shape \[1, 3\], not that of input_ids"),
         ({"position_ids": torch.zeros(1, 3, dtype=torch.long)}, r"position_ids have shape \[1, 3\], not \[3, 1,"),
+        (
+            {"position_ids": torch.zeros(4, 1, 7, dtype=torch.long)},
+            r"position_ids have shape \[4, 1, 7\], not \[3, 1, 7",
+        ),
         ({"input_ids": None, "inputs_embeds": torch.zeros(1, 5, 128)}, "input_ids are missing"),
     ],
 )
@@ -362,18 +266,6 @@ def test_inputs_that_do_not_fit_are_named(model, change, message):
     compress(model, PPE)
     with pytest.raises(ValueError, match=message):
         logits(model, batch(Prompt([2, ("image", (1, 2, 2)), 1])) | change)
-
-
-def test_caches_that_do_not_fit_are_named(model):
-    from transformers import StaticCache
-
-    inputs = batch(Prompt([4]))
-    cache = model(**inputs, use_cache=True).past_key_values
-    compress(model, PPE)
-    with pytest.raises(ValueError, match="filled by a model without compression"):
-        logits(model, inputs, past_key_values=cache)
-    with pytest.raises(ValueError, match="StaticCache has a fixed length: use a DynamicCache"):
-        logits(model, inputs, past_key_values=StaticCache(config=model.config.text_config, max_cache_len=32))
 
 
 def test_what_cannot_be_compressed_is_refused_with_what_can(model):

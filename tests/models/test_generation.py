@@ -1,0 +1,120 @@
+"""generate() on compressed models: beams, padding, second turns, speculative decoding; the cache and its state."""
+
+import copy
+
+import pytest
+import torch
+from prompts import APART, GREEDY, MIXED, PPE, PRESETS, kept_logits, logits, with_types
+from support import Prompt, batch
+
+from ppe_npu import CompressionConfig, compress
+
+
+def test_ratio_one_generates_what_the_dense_model_generates(model):
+    inputs = with_types(batch(*APART))
+    settings = {"max_new_tokens": 6, **GREEDY}
+    expected = model.generate(**inputs, **settings)
+    beams = model.generate(**inputs, **settings, num_beams=2)
+    compress(model, CompressionConfig.preset("ppe", ratio=1.0, k=4))
+    assert torch.equal(model.generate(**inputs, **settings), expected)
+    assert torch.equal(model.generate(**inputs, **settings, num_beams=2), beams)
+    inputs.pop("mm_token_type_ids", None)  # which transformers needs, and misses without a word
+    assert torch.equal(model.generate(**inputs, **settings), expected)
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(model, config):
+    compress(model, config)
+    inputs = batch(*MIXED)
+    settings = {"max_new_tokens": 5, **GREEDY}
+    cached = model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
+    plain = model.generate(**inputs, **settings, use_cache=False, return_dict_in_generate=True, output_logits=True)
+    assert torch.equal(cached.sequences, plain.sequences)
+    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(plain.logits), atol=1e-4, rtol=1e-4)
+    # The cache holds what was kept (the longest sample), and every generated token but the last.
+    assert cached.past_key_values.get_seq_length() == max(len(row) for row in kept_logits(model, *MIXED)) + 4
+
+
+@pytest.mark.parametrize("config", [PRESETS["ppe"], PRESETS["chatunivi"]], ids=["ppe", "chatunivi"])
+def test_a_second_turn_on_the_same_cache(model, config):
+    """generate() is given the whole conversation and a cache that is shorter than it."""
+    compress(model, config)
+    inputs = batch(MIXED[0])
+    settings = {"max_new_tokens": 3, **GREEDY}
+    first = model.generate(**inputs, **settings, return_dict_in_generate=True)
+    more = torch.cat([first.sequences, torch.tensor([[11, 12, 13, 14]])], dim=1)
+    mask = torch.ones_like(more)
+    second = model.generate(input_ids=more, attention_mask=mask, past_key_values=first.past_key_values, **settings)
+    fresh = model.generate(**{**inputs, "input_ids": more, "attention_mask": mask}, **settings)
+    assert torch.equal(second, fresh)
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def test_right_padded_prompts_generate_what_left_padded_ones_do(model, config):
+    compress(model, config)
+    left, right = (model.generate(**batch(*MIXED, side=side), max_new_tokens=4, **GREEDY) for side in ("left", "right"))
+    assert torch.equal(left[:, -4:], right[:, -4:])
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def test_prompt_lookup_decoding_takes_rejected_tokens_off_the_cache(model, config):
+    """Speculative decoding feeds several tokens a step and crops the cache where they were wrong."""
+    compress(model, config)
+    for seed in range(3):
+        inputs = batch(Prompt([2, ("image", (1, 4, 5)), 6, ("image", (1, 2, 2)), 6], seed=seed))
+        expected = model.generate(**inputs, max_new_tokens=12, **GREEDY)
+        assert torch.equal(model.generate(**inputs, max_new_tokens=12, **GREEDY, prompt_lookup_num_tokens=3), expected)
+
+
+def test_a_cropped_cache_goes_on_where_it_was_cut(model):
+    compress(model, PPE)
+    cache = model(**batch(MIXED[0]), use_cache=True).past_key_values
+    token = {"input_ids": torch.tensor([[7]]), "past_key_values": cache}
+    first = logits(model, token)
+    cache.crop(-1)
+    assert torch.equal(logits(model, token), first)
+    cache.crop(-2)
+    with pytest.raises(ValueError, match="only decoded tokens can be cut off a compressed cache"):
+        logits(model, token)
+
+
+def test_a_step_may_be_padding_for_a_finished_sample(model):
+    """A hand-written loop feeds something for samples that are done, and masks it."""
+    compress(model, PPE)
+    inputs = batch(MIXED[0], copy.deepcopy(MIXED[0]))
+    cache = model(**inputs, use_cache=True).past_key_values
+    grown = torch.cat([inputs["attention_mask"], torch.tensor([[1], [0]])], dim=1)
+    logits(model, {"input_ids": torch.tensor([[7], [7]]), "attention_mask": grown, "past_key_values": cache})
+    grown = torch.cat([grown, torch.tensor([[1], [1]])], dim=1)
+    step = {"input_ids": torch.tensor([[9], [9]]), "attention_mask": grown, "past_key_values": cache}
+    after = logits(model, step)
+    alone = model(**batch(MIXED[0]), use_cache=True).past_key_values
+    expected = logits(model, {"input_ids": torch.tensor([[9]]), "past_key_values": alone})
+    torch.testing.assert_close(after[1], expected[0], atol=1e-4, rtol=1e-4)
+
+
+def test_generated_tokens_continue_after_the_prompts_largest_position(model):
+    seen = []
+    compress(model, PPE)
+    rotary = model.model.language_model.rotary_emb
+    rotary.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((*args, *kwargs.values())[1]), with_kwargs=True
+    )
+    model.generate(**batch(MIXED[0]), max_new_tokens=3, **GREEDY)
+    prompt, *steps = seen
+    assert prompt.shape[0] == 12
+    # 2 text, image of 4 x 5 (5 positions), 3 text, video at 1 frame per second (largest of 0..2 and 0..3), 2 text.
+    assert prompt.max().item() == 2 + 5 + 3 + 4 + 2 - 1
+    assert [step.flatten().unique().tolist() for step in steps] == [[16], [17]]
+
+
+def test_caches_that_do_not_fit_are_named(model):
+    from transformers import StaticCache
+
+    inputs = batch(Prompt([4]))
+    cache = model(**inputs, use_cache=True).past_key_values
+    compress(model, PPE)
+    with pytest.raises(ValueError, match="filled by a model without compression"):
+        logits(model, inputs, past_key_values=cache)
+    with pytest.raises(ValueError, match="StaticCache has a fixed length: use a DynamicCache"):
+        logits(model, inputs, past_key_values=StaticCache(config=model.config.text_config, max_cache_len=32))

@@ -1,0 +1,54 @@
+"""Presets, prompts and shorthands that the tests of compressed models share."""
+
+import inspect
+
+import torch
+from support import IMAGE_ID, VIDEO_ID, Prompt, batch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from ppe_npu import CompressionConfig
+
+PPE = CompressionConfig.preset("ppe", k=4)
+PRESETS = {
+    "chatunivi": CompressionConfig.preset("chatunivi"),
+    "keep_one": CompressionConfig.preset("keep_one"),
+    "ppe": PPE,
+    "ppe score last": CompressionConfig.preset("ppe", k=2, order="score", members="last"),
+}
+MIXED = [
+    Prompt([2, ("image", (1, 4, 5)), 3, ("video", (2, 4, 4)), 2], seed=1),
+    Prompt([5], seed=2),
+    Prompt([1, ("image", (1, 1, 1)), ("image", (1, 3, 3)), 4], seed=3),
+]
+# What plain transformers can number, too: a start token before every span, and text between spans.
+APART = [
+    Prompt([2, "start", ("image", (1, 4, 5)), 3, "start", ("video", (2, 4, 4)), 2], seed=1),
+    MIXED[1],
+    Prompt([1, "start", ("image", (1, 1, 1)), 2, "start", ("image", (1, 3, 3)), 4], seed=3),
+]
+# A random model may well "say" a placeholder, which without a cache would be read as the start of an image.
+PLAN_INPUTS = ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+GREEDY = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [90, 91, 92, 93]}
+
+
+def logits(model, inputs, **kwargs):
+    with torch.no_grad():
+        return model(**inputs, **kwargs).logits
+
+
+def kept_logits(model, *prompts, side="left", pad_to=0):
+    """Logits of each sample without padding."""
+    inputs = batch(*prompts, side=side, pad_to=pad_to)
+    rows = logits(model, inputs)
+    lengths = [len(p.ids) for p in prompts]
+    for span in model.compression.report.spans:
+        lengths[span.sample] -= span.before - span.after
+    return [row[len(row) - n :] if side == "left" else row[:n] for row, n in zip(rows, lengths)]
+
+
+def with_types(inputs):
+    """What plain transformers needs to number the prompt, from 5.3 on."""
+    if "mm_token_type_ids" not in inspect.signature(Qwen2_5_VLForConditionalGeneration.forward).parameters:
+        return inputs
+    ids = inputs["input_ids"]
+    return inputs | {"mm_token_type_ids": (ids == IMAGE_ID).long() + 2 * (ids == VIDEO_ID).long()}
