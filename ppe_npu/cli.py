@@ -48,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complain(error: Exception, code: int) -> int:
     if os.environ.get("PPE_NPU_DEBUG"):
         raise error
-    print(f"ppe-npu: error: {' '.join(str(error).split())}", file=sys.stderr)
+    text = str(error)
+    if text.startswith("Caught ") and "DataLoader worker" in text:  # torch puts the worker's traceback into the message
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    print(f"ppe-npu: error: {' '.join(text.split())}", file=sys.stderr)
     return code
 
 

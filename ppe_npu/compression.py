@@ -116,6 +116,7 @@ class Compression:
     config: CompressionConfig
     vision: VisionTokens
     sections: tuple[int, ...]
+    decoder_layers: int = 1
     report: CompressionReport | None = field(default=None, init=False)
 
     def __post_init__(self):
@@ -203,7 +204,7 @@ class Compression:
         if mask is None and state.padded:
             # Without padding it stays None: transformers would read a mask of ones back from the device.
             mask = state.mask.long()
-        self.report = CompressionReport.of(plan.layout, self.config, watch)
+        self.report = CompressionReport.of(plan.layout, self.config, self.decoder_layers, watch)
         return CompressedPrompt(embeds[place], position_rows, mask, state)
 
     def _kept(

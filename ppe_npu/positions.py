@@ -6,6 +6,7 @@ position (PPE, arXiv 2510.22936, section 3). So positions are [R, B, S] rows, R 
 channel c reads one row r(c): the table cos/sin is [B, S, D] whatever K is, and all layers share it.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -98,7 +99,14 @@ def rotary_table(
     Returns:
         cos, sin: [B, S, D] fp32, the two halves of D alike.
     """
-    lookup = torch.tensor(channel_rows(rows.shape[0], sections), device=rows.device)
+    lookup = _channel_lookup(rows.shape[0], tuple(sections), rows.device)
     angles = rows.permute(1, 2, 0).float().index_select(-1, lookup) * inv_freq
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos() * scaling, angles.sin() * scaling
+
+
+@functools.lru_cache(maxsize=32)
+def _channel_lookup(rows: int, sections: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """channel_rows on the device; made once, because every upload of a list makes the host wait."""
+    with torch.inference_mode(False):  # else the first caller's mode would stick to it
+        return torch.tensor(channel_rows(rows, sections), device=device)

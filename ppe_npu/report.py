@@ -54,22 +54,27 @@ class CompressionReport:
     Args:
         spans: every image and video.
         prompt_tokens_before, prompt_tokens_after: of the whole batch without padding, text included.
+        decoder_layers: of the model; merged before the LLM, all see the same tokens.
         watch: time spent on grouping, merging and assembling.
     """
 
     spans: tuple[SpanReport, ...]
     prompt_tokens_before: int
     prompt_tokens_after: int
+    decoder_layers: int
     watch: Stopwatch
 
     @classmethod
-    def of(cls, layout: PromptLayout, config: CompressionConfig, watch: Stopwatch) -> "CompressionReport":
+    def of(
+        cls, layout: PromptLayout, config: CompressionConfig, decoder_layers: int, watch: Stopwatch
+    ) -> "CompressionReport":
         spans = tuple(
             SpanReport(s.sample, s.modality, s.grid, s.tokens, s.grid[0] * config.budget(s.frame_tokens))
             for s in layout.spans
         )
         before = int(layout.real.sum())
-        return cls(spans, before, before - sum(s.before - s.after for s in spans), watch.stop())
+        after = before - sum(span.before - span.after for span in spans)
+        return cls(spans, before, after, decoder_layers, watch.stop())
 
     @property
     def tokens_before(self) -> int:
@@ -82,9 +87,14 @@ class CompressionReport:
         return sum(span.after for span in self.spans)
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """Visual tokens of the batch that each decoder layer sees."""
+        return (self.tokens_after,) * self.decoder_layers
+
+    @property
     def retention(self) -> float:
-        """Visual tokens kept / visual tokens, averaged over decoder layers: merged before the LLM, all see the same."""
-        return self.tokens_after / self.tokens_before if self.spans else 1.0
+        """Visual tokens kept / visual tokens, averaged over decoder layers."""
+        return sum(self.layers) / (len(self.layers) * self.tokens_before) if self.spans else 1.0
 
     @property
     def milliseconds(self) -> float:
@@ -94,6 +104,7 @@ class CompressionReport:
         return {
             "tokens_before": self.tokens_before,
             "tokens_after": self.tokens_after,
+            "layers": list(self.layers),
             "retention": self.retention,
             "prompt_tokens_before": self.prompt_tokens_before,
             "prompt_tokens_after": self.prompt_tokens_after,

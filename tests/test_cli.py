@@ -270,3 +270,40 @@ def test_a_fault_of_ours_keeps_its_traceback(run, monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "_parity", lambda args: {}["a fault"])
     with pytest.raises(KeyError):
         run("parity")
+
+
+def test_eval_says_what_failed_and_fails_if_all_did(run, tiny_folder, tmp_path, monkeypatch):
+    scenes.write_split(tmp_path / "data", "test", 1, seed=1, questions_per_image=2)
+    asked = ["eval", "--device", "cpu", "--model", tiny_folder, "--compression", "keep_one"]
+    asked += ["--data-root", tmp_path / "data", "--output", tmp_path / "out"]
+    monkeypatch.setattr("ppe_npu.evaluation.runner.generate", lambda *_, **__: 1 / 0)
+    code, _, err = run(*asked)
+    assert code == 1
+    assert "2 of 2 samples failed" in err
+
+
+def test_the_embedded_run_takes_the_options_that_are_given(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppe_npu.commands._TRAIN_IMAGES", 4)
+    monkeypatch.setattr("ppe_npu.commands._TEST_IMAGES", 1)
+    given = ["--learning-rate", 1e-4, "--batch-size", 2, "--schedule", "constant", "--seed", 7, "--max-steps", 1]
+    code, _, err = run("train", "--device", "cpu", "--output", tmp_path / "run", *given)
+    assert code == 0, err
+    settings = json.loads((tmp_path / "run" / "summary.json").read_text())["settings"]
+    assert {name: settings[name] for name in ("learning_rate", "batch_size", "schedule", "seed", "max_steps")} == {
+        "learning_rate": 1e-4,
+        "batch_size": 2,
+        "schedule": "constant",
+        "seed": 7,
+        "max_steps": 1,
+    }
+    assert Path(settings["model"]).name == "base-seed7"
+
+
+def test_the_embedded_run_does_not_take_another_models_place(run, tmp_path):
+    (tmp_path / "train.json").write_text(json.dumps({"model": "/models/mine"}))
+    refused(run("train", "--device", "cpu", "--output", tmp_path), "holds a run of another model", "--output")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(run, tiny_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(run("train", "--device", "cpu", "--output", tmp_path / "file" / "run"), "file")

@@ -80,7 +80,11 @@ def build_processor() -> Qwen2_5_VLProcessor:
     """A Qwen2_5_VLProcessor for this vocabulary: 48x48 images stay as they are and become 36 <|image_pad|> tokens."""
     prepare_transformers()
     from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    try:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    except ImportError:  # before transformers gave the Pillow processor a name of its own
+        from transformers import Qwen2VLImageProcessor as Qwen2VLImageProcessorPil
 
     settings = {
         "patch_size": PATCH,

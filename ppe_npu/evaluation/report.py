@@ -95,8 +95,8 @@ def _legend(results: Sequence[Mapping[str, Any]]) -> str:
     text = (
         f"Benchmark {first['settings']['benchmark']}; samples per type: {counts}. Accuracy in [0, 1]; bars in the "
         "plot: 95 % Wilson intervals of one run, or smallest to largest of several. Costs are means per sample: "
-        "visual tokens that the LLM saw; milliseconds to the first token and in all, "
-        f"on {first['versions']['device']}; bytes of the KV cache at the end."
+        "visual tokens that the LLM saw; milliseconds to the first token and in all, a batch's time shared by its "
+        f"samples, on {first['versions']['device']}; bytes of the KV cache at the end."
     )
     return text + (f" {errors} samples failed and count as wrong." if errors else "")
 

@@ -16,8 +16,9 @@ def dpc_knn(tokens: torch.Tensor, valid: torch.Tensor | None, budgets: np.ndarra
         budgets: [F] on the host, groups of each frame.
         order: "raster" or "score", the order of the groups of a frame.
     """
-    kept = torch.as_tensor(budgets, device=tokens.device)
-    neighbors = torch.as_tensor(num_neighbors(budgets), device=tokens.device)
+    kept, neighbors = (
+        torch.from_numpy(counts).to(tokens.device, non_blocking=True) for counts in (budgets, num_neighbors(budgets))
+    )
     with torch.no_grad():
         centers, labels = backends.dpc_knn(tokens.detach(), valid, kept, int(budgets.max()), neighbors)
         return Grouping.from_centers(centers, labels, kept, order)

@@ -1,8 +1,8 @@
 """compress() and restore(): the seam to transformers, one file a model family.
 
 A family is a module with CLASSES, the names of the transformers classes that it serves, and the functions
-vision_tokens(config) and sections(config) of the model's config, install(model, compression) and uninstall(model). A
-new family is a new file and one line in _FAMILIES.
+vision_tokens(config), sections(config) and decoder_layers(config) of the model's config, install(model, compression)
+and uninstall(model). A new family is a new file and one line in _FAMILIES.
 """
 
 from importlib import import_module
@@ -42,7 +42,9 @@ def compress(model, config: CompressionConfig):
             f"config is a {type(config).__name__}: give a CompressionConfig, e.g. CompressionConfig.preset('ppe')"
         )
     base, family = _seam(model)
-    compression = Compression(config, family.vision_tokens(base.config), family.sections(base.config))
+    compression = Compression(
+        config, family.vision_tokens(base.config), family.sections(base.config), family.decoder_layers(base.config)
+    )
     if is_compressed(base):
         family.uninstall(base)
     family.install(base, compression)

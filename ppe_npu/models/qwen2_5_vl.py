@@ -43,6 +43,10 @@ def sections(config) -> tuple[int, ...]:
     return tuple(config.text_config.rope_parameters["mrope_section"])
 
 
+def decoder_layers(config) -> int:
+    return config.text_config.num_hidden_layers
+
+
 def install(model, compression: Compression) -> None:
     rotary = model.model.language_model.rotary_emb
     if rotary.rope_type not in _STATIC_ROPE:

@@ -87,13 +87,7 @@ class Collator:
 
     def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
         samples = [self.tokenise(record) for record in records]
-        visuals = process_visuals(
-            self.processor,
-            [path for record in records for path in record.images],
-            [path for record in records for path in record.videos],
-            self.sampling,
-            self.cache,
-        )
+        visuals = self._visuals(records)
         counts = visual_token_counts(self.processor, visuals)
         samples = [_repeat(sample, token_repeats(self.processor, sample.ids.tolist(), counts)) for sample in samples]
         inputs = pad([sample.ids for sample in samples], self.processor.tokenizer.pad_token_id, "right")
@@ -102,6 +96,20 @@ class Collator:
         if any(record.independent for record in records):
             inputs |= self._packed(inputs, samples, visuals)
         return {**inputs, **visuals}
+
+    def _visuals(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """Pixels and grids of all images and videos."""
+        images = [path for record in records for path in record.images]
+        videos = [path for record in records for path in record.videos]
+        try:
+            return process_visuals(self.processor, images, videos, self.sampling, self.cache)
+        except InputError as error:
+            guilty = [
+                record.where
+                for record in records
+                if any(str(p) in str(error) for p in (*record.images, *record.videos))
+            ]
+            raise InputError(f"{', '.join(guilty) or 'a batch'}: {error}") from error
 
     def tokenise(self, record: Record) -> Tokens:
         """A record's tokens, labels and blocks; the same text is tokenised once."""

@@ -175,3 +175,20 @@ def test_benchmarks_that_are_not_there(tmp_path):
         benchmarks.load("layout", tmp_path)
     with pytest.raises(InputError, match="already registered"):
         benchmarks.register("layout", "elsewhere:Layout")
+
+
+def test_other_data_under_the_same_name_is_refused(model, tiny_processor, benchmark, tmp_path):
+    """As many questions of the same kinds about other scenes: their answers are not those that are there."""
+    evaluate(model, tiny_processor, benchmark, tmp_path / "run", max_new_tokens=1)
+    other = scenes.write_split(tmp_path / "other", "test", 5, seed=5, questions_per_image=3)
+    assert len(benchmarks.load("layout", other)) == len(benchmark)
+    with pytest.raises(InputError, match="another data"):
+        evaluate(model, tiny_processor, benchmarks.load("layout", other), tmp_path / "run", max_new_tokens=1)
+
+
+def test_a_failed_sample_is_asked_again_by_a_run_that_goes_on(model, tiny_processor, benchmark, tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(runner, "generate", lambda *_, **__: 1 / 0)
+        assert evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=1)["errors"] == 15
+    assert evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=1)["errors"] == 0
+    assert sorted(row["index"] for row in rows(tmp_path)) == list(range(15))

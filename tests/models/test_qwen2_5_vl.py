@@ -234,6 +234,7 @@ def test_the_report_counts_tokens_by_span(model):
         (2, "image", 9, 5),
     ]
     assert (report.tokens_before, report.tokens_after) == (62, 31)
+    assert report.layers == (31, 31, 31)
     assert report.retention == 0.5
     assert (report.prompt_tokens_before, report.prompt_tokens_after) == (79, 48)
     assert report.milliseconds > 0
