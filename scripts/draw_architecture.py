@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 # Room -> (column, row) on the sheet; arrows should run downwards.
 ROOMS = {
     "cli": (1.5, 6),
-    "demo": (1.5, 5),
+    "demo": (1.25, 5),
     "training": (0.5, 4),
     "evaluation": (2.5, 4),
-    "inputs, loading": (3.5, 3),
-    "models": (1.5, 3),
-    "compression": (1.5, 2),
+    "inputs, loading": (3.3, 3),
+    "models": (1.75, 3),
+    "compression": (1.25, 2),
     "methods": (0.5, 1.2),
     "grouping, positions,\nspans, config": (2.5, 1.2),
     "backends": (1.5, 0.3),
@@ -51,12 +51,14 @@ def draw(path: Path) -> None:
     figure = Figure(figsize=(9, 7.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for (start, end), files in sorted(arrows().items(), key=str):
-        style = {"arrowstyle": "-|>", "color": "#4a6fa5", "alpha": 0.75, "lw": 0.8 + 0.3 * min(files, 6)}
-        axes.annotate("", ROOMS[end], ROOMS[start], arrowprops={**style, "shrinkA": 26, "shrinkB": 26})
+    boxes = {}
     for name, (x, y) in ROOMS.items():
         box = {"boxstyle": "round,pad=0.55", "facecolor": "#f4f1e8", "edgecolor": "#333333"}
-        axes.text(x, y, name, ha="center", va="center", fontsize=11, bbox=box)
+        boxes[name] = axes.text(x, y, name, ha="center", va="center", fontsize=11, bbox=box, zorder=3).get_bbox_patch()
+    for (start, end), files in sorted(arrows().items(), key=str):
+        style = {"arrowstyle": "-|>", "color": "#4a6fa5", "alpha": 0.75, "lw": 0.8 + 0.3 * min(files, 6)}
+        ends = {"patchA": boxes[start], "patchB": boxes[end], "shrinkA": 0, "shrinkB": 1}
+        axes.annotate("", ROOMS[end], ROOMS[start], arrowprops={**style, **ends}, zorder=1)
     axes.set_xlim(-0.2, 4.3)
     axes.set_ylim(-0.2, 6.5)
     axes.axis("off")
