@@ -51,7 +51,9 @@ def paragraphs(results: Sequence[dict[str, Any]], gate: float) -> list[str]:
     tails = list(dict.fromkeys(name.removeprefix("Chat-UniVi") for name in names if name.startswith("Chat-UniVi")))
     for tail in tails:
         out += [_layout(results, tail), _extent(results, tail)]
-    out.append(_listings(results, names))
+    out += [
+        _listings(results, [name for name in names if name.startswith("PPE") and name.endswith(tail)]) for tail in tails
+    ]
     chances = ", ".join(f"{kind} {value:.2f}" for kind, value in CHANCE.items())
     out.append(f"Chance: {chances}. Shape is the control: it needs no position.")
     out.append(_LIMITS)
@@ -94,13 +96,15 @@ def _verdict(least: float, most: float) -> str:
 
 
 def _listings(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    listings = [name for name in names if name.startswith("PPE")]
-    if len(listings) < 2 or not any("last" in name for name in listings):
+    """How the ways of listing members compare; nothing if there is one way only."""
+    if len(names) < 2:
         return ""
-    values = ", ".join(f"{name} {_range(accuracy(results, name, EXTENT))}" for name in listings)
+    bars = ", ".join(f"{name} {_range(accuracy(results, name, ['barlen']))}" for name in names)
+    counts = ", ".join(f"{name} {_range(accuracy(results, name, ['count']))}" for name in names)
     return (
-        f'How members are listed (mean of barlen and count): {values}. PPE is members="nearest": the K nearest to the '
-        "centre in raster order, last first; nearest_first lists the same members by nearness."
+        f"How the members are listed. Bar length: {bars}. Counting: {counts}. {names[0]} keeps the K members nearest to the "
+        'centre, listed in raster order, last first (members="nearest"); nearest_first lists the same members by '
+        "nearness; last takes the last K members; spread K members evenly over the group."
     )
 
 

@@ -222,8 +222,3 @@ def _report(output: Path, results: list[dict[str, Any]], seconds: float, command
 def _command(args: argparse.Namespace) -> str:
     extra = " FULL=1" if args.full else f" SEEDS={args.seeds}" if args.seeds > 1 else ""
     return f"make demo DEVICE={args.device}{extra}"
-
-
-def load_results(output: str | Path) -> list[dict[str, Any]]:
-    """The results of a finished demo."""
-    return json.loads((Path(output) / "results.json").read_text(encoding="utf-8"))

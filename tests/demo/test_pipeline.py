@@ -101,3 +101,11 @@ def test_findings_do_not_flatter():
     assert "barlen -0.40 (behind)" in text
     assert "row -0.10 (behind)" in text
     assert "Not a fair comparison**: the dense model of seed 0, 1 stays below 0.95" in text
+
+
+def test_listings_are_compared_at_one_ratio():
+    both = {name + tail: (1, 0.9) for tail in (" 45%", " 25%") for name in ("Chat-UniVi", "keep_one", "PPE")}
+    found = findings.paragraphs(results(dense=(1, 1), **both, **{"PPE last 25%": (1, 0.8)}), 0.95)
+    (text,) = [paragraph for paragraph in found if "How the members are listed" in paragraph]
+    assert "Bar length: PPE 25% 0.90, PPE last 25% 0.80" in text
+    assert "45%" not in text
