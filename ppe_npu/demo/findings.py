@@ -102,7 +102,7 @@ def _listings(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     bars = ", ".join(f"{name} {_range(accuracy(results, name, ['barlen']))}" for name in names)
     counts = ", ".join(f"{name} {_range(accuracy(results, name, ['count']))}" for name in names)
     return (
-        f"How the members are listed. Bar length: {bars}. Counting: {counts}. {names[0]} keeps the K members nearest to "
+        f"How the members are listed. Bar length: {bars}. Counting: {counts}. {names[0]} keeps the K nearest to "
         'the centre, listed in raster order, last first (members="nearest"); nearest_first lists the same ones by '
         "nearness; last takes the last K members; spread K members evenly over the group."
     )
