@@ -114,5 +114,5 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _signed(values: Sequence[float]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:+.2f}" if high - low < 0.005 else f"{low:+.2f} to {high:+.2f}"
+    low, high = (round(value, 2) + 0.0 for value in (min(values), max(values)))  # + 0.0: no "-0.00"
+    return f"{low:+.2f}" if low == high else f"{low:+.2f} to {high:+.2f}"
