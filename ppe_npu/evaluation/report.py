@@ -107,7 +107,7 @@ def _plot(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: 
     from matplotlib.figure import Figure
 
     types = [*question_types(groups), "all"]
-    figure = Figure(figsize=(max(6.0, 1.6 * len(types)), 4.2), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 1.6 * len(types)), 4.2 + 0.2 * len(groups) / 3), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     width = 0.8 / len(groups)
@@ -126,7 +126,7 @@ def _plot(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: 
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("accuracy")
     axes.set_title(title)
-    axes.legend(fontsize="small", loc="lower center", ncols=2)
+    figure.legend(fontsize="small", loc="outside lower center", ncols=3)  # over no bar
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
     figure.savefig(temporary, dpi=130)
