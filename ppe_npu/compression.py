@@ -11,9 +11,10 @@ import torch
 from ppe_npu.config import CompressionConfig
 from ppe_npu.grouping import Grouping
 from ppe_npu.methods import METHODS
+from ppe_npu.plan import BucketOnDevice, PlanOnDevice, PromptPlan
 from ppe_npu.positions import check_sections, prompt_positions
 from ppe_npu.report import CompressionReport, Stopwatch
-from ppe_npu.spans import Bucket, CompressedLayout, PromptLayout, VisionTokens, compressed_layout, find_spans
+from ppe_npu.spans import VisionTokens, compressed_layout, find_spans
 
 
 @dataclass
@@ -62,30 +63,6 @@ class CacheState:
             )
         following = self.following - self.mask[:, length:].sum(1)
         return CacheState(self.mask[:, :length], following, self.seen - removed, self.padded, self.prompt)
-
-
-@dataclass(frozen=True)
-class PromptPlan:
-    """All that is known of a batch of prompts before the vision tower has run. Everything is on the host.
-
-    Args:
-        layout, compressed: where tokens stand before and after.
-        positions: [3, B, S] (t, h, w) of every token before compression.
-        following: [B] the position after each sample's largest.
-    """
-
-    layout: PromptLayout
-    compressed: CompressedLayout
-    positions: np.ndarray
-    following: np.ndarray
-
-    def labels(self, labels: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
-        """[B, S] labels -> [B, L]: text labels follow their tokens; merged tokens and padding are ignored."""
-        if labels.shape != self.layout.real.shape:
-            raise ValueError(f"labels have shape {list(labels.shape)} but input_ids {list(self.layout.real.shape)}")
-        kept = labels.flatten().index_select(0, _upload(self.compressed.text, labels.device))
-        rows = _upload(np.minimum(self.compressed.rows, len(self.compressed.text)), labels.device)
-        return torch.cat([kept, kept.new_full((1,), ignore_index)])[rows]
 
 
 @dataclass(frozen=True)
@@ -185,40 +162,35 @@ class Compression:
             past: of the cache that this prompt continues; the plan was made with its `following` as start.
             ready_mask: make a padded batch's 4D mask here (bool, True = attend), for an attention that takes one.
         """
-        watch, device, compressed = Stopwatch(text_embeds.device), text_embeds.device, plan.compressed
-        embeds, rows = self._kept(plan, text_embeds, features)
-        place, real = _upload(compressed.rows, device), _upload(compressed.real, device)
-        position_rows, following = rows[:, place], _upload(plan.following, device)
-        padded = not compressed.real.all()
+        watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
+        embeds, rows = self._kept(on, text_embeds, features)
+        position_rows, following, real = rows[:, on.rows], on.following, on.real
         state = CacheState.empty(real) if past is None else past
         if attention_mask is not None and attention_mask.ndim == 4:
-            mask = _picked_mask(attention_mask, _upload(compressed.sources, device), real)
+            mask = _picked_mask(attention_mask, on.sources, real)
         else:
-            mask = _causal_mask(real) if ready_mask and padded and past is None else None
+            mask = _causal_mask(real) if ready_mask and plan.padded and past is None else None
         if self.config.positions == "renumber":
             # A token's number is that of the tokens it sees before itself: a ready mask knows which these are.
             numbers = (real.long().cumsum(1) if mask is None else _seen(mask)) - 1
             position_rows = (state.following[:, None] + numbers).clamp_min(0)[None].expand(3, -1, -1)
             following = state.following + torch.where(real, numbers, -1).amax(1) + 1
-        state = state.then(CacheState(real, following, plan.layout.real.shape[1], padded, real.shape[1]))
+        state = state.then(CacheState(real, following, plan.layout.real.shape[1], plan.padded, real.shape[1]))
         if mask is None and state.padded:
             # Without padding it stays None: transformers would read a mask of ones back from the device.
             mask = state.mask.long()
         self.report = CompressionReport.of(plan.layout, self.config, self.decoder_layers, watch)
-        return CompressedPrompt(embeds[place], position_rows, mask, state)
+        return CompressedPrompt(embeds[on.rows], position_rows, mask, state)
 
     def _kept(
-        self, plan: PromptPlan, text_embeds: torch.Tensor, features: torch.Tensor | None
+        self, on: PlanOnDevice, text_embeds: torch.Tensor, features: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings [T + G + 1, C] and position rows [R, T + G + 1] of text, of kept visual tokens, and of padding."""
-        device = text_embeds.device
-        positions = _upload(plan.positions.reshape(3, -1), device)
-        keep = self.config.k if plan.layout.spans else 1
-        text_rows = positions.index_select(1, _upload(plan.compressed.text, device)).repeat_interleave(keep, dim=0)
+        keep = self.config.k if on.buckets else 1
+        text_rows = on.text_positions.repeat_interleave(keep, dim=0)
         embeds, rows = [text_embeds], [text_rows]
-        by_feature = positions.index_select(1, _upload(_visual_order(plan.layout), device))
-        for bucket in plan.compressed.buckets:
-            merged, merged_rows = self._merge(bucket, features, by_feature)
+        for bucket in on.buckets:
+            merged, merged_rows = self._merge(bucket, features, on.visual_positions)
             embeds.append(merged.to(text_embeds.dtype))
             rows.append(merged_rows)
         embeds.append(text_embeds.new_zeros(1, text_embeds.shape[-1]))
@@ -226,17 +198,15 @@ class Compression:
         return torch.cat(embeds), torch.cat(rows, dim=1)
 
     def _merge(
-        self, bucket: Bucket, features: torch.Tensor, positions: torch.Tensor
+        self, bucket: BucketOnDevice, features: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One bucket's kept tokens [G, C] and their position rows [3K, G]. positions: [3, V] by feature."""
-        device = features.device
-        index = _upload(bucket.features, device)
+        index, kept = bucket.features, bucket.kept
         tokens = features.index_select(0, index.flatten()).view(*index.shape, -1)
-        kept = _upload(bucket.kept, device)
         if self.config.is_dense:
             return tokens.flatten(0, 1)[kept], positions[:, index.flatten()[kept]]
-        valid = None if bucket.valid is None else _upload(bucket.valid, device)
-        grouping: Grouping = METHODS[self.config.method](tokens, valid, bucket.budgets, self.config.order)
+        group = METHODS[self.config.method]
+        grouping: Grouping = group(tokens, bucket.valid, bucket.budgets, bucket.max_groups, self.config.order)
         merged = grouping.apply(tokens).flatten(0, 1).index_select(0, kept)
         with torch.no_grad():
             if self.config.positions == "ppe":
@@ -285,19 +255,6 @@ def _picked_mask(mask: torch.Tensor, sources: torch.Tensor, real: torch.Tensor) 
     # A row that may see nothing has no softmax.
     alone = ~real[:, :, None] & torch.eye(length, dtype=torch.bool, device=real.device)
     return picked.masked_fill(~real[:, None, None, :], shut).masked_fill(alone[:, None], open_)
-
-
-def _visual_order(layout: PromptLayout) -> np.ndarray:
-    """[V] index in the flattened [B * S] of each feature: features come images first, then videos."""
-    length = layout.real.shape[1]
-    spans = sorted(layout.spans, key=lambda span: span.feature)
-    return np.concatenate(
-        [np.zeros(0, np.int64), *(span.sample * length + span.start + np.arange(span.tokens) for span in spans)]
-    )
-
-
-def _upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
 
 
 def _rows(values: torch.Tensor | list | None) -> list:

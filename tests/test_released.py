@@ -62,8 +62,8 @@ def test_groups_and_means(recorded, kind):
     tensors, configs = recorded
     config = CompressionConfig.from_released(configs["ppe"])
     for x, labels, merged in zip(*(frames(tensors, kind, name) for name in ("x", "labels", "merged"))):
-        budgets = torch.tensor([config.budget(len(x))]).numpy()
-        grouping = METHODS[config.method](x[None], None, budgets, config.order)
+        budget = config.budget(len(x))
+        grouping = METHODS[config.method](x[None], None, torch.tensor([budget]), budget, config.order)
         assert torch.equal(grouping.labels[0], labels.long())
         torch.testing.assert_close(grouping.apply(x[None])[0], merged, atol=1e-5, rtol=1e-4)
     prompt = compressed(tensors, config, kind)

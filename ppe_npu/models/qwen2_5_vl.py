@@ -16,9 +16,10 @@ Modifications (on the given instance only):
 
 import torch
 
-from ppe_npu.compression import CacheState, Compression, PromptPlan
+from ppe_npu.compression import CacheState, Compression
 from ppe_npu.models.generation import repeat_visual_inputs
 from ppe_npu.models.seam import original, override, restore_methods
+from ppe_npu.plan import PromptPlan
 from ppe_npu.positions import rotary_table
 from ppe_npu.spans import IMAGE, VIDEO, VisionTokens
 
@@ -148,13 +149,12 @@ _CONSUMED = (
 
 def _prefill(self, past: CacheState | None, kwargs: dict) -> tuple[dict, CacheState]:
     plan: PromptPlan = kwargs.get(_PLAN) or _plan(self.compression, kwargs, past)
-    embeds = kwargs.get("inputs_embeds")
+    embeds, ids = kwargs.get("inputs_embeds"), kwargs["input_ids"]
+    text = plan.on(ids.device).text  # everything is uploaded now, before the tower keeps the device busy
     features = _features(self, kwargs)
     expected, found = sum(span.tokens for span in plan.layout.spans), 0 if features is None else features.shape[0]
     if expected != found:
         raise ValueError(f"the prompts hold {expected} visual tokens but the pixels given make {found} features")
-    ids = kwargs["input_ids"]
-    text = torch.from_numpy(plan.compressed.text).to(ids.device, non_blocking=True)
     if embeds is None:
         text_embeds = self.get_input_embeddings()(ids.flatten().index_select(0, text))
     else:

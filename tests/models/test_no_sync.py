@@ -40,9 +40,27 @@ def operators(model, inputs) -> list[str]:
     return recorder.names
 
 
+def test_everything_is_uploaded_before_the_tower_runs(model, monkeypatch):
+    """An upload between the tower and the first layer would make the host wait for the tower."""
+    from ppe_npu import plan
+
+    events = []
+    upload = plan.upload
+    monkeypatch.setattr(plan, "upload", lambda array, device: events.append("upload") or upload(array, device))
+    compress(model, CompressionConfig.preset("ppe", k=4))
+    inputs = batch(Prompt([1, ("video", (2, 3, 4)), 1]), Prompt([2, ("image", (1, 2, 2))], seed=1))
+    model.model.visual.register_forward_hook(lambda *_: events.append("tower"))
+    model.model.language_model.layers[0].register_forward_pre_hook(lambda *_: events.append("layer"))
+    with torch.no_grad():
+        model(**inputs)
+    assert events.count("upload") > 5
+    assert "upload" not in events[events.index("tower") : events.index("layer")]
+
+
 def test_no_sync_and_no_growth_with_frames_or_samples(model):
     for preset in ("ppe", "keep_one", "chatunivi"):
         compress(model, CompressionConfig.preset(preset, **({"k": 4} if preset == "ppe" else {})))
+        operators(model, batch(Prompt([1, ("video", (1, 1, 2)), 1])))  # the channel lookup of K is made once
         few = operators(model, batch(Prompt([1, ("video", (2, 3, 4)), 1])))
         many = operators(model, batch(Prompt([1, ("video", (40, 3, 4)), 1])))
         samples = operators(model, batch(*[Prompt([1, ("video", (2, 3, 4)), 1], seed=s) for s in range(6)]))
