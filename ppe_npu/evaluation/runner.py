@@ -219,7 +219,8 @@ def _title(compression: dict[str, Any] | None) -> str:
     if compression is None or compression["method"] == "none":
         return "dense"
     k = f" k={compression['k']}" if compression["k"] > 1 else ""
-    return f"{compression['positions']}{k} {compression['ratio']}"
+    name = "chatunivi" if compression["positions"] == "renumber" else compression["positions"]
+    return f"{name}{k} {compression['ratio']}"
 
 
 def _summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
