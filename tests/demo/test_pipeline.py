@@ -43,6 +43,24 @@ def test_a_run_leaves_a_report_and_is_not_repeated(small, tmp_path, capsys, monk
     assert (tmp_path / "demo" / "report.md").read_text().split("Made by")[0] == report.split("Made by")[0]
 
 
+def test_another_recipe_is_trained_again(small, tmp_path, monkeypatch):
+    """A folder of an older version must not lend its models to the new one's report."""
+    from ppe_npu.training import trainer
+
+    pipeline.main(small)
+    trained = []
+    train = trainer.train
+    monkeypatch.setattr(
+        trainer, "train", lambda config, **kwargs: trained.append(config.output) or train(config, **kwargs)
+    )
+    monkeypatch.setattr(pipeline, "TUNE", dataclasses.replace(pipeline.TUNE, learning_rate=1e-4))
+    pipeline.main(small)
+    assert len(trained) == 4  # every method, but not the base
+    monkeypatch.setattr(pipeline, "BASE", dataclasses.replace(pipeline.BASE, learning_rate=1e-4))
+    pipeline.main(small)
+    assert len(trained) == 4 + 1 + 4  # the base, and every method on the new one
+
+
 def test_seeds_must_be_positive(small):
     small.seeds = 0
     with pytest.raises(ValueError, match="seeds=0"):

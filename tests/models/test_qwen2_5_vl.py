@@ -241,6 +241,16 @@ def test_the_report_counts_tokens_by_span(model):
     assert set(report.to_dict()) >= {"tokens_before", "tokens_after", "retention", "milliseconds", "spans"}
 
 
+def test_explicit_positions_reach_text_and_images_axis_by_axis(model):
+    """At ratio 1.0 the given (t, h, w) are those that plain transformers would use, also where they differ on text."""
+    inputs = batch(APART[0])
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.randint(0, 40, (3, *inputs["input_ids"].shape), generator=generator)
+    expected = logits(model, inputs, position_ids=positions)
+    compress(model, CompressionConfig.preset("ppe", ratio=1.0, k=4))
+    torch.testing.assert_close(logits(model, inputs, position_ids=positions), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_inputs_embeds_beside_input_ids(model):
     compress(model, PPE)
     inputs = batch(MIXED[0])
