@@ -54,7 +54,8 @@ def install(model, compression: Compression) -> None:
         raise ValueError(f"rope_type={rotary.rope_type!r} changes with the length: supported are {_STATIC_ROPE}")
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
-    override(model, "forward", _causal_lm_forward, hide="mm_encoder_outputs")
+    # Older transformers' generate() refuses mm_token_type_ids, newer ones' processors make them: take them anywhere.
+    override(model, "forward", _causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
     override(model, "prepare_inputs_for_generation", _prepare_inputs_for_generation)
     override(model, "_expand_inputs_for_generation", _expand_inputs_for_generation)
     override(model.model, "forward", _model_forward)

@@ -14,16 +14,19 @@ import torch
 _SAVED = "_ppe_saved_methods"
 
 
-def override(module: torch.nn.Module, name: str, function: Callable, hide: str | None = None) -> None:
+def override(
+    module: torch.nn.Module, name: str, function: Callable, hide: str | None = None, show: str | None = None
+) -> None:
     """Make `function(module, **kwargs)` the method `name` of this instance.
 
     Callers see the signature that the class has, and may pass its arguments by place: they arrive by name.
 
     Args:
         hide: a parameter that the signature shall not show.
+        show: a parameter that it shall show, whether the class has it or not.
     """
     vars(module).setdefault(_SAVED, {})[name] = vars(module).get(name)
-    vars(module)[name] = MethodType(_with_signature(function, getattr(type(module), name), hide), module)
+    vars(module)[name] = MethodType(_with_signature(function, getattr(type(module), name), hide, show), module)
 
 
 def original(module: torch.nn.Module, name: str) -> Callable:
@@ -42,7 +45,7 @@ def restore_methods(module: torch.nn.Module) -> None:
 
 
 @functools.cache
-def _with_signature(function: Callable, method: Callable, hide: str | None) -> Callable:
+def _with_signature(function: Callable, method: Callable, hide: str | None, show: str | None) -> Callable:
     signature = inspect.signature(method)
     names = list(signature.parameters)[1:]
 
@@ -51,5 +54,9 @@ def _with_signature(function: Callable, method: Callable, hide: str | None) -> C
         return function(self, **dict(zip(names, args)), **kwargs)
 
     shown = [parameter for name, parameter in signature.parameters.items() if name != hide]
+    if show is not None and show not in names:
+        rest = [parameter for parameter in shown if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+        extra = inspect.Parameter(show, inspect.Parameter.KEYWORD_ONLY, default=None)
+        shown = [parameter for parameter in shown if parameter not in rest] + [extra, *rest]
     replacement.__signature__ = signature.replace(parameters=shown)
     return replacement

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from prompts import APART, GREEDY, MIXED, PPE, PRESETS, kept_logits, logits, with_types
 from support import Prompt, batch
 
@@ -56,14 +57,16 @@ def test_right_padded_prompts_generate_what_left_padded_ones_do(model, config):
     assert torch.equal(left[:, -4:], right[:, -4:])
 
 
+@pytest.mark.skipif(transformers.__version__ < "5.3", reason="its speculative decoding counts columns by the cache")
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 def test_prompt_lookup_decoding_takes_rejected_tokens_off_the_cache(model, config):
     """Speculative decoding feeds several tokens a step and crops the cache where they were wrong."""
     compress(model, config)
+    settings = {"max_new_tokens": 12, **GREEDY, "eos_token_id": 2}  # prompt lookup of transformers 5.2 needs one
     for seed in range(3):
         inputs = batch(Prompt([2, ("image", (1, 4, 5)), 6, ("image", (1, 2, 2)), 6], seed=seed))
-        expected = model.generate(**inputs, max_new_tokens=12, **GREEDY)
-        assert torch.equal(model.generate(**inputs, max_new_tokens=12, **GREEDY, prompt_lookup_num_tokens=3), expected)
+        expected = model.generate(**inputs, **settings)
+        assert torch.equal(model.generate(**inputs, **settings, prompt_lookup_num_tokens=3), expected)
 
 
 def test_a_cropped_cache_goes_on_where_it_was_cut(model):
