@@ -141,7 +141,7 @@ def make_record(identity: str, image: str, questions: list[tuple[str, str, str]]
     for number, (_, question, answer) in enumerate(questions):
         turns.append({"from": "human", "value": question if number else f"<image>\n{question}"})
         # The answer restates the question. Then the word that decides is said at the colour itself, right behind the
-        # type: without it, no seed had bound colours to places after 750 steps; with it, all do within 300.
+        # type: without it, seeds 0 and 2 had not bound colours to figures after 750 steps; with it, both had after 300.
         turns.append({"from": "gpt", "value": f"{question} {answer}"})
     return {
         "id": identity,
