@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ppe_npu.files import write_json
+
 METHODS = ("none", "dpc_knn")
 POSITIONS = ("ppe", "keep_one", "renumber")
 MEMBERS = ("nearest", "spread", "last", "nearest_first")
@@ -164,10 +166,7 @@ class CompressionConfig:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write our own keys as JSON, atomically."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        os.replace(temporary, path)
+        write_json(path, self.to_dict())
 
 
 _RELEASED_KEYS = (

@@ -11,7 +11,7 @@ import torch
 
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.config import CompressionConfig
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, first_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
@@ -49,7 +49,7 @@ def load_model(
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise InputError(f"model {path} cannot be loaded ({_first_line(error)}): download or save it again") from error
+        raise InputError(f"model {path} cannot be loaded ({first_line(error)}): download or save it again") from error
     if found["missing_keys"]:  # transformers would draw them at random, with a warning
         missing = sorted(found["missing_keys"])
         raise InputError(f"model {path} lacks {len(missing)} weights ({missing[0]}, ...): download or save it again")
@@ -94,9 +94,7 @@ def check_compression(path: str | Path, *configs: CompressionConfig) -> None:
         model_config = AutoConfig.from_pretrained(str(path))
         check_fit(architecture, model_config, CompressionConfig.preset("dense"))
     except Exception as error:  # transformers raises whatever validates the field that is wrong
-        raise InputError(
-            f"config of {path} cannot be used ({_first_line(error)}): save the checkpoint again"
-        ) from error
+        raise InputError(f"config of {path} cannot be used ({first_line(error)}): save the checkpoint again") from error
     for config in configs:
         check_fit(architecture, model_config, config)
 
@@ -122,7 +120,7 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
     try:
         processor = AutoProcessor.from_pretrained(str(path))
     except Exception as error:  # transformers raises whatever its parts raise: OSError, KeyError, ImportError, ...
-        raise InputError(f"processor of {path} cannot be loaded ({_first_line(error)}): {_remedy(path)}") from error
+        raise InputError(f"processor of {path} cannot be loaded ({first_line(error)}): {_remedy(path)}") from error
     for name in ("image_processor", "video_processor", "tokenizer"):
         if getattr(processor, name, None) is None:
             raise InputError(f"processor of {path} has no {name}: {_remedy(path)}")
@@ -153,7 +151,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{file} is not JSON ({_first_line(error)}): save the checkpoint again") from error
+        raise InputError(f"{file} is not JSON ({first_line(error)}): save the checkpoint again") from error
     if not isinstance(config, dict):
         raise InputError(f"{file} is not a model config: save the checkpoint again")
     return config
@@ -175,7 +173,3 @@ def _hub_config(path: str | Path) -> dict[str, Any]:
 def _remedy(path: str | Path) -> str:
     missing = [name for name in ("tokenizer_config.json",) if not (Path(path) / name).is_file()]
     return f"the folder lacks {missing[0]}" if Path(path).is_dir() and missing else "save the processor there again"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,7 +96,7 @@ def load_image(path: str | Path) -> Image:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "it is not a picture" if isinstance(error, Image.UnidentifiedImageError) else _first_line(error)
+        reason = "it is not a picture" if isinstance(error, Image.UnidentifiedImageError) else first_line(error)
         raise InputError(f"image {path} cannot be read ({reason}): give a whole PNG, JPEG or WebP file") from error
 
 
@@ -131,7 +131,7 @@ def load_video(path: str | Path, sampling: VideoSampling = VideoSampling(), mult
             count = sampling.count(total, fps, multiple)
             frames = _decode(container, stream, torch.linspace(0, total - 1, count).round().long().tolist())
     except av.FFmpegError as error:
-        raise InputError(f"video {path} cannot be decoded ({_first_line(error)}): give a whole video file") from error
+        raise InputError(f"video {path} cannot be decoded ({first_line(error)}): give a whole video file") from error
     if not frames:
         raise InputError(f"video {path} holds no frames that can be decoded: record or convert it again")
     if len({frame.shape for frame in frames}) > 1:
@@ -163,13 +163,9 @@ def _existing_file(path: str | Path, kind: str) -> Path:
     try:
         there = path.exists()
     except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
-        raise InputError(f"{kind} {path} cannot be a file ({_first_line(error)}): check the path") from error
+        raise InputError(f"{kind} {path} cannot be a file ({first_line(error)}): check the path") from error
     if not there:
         raise InputError(f"{kind} {path} does not exist: check the path")
     if not path.is_file():
         raise InputError(f"{kind} {path} is a folder: give the path of a file")
     return path
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -151,13 +151,11 @@ class Bucket:
         features: [F, N] index of each token among the features, 0 where a frame has no such token.
         valid: [F, N] bool, or None if every frame has N tokens.
         budgets: [F] tokens kept of each frame.
-        frames: [F] the frames' numbers in the batch.
     """
 
     features: np.ndarray
     valid: np.ndarray | None
     budgets: np.ndarray
-    frames: np.ndarray
 
     @cached_property
     def kept(self) -> np.ndarray:
@@ -259,7 +257,7 @@ def _buckets(spans: Sequence[Span], budget: Callable[[int], int]) -> tuple[tuple
         index = np.arange(counts.max())
         valid = index < counts[:, None]
         features = np.where(valid, starts[:, None] + index, 0)
-        buckets.append(Bucket(features, None if valid.all() else valid, budgets, numbers))
+        buckets.append(Bucket(features, None if valid.all() else valid, budgets))
         for number, kept in zip(numbers, budgets):
             frame_rows[int(number)] = np.arange(at, at + kept)
             at += int(kept)

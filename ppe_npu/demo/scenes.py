@@ -17,12 +17,13 @@ nothing else; mixed into the training split they make shapes, rows and columns l
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from ppe_npu.files import write_text
 
 GRID = 6  # cells along one side
 CELL = 8  # pixels along one side of a cell
@@ -182,8 +183,4 @@ def write_split(
         image = f"images/{identity}.png"
         scene.render().save(folder / image, compress_level=1)
         lines.append(json.dumps(make_record(identity, image, chosen)))
-    target = folder / f"{name}.jsonl"
-    partial = target.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(partial, target)
-    return target
+    return write_text(folder / f"{name}.jsonl", "\n".join(lines) + "\n")
