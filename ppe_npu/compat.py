@@ -4,6 +4,8 @@ torchvision without its operators: the PyPI wheel's compiled part needs CUDA lib
     not load, `import torchvision` fails, and transformers' Trainer and video processors fail with it.
 Accelerator.unwrap_model: transformers >= 5.2 passes `keep_torch_compile`, which accelerate 1.1.1 does not know.
 mm_token_type_ids: without them transformers >= 5.3 silently runs Qwen2.5-VL with text positions only.
+create_causal_mask: until about 5.20 transformers sizes a mask by its first layer's cache, whatever layer it is for.
+cache_position: until about 5.10 transformers' layers want to be told where a static cache is written.
 
 tests/test_compat.py shows for each that the break is still there without the guard, and fails when it can be deleted.
 """
@@ -94,3 +96,55 @@ def ensure_mm_token_type_ids(inputs: dict[str, Any], image_token_id: int, video_
         input_ids = inputs["input_ids"]
         inputs["mm_token_type_ids"] = (input_ids == image_token_id).long() + 2 * (input_ids == video_token_id).long()
     return inputs
+
+
+def layer_causal_mask(config: Any, hidden: Any, mask: Any, cache: Any, layer: int, past: int) -> Any:
+    """transformers' causal mask for the attention implementation in use, sized by the cache of one layer.
+
+    Args:
+        config: the text model's. hidden: [B, L, C], for shape, dtype and device.
+        mask: [B, past and L], nonzero at real places; a 4D one, which is given back; or None.
+        cache: transformers' Cache or None. layer: the one whose cache counts. past: places that it holds.
+    """
+    import torch
+    from transformers.masking_utils import create_causal_mask
+
+    wanted = inspect.signature(create_causal_mask).parameters
+    known = {
+        "config": config,
+        "inputs_embeds": hidden,
+        "input_embeds": hidden,
+        "attention_mask": mask,
+        "past_key_values": None if cache is None else _OneLayer(cache, layer),
+        "position_ids": None,
+        "cache_position": torch.arange(past, past + hidden.shape[1], device=hidden.device),
+    }
+    return create_causal_mask(**{name: value for name, value in known.items() if name in wanted})
+
+
+class _OneLayer:
+    """A cache as it would be if all its layers were as one of them."""
+
+    is_sliding = (False,)
+
+    def __init__(self, cache: Any, layer: int):
+        self._cache, self._layer = cache, layer
+        self.is_compileable = cache.is_compileable
+
+    def get_mask_sizes(self, query: Any, _layer: int = 0) -> Any:
+        return self._cache.get_mask_sizes(query, self._layer)
+
+    def get_query_offset(self, _layer: int = 0) -> Any:
+        return self._cache.get_query_offset(self._layer)
+
+    def get_seq_length(self, _layer: int = 0) -> Any:
+        return self._cache.get_seq_length(self._layer)
+
+
+def layer_arguments(layer: Any, past: int, hidden: Any) -> dict[str, Any]:
+    """What a decoder layer of older transformers wants beside today's arguments. hidden: [B, L, C]; past: cached."""
+    import torch
+
+    if "cache_position" not in inspect.signature(type(layer).forward).parameters:
+        return {}
+    return {"cache_position": torch.arange(past, past + hidden.shape[1], device=hidden.device)}

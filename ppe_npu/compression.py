@@ -9,82 +9,23 @@ import numpy as np
 import torch
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.grouping import Grouping
-from ppe_npu.methods import METHODS
-from ppe_npu.plan import BucketOnDevice, PlanOnDevice, PromptPlan
-from ppe_npu.positions import check_sections, prompt_positions
+from ppe_npu.layout import Arrangement, Budget, stage_layout
+from ppe_npu.masks import causal_mask, picked_mask, seen_places
+from ppe_npu.plan import PromptPlan
+from ppe_npu.positions import check_channels, prompt_positions
 from ppe_npu.report import CompressionReport, Stopwatch
-from ppe_npu.spans import VisionTokens, compressed_layout, find_spans
-
-
-@dataclass
-class CacheState:
-    """What later steps need of a compressed prompt; travels with its KV cache.
-
-    Args:
-        mask: [B, L] bool, True at the cached places that hold a token.
-        following: [B] int64, the position of the next token.
-        seen: columns of input_ids (padding among them) that the cache stands for, before compression.
-        padded: whether the mask may have a False; known on the host.
-        prompt: cached places up to the last one that was compressed; only what was added since can be taken off.
-    """
-
-    mask: torch.Tensor
-    following: torch.Tensor
-    seen: int
-    padded: bool
-    prompt: int
-
-    @classmethod
-    def empty(cls, real: torch.Tensor) -> "CacheState":
-        """Before the first token of a batch like `real` [B, L]."""
-        batch = real.shape[0]
-        return cls(real.new_zeros(batch, 0), torch.zeros(batch, dtype=torch.long, device=real.device), 0, False, 0)
-
-    def then(self, new: "CacheState") -> "CacheState":
-        """This prompt continued by a new one."""
-        mask = torch.cat([self.mask, new.mask], dim=1)
-        prompt = self.mask.shape[1] + new.prompt if new.prompt else self.prompt
-        return CacheState(mask, new.following, self.seen + new.seen, self.padded or new.padded, prompt)
-
-    def cropped(self, length: int) -> "CacheState":
-        """After the cache was cut to `length` places, as assisted decoding does with rejected tokens.
-
-        Raises:
-            ValueError: a part of the compressed prompt was cut off, or the cache is longer than this state.
-        """
-        removed = self.mask.shape[1] - length
-        if removed == 0:
-            return self
-        if removed < 0 or length < self.prompt:
-            raise ValueError(
-                f"past_key_values hold {length} places, the compressed prompt {self.prompt} and all that was decoded "
-                f"{self.mask.shape[1]}: only decoded tokens can be cut off a compressed cache"
-            )
-        following = self.following - self.mask[:, length:].sum(1)
-        return CacheState(self.mask[:, :length], following, self.seen - removed, self.padded, self.prompt)
-
-
-@dataclass(frozen=True)
-class CompressedPrompt:
-    """What the language model is given.
-
-    Args:
-        embeds: [B, L, C].
-        position_rows: [R, B, L] int64, R = 3 or 3K.
-        attention_mask: [B, cached and new] int64; [B, 1, L, L] where a 4D one was given; None without padding.
-        state: for the cache.
-    """
-
-    embeds: torch.Tensor
-    position_rows: torch.Tensor
-    attention_mask: torch.Tensor | None
-    state: CacheState
+from ppe_npu.run import Prefill, Run
+from ppe_npu.spans import PromptLayout, VisionTokens, find_spans
+from ppe_npu.state import CacheState
 
 
 @dataclass
 class Compression:
     """One model's compression: its settings, what its family says of visual tokens, and the report of the last prompt.
+
+    Args:
+        channels: the axis (0 t, 1 h, 2 w) of each rotary channel of the half head dim.
+        decoder_layers: how many the model has.
 
     Raises:
         ValueError: settings that do not fit the model.
@@ -92,12 +33,29 @@ class Compression:
 
     config: CompressionConfig
     vision: VisionTokens
-    sections: tuple[int, ...]
+    channels: tuple[int, ...]
     decoder_layers: int = 1
     report: CompressionReport | None = field(default=None, init=False)
 
     def __post_init__(self):
-        check_sections(self.config.k, self.sections)
+        config = self.config
+        check_channels(config.k, self.channels)
+        beyond = [layer for layer in config.layers if layer >= self.decoder_layers]
+        if beyond:
+            raise ValueError(
+                f"layers={list(config.layers)}: this model has {self.decoder_layers} decoder layers, "
+                f"0 to {self.decoder_layers - 1}"
+            )
+        if config.temporal_ratio is not None and self.vision.frames_apart:
+            raise ValueError(
+                f"temporal_ratio={config.temporal_ratio}: this model sets text between the frames of a video, so that "
+                "frames of one event have no place of their own; leave temporal_ratio out"
+            )
+
+    @property
+    def stages(self) -> int:
+        """The part of the decoder before its first merge, and one part from each merge on."""
+        return 1 + len(self.config.layers)
 
     # -- before the vision tower: the host reads ids, mask and grids once ---------------------------------------------
 
@@ -112,14 +70,14 @@ class Compression:
         start: torch.Tensor | None = None,
         left: bool | None = None,
     ) -> PromptPlan:
-        """Find the spans, number the prompt, and lay out what will be kept.
+        """Find the spans, number the prompt, and lay out what will be kept at every stage.
 
         Args:
             input_ids: [B, S]. attention_mask: [B, S], or [B, 1, S, S] (then no place is taken for padding), or None.
             image_grid_thw, video_grid_thw: [n, 3] patches. second_per_grid_ts: [n_videos].
             position_ids: [3, B, S] to use instead of the prompt's own numbering.
             start: [B] first position of each sample, of a prompt that continues a cache.
-            left: where padding goes, see compressed_layout.
+            left: where padding goes, see stage_layout; None keeps it on its side, on the left where there is none.
 
         Raises:
             ValueError: shapes, placeholders and grids that disagree.
@@ -140,121 +98,105 @@ class Compression:
                 raise ValueError(f"position_ids have shape {list(position_ids.shape)}, not {[3, *ids.shape]}")
             positions = position_ids.cpu().numpy()
             following = positions.max(axis=(0, 2)) + 1
-        return PromptPlan(layout, compressed_layout(layout, self.config.budget, left), positions, following)
+        if left is None:
+            left = not (layout.real[:, 0].all() and not layout.real[:, -1].all())
+        stages = self._stage_layouts(layout, left)
+        return PromptPlan(layout, stages, self.config.merges_before_llm, positions, following)
+
+    def _stage_layouts(self, layout: PromptLayout, left: bool) -> tuple:
+        config, arrangement = self.config, Arrangement.of(layout)
+        merged = Budget(config.budgets)
+        first = Budget(config.budgets, config.events, config.event_tokens)
+        gathered = Budget(lambda tokens: (tokens,))
+        starts = [
+            span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])
+        ]  # the first stage's tokens are the vision tower's features
+        stages = [stage_layout(arrangement, first if config.merges_before_llm else gathered, starts, left)]
+        for _ in config.layers:
+            stages.append(stage_layout(stages[-1].after, merged, left=left))
+        return tuple(stages)
 
     # -- between the vision tower and the first decoder layer: no host sync -------------------------------------------
 
-    def compress(
+    def prefill(
         self,
         plan: PromptPlan,
         text_embeds: torch.Tensor,
         features: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
         past: CacheState | None = None,
+        deepstack: tuple[torch.Tensor, ...] = (),
         ready_mask: bool = False,
-    ) -> CompressedPrompt:
-        """Merge the features by the plan and assemble the compressed prompt.
+    ) -> Prefill:
+        """Merge the features by the plan, assemble the compressed prompt, and lay out what later stages are given.
 
         Args:
-            text_embeds: [T, C] embeddings of the text tokens that plan.compressed.text names.
+            text_embeds: [T, C] embeddings of the text tokens that plan.stages[0].text names.
             features: [V, C] features of all images, then all videos; None without any.
             attention_mask: as given to the model; only a 4D one is read.
             past: of the cache that this prompt continues; the plan was made with its `following` as start.
-            ready_mask: make a padded batch's 4D mask here (bool, True = attend), for an attention that takes one.
+            deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
+            ready_mask: make a padded stage's 4D mask here (bool, True = attend), for an attention that takes one.
         """
         watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
-        embeds, rows = self._kept(on, text_embeds, features)
-        position_rows, following, real = rows[:, on.rows], on.following, on.real
-        state = CacheState.empty(real) if past is None else past
-        if attention_mask is not None and attention_mask.ndim == 4:
-            mask = _picked_mask(attention_mask, on.sources, real)
-        else:
-            mask = _causal_mask(real) if ready_mask and plan.padded and past is None else None
-        if self.config.positions == "renumber":
-            # A token's number is that of the tokens it sees before itself: a ready mask knows which these are.
-            numbers = (real.long().cumsum(1) if mask is None else _seen(mask)) - 1
-            position_rows = (state.following[:, None] + numbers).clamp_min(0)[None].expand(3, -1, -1)
-            following = state.following + torch.where(real, numbers, -1).amax(1) + 1
-        state = state.then(CacheState(real, following, plan.layout.real.shape[1], plan.padded, real.shape[1]))
-        if mask is None and state.padded:
-            # Without padding it stays None: transformers would read a mask of ones back from the device.
-            mask = state.mask.long()
-        self.report = CompressionReport.of(plan.layout, self.config, self.decoder_layers, watch)
-        return CompressedPrompt(embeds[on.rows], position_rows, mask, state)
-
-    def _kept(
-        self, on: PlanOnDevice, text_embeds: torch.Tensor, features: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings [T + G + 1, C] and position rows [R, T + G + 1] of text, of kept visual tokens, and of padding."""
-        keep = self.config.k if on.buckets else 1
-        text_rows = on.text_positions.repeat_interleave(keep, dim=0)
-        embeds, rows = [text_embeds], [text_rows]
-        for bucket in on.buckets:
-            merged, merged_rows = self._merge(bucket, features, on.visual_positions)
-            embeds.append(merged.to(text_embeds.dtype))
-            rows.append(merged_rows)
-        embeds.append(text_embeds.new_zeros(1, text_embeds.shape[-1]))
-        rows.append(text_rows.new_zeros(text_rows.shape[0], 1))
-        return torch.cat(embeds), torch.cat(rows, dim=1)
-
-    def _merge(
-        self, bucket: BucketOnDevice, features: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One bucket's kept tokens [G, C] and their position rows [3K, G]. positions: [3, V] by feature."""
-        index, kept = bucket.features, bucket.kept
-        tokens = features.index_select(0, index.flatten()).view(*index.shape, -1)
-        if self.config.is_dense:
-            return tokens.flatten(0, 1)[kept], positions[:, index.flatten()[kept]]
-        group = METHODS[self.config.method]
-        grouping: Grouping = group(tokens, bucket.valid, bucket.budgets, bucket.max_groups, self.config.order)
-        merged = grouping.apply(tokens).flatten(0, 1).index_select(0, kept)
-        with torch.no_grad():
-            if self.config.positions == "ppe":
-                members = grouping.members(self.config.k, self.config.members, tokens.detach())
+        state = CacheState.empty(self.stages, len(on.following), on.following.device) if past is None else past
+        masks, rows, following = [], [], []
+        for number, stage in enumerate(on.stages):
+            if attention_mask is not None and attention_mask.ndim == 4:
+                attention_mask = mask = picked_mask(attention_mask, stage.sources, stage.real)
             else:
-                members = grouping.representatives[:, :, None]
-            chosen = index.gather(1, members.flatten(1)).view(-1, members.shape[-1]).index_select(0, kept)
-            # [3, G, K] -> rows axis * K + j
-            rows = positions[:, chosen].permute(0, 2, 1).flatten(0, 1)
-        return merged, rows
+                ready = ready_mask and plan.stages[number].after.padded and past is None
+                mask = causal_mask(stage.real) if ready else None
+            renumbered = self.config.positions == "renumber"
+            if renumbered:
+                # A token's number is that of the tokens it sees before itself: a ready mask knows which these are.
+                numbers = (stage.real.long().cumsum(1) if mask is None else seen_places(mask)) - 1
+                rows.append((state.following[number][:, None] + numbers).clamp_min(0)[None].expand(3, -1, -1))
+                following.append(state.following[number] + torch.where(stage.real, numbers, -1).amax(1) + 1)
+            else:
+                rows.append(None)
+                following.append(on.following)
+            masks.append(mask)
+        state = state.then(
+            tuple(stage.real for stage in on.stages),
+            tuple(following),
+            tuple(stage.after.padded for stage in plan.stages),
+            plan.layout.real.shape[1],
+            compressed=True,
+        )
+        run = Prefill(self.config.layers, _with_padding(masks, state), rows, state, self.config, on, watch)
+        run.begin(text_embeds, features, deepstack)
+        self.report = CompressionReport.of(plan, self.config.layers, self.decoder_layers, watch)
+        return run
 
     # -- later steps --------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def continue_text(state: CacheState, new: torch.Tensor, seen: int, padded: bool) -> tuple[torch.Tensor, CacheState]:
-        """Positions [3, B, Q] of tokens that continue a cache one by one, and the state after them; no host sync.
+    def continue_text(self, state: CacheState, new: torch.Tensor, seen: int, padded: bool) -> Run:
+        """Tokens that continue a cache one by one; no host sync.
 
         Args:
             new: [B, Q] bool, False where a new place is padding.
             seen: columns of input_ids that the new places stand for.
             padded: whether `new` may have a False.
         """
-        positions = state.following[:, None] + new.long().cumsum(1) - 1
-        after = state.then(CacheState(new, state.following + new.sum(1), seen, padded, 0))
-        return positions.clamp_min(0)[None].expand(3, -1, -1), after
+        counts, total = new.long().cumsum(1) - 1, new.sum(1)
+        # Stages go on at one position, unless each was numbered anew.
+        stages = self.stages if self.config.positions == "renumber" else 1
+        rows = [(first[:, None] + counts).clamp_min(0)[None].expand(3, -1, -1) for first in state.following[:stages]]
+        following = tuple(first + total for first in state.following[:stages])
+        if stages < self.stages:
+            rows, following = rows * self.stages, following * self.stages
+        after = state.then((new,) * self.stages, following, (padded,) * self.stages, seen, compressed=False)
+        return Run(self.config.layers, _with_padding([None] * self.stages, after), rows, after)
 
 
-def _causal_mask(real: torch.Tensor) -> torch.Tensor:
-    """[B, 1, L, L] bool: every place sees the real ones up to itself, and padding sees itself."""
-    eye = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
-    lower = torch.ones_like(eye).tril()
-    return ((lower & real[:, None, :]) | eye)[:, None]
-
-
-def _seen(mask: torch.Tensor) -> torch.Tensor:
-    """[B, L] how many places each place of a 4D mask [B, 1, L, L] may see."""
-    return (mask if mask.dtype == torch.bool else mask == 0)[:, 0].sum(-1)
-
-
-def _picked_mask(mask: torch.Tensor, sources: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """The rows and columns of a 4D mask (bool, or to be added) that the kept tokens stand for; padding sees itself."""
-    length = real.shape[1]
-    rows = mask.gather(2, sources[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1]))
-    picked = rows.gather(3, sources[:, None, None, :].expand(-1, mask.shape[1], length, -1))
-    shut, open_ = (False, True) if mask.dtype == torch.bool else (torch.finfo(mask.dtype).min, 0.0)
-    # A row that may see nothing has no softmax.
-    alone = ~real[:, :, None] & torch.eye(length, dtype=torch.bool, device=real.device)
-    return picked.masked_fill(~real[:, None, None, :], shut).masked_fill(alone[:, None], open_)
+def _with_padding(masks: list[torch.Tensor | None], state: CacheState) -> tuple[torch.Tensor | None, ...]:
+    """A stage without a ready mask gets the 2D mask of its cache, or none without padding: transformers would read a
+    mask of ones back from the device."""
+    return tuple(
+        cached.long() if mask is None and padded else mask
+        for mask, cached, padded in zip(masks, state.masks, state.padded)
+    )
 
 
 def _rows(values: torch.Tensor | list | None) -> list:

@@ -21,8 +21,9 @@ _PRESETS: dict[str, dict] = {
     "chatunivi": {"positions": "renumber", "k": 1, "order": "score"},
     "keep_one": {"positions": "keep_one", "k": 1},
     "ppe": {"positions": "ppe", "k": 8},
+    # The released cascade, for the 36 layers of Qwen2.5-VL-3B; name other layers for other models.
+    "ppe_cascade": {"positions": "ppe", "k": 8, "layers": (11, 23, 35)},
 }
-_LATER = "is not part of this version: it supports one spatial ratio, merged before the LLM"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class CompressionConfig:
     Args:
         method: "dpc_knn" (density peaks clustering on k nearest neighbours, Chat-UniVi section 3.2) or "none" (dense).
         ratio: share of each frame's visual tokens that is kept, in (0, 1]. A frame of n tokens keeps ceil(n * ratio).
+            A list [r0, r1, ...] clusters again what the ratio before left, and keeps the tokens of all of them.
         positions: "ppe", a merged token keeps the (t, h, w) of `k` of its members (PPE, arXiv 2510.22936, section 3);
             "keep_one", the (t, h, w) of its representative; "renumber", the compressed prompt is numbered 0, 1, 2, ...
         k: how many member positions a merged token keeps. It must divide every M-RoPE section of the model.
@@ -41,65 +43,172 @@ class CompressionConfig:
             "spread", k members evenly over the raster-sorted members, last first; "last", the last k members, last
             first (the released code's rule); "nearest_first", the k nearest, listed by nearness (the paper's text).
         order: order of the merged tokens of a frame: "raster" of their representatives, or descending "score".
-        layers: decoder layers that compress on entry; () compresses before the LLM.
-        temporal_ratio: share of a video's frames kept as events, or None.
+        layers: decoder layers that compress on entry, each by `ratio` of what the one before left (a cascade).
+        before_llm: whether tokens are merged before the LLM; None: just when there are no layers.
+        temporal_ratio: share of a video's frames that is kept as events, in (0, 1], or None. Before the LLM, frames are
+            grouped by their mean features into ceil(frames * temporal_ratio) events (Chat-UniVi section 3.2), and the
+            spatially merged tokens of an event's frames are merged once more, down to those of one frame.
+        event_ratio: share of an event's tokens that is kept instead (the released code's rule), or None. Of a video's
+            T frames of m tokens, max(ceil(T * m * event_ratio), events) stay, shared by events in proportion.
 
     Raises:
         ValueError: names the key, the value and what would be right.
     """
 
     method: str = "dpc_knn"
-    ratio: float = 0.45
+    ratio: float | tuple[float, ...] = 0.45
     positions: str = "ppe"
     k: int = 8
     members: str = "nearest"
     order: str = "raster"
     layers: tuple[int, ...] = ()
+    before_llm: bool | None = None
     temporal_ratio: float | None = None
+    event_ratio: float | None = None
 
     def __post_init__(self):
         for key, allowed in (("method", METHODS), ("positions", POSITIONS), ("members", MEMBERS), ("order", ORDERS)):
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key}={getattr(self, key)!r}: choose one of {', '.join(allowed)}")
-        if isinstance(self.ratio, Sequence) and not isinstance(self.ratio, str):
-            if len(self.ratio) != 1:
-                raise ValueError(f"ratio={list(self.ratio)!r}: a list of several stages {_LATER}")
-            object.__setattr__(self, "ratio", self.ratio[0])
-        if not _is_number(self.ratio) or not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio={self.ratio!r}: give the kept share of the tokens, in (0, 1]")
+        ratios = self.ratio if _is_list(self.ratio) else (self.ratio,)
+        if not ratios or not all(_is_share(ratio) for ratio in ratios):
+            raise ValueError(f"ratio={self.ratio!r}: give the kept share of the tokens, in (0, 1], or a list of shares")
+        object.__setattr__(self, "ratio", tuple(ratios) if len(ratios) > 1 else ratios[0])
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"k={self.k!r}: give a positive whole number of kept positions")
         if self.positions != "ppe" and self.k != 1:
             raise ValueError(f"k={self.k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
-        if self.method == "none" and (self.ratio != 1 or self.positions != "keep_one"):
-            raise ValueError("method='none' (dense) needs ratio=1.0, positions='keep_one' and k=1")
-        if not isinstance(self.layers, (list, tuple)):
-            raise ValueError(f"layers={self.layers!r}: give a list of decoder layers, [] to compress before the LLM")
-        if self.layers:
-            raise ValueError(f"layers={list(self.layers)!r}: compression inside the LLM (a cascade) {_LATER}")
-        object.__setattr__(self, "layers", ())
-        if self.temporal_ratio is not None:
-            raise ValueError(f"temporal_ratio={self.temporal_ratio!r}: temporal compression {_LATER}")
+        if self.before_llm not in (None, True, False):
+            raise ValueError(f"before_llm={self.before_llm!r}: give true, false or null")
+        self._check_layers()
+        self._check_events()
+        if self.method == "none" and (
+            self.ratio != 1 or self.positions != "keep_one" or self.layers or self.temporal_ratio is not None
+        ):
+            raise ValueError(
+                "method='none' (dense) needs ratio=1.0, positions='keep_one', k=1, no layers and no temporal_ratio"
+            )
+
+    def _check_layers(self) -> None:
+        layers = self.layers
+        fits = _is_list(layers) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in layers)
+        if not fits or len(set(layers)) != len(layers):
+            raise ValueError(
+                f"layers={layers!r}: give a list of different decoder layers, counted from 0; [] merges before the LLM"
+            )
+        object.__setattr__(self, "layers", tuple(sorted(layers)))
+        if self.before_llm is False and not self.layers and not self.is_dense:
+            raise ValueError("before_llm=false without layers: nothing says where to compress")
+        if self.before_llm == (not self.layers):
+            object.__setattr__(self, "before_llm", None)
+
+    def _check_events(self) -> None:
+        for key in ("temporal_ratio", "event_ratio"):
+            if getattr(self, key) is not None and not _is_share(getattr(self, key)):
+                raise ValueError(f"{key}={getattr(self, key)!r}: give a share in (0, 1], or null")
+        if self.event_ratio is not None and self.temporal_ratio is None:
+            raise ValueError(f"event_ratio={self.event_ratio!r} needs a temporal_ratio: without it there are no events")
+        if self.temporal_ratio is None:
+            return
+        if len(self.ratios) > 1:
+            raise ValueError(
+                f"ratio={list(self.ratios)!r} with temporal_ratio={self.temporal_ratio!r}: frames that keep the tokens "
+                "of several ratios are not grouped into events; give one ratio"
+            )
+        if not self.merges_before_llm:
+            raise ValueError(
+                f"temporal_ratio={self.temporal_ratio!r} with layers={list(self.layers)!r}: frames are grouped before "
+                "the LLM; set before_llm=true, too"
+            )
+        if self.event_ratio is not None and self.layers:
+            raise ValueError(
+                f"event_ratio={self.event_ratio!r} with layers={list(self.layers)!r}: the tokens of each event, which "
+                "a cascade must know in advance, would depend on the features; leave event_ratio out"
+            )
+
+    # -- what is kept, known before any feature is seen ---------------------------------------------------------------
 
     @property
     def is_dense(self) -> bool:
         return self.method == "none"
 
-    def budget(self, tokens: int) -> int:
-        """How many of a frame's `tokens` are kept; known before any feature is seen."""
-        return tokens if self.is_dense else max(math.ceil(tokens * self.ratio), 1)
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        return self.ratio if isinstance(self.ratio, tuple) else (self.ratio,)
+
+    @property
+    def merges_before_llm(self) -> bool:
+        return not self.is_dense and (not self.layers if self.before_llm is None else self.before_llm)
+
+    def budgets(self, tokens: int) -> tuple[int, ...]:
+        """How many of a frame's `tokens` one merge keeps, for each of its ratios."""
+        if self.is_dense:
+            return (tokens,)
+        kept = []
+        for ratio in self.ratios:
+            tokens = max(math.ceil(tokens * ratio), 1)
+            kept.append(tokens)
+        return tuple(kept)
+
+    def events(self, frames: int) -> int | None:
+        """How many events a video of this many frames is grouped into; None where frames stay as they are."""
+        if self.temporal_ratio is None or frames == 1:
+            return None
+        return max(math.ceil(frames * self.temporal_ratio), 1)
+
+    def event_tokens(self, frames: int, tokens: int) -> int:
+        """How many tokens the events of a video keep in all, of `frames` frames with `tokens` merged tokens each."""
+        events = self.events(frames)
+        if self.event_ratio is None:
+            return events * tokens
+        return max(math.ceil(frames * tokens * self.event_ratio), events)
+
+    def tokens_kept(self, grid_thw, merge_size: int = 2, layer: int | None = None) -> int | list[int]:
+        """How many visual tokens stay of each image or video, known from its grid alone.
+
+        Args:
+            grid_thw: (frames, height, width) in patches, as processors give it, or a list, array or tensor [n, 3].
+            merge_size: patches that the vision tower joins to one token along each side.
+            layer: the decoder layer that is asked about; None: what is left at the end.
+
+        Returns:
+            One number for one grid, a list of n for n.
+
+        Raises:
+            ValueError: a grid that is no three whole multiples.
+        """
+        grids = grid_thw.tolist() if hasattr(grid_thw, "tolist") else list(grid_thw)
+        if not grids or isinstance(grids[0], (list, tuple)) or hasattr(grids[0], "tolist"):
+            return [self.tokens_kept(grid, merge_size, layer) for grid in grids]
+        if len(grids) != 3 or any(int(n) != n or n < 1 for n in grids) or any(n % merge_size for n in grids[1:]):
+            raise ValueError(
+                f"grid_thw={grids}: give (frames, height, width) in patches, the sides multiples of {merge_size}"
+            )
+        frames, height, width = (int(n) for n in grids)
+        return self.span_tokens(frames, height * width // merge_size**2, layer)
+
+    def span_tokens(self, frames: int, tokens: int, layer: int | None = None) -> int:
+        """tokens_kept() of `frames` frames with `tokens` visual tokens each."""
+        if self.merges_before_llm:
+            tokens = sum(self.budgets(tokens))
+            if self.events(frames) is not None:
+                if self.event_ratio is not None:
+                    return self.event_tokens(frames, tokens)
+                frames = self.events(frames)
+        for at in self.layers:
+            if layer is None or at <= layer:
+                tokens = sum(self.budgets(tokens))
+        return frames * tokens
 
     # -- building ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def preset(cls, name: str, **overrides) -> "CompressionConfig":
-        """The named setting ("dense", "chatunivi", "keep_one", "ppe"), with single keys overridden.
+        """The named setting ("dense", "chatunivi", "keep_one", "ppe", "ppe_cascade"), with single keys overridden.
 
         Raises:
             ValueError: unknown preset or key.
         """
-        if name == "ppe_cascade":
-            raise ValueError(f"preset 'ppe_cascade': compression inside the LLM (a cascade) {_LATER}")
         if name not in _PRESETS:
             raise ValueError(f"preset {name!r} is unknown: choose one of {', '.join(_PRESETS)}")
         return cls.from_dict({**_PRESETS[name], **overrides})
@@ -140,29 +249,37 @@ class CompressionConfig:
         unknown = sorted(set(values) - set(_RELEASED_KEYS))
         if unknown:
             raise ValueError(f"unknown released key(s) {', '.join(unknown)}: known are {', '.join(_RELEASED_KEYS)}")
-        if values.get("temporal_compression"):
-            raise ValueError(f"temporal_compression=true: temporal compression {_LATER}")
-        if values.get("compression_cascade"):
-            raise ValueError(f"compression_cascade=true: compression inside the LLM (a cascade) {_LATER}")
+        cascade, temporal = values.get("compression_cascade"), values.get("temporal_compression")
         if not values.get("spatial_compression"):
+            if temporal:
+                raise ValueError("temporal_compression=true needs spatial_compression=true, as in the released code")
             return cls.preset("dense")
-        if not values.get("compression_before_llm"):
+        if not values.get("compression_before_llm") and not cascade:
             raise ValueError(
-                "spatial_compression=true needs compression_before_llm=true: nothing says where to compress"
+                "spatial_compression=true needs compression_before_llm=true or compression_cascade=true: nothing says "
+                "where to compress"
             )
-        keep = values.get("use_ppe", False)
+        if cascade and not values.get("cascade_layer"):
+            raise ValueError("compression_cascade=true needs cascade_layer, the list of decoder layers that compress")
+        keep, ratio = values.get("use_ppe", False), values.get("spatial_clustering_ratio", cls.ratio)
+        frames = values.get("temporal_clustering_ratio")
         return cls(
-            ratio=values.get("spatial_clustering_ratio", cls.ratio),
+            ratio=ratio,
             positions="ppe" if keep else "renumber",
             k=values.get("ppe_k", cls.k) if keep else 1,
             members="last",
             order="score",
+            layers=values["cascade_layer"] if cascade else (),
+            before_llm=bool(values.get("compression_before_llm")),
+            temporal_ratio=_only(frames, "temporal_clustering_ratio") if temporal else None,
+            event_ratio=_only(ratio, "spatial_clustering_ratio") if temporal else None,
         )
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict:
-        return {**dataclasses.asdict(self), "layers": list(self.layers)}
+        ratio = list(self.ratio) if isinstance(self.ratio, tuple) else self.ratio
+        return {**dataclasses.asdict(self), "ratio": ratio, "layers": list(self.layers)}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write our own keys as JSON, atomically."""
@@ -182,5 +299,17 @@ _RELEASED_KEYS = (
 )
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_list(value) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_share(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
+
+
+def _only(ratio, key: str) -> float:
+    """The ratio in a released list of one."""
+    ratios = list(ratio) if _is_list(ratio) else [ratio]
+    if len(ratios) != 1 or ratios[0] is None:
+        raise ValueError(f"{key}={ratio!r} with temporal_compression=true: give a list of one ratio")
+    return ratios[0]

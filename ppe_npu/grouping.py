@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu import backends
+from ppe_npu.members import Entries
 
 
 @dataclass(frozen=True)
@@ -40,57 +41,26 @@ class Grouping:
         """Means of the groups: [F, N, C] -> [F, M, C], differentiable, accumulated in fp32."""
         return backends.group_mean(tokens, self.labels, self.counts)
 
-    def members(self, k: int, rule: str, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        """k members of every group: [F, M, k] int64 token indices, repeated in turn where a group has fewer.
+    def members(
+        self, k: int, rule: str, tokens: torch.Tensor | None = None, held: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """k members of every group, repeated in turn where a group has fewer: [F, M, k] int64.
+
+        Tokens that were merged before hold several original tokens each, and a group of them draws its k from all that
+        its members hold. Without `held` a token stands for itself.
 
         Args:
-            rule: "last", the last members in raster order, last first; "spread", evenly over the raster-sorted members,
-                last first; "nearest", the members nearest to the representative (itself first among equals), listed in
-                raster order, last first; "nearest_first", the same listed by nearness.
+            rule: "last", the last ones in order, last first; "spread", evenly over the raster-sorted ones, last first;
+                "nearest", those of the members nearest to the representative (itself first among equals), one of each
+                member in turn, listed in raster order, last first; "nearest_first", the same listed by nearness.
             tokens: [F, N, C], needed by the two rules of nearness.
+            held: [F, N, H] int64, the original tokens that each token holds, repeated in turn; rising with the raster.
+
+        Returns:
+            token indices, or values of `held`.
         """
-        pick = torch.arange(k, device=self.labels.device)
-        size = self.counts.clamp(1, k)[:, :, None]
-        cyclic = pick % size
-        if rule == "last":
-            return self._listed(self.labels, self.counts[:, :, None] - 1 - pick % self.counts.clamp_min(1)[:, :, None])
-        if rule == "spread":
-            # Members round(i * (s - 1) / (n - 1)) of s, for i = n - 1 .. 0, in whole numbers.
-            step = (size - 1).clamp_min(1)
-            place = (2 * (size - 1 - cyclic) * (self.counts[:, :, None] - 1) + step) // (2 * step)
-            return self._listed(self.labels, torch.where(size > 1, place, self.counts[:, :, None] - 1))
-        by_nearness = self._squared_distance(tokens).sort(dim=1, stable=True).indices
-        if rule == "nearest_first":
-            return self._listed(self.labels, cyclic, by_nearness)
-        # Rank of each token within its group by nearness; only the k nearest stay, and are listed by raster order.
-        labels = self._without_padding(self.labels).gather(1, by_nearness)
-        in_groups, order = labels.sort(dim=1, stable=True)
-        index = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
-        rank = index - self._offsets(self.counts).gather(1, in_groups)
-        token = by_nearness.gather(1, order)
-        near = torch.zeros_like(self.labels, dtype=torch.bool).scatter_(1, token, rank < k) & (self.labels >= 0)
-        return self._listed(torch.where(near, self.labels, -1), size - 1 - cyclic)
-
-    def _listed(self, labels: torch.Tensor, place: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tensor:
-        """The place-th token of every group among the tokens with a label, in raster order or in a given one."""
-        keys = self._without_padding(labels)
-        sorted_by_group = (keys if order is None else keys.gather(1, order)).sort(dim=1, stable=True).indices
-        if order is not None:
-            sorted_by_group = order.gather(1, sorted_by_group)
-        slots = torch.arange(self.counts.shape[1], device=labels.device)
-        counts = (labels[:, None, :] == slots[:, None]).sum(-1)
-        index = self._offsets(counts)[:, : counts.shape[1], None] + place
-        index = index.clamp(0, labels.shape[1] - 1)
-        return sorted_by_group.gather(1, index.flatten(1)).view(index.shape)
-
-    def _without_padding(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels with M in place of -1, so that tokens of no group sort last."""
-        return torch.where(labels < 0, self.counts.shape[1], labels)
-
-    @staticmethod
-    def _offsets(counts: torch.Tensor) -> torch.Tensor:
-        """[F, M + 1] how many tokens stand before each group, and before the tokens of no group."""
-        return torch.cat([torch.zeros_like(counts[:, :1]), counts.cumsum(1)], dim=1)
+        distance = self._squared_distance(tokens) if rule.startswith("nearest") else None
+        return Entries.of(self.labels, held, self.counts.shape[1]).choose(k, rule, distance)
 
     def _squared_distance(self, tokens: torch.Tensor) -> torch.Tensor:
         """[F, N] squared distance of each token to the representative of its group; -1 for the representative itself,

@@ -9,25 +9,55 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ppe_npu.spans import Bucket, CompressedLayout, PromptLayout
+from ppe_npu.layout import Arrangement, Bucket, StageLayout, Video
+from ppe_npu.spans import PromptLayout
 
 
 @dataclass(frozen=True)
 class BucketOnDevice:
-    """A Bucket's indices as tensors: features [F, N], valid [F, N] or None, budgets [F], kept [G]; the largest budget
-    stays a host number."""
+    """A Bucket's indices as tensors: tokens [F, N], valid [F, N] or None, budgets [F] of each ratio, kept [G]; the
+    largest budget of each ratio stays a host number."""
 
-    features: torch.Tensor
+    tokens: torch.Tensor
     valid: torch.Tensor | None
-    budgets: torch.Tensor
+    budgets: tuple[torch.Tensor, ...]
+    most: tuple[int, ...]
     kept: torch.Tensor
-    max_groups: int
 
     @classmethod
     def of(cls, bucket: Bucket, device: torch.device) -> "BucketOnDevice":
         valid = None if bucket.valid is None else upload(bucket.valid, device)
-        features, budgets, kept = (upload(array, device) for array in (bucket.features, bucket.budgets, bucket.kept))
-        return cls(features, valid, budgets, kept, int(bucket.budgets.max()))
+        budgets = tuple(upload(row, device) for row in bucket.budgets)
+        most = tuple(int(row.max()) for row in bucket.budgets)
+        return cls(upload(bucket.tokens, device), valid, budgets, most, upload(bucket.kept, device))
+
+
+@dataclass(frozen=True)
+class StageOnDevice:
+    """A StageLayout's indices as tensors.
+
+    Args:
+        text: [T] index of each text token in the flattened batch before the merge.
+        rows: [B, L] which row stands where. sources: [B, L]. real: [B, L] bool, of what it leaves.
+        buckets: the cells to cluster. videos: those grouped into events, which are worked out on the host.
+        merges: whether it merges at all, or only gathers.
+    """
+
+    text: torch.Tensor
+    rows: torch.Tensor
+    sources: torch.Tensor
+    real: torch.Tensor
+    buckets: tuple[BucketOnDevice, ...]
+    videos: tuple[Video, ...]
+    merges: bool
+
+    @classmethod
+    def of(cls, stage: StageLayout, merges: bool, device: torch.device) -> "StageOnDevice":
+        text, rows, sources, real = (
+            upload(array, device) for array in (stage.text, stage.rows, stage.sources, stage.after.real)
+        )
+        buckets = tuple(BucketOnDevice.of(bucket, device) for bucket in stage.buckets)
+        return cls(text, rows, sources, real, buckets, stage.videos, merges)
 
 
 @dataclass(frozen=True)
@@ -35,20 +65,16 @@ class PlanOnDevice:
     """A PromptPlan's indices as tensors.
 
     Args:
-        text: [T] index of each kept text token in the flattened [B * S].
-        rows: [B, L] which kept row stands where. real: [B, L] bool. sources: [B, L], see CompressedLayout.
-        text_positions: [3, T] (t, h, w) of the text tokens. visual_positions: [3, V] of the visual ones, by feature.
+        stages: the merge before the LLM (if only a gathering), then one for each layer that merges on entry.
+        positions: [3, B * S + 1] (t, h, w) of every token of the prompt, then those of padding, 0.
+        visual: [V] index in the flattened [B * S] of each feature: of all images, then of all videos.
         following: [B] the position after each sample's largest.
     """
 
-    text: torch.Tensor
-    rows: torch.Tensor
-    real: torch.Tensor
-    sources: torch.Tensor
-    text_positions: torch.Tensor
-    visual_positions: torch.Tensor
+    stages: tuple[StageOnDevice, ...]
+    positions: torch.Tensor
+    visual: torch.Tensor
     following: torch.Tensor
-    buckets: tuple[BucketOnDevice, ...]
 
 
 @dataclass(frozen=True)
@@ -56,13 +82,16 @@ class PromptPlan:
     """A batch of prompts before compression. Everything but `on` is on the host.
 
     Args:
-        layout, compressed: where tokens stand before and after.
+        layout: where the prompt's tokens stand.
+        stages: the merge before the LLM (if only a gathering), then one for each layer that merges on entry.
+        merges_before_llm: whether the first stage merges.
         positions: [3, B, S] (t, h, w) of every token before compression.
         following: [B] the position after each sample's largest.
     """
 
     layout: PromptLayout
-    compressed: CompressedLayout
+    stages: tuple[StageLayout, ...]
+    merges_before_llm: bool
     positions: np.ndarray
     following: np.ndarray
     _uploaded: dict[torch.device, PlanOnDevice] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -70,33 +99,28 @@ class PromptPlan:
     def on(self, device: torch.device) -> PlanOnDevice:
         """The plan on a device; uploaded when first asked for."""
         if device not in self._uploaded:
-            positions, compressed = self.positions.reshape(3, -1), self.compressed
-            arrays = {
-                "text": compressed.text,
-                "rows": compressed.rows,
-                "real": compressed.real,
-                "sources": compressed.sources,
-                "text_positions": positions[:, compressed.text],
-                "visual_positions": positions[:, _visual_order(self.layout)],
-                "following": self.following,
-            }
-            buckets = tuple(BucketOnDevice.of(bucket, device) for bucket in compressed.buckets)
-            tensors = {name: upload(array, device) for name, array in arrays.items()}
-            self._uploaded[device] = PlanOnDevice(**tensors, buckets=buckets)
+            positions = np.concatenate([self.positions.reshape(3, -1), np.zeros((3, 1), np.int64)], axis=1)
+            stages = (
+                StageOnDevice.of(stage, number > 0 or self.merges_before_llm, device)
+                for number, stage in enumerate(self.stages)
+            )
+            self._uploaded[device] = PlanOnDevice(
+                tuple(stages),
+                *(upload(array, device) for array in (positions, _visual_order(self.layout), self.following)),
+            )
         return self._uploaded[device]
 
     @property
-    def padded(self) -> bool:
-        """Whether the compressed batch holds padding."""
-        return not self.compressed.real.all()
+    def last(self) -> Arrangement:
+        """How tokens stand in the output."""
+        return self.stages[-1].after
 
     def labels(self, labels: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
-        """[B, S] labels -> [B, L]: text labels follow their tokens; merged tokens and padding are ignored."""
+        """[B, S] labels -> [B, L] of the output: text labels follow their tokens; all else is ignored."""
         if labels.shape != self.layout.real.shape:
             raise ValueError(f"labels have shape {list(labels.shape)} but input_ids {list(self.layout.real.shape)}")
-        on = self.on(labels.device)
-        kept = labels.flatten().index_select(0, on.text)
-        return torch.cat([kept, kept.new_full((1,), ignore_index)])[on.rows.clamp_max(len(kept))]
+        origins, text = (upload(array, labels.device) for array in (self.last.origins, self.last.text))
+        return torch.where(text, labels.gather(1, origins), ignore_index)
 
 
 def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -105,7 +129,6 @@ def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def _visual_order(layout: PromptLayout) -> np.ndarray:
-    """[V] index in the flattened [B * S] of each feature: features come images first, then videos."""
     length = layout.real.shape[1]
     spans = sorted(layout.spans, key=lambda span: span.feature)
     return np.concatenate(

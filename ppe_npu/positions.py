@@ -55,58 +55,81 @@ def prompt_positions(
 def _grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
     """[3, tokens] positions of a span counted from 0. A frame's time is its second times tokens_per_second, cut."""
     frames, height, width = span.grid
-    time = np.arange(frames, dtype=np.float32) * np.float32(span.seconds_per_frame if span.modality == VIDEO else 0)
-    time = (time * np.float32(vision.tokens_per_second)).astype(np.int64)
+    time = np.arange(frames)
+    if vision.tokens_per_second is not None:
+        seconds = np.float32(span.seconds_per_frame if span.modality == VIDEO else 0)
+        time = (time.astype(np.float32) * seconds * np.float32(vision.tokens_per_second)).astype(np.int64)
     t, h, w = np.meshgrid(time, np.arange(height), np.arange(width), indexing="ij")
     return np.stack([t, h, w]).reshape(3, -1)
 
 
-def check_sections(k: int, sections: Sequence[int]) -> None:
-    """Raise ValueError unless K divides every M-RoPE section (otherwise the two halves of a channel pair would turn by
-    different positions, and the embedding would be no rotation)."""
+def check_channels(k: int, channels: Sequence[int]) -> None:
+    """Raise ValueError unless K divides the channels of every axis (otherwise the two halves of a channel pair would
+    turn by different positions, and the embedding would be no rotation).
+
+    Args:
+        channels: the axis of each channel of the half head dim, 0, 1 or 2.
+    """
+    sections = [list(channels).count(axis) for axis in range(3)]
     if any(section % k for section in sections):
         fitting = [n for n in range(1, min(sections) + 1) if not any(section % n for section in sections)]
         raise ValueError(
-            f"k={k} does not divide every M-RoPE section of this model {list(sections)}: "
+            f"k={k} does not divide every M-RoPE section of this model {sections}: "
             f"choose one of {', '.join(map(str, fitting))}"
         )
 
 
-def channel_rows(rows: int, sections: Sequence[int]) -> list[int]:
-    """The row that each channel of the half head dim reads.
+def contiguous_channels(sections: Sequence[int]) -> tuple[int, ...]:
+    """The axis of each channel where the sections of t, h and w follow each other (Qwen2-VL, section 2.1)."""
+    return tuple(axis for axis, section in enumerate(sections) for _ in range(section))
+
+
+def interleaved_channels(sections: Sequence[int]) -> tuple[int, ...]:
+    """The axis of each channel where t, h, w take turns until h and w have their sections (Qwen3-VL, section 2.1)."""
+    turns = range(sum(sections))
+    return tuple(c % 3 if c % 3 and c < 3 * sections[c % 3] else 0 for c in turns)
+
+
+def channel_rows(rows: int, channels: Sequence[int]) -> list[int]:
+    """The row that each channel of the half head dim reads: an axis' channels, in their order, are split in K runs.
 
     Args:
         rows: R = 3K.
-        sections: channels of t, h and w in the half head dim; K divides each.
+        channels: the axis of each channel; K divides the channels of each axis.
     """
     k = rows // 3
     if rows != 3 * k or k < 1:
         raise ValueError(f"positions have {rows} rows: three axes need a multiple of 3")
-    check_sections(k, sections)
-    return [axis * k + run for axis, section in enumerate(sections) for run in range(k) for _ in range(section // k)]
+    check_channels(k, channels)
+    length = [list(channels).count(axis) // k for axis in range(3)]
+    seen, out = [0, 0, 0], []
+    for axis in channels:
+        out.append(axis * k + seen[axis] // length[axis])
+        seen[axis] += 1
+    return out
 
 
 def rotary_table(
-    rows: torch.Tensor, inv_freq: torch.Tensor, sections: Sequence[int], scaling: float = 1.0
+    rows: torch.Tensor, inv_freq: torch.Tensor, channels: Sequence[int], scaling: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of every token and channel.
 
     Args:
         rows: [R, B, S] positions.
         inv_freq: [D / 2] fp32, radians per position.
-        sections: channels of t, h and w in D / 2.
+        channels: the axis of each of the D / 2 channels.
 
     Returns:
         cos, sin: [B, S, D] fp32, the two halves of D alike.
     """
-    lookup = _channel_lookup(rows.shape[0], tuple(sections), rows.device)
+    lookup = _channel_lookup(rows.shape[0], tuple(channels), rows.device)
     angles = rows.permute(1, 2, 0).float().index_select(-1, lookup) * inv_freq
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos() * scaling, angles.sin() * scaling
 
 
 @functools.lru_cache(maxsize=32)
-def _channel_lookup(rows: int, sections: tuple[int, ...], device: torch.device) -> torch.Tensor:
+def _channel_lookup(rows: int, channels: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """channel_rows on the device; made once, because every upload of a list makes the host wait."""
     with torch.inference_mode(False):  # else the first caller's mode would stick to it
-        return torch.tensor(channel_rows(rows, sections), device=device)
+        return torch.tensor(channel_rows(rows, channels), device=device)

@@ -5,28 +5,31 @@ from dataclasses import dataclass
 
 import torch
 
-from ppe_npu.config import CompressionConfig
-from ppe_npu.spans import PromptLayout
+from ppe_npu.plan import PromptPlan
 
 
 class Stopwatch:
-    """Milliseconds between construction and stop(), measured where the work runs and read without making it wait."""
+    """Milliseconds between construction (or start()) and stop(), all such stretches together; measured where the work
+    runs and read without making it wait."""
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._marks = [self._mark()]
+        self._marks = []
+        self.start()
 
-    def stop(self) -> "Stopwatch":
+    def start(self) -> None:
         self._marks.append(self._mark())
-        return self
+
+    def stop(self) -> None:
+        self._marks.append(self._mark())
 
     @property
     def milliseconds(self) -> float:
-        start, end = self._marks
+        stretches = zip(self._marks[::2], self._marks[1::2])
         if self._device.type == "cpu":
-            return (end - start) * 1e3
-        end.synchronize()
-        return start.elapsed_time(end)
+            return sum(end - start for start, end in stretches) * 1e3
+        self._marks[-1].synchronize()
+        return sum(start.elapsed_time(end) for start, end in stretches)
 
     def _mark(self):
         if self._device.type == "cpu":
@@ -38,7 +41,8 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class SpanReport:
-    """One image or video: its sample, its grid (frames, height, width) in tokens, tokens before and after."""
+    """One image or video: its sample, its grid (frames, height, width) in tokens, tokens before, and those left at the
+    end."""
 
     sample: int
     modality: str
@@ -47,34 +51,34 @@ class SpanReport:
     after: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class CompressionReport:
     """The last prompt (batch) that was compressed.
 
     Args:
         spans: every image and video.
         prompt_tokens_before, prompt_tokens_after: of the whole batch without padding, text included.
-        decoder_layers: of the model; merged before the LLM, all see the same tokens.
+        layers: visual tokens of the batch that each decoder layer sees.
         watch: time spent on grouping, merging and assembling.
+        kv_bytes: what the KV cache holds after the prompt; None without a cache.
     """
 
     spans: tuple[SpanReport, ...]
     prompt_tokens_before: int
     prompt_tokens_after: int
-    decoder_layers: int
+    layers: tuple[int, ...]
     watch: Stopwatch
+    kv_bytes: int | None = None
 
     @classmethod
     def of(
-        cls, layout: PromptLayout, config: CompressionConfig, decoder_layers: int, watch: Stopwatch
+        cls, plan: PromptPlan, layers: tuple[int, ...], decoder_layers: int, watch: Stopwatch
     ) -> "CompressionReport":
-        spans = tuple(
-            SpanReport(s.sample, s.modality, s.grid, s.tokens, s.grid[0] * config.budget(s.frame_tokens))
-            for s in layout.spans
-        )
-        before = int(layout.real.sum())
-        after = before - sum(span.before - span.after for span in spans)
-        return cls(spans, before, after, decoder_layers, watch.stop())
+        """From a plan whose stages after the first begin at these decoder layers."""
+        counts = [stage.after.visual_tokens for stage in plan.stages]
+        seen = tuple(counts[sum(first <= layer for first in layers)] for layer in range(decoder_layers))
+        before, after = int(plan.layout.real.sum()), int(plan.last.real.sum())
+        return cls(_span_reports(plan), before, after, seen, watch)
 
     @property
     def tokens_before(self) -> int:
@@ -83,13 +87,8 @@ class CompressionReport:
 
     @property
     def tokens_after(self) -> int:
-        """Visual tokens of the batch that every decoder layer sees."""
+        """Visual tokens of the batch that are left at the end."""
         return sum(span.after for span in self.spans)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Visual tokens of the batch that each decoder layer sees."""
-        return (self.tokens_after,) * self.decoder_layers
 
     @property
     def retention(self) -> float:
@@ -108,6 +107,7 @@ class CompressionReport:
             "retention": self.retention,
             "prompt_tokens_before": self.prompt_tokens_before,
             "prompt_tokens_after": self.prompt_tokens_after,
+            "kv_bytes": self.kv_bytes,
             "milliseconds": self.milliseconds,
             "spans": [vars(span) | {"grid": list(span.grid)} for span in self.spans],
         }
@@ -117,3 +117,20 @@ class CompressionReport:
             f"{self.tokens_before} visual tokens -> {self.tokens_after} ({self.retention:.1%} kept), prompt "
             f"{self.prompt_tokens_before} -> {self.prompt_tokens_after}, in {self.milliseconds:.1f} ms"
         )
+
+
+def _span_reports(plan: PromptPlan) -> tuple[SpanReport, ...]:
+    """One for each image or video; a video whose frames stand apart in the prompt is one."""
+    kept = [0] * len(plan.layout.spans)
+    for cell in plan.last.cells:
+        kept[cell.span] += cell.tokens
+    runs: dict[tuple[str, int], list[int]] = {}
+    for number, span in enumerate(plan.layout.spans):
+        runs.setdefault((span.modality, span.source), []).append(number)
+    reports = []
+    for numbers in runs.values():
+        spans = [plan.layout.spans[number] for number in numbers]
+        grid = (sum(span.grid[0] for span in spans), *spans[0].grid[1:])
+        before, after = sum(span.tokens for span in spans), sum(kept[number] for number in numbers)
+        reports.append(SpanReport(spans[0].sample, spans[0].modality, grid, before, after))
+    return tuple(reports)

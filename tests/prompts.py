@@ -14,6 +14,13 @@ PRESETS = {
     "keep_one": CompressionConfig.preset("keep_one"),
     "ppe": PPE,
     "ppe score last": CompressionConfig.preset("ppe", k=2, order="score", members="last"),
+    "two ratios": CompressionConfig.preset("ppe", k=4, ratio=[0.6, 0.3]),
+    "events": CompressionConfig.preset("ppe", k=4, temporal_ratio=0.5),
+    "cascade": CompressionConfig.preset("ppe", k=4, layers=[1, 2]),
+    "cascade from 0": CompressionConfig.preset("ppe", k=2, layers=[0, 2], members="spread"),
+    "both": CompressionConfig.preset("ppe", k=4, layers=[1], before_llm=True, temporal_ratio=0.5, ratio=0.6),
+    "keep_one cascade": CompressionConfig.preset("keep_one", layers=[2]),
+    "chatunivi cascade": CompressionConfig.preset("chatunivi", layers=[0, 1], ratio=[0.5, 0.4]),
 }
 MIXED = [
     Prompt([2, ("image", (1, 4, 5)), 3, ("video", (2, 4, 4)), 2], seed=1),

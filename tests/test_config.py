@@ -1,8 +1,10 @@
 """Settings: presets, files, the released code's keys, and what is refused."""
 
+import dataclasses
 import json
 
 import pytest
+import torch
 
 from ppe_npu import CompressionConfig
 
@@ -25,6 +27,8 @@ def test_presets():
     assert CompressionConfig.preset("keep_one") == CompressionConfig(positions="keep_one", k=1)
     assert CompressionConfig.preset("ppe") == CompressionConfig(k=8, members="nearest", order="raster")
     assert CompressionConfig.preset("ppe", ratio=0.25, k=4).ratio == 0.25
+    assert CompressionConfig.preset("ppe_cascade").layers == (11, 23, 35)
+    assert not CompressionConfig.preset("ppe_cascade").merges_before_llm
 
 
 def test_released_keys():
@@ -36,10 +40,53 @@ def test_released_keys():
         positions="renumber", k=1, members="last", order="score"
     )
     assert CompressionConfig.from_released({}).is_dense
+    cascade = {**RELEASED, "compression_before_llm": False, "compression_cascade": True}
+    assert CompressionConfig.from_released(cascade) == CompressionConfig(
+        k=8, members="last", order="score", layers=(11, 23, 35)
+    )
+    both = CompressionConfig.from_released({**RELEASED, "compression_cascade": True})
+    assert both.merges_before_llm
+    assert both.layers == (11, 23, 35)
+    temporal = CompressionConfig.from_released({**RELEASED, "temporal_compression": True})
+    assert (temporal.temporal_ratio, temporal.event_ratio) == (0.0625, 0.45)
+    assert CompressionConfig.from_released({**RELEASED, "spatial_clustering_ratio": [0.45, 0.3]}).ratio == (0.45, 0.3)
+
+
+def test_one_setting_has_one_form():
+    """Lists and tuples, one ratio in a list, layers in any order, and a before_llm that says what holds anyway."""
+    assert CompressionConfig(ratio=[0.5], before_llm=True) == CompressionConfig(ratio=0.5)
+    assert CompressionConfig(layers=[7, 3], before_llm=False) == CompressionConfig(layers=(3, 7))
+    assert CompressionConfig(layers=(), before_llm=None).merges_before_llm
+    assert dataclasses.replace(CompressionConfig(before_llm=True), layers=(2,)).merges_before_llm is False
+
+
+def test_tokens_kept_by_hand():
+    ppe = CompressionConfig.preset("ppe")
+    # 10 x 8 patches are 20 tokens: ceil(20 * 0.45) = 9 stay.
+    assert ppe.tokens_kept((1, 10, 8)) == 9
+    assert ppe.tokens_kept(torch.tensor([[1, 10, 8], [3, 2, 2]])) == [9, 3]
+    assert ppe.tokens_kept([]) == []
+    assert CompressionConfig.preset("dense").tokens_kept((3, 10, 8)) == 60
+    # 20 -> 9 -> ceil(9 * 0.3) = 3, and both stay.
+    assert CompressionConfig(ratio=[0.45, 0.3]).tokens_kept((2, 10, 8)) == 2 * (9 + 3)
+    # 20 -> 9 -> ceil(9 * 0.45) = 5.
+    cascade = CompressionConfig(layers=[1, 3])
+    assert [cascade.tokens_kept((2, 10, 8), layer=n) for n in range(5)] == [40, 18, 18, 10, 10]
+    assert cascade.tokens_kept((2, 10, 8)) == 10
+    assert CompressionConfig(layers=[1], before_llm=True).tokens_kept((1, 10, 8), layer=0) == 9
+    # ceil(5 * 0.3) = 2 events of 9 tokens; an image is no event.
+    assert CompressionConfig(temporal_ratio=0.3).tokens_kept([(5, 10, 8), (1, 10, 8)]) == [18, 9]
+    assert CompressionConfig(ratio=1.0, temporal_ratio=0.5).tokens_kept((4, 10, 8)) == 40
+    # The released rule: ceil(5 * 9 * 0.45) = 21 of both events together.
+    assert CompressionConfig(temporal_ratio=0.3, event_ratio=0.45).tokens_kept((5, 10, 8)) == 21
+    assert ppe.tokens_kept((1, 6, 6), merge_size=3) == 2
+    for grid in ((1, 3, 4), (0, 2, 2), (1, 2), (1, 2.5, 2)):
+        with pytest.raises(ValueError, match=r"give \(frames, height, width\) in patches"):
+            ppe.tokens_kept(grid)
 
 
 def test_files_of_both_kinds_and_saving(tmp_path):
-    config = CompressionConfig.preset("ppe", k=4)
+    config = CompressionConfig.preset("ppe", k=4, ratio=[0.5, 0.25], layers=[2], before_llm=True)
     config.save(tmp_path / "own.json")
     assert CompressionConfig.from_file(tmp_path / "own.json") == config
     (tmp_path / "released.json").write_text(json.dumps(RELEASED))
@@ -67,9 +114,22 @@ def test_files_of_both_kinds_and_saving(tmp_path):
         ({"kk": 8}, "unknown compression key.* kk: the keys are method, ratio"),
         ({"layers": 3}, "layers=3: give a list"),
         ({"layers": None}, "layers=None: give a list"),
-        ({"layers": [3, 7]}, "layers=.*is not part of this version"),
-        ({"temporal_ratio": 0.5}, "temporal_ratio=0.5: temporal compression is not part of this version"),
-        ({"ratio": [0.45, 0.3]}, r"ratio=\[0.45, 0.3\]: a list of several stages is not part of this version"),
+        ({"layers": [3, 3]}, r"layers=\[3, 3\]: give a list of different decoder layers"),
+        ({"layers": [-1]}, r"layers=\[-1\]: give a list"),
+        ({"layers": [True]}, r"layers=\[True\]: give a list"),
+        ({"before_llm": "yes"}, "before_llm='yes': give true, false or null"),
+        ({"before_llm": False}, "before_llm=false without layers"),
+        ({"temporal_ratio": 2}, r"temporal_ratio=2: give a share in \(0, 1\]"),
+        ({"event_ratio": 0.5}, "event_ratio=0.5 needs a temporal_ratio"),
+        ({"ratio": []}, r"ratio=\[\]: give the kept share"),
+        ({"ratio": [0.45, 0]}, r"ratio=\[0.45, 0\]: give the kept share"),
+        ({"ratio": [0.45, 0.3], "temporal_ratio": 0.5}, r"ratio=\[0.45, 0.3\] with temporal_ratio=0.5.*give one ratio"),
+        ({"layers": [1], "temporal_ratio": 0.5}, r"temporal_ratio=0.5 with layers=\[1\].*set before_llm=true"),
+        (
+            {"layers": [1], "before_llm": True, "temporal_ratio": 0.5, "event_ratio": 0.5},
+            r"event_ratio=0.5 with layers=\[1\]",
+        ),
+        ({"method": "none", "ratio": 1.0, "positions": "keep_one", "k": 1, "layers": [1]}, "no layers"),
     ],
 )
 def test_what_does_not_fit_is_refused(values, message):
@@ -80,10 +140,11 @@ def test_what_does_not_fit_is_refused(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({**RELEASED, "compression_cascade": True}, "compression_cascade=true.*not part of this version"),
-        ({**RELEASED, "temporal_compression": True}, "temporal_compression=true.*not part of this version"),
-        ({**RELEASED, "spatial_clustering_ratio": [0.45, 0.3]}, "several stages"),
-        ({"spatial_compression": True}, "needs compression_before_llm=true"),
+        ({**RELEASED, "compression_cascade": True, "cascade_layer": []}, "needs cascade_layer"),
+        ({**RELEASED, "compression_cascade": True, "temporal_compression": True}, "event_ratio=0.45 with layers="),
+        ({**RELEASED, "temporal_compression": True, "temporal_clustering_ratio": [0.5, 0.5]}, "give a list of one"),
+        ({"temporal_compression": True}, "needs spatial_compression=true"),
+        ({"spatial_compression": True}, "needs compression_before_llm=true or compression_cascade=true"),
         ({"ppe_kk": 8}, "unknown released key"),
     ],
 )
@@ -95,8 +156,6 @@ def test_released_settings_that_are_refused(values, message):
 def test_unknown_preset_and_unreadable_files(tmp_path):
     with pytest.raises(ValueError, match="preset 'best' is unknown: choose one of dense, chatunivi, keep_one, ppe"):
         CompressionConfig.preset("best")
-    with pytest.raises(ValueError, match="a cascade"):
-        CompressionConfig.preset("ppe_cascade")
     with pytest.raises(ValueError, match=r"nowhere\.json: cannot be read as JSON"):
         CompressionConfig.from_file(tmp_path / "nowhere.json")
     (tmp_path / "list.json").write_text("[1]")

@@ -5,10 +5,17 @@ import pytest
 import torch
 from support import IMAGE_ID, SECTIONS, VIDEO_ID, Prompt, batch, random_model
 
-from ppe_npu.positions import channel_rows, check_sections, prompt_positions, rotary_table
+from ppe_npu.positions import (
+    channel_rows,
+    check_channels,
+    contiguous_channels,
+    prompt_positions,
+    rotary_table,
+)
 from ppe_npu.spans import VisionTokens, find_spans
 
 VISION = VisionTokens(IMAGE_ID, VIDEO_ID, 2, 2)
+CHANNELS = contiguous_channels(SECTIONS)
 
 
 def layout_of(inputs, seconds=None):
@@ -52,17 +59,16 @@ def test_images_are_numbered_as_transformers_does(side):
 
 
 def test_channel_rows_give_each_axis_its_section_in_k_runs():
-    assert channel_rows(3, [2, 4, 2]) == [0, 0, 1, 1, 1, 1, 2, 2]
-    assert channel_rows(6, [2, 4, 2]) == [0, 1, 2, 2, 3, 3, 4, 5]
-    sections = [16, 24, 24]
-    lookup = channel_rows(24, sections)
+    assert channel_rows(3, contiguous_channels([2, 4, 2])) == [0, 0, 1, 1, 1, 1, 2, 2]
+    assert channel_rows(6, contiguous_channels([2, 4, 2])) == [0, 1, 2, 2, 3, 3, 4, 5]
+    lookup = channel_rows(24, contiguous_channels([16, 24, 24]))
     assert [lookup.count(row) for row in range(24)] == [2] * 8 + [3] * 16
 
 
 @pytest.mark.parametrize("k", [3, 5, 16])
 def test_k_that_divides_no_section_is_refused_with_the_ones_that_do(k):
     with pytest.raises(ValueError, match=rf"k={k} does not divide .*\[16, 24, 24\]: choose one of 1, 2, 4, 8"):
-        check_sections(k, [16, 24, 24])
+        check_channels(k, contiguous_channels([16, 24, 24]))
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
@@ -71,7 +77,7 @@ def test_table_equals_sections_picked_channel_by_channel(k):
     generator = torch.Generator().manual_seed(1)
     rows = torch.randint(0, 500, (3 * k, 2, 7), generator=generator)
     inv_freq = 1.0 / 100 ** (torch.arange(32) / 32)
-    cos, sin = rotary_table(rows, inv_freq, SECTIONS)
+    cos, sin = rotary_table(rows, inv_freq, CHANNELS)
     angles = rows[..., None].double() * inv_freq.double()
     angles = torch.cat([angles, angles], dim=-1)
     pieces = [section // k for section in SECTIONS for _ in range(k)] * 2
@@ -86,8 +92,8 @@ def test_one_kept_position_repeated_k_times_turns_as_one():
     rows = torch.tensor(np.arange(3)).view(3, 1, 1)
     inv_freq = torch.ones(32)
     once, repeated = (
-        rotary_table(rows, inv_freq, SECTIONS),
-        rotary_table(rows.repeat_interleave(4, 0), inv_freq, SECTIONS),
+        rotary_table(rows, inv_freq, CHANNELS),
+        rotary_table(rows.repeat_interleave(4, 0), inv_freq, CHANNELS),
     )
     assert torch.equal(once[0], repeated[0])
     assert torch.equal(once[1], repeated[1])

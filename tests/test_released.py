@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.compression import Compression
 from ppe_npu.methods import METHODS
+from ppe_npu.positions import contiguous_channels
 from ppe_npu.spans import VisionTokens
 
 DATA = Path(__file__).parent / "data" / "released.safetensors"
-VISION, SECTIONS = VisionTokens(image_token_id=993, video_token_id=992, merge_size=2, tokens_per_second=2), (16, 24, 24)
+VISION = VisionTokens(image_token_id=993, video_token_id=992, merge_size=2, tokens_per_second=2)
+CHANNELS = contiguous_channels((16, 24, 24))
 KINDS = ("image", "multi_image", "video")
 RECORDED = [
     *(("image", name) for name in ("dense", "chatunivi", "ppe", "ppe_k1")),
@@ -41,20 +43,20 @@ def frames(tensors, kind, name):
 
 def compressed(tensors, config, kind):
     """The recorded prompt through the engine, with one-hot text embeddings so that text places can be told."""
-    compression = Compression(config, VISION, SECTIONS)
+    compression = Compression(config, VISION, CHANNELS)
     ids = tensors[f"{kind}.input_ids"]
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
     plan = compression.plan(ids, None, *(tensors.get(f"{kind}.{name}") for name in names))
     features = torch.cat(frames(tensors, kind, "x"))
-    text = torch.zeros(len(plan.compressed.text), features.shape[1])
-    return compression.compress(plan, text, features, None)
+    text = torch.zeros(len(plan.stages[0].text), features.shape[1])
+    return compression.prefill(plan, text, features)
 
 
 @pytest.mark.parametrize(("kind", "name"), RECORDED)
 def test_position_rows(recorded, kind, name):
     tensors, configs = recorded
     prompt = compressed(tensors, CompressionConfig.from_released(configs[name]), kind)
-    assert torch.equal(prompt.position_rows[:, 0], tensors[f"{kind}.rows.{name}"].long())
+    assert torch.equal(prompt.rows[0][:, 0], tensors[f"{kind}.rows.{name}"].long())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,7 +64,7 @@ def test_groups_and_means(recorded, kind):
     tensors, configs = recorded
     config = CompressionConfig.from_released(configs["ppe"])
     for x, labels, merged in zip(*(frames(tensors, kind, name) for name in ("x", "labels", "merged"))):
-        budget = config.budget(len(x))
+        (budget,) = config.budgets(len(x))
         grouping = METHODS[config.method](x[None], None, torch.tensor([budget]), budget, config.order)
         assert torch.equal(grouping.labels[0], labels.long())
         torch.testing.assert_close(grouping.apply(x[None])[0], merged, atol=1e-5, rtol=1e-4)
@@ -94,10 +96,6 @@ def test_logits_and_generated_ids(recorded_model, path):
     expected = load_file(path)
     inputs = load_file(path.with_name(f"inputs_{metadata['kind']}.safetensors"))
     settings = json.loads(metadata["config"])
-    if len(settings.get("spatial_clustering_ratio", [0])) > 1:
-        with pytest.raises(ValueError, match="several stages is not part of this version"):
-            CompressionConfig.from_released(settings)
-        return
     config = CompressionConfig.from_released(settings)
     model = compress(recorded_model.eval(), config)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How tokens are grouped: one file a method, each a function (tokens, valid, budgets, max_groups, order) -> Grouping.
+"""How tokens are grouped: one file a method, each a function of dpc_knn's arguments that gives a Grouping.
 
 A new method is a new file and one line here; nothing behind a Grouping (features, positions, masks, labels, the
 report) knows which method made it.

@@ -7,7 +7,7 @@ from ppe_npu.grouping import Grouping
 
 
 def dpc_knn(
-    tokens: torch.Tensor, valid: torch.Tensor | None, budgets: torch.Tensor, max_groups: int, order: str
+    tokens: torch.Tensor, valid: torch.Tensor | None, budgets: torch.Tensor, max_groups: int, order: str, ratio: int = 0
 ) -> Grouping:
     """Group the tokens of each frame around `budgets[f]` density peaks.
 
@@ -17,12 +17,15 @@ def dpc_knn(
         budgets: [F] int64, groups of each frame.
         max_groups: the largest of them, known to the host.
         order: "raster" or "score", the order of the groups of a frame.
+        ratio: which one of a list of ratios this is; those after the first look at fewer neighbours.
     """
     with torch.no_grad():
-        centers, labels = backends.dpc_knn(tokens.detach(), valid, budgets, max_groups, num_neighbors(budgets))
+        centers, labels = backends.dpc_knn(tokens.detach(), valid, budgets, max_groups, num_neighbors(budgets, ratio))
         return Grouping.from_centers(centers, labels, budgets, order)
 
 
-def num_neighbors(budgets: torch.Tensor) -> torch.Tensor:
-    """k of the nearest neighbours: 5, and where a frame keeps fewer tokens min(3, max(half of them, 1))."""
-    return torch.where(budgets >= 5, 5, (budgets // 2).clamp(1, 3))
+def num_neighbors(budgets: torch.Tensor, ratio: int = 0) -> torch.Tensor:
+    """k of the nearest neighbours: 5 (3 after the first ratio), and where a frame keeps fewer tokens than that
+    min(3, max(half of them, 1))."""
+    most = 5 if ratio == 0 else 3
+    return torch.where(budgets >= most, most, (budgets // 2).clamp(1, 3))

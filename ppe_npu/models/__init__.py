@@ -1,7 +1,7 @@
 """compress() and restore(): the seam to transformers, one file a model family.
 
 A family is a module with CLASSES, the names of the transformers classes that it serves, and the functions
-vision_tokens(config), sections(config) and decoder_layers(config) of the model's config, install(model, compression)
+vision_tokens(config), channels(config) and decoder_layers(config) of the model's config, install(model, compression)
 and uninstall(model). A new family is a new file and one line in _FAMILIES.
 """
 
@@ -10,9 +10,8 @@ from types import ModuleType
 
 from ppe_npu.compression import Compression
 from ppe_npu.config import CompressionConfig
-from ppe_npu.positions import check_sections
 
-_FAMILIES = ("qwen2_5_vl",)
+_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 def supported_classes() -> tuple[str, ...]:
@@ -42,9 +41,7 @@ def compress(model, config: CompressionConfig):
             f"config is a {type(config).__name__}: give a CompressionConfig, e.g. CompressionConfig.preset('ppe')"
         )
     base, family = _seam(model)
-    compression = Compression(
-        config, family.vision_tokens(base.config), family.sections(base.config), family.decoder_layers(base.config)
-    )
+    compression = _compression(family, base.config, config)
     if is_compressed(base):
         family.uninstall(base)
     family.install(base, compression)
@@ -53,7 +50,7 @@ def compress(model, config: CompressionConfig):
 
 def check_fit(class_name: str, model_config, config: CompressionConfig) -> None:
     """Raise ValueError unless `config` fits a model of this class with this transformers config; needs no weights."""
-    check_sections(config.k, _family(class_name).sections(model_config))
+    _compression(_family(class_name), model_config, config)
 
 
 def restore(model):
@@ -67,6 +64,12 @@ def restore(model):
 def is_compressed(model) -> bool:
     """Whether compress() is in force on this model."""
     return isinstance(vars(_unwrap(model)).get("compression"), Compression)
+
+
+def _compression(family: ModuleType, model_config, config: CompressionConfig) -> Compression:
+    return Compression(
+        config, family.vision_tokens(model_config), family.channels(model_config), family.decoder_layers(model_config)
+    )
 
 
 def _seam(model) -> tuple[object, ModuleType]:

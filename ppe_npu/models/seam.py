@@ -37,7 +37,7 @@ def original(module: torch.nn.Module, name: str) -> Callable:
 
 def restore_methods(module: torch.nn.Module) -> None:
     """Take every override of this instance back."""
-    for name, saved in vars(module).pop(_SAVED).items():
+    for name, saved in vars(module).pop(_SAVED, {}).items():
         if saved is None:
             del vars(module)[name]
         else:

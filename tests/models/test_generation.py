@@ -1,6 +1,7 @@
 """generate() on compressed models: beams, padding, second turns, speculative decoding; the cache and its state."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -33,8 +34,9 @@ def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(model, con
     plain = model.generate(**inputs, **settings, use_cache=False, return_dict_in_generate=True, output_logits=True)
     assert torch.equal(cached.sequences, plain.sequences)
     torch.testing.assert_close(torch.stack(cached.logits), torch.stack(plain.logits), atol=1e-4, rtol=1e-4)
-    # The cache holds what was kept (the longest sample), and every generated token but the last.
-    assert cached.past_key_values.get_seq_length() == max(len(row) for row in kept_logits(model, *MIXED)) + 4
+    # The cache's last layer holds what was kept (of the longest sample), and every generated token but the last.
+    kept = max(len(row) for row in kept_logits(model, *MIXED))
+    assert cached.past_key_values.layers[-1].get_seq_length() == kept + 4
 
 
 @pytest.mark.parametrize("config", [PRESETS["ppe"], PRESETS["chatunivi"]], ids=["ppe", "chatunivi"])
@@ -115,12 +117,12 @@ def test_generated_tokens_continue_after_the_prompts_largest_position(model):
 
 
 def test_caches_that_do_not_fit_are_named(model):
-    from transformers import StaticCache
-
     inputs = batch(Prompt([4]))
     cache = model(**inputs, use_cache=True).past_key_values
     compress(model, PPE)
     with pytest.raises(ValueError, match="filled by a model without compression"):
         logits(model, inputs, past_key_values=cache)
-    with pytest.raises(ValueError, match="StaticCache has a fixed length: use a DynamicCache"):
-        logits(model, inputs, past_key_values=StaticCache(config=model.config.text_config, max_cache_len=32))
+    cache = model(**inputs, use_cache=True).past_key_values
+    compress(model, dataclasses.replace(PPE, layers=(1,)))
+    with pytest.raises(ValueError, match="filled under another compression"):
+        logits(model, inputs, past_key_values=cache)

@@ -95,4 +95,4 @@ def test_two_runs_are_bit_identical_and_restore_leaves_no_trace(samples, config)
 def test_tokens_kept_are_known_from_the_grids_alone(sample, config):
     rows = run(config, [sample])[0]
     visual = [(t * h * w // 4, t, h * w // 4) for kind in (IMAGE, VIDEO) for t, h, w in sample.grids[kind]]
-    assert len(rows) == len(sample.ids) - sum(n - t * config.budget(frame) for n, t, frame in visual)
+    assert len(rows) == len(sample.ids) - sum(n - t * sum(config.budgets(frame)) for n, t, frame in visual)

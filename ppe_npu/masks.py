@@ -1,0 +1,30 @@
+"""4D attention masks [B, 1, L, L] of a compressed prompt."""
+
+import torch
+
+
+def causal_mask(real: torch.Tensor) -> torch.Tensor:
+    """bool, True = attend: every place sees the real ones up to itself, and padding sees itself. real: [B, L] bool."""
+    eye = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
+    lower = torch.ones_like(eye).tril()
+    return ((lower & real[:, None, :]) | eye)[:, None]
+
+
+def seen_places(mask: torch.Tensor) -> torch.Tensor:
+    """[B, L] how many places each place of a mask (bool, or to be added) may see."""
+    return (mask if mask.dtype == torch.bool else mask == 0)[:, 0].sum(-1)
+
+
+def picked_mask(mask: torch.Tensor, sources: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """The rows and columns of a mask [B, 1, S, S] (bool, or to be added) that the kept tokens stand for.
+
+    Args:
+        sources: [B, L] column that each place stands for. real: [B, L] bool; padding sees itself.
+    """
+    length = real.shape[1]
+    rows = mask.gather(2, sources[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1]))
+    picked = rows.gather(3, sources[:, None, None, :].expand(-1, mask.shape[1], length, -1))
+    shut, open_ = (False, True) if mask.dtype == torch.bool else (torch.finfo(mask.dtype).min, 0.0)
+    # A row that may see nothing has no softmax.
+    alone = ~real[:, :, None] & torch.eye(length, dtype=torch.bool, device=real.device)
+    return picked.masked_fill(~real[:, None, None, :], shut).masked_fill(alone[:, None], open_)

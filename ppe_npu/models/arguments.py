@@ -1,0 +1,146 @@
+"""What a vision-language model is called with: which images and videos there are, and what its tower makes of them."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ppe_npu.compression import Compression
+from ppe_npu.plan import PromptPlan
+from ppe_npu.spans import IMAGE, VIDEO
+from ppe_npu.state import CacheState
+
+# Arguments of our own between the overridden methods.
+PLAN, LEFT = "ppe_plan", "ppe_left"
+PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
+# What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
+CONSUMED = (
+    *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values", "pixel_values_videos"),
+    *("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "rope_deltas", "cache_position"),
+    *("mm_encoder_outputs", PLAN, LEFT),
+)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the vision tower makes of all images, then all videos.
+
+    Args:
+        tokens: [V, C], or None without any.
+        deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it (Qwen3-VL).
+    """
+
+    tokens: torch.Tensor | None
+    deepstack: tuple[torch.Tensor, ...] = ()
+
+
+def is_given(kind: str, kwargs: dict) -> bool:
+    """Whether images, or videos, come as pixels, as the tower's output, or as embeddings beside their grids."""
+    grid_alone = kwargs.get("inputs_embeds") is not None and kwargs.get(f"{kind}_grid_thw") is not None
+    return kwargs.get(PIXELS[kind]) is not None or _encoded(kind, kwargs) is not None or grid_alone
+
+
+def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | None = None) -> PromptPlan:
+    """The plan of what the model is called with.
+
+    Args:
+        model: the ...Model inside the one for conditional generation.
+
+    Raises:
+        ValueError: arguments that disagree, or that a compressed model cannot take.
+    """
+    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+    if ids is None:
+        ids = _ids_of_embeds(model, kwargs)
+    if isinstance(mask, dict):
+        raise ValueError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
+    grids = {kind: kwargs.get(f"{kind}_grid_thw") if is_given(kind, kwargs) else None for kind in (IMAGE, VIDEO)}
+    for kind, grid in grids.items():
+        if grid is None and is_given(kind, kwargs):
+            raise ValueError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
+    if past is not None and mask is not None and mask.ndim == 2:
+        mask = mask[:, -ids.shape[1] :]
+    return compression.plan(
+        ids,
+        mask,
+        grids[IMAGE],
+        grids[VIDEO],
+        kwargs.get("second_per_grid_ts") if grids[VIDEO] is not None else None,
+        kwargs.get("position_ids"),
+        None if past is None else past.following[0],
+        kwargs.get(LEFT),
+    )
+
+
+def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
+    """Run the vision tower on what is given, images first.
+
+    The tower is called itself: get_image_features would split its output by image, for which the host has to wait.
+
+    Raises:
+        ValueError: another number of features than the prompts hold visual tokens.
+    """
+    outputs = []
+    for kind in (IMAGE, VIDEO):
+        output = _encoded(kind, kwargs)
+        if output is None and kwargs.get(PIXELS[kind]) is not None:
+            output = _run_tower(model, kwargs[PIXELS[kind]], kwargs[f"{kind}_grid_thw"])
+        if output is not None:
+            outputs.append(output)
+    if not outputs and plan.layout.spans:
+        visual = plan.on(kwargs["inputs_embeds"].device).visual
+        return Features(kwargs["inputs_embeds"].flatten(0, 1).index_select(0, visual))
+    tokens = [_joined(output.pooler_output) for output in outputs]
+    expected, found = sum(span.tokens for span in plan.layout.spans), sum(len(part) for part in tokens)
+    if expected != found:
+        raise ValueError(f"the prompts hold {expected} visual tokens but the pixels given make {found} features")
+    if not outputs:
+        return Features(None)
+    deepstack = zip(*((getattr(output, "deepstack_features", None) or ()) for output in outputs))
+    return Features(torch.cat(tokens), tuple(torch.cat([_joined(part) for part in layer]) for layer in deepstack))
+
+
+def untouched_tower(model) -> torch.Tensor | float:
+    """Nothing, computed from every parameter of the vision tower: 0 to be added to what a prompt without images or
+    videos becomes, so that all processes of a distributed training run the same modules (ZeRO-3 would wait for ever).
+    """
+    if not (model.training or is_deepspeed_zero3_enabled()):
+        return 0.0
+    config = model.visual.config
+    side, patch = config.spatial_merge_size, config.patch_size
+    channels = getattr(config, "in_channels", None) or config.in_chans
+    parameter = next(model.visual.parameters())
+    pixels = parameter.new_zeros(side * side, channels * config.temporal_patch_size * patch * patch)
+    grid = torch.tensor([[1, side, side]], device=parameter.device)
+    output = _run_tower(model, pixels, grid)
+    parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+    # Sums of no rows: exactly 0 and with gradients of 0, whatever the tower makes of zeros.
+    return sum(part[:0].sum() for part in parts)
+
+
+def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor):
+    return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True)
+
+
+def _encoded(kind: str, kwargs: dict):
+    """The vision tower's output, where the caller has run it already (newer transformers)."""
+    return (kwargs.get("mm_encoder_outputs") or {}).get(kind)
+
+
+def _joined(features: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """[V, C] of an output that may be split by image."""
+    return features if isinstance(features, torch.Tensor) else torch.cat(list(features))
+
+
+def _ids_of_embeds(model, kwargs: dict) -> torch.Tensor:
+    """Stand-ins for missing input_ids: the places whose embedding is that of a placeholder, as transformers does."""
+    embeds = kwargs.get("inputs_embeds")
+    if embeds is None:
+        raise ValueError("input_ids or inputs_embeds are missing")
+    ids = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+    vision = model.compression.vision
+    ids += 1 + max(vision.image_token_id, vision.video_token_id)  # no placeholder
+    for token in (vision.image_token_id, vision.video_token_id):
+        embedding = model.get_input_embeddings()(torch.tensor(token, device=embeds.device))
+        ids = torch.where((embeds == embedding).all(-1), token, ids)
+    return ids

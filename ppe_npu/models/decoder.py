@@ -1,0 +1,83 @@
+"""The decoder of a vision-language model, run stage by stage: a stage's layers see the tokens that its merge left.
+
+transformers gives all layers one mask and one rotary table. Here each stage has its own, because its tokens are fewer,
+and so have its layers' caches. The merges stand between the layers, outside of what gradient checkpointing runs twice.
+"""
+
+import contextlib
+
+import torch
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from ppe_npu.compat import layer_arguments, layer_causal_mask
+from ppe_npu.run import Run
+
+RUN = "ppe_run"
+
+
+def staged_forward(self, **kwargs):
+    """Stands in for a text model's forward. Of its arguments it takes inputs_embeds [B, L, C], past_key_values,
+    use_cache, output_hidden_states, output_attentions, and `ppe_run`, which brings positions and masks."""
+    run: Run = kwargs[RUN]
+    hidden, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+    if hidden is None:
+        hidden = self.embed_tokens(kwargs["input_ids"])
+    use_cache = self.config.use_cache if kwargs.get("use_cache") is None else kwargs["use_cache"]
+    if self.training and getattr(self.layers[0], "gradient_checkpointing", False):
+        use_cache, cache = False, None
+    if use_cache and cache is None:
+        cache = DynamicCache(config=self.config)
+    states, inputs = [], {}
+    with _attentions(self, _wanted(self, kwargs, "output_attentions")) as attentions:
+        for index, layer in enumerate(self.layers):
+            for stage in _stages_from(run, index):
+                hidden = run.enter(stage, hidden)
+                inputs = _stage_inputs(self, run, stage, hidden, cache, index) | {"use_cache": use_cache}
+            states.append(hidden)
+            output = layer(hidden, **inputs)
+            hidden = run.leave(index, output[0] if isinstance(output, tuple) else output)
+    hidden = self.norm(hidden)
+    return BaseModelOutputWithPast(
+        last_hidden_state=hidden,
+        past_key_values=cache,
+        hidden_states=(*states, hidden) if _wanted(self, kwargs, "output_hidden_states") else None,
+        attentions=attentions,
+    )
+
+
+def _stages_from(run: Run, layer: int) -> list[int]:
+    """The stages that begin with this layer: the first with layer 0, perhaps another one right after it."""
+    return [stage for stage, first in enumerate((0, *run.layers)) if first == layer]
+
+
+def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, layer: int) -> dict:
+    """The arguments of a stage's layers, from the first one's cache on."""
+    past = run.past_length(stage)
+    return {
+        "attention_mask": layer_causal_mask(model.config, hidden, run.masks[stage], cache, layer, past),
+        "position_embeddings": model.rotary_emb(hidden, run.rows[stage]),
+        "position_ids": None,
+        "past_key_values": cache,
+        **layer_arguments(model.layers[layer], past, hidden),
+    }
+
+
+def _wanted(model, kwargs: dict, name: str) -> bool:
+    value = kwargs.get(name)
+    return bool(getattr(model.config, name, False) if value is None else value)
+
+
+@contextlib.contextmanager
+def _attentions(model, wanted: bool):
+    """A tuple-like list that fills with each layer's attention weights, or None."""
+    if not wanted:
+        yield None
+        return
+    seen = []
+    hooks = [layer.self_attn.register_forward_hook(lambda *args: seen.append(args[-1][1])) for layer in model.layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

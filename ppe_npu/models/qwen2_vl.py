@@ -1,0 +1,31 @@
+"""Qwen2-VL in transformers.
+
+Modifications: those of vision_language.py, nothing of its own. M-RoPE sections stand side by side; a video's time
+counts frames.
+"""
+
+from ppe_npu.models.vision_language import install, uninstall
+from ppe_npu.positions import contiguous_channels
+from ppe_npu.spans import VisionTokens
+
+__all__ = ["CLASSES", "channels", "decoder_layers", "install", "uninstall", "vision_tokens"]
+
+CLASSES = ("Qwen2VLForConditionalGeneration",)
+
+
+def vision_tokens(config) -> VisionTokens:
+    return VisionTokens(
+        image_token_id=config.image_token_id,
+        video_token_id=config.video_token_id,
+        merge_size=config.vision_config.spatial_merge_size,
+        tokens_per_second=None,
+    )
+
+
+def channels(config) -> tuple[int, ...]:
+    """The axis of each rotary channel of half a head."""
+    return contiguous_channels(config.text_config.rope_parameters["mrope_section"])
+
+
+def decoder_layers(config) -> int:
+    return config.text_config.num_hidden_layers

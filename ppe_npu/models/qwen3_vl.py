@@ -1,0 +1,42 @@
+"""Qwen3-VL in transformers.
+
+Modifications: those of vision_language.py, and
+* the vision tower's deepstack features, which the first decoder layers add to the visual tokens that leave them, are
+  merged by the groups of the tokens; the decoder always runs stage by stage (decoder.py).
+
+M-RoPE axes take turns over the channels. The frames of a video stand apart, each after a text that says its second:
+each is a run of its own, with positions of its own.
+"""
+
+from ppe_npu.compression import Compression
+from ppe_npu.models import vision_language
+from ppe_npu.models.vision_language import uninstall
+from ppe_npu.positions import interleaved_channels
+from ppe_npu.spans import VisionTokens
+
+__all__ = ["CLASSES", "channels", "decoder_layers", "install", "uninstall", "vision_tokens"]
+
+CLASSES = ("Qwen3VLForConditionalGeneration",)
+
+
+def vision_tokens(config) -> VisionTokens:
+    return VisionTokens(
+        image_token_id=config.image_token_id,
+        video_token_id=config.video_token_id,
+        merge_size=config.vision_config.spatial_merge_size,
+        tokens_per_second=None,
+        frames_apart=True,
+    )
+
+
+def channels(config) -> tuple[int, ...]:
+    """The axis of each rotary channel of half a head."""
+    return interleaved_channels(config.text_config.rope_parameters["mrope_section"])
+
+
+def decoder_layers(config) -> int:
+    return config.text_config.num_hidden_layers
+
+
+def install(model, compression: Compression) -> None:
+    vision_language.install(model, compression, deepstack=True)

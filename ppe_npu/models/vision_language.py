@@ -1,0 +1,216 @@
+"""What the Qwen-VL families share: the way from a model's arguments through the engine to its decoder.
+
+A family's model is a transformers class for conditional generation with `model.visual` (the vision tower) and
+`model.language_model` (embed_tokens, layers, norm, rotary_emb).
+
+Modifications (on the given instance only):
+* ...ForConditionalGeneration.forward: labels are brought to the compressed length before the loss; the output carries
+  them as `labels`.
+* ...Model.forward: finds the visual tokens in the ids, computes the prompt's (t, h, w) itself (transformers changed
+  them between versions, and drops M-RoPE without a word when mm_token_type_ids is missing), merges the vision tower's
+  features, and hands the language model the compressed prompt. Later steps take their mask and positions from what was
+  kept; that state travels with the cache.
+* prepare_inputs_for_generation: a conversation that goes on feeds what the cache has not seen, counted before
+  compression, and only the images and videos in it; prompts are padded on the left whatever side they came padded on.
+* _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
+  instead, and hands the model no grids, so generate() is not shown that forward could take that output.
+* language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
+* language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
+"""
+
+import itertools
+
+import torch
+
+from ppe_npu.compression import Compression
+from ppe_npu.models.arguments import CONSUMED, LEFT, PLAN, is_given, make_plan, tower_features, untouched_tower
+from ppe_npu.models.decoder import RUN, staged_forward
+from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
+from ppe_npu.models.seam import original, override, restore_methods
+from ppe_npu.positions import rotary_table
+from ppe_npu.run import Run
+from ppe_npu.spans import IMAGE, VIDEO
+from ppe_npu.state import CacheState
+
+_STATIC_ROPE = ("default", "linear", "yarn", "llama3")
+
+
+def install(model, compression: Compression, deepstack: bool = False) -> None:
+    """Put the modifications on a model.
+
+    Args:
+        deepstack: whether features of the vision tower enter the first decoder layers.
+
+    Raises:
+        ValueError: a rotary embedding or an attention that the modifications do not fit.
+    """
+    text = model.model.language_model
+    if text.rotary_emb.rope_type not in _STATIC_ROPE:
+        raise ValueError(
+            f"rope_type={text.rotary_emb.rope_type!r} changes with the length: supported are {_STATIC_ROPE}"
+        )
+    staged = deepstack or compression.stages > 1
+    if staged and "sliding_attention" in (getattr(text.config, "layer_types", None) or ()):
+        raise ValueError("layers with sliding attention cannot be compressed on entry: set use_sliding_window=False")
+    vars(model)["compression"] = compression
+    vars(model.model)["compression"] = compression
+    # Older transformers' generate() refuses mm_token_type_ids, newer ones' processors make them: take them anywhere.
+    override(model, "forward", _causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
+    override(model, "prepare_inputs_for_generation", _prepare_inputs_for_generation)
+    override(model, "_expand_inputs_for_generation", _expand_inputs_for_generation)
+    override(model.model, "forward", _model_forward)
+    if staged:
+        override(text, "forward", staged_forward)
+    text.rotary_emb = RowRotaryEmbedding(text.rotary_emb, compression.channels)
+
+
+def uninstall(model) -> None:
+    """Take the modifications off."""
+    text = model.model.language_model
+    text.rotary_emb = text.rotary_emb.original
+    for module in (text, model.model, model):
+        restore_methods(module)
+        vars(module).pop("compression", None)
+
+
+class RowRotaryEmbedding(torch.nn.Module):
+    """Rotary table from position rows [R, B, S], R = 3K, with the frequencies of the module that it stands in for."""
+
+    def __init__(self, original: torch.nn.Module, channels: tuple[int, ...]):
+        super().__init__()
+        self.original = original
+        self.channels = channels
+        # Until 5.3 or so transformers wants a table per axis and picks the sections in every layer.
+        probe = original.inv_freq.new_zeros(1, 1, 1)
+        self.axes = 3 if original(probe, probe.long().expand(3, 1, 1))[0].ndim == 4 else None
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos, sin: [B, S, D] in the dtype of x (or a view [3, B, S, D] of it for older transformers)."""
+        inv_freq = self.original.inv_freq.to(position_ids.device)
+        table = rotary_table(position_ids, inv_freq, self.channels, self.original.attention_scaling)
+        cos, sin = (part.to(x.dtype) for part in table)
+        return (
+            (cos, sin) if self.axes is None else (cos.expand(self.axes, *cos.shape), sin.expand(self.axes, *sin.shape))
+        )
+
+
+def _causal_lm_forward(self, labels=None, **kwargs):
+    if labels is not None and _state(self.compression, kwargs) is None:
+        plan = make_plan(self.model, self.compression, kwargs)
+        labels = plan.labels(labels)
+        kwargs[PLAN] = plan
+    output = original(self, "forward")(labels=labels, **kwargs)
+    if labels is not None and not isinstance(output, tuple):
+        output.labels = labels
+    return output
+
+
+def _prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
+    prepare = original(self, "prepare_inputs_for_generation")
+    inputs = prepare(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+    state = _state(self.compression, {"past_key_values": past_key_values, "input_ids": inputs.get("input_ids")})
+    # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
+    if state is not None and inputs.get("input_ids") is not None and input_ids.shape[1] > state.seen:
+        inputs["input_ids"] = input_ids[:, state.seen :]
+        inputs |= new_visual_inputs(inputs, input_ids, state.seen, self.compression.vision)
+    if kwargs.get("attention_mask") is not None:
+        inputs["attention_mask"] = kwargs["attention_mask"]  # for a static cache generate() made masks of its own
+    inputs.pop("position_ids", None)  # generate()'s own, before compression
+    inputs[LEFT] = True
+    return inputs
+
+
+def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
+    expand = original(self, "_expand_inputs_for_generation")
+    if expand_size == 1 or input_ids is None:
+        return expand(expand_size=expand_size, input_ids=input_ids, **kwargs)
+    visual = repeat_visual_inputs(kwargs, input_ids, expand_size, self.compression.vision)
+    others = {name: value for name, value in kwargs.items() if name not in visual}
+    input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
+    return input_ids, others | visual
+
+
+def _model_forward(self, **kwargs):
+    state = _state(self.compression, kwargs)
+    if state is None or any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO)):
+        inputs, run = _prefill(self, state, kwargs)
+    else:
+        inputs, run = _continue(self, state, kwargs)
+    inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
+    if "forward" in vars(self.language_model):
+        inputs[RUN] = run
+    return_dict = kwargs.pop("return_dict", None)
+    for name in CONSUMED:
+        kwargs.pop(name, None)
+    output = original(self, "forward")(**inputs, **kwargs, return_dict=True)
+    cache = output.past_key_values
+    if cache is not None:
+        cache.ppe_state = run.state
+        if state is None:
+            self.compression.report.kv_bytes = sum(
+                part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values)
+            )
+    return output.to_tuple() if return_dict is False else output
+
+
+def _prefill(self, past: CacheState | None, kwargs: dict) -> tuple[dict, Run]:
+    plan = kwargs.get(PLAN) or make_plan(self, self.compression, kwargs, past)
+    embeds, ids = kwargs.get("inputs_embeds"), kwargs.get("input_ids")
+    device = (ids if embeds is None else embeds).device
+    text = plan.on(device).stages[0].text  # everything is uploaded now, before the tower keeps the device busy
+    features = tower_features(self, plan, kwargs)
+    if embeds is None:
+        text_embeds = self.get_input_embeddings()(ids.flatten().index_select(0, text))
+    else:
+        text_embeds = embeds.flatten(0, 1).index_select(0, text)
+    if not plan.layout.spans:
+        text_embeds = text_embeds + untouched_tower(self)
+    fixed = getattr(kwargs.get("past_key_values"), "is_compileable", False)
+    sdpa = self.language_model.config._attn_implementation == "sdpa" and not fixed
+    run = self.compression.prefill(
+        plan,
+        text_embeds,
+        features.tokens,
+        kwargs.get("attention_mask"),
+        past,
+        features.deepstack,
+        ready_mask=sdpa,
+    )
+    return {"inputs_embeds": run.embeds}, run
+
+
+def _continue(self, state: CacheState, kwargs: dict) -> tuple[dict, Run]:
+    """Text that continues a compressed prompt: nothing to compress, and no host sync."""
+    name = "input_ids" if kwargs.get("input_ids") is not None else "inputs_embeds"
+    tokens, mask = kwargs[name], kwargs.get("attention_mask")
+    count = tokens.shape[1]
+    new = (
+        torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
+    )
+    return {name: tokens}, self.compression.continue_text(state, new, count, padded=mask is not None)
+
+
+def _state(compression: Compression, kwargs: dict) -> CacheState | None:
+    """The compressed prompt that the cache holds, None for no cache or an empty one."""
+    cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+    if cache is None:
+        return None
+    state = getattr(cache, "ppe_state", None)
+    if cache.is_compileable and state is not None and ids is not None and ids.shape[1] == 1:
+        return state  # to ask a static cache for its length is to wait for the device
+    length = int(cache.get_seq_length())
+    if length == 0:
+        return None
+    if state is None:
+        raise ValueError("past_key_values was filled by a model without compression: start from an empty cache")
+    if len(state.masks) != compression.stages:
+        raise ValueError("past_key_values was filled under another compression: start from an empty cache")
+    layers = compression.config.layers
+    state = state.cropped(layers.count(0), length)
+    for stage, (first, end) in enumerate(itertools.pairwise((*layers, len(cache.layers))), start=1):
+        # Who cuts a cache cuts all its layers to the length of the first.
+        for layer in cache.layers[first:end]:
+            if layer.get_seq_length() > state.lengths[stage]:
+                layer.crop(state.lengths[stage])
+    return state

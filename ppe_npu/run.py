@@ -1,0 +1,109 @@
+"""One forward pass through the decoder: what the layers of each stage are given, and the merges between the stages."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.merging import merge
+from ppe_npu.plan import PlanOnDevice, StageOnDevice
+from ppe_npu.report import Stopwatch
+from ppe_npu.state import CacheState
+
+
+@dataclass
+class Run:
+    """A pass that merges nothing.
+
+    Args:
+        layers: the first decoder layer of each stage after the first.
+        masks: of each stage: [B, cached and new] int64; [B, 1, L, L] where a 4D one was given or made; None without
+            padding.
+        rows: of each stage [R, B, L] positions, R = 3 or 3K; None until they are known.
+        state: for the cache.
+    """
+
+    layers: tuple[int, ...]
+    masks: tuple[torch.Tensor | None, ...]
+    rows: list[torch.Tensor | None]
+    state: CacheState
+
+    def past_length(self, stage: int) -> int:
+        """Places that a stage's layers held before this pass."""
+        return self.state.lengths[stage] - self.rows[stage].shape[-1]
+
+    def enter(self, stage: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The tokens that a stage starts with, from those that leave the one before: [B, L, C] -> [B, L', C]."""
+        return hidden
+
+    def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """What goes on from a decoder layer, from its output [B, L, C]."""
+        return hidden
+
+
+@dataclass
+class Prefill(Run):
+    """A prompt: merged before the LLM, and on entry of later stages.
+
+    Args:
+        embeds: [B, L, C] what the decoder is given.
+    """
+
+    config: CompressionConfig
+    plan: PlanOnDevice
+    watch: Stopwatch
+    embeds: torch.Tensor | None = field(default=None, init=False)
+    # Of the current stage: the original tokens that each place holds [B * L, K], and by layer what is still to be added
+    # to its output [B, L, C].
+    _held: torch.Tensor | None = field(default=None, init=False)
+    _deepstack: dict[int, torch.Tensor] = field(default_factory=dict, init=False)
+
+    def begin(self, text_embeds: torch.Tensor, features: torch.Tensor | None, deepstack: tuple[torch.Tensor, ...]):
+        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]."""
+        stage = self.plan.stages[0]
+        if features is None:
+            features = text_embeds.new_zeros(0, text_embeds.shape[-1])
+        groups = merge(stage, features, self.plan.visual[:, None], self.config)
+        self.embeds = _arranged(stage, text_embeds, groups.apply(features).to(text_embeds.dtype))
+        none = torch.zeros_like(text_embeds)
+        self._deepstack = {layer: _arranged(stage, none, groups.apply(part)) for layer, part in enumerate(deepstack)}
+        self._hold(0, stage.text[:, None], groups.held)
+        self.watch.stop()
+
+    def enter(self, stage: int, hidden: torch.Tensor) -> torch.Tensor:
+        if stage == 0:
+            return hidden
+        self.watch.start()
+        on, tokens = self.plan.stages[stage], hidden.flatten(0, 1)
+        groups = merge(on, tokens, self._held, self.config)
+
+        def merged(tokens: torch.Tensor) -> torch.Tensor:
+            return _arranged(on, tokens.index_select(0, on.text), groups.apply(tokens))
+
+        hidden = merged(tokens)
+        # The mean of sums is the sum of means: what is still to be added is merged as the tokens are.
+        self._deepstack = {layer: merged(part.flatten(0, 1)) for layer, part in self._deepstack.items()}
+        self._hold(stage, self._held.index_select(0, on.text), groups.held)
+        self.watch.stop()
+        return hidden
+
+    def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        added = self._deepstack.pop(layer, None)
+        return hidden if added is None else hidden + added.to(hidden.dtype)
+
+    def _hold(self, stage: int, text: torch.Tensor, kept: torch.Tensor) -> None:
+        """Keep what each place holds, and make its position rows."""
+        on = self.plan.stages[stage]
+        width = max(text.shape[1], kept.shape[1] if len(kept) else 1)
+        padding = self.plan.positions.shape[1] - 1
+        parts = [text, kept] if len(kept) else [text]
+        held = torch.cat([*(part.expand(-1, width) for part in parts), text.new_full((1, width), padding)])[on.rows]
+        self._held = held.flatten(0, 1)
+        if self.rows[stage] is None:
+            # [3, B, L, K] -> rows axis * K + j
+            self.rows[stage] = self.plan.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def _arranged(stage: StageOnDevice, text: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Text [T, C] and kept visual tokens [G, C] in place: [B, L, C], zeros at padding."""
+    return torch.cat([text, kept, text.new_zeros(1, text.shape[-1])])[stage.rows]

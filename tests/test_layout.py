@@ -1,0 +1,41 @@
+"""Where everything stands before and after each merge."""
+
+import pytest
+from support import Prompt, batch
+from test_positions import layout_of
+
+from ppe_npu.layout import Arrangement, Budget, stage_layout
+
+
+def first_stage(layout, budget, left=None):
+    """Merged before the LLM, where tokens come as the vision tower's features."""
+    starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
+    return stage_layout(Arrangement.of(layout), Budget(lambda n: (budget(n),)), starts, left)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_layout_keeps_text_in_place_and_padding_on_its_side(side):
+    inputs = batch(Prompt([2, ("image", (1, 2, 2)), 1]), Prompt([1]), side=side)
+    layout = layout_of(inputs)
+    out = first_stage(layout, lambda n: n // 2)
+    assert out.rows.shape == (2, 5)
+    # Rows: 4 text tokens (3 of sample 0, 1 of sample 1), then 2 kept visual tokens, then the empty row 6.
+    assert out.rows[0].tolist() == [0, 1, 4, 5, 2]
+    assert out.rows[1].tolist() == ([6, 6, 6, 6, 3] if side == "left" else [3, 6, 6, 6, 6])
+    assert out.sources[0].tolist() == [0, 1, 2, 3, 6]
+
+
+def test_without_padding_the_last_place_is_the_last_token():
+    """Equal prompts in, unequal out: generation reads the last column."""
+    inputs = batch(Prompt([1, ("image", (1, 2, 2)), 1]), Prompt([6]))
+    out = first_stage(layout_of(inputs), lambda n: 1)
+    assert out.after.real.tolist() == [[False] * 3 + [True] * 3, [True] * 6]
+
+
+def test_buckets_hold_like_sizes_and_do_not_grow_with_frames():
+    few = batch(Prompt([1, ("video", (2, 4, 4)), ("image", (1, 1, 1)), ("image", (1, 3, 3)), 1]))
+    many = batch(Prompt([1, ("video", (20, 4, 4)), ("image", (1, 1, 1)), ("image", (1, 3, 3)), 1]))
+    small, large = (first_stage(layout_of(x), lambda n: n) for x in (few, many))
+    assert [b.tokens.shape for b in small.buckets] == [(1, 1), (3, 16)]
+    assert [b.tokens.shape for b in large.buckets] == [(1, 1), (21, 16)]
+    assert small.buckets[1].valid.sum(1).tolist() == [16, 16, 9]
