@@ -56,6 +56,6 @@ def kept_logits(model, *prompts, side="left", pad_to=0):
 def with_types(inputs):
     """What plain transformers needs to number the prompt, from 5.3 on."""
     if "mm_token_type_ids" not in inspect.signature(Qwen2_5_VLForConditionalGeneration.forward).parameters:
-        return inputs
+        return {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
     ids = inputs["input_ids"]
     return inputs | {"mm_token_type_ids": (ids == IMAGE_ID).long() + 2 * (ids == VIDEO_ID).long()}

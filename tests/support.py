@@ -3,39 +3,70 @@
 from dataclasses import dataclass, field
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 IMAGE_ID, VIDEO_ID, START_ID, END_ID, PAD_ID, VOCAB = 90, 91, 92, 93, 0, 100
 PATCH = 3 * 2 * 4 * 4  # channels x temporal patch x patch x patch
 SECTIONS = [8, 12, 12]
 
 
-def random_model(seed: int = 0, **text) -> Qwen2_5_VLForConditionalGeneration:
-    """head_dim 64 with M-RoPE sections [8, 12, 12], so that K may be 1, 2 or 4."""
-    torch.manual_seed(seed)
-    config = Qwen2_5_VLConfig(
-        vision_config={
-            "depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 128,
-            "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 16,
-            "fullatt_block_indexes": [], "tokens_per_second": 2, "initializer_range": 0.3,
+_VISION = {
+    "depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
+    "initializer_range": 0.3,
+}  # fmt: skip
+_FAMILIES = {
+    "qwen2_vl": (
+        Qwen2VLConfig, Qwen2VLForConditionalGeneration, {"embed_dim": 32, "hidden_size": 128, "mlp_ratio": 2},
+    ),
+    "qwen2_5_vl": (
+        Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration,
+        {
+            "depth": 1, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 128, "window_size": 16,
+            "fullatt_block_indexes": [], "tokens_per_second": 2,
         },
+    ),
+    "qwen3_vl": (
+        Qwen3VLConfig, Qwen3VLForConditionalGeneration,
+        {
+            "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 128, "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+    ),
+}  # fmt: skip
+FAMILIES = tuple(_FAMILIES)
+
+
+def random_model(seed: int = 0, family: str = "qwen2_5_vl", **text):
+    """head_dim 64 with M-RoPE sections [8, 12, 12] (of Qwen3-VL, whose t is the longest, [16, 8, 8]): K may be 1, 2, 4."""
+    torch.manual_seed(seed)
+    sections = [16, 8, 8] if family == "qwen3_vl" else SECTIONS
+    config_class, model_class, vision = _FAMILIES[family]
+    config = config_class(
+        vision_config={**_VISION, **vision},
         text_config={
-            "vocab_size": VOCAB, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 3,
+            "vocab_size": VOCAB, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 64,
             "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": SECTIONS},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": sections},
             "initializer_range": 0.2, "pad_token_id": PAD_ID, "bos_token_id": 1, "eos_token_id": 2, **text,
         },
         image_token_id=IMAGE_ID, video_token_id=VIDEO_ID, vision_start_token_id=START_ID, vision_end_token_id=END_ID,
         tie_word_embeddings=False,
     )  # fmt: skip
     config.initializer_range = 0.2
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
+    return model_class(config).eval()
 
 
 @dataclass
 class Prompt:
     """One sample: parts are numbers (so many text tokens), "start" (the token by which older transformers finds images)
-    or (kind, (t, h, w) in tokens)."""
+    or (kind, (t, h, w) in tokens); of kind "frames" is a video whose frames stand apart, a text token before each."""
 
     parts: list
     seed: int = 0
@@ -54,7 +85,13 @@ class Prompt:
                 self.ids += torch.randint(3, 80, (part,), generator=generator).tolist()
                 continue
             kind, (t, h, w) = part
-            self.ids += [IMAGE_ID if kind == "image" else VIDEO_ID] * (t * h * w)
+            if kind == "frames":
+                for _ in range(t):
+                    self.ids += [*torch.randint(3, 80, (1,), generator=generator).tolist(), START_ID]
+                    self.ids += [VIDEO_ID] * (h * w)
+                kind = "video"
+            else:
+                self.ids += [IMAGE_ID if kind == "image" else VIDEO_ID] * (t * h * w)
             self.pixels[kind].append(torch.randn(t * h * w * 4, PATCH, generator=generator))
             self.grids[kind].append([t, 2 * h, 2 * w])
 

@@ -207,6 +207,8 @@ def _state(compression: Compression, kwargs: dict) -> CacheState | None:
     if len(state.masks) != compression.stages:
         raise ValueError("past_key_values was filled under another compression: start from an empty cache")
     layers = compression.config.layers
+    if cache.is_compileable:
+        return state
     state = state.cropped(layers.count(0), length)
     for stage, (first, end) in enumerate(itertools.pairwise((*layers, len(cache.layers))), start=1):
         # Who cuts a cache cuts all its layers to the length of the first.
