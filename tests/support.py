@@ -44,7 +44,7 @@ FAMILIES = tuple(_FAMILIES)
 
 
 def random_model(seed: int = 0, family: str = "qwen2_5_vl", **text):
-    """head_dim 64 with M-RoPE sections [8, 12, 12] (of Qwen3-VL, whose t is the longest, [16, 8, 8]): K may be 1, 2, 4."""
+    """head_dim 64 with M-RoPE sections [8, 12, 12] ([16, 8, 8] for Qwen3-VL, whose t is longest): K may be 1, 2, 4."""
     torch.manual_seed(seed)
     sections = [16, 8, 8] if family == "qwen3_vl" else SECTIONS
     config_class, model_class, vision = _FAMILIES[family]

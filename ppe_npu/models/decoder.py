@@ -28,20 +28,21 @@ def staged_forward(self, **kwargs):
         use_cache, cache = False, None
     if use_cache and cache is None:
         cache = DynamicCache(config=self.config)
-    states, inputs = [], {}
+    states, inputs = [] if _wanted(self, kwargs, "output_hidden_states") else None, {}
     with _attentions(self, _wanted(self, kwargs, "output_attentions")) as attentions:
         for index, layer in enumerate(self.layers):
+            if states is not None:
+                states.append(hidden)
             for stage in _stages_from(run, index):
                 hidden = run.enter(stage, hidden)
                 inputs = _stage_inputs(self, run, stage, hidden, cache, index) | {"use_cache": use_cache}
-            states.append(hidden)
             output = layer(hidden, **inputs)
             hidden = run.leave(index, output[0] if isinstance(output, tuple) else output)
     hidden = self.norm(hidden)
     return BaseModelOutputWithPast(
         last_hidden_state=hidden,
         past_key_values=cache,
-        hidden_states=(*states, hidden) if _wanted(self, kwargs, "output_hidden_states") else None,
+        hidden_states=None if states is None else (*states, hidden),
         attentions=attentions,
     )
 

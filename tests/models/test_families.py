@@ -44,8 +44,8 @@ def prompts(family):
 
 
 def batch_for(family, *prompts, **kwargs):
-    """Only Qwen2.5-VL is told how long a frame lasts: here not so long that its time leads the row and the column: after such
-    videos newer transformers numbers the text otherwise than Qwen2.5-VL was trained (docs/numerics.md)."""
+    """Only Qwen2.5-VL is told how long a frame lasts: here not so long that its time leads the row and the column, for
+    then newer transformers numbers the text after it otherwise than Qwen2.5-VL was trained (docs/numerics.md)."""
     inputs = batch(*prompts, **kwargs)
     return {name: value for name, value in inputs.items() if family == "qwen2_5_vl" or name != "second_per_grid_ts"}
 
@@ -177,7 +177,7 @@ def test_the_towers_deepstack_features_are_merged_by_the_tokens_groups(model, fa
 def test_events_need_frames_that_follow_each_other(model, family):
     config = CompressionConfig.preset("ppe", k=4, temporal_ratio=0.5)
     if family == "qwen3_vl":
-        with pytest.raises(ValueError, match="temporal_ratio=0.5: this model sets text between the frames"):
+        with pytest.raises(ValueError, match=r"temporal_ratio=0\.5: this model sets text between the frames"):
             compress(model, config)
         return
     compress(model, config)

@@ -26,13 +26,30 @@ def prompts(draw):
     return Prompt([*parts, draw(st.integers(1, 3))], seed=draw(st.integers(0, 99)))
 
 
+# Where compression happens: before the LLM, in a cascade, both; frames one by one, or in events.
+STAGES = st.sampled_from(
+    [
+        {},
+        {"temporal_ratio": 0.5},
+        {"temporal_ratio": 0.4, "event_ratio": 0.6},
+        {"layers": [1]},
+        {"layers": [0, 2]},
+        {"layers": [0, 1, 2], "before_llm": True},
+        {"layers": [2], "before_llm": True, "temporal_ratio": 0.7},
+    ]
+)
+
+
 @st.composite
 def configs(draw, ratio=None):
     name = draw(st.sampled_from(["chatunivi", "keep_one", "ppe"]))
     overrides = {
         "ratio": ratio or draw(st.sampled_from([0.1, 0.25, 0.45, 0.8, 1.0])),
         "order": draw(st.sampled_from(["raster", "score"])),
+        **draw(STAGES),
     }
+    if overrides.get("temporal_ratio") is None and ratio is None and draw(st.booleans()):
+        overrides["ratio"] = [overrides["ratio"], draw(st.sampled_from([0.3, 0.5]))]
     if name == "ppe":
         overrides |= {
             "k": draw(st.sampled_from([1, 2, 4])),
@@ -69,10 +86,15 @@ def test_a_prompts_result_depends_on_nothing_but_the_prompt(samples, config, sid
         torch.testing.assert_close(row, alone[i], atol=2e-4, rtol=1e-4)
 
 
-@given(samples=st.lists(prompts(), min_size=1, max_size=3), k=st.sampled_from([1, 2, 4]), side=SIDES)
-def test_ratio_one_is_dense(samples, k, side):
+@given(
+    samples=st.lists(prompts(), min_size=1, max_size=3),
+    k=st.sampled_from([1, 2, 4]),
+    side=SIDES,
+    layers=st.lists(st.integers(0, 2), unique=True),
+)
+def test_ratio_one_is_dense(samples, k, side, layers):
     dense = run(CompressionConfig.preset("dense"), samples, side)
-    whole = run(CompressionConfig.preset("ppe", ratio=1.0, k=k), samples, side)
+    whole = run(CompressionConfig.preset("ppe", ratio=1.0, k=k, layers=layers), samples, side)
     for a, b in zip(dense, whole):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
@@ -93,6 +115,11 @@ def test_two_runs_are_bit_identical_and_restore_leaves_no_trace(samples, config)
 
 @given(sample=prompts(), config=configs())
 def test_tokens_kept_are_known_from_the_grids_alone(sample, config):
-    rows = run(config, [sample])[0]
-    visual = [(t * h * w // 4, t, h * w // 4) for kind in (IMAGE, VIDEO) for t, h, w in sample.grids[kind]]
-    assert len(rows) == len(sample.ids) - sum(n - t * sum(config.budgets(frame)) for n, t, frame in visual)
+    model = compress(MODEL, config)
+    with torch.no_grad():
+        length = model(**batch(sample)).logits.shape[1]
+    grids = [*sample.grids[IMAGE], *sample.grids[VIDEO]]
+    before = sum(t * h * w // 4 for t, h, w in grids)
+    assert length == len(sample.ids) - before + sum(config.tokens_kept(grids))
+    for layer, tokens in enumerate(model.compression.report.layers):
+        assert tokens == sum(config.tokens_kept(grids, layer=layer))

@@ -280,7 +280,7 @@ def test_inputs_that_do_not_fit_are_named(model, change, message):
 
 
 def test_what_cannot_be_compressed_is_refused_with_what_can(model):
-    with pytest.raises(ValueError, match="Linear is not supported: supported are Qwen2VL.*Qwen2_5_VL.*Qwen3VL"):
+    with pytest.raises(ValueError, match=r"Linear is not supported: supported are Qwen2VL.*Qwen2_5_VL.*Qwen3VL"):
         compress(torch.nn.Linear(2, 2), PPE)
     with pytest.raises(ValueError, match="config is a str: give a CompressionConfig"):
         compress(model, "ppe")
