@@ -42,9 +42,7 @@ class Events:
         """Means of the events' groups: [R, C] -> [G, C]; differentiable."""
         parts = []
         for bucket, grouping in zip(self.buckets, self.groupings):
-            index = bucket.tokens
-            values = grouping.apply(kept.index_select(0, index.flatten()).view(*index.shape, -1))
-            parts.append(values.flatten(0, 1).index_select(0, bucket.kept))
+            parts.append(bucket.keep([grouping.apply(bucket.take(kept))]))
         return self.arranged(parts)
 
 

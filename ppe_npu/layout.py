@@ -85,6 +85,13 @@ class Bucket:
     valid: np.ndarray | None
     budgets: np.ndarray
 
+    @property
+    def first(self) -> int | None:
+        """The index of the first token, where all of them follow each other in order."""
+        tokens = self.tokens.reshape(-1)
+        follow = self.valid is None and (tokens == tokens[0] + np.arange(len(tokens))).all()
+        return int(tokens[0]) if follow else None
+
     @cached_property
     def kept(self) -> np.ndarray:
         """[G] index of each kept token in [F, all ratios' largest budgets], flattened: a cell's tokens of the first

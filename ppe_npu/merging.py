@@ -56,11 +56,10 @@ def _merge_bucket(
     bucket: BucketOnDevice, tokens: torch.Tensor, held: torch.Tensor, config: CompressionConfig, merges: bool
 ) -> tuple[tuple[Grouping, ...], torch.Tensor]:
     """One grouping a ratio, and what each kept token holds [G, K]."""
-    index = bucket.tokens
-    held = held[index]
+    held = bucket.take(held)
     if not merges:
-        return (), held.flatten(0, 1).index_select(0, bucket.kept)
-    values, valid = tokens[index], bucket.valid
+        return (), bucket.keep([held])
+    values, valid = bucket.take(tokens), bucket.valid
     groupings, parts = [], []
     for ratio, (budgets, most) in enumerate(zip(bucket.budgets, bucket.most)):
         if groupings:
@@ -73,18 +72,17 @@ def _merge_bucket(
             held = held.gather(1, grouping.representatives[:, :, None].expand(-1, -1, held.shape[-1]))
         groupings.append(grouping)
         parts.append(held)
-    return tuple(groupings), torch.cat(parts, dim=1).flatten(0, 1).index_select(0, bucket.kept)
+    return tuple(groupings), bucket.keep(parts)
 
 
 def _apply(buckets: tuple[tuple[BucketOnDevice, tuple[Grouping, ...]], ...], tokens: torch.Tensor) -> torch.Tensor:
     """Means of the groups of every bucket, one bucket after the other: [R, C] -> [G, C]."""
     out = []
     for bucket, groupings in buckets:
-        index = bucket.tokens
-        values = tokens.index_select(0, index.flatten()).view(*index.shape, -1)
+        values = bucket.take(tokens)
         parts = [] if groupings else [values]
         for grouping in groupings:
             values = grouping.apply(values)
             parts.append(values)
-        out.append(torch.cat(parts, dim=1).flatten(0, 1).index_select(0, bucket.kept))
+        out.append(bucket.keep(parts))
     return torch.cat(out) if out else tokens[:0]

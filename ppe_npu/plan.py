@@ -4,6 +4,7 @@ Uploads of index lists make the host wait for the device's queue. They are done 
 nothing between the tower and the first decoder layer has to wait.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,21 +16,36 @@ from ppe_npu.spans import PromptLayout
 
 @dataclass(frozen=True)
 class BucketOnDevice:
-    """A Bucket's indices as tensors: tokens [F, N], valid [F, N] or None, budgets [F] of each ratio, kept [G]; the
-    largest budget of each ratio stays a host number."""
+    """A Bucket's indices as tensors: tokens [F, N], valid [F, N] or None, budgets [F] of each ratio, kept [G] or None if
+    all are; the largest budget of each ratio, and where tokens follow each other the first one, stay host numbers."""
 
     tokens: torch.Tensor
     valid: torch.Tensor | None
     budgets: tuple[torch.Tensor, ...]
     most: tuple[int, ...]
-    kept: torch.Tensor
+    kept: torch.Tensor | None
+    first: int | None
 
     @classmethod
     def of(cls, bucket: Bucket, device: torch.device) -> "BucketOnDevice":
         valid = None if bucket.valid is None else upload(bucket.valid, device)
         budgets = tuple(upload(row, device) for row in bucket.budgets)
         most = tuple(int(row.max()) for row in bucket.budgets)
-        return cls(upload(bucket.tokens, device), valid, budgets, most, upload(bucket.kept, device))
+        kept = None if len(bucket.kept) == len(bucket.tokens) * sum(most) else upload(bucket.kept, device)
+        return cls(upload(bucket.tokens, device), valid, budgets, most, kept, bucket.first)
+
+    def take(self, values: torch.Tensor) -> torch.Tensor:
+        """The bucket's rows of [R, ...]: [F, N, ...]; not a copy where they follow each other."""
+        shape = (*self.tokens.shape, *values.shape[1:])
+        if self.first is not None:
+            return values[self.first : self.first + self.tokens.numel()].view(shape)
+        return values.index_select(0, self.tokens.flatten()).view(shape)
+
+    def keep(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """[F, M, ...] of each ratio -> [G, ...] of the tokens that are kept."""
+        joined = parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+        rows = joined.flatten(0, 1)
+        return rows if self.kept is None else rows.index_select(0, self.kept)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,23 @@
 """Density-peaks clustering on k nearest neighbours (DPC-KNN), batched over frames: the specification.
 
 Source: Du et al. 2016; used on visual tokens by TCFormer and Chat-UniVi (arXiv 2311.08046, section 3.2).
+
+One matrix of distances per frame is all that grows with N x N: it is made in place and read in slices.
 """
+
+import math
 
 import torch
 
 MAX_NEIGHBORS = 5  # the k of Chat-UniVi; fewer where a frame keeps few tokens
 
+# Numbers in a temporary tensor. A CPU works fastest on what stays in a core's cache, and on memory it already has.
+TOKENS_AT_ONCE = 2**20
+DISTANCES_AT_ONCE = 2**18
+MOST_SLICES = 16  # however large the input: an accelerator works faster the less often it is called
 
+
+@torch.no_grad()
 def dpc_knn(
     tokens: torch.Tensor,
     valid: torch.Tensor | None,
@@ -21,7 +31,7 @@ def dpc_knn(
     itself among them), its delta the distance to the nearest denser token (the largest distance of the frame where
     there is none). The tokens with the greatest delta * rho are centres; every other token joins its nearest centre.
     All of it is ranked in log space, where nothing underflows. Ties go to the lower index: of two equally dense tokens
-    the first counts as the denser one.
+    the first counts as the denser one. Of two centres equally near a token takes the one with the higher score.
 
     Args:
         tokens: [F, N, C] floating point; distances are taken in fp32 (fp64 for fp64 tokens).
@@ -35,53 +45,114 @@ def dpc_knn(
             and mean nothing.
         labels: [F, N] int64, for each token the rank of its centre, -1 where not valid.
     """
-    frames, count, _ = tokens.shape
-    everywhere = torch.ones(frames, count, dtype=torch.bool, device=tokens.device) if valid is None else valid
-    squared = _squared_distances(tokens, everywhere)
+    squared = _squared_distances(tokens, valid)
     log_density = _log_density(squared, num_neighbors)
-    score = _log_delta(squared, log_density, everywhere) + log_density
-    score = torch.where(everywhere, score, -torch.inf)
-    order = torch.sort(score, dim=1, descending=True, stable=True).indices
+    score = 0.5 * _nearest_denser(squared, log_density).log() + log_density
+    if valid is not None:
+        score.masked_fill_(~valid, -torch.inf)
+    order, rank = _ranked(score)
     centers = order[:, :max_groups]
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(count, device=tokens.device).expand_as(order))
-
-    to_centers = squared.gather(1, centers[:, :, None].expand(-1, -1, count))
-    unused = torch.arange(centers.shape[1], device=tokens.device) >= budgets[:, None]
-    nearest = to_centers.masked_fill(unused[:, :, None], torch.inf).argmin(dim=1)
-    labels = torch.where(rank < budgets[:, None], rank, nearest)
-    return centers, torch.where(everywhere, labels, -1)
+    labels = torch.where(rank < budgets[:, None], rank, _nearest_center(squared, centers, budgets))
+    return centers, labels if valid is None else labels.masked_fill_(~valid, -1)
 
 
-def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """[F, N, N] d_ij^2; infinite where i or j is not valid, exactly zero on the diagonal, symmetric."""
-    x = tokens.double() if tokens.dtype == torch.float64 else tokens.float()
-    weight = valid[:, :, None].to(x.dtype)
-    # A common offset of the tokens would eat the digits of the Gram matrix; distances do not see it.
-    x = (x - (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)) * weight
-    gram = torch.bmm(x, x.transpose(1, 2))
-    norms = gram.diagonal(dim1=1, dim2=2)
-    squared = norms[:, :, None] + norms[:, None, :] - 2 * gram
-    # A matrix product need not be symmetric to the last bit; ties must not depend on the side they are read from.
-    squared = (0.5 / x.shape[-1]) * (squared + squared.transpose(1, 2))
-    squared = squared.clamp_min(0)
-    squared.diagonal(dim1=1, dim2=2).zero_()
-    return squared.masked_fill(~(valid[:, :, None] & valid[:, None, :]), torch.inf)
+def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """[F, N, N] d_ij^2: symmetric, zero between equal tokens, infinite where i or j is not valid."""
+    squared, scale = _gram(tokens, valid), 1 / tokens.shape[-1]
+    norms = squared.diagonal(dim1=1, dim2=2) * scale  # rounded as the products are, so that equal tokens cancel
+    if valid is not None:
+        norms.masked_fill_(~valid, torch.inf)
+    for rows in _row_slices(squared):
+        # |x_i|^2 + |x_j|^2 - 2 x_i x_j, on and above the diagonal.
+        above = squared[:, rows, rows.start :]
+        above.mul_(-2 * scale).add_(norms[:, rows, None] + norms[:, None, rows.start :]).clamp_min_(0)
+        # A product need not be symmetric to the last bit; ties must not depend on the side that they are read from.
+        square = squared[:, rows, rows]
+        square.copy_(square.triu() + square.triu(1).transpose(1, 2))
+        squared[:, rows.stop :, rows] = squared[:, rows, rows.stop :].transpose(1, 2)
+    return squared
+
+
+def _gram(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """[F, N, N] products of all pairs of centred tokens; zero where one is not valid.
+
+    A common offset would eat the digits of the products; distances do not see it.
+    """
+    frames, count, channels = tokens.shape
+    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    gram = torch.empty(frames, count, count, dtype=dtype, device=tokens.device)
+    slices = _slices(frames, count * channels, TOKENS_AT_ONCE)
+    buffer = torch.empty(slices[0].stop, count, channels, dtype=dtype, device=tokens.device)
+    for part in slices:
+        x = buffer[: part.stop - part.start].copy_(tokens[part])
+        if valid is None:
+            x -= x.sum(1, keepdim=True) / count
+        else:
+            padding = ~valid[part, :, None]
+            x.masked_fill_(padding, 0)
+            x -= x.sum(1, keepdim=True) / (~padding).sum(1, keepdim=True)
+            x.masked_fill_(padding, 0)
+        torch.bmm(x, x.transpose(1, 2), out=gram[part])
+    return gram
 
 
 def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor) -> torch.Tensor:
-    """[F, N] minus the mean squared distance to the k nearest tokens, the token itself among them."""
-    most = min(MAX_NEIGHBORS, squared.shape[-1])
-    nearest = squared.topk(most, dim=-1, largest=False, sorted=True).values
-    used = torch.arange(most, device=squared.device) < num_neighbors[:, None, None]
-    return -torch.where(used, nearest, 0).sum(-1) / num_neighbors[:, None]
+    """[F, N] minus the mean squared distance to the k nearest tokens, the token itself among them at distance zero."""
+    total = squared.new_zeros(squared.shape[:2])
+    for rows in _row_slices(squared):
+        others = squared[:, rows].clone()
+        others.diagonal(rows.start, dim1=1, dim2=2).fill_(torch.inf)
+        # As often as there are others: several times faster than topk for so few.
+        for found in range(1, min(MAX_NEIGHBORS, squared.shape[1])):
+            nearest, index = others.min(-1, keepdim=True)
+            total[:, rows] += torch.where(found < num_neighbors[:, None], nearest[:, :, 0], 0)
+            others.scatter_(-1, index, torch.inf)
+    return -total / num_neighbors[:, None]
 
 
-def _log_delta(squared: torch.Tensor, log_density: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """[F, N] log distance to the nearest denser token, or to the farthest pair's distance where there is none."""
-    index = torch.arange(squared.shape[-1], device=squared.device)
-    theirs, ours = log_density[:, None, :], log_density[:, :, None]
-    denser = (theirs > ours) | ((theirs == ours) & (index[None, :] < index[:, None]))
-    pair = valid[:, :, None] & valid[:, None, :]
-    farthest = torch.where(pair, squared, 0).amax(dim=(1, 2))
-    nearest = torch.where(denser & pair, squared, torch.inf).amin(dim=-1)
-    return 0.5 * torch.minimum(nearest, farthest[:, None]).log()
+def _nearest_denser(squared: torch.Tensor, log_density: torch.Tensor) -> torch.Tensor:
+    """[F, N] squared distance to the nearest denser token.
+
+    The densest token has none. Its delta, the largest distance, and its density are the greatest of the frame, so it
+    comes first whatever stands for that distance: here, infinity.
+    """
+    rank = _ranked(log_density)[1].to(squared.dtype)
+    nearest, far = torch.empty_like(log_density), torch.finfo(squared.dtype).max
+    for rows in _row_slices(squared):
+        # 0 for a denser token and 1 for any other. In numbers, not torch.where: that branches on every element on a
+        # CPU, where random conditions cost more than the rest of this function.
+        not_denser = (rank[:, None, :] - (rank[:, rows, None] - 1)).clamp_(0, 1)
+        nearest[:, rows] = torch.add(squared[:, rows], not_denser, alpha=far).amin(-1)
+    return nearest.masked_fill_(rank == 0, torch.inf)
+
+
+def _nearest_center(squared: torch.Tensor, centers: torch.Tensor, budgets: torch.Tensor) -> torch.Tensor:
+    """[F, N] rank of the nearest of the first budgets[f] centres, the lowest of those equally near."""
+    nearest = centers.new_empty(squared.shape[:2])
+    unused = torch.arange(centers.shape[1], device=centers.device) >= budgets[:, None]
+    penalty = torch.where(unused, torch.inf, 0).to(squared.dtype)[:, None, :]
+    for rows in _row_slices(squared):
+        block = squared[:, rows]
+        to_centers = block.gather(2, centers[:, None, :].expand(-1, block.shape[1], -1)).add_(penalty)
+        nearest[:, rows] = to_centers.min(-1).indices  # the first of equal ones
+    return nearest
+
+
+def _ranked(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices [F, N] by falling value, the lower one first among equals, and the place [F, N] of each value in them."""
+    order = torch.sort(values, dim=1, descending=True, stable=True).indices
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return order, torch.empty_like(order).scatter_(1, order, places)
+
+
+def _row_slices(squared: torch.Tensor) -> list[slice]:
+    """Rows of all frames, so many that [F, rows, N] has about DISTANCES_AT_ONCE elements."""
+    frames, count, _ = squared.shape
+    return _slices(count, frames * count, DISTANCES_AT_ONCE)
+
+
+def _slices(count: int, size: int, at_once: int) -> list[slice]:
+    """`count` things of `size` numbers each, cut into slices of about `at_once` numbers, but into no more than
+    MOST_SLICES."""
+    step = max(1, at_once // max(1, size), math.ceil(count / MOST_SLICES))
+    return [slice(start, min(start + step, count)) for start in range(0, max(1, count), step)]

@@ -1,7 +1,7 @@
 """Laws that hold for every prompt and every setting, on random ones (hypothesis)."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Prompt, batch, random_model
 
@@ -70,6 +70,7 @@ def run(config, samples, side="left", pad_to=0):
     return [row[len(row) - n :] if padded_left else row[:n] for row, n in zip(logits, lengths)]
 
 
+@settings(max_examples=200)
 @given(
     samples=st.lists(prompts(), min_size=1, max_size=3),
     config=configs(),
@@ -86,6 +87,7 @@ def test_a_prompts_result_depends_on_nothing_but_the_prompt(samples, config, sid
         torch.testing.assert_close(row, alone[i], atol=2e-4, rtol=1e-4)
 
 
+@settings(max_examples=200)
 @given(
     samples=st.lists(prompts(), min_size=1, max_size=3),
     k=st.sampled_from([1, 2, 4]),
@@ -99,6 +101,7 @@ def test_ratio_one_is_dense(samples, k, side, layers):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+@settings(max_examples=200)
 @given(samples=st.lists(prompts(), min_size=1, max_size=2), config=configs())
 def test_two_runs_are_bit_identical_and_restore_leaves_no_trace(samples, config):
     inputs = {name: value for name, value in batch(*samples).items() if name in ("input_ids", "attention_mask")}
@@ -113,6 +116,7 @@ def test_two_runs_are_bit_identical_and_restore_leaves_no_trace(samples, config)
         assert torch.equal(MODEL(**text).logits, before)
 
 
+@settings(max_examples=200)
 @given(sample=prompts(), config=configs())
 def test_tokens_kept_are_known_from_the_grids_alone(sample, config):
     model = compress(MODEL, config)
