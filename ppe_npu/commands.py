@@ -128,7 +128,7 @@ def run_eval(args: argparse.Namespace) -> int:
         results = []
         for config in chosen:
             compress(model, config)
-            folder = Path(args.output) / benchmark.name / _folder(config)
+            folder = Path(args.output) / benchmark.name / config.label
             limits = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
             results.append(evaluate(model, processor, benchmark, folder, sampling=video_sampling(args), **limits))
         report = write_report(results, Path(args.output) / benchmark.name / "report.md", f"Benchmark {benchmark.name}")
@@ -163,13 +163,6 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
         k = None if config.positions != "ppe" and len(names) > 1 else args.k
         configs.append(as_compression(config, ratio=ratio, k=k))
     return configs
-
-
-def _folder(config: CompressionConfig) -> str:
-    """A folder's name for one compression."""
-    if config.is_dense:
-        return "dense"
-    return f"{config.method}-{config.positions}-k{config.k}-{config.members}-{config.order}-{config.ratio}"
 
 
 def video_sampling(args: argparse.Namespace) -> VideoSampling:

@@ -275,6 +275,21 @@ class CompressionConfig:
             event_ratio=_only(ratio, "spatial_clustering_ratio") if temporal else None,
         )
 
+    @property
+    def label(self) -> str:
+        """A short name, a file's or folder's, that tells settings apart."""
+        if self.is_dense:
+            return "dense"
+        ratios = "+".join(f"{ratio:g}" for ratio in self.ratios)
+        parts = [self.method, self.positions, f"k{self.k}", self.members, self.order, ratios]
+        if self.layers:
+            parts.append("layers" + "+".join(map(str, (("llm",) if self.merges_before_llm else ()) + self.layers)))
+        if self.temporal_ratio is not None:
+            parts.append(f"events{self.temporal_ratio:g}")
+        if self.event_ratio is not None:
+            parts.append(f"of{self.event_ratio:g}")
+        return "-".join(parts)
+
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict:

@@ -62,7 +62,7 @@ def cost_lines(done: Generated, report: Any) -> str:
     return "\n".join(
         [
             "",
-            f"visual tokens       {before} before, {after} after ({100 * after / before:.1f} % kept)",
+            f"visual tokens       {before} before, {after:g} after ({100 * after / before:.1f} % kept)",
             f"prompt tokens       {report.prompt_tokens_before} before, {report.prompt_tokens_after} after",
             f"time to first token {1000 * done.prefill_seconds:.1f} ms",
             f"speed               {speed} ({done.new_tokens[0]} in {done.seconds:.2f} s)",

@@ -16,8 +16,9 @@ from ppe_npu.spans import PromptLayout
 
 @dataclass(frozen=True)
 class BucketOnDevice:
-    """A Bucket's indices as tensors: tokens [F, N], valid [F, N] or None, budgets [F] of each ratio, kept [G] or None if
-    all are; the largest budget of each ratio, and where tokens follow each other the first one, stay host numbers."""
+    """A Bucket's indices as tensors: tokens [F, N], valid [F, N] or None, budgets [F] of each ratio, kept [G] or None
+    if all are; the largest budget of each ratio, and where tokens follow each other the first one, stay host numbers.
+    """
 
     tokens: torch.Tensor
     valid: torch.Tensor | None

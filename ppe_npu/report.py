@@ -41,14 +41,28 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class SpanReport:
-    """One image or video: its sample, its grid (frames, height, width) in tokens, tokens before, and those left at the
-    end."""
+    """One image or video.
+
+    Args:
+        sample: row of the batch. grid: (frames, height, width) in tokens. before: its tokens before compression.
+        layers: its tokens in each decoder layer.
+    """
 
     sample: int
     modality: str
     grid: tuple[int, int, int]
     before: int
-    after: int
+    layers: tuple[int, ...]
+
+    @property
+    def after(self) -> int:
+        """Its tokens that are left at the end."""
+        return self.layers[-1]
+
+    @property
+    def mean(self) -> float:
+        """Its tokens, averaged over the decoder layers."""
+        return sum(self.layers) / len(self.layers)
 
 
 @dataclass
@@ -57,16 +71,16 @@ class CompressionReport:
 
     Args:
         spans: every image and video.
-        prompt_tokens_before, prompt_tokens_after: of the whole batch without padding, text included.
         layers: visual tokens of the batch that each decoder layer sees.
+        prompt_tokens_before, prompt_tokens_after: of the whole batch without padding, text included.
         watch: time spent on grouping, merging and assembling.
         kv_bytes: what the KV cache holds after the prompt; None without a cache.
     """
 
     spans: tuple[SpanReport, ...]
+    layers: tuple[int, ...]
     prompt_tokens_before: int
     prompt_tokens_after: int
-    layers: tuple[int, ...]
     watch: Stopwatch
     kv_bytes: int | None = None
 
@@ -75,10 +89,10 @@ class CompressionReport:
         cls, plan: PromptPlan, layers: tuple[int, ...], decoder_layers: int, watch: Stopwatch
     ) -> "CompressionReport":
         """From a plan whose stages after the first begin at these decoder layers."""
-        counts = [stage.after.visual_tokens for stage in plan.stages]
-        seen = tuple(counts[sum(first <= layer for first in layers)] for layer in range(decoder_layers))
-        before, after = int(plan.layout.real.sum()), int(plan.last.real.sum())
-        return cls(_span_reports(plan), before, after, seen, watch)
+        stages = [sum(first <= layer for first in layers) for layer in range(decoder_layers)]
+        spans = _span_reports(plan, stages)
+        seen = tuple(plan.stages[stage].after.visual_tokens for stage in stages)
+        return cls(spans, seen, int(plan.layout.real.sum()), int(plan.last.real.sum()), watch)
 
     @property
     def tokens_before(self) -> int:
@@ -109,7 +123,10 @@ class CompressionReport:
             "prompt_tokens_after": self.prompt_tokens_after,
             "kv_bytes": self.kv_bytes,
             "milliseconds": self.milliseconds,
-            "spans": [vars(span) | {"grid": list(span.grid)} for span in self.spans],
+            "spans": [
+                vars(span) | {"grid": list(span.grid), "layers": list(span.layers), "after": span.after}
+                for span in self.spans
+            ],
         }
 
     def __str__(self) -> str:
@@ -119,18 +136,21 @@ class CompressionReport:
         )
 
 
-def _span_reports(plan: PromptPlan) -> tuple[SpanReport, ...]:
-    """One for each image or video; a video whose frames stand apart in the prompt is one."""
-    kept = [0] * len(plan.layout.spans)
-    for cell in plan.last.cells:
-        kept[cell.span] += cell.tokens
+def _span_reports(plan: PromptPlan, stages: list[int]) -> tuple[SpanReport, ...]:
+    """One for each image or video (a video whose frames stand apart in the prompt is one). stages: of each layer."""
+    spans = plan.layout.spans
+    kept = [[0] * len(spans) for _ in plan.stages]
+    for counts, stage in zip(kept, plan.stages):
+        for cell in stage.after.cells:
+            counts[cell.span] += cell.tokens
     runs: dict[tuple[str, int], list[int]] = {}
-    for number, span in enumerate(plan.layout.spans):
+    for number, span in enumerate(spans):
         runs.setdefault((span.modality, span.source), []).append(number)
     reports = []
     for numbers in runs.values():
-        spans = [plan.layout.spans[number] for number in numbers]
-        grid = (sum(span.grid[0] for span in spans), *spans[0].grid[1:])
-        before, after = sum(span.tokens for span in spans), sum(kept[number] for number in numbers)
-        reports.append(SpanReport(spans[0].sample, spans[0].modality, grid, before, after))
+        first = spans[numbers[0]]
+        grid = (sum(spans[number].grid[0] for number in numbers), *first.grid[1:])
+        layers = tuple(sum(kept[stage][number] for number in numbers) for stage in stages)
+        before = sum(spans[number].tokens for number in numbers)
+        reports.append(SpanReport(first.sample, first.modality, grid, before, layers))
     return tuple(reports)

@@ -1,4 +1,4 @@
-"""Prefill with and without compression, on one machine in one run: milliseconds, share of the compression, memory, cache.
+"""Prefill with and without compression, in one run: milliseconds, the compression's share of them, memory, cache.
 
 The decoder alone (random weights, the visual features given), so that a vision tower does not dilute the ratios:
 16 frames of 128 tokens and 66 text tokens; 12 layers, hidden size 1024. Settings take turns, round after round, so that
@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 def build_model(device: torch.device, dtype: torch.dtype):
-    """The decoder of a Qwen2.5-VL: 12 layers, hidden 1024, 8 heads of 128, 2 key heads; the tower is a stub of one block."""
+    """A Qwen2.5-VL decoder: 12 layers, hidden 1024, 8 heads of 128, 2 key heads; its tower, one block, is not run."""
     prepare_transformers()
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -105,7 +105,9 @@ def measure(device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, 
             devices.synchronize(device)
             elapsed = (time.perf_counter() - start) * 1e3
             if number == 0:  # warms up
-                kv = sum(t.numel() * t.element_size() for c in result.past_key_values.layers for t in (c.keys, c.values))
+                kv = sum(
+                    t.numel() * t.element_size() for c in result.past_key_values.layers for t in (c.keys, c.values)
+                )
                 out[setting] = {"output_length": result.logits.shape[1], "kv_mib": kv / 2**20}
                 continue
             times[setting].append(elapsed)
@@ -151,7 +153,8 @@ def peak_memories(args) -> dict[str, float]:
 
 
 def table(results: dict[str, dict]) -> str:
-    head = f"{'setting':<20}{'length':>7}{'ms':>9}{'min..max':>16}{'speed-up':>10}{'merge':>8}{'peak MiB':>10}{'KV MiB':>8}"
+    head = f"{'setting':<20}{'length':>7}{'ms':>9}{'min..max':>16}{'speed-up':>10}"
+    head += f"{'merge':>8}{'peak MiB':>10}{'KV MiB':>8}"
     lines = [head, "-" * len(head)]
     for setting, r in results.items():
         lines.append(

@@ -60,6 +60,14 @@ def test_one_setting_has_one_form():
     assert dataclasses.replace(CompressionConfig(before_llm=True), layers=(2,)).merges_before_llm is False
 
 
+def test_labels_tell_settings_apart():
+    config = CompressionConfig(ratio=[0.45, 0.3], layers=[3], before_llm=True)
+    assert CompressionConfig.preset("dense").label == "dense"
+    assert CompressionConfig.preset("ppe").label == "dpc_knn-ppe-k8-nearest-raster-0.45"
+    assert config.label == "dpc_knn-ppe-k8-nearest-raster-0.45+0.3-layersllm+3"
+    assert CompressionConfig(temporal_ratio=0.5, event_ratio=0.4).label.endswith("-events0.5-of0.4")
+
+
 def test_tokens_kept_by_hand():
     ppe = CompressionConfig.preset("ppe")
     # 10 x 8 patches are 20 tokens: ceil(20 * 0.45) = 9 stay.

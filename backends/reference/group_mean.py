@@ -20,6 +20,6 @@ def group_mean(tokens: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor)
     wide = tokens.double() if tokens.dtype == torch.float64 else tokens.float()
     # One extra group per frame takes the tokens of no group.
     slot = torch.where(labels < 0, groups, labels) + torch.arange(frames, device=labels.device)[:, None] * (groups + 1)
-    sums = wide.new_zeros(frames * (groups + 1), channels).index_add(0, slot.flatten(), wide.flatten(0, 1))
+    sums = wide.new_zeros(frames * (groups + 1), channels).index_add_(0, slot.flatten(), wide.flatten(0, 1))
     sums = sums.view(frames, groups + 1, channels)[:, :groups]
     return (sums / counts.clamp_min(1)[:, :, None]).to(tokens.dtype)

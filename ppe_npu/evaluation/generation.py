@@ -21,7 +21,8 @@ class Generated:
     Attributes:
         answers: B texts without special tokens.
         new_tokens: B numbers of generated tokens, the end token included.
-        tokens_before, tokens_after: B numbers: visual tokens in the prompt, and those that the LLM saw.
+        tokens_before, tokens_after: B numbers: visual tokens in the prompt, and those that the LLM saw, averaged over
+            its layers (so that a late cascade cannot flatter itself).
         prefill_seconds: until the first token of every prompt was there.
         seconds: in all.
         kv_bytes: of the whole batch's keys and values at the end.
@@ -30,7 +31,7 @@ class Generated:
     answers: list[str]
     new_tokens: list[int]
     tokens_before: list[int]
-    tokens_after: list[int]
+    tokens_after: list[float]
     prefill_seconds: float
     seconds: float
     kv_bytes: int
@@ -107,15 +108,15 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted({*named, *extra})
 
 
-def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[list[int], list[int]]:
-    """(before, after) per prompt of the last batch: visual tokens that it holds, and those that the LLM saw."""
+def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[list[int], list[float]]:
+    """(before, after) per prompt of the last batch: see Generated."""
     before = (inputs["mm_token_type_ids"] > 0).sum(1).tolist()
     compression = getattr(model, "compression", None)
     if compression is None or compression.report is None:
         return before, list(before)
-    after = [0] * len(before)
+    after = [0.0] * len(before)
     for span in compression.report.spans:
-        after[span.sample] += span.after
+        after[span.sample] += span.mean
     return before, after
 
 
