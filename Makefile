@@ -4,7 +4,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEVICE ?= auto
 VENV   := .venv
+OLDEST := .venv-oldest
 BIN    := $(VENV)/bin
+BENCH   = $(or $(OUTPUT),runs/bench)
 
 # An option for ppe-npu from a variable of make, where it is set: $(call option,--model,$(MODEL))
 option = $(if $(2),$(1) $(2))
@@ -12,7 +14,7 @@ common = $(call option,--model,$(MODEL)) $(call option,--data-root,$(DATA_ROOT))
          $(call option,--compression,$(COMPRESSION)) $(call option,--ratio,$(RATIO)) $(call option,--k,$(K)) \
          $(call option,--dtype,$(DTYPE))
 
-.PHONY: help demo test test-all lint format train eval parity clean
+.PHONY: help demo test test-all test-matrix bench lint format train eval parity clean
 
 help:
 	@echo "make demo     train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1]"
@@ -20,6 +22,8 @@ help:
 	@echo "make train    fine-tune with compression     [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT=]"
 	@echo "make eval     evaluate                       [DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT=]"
 	@echo "make parity   this device's operators against the fp64 specification                [DEVICE=]"
+	@echo "make bench    clustering and prefill, with and without compression                  [DEVICE= OUTPUT=runs/bench]"
+	@echo "make test-matrix   the engine's tests with the newest and the oldest transformers of our range"
 
 demo: $(VENV)/.ready
 	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(filter-out 0,$(FULL)),--full)
@@ -44,6 +48,16 @@ test: $(VENV)/.ready
 test-all: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# The tests of all that meets transformers, with the newest and the oldest version of our range.
+test-matrix: $(VENV)/.ready $(OLDEST)/.ready
+	for environment in $(VENV) $(OLDEST); do \
+		OMP_NUM_THREADS=1 $$environment/bin/python -m pytest -n 2 -m "not slow" --ignore tests/backends --ignore tests/demo || exit 1; \
+	done
+
+bench: $(VENV)/.ready
+	$(BIN)/python scripts/bench_clustering.py --device $(DEVICE) --output $(BENCH)/clustering.json
+	$(BIN)/python scripts/bench_prefill.py --device $(DEVICE) --output $(BENCH)/prefill.json
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,12 +69,22 @@ format: $(VENV)/.ready
 
 # torch is named in the command that installs everything else, so that nothing pulls another release of it.
 # torchvision (transformers' video processors need it) is installed by itself: see ppe_npu/compat.py.
-$(VENV)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
+pip = $(1)/bin/pip install --quiet --disable-pip-version-check
+define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt torch==2.13.0 --editable '.[eval,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt --no-deps torchvision
+	$(PYTHON) -m venv $(1)
+	$(call pip,$(1)) --constraint scripts/constraints.txt torch==2.13.0 --editable '.[eval,dev]'
+	$(call pip,$(1)) --constraint scripts/constraints.txt --no-deps torchvision
+endef
+
+$(VENV)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
+	$(call environment,$(VENV))
+	@touch $@
+
+$(OLDEST)/.ready: setup.cfg pyproject.toml scripts/constraints.txt scripts/oldest.txt
+	$(call environment,$(OLDEST))
+	$(call pip,$(OLDEST)) --no-deps --requirement scripts/oldest.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(OLDEST) runs build *.egg-info

@@ -98,6 +98,13 @@ def ensure_mm_token_type_ids(inputs: dict[str, Any], image_token_id: int, video_
     return inputs
 
 
+def drop_unknown_types(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs without mm_token_type_ids where the model's generate() would refuse them (transformers < 5.3)."""
+    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+        return inputs
+    return {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
+
+
 def layer_causal_mask(config: Any, hidden: Any, mask: Any, cache: Any, layer: int, past: int) -> Any:
     """transformers' causal mask for the attention implementation in use, sized by the cache of one layer.
 

@@ -50,7 +50,7 @@ def test_equals_the_processors_own_call_for_text_images_and_video_in_one_batch(t
         # 4 of 8 frames at 4 frames per second: what transformers is told of the file and of the frames taken.
         video_metadata=[{"total_num_frames": 8, "fps": 4, "frames_indices": [0, 2, 5, 7]}],
     )
-    assert set(ours) == set(theirs)
+    assert set(ours) == set(theirs) | {"mm_token_type_ids"}  # which processors before transformers 5.3 do not make
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], torch.as_tensor(value), rtol=0, atol=0, msg=key)
 

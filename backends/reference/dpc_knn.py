@@ -13,7 +13,7 @@ MAX_NEIGHBORS = 5  # the k of Chat-UniVi; fewer where a frame keeps few tokens
 
 # Numbers in a temporary tensor. A CPU works fastest on what stays in a core's cache, and on memory it already has.
 TOKENS_AT_ONCE = 2**20
-DISTANCES_AT_ONCE = 2**18
+DISTANCES_AT_ONCE = 2**17
 MOST_SLICES = 16  # however large the input: an accelerator works faster the less often it is called
 
 

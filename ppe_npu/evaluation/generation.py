@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ppe_npu.backends import device as devices
-from ppe_npu.compat import prepare_transformers
+from ppe_npu.compat import drop_unknown_types, prepare_transformers
 from ppe_npu.inputs import to_device
 
 
@@ -71,7 +71,7 @@ def generate(
     devices.synchronize(model.device)
     started = time.perf_counter()
     out = model.generate(
-        **inputs,
+        **drop_unknown_types(model, inputs),
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,

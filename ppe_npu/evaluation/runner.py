@@ -220,7 +220,9 @@ def _title(compression: dict[str, Any] | None) -> str:
         return "dense"
     k = f" k={compression['k']}" if compression["k"] > 1 else ""
     name = "chatunivi" if compression["positions"] == "renumber" else compression["positions"]
-    return f"{name}{k} {compression['ratio']}"
+    layers = f" in layers {compression['layers']}" if compression["layers"] else ""
+    events = f" events {compression['temporal_ratio']}" if compression["temporal_ratio"] else ""
+    return f"{name}{k} {compression['ratio']}{layers}{events}"
 
 
 def _summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,47 +1,124 @@
 """The clustering against the algorithm in words, in fp64, one token at a time."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppe_npu.backends.reference import dpc_knn as reference
 from ppe_npu.backends.reference.dpc_knn import dpc_knn
+
+# How the work is cut: as it is, where all of a test's tokens are one slice; frame by frame and row by row; and into
+# slices of several frames and rows, the last of which is mostly shorter.
+WHOLE = {"MOST_SLICES": reference.MOST_SLICES}
+SINGLY = {"TOKENS_AT_ONCE": 1, "DISTANCES_AT_ONCE": 1, "MOST_SLICES": 1000}
+SLICED = {"TOKENS_AT_ONCE": 1, "DISTANCES_AT_ONCE": 1, "MOST_SLICES": 3}
+CUTS = pytest.mark.parametrize("cut", [WHOLE, SINGLY, SLICED], ids=["whole", "singly", "sliced"])
+
+
+def cut_into(cut: dict):
+    return mock.patch.multiple(reference, **cut)
 
 
 def naive(x: torch.Tensor, budget: int, k: int) -> tuple[list[int], list[int]]:
     """Centres by descending score, and the rank of every token's centre."""
     n, c = x.shape
     d = [[math.sqrt(float((x[i] - x[j]).square().sum()) / c) for j in range(n)] for i in range(n)]
-    rho = [math.exp(-sum(sorted(v * v for v in d[i])[:k]) / k) for i in range(n)]
+    log_rho = [-sum(sorted(v * v for v in d[i])[:k]) / k for i in range(n)]
     farthest = max(max(row) for row in d)
-    delta = [min([d[i][j] for j in range(n) if rho[j] > rho[i]] + [farthest]) for i in range(n)]
-    centers = sorted(range(n), key=lambda i: -delta[i] * rho[i])[:budget]
+    score = []
+    for i in range(n):
+        denser = [j for j in range(n) if log_rho[j] > log_rho[i] or (log_rho[j] == log_rho[i] and j < i)]
+        delta = min([d[i][j] for j in denser] + [farthest])
+        score.append(log_rho[i] + (math.log(delta) if delta else -math.inf))
+    centers = sorted(range(n), key=lambda i: -score[i])[:budget]
     label = [min(range(budget), key=lambda r: d[centers[r]][i]) for i in range(n)]
     for rank, center in enumerate(centers):
         label[center] = rank
     return centers, label
 
 
-@given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.1, 0.5, 1.0]), offset=st.sampled_from([0.0, 20.0]))
-def test_equals_the_algorithm_in_words(seed, scale, offset):
-    g = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(5, 18, (4,), generator=g)
-    budgets = torch.stack([torch.randint(1, int(n) + 1, (), generator=g) for n in sizes])
-    neighbors = torch.where(budgets >= 5, 5, 1)
-    x = torch.randn(4, 17, 8, generator=g, dtype=torch.float64) * scale + offset
-    valid = torch.arange(17) < sizes[:, None]
-    centers, labels = dpc_knn(x, valid, budgets, int(budgets.max()), neighbors)
-    for f in range(4):
-        n, m = int(sizes[f]), int(budgets[f])
-        expected_centers, expected_labels = naive(x[f, :n], m, int(neighbors[f]))
+def check(x: torch.Tensor, sizes: list[int], budgets: list[int], neighbors: list[int]) -> None:
+    """Every frame against the algorithm in words."""
+    longest = x.shape[1]
+    valid = torch.arange(longest) < torch.tensor(sizes)[:, None] if min(sizes) < longest else None
+    centers, labels = dpc_knn(x, valid, torch.tensor(budgets), max(budgets), torch.tensor(neighbors))
+    assert centers.dtype == labels.dtype == torch.int64
+    assert centers.shape == (len(sizes), max(budgets))
+    assert ((centers >= 0) & (centers < longest)).all()
+    for f, (n, m, k) in enumerate(zip(sizes, budgets, neighbors)):
+        expected_centers, expected_labels = naive(x[f, :n].double(), m, k)
         assert labels[f, n:].eq(-1).all()
-        assert labels[f, :n].max() < m
-        if neighbors[f] == 1:
-            continue  # every density is 1: all tie, and words leave the order open (see the tie test)
         assert centers[f, :m].tolist() == expected_centers
         assert labels[f, :n].tolist() == expected_labels
+
+
+@CUTS
+@given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.1, 0.5, 1.0]), offset=st.sampled_from([0.0, 20.0]))
+def test_equals_the_algorithm_in_words(cut, seed, scale, offset):
+    """Ragged frames of 1 to 17 tokens, with every number of neighbours; some tokens of some frames are copies."""
+    g = torch.Generator().manual_seed(seed)
+    sizes = [17, *torch.randint(1, 18, (4,), generator=g).tolist()]
+    budgets = [int(torch.randint(1, n + 1, (), generator=g)) for n in sizes]
+    neighbors = [int(torch.randint(1, min(5, n) + 1, (), generator=g)) for n in sizes]
+    x = torch.randn(5, 17, 8, generator=g, dtype=torch.float64) * scale + offset
+    copied = torch.randint(0, 17, (5, 17), generator=g).minimum(torch.arange(17))
+    copies = x.gather(1, copied[:, :, None].expand_as(x))
+    x = torch.where(torch.rand(5, 17, 1, generator=g) < 0.4 * torch.rand(5, 1, 1, generator=g), copies, x)
+    with cut_into(cut):
+        check(x, sizes, budgets, neighbors)
+
+
+@CUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 31, 37])
+@pytest.mark.parametrize("frames", [1, 7])
+def test_small_and_odd_sizes(cut, dtype, count, frames):
+    g = torch.Generator().manual_seed(count)
+    x = torch.randn(frames, count, 12, generator=g).to(dtype)
+    budgets = [1 + (count - 1) * f // max(1, frames - 1) for f in range(frames)]
+    with cut_into(cut):
+        check(x, [count] * frames, budgets, [min(1 + f % 5, count) for f in range(frames)])
+
+
+@CUTS
+@pytest.mark.parametrize("width", [3, 48, 100, 384, 385])
+def test_copies_tie_exactly(cut, width):
+    """Equal tokens are at distance zero in fp32, whatever 1/C rounds to, and take turns by index when all is kept."""
+    g = torch.Generator().manual_seed(width)
+    distinct = torch.randn(2, 9, width, generator=g)
+    x = distinct.gather(1, torch.randint(0, 9, (2, 41, 1), generator=g).expand(-1, -1, width)) + 3
+    with cut_into(cut):
+        check(x, [41, 41], [41, 30], [5, 2])
+
+
+def test_two_that_are_nearest_to_each_other_tie():
+    """With k = 2 both have the same density, to the last bit: the lower index counts as denser."""
+    g = torch.Generator().manual_seed(5)
+    for _ in range(20):
+        check(torch.randn(1, 24, 40, generator=g), [24], [12], [2])
+
+
+def test_a_product_that_is_not_symmetric_breaks_no_tie(monkeypatch):
+    """What stands above the diagonal counts, however the product rounds what stands below."""
+    x = torch.randn(2, 20, 24, generator=torch.Generator().manual_seed(6))
+    product = torch.bmm
+
+    def lopsided(a, b, out):
+        product(a, b, out=out)
+        return out.add_(1e-3 * torch.randn(out.shape).tril(-1))
+
+    expected = dpc_knn(x, None, torch.tensor([9, 9]), 9, torch.tensor([2, 5]))
+    monkeypatch.setattr(torch, "bmm", lopsided)
+    for cut in (WHOLE, SINGLY, SLICED):
+        with cut_into(cut):
+            actual = dpc_knn(x, None, torch.tensor([9, 9]), 9, torch.tensor([2, 5]))
+        assert torch.equal(actual[0], expected[0])
+        assert torch.equal(actual[1], expected[1])
 
 
 def test_ties_go_to_the_lower_index():
@@ -53,39 +130,134 @@ def test_ties_go_to_the_lower_index():
     assert labels.tolist() == [[0, 0, 1, 1, 2]]
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e3])
-def test_nothing_underflows_at_any_scale(scale):
+def test_between_two_centres_a_token_takes_the_one_of_higher_score():
+    """k = 1: deltas are 16 (the farthest pair), 6, 10 and 5; the last token stands between tokens 1 and 2."""
+    x = torch.tensor([[[0.0], [6.0], [16.0], [11.0]]])
+    centers, labels = dpc_knn(x, None, torch.tensor([3]), 3, torch.tensor([1]))
+    assert centers.tolist() == [[0, 2, 1]]
+    assert labels.tolist() == [[0, 2, 1, 1]]
+
+
+@CUTS
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 30.0, 1e3, 1e10])
+def test_nothing_underflows_at_any_scale(cut, scale):
     """The ranking of log densities: exp(-d^2) would be 0 for every token from a scale of about 10 on."""
     x = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(0)) * scale
-    small = dpc_knn(x, None, torch.tensor([10, 10]), 10, torch.tensor([5, 5]))
-    exact = dpc_knn(x.double(), None, torch.tensor([10, 10]), 10, torch.tensor([5, 5]))
+    with cut_into(cut):
+        small = dpc_knn(x, None, torch.tensor([10, 10]), 10, torch.tensor([5, 5]))
+        exact = dpc_knn(x.double(), None, torch.tensor([10, 10]), 10, torch.tensor([5, 5]))
     assert torch.equal(small[0], exact[0])
     assert torch.equal(small[1], exact[1])
     assert len(set(small[0][0].tolist())) == 10
 
 
-def test_a_common_offset_does_not_cost_digits():
+@pytest.mark.parametrize("valid", [None, torch.arange(60)[None] < 60], ids=["unpadded", "mask of ones"])
+def test_a_common_offset_does_not_cost_digits(valid):
     x = torch.randn(1, 60, 32, generator=torch.Generator().manual_seed(1))
-    plain = dpc_knn(x, None, torch.tensor([20]), 20, torch.tensor([5]))
-    moved = dpc_knn(x + 256.0, None, torch.tensor([20]), 20, torch.tensor([5]))
-    assert torch.equal(plain[1], moved[1])
+    for offset in (256.0, -4096.0):
+        moved = x + offset
+        plain = moved - offset  # exact, so both have the same distances
+        for one, other in zip(*(dpc_knn(y, valid, torch.tensor([20]), 20, torch.tensor([5])) for y in (plain, moved))):
+            assert torch.equal(one, other)
 
 
 def test_budget_of_all_tokens_makes_every_token_its_own_centre_even_among_duplicates():
     x = torch.ones(2, 7, 3)
     centers, labels = dpc_knn(x, None, torch.tensor([7, 7]), 7, torch.tensor([5, 5]))
-    assert sorted(centers[0].tolist()) == list(range(7))
+    assert centers.tolist() == [list(range(7))] * 2
     assert centers.gather(1, labels).tolist() == [list(range(7))] * 2
 
 
-def test_padding_and_frame_mates_change_nothing():
+@CUTS
+@pytest.mark.parametrize("junk", [0.0, 1e6, math.inf, math.nan])
+def test_padding_and_frame_mates_change_nothing(cut, junk):
     g = torch.Generator().manual_seed(2)
-    x = torch.randn(3, 12, 8, generator=g)
-    valid = torch.arange(12) < torch.tensor([12, 7, 9])[:, None]
-    budgets, k = torch.tensor([5, 5, 6]), torch.tensor([5, 5, 5])
-    junk = torch.where(valid[:, :, None], x, 1e6)
-    together = dpc_knn(junk, valid, budgets, 6, k)
-    for f, n in enumerate([12, 7, 9]):
-        alone = dpc_knn(x[f : f + 1, :n], None, budgets[f : f + 1], int(budgets[f]), k[f : f + 1])
+    sizes, budgets, k = [12, 7, 9, 1, 3], [5, 5, 6, 1, 2], [5, 5, 4, 1, 3]
+    x = torch.randn(5, 12, 8, generator=g)
+    valid = torch.arange(12) < torch.tensor(sizes)[:, None]
+    padded = torch.where(valid[:, :, None], x, junk)
+    with cut_into(cut):
+        together = dpc_knn(padded, valid, torch.tensor(budgets), 6, torch.tensor(k))
+    for f, n in enumerate(sizes):
+        alone = dpc_knn(
+            x[f : f + 1, :n], None, torch.tensor(budgets[f : f + 1]), budgets[f], torch.tensor(k[f : f + 1])
+        )
         assert together[0][f, : budgets[f]].tolist() == alone[0][0].tolist()
-        assert together[1][f, :n].tolist() == alone[1][0].tolist()
+        assert together[1][f].tolist() == alone[1][0].tolist() + [-1] * (12 - n)
+
+
+def test_tokens_that_are_not_numbers_spoil_their_frame_alone():
+    """Its labels mean nothing, but stay in range: on a device an index out of range ends the process."""
+    x = torch.randn(3, 11, 8, generator=torch.Generator().manual_seed(3))
+    budgets, k = torch.tensor([4, 4, 4]), torch.tensor([5, 5, 5])
+    expected = dpc_knn(x, None, budgets, 6, k)
+    for junk in (math.nan, math.inf):
+        x[1, 4] = junk
+        centers, labels = dpc_knn(x, None, budgets, 6, k)
+        assert torch.equal(labels[::2], expected[1][::2])
+        assert ((labels[1] >= 0) & (labels[1] < 4)).all()
+        assert sorted(centers[1].tolist()) == sorted(set(centers[1].tolist()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_distances_of_16_bits_are_taken_in_fp32(dtype):
+    x = torch.randn(2, 30, 24, generator=torch.Generator().manual_seed(4)).to(dtype)
+    half, full = (dpc_knn(y, None, torch.tensor([13, 9]), 13, torch.tensor([5, 5])) for y in (x, x.double()))
+    assert torch.equal(half[0], full[0])
+    assert torch.equal(half[1], full[1])
+
+
+def test_the_tokens_are_left_as_they_were_and_may_stand_anyhow():
+    x = torch.randn(8, 15, 3, generator=torch.Generator().manual_seed(7)).permute(2, 1, 0).requires_grad_()
+    before = x.detach().clone()
+    one, other = (dpc_knn(y, None, torch.tensor([6, 6, 2]), 6, torch.tensor([5, 5, 1])) for y in (x, before))
+    assert torch.equal(x, before)
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(one[1], other[1])
+
+
+@CUTS
+@pytest.mark.parametrize("padded", [False, True])
+def test_no_value_is_read_back_from_the_device(cut, padded):
+    """Tensors without memory have no values to wait for; no frames at all are no error."""
+    for frames in (0, 3):
+        x = torch.empty(frames, 13, 8, device="meta")
+        valid = torch.empty(frames, 13, dtype=torch.bool, device="meta") if padded else None
+        vector = torch.empty(frames, dtype=torch.long, device="meta")
+        with cut_into(cut):
+            centers, labels = dpc_knn(x, valid, vector, 4, vector)
+        assert centers.shape == (frames, 4)
+        assert labels.shape == (frames, 13)
+
+
+class Sizes(TorchDispatchMode):
+    """The bytes of every block of memory that an operator brings."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept, self.calls = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.calls += 1
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.kept[storage._cdata] = (storage.nbytes(), storage)  # held, so that no address comes twice
+        return out
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("frames", "count"), [(1, 1600), (128, 160)])
+def test_one_tensor_grows_with_the_square_of_the_tokens(frames, count, padded):
+    """Everything else is the centred copy of some frames, or a sixteenth of the matrix; calls are bounded as well."""
+    x = torch.randn(frames, count, 8, generator=torch.Generator().manual_seed(8))
+    valid = torch.ones(frames, count, dtype=torch.bool) if padded else None
+    vector = torch.full((frames,), 5)
+    with Sizes() as sizes:
+        dpc_knn(x, valid, vector, count // 2, vector)
+    matrix = 4 * frames * count**2
+    largest = sorted((size for size, storage in sizes.kept.values()), reverse=True)
+    assert largest[0] == matrix
+    assert largest[1] <= matrix / 16 * 1.01
+    assert sizes.calls < 1600

@@ -1,6 +1,7 @@
 """Between the vision tower and the first decoder layer: no host sync, and no more operators for more frames."""
 
 import torch
+from prompts import MIXED, PRESETS
 from support import Prompt, batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,7 +21,8 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operators(model, inputs) -> list[str]:
+def operators(model, inputs, last="layer 0") -> list[str]:
+    """Names of the operators between the vision tower and the first layer, or the head."""
     recorder = Recorder()
 
     def start(*_):
@@ -31,7 +33,7 @@ def operators(model, inputs) -> list[str]:
 
     hooks = [
         model.model.visual.register_forward_hook(start),
-        model.model.language_model.layers[0].register_forward_pre_hook(stop),
+        (model.lm_head if last == "head" else model.model.language_model.layers[0]).register_forward_pre_hook(stop),
     ]
     with recorder, torch.no_grad():
         model(**inputs)
@@ -71,3 +73,28 @@ def test_no_sync_and_no_growth_with_frames_or_samples(model):
         assert len(samples) == len(few)
         unequal = operators(model, batch(*[Prompt([n, ("video", (n, 3, 4)), 1], seed=n) for n in range(1, 7)]))
         assert not set(unequal) & set(SYNCS), sorted(set(unequal) & set(SYNCS))
+
+
+def test_no_sync_inside_a_cascade(model, monkeypatch):
+    """From the vision tower to the head: nothing is asked for, nothing is uploaded."""
+    from ppe_npu import plan
+
+    for config in (
+        PRESETS["cascade"],
+        PRESETS["cascade from 0"],
+        PRESETS["keep_one cascade"],
+        PRESETS["chatunivi cascade"],
+    ):
+        compress(model, config)
+        for prompts in (MIXED, [Prompt([1, ("video", (2, 3, 4)), 1])]):
+            inputs = batch(*prompts)
+            operators(model, inputs)  # lookups are made once
+            names = operators(model, inputs, last="head")
+            assert not set(names) & set(SYNCS), sorted(set(names) & set(SYNCS))
+    uploads = []
+    upload = plan.upload
+    monkeypatch.setattr(plan, "upload", lambda array, device: uploads.append(1) or upload(array, device))
+    model.model.visual.register_forward_hook(lambda *_: uploads.clear())
+    with torch.no_grad():
+        model(**batch(*MIXED))
+    assert not uploads
