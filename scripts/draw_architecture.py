@@ -17,14 +17,17 @@ ROOMS = {
     "models": (1.75, 3),
     "compression": (1.25, 2),
     "methods": (0.5, 1.2),
-    "grouping, positions,\nspans, config": (2.5, 1.2),
+    "plan, layout, grouping,\npositions, spans, config": (2.5, 1.2),
     "backends": (1.5, 0.3),
 }
 _BELONGS = {
     **dict.fromkeys(("cli", "commands", "describe"), "cli"),
     **dict.fromkeys(("media", "inputs", "loading"), "inputs, loading"),
-    **dict.fromkeys(("grouping", "positions", "spans", "config"), "grouping, positions,\nspans, config"),
-    **dict.fromkeys(("compression", "report"), "compression"),
+    **dict.fromkeys(
+        ("plan", "layout", "grouping", "members", "positions", "spans", "config"),
+        "plan, layout, grouping,\npositions, spans, config",
+    ),
+    **dict.fromkeys(("compression", "run", "merging", "events", "state", "masks", "report"), "compression"),
 }
 
 
