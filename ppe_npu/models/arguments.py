@@ -56,8 +56,8 @@ def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | 
         raise ValueError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
     grids = {kind: kwargs.get(f"{kind}_grid_thw") if is_given(kind, kwargs) else None for kind in (IMAGE, VIDEO)}
     for kind, grid in grids.items():
-        if grid is None and is_given(kind, kwargs):
-            raise ValueError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
+        if is_given(kind, kwargs):
+            _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
     return compression.plan(
@@ -70,6 +70,15 @@ def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | 
         None if past is None else past.following[0],
         kwargs.get(LEFT),
     )
+
+
+def _check_pixels(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | None) -> None:
+    """Raise ValueError unless the patches are those of the grids."""
+    if grid is None:
+        raise ValueError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
+    patches = sum(t * h * w for t, h, w in grid.tolist())
+    if pixels is not None and len(pixels) != patches:
+        raise ValueError(f"{PIXELS[kind]} hold {len(pixels)} patches, but {kind}_grid_thw describes {patches}")
 
 
 def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:

@@ -263,6 +263,7 @@ def test_inputs_embeds_beside_input_ids(model):
     [
         ({"pixel_values": None}, "sample 0 has more image tokens than image_grid_thw describes"),
         ({"image_grid_thw": None}, "pixel_values are given without image_grid_thw"),
+        ({"pixel_values": torch.zeros(12, 96)}, "pixel_values hold 12 patches, but image_grid_thw describes 16"),
         ({"labels": torch.zeros(1, 3, dtype=torch.long)}, r"labels have shape \[1, 3\] but input_ids"),
         ({"attention_mask": torch.ones(1, 3)}, r"attention_mask has shape \[1, 3\], not that of input_ids"),
         ({"position_ids": torch.zeros(1, 3, dtype=torch.long)}, r"position_ids have shape \[1, 3\], not \[3, 1,"),
@@ -273,8 +274,9 @@ def test_inputs_embeds_beside_input_ids(model):
         ({"input_ids": None}, "input_ids or inputs_embeds are missing"),
     ],
 )
-def test_inputs_that_do_not_fit_are_named(model, change, message):
+def test_inputs_that_do_not_fit_are_named_before_anything_is_computed(model, change, message):
     compress(model, PPE)
+    model.model.visual.register_forward_pre_hook(lambda *_: pytest.fail("the vision tower ran"))
     with pytest.raises(ValueError, match=message):
         logits(model, batch(Prompt([2, ("image", (1, 2, 2)), 1])) | change)
 
