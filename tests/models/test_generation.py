@@ -86,6 +86,21 @@ def test_a_cropped_cache_goes_on_where_it_was_cut(model):
         logits(model, token)
 
 
+def test_a_cascades_cache_cut_to_the_length_of_its_first_layer_is_cut_everywhere(model):
+    compress(model, PRESETS["cascade"])
+    cache = model(**batch(MIXED[0]), use_cache=True).past_key_values
+    lengths = [layer.get_seq_length() for layer in cache.layers]
+    steps = [{"input_ids": torch.tensor([[token]]), "past_key_values": cache} for token in (7, 8)]
+    first = logits(model, steps[0])
+    logits(model, steps[1])
+    try:
+        cache.crop(lengths[0])  # longer than the later layers ever were
+    except ValueError:
+        pytest.skip("newer caches are cut by a number of tokens, each layer by itself")
+    assert torch.equal(logits(model, steps[0]), first)
+    assert [layer.get_seq_length() for layer in cache.layers] == [length + 1 for length in lengths]
+
+
 def test_a_step_may_be_padding_for_a_finished_sample(model):
     """A hand-written loop feeds something for samples that are done, and masks it."""
     compress(model, PPE)

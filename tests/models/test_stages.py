@@ -9,6 +9,7 @@ from support import IMAGE_ID, Prompt, batch, random_model
 from transformers import DynamicCache, StaticCache
 
 from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.methods import METHODS
 
 STAGED = {name: config for name, config in PRESETS.items() if config.layers}
 CASCADE = PRESETS["cascade"]
@@ -119,6 +120,55 @@ def test_events_hold_frames_that_are_alike(model):
     assert [{1, 5, 7}] * 6 + [{3, 9}] * 6 == times
     # Equal tokens merge: each event's token stands for one place of all its frames.
     assert all(len({tuple(rows[1:, j, p].tolist()) for j in range(4)}) == 1 for p in range(1, 13))
+
+
+def test_events_follow_each_other_by_their_first_frames(model):
+    """Frame 0 belongs to the event whose centre is frame 2; the event of frame 1 comes after it all the same."""
+    compress(model, CompressionConfig.preset("keep_one", ratio=1.0, temporal_ratio=0.5))
+    seen = record_rows(model)
+    video = Prompt([1, ("video", (8, 1, 1)), 1])
+    a, b, c, d = torch.randn(4, 4, video.pixels["video"][0].shape[1], generator=torch.Generator().manual_seed(5))
+    video.pixels["video"][0] = torch.cat([a + 0.3 * b, b, a, a, c, c, d, d])
+    grouped = []
+    method = METHODS["dpc_knn"]
+    METHODS["dpc_knn"] = lambda *args: grouped.append(method(*args)) or grouped[-1]
+    try:
+        logits(model, batch(video))
+    finally:
+        METHODS["dpc_knn"] = method
+    frames = grouped[1]  # the second grouping is that of the frames
+    assert frames.labels[0].tolist() == [1, 0, 1, 1, 2, 2, 3, 3]  # by the place of their centres
+    assert frames.representatives[0].tolist() == [1, 2, 4, 6]
+    # One token each, at its event's centre: a densest frame of 0, 2, 3; then 1; then one of 4, 5 and of 6, 7.
+    times = [(time - 1) // 2 for time in seen[0][0, 0].tolist()[1:-1]]
+    assert times[0] in (0, 2, 3)
+    assert times[1] == 1
+    assert (times[2] in (4, 5), times[3] in (6, 7)) == (True, True)
+
+
+def test_keep_one_stays_where_its_representative_is(model):
+    """At every stage: the merged token's one position is that of the centre of its group."""
+    chosen = []
+    compress(model, PRESETS["keep_one"])
+    compress(model, dataclasses.replace(PRESETS["keep_one"], layers=(1, 2)))
+    seen = record_rows(model)
+    method = METHODS["dpc_knn"]
+
+    def spy(*args):
+        grouping = method(*args)
+        chosen.append(grouping.representatives[0].tolist())
+        return grouping
+
+    METHODS["dpc_knn"] = spy
+    try:
+        logits(model, batch(Prompt([1, ("image", (1, 4, 5)), 1])))
+    finally:
+        METHODS["dpc_knn"] = method
+    places = list(range(20))
+    for rows, representatives in zip(seen[1:], chosen):
+        places = [places[i] for i in representatives]
+        expected = [(1, 1 + place // 5, 1 + place % 5) for place in places]
+        assert [tuple(row) for row in rows[:, 0, 1:-1].T.tolist()] == expected
 
 
 def test_the_released_rule_keeps_a_share_of_each_event(model):
