@@ -27,7 +27,7 @@ KINDS = ("image", "multi_image", "video")
 RECORDED = [
     *(("image", name) for name in ("dense", "chatunivi", "ppe", "ppe_k1")),
     *(("multi_image", name) for name in ("chatunivi", "ppe")),
-    *(("video", name) for name in ("dense", "chatunivi", "ppe")),
+    *(("video", name) for name in ("dense", "chatunivi", "ppe", "ppe_multistage")),
 ]
 
 

@@ -110,7 +110,7 @@ def test_a_product_that_is_not_symmetric_breaks_no_tie(monkeypatch):
 
     def lopsided(a, b, out):
         product(a, b, out=out)
-        return out.add_(1e-3 * torch.randn(out.shape).tril(-1))
+        return out.add_(10 * torch.randn(out.shape).tril(-1))
 
     expected = dpc_knn(x, None, torch.tensor([9, 9]), 9, torch.tensor([2, 5]))
     monkeypatch.setattr(torch, "bmm", lopsided)
@@ -141,24 +141,41 @@ def test_between_two_centres_a_token_takes_the_one_of_higher_score():
 @CUTS
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 30.0, 1e3, 1e10])
 def test_nothing_underflows_at_any_scale(cut, scale):
-    """The ranking of log densities: exp(-d^2) would be 0 for every token from a scale of about 10 on."""
+    """The ranking of log densities: exp(-d^2) would be 0 for every token from a scale of about 10 on. With k = 1 all
+    densities are equal, and delta alone decides, at any scale."""
     x = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(0)) * scale
     with cut_into(cut):
-        small = dpc_knn(x, None, torch.tensor([10, 10]), 10, torch.tensor([5, 5]))
-        exact = dpc_knn(x.double(), None, torch.tensor([10, 10]), 10, torch.tensor([5, 5]))
-    assert torch.equal(small[0], exact[0])
-    assert torch.equal(small[1], exact[1])
-    assert len(set(small[0][0].tolist())) == 10
+        check(x, [40, 40], [10, 10], [5, 1])
+        check(x.double(), [40, 40], [10, 10], [5, 1])
 
 
-@pytest.mark.parametrize("valid", [None, torch.arange(60)[None] < 60], ids=["unpadded", "mask of ones"])
-def test_a_common_offset_does_not_cost_digits(valid):
-    x = torch.randn(1, 60, 32, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("padding", [None, 0, 30])
+def test_a_common_offset_does_not_cost_digits(padding):
+    valid = None if padding is None else torch.arange(60 + padding)[None] < 60
+    x = torch.randn(1, 60 + (padding or 0), 32, generator=torch.Generator().manual_seed(1))
     for offset in (256.0, -4096.0):
         moved = x + offset
         plain = moved - offset  # exact, so both have the same distances
+        moved[:, 60:] = 0
         for one, other in zip(*(dpc_knn(y, valid, torch.tensor([20]), 20, torch.tensor([5])) for y in (plain, moved))):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+def test_tokens_that_differ_by_less_than_fp32_sees(padding):
+    """In fp64 they are told apart. In fp32 their distances may be lost, but none is negative: no NaN joins groups."""
+    g = torch.Generator().manual_seed(9)
+    member = torch.arange(40) % 8
+    x = torch.randn(1, 8, 20, generator=g, dtype=torch.float64)[:, member]
+    x = x + 1e-5 * torch.randn(1, 40, 20, generator=g, dtype=torch.float64)
+    x = torch.nn.functional.pad(x, (0, 0, 0, padding))
+    check(x, [40], [8], [5])
+    check(x, [40], [21], [3])
+    for k in (1, 2, 5):
+        valid = torch.arange(40 + padding)[None] < 40
+        _, labels = dpc_knn(x.float(), valid, torch.tensor([8]), 8, torch.tensor([k]))
+        assert torch.equal(labels[0, :40], labels[0, :8][member])
+        assert labels[0, :8].sort().values.tolist() == list(range(8))
 
 
 def test_budget_of_all_tokens_makes_every_token_its_own_centre_even_among_duplicates():
