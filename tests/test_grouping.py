@@ -89,6 +89,10 @@ def test_number_of_neighbors(budget, expected):
     assert num_neighbors(torch.tensor([budget])).tolist() == [expected]
 
 
+def test_later_ratios_look_at_three_neighbors():
+    assert num_neighbors(torch.arange(1, 8), 1).tolist() == [1, 1, 3, 3, 3, 3, 3]
+
+
 def test_no_gradient_flows_into_the_choice_of_groups():
     tokens = torch.randn(2, 9, 4, requires_grad=True)
     grouping = dpc_knn(tokens, None, torch.tensor([3, 5]), 5, "raster")
