@@ -1,9 +1,11 @@
-"""Norms, MLPs and window attention of one model through ppe_npu.backends, which takes the device's fused operators.
+"""Norms, MLPs and attention of one model through ppe_npu.backends, which takes the device's fused operators.
 
 Modifications (on the given instance only; found by their parts, so any Qwen-VL has them):
 * RMS norms and gated SiLU MLPs call backends.rms_norm and backends.swiglu.
 * The vision tower's attention calls backends.attention with the borders of all windows at once, where transformers
   calls its attention once per window unless flash attention is installed.
+* The decoder's attention calls backends.rotary and backends.attention. Only where transformers' "sdpa" was chosen,
+  whose masks are the ones that backends.attention takes: who names another implementation gets that one.
 
 The first thing to switch off when a loss looks wrong: unfuse(model).
 """
@@ -11,7 +13,7 @@ The first thing to switch off when a loss looks wrong: unfuse(model).
 import torch
 
 from ppe_npu import backends
-from ppe_npu.models.seam import override, restore_methods
+from ppe_npu.models.seam import original, override, restore_methods
 
 _FUSED = "_ppe_fused"
 
@@ -42,6 +44,9 @@ def _forward_for(module: torch.nn.Module):
         return _swiglu
     if type(module).__name__.endswith("VisionAttention") and hasattr(module, "qkv"):
         return _vision_attention
+    parts = ("q_proj", "k_proj", "v_proj", "o_proj", "layer_idx")
+    if all(hasattr(module, part) for part in parts) and getattr(module, "sliding_window", None) is None:
+        return _text_attention
     return None
 
 
@@ -67,6 +72,42 @@ def _vision_attention(
         query.to(value.dtype), key.to(value.dtype), value, cu_seqlens=_on_host(cu_seqlens), scale=self.scaling
     )
     return self.proj(out[0].transpose(0, 1).flatten(1))
+
+
+def _text_attention(
+    self,
+    hidden_states: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    attention_mask: torch.Tensor | None = None,
+    past_key_values=None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """hidden_states [B, S, C]; position_embeddings cos, sin [B, S, D]; attention_mask bool [B, 1, S, T] or None."""
+    # Older transformers has a table an axis, from which each layer picks its sections; ours are one, seen three times.
+    table = [part[0] if part.ndim == 4 and part.stride(0) == 0 else part for part in position_embeddings]
+    if self.config._attn_implementation != "sdpa" or table[0].ndim != 3:
+        inputs = {"attention_mask": attention_mask, "past_key_values": past_key_values, **kwargs}
+        return original(self, "forward")(hidden_states, position_embeddings=position_embeddings, **inputs)
+    heads = (*hidden_states.shape[:2], -1, self.head_dim)
+    query, key, value = (part(hidden_states).view(heads) for part in (self.q_proj, self.k_proj, self.v_proj))
+    if hasattr(self, "q_norm"):
+        query, key = self.q_norm(query), self.k_norm(key)
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    cos, sin = (part.to(query.dtype) for part in table)
+    query, key = backends.rotary(query, key, cos, sin)
+    if past_key_values is not None:
+        place = {"cos": cos, "sin": sin, "cache_position": kwargs.get("cache_position")}  # as older caches want it
+        key, value = past_key_values.update(key, value, self.layer_idx, place)
+    out = backends.attention(
+        query,
+        key,
+        value,
+        mask=attention_mask,
+        causal=attention_mask is None and query.shape[2] > 1,
+        scale=self.scaling,
+        dropout=self.attention_dropout if self.training else 0.0,
+    )
+    return self.o_proj(out.transpose(1, 2).flatten(2)), None
 
 
 def _on_host(cu_seqlens: torch.Tensor) -> list[int]:

@@ -2,28 +2,32 @@
 
 import pytest
 import torch
-from support import Prompt, batch, random_model
+from prompts import GREEDY, logits, with_types
+from support import FAMILIES, Prompt, batch, random_model
 
 from ppe_npu import CompressionConfig, backends, compress, restore
 from ppe_npu.models.fused import fuse, unfuse
 
 INPUTS = batch(Prompt([2, ("image", (1, 3, 5)), 3, ("video", (2, 2, 4)), 1], seed=1), Prompt([3, ("image", (1, 2, 2))]))
+IMAGES = batch(Prompt([2, ("image", (1, 3, 5)), 3], seed=1), Prompt([3, ("image", (1, 2, 2)), 1]))
 
 
-def result(model):
+def result(model, inputs=INPUTS):
     compress(model, CompressionConfig.preset("keep_one"))
-    out = model(**INPUTS, labels=INPUTS["input_ids"])
+    out = model(**inputs, labels=inputs["input_ids"])
     model.zero_grad()
     out.loss.backward()
     return out.logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "reference"])
-def test_logits_and_gradients_stay(implementation):
-    model = random_model()
-    logits, grads = result(model)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_gradients_stay(family, implementation):
+    model = random_model(family=family)
+    inputs = IMAGES if family == "qwen3_vl" else INPUTS
+    logits, grads = result(model, inputs)
     with backends.dispatch.using(attention=implementation):
-        fused_logits, fused_grads = result(fuse(model))
+        fused_logits, fused_grads = result(fuse(model), inputs)
     torch.testing.assert_close(fused_logits, logits, atol=1e-4, rtol=1e-4)
     for name, grad in grads.items():
         torch.testing.assert_close(
@@ -41,10 +45,36 @@ def test_every_norm_mlp_and_window_goes_through_the_backends(monkeypatch):
     with torch.no_grad():
         model(**INPUTS)
     blocks, layers, towers = 1, 3, 2  # images and videos each run the tower once
-    assert calls.count("attention") == blocks * towers
+    assert calls.count("attention") == blocks * towers + layers
+    assert calls.count("rotary") == blocks * towers + layers
     assert calls.count("swiglu") == blocks * towers + layers
     assert calls.count("rms_norm") == (2 * blocks + 1) * towers + 2 * layers + 1
     assert calls.count("group_mean") == calls.count("dpc_knn") == 3  # frames of 4, 8 and 15 tokens: three buckets
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_generation_stays(family, cache):
+    """Prefill with padding, decoding steps, a cascade, and a cache of fixed length."""
+    model = compress(random_model(family=family), CompressionConfig.preset("ppe", k=4, layers=[1]))
+    settings = {"max_new_tokens": 4, **GREEDY, "cache_implementation": cache}
+    expected = model.generate(**IMAGES, **settings)
+    assert torch.equal(fuse(model).generate(**IMAGES, **settings), expected)
+
+
+def test_another_attention_that_was_asked_for_is_kept(monkeypatch):
+    calls = []
+    call = backends.dispatch.call
+    monkeypatch.setattr(
+        backends.dispatch, "call", lambda op, *args, **kwargs: calls.append(op) or call(op, *args, **kwargs)
+    )
+    model = random_model()
+    real = IMAGES["attention_mask"].bool()
+    expected = logits(model, with_types(IMAGES))[real]
+    fuse(model).set_attn_implementation("eager")
+    calls.clear()
+    torch.testing.assert_close(logits(model, with_types(IMAGES))[real], expected, atol=1e-4, rtol=1e-4)
+    assert calls.count("rotary") == 1  # the vision tower's one block
 
 
 def test_unfuse_leaves_no_trace():
