@@ -156,9 +156,13 @@ def _add_describe(commands) -> None:
 
 
 def _add_parity(commands) -> None:
-    parser = commands.add_parser("parity", help="compare a device's operators with the reference")
+    parser = commands.add_parser("parity", help="compare a device's operators and a tiny model with fp64 on the CPU")
+    what = "record: write a bundle of results; check: compare with one (default: run, without files)"
+    parser.add_argument("action", nargs="?", default="run", choices=("run", "record", "check"), help=what)
+    parser.add_argument("bundle", nargs="?", help="the bundle's folder, to check")
+    parser.add_argument("--out", help="the bundle's folder, to record")
     parser.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
-    parser.add_argument("--dtypes", default="fp32,bf16", help="comma-separated (default: fp32,bf16)")
+    parser.add_argument("--dtypes", help="of a run: comma-separated (default: fp32,bf16,fp16)")
     parser.set_defaults(run=_parity)
 
 
@@ -190,17 +194,9 @@ def _describe(args: argparse.Namespace) -> int:
 
 
 def _parity(args: argparse.Namespace) -> int:
-    from ppe_npu.backends import device as devices
+    from ppe_npu.commands import run_parity
 
-    device = devices.resolve(args.device)
-    from ppe_npu.backends.parity import format_table, run_parity
-
-    dtypes = tuple(name.strip() for name in args.dtypes.split(",") if name.strip())
-    if not dtypes or set(dtypes) - {"fp32", "bf16"}:
-        raise ValueError(f"--dtypes {args.dtypes}: use fp32, bf16 or both, comma-separated")
-    rows = run_parity(device, dtypes=dtypes)
-    print(format_table(rows))
-    return 0 if all(row.ok for row in rows) else 1
+    return run_parity(args)
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`ppe-npu train` and `ppe-npu eval`: command-line arguments -> train() and evaluate()."""
+"""`ppe-npu train`, `eval` and `parity`: command-line arguments -> train(), evaluate() and the comparisons."""
 
 from __future__ import annotations
 
@@ -163,6 +163,31 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
         k = None if config.positions != "ppe" and len(names) > 1 else args.k
         configs.append(as_compression(config, ratio=ratio, k=k))
     return configs
+
+
+def run_parity(args: argparse.Namespace) -> int:
+    """Compare this device with fp64, or with what another machine recorded; the exit code says whether they agree."""
+    given = {"run": (args.bundle, args.out), "record": (args.bundle,), "check": (args.out, args.dtypes)}[args.action]
+    if any(given) or (args.action == "record" and (not args.out or args.dtypes)):
+        raise InputError("parity: give nothing, `record --out FOLDER`, or `check FOLDER`")
+    if args.action == "check" and not args.bundle:
+        raise InputError("parity check: name the bundle's folder")
+    dtypes = tuple(name.strip() for name in (args.dtypes or "fp32,bf16,fp16").split(",") if name.strip())
+    if not dtypes or set(dtypes) - {"fp32", "bf16", "fp16"}:
+        raise InputError(f"--dtypes {args.dtypes}: use fp32, bf16 and fp16, comma-separated")
+    device = devices.resolve(args.device)
+    quiet_transformers()
+    from ppe_npu.backends import parity
+    from ppe_npu.parity import bundle, end_to_end
+
+    if args.action == "record":
+        rows = bundle.record(device, args.out)
+    elif args.action == "check":
+        rows = bundle.check(args.bundle, device)
+    else:
+        rows = parity.run_parity(device, dtypes) + end_to_end.run_end_to_end(device, dtypes)
+    print(parity.format_table(rows))
+    return 0 if all(row.ok for row in rows) else 1
 
 
 def video_sampling(args: argparse.Namespace) -> VideoSampling:

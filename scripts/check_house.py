@@ -23,6 +23,7 @@ LEVELS = {
     "ppe_npu.media": 4,
     "ppe_npu.inputs": 5,
     "ppe_npu.loading": 5,
+    "ppe_npu.parity": 6,
     "ppe_npu.training": 6,
     "ppe_npu.evaluation": 6,
     "ppe_npu.demo": 7,

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +48,77 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Results:
+class Results:
+    """What one call gave: its results, and the gradients of what the case differentiates."""
+
     forward: list[Tensor]
     grad: list[Tensor]
 
 
-def run_parity(device: torch.device, dtypes: Sequence[str] = ("fp32", "bf16")) -> list[Row]:
+class CaseRun:
+    """A case in a dtype: run it on a device, and measure the result against fp64.
+
+    Args:
+        case, dtype: what; dtype is a name in DTYPES.
+        given: tensors to use instead of those that the case draws, in their order (from a recorded bundle).
+    """
+
+    def __init__(self, case: Case, dtype: str, given: list[Tensor] | None = None):
+        self.case, self.dtype = case, DTYPES[dtype]
+        self._inputs = _inputs(case, self.dtype)
+        if given is not None:
+            self._inputs = _replaced(self._inputs, iter(given))
+        self._exact = _evaluate(case, _cast(self._inputs, torch.float64), CPU, "reference")
+        self._plain = _evaluate(case, self._inputs, CPU, "reference")
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors that go in."""
+        return [value for value in _flat(self._inputs) if isinstance(value, Tensor)]
+
+    @property
+    def shapes(self) -> str:
+        return ", ".join("x".join(map(str, tensor.shape)) for tensor in self.tensors)
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return ("forward", "grad") if self.case.grads else ("forward",)
+
+    def on(self, device: torch.device, implementation: str | None = None) -> Results:
+        """The results on a device, by the implementation that dispatch takes, or by a named one."""
+        # Whatever a user may have turned on elsewhere, TF32 and HF32 are not what is compared here.
+        with devices.exact_matmul():
+            return _evaluate(self.case, self._inputs, device, implementation)
+
+    def error(self, results: Results, direction: str, itself: bool = False) -> tuple[float, float]:
+        """(error, allowed) of the tensor that comes nearest to, or furthest over, what it is allowed.
+
+        Args:
+            itself: the results are those of the reference on the CPU, which is also what allows them their error.
+        """
+        ours, plain, exact = (getattr(each, direction) for each in (results, self._plain, self._exact))
+        if self.case.clustering:
+            return self.distance(ours, exact), 0.0
+        own = compare.own_bound(self.dtype, direction == "grad")
+        if [tensor.dtype for tensor in ours] != [tensor.dtype for tensor in plain]:
+            return math.inf, own  # too few results, or of another dtype than specified
+        pairs = []
+        for mine, usual, true in zip(ours, plain, exact):
+            usual = compare.relative_rms(usual, true)
+            bound = own if itself else compare.allowed(usual, self.dtype, direction == "grad")
+            pairs.append((compare.relative_rms(mine, true), bound))
+        return max(pairs, key=lambda pair: pair[0] / pair[1])
+
+    def distance(self, one: list[Tensor], two: list[Tensor]) -> float:
+        """How far two results are apart: relative RMS, of clusterings the partition distance."""
+        if self.case.clustering:
+            return compare.clustering_error(tuple(one), tuple(two), budgets=self._inputs[2])
+        if len(one) != len(two):
+            return math.inf
+        return max(compare.relative_rms(a, b) for a, b in zip(one, two))
+
+
+def run_parity(device: torch.device, dtypes: Sequence[str] = ("fp32", "bf16", "fp16")) -> list[Row]:
     """Compares every implementation available on `device` with the fp64 reference, on all of `CASES`.
 
     Args:
@@ -80,18 +145,14 @@ def run_parity(device: torch.device, dtypes: Sequence[str] = ("fp32", "bf16")) -
 
 
 def _run_case(case: Case, dtype: str, device: torch.device) -> list[Row]:
-    rounded = _inputs(case, DTYPES[dtype])
-    exact = _evaluate(case, _cast(rounded, torch.float64), CPU, "reference")
-    plain = _evaluate(case, rounded, CPU, "reference")
-    tensors = [value for value in _flat(rounded) if isinstance(value, Tensor)]
-    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors)
+    run = CaseRun(case, dtype)
     rows = []
     for entry in dispatch.available(case.op, device.type):
-        fixed = {"op": case.op, "case": case.name, "shapes": shapes, "dtype": dtype, "implementation": entry.name}
+        fixed = {
+            "op": case.op, "case": case.name, "shapes": run.shapes, "dtype": dtype, "implementation": entry.name
+        }  # fmt: skip
         try:
-            # Whatever a user may have turned on elsewhere, TF32 and HF32 are not what is compared here.
-            with devices.exact_matmul():
-                ours = _evaluate(case, rounded, device, entry.name)
+            results = run.on(device, entry.name)
         except dispatch.ImplementationError as error:
             reason = str(error).rpartition("cannot be used: ")[2]
             rows.append(Row(**fixed, direction="-", error=None, allowed=None, ok=True, note=f"refused: {reason}"))
@@ -101,28 +162,10 @@ def _run_case(case: Case, dtype: str, device: torch.device) -> list[Row]:
             rows.append(Row(**fixed, direction="-", error=math.inf, allowed=None, ok=False, note=note))
             continue
         itself = entry.name == "reference" and device.type == "cpu"
-        for direction in ("forward", "grad") if case.grads else ("forward",):
-            parts = [getattr(results, direction) for results in (ours, plain, exact)]
-            error, bound = _worst(case, parts, DTYPES[dtype], direction, itself, rounded)
+        for direction in run.directions:
+            error, bound = run.error(results, direction, itself)
             rows.append(Row(**fixed, direction=direction, error=error, allowed=bound, ok=error <= bound))
     return rows
-
-
-def _worst(
-    case: Case, parts: list[list[Tensor]], dtype: torch.dtype, direction: str, itself: bool, inputs: tuple
-) -> tuple[float, float]:
-    """(error, allowed) of the tensor that comes nearest to, or furthest over, what it is allowed."""
-    ours, plain, exact = parts
-    if case.clustering:
-        return compare.clustering_error(tuple(ours), tuple(exact), budgets=inputs[2]), 0.0
-    own = compare.own_bound(dtype, direction == "grad")
-    if [tensor.dtype for tensor in ours] != [tensor.dtype for tensor in plain]:
-        return math.inf, own  # too few results, or of another dtype than specified
-    pairs = []
-    for mine, usual, true in zip(ours, plain, exact):
-        bound = own if itself else compare.allowed(compare.relative_rms(usual, true), dtype, direction == "grad")
-        pairs.append((compare.relative_rms(mine, true), bound))
-    return max(pairs, key=lambda pair: pair[0] / pair[1])
 
 
 def _inputs(case: Case, dtype: torch.dtype) -> tuple:
@@ -141,11 +184,20 @@ def _cast(values: Any, dtype: torch.dtype, device: torch.device = CPU) -> Any:
     return values
 
 
+def _replaced(values: Any, given: Iterator[Tensor]) -> Any:
+    """`values` with the given tensors in place of their tensors; tuples and dicts are walked."""
+    if isinstance(values, tuple):
+        return tuple(_replaced(value, given) for value in values)
+    if isinstance(values, dict):
+        return {key: _replaced(value, given) for key, value in values.items()}
+    return next(given) if isinstance(values, Tensor) else values
+
+
 def _flat(values: tuple) -> list:
     return [part for value in values for part in (value.values() if isinstance(value, dict) else (value,))]
 
 
-def _evaluate(case: Case, inputs: tuple, device: torch.device, implementation: str) -> _Results:
+def _evaluate(case: Case, inputs: tuple, device: torch.device, implementation: str | None) -> Results:
     """Results and gradients of one call; the gradients for a fixed random cotangent, the same for every call."""
     dtype = next(value.dtype for value in inputs if isinstance(value, Tensor) and value.is_floating_point())
     values = list(_cast(inputs, dtype, device))
@@ -156,12 +208,12 @@ def _evaluate(case: Case, inputs: tuple, device: torch.device, implementation: s
     results = getattr(backends, case.op)(*values, **keywords, **case.options, implementation=implementation)
     results = list(results) if isinstance(results, tuple) else [results]
     if not case.grads:
-        return _Results(results, [])
+        return Results(results, [])
     generator = torch.Generator().manual_seed(0)
     # Rounded to bf16, so that every dtype gets the same numbers.
     random = [torch.randn(result.shape, generator=generator).bfloat16() for result in results]
     cotangents = [value.to(device, result.dtype) for value, result in zip(random, results)]
-    return _Results(results, list(torch.autograd.grad(results, [values[index] for index in case.grads], cotangents)))
+    return Results(results, list(torch.autograd.grad(results, [values[index] for index in case.grads], cotangents)))
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -1,0 +1,141 @@
+"""A tiny model on a device against the same model in fp64: logits, loss, gradients, optimizer steps, generated ids.
+
+Allowed is what backends/parity/compare.py allows an operator: twice the error of plain PyTorch (transformers as it is,
+on the CPU, in the same dtype), with a floor. In fp32 the images and videos go through the vision tower; in 16 bits its
+features are given (see model.with_features), cascades, whose groups come from 16-bit hidden states, are left out, and
+greedy ids, which hang on the last bit of two close logits, are not compared. fp16 gradients overflow without a loss
+scale: there, logits alone are compared.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from ppe_npu import CompressionConfig, compress
+from ppe_npu.backends import device as devices
+from ppe_npu.backends import dispatch
+from ppe_npu.backends.parity import Row, compare
+from ppe_npu.backends.parity.run import DTYPES
+from ppe_npu.models.fused import fuse
+from ppe_npu.parity.model import SETTINGS, build_inputs, build_model, with_features
+
+STEPS, NEW_TOKENS, LEARNING_RATE = 5, 6, 1e-3
+CPU = torch.device("cpu")
+# Losses after a few steps scatter more than one operator's result does.
+_LOSS_FLOOR = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one run gave, on the CPU.
+
+    Args:
+        logits: [n, vocab] of all text. gradients: [n] of all parameters, one after the other.
+        losses: [STEPS + 1] before each optimizer step and after the last.
+        ids: [B, NEW_TOKENS] greedy, or None.
+    """
+
+    logits: torch.Tensor
+    gradients: torch.Tensor
+    losses: torch.Tensor
+    ids: torch.Tensor | None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def run_end_to_end(device: torch.device, dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16")) -> list[Row]:
+    """One row for each setting, dtype and quantity; parity holds if `row.ok` for all."""
+    rows = []
+    for name in dtypes:
+        if not devices.supports(device, DTYPES[name]):
+            note = f"refused: {device.type} does not compute in {name}"
+            rows.append(Row("model", "all", "-", name, "-", "-", None, None, True, note))
+            continue
+        for setting in settings(name):
+            rows += _compare(setting, name, device)
+    return rows
+
+
+def settings(dtype: str) -> list[str]:
+    """The settings that are compared in a dtype."""
+    return [name for name, config in SETTINGS.items() if dtype == "fp32" or not config.layers]
+
+
+def _compare(setting: str, dtype: str, device: torch.device) -> list[Row]:
+    model, inputs = build_model(), build_inputs()
+    if dtype != "fp32":
+        model = model.to(DTYPES[dtype])
+        inputs = with_features(model, inputs)
+    exact = run(model, inputs, SETTINGS[setting], CPU, torch.float64, fused=False)
+    plain = run(model, inputs, SETTINGS[setting], CPU, DTYPES[dtype], fused=False)
+    dispatch.reset()
+    try:
+        ours = run(model, inputs, SETTINGS[setting], device, DTYPES[dtype], fused=True)
+    except Exception as error:
+        note = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return [Row("model", setting, "-", dtype, "-", "-", float("inf"), None, False, note)]
+    chosen = ", ".join(sorted(set(dispatch.chosen().values())))
+    fixed = {"op": "model", "dtype": dtype, "implementation": chosen, "shapes": f"{len(ours.logits)} tokens"}
+    return [
+        Row(**fixed, case=f"{setting}: {quantity}", direction=direction, error=error, allowed=bound, ok=error <= bound)
+        for quantity, direction, error, bound in errors(ours, plain, exact, DTYPES[dtype])
+    ]
+
+
+def errors(ours: Results, plain: Results, exact: Results, dtype: torch.dtype) -> list[tuple[str, str, float, float]]:
+    """(quantity, direction, error, allowed) of everything that is compared."""
+    out = []
+    quantities = (("logits", "forward"), ("gradients", "grad"), ("losses", "5 steps"))
+    for quantity, direction in quantities[: 1 if dtype is torch.float16 else None]:
+        mine, usual, true = (getattr(results, quantity) for results in (ours, plain, exact))
+        bound = compare.allowed(compare.relative_rms(usual, true), dtype, direction == "grad")
+        if quantity == "losses":
+            bound = max(bound, _LOSS_FLOOR[dtype])
+        out.append((quantity, direction, compare.relative_rms(mine, true), bound))
+    if exact.ids is not None and ours.ids is not None and dtype is torch.float32:
+        out.append(("greedy ids", "generate", float(not torch.equal(ours.ids, exact.ids)), 0.0))
+    return out
+
+
+def run(
+    model,
+    inputs: dict[str, torch.Tensor],
+    config: CompressionConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    fused: bool,
+) -> Results:
+    """Everything that is compared, of a copy of the model on a device in a dtype.
+
+    Args:
+        inputs: of build_inputs or with_features, with labels.
+        fused: through ppe_npu.backends, or as transformers does it.
+    """
+    model = copy.deepcopy(model).to(device, dtype)
+    compress(fuse(model) if fused else model, config)
+    inputs = {
+        name: value.to(device, dtype if value.is_floating_point() and name != "second_per_grid_ts" else value.dtype)
+        for name, value in inputs.items()
+    }
+    with devices.exact_matmul():
+        ids = None
+        if "inputs_embeds" not in inputs:
+            prompt = {name: value for name, value in inputs.items() if name != "labels"}
+            settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "suppress_tokens": [60, 61, 62, 63]}
+            ids = model.generate(**prompt, **settings)[:, -NEW_TOKENS:].cpu()
+        out = model(**inputs)
+        logits = out.logits[out.labels != -100].detach().double().cpu()
+        out.loss.backward()
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        gradients = torch.cat([p.grad.detach().flatten().double().cpu() for p in parameters])
+        losses = [out.loss.item()]
+        optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
+        for _ in range(STEPS):
+            optimizer.step()
+            optimizer.zero_grad()
+            loss = model(**inputs).loss
+            loss.backward()
+            losses.append(loss.item())
+    return Results(logits, gradients, torch.tensor(losses, dtype=torch.float64), ids)
