@@ -66,7 +66,9 @@ class Prefill(Run):
         groups = merge(stage, features, self.plan.visual[:, None], self.config)
         self.embeds = _arranged(stage, text_embeds, groups.apply(features).to(text_embeds.dtype))
         none = torch.zeros_like(text_embeds)
-        self._deepstack = {layer: _arranged(stage, none, groups.apply(part)) for layer, part in enumerate(deepstack)}
+        self._deepstack = {
+            layer: _arranged(stage, none, groups.apply(part), padding=0.0) for layer, part in enumerate(deepstack)
+        }
         self._hold(0, stage.text[:, None], groups.held)
         self.watch.stop()
 
@@ -77,12 +79,12 @@ class Prefill(Run):
         on, tokens = self.plan.stages[stage], hidden.flatten(0, 1)
         groups = merge(on, tokens, self._held, self.config)
 
-        def merged(tokens: torch.Tensor) -> torch.Tensor:
-            return _arranged(on, tokens.index_select(0, on.text), groups.apply(tokens))
+        def merged(tokens: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
+            return _arranged(on, tokens.index_select(0, on.text), groups.apply(tokens), padding)
 
         hidden = merged(tokens)
         # The mean of sums is the sum of means: what is still to be added is merged as the tokens are.
-        self._deepstack = {layer: merged(part.flatten(0, 1)) for layer, part in self._deepstack.items()}
+        self._deepstack = {layer: merged(part.flatten(0, 1), 0.0) for layer, part in self._deepstack.items()}
         self._hold(stage, self._held.index_select(0, on.text), groups.held)
         self.watch.stop()
         return hidden
@@ -104,6 +106,9 @@ class Prefill(Run):
             self.rows[stage] = self.plan.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)
 
 
-def _arranged(stage: StageOnDevice, text: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Text [T, C] and kept visual tokens [G, C] in place: [B, L, C], zeros at padding."""
-    return torch.cat([text, kept, text.new_zeros(1, text.shape[-1])])[stage.rows]
+def _arranged(stage: StageOnDevice, text: torch.Tensor, kept: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
+    """Text [T, C] and kept visual tokens [G, C] in place: [B, L, C], with `padding` at padding.
+
+    Nobody sees padding, but a careless label may have it predict a token, and the gradient of a norm of zeros is huge.
+    """
+    return torch.cat([text, kept, text.new_full((1, text.shape[-1]), padding)])[stage.rows]

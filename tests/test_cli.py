@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from ppe_npu import cli
@@ -225,19 +226,30 @@ def test_parity_prints_its_table_and_fails_with_a_row(run, monkeypatch):
     from types import SimpleNamespace
 
     from ppe_npu.backends import parity
+    from ppe_npu.parity import bundle, end_to_end
 
-    seen, found = [], [SimpleNamespace(ok=True), SimpleNamespace(ok=False)]
+    seen, good, bad = [], SimpleNamespace(ok=True), SimpleNamespace(ok=False)
 
-    def rows(ok):
-        return lambda device, dtypes: seen.append((device.type, dtypes)) or [found[0], found[not ok]]
+    def gives(what, *rows):
+        return lambda *args: seen.append((what, *args)) or list(rows)
 
     monkeypatch.setattr(parity, "format_table", lambda rows: f"{len(rows)} rows")
-    monkeypatch.setattr(parity, "run_parity", rows(True))
-    assert run("parity", "--device", "cpu", "--dtypes", "fp32")[:2] == (0, "2 rows\n")
-    assert seen == [("cpu", ("fp32",))]
-    monkeypatch.setattr(parity, "run_parity", rows(False))
+    monkeypatch.setattr(parity, "run_parity", gives("operators", good))
+    monkeypatch.setattr(end_to_end, "run_end_to_end", gives("model", good, good))
+    assert run("parity", "--device", "cpu", "--dtypes", "fp32")[:2] == (0, "3 rows\n")
+    cpu = torch.device("cpu")
+    assert seen == [("operators", cpu, ("fp32",)), ("model", cpu, ("fp32",))]
+    monkeypatch.setattr(end_to_end, "run_end_to_end", gives("model", good, bad))
     assert run("parity", "--device", "cpu")[0] == 1
+    monkeypatch.setattr(bundle, "record", gives("record", good))
+    monkeypatch.setattr(bundle, "check", gives("check", bad))
+    assert run("parity", "record", "--device", "cpu", "--out", "here")[0] == 0
+    assert run("parity", "check", "there", "--device", "cpu")[0] == 1
+    assert seen[-2:] == [("record", cpu, "here"), ("check", "there", cpu)]
     refused(run("parity", "--device", "cpu", "--dtypes", "fp8"), "fp8")
+    refused(run("parity", "record", "--device", "cpu"), "record --out FOLDER")
+    refused(run("parity", "check", "--device", "cpu"), "name the bundle's folder")
+    refused(run("parity", "--out", "x", "--device", "cpu"), "record --out FOLDER")
 
 
 def test_no_command_and_unknown_commands(run):

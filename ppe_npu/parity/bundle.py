@@ -199,9 +199,10 @@ def _run_model(setting: str, dtype: str, device: torch.device, tensors: Tensors)
 
 def _kept(results: Results) -> Tensors:
     """What of the results a bundle holds."""
-    tensors = results.tensors()
-    gradients = tensors["gradients"]
-    return tensors | {"gradients": gradients[:: max(len(gradients) // _GRADIENTS, 1)]}
+    gradients = torch.cat([gradient.flatten() for gradient in results.gradients.values()])
+    few = gradients[:: max(len(gradients) // _GRADIENTS, 1)]
+    ids = {} if results.ids is None else {"ids": results.ids}
+    return {"logits": results.logits, "losses": results.losses, "gradients": few, **ids}
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -31,18 +31,15 @@ class Results:
     """What one run gave, on the CPU.
 
     Args:
-        logits: [n, vocab] of all text. gradients: [n] of all parameters, one after the other.
+        logits: [n, vocab] of all text. gradients: of each parameter that has one.
         losses: [STEPS + 1] before each optimizer step and after the last.
         ids: [B, NEW_TOKENS] greedy, or None.
     """
 
     logits: torch.Tensor
-    gradients: torch.Tensor
+    gradients: dict[str, torch.Tensor]
     losses: torch.Tensor
     ids: torch.Tensor | None
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def run_end_to_end(device: torch.device, dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16")) -> list[Row]:
@@ -89,14 +86,29 @@ def errors(ours: Results, plain: Results, exact: Results, dtype: torch.dtype) ->
     out = []
     quantities = (("logits", "forward"), ("gradients", "grad"), ("losses", "5 steps"))
     for quantity, direction in quantities[: 1 if dtype is torch.float16 else None]:
-        mine, usual, true = (getattr(results, quantity) for results in (ours, plain, exact))
-        bound = compare.allowed(compare.relative_rms(usual, true), dtype, direction == "grad")
+        found = tuple(getattr(results, quantity) for results in (ours, plain, exact))
+        error, bound = _worst_gradient(*found, dtype) if quantity == "gradients" else _error(*found, dtype)
         if quantity == "losses":
             bound = max(bound, _LOSS_FLOOR[dtype])
-        out.append((quantity, direction, compare.relative_rms(mine, true), bound))
+        out.append((quantity, direction, error, bound))
     if exact.ids is not None and ours.ids is not None and dtype is torch.float32:
         out.append(("greedy ids", "generate", float(not torch.equal(ours.ids, exact.ids)), 0.0))
     return out
+
+
+def _error(mine, usual, true, dtype: torch.dtype, gradient: bool = False) -> tuple[float, float]:
+    return compare.relative_rms(mine, true), compare.allowed(compare.relative_rms(usual, true), dtype, gradient)
+
+
+def _worst_gradient(mine: dict, usual: dict, true: dict, dtype: torch.dtype) -> tuple[float, float]:
+    """(error, allowed) of the parameter that comes nearest to, or furthest over, what it is allowed. A gradient that is
+    zero but for rounding (of a key's bias, which no attention sees) has no error to speak of."""
+    if mine.keys() != true.keys():
+        return float("inf"), 0.0
+    sizes = {name: gradient.square().mean().sqrt() for name, gradient in true.items()}
+    seen = [name for name, size in sizes.items() if size > 1e-6 * max(sizes.values())]
+    pairs = [_error(mine[name], usual[name], true[name], dtype, gradient=True) for name in seen]
+    return max(pairs, key=lambda pair: pair[0] / pair[1])
 
 
 def run(
@@ -128,9 +140,9 @@ def run(
         out = model(**inputs)
         logits = out.logits[out.labels != -100].detach().double().cpu()
         out.loss.backward()
-        parameters = [p for p in model.parameters() if p.grad is not None]
-        gradients = torch.cat([p.grad.detach().flatten().double().cpu() for p in parameters])
-        losses = [out.loss.item()]
+        named = {name: p for name, p in model.named_parameters() if p.grad is not None}
+        gradients = {name: p.grad.double().cpu() for name, p in named.items()}
+        parameters, losses = list(named.values()), [out.loss.item()]
         optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
         for _ in range(STEPS):
             optimizer.step()

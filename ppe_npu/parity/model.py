@@ -68,7 +68,9 @@ def build_inputs(seed: int = 0) -> dict[str, torch.Tensor]:
         "video_grid_thw": torch.tensor(grids[VIDEO]),
         "second_per_grid_ts": torch.ones(len(grids[VIDEO])),
     }
-    text = (inputs["input_ids"] < WORDS) & (inputs["attention_mask"] > 0)
+    real = inputs["attention_mask"] > 0
+    predicted = torch.nn.functional.pad(real, (1, -1))  # not from padding
+    text = (inputs["input_ids"] < WORDS) & real & predicted
     return inputs | {"labels": torch.where(text, inputs["input_ids"], -100)}
 
 

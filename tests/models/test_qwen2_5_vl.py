@@ -63,6 +63,17 @@ def test_labels_follow_their_tokens_and_the_loss_is_theirs(model):
     torch.testing.assert_close(out.loss, shifted)
 
 
+def test_labels_on_all_text_give_gradients_of_an_ordinary_size(model):
+    """Left padding and a label on the first token: what stands at padding has to predict it, in transformers, too."""
+    inputs = batch(*MIXED)
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+    for config in (PPE, PRESETS["cascade"]):
+        compress(model, config)
+        model.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        assert max(p.grad.abs().max() for p in model.parameters()) < 10
+
+
 def test_gradients_of_the_merge_agree_with_finite_differences_in_fp64(model):
     """From features and text embeddings to the compressed prompt: only averages and places, so exact."""
     compression = compress(model, PPE).compression
