@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import importlib.util
 import logging
+import os
 import platform
 import random
 from collections.abc import Iterator
@@ -148,6 +149,22 @@ def synchronize(device: torch.device) -> None:
 def process_group_backend(device: torch.device) -> str:
     """torch.distributed's backend for `device`: hccl, nccl or gloo."""
     return {"npu": "hccl", "cuda": "nccl"}.get(device.type, "gloo")
+
+
+def process_count() -> int:
+    """How many processes torchrun (or another launcher) has started for this job; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_rank() -> int:
+    """Which of them this is; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def wait_for_all() -> None:
+    """Wait until every process of the job is here; nothing for a single one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def fused_adamw_name(device: torch.device, *, fused: bool = False) -> str:

@@ -31,7 +31,8 @@ def run_train(args: argparse.Namespace) -> int:
 
     quiet_transformers()
     result = train(TrainConfig(**(_embedded(args) if args.model is None else _asked(args))))
-    print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.final}")
+    if devices.process_rank() == 0:
+        print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.final}")
     return 0
 
 
@@ -60,19 +61,23 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
 
 def _embedded(args: argparse.Namespace) -> dict[str, Any]:
     """The embedded run's values: data and an untrained model are written if they are not there."""
+    from filelock import FileLock
+
     from ppe_npu.demo import tiny
     from ppe_npu.files import new_folder
 
     root, seed = Path(args.output), args.seed or 0
+    root.mkdir(parents=True, exist_ok=True)
     base = root / f"base-seed{seed}"
     before = root / "train.json"
     if before.is_file() and not Path(json.loads(before.read_text())["model"]).name.startswith("base-seed"):
         raise InputError(f"output {root} holds a run of another model: name another --output for the embedded run")
-    write_embedded_data(root / "data")
-    if not (base / "config.json").is_file():
-        with new_folder(base) as folder:
-            tiny.build_model(seed).save_pretrained(folder)
-            tiny.build_processor().save_pretrained(folder)
+    with FileLock(root / ".embedded.lock"):  # of several processes the first writes
+        write_embedded_data(root / "data")
+        if not (base / "config.json").is_file():
+            with new_folder(base) as folder:
+                tiny.build_model(seed).save_pretrained(folder)
+                tiny.build_processor().save_pretrained(folder)
     if args.compression is None and args.ratio is None and args.k is None:
         compression = CompressionConfig.preset("ppe", k=4)  # 8 does not divide the tiny model's sections
     else:

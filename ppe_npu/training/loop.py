@@ -71,8 +71,14 @@ class Progress(TrainerCallback):
 class CompressedTrainer(Trainer):
     """A Trainer whose model is compressed.
 
-    Its checkpoints hold compression.json, and a marker once they are whole.
+    Its checkpoints hold compression.json, and a marker once they are whole. A loss is the mean over all tokens of an
+    optimizer step, whichever process or forward pass they fall to: so it does not depend on how the step is cut.
     """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        # transformers believes that these models' losses take no token count; their forward hands it on.
+        self.model_accepts_loss_kwargs = True
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -114,6 +120,7 @@ class CompressedTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # until every process has written its part
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             write_json(folder / _WHOLE, {"step": self.state.global_step})

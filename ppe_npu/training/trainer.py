@@ -58,6 +58,9 @@ class TrainResult:
 def train(config: TrainConfig, announce: bool = True) -> TrainResult:
     """Fine-tune a model with compression inside its forward pass.
 
+    Started by torchrun, each process does its share of every batch: the losses are those of one process on the same
+    global batch, because they are averaged over all its tokens. The first process writes.
+
     output/final loads in plain transformers, and is a model to start from again; output/summary.json holds the result
     and all settings.
 
@@ -72,23 +75,29 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
     prepare_transformers()
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from ppe_npu.training.loop import CompressedTrainer, Progress
+    from ppe_npu.training.loop import CompressedTrainer, Progress, last_whole_checkpoint
 
-    device = devices.resolve(config.device)
+    device, first, processes = devices.resolve(config.device), devices.process_rank() == 0, devices.process_count()
     check_compression(config.model, config.compression)
-    checkpoint = _prepare_output(config)
+    checkpoint = _prepare_output(config) if first else None
     processor = load_processor(config.model, config.min_pixels, config.max_pixels)
     records = read_records(config.data, config.data_root)
+    steps = total_steps(config, len(records), processes)
+    arguments = _arguments(config, device, steps)  # starts the process group, and chooses this process' device
+    if not first:
+        devices.wait_for_all()  # until the first has looked at the output
+        checkpoint = last_whole_checkpoint(config.output) if config.resume else None
+    elif processes > 1:
+        devices.wait_for_all()
     devices.seed_everything(config.seed)
-    model = compress(load_model(config.model, device), config.compression).train()
+    model = compress(load_model(config.model, arguments.device), config.compression).train()
     freeze(model, config.frozen)
     cache = PixelCache(_CACHE_BYTES) if config.cache_pixels else None
     collator = Collator(processor, model.compression.vision, config.video, cache)
     collator(records[:1])  # a chat template that does not fit is found here
-    steps = total_steps(config, len(records))
     trainer = CompressedTrainer(
         model=model,
-        args=_arguments(config, device, steps),
+        args=arguments,
         data_collator=collator,
         train_dataset=ChatDataset(records),
         processing_class=processor,
@@ -96,12 +105,12 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
     )
     for callback in (PrinterCallback, ProgressCallback):  # Progress shows the loss beside the bar
         trainer.remove_callback(callback)
-    if announce:
-        print(describe_run(config, model, len(records), steps, device), flush=True)
+    if announce and first:
+        print(describe_run(config, model, len(records), steps, device, processes), flush=True)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
-    final = _save_final(config, model, processor)
+    final = _save_final(config, trainer, processor)
     counts = [parameter.numel() for parameter in model.parameters()]
     result = TrainResult(
         final=str(final),
@@ -111,7 +120,8 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
         parameters=sum(counts),
         trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
     )
-    write_json(Path(config.output) / "summary.json", {**result.to_dict(), "settings": config.to_dict()})
+    if first:
+        write_json(Path(config.output) / "summary.json", {**result.to_dict(), "settings": config.to_dict()})
     return result
 
 
@@ -132,9 +142,9 @@ def freeze(model: Any, beginnings: Sequence[str]) -> None:
         raise InputError(f"frozen={list(beginnings)} leaves no parameter to learn: freeze less")
 
 
-def total_steps(config: TrainConfig, records: int) -> int:
+def total_steps(config: TrainConfig, records: int, processes: int = 1) -> int:
     """Optimizer steps of the whole run."""
-    batches = math.ceil(records / config.batch_size)
+    batches = math.ceil(records / (config.batch_size * processes))
     return config.max_steps or math.ceil(config.epochs * math.ceil(batches / config.gradient_accumulation))
 
 
@@ -202,7 +212,7 @@ def _arguments(config: TrainConfig, device, steps: int):
     return arguments
 
 
-def describe_run(config: TrainConfig, model: Any, records: int, steps: int, device) -> str:
+def describe_run(config: TrainConfig, model: Any, records: int, steps: int, device, processes: int = 1) -> str:
     """The table that is printed before step 1: who learns, how fast, on what."""
     groups: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
@@ -216,22 +226,28 @@ def describe_run(config: TrainConfig, model: Any, records: int, steps: int, devi
     what = "dense" if compression.is_dense else (
         f"{compression.method}, ratio {compression.ratio}, positions {compression.positions}, k {compression.k}"
     )  # fmt: skip
-    effective = config.batch_size * config.gradient_accumulation
+    effective = config.batch_size * config.gradient_accumulation * processes
+    shares = f"{config.batch_size} x {config.gradient_accumulation}" + (
+        f" x {processes} processes" if processes > 1 else ""
+    )
     lines += [
-        f"{records:,} records, {steps:,} steps of {effective} ({config.batch_size} x {config.gradient_accumulation}), "
+        f"{records:,} records, {steps:,} steps of {effective} ({shares}), "
         f"schedule {config.schedule} after {config.warmup_steps} warm-up steps",
         f"compression {what}; {config.dtype} on {devices.describe(device)['name']}; seed {config.seed}",
     ]
     return "\n".join(lines)
 
 
-def _save_final(config: TrainConfig, model: Any, processor: Any) -> Path:
+def _save_final(config: TrainConfig, trainer: Any, processor: Any) -> Path:
     """output/final: the model as plain transformers reads it, its processor, and compression.json."""
+    model, final = trainer.model, Path(config.output) / "final"
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all processes, where each holds a part
     compression = model.compression.config
     restore(model)
-    final = Path(config.output) / "final"
-    with new_folder(final) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        write_json(folder / "compression.json", compression.to_dict())
+    if trainer.is_world_process_zero():
+        with new_folder(final) as folder:
+            model.save_pretrained(folder, state_dict=weights)
+            processor.save_pretrained(folder)
+            write_json(folder / "compression.json", compression.to_dict())
+    trainer.accelerator.wait_for_everyone()
     return final
