@@ -90,6 +90,7 @@ def dpc_knn(
     max_groups: int,
     num_neighbors: Tensor,
     *,
+    strict: bool = False,
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Density-peak clustering of every frame at once (DPC-KNN: Du, Ding and Jia 2016; as in Chat-UniVi).
@@ -105,6 +106,7 @@ def dpc_knn(
         max_groups: the largest budget, known to the host.
         num_neighbors: int64 [F], neighbours that a density is taken over (itself is one), at most 5 and at most
             the valid tokens.
+        strict: of equally dense tokens none counts as denser than another; else the one with the lower index does.
 
     Returns:
         centers: int64 [F, max_groups], token index of every centre by falling score; in range but meaningless from
@@ -123,7 +125,14 @@ def dpc_knn(
     _require(1 <= max_groups <= length, f"dpc_knn: max_groups must be from 1 to {length}, got", max_groups)
     with torch.no_grad(), device.exact_matmul(), _no_autocast(tokens):
         return dispatch.call(
-            "dpc_knn", tokens.detach(), valid, budgets, max_groups, num_neighbors, implementation=implementation
+            "dpc_knn",
+            tokens.detach(),
+            valid,
+            budgets,
+            max_groups,
+            num_neighbors,
+            strict=strict,
+            implementation=implementation,
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from ppe_npu.config import CompressionConfig
 from ppe_npu.layout import Arrangement, Budget, stage_layout
 from ppe_npu.masks import causal_mask, picked_mask, seen_places
-from ppe_npu.plan import PromptPlan
+from ppe_npu.plan import PlanOnDevice, PromptPlan
 from ppe_npu.positions import check_channels, prompt_positions
 from ppe_npu.report import CompressionReport, Stopwatch
 from ppe_npu.run import Prefill, Run
@@ -34,7 +34,7 @@ class Compression:
     config: CompressionConfig
     vision: VisionTokens
     channels: tuple[int, ...]
-    decoder_layers: int = 1
+    decoder_layers: int
     report: CompressionReport | None = field(default=None, init=False)
 
     def __post_init__(self):
@@ -51,6 +51,15 @@ class Compression:
                 f"temporal_ratio={config.temporal_ratio}: this model sets text between the frames of a video, so that "
                 "frames of one event have no place of their own; leave temporal_ratio out"
             )
+
+    def __deepcopy__(self, memo: dict) -> "Compression":
+        return Compression(self.config, self.vision, self.channels, self.decoder_layers)
+
+    def __reduce_ex__(self, protocol: int):
+        raise TypeError(
+            "a compressed model cannot be pickled: its methods would come back as its class has them; save it with "
+            "save_pretrained(), or restore() it first"
+        )
 
     @property
     def stages(self) -> int:
@@ -139,27 +148,16 @@ class Compression:
             ready_mask: make a padded stage's 4D mask here (bool, True = attend), for an attention that takes one.
         """
         watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
-        state = CacheState.empty(self.stages, len(on.following), on.following.device) if past is None else past
-        masks, rows, following = [], [], []
-        for number, stage in enumerate(on.stages):
-            if attention_mask is not None and attention_mask.ndim == 4:
-                attention_mask = mask = picked_mask(attention_mask, stage.sources, stage.real)
-            else:
-                ready = ready_mask and plan.stages[number].after.padded and past is None
-                mask = causal_mask(stage.real) if ready else None
-            renumbered = self.config.positions == "renumber"
-            if renumbered:
-                # A token's number is that of the tokens it sees before itself: a ready mask knows which these are.
-                numbers = (stage.real.long().cumsum(1) if mask is None else seen_places(mask)) - 1
-                rows.append((state.following[number][:, None] + numbers).clamp_min(0)[None].expand(3, -1, -1))
-                following.append(state.following[number] + torch.where(stage.real, numbers, -1).amax(1) + 1)
-            else:
-                rows.append(None)
-                following.append(on.following)
-            masks.append(mask)
+        state = CacheState.empty(self.config.layers, *on.stages[0].real.shape[:1], on.following.device)
+        state = state if past is None else past.repeated(len(on.following))
+        ready = ready_mask and past is None
+        masks = _stage_masks(plan, on, attention_mask, ready)
+        following, rows = (on.following,) * self.stages, [None] * self.stages
+        if self.config.positions == "renumber":
+            following, rows = _renumbered(state, on, masks)
         state = state.then(
             tuple(stage.real for stage in on.stages),
-            tuple(following),
+            following,
             tuple(stage.after.padded for stage in plan.stages),
             plan.layout.real.shape[1],
             compressed=True,
@@ -190,6 +188,35 @@ class Compression:
         return Run(self.config.layers, _with_padding([None] * self.stages, after), rows, after)
 
 
+def _stage_masks(
+    plan: PromptPlan, on: PlanOnDevice, given: torch.Tensor | None, ready: bool
+) -> list[torch.Tensor | None]:
+    """The 4D mask of every stage: picked from the one that was given, made where one is wanted for padding, or None."""
+    masks = []
+    for layout, stage in zip(plan.stages, on.stages):
+        if given is not None and given.ndim == 4:
+            given = picked_mask(given, stage.sources, stage.real)
+            masks.append(given)
+        else:
+            masks.append(causal_mask(stage.real) if ready and layout.after.padded else None)
+    return masks
+
+
+def _renumbered(
+    state: CacheState, on: PlanOnDevice, masks: list[torch.Tensor | None]
+) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
+    """The positions that follow each stage [B], and its rows [3, B, L]: 0, 1, 2, ... of what is there.
+
+    A token's number is that of the tokens it sees before itself: a 4D mask knows which these are.
+    """
+    following, rows = [], []
+    for first, stage, mask in zip(state.following, on.stages, masks):
+        numbers = (stage.real.long().cumsum(1) if mask is None else seen_places(mask)) - 1
+        rows.append((first[:, None] + numbers).clamp_min(0)[None].expand(3, -1, -1))
+        following.append(first + torch.where(stage.real, numbers, -1).amax(1) + 1)
+    return tuple(following), rows
+
+
 def _with_padding(masks: list[torch.Tensor | None], state: CacheState) -> tuple[torch.Tensor | None, ...]:
     """A stage without a ready mask gets the 2D mask of its cache, or none without padding: transformers would read a
     mask of ones back from the device."""
@@ -204,10 +231,17 @@ def _rows(values: torch.Tensor | list | None) -> list:
 
 
 def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarray | None:
-    if mask is None or mask.ndim == 4:
-        if mask is not None and tuple(mask.shape[2:]) != (shape[1], shape[1]):
-            raise ValueError(f"attention_mask has shape {list(mask.shape)}, not [batch, 1, {shape[1]}, {shape[1]}]")
+    """[B, S] nonzero at real tokens, or None; of a 4D mask only the form is checked."""
+    if mask is None:
+        return None
+    if mask.ndim == 4:
+        fits = mask.shape[0] == shape[0] and tuple(mask.shape[2:]) == (shape[1], shape[1])
+        if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
+            raise ValueError(
+                f"attention_mask is {mask.dtype} {list(mask.shape)}: a 4D one must be bool (True = attend) or floating "
+                f"point (added), [{shape[0]}, heads or 1, {shape[1]}, {shape[1]}]"
+            )
         return None
     if tuple(mask.shape) != shape:
         raise ValueError(f"attention_mask has shape {list(mask.shape)}, not that of input_ids {list(shape)}")
-    return mask.cpu().numpy()
+    return (mask != 0).cpu().numpy()

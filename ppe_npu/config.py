@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import math
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ppe_npu.files import write_json
 
@@ -14,6 +17,7 @@ METHODS = ("none", "dpc_knn")
 POSITIONS = ("ppe", "keep_one", "renumber")
 MEMBERS = ("nearest", "spread", "last", "nearest_first")
 ORDERS = ("raster", "score")
+TIES = ("first", "none")
 
 _PRESETS: dict[str, dict] = {
     "dense": {"method": "none", "ratio": 1.0, "positions": "keep_one", "k": 1},
@@ -42,6 +46,8 @@ class CompressionConfig:
             position reaches): "nearest", the k members nearest to the centre, listed in raster order, last first;
             "spread", k members evenly over the raster-sorted members, last first; "last", the last k members, last
             first (the released code's rule); "nearest_first", the k nearest, listed by nearness (the paper's text).
+        ties: which of equally dense tokens counts as the denser one: the "first", or "none" of them (the released code
+            without its noise, by which equal tokens all become centres).
         order: order of the merged tokens of a frame: "raster" of their representatives, or descending "score".
         layers: decoder layers that compress on entry, each by `ratio` of what the one before left (a cascade).
         before_llm: whether tokens are merged before the LLM; None: just when there are no layers.
@@ -61,24 +67,28 @@ class CompressionConfig:
     k: int = 8
     members: str = "nearest"
     order: str = "raster"
+    ties: str = "first"
     layers: tuple[int, ...] = ()
     before_llm: bool | None = None
     temporal_ratio: float | None = None
     event_ratio: float | None = None
 
     def __post_init__(self):
-        for key, allowed in (("method", METHODS), ("positions", POSITIONS), ("members", MEMBERS), ("order", ORDERS)):
+        choices = {"method": METHODS, "positions": POSITIONS, "members": MEMBERS, "order": ORDERS, "ties": TIES}
+        for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key}={getattr(self, key)!r}: choose one of {', '.join(allowed)}")
-        ratios = self.ratio if _is_list(self.ratio) else (self.ratio,)
+        ratios = tuple(self.ratio) if _is_list(self.ratio) else (self.ratio,)
         if not ratios or not all(_is_share(ratio) for ratio in ratios):
             raise ValueError(f"ratio={self.ratio!r}: give the kept share of the tokens, in (0, 1], or a list of shares")
-        object.__setattr__(self, "ratio", tuple(ratios) if len(ratios) > 1 else ratios[0])
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+        ratios = tuple(float(ratio) for ratio in ratios)
+        object.__setattr__(self, "ratio", ratios if len(ratios) > 1 else ratios[0])
+        if not _is_whole(self.k) or self.k < 1:
             raise ValueError(f"k={self.k!r}: give a positive whole number of kept positions")
+        object.__setattr__(self, "k", int(self.k))
         if self.positions != "ppe" and self.k != 1:
             raise ValueError(f"k={self.k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
-        if self.before_llm not in (None, True, False):
+        if self.before_llm is not None and not isinstance(self.before_llm, bool):
             raise ValueError(f"before_llm={self.before_llm!r}: give true, false or null")
         self._check_layers()
         self._check_events()
@@ -91,12 +101,12 @@ class CompressionConfig:
 
     def _check_layers(self) -> None:
         layers = self.layers
-        fits = _is_list(layers) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in layers)
+        fits = _is_list(layers) and all(_is_whole(n) and n >= 0 for n in layers)
         if not fits or len(set(layers)) != len(layers):
             raise ValueError(
                 f"layers={layers!r}: give a list of different decoder layers, counted from 0; [] merges before the LLM"
             )
-        object.__setattr__(self, "layers", tuple(sorted(layers)))
+        object.__setattr__(self, "layers", tuple(sorted(int(n) for n in layers)))
         if self.before_llm is False and not self.layers and not self.is_dense:
             raise ValueError("before_llm=false without layers: nothing says where to compress")
         if self.before_llm == (not self.layers):
@@ -177,15 +187,18 @@ class CompressionConfig:
         Raises:
             ValueError: a grid that is no three whole multiples.
         """
-        grids = grid_thw.tolist() if hasattr(grid_thw, "tolist") else list(grid_thw)
-        if not grids or isinstance(grids[0], (list, tuple)) or hasattr(grids[0], "tolist"):
-            return [self.tokens_kept(grid, merge_size, layer) for grid in grids]
-        if len(grids) != 3 or any(int(n) != n or n < 1 for n in grids) or any(n % merge_size for n in grids[1:]):
+        grids = np.array([np.asarray(part) for part in grid_thw])
+        if layer is not None and (not _is_whole(layer) or layer < 0):
+            raise ValueError(f"layer={layer!r}: give a decoder layer, counted from 0, or None")
+        if grids.size and (grids.shape[-1] != 3 or grids.ndim > 2 or (grids % [1, merge_size, merge_size]).any()):
             raise ValueError(
-                f"grid_thw={grids}: give (frames, height, width) in patches, the sides multiples of {merge_size}"
+                f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, "
+                f"the sides multiples of {merge_size}"
             )
-        frames, height, width = (int(n) for n in grids)
-        return self.span_tokens(frames, height * width // merge_size**2, layer)
+        if (grids < 1).any():
+            raise ValueError(f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, each at least 1")
+        kept = [self.span_tokens(int(t), int(h) * int(w) // merge_size**2, layer) for t, h, w in grids.reshape(-1, 3)]
+        return kept[0] if grids.ndim == 1 and grids.size else kept
 
     def span_tokens(self, frames: int, tokens: int, layer: int | None = None) -> int:
         """tokens_kept() of `frames` frames with `tokens` visual tokens each."""
@@ -244,7 +257,7 @@ class CompressionConfig:
         """From the released PPE code's JSON keys; behaves as that code does: score order, last members, no noise.
 
         An empty mapping is dense. Settings whose released behaviour is a fault (a K that does not divide the sections)
-        are refused when the model is compressed.
+        are refused when the model is compressed, and so is a ratio above 1, which the released code takes for a count.
         """
         unknown = sorted(set(values) - set(_RELEASED_KEYS))
         if unknown:
@@ -269,6 +282,7 @@ class CompressionConfig:
             k=values.get("ppe_k", cls.k) if keep else 1,
             members="last",
             order="score",
+            ties="none",
             layers=values["cascade_layer"] if cascade else (),
             before_llm=bool(values.get("compression_before_llm")),
             temporal_ratio=_only(frames, "temporal_clustering_ratio") if temporal else None,
@@ -282,6 +296,8 @@ class CompressionConfig:
             return "dense"
         ratios = "+".join(f"{ratio:g}" for ratio in self.ratios)
         parts = [self.method, self.positions, f"k{self.k}", self.members, self.order, ratios]
+        if self.ties != "first":
+            parts.append(f"ties{self.ties}")
         if self.layers:
             parts.append("layers" + "+".join(map(str, (("llm",) if self.merges_before_llm else ()) + self.layers)))
         if self.temporal_ratio is not None:
@@ -315,11 +331,15 @@ _RELEASED_KEYS = (
 
 
 def _is_list(value) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
 
 
 def _is_share(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value <= 1
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _only(ratio, key: str) -> float:

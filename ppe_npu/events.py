@@ -74,7 +74,7 @@ def _frame_labels(videos: Sequence[Video], tokens: torch.Tensor, config: Compres
     valid = None if (counts == longest).all() else upload(np.arange(longest) < counts[:, None], tokens.device)
     wanted = np.array([video.events for video in videos])
     budgets = upload(wanted, tokens.device)
-    grouping = METHODS[config.method](means, valid, budgets, int(wanted.max()), config.order)
+    grouping = METHODS[config.method](means, valid, budgets, int(wanted.max()), config.order, 0, config.ties)
     labels = grouping.labels.cpu().numpy()
     return [labels[number, : video.frames] for number, video in enumerate(videos)]
 

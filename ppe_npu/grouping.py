@@ -59,14 +59,15 @@ class Grouping:
         Returns:
             token indices, or values of `held`.
         """
-        distance = self._squared_distance(tokens) if rule.startswith("nearest") else None
+        distance = self._distance(tokens) if rule.startswith("nearest") else None
         return Entries.of(self.labels, held, self.counts.shape[1]).choose(k, rule, distance)
 
-    def _squared_distance(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[F, N] squared distance of each token to the representative of its group; -1 for the representative itself,
+    def _distance(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[F, N] distance of each token to the representative of its group; -1 for the representative itself,
         which comes before tokens that are equal to it."""
         wide = tokens.double() if tokens.dtype == torch.float64 else tokens.float()
         center = self.representatives.gather(1, self.labels.clamp_min(0))
-        distance = (wide - wide.gather(1, center[:, :, None].expand_as(wide))).square().sum(-1)
+        # The root of it, because a norm reads the differences once; the order is the same.
+        distance = torch.linalg.vector_norm(wide.gather(1, center[:, :, None].expand_as(wide)).sub_(wide), dim=-1)
         index = torch.arange(tokens.shape[1], device=tokens.device)
         return torch.where(index == center, -1, distance)

@@ -155,14 +155,14 @@ class Budget:
 
 
 def stage_layout(
-    before: Arrangement, budget: Budget, starts: Sequence[int] | None = None, left: bool | None = None
+    before: Arrangement, budget: Budget, starts: Sequence[int] | None = None, left: bool = True
 ) -> StageLayout:
     """Work out one merge.
 
     Args:
         starts: index of each cell's first token among those that are merged; None: its place in the flattened batch.
         left: whether padding goes to the left, so that the last place of every sample is its last token, as generation
-            needs it; None keeps it on its side, on the left where there was none.
+            needs it.
     """
     width = before.real.shape[1]
     if starts is None:
@@ -173,8 +173,6 @@ def stage_layout(
     empty = int(before.text.sum()) + merged + sum(video.tokens for video in videos)
     pieces = [_merge_sample(before, sample, runs) for sample in range(len(before.real))]
     length = max(len(piece.rows) for piece in pieces)
-    if left is None:
-        left = not (before.real[:, 0].all() and not before.real[:, -1].all())
     rows = np.full((len(pieces), length), empty)
     sources = np.zeros((len(pieces), length), dtype=np.int64)
     cells = []

@@ -65,7 +65,7 @@ def _merge_bucket(
         if groupings:
             values = groupings[-1].apply(values)
             valid = torch.arange(values.shape[1], device=values.device) < bucket.budgets[ratio - 1][:, None]
-        grouping: Grouping = METHODS[config.method](values, valid, budgets, most, config.order, ratio)
+        grouping: Grouping = METHODS[config.method](values, valid, budgets, most, config.order, ratio, config.ties)
         if config.positions == "ppe":
             held = grouping.members(config.k, config.members, values, held)
         else:

@@ -74,7 +74,8 @@ class CompressionReport:
         layers: visual tokens of the batch that each decoder layer sees.
         prompt_tokens_before, prompt_tokens_after: of the whole batch without padding, text included.
         watch: time spent on grouping, merging and assembling.
-        kv_bytes: what the KV cache holds after the prompt; None without a cache.
+        kv_bytes: of the KV cache's keys and values after the prompt, of a static cache all that it has room for; None
+            without a cache.
     """
 
     spans: tuple[SpanReport, ...]

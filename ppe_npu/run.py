@@ -46,7 +46,7 @@ class Prefill(Run):
     """A prompt: merged before the LLM, and on entry of later stages.
 
     Args:
-        embeds: [B, L, C] what the decoder is given.
+        embeds: [B, L, C] what the decoder is given, until it is taken.
     """
 
     config: CompressionConfig
@@ -71,6 +71,11 @@ class Prefill(Run):
         }
         self._hold(0, stage.text[:, None], groups.held)
         self.watch.stop()
+
+    def take_embeds(self) -> torch.Tensor:
+        """The embeddings, which are not kept: nobody needs them once the first layer has run."""
+        embeds, self.embeds = self.embeds, None
+        return embeds
 
     def enter(self, stage: int, hidden: torch.Tensor) -> torch.Tensor:
         if stage == 0:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,16 +34,16 @@ def test_presets():
 
 def test_released_keys():
     assert CompressionConfig.from_released(RELEASED) == CompressionConfig(
-        ratio=0.45, k=8, members="last", order="score"
+        ratio=0.45, k=8, members="last", order="score", ties="none"
     )
     plain = {key: RELEASED[key] for key in list(RELEASED)[:5]}
     assert CompressionConfig.from_released(plain) == CompressionConfig(
-        positions="renumber", k=1, members="last", order="score"
+        positions="renumber", k=1, members="last", order="score", ties="none"
     )
     assert CompressionConfig.from_released({}).is_dense
     cascade = {**RELEASED, "compression_before_llm": False, "compression_cascade": True}
     assert CompressionConfig.from_released(cascade) == CompressionConfig(
-        k=8, members="last", order="score", layers=(11, 23, 35)
+        k=8, members="last", order="score", ties="none", layers=(11, 23, 35)
     )
     both = CompressionConfig.from_released({**RELEASED, "compression_cascade": True})
     assert both.merges_before_llm
@@ -58,6 +59,13 @@ def test_one_setting_has_one_form():
     assert CompressionConfig(layers=[7, 3], before_llm=False) == CompressionConfig(layers=(3, 7))
     assert CompressionConfig(layers=(), before_llm=None).merges_before_llm
     assert dataclasses.replace(CompressionConfig(before_llm=True), layers=(2,)).merges_before_llm is False
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    config = CompressionConfig(ratio=np.float64(0.5), k=np.int64(2), layers=np.array([3, 1]))
+    assert config == CompressionConfig(ratio=0.5, k=2, layers=(1, 3))
+    assert json.loads(json.dumps(config.to_dict()))["layers"] == [1, 3]
+    assert CompressionConfig(ratio=np.float32(0.5)).ratio == 0.5
 
 
 def test_labels_tell_settings_apart():
@@ -88,7 +96,14 @@ def test_tokens_kept_by_hand():
     # The released rule: ceil(5 * 9 * 0.45) = 21 of both events together.
     assert CompressionConfig(temporal_ratio=0.3, event_ratio=0.45).tokens_kept((5, 10, 8)) == 21
     assert ppe.tokens_kept((1, 6, 6), merge_size=3) == 2
-    for grid in ((1, 3, 4), (0, 2, 2), (1, 2), (1, 2.5, 2)):
+    row = np.array([1, 10, 8])
+    for grid in (row, tuple(row), [np.int64(1), 10, 8], tuple(torch.tensor([1, 10, 8]))):
+        assert ppe.tokens_kept(grid) == 9
+    assert ppe.tokens_kept(np.stack([row, row])) == ppe.tokens_kept((row, list(row))) == [9, 9]
+    for layer in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"layer={layer}: give a decoder layer"):
+            ppe.tokens_kept(row, layer=layer)
+    for grid in ((1, 3, 4), (0, 2, 2), (1, 2), (1, 2.5, 2), [[[1, 2, 2]]]):
         with pytest.raises(ValueError, match=r"give \(frames, height, width\) in patches"):
             ppe.tokens_kept(grid)
 
@@ -111,6 +126,8 @@ def test_files_of_both_kinds_and_saving(tmp_path):
         ({"positions": "all"}, "positions='all': choose one of"),
         ({"members": "first"}, "members='first': choose one of"),
         ({"order": "time"}, "order='time': choose one of raster, score"),
+        ({"ties": "last"}, "ties='last': choose one of first, none"),
+        ({"before_llm": 0}, "before_llm=0: give true, false or null"),
         ({"ratio": 0}, "ratio=0: give the kept share of the tokens, in"),
         ({"ratio": 1.5}, "ratio=1.5"),
         ({"ratio": "half"}, "ratio='half'"),

@@ -7,7 +7,7 @@ from test_positions import layout_of
 from ppe_npu.layout import Arrangement, Budget, stage_layout
 
 
-def first_stage(layout, budget, left=None):
+def first_stage(layout, budget, left=True):
     """Merged before the LLM, where tokens come as the vision tower's features."""
     starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
     return stage_layout(Arrangement.of(layout), Budget(lambda n: (budget(n),)), starts, left)
@@ -17,7 +17,7 @@ def first_stage(layout, budget, left=None):
 def test_layout_keeps_text_in_place_and_padding_on_its_side(side):
     inputs = batch(Prompt([2, ("image", (1, 2, 2)), 1]), Prompt([1]), side=side)
     layout = layout_of(inputs)
-    out = first_stage(layout, lambda n: n // 2)
+    out = first_stage(layout, lambda n: n // 2, left=side == "left")
     assert out.rows.shape == (2, 5)
     # Rows: 4 text tokens (3 of sample 0, 1 of sample 1), then 2 kept visual tokens, then the empty row 6.
     assert out.rows[0].tolist() == [0, 1, 4, 5, 2]

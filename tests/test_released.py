@@ -43,7 +43,7 @@ def frames(tensors, kind, name):
 
 def compressed(tensors, config, kind):
     """The recorded prompt through the engine, with one-hot text embeddings so that text places can be told."""
-    compression = Compression(config, VISION, CHANNELS)
+    compression = Compression(config, VISION, CHANNELS, decoder_layers=1)
     ids = tensors[f"{kind}.input_ids"]
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
     plan = compression.plan(ids, None, *(tensors.get(f"{kind}.{name}") for name in names))

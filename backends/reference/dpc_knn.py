@@ -11,10 +11,10 @@ import torch
 
 MAX_NEIGHBORS = 5  # the k of Chat-UniVi; fewer where a frame keeps few tokens
 
-# Numbers in a temporary tensor. A CPU works fastest on what stays in a core's cache, and on memory it already has.
+# Numbers in a temporary tensor: a CPU is fastest on what stays in a core's cache, in memory that it has written before.
 TOKENS_AT_ONCE = 2**20
-DISTANCES_AT_ONCE = 2**17
-MOST_SLICES = 16  # however large the input: an accelerator works faster the less often it is called
+DISTANCES_AT_ONCE = 2**18
+MOST_SLICES = 16  # of any input, however large: an accelerator waits at every call
 
 
 @torch.no_grad()
@@ -24,6 +24,7 @@ def dpc_knn(
     budgets: torch.Tensor,
     max_groups: int,
     num_neighbors: torch.Tensor,
+    strict: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Group the tokens of every frame around its density peaks.
 
@@ -39,6 +40,7 @@ def dpc_knn(
         budgets: [F] int64, groups of each frame, 1 <= budgets[f] <= its number of tokens.
         max_groups: M, at least the largest budget (a host number, so that no shape depends on device data).
         num_neighbors: [F] int64, k of each frame, at most its number of tokens and at most MAX_NEIGHBORS.
+        strict: whether of equally dense tokens none counts as denser than another.
 
     Returns:
         centers: [F, M] int64, token index of each centre in descending score; entries from budgets[f] on are in range
@@ -47,7 +49,7 @@ def dpc_knn(
     """
     squared = _squared_distances(tokens, valid)
     log_density = _log_density(squared, num_neighbors)
-    score = 0.5 * _nearest_denser(squared, log_density).log() + log_density
+    score = 0.5 * _nearest_denser(squared, log_density, strict).log() + log_density
     if valid is not None:
         score.masked_fill_(~valid, -torch.inf)
     order, rank = _ranked(score)
@@ -74,7 +76,7 @@ def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torc
 
 
 def _gram(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    """[F, N, N] products of all pairs of centred tokens; zero where one is not valid.
+    """[F, N, N] products of all pairs of tokens, taken from the mean of their frame; padding has some finite ones.
 
     A common offset would eat the digits of the products; distances do not see it.
     """
@@ -90,8 +92,7 @@ def _gram(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         else:
             padding = ~valid[part, :, None]
             x.masked_fill_(padding, 0)
-            x -= x.sum(1, keepdim=True) / (~padding).sum(1, keepdim=True)
-            x.masked_fill_(padding, 0)
+            x -= x.sum(1, keepdim=True) / (~padding).sum(1, keepdim=True).clamp_min(1)
         torch.bmm(x, x.transpose(1, 2), out=gram[part])
     return gram
 
@@ -102,7 +103,7 @@ def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor) -> torch.Te
     for rows in _row_slices(squared):
         others = squared[:, rows].clone()
         others.diagonal(rows.start, dim1=1, dim2=2).fill_(torch.inf)
-        # As often as there are others: several times faster than topk for so few.
+        # Not topk: for so few out of some hundred, it takes a CPU twice as long.
         for found in range(1, min(MAX_NEIGHBORS, squared.shape[1])):
             nearest, index = others.min(-1, keepdim=True)
             total[:, rows] += torch.where(found < num_neighbors[:, None], nearest[:, :, 0], 0)
@@ -110,20 +111,26 @@ def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor) -> torch.Te
     return -total / num_neighbors[:, None]
 
 
-def _nearest_denser(squared: torch.Tensor, log_density: torch.Tensor) -> torch.Tensor:
+def _nearest_denser(squared: torch.Tensor, log_density: torch.Tensor, strict: bool) -> torch.Tensor:
     """[F, N] squared distance to the nearest denser token.
 
-    The densest token has none. Its delta, the largest distance, and its density are the greatest of the frame, so it
-    comes first whatever stands for that distance: here, infinity.
+    The densest token has none. Its density and its delta, the largest distance, are the greatest of the frame, so it
+    comes first whatever stands for that distance: here it is the largest number.
     """
-    rank = _ranked(log_density)[1].to(squared.dtype)
-    nearest, far = torch.empty_like(log_density), torch.finfo(squared.dtype).max
+    order, rank = _ranked(log_density)
+    if strict:
+        # All of a run of equals get the place of its first.
+        fallen = log_density.gather(1, order).diff(dim=1, prepend=log_density.new_full((len(order), 1), torch.nan)) != 0
+        places = torch.arange(order.shape[1], device=order.device)
+        rank = torch.where(fallen, places, 0).cummax(1).values.gather(1, rank)
+    rank = rank.to(squared.dtype)
+    nearest, largest = torch.empty_like(log_density), torch.finfo(squared.dtype).max
     for rows in _row_slices(squared):
-        # 0 for a denser token and 1 for any other. In numbers, not torch.where: that branches on every element on a
-        # CPU, where random conditions cost more than the rest of this function.
+        # 0 for a denser token, 1 for any other. In numbers, not with torch.where: on a CPU that branches at every
+        # element, and branches that follow no pattern take it several times as long.
         not_denser = (rank[:, None, :] - (rank[:, rows, None] - 1)).clamp_(0, 1)
-        nearest[:, rows] = torch.add(squared[:, rows], not_denser, alpha=far).amin(-1)
-    return nearest.masked_fill_(rank == 0, torch.inf)
+        nearest[:, rows] = torch.add(squared[:, rows], not_denser, alpha=largest).amin(-1)
+    return nearest
 
 
 def _nearest_center(squared: torch.Tensor, centers: torch.Tensor, budgets: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,13 @@ from ppe_npu.grouping import Grouping
 
 
 def dpc_knn(
-    tokens: torch.Tensor, valid: torch.Tensor | None, budgets: torch.Tensor, max_groups: int, order: str, ratio: int = 0
+    tokens: torch.Tensor,
+    valid: torch.Tensor | None,
+    budgets: torch.Tensor,
+    max_groups: int,
+    order: str,
+    ratio: int = 0,
+    ties: str = "first",
 ) -> Grouping:
     """Group the tokens of each frame around `budgets[f]` density peaks.
 
@@ -18,9 +24,13 @@ def dpc_knn(
         max_groups: the largest of them, known to the host.
         order: "raster" or "score", the order of the groups of a frame.
         ratio: which one of a list of ratios this is; those after the first look at fewer neighbours.
+        ties: as CompressionConfig.ties.
     """
     with torch.no_grad():
-        centers, labels = backends.dpc_knn(tokens.detach(), valid, budgets, max_groups, num_neighbors(budgets, ratio))
+        neighbors = num_neighbors(budgets, ratio)
+        centers, labels = backends.dpc_knn(
+            tokens.detach(), valid, budgets, max_groups, neighbors, strict=ties == "none"
+        )
         return Grouping.from_centers(centers, labels, budgets, order)
 
 

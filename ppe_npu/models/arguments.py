@@ -51,7 +51,9 @@ def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | 
     """
     ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
     if ids is None:
-        ids = _ids_of_embeds(model, kwargs)
+        if kwargs.get("inputs_embeds") is None:
+            raise ValueError("input_ids or inputs_embeds are missing")
+        ids = ids_of_embeds(model, kwargs["inputs_embeds"])
     if isinstance(mask, dict):
         raise ValueError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
     grids = {kind: kwargs.get(f"{kind}_grid_thw") if is_given(kind, kwargs) else None for kind in (IMAGE, VIDEO)}
@@ -73,9 +75,15 @@ def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | 
 
 
 def _check_pixels(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | None) -> None:
-    """Raise ValueError unless the patches are those of the grids."""
+    """Raise ValueError unless the grids are grids, and the patches theirs."""
     if grid is None:
         raise ValueError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
+    fits = isinstance(grid, torch.Tensor) and grid.ndim == 2 and grid.shape[1] == 3 and not grid.is_floating_point()
+    if not fits:
+        shape = list(grid.shape) if isinstance(grid, torch.Tensor) else type(grid).__name__
+        raise ValueError(f"{kind}_grid_thw must be a tensor of whole numbers [n, 3], not {shape}")
+    if pixels is not None and pixels.ndim != 2:
+        raise ValueError(f"{PIXELS[kind]} must be [patches, values of a patch], not {list(pixels.shape)}")
     patches = sum(t * h * w for t, h, w in grid.tolist())
     if pixels is not None and len(pixels) != patches:
         raise ValueError(f"{PIXELS[kind]} hold {len(pixels)} patches, but {kind}_grid_thw describes {patches}")
@@ -141,11 +149,9 @@ def _joined(features: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return features if isinstance(features, torch.Tensor) else torch.cat(list(features))
 
 
-def _ids_of_embeds(model, kwargs: dict) -> torch.Tensor:
-    """Stand-ins for missing input_ids: the places whose embedding is that of a placeholder, as transformers does."""
-    embeds = kwargs.get("inputs_embeds")
-    if embeds is None:
-        raise ValueError("input_ids or inputs_embeds are missing")
+def ids_of_embeds(model, embeds: torch.Tensor) -> torch.Tensor:
+    """[B, S] stand-ins for missing input_ids: the places whose embedding is that of a placeholder, as transformers
+    finds them. (Where features are in place already nothing tells them from text: then the ids must be given.)"""
     ids = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
     vision = model.compression.vision
     ids += 1 + max(vision.image_token_id, vision.video_token_id)  # no placeholder

@@ -43,7 +43,7 @@ def staged_forward(self, **kwargs):
         last_hidden_state=hidden,
         past_key_values=cache,
         hidden_states=None if states is None else (*states, hidden),
-        attentions=attentions,
+        attentions=None if attentions is None else tuple(attentions),
     )
 
 
@@ -71,7 +71,7 @@ def _wanted(model, kwargs: dict, name: str) -> bool:
 
 @contextlib.contextmanager
 def _attentions(model, wanted: bool):
-    """A tuple-like list that fills with each layer's attention weights, or None."""
+    """A list that fills with each layer's attention weights, or None."""
     if not wanted:
         yield None
         return

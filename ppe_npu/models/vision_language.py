@@ -14,16 +14,28 @@ Modifications (on the given instance only):
   compression, and only the images and videos in it; prompts are padded on the left whatever side they came padded on.
 * _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
   instead, and hands the model no grids, so generate() is not shown that forward could take that output.
+* _get_candidate_generator: refuses speculative decoding where it would count wrongly.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
 * language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
 """
 
+import inspect
 import itertools
 
 import torch
 
+from ppe_npu.compat import layer_arguments
 from ppe_npu.compression import Compression
-from ppe_npu.models.arguments import CONSUMED, LEFT, PLAN, is_given, make_plan, tower_features, untouched_tower
+from ppe_npu.models.arguments import (
+    CONSUMED,
+    LEFT,
+    PLAN,
+    ids_of_embeds,
+    is_given,
+    make_plan,
+    tower_features,
+    untouched_tower,
+)
 from ppe_npu.models.decoder import RUN, staged_forward
 from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
 from ppe_npu.models.seam import original, override, restore_methods
@@ -58,6 +70,7 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
     override(model, "forward", _causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
     override(model, "prepare_inputs_for_generation", _prepare_inputs_for_generation)
     override(model, "_expand_inputs_for_generation", _expand_inputs_for_generation)
+    override(model, "_get_candidate_generator", _get_candidate_generator)
     override(model.model, "forward", _model_forward)
     if staged:
         override(text, "forward", staged_forward)
@@ -96,10 +109,11 @@ class RowRotaryEmbedding(torch.nn.Module):
 
 
 def _causal_lm_forward(self, labels=None, **kwargs):
-    if labels is not None and _state(self.compression, kwargs) is None:
-        plan = make_plan(self.model, self.compression, kwargs)
-        labels = plan.labels(labels)
-        kwargs[PLAN] = plan
+    if labels is not None:
+        state = _state(self.compression, kwargs)
+        if _compresses(state, kwargs):
+            kwargs[PLAN] = make_plan(self.model, self.compression, kwargs, state)
+            labels = kwargs[PLAN].labels(labels)
     output = original(self, "forward")(labels=labels, **kwargs)
     if labels is not None and not isinstance(output, tuple):
         output.labels = labels
@@ -114,8 +128,7 @@ def _prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwar
     if state is not None and inputs.get("input_ids") is not None and input_ids.shape[1] > state.seen:
         inputs["input_ids"] = input_ids[:, state.seen :]
         inputs |= new_visual_inputs(inputs, input_ids, state.seen, self.compression.vision)
-    if kwargs.get("attention_mask") is not None:
-        inputs["attention_mask"] = kwargs["attention_mask"]  # for a static cache generate() made masks of its own
+    inputs["attention_mask"] = kwargs.get("attention_mask")  # for a static cache transformers makes masks of its own
     inputs.pop("position_ids", None)  # generate()'s own, before compression
     inputs[LEFT] = True
     return inputs
@@ -123,23 +136,42 @@ def _prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwar
 
 def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
     expand = original(self, "_expand_inputs_for_generation")
-    if expand_size == 1 or input_ids is None:
+    if expand_size == 1:
         return expand(expand_size=expand_size, input_ids=input_ids, **kwargs)
-    visual = repeat_visual_inputs(kwargs, input_ids, expand_size, self.compression.vision)
+    embedded = kwargs.get("inputs_embeds") is not None and (input_ids is None or input_ids.shape[1] == 0)
+    ids = ids_of_embeds(self.model, kwargs["inputs_embeds"]) if embedded else input_ids
+    visual = repeat_visual_inputs(kwargs, ids, expand_size, self.compression.vision)
     others = {name: value for name, value in kwargs.items() if name not in visual}
     input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
     return input_ids, others | visual
 
 
+def _get_candidate_generator(self, *args, assistant_model=None, **kwargs):
+    if assistant_model is not None:
+        raise ValueError(
+            "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "
+            "or restore(model) first"
+        )
+    if "mm_token_type_ids" not in inspect.signature(type(self).forward).parameters:
+        raise ValueError("prompt_lookup_num_tokens needs transformers 5.3: before, it counts columns by the cache")
+    candidate = original(self, "_get_candidate_generator")
+    return candidate(*args, assistant_model=assistant_model, **kwargs)
+
+
+def _compresses(state: CacheState | None, kwargs: dict) -> bool:
+    """Whether there is something to compress: a first prompt, or new images and videos after one."""
+    return state is None or any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO))
+
+
 def _model_forward(self, **kwargs):
     state = _state(self.compression, kwargs)
-    if state is None or any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO)):
-        inputs, run = _prefill(self, state, kwargs)
-    else:
-        inputs, run = _continue(self, state, kwargs)
+    compresses = _compresses(state, kwargs)
+    inputs, run = (_prefill if compresses else _continue)(self, state, kwargs)
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
     if "forward" in vars(self.language_model):
         inputs[RUN] = run
+    else:
+        inputs |= layer_arguments(self.language_model, run.past_length(0), next(iter(inputs.values())))
     return_dict = kwargs.pop("return_dict", None)
     for name in CONSUMED:
         kwargs.pop(name, None)
@@ -147,7 +179,7 @@ def _model_forward(self, **kwargs):
     cache = output.past_key_values
     if cache is not None:
         cache.ppe_state = run.state
-        if state is None:
+        if compresses:
             self.compression.report.kv_bytes = sum(
                 part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values)
             )
@@ -177,7 +209,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict) -> tuple[dict, Run]:
         features.deepstack,
         ready_mask=sdpa,
     )
-    return {"inputs_embeds": run.embeds}, run
+    return {"inputs_embeds": run.take_embeds()}, run
 
 
 def _continue(self, state: CacheState, kwargs: dict) -> tuple[dict, Run]:
@@ -185,6 +217,11 @@ def _continue(self, state: CacheState, kwargs: dict) -> tuple[dict, Run]:
     name = "input_ids" if kwargs.get("input_ids") is not None else "inputs_embeds"
     tokens, mask = kwargs[name], kwargs.get("attention_mask")
     count = tokens.shape[1]
+    if kwargs.get("position_ids") is not None:
+        raise ValueError("position_ids cannot be given for tokens that continue a compressed cache: it knows the next")
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] < count):
+        raise ValueError("attention_mask must be [batch, tokens so far] for tokens that continue a compressed cache")
+    state = state.repeated(len(tokens))
     new = (
         torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
     )
@@ -196,7 +233,7 @@ def _state(compression: Compression, kwargs: dict) -> CacheState | None:
     cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
     if cache is None:
         return None
-    state = getattr(cache, "ppe_state", None)
+    state: CacheState | None = getattr(cache, "ppe_state", None)
     if cache.is_compileable and state is not None and ids is not None and ids.shape[1] == 1:
         return state  # to ask a static cache for its length is to wait for the device
     length = int(cache.get_seq_length())
@@ -204,7 +241,7 @@ def _state(compression: Compression, kwargs: dict) -> CacheState | None:
         return None
     if state is None:
         raise ValueError("past_key_values was filled by a model without compression: start from an empty cache")
-    if len(state.masks) != compression.stages:
+    if state.layers != compression.config.layers:
         raise ValueError("past_key_values was filled under another compression: start from an empty cache")
     layers = compression.config.layers
     if cache.is_compileable:

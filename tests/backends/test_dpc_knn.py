@@ -24,7 +24,7 @@ def cut_into(cut: dict):
     return mock.patch.multiple(reference, **cut)
 
 
-def naive(x: torch.Tensor, budget: int, k: int) -> tuple[list[int], list[int]]:
+def naive(x: torch.Tensor, budget: int, k: int, strict: bool) -> tuple[list[int], list[int]]:
     """Centres by descending score, and the rank of every token's centre."""
     n, c = x.shape
     d = [[math.sqrt(float((x[i] - x[j]).square().sum()) / c) for j in range(n)] for i in range(n)]
@@ -32,7 +32,7 @@ def naive(x: torch.Tensor, budget: int, k: int) -> tuple[list[int], list[int]]:
     farthest = max(max(row) for row in d)
     score = []
     for i in range(n):
-        denser = [j for j in range(n) if log_rho[j] > log_rho[i] or (log_rho[j] == log_rho[i] and j < i)]
+        denser = [j for j in range(n) if log_rho[j] > log_rho[i] or (log_rho[j] == log_rho[i] and j < i and not strict)]
         delta = min([d[i][j] for j in denser] + [farthest])
         score.append(log_rho[i] + (math.log(delta) if delta else -math.inf))
     centers = sorted(range(n), key=lambda i: -score[i])[:budget]
@@ -42,24 +42,25 @@ def naive(x: torch.Tensor, budget: int, k: int) -> tuple[list[int], list[int]]:
     return centers, label
 
 
-def check(x: torch.Tensor, sizes: list[int], budgets: list[int], neighbors: list[int]) -> None:
+def check(x: torch.Tensor, sizes: list[int], budgets: list[int], neighbors: list[int], strict: bool = False) -> None:
     """Every frame against the algorithm in words."""
     longest = x.shape[1]
     valid = torch.arange(longest) < torch.tensor(sizes)[:, None] if min(sizes) < longest else None
-    centers, labels = dpc_knn(x, valid, torch.tensor(budgets), max(budgets), torch.tensor(neighbors))
+    centers, labels = dpc_knn(x, valid, torch.tensor(budgets), max(budgets), torch.tensor(neighbors), strict)
     assert centers.dtype == labels.dtype == torch.int64
     assert centers.shape == (len(sizes), max(budgets))
     assert ((centers >= 0) & (centers < longest)).all()
     for f, (n, m, k) in enumerate(zip(sizes, budgets, neighbors)):
-        expected_centers, expected_labels = naive(x[f, :n].double(), m, k)
+        expected_centers, expected_labels = naive(x[f, :n].double(), m, k, strict)
         assert labels[f, n:].eq(-1).all()
         assert centers[f, :m].tolist() == expected_centers
         assert labels[f, :n].tolist() == expected_labels
 
 
 @CUTS
+@pytest.mark.parametrize("strict", [False, True])
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.1, 0.5, 1.0]), offset=st.sampled_from([0.0, 20.0]))
-def test_equals_the_algorithm_in_words(cut, seed, scale, offset):
+def test_equals_the_algorithm_in_words(cut, strict, seed, scale, offset):
     """Ragged frames of 1 to 17 tokens, with every number of neighbours; some tokens of some frames are copies."""
     g = torch.Generator().manual_seed(seed)
     sizes = [17, *torch.randint(1, 18, (4,), generator=g).tolist()]
@@ -70,7 +71,7 @@ def test_equals_the_algorithm_in_words(cut, seed, scale, offset):
     copies = x.gather(1, copied[:, :, None].expand_as(x))
     x = torch.where(torch.rand(5, 17, 1, generator=g) < 0.4 * torch.rand(5, 1, 1, generator=g), copies, x)
     with cut_into(cut):
-        check(x, sizes, budgets, neighbors)
+        check(x, sizes, budgets, neighbors, strict)
 
 
 @CUTS
@@ -267,14 +268,14 @@ class Sizes(TorchDispatchMode):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("frames", "count"), [(1, 1600), (128, 160)])
 def test_one_tensor_grows_with_the_square_of_the_tokens(frames, count, padded):
-    """Everything else is the centred copy of some frames, or a sixteenth of the matrix; calls are bounded as well."""
-    x = torch.randn(frames, count, 8, generator=torch.Generator().manual_seed(8))
+    """Where a sixteenth of it is more than what is taken at once, no other tensor is larger, and calls are bounded."""
+    x = torch.randn(frames, count, 16, generator=torch.Generator().manual_seed(8)).bfloat16()
     valid = torch.ones(frames, count, dtype=torch.bool) if padded else None
     vector = torch.full((frames,), 5)
-    with Sizes() as sizes:
+    with cut_into({"TOKENS_AT_ONCE": 1, "DISTANCES_AT_ONCE": 1}), Sizes() as sizes:
         dpc_knn(x, valid, vector, count // 2, vector)
     matrix = 4 * frames * count**2
     largest = sorted((size for size, storage in sizes.kept.values()), reverse=True)
     assert largest[0] == matrix
-    assert largest[1] <= matrix / 16 * 1.01
-    assert sizes.calls < 1600
+    assert largest[1] <= matrix / 16
+    assert sizes.calls < 2000

@@ -30,6 +30,31 @@ def test_bf16_is_summed_in_fp32():
     assert out.item() == torch.tensor(0.50390625, dtype=torch.bfloat16).item()
 
 
+def test_fp32_is_summed_in_raster_order():
+    """To the last bit what a loop over the tokens gives, so the same on every run, whatever the frames beside it."""
+    g = torch.Generator().manual_seed(1)
+    tokens = torch.randn(3, 500, 64, generator=g)
+    labels = torch.randint(-1, 20, (3, 500), generator=g)
+    counts = (labels[:, None, :] == torch.arange(20)[:, None]).sum(-1)
+    sums = torch.zeros(3, 20, 64)
+    for frame, token in torch.cartesian_prod(torch.arange(3), torch.arange(500)).tolist():
+        if labels[frame, token] >= 0:
+            sums[frame, labels[frame, token]] += tokens[frame, token]
+    out = group_mean(tokens, labels, counts)
+    assert torch.equal(out, sums / counts[:, :, None])
+    assert torch.equal(out[1:2], group_mean(tokens[1:2], labels[1:2], counts[1:2]))
+
+
+def test_the_gradient_of_a_token_is_its_share_of_the_mean():
+    tokens, labels, counts = case(torch.float32)
+    cotangent = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(2))
+    group_mean(tokens.requires_grad_(), labels, counts).backward(cotangent)
+    for frame, token in torch.cartesian_prod(torch.arange(2), torch.arange(7)).tolist():
+        group = int(labels[frame, token])
+        expected = cotangent[frame, group] / counts[frame, group] if group >= 0 else torch.zeros(3)
+        torch.testing.assert_close(tokens.grad[frame, token], expected)
+
+
 def test_gradients_agree_with_finite_differences():
     tokens, labels, counts = case(torch.float64)
     assert torch.autograd.gradcheck(lambda x: group_mean(x, labels, counts), tokens.requires_grad_())

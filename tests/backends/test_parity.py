@@ -84,11 +84,11 @@ def _wrong_mean(reference, tokens, labels, counts):
     return reference(tokens, labels, counts + 1)
 
 
-def _bf16_distances(reference, tokens, *rest):
+def _bf16_distances(reference, tokens, *rest, **options):
     return reference((tokens.bfloat16() + 64).to(tokens.dtype), *rest)
 
 
-def _other_labels(reference, *args):
+def _other_labels(reference, *args, **options):
     centers, labels = reference(*args)
     return centers, torch.where(labels > 0, labels - 1, labels)
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 from packaging.version import Version
 from prompts import APART, GREEDY, MIXED, PPE, PRESETS, kept_logits, logits, with_types
-from support import Prompt, batch
+from support import Prompt, batch, random_model
 
 from ppe_npu import CompressionConfig, compress
 
@@ -141,3 +141,40 @@ def test_caches_that_do_not_fit_are_named(model):
     compress(model, dataclasses.replace(PPE, layers=(1,)))
     with pytest.raises(ValueError, match="filled under another compression"):
         logits(model, inputs, past_key_values=cache)
+
+
+def test_a_prefix_that_is_repeated_for_several_answers(model):
+    """transformers' way of sharing a prefix: fill a cache once, repeat it in place, go on with a batch."""
+    compress(model, PRESETS["cascade"])
+    inputs = batch(MIXED[0])
+    cache = model(**inputs, use_cache=True).past_key_values
+    alone = [model(**inputs, use_cache=True).past_key_values for _ in range(3)]
+    tokens = torch.tensor([[7, 8], [9, 10], [11, 12]])
+    cache.batch_repeat_interleave(3)
+    together = logits(model, {"input_ids": tokens, "past_key_values": cache})
+    for row, token, own in zip(together, tokens, alone):
+        expected = logits(model, {"input_ids": token[None], "past_key_values": own})[0]
+        torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="hold a batch of 3, but the tokens that continue them are 2"):
+        logits(model, {"input_ids": tokens[:2], "past_key_values": cache})
+
+
+def test_what_a_continued_cache_cannot_take_is_named(model):
+    compress(model, PPE)
+    cache = model(**batch(MIXED[0]), use_cache=True).past_key_values
+    step = {"input_ids": torch.tensor([[7]]), "past_key_values": cache}
+    with pytest.raises(ValueError, match="position_ids cannot be given for tokens that continue"):
+        logits(model, step, position_ids=torch.zeros(3, 1, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"attention_mask must be \[batch, tokens so far\]"):
+        logits(model, step, attention_mask=torch.ones(1, 1, 1, 33, dtype=torch.bool))
+    compress(model, dataclasses.replace(PPE, layers=(1,)))
+    cache = model(**batch(MIXED[0]), use_cache=True).past_key_values
+    compress(model, dataclasses.replace(PPE, layers=(2,)))
+    with pytest.raises(ValueError, match="filled under another compression"):
+        logits(model, {"input_ids": torch.tensor([[7]]), "past_key_values": cache})
+
+
+def test_speculation_that_would_count_wrongly_is_refused(model):
+    compress(model, PPE)
+    with pytest.raises(ValueError, match="assistant_model counts the columns of a prompt that is compressed"):
+        model.generate(**batch(MIXED[0]), assistant_model=random_model(seed=1), max_new_tokens=3, eos_token_id=2)

@@ -1,6 +1,9 @@
 """Between the vision tower and the first decoder layer: no host sync, and no more operators for more frames."""
 
+import pytest
 import torch
+import transformers
+from packaging.version import Version
 from prompts import MIXED, PRESETS
 from support import Prompt, batch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -75,6 +78,9 @@ def test_no_sync_and_no_growth_with_frames_or_samples(model):
         assert not set(unequal) & set(SYNCS), sorted(set(unequal) & set(SYNCS))
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.3"), reason="its masks are sized by numbers read from the device"
+)
 def test_no_sync_inside_a_cascade(model, monkeypatch):
     """From the vision tower to the head: nothing is asked for, nothing is uploaded."""
     from ppe_npu import plan

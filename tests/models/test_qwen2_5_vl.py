@@ -218,6 +218,20 @@ def test_a_compressed_model_leaves_other_models_of_its_class_alone(model):
     assert torch.equal(logits(other, inputs), before)
 
 
+def test_a_compressed_model_is_not_pickled(model, tmp_path):
+    compress(model, PPE)
+    with pytest.raises(TypeError, match=r"a compressed model cannot be pickled: .* save_pretrained"):
+        torch.save(model, tmp_path / "model.pt")
+    torch.save(restore(model), tmp_path / "model.pt")
+
+
+def test_a_mask_in_bf16_is_a_mask(model):
+    compress(model, PPE)
+    inputs = batch(*MIXED)
+    expected = logits(model, inputs)
+    assert torch.equal(logits(model, inputs | {"attention_mask": inputs["attention_mask"].bfloat16()}), expected)
+
+
 def test_a_copy_of_a_compressed_model_is_independent(model):
     compress(model, PPE)
     twin = copy.deepcopy(model)
@@ -274,6 +288,15 @@ def test_inputs_embeds_beside_input_ids(model):
     [
         ({"pixel_values": None}, "sample 0 has more image tokens than image_grid_thw describes"),
         ({"image_grid_thw": None}, "pixel_values are given without image_grid_thw"),
+        (
+            {"image_grid_thw": torch.tensor([1, 4, 4])},
+            r"image_grid_thw must be a tensor of whole numbers \[n, 3\], not",
+        ),
+        ({"image_grid_thw": [[1, 4, 4]]}, "image_grid_thw must be a tensor .* not list"),
+        ({"image_grid_thw": torch.tensor([[1.0, 4, 4]])}, "image_grid_thw must be a tensor of whole numbers"),
+        ({"pixel_values": torch.zeros(16)}, r"pixel_values must be \[patches, values of a patch\], not \[16\]"),
+        ({"attention_mask": torch.ones(2, 1, 7, 7, dtype=torch.bool)}, r"attention_mask is torch.bool \[2, 1, 7, 7\]"),
+        ({"attention_mask": torch.ones(1, 1, 7, 7, dtype=torch.long)}, "attention_mask is torch.int64 .* must be bool"),
         ({"pixel_values": torch.zeros(12, 96)}, "pixel_values hold 12 patches, but image_grid_thw describes 16"),
         ({"labels": torch.zeros(1, 3, dtype=torch.long)}, r"labels have shape \[1, 3\] but input_ids"),
         ({"attention_mask": torch.ones(1, 3)}, r"attention_mask has shape \[1, 3\], not that of input_ids"),

@@ -188,11 +188,14 @@ def test_attention_implementations_agree(config):
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_a_static_cache_decodes_as_a_dynamic_one(config, implementation):
+@pytest.mark.parametrize(
+    "prompts", [[0], [0, 0], [0, 1, 2], [1, 0]], ids=str
+)  # without padding, and with, first or not
+def test_a_static_cache_decodes_as_a_dynamic_one(config, implementation, prompts):
     model = random_model()
     model.set_attn_implementation(implementation)
     compress(model, config)
-    inputs, settings = batch(*MIXED), {"max_new_tokens": 5, **GREEDY}
+    inputs, settings = batch(*(MIXED[n] for n in prompts)), {"max_new_tokens": 5, **GREEDY}
     expected = model.generate(**inputs, **settings)
     assert torch.equal(model.generate(**inputs, **settings, cache_implementation="static"), expected)
     # The same cache again: transformers empties it and fills it anew.
@@ -245,6 +248,7 @@ def test_a_second_turn_with_more_images(model, config, all_images):
     given = whole if all_images else {n: v for n, v in new.items() if n not in ("input_ids", "attention_mask")}
     inputs = {"input_ids": ids, "attention_mask": mask}
     second = model.generate(**inputs, **given, past_key_values=out.past_key_values, **settings)
+    assert model.compression.report.kv_bytes > 0
     fresh = model.generate(**inputs, **whole, **settings)
     assert torch.equal(second, fresh)
 
@@ -317,12 +321,25 @@ def test_embeddings_given_by_the_caller(model):
     torch.testing.assert_close(logits(model, placed), expected)
 
 
-def test_generation_from_embeddings(model):
+@pytest.mark.parametrize("repeats", [{}, {"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}])
+def test_generation_from_embeddings(model, repeats):
     compress(model, PRESETS["cascade"])
-    inputs, settings = batch(MIXED[0]), {"max_new_tokens": 4, **GREEDY}
+    inputs, settings = batch(*MIXED), {"max_new_tokens": 4, **GREEDY, **repeats}
     expected = model.generate(**inputs, **settings)[:, -4:]
     embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
     assert torch.equal(model.generate(**inputs, inputs_embeds=embeds, **settings), expected)
+
+
+def test_labels_of_a_second_turn_with_an_image(model):
+    """Training on a prefix that is cached: labels belong to the new columns."""
+    compress(model, CASCADE)
+    cache = model(**batch(MIXED[0]), use_cache=True).past_key_values
+    new = batch(Prompt([3, ("image", (1, 4, 4)), 4], seed=9))
+    labels = torch.where(new["input_ids"] < IMAGE_ID, new["input_ids"], -100)
+    new["attention_mask"] = torch.cat([batch(MIXED[0])["attention_mask"], new["attention_mask"]], dim=1)
+    out = model(**new, labels=labels, past_key_values=cache)
+    assert out.labels.shape == out.logits.shape[:2]
+    assert out.labels[out.labels >= 0].tolist() == labels[labels >= 0].tolist()
 
 
 def test_sampling_repeats_with_its_seed(model):
