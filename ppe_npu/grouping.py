@@ -67,7 +67,9 @@ class Grouping:
         which comes before tokens that are equal to it."""
         wide = tokens.double() if tokens.dtype == torch.float64 else tokens.float()
         center = self.representatives.gather(1, self.labels.clamp_min(0))
-        # The root of it, because a norm reads the differences once; the order is the same.
-        distance = torch.linalg.vector_norm(wide.gather(1, center[:, :, None].expand_as(wide)).sub_(wide), dim=-1)
-        index = torch.arange(tokens.shape[1], device=tokens.device)
-        return torch.where(index == center, -1, distance)
+        frames, count = center.shape
+        first = count * torch.arange(frames, device=tokens.device)[:, None]
+        # Whole rows are copied, not numbers; and a norm reads the differences once, where squares would be written.
+        centers = wide.flatten(0, 1).index_select(0, (center + first).flatten()).view_as(wide)
+        distance = torch.linalg.vector_norm(centers.sub_(wide), dim=-1)
+        return torch.where(torch.arange(count, device=tokens.device) == center, -1, distance)
