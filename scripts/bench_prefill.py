@@ -2,29 +2,35 @@
 
 The decoder alone (random weights, the visual features given), so that a vision tower does not dilute the ratios:
 16 frames of 128 tokens and 66 text tokens; 12 layers, hidden size 1024. Settings take turns, round after round, so that
-a disturbance of the machine meets all of them; medians are shown. Peak memory is that of a fresh process each.
+a disturbance of the machine meets all of them; medians are shown. Peak memory is what torch holds at most, in a fresh
+process each.
 
-The last table counts operators: ours for all frames at once, and those of the released algorithm, which works frame by
-frame (../docs/numerics.md says how its results differ).
+The last line counts the operators of one merge: ours, for all frames at once, with masks and positions; and those of
+the released algorithm, frame by frame, for grouping and means alone.
 
     python scripts/bench_prefill.py [--device cpu] [--rounds 5] [--threads 2] [--output bench.json]
 """
 
 import argparse
+import itertools
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
 import time
 
 import torch
+from bench_clustering import frame_by_frame
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppe_npu import CompressionConfig, compress
+from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends import device as devices
 from ppe_npu.compat import prepare_transformers
+from ppe_npu.compression import Compression
 from ppe_npu.files import write_json
+from ppe_npu.positions import contiguous_channels
+from ppe_npu.spans import VisionTokens
 
 FRAMES, FRAME, TEXT, VIDEO_ID = 16, (8, 16), 66, 9
 SETTINGS = {
@@ -33,7 +39,7 @@ SETTINGS = {
     "chatunivi 0.45": CompressionConfig.preset("chatunivi"),
     "ppe 0.45": CompressionConfig.preset("ppe"),
     "ppe 0.10": CompressionConfig.preset("ppe", ratio=0.1),
-    "ppe 1.00": CompressionConfig.preset("ppe", ratio=1.0),
+    "ppe 0.90": CompressionConfig.preset("ppe", ratio=0.9),
     "cascade [3, 7, 11]": CompressionConfig.preset("ppe", layers=[3, 7, 11]),
     "cascade [0, 4, 8]": CompressionConfig.preset("ppe", layers=[0, 4, 8]),
 }
@@ -83,8 +89,6 @@ def prefill(model, inputs: dict, setting: str):
 
 
 def configure(model, setting: str) -> None:
-    from ppe_npu import restore
-
     restore(model)
     if SETTINGS[setting] is not None:
         compress(model, SETTINGS[setting])
@@ -126,16 +130,19 @@ def measure(device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, 
 
 @torch.no_grad()
 def peak_memory(setting: str, device: torch.device, dtype: torch.dtype) -> float:
-    """MiB above the model and its inputs during one prefill; of the process on a CPU."""
+    """MiB above the model and its inputs during one prefill."""
     model = build_model(device, dtype)
     inputs = build_inputs(model)
     configure(model, setting)
     # A short prompt first: buffers that are made once are not what is asked for.
     model(input_ids=torch.randint(10, 1000, (1, 8), device=device))
     if device.type == "cpu":
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        prefill(model, inputs, setting)
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+        # Every allocation and release of torch's, added up: a process' size is rounded by the system, up to 30 MiB.
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            prefill(model, inputs, setting)
+        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+        return max(itertools.accumulate(sizes)) / 2**20
     devices.reset_peak_memory(device)
     before = devices.peak_memory(device)
     prefill(model, inputs, setting)
@@ -150,6 +157,35 @@ def peak_memories(args) -> dict[str, float]:
         result = subprocess.run([*command, "--memory-of", setting], capture_output=True, text=True, check=True)
         out[setting] = json.loads(result.stdout.splitlines()[-1])
     return out
+
+
+class Counter(TorchDispatchMode):
+    """Counts the operators that run inside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def operators(frames: int) -> dict[str, int]:
+    """How many operators a merge of so many frames takes: ours, and the released algorithm's."""
+    tokens, config = math.prod(FRAME), SETTINGS["ppe 0.45"]
+    vision = VisionTokens(image_token_id=8, video_token_id=VIDEO_ID, merge_size=2, tokens_per_second=2)
+    compression = Compression(config, vision, contiguous_channels([16, 24, 24]), decoder_layers=12)
+    ids = torch.full((1, frames * tokens), VIDEO_ID)
+    plan = compression.plan(ids, None, None, torch.tensor([[frames, 2 * FRAME[0], 2 * FRAME[1]]]), None)
+    plan.on(ids.device)
+    features = torch.randn(frames * tokens, 64)
+    with Counter() as ours:
+        compression.prefill(plan, features[:0], features)
+    with Counter() as theirs:
+        frame_by_frame(features.view(frames, tokens, -1), config.tokens_kept((1, 2 * FRAME[0], 2 * FRAME[1])), 5)
+    return {"ours": ours.count, "released": theirs.count}
 
 
 def table(results: dict[str, dict]) -> str:
@@ -185,8 +221,12 @@ def main() -> None:
         values["peak_mib"] = memories[setting]
     print(f"{devices.describe(device)}, {args.dtype}, {args.threads} thread(s), medians of {args.rounds} rounds")
     print(table(results))
+    counts = {frames: operators(frames) for frames in (1, FRAMES, 4 * FRAMES)}
+    said = (f"{n} frames {c['ours']}, released {c['released']}" for n, c in counts.items())
+    print("operators of a merge: " + "; ".join(said))
     if args.output:
-        write_json(args.output, {"device": devices.describe(device), "threads": args.threads, "settings": results})
+        facts = {"device": devices.describe(device), "dtype": args.dtype, "threads": args.threads}
+        write_json(args.output, facts | {"settings": results, "operators": counts})
 
 
 if __name__ == "__main__":
