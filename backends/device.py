@@ -67,13 +67,20 @@ def _automatic() -> str:
 def _npu_problem() -> str | None:
     """Why there is no NPU to use, with the remedy, or None if there is one."""
     if importlib.util.find_spec("torch_npu") is None:
-        return "torch_npu is not installed; install the torch_npu that matches torch " + torch.__version__.split("+")[0]
+        matching = torch.__version__.split("+")[0]
+        return (
+            f"torch_npu is not installed; on an Ascend machine install the one that matches torch {matching}, anywhere "
+            "else add EMULATE=1 to the make target, which emulates an NPU on the CPU"
+        )
     try:
         importlib.import_module("torch_npu")
     except Exception as error:
         # A missing CANN shows as OSError, ImportError or RuntimeError, depending on which library is missed first.
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        return f"torch_npu cannot be imported ({reason[0]}); source CANN's set_env.sh"
+        return (
+            f"torch_npu cannot be imported ({reason[0]}); on an Ascend machine source CANN's set_env.sh, anywhere else "
+            "add EMULATE=1 to the make target"
+        )
     if _npu_count() == 0:
         return "torch_npu sees no NPU; check npu-smi info and ASCEND_RT_VISIBLE_DEVICES"
     return None

@@ -37,14 +37,16 @@ def _normal(generator: Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _attention(name: str, query: tuple, key: tuple, mask: Callable | None = None, **options: Any) -> Case:
+def _attention(
+    name: str, query: tuple, key: tuple, mask: Callable | None = None, grads: tuple = (0, 1, 2), **options: Any
+) -> Case:
     """query and key are shapes; mask: generator -> mask, passed by keyword through `options` by the run."""
 
     def build(generator: Generator) -> tuple:
         tensors = tuple(_normal(generator, *shape) for shape in (query, key, key))
         return tensors if mask is None else (*tensors, {"mask": mask(generator)})
 
-    return Case("attention", name, build, options, grads=(0, 1, 2))
+    return Case("attention", name, build, options, grads=grads)
 
 
 def _left_padding(generator: Generator) -> Tensor:
@@ -52,13 +54,13 @@ def _left_padding(generator: Generator) -> Tensor:
     return torch.arange(13)[None, :] >= torch.tensor([0, 4, 12])[:, None, None, None]
 
 
-def _sparse(*shape: int) -> Callable[[Generator], Tensor]:
-    """A random mask that differs by head, with a row that sees nothing."""
+def _sparse(*shape: int, rows: slice = slice(None)) -> Callable[[Generator], Tensor]:
+    """A random mask that differs by head, with a row that sees nothing; of its rows, some."""
 
     def build(generator: Generator) -> Tensor:
         mask = torch.rand(shape, generator=generator) > 0.4
         mask[0, 0, 1] = False
-        return mask
+        return mask[:, :, rows]
 
     return build
 
@@ -83,6 +85,9 @@ ATTENTION = (
     _attention("causal, grouped heads", (2, 6, 33, 20), (2, 2, 33, 20), causal=True),
     _attention("causal, longer keys", (2, 4, 5, 16), (2, 2, 12, 16), causal=True),
     _attention("decoding", (3, 4, 1, 32), (3, 2, 19, 32), causal=True),
+    _attention("a decoding step", (3, 4, 1, 32), (3, 2, 19, 32), grads=(), causal=True),
+    _attention("a padded decoding step", (3, 4, 1, 32), (3, 2, 13, 32), _left_padding, grads=(), causal=True),
+    _attention("a masked decoding step", (2, 4, 1, 16), (2, 1, 7, 16), _sparse(2, 1, 2, 7, rows=slice(0, 1)), grads=()),
     _attention("left padding, causal", (3, 4, 13, 16), (3, 2, 13, 16), _left_padding, causal=True),
     _attention("mask by head", (2, 4, 9, 16), (2, 4, 11, 16), _sparse(2, 4, 9, 11)),
     _attention("additive mask", (2, 4, 9, 16), (2, 2, 11, 16), _additive(1, 1, 9, 11)),

@@ -86,6 +86,32 @@ def _softmax_attention(query, key, value, blocked, scale, keep_prob) -> Tensor:
     return (torch.dropout(scores.softmax(-1), 1 - keep_prob, keep_prob < 1) @ wide_value).to(query.dtype)
 
 
+def npu_fused_infer_attention_score(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    atten_mask: Tensor | None = None,
+    num_heads: int = 1,
+    scale: float = 1.0,
+    input_layout: str = "BSH",
+    num_key_value_heads: int = 0,
+    sparse_mode: int = 0,
+) -> tuple[Tensor, Tensor]:
+    _check(query.dtype in (torch.float16, torch.bfloat16) and query.dtype == key.dtype == value.dtype, "16 bits")
+    _check(not any(tensor.requires_grad for tensor in (query, key, value)), "it has no gradient")
+    _check(input_layout == "BNSD" and query.shape[2] == 1 and sparse_mode == 0, "this stand-in decodes BNSD")
+    _check(query.shape[1] == num_heads <= 256 and key.shape[1] == (num_key_value_heads or num_heads), "heads")
+    _check(query.shape[3] % 16 == 0 and query.shape[3] <= 512 and query.is_contiguous(), "width or contiguity")
+    if atten_mask is not None:
+        _check(atten_mask.dtype in (torch.bool, torch.int8, torch.uint8), "atten_mask must be bool, int8 or uint8")
+        _check(
+            tuple(atten_mask.shape) in ((len(query), 1, 1, key.shape[2]), (len(query), 1, key.shape[2])), "mask shape"
+        )
+        atten_mask = atten_mask.bool().view(len(query), 1, 1, -1)
+    return _softmax_attention(query, key, value, atten_mask, scale, 1.0), torch.zeros(1)
+
+
 def npu_rotary_mul(input: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate=None) -> Tensor:
     batch, heads, length, width = input.shape
     _check(input.dtype in DTYPES and input.dtype == r1.dtype == r2.dtype, "one dtype")

@@ -58,7 +58,9 @@ def test_auto_passes_over_torch_npu_without_an_npu_and_says_so(monkeypatch, capl
 
 @no_npu
 def test_an_npu_without_torch_npu_is_an_error_with_the_remedy():
-    with pytest.raises(DeviceError, match=r"'npu:0' .* torch_npu is not installed; install .*matches torch") as caught:
+    with pytest.raises(
+        DeviceError, match=r"'npu:0' .* torch_npu is not installed; .* install the one that matches torch .* EMULATE=1"
+    ) as caught:
         device.resolve("npu:0")
     assert "\n" not in str(caught.value)
 
@@ -74,7 +76,10 @@ def test_an_npu_that_is_not_there_is_an_error_with_the_remedy(monkeypatch):
 def test_a_torch_npu_that_cannot_load_its_libraries_is_an_error_with_the_remedy(monkeypatch, tmp_path):
     (tmp_path / "torch_npu.py").write_text("raise OSError('libhccl.so: cannot open shared object file\\nmore')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DeviceError, match=r"cannot be imported \(libhccl.so: .* file\); source CANN's set_env.sh"):
+    with pytest.raises(
+        DeviceError,
+        match=r"cannot be imported \(libhccl.so: .* file\); on an .* source CANN's set_env.sh, .* EMULATE=1",
+    ):
         device.resolve("npu")
     assert device.resolve("auto").type in ("cuda", "cpu")
 

@@ -22,7 +22,7 @@ def test_the_cpu_agrees_and_says_what_it_used(dtype):
     assert {row.implementation for row in rows} == {"reference, sdpa"}
     quantities = {"fp32": 4, "bf16": 3, "fp16": 1}[dtype]
     assert len(rows) == quantities * len(end_to_end.settings(dtype))
-    assert all(row.allowed < 0.05 for row in rows)
+    assert all(row.allowed < 0.1 for row in rows)
     if dtype == "fp32":  # five steps within the contract, not only within the bound
         assert max(row.error for row in rows if row.direction == "5 steps") < 1e-5
 
