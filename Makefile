@@ -3,7 +3,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEVICE ?= auto
-VENV   := .venv
+# EMULATE=1 runs any target on an emulated Ascend device (tests/ascend_emulator), in an environment that has torch_npu.
+VENV   := $(if $(filter 1,$(EMULATE)),.venv-npu,.venv)
 OLDEST := .venv-oldest
 BIN    := $(VENV)/bin
 BENCH   = $(or $(OUTPUT),runs/bench)
@@ -14,7 +15,11 @@ common = $(call option,--model,$(MODEL)) $(call option,--data-root,$(DATA_ROOT))
          $(call option,--compression,$(COMPRESSION)) $(call option,--ratio,$(RATIO)) $(call option,--k,$(K)) \
          $(call option,--dtype,$(DTYPE))
 
-.PHONY: help demo test test-all test-matrix bench lint format train eval parity clean
+ifeq ($(EMULATE),1)
+include $(VENV)/emulator.mk
+endif
+
+.PHONY: help demo test test-all test-matrix test-npu test-emulated ascend-emulator bench lint format train eval parity clean
 
 help:
 	@echo "make demo     train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1]"
@@ -23,6 +28,7 @@ help:
 	@echo "make eval     evaluate                       [DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT=]"
 	@echo "make parity   this device's operators against the fp64 specification                [DEVICE=]"
 	@echo "make bench    clustering and prefill, with and without compression                  [DEVICE= OUTPUT=runs/bench]"
+	@echo "make test-npu      the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there"
 	@echo "make test-matrix   the engine's tests with the newest and the oldest transformers of our range"
 
 demo: $(VENV)/.ready
@@ -54,6 +60,18 @@ test-matrix: $(VENV)/.ready $(OLDEST)/.ready
 		OMP_NUM_THREADS=1 $$environment/bin/python -m pytest -n 2 -m "not slow" --ignore tests/backends --ignore tests/demo || exit 1; \
 	done
 
+# On the emulated device, which is built if it is not there. In the second line EMULATE=1 holds for what it runs.
+test-npu:
+	$(MAKE) EMULATE=1 test-emulated
+
+test-emulated: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" tests/test_ascend_emulator*.py tests/backends
+	$(BIN)/ppe-npu parity --device npu
+
+# Only builds the emulator, and prints the folder that it is in.
+ascend-emulator: $(if $(filter 1,$(EMULATE)),$(VENV)/.ready)
+	@$(if $(filter 1,$(EMULATE)),echo $(ASCEND_EMULATOR),$(MAKE) --no-print-directory EMULATE=1 $@)
+
 bench: $(VENV)/.ready
 	$(BIN)/python scripts/bench_clustering.py --device $(DEVICE) --output $(BENCH)/clustering.json
 	$(BIN)/python scripts/bench_prefill.py --device $(DEVICE) --output $(BENCH)/prefill.json
@@ -77,9 +95,15 @@ define environment
 	$(call pip,$(1)) --constraint scripts/constraints.txt --no-deps torchvision
 endef
 
+# torch_npu needs nothing that is not there already; it must not be in .venv, where `import torch` would try to load it.
 $(VENV)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
 	$(call environment,$(VENV))
+	$(if $(filter 1,$(EMULATE)),$(call pip,$(VENV)) --constraint scripts/constraints.txt --no-deps torch_npu)
 	@touch $@
+
+# Exports the variables that put torch_npu on the emulator. make reads it again once it is made.
+.venv-npu/emulator.mk: .venv-npu/.ready $(wildcard tests/ascend_emulator/*.* tests/ascend_emulator/stubs/*)
+	.venv-npu/bin/python -m tests.ascend_emulator.build --make > $@ || { rm -f $@; exit 2; }
 
 $(OLDEST)/.ready: setup.cfg pyproject.toml scripts/constraints.txt scripts/oldest.txt
 	$(call environment,$(OLDEST))
@@ -87,4 +111,4 @@ $(OLDEST)/.ready: setup.cfg pyproject.toml scripts/constraints.txt scripts/oldes
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) runs build *.egg-info
+	rm -rf .venv .venv-npu $(OLDEST) runs build *.egg-info
