@@ -14,6 +14,8 @@ option = $(if $(2),$(1) $(2))
 common = $(call option,--model,$(MODEL)) $(call option,--data-root,$(DATA_ROOT)) $(call option,--output,$(OUTPUT)) \
          $(call option,--compression,$(COMPRESSION)) $(call option,--ratio,$(RATIO)) $(call option,--k,$(K)) \
          $(call option,--dtype,$(DTYPE))
+# NPROC=8 starts so many processes on this machine; docs/quickstart.md has two machines.
+launch = $(BIN)/$(if $(NPROC),torchrun --nproc-per-node $(NPROC) -m ppe_npu.cli,ppe-npu)
 
 ifeq ($(EMULATE),1)
 include $(VENV)/emulator.mk
@@ -24,7 +26,7 @@ endif
 help:
 	@echo "make demo     train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1]"
 	@echo "make test     all fast tests        make test-all   the slow ones, too        make lint   style and imports"
-	@echo "make train    fine-tune with compression     [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT=]"
+	@echo "make train    fine-tune with compression     [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT= NPROC= DEEPSPEED=]"
 	@echo "make eval     evaluate                       [DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT=]"
 	@echo "make parity   this device's operators against the fp64 specification                [DEVICE=]"
 	@echo "make bench    clustering and prefill, with and without compression                  [DEVICE= OUTPUT=runs/bench]"
@@ -35,7 +37,7 @@ demo: $(VENV)/.ready
 	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(filter-out 0,$(FULL)),--full)
 
 train: $(VENV)/.ready
-	$(BIN)/ppe-npu train --device $(DEVICE) $(call option,--data,$(DATA)) $(common)
+	$(call launch) train --device $(DEVICE) $(call option,--data,$(DATA)) $(common) $(call option,--deepspeed,$(DEEPSPEED))
 
 # Without a model: the embedded one, trained first if it is not there.
 eval: $(VENV)/.ready $(if $(MODEL),,runs/train/final)
@@ -65,8 +67,9 @@ test-npu:
 	$(MAKE) EMULATE=1 test-emulated
 
 test-emulated: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" tests/test_ascend_emulator*.py tests/backends
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" tests/test_ascend_emulator*.py tests/test_npu_runs.py tests/backends
 	$(BIN)/ppe-npu parity --device npu
+	$(BIN)/ppe-npu parity check tests/data/parity_cpu --device npu
 
 # Only builds the emulator, and prints the folder that it is in.
 ascend-emulator: $(if $(filter 1,$(EMULATE)),$(VENV)/.ready)
@@ -98,6 +101,7 @@ endef
 # torch_npu needs nothing that is not there already; it must not be in .venv, where `import torch` would try to load it.
 $(VENV)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
 	$(call environment,$(VENV))
+	$(if $(filter 1,$(EMULATE)),$(call pip,$(VENV)) --constraint scripts/constraints.txt torch==2.13.0 --editable '.[train]')
 	$(if $(filter 1,$(EMULATE)),$(call pip,$(VENV)) --constraint scripts/constraints.txt --no-deps torch_npu)
 	@touch $@
 

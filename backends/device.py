@@ -158,6 +158,11 @@ def process_group_backend(device: torch.device) -> str:
     return {"npu": "hccl", "cuda": "nccl"}.get(device.type, "gloo")
 
 
+def reduces_float64(device: torch.device) -> bool:
+    """Whether processes can sum fp64 numbers on the device. torch_npu's HCCL does so from Ascend 950 on only."""
+    return device.type != "npu" or torch.npu.get_device_name(device).startswith("Ascend95")
+
+
 def process_count() -> int:
     """How many processes torchrun (or another launcher) has started for this job; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -43,8 +43,12 @@ ATTENTION = {
     "width 1024": (lambda: attend((1, 1, 2, 1024)), "head widths from 1 to 768"),
     "512 heads": (lambda: attend((1, 512, 2, 8)), "1 to 256 query heads"),
     "wrong head_num": (lambda: attend(heads=2), "head_num is 2"),
+    "4 dimensions": (lambda: attend((2, 4, 6, 16), layout="BSH"), "BSH means 3 dimensions"),
+    "nothing": (lambda: attend((2, 4, 0, 16)), "takes nothing empty"),
+    "too long": (lambda: attend((1, 1, 2**20 + 1, 1), key=(1, 1, 1, 1), dtype=FP16), "lengths up to"),
     "odd groups": (lambda: attend(key=(2, 3, 6, 16)), "no multiple of 3"),
     "key is not value": (lambda: attend(key=(2, 4, 6, 16), value=(2, 4, 6, 8)), "key and value share a shape"),
+    "key of another width": (lambda: attend(key=(2, 4, 6, 8)), "query and key share a head width"),
     "batch": (lambda: attend(key=(1, 4, 6, 16)), "one batch size"),
     "lengths without TND": (lambda: attend(actual_seq_qlen=[6], actual_seq_kvlen=[6]), "belong to TND"),
     "additive mask": (lambda: attend(atten_mask=zeros(6, 6), sparse_mode=1), "atten_mask is bool or uint8"),
@@ -58,6 +62,7 @@ ATTENTION = {
         "keeps what pre/next_tockens exclude",
     ),
     "prefix": (lambda: attend(atten_mask=triangle(), sparse_mode=6, prefix=[1, 1]), "no emulation of prefix"),
+    "prefix mode": (lambda: attend(atten_mask=zeros(2, 1, 6, 6, dtype=torch.bool), sparse_mode=5), "no emulation of s"),
     "position shift": (lambda: attend(pse=zeros(2, 4, 6, 6)), "no emulation of pse"),
     "leading 0": (lambda: packed([0, 3, 6]), "no leading 0"),
     "not at the end": (lambda: packed([3, 5]), "end at 6"),
@@ -101,6 +106,8 @@ INFERENCE = {
     "fp32": (lambda: infer(dtype=FP32), "takes fp16 or bf16"),
     "width 576": (lambda: infer((1, 4, 1, 576)), "head widths to 512"),
     "many groups": (lambda: infer((1, 65, 1, 8), (1, 1, 3, 8), num_heads=65, num_key_value_heads=1), "to 64"),
+    "batch": (lambda: infer(keys=(1, 4, 1, 16)), "batch, key and value fit"),
+    "other layouts": (lambda: infer(operator="npu_prompt_flash_attention", input_layout="BNSD_BSND"), "no emulation"),
     "head count": (lambda: infer(num_heads=2), "head counts"),
     "packed": (
         lambda: infer((6, 4, 16), input_layout="TND", actual_seq_lengths=[6], actual_seq_lengths_kv=[6]),
@@ -145,6 +152,7 @@ ROTARY = {
     "narrow, not aligned": (lambda: rotate((2, 3, 5, 24), (1, 1, 5, 24), dtype=BF16), "not aligned"),
     "learned table": (lambda: rotate((33, 32, 9, 32), (33, 1, 9, 32), learned=True), "B \\* N <= 1,024"),
     "interleave by sample": (lambda: rotate(mode="interleave"), "interleave takes one cos"),
+    "nothing": (lambda: rotate((2, 3, 0, 32), (2, 1, 0, 32)), "takes nothing empty"),
     "rotation matrix": (lambda: rotate(rotate=zeros(32, 32)), "no emulation of rotate"),
 }
 
@@ -154,6 +162,11 @@ def test_rotary(case):
     call, rule = ROTARY[case]
     with pytest.raises(LimitError, match=rule):
         call()
+
+
+def test_rotary_takes_cos_and_sin_of_one_shape():
+    with pytest.raises(LimitError, match="share a shape"):
+        torch_npu.npu_rotary_mul(zeros(2, 3, 5, 32), zeros(2, 1, 5, 32), zeros(1, 1, 5, 32))
 
 
 @pytest.mark.parametrize(
@@ -184,13 +197,19 @@ OTHERS = {
     "norm: bf16 with fp16": (lambda: normalize(dtype=BF16, gamma_dtype=FP16), "does not take"),
     "norm: 1 dimension": (lambda: normalize((8,)), "2 to 8 dimensions"),
     "norm: 9 dimensions": (lambda: normalize((1,) * 8 + (8,)), "2 to 8 dimensions"),
+    "norm: empty": (lambda: normalize((0, 8)), "nothing empty"),
     "norm: gamma too wide": (lambda: normalize(gamma=(4,)), "gamma has the shape"),
     "swiglu: not contiguous": (lambda: torch_npu.npu_swiglu(zeros(8, 3).T), "contiguous"),
     "swiglu: odd": (lambda: torch_npu.npu_swiglu(zeros(3, 7)), "is odd"),
     "swiglu: empty": (lambda: torch_npu.npu_swiglu(zeros(0, 8)), "nothing empty"),
+    "swiglu: 9 dimensions": (lambda: torch_npu.npu_swiglu(zeros(*[1] * 8, 2)), "1 to 8 dimensions"),
     "swiglu: fp64": (lambda: torch_npu.npu_swiglu(zeros(3, 8, dtype=FP64)), "takes fp16"),
     "loss: label -100": (lambda: cross_entropy(target=(0, -100, 2)), "a negative ignore_index ignores nothing"),
     "loss: label of no class": (lambda: cross_entropy(target=(0, 5, 2)), "targets are in"),
+    "loss: fp64": (lambda: cross_entropy(dtype=FP64), "takes fp16"),
+    "loss: median": (lambda: cross_entropy(reduction="median"), "reduction is"),
+    "loss: ignoring no class": (lambda: cross_entropy(ignore_index=5), "ignore_index is below C"),
+    "loss: all smoothed": (lambda: cross_entropy(label_smoothing=1.0), "label_smoothing is in"),
     "loss: 3 dimensions": (lambda: cross_entropy((1, 3, 5)), "input is"),
     "loss: int32": (
         lambda: torch_npu.npu_cross_entropy_loss(zeros(3, 5), zeros(3, dtype=torch.int32)), "target is int64",

@@ -42,6 +42,8 @@ class TrainConfig:
         logging_steps: the loss is noted every so many steps.
         frozen: beginnings of parameter names that do not learn, "model.visual" for the whole vision tower.
         gradient_checkpointing: recompute activations to save memory.
+        deepspeed: DeepSpeed's JSON file (scripts/deepspeed holds some), for runs started by torchrun or deepspeed;
+            None: plain data parallelism, where several processes were started.
         resume: go on from the last whole checkpoint in output, if there is one.
         overwrite: drop what an earlier run left in output.
         num_workers: processes that prepare batches; 0: this one.
@@ -76,6 +78,7 @@ class TrainConfig:
     logging_steps: int = 10
     frozen: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
+    deepspeed: str | None = None
     resume: bool = False
     overwrite: bool = False
     num_workers: int = 0
@@ -105,6 +108,8 @@ class TrainConfig:
             raise InputError(f"decay_fraction={self.decay_fraction} must be in (0, 1]")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas={self.betas} must be two numbers in [0, 1)")
+        if self.deepspeed is not None and not Path(self.deepspeed).is_file():
+            raise InputError(f"deepspeed={self.deepspeed!r} is no file: scripts/deepspeed holds zero2.json and others")
         if self.resume and self.overwrite:
             raise InputError("resume and overwrite exclude each other: go on with the run, or drop it")
 

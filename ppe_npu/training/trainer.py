@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -83,6 +84,8 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
     processor = load_processor(config.model, config.min_pixels, config.max_pixels)
     records = read_records(config.data, config.data_root)
     steps = total_steps(config, len(records), processes)
+    if config.deepspeed is not None:
+        start_deepspeed(config.deepspeed, device)
     arguments = _arguments(config, device, steps)  # starts the process group, and chooses this process' device
     if not first:
         devices.wait_for_all()  # until the first has looked at the output
@@ -123,6 +126,30 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
     if first:
         write_json(Path(config.output) / "summary.json", {**result.to_dict(), "settings": config.to_dict()})
     return result
+
+
+def start_deepspeed(file: str, device) -> None:
+    """Start DeepSpeed's process group: before TrainingArguments, which would start torch's alone.
+
+    Raises:
+        InputError: DeepSpeed is missing, nobody launched several processes, or the device cannot do what the file asks.
+    """
+    try:
+        stage = json.loads(Path(file).read_text()).get("zero_optimization", {}).get("stage", 0)
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"deepspeed={file}: cannot be read as JSON ({error})") from None
+    if "WORLD_SIZE" not in os.environ:
+        raise InputError("deepspeed needs its processes started: torchrun --nproc-per-node N -m ppe_npu.cli train ...")
+    if stage == 3 and not devices.reduces_float64(device):
+        raise InputError(
+            f"deepspeed={file}: ZeRO-3 sums the gradients' norm in fp64, which HCCL refuses on this chip "
+            f"({devices.describe(device)['name']}): use ZeRO-2"
+        )
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise InputError(f"deepspeed={file}: DeepSpeed cannot be imported ({error}): install ppe-npu[train]") from None
+    deepspeed.init_distributed(dist_backend=devices.process_group_backend(device))
 
 
 def freeze(model: Any, beginnings: Sequence[str]) -> None:
@@ -207,6 +234,8 @@ def _arguments(config: TrainConfig, device, steps: int):
         dataloader_pin_memory=device.type != "cpu",
         remove_unused_columns=False,  # records are objects until the collator reads them
         report_to=[],
+        deepspeed=config.deepspeed,
+        ddp_find_unused_parameters=False,  # a batch without pictures touches the vision tower, too
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs in one process (DataParallel) would tear prompts apart
     return arguments

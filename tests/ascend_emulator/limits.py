@@ -29,7 +29,7 @@ def require(condition: bool, operator: str, rule: str) -> None:
 # ---- attention ----
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, layout: str, keep_prob: float) -> None:
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, layout: str) -> None:
     """Limits of npu_fusion_attention on what it attends with. `layout` is one of BSH, SBH, BSND, BNSD, TND."""
     name = "npu_fusion_attention"
     require(query.dtype in DTYPES, name, f"takes fp16, bf16 and fp32, not {query.dtype}")
@@ -53,13 +53,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, layout: str
     sequence = {"BSH": 1, "SBH": 0, "BSND": 1, "BNSD": 2, "TND": 0}[layout]
     longest = max(query.shape[sequence], key.shape[sequence])
     require(longest <= 2**20, name, f"takes lengths up to 2**20, not {longest}")
-    require(0 < keep_prob <= 1, name, "keep_prob is in (0, 1]")
 
 
-def lengths(name: str, ends: object, total: int) -> None:
-    """Limits on actual_seq_qlen and actual_seq_kvlen: the ends of the sequences, counted from the first token."""
-    plain = isinstance(ends, (list, tuple)) and all(type(end) is int for end in ends)
-    require(plain, name, "sequence lengths are a host list of int")
+def lengths(name: str, ends: Sequence[int], total: int) -> None:
+    """Limits on actual_seq_qlen and actual_seq_kvlen: the ends of the sequences, counted from the first token.
+
+    That they are there, and a host list of int, is checked by torch_npu and by the operator's schema.
+    """
     require(1 <= len(ends) <= 1024, name, f"takes 1 to 1,024 sequences, not {len(ends)}")
     require(ends[0] != 0, name, "sequence lengths have no leading 0")
     used = list(itertools.dropwhile(lambda end: end == 0, reversed(ends)))[::-1]  # trailing zeros: unused batches
@@ -105,8 +105,6 @@ def inference_attention(
     sixteen = (torch.float16, torch.bfloat16)
     require(query.dtype in sixteen and query.dtype == key.dtype == value.dtype, name, "takes fp16 or bf16, all alike")
     require(layout in ("BSH", "BSND", "BNSD"), name, f"no emulation of input_layout {layout}")
-    rank = len(layout)
-    require(query.dim() == key.dim() == value.dim() == rank, name, f"{layout} means {rank} dimensions")
     require(key.shape == value.shape and query.shape[0] == key.shape[0], name, "batch, key and value fit")
     contiguous = all(tensor.is_contiguous() for tensor in (query, key, value))
     require(contiguous, name, "query, key and value are contiguous")
@@ -227,9 +225,3 @@ def cross_entropy(
         require(smoothing == 0, name, "no label_smoothing where a gradient is needed")
         plain = weight is None and ignored == -100
         require(reduction != "mean" or plain, name, "mean with a gradient takes neither weight nor ignore_index")
-
-
-def same(name: str, **shapes: Sequence[Tensor]) -> None:
-    """Tensors that a backward operator is given have to fit the forward operator's: what -> (one, other)."""
-    for what, (one, other) in shapes.items():
-        require(one.shape == other.shape, name, f"{what}: {tuple(one.shape)} is not {tuple(other.shape)}")

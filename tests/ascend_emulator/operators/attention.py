@@ -176,7 +176,7 @@ class _Call:
         actual_seq_qlen: object, actual_seq_kvlen: object, sparse_mode: int,
     ) -> "_Call":  # fmt: skip
         name, layout = "npu_fusion_attention", input_layout.upper()
-        limits.attention(query, key, value, head_num, layout, keep_prob)
+        limits.attention(query, key, value, head_num, layout)
         packed = layout == "TND"
         for ends, tensor in ((actual_seq_qlen, query), (actual_seq_kvlen, key)):
             if packed:

@@ -19,7 +19,6 @@ def rotary_mul_backward(
     grad: Tensor, input: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of input, cos and sin, all in the input's dtype."""
-    limits.same("npu_rotary_mul_backward", grad=(grad, input))
     upstream, x, cos, sin = (tensor.float() for tensor in (grad, input, r1, r2))
     # The rotation is orthogonal, and twice a rotation is the opposite: its transpose is its negative.
     dx = upstream * cos - _rotated(upstream * sin, rotary_mode)

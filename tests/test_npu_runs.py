@@ -1,0 +1,144 @@
+"""Whole runs on an emulated Ascend device: training, evaluation and several processes, and which operators they call.
+
+Runs on the emulator only: make test-npu. What it shows, and what not: tests/ascend_emulator/README.md.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import ascend_emulator
+import numpy
+import pytest
+from ascend_emulator import environment
+from PIL import Image
+
+if not ascend_emulator.active():
+    pytest.skip("the Ascend emulator is off: make test-npu", allow_module_level=True)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A tiny checkpoint, and 16 records of noise with answers of one to four words."""
+    from ppe_npu.demo import tiny
+
+    folder = tmp_path_factory.mktemp("npu")
+    tiny.build_model(0).save_pretrained(folder / "model")
+    tiny.build_processor().save_pretrained(folder / "model")
+    generator, records = numpy.random.default_rng(0), []
+    for number in range(16):
+        Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=numpy.uint8)).save(folder / f"{number}.png")
+        answer = " ".join(str(digit) for digit in generator.integers(0, 10, number % 4 + 1))
+        turns = [{"from": "human", "value": "<image>\nrow red"}, {"from": "gpt", "value": answer}]
+        records.append({"id": number, "image": f"{number}.png", "conversations": turns})
+    (folder / "train.json").write_text(json.dumps(records))
+    return folder
+
+
+def run(*arguments, processes=1, port=29571, **variables):
+    """`ppe-npu ...`, by torchrun if there are several processes; gives the process and the calls of npu:: operators."""
+    command = [sys.executable, "-m", "ppe_npu.cli", *map(str, arguments)]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        command = [*launcher, "--master-port", str(port), *command[1:]]
+    environ = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=280, cwd=ROOT)
+
+
+def train(files, output, *arguments, device="npu", steps=5, **options):
+    data = ("--model", files / "model", "--data", files / "train.json", "--device", device, "--output", output)
+    settings = ("--compression", "ppe", "--k", "4", "--learning-rate", "1e-5", "--logging-steps", "1")
+    done = run("train", *data, *settings, "--max-steps", steps, *arguments, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [loss for _, loss in json.loads((output / "summary.json").read_text())["losses"]]
+
+
+@pytest.fixture(scope="module")
+def on_cpu(files, tmp_path_factory):
+    """Losses of one process on the CPU, for a global batch of 4."""
+    return train(files, tmp_path_factory.mktemp("cpu") / "run", "--batch-size", "4", device="cpu")
+
+
+def test_training_calls_the_fused_operators_and_learns_as_the_cpu_does(files, tmp_path, on_cpu):
+    calls = tmp_path / "calls"
+    losses = train(files, tmp_path / "run", "--batch-size", "4", **{environment.CALLS: str(calls)})
+    assert losses == pytest.approx(on_cpu, abs=1e-5)
+    counted = Counter()
+    for line in calls.read_text().splitlines():
+        counted.update(json.loads(line)["npu"])
+    steps, blocks, layers = 5, 1, 2
+    forward = {
+        "npu_fusion_attention": blocks + layers,
+        "npu_rotary_mul": 2 * (blocks + layers),  # query and key
+        "npu_swiglu": blocks + layers,
+        "npu_rms_norm": 2 * blocks + 1 + 2 * layers + 1,  # with those of the merger and of the last state
+    }
+    backward = {
+        "npu_fusion_attention_grad": blocks + layers,
+        "npu_rotary_mul_backward": 2 * (blocks + layers),
+        "npu_swiglu_backward": blocks + layers,
+        "npu_rms_norm_backward": 2 * blocks + 1 + 2 * layers + 1,
+    }
+    assert {name: counted[name] for name in forward | backward} == {
+        name: steps * times for name, times in (forward | backward).items()
+    }
+
+
+def test_two_devices_learn_as_one_over_hccl(files, tmp_path, on_cpu):
+    losses = train(files, tmp_path / "run", "--batch-size", "2", processes=2)
+    assert losses == pytest.approx(on_cpu, abs=1e-5)
+
+
+def test_zero_2_learns_as_one_process(files, tmp_path, on_cpu):
+    pytest.importorskip("deepspeed")
+    file = ROOT / "scripts" / "deepspeed" / "zero2.json"
+    losses = train(files, tmp_path / "run", "--batch-size", "2", "--deepspeed", file, processes=2, port=29572)
+    assert losses == pytest.approx(on_cpu, abs=1e-5)
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+def test_zero_3_is_refused_where_hccl_cannot_sum_fp64_and_runs_where_it_can(files, tmp_path, on_cpu):
+    pytest.importorskip("deepspeed")
+    file = ROOT / "scripts" / "deepspeed" / "zero3.json"
+    data = ("--model", files / "model", "--data", files / "train.json", "--device", "npu", "--k", "4")
+    done = run("train", *data, "--output", tmp_path / "old", "--deepspeed", file, processes=2, port=29573)
+    assert done.returncode != 0
+    assert "ZeRO-3 sums the gradients' norm in fp64, which HCCL refuses on this chip (Ascend910B1)" in done.stderr
+    chip = {environment.SOC: "Ascend950PR_9599"}
+    arguments = ("--batch-size", "2", "--deepspeed", file)
+    losses = train(files, tmp_path / "new", *arguments, processes=2, port=29574, **chip)
+    assert losses == pytest.approx(on_cpu, abs=1e-5)
+
+
+def test_evaluation_and_an_answer_on_the_device(files, tmp_path):
+    asked = (
+        "--image",
+        files / "0.png",
+        "--prompt",
+        "row red",
+        "--max-new-tokens",
+        "4",
+        "--compression",
+        "ppe",
+        "--k",
+        "4",
+    )
+    calls = tmp_path / "calls"
+    answers = []
+    for device, dtype in (("cpu", "fp32"), ("npu", "fp32"), ("npu", "bf16")):
+        done = run(
+            "describe", "--model", files / "model", *asked, "--device", device, "--dtype", dtype,
+            **{environment.CALLS: str(calls)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        answers.append(done.stdout.splitlines()[0])
+    assert answers[0] == answers[1]
+    counted = Counter()
+    for line in calls.read_text().splitlines():
+        counted.update(json.loads(line)["npu"])
+    assert counted["npu_fused_infer_attention_score"] >= 2  # decoding steps in bf16
