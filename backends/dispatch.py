@@ -98,6 +98,8 @@ def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any
             raise ImplementationError(f"{op}: implementation {name!r} was asked for and cannot be used: {reason}")
         return entry
     for entry in candidates(op, device.type):
+        if not entry.automatic:
+            continue
         reason = _reason(entry, args, kwargs)
         if reason is None:
             return entry

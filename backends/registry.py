@@ -27,6 +27,7 @@ class Implementation:
             refuses them; None if it takes everything the op takes. Reasons are logged once each, so they state limits,
             not the numbers of one call.
         gradient: whether results can be differentiated; if not, calls that need a gradient are refused.
+        automatic: whether it is taken without being asked for by name.
     """
 
     op: str
@@ -37,6 +38,7 @@ class Implementation:
     requires: str | None = None
     verify: str | None = None
     gradient: bool = True
+    automatic: bool = True
 
     def runs_on(self, kind: str) -> bool:
         """Whether it is made for devices of this kind; says nothing of packages."""
@@ -82,14 +84,21 @@ def _torch_npu(op: str) -> Implementation:
     return Implementation(op, "torch_npu", ("npu",), f"npu.{op}", op, requires="torch_npu", verify="refusal")
 
 
+def _mindspeed(op: str) -> Implementation:
+    module, verify = "npu.mindspeed", f"{op}_refusal"
+    return Implementation(op, "mindspeed", ("npu",), module, op, requires="mindspeed", verify=verify, automatic=False)
+
+
 REGISTRY: tuple[Implementation, ...] = (
     _torch_npu("attention"),
+    _mindspeed("attention"),
     Implementation(
         "attention", "flash_attn", ("cuda",), "cuda.attention", "attention", requires="flash_attn", verify="refusal"
     ),
     Implementation("attention", "sdpa", ("cuda", "cpu"), "sdpa", "attention"),
     _reference("attention"),
     _torch_npu("rotary"),
+    _mindspeed("rotary"),
     _reference("rotary"),
     _reference("dpc_knn", gradient=False),
     Implementation("group_mean", "onehot", ("npu",), "npu.group_mean", "group_mean", verify="refusal"),

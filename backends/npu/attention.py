@@ -12,6 +12,7 @@ What differs from everybody else's attention, per op-plugin's page of the operat
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -59,16 +60,35 @@ def attention(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """See `ppe_npu.backends.attention`.
+    """See `ppe_npu.backends.attention`."""
+    import torch_npu
+
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if cu_seqlens is None and _is_decoding(query, key, value, mask, dropout):
+        return _decode(query, key, value, mask, scale)
+    options = {"mask": mask, "cu_seqlens": cu_seqlens, "causal": causal, "scale": scale, "dropout": dropout}
+    return attend(torch_npu.npu_fusion_attention, query, key, value, **options)
+
+
+def attend(
+    operator: Callable,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None,
+    cu_seqlens: list[int] | None,
+    causal: bool,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """Attention by an operator with the arguments of npu_fusion_attention.
 
     Segments of one length go as a batch, others packed, in several calls if there are more than 1,024 of them:
     64 frames of the released recipe have 1,536 vision windows.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    options = {"causal": causal, "scale": scale, "keep_prob": 1.0 - dropout}
+    options = {"operator": operator, "causal": causal, "scale": scale, "keep_prob": 1.0 - dropout}
     if cu_seqlens is None:
-        if _is_decoding(query, key, value, mask, dropout):
-            return _decode(query, key, value, mask, scale)
         return _dense(query, key, value, mask=mask, **options)
     lengths = {end - start for start, end in itertools.pairwise(cu_seqlens)} - {0}
     if len(lengths) == 1:
@@ -76,9 +96,16 @@ def attention(
     return _packed(query, key, value, cu_seqlens, **options)
 
 
-def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, causal: bool, **options) -> Tensor:
-    import torch_npu
-
+def _dense(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    operator: Callable,
+    mask: Tensor | None = None,
+    causal: bool,
+    **options,
+) -> Tensor:
     queries, keys = query.shape[2], key.shape[2]
     if mask is None and causal and queries > 1:
         options |= {"atten_mask": _compressed_causal(query.device), "sparse_mode": 3}
@@ -86,7 +113,7 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = N
     if mask is not None:
         allowed = _full_mask(masks.join(mask, queries, keys, causal, query.device), query, keys)
         options |= {"atten_mask": ~allowed, "sparse_mode": 1}
-    output = torch_npu.npu_fusion_attention(query, key, value, query.shape[1], "BNSD", **options)[0]
+    output = operator(query, key, value, query.shape[1], "BNSD", **options)[0]
     # The operator averages all values in a row that may attend to nothing. The specification is zero.
     return output if allowed is None else output.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
 
@@ -114,9 +141,9 @@ def _decode(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     return output if allowed is None else output.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
 
 
-def _packed(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: list[int], *, causal: bool, **options) -> Tensor:
-    import torch_npu
-
+def _packed(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: list[int], *, operator: Callable, causal: bool, **options
+) -> Tensor:
     if causal:
         options |= {"atten_mask": _compressed_causal(query.device), "sparse_mode": 3}
     tokens = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]
@@ -127,7 +154,7 @@ def _packed(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: list[int], *,
         ends = [end - part[0] for end in part[1:]]
         rows = [tensor[part[0] : part[-1]] for tensor in tokens]
         lengths = {"actual_seq_qlen": ends, "actual_seq_kvlen": ends}
-        outputs.append(torch_npu.npu_fusion_attention(*rows, query.shape[1], "TND", **lengths, **options)[0])
+        outputs.append(operator(*rows, query.shape[1], "TND", **lengths, **options)[0])
     return torch.cat(outputs).transpose(0, 1).unsqueeze(0)
 
 

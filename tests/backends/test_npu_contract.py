@@ -3,6 +3,7 @@
 It shows that the calls are allowed and mean what the specification means. It shows nothing of an Ascend's precision.
 """
 
+import fake_mindspeed
 import fake_torch_npu
 import pytest
 import torch
@@ -81,3 +82,24 @@ def test_dropout_is_passed_as_the_probability_to_keep(on_cpu):
     query, key, _ = (torch.randn(1, 1, n, 4) for n in (4000, 3, 3))
     weights = attention(query, key, torch.eye(3, 4).expand(1, 1, 3, 4), dropout=0.25)[..., :3]
     assert (weights == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_mindspeed_holds_all_parity_cases_and_is_taken_only_by_name(on_cpu, monkeypatch):
+    on_cpu("npu", torch_npu=fake_torch_npu)
+    fake_mindspeed.install(monkeypatch)
+    rows = [row for row in run_parity(torch.device("cpu"), ("fp32", "bf16")) if row.implementation == "mindspeed"]
+    assert [row for row in rows if not row.ok] == []
+    assert {row.op for row in rows if row.error is not None} == {"attention", "rotary"}
+    tensors = _heads(6)
+    dispatch.reset()
+    attention(*tensors)
+    assert dispatch.chosen() == {"attention": "torch_npu"}
+    with dispatch.using(attention="mindspeed"):
+        attention(*tensors)
+    assert dispatch.chosen() == {"attention": "torch_npu + mindspeed"}
+
+
+def test_mindspeed_that_is_not_there_is_an_error_for_who_asks(on_cpu):
+    on_cpu("npu", torch_npu=fake_torch_npu)
+    with pytest.raises(dispatch.ImplementationError, match="'mindspeed' was asked for .* mindspeed is not installed"):
+        attention(*_heads(6), implementation="mindspeed")

@@ -1,0 +1,41 @@
+"""attention and rotary by MindSpeed's operators, for who asks for them by name.
+
+They are the same CANN operators as torch_npu's, compiled by MindSpeed when they are first called, which needs CANN, and
+no longer maintained (MindSpeed's README: prefer torch_npu since the end of 2025). Tested against their documented
+signatures alone, over a stand-in (tests/backends/fake_mindspeed.py).
+"""
+
+from torch import Tensor
+
+from ppe_npu.backends.npu.attention import attend
+from ppe_npu.backends.npu.attention import refusal as attention_refusal
+from ppe_npu.backends.npu.rotary import refusal as rotary_refusal
+
+__all__ = ["attention", "attention_refusal", "rotary", "rotary_refusal"]
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    cu_seqlens: list[int] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """See `ppe_npu.backends.attention`. Its second version takes what npu_fusion_attention takes."""
+    from mindspeed.ops.fusion_attention_v2 import npu_fusion_attention
+
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    options = {"mask": mask, "cu_seqlens": cu_seqlens, "causal": causal, "scale": scale, "dropout": dropout}
+    return attend(npu_fusion_attention, query, key, value, **options)
+
+
+def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """See `ppe_npu.backends.rotary`; mode 0 is the half mode. Tables as in rotary.py, for the reason given there."""
+    from mindspeed.ops.npu_rotary_position_embedding import npu_rotary_position_embedding
+
+    cos, sin = (table.expand(query.shape[0], -1, -1).unsqueeze(1) for table in (cos, sin))
+    return tuple(npu_rotary_position_embedding(tensor, cos, sin, 0) for tensor in (query, key))
