@@ -131,7 +131,12 @@ def test_a_package_that_fails_to_import_is_passed_over_with_its_reason(toy, monk
 
 
 ORDER = {
-    "npu": {"attention": ["torch_npu"], "rotary": ["torch_npu"], "group_mean": ["onehot"], "dpc_knn": []},
+    "npu": {
+        "attention": ["torch_npu", "mindspeed"],
+        "rotary": ["torch_npu", "mindspeed"],
+        "group_mean": ["onehot"],
+        "dpc_knn": [],
+    },
     "cuda": {"attention": ["flash_attn", "sdpa"], "rotary": [], "group_mean": ["onehot"], "rms_norm": []},
     "cpu": {"attention": ["sdpa"], "rotary": [], "group_mean": [], "linear_cross_entropy": []},
 }
@@ -171,7 +176,7 @@ def _imports(tree: ast.AST) -> set[str]:
 
 
 def test_backends_know_tensors_and_nothing_above_them():
-    allowed = set(sys.stdlib_module_names) | {"torch", "numpy", "ppe_npu.backends", "torch_npu", "flash_attn"}
+    allowed = set(sys.stdlib_module_names) | {"torch", "numpy", "ppe_npu.backends"} | set(VENDORS)
     for file in FOLDER.rglob("*.py"):
         tree = ast.parse(file.read_text())
         assert _imports(tree) <= allowed, file
