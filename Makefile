@@ -98,11 +98,11 @@ define environment
 	$(call pip,$(1)) --constraint scripts/constraints.txt --no-deps torchvision
 endef
 
-# torch_npu needs nothing that is not there already; it must not be in .venv, where `import torch` would try to load it.
+# torch_npu needs nothing that is not there already. Without CANN it must not be in .venv: `import torch` would load it.
 $(VENV)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
 	$(call environment,$(VENV))
 	$(if $(filter 1,$(EMULATE)),$(call pip,$(VENV)) --constraint scripts/constraints.txt torch==2.13.0 --editable '.[train]')
-	$(if $(filter 1,$(EMULATE)),$(call pip,$(VENV)) --constraint scripts/constraints.txt --no-deps torch_npu)
+	$(if $(filter 1,$(EMULATE))$(filter npu%,$(DEVICE)),$(call pip,$(VENV)) --constraint scripts/constraints.txt --no-deps torch_npu)
 	@touch $@
 
 # Exports the variables that put torch_npu on the emulator. make reads it again once it is made.

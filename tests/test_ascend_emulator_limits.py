@@ -61,6 +61,10 @@ ATTENTION = {
         lambda: attend(atten_mask=zeros(6, 6, dtype=torch.bool), next_tockens=0),
         "keeps what pre/next_tockens exclude",
     ),
+    "band before mask": (
+        lambda: attend(atten_mask=triangle()[:6, :6], pre_tockens=2, next_tockens=0),
+        "keeps what pre/next_tockens exclude",
+    ),
     "prefix": (lambda: attend(atten_mask=triangle(), sparse_mode=6, prefix=[1, 1]), "no emulation of prefix"),
     "prefix mode": (lambda: attend(atten_mask=zeros(2, 1, 6, 6, dtype=torch.bool), sparse_mode=5), "no emulation of s"),
     "position shift": (lambda: attend(pse=zeros(2, 4, 6, 6)), "no emulation of pse"),

@@ -145,24 +145,36 @@ def test_attention_by_its_defaults_is_full_and_unscaled():
     agree(fused, plain_attention(nothing, scale=1.0), tensors, torch.float32)
 
 
-def test_rows_that_see_nothing():
-    """They average all values, or are zero where that was asked for, as torch_npu's SDPA does."""
-    query, key, value = (randn(1, 1, 4, 8, seed=i).float().npu() for i in range(3))
-    mask = torch.tensor([[True] * 4, [False] * 4, [False] * 4, [False] * 4]).npu()
-    for precise, expected in ((0, value.mean(2)), (2, torch.zeros_like(value[:, :, 0]))):
-        output = torch_npu.npu_fusion_attention(
-            query, key, value, 1, "BNSD", atten_mask=mask, sparse_mode=1, inner_precise=precise
-        )[0]
-        torch.testing.assert_close(output[:, :, 0], expected)
+@pytest.mark.parametrize(("mode", "precise"), [(1, 0), (1, 2), (3, 0)])
+def test_rows_that_see_nothing(mode, precise):
+    """They average all values; or are zero, where that is asked for (torch_npu's SDPA does) and in mode 3."""
+    mask = blocked(3, 6, 4)  # the first two queries come before all keys
+
+    def fused(*tensors):
+        options = {"atten_mask": triangle() if mode == 3 else mask.npu(), "inner_precise": precise}
+        return torch_npu.npu_fusion_attention(*tensors, 1, "BNSD", sparse_mode=mode, **options)[0]
+
+    def plain(query, key, value):
+        weights = torch.where(mask, -1e30, query @ key.mT).softmax(-1)
+        if mode == 3 or precise == 2:
+            weights = weights.masked_fill(mask.all(-1, keepdim=True), 0.0)
+        return weights @ value
+
+    agree(fused, plain, (randn(1, 1, 6, 8), randn(1, 1, 4, 8), randn(1, 1, 4, 8, seed=5)), torch.float32)
 
 
 def test_dropout_in_attention_is_the_same_in_the_backward_pass():
-    query, key = torch.zeros(1, 1, 2000, 4).npu(), torch.zeros(1, 1, 4, 4).npu()
+    inputs = [randn(1, 1, n, 4, seed=n).float().npu().requires_grad_() for n in (500, 4)]
     value = torch.eye(4).expand(1, 1, 4, 4).npu().requires_grad_()
-    output = torch_npu.npu_fusion_attention(query, key, value, 1, "BNSD", keep_prob=0.75)[0]
-    assert (output == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
-    output.sum().backward()
-    torch.testing.assert_close(value.grad[0, 0, :, 0], output[0, 0].sum(0).detach())
+    output = torch_npu.npu_fusion_attention(*inputs, value, 1, "BNSD", keep_prob=0.75)[0]
+    kept = (output != 0).float().cpu() / 0.75  # the output is the weights themselves
+    assert (kept == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    upstream = randn(*output.shape).float()
+    output.backward(upstream.npu())
+    plain = [tensor.detach().cpu().requires_grad_() for tensor in (*inputs, value)]
+    (((plain[0] @ plain[1].mT).softmax(-1) * kept) @ plain[2]).backward(upstream)
+    for ours, other in zip((*inputs, value), plain):
+        torch.testing.assert_close(ours.grad.cpu(), other.grad)
 
 
 @DTYPES
