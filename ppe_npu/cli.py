@@ -115,6 +115,7 @@ def _add_train(commands) -> None:
     parser.add_argument("--logging-steps", type=int, help="(default: 10)")
     parser.add_argument("--num-workers", type=int, help="(default: 0)")
     parser.add_argument("--gradient-checkpointing", action="store_true", default=None)
+    parser.add_argument("--fused-adamw", action="store_true", default=None, help="the device's fused AdamW")
     parser.add_argument("--deepspeed", metavar="FILE", help="DeepSpeed's JSON file, for runs started by torchrun")
     parser.add_argument(
         "--resume", action="store_true", default=None, help="go on from the last whole checkpoint in --output"

@@ -39,7 +39,7 @@ def run_train(args: argparse.Namespace) -> int:
 _OPTIONS = (
     *("data_root", "device", "dtype", "epochs", "max_steps", "batch_size", "seed", "gradient_accumulation"),
     *("learning_rate", "warmup_steps", "schedule", "weight_decay", "max_grad_norm", "save_steps", "logging_steps"),
-    "deepspeed",
+    *("fused_adamw", "deepspeed"),
     *("num_workers", "gradient_checkpointing", "resume", "overwrite", "min_pixels", "max_pixels"),
 )
 

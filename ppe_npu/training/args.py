@@ -42,6 +42,7 @@ class TrainConfig:
         logging_steps: the loss is noted every so many steps.
         frozen: beginnings of parameter names that do not learn, "model.visual" for the whole vision tower.
         gradient_checkpointing: recompute activations to save memory.
+        fused_adamw: torch's fused AdamW. Refused on an NPU: see docs/npu.md.
         deepspeed: DeepSpeed's JSON file (scripts/deepspeed holds some), for runs started by torchrun or deepspeed;
             None: plain data parallelism, where several processes were started.
         resume: go on from the last whole checkpoint in output, if there is one.
@@ -78,6 +79,7 @@ class TrainConfig:
     logging_steps: int = 10
     frozen: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
+    fused_adamw: bool = False
     deepspeed: str | None = None
     resume: bool = False
     overwrite: bool = False

@@ -79,6 +79,11 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
     from ppe_npu.training.loop import CompressedTrainer, Progress, last_whole_checkpoint
 
     device, first, processes = devices.resolve(config.device), devices.process_rank() == 0, devices.process_count()
+    if config.fused_adamw and device.type == "npu":
+        raise InputError(
+            "fused_adamw on an NPU: transformers' Trainer clears the model's gradients, which NpuFusedAdamW does not "
+            "see, and it would go on with the first step's; leave it out"
+        )
     check_compression(config.model, config.compression)
     checkpoint = _prepare_output(config) if first else None
     processor = load_processor(config.model, config.min_pixels, config.max_pixels)
@@ -218,7 +223,7 @@ def _arguments(config: TrainConfig, device, steps: int):
         adam_beta1=config.betas[0],
         adam_beta2=config.betas[1],
         max_grad_norm=config.max_grad_norm,
-        optim=devices.fused_adamw_name(device),
+        optim=devices.fused_adamw_name(device, fused=config.fused_adamw),
         bf16=config.dtype == "bf16",
         use_cpu=device.type == "cpu",
         seed=config.seed,
