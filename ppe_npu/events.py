@@ -12,7 +12,7 @@ import torch
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.grouping import Grouping
-from ppe_npu.layout import Bucket, Video
+from ppe_npu.layout import Video, buckets_of
 from ppe_npu.methods import METHODS
 from ppe_npu.plan import BucketOnDevice, upload
 
@@ -60,7 +60,9 @@ def find_events(videos: Sequence[Video], tokens: torch.Tensor, config: Compressi
             budgets += [video.kept.shape[1]] * len(frames)
         else:
             budgets += shared(video.tokens, [len(members) for members in frames], video.kept.shape[1])
-    return _laid_out(events, budgets, tokens.device)
+    buckets, kept = buckets_of(events, [(budget,) for budget in budgets])
+    order = upload(np.concatenate(kept), tokens.device)
+    return Events(tuple(BucketOnDevice.of(bucket, tokens.device) for bucket in buckets), order)
 
 
 def _frame_labels(videos: Sequence[Video], tokens: torch.Tensor, config: CompressionConfig) -> list[np.ndarray]:
@@ -94,24 +96,3 @@ def shared(total: int, frames: Sequence[int], frame_tokens: int) -> list[int]:
         open_ = out < np.array(frames) * frame_tokens if step > 0 else out > 1
         out[np.where(open_, step * (quota - out), -np.inf).argmax()] += step
     return out.tolist()
-
-
-def _laid_out(events: list[np.ndarray], budgets: list[int], device: torch.device) -> Events:
-    """Events of like size in buckets, as layout.py does it for frames."""
-    classes: dict[int, list[int]] = {}
-    for number, tokens in enumerate(events):
-        classes.setdefault((len(tokens) - 1).bit_length(), []).append(number)
-    buckets, numbers = [], []
-    for size in sorted(classes):
-        members = classes[size]
-        numbers += members
-        counts = np.array([len(events[n]) for n in members])
-        valid = np.arange(counts.max()) < counts[:, None]
-        index = np.zeros(valid.shape, np.int64)
-        index[valid] = np.concatenate([events[n] for n in members])
-        kept = np.array([[budgets[n] for n in members]])
-        buckets.append(BucketOnDevice.of(Bucket(index, None if valid.all() else valid, kept), device))
-    starts = np.concatenate([[0], np.cumsum([budgets[n] for n in numbers])])
-    first = dict(zip(numbers, starts))
-    order = np.concatenate([first[n] + np.arange(budgets[n]) for n in range(len(events))])
-    return Events(tuple(buckets), upload(order, device))

@@ -167,7 +167,8 @@ def stage_layout(
     width = before.real.shape[1]
     if starts is None:
         starts = [cell.sample * width + cell.start for cell in before.cells]
-    buckets, kept = _buckets(before.cells, starts, budget.cell)
+    tokens = [start + np.arange(cell.tokens) for start, cell in zip(starts, before.cells)]
+    buckets, kept = buckets_of(tokens, [budget.cell(cell.tokens) for cell in before.cells])
     merged = sum(int(bucket.budgets.sum()) for bucket in buckets)
     videos, runs = _videos(before.cells, starts, kept, budget, merged)
     empty = int(before.text.sum()) + merged + sum(video.tokens for video in videos)
@@ -227,30 +228,34 @@ def _merge_sample(before: Arrangement, sample: int, runs: Sequence[_Run]) -> _Pi
     return _Piece(np.concatenate(rows), np.concatenate(sources), cells)
 
 
-def _buckets(
-    cells: Sequence[Cell], starts: Sequence[int], budget: Callable[[int], tuple[int, ...]]
+def buckets_of(
+    tokens: Sequence[np.ndarray], budgets: Sequence[tuple[int, ...]]
 ) -> tuple[tuple[Bucket, ...], list[np.ndarray]]:
-    """The cells in buckets of like size, and for every cell the index of its kept tokens.
+    """Cells in buckets of like size, and for every cell the index of its kept tokens among all that are kept.
 
     A bucket holds sizes between two powers of two, so that neither padding (at most half) nor the number of buckets
     (at most log2 of the largest cell) grows with the batch.
+
+    Args:
+        tokens: of each cell the indices of its tokens among those that are merged.
+        budgets: of each cell how many each ratio keeps.
     """
     classes: dict[int, list[int]] = {}
-    for number, cell in enumerate(cells):
-        classes.setdefault((cell.tokens - 1).bit_length(), []).append(number)
-    kept: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
+    for number, cell in enumerate(tokens):
+        classes.setdefault((len(cell) - 1).bit_length(), []).append(number)
+    kept: list[np.ndarray] = [np.zeros(0, np.int64)] * len(tokens)
     buckets, at = [], 0
     for size in sorted(classes):
         numbers = classes[size]
-        first = np.array([starts[n] for n in numbers])
-        counts = np.array([cells[n].tokens for n in numbers])
-        budgets = np.array([budget(int(count)) for count in counts]).T
-        index = np.arange(counts.max())
-        valid = index < counts[:, None]
-        buckets.append(Bucket(np.where(valid, first[:, None] + index, 0), None if valid.all() else valid, budgets))
-        for number, tokens in zip(numbers, budgets.sum(axis=0)):
-            kept[number] = np.arange(at, at + tokens)
-            at += int(tokens)
+        counts = np.array([len(tokens[n]) for n in numbers])
+        valid = np.arange(counts.max()) < counts[:, None]
+        index = np.zeros(valid.shape, np.int64)
+        index[valid] = np.concatenate([tokens[n] for n in numbers])
+        wanted = np.array([budgets[n] for n in numbers]).T
+        buckets.append(Bucket(index, None if valid.all() else valid, wanted))
+        for number, count in zip(numbers, wanted.sum(axis=0)):
+            kept[number] = np.arange(at, at + count)
+            at += int(count)
     return tuple(buckets), kept
 
 

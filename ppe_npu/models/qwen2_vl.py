@@ -4,7 +4,7 @@ Modifications: those of vision_language.py, nothing of its own. M-RoPE sections 
 counts frames.
 """
 
-from ppe_npu.models.vision_language import install, uninstall
+from ppe_npu.models.vision_language import decoder_layers, install, uninstall
 from ppe_npu.positions import contiguous_channels
 from ppe_npu.spans import VisionTokens
 
@@ -25,7 +25,3 @@ def vision_tokens(config) -> VisionTokens:
 def channels(config) -> tuple[int, ...]:
     """The axis of each rotary channel of half a head."""
     return contiguous_channels(config.text_config.rope_parameters["mrope_section"])
-
-
-def decoder_layers(config) -> int:
-    return config.text_config.num_hidden_layers

@@ -10,7 +10,7 @@ each is a run of its own, with positions of its own.
 
 from ppe_npu.compression import Compression
 from ppe_npu.models import vision_language
-from ppe_npu.models.vision_language import uninstall
+from ppe_npu.models.vision_language import decoder_layers, uninstall
 from ppe_npu.positions import interleaved_channels
 from ppe_npu.spans import VisionTokens
 
@@ -32,10 +32,6 @@ def vision_tokens(config) -> VisionTokens:
 def channels(config) -> tuple[int, ...]:
     """The axis of each rotary channel of half a head."""
     return interleaved_channels(config.text_config.rope_parameters["mrope_section"])
-
-
-def decoder_layers(config) -> int:
-    return config.text_config.num_hidden_layers
 
 
 def install(model, compression: Compression) -> None:

@@ -47,6 +47,11 @@ from ppe_npu.state import CacheState
 _STATIC_ROPE = ("default", "linear", "yarn", "llama3")
 
 
+def decoder_layers(config) -> int:
+    """How many the model with this config has."""
+    return config.text_config.num_hidden_layers
+
+
 def install(model, compression: Compression, deepstack: bool = False) -> None:
     """Put the modifications on a model.
 
