@@ -109,6 +109,9 @@ def infer(shape=(2, 4, 1, 16), keys=None, dtype=BF16, operator="npu_fused_infer_
 INFERENCE = {
     "fp32": (lambda: infer(dtype=FP32), "takes fp16 or bf16"),
     "width 576": (lambda: infer((1, 4, 1, 576)), "head widths to 512"),
+    "width 20": (lambda: infer((1, 4, 1, 20)), "in steps of 16"),
+    "width 136": (lambda: infer((1, 4, 2, 136), operator="npu_prompt_flash_attention"), "above 128 in steps of 16"),
+    "wide rows": (lambda: infer((1, 1, 256, 256), num_heads=256, input_layout="BSND"), "below 65,535"),
     "many groups": (lambda: infer((1, 65, 1, 8), (1, 1, 3, 8), num_heads=65, num_key_value_heads=1), "to 64"),
     "batch": (lambda: infer(keys=(1, 4, 1, 16)), "batch, key and value fit"),
     "other layouts": (lambda: infer(operator="npu_prompt_flash_attention", input_layout="BNSD_BSND"), "no emulation"),

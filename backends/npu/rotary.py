@@ -24,7 +24,7 @@ def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
     """See `ppe_npu.backends.rotary`.
 
     cos and sin go in as [B, 1, S, D] even if one table serves the whole batch: as [1, 1, S, D] with B > 1, CANN refuses
-    batch * heads > 8 * S (CheckBnsdBlockSkip in rope_rotate_half_tiling.cpp), which is every decoding step.
+    batch * heads > 8 * S for all S but 1 (CheckBnsdBlockSkip in rope_rotate_half_tiling.cpp), as of short prompts.
     """
     import torch_npu
 

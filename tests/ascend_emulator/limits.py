@@ -101,7 +101,7 @@ def _triangle() -> Tensor:
 def inference_attention(
     name: str, query: Tensor, key: Tensor, value: Tensor, heads: int, key_heads: int, layout: str
 ) -> None:
-    """Limits of the attention operators for inference: 16 bits, contiguous, head width up to 512."""
+    """Limits of the attention operators for inference: 16 bits, contiguous, head width up to 512, mostly aligned."""
     sixteen = (torch.float16, torch.bfloat16)
     require(query.dtype in sixteen and query.dtype == key.dtype == value.dtype, name, "takes fp16 or bf16, all alike")
     require(layout in ("BSH", "BSND", "BNSD"), name, f"no emulation of input_layout {layout}")
@@ -119,6 +119,10 @@ def inference_attention(
         )
     width = query.shape[-1] if axis is not None else query.shape[-1] // heads
     require(1 <= width <= 512 and heads <= 256, name, "takes head widths to 512 and 256 heads")
+    require(layout == "BNSD" or heads * width < 65535, name, f"{layout} takes num_heads * width below 65,535")
+    aligned = width % 16 == 0  # 32 bytes
+    require(aligned or "fused_infer" not in name, name, "takes head widths in steps of 16")
+    require(aligned or width <= 128, name, "takes head widths above 128 in steps of 16 only")
 
 
 # ---- rotary ----

@@ -1,3 +1,4 @@
+import importlib
 import sys
 from dataclasses import replace
 
@@ -26,6 +27,8 @@ def on_cpu(monkeypatch):
     CPU, ahead of all others, the implementations that are made for devices of `kind`."""
 
     def install(kind: str, **packages):
+        if "torch_npu" in sys.modules:
+            importlib.import_module("torch._dynamo")  # which the real one patches when it is loaded: not a stand-in
         for name, module in packages.items():
             monkeypatch.setitem(sys.modules, name, module)
         moved = [replace(entry, devices=("cpu",)) for entry in registry.REGISTRY if entry.devices == (kind,)]

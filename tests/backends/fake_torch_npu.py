@@ -120,7 +120,7 @@ def npu_rotary_mul(input: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "ha
     for table in (r1, r2):
         tables = [(1, 1, length, width), (batch, 1, length, width), (batch, heads, length, width)]
         _check(tuple(table.shape) in tables, f"table {tuple(table.shape)}")
-        block_skip = table.shape[0] != batch and table.shape[1] != heads
+        block_skip = table.shape[0] != batch and table.shape[1] != heads and length > 1
         _check(not (block_skip and batch * heads > 8 * length), "561002: B*N is large")
     first, second = input.float().chunk(2, -1)
     return (input.float() * r1.float() + torch.cat((-second, first), -1) * r2.float()).to(input.dtype)
