@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,9 @@ def layer_causal_mask(config: Any, hidden: Any, mask: Any, cache: Any, layer: in
         mask: [B, past and L], nonzero at real places; a 4D one, which is given back; or None.
         cache: transformers' Cache or None. layer: the one whose cache counts. past: places that it holds.
     """
-    import torch
     from transformers.masking_utils import create_causal_mask
 
-    wanted = inspect.signature(create_causal_mask).parameters
+    wanted = _parameters(create_causal_mask)
     known = {
         "config": config,
         "inputs_embeds": hidden,
@@ -124,7 +124,7 @@ def layer_causal_mask(config: Any, hidden: Any, mask: Any, cache: Any, layer: in
         "attention_mask": mask,
         "past_key_values": None if cache is None else _OneLayer(cache, layer),
         "position_ids": None,
-        "cache_position": torch.arange(past, past + hidden.shape[1], device=hidden.device),
+        **_cache_position(create_causal_mask, past, hidden),
     }
     return create_causal_mask(**{name: value for name, value in known.items() if name in wanted})
 
@@ -150,8 +150,19 @@ class _OneLayer:
 
 def layer_arguments(layer: Any, past: int, hidden: Any) -> dict[str, Any]:
     """What a decoder layer of older transformers wants beside today's arguments. hidden: [B, L, C]; past: cached."""
+    return _cache_position(type(layer).forward, past, hidden)
+
+
+def _cache_position(function: Callable, past: int, hidden: Any) -> dict[str, Any]:
+    """The argument of that name, for a function that takes it: the places that the new tokens get in the cache."""
     import torch
 
-    if "cache_position" not in inspect.signature(type(layer).forward).parameters:
+    if "cache_position" not in _parameters(function):
         return {}
     return {"cache_position": torch.arange(past, past + hidden.shape[1], device=hidden.device)}
+
+
+@functools.cache
+def _parameters(function: Callable) -> frozenset[str]:
+    """Names that a function takes; asked in every stage of every step."""
+    return frozenset(inspect.signature(function).parameters)

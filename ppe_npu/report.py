@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -155,3 +156,9 @@ def _span_reports(plan: PromptPlan, stages: list[int]) -> tuple[SpanReport, ...]
         before = sum(spans[number].tokens for number in numbers)
         reports.append(SpanReport(first.sample, first.modality, grid, before, layers))
     return tuple(reports)
+
+
+def kv_bytes(cache: Any) -> int:
+    """Bytes of all keys and values that a transformers cache holds."""
+    layers = getattr(cache, "layers", ())
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers if getattr(layer, "is_initialized", True))

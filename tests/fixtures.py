@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -62,3 +65,21 @@ def tiny_folder(tmp_path_factory, tiny_processor):
     tiny.build_model(seed=0).save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     return str(folder)
+
+
+def write_noise_records(folder: Path, records: int, most_words: int) -> Path:
+    """train.json of records with answers of one to most_words words; gives its path.
+
+    The pictures are noise: in a drawn one many patches are equal, and which of them is a centre hangs on the last bit,
+    that is on how a batch is cut.
+    """
+    from PIL import Image
+
+    generator, written = np.random.default_rng(0), []
+    for number in range(records):
+        Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        answer = " ".join(str(digit) for digit in generator.integers(0, 10, number % most_words + 1))
+        turns = [{"from": "human", "value": "<image>\nrow red"}, {"from": "gpt", "value": answer}]
+        written.append({"id": number, "image": f"{number}.png", "conversations": turns})
+    (folder / "train.json").write_text(json.dumps(written))
+    return folder / "train.json"

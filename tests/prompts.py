@@ -59,3 +59,16 @@ def with_types(inputs):
         return {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
     ids = inputs["input_ids"]
     return inputs | {"mm_token_type_ids": (ids == IMAGE_ID).long() + 2 * (ids == VIDEO_ID).long()}
+
+
+def check_labels(model):
+    """A compressed model's labels stand at the text that they were given for, and its loss is theirs."""
+    inputs = batch(*MIXED, side="right")
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+    out = model(**inputs, labels=labels)
+    assert out.labels.shape == out.logits.shape[:2]
+    text = (inputs["input_ids"] < IMAGE_ID) & inputs["attention_mask"].bool()
+    for row, ids, mine in zip(out.labels, inputs["input_ids"], text):
+        assert row[row >= 0].tolist() == ids[mine].tolist()
+    shifted = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), out.labels[:, 1:].flatten())
+    torch.testing.assert_close(out.loss, shifted)

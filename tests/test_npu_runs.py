@@ -11,10 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import ascend_emulator
-import numpy
 import pytest
 from ascend_emulator import environment
-from PIL import Image
+from fixtures import write_noise_records
 
 if not ascend_emulator.active():
     pytest.skip("the Ascend emulator is off: make test-npu", allow_module_level=True)
@@ -30,13 +29,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("npu")
     tiny.build_model(0).save_pretrained(folder / "model")
     tiny.build_processor().save_pretrained(folder / "model")
-    generator, records = numpy.random.default_rng(0), []
-    for number in range(16):
-        Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=numpy.uint8)).save(folder / f"{number}.png")
-        answer = " ".join(str(digit) for digit in generator.integers(0, 10, number % 4 + 1))
-        turns = [{"from": "human", "value": "<image>\nrow red"}, {"from": "gpt", "value": answer}]
-        records.append({"id": number, "image": f"{number}.png", "conversations": turns})
-    (folder / "train.json").write_text(json.dumps(records))
+    write_noise_records(folder, records=16, most_words=4)
     return folder
 
 

@@ -114,8 +114,7 @@ def _dense(
         allowed = _full_mask(masks.join(mask, queries, keys, causal, query.device), query, keys)
         options |= {"atten_mask": ~allowed, "sparse_mode": 1}
     output = operator(query, key, value, query.shape[1], "BNSD", **options)[0]
-    # The operator averages all values in a row that may attend to nothing. The specification is zero.
-    return output if allowed is None else output.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
+    return _without_blind_rows(output, allowed)
 
 
 def _is_decoding(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> bool:
@@ -138,7 +137,7 @@ def _decode(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
         options["atten_mask"] = ~allowed.expand(query.shape[0], -1, -1, -1)
     tensors = (tensor.contiguous() for tensor in (query, key, value))
     output = torch_npu.npu_fused_infer_attention_score(*tensors, **options)[0]
-    return output if allowed is None else output.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
+    return _without_blind_rows(output, allowed)
 
 
 def _packed(
@@ -156,6 +155,11 @@ def _packed(
         lengths = {"actual_seq_qlen": ends, "actual_seq_kvlen": ends}
         outputs.append(operator(*rows, query.shape[1], "TND", **lengths, **options)[0])
     return torch.cat(outputs).transpose(0, 1).unsqueeze(0)
+
+
+def _without_blind_rows(output: Tensor, allowed: Tensor | None) -> Tensor:
+    """Zero, as specified, in rows that may attend to nothing, where the operators average all values."""
+    return output if allowed is None else output.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
 
 
 def _full_mask(mask: Tensor, query: Tensor, keys: int) -> Tensor:

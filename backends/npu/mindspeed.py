@@ -10,6 +10,7 @@ from torch import Tensor
 from ppe_npu.backends.npu.attention import attend
 from ppe_npu.backends.npu.attention import refusal as attention_refusal
 from ppe_npu.backends.npu.rotary import refusal as rotary_refusal
+from ppe_npu.backends.npu.rotary import tables
 
 __all__ = ["attention", "attention_refusal", "rotary", "rotary_refusal"]
 
@@ -34,8 +35,8 @@ def attention(
 
 
 def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """See `ppe_npu.backends.rotary`; mode 0 is the half mode. Tables as in rotary.py, for the reason given there."""
+    """See `ppe_npu.backends.rotary`; mode 0 is the half mode."""
     from mindspeed.ops.npu_rotary_position_embedding import npu_rotary_position_embedding
 
-    cos, sin = (table.expand(query.shape[0], -1, -1).unsqueeze(1) for table in (cos, sin))
+    cos, sin = tables(query, cos, sin)
     return tuple(npu_rotary_position_embedding(tensor, cos, sin, 0) for tensor in (query, key))

@@ -21,12 +21,18 @@ def refusal(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> str | None:
 
 
 def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """See `ppe_npu.backends.rotary`.
-
-    cos and sin go in as [B, 1, S, D] even if one table serves the whole batch: as [1, 1, S, D] with B > 1, CANN refuses
-    batch * heads > 8 * S for all S but 1 (CheckBnsdBlockSkip in rope_rotate_half_tiling.cpp), as of short prompts.
-    """
+    """See `ppe_npu.backends.rotary`."""
     import torch_npu
 
-    cos, sin = (table.expand(query.shape[0], -1, -1).unsqueeze(1) for table in (cos, sin))
+    cos, sin = tables(query, cos, sin)
     return torch_npu.npu_rotary_mul(query, cos, sin), torch_npu.npu_rotary_mul(key, cos, sin)
+
+
+def tables(query: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin as CANN takes them: [B, 1, S, D] even if one table serves the whole batch.
+
+    As [1, 1, S, D] with B > 1, CANN refuses batch * heads > 8 * S for all S but 1 (CheckBnsdBlockSkip in
+    rope_rotate_half_tiling.cpp), as of short prompts.
+    """
+    batch = query.shape[0]
+    return cos.expand(batch, -1, -1).unsqueeze(1), sin.expand(batch, -1, -1).unsqueeze(1)

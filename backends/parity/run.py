@@ -46,6 +46,18 @@ class Row:
     ok: bool
     note: str = ""
 
+    @classmethod
+    def failed(cls, op: str, case: str, shapes: str, dtype: str, implementation: str, error: Exception) -> "Row":
+        """A computation that raised."""
+        note = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return cls(op, case, shapes, dtype, "-", implementation, math.inf, None, False, note)
+
+    @classmethod
+    def unsupported(cls, op: str, dtype: str, device: torch.device) -> "Row":
+        """A dtype that the device lacks."""
+        note = f"refused: {device.type} does not compute in {dtype}"
+        return cls(op, "all", "-", dtype, "-", "-", None, None, True, note)
+
 
 @dataclass(frozen=True)
 class Results:
@@ -136,8 +148,7 @@ def run_parity(device: torch.device, dtypes: Sequence[str] = ("fp32", "bf16", "f
         if name not in DTYPES:
             raise ValueError(f"parity: dtype {name!r} is unknown: use one of {', '.join(DTYPES)}")
         if not devices.supports(device, DTYPES[name]):
-            note = f"refused: {device.type} does not compute in {name}"
-            rows.append(Row("all", "all", "-", name, "-", "-", None, None, True, note))
+            rows.append(Row.unsupported("all", name, device))
             continue
         for case in CASES:
             rows += _run_case(case, name, device)
@@ -158,8 +169,7 @@ def _run_case(case: Case, dtype: str, device: torch.device) -> list[Row]:
             rows.append(Row(**fixed, direction="-", error=None, allowed=None, ok=True, note=f"refused: {reason}"))
             continue
         except Exception as error:
-            note = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            rows.append(Row(**fixed, direction="-", error=math.inf, allowed=None, ok=False, note=note))
+            rows.append(Row.failed(**fixed, error=error))
             continue
         itself = entry.name == "reference" and device.type == "cpu"
         for direction in run.directions:

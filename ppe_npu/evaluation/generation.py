@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from ppe_npu.backends import device as devices
 from ppe_npu.compat import drop_unknown_types, prepare_transformers
 from ppe_npu.inputs import to_device
+from ppe_npu.report import kv_bytes
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,3 @@ def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[list[
     for span in compression.report.spans:
         after[span.sample] += span.mean
     return before, after
-
-
-def kv_bytes(cache: Any) -> int:
-    """Bytes of all keys and values that a transformers cache holds."""
-    layers: Sequence[Any] = getattr(cache, "layers", ())
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers if getattr(layer, "is_initialized", True))

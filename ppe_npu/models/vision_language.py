@@ -40,6 +40,7 @@ from ppe_npu.models.decoder import RUN, staged_forward
 from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
 from ppe_npu.models.seam import original, override, restore_methods
 from ppe_npu.positions import rotary_table
+from ppe_npu.report import kv_bytes
 from ppe_npu.run import Run
 from ppe_npu.spans import IMAGE, VIDEO
 from ppe_npu.state import CacheState
@@ -185,9 +186,7 @@ def _model_forward(self, **kwargs):
     if cache is not None:
         cache.ppe_state = run.state
         if compresses:
-            self.compression.report.kv_bytes = sum(
-                part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values)
-            )
+            self.compression.report.kv_bytes = kv_bytes(cache)
     return output.to_tuple() if return_dict is False else output
 
 

@@ -23,12 +23,11 @@ from ppe_npu.backends.parity import CASES, Case, Row, compare
 from ppe_npu.backends.parity.run import DTYPES, CaseRun
 from ppe_npu.errors import InputError
 from ppe_npu.files import new_folder, write_json
-from ppe_npu.parity.end_to_end import Results, errors, run, settings
+from ppe_npu.parity.end_to_end import Results, rows_of, run, run_references, settings
 from ppe_npu.parity.model import SETTINGS, build_inputs, build_model, with_features
 
 FORMAT, SEED = "ppe_npu parity bundle 1", 0
 RECORDED = ("fp32", "bf16")
-CPU = torch.device("cpu")
 _GRADIENTS = 2048  # so many of a model's gradients are kept, evenly spread
 Tensors = dict[str, torch.Tensor]
 
@@ -80,8 +79,7 @@ def check(folder: str | Path, device: torch.device) -> list[Row]:
     rows = []
     for dtype in manifest["dtypes"]:
         if not devices.supports(device, DTYPES[dtype]):
-            note = f"refused: {device.type} does not compute in {dtype}"
-            rows.append(Row("all", "all", "-", dtype, "-", "-", None, None, True, note))
+            rows.append(Row.unsupported("all", dtype, device))
             continue
         rows += [row for case in CASES for row in _check_case(case, dtype, device, tensors)]
         rows += [row for setting in settings(dtype) for row in _check_model(setting, dtype, device, tensors)]
@@ -129,8 +127,7 @@ def _check_case(case: Case, dtype: str, device: torch.device, tensors: Tensors) 
     try:
         results = run_.on(device)
     except Exception as error:
-        note = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        return [Row(case.op, case.name, run_.shapes, dtype, "-", "-", float("inf"), None, False, note)]
+        return [Row.failed(case.op, case.name, run_.shapes, dtype, "-", error)]
     rows = []
     for direction in run_.directions:
         recorded = _listed(tensors, f"{place}/{direction}/")
@@ -161,11 +158,11 @@ def _record_model(setting: str, dtype: str, device: torch.device, tensors: Tenso
 
 def _check_model(setting: str, dtype: str, device: torch.device, tensors: Tensors) -> list[Row]:
     ours, rows = _run_model(setting, dtype, device, tensors)
-    recorded = _named(tensors, f"model/{dtype}/{setting}/")
+    kept, recorded = _kept(ours), _named(tensors, f"model/{dtype}/{setting}/")
     out = []
     for row in rows:
         name = {"greedy ids": "ids"}.get(row.case.partition(": ")[2], row.case.partition(": ")[2])
-        apart = compare.relative_rms(_kept(ours)[name], recorded[name])
+        apart = compare.relative_rms(kept[name], recorded[name])
         error = max(apart / 2, row.error)
         out.append(Row(**vars(row) | {"error": error, "ok": error <= row.allowed}))
     return out
@@ -174,27 +171,11 @@ def _check_model(setting: str, dtype: str, device: torch.device, tensors: Tensor
 def _run_model(setting: str, dtype: str, device: torch.device, tensors: Tensors) -> tuple[Results, list[Row]]:
     model = build_model(SEED)
     model.load_state_dict(_named(tensors, "model/weights/"))
-    inputs, config = _named(tensors, f"model/{dtype}/inputs/"), SETTINGS[setting]
-    exact = run(model, inputs, config, CPU, torch.float64, fused=False)
-    plain = run(model, inputs, config, CPU, DTYPES[dtype], fused=False)
+    inputs = _named(tensors, f"model/{dtype}/inputs/")
+    references = run_references(model, inputs, setting, dtype)
     dispatch.reset()
-    ours = run(model, inputs, config, device, DTYPES[dtype], fused=True)
-    chosen = ", ".join(sorted(set(dispatch.chosen().values())))
-    rows = [
-        Row(
-            "model",
-            f"{setting}: {what}",
-            f"{len(ours.logits)} tokens",
-            dtype,
-            how,
-            chosen,
-            error,
-            bound,
-            error <= bound,
-        )
-        for what, how, error, bound in errors(ours, plain, exact, DTYPES[dtype])
-    ]
-    return ours, rows
+    ours = run(model, inputs, SETTINGS[setting], device, DTYPES[dtype], fused=True)
+    return ours, rows_of(setting, dtype, ours, *references)
 
 
 def _kept(results: Results) -> Tensors:

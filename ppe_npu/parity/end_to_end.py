@@ -47,8 +47,7 @@ def run_end_to_end(device: torch.device, dtypes: tuple[str, ...] = ("fp32", "bf1
     rows = []
     for name in dtypes:
         if not devices.supports(device, DTYPES[name]):
-            note = f"refused: {device.type} does not compute in {name}"
-            rows.append(Row("model", "all", "-", name, "-", "-", None, None, True, note))
+            rows.append(Row.unsupported("model", name, device))
             continue
         for setting in settings(name):
             rows += _compare(setting, name, device)
@@ -65,14 +64,24 @@ def _compare(setting: str, dtype: str, device: torch.device) -> list[Row]:
     if dtype != "fp32":
         model = model.to(DTYPES[dtype])
         inputs = with_features(model, inputs)
-    exact = run(model, inputs, SETTINGS[setting], CPU, torch.float64, fused=False)
-    plain = run(model, inputs, SETTINGS[setting], CPU, DTYPES[dtype], fused=False)
+    references = run_references(model, inputs, setting, dtype)
     dispatch.reset()
     try:
         ours = run(model, inputs, SETTINGS[setting], device, DTYPES[dtype], fused=True)
     except Exception as error:
-        note = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        return [Row("model", setting, "-", dtype, "-", "-", float("inf"), None, False, note)]
+        return [Row.failed("model", setting, "-", dtype, "-", error)]
+    return rows_of(setting, dtype, ours, *references)
+
+
+def run_references(model, inputs: dict[str, torch.Tensor], setting: str, dtype: str) -> tuple[Results, Results]:
+    """What a device's results are compared with: of plain transformers on the CPU, and of the same in fp64."""
+    plain = run(model, inputs, SETTINGS[setting], CPU, DTYPES[dtype], fused=False)
+    exact = run(model, inputs, SETTINGS[setting], CPU, torch.float64, fused=False)
+    return plain, exact
+
+
+def rows_of(setting: str, dtype: str, ours: Results, plain: Results, exact: Results) -> list[Row]:
+    """One row a quantity, with the implementations that dispatch has chosen since its reset."""
     chosen = ", ".join(sorted(set(dispatch.chosen().values())))
     fixed = {"op": "model", "dtype": dtype, "implementation": chosen, "shapes": f"{len(ours.logits)} tokens"}
     return [

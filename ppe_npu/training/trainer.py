@@ -92,11 +92,9 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
     if config.deepspeed is not None:
         start_deepspeed(config.deepspeed, device)
     arguments = _arguments(config, device, steps)  # starts the process group, and chooses this process' device
-    if not first:
-        devices.wait_for_all()  # until the first has looked at the output
-        checkpoint = last_whole_checkpoint(config.output) if config.resume else None
-    elif processes > 1:
-        devices.wait_for_all()
+    devices.wait_for_all()  # until the first has looked at the output
+    if not first and config.resume:
+        checkpoint = last_whole_checkpoint(config.output)
     devices.seed_everything(config.seed)
     model = compress(load_model(config.model, arguments.device), config.compression).train()
     freeze(model, config.frozen)

@@ -12,11 +12,12 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.demo import scenes
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks, runner
-from ppe_npu.evaluation.generation import generate, kv_bytes
+from ppe_npu.evaluation.generation import generate
 from ppe_npu.evaluation.runner import evaluate
 from ppe_npu.inputs import build_inputs
 from ppe_npu.loading import load_model
 from ppe_npu.models import compress, restore
+from ppe_npu.report import kv_bytes
 
 
 @pytest.fixture(scope="module")

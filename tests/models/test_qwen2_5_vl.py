@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from prompts import APART, MIXED, PLAN_INPUTS, PPE, PRESETS, kept_logits, logits, with_types
+from prompts import APART, MIXED, PLAN_INPUTS, PPE, PRESETS, check_labels, kept_logits, logits, with_types
 from support import IMAGE_ID, Prompt, batch, random_model
 
 from ppe_npu import CompressionConfig, compress, restore
@@ -51,16 +51,7 @@ def test_every_kept_position_belongs_to_a_member_of_the_group(model):
 
 
 def test_labels_follow_their_tokens_and_the_loss_is_theirs(model):
-    compress(model, PPE)
-    inputs = batch(*MIXED, side="right")
-    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
-    out = model(**inputs, labels=labels)
-    assert out.labels.shape == out.logits.shape[:2]
-    text = (inputs["input_ids"] < IMAGE_ID) & inputs["attention_mask"].bool()
-    for row, ids, mine in zip(out.labels, inputs["input_ids"], text):
-        assert row[row >= 0].tolist() == ids[mine].tolist()
-    shifted = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), out.labels[:, 1:].flatten())
-    torch.testing.assert_close(out.loss, shifted)
+    check_labels(compress(model, PPE))
 
 
 def test_labels_on_all_text_give_gradients_of_an_ordinary_size(model):

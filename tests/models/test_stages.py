@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from prompts import GREEDY, MIXED, PPE, PRESETS, kept_logits, logits
+from prompts import GREEDY, MIXED, PPE, PRESETS, check_labels, kept_logits, logits
 from support import IMAGE_ID, Prompt, batch, random_model
 from transformers import DynamicCache, StaticCache
 
@@ -255,16 +255,7 @@ def test_a_second_turn_with_more_images(model, config, all_images):
 
 @pytest.mark.parametrize("config", STAGED.values(), ids=STAGED)
 def test_labels_of_a_cascade_follow_their_tokens(model, config):
-    compress(model, config)
-    inputs = batch(*MIXED, side="right")
-    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
-    out = model(**inputs, labels=labels)
-    assert out.labels.shape == out.logits.shape[:2]
-    text = (inputs["input_ids"] < IMAGE_ID) & inputs["attention_mask"].bool()
-    for row, ids, mine in zip(out.labels, inputs["input_ids"], text):
-        assert row[row >= 0].tolist() == ids[mine].tolist()
-    shifted = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), out.labels[:, 1:].flatten())
-    torch.testing.assert_close(out.loss, shifted)
+    check_labels(compress(model, config))
 
 
 @pytest.mark.parametrize("name", ["events", "two ratios", "cascade", "both", "chatunivi cascade"])

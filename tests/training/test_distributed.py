@@ -6,9 +6,8 @@ import json
 import subprocess
 import sys
 
-import numpy
 import pytest
-from PIL import Image
+from fixtures import write_noise_records
 from safetensors.torch import load_file
 
 SETTINGS = ("--device", "cpu", "--compression", "ppe", "--k", "4", "--max-steps", "10", "--learning-rate", "1e-5")
@@ -16,17 +15,8 @@ SETTINGS = ("--device", "cpu", "--compression", "ppe", "--k", "4", "--max-steps"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """24 records with answers of one to five words. The pictures are noise: in a drawn one many patches are equal, and
-    which of them is a centre hangs on the last bit, that is on how a batch is cut."""
     folder = tmp_path_factory.mktemp("data")
-    generator, records = numpy.random.default_rng(0), []
-    for number in range(24):
-        Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=numpy.uint8)).save(folder / f"{number}.png")
-        answer = " ".join(str(digit) for digit in generator.integers(0, 10, number % 5 + 1))
-        turns = [{"from": "human", "value": "<image>\nrow red"}, {"from": "gpt", "value": answer}]
-        records.append({"id": number, "image": f"{number}.png", "conversations": turns})
-    (folder / "train.json").write_text(json.dumps(records))
-    return str(folder / "train.json")
+    return str(write_noise_records(folder, records=24, most_words=5))
 
 
 def launch(processes: int, *arguments: str, port: int = 29511) -> None:
