@@ -11,6 +11,7 @@ import torch
 from ppe_npu.config import CompressionConfig
 from ppe_npu.layout import Arrangement, Budget, stage_layout
 from ppe_npu.masks import causal_mask, picked_mask, seen_places
+from ppe_npu.packing import packed as pack
 from ppe_npu.plan import PlanOnDevice, PromptPlan
 from ppe_npu.positions import check_channels, prompt_positions
 from ppe_npu.report import CompressionReport, Stopwatch
@@ -78,6 +79,7 @@ class Compression:
         position_ids: torch.Tensor | None = None,
         start: torch.Tensor | None = None,
         left: bool | None = None,
+        packed: bool = False,
     ) -> PromptPlan:
         """Find the spans, number the prompt, and lay out what will be kept at every stage.
 
@@ -87,6 +89,7 @@ class Compression:
             position_ids: [3, B, S] to use instead of the prompt's own numbering.
             start: [B] first position of each sample, of a prompt that continues a cache.
             left: where padding goes, see stage_layout; None keeps it on its side, on the left where there is none.
+            packed: lay the batch out as one row of samples, without padding.
 
         Raises:
             ValueError: shapes, placeholders and grids that disagree.
@@ -110,6 +113,8 @@ class Compression:
         if left is None:
             left = not (layout.real[:, 0].all() and not layout.real[:, -1].all())
         stages = self._stage_layouts(layout, left)
+        if packed:
+            stages = pack(stages, *ids.shape)
         return PromptPlan(layout, stages, self.config.merges_before_llm, positions, following)
 
     def _stage_layouts(self, layout: PromptLayout, left: bool) -> tuple:
@@ -162,7 +167,8 @@ class Compression:
             plan.layout.real.shape[1],
             compressed=True,
         )
-        run = Prefill(self.config.layers, _with_padding(masks, state), rows, state, self.config, on, watch)
+        borders = tuple(stage.borders for stage in plan.stages)
+        run = Prefill(self.config.layers, _with_padding(masks, state), rows, state, borders, self.config, on, watch)
         run.begin(text_embeds, features, deepstack)
         self.report = CompressionReport.of(plan, self.config.layers, self.decoder_layers, watch)
         return run
@@ -185,7 +191,8 @@ class Compression:
         if stages < self.stages:
             rows, following = rows * self.stages, following * self.stages
         after = state.then((new,) * self.stages, following, (padded,) * self.stages, seen, compressed=False)
-        return Run(self.config.layers, _with_padding([None] * self.stages, after), rows, after)
+        none = (None,) * self.stages
+        return Run(self.config.layers, _with_padding([*none], after), rows, after, none)
 
 
 def _stage_masks(
@@ -211,7 +218,10 @@ def _renumbered(
     """
     following, rows = [], []
     for first, stage, mask in zip(state.following, on.stages, masks):
-        numbers = (stage.real.long().cumsum(1) if mask is None else seen_places(mask)) - 1
+        if stage.numbers is not None:
+            numbers = stage.numbers
+        else:
+            numbers = (stage.real.long().cumsum(1) if mask is None else seen_places(mask)) - 1
         rows.append((first[:, None] + numbers).clamp_min(0)[None].expand(3, -1, -1))
         following.append(first + torch.where(stage.real, numbers, -1).amax(1) + 1)
     return tuple(following), rows

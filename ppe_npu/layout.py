@@ -36,7 +36,8 @@ class Arrangement:
         real: [B, L] bool, False at padding.
         cells: every cell, by sample and then by place.
         origins: [B, L] for each place a column of the prompt as it was given: itself for text, one of its cell's for a
-            visual token, with the same neighbours in order; 0 at padding.
+            visual token, with the same neighbours in order; 0 at padding. In a packed batch an index in the flattened
+            prompts.
     """
 
     real: np.ndarray
@@ -129,6 +130,7 @@ class StageLayout:
         rows: [B, L] which row stands where.
         sources: [B, L] for each place the column before the merge that it stands for; 0 at padding.
         after: the arrangement that it leaves.
+        borders: of a packed batch (see packing.py) where its samples begin and end in the one row: 0, ..., L.
     """
 
     text: np.ndarray
@@ -137,6 +139,7 @@ class StageLayout:
     rows: np.ndarray
     sources: np.ndarray
     after: Arrangement
+    borders: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

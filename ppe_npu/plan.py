@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ppe_npu.layout import Arrangement, Bucket, StageLayout, Video
+from ppe_npu.packing import numbers
 from ppe_npu.spans import PromptLayout
 
 
@@ -58,6 +59,7 @@ class StageOnDevice:
         rows: [B, L] which row stands where. sources: [B, L]. real: [B, L] bool, of what it leaves.
         buckets: the cells to cluster. videos: those grouped into events, which are worked out on the host.
         merges: whether it merges at all, or only gathers.
+        numbers: of a packed batch [1, L], the place of each token in its sample; else None.
     """
 
     text: torch.Tensor
@@ -67,6 +69,7 @@ class StageOnDevice:
     buckets: tuple[BucketOnDevice, ...]
     videos: tuple[Video, ...]
     merges: bool
+    numbers: torch.Tensor | None
 
     @classmethod
     def of(cls, stage: StageLayout, merges: bool, device: torch.device) -> "StageOnDevice":
@@ -74,7 +77,8 @@ class StageOnDevice:
             upload(array, device) for array in (stage.text, stage.rows, stage.sources, stage.after.real)
         )
         buckets = tuple(BucketOnDevice.of(bucket, device) for bucket in stage.buckets)
-        return cls(text, rows, sources, real, buckets, stage.videos, merges)
+        place = None if stage.borders is None else upload(numbers(stage.borders), device)
+        return cls(text, rows, sources, real, buckets, stage.videos, merges, place)
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,17 @@ class PromptPlan:
         return self.stages[-1].after
 
     def labels(self, labels: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
-        """[B, S] labels -> [B, L] of the output: text labels follow their tokens; all else is ignored."""
+        """[B, S] labels -> [B, L] of the output: text labels follow their tokens; all else is ignored.
+
+        In a packed batch a sample's first label is ignored, too: the token before it is another sample's.
+        """
         if labels.shape != self.layout.real.shape:
             raise ValueError(f"labels have shape {list(labels.shape)} but input_ids {list(self.layout.real.shape)}")
-        origins, text = (upload(array, labels.device) for array in (self.last.origins, self.last.text))
+        text, borders = self.last.text, self.stages[-1].borders
+        if borders is not None:
+            labels, text = labels.reshape(1, -1), text.copy()
+            text[0, [start for start in borders[:-1] if start < text.shape[1]]] = False
+        origins, text = upload(self.last.origins, labels.device), upload(text, labels.device)
         return torch.where(text, labels.gather(1, origins), ignore_index)
 
 

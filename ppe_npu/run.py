@@ -21,12 +21,14 @@ class Run:
             padding.
         rows: of each stage [R, B, L] positions, R = 3 or 3K; None until they are known.
         state: for the cache.
+        borders: of each stage, where the samples of a packed batch begin and end; None if it is not packed.
     """
 
     layers: tuple[int, ...]
     masks: tuple[torch.Tensor | None, ...]
     rows: list[torch.Tensor | None]
     state: CacheState
+    borders: tuple[tuple[int, ...] | None, ...]
 
     def past_length(self, stage: int) -> int:
         """Places that a stage's layers held before this pass."""

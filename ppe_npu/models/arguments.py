@@ -12,12 +12,13 @@ from ppe_npu.state import CacheState
 
 # Arguments of our own between the overridden methods.
 PLAN, LEFT = "ppe_plan", "ppe_left"
+PACKED = "packed"  # an argument of the model's: the batch as one row of samples, see ppe_npu.packing
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 # What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
 CONSUMED = (
     *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values", "pixel_values_videos"),
     *("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "rope_deltas", "cache_position"),
-    *("mm_encoder_outputs", PLAN, LEFT),
+    *("mm_encoder_outputs", PLAN, LEFT, PACKED),
 )
 
 
@@ -71,6 +72,7 @@ def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | 
         kwargs.get("position_ids"),
         None if past is None else past.following[0],
         kwargs.get(LEFT),
+        bool(kwargs.get(PACKED)),
     )
 
 

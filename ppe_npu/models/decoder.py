@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ppe_npu.compat import layer_arguments, layer_causal_mask
+from ppe_npu.models.fused import SEGMENTS
 from ppe_npu.run import Run
 
 RUN = "ppe_run"
@@ -60,6 +61,7 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
         "position_embeddings": model.rotary_emb(hidden, run.rows[stage]),
         "position_ids": None,
         "past_key_values": cache,
+        SEGMENTS: run.borders[stage],
         **layer_arguments(model.layers[layer], past, hidden),
     }
 

@@ -16,6 +16,7 @@ from ppe_npu import backends
 from ppe_npu.models.seam import original, override, restore_methods
 
 _FUSED = "_ppe_fused"
+SEGMENTS = "ppe_segments"  # the borders of a packed batch's samples, as every layer is told them
 
 
 def fuse(model: torch.nn.Module) -> torch.nn.Module:
@@ -26,6 +27,12 @@ def fuse(model: torch.nn.Module) -> torch.nn.Module:
             override(module, "forward", forward)
             vars(module)[_FUSED] = True
     return model
+
+
+def takes_segments(text: torch.nn.Module) -> bool:
+    """Whether a text model's attention keeps the samples of a packed row apart."""
+    fused = all(vars(layer.self_attn).get(_FUSED) for layer in text.layers)
+    return fused and text.config._attn_implementation == "sdpa"
 
 
 def unfuse(model: torch.nn.Module) -> torch.nn.Module:
@@ -98,11 +105,13 @@ def _text_attention(
     if past_key_values is not None:
         place = {"cos": cos, "sin": sin, "cache_position": kwargs.get("cache_position")}  # as older caches want it
         key, value = past_key_values.update(key, value, self.layer_idx, place)
+    borders = kwargs.get(SEGMENTS)
     out = backends.attention(
         query,
         key,
         value,
         mask=attention_mask,
+        cu_seqlens=None if borders is None else list(borders),
         causal=attention_mask is None and query.shape[2] > 1,
         scale=self.scaling,
         dropout=self.attention_dropout if self.training else 0.0,

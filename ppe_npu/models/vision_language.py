@@ -29,6 +29,7 @@ from ppe_npu.compression import Compression
 from ppe_npu.models.arguments import (
     CONSUMED,
     LEFT,
+    PACKED,
     PLAN,
     ids_of_embeds,
     is_given,
@@ -37,6 +38,7 @@ from ppe_npu.models.arguments import (
     untouched_tower,
 )
 from ppe_npu.models.decoder import RUN, staged_forward
+from ppe_npu.models.fused import SEGMENTS, takes_segments
 from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
 from ppe_npu.models.seam import original, override, restore_methods
 from ppe_npu.positions import rotary_table
@@ -170,10 +172,15 @@ def _compresses(state: CacheState | None, kwargs: dict) -> bool:
 
 
 def _model_forward(self, **kwargs):
+    if kwargs.get(PACKED):
+        _check_packed(self.language_model, kwargs)
     state = _state(self.compression, kwargs)
     compresses = _compresses(state, kwargs)
     inputs, run = (_prefill if compresses else _continue)(self, state, kwargs)
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
+    if kwargs.get(PACKED):
+        kwargs["use_cache"] = False
+        inputs[SEGMENTS] = run.borders[0]
     if "forward" in vars(self.language_model):
         inputs[RUN] = run
     else:
@@ -188,6 +195,18 @@ def _model_forward(self, **kwargs):
         if compresses:
             self.compression.report.kv_bytes = kv_bytes(cache)
     return output.to_tuple() if return_dict is False else output
+
+
+def _check_packed(text, kwargs: dict) -> None:
+    """Raise ValueError for what cannot be one row of samples."""
+    mask = kwargs.get("attention_mask")
+    if kwargs.get("past_key_values") is not None or (mask is not None and mask.ndim == 4):
+        raise ValueError("packed=True takes neither a cache nor a 4D attention_mask: it has one row, for training")
+    if not takes_segments(text):
+        raise ValueError(
+            "packed=True needs attention by ppe_npu.backends: load the model with attn_implementation='sdpa' and call "
+            "ppe_npu.models.fused.fuse(model)"
+        )
 
 
 def _prefill(self, past: CacheState | None, kwargs: dict) -> tuple[dict, Run]:

@@ -1,0 +1,102 @@
+"""model(..., packed=True): a batch as one row without padding, equal to each of its samples alone."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prompts import MIXED, PRESETS
+from support import FAMILIES, batch, random_model
+from test_laws import configs, prompts
+
+from ppe_npu import CompressionConfig, compress
+from ppe_npu.models.fused import fuse
+from ppe_npu.packing import numbers
+
+MODELS = {family: fuse(random_model(family=family)) for family in FAMILIES}
+
+
+def text_labels(inputs):
+    return torch.where(inputs["attention_mask"].bool() & (inputs["input_ids"] < 90), inputs["input_ids"], -100)
+
+
+def check_packed(model, some, side):
+    """Logits, labels and loss of a packed batch are those of the padded one, sample by sample."""
+    inputs = batch(*some, side=side)
+    labels = text_labels(inputs)
+    with torch.no_grad():
+        padded = model(**inputs, labels=labels)
+        packed = model(**inputs, labels=labels, packed=True)
+    report = model.compression.report
+    lengths = [len(p.ids) for p in some]
+    for span in report.spans:
+        lengths[span.sample] -= span.before - span.after
+    assert packed.logits.shape[:2] == packed.labels.shape == (1, sum(lengths))
+    assert packed.past_key_values is None
+    at = 0
+    for row, row_labels, length in zip(padded.logits, padded.labels, lengths):
+        place = slice(row.shape[0] - length, None) if side == "left" else slice(0, length)
+        torch.testing.assert_close(packed.logits[0, at : at + length], row[place], rtol=1e-4, atol=1e-4)
+        assert packed.labels[0, at] == -100, "no token of the sample stands before its first"
+        assert packed.labels[0, at + 1 : at + length].tolist() == row_labels[place][1:].tolist()
+        at += length
+    # The mean of the same labels, but for first ones, which only left padding would have predicted.
+    if side == "right":
+        torch.testing.assert_close(packed.loss, padded.loss, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", [*PRESETS, "dense"])
+def test_a_packed_batch_is_its_samples(family, name):
+    config = PRESETS.get(name) or CompressionConfig.preset("dense")
+    if config.temporal_ratio is not None and family == "qwen3_vl":
+        pytest.skip("frames stand apart")
+    some = MIXED if family != "qwen3_vl" else [MIXED[1], MIXED[2], MIXED[2]]
+    check_packed(compress(MODELS[family], config), some, "right")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(prompts(), min_size=1, max_size=4), configs(), st.sampled_from(["left", "right"]))
+def test_packing_is_exact_for_every_prompt_and_setting(some, config, side):
+    check_packed(compress(MODELS["qwen2_5_vl"], config), some, side)
+
+
+@pytest.mark.parametrize("name", ["ppe", "cascade", "chatunivi"])
+def test_gradients_are_those_of_the_padded_batch(name):
+    model = compress(MODELS["qwen2_5_vl"], PRESETS[name])
+    inputs = batch(*MIXED, side="right")
+    grads = []
+    for packed in (False, True):
+        model.zero_grad()
+        model(**inputs, labels=text_labels(inputs), packed=packed).loss.backward()
+        grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for key, expected in grads[0].items():
+        torch.testing.assert_close(grads[1][key], expected, rtol=1e-3, atol=1e-6, msg=key)
+
+
+def test_samples_do_not_see_each_other():
+    """Another first sample leaves the second one's logits as they are."""
+    model = compress(MODELS["qwen2_5_vl"], PRESETS["cascade"])
+    with torch.no_grad():
+        a = model(**batch(MIXED[1], MIXED[2], side="right"), packed=True).logits
+        b = model(**batch(MIXED[0], MIXED[2], side="right"), packed=True).logits
+    torch.testing.assert_close(a[0, len(MIXED[1].ids) :], b[0, -(a.shape[1] - len(MIXED[1].ids)) :])
+
+
+def test_what_cannot_be_packed_is_refused():
+    model = compress(random_model(), PRESETS["ppe"])
+    inputs = batch(*MIXED, side="right")
+    with pytest.raises(ValueError, match=r"fuse\(model\)"):
+        model(**inputs, packed=True)
+    fuse(model)
+    length = inputs["input_ids"].shape[1]
+    mask = torch.ones(3, 1, length, length, dtype=torch.bool).tril()
+    with pytest.raises(ValueError, match="neither a cache nor a 4D"):
+        model(**inputs | {"attention_mask": mask}, packed=True)
+    cache = model(**inputs).past_key_values
+    with pytest.raises(ValueError, match="neither a cache nor a 4D"):
+        model(input_ids=torch.full((3, 2), 5), past_key_values=cache, packed=True)
+
+
+def test_numbers_restart_at_every_sample():
+    assert numbers((0, 2, 2, 5)).tolist() == [[0, 1, 0, 1, 2]]
