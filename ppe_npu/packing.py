@@ -1,5 +1,6 @@
 """A batch as one row: every sample's tokens follow each other without padding, and attend to their own sample only."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -34,4 +35,4 @@ def packed(stages: Sequence[StageLayout], samples: int, length: int) -> tuple[St
 
 def numbers(borders: Sequence[int]) -> np.ndarray:
     """[1, T] the place of each token in its sample."""
-    return np.concatenate([np.arange(end - start) for start, end in zip(borders, borders[1:])])[None]
+    return np.concatenate([np.arange(end - start) for start, end in itertools.pairwise(borders)])[None]

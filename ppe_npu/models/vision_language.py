@@ -5,7 +5,7 @@ A family's model is a transformers class for conditional generation with `model.
 
 Modifications (on the given instance only):
 * ...ForConditionalGeneration.forward: labels are brought to the compressed length before the loss; the output carries
-  them as `labels`.
+  them as `labels`. With skip_logits=True it gives the loss alone, by the head's own call (see loss.py).
 * ...Model.forward: finds the visual tokens in the ids, computes the prompt's (t, h, w) itself (transformers changed
   them between versions, and drops M-RoPE without a word when mm_token_type_ids is missing), merges the vision tower's
   features, and hands the language model the compressed prompt. Later steps take their mask and positions from what was
@@ -40,6 +40,7 @@ from ppe_npu.models.arguments import (
 from ppe_npu.models.decoder import RUN, staged_forward
 from ppe_npu.models.fused import SEGMENTS, takes_segments
 from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
+from ppe_npu.models.loss import SKIP_LOGITS, install_head, loss_only, uninstall_head
 from ppe_npu.models.seam import original, override, restore_methods
 from ppe_npu.positions import rotary_table
 from ppe_npu.report import kv_bytes
@@ -83,12 +84,14 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
     if staged:
         override(text, "forward", staged_forward)
     text.rotary_emb = RowRotaryEmbedding(text.rotary_emb, compression.channels)
+    install_head(model)
 
 
 def uninstall(model) -> None:
     """Take the modifications off."""
     text = model.model.language_model
     text.rotary_emb = text.rotary_emb.original
+    uninstall_head(model)
     for module in (text, model.model, model):
         restore_methods(module)
         vars(module).pop("compression", None)
@@ -117,15 +120,23 @@ class RowRotaryEmbedding(torch.nn.Module):
 
 
 def _causal_lm_forward(self, labels=None, **kwargs):
+    if labels is not None and kwargs.pop(SKIP_LOGITS, False):
+        return loss_only(self, labels, kwargs, _arrange_labels)
     if labels is not None:
-        state = _state(self.compression, kwargs)
-        if _compresses(state, kwargs):
-            kwargs[PLAN] = make_plan(self.model, self.compression, kwargs, state)
-            labels = kwargs[PLAN].labels(labels)
+        labels = _arrange_labels(self, labels, kwargs)
     output = original(self, "forward")(labels=labels, **kwargs)
     if labels is not None and not isinstance(output, tuple):
         output.labels = labels
     return output
+
+
+def _arrange_labels(model, labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
+    """Labels as the output stands. The plan that says how is put into the arguments."""
+    state = _state(model.compression, kwargs)
+    if not _compresses(state, kwargs):
+        return labels
+    kwargs[PLAN] = make_plan(model.model, model.compression, kwargs, state)
+    return kwargs[PLAN].labels(labels)
 
 
 def _prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):

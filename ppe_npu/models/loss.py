@@ -1,0 +1,158 @@
+"""The training loss of a compressed model: only at labelled tokens, without keeping logits, and with a teacher.
+
+Most of a prompt's tokens are visual or the user's: they have no label, and with 150,000 words their logits would cost
+more than the decoder. So the head runs at labelled tokens only, a chunk at a time, inside the head's own call, which
+is where ZeRO-3 gathers its weight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ppe_npu import backends
+from ppe_npu.compression import Compression
+from ppe_npu.config import CompressionConfig
+from ppe_npu.models.seam import original, override, restore_methods
+
+SKIP_LOGITS, DISTILL, COUNT = "skip_logits", "distill", "num_items_in_batch"  # arguments of the model's forward
+_IGNORED, _CHUNK = -100, 1024
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Self-distillation: the teacher is the same model, with its present weights, that sees all visual tokens.
+
+    Attributes:
+        weight: the loss is (1 - weight) * cross entropy + weight * divergence from the teacher, in (0, 1].
+        temperature: of both distributions; the divergence is multiplied by its square (Hinton et al., arXiv
+            1503.02531).
+    """
+
+    weight: float
+    temperature: float = 1.0
+
+
+def install_head(model) -> None:
+    """Let the head's own call compute losses. One that is no plain linear layer is left alone."""
+    if type(model.lm_head) is torch.nn.Linear and model.lm_head.bias is None:
+        override(model.lm_head, "forward", _head_forward)
+
+
+def uninstall_head(model) -> None:
+    """Undo install_head()."""
+    restore_methods(model.lm_head)
+
+
+def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> CausalLMOutputWithPast:
+    """A forward pass that gives the loss and no logits.
+
+    Args:
+        model: a compressed model for conditional generation.
+        labels: int64 [B, S] of the prompt as it was given.
+        kwargs: the forward's; `num_items_in_batch` labels are what the sum of losses is divided by (None: those of
+            this batch), `distill` is a Distillation or None.
+        arrange: (model, labels, kwargs) -> labels as the decoder's output stands; adds the plan to kwargs.
+    """
+    count, distill = kwargs.pop(COUNT, None), kwargs.pop(DISTILL, None)
+    given = dict(kwargs)
+    arranged = arrange(model, labels, kwargs)
+    rows, targets = _labelled(arranged)
+    hidden = _hidden(model, kwargs, rows)
+    divisor = max(len(targets), 1) if count is None else count
+    loss = model.lm_head(hidden, labels=targets) if _installed(model) else _plain_loss(model.lm_head(hidden), targets)
+    if distill is not None:
+        teacher = _teacher(model, labels, given, arrange)
+        divergence = model.lm_head(hidden, teacher=teacher, temperature=distill.temperature)
+        loss = (1 - distill.weight) * loss + distill.weight * divergence
+    output = CausalLMOutputWithPast(loss=loss / divisor)
+    output.labels = arranged
+    return output
+
+
+@contextlib.contextmanager
+def uncompressed(model) -> Iterator[None]:
+    """The compressed model sees all visual tokens, until the context ends."""
+    compression = model.compression
+    dense = Compression(
+        CompressionConfig.preset("dense"), compression.vision, compression.channels, compression.decoder_layers
+    )
+    try:
+        vars(model)["compression"] = vars(model.model)["compression"] = dense
+        yield
+    finally:
+        vars(model)["compression"] = vars(model.model)["compression"] = compression
+
+
+def _labelled(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of the flattened tokens predict a label [T], and what [T]. Asked before the vision tower runs, because the
+    host has to wait for the number."""
+    predicted = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], _IGNORED)], dim=1).flatten()
+    rows = (predicted.cpu() != _IGNORED).nonzero()[:, 0].to(labels.device)
+    return rows, predicted.index_select(0, rows)
+
+
+def _hidden(model, kwargs: dict, rows: torch.Tensor) -> torch.Tensor:
+    """The decoder's output [T, C] at these of its flattened tokens, in the head's dtype."""
+    hidden = model.model(**{**kwargs, "use_cache": False})[0].flatten(0, 1).index_select(0, rows)
+    return hidden.to(model.lm_head.weight.dtype)
+
+
+@torch.no_grad()
+def _teacher(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> torch.Tensor:
+    """What the same model makes of the same tokens when it sees everything: [T, C]."""
+    training = model.training
+    model.eval()  # no dropout, nothing kept for a second forward
+    try:
+        with uncompressed(model):
+            rows, _ = _labelled(arrange(model, labels, kwargs))
+            return _hidden(model, kwargs, rows)
+    finally:
+        model.train(training)
+
+
+def _installed(model) -> bool:
+    return "forward" in vars(model.lm_head)
+
+
+def _head_forward(
+    self, input: torch.Tensor, labels: torch.Tensor | None = None, teacher=None, temperature: float = 1.0
+) -> torch.Tensor:
+    """Logits as ever; with labels [T] the sum of their cross entropies; with a teacher's [T, C] that of divergences."""
+    if labels is not None:
+        return backends.linear_cross_entropy(input, self.weight, labels, reduction="sum")
+    if teacher is not None:
+        return divergence(input, teacher, self.weight, temperature)
+    return original(self, "forward")(input)
+
+
+def _plain_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
+    """temperature^2 * KL(teacher || student), summed over tokens; differentiable in student and weight (as its head).
+
+    Args:
+        student, teacher: [T, C] what the head is given. weight: [V, C].
+    """
+    total = torch.zeros((), dtype=torch.promote_types(student.dtype, torch.float32), device=student.device)
+    for pair in zip(student.split(_CHUNK), teacher.split(_CHUNK)):
+        total = total + checkpoint(
+            _chunk_divergence, *pair, weight, temperature, use_reentrant=False, preserve_rng_state=False
+        )
+    return total
+
+
+def _chunk_divergence(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor, temperature: float):
+    wide = torch.promote_types(student.dtype, torch.float32)
+    with torch.no_grad():
+        expected = F.log_softmax((teacher @ weight.t()).to(wide) / temperature, dim=-1)
+    found = F.log_softmax((student @ weight.t()).to(wide) / temperature, dim=-1)
+    return temperature**2 * F.kl_div(found, expected, reduction="sum", log_target=True)
