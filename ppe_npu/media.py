@@ -194,7 +194,8 @@ def _open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
     except InputError:
         raise
     except Exception as error:  # of damaged files not all is an av.FFmpegError: ValueError, MemoryError, ...
-        raise InputError(f"video {path} cannot be decoded ({first_line(error)}): give a whole video file") from error
+        reason = getattr(error, "strerror", None) or first_line(error)  # FFmpeg's own words, without the path again
+        raise InputError(f"video {path} cannot be decoded ({reason}): give a whole video file") from error
 
 
 def _count_packets(container) -> int:

@@ -224,7 +224,7 @@ class _Ruler:
         headers: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self.processor, self.compression, self.sampling, self.headers = processor, compression, sampling, headers
-        self.tokenise = Tokeniser(processor)
+        self.tokenise = Tokeniser(processor, memo=10_000)  # most texts are seen once
         self._measured: dict[Any, tuple[int, int]] = {}
 
     def __call__(self, record: Record) -> tuple[int, int, int, int, int]:

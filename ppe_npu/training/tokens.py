@@ -12,7 +12,7 @@ from ppe_npu.inputs import InputError, check_placeholders, render, visual_ids, v
 from ppe_npu.training.data import Record
 
 IGNORED = -100  # the label of a token without loss
-_MEMO = 100_000  # tokenised texts that are kept
+_MARKS = ("<|im_start|>", "<|im_end|>")
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,14 @@ class Tokeniser:
 
     Args:
         processor: the checkpoint's.
+        memo: how many tokenised texts are kept.
 
     Raises:
         InputError: a chat template that is no ChatML.
     """
 
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
+    def __init__(self, processor: Any, memo: int = 100_000) -> None:
+        self.processor, self.memo = processor, memo
         tokenizer = processor.tokenizer
         self._header = tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
         self._end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -104,13 +105,16 @@ class Tokeniser:
                 f"{where}: {len(spans)} assistant turns were found in the chat template's text for {answers} answers: "
                 "training needs a template of ChatML's form, and texts without its <|im_start|> and <|im_end|>"
             )
+        texts = [item["text"] for message in messages for item in message["content"] if item["type"] == "text"]
+        if any(mark in text for text in texts for mark in _MARKS):  # an answer would be cut at the first of them
+            raise InputError(f"{where}: a text holds {' or '.join(_MARKS)}, which end and begin turns: take them out")
         for start, stop in spans:
             labels[start:stop] = ids[start:stop]
         return ids, labels
 
     def _remember(self, key: Any, make) -> Any:
         if key not in self._memo:
-            if len(self._memo) >= _MEMO:
+            if len(self._memo) >= self.memo:
                 self._memo.clear()
             self._memo[key] = make()
         return self._memo[key]
