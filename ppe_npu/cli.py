@@ -1,4 +1,4 @@
-"""ppe-npu train | eval | describe | parity | demo.
+"""ppe-npu train | data | eval | describe | parity | demo.
 
 A user's mistake is one line on stderr and exit code 2; PPE_NPU_DEBUG=1 shows where it was raised. Only argparse is
 imported here: each command loads what it needs when it runs.
@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ppe-npu {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     _add_train(commands)
+    _add_data(commands)
     _add_eval(commands)
     _add_describe(commands)
     _add_parity(commands)
@@ -124,6 +125,18 @@ def _add_train(commands) -> None:
     parser.set_defaults(run=_train)
 
 
+def _add_data(commands) -> None:
+    parser = commands.add_parser("data", help="check training data: what cannot be used, and tokens before and after")
+    parser.add_argument("--model", required=True, help="checkpoint folder or hub id whose processor is used")
+    parser.add_argument("--data", nargs="+", required=True, help="LLaVA-style .json or .jsonl file(s)")
+    parser.add_argument("--data-root", help="what the data's relative paths start from (default: the file's folder)")
+    _add_compression(parser)
+    _add_pixels(parser)
+    parser.add_argument("--max-length", type=int, help="most tokens of a record after compression (default: any)")
+    parser.add_argument("--out", metavar="FOLDER", help="also write data.json, data.md and faults.jsonl there")
+    parser.set_defaults(run=_data)
+
+
 def _add_eval(commands) -> None:
     parser = commands.add_parser("eval", help="benchmark a model, one run per compression, with a report")
     parser.add_argument("--model", help="checkpoint folder or hub id (default: runs/train/final)")
@@ -181,6 +194,12 @@ def _train(args: argparse.Namespace) -> int:
     from ppe_npu.commands import run_train
 
     return run_train(args)
+
+
+def _data(args: argparse.Namespace) -> int:
+    from ppe_npu.commands import run_data
+
+    return run_data(args)
 
 
 def _eval(args: argparse.Namespace) -> int:

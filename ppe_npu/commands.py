@@ -1,4 +1,4 @@
-"""`ppe-npu train`, `eval` and `parity`: command-line arguments -> train(), evaluate() and the comparisons."""
+"""`ppe-npu train`, `data`, `eval` and `parity`: command-line arguments -> train(), the survey, evaluate(), parity."""
 
 from __future__ import annotations
 
@@ -106,6 +106,23 @@ def write_embedded_data(folder: Path) -> None:
     for name, images, seed, simple in (("train", _TRAIN_IMAGES, 1, 0.5), ("test", _TEST_IMAGES, 2, 0.0)):
         if not (folder / f"{name}.jsonl").is_file():
             scenes.write_split(folder, name, images, seed, _QUESTIONS, simple=simple)
+
+
+def run_data(args: argparse.Namespace) -> int:
+    """Print the survey of training data; exit code 1 if records cannot be used."""
+    from ppe_npu.loading import check_compression, load_processor
+    from ppe_npu.training.survey import survey_files, write_survey
+
+    quiet_transformers()
+    compression = compressions(args, Path(args.model))[0]
+    check_compression(args.model, compression)
+    processor = load_processor(args.model, args.min_pixels, args.max_pixels)
+    limits = {"data_root": args.data_root, "max_length": args.max_length}
+    found = survey_files(args.data, processor, compression, video_sampling(args), **limits)
+    print(found.markdown(), end="")
+    if args.out is not None:
+        print(f"\nwritten to {write_survey(found, args.out)}")
+    return 1 if found.faults else 0
 
 
 def run_eval(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ppe_npu.compat import ensure_mm_token_type_ids
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, first_line
 from ppe_npu.media import DEFAULT_FPS, Video, VideoSampling, load_image, load_video
 
 __all__ = [
@@ -219,9 +219,10 @@ def _cached(sources: Sequence[Any], cache: PixelCache | None, tag: tuple, proces
 def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Pictures -> per picture (pixels float32 [P, D], grid int64 [3]); pictures of one size go through together."""
     loaded = [load_image(image) if isinstance(image, (str, Path)) else image for image in images]
-    for image in loaded:
+    for source, image in zip(images, loaded):
         if max(image.size) > 200 * min(image.size):
-            raise InputError(f"an image of {image.size[0]}x{image.size[1]} pixels is too narrow: crop it below 200:1")
+            name = f"image {source}" if isinstance(source, (str, Path)) else "an image"
+            raise InputError(f"{name} of {image.size[0]}x{image.size[1]} pixels is too narrow: crop it below 200:1")
     done = processor.image_processor(images=loaded, return_tensors="pt")
     grids = done["image_grid_thw"]
     return list(zip(done["pixel_values"].split(grids.prod(-1).tolist()), grids))
@@ -242,7 +243,10 @@ def _process_video(processor: Any, video: Any, sampling: VideoSampling) -> tuple
     options: dict[str, Any] = {"size": size}
     if "cap_pixels_per_frame" in maker.valid_kwargs.__annotations__ and maker.cap_pixels_per_frame is None:
         options["cap_pixels_per_frame"] = True  # as Qwen's own code; unset it warns at every first video
-    done = maker(videos=[video.frames], do_sample_frames=False, return_tensors="pt", **options)
+    try:
+        done = maker(videos=[video.frames], do_sample_frames=False, return_tensors="pt", **options)
+    except ValueError as error:  # its own rules: frames that are too narrow, too few for one step
+        raise InputError(f"video {video.path} cannot be processed ({first_line(error)}): leave it out") from error
     seconds = torch.tensor(maker.temporal_patch_size * video.seconds_per_frame)
     return done["pixel_values_videos"], done["video_grid_thw"][0], seconds
 

@@ -6,9 +6,11 @@ libraries, so videos are decoded here and given to the processor as frames.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 DEFAULT_FPS = 2.0  # frames per second that Qwen2.5-VL takes from a video when nothing is asked for
+_READ_SECONDS = 20.0  # one read of a video file: a playlist that never ends, or a dead disk, is given up after it
+_WHOLE = 0.9  # share of the stated frames that must be there: containers round, a file that broke off lacks more
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,16 @@ class VideoSampling:
 
 
 @dataclass(frozen=True)
+class VideoHeader:
+    """What a video file says of itself: frames, frames per second, height and width in pixels."""
+
+    frames: int
+    fps: float
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Video:
     """Frames of one video.
 
@@ -89,13 +103,32 @@ def load_image(path: str | Path) -> Image:
     Raises:
         InputError: there is no such file, or it is no picture that Pillow can read.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
+
+    with _open_image(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) in pixels by a picture's header, as it is stored: not turned upright, and nothing decoded.
+
+    Raises:
+        InputError: as load_image, but for what only decoding finds.
+    """
+    with _open_image(path) as image:
+        return image.height, image.width
+
+
+@contextlib.contextmanager
+def _open_image(path: str | Path) -> Iterator[Image]:
+    """A picture whose header was read; what goes wrong with it is an InputError."""
+    from PIL import Image
 
     path = _existing_file(path, "image")
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            yield image
+    except Exception as error:  # Pillow's readers raise what their formats suggest: struct.error, EOFError, ...
         reason = "it is not a picture" if isinstance(error, Image.UnidentifiedImageError) else first_line(error)
         raise InputError(f"image {path} cannot be read ({reason}): give a whole PNG, JPEG or WebP file") from error
 
@@ -110,34 +143,59 @@ def load_video(path: str | Path, sampling: VideoSampling = VideoSampling(), mult
             multiple of it where the video has enough.
 
     Raises:
-        InputError: no such file, no video, or no frame in it.
+        InputError: no such file, no video, no frame in it, or one that breaks off.
     """
+    header = video_header(path)
+    count = sampling.count(header.frames, header.fps, multiple)
+    wanted = torch.linspace(0, header.frames - 1, count).round().long().tolist()
+    with _open_video(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        frames, decoded = _decode(container, stream, wanted)
+    if not frames:
+        raise InputError(f"video {path} holds no frames that can be decoded: record or convert it again")
+    if len(frames) < count - 1 and decoded < _WHOLE * header.frames:
+        raise InputError(f"video {path} breaks off after {decoded} of {header.frames} frames: give a whole video file")
+    if len({frame.shape for frame in frames}) > 1:
+        raise InputError(f"video {path} changes its frame size midway: convert it to one size, e.g. with ffmpeg")
+    # Positions in time follow what was taken, as in Qwen's own reading: T frames over the file's duration.
+    return Video(torch.stack(frames), len(frames) / header.frames * header.fps, str(path))
+
+
+def video_header(path: str | Path) -> VideoHeader:
+    """What a video's container says; where it does not count its frames, its packets are counted, none is decoded.
+
+    Raises:
+        InputError: as load_video, but for what only decoding finds.
+    """
+    with _open_video(path) as (container, stream):
+        frames = stream.frames or _count_packets(container)
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        header = VideoHeader(frames, fps, stream.height, stream.width)
+    if frames < 1:
+        raise InputError(f"video {path} holds no frames: record or convert it again")
+    if fps <= 0:
+        raise InputError(f"video {path} states no frame rate: convert it, e.g. with ffmpeg -i IN OUT.mp4")
+    if header.height < 1 or header.width < 1:
+        raise InputError(f"video {path} states no frame size: record or convert it again")
+    return header
+
+
+@contextlib.contextmanager
+def _open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
+    """(container, its first video stream); what goes wrong with them is an InputError."""
     import av
 
     path = _existing_file(path, "video")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), timeout=_READ_SECONDS, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise InputError(f"video {path} holds no video stream: give a file with pictures in it")
-            total = container.streams.video[0].frames or _count_packets(container)
-        if total < 1:
-            raise InputError(f"video {path} holds no frames: record or convert it again")
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            fps = float(stream.average_rate or stream.guessed_rate or 0)
-            if fps <= 0:
-                raise InputError(f"video {path} states no frame rate: convert it, e.g. with ffmpeg -i IN OUT.mp4")
-            count = sampling.count(total, fps, multiple)
-            frames = _decode(container, stream, torch.linspace(0, total - 1, count).round().long().tolist())
-    except av.FFmpegError as error:
-        raise InputError(f"video {path} cannot be decoded ({first_line(error)}): give a whole video file") from error
-    if not frames:
-        raise InputError(f"video {path} holds no frames that can be decoded: record or convert it again")
-    if len({frame.shape for frame in frames}) > 1:
-        raise InputError(f"video {path} changes its frame size midway: convert it to one size, e.g. with ffmpeg")
-    # Positions in time follow what was taken, as in Qwen's own reading: T frames over the file's duration.
-    return Video(torch.stack(frames), len(frames) / total * fps, str(path))
+            yield container, container.streams.video[0]
+    except InputError:
+        raise
+    except Exception as error:  # of damaged files not all is an av.FFmpegError: ValueError, MemoryError, ...
+        reason = getattr(error, "strerror", None) or first_line(error)  # FFmpeg's own words, without the path again
+        raise InputError(f"video {path} cannot be decoded ({reason}): give a whole video file") from error
 
 
 def _count_packets(container) -> int:
@@ -145,15 +203,18 @@ def _count_packets(container) -> int:
     return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
-def _decode(container, stream, wanted: list[int]) -> list[torch.Tensor]:
-    """The frames with these (rising) indices, each uint8 [3, H, W]; fewer when the file ends early."""
+def _decode(container, stream, wanted: list[int]) -> tuple[list[torch.Tensor], int]:
+    """The frames with these (rising) indices, each uint8 [3, H, W], and how many frames were passed to get them;
+    fewer when the file ends early."""
     frames: list[torch.Tensor] = []
+    decoded = 0
     for index, frame in enumerate(container.decode(stream)):
+        decoded = index + 1
         while len(frames) < len(wanted) and wanted[len(frames)] == index:
             frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1))
         if len(frames) == len(wanted):
             break
-    return frames
+    return frames, decoded
 
 
 def _existing_file(path: str | Path, kind: str) -> Path:

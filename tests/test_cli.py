@@ -220,6 +220,27 @@ def test_train_and_eval_refuse(run, tiny_folder, tmp_path):
     refused(run(*evaluate, "--data-root", tmp_path), "test.jsonl does not exist")
 
 
+def test_data_prints_the_survey_and_says_by_its_exit_code_whether_all_can_be_used(
+    run, tiny_folder, write_image, tmp_path
+):
+    image, talk = write_image("a.png"), [{"from": "human", "value": "<image>row"}, {"from": "gpt", "value": "3"}]
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps({"id": "good", "image": image, "conversations": talk}))
+    asked = ["data", "--model", tiny_folder, "--data", file, "--ratio", 0.25, "--k", 2]
+    code, out, err = run(*asked)
+    assert code == 0, err
+    assert "1 records can be used, 0 cannot" in out
+    assert "| image | 1 | 44 | 17 | 36 | 9 | 2 |" in out
+    code, out, err = run(*asked, "--max-length", 16, "--out", tmp_path / "out")
+    assert code == 1, err
+    assert "too long: 17 tokens after compression, max_length 16" in out
+    assert json.loads((tmp_path / "out" / "faults.jsonl").read_text())["id"] == "good"
+    assert out.startswith((tmp_path / "out" / "data.md").read_text())
+    refused(run(*asked, "--max-length", 0), "max_length=0")
+    refused(run(*asked[:5], "--compression", "ppe", "--k", 5), "k=5")
+    refused(run("data", "--model", tiny_folder), "--data")
+
+
 # -- the rest ----------------------------------------------------------------------------------------------------------
 
 

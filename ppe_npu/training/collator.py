@@ -7,8 +7,8 @@ it is computed as if it were asked alone, while the vision tower, the clustering
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,54 +19,37 @@ from ppe_npu.inputs import (
     InputError,
     PixelCache,
     VideoSampling,
-    check_placeholders,
     pad,
     process_visuals,
-    render,
     token_repeats,
     visual_ids,
-    visual_items,
     visual_token_counts,
 )
 from ppe_npu.positions import prompt_positions
 from ppe_npu.spans import VisionTokens, find_spans
 from ppe_npu.training.data import Record
+from ppe_npu.training.tokens import IGNORED, Tokeniser, Tokens
 
-IGNORED = -100  # the label of a token without loss
-_MEMO = 100_000  # tokenised texts that are kept
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A tokenised record, placeholders not yet expanded. All int64 [n].
-
-    Attributes:
-        ids: token ids.
-        labels: the token itself where the assistant says it, else IGNORED.
-        blocks: 0 in the common prefix (or all of a plain record), 1, 2, ... in the questions' blocks.
-        shifts: how far a token's position lies before where a single running text would have it.
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    blocks: np.ndarray
-    shifts: np.ndarray
+NOTES = ("sample_ids", "skipped")  # of a batch, for who trains: the model does not take them
 
 
 class Collator:
     """A list of Records -> model inputs with labels; right padding.
 
     Returns what inputs.build_inputs returns, and labels int64 [B, S]. A batch with an independent record has instead of
-    the padding mask a ready one, bool [B, 1, S, S] (True: may look), and position_ids int64 [3, B, S].
+    the padding mask a ready one, bool [B, 1, S, S] (True: may look), and position_ids int64 [3, B, S]. Every batch has
+    NOTES beside them: sample_ids, its records' ids (list of str), and skipped, [[id, reason]] of those left out.
 
     Args:
         processor: the checkpoint's.
         vision: what the model says about its visual tokens.
         sampling: which frames of videos.
         cache: where processed pixels are kept between epochs; None: nowhere.
+        skip_broken: leave records out whose files cannot be read. Where none is left, the batch is one short text
+            without loss: every process of a run still takes its step.
 
     Raises:
-        InputError: a chat template that is no ChatML; a file that cannot be read.
+        InputError: a chat template that is no ChatML; a file that cannot be read, unless skip_broken.
     """
 
     def __init__(
@@ -75,19 +58,19 @@ class Collator:
         vision: VisionTokens,
         sampling: VideoSampling | None = None,
         cache: PixelCache | None = None,
+        skip_broken: bool = False,
     ) -> None:
         self.processor, self.vision, self.sampling, self.cache = processor, vision, sampling, cache
-        tokenizer = processor.tokenizer
-        self._header = tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
-        self._end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-        self._vision_end = tokenizer.convert_tokens_to_ids("<|vision_end|>")
-        if self._end in (None, tokenizer.unk_token_id):
-            raise InputError("the tokenizer has no <|im_end|>: training needs a ChatML template")
-        self._memo: dict[Any, Any] = {}
+        self.skip_broken = skip_broken
+        self.tokenise = Tokeniser(processor)
 
-    def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
-        samples = [self.tokenise(record) for record in records]
-        visuals = self._visuals(records)
+    def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
+        skipped: list[list[str]] = []
+        try:
+            samples, visuals = [self.tokenise(record) for record in records], self._visuals(records)
+        except InputError:  # whose fault it is comes out one by one
+            records, samples, visuals, skipped = self._one_by_one(records)
+        samples = samples or [self._stand_in()]
         counts = visual_token_counts(self.processor, visuals)
         samples = [_repeat(sample, token_repeats(self.processor, sample.ids.tolist(), counts)) for sample in samples]
         inputs = pad([sample.ids for sample in samples], self.processor.tokenizer.pad_token_id, "right")
@@ -95,84 +78,38 @@ class Collator:
         ensure_mm_token_type_ids(inputs, *visual_ids(self.processor).values())
         if any(record.independent for record in records):
             inputs |= self._packed(inputs, samples, visuals)
-        return {**inputs, **visuals}
+        return {**inputs, **visuals, "sample_ids": [record.id for record in records], "skipped": skipped}
 
     def _visuals(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
         """Pixels and grids of all images and videos."""
         images = [path for record in records for path in record.images]
         videos = [path for record in records for path in record.videos]
-        try:
-            return process_visuals(self.processor, images, videos, self.sampling, self.cache)
-        except InputError as error:
-            guilty = [
-                record.where
-                for record in records
-                if any(str(p) in str(error) for p in (*record.images, *record.videos))
-            ]
-            raise InputError(f"{', '.join(guilty) or 'a batch'}: {error}") from error
+        return process_visuals(self.processor, images, videos, self.sampling, self.cache)
 
-    def tokenise(self, record: Record) -> Tokens:
-        """A record's tokens, labels and blocks; the same text is tokenised once."""
-        if not record.independent:
-            return self._remember(record.turns, lambda: self._plain(record))
-        questions = [
-            self._remember((len(record.images), len(record.videos), *texts), make)
-            for texts, make in self._question_makers(record)
-        ]
-        prefix = questions[0][0]
-        parts = [prefix, *(block for _, block in questions)]
-        lengths = [len(part[0]) for part in parts]
-        starts = np.cumsum([0, *lengths[1:-1]])  # of each block, counted from the first
-        return Tokens(
-            ids=np.concatenate([part[0] for part in parts]),
-            labels=np.concatenate([part[1] for part in parts]),
-            blocks=np.repeat(np.arange(len(parts)), lengths),
-            shifts=np.repeat([0, *starts], lengths),
-        )
+    def _one_by_one(
+        self, records: Sequence[Record]
+    ) -> tuple[list[Record], list[Tokens], dict[str, torch.Tensor], list]:
+        """(records that can be used, their tokens, their visuals, [[id, reason]] of the others)."""
+        kept, samples, parts, skipped = [], [], [], []
+        for record in records:
+            try:
+                sample = self.tokenise(record)
+                part = self._visuals([record])
+            except InputError as error:
+                reason = str(error) if str(error).startswith(record.where) else f"{record.where}: {error}"
+                if not self.skip_broken:
+                    raise InputError(reason) from error
+                skipped.append([record.id, reason])
+                continue
+            kept.append(record), samples.append(sample), parts.append(part)
+        keys = dict.fromkeys(key for part in parts for key in part)
+        visuals = {key: torch.cat([part[key] for part in parts if key in part]) for key in keys}
+        return kept, samples, visuals, skipped
 
-    def _question_makers(self, record: Record):
-        """Per question: the texts that decide its tokens, and a function that makes them."""
-        texts = [text for _, text in record.turns]
-        pairs = zip(texts[::2], texts[1::2], range(len(texts) // 2))
-        for human, answer, number in pairs:
-            yield (human, answer), lambda number=number: self._question(record, number)
-
-    def _question(self, record: Record, number: int) -> tuple[Any, Any]:
-        """One question asked alone, cut after its visuals: (ids, labels) of the prefix and of the block."""
-        ids, labels = self._encode(record.questions()[number], 1, record.where)
-        visual = list(visual_ids(self.processor).values())
-        cut = int(np.flatnonzero(np.isin(ids, visual))[-1]) + 1
-        cut += int(ids[cut] == self._vision_end)
-        end = int(np.flatnonzero(labels != IGNORED)[-1]) + 1  # a template's line break after the answer is nobody's
-        return (ids[:cut], labels[:cut]), (ids[cut:end], labels[cut:end])
-
-    def _plain(self, record: Record) -> Tokens:
-        answers = sum(role == "assistant" for role, _ in record.turns)
-        ids, labels = self._encode(record.messages(), answers, record.where)
-        return Tokens(ids, labels, np.zeros_like(ids), np.zeros_like(ids))
-
-    def _encode(self, messages: list[dict[str, Any]], answers: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, labels) of a conversation that holds `answers` assistant turns."""
-        tokens = self.processor.tokenizer(render(self.processor, messages, False))["input_ids"]
-        check_placeholders(self.processor, tokens, visual_items(messages), where)
-        ids = np.array(tokens)
-        labels = np.full_like(ids, IGNORED)
-        spans = assistant_spans(tokens, self._header, self._end)
-        if len(spans) != answers:
-            raise InputError(
-                f"{where}: {len(spans)} assistant turns were found in the chat template's text for {answers} answers: "
-                "training needs a template of ChatML's form, and texts without its <|im_start|> and <|im_end|>"
-            )
-        for start, stop in spans:
-            labels[start:stop] = ids[start:stop]
-        return ids, labels
-
-    def _remember(self, key: Any, make) -> Any:
-        if key not in self._memo:
-            if len(self._memo) >= _MEMO:
-                self._memo.clear()
-            self._memo[key] = make()
-        return self._memo[key]
+    def _stand_in(self) -> Tokens:
+        """A text that costs little and teaches nothing."""
+        sample = self.tokenise(Record("stand-in", (), (), (("user", "-"), ("assistant", "-"))))
+        return dataclasses.replace(sample, labels=np.full_like(sample.labels, IGNORED))
 
     def _packed(self, inputs: dict[str, Any], samples: list[Tokens], visuals: dict[str, Any]) -> dict[str, Any]:
         """attention_mask bool [B, 1, S, S] and position_ids int64 [3, B, S]."""
@@ -184,26 +121,6 @@ class Collator:
         shifts = _stack([sample.shifts for sample in samples], 0)
         blocks = _stack([sample.blocks for sample in samples], -1)
         return {"attention_mask": block_mask(blocks), "position_ids": torch.from_numpy(positions) - shifts}
-
-
-def assistant_spans(ids: Sequence[int], header: Sequence[int], end: int) -> list[tuple[int, int]]:
-    """[(start, stop)] of what the assistant says in ChatML token ids: after each header, up to and with `end`.
-
-    Args:
-        ids: a conversation's token ids.
-        header: the ids of "<|im_start|>assistant" and its line break.
-        end: the id of <|im_end|>.
-    """
-    header, spans, at = list(header), [], 0
-    ids = list(ids)
-    while at < len(ids):
-        if ids[at : at + len(header)] == header and end in ids[at:]:
-            start = at + len(header)
-            at = ids.index(end, start) + 1
-            spans.append((start, at))
-        else:
-            at += 1
-    return spans
 
 
 def block_mask(blocks: torch.Tensor) -> torch.Tensor:

@@ -7,22 +7,31 @@ A record is one JSON object, in a list (.json) or one a line (.jsonl):
 
 Each <image> and <video> in a human turn stands for the next image or video. In an "independent" record every human/gpt
 pair is a question of its own about the same visuals: the collator packs them so that no pair sees another.
+
+docs/data.md describes the form and what is checked.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from ppe_npu.inputs import PLACEHOLDERS, InputError, split_placeholders
+from ppe_npu.media import image_size, video_header
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _SHOWN = 3  # faults that an error message spells out
+_PROBES: dict[str, Callable[[str], Any]] = {"image": image_size, "video": video_header}
+_AT_ONCE = 4096  # files whose headers wait for a thread
+BAR_AFTER = 3.0  # seconds of work after which a progress bar shows
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Record:
         images, videos: absolute paths.
         turns: (role, text) with role system, user or assistant; placeholders still in the text.
         independent: every user/assistant pair is a question of its own.
+        id: the record's own, else file and line.
     """
 
     where: str
@@ -41,6 +51,10 @@ class Record:
     videos: tuple[str, ...]
     turns: tuple[tuple[str, str], ...]
     independent: bool = False
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", self.id or self.where)
 
     def messages(self) -> list[dict[str, Any]]:
         """The conversation in transformers' message form."""
@@ -63,6 +77,33 @@ class Record:
         ]
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A record that cannot be used: where it stands, its id, and why not."""
+
+    where: str
+    id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is in data files.
+
+    Attributes:
+        records: those that can be used.
+        faults: the others. Both in the files' order.
+        headers: of all files of the records, {"image": {path: (height, width)}, "video": {path: VideoHeader}}.
+    """
+
+    records: list[Record]
+    faults: list[Fault]
+    headers: Mapping[str, Mapping[str, Any]]
+
+
 class ChatDataset(Dataset):
     """Records by number; pictures are read by the collator, a batch at a time."""
 
@@ -77,45 +118,100 @@ class ChatDataset(Dataset):
 
 
 def read_records(files: str | Path | Sequence[str | Path], data_root: str | Path | None = None) -> list[Record]:
-    """Read and check all records of one or several files.
+    """All records of one or several files, each of which can be used; arguments as check_records.
+
+    Raises:
+        InputError: a file that cannot be read, or records that cannot be used, by line and reason, in one line.
+    """
+    checked = check_records(files, data_root)
+    if checked.faults:
+        raise InputError(complaint(checked.faults, len(checked.records) + len(checked.faults)))
+    return checked.records
+
+
+def complaint(faults: Sequence[Fault], total: int) -> str:
+    """One line about records that cannot be used, of `total`: how many, and the first of them."""
+    more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
+    return f"{len(faults)} of {total} records cannot be used: {'; '.join(map(str, faults[:_SHOWN]))}{more}"
+
+
+def check_records(files: str | Path | Sequence[str | Path], data_root: str | Path | None = None) -> Checked:
+    """Read and check all records of one or several files; every picture's and video's header is read once.
 
     Args:
         files: .json or .jsonl files, one after the other.
         data_root: what relative image and video paths start from; None: the folder of the file that names them.
 
     Raises:
-        InputError: a file that cannot be read, or records that cannot be used, by line and reason, in one line.
+        InputError: a data file that cannot be read, or no records at all.
     """
     paths = [Path(file).expanduser() for file in ([files] if isinstance(files, (str, Path)) else files)]
     if not paths:
         raise InputError("no training data was given: name a .json or .jsonl file")
-    records, faults, checked = [], [], set()
+    found: list[Record | Fault] = []
     for path in paths:
         root = Path(data_root).expanduser() if data_root else path.parent
-        for where, raw in _read_file(path):
-            try:
-                record = _check_record(raw, where, root)
-                _check_files(record, checked)
-                records.append(record)
-            except InputError as error:
-                faults.append(f"{where}: {error}")
-    if faults:
-        more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
-        total = len(records) + len(faults)
-        raise InputError(f"{len(faults)} of {total} records cannot be used: {'; '.join(faults[:_SHOWN])}{more}")
-    if not records:
+        found += [_check_record(raw, where, _id(raw, where), root) for where, raw in _read_file(path)]
+    if not found:
         raise InputError(f"training data {', '.join(map(str, paths))} holds no records")
-    return records
+    headers = read_headers(record for record in found if isinstance(record, Record))
+    records, faults = [], []
+    for item in found:
+        if isinstance(item, Record):
+            broken = (headers[kind][path] for kind, path in _files(item))
+            error = next((header for header in broken if isinstance(header, InputError)), None)
+            item = item if error is None else Fault(item.where, item.id, str(error))
+        (records if isinstance(item, Record) else faults).append(item)
+    return Checked(records, faults, headers)
+
+
+def read_headers(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
+    """The headers of all files that records name, each read once, by threads.
+
+    Returns:
+        {"image": {path: (height, width)}, "video": {path: VideoHeader}}; in place of a header that cannot be read the
+        InputError that says why.
+    """
+    todo = list(dict.fromkeys(file for record in records for file in _files(record)))
+    headers: dict[str, dict[str, Any]] = {kind: {} for kind in _PROBES}
+    bar = tqdm(total=len(todo), desc="files", unit="file", delay=BAR_AFTER, disable=None, leave=False)
+    with bar, ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        for start in range(0, len(todo), _AT_ONCE):
+            part = todo[start : start + _AT_ONCE]
+            for (kind, path), header in zip(part, pool.map(_probe, part)):
+                headers[kind][path] = header
+                bar.update()
+    return headers
+
+
+def _probe(file: tuple[str, str]) -> Any:
+    kind, path = file
+    try:
+        return _PROBES[kind](path)
+    except InputError as error:
+        return error
+
+
+def _files(record: Record) -> Iterator[tuple[str, str]]:
+    """(kind, path) of each of a record's files."""
+    for kind, paths in (("image", record.images), ("video", record.videos)):
+        for path in paths:
+            yield kind, path
+
+
+def _id(raw: Any, where: str) -> str:
+    value = raw.get("id") if isinstance(raw, dict) else None
+    return str(value) if isinstance(value, (str, int)) and value != "" else where
 
 
 def _read_file(path: Path) -> list[tuple[str, Any]]:
     """[(file and line, parsed record)]; a line that is no JSON comes back as the InputError that says so."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"training data {path} cannot be read ({error}): name a .json or .jsonl file") from error
     if path.suffix == ".jsonl":
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         return [(f"{path.name} line {number}", _parse(line)) for number, line in lines]
     parsed = _parse(text)
     if isinstance(parsed, InputError):
@@ -132,8 +228,16 @@ def _parse(text: str) -> Any:
         return InputError(f"is not JSON ({error})")
 
 
-def _check_record(raw: Any, where: str, root: Path) -> Record:
-    """A raw record -> Record; InputError says what is wrong, without the line."""
+def _check_record(raw: Any, where: str, id_: str, root: Path) -> Record | Fault:
+    """A raw record, its files not yet looked at."""
+    try:
+        return Record(where, *_parts(raw, root), id=id_)
+    except InputError as error:
+        return Fault(where, id_, str(error))
+
+
+def _parts(raw: Any, root: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...], bool]:
+    """A raw record's images, videos, turns, and whether it is independent; InputError says what is wrong."""
     if isinstance(raw, InputError):
         raise raw
     if not isinstance(raw, dict):
@@ -149,7 +253,7 @@ def _check_record(raw: Any, where: str, root: Path) -> Record:
         raise InputError(f"independent is {independent!r}: use true or false")
     if independent:
         _check_independent(turns, len(images) + len(videos))
-    return Record(where, images, videos, turns, independent)
+    return images, videos, turns, independent
 
 
 def _paths(raw: dict[str, Any], key: str, root: Path) -> tuple[str, ...]:
@@ -193,37 +297,3 @@ def _check_independent(turns: Sequence[tuple[str, str]], visuals: int) -> None:
         if token is None:
             raise InputError("an independent record's placeholders must open its first human turn")
         text = text.removeprefix(token)
-
-
-def _check_files(record: Record, checked: set[str]) -> None:
-    """Open every file's header once; a picture that ends early is found when it is read."""
-    for kind, paths in (("image", record.images), ("video", record.videos)):
-        for path in paths:
-            if path not in checked:
-                _open_image(path) if kind == "image" else _open_video(path)
-                checked.add(path)
-
-
-def _open_image(path: str) -> None:
-    from PIL import Image
-
-    try:
-        with Image.open(path):
-            pass
-    except FileNotFoundError:
-        raise InputError(f"image {path} does not exist") from None
-    except Exception as error:  # Pillow's readers raise what their formats suggest
-        raise InputError(f"image {path} cannot be read") from error
-
-
-def _open_video(path: str) -> None:
-    import av
-
-    if not Path(path).is_file():
-        raise InputError(f"video {path} does not exist")
-    try:
-        with av.open(path) as container:
-            if not container.streams.video:
-                raise InputError(f"video {path} holds no video stream")
-    except av.FFmpegError as error:
-        raise InputError(f"video {path} cannot be decoded") from error

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback  # noqa: E402
 
 from ppe_npu.errors import TrainingError  # noqa: E402
 from ppe_npu.files import write_json  # noqa: E402
+from ppe_npu.training.collator import NOTES  # noqa: E402
 
 _WHOLE = "whole.json"  # written into a checkpoint last: one without it was cut off
 
@@ -88,6 +89,9 @@ class CompressedTrainer(Trainer):
         # state.epoch is a fraction; at an epoch's start it is whole but for rounding.
         dataset = self.train_dataset if train_dataset is None else train_dataset
         return EpochSampler(len(dataset), self.args.seed, lambda: int((self.state.epoch or 0.0) + 1e-6))
+
+    def _prepare_inputs(self, inputs):
+        return super()._prepare_inputs({key: value for key, value in inputs.items() if key not in NOTES})
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from ppe_npu.inputs import InputError
-from ppe_npu.training.data import ChatDataset, read_records
+from ppe_npu.training import data as module
+from ppe_npu.training.data import ChatDataset, Fault, check_records, read_records
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -122,6 +123,49 @@ def test_files_that_cannot_be_used(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=words):
         read_records(tmp_path / name)
+
+
+def test_a_records_id_is_its_own_or_where_it_stands(tmp_path):
+    talk = turns("count", "3")
+    lines = [{"id": "a", "conversations": talk}, {"id": 7, "conversations": talk}, {"conversations": talk}, {"id": "b"}]
+    checked = check_records(write(tmp_path / "d.jsonl", lines))
+    assert [record.id for record in checked.records] == ["a", "7", "d.jsonl line 3"]
+    assert checked.faults == [Fault("d.jsonl line 4", "b", "has no conversations")]
+
+
+def test_all_faults_are_found_and_the_good_records_stay(tmp_path, write_image):
+    write_image("a.png")
+    lines = [GOOD, {}, {**GOOD, "image": "none.png"}, GOOD, {**GOOD, "image": ["a.png", "none.png"]}, GOOD]
+    lines[4] = {**lines[4], "conversations": turns("<image><image>", "ring")}
+    checked = check_records([write(tmp_path / "d.json", lines), write(tmp_path / "e.jsonl", [GOOD])])
+    assert [r.where for r in checked.records] == [*(f"d.json record {n}" for n in (1, 4, 6)), "e.jsonl line 1"]
+    assert [fault.where for fault in checked.faults] == [f"d.json record {n}" for n in (2, 3, 5)]
+    assert checked.faults[1].reason == checked.faults[2].reason
+    assert "none.png does not exist" in checked.faults[1].reason
+
+
+def test_a_file_that_many_records_share_is_opened_once(tmp_path, write_image, write_clip, monkeypatch):
+    opened = []
+    probes = {
+        kind: lambda path, probe=probe: opened.append(path) or probe(path) for kind, probe in module._PROBES.items()
+    }
+    monkeypatch.setattr(module, "_PROBES", probes)
+    monkeypatch.setattr(module, "_AT_ONCE", 3)
+    names = [write_image(f"{number}.png", size=(40 + number, 30)) for number in range(7)]
+    clip = {"video": write_clip("c.mp4", frames=6, fps=3), "conversations": turns("<video>", "ring")}
+    lines = [{**GOOD, "image": name} for name in names for _ in range(3)] + [clip, clip]
+    checked = check_records(write(tmp_path / "d.jsonl", lines))
+    assert sorted(opened) == sorted([*names, clip["video"]])
+    assert checked.headers["image"] == {name: (30, 40 + number) for number, name in enumerate(names)}
+    assert checked.headers["video"][clip["video"]].frames == 6
+
+
+def test_only_line_feeds_part_lines(tmp_path):
+    """JSON text may hold U+2028 and others at which str.splitlines parts; a mark of the byte order is no text."""
+    file = tmp_path / "d.jsonl"
+    lines = [json.dumps({"conversations": turns("count\u2028\x85", "3")}, ensure_ascii=False)] * 2
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert [record.turns[0][1] for record in read_records(file)] == ["count\u2028\x85"] * 2
 
 
 def test_missing_files(tmp_path):

@@ -1,0 +1,320 @@
+"""What training data costs, said before training: its records by kind, and their tokens before and after compression.
+
+Nothing is decoded. A picture's tokens follow from its header's size, by the processor's own rule; a video's from its
+container's frame count and size, by ppe_npu.media's sampling and the processor itself, which is given frames that have
+a shape and no content. So the numbers are those of the collator's batches, but for files that break off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.files import write_json, write_text
+from ppe_npu.inputs import process_visuals, visual_ids
+from ppe_npu.media import Video, VideoHeader, VideoSampling
+from ppe_npu.training.data import BAR_AFTER, Fault, Record, check_records, complaint, read_headers
+from ppe_npu.training.tokens import IGNORED, Tokeniser
+
+KINDS = ("text", "image", "images", "video", "videos", "mixed")
+INVALID = ("stop", "skip")
+_QUANTILES = {"least": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "99%": 0.99, "most": 1.0}
+_BAR = 30  # characters of the histogram's longest bar
+_LISTED = 10  # faults that the Markdown report spells out
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Records and their lengths in tokens. An independent record's questions count as the one sequence they share.
+
+    Attributes:
+        records: those that can be used; the arrays below are in their order, int64 [N].
+        before, after: all tokens, as the model is given them and as they enter its first decoder layer.
+        visual_before, visual_after: the visual ones among them.
+        answers: tokens with loss.
+        faults: the records that cannot be used.
+        compression: a label of the compression.
+        max_length: the largest allowed `after`, or None.
+    """
+
+    records: tuple[Record, ...] = field(repr=False)
+    before: np.ndarray
+    after: np.ndarray
+    visual_before: np.ndarray
+    visual_after: np.ndarray
+    answers: np.ndarray
+    faults: tuple[Fault, ...]
+    compression: str
+    max_length: int | None
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """One of KINDS for each record."""
+        return np.array([kind_of(record) for record in self.records], dtype=object)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it; records and faults by number only."""
+        edges = _edges(self.before, self.after)
+        return {
+            "records": len(self.records),
+            "faults": len(self.faults),
+            "compression": self.compression,
+            "max_length": self.max_length,
+            "kinds": {kind: self._sums(self.kinds == kind) for kind in KINDS if (self.kinds == kind).any()},
+            "all": self._sums(np.ones(len(self.records), bool)),
+            "lengths": {name: _spread(getattr(self, name)) for name in ("before", "after")},
+            "histogram": {
+                "from": edges[:-1],
+                **{name: _counts(getattr(self, name), edges) for name in ("before", "after")},
+            },
+        }
+
+    def _sums(self, chosen: np.ndarray) -> dict[str, int]:
+        names = ("before", "after", "visual_before", "visual_after", "answers")
+        return {"records": int(chosen.sum())} | {name: int(getattr(self, name)[chosen].sum()) for name in names}
+
+    def markdown(self) -> str:
+        """The report: kinds, lengths, a histogram, and the first of the records that cannot be used."""
+        values = self.to_dict()
+        limit = f", at most {self.max_length:,} tokens a record" if self.max_length else ""
+        parts = [
+            "# Training data",
+            f"{len(self.records):,} records can be used, {len(self.faults):,} cannot. "
+            f"Tokens before and after compression ({self.compression}), on entry of the first decoder layer{limit}.",
+            _kinds_table(values),
+        ]
+        if self.records:
+            parts += [_lengths_table(values["lengths"]), _histogram(values["histogram"])]
+        return "\n\n".join(parts + ([_faults_table(self.faults)] if self.faults else [])) + "\n"
+
+
+def prepare_records(
+    files: str | Path | Sequence[str | Path],
+    processor: Any,
+    compression: CompressionConfig,
+    sampling: VideoSampling | None = None,
+    data_root: str | Path | None = None,
+    max_length: int | None = None,
+    invalid: str = "stop",
+    folder: str | Path | None = None,
+) -> tuple[list[Record], Survey]:
+    """Read, check and measure training data; what cannot be used stops the run or is left out.
+
+    Args:
+        files, data_root: as data.check_records.
+        processor, compression, sampling, max_length: as survey.
+        invalid: "stop", or "skip": go on without the records that cannot be used.
+        folder: where write_survey writes; None: nowhere, as in all processes of a run but the first.
+
+    Returns:
+        (the records that can be used, the survey of them).
+
+    Raises:
+        InputError: records that cannot be used (stop), or none that can, after the lists were written.
+    """
+    if invalid not in INVALID:
+        raise InputError(f"invalid={invalid!r}: use one of {', '.join(INVALID)}")
+    found = survey_files(files, processor, compression, sampling, data_root, max_length)
+    listed = "" if folder is None else f"; all are listed in {write_survey(found, folder) / 'faults.jsonl'}"
+    if found.faults and (invalid == "stop" or not found.records):
+        remedy = ": mend them, or go on without them (invalid=skip)" if found.records else ""
+        total = len(found.records) + len(found.faults)
+        raise InputError(f"{complaint(found.faults, total)}{listed}{remedy}")
+    return list(found.records), found
+
+
+def survey_files(
+    files: str | Path | Sequence[str | Path],
+    processor: Any,
+    compression: CompressionConfig,
+    sampling: VideoSampling | None = None,
+    data_root: str | Path | None = None,
+    max_length: int | None = None,
+) -> Survey:
+    """check_records and survey in one; the survey's faults are those of both."""
+    checked = check_records(files, data_root)
+    return survey(
+        checked.records, processor, compression, sampling, max_length, headers=checked.headers, faults=checked.faults
+    )
+
+
+def survey(
+    records: Sequence[Record],
+    processor: Any,
+    compression: CompressionConfig,
+    sampling: VideoSampling | None = None,
+    max_length: int | None = None,
+    headers: Mapping[str, Mapping[str, Any]] | None = None,
+    faults: Sequence[Fault] = (),
+) -> Survey:
+    """Count the tokens of every record.
+
+    Args:
+        records: checked ones.
+        processor: the checkpoint's.
+        compression: what stays of the visual tokens.
+        sampling: which frames of videos.
+        max_length: a record that is longer after compression is a fault; None: none is.
+        headers: of the records' files (data.read_headers); None: they are read.
+        faults: of records that were found unusable before; the survey lists them, too.
+
+    Raises:
+        InputError: a chat template that is no ChatML, or a max_length that is not positive.
+    """
+    if max_length is not None and not max_length > 0:
+        raise InputError(f"max_length={max_length} must be greater than 0")
+    ruler = _Ruler(processor, compression, sampling or VideoSampling(), headers or read_headers(records))
+    used, rows, found = [], [], list(faults)
+    for record in tqdm(records, desc="tokens", unit="record", delay=BAR_AFTER, disable=None, leave=False):
+        try:
+            row = ruler(record)
+            if max_length is not None and row[1] > max_length:
+                raise InputError(f"too long: {row[1]:,} tokens after compression, max_length {max_length:,}")
+        except InputError as error:
+            reason = str(error).removeprefix(record.where).removeprefix(":").strip()
+            found.append(Fault(record.where, record.id, reason))
+            continue
+        used.append(record), rows.append(row)
+    columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
+    return Survey(tuple(used), *columns, tuple(found), compression.label, max_length)
+
+
+def write_survey(found: Survey, folder: str | Path) -> Path:
+    """Write data.json and data.md, and faults.jsonl: {"line", "id", "reason"} of every record that cannot be used.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    rows = [{"line": fault.where, "id": fault.id, "reason": fault.reason} for fault in found.faults]
+    write_text(folder / "faults.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(folder / "data.md", found.markdown())
+    write_json(folder / "data.json", found.to_dict())
+    return folder
+
+
+def kind_of(record: Record) -> str:
+    """One of KINDS."""
+    images, videos = len(record.images), len(record.videos)
+    if images and videos:
+        return "mixed"
+    if images or videos:
+        return ("image" if images else "video") + "s" * (images + videos > 1)
+    return "text"
+
+
+class _Ruler:
+    """Record -> (before, after, visual_before, visual_after, answers)."""
+
+    def __init__(
+        self,
+        processor: Any,
+        compression: CompressionConfig,
+        sampling: VideoSampling,
+        headers: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self.processor, self.compression, self.sampling, self.headers = processor, compression, sampling, headers
+        self.tokenise = Tokeniser(processor, memo=10_000)  # most texts are seen once
+        self._measured: dict[Any, tuple[int, int]] = {}
+
+    def __call__(self, record: Record) -> tuple[int, int, int, int, int]:
+        sample = self.tokenise(record)
+        text = int((~np.isin(sample.ids, list(visual_ids(self.processor).values()))).sum())
+        visuals = [self._visual("image", path) for path in record.images]
+        visuals += [self._visual("video", path) for path in record.videos]
+        before, after = (sum(column) for column in zip((0, 0), *visuals))
+        return text + before, text + after, before, after, int((sample.labels != IGNORED).sum())
+
+    def _visual(self, kind: str, path: str) -> tuple[int, int]:
+        """(tokens before, after) of one file; many have the same size."""
+        header = self.headers[kind][path]
+        if isinstance(header, InputError):
+            raise header
+        key = header if kind == "image" else (self._taken(header), header.height, header.width)
+        if key not in self._measured:
+            try:
+                frames, tokens = self._image(*key) if kind == "image" else self._video(*key)
+            except (InputError, ValueError) as error:  # the processor's own rules: too narrow, too few frames
+                raise InputError(f"{kind} {path} cannot be processed ({first_line(error)})") from error
+            self._measured[key] = frames * tokens, self.compression.span_tokens(frames, tokens, layer=0)
+        return self._measured[key]
+
+    def _image(self, height: int, width: int) -> tuple[int, int]:
+        """(1, tokens)."""
+        maker = self.processor.image_processor
+        # A picture that is stored lying on its side has as many.
+        return 1, maker.get_number_of_image_patches(height, width, {}) // maker.merge_size**2
+
+    def _video(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """(temporal steps, tokens of each)."""
+        shape = Video(torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta"), 1.0, "")
+        visuals = process_visuals(self.processor, [], [shape], self.sampling)
+        steps, rows, columns = visuals["video_grid_thw"][0].tolist()
+        return steps, rows * columns // self.processor.video_processor.merge_size**2
+
+    def _taken(self, header: VideoHeader) -> int:
+        return self.sampling.count(header.frames, header.fps, self.processor.video_processor.temporal_patch_size)
+
+
+def _spread(lengths: np.ndarray) -> dict[str, float]:
+    """Quantiles (of what occurs) and the mean."""
+    if not len(lengths):
+        return {}
+    values = np.quantile(lengths, list(_QUANTILES.values()), method="inverted_cdf")
+    return dict(zip(_QUANTILES, map(int, values))) | {"mean": round(float(lengths.mean()), 1)}
+
+
+def _edges(*lengths: np.ndarray) -> list[int]:
+    """Bounds of the histogram's rows: 1, 2, 3, 4, 6, 8, 12, 16, ... as far as lengths occur; 0 comes first."""
+    occurring = np.concatenate(lengths)
+    if not len(occurring):
+        return [0]
+    steps = sorted({0, *(step << power for power in range(40) for step in (1, 3) if step << power > 0)})
+    first = max(edge for edge in steps if edge <= occurring.min())
+    last = min(edge for edge in steps if edge > occurring.max())
+    return [edge for edge in steps if first <= edge <= last]
+
+
+def _counts(lengths: np.ndarray, edges: list[int]) -> list[int]:
+    return np.histogram(lengths, edges)[0].tolist() if len(edges) > 1 else []
+
+
+def _kinds_table(values: dict[str, Any]) -> str:
+    lines = ["| kind | records | tokens before | after | visual before | after | with loss |", "|---|" + "---:|" * 6]
+    for kind, sums in [*values["kinds"].items(), ("all", values["all"])]:
+        lines.append("| " + " | ".join([kind, *(f"{number:,}" for number in sums.values())]) + " |")
+    return "\n".join(lines)
+
+
+def _lengths_table(lengths: dict[str, dict[str, float]]) -> str:
+    lines = [f"| tokens of a record | {' | '.join(lengths['before'])} |", "|---|" + "---:|" * len(lengths["before"])]
+    for name, spread in lengths.items():
+        lines.append(f"| {name} | " + " | ".join(f"{number:,}" for number in spread.values()) + " |")
+    return "\n".join(lines)
+
+
+def _histogram(histogram: dict[str, list[int]]) -> str:
+    most = max(histogram["before"] + histogram["after"])
+    lines = [f"{'tokens from':>11}  {'before':<{_BAR + 9}}after"]
+    for start, *counts in zip(*histogram.values()):
+        bars = (f"{count:>7,} {'#' * -(-count * _BAR // most):<{_BAR}}" for count in counts)
+        lines.append(f"{start:>11,}  {' '.join(bars)}".rstrip())
+    return "\n".join(["```", *lines, "```"])
+
+
+def _faults_table(faults: Sequence[Fault]) -> str:
+    lines = ["| record | id | why it cannot be used |", "|---|---|---|"]
+    lines += [f"| {f.where} | {f.id} | {f.reason.replace('|', chr(92) + '|')} |" for f in faults[:_LISTED]]
+    if len(faults) > _LISTED:
+        lines.append(f"| and {len(faults) - _LISTED:,} more | | |")
+    return "\n".join(lines)

@@ -1,0 +1,281 @@
+"""The survey: the collator's own numbers, found without decoding; faults listed, and stopped at or left out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ppe_npu import CompressionConfig
+from ppe_npu.compression import Compression
+from ppe_npu.inputs import InputError, VideoSampling
+from ppe_npu.loading import load_processor
+from ppe_npu.positions import contiguous_channels
+from ppe_npu.spans import VisionTokens
+from ppe_npu.training.collator import Collator
+from ppe_npu.training.data import Record
+from ppe_npu.training.survey import KINDS, kind_of, prepare_records, survey, survey_files, write_survey
+
+DENSE, PPE = CompressionConfig.preset("dense"), CompressionConfig.preset("ppe", k=4)
+
+
+@pytest.fixture(scope="module")
+def processors(tiny_folder):
+    """Of two families, with room for pictures of several sizes."""
+    from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    first = load_processor(tiny_folder, min_pixels=16 * 16, max_pixels=100 * 100)
+    size = {"shortest_edge": 4 * 16 * 16, "longest_edge": 8 * 64 * 64}  # of a whole video
+    settings = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, "size": size}
+    other = Qwen3VLProcessor(
+        image_processor=first.image_processor,
+        tokenizer=first.tokenizer,
+        video_processor=Qwen3VLVideoProcessor(**settings),
+        chat_template=first.chat_template,
+    )
+    return {"qwen2_5_vl": first, "qwen3_vl": other}
+
+
+def talk(*texts: str) -> tuple[tuple[str, str], ...]:
+    return tuple(("assistant" if number % 2 else "user", text) for number, text in enumerate(texts))
+
+
+@pytest.fixture
+def records(tmp_path, write_image, write_clip) -> list[Record]:
+    """Of every kind; pictures and clips of odd sizes, one lying on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (90, 31)).save(tmp_path / "side.jpg", exif=exif)
+    sizes = [(17, 53), (48, 48), (301, 7), (640, 480)]
+    odd = [write_image(f"{number}.png", size=size) for number, size in enumerate(sizes)]
+    clips = [write_clip("a.mp4", frames=9, fps=4, size=50), write_clip("b.mkv", frames=21, fps=12, size=34)]
+    packed = talk("<image>\nshape red", "ring", "row red", "3", "count blue", "5")
+    return [
+        Record("d line 1", (), (), talk("count", "3")),
+        Record("d line 2", (odd[0],), (), talk("<image>\nshape red", "ring", "row red", "3")),
+        Record("d line 3", (odd[1], odd[2], str(tmp_path / "side.jpg")), (), talk("<image><image> and <image>", "1")),
+        Record("d line 4", (), (clips[0],), talk("<video>count", "ring")),
+        Record("d line 5", (), tuple(clips), talk("<video>", "ring", "<video>row", "2")),
+        Record("d line 6", (odd[3],), (clips[1],), talk("<video>then<image>", "ring")),
+        Record("d line 7", (odd[3],), (), packed, independent=True),
+    ]
+
+
+COMPRESSIONS = {
+    "dense": DENSE,
+    "ppe": PPE,
+    "two ratios": CompressionConfig.preset("ppe", k=4, ratio=[0.6, 0.3]),
+    "cascade from 0": CompressionConfig.preset("ppe", k=4, layers=[0, 2]),
+    "later layers": CompressionConfig.preset("ppe", k=4, layers=[1]),
+    "events": CompressionConfig.preset("ppe", k=4, temporal_ratio=0.5),
+}
+SAMPLINGS = {
+    "nframes": VideoSampling(nframes=5),
+    "fps": VideoSampling(fps=1.5),
+    "default": None,
+    "pixels": VideoSampling(nframes=6, min_pixels=32 * 32, max_pixels=60 * 60),
+}
+CASES = [("qwen2_5_vl", name, "nframes") for name in COMPRESSIONS] + [
+    (family, "ppe", name) for family in ("qwen2_5_vl", "qwen3_vl") for name in SAMPLINGS
+]
+
+
+@pytest.mark.parametrize(("family", "name", "taken"), dict.fromkeys(CASES))
+def test_lengths_are_those_of_the_collators_batches(processors, records, family, name, taken):
+    processor, config, sampling = processors[family], COMPRESSIONS[name], SAMPLINGS[taken]
+    found = survey(records, processor, config, sampling)
+    ids = {kind: getattr(processor, f"{kind}_token_id") for kind in ("image", "video")}
+    vision = VisionTokens(ids["image"], ids["video"], 2, 2.0, frames_apart=family == "qwen3_vl")
+    engine = Compression(config, vision, contiguous_channels([8, 12, 12]), 3)
+    collator = Collator(processor, vision, sampling)
+    assert found.records == tuple(records)
+    for number, record in enumerate(records):
+        batch = collator([record])
+        plan = engine.plan(
+            batch["input_ids"],
+            batch["attention_mask"],
+            *(batch.get(key) for key in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")),
+        )
+        entered = plan.stages[sum(layer <= 0 for layer in config.layers)].after
+        expected = {
+            "before": batch["input_ids"].numel(),
+            "after": int(entered.real.sum()),
+            "visual_before": int((batch["mm_token_type_ids"] > 0).sum()),
+            "visual_after": entered.visual_tokens,
+            "answers": int((batch["labels"] >= 0).sum()),
+        }
+        assert {key: int(getattr(found, key)[number]) for key in expected} == expected, record.where
+
+
+def test_nothing_is_decoded(processors, records, monkeypatch):
+    from ppe_npu import media
+
+    monkeypatch.setattr(media, "_decode", None)
+    monkeypatch.setattr(Image.Image, "load", None)
+    assert len(survey(records, processors["qwen2_5_vl"], PPE).records) == len(records)
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+
+
+def test_kinds_sums_and_quantiles(processors, records):
+    found = survey(records, processors["qwen2_5_vl"], PPE, VideoSampling(nframes=4))
+    values = found.to_dict()
+    assert [kind_of(record) for record in records] == ["text", "image", "images", "video", "videos", "mixed", "image"]
+    assert list(values["kinds"]) == list(KINDS)
+    assert values["kinds"]["image"]["records"] == 2
+    assert values["kinds"]["image"]["before"] == found.before[1] + found.before[6]
+    assert values["kinds"]["text"]["before"] == values["kinds"]["text"]["after"]
+    for key in ("records", "before", "after", "visual_before", "visual_after", "answers"):
+        assert values["all"][key] == sum(sums[key] for sums in values["kinds"].values())
+    assert values["lengths"]["before"]["most"] == found.before.max()
+    assert values["lengths"]["after"]["median"] == np.sort(found.after)[3]
+    histogram = values["histogram"]
+    bounds = [*histogram["from"], 10**9]
+    for name in ("before", "after"):
+        lengths = getattr(found, name)
+        counted = [int(((lengths >= low) & (lengths < high)).sum()) for low, high in itertools.pairwise(bounds)]
+        assert histogram[name] == counted
+        assert sum(counted) == len(records)
+    assert json.loads(json.dumps(values)) == values
+
+
+def test_the_markdown_report(processors, records):
+    found = survey(records, processors["qwen2_5_vl"], PPE, max_length=10_000)
+    text = found.markdown()
+    assert text.startswith("# Training data\n\n7 records can be used, 0 cannot.")
+    assert "at most 10,000 tokens a record" in text
+    assert f"| all | 7 | {found.before.sum():,} | {found.after.sum():,} |" in text
+    assert "why it cannot be used" not in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table[: 2 + len(KINDS) + 1]}) == 1
+    assert max(line.count("#") for line in text.splitlines()) <= 60
+
+
+# -- records that cannot be used ---------------------------------------------------------------------------------------
+
+
+def test_what_the_processor_or_the_template_refuses_is_a_fault(processors, records, write_image, write_clip, tmp_path):
+    narrow, one = write_image("narrow.png", size=(201, 1)), write_clip("one.mp4", frames=1)
+    bad = [
+        Record("d line 8", (narrow,), (), talk("<image>", "ring"), id="eight"),
+        Record("d line 9", (), (one,), talk("<video>", "ring")),
+        Record("d line 10", (), (), talk("<|im_start|>assistant\n 1 <|im_end|>", "2")),
+        Record("d line 11", (str(tmp_path / "none.png"),), (), talk("<image>", "ring")),
+    ]
+    mixed = [bad[0], *records[:2], *bad[1:], *records[2:]]
+    found = survey(mixed, processors["qwen3_vl"], PPE)
+    assert found.records == tuple(records)
+    assert [(fault.where, fault.id) for fault in found.faults] == [
+        ("d line 8", "eight"),
+        *((where, where) for where in ("d line 9", "d line 10", "d line 11")),
+    ]
+    for fault, words in zip(found.faults, ("narrow.png cannot be", "one.mp4", "2 assistant turns", "does not exist")):
+        assert words in fault.reason
+        assert not fault.reason.startswith("d line")
+    assert [fault.where for fault in survey([bad[1]], processors["qwen2_5_vl"], PPE).faults] == []
+
+
+def test_records_that_are_too_long_after_compression(processors, records):
+    processor = processors["qwen2_5_vl"]
+    free = survey(records, processor, PPE)
+    limit = int(np.sort(free.after)[4])
+    found = survey(records, processor, PPE, max_length=limit)
+    assert [r.where for r in found.records] == [r.where for r, n in zip(records, free.after) if n <= limit]
+    assert found.after.max() == limit
+    longest = int(np.argmax(free.after))
+    reasons = {fault.where: fault.reason for fault in found.faults}
+    assert reasons[records[longest].where] == (
+        f"too long: {free.after[longest]:,} tokens after compression, max_length {limit:,}"
+    )
+    with pytest.raises(InputError, match="max_length=0"):
+        survey(records, processor, PPE, max_length=0)
+
+
+@pytest.fixture
+def data(tmp_path, write_image) -> Path:
+    """Four records that can be used, and five that cannot, each for another reason."""
+    write_image("a.png")
+    good = [{"id": n, "image": "a.png", "conversations": spoken("<image>\nrow red", "3")} for n in range(4)]
+    bad = [
+        {"id": "none", "image": "none.png", "conversations": spoken("<image>", "3")},
+        {"id": "mute", "conversations": spoken("row")},
+        {"id": "forged", "conversations": spoken("row", "3 <|im_end|>")},
+        {"id": "pipe|d", "image": "no|ne.png", "conversations": spoken("<image>", "3")},
+        {"id": "long", "conversations": spoken("row " * 99, "3")},
+    ]
+    mixed = [good[0], bad[0], good[1], bad[1], bad[2], good[2], bad[3], bad[4], good[3]]
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(map(json.dumps, mixed)))
+    return path
+
+
+def spoken(*texts: str) -> list[dict[str, str]]:
+    return [{"from": "gpt" if number % 2 else "human", "value": text} for number, text in enumerate(texts)]
+
+
+def test_stop_names_the_first_and_where_all_are_listed(data, tiny_processor, tmp_path):
+    with pytest.raises(InputError) as error:
+        prepare_records(data, tiny_processor, PPE, max_length=90, folder=tmp_path / "out")
+    message, listed = str(error.value), tmp_path / "out" / "faults.jsonl"
+    assert message.startswith("5 of 9 records cannot be used: d.jsonl line 2: ")
+    assert f"(and 2 more); all are listed in {listed}: mend them, or go on without them (invalid=skip)" in message
+    assert "\n" not in message
+    rows = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert {row["id"] for row in rows} == {"none", "mute", "forged", "pipe|d", "long"}
+    assert next(row for row in rows if row["id"] == "mute") == {
+        "line": "d.jsonl line 4",
+        "id": "mute",
+        "reason": "its turns do not alternate from human to gpt",
+    }
+
+
+def test_skip_goes_on_with_the_rest_and_counts(data, tiny_processor, tmp_path):
+    records, found = prepare_records(data, tiny_processor, PPE, max_length=90, invalid="skip", folder=tmp_path / "out")
+    assert [record.id for record in records] == ["0", "1", "2", "3"]
+    assert len(found.after) == len(records)
+    written = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert written == found.to_dict()
+    assert (written["records"], written["faults"]) == (4, 5)
+    text = (tmp_path / "out" / "data.md").read_text()
+    assert text == found.markdown()
+    assert "| d.jsonl line 4 | mute | its turns do not alternate" in text
+    assert "no\\|ne.png" in text
+
+
+def test_an_old_list_of_faults_does_not_stay(data, tiny_processor, tmp_path):
+    write_survey(survey_files(data, tiny_processor, PPE), tmp_path)
+    assert (tmp_path / "faults.jsonl").read_text()
+    clean = tmp_path / "clean.json"
+    clean.write_text(json.dumps([{"conversations": spoken("row", "3")}]))
+    write_survey(survey_files(clean, tiny_processor, PPE), tmp_path)
+    assert (tmp_path / "faults.jsonl").read_text() == ""
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_no_folder_no_files(data, tiny_processor, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    prepare_records(data, tiny_processor, PPE, invalid="skip")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_nothing_left_stops_in_any_case(tmp_path, tiny_processor):
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps([{}]))
+    with pytest.raises(InputError, match=r"1 of 1 records cannot be used: d\.json record 1: has no conversations"):
+        prepare_records(path, tiny_processor, PPE, invalid="skip", folder=tmp_path / "out")
+    assert "| d.json record 1 |" in (tmp_path / "out" / "data.md").read_text()
+    with pytest.raises(InputError, match="invalid='drop': use one of stop, skip"):
+        prepare_records(path, tiny_processor, PPE, invalid="drop")
+
+
+def test_many_faults_are_listed_up_to_a_few(tiny_processor):
+    bad = [Record(f"d line {n}", (), (), talk("<|im_end|>", "<|im_end|>")) for n in range(12)]
+    found = survey(bad, tiny_processor, DENSE)
+    assert len(found.faults) == 12
+    assert "| and 2 more | | |" in found.markdown()
+    assert "tokens of a record |" not in found.markdown(), "no lengths without records"
