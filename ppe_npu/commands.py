@@ -1,4 +1,4 @@
-"""`ppe-npu train`, `eval` and `parity`: command-line arguments -> train(), evaluate() and the comparisons."""
+"""`ppe-npu train`, `merge-lora`, `export`, `eval` and `parity`: command-line arguments -> what does the work."""
 
 from __future__ import annotations
 
@@ -106,6 +106,24 @@ def write_embedded_data(folder: Path) -> None:
     for name, images, seed, simple in (("train", _TRAIN_IMAGES, 1, 0.5), ("test", _TEST_IMAGES, 2, 0.0)):
         if not (folder / f"{name}.jsonl").is_file():
             scenes.write_split(folder, name, images, seed, _QUESTIONS, simple=simple)
+
+
+def run_merge_lora(args: argparse.Namespace) -> int:
+    """Merge an adapter into the model it was trained on."""
+    quiet_transformers()
+    from ppe_npu.training.export import merge_lora
+
+    print(f"the merged model is in {merge_lora(args.adapter, args.output, args.model, args.dtype)}")
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write a checkpoint of a run as a plain one."""
+    quiet_transformers()
+    from ppe_npu.training.export import export
+
+    print(f"the plain checkpoint is in {export(args.checkpoint, args.output, args.model, args.dtype)}")
+    return 0
 
 
 def run_eval(args: argparse.Namespace) -> int:
