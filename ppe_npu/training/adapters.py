@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ppe_npu.errors import InputError
-from ppe_npu.training.parts import PARTS, part_of
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.training.checkpoint import ADAPTER_WEIGHTS
+from ppe_npu.training.parts import PARTS, is_adapter, part_of
 
 KINDS = ("lora", "dora", "qlora")
 
@@ -186,3 +187,48 @@ def save_adapter(model: nn.Module, folder: str | Path, state_dict: Mapping[str, 
     """
     # By default peft looks on the hub whether the base's vocabulary was changed; we change none.
     model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+
+
+def adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    """adapter_model.safetensors of a folder; empty where there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = Path(folder) / ADAPTER_WEIGHTS
+    try:
+        return load_file(file) if file.is_file() else {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged ({first_line(error)}): take another checkpoint") from error
+
+
+def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Give a model's adapter its weights, in place.
+
+    peft itself warns of weights that are missing, and goes on with fresh ones.
+
+    Args:
+        model: a peft model with the adapter that they are of.
+        tensors: by their names in the file, or in the model.
+        source: where they are from, to be named.
+
+    Raises:
+        InputError: more weights than the adapter has, fewer, or of other shapes.
+    """
+    from peft import set_peft_model_state_dict
+
+    try:
+        if any(".default." in name for name in tensors):  # of DeepSpeed's shares, named as in the model
+            result = model.load_state_dict(tensors, strict=False)
+        else:
+            result = set_peft_model_state_dict(model, tensors)
+    except (RuntimeError, KeyError) as error:
+        raise InputError(f"adapter {source} does not fit ({first_line(error)}): take another checkpoint") from error
+    wrong = [name for name in result.missing_keys if is_adapter(name)] + list(result.unexpected_keys)
+    if wrong:
+        raise InputError(
+            f"adapter {source} does not fit in {len(wrong)} weights ({wrong[0]}, ...): take another checkpoint"
+        )

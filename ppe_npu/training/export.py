@@ -15,9 +15,9 @@ from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import new_folder
 from ppe_npu.fingerprint import fingerprint
 from ppe_npu.loading import DTYPES, check_checkpoint, load_model
+from ppe_npu.training.adapters import adapter_weights, set_adapter_weights
 from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, read_base
-
-Tensors = Mapping[str, torch.Tensor]
+from ppe_npu.training.parts import is_adapter
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PROCESSOR = (
@@ -155,7 +155,7 @@ def _consolidated(source: Path) -> dict[str, torch.Tensor]:
 def _merged(source: Path, base: str | Path | None) -> Any:
     """The base model of an adapter, with the adapter added to its weights."""
     try:
-        from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+        from peft import PeftConfig, get_peft_model
     except ImportError:
         raise InputError("merging needs peft, which is not installed: install ppe-npu[train]") from None
     record = read_base(source)
@@ -170,20 +170,13 @@ def _merged(source: Path, base: str | Path | None) -> Any:
             f"weights ({found}): name the one it was trained on with --model"
         )
     try:
-        config = PeftConfig.from_pretrained(str(source))
-        wrapped = get_peft_model(model, config)
-        if ".default." in next(iter(tensors)):  # of DeepSpeed's shares, named as in the model
-            result = wrapped.load_state_dict(tensors, strict=False)
-        else:
-            result = set_peft_model_state_dict(wrapped, tensors)
-        lacking = [name for name in result.missing_keys if "lora_" in name]
-        if lacking or result.unexpected_keys:
-            name = (lacking or result.unexpected_keys)[0]
-            raise InputError(f"adapter {source} and its {ADAPTER_CONFIG} disagree on {name}: take another checkpoint")
+        wrapped = get_peft_model(model, PeftConfig.from_pretrained(str(source)))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{source / ADAPTER_CONFIG} cannot be used ({first_line(error)}): take another") from error
+    set_adapter_weights(wrapped, tensors, source)
+    try:
         return wrapped.merge_and_unload(safe_merge=True)
-    except (ValueError, TypeError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except ValueError as error:  # what safe_merge finds: NaN
         raise InputError(f"adapter {source} cannot be merged ({first_line(error)}): take another checkpoint") from error
 
 
@@ -203,23 +196,15 @@ def _base_path(source: Path, record: Mapping[str, str], base: str | Path | None)
 
 def _adapter_tensors(source: Path) -> dict[str, torch.Tensor]:
     """The adapter's weights: of its file, or of DeepSpeed's shares where that holds none."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(source / ADAPTER_WEIGHTS) if (source / ADAPTER_WEIGHTS).is_file() else {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{source / ADAPTER_WEIGHTS} is damaged ({first_line(error)}): take another checkpoint"
-        ) from error
+    tensors = adapter_weights(source)
     if not tensors and _shared(source):
-        tensors = {name: value for name, value in _consolidated(source).items() if "lora_" in name}
+        tensors = {name: value for name, value in _consolidated(source).items() if is_adapter(name)}
     if not tensors:
         raise InputError(f"adapter {source} holds no weights ({ADAPTER_WEIGHTS}): take another checkpoint")
     return tensors
 
 
-def _check_shapes(source: Path, tensors: Tensors, path: str) -> None:
+def _check_shapes(source: Path, tensors: Mapping[str, torch.Tensor], path: str) -> None:
     """Raise InputError unless the base has the layers that the adapter was trained for; reads no weights."""
     import transformers
 

@@ -80,7 +80,7 @@ def parameter_table(model: nn.Module, learning_rates: Mapping[str, float]) -> st
     for part in (part for part in PARTS if part in rows):
         count, trainable, adapted = rows[part]
         rate = f"{_rate(part, learning_rates):.3g}" if trainable else "-"
-        lines.append(f"{part:<12}{count:>16,}{trainable:>16,}{rate:>16}{'  (LoRA)' if adapted else ''}")
+        lines.append(f"{part:<12}{count:>16,}{trainable:>16,}{rate:>16}{'  (adapter)' if adapted else ''}")
     lines.append(f"{'together':<12}{sum(r[0] for r in rows.values()):>16,}{sum(r[1] for r in rows.values()):>16,}")
     return "\n".join(lines)
 
