@@ -1,4 +1,4 @@
-"""ppe-npu train | data | eval | describe | parity | demo.
+"""ppe-npu train | data | merge-lora | export | eval | describe | parity | demo.
 
 A user's mistake is one line on stderr and exit code 2; PPE_NPU_DEBUG=1 shows where it was raised. Only argparse is
 imported here: each command loads what it needs when it runs.
@@ -64,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command", required=True)
     _add_train(commands)
     _add_data(commands)
+    _add_merge_lora(commands)
+    _add_export(commands)
     _add_eval(commands)
     _add_describe(commands)
     _add_parity(commands)
@@ -137,6 +139,26 @@ def _add_data(commands) -> None:
     parser.set_defaults(run=_data)
 
 
+def _add_merge_lora(commands) -> None:
+    parser = commands.add_parser("merge-lora", help="add an adapter to the model it was trained on: a plain checkpoint")
+    parser.add_argument("--adapter", required=True, help="folder of the adapter: final/, or a whole checkpoint")
+    _add_plain_output(parser)
+    parser.set_defaults(run=_merge_lora)
+
+
+def _add_export(commands) -> None:
+    parser = commands.add_parser("export", help="write any checkpoint of a run as a plain transformers one")
+    parser.add_argument("--checkpoint", required=True, help="final/, or checkpoint-N of a run")
+    _add_plain_output(parser)
+    parser.set_defaults(run=_export)
+
+
+def _add_plain_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, help="a new or empty folder")
+    parser.add_argument("--model", help="the adapter's base: folder or hub id (default: where it was trained on)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="to save in (default: as it was trained)")
+
+
 def _add_eval(commands) -> None:
     parser = commands.add_parser("eval", help="benchmark a model, one run per compression, with a report")
     parser.add_argument("--model", help="checkpoint folder or hub id (default: runs/train/final)")
@@ -200,6 +222,18 @@ def _data(args: argparse.Namespace) -> int:
     from ppe_npu.commands import run_data
 
     return run_data(args)
+
+
+def _merge_lora(args: argparse.Namespace) -> int:
+    from ppe_npu.commands import run_merge_lora
+
+    return run_merge_lora(args)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from ppe_npu.commands import run_export
+
+    return run_export(args)
 
 
 def _eval(args: argparse.Namespace) -> int:

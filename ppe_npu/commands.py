@@ -1,4 +1,4 @@
-"""`ppe-npu train`, `data`, `eval` and `parity`: command-line arguments -> train(), the survey, evaluate(), parity."""
+"""What the commands do: command-line arguments -> train(), the survey, export, evaluate() and parity."""
 
 from __future__ import annotations
 
@@ -123,6 +123,24 @@ def run_data(args: argparse.Namespace) -> int:
     if args.out is not None:
         print(f"\nwritten to {write_survey(found, args.out)}")
     return 1 if found.faults else 0
+
+
+def run_merge_lora(args: argparse.Namespace) -> int:
+    """Merge an adapter into the model it was trained on."""
+    quiet_transformers()
+    from ppe_npu.training.export import merge_lora
+
+    print(f"the merged model is in {merge_lora(args.adapter, args.output, args.model, args.dtype)}")
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write a checkpoint of a run as a plain one."""
+    quiet_transformers()
+    from ppe_npu.training.export import export
+
+    print(f"the plain checkpoint is in {export(args.checkpoint, args.output, args.model, args.dtype)}")
+    return 0
 
 
 def run_eval(args: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = "fp32",
     attn_implementation: str = "sdpa",
+    quantization_config: Any = None,
 ) -> Any:
     """A supported model in eval mode on a device, its norms, MLPs and vision attention fused (ppe_npu.models.fused).
 
@@ -30,6 +31,7 @@ def load_model(
         device: where it goes.
         dtype: "fp32", "bf16" or a torch dtype.
         attn_implementation: one that transformers knows.
+        quantization_config: transformers' own, for weights that are held in fewer bits (adapters.quantization).
 
     Raises:
         InputError: path is no checkpoint, its class is not supported, or its files cannot be read.
@@ -41,12 +43,14 @@ def load_model(
 
     from ppe_npu.models.fused import fuse
 
+    packed = {"quantization_config": quantization_config, "device_map": {"": str(device)}}  # packed where it will run
     try:
         model, found = getattr(transformers, architecture).from_pretrained(
             str(path),
             dtype=DTYPES.get(dtype, dtype),
             attn_implementation=attn_implementation,
             output_loading_info=True,
+            **({} if quantization_config is None else packed),
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"model {path} cannot be loaded ({first_line(error)}): download or save it again") from error
@@ -146,6 +150,11 @@ def quiet_transformers() -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
+    if not file.is_file() and (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"model folder {folder} holds an adapter alone: `ppe-npu merge-lora --adapter {folder} --output FOLDER` "
+            "makes a model of it"
+        )
     if not file.is_file():
         raise InputError(f"model folder {folder} is not a checkpoint: it holds no config.json")
     try:

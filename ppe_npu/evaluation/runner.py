@@ -22,6 +22,7 @@ from ppe_npu.evaluation.benchmarks import Benchmark
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.evaluation.metrics import by_type, summary
 from ppe_npu.files import write_json, write_text
+from ppe_npu.fingerprint import fingerprint
 from ppe_npu.inputs import PixelCache, VideoSampling, build_inputs
 
 _PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens")
@@ -202,16 +203,6 @@ def data_fingerprint(benchmark: Benchmark) -> str:
         files = [sample[key] for key in ("image_path", "video_path") if isinstance(sample.get(key), (str, Path))]
         sizes = [str(os.path.getsize(file)) for file in files if os.path.isfile(file)]
         digest.update("\0".join([*text, *sizes]).encode())
-    return digest.hexdigest()[:16]
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A short hash of some values of every parameter: the same folder with other weights is another model."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        step = max(flat.numel() // 64, 1)
-        digest.update(name.encode() + flat[::step].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -1,0 +1,234 @@
+"""LoRA, DoRA and QLoRA on chosen parts of a model, through peft.
+
+The order is: load_model, base_record (ppe_npu.training.checkpoint), compress, add_adapter. compress() and restore()
+take the peft model as well, before or after. LoRA: arXiv 2106.09685; DoRA: arXiv 2402.09353; QLoRA: arXiv 2305.14314.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.training.checkpoint import ADAPTER_WEIGHTS
+from ppe_npu.training.parts import PARTS, is_adapter, part_of
+
+KINDS = ("lora", "dora", "qlora")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What learns in place of the model's own weights.
+
+    Attributes:
+        kind: "lora"; "dora", whose directions and lengths learn apart; "qlora": LoRA over a language model that is
+            held in 4 bits (CUDA, bitsandbytes).
+        rank: of each update. alpha: the update is scaled by alpha / rank. dropout: of its input, in training.
+        parts: which parts of the model get one: "language", "merger", "vision".
+        targets: the modules that get one, by the ends of their names ("q_proj", "attn.qkv"); None: every linear layer
+            of the parts but the head.
+
+    Raises:
+        InputError: a value that cannot be, named, in one line.
+    """
+
+    kind: str = "lora"
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    parts: tuple[str, ...] = ("language",)
+    targets: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("parts", "targets"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if self.kind not in KINDS:
+            raise InputError(f"adapter kind={self.kind!r}: use one of {', '.join(KINDS)}")
+        if type(self.rank) is not int or self.rank < 1:
+            raise InputError(f"adapter rank={self.rank!r} must be a whole number, 1 or more")
+        if not _is_number(self.alpha) or not self.alpha > 0:
+            raise InputError(f"adapter alpha={self.alpha!r} must be a number greater than 0")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise InputError(f"adapter dropout={self.dropout!r} must be a number in [0, 1)")
+        if not self.parts or set(self.parts) - set(PARTS):
+            raise InputError(f"adapter parts={list(self.parts)}: name one or more of {', '.join(PARTS)}")
+        if self.targets is not None and not (self.targets and all(isinstance(name, str) for name in self.targets)):
+            raise InputError("adapter targets name no module: name some, or leave them out for all linear layers")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Adapter:
+        """From a config file's keys.
+
+        Raises:
+            InputError: a key that is none.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = [key for key in values if key not in known]
+        if unknown:
+            raise InputError(f"adapter has no {', '.join(map(str, unknown))}: its keys are {', '.join(known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_adapter(adapter: Adapter, device: torch.device) -> None:
+    """Whether this machine can train it, before anything is loaded.
+
+    Raises:
+        InputError: peft or bitsandbytes is not installed, or 4 bits were asked for on a device that is not CUDA.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(f"adapter kind={adapter.kind!r} needs peft, which is not installed: install ppe-npu[train]")
+    if adapter.kind != "qlora":
+        return
+    if device.type != "cuda":
+        raise InputError(f"adapter kind='qlora' needs a CUDA device, this run is on {device.type}: use lora, or dora")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("adapter kind='qlora' needs bitsandbytes, which is not installed: pip install bitsandbytes")
+
+
+def quantization(adapter: Adapter | None, device: torch.device) -> Any:
+    """load_model's quantization_config for an adapter: NF4 with doubly quantised scales for QLoRA's language model, its
+    head and the vision tower left as they are; None for what needs none.
+
+    Raises:
+        InputError: as check_adapter.
+    """
+    if adapter is None or adapter.kind != "qlora":
+        return None
+    check_adapter(adapter, device)
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head", "model.visual"],  # also read for 4 bits
+    )
+
+
+def target_modules(model: nn.Module, adapter: Adapter) -> list[str]:
+    """Full names of the linear layers that get an adapter: of its parts alone, whatever other parts call theirs.
+
+    Raises:
+        InputError: a target that names no linear layer of these parts.
+    """
+    head = model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and part_of(name) in adapter.parts
+    ]
+    if adapter.targets is None:
+        return linear
+    for target in adapter.targets:
+        if not any(_ends(name, target) for name in linear):
+            there = sorted({name.rpartition(".")[2] for name in linear})
+            raise InputError(
+                f"adapter target {target!r} is no linear layer of {', '.join(adapter.parts)}: "
+                f"there are {', '.join(there)}"
+            )
+    return [name for name in linear if any(_ends(name, target) for target in adapter.targets)]
+
+
+def _ends(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
+
+
+def add_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
+    """Freeze a model and put a new adapter on it, which at first changes nothing; the draw follows torch's seed.
+
+    Args:
+        model: as load_model gives it, compressed or not; it is changed in place.
+
+    Returns:
+        the peft.PeftModel around it. It passes forward, generate, compression and gradient checkpointing on to the
+        model. The adapter's own weights are fp32, also over a bf16 model.
+
+    Raises:
+        InputError: peft is not installed, or a target that is not there.
+    """
+    check_adapter(adapter, model.device)
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        use_dora=adapter.kind == "dora",
+        target_modules=target_modules(model, adapter),
+        bias="none",
+    )
+    # Without a task type: a task's own class would stand between the call and the model, and know nothing of images.
+    return get_peft_model(model, config)
+
+
+def save_adapter(model: nn.Module, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write adapter_model.safetensors and adapter_config.json, as plain peft reads them.
+
+    Args:
+        state_dict: the weights to write, where this process does not hold all of them; None: the model's own.
+    """
+    # By default peft looks on the hub whether the base's vocabulary was changed; we change none.
+    model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+
+
+def adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    """adapter_model.safetensors of a folder; empty where there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = Path(folder) / ADAPTER_WEIGHTS
+    try:
+        return load_file(file) if file.is_file() else {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged ({first_line(error)}): take another checkpoint") from error
+
+
+def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Give a model's adapter its weights, in place.
+
+    peft itself warns of weights that are missing, and goes on with fresh ones.
+
+    Args:
+        model: a peft model with the adapter that they are of.
+        tensors: by their names in the file, or in the model.
+        source: where they are from, to be named.
+
+    Raises:
+        InputError: more weights than the adapter has, fewer, or of other shapes.
+    """
+    from peft import set_peft_model_state_dict
+
+    try:
+        if any(".default." in name for name in tensors):  # of DeepSpeed's shares, named as in the model
+            result = model.load_state_dict(tensors, strict=False)
+        else:
+            result = set_peft_model_state_dict(model, tensors)
+    except (RuntimeError, KeyError) as error:
+        raise InputError(f"adapter {source} does not fit ({first_line(error)}): take another checkpoint") from error
+    wrong = [name for name in result.missing_keys if is_adapter(name)] + list(result.unexpected_keys)
+    if wrong:
+        raise InputError(
+            f"adapter {source} does not fit in {len(wrong)} weights ({wrong[0]}, ...): take another checkpoint"
+        )

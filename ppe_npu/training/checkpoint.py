@@ -1,0 +1,73 @@
+"""What stands in a saved folder beside the weights, and which base model it belongs to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ppe_npu.errors import InputError
+from ppe_npu.fingerprint import fingerprint
+from ppe_npu.loading import load_model
+
+WHOLE = "whole.json"  # written into a training checkpoint last: one without it was cut off
+BASE = "base.json"  # base_record()
+COMPRESSION = "compression.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_KEYS = ("model", "weights", "class", "dtype")
+
+
+def base_record(model: nn.Module, path: str | Path) -> dict[str, str]:
+    """What base.json holds: which model a run started from, told by its weights.
+
+    Call it after load_model and before an adapter is attached; under ZeRO-3 in every process.
+
+    Args:
+        path: where the model was loaded from, a folder or a hub id.
+
+    Returns:
+        {"model" (a folder's full path, or the id), "weights" (their fingerprint), "class", "dtype" (that it was loaded
+        in), "transformers", "ppe_npu" (versions)}.
+
+    Raises:
+        ValueError: an adapter is attached already.
+    """
+    import transformers
+
+    from ppe_npu import __version__
+
+    if hasattr(model, "peft_config"):
+        raise ValueError("the base's weights are recorded before an adapter is attached")
+    folder = Path(path).expanduser()
+    # Weights in 4 bits say nothing that another machine could compare: the ones they were made of are read once more.
+    whole = load_model(path, "cpu", model.dtype) if getattr(model, "quantization_method", None) else model
+    return {
+        "model": str(folder.resolve()) if folder.is_dir() else str(path),
+        "weights": fingerprint(whole),
+        "class": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "transformers": transformers.__version__,
+        "ppe_npu": __version__,
+    }
+
+
+def read_base(folder: str | Path) -> dict[str, Any]:
+    """base.json of a folder.
+
+    Raises:
+        InputError: it is not there, or not what base_record gives.
+    """
+    file = Path(folder) / BASE
+    if not file.is_file():
+        raise InputError(
+            f"{folder} holds no {BASE}: which model it belongs to cannot be checked; take a folder of `train`"
+        )
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in _KEYS):
+        raise InputError(f"{file} is damaged: it must name {', '.join(_KEYS)}; take another checkpoint")
+    return record

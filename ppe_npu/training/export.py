@@ -1,0 +1,226 @@
+"""What a run saved -> a checkpoint that plain transformers loads: adapters merged, shares of DeepSpeed put together."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppe_npu.compat import prepare_transformers
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.files import new_folder
+from ppe_npu.fingerprint import fingerprint
+from ppe_npu.loading import DTYPES, check_checkpoint, load_model
+from ppe_npu.training.adapters import adapter_weights, set_adapter_weights
+from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, read_base
+from ppe_npu.training.parts import is_adapter
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PROCESSOR = (
+    *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "chat_template.*"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+)
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+
+
+def merge_lora(
+    adapter: str | Path, output: str | Path, model: str | Path | None = None, dtype: str | None = None
+) -> Path:
+    """Add a LoRA or DoRA adapter to the model that it was trained on, and save the sum as a plain checkpoint.
+
+    Args:
+        adapter: a folder that `train` left: final/, or a whole checkpoint.
+        output: a folder that is not there, or empty. It gets the model, the processor, compression.json and base.json.
+        model: the base; None: where base.json says it was.
+        dtype: "fp32" or "bf16" to save in; None: the one that the base was trained in.
+
+    Returns:
+        output.
+
+    Raises:
+        InputError: the adapter is not whole, the base is another model than it was trained on, or the output holds
+            something.
+    """
+    return _export(Path(adapter), Path(output), model, dtype, adapter=True)
+
+
+def export(
+    checkpoint: str | Path, output: str | Path, model: str | Path | None = None, dtype: str | None = None
+) -> Path:
+    """Write any checkpoint of a run as a plain one: weights and processor without the optimizer's state.
+
+    Full weights are copied, an adapter is merged, and what ZeRO-2 or ZeRO-3 left in shares is put together (fp32).
+
+    Args:
+        checkpoint: final/ or checkpoint-N.
+        output: a folder that is not there, or empty.
+        model: of an adapter: its base; None: where base.json says it was.
+        dtype: "fp32" or "bf16" to save in; None: as it was saved, an adapter in what its base was trained in.
+
+    Returns:
+        output.
+
+    Raises:
+        InputError: as merge_lora; a checkpoint that was cut off.
+    """
+    return _export(Path(checkpoint), Path(output), model, dtype, adapter=False)
+
+
+def _export(source: Path, output: Path, base: str | Path | None, dtype: str | None, adapter: bool) -> Path:
+    prepare_transformers()
+    adapter = adapter or (source / ADAPTER_CONFIG).is_file()
+    _check_source(source, adapter)
+    _check_output(output)
+    if base is not None and not adapter:
+        raise InputError(f"{source} holds a whole model: --model is for an adapter's base alone")
+    model = _merged(source, base) if adapter else _full(source)
+    if dtype is not None:
+        model = model.to(DTYPES[dtype])
+    with new_folder(output) as folder:
+        model.save_pretrained(folder)
+        for pattern in (*_PROCESSOR, COMPRESSION, BASE):
+            for file in source.glob(pattern):
+                shutil.copy2(file, folder / file.name)
+    return output
+
+
+def _check_source(source: Path, adapter: bool) -> None:
+    """Raise InputError unless the folder is whole and of the kind that was asked for."""
+    if not source.is_dir():
+        raise InputError(f"{source} does not exist: name a folder that `ppe-npu train` wrote")
+    training = source.name.startswith("checkpoint-") or (source / "trainer_state.json").exists()
+    if training and not (source / WHOLE).is_file():
+        raise InputError(f"{source} was cut off while it was saved (no {WHOLE}): take an earlier checkpoint")
+    config = ADAPTER_CONFIG if adapter else "config.json"
+    if not (source / config).is_file():
+        remedy = "export it, it needs no merging" if adapter and (source / "config.json").is_file() else "name another"
+        raise InputError(f"{source} holds no {config}: {remedy}")
+    if not (source / "tokenizer_config.json").is_file():
+        raise InputError(f"{source} holds no processor (tokenizer_config.json): save the base's processor there")
+
+
+def _check_output(output: Path) -> None:
+    if output.is_file():
+        raise InputError(f"output {output} is a file: name a folder")
+    if output.is_dir() and any(output.iterdir()):
+        raise InputError(f"output {output} is not empty: name a new folder")
+
+
+# -- full weights ------------------------------------------------------------------------------------------------------
+
+
+def _full(source: Path) -> Any:
+    """The model of a checkpoint with all weights, whole or in DeepSpeed's shares."""
+    if any((source / name).is_file() for name in _WEIGHTS) or not _shared(source):
+        return load_model(source, dtype="auto")
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(source)
+    model_class = getattr(transformers, config.architectures[0])
+    state = _consolidated(source)
+    model, found = model_class.from_pretrained(
+        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+    )
+    wrong = sorted(found["missing_keys"]) + sorted(found["unexpected_keys"])
+    if wrong:
+        raise InputError(f"{source} and its shares disagree on {len(wrong)} weights ({wrong[0]}, ...): take another")
+    return model
+
+
+def _shared(source: Path) -> bool:
+    return any(path.is_dir() for path in source.glob("global_step*"))
+
+
+def _consolidated(source: Path) -> dict[str, torch.Tensor]:
+    """All weights of a ZeRO-2 or ZeRO-3 checkpoint, fp32, on the CPU."""
+    try:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    except ImportError as error:
+        raise InputError(
+            f"{source} is DeepSpeed's, which cannot be imported ({error}): install ppe-npu[train]"
+        ) from None
+    try:
+        return get_fp32_state_dict_from_zero_checkpoint(str(source))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{source}: its shares cannot be put together ({first_line(error)}): take another") from error
+
+
+# -- adapters ----------------------------------------------------------------------------------------------------------
+
+
+def _merged(source: Path, base: str | Path | None) -> Any:
+    """The base model of an adapter, with the adapter added to its weights."""
+    try:
+        from peft import PeftConfig, get_peft_model
+    except ImportError:
+        raise InputError("merging needs peft, which is not installed: install ppe-npu[train]") from None
+    record = read_base(source)
+    path = _base_path(source, record, base)
+    tensors = _adapter_tensors(source)
+    _check_shapes(source, tensors, path)
+    model = load_model(path, dtype=getattr(torch, record["dtype"]))
+    found = fingerprint(model)
+    if found != record["weights"]:
+        raise InputError(
+            f"adapter {source} was trained on {record['model']} (weights {record['weights']}), but {path} has other "
+            f"weights ({found}): name the one it was trained on with --model"
+        )
+    try:
+        wrapped = get_peft_model(model, PeftConfig.from_pretrained(str(source)))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{source / ADAPTER_CONFIG} cannot be used ({first_line(error)}): take another") from error
+    set_adapter_weights(wrapped, tensors, source)
+    try:
+        return wrapped.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # what safe_merge finds: NaN
+        raise InputError(f"adapter {source} cannot be merged ({first_line(error)}): take another checkpoint") from error
+
+
+def _base_path(source: Path, record: Mapping[str, str], base: str | Path | None) -> str:
+    """Where the base is, after checking that it is one of the right class."""
+    path = str(base or record["model"])
+    if base is None and Path(path).is_absolute() and not Path(path).is_dir():
+        raise InputError(f"adapter {source} was trained on {path}, which is gone: name its base with --model")
+    found = check_checkpoint(path)
+    if found != record["class"]:
+        raise InputError(
+            f"adapter {source} was trained on {record['model']}, a {record['class']}, but {path} is a {found}: "
+            "name the one it was trained on with --model"
+        )
+    return path
+
+
+def _adapter_tensors(source: Path) -> dict[str, torch.Tensor]:
+    """The adapter's weights: of its file, or of DeepSpeed's shares where that holds none."""
+    tensors = adapter_weights(source)
+    if not tensors and _shared(source):
+        tensors = {name: value for name, value in _consolidated(source).items() if is_adapter(name)}
+    if not tensors:
+        raise InputError(f"adapter {source} holds no weights ({ADAPTER_WEIGHTS}): take another checkpoint")
+    return tensors
+
+
+def _check_shapes(source: Path, tensors: Mapping[str, torch.Tensor], path: str) -> None:
+    """Raise InputError unless the base has the layers that the adapter was trained for; reads no weights."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        model = getattr(transformers, check_checkpoint(path))(config)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for name, value in tensors.items():
+        factor = _FACTOR.fullmatch(name)
+        if factor is None:
+            continue
+        layer, side = factor.group(1), 1 if factor.group(2) == "A" else 0
+        has = None if layer not in layers else layers[layer].weight.shape[side]
+        if has != value.shape[side]:
+            there = "has no such layer" if has is None else f"has {has}"
+            raise InputError(
+                f"adapter {source} was trained for {value.shape[side]} channels at {layer}, but {path} {there}: "
+                "name the model it was trained on with --model"
+            )

@@ -1,0 +1,147 @@
+"""The parts of a vision-language model, which may learn at rates of their own: language model, merger, vision tower.
+
+A part is told by a parameter's name, so it is told as well below a peft model's prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ppe_npu.errors import InputError
+
+PARTS = ("language", "merger", "vision")
+_MERGERS = ("merger", "deepstack_merger_list")  # Qwen3-VL has one more for each level that enters the decoder
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter or module of this name belongs to: "language" (embeddings and head among it), "merger"
+    (what makes visual tokens of the tower's patches) or "vision"."""
+    words = name.split(".")
+    if "visual" not in words:
+        return "language"
+    return "merger" if any(word in _MERGERS for word in words) else "vision"
+
+
+def plain_name(name: str) -> str:
+    """The name without what a peft model or a data-parallel wrapper adds to it."""
+    name = name.removeprefix("module.").removeprefix("base_model.model.")
+    return name.replace(".base_layer.", ".")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name was added by LoRA or DoRA."""
+    return any(word.startswith("lora_") for word in name.split("."))
+
+
+def freeze(model: nn.Module, names: Sequence[str]) -> None:
+    """Stop parameters from learning.
+
+    Args:
+        names: a part, or the beginning of parameter names ("model.visual.blocks.0"), as they are without an adapter.
+
+    Raises:
+        InputError: a name that is neither, or nothing left to learn.
+    """
+    parameters = dict(model.named_parameters())
+    for asked in names:
+        chosen = [name for name in parameters if _is_meant(asked, name)]
+        if not chosen:
+            first = plain_name(next(iter(parameters)))
+            raise InputError(
+                f"frozen={asked!r} is no part ({', '.join(PARTS)}) and the beginning of no parameter: "
+                f"they begin like {first!r}"
+            )
+        for name in chosen:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise InputError(f"frozen={list(names)} leaves no parameter to learn: freeze less")
+
+
+def _is_meant(asked: str, name: str) -> bool:
+    return part_of(name) == asked if asked in PARTS else plain_name(name).startswith(asked)
+
+
+def parameter_table(model: nn.Module, learning_rates: Mapping[str, float]) -> str:
+    """Who learns, how fast: a line for each part, with a mark where an adapter learns in its place.
+
+    Args:
+        learning_rates: of each part.
+    """
+    rows: dict[str, list] = {}
+    for name, parameter in model.named_parameters():
+        row, count = rows.setdefault(part_of(name), [0, 0, False]), parameter_count(parameter)
+        row[0] += count
+        row[1] += count if parameter.requires_grad else 0
+        row[2] |= is_adapter(name)
+    lines = [f"{'parameters':<12}{'all':>16}{'trainable':>16}{'learning rate':>16}"]
+    for part in (part for part in PARTS if part in rows):
+        count, trainable, adapted = rows[part]
+        rate = f"{_rate(part, learning_rates):.3g}" if trainable else "-"
+        lines.append(f"{part:<12}{count:>16,}{trainable:>16,}{rate:>16}{'  (adapter)' if adapted else ''}")
+    lines.append(f"{'together':<12}{sum(r[0] for r in rows.values()):>16,}{sum(r[1] for r in rows.values()):>16,}")
+    return "\n".join(lines)
+
+
+def parameter_groups(
+    model: nn.Module, learning_rates: Mapping[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """The trainable parameters as an optimizer takes them, for each part those that decay and those that do not.
+
+    Biases and norms do not decay: by the rule of transformers' Trainer, and all norms by their class beside, because
+    that rule, which goes by names, misses Qwen2.5-VL's norm1, norm2 and ln_q. No group is empty: DeepSpeed drops empty
+    ones, and then the scheduler counts more than the optimizer.
+
+    Args:
+        learning_rates: of each part that learns.
+
+    Returns:
+        [{"part", "params", "lr", "weight_decay"}]
+
+    Raises:
+        InputError: a part that learns has no learning rate.
+    """
+    decaying = decaying_names(model)
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {
+        (part, decays): [] for part in PARTS for decays in (True, False)
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[part_of(name), name in decaying].append(parameter)
+    return [
+        {
+            "part": part,
+            "params": parameters,
+            "lr": _rate(part, learning_rates),
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (part, decays), parameters in groups.items()
+        if parameters
+    ]
+
+
+def decaying_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that weight decay pulls on."""
+    from transformers import Trainer
+
+    norms = {name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")}
+    names = Trainer.get_decay_parameter_names(None, model)  # of its trainer it reads nothing
+    return {name for name in names if name.rpartition(".")[0] not in norms}
+
+
+def parameter_count(parameter: nn.Parameter) -> int:
+    """How many values a parameter has, also where ZeRO-3 keeps them elsewhere, or where they are packed in 4 bits."""
+    if hasattr(parameter, "ds_numel"):
+        return parameter.ds_numel
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else packed.shape.numel()
+
+
+def _rate(part: str, learning_rates: Mapping[str, float]) -> float:
+    if part not in learning_rates:
+        raise InputError(
+            f"learning rates of {', '.join(learning_rates)}, but {part} learns too: give it one, or freeze it"
+        )
+    return learning_rates[part]
