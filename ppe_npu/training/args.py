@@ -12,10 +12,23 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
 from ppe_npu.loading import DTYPES
 from ppe_npu.media import VideoSampling
+from ppe_npu.training.adapters import Adapter
+from ppe_npu.training.survey import INVALID
 
 SCHEDULES = ("constant", "linear", "cosine", "stable_decay")
 # May differ between a run and its resumption: none of them changes a loss.
-_FREE = ("output", "resume", "overwrite", "logging_steps", "save_steps", "num_workers", "cache_pixels")
+_FREE = (
+    *("output", "resume", "overwrite", "logging_steps", "save_steps", "save_total_limit", "num_workers"),
+    *("cache_pixels", "tensorboard"),
+)
+_POSITIVE = (
+    *("epochs", "batch_size", "gradient_accumulation", "global_batch", "learning_rate", "logging_steps", "max_steps"),
+    *("max_length", "distill_temperature", "save_total_limit"),
+)
+_NOT_NEGATIVE = (
+    *("warmup_steps", "weight_decay", "max_grad_norm", "seed", "save_steps", "num_workers"),
+    *("merger_learning_rate", "vision_learning_rate"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,20 +46,32 @@ class TrainConfig:
         epochs: passes over the data; ignored when max_steps is given.
         max_steps: optimizer steps.
         batch_size: records per forward; gradient_accumulation: forwards per optimizer step.
+        global_batch: records per optimizer step over all processes, in place of gradient_accumulation.
         learning_rate, betas, weight_decay, max_grad_norm: of AdamW.
-        warmup_steps: linear, from 0.
+        merger_learning_rate, vision_learning_rate: of these parts; None: as the language model's. 0 freezes a part.
+        warmup_steps: linear, from 0; below 1 the share of all steps.
         schedule: after the warm-up: "constant"; "linear" or "cosine" down to 0; or "stable_decay", constant and then,
             over the last decay_fraction of the steps, linearly to 0.
         seed: of the data order and of everything random.
         save_steps: a checkpoint every so many steps; 0: only the final one.
         logging_steps: the loss is noted every so many steps.
-        frozen: beginnings of parameter names that do not learn, "model.visual" for the whole vision tower.
+        frozen: what does not learn: "language", "merger" or "vision", or beginnings of parameter names.
+        adapter: LoRA, DoRA or QLoRA in place of the model's own weights: a kind, a dict of Adapter's keys, an Adapter.
+        max_length: tokens of a record after compression, at most; longer ones cannot be used.
+        invalid: what happens about records that cannot be used: "stop", or "skip", which counts and lists them, also
+            those whose files break off while the epoch runs.
+        group_by_length: batches of records of like length after compression, so that little is padding.
+        packing: the records of a forward follow each other in one row, without padding; the same losses.
+        distill_weight: of self-distillation (teacher: the same model seeing all tokens) in the loss, in [0, 1];
+            distill_temperature: of both distributions.
         gradient_checkpointing: recompute activations to save memory.
         fused_adamw: torch's fused AdamW. Refused on an NPU: see docs/npu.md.
         deepspeed: DeepSpeed's JSON file (scripts/deepspeed holds some), for runs started by torchrun or deepspeed;
             None: plain data parallelism, where several processes were started.
         resume: go on from the last whole checkpoint in output, if there is one.
         overwrite: drop what an earlier run left in output.
+        save_total_limit: checkpoints that are kept.
+        tensorboard: write curves to output/tensorboard.
         num_workers: processes that prepare batches; 0: this one.
         cache_pixels: keep processed pictures in memory (up to 2 GiB), for small data over many epochs.
         min_pixels, max_pixels: bounds on an image's size; None: the checkpoint's.
@@ -67,8 +92,11 @@ class TrainConfig:
     max_steps: int | None = None
     batch_size: int = 1
     gradient_accumulation: int = 1
+    global_batch: int | None = None
     learning_rate: float = 1e-5
-    warmup_steps: int = 0
+    merger_learning_rate: float | None = None
+    vision_learning_rate: float | None = None
+    warmup_steps: float = 0
     schedule: str = "cosine"
     decay_fraction: float = 0.5
     weight_decay: float = 0.0
@@ -76,8 +104,17 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     seed: int = 0
     save_steps: int = 0
+    save_total_limit: int = 2
+    tensorboard: bool = False
     logging_steps: int = 10
     frozen: tuple[str, ...] = ()
+    adapter: str | Mapping[str, Any] | Adapter | None = None
+    max_length: int | None = None
+    invalid: str = "stop"
+    group_by_length: bool = False
+    packing: bool = False
+    distill_weight: float = 0.0
+    distill_temperature: float = 1.0
     gradient_checkpointing: bool = False
     fused_adamw: bool = False
     deepspeed: str | None = None
@@ -95,35 +132,97 @@ class TrainConfig:
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "frozen", (self.frozen,) if isinstance(self.frozen, str) else tuple(self.frozen))
         object.__setattr__(self, "compression", as_compression(self.compression))
+        object.__setattr__(self, "adapter", _as_adapter(self.adapter))
+        if isinstance(self.video, Mapping):
+            object.__setattr__(self, "video", _as_sampling(self.video))
+        self._check()
+
+    def _check(self) -> None:
         if not self.data or not all(self.data) or not self.model or not self.output:
             raise InputError("training needs a model, data and an output folder: one of them is empty")
-        for name, choices in (("dtype", tuple(DTYPES)), ("schedule", SCHEDULES)):
+        for name, choices in (("dtype", tuple(DTYPES)), ("schedule", SCHEDULES), ("invalid", INVALID)):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}={getattr(self, name)!r}: use one of {', '.join(choices)}")
-        for name in ("epochs", "batch_size", "gradient_accumulation", "learning_rate", "logging_steps", "max_steps"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise InputError(f"{name}={getattr(self, name)} must be greater than 0")
-        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "seed", "save_steps", "num_workers"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name}={getattr(self, name)} must be 0 or more")
+        for names, least, words in ((_POSITIVE, 1e-30, "greater than 0"), (_NOT_NEGATIVE, 0, "0 or more")):
+            for name in names:
+                if getattr(self, name) is not None and not _number(self, name) >= least:
+                    raise InputError(f"{name}={getattr(self, name)} must be {words}")
         if not 0 < self.decay_fraction <= 1:
             raise InputError(f"decay_fraction={self.decay_fraction} must be in (0, 1]")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas={self.betas} must be two numbers in [0, 1)")
+        if not 0 <= _number(self, "distill_weight") <= 1:
+            raise InputError(f"distill_weight={self.distill_weight} must be in [0, 1]")
+        if self.distill_weight and self.compression.is_dense:
+            raise InputError("distill_weight needs compression: without it the teacher sees what the student sees")
+        if self.global_batch is not None and self.gradient_accumulation != 1:
+            raise InputError("global_batch and gradient_accumulation exclude each other: give one of them")
         if self.deepspeed is not None and not Path(self.deepspeed).is_file():
             raise InputError(f"deepspeed={self.deepspeed!r} is no file: scripts/deepspeed holds zero2.json and others")
         if self.resume and self.overwrite:
             raise InputError("resume and overwrite exclude each other: go on with the run, or drop it")
 
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Of each part of the model (ppe_npu.training.parts)."""
+        own = {"merger": self.merger_learning_rate, "vision": self.vision_learning_rate}
+        return {"language": self.learning_rate} | {
+            part: self.learning_rate if rate is None else rate for part, rate in own.items()
+        }
+
+    @property
+    def all_frozen(self) -> tuple[str, ...]:
+        """What does not learn: as asked, and the parts whose learning rate is 0."""
+        return (*self.frozen, *(part for part, rate in self.learning_rates.items() if rate == 0))
+
+    def accumulation(self, processes: int) -> int:
+        """Forwards per optimizer step.
+
+        Raises:
+            InputError: a global_batch that is no multiple of what all processes take at once.
+        """
+        if self.global_batch is None:
+            return self.gradient_accumulation
+        at_once = self.batch_size * processes
+        if self.global_batch % at_once:
+            raise InputError(
+                f"global_batch={self.global_batch} is no multiple of {at_once} "
+                f"(batch_size {self.batch_size} x {processes} processes): change one of them"
+            )
+        return self.global_batch // at_once
+
     def to_dict(self) -> dict[str, Any]:
-        """All settings, as JSON takes them."""
-        values = dataclasses.asdict(dataclasses.replace(self, compression="dense"))
-        lists = {name: list(getattr(self, name)) for name in ("data", "betas", "frozen")}
-        return values | lists | {"compression": self.compression.to_dict()}
+        """All settings, as JSON takes them; TrainConfig(**settings) is the same config."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        lists = {name: list(fields[name]) for name in ("data", "betas", "frozen")}
+        adapter = None if self.adapter is None else self.adapter.to_dict()
+        parts = {"compression": self.compression.to_dict(), "adapter": adapter, "video": dataclasses.asdict(self.video)}
+        return fields | lists | parts
 
     def identity(self) -> dict[str, Any]:
         """The settings that must be the same when a run is resumed."""
         return {key: value for key, value in self.to_dict().items() if key not in _FREE}
+
+
+def _number(config: TrainConfig, name: str) -> float:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{name}={value!r} must be a number")
+    return value
+
+
+def _as_adapter(value: str | Mapping[str, Any] | Adapter | None) -> Adapter | None:
+    if value is None or isinstance(value, Adapter):
+        return value
+    return Adapter(value) if isinstance(value, str) else Adapter.from_dict(value)
+
+
+def _as_sampling(values: Mapping[str, Any]) -> VideoSampling:
+    known = [field.name for field in dataclasses.fields(VideoSampling)]
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise InputError(f"video has no {', '.join(map(str, unknown))}: its keys are {', '.join(known)}")
+    return VideoSampling(**values)
 
 
 def as_compression(value: str | Path | Mapping[str, Any] | CompressionConfig, **overrides: Any) -> CompressionConfig:

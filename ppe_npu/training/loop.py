@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,72 +14,53 @@ from ppe_npu.compat import adapt_unwrap_model, prepare_transformers
 
 prepare_transformers()  # before the import of Trainer, which fails beside a torchvision that does not load
 
-from tqdm import tqdm  # noqa: E402
-from transformers import PreTrainedModel, Trainer, TrainerCallback  # noqa: E402
+from transformers import PreTrainedModel, Trainer  # noqa: E402
 
 from ppe_npu.errors import TrainingError  # noqa: E402
 from ppe_npu.files import write_json  # noqa: E402
+from ppe_npu.models.arguments import PACKED  # noqa: E402
+from ppe_npu.models.loss import DISTILL, SKIP_LOGITS, Distillation  # noqa: E402
+from ppe_npu.training.adapters import adapter_weights, save_adapter, set_adapter_weights  # noqa: E402
+from ppe_npu.training.callbacks import Meter  # noqa: E402
+from ppe_npu.training.checkpoint import BASE, COMPRESSION, WHOLE  # noqa: E402
 from ppe_npu.training.collator import NOTES  # noqa: E402
+from ppe_npu.training.parts import parameter_groups  # noqa: E402
+from ppe_npu.training.sampler import EpochSampler  # noqa: E402
 
-_WHOLE = "whole.json"  # written into a checkpoint last: one without it was cut off
-
-
-class EpochSampler(torch.utils.data.Sampler):
-    """All records in an order that depends on the seed and the epoch alone.
-
-    accelerate 1.1.1 does not pass the epoch on to its own sampler when it skips the batches that a resumed run has
-    seen: the rest of that epoch would come in the first epoch's order.
-
-    Args:
-        records: how many.
-        seed: of the order.
-        epoch: tells the epoch when an order is asked for.
-    """
-
-    def __init__(self, records: int, seed: int, epoch: Callable[[], int]) -> None:
-        self.records, self.seed, self.epoch = records, seed, epoch
-
-    def __len__(self) -> int:
-        return self.records
-
-    def __iter__(self) -> Iterator[int]:
-        # Spread, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
-        yield from torch.randperm(self.records, generator=generator).tolist()
-
-
-class Progress(TrainerCallback):
-    """One bar a run, with the loss behind it."""
-
-    def __init__(self, title: str) -> None:
-        self.title, self.bar = title, None
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if self.bar is not None and "loss" in (logs or {}):
-            self.bar.set_postfix(loss=logs["loss"])
-
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        if self.bar is not None:
-            self.bar.close()
+_SAVING = ".saving"  # beside the checkpoints, where one is made before it takes its place
 
 
 class CompressedTrainer(Trainer):
     """A Trainer whose model is compressed.
 
-    Its checkpoints hold compression.json, and a marker once they are whole. A loss is the mean over all tokens of an
-    optimizer step, whichever process or forward pass they fall to: so it does not depend on how the step is cut.
+    A loss is the mean over all tokens of an optimizer step, whichever process or forward pass they fall to: so it does
+    not depend on how the step is cut. A checkpoint appears under its name when it is whole, and holds the processor,
+    compression.json and base.json.
+
+    Args:
+        base: what base.json shall hold.
+        learning_rates: of each part of the model.
+        lengths: of the records, to bring like ones together, or None. per_step: records of an optimizer step.
+        packing: the samples of a forward in one row. distillation: from the model that sees everything, or None.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        base: Mapping[str, str],
+        learning_rates: Mapping[str, float],
+        lengths: Sequence[int] | None = None,
+        per_step: int = 1,
+        packing: bool = False,
+        distillation: Distillation | None = None,
+        **kwargs,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.base, self.learning_rates, self.lengths, self.per_step = base, learning_rates, lengths, per_step
+        # The loss alone: see ppe_npu.models.loss.
+        self.forward_options = {SKIP_LOGITS: True, PACKED: packing, DISTILL: distillation}
+        self.meter, self.skipped = Meter(), 0
+        self._saving = False
         # transformers believes that these models' losses take no token count; their forward hands it on.
         self.model_accepts_loss_kwargs = True
 
@@ -85,22 +68,68 @@ class CompressedTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         adapt_unwrap_model(self.accelerator)
 
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = parameter_groups(self.model, self.learning_rates, self.args.weight_decay)
+            self.optimizer = kind(groups, **options)
+        return self.optimizer
+
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         # state.epoch is a fraction; at an epoch's start it is whole but for rounding.
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        return EpochSampler(len(dataset), self.args.seed, lambda: int((self.state.epoch or 0.0) + 1e-6))
+        epoch = lambda: int((self.state.epoch or 0.0) + 1e-6)  # noqa: E731
+        return EpochSampler(len(dataset), self.args.seed, epoch, self.lengths, self.per_step)
 
-    def _prepare_inputs(self, inputs):
-        return super()._prepare_inputs({key: value for key, value in inputs.items() if key not in NOTES})
+    # -- a step --------------------------------------------------------------------------------------------------------
 
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model, inputs, *args, **kwargs) -> torch.Tensor:
+        notes = {name: inputs.pop(name, []) for name in NOTES}
+        self._note_skipped(notes["skipped"])
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.meter.add(self.model.compression.report)
         if not torch.isfinite(loss):
+            guilty = ", ".join(self._guilty(notes["sample_ids"]))
             raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: "
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, of sample(s) {guilty}: "
                 "lower the learning rate, or look for broken records in the data"
             )
         return loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return super().compute_loss(model, {**inputs, **self.forward_options}, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs:
+            logs |= self.meter.read(self.args.world_size)
+        super().log(logs, *args, **kwargs)
+
+    def _note_skipped(self, skipped: Sequence[Sequence[str]]) -> None:
+        """Count records that broke while the epoch ran, and write each down at once."""
+        if not skipped:
+            return
+        self.skipped += len(skipped)
+        file = Path(self.args.output_dir) / f"skipped-{self.args.process_index}.jsonl"
+        with open(file, "a", encoding="utf-8") as lines:
+            for name, reason in skipped:
+                row = {"step": self.state.global_step + 1, "id": name, "reason": reason}
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def _guilty(self, names: Sequence[str]) -> list[str]:
+        """Those of a batch's samples whose own loss is not finite. With several processes, all of them: one process
+        alone cannot run the model again."""
+        if self.args.world_size > 1 or len(names) < 2:
+            return list(names)
+        records = {record.id: record for record in self.train_dataset.records}
+        return [name for name in names if not self._finite(records[name])] or list(names)
+
+    @torch.no_grad()
+    def _finite(self, record) -> bool:
+        inputs = {key: value for key, value in self.data_collator([record]).items() if key not in NOTES}
+        with self.compute_loss_context_manager():
+            return bool(torch.isfinite(self.compute_loss(self.model, self._prepare_inputs(inputs))))
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """Load the weights through from_pretrained, and refuse a checkpoint that lacks any.
@@ -109,37 +138,64 @@ class CompressedTrainer(Trainer):
         new ones ("model.visual.*"), finds none, warns, and goes on with the weights that the run started from.
         """
         model = model or self.model
-        if not isinstance(model, PreTrainedModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-        model.load_state_dict(saved.state_dict())
+        elif isinstance(model, PreTrainedModel):
+            saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+            model.load_state_dict(saved.state_dict())
+        else:
+            set_adapter_weights(model, adapter_weights(resume_from_checkpoint), resume_from_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if isinstance(self.model, PreTrainedModel):
+            super()._save(folder, state_dict)
+        elif self.args.should_save:
+            save_adapter(self.model, folder, state_dict)
+            self.processing_class.save_pretrained(folder)
         if self.args.should_save:
-            write_json(
-                Path(output_dir or self.args.output_dir) / "compression.json", self.model.compression.config.to_dict()
-            )
+            write_json(folder / COMPRESSION, self.model.compression.config.to_dict())
+            write_json(folder / BASE, dict(self.base))
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / _SAVING) if self._saving else folder
 
     def _save_checkpoint(self, model, trial) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # until every process has written its part
+        """A checkpoint is made aside, and takes its name when every process has written its part."""
+        with self._aside():
+            made = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            write_json(folder / _WHOLE, {"step": self.state.global_step})
+            write_json(made / WHOLE, {"step": self.state.global_step})
+            place = made.parent.parent / made.name
+            shutil.rmtree(place, ignore_errors=True)
+            made.replace(place)
+            for old in checkpoints(place.parent)[: -self.args.save_total_limit]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
 
 
 def checkpoints(output: str | Path) -> list[Path]:
-    """All checkpoint folders of a run, whole or not, oldest first."""
+    """All checkpoint folders of a run, oldest first."""
     found = [path for path in Path(output).glob("checkpoint-*") if path.name.split("-")[-1].isdecimal()]
     return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
 
 
 def last_whole_checkpoint(output: str | Path) -> Path | None:
-    """The newest whole checkpoint, or None; newer ones that were cut off are removed."""
+    """The newest whole checkpoint, or None; what was cut off while it was saved is removed."""
+    shutil.rmtree(Path(output) / _SAVING, ignore_errors=True)
     for folder in reversed(checkpoints(output)):
-        if (folder / _WHOLE).is_file():
+        if (folder / WHOLE).is_file():
             return folder
         shutil.rmtree(folder)
     return None

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
-import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.compat import prepare_transformers
+from ppe_npu.errors import InputError
 from ppe_npu.files import new_folder, write_json
-from ppe_npu.inputs import InputError, PixelCache
+from ppe_npu.inputs import PixelCache
 from ppe_npu.loading import check_compression, load_model, load_processor
 from ppe_npu.models import compress, restore
+from ppe_npu.models.loss import Distillation
+from ppe_npu.training.adapters import add_adapter, check_adapter, quantization, save_adapter
 from ppe_npu.training.args import TrainConfig
+from ppe_npu.training.checkpoint import BASE, COMPRESSION, base_record
 from ppe_npu.training.collator import Collator
-from ppe_npu.training.data import ChatDataset, read_records
+from ppe_npu.training.data import ChatDataset, Record
+from ppe_npu.training.parts import freeze, parameter_count
+from ppe_npu.training.survey import Survey, prepare_records
 
 _CACHE_BYTES = 2 * 2**30
 _SCHEDULERS = {
@@ -37,11 +42,15 @@ class TrainResult:
     """What a run left behind.
 
     Attributes:
-        final: folder of the final checkpoint: model, processor, compression.json.
+        final: folder of the final checkpoint: model or adapter, processor, compression.json, base.json.
         steps: optimizer steps of the whole run.
         losses: [(step, mean loss since the last entry)].
         seconds: of this call's training, without loading.
         parameters, trainable: how many.
+        tokens_per_second: of the prompts as they were given; the mean of what was logged.
+        retention: share of the visual tokens that was kept, averaged over decoder layers; likewise.
+        skipped: records that broke while the first process read them.
+        peak_memory: bytes that the first process' device held at most; None on a CPU.
     """
 
     final: str
@@ -50,6 +59,10 @@ class TrainResult:
     seconds: float
     parameters: int
     trainable: int
+    tokens_per_second: float
+    retention: float
+    skipped: int
+    peak_memory: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -62,73 +75,164 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
     Started by torchrun, each process does its share of every batch: the losses are those of one process on the same
     global batch, because they are averaged over all its tokens. The first process writes.
 
-    output/final loads in plain transformers, and is a model to start from again; output/summary.json holds the result
-    and all settings.
+    output/final loads in plain transformers (an adapter in plain peft), and is a model to start from again; beside it
+    lie train.json (all settings), data.md (the survey of the data), summary.json, summary.md and loss.png.
 
     Args:
         config: what to do.
-        announce: print the table of parameters, steps and compression before step 1.
+        announce: print the table of parameters, data, steps and operators before step 1.
 
     Raises:
         InputError: a model, data or output that cannot be used; before anything long starts.
-        TrainingError: the loss is NaN or infinite.
+        TrainingError: the loss is NaN or infinite, or a parameter that should learn is given no gradient.
     """
     prepare_transformers()
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    from ppe_npu.training.loop import CompressedTrainer, Progress, last_whole_checkpoint
+    from ppe_npu.training.loop import last_whole_checkpoint
+    from ppe_npu.training.output import begin_output, check_base, check_output
 
     device, first, processes = devices.resolve(config.device), devices.process_rank() == 0, devices.process_count()
+    _check(config, device, processes)
+    checkpoint = check_output(config, processes) if first else None
+    processor = load_processor(config.model, config.min_pixels, config.max_pixels)
+    records, survey = _records(config, processor, first)
+    if first:
+        begin_output(config, processes)
+    steps = total_steps(config, len(records), processes)
+    if config.deepspeed is not None:
+        start_deepspeed(config.deepspeed, device)
+    arguments = _arguments(config, device, steps, processes)  # starts the process group, chooses this process' device
+    devices.wait_for_all()  # until the first has looked at the output
+    if not first and config.resume:
+        checkpoint = last_whole_checkpoint(config.output)
+    devices.seed_everything(config.seed)
+    model, base = _model(config, arguments.device)
+    check_base(checkpoint, base)
+    trainer = _trainer(config, arguments, model, base, processor, records, survey, processes)
+    if announce and first:
+        from ppe_npu.training.announce import describe_run
+
+        print(describe_run(config, model, survey, steps, device, processes), flush=True)
+    devices.reset_peak_memory(arguments.device)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    result = _result(trainer, _save_final(config, trainer, processor, base), time.perf_counter() - started)
+    if first:
+        from ppe_npu.training.summary import write_summary
+
+        about = {"settings": config.to_dict(), "data": survey.to_dict(), "versions": _versions(arguments.device)}
+        write_summary(config.output, {**result.to_dict(), **about})
+    return result
+
+
+def _check(config: TrainConfig, device, processes: int) -> None:
+    """All that can be wrong before a file of the data is read."""
     if config.fused_adamw and device.type == "npu":
         raise InputError(
             "fused_adamw on an NPU: transformers' Trainer clears the model's gradients, which NpuFusedAdamW does not "
             "see, and it would go on with the first step's; leave it out"
         )
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("tensorboard is asked for and not installed: install ppe-npu[train], or leave it out")
+    if config.adapter is not None:
+        check_adapter(config.adapter, device)
+    config.accumulation(processes)
     check_compression(config.model, config.compression)
-    checkpoint = _prepare_output(config) if first else None
-    processor = load_processor(config.model, config.min_pixels, config.max_pixels)
-    records = read_records(config.data, config.data_root)
-    steps = total_steps(config, len(records), processes)
-    if config.deepspeed is not None:
-        start_deepspeed(config.deepspeed, device)
-    arguments = _arguments(config, device, steps)  # starts the process group, and chooses this process' device
-    devices.wait_for_all()  # until the first has looked at the output
-    if not first and config.resume:
-        checkpoint = last_whole_checkpoint(config.output)
-    devices.seed_everything(config.seed)
-    model = compress(load_model(config.model, arguments.device), config.compression).train()
-    freeze(model, config.frozen)
+
+
+def _records(config: TrainConfig, processor: Any, first: bool) -> tuple[list[Record], Survey]:
+    """The records to train on; the first process lists what was found in the output folder."""
+    records, survey = prepare_records(
+        config.data,
+        processor,
+        config.compression,
+        config.video,
+        config.data_root,
+        config.max_length,
+        config.invalid,
+        folder=config.output if first else None,
+    )
+    apart = next((record for record in records if record.independent), None)
+    if config.packing and apart is not None:
+        raise InputError(f"packing: {apart.where} holds independent questions, which are packed already: leave it out")
+    return records, survey
+
+
+def _model(config: TrainConfig, device) -> tuple[Any, dict[str, str]]:
+    """The model as it learns, on its device, and the record of what it was."""
+    model = load_model(config.model, device, quantization_config=quantization(config.adapter, device))
+    base = base_record(model, config.model)
+    model = compress(model, config.compression)
+    if config.adapter is not None:
+        model = add_adapter(model, config.adapter)
+    freeze(model, config.all_frozen)
+    return model.train(), base
+
+
+def _trainer(config, arguments, model, base, processor, records, survey, processes: int):
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    from ppe_npu.training.callbacks import GradientCheck, Progress
+    from ppe_npu.training.loop import CompressedTrainer
+
     cache = PixelCache(_CACHE_BYTES) if config.cache_pixels else None
-    collator = Collator(processor, model.compression.vision, config.video, cache)
-    collator(records[:1])  # a chat template that does not fit is found here
+    distill = config.distill_weight and Distillation(config.distill_weight, config.distill_temperature)
     trainer = CompressedTrainer(
         model=model,
         args=arguments,
-        data_collator=collator,
+        data_collator=Collator(
+            processor, model.compression.vision, config.video, cache, skip_broken=config.invalid == "skip"
+        ),
         train_dataset=ChatDataset(records),
         processing_class=processor,
-        callbacks=[Progress("/".join(Path(config.output).parts[-2:]))],
+        callbacks=[Progress("/".join(Path(config.output).parts[-2:])), GradientCheck(), *_tensorboard(config)],
+        base=base,
+        learning_rates=config.learning_rates,
+        lengths=survey.after.tolist() if config.group_by_length else None,
+        per_step=config.batch_size * config.accumulation(processes) * processes,
+        packing=config.packing,
+        distillation=distill or None,
     )
     for callback in (PrinterCallback, ProgressCallback):  # Progress shows the loss beside the bar
         trainer.remove_callback(callback)
-    if announce and first:
-        print(describe_run(config, model, len(records), steps, device, processes), flush=True)
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.perf_counter() - started
-    final = _save_final(config, trainer, processor)
-    counts = [parameter.numel() for parameter in model.parameters()]
-    result = TrainResult(
+    return trainer
+
+
+def _tensorboard(config: TrainConfig) -> list[Any]:
+    if not config.tensorboard or devices.process_rank() != 0:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(str(Path(config.output) / "tensorboard")))]
+
+
+def _result(trainer: Any, final: Path, seconds: float) -> TrainResult:
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    counts = [(parameter_count(parameter), parameter.requires_grad) for parameter in trainer.model.parameters()]
+    return TrainResult(
         final=str(final),
         steps=trainer.state.global_step,
-        losses=[(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
+        losses=[(entry["step"], entry["loss"]) for entry in logged],
         seconds=seconds,
-        parameters=sum(counts),
-        trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        parameters=sum(count for count, _ in counts),
+        trainable=sum(count for count, learns in counts if learns),
+        tokens_per_second=_mean([entry["tokens_per_second"] for entry in logged]),
+        retention=_mean([entry["retention"] for entry in logged]),
+        skipped=trainer.skipped,
+        peak_memory=devices.peak_memory(trainer.args.device),
     )
-    if first:
-        write_json(Path(config.output) / "summary.json", {**result.to_dict(), "settings": config.to_dict()})
-    return result
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _versions(device) -> dict[str, str]:
+    """Of what decides the numbers."""
+    from importlib.metadata import version
+
+    packages = ("torch", "transformers", "accelerate")
+    return {name: version(name) for name in packages} | {"device": devices.describe(device)["name"]}
 
 
 def start_deepspeed(file: str, device) -> None:
@@ -155,55 +259,13 @@ def start_deepspeed(file: str, device) -> None:
     deepspeed.init_distributed(dist_backend=devices.process_group_backend(device))
 
 
-def freeze(model: Any, beginnings: Sequence[str]) -> None:
-    """Stop the parameters whose names begin so from learning.
-
-    Raises:
-        InputError: a beginning that no name has, or nothing left to learn.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    for beginning in beginnings:
-        if not any(name.startswith(beginning) for name in names):
-            raise InputError(f"frozen={beginning!r} is the beginning of no parameter: they begin like {names[0]!r}")
-    for name, parameter in model.named_parameters():
-        if name.startswith(tuple(beginnings)):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError(f"frozen={list(beginnings)} leaves no parameter to learn: freeze less")
-
-
 def total_steps(config: TrainConfig, records: int, processes: int = 1) -> int:
     """Optimizer steps of the whole run."""
     batches = math.ceil(records / (config.batch_size * processes))
-    return config.max_steps or math.ceil(config.epochs * math.ceil(batches / config.gradient_accumulation))
+    return config.max_steps or math.ceil(config.epochs * math.ceil(batches / config.accumulation(processes)))
 
 
-def _prepare_output(config: TrainConfig) -> Path | None:
-    """Make the output folder; the checkpoint to go on from, if any."""
-    from ppe_npu.training.loop import checkpoints, last_whole_checkpoint
-
-    output = Path(config.output)
-    if output.is_file():
-        raise InputError(f"output {output} is a file: name a folder")
-    if config.overwrite:
-        for folder in [*checkpoints(output), output / "final"]:
-            shutil.rmtree(folder, ignore_errors=True)
-    settings = output / "train.json"
-    if not config.resume and (checkpoints(output) or (output / "final").exists()):
-        raise InputError(
-            f"output {output} holds an earlier run: pass resume to go on, overwrite to drop it, or another"
-        )
-    checkpoint = last_whole_checkpoint(output) if config.resume else None
-    if checkpoint is not None and settings.is_file():
-        before, now = json.loads(settings.read_text()), json.loads(json.dumps(config.identity()))
-        changed = [key for key in now if before.get(key) != now[key]]
-        if changed:
-            raise InputError(f"{output} was trained with another {', '.join(changed)}: resume with the same settings")
-    write_json(settings, config.identity())
-    return checkpoint
-
-
-def _arguments(config: TrainConfig, device, steps: int):
+def _arguments(config: TrainConfig, device, steps: int, processes: int = 1):
     """transformers' TrainingArguments for this run."""
     from transformers import TrainingArguments
 
@@ -212,11 +274,11 @@ def _arguments(config: TrainConfig, device, steps: int):
         output_dir=config.output,
         max_steps=steps,
         per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
+        gradient_accumulation_steps=config.accumulation(processes),
         learning_rate=config.learning_rate,
         lr_scheduler_type=_SCHEDULERS[config.schedule],
         lr_scheduler_kwargs=decay if config.schedule == "stable_decay" else None,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=config.warmup_steps if config.warmup_steps >= 1 else math.ceil(config.warmup_steps * steps),
         weight_decay=config.weight_decay,
         adam_beta1=config.betas[0],
         adam_beta2=config.betas[1],
@@ -228,7 +290,7 @@ def _arguments(config: TrainConfig, device, steps: int):
         data_seed=config.seed,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
-        save_total_limit=2,  # the last whole one stays until the next is whole
+        save_total_limit=config.save_total_limit,
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,  # CompressedTrainer stops at the first one
         gradient_checkpointing=config.gradient_checkpointing,
@@ -244,42 +306,21 @@ def _arguments(config: TrainConfig, device, steps: int):
     return arguments
 
 
-def describe_run(config: TrainConfig, model: Any, records: int, steps: int, device, processes: int = 1) -> str:
-    """The table that is printed before step 1: who learns, how fast, on what."""
-    groups: dict[str, list[int]] = {}
-    for name, parameter in model.named_parameters():
-        group = "merger" if ".merger." in name else "vision" if "visual." in name else "language"
-        counts = groups.setdefault(group, [0, 0])
-        counts[0] += parameter.numel()
-        counts[1] += parameter.numel() if parameter.requires_grad else 0
-    lines = [f"{'parameters':<12}{'all':>16}{'trainable':>16}{'learning rate':>16}"]
-    lines += [f"{name:<12}{a:>16,}{t:>16,}{config.learning_rate:>16.3g}" for name, (a, t) in groups.items()]
-    compression = config.compression
-    what = "dense" if compression.is_dense else (
-        f"{compression.method}, ratio {compression.ratio}, positions {compression.positions}, k {compression.k}"
-    )  # fmt: skip
-    effective = config.batch_size * config.gradient_accumulation * processes
-    shares = f"{config.batch_size} x {config.gradient_accumulation}" + (
-        f" x {processes} processes" if processes > 1 else ""
-    )
-    lines += [
-        f"{records:,} records, {steps:,} steps of {effective} ({shares}), "
-        f"schedule {config.schedule} after {config.warmup_steps} warm-up steps",
-        f"compression {what}; {config.dtype} on {devices.describe(device)['name']}; seed {config.seed}",
-    ]
-    return "\n".join(lines)
-
-
-def _save_final(config: TrainConfig, trainer: Any, processor: Any) -> Path:
-    """output/final: the model as plain transformers reads it, its processor, and compression.json."""
+def _save_final(config: TrainConfig, trainer: Any, processor: Any, base: dict[str, str]) -> Path:
+    """output/final: the model as plain transformers reads it (the adapter as plain peft does), its processor,
+    compression.json and base.json."""
     model, final = trainer.model, Path(config.output) / "final"
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all processes, where each holds a part
     compression = model.compression.config
     restore(model)
     if trainer.is_world_process_zero():
         with new_folder(final) as folder:
-            model.save_pretrained(folder, state_dict=weights)
+            if config.adapter is None:
+                model.save_pretrained(folder, state_dict=weights)
+            else:
+                save_adapter(model, folder, weights)
             processor.save_pretrained(folder)
-            write_json(folder / "compression.json", compression.to_dict())
+            write_json(folder / COMPRESSION, compression.to_dict())
+            write_json(folder / BASE, base)
     trainer.accelerator.wait_for_everyone()
     return final

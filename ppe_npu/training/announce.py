@@ -1,0 +1,61 @@
+"""The table before step 1: who learns, how fast, on what, and by which operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ppe_npu.backends import device as devices
+from ppe_npu.backends import dispatch
+from ppe_npu.training.args import TrainConfig
+from ppe_npu.training.parts import parameter_table
+from ppe_npu.training.survey import Survey
+
+
+def describe_run(config: TrainConfig, model: Any, survey: Survey, steps: int, device: Any, processes: int = 1) -> str:
+    """Lines to read."""
+    accumulation = config.accumulation(processes)
+    shares = f"{config.batch_size} x {accumulation}" + (f" x {processes} processes" if processes > 1 else "")
+    effective = config.batch_size * accumulation * processes
+    warmup = f"{config.warmup_steps:g} warm-up steps" if config.warmup_steps >= 1 else (
+        f"{config.warmup_steps:.0%} of them warming up"
+    )  # fmt: skip
+    return "\n".join(
+        [
+            parameter_table(model, config.learning_rates),
+            f"{len(survey.records):,} records, {steps:,} steps of {effective} ({shares}), "
+            f"schedule {config.schedule} after {warmup}",
+            _tokens(config, survey),
+            f"{config.dtype} on {devices.describe(device)['name']}; seed {config.seed}{_options(config)}",
+            "operators, best first: " + "; ".join(_operators(device.type)),
+        ]
+    )
+
+
+def _tokens(config: TrainConfig, survey: Survey) -> str:
+    compression = config.compression
+    what = "dense" if compression.is_dense else (
+        f"{compression.method}, ratio {compression.ratio}, positions {compression.positions}, k {compression.k}"
+    )  # fmt: skip
+    before, after = int(survey.before.sum()), int(survey.after.sum())
+    return f"compression {what}; tokens an epoch {before:,}, entering the LLM {after:,} ({after / before:.1%})"
+
+
+def _options(config: TrainConfig) -> str:
+    """What is switched on, each with its comma."""
+    named = {
+        "gradient checkpointing": config.gradient_checkpointing,
+        "packing": config.packing,
+        "batches by length": config.group_by_length,
+        f"distillation {config.distill_weight:g}": config.distill_weight,
+        f"DeepSpeed {config.deepspeed}": config.deepspeed,
+    }
+    return "".join(f", {name}" for name, on in named.items() if on)
+
+
+def _operators(kind: str) -> list[str]:
+    """Per op the implementations that are here for this kind of device, in the order they are tried."""
+    found = []
+    for op in dispatch.ops():
+        names = [entry.name for entry in dispatch.available(op, kind) if entry.automatic]
+        found.append(f"{op} {' > '.join(names)}")
+    return found

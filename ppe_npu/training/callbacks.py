@@ -1,0 +1,104 @@
+"""What is watched while a run goes on: a progress bar, what the compression keeps, and who really gets a gradient."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from ppe_npu.backends import dispatch
+from ppe_npu.errors import TrainingError
+
+_SHOWN = 3  # parameters that an error message names
+
+
+class Meter:
+    """Tokens and seconds since it was last read."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self.tokens = self.visual = 0
+        self.kept, self.since = 0.0, time.perf_counter()
+
+    def add(self, report: Any) -> None:
+        """Count a forward pass by its CompressionReport."""
+        self.tokens += report.prompt_tokens_before
+        self.visual += report.tokens_before
+        self.kept += report.retention * report.tokens_before
+
+    def read(self, processes: int) -> dict[str, float]:
+        """tokens_per_second (of the prompts as they were given, over all processes) and retention (layer-averaged share
+        of the visual tokens that is kept; 1.0 without any), and start anew."""
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        found = {
+            "tokens_per_second": round(processes * self.tokens / seconds, 1),
+            "retention": round(self.kept / self.visual, 4) if self.visual else 1.0,
+        }
+        self._start()
+        return found
+
+
+class Progress(TrainerCallback):
+    """One bar a run, with loss, tokens/s and retention behind it; tqdm adds what is still to come."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.bar, self.first = title, None, 0
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.first = state.global_step
+        dispatch.reset()
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+            if state.global_step == self.first + 1:
+                ran = ", ".join(f"{op} {name}" for op, name in dispatch.chosen().items())
+                self.bar.write(f"step {state.global_step} ran by: {ran}")
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if self.bar is not None and "loss" in (logs or {}):
+            speed = {"tok/s": f"{logs['tokens_per_second']:,.0f}", "kept": f"{logs['retention']:.0%}"}
+            self.bar.set_postfix(loss=logs["loss"], **speed)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class GradientCheck(TrainerCallback):
+    """Stops a run after its first step unless just the parameters that should learn were given a gradient.
+
+    Hooks on the parameters tell, because ZeRO keeps no gradient where torch would. Zero is a gradient: an adapter's
+    first one is, and the vision tower's in a step without pictures.
+    """
+
+    def __init__(self) -> None:
+        self.expected: set[str] = set()
+        self.seen: set[str] = set()
+        self._hooks: list[Any] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.expected.add(name)
+                self._hooks.append(parameter.register_hook(lambda _, name=name: self.seen.add(name)))
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if not self._hooks:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        without = sorted(self.expected - self.seen)
+        if without:
+            more = f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else ""
+            raise TrainingError(
+                f"{len(without)} of {len(self.expected)} parameters that should learn were given no gradient in the "
+                f"first step ({', '.join(without[:_SHOWN])}{more}): freeze them, or mend what cuts them off"
+            )

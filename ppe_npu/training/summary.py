@@ -1,0 +1,79 @@
+"""What a run leaves to look at: summary.json, summary.md and loss.png."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.files import write_json, write_text
+
+_LOSS, _PLOT = "summary.md", "loss.png"
+
+
+def write_summary(output: str | Path, summary: dict[str, Any]) -> None:
+    """Write a run's summary beside its checkpoints; the plot where matplotlib is installed.
+
+    Args:
+        summary: TrainResult.to_dict(), and settings, data (Survey.to_dict()) and versions.
+    """
+    output = Path(output)
+    write_json(output / "summary.json", summary)
+    losses = summary["losses"]
+    drawn = bool(losses) and importlib.util.find_spec("matplotlib") is not None
+    if drawn:
+        plot_losses(losses, output / _PLOT)
+    write_text(output / _LOSS, _markdown(output.name, summary, drawn))
+
+
+def _markdown(title: str, summary: dict[str, Any], drawn: bool) -> str:
+    settings, data = summary["settings"], summary["data"]
+    losses = summary["losses"]
+    rows = {
+        "model": settings["model"],
+        "compression": data["compression"],
+        "records": f"{data['records']:,} ({data['faults']:,} unusable, {summary['skipped']:,} broke while read)",
+        "steps": f"{summary['steps']:,}",
+        "loss": f"{losses[0][1]:.4f} first, {losses[-1][1]:.4f} last" if losses else "not logged",
+        "parameters": f"{summary['parameters']:,}, of which {summary['trainable']:,} learned",
+        "retention": f"{summary['retention']:.1%} of the visual tokens, averaged over decoder layers",
+        "tokens/s": f"{summary['tokens_per_second']:,.0f} of the prompts as given",
+        "seconds": f"{summary['seconds']:,.0f} (this call)",
+        "peak memory": "not measured on a CPU" if summary["peak_memory"] is None else (
+            f"{summary['peak_memory'] / 2**20:,.0f} MiB of the first process"
+        ),
+        "device": summary["versions"]["device"],
+    }  # fmt: skip
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    plot = f"![loss by step]({_PLOT})" if drawn else "No plot: " + ("matplotlib is not installed." if losses else "-")
+    return f"# Training run {title}\n\n{table}\n\n{plot}\n\nAll settings: train.json. The data: data.md.\n"
+
+
+def plot_losses(losses: Sequence[tuple[int, float]], path: Path) -> None:
+    """Draw loss by step: every logged one, and their running mean where there are many."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state of pyplot
+    from matplotlib.figure import Figure
+
+    steps, values = zip(*losses)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    many = len(values) >= 20
+    axes.plot(steps, values, linewidth=1, alpha=0.35 if many else 1.0, label="logged", marker="" if many else ".")
+    if many:
+        axes.plot(steps, _running_mean(values, max(len(values) // 20, 2)), linewidth=2, label="running mean")
+        axes.legend()
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (mean over tokens)")
+    axes.grid(alpha=0.3)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
+    figure.savefig(temporary, dpi=120)
+    os.replace(temporary, path)
+
+
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
+    """Of each value and those before it, `width` at most."""
+    windows = (values[max(0, end - width) : end] for end in range(1, len(values) + 1))
+    return [sum(window) / len(window) for window in windows]
