@@ -14,8 +14,9 @@ option = $(if $(2),$(1) $(2))
 common = $(call option,--model,$(MODEL)) $(call option,--data-root,$(DATA_ROOT)) $(call option,--output,$(OUTPUT)) \
          $(call option,--compression,$(COMPRESSION)) $(call option,--ratio,$(RATIO)) $(call option,--k,$(K)) \
          $(call option,--dtype,$(DTYPE))
-# NPROC=8 starts so many processes on this machine; docs/quickstart.md has two machines.
-launch = $(BIN)/$(if $(NPROC),torchrun --nproc-per-node $(NPROC) -m ppe_npu.cli,ppe-npu)
+# NPROC=8 starts so many processes on this machine; NNODES=2 NODE_RANK=0 MASTER_ADDR=host is one of two machines (docs/training.md).
+nodes  = $(if $(NNODES),--nnodes $(NNODES) --node-rank $(NODE_RANK) --master-addr $(MASTER_ADDR) --master-port $(or $(MASTER_PORT),29500))
+launch = $(BIN)/$(if $(NPROC),torchrun $(nodes) --nproc-per-node $(NPROC) -m ppe_npu.cli,ppe-npu)
 
 ifeq ($(EMULATE),1)
 include $(VENV)/emulator.mk
@@ -26,7 +27,8 @@ endif
 help:
 	@echo "make demo     train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1]"
 	@echo "make test     all fast tests        make test-all   the slow ones, too        make lint   style and imports"
-	@echo "make train    fine-tune with compression     [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT= NPROC= DEEPSPEED=]"
+	@echo "make train    fine-tune with compression     [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT="
+	@echo "                RECIPE= NPROC= NNODES= DEEPSPEED= TRAIN_ARGS='--packing --adapter lora ...']"
 	@echo "make eval     evaluate                       [DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT=]"
 	@echo "make parity   this device's operators against the fp64 specification                [DEVICE=]"
 	@echo "make bench    clustering and prefill, with and without compression                  [DEVICE= OUTPUT=runs/bench]"
@@ -37,7 +39,8 @@ demo: $(VENV)/.ready
 	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(filter-out 0,$(FULL)),--full)
 
 train: $(VENV)/.ready
-	$(call launch) train --device $(DEVICE) $(call option,--data,$(DATA)) $(common) $(call option,--deepspeed,$(DEEPSPEED))
+	$(call launch) train $(if $(RECIPE),$(if $(filter-out auto,$(DEVICE)),--device $(DEVICE)),--device $(DEVICE)) \
+		$(call option,--config,$(RECIPE)) $(call option,--data,$(DATA)) $(common) $(call option,--deepspeed,$(DEEPSPEED)) $(TRAIN_ARGS)
 
 # Without a model: the embedded one, trained first if it is not there.
 eval: $(VENV)/.ready $(if $(MODEL),,runs/train/final)
@@ -94,14 +97,13 @@ pip = $(1)/bin/pip install --quiet --disable-pip-version-check
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(1)
-	$(call pip,$(1)) --constraint scripts/constraints.txt torch==2.13.0 --editable '.[eval,dev]'
+	$(call pip,$(1)) --constraint scripts/constraints.txt torch==2.13.0 --editable '.[train,eval,dev]'
 	$(call pip,$(1)) --constraint scripts/constraints.txt --no-deps torchvision
 endef
 
 # torch_npu needs nothing that is not there already. Without CANN it must not be in .venv: `import torch` would load it.
 $(VENV)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
 	$(call environment,$(VENV))
-	$(if $(filter 1,$(EMULATE)),$(call pip,$(VENV)) --constraint scripts/constraints.txt torch==2.13.0 --editable '.[train]')
 	$(if $(filter 1,$(EMULATE))$(filter npu%,$(DEVICE)),$(call pip,$(VENV)) --constraint scripts/constraints.txt --no-deps torch_npu)
 	@touch $@
 

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ppe_npu.train_command import add_options
+
 DEVICES = "auto, cpu, cuda or npu"
 
 
@@ -73,9 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
-    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
+def _add_device(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:
+    """default=None: what was not named is None, because a recipe may name it."""
+    parser.add_argument("--device", default=default, help=f"{DEVICES} (default: auto)")
+    dtype = default and "fp32"
+    parser.add_argument("--dtype", default=dtype, choices=("fp32", "bf16"), help="(default: fp32)")
 
 
 def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -100,30 +104,11 @@ def _add_train(commands) -> None:
     parser.add_argument("--model", help="checkpoint folder or hub id to start from")
     parser.add_argument("--data", nargs="+", help="LLaVA-style .json or .jsonl file(s)")
     parser.add_argument("--data-root", help="what the data's relative paths start from (default: the file's folder)")
-    parser.add_argument("--output", default="runs/train", help="(default: runs/train)")
+    parser.add_argument("--output", help="(default: runs/train)")
     _add_compression(parser)
-    _add_device(parser)
+    _add_device(parser, default=None)
     _add_pixels(parser)
-    parser.add_argument("--epochs", type=float, help="(default: 1)")
-    parser.add_argument("--max-steps", type=int)
-    parser.add_argument("--batch-size", type=int, help="(default: 1)")
-    parser.add_argument("--gradient-accumulation", type=int, help="(default: 1)")
-    parser.add_argument("--learning-rate", type=float, help="(default: 1e-5)")
-    parser.add_argument("--warmup-steps", type=int, help="(default: 0)")
-    parser.add_argument("--schedule", help="constant, linear, cosine or stable_decay (default: cosine)")
-    parser.add_argument("--weight-decay", type=float, help="(default: 0)")
-    parser.add_argument("--max-grad-norm", type=float, help="(default: 1)")
-    parser.add_argument("--seed", type=int, help="(default: 0)")
-    parser.add_argument("--save-steps", type=int, help="a checkpoint every so many steps (default: none)")
-    parser.add_argument("--logging-steps", type=int, help="(default: 10)")
-    parser.add_argument("--num-workers", type=int, help="(default: 0)")
-    parser.add_argument("--gradient-checkpointing", action="store_true", default=None)
-    parser.add_argument("--fused-adamw", action="store_true", default=None, help="the device's fused AdamW")
-    parser.add_argument("--deepspeed", metavar="FILE", help="DeepSpeed's JSON file, for runs started by torchrun")
-    parser.add_argument(
-        "--resume", action="store_true", default=None, help="go on from the last whole checkpoint in --output"
-    )
-    parser.add_argument("--overwrite", action="store_true", default=None, help="drop an earlier run in --output")
+    add_options(parser)
     parser.set_defaults(run=_train)
 
 
@@ -213,7 +198,7 @@ def _add_demo(commands) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from ppe_npu.commands import run_train
+    from ppe_npu.train_command import run_train
 
     return run_train(args)
 

@@ -28,6 +28,7 @@ LEVELS = {
     "ppe_npu.evaluation": 6,
     "ppe_npu.demo": 7,
     "ppe_npu.describe": 8,
+    "ppe_npu.train_command": 8,
     "ppe_npu.commands": 8,
     "ppe_npu.cli": 9,
 }

@@ -207,7 +207,7 @@ class TrainConfig:
 def _number(config: TrainConfig, name: str) -> float:
     value = getattr(config, name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"{name}={value!r} must be a number")
+        raise InputError(f"{name}={value!r} must be a number (YAML reads 1e-5 as a text: write 1.0e-5)")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ def load_recipe(recipe: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"recipe {recipe} is neither a file nor one of {', '.join(names())}")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = file.read_text(encoding="utf-8")
+        values = json.loads(text) if file.name.endswith(".json") else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"recipe {recipe} is no YAML ({first_line(error)}): mend it") from error
     if not isinstance(values, dict):
         raise InputError(f"recipe {recipe} holds a {type(values).__name__}: it must map settings to values")

@@ -1,0 +1,175 @@
+"""`ppe-npu train`: recipe and command line -> TrainConfig -> train(). Without a model: the embedded run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.errors import InputError
+
+EMBEDDED = Path("runs/train")  # data, base model and final model of `ppe-npu train` without arguments
+# The embedded run: enough to see shapes learnt, in about a minute on two cores. The demo's recipe is a longer one.
+_TRAIN_IMAGES, _TEST_IMAGES, _QUESTIONS = 1024, 64, 12
+_STEPS, _BATCH = 200, 32
+# Settings of TrainConfig that are options of the same name: how they are read, and what is said of them.
+_VALUES = {
+    "epochs": (float, "(default: 1)"),
+    "max_steps": (int, "optimizer steps, in place of epochs"),
+    "batch_size": (int, "records per forward (default: 1)"),
+    "gradient_accumulation": (int, "forwards per optimizer step (default: 1)"),
+    "global_batch": (int, "records per optimizer step over all processes, in place of gradient accumulation"),
+    "learning_rate": (float, "(default: 1e-5)"),
+    "merger_learning_rate": (float, "(default: the learning rate)"),
+    "vision_learning_rate": (float, "(default: the learning rate)"),
+    "warmup_steps": (float, "below 1: share of all steps (default: 0)"),
+    "schedule": (str, "constant, linear, cosine or stable_decay (default: cosine)"),
+    "weight_decay": (float, "(default: 0)"),
+    "max_grad_norm": (float, "(default: 1)"),
+    "max_length": (int, "most tokens of a record after compression (default: any)"),
+    "invalid": (str, "records that cannot be used: stop, or skip and list them (default: stop)"),
+    "distill_weight": (float, "share of self-distillation in the loss, in [0, 1] (default: 0)"),
+    "seed": (int, "(default: 0)"),
+    "save_steps": (int, "a checkpoint every so many steps (default: none)"),
+    "save_total_limit": (int, "checkpoints that are kept (default: 2)"),
+    "logging_steps": (int, "(default: 10)"),
+    "num_workers": (int, "processes that read data (default: 0)"),
+    "deepspeed": (str, "DeepSpeed's JSON file, for runs started by torchrun"),
+}
+_SWITCHES = {
+    "group_by_length": "batches of records of like length",
+    "packing": "the records of a forward in one row, without padding",
+    "gradient_checkpointing": "recompute activations to save memory",
+    "fused_adamw": "the device's fused AdamW",
+    "tensorboard": "curves in OUTPUT/tensorboard",
+    "resume": "go on from the last whole checkpoint in --output",
+    "overwrite": "drop an earlier run in --output",
+}
+_ADAPTER = {"kind": "adapter", "rank": "lora_rank", "alpha": "lora_alpha"}
+_VIDEO = ("fps", "nframes", "min_pixels", "max_pixels")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Everything that only `train` takes; None is said of what was not named."""
+    parser.add_argument("--config", metavar="RECIPE", help="a YAML file of settings, or a recipe of this package's")
+    for name, (kind, text) in _VALUES.items():
+        metavar = "FILE" if name == "deepspeed" else None
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text.replace("%", "%%"))
+    parser.add_argument(
+        "--frozen", nargs="+", metavar="PART", help="language, merger, vision, or parameters' beginnings"
+    )
+    parser.add_argument("--adapter", choices=("lora", "dora", "qlora"), help="train an adapter in place of the weights")
+    parser.add_argument("--lora-rank", type=int, help="(default: 16)")
+    parser.add_argument("--lora-alpha", type=float, help="(default: 32)")
+    for name, text in _SWITCHES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", default=None, help=text)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train as asked; without a model and data: the embedded model on generated scenes."""
+    from ppe_npu.backends import device as devices
+    from ppe_npu.loading import quiet_transformers
+    from ppe_npu.training.args import TrainConfig
+    from ppe_npu.training.recipes import load_recipe
+    from ppe_npu.training.trainer import train
+
+    recipe = {} if args.config is None else load_recipe(args.config)
+    devices.resolve(args.device or recipe.get("device", "auto"))  # a device that is not there is said first
+    model, data = args.model or recipe.get("model"), args.data or recipe.get("data")
+    if (model is None) != (data is None) or (recipe and data is None):
+        missing = "--data" if data is None else "--model"
+        raise InputError(f"{missing} is missing: give --model and --data, or neither for the embedded run")
+    quiet_transformers()
+    values = _embedded(args) if model is None else _asked(args, recipe, model, data)
+    result = train(TrainConfig(**values))
+    if devices.process_rank() == 0:
+        print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.final}")
+    return 0
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """TrainConfig's values that were named on the command line."""
+    names = ("data_root", "device", "dtype", "min_pixels", "max_pixels", "frozen", *_VALUES, *_SWITCHES)
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _asked(args: argparse.Namespace, recipe: dict[str, Any], model: str, data: Any) -> dict[str, Any]:
+    """TrainConfig's values for a model and data of the user's: the recipe's, with what was named over them."""
+    values = {**recipe, **_given(args), "model": model, "data": data, "compression": _compression(args, recipe, model)}
+    values["output"] = args.output or recipe.get("output") or str(EMBEDDED)
+    adapter = {key: getattr(args, name) for key, name in _ADAPTER.items() if getattr(args, name) is not None}
+    if adapter:
+        before = recipe.get("adapter") or {}
+        values["adapter"] = {**({"kind": before} if isinstance(before, str) else before), **adapter}
+    video = {name: getattr(args, name) for name in _VIDEO if getattr(args, name) is not None}
+    if video:
+        before = dict(recipe.get("video") or {})
+        if {"fps", "nframes"} & set(video):  # one replaces the other
+            before = {key: value for key, value in before.items() if key not in ("fps", "nframes")}
+        values["video"] = {**before, **video}
+    # Asked for on the command line, the one replaces the other of the recipe.
+    for one, other in (("global_batch", "gradient_accumulation"), ("gradient_accumulation", "global_batch")):
+        if getattr(args, one) is not None and getattr(args, other) is None:
+            values.pop(other, None)
+    return values
+
+
+def _compression(args: argparse.Namespace, recipe: dict[str, Any], model: str) -> Any:
+    """The compression named on the command line, else the recipe's, else the checkpoint's own, else ppe."""
+    from ppe_npu.commands import compressions
+    from ppe_npu.training.args import as_compression
+
+    if args.compression is None and "compression" in recipe:
+        return as_compression(recipe["compression"], ratio=args.ratio, k=args.k)
+    return compressions(args, Path(model))[0]
+
+
+def _embedded(args: argparse.Namespace) -> dict[str, Any]:
+    """The embedded run's values: data and an untrained model are written if they are not there."""
+    from filelock import FileLock
+
+    from ppe_npu.commands import compressions
+    from ppe_npu.config import CompressionConfig
+    from ppe_npu.demo import tiny
+    from ppe_npu.files import new_folder
+
+    root, seed = Path(args.output or EMBEDDED), args.seed or 0
+    root.mkdir(parents=True, exist_ok=True)
+    base = root / f"base-seed{seed}"
+    before = root / "train.json"
+    if before.is_file() and not Path(json.loads(before.read_text())["model"]).name.startswith("base-seed"):
+        raise InputError(f"output {root} holds a run of another model: name another --output for the embedded run")
+    with FileLock(root / ".embedded.lock"):  # of several processes the first writes
+        write_embedded_data(root / "data")
+        if not (base / "config.json").is_file():
+            with new_folder(base) as folder:
+                tiny.build_model(seed).save_pretrained(folder)
+                tiny.build_processor().save_pretrained(folder)
+    if args.compression is None and args.ratio is None and args.k is None:
+        compression = CompressionConfig.preset("ppe", k=4)  # 8 does not divide the tiny model's sections
+    else:
+        compression = compressions(args, base)[0]
+    recipe = {
+        "batch_size": _BATCH,
+        "max_steps": None if args.epochs else _STEPS,
+        "learning_rate": 2e-3,
+        "betas": (0.9, 0.98),
+        "frozen": ("vision", "merger"),  # as the demo's recipe, which says why
+        "warmup_steps": 20,
+        "schedule": "stable_decay",
+        "logging_steps": 25,
+        "cache_pixels": True,
+        "overwrite": not args.resume,
+    }
+    own = {"model": str(base), "data": str(root / "data" / "train.jsonl"), "compression": compression}
+    return _asked(args, recipe, **{key: own[key] for key in ("model", "data")}) | own | {"output": str(root)}
+
+
+def write_embedded_data(folder: Path) -> None:
+    """Draw the embedded benchmark's splits where they are not there."""
+    from ppe_npu.demo import scenes
+
+    for name, images, seed, simple in (("train", _TRAIN_IMAGES, 1, 0.5), ("test", _TEST_IMAGES, 2, 0.0)):
+        if not (folder / f"{name}.jsonl").is_file():
+            scenes.write_split(folder, name, images, seed, _QUESTIONS, simple=simple)

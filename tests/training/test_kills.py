@@ -1,0 +1,104 @@
+"""A run that is killed at any moment, also while it saves, ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures import write_noise_records
+from safetensors.torch import load_file
+
+from ppe_npu.training.args import TrainConfig
+from ppe_npu.training.trainer import train
+
+STEPS = 12
+
+
+def settings(folder: str, data: Path, output: Path) -> dict:
+    return {
+        "model": folder, "data": str(data), "output": str(output), "device": "cpu", "max_steps": STEPS,
+        "compression": {"positions": "ppe", "k": 4}, "batch_size": 2, "learning_rate": 1e-3, "save_steps": 1,
+        "logging_steps": 1, "group_by_length": True, "packing": True, "resume": True,
+    }  # fmt: skip
+
+
+def _child(values: dict) -> None:
+    torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the bar of every try
+    train(TrainConfig(**values), announce=False)
+    os._exit(0)
+
+
+def run_until_killed(values: dict, seconds: float) -> bool:
+    """Run in a child for so long at most; whether it came to its end."""
+    child = multiprocessing.get_context("fork").Process(target=_child, args=(values,))
+    child.start()
+    child.join(seconds)
+    if child.is_alive():
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        return False
+    assert child.exitcode == 0
+    return True
+
+
+def check_kills(tiny_folder, tmp_path, kills: int, seed: int) -> None:
+    data = write_noise_records(tmp_path, records=16, most_words=6)
+    started = time.perf_counter()
+    assert run_until_killed(settings(tiny_folder, data, tmp_path / "whole"), 600)
+    whole_seconds = time.perf_counter() - started
+    draw, values, killed = random.Random(seed), settings(tiny_folder, data, tmp_path / "cut"), 0
+    while killed < kills and not (tmp_path / "cut" / "final").exists():
+        # From before the first step to somewhere in a save; the machine's speed decides which.
+        killed += not run_until_killed(values, draw.uniform(0.25, 0.75) * whole_seconds)
+    assert killed > 0
+    assert run_until_killed(values, 600)
+    whole, cut = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut"))
+    assert cut["losses"] == whole["losses"]
+    assert len(whole["losses"]) == STEPS
+    first, second = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not (tmp_path / "cut" / ".saving" / f"checkpoint-{STEPS}").exists()
+    for checkpoint in (tmp_path / "cut").glob("checkpoint-*"):
+        assert {"config.json", "compression.json", "base.json", "tokenizer_config.json", "whole.json"} <= {
+            file.name for file in checkpoint.iterdir()
+        }
+
+
+def test_a_run_killed_twice_is_the_run_that_was_not(tiny_folder, tmp_path):
+    check_kills(tiny_folder, tmp_path, kills=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_killed_often_is_the_run_that_was_not(tiny_folder, tmp_path, seed):
+    check_kills(tiny_folder, tmp_path, kills=8, seed=1 + seed)
+
+
+def test_a_kill_between_saving_and_naming_loses_one_checkpoint_only(tiny_folder, tmp_path, monkeypatch):
+    """Every moment of a save has its own place: cut off at each file operation in turn, the run goes on."""
+    from ppe_npu.training import loop
+
+    data = write_noise_records(tmp_path, records=16, most_words=6)
+    values = settings(tiny_folder, data, tmp_path / "run") | {"max_steps": 3}
+    original = loop.write_json
+
+    def dies(path, value):
+        if Path(path).name == "whole.json" and value["step"] == 2:
+            raise KeyboardInterrupt  # everything is written but the name
+        return original(path, value)
+
+    monkeypatch.setattr(loop, "write_json", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(TrainConfig(**values), announce=False)
+    assert (tmp_path / "run" / ".saving" / "checkpoint-2").is_dir()
+    assert [path.name for path in loop.checkpoints(tmp_path / "run")] == ["checkpoint-1"]
+    monkeypatch.setattr(loop, "write_json", original)
+    assert train(TrainConfig(**values), announce=False).steps == 3

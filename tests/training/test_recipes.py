@@ -1,0 +1,92 @@
+"""Recipes: the package's own, a user's, a run's settings as one; and the command line over them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from ppe_npu.cli import build_parser
+from ppe_npu.errors import InputError
+from ppe_npu.train_command import _asked
+from ppe_npu.training.args import TrainConfig
+from ppe_npu.training.recipes import load_recipe, names
+
+OWN = {"model": "m", "data": ["d.json"], "output": "o"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_of_the_package_is_a_config(name):
+    config = TrainConfig(**load_recipe(name) | {"data": "d.json", "output": "o"})
+    assert config.accumulation(1) * config.batch_size == config.accumulation(4) * config.batch_size * 4 == 32
+
+
+def test_the_released_recipe():
+    config = TrainConfig(**load_recipe("ppe_sft_qwen2_5_vl") | {"data": "d.json", "output": "o"})
+    assert config.learning_rates == {"language": 1e-6, "merger": 1e-5, "vision": 2e-6}
+    assert (config.weight_decay, config.schedule, config.warmup_steps, config.global_batch) == (0.1, "cosine", 0.03, 32)
+    assert (config.min_pixels, config.max_pixels) == (512 * 28 * 28, 1280 * 28 * 28)
+    assert (config.video.nframes, config.video.min_pixels, config.video.max_pixels) == (64, 128 * 784, 768 * 784)
+    assert config.deepspeed.endswith("zero2_offload.json")
+    assert config.frozen == ()
+
+
+def test_what_is_no_recipe_is_refused(tmp_path):
+    for text, words in (
+        ("a: [", "is no YAML"),
+        ("- 1", "holds a list"),
+        ("learning_rat: 1", "no setting learning_r"),
+    ):
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(InputError, match=words):
+            load_recipe(tmp_path / "r.yaml")
+    with pytest.raises(InputError, match=r"neither a file nor one of ppe_lora"):
+        load_recipe("none")
+    (tmp_path / "r.yaml").write_text("video: {frames: 3}\nadapter: {size: 3}\n")
+    with pytest.raises(InputError, match=r"adapter has no size"):
+        TrainConfig(**OWN | load_recipe(tmp_path / "r.yaml"))
+    with pytest.raises(InputError, match=r"video has no frames"):
+        TrainConfig(**OWN | {"video": {"frames": 3}})
+    with pytest.raises(InputError, match=r"learning_rate='1e-5' must be a number"):
+        TrainConfig(**OWN | {"learning_rate": "1e-5"})  # what YAML makes of a number without a dot
+
+
+def test_settings_of_a_run_are_a_recipe(tmp_path):
+    config = TrainConfig(**OWN, adapter="dora", video={"fps": 1.0}, compression={"layers": [1], "ratio": [0.5, 0.3]})
+    (tmp_path / "train.json").write_text(json.dumps(config.to_dict()))
+    assert TrainConfig(**load_recipe(tmp_path / "train.json")) == config
+
+
+def asked(tmp_path, recipe: dict, *flags: str) -> dict:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    args = build_parser().parse_args(["train", "--config", str(tmp_path / "recipe.yaml"), *flags])
+    return _asked(args, load_recipe(args.config), "m", "d.json")
+
+
+def test_flags_go_over_the_recipe(tmp_path):
+    recipe = {
+        "learning_rate": 1.0, "dtype": "bf16", "compression": "ppe", "global_batch": 32, "video": {"nframes": 4},
+        "adapter": {"kind": "lora", "rank": 64}, "packing": True, "output": "there",
+    }  # fmt: skip
+    values = asked(tmp_path, recipe)
+    assert {key: values[key] for key in recipe if key != "compression"} == {
+        key: value for key, value in recipe.items() if key != "compression"
+    }
+    flags = ["--learning-rate", "2", "--ratio", "0.3", "--gradient-accumulation", "3", "--fps", "2", "--lora-rank", "8"]
+    values = asked(tmp_path, recipe, *flags, "--output", "here", "--dtype", "fp32")
+    assert (values["learning_rate"], values["dtype"], values["output"]) == (2.0, "fp32", "here")
+    assert values["compression"].ratio == 0.3
+    assert values["gradient_accumulation"] == 3
+    assert "global_batch" not in values
+    assert values["video"] == {"fps": 2.0}
+    assert values["adapter"] == {"kind": "lora", "rank": 8}
+    TrainConfig(**values)
+
+
+def test_a_global_batch_must_be_shared_evenly():
+    config = TrainConfig(**OWN, batch_size=3, global_batch=32)
+    with pytest.raises(InputError, match=r"global_batch=32 is no multiple of 6 \(batch_size 3 x 2 processes\)"):
+        config.accumulation(2)
+    with pytest.raises(InputError, match="exclude each other"):
+        TrainConfig(**OWN, global_batch=32, gradient_accumulation=2)
