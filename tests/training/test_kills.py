@@ -36,30 +36,33 @@ def _child(values: dict) -> None:
     os._exit(0)
 
 
-def run_until_killed(values: dict, seconds: float) -> bool:
-    """Run in a child for so long at most; whether it came to its end."""
+def run(values: dict, kill_at: int | None = None, delay: float = 0.0) -> bool:
+    """Run in a child, killed `delay` seconds after it began to save this step; whether it came to its end."""
     child = multiprocessing.get_context("fork").Process(target=_child, args=(values,))
     child.start()
-    child.join(seconds)
-    if child.is_alive():
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        return False
+    saving = Path(values["output"], ".saving", f"checkpoint-{kill_at}")
+    while child.is_alive() and kill_at is not None and not saving.exists():
+        time.sleep(0.0005)
+    if kill_at is not None:
+        time.sleep(delay)
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            return False
+    child.join()
     assert child.exitcode == 0
     return True
 
 
 def check_kills(tiny_folder, tmp_path, kills: int, seed: int) -> None:
     data = write_noise_records(tmp_path, records=16, most_words=6)
-    started = time.perf_counter()
-    assert run_until_killed(settings(tiny_folder, data, tmp_path / "whole"), 600)
-    whole_seconds = time.perf_counter() - started
+    assert run(settings(tiny_folder, data, tmp_path / "whole"))
     draw, values, killed = random.Random(seed), settings(tiny_folder, data, tmp_path / "cut"), 0
-    while killed < kills and not (tmp_path / "cut" / "final").exists():
-        # From before the first step to somewhere in a save; the machine's speed decides which.
-        killed += not run_until_killed(values, draw.uniform(0.25, 0.75) * whole_seconds)
+    for step in sorted(draw.sample(range(1, STEPS), kills)):
+        # At once is in the middle of a save; later may be at its end, or in the next step.
+        killed += not run(values, step, draw.choice([0.0, draw.uniform(0, 0.1), draw.uniform(0, 1)]))
     assert killed > 0
-    assert run_until_killed(values, 600)
+    assert run(values)
     whole, cut = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut"))
     assert cut["losses"] == whole["losses"]
     assert len(whole["losses"]) == STEPS
