@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ppe_npu import CompressionConfig
@@ -109,6 +110,19 @@ def test_lengths_are_those_of_the_collators_batches(processors, records, family,
             "answers": int((batch["labels"] >= 0).sum()),
         }
         assert {key: int(getattr(found, key)[number]) for key in expected} == expected, record.where
+
+
+def test_workers_count_the_same(processors, records):
+    bad = Record("d line 8", (), (), talk("row", "3 <|im_end|>"))
+    many = [*records * 20, bad, *records]
+    state = torch.get_rng_state()
+    alone, shared = (survey(many, processors["qwen2_5_vl"], PPE, workers=workers) for workers in (0, 2))
+    assert shared.records == alone.records
+    assert shared.faults == alone.faults
+    assert len(alone.faults) == 1
+    assert torch.equal(torch.get_rng_state(), state)
+    for name in ("before", "after", "visual_before", "visual_after", "answers"):
+        assert np.array_equal(getattr(shared, name), getattr(alone, name))
 
 
 def test_nothing_is_decoded(processors, records, monkeypatch):
