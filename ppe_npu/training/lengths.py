@@ -73,22 +73,22 @@ class Ruler:
             raise header
         key = header if kind == "image" else (self._taken(header), header.height, header.width)
         if key not in self._measured:
-            try:
-                frames, tokens = self._image(*key) if kind == "image" else self._video(*key)
-            except (InputError, ValueError) as error:  # the processor's own rules: too narrow, too few frames
-                raise InputError(f"{kind} {path} cannot be processed ({first_line(error)})") from error
+            frames, tokens = self._image(*key, path) if kind == "image" else self._video(*key, path)
             self._measured[key] = frames * tokens, self.compression.span_tokens(frames, tokens, layer=0)
         return self._measured[key]
 
-    def _image(self, height: int, width: int) -> tuple[int, int]:
+    def _image(self, height: int, width: int, path: str) -> tuple[int, int]:
         """(1, tokens)."""
         maker = self.processor.image_processor
-        # A picture that is stored lying on its side has as many.
-        return 1, maker.get_number_of_image_patches(height, width, {}) // maker.merge_size**2
+        try:  # a picture that is stored lying on its side has as many
+            patches = maker.get_number_of_image_patches(height, width, {})
+        except ValueError as error:  # the processor's own rule: too narrow
+            raise InputError(f"image {path} cannot be processed ({first_line(error)}): leave it out") from error
+        return 1, patches // maker.merge_size**2
 
-    def _video(self, frames: int, height: int, width: int) -> tuple[int, int]:
+    def _video(self, frames: int, height: int, width: int, path: str) -> tuple[int, int]:
         """(temporal steps, tokens of each)."""
-        shape = Video(torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta"), 1.0, "")
+        shape = Video(torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta"), 1.0, path)
         visuals = process_visuals(self.processor, [], [shape], self.sampling)
         steps, rows, columns = visuals["video_grid_thw"][0].tolist()
         return steps, rows * columns // self.processor.video_processor.merge_size**2

@@ -194,6 +194,7 @@ def test_what_the_processor_or_the_template_refuses_is_a_fault(processors, recor
     for fault, words in zip(found.faults, ("narrow.png cannot be", "one.mp4", "2 assistant turns", "does not exist")):
         assert words in fault.reason
         assert not fault.reason.startswith((":", "d line"))
+        assert fault.reason.count("cannot be processed") <= 1
     assert [fault.where for fault in survey([bad[1]], processors["qwen2_5_vl"], PPE).faults] == []
 
 
