@@ -120,6 +120,7 @@ def _add_data(commands) -> None:
     _add_compression(parser)
     _add_pixels(parser)
     parser.add_argument("--max-length", type=int, help="most tokens of a record after compression (default: any)")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that count tokens (default: 0: this one)")
     parser.add_argument("--out", metavar="FOLDER", help="also write data.json, data.md and faults.jsonl there")
     parser.set_defaults(run=_data)
 

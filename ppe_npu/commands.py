@@ -23,8 +23,10 @@ def run_data(args: argparse.Namespace) -> int:
     compression = compressions(args, Path(args.model))[0]
     check_compression(args.model, compression)
     processor = load_processor(args.model, args.min_pixels, args.max_pixels)
-    limits = {"data_root": args.data_root, "max_length": args.max_length}
-    found = survey_files(args.data, processor, compression, video_sampling(args), **limits)
+    if args.num_workers < 0:
+        raise InputError(f"--num-workers {args.num_workers}: give 0 or more")
+    settings = {"data_root": args.data_root, "max_length": args.max_length, "workers": args.num_workers}
+    found = survey_files(args.data, processor, compression, video_sampling(args), **settings)
     print(found.markdown(), end="")
     if args.out is not None:
         print(f"\nwritten to {write_survey(found, args.out)}")

@@ -230,10 +230,10 @@ def test_data_prints_the_survey_and_says_by_its_exit_code_whether_all_can_be_use
     code, out, err = run(*asked)
     assert code == 0, err
     assert "1 records can be used, 0 cannot" in out
-    assert "| image | 1 | 44 | 17 | 36 | 9 | 2 |" in out
-    code, out, err = run(*asked, "--max-length", 16, "--out", tmp_path / "out")
+    assert "| image | 1 | 46 | 19 | 36 | 9 | 2 |" in out
+    code, out, err = run(*asked, "--max-length", 18, "--out", tmp_path / "out")
     assert code == 1, err
-    assert "too long: 17 tokens after compression, max_length 16" in out
+    assert "too long: 19 tokens after compression, max_length 18" in out
     assert json.loads((tmp_path / "out" / "faults.jsonl").read_text())["id"] == "good"
     assert out.startswith((tmp_path / "out" / "data.md").read_text())
     refused(run(*asked, "--max-length", 0), "max_length=0")

@@ -102,13 +102,17 @@ def test_damaged_videos(tmp_path, clip, damage):
     assert time.monotonic() - started < 10
 
 
-def test_a_video_that_lacks_its_end_is_not_taken_for_a_shorter_one(clip, monkeypatch):
+def test_a_video_that_lacks_its_end_is_not_taken_for_a_shorter_one(clip, write_clip, monkeypatch):
     path = clip("c.mp4")
     monkeypatch.setattr(media, "video_header", lambda _: VideoHeader(40, 12.0, 64, 64))
     with pytest.raises(InputError, match="breaks off after 24 of 40 frames"):
         load_video(path, VideoSampling(nframes=8))
     monkeypatch.setattr(media, "video_header", lambda _: VideoHeader(25, 12.0, 64, 64))
     assert len(load_video(path, VideoSampling(nframes=8)).frames) == 7, "a container that rounds its frames up"
+    monkeypatch.setattr(media, "video_header", lambda _: VideoHeader(4, 12.0, 48, 48))
+    assert len(load_video(write_clip("short.mp4", frames=3), VideoSampling(nframes=4)).frames) == 3, (
+        "of a short one, too"
+    )
 
 
 def test_a_playlist_that_waits_for_more_is_given_up(tmp_path, clip, monkeypatch):

@@ -1,12 +1,8 @@
-"""What training data costs, said before training: its records by kind, and their tokens before and after compression.
-
-Nothing is decoded. A picture's tokens follow from its header's size, by the processor's own rule; a video's from its
-container's frame count and size, by ppe_npu.media's sampling and the processor itself, which is given frames that have
-a shape and no content. So the numbers are those of the collator's batches, but for files that break off.
-"""
+"""What training data costs, said before training: records by kind, and their tokens before and after compression."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,21 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError
 from ppe_npu.files import write_json, write_text
-from ppe_npu.inputs import process_visuals, visual_ids
-from ppe_npu.media import Video, VideoHeader, VideoSampling
-from ppe_npu.training.data import BAR_AFTER, Fault, Record, check_records, complaint, read_headers
-from ppe_npu.training.tokens import IGNORED, Tokeniser
+from ppe_npu.media import VideoSampling
+from ppe_npu.training.data import BAR_AFTER, ChatDataset, Fault, Record, check_records, complaint, read_headers
+from ppe_npu.training.lengths import Ruler
 
 KINDS = ("text", "image", "images", "video", "videos", "mixed")
 INVALID = ("stop", "skip")
 _QUANTILES = {"least": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "99%": 0.99, "most": 1.0}
 _BAR = 30  # characters of the histogram's longest bar
 _LISTED = 10  # faults that the Markdown report spells out
+_AT_ONCE = 64  # records that a worker is given
 
 
 @dataclass(frozen=True)
@@ -107,12 +104,13 @@ def prepare_records(
     max_length: int | None = None,
     invalid: str = "stop",
     folder: str | Path | None = None,
+    workers: int = 0,
 ) -> tuple[list[Record], Survey]:
     """Read, check and measure training data; what cannot be used stops the run or is left out.
 
     Args:
         files, data_root: as data.check_records.
-        processor, compression, sampling, max_length: as survey.
+        processor, compression, sampling, max_length, workers: as survey.
         invalid: "stop", or "skip": go on without the records that cannot be used.
         folder: where write_survey writes; None: nowhere, as in all processes of a run but the first.
 
@@ -124,7 +122,7 @@ def prepare_records(
     """
     if invalid not in INVALID:
         raise InputError(f"invalid={invalid!r}: use one of {', '.join(INVALID)}")
-    found = survey_files(files, processor, compression, sampling, data_root, max_length)
+    found = survey_files(files, processor, compression, sampling, data_root, max_length, workers)
     listed = "" if folder is None else f"; all are listed in {write_survey(found, folder) / 'faults.jsonl'}"
     if found.faults and (invalid == "stop" or not found.records):
         remedy = ": mend them, or go on without them (invalid=skip)" if found.records else ""
@@ -140,12 +138,12 @@ def survey_files(
     sampling: VideoSampling | None = None,
     data_root: str | Path | None = None,
     max_length: int | None = None,
+    workers: int = 0,
 ) -> Survey:
     """check_records and survey in one; the survey's faults are those of both."""
     checked = check_records(files, data_root)
-    return survey(
-        checked.records, processor, compression, sampling, max_length, headers=checked.headers, faults=checked.faults
-    )
+    known = {"headers": checked.headers, "faults": checked.faults}
+    return survey(checked.records, processor, compression, sampling, max_length, **known, workers=workers)
 
 
 def survey(
@@ -156,6 +154,7 @@ def survey(
     max_length: int | None = None,
     headers: Mapping[str, Mapping[str, Any]] | None = None,
     faults: Sequence[Fault] = (),
+    workers: int = 0,
 ) -> Survey:
     """Count the tokens of every record.
 
@@ -167,24 +166,23 @@ def survey(
         max_length: a record that is longer after compression is a fault; None: none is.
         headers: of the records' files (data.read_headers); None: they are read.
         faults: of records that were found unusable before; the survey lists them, too.
+        workers: processes that count; 0: this one.
 
     Raises:
         InputError: a chat template that is no ChatML, or a max_length that is not positive.
     """
     if max_length is not None and not max_length > 0:
         raise InputError(f"max_length={max_length} must be greater than 0")
-    ruler = _Ruler(processor, compression, sampling or VideoSampling(), headers or read_headers(records))
+    ruler = Ruler(processor, compression, sampling or VideoSampling(), headers or read_headers(records), max_length)
+    own = torch.Generator()  # a loader draws from it; the run's random numbers stay what they were
+    loader = DataLoader(ChatDataset(records), _AT_ONCE, collate_fn=ruler, num_workers=workers, generator=own)
+    bar = tqdm(records, desc="tokens", unit="record", delay=BAR_AFTER, disable=None, leave=False)
     used, rows, found = [], [], list(faults)
-    for record in tqdm(records, desc="tokens", unit="record", delay=BAR_AFTER, disable=None, leave=False):
-        try:
-            row = ruler(record)
-            if max_length is not None and row[1] > max_length:
-                raise InputError(f"too long: {row[1]:,} tokens after compression, max_length {max_length:,}")
-        except InputError as error:
-            reason = str(error).removeprefix(record.where).removeprefix(":").strip()
-            found.append(Fault(record.where, record.id, reason))
-            continue
-        used.append(record), rows.append(row)
+    for record, lengths in zip(bar, itertools.chain.from_iterable(loader)):
+        if isinstance(lengths, Fault):
+            found.append(lengths)
+        else:
+            used.append(record), rows.append(lengths)
     columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
     return Survey(tuple(used), *columns, tuple(found), compression.label, max_length)
 
@@ -211,59 +209,6 @@ def kind_of(record: Record) -> str:
     if images or videos:
         return ("image" if images else "video") + "s" * (images + videos > 1)
     return "text"
-
-
-class _Ruler:
-    """Record -> (before, after, visual_before, visual_after, answers)."""
-
-    def __init__(
-        self,
-        processor: Any,
-        compression: CompressionConfig,
-        sampling: VideoSampling,
-        headers: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        self.processor, self.compression, self.sampling, self.headers = processor, compression, sampling, headers
-        self.tokenise = Tokeniser(processor, memo=10_000)  # most texts are seen once
-        self._measured: dict[Any, tuple[int, int]] = {}
-
-    def __call__(self, record: Record) -> tuple[int, int, int, int, int]:
-        sample = self.tokenise(record)
-        text = int((~np.isin(sample.ids, list(visual_ids(self.processor).values()))).sum())
-        visuals = [self._visual("image", path) for path in record.images]
-        visuals += [self._visual("video", path) for path in record.videos]
-        before, after = (sum(column) for column in zip((0, 0), *visuals))
-        return text + before, text + after, before, after, int((sample.labels != IGNORED).sum())
-
-    def _visual(self, kind: str, path: str) -> tuple[int, int]:
-        """(tokens before, after) of one file; many have the same size."""
-        header = self.headers[kind][path]
-        if isinstance(header, InputError):
-            raise header
-        key = header if kind == "image" else (self._taken(header), header.height, header.width)
-        if key not in self._measured:
-            try:
-                frames, tokens = self._image(*key) if kind == "image" else self._video(*key)
-            except (InputError, ValueError) as error:  # the processor's own rules: too narrow, too few frames
-                raise InputError(f"{kind} {path} cannot be processed ({first_line(error)})") from error
-            self._measured[key] = frames * tokens, self.compression.span_tokens(frames, tokens, layer=0)
-        return self._measured[key]
-
-    def _image(self, height: int, width: int) -> tuple[int, int]:
-        """(1, tokens)."""
-        maker = self.processor.image_processor
-        # A picture that is stored lying on its side has as many.
-        return 1, maker.get_number_of_image_patches(height, width, {}) // maker.merge_size**2
-
-    def _video(self, frames: int, height: int, width: int) -> tuple[int, int]:
-        """(temporal steps, tokens of each)."""
-        shape = Video(torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta"), 1.0, "")
-        visuals = process_visuals(self.processor, [], [shape], self.sampling)
-        steps, rows, columns = visuals["video_grid_thw"][0].tolist()
-        return steps, rows * columns // self.processor.video_processor.merge_size**2
-
-    def _taken(self, header: VideoHeader) -> int:
-        return self.sampling.count(header.frames, header.fps, self.processor.video_processor.temporal_patch_size)
 
 
 def _spread(lengths: np.ndarray) -> dict[str, float]:

@@ -1,0 +1,97 @@
+"""A record's length in tokens before and after compression, found without decoding anything.
+
+A picture's tokens follow from its header's size, by the processor's own rule; a video's from its container's frames and
+size, by ppe_npu.media's sampling and the processor itself, which is given frames that have a shape and no content. So
+the numbers are those of the collator's batches, but for files that break off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.inputs import process_visuals, visual_ids
+from ppe_npu.media import Video, VideoHeader, VideoSampling
+from ppe_npu.training.data import Fault, Record
+from ppe_npu.training.tokens import IGNORED, Tokeniser
+
+Lengths = tuple[int, int, int, int, int]
+
+
+class Ruler:
+    """A list of Records -> for each (before, after, visual_before, visual_after, answers), or the Fault that it is.
+
+    Args:
+        processor, compression, sampling, headers, max_length: as survey.survey.
+
+    Raises:
+        InputError: a chat template that is no ChatML.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        compression: CompressionConfig,
+        sampling: VideoSampling,
+        headers: Mapping[str, Mapping[str, Any]],
+        max_length: int | None = None,
+    ) -> None:
+        self.processor, self.compression, self.sampling, self.headers = processor, compression, sampling, headers
+        self.max_length = max_length
+        self.tokenise = Tokeniser(processor, memo=10_000)  # most texts are seen once
+        self._measured: dict[Any, tuple[int, int]] = {}
+
+    def __call__(self, records: Sequence[Record]) -> list[Lengths | Fault]:
+        return [self._measure(record) for record in records]
+
+    def _measure(self, record: Record) -> Lengths | Fault:
+        try:
+            lengths = self._lengths(record)
+            if self.max_length is not None and lengths[1] > self.max_length:
+                raise InputError(f"too long: {lengths[1]:,} tokens after compression, max_length {self.max_length:,}")
+        except InputError as error:
+            return Fault(record.where, record.id, str(error).removeprefix(record.where).removeprefix(":").strip())
+        return lengths
+
+    def _lengths(self, record: Record) -> Lengths:
+        sample = self.tokenise(record)
+        text = int((~np.isin(sample.ids, list(visual_ids(self.processor).values()))).sum())
+        visuals = [self._visual("image", path) for path in record.images]
+        visuals += [self._visual("video", path) for path in record.videos]
+        before, after = (sum(column) for column in zip((0, 0), *visuals))
+        return text + before, text + after, before, after, int((sample.labels != IGNORED).sum())
+
+    def _visual(self, kind: str, path: str) -> tuple[int, int]:
+        """(tokens before, after) of one file; many have the same size."""
+        header = self.headers[kind][path]
+        if isinstance(header, InputError):
+            raise header
+        key = header if kind == "image" else (self._taken(header), header.height, header.width)
+        if key not in self._measured:
+            frames, tokens = self._image(*key, path) if kind == "image" else self._video(*key, path)
+            self._measured[key] = frames * tokens, self.compression.span_tokens(frames, tokens, layer=0)
+        return self._measured[key]
+
+    def _image(self, height: int, width: int, path: str) -> tuple[int, int]:
+        """(1, tokens)."""
+        maker = self.processor.image_processor
+        try:  # a picture that is stored lying on its side has as many
+            patches = maker.get_number_of_image_patches(height, width, {})
+        except ValueError as error:  # the processor's own rule: too narrow
+            raise InputError(f"image {path} cannot be processed ({first_line(error)}): leave it out") from error
+        return 1, patches // maker.merge_size**2
+
+    def _video(self, frames: int, height: int, width: int, path: str) -> tuple[int, int]:
+        """(temporal steps, tokens of each)."""
+        shape = Video(torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta"), 1.0, path)
+        visuals = process_visuals(self.processor, [], [shape], self.sampling)
+        steps, rows, columns = visuals["video_grid_thw"][0].tolist()
+        return steps, rows * columns // self.processor.video_processor.merge_size**2
+
+    def _taken(self, header: VideoHeader) -> int:
+        return self.sampling.count(header.frames, header.fps, self.processor.video_processor.temporal_patch_size)
