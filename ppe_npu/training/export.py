@@ -170,8 +170,10 @@ def _merged(source: Path, base: str | Path | None) -> Any:
             f"weights ({found}): name the one it was trained on with --model"
         )
     try:
-        wrapped = get_peft_model(model, PeftConfig.from_pretrained(str(source)))
-    except (ValueError, TypeError) as error:
+        config = PeftConfig.from_pretrained(str(source))
+        config.base_model_name_or_path = None  # peft would warn of one that has moved: its weights are compared above
+        wrapped = get_peft_model(model, config)
+    except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{source / ADAPTER_CONFIG} cannot be used ({first_line(error)}): take another") from error
     set_adapter_weights(wrapped, tensors, source)
     try:
