@@ -190,19 +190,22 @@ def save_adapter(model: nn.Module, folder: str | Path, state_dict: Mapping[str, 
 
 
 def adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
-    """adapter_model.safetensors of a folder; empty where there is none.
+    """adapter_model.safetensors of a folder.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is not there, holds nothing, or is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = Path(folder) / ADAPTER_WEIGHTS
     try:
-        return load_file(file) if file.is_file() else {}
+        tensors = load_file(file) if file.is_file() else {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is damaged ({first_line(error)}): take another checkpoint") from error
+    if not tensors:
+        raise InputError(f"adapter {folder} holds no weights ({ADAPTER_WEIGHTS}): take another checkpoint")
+    return tensors
 
 
 def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: str | Path) -> None:
@@ -212,7 +215,7 @@ def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], sour
 
     Args:
         model: a peft model with the adapter that they are of.
-        tensors: by their names in the file, or in the model.
+        tensors: as adapter_weights gives them.
         source: where they are from, to be named.
 
     Raises:
@@ -221,10 +224,7 @@ def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], sour
     from peft import set_peft_model_state_dict
 
     try:
-        if any(".default." in name for name in tensors):  # of DeepSpeed's shares, named as in the model
-            result = model.load_state_dict(tensors, strict=False)
-        else:
-            result = set_peft_model_state_dict(model, tensors)
+        result = set_peft_model_state_dict(model, tensors)
     except (RuntimeError, KeyError) as error:
         raise InputError(f"adapter {source} does not fit ({first_line(error)}): take another checkpoint") from error
     wrong = [name for name in result.missing_keys if is_adapter(name)] + list(result.unexpected_keys)

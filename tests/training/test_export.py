@@ -75,6 +75,22 @@ def as_checkpoint(folder: Path, step: int = 2) -> Path:
     return folder
 
 
+def save_shares(folder: Path, model: torch.nn.Module, processes: int = 2) -> None:
+    """A ZeRO-2 checkpoint's shares of the weights, as DeepSpeed's processes leave them."""
+    parameters = dict(model.named_parameters())
+    flat = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
+    flat = torch.nn.functional.pad(flat, (0, -len(flat) % (2 * processes)))
+    shares = folder / "global_step2"
+    shares.mkdir()
+    for rank, share in enumerate(flat.chunk(processes)):
+        optimizer = {"zero_stage": 2, "partition_count": processes, "single_partition_of_fp32_groups": [share.clone()]}
+        torch.save({"optimizer_state_dict": optimizer}, shares / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    states = {"module": {}, "buffer_names": [], "param_shapes": [shapes], "shared_params": {}, "ds_version": "0.19.8"}
+    torch.save(states, shares / "mp_rank_00_model_states.pt")
+    (folder / "latest").write_text("global_step2")
+
+
 def check_plain(folder: Path, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
     """Plain transformers finds every weight and no other, and the logits are those; nothing of training is there."""
     from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
@@ -218,6 +234,29 @@ def test_a_checkpoint_of_an_adapter_is_exported_merged(run, copy, tmp_path):
     (tmp_path / "plain").mkdir()
     export(as_checkpoint(copy), tmp_path / "plain")
     check_plain(tmp_path / "plain", logits(run[1]))
+
+
+def test_deepspeeds_shares_are_put_together(tiny_folder, tiny_processor, tmp_path):
+    pytest.importorskip("deepspeed")
+    model = save_run(tmp_path / "x", tiny_folder, None, tiny_processor)
+    checkpoint = as_checkpoint(tmp_path / "x")
+    save_shares(checkpoint, load_model(tiny_folder))
+    export(checkpoint, tmp_path / "whole")  # whole weights come first
+    check_plain(tmp_path / "whole", logits(model), tolerance=0)
+    shutil.rmtree(checkpoint / "global_step2")
+    save_shares(checkpoint, model)
+    (checkpoint / "model.safetensors").rename(tmp_path / "before.safetensors")
+    export(checkpoint, tmp_path / "plain")
+    check_plain(tmp_path / "plain", logits(model), tolerance=0)
+    kept, written = load_file(tmp_path / "before.safetensors"), load_file(tmp_path / "plain" / "model.safetensors")
+    assert kept.keys() == written.keys()
+    assert all(torch.equal(kept[name], written[name]) for name in kept)
+    (checkpoint / "global_step2" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
+    with pytest.raises(InputError, match="its shares cannot be put together"):
+        export(checkpoint, tmp_path / "new")
+    shutil.rmtree(checkpoint / "global_step2")
+    with pytest.raises(InputError, match="holds no weights"):
+        export(checkpoint, tmp_path / "new")
 
 
 def test_half_a_checkpoint_and_a_full_output_are_refused(copy, tmp_path):
