@@ -92,14 +92,18 @@ def check_adapter(adapter: Adapter, device: torch.device) -> None:
     Raises:
         InputError: peft or bitsandbytes is not installed, or 4 bits were asked for on a device that is not CUDA.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise InputError(f"adapter kind={adapter.kind!r} needs peft, which is not installed: install ppe-npu[train]")
+    _check_peft(adapter)
     if adapter.kind != "qlora":
         return
     if device.type != "cuda":
         raise InputError(f"adapter kind='qlora' needs a CUDA device, this run is on {device.type}: use lora, or dora")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("adapter kind='qlora' needs bitsandbytes, which is not installed: pip install bitsandbytes")
+
+
+def _check_peft(adapter: Adapter) -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(f"adapter kind={adapter.kind!r} needs peft, which is not installed: install ppe-npu[train]")
 
 
 def quantization(adapter: Adapter | None, device: torch.device) -> Any:
@@ -162,9 +166,15 @@ def add_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
         model. The adapter's own weights are fp32, also over a bf16 model.
 
     Raises:
-        InputError: peft is not installed, or a target that is not there.
+        InputError: peft is not installed, a target that is not there, or a model in 4 bits for another kind than qlora
+            (or qlora for one that is not).
     """
-    check_adapter(adapter, model.device)
+    _check_peft(adapter)
+    if (adapter.kind == "qlora") != bool(getattr(model, "quantization_method", None)):
+        raise InputError(
+            f"adapter kind={adapter.kind!r}: 'qlora', and only it, goes on a model that load_model was given "
+            "quantization(adapter, device) for"
+        )
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(

@@ -236,6 +236,14 @@ def test_a_target_that_is_not_there_is_named_with_those_that_are(model):
         add_adapter(model, Adapter(targets=("q_proj", "qkv")))
 
 
+def test_qlora_goes_on_four_bits_and_on_nothing_else(model):
+    with pytest.raises(InputError, match="kind='qlora': 'qlora', and only it"):
+        add_adapter(model, Adapter("qlora"))
+    model.quantization_method = "bitsandbytes"
+    with pytest.raises(InputError, match="kind='lora': 'qlora', and only it"):
+        add_adapter(model, Adapter("lora"))
+
+
 def test_four_bits_need_cuda_and_bitsandbytes(monkeypatch):
     assert quantization(None, torch.device("cpu")) is None
     assert quantization(Adapter("dora"), torch.device("cpu")) is None

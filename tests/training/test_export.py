@@ -115,6 +115,25 @@ def test_a_merged_model_is_the_adapters(tiny_folder, tiny_processor, tmp_path, k
     assert not list(tmp_path.glob(".*")), "nothing is left beside it"
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_the_other_families_are_merged_too(tiny_processor, tmp_path, family):
+    import transformers
+
+    random_model(family=family).save_pretrained(tmp_path / "base")
+    model = save_run(tmp_path / "final", str(tmp_path / "base"), "dora", tiny_processor)
+    merge_lora(tmp_path / "final", tmp_path / "merged")
+    plain_class = getattr(transformers, type(model.get_base_model()).__name__)
+    plain, found = plain_class.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    expected = logits(model)
+    torch.testing.assert_close(logits(plain), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    kept, written = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "merged"))
+    assert kept.keys() == written.keys()
+    moved = {name for name in kept if not torch.equal(kept[name], written[name])}
+    assert any("visual" in name for name in moved)
+    assert not {name for name in moved if name.endswith("bias") or "norm" in name}
+
+
 def test_a_merged_model_is_compressed_as_it_was_trained(run, tmp_path):
     merged = load_model(merge_lora(run[0], tmp_path / "merged"))
     tokens = tiny.VOCABULARY
