@@ -146,14 +146,10 @@ def _consolidated(source: Path) -> dict[str, torch.Tensor]:
     try:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     except ImportError as error:
-        raise InputError(
-            f"{source} is DeepSpeed's, which cannot be imported ({error}): install ppe-npu[train]"
-        ) from None
+        raise InputError(f"{source} needs DeepSpeed, which is not there ({error}): install ppe-npu[train]") from None
     try:
         return get_fp32_state_dict_from_zero_checkpoint(str(source))
-    except (
-        Exception
-    ) as error:  # DeepSpeed raises whatever its files make: EOFError, AssertionError, FileNotFoundError, ...
+    except Exception as error:  # DeepSpeed raises what its files make: EOFError, AssertionError, ...
         raise InputError(f"{source}: its shares cannot be put together ({first_line(error)}): take another") from error
 
 

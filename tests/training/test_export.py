@@ -225,7 +225,8 @@ def test_an_adapter_that_is_not_whole_is_refused(copy, tmp_path):
     (copy / "adapter_config.json").unlink()
     refuse("holds no adapter_config.json")
     (copy / "adapter_config.json").write_text(settings)
-    for text in ("{", "[]", '{"model": "x"}'):
+    odd = json.dumps({**read_base(copy), "dtype": "nn"})
+    for text in ("{", "[]", '{"model": "x"}', odd):
         (copy / BASE).write_text(text)
         refuse("base.json is damaged")
     (copy / BASE).unlink()
