@@ -25,6 +25,6 @@ def _whole(parameter: torch.nn.Parameter):
     """While it is open the parameter holds all its values, also where ZeRO-3 has cut it into shares."""
     if not hasattr(parameter, "ds_id"):
         return contextlib.nullcontext()
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     return GatheredParameters([parameter])

@@ -92,14 +92,18 @@ def check_adapter(adapter: Adapter, device: torch.device) -> None:
     Raises:
         InputError: peft or bitsandbytes is not installed, or 4 bits were asked for on a device that is not CUDA.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise InputError(f"adapter kind={adapter.kind!r} needs peft, which is not installed: install ppe-npu[train]")
+    _check_peft(adapter)
     if adapter.kind != "qlora":
         return
     if device.type != "cuda":
         raise InputError(f"adapter kind='qlora' needs a CUDA device, this run is on {device.type}: use lora, or dora")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("adapter kind='qlora' needs bitsandbytes, which is not installed: pip install bitsandbytes")
+
+
+def _check_peft(adapter: Adapter) -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(f"adapter kind={adapter.kind!r} needs peft, which is not installed: install ppe-npu[train]")
 
 
 def quantization(adapter: Adapter | None, device: torch.device) -> Any:
@@ -162,9 +166,15 @@ def add_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
         model. The adapter's own weights are fp32, also over a bf16 model.
 
     Raises:
-        InputError: peft is not installed, or a target that is not there.
+        InputError: peft is not installed, a target that is not there, or a model in 4 bits for another kind than qlora
+            (or qlora for one that is not).
     """
-    check_adapter(adapter, model.device)
+    _check_peft(adapter)
+    if (adapter.kind == "qlora") != bool(getattr(model, "quantization_method", None)):
+        raise InputError(
+            f"adapter kind={adapter.kind!r}: 'qlora', and only it, goes on a model that load_model was given "
+            "quantization(adapter, device) for"
+        )
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -190,19 +200,22 @@ def save_adapter(model: nn.Module, folder: str | Path, state_dict: Mapping[str, 
 
 
 def adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
-    """adapter_model.safetensors of a folder; empty where there is none.
+    """adapter_model.safetensors of a folder.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is not there, holds nothing, or is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = Path(folder) / ADAPTER_WEIGHTS
     try:
-        return load_file(file) if file.is_file() else {}
+        tensors = load_file(file) if file.is_file() else {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is damaged ({first_line(error)}): take another checkpoint") from error
+    if not tensors:
+        raise InputError(f"adapter {folder} holds no weights ({ADAPTER_WEIGHTS}): take another checkpoint")
+    return tensors
 
 
 def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: str | Path) -> None:
@@ -212,7 +225,7 @@ def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], sour
 
     Args:
         model: a peft model with the adapter that they are of.
-        tensors: by their names in the file, or in the model.
+        tensors: as adapter_weights gives them.
         source: where they are from, to be named.
 
     Raises:
@@ -221,10 +234,7 @@ def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], sour
     from peft import set_peft_model_state_dict
 
     try:
-        if any(".default." in name for name in tensors):  # of DeepSpeed's shares, named as in the model
-            result = model.load_state_dict(tensors, strict=False)
-        else:
-            result = set_peft_model_state_dict(model, tensors)
+        result = set_peft_model_state_dict(model, tensors)
     except (RuntimeError, KeyError) as error:
         raise InputError(f"adapter {source} does not fit ({first_line(error)}): take another checkpoint") from error
     wrong = [name for name in result.missing_keys if is_adapter(name)] + list(result.unexpected_keys)

@@ -17,6 +17,7 @@ BASE = "base.json"  # base_record()
 COMPRESSION = "compression.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEYS = ("model", "weights", "class", "dtype")
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def base_record(model: nn.Module, path: str | Path) -> dict[str, str]:
@@ -68,6 +69,7 @@ def read_base(folder: str | Path) -> dict[str, Any]:
         record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         record = None
-    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in _KEYS):
+    whole = isinstance(record, dict) and all(isinstance(record.get(key), str) for key in _KEYS)
+    if not whole or record["dtype"] not in _DTYPES:
         raise InputError(f"{file} is damaged: it must name {', '.join(_KEYS)}; take another checkpoint")
     return record

@@ -16,15 +16,14 @@ from ppe_npu.files import new_folder
 from ppe_npu.fingerprint import fingerprint
 from ppe_npu.loading import DTYPES, check_checkpoint, load_model
 from ppe_npu.training.adapters import adapter_weights, set_adapter_weights
-from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, read_base
-from ppe_npu.training.parts import is_adapter
+from ppe_npu.training.checkpoint import ADAPTER_CONFIG, BASE, COMPRESSION, WHOLE, read_base
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PROCESSOR = (
     *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "chat_template.*"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
 )
-_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
 def merge_lora(
@@ -119,16 +118,23 @@ def _full(source: Path) -> Any:
         return load_model(source, dtype="auto")
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source)
-    model_class = getattr(transformers, config.architectures[0])
-    state = _consolidated(source)
-    model, found = model_class.from_pretrained(
-        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
-    )
-    wrong = sorted(found["missing_keys"]) + sorted(found["unexpected_keys"])
-    if wrong:
-        raise InputError(f"{source} and its shares disagree on {len(wrong)} weights ({wrong[0]}, ...): take another")
+    model = _without_weights(source)
+    try:
+        model.load_state_dict(_consolidated(source), assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{source} and its shares disagree ({first_line(error)}): take another checkpoint") from error
+    if (source / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(source)
     return model
+
+
+def _without_weights(path: str | Path) -> Any:
+    """The model of a checkpoint, its parameters shapes without values."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        return getattr(transformers, config.architectures[0])(config)
 
 
 def _shared(source: Path) -> bool:
@@ -140,12 +146,10 @@ def _consolidated(source: Path) -> dict[str, torch.Tensor]:
     try:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     except ImportError as error:
-        raise InputError(
-            f"{source} is DeepSpeed's, which cannot be imported ({error}): install ppe-npu[train]"
-        ) from None
+        raise InputError(f"{source} needs DeepSpeed, which is not there ({error}): install ppe-npu[train]") from None
     try:
         return get_fp32_state_dict_from_zero_checkpoint(str(source))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # DeepSpeed raises what its files make: EOFError, AssertionError, ...
         raise InputError(f"{source}: its shares cannot be put together ({first_line(error)}): take another") from error
 
 
@@ -160,7 +164,7 @@ def _merged(source: Path, base: str | Path | None) -> Any:
         raise InputError("merging needs peft, which is not installed: install ppe-npu[train]") from None
     record = read_base(source)
     path = _base_path(source, record, base)
-    tensors = _adapter_tensors(source)
+    tensors = adapter_weights(source)
     _check_shapes(source, tensors, path)
     model = load_model(path, dtype=getattr(torch, record["dtype"]))
     found = fingerprint(model)
@@ -170,8 +174,10 @@ def _merged(source: Path, base: str | Path | None) -> Any:
             f"weights ({found}): name the one it was trained on with --model"
         )
     try:
-        wrapped = get_peft_model(model, PeftConfig.from_pretrained(str(source)))
-    except (ValueError, TypeError) as error:
+        config = PeftConfig.from_pretrained(str(source))
+        config.base_model_name_or_path = None  # peft would warn of one that has moved: its weights are compared above
+        wrapped = get_peft_model(model, config)
+    except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{source / ADAPTER_CONFIG} cannot be used ({first_line(error)}): take another") from error
     set_adapter_weights(wrapped, tensors, source)
     try:
@@ -194,24 +200,11 @@ def _base_path(source: Path, record: Mapping[str, str], base: str | Path | None)
     return path
 
 
-def _adapter_tensors(source: Path) -> dict[str, torch.Tensor]:
-    """The adapter's weights: of its file, or of DeepSpeed's shares where that holds none."""
-    tensors = adapter_weights(source)
-    if not tensors and _shared(source):
-        tensors = {name: value for name, value in _consolidated(source).items() if is_adapter(name)}
-    if not tensors:
-        raise InputError(f"adapter {source} holds no weights ({ADAPTER_WEIGHTS}): take another checkpoint")
-    return tensors
-
-
 def _check_shapes(source: Path, tensors: Mapping[str, torch.Tensor], path: str) -> None:
     """Raise InputError unless the base has the layers that the adapter was trained for; reads no weights."""
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(path)
-    with torch.device("meta"):
-        model = getattr(transformers, check_checkpoint(path))(config)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    layers = {
+        name: module for name, module in _without_weights(path).named_modules() if isinstance(module, torch.nn.Linear)
+    }
     for name, value in tensors.items():
         factor = _FACTOR.fullmatch(name)
         if factor is None:

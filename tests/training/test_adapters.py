@@ -191,7 +191,8 @@ def test_weights_are_set_whole_or_refused(model, tmp_path):
         with pytest.raises(InputError, match=words) as error:
             set_adapter_weights(other, dict(wrong), "folder")
         assert "\n" not in str(error.value)
-    assert adapter_weights(tmp_path / "none") == {}
+    with pytest.raises(InputError, match="none holds no weights"):
+        adapter_weights(tmp_path / "none")
     file = tmp_path / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match="damaged"):
@@ -233,6 +234,14 @@ def test_values_come_back_as_they_were_written():
 def test_a_target_that_is_not_there_is_named_with_those_that_are(model):
     with pytest.raises(InputError, match="'qkv' is no linear layer of language: there are down_proj, gate_proj"):
         add_adapter(model, Adapter(targets=("q_proj", "qkv")))
+
+
+def test_qlora_goes_on_four_bits_and_on_nothing_else(model):
+    with pytest.raises(InputError, match="kind='qlora': 'qlora', and only it"):
+        add_adapter(model, Adapter("qlora"))
+    model.quantization_method = "bitsandbytes"
+    with pytest.raises(InputError, match="kind='lora': 'qlora', and only it"):
+        add_adapter(model, Adapter("lora"))
 
 
 def test_four_bits_need_cuda_and_bitsandbytes(monkeypatch):
