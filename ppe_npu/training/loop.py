@@ -162,7 +162,13 @@ class CompressedTrainer(Trainer):
         return str(Path(folder) / _SAVING) if self._saving else folder
 
     def _save_checkpoint(self, model, trial) -> None:
-        """A checkpoint is made aside, and takes its name when every process has written its part."""
+        """A checkpoint is made aside, and takes its name when every process has written its part.
+
+        None after the last step: final/ is about to be written, and transformers (5.22) takes one step too many when it
+        resumes a run that is at its end.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            return
         with self._aside():
             made = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             super()._save_checkpoint(model, trial)

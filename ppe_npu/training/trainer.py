@@ -135,6 +135,8 @@ def _check(config: TrainConfig, device, processes: int) -> None:
         raise InputError("tensorboard is asked for and not installed: install ppe-npu[train], or leave it out")
     if config.adapter is not None:
         check_adapter(config.adapter, device)
+        if config.adapter.kind == "qlora" and config.dtype != "bf16":
+            raise InputError(f"dtype={config.dtype!r} with adapter kind='qlora': its 4 bits are computed in bf16")
     config.accumulation(processes)
     check_compression(config.model, config.compression)
 
@@ -159,7 +161,9 @@ def _records(config: TrainConfig, processor: Any, first: bool) -> tuple[list[Rec
 
 def _model(config: TrainConfig, device) -> tuple[Any, dict[str, str]]:
     """The model as it learns, on its device, and the record of what it was."""
-    model = load_model(config.model, device, quantization_config=quantization(config.adapter, device))
+    # Under an adapter the weights stay as they are, and half as wide; its own are fp32.
+    dtype = "bf16" if config.adapter is not None and config.dtype == "bf16" else "fp32"
+    model = load_model(config.model, device, dtype, quantization_config=quantization(config.adapter, device))
     base = base_record(model, config.model)
     model = compress(model, config.compression)
     if config.adapter is not None:

@@ -1,8 +1,10 @@
-"""Several processes on one machine: the same losses as one process on the same global batch."""
+"""Several processes, on one machine or on two played by one: the losses of one process on the same global batch."""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 
@@ -11,41 +13,90 @@ from fixtures import write_noise_records
 from safetensors.torch import load_file
 
 SETTINGS = ("--device", "cpu", "--compression", "ppe", "--k", "4", "--max-steps", "10", "--learning-rate", "1e-5")
+TRAIN = ("-m", "ppe_npu.cli", "train", *SETTINGS, "--logging-steps", "1")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    return str(write_noise_records(folder, records=24, most_words=5))
+def common(tmp_path_factory, tiny_folder):
+    data = write_noise_records(tmp_path_factory.mktemp("data"), records=24, most_words=5)
+    return ("--model", tiny_folder, "--data", str(data))
 
 
-def launch(processes: int, *arguments: str, port: int = 29511) -> None:
-    """`ppe-npu train`, by torchrun if there are several processes."""
-    command = [sys.executable, "-m", "ppe_npu.cli", "train", *SETTINGS, "--logging-steps", "1", *arguments]
-    if processes > 1:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        command = [*torchrun, "--master-port", str(port), *command[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, common):
+    """The run of one process that the others are compared with."""
+    folder = tmp_path_factory.mktemp("one")
+    finish(start([sys.executable, *TRAIN, *common, "--batch-size", "8", "--output", str(folder)]))
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}  # only silences DeepSpeed's guess
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)
+
+
+def finish(*processes: subprocess.Popen, seconds: int = 300) -> None:
+    try:
+        for process in processes:
+            printed, _ = process.communicate(timeout=seconds)
+            assert process.returncode == 0, printed[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def torchrun(*arguments: str, processes: int = 2, nodes: int = 1) -> list[subprocess.Popen]:
+    """One launcher for each machine, with as many processes each."""
+    port = str(free_port())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    where = ("--master-addr", "127.0.0.1", "--master-port", port, "--nnodes", str(nodes))
+    return [start([*launcher, *where, "--node-rank", str(rank), *TRAIN, *arguments]) for rank in range(nodes)]
 
 
 def losses(folder) -> list[float]:
     return [loss for _, loss in json.loads((folder / "summary.json").read_text())["losses"]]
 
 
-def test_two_processes_learn_as_one(tiny_folder, data, tmp_path):
-    """Ten steps on a global batch of 8; questions differ in length, so that a mean of means would be another loss.
+def check_equal(folder, one) -> None:
+    """Steps are as small as in fine-tuning: Adam's first go by the sign of every gradient, that of rounding, too."""
+    expected = losses(one)
+    assert len(expected) == 10
+    assert expected[-1] < expected[0]
+    assert losses(folder) == pytest.approx(expected, abs=1e-5)
+    weights, wanted = (load_file(run / "final" / "model.safetensors") for run in (folder, one))
+    assert weights.keys() == wanted.keys()
+    assert max((weights[key] - wanted[key]).abs().max().item() for key in wanted) < 3e-4
 
-    Steps are as small as in fine-tuning: Adam's first ones go by the sign of every gradient, that of rounding, too.
-    """
-    common = ("--model", str(tiny_folder), "--data", data)
-    launch(1, *common, "--batch-size", "8", "--output", str(tmp_path / "one"))
-    launch(2, *common, "--batch-size", "4", "--output", str(tmp_path / "two"))
-    launch(2, *common, "--batch-size", "2", "--gradient-accumulation", "2", "--output", str(tmp_path / "four"))
-    one = losses(tmp_path / "one")
-    assert len(one) == 10
-    assert one[-1] < one[0]
-    for name in ("two", "four"):
-        assert losses(tmp_path / name) == pytest.approx(one, abs=1e-5), name
-        weights, expected = (load_file(tmp_path / n / "final" / "model.safetensors") for n in (name, "one"))
-        assert max((weights[key] - expected[key]).abs().max().item() for key in expected) < 3e-4
+
+def test_two_machines_learn_as_one_process(one, common, tmp_path):
+    """Ten steps on a global batch of 8; answers differ in length, so that a mean of means would be another loss."""
+    finish(*torchrun(*common, "--batch-size", "4", "--output", str(tmp_path / "two"), processes=1, nodes=2))
+    check_equal(tmp_path / "two", one)
+
+
+def test_processes_packing_and_accumulation_together_change_nothing(one, common, tmp_path):
+    asked = ("--batch-size", "2", "--global-batch", "8", "--packing", "--output", str(tmp_path / "four"))
+    finish(*torchrun(*common, *asked))
+    check_equal(tmp_path / "four", one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero2", "zero2_offload", "zero3", "zero3_offload"])
+def test_deepspeed_learns_as_one_process(name, one, common, tmp_path):
+    """Over gloo. The first run on a machine compiles DeepSpeed's communication for CPUs: minutes."""
+    folder = tmp_path / name
+    asked = ("--batch-size", "4", "--output", str(folder), "--deepspeed", f"scripts/deepspeed/{name}.json")
+    finish(*torchrun(*common, *asked, "--save-steps", "5"), seconds=900)
+    check_equal(folder, one)
+    # Cut off after its checkpoint: what went on from there is what went through.
+    whole = losses(folder)
+    (folder / "summary.json").unlink()
+    finish(*torchrun(*common, *asked, "--save-steps", "5", "--resume"), seconds=900)
+    assert losses(folder) == pytest.approx(whole, abs=1e-6)
