@@ -1,0 +1,72 @@
+"""What a model is asked in training is what generate() is asked: the same tokens, pixels, positions, logits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ppe_npu import CompressionConfig, compress
+from ppe_npu.inputs import build_inputs
+from ppe_npu.loading import load_model
+from ppe_npu.media import VideoSampling
+from ppe_npu.training.collator import NOTES, Collator
+from ppe_npu.training.data import read_records
+
+SAMPLING = VideoSampling(nframes=4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"positions": "ppe", "k": 4},
+        {"positions": "ppe", "k": 4, "layers": [1], "ratio": 0.3},
+        {"positions": "renumber", "k": 1, "order": "score", "temporal_ratio": 0.5},
+    ],
+)
+def test_the_logits_of_training_are_those_of_prefill(
+    settings, tiny_folder, tiny_processor, write_image, write_clip, tmp_path
+):
+    turns = [
+        {"from": "system", "value": "short answers"},
+        {"from": "human", "value": "row <image> red"},
+        {"from": "gpt", "value": "3"},
+        {"from": "human", "value": "<video>\ncol blue"},
+        {"from": "gpt", "value": "4"},
+    ]
+    records = [
+        {"image": write_image("a.png", 0, (96, 64)), "video": write_clip("a.mp4"), "conversations": turns},
+        {"conversations": [{"from": "human", "value": "row red"}, {"from": "gpt", "value": "1"}]},
+        {"image": write_image("b.png", 1), "conversations": [turns[1], turns[2]]},
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    records = read_records(tmp_path / "data.json")
+    model = compress(load_model(tiny_folder), CompressionConfig(**settings))
+    collator = Collator(tiny_processor, model.compression.vision, SAMPLING)
+    batch = {key: value for key, value in collator(records).items() if key not in NOTES}
+    with torch.no_grad():
+        trained = model(**batch)
+        packed = model(**batch, packed=True)
+    at = 0
+    for number, record in enumerate(records):
+        question = record.messages()[:-1]  # without the answer that it is about to learn
+        asked = build_inputs(tiny_processor, [question], sampling=SAMPLING)
+        out = model.generate(
+            **{key: value for key, value in asked.items() if key != "mm_token_type_ids"},
+            max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        length = model.compression.report.prompt_tokens_after
+        torch.testing.assert_close(trained.logits[number, length - 1], out.logits[0][0], rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(packed.logits[0, at + length - 1], out.logits[0][0], rtol=1e-4, atol=2e-5)
+        # The next sample begins after this one's answer and its end.
+        labels = trained.labels[number]
+        at += int((labels != -100).nonzero().max()) + 1 + _tail(tiny_processor, record)
+
+
+def _tail(processor, record) -> int:
+    """Tokens of the template after the last labelled one."""
+    from ppe_npu.training.tokens import IGNORED, Tokeniser
+
+    labels = Tokeniser(processor)(record).labels
+    return len(labels) - 1 - int((labels != IGNORED).nonzero()[0].max())
