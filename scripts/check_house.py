@@ -29,6 +29,7 @@ LEVELS = {
     "ppe_npu.demo": 7,
     "ppe_npu.describe": 8,
     "ppe_npu.commands": 8,
+    "ppe_npu.evaluate": 8,
     "ppe_npu.cli": 9,
 }
 DEVICE_PACKAGES = {"torch_npu", "mindspeed", "flash_attn", "triton", "liger_kernel"}
