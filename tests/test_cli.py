@@ -289,7 +289,7 @@ def test_eval_says_what_failed_and_fails_if_all_did(run, tiny_folder, tmp_path, 
     scenes.write_split(tmp_path / "data", "test", 1, seed=1, questions_per_image=2)
     asked = ["eval", "--device", "cpu", "--model", tiny_folder, "--compression", "keep_one"]
     asked += ["--data-root", tmp_path / "data", "--output", tmp_path / "out"]
-    monkeypatch.setattr("ppe_npu.evaluation.runner.generate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("ppe_npu.evaluation.answers.generate", lambda *_, **__: 1 / 0)
     code, _, err = run(*asked)
     assert code == 1
     assert "2 of 2 samples failed" in err

@@ -79,8 +79,8 @@ def measure(sample: Sample, processor: Any, config: CompressionConfig, asked: Vi
 
 def _image_tokens(processor: Any, image: Any) -> int:
     width, height = _image_size(str(image)) if isinstance(image, (str, Path)) else getattr(image, "size", _SCREEN)
-    maker = processor.image_processor
-    return _tokens(width, height, maker, maker.size["shortest_edge"], maker.size["longest_edge"])
+    size = processor.image_processor.size
+    return _tokens(processor, width, height, size["shortest_edge"], size["longest_edge"])
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -101,7 +101,7 @@ def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[in
     steps = max(sampling.count(total, fps, maker.temporal_patch_size) // maker.temporal_patch_size, 1)
     least = sampling.min_pixels or maker.size["shortest_edge"]
     most = sampling.max_pixels or maker.size["longest_edge"]
-    return steps, _tokens(width, height, maker, least, most)
+    return steps, _tokens(processor, width, height, least, most)
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -121,7 +121,11 @@ def _video_facts(path: str) -> tuple[int, float, int, int]:
         return _FRAMES, 1.0, *_SCREEN
 
 
-def _tokens(width: int, height: int, maker: Any, least: int, most: int) -> int:
+def _tokens(processor: Any, width: int, height: int, least: int, most: int) -> int:
     """Visual tokens of a picture that is resized to between `least` and `most` pixels."""
-    pixels = min(max(width * height, least), max(most, 1))
-    return max(pixels // (maker.patch_size * maker.merge_size) ** 2, 1)
+    maker = processor.image_processor
+    try:
+        patches = maker.get_number_of_image_patches(height, width, {"min_pixels": least, "max_pixels": most})
+    except ValueError:  # a picture that is too narrow: answering it will say so
+        patches = least // maker.patch_size**2
+    return max(patches // maker.merge_size**2, 1)
