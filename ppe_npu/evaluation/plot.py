@@ -107,13 +107,15 @@ def _kept_axis(axes: Any) -> None:
 
 
 def _bars(axes: Any, found: Mapping[str, Any]) -> None:
-    """One benchmark's question types: grouped bars, one shade a row; of several runs, from the least to the most."""
+    """One benchmark's question types: grouped bars, a colour a method; of several runs, from the least to the most."""
     rows, kinds = found["rows"], found["types"]
     width = 0.8 / len(rows)
     curves = list(dict.fromkeys(row["method"] for row in rows if not row["dense"]))
     for number, row in enumerate(rows):
         values, spreads = [100 * row["types"].get(kind, 0.0) for kind in kinds], row["types_spread"]
         style: dict[str, Any] = {"color": "0.35" if row["dense"] else _colour(curves.index(row["method"]))}
+        alike = [other["retention"] for other in rows if other["method"] == row["method"]]
+        style["alpha"] = 1 - 0.6 * sum(kept > row["retention"] for kept in alike) / len(alike)  # less kept, paler
         if spreads:
             ends = [[100 * end for end in spreads.get(kind, (0.0, 0.0))] for kind in kinds]
             sides = [[v - low for v, (low, _) in zip(values, ends)], [high - v for v, (_, high) in zip(values, ends)]]

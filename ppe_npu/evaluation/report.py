@@ -19,7 +19,8 @@ _SCORES = (
     "Scores in percent where they are shares. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
     "alike); of several runs of one name the mean, with the least and the most behind it. p: two-sided, of no "
     "difference from dense on the same samples (McNemar's exact test for right-or-wrong scores, else a sign-flip "
-    "permutation test, or the paired bootstrap of a metric over all samples), not corrected for many comparisons."
+    "permutation test, or the paired bootstrap of a metric over all samples), not corrected for many comparisons. In "
+    "the picture methods of one budget stand side by side; the grey band is dense's interval."
 )
 _COSTS = (
     "Costs come from the same runs, means per sample: visual tokens that the LLM saw and their share, averaged over "
@@ -30,7 +31,7 @@ _COSTS = (
 
 
 def collect(folder: str | Path) -> list[dict[str, Any]]:
-    """The results of all finished runs in a folder and below, dense first, then by name; each with its "folder".
+    """The results of all finished runs in a folder and below, dense first, then by method; each with its "folder".
 
     Raises:
         InputError: there are none.
@@ -45,7 +46,12 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
             found.append({**result, "folder": str(file.parent)})
     if not found:
         raise InputError(f"{folder} holds no results of an evaluation: run `ppe-npu eval --output {folder}` first")
-    return sorted(found, key=lambda result: (result["settings"]["benchmark"], result["name"] != "dense"))
+
+    def place(result: Mapping[str, Any]) -> tuple:
+        own = result.get("method", result["name"])
+        return result["settings"]["benchmark"], own != "dense", own, -result["costs"]["retention"]
+
+    return sorted(found, key=place)
 
 
 def unfinished(folder: str | Path) -> list[str]:
