@@ -23,7 +23,7 @@ from ppe_npu.evaluation.identity import benchmark_identity, check_settings
 from ppe_npu.evaluation.report import check_plotting, collect, unfinished, write_report
 from ppe_npu.evaluation.runner import Evaluation, new_tokens
 from ppe_npu.evaluation.sharing import check_shared
-from ppe_npu.loading import check_compression, load_model, load_processor, quiet_transformers
+from ppe_npu.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
 from ppe_npu.media import VideoSampling
 from ppe_npu.models import compress
 
@@ -45,7 +45,7 @@ def run_eval(args: argparse.Namespace) -> int:
     model_path = Path(args.model) if args.model else EMBEDDED / "final"
     if args.model is None and not model_path.is_dir():
         raise InputError(f"{model_path} is not there: run `ppe-npu train` first, or name a checkpoint with --model")
-    _check_numbers(args)
+    _check_arguments(args)
     check_plotting()
     quiet_transformers()
     chosen = _chosen(args, model_path)
@@ -54,13 +54,13 @@ def run_eval(args: argparse.Namespace) -> int:
     loaded = load_benchmarks(args.benchmarks, args.data_root)
     check_compression(model_path, *chosen)
     processor, sampling = load_processor(model_path, args.min_pixels, args.max_pixels), video_sampling(args)
-    runs = []
+    runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
     for benchmark in loaded:
         identity, tokens = benchmark_identity(benchmark), new_tokens(benchmark, args.max_new_tokens)
         for config in chosen:
             folder = Path(args.output) / benchmark.name / config.label
             runs.append(Asked(benchmark, identity, config, folder, tokens))
-            known = answer_settings(processor, config, str(model_path), args.dtype, tokens, sampling, args.seed)
+            known = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed)
             check_settings(folder, {**identity, **known})
     check_shared(Path(args.output))
     results = _evaluate(load_model(model_path, device, args.dtype), processor, runs, sampling, args)
@@ -103,7 +103,9 @@ def load_benchmarks(names: list[str], data_root: str) -> list[Any]:
     return loaded
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
+def _check_arguments(args: argparse.Namespace) -> None:
+    if Path(args.output).is_file():
+        raise InputError(f"output {args.output} is a file: name a folder")
     for option in ("batch_size", "batch_tokens", "max_new_tokens"):
         value = getattr(args, option)
         if value is not None and value < 1:
