@@ -23,6 +23,9 @@ class Again(Layout):
 
     name, max_new_tokens, headline = "again", 1, "length"
 
+    def unit(self, row):
+        return row["index"]
+
     def metrics(self, rows):
         return {"length": sum(len(row["answer"]) + 1 for row in rows)}
 

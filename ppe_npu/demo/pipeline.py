@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -132,7 +133,8 @@ def run_job(job: Job) -> dict[str, Any]:
     benchmark = benchmarks.load("layout", data / "test.jsonl")
     limits = {"batch_size": EVAL.batch_size, "max_new_tokens": EVAL.max_new_tokens}
     results = evaluate(model, load_processor(final), benchmark, job.folder / "eval", name=job.method.name, **limits)
-    return {**results, "seed": job.seed, "ratio": job.method.config.ratio}
+    curve = re.sub(r" \d+%$", "", job.method.name)
+    return {**results, "method": curve, "seed": job.seed, "ratio": job.method.config.ratio}
 
 
 def _train(recipe, model: Path, data: Path, output: Path, compression, seed: int, device: str) -> None:

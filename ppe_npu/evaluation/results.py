@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,46 +65,42 @@ def corpus(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
 
     headline (where the benchmark names one, or single answers have no score): name, value, low, high and the
     bootstrap's replicates, which pair with those of another method on the same samples; without replicates "why" says
-    why there are none. Samples with one "group" are drawn together.
+    why there are none. What is drawn is what benchmark.unit(row) names: rows of one unit come together, and a unit that
+    is drawn again has another row["copy"].
     """
     if not hasattr(benchmark, "metrics"):
         return {}
-    seen = [{key: row.get(key) for key in ("index", "type", "prompt", "GT", "answer", "score")} for row in rows]
-    started = time.perf_counter()
+    keys = ("index", "type", "prompt", "GT", "answer", "score", "error")
+    seen = [{key: row[key] for key in keys if key in row} for row in rows]
     metrics = {name: float(value) for name, value in benchmark.metrics(seen).items()}
-    seconds = time.perf_counter() - started
     name = getattr(benchmark, "headline", None)
     if name is None and all(row["score"] is None for row in rows if "error" not in row):
         name = next(iter(metrics))  # there is nothing else to call the score
     if name is None:
         return {"metrics": metrics}
-    headline: dict[str, Any] = {"name": name, "value": metrics[name]}
-    draws = int(min(_DRAWS, _SECONDS / max(seconds, 1e-9)))
-    if draws < _FEWEST:
-        return {"metrics": metrics, "headline": {**headline, "why": f"{name} takes {seconds:.1f} s to compute"}}
+    return {"metrics": metrics, "headline": {"name": name, "value": metrics[name], **_spread(benchmark, name, seen)}}
+
+
+def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """{"low", "high", "replicates"} of a metric over all samples, or {"why"} there are none."""
+    if not hasattr(benchmark, "unit"):
+        return {"why": "the benchmark does not say what may be resampled"}
+    units: dict[Any, list[Row]] = {}
+    for row in rows:
+        units.setdefault(benchmark.unit(row), []).append(row)
+    groups, replicates, started = list(units.values()), [], time.perf_counter()
     try:
-        replicates = _replicates(lambda drawn: benchmark.metrics(drawn)[name], seen, _groups(rows), draws)
+        for drawn in itertools.chain.from_iterable(resamples(len(groups), _DRAWS)):
+            again = [{**row, "copy": copy} for copy, unit in enumerate(drawn.tolist()) for row in groups[unit]]
+            replicates.append(float(benchmark.metrics(again)[name]))
+            if time.perf_counter() - started > _SECONDS:
+                break
     except Exception as error:  # a metric need not be defined on resampled rows
-        return {"metrics": metrics, "headline": {**headline, "why": f"{name} of a resample: {first_line(error)}"}}
+        return {"why": f"{name} of a resample: {first_line(error)}"}
+    if len(replicates) < _FEWEST:
+        return {"why": f"{len(replicates)} resamples took {_SECONDS:.0f} s"}
     low, high = interval(replicates)
-    return {"metrics": metrics, "headline": {**headline, "low": low, "high": high, "replicates": replicates}}
-
-
-def _replicates(metric, rows: Sequence[Row], groups: Sequence[list[int]], draws: int) -> list[float]:
-    return [
-        float(metric([rows[number] for group in drawn for number in groups[group]]))
-        for block in resamples(len(groups), draws)
-        for drawn in block
-    ]
-
-
-def _groups(rows: Sequence[Row]) -> list[list[int]]:
-    """Numbers of rows that are drawn together: those of one "group", and every other one by itself."""
-    found: dict[Any, list[int]] = {}
-    for number, row in enumerate(rows):
-        group = row.get("group")
-        found.setdefault(("row", number) if group is None else ("group", group), []).append(number)
-    return list(found.values())
+    return {"low": low, "high": high, "replicates": replicates}
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:

@@ -230,5 +230,4 @@ class Evaluation:
 
 def _row(sample: Sample) -> dict[str, Any]:
     """What a line says of the question."""
-    row = {key: sample.get(key) for key in ("index", "type", "prompt", "GT")}
-    return {**row, "group": sample["group"]} if sample.get("group") is not None else row
+    return {key: sample.get(key) for key in ("index", "type", "prompt", "GT")}

@@ -55,12 +55,14 @@ def conversation(sample: Sample) -> list[dict[str, Any]]:
 
 
 def sampling_of(sample: Sample, asked: VideoSampling | None) -> VideoSampling:
-    """The sample's own rule for frames, else the one that was asked for; bounds on pixels hold for both."""
+    """Which frames: of the sample's own rule, with the number of frames and the sizes that were asked for, if any."""
     asked, own = asked or VideoSampling(), sample.get("sampling")
     if own is None:
         return asked
-    bounds = {key: getattr(asked, key) for key in ("min_pixels", "max_pixels") if getattr(own, key) is None}
-    return replace(own, **bounds)
+    changes = {key: getattr(asked, key) for key in ("min_pixels", "max_pixels") if getattr(asked, key) is not None}
+    if asked.fps is not None or asked.nframes is not None:
+        changes |= {"fps": asked.fps, "nframes": asked.nframes}
+    return replace(own, **changes)
 
 
 def measure(sample: Sample, processor: Any, config: CompressionConfig, asked: VideoSampling | None = None) -> Measure:

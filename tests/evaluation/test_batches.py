@@ -148,28 +148,32 @@ def test_a_metric_over_all_samples_has_replicates_and_an_interval(tmp_path):
     class Corpus(Counting):
         headline = "pairs"
 
-        def __getitem__(self, number):
-            return {**super().__getitem__(number), "group": number // 2}
+        def unit(self, row):
+            return row["index"] // 2
 
         def score(self, answer, sample):
             return None
 
         def metrics(self, rows):
             assert {"index", "type", "prompt", "GT", "answer", "score"} <= rows[0].keys()
-            assert len(rows) % 2 == 0  # the two samples of a group are drawn together
-            return {"pairs": sum(int(row["answer"]) % 4 == 0 for row in rows) / len(rows), "rows": len(rows)}
+            pairs = {}
+            for row in rows:
+                pairs.setdefault((self.unit(row), row.get("copy")), []).append(int(row["answer"]) % 4 == 0)
+            # A pair is drawn as a whole, and one that is drawn again is another pair.
+            assert all(len(pair) == 2 for pair in pairs.values())
+            return {"pairs": sum(map(any, pairs.values())) / len(pairs), "rows": len(rows)}
 
     results = run(Noting(), 40, tmp_path, Corpus(40))
-    assert results["metrics"] == {"pairs": 0.25, "rows": 40}
+    assert results["metrics"] == {"pairs": 0.5, "rows": 40}
     assert results["accuracy"]["count"] == 0
     headline = results["headline"]
-    assert (headline["name"], headline["value"], len(headline["replicates"])) == ("pairs", 0.25, 1000)
-    # 10 of 20 groups have one: the share's standard error is sqrt(.5 * .5 / 20) / 2.
-    assert headline["low"] == pytest.approx(0.25 - 1.96 * 0.0559, abs=0.02)
-    assert headline["high"] == pytest.approx(0.25 + 1.96 * 0.0559, abs=0.02)
+    assert (headline["name"], headline["value"], len(headline["replicates"])) == ("pairs", 0.5, 1000)
+    # 10 of 20 pairs: the share's standard error is sqrt(.5 * .5 / 20).
+    assert headline["low"] == pytest.approx(0.5 - 1.96 * 0.112, abs=0.04)
+    assert headline["high"] == pytest.approx(0.5 + 1.96 * 0.112, abs=0.04)
 
 
-def test_a_metric_that_resamples_do_not_have_says_so(tmp_path):
+def test_a_metric_without_an_interval_says_why(tmp_path, monkeypatch):
     class Strict(Counting):
         headline = "all"
 
@@ -178,8 +182,18 @@ def test_a_metric_that_resamples_do_not_have_says_so(tmp_path):
                 raise ValueError("a sample is there twice")
             return {"all": 1.0}
 
-    headline = run(Noting(), 9, tmp_path, Strict(9))["headline"]
+    class Unit(Strict):
+        def unit(self, row):
+            return row["index"]
+
+    headline = run(Noting(), 9, tmp_path / "a", Strict(9))["headline"]
+    assert headline == {"name": "all", "value": 1.0, "why": "the benchmark does not say what may be resampled"}
+    headline = run(Noting(), 9, tmp_path / "b", Unit(9))["headline"]
     assert headline == {"name": "all", "value": 1.0, "why": "all of a resample: a sample is there twice"}
+    monkeypatch.setattr("ppe_npu.evaluation.results._SECONDS", 0.0)
+    Unit.metrics = lambda benchmark, rows: {"all": 1.0}
+    headline = run(Noting(), 9, tmp_path / "c", Unit(9))["headline"]
+    assert headline == {"name": "all", "value": 1.0, "why": "1 resamples took 0 s"}
 
 
 def test_every_sample_needs_an_index_of_its_own(tmp_path):
@@ -226,7 +240,9 @@ def test_samples_with_other_rules_for_frames_are_not_in_one_batch(tiny_processor
     )
     asked = VideoSampling(nframes=4, max_pixels=2304)
     assert sampling_of(plain, asked) == asked
-    assert sampling_of(own, asked) == VideoSampling(fps=2.0, max_pixels=2304)
+    own["sampling"] = VideoSampling(fps=2.0, max_frames=6)
+    assert sampling_of(own, asked) == VideoSampling(nframes=4, max_pixels=2304, max_frames=6)
+    assert sampling_of(own, VideoSampling(max_pixels=2304)) == VideoSampling(fps=2.0, max_pixels=2304, max_frames=6)
     buckets = {measure(sample, tiny_processor, DENSE, asked).bucket for sample in (plain, own)}
     assert len(buckets) == 2
 

@@ -27,6 +27,9 @@ class Points:
 
     headline = "points"
 
+    def unit(self, row):
+        return row["index"]
+
     def metrics(self, rows):
         return {"points": 20 * sum(row["score"] for row in rows)}
 
