@@ -64,6 +64,11 @@ def test_resamples_come_in_blocks_that_fit_into_memory(monkeypatch):
     assert all(((block >= 0) & (block < 10)).all() for block in blocks)
 
 
+def test_interval_leaves_as_much_above_as_below():
+    assert interval(range(1001)) == pytest.approx((25, 975))
+    assert interval(range(1001), level=0.5) == pytest.approx((250, 750))
+
+
 def test_interval_covers_the_mean_as_often_as_it_says():
     generator = np.random.default_rng(0)
     covered = 0
