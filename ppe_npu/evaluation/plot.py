@@ -124,5 +124,5 @@ def _bars(axes: Any, found: Mapping[str, Any]) -> None:
         axes.bar(at, values, width, **style)
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set_ylim(0, 105)
-    axes.set_title("by question type, rows in the table's order", fontsize="medium")
+    axes.set_title("by question type; paler: fewer tokens kept", fontsize="medium")
     axes.set_ylabel("accuracy, %")
