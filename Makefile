@@ -22,14 +22,15 @@ ifeq ($(EMULATE),1)
 include $(VENV)/emulator.mk
 endif
 
-.PHONY: help demo test test-all test-matrix test-npu test-emulated ascend-emulator bench lint format train eval parity clean
+.PHONY: help demo test test-all test-matrix test-npu test-emulated ascend-emulator bench lint format train eval report parity clean
 
 help:
 	@echo "make demo     train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1]"
 	@echo "make test     all fast tests        make test-all   the slow ones, too        make lint   style and imports"
 	@echo "make train    fine-tune with compression     [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT="
 	@echo "                RECIPE= NPROC= NNODES= DEEPSPEED= TRAIN_ARGS='--packing --adapter lora ...']"
-	@echo "make eval     evaluate                       [DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT=]"
+	@echo "make eval     evaluate                       [DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT= NPROC= BATCH_SIZE=]"
+	@echo "make report   tables and a picture from finished evaluations                       [OUTPUT=runs/eval]"
 	@echo "make parity   this device's operators against the fp64 specification                [DEVICE=]"
 	@echo "make bench    clustering and prefill, with and without compression                  [DEVICE= OUTPUT=runs/bench]"
 	@echo "make test-npu      the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there"
@@ -44,7 +45,11 @@ train: $(VENV)/.ready
 
 # Without a model: the embedded one, trained first if it is not there.
 eval: $(VENV)/.ready $(if $(MODEL),,runs/train/final)
-	$(BIN)/ppe-npu eval --device $(DEVICE) $(call option,--benchmarks,$(BENCHMARKS)) $(common)
+	$(call launch) eval --device $(DEVICE) $(call option,--benchmarks,$(BENCHMARKS)) $(common) \
+		$(call option,--batch-size,$(BATCH_SIZE))
+
+report: $(VENV)/.ready
+	$(BIN)/ppe-npu report $(OUTPUT)
 
 runs/train/final: | $(VENV)/.ready
 	$(BIN)/ppe-npu train --device $(DEVICE)

@@ -146,6 +146,13 @@ def reset_peak_memory(device: torch.device) -> None:
         runtime.reset_peak_memory_stats(device)
 
 
+def release_memory(device: torch.device) -> None:
+    """Gives back what torch's allocator holds in reserve, after an allocation has failed; does nothing on the CPU."""
+    runtime = _runtime(device)
+    if runtime is not None:
+        runtime.empty_cache()
+
+
 def synchronize(device: torch.device) -> None:
     """Waits until `device` has done what was queued, so that a clock can be read; does nothing on the CPU."""
     runtime = _runtime(device)
@@ -171,6 +178,22 @@ def process_count() -> int:
 def process_rank() -> int:
     """Which of them this is; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
+
+
+def of_this_process(device: torch.device) -> torch.device:
+    """The device of its kind that this process works on: torchrun's n-th process of a machine takes the n-th one.
+
+    Raises:
+        DeviceError: there are fewer devices than processes on this machine.
+    """
+    runtime = _runtime(device)
+    if runtime is None or device.index is not None or process_count() == 1:
+        return device
+    index, there = int(os.environ.get("LOCAL_RANK", "0")), runtime.device_count()
+    if index >= there:
+        raise DeviceError(f"process {index} of this machine has no {device.type}: there are {there}; start as many")
+    runtime.set_device(index)
+    return torch.device(device.type, index)
 
 
 def wait_for_all() -> None:

@@ -1,4 +1,4 @@
-"""ppe-npu train | data | merge-lora | export | eval | describe | parity | demo.
+"""ppe-npu train | data | merge-lora | export | eval | report | describe | parity | demo.
 
 A user's mistake is one line on stderr and exit code 2; PPE_NPU_DEBUG=1 shows where it was raised. Only argparse is
 imported here: each command loads what it needs when it runs.
@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_merge_lora(commands)
     _add_export(commands)
     _add_eval(commands)
+    _add_report(commands)
     _add_describe(commands)
     _add_parity(commands)
     _add_demo(commands)
@@ -86,7 +87,8 @@ def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> 
     names = "dense, chatunivi, keep_one, ppe, or a JSON file"
     extra = {"nargs": "+"} if several else {}
     parser.add_argument("--compression", metavar="NAME", help=f"{names} (default: the checkpoint's, else ppe)", **extra)
-    parser.add_argument("--ratio", type=float, help="share of the visual tokens that is kept, in (0, 1]")
+    share = "share of the visual tokens that is kept, in (0, 1]"
+    parser.add_argument("--ratio", type=float, help=f"{share}; or several" if several else share, **extra)
     parser.add_argument("--k", type=int, help="positions that a merged token keeps (ppe)")
 
 
@@ -146,7 +148,7 @@ def _add_plain_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_eval(commands) -> None:
-    parser = commands.add_parser("eval", help="benchmark a model, one run per compression, with a report")
+    parser = commands.add_parser("eval", help="benchmark a model with every compression; processes share the work")
     parser.add_argument("--model", help="checkpoint folder or hub id (default: runs/train/final)")
     parser.add_argument("--benchmarks", nargs="+", default=["layout"], help="(default: layout)")
     parser.add_argument(
@@ -156,9 +158,20 @@ def _add_eval(commands) -> None:
     _add_compression(parser, several=True)
     _add_device(parser)
     _add_pixels(parser)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--max-new-tokens", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
+    tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
+    parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
+    parser.add_argument("--max-new-tokens", type=int, help="(default: as the benchmark says, else 16)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.set_defaults(run=_eval)
+
+
+def _add_report(commands) -> None:
+    parser = commands.add_parser("report", help="tables and a picture from the results of evaluations")
+    parser.add_argument("folder", nargs="?", default="runs/eval", help="of the evaluations (default: runs/eval)")
+    parser.add_argument("--out", metavar="FILE.md", help="(default: report.md in the folder)")
+    parser.add_argument("--title")
+    parser.set_defaults(run=_report)
 
 
 def _add_describe(commands) -> None:
@@ -223,9 +236,15 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from ppe_npu.commands import run_eval
+    from ppe_npu.evaluate import run_eval
 
     return run_eval(args)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from ppe_npu.evaluate import run_report
+
+    return run_report(args)
 
 
 def _describe(args: argparse.Namespace) -> int:

@@ -1,9 +1,8 @@
-"""What the commands do: command-line arguments -> train(), the survey, export, evaluate() and parity."""
+"""`ppe-npu data`, `merge-lora`, `export` and `parity`, and what other commands share."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ppe_npu.backends import device as devices
@@ -11,7 +10,6 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
 from ppe_npu.loading import quiet_transformers
 from ppe_npu.media import VideoSampling
-from ppe_npu.train_command import EMBEDDED, write_embedded_data
 
 
 def run_data(args: argparse.Namespace) -> int:
@@ -49,47 +47,6 @@ def run_export(args: argparse.Namespace) -> int:
 
     print(f"the plain checkpoint is in {export(args.checkpoint, args.output, args.model, args.dtype)}")
     return 0
-
-
-def run_eval(args: argparse.Namespace) -> int:
-    """Evaluate every asked compression on every asked benchmark; print and write the report."""
-    device = devices.resolve(args.device)
-    model_path = Path(args.model) if args.model else EMBEDDED / "final"
-    if args.model is None and not model_path.is_dir():
-        raise InputError(f"{model_path} is not there: run `ppe-npu train` first, or name a checkpoint with --model")
-    from ppe_npu.evaluation import benchmarks
-    from ppe_npu.evaluation.report import check_plotting, grouped, table, write_report
-    from ppe_npu.evaluation.runner import evaluate
-    from ppe_npu.loading import check_compression, load_model, load_processor
-    from ppe_npu.models import compress
-
-    check_plotting()
-    quiet_transformers()
-    chosen = compressions(args, model_path)
-    if "layout" in args.benchmarks and Path(args.data_root) == EMBEDDED / "data":
-        write_embedded_data(EMBEDDED / "data")
-    loaded = [benchmarks.load(name, args.data_root) for name in args.benchmarks]
-    check_compression(model_path, *chosen)
-    processor = load_processor(model_path, args.min_pixels, args.max_pixels)
-    model = load_model(model_path, device, args.dtype)
-    failed = asked = 0
-    for benchmark in loaded:
-        results = []
-        for config in chosen:
-            compress(model, config)
-            folder = Path(args.output) / benchmark.name / config.label
-            limits = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
-            results.append(evaluate(model, processor, benchmark, folder, sampling=video_sampling(args), **limits))
-        report = write_report(results, Path(args.output) / benchmark.name / "report.md", f"Benchmark {benchmark.name}")
-        print(f"{table(grouped(results))}\n\nwritten to {report}")
-        failed += sum(result["errors"] for result in results)
-        asked += sum(result["accuracy"]["count"] for result in results)
-    if failed:
-        print(
-            f"ppe-npu: {failed} of {asked} samples failed; see predictions.jsonl, and run again to ask them again",
-            file=sys.stderr,
-        )
-    return 1 if failed == asked else 0
 
 
 def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:

@@ -30,6 +30,7 @@ LEVELS = {
     "ppe_npu.describe": 8,
     "ppe_npu.train_command": 8,
     "ppe_npu.commands": 8,
+    "ppe_npu.evaluate": 8,
     "ppe_npu.cli": 9,
 }
 DEVICE_PACKAGES = {"torch_npu", "mindspeed", "flash_attn", "triton", "liger_kernel"}

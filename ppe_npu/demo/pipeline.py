@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -132,7 +133,8 @@ def run_job(job: Job) -> dict[str, Any]:
     benchmark = benchmarks.load("layout", data / "test.jsonl")
     limits = {"batch_size": EVAL.batch_size, "max_new_tokens": EVAL.max_new_tokens}
     results = evaluate(model, load_processor(final), benchmark, job.folder / "eval", name=job.method.name, **limits)
-    return {**results, "seed": job.seed, "ratio": job.method.config.ratio}
+    curve = re.sub(r" \d+%$", "", job.method.name)
+    return {**results, "method": curve, "seed": job.seed, "ratio": job.method.config.ratio}
 
 
 def _train(recipe, model: Path, data: Path, output: Path, compression, seed: int, device: str) -> None:
@@ -199,7 +201,7 @@ def _take_slot(slots) -> None:
 
 
 def _report(output: Path, results: list[dict[str, Any]], seconds: float, command: str) -> int:
-    from ppe_npu.evaluation.report import grouped, table, write_report
+    from ppe_npu.evaluation.report import write_report
 
     results = [
         result | {"types": {kind: result["types"][kind] for kind in scenes.QUESTION_TYPES}} for result in results
@@ -213,8 +215,8 @@ def _report(output: Path, results: list[dict[str, Any]], seconds: float, command
         f"ones to test; {BASE.max_steps:,} steps, then {TUNE.max_steps:,}, in batches of {BASE.batch_size}.",
     ]
     title = "Positions of merged tokens, in miniature"
-    path = write_report(results, output / "report.md", title, notes)
-    print(f"{table(grouped(results))}\n\n" + "\n\n".join(notes) + f"\n\nwritten to {path}")
+    path, table = write_report(results, output / "report.md", title, notes)
+    print(f"{table}\n\n" + "\n\n".join(notes) + f"\n\nwritten to {path}")
     weak = findings.weak_seeds(results, GATE)
     return 1 if weak else 0
 

@@ -27,6 +27,7 @@ class Generated:
         prefill_seconds: until the first token of every prompt was there.
         seconds: in all.
         kv_bytes: of the whole batch's keys and values at the end.
+        peak_memory: bytes that the device's allocator held at most, weights included; None on the CPU.
     """
 
     answers: list[str]
@@ -36,6 +37,7 @@ class Generated:
     prefill_seconds: float
     seconds: float
     kv_bytes: int
+    peak_memory: int | None = None
 
 
 class FirstToken:
@@ -69,6 +71,7 @@ def generate(
     inputs = to_device(inputs, model.device, model.dtype)
     end = end_tokens(model, processor.tokenizer)
     clock = FirstToken(model.device)
+    devices.reset_peak_memory(model.device)
     devices.synchronize(model.device)
     started = time.perf_counter()
     out = model.generate(
@@ -97,6 +100,7 @@ def generate(
         prefill_seconds=(clock.at or time.perf_counter()) - started,
         seconds=seconds,
         kv_bytes=kv_bytes(out.past_key_values),
+        peak_memory=devices.peak_memory(model.device),
     )
 
 

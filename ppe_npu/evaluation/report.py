@@ -1,40 +1,90 @@
-"""Results of several runs -> a Markdown table and a plot: accuracy per question type beside what it costs."""
+"""Results of several runs -> a report: Markdown, the same numbers as JSON, and a picture."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError
-from ppe_npu.files import write_text
+from ppe_npu.evaluation import tables
+from ppe_npu.evaluation.comparison import compare
+from ppe_npu.evaluation.plot import check_plotting, draw
+from ppe_npu.files import write_json, write_text
 
+__all__ = ["check_plotting", "collect", "unfinished", "write_report"]
+
+_SCORES = (
+    "Scores in percent where they are shares. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
+    "alike); of several runs of one name the mean, with the least and the most behind it. p: two-sided, of no "
+    "difference from dense on the same samples (McNemar's exact test for right-or-wrong scores, else a sign-flip "
+    "permutation test, or the paired bootstrap of a metric over all samples), not corrected for many comparisons. In "
+    "the picture methods of one budget stand side by side; the grey band is dense's interval."
+)
 _COSTS = (
-    ("visual tokens", "tokens_after", lambda value: f"{value:.1f}"),
-    ("kept", "retention", lambda value: f"{100 * value:.0f} %"),
-    ("prefill ms", "prefill_seconds", lambda value: f"{1000 * value:.2f}"),
-    ("total ms", "seconds", lambda value: f"{1000 * value:.2f}"),
-    ("KV bytes", "kv_bytes", lambda value: f"{value:,.0f}"),
+    "Costs come from the same runs, means per sample: visual tokens that the LLM saw and their share, averaged over "
+    "its layers; TTFT, the time until a batch had its first tokens, after preprocessing; prefill and total, a batch's "
+    "time shared by its samples; tokens/s after the first, of a whole batch; peak of the device's allocator, weights "
+    "included; bytes of the KV cache at the end."
 )
 
 
-def check_plotting() -> None:
-    """Raise InputError unless a report can be drawn; to be called before what takes long."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("matplotlib is not installed, which reports are drawn with: pip install matplotlib")
+def collect(folder: str | Path) -> list[dict[str, Any]]:
+    """The results of all finished runs in a folder and below, dense first, then by method; each with its "folder".
+
+    Raises:
+        InputError: there are none.
+    """
+    found = []
+    for file in sorted(Path(folder).rglob("results.json")):
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{file} is not JSON: delete it and run the evaluation again") from error
+        if isinstance(result, dict) and {"settings", "costs", "types", "samples"} <= result.keys():
+            found.append({**result, "folder": str(file.parent)})
+    if not found:
+        raise InputError(f"{folder} holds no results of an evaluation: run `ppe-npu eval --output {folder}` first")
+
+    def place(result: Mapping[str, Any]) -> tuple:
+        own = result.get("method", result["name"])
+        return result["settings"]["benchmark"], own != "dense", own, -result["costs"]["retention"]
+
+    return sorted(found, key=place)
 
 
-def write_report(results: Sequence[Mapping[str, Any]], path: str | Path, title: str, notes: Sequence[str] = ()) -> Path:
-    """Write `path` (Markdown) and, beside it, a plot of the same name (.png).
+def unfinished(folder: str | Path) -> list[str]:
+    """A line for each run in a folder and below that has no results yet."""
+    lines = []
+    for file in sorted(Path(folder).rglob("settings.json")):
+        predictions = file.with_name("predictions.jsonl")
+        if predictions.is_file() and not file.with_name("results.json").is_file():
+            total = json.loads(file.read_text(encoding="utf-8")).get("samples", "?")
+            done = predictions.read_bytes().count(b"\n")
+            lines.append(f"{file.parent.relative_to(folder)}: not finished ({done} of {total} samples), not shown.")
+    return lines
+
+
+def write_report(
+    results: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    title: str,
+    notes: Sequence[str] = (),
+    missing: Sequence[str] = (),
+) -> tuple[Path, str]:
+    """Write `path` (Markdown) and, beside it, the same numbers (.json) and a picture (.png) of the same name.
 
     Args:
-        results: of evaluate(), in the order of the rows. Several with one name (seeds, say) become one row: the mean,
-            with the smallest and the largest behind it.
+        results: of evaluate() or collect(), in the order of the rows. Several of one name on one benchmark (seeds, say)
+            become one row: their mean.
         path: of the Markdown file.
         title: its heading.
-        notes: paragraphs under the table.
+        notes: paragraphs under the tables.
+        missing: lines that say what is not shown, and why; those that the comparison finds follow.
+
+    Returns:
+        (path, the table of all benchmarks).
 
     Raises:
         InputError: no results.
@@ -42,100 +92,31 @@ def write_report(results: Sequence[Mapping[str, Any]], path: str | Path, title: 
     if not results:
         raise InputError("there are no results to report: evaluate something first")
     path = Path(path)
-    plot = path.with_suffix(".png")
-    groups = grouped(results)
-    _plot(groups, plot, title)
-    parts = [f"# {title}", table(groups), f"![accuracy per question type]({plot.name})", _legend(results), *notes]
-    return write_text(path, "\n\n".join(parts) + "\n")
+    comparison = compare(results)
+    comparison["missing"] = [*missing, *comparison["missing"]]
+    plot = draw(comparison, path.with_suffix(".png"), title)
+    write_json(path.with_suffix(".json"), {"title": title, **comparison})
+    table = tables.overview(comparison)
+    parts = [f"# {title}", table, f"![score against kept tokens]({plot.name})"]
+    for name, found in comparison["benchmarks"].items():
+        parts += [f"## {name}", _facts(name, found, results), tables.scores(found)]
+        parts += [part for part in (tables.types(found), tables.costs(found)) if part]
+    parts += ["## What the columns are", _SCORES, _COSTS]
+    if comparison["missing"]:
+        parts += ["## What is missing", "\n".join(f"* {line}" for line in comparison["missing"])]
+    write_text(path, "\n\n".join([*parts, *notes]) + "\n")
+    return path, table
 
 
-def grouped(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Results by name, in order of first appearance."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for result in results:
-        groups.setdefault(result["name"], []).append(result)
-    return groups
-
-
-def question_types(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """All types that occur, in order of first appearance."""
-    return list(dict.fromkeys(kind for runs in groups.values() for run in runs for kind in run["types"]))
-
-
-def table(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The Markdown table: one row a name; accuracy per type and over all, then costs per sample."""
-    types = question_types(groups)
-    head = ["method", *types, "all", *(label for label, _, _ in _COSTS)]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for name, runs in groups.items():
-        accuracies = [[run["types"].get(kind, {}).get("accuracy") for run in runs] for kind in types]
-        accuracies.append([run["accuracy"]["accuracy"] for run in runs])
-        costs = [form(_mean([run["costs"][key] for run in runs])) for _, key, form in _COSTS]
-        lines.append([name, *map(_share, accuracies), *costs])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _share(values: Sequence[float | None]) -> str:
-    present = [value for value in values if value is not None]
-    if not present:
-        return "-"
-    spread = f" ({min(present):.3f} to {max(present):.3f})" if len(present) > 1 else ""
-    return f"{_mean(present):.3f}{spread}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _legend(results: Sequence[Mapping[str, Any]]) -> str:
-    """What the numbers are, in words that hold for every benchmark."""
-    first = results[0]
-    errors = sum(result["errors"] for result in results)
-    counts = ", ".join(f"{kind} {entry['count']}" for kind, entry in first["types"].items())
-    text = (
-        f"Benchmark {first['settings']['benchmark']}; samples per type: {counts}. Accuracy in [0, 1]; bars in the "
-        "plot: 95 % Wilson intervals of one run, or smallest to largest of several. Costs are means per sample: "
-        "visual tokens that the LLM saw; milliseconds to the first token and in all, a batch's time shared by its "
-        f"samples, on {first['versions']['device']}; bytes of the KV cache at the end."
-    )
+def _facts(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+    """What a benchmark's numbers rest on."""
+    runs = [result for result in results if result["settings"]["benchmark"] == name]
+    devices = ", ".join(dict.fromkeys(run["versions"]["device"] for run in runs))
+    batch = max(run["costs"].get("batch") or 0 for run in runs)
+    dtypes = ", ".join(dict.fromkeys(run["settings"].get("dtype", "?") for run in runs))
+    text = f"{found['samples']:,} samples, score: {found['score']}; {dtypes} on {devices}, {batch:.0f} in a batch."
+    errors = sum(row["errors"] for row in found["rows"])
+    if len(found["types"]) > 1:
+        counts = {kind: max(r["types"][kind]["count"] for r in runs if kind in r["types"]) for kind in found["types"]}
+        text += " Samples per type: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
     return text + (f" {errors} samples failed and count as wrong." if errors else "")
-
-
-def _plot(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
-    """Grouped bars: question types along the axis, one colour a method."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state of pyplot
-    from matplotlib.figure import Figure
-
-    types = [*question_types(groups), "all"]
-    figure = Figure(figsize=(max(7.0, 1.6 * len(types)), 4.2 + 0.2 * len(groups) / 3), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    width = 0.8 / len(groups)
-    for number, (name, runs) in enumerate(groups.items()):
-        entries = [[run["types"].get(kind) if kind != "all" else run["accuracy"] for run in runs] for kind in types]
-        entries = [[entry for entry in found if entry] for found in entries]
-        means = [_mean([entry["accuracy"] for entry in found]) if found else 0.0 for found in entries]
-        bounds = [_bounds(found) for found in entries]
-        below = [max(mean - low, 0.0) for mean, (low, _) in zip(means, bounds)]
-        above = [max(high - mean, 0.0) for mean, (_, high) in zip(means, bounds)]
-        at = [place + (number - (len(groups) - 1) / 2) * width for place in range(len(types))]
-        kept = _mean([run["costs"]["retention"] for run in runs])
-        label = f"{name} ({100 * kept:.0f} % of tokens)"
-        axes.bar(at, means, width, yerr=[below, above], label=label, error_kw={"elinewidth": 0.8})
-    axes.set_xticks(range(len(types)), types)
-    axes.set_ylim(0, 1.05)
-    axes.set_ylabel("accuracy")
-    axes.set_title(title)
-    figure.legend(fontsize="small", loc="outside lower center", ncols=3)  # over no bar
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
-    figure.savefig(temporary, dpi=130)
-    os.replace(temporary, path)
-
-
-def _bounds(entries: Sequence[Mapping[str, float]]) -> tuple[float, float]:
-    if not entries:
-        return 0.0, 0.0
-    if len(entries) == 1:
-        return entries[0]["low"], entries[0]["high"]
-    return min(entry["accuracy"] for entry in entries), max(entry["accuracy"] for entry in entries)

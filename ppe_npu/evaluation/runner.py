@@ -1,238 +1,233 @@
-"""evaluate(): a model's answers to a benchmark, and their cost; killed at any point, it goes on where it was.
+"""evaluate(): a model's answers to a benchmark, and their cost; by any number of processes, killed at any point.
 
-In the output folder: settings.json (what is evaluated), predictions.jsonl (one line a sample, as they come) and
-results.json (written when all samples are there).
+In the output folder: settings.json (what is evaluated), predictions.jsonl (one line a sample, as they come),
+results.json (written when all samples are there) and .work (who is answering what: see sharing.py).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.evaluation.identity import benchmark_identity, check_settings
+from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, method, score, summarise, title
+from ppe_npu.evaluation.sharing import Share
+from ppe_npu.files import write_json
 
-from ppe_npu.backends import device as devices
-from ppe_npu.errors import InputError
-from ppe_npu.evaluation.benchmarks import Benchmark
-from ppe_npu.evaluation.generation import Generated, generate
-from ppe_npu.evaluation.metrics import by_type, summary
-from ppe_npu.files import write_json, write_text
-from ppe_npu.fingerprint import fingerprint
-from ppe_npu.inputs import PixelCache, VideoSampling, build_inputs
+if TYPE_CHECKING:
+    from ppe_npu.media import VideoSampling
 
-_PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens")
-_PER_BATCH = ("prefill_seconds", "seconds", "kv_bytes")
+Sample = dict[str, Any]
+NEW_TOKENS = 16  # of an answer, where neither the user nor the benchmark says
+BATCH_TOKENS = 65_536  # prompt tokens of a batch before compression, padding included: 1.2 GB of pixels
 
 
 def evaluate(
     model: Any,
     processor: Any,
-    benchmark: Benchmark,
+    benchmark: Any,
     output: str | Path,
     batch_size: int = 32,
-    max_new_tokens: int = 16,
+    max_new_tokens: int | None = None,
     sampling: VideoSampling | None = None,
     name: str | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Answer every sample once (greedy), score the answers and write the results.
+
+    Other processes that call this with the same arguments take part in the work; all return when all of it is done.
 
     Args:
         model: on its device, compressed or not.
         processor: the model's.
         benchmark: what is asked.
         output: folder of this run; one that holds a part of the same run is completed.
-        batch_size: prompts per generate().
-        max_new_tokens: at most so many tokens an answer.
-        sampling: which frames of videos.
+        batch_size: prompts per generate(), at most.
+        max_new_tokens: at most so many tokens an answer; None: as the benchmark says, else 16.
+        sampling: which frames of videos, where a sample has no rule of its own.
         name: how reports call this run; None: from its compression.
+        seed: set before every batch.
 
     Returns:
-        {"name", "accuracy" {accuracy, count, low, high}, "types" {type: the same}, "costs" {mean per sample of
-        tokens_before, tokens_after, prefill_seconds, seconds, kv_bytes, new_tokens, and retention}, "errors",
-        "settings", "versions"}. A batch's seconds and bytes are shared evenly by its samples.
+        What results.json holds: {"name", "method" (the name without its ratio), "accuracy" {accuracy, count, low,
+        high}, "types" {type: the same}, "metrics" and "headline" of a benchmark that has them (results.corpus), "costs"
+        (results.costs), "samples", "errors", "settings", "versions"}; and "folder", where it is.
 
     Raises:
-        InputError: the folder holds another run, or the batch size is not positive.
+        InputError: the folder holds another run, or a size is not positive.
     """
-    if batch_size < 1 or max_new_tokens < 1:
-        raise InputError(f"batch_size={batch_size} and max_new_tokens={max_new_tokens} must be at least 1")
-    from tqdm import tqdm
+    from ppe_npu.backends.device import process_rank
+    from ppe_npu.evaluation.answers import ModelAnswers
 
-    output = Path(output)
-    settings = _settings(model, processor, benchmark, max_new_tokens, sampling)
-    _check_settings(output, settings)
-    file = output / "predictions.jsonl"
-    _drop_failed(file)
-    done = {row["index"] for row in _whole_lines(file)}
-    todo = [number for number in range(len(benchmark)) if benchmark[number]["index"] not in done]
-    model.eval()
-    cache = PixelCache()
-    title = name or _title(settings["compression"])
-    with open(file, "a", encoding="utf-8") as lines, tqdm(total=len(benchmark), initial=len(done), desc=title) as bar:
-        for start in range(0, len(todo), batch_size):
-            samples = [benchmark[number] for number in todo[start : start + batch_size]]
-            for row in _answer(model, processor, benchmark, samples, max_new_tokens, sampling, cache):
-                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-            lines.flush()
-            os.fsync(lines.fileno())
-            bar.update(len(samples))
-    results = {
-        "name": title,
-        **_summarise(list(_whole_lines(file))),
-        "settings": settings,
-        "versions": _versions(model),
-    }
-    write_json(output / "results.json", results)
-    return results
+    answers = ModelAnswers(model, processor, new_tokens(benchmark, max_new_tokens), sampling, seed)
+    with Evaluation(answers, benchmark, output, batch_size, name, bar=process_rank() == 0) as evaluation:
+        return evaluation.run()
 
 
-def _answer(
-    model: Any,
-    processor: Any,
-    benchmark: Benchmark,
-    samples: Sequence[dict[str, Any]],
-    max_new_tokens: int,
-    sampling: VideoSampling | None,
-    cache: PixelCache,
-) -> list[dict[str, Any]]:
-    """Prediction rows of a batch. One that fails is asked again one by one; a sample that fails alone is recorded."""
-    try:
-        inputs = build_inputs(processor, [_conversation(sample) for sample in samples], sampling=sampling, cache=cache)
-        done = generate(model, processor, inputs, max_new_tokens)
-    except Exception as error:  # whatever it is, the other samples are still to be answered
-        if len(samples) > 1:
-            alone = [_answer(model, processor, benchmark, [s], max_new_tokens, sampling, cache) for s in samples]
-            return [row for rows in alone for row in rows]
-        reason = (str(error).splitlines() or [""])[0]
-        return [{**_row(samples[0]), "score": 0.0, "error": f"{type(error).__name__}: {reason}"}]
-    return [_prediction(benchmark, sample, done, number) for number, sample in enumerate(samples)]
+def new_tokens(benchmark: Any, asked: int | None) -> int:
+    """How long an answer may be: as asked, else as the benchmark says, else NEW_TOKENS.
+
+    Raises:
+        InputError: not positive.
+    """
+    chosen = asked if asked is not None else getattr(benchmark, "max_new_tokens", None) or NEW_TOKENS
+    if chosen < 1:
+        raise InputError(f"max_new_tokens={chosen} must be at least 1")
+    return chosen
 
 
-def _prediction(benchmark: Benchmark, sample: dict[str, Any], done: Generated, number: int) -> dict[str, Any]:
-    """The line of one sample of a batch; what only the batch knows is shared evenly."""
-    answer, batch = done.answers[number], len(done.answers)
-    own = {key: getattr(done, key)[number] for key in _PER_SAMPLE}
-    shared = {key: getattr(done, key) / batch for key in _PER_BATCH}
-    return {**_row(sample), "answer": answer, "score": float(benchmark.score(answer, sample)), **own, **shared}
+class Evaluation:
+    """One benchmark, one model: this process's part of the work. A context manager, see Share.
+
+    Args:
+        answers: the model, as ModelAnswers has it.
+        benchmark, output, batch_size, name: as in evaluate().
+        identity: benchmark_identity(benchmark), where it is known already.
+        batch_tokens: prompt tokens of a batch before compression, at most; a longer prompt is alone.
+        poll: seconds between looks at what other processes have left to do.
+        bar: whether to show how far it is.
+    """
+
+    def __init__(
+        self,
+        answers: Any,
+        benchmark: Any,
+        output: str | Path,
+        batch_size: int = 32,
+        name: str | None = None,
+        identity: dict[str, Any] | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        poll: float = 0.5,
+        bar: bool = True,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} must be at least 1")
+        self.answers, self.benchmark, self.output = answers, benchmark, Path(output)
+        self.batch_size, self.batch_tokens, self.poll, self._bar = batch_size, batch_tokens, poll, bar
+        self.settings = {**(identity or benchmark_identity(benchmark)), **answers.settings()}
+        self.title = name or title(self.settings["compression"])
+        check_settings(self.output, self.settings)
+        write_json(self.output / "settings.json", self.settings)
+        self._numbers = {benchmark[number]["index"]: number for number in range(len(benchmark))}
+        self._measures = {key: answers.measure(benchmark[number]) for key, number in self._numbers.items()}
+        self._share = Share(self.output, self._order())
+        self._warm = False
+
+    def _order(self) -> list[int | str]:
+        """All indices, samples of like length together, the longest first: what does not fit shows at once, and the
+        last batches, for which other processes wait, are short."""
+
+        def place(key: int | str) -> tuple:
+            found = self._measures[key]
+            return found.bucket, -found.after, -found.before, found.source, self._numbers[key]
+
+        return sorted(self._numbers, key=place)
+
+    def __enter__(self) -> Evaluation:
+        self._share.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._share.__exit__(*exc)
+
+    def run(self, wait: bool = True) -> dict[str, Any] | None:
+        """Answer what nobody has answered until all is done; gives the results.
+
+        Args:
+            wait: for samples that other processes are answering (and take them over from one that dies); without it
+                None is given where only such samples are left.
+        """
+        with ThreadPoolExecutor(1) as reader, self._progress() as bar:
+            ahead = None
+            while True:
+                batch = ahead or self._next(reader)
+                bar.update(self._share.progress() - bar.n)
+                if batch:
+                    ahead = self._next(reader)  # is decoded while the model answers this one
+                    self._share.give(self._answer(*batch, reader))
+                    continue
+                results = self._share.results(self._sum_up)
+                if results is not None or not wait:
+                    return results and {**results, "folder": str(self.output)}
+                time.sleep(self.poll)
+
+    def _progress(self) -> Any:
+        from tqdm import tqdm
+
+        return tqdm(total=len(self._numbers), desc=self.title, disable=not self._bar)
+
+    # -- batches -----------------------------------------------------------------------------------------------------
+
+    def _next(self, reader: ThreadPoolExecutor) -> tuple[list[Sample], Future] | None:
+        """A batch for this process, being prepared; None if other processes have all that is left."""
+        keys = self._share.take(self._choose)
+        if not keys:
+            return None
+        samples = [self.benchmark[self._numbers[key]] for key in keys]
+        return samples, reader.submit(self.answers.prepare, samples)
+
+    def _choose(self, keys: Iterator[int | str]) -> list[int | str]:
+        """The next batch from the front of what is left: of one bucket, within both bounds."""
+        chosen: list[int | str] = []
+        longest, bucket = 0, None
+        for key in keys:
+            found = self._measures[key]
+            longest, bucket = max(longest, found.before), bucket or found.bucket
+            full = len(chosen) == self.batch_size or (len(chosen) + 1) * longest > self.batch_tokens
+            if chosen and (full or found.bucket != bucket):
+                break
+            chosen.append(key)
+        return chosen
+
+    def _answer(self, samples: Sequence[Sample], prepared: Future, reader: ThreadPoolExecutor) -> list[dict[str, Any]]:
+        """Prediction rows of a batch. One that fails is asked again in halves; of a single sample the error is kept."""
+        try:
+            done = self.answers.answer(prepared.result())
+        except Exception as error:  # whatever it is, the other samples are still to be answered
+            reason, memory = f"{type(error).__name__}: {first_line(error)}", self.answers.out_of_memory(error)
+        else:
+            return self._predictions(samples, done)
+        # Here the error is gone, and with it the tensors that its traceback held.
+        if len(samples) == 1:
+            return [{**_row(samples[0]), "answer": "", "score": 0.0, "error": reason}]
+        if memory:  # batches of as many tokens would fail again
+            longest = max(self._measures[sample["index"]].before for sample in samples)
+            self.batch_tokens = min(self.batch_tokens, len(samples) * longest // 2)
+            self.answers.release_memory()
+        half = len(samples) // 2
+        parts = samples[:half], samples[half:]
+        return [row for part in parts for row in self._answer(part, reader.submit(self.answers.prepare, part), reader)]
+
+    def _predictions(self, samples: Sequence[Sample], done: Any) -> list[dict[str, Any]]:
+        """The lines of a batch; what only the batch knows is shared evenly."""
+        shared = {key: getattr(done, key) / len(samples) for key in PER_BATCH}
+        shared |= {"batch": len(samples), "warm": self._warm, "peak_memory": done.peak_memory}
+        self._warm = True
+        rows = []
+        for number, sample in enumerate(samples):
+            row = {**_row(sample), "answer": done.answers[number]}
+            try:
+                judged = {"score": score(self.benchmark, row["answer"], sample)}
+            except Exception as error:  # a benchmark's own code: its other samples are still to be judged
+                judged = {"score": 0.0, "error": f"{type(error).__name__}: {first_line(error)}"}
+            rows.append({**row, **judged, **{key: getattr(done, key)[number] for key in PER_SAMPLE}, **shared})
+        return rows
+
+    def _sum_up(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = sorted(rows, key=lambda row: self._numbers[row["index"]])
+        return {
+            "name": self.title,
+            "method": method(self.settings["compression"]),
+            **summarise(self.benchmark, rows),
+            "settings": self.settings,
+            "versions": self.answers.versions(),
+        }
 
 
-def _row(sample: dict[str, Any]) -> dict[str, Any]:
+def _row(sample: Sample) -> dict[str, Any]:
+    """What a line says of the question."""
     return {key: sample.get(key) for key in ("index", "type", "prompt", "GT")}
-
-
-def _conversation(sample: dict[str, Any]) -> list[dict[str, Any]]:
-    """A sample as one user turn: its visuals, then its prompt."""
-    keys = (("image", "image"), ("image_path", "image"), ("video_path", "video"))
-    visuals = [
-        {"type": kind, kind: value}
-        for key, kind in keys
-        if sample.get(key) is not None
-        for value in (sample[key] if isinstance(sample[key], (list, tuple)) else [sample[key]])
-    ]
-    return [{"role": "user", "content": [*visuals, {"type": "text", "text": sample["prompt"]}]}]
-
-
-def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of predictions.jsonl; a last line that a kill cut off is taken away, its sample is asked again."""
-    if not file.exists():
-        return
-    data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        os.truncate(file, len(whole))
-    for line in whole.splitlines():
-        yield json.loads(line)
-
-
-def _drop_failed(file: Path) -> None:
-    """Take the rows of failed samples away: a run that goes on asks them again."""
-    rows = list(_whole_lines(file))
-    kept = [row for row in rows if "error" not in row]
-    if len(kept) < len(rows):
-        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-
-
-def _check_settings(output: Path, settings: dict[str, Any]) -> None:
-    """Write settings.json, or compare with the one that is there."""
-    file = output / "settings.json"
-    if output.is_file():
-        raise InputError(f"output {output} is a file: name a folder")
-    if file.is_file():
-        before, now = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
-        changed = [key for key in now if before.get(key) != now[key]]
-        if changed:
-            raise InputError(
-                f"{output} holds an evaluation with another {', '.join(changed)}: choose another output, or delete it"
-            )
-    write_json(file, settings)
-
-
-def _settings(
-    model: Any, processor: Any, benchmark: Benchmark, max_new_tokens: int, sampling: VideoSampling | None
-) -> dict[str, Any]:
-    """All that decides the answers."""
-    from dataclasses import asdict
-
-    compression = getattr(model, "compression", None)
-    return {
-        "benchmark": benchmark.name,
-        "samples": len(benchmark),
-        "data": data_fingerprint(benchmark),
-        "image_size": dict(processor.image_processor.size),
-        "chat_template": hashlib.sha256(str(processor.chat_template).encode()).hexdigest()[:16],
-        "model": str(getattr(model.config, "_name_or_path", "")),
-        "weights": fingerprint(model),
-        "compression": None if compression is None else compression.config.to_dict(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "max_new_tokens": max_new_tokens,
-        "video": asdict(sampling or VideoSampling()),
-    }
-
-
-def data_fingerprint(benchmark: Benchmark) -> str:
-    """A short hash of every sample's question, answer and file (its path and size): other data is another benchmark."""
-    digest = hashlib.sha256()
-    for number in range(len(benchmark)):
-        sample = benchmark[number]
-        text = [str(sample.get(key)) for key in ("index", "prompt", "GT", "type", "image_path", "video_path")]
-        files = [sample[key] for key in ("image_path", "video_path") if isinstance(sample.get(key), (str, Path))]
-        sizes = [str(os.path.getsize(file)) for file in files if os.path.isfile(file)]
-        digest.update("\0".join([*text, *sizes]).encode())
-    return digest.hexdigest()[:16]
-
-
-def _title(compression: dict[str, Any] | None) -> str:
-    if compression is None or compression["method"] == "none":
-        return "dense"
-    k = f" k={compression['k']}" if compression["k"] > 1 else ""
-    name = "chatunivi" if compression["positions"] == "renumber" else compression["positions"]
-    layers = f" in layers {compression['layers']}" if compression["layers"] else ""
-    events = f" events {compression['temporal_ratio']}" if compression["temporal_ratio"] else ""
-    return f"{name}{k} {compression['ratio']}{layers}{events}"
-
-
-def _summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Prediction rows -> accuracy, per type too, mean costs, and how many failed."""
-    answered = [row for row in rows if "error" not in row]
-    costs = {key: sum(row[key] for row in answered) / max(len(answered), 1) for key in _PER_SAMPLE + _PER_BATCH}
-    costs["retention"] = costs["tokens_after"] / costs["tokens_before"] if costs["tokens_before"] else 1.0
-    return {
-        "accuracy": summary([row["score"] for row in rows]),
-        "types": by_type((str(row["type"]), row["score"]) for row in rows),
-        "costs": costs,
-        "errors": len(rows) - len(answered),
-    }
-
-
-def _versions(model: Any) -> dict[str, str]:
-    import transformers
-
-    from ppe_npu import __version__
-
-    versions = {"ppe_npu": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    return {**versions, "python": platform.python_version(), "device": devices.describe(model.device)["name"]}

@@ -1,51 +1,263 @@
-"""The report: a table and a plot from results, whatever the benchmark."""
+"""The report: tables, JSON and a picture from results, whatever the benchmarks; what is missing is said."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 from PIL import Image
 
+from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation.metrics import summary
-from ppe_npu.evaluation.report import write_report
+from ppe_npu.evaluation.report import collect, unfinished, write_report
+from ppe_npu.evaluation.results import method, summarise, title
+from ppe_npu.files import write_json, write_text
 
-COSTS = {"prefill_seconds": 0.0125, "seconds": 0.02, "kv_bytes": 2048}
+COSTS = {"prefill_seconds": 0.0125, "seconds": 0.02, "kv_bytes": 2048, "new_tokens": 3}
 
 
-def result(name: str, row: list[float], col: list[float], kept: float, **changes) -> dict:
-    return {
-        "name": name,
-        "accuracy": summary(row + col),
-        "types": {"row": summary(row), "col": summary(col)},
-        "costs": {"tokens_after": 36 * kept, "retention": kept, **COSTS},
-        "errors": 0,
-        "settings": {"benchmark": "layout"},
+class Plain:
+    """A benchmark without metrics of its own."""
+
+
+class Points:
+    """One whose score is a number of points."""
+
+    headline = "points"
+
+    def unit(self, row):
+        return row["index"]
+
+    def metrics(self, rows):
+        return {"points": 20 * sum(row["score"] for row in rows)}
+
+
+def write_run(
+    folder: Path,
+    scores: list,
+    preset="dense",
+    ratio=1.0,
+    benchmark="layout",
+    kinds=("row", "col"),
+    cls=Plain,
+    **changes,
+) -> dict:
+    """A finished run's folder: scores in the order of the samples, whose types take turns."""
+    config = CompressionConfig.preset(preset, **({} if preset == "dense" else {"ratio": ratio}))
+    rows = []
+    for number, score in enumerate(scores):
+        cold = {} if number > 3 else {"prefill_seconds": 5.0, "seconds": 9.0}  # the first batch, which times leave out
+        row = {"index": number, "type": kinds[number % len(kinds)], "score": score, "answer": "a", **COSTS, **cold}
+        tokens = {"tokens_before": 36, "tokens_after": 36 * ratio}
+        rows.append({**row, **tokens, "batch": 4, "warm": number > 3, "peak_memory": 2**20})
+    write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"benchmark": benchmark, "data": f"{benchmark}'s", "dtype": "fp32", "weights": "w", "samples": len(rows)}
+    settings["compression"] = json.loads(json.dumps(config.to_dict()))
+    result = {
+        "name": title(settings["compression"]),
+        "method": method(settings["compression"]),
+        **summarise(cls(), rows),
+        "settings": settings,
         "versions": {"device": "a test"},
         **changes,
     }
+    write_json(folder / "results.json", result)
+    return {**result, "folder": str(folder)}
 
 
-def test_one_row_a_method_and_a_plot(tmp_path):
-    results = [result("dense", [1, 1], [1, 0], 1.0), result("ppe k=4", [1, 1], [0, 0], 0.5)]
-    path = write_report(results, tmp_path / "new" / "report.md", "A benchmark", notes=["It is small."])
-    text = path.read_text()
-    assert "| method | row | col | all | visual tokens | kept | prefill ms | total ms | KV bytes |" in text
-    assert "| dense | 1.000 | 0.500 | 0.750 | 36.0 | 100 % | 12.50 | 20.00 | 2,048 |" in text
-    assert "| ppe k=4 | 1.000 | 0.000 | 0.500 | 18.0 | 50 % | 12.50 | 20.00 | 2,048 |" in text
-    assert "row 2, col 2" in text
-    assert "It is small." in text
-    with Image.open(tmp_path / "new" / "report.png") as plot:
-        assert plot.width > 300
-    assert sorted(file.name for file in path.parent.iterdir()) == ["report.md", "report.png"]
+def some(share: float, count: int = 40) -> list[float]:
+    """So large a share of right answers, evenly spread."""
+    return [float(int((n + 1) * share) > int(n * share)) for n in range(count)]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two benchmarks, dense and two methods at two ratios."""
+    for name, loss in (("layout", 0.3), ("docvqa", 0.1)):
+        write_run(tmp_path / name / "dense", some(0.9), benchmark=name)
+        for ratio in (0.25, 0.5):
+            for preset, more in (("ppe", 0.0), ("keep_one", 0.1)):
+                scores = some(0.9 - loss * (1 - ratio) - more)
+                write_run(tmp_path / name / f"{preset}{ratio}", scores, preset, ratio, benchmark=name)
+    return tmp_path
+
+
+def test_methods_stand_by_kept_share_beside_dense(runs):
+    path, table = write_report(collect(runs), runs / "report.md", "Two benchmarks")
+    lines = table.splitlines()
+    assert lines[0] == "| method | docvqa | layout | Avg | % of dense |"
+    groups = [line for line in lines if "**" in line]
+    assert [group.split("|")[1].strip(" *") for group in groups] == ["Upper bound, 100 %", "Retain 50 %", "Retain 25 %"]
+    assert "| dense | 90.0 | 90.0 | 90.0 | 100.0 |" in lines
+    assert "| ppe k=8 0.5 | 85.0 | 75.0 | 80.0 | 88.9 |" in lines
+    assert lines.index("| ppe k=8 0.5 | 85.0 | 75.0 | 80.0 | 88.9 |") > lines.index(groups[1])
+    assert table in path.read_text()
+
+
+def test_each_benchmark_has_its_scores_tests_and_costs(runs):
+    text = write_report(collect(runs), runs / "report.md", "Two benchmarks")[0].read_text()
+    own = text.split("## layout")[1].split("\n## ")[0]
+    assert "40 samples, score: accuracy; fp32 on a test, 4 in a batch. Samples per type: row 20, col 20." in own
+    assert "| method | row | col | all | 95 % | minus dense | 95 % | p |" in own
+    (dense,) = [line for line in own.splitlines() if line.startswith("| dense | 80.0 | 100.0 | 90.0 |")]
+    assert dense.endswith("| - | - | - |")
+    (ppe,) = [line for line in own.splitlines() if line.startswith("| ppe k=8 0.5 |") and "to" in line]
+    assert "| 75.0 |" in ppe
+    assert "| -15.0 |" in ppe
+    assert "| visual tokens | kept | TTFT ms | prefill ms | total ms | tokens/s | peak MiB | KV bytes |" in own
+    # TTFT is the whole batch's: 4 * 12.5 ms; 2 tokens after the first in the 7.5 ms that are a sample's share.
+    assert "| ppe k=8 0.5 | 18.0 | 50 % | 50.0 | 12.50 | 20.00 | 266.7 | 1 | 2,048 |" in own
+    assert "## What is missing" not in text
+
+
+def test_what_is_better_than_dense_has_a_plus(tmp_path):
+    results = [write_run(tmp_path / "a", some(0.5)), write_run(tmp_path / "b", some(0.75), "ppe", 0.5)]
+    assert "| +25.0 |" in write_report(results, tmp_path / "r.md", "Better")[0].read_text()
+
+
+def test_the_numbers_are_also_json(runs):
+    write_report(collect(runs), runs / "report.md", "Two benchmarks", missing=["x: not finished"])
+    found = json.loads((runs / "report.json").read_text())
+    assert (found["title"], found["missing"]) == ("Two benchmarks", ["x: not finished"])
+    (row,) = [row for row in found["benchmarks"]["layout"]["rows"] if row["name"] == "keep_one 0.25"]
+    against = row["against_dense"]
+    assert row["score"] == pytest.approx(0.575)
+    assert row["low"] < row["score"] < row["high"]
+    assert against["mean"] == pytest.approx(0.575 - 0.9)
+    assert against["low"] < against["mean"] < against["high"] < 0
+    assert against["test"] == "exact McNemar"
+    assert against["p"] < 0.01
+    assert row["costs"]["ttft_seconds"] == pytest.approx(0.05)
+
+
+def test_the_picture_is_drawn_with_a_curve_a_method(runs, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn, original = [], Axes.errorbar
+    monkeypatch.setattr(
+        Axes,
+        "errorbar",
+        lambda axes, x, y, *a, **k: drawn.append((k["label"], list(y))) or original(axes, x, y, *a, **k),
+    )
+    write_report(collect(runs), runs / "new" / "report.md", "Two benchmarks")
+    assert dict(drawn[2:]) == {"keep_one": pytest.approx([57.5, 65.0]), "ppe k=8": pytest.approx([67.5, 75.0])}
+    assert [label for label, _ in drawn] == ["keep_one", "ppe k=8"] * 2
+    with Image.open(runs / "new" / "report.png") as plot:
+        pixels = np.asarray(plot.convert("RGB"))
+    assert pixels.shape[1] > 1200  # three panels
+    # Both methods' colours are there, and much is white.
+    for colour in ((31, 119, 180), (255, 127, 14)):
+        assert (abs(pixels.astype(int) - colour).sum(-1) < 30).sum() > 100
+    assert sorted(file.name for file in (runs / "new").iterdir()) == ["report.json", "report.md", "report.png"]
 
 
 def test_seeds_become_a_mean_with_its_spread(tmp_path):
-    results = [result("ppe", [1, 1], [1, 1], 0.5), result("ppe", [1, 0], [1, 1], 0.5, errors=2)]
-    text = write_report(results, tmp_path / "r.md", "Seeds").read_text()
-    assert "| ppe | 0.750 (0.500 to 1.000) | 1.000 (1.000 to 1.000) | 0.875 (0.750 to 1.000) | 18.0 |" in text
-    assert "2 samples failed" in text
+    results = [write_run(tmp_path / f"d{n}", some(0.9)) for n in range(2)]
+    results += [write_run(tmp_path / str(n), some(share), "keep_one", 0.5) for n, share in enumerate((0.5, 0.7))]
+    text = write_report(results, tmp_path / "r.md", "Seeds")[0].read_text()
+    assert "| 60.0 (50.0 to 70.0) |" in text
+    row = json.loads((tmp_path / "r.json").read_text())["benchmarks"]["layout"]["rows"][1]
+    assert (row["runs"], row["spread"]) == (2, [0.5, 0.7])
+    assert row["against_dense"]["mean"] == pytest.approx(-0.3)
+    assert row["against_dense"]["test"] == "sign-flip permutation"  # means over seeds are not right or wrong
+
+
+def test_a_score_in_points_is_shown_as_it_is_and_paired_by_its_replicates(tmp_path):
+    results = [
+        write_run(tmp_path / "a", some(0.9), benchmark="mme", cls=Points),
+        write_run(tmp_path / "b", some(0.5), "keep_one", 0.5, benchmark="mme", cls=Points),
+        write_run(tmp_path / "c", some(0.8), benchmark="layout"),
+        write_run(tmp_path / "d", some(0.6), "keep_one", 0.5, benchmark="layout"),
+    ]
+    text = write_report(results, tmp_path / "r.md", "Points")[0].read_text()
+    assert "| keep_one 0.5 | 400.0 | 60.0 | 60.0 |" in text  # Avg of the shares alone
+    assert "mme: not a share, shown as it is and not part of Avg." in text
+    row = json.loads((tmp_path / "r.json").read_text())["benchmarks"]["mme"]["rows"][1]
+    assert row["against_dense"]["test"] == "paired bootstrap"
+    assert row["against_dense"]["mean"] == pytest.approx(20 * (20 - 36))
+    assert row["against_dense"]["high"] < 0
+    assert row["low"] < 400 < row["high"]
+
+
+def test_what_is_missing_is_a_dash_and_a_line(tmp_path):
+    results = [
+        write_run(tmp_path / "a", some(0.9), benchmark="one"),
+        write_run(tmp_path / "b", some(0.5), "keep_one", 0.5, benchmark="one"),
+        write_run(tmp_path / "c", some(0.5), "keep_one", 0.5, benchmark="two"),
+        write_run(tmp_path / "d", some(0.5, 30), "ppe", 0.5, benchmark="one"),
+    ]
+    results[3]["settings"]["data"] = "another"
+    for result in results:
+        result["costs"]["peak_memory"] = None
+    text = write_report(results, tmp_path / "r.md", "Holes")[0].read_text()
+    assert "| keep_one 0.5 | 50.0 | 50.0 | 50.0 | - |" in text
+    assert "| dense | 90.0 | - | - | - |" in text
+    missing = text.split("## What is missing")[1]
+    for line in (
+        "dense: no result on two, so no average.",
+        "two: no dense run, so nothing is compared with it.",
+        "one, ppe k=8 0.5: not tested against dense (the runs are on different data).",
+        "Peak memory: not measured on the CPU.",
+    ):
+        assert f"* {line}" in missing
+
+
+def test_without_predictions_wilson_stands_in_and_nothing_is_tested(tmp_path):
+    results = [write_run(tmp_path / "a", some(0.9)), write_run(tmp_path / "b", some(0.5), "keep_one", 0.5)]
+    (tmp_path / "b" / "predictions.jsonl").unlink()
+    text = write_report(results, tmp_path / "r.md", "Bare")[0].read_text()
+    assert "35.2 to 64.8" in text  # Wilson's of 20 of 40
+    assert "not tested against dense (their predictions.jsonl are not there" in text
+
+
+def test_failures_and_other_weights_are_said(tmp_path):
+    results = [write_run(tmp_path / "a", some(0.9)), write_run(tmp_path / "b", some(0.5), "ppe", 0.5, errors=2)]
+    results[1]["settings"]["weights"] = "others"
+    text = write_report(results, tmp_path / "r.md", "Failures")[0].read_text()
+    assert "2 samples failed and count as wrong." in text
+    assert "The runs are of 2 different sets of weights" in text
+
+
+def test_many_question_types_have_a_table_of_their_own(tmp_path):
+    kinds = [f"kind{number}" for number in range(9)]
+    results = [write_run(tmp_path / "a", some(0.5, 45), kinds=kinds)]
+    text = write_report(results, tmp_path / "r.md", "Types")[0].read_text()
+    assert "| method | accuracy | 95 % |" in text
+    assert "| type | dense |" in text
+    assert text.count("| kind") == 9
+
+
+def test_only_finished_runs_are_collected_and_the_others_named(runs):
+    (runs / "layout" / "ppe0.5" / "results.json").unlink()
+    write_json(runs / "layout" / "ppe0.5" / "settings.json", {"samples": 50})
+    write_json(runs / "results.json", [{"another": "program's"}])
+    assert len(collect(runs)) == 9
+    assert unfinished(runs) == ["layout/ppe0.5: not finished (40 of 50 samples), not shown."]
+    assert [result["name"] for result in collect(runs)].count("dense") == 2
+    assert collect(runs)[0]["name"] == "dense"
 
 
 def test_nothing_to_report(tmp_path):
     with pytest.raises(InputError, match="no results"):
         write_report([], tmp_path / "r.md", "Nothing")
+    with pytest.raises(InputError, match="holds no results of an evaluation"):
+        collect(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "name", "curve"),
+    [
+        ("dense", {}, "dense", "dense"),
+        ("chatunivi", {"ratio": 0.3}, "chatunivi 0.3", "chatunivi"),
+        ("ppe", {"k": 4, "members": "last"}, "ppe k=4 last 0.45", "ppe k=4 last"),
+        ("ppe", {"layers": [3, 7]}, "ppe k=8 layers 3+7 0.45", "ppe k=8 layers 3+7"),
+        ("keep_one", {"order": "score"}, "keep_one score order 0.45", "keep_one score order"),
+        ("keep_one", {"temporal_ratio": 0.5, "ratio": 0.25}, "keep_one events 0.5 0.25", "keep_one events 0.5"),
+        ("ppe", {"ratio": [0.5, 0.25], "k": 1}, "ppe 0.5+0.25", "ppe"),
+    ],
+)
+def test_names_tell_settings_apart_and_curves_leave_the_ratio_out(preset, changes, name, curve):
+    compression = CompressionConfig.preset(preset, **changes).to_dict()
+    assert (title(compression), method(compression)) == (name, curve)

@@ -11,7 +11,7 @@ import torch
 from ppe_npu.config import CompressionConfig
 from ppe_npu.demo import scenes
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import benchmarks, runner
+from ppe_npu.evaluation import answers, benchmarks
 from ppe_npu.evaluation.generation import generate
 from ppe_npu.evaluation.runner import evaluate
 from ppe_npu.inputs import build_inputs
@@ -61,8 +61,10 @@ def test_answers_equal_those_of_single_prompts(model, tiny_processor, benchmark,
 
 
 def test_results_hold_scores_and_costs(model, tiny_processor, benchmark, tmp_path):
-    results = evaluate(model, tiny_processor, benchmark, tmp_path, batch_size=6, max_new_tokens=2)
-    assert json.loads((tmp_path / "results.json").read_text()) == results
+    results = evaluate(model, tiny_processor, benchmark, tmp_path, batch_size=6, max_new_tokens=2, seed=3)
+    assert {**json.loads((tmp_path / "results.json").read_text()), "folder": str(tmp_path)} == results
+    assert results["settings"]["seed"] == 3
+    assert {"ppe_npu", "torch", "transformers", "python", "device"} <= results["versions"].keys()
     assert results["errors"] == 0
     assert results["accuracy"]["count"] == 15
     assert sum(entry["count"] for entry in results["types"].values()) == 15
@@ -71,6 +73,10 @@ def test_results_hold_scores_and_costs(model, tiny_processor, benchmark, tmp_pat
     assert {(row["tokens_before"], row["tokens_after"]) for row in rows(tmp_path)} == {(36, 17)}
     assert costs["retention"] == pytest.approx(17 / 36)
     assert 0 < costs["prefill_seconds"] <= costs["seconds"]
+    assert costs["ttft_seconds"] > costs["prefill_seconds"]  # a batch's, not a sample's share of it
+    assert costs["tokens_per_second"] > 0
+    assert costs["peak_memory"] is None  # the CPU's allocator cannot be asked
+    assert [row["warm"] for row in rows(tmp_path)] == [False] * 6 + [True] * 9
     restore(model)
     dense = evaluate(model, tiny_processor, benchmark, tmp_path / "dense", max_new_tokens=2)
     assert dense["name"] == "dense"
@@ -94,7 +100,7 @@ def test_kv_bytes_are_what_the_cache_holds(model):
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_killed_run_goes_on_and_repeats_nothing(model, tiny_processor, benchmark, tmp_path, monkeypatch, torn):
     whole = evaluate(model, tiny_processor, benchmark, tmp_path / "whole", batch_size=4, max_new_tokens=2)
-    asked, original = [], runner.generate
+    asked, original = [], answers.generate
 
     def dies(*args):
         if len(asked) == 2:
@@ -102,19 +108,20 @@ def test_a_killed_run_goes_on_and_repeats_nothing(model, tiny_processor, benchma
         asked.append(1)
         return original(*args)
 
-    monkeypatch.setattr(runner, "generate", dies)
+    monkeypatch.setattr(answers, "generate", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, tiny_processor, benchmark, tmp_path / "cut", batch_size=4, max_new_tokens=2)
-    monkeypatch.setattr(runner, "generate", original)
+    monkeypatch.setattr(answers, "generate", original)
     assert len(rows(tmp_path / "cut")) == 8
     assert not (tmp_path / "cut" / "results.json").exists()
     if torn:
         with open(tmp_path / "cut" / "predictions.jsonl", "a") as file:
-            file.write('{"index": 8, "answ')
+            file.write('{"index": 14, "answ')
     again = evaluate(model, tiny_processor, benchmark, tmp_path / "cut", batch_size=4, max_new_tokens=2)
     assert sorted(row["index"] for row in rows(tmp_path / "cut")) == list(range(15))
     assert again["accuracy"] == whole["accuracy"]
-    assert [row["answer"] for row in rows(tmp_path / "cut")] == [row["answer"] for row in rows(tmp_path / "whole")]
+    cut, uncut = ({row["index"]: row["answer"] for row in rows(tmp_path / name)} for name in ("cut", "whole"))
+    assert cut == uncut
 
 
 def test_a_sample_that_fails_is_recorded_and_the_rest_goes_on(model, tiny_processor, split, tmp_path):
@@ -140,6 +147,10 @@ def test_other_settings_are_refused(model, tiny_processor, benchmark, tmp_path):
         model.lm_head.weight.add_(1)
     with pytest.raises(InputError, match="another weights"):
         evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=2)
+    with pytest.raises(InputError, match="another seed"):
+        evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=2, seed=1)
+    with pytest.raises(InputError, match="max_new_tokens=0"):
+        evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=0)
     with pytest.raises(InputError, match="batch_size=0"):
         evaluate(model, tiny_processor, benchmark, tmp_path, batch_size=0)
 
@@ -166,7 +177,7 @@ def test_videos_and_pictures_in_memory(model, tiny_processor, write_clip, tmp_pa
     results = evaluate(model, tiny_processor, Mixed(), tmp_path / "out", max_new_tokens=2)
     assert results["errors"] == 0
     assert list(results["types"]) == ["video", "image"]
-    assert rows(tmp_path / "out")[0]["tokens_before"] > 36
+    assert {row["type"]: row["tokens_before"] > 36 for row in rows(tmp_path / "out")} == {"video": True, "image": False}
 
 
 def test_benchmarks_that_are_not_there(tmp_path):
@@ -189,7 +200,7 @@ def test_other_data_under_the_same_name_is_refused(model, tiny_processor, benchm
 
 def test_a_failed_sample_is_asked_again_by_a_run_that_goes_on(model, tiny_processor, benchmark, tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(runner, "generate", lambda *_, **__: 1 / 0)
+        broken.setattr(answers, "generate", lambda *_, **__: 1 / 0)
         assert evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=1)["errors"] == 15
     assert evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=1)["errors"] == 0
     assert sorted(row["index"] for row in rows(tmp_path)) == list(range(15))

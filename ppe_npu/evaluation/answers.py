@@ -1,0 +1,112 @@
+"""A model as the runner sees it: what decides its answers, how long samples are, and batches in two steps.
+
+The runner knows no model: whatever has these methods can be run. prepare() is called in a thread of its own, while
+answer() works on the batch before.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ppe_npu.backends import device as devices
+from ppe_npu.config import CompressionConfig
+from ppe_npu.evaluation.generation import Generated, generate
+from ppe_npu.evaluation.identity import processor_identity
+from ppe_npu.evaluation.samples import Measure, conversation, measure, sampling_of
+from ppe_npu.fingerprint import fingerprint
+from ppe_npu.inputs import PixelCache, build_inputs
+from ppe_npu.media import VideoSampling
+
+
+class ModelAnswers:
+    """Greedy answers of a model, compressed or not.
+
+    Args:
+        model: on its device.
+        processor: the model's.
+        max_new_tokens: at most so many tokens an answer.
+        sampling: which frames of videos, where a sample has no rule of its own.
+        seed: set before every batch, so that no answer depends on which process gave it, or when.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, max_new_tokens: int, sampling: VideoSampling | None = None, seed: int = 0
+    ) -> None:
+        self.model, self.processor = model.eval(), processor
+        self.max_new_tokens, self.sampling, self.seed = max_new_tokens, sampling, seed
+        compression = getattr(model, "compression", None)
+        self.config = CompressionConfig.preset("dense") if compression is None else compression.config
+        self._cache = PixelCache()
+
+    def settings(self) -> dict[str, Any]:
+        """All of the model's that decides the answers."""
+        asked = answer_settings(
+            self.processor,
+            self.config,
+            str(getattr(self.model.config, "_name_or_path", "")),
+            str(self.model.dtype).removeprefix("torch."),
+            self.max_new_tokens,
+            self.sampling,
+            self.seed,
+        )
+        return {**asked, "weights": fingerprint(self.model)}
+
+    def versions(self) -> dict[str, str]:
+        """Of what gave the answers, and on which device."""
+        import transformers
+
+        from ppe_npu import __version__
+
+        versions = {"ppe_npu": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+        facts = devices.describe(self.model.device)
+        more = {key: facts[key] for key in ("runtime", "driver") if key in facts}
+        return {**versions, "python": platform.python_version(), "device": facts["name"], **more}
+
+    def measure(self, sample: Mapping[str, Any]) -> Measure:
+        """How long the sample's prompt will be, about."""
+        return measure(sample, self.processor, self.config, self.sampling)
+
+    def prepare(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Samples of one bucket -> a left-padded batch, on the CPU; through the code that training uses."""
+        conversations = [conversation(sample) for sample in samples]
+        sampling = sampling_of(samples[0], self.sampling)
+        return build_inputs(self.processor, conversations, sampling=sampling, cache=self._cache)
+
+    def answer(self, inputs: Mapping[str, torch.Tensor]) -> Generated:
+        """Answers to a batch, with their cost."""
+        devices.seed_everything(self.seed)
+        return generate(self.model, self.processor, inputs, self.max_new_tokens)
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        """Whether it says that a smaller batch might have been answered."""
+        return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+    def release_memory(self) -> None:
+        """Give back what the device's allocator holds in reserve."""
+        devices.release_memory(self.model.device)
+
+
+def answer_settings(
+    processor: Any,
+    config: CompressionConfig,
+    model: str,
+    dtype: str,
+    max_new_tokens: int,
+    sampling: VideoSampling | None,
+    seed: int,
+) -> dict[str, Any]:
+    """ModelAnswers.settings() but for the weights: known before they are read."""
+    return {
+        **processor_identity(processor),
+        "model": model,
+        "compression": config.to_dict(),
+        "dtype": dtype,
+        "max_new_tokens": max_new_tokens,
+        "video": asdict(sampling or VideoSampling()),
+        "seed": seed,
+    }

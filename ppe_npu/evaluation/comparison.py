@@ -1,0 +1,229 @@
+"""Results of many runs -> the numbers of a report: per benchmark a row a method, and all benchmarks side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
+
+Result = Mapping[str, Any]
+DENSE = "dense"
+
+
+def compare(results: Sequence[Result]) -> dict[str, Any]:
+    """Everything that a report shows.
+
+    Args:
+        results: of evaluate(), or results.json with "folder", the run's, in the order of the rows. Several of one name
+            on one benchmark (seeds, say) become one row: their mean.
+
+    Returns:
+        {"benchmarks": {name: see _benchmark}, "overview": see _overview, "missing": lines that say what could not be
+        computed, and why}.
+    """
+    missing: list[str] = []
+    names = list(dict.fromkeys(result["settings"]["benchmark"] for result in results))
+    benchmarks = {
+        name: _benchmark(name, [r for r in results if r["settings"]["benchmark"] == name], missing) for name in names
+    }
+    weights = {result["settings"].get("weights") for result in results}
+    if len(weights) > 1:
+        missing.append(
+            f"The runs are of {len(weights)} different sets of weights: a difference may come from training."
+        )
+    if all(row["costs"].get("peak_memory") is None for found in benchmarks.values() for row in found["rows"]):
+        missing.append("Peak memory: not measured on the CPU.")
+    return {
+        "benchmarks": benchmarks,
+        "overview": _overview(benchmarks, missing),
+        "missing": list(dict.fromkeys(missing)),
+    }
+
+
+def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict[str, Any]:
+    """{"score": what the score is, "scale": 100 if it is a share, else 1, "samples", "types": names, "rows"}.
+
+    A row: name, method, retention, runs, score (mean of the runs), low, high (95 %), spread [least, most] of several
+    runs, types {kind: accuracy}, against_dense {mean, low, high, p, test, count} or None, costs, errors.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result["name"], []).append(result)
+    dense = next((runs for runs in groups.values() if _is_dense(runs)), None)
+    rows = [_row(name, runs, dense, missing) for runs in groups.values()]
+    if dense is None:
+        missing.append(f"{name}: no dense run, so nothing is compared with it.")
+    top = max(row["high"] if row["high"] is not None else row["score"] for row in rows)
+    headlines = {run["headline"]["name"] for run in results if "headline" in run}
+    return {
+        "score": ", ".join(sorted(headlines)) or "accuracy",
+        "scale": 100 if top <= 1 else 1,
+        "samples": max(result["samples"] for result in results),
+        "types": list(dict.fromkeys(kind for result in results for kind in result["types"])),
+        "rows": rows,
+    }
+
+
+def _is_dense(runs: Sequence[Result]) -> bool:
+    return runs[0]["settings"]["compression"]["method"] == "none"
+
+
+def _row(benchmark: str, runs: Sequence[Result], dense: Sequence[Result] | None, missing: list[str]) -> dict[str, Any]:
+    values = [_value(run) for run in runs]
+    low, high = _interval(benchmark, runs, missing)
+    costs = {key: _mean([run["costs"].get(key) for run in runs]) for key in runs[0]["costs"]}
+    kinds = dict.fromkeys(kind for run in runs for kind in run["types"])
+    types = {kind: [run["types"][kind]["accuracy"] for run in runs if kind in run["types"]] for kind in kinds}
+    return {
+        "name": runs[0]["name"],
+        "method": DENSE if _is_dense(runs) else runs[0].get("method", runs[0]["name"]),
+        "dense": _is_dense(runs),
+        "retention": costs["retention"],
+        "runs": len(runs),
+        "score": _mean(values),
+        "low": low,
+        "high": high,
+        "spread": [min(values), max(values)] if len(runs) > 1 else None,
+        "types": {kind: _mean(found) for kind, found in types.items()},
+        "types_spread": {kind: [min(found), max(found)] for kind, found in types.items()} if len(runs) > 1 else None,
+        "against_dense": None if dense is None or _is_dense(runs) else _against(benchmark, runs, dense, missing),
+        "costs": costs,
+        "errors": sum(run["errors"] for run in runs),
+    }
+
+
+def _value(run: Result) -> float:
+    return run["headline"]["value"] if "headline" in run else run["accuracy"]["accuracy"]
+
+
+def _interval(benchmark: str, runs: Sequence[Result], missing: list[str]) -> tuple[float | None, float | None]:
+    """The score's interval at 95 %: bootstrap over samples; Wilson's where every answer has the same score."""
+    if "headline" in runs[0]:
+        replicates = _replicates(runs)
+        if replicates is None:
+            why = next((run["headline"]["why"] for run in runs if "why" in run["headline"]), "runs of unlike length")
+            missing.append(f"{benchmark}, {runs[0]['name']}: no interval ({why}).")
+            return None, None
+        return interval(replicates)
+    scores = mean_scores(runs)
+    if scores is not None and len(set(scores.values())) > 1:
+        return interval(bootstrap_means(list(scores.values())))
+    if len(runs) == 1:
+        return runs[0]["accuracy"]["low"], runs[0]["accuracy"]["high"]
+    missing.append(f"{benchmark}, {runs[0]['name']}: no interval (the runs are not of the same samples).")
+    return None, None
+
+
+def _against(
+    benchmark: str, runs: Sequence[Result], dense: Sequence[Result], missing: list[str]
+) -> dict[str, Any] | None:
+    """How the score differs from dense's on the same samples: see statistics.paired."""
+
+    def none(why: str) -> None:
+        missing.append(f"{benchmark}, {runs[0]['name']}: not tested against dense ({why}).")
+
+    if {run["settings"].get("data") for run in (*runs, *dense)} != {runs[0]["settings"].get("data")}:
+        return none("the runs are on different data")
+    if "headline" in runs[0]:
+        own, other = _replicates(runs), _replicates(dense)
+        if own is None or other is None:
+            return none("its metric over all samples was not resampled")
+        mean = _mean([_value(run) for run in runs]) - _mean([_value(run) for run in dense])
+        return _paired_replicates(own, other, mean)
+    own, other = mean_scores(runs), mean_scores(dense)
+    if own is None or other is None or own.keys() != other.keys():
+        return none("their predictions.jsonl are not there, or not of the same samples")
+    return dataclasses.asdict(paired(list(own.values()), [other[key] for key in own]))
+
+
+def _paired_replicates(own: np.ndarray, other: np.ndarray, mean: float) -> dict[str, Any]:
+    """Two metrics over the same resamples; p is the bootstrap's, two-sided."""
+    count = min(len(own), len(other))
+    differences = own[:count] - other[:count]
+    low, high = interval(differences)
+    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    p = min(1.0, 2 * (int(tail) + 1) / (count + 1))
+    return {"mean": mean, "low": low, "high": high, "p": p, "test": "paired bootstrap", "count": count}
+
+
+def _replicates(runs: Sequence[Result]) -> np.ndarray | None:
+    """Of the mean of the runs; None if one has none."""
+    found = [run.get("headline", {}).get("replicates") for run in runs]
+    if any(values is None for values in found):
+        return None
+    count = min(len(values) for values in found)
+    return np.mean([values[:count] for values in found], axis=0)
+
+
+def mean_scores(runs: Sequence[Result]) -> dict[Any, float] | None:
+    """Every sample's score, averaged over the runs; None if a run's predictions are not there or of other samples."""
+    found = [_scores(run) for run in runs]
+    if any(scores is None or scores.keys() != found[0].keys() for scores in found):
+        return None
+    return {key: _mean([scores[key] for scores in found]) for key in found[0]}
+
+
+def _scores(run: Result) -> dict[Any, float] | None:
+    """Per sample, in the order of their indices, so that equal resamples are of the same samples."""
+    file = Path(run.get("folder", "")) / "predictions.jsonl"
+    if "folder" not in run or not file.is_file():
+        return None
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    scores = {row["index"]: row["score"] for row in sorted(rows, key=lambda row: str(row["index"]))}
+    return None if not scores or None in scores.values() else scores
+
+
+def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[str, Any]]:
+    """One row a method and ratio, the largest kept share first: {"name", "method", "retention" (mean over benchmarks),
+    "group", "scores" {benchmark: score or None}, "average" (of those that are shares), "of_dense"}."""
+    rows = []
+    for name in dict.fromkeys(row["name"] for found in benchmarks.values() for row in found["rows"]):
+        own = {key: next((r for r in found["rows"] if r["name"] == name), None) for key, found in benchmarks.items()}
+        here = [row for row in own.values() if row]
+        absent = [key for key, row in own.items() if row is None]
+        if absent:
+            missing.append(f"{name}: no result on {', '.join(absent)}, so no average.")
+        kept = _mean([row["retention"] for row in here])
+        shares = [row["score"] for key, row in own.items() if row and benchmarks[key]["scale"] == 100]
+        rows.append(
+            {
+                "name": name,
+                "method": here[0]["method"],
+                "dense": here[0]["dense"],
+                "retention": kept,
+                "group": "Upper bound, 100 %" if here[0]["dense"] else f"Retain {100 * kept:.0f} %",
+                "scores": {key: row and row["score"] for key, row in own.items()},
+                "average": _mean(shares) if shares and not absent else None,
+                "of_dense": None if absent else _of_dense(benchmarks, own, missing),
+            }
+        )
+    points = [key for key, found in benchmarks.items() if found["scale"] != 100]
+    if points:
+        missing.append(f"{', '.join(points)}: not a share, shown as it is and not part of Avg.")
+    order = {group: -max(r["retention"] for r in rows if r["group"] == group) for group in {r["group"] for r in rows}}
+    return sorted(rows, key=lambda row: (not row["dense"], order[row["group"]], row["group"]))
+
+
+def _of_dense(benchmarks: Mapping[str, Any], own: Mapping[str, Any], missing: list[str]) -> float | None:
+    """The mean over the benchmarks of score / dense's score."""
+    shares = []
+    for key, row in own.items():
+        dense = next((r for r in benchmarks[key]["rows"] if r["dense"]), None)
+        if dense is None:
+            return None
+        if not dense["score"]:
+            missing.append(f"{key}: dense scores 0, of which nothing is a share.")
+            return None
+        shares.append(row["score"] / dense["score"])
+    return _mean(shares)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

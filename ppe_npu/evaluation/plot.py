@@ -1,0 +1,128 @@
+"""The report's picture: score against the share of tokens that is kept, a curve a method, a panel a benchmark."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.errors import InputError
+
+_MARKERS = "osD^vP*Xhd"
+_COLUMNS = 4
+_MOST_TYPES = 12  # that a panel of bars has room for
+
+
+def check_plotting() -> None:
+    """Raise InputError unless a report can be drawn; to be called before what takes long."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("matplotlib is not installed, which reports are drawn with: pip install matplotlib")
+
+
+def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
+    """Write the picture (.png) of a comparison (ppe_npu.evaluation.comparison)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state of pyplot
+    from matplotlib.figure import Figure
+
+    benchmarks = comparison["benchmarks"]
+    methods = list(dict.fromkeys(row["method"] for row in comparison["overview"] if not row["dense"]))
+    panels = [lambda axes, item=item: _curves(axes, *item, methods) for item in benchmarks.items()]
+    if len(benchmarks) > 1:
+        panels.insert(0, lambda axes: _average(axes, comparison["overview"], methods))
+    only = next(iter(benchmarks.values()))
+    if len(benchmarks) == 1 and 1 < len(only["types"]) <= _MOST_TYPES:
+        panels.append(lambda axes: _bars(axes, only))
+    columns = min(len(panels), _COLUMNS)
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(5.0 * columns, 6.5), 4.0 * lines + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, panel in enumerate(panels):
+        panel(figure.add_subplot(lines, columns, number + 1))
+    figure.suptitle(title)
+    entries = {}
+    for axes in figure.axes:
+        entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries, fontsize="small", loc="outside lower center", ncols=4)  # over no curve
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
+    figure.savefig(temporary, dpi=130)
+    os.replace(temporary, path)
+    return path
+
+
+def _colour(number: int) -> str:
+    return f"C{number % 10}"
+
+
+def _curves(axes: Any, name: str, found: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """One benchmark: points with their 95 % intervals, those of a method joined; dense is a line across."""
+    scale, rows = found["scale"], found["rows"]
+    for number, method in enumerate(methods):
+        points = sorted((row for row in rows if row["method"] == method), key=lambda row: row["retention"])
+        if points:
+            # Methods of one budget stand side by side, or their bars would hide each other.
+            at = [100 * row["retention"] + 1.2 * (number - (len(methods) - 1) / 2) for row in points]
+            values = [scale * row["score"] for row in points]
+            errors = [[scale * side for side in sides] for sides in zip(*map(_errors, points))]
+            style = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)]}
+            axes.errorbar(at, values, errors, label=method, capsize=2, linewidth=1.2, markersize=5, **style)
+    for row in (row for row in rows if row["dense"]):
+        axes.axhline(scale * row["score"], color="0.35", linestyle="--", linewidth=1, label="dense")
+        if row["low"] is not None:
+            axes.axhspan(scale * row["low"], scale * row["high"], color="0.35", alpha=0.1, linewidth=0)
+    axes.set_title(f"{name} ({found['samples']:,} samples)", fontsize="medium")
+    axes.set_ylabel(f"{found['score']}{', %' if scale == 100 else ''}")
+    _kept_axis(axes)
+
+
+def _errors(row: Mapping[str, Any]) -> tuple[float, float]:
+    """How far the interval reaches below and above the score."""
+    if row["low"] is None:
+        return 0.0, 0.0
+    return max(row["score"] - row["low"], 0.0), max(row["high"] - row["score"], 0.0)
+
+
+def _average(axes: Any, rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
+    """All benchmarks: the mean share of dense's scores; without a dense run, the mean score."""
+    key = "of_dense" if any(row["of_dense"] is not None for row in rows) else "average"
+    for number, method in enumerate(methods):
+        points = [row for row in rows if row["method"] == method and row[key] is not None]
+        points.sort(key=lambda row: row["retention"])
+        at, values = [100 * row["retention"] for row in points], [100 * row[key] for row in points]
+        style = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)]}
+        axes.plot(at, values, label=method, linewidth=1.2, markersize=5, **style)
+    if key == "of_dense":
+        axes.axhline(100, color="0.35", linestyle="--", linewidth=1, label="dense")
+    axes.set_title("all benchmarks", fontsize="medium")
+    axes.set_ylabel("mean of score / dense, %" if key == "of_dense" else "mean score, %")
+    _kept_axis(axes)
+
+
+def _kept_axis(axes: Any) -> None:
+    axes.set_xlim(0, 105)
+    axes.set_xlabel("visual tokens kept, mean over layers, %")
+    axes.grid(alpha=0.25, linewidth=0.6)
+
+
+def _bars(axes: Any, found: Mapping[str, Any]) -> None:
+    """One benchmark's question types: grouped bars, a colour a method; of several runs, from the least to the most."""
+    rows, kinds = found["rows"], found["types"]
+    width = 0.8 / len(rows)
+    curves = list(dict.fromkeys(row["method"] for row in rows if not row["dense"]))
+    for number, row in enumerate(rows):
+        values, spreads = [100 * row["types"].get(kind, 0.0) for kind in kinds], row["types_spread"]
+        style: dict[str, Any] = {"color": "0.35" if row["dense"] else _colour(curves.index(row["method"]))}
+        alike = [other["retention"] for other in rows if other["method"] == row["method"]]
+        style["alpha"] = 1 - 0.6 * sum(kept > row["retention"] for kept in alike) / len(alike)  # less kept, paler
+        if spreads:
+            ends = [[100 * end for end in spreads.get(kind, (0.0, 0.0))] for kind in kinds]
+            sides = [[v - low for v, (low, _) in zip(values, ends)], [high - v for v, (_, high) in zip(values, ends)]]
+            style |= {"yerr": sides, "error_kw": {"elinewidth": 0.8}}
+        at = [place + (number - (len(rows) - 1) / 2) * width for place in range(len(kinds))]
+        axes.bar(at, values, width, **style)
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set_ylim(0, 105)
+    axes.set_title("by question type; paler: fewer tokens kept", fontsize="medium")
+    axes.set_ylabel("accuracy, %")

@@ -1,0 +1,135 @@
+"""Prediction rows -> what results.json holds: scores with intervals, costs, failures."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ppe_npu.errors import first_line
+from ppe_npu.evaluation.metrics import exact_match
+from ppe_npu.evaluation.statistics import by_type, interval, resamples, summary
+
+Row = Mapping[str, Any]
+PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens")
+PER_BATCH = ("prefill_seconds", "seconds", "kv_bytes")  # of which every sample of a batch bears an equal share
+_DRAWS, _FEWEST = 1000, 200  # bootstrap draws of a metric over all samples, and those below which it has no interval
+_SECONDS = 30.0  # that they may take
+
+
+def score(benchmark: Any, answer: str, sample: Row) -> float | None:
+    """A single answer's score in [0, 1]: the benchmark's, else exact match with any of the right answers."""
+    if hasattr(benchmark, "score"):
+        found = benchmark.score(answer, sample)
+        return None if found is None else float(found)
+    right = sample["GT"] if isinstance(sample["GT"], (list, tuple)) else [sample["GT"]]
+    return max((exact_match(answer, expected) for expected in right), default=0.0)
+
+
+def summarise(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
+    """All rows of a run, in the benchmark's order -> results.json but for names, settings and versions."""
+    answered = [row for row in rows if "error" not in row]
+    return {
+        "accuracy": summary([row["score"] for row in rows]),
+        "types": by_type((str(row["type"]), row["score"]) for row in rows),
+        **corpus(benchmark, rows),
+        "costs": costs(answered),
+        "samples": len(rows),
+        "errors": len(rows) - len(answered),
+    }
+
+
+def costs(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Means per sample of PER_SAMPLE and PER_BATCH; retention; ttft_seconds, the time until a batch had its first
+    tokens; tokens_per_second after the first; peak_memory in bytes; batch, the mean size. None: not measured.
+
+    Times leave out each process's first batch, which also loads kernels, where there is another one.
+    """
+    warm = [row for row in rows if row["warm"]] or list(rows)
+    found: dict[str, float | None] = {key: _mean(rows, key) for key in (*PER_SAMPLE, "kv_bytes", "batch")}
+    found |= {key: _mean(warm, key) for key in ("prefill_seconds", "seconds")}
+    found["retention"] = found["tokens_after"] / found["tokens_before"] if found["tokens_before"] else 1.0
+    found["ttft_seconds"] = sum(row["prefill_seconds"] * row["batch"] for row in warm) / max(len(warm), 1)
+    after = sum(row["seconds"] - row["prefill_seconds"] for row in warm)
+    tokens = sum(row["new_tokens"] - 1 for row in warm)
+    found["tokens_per_second"] = tokens / after if tokens > 0 and after > 0 else None
+    found["peak_memory"] = max((row["peak_memory"] for row in rows if row["peak_memory"] is not None), default=None)
+    return found
+
+
+def corpus(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
+    """{"metrics", "headline"} of a benchmark that has metrics over all samples; {} of another one.
+
+    headline (where the benchmark names one, or single answers have no score): name, value, low, high and the
+    bootstrap's replicates, which pair with those of another method on the same samples; without replicates "why" says
+    why there are none. What is drawn is what benchmark.unit(row) names: rows of one unit come together, and a unit that
+    is drawn again has another row["copy"].
+    """
+    if not hasattr(benchmark, "metrics"):
+        return {}
+    keys = ("index", "type", "prompt", "GT", "answer", "score", "error")
+    seen = [{key: row[key] for key in keys if key in row} for row in rows]
+    metrics = {name: float(value) for name, value in benchmark.metrics(seen).items()}
+    name = getattr(benchmark, "headline", None)
+    if name is None and all(row["score"] is None for row in rows if "error" not in row):
+        name = next(iter(metrics))  # there is nothing else to call the score
+    if name is None:
+        return {"metrics": metrics}
+    return {"metrics": metrics, "headline": {"name": name, "value": metrics[name], **_spread(benchmark, name, seen)}}
+
+
+def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """{"low", "high", "replicates"} of a metric over all samples, or {"why"} there are none."""
+    if not hasattr(benchmark, "unit"):
+        return {"why": "the benchmark does not say what may be resampled"}
+    units: dict[Any, list[Row]] = {}
+    for row in rows:
+        units.setdefault(benchmark.unit(row), []).append(row)
+    groups, replicates, started = list(units.values()), [], time.perf_counter()
+    try:
+        for drawn in itertools.chain.from_iterable(resamples(len(groups), _DRAWS)):
+            again = [{**row, "copy": copy} for copy, unit in enumerate(drawn.tolist()) for row in groups[unit]]
+            replicates.append(float(benchmark.metrics(again)[name]))
+            if time.perf_counter() - started > _SECONDS:
+                break
+    except Exception as error:  # a metric need not be defined on resampled rows
+        return {"why": f"{name} of a resample: {first_line(error)}"}
+    if len(replicates) < _FEWEST:
+        return {"why": f"{len(replicates)} resamples took {_SECONDS:.0f} s"}
+    low, high = interval(replicates)
+    return {"low": low, "high": high, "replicates": replicates}
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return float(np.mean([row[key] for row in rows])) if rows else 0.0
+
+
+def title(compression: Mapping[str, Any]) -> str:
+    """How reports call a compression, its ratio included."""
+    if compression["method"] == "none":
+        return "dense"
+    return f"{method(compression)} {_ratio(compression['ratio'])}"
+
+
+def method(compression: Mapping[str, Any]) -> str:
+    """A compression's name without its ratio: points of one name make one curve."""
+    if compression["method"] == "none":
+        return "dense"
+    positions = compression["positions"]
+    if positions == "renumber":
+        positions = "chatunivi" if compression["method"] == "dpc_knn" else "renumber"
+    parts = [] if compression["method"] == "dpc_knn" else [compression["method"]]
+    parts += [positions, *([f"k={compression['k']}"] if compression["k"] > 1 else [])]
+    parts += [compression["members"]] if positions == "ppe" and compression["members"] != "nearest" else []
+    usual = "score" if positions == "chatunivi" else "raster"
+    parts += [f"{compression['order']} order"] if compression["order"] != usual else []
+    parts += [f"layers {'+'.join(map(str, compression['layers']))}"] if compression["layers"] else []
+    parts += [f"events {compression['temporal_ratio']:g}"] if compression["temporal_ratio"] else []
+    return " ".join(parts)
+
+
+def _ratio(ratio: Any) -> str:
+    return "+".join(f"{part:g}" for part in ratio) if isinstance(ratio, (list, tuple)) else f"{ratio:g}"

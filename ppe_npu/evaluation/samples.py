@@ -1,0 +1,133 @@
+"""A benchmark's sample as a conversation, and how long it will be: told from headers, before anything is decoded."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.inputs import PLACEHOLDERS, split_placeholders
+from ppe_npu.media import VideoSampling
+
+Sample = Mapping[str, Any]
+_CHARACTERS = 4  # of a token of text, roughly
+_SCREEN = (448, 448)  # of a visual that does not say how large it is
+_FRAMES = 16  # likewise, of a video
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What decides which samples are answered together.
+
+    Attributes:
+        bucket: samples of different buckets are never in one batch.
+        before, after: about how many tokens the prompt has before compression, and in the first decoder layer.
+        source: the file that is looked at; samples of equal length about one file follow each other.
+    """
+
+    bucket: str
+    before: int
+    after: int
+    source: str = ""
+
+
+def visuals(sample: Sample) -> dict[str, list[Any]]:
+    """{"image": pictures or paths, "video": paths} of a sample."""
+    found: dict[str, list[Any]] = {"image": [], "video": []}
+    for key, kind in (("image", "image"), ("image_path", "image"), ("video_path", "video")):
+        value = sample.get(key)
+        if value is not None:
+            found[kind] += list(value) if isinstance(value, (list, tuple)) else [value]
+    return found
+
+
+def conversation(sample: Sample) -> list[dict[str, Any]]:
+    """A sample as one user turn: its visuals where the prompt has a placeholder for each, else before the prompt."""
+    found, prompt = visuals(sample), sample["prompt"]
+    if any(found.values()) and all(prompt.count(PLACEHOLDERS[kind]) == len(found[kind]) for kind in found):
+        return [{"role": "user", "content": split_placeholders(prompt, found["image"], found["video"])}]
+    content = [{"type": kind, kind: value} for kind, values in found.items() for value in values]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+
+
+def sampling_of(sample: Sample, asked: VideoSampling | None) -> VideoSampling:
+    """Which frames: of the sample's own rule, with the number of frames and the sizes that were asked for, if any."""
+    asked, own = asked or VideoSampling(), sample.get("sampling")
+    if own is None:
+        return asked
+    changes = {key: getattr(asked, key) for key in ("min_pixels", "max_pixels") if getattr(asked, key) is not None}
+    if asked.fps is not None or asked.nframes is not None:
+        changes |= {"fps": asked.fps, "nframes": asked.nframes}
+    return replace(own, **changes)
+
+
+def measure(sample: Sample, processor: Any, config: CompressionConfig, asked: VideoSampling | None = None) -> Measure:
+    """A sample's Measure. A file that cannot be looked at counts as one of middling size: answering it will tell."""
+    found, sampling = visuals(sample), sampling_of(sample, asked)
+    text = len(sample["prompt"]) // _CHARACTERS
+    grids = [(1, _image_tokens(processor, image)) for image in found["image"]]
+    grids += [_video_grid(processor, video, sampling) for video in found["video"]]
+    before = text + sum(frames * tokens for frames, tokens in grids)
+    after = text + sum(config.span_tokens(frames, tokens, layer=0) for frames, tokens in grids)
+    # One call of build_inputs has one sampling, which matters to videos alone.
+    bucket = f"video {sampling}" if found["video"] else "image" if found["image"] else "text"
+    source = next((str(value) for value in [*found["video"], *found["image"]] if isinstance(value, (str, Path))), "")
+    return Measure(bucket, before, after, source)
+
+
+def _image_tokens(processor: Any, image: Any) -> int:
+    width, height = _image_size(str(image)) if isinstance(image, (str, Path)) else getattr(image, "size", _SCREEN)
+    size = processor.image_processor.size
+    return _tokens(processor, width, height, size["shortest_edge"], size["longest_edge"])
+
+
+@functools.lru_cache(maxsize=2**16)
+def _image_size(path: str) -> tuple[int, int]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return _SCREEN
+
+
+def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[int, int]:
+    """(temporal steps, tokens of each)."""
+    total, fps, width, height = _video_facts(str(video)) if isinstance(video, (str, Path)) else (_FRAMES, 1.0, *_SCREEN)
+    maker = processor.video_processor
+    steps = max(sampling.count(total, fps, maker.temporal_patch_size) // maker.temporal_patch_size, 1)
+    least = sampling.min_pixels or maker.size["shortest_edge"]
+    most = sampling.max_pixels or maker.size["longest_edge"]
+    return steps, _tokens(processor, width, height, least, most)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _video_facts(path: str) -> tuple[int, float, int, int]:
+    """(frames, frames per second, width, height) from a container's header, or of a folder of frames."""
+    import av
+
+    if os.path.isdir(path):
+        return max(len(os.listdir(path)), 1), 1.0, *_SCREEN
+    try:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            fps = float(stream.average_rate or stream.guessed_rate or 1)
+            seconds = (container.duration or 0) / av.time_base
+            return max(stream.frames or int(seconds * fps), 1), fps, stream.width or 1, stream.height or 1
+    except (av.FFmpegError, OSError, IndexError, ValueError):
+        return _FRAMES, 1.0, *_SCREEN
+
+
+def _tokens(processor: Any, width: int, height: int, least: int, most: int) -> int:
+    """Visual tokens of a picture that is resized to between `least` and `most` pixels."""
+    maker = processor.image_processor
+    try:
+        patches = maker.get_number_of_image_patches(height, width, {"min_pixels": least, "max_pixels": most})
+    except ValueError:  # a picture that is too narrow: answering it will say so
+        patches = least // maker.patch_size**2
+    return max(patches // maker.merge_size**2, 1)

@@ -1,0 +1,86 @@
+"""The numbers of a comparison as Markdown tables. A number that is missing is a dash; the report says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+_INLINE = 8  # question types that stand beside the methods; more of them get a table of their own
+_COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("visual tokens", "tokens_after", lambda value: f"{value:.1f}"),
+    ("kept", "retention", lambda value: f"{100 * value:.0f} %"),
+    ("TTFT ms", "ttft_seconds", lambda value: f"{1000 * value:.1f}"),
+    ("prefill ms", "prefill_seconds", lambda value: f"{1000 * value:.2f}"),
+    ("total ms", "seconds", lambda value: f"{1000 * value:.2f}"),
+    ("tokens/s", "tokens_per_second", lambda value: f"{value:.1f}"),
+    ("peak MiB", "peak_memory", lambda value: f"{value / 2**20:,.0f}"),
+    ("KV bytes", "kv_bytes", lambda value: f"{value:,.0f}"),
+)
+
+
+def overview(comparison: Mapping[str, Any]) -> str:
+    """Rows grouped by kept share, a column a benchmark, then the average and the share of dense's scores."""
+    benchmarks = comparison["benchmarks"]
+    head = ["method", *benchmarks, "Avg", "% of dense"]
+    lines, group = [], None
+    for row in comparison["overview"]:
+        if row["group"] != group:
+            group = row["group"]
+            lines.append([f"**{group}**", *[""] * (len(head) - 1)])
+        scores = [number(row["scores"][key], found["scale"]) for key, found in benchmarks.items()]
+        lines.append([row["name"], *scores, number(row["average"], 100), number(row["of_dense"], 100)])
+    return markdown(head, lines)
+
+
+def scores(found: Mapping[str, Any]) -> str:
+    """One benchmark: the score of each method with its interval, and how it differs from dense's."""
+    scale, kinds = found["scale"], found["types"] if 1 < len(found["types"]) <= _INLINE else []
+    head = ["method", *kinds, found["score"] if len(kinds) == 0 else "all", "95 %", "minus dense", "95 %", "p"]
+    lines = []
+    for row in found["rows"]:
+        typed = [_spread(row["types"].get(kind), (row["types_spread"] or {}).get(kind), 100) for kind in kinds]
+        lines.append([row["name"], *typed, _spread(row["score"], row["spread"], scale), _interval(row, scale)])
+        against = row["against_dense"]
+        if against is None:
+            lines[-1] += ["-", "-", "-"]
+        else:
+            lines[-1] += [f"{scale * against['mean']:+.1f}", _interval(against, scale, "+"), f"{against['p']:.2g}"]
+    return markdown(head, lines)
+
+
+def types(found: Mapping[str, Any]) -> str | None:
+    """One benchmark's question types, a row each, where they are too many to stand beside the methods."""
+    if len(found["types"]) <= _INLINE:
+        return None
+    lines = [[kind, *(number(row["types"].get(kind), 100) for row in found["rows"])] for kind in found["types"]]
+    return markdown(["type", *(row["name"] for row in found["rows"])], lines)
+
+
+def costs(found: Mapping[str, Any]) -> str:
+    """One benchmark: what an answer costs with each method."""
+    lines = [
+        [row["name"], *("-" if row["costs"].get(key) is None else form(row["costs"][key]) for _, key, form in _COSTS)]
+        for row in found["rows"]
+    ]
+    return markdown(["method", *(label for label, _, _ in _COSTS)], lines)
+
+
+def number(value: float | None, scale: float) -> str:
+    """A score; shares are shown in percent."""
+    return "-" if value is None else f"{scale * value:.1f}"
+
+
+def _spread(value: float | None, spread: Sequence[float] | None, scale: float) -> str:
+    """A score; of several runs the mean, then the least and the most."""
+    return number(value, scale) + (f" ({number(spread[0], scale)} to {number(spread[1], scale)})" if spread else "")
+
+
+def _interval(row: Row, scale: float, sign: str = "") -> str:
+    return "-" if row["low"] is None else f"{scale * row['low']:{sign}.1f} to {scale * row['high']:{sign}.1f}"
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
