@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ppe_npu.blind import grouped_stages
 from ppe_npu.config import CompressionConfig
 from ppe_npu.layout import Arrangement, Budget, stage_layout
 from ppe_npu.masks import causal_mask, picked_mask, seen_places
@@ -123,7 +124,7 @@ class Compression:
         stages = [stage_layout(arrangement, first if config.merges_before_llm else gathered, starts, left)]
         for _ in config.layers:
             stages.append(stage_layout(stages[-1].after, merged, left=left))
-        return tuple(stages)
+        return grouped_stages(stages, layout, config)
 
     # -- between the vision tower and the first decoder layer: no host sync -------------------------------------------
 

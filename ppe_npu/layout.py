@@ -72,6 +72,14 @@ class Arrangement:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """A Grouping of a bucket's cells that is known to the host: its labels [F, N] and representatives [F, M]."""
+
+    labels: np.ndarray
+    representatives: np.ndarray
+
+
+@dataclass(frozen=True)
 class Bucket:
     """Cells of like size, clustered together, by one ratio after the other.
 
@@ -79,11 +87,13 @@ class Bucket:
         tokens: [F, N] index of each token among those that are merged, 0 where a cell has no such token.
         valid: [F, N] bool, or None if every cell has N tokens.
         budgets: [ratios, F] tokens that each ratio keeps of each cell.
+        groups: of each ratio, where the method needs no features.
     """
 
     tokens: np.ndarray
     valid: np.ndarray | None
     budgets: np.ndarray
+    groups: tuple[Groups, ...] = ()
 
     @property
     def first(self) -> int | None:
@@ -119,6 +129,19 @@ class Video:
 
 
 @dataclass(frozen=True)
+class EventLayout:
+    """The events of a batch's videos, as cells of what their frames kept.
+
+    Args:
+        buckets: events of like size. order: [G] which of the buckets' kept tokens stands where: by video, event after
+            event.
+    """
+
+    buckets: tuple[Bucket, ...]
+    order: np.ndarray
+
+
+@dataclass(frozen=True)
 class StageLayout:
     """One merge of a batch. Rows: the text tokens, what the buckets keep, what the events keep, and one of padding.
 
@@ -129,6 +152,7 @@ class StageLayout:
         rows: [B, L] which row stands where.
         sources: [B, L] for each place the column before the merge that it stands for; 0 at padding.
         after: the arrangement that it leaves.
+        events: the videos' events, where the method needs no features.
     """
 
     text: np.ndarray
@@ -137,6 +161,7 @@ class StageLayout:
     rows: np.ndarray
     sources: np.ndarray
     after: Arrangement
+    events: EventLayout | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ LEVELS = {
     "ppe_npu.backends": 0,
     "ppe_npu": 1,
     "ppe_npu.methods": 2,
+    "ppe_npu.blind": 3,
     "ppe_npu.events": 3,
     "ppe_npu.merging": 3,
     "ppe_npu.run": 3,
