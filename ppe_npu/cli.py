@@ -76,7 +76,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    names = "dense, chatunivi, keep_one, ppe, or a JSON file"
+    names = "dense, chatunivi, keep_one, ppe, random, uniform, avg_pool, or a JSON file"
     extra = {"nargs": "+"} if several else {}
     parser.add_argument("--compression", metavar="NAME", help=f"{names} (default: the checkpoint's, else ppe)", **extra)
     parser.add_argument("--ratio", type=float, help="share of the visual tokens that is kept, in (0, 1]")

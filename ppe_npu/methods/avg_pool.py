@@ -26,12 +26,10 @@ def avg_pool(places: np.ndarray, budget: int, seed: int = 0) -> tuple[np.ndarray
         labels: [n] int64, which of them each token belongs to.
     """
     frame, row, column = (places - places.min(0)).T
-    band = row * _bands(row, column, budget) // (row.max() + 1)
-    counts = np.bincount(band)
-    counts = counts[counts > 0]  # without a grid a band may be empty
+    band, counts, shares = _bands(row, column, budget)
     path = np.lexsort((frame, np.where(column % 2 == 0, row, -row), column, band))
     labels, at, first = np.empty(len(places), np.int64), 0, 0
-    for count, groups in zip(counts, _shares(counts.tolist(), budget)):
+    for count, groups in zip(counts, shares):
         labels[path[at : at + count]] = first + np.arange(count) * groups // count
         at, first = at + count, first + groups
     middles = _middles(places, labels)
@@ -39,11 +37,26 @@ def avg_pool(places: np.ndarray, budget: int, seed: int = 0) -> tuple[np.ndarray
     return middles[order], np.argsort(order)[labels]
 
 
-def _bands(row: np.ndarray, column: np.ndarray, budget: int) -> int:
-    """How many bands: as for square windows, but none narrower than a column or lower than a row."""
+def _bands(row: np.ndarray, column: np.ndarray, budget: int) -> tuple[np.ndarray, list[int], list[int]]:
+    """[n] the band of each token; of each band its tokens and its windows.
+
+    As many bands as square windows would have, or one fewer or more if that makes the largest window smaller; none is
+    narrower than a column or lower than a row.
+    """
     height, width = int(row.max()) + 1, int(column.max()) + 1
+    most = min(height, budget)
+    least = min(math.ceil(budget / width), most)
     wanted = round(height / math.sqrt(height * width / budget))
-    return min(max(wanted, math.ceil(budget / width)), height, budget)
+    tried = {min(max(wanted + more, least), most): more != 0 for more in (1, -1, 0)}
+    cuts = []
+    for number, is_second_best in tried.items():
+        band = row * number // height
+        counts = np.bincount(band)
+        counts = counts[counts > 0].tolist()  # without a grid a band may be empty
+        shares = _shares(counts, budget)
+        largest = max(-(-count // share) for count, share in zip(counts, shares))
+        cuts.append((largest, is_second_best, number, (band, counts, shares)))
+    return min(cuts)[-1]
 
 
 def _shares(counts: list[int], budget: int) -> list[int]:
