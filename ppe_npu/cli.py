@@ -154,6 +154,10 @@ def _add_describe(commands) -> None:
     _add_device(parser)
     _add_pixels(parser)
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--show", metavar="FILE", help="a picture (.png, .jpg, .webp) to draw the merged groups into")
+    parser.add_argument(
+        "--token", type=int, help="of --show: the merged token to outline, counted from 0 (default: the largest)"
+    )
     parser.set_defaults(run=_describe)
 
 

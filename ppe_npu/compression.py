@@ -18,6 +18,7 @@ from ppe_npu.report import CompressionReport, Stopwatch
 from ppe_npu.run import Prefill, Run
 from ppe_npu.spans import PromptLayout, VisionTokens, find_spans
 from ppe_npu.state import CacheState
+from ppe_npu.trace import Trace
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Compression:
     Args:
         channels: the axis (0 t, 1 h, 2 w) of each rotary channel of the half head dim.
         decoder_layers: how many the model has.
+        keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
     Raises:
         ValueError: settings that do not fit the model.
@@ -37,6 +39,8 @@ class Compression:
     channels: tuple[int, ...]
     decoder_layers: int
     report: CompressionReport | None = field(default=None, init=False)
+    keep_groups: bool = field(default=False, init=False)
+    trace: Trace | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         config = self.config
@@ -163,7 +167,8 @@ class Compression:
             plan.layout.real.shape[1],
             compressed=True,
         )
-        run = Prefill(self.config.layers, _with_padding(masks, state), rows, state, self.config, on, watch)
+        self.trace = Trace(plan, self.config) if self.keep_groups else None
+        run = Prefill(self.config.layers, _with_padding(masks, state), rows, state, self.config, on, watch, self.trace)
         run.begin(text_embeds, features, deepstack)
         self.report = CompressionReport.of(plan, self.config.layers, self.decoder_layers, watch)
         return run

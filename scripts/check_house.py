@@ -18,6 +18,8 @@ LEVELS = {
     "ppe_npu.blind": 3,
     "ppe_npu.events": 3,
     "ppe_npu.merging": 3,
+    "ppe_npu.trace": 3,
+    "ppe_npu.show": 4,
     "ppe_npu.run": 3,
     "ppe_npu.compression": 3,
     "ppe_npu.models": 4,
@@ -29,6 +31,7 @@ LEVELS = {
     "ppe_npu.evaluation": 6,
     "ppe_npu.demo": 7,
     "ppe_npu.describe": 8,
+    "ppe_npu.looking": 8,
     "ppe_npu.commands": 8,
     "ppe_npu.cli": 9,
 }
