@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from loguru import logger
@@ -94,7 +95,7 @@ class SimpleModel(_Model):
 
         return self._generated(requests, 1, asked)
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
         scores: list[tuple[float, bool]] = []
         for at in tqdm(range(0, len(requests), self.batch_size), disable=self.rank != 0, desc="ppe_npu"):
             asked, wanted = [], []
@@ -106,4 +107,5 @@ class SimpleModel(_Model):
                 asked.append(question(context, visuals_of(document)))
                 wanted.append(target if isinstance(target, str) else target(document))
             scores += self.answerer.losses(asked, wanted)
-        return scores
+        # lmms-eval 0.7.3 makes a text of a bare pair, and then fails to read it; what is wrapped it leaves as it is.
+        return [GenerationResult(score) for score in scores]
