@@ -6,6 +6,7 @@ DEVICE ?= auto
 # EMULATE=1 runs any target on an emulated Ascend device (tests/ascend_emulator), in an environment that has torch_npu.
 VENV   := $(if $(filter 1,$(EMULATE)),.venv-npu,.venv)
 OLDEST := .venv-oldest
+LMMS   := .venv-lmms
 BIN    := $(VENV)/bin
 BENCH   = $(or $(OUTPUT),runs/bench)
 
@@ -22,7 +23,7 @@ ifeq ($(EMULATE),1)
 include $(VENV)/emulator.mk
 endif
 
-.PHONY: help demo test test-all test-matrix test-npu test-emulated ascend-emulator bench lint format train eval report parity clean
+.PHONY: help demo test test-all test-matrix test-lmms test-npu test-emulated ascend-emulator bench lint format train eval report parity clean
 
 help:
 	@echo "make demo     train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1]"
@@ -35,6 +36,7 @@ help:
 	@echo "make bench    clustering and prefill, with and without compression                  [DEVICE= OUTPUT=runs/bench]"
 	@echo "make test-npu      the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there"
 	@echo "make test-matrix   the engine's tests with the newest and the oldest transformers of our range"
+	@echo "make test-lmms     tasks of lmms-eval on compressed models, in an environment that has it"
 
 demo: $(VENV)/.ready
 	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(filter-out 0,$(FULL)),--full)
@@ -69,6 +71,10 @@ test-matrix: $(VENV)/.ready $(OLDEST)/.ready
 	for environment in $(VENV) $(OLDEST); do \
 		OMP_NUM_THREADS=1 $$environment/bin/python -m pytest -n 2 -m "not slow" --ignore tests/backends --ignore tests/demo || exit 1; \
 	done
+
+# lmms-eval brings a hundred packages of its own: they get an environment of their own.
+test-lmms: $(LMMS)/.ready
+	OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest tests/evaluation/test_lmms.py tests/evaluation/test_lmms_task.py
 
 # On the emulated device, which is built if it is not there. In the second line EMULATE=1 holds for what it runs.
 test-npu:
@@ -121,5 +127,10 @@ $(OLDEST)/.ready: setup.cfg pyproject.toml scripts/constraints.txt scripts/oldes
 	$(call pip,$(OLDEST)) --no-deps --requirement scripts/oldest.txt
 	@touch $@
 
+$(LMMS)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
+	$(call environment,$(LMMS))
+	$(call pip,$(LMMS)) --constraint scripts/constraints.txt torch==2.13.0 --editable '.[lmms]'
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-npu $(OLDEST) runs build *.egg-info
+	rm -rf .venv .venv-npu $(OLDEST) $(LMMS) runs build *.egg-info

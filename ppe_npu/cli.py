@@ -84,7 +84,7 @@ def _add_device(parser: argparse.ArgumentParser, default: str | None = "auto") -
 
 
 def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    names = "dense, chatunivi, keep_one, ppe, or a JSON file"
+    names = "dense, chatunivi, keep_one, ppe, random, uniform, avg_pool, or a JSON file"
     extra = {"nargs": "+"} if several else {}
     parser.add_argument("--compression", metavar="NAME", help=f"{names} (default: the checkpoint's, else ppe)", **extra)
     share = "share of the visual tokens that is kept, in (0, 1]"
@@ -188,6 +188,10 @@ def _add_describe(commands) -> None:
     _add_device(parser)
     _add_pixels(parser)
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--show", metavar="FILE", help="a picture (.png, .jpg, .webp) to draw the merged groups into")
+    parser.add_argument(
+        "--token", type=int, help="of --show: the merged token to outline, counted from 0 (default: the largest)"
+    )
     parser.set_defaults(run=_describe)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ppe_npu.blind import grouped_stages
 from ppe_npu.config import CompressionConfig
 from ppe_npu.layout import Arrangement, Budget, stage_layout
 from ppe_npu.masks import causal_mask, picked_mask, seen_places
@@ -18,6 +19,7 @@ from ppe_npu.report import CompressionReport, Stopwatch
 from ppe_npu.run import Prefill, Run
 from ppe_npu.spans import PromptLayout, VisionTokens, find_spans
 from ppe_npu.state import CacheState
+from ppe_npu.trace import Trace
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Compression:
     Args:
         channels: the axis (0 t, 1 h, 2 w) of each rotary channel of the half head dim.
         decoder_layers: how many the model has.
+        keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
     Raises:
         ValueError: settings that do not fit the model.
@@ -37,6 +40,8 @@ class Compression:
     channels: tuple[int, ...]
     decoder_layers: int
     report: CompressionReport | None = field(default=None, init=False)
+    keep_groups: bool = field(default=False, init=False)
+    trace: Trace | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         config = self.config
@@ -128,7 +133,7 @@ class Compression:
         stages = [stage_layout(arrangement, first if config.merges_before_llm else gathered, starts, left)]
         for _ in config.layers:
             stages.append(stage_layout(stages[-1].after, merged, left=left))
-        return tuple(stages)
+        return grouped_stages(stages, layout, config)
 
     # -- between the vision tower and the first decoder layer: no host sync -------------------------------------------
 
@@ -167,8 +172,9 @@ class Compression:
             plan.layout.real.shape[1],
             compressed=True,
         )
-        borders = tuple(stage.borders for stage in plan.stages)
-        run = Prefill(self.config.layers, _with_padding(masks, state), rows, state, borders, self.config, on, watch)
+        self.trace = Trace(plan, self.config) if self.keep_groups else None
+        borders, masks = tuple(stage.borders for stage in plan.stages), _with_padding(masks, state)
+        run = Prefill(self.config.layers, masks, rows, state, borders, self.config, on, watch, self.trace)
         run.begin(text_embeds, features, deepstack)
         self.report = CompressionReport.of(plan, self.config.layers, self.decoder_layers, watch)
         return run

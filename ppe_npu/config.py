@@ -13,7 +13,8 @@ import numpy as np
 
 from ppe_npu.files import write_json
 
-METHODS = ("none", "dpc_knn")
+BLIND = ("random", "uniform", "avg_pool")  # look at no feature: the controls
+METHODS = ("none", "dpc_knn", *BLIND)
 POSITIONS = ("ppe", "keep_one", "renumber")
 MEMBERS = ("nearest", "spread", "last", "nearest_first")
 ORDERS = ("raster", "score")
@@ -27,6 +28,8 @@ _PRESETS: dict[str, dict] = {
     "ppe": {"positions": "ppe", "k": 8},
     # The released cascade, for the 36 layers of Qwen2.5-VL-3B; name other layers for other models.
     "ppe_cascade": {"positions": "ppe", "k": 8, "layers": (11, 23, 35)},
+    # Controls, with one kept position as pruning and pooling have it; positions="ppe" and a k may be asked for.
+    **{method: {"method": method, "positions": "keep_one", "k": 1} for method in BLIND},
 }
 
 
@@ -35,7 +38,8 @@ class CompressionConfig:
     """How visual tokens are grouped, merged and placed.
 
     Args:
-        method: "dpc_knn" (density peaks clustering on k nearest neighbours, Chat-UniVi section 3.2) or "none" (dense).
+        method: "dpc_knn" (density peaks clustering on k nearest neighbours, Chat-UniVi section 3.2); "none" (dense); or
+            a control that looks at no feature: "random", "uniform" (a stride), "avg_pool" (windows of the grid).
         ratio: share of each frame's visual tokens that is kept, in (0, 1]. A frame of n tokens keeps ceil(n * ratio).
             A list [r0, r1, ...] clusters again what the ratio before left, and keeps the tokens of all of them.
         positions: "ppe", a merged token keeps the (t, h, w) of `k` of its members (PPE, arXiv 2510.22936, section 3);
@@ -56,6 +60,7 @@ class CompressionConfig:
             spatially merged tokens of an event's frames are merged once more, down to those of one frame.
         event_ratio: share of an event's tokens that is kept instead (the released code's rule), or None. Of a video's
             T frames of m tokens, max(ceil(T * m * event_ratio), events) stay, shared by events in proportion.
+        seed: of method="random": the same one chooses the same tokens on every device; 0 for every other method.
 
     Raises:
         ValueError: names the key, the value and what would be right.
@@ -72,6 +77,7 @@ class CompressionConfig:
     before_llm: bool | None = None
     temporal_ratio: float | None = None
     event_ratio: float | None = None
+    seed: int = 0
 
     def __post_init__(self):
         choices = {"method": METHODS, "positions": POSITIONS, "members": MEMBERS, "order": ORDERS, "ties": TIES}
@@ -92,6 +98,7 @@ class CompressionConfig:
             raise ValueError(f"before_llm={self.before_llm!r}: give true, false or null")
         self._check_layers()
         self._check_events()
+        self._check_control()
         if self.method == "none" and (
             self.ratio != 1 or self.positions != "keep_one" or self.layers or self.temporal_ratio is not None
         ):
@@ -134,6 +141,18 @@ class CompressionConfig:
             raise ValueError(
                 f"event_ratio={self.event_ratio!r} with layers={list(self.layers)!r}: the tokens of each event, which "
                 "a cascade must know in advance, would depend on the features; leave event_ratio out"
+            )
+
+    def _check_control(self) -> None:
+        if not _is_whole(self.seed) or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed!r}: give a whole number, at least 0 and below 2**63")
+        object.__setattr__(self, "seed", int(self.seed))
+        if self.seed and self.method != "random":
+            raise ValueError(f"seed={self.seed} with method={self.method!r}: only method='random' has a seed")
+        if self.method in BLIND and (self.order, self.ties) != ("raster", "first"):
+            raise ValueError(
+                f"method={self.method!r} with order={self.order!r}, ties={self.ties!r}: it has no scores and no "
+                "densities; use order='raster' and ties='first'"
             )
 
     # -- what is kept, known before any feature is seen ---------------------------------------------------------------
@@ -217,7 +236,8 @@ class CompressionConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides) -> "CompressionConfig":
-        """The named setting ("dense", "chatunivi", "keep_one", "ppe", "ppe_cascade"), with single keys overridden.
+        """The named setting ("dense", "chatunivi", "keep_one", "ppe", "ppe_cascade", "random", "uniform", "avg_pool"),
+        with single keys overridden.
 
         Raises:
             ValueError: unknown preset or key.
@@ -296,6 +316,8 @@ class CompressionConfig:
             return "dense"
         ratios = "+".join(f"{ratio:g}" for ratio in self.ratios)
         parts = [self.method, self.positions, f"k{self.k}", self.members, self.order, ratios]
+        if self.seed:
+            parts.append(f"seed{self.seed}")
         if self.ties != "first":
             parts.append(f"ties{self.ties}")
         if self.layers:

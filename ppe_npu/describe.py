@@ -1,4 +1,5 @@
-"""`ppe-npu describe`: ask a model about pictures and videos from disk; the answer as it comes, then what it cost."""
+"""`ppe-npu describe`: ask a model about pictures and videos from disk; the answer as it comes, then what it cost, and
+with --show a picture of what was merged."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.inputs import PLACEHOLDERS, build_inputs, split_placeholders
 from ppe_npu.loading import check_compression, load_model, load_processor, quiet_transformers
+from ppe_npu.looking import Looking
 from ppe_npu.models import compress
 
 
@@ -27,15 +29,23 @@ def run_describe(args: argparse.Namespace) -> int:
     prepare_transformers()
     quiet_transformers()
     chosen = compressions(args, Path(args.model))[0]
+    looking = Looking.of(args.show, args.token, chosen)
     check_compression(args.model, chosen)
     processor = load_processor(args.model, args.min_pixels, args.max_pixels)
+    if looking is not None:
+        messages = looking.opened(messages, processor, sampling)
     inputs = build_inputs(processor, [messages], sampling=sampling)
+    if looking is not None:
+        looking.check_token(inputs, processor)
     model = compress(load_model(args.model, device, args.dtype), chosen)
+    model.compression.keep_groups = looking is not None
     from transformers import TextStreamer
 
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     done = generate(model, processor, inputs, args.max_new_tokens, streamer)
     print(cost_lines(done, model.compression.report), flush=True)
+    if looking is not None:
+        print(f"groups              {looking.write(model.compression.trace.visuals())}")
     return 0
 
 

@@ -73,6 +73,14 @@ class Arrangement:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """A Grouping of a bucket's cells that is known to the host: its labels [F, N] and representatives [F, M]."""
+
+    labels: np.ndarray
+    representatives: np.ndarray
+
+
+@dataclass(frozen=True)
 class Bucket:
     """Cells of like size, clustered together, by one ratio after the other.
 
@@ -80,11 +88,13 @@ class Bucket:
         tokens: [F, N] index of each token among those that are merged, 0 where a cell has no such token.
         valid: [F, N] bool, or None if every cell has N tokens.
         budgets: [ratios, F] tokens that each ratio keeps of each cell.
+        groups: of each ratio, where the method needs no features.
     """
 
     tokens: np.ndarray
     valid: np.ndarray | None
     budgets: np.ndarray
+    groups: tuple[Groups, ...] = ()
 
     @property
     def first(self) -> int | None:
@@ -120,6 +130,19 @@ class Video:
 
 
 @dataclass(frozen=True)
+class EventLayout:
+    """The events of a batch's videos, as cells of what their frames kept.
+
+    Args:
+        buckets: events of like size. order: [G] which of the buckets' kept tokens stands where: by video, event after
+            event.
+    """
+
+    buckets: tuple[Bucket, ...]
+    order: np.ndarray
+
+
+@dataclass(frozen=True)
 class StageLayout:
     """One merge of a batch. Rows: the text tokens, what the buckets keep, what the events keep, and one of padding.
 
@@ -131,6 +154,7 @@ class StageLayout:
         sources: [B, L] for each place the column before the merge that it stands for; 0 at padding.
         after: the arrangement that it leaves.
         borders: of a packed batch (see packing.py) where its samples begin and end in the one row: 0, ..., L.
+        events: the videos' events, where the method needs no features.
     """
 
     text: np.ndarray
@@ -140,6 +164,7 @@ class StageLayout:
     sources: np.ndarray
     after: Arrangement
     borders: tuple[int, ...] | None = None
+    events: EventLayout | None = None
 
 
 @dataclass(frozen=True)

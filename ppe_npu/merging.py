@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.events import Events, find_events
+from ppe_npu.events import event_layout, frame_labels
 from ppe_npu.grouping import Grouping
 from ppe_npu.methods import METHODS
-from ppe_npu.plan import BucketOnDevice, StageOnDevice
+from ppe_npu.plan import BucketOnDevice, EventsOnDevice, StageOnDevice
+
+Grouped = tuple[tuple[BucketOnDevice, tuple[Grouping, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -17,18 +19,22 @@ class Merge:
 
     Args:
         buckets: each bucket with its groupings, one a ratio; none where tokens are only gathered.
-        events: the events that videos are merged to after that, or None.
+        events: the same of the events that videos are merged to after that, made of what the buckets keep.
+        order: [G] which of the events' kept tokens stands where, or None without events.
         held: [G, K] int64, the original tokens whose positions each kept token holds.
     """
 
-    buckets: tuple[tuple[BucketOnDevice, tuple[Grouping, ...]], ...]
-    events: Events | None
+    buckets: Grouped
+    events: Grouped
+    order: torch.Tensor | None
     held: torch.Tensor
 
     def apply(self, tokens: torch.Tensor) -> torch.Tensor:
         """Means of the groups: [R, C] -> [G, C]; differentiable."""
         kept = _apply(self.buckets, tokens)
-        return kept if self.events is None else torch.cat([kept, self.events.apply(kept)])
+        if self.order is None:
+            return kept
+        return torch.cat([kept, _apply(self.events, kept).index_select(0, self.order)])
 
 
 def merge(stage: StageOnDevice, tokens: torch.Tensor, held: torch.Tensor, config: CompressionConfig) -> Merge:
@@ -40,16 +46,29 @@ def merge(stage: StageOnDevice, tokens: torch.Tensor, held: torch.Tensor, config
     """
     with torch.no_grad():
         tokens = tokens.detach()
-        parts = [_merge_bucket(bucket, tokens, held, config, stage.merges) for bucket in stage.buckets]
-        buckets = tuple((bucket, groupings) for bucket, (groupings, _) in zip(stage.buckets, parts))
-        held = torch.cat([part for _, part in parts]) if parts else held[:0]
+        buckets, held = _merge_buckets(stage.buckets, tokens, held, config, stage.merges)
         if not stage.videos:
-            return Merge(buckets, None, held)
-        kept = _apply(buckets, tokens)
-        events = find_events(stage.videos, tokens, config)
-        parts = [_merge_bucket(bucket, kept, held, config, True) for bucket in events.buckets]
-        events = events.grouped([grouping for (grouping,), _ in parts])
-        return Merge(buckets, events, torch.cat([held, events.arranged([part for _, part in parts])]))
+            return Merge(buckets, (), None, held)
+        events = stage.events
+        if events is None:
+            labels = frame_labels(stage.videos, tokens, config)
+            events = EventsOnDevice.of(event_layout(stage.videos, labels, config), tokens.device)
+        grouped, event_held = _merge_buckets(events.buckets, _apply(buckets, tokens), held, config, True)
+        held = torch.cat([held, event_held.index_select(0, events.order)])
+        return Merge(buckets, grouped, events.order, held)
+
+
+def _merge_buckets(
+    buckets: tuple[BucketOnDevice, ...],
+    tokens: torch.Tensor,
+    held: torch.Tensor,
+    config: CompressionConfig,
+    merges: bool,
+) -> tuple[Grouped, torch.Tensor]:
+    """Every bucket with its groupings, and what all their kept tokens hold [G, K]."""
+    parts = [_merge_bucket(bucket, tokens, held, config, merges) for bucket in buckets]
+    grouped = tuple((bucket, groupings) for bucket, (groupings, _) in zip(buckets, parts))
+    return grouped, torch.cat([part for _, part in parts]) if parts else held[:0]
 
 
 def _merge_bucket(
@@ -65,7 +84,10 @@ def _merge_bucket(
         if groupings:
             values = groupings[-1].apply(values)
             valid = torch.arange(values.shape[1], device=values.device) < bucket.budgets[ratio - 1][:, None]
-        grouping: Grouping = METHODS[config.method](values, valid, budgets, most, config.order, ratio, config.ties)
+        if bucket.groupings:
+            grouping = bucket.groupings[ratio]
+        else:
+            grouping = METHODS[config.method](values, valid, budgets, most, config.order, ratio, config.ties)
         if config.positions == "ppe":
             held = grouping.members(config.k, config.members, values, held)
         else:
@@ -75,7 +97,7 @@ def _merge_bucket(
     return tuple(groupings), bucket.keep(parts)
 
 
-def _apply(buckets: tuple[tuple[BucketOnDevice, tuple[Grouping, ...]], ...], tokens: torch.Tensor) -> torch.Tensor:
+def _apply(buckets: Grouped, tokens: torch.Tensor) -> torch.Tensor:
     """Means of the groups of every bucket, one bucket after the other: [R, C] -> [G, C]."""
     out = []
     for bucket, groupings in buckets:

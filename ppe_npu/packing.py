@@ -28,8 +28,8 @@ def packed(stages: Sequence[StageLayout], samples: int, length: int) -> tuple[St
         origins = (np.arange(samples)[:, None] * length + stage.after.origins)[real][None]
         after = Arrangement(np.ones_like(origins, dtype=bool), cells, origins)
         borders = (0, *np.cumsum(real.sum(axis=1)).tolist())
-        rows, sources = stage.rows[real][None], stage.sources[real][None]
-        out.append(StageLayout(text, buckets, stage.videos, rows, sources, after, borders))
+        laid = {"rows": stage.rows[real][None], "sources": stage.sources[real][None], "after": after}
+        out.append(replace(stage, text=text, buckets=buckets, borders=borders, **laid))
     return tuple(out)
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ppe_npu.layout import Arrangement, Bucket, StageLayout, Video
+from ppe_npu.grouping import Grouping
+from ppe_npu.layout import Arrangement, Bucket, EventLayout, Groups, StageLayout, Video
 from ppe_npu.packing import numbers
 from ppe_npu.spans import PromptLayout
 
@@ -18,8 +19,8 @@ from ppe_npu.spans import PromptLayout
 @dataclass(frozen=True)
 class BucketOnDevice:
     """A Bucket's indices as tensors: tokens [F, N], valid [F, N] or None, budgets [F] of each ratio, kept [G] or None
-    if all are; the largest budget of each ratio, and where tokens follow each other the first one, stay host numbers.
-    """
+    if all are; the groupings of each ratio, where they are known already. The largest budget of each ratio, and where
+    tokens follow each other the first one, stay host numbers."""
 
     tokens: torch.Tensor
     valid: torch.Tensor | None
@@ -27,6 +28,7 @@ class BucketOnDevice:
     most: tuple[int, ...]
     kept: torch.Tensor | None
     first: int | None
+    groupings: tuple[Grouping, ...]
 
     @classmethod
     def of(cls, bucket: Bucket, device: torch.device) -> "BucketOnDevice":
@@ -34,7 +36,8 @@ class BucketOnDevice:
         budgets = tuple(upload(row, device) for row in bucket.budgets)
         most = tuple(int(row.max()) for row in bucket.budgets)
         kept = None if len(bucket.kept) == len(bucket.tokens) * sum(most) else upload(bucket.kept, device)
-        return cls(upload(bucket.tokens, device), valid, budgets, most, kept, bucket.first)
+        groupings = tuple(_grouping(groups, device) for groups in bucket.groups)
+        return cls(upload(bucket.tokens, device), valid, budgets, most, kept, bucket.first, groupings)
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
         """The bucket's rows of [R, ...]: [F, N, ...]; not a copy where they follow each other."""
@@ -50,6 +53,24 @@ class BucketOnDevice:
         return rows if self.kept is None else rows.index_select(0, self.kept)
 
 
+def _grouping(groups: Groups, device: torch.device) -> Grouping:
+    slots = np.arange(groups.representatives.shape[1])
+    counts = (groups.labels[:, None] == slots[:, None]).sum(-1)
+    return Grouping(*(upload(array, device) for array in (groups.labels, counts, groups.representatives)))
+
+
+@dataclass(frozen=True)
+class EventsOnDevice:
+    """An EventLayout's indices as tensors."""
+
+    buckets: tuple[BucketOnDevice, ...]
+    order: torch.Tensor
+
+    @classmethod
+    def of(cls, events: EventLayout, device: torch.device) -> "EventsOnDevice":
+        return cls(tuple(BucketOnDevice.of(bucket, device) for bucket in events.buckets), upload(events.order, device))
+
+
 @dataclass(frozen=True)
 class StageOnDevice:
     """A StageLayout's indices as tensors.
@@ -58,6 +79,7 @@ class StageOnDevice:
         text: [T] index of each text token in the flattened batch before the merge.
         rows: [B, L] which row stands where. sources: [B, L]. real: [B, L] bool, of what it leaves.
         buckets: the cells to cluster. videos: those grouped into events, which are worked out on the host.
+        events: these events, where they are known already.
         merges: whether it merges at all, or only gathers.
         numbers: of a packed batch [1, L], the place of each token in its sample; else None.
     """
@@ -68,6 +90,7 @@ class StageOnDevice:
     real: torch.Tensor
     buckets: tuple[BucketOnDevice, ...]
     videos: tuple[Video, ...]
+    events: EventsOnDevice | None
     merges: bool
     numbers: torch.Tensor | None
 
@@ -78,7 +101,8 @@ class StageOnDevice:
         )
         buckets = tuple(BucketOnDevice.of(bucket, device) for bucket in stage.buckets)
         place = None if stage.borders is None else upload(numbers(stage.borders), device)
-        return cls(text, rows, sources, real, buckets, stage.videos, merges, place)
+        events = None if stage.events is None else EventsOnDevice.of(stage.events, device)
+        return cls(text, rows, sources, real, buckets, stage.videos, events, merges, place)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 import torch
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.merging import merge
+from ppe_npu.merging import Merge, merge
 from ppe_npu.plan import PlanOnDevice, StageOnDevice
 from ppe_npu.report import Stopwatch
 from ppe_npu.state import CacheState
+from ppe_npu.trace import Trace
 
 
 @dataclass
@@ -48,12 +49,14 @@ class Prefill(Run):
     """A prompt: merged before the LLM, and on entry of later stages.
 
     Args:
+        trace: is given every merge, if it is there.
         embeds: [B, L, C] what the decoder is given, until it is taken.
     """
 
     config: CompressionConfig
     plan: PlanOnDevice
     watch: Stopwatch
+    trace: Trace | None = None
     embeds: torch.Tensor | None = field(default=None, init=False)
     # Of the current stage: the original tokens that each place holds [B * L, K], and by layer what is still to be added
     # to its output [B, L, C].
@@ -65,7 +68,7 @@ class Prefill(Run):
         stage = self.plan.stages[0]
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
-        groups = merge(stage, features, self.plan.visual[:, None], self.config)
+        groups = self._merge(stage, features, self.plan.visual[:, None])
         self.embeds = _arranged(stage, text_embeds, groups.apply(features).to(text_embeds.dtype))
         none = torch.zeros_like(text_embeds)
         self._deepstack = {
@@ -84,7 +87,7 @@ class Prefill(Run):
             return hidden
         self.watch.start()
         on, tokens = self.plan.stages[stage], hidden.flatten(0, 1)
-        groups = merge(on, tokens, self._held, self.config)
+        groups = self._merge(on, tokens, self._held)
 
         def merged(tokens: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
             return _arranged(on, tokens.index_select(0, on.text), groups.apply(tokens), padding)
@@ -99,6 +102,12 @@ class Prefill(Run):
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         added = self._deepstack.pop(layer, None)
         return hidden if added is None else hidden + added.to(hidden.dtype)
+
+    def _merge(self, stage: StageOnDevice, tokens: torch.Tensor, held: torch.Tensor) -> Merge:
+        groups = merge(stage, tokens, held, self.config)
+        if self.trace is not None:
+            self.trace.merges.append(groups)
+        return groups
 
     def _hold(self, stage: int, text: torch.Tensor, kept: torch.Tensor) -> None:
         """Keep what each place holds, and make its position rows."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ppe_npu import CompressionConfig
+from ppe_npu.config import BLIND
 
 RELEASED = {
     "spatial_compression": True,
@@ -186,3 +187,25 @@ def test_unknown_preset_and_unreadable_files(tmp_path):
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(ValueError, match="needs a JSON object, has a list"):
         CompressionConfig.from_file(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize("method", BLIND)
+def test_controls_are_presets_with_their_own_limits(method):
+    config = CompressionConfig.preset(method)
+    assert (config.method, config.positions, config.k, config.order) == (method, "keep_one", 1, "raster")
+    assert CompressionConfig.preset(method, positions="ppe", k=8, layers=[2]).k == 8
+    assert CompressionConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ValueError, match=f"method='{method}' with order='score'"):
+        CompressionConfig.preset(method, order="score")
+    with pytest.raises(ValueError, match="ties='none'"):
+        CompressionConfig.preset(method, ties="none")
+
+
+def test_a_seed_belongs_to_random_alone():
+    assert CompressionConfig.preset("random", seed=np.int64(3)).label.endswith("-seed3")
+    assert CompressionConfig.preset("random").label != CompressionConfig.preset("random", seed=1).label
+    for seed in (-1, 1.5, True, 2**63):
+        with pytest.raises(ValueError, match="seed="):
+            CompressionConfig.preset("random", seed=seed)
+    with pytest.raises(ValueError, match="only method='random' has a seed"):
+        CompressionConfig.preset("uniform", seed=1)

@@ -1,0 +1,223 @@
+"""What lmms-eval asks of a model, answered by a compressed one with this package's own preprocessing.
+
+This half knows lmms-eval's requests and nothing of its classes; lmms_models.py puts it behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ppe_npu.backends import device as devices
+from ppe_npu.compat import drop_unknown_types, ensure_mm_token_type_ids
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.generation import Generated, generate
+from ppe_npu.inputs import (
+    PLACEHOLDERS,
+    PixelCache,
+    build_inputs,
+    encode,
+    pad,
+    split_placeholders,
+    to_device,
+    visual_ids,
+)
+from ppe_npu.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
+from ppe_npu.media import VideoSampling
+from ppe_npu.models import compress
+from ppe_npu.training.args import as_compression
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tiff", ".webp")
+_DEFAULT_TOKENS = 128  # new ones, where a task does not say
+_PARAGRAPH = "\n\n"  # lmms-eval's own stop where a task names none; its Qwen models do not stop there either
+
+
+@dataclass
+class Answerer:
+    """A compressed model that answers batches of conversations.
+
+    Attributes:
+        batch_size: how many conversations go through the model together.
+        sampling: the frames that are taken of a video.
+        done: what every generated batch cost.
+    """
+
+    model: Any
+    processor: Any
+    batch_size: int
+    sampling: VideoSampling
+    cache: PixelCache = field(default_factory=PixelCache)
+    done: list[Generated] = field(default_factory=list)
+
+    @classmethod
+    def load(
+        cls,
+        pretrained: str,
+        compression: str | None = None,
+        ratio: float | None = None,
+        k: int | None = None,
+        device: str = "auto",
+        dtype: str = "fp32",
+        batch_size: int | str = 1,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        nframes: int | None = None,
+        fps: float | None = None,
+    ) -> Answerer:
+        """From lmms-eval's --model_args, --device and --batch_size.
+
+        Args:
+            pretrained: checkpoint folder or hub id.
+            compression: a preset or a JSON file; None: the checkpoint's own, else ppe. ratio, k: instead of its own.
+            dtype: fp32 or bf16.
+            min_pixels, max_pixels, nframes, fps: as of `ppe-npu eval`.
+
+        Raises:
+            InputError: what cannot be, before the weights are read.
+        """
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise InputError(f"batch_size={batch_size}: give a whole number, at least 1")
+        if dtype not in DTYPES:
+            raise InputError(f"dtype={dtype}: use one of {', '.join(DTYPES)}")
+        where = devices.resolve(device)
+        sampling = VideoSampling(fps, nframes, min_pixels, max_pixels)
+        own = Path(pretrained) / "compression.json"
+        config = as_compression(compression or (str(own) if own.is_file() else "ppe"), ratio=ratio, k=k)
+        quiet_transformers()
+        check_compression(pretrained, config)
+        processor = load_processor(pretrained, min_pixels, max_pixels)
+        model = compress(load_model(pretrained, where, dtype), config)
+        return cls(model, processor, int(batch_size), sampling)
+
+    def answers(self, conversations: Sequence[Sequence[Mapping]], options: Mapping[str, Any]) -> list[str]:
+        """Greedy answers to one batch, each cut before the first of the task's stops.
+
+        Args:
+            options: a task's generation_kwargs; of them max_new_tokens and until are read.
+
+        Raises:
+            InputError: a task that samples or searches beams.
+        """
+        stops = _stops(options)
+        inputs = build_inputs(self.processor, conversations, sampling=self.sampling, cache=self.cache)
+        done = generate(self.model, self.processor, inputs, int(options.get("max_new_tokens") or _DEFAULT_TOKENS))
+        self.done.append(done)
+        return [_cut(answer, stops) for answer in done.answers]
+
+    @torch.inference_mode()
+    def losses(
+        self, conversations: Sequence[Sequence[Mapping]], continuations: Sequence[str]
+    ) -> list[tuple[float, bool]]:
+        """Of one batch the mean cross-entropy per token of each continuation as the assistant's answer, in nats, and
+        whether it is what greedy decoding would say.
+
+        lmms-eval names this loglikelihood, but takes the answer with the least of these numbers.
+        """
+        encoded = encode(self.processor, conversations, True, self.sampling, self.cache)
+        # The turn's beginning is a line of its own: a blank that joins the answer to a text has nothing to join here.
+        ends = self.processor.tokenizer([text.lstrip() for text in continuations], add_special_tokens=False)[
+            "input_ids"
+        ]
+        if not all(ends):
+            raise InputError(f"continuation {continuations[ends.index([])]!r} has no tokens: give an answer to score")
+        rows = [ids + end for ids, end in zip(encoded.ids, ends)]
+        inputs = pad(rows, self.processor.tokenizer.pad_token_id, "right")
+        labels = torch.full_like(inputs["input_ids"], -100)
+        for row, (ids, end) in enumerate(zip(encoded.ids, ends)):
+            labels[row, len(ids) : len(ids) + len(end)] = torch.tensor(end)
+        ensure_mm_token_type_ids(inputs, *visual_ids(self.processor).values())
+        inputs = to_device({**inputs, **encoded.visuals}, self.model.device, self.model.dtype)
+        out = self.model(**drop_unknown_types(self.model, inputs), labels=labels.to(self.model.device), use_cache=False)
+        logits, wanted = out.logits[:, :-1].float(), out.labels[:, 1:]
+        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+        means = each.sum(1) / (wanted != -100).sum(1)
+        greedy = ((logits.argmax(-1) == wanted) | (wanted == -100)).all(1)
+        return list(zip(means.tolist(), greedy.tolist()))
+
+    def summary(self) -> str:
+        """What the generated answers cost, in one line."""
+        before = sum(sum(part.tokens_before) for part in self.done)
+        after = sum(sum(part.tokens_after) for part in self.done)
+        answers, seconds = sum(len(part.answers) for part in self.done), sum(part.seconds for part in self.done)
+        kept = f"{before} visual tokens, {after:g} kept ({after / before:.1%})" if before else "no visual tokens"
+        return f"ppe_npu: {answers} answers, {kept}, {seconds:.1f} s in generate()"
+
+
+def in_batches(requests: Sequence[Any], options: Callable[[Any], Mapping], size: int) -> Iterator[list[int]]:
+    """Which requests go through the model together: those with the same options, in their order, `size` at a time."""
+    alike: dict[str, list[int]] = {}
+    for number, request in enumerate(requests):
+        alike.setdefault(repr(sorted(options(request).items())), []).append(number)
+    for numbers in alike.values():
+        yield from (numbers[at : at + size] for at in range(0, len(numbers), size))
+
+
+def conversation(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """lmms-eval's chat messages as this package's: pictures in RGB, videos by their files.
+
+    Raises:
+        InputError: audio, a clip of a video, frames instead of a file.
+    """
+    out = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else [_part(part) for part in content]
+        out.append({"role": message["role"], "content": parts})
+    return out
+
+
+def question(text: str, visuals: Sequence[Any] | None) -> list[dict[str, Any]]:
+    """A simple model's question as a conversation: pictures where the text has <image> for each, else before it."""
+    parts = [_part({"type": _kind(visual), "url": visual}) for visual in visuals or ()]
+    images = [part["image"] for part in parts if part["type"] == "image"]
+    if images and len(images) == len(parts) == text.count(PLACEHOLDERS["image"]):
+        content = split_placeholders(text.replace(PLACEHOLDERS["video"], ""), images)
+    else:
+        for token in PLACEHOLDERS.values():
+            text = text.replace(token, "")
+        content = [*parts, {"type": "text", "text": text}]
+    return [{"role": "user", "content": content}]
+
+
+def _kind(visual: Any) -> str:
+    if isinstance(visual, Image.Image):
+        return "image"
+    if isinstance(visual, (str, Path)):
+        return "image" if Path(visual).suffix.lower() in _PICTURES else "video"
+    raise InputError(f"a task gives a visual as {type(visual).__name__}: only pictures and files are read")
+
+
+def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+    kind, value = part["type"], part.get("url")
+    if kind == "text":
+        return {"type": "text", "text": part["text"]}
+    if kind not in PLACEHOLDERS:
+        raise InputError(f"a task asks about {kind}: these models see images and videos")
+    if kind == "image" and isinstance(value, Image.Image):
+        return {"type": kind, kind: value.convert("RGB")}
+    if not isinstance(value, (str, Path)):
+        raise InputError(f"a task gives {kind}s as {type(value).__name__}: only pictures and files are read")
+    if part.get("start_time") is not None or part.get("end_time") is not None:
+        raise InputError(f"a task asks about a clip of {value}: cut the video into files first")
+    return {"type": kind, kind: value}
+
+
+def _stops(options: Mapping[str, Any]) -> list[str]:
+    """Where an answer ends; see answers() for errors."""
+    if options.get("do_sample") and options.get("temperature", 1) not in (0, None):
+        raise InputError(f"a task samples (temperature {options.get('temperature', 1)}): answers here are greedy ones")
+    if (options.get("num_beams") or 1) > 1:
+        raise InputError(f"a task searches {options['num_beams']} beams: answers here are greedy ones")
+    until = options.get("until") or []
+    return [stop for stop in ([until] if isinstance(until, str) else until) if stop and stop != _PARAGRAPH]
+
+
+def _cut(answer: str, stops: Sequence[str]) -> str:
+    for stop in stops:
+        answer = answer.split(stop)[0]
+    return answer

@@ -1,0 +1,111 @@
+"""Compressed models as lmms-eval models, found by its entry-point group `lmms_eval.models`:
+
+    lmms-eval --model ppe_npu --model_args pretrained=PATH,compression=ppe,ratio=0.25 --tasks textvqa_val --batch_size 8
+
+Generation tasks take the chat interface. lmms-eval gives tasks by loglikelihood (multiple_choice) to simple models
+only: add --force_simple. Tasks of several rounds, with audio, with sampling and with clips of videos are refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from lmms_eval.api.instance import GenerationResult
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from loguru import logger
+from tqdm import tqdm
+
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.lmms import Answerer, conversation, in_batches, question
+
+
+def manifest() -> ModelManifest:
+    """The entry point's payload."""
+    return ModelManifest(
+        "ppe_npu",
+        simple_class_path=f"{__name__}.SimpleModel",
+        chat_class_path=f"{__name__}.ChatModel",
+    )
+
+
+class _Model(lmms):
+    """What both interfaces share. Arguments as of Answerer.load; max_batch_size, which lmms-eval passes, is unused."""
+
+    def __init__(self, max_batch_size: int | None = None, **arguments: Any) -> None:
+        super().__init__()
+        known = list(inspect.signature(Answerer.load).parameters)
+        unknown = sorted(set(arguments) - set(known))
+        if unknown or "pretrained" not in arguments:
+            wrong = f"unknown model_args {', '.join(unknown)}" if unknown else "model_args without pretrained"
+            raise InputError(f"{wrong}: the keys are {', '.join(known)}")
+        self.answerer = Answerer.load(**arguments)
+        self.batch_size, self.device = self.answerer.batch_size, self.answerer.model.device
+
+    def _generated(self, requests: Sequence[Any], options: int, conversation_of: Any) -> list[str]:
+        """Answers in the requests' order. options: which argument of a request its generation_kwargs are."""
+        answers: list[str] = [""] * len(requests)
+        bar = tqdm(total=len(requests), disable=self.rank != 0, desc="ppe_npu")
+        for numbers in in_batches(requests, lambda request: request.args[options], self.batch_size):
+            asked = [conversation_of(*requests[number].args) for number in numbers]
+            for number, answer in zip(numbers, self.answerer.answers(asked, requests[numbers[0]].args[options])):
+                answers[number] = answer
+            bar.update(len(numbers))
+        bar.close()
+        logger.info(self.answerer.summary())
+        return answers
+
+    def _document(self, task: str, split: str, number: int) -> Any:
+        return self.task_dict[task][split][number]
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        raise InputError("tasks of several rounds are not supported: choose one with output_type generate_until")
+
+    def clean(self) -> None:
+        """Free the device, perhaps for a judge."""
+        self.answerer = None
+        super().clean()
+
+
+class ChatModel(_Model):
+    """Questions as messages."""
+
+    is_simple = False
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        def asked(context, messages_of, options, number, task, split):
+            return conversation(messages_of(self._document(task, split, number)))
+
+        return self._generated(requests, 2, asked)
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        raise InputError("lmms-eval scores continuations with simple models only: add --force_simple")
+
+
+class SimpleModel(_Model):
+    """Questions as a text and a list of visuals; continuations scored by their loss."""
+
+    is_simple = True
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        def asked(context, options, visuals_of, number, task, split):
+            return question(context, visuals_of(self._document(task, split, number)))
+
+        return self._generated(requests, 1, asked)
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
+        scores: list[tuple[float, bool]] = []
+        for at in tqdm(range(0, len(requests), self.batch_size), disable=self.rank != 0, desc="ppe_npu"):
+            asked, wanted = [], []
+            for request in requests[at : at + self.batch_size]:
+                if len(request.args) != 6:
+                    raise InputError("acc_mutual_info asks about answers without their question: choose another metric")
+                context, target, visuals_of, number, task, split = request.args
+                document = self._document(task, split, number)
+                asked.append(question(context, visuals_of(document)))
+                wanted.append(target if isinstance(target, str) else target(document))
+            scores += self.answerer.losses(asked, wanted)
+        # lmms-eval 0.7.3 makes a text of a bare pair, and then fails to read it; what is wrapped it leaves as it is.
+        return [GenerationResult(score) for score in scores]

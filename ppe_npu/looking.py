@@ -1,0 +1,110 @@
+"""What `ppe-npu describe --show` does: the pictures and frames that a prompt shows, and the file with their groups."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import InputError
+from ppe_npu.files import write_bytes
+from ppe_npu.media import Video, VideoSampling, load_image, load_video
+from ppe_npu.show import draw_visual
+from ppe_npu.trace import Visual
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+@dataclass
+class Looking:
+    """A file to draw, and what is drawn into it.
+
+    Attributes:
+        path: the file. token: the merged token that is outlined, counted over all images and videos, or None.
+        seen: of each image or video in the prompt's order its picture, or what each temporal step shows.
+    """
+
+    path: Path
+    token: int | None
+    config: CompressionConfig
+    temporal_patch: int = 2
+    seen: list[list[Image.Image]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, show: str | None, token: int | None, config: CompressionConfig) -> Looking | None:
+        """From --show and --token; None without --show.
+
+        Raises:
+            InputError: what cannot be drawn, before anything is read.
+        """
+        if show is None:
+            if token is not None:
+                raise InputError(f"--token {token} says which token --show outlines: give --show groups.png, too")
+            return None
+        path = Path(show).expanduser()
+        if path.suffix.lower() not in FORMATS:
+            raise InputError(f"--show {show}: name a file that ends in {', '.join(FORMATS)}")
+        if path.is_dir():
+            raise InputError(f"--show {show} is a folder: name a file in it")
+        if config.is_dense:
+            raise InputError("--show has nothing to draw with compression dense: name one that merges")
+        if len(config.ratios) > 1:
+            raise InputError(f"--show with ratio={list(config.ratios)}: a token is in several groups; give one ratio")
+        return cls(path, token, config)
+
+    def opened(
+        self, messages: Sequence[Mapping[str, Any]], processor: Any, sampling: VideoSampling
+    ) -> list[dict[str, Any]]:
+        """The messages with every file read, once; what they show is remembered."""
+        self.temporal_patch = processor.video_processor.temporal_patch_size
+        return [
+            {**message, "content": [self._opened(item, sampling) for item in message["content"]]}
+            for message in messages
+        ]
+
+    def _opened(self, item: dict[str, Any], sampling: VideoSampling) -> dict[str, Any]:
+        kind = item["type"]
+        if kind == "image":
+            image = load_image(item[kind])
+            self.seen.append([image])
+            return {**item, kind: image}
+        if kind == "video":
+            video = load_video(item[kind], sampling, self.temporal_patch)
+            self.seen.append(self._steps(video))
+            return {**item, kind: video}
+        return item
+
+    def _steps(self, video: Video) -> list[Image.Image]:
+        """The first frame of each temporal step."""
+        frames = video.frames[:: self.temporal_patch].permute(0, 2, 3, 1)
+        return [Image.fromarray(frame.numpy()) for frame in frames]
+
+    def check_token(self, inputs: Mapping[str, Any], processor: Any) -> None:
+        """Raise InputError unless the token will be there: how many are kept follows from the grids."""
+        grids = [grid for kind in ("image", "video") if (grid := inputs.get(f"{kind}_grid_thw")) is not None]
+        merge = processor.image_processor.merge_size
+        kept = sum(sum(self.config.tokens_kept(grid, merge)) for grid in grids)
+        if self.token is not None and not 0 <= self.token < kept:
+            raise InputError(f"--token {self.token} is not there: {kept} tokens are kept, 0 to {kept - 1}")
+
+    def write(self, visuals: Sequence[Visual]) -> Path:
+        """Draw all images and videos, one below the other, and write the file in one step."""
+        first, sheets = 0, []
+        for visual, pictures in zip(visuals, self.seen, strict=True):
+            kept = len(visual.stages[-1].representatives)
+            own = None if self.token is None or not first <= self.token < first + kept else self.token - first
+            sheets.append(draw_visual(pictures, visual, own))
+            first += kept
+        sheet = Image.new("RGB", (max(part.width for part in sheets), sum(part.height for part in sheets)), "white")
+        top = 0
+        for part in sheets:
+            sheet.paste(part, (0, top))
+            top += part.height
+        data = io.BytesIO()
+        sheet.save(data, FORMATS[self.path.suffix.lower()])
+        return write_bytes(self.path, data.getvalue())

@@ -1,0 +1,80 @@
+"""The control that pools windows: average pooling of the grid, for any budget."""
+
+import math
+
+import numpy as np
+
+
+def avg_pool(places: np.ndarray, budget: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the grid into `budget` windows of near-equal area, each without holes.
+
+    Whole rows are joined to bands, about as high as a square window of the wanted area. A band is walked through column
+    by column, down one and up the next, and cut into runs of equal length (up to one token): where sides and budget
+    allow it these are the usual windows, 2 x 2 at ratio 0.25 with even sides. The token nearest to the middle of a
+    window represents it, of equally near ones the first: its top left of 2 x 2.
+
+    In a cascade the tokens are representatives of windows and their places are no grid: they are banded and walked
+    through all the same, on the extent of their rows and columns. Frames are pooled to events, runs of frames.
+
+    Args:
+        places: [n, 3] int (frame, row, column) of each token in its image or video.
+        budget: m, from 1 to n.
+        seed: without meaning here.
+
+    Returns:
+        representatives: [m] int64, rising.
+        labels: [n] int64, which of them each token belongs to.
+    """
+    frame, row, column = (places - places.min(0)).T
+    band, counts, shares = _bands(row, column, budget)
+    path = np.lexsort((frame, np.where(column % 2 == 0, row, -row), column, band))
+    labels, at, first = np.empty(len(places), np.int64), 0, 0
+    for count, groups in zip(counts, shares):
+        labels[path[at : at + count]] = first + np.arange(count) * groups // count
+        at, first = at + count, first + groups
+    middles = _middles(places, labels)
+    order = np.argsort(middles)
+    return middles[order], np.argsort(order)[labels]
+
+
+def _bands(row: np.ndarray, column: np.ndarray, budget: int) -> tuple[np.ndarray, list[int], list[int]]:
+    """[n] the band of each token; of each band its tokens and its windows.
+
+    As many bands as square windows would have, or one fewer or more if that makes the largest window smaller; none is
+    narrower than a column or lower than a row.
+    """
+    height, width = int(row.max()) + 1, int(column.max()) + 1
+    most = min(height, budget)
+    least = min(math.ceil(budget / width), most)
+    wanted = round(height / math.sqrt(height * width / budget))
+    tried = {min(max(wanted + more, least), most): more != 0 for more in (1, -1, 0)}
+    cuts = []
+    for number, is_second_best in tried.items():
+        band = row * number // height
+        counts = np.bincount(band)
+        counts = counts[counts > 0].tolist()  # without a grid a band may be empty
+        shares = _shares(counts, budget)
+        largest = max(-(-count // share) for count, share in zip(counts, shares))
+        cuts.append((largest, is_second_best, number, (band, counts, shares)))
+    return min(cuts)[-1]
+
+
+def _shares(counts: list[int], budget: int) -> list[int]:
+    """The budget in shares that are proportional to the bands' tokens, from one up to all of them."""
+    shares, tokens = [], sum(counts)
+    for number, count in enumerate(counts):
+        later = len(counts) - number - 1
+        wanted = (2 * budget * count + tokens) // (2 * tokens)
+        shares.append(min(max(wanted, 1, budget - (tokens - count)), count, budget - later))
+        budget, tokens = budget - shares[-1], tokens - count
+    return shares
+
+
+def _middles(places: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[m] the token nearest to the mean place of each group, by rows and columns, then by frames, then the first."""
+    sizes = np.bincount(labels)
+    # Distances times the size, so that all numbers are whole.
+    sums = np.stack([np.bincount(labels, axis) for axis in places.T], axis=1).astype(np.int64)
+    away = (sizes[labels, None] * places - sums[labels]) ** 2
+    order = np.lexsort((away[:, 0], away[:, 1] + away[:, 2], labels))
+    return order[np.cumsum(sizes) - sizes]

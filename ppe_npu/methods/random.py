@@ -1,0 +1,41 @@
+"""The control that chooses at random: what a choice by features must beat.
+
+Pruning papers' random baseline drops what it does not choose. Here nothing is dropped: every other token is merged into
+the nearest chosen one in space, as a clustering method merges it by its features. So the two differ in the choice of
+groups alone, and a merged token has members whose positions it can keep.
+"""
+
+import numpy as np
+
+from ppe_npu.methods.space import merged_in_space
+
+
+def random(places: np.ndarray, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`budget` of the tokens, those with the smallest hash of (seed, frame, row, column), represent the others.
+
+    No random number generator is asked: one seed and one size give the same choice on every device and in every batch,
+    another one in each frame of a video, and the same one for all images of that size; a smaller budget chooses among
+    what a larger one has chosen. Several seeds show the spread.
+
+    Args:
+        places: [n, 3] int (frame, row, column) of each token in its image or video.
+        budget: m, from 1 to n.
+        seed: at least 0.
+
+    Returns:
+        representatives: [m] int64, rising.
+        labels: [n] int64, which of them each token belongs to.
+    """
+    hashed = np.full(len(places), seed, dtype=np.uint64)
+    for axis in places.T.astype(np.uint64):
+        hashed = _mixed(hashed) + axis
+    chosen = np.sort(np.argsort(_mixed(hashed), kind="stable")[:budget])
+    return chosen, merged_in_space(places, chosen)
+
+
+def _mixed(value: np.ndarray) -> np.ndarray:
+    """SplitMix64's step and finaliser (Steele, Lea and Flood, 2014), by which close numbers are far apart."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

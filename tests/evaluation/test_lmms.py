@@ -1,0 +1,132 @@
+"""lmms-eval's requests without lmms-eval: conversations, batches, answers and losses. test_lmms_task.py runs tasks."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.lmms import Answerer, conversation, in_batches, question
+from ppe_npu.inputs import build_inputs
+
+
+@pytest.fixture
+def answerer(tiny_folder):
+    """On the tiny random model, two at a time."""
+    return Answerer.load(tiny_folder, compression="ppe", ratio=0.4, k=4, device="cpu", batch_size="2", nframes=4)
+
+
+def asked(write_image, write_clip):
+    """An image, no visual, a video, and two images, one of them as a picture with an alpha channel."""
+    picture = Image.new("RGBA", (48, 48), (200, 30, 30, 128))
+    return [
+        [{"type": "image", "url": write_image("a.png")}, {"type": "text", "text": "shape red"}],
+        [{"type": "text", "text": "row blue"}],
+        [{"type": "video", "url": write_clip("v.mp4")}, {"type": "text", "text": "count green"}],
+        [{"type": "image", "url": picture}, {"type": "image", "url": write_image("b.png", 1)}],
+    ]
+
+
+def test_answers_of_a_batch_are_those_of_each_alone(answerer, write_image, write_clip):
+    contents = asked(write_image, write_clip)
+    conversations = [conversation([{"role": "user", "content": content}]) for content in contents]
+    options = {"max_new_tokens": 4, "until": ["\n\n"], "temperature": 0, "do_sample": False}
+    together = answerer.answers(conversations, options)
+    assert together == [answerer.answers([one], options)[0] for one in conversations]
+    assert len(answerer.done) == 5
+    assert max(answerer.done[0].new_tokens) <= 4
+    assert answerer.done[0].tokens_after == [15.0, 0.0, 2 * 15.0, 30.0]  # ceil(36 * 0.4) of every frame
+    assert answerer.summary().startswith("ppe_npu: 8 answers, 360 visual tokens, 150 kept (41.7%), ")
+    # A stop cuts; lmms-eval's own default, the end of a paragraph, does not.
+    words = together[0].split()
+    assert answerer.answers(conversations[:1], {**options, "until": words[1]}) == [together[0].split(words[1])[0]]
+
+
+def test_losses_are_the_mean_cross_entropy_of_the_continuation(answerer, write_image, write_clip):
+    contents = asked(write_image, write_clip)[:3]
+    conversations = [conversation([{"role": "user", "content": content}]) for content in contents]
+    wanted = [" 3", "shape red 3", "row"]
+    found = answerer.losses(conversations, wanted)
+    for one, text, (loss, greedy) in zip(conversations, wanted, found):
+        inputs = build_inputs(answerer.processor, [one], sampling=answerer.sampling)
+        end = torch.tensor([answerer.processor.tokenizer(text)["input_ids"]])
+        for name, more in (("input_ids", end), ("attention_mask", end * 0 + 1), ("mm_token_type_ids", end * 0)):
+            inputs[name] = torch.cat([inputs[name], more], dim=1)
+        with torch.no_grad():
+            logits = answerer.model(**inputs).logits[0, -1 - end.shape[1] : -1]
+        expected = torch.nn.functional.cross_entropy(logits, end[0])
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+        assert greedy == (logits.argmax(-1) == end[0]).all().item()
+    said = answerer.answers(conversations[1:2], {"max_new_tokens": 1})[0]
+    others = [word for word in ("red", "blue", "row") if word != said]
+    if said:  # a special token has no text
+        assert answerer.losses(conversations[1:2] * 2, [said, others[0]])[0][1] is True
+    with pytest.raises(InputError, match="has no tokens"):
+        answerer.losses(conversations[:1], [" "])
+
+
+def test_a_simple_models_pictures_stand_where_the_text_says_or_first(write_image):
+    a, b = write_image("a.png"), write_image("b.png", 1)
+    (turn,) = question("look <image> and <image>, then", [a, b])
+    assert [part.get("image", part.get("text")) for part in turn["content"]] == ["look ", a, " and ", b, ", then"]
+    (turn,) = question("look <image>", [a, b])
+    assert [part["type"] for part in turn["content"]] == ["image", "image", "text"]
+    assert turn["content"][-1]["text"] == "look "
+    (turn,) = question("what happens?", ["clip.mp4"])
+    assert turn["content"][0] == {"type": "video", "video": "clip.mp4"}
+    assert question("row red", None) == [{"role": "user", "content": [{"type": "text", "text": "row red"}]}]
+
+
+def test_batches_hold_requests_of_like_options_in_their_order():
+    requests = [SimpleNamespace(args=("", {"max_new_tokens": n})) for n in (4, 8, 4, 4, 8, 4)]
+    batches = list(in_batches(requests, lambda request: request.args[1], 2))
+    assert batches == [[0, 2], [3, 5], [1, 4]]
+
+
+@pytest.mark.parametrize(
+    ("part", "word"),
+    [
+        ({"type": "audio", "url": "a.wav"}, "asks about audio"),
+        ({"type": "video", "url": "v.mp4", "start_time": 1.0}, "a clip of v.mp4"),
+        ({"type": "video", "url": [Image.new("RGB", (8, 8))]}, "videos as list"),
+        ({"type": "image", "url": {"bytes": b""}}, "images as dict"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(part, word):
+    with pytest.raises(InputError, match=word):
+        conversation([{"role": "user", "content": [part]}])
+    with pytest.raises(InputError, match="only pictures and files"):
+        question("row", [b"bytes"])
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"do_sample": True, "temperature": 0.7}, "temperature 0.7"), ({"num_beams": 3}, "3 beams")],
+)
+def test_sampling_and_beams_are_refused(answerer, options, word):
+    with pytest.raises(InputError, match=word):
+        answerer.answers([], options)
+
+
+def test_arguments_are_checked_before_the_weights_are_read(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppe_npu.evaluation.lmms.load_model", lambda *_: pytest.fail("the weights were read"))
+    for wrong, word in (
+        ({"batch_size": "auto"}, "batch_size=auto"),
+        ({"dtype": "int8"}, "dtype=int8"),
+        ({"compression": "nothing"}, "preset 'nothing'"),
+        ({"compression": "ppe", "k": 3}, "k=3"),
+        ({"nframes": 4, "fps": 2.0}, "exclude each other"),
+        ({"device": "gpu"}, "unknown"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            Answerer.load(tiny_folder, **{"device": "cpu", **wrong})
+
+
+def test_a_checkpoints_own_compression_is_taken(tiny_folder, tmp_path):
+    for file in Path(tiny_folder).iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "compression.json").write_text(json.dumps({"method": "uniform", "positions": "keep_one", "k": 1}))
+    assert Answerer.load(str(tmp_path), device="cpu", ratio=0.5).model.compression.config.label.startswith("uniform")
