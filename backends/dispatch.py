@@ -10,13 +10,15 @@ one call: its shapes, dtypes and mask. Who asks for an implementation by name ge
 """
 
 import contextlib
+import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from . import registry
+from .compiling import traced_once
 from .registry import Implementation
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class ImplementationError(ValueError):
 _requested: dict[str, str] = {}
 _chosen: dict[str, list[str]] = {}
 _refused: set[tuple[str, str, str]] = set()
+_functions: dict[tuple[str, str], Callable] = {}
 
 
 def ops() -> tuple[str, ...]:
@@ -103,27 +106,63 @@ def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any
         reason = _reason(entry, args, kwargs)
         if reason is None:
             return entry
-        _log_refusal(entry, reason)
+        _log_refusal(op, entry.name, reason)
     raise ImplementationError(f"{op}: no implementation takes this call on {device.type}; the reference should")
 
 
 def call(op: str, *args: Any, implementation: str | None = None, **kwargs: Any) -> Any:
     """Selects an implementation (see `select`), notes the choice, and returns its result."""
     entry = select(op, *args, implementation=implementation, **kwargs)
-    names = _chosen.setdefault(op, [])
-    if entry.name not in names:
-        names.append(entry.name)
-        logger.info("%s -> %s", op, entry.name)
-    return entry.load()(*args, **kwargs)
+    _note(op, entry.name)
+    return _function(entry, entry.function)(*args, **kwargs)
 
 
 def _reason(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
-    missing = entry.missing()
+    missing = _missing(entry.requires)
     if missing is not None:
         return missing
     if not entry.gradient and _wants_gradient((*args, *kwargs.values())):
         return "it has no gradient"
-    return entry.refusal(*args, **kwargs)
+    return None if entry.verify is None else _function(entry, entry.verify)(*args, **kwargs)
+
+
+def _function(entry: Implementation, name: str) -> Callable:
+    if torch.compiler.is_compiling():
+        _find_all()
+    else:
+        _find(entry.module, name)
+    return _functions[entry.module, name]
+
+
+def _find(module: str, name: str) -> None:
+    if (module, name) not in _functions:
+        _functions[module, name] = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+
+
+# torch.compile traces the choice itself: it holds for shapes and dtypes, as the compiled code does. What follows is
+# done once, while it traces, and leaves nothing in the graph: imports and logging would break it.
+
+
+@traced_once
+def _find_all() -> None:
+    """All at once: what is added after the compiler has looked at `_functions` it does not see."""
+    for entry in registry.REGISTRY:
+        if entry.missing() is None:
+            for name in filter(None, (entry.function, entry.verify)):
+                _find(entry.module, name)
+
+
+@traced_once
+def _missing(package: str | None) -> str | None:
+    return None if package is None else registry._import_problem(package)
+
+
+@traced_once
+def _note(op: str, name: str) -> None:
+    names = _chosen.setdefault(op, [])
+    if name not in names:
+        names.append(name)
+        logger.info("%s -> %s", op, name)
 
 
 def _wants_gradient(values: tuple) -> bool:
@@ -148,8 +187,9 @@ def _explicit(op: str, name: str, kind: str) -> Implementation:
     raise ImplementationError(f"{op}: implementation {name!r} does not run on {kind}: use one of {names}")
 
 
-def _log_refusal(entry: Implementation, reason: str) -> None:
-    key = (entry.op, entry.name, reason)
+@traced_once
+def _log_refusal(op: str, name: str, reason: str) -> None:
+    key = (op, name, reason)
     if key not in _refused:
         _refused.add(key)
         logger.warning("%s: %s is not used: %s", *key)
