@@ -22,7 +22,7 @@ from bench import cases, peaks
 from bench.cases import NEIGHBORS, Case
 from bench.counting import WORK, Peaks, Work
 from bench.plots import plot_ops
-from bench.timing import Times, interleaved
+from bench.timing import Times, clock_name, interleaved
 
 from ppe_npu import backends
 from ppe_npu.backends import device as devices
@@ -190,9 +190,13 @@ def main(argv: list[str] | None = None) -> None:
     chip = peaks.measure(device, [dtype], args.rounds, peaks.TINY if sizes == "tiny" else None)
     facts = devices.describe(device)
     measured = {"flops_per_s": chip.flops[dtype], "bytes_per_s": chip.bandwidth}
-    result = {"date": str(date.today()), "device": facts, "rounds": args.rounds, "sizes": sizes, "peaks": measured,
-              "rows": []}  # fmt: skip
-    print(", ".join(f"{key} {value}" for key, value in facts.items()), f"; medians of {args.rounds} rounds", sep="")
+    settings = {"clock": clock_name(device), "rounds": args.rounds, "sizes": sizes}
+    result = {"date": str(date.today()), "device": facts, **settings, "peaks": measured, "rows": []}
+    print(
+        ", ".join(f"{key} {value}" for key, value in facts.items()),
+        f"; medians of {args.rounds} rounds, {clock_name(device)}",
+        sep="",
+    )
     print(f"limit: {chip.flops[dtype] / 1e12:.3g} TFLOP/s {str(dtype)[6:]}, {chip.bandwidth / 1e9:.3g} GB/s\n{HEAD}")
     for op in args.ops or cases.OPS:
         for make in cases.makers(op, sizes, device, dtype):

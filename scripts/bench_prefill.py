@@ -26,6 +26,7 @@ from bench.decoder import PARTS, measure_part
 from bench.models import PROMPTS, SIZES, build
 from bench.operators import operators
 from bench.plots import plot_prefill
+from bench.timing import clock_name
 
 from ppe_npu.backends import device as devices
 from ppe_npu.errors import InputError
@@ -103,11 +104,11 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     on_cpu = device.type == "cpu"
     dtype = args.dtype or ("fp32" if on_cpu else "bf16")
-    facts = {"device": devices.describe(device), "dtype": dtype, "rounds": args.rounds}
+    facts = {"device": devices.describe(device), "dtype": dtype, "clock": clock_name(device), "rounds": args.rounds}
     result = earlier(args.output, facts)
     print(
         ", ".join(f"{key} {value}" for key, value in facts["device"].items()),
-        f", {dtype}, {args.rounds} rounds",
+        f", {dtype}, {args.rounds} rounds, {facts['clock']}",
         sep="",
     )
     for size in args.sizes or (["cpu"] if on_cpu else ["3b", "7b"]):

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import statistics
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -62,8 +63,8 @@ class Bench:
     def turns(
         self, names: Iterable[str], prepare: Callable[[str], None], run: Callable[[str], object]
     ) -> tuple[dict[str, Times], dict[str, list], dict[str, str]]:
-        """Milliseconds of run(name) in every round, what each run gave, and why a setting could not run. A first round
-        warms up. prepare(name) is not timed."""
+        """Milliseconds of run(name) in every round, what each run gave and how long it took by the wall, and why a
+        setting could not run. A first round warms up. prepare(name) is not timed."""
         names, times, results, failed = list(names), {}, {}, {}
         for number, name in itertools.product(range(self.rounds + 1), names):
             if name in failed:
@@ -80,9 +81,11 @@ class Bench:
                 results.setdefault(name, []).append(result)
         return {name: Times(tuple(values)) for name, values in times.items() if name not in failed}, results, failed
 
-    def _timed(self, function: Callable[[], object]) -> tuple[float, object]:
-        result = []
-        return stopwatch(lambda: result.append(function()), self.device), result[0]
+    def _timed(self, function: Callable[[], object]) -> tuple[float, tuple[object, float]]:
+        """Milliseconds by the clock; the result, and milliseconds by the wall."""
+        result, start = [], time.perf_counter()
+        elapsed = stopwatch(lambda: result.append(function()), self.device)
+        return elapsed, (result[0], (time.perf_counter() - start) * 1e3)
 
     def peak_mib(self, run: Callable[[], object]) -> float:
         """MiB above what is there before."""
@@ -138,7 +141,7 @@ def _prefill(bench: Bench) -> dict[str, dict]:
         bench.configure(name)
         cache = _forward(bench).past_key_values
         decoder = Times(tuple(max(0.0, whole - part) for whole, part in zip(times[name].rounds, tower.rounds)))
-        shares = [report.milliseconds / ms if report else 0.0 for report, ms in zip(reports[name], times[name].rounds)]
+        shares = [report.milliseconds / wall if report else 0.0 for report, wall in reports[name]]
         rows[name] = {
             **_speed(name, times),
             "tower_ms": tower.median,
