@@ -10,7 +10,6 @@ one call: its shapes, dtypes and mask. Who asks for an implementation by name ge
 """
 
 import contextlib
-import importlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,7 +32,7 @@ class ImplementationError(ValueError):
 _requested: dict[str, str] = {}
 _chosen: dict[str, list[str]] = {}
 _refused: set[tuple[str, str, str]] = set()
-_functions: dict[tuple[str, str], Callable] = {}
+_functions: dict[tuple[str, str], Callable] = {}  # for torch.compile alone: (module, name) -> function
 
 
 def ops() -> tuple[str, ...]:
@@ -114,7 +113,7 @@ def call(op: str, *args: Any, implementation: str | None = None, **kwargs: Any) 
     """Selects an implementation (see `select`), notes the choice, and returns its result."""
     entry = select(op, *args, implementation=implementation, **kwargs)
     _note(op, entry.name)
-    return _function(entry, entry.function)(*args, **kwargs)
+    return _load(entry)(*args, **kwargs)
 
 
 def _reason(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
@@ -123,24 +122,25 @@ def _reason(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
         return missing
     if not entry.gradient and _wants_gradient((*args, *kwargs.values())):
         return "it has no gradient"
-    return None if entry.verify is None else _function(entry, entry.verify)(*args, **kwargs)
+    return _refusal(entry, args, kwargs)
 
 
-def _function(entry: Implementation, name: str) -> Callable:
-    if torch.compiler.is_compiling():
-        _find_all()
-    else:
-        _find(entry.module, name)
-    return _functions[entry.module, name]
-
-
-def _find(module: str, name: str) -> None:
-    if (module, name) not in _functions:
-        _functions[module, name] = getattr(importlib.import_module(f"{__package__}.{module}"), name)
-
-
-# torch.compile traces the choice itself: it holds for shapes and dtypes, as the compiled code does. What follows is
+# torch.compile traces the choice itself: it holds for shapes and dtypes, as the compiled code does. What is marked is
 # done once, while it traces, and leaves nothing in the graph: imports and logging would break it.
+
+
+def _load(entry: Implementation) -> Callable:
+    if not torch.compiler.is_compiling():
+        return entry.load()
+    _find_all()
+    return _functions[entry.module, entry.function]
+
+
+def _refusal(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
+    if not torch.compiler.is_compiling():
+        return entry.refusal(*args, **kwargs)
+    _find_all()
+    return None if entry.verify is None else _functions[entry.module, entry.verify](*args, **kwargs)
 
 
 @traced_once
@@ -149,7 +149,7 @@ def _find_all() -> None:
     for entry in registry.REGISTRY:
         if entry.missing() is None:
             for name in filter(None, (entry.function, entry.verify)):
-                _find(entry.module, name)
+                _functions[entry.module, name] = getattr(registry._module(entry.module), name)
 
 
 @traced_once

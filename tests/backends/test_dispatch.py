@@ -37,7 +37,6 @@ def toy(monkeypatch):
         Implementation("toy", "plain", ANY, "toys", "plain"),
     )
     monkeypatch.setattr(registry, "REGISTRY", entries)
-    monkeypatch.setattr(dispatch, "_functions", {})
     yield entries
     registry._module.cache_clear()
 
