@@ -78,6 +78,6 @@ def test_prefill_decoding_and_training_are_timed_part_by_part(tmp_path):
 
 
 def test_a_merge_takes_no_more_operators_for_more_frames():
-    few, many = operators(1), operators(16)
+    few, many = operators(2), operators(16)
     assert few["ours"] == many["ours"]
-    assert many["released"] > 10 * few["released"]
+    assert many["released"] > 7 * few["released"]
