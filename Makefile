@@ -33,7 +33,7 @@ help:
 	@echo "make eval     evaluate                       [DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT= NPROC= BATCH_SIZE=]"
 	@echo "make report   tables and a picture from finished evaluations                       [OUTPUT=runs/eval]"
 	@echo "make parity   this device's operators against the fp64 specification                [DEVICE=]"
-	@echo "make bench    clustering and prefill, with and without compression                  [DEVICE= OUTPUT=runs/bench]"
+	@echo "make bench    every operator, prefill, decoding and a training step; tables, JSON, plots  [DEVICE= OUTPUT=runs/bench]"
 	@echo "make test-npu      the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there"
 	@echo "make test-matrix   the engine's tests with the newest and the oldest transformers of our range"
 	@echo "make test-lmms     tasks of lmms-eval on compressed models, in an environment that has it"
@@ -90,7 +90,7 @@ ascend-emulator: $(if $(filter 1,$(EMULATE)),$(VENV)/.ready)
 	@$(if $(filter 1,$(EMULATE)),echo $(ASCEND_EMULATOR),$(MAKE) --no-print-directory EMULATE=1 $@)
 
 bench: $(VENV)/.ready
-	$(BIN)/python scripts/bench_clustering.py --device $(DEVICE) --output $(BENCH)/clustering.json
+	$(BIN)/python scripts/bench_ops.py --device $(DEVICE) --output $(BENCH)/ops.json
 	$(BIN)/python scripts/bench_prefill.py --device $(DEVICE) --output $(BENCH)/prefill.json
 
 lint: $(VENV)/.ready

@@ -11,12 +11,13 @@ one call: its shapes, dtypes and mask. Who asks for an implementation by name ge
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from . import registry
+from .compiling import traced_once
 from .registry import Implementation
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class ImplementationError(ValueError):
 _requested: dict[str, str] = {}
 _chosen: dict[str, list[str]] = {}
 _refused: set[tuple[str, str, str]] = set()
+_functions: dict[tuple[str, str], Callable] = {}  # for torch.compile alone: (module, name) -> function
 
 
 def ops() -> tuple[str, ...]:
@@ -103,27 +105,64 @@ def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any
         reason = _reason(entry, args, kwargs)
         if reason is None:
             return entry
-        _log_refusal(entry, reason)
+        _log_refusal(op, entry.name, reason)
     raise ImplementationError(f"{op}: no implementation takes this call on {device.type}; the reference should")
 
 
 def call(op: str, *args: Any, implementation: str | None = None, **kwargs: Any) -> Any:
     """Selects an implementation (see `select`), notes the choice, and returns its result."""
     entry = select(op, *args, implementation=implementation, **kwargs)
-    names = _chosen.setdefault(op, [])
-    if entry.name not in names:
-        names.append(entry.name)
-        logger.info("%s -> %s", op, entry.name)
-    return entry.load()(*args, **kwargs)
+    _note(op, entry.name)
+    return _load(entry)(*args, **kwargs)
 
 
 def _reason(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
-    missing = entry.missing()
+    missing = _missing(entry.requires)
     if missing is not None:
         return missing
     if not entry.gradient and _wants_gradient((*args, *kwargs.values())):
         return "it has no gradient"
-    return entry.refusal(*args, **kwargs)
+    return _refusal(entry, args, kwargs)
+
+
+# torch.compile traces the choice itself: it holds for shapes and dtypes, as the compiled code does. What is marked is
+# done once, while it traces, and leaves nothing in the graph: imports and logging would break it.
+
+
+def _load(entry: Implementation) -> Callable:
+    if not torch.compiler.is_compiling():
+        return entry.load()
+    _find_all()
+    return _functions[entry.module, entry.function]
+
+
+def _refusal(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
+    if not torch.compiler.is_compiling():
+        return entry.refusal(*args, **kwargs)
+    _find_all()
+    return None if entry.verify is None else _functions[entry.module, entry.verify](*args, **kwargs)
+
+
+@traced_once
+def _find_all() -> None:
+    """All at once: what is added after the compiler has looked at `_functions` it does not see."""
+    for entry in registry.REGISTRY:
+        if entry.missing() is None:
+            for name in filter(None, (entry.function, entry.verify)):
+                _functions[entry.module, name] = getattr(registry._module(entry.module), name)
+
+
+@traced_once
+def _missing(package: str | None) -> str | None:
+    return None if package is None else registry._import_problem(package)
+
+
+@traced_once
+def _note(op: str, name: str) -> None:
+    names = _chosen.setdefault(op, [])
+    if name not in names:
+        names.append(name)
+        logger.info("%s -> %s", op, name)
 
 
 def _wants_gradient(values: tuple) -> bool:
@@ -148,8 +187,9 @@ def _explicit(op: str, name: str, kind: str) -> Implementation:
     raise ImplementationError(f"{op}: implementation {name!r} does not run on {kind}: use one of {names}")
 
 
-def _log_refusal(entry: Implementation, reason: str) -> None:
-    key = (entry.op, entry.name, reason)
+@traced_once
+def _log_refusal(op: str, name: str, reason: str) -> None:
+    key = (op, name, reason)
     if key not in _refused:
         _refused.add(key)
         logger.warning("%s: %s is not used: %s", *key)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import device, dispatch
+from .compiling import traced_once
 
 
 def attention(
@@ -123,17 +124,40 @@ def dpc_knn(
     for name, vector in (("budgets", budgets), ("num_neighbors", num_neighbors)):
         _require(vector.shape == (frames,), f"dpc_knn: {name} must be [{frames}], got", tuple(vector.shape))
     _require(1 <= max_groups <= length, f"dpc_knn: max_groups must be from 1 to {length}, got", max_groups)
+    arguments = tokens.detach(), valid, budgets, max_groups, num_neighbors, strict, implementation
+    if torch.compiler.is_compiling():
+        _register_dpc_knn()
+        return torch.ops.ppe_npu.dpc_knn(*arguments)
+    return _exact_dpc_knn(*arguments)
+
+
+def _exact_dpc_knn(
+    tokens: Tensor,
+    valid: Tensor | None,
+    budgets: Tensor,
+    max_groups: int,
+    num_neighbors: Tensor,
+    strict: bool,
+    implementation: str | None,
+) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), device.exact_matmul(), _no_autocast(tokens):
-        return dispatch.call(
-            "dpc_knn",
-            tokens.detach(),
-            valid,
-            budgets,
-            max_groups,
-            num_neighbors,
-            strict=strict,
-            implementation=implementation,
-        )
+        arguments = tokens, valid, budgets, max_groups, num_neighbors
+        centers, labels = dispatch.call("dpc_knn", *arguments, strict=strict, implementation=implementation)
+    return centers.contiguous(), labels.contiguous()  # as the compiler is told below
+
+
+@traced_once
+def _register_dpc_knn() -> None:
+    """Make torch.ops.ppe_npu.dpc_knn, one node of a graph under torch.compile: compiled code runs under the precision
+    that is set when it runs, and TF32 would give other groups."""
+    if not hasattr(torch.ops.ppe_npu, "dpc_knn"):
+        operator = torch.library.custom_op("ppe_npu::dpc_knn", _exact_dpc_knn, mutates_args=())
+        operator.register_fake(_shapes_of_dpc_knn)
+
+
+def _shapes_of_dpc_knn(tokens: Tensor, valid, budgets: Tensor, max_groups: int, *_) -> tuple[Tensor, Tensor]:
+    frames, length = tokens.shape[:2]
+    return budgets.new_empty(frames, max_groups), budgets.new_empty(frames, length)
 
 
 def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, implementation: str | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ppe_npu.backends.compiling import traced_once
 from ppe_npu.spans import VIDEO, PromptLayout, Span, VisionTokens
 
 
@@ -128,8 +129,13 @@ def rotary_table(
     return angles.cos() * scaling, angles.sin() * scaling
 
 
-@functools.lru_cache(maxsize=32)
+@traced_once  # else an upload would be part of the graph
 def _channel_lookup(rows: int, channels: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """channel_rows on the device; made once, because every upload of a list makes the host wait."""
+    return _uploaded_channel_rows(rows, channels, device)
+
+
+@functools.lru_cache(maxsize=32)
+def _uploaded_channel_rows(rows: int, channels: tuple[int, ...], device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):  # else the first caller's mode would stick to it
         return torch.tensor(channel_rows(rows, channels), device=device)

@@ -1,5 +1,6 @@
 """What a compression did: tokens before and after, by span; retention; time."""
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,26 +12,35 @@ from ppe_npu.plan import PromptPlan
 
 class Stopwatch:
     """Milliseconds between construction (or start()) and stop(), all such stretches together; measured where the work
-    runs and read without making it wait."""
+    runs and read without making it wait. NaN where a stretch ran inside torch.compile, which has no clock."""
 
     def __init__(self, device: torch.device):
         self._device = device
         self._marks = []
+        self._traced = False
         self.start()
 
     def start(self) -> None:
-        self._marks.append(self._mark())
+        self._note()
 
     def stop(self) -> None:
-        self._marks.append(self._mark())
+        self._note()
 
     @property
     def milliseconds(self) -> float:
+        if self._traced:
+            return float("nan")
         stretches = zip(self._marks[::2], self._marks[1::2])
         if self._device.type == "cpu":
             return sum(end - start for start, end in stretches) * 1e3
         self._marks[-1].synchronize()
         return sum(start.elapsed_time(end) for start, end in stretches)
+
+    def _note(self) -> None:
+        if torch.compiler.is_compiling():
+            self._traced = True
+        else:
+            self._marks.append(self._mark())
 
     def _mark(self):
         if self._device.type == "cpu":
@@ -132,9 +142,10 @@ class CompressionReport:
         }
 
     def __str__(self) -> str:
+        spent = "" if math.isnan(self.milliseconds) else f", in {self.milliseconds:.1f} ms"
         return (
             f"{self.tokens_before} visual tokens -> {self.tokens_after} ({self.retention:.1%} kept), prompt "
-            f"{self.prompt_tokens_before} -> {self.prompt_tokens_after}, in {self.milliseconds:.1f} ms"
+            f"{self.prompt_tokens_before} -> {self.prompt_tokens_after}{spent}"
         )
 
 

@@ -41,6 +41,7 @@ def is_given(kind: str, kwargs: dict) -> bool:
     return kwargs.get(PIXELS[kind]) is not None or _encoded(kind, kwargs) is not None or grid_alone
 
 
+@torch.compiler.disable  # it works on host arrays
 def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | None = None) -> PromptPlan:
     """The plan of what the model is called with.
 

@@ -32,7 +32,8 @@ def override(
 def original(module: torch.nn.Module, name: str) -> Callable:
     """The method that was in force before override()."""
     saved = vars(module)[_SAVED][name]
-    return saved if saved is not None else MethodType(getattr(type(module), name), module)
+    # No bound method: torch.compile takes one to be the attribute of that name, which is the override.
+    return saved if saved is not None else functools.partial(getattr(type(module), name), module)
 
 
 def restore_methods(module: torch.nn.Module) -> None:

@@ -220,6 +220,7 @@ def _check_packed(text, kwargs: dict) -> None:
         )
 
 
+@torch.compiler.disable  # plans on the host, and runs a tower that reads its grids there
 def _prefill(self, past: CacheState | None, kwargs: dict) -> tuple[dict, Run]:
     plan = kwargs.get(PLAN) or make_plan(self, self.compression, kwargs, past)
     embeds, ids = kwargs.get("inputs_embeds"), kwargs.get("input_ids")

@@ -182,3 +182,19 @@ def test_backends_know_tensors_and_nothing_above_them():
         assert _imports(tree) <= allowed, file
         at_import = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
         assert _imports(at_import).isdisjoint({*VENDORS, "numpy"}), file
+
+
+def test_torch_compile_traces_the_choice_and_notes_it(toy, caplog):
+    """Packages, verifiers, requests and the log: nothing of it breaks the graph."""
+    caplog.set_level(logging.INFO, logger="ppe_npu.backends.dispatch")
+    toy_module = sys.modules["ppe_npu.backends.toys"]
+    toy_module.picky, toy_module.plain = (lambda x, **_: x + 1), (lambda x, **_: x - 1)
+    toy_module.refusal = lambda x, **_: "more than two numbers" if x.numel() > 2 else None
+    torch._dynamo.reset()
+    call = torch.compile(lambda x: dispatch.call("toy", x), backend="eager", fullgraph=True, dynamic=False)
+    assert call(torch.zeros(2)).tolist() == [1, 1]
+    assert call(torch.zeros(3)).tolist() == [-1, -1, -1]
+    assert dispatch.chosen() == {"toy": "picky + plain"}
+    assert "toy: picky is not used: more than two numbers" in caplog.text
+    with dispatch.using(toy="plain"):
+        assert call(torch.zeros(2)).tolist() == [-1, -1]

@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppe_npu import backends
 from ppe_npu.backends.reference import dpc_knn as reference
 from ppe_npu.backends.reference.dpc_knn import dpc_knn
+
+gram = reference._gram
 
 # How the work is cut: as it is, where all of a test's tokens are one slice; frame by frame and row by row; and into
 # slices of several frames and rows, the last of which is mostly shorter.
@@ -279,3 +282,32 @@ def test_one_tensor_grows_with_the_square_of_the_tokens(frames, count, padded):
     assert largest[0] == matrix
     assert largest[1] <= matrix / 16
     assert sizes.calls < 2000
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_under_torch_compile_it_is_one_node_that_runs_in_full_fp32(padded):
+    """Whatever precision is set when the compiled code runs: TF32 or bf16 products would give other groups."""
+    x = torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(0))
+    valid = torch.arange(20) < torch.tensor([[20], [13]]) if padded else None
+    arguments = x, valid, torch.tensor([9, 6]), 9, torch.tensor([5, 5])
+    expected, graphs, precisions = backends.dpc_knn(*arguments), [], []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *values: backends.dpc_knn(*values), backend=backend, fullgraph=True)
+    with mock.patch.object(
+        reference, "_gram", lambda *a: precisions.append(torch.get_float32_matmul_precision()) or gram(*a)
+    ):
+        torch.set_float32_matmul_precision("medium")
+        try:
+            found = compiled(*arguments)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    assert precisions == ["highest"]
+    assert [torch.equal(*both) for both in zip(found, expected)] == [True, True]
+    called = [node.target for node in graphs[0].graph.nodes if node.op == "call_function"]
+    assert called.count(torch.ops.ppe_npu.dpc_knn) == 1
+    torch.library.opcheck(torch.ops.ppe_npu.dpc_knn.default, (*arguments, False, None))

@@ -1,5 +1,8 @@
 """Between the vision tower and the first decoder layer: no host sync, and no more operators for more frames."""
 
+import contextlib
+from functools import partial
+
 import pytest
 import torch
 import transformers
@@ -9,6 +12,7 @@ from support import Prompt, batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppe_npu import CompressionConfig, compress
+from ppe_npu.models.fused import fuse
 
 SYNCS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "unique")
 
@@ -24,24 +28,31 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextlib.contextmanager
+def region(model, enter, leave, last="layer 0"):
+    """Calls enter() when the vision tower has run, and leave() before the first layer, or the head."""
+    end = model.lm_head if last == "head" else model.model.language_model.layers[0]
+
+    def after(*_) -> None:  # what a hook returns would take the place of the output
+        enter()
+
+    def before(*_) -> None:
+        leave()
+
+    hooks = [model.model.visual.register_forward_hook(after), end.register_forward_pre_hook(before)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def operators(model, inputs, last="layer 0") -> list[str]:
     """Names of the operators between the vision tower and the first layer, or the head."""
     recorder = Recorder()
-
-    def start(*_):
-        recorder.on = True
-
-    def stop(*_):
-        recorder.on = False
-
-    hooks = [
-        model.model.visual.register_forward_hook(start),
-        (model.lm_head if last == "head" else model.model.language_model.layers[0]).register_forward_pre_hook(stop),
-    ]
-    with recorder, torch.no_grad():
+    switch = partial(setattr, recorder, "on")
+    with region(model, partial(switch, True), partial(switch, False), last), recorder, torch.no_grad():
         model(**inputs)
-    for hook in hooks:
-        hook.remove()
     return recorder.names
 
 
@@ -104,3 +115,37 @@ def test_no_sync_inside_a_cascade(model, monkeypatch):
     with torch.no_grad():
         model(**batch(*MIXED))
     assert not uploads
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device, which would itself raise at a sync")
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("preset", ["ppe", "cascade", "keep_one", "chatunivi"])
+def test_cuda_raises_at_no_sync(model, preset, fused):
+    """torch.cuda.set_sync_debug_mode("error") from the vision tower to the first layer (of a cascade: to the head)."""
+    model = compress((fuse(model) if fused else model).cuda(), PRESETS[preset])
+    last = "head" if preset == "cascade" else "layer 0"
+    seen = []
+
+    def forbid():
+        seen.append("tower")
+        torch.cuda.set_sync_debug_mode("error")
+
+    def run(*more):
+        with region(model, lambda: [step() for step in (forbid, *more)], allow, last), torch.no_grad():
+            model(**inputs)
+
+    def allow():
+        seen.append(last)
+        torch.cuda.set_sync_debug_mode("default")
+
+    try:
+        for prompts in (MIXED, [Prompt([1, ("video", (2, 3, 4)), 1])]):
+            inputs = {name: value.cuda() for name, value in batch(*prompts).items()}
+            model(**inputs)  # kernels are compiled and lookups made once
+            run()
+            assert seen[-1] == last
+            with pytest.raises(RuntimeError, match="synchroniz"):
+                run(lambda: torch.ones(1, device="cuda").item())
+            torch.cuda.set_sync_debug_mode("default")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

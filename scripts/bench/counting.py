@@ -1,0 +1,158 @@
+"""FLOPs and bytes that an op cannot do without: counted by formula from the shapes of its arguments.
+
+FLOPs: a multiplication or an addition is one, so that a product of [n, k] and [k, m] has 2nkm. Exponentials, roots and
+divisions count as one. Bytes: every input is read once and every result written once, whatever a cache could save
+between two calls. A backward pass counts twice the forward's FLOPs; it reads the incoming gradient and what the formula
+of the gradient needs, and writes the gradients. An implementation that does less than is counted here (the Gram matrix
+of `dpc_knn` is symmetric: half of it would do) may exceed 100 % of the limit.
+
+The functions take an op's own arguments, and look at shapes and dtypes only: meta tensors do.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+INDEX = 8  # bytes of an int64
+
+
+@dataclass(frozen=True)
+class Work:
+    """flops: operations. bytes: moved between memory and chip. dtype: in which the products are taken."""
+
+    flops: float
+    bytes: int
+    dtype: torch.dtype
+
+    def seconds(self, peaks: "Peaks") -> float:
+        """The least time that a chip with these peaks needs: products and transfers overlap."""
+        return max(self.flops / peaks.flops[self.dtype], self.bytes / peaks.bandwidth)
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """flops: of a large product, per second, by dtype. bandwidth: bytes per second that a copy reads and writes."""
+
+    flops: dict[torch.dtype, float]
+    bandwidth: float
+
+
+def _bytes(*tensors: Tensor | None) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def _work(flops: float, forward: int, backward: int, tensor: Tensor, training: bool) -> Work:
+    return Work(3 * flops if training else flops, forward + backward if training else forward, tensor.dtype)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    cu_seqlens: list[int] | None = None,
+    causal: bool = False,
+    training: bool = False,
+    **_,
+) -> Work:
+    """Two products over the pairs that attend; a mask's zeros are not left out. The softmax is not counted."""
+    batch, heads, queries, width = query.shape
+    segments = [(end - start,) * 2 for start, end in itertools.pairwise(cu_seqlens or ())] or [(queries, key.shape[2])]
+    # Causal: the last query sees all keys, each earlier one sees one less.
+    pairs = sum(s * t - (s * (s - 1) // 2 if causal else 0) for s, t in segments)
+    forward = _bytes(query, key, value, mask, query)
+    backward = _bytes(query, key, value, mask, query, query) + _bytes(query, key, value)  # output and its gradient
+    return _work(4 * batch * heads * pairs * width, forward, backward, query, training)
+
+
+def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, training: bool = False, **_) -> Work:
+    """Two products and a sum for each number of query and key."""
+    moved = _bytes(query, key, cos, sin, query, key)
+    return _work(3 * (query.numel() + key.numel()), moved, moved, query, training)
+
+
+def rotary_rows(
+    query: Tensor, key: Tensor, rows: Tensor, inv_freq: Tensor, channel_rows: Tensor, *, training: bool = False, **_
+) -> Work:
+    """As `rotary`; the angles' products are as nothing, shared by all heads. Read are rows instead of tables."""
+    moved = _bytes(query, key, rows, inv_freq, channel_rows, query, key)
+    return _work(3 * (query.numel() + key.numel()), moved, moved, query, training)
+
+
+def dpc_knn(
+    tokens: Tensor,
+    valid: Tensor | None,
+    budgets: Tensor,
+    max_groups: int,
+    num_neighbors: Tensor,
+    *,
+    training: bool = False,
+    **_,
+) -> Work:
+    """The product of all pairs of tokens of a frame, which the distances come from; what follows is N / C of it. The
+    matrix itself need not stand in memory: read are the tokens, written centres and labels. Has no gradient."""
+    frames, count, channels = tokens.shape
+    written = INDEX * frames * (max_groups + count)
+    return Work(2 * frames * count**2 * channels, _bytes(tokens, valid, budgets, num_neighbors) + written, tokens.dtype)
+
+
+def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, training: bool = False, **_) -> Work:
+    """An addition for each number, and a division for each one of a mean."""
+    frames, count, channels = tokens.shape
+    means = frames * counts.shape[1] * channels
+    moved = _bytes(tokens, labels, counts) + means * tokens.element_size()  # as much in both directions
+    return _work(frames * count * channels + means, moved, moved, tokens, training)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, training: bool = False, **_) -> Work:
+    """A square, a sum and two products for each number; a mean, a sum and a root for each row."""
+    result = x.numel() * torch.promote_types(x.dtype, weight.dtype).itemsize
+    rows = x.numel() // x.shape[-1]
+    forward, backward = _bytes(x, weight) + result, result + 2 * _bytes(x, weight)
+    return _work(4 * x.numel() + 3 * rows, forward, backward, x, training)
+
+
+def swiglu(gate: Tensor, up: Tensor, *, training: bool = False, **_) -> Work:
+    """gate / (1 + exp(-gate)) * up: five for each number (sign, exponential, sum, division, product)."""
+    return _work(5 * gate.numel(), _bytes(gate, up, gate), _bytes(gate, gate, up, gate, up), gate, training)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, training: bool = False, **_) -> Work:
+    """The product with the vocabulary; logits need not stand in memory. The softmax is not counted."""
+    tokens, width = hidden.shape
+    wide = torch.promote_types(hidden.dtype, torch.float32).itemsize
+    forward, backward = _bytes(hidden, weight, labels) + wide, 2 * _bytes(hidden, weight) + _bytes(labels) + wide
+    return _work(2 * tokens * width * weight.shape[0], forward, backward, hidden, training)
+
+
+def merge(tokens: Tensor, budgets: Tensor, max_groups: int, *, training: bool = False, **_) -> Work:
+    """Clustering and means, the tokens read once; choosing positions is as nothing beside them."""
+    frames, count, channels = tokens.shape
+    means = frames * max_groups * channels
+    written = means * tokens.element_size() + INDEX * frames * (max_groups + count)
+    flops = 2 * frames * count**2 * channels + frames * count * channels + means
+    return Work(flops, _bytes(tokens, budgets) + written, tokens.dtype)
+
+
+# Of every op of ppe_npu.backends, and of the merge that is made of them.
+WORK: dict[str, Callable[..., Work]] = {
+    "merge": merge,
+    "attention": attention,
+    "rotary": rotary,
+    "rotary_rows": rotary_rows,
+    "dpc_knn": dpc_knn,
+    "group_mean": group_mean,
+    "rms_norm": rms_norm,
+    "swiglu": swiglu,
+    "linear_cross_entropy": linear_cross_entropy,
+}
+
+
+def groups(tokens: int, ratio: float) -> int:
+    """How many tokens a frame keeps."""
+    return math.ceil(tokens * ratio)

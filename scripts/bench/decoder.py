@@ -1,0 +1,217 @@
+"""One prompt through a whole model under every setting: prefill, decoding, a training step."""
+
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from bench.models import Prompt
+from bench.timing import Times, stopwatch
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.backends import device as devices
+from ppe_npu.report import kv_bytes
+
+PARTS = ("prefill", "decode", "train")
+TOWER, UNMODIFIED, DENSE = "vision tower", "unmodified", "dense"
+STEPS = 32
+
+
+def settings(layers: int) -> dict[str, CompressionConfig | None]:
+    """What is compared in a decoder of so many layers; None: without compress()."""
+    third = layers // 3
+    late, early = [third - 1, 2 * layers // 3 - 1, layers - 1], [0, third, 2 * layers // 3]
+    return {
+        UNMODIFIED: None,
+        DENSE: CompressionConfig.preset("dense"),
+        "chatunivi 0.45": CompressionConfig.preset("chatunivi"),
+        "ppe 0.45": CompressionConfig.preset("ppe"),
+        "ppe 0.10": CompressionConfig.preset("ppe", ratio=0.1),
+        "ppe 0.90": CompressionConfig.preset("ppe", ratio=0.9),
+        f"cascade {late}": CompressionConfig.preset("ppe", layers=late),
+        f"cascade {early}": CompressionConfig.preset("ppe", layers=early),
+    }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model, its inputs, and how often each setting is measured."""
+
+    model: torch.nn.Module
+    inputs: dict
+    device: torch.device
+    rounds: int
+
+    @property
+    def settings(self) -> dict[str, CompressionConfig | None]:
+        return settings(self.model.config.text_config.num_hidden_layers)
+
+    @property
+    def short(self) -> list[str]:
+        """Those that decode and train: the controls cost what the others of their length do."""
+        return [name for name in self.settings if name not in (UNMODIFIED, "chatunivi 0.45", "ppe 0.90")]
+
+    def configure(self, name: str) -> None:
+        restore(self.model)
+        config = self.settings.get(name)
+        if config is not None:
+            compress(self.model, config)
+
+    def turns(
+        self, names: Iterable[str], prepare: Callable[[str], None], run: Callable[[str], object]
+    ) -> tuple[dict[str, Times], dict[str, list], dict[str, str]]:
+        """Milliseconds of run(name) in every round, what each run gave and how long it took by the wall, and why a
+        setting could not run. A first round warms up. prepare(name) is not timed."""
+        names, times, results, failed = list(names), {}, {}, {}
+        for number, name in itertools.product(range(self.rounds + 1), names):
+            if name in failed:
+                continue
+            try:
+                prepare(name)
+                elapsed, result = self._timed(functools.partial(run, name))
+            except torch.OutOfMemoryError:
+                failed[name] = "out of memory"
+                self.model.zero_grad(set_to_none=True)
+                continue
+            if number:
+                times.setdefault(name, []).append(elapsed)
+                results.setdefault(name, []).append(result)
+        return {name: Times(tuple(values)) for name, values in times.items() if name not in failed}, results, failed
+
+    def _timed(self, function: Callable[[], object]) -> tuple[float, tuple[object, float]]:
+        """Milliseconds by the clock; the result, and milliseconds by the wall."""
+        result, start = [], time.perf_counter()
+        elapsed = stopwatch(lambda: result.append(function()), self.device)
+        return elapsed, (result[0], (time.perf_counter() - start) * 1e3)
+
+    def peak_mib(self, run: Callable[[], object]) -> float:
+        """MiB above what is there before."""
+        if self.device.type == "cpu":
+            # Every allocation and release of torch's, added up: a process' size is rounded by the system.
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+                run()
+            events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+            sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+            return max(itertools.accumulate(sizes)) / 2**20
+        devices.reset_peak_memory(self.device)
+        before = devices.peak_memory(self.device)
+        run()
+        return (devices.peak_memory(self.device) - before) / 2**20
+
+
+def measure_part(
+    part: str, model, prompt: Prompt, device: torch.device, rounds: int, checkpointing: bool
+) -> dict[str, dict]:
+    """Rows by setting. checkpointing: gradient checkpointing in a training step."""
+    bench = Bench(model, prompt.inputs(model), device, rounds)
+    try:
+        if part == "train":
+            return _train(bench, checkpointing)
+        with torch.no_grad():
+            return _prefill(bench) if part == "prefill" else _decode(bench)
+    finally:
+        restore(model)
+
+
+def _forward(bench: Bench):
+    return bench.model(**bench.inputs, use_cache=True, logits_to_keep=1)
+
+
+def _prefill(bench: Bench) -> dict[str, dict]:
+    inputs, visual = bench.inputs, bench.model.model.visual
+    kind = "video" if "video_grid_thw" in inputs else "image"
+    pixels, grid = inputs["pixel_values_videos" if kind == "video" else "pixel_values"], inputs[f"{kind}_grid_thw"]
+
+    def run(name: str):
+        if name == TOWER:
+            return visual(pixels, grid_thw=grid)
+        _forward(bench)
+        return getattr(bench.model, "compression", None) and bench.model.compression.report
+
+    times, reports, failed = bench.turns([TOWER, *bench.settings], bench.configure, run)
+    tower, rows = times.pop(TOWER), {}
+    for name in bench.settings:
+        if name in failed:
+            rows[name] = {"not_measured": failed[name]}
+            continue
+        bench.configure(name)
+        cache = _forward(bench).past_key_values
+        decoder = Times(tuple(max(0.0, whole - part) for whole, part in zip(times[name].rounds, tower.rounds)))
+        shares = [report.milliseconds / wall if report else 0.0 for report, wall in reports[name]]
+        rows[name] = {
+            **_speed(name, times),
+            "tower_ms": tower.median,
+            "decoder_ms": decoder.median,
+            "compression_share": statistics.median(shares),
+            "output_length": cache.layers[-1].keys.shape[2],
+            "tokens_per_s": inputs["input_ids"].numel() / times[name].median * 1e3,
+            "kv_mib": kv_bytes(cache) / 2**20,
+            "peak_mib": bench.peak_mib(lambda: _forward(bench)),
+        }
+        del cache
+    dense = rows[DENSE].get("decoder_ms")
+    for row in rows.values():
+        if dense and row.get("decoder_ms"):
+            row["decoder_speedup"] = dense / row["decoder_ms"]
+    return rows
+
+
+def _decode(bench: Bench) -> dict[str, dict]:
+    token, cache = torch.full((1, 1), 11, device=bench.device), {}
+
+    def prepare(name: str) -> None:
+        bench.configure(name)
+        cache[0] = _forward(bench).past_key_values
+
+    def run(name: str) -> None:
+        for _ in range(STEPS):
+            bench.model(input_ids=token, past_key_values=cache[0], use_cache=True)
+
+    times, _, failed = bench.turns(bench.short, prepare, run)
+    times = {name: Times(tuple(ms / STEPS for ms in value.rounds)) for name, value in times.items()}
+    rows = {name: {**_speed(name, times), "tokens_per_s": 1e3 / times[name].median} for name in times}
+    return rows | {name: {"not_measured": why} for name, why in failed.items()}
+
+
+def _train(bench: Bench, checkpointing: bool) -> dict[str, dict]:
+    model, inputs = bench.model, bench.inputs
+    visual = (inputs["input_ids"] == model.config.image_token_id) | (inputs["input_ids"] == model.config.video_token_id)
+    labels = inputs["input_ids"].masked_fill(visual, -100)
+    model.train()
+    model.model.visual.requires_grad_(False)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # A rate of 0: it computes as any other does, and the next setting meets the same weights.
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=bench.device.type == "cuda")
+
+    def run(name: str) -> None:
+        model(**inputs, labels=labels, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    try:
+        times, _, failed = bench.turns(bench.short, bench.configure, run)
+        rows = {name: {"not_measured": why} for name, why in failed.items()}
+        for name in times:
+            bench.configure(name)
+            tokens = inputs["input_ids"].numel() / times[name].median * 1e3
+            rows[name] = {
+                **_speed(name, times),
+                "tokens_per_s": tokens,
+                "peak_mib": bench.peak_mib(functools.partial(run, name)),
+            }
+        return rows
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.gradient_checkpointing_disable()
+        model.requires_grad_(True).eval()
+
+
+def _speed(name: str, times: dict[str, Times]) -> dict[str, float]:
+    speedup = {"speedup": times[name].ratio(times[DENSE])} if DENSE in times else {}
+    return times[name].to_dict() | speedup

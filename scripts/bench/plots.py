@@ -1,0 +1,62 @@
+"""Plots of what the benchmarks wrote, without a display."""
+
+from pathlib import Path
+
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure, path: Path) -> Path:
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
+    temporary.replace(path)
+    return path
+
+
+def plot_ops(result: dict, path: Path) -> Path:
+    """Milliseconds of every implementation, a line a case; a stroke where the chip's limit is."""
+    pyplot, rows = _pyplot(), result["rows"]
+    names = list(dict.fromkeys(name for row in rows for name in row["times"]))
+    figure, axes = pyplot.subplots(figsize=(10, 1 + 0.3 * len(rows)))
+    places = range(len(rows))
+    axes.scatter([row["limit_ms"] for row in rows], places, marker="|", s=160, color="black", label="limit of the chip")
+    for name, colour in zip(names, COLOURS):
+        points = [(row["times"][name]["ms"], at) for at, row in zip(places, rows) if name in row["times"]]
+        axes.scatter(*zip(*points), s=30, color=colour, label=name)
+    axes.set_yticks(places, [f"{row['op']} {row['shape']} {row['pass']}" for row in rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel(f"milliseconds, {result['device']['name']}")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize=8)
+    saved = _save(figure, path)
+    pyplot.close(figure)
+    return saved
+
+
+def plot_prefill(result: dict, path: Path) -> Path:
+    """A column of panels: prefill (the vision tower's share darker), decoding and a training step of every case."""
+    pyplot = _pyplot()
+    parts = result["parts"]
+    figure, panels = pyplot.subplots(len(parts), squeeze=False, figsize=(9, 2.6 * len(parts)))
+    for (title, part), axes in zip(parts.items(), panels[:, 0]):
+        rows = {name: row for name, row in part["rows"].items() if "ms" in row}
+        axes.barh(list(rows), [row["ms"] for row in rows.values()], color=COLOURS[0])
+        axes.barh(list(rows), [row.get("tower_ms", 0.0) for row in rows.values()], color="black", alpha=0.4)
+        axes.invert_yaxis()
+        axes.set_title(
+            f"{title}: milliseconds{', grey: the vision tower' if title.endswith('prefill') else ''}", fontsize=9
+        )
+        axes.tick_params(labelsize=7)
+    figure.tight_layout()
+    saved = _save(figure, path)
+    pyplot.close(figure)
+    return saved

@@ -1,0 +1,78 @@
+"""torch.compile: where the graph breaks, how often it is compiled again, and that it computes the same.
+
+Traced only, no inductor: what breaks a graph breaks it on every device. docs/cuda.md says what follows for CUDA graphs.
+"""
+
+import pytest
+import torch
+from prompts import PPE
+from support import Prompt, batch
+from transformers import DynamicCache, StaticCache
+
+from ppe_npu import CompressionConfig, compress
+from ppe_npu.models.fused import fuse
+
+SLOW = pytest.mark.slow  # the same again: tracing takes seconds
+CASCADE = CompressionConfig.preset("ppe", k=4, layers=[1, 2])
+PROMPTS = [batch(Prompt([3, ("video", (2, 4, 4)), 3], seed=seed)) for seed in range(3)]
+
+
+class Graphs:
+    """A backend that runs what was traced, and counts it."""
+
+    def __init__(self):
+        torch._dynamo.reset()
+        self.seen = []
+
+    def __call__(self, graph: torch.fx.GraphModule, example_inputs):
+        self.seen.append(graph)
+        return graph.forward
+
+
+@pytest.mark.parametrize("config", [pytest.param(PPE, marks=SLOW), CASCADE], ids=["ppe", "cascade"])
+@torch.no_grad()
+def test_the_decoder_is_one_graph_for_all_prompts_of_one_shape(model, config):
+    """Merges between its layers among it: clustering is one node."""
+    compress(fuse(model), config)
+    expected = [model(**inputs).logits for inputs in PROMPTS]
+    graphs = Graphs()
+    model.model.language_model.compile(backend=graphs, fullgraph=True)
+    found = [model(**inputs).logits for inputs in PROMPTS]
+    assert len(graphs.seen) == 1
+    nodes = [node.target for node in graphs.seen[0].graph.nodes]
+    assert nodes.count(torch.ops.ppe_npu.dpc_knn) == len(config.layers)
+    for eager, compiled in zip(expected, found):
+        torch.testing.assert_close(compiled, eager)
+    assert ("ms" in str(model.compression.report)) == (not config.layers)  # there is no clock inside a graph
+
+
+@pytest.mark.parametrize("config", [PPE, pytest.param(CASCADE, marks=SLOW)], ids=["ppe", "cascade"])
+@torch.no_grad()
+def test_a_prompt_breaks_the_graph_once_where_the_host_plans(model, config):
+    compress(fuse(model), config)
+    model(**PROMPTS[0])
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(model.forward)(**PROMPTS[0])
+    assert (explained.graph_break_count, explained.graph_count) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "fixed"),
+    [(PPE, False), *(pytest.param(*both, marks=SLOW) for both in ((PPE, True), (CASCADE, False), (CASCADE, True)))],
+    ids=["ppe", "ppe, static cache", "cascade", "cascade, static cache"],
+)
+@torch.no_grad()
+def test_decoding_is_one_graph_compiled_again_once_for_any_length(model, config, fixed):
+    compress(fuse(model), config)
+
+    def decode(forward) -> list[torch.Tensor]:
+        text = model.config.text_config
+        cache = StaticCache(config=text, max_cache_len=64) if fixed else DynamicCache(config=text)
+        model(**PROMPTS[0], past_key_values=cache, use_cache=True)
+        steps = ({"input_ids": torch.tensor([[token]]), "past_key_values": cache} for token in range(5, 10))
+        return [forward(**step, use_cache=True).logits for step in steps]
+
+    graphs = Graphs()
+    expected, found = decode(model.forward), decode(torch.compile(model.forward, backend=graphs, fullgraph=True))
+    assert len(graphs.seen) <= 2
+    torch.testing.assert_close(torch.cat(found), torch.cat(expected))

@@ -1,0 +1,83 @@
+"""The benchmarks run from end to end, at sizes of seconds, and leave whole results."""
+
+import json
+
+import bench_ops
+import bench_prefill
+import pytest
+from bench import cases
+from bench.decoder import settings
+from bench.operators import operators
+
+from ppe_npu.errors import InputError
+
+
+def test_every_op_is_timed_and_written(tmp_path, capsys):
+    output = tmp_path / "ops.json"
+    bench_ops.main(["--sizes", "tiny", "--rounds", "2", "--threads", "1", "--output", str(output)])
+    result = json.loads(output.read_text())
+    rows = result["rows"]
+    assert {row["op"] for row in rows} == set(cases.OPS)
+    assert min(result["peaks"].values()) > 0
+    for row in rows:
+        assert row["limit_ms"] > 0
+        times = row["times"]
+        assert ("released loop" in times) == (
+            row["op"] in ("merge", "dpc_knn", "group_mean") and row["pass"] == "forward"
+        )
+        for entry in times.values():
+            assert 0 < entry["fastest_ms"] <= entry["ms"] <= entry["slowest_ms"]
+            assert entry["of_limit"] == pytest.approx(row["limit_ms"] / entry["ms"])
+            assert ("to_loop" in entry) == ("released loop" in times)
+        assert times["reference"]["to_reference"] == 1.0
+    (row,) = (row for row in rows if row["op"] == "rotary" and row["pass"] == "step")
+    assert row["not_measured"]["torch_npu"] == "needs npu"
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "not measured: " in printed
+    assert "best: dpc_knn by reference" in printed
+
+
+def test_counting_alone_runs_nothing(capsys):
+    bench_ops.main(["--count", "790e12", "4.3e12"])
+    (line,) = (
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("dpc_knn") and "32 x 768" in line
+    )
+    assert line.split()[-3:] == ["77.31", "100.9", "0.0979"]  # 2 * 32 * 768^2 * 2048; at 790 TFLOP/s
+
+
+def test_an_op_that_is_unknown_is_refused():
+    with pytest.raises(InputError, match="use some of merge"):
+        bench_ops.main(["--ops", "dpc"])
+
+
+def test_prefill_decoding_and_training_are_timed_part_by_part(tmp_path):
+    output = tmp_path / "prefill.json"
+    run = ["--sizes", "tiny", "--rounds", "1", "--threads", "1", "--output", str(output)]
+    bench_prefill.main([*run, "--parts", "prefill"])
+    first = json.loads(output.read_text())
+    assert list(first["parts"]) == ["tiny video-3x16 prefill"]
+    rows = first["parts"]["tiny video-3x16 prefill"]["rows"]
+    assert set(rows) == set(settings(3))
+    assert rows["dense"]["output_length"] == 57
+    assert rows["ppe 0.45"]["output_length"] == 9 + 3 * 8
+    for row in rows.values():
+        assert row["ms"] >= row["decoder_ms"] >= 0
+        assert row["kv_mib"] > 0
+        assert row["peak_mib"] > 0
+    assert rows["unmodified"]["compression_share"] == 0.0 < rows["ppe 0.45"]["compression_share"] < 1.0
+    bench_prefill.main([*run, "--parts", "decode", "train"])
+    both = json.loads(output.read_text())
+    assert both["parts"]["tiny video-3x16 prefill"] == first["parts"]["tiny video-3x16 prefill"]
+    for part in ("decode", "train"):
+        for row in both["parts"][f"tiny video-3x16 {part}"]["rows"].values():
+            assert row["tokens_per_s"] > 0
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="name another file"):
+        bench_prefill.main([*run, "--rounds", "2"])
+
+
+def test_a_merge_takes_no_more_operators_for_more_frames():
+    few, many = operators(2), operators(16)
+    assert few["ours"] == many["ours"]
+    assert many["released"] > 7 * few["released"]

@@ -1,0 +1,55 @@
+"""The loop that the merge is compared with does what the released code does: its recorded groups and means, and the
+groups, means and position rows of from_released."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from bench import released_loop
+from safetensors.torch import load_file
+
+from ppe_npu import CompressionConfig
+from ppe_npu.methods import METHODS
+
+RECORDED = Path(__file__).parent.parent / "data" / "released.safetensors"
+CONFIG = CompressionConfig.from_released(
+    {
+        "spatial_compression": True,
+        "spatial_clustering_ratio": [0.45],
+        "compression_before_llm": True,
+        "use_ppe": True,
+        "ppe_k": 4,
+    }
+)
+
+
+@pytest.mark.parametrize("shape", [(3, 37, 16), (1, 12, 8), (2, 64, 33)])
+def test_groups_means_and_positions_are_those_of_from_released(shape):
+    frames, tokens, _ = shape
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    rows = torch.randint(0, 50, (frames, 3, tokens), generator=torch.Generator().manual_seed(2))
+    (budget,) = CONFIG.budgets(tokens)
+    budgets = torch.full((frames,), budget)
+    grouping = METHODS[CONFIG.method](x, None, budgets, budget, CONFIG.order, 0, CONFIG.ties)
+    labels = released_loop.cluster_frames(x, budget, 5, noise=0.0)
+    assert torch.equal(labels, grouping.labels)
+    torch.testing.assert_close(released_loop.means_of_frames(x, labels, budget), grouping.apply(x))
+    means, places = released_loop.merge(x, rows, budget, 5, CONFIG.k, noise=0.0)
+    torch.testing.assert_close(means, grouping.apply(x))
+    members = grouping.members(CONFIG.k, CONFIG.members)
+    expected = torch.stack([some[:, picked].permute(0, 2, 1).flatten(0, 1) for some, picked in zip(rows, members)])
+    assert torch.equal(places, expected)
+
+
+def test_recorded_groups_and_means():
+    recorded = load_file(RECORDED)
+    frames = [name.removesuffix(".x") for name in recorded if name.endswith(".x")]
+    assert len(frames) > 3
+    for name in frames:
+        x = recorded[f"{name}.x"][None]
+        (budget,) = CONFIG.budgets(x.shape[1])
+        labels = released_loop.cluster(x, budget, 5, noise=0.0)
+        assert torch.equal(labels[0], recorded[f"{name}.labels"].long())
+        torch.testing.assert_close(
+            released_loop.means(x, labels, budget)[0], recorded[f"{name}.merged"], atol=1e-5, rtol=1e-4
+        )
