@@ -30,12 +30,7 @@ LEVELS = {
     "ppe_npu.training": 6,
     "ppe_npu.evaluation": 6,
     "ppe_npu.demo": 7,
-    "ppe_npu.describe": 8,
-    "ppe_npu.train_command": 8,
-    "ppe_npu.looking": 8,
-    "ppe_npu.commands": 8,
-    "ppe_npu.evaluate": 8,
-    "ppe_npu.cli": 9,
+    "ppe_npu.cli": 8,
 }
 DEVICE_PACKAGES = {"torch_npu", "mindspeed", "flash_attn", "triton", "liger_kernel"}
 

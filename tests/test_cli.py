@@ -187,7 +187,7 @@ def test_train_and_eval_of_a_given_model(run, tiny_folder, tmp_path):
 
 
 def test_train_and_eval_without_arguments(run, tmp_path, monkeypatch):
-    from ppe_npu import commands
+    from ppe_npu.cli import train as commands
 
     monkeypatch.chdir(tmp_path)
     refused(run("eval"), "runs/train/final is not there", "ppe-npu train")
@@ -303,8 +303,8 @@ def test_a_fault_of_ours_keeps_its_traceback(run, monkeypatch, tmp_path):
 
 
 def test_the_embedded_run_takes_the_options_that_are_given(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("ppe_npu.commands._TRAIN_IMAGES", 4)
-    monkeypatch.setattr("ppe_npu.commands._TEST_IMAGES", 1)
+    monkeypatch.setattr("ppe_npu.cli.train._TRAIN_IMAGES", 4)
+    monkeypatch.setattr("ppe_npu.cli.train._TEST_IMAGES", 1)
     given = ["--learning-rate", 1e-4, "--batch-size", 2, "--schedule", "constant", "--seed", 7, "--max-steps", 1]
     code, _, err = run("train", "--device", "cpu", "--output", tmp_path / "run", *given)
     assert code == 0, err

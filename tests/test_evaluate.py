@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppe_npu import cli, evaluate
+from ppe_npu import cli
 from ppe_npu.backends import device as devices
+from ppe_npu.cli import evaluate
 from ppe_npu.demo import scenes
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.benchmarks.layout import Layout

@@ -129,7 +129,7 @@ def test_what_cannot_be_shown_is_said_before_the_weights_are_read(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "ratios.json").write_text(json.dumps({"ratio": [0.5, 0.5], "k": 4}))
-    monkeypatch.setattr("ppe_npu.describe.load_model", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr("ppe_npu.cli.describe.load_model", lambda *_: pytest.fail("the weights were read"))
     given = [str(part).format(folder=tmp_path / "folder", ratios=tmp_path / "ratios.json") for part in asked]
     code, _, err = describe("--image", write_image("b.png"), *given)
     assert code == 2

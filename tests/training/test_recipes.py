@@ -7,9 +7,9 @@ import json
 import pytest
 import yaml
 
-from ppe_npu.cli import build_parser
+from ppe_npu.cli.parser import build_parser
+from ppe_npu.cli.train import _asked
 from ppe_npu.errors import InputError
-from ppe_npu.train_command import _asked
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.recipes import load_recipe, names
 

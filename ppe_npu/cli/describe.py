@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.commands import compressions, video_sampling
+from ppe_npu.cli.common import compressions, video_sampling
+from ppe_npu.cli.looking import Looking
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.inputs import PLACEHOLDERS, build_inputs, split_placeholders
 from ppe_npu.loading import check_compression, load_model, load_processor, quiet_transformers
-from ppe_npu.looking import Looking
 from ppe_npu.models import compress
 
 

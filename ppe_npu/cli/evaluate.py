@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.commands import compressions, video_sampling
+from ppe_npu.cli.common import compressions, video_sampling
+from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
@@ -26,7 +27,6 @@ from ppe_npu.evaluation.sharing import check_shared
 from ppe_npu.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
 from ppe_npu.media import VideoSampling
 from ppe_npu.models import compress
-from ppe_npu.train_command import EMBEDDED, write_embedded_data
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _asked(args: argparse.Namespace, recipe: dict[str, Any], model: str, data: A
 
 def _compression(args: argparse.Namespace, recipe: dict[str, Any], model: str) -> Any:
     """The compression named on the command line, else the recipe's, else the checkpoint's own, else ppe."""
-    from ppe_npu.commands import compressions
+    from ppe_npu.cli.common import compressions
     from ppe_npu.training.args import as_compression
 
     if args.compression is None and "compression" in recipe:
@@ -129,7 +129,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
     """The embedded run's values: data and an untrained model are written if they are not there."""
     from filelock import FileLock
 
-    from ppe_npu.commands import compressions
+    from ppe_npu.cli.common import compressions
     from ppe_npu.config import CompressionConfig
     from ppe_npu.demo import tiny
     from ppe_npu.files import new_folder

@@ -1,19 +1,11 @@
-"""ppe-npu train | data | merge-lora | export | eval | report | describe | parity | demo.
-
-A user's mistake is one line on stderr and exit code 2; PPE_NPU_DEBUG=1 shows where it was raised. Only argparse is
-imported here: each command loads what it needs when it runs.
-"""
+"""All commands and their options. Each names the function that runs it, as module:function of this package."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
-from ppe_npu.train_command import add_options
+from ppe_npu.cli.train import add_options
 
 DEVICES = "auto, cpu, cuda or npu"
 
@@ -23,38 +15,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"ppe-npu: error: {message} (see {self.prog} --help)\n")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (it ran and failed) or 2 (it was asked for something impossible)."""
-    args = build_parser().parse_args(argv)
-    # Read when torch is loaded, below. By default torch's threads spin while they wait; on cores that are shared with
-    # other work that cost a factor of 2 to 10 on the tiny model, and waiting asleep cost nothing that was measured.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        return args.run(args)
-    except KeyboardInterrupt:
-        print("ppe-npu: stopped", file=sys.stderr)
-        return 130
-    # InputError, DeviceError, a config's complaint; a missing package; a folder that cannot be written
-    except (ValueError, ImportError, OSError) as error:
-        return _complain(error, 2)
-    except RuntimeError as error:
-        from ppe_npu.errors import TrainingError
-
-        if not isinstance(error, TrainingError):
-            raise
-        return _complain(error, 1)
-
-
-def _complain(error: Exception, code: int) -> int:
-    if os.environ.get("PPE_NPU_DEBUG"):
-        raise error
-    text = str(error)
-    if text.startswith("Caught ") and "DataLoader worker" in text:  # torch puts the worker's traceback into the message
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    print(f"ppe-npu: error: {' '.join(text.split())}", file=sys.stderr)
-    return code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,7 +71,7 @@ def _add_train(commands) -> None:
     _add_device(parser, default=None)
     _add_pixels(parser)
     add_options(parser)
-    parser.set_defaults(run=_train)
+    parser.set_defaults(run="train:run_train")
 
 
 def _add_data(commands) -> None:
@@ -124,21 +84,21 @@ def _add_data(commands) -> None:
     parser.add_argument("--max-length", type=int, help="most tokens of a record after compression (default: any)")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that count tokens (default: 0: this one)")
     parser.add_argument("--out", metavar="FOLDER", help="also write data.json, data.md and faults.jsonl there")
-    parser.set_defaults(run=_data)
+    parser.set_defaults(run="data:run_data")
 
 
 def _add_merge_lora(commands) -> None:
     parser = commands.add_parser("merge-lora", help="add an adapter to the model it was trained on: a plain checkpoint")
     parser.add_argument("--adapter", required=True, help="folder of the adapter: final/, or a whole checkpoint")
     _add_plain_output(parser)
-    parser.set_defaults(run=_merge_lora)
+    parser.set_defaults(run="export:run_merge_lora")
 
 
 def _add_export(commands) -> None:
     parser = commands.add_parser("export", help="write any checkpoint of a run as a plain transformers one")
     parser.add_argument("--checkpoint", required=True, help="final/, or checkpoint-N of a run")
     _add_plain_output(parser)
-    parser.set_defaults(run=_export)
+    parser.set_defaults(run="export:run_export")
 
 
 def _add_plain_output(parser: argparse.ArgumentParser) -> None:
@@ -163,7 +123,7 @@ def _add_eval(commands) -> None:
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
     parser.add_argument("--max-new-tokens", type=int, help="(default: as the benchmark says, else 16)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.set_defaults(run=_eval)
+    parser.set_defaults(run="evaluate:run_eval")
 
 
 def _add_report(commands) -> None:
@@ -171,7 +131,7 @@ def _add_report(commands) -> None:
     parser.add_argument("folder", nargs="?", default="runs/eval", help="of the evaluations (default: runs/eval)")
     parser.add_argument("--out", metavar="FILE.md", help="(default: report.md in the folder)")
     parser.add_argument("--title")
-    parser.set_defaults(run=_report)
+    parser.set_defaults(run="evaluate:run_report")
 
 
 def _add_describe(commands) -> None:
@@ -192,7 +152,7 @@ def _add_describe(commands) -> None:
     parser.add_argument(
         "--token", type=int, help="of --show: the merged token to outline, counted from 0 (default: the largest)"
     )
-    parser.set_defaults(run=_describe)
+    parser.set_defaults(run="describe:run_describe")
 
 
 def _add_parity(commands) -> None:
@@ -203,7 +163,7 @@ def _add_parity(commands) -> None:
     parser.add_argument("--out", help="the bundle's folder, to record")
     parser.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
     parser.add_argument("--dtypes", help="of a run: comma-separated (default: fp32,bf16,fp16)")
-    parser.set_defaults(run=_parity)
+    parser.set_defaults(run="parity:run_parity")
 
 
 def _add_demo(commands) -> None:
@@ -212,64 +172,4 @@ def _add_demo(commands) -> None:
     parser.add_argument("--output", default="runs/demo", help="(default: runs/demo)")
     parser.add_argument("--seeds", type=int, default=1, help="runs with seeds 0, 1, ... (default: 1)")
     parser.add_argument("--full", action="store_true", help="five seeds, two ratios, and the ways of listing members")
-    parser.set_defaults(run=_demo)
-
-
-def _train(args: argparse.Namespace) -> int:
-    from ppe_npu.train_command import run_train
-
-    return run_train(args)
-
-
-def _data(args: argparse.Namespace) -> int:
-    from ppe_npu.commands import run_data
-
-    return run_data(args)
-
-
-def _merge_lora(args: argparse.Namespace) -> int:
-    from ppe_npu.commands import run_merge_lora
-
-    return run_merge_lora(args)
-
-
-def _export(args: argparse.Namespace) -> int:
-    from ppe_npu.commands import run_export
-
-    return run_export(args)
-
-
-def _eval(args: argparse.Namespace) -> int:
-    from ppe_npu.evaluate import run_eval
-
-    return run_eval(args)
-
-
-def _report(args: argparse.Namespace) -> int:
-    from ppe_npu.evaluate import run_report
-
-    return run_report(args)
-
-
-def _describe(args: argparse.Namespace) -> int:
-    from ppe_npu.describe import run_describe
-
-    return run_describe(args)
-
-
-def _parity(args: argparse.Namespace) -> int:
-    from ppe_npu.commands import run_parity
-
-    return run_parity(args)
-
-
-def _demo(args: argparse.Namespace) -> int:
-    if Path(args.output).is_file():
-        raise ValueError(f"output {args.output} is a file: name a folder")
-    from ppe_npu.demo import pipeline
-
-    return pipeline.main(args) or 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    parser.set_defaults(run="demo:run_demo")

@@ -1,0 +1,35 @@
+"""What several commands read off the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.media import VideoSampling
+from ppe_npu.training.args import as_compression
+
+
+def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:
+    """The compressions that were asked for; by default the one that the checkpoint was trained with, else ppe.
+
+    --ratio and --k change those that have such a setting: dense has no ratio, only positions="ppe" has k.
+    """
+    asked = args.compression
+    if asked is None:
+        own = model / "compression.json"
+        asked = str(own) if own.is_file() else "ppe"
+    names = [asked] if isinstance(asked, str) else asked
+    configs = []
+    for name in names:
+        # k first: ppe's own does not fit every model, and a preset is checked against the model, not here.
+        config = as_compression(name)
+        ratio = None if config.is_dense and len(names) > 1 else args.ratio
+        k = None if config.positions != "ppe" and len(names) > 1 else args.k
+        configs.append(as_compression(config, ratio=ratio, k=k))
+    return configs
+
+
+def video_sampling(args: argparse.Namespace) -> VideoSampling:
+    """The frames of videos that were asked for."""
+    return VideoSampling(args.fps, args.nframes, args.min_pixels, args.max_pixels)

@@ -1,0 +1,33 @@
+"""`ppe-npu parity`: this device against fp64, or against what another one recorded."""
+
+from __future__ import annotations
+
+import argparse
+
+from ppe_npu.backends import device as devices
+from ppe_npu.backends import parity
+from ppe_npu.errors import InputError
+from ppe_npu.loading import quiet_transformers
+from ppe_npu.parity import bundle, end_to_end
+
+
+def run_parity(args: argparse.Namespace) -> int:
+    """Compare this device with fp64, or with what another machine recorded; the exit code says whether they agree."""
+    given = {"run": (args.bundle, args.out), "record": (args.bundle,), "check": (args.out, args.dtypes)}[args.action]
+    if any(given) or (args.action == "record" and (not args.out or args.dtypes)):
+        raise InputError("parity: give nothing, `record --out FOLDER`, or `check FOLDER`")
+    if args.action == "check" and not args.bundle:
+        raise InputError("parity check: name the bundle's folder")
+    dtypes = tuple(name.strip() for name in (args.dtypes or "fp32,bf16,fp16").split(",") if name.strip())
+    if not dtypes or set(dtypes) - {"fp32", "bf16", "fp16"}:
+        raise InputError(f"--dtypes {args.dtypes}: use fp32, bf16 and fp16, comma-separated")
+    device = devices.resolve(args.device)
+    quiet_transformers()
+    if args.action == "record":
+        rows = bundle.record(device, args.out)
+    elif args.action == "check":
+        rows = bundle.check(args.bundle, device)
+    else:
+        rows = parity.run_parity(device, dtypes) + end_to_end.run_end_to_end(device, dtypes)
+    print(parity.format_table(rows))
+    return 0 if all(row.ok for row in rows) else 1
