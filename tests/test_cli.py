@@ -297,7 +297,7 @@ def test_the_installed_command_prints_one_line_and_no_traceback(tiny_folder, tmp
 
 
 def test_a_fault_of_ours_keeps_its_traceback(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "_parity", lambda args: {}["a fault"])
+    monkeypatch.setattr("ppe_npu.cli.parity.run_parity", lambda args: {}["a fault"])
     with pytest.raises(KeyError):
         run("parity")
 
