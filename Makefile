@@ -19,7 +19,16 @@ launch = $(BIN)/$(if $(NPROC),torchrun --nproc-per-node $(NPROC) -m ppe_npu.cli,
 
 ifeq ($(EMULATE),1)
 include $(VENV)/emulator.mk
+else ifneq ($(filter npu%,$(DEVICE)),)
+NPU := 1
+# Before anything is installed: beside a torch_npu without CANN, `import torch` fails for every device.
+ifneq ($(filter demo train eval parity bench,$(MAKECMDGOALS)),)
+ifeq ($(ASCEND_HOME_PATH)$(ASCEND_TOOLKIT_HOME),)
+$(error DEVICE=$(DEVICE) finds no CANN: on an Ascend machine source its set_env.sh (as in /usr/local/Ascend/ascend-toolkit) first, anywhere else add EMULATE=1)
 endif
+endif
+endif
+READY := $(VENV)/.ready $(if $(NPU),$(VENV)/.torch_npu)
 
 .PHONY: help demo test test-all test-matrix test-npu test-emulated ascend-emulator bench lint format train eval parity clean
 
@@ -33,20 +42,20 @@ help:
 	@echo "make test-npu      the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there"
 	@echo "make test-matrix   the engine's tests with the newest and the oldest transformers of our range"
 
-demo: $(VENV)/.ready
+demo: $(READY)
 	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(filter-out 0,$(FULL)),--full)
 
-train: $(VENV)/.ready
+train: $(READY)
 	$(call launch) train --device $(DEVICE) $(call option,--data,$(DATA)) $(common) $(call option,--deepspeed,$(DEEPSPEED))
 
 # Without a model: the embedded one, trained first if it is not there.
-eval: $(VENV)/.ready $(if $(MODEL),,runs/train/final)
+eval: $(READY) $(if $(MODEL),,runs/train/final)
 	$(BIN)/ppe-npu eval --device $(DEVICE) $(call option,--benchmarks,$(BENCHMARKS)) $(common)
 
-runs/train/final: | $(VENV)/.ready
+runs/train/final: | $(READY)
 	$(BIN)/ppe-npu train --device $(DEVICE)
 
-parity: $(VENV)/.ready
+parity: $(READY)
 	$(BIN)/ppe-npu parity --device $(DEVICE)
 
 # Two workers of one thread each: the tests are many small ones.
@@ -75,7 +84,7 @@ test-emulated: $(VENV)/.ready
 ascend-emulator: $(if $(filter 1,$(EMULATE)),$(VENV)/.ready)
 	@$(if $(filter 1,$(EMULATE)),echo $(ASCEND_EMULATOR),$(MAKE) --no-print-directory EMULATE=1 $@)
 
-bench: $(VENV)/.ready
+bench: $(READY)
 	$(BIN)/python scripts/bench_clustering.py --device $(DEVICE) --output $(BENCH)/clustering.json
 	$(BIN)/python scripts/bench_prefill.py --device $(DEVICE) --output $(BENCH)/prefill.json
 
@@ -98,11 +107,16 @@ define environment
 	$(call pip,$(1)) --constraint scripts/constraints.txt --no-deps torchvision
 endef
 
-# torch_npu needs nothing that is not there already. Without CANN it must not be in .venv: `import torch` would load it.
 $(VENV)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
 	$(call environment,$(VENV))
 	$(if $(filter 1,$(EMULATE)),$(call pip,$(VENV)) --constraint scripts/constraints.txt torch==2.13.0 --editable '.[train]')
-	$(if $(filter 1,$(EMULATE))$(filter npu%,$(DEVICE)),$(call pip,$(VENV)) --constraint scripts/constraints.txt --no-deps torch_npu)
+	$(if $(filter 1,$(EMULATE)),$(torch_npu))
+	@touch $@
+
+# On an Ascend machine, the first time that DEVICE=npu is asked for. It needs nothing that is not there already.
+torch_npu = $(call pip,$(VENV)) --constraint scripts/constraints.txt --no-deps torch_npu
+.venv/.torch_npu: .venv/.ready
+	$(torch_npu)
 	@touch $@
 
 # Exports the variables that put torch_npu on the emulator. make reads it again once it is made.

@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import NoReturn
 
 DEVICES = "auto, cpu, cuda or npu"
+# `import torch` imports torch_npu, and fails with it, whatever the device.
+_NO_CANN = (
+    "torch cannot be imported: torch_npu is installed and finds no CANN; on an Ascend machine source CANN's set_env.sh, "
+    "anywhere else uninstall torch_npu and add EMULATE=1 to the make target (TORCH_DEVICE_BACKEND_AUTOLOAD=0: without NPU)"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         return _complain(error, 2)
     except RuntimeError as error:
+        if str(error).startswith("Failed to load the backend extension: torch_npu"):
+            return _complain(RuntimeError(_NO_CANN), 2)
         from ppe_npu.errors import TrainingError
 
         if not isinstance(error, TrainingError):
