@@ -16,8 +16,8 @@ from typing import NoReturn
 DEVICES = "auto, cpu, cuda or npu"
 # `import torch` imports torch_npu, and fails with it, whatever the device.
 _NO_CANN = (
-    "torch cannot be imported: torch_npu is installed and finds no CANN; on an Ascend machine source CANN's set_env.sh, "
-    "anywhere else uninstall torch_npu and add EMULATE=1 to the make target (TORCH_DEVICE_BACKEND_AUTOLOAD=0: without NPU)"
+    "torch cannot be imported, because torch_npu is installed and finds no CANN: on an Ascend machine source CANN's "
+    "set_env.sh, anywhere else add EMULATE=1 to the make target; TORCH_DEVICE_BACKEND_AUTOLOAD=0 does without an NPU"
 )
 
 

@@ -21,14 +21,8 @@ def plan(tmp_path):
     def run(*arguments, **environment):
         hidden = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "EMULATE", "DEVICE", "MAKEFLAGS", "MFLAGS")
         environ = {name: value for name, value in os.environ.items() if name not in hidden}
-        done = subprocess.run(
-            ["make", "-n", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=environ | environment,
-            timeout=60,
-        )
+        command, environ = ["make", "-n", *arguments], environ | environment
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ, timeout=60)
         return done.returncode, done.stdout, done.stderr
 
     return run

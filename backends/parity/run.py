@@ -53,6 +53,13 @@ class Row:
         return cls(op, case, shapes, dtype, "-", implementation, math.inf, None, False, note)
 
     @classmethod
+    def absent(cls, op: str, case: str, dtype: str) -> "Row":
+        """Something that the machine which recorded a bundle could not compute: nothing to compare with is no parity."""
+        return cls(
+            op, case, "-", dtype, "-", "-", None, None, False, "not recorded: it failed on the recording machine"
+        )
+
+    @classmethod
     def unsupported(cls, op: str, dtype: str, device: torch.device) -> "Row":
         """A dtype that the device lacks."""
         note = f"refused: {device.type} does not compute in {dtype}"
@@ -176,6 +183,11 @@ def _run_case(case: Case, dtype: str, device: torch.device) -> list[Row]:
             error, bound = run.error(results, direction, itself)
             rows.append(Row(**fixed, direction=direction, error=error, allowed=bound, ok=error <= bound))
     return rows
+
+
+def case_tensors(case: Case, dtype: torch.dtype) -> list[Tensor]:
+    """The tensors that go into a case, in the order of its arguments."""
+    return [value for value in _flat(_inputs(case, dtype)) if isinstance(value, Tensor)]
 
 
 def _inputs(case: Case, dtype: torch.dtype) -> tuple:
