@@ -41,12 +41,10 @@ def record(device: torch.device, folder: str | Path) -> list[Row]:
         raise InputError(f"bundle {folder} exists and holds no manifest.json: name a new folder")
     tensors: Tensors = {}
     missing: list[str] = []
-    rows = [
-        row
-        for dtype in _dtypes(device)
-        for case in CASES
-        for row in _record_case(case, dtype, device, tensors, missing)
-    ]
+    rows: list[Row] = []
+    for dtype in _dtypes(device):
+        for case in CASES:
+            rows += _record_case(case, dtype, device, tensors, missing)
     model, inputs = build_model(SEED), build_inputs(SEED)
     tensors |= {f"model/weights/{name}": value for name, value in model.state_dict().items()}
     for dtype in _dtypes(device):

@@ -134,9 +134,8 @@ def _check_tensors(folder: Path, tensors: Tensors, names: dict[str, tuple | None
         raise InputError(f"bundle {folder} {what}: record it again with this version of ppe_npu")
     for name, shape in names.items():
         if shape is not None and tuple(tensors[name].shape) != shape:
-            raise InputError(
-                f"bundle {folder} has {name} of {list(tensors[name].shape)}, not {list(shape)}: record it again"
-            )
+            found = list(tensors[name].shape)
+            raise InputError(f"bundle {folder} has {name} of {found}, not {list(shape)}: record it again")
 
 
 def _digest(data: bytes) -> str:

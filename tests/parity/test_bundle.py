@@ -100,7 +100,7 @@ CHANGED = {
 @pytest.mark.parametrize("change", CHANGED)
 def test_a_manifest_that_is_not_as_it_was_recorded_is_refused(copy, change):
     rewrite(copy, manifest=CHANGED[change], rehash=False)
-    with pytest.raises(InputError, match="is damaged: manifest.json"):
+    with pytest.raises(InputError, match=r"is damaged: manifest.json"):
         bundle.check(copy, CPU)
 
 
@@ -197,7 +197,7 @@ def test_a_damaged_or_foreign_bundle_is_refused(copy, tmp_path):
     data = bytearray((copy / "tensors.safetensors").read_bytes())
     data[-1] ^= 1
     (copy / "tensors.safetensors").write_bytes(data)
-    with pytest.raises(InputError, match="is damaged: tensors.safetensors"):
+    with pytest.raises(InputError, match=r"is damaged: tensors.safetensors"):
         bundle.check(copy, CPU)
     (copy / "tensors.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be read"):
