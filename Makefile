@@ -76,7 +76,7 @@ test-npu:
 	$(MAKE) EMULATE=1 test-emulated
 
 test-emulated: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" tests/test_ascend_emulator*.py tests/test_npu_runs.py tests/backends
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" tests/test_ascend_emulator*.py tests/test_npu_*.py tests/backends
 	$(BIN)/ppe-npu parity --device npu
 	$(BIN)/ppe-npu parity check tests/data/parity_cpu --device npu
 

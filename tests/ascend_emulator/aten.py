@@ -39,8 +39,9 @@ NATIVE = (
 )
 
 # What the tables of native operators exclude (Ascend/pytorch, docs/zh/api/native_api, release 2.12; A2 and A3 devices).
-# Only what they exclude outright and in every release: unique_consecutive, which transformers' vision towers call, is
-# excluded in 2.12 and supported in 2.7.1.
+# Only what they exclude outright and in every release. unique_consecutive, which the vision tower of transformers'
+# Qwen2.5-VL calls in every forward pass, is excluded in 2.12 and supported in 2.7.1: it is let pass here, and whether a
+# device has it is not shown.
 UNSUPPORTED = ("aten::scatter_reduce", "aten::scatter_reduce_")
 NO_FLOAT64 = (
     "aten::mm",

@@ -8,7 +8,7 @@ import fake_torch_npu
 import pytest
 import torch
 
-from ppe_npu.backends import attention, dispatch
+from ppe_npu.backends import attention, dispatch, segments
 from ppe_npu.backends.npu import attention as npu_attention
 from ppe_npu.backends.parity import run_parity
 
@@ -104,6 +104,21 @@ def test_what_is_no_decoding_step_passes_its_operator_by_without_a_word(on_cpu, 
     assert caplog.text == ""
     with pytest.raises(dispatch.ImplementationError, match="it is not made for such a call"):
         attention(*_heads(6), implementation="torch_npu_decode")
+
+
+def test_lists_of_segments_are_made_once_for_all_layers_and_anew_for_other_borders(calls):
+    npu_attention._parts.cache_clear()
+    segments.rise.cache_clear()
+    borders = [0, 1, 3, 6]
+    for _ in range(3):
+        attention(*_heads(6), cu_seqlens=list(borders))
+    assert npu_attention._parts.cache_info().misses == segments.rise.cache_info().misses == 1
+    borders[1:3] = [2, 4]  # the same list, with other borders: equal ones
+    attention(*_heads(6), cu_seqlens=borders)
+    assert calls == [("TND", 0, 3)] * 3 + [("BNSD", 0, 0)]
+    borders[1] = 5
+    with pytest.raises(ValueError, match="must rise"):
+        attention(*_heads(6), cu_seqlens=borders)
 
 
 def test_the_compressed_mask_is_made_once_and_can_be_trained_on(on_cpu):
