@@ -173,5 +173,4 @@ def test_evaluation_and_an_answer_on_the_device(files, tmp_path):
     assert answers[0] == answers[1]
     layers, name = 2, "npu_fused_infer_attention_score"
     # Of the tokens of an answer the first comes from the prompt; in fp32 the operator is not for the others either.
-    print(done.stdout, [o[name] for o in operators])
     assert [ran[name] for ran in operators] == [0, 0, layers * 3]
