@@ -147,8 +147,8 @@ def test_evaluation_calls_the_fused_operators(files, tmp_path):  # noqa: F811
     )
     calls = {environment.CALLS: str(tmp_path / "calls")}
     done = run("eval", *where, *asked, "--device", "npu", "--dtype", "bf16", "--output", tmp_path / "eval", **calls)
-    lines = [path.read_text().splitlines() for path in (tmp_path / "eval").rglob("predictions.jsonl")]
-    answers = [json.loads(line) for line in sum(lines, [])]
+    files_ = (tmp_path / "eval").rglob("predictions.jsonl")
+    answers = [json.loads(line) for path in files_ for line in path.read_text().splitlines()]
     assert [answer["error"] for answer in answers if "error" in answer] == []
     assert (done.returncode, len(answers)) == (0, 8), done.stderr[-3000:]
     assert operators() <= set(counted(tmp_path / "calls"))
