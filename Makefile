@@ -21,7 +21,16 @@ launch = $(BIN)/$(if $(NPROC),torchrun $(nodes) --nproc-per-node $(NPROC) -m ppe
 
 ifeq ($(EMULATE),1)
 include $(VENV)/emulator.mk
+else ifneq ($(filter npu%,$(DEVICE)),)
+NPU := 1
+# Before anything is installed: beside a torch_npu without CANN, `import torch` fails for every device.
+ifneq ($(filter demo train eval parity bench,$(MAKECMDGOALS)),)
+ifeq ($(ASCEND_HOME_PATH)$(ASCEND_TOOLKIT_HOME),)
+$(error DEVICE=$(DEVICE) finds no CANN: on an Ascend machine source its set_env.sh (as in /usr/local/Ascend/ascend-toolkit) first, anywhere else add EMULATE=1)
 endif
+endif
+endif
+READY := $(VENV)/.ready $(if $(NPU),$(VENV)/.torch_npu)
 
 .PHONY: help demo test test-all test-matrix test-lmms test-npu test-emulated ascend-emulator bench lint format train eval report parity clean
 
@@ -38,25 +47,25 @@ help:
 	@echo "make test-matrix   the engine's tests with the newest and the oldest transformers of our range"
 	@echo "make test-lmms     tasks of lmms-eval on compressed models, in an environment that has it"
 
-demo: $(VENV)/.ready
+demo: $(READY)
 	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(filter-out 0,$(FULL)),--full)
 
-train: $(VENV)/.ready
+train: $(READY)
 	$(call launch) train $(if $(RECIPE),$(if $(filter-out auto,$(DEVICE)),--device $(DEVICE)),--device $(DEVICE)) \
 		$(call option,--config,$(RECIPE)) $(call option,--data,$(DATA)) $(common) $(call option,--deepspeed,$(DEEPSPEED)) $(TRAIN_ARGS)
 
 # Without a model: the embedded one, trained first if it is not there.
-eval: $(VENV)/.ready $(if $(MODEL),,runs/train/final)
+eval: $(READY) $(if $(MODEL),,runs/train/final)
 	$(call launch) eval --device $(DEVICE) $(call option,--benchmarks,$(BENCHMARKS)) $(common) \
 		$(call option,--batch-size,$(BATCH_SIZE))
 
 report: $(VENV)/.ready
 	$(BIN)/ppe-npu report $(OUTPUT)
 
-runs/train/final: | $(VENV)/.ready
+runs/train/final: | $(READY)
 	$(BIN)/ppe-npu train --device $(DEVICE)
 
-parity: $(VENV)/.ready
+parity: $(READY)
 	$(BIN)/ppe-npu parity --device $(DEVICE)
 
 # Two workers of one thread each: the tests are many small ones.
@@ -81,7 +90,7 @@ test-npu:
 	$(MAKE) EMULATE=1 test-emulated
 
 test-emulated: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" tests/test_ascend_emulator*.py tests/test_npu_runs.py tests/backends
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" tests/test_ascend_emulator*.py tests/test_npu_*.py tests/backends
 	$(BIN)/ppe-npu parity --device npu
 	$(BIN)/ppe-npu parity check tests/data/parity_cpu --device npu
 
@@ -89,7 +98,7 @@ test-emulated: $(VENV)/.ready
 ascend-emulator: $(if $(filter 1,$(EMULATE)),$(VENV)/.ready)
 	@$(if $(filter 1,$(EMULATE)),echo $(ASCEND_EMULATOR),$(MAKE) --no-print-directory EMULATE=1 $@)
 
-bench: $(VENV)/.ready
+bench: $(READY)
 	$(BIN)/python scripts/bench_ops.py --device $(DEVICE) --output $(BENCH)/ops.json
 	$(BIN)/python scripts/bench_prefill.py --device $(DEVICE) --output $(BENCH)/prefill.json
 
@@ -112,10 +121,15 @@ define environment
 	$(call pip,$(1)) --constraint scripts/constraints.txt --no-deps torchvision
 endef
 
-# torch_npu needs nothing that is not there already. Without CANN it must not be in .venv: `import torch` would load it.
 $(VENV)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
 	$(call environment,$(VENV))
-	$(if $(filter 1,$(EMULATE))$(filter npu%,$(DEVICE)),$(call pip,$(VENV)) --constraint scripts/constraints.txt --no-deps torch_npu)
+	$(if $(filter 1,$(EMULATE)),$(torch_npu))
+	@touch $@
+
+# On an Ascend machine, the first time that DEVICE=npu is asked for. It needs nothing that is not there already.
+torch_npu = $(call pip,$(VENV)) --constraint scripts/constraints.txt --no-deps torch_npu
+.venv/.torch_npu: .venv/.ready
+	$(torch_npu)
 	@touch $@
 
 # Exports the variables that put torch_npu on the emulator. make reads it again once it is made.

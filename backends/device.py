@@ -6,14 +6,17 @@ torch_npu is imported by `resolve` alone, and only if an NPU is asked for, or "a
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
+import itertools
 import logging
 import os
 import platform
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,7 +85,10 @@ def _npu_problem() -> str | None:
             "add EMULATE=1 to the make target"
         )
     if _npu_count() == 0:
-        return "torch_npu sees no NPU; check npu-smi info and ASCEND_RT_VISIBLE_DEVICES"
+        return (
+            "torch_npu sees no NPU; on an Ascend machine check npu-smi info and ASCEND_RT_VISIBLE_DEVICES, anywhere "
+            "else add EMULATE=1 to the make target"
+        )
     return None
 
 
@@ -242,38 +248,47 @@ def _first_line(path: str) -> str:
 
 @contextlib.contextmanager
 def exact_matmul() -> Iterator[None]:
-    """fp32 matrix products keep all of fp32 inside: TF32 (CUDA), HF32 (NPU) and bf16 or TF32 (oneDNN) are off.
+    """fp32 products and convolutions keep all of fp32: TF32 (CUDA), HF32 (NPU) and bf16 or TF32 (oneDNN) are off.
 
     The settings are the process's, so other threads see them too while the context is open; all are restored after it.
     """
-    # torch keeps a legacy setting beside fp32_precision and complains where it finds the two in disagreement. Only
-    # set_float32_matmul_precision writes both, so it comes first, both on the way in and on the way out.
-    legacy = _legacy_precision()
-    modules = [getattr(torch.backends.cuda, "matmul", None), getattr(torch.backends.mkldnn, "matmul", None)]
-    saved = [(module, module.fp32_precision) for module in modules if hasattr(module, "fp32_precision")]
-    npu = torch.npu.matmul if hasattr(torch, "npu") else None
-    hf32 = npu is not None and npu.allow_hf32
-    _set_precision(legacy and "highest", [(module, "ieee") for module, _ in saved])
-    if hf32:
-        npu.allow_hf32 = False
+    saved = [(set_, _told(get), exact) for get, set_, exact in _precisions()]
+    saved = [(set_, before, exact) for set_, before, exact in saved if before is not None]
+    for set_, _, exact in saved:
+        set_(exact)
     try:
         yield
     finally:
-        _set_precision(legacy, saved)
-        if hf32:
-            npu.allow_hf32 = True
+        for set_, before, _ in saved:
+            set_(before)
 
 
-def _legacy_precision() -> str | None:
-    """The legacy setting; None where torch refuses to tell, because somebody has set fp32_precision alone."""
+def _precisions() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+    """(get, set, value that keeps fp32 whole) of every setting.
+
+    torch keeps a legacy setting beside fp32_precision and complains where it finds the two in disagreement. Only the
+    legacy setters write both, so they come first, both on the way in and on the way out.
+    """
+    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
+    yield *_attribute(torch.backends.cudnn, "allow_tf32"), False
+    for library, name in itertools.product(("cuda", "cudnn", "mkldnn"), ("matmul", "conv", "rnn")):
+        module = getattr(getattr(torch.backends, library), name, None)
+        if hasattr(module, "fp32_precision"):
+            yield *_attribute(module, "fp32_precision"), "ieee"
+    runtime = getattr(torch, "npu", None)
+    # torch_npu's own default is off for products, but on for convolutions: a vision tower's patch embedding is one.
+    for module in (runtime.matmul, runtime.conv) if runtime is not None else ():
+        if module.allow_hf32:
+            yield *_attribute(module, "allow_hf32"), False
+
+
+def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    return functools.partial(getattr, owner, name), functools.partial(setattr, owner, name)
+
+
+def _told(get: Callable[[], Any]) -> Any:
+    """A setting; None where torch refuses to tell a legacy one, because somebody has set fp32_precision alone."""
     try:
-        return torch.get_float32_matmul_precision()
+        return get()
     except RuntimeError:
         return None
-
-
-def _set_precision(legacy: str | None, modules: list[tuple]) -> None:
-    if legacy is not None:
-        torch.set_float32_matmul_precision(legacy)
-    for module, precision in modules:
-        module.fp32_precision = precision

@@ -100,7 +100,7 @@ def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any
             raise ImplementationError(f"{op}: implementation {name!r} was asked for and cannot be used: {reason}")
         return entry
     for entry in candidates(op, device.type):
-        if not entry.automatic:
+        if not entry.automatic or not entry.concerns(*args, **kwargs):
             continue
         reason = _reason(entry, args, kwargs)
         if reason is None:
@@ -120,6 +120,8 @@ def _reason(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
     missing = _missing(entry.requires)
     if missing is not None:
         return missing
+    if not entry.concerns(*args, **kwargs):
+        return "it is not made for such a call"
     if not entry.gradient and _wants_gradient((*args, *kwargs.values())):
         return "it has no gradient"
     return _refusal(entry, args, kwargs)

@@ -4,12 +4,10 @@ All take `implementation=None`: the name of the implementation to use for this c
 ImplementationError if it cannot be had. Arguments that no implementation could take raise ValueError.
 """
 
-import itertools
-
 import torch
 from torch import Tensor
 
-from . import device, dispatch
+from . import device, dispatch, segments
 from .compiling import traced_once
 
 
@@ -303,8 +301,8 @@ def _check_segments(cu_seqlens: list[int], query: Tensor, key: Tensor, mask: Ten
     _require(
         fits, "attention: cu_seqlens needs B = 1, S = T and no mask, got", (query.shape, key.shape, mask is not None)
     )
-    rises = all(start <= end for start, end in itertools.pairwise(cu_seqlens))
-    fits = len(cu_seqlens) > 0 and cu_seqlens[0] == 0 and cu_seqlens[-1] == length and rises
+    fits = len(cu_seqlens) > 0 and cu_seqlens[0] == 0 and cu_seqlens[-1] == length
+    fits = fits and segments.rise(tuple(cu_seqlens))
     _require(fits, f"attention: cu_seqlens must rise from 0 to {length}, got", _short(cu_seqlens))
 
 

@@ -26,6 +26,8 @@ class Implementation:
         verify: name in `module` of a pure function of the op's arguments that returns None, or why this implementation
             refuses them; None if it takes everything the op takes. Reasons are logged once each, so they state limits,
             not the numbers of one call.
+        made_for: name in `module` of a pure function of the op's arguments: whether a call is of the kind that this
+            implementation is made for; None if all are. Other calls pass it by without a word.
         gradient: whether results can be differentiated; if not, calls that need a gradient are refused.
         automatic: whether it is taken without being asked for by name.
     """
@@ -37,6 +39,7 @@ class Implementation:
     function: str
     requires: str | None = None
     verify: str | None = None
+    made_for: str | None = None
     gradient: bool = True
     automatic: bool = True
 
@@ -51,6 +54,10 @@ class Implementation:
     def load(self) -> Callable:
         """The function itself."""
         return getattr(_module(self.module), self.function)
+
+    def concerns(self, *args, **kwargs) -> bool:
+        """Whether a call is of the kind that it is made for."""
+        return self.made_for is None or getattr(_module(self.module), self.made_for)(*args, **kwargs)
 
     def refusal(self, *args, **kwargs) -> str | None:
         """Why it refuses these arguments, or None."""
@@ -89,7 +96,13 @@ def _mindspeed(op: str) -> Implementation:
     return Implementation(op, "mindspeed", ("npu",), module, op, requires="mindspeed", verify=verify, automatic=False)
 
 
+_DECODE = Implementation(
+    "attention", "torch_npu_decode", ("npu",), "npu.decode", "attention",
+    requires="torch_npu", verify="refusal", made_for="concerns", gradient=False,
+)  # fmt: skip
+
 REGISTRY: tuple[Implementation, ...] = (
+    _DECODE,
     _torch_npu("attention"),
     _mindspeed("attention"),
     Implementation(

@@ -29,6 +29,12 @@ class Plan:
     inverse: Tensor | None
 
 
+@functools.lru_cache(maxsize=16)
+def rise(cu_seqlens: tuple[int, ...]) -> bool:
+    """Whether no border stands before the one to its left. Cached, because every layer asks it of the same borders."""
+    return all(start <= end for start, end in itertools.pairwise(cu_seqlens))
+
+
 def plan(cu_seqlens: list[int], device: torch.device) -> Plan:
     """The Plan for the segments between neighbours in `cu_seqlens` (leading 0), its tensors on `device`."""
     return _plan(tuple(cu_seqlens), device)

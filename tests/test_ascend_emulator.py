@@ -23,6 +23,8 @@ if not ascend_emulator.active():
 
 import torch_npu
 
+from ppe_npu.backends.device import exact_matmul
+
 
 def python(*arguments, **variables):
     """Runs Python in a process of its own, which finds the emulator by the variables that this one has."""
@@ -112,11 +114,33 @@ OPERATORS = {
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_of_torch_are_the_cpus(name):
     x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
-    result = OPERATORS[name](x.npu())
+    with exact_matmul():
+        result = OPERATORS[name](x.npu())
     assert result.device.type == "npu"
     expected = OPERATORS[name](x)
     assert result.dtype == expected.dtype
     assert torch.equal(result.cpu(), expected)
+
+
+def test_fp32_convolutions_are_in_hf32_until_somebody_turns_it_off(monkeypatch):
+    """As on an Ascend: torch.npu.conv.allow_hf32 is on by default. Parity must not depend on it."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 3, 6, generator=generator), torch.randn(4, 3, 2, generator=generator)
+    expected = nn.functional.conv1d(x, weight)
+
+    def error(dtype=torch.float32):
+        result = nn.functional.conv1d(x.npu().to(dtype), weight.npu().to(dtype)).float().cpu()
+        return ((result - expected).square().mean() / expected.square().mean()).sqrt().item()
+
+    monkeypatch.delenv(environment.HF32, raising=False)
+    assert torch.npu.conv.allow_hf32
+    assert 1e-5 < error() < 2**-11
+    in_bf16 = error(torch.bfloat16)
+    with exact_matmul():
+        assert error() == 0
+    monkeypatch.setenv(environment.HF32, "0")
+    assert error() == 0
+    assert error(torch.bfloat16) == in_bf16  # of fp32 alone
 
 
 def test_casts_of_torch_npu():

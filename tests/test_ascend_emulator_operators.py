@@ -18,6 +18,8 @@ if not ascend_emulator.active():
 import torch_npu
 from ascend_emulator import limits, operators
 
+from ppe_npu.backends.parity import run
+
 # Relative RMS errors: a few roundings of the result, for inputs that are exact in the dtype.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -312,6 +314,18 @@ def test_a_broken_emulation_fails_a_comparison(monkeypatch):
     replaced(monkeypatch, "npu_swiglu", lambda input, dim: right(input.roll(1, dim), dim))
     with pytest.raises(AssertionError, match="relative error"):
         test_swiglu((3, 14), -1, torch.float32)
+
+
+def test_a_broken_emulation_fails_the_parity_suite(monkeypatch):
+    right = operators.EMULATIONS["npu_swiglu"].function
+    cases = tuple(case for case in run.CASES if case.op in ("swiglu", "rotary"))
+    monkeypatch.setattr(run, "CASES", cases)
+    assert all(row.ok for row in run.run_parity(torch.device("npu"), ("fp32", "bf16")))
+    replaced(monkeypatch, "npu_swiglu", lambda input, dim: 1.01 * right(input, dim))
+    rows = run.run_parity(torch.device("npu"), ("fp32", "bf16"))
+    wrong = {(row.op, row.case, row.dtype) for row in rows if not row.ok}
+    assert wrong == {("swiglu", case, dtype) for case in ("batch", "large gate") for dtype in ("fp32", "bf16")}
+    assert {row.implementation for row in rows if not row.ok} == {"torch_npu"}
 
 
 @pytest.mark.parametrize("wrong", [lambda x: x[..., :-1], lambda x: x.double(), lambda x: (x, x)])

@@ -327,3 +327,22 @@ def test_the_embedded_run_does_not_take_another_models_place(run, tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_line(run, tiny_folder, tmp_path):
     (tmp_path / "file").write_text("")
     refused(run("train", "--device", "cpu", "--output", tmp_path / "file" / "run"), "file")
+
+
+def test_a_torch_npu_without_cann_is_said_whatever_the_device(tmp_path):
+    """Torch imports what has such an entry point, and does not survive its failure."""
+    info = tmp_path / "torch_npu-2.13.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_npu\nVersion: 2.13.0\n")
+    (info / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
+    (tmp_path / "torch_npu.py").write_text("raise ImportError('libhccl.so: cannot open shared object file')\n")
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+    def run(**variables):
+        command = [sys.executable, "-m", "ppe_npu.cli", "eval", "--device", "npu", "--model", tmp_path]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ | variables)
+
+    done = run()
+    refused((done.returncode, done.stdout, done.stderr), "finds no CANN", "set_env.sh", "EMULATE=1")
+    done = run(TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    refused((done.returncode, done.stdout, done.stderr), "'npu' cannot be used", "libhccl.so", "EMULATE=1")

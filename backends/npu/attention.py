@@ -1,12 +1,10 @@
-"""attention by torch_npu.npu_fusion_attention, and by npu_fused_infer_attention_score for decoding steps.
+"""attention by torch_npu.npu_fusion_attention; decode.py has the operator that is made for decoding steps.
 
 What differs from everybody else's attention, per op-plugin's page of the operator:
 * `scale` is 1.0 unless passed.
 * In a mask True means masked out; the shapes are [B,N,S,T], [B,1,S,T], [1,1,S,T] and [S,T].
 * Causality is sparse_mode 3 (bottom-right) with a fixed, compressed 2,048 x 2,048 mask; without a mask the mode is
   ignored and attention is full, silently.
-* It is a training operator. A decoding step, one query without a gradient in 16 bits, goes to
-  npu_fused_infer_attention_score, which has no gradient, takes no fp32, and wants head widths in steps of 16 up to 512.
 * Packed layout (TND): borders are a host list without the leading 0, of at most 1,024 entries.
 """
 
@@ -64,8 +62,6 @@ def attention(
     import torch_npu
 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if cu_seqlens is None and _is_decoding(query, key, value, mask, dropout):
-        return _decode(query, key, value, mask, scale)
     options = {"mask": mask, "cu_seqlens": cu_seqlens, "causal": causal, "scale": scale, "dropout": dropout}
     return attend(torch_npu.npu_fusion_attention, query, key, value, **options)
 
@@ -90,10 +86,23 @@ def attend(
     options = {"operator": operator, "causal": causal, "scale": scale, "keep_prob": 1.0 - dropout}
     if cu_seqlens is None:
         return _dense(query, key, value, mask=mask, **options)
-    lengths = {end - start for start, end in itertools.pairwise(cu_seqlens)} - {0}
-    if len(lengths) == 1:
+    parts = _parts(tuple(cu_seqlens))
+    if parts is None:
         return segments.attend(_dense, query, key, value, cu_seqlens, **options)
-    return _packed(query, key, value, cu_seqlens, **options)
+    return _packed(query, key, value, parts, **options)
+
+
+@functools.lru_cache(maxsize=16)
+def _parts(cu_seqlens: tuple[int, ...]) -> list[tuple[slice, list[int]]] | None:
+    """(tokens, ends of the segments among them) for each call of the packed layout; None if all segments are equal.
+
+    Cached, because every layer asks for the same: of 1,537 borders it takes 0.2 ms to build, 0.01 to find.
+    """
+    borders = [0, *(end for start, end in itertools.pairwise(cu_seqlens) if end > start)]
+    if len({end - start for start, end in itertools.pairwise(borders)}) == 1:
+        return None
+    parts = [borders[first : first + MAX_SEGMENTS + 1] for first in range(0, len(borders) - 1, MAX_SEGMENTS)]
+    return [(slice(part[0], part[-1]), [end - part[0] for end in part[1:]]) for part in parts]
 
 
 def _dense(
@@ -111,58 +120,39 @@ def _dense(
         options |= {"atten_mask": _compressed_causal(query.device), "sparse_mode": 3}
     allowed = None
     if mask is not None:
-        allowed = _full_mask(masks.join(mask, queries, keys, causal, query.device), query, keys)
+        allowed = full_mask(masks.join(mask, queries, keys, causal, query.device), query, keys)
         options |= {"atten_mask": ~allowed, "sparse_mode": 1}
     output = operator(query, key, value, query.shape[1], "BNSD", **options)[0]
-    return _without_blind_rows(output, allowed)
-
-
-def _is_decoding(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> bool:
-    if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
-        return False  # a mask for each head
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
-        return False
-    sixteen = query.dtype in (torch.float16, torch.bfloat16)
-    return sixteen and query.shape[2] == 1 and query.shape[3] % 16 == 0 and query.shape[3] <= 512 and not dropout
-
-
-def _decode(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """One query a sample; causality forbids it nothing."""
-    import torch_npu
-
-    options = {"num_heads": query.shape[1], "num_key_value_heads": key.shape[1], "scale": scale, "input_layout": "BNSD"}
-    allowed = None
-    if mask is not None:
-        allowed = _full_mask(mask, query, key.shape[2])
-        options["atten_mask"] = ~allowed.expand(query.shape[0], -1, -1, -1)
-    tensors = (tensor.contiguous() for tensor in (query, key, value))
-    output = torch_npu.npu_fused_infer_attention_score(*tensors, **options)[0]
-    return _without_blind_rows(output, allowed)
+    return without_blind_rows(output, allowed)
 
 
 def _packed(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: list[int], *, operator: Callable, causal: bool, **options
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    parts: list[tuple[slice, list[int]]],
+    *,
+    operator: Callable,
+    causal: bool,
+    **options,
 ) -> Tensor:
     if causal:
         options |= {"atten_mask": _compressed_causal(query.device), "sparse_mode": 3}
     tokens = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]
-    borders = [0, *(end for start, end in itertools.pairwise(cu_seqlens) if end > start)]
     outputs = []
-    for first in range(0, len(borders) - 1, MAX_SEGMENTS):
-        part = borders[first : first + MAX_SEGMENTS + 1]
-        ends = [end - part[0] for end in part[1:]]
-        rows = [tensor[part[0] : part[-1]] for tensor in tokens]
+    for rows, ends in parts:
         lengths = {"actual_seq_qlen": ends, "actual_seq_kvlen": ends}
-        outputs.append(operator(*rows, query.shape[1], "TND", **lengths, **options)[0])
+        part = (tensor[rows] for tensor in tokens)
+        outputs.append(operator(*part, query.shape[1], "TND", **lengths, **options)[0])
     return torch.cat(outputs).transpose(0, 1).unsqueeze(0)
 
 
-def _without_blind_rows(output: Tensor, allowed: Tensor | None) -> Tensor:
+def without_blind_rows(output: Tensor, allowed: Tensor | None) -> Tensor:
     """Zero, as specified, in rows that may attend to nothing, where the operators average all values."""
     return output if allowed is None else output.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
 
 
-def _full_mask(mask: Tensor, query: Tensor, keys: int) -> Tensor:
+def full_mask(mask: Tensor, query: Tensor, keys: int) -> Tensor:
     """The mask in one of the shapes the operator takes: [B or 1, 1, S, T], or [B, N, S, T] if it differs by head."""
     batch, heads, queries, _ = query.shape
     mask = mask[(None,) * (4 - mask.dim())]

@@ -49,6 +49,15 @@ def _attention(
     return Case("attention", name, build, options, grads=grads)
 
 
+def _transposed(query: tuple, key: tuple) -> Callable:
+    """Query, key and value that stand in memory as [B, S, H, D], as projections leave them."""
+
+    def build(generator: Generator) -> tuple:
+        return tuple(_normal(generator, b, s, h, d).transpose(1, 2) for b, h, s, d in (query, key, key))
+
+    return build
+
+
 def _left_padding(generator: Generator) -> Tensor:
     """[3, 1, 1, 13]: none, four and twelve of the keys are padding. With causality, padded queries see nothing."""
     return torch.arange(13)[None, :] >= torch.tensor([0, 4, 12])[:, None, None, None]
@@ -88,6 +97,7 @@ ATTENTION = (
     _attention("a decoding step", (3, 4, 1, 32), (3, 2, 19, 32), grads=(), causal=True),
     _attention("a padded decoding step", (3, 4, 1, 32), (3, 2, 13, 32), _left_padding, grads=(), causal=True),
     _attention("a masked decoding step", (2, 4, 1, 16), (2, 1, 7, 16), _sparse(2, 1, 2, 7, rows=slice(0, 1)), grads=()),
+    Case("attention", "a decoding step, transposed", _transposed((3, 4, 1, 32), (3, 2, 19, 32)), {"causal": True}),
     _attention("left padding, causal", (3, 4, 13, 16), (3, 2, 13, 16), _left_padding, causal=True),
     _attention("mask by head", (2, 4, 9, 16), (2, 4, 11, 16), _sparse(2, 4, 9, 11)),
     _attention("additive mask", (2, 4, 9, 16), (2, 2, 11, 16), _additive(1, 1, 9, 11)),
@@ -170,14 +180,15 @@ GROUP_MEAN = (
 )
 
 
-def _rms_norm(*shape: int, size: float = 1.0) -> Callable:
-    return lambda generator: (size * _normal(generator, *shape), 1 + 0.2 * _normal(generator, shape[-1]), 1e-6)
+def _rms_norm(*shape: int, size: float = 1.0, eps: float = 1e-6) -> Callable:
+    return lambda generator: (size * _normal(generator, *shape), 1 + 0.2 * _normal(generator, shape[-1]), eps)
 
 
 RMS_NORM = (
     Case("rms_norm", "batch", _rms_norm(2, 13, 96), grads=(0, 1)),
     Case("rms_norm", "per head, odd width", _rms_norm(2, 5, 3, 37), grads=(0, 1)),
     Case("rms_norm", "large values", _rms_norm(7, 64, size=300.0), grads=(0, 1)),
+    Case("rms_norm", "small values, large eps", _rms_norm(5, 48, size=0.1, eps=1e-2), grads=(0, 1)),
 )
 
 SWIGLU = (

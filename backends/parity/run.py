@@ -12,6 +12,7 @@ from torch import Tensor
 import ppe_npu.backends as backends
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
+from ppe_npu.backends.registry import Implementation
 
 from . import compare
 from .cases import CASES, Case
@@ -51,6 +52,12 @@ class Row:
         """A computation that raised."""
         note = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         return cls(op, case, shapes, dtype, "-", implementation, math.inf, None, False, note)
+
+    @classmethod
+    def absent(cls, op: str, case: str, dtype: str) -> "Row":
+        """Something that failed on the machine that recorded a bundle: without a comparison there is no parity."""
+        note = "not recorded: it failed on the recording machine"
+        return cls(op, case, "-", dtype, "-", "-", math.inf, None, False, note)
 
     @classmethod
     def unsupported(cls, op: str, dtype: str, device: torch.device) -> "Row":
@@ -95,6 +102,11 @@ class CaseRun:
     @property
     def directions(self) -> tuple[str, ...]:
         return ("forward", "grad") if self.case.grads else ("forward",)
+
+    def concerns(self, entry: Implementation) -> bool:
+        """Whether the case is a call of the kind that an implementation is made for."""
+        positional, keywords = _call(self._inputs)
+        return entry.concerns(*positional, **keywords, **self.case.options)
 
     def on(self, device: torch.device, implementation: str | None = None) -> Results:
         """The results on a device, by the implementation that dispatch takes, or by a named one."""
@@ -159,6 +171,8 @@ def _run_case(case: Case, dtype: str, device: torch.device) -> list[Row]:
     run = CaseRun(case, dtype)
     rows = []
     for entry in dispatch.available(case.op, device.type):
+        if not run.concerns(entry):
+            continue
         fixed = {
             "op": case.op, "case": case.name, "shapes": run.shapes, "dtype": dtype, "implementation": entry.name
         }  # fmt: skip
@@ -176,6 +190,11 @@ def _run_case(case: Case, dtype: str, device: torch.device) -> list[Row]:
             error, bound = run.error(results, direction, itself)
             rows.append(Row(**fixed, direction=direction, error=error, allowed=bound, ok=error <= bound))
     return rows
+
+
+def case_tensors(case: Case, dtype: torch.dtype) -> list[Tensor]:
+    """The tensors that go into a case, in the order of its arguments."""
+    return [value for value in _flat(_inputs(case, dtype)) if isinstance(value, Tensor)]
 
 
 def _inputs(case: Case, dtype: torch.dtype) -> tuple:
@@ -207,11 +226,16 @@ def _flat(values: tuple) -> list:
     return [part for value in values for part in (value.values() if isinstance(value, dict) else (value,))]
 
 
+def _call(inputs: tuple) -> tuple[list, dict[str, Any]]:
+    """Positional and keyword arguments."""
+    *values, last = inputs
+    return (values, last) if isinstance(last, dict) else ([*values, last], {})
+
+
 def _evaluate(case: Case, inputs: tuple, device: torch.device, implementation: str | None) -> Results:
     """Results and gradients of one call; the gradients for a fixed random cotangent, the same for every call."""
     dtype = next(value.dtype for value in inputs if isinstance(value, Tensor) and value.is_floating_point())
-    values = list(_cast(inputs, dtype, device))
-    keywords = values.pop() if isinstance(values[-1], dict) else {}
+    values, keywords = _call(_cast(inputs, dtype, device))
     for index in case.grads:
         # Cloned: a cast that changes nothing returns the tensor itself, which belongs to the other runs too.
         values[index] = values[index].clone().requires_grad_()

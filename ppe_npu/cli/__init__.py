@@ -13,6 +13,12 @@ from importlib import import_module
 
 from ppe_npu.cli.parser import build_parser
 
+# `import torch` imports torch_npu, and fails with it, whatever the device.
+_NO_CANN = (
+    "torch cannot be imported, because torch_npu is installed and finds no CANN: on an Ascend machine source CANN's "
+    "set_env.sh, anywhere else add EMULATE=1 to the make target; TORCH_DEVICE_BACKEND_AUTOLOAD=0 does without an NPU"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (it ran and failed) or 2 (it was asked for something impossible)."""
@@ -30,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         return _complain(error, 2)
     except RuntimeError as error:
+        if str(error).startswith("Failed to load the backend extension: torch_npu"):
+            return _complain(RuntimeError(_NO_CANN), 2)
         from ppe_npu.errors import TrainingError
 
         if not isinstance(error, TrainingError):

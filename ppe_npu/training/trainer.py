@@ -251,7 +251,7 @@ def start_deepspeed(file: str, device) -> None:
         raise InputError(f"deepspeed={file}: cannot be read as JSON ({error})") from None
     if "WORLD_SIZE" not in os.environ:
         raise InputError("deepspeed needs its processes started: torchrun --nproc-per-node N -m ppe_npu.cli train ...")
-    if stage == 3 and not devices.reduces_float64(device):
+    if str(stage) == "3" and not devices.reduces_float64(device):
         raise InputError(
             f"deepspeed={file}: ZeRO-3 sums the gradients' norm in fp64, which HCCL refuses on this chip "
             f"({devices.describe(device)['name']}): use ZeRO-2"

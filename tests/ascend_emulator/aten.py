@@ -1,5 +1,12 @@
 """Which aten operators the CPU computes, and what an Ascend device refuses of them."""
 
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from . import environment
+
 # torch_npu's own kernels stay where memory is made, viewed or moved: they do not compute, and what they do to storages
 # is part of what is tested. Its SDPA stays because it is the way to npu_fusion_attention_v3.
 NATIVE = (
@@ -32,8 +39,9 @@ NATIVE = (
 )
 
 # What the tables of native operators exclude (Ascend/pytorch, docs/zh/api/native_api, release 2.12; A2 and A3 devices).
-# Only what they exclude outright and in every release: unique_consecutive, which transformers' vision towers call, is
-# excluded in 2.12 and supported in 2.7.1.
+# Only what they exclude outright and in every release. unique_consecutive, which the vision tower of transformers'
+# Qwen2.5-VL calls in every forward pass, is excluded in 2.12 and supported in 2.7.1: it is let pass here, and whether a
+# device has it is not shown.
 UNSUPPORTED = ("aten::scatter_reduce", "aten::scatter_reduce_")
 NO_FLOAT64 = (
     "aten::mm",
@@ -51,9 +59,44 @@ NO_FLOAT64 = (
 )
 REFUSED_VALUES = {"aten::topk": "sorted=0"}  # argument=value that it must not have
 
+# Under torch.npu.conv.allow_hf32, which is on unless somebody turns it off, CANN may take their fp32 inputs as HF32.
+CONVOLUTIONS = ("convolution", "convolution_backward")
+HF32_DROPPED_BITS = 12  # of fp32's 23 bits of mantissa; 11 stay
+
 
 def install() -> None:
     """Takes over the aten operators for which torch_npu has a kernel."""
     import torch
 
     torch.ops.ascend_emulator.install(list(NATIVE), list(UNSUPPORTED), list(NO_FLOAT64), REFUSED_VALUES)
+    library = torch.library.Library("aten", "IMPL")
+    for name in CONVOLUTIONS:
+        with warnings.catch_warnings():  # torch says that a kernel is replaced, which is what is wanted
+            warnings.simplefilter("ignore")
+            library.impl(name, _in_hf32(torch, name), "PrivateUse1")
+    _kept.append(library)
+
+
+_kept: list = []  # what a library registers goes when it goes
+
+
+def _in_hf32(torch: Any, name: str) -> Callable:
+    """A convolution that rounds its fp32 inputs where HF32 is allowed."""
+    kernel = torch.library.get_kernel(f"aten::{name}", "PrivateUse1")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if os.environ.get(environment.HF32, "1") != "0" and torch.npu.conv.allow_hf32:
+            args = tuple(_rounded(torch, value) for value in args)
+        return kernel.call_boxed(keys, *args, **kwargs)
+
+    return run
+
+
+def _rounded(torch: Any, value: Any) -> Any:
+    """To the nearest number with HF32's mantissa: half a step is added, and what it lacks is cut off."""
+    if not isinstance(value, torch.Tensor) or value.dtype is not torch.float32:
+        return value
+    step = 1 << HF32_DROPPED_BITS
+    bits = torch.ops.ascend_emulator.as_cpu(value).contiguous().view(torch.int32)
+    return ((bits + step // 2) & -step).view(torch.float32).to(value.device)

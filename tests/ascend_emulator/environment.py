@@ -16,6 +16,7 @@ MEMORY_GB = "ASCEND_EMULATOR_MEMORY_GB"  # of each device; default 8; more than 
 SOC = "ASCEND_EMULATOR_SOC"  # name of the chip; default Ascend910B1
 CANN = "ASCEND_EMULATOR_CANN"  # the version that CANN reports; default 9.1.0
 HCCL_TIMEOUT = "ASCEND_EMULATOR_HCCL_TIMEOUT"  # seconds that a rank waits for another; default 600
+HF32 = "ASCEND_EMULATOR_HF32"  # 0: fp32 convolutions stay exact even where torch_npu allows HF32; default 1
 CALLS = "ASCEND_EMULATOR_CALLS"  # a file to which every process appends, as it ends, how often what ran
 
 # torch_npu and DeepSpeed look whether these are there.

@@ -102,7 +102,9 @@ def npu_fused_infer_attention_score(
     _check(not any(tensor.requires_grad for tensor in (query, key, value)), "it has no gradient")
     _check(input_layout == "BNSD" and query.shape[2] == 1 and sparse_mode == 0, "this stand-in decodes BNSD")
     _check(query.shape[1] == num_heads <= 256 and key.shape[1] == (num_key_value_heads or num_heads), "heads")
-    _check(query.shape[3] % 16 == 0 and query.shape[3] <= 512 and query.is_contiguous(), "width or contiguity")
+    _check(query.shape[3] % 16 == 0 and query.shape[3] <= 512, "width")
+    _check(all(tensor.is_contiguous() for tensor in (query, key, value)), "contiguity")
+    _check(query.shape[1] // key.shape[1] <= 64, "at most 64 query heads to a key head")
     if atten_mask is not None:
         _check(atten_mask.dtype in (torch.bool, torch.int8, torch.uint8), "atten_mask must be bool, int8 or uint8")
         _check(

@@ -68,7 +68,7 @@ def test_an_npu_without_torch_npu_is_an_error_with_the_remedy():
 @no_npu
 def test_an_npu_that_is_not_there_is_an_error_with_the_remedy(monkeypatch):
     _stub_torch_npu(monkeypatch, devices=0)
-    with pytest.raises(DeviceError, match="sees no NPU; check npu-smi info"):
+    with pytest.raises(DeviceError, match=r"sees no NPU; .* check npu-smi info .* EMULATE=1"):
         device.resolve("npu")
 
 
@@ -179,24 +179,30 @@ def test_describe_names_an_npus_software(monkeypatch):
 
 
 def _precisions():
-    """The legacy setting (None while it and the new ones disagree, which torch allows) and the two new ones."""
-    try:
-        legacy = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        legacy = None
-    return legacy, torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    """The legacy settings (None while they and the new ones disagree, which torch allows) and the new ones."""
+    modules = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    modules += (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+    legacy = []
+    for get in (torch.get_float32_matmul_precision, lambda: torch.backends.cudnn.allow_tf32):
+        try:
+            legacy.append(get())
+        except RuntimeError:
+            legacy.append(None)
+    return (*legacy, *(module.fp32_precision for module in modules))
 
 
 @pytest.fixture
 def _restore_precision():
-    legacy, cuda, mkldnn = _precisions()
+    before = _precisions()
     yield
-    torch.set_float32_matmul_precision(legacy)
-    torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = cuda, mkldnn
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+    torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = before[2], before[5]
+    torch.backends.cudnn.conv.fp32_precision, torch.backends.mkldnn.conv.fp32_precision = before[3], before[6]
 
 
 @pytest.mark.usefixtures("_restore_precision")
-@pytest.mark.parametrize("setting", ["nothing", "legacy flag", "legacy name", "new name"])
+@pytest.mark.parametrize("setting", ["nothing", "legacy flag", "legacy name", "new name", "convolutions"])
 def test_exact_matmul_turns_reduced_precision_off_and_restores_it(setting):
     if setting == "legacy flag":
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -204,18 +210,22 @@ def test_exact_matmul_turns_reduced_precision_off_and_restores_it(setting):
         torch.set_float32_matmul_precision("medium")
     elif setting == "new name":
         torch.backends.cuda.matmul.fp32_precision = "tf32"
+    elif setting == "convolutions":
+        torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision = "tf32", "ieee"
+        torch.backends.mkldnn.conv.fp32_precision = "bf16"
     before = _precisions()
     with contextlib.suppress(KeyError), device.exact_matmul():
         assert torch.backends.cuda.matmul.allow_tf32 is False  # raises if the legacy and the new setting disagree
-        assert _precisions() == ("highest", "ieee", "ieee")
+        legacy = before[1] and False  # None stays: what torch does not tell cannot be restored, and is left alone
+        assert _precisions() == ("highest", legacy, "ieee", "ieee", "ieee", "ieee", "ieee")
         raise KeyError
     assert _precisions() == before
 
 
 def test_exact_matmul_turns_hf32_off_and_restores_it(monkeypatch):
-    for allowed in (True, False):
-        matmul = types.SimpleNamespace(allow_hf32=allowed)
-        monkeypatch.setattr(torch, "npu", types.SimpleNamespace(matmul=matmul), raising=False)
+    for products, convolutions in ((True, True), (False, True), (True, False), (False, False)):
+        matmul, conv = (types.SimpleNamespace(allow_hf32=allowed) for allowed in (products, convolutions))
+        monkeypatch.setattr(torch, "npu", types.SimpleNamespace(matmul=matmul, conv=conv), raising=False)
         with device.exact_matmul():
-            assert matmul.allow_hf32 is False
-        assert matmul.allow_hf32 is allowed
+            assert (matmul.allow_hf32, conv.allow_hf32) == (False, False)
+        assert (matmul.allow_hf32, conv.allow_hf32) == (products, convolutions)

@@ -132,7 +132,7 @@ def test_a_package_that_fails_to_import_is_passed_over_with_its_reason(toy, monk
 
 ORDER = {
     "npu": {
-        "attention": ["torch_npu", "mindspeed"],
+        "attention": ["torch_npu_decode", "torch_npu", "mindspeed"],
         "rotary": ["torch_npu", "mindspeed"],
         "group_mean": ["onehot"],
         "dpc_knn": [],

@@ -8,7 +8,7 @@ import fake_torch_npu
 import pytest
 import torch
 
-from ppe_npu.backends import attention, dispatch
+from ppe_npu.backends import attention, dispatch, segments
 from ppe_npu.backends.npu import attention as npu_attention
 from ppe_npu.backends.parity import run_parity
 
@@ -18,12 +18,13 @@ def test_all_parity_cases_hold(on_cpu):
     rows = [
         row
         for row in run_parity(torch.device("cpu"), ("fp32", "bf16"))
-        if row.implementation in ("torch_npu", "onehot")
+        if row.implementation in ("torch_npu", "torch_npu_decode", "onehot")
     ]
     assert [row for row in rows if not row.ok] == []
     assert {row.op for row in rows if row.error is not None} == {entry.op for entry in moved}
-    refused = {(row.op, row.case) for row in rows if row.error is None}
-    assert refused == {("attention", "additive mask")}
+    refused = {(row.implementation, row.case) for row in rows if row.error is None and row.dtype == "bf16"}
+    decode = {("torch_npu_decode", "decoding")}  # it is asked for a gradient
+    assert refused == {("torch_npu", "additive mask")} | decode
 
 
 @pytest.fixture
@@ -63,6 +64,61 @@ def test_the_form_of_the_call(calls, lengths, options, expected):
     attention(*_heads(*lengths), **options)
     assert calls == expected
     assert dispatch.chosen() == {"attention": "torch_npu"}
+
+
+def _step(heads=4, kv_heads=2, keys=9, width=16, dtype=torch.bfloat16):
+    shapes = ((1, heads, 1, width), (1, kv_heads, keys, width), (1, kv_heads, keys, width))
+    return [torch.randn(shape).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "options", "said"),
+    [
+        (_step(), {"causal": True}, None),
+        (_step(), {"mask": torch.ones(9, dtype=torch.bool)}, None),
+        (_step(), {"mask": torch.ones(1, 1, 9, dtype=torch.bool)}, None),
+        (_step(64, 1), {}, None),
+        (_step(dtype=torch.float32), {}, "takes fp16 and bf16, not torch.float32"),
+        (_step(width=24), {}, "takes head widths up to 512 in steps of 16"),
+        (_step(128, 1), {}, "takes at most 256 query heads, and 64 to a key head"),
+        (_step(), {"mask": torch.ones(4, 1, 9, dtype=torch.bool)}, "takes one mask for all heads"),
+        (_step(), {"mask": torch.ones(1, 4, 1, 9, dtype=torch.bool)}, "takes one mask for all heads"),
+        (_step(), {"dropout": 0.5}, "has no dropout"),
+        ([tensor.requires_grad_() for tensor in _step()], {}, "has no gradient"),
+    ],
+)
+def test_a_decoding_step_takes_its_own_operator_or_says_why_not(on_cpu, caplog, tensors, options, said):
+    on_cpu("npu", torch_npu=fake_torch_npu)
+    expected = attention(*tensors, **options, implementation="reference") if "dropout" not in options else None
+    dispatch.reset()
+    result = attention(*tensors, **options)
+    assert dispatch.chosen() == {"attention": "torch_npu" if said else "torch_npu_decode"}
+    assert (said in caplog.text) if said else ("not used" not in caplog.text)
+    if expected is not None:
+        torch.testing.assert_close(result, expected, atol=2e-2, rtol=2e-2)
+
+
+def test_what_is_no_decoding_step_passes_its_operator_by_without_a_word(on_cpu, caplog):
+    on_cpu("npu", torch_npu=fake_torch_npu)
+    attention(*_heads(6), causal=True)
+    assert caplog.text == ""
+    with pytest.raises(dispatch.ImplementationError, match="it is not made for such a call"):
+        attention(*_heads(6), implementation="torch_npu_decode")
+
+
+def test_lists_of_segments_are_made_once_for_all_layers_and_anew_for_other_borders(calls):
+    npu_attention._parts.cache_clear()
+    segments.rise.cache_clear()
+    borders = [0, 1, 3, 6]
+    for _ in range(3):
+        attention(*_heads(6), cu_seqlens=list(borders))
+    assert npu_attention._parts.cache_info().misses == segments.rise.cache_info().misses == 1
+    borders[1:3] = [2, 4]  # the same list, with other borders: equal ones
+    attention(*_heads(6), cu_seqlens=borders)
+    assert calls == [("TND", 0, 3)] * 3 + [("BNSD", 0, 0)]
+    borders[1] = 5
+    with pytest.raises(ValueError, match="must rise"):
+        attention(*_heads(6), cu_seqlens=borders)
 
 
 def test_the_compressed_mask_is_made_once_and_can_be_trained_on(on_cpu):

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ppe_npu.backends.parity import CASES
 from ppe_npu.errors import InputError
-from ppe_npu.parity import bundle
+from ppe_npu.parity import bundle, files
+from ppe_npu.parity.model import SETTINGS
 
 CPU = torch.device("cpu")
 RECORDED = Path(__file__).parents[1] / "data" / "parity_cpu"
@@ -39,13 +41,17 @@ def test_a_new_bundle_holds_inputs_results_and_versions(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
 
 
-def rewrite(folder, change):
+def rewrite(folder, change=lambda tensors: None, manifest=lambda values: None, rehash=True):
+    """Change a bundle's tensors and manifest; with the hashes put right, as somebody would who does it on purpose."""
     tensors = load_file(folder / "tensors.safetensors")
     change(tensors)
     save_file(tensors, folder / "tensors.safetensors")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sha256"] = bundle._digest(folder / "tensors.safetensors")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    values = json.loads((folder / "manifest.json").read_text())
+    manifest(values)
+    if rehash:
+        values["sha256"] = files._digest((folder / "tensors.safetensors").read_bytes())
+        values["manifest_sha256"] = files.manifest_digest(values)
+    (folder / "manifest.json").write_text(json.dumps(values))
 
 
 def test_another_machines_different_numbers_and_groups_are_found(copy):
@@ -67,23 +73,131 @@ def test_another_machines_different_numbers_and_groups_are_found(copy):
     ]
 
 
-def test_a_damaged_or_foreign_bundle_is_refused(copy, tmp_path):
-    manifest = json.loads((copy / "manifest.json").read_text())
+@pytest.fixture
+def few(monkeypatch):
+    """Two cases and two settings: enough to see what happens to bundles."""
+    cases = tuple(case for case in CASES if (case.op, case.name) in (("swiglu", "batch"), ("dpc_knn", "frames")))
+    for module in (bundle, files):
+        monkeypatch.setattr(module, "CASES", cases)
+        monkeypatch.setattr(module, "settings", lambda dtype: ["dense", "keep_one"])
 
+
+@pytest.fixture
+def recorded(few, tmp_path):
+    assert all(row.ok for row in bundle.record(CPU, tmp_path / "recorded"))
+    return tmp_path / "recorded"
+
+
+CHANGED = {
+    "no dtypes": lambda values: values.update(dtypes=[]),
+    "another seed": lambda values: values.update(seed=17),
+    "another device": lambda values: values["device"].update(kind="npu"),
+    "no rows": lambda values: values.update(rows=[]),
+    "no hash": lambda values: values.pop("manifest_sha256"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_manifest_that_is_not_as_it_was_recorded_is_refused(copy, change):
+    rewrite(copy, manifest=CHANGED[change], rehash=False)
+    with pytest.raises(InputError, match=r"is damaged: manifest.json"):
+        bundle.check(copy, CPU)
+
+
+INPUT, RESULT, LOGITS = "swiglu/batch/fp32/inputs/1", "swiglu/batch/bf16/forward/0", "model/fp32/keep_one/logits"
+IDS = "model/bf16/inputs/input_ids"
+FOREIGN = {
+    "no dtypes": (lambda values: values.update(dtypes=[]), None, "has dtypes"),
+    "dtypes missing": (lambda values: values.pop("dtypes"), None, "has dtypes None"),
+    "an unknown dtype": (lambda values: values.update(dtypes=["fp99"]), None, "has dtypes"),
+    "a dtype that is not recorded": (lambda values: values.update(dtypes=["fp16"]), None, "has dtypes"),
+    "a dtype of another type": (lambda values: values.update(dtypes=[{}]), None, "has dtypes"),
+    "skipped unknown": (lambda values: values.update(not_recorded=["sums"]), None, "that it was not recorded"),
+    "skipped missing": (lambda values: values.pop("not_recorded"), None, "None that it was not recorded"),
+    "an input missing": (None, lambda tensors: tensors.pop(INPUT), f"lacks {INPUT}"),
+    "a result missing": (None, lambda tensors: tensors.pop(RESULT), f"lacks {RESULT}"),
+    "logits missing": (None, lambda tensors: tensors.pop(LOGITS), f"lacks {LOGITS}"),
+    "a weight missing": (None, lambda tensors: tensors.pop("model/weights/lm_head.weight"), "lacks model/weights/lm_"),
+    "one too many": (None, lambda tensors: tensors.update(extra=torch.ones(1)), "holds extra"),
+    "an input of another shape": (None, lambda tensors: tensors.update({INPUT: torch.ones(2, 3)}), r"\[2, 3\], not \["),
+    "ids of another shape": (None, lambda tensors: tensors.update({IDS: tensors[IDS][:, 1:].clone()}), r", not \["),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN)
+def test_a_whole_bundle_of_something_else_is_refused(recorded, change):
+    manifest, tensors, said = FOREIGN[change]
+    rewrite(recorded, tensors or (lambda _: None), manifest or (lambda _: None))
+    with pytest.raises(InputError, match=said) as caught:
+        bundle.check(recorded, CPU)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """swiglu cases and models with keep_one raise on the device; their references do not."""
+    on, run = bundle.CaseRun.on, bundle.run
+
+    def case(self, device, implementation=None):
+        if self.case.op == "swiglu":
+            raise RuntimeError("EZ1001: aclnnSwiGlu failed\nmore")
+        return on(self, device, implementation)
+
+    def model(model, inputs, config, *rest, **options):
+        if config == SETTINGS["keep_one"]:
+            raise RuntimeError("out of luck")
+        return run(model, inputs, config, *rest, **options)
+
+    def install():
+        monkeypatch.setattr(bundle.CaseRun, "on", case)
+        monkeypatch.setattr(bundle, "run", model)
+
+    return install
+
+
+def test_what_fails_is_a_row_and_the_rest_goes_on(recorded, failing):
+    agreeing = [row for row in bundle.check(recorded, CPU) if row.op != "swiglu" and "keep_one" not in row.case]
+    failing()
+    rows = bundle.check(recorded, CPU)
+    assert [(row.op, row.case, row.dtype, row.note) for row in rows if not row.ok] == [
+        (op, case, dtype, f"failed: RuntimeError: {said}")
+        for dtype in ("fp32", "bf16")
+        for op, case, said in (("swiglu", "batch", "EZ1001: aclnnSwiGlu failed"), ("model", "keep_one", "out of luck"))
+    ]
+    assert [row for row in rows if row.ok] == agreeing
+
+
+def test_what_fails_while_recording_is_left_out_and_said_by_who_checks(few, failing, tmp_path):
+    failing()
+    rows = bundle.record(CPU, tmp_path / "new")
+    assert {row.op for row in rows if not row.ok} == {"swiglu", "model"}
+    text = (tmp_path / "new" / "manifest.json").read_text()
+    assert "Infinity" not in text
+    assert json.loads(text)["not_recorded"] == [
+        "swiglu/batch/fp32", "swiglu/batch/bf16", "model/fp32/keep_one", "model/bf16/keep_one"
+    ]  # fmt: skip
+    checked = bundle.check(tmp_path / "new", CPU)  # where it fails as well, and is not run
+    absent = [row for row in checked if not row.ok]
+    assert {(row.op, row.case) for row in absent} == {("swiglu", "batch"), ("model", "keep_one")}
+    assert {row.note for row in absent} == {"not recorded: it failed on the recording machine"}
+    assert {row.case for row in checked if row.ok and row.op == "model"} >= {"dense: logits", "dense: gradients"}
+
+
+def test_a_damaged_or_foreign_bundle_is_refused(copy, tmp_path):
     def with_manifest(**values):
-        (copy / "manifest.json").write_text(json.dumps(manifest | values))
+        rewrite(copy, manifest=lambda manifest: manifest.update(values))
 
     with_manifest(format="another tool's")
     with pytest.raises(InputError, match="is not in the format"):
         bundle.check(copy, CPU)
-    with_manifest(cases=manifest["cases"][1:])
+    with_manifest(format=files.FORMAT, cases=["none"])
     with pytest.raises(InputError, match="holds other cases than this version"):
         bundle.check(copy, CPU)
-    with_manifest()
+    with_manifest(cases=files.compared()["cases"])
     data = bytearray((copy / "tensors.safetensors").read_bytes())
     data[-1] ^= 1
     (copy / "tensors.safetensors").write_bytes(data)
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=r"is damaged: tensors.safetensors"):
         bundle.check(copy, CPU)
     (copy / "tensors.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be read"):

@@ -10,6 +10,7 @@ import torch
 
 from ppe_npu.demo import scenes
 from ppe_npu.errors import InputError, TrainingError
+from ppe_npu.training import trainer
 from ppe_npu.training.args import SCHEDULES, TrainConfig, as_compression
 from ppe_npu.training.loop import last_whole_checkpoint
 from ppe_npu.training.trainer import total_steps, train
@@ -192,3 +193,13 @@ def test_bad_models_are_named(settings, tmp_path):
     for model, words in ((str(tmp_path), "holds no config.json"), ("./none", "does not exist")):
         with pytest.raises(InputError, match=words):
             train(TrainConfig(**settings | {"model": model}))
+
+
+@pytest.mark.parametrize("stage", [3, "3"])
+def test_zero_3_is_refused_where_processes_cannot_sum_fp64(monkeypatch, tmp_path, stage):
+    """However the file writes the stage: DeepSpeed takes both."""
+    monkeypatch.setattr(trainer.devices, "reduces_float64", lambda device: False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    with pytest.raises(InputError, match=r"ZeRO-3 sums .* use ZeRO-2"):
+        trainer.start_deepspeed(str(tmp_path / "zero.json"), torch.device("cpu"))
