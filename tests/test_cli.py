@@ -216,7 +216,7 @@ def test_train_and_eval_refuse(run, tiny_folder, tmp_path):
     refused(run(*train, "--model", tiny_folder, "--data", data, "--batch-size", 0), "batch_size=0")
     refused(run(*train, "--batch-size", "many"), "many")
     evaluate = ["eval", "--device", "cpu", "--model", tiny_folder]
-    refused(run(*evaluate, "--benchmarks", "gqa"), "gqa", "layout")
+    refused(run(*evaluate, "--benchmarks", "nosuch"), "nosuch", "layout")
     refused(run(*evaluate, "--data-root", tmp_path), "test.jsonl does not exist")
 
 
