@@ -1,4 +1,4 @@
-"""Pictures and video files from disk, as pixels: Pillow for pictures, PyAV for videos.
+"""Pictures and videos from disk, as pixels: Pillow for pictures, PyAV for video files, folders of frames.
 
 transformers' own video reading tries torchcodec and torchvision first; neither loads on a machine without CUDA
 libraries, so videos are decoded here and given to the processor as frames.
@@ -6,10 +6,11 @@ libraries, so videos are decoded here and given to the processor as frames.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ppe_npu.errors import InputError, first_line
@@ -29,6 +30,8 @@ class VideoSampling:
         nframes: how many frames to take, evenly spaced; a shorter video gives all that it has.
         min_pixels, max_pixels: bounds on height * width of a frame after resizing; None: the processor's own.
         min_frames, max_frames: bounds on the number of frames that fps may lead to.
+        start, end: seconds; only the clip between them is looked at. None: from the first, to the last frame.
+        frame_rate: frames per second of a folder of frames, which states none; None for a file.
 
     Raises:
         InputError: both fps and nframes, or a number that is not positive, or bounds that contradict each other.
@@ -40,11 +43,14 @@ class VideoSampling:
     max_pixels: int | None = None
     min_frames: int = 4
     max_frames: int = 768
+    start: float | None = None
+    end: float | None = None
+    frame_rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.fps is not None and self.nframes is not None:
             raise InputError(f"fps={self.fps} and nframes={self.nframes} exclude each other: give one of them")
-        for name in ("fps", "nframes", "min_pixels", "max_pixels", "min_frames", "max_frames"):
+        for name in ("fps", "nframes", "min_pixels", "max_pixels", "min_frames", "max_frames", "end", "frame_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name}={value} must be greater than 0")
@@ -52,6 +58,31 @@ class VideoSampling:
             small, large = getattr(self, low), getattr(self, high)
             if small is not None and large is not None and small > large:
                 raise InputError(f"{low}={small} is larger than {high}={large}")
+        if self.start is not None and (self.start < 0 or (self.end is not None and self.start >= self.end)):
+            raise InputError(f"start={self.start} must be at least 0 and before end={self.end}")
+
+    def within(self, clip: VideoSampling | None) -> VideoSampling:
+        """These rules over the clip of another (a sample's own); its fps or nframes holds where these name neither."""
+        if clip is None:
+            return self
+        rule = {} if self.fps or self.nframes else {"fps": clip.fps, "nframes": clip.nframes}
+        return replace(self, start=clip.start, end=clip.end, frame_rate=clip.frame_rate, **rule)
+
+    def indices(self, total: int, fps: float, multiple: int, origin: int = 0) -> tuple[list[int], int]:
+        """Which of `total` frames are taken, rising, and how many frames the clip has.
+
+        Args:
+            origin: number of the frame at 0 seconds: 0 in a file; 1 in folders whose first frame is 00001.jpg.
+
+        Raises:
+            InputError: the clip starts behind the last frame.
+        """
+        first = 0 if self.start is None else max(round(self.start * fps) - origin, 0)
+        last = total - 1 if self.end is None else min(round(self.end * fps) - origin, total - 1)
+        if first > last:
+            raise InputError(f"the clip from {self.start} s to {self.end} s is not in the {total / fps:.1f} s of video")
+        count = self.count(last - first + 1, fps, multiple)
+        return torch.linspace(first, last, count).round().long().tolist(), last - first + 1
 
     def count(self, total: int, fps: float, multiple: int) -> int:
         """How many of `total` frames, `fps` a second, are taken: a multiple of `multiple` where enough exist."""
@@ -101,17 +132,20 @@ def load_image(path: str | Path) -> Image:
 
 
 def load_video(path: str | Path, sampling: VideoSampling = VideoSampling(), multiple: int = 2) -> Video:
-    """Decode the frames of a video that `sampling` asks for, evenly spaced from the first to the last.
+    """Read the frames of a video that `sampling` asks for, evenly spaced from the first to the last of its clip.
 
     Args:
-        path: a file that FFmpeg reads.
+        path: a file that FFmpeg reads, or a folder of frames (.jpg, .png) whose names sort in order of time.
         sampling: which frames.
         multiple: frames that the vision tower joins into one step (temporal_patch_size); the number of frames is a
             multiple of it where the video has enough.
 
     Raises:
-        InputError: no such file, no video, or no frame in it.
+        InputError: no such file, no video, no frame in it, or no frame in the clip.
     """
+    folder = Path(path).expanduser()
+    if not str(path).startswith(("http://", "https://")) and _is_folder(folder):
+        return _load_frames(folder, sampling, multiple)
     import av
 
     path = _existing_file(path, "video")
@@ -128,16 +162,35 @@ def load_video(path: str | Path, sampling: VideoSampling = VideoSampling(), mult
             fps = float(stream.average_rate or stream.guessed_rate or 0)
             if fps <= 0:
                 raise InputError(f"video {path} states no frame rate: convert it, e.g. with ffmpeg -i IN OUT.mp4")
-            count = sampling.count(total, fps, multiple)
-            frames = _decode(container, stream, torch.linspace(0, total - 1, count).round().long().tolist())
+            wanted, length = sampling.indices(total, fps, multiple)
+            frames = _decode(container, stream, wanted)
     except av.FFmpegError as error:
         raise InputError(f"video {path} cannot be decoded ({first_line(error)}): give a whole video file") from error
     if not frames:
         raise InputError(f"video {path} holds no frames that can be decoded: record or convert it again")
+    return _video(frames, length, fps, path)
+
+
+def _load_frames(path: Path, sampling: VideoSampling, multiple: int) -> Video:
+    """load_video of a folder."""
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not files:
+        raise InputError(f"video {path} is a folder without frames: give a video file or a folder of .jpg or .png")
+    if sampling.frame_rate is None:
+        raise InputError(
+            f"video {path} is a folder of frames, which states no frame rate: give VideoSampling.frame_rate"
+        )
+    wanted, length = sampling.indices(len(files), sampling.frame_rate, multiple, origin=1)
+    frames = [torch.from_numpy(np.array(load_image(files[index]))).permute(2, 0, 1) for index in wanted]
+    return _video(frames, length, sampling.frame_rate, path)
+
+
+def _video(frames: list[torch.Tensor], length: int, fps: float, path: Path) -> Video:
+    """A Video of frames taken from `length` at `fps`."""
     if len({frame.shape for frame in frames}) > 1:
         raise InputError(f"video {path} changes its frame size midway: convert it to one size, e.g. with ffmpeg")
-    # Positions in time follow what was taken, as in Qwen's own reading: T frames over the file's duration.
-    return Video(torch.stack(frames), len(frames) / total * fps, str(path))
+    # Positions in time follow what was taken, as in Qwen's own reading: T frames over the clip's duration.
+    return Video(torch.stack(frames), len(frames) / length * fps, str(path))
 
 
 def _count_packets(container) -> int:
@@ -154,6 +207,13 @@ def _decode(container, stream, wanted: list[int]) -> list[torch.Tensor]:
         if len(frames) == len(wanted):
             break
     return frames
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL: _existing_file says so
+        return False
 
 
 def _existing_file(path: str | Path, kind: str) -> Path:
