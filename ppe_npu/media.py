@@ -177,9 +177,7 @@ def _load_frames(path: Path, sampling: VideoSampling, multiple: int) -> Video:
     if not files:
         raise InputError(f"video {path} is a folder without frames: give a video file or a folder of .jpg or .png")
     if sampling.frame_rate is None:
-        raise InputError(
-            f"video {path} is a folder of frames, which states no frame rate: give VideoSampling.frame_rate"
-        )
+        raise InputError(f"video {path} is a folder of frames, which states no rate: give VideoSampling.frame_rate")
     wanted, length = sampling.indices(len(files), sampling.frame_rate, multiple, origin=1)
     frames = [torch.from_numpy(np.array(load_image(files[index]))).permute(2, 0, 1) for index in wanted]
     return _video(frames, length, sampling.frame_rate, path)

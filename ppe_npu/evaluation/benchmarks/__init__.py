@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppe_npu.evaluation.benchmarks.protocol import Benchmark, check_sample
+from ppe_npu.evaluation.benchmarks.protocol import Benchmark, check_sample, content
 from ppe_npu.evaluation.benchmarks.registry import GROUP, load, names, register
 
-__all__ = ["GROUP", "Benchmark", "check_sample", "load", "names", "register"]
+__all__ = ["GROUP", "Benchmark", "check_sample", "content", "load", "names", "register"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ppe_npu.errors import InputError
+from ppe_npu.inputs import PLACEHOLDERS, split_placeholders
 
 MODALITIES = ("image", "video", "text")
 VISUALS = ("image", "image_path", "video_path")
@@ -33,7 +34,7 @@ class Benchmark(Protocol):
             answer is scored by exact match.
         metrics(rows) -> {name: float}, corpus metrics. A row holds index, type, prompt, GT, answer and score of one
             sample, as it stands in the file of predictions; rows come in any order. A failed sample's row has an
-            empty answer.
+            empty answer, a score of 0.0 and its "error".
     """
 
     modality: str
@@ -68,3 +69,20 @@ def check_sample(sample: Any, where: str) -> None:
     given = [key for key in VISUALS if sample.get(key) is not None]
     if len(given) > 1:
         raise InputError(f"{where} has {' and '.join(given)}: give one of {', '.join(VISUALS)}")
+
+
+def content(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A sample as the content of one user turn, as build_inputs takes it: visuals at the placeholders of the prompt if
+    it has one for each, else before it."""
+    images = _several(sample.get("image") if sample.get("image") is not None else sample.get("image_path"))
+    videos, prompt = _several(sample.get("video_path")), sample["prompt"]
+    counts = [prompt.count(PLACEHOLDERS[kind]) for kind in ("image", "video")]
+    if (images or videos) and counts == [len(images), len(videos)]:
+        return split_placeholders(prompt, images, videos)
+    items = [{"type": "image", "image": image} for image in images]
+    items += [{"type": "video", "video": video} for video in videos]
+    return [*items, {"type": "text", "text": prompt}]
+
+
+def _several(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

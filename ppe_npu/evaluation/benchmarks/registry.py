@@ -15,8 +15,41 @@ from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, Benchmark, check_
 GROUP = "ppe_npu.benchmarks"  # of entry points: name = package.module:Class
 _HERE = "ppe_npu.evaluation.benchmarks"
 
-# name -> module:class; imported when asked for.
-_REGISTERED = {"layout": f"{_HERE}.layout:Layout"}
+# name -> module:class; ours are modules of this package. Imported when asked for.
+OURS = {
+    "layout": "layout:Layout",
+    "mmbench_en": "mmbench:MMBench",
+    "mmbench_en_circular": "mmbench:MMBenchCircular",
+    "mmbench_cn": "mmbench:MMBenchCN",
+    "mmbench_cn_circular": "mmbench:MMBenchCNCircular",
+    "scienceqa": "scienceqa:ScienceQA",
+    "scienceqa_img": "scienceqa:ScienceQAImage",
+    "textvqa": "textvqa:TextVQA",
+    "docvqa": "docvqa:DocVQA",
+    "infovqa": "docvqa:InfoVQA",
+    "ocrbench": "ocrbench:OCRBench",
+    "chartqa": "chartqa:ChartQA",
+    "flickr30k": "flickr30k:Flickr30k",
+    "gqa": "gqa:GQA",
+    "vizwiz": "vizwiz:VizWiz",
+    "pope": "pope:POPE",
+    "mme": "mme:MME",
+    "ai2d": "ai2d:AI2D",
+    "mmmu": "mmmu:MMMU",
+    "seedbench_image": "seedbench:SEEDBenchImage",
+    "seedbench_video": "seedbench:SEEDBenchVideo",
+    "videomme": "videomme:VideoMME",
+    "videomme_subtitles": "videomme:VideoMMESubtitles",
+    "nextqa_mc": "nextqa:NExTQA",
+    "nextqa_oe": "nextqa:NExTOE",
+    "mvbench": "mvbench:MVBench",
+    "mlvu": "mlvu:MLVU",
+    "longvideobench": "longvideobench:LongVideoBench",
+    "egoschema": "egoschema:EgoSchema",
+    "perceptiontest": "perceptiontest:PerceptionTest",
+    "activitynetqa": "activitynetqa:ActivityNetQA",
+}
+_REGISTERED = {name: f"{_HERE}.{location}" for name, location in OURS.items()}
 
 
 def names() -> list[str]:

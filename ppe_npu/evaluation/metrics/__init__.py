@@ -1,9 +1,77 @@
-"""Scores of single answers, and what is said of many."""
+"""Scores of single answers by the rules that each benchmark publishes, and what is said of many."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+
+from ppe_npu.evaluation.metrics.caption import caption_tokens, cider
+from ppe_npu.evaluation.metrics.letters import (
+    ai2d_letter,
+    egoschema_letter,
+    first_capital,
+    first_character,
+    leading_letter,
+    lone_letter,
+    longvideobench_letter,
+    mmbench_letter,
+    mmmu_letter,
+    opening_letter,
+)
+from ppe_npu.evaluation.metrics.mmmu import open_candidates, open_is_right
+from ppe_npu.evaluation.metrics.text import anls, bare, contains, levenshtein, relaxed_accuracy, same_words
+from ppe_npu.evaluation.metrics.vqa import normalise_punctuation, normalise_vqa, normalise_words, vqa_accuracy
+from ppe_npu.evaluation.metrics.wups import Taxonomy, WordNet, wups
+from ppe_npu.evaluation.metrics.yes_no import (
+    COGNITION,
+    PERCEPTION,
+    mean_by,
+    mme_label,
+    mme_scores,
+    pope_label,
+    pope_scores,
+)
+
+__all__ = [
+    "COGNITION",
+    "PERCEPTION",
+    "Taxonomy",
+    "WordNet",
+    "ai2d_letter",
+    "anls",
+    "bare",
+    "by_type",
+    "caption_tokens",
+    "cider",
+    "contains",
+    "egoschema_letter",
+    "exact_match",
+    "first_capital",
+    "first_character",
+    "leading_letter",
+    "levenshtein",
+    "lone_letter",
+    "longvideobench_letter",
+    "mean_by",
+    "mmbench_letter",
+    "mme_label",
+    "mme_scores",
+    "mmmu_letter",
+    "normalise_punctuation",
+    "normalise_vqa",
+    "normalise_words",
+    "open_candidates",
+    "open_is_right",
+    "opening_letter",
+    "pope_label",
+    "pope_scores",
+    "relaxed_accuracy",
+    "same_words",
+    "summary",
+    "vqa_accuracy",
+    "wilson",
+    "wups",
+]
 
 
 def exact_match(answer: str, expected: str) -> float:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from ppe_npu.evaluation.metrics.text import bare
+
 _TRIMMED = (",", ".", "!", "?", ";", ":", "'")
 # As published: two commas are missing there, so that the last two are each a join of two sentences.
 _PREFIXES = (
@@ -31,6 +33,16 @@ def leading_letter(answer: str) -> str:
     if len(answer) >= 2 and answer[0].isupper() and answer[1] == ".":
         return answer[0]
     return answer.upper() if len(answer) == 1 and answer.isalpha() else ""
+
+
+def ai2d_letter(answer: str) -> str:
+    """The capital before a full stop at the start, or the whole answer if that is one letter but for punctuation.
+
+    Source: lmms-eval tasks/ai2d.
+    """
+    found = re.match(r"\s*([A-Z])\.", answer)
+    rest = found[1] if found else bare(answer).upper()
+    return rest if len(rest) == 1 else ""
 
 
 def first_character(answer: str) -> str:

@@ -79,8 +79,9 @@ def same_words(answer: str, reference: str) -> float:
     Source: exact_match with ignore_case and ignore_punctuation, as lmms-eval scores GQA (Hudson and Manning 2019,
     arXiv 1902.09506, whose script compares the strings).
     """
-    return float(_bare(answer) == _bare(reference))
+    return float(bare(answer) == bare(reference))
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
+    """A text in lower case without ASCII punctuation and outer white space."""
     return text.lower().translate(_NO_PUNCTUATION).strip()
