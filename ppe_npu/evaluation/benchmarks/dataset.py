@@ -89,7 +89,7 @@ class Dataset:
         return (self.sample(row) for row in self.rows)
 
     def files(self, pattern: str) -> list[Path]:
-        """What lies below the folder under a pattern of `needs`, sorted; if nothing does, whatever its letters' case."""
+        """What lies below the folder under a pattern of `needs`, sorted; if nothing does, in letters of any case."""
         any_case = re.sub("[a-zA-Z]", lambda found: f"[{found[0].lower()}{found[0].upper()}]", pattern)
         return sorted(self.root.glob(pattern)) or sorted(self.root.glob(any_case))
 

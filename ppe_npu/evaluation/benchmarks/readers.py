@@ -7,6 +7,7 @@ import binascii
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from PIL import Image
 from ppe_npu.errors import InputError, first_line
 
 Row = dict[str, Any]
+
+_TAG = re.compile("<[^<>]*>")  # such as <font color="white"> in subtitles
 
 
 def read_json(path: Path) -> Any:
@@ -110,17 +113,6 @@ def read_srt(path: Path) -> list[str]:
     for block in path.read_text(encoding="utf-8-sig", errors="replace").replace("\r\n", "\n").split("\n\n"):
         lines = block.strip().split("\n")
         at = next((number for number, line in enumerate(lines) if "-->" in line), None)
-        text = "" if at is None else _plain(" ".join(lines[at + 1 :]))
-        texts += [text] if text else []
+        text = "" if at is None else _TAG.sub("", " ".join(lines[at + 1 :]))
+        texts += [" ".join(text.split())] if text.strip() else []
     return texts
-
-
-def _plain(text: str) -> str:
-    """Without tags such as <font color="white">."""
-    out, depth = [], 0
-    for letter in text:
-        depth += letter == "<"
-        if depth == 0:
-            out.append(letter)
-        depth -= letter == ">" and depth > 0
-    return " ".join("".join(out).split())

@@ -77,7 +77,12 @@ def load(name: str, data_root: str | Path) -> Benchmark:
     benchmark = _construct(name, _find(name), data_root)
     _check(name, benchmark)
     if getattr(benchmark, "name", None) is None:
-        benchmark.name = _short(name)
+        try:
+            benchmark.name = _short(name)
+        except AttributeError as error:
+            raise InputError(
+                f"benchmark {name} has no name and takes none: give its class an attribute name"
+            ) from error
     return benchmark
 
 

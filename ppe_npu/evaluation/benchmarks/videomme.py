@@ -58,8 +58,8 @@ class VideoMMESubtitles(VideoMME):
     home = VideoMME.home + " and subtitle.zip"
     form = (
         "This video's subtitles are listed below:\n{subtitles}\nSelect the best answer to the following "
-        "multiple-choice question based on the video and the subtitles. Respond with only the letter (A, B, C, or D) of "
-        "the correct option.\n{question}\n{options}\nThe best answer is:"
+        "multiple-choice question based on the video and the subtitles. Respond with only the letter (A, B, C, or D) "
+        "of the correct option.\n{question}\n{options}\nThe best answer is:"
     )
 
     def prompt(self, row: Row) -> str:
