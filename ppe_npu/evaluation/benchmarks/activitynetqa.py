@@ -24,7 +24,7 @@ class ActivityNetQA(Dataset):
     modality = "video"
     folder = "activitynetqa"
     needs = ("test_q.json", "test_a.json", "all_test")
-    home = "github.com/MILVLG/activitynet-qa (dataset/) and the ActivityNet videos (v_<name>.mp4)"
+    home = "github.com/MILVLG/activitynet-qa (dataset/) and the ActivityNet videos (v_NAME.mp4)"
     metric = "exact match but for case and punctuation, per type (evaluation/eval.py); no GPT judge"
     form = "{question} " + SHORT
     max_new_tokens = 64
