@@ -6,6 +6,7 @@ libraries, so videos are decoded here and given to the processor as frames.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +113,62 @@ class Video:
     def seconds_per_frame(self) -> float:
         """Seconds from one taken frame to the next."""
         return 1.0 / self.fps
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """One frame of a video file as a picture: nothing is decoded until load().
+
+    Attributes:
+        path: of a file that FFmpeg reads.
+        seconds: the frame that is shown at this time; behind the end, the last one.
+    """
+
+    path: str
+    seconds: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), from the file's header."""
+        return _frame_size(self.path)
+
+    def load(self) -> Image:
+        """The frame as RGB. Decoding starts at the key frame before it.
+
+        Raises:
+            InputError: no such file, or no frame there.
+        """
+        import av
+
+        path, shown = _existing_file(self.path, "video"), None
+        try:
+            with av.open(str(path)) as container:
+                stream = container.streams.video[0]
+                first = stream.start_time or 0
+                container.seek(first + int(self.seconds / stream.time_base), stream=stream)
+                for frame in container.decode(stream):
+                    if shown is not None and float((frame.pts - first) * stream.time_base) > self.seconds + 1e-6:
+                        break
+                    shown = frame
+        except (av.FFmpegError, IndexError, TypeError) as error:  # TypeError: a frame without a time
+            raise InputError(
+                f"video {path} cannot be decoded ({first_line(error)}): give a whole video file"
+            ) from error
+        if shown is None:
+            raise InputError(f"video {path} has no frame at {self.seconds} s: record or convert it again")
+        return shown.to_image()
+
+
+@functools.lru_cache(maxsize=2**12)
+def _frame_size(path: str) -> tuple[int, int]:
+    import av
+
+    file = _existing_file(path, "video")
+    try:
+        with av.open(str(file)) as container:
+            return container.streams.video[0].width, container.streams.video[0].height
+    except (av.FFmpegError, IndexError) as error:
+        raise InputError(f"video {path} cannot be read ({first_line(error)}): give a whole video file") from error
 
 
 def load_image(path: str | Path) -> Image:

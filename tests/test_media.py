@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from ppe_npu.errors import InputError
-from ppe_npu.media import VideoSampling, load_video
+from ppe_npu.inputs import build_inputs
+from ppe_npu.media import VideoFrame, VideoSampling, load_video
 
 
 @pytest.fixture
@@ -88,3 +89,37 @@ def test_clips_and_folders_that_hold_nothing(write_clip, frames, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is a folder without frames"):
         load_video(tmp_path / "empty", VideoSampling(frame_rate=3.0))
+
+
+# -- single frames -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.0, 20), (0.2, 20), (0.25, 30), (1.0, 60), (1.3, 70), (4.75, 210), (60.0, 210)],  # behind the end: the last
+)
+def test_a_frame_is_the_one_that_is_shown_then(write_clip, seconds, shown):
+    path = write_clip("c.mp4", frames=20, fps=4)
+    frame = VideoFrame(path, seconds)
+    assert frame.size == (48, 48)
+    assert np.asarray(frame.load()).mean() == pytest.approx(shown, abs=4)
+    wanted = load_video(path, VideoSampling(nframes=20)).frames[min(int(seconds * 4), 19)]
+    assert np.array_equal(np.asarray(frame.load()), wanted.permute(1, 2, 0).numpy())
+
+
+def test_frames_are_pictures_of_a_prompt(write_clip, tiny_processor):
+    frames = [VideoFrame(write_clip("c.mp4"), seconds) for seconds in (0.0, 1.0)]
+    content = [*({"type": "image", "image": frame} for frame in frames), {"type": "text", "text": "count"}]
+    pictures = [{**item, "image": item["image"].load()} if "image" in item else item for item in content]
+    lazy, loaded = (build_inputs(tiny_processor, [[{"role": "user", "content": c}]]) for c in (content, pictures))
+    assert lazy["image_grid_thw"].shape == (2, 3)
+    assert (lazy["pixel_values"] == loaded["pixel_values"]).all()
+
+
+def test_frames_of_no_video(tmp_path):
+    (tmp_path / "no.mp4").write_text("no")
+    for read in (lambda frame: frame.load(), lambda frame: frame.size):
+        with pytest.raises(InputError, match=r"no\.mp4 cannot be (read|decoded)"):
+            read(VideoFrame(str(tmp_path / "no.mp4"), 0.0))
+        with pytest.raises(InputError, match=r"gone\.mp4 does not exist"):
+            read(VideoFrame(str(tmp_path / "gone.mp4"), 0.0))

@@ -215,3 +215,20 @@ def test_mmmu_places_each_picture_where_it_is_first_named(load):
     assert benchmark.metrics(rows_of(benchmark, "B", "4")) == {
         "Art and Design": 1.0, "Science": 0.0, "Art_Theory": 1.0, "Math": 0.0,
     }  # fmt: skip
+
+
+def test_what_is_drawn_together_stays_together(load):
+    """Twice the first question, with all its turns; twice the first picture, with both its questions."""
+    circular = load("mmbench_en_circular")
+    rows = rows_of(circular, "B", "C", "B", "A", "B")
+    assert [circular.unit(row) for row in rows] == [0, 0, 0, 2, 2]
+    right, wrong = [{**row, "score": 1.0, "copy": 0} for row in rows[:3]], [{**row, "copy": 1} for row in rows[:3]]
+    assert circular.metrics(right + wrong)["circular"] == 0.5
+    mme = load("mme")
+    rows = rows_of(mme, "Yes", "No", "Yes", "Yes")
+    assert mme.unit(rows[0]) == mme.unit(rows[1]) != mme.unit(rows[2])
+    again = [{**row, "copy": copy} for copy in (0, 1) for row in rows[:2]]
+    assert mme.metrics(again)["existence"] == mme.metrics(rows[:2])["existence"] == 200.0
+    half = [{**row, "copy": 0} for row in rows[:2]] + [{**row, "score": 0.0, "copy": 1} for row in rows[:2]]
+    assert mme.metrics(half)["existence"] == 100.0
+    assert load("pope").unit({"index": "random/1"}) == "random/1"

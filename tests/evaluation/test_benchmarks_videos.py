@@ -187,7 +187,9 @@ def test_mlvu_averages_over_tasks(load):
 
 def test_longvideobench_frames_lie_at_their_times(load):
     """A frame a second of a video of 3 frames per second, whose frame i has brightness 20 + 10 i."""
-    images = load("longvideobench")[0]["image"]
+    frames = load("longvideobench")[0]["image"]
+    assert {frame.size for frame in frames} == {(28, 28)}
+    images = [frame.load() for frame in frames]
     assert [round(image.getpixel((14, 14))[0] / 10) for image in images] == [2, 5, 8, 11]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,10 @@ class Dataset:
 
     def __iter__(self) -> Iterator[Row]:
         return (self.sample(row) for row in self.rows)
+
+    def unit(self, row: Mapping[str, Any]) -> Any:
+        """What may be drawn anew when metrics() are resampled: the sample, unless several are scored together."""
+        return row["index"]
 
     def files(self, pattern: str) -> list[Path]:
         """What lies below the folder under a pattern of `needs`, sorted; if nothing does, in letters of any case."""

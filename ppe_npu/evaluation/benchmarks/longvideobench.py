@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
-from PIL import Image
-
-from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, Choice, Row, Sample, lettered
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, Choice, Row, lettered
 from ppe_npu.evaluation.benchmarks.readers import read_json
 from ppe_npu.evaluation.metrics import longvideobench_letter, mean_by
-from ppe_npu.media import VideoSampling, load_video
+from ppe_npu.media import VideoFrame
 
 FRAMES = 16  # at most; a shorter video gives one a second
 
@@ -42,15 +39,16 @@ class LongVideoBench(Choice):
         self._refuse([path for path in dict.fromkeys(paths) if not (self.root / path).is_file()])
 
     def sample(self, row: Row) -> Row:
-        fields = {
+        video = str(self.root / "videos" / row["video_path"])
+        return {
             "index": row["id"],
             "prompt": self.form.format(
                 frames=self._interleaved(row), question=row["question"], options=lettered(row["candidates"])
             ),
             "GT": LETTERS[row["correct_choice"]],
             "type": str(row["duration_group"]),
+            "image": [VideoFrame(video, seconds) for seconds in frame_times(row["duration"])],
         }
-        return Sample(fields, image=partial(self._frames, row))
 
     def _interleaved(self, row: Row) -> str:
         path = self.root / "subtitles" / row["subtitle_path"]
@@ -58,13 +56,6 @@ class LongVideoBench(Choice):
         return interleave(
             frame_times(row["duration"]), subtitles, row["starting_timestamp_for_subtitles"], row["duration"]
         )
-
-    def _frames(self, row: Row) -> list[Image.Image]:
-        times = frame_times(row["duration"])
-        # Of so many frames up to this end, evenly spaced, each lies at its time.
-        sampling = VideoSampling(nframes=len(times), end=max(times[-1], 0.001))
-        video = load_video(self.root / "videos" / row["video_path"], sampling, multiple=1)
-        return [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in video.frames]
 
     def letter(self, answer: str, sample: Row) -> str:
         return longvideobench_letter(answer)

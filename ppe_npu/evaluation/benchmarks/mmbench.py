@@ -72,11 +72,15 @@ class MMBenchCircular(MMBench):
     def read(self) -> list[Row]:
         return [turned for row in super().read() for turned in _turns(row)]
 
+    def unit(self, row: Mapping[str, Any]) -> int:
+        """The question, with all its turns."""
+        return int(row["index"]) % _TURN
+
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """ "circular"; "vanilla", the accuracy of the questions as they stand; and circular accuracy per category."""
-        groups: dict[int, list[Mapping[str, Any]]] = {}
+        groups: dict[Any, list[Mapping[str, Any]]] = {}
         for row in rows:
-            groups.setdefault(int(row["index"]) % _TURN, []).append(row)
+            groups.setdefault((self.unit(row), row.get("copy")), []).append(row)
         every = [{**group[0], "score": float(all(row["score"] for row in group))} for group in groups.values()]
         plain = [row for group in groups.values() for row in group if int(row["index"]) < _TURN]
         overall = {**mean_by(every, lambda row: "circular"), **mean_by(plain, lambda row: "vanilla")}

@@ -52,7 +52,11 @@ class MME(Dataset):
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Per task, and the totals."""
-        return mme_scores((row["type"], row["index"].rpartition("#")[0], row["score"] or 0.0) for row in rows)
+        return mme_scores((row["type"], (self.unit(row), row.get("copy")), row["score"] or 0.0) for row in rows)
+
+    def unit(self, row: Mapping[str, Any]) -> str:
+        """The picture, with both its questions."""
+        return row["index"].rpartition("#")[0]
 
 
 def _picture(folder: Path, stem: str) -> Path:

@@ -35,6 +35,8 @@ class Benchmark(Protocol):
         metrics(rows) -> {name: float}, corpus metrics. A row holds index, type, prompt, GT, answer and score of one
             sample, as it stands in the file of predictions; rows come in any order. A failed sample's row has an
             empty answer, a score of 0.0 and its "error".
+        unit(row) -> what is drawn when metrics() are resampled for an interval: rows of one unit come together; one
+            that is drawn again has another row["copy"]. Without it they have no interval.
     """
 
     modality: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 PERCEPTION = (
@@ -24,13 +24,13 @@ def mme_label(answer: str) -> str:
     return next((label for label in ("yes", "no") if label in answer[:4]), "other")
 
 
-def mme_scores(answers: Iterable[tuple[str, str, float]]) -> dict[str, float]:
+def mme_scores(answers: Iterable[tuple[str, Hashable, float]]) -> dict[str, float]:
     """(task, picture, 1.0 if right) of every question -> per task 100 * (acc + acc+), and the two totals.
 
     acc is the share of right answers; acc+ that of pictures both of whose questions are answered right (ibid., section
     2.2). A task's score is at most 200; "perception" sums ten tasks (2000), "cognition" four (800), "total" both.
     """
-    tasks: dict[str, dict[str, list[float]]] = {}
+    tasks: dict[str, dict[Hashable, list[float]]] = {}
     for task, picture, right in answers:
         tasks.setdefault(task, {}).setdefault(picture, []).append(right)
     scores = {}
