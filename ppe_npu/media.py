@@ -19,6 +19,7 @@ from ppe_npu.errors import InputError, first_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_FAR = 300  # frames before a clip that are worth a seek
 DEFAULT_FPS = 2.0  # frames per second that Qwen2.5-VL takes from a video when nothing is asked for
 
 
@@ -220,7 +221,7 @@ def load_video(path: str | Path, sampling: VideoSampling = VideoSampling(), mult
             if fps <= 0:
                 raise InputError(f"video {path} states no frame rate: convert it, e.g. with ffmpeg -i IN OUT.mp4")
             wanted, length = sampling.indices(total, fps, multiple)
-            frames = _decode(container, stream, wanted)
+            frames = _decode(container, stream, wanted, fps)
     except av.FFmpegError as error:
         raise InputError(f"video {path} cannot be decoded ({first_line(error)}): give a whole video file") from error
     if not frames:
@@ -253,11 +254,18 @@ def _count_packets(container) -> int:
     return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
-def _decode(container, stream, wanted: list[int]) -> list[torch.Tensor]:
-    """The frames with these (rising) indices, each uint8 [3, H, W]; fewer when the file ends early."""
+def _decode(container, stream, wanted: list[int], fps: float) -> list[torch.Tensor]:
+    """The frames with these (rising) indices, each uint8 [3, H, W]; fewer when the file ends early.
+
+    A clip that starts late is sought: frames before its key frame are not decoded, and indices come from times.
+    """
     frames: list[torch.Tensor] = []
-    for index, frame in enumerate(container.decode(stream)):
-        while len(frames) < len(wanted) and wanted[len(frames)] == index:
+    first, sought = stream.start_time or 0, wanted[0] >= _FAR
+    if sought:
+        container.seek(first + int(wanted[0] / fps / stream.time_base), stream=stream)
+    for number, frame in enumerate(container.decode(stream)):
+        index = round(float((frame.pts - first) * stream.time_base) * fps) if sought else number
+        while len(frames) < len(wanted) and wanted[len(frames)] <= index:
             frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1))
         if len(frames) == len(wanted):
             break

@@ -19,13 +19,13 @@ def write_clip(tmp_path):
     return lambda name, *args, **kwargs: encode_clip(tmp_path / name, *args, **kwargs)
 
 
-def encode_clip(path: Path, frames: int = 8, fps: int = 4, size: int = 48) -> str:
-    """What write_clip does, at any path."""
+def encode_clip(path: Path, frames: int = 8, fps: int = 4, size: int = 48, keys: int = 250) -> str:
+    """What write_clip does, at any path, with a key frame every `keys` frames."""
     import av
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = size, size, "yuv420p", keys
         for number in range(frames):
             pixels = np.full((size, size, 3), 20 + 10 * number, dtype=np.uint8)
             for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):

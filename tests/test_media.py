@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ppe_npu import media
 from ppe_npu.errors import InputError
 from ppe_npu.inputs import build_inputs
 from ppe_npu.media import VideoFrame, VideoSampling, load_video
@@ -51,6 +52,17 @@ def test_clips_of_a_folder(frames, clip, shown):
     video = load_video(frames, VideoSampling(nframes=4, frame_rate=2.0, **clip))
     assert video.frames.shape[1:] == (3, 16, 16)
     assert brightness(video) == shown
+
+
+@pytest.mark.parametrize("keys", [1, 6, 250])
+def test_a_late_clip_is_sought_and_gives_the_same_frames(write_clip, monkeypatch, keys):
+    path = write_clip("c.mp4", frames=20, fps=4, keys=keys)
+    sampling = VideoSampling(nframes=4, start=2.0, end=4.0)
+    decoded = load_video(path, sampling)
+    monkeypatch.setattr(media, "_FAR", 1)
+    sought = load_video(path, sampling)
+    assert brightness(sought) == pytest.approx([100, 130, 150, 180], abs=5)
+    assert np.array_equal(sought.frames, decoded.frames)
 
 
 def test_fps_counts_the_clip_not_the_file(frames):

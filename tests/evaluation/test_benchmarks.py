@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 import sys
 from pathlib import Path
@@ -283,17 +282,15 @@ def test_files_that_cannot_be_imported(tmp_path):
 
 
 def test_a_class_by_entry_point(mine, tmp_path, monkeypatch):
+    """An installed package is a folder of metadata beside its modules on the path."""
     mine(", data_root", "data_root")
+    metadata = tmp_path / "of_a_user-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: of-a-user\nVersion: 1.0\n")
+    points = "of_a_package = mine:Mine\nbroken = nothing_of_that_name:Mine\n"
+    (metadata / "entry_points.txt").write_text(f"[{benchmarks.GROUP}]\n{points}")
     monkeypatch.syspath_prepend(str(tmp_path))
-    points = [
-        importlib.metadata.EntryPoint("of_a_package", "mine:Mine", benchmarks.GROUP),
-        importlib.metadata.EntryPoint("broken", "nothing_of_that_name:Mine", benchmarks.GROUP),
-    ]
-
-    def entry_points(**wanted):
-        return [point for point in points if all(getattr(point, key) == value for key, value in wanted.items())]
-
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     benchmark = benchmarks.load("of_a_package", "/data")
     assert (benchmark.name, benchmark.given) == ("of_a_package", ["/data"])
     assert "of_a_package" in benchmarks.names()

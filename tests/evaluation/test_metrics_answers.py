@@ -95,6 +95,7 @@ def test_vqa_accuracy(answer, humans, score):
         (" A  B ", ["a b"], 1.0),
         ("a", ["a  b"], 0.5),  # distance 2 of "a b", over the 4 characters given
         ("straße", ["strasse"], 5 / 7),  # lengths in capitals: STRASSE
+        ("stra", ["straße"], 5 / 7),
         ("", ["a"], 0.0),
         ("", [""], 1.0),
         ("a", [], 0.0),
@@ -234,6 +235,7 @@ def test_letters_of_options(answer, mmmu, egoschema):
         ("A and B", ""),
         ("It is a cat!", "B"),
         ("the cat", ""),
+        ("there is a cat in the middle of the big green garden of ours", ""),  # longer than twice all options
         ("Z", ""),
         ("Z a cat", ""),
         ("Cannot determine the answer, B", ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Sample(dict):
         return self[key] if key in self or (key == "image" and self._image is not None) else default
 
 
-class Dataset:
+class Dataset(ABC):
     """A benchmark over files below data_root/<folder>; a subclass says what it needs and makes samples of rows.
 
     Class attributes:
@@ -71,13 +72,13 @@ class Dataset:
         self.rows = list(self.read())
         self._check_rows()
 
+    @abstractmethod
     def read(self) -> Iterable[Row]:
         """The rows of the data, one per sample."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, row: Row) -> Row:
         """The sample of a row."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -140,9 +141,9 @@ def _paths(sample: Row) -> list[str]:
 class Choice(Dataset):
     """A multiple-choice benchmark: the answer is right if letter() finds the letter that is GT."""
 
+    @abstractmethod
     def letter(self, answer: str, sample: Row) -> str:
         """The option that an answer names, as a capital; "" for none."""
-        raise NotImplementedError
 
     def score(self, answer: str, sample: Row) -> float:
         """1.0 for the right option, else 0.0."""

@@ -21,7 +21,7 @@ from ppe_npu.evaluation.metrics.letters import (
 from ppe_npu.evaluation.metrics.mmmu import open_candidates, open_is_right
 from ppe_npu.evaluation.metrics.text import anls, bare, contains, levenshtein, relaxed_accuracy, same_words
 from ppe_npu.evaluation.metrics.vqa import normalise_punctuation, normalise_vqa, normalise_words, vqa_accuracy
-from ppe_npu.evaluation.metrics.wups import STOP_WORDS, Taxonomy, WordNet, wups
+from ppe_npu.evaluation.metrics.word_similarity import STOP_WORDS, Taxonomy, WordNet, wups
 from ppe_npu.evaluation.metrics.yes_no import (
     COGNITION,
     PERCEPTION,
