@@ -226,6 +226,11 @@ class TwoVisuals(Mine):
         return {{"index": 1, "prompt": "2 + 2?", "GT": "4", "image_path": "a.png", "video_path": "b.mp4"}}
 class Tuples(Mine):
     def __getitem__(self, number): return (1, "2 + 2?", "4")
+class Closed:
+    __slots__ = ()
+    modality = "text"
+    def __len__(self): return 1
+    def __getitem__(self, number): return {{"index": 1, "prompt": "2 + 2?", "GT": "4"}}
 class Raises(Mine):
     def __getitem__(self, number): return [][number]
 """
@@ -248,6 +253,16 @@ def test_a_class_by_path_with_and_without_a_data_root(mine):
     assert benchmarks.load(f"{mine(', data_root', 'data_root')}:Mine", "/data").given == ["/data"]
 
 
+def test_a_class_by_path_may_be_a_dataclass(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n@dataclass\nclass Mine:\n"
+        "    data_root: str\n    modality: str = 'text'\n    name: str = 'named'\n    def __len__(self): return 1\n"
+        "    def __getitem__(self, number): return {'index': 0, 'prompt': self.data_root, 'GT': ['4', 'four']}\n"
+    )
+    benchmark = benchmarks.load(f"{tmp_path}/mine.py:Mine", "/data")
+    assert (benchmark.name, benchmark[0]["prompt"]) == ("named", "/data")
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -262,6 +277,7 @@ def test_a_class_by_path_with_and_without_a_data_root(mine):
         ("BadIndex", "has an index of type float"),
         ("TwoVisuals", "has image_path and video_path: give one"),
         ("Tuples", "is a tuple: return a dict"),
+        ("Closed", "has no name and takes none: give its class an attribute name"),
         ("Raises", "gives no first sample: IndexError"),
     ],
 )

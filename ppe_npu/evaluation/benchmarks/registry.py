@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -107,9 +108,11 @@ def _from_file(path: Path, cls: str) -> Any:
         raise InputError(f"benchmark file {path} does not exist: check the path")
     spec = importlib.util.spec_from_file_location(f"ppe_npu_benchmark_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a user's module may raise anything
+        del sys.modules[spec.name]
         raise InputError(f"benchmark file {path} cannot be imported: {_said(error)}") from error
     if not hasattr(module, cls):
         raise InputError(f"benchmark file {path} has no class {cls!r}: name one as {path}:Class")
