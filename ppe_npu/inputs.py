@@ -18,7 +18,7 @@ import torch
 
 from ppe_npu.compat import ensure_mm_token_type_ids
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.media import DEFAULT_FPS, Video, VideoSampling, load_image, load_video
+from ppe_npu.media import DEFAULT_FPS, Video, VideoFrame, VideoSampling, load_image, load_video
 
 __all__ = [
     "DEFAULT_FPS",
@@ -90,8 +90,8 @@ def build_inputs(
     """Conversations in transformers' message form -> what model(**inputs) and model.generate(**inputs) take.
 
     A message is {"role": ..., "content": text or list of items}; an item is {"type": "text", "text": ...},
-    {"type": "image", "image": path or PIL image} or {"type": "video", "video": path or Video}. One batch may mix
-    conversations with no, one and many images and videos.
+    {"type": "image", "image": path, PIL image or VideoFrame} or {"type": "video", "video": path or Video}. One batch
+    may mix conversations with no, one and many images and videos.
 
     Returns:
         input_ids, attention_mask, mm_token_type_ids: int64 [B, S]; and per kind of visual that occurs pixel_values
@@ -219,6 +219,7 @@ def _cached(sources: Sequence[Any], cache: PixelCache | None, tag: tuple, proces
 def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Pictures -> per picture (pixels float32 [P, D], grid int64 [3]); pictures of one size go through together."""
     loaded = [load_image(image) if isinstance(image, (str, Path)) else image for image in images]
+    loaded = [image.load() if isinstance(image, VideoFrame) else image for image in loaded]
     for source, image in zip(images, loaded):
         if max(image.size) > 200 * min(image.size):
             name = f"image {source}" if isinstance(source, (str, Path)) else "an image"

@@ -1,4 +1,4 @@
-"""Pictures and video files from disk, as pixels: Pillow for pictures, PyAV for videos.
+"""Pictures and videos from disk, as pixels: Pillow for pictures, PyAV for video files, folders of frames.
 
 transformers' own video reading tries torchcodec and torchvision first; neither loads on a machine without CUDA
 libraries, so videos are decoded here and given to the processor as frames.
@@ -7,11 +7,13 @@ libraries, so videos are decoded here and given to the processor as frames.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ppe_npu.errors import InputError, first_line
@@ -19,6 +21,7 @@ from ppe_npu.errors import InputError, first_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_FAR = 300  # frames before a clip that are worth a seek
 DEFAULT_FPS = 2.0  # frames per second that Qwen2.5-VL takes from a video when nothing is asked for
 _READ_SECONDS = 20.0  # one read of a video file: a playlist that never ends, or a dead disk, is given up after it
 _WHOLE = 0.9  # share of the stated frames that must be there: containers round, a file that broke off lacks more
@@ -33,6 +36,8 @@ class VideoSampling:
         nframes: how many frames to take, evenly spaced; a shorter video gives all that it has.
         min_pixels, max_pixels: bounds on height * width of a frame after resizing; None: the processor's own.
         min_frames, max_frames: bounds on the number of frames that fps may lead to.
+        start, end: seconds; only the clip between them is looked at. None: from the first, to the last frame.
+        frame_rate: frames per second of a folder of frames, which states none; None for a file.
 
     Raises:
         InputError: both fps and nframes, or a number that is not positive, or bounds that contradict each other.
@@ -44,11 +49,14 @@ class VideoSampling:
     max_pixels: int | None = None
     min_frames: int = 4
     max_frames: int = 768
+    start: float | None = None
+    end: float | None = None
+    frame_rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.fps is not None and self.nframes is not None:
             raise InputError(f"fps={self.fps} and nframes={self.nframes} exclude each other: give one of them")
-        for name in ("fps", "nframes", "min_pixels", "max_pixels", "min_frames", "max_frames"):
+        for name in ("fps", "nframes", "min_pixels", "max_pixels", "min_frames", "max_frames", "end", "frame_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name}={value} must be greater than 0")
@@ -56,6 +64,31 @@ class VideoSampling:
             small, large = getattr(self, low), getattr(self, high)
             if small is not None and large is not None and small > large:
                 raise InputError(f"{low}={small} is larger than {high}={large}")
+        if self.start is not None and (self.start < 0 or (self.end is not None and self.start >= self.end)):
+            raise InputError(f"start={self.start} must be at least 0 and before end={self.end}")
+
+    def within(self, clip: VideoSampling | None) -> VideoSampling:
+        """These rules over the clip of another (a sample's own); its fps or nframes holds where these name neither."""
+        if clip is None:
+            return self
+        rule = {} if self.fps or self.nframes else {"fps": clip.fps, "nframes": clip.nframes}
+        return replace(self, start=clip.start, end=clip.end, frame_rate=clip.frame_rate, **rule)
+
+    def indices(self, total: int, fps: float, multiple: int, origin: int = 0) -> tuple[list[int], int]:
+        """Which of `total` frames are taken, rising, and how many frames the clip has.
+
+        Args:
+            origin: number of the frame at 0 seconds: 0 in a file; 1 in folders whose first frame is 00001.jpg.
+
+        Raises:
+            InputError: the clip starts behind the last frame.
+        """
+        first = 0 if self.start is None else max(round(self.start * fps) - origin, 0)
+        last = total - 1 if self.end is None else min(round(self.end * fps) - origin, total - 1)
+        if first > last:
+            raise InputError(f"the clip from {self.start} s to {self.end} s is not in the {total / fps:.1f} s of video")
+        count = self.count(last - first + 1, fps, multiple)
+        return torch.linspace(first, last, count).round().long().tolist(), last - first + 1
 
     def count(self, total: int, fps: float, multiple: int) -> int:
         """How many of `total` frames, `fps` a second, are taken: a multiple of `multiple` where enough exist."""
@@ -97,6 +130,48 @@ class Video:
         return 1.0 / self.fps
 
 
+@dataclass(frozen=True)
+class VideoFrame:
+    """One frame of a video file as a picture: nothing is decoded until load().
+
+    Attributes:
+        path: of a file that FFmpeg reads.
+        seconds: the frame that is shown at this time; behind the end, the last one.
+    """
+
+    path: str
+    seconds: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), from the file's header."""
+        return _frame_size(self.path)
+
+    def load(self) -> Image:
+        """The frame as RGB. Decoding starts at the key frame before it.
+
+        Raises:
+            InputError: no such file, or no frame there.
+        """
+        shown = None
+        with _open_video(self.path) as (container, stream):
+            first = stream.start_time or 0
+            container.seek(first + int(self.seconds / stream.time_base), stream=stream)
+            for frame in container.decode(stream):
+                if shown is not None and float((frame.pts - first) * stream.time_base) > self.seconds + 1e-6:
+                    break
+                shown = frame
+        if shown is None:
+            raise InputError(f"video {self.path} has no frame at {self.seconds} s: record or convert it again")
+        return shown.to_image()
+
+
+@functools.lru_cache(maxsize=2**12)
+def _frame_size(path: str) -> tuple[int, int]:
+    with _open_video(path) as (_, stream):
+        return stream.width, stream.height
+
+
 def load_image(path: str | Path) -> Image:
     """Read a picture as RGB, turned upright by its EXIF orientation.
 
@@ -134,31 +209,30 @@ def _open_image(path: str | Path) -> Iterator[Image]:
 
 
 def load_video(path: str | Path, sampling: VideoSampling = VideoSampling(), multiple: int = 2) -> Video:
-    """Decode the frames of a video that `sampling` asks for, evenly spaced from the first to the last.
+    """Read the frames of a video that `sampling` asks for, evenly spaced from the first to the last of its clip.
 
     Args:
-        path: a file that FFmpeg reads.
+        path: a file that FFmpeg reads, or a folder of frames (.jpg, .png) whose names sort in order of time.
         sampling: which frames.
         multiple: frames that the vision tower joins into one step (temporal_patch_size); the number of frames is a
             multiple of it where the video has enough.
 
     Raises:
-        InputError: no such file, no video, no frame in it, or one that breaks off.
+        InputError: no such file, no video, no frame in it or in the clip, or one that breaks off.
     """
+    folder = Path(path).expanduser()
+    if not str(path).startswith(("http://", "https://")) and _is_folder(folder):
+        return _load_frames(folder, sampling, multiple)
     header = video_header(path)
-    count = sampling.count(header.frames, header.fps, multiple)
-    wanted = torch.linspace(0, header.frames - 1, count).round().long().tolist()
+    wanted, length = sampling.indices(header.frames, header.fps, multiple)
     with _open_video(path) as (container, stream):
         stream.thread_type = "AUTO"
-        frames, decoded = _decode(container, stream, wanted)
+        frames, passed = _decode(container, stream, wanted, header.fps)
     if not frames:
         raise InputError(f"video {path} holds no frames that can be decoded: record or convert it again")
-    if len(frames) < count - 1 and decoded < _WHOLE * header.frames:
-        raise InputError(f"video {path} breaks off after {decoded} of {header.frames} frames: give a whole video file")
-    if len({frame.shape for frame in frames}) > 1:
-        raise InputError(f"video {path} changes its frame size midway: convert it to one size, e.g. with ffmpeg")
-    # Positions in time follow what was taken, as in Qwen's own reading: T frames over the file's duration.
-    return Video(torch.stack(frames), len(frames) / header.frames * header.fps, str(path))
+    if len(frames) < len(wanted) - 1 and passed < _WHOLE * (wanted[-1] + 1):
+        raise InputError(f"video {path} breaks off after {passed} of {header.frames} frames: give a whole video file")
+    return _video(frames, length, header.fps, path)
 
 
 def video_header(path: str | Path) -> VideoHeader:
@@ -198,23 +272,56 @@ def _open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
         raise InputError(f"video {path} cannot be decoded ({reason}): give a whole video file") from error
 
 
+def _load_frames(path: Path, sampling: VideoSampling, multiple: int) -> Video:
+    """load_video of a folder."""
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not files:
+        raise InputError(f"video {path} is a folder without frames: give a video file or a folder of .jpg or .png")
+    if sampling.frame_rate is None:
+        raise InputError(f"video {path} is a folder of frames, which states no rate: give VideoSampling.frame_rate")
+    wanted, length = sampling.indices(len(files), sampling.frame_rate, multiple, origin=1)
+    frames = [torch.from_numpy(np.array(load_image(files[index]))).permute(2, 0, 1) for index in wanted]
+    return _video(frames, length, sampling.frame_rate, path)
+
+
+def _video(frames: list[torch.Tensor], length: int, fps: float, path: Path) -> Video:
+    """A Video of frames taken from `length` at `fps`."""
+    if len({frame.shape for frame in frames}) > 1:
+        raise InputError(f"video {path} changes its frame size midway: convert it to one size, e.g. with ffmpeg")
+    # Positions in time follow what was taken, as in Qwen's own reading: T frames over the clip's duration.
+    return Video(torch.stack(frames), len(frames) / length * fps, str(path))
+
+
 def _count_packets(container) -> int:
     """Frames of a container that does not state them (a stream from a camera, say), counted without decoding."""
     return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
-def _decode(container, stream, wanted: list[int]) -> tuple[list[torch.Tensor], int]:
-    """The frames with these (rising) indices, each uint8 [3, H, W], and how many frames were passed to get them;
-    fewer when the file ends early."""
+def _decode(container, stream, wanted: list[int], fps: float) -> tuple[list[torch.Tensor], int]:
+    """The frames with these (rising) indices, each uint8 [3, H, W], and how far into the file they were looked for;
+    fewer when it ends early.
+
+    A clip that starts late is sought: frames before its key frame are not decoded, and indices come from times.
+    """
     frames: list[torch.Tensor] = []
-    decoded = 0
-    for index, frame in enumerate(container.decode(stream)):
-        decoded = index + 1
-        while len(frames) < len(wanted) and wanted[len(frames)] == index:
+    first, sought, passed = stream.start_time or 0, wanted[0] >= _FAR, 0
+    if sought:
+        container.seek(first + int(wanted[0] / fps / stream.time_base), stream=stream)
+    for number, frame in enumerate(container.decode(stream)):
+        index = round(float((frame.pts - first) * stream.time_base) * fps) if sought else number
+        passed = index + 1
+        while len(frames) < len(wanted) and wanted[len(frames)] <= index:
             frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1))
         if len(frames) == len(wanted):
             break
-    return frames, decoded
+    return frames, passed
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL: _existing_file says so
+        return False
 
 
 def _existing_file(path: str | Path, kind: str) -> Path:

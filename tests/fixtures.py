@@ -16,22 +16,23 @@ torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 def write_clip(tmp_path):
     """write_clip(name, frames=8, fps=4, size=48) -> path of an mp4 whose frame i is grey, brightness 20 + 10 * i."""
 
-    def write(name: str, frames: int = 8, fps: int = 4, size: int = 48) -> str:
-        import av
+    return lambda name, *args, **kwargs: encode_clip(tmp_path / name, *args, **kwargs)
 
-        path = str(tmp_path / name)
-        with av.open(path, "w") as container:
-            stream = container.add_stream("libx264", rate=fps)
-            stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
-            for number in range(frames):
-                pixels = np.full((size, size, 3), 20 + 10 * number, dtype=np.uint8)
-                for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
-                    container.mux(packet)
-            for packet in stream.encode():
+
+def encode_clip(path: Path, frames: int = 8, fps: int = 4, size: int = 48, keys: int = 250) -> str:
+    """What write_clip does, at any path, with a key frame every `keys` frames."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = size, size, "yuv420p", keys
+        for number in range(frames):
+            pixels = np.full((size, size, 3), 20 + 10 * number, dtype=np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
                 container.mux(packet)
-        return path
-
-    return write
+        for packet in stream.encode():
+            container.mux(packet)
+    return str(path)
 
 
 @pytest.fixture

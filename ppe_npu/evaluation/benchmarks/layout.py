@@ -18,7 +18,7 @@ class Layout:
     """Every question of every scene of a split.
 
     Args:
-        path: a .jsonl file, or the folder of test.jsonl.
+        path: a .jsonl file, the folder of test.jsonl, or the data root that holds such a folder under the name layout.
 
     Raises:
         InputError: no data there, or data of another form.
@@ -28,7 +28,9 @@ class Layout:
     modality = "image"
 
     def __init__(self, path: str | Path) -> None:
-        file = Path(path) / "test.jsonl" if Path(path).is_dir() else Path(path)
+        named = Path(path) / "layout"
+        path = named if named.is_dir() else Path(path)
+        file = path / "test.jsonl" if path.is_dir() else path
         if not file.is_file():
             raise InputError(
                 f"benchmark data {file} does not exist: run `ppe-npu train` without arguments, which makes it"

@@ -1,0 +1,40 @@
+"""AI2D (Kembhavi et al. 2016, arXiv 1603.07396), test, with the labels drawn into the diagrams."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, Choice, Row, Sample, lettered
+from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.metrics import ai2d_letter
+
+
+class AI2D(Choice):
+    """Questions about school-book diagrams. Prompt and letter: lmms-eval tasks/ai2d."""
+
+    name = "ai2d"
+    modality = "image"
+    folder = "ai2d"
+    needs = ("**/test-*.parquet",)
+    home = "data set lmms-lab/ai2d of the Hugging Face hub (parquet)"
+    metric = "accuracy; a letter before a full stop at the start, or the whole answer (lmms-eval)"
+    form = "{question}\n{options}\n" + LETTER
+
+    def read(self) -> list[Row]:
+        self._table = Parquet(self.files(self.needs[0]), large=["image"])
+        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
+
+    def sample(self, row: Row) -> Row:
+        fields = {
+            "index": row["number"],
+            "prompt": self.form.format(question=row["question"], options=lettered(row["options"])),
+            "GT": LETTERS[int(row["answer"])],
+        }
+        return Sample(fields, image=partial(self._image, row["number"]))
+
+    def _image(self, number: int) -> Any:
+        return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
+
+    def letter(self, answer: str, sample: Row) -> str:
+        return ai2d_letter(answer)

@@ -1,0 +1,160 @@
+"""What our benchmarks share: data below DATA_ROOT/<name>, checked when it is opened; samples made when asked for."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.errors import InputError
+
+Row = dict[str, Any]
+
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+_NAMED = 20  # missing files that an error names; of the others it says how many
+_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".MP4", ".mov")
+
+
+class Sample(dict):
+    """A sample whose image is loaded when it is first asked for: lists of samples cost no decoding.
+
+    sample["image"] and sample.get("image") load it; a copy made by dict(sample) before that has no image.
+    """
+
+    def __init__(self, fields: Row, image: Callable[[], Any] | None = None) -> None:
+        super().__init__(fields)
+        self._image = image
+
+    def __missing__(self, key: str) -> Any:
+        if key != "image" or self._image is None:
+            raise KeyError(key)
+        self["image"] = self._image()
+        return self["image"]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of a dict, the image included."""
+        return self[key] if key in self or (key == "image" and self._image is not None) else default
+
+
+class Dataset(ABC):
+    """A benchmark over files below data_root/<folder>; a subclass says what it needs and makes samples of rows.
+
+    Class attributes:
+        name, modality, max_new_tokens, headline: as the protocol has them.
+        folder: below data_root; several benchmarks may share one.
+        needs: files and folders below `folder` that must be there, as glob patterns.
+        home: where to get them, in words.
+        metric: what score() or metrics() compute and who published the rule.
+        form: the prompt, with {names} that the subclass fills in.
+
+    Raises:
+        InputError: whatever is missing, all of it in one message that says where to get it; or rows of another form.
+    """
+
+    name: str
+    modality: str
+    folder: str
+    needs: tuple[str, ...]
+    home: str
+    metric: str
+    form: str
+    max_new_tokens = 16
+    headline: str | None = None
+
+    def __init__(self, data_root: str | Path) -> None:
+        self.root = Path(data_root) / self.folder
+        self._refuse([pattern for pattern in self.needs if not self.files(pattern)])
+        self.rows = list(self.read())
+        self._check_rows()
+
+    @abstractmethod
+    def read(self) -> Iterable[Row]:
+        """The rows of the data, one per sample."""
+
+    @abstractmethod
+    def sample(self, row: Row) -> Row:
+        """The sample of a row."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Row:
+        return self.sample(self.rows[number])
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self.sample(row) for row in self.rows)
+
+    def unit(self, row: Mapping[str, Any]) -> Any:
+        """What may be drawn anew when metrics() are resampled: the sample, unless several are scored together."""
+        return row["index"]
+
+    def files(self, pattern: str) -> list[Path]:
+        """What lies below the folder under a pattern of `needs`, sorted; if nothing does, in letters of any case."""
+        any_case = re.sub("[a-zA-Z]", lambda found: f"[{found[0].lower()}{found[0].upper()}]", pattern)
+        return sorted(self.root.glob(pattern)) or sorted(self.root.glob(any_case))
+
+    def file(self, pattern: str) -> Path:
+        """The first of files(), which the constructor has seen to be there."""
+        return self.files(pattern)[0]
+
+    def video(self, folder: str, name: str) -> str:
+        """Path of a video whose row names no extension: the one that is there, or .mp4, which is then missing."""
+        paths = [self.root / folder / f"{name}{extension}" for extension in _EXTENSIONS]
+        return str(next((path for path in paths if path.is_file()), paths[0]))
+
+    def _check_rows(self) -> None:
+        """Every sample can be made, has an index of its own, and its files are there."""
+        missing: dict[str, None] = {}
+        seen: set[Any] = set()
+        for number, row in enumerate(self.rows):
+            try:
+                sample = self.sample(row)
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                where = f"{self.name}: row {number} below {self.root}"
+                raise InputError(f"{where} has another form ({reason}): download it again") from error
+            if sample["index"] in seen:
+                raise InputError(f"{self.name}: index {sample['index']!r} occurs twice below {self.root}")
+            seen.add(sample["index"])
+            missing |= dict.fromkeys(path for path in _paths(sample) if not Path(path).exists())
+        self._refuse([str(Path(path).relative_to(self.root)) for path in missing])
+
+    def _refuse(self, missing: Sequence[str]) -> None:
+        if missing:
+            more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+            raise InputError(
+                f"{self.name}: missing below {self.root}: {', '.join(missing[:_NAMED])}{more}; get it from {self.home}"
+            )
+
+
+def _paths(sample: Row) -> list[str]:
+    """Paths of pictures and videos that a sample names."""
+    found = [sample[key] for key in ("image_path", "video_path") if sample.get(key) is not None]
+    return [path for value in found for path in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+class Choice(Dataset):
+    """A multiple-choice benchmark: the answer is right if letter() finds the letter that is GT."""
+
+    @abstractmethod
+    def letter(self, answer: str, sample: Row) -> str:
+        """The option that an answer names, as a capital; "" for none."""
+
+    def score(self, answer: str, sample: Row) -> float:
+        """1.0 for the right option, else 0.0."""
+        return float(self.letter(answer, sample) == sample["GT"])
+
+
+def lettered(options: Sequence[str]) -> str:
+    """Options as lines "A. ..."."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options))
+
+
+def bracketed(options: Sequence[str]) -> str:
+    """Options as lines "(A) ..."."""
+    return "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options))

@@ -1,0 +1,65 @@
+"""MME (Fu et al. 2023, arXiv 2306.13394): two yes/no questions about each picture, in 14 tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.evaluation.benchmarks.dataset import SHORT, Dataset, Row
+from ppe_npu.evaluation.metrics import COGNITION, PERCEPTION, mme_label, mme_scores
+
+_ASKED = " Please answer yes or no."  # ends every published question; lmms-eval puts its own sentence there
+_PICTURES = (".jpg", ".png", ".jpeg")
+
+
+class MME(Dataset):
+    """A folder a task: texts beside pictures, or in questions_answers_YN beside images. Prompt: lmms-eval tasks/mme.
+
+    A failed sample's row makes its picture's acc+ wrong.
+    """
+
+    name = "mme"
+    modality = "image"
+    folder = "mme"
+    needs = tuple(f"{task}" for task in (*PERCEPTION, *COGNITION))
+    home = "the BradyFU/Awesome-Multimodal-Large-Language-Models page (MME_Benchmark_release_version)"
+    metric = "per task 100 * (acc + acc+); perception (2000 at best), cognition (800), total"
+    form = "{question}\n" + SHORT
+    headline = "total"
+
+    def read(self) -> Iterable[Row]:
+        for task in self.needs:
+            texts = self.files(f"{task}/questions_answers_YN/*.txt") or self.files(f"{task}/*.txt")
+            for text in texts:
+                folder = text.parent.parent / "images" if text.parent.name == "questions_answers_YN" else text.parent
+                lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
+                for number, line in enumerate(lines):
+                    yield {"task": task, "line": line, "number": number, "picture": _picture(folder, text.stem)}
+
+    def sample(self, row: Row) -> Row:
+        question, answer = row["line"].rsplit("\t", 1)
+        return {
+            "index": f"{row['task']}/{row['picture'].name}#{row['number']}",
+            "prompt": self.form.format(question=question.strip().replace(_ASKED, "")),
+            "GT": answer.strip().lower().replace(".", ""),
+            "type": row["task"],
+            "image_path": str(row["picture"]),
+        }
+
+    def score(self, answer: str, sample: Row) -> float:
+        return float(mme_label(answer) == sample["GT"])
+
+    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """Per task, and the totals."""
+        return mme_scores((row["type"], (self.unit(row), row.get("copy")), row["score"] or 0.0) for row in rows)
+
+    def unit(self, row: Mapping[str, Any]) -> str:
+        """The picture, with both its questions."""
+        return row["index"].rpartition("#")[0]
+
+
+def _picture(folder: Path, stem: str) -> Path:
+    """The picture of a text; the first name that it may have if none is there."""
+    paths = [folder / f"{stem}{extension}" for extension in _PICTURES]
+    return next((path for path in paths if path.is_file()), paths[0])

@@ -1,0 +1,97 @@
+"""MMMU (Yue et al. 2024, arXiv 2311.16502), validation: college questions with one or several pictures."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, SHORT, Dataset, Row, Sample, lettered
+from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.metrics import mean_by, mmmu_letter, open_is_right
+
+_PICTURE = re.compile(r"<image (\d+)>")
+DISCIPLINES = {
+    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
+    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
+    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
+    "Health and Medicine": (
+        "Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine", "Pharmacy",
+        "Public_Health",
+    ),
+    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
+    "Tech and Engineering": (
+        "Agriculture", "Architecture_and_Engineering", "Computer_Science", "Electronics", "Energy_and_Power",
+        "Materials", "Mechanical_Engineering",
+    ),
+}  # fmt: skip
+
+
+class MMMU(Dataset):
+    """The type is the subject. A picture stands where the text first names it (lmms-eval tasks/mmmu, interleaved)."""
+
+    name = "mmmu"
+    modality = "image"
+    folder = "mmmu"
+    needs = ("*/validation-*.parquet",)
+    home = "data set MMMU/MMMU of the Hugging Face hub (a folder of parquet files a subject)"
+    metric = "accuracy; options and open answers parsed as in MMMU's eval_utils.py; per discipline"
+    form = "{question}\n{options}\n\n" + LETTER
+    open_form = "{question}\n\n" + SHORT
+    max_new_tokens = 128
+
+    def read(self) -> list[Row]:
+        pictures = [f"image_{number}" for number in range(1, 8)]
+        self._table = Parquet(self.files(self.needs[0]), large=pictures)
+        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
+
+    def sample(self, row: Row) -> Row:
+        options = _listed(row["options"])
+        choice = row["question_type"] == "multiple-choice"
+        form = self.form if choice else self.open_form
+        prompt, pictures = _place(form.format(question=row["question"], options=lettered(options)))
+        fields = {
+            "index": row["id"],
+            "prompt": prompt,
+            "GT": row["answer"] if choice else _listed(row["answer"]),
+            "type": row["id"].split("_", 1)[1].rsplit("_", 1)[0],
+            "options": options if choice else None,
+        }
+        return Sample(fields, image=partial(self._images, row["number"], pictures))
+
+    def _images(self, number: int, pictures: list[str]) -> list[Any]:
+        where = f"{self.name} {self.rows[number]['id']}"
+        return [decode_image(self._table.cell(number, f"image_{name}"), where) for name in pictures]
+
+    def score(self, answer: str, sample: Row) -> float:
+        if sample["options"] is not None:
+            return float(mmmu_letter(answer, sample["options"]) == sample["GT"])
+        return open_is_right(answer, sample["GT"])
+
+    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """Accuracy per discipline, each question weighing the same, and per subject."""
+        rows = list(rows)
+        discipline = {subject: name for name, subjects in DISCIPLINES.items() for subject in subjects}
+        subjects = mean_by(rows, lambda row: str(row["type"]))
+        return {**mean_by(rows, lambda row: discipline.get(row["type"], str(row["type"]))), **subjects}
+
+
+def _place(text: str) -> tuple[str, list[str]]:
+    """(text with <image> where a picture is first named, the numbers of the pictures in that order)."""
+    found = list(dict.fromkeys(_PICTURE.findall(text)))
+    for name in found:
+        text = text.replace(f"<image {name}>", "<image>", 1)
+    return text, found
+
+
+def _listed(text: str) -> list[str]:
+    """A Python list that is written as text, as the data has them; other text is a list of itself."""
+    if not text.startswith("["):
+        return [text]
+    try:
+        return [str(value) for value in ast.literal_eval(text)]
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"MMMU holds a list that cannot be read: {text[:60]!r}: download it again") from error

@@ -1,0 +1,79 @@
+"""MVBench (Li et al. 2024, arXiv 2311.17005): 20 tasks of 200 questions each about short videos.
+
+Folders, clips and frames as OpenGVLab/Ask-Anything video_chat2/mvbench.ipynb has them. Which frames of a clip are taken
+is the run's choice (the notebook takes the middles of 8 or 16 equal parts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ppe_npu.evaluation.benchmarks.dataset import LETTERS, Choice, Row, bracketed
+from ppe_npu.evaluation.benchmarks.readers import read_json
+from ppe_npu.evaluation.metrics import opening_letter
+from ppe_npu.media import VideoSampling
+
+# Task -> its folder below video/.
+TASKS = {
+    "action_sequence": "star/Charades_v1_480",
+    "action_prediction": "star/Charades_v1_480",
+    "action_antonym": "ssv2_video",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "unexpected_action": "FunQA_test/test",
+    "object_existence": "clevrer/video_validation",
+    "object_interaction": "star/Charades_v1_480",
+    "object_shuffle": "perception/videos",
+    "moving_direction": "clevrer/video_validation",
+    "action_localization": "sta/sta_video",
+    "scene_transition": "scene_qa/video",
+    "action_count": "perception/videos",
+    "moving_count": "clevrer/video_validation",
+    "moving_attribute": "clevrer/video_validation",
+    "state_change": "perception/videos",
+    "fine_grained_pose": "nturgbd",
+    "character_order": "perception/videos",
+    "egocentric_navigation": "vlnqa",
+    "episodic_reasoning": "tvqa/frames_fps3_hq",
+    "counterfactual_inference": "clevrer/video_validation",
+}
+# Tasks that ask about the clip from start to end seconds; the others about the whole video.
+CLIPS = ("action_sequence", "action_prediction", "object_interaction", "action_localization", "episodic_reasoning")
+FRAME_RATE = 3.0  # of episodic_reasoning, whose videos are folders of frames
+
+
+class MVBench(Choice):
+    """The type is the task; the mean over questions is that over tasks, as all have 200."""
+
+    name = "mvbench"
+    modality = "video"
+    folder = "mvbench"
+    needs = (*(f"json/{task}.json" for task in TASKS), *(f"video/{folder}" for folder in dict.fromkeys(TASKS.values())))
+    home = "data set OpenGVLab/MVBench of the Hugging Face hub (json/, video/*.zip); NTU RGB+D videos from their page"
+    metric = "accuracy; check_ans of mvbench.ipynb, but an answer without a letter is wrong"
+    form = (
+        "Carefully watch the video and pay attention to the cause and sequence of events, the detail and movement of "
+        "objects, and the action and pose of persons. Based on your observations, select the best option that "
+        "accurately addresses the question.\nQuestion: {question}\nOptions:\n{options}\nOnly give the best option."
+    )
+
+    def read(self) -> Iterable[Row]:
+        for task in TASKS:
+            for number, row in enumerate(read_json(self.file(f"json/{task}.json"))):
+                yield {**row, "task": task, "number": number}
+
+    def sample(self, row: Row) -> Row:
+        task = row["task"]
+        sample = {
+            "index": f"{task}/{row['number']}",
+            "prompt": self.form.format(question=row["question"], options=bracketed(row["candidates"])),
+            "GT": LETTERS[row["candidates"].index(row["answer"])],
+            "type": task,
+            "video_path": str(self.root / "video" / TASKS[task] / row["video"]),
+        }
+        if task in CLIPS:
+            frames = FRAME_RATE if task == "episodic_reasoning" else None
+            sample["sampling"] = VideoSampling(start=row["start"], end=row["end"], frame_rate=frames)
+        return sample
+
+    def letter(self, answer: str, sample: Row) -> str:
+        return opening_letter(answer)

@@ -1,0 +1,51 @@
+"""OCRBench (Liu et al. 2024, arXiv 2305.07895): 1000 questions of ten kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row
+from ppe_npu.evaluation.benchmarks.readers import read_json
+from ppe_npu.evaluation.metrics import contains
+
+_FORMULAS = "HME100k"  # the data set of handwritten mathematics
+
+
+class OCRBench(Dataset):
+    """The question is the prompt; the type is the published category."""
+
+    name = "ocrbench"
+    modality = "image"
+    folder = "ocrbench"
+    needs = ("OCRBench.json", "OCRBench_Images")
+    home = "github.com/Yuliang-Liu/MultimodalOCR (OCRBench.json and OCRBench_Images)"
+    metric = "share of answers that contain a reference; final_score is their number (of 1000)"
+    form = "{question}"
+    max_new_tokens = 128
+    headline = "final_score"
+
+    def read(self) -> list[Row]:
+        return [{**row, "number": number} for number, row in enumerate(read_json(self.file("OCRBench.json")))]
+
+    def sample(self, row: Row) -> Row:
+        answers = row["answers"]
+        return {
+            "index": row["number"],
+            "prompt": self.form.format(question=row["question"].strip()),
+            "GT": [answers] if isinstance(answers, str) else [str(answer) for answer in answers],
+            "type": row["type"],
+            "image_path": str(self.root / "OCRBench_Images" / row["image_path"]),
+            "formula": row["dataset_name"] == _FORMULAS,
+        }
+
+    def score(self, answer: str, sample: Row) -> float:
+        return contains(answer, sample["GT"], formula=sample["formula"])
+
+    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """Right answers per category, of those whose name ends in "Recognition" but formulas, and of all."""
+        counts: dict[str, float] = {}
+        for row in rows:
+            counts[row["type"]] = counts.get(row["type"], 0.0) + (row["score"] or 0.0)
+        text = sum(n for kind, n in counts.items() if kind.endswith("Recognition") and "Mathematical" not in kind)
+        return {**counts, "Text Recognition": text, "final_score": sum(counts.values())}

@@ -1,0 +1,118 @@
+"""Files of published data sets -> rows: json, jsonl, csv, tsv, parquet; pictures that stand in them as bytes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ppe_npu.errors import InputError, first_line
+
+Row = dict[str, Any]
+
+_TAG = re.compile("<[^<>]*>")  # such as <font color="white"> in subtitles
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({first_line(error)}): download it again") from error
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """One row a line; blank lines are passed over."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise InputError(f"{path} line {number} is not JSON ({first_line(error)}): download it again") from error
+    return rows
+
+
+def read_table(path: Path) -> list[Row]:
+    """Rows of a .tsv or .csv file with a header line, all values text; cells may hold whole pictures in base64."""
+    csv.field_size_limit(sys.maxsize)
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+
+
+class Parquet:
+    """Rows of parquet files; large columns (pictures) stay on disk until one of their cells is asked for.
+
+    Args:
+        paths: read as one table.
+        large: columns that rows leave out; cell() reads them.
+
+    Raises:
+        InputError: pyarrow is not installed, or a file is not parquet.
+    """
+
+    def __init__(self, paths: Iterable[Path], large: Sequence[str] = ()) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet as parquet
+        except ImportError as error:
+            raise InputError('parquet files are read with pyarrow: pip install "ppe-npu[eval]"') from error
+        self.rows: list[Row] = []
+        self._places: list[tuple[Path, int, int]] = []  # of each row: file, row group, row in it
+        self._held: tuple[Any, Any] = (None, None)
+        for path in paths:
+            try:
+                file = parquet.ParquetFile(path)
+                small = [name for name in file.schema_arrow.names if name not in large]
+                for group in range(file.num_row_groups):
+                    rows = file.read_row_group(group, columns=small).to_pylist()
+                    self.rows += rows
+                    self._places += [(path, group, at) for at in range(len(rows))]
+            except (pyarrow.ArrowException, OSError) as error:
+                raise InputError(
+                    f"{path} cannot be read as parquet ({first_line(error)}): download it again"
+                ) from error
+
+    def cell(self, number: int, column: str) -> Any:
+        """One value of a large column; neighbours are read with it, so that rows in order cost one read a group."""
+        import pyarrow.parquet as parquet
+
+        path, group, at = self._places[number]
+        if self._held[0] != (path, group, column):
+            table = parquet.ParquetFile(path).read_row_group(group, columns=[column])
+            self._held = ((path, group, column), table.column(column))
+        return self._held[1][at].as_py()
+
+
+def decode_image(value: Any, where: str) -> Image.Image:
+    """A picture that stands in a row: {"bytes": ...} as the datasets library writes it, bytes, or base64 text.
+
+    Only its header is read here; pixels are decoded when they are used.
+    """
+    value = value.get("bytes") if isinstance(value, dict) else value
+    try:
+        data = base64.b64decode(value) if isinstance(value, str) else value
+        return Image.open(io.BytesIO(data))
+    except (binascii.Error, OSError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the image of {where} cannot be read ({first_line(error)}): download the data again"
+        ) from error
+
+
+def read_srt(path: Path) -> list[str]:
+    """The texts of a SubRip file, one a subtitle, without times and markup."""
+    texts = []
+    for block in path.read_text(encoding="utf-8-sig", errors="replace").replace("\r\n", "\n").split("\n\n"):
+        lines = block.strip().split("\n")
+        at = next((number for number, line in enumerate(lines) if "-->" in line), None)
+        text = "" if at is None else _TAG.sub("", " ".join(lines[at + 1 :]))
+        texts += [" ".join(text.split())] if text.strip() else []
+    return texts

@@ -1,0 +1,162 @@
+"""Which benchmarks there are: ours by name, a user's by entry point or by the path of its file."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, Benchmark, check_sample
+
+GROUP = "ppe_npu.benchmarks"  # of entry points: name = package.module:Class
+_HERE = "ppe_npu.evaluation.benchmarks"
+
+# name -> module:class; ours are modules of this package. Imported when asked for.
+OURS = {
+    "layout": "layout:Layout",
+    "mmbench_en": "mmbench:MMBench",
+    "mmbench_en_circular": "mmbench:MMBenchCircular",
+    "mmbench_cn": "mmbench:MMBenchCN",
+    "mmbench_cn_circular": "mmbench:MMBenchCNCircular",
+    "scienceqa": "scienceqa:ScienceQA",
+    "scienceqa_img": "scienceqa:ScienceQAImage",
+    "textvqa": "textvqa:TextVQA",
+    "docvqa": "docvqa:DocVQA",
+    "infovqa": "docvqa:InfoVQA",
+    "ocrbench": "ocrbench:OCRBench",
+    "chartqa": "chartqa:ChartQA",
+    "flickr30k": "flickr30k:Flickr30k",
+    "gqa": "gqa:GQA",
+    "vizwiz": "vizwiz:VizWiz",
+    "pope": "pope:POPE",
+    "mme": "mme:MME",
+    "ai2d": "ai2d:AI2D",
+    "mmmu": "mmmu:MMMU",
+    "seedbench_image": "seedbench:SEEDBenchImage",
+    "seedbench_video": "seedbench:SEEDBenchVideo",
+    "videomme": "videomme:VideoMME",
+    "videomme_subtitles": "videomme:VideoMMESubtitles",
+    "nextqa_mc": "nextqa:NExTQA",
+    "nextqa_oe": "nextqa:NExTOE",
+    "mvbench": "mvbench:MVBench",
+    "mlvu": "mlvu:MLVU",
+    "longvideobench": "longvideobench:LongVideoBench",
+    "egoschema": "egoschema:EgoSchema",
+    "perceptiontest": "perceptiontest:PerceptionTest",
+    "activitynetqa": "activitynetqa:ActivityNetQA",
+}
+_REGISTERED = {name: f"{_HERE}.{location}" for name, location in OURS.items()}
+
+
+def names() -> list[str]:
+    """The names that load() knows: ours, registered ones and those of installed packages' entry points."""
+    return sorted({*_REGISTERED, *(point.name for point in entry_points(group=GROUP))})
+
+
+def register(name: str, location: str) -> None:
+    """Make a benchmark known in this process: location is "module:class"."""
+    if name in _REGISTERED and _REGISTERED[name] != location:
+        raise InputError(f"a benchmark named {name} is already registered ({_REGISTERED[name]}): choose another name")
+    _REGISTERED[name] = location
+
+
+def load(name: str, data_root: str | Path) -> Benchmark:
+    """A benchmark over the data below data_root (each says in its file what it expects there).
+
+    Args:
+        name: a registered name, an entry point's name, or "path/to/file.py:Class".
+        data_root: given to the class unless its constructor takes nothing.
+
+    Raises:
+        InputError: an unknown name, a class that is no benchmark, or data that is not there.
+    """
+    benchmark = _construct(name, _find(name), data_root)
+    _check(name, benchmark)
+    if getattr(benchmark, "name", None) is None:
+        try:
+            benchmark.name = _short(name)
+        except AttributeError as error:
+            raise InputError(
+                f"benchmark {name} has no name and takes none: give its class an attribute name"
+            ) from error
+    return benchmark
+
+
+def _find(name: str) -> Any:
+    """The class behind a name."""
+    if name in _REGISTERED:
+        module, _, cls = _REGISTERED[name].partition(":")
+        return getattr(import_module(module), cls)
+    path, _, cls = name.rpartition(":")
+    if path.endswith(".py"):
+        return _from_file(Path(path).expanduser(), cls)
+    for point in entry_points(group=GROUP, name=name):
+        try:
+            return point.load()
+        except Exception as error:  # a user's module may raise anything
+            raise InputError(f"benchmark {name} ({point.value}) cannot be imported: {_said(error)}") from error
+    raise InputError(f"benchmark {name!r} is unknown: use path/to/file.py:Class or one of {', '.join(names())}")
+
+
+def _from_file(path: Path, cls: str) -> Any:
+    if not path.is_file():
+        raise InputError(f"benchmark file {path} does not exist: check the path")
+    spec = importlib.util.spec_from_file_location(f"ppe_npu_benchmark_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's module may raise anything
+        del sys.modules[spec.name]
+        raise InputError(f"benchmark file {path} cannot be imported: {_said(error)}") from error
+    if not hasattr(module, cls):
+        raise InputError(f"benchmark file {path} has no class {cls!r}: name one as {path}:Class")
+    return getattr(module, cls)
+
+
+def _construct(name: str, cls: Any, data_root: str | Path) -> Any:
+    """An instance; the constructor may take data_root or nothing."""
+    if not inspect.isclass(cls):
+        raise InputError(f"benchmark {name} is a {type(cls).__name__}: name a class")
+    try:
+        required = inspect.signature(cls).parameters
+        return cls(data_root) if required else cls()
+    except InputError:
+        raise
+    except Exception as error:  # a user's class may raise anything
+        raise InputError(f"benchmark {name} cannot be made: {_said(error)}") from error
+
+
+def _check(name: str, benchmark: Any) -> None:
+    """Raise InputError unless the instance has what Benchmark asks for, seen on its first sample."""
+    for method in ("__len__", "__getitem__"):
+        if not hasattr(benchmark, method):
+            raise InputError(f"benchmark {name} has no {method}: a benchmark needs modality, __len__ and __getitem__")
+    if getattr(benchmark, "modality", None) not in MODALITIES:
+        found = getattr(benchmark, "modality", None)
+        raise InputError(f"benchmark {name} has modality {found!r}: set it to one of {', '.join(MODALITIES)}")
+    try:
+        count = len(benchmark)
+        first = benchmark[0] if count else None
+    except InputError:
+        raise
+    except Exception as error:  # a user's class may raise anything
+        raise InputError(f"benchmark {name} gives no first sample: {_said(error)}") from error
+    if not count:
+        raise InputError(f"benchmark {name} holds no samples: check its data below the data root")
+    check_sample(first, f"sample 0 of benchmark {name}")
+
+
+def _short(name: str) -> str:
+    """A name that can stand in a file's name: of path/to/file.py:Class the class."""
+    path, _, cls = name.rpartition(":")
+    return cls if path.endswith(".py") else name
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

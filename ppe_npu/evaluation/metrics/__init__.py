@@ -1,0 +1,78 @@
+"""Scores of single answers by the rules that each benchmark publishes."""
+
+from __future__ import annotations
+
+from ppe_npu.evaluation.metrics.caption import caption_tokens, cider
+from ppe_npu.evaluation.metrics.letters import (
+    ai2d_letter,
+    egoschema_letter,
+    first_capital,
+    first_character,
+    leading_letter,
+    lone_letter,
+    longvideobench_letter,
+    mmbench_letter,
+    mmmu_letter,
+    opening_letter,
+)
+from ppe_npu.evaluation.metrics.mmmu import open_candidates, open_is_right
+from ppe_npu.evaluation.metrics.text import anls, bare, contains, levenshtein, relaxed_accuracy, same_words
+from ppe_npu.evaluation.metrics.vqa import normalise_punctuation, normalise_vqa, normalise_words, vqa_accuracy
+from ppe_npu.evaluation.metrics.word_similarity import STOP_WORDS, Taxonomy, WordNet, wups
+from ppe_npu.evaluation.metrics.yes_no import (
+    COGNITION,
+    PERCEPTION,
+    mean_by,
+    mme_label,
+    mme_scores,
+    pope_label,
+    pope_scores,
+)
+
+__all__ = [
+    "COGNITION",
+    "PERCEPTION",
+    "STOP_WORDS",
+    "Taxonomy",
+    "WordNet",
+    "ai2d_letter",
+    "anls",
+    "bare",
+    "caption_tokens",
+    "cider",
+    "contains",
+    "egoschema_letter",
+    "exact_match",
+    "first_capital",
+    "first_character",
+    "leading_letter",
+    "levenshtein",
+    "lone_letter",
+    "longvideobench_letter",
+    "mean_by",
+    "mmbench_letter",
+    "mme_label",
+    "mme_scores",
+    "mmmu_letter",
+    "normalise_punctuation",
+    "normalise_vqa",
+    "normalise_words",
+    "open_candidates",
+    "open_is_right",
+    "opening_letter",
+    "pope_label",
+    "pope_scores",
+    "relaxed_accuracy",
+    "same_words",
+    "vqa_accuracy",
+    "wups",
+]
+
+
+def exact_match(answer: str, expected: str) -> float:
+    """1.0 if the answer is the expected text, but for case, white space and a final full stop; else 0.0."""
+    return float(_normal(answer) == _normal(expected))
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.casefold().split()).removesuffix(".").rstrip()

@@ -1,0 +1,79 @@
+"""VQA accuracy over ten human answers, with the answer normaliser of the TextVQA challenge.
+
+Source: Antol et al. 2015 (arXiv 1505.00468), section 5, min(#humans that said it / 3, 1) averaged over the subsets of
+nine of ten answers; the normaliser is EvalAIAnswerProcessor of facebookresearch/mmf (pythia/tasks/processors.py), which
+the TextVQA server and lmms-eval (tasks/_task_utils/vqa_eval_metric.py; TextVQA and VizWiz) apply to both sides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+ARTICLES = ("a", "an", "the")
+NUMBERS = {"none": "0"} | {
+    word: str(value)
+    for value, word in enumerate(
+        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    )
+}
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
+_FULL_STOP = re.compile(r"\.(?!\d)")
+_FULL_STOPS = 32  # the published code passes re.UNICODE, which is 32, where re.sub expects how many to replace
+
+# Contractions in their right spelling. The published table is: each with any one apostrophe missing -> right.
+_CONTRACTIONS = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
+o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're
+there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've
+when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't
+wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+"""
+
+
+def _contractions() -> dict[str, str]:
+    table = {"somebody'd": "somebodyd"}  # as published, the other way round
+    for right in _CONTRACTIONS.split():
+        table |= {right[:at] + right[at + 1 :]: right for at, letter in enumerate(right) if letter == "'"}
+    return table
+
+
+CONTRACTIONS = _contractions()
+
+
+def normalise_vqa(text: str) -> str:
+    """An answer as the VQA challenges compare it: lower case, no punctuation, no articles, digits for number words."""
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    return normalise_words(normalise_punctuation(text.replace("\n", " ").replace("\t", " ").strip()))
+
+
+def normalise_punctuation(text: str) -> str:
+    """Punctuation next to a space (or anywhere, if a number holds a comma) goes; elsewhere it becomes a space."""
+    number = _COMMA_IN_NUMBER.search(text) is not None
+    out = text
+    for mark in PUNCTUATION:
+        out = out.replace(mark, "" if number or f"{mark} " in text or f" {mark}" in text else " ")
+    return _FULL_STOP.sub("", out, count=_FULL_STOPS)
+
+
+def normalise_words(text: str) -> str:
+    """Number words become digits, articles go, contractions get their apostrophe back."""
+    words = [NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
+    """Mean over the references of min(1, matches among the others / 3); 0.0 without references.
+
+    Args:
+        answer: what the model said.
+        references: of the annotators, ten in the published data.
+    """
+    if not references:
+        return 0.0
+    said, truth = normalise_vqa(answer), [normalise_vqa(reference) for reference in references]
+    matches = sum(reference == said for reference in truth)
+    return sum(min(1.0, (matches - (reference == said)) / 3) for reference in truth) / len(truth)

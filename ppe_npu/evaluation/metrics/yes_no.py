@@ -1,0 +1,82 @@
+"""Yes/no benchmarks: MME's label, accuracy and accuracy+; POPE's label, precision, recall and F1."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+)  # fmt: skip
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+
+
+def mme_label(answer: str) -> str:
+    """ "yes", "no" or "other": the whole answer, its one letter y or n, or what its first four characters hold.
+
+    Source: MME's eval_tool/calculation.py (Fu et al. 2023, arXiv 2306.13394) and lmms-eval tasks/mme.
+    """
+    answer = answer.lower().strip().replace(".", "")
+    if answer in ("yes", "no"):
+        return answer
+    if len(answer) == 1:
+        return {"y": "yes", "n": "no"}.get(answer, "other")
+    return next((label for label in ("yes", "no") if label in answer[:4]), "other")
+
+
+def mme_scores(answers: Iterable[tuple[str, Hashable, float]]) -> dict[str, float]:
+    """(task, picture, 1.0 if right) of every question -> per task 100 * (acc + acc+), and the two totals.
+
+    acc is the share of right answers; acc+ that of pictures both of whose questions are answered right (ibid., section
+    2.2). A task's score is at most 200; "perception" sums ten tasks (2000), "cognition" four (800), "total" both.
+    """
+    tasks: dict[str, dict[Hashable, list[float]]] = {}
+    for task, picture, right in answers:
+        tasks.setdefault(task, {}).setdefault(picture, []).append(right)
+    scores = {}
+    for task, pictures in tasks.items():
+        every = [right for rights in pictures.values() for right in rights]
+        both = [all(rights) for rights in pictures.values()]
+        scores[task] = 100.0 * (sum(every) / len(every) + sum(both) / len(both))
+    perception = sum(scores.get(task, 0.0) for task in PERCEPTION)
+    cognition = sum(scores.get(task, 0.0) for task in COGNITION)
+    return {**scores, "perception": perception, "cognition": cognition, "total": perception + cognition}
+
+
+def pope_label(answer: str) -> str:
+    """ "no" if the first sentence holds No, no or not as a word; else "yes", whatever it says.
+
+    Source: AoiDragon/POPE evaluate.py (Li et al. 2023, arXiv 2305.10355).
+    """
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+def pope_scores(labels: Iterable[tuple[str, str]]) -> dict[str, float]:
+    """(said, true) labels -> accuracy, precision, recall, F1 and the share of "yes" among the answers.
+
+    "yes" is the positive class; a quotient with nothing below is 0.0.
+    """
+    pairs = list(labels)
+    hits = sum(said == true == "yes" for said, true in pairs)
+    said_yes, are_yes = sum(said == "yes" for said, _ in pairs), sum(true == "yes" for _, true in pairs)
+    precision, recall = _share(hits, said_yes), _share(hits, are_yes)
+    return {
+        "accuracy": _share(sum(said == true for said, true in pairs), len(pairs)),
+        "precision": precision,
+        "recall": recall,
+        "f1": _share(2 * precision * recall, precision + recall),
+        "yes_ratio": _share(said_yes, len(pairs)),
+    }
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def mean_by(rows: Iterable[Mapping[str, Any]], key: Any) -> dict[str, float]:
+    """Mean score of the rows of each key(row), in order of first appearance; a row without a score counts as 0."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row["score"] or 0.0)
+    return {name: sum(scores) / len(scores) for name, scores in groups.items()}

@@ -1,0 +1,342 @@
+"""Every benchmark over its own layout: found, checked, asked; and benchmarks of a user, by path and by entry point."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import benchmark_files
+import pytest
+from PIL import Image
+
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation import benchmarks
+from ppe_npu.evaluation.benchmarks import dataset, readers, registry, table
+from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, check_sample
+from ppe_npu.evaluation.samples import conversation
+from ppe_npu.inputs import build_inputs
+from ppe_npu.media import VideoSampling, load_video
+
+PUBLISHED = [name for name in registry.OURS if name != "layout"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A data root with the data of every benchmark."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in PUBLISHED:
+        benchmark_files.write_all(folder, name)
+    return folder
+
+
+def load(name, root):
+    """As benchmarks.load, but NExT-OE without WordNet, whose data are not here."""
+    if name == "nextqa_oe":
+        from ppe_npu.evaluation.benchmarks.nextqa import NExTOE
+
+        return NExTOE(root, taxonomy=object())
+    return benchmarks.load(name, root)
+
+
+# -- ours --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_benchmark_loads_from_its_own_layout_and_becomes_inputs(name, root, tiny_processor):
+    benchmark = load(name, root)
+    assert (benchmark.name, benchmark.modality in MODALITIES) == (name, True)
+    assert benchmark.max_new_tokens > 0
+    samples = [benchmark[number] for number in range(len(benchmark))]
+    assert len({sample["index"] for sample in samples}) == len(samples) > 0
+    turns = []
+    for number, sample in enumerate(samples):
+        check_sample(sample, f"{name} {number}")
+        items = conversation(sample)[0]["content"]
+        for item in items:
+            if item["type"] == "video":
+                rule = VideoSampling(nframes=2).within(sample.get("sampling"))
+                item["video"] = load_video(item["video"], rule)
+        turns.append([{"role": "user", "content": items}])
+    inputs = build_inputs(tiny_processor, turns)
+    assert inputs["input_ids"].shape[0] == len(samples)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_metrics_of_right_wrong_and_failed_answers(name, root):
+    benchmark = load(name, root)
+    if name == "nextqa_oe":
+        pytest.skip("its words need a taxonomy: see test_benchmarks_videos")
+    rows = []
+    for number in range(len(benchmark)):
+        sample = benchmark[number]
+        answer = ["", "(B) 猫", sample["GT"] if isinstance(sample["GT"], str) else sample["GT"][0]][number % 3]
+        score = benchmark.score(answer, sample)
+        assert score is None or 0 <= score <= 1
+        rows.append(
+            {**{key: sample.get(key) for key in ("index", "type", "prompt", "GT")}, "answer": answer, "score": score}
+        )
+    rows[-1] |= {"answer": "", "score": 0.0, "error": "OutOfMemoryError"}
+    found = benchmark.metrics(rows) if hasattr(benchmark, "metrics") else {}
+    assert all(isinstance(value, float) for value in found.values())
+    assert benchmark.headline is None or benchmark.headline in found
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_missing_data_is_listed_with_where_to_get_it(name, tmp_path):
+    with pytest.raises(InputError) as caught:
+        benchmarks.load(name, tmp_path)
+    message, benchmark = str(caught.value), table.published()[name]
+    assert "\n" not in message
+    assert [need for need in benchmark.needs[: dataset._NAMED] if need not in message] == []
+    assert message.endswith(f"get it from {benchmark.home}")
+
+
+def test_pictures_that_a_row_names_are_missed_before_anything_runs(root, tmp_path):
+    data = benchmark_files.copy(root / "textvqa", tmp_path / "textvqa")
+    (data / "train_images" / "ab12.jpg").unlink()
+    with pytest.raises(
+        InputError, match=r"textvqa: missing below .*: train_images/ab12\.jpg; get it from textvqa\.org"
+    ):
+        benchmarks.load("textvqa", tmp_path)
+
+
+def test_subtitles_and_videos_are_missed_too(root, tmp_path):
+    data = benchmark_files.copy(root / "longvideobench", tmp_path / "longvideobench")
+    (data / "subtitles" / "86Cx_en.json").unlink()
+    (data / "videos" / "86Cx.mp4").unlink()
+    with pytest.raises(InputError, match=r"videos/86Cx\.mp4, subtitles/86Cx_en\.json; get it"):
+        benchmarks.load("longvideobench", tmp_path)
+
+
+def test_many_missing_files_are_counted(root, tmp_path):
+    benchmark_files.copy(root / "mvbench", tmp_path / "mvbench")
+    shutil.rmtree(tmp_path / "mvbench" / "json")
+    with pytest.raises(InputError, match=r"json/action_sequence\.json, .*json/counterfactual_inference\.json; get it"):
+        benchmarks.load("mvbench", tmp_path)
+    shutil.rmtree(tmp_path / "mvbench")
+    with pytest.raises(InputError, match=r"and 11 more; get it"):
+        benchmarks.load("mvbench", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"data": [{"question_id": 1}]}', r"row 0 .* has another form \(KeyError: 'question'\)"),
+        ('{"data": [', "is not JSON"),
+        ('{"data": [7]}', "has another form"),
+    ],
+)
+def test_data_of_another_form(root, tmp_path, text, reason):
+    data = benchmark_files.copy(root / "textvqa", tmp_path / "textvqa")
+    (data / "TextVQA_0.5.1_val.json").write_text(text)
+    with pytest.raises(InputError, match=reason):
+        benchmarks.load("textvqa", tmp_path)
+
+
+def test_an_index_that_occurs_twice(root, tmp_path):
+    data = benchmark_files.copy(root / "docvqa", tmp_path / "docvqa")
+    file = data / "val_v1.0_withQT.json"
+    rows = readers.read_json(file)["data"]
+    benchmark_files.dump(file, {"data": rows * 2})
+    with pytest.raises(InputError, match="index 49153 occurs twice"):
+        benchmarks.load("docvqa", tmp_path)
+
+
+def test_letters_of_any_case_in_file_names(root, tmp_path):
+    data = benchmark_files.copy(root / "mmbench", tmp_path / "mmbench")
+    (data / "MMBench_DEV_EN.tsv").rename(data / "mmbench_dev_en_20231003.tsv")
+    assert len(benchmarks.load("mmbench_en", tmp_path)) == 2
+
+
+# -- readers -----------------------------------------------------------------------------------------------------------
+
+
+def test_large_parquet_columns_are_read_when_asked_for(tmp_path):
+    rows = [{"name": str(number), "image": {"bytes": bytes([number]), "path": None}} for number in range(7)]
+    benchmark_files.parquet(tmp_path / "a.parquet", rows[:5], row_group_size=2)
+    benchmark_files.parquet(tmp_path / "b.parquet", rows[5:], row_group_size=9)
+    read = readers.Parquet([tmp_path / "a.parquet", tmp_path / "b.parquet"], large=["image"])
+    assert read.rows == [{"name": str(number)} for number in range(7)]
+    assert [read.cell(number, "image")["bytes"] for number in (6, 0, 3, 4, 1)] == [b"\6", b"\0", b"\3", b"\4", b"\1"]
+
+
+def test_what_is_no_parquet_and_no_picture(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"no")
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read as parquet"):
+        readers.Parquet([tmp_path / "a.parquet"])
+    for value in ({"bytes": b"no picture"}, "%%%", None, b""):
+        with pytest.raises(InputError, match="the image of row 3 cannot be read"):
+            readers.decode_image(value, "row 3")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"pip install \"ppe-npu\[eval\]\""):
+        readers.Parquet([tmp_path / "a.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("text", "texts"),
+    [
+        ("1\n00:00:00,000 --> 00:00:01,000\nOne\ntwo\n\n2\n00:00:02,000 --> 00:00:03,000\n<i>Drei</i> < 4\n",
+         ["One two", "Drei < 4"]),
+        ("\ufeff1\r\n00:00:00,000 --> 00:00:01,000\r\nÜber\r\n\r\n", ["Über"]),
+        ("", []),
+        ("no subtitle\n\n7\n00:00:01,000 --> 00:00:02,000\n\n", []),
+    ],
+)  # fmt: skip
+def test_srt(tmp_path, text, texts):
+    (tmp_path / "a.srt").write_text(text, encoding="utf-8", newline="")
+    assert readers.read_srt(tmp_path / "a.srt") == texts
+
+
+def test_images_are_loaded_when_asked_for():
+    loads = []
+    sample = dataset.Sample({"index": 1}, image=lambda: loads.append(1) or Image.new("RGB", (2, 2)))
+    assert (dict(sample), "image" in sample, loads) == ({"index": 1}, False, [])
+    assert sample.get("image") is sample["image"]
+    assert loads == [1]
+    assert dataset.Sample({"index": 1}).get("image") is None
+    with pytest.raises(KeyError):
+        dataset.Sample({"index": 1})["image"]
+
+
+# -- a user's own ------------------------------------------------------------------------------------------------------
+
+MINE = """
+class Mine:
+    modality = "text"
+    def __init__(self{arguments}): self.given = [{given}]
+    def __len__(self): return 2
+    def __getitem__(self, number): return {{"index": number, "prompt": "2 + 2?", "GT": "4"}}
+thing = 3
+class NoLength:
+    modality = "text"
+class NoModality(Mine):
+    modality = "sound"
+class Empty(Mine):
+    def __len__(self): return 0
+class Breaks(Mine):
+    def __init__(self): raise RuntimeError("no\\nluck")
+class NoTruth(Mine):
+    def __getitem__(self, number): return {{"index": number, "prompt": "2 + 2?"}}
+class BadTruth(Mine):
+    def __getitem__(self, number): return {{"index": number, "prompt": "2 + 2?", "GT": 4}}
+class BadIndex(Mine):
+    def __getitem__(self, number): return {{"index": 1.5, "prompt": "2 + 2?", "GT": "4"}}
+class TwoVisuals(Mine):
+    def __getitem__(self, number):
+        return {{"index": 1, "prompt": "2 + 2?", "GT": "4", "image_path": "a.png", "video_path": "b.mp4"}}
+class Tuples(Mine):
+    def __getitem__(self, number): return (1, "2 + 2?", "4")
+class Closed:
+    __slots__ = ()
+    modality = "text"
+    def __len__(self): return 1
+    def __getitem__(self, number): return {{"index": 1, "prompt": "2 + 2?", "GT": "4"}}
+class Raises(Mine):
+    def __getitem__(self, number): return [][number]
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """mine(arguments="", given="") -> path of a file with classes of a user."""
+
+    def write(arguments: str = "", given: str = "") -> str:
+        (tmp_path / "mine.py").write_text(MINE.format(arguments=arguments, given=given))
+        return str(tmp_path / "mine.py")
+
+    return write
+
+
+def test_a_class_by_path_with_and_without_a_data_root(mine):
+    benchmark = benchmarks.load(f"{mine()}:Mine", "/data")
+    assert (benchmark.name, benchmark.given, len(benchmark)) == ("Mine", [], 2)
+    assert benchmarks.load(f"{mine(', data_root', 'data_root')}:Mine", "/data").given == ["/data"]
+
+
+def test_a_class_by_path_may_be_a_dataclass(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n@dataclass\nclass Mine:\n"
+        "    data_root: str\n    modality: str = 'text'\n    name: str = 'named'\n    def __len__(self): return 1\n"
+        "    def __getitem__(self, number): return {'index': 0, 'prompt': self.data_root, 'GT': ['4', 'four']}\n"
+    )
+    benchmark = benchmarks.load(f"{tmp_path}/mine.py:Mine", "/data")
+    assert (benchmark.name, benchmark[0]["prompt"]) == ("named", "/data")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Nothing", "has no class 'Nothing'"),
+        ("thing", "is a int: name a class"),
+        ("NoLength", "has no __len__"),
+        ("NoModality", "has modality 'sound': set it to one of image, video, text"),
+        ("Empty", "holds no samples"),
+        ("Breaks", "cannot be made: RuntimeError: no"),
+        ("NoTruth", "has no GT: a sample needs index, prompt and GT"),
+        ("BadTruth", "has a GT of type int: use a str or a list of str"),
+        ("BadIndex", "has an index of type float"),
+        ("TwoVisuals", "has image_path and video_path: give one"),
+        ("Tuples", "is a tuple: return a dict"),
+        ("Closed", "has no name and takes none: give its class an attribute name"),
+        ("Raises", "gives no first sample: IndexError"),
+    ],
+)
+def test_malformed_classes(mine, name, reason):
+    with pytest.raises(InputError, match=reason) as caught:
+        benchmarks.load(f"{mine()}:{name}", "/data")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_imported(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.py does not exist"):
+        benchmarks.load(f"{tmp_path}/gone.py:Mine", tmp_path)
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name")
+    with pytest.raises(InputError, match=r"broken\.py cannot be imported: ModuleNotFoundError"):
+        benchmarks.load(f"{tmp_path}/broken.py:Mine", tmp_path)
+    with pytest.raises(InputError, match=r"'nosuch' is unknown: use path/to/file\.py:Class or one of activitynetqa, "):
+        benchmarks.load("nosuch", tmp_path)
+
+
+def test_a_class_by_entry_point(mine, tmp_path, monkeypatch):
+    """An installed package is a folder of metadata beside its modules on the path."""
+    mine(", data_root", "data_root")
+    metadata = tmp_path / "of_a_user-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: of-a-user\nVersion: 1.0\n")
+    points = "of_a_package = mine:Mine\nbroken = nothing_of_that_name:Mine\n"
+    (metadata / "entry_points.txt").write_text(f"[{benchmarks.GROUP}]\n{points}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    benchmark = benchmarks.load("of_a_package", "/data")
+    assert (benchmark.name, benchmark.given) == ("of_a_package", ["/data"])
+    assert "of_a_package" in benchmarks.names()
+    with pytest.raises(InputError, match=r"broken \(nothing_of_that_name:Mine\) cannot be imported"):
+        benchmarks.load("broken", "/data")
+
+
+# -- content -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        ({"prompt": "Why?"}, ["Why?"]),
+        ({"prompt": "Why?", "image_path": "a.png"}, ["a.png", "Why?"]),
+        ({"prompt": "Why?", "image_path": ["a.png", "b.png"]}, ["a.png", "b.png", "Why?"]),
+        ({"prompt": "See <image> and <image>.", "image_path": ["a.png", "b.png"]},
+         ["See ", "a.png", " and ", "b.png", "."]),
+        ({"prompt": "What does <image> mean in HTML?", "image_path": ["a.png", "b.png"]},
+         ["a.png", "b.png", "What does <image> mean in HTML?"]),
+        ({"prompt": "<video>\nWhy?", "video_path": "a.mp4"}, ["a.mp4", "Why?"]),
+        ({"prompt": "Why <image>?"}, ["Why <image>?"]),
+    ],
+)  # fmt: skip
+def test_visuals_stand_at_their_placeholders_or_before_the_prompt(sample, expected):
+    items = conversation({"index": 1, "GT": "", **sample})[0]["content"]
+    assert [item[item["type"]] for item in items] == expected
+
+
+def test_the_table_of_the_documentation_is_up_to_date():
+    page = Path(__file__).parents[2] / "docs" / "benchmarks-data.md"
+    assert page.read_text(encoding="utf-8").endswith(table.markdown()), "run scripts/document_benchmarks.py"

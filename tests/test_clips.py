@@ -1,0 +1,137 @@
+"""Videos that are clips of a file, or folders of frames."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ppe_npu import media
+from ppe_npu.errors import InputError
+from ppe_npu.inputs import build_inputs
+from ppe_npu.media import VideoFrame, VideoSampling, load_video
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """A folder of 10 frames, number n (from 1) of brightness 10 n."""
+    for number in range(1, 11):
+        Image.fromarray(np.full((16, 16, 3), 10 * number, dtype=np.uint8)).save(tmp_path / f"{number:05d}.png")
+    return tmp_path
+
+
+def brightness(video) -> list[int]:
+    return video.frames.float().mean((1, 2, 3)).round().int().tolist()
+
+
+@pytest.mark.parametrize(
+    ("clip", "shown", "fps"),
+    [
+        ({}, [20, 80, 150, 210], 0.8),  # frames 0, 6, 13, 19 of 20, which span 5 s
+        ({"start": 1.0, "end": 2.5}, [60, 80, 100, 120], 4 / 7 * 4),  # frames 4 to 10
+        ({"start": 3.0}, [140, 160, 190, 210], 4 / 8 * 4),
+        ({"end": 0.5}, [20, 40], 2 / 3 * 4),  # three frames: two make one step
+        ({"end": 99.0}, [20, 80, 150, 210], 0.8),
+    ],
+)
+def test_clips_of_a_file(write_clip, clip, shown, fps):
+    video = load_video(write_clip("c.mp4", frames=20, fps=4), VideoSampling(nframes=4, **clip))
+    assert brightness(video) == pytest.approx(shown, abs=5)
+    assert video.fps == pytest.approx(fps)
+
+
+@pytest.mark.parametrize(
+    ("clip", "shown"),
+    [
+        ({}, [10, 40, 70, 100]),
+        ({"start": 1.0, "end": 3.0}, [20, 30, 50, 60]),  # at 2 per second: pictures 2 to 6, at 1, 4/3, 5/3, 2 of that
+        ({"start": 0.0, "end": 0.5}, [10]),
+    ],
+)
+def test_clips_of_a_folder(frames, clip, shown):
+    video = load_video(frames, VideoSampling(nframes=4, frame_rate=2.0, **clip))
+    assert video.frames.shape[1:] == (3, 16, 16)
+    assert brightness(video) == shown
+
+
+@pytest.mark.parametrize("keys", [1, 6, 250])
+def test_a_late_clip_is_sought_and_gives_the_same_frames(write_clip, monkeypatch, keys):
+    path = write_clip("c.mp4", frames=20, fps=4, keys=keys)
+    sampling = VideoSampling(nframes=4, start=2.0, end=4.0)
+    decoded = load_video(path, sampling)
+    monkeypatch.setattr(media, "_FAR", 1)
+    sought = load_video(path, sampling)
+    assert brightness(sought) == pytest.approx([100, 130, 150, 180], abs=5)
+    assert np.array_equal(sought.frames, decoded.frames)
+
+
+def test_fps_counts_the_clip_not_the_file(frames):
+    assert len(load_video(frames, VideoSampling(fps=2, frame_rate=2.0)).frames) == 10
+    assert len(load_video(frames, VideoSampling(fps=2, min_frames=2, frame_rate=2.0, start=1, end=3)).frames) == 4
+
+
+def test_a_samples_clip_under_the_runs_rules():
+    clip = VideoSampling(start=1, end=3, frame_rate=3.0, nframes=8)
+    assert VideoSampling(fps=1, max_frames=9).within(clip) == VideoSampling(
+        fps=1, max_frames=9, start=1, end=3, frame_rate=3.0
+    )
+    assert VideoSampling().within(clip).nframes == 8
+    assert VideoSampling(nframes=4).within(None) == VideoSampling(nframes=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"start": -1.0}, "start=-1.0 must be at least 0"),
+        ({"start": 3.0, "end": 3.0}, "start=3.0 must be at least 0 and before end=3.0"),
+        ({"end": 0.0}, "end=0.0 must be greater than 0"),
+        ({"frame_rate": 0}, "frame_rate=0 must be greater than 0"),
+    ],
+)
+def test_clips_that_cannot_be(settings, reason):
+    with pytest.raises(InputError, match=reason):
+        VideoSampling(**settings)
+
+
+def test_clips_and_folders_that_hold_nothing(write_clip, frames, tmp_path):
+    with pytest.raises(InputError, match=r"the clip from 9.0 s to None s is not in the 2.0 s of video"):
+        load_video(write_clip("c.mp4", frames=8, fps=4), VideoSampling(start=9.0))
+    with pytest.raises(InputError, match=r"states no rate: give VideoSampling\.frame_rate"):
+        load_video(frames)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="is a folder without frames"):
+        load_video(tmp_path / "empty", VideoSampling(frame_rate=3.0))
+
+
+# -- single frames -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.0, 20), (0.2, 20), (0.25, 30), (1.0, 60), (1.3, 70), (4.75, 210), (60.0, 210)],  # behind the end: the last
+)
+def test_a_frame_is_the_one_that_is_shown_then(write_clip, seconds, shown):
+    path = write_clip("c.mp4", frames=20, fps=4)
+    frame = VideoFrame(path, seconds)
+    assert frame.size == (48, 48)
+    assert np.asarray(frame.load()).mean() == pytest.approx(shown, abs=4)
+    wanted = load_video(path, VideoSampling(nframes=20)).frames[min(int(seconds * 4), 19)]
+    assert np.array_equal(np.asarray(frame.load()), wanted.permute(1, 2, 0).numpy())
+
+
+def test_frames_are_pictures_of_a_prompt(write_clip, tiny_processor):
+    frames = [VideoFrame(write_clip("c.mp4"), seconds) for seconds in (0.0, 1.0)]
+    content = [*({"type": "image", "image": frame} for frame in frames), {"type": "text", "text": "count"}]
+    pictures = [{**item, "image": item["image"].load()} if "image" in item else item for item in content]
+    lazy, loaded = (build_inputs(tiny_processor, [[{"role": "user", "content": c}]]) for c in (content, pictures))
+    assert lazy["image_grid_thw"].shape == (2, 3)
+    assert (lazy["pixel_values"] == loaded["pixel_values"]).all()
+
+
+def test_frames_of_no_video(tmp_path):
+    (tmp_path / "no.mp4").write_text("no")
+    for read in (lambda frame: frame.load(), lambda frame: frame.size):
+        with pytest.raises(InputError, match=r"no\.mp4 cannot be (read|decoded)"):
+            read(VideoFrame(str(tmp_path / "no.mp4"), 0.0))
+        with pytest.raises(InputError, match=r"gone\.mp4 does not exist"):
+            read(VideoFrame(str(tmp_path / "gone.mp4"), 0.0))
