@@ -9,7 +9,7 @@ from ppe_npu.backends.parity import run_parity
 
 
 def test_all_parity_cases_hold(on_cpu):
-    on_cpu("cuda", flash_attn=fake_flash_attn)
+    on_cpu("cuda", "flash_attn", "onehot", flash_attn=fake_flash_attn)
     rows = run_parity(torch.device("cpu"), ("fp32", "bf16"))
     rows = [row for row in rows if row.implementation in ("flash_attn", "onehot")]
     assert [row for row in rows if not row.ok] == []
@@ -26,7 +26,7 @@ def test_all_parity_cases_hold(on_cpu):
 
 
 def test_a_mask_sends_the_call_to_the_next_implementation_and_says_why(on_cpu, caplog):
-    on_cpu("cuda", flash_attn=fake_flash_attn)
+    on_cpu("cuda", "flash_attn", "onehot", flash_attn=fake_flash_attn)
     tensors = [torch.randn(1, 2, 5, 8).bfloat16() for _ in range(3)]
     attention(*tensors)
     attention(*tensors, mask=torch.ones(5, 5, dtype=torch.bool))
