@@ -112,6 +112,11 @@ def supports(device: torch.device, dtype: torch.dtype) -> bool:
     return not (dtype is torch.float64 and device.type == "npu")
 
 
+def runs_flash_attention(device: torch.device) -> bool:
+    """Whether the flash kernels that come with torch run on `device`: CUDA, compute capability 8.0 or later."""
+    return device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 8
+
+
 def triton_problem(device: torch.device, shared_bytes: int = 0) -> str | None:
     """Why a Triton kernel that takes so much shared memory a block cannot run on `device`, or None.
 
