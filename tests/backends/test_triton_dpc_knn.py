@@ -67,6 +67,12 @@ def test_distances_that_are_equal_tie(strict):
     check(x, [40], [13], [2], strict)
 
 
+def test_the_first_of_equally_near_centres_may_stand_in_an_earlier_tile():
+    """Two values, 68 centres, tiles of 64: the two tokens that are left are copies of centres of both tiles."""
+    x = torch.tensor([1.0, -1.0]).repeat(35)[None, :, None]
+    check(x, [70], [68], [2])
+
+
 @pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 70), (torch.bfloat16, 131), (torch.float16, 1)])
 @pytest.mark.parametrize("stored_at_once", [tiles.STORED_AT_ONCE, 0])
 def test_tiles_that_tokens_and_channels_do_not_fill(dtype, count, stored_at_once):
