@@ -118,6 +118,26 @@ def supports(device: torch.device, dtype: torch.dtype) -> bool:
     return not (dtype is torch.float64 and device.type == "npu")
 
 
+def runs_flash_attention(device: torch.device) -> bool:
+    """Whether the flash kernels that come with torch run on `device`: CUDA, compute capability 8.0 or later."""
+    return device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 8
+
+
+def triton_problem(device: torch.device, shared_bytes: int = 0) -> str | None:
+    """Why a Triton kernel that takes so much shared memory a block cannot run on `device`, or None.
+
+    A CPU has no such limits: tensors there are for Triton's interpreter.
+    """
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    if properties.major < 8:
+        return "the Triton kernels are made for compute capability 8.0 and later"
+    if shared_bytes > properties.shared_memory_per_block_optin:
+        return "the Triton kernel needs more shared memory than the device has"
+    return None
+
+
 def default_dtype(device: torch.device) -> torch.dtype:
     """The dtype to train and infer in: fp32 on the CPU, else bf16 if the device has it, else fp32.
 

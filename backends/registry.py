@@ -75,8 +75,8 @@ def _import_problem(package: str) -> str | None:
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name == package:
-            return f"{package} is not installed"
+        if error.name == package.partition(".")[0]:
+            return f"{error.name} is not installed"
         return f"{package} cannot be imported ({error})"
     except Exception as error:
         return f"{package} cannot be imported ({type(error).__name__}: {str(error).strip().splitlines()[:1]})"
@@ -96,6 +96,16 @@ def _mindspeed(op: str) -> Implementation:
     return Implementation(op, "mindspeed", ("npu",), module, op, requires="mindspeed", verify=verify, automatic=False)
 
 
+def _triton(op: str, gradient: bool = True) -> Implementation:
+    module, options = f"cuda.{op}", {"verify": "refusal", "gradient": gradient}
+    return Implementation(op, "triton", ("cuda",), module, op, requires="triton", **options)
+
+
+def _liger(op: str, module: str | None = None, automatic: bool = True) -> Implementation:
+    options = {"requires": "liger_kernel.ops", "verify": "refusal", "automatic": automatic}
+    return Implementation(op, "liger", ("cuda",), f"cuda.{module or op}", op, **options)
+
+
 _DECODE = Implementation(
     "attention", "torch_npu_decode", ("npu",), "npu.decode", "attention",
     requires="torch_npu", verify="refusal", made_for="concerns", gradient=False,
@@ -112,14 +122,23 @@ REGISTRY: tuple[Implementation, ...] = (
     _reference("attention"),
     _torch_npu("rotary"),
     _mindspeed("rotary"),
+    _triton("rotary"),
+    _liger("rotary", "liger_rotary", automatic=False),
     _reference("rotary"),
+    _triton("rotary_rows"),
+    _reference("rotary_rows"),
+    _triton("dpc_knn", gradient=False),
     _reference("dpc_knn", gradient=False),
     Implementation("group_mean", "onehot", ("npu",), "npu.group_mean", "group_mean", verify="refusal"),
-    Implementation("group_mean", "onehot", ("cuda",), "cuda.group_mean", "group_mean"),
+    _triton("group_mean"),
+    Implementation("group_mean", "onehot", ("cuda",), "onehot", "group_mean"),
     _reference("group_mean"),
     _torch_npu("rms_norm"),
+    _liger("rms_norm"),
     _reference("rms_norm"),
     _torch_npu("swiglu"),
+    _liger("swiglu"),
     _reference("swiglu"),
+    _liger("linear_cross_entropy"),
     _reference("linear_cross_entropy"),
 )

@@ -1,10 +1,15 @@
 """attention by torch.nn.functional.scaled_dot_product_attention: for the CPU, and for CUDA without flash-attn."""
 
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import masks, segments
+from . import device, masks, segments
 from .reference.attention import repeat_heads
 
 
@@ -21,9 +26,11 @@ def attention(
 ) -> Tensor:
     """See `ppe_npu.backends.attention`."""
     options = {"causal": causal, "scale": scale, "dropout": dropout}
-    if cu_seqlens is not None:
-        return segments.attend(_dense, query, key, value, cu_seqlens, **options)
-    return _dense(query, key, value, mask=mask, **options)
+    if cu_seqlens is None:
+        return _dense(query, key, value, mask=mask, **options)
+    if _takes_segments(query, dropout):
+        return _packed(_varlen_attn(), query, key, value, cu_seqlens, causal, scale)
+    return segments.attend(_dense, query, key, value, cu_seqlens, **options)
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scale, dropout) -> Tensor:
@@ -41,6 +48,40 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scal
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=square, scale=scale, enable_gqa=grouped
     )
+
+
+def _takes_segments(query: Tensor, dropout: float) -> bool:
+    """Whether torch's flash kernel takes packed segments as they are, in one launch and without sorting them."""
+    width = query.shape[3]
+    if dropout or width % 8 or width > 256 or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return device.runs_flash_attention(query.device) and _varlen_attn() is not None
+
+
+@functools.cache
+def _varlen_attn() -> Callable | None:
+    """torch's varlen_attn; None in older releases, which lack it, or its scale and grouped heads (2.13 has all)."""
+    try:
+        function = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    except ImportError:
+        return None
+    return function if {"scale", "enable_gqa", "window_size"} <= set(inspect.signature(function).parameters) else None
+
+
+def _packed(
+    varlen: Callable,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: list[int],
+    causal: bool,
+    scale: float | None,
+) -> Tensor:
+    borders, longest = segments.borders(cu_seqlens, query.device)
+    options = {"window_size": (-1, 0) if causal else (-1, -1), "enable_gqa": query.shape[1] != key.shape[1]}
+    tokens = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    output = varlen(*tokens, borders, borders, longest, longest, scale=scale, **options)
+    return output.transpose(0, 1).unsqueeze(0)
 
 
 def _takes_groups(kind: str, dtype: torch.dtype, width: int, masked: bool) -> bool:

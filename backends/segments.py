@@ -57,6 +57,19 @@ def _plan(cu_seqlens: tuple[int, ...], device: torch.device) -> Plan:
         return Plan(shapes, order.to(device), order.argsort().to(device))
 
 
+def borders(cu_seqlens: list[int], device: torch.device) -> tuple[Tensor, int]:
+    """What kernels for packed segments want: the borders as int32 on `device`, and the longest segment."""
+    return _borders(tuple(cu_seqlens), device)
+
+
+@functools.lru_cache(maxsize=16)
+def _borders(cu_seqlens: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
+    # Cached, and made outside inference_mode, for the reasons given above.
+    with torch.inference_mode(False):
+        on_device = torch.tensor(cu_seqlens, dtype=torch.int32, device=device)
+    return on_device, max((end - start for start, end in itertools.pairwise(cu_seqlens)), default=0)
+
+
 def attend(
     dense: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, cu_seqlens: list[int], **options
 ) -> Tensor:

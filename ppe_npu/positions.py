@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ppe_npu.backends.compiling import traced_once
+from ppe_npu.backends.reference.rotary_rows import table
 from ppe_npu.spans import VIDEO, PromptLayout, Span, VisionTokens
 
 
@@ -124,9 +125,7 @@ def rotary_table(
         cos, sin: [B, S, D] fp32, the two halves of D alike.
     """
     lookup = _channel_lookup(rows.shape[0], tuple(channels), rows.device)
-    angles = rows.permute(1, 2, 0).float().index_select(-1, lookup) * inv_freq
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos() * scaling, angles.sin() * scaling
+    return table(rows, inv_freq.float(), lookup, scaling)
 
 
 @traced_once  # else an upload would be part of the graph

@@ -1,10 +1,9 @@
 """attention by flash-attn 2 (2.1 or later: before, causal masks were aligned top-left). Not run yet on a GPU here."""
 
-import functools
-import itertools
-
 import torch
 from torch import Tensor
+
+from ppe_npu.backends import segments
 
 
 def refusal(
@@ -46,17 +45,8 @@ def attention(
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     if cu_seqlens is None:
         return flash_attn.flash_attn_func(query, key, value, **options).transpose(1, 2)
-    borders, longest = _borders(tuple(cu_seqlens), query.device)
+    borders, longest = segments.borders(cu_seqlens, query.device)
     output = flash_attn.flash_attn_varlen_func(
         query[0], key[0], value[0], borders, borders, longest, longest, **options
     )
     return output.unsqueeze(0).transpose(1, 2)
-
-
-@functools.lru_cache(maxsize=16)
-def _borders(cu_seqlens: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
-    # Cached: every layer of a forward pass asks for the same borders, and each answer is a copy to the device. Made
-    # outside inference_mode, since such a tensor could not be saved for a later backward pass.
-    with torch.inference_mode(False):
-        borders = torch.tensor(cu_seqlens, dtype=torch.int32, device=device)
-    return borders, max((end - start for start, end in itertools.pairwise(cu_seqlens)), default=0)

@@ -127,6 +127,26 @@ ROTARY = (
 )
 
 
+def _rotary_rows(batch: int, heads: int, kv_heads: int, length: int, sections: tuple[int, ...], k: int) -> Callable:
+    """Each axis' channels are split in K runs, a row each. Frequencies are powers of two, so that angles are exact."""
+
+    def build(generator: Generator) -> tuple:
+        width = 2 * sum(sections)
+        query, key = (_normal(generator, batch, count, length, width) for count in (heads, kv_heads))
+        rows = torch.randint(0, 500, (3 * k, batch, length), generator=generator)
+        inv_freq = 2.0 ** -(torch.arange(width // 2, dtype=torch.float64) % 11)
+        channel_rows = [axis * k + c * k // section for axis, section in enumerate(sections) for c in range(section)]
+        return query, key, rows, inv_freq, torch.tensor(channel_rows)
+
+    return build
+
+
+ROTARY_ROWS = (
+    Case("rotary_rows", "eight positions a token", _rotary_rows(2, 6, 2, 13, (8, 16, 16), 8), grads=(0, 1)),
+    Case("rotary_rows", "decoding, scaled", _rotary_rows(3, 4, 1, 1, (4, 6, 6), 1), {"scaling": 1.25}, grads=(0, 1)),
+)
+
+
 def _frames(lengths: list[int], width: int, offset: float = 0.0) -> Callable[[Generator], tuple[Tensor, Tensor]]:
     """Tokens around a few centres per frame, padded to the longest, and which of them are valid."""
 
@@ -141,13 +161,21 @@ def _frames(lengths: list[int], width: int, offset: float = 0.0) -> Callable[[Ge
     return build
 
 
-def _dpc_knn(name: str, lengths: list[int], budgets: list[int], neighbors: list[int], offset: float = 0.0) -> Case:
+def _dpc_knn(
+    name: str, lengths: list[int], budgets: list[int], neighbors: list[int], offset: float = 0.0, **options: Any
+) -> Case:
+    """With an option "copies" every third token is a copy of another; the other options are the op's."""
+    copies = options.pop("copies", False)
+
     def build(generator: Generator) -> tuple:
         tokens, valid = _frames(lengths, 48, offset)(generator)
+        if copies:
+            of = torch.arange(max(lengths)) - 3 * (torch.arange(max(lengths)) % 3 == 2).long()
+            tokens = torch.where(valid[:, :, None], tokens[:, of.clamp(min=0)], 0.0)
         padded = valid if min(lengths) < max(lengths) else None
         return tokens, padded, torch.tensor(budgets), max(budgets), torch.tensor(neighbors)
 
-    return Case("dpc_knn", name, build, clustering=True)
+    return Case("dpc_knn", name, build, options, clustering=True)
 
 
 DPC_KNN = (
@@ -156,6 +184,9 @@ DPC_KNN = (
     _dpc_knn("common offset", [64, 50], [21, 16], [5, 5], offset=20.0),
     _dpc_knn("every token kept", [17], [17], [5]),
     _dpc_knn("density all equal", [23, 11], [6, 5], [1, 1]),
+    _dpc_knn("more than a tile", [150, 131], [60, 13], [5, 3]),
+    _dpc_knn("copies", [40, 31], [12, 9], [5, 5], copies=True),
+    _dpc_knn("of equals none is denser", [24, 20], [10, 7], [2, 2], strict=True),
 )
 
 
@@ -222,4 +253,4 @@ LINEAR_CROSS_ENTROPY = (
     Case("linear_cross_entropy", "all ignored", _loss(5, 5), grads=(0, 1)),
 )
 
-CASES = (*ATTENTION, *ROTARY, *DPC_KNN, *GROUP_MEAN, *RMS_NORM, *SWIGLU, *LINEAR_CROSS_ENTROPY)
+CASES = (*ATTENTION, *ROTARY, *ROTARY_ROWS, *DPC_KNN, *GROUP_MEAN, *RMS_NORM, *SWIGLU, *LINEAR_CROSS_ENTROPY)

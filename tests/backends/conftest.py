@@ -23,15 +23,16 @@ def _fresh_dispatch():
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """on_cpu(kind, package=module): puts `module` in the place of a vendor's package, and moves to the
-    CPU, ahead of all others, the implementations that are made for devices of `kind`."""
+    """on_cpu(kind, *names, package=module): puts `module` in the place of a vendor's package, and moves to the
+    CPU, ahead of all others, the implementations (of those names, or all) that are made for devices of `kind`."""
 
-    def install(kind: str, **packages):
+    def install(kind: str, *names: str, **packages):
         if "torch_npu" in sys.modules:
             importlib.import_module("torch._dynamo")  # which the real one patches when it is loaded: not a stand-in
         for name, module in packages.items():
             monkeypatch.setitem(sys.modules, name, module)
-        moved = [replace(entry, devices=("cpu",)) for entry in registry.REGISTRY if entry.devices == (kind,)]
+        made = [entry for entry in registry.REGISTRY if entry.devices == (kind,) and (not names or entry.name in names)]
+        moved = [replace(entry, devices=("cpu",)) for entry in made]
         monkeypatch.setattr(registry, "REGISTRY", (*moved, *registry.REGISTRY))
         return moved
 

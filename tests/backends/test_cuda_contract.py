@@ -4,12 +4,12 @@ import fake_flash_attn
 import pytest
 import torch
 
-from ppe_npu.backends import attention, dispatch, group_mean, onehot
+from ppe_npu.backends import attention, device, dispatch, group_mean, onehot, sdpa
 from ppe_npu.backends.parity import run_parity
 
 
 def test_all_parity_cases_hold(on_cpu):
-    on_cpu("cuda", flash_attn=fake_flash_attn)
+    on_cpu("cuda", "flash_attn", "onehot", flash_attn=fake_flash_attn)
     rows = run_parity(torch.device("cpu"), ("fp32", "bf16"))
     rows = [row for row in rows if row.implementation in ("flash_attn", "onehot")]
     assert [row for row in rows if not row.ok] == []
@@ -26,12 +26,45 @@ def test_all_parity_cases_hold(on_cpu):
 
 
 def test_a_mask_sends_the_call_to_the_next_implementation_and_says_why(on_cpu, caplog):
-    on_cpu("cuda", flash_attn=fake_flash_attn)
+    on_cpu("cuda", "flash_attn", "onehot", flash_attn=fake_flash_attn)
     tensors = [torch.randn(1, 2, 5, 8).bfloat16() for _ in range(3)]
     attention(*tensors)
     attention(*tensors, mask=torch.ones(5, 5, dtype=torch.bool))
     assert dispatch.chosen() == {"attention": "flash_attn + sdpa"}
     assert "attention: flash_attn is not used: flash-attn takes no mask" in caplog.text
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_segments_go_to_torchs_flash_kernel_as_they_are(monkeypatch, causal):
+    """Over a stand-in with its signature; that torch has one with it is checked below."""
+
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+        assert enable_gqa == (q.shape[1] != k.shape[1])
+        assert window_size == ((-1, 0) if causal else (-1, -1))
+        return fake_flash_attn.flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, 0.0, scale, causal)
+
+    monkeypatch.setattr(sdpa, "_takes_segments", lambda *_: True)
+    monkeypatch.setattr(sdpa, "_varlen_attn", lambda: varlen_attn)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 15, 8, generator=generator).half() for heads in (4, 2, 2))
+    options = {"cu_seqlens": [0, 4, 8, 8, 9, 15], "causal": causal, "scale": 0.3}
+    found = attention(query, key, value, implementation="sdpa", **options)
+    expected = attention(query.double(), key.double(), value.double(), implementation="reference", **options)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-3)
+
+
+def test_which_packed_segments_torchs_flash_kernel_takes(monkeypatch):
+    monkeypatch.setattr(device, "runs_flash_attention", lambda where: where.type == "meta")
+
+    def takes(width=80, dtype=torch.bfloat16, where="meta", dropout=0.0):
+        return sdpa._takes_segments(torch.empty(1, 2, 3, width, dtype=dtype, device=where), dropout)
+
+    assert sdpa._varlen_attn() is not None
+    assert takes()
+    assert takes(256, torch.float16)
+    assert not any(
+        (takes(257), takes(20), takes(264), takes(dtype=torch.float32), takes(where="cpu"), takes(dropout=0.1))
+    )
 
 
 def test_onehot_gradients():

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from ppe_npu.backends.cuda import attention as cuda_attention
+from ppe_npu.backends.cuda import linear_cross_entropy as cuda_loss
+from ppe_npu.backends.cuda import rms_norm as cuda_rms_norm
+from ppe_npu.backends.cuda import swiglu as cuda_swiglu
 from ppe_npu.backends.npu import attention, group_mean, rms_norm, rotary, swiglu
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -121,3 +124,44 @@ def _compare(refusal, reason):
         assert refusal is None
     else:
         assert reason in refusal
+
+
+def _empty(*shape, dtype=BF16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ((_empty(3, 8), _empty(8)), None),
+        ((_empty(3, 65536), _empty(65536)), None),
+        ((_empty(3, 65537), _empty(65537)), "65,536"),
+        ((_empty(3, 8), _empty(8, dtype=F32)), "differ in dtype"),
+        ((_empty(3, 8, dtype=F64), _empty(8, dtype=F64)), "not torch.float64"),
+        ((_empty(0, 8), _empty(8)), "empty"),
+    ],
+)
+def test_ligers_rms_norm(tensors, reason):
+    _compare(cuda_rms_norm.refusal(*tensors, 1e-6), reason)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((3, 8), F32, None),
+        ((65537,), BF16, "65,536"),
+        ((3, 8), F64, "not torch.float64"),
+        ((), F32, "scalar"),
+        ((0, 8), F32, "empty"),
+    ],
+)
+def test_ligers_swiglu(shape, dtype, reason):
+    _compare(cuda_swiglu.refusal(_empty(*shape, dtype=dtype), _empty(*shape, dtype=dtype)), reason)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "reason"), [(3, F16, None), (3, F64, "not torch.float64"), (0, F16, "empty")]
+)
+def test_ligers_linear_cross_entropy(tokens, dtype, reason):
+    labels = _empty(tokens, dtype=torch.int64)
+    _compare(cuda_loss.refusal(_empty(tokens, 8, dtype=dtype), _empty(5, 8, dtype=dtype), labels), reason)

@@ -1,0 +1,68 @@
+"""linear_cross_entropy by liger-kernel, in an autograd function of ours: gradients are made in the forward pass.
+
+Liger's own scales the saved gradients in place, so that a second backward pass would scale them twice, and looks
+at the device for whether it has to. Its forward pass waits for the device once, to count the labels.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ppe_npu.backends import device
+
+
+def refusal(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = -100,
+    chunk_size: int = 1024,
+    reduction: str = "mean",
+) -> str | None:
+    """fp16, bf16, fp32; nothing empty."""
+    if hidden.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"Liger's linear cross entropy takes fp16, bf16 and fp32, not {hidden.dtype}"
+    if hidden.numel() == 0 or weight.numel() == 0:
+        return "Liger's linear cross entropy takes no empty tensor"
+    return device.triton_problem(hidden.device)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = -100,
+    chunk_size: int = 1024,
+    reduction: str = "mean",
+) -> Tensor:
+    """See `ppe_npu.backends.linear_cross_entropy`. chunk_size is Liger's own: logits as large as `hidden` at most.
+    No second derivative."""
+    wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight)]
+    return _LinearCrossEntropy.apply(hidden, weight, labels, ignore_index, reduction, wanted)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, ignore_index, reduction, wanted):
+        from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward
+
+        loss, *_, hidden_gradient, weight_gradient, _ = fused_linear_cross_entropy_forward(
+            hidden.contiguous(),
+            weight.contiguous(),
+            labels.contiguous(),
+            ignore_index=ignore_index,
+            reduction=reduction,
+            accum_dtype=torch.float32,
+            compute_gradients=any(wanted),
+            weight_requires_grad=wanted[1],
+        )
+        ctx.save_for_backward(hidden_gradient if wanted[0] else None, weight_gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        scaled = [None if saved is None else (saved * gradient).to(saved.dtype) for saved in ctx.saved_tensors]
+        return (*scaled, None, None, None, None)

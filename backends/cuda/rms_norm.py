@@ -1,0 +1,30 @@
+"""rms_norm by liger-kernel, in its "llama" mode, which rounds where the specification does."""
+
+import torch
+from torch import Tensor
+
+from ppe_npu.backends import device
+
+WIDEST = 65536  # one program holds a row
+
+
+def refusal(x: Tensor, weight: Tensor, eps: float) -> str | None:
+    """fp16, bf16, fp32, the weight in the same dtype; widths up to 65,536; nothing empty."""
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"Liger's rms_norm takes fp16, bf16 and fp32, not {x.dtype}"
+    if weight.dtype != x.dtype:
+        # It would give the dtype of x, where the specification gives the wider one.
+        return "Liger's rms_norm is not used where weight and input differ in dtype"
+    if x.shape[-1] > WIDEST:
+        return f"Liger's rms_norm takes widths up to {WIDEST:,}"
+    if x.numel() == 0:
+        return "Liger's rms_norm takes no empty tensor"
+    return device.triton_problem(x.device)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `ppe_npu.backends.rms_norm`."""
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    # Not in place: the gradient that comes in may be somebody else's, too, as in a residual connection.
+    return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False)

@@ -1,0 +1,47 @@
+"""swiglu by liger-kernel's kernels, in an autograd function of ours.
+
+Liger's own writes the gradients over gate and up, unseen by autograd: whoever still holds them, or runs backward twice,
+gets wrong numbers. Here it writes over copies.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ppe_npu.backends import device
+
+WIDEST = 65536  # one program holds a row
+
+
+def refusal(gate: Tensor, up: Tensor) -> str | None:
+    """fp16, bf16, fp32; widths up to 65,536; at least one dimension; nothing empty."""
+    if gate.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"Liger's swiglu takes fp16, bf16 and fp32, not {gate.dtype}"
+    if gate.dim() == 0 or gate.numel() == 0:
+        return "Liger's swiglu takes no empty tensor and no scalar"
+    if gate.shape[-1] > WIDEST:
+        return f"Liger's swiglu takes widths up to {WIDEST:,}"
+    return device.triton_problem(gate.device)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """See `ppe_npu.backends.swiglu`. No second derivative."""
+    return _SwiGLU.apply(gate, up)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        from liger_kernel.ops.swiglu import swiglu_forward
+
+        ctx.save_for_backward(gate, up)
+        return swiglu_forward(gate.contiguous(), up.contiguous())[2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        from liger_kernel.ops.swiglu import swiglu_backward
+
+        width = gradient.shape[-1]
+        copies = (x.clone(memory_format=torch.contiguous_format).view(-1, width) for x in ctx.saved_tensors)
+        return swiglu_backward(*copies, gradient.contiguous())

@@ -1,0 +1,102 @@
+"""What the clustering kernels share: how work is cut into tiles, and a tile of products of pairs of tokens.
+
+Sizes follow from shape and dtype in plain Python; nothing is tuned by trial. Tokens are copied once into a workspace
+whose rows and columns are padded with zeros to whole tiles, so that the kernels' inner loops have no masks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+# A batch of frames that is worked on at a time holds at most so many products: 128 MiB in fp32. (32 frames of 768
+# tokens are 72 MiB.) Frames of more than 5,792 tokens have none stored at all. Their padded tokens: 256 MiB in 16 bits.
+STORED_AT_ONCE, TOKENS_AT_ONCE = 2**25, 2**27
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How [F, N, C] tokens are cut.
+
+    Attributes:
+        tile: tokens along both sides of a tile of the product.
+        rows: tokens that a program of the later passes serves.
+        step: channels of one step along a product.
+        warps, stages: of the programs that make products.
+        pitch, width: N and C, padded to whole tiles and steps.
+        frames: how many of them are worked on at a time.
+        stored: whether their products stay in memory between the passes; if not, each pass makes them again.
+    """
+
+    tile: int
+    rows: int
+    step: int
+    warps: int
+    stages: int
+    pitch: int
+    width: int
+    frames: int
+    stored: bool
+
+    @property
+    def passes(self) -> dict[str, int | bool]:
+        """The compile-time arguments of a pass over pairs of tokens."""
+        return {"STORED": self.stored, "ROWS": self.rows, "TILE": self.tile, "STEP": self.step}
+
+    @property
+    def launch(self) -> dict[str, int]:
+        """The launch options of a pass: a read of memory, or again a product."""
+        return (
+            {"num_warps": 4, "num_stages": 3} if self.stored else {"num_warps": self.warps, "num_stages": self.stages}
+        )
+
+
+def plan(frames: int, count: int, channels: int, dtype: torch.dtype, stored_at_once: int = STORED_AT_ONCE) -> Plan:
+    """The Plan for [frames, count, channels] tokens.
+
+    16 bits: 128 x 128 x 64, a warp group of tensor-core products, two programs to a multiprocessor, so that one stores
+    while the other multiplies. fp32, in ordinary arithmetic (TF32 is not exact): 64 x 64 x 32. Fewer tokens than a
+    tile take a smaller one.
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    tile = min(128 if half else 64, max(16, triton.next_power_of_2(count)))
+    step = min(64 if half else 32, max(16, triton.next_power_of_2(channels)))
+    pitch, width = triton.cdiv(count, tile) * tile, triton.cdiv(channels, step) * step
+    stored = pitch**2 <= stored_at_once
+    together = min(TOKENS_AT_ONCE // (pitch * width), stored_at_once // pitch**2 if stored else frames)
+    rows = min(32, tile) if stored else tile
+    warps = 8 if half and not stored else 4
+    return Plan(tile, rows, step, warps, 3, pitch, width, max(1, min(frames, together)), stored)
+
+
+def shared_bytes(plan: Plan, dtype: torch.dtype) -> int:
+    """Shared memory that the largest program asks for: the stages of two operands, and a tile that is turned over."""
+    operands = plan.stages * 2 * plan.tile * plan.step * torch.finfo(dtype).bits // 8
+    read = 4 * plan.stages * plan.rows * plan.tile if plan.stored else 0
+    return max(operands, 4 * plan.tile**2, read)
+
+
+@triton.jit
+def products(gram, tokens, rows, columns, pitch, width, STORED: tl.constexpr, STEP: tl.constexpr):
+    """fp32 [rows, columns] of x_i x_j in one frame: read, or made as the first pass makes them.
+
+    gram and tokens point to the frame. Products are symmetric to the last bit, so they are read along the rows, which
+    are neighbours in memory whatever the columns are.
+    """
+    if STORED:
+        values = tl.load(gram + columns[None, :] * pitch + rows[:, None])
+    else:
+        channel = tl.arange(0, STEP)
+        left = tokens + rows[:, None] * width + channel[None, :]
+        right = tokens + columns[None, :] * width + channel[:, None]
+        values = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
+        for start in range(0, width, STEP):
+            values = tl.dot(tl.load(left + start), tl.load(right + start), values, input_precision="ieee")
+    return values
+
+
+@triton.jit
+def squared(values, row_norms, column_norms):
+    """d^2 from products: exactly zero between equal tokens, whose products and norms are the same number."""
+    return tl.maximum((row_norms[:, None] - values) + (column_norms[None, :] - values), 0.0)

@@ -1,0 +1,41 @@
+"""Every Triton kernel compiles to machine code for A100 (8.0) and H100/H200 (9.0), and fits. No GPU is needed for it.
+
+In a process of its own: Triton compiles nothing in its interpreter. The cache is a fresh one, so that it does compile.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block can have
+PROGRAM = Path(__file__).with_name("compile_kernels.py")
+
+
+def _compiled(capability: int, folder: Path) -> list[dict]:
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    env["TRITON_CACHE_DIR"] = str(folder)
+    command = [sys.executable, "-W", "ignore", PROGRAM, str(capability)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED)
+def test_everything_compiles_and_fits(tmp_path, capability):
+    kernels = _compiled(capability, tmp_path)
+    names = {"_centre", "_gram", "_knn_density", "_denser_distance", "_assign"}
+    assert {kernel["kernel"] for kernel in kernels} == names | {"_list_groups", "_mean", "_share", "_turn"}
+    assert all(kernel["shared"] <= 99 * 1024 <= SHARED[capability] for kernel in kernels)
+    # What does not fit into 255 registers goes to memory; in the inner loops of products that would show in speed.
+    assert all(kernel["spilled"] <= 256 for kernel in kernels)
+    tensor_cores = {80: "mma.sync", 90: "wgmma.mma_async"}[capability]
+    for kernel in kernels:
+        if kernel["kernel"] == "_gram":
+            assert kernel["products"] == (None if "fp32" in kernel["call"] else tensor_cores)

@@ -1,0 +1,97 @@
+"""Liger's operators in Triton's interpreter (fp32, fp16: it has no bf16 arithmetic), and what we do around them."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+pytest.importorskip("liger_kernel")
+
+from triton_interpreter import repair_liger
+
+from ppe_npu import backends
+from ppe_npu.backends import dispatch
+from ppe_npu.backends.parity import CASES, run, run_parity
+
+repair_liger()
+
+
+@pytest.mark.parametrize(("dtype", "skipped"), [("fp32", ()), ("fp16", ("grouped heads", "one table for all"))])
+def test_all_parity_cases_hold(on_cpu, monkeypatch, dtype, skipped):
+    moved = on_cpu("cuda", "liger")
+    ops = {entry.op for entry in moved}
+    assert ops == {"rotary", "rms_norm", "swiglu", "linear_cross_entropy"}
+    monkeypatch.setattr(run, "CASES", tuple(case for case in CASES if case.op in ops and case.name not in skipped))
+    rows = [row for row in run_parity(torch.device("cpu"), (dtype,)) if row.implementation == "liger"]
+    assert {row.op for row in rows} == ops
+    assert [row for row in rows if not row.ok or row.error is None] == []
+
+
+def test_all_but_rotary_are_taken_without_being_asked_for(on_cpu):
+    on_cpu("cuda", "liger")
+    x, weight = torch.randn(2, 8), torch.randn(5, 8)
+    backends.rms_norm(x, torch.ones(8), 1e-6)
+    backends.swiglu(x, x)
+    backends.linear_cross_entropy(x, weight, torch.tensor([1, 2]))
+    heads, table = torch.randn(1, 2, 3, 8), torch.ones(1, 3, 8)
+    backends.rotary(heads, heads, table, table)
+    taken = dispatch.chosen()
+    assert taken.pop("rotary") == "reference"
+    assert set(taken.values()) == {"liger"}
+
+
+def _twice(function, *inputs):
+    """Gradients by two backward passes through one graph, for a cotangent that is not one."""
+    inputs = [tensor.clone().requires_grad_() for tensor in inputs]
+    held = [tensor * 1 for tensor in inputs]
+    before = [tensor.detach().clone() for tensor in held]
+    out = function(*held)
+    out = out if isinstance(out, torch.Tensor) else torch.cat([part.flatten() for part in out])
+    cotangent = torch.full_like(out, 3.0)
+    gradients = [torch.autograd.grad(out, inputs, cotangent, retain_graph=True) for _ in range(2)]
+    assert all(torch.equal(tensor, old) for tensor, old in zip(held, before))
+    assert cotangent.eq(3).all()
+    return gradients
+
+
+CALLS = {
+    "rms_norm": (lambda x: backends.rms_norm(x, torch.ones(8), 1e-6, implementation="liger"), [(2, 8)]),
+    "swiglu": (lambda x, y: backends.swiglu(x, y, implementation="liger"), [(2, 8), (2, 8)]),
+    "linear_cross_entropy": (
+        lambda x, w: backends.linear_cross_entropy(x, w, torch.tensor([1, 2]), implementation="liger"),
+        [(2, 8), (5, 8)],
+    ),
+    "rotary": (
+        lambda x: backends.rotary(x, x, torch.ones(1, 3, 8), torch.ones(1, 3, 8), implementation="liger"),
+        [(1, 2, 3, 8)],
+    ),
+}
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_nothing_of_the_callers_is_written_over_and_backward_can_run_again(on_cpu, op):
+    on_cpu("cuda", "liger")
+    function, shapes = CALLS[op]
+    generator = torch.Generator().manual_seed(0)
+    first, second = _twice(function, *(torch.randn(shape, generator=generator) for shape in shapes))
+    for one, two in zip(first, second):
+        assert torch.equal(one, two)
+
+
+def test_a_loss_without_gradients_makes_none(on_cpu, monkeypatch):
+    on_cpu("cuda", "liger")
+    import liger_kernel.ops.fused_linear_cross_entropy as module
+
+    asked, forward = [], module.fused_linear_cross_entropy_forward
+
+    def watch(*args, compute_gradients, weight_requires_grad, **kwargs):
+        asked.append((compute_gradients, weight_requires_grad))
+        options = {"compute_gradients": compute_gradients, "weight_requires_grad": weight_requires_grad}
+        return forward(*args, **options, **kwargs)
+
+    monkeypatch.setattr(module, "fused_linear_cross_entropy_forward", watch)
+    hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    labels = torch.tensor([0, 1, -100])
+    with torch.no_grad():
+        backends.linear_cross_entropy(hidden, weight, labels)
+    backends.linear_cross_entropy(hidden, weight, labels).backward()
+    assert asked == [(False, False), (True, False)]

@@ -1,0 +1,180 @@
+"""The clustering kernels in Triton's interpreter, against the algorithm in words in fp64 (`naive`)."""
+
+import functools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_dpc_knn import naive
+
+pytest.importorskip("triton")
+
+from triton_interpreter import repair
+
+from ppe_npu.backends.cuda import dpc_knn as kernels
+from ppe_npu.backends.cuda import gram, tiles
+from ppe_npu.backends.reference.dpc_knn import dpc_knn as reference
+
+repair()
+HALF = (torch.float16, torch.bfloat16)
+PLAN = tiles.plan
+
+
+def run(x, valid, budgets, neighbors, strict=False, stored_at_once=tiles.STORED_AT_ONCE):
+    """dpc_knn on lists of numbers; stored_at_once=0 makes products again in every pass."""
+    options = {"stored_at_once": stored_at_once}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "plan", functools.partial(PLAN, **options))
+        return kernels.dpc_knn(x, valid, torch.tensor(budgets), max(budgets), torch.tensor(neighbors), strict)
+
+
+def check(x, sizes, budgets, neighbors, strict=False, **options):
+    longest = x.shape[1]
+    valid = torch.arange(longest) < torch.tensor(sizes)[:, None] if min(sizes) < longest else None
+    centers, labels = run(x, valid, budgets, neighbors, strict, **options)
+    assert centers.dtype == labels.dtype == torch.int64
+    assert ((centers >= 0) & (centers < longest)).all()
+    for f, (n, m, k) in enumerate(zip(sizes, budgets, neighbors)):
+        expected_centers, expected_labels = naive(x[f, :n].double(), m, k, strict)
+        assert labels[f, n:].eq(-1).all()
+        assert centers[f, :m].tolist() == expected_centers
+        assert labels[f, :n].tolist() == expected_labels
+
+
+@pytest.mark.parametrize("stored_at_once", [tiles.STORED_AT_ONCE, 0])
+@pytest.mark.parametrize("strict", [False, True])
+@settings(max_examples=3)
+@given(seed=st.integers(0, 10_000), dtype=st.sampled_from([torch.float32, *HALF]))
+def test_equals_the_algorithm_in_words(stored_at_once, strict, seed, dtype):
+    """Ragged frames of 1 to 19 tokens, two tiles of them, with every number of neighbours; some are copies."""
+    g = torch.Generator().manual_seed(seed)
+    sizes = [19, *torch.randint(1, 20, (2,), generator=g).tolist()]
+    budgets = [int(torch.randint(1, n + 1, (), generator=g)) for n in sizes]
+    neighbors = [int(torch.randint(1, min(5, n) + 1, (), generator=g)) for n in sizes]
+    copied = torch.randint(0, 19, (3, 19), generator=g).minimum(torch.arange(19))
+    x = (torch.randn(3, 19, 20, generator=g) + 2).to(dtype)
+    copies = x.gather(1, copied[:, :, None].expand_as(x))
+    x = torch.where(torch.rand(3, 19, 1, generator=g) < 0.3, copies, x)
+    check(x, sizes, budgets, neighbors, strict, stored_at_once=stored_at_once)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_distances_that_are_equal_tie(strict):
+    """Small whole numbers: 16-bit products are exact, so all distances are, and many pairs stand equally far apart."""
+    x = torch.randint(0, 3, (1, 40, 3), generator=torch.Generator().manual_seed(0)).half()
+    check(x, [40], [13], [2], strict)
+
+
+def test_the_first_of_equally_near_centres_may_stand_in_an_earlier_tile():
+    """Two values, 68 centres, tiles of 64: the two tokens that are left are copies of centres of both tiles."""
+    x = torch.tensor([1.0, -1.0]).repeat(35)[None, :, None]
+    check(x, [70], [68], [2])
+
+
+@pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 70), (torch.bfloat16, 131), (torch.float16, 1)])
+@pytest.mark.parametrize("stored_at_once", [tiles.STORED_AT_ONCE, 0])
+def test_tiles_that_tokens_and_channels_do_not_fill(dtype, count, stored_at_once):
+    x = torch.randn(1, count, 67, generator=torch.Generator().manual_seed(1)).to(dtype)
+    check(x, [count], [max(1, count // 3)], [min(5, count)], stored_at_once=stored_at_once)
+
+
+def test_frames_taken_some_at_a_time_and_tokens_that_stand_anyhow():
+    x = torch.randn(24, 5, 20, generator=torch.Generator().manual_seed(2)).permute(1, 2, 0)  # 5 frames of 20
+    budgets, neighbors = [5, 9, 20, 1, 7], [5, 4, 3, 2, 1]
+    together = run(x, None, budgets, neighbors)
+    two_by_two = run(x, None, budgets, neighbors, stored_at_once=2 * 32**2)
+    expected = reference(x, None, torch.tensor(budgets), 20, torch.tensor(neighbors))
+    used = torch.arange(20) < torch.tensor(budgets)[:, None]
+    for centers, labels in (together, two_by_two):
+        assert torch.equal(labels, expected[1])
+        assert torch.equal(centers[used], expected[0][used])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("junk", [1e6, math.inf, math.nan])
+def test_padding_and_frame_mates_change_nothing(dtype, junk):
+    """Nor does a frame whose tokens are not numbers: its labels mean nothing, but stay in range."""
+    g = torch.Generator().manual_seed(3)
+    sizes, budgets, neighbors = [12, 7, 12], [5, 4, 5], [5, 4, 5]
+    x = torch.randn(3, 12, 8, generator=g).to(dtype)
+    valid = torch.arange(12) < torch.tensor(sizes)[:, None]
+    expected = run(x, valid, budgets, neighbors)
+    x = torch.where(valid[:, :, None], x, junk)
+    x[2, 4] = junk
+    centers, labels = run(x, valid, budgets, neighbors)
+    assert torch.equal(labels[:2], expected[1][:2])
+    assert torch.equal(centers[0], expected[0][0])
+    assert torch.equal(centers[1, :4], expected[0][1, :4])
+    assert ((labels[2] >= 0) & (labels[2] < 5)).all()
+    assert len(set(centers[2].tolist())) == 5
+
+
+@pytest.mark.parametrize("offset", [256.0, -4096.0])
+def test_a_common_offset_does_not_cost_digits(offset):
+    """Of fp32 tokens; those of 16 bits have the next two tests."""
+    moved = torch.randn(1, 40, 32, generator=torch.Generator().manual_seed(4)) + offset
+    one, other = (run(y, None, [13], [5]) for y in (moved - offset, moved))  # exact: both have the same distances
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_16_bit_tokens_are_shifted_where_that_is_exact_and_nowhere_else(dtype):
+    g = torch.Generator().manual_seed(5)
+    offset = torch.tensor([0.0, 0.5, 3.0, -40.0, 500.0, -500.0]).repeat(6)
+    x = (torch.randn(2, 50, 36, generator=g) + offset).to(dtype)
+    lengths = torch.tensor([50, 31], dtype=torch.int32)
+    moved = gram.centred(x, lengths, PLAN(2, 50, 36, dtype))
+    for f, n in enumerate(lengths.tolist()):
+        steps = (x[f, :n].double() - moved[f, :n, :36].double()).unique(dim=0)
+        assert len(steps) == 1  # one number a channel is taken away, without rounding
+        assert (steps[0].abs() > 30).tolist() == (offset.abs() > 30).tolist()
+        assert moved[f, n:].eq(0).all()
+    assert moved[:, :, 36:].eq(0).all()
+
+
+def test_squared_distances_of_bf16_tokens_are_as_exact_as_those_of_fp32():
+    """At 2,048 channels with an offset that is too small to be taken away: within the specification's own error."""
+    x = (torch.randn(1, 32, 2048, generator=torch.Generator().manual_seed(6)) + 1).bfloat16()
+    plan = PLAN(1, 32, 2048, x.dtype)
+    lengths = torch.tensor([32], dtype=torch.int32)
+    products, norms = gram.gram(gram.centred(x, lengths, plan), lengths, plan)
+    found = norms[0, :, None] + norms[0] - 2 * products[0]
+    exact = torch.cdist(x.double(), x.double())[0].square()
+    assert (found - exact).abs().max() < 1e-6 * exact.max()
+
+
+def test_between_two_centres_a_token_takes_the_one_of_higher_score():
+    x = torch.tensor([[[0.0], [6.0], [16.0], [11.0]]])
+    centers, labels = run(x, None, [3], [1])
+    assert centers.tolist() == [[0, 2, 1]]
+    assert labels.tolist() == [[0, 2, 1, 1]]
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e3, 1e10])
+def test_nothing_underflows_at_any_scale(scale):
+    x = torch.randn(1, 30, 16, generator=torch.Generator().manual_seed(7)) * scale
+    check(x, [30], [10], [5])
+
+
+@given(
+    frames=st.integers(1, 5000),
+    count=st.integers(1, 40_000),
+    channels=st.integers(1, 9000),
+    dtype=st.sampled_from([torch.float32, *HALF]),
+)
+@settings(max_examples=100)
+def test_plans_cover_every_shape_in_bounded_memory(frames, count, channels, dtype):
+    plan = PLAN(frames, count, channels, dtype)
+    assert plan.pitch >= count
+    assert plan.width >= channels
+    assert plan.pitch % plan.tile == plan.width % plan.step == plan.tile % plan.rows == 0
+    assert all(size >= 16 and size & (size - 1) == 0 for size in (plan.tile, plan.rows, plan.step))
+    assert tiles.shared_bytes(plan, dtype) <= 99 * 1024  # what the smallest of the devices in question gives a block
+    assert 1 <= plan.frames <= frames
+    assert plan.stored == (plan.pitch <= 5792)
+    if plan.stored:
+        assert plan.frames * plan.pitch**2 <= tiles.STORED_AT_ONCE
+    assert plan.frames == 1 or plan.frames * plan.pitch * plan.width <= tiles.TOKENS_AT_ONCE

@@ -1,0 +1,42 @@
+"""The parity cases by the Triton kernels, in Triton's interpreter: what `make parity DEVICE=cuda` runs on a GPU."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from triton_interpreter import repair
+
+from ppe_npu import backends
+from ppe_npu.backends import dispatch
+from ppe_npu.backends.parity import CASES, run, run_parity
+
+repair()
+OPS = {"rotary", "rotary_rows", "dpc_knn", "group_mean"}
+
+
+LARGE = {"fp32": {"one large group"}, "bf16": {"more than a tile"}}  # seconds each; as large ones are tested elsewhere
+
+
+@pytest.mark.parametrize(("dtype", "ops"), [("fp32", OPS), ("bf16", {"dpc_knn"})])
+def test_all_parity_cases_hold(on_cpu, monkeypatch, dtype, ops):
+    moved = on_cpu("cuda", "triton")
+    assert {entry.op for entry in moved} == OPS
+    cases = tuple(case for case in CASES if case.op in ops and case.name not in LARGE[dtype])
+    monkeypatch.setattr(run, "CASES", cases)
+    rows = [row for row in run_parity(torch.device("cpu"), (dtype,)) if row.implementation == "triton"]
+    assert {row.op for row in rows} == ops
+    assert [row for row in rows if not row.ok or row.error is None] == []
+
+
+def test_they_are_taken_first_and_give_way_with_a_reason(on_cpu, caplog):
+    on_cpu("cuda", "triton", "onehot")
+    tokens, labels = torch.randn(1, 4, 3), torch.tensor([[0, 1, 0, 1]])
+    counts, budgets = torch.tensor([[2, 2]]), torch.tensor([2])
+    backends.group_mean(tokens, labels, counts)
+    backends.dpc_knn(tokens, None, budgets, 2, budgets)
+    assert dispatch.chosen() == {"group_mean": "triton", "dpc_knn": "triton"}
+    backends.group_mean(tokens.double(), labels, counts)
+    backends.dpc_knn(tokens.double(), None, budgets, 2, budgets)
+    assert dispatch.chosen() == {"group_mean": "triton + onehot", "dpc_knn": "triton + reference"}
+    assert "dpc_knn: triton is not used: the Triton kernels take fp16, bf16 and fp32, not torch.float64" in caplog.text

@@ -1,0 +1,87 @@
+"""Both rotary ops by the Triton kernel, in Triton's interpreter, against the reference in fp64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from triton_interpreter import repair
+
+from ppe_npu.backends.cuda.rotary import rotary
+from ppe_npu.backends.cuda.rotary_rows import rotary_rows
+from ppe_npu.backends.reference.rotary import rotary as reference
+from ppe_npu.backends.reference.rotary_rows import rotary_rows as reference_rows
+
+repair()
+
+
+def _heads(batch, heads, kv_heads, length, width, seed=0):
+    """As attention has them, [B, S, H, D] in memory."""
+    g = torch.Generator().manual_seed(seed)
+    query, key = (torch.randn(batch, length, count, width, generator=g) for count in (heads, kv_heads))
+    return [tensor.transpose(1, 2).requires_grad_() for tensor in (query, key)]
+
+
+def _compare(function, oracle, heads, *tables, **options):
+    """Results and gradients for random cotangents."""
+    wide = [tensor.detach().double().requires_grad_() for tensor in heads]
+    results, expected = function(*heads, *tables, **options), oracle(*wide, *tables, **options)
+    cotangents = [torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)) for tensor in results]
+    gradients = torch.autograd.grad(results, heads, cotangents)
+    true = torch.autograd.grad(expected, wide, [tensor.double() for tensor in cotangents])
+    for mine, right in zip((*results, *gradients), (*expected, *true)):
+        torch.testing.assert_close(mine.double(), right, rtol=0, atol=2e-6)
+    return results
+
+
+@settings(max_examples=6)
+@given(
+    batch=st.integers(1, 2),
+    heads=st.sampled_from([(1, 1), (6, 2), (18, 1)]),
+    length=st.integers(1, 4),
+    half=st.sampled_from([1, 12, 40]),
+    shared=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_table_and_its_transpose(batch, heads, length, half, shared, seed):
+    """The two halves of cos and sin differ, as the specification allows."""
+    g = torch.Generator().manual_seed(seed)
+    cos, sin = (torch.randn(1 if shared else batch, length, 2 * half, generator=g) for _ in range(2))
+    query, key = _heads(batch, *heads, length, 2 * half, seed)
+    results = _compare(rotary, lambda q, k, *t: reference(q, k, *(x.double() for x in t)), (query, key), cos, sin)
+    assert [result.stride() for result in results] == [query.stride(), key.stride()]
+
+
+@settings(max_examples=6)
+@given(batch=st.integers(1, 2), k=st.sampled_from([1, 2, 8]), length=st.integers(1, 4), seed=st.integers(0, 99))
+def test_positions_from_rows(batch, k, length, seed):
+    g = torch.Generator().manual_seed(seed)
+    rows = torch.randint(0, 64, (3 * k, batch, length), generator=g)
+    inv_freq = 2.0 ** -torch.arange(20)  # so that angles are exact in fp32
+    channel_rows = torch.randint(0, 3 * k, (20,), generator=g)
+    _compare(rotary_rows, reference_rows, _heads(batch, 6, 2, length, 40), rows, inv_freq, channel_rows, scaling=1.25)
+
+
+def test_rows_may_be_a_view_of_any_integers():
+    rows = torch.randint(0, 50, (2, 3, 3), dtype=torch.int32).permute(2, 0, 1)
+    channel_rows, inv_freq = torch.tensor([2, 0, 1, 1]), torch.tensor([1.0, 0.5, 0.25, 0.125])
+    _compare(rotary_rows, reference_rows, _heads(2, 2, 1, 3, 8), rows, inv_freq, channel_rows)
+
+
+def test_pairs_turn_like_complex_numbers():
+    query, key = _heads(1, 2, 1, 3, 16)
+    rows, channel_rows = torch.tensor([[[3, 5, 7]], [[0, 1, 2]]]), torch.tensor([0, 1] * 4)
+    inv_freq = torch.linspace(0.1, 1, 8)
+    angles = rows[channel_rows, 0].T * inv_freq
+    for x, turned in zip((query, key), rotary_rows(query, key, rows, inv_freq, channel_rows)):
+        expected = torch.complex(*x.chunk(2, -1)) * torch.polar(torch.ones_like(angles), angles)
+        torch.testing.assert_close(turned, torch.cat((expected.real, expected.imag), -1))
+
+
+def test_heads_whose_channels_are_no_neighbours_are_copied():
+    query = torch.randn(1, 2, 8, 3).transpose(2, 3)
+    cos, sin = (torch.randn(1, 8, 3).transpose(1, 2) for _ in range(2))
+    for mine, right in zip(rotary(query, query, cos, sin), reference(query, query, cos, sin)):
+        torch.testing.assert_close(mine, right)
