@@ -51,8 +51,8 @@ demo: $(READY)
 	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(filter-out 0,$(FULL)),--full)
 
 train: $(READY)
-	$(call launch) train $(if $(RECIPE),$(if $(filter-out auto,$(DEVICE)),--device $(DEVICE)),--device $(DEVICE)) \
-		$(call option,--config,$(RECIPE)) $(call option,--data,$(DATA)) $(common) $(call option,--deepspeed,$(DEEPSPEED)) $(TRAIN_ARGS)
+	$(strip $(call launch) train $(call option,--device,$(if $(RECIPE),$(filter-out auto,$(DEVICE)),$(DEVICE))) $(call option,--config,$(RECIPE)) \
+		$(call option,--data,$(DATA)) $(common) $(call option,--deepspeed,$(DEEPSPEED)) $(TRAIN_ARGS))
 
 # Without a model: the embedded one, trained first if it is not there.
 eval: $(READY) $(if $(MODEL),,runs/train/final)
