@@ -66,6 +66,10 @@ class VideoSampling:
         wanted = min(wanted, total)
         return max(int(wanted // multiple) * multiple, min(multiple, total))
 
+    def indices(self, total: int, fps: float, multiple: int) -> list[int]:
+        """Which frames these are: evenly spaced from the first to the last."""
+        return torch.linspace(0, total - 1, self.count(total, fps, multiple)).round().long().tolist()
+
 
 @dataclass(frozen=True)
 class VideoHeader:
@@ -85,16 +89,31 @@ class Video:
         frames: uint8 [T, 3, H, W], RGB.
         fps: frames per second of the taken frames (not of the file): T / duration.
         path: where they came from.
+        indices: of the T frames in the file; None: the file holds these frames and no others.
+        file_fps: frames per second of the file; None: fps.
     """
 
     frames: torch.Tensor
     fps: float
     path: str
+    indices: tuple[int, ...] | None = None
+    file_fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.indices is not None and len(self.indices) != len(self.frames):
+            given = f"{len(self.indices)} indices for {len(self.frames)} frames"
+            raise InputError(f"video {self.path} has {given}: give one for each")
 
     @property
     def seconds_per_frame(self) -> float:
         """Seconds from one taken frame to the next."""
         return 1.0 / self.fps
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What transformers' processors are told of the file (video_metadata); indices / fps is a frame's second."""
+        indices = list(range(len(self.frames)) if self.indices is None else self.indices)
+        return {"total_num_frames": indices[-1] + 1, "fps": self.file_fps or self.fps, "frames_indices": indices}
 
 
 def load_image(path: str | Path) -> Image:
@@ -146,19 +165,19 @@ def load_video(path: str | Path, sampling: VideoSampling = VideoSampling(), mult
         InputError: no such file, no video, no frame in it, or one that breaks off.
     """
     header = video_header(path)
-    count = sampling.count(header.frames, header.fps, multiple)
-    wanted = torch.linspace(0, header.frames - 1, count).round().long().tolist()
+    wanted = sampling.indices(header.frames, header.fps, multiple)
     with _open_video(path) as (container, stream):
         stream.thread_type = "AUTO"
         frames, decoded = _decode(container, stream, wanted)
     if not frames:
         raise InputError(f"video {path} holds no frames that can be decoded: record or convert it again")
-    if len(frames) < count - 1 and decoded < _WHOLE * header.frames:
+    if len(frames) < len(wanted) - 1 and decoded < _WHOLE * header.frames:
         raise InputError(f"video {path} breaks off after {decoded} of {header.frames} frames: give a whole video file")
     if len({frame.shape for frame in frames}) > 1:
         raise InputError(f"video {path} changes its frame size midway: convert it to one size, e.g. with ffmpeg")
     # Positions in time follow what was taken, as in Qwen's own reading: T frames over the file's duration.
-    return Video(torch.stack(frames), len(frames) / header.frames * header.fps, str(path))
+    fps = len(frames) / header.frames * header.fps
+    return Video(torch.stack(frames), fps, str(path), tuple(wanted[: len(frames)]), header.fps)
 
 
 def video_header(path: str | Path) -> VideoHeader:
