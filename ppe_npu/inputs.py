@@ -72,7 +72,8 @@ class Encoded:
     Attributes:
         ids: per conversation its token ids, placeholders expanded.
         visuals: pixel_values float32 [P, D], image_grid_thw int64 [I, 3], pixel_values_videos, video_grid_thw,
-            second_per_grid_ts float32 [V] (seconds per temporal step); a key only where there is such a visual.
+            second_per_grid_ts float32 [V] (seconds per temporal step, which Qwen2.5-VL alone takes); a key only where
+            there is such a visual.
     """
 
     ids: list[list[int]]
@@ -96,7 +97,7 @@ def build_inputs(
     Returns:
         input_ids, attention_mask, mm_token_type_ids: int64 [B, S]; and per kind of visual that occurs pixel_values
         float32 [P, D] with image_grid_thw int64 [I, 3], pixel_values_videos with video_grid_thw int64 [V, 3] and
-        second_per_grid_ts float32 [V]. All on the CPU.
+        second_per_grid_ts float32 [V] (of Qwen2.5-VL). All on the CPU.
 
     Raises:
         InputError: a picture or video that cannot be read, or placeholders that do not match the visuals.
@@ -186,7 +187,8 @@ def process_visuals(
         )
         pixels, grids, seconds, written["video"] = map(list, zip(*done))
         visuals |= {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.stack(grids)}
-        visuals["second_per_grid_ts"] = torch.stack(seconds)
+        if "second_per_grid_ts" in processor.model_input_names:  # generate() refuses what its model does not take
+            visuals["second_per_grid_ts"] = torch.stack(seconds)
     return visuals, written
 
 
