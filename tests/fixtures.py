@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -75,9 +74,8 @@ def spelling_processors(tiny_processor):
     import transformers
 
     tokenizer, size = _spelling_tokenizer(), {"shortest_edge": 16 * 16, "longest_edge": 100 * 100}
-    images = copy.deepcopy(tiny_processor.image_processor)
-    images.size = size
     settings = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    images = type(tiny_processor.image_processor)(**settings, size=size)
     makers = {
         "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor", size),
         "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor", size),
