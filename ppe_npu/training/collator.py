@@ -22,9 +22,8 @@ from ppe_npu.spans import VisionTokens, find_spans
 from ppe_npu.training.data import Record
 from ppe_npu.training.tokens import IGNORED, Tokeniser, Tokens
 
-Visuals = tuple[dict[str, torch.Tensor], dict[str, list[torch.Tensor]]]  # as inputs.process_visuals gives them
-
 NOTES = ("sample_ids", "skipped")  # of a batch, for who trains: the model does not take them
+Visuals = tuple[dict[str, torch.Tensor], dict[str, list[torch.Tensor]]]  # as inputs.process_visuals gives them
 
 
 class Collator:

@@ -166,6 +166,17 @@ def test_a_videos_seconds_are_a_part_of_the_question(qwen3, write_clip, write_im
     assert [text.count(f"<{seconds} seconds>") for seconds in ("0.4", "1.6", "3.5", "16.5")] == [1] * 4
 
 
+def test_a_broken_file_among_videos_moves_no_other(qwen3, write_clip, tmp_path):
+    clips = [write_clip("a.mp4", 9, 4), str(tmp_path / "none.mp4"), write_clip("b.mp4", 21, 1, 34)]
+    records = [Record(clip, (), (clip,), (("user", "<video>row"), ("assistant", "3"))) for clip in clips]
+    whole = qwen3(records[::2])
+    qwen3.skip_broken = True
+    left = qwen3(records)
+    assert [reason for _, reason in left["skipped"]] == [f"{clips[1]}: video {clips[1]} does not exist: check the path"]
+    assert inputs(left).keys() == inputs(whole).keys()
+    assert all(torch.equal(left[key], value) for key, value in inputs(whole).items())
+
+
 def test_questions_about_such_a_video_are_packed(qwen3, write_clip):
     clip, questions = write_clip("a.mp4", 21, 1, 34), [("shape", "ring"), ("row red", "bars"), ("?", "blue")]
     turns = tuple((role, text) for pair in questions for role, text in zip(("user", "assistant"), pair))
@@ -184,7 +195,7 @@ def test_questions_about_such_a_video_are_packed(qwen3, write_clip):
     torch.testing.assert_close(together, (losses.sum() + losses[2]) / 4, rtol=1e-5, atol=1e-6)
 
 
-# -- packing costs and changes nothing ---------------------------------------------------------------------------------
+# -- packing, for every compression ------------------------------------------------------------------------------------
 
 COMPRESSIONS = {
     "dense": CompressionConfig.preset("dense"),
