@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ppe_npu.compat import ensure_mm_token_type_ids
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.media import DEFAULT_FPS, Video, VideoFrame, VideoSampling, load_image, load_video
+from ppe_npu.placeholders import check_placeholders, expand, image_ids, pixel_cap, video_ids, visual_ids
 
 __all__ = [
     "DEFAULT_FPS",
@@ -72,7 +72,8 @@ class Encoded:
     Attributes:
         ids: per conversation its token ids, placeholders expanded.
         visuals: pixel_values float32 [P, D], image_grid_thw int64 [I, 3], pixel_values_videos, video_grid_thw,
-            second_per_grid_ts float32 [V] (seconds per temporal step); a key only where there is such a visual.
+            second_per_grid_ts float32 [V] (seconds per temporal step, which Qwen2.5-VL alone takes); a key only where
+            there is such a visual.
     """
 
     ids: list[list[int]]
@@ -96,7 +97,7 @@ def build_inputs(
     Returns:
         input_ids, attention_mask, mm_token_type_ids: int64 [B, S]; and per kind of visual that occurs pixel_values
         float32 [P, D] with image_grid_thw int64 [I, 3], pixel_values_videos with video_grid_thw int64 [V, 3] and
-        second_per_grid_ts float32 [V]. All on the CPU.
+        second_per_grid_ts float32 [V] (of Qwen2.5-VL). All on the CPU.
 
     Raises:
         InputError: a picture or video that cannot be read, or placeholders that do not match the visuals.
@@ -124,10 +125,8 @@ def encode(
         check_placeholders(processor, tokens, per_kind, f"prompt {number + 1}")
     images = [item for per_kind in items for item in per_kind["image"]]
     videos = [item for per_kind in items for item in per_kind["video"]]
-    visuals = process_visuals(processor, images, videos, sampling, cache)
-    counts = visual_token_counts(processor, visuals)
-    expanded = [np.repeat(tokens, token_repeats(processor, tokens, counts)).tolist() for tokens in ids]
-    return Encoded(expanded, visuals)
+    visuals, written = process_visuals(processor, images, videos, sampling, cache)
+    return Encoded([expanded.tolist() for expanded, _ in expand(processor, ids, written)], visuals)
 
 
 def render(processor: Any, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
@@ -163,44 +162,34 @@ def visual_items(messages: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return found
 
 
-def visual_ids(processor: Any) -> dict[str, int]:
-    """The placeholder tokens' ids: {"image": id, "video": id}."""
-    return {"image": processor.image_token_id, "video": processor.video_token_id}
-
-
-def check_placeholders(processor: Any, ids: Sequence[int], items: Mapping[str, Sequence], where: str) -> None:
-    """Raise InputError unless unexpanded token ids hold exactly one placeholder per visual."""
-    for kind, token_id in visual_ids(processor).items():
-        held, given = list(ids).count(token_id), len(items[kind])
-        if held == given:
-            continue
-        token = getattr(processor, f"{kind}_token")
-        counts = f"{held} {kind} placeholder{'s' * (held != 1)} ({token}) for {given} {kind}{'s' * (given != 1)}"
-        raise InputError(f"{where} holds {counts}: its text needs one placeholder per {kind}")
-
-
 def process_visuals(
     processor: Any,
     images: Sequence[Any],
     videos: Sequence[Any],
     sampling: VideoSampling | None = None,
     cache: PixelCache | None = None,
-) -> dict[str, torch.Tensor]:
-    """Load and process pictures (path or PIL) and videos (path or Video); returns Encoded.visuals."""
+) -> tuple[dict[str, torch.Tensor], dict[str, list[torch.Tensor]]]:
+    """Load and process pictures (path or PIL) and videos (path or Video).
+
+    Returns:
+        (Encoded.visuals; per kind what each visual's placeholder becomes, as placeholders.expand takes it).
+    """
     visuals: dict[str, torch.Tensor] = {}
+    written: dict[str, list[torch.Tensor]] = {"image": [], "video": []}
     if images:
         done = _cached(images, cache, ("image",), lambda todo: _process_images(processor, todo))
-        visuals["pixel_values"] = torch.cat([pixels for pixels, _ in done])
-        visuals["image_grid_thw"] = torch.stack([grid for _, grid in done])
+        pixels, grids, written["image"] = map(list, zip(*done))
+        visuals |= {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.stack(grids)}
     if videos:
         sampling = sampling or VideoSampling()
         done = _cached(
             videos, cache, ("video", sampling), lambda todo: [_process_video(processor, v, sampling) for v in todo]
         )
-        visuals["pixel_values_videos"] = torch.cat([pixels for pixels, _, _ in done])
-        visuals["video_grid_thw"] = torch.stack([grid for _, grid, _ in done])
-        visuals["second_per_grid_ts"] = torch.stack([seconds for _, _, seconds in done])
-    return visuals
+        pixels, grids, seconds, written["video"] = map(list, zip(*done))
+        visuals |= {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.stack(grids)}
+        if "second_per_grid_ts" in processor.model_input_names:  # generate() refuses what its model does not take
+            visuals["second_per_grid_ts"] = torch.stack(seconds)
+    return visuals, written
 
 
 def _cached(sources: Sequence[Any], cache: PixelCache | None, tag: tuple, process) -> list[tuple[torch.Tensor, ...]]:
@@ -216,8 +205,9 @@ def _cached(sources: Sequence[Any], cache: PixelCache | None, tag: tuple, proces
     return [held[key] for key in keys]
 
 
-def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Pictures -> per picture (pixels float32 [P, D], grid int64 [3]); pictures of one size go through together."""
+def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tensor, ...]]:
+    """Pictures -> per picture (pixels float32 [P, D], grid int64 [3], what its placeholder becomes int64 [n]);
+    pictures of one size go through together."""
     loaded = [load_image(image) if isinstance(image, (str, Path)) else image for image in images]
     loaded = [image.load() if isinstance(image, VideoFrame) else image for image in loaded]
     for source, image in zip(images, loaded):
@@ -226,11 +216,13 @@ def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.T
             raise InputError(f"{name} of {image.size[0]}x{image.size[1]} pixels is too narrow: crop it below 200:1")
     done = processor.image_processor(images=loaded, return_tensors="pt")
     grids = done["image_grid_thw"]
-    return list(zip(done["pixel_values"].split(grids.prod(-1).tolist()), grids))
+    patches, merge = grids.prod(-1).tolist(), processor.image_processor.merge_size**2
+    return list(zip(done["pixel_values"].split(patches), grids, [image_ids(processor, n // merge) for n in patches]))
 
 
 def _process_video(processor: Any, video: Any, sampling: VideoSampling) -> tuple[torch.Tensor, ...]:
-    """A video -> (pixels float32 [P, D], grid int64 [3], seconds per temporal step float32 [])."""
+    """A video -> (pixels float32 [P, D], grid int64 [3], seconds per temporal step float32 [], what its placeholder
+    becomes int64 [n])."""
     maker = processor.video_processor
     if not isinstance(video, Video):
         video = load_video(video, sampling, maker.temporal_patch_size)
@@ -241,34 +233,15 @@ def _process_video(processor: Any, video: Any, sampling: VideoSampling) -> tuple
         raise InputError(
             f"video min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}: give both"
         )
-    options: dict[str, Any] = {"size": size}
-    if "cap_pixels_per_frame" in maker.valid_kwargs.__annotations__ and maker.cap_pixels_per_frame is None:
-        options["cap_pixels_per_frame"] = True  # as Qwen's own code; unset it warns at every first video
+    options = {"size": size, "do_sample_frames": False, "return_tensors": "pt", **pixel_cap(maker)}
     try:
-        done = maker(videos=[video.frames], do_sample_frames=False, return_tensors="pt", **options)
+        done = maker(videos=[video.frames], **options)
     except ValueError as error:  # its own rules: frames that are too narrow, too few for one step
         raise InputError(f"video {video.path} cannot be processed ({first_line(error)}): leave it out") from error
     seconds = torch.tensor(maker.temporal_patch_size * video.seconds_per_frame)
-    return done["pixel_values_videos"], done["video_grid_thw"][0], seconds
-
-
-def visual_token_counts(processor: Any, visuals: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Per kind an iterator over the number of tokens of each visual, in order; token_repeats takes from it."""
-    merge = processor.image_processor.merge_size**2
-    return {
-        kind: iter((visuals[key].prod(-1) // merge).tolist() if key in visuals else [])
-        for kind, key in (("image", "image_grid_thw"), ("video", "video_grid_thw"))
-    }
-
-
-def token_repeats(processor: Any, ids: Sequence[int], counts: Mapping[str, Any]) -> list[int]:
-    """How often each of the unexpanded ids stands in the prompt: a placeholder as often as its visual has tokens.
-
-    Placeholders are expanded as ids rather than as text, so that a text is tokenised once for pictures of any size;
-    they are special tokens, which never join their neighbours.
-    """
-    kinds = {token_id: kind for kind, token_id in visual_ids(processor).items()}
-    return [next(counts[kinds[token]]) if token in kinds else 1 for token in ids]
+    grid = done["video_grid_thw"][0]
+    step_tokens = int(grid[1:].prod()) // maker.merge_size**2
+    return done["pixel_values_videos"], grid, seconds, video_ids(processor, video, step_tokens)
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> dict[str, torch.Tensor]:

@@ -118,16 +118,31 @@ class Video:
         frames: uint8 [T, 3, H, W], RGB.
         fps: frames per second of the taken frames (not of the file): T / duration.
         path: where they came from.
+        indices: of the T frames, counted from the first; None: the file holds these frames and no others.
+        file_fps: frames per second of the file; None: fps.
     """
 
     frames: torch.Tensor
     fps: float
     path: str
+    indices: tuple[int, ...] | None = None
+    file_fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.indices is not None and len(self.indices) != len(self.frames):
+            given = f"{len(self.indices)} indices for {len(self.frames)} frames"
+            raise InputError(f"video {self.path} has {given}: give one for each")
 
     @property
     def seconds_per_frame(self) -> float:
         """Seconds from one taken frame to the next."""
         return 1.0 / self.fps
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What transformers' processors are told of the file (video_metadata); indices / fps is a frame's second."""
+        indices = list(range(len(self.frames)) if self.indices is None else self.indices)
+        return {"total_num_frames": indices[-1] + 1, "fps": self.file_fps or self.fps, "frames_indices": indices}
 
 
 @dataclass(frozen=True)
@@ -232,7 +247,7 @@ def load_video(path: str | Path, sampling: VideoSampling = VideoSampling(), mult
         raise InputError(f"video {path} holds no frames that can be decoded: record or convert it again")
     if len(frames) < len(wanted) - 1 and passed < _WHOLE * (wanted[-1] + 1):
         raise InputError(f"video {path} breaks off after {passed} of {header.frames} frames: give a whole video file")
-    return _video(frames, length, header.fps, path)
+    return _video(frames, length, header.fps, path, wanted)
 
 
 def video_header(path: str | Path) -> VideoHeader:
@@ -281,15 +296,16 @@ def _load_frames(path: Path, sampling: VideoSampling, multiple: int) -> Video:
         raise InputError(f"video {path} is a folder of frames, which states no rate: give VideoSampling.frame_rate")
     wanted, length = sampling.indices(len(files), sampling.frame_rate, multiple, origin=1)
     frames = [torch.from_numpy(np.array(load_image(files[index]))).permute(2, 0, 1) for index in wanted]
-    return _video(frames, length, sampling.frame_rate, path)
+    return _video(frames, length, sampling.frame_rate, path, wanted)
 
 
-def _video(frames: list[torch.Tensor], length: int, fps: float, path: Path) -> Video:
-    """A Video of frames taken from `length` at `fps`."""
+def _video(frames: list[torch.Tensor], length: int, fps: float, path: str | Path, wanted: list[int]) -> Video:
+    """A Video of frames taken from a clip of `length` at `fps`; its time begins with the clip's."""
     if len({frame.shape for frame in frames}) > 1:
         raise InputError(f"video {path} changes its frame size midway: convert it to one size, e.g. with ffmpeg")
+    indices = tuple(index - wanted[0] for index in wanted[: len(frames)])
     # Positions in time follow what was taken, as in Qwen's own reading: T frames over the clip's duration.
-    return Video(torch.stack(frames), len(frames) / length * fps, str(path))
+    return Video(torch.stack(frames), len(frames) / length * fps, str(path), indices, fps)
 
 
 def _count_packets(container) -> int:

@@ -24,6 +24,7 @@ LEVELS = {
     "ppe_npu.compression": 3,
     "ppe_npu.models": 4,
     "ppe_npu.media": 4,
+    "ppe_npu.placeholders": 5,
     "ppe_npu.inputs": 5,
     "ppe_npu.loading": 5,
     "ppe_npu.parity": 6,

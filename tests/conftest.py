@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from ppe_npu.compat import prepare_transformers
 
-from fixtures import tiny_folder, tiny_processor, write_clip, write_image  # noqa: F401 isort:skip
+from fixtures import spelling_processors, tiny_folder, tiny_processor, write_clip, write_image  # noqa: F401 isort:skip
 
 prepare_transformers()
 settings.register_profile("ppe", deadline=None, max_examples=15, derandomize=True)

@@ -68,6 +68,55 @@ def tiny_folder(tmp_path_factory, tiny_processor):
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def spelling_processors(tiny_processor):
+    """{family: processor} for random models of tests/support.py: with room for pictures and frames of several sizes,
+    and a tokenizer that spells every text, so that no two are alike to it; tests must not change them."""
+    import transformers
+
+    tokenizer, size = _spelling_tokenizer(), {"shortest_edge": 16 * 16, "longest_edge": 100 * 100}
+    settings = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    images = type(tiny_processor.image_processor)(**settings, size=size)
+    makers = {
+        "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor", size),
+        "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor", size),
+        "qwen3_vl": (  # its size is of a whole video
+            "Qwen3VLProcessor", "Qwen3VLVideoProcessor", {"shortest_edge": 4 * 16 * 16, "longest_edge": 8 * 64 * 64},
+        ),
+    }  # fmt: skip
+    return {
+        family: getattr(transformers, name)(
+            image_processor=images,
+            tokenizer=tokenizer,
+            video_processor=getattr(transformers, video)(**settings, size=size),
+            chat_template=tiny_processor.chat_template,
+        )
+        for family, (name, video, size) in makers.items()
+    }
+
+
+def _spelling_tokenizer():
+    """Bytes, split as GPT-2 does; a sign joins the space or the sign before it, as in real vocabularies."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from ppe_npu.demo.tiny import END, PAD, SPECIAL_TOKENS
+
+    joined = [("Ġ", "<"), (":", "<"), (">", "?"), ("1", "0")]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: n for n, token in enumerate([*SPECIAL_TOKENS, *letters, *("".join(pair) for pair in joined)])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, joined))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=list(SPECIAL_TOKENS),
+        clean_up_tokenization_spaces=False,
+    )
+
+
 def write_noise_records(folder: Path, records: int, most_words: int) -> Path:
     """train.json of records with answers of one to most_words words; gives its path.
 

@@ -108,7 +108,9 @@ def test_a_video_that_lacks_its_end_is_not_taken_for_a_shorter_one(clip, write_c
     with pytest.raises(InputError, match="breaks off after 24 of 40 frames"):
         load_video(path, VideoSampling(nframes=8))
     monkeypatch.setattr(media, "video_header", lambda _: VideoHeader(25, 12.0, 64, 64))
-    assert len(load_video(path, VideoSampling(nframes=8)).frames) == 7, "a container that rounds its frames up"
+    rounded = load_video(path, VideoSampling(nframes=8))
+    assert len(rounded.frames) == 7, "a container that rounds its frames up"
+    assert rounded.metadata["frames_indices"] == [0, 3, 7, 10, 14, 17, 21], "what was asked for and is there"
     monkeypatch.setattr(media, "video_header", lambda _: VideoHeader(4, 12.0, 48, 48))
     assert len(load_video(write_clip("short.mp4", frames=3), VideoSampling(nframes=4)).frames) == 3, (
         "of a short one, too"

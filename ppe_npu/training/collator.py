@@ -15,22 +15,15 @@ import numpy as np
 import torch
 
 from ppe_npu.compat import ensure_mm_token_type_ids
-from ppe_npu.inputs import (
-    InputError,
-    PixelCache,
-    VideoSampling,
-    pad,
-    process_visuals,
-    token_repeats,
-    visual_ids,
-    visual_token_counts,
-)
+from ppe_npu.inputs import InputError, PixelCache, VideoSampling, pad, process_visuals
+from ppe_npu.placeholders import expand, visual_ids
 from ppe_npu.positions import prompt_positions
 from ppe_npu.spans import VisionTokens, find_spans
 from ppe_npu.training.data import Record
 from ppe_npu.training.tokens import IGNORED, Tokeniser, Tokens
 
 NOTES = ("sample_ids", "skipped")  # of a batch, for who trains: the model does not take them
+Visuals = tuple[dict[str, torch.Tensor], dict[str, list[torch.Tensor]]]  # as inputs.process_visuals gives them
 
 
 class Collator:
@@ -67,12 +60,12 @@ class Collator:
     def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
         skipped: list[list[str]] = []
         try:
-            samples, visuals = [self.tokenise(record) for record in records], self._visuals(records)
+            samples, (visuals, written) = [self.tokenise(record) for record in records], self._visuals(records)
         except InputError:  # whose fault it is comes out one by one
-            records, samples, visuals, skipped = self._one_by_one(records)
+            records, samples, (visuals, written), skipped = self._one_by_one(records)
         samples = samples or [self._stand_in()]
-        counts = visual_token_counts(self.processor, visuals)
-        samples = [_repeat(sample, token_repeats(self.processor, sample.ids.tolist(), counts)) for sample in samples]
+        expanded = expand(self.processor, [sample.ids.tolist() for sample in samples], written)
+        samples = [_repeat(sample, *found) for sample, found in zip(samples, expanded)]
         inputs = pad([sample.ids for sample in samples], self.processor.tokenizer.pad_token_id, "right")
         inputs["labels"] = _stack([sample.labels for sample in samples], IGNORED)
         ensure_mm_token_type_ids(inputs, *visual_ids(self.processor).values())
@@ -80,15 +73,13 @@ class Collator:
             inputs |= self._packed(inputs, samples, visuals)
         return {**inputs, **visuals, "sample_ids": [record.id for record in records], "skipped": skipped}
 
-    def _visuals(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
-        """Pixels and grids of all images and videos."""
+    def _visuals(self, records: Sequence[Record]) -> Visuals:
+        """Pixels and grids of all images and videos, and what their placeholders become."""
         images = [path for record in records for path in record.images]
         videos = [path for record in records for path in record.videos]
         return process_visuals(self.processor, images, videos, self.sampling, self.cache)
 
-    def _one_by_one(
-        self, records: Sequence[Record]
-    ) -> tuple[list[Record], list[Tokens], dict[str, torch.Tensor], list]:
+    def _one_by_one(self, records: Sequence[Record]) -> tuple[list[Record], list[Tokens], Visuals, list]:
         """(records that can be used, their tokens, their visuals, [[id, reason]] of the others)."""
         kept, samples, parts, skipped = [], [], [], []
         for record in records:
@@ -102,9 +93,10 @@ class Collator:
                 skipped.append([record.id, reason])
                 continue
             kept.append(record), samples.append(sample), parts.append(part)
-        keys = dict.fromkeys(key for part in parts for key in part)
-        visuals = {key: torch.cat([part[key] for part in parts if key in part]) for key in keys}
-        return kept, samples, visuals, skipped
+        keys = dict.fromkeys(key for part, _ in parts for key in part)
+        visuals = {key: torch.cat([part[key] for part, _ in parts if key in part]) for key in keys}
+        written = {kind: [ids for _, part in parts for ids in part[kind]] for kind in visual_ids(self.processor)}
+        return kept, samples, (visuals, written), skipped
 
     def _stand_in(self) -> Tokens:
         """A text that costs little and teaches nothing."""
@@ -140,9 +132,9 @@ def block_mask(blocks: torch.Tensor) -> torch.Tensor:
     return (seen | torch.eye(length, dtype=torch.bool))[:, None]
 
 
-def _repeat(sample: Tokens, repeats: list[int]) -> Tokens:
-    """The sample with its placeholders expanded."""
-    return Tokens(*(np.repeat(getattr(sample, name), repeats) for name in ("ids", "labels", "blocks", "shifts")))
+def _repeat(sample: Tokens, ids: np.ndarray, repeats: np.ndarray) -> Tokens:
+    """The sample with its placeholders expanded; what a video's frames are announced by is a part of the question."""
+    return Tokens(ids, *(np.repeat(getattr(sample, name), repeats) for name in ("labels", "blocks", "shifts")))
 
 
 def _stack(rows: Sequence[np.ndarray], fill: int) -> torch.Tensor:

@@ -1,26 +1,29 @@
 """A record's length in tokens before and after compression, found without decoding anything.
 
-A picture's tokens follow from its header's size, by the processor's own rule; a video's from its container's frames and
-size, by ppe_npu.media's sampling and the processor itself, which is given frames that have a shape and no content. So
-the numbers are those of the collator's batches, but for files that break off.
+A picture's tokens follow from its header's size, by the processor's own rule; a video's, and those of the seconds that
+Qwen3-VL's processor writes between them, from its container's frames, frame rate and size, by ppe_npu.media's sampling
+and the processor itself, which is given frames that have a shape and no content. So the numbers are those of the
+collator's batches, but for files that break off.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.inputs import process_visuals, visual_ids
+from ppe_npu.inputs import process_visuals
 from ppe_npu.media import Video, VideoHeader, VideoSampling
+from ppe_npu.placeholders import expand, image_ids, video_ids
 from ppe_npu.training.data import Fault, Record
 from ppe_npu.training.tokens import IGNORED, Tokeniser
 
 Lengths = tuple[int, int, int, int, int]
+_TEXTS = 1_000  # videos whose text is kept: a long one's takes 30 KB
 
 
 class Ruler:
@@ -45,6 +48,10 @@ class Ruler:
         self.max_length = max_length
         self.tokenise = Tokeniser(processor, memo=10_000)  # most texts are seen once
         self._measured: dict[Any, tuple[int, int]] = {}
+        self._marks = image_ids(processor, 0)
+        self._texts: dict[tuple[int, float], torch.Tensor] = {}
+        # A family writes the seconds of every video or of none; only where it does, every video has to be asked about.
+        self._seconds = len(video_ids(processor, _blank_video(2, 1, 1, ""), 0)) > len(self._marks)
 
     def __call__(self, records: Sequence[Record]) -> list[Lengths | Fault]:
         return [self._measure(record) for record in records]
@@ -60,9 +67,10 @@ class Ruler:
 
     def _lengths(self, record: Record) -> Lengths:
         sample = self.tokenise(record)
-        text = int((~np.isin(sample.ids, list(visual_ids(self.processor).values()))).sum())
         visuals = [self._visual("image", path) for path in record.images]
         visuals += [self._visual("video", path) for path in record.videos]
+        texts = {"image": [self._marks] * len(record.images), "video": [self._text(path) for path in record.videos]}
+        text = len(expand(self.processor, [sample.ids.tolist()], texts)[0][0])
         before, after = (sum(column) for column in zip((0, 0), *visuals))
         return text + before, text + after, before, after, int((sample.labels != IGNORED).sum())
 
@@ -88,10 +96,28 @@ class Ruler:
 
     def _video(self, frames: int, height: int, width: int, path: str) -> tuple[int, int]:
         """(temporal steps, tokens of each)."""
-        shape = Video(torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta"), 1.0, path)
-        visuals = process_visuals(self.processor, [], [shape], self.sampling)
+        visuals, _ = process_visuals(self.processor, [], [_blank_video(frames, height, width, path)], self.sampling)
         steps, rows, columns = visuals["video_grid_thw"][0].tolist()
         return steps, rows * columns // self.processor.video_processor.merge_size**2
 
+    def _text(self, path: str) -> torch.Tensor:
+        """What a video's placeholder becomes beside its visual tokens."""
+        header = self.headers["video"][path]
+        key = (header.frames, header.fps)
+        if not self._seconds:
+            return self._marks
+        if key not in self._texts:
+            if len(self._texts) >= _TEXTS:
+                self._texts.clear()
+            taken, _ = self.sampling.indices(*key, self.processor.video_processor.temporal_patch_size)
+            video = dataclasses.replace(_blank_video(len(taken), 1, 1, path), indices=tuple(taken), file_fps=header.fps)
+            self._texts[key] = video_ids(self.processor, video, 0)
+        return self._texts[key]
+
     def _taken(self, header: VideoHeader) -> int:
         return self.sampling.count(header.frames, header.fps, self.processor.video_processor.temporal_patch_size)
+
+
+def _blank_video(frames: int, height: int, width: int, path: str) -> Video:
+    """Frames that have a shape and no content."""
+    return Video(torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta"), 1.0, path)

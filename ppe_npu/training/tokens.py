@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ppe_npu.inputs import InputError, check_placeholders, render, visual_ids, visual_items
+from ppe_npu.inputs import InputError, render, visual_items
+from ppe_npu.placeholders import check_placeholders, visual_ids
 from ppe_npu.training.data import Record
 
 IGNORED = -100  # the label of a token without loss

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import random_model
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.inputs import InputError, PixelCache, build_inputs
+from ppe_npu.inputs import InputError, PixelCache, VideoSampling, build_inputs
 from ppe_npu.loading import load_model, load_processor
 from ppe_npu.models import compress
+from ppe_npu.placeholders import visual_ids
+from ppe_npu.spans import VisionTokens
 from ppe_npu.training.collator import IGNORED, NOTES, Collator, block_mask
 from ppe_npu.training.data import Record
 from ppe_npu.training.tokens import assistant_spans
@@ -129,6 +132,70 @@ def test_packed_blocks_are_the_single_questions_tails(collator, write_image):
         assert torch.equal(positions[:, at : at + len(ids)], expected.expand(3, -1))
         at += len(ids)
 
+
+# -- videos whose frames stand apart -----------------------------------------------------------------------------------
+
+FRAMES = VideoSampling(nframes=4)
+
+
+@pytest.fixture
+def qwen3(spelling_processors):
+    processor = spelling_processors["qwen3_vl"]
+    vision = VisionTokens(processor.image_token_id, processor.video_token_id, 2, None, frames_apart=True)
+    return Collator(processor, vision, FRAMES)
+
+
+def test_a_videos_seconds_are_a_part_of_the_question(qwen3, write_clip, write_image):
+    clips, image = (write_clip("a.mp4", 9, 4), write_clip("b.mp4", 21, 1, 34)), write_image("a.png")
+    turns = (("user", "<video>\nrow"), ("assistant", "ring"), ("user", "<image><video>col"), ("assistant", "3"))
+    record = Record("test", (image,), clips, turns)
+    batch = qwen3([Record("other", (), clips[1:], (("user", "<video>?"), ("assistant", "5"))), record])
+    asked = build_inputs(qwen3.processor, [record.messages()[:1], record.messages()[:3]], sampling=FRAMES)
+    decode = qwen3.processor.tokenizer.decode
+    for row, said in zip(range(2), ("5<|im_end|>", "ring<|im_end|>3<|im_end|>")):
+        place = batch["labels"][row] != IGNORED
+        assert decode(batch["labels"][row][place]) == said
+        assert torch.equal(batch["input_ids"][row][place], batch["labels"][row][place])
+    first = int((batch["labels"][1] != IGNORED).nonzero()[0])
+    for prompt, mask in zip(asked["input_ids"], asked["attention_mask"]):
+        ids = prompt[mask.bool()]
+        assert torch.equal(batch["input_ids"][1, : len(ids)], ids)
+        assert batch["labels"][1, len(ids)] != IGNORED
+    assert first == asked["attention_mask"][0].sum()
+    text = decode(batch["input_ids"][1])
+    assert [text.count(f"<{seconds} seconds>") for seconds in ("0.4", "1.6", "3.5", "16.5")] == [1] * 4
+
+
+def test_a_broken_file_among_videos_moves_no_other(qwen3, write_clip, tmp_path):
+    clips = [write_clip("a.mp4", 9, 4), str(tmp_path / "none.mp4"), write_clip("b.mp4", 21, 1, 34)]
+    records = [Record(clip, (), (clip,), (("user", "<video>row"), ("assistant", "3"))) for clip in clips]
+    whole = qwen3(records[::2])
+    qwen3.skip_broken = True
+    left = qwen3(records)
+    assert [reason for _, reason in left["skipped"]] == [f"{clips[1]}: video {clips[1]} does not exist: check the path"]
+    assert inputs(left).keys() == inputs(whole).keys()
+    assert all(torch.equal(left[key], value) for key, value in inputs(whole).items())
+
+
+def test_questions_about_such_a_video_are_packed(qwen3, write_clip):
+    clip, questions = write_clip("a.mp4", 21, 1, 34), [("shape", "ring"), ("row red", "bars"), ("?", "blue")]
+    turns = tuple((role, text) for pair in questions for role, text in zip(("user", "assistant"), pair))
+    turns = ((turns[0][0], f"<video>\n{turns[0][1]}"), *turns[1:])
+    record = Record("test", (), (clip,), turns, independent=True)
+    singles = [
+        Record("test", (), (clip,), (("user", f"<video>\n{question}"), ("assistant", answer)))
+        for question, answer in questions
+    ]
+    model = random_model(family="qwen3_vl", vocab_size=len(qwen3.processor.tokenizer))
+    model.config.image_token_id, model.config.video_token_id = visual_ids(qwen3.processor).values()
+    compress(model, CompressionConfig.preset("ppe", k=4))
+    with torch.no_grad():  # every answer has as many tokens
+        losses = torch.stack([model(**inputs(qwen3([single]))).loss for single in singles])
+        together = model(**inputs(qwen3([singles[2], record]))).loss
+    torch.testing.assert_close(together, (losses.sum() + losses[2]) / 4, rtol=1e-5, atol=1e-6)
+
+
+# -- packing, for every compression ------------------------------------------------------------------------------------
 
 COMPRESSIONS = {
     "dense": CompressionConfig.preset("dense"),

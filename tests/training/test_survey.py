@@ -25,20 +25,10 @@ DENSE, PPE = CompressionConfig.preset("dense"), CompressionConfig.preset("ppe", 
 
 
 @pytest.fixture(scope="module")
-def processors(tiny_folder):
-    """Of two families, with room for pictures of several sizes."""
-    from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
-
+def processors(tiny_folder, spelling_processors):
+    """Of two families, with room for pictures of several sizes; the second spells a video's seconds."""
     first = load_processor(tiny_folder, min_pixels=16 * 16, max_pixels=100 * 100)
-    size = {"shortest_edge": 4 * 16 * 16, "longest_edge": 8 * 64 * 64}  # of a whole video
-    settings = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, "size": size}
-    other = Qwen3VLProcessor(
-        image_processor=first.image_processor,
-        tokenizer=first.tokenizer,
-        video_processor=Qwen3VLVideoProcessor(**settings),
-        chat_template=first.chat_template,
-    )
-    return {"qwen2_5_vl": first, "qwen3_vl": other}
+    return {"qwen2_5_vl": first, "qwen3_vl": spelling_processors["qwen3_vl"]}
 
 
 def talk(*texts: str) -> tuple[tuple[str, str], ...]:
@@ -53,14 +43,15 @@ def records(tmp_path, write_image, write_clip) -> list[Record]:
     Image.new("RGB", (90, 31)).save(tmp_path / "side.jpg", exif=exif)
     sizes = [(17, 53), (48, 48), (301, 7), (640, 480)]
     odd = [write_image(f"{number}.png", size=size) for number, size in enumerate(sizes)]
-    clips = [write_clip("a.mp4", frames=9, fps=4, size=50), write_clip("b.mkv", frames=21, fps=12, size=34)]
+    shapes = [("a.mp4", 9, 4, 50), ("b.mkv", 21, 12, 34), ("c.mp4", 21, 1, 34)]  # c takes two digits for its seconds
+    clips = [write_clip(*shape) for shape in shapes]
     packed = talk("<image>\nshape red", "ring", "row red", "3", "count blue", "5")
     return [
         Record("d line 1", (), (), talk("count", "3")),
         Record("d line 2", (odd[0],), (), talk("<image>\nshape red", "ring", "row red", "3")),
         Record("d line 3", (odd[1], odd[2], str(tmp_path / "side.jpg")), (), talk("<image><image> and <image>", "1")),
         Record("d line 4", (), (clips[0],), talk("<video>count", "ring")),
-        Record("d line 5", (), tuple(clips), talk("<video>", "ring", "<video>row", "2")),
+        Record("d line 5", (), tuple(clips), talk("<video>", "ring", "<video>row<video>", "2")),
         Record("d line 6", (odd[3],), (clips[1],), talk("<video>then<image>", "ring")),
         Record("d line 7", (odd[3],), (), packed, independent=True),
     ]
@@ -88,6 +79,8 @@ CASES = [("qwen2_5_vl", name, "nframes") for name in COMPRESSIONS] + [
 @pytest.mark.parametrize(("family", "name", "taken"), dict.fromkeys(CASES))
 def test_lengths_are_those_of_the_collators_batches(processors, records, family, name, taken):
     processor, config, sampling = processors[family], COMPRESSIONS[name], SAMPLINGS[taken]
+    asked = talk("<video>shape<video> red", "ring", "row", "3")  # each question by itself
+    records = [*records, Record("d line 8", (), records[4].videos[1:], asked, independent=True)]
     found = survey(records, processor, config, sampling)
     ids = {kind: getattr(processor, f"{kind}_token_id") for kind in ("image", "video")}
     vision = VisionTokens(ids["image"], ids["video"], 2, 2.0, frames_apart=family == "qwen3_vl")

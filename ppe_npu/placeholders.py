@@ -1,0 +1,109 @@
+"""What a placeholder becomes in a prompt; a video's is asked of the checkpoint's own processor.
+
+A picture becomes one token per visual token, and so does a video for Qwen2-VL and Qwen2.5-VL. For Qwen3-VL a video's
+temporal steps stand apart: before each its second as text, around each marks of its own.
+
+Placeholders are expanded as ids rather than as text, so that a text is tokenised once for visuals of any size. They
+stand between marks (<|vision_start|>, <|vision_end|>), which are special tokens and never join their neighbours.
+transformers before 5.10 takes Qwen3-VL's outer marks away: there a word or sign right before a video may be tokenised
+otherwise than by the processor's own call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppe_npu.errors import InputError
+from ppe_npu.media import Video
+
+
+def visual_ids(processor: Any) -> dict[str, int]:
+    """The placeholder tokens' ids: {"image": id, "video": id}."""
+    return {"image": processor.image_token_id, "video": processor.video_token_id}
+
+
+def check_placeholders(processor: Any, ids: Sequence[int], items: Mapping[str, Sequence], where: str) -> None:
+    """Raise InputError unless unexpanded token ids hold exactly one placeholder per visual."""
+    for kind, token_id in visual_ids(processor).items():
+        held, given = list(ids).count(token_id), len(items[kind])
+        if held == given:
+            continue
+        token = getattr(processor, f"{kind}_token")
+        counts = f"{held} {kind} placeholder{'s' * (held != 1)} ({token}) for {given} {kind}{'s' * (given != 1)}"
+        raise InputError(f"{where} holds {counts}: its text needs one placeholder per {kind}")
+
+
+def image_ids(processor: Any, tokens: int) -> torch.Tensor:
+    """int64 [n]: what a picture's placeholder and the marks around it become."""
+    start, end = _marks(processor)
+    return torch.tensor([start, *[processor.image_token_id] * tokens, end])
+
+
+def video_ids(processor: Any, video: Video, step_tokens: int) -> torch.Tensor:
+    """int64 [n]: what a video's placeholder and the marks around it become.
+
+    Args:
+        processor: the checkpoint's.
+        video: of its frames only the number counts, and when they were taken.
+        step_tokens: visual tokens of a temporal step; 0 leaves the text between the steps.
+    """
+    # The processor's own call, on frames that have no content and are one visual token large.
+    maker = processor.video_processor
+    side = maker.patch_size * maker.merge_size
+    written = processor(
+        text=[f"<|vision_start|>{processor.video_token}<|vision_end|>"],
+        videos=[torch.empty((len(video.frames), 3, side, side), dtype=torch.uint8, device="meta")],
+        video_metadata=[video.metadata],
+        do_sample_frames=False,
+        do_resize=False,
+        **pixel_cap(maker),
+    )
+    ids = torch.as_tensor(written["input_ids"][0])
+    return ids.repeat_interleave(torch.where(ids == processor.video_token_id, step_tokens, 1))
+
+
+def pixel_cap(maker: Any) -> dict[str, bool]:
+    """Qwen3-VL's cap on a frame's pixels as in Qwen's own code; unset, transformers warns at every first video."""
+    unset = "cap_pixels_per_frame" in maker.valid_kwargs.__annotations__ and maker.cap_pixels_per_frame is None
+    return {"cap_pixels_per_frame": True} if unset else {}
+
+
+def expand(
+    processor: Any, prompts: Sequence[Sequence[int]], written: Mapping[str, Sequence[torch.Tensor]]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The ids of a batch's prompts with their placeholders expanded.
+
+    Args:
+        processor: the checkpoint's.
+        prompts: B rows of token ids, one placeholder per visual.
+        written: per kind what image_ids or video_ids gave for each of the batch's visuals, in order.
+
+    Returns:
+        Per prompt (ids, int64 [m]; how many of them stand for each of the given n, int64 [n]). What is known of the
+        given ones (a label, say), repeated so often, is so of the expanded. Marks count for the placeholder in them.
+    """
+    following = {token: iter(written[kind]) for kind, token in visual_ids(processor).items()}
+    return [_expand(list(ids), following, _marks(processor)) for ids in prompts]
+
+
+def _expand(ids: list[int], following: Mapping[int, Iterator[torch.Tensor]], marks: tuple[int, int]) -> tuple:
+    repeats, parts, done = np.ones(len(ids), dtype=np.int64), [], 0
+    for place in [place for place, token in enumerate(ids) if token in following]:
+        new = next(following[ids[place]]).numpy()
+        first, stop = place, place + 1
+        if ids[max(place - 1, 0) : place + 2] == [marks[0], ids[place], marks[1]]:
+            first, stop = place - 1, place + 2
+        elif (new[0], new[-1]) == marks:  # a chat template that writes no marks gets none
+            new = new[1:-1]
+        repeats[first:stop], repeats[place] = 0, len(new)
+        parts += [ids[done:first], new]
+        done = stop
+    return np.concatenate([*parts, ids[done:]]).astype(np.int64), repeats
+
+
+def _marks(processor: Any) -> tuple[int, int]:
+    return tuple(processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>"]))
