@@ -19,7 +19,7 @@ def plan(tmp_path):
     shutil.copy(ROOT / "scripts" / "constraints.txt", tmp_path / "scripts")
 
     def run(*arguments, **environment):
-        hidden = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "EMULATE", "DEVICE", "MAKEFLAGS", "MFLAGS")
+        hidden = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "EMULATE", "DEVICE", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
         environ = {name: value for name, value in os.environ.items() if name not in hidden}
         command, environ = ["make", "-n", *arguments], environ | environment
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ, timeout=60)

@@ -170,7 +170,10 @@ def test_the_markdown_report(processors, records):
 
 
 def test_what_the_processor_or_the_template_refuses_is_a_fault(processors, records, write_image, write_clip, tmp_path):
+    # transformers before 5.10 or so takes a video of one frame: there it is one that is no video.
     narrow, one = write_image("narrow.png", size=(201, 1)), write_clip("one.mp4", frames=1)
+    if not _refuses_one_frame(processors["qwen3_vl"]):
+        Path(one).write_bytes(b"no video")
     bad = [
         Record("d line 8", (narrow,), (), talk("<image>", "ring"), id="eight"),
         Record("d line 9", (), (one,), talk("<video>", "ring")),
@@ -188,7 +191,17 @@ def test_what_the_processor_or_the_template_refuses_is_a_fault(processors, recor
         assert words in fault.reason
         assert not fault.reason.startswith((":", "d line"))
         assert fault.reason.count("cannot be processed") <= 1
-    assert [fault.where for fault in survey([bad[1]], processors["qwen2_5_vl"], PPE).faults] == []
+    if _refuses_one_frame(processors["qwen3_vl"]):
+        assert [fault.where for fault in survey([bad[1]], processors["qwen2_5_vl"], PPE).faults] == []
+
+
+def _refuses_one_frame(processor) -> bool:
+    frames = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    try:
+        processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")
+    except ValueError:
+        return True
+    return False
 
 
 def test_records_that_are_too_long_after_compression(processors, records):
