@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,17 +75,19 @@ def generate(
     devices.reset_peak_memory(model.device)
     devices.synchronize(model.device)
     started = time.perf_counter()
-    out = model.generate(
-        **drop_unknown_types(model, inputs),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=end,
-        pad_token_id=processor.tokenizer.pad_token_id,
-        stopping_criteria=StoppingCriteriaList([clock]),
-        return_dict_in_generate=True,
-        streamer=streamer,
-    )
+    # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
+    with devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext():
+        out = model.generate(
+            **drop_unknown_types(model, inputs),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=end,
+            pad_token_id=processor.tokenizer.pad_token_id,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            return_dict_in_generate=True,
+            streamer=streamer,
+        )
     devices.synchronize(model.device)
     seconds = time.perf_counter() - started
     new = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()

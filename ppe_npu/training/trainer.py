@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -114,7 +115,9 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
         print(describe_run(config, model, survey, steps, device, processes), flush=True)
     devices.reset_peak_memory(arguments.device)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
+    with devices.exact_matmul() if config.dtype == "fp32" else contextlib.nullcontext():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     result = _result(trainer, _save_final(config, trainer, processor, base), time.perf_counter() - started)
     if first:
         from ppe_npu.training.summary import write_summary
