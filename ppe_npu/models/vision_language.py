@@ -48,6 +48,7 @@ from ppe_npu.run import Run
 from ppe_npu.spans import IMAGE, VIDEO
 from ppe_npu.state import CacheState
 
+_DELTAS = "_ppe_saved_rope_deltas"
 _STATIC_ROPE = ("default", "linear", "yarn", "llama3")
 
 
@@ -75,6 +76,7 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
         raise ValueError("layers with sliding attention cannot be compressed on entry: set use_sliding_window=False")
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
+    vars(model.model)[_DELTAS] = model.model.rope_deltas
     # Older transformers' generate() refuses mm_token_type_ids, newer ones' processors make them: take them anywhere.
     override(model, "forward", _causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
     override(model, "prepare_inputs_for_generation", _prepare_inputs_for_generation)
@@ -95,6 +97,7 @@ def uninstall(model) -> None:
     for module in (text, model.model, model):
         restore_methods(module)
         vars(module).pop("compression", None)
+    model.model.rope_deltas = vars(model.model).pop(_DELTAS)  # generate() may have left a compressed prompt's there
 
 
 class RowRotaryEmbedding(torch.nn.Module):

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from prompts import GREEDY, MIXED, logits
 from support import FAMILIES, Prompt, batch, random_model
 from test_no_sync import SYNCS, operators
@@ -104,6 +106,9 @@ def test_events_of_frames_that_follow_each_other(model, method):
     assert times[:4].max() <= times[4:].min() or method == "random"
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.3"), reason="its masks are sized by numbers read from the device"
+)
 @pytest.mark.parametrize("method", BLIND)
 def test_nothing_is_asked_or_uploaded_once_the_tower_has_run_not_even_for_events(model, method, monkeypatch):
     from ppe_npu import plan
