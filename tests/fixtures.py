@@ -19,8 +19,10 @@ def write_clip(tmp_path):
     return lambda name, *args, **kwargs: encode_clip(tmp_path / name, *args, **kwargs)
 
 
-def encode_clip(path: Path, frames: int = 8, fps: int = 4, size: int = 48, keys: int = 250) -> str:
-    """What write_clip does, at any path, with a key frame every `keys` frames."""
+def encode_clip(
+    path: Path, frames: int = 8, fps: int = 4, size: int = 48, keys: int = 250, noise: int | None = None
+) -> str:
+    """What write_clip does, at any path, with a key frame every `keys` frames; with a seed, frames of noise."""
     import av
 
     with av.open(str(path), "w") as container:
@@ -28,6 +30,8 @@ def encode_clip(path: Path, frames: int = 8, fps: int = 4, size: int = 48, keys:
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = size, size, "yuv420p", keys
         for number in range(frames):
             pixels = np.full((size, size, 3), 20 + 10 * number, dtype=np.uint8)
+            if noise is not None:
+                pixels = np.random.default_rng([noise, number]).integers(0, 256, pixels.shape, dtype=np.uint8)
             for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
@@ -133,3 +137,19 @@ def write_noise_records(folder: Path, records: int, most_words: int) -> Path:
         written.append({"id": number, "image": f"{number}.png", "conversations": turns})
     (folder / "train.json").write_text(json.dumps(written))
     return folder / "train.json"
+
+
+def write_mixed_records(folder: Path, records: int) -> Path:
+    """mixed.json of texts, pictures, and pictures beside a clip, in turn, all of noise; gives its path."""
+    write_noise_records(folder, records, most_words=4)
+    written = json.loads((folder / "train.json").read_text())
+    for number, record in enumerate(written):
+        if number % 3 == 1:
+            del record["image"]
+            record["conversations"][0]["value"] = "row red"
+        if number % 3 == 2:
+            encode_clip(folder / f"{number}.mp4", frames=4, noise=number)
+            record["video"] = f"{number}.mp4"
+            record["conversations"][0]["value"] = "<image>\n<video>\nrow red"
+    (folder / "mixed.json").write_text(json.dumps(written))
+    return folder / "mixed.json"

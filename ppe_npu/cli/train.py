@@ -35,7 +35,7 @@ _VALUES = {
     "save_total_limit": (int, "checkpoints that are kept (default: 2)"),
     "logging_steps": (int, "(default: 10)"),
     "num_workers": (int, "processes that read data (default: 0)"),
-    "deepspeed": (str, "DeepSpeed's JSON file, for runs started by torchrun"),
+    "deepspeed": (str, "zero2, zero2_offload, zero3, zero3_offload, or a JSON file of DeepSpeed's"),
 }
 _SWITCHES = {
     "group_by_length": "batches of records of like length",
@@ -59,11 +59,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frozen", nargs="+", metavar="PART", help="language, merger, vision, or parameters' beginnings"
     )
-    parser.add_argument("--adapter", choices=("lora", "dora", "qlora"), help="train an adapter in place of the weights")
+    kinds = ("lora", "dora", "qlora", "none")
+    parser.add_argument("--adapter", choices=kinds, help="train an adapter in place of the weights")
     parser.add_argument("--lora-rank", type=int, help="(default: 16)")
     parser.add_argument("--lora-alpha", type=float, help="(default: 32)")
     for name, text in _SWITCHES.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", default=None, help=text)
+        action = argparse.BooleanOptionalAction
+        parser.add_argument(f"--{name.replace('_', '-')}", action=action, default=None, help=text)
+    # DeepSpeed's launcher says so; torch reads it from the environment.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -91,7 +95,10 @@ def run_train(args: argparse.Namespace) -> int:
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """TrainConfig's values that were named on the command line."""
     names = ("data_root", "device", "dtype", "min_pixels", "max_pixels", "frozen", *_VALUES, *_SWITCHES)
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    # "none" takes back what a recipe says.
+    empty = {"deepspeed": None, "frozen": ()}
+    return given | {name: empty[name] for name in empty if given.get(name) in ("none", ["none"])}
 
 
 def _asked(args: argparse.Namespace, recipe: dict[str, Any], model: str, data: Any) -> dict[str, Any]:
@@ -99,7 +106,9 @@ def _asked(args: argparse.Namespace, recipe: dict[str, Any], model: str, data: A
     values = {**recipe, **_given(args), "model": model, "data": data, "compression": _compression(args, recipe, model)}
     values["output"] = args.output or recipe.get("output") or str(EMBEDDED)
     adapter = {key: getattr(args, name) for key, name in _ADAPTER.items() if getattr(args, name) is not None}
-    if adapter:
+    if adapter.get("kind") == "none":
+        values["adapter"] = None
+    elif adapter:
         before = recipe.get("adapter") or {}
         values["adapter"] = {**({"kind": before} if isinstance(before, str) else before), **adapter}
     video = {name: getattr(args, name) for name in _VIDEO if getattr(args, name) is not None}

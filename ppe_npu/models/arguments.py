@@ -100,13 +100,13 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     Raises:
         ValueError: another number of features than the prompts hold visual tokens.
     """
-    outputs = []
-    for kind in (IMAGE, VIDEO):
-        output = _encoded(kind, kwargs)
-        if output is None and kwargs.get(PIXELS[kind]) is not None:
-            output = _run_tower(model, kwargs[PIXELS[kind]], kwargs[f"{kind}_grid_thw"])
-        if output is not None:
-            outputs.append(output)
+    outputs = [output for output in (_encoded(kind, kwargs) for kind in (IMAGE, VIDEO)) if output is not None]
+    given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
+    if given:
+        # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
+        pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
+        ran = _run_tower(model, torch.cat(pixels), torch.cat(grids))
+        outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
         visual = plan.on(kwargs["inputs_embeds"].device).visual
         return Features(kwargs["inputs_embeds"].flatten(0, 1).index_select(0, visual))

@@ -65,7 +65,10 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
     arranged = arrange(model, labels, kwargs)
     rows, targets = _labelled(arranged)
     hidden = _hidden(model, kwargs, rows)
-    divisor = max(len(targets), 1) if count is None else count
+    count = len(targets) if count is None else count
+    divisor = (
+        count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
+    )  # a step may have no label at all
     loss = model.lm_head(hidden, labels=targets) if _installed(model) else _plain_loss(model.lm_head(hidden), targets)
     if distill is not None:
         teacher = _teacher(model, labels, given, arrange)

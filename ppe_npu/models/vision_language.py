@@ -229,13 +229,14 @@ def _prefill(self, past: CacheState | None, kwargs: dict) -> tuple[dict, Run]:
     embeds, ids = kwargs.get("inputs_embeds"), kwargs.get("input_ids")
     device = (ids if embeds is None else embeds).device
     text = plan.on(device).stages[0].text  # everything is uploaded now, before the tower keeps the device busy
+    # The tower before the embeddings, also where there is nothing to see: ZeRO-3 wants one order in all processes.
     features = tower_features(self, plan, kwargs)
+    unseen = 0.0 if plan.layout.spans else untouched_tower(self)
     if embeds is None:
         text_embeds = self.get_input_embeddings()(ids.flatten().index_select(0, text))
     else:
         text_embeds = embeds.flatten(0, 1).index_select(0, text)
-    if not plan.layout.spans:
-        text_embeds = text_embeds + untouched_tower(self)
+    text_embeds = text_embeds + unseen if not plan.layout.spans else text_embeds
     fixed = getattr(kwargs.get("past_key_values"), "is_compileable", False)
     sdpa = self.language_model.config._attn_implementation == "sdpa" and not fixed
     run = self.compression.prefill(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ class TrainConfig:
             distill_temperature: of both distributions.
         gradient_checkpointing: recompute activations to save memory.
         fused_adamw: torch's fused AdamW. Refused on an NPU: see docs/npu.md.
-        deepspeed: DeepSpeed's JSON file (scripts/deepspeed holds some), for runs started by torchrun or deepspeed;
-            None: plain data parallelism, where several processes were started.
+        deepspeed: "zero2", "zero2_offload", "zero3", "zero3_offload" (scripts/deepspeed_configs) or a JSON file, for
+            runs that torchrun or deepspeed starts; None: plain data parallelism, where several processes were started.
         resume: go on from the last whole checkpoint in output, if there is one.
         overwrite: drop what an earlier run left in output.
         save_total_limit: checkpoints that are kept.
@@ -157,8 +158,8 @@ class TrainConfig:
             raise InputError("distill_weight needs compression: without it the teacher sees what the student sees")
         if self.global_batch is not None and self.gradient_accumulation != 1:
             raise InputError("global_batch and gradient_accumulation exclude each other: give one of them")
-        if self.deepspeed is not None and not Path(self.deepspeed).is_file():
-            raise InputError(f"deepspeed={self.deepspeed!r} is no file: scripts/deepspeed holds zero2.json and others")
+        if self.deepspeed is not None:
+            object.__setattr__(self, "deepspeed", _deepspeed_file(self.deepspeed))
         if self.resume and self.overwrite:
             raise InputError("resume and overwrite exclude each other: go on with the run, or drop it")
 
@@ -202,6 +203,18 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """The settings that must be the same when a run is resumed."""
         return {key: value for key, value in self.to_dict().items() if key not in _FREE}
+
+
+def _deepspeed_file(name: str) -> str:
+    """The path of a file, or of one of the package's own, by its name."""
+    if Path(name).is_file():
+        return str(name)
+    own = resources.files("ppe_npu.deepspeed_configs")
+    file = own / f"{name}.json"
+    if not file.is_file():
+        names = sorted(path.name.removesuffix(".json") for path in own.iterdir() if path.name.endswith(".json"))
+        raise InputError(f"deepspeed={name!r} is neither a file nor one of {', '.join(names)}")
+    return str(file)
 
 
 def _number(config: TrainConfig, name: str) -> float:

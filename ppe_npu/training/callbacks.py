@@ -15,31 +15,26 @@ _SHOWN = 3  # parameters that an error message names
 
 
 class Meter:
-    """Tokens and seconds since it was last read."""
+    """Tokens since it was made, by the CompressionReports of all forward passes."""
 
     def __init__(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
         self.tokens = self.visual = 0
         self.kept, self.since = 0.0, time.perf_counter()
 
     def add(self, report: Any) -> None:
-        """Count a forward pass by its CompressionReport."""
+        """Count a forward pass."""
         self.tokens += report.prompt_tokens_before
         self.visual += report.tokens_before
         self.kept += report.retention * report.tokens_before
 
-    def read(self, processes: int) -> dict[str, float]:
-        """tokens_per_second (of the prompts as they were given, over all processes) and retention (layer-averaged share
-        of the visual tokens that is kept; 1.0 without any), and start anew."""
-        seconds = max(time.perf_counter() - self.since, 1e-9)
-        found = {
-            "tokens_per_second": round(processes * self.tokens / seconds, 1),
-            "retention": round(self.kept / self.visual, 4) if self.visual else 1.0,
-        }
-        self._start()
-        return found
+    @property
+    def retention(self) -> float | None:
+        """Share of the visual tokens that was kept, averaged over decoder layers; None where there was none."""
+        return round(self.kept / self.visual, 4) if self.visual else None
+
+    def speed(self, processes: int) -> float:
+        """Tokens a second of the prompts as they were given, over all processes."""
+        return round(processes * self.tokens / max(time.perf_counter() - self.since, 1e-9), 1)
 
 
 class Progress(TrainerCallback):
@@ -63,7 +58,9 @@ class Progress(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self.bar is not None and "loss" in (logs or {}):
-            speed = {"tok/s": f"{logs['tokens_per_second']:,.0f}", "kept": f"{logs['retention']:.0%}"}
+            speed = {"tok/s": f"{logs['tokens_per_second']:,.0f}"}
+            if "retention" in logs:
+                speed["kept"] = f"{logs['retention']:.0%}"
             self.bar.set_postfix(loss=logs["loss"], **speed)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:

@@ -269,10 +269,13 @@ def _check_turns(conversations: Any) -> tuple[tuple[str, str], ...]:
         raise InputError("has no conversations")
     turns = []
     for turn in conversations:
-        role = _ROLES.get(turn.get("from", turn.get("role"))) if isinstance(turn, dict) else None
+        said = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
+        role = _ROLES.get(said) if isinstance(said, str) else None
         text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
         if role is None or not isinstance(text, str):
             raise InputError("has a turn that is not {'from': human, gpt or system, 'value': text}")
+        if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
+            raise InputError("has a text that is no Unicode: half of a surrogate pair stands alone")
         turns.append((role, text))
     spoken = turns[1:] if turns[0][0] == "system" else turns
     if not spoken or [role for role, _ in spoken] != ["user", "assistant"] * (len(spoken) // 2):

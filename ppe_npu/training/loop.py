@@ -59,7 +59,7 @@ class CompressedTrainer(Trainer):
         self.base, self.learning_rates, self.lengths, self.per_step = base, learning_rates, lengths, per_step
         # The loss alone: see ppe_npu.models.loss.
         self.forward_options = {SKIP_LOGITS: True, PACKED: packing, DISTILL: distillation}
-        self.meter, self.skipped = Meter(), 0
+        self.meter, self.window = Meter(), Meter()  # of all steps, and since the last log
         self._saving = False
         # transformers believes that these models' losses take no token count; their forward hands it on.
         self.model_accepts_loss_kwargs = True
@@ -87,7 +87,8 @@ class CompressedTrainer(Trainer):
         notes = {name: inputs.pop(name, []) for name in NOTES}
         self._note_skipped(notes["skipped"])
         loss = super().training_step(model, inputs, *args, **kwargs)
-        self.meter.add(self.model.compression.report)
+        for meter in (self.meter, self.window):
+            meter.add(self.model.compression.report)
         if not torch.isfinite(loss):
             guilty = ", ".join(self._guilty(notes["sample_ids"]))
             raise TrainingError(
@@ -101,14 +102,16 @@ class CompressedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
-            logs |= self.meter.read(self.args.world_size)
+            logs["tokens_per_second"] = self.window.speed(self.args.world_size)
+            if self.window.retention is not None:
+                logs["retention"] = self.window.retention
+            self.window = Meter()
         super().log(logs, *args, **kwargs)
 
     def _note_skipped(self, skipped: Sequence[Sequence[str]]) -> None:
         """Count records that broke while the epoch ran, and write each down at once."""
         if not skipped:
             return
-        self.skipped += len(skipped)
         file = Path(self.args.output_dir) / f"skipped-{self.args.process_index}.jsonl"
         with open(file, "a", encoding="utf-8") as lines:
             for name, reason in skipped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,16 @@ from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.checkpoint import BASE, read_base
+from ppe_npu.training.data import Record
 from ppe_npu.training.loop import checkpoints, last_whole_checkpoint
 
 SETTINGS, IDENTITY = "train.json", "identity.json"
+_HOW = ("resume", "overwrite")
 _OWN = ("summary.json", "summary.md", "loss.png", "tensorboard", "final")
 
 
-def check_output(config: TrainConfig, processes: int) -> Path | None:
-    """The checkpoint to go on from, if any. An earlier run stays as it is.
-
-    Raises:
-        InputError: an earlier run that this one neither goes on with nor drops, or one with other settings.
-    """
+def check_output(config: TrainConfig) -> None:
+    """Raise InputError for an earlier run that this one neither goes on with nor drops."""
     output = Path(config.output)
     if output.is_file():
         raise InputError(f"output {output} is a file: name a folder")
@@ -31,23 +30,31 @@ def check_output(config: TrainConfig, processes: int) -> Path | None:
         raise InputError(
             f"output {output} holds an earlier run: pass resume to go on, overwrite to drop it, or another"
         )
+
+
+def begin_output(config: TrainConfig, records: Sequence[Record], processes: int) -> Path | None:
+    """Write the resolved settings down, and drop what an earlier run left, if that was asked for.
+
+    Returns:
+        The checkpoint to go on from, if any.
+
+    Raises:
+        InputError: a run that is to go on had other settings or other records; it stays as it is.
+    """
+    output, now = Path(config.output), _identity(config, records, processes)
     checkpoint = last_whole_checkpoint(output) if config.resume else None
     if checkpoint is not None and (output / IDENTITY).is_file():
-        before, now = json.loads((output / IDENTITY).read_text()), _identity(config, processes)
+        before = json.loads((output / IDENTITY).read_text())
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             raise InputError(f"{output} was trained with another {', '.join(changed)}: resume with the same settings")
-    return checkpoint
-
-
-def begin_output(config: TrainConfig, processes: int) -> None:
-    """Drop what an earlier run left, if that was asked for, and write the resolved settings down."""
-    output = Path(config.output)
     if config.overwrite:
         for path in [*checkpoints(output), *(output / name for name in _OWN), *output.glob("skipped-*.jsonl")]:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    write_json(output / IDENTITY, _identity(config, processes))
-    write_json(output / SETTINGS, config.to_dict())
+    write_json(output / IDENTITY, now)
+    # A recipe for the next run, which says itself whether it goes on with this one.
+    write_json(output / SETTINGS, {key: value for key, value in config.to_dict().items() if key not in _HOW})
+    return checkpoint
 
 
 def check_base(checkpoint: Path | None, base: dict[str, str]) -> None:
@@ -62,15 +69,10 @@ def check_base(checkpoint: Path | None, base: dict[str, str]) -> None:
         )
 
 
-def _identity(config: TrainConfig, processes: int) -> dict[str, Any]:
-    """All that decides the losses: settings, the data's bytes, and over how many processes they are shared."""
-    data = [_sha256(Path(file)) for file in config.data]
-    return json.loads(json.dumps({**config.identity(), "data_sha256": data, "processes": processes}))
-
-
-def _sha256(file: Path) -> str:
-    try:
-        with open(file.expanduser(), "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"training data {file} cannot be read ({error}): name a .json or .jsonl file") from error
+def _identity(config: TrainConfig, records: Sequence[Record], processes: int) -> dict[str, Any]:
+    """All that decides the losses: settings, the records that can be used, over how many processes they are shared."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(repr((record.id, record.images, record.videos, record.turns, record.independent)).encode())
+    known = {"records_sha256": digest.hexdigest(), "processes": processes}
+    return json.loads(json.dumps({**config.identity(), **known}))

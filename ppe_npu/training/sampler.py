@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -22,7 +23,9 @@ class EpochSampler(torch.utils.data.Sampler):
         seed: of the order.
         epoch: tells the epoch when an order is asked for.
         lengths: of each record, to bring records of like length together; None: not.
-        per_step: records of one optimizer step, over all processes: these are alike, so no process waits for another.
+        per_step: records of one optimizer step, over all processes. With lengths these are alike, so that no process
+            waits for another. An epoch's last step is filled up with its first records: every process, and every
+            accumulated forward, has its share, however many there are.
     """
 
     def __init__(
@@ -37,13 +40,14 @@ class EpochSampler(torch.utils.data.Sampler):
         self.lengths, self.per_step = lengths, per_step
 
     def __len__(self) -> int:
-        return self.records
+        return -(-self.records // self.per_step) * self.per_step
 
     def __iter__(self) -> Iterator[int]:
         # Spread, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
         order = torch.randperm(self.records, generator=generator).tolist()
-        yield from order if self.lengths is None else self._grouped(order, generator)
+        seen = order if self.lengths is None else list(self._grouped(order, generator))
+        yield from itertools.islice(itertools.cycle(seen), len(self))
 
     def _grouped(self, order: list[int], generator: torch.Generator) -> Iterator[int]:
         """Each pool sorted by length and cut into steps, which are shuffled. A rest that fills no step stays last."""

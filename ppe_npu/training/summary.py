@@ -10,7 +10,7 @@ from typing import Any
 
 from ppe_npu.files import write_json, write_text
 
-_LOSS, _PLOT = "summary.md", "loss.png"
+_PAGE, _PLOT = "summary.md", "loss.png"
 
 
 def write_summary(output: str | Path, summary: dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ def write_summary(output: str | Path, summary: dict[str, Any]) -> None:
     drawn = bool(losses) and importlib.util.find_spec("matplotlib") is not None
     if drawn:
         plot_losses(losses, output / _PLOT)
-    write_text(output / _LOSS, _markdown(output.name, summary, drawn))
+    write_text(output / _PAGE, _markdown(output.name, summary, drawn))
 
 
 def _markdown(title: str, summary: dict[str, Any], drawn: bool) -> str:
@@ -38,7 +38,9 @@ def _markdown(title: str, summary: dict[str, Any], drawn: bool) -> str:
         "steps": f"{summary['steps']:,}",
         "loss": f"{losses[0][1]:.4f} first, {losses[-1][1]:.4f} last" if losses else "not logged",
         "parameters": f"{summary['parameters']:,}, of which {summary['trainable']:,} learned",
-        "retention": f"{summary['retention']:.1%} of the visual tokens, averaged over decoder layers",
+        "retention": "-, there are no visual tokens" if summary["retention"] is None else (
+            f"{summary['retention']:.1%} of the visual tokens, averaged over decoder layers"
+        ),
         "tokens/s": f"{summary['tokens_per_second']:,.0f} of the prompts as given",
         "seconds": f"{summary['seconds']:,.0f} (this call)",
         "peak memory": "not measured on a CPU" if summary["peak_memory"] is None else (

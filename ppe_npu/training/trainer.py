@@ -48,9 +48,9 @@ class TrainResult:
         losses: [(step, mean loss since the last entry)].
         seconds: of this call's training, without loading.
         parameters, trainable: how many.
-        tokens_per_second: of the prompts as they were given; the mean of what was logged.
-        retention: share of the visual tokens that was kept, averaged over decoder layers; likewise.
-        skipped: records that broke while the first process read them.
+        tokens_per_second: of the prompts as they were given, in this call.
+        retention: share of the visual tokens that this call kept, averaged over decoder layers; None without any.
+        skipped: records that broke while they were read, in all processes.
         peak_memory: bytes that the first process' device held at most; None on a CPU.
     """
 
@@ -61,7 +61,7 @@ class TrainResult:
     parameters: int
     trainable: int
     tokens_per_second: float
-    retention: float
+    retention: float | None
     skipped: int
     peak_memory: int | None
 
@@ -93,11 +93,11 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
 
     device, first, processes = devices.resolve(config.device), devices.process_rank() == 0, devices.process_count()
     _check(config, device, processes)
-    checkpoint = check_output(config, processes) if first else None
+    if first:
+        check_output(config)
     processor = load_processor(config.model, config.min_pixels, config.max_pixels)
     records, survey = _records(config, processor, first)
-    if first:
-        begin_output(config, processes)
+    checkpoint = begin_output(config, records, processes) if first else None
     steps = total_steps(config, len(records), processes)
     if config.deepspeed is not None:
         start_deepspeed(config.deepspeed, device)
@@ -155,6 +155,7 @@ def _records(config: TrainConfig, processor: Any, first: bool) -> tuple[list[Rec
         config.max_length,
         config.invalid,
         folder=config.output if first else None,
+        workers=config.num_workers,
     )
     apart = next((record for record in records if record.independent), None)
     if config.packing and apart is not None:
@@ -223,15 +224,11 @@ def _result(trainer: Any, final: Path, seconds: float) -> TrainResult:
         seconds=seconds,
         parameters=sum(count for count, _ in counts),
         trainable=sum(count for count, learns in counts if learns),
-        tokens_per_second=_mean([entry["tokens_per_second"] for entry in logged]),
-        retention=_mean([entry["retention"] for entry in logged]),
-        skipped=trainer.skipped,
+        tokens_per_second=round(trainer.args.world_size * trainer.meter.tokens / max(seconds, 1e-9), 1),
+        retention=trainer.meter.retention,
+        skipped=sum(file.read_text().count("\n") for file in final.parent.glob("skipped-*.jsonl")),
         peak_memory=devices.peak_memory(trainer.args.device),
     )
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
 
 
 def _versions(device) -> dict[str, str]:

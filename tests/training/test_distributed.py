@@ -1,4 +1,7 @@
-"""Several processes, on one machine or on two played by one: the losses of one process on the same global batch."""
+"""Several processes, on one machine or on two played by one: the losses of one process on the same global batch.
+
+The data is mixed (text, pictures, clips), and an epoch ends in a step that its records do not fill.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from fixtures import write_noise_records
+from fixtures import write_mixed_records
 from safetensors.torch import load_file
 
 SETTINGS = ("--device", "cpu", "--compression", "ppe", "--k", "4", "--max-steps", "10", "--learning-rate", "1e-5")
@@ -18,7 +21,7 @@ TRAIN = ("-m", "ppe_npu.cli", "train", *SETTINGS, "--logging-steps", "1")
 
 @pytest.fixture(scope="module")
 def common(tmp_path_factory, tiny_folder):
-    data = write_noise_records(tmp_path_factory.mktemp("data"), records=24, most_words=5)
+    data = write_mixed_records(tmp_path_factory.mktemp("data"), records=37)
     return ("--model", tiny_folder, "--data", str(data))
 
 
@@ -88,11 +91,19 @@ def test_processes_packing_and_accumulation_together_change_nothing(one, common,
 
 
 @pytest.mark.slow
+def test_deepspeeds_own_launcher_starts_it(one, common, tmp_path):
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port())]
+    asked = ("--batch-size", "4", "--deepspeed", "zero2", "--output", str(tmp_path / "run"))
+    finish(start([*launcher, "--module", *TRAIN[1:], *common, *asked]), seconds=900)
+    check_equal(tmp_path / "run", one)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero2", "zero2_offload", "zero3", "zero3_offload"])
 def test_deepspeed_learns_as_one_process(name, one, common, tmp_path):
     """Over gloo. The first run on a machine compiles DeepSpeed's communication for CPUs: minutes."""
     folder = tmp_path / name
-    asked = ("--batch-size", "4", "--output", str(folder), "--deepspeed", f"scripts/deepspeed/{name}.json")
+    asked = ("--batch-size", "4", "--output", str(folder), "--deepspeed", name)
     finish(*torchrun(*common, *asked, "--save-steps", "5"), seconds=900)
     check_equal(folder, one)
     # Cut off after its checkpoint: what went on from there is what went through.

@@ -163,6 +163,31 @@ def test_files_that_break_are_skipped_and_counted(settings, data, tmp_path, work
     assert json.loads((tmp_path / "run" / "faults.jsonl").read_text())["id"] == "gone"
 
 
+def test_a_step_of_broken_records_alone_teaches_nothing(settings, data, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(Path(data).parent, folder)
+    picture = folder / "3.png"
+    picture.write_bytes(picture.read_bytes()[:200])
+    run = {
+        "data": str(folder / "train.json"),
+        "batch_size": 1,
+        "max_steps": None,
+        "invalid": "skip",
+        "cache_pixels": False,
+    }
+    result = train(TrainConfig(**settings | run), announce=False)
+    assert (result.steps, result.skipped) == (16, 1)
+    assert [loss for _, loss in result.losses].count(0.0) == 1
+
+
+def test_texts_alone_have_no_retention(settings, tmp_path):
+    talk = [{"from": "human", "value": "row red"}, {"from": "gpt", "value": "3"}]
+    (tmp_path / "text.json").write_text(json.dumps([{"conversations": talk}] * 4))
+    result = train(TrainConfig(**settings | {"data": str(tmp_path / "text.json"), "max_steps": 1}), announce=False)
+    assert result.retention is None
+    assert "there are no visual tokens" in (tmp_path / "run" / "summary.md").read_text()
+
+
 def test_a_run_leaves_something_to_look_at(settings, tmp_path):
     train(TrainConfig(**settings | {"tensorboard": True}), announce=False)
     run = tmp_path / "run"
@@ -200,6 +225,7 @@ def test_another_base_or_other_data_is_no_resumption(settings, tiny_folder, data
     save_file({key: value * 1.01 for key, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="with other weights"):
         train(TrainConfig(**run | {"resume": True}))
-    (tmp_path / "train.json").write_text((tmp_path / "train.json").read_text() + " ")
-    with pytest.raises(InputError, match="another data_sha256"):
+    records = json.loads((tmp_path / "train.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps(records[1:]))
+    with pytest.raises(InputError, match="another records_sha256"):
         train(TrainConfig(**run | {"resume": True}))

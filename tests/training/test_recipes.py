@@ -74,7 +74,8 @@ def test_flags_go_over_the_recipe(tmp_path):
         key: value for key, value in recipe.items() if key != "compression"
     }
     flags = ["--learning-rate", "2", "--ratio", "0.3", "--gradient-accumulation", "3", "--fps", "2", "--lora-rank", "8"]
-    values = asked(tmp_path, recipe, *flags, "--output", "here", "--dtype", "fp32")
+    values = asked(tmp_path, recipe, *flags, "--output", "here", "--dtype", "fp32", "--no-packing")
+    assert values["packing"] is False
     assert (values["learning_rate"], values["dtype"], values["output"]) == (2.0, "fp32", "here")
     assert values["compression"].ratio == 0.3
     assert values["gradient_accumulation"] == 3
@@ -82,6 +83,16 @@ def test_flags_go_over_the_recipe(tmp_path):
     assert values["video"] == {"fps": 2.0}
     assert values["adapter"] == {"kind": "lora", "rank": 8}
     TrainConfig(**values)
+
+
+def test_none_takes_back_what_a_recipe_says(tmp_path):
+    recipe = {"adapter": {"kind": "lora"}, "frozen": ["vision"], "deepspeed": "zero2"}
+    values = asked(tmp_path, recipe, "--adapter", "none", "--frozen", "none", "--deepspeed", "none")
+    config = TrainConfig(**values)
+    assert (config.adapter, config.frozen, config.deepspeed) == (None, (), None)
+    assert TrainConfig(**asked(tmp_path, recipe)).deepspeed.endswith("zero2.json")
+    with pytest.raises(InputError, match="neither a file nor one of zero2, zero2_offload, zero3, zero3_offload"):
+        TrainConfig(**OWN, deepspeed="zero4")
 
 
 def test_a_global_batch_must_be_shared_evenly():

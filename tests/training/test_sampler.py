@@ -12,7 +12,11 @@ from ppe_npu.training.sampler import EpochSampler
 def test_every_record_comes_once_an_epoch_and_the_same_way_again(lengths, per_step, epoch, grouped):
     make = lambda: list(EpochSampler(len(lengths), 5, lambda: epoch, lengths if grouped else None, per_step))  # noqa: E731
     order = make()
-    assert sorted(order) == list(range(len(lengths)))
+    whole, more = order[: len(lengths)], order[len(lengths) :]
+    assert sorted(whole) == list(range(len(lengths)))
+    assert len(order) % per_step == 0
+    assert len(more) < per_step
+    assert more == (whole * per_step)[: len(more)], "an epoch's last step is filled up from its beginning"
     assert order == make()
 
 
