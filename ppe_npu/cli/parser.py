@@ -23,6 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     from ppe_npu import __version__
 
     parser.add_argument("--version", action="version", version=f"ppe-npu {__version__}")
+    # DeepSpeed's launcher puts it before the command; what counts is in the environment, too.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(metavar="command", required=True)
     _add_train(commands)
     _add_data(commands)

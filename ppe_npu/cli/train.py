@@ -66,8 +66,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, text in _SWITCHES.items():
         action = argparse.BooleanOptionalAction
         parser.add_argument(f"--{name.replace('_', '-')}", action=action, default=None, help=text)
-    # DeepSpeed's launcher says so; torch reads it from the environment.
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
 def run_train(args: argparse.Namespace) -> int:
