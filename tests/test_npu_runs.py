@@ -126,7 +126,7 @@ def test_two_devices_learn_as_one_over_hccl(files, tmp_path, on_cpu):
 
 def test_zero_2_learns_as_one_process(files, tmp_path, on_cpu):
     pytest.importorskip("deepspeed")
-    file = ROOT / "scripts" / "deepspeed" / "zero2.json"
+    file = ROOT / "scripts" / "deepspeed_configs" / "zero2.json"
     losses = train(files, tmp_path / "run", "--batch-size", "2", "--deepspeed", file, processes=2)
     assert losses == pytest.approx(on_cpu, abs=1e-5)
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
@@ -134,7 +134,7 @@ def test_zero_2_learns_as_one_process(files, tmp_path, on_cpu):
 
 def test_zero_3_is_refused_where_hccl_cannot_sum_fp64_and_runs_where_it_can(files, tmp_path, on_cpu):
     pytest.importorskip("deepspeed")
-    file = ROOT / "scripts" / "deepspeed" / "zero3.json"
+    file = ROOT / "scripts" / "deepspeed_configs" / "zero3.json"
     data = ("--model", files / "model", "--data", files / "train.json", "--device", "npu", "--k", "4")
     done = run("train", *data, "--output", tmp_path / "old", "--deepspeed", file, processes=2)
     assert done.returncode != 0
