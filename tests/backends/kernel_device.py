@@ -1,7 +1,7 @@
 """Where the tests run Triton's kernels: compiled where there is CUDA, else on the CPU by its interpreter.
 
-Tests make their tensors on the CPU and compare there: `on_device` moves them to the kernels and back. The interpreter is
-turned on by tests/conftest.py, where there is no CUDA.
+Tests make their tensors on the CPU and compare there: `on_device` moves them to the kernels and back. tests/conftest.py
+turns the interpreter on where there is no CUDA.
 """
 
 import functools
