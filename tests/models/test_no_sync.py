@@ -30,8 +30,10 @@ class Recorder(TorchDispatchMode):
 
 @contextlib.contextmanager
 def region(model, enter, leave, last="layer 0"):
-    """Calls enter() when the vision tower has run, and leave() before the first layer, or the head; and before the tower
-    runs again, as it does for images and then for videos: transformers' tower reads its grids on the host."""
+    """Calls enter() when the vision tower has run, and leave() before the first layer, or the head.
+
+    leave() is called before the tower runs, too: it runs for images, then for videos, and reads its grids on the host.
+    """
     end = model.lm_head if last == "head" else model.model.language_model.layers[0]
 
     def after(*_) -> None:  # what a hook returns would take the place of the output
