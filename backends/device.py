@@ -118,9 +118,14 @@ def supports(device: torch.device, dtype: torch.dtype) -> bool:
     return not (dtype is torch.float64 and device.type == "npu")
 
 
+def too_old(device: torch.device) -> bool:
+    """Whether this is a CUDA device before compute capability 8.0: no flash attention, no Triton kernels of ours."""
+    return device.type == "cuda" and torch.cuda.get_device_properties(device).major < 8
+
+
 def runs_flash_attention(device: torch.device) -> bool:
     """Whether the flash kernels that come with torch run on `device`: CUDA, compute capability 8.0 or later."""
-    return device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 8
+    return device.type == "cuda" and not too_old(device)
 
 
 def triton_problem(device: torch.device, shared_bytes: int = 0) -> str | None:
@@ -130,12 +135,20 @@ def triton_problem(device: torch.device, shared_bytes: int = 0) -> str | None:
     """
     if device.type != "cuda":
         return None
-    properties = torch.cuda.get_device_properties(device)
-    if properties.major < 8:
+    if too_old(device):
         return "the Triton kernels are made for compute capability 8.0 and later"
-    if shared_bytes > properties.shared_memory_per_block_optin:
+    if shared_bytes > torch.cuda.get_device_properties(device).shared_memory_per_block_optin:
         return "the Triton kernel needs more shared memory than the device has"
     return None
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager:
+    """While it is open, `device` is CUDA's current one; nothing for other kinds.
+
+    Triton launches kernels, and torch.Event records, on the current device, which need not be the tensors'. Not
+    torch.cuda.device_of, which breaks the graph under torch.compile.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ppe_npu.backends import device as devices
 from ppe_npu.plan import PromptPlan
 
 
@@ -46,7 +47,8 @@ class Stopwatch:
         if self._device.type == "cpu":
             return time.perf_counter()
         event = torch.Event(self._device, enable_timing=True)
-        event.record()
+        with devices.current(self._device):  # of the device above it takes the kind alone
+            event.record()
         return event
 
 

@@ -3,7 +3,8 @@
 One table: milliseconds (medians of rounds in which all take turns), how many times as fast as the plain torch reference
 and as the released code's operators frame by frame (where there is such a loop), and the share of the limit: the least
 time in which the chip could do the op's counted FLOPs and bytes (scripts/bench/counting.py), at the product and copy
-speed measured in the same run. "step" is forward and backward together.
+speed measured in the same run. "step" is forward and backward together. "device ms", on CUDA, is the GPU's own time
+with all launches queued before: where ms is more, the host is what is waited for.
 
     python scripts/bench_ops.py [--device cpu] [--ops dpc_knn group_mean] [--rounds 5] [--output FOLDER/ops.json]
     python scripts/bench_ops.py --count 790e12 4.3e12      # counting alone: FLOP/s and bytes/s of a chip; runs nothing
@@ -129,7 +130,8 @@ def _entry(name: str, times: dict[str, Times], limit: float) -> dict:
     return {**mine.to_dict(), **ratios, "of_limit": limit / mine.median}
 
 
-HEAD = f"{'op':<22}{'shape':<42}{'pass':<9}{'by':<16}{'ms':>10}{'x reference':>13}{'x loop':>9}{'of limit':>10}"
+HEAD = f"{'op':<22}{'shape':<42}{'pass':<9}{'by':<16}{'ms':>10}{'device ms':>11}"
+HEAD += f"{'x reference':>13}{'x loop':>9}{'of limit':>10}"
 
 
 def lines(row: dict) -> list[str]:
@@ -138,7 +140,10 @@ def lines(row: dict) -> list[str]:
     out = [f"{start}{'(limit)':<16}{row['limit_ms']:>10.3f}"]
     for name, entry in row["times"].items():
         ratios = [f"{entry[key]:.2f}" if key in entry else "" for key in ("to_reference", "to_loop")]
-        out.append(f"{'':<73}{name:<16}{entry['ms']:>10.3f}{ratios[0]:>13}{ratios[1]:>9}{entry['of_limit']:>10.1%}")
+        inside = f"{entry['device_ms']:.3f}" if "device_ms" in entry else ""
+        out.append(
+            f"{'':<73}{name:<16}{entry['ms']:>10.3f}{inside:>11}{ratios[0]:>13}{ratios[1]:>9}{entry['of_limit']:>10.1%}"
+        )
     if row["op"] == "merge":
         out.append(f"{'':<73}best: {', '.join(f'{op} by {name}' for op, name in row['best'].items())}")
     if row["not_measured"]:

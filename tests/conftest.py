@@ -4,15 +4,19 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Read when triton is imported, by whoever imports it first: its kernels run on the CPU, as Python.
+# Read when triton is imported, by whoever imports it first: without CUDA its kernels run on the CPU, as Python.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
+import torch
 from hypothesis import settings
 
 from ppe_npu.compat import prepare_transformers
 
 from fixtures import spelling_processors, tiny_folder, tiny_processor, write_clip, write_image  # noqa: F401 isort:skip
+
+if torch.cuda.is_available():
+    del os.environ["TRITON_INTERPRET"]  # which nothing above has read there; CUDA_VISIBLE_DEVICES= brings it back
 
 prepare_transformers()
 settings.register_profile("ppe", deadline=None, max_examples=15, derandomize=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ppe_npu.backends import segments
+from ppe_npu.backends import device, segments
 
 
 def refusal(
@@ -17,13 +17,15 @@ def refusal(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> str | None:
-    """flash-attn 2 takes fp16 and bf16, head widths up to 256, and no mask."""
+    """flash-attn 2 takes fp16 and bf16, head widths up to 256, no mask; compute capability 8.0 or later."""
     if mask is not None:
         return "flash-attn takes no mask"
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"flash-attn takes fp16 and bf16, not {query.dtype}"
     if query.shape[-1] > 256:
         return "flash-attn takes head widths up to 256"
+    if device.too_old(query.device):
+        return "flash-attn 2 is made for compute capability 8.0 and later"
     return None
 
 

@@ -41,7 +41,7 @@ class _GroupMean(torch.autograd.Function):
         means = torch.empty(frames, groups, channels, dtype=tokens.dtype, device=tokens.device)
         rows, width = block(count / groups, channels)
         blocks = triton.cdiv(channels, width)
-        with torch.cuda.device_of(tokens):
+        with device.current(tokens.device):
             order, starts = _listed(labels, groups)
             arguments = (tokens.contiguous(), order, starts, counts, means, count, groups, channels, blocks)
             _mean[(frames * groups * blocks,)](*arguments, ROWS=rows, WIDTH=width)
@@ -56,7 +56,7 @@ class _GroupMean(torch.autograd.Function):
         rows, width = block(count, channels)
         blocks = triton.cdiv(channels, width)
         grid = (frames * triton.cdiv(count, rows) * blocks,)
-        with torch.cuda.device_of(gradient):
+        with device.current(gradient.device):
             arguments = (gradient.contiguous(), labels, counts, shared, count, groups, channels, blocks)
             _share[grid](*arguments, ROWS=rows, WIDTH=width)
         return shared, None, None

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ppe_npu.backends import device
+
 from . import turn
 
 
@@ -27,14 +29,16 @@ class _Rope(torch.autograd.Function):
         from liger_kernel.ops.rope import rope_forward
 
         ctx.save_for_backward(cos, sin)
-        return rope_forward(*_copies(query, key), cos, sin)[:2]
+        with device.current(query.device):
+            return rope_forward(*_copies(query, key), cos, sin)[:2]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, None, None]:
         from liger_kernel.ops.rope import rope_backward
 
-        return (*rope_backward(*_copies(query, key), *ctx.saved_tensors), None, None)
+        with device.current(query.device):
+            return (*rope_backward(*_copies(query, key), *ctx.saved_tensors), None, None)
 
 
 def _copies(*tensors: Tensor) -> tuple[Tensor, ...]:

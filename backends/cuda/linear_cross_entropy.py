@@ -48,16 +48,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, labels, ignore_index, reduction, wanted):
         from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward
 
-        loss, *_, hidden_gradient, weight_gradient, _ = fused_linear_cross_entropy_forward(
-            hidden.contiguous(),
-            weight.contiguous(),
-            labels.contiguous(),
-            ignore_index=ignore_index,
-            reduction=reduction,
-            accum_dtype=torch.float32,
-            compute_gradients=any(wanted),
-            weight_requires_grad=wanted[1],
-        )
+        with device.current(hidden.device):
+            loss, *_, hidden_gradient, weight_gradient, _ = fused_linear_cross_entropy_forward(
+                hidden.contiguous(),
+                weight.contiguous(),
+                labels.contiguous(),
+                ignore_index=ignore_index,
+                reduction=reduction,
+                accum_dtype=torch.float32,
+                compute_gradients=any(wanted),
+                weight_requires_grad=wanted[1],
+            )
         ctx.save_for_backward(hidden_gradient if wanted[0] else None, weight_gradient)
         return loss
 

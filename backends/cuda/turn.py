@@ -65,7 +65,7 @@ def _launch(query, key, first, second, rows, scaling, inverse):
         first, second = first.contiguous(), second.contiguous()
         places = [0, rows.stride(0), rows.stride(1), rows.stride(2)]
     strides = [stride for tensor in (query, key, *outputs) for stride in tensor.stride()[:3]]
-    with torch.cuda.device_of(query):
+    with device.current(query.device):
         _turn[(batch * length,)](
             query, key, *outputs, first, second, rows, *strides, *places, heads, key.shape[1], length, scaling,
             WIDTH=width, HALF=max(16, triton.next_power_of_2(width // 2)), HEADS=min(16, triton.next_power_of_2(heads)),

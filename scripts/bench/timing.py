@@ -10,15 +10,18 @@ import torch
 
 from ppe_npu.backends import device as devices
 
+CYCLES = 2_500_000  # of a GPU's clock in a millisecond, at least
+MOST_QUEUED = 20  # calls that a GPU is given at a time: it takes about a thousand launches ahead
 STRETCH = 0.005  # seconds that the clock runs for at least: one call of a small kernel ends before a clock is read
 MOST_REPEATS = 100
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of one call, of every round."""
+    """Milliseconds of one call, of every round: by the clock, and on the device itself where that can be told."""
 
     rounds: tuple[float, ...]
+    on_device: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -29,7 +32,8 @@ class Times:
         return statistics.median(theirs / mine for mine, theirs in zip(self.rounds, other.rounds))
 
     def to_dict(self) -> dict[str, float]:
-        return {"ms": self.median, "fastest_ms": min(self.rounds), "slowest_ms": max(self.rounds)}
+        times = {"ms": self.median, "fastest_ms": min(self.rounds), "slowest_ms": max(self.rounds)}
+        return times | ({"device_ms": statistics.median(self.on_device)} if self.on_device else {})
 
 
 def clock(device: torch.device) -> Callable[[], float]:
@@ -52,6 +56,26 @@ def stopwatch(function: Callable[[], object], device: torch.device, repeats: int
     return (now() - start) * 1e3 / repeats
 
 
+def on_device(function: Callable[[], object], device: torch.device, milliseconds: float) -> float | None:
+    """Milliseconds of one call by CUDA's events; None elsewhere. A call takes `milliseconds` by the wall.
+
+    The GPU waits first, so that the calls are queued when it begins: what the host takes for launches does not count,
+    unless the calls themselves wait for the device.
+    """
+    if device.type != "cuda":
+        return None
+    repeats = min(MOST_QUEUED, max(1, math.ceil(STRETCH * 1e3 / max(milliseconds, 1e-6))))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with devices.current(device):
+        torch.cuda._sleep(math.ceil(milliseconds * repeats * CYCLES))
+        start.record()
+        for _ in range(repeats):
+            function()
+        end.record()
+    devices.synchronize(device)
+    return start.elapsed_time(end) / repeats
+
+
 def interleaved(functions: Mapping[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, Times]:
     """Time every function in every round, after two calls of each that warm it up (kernels are compiled and chosen in
     the first, and the second says how often a clock's stretch has to repeat it)."""
@@ -60,8 +84,9 @@ def interleaved(functions: Mapping[str, Callable[[], object]], device: torch.dev
         function()
         once = stopwatch(function, device)
         repeats[name] = min(MOST_REPEATS, max(1, math.ceil(STRETCH * 1e3 / max(once, 1e-6))))
-    times = {name: [] for name in functions}
+    times, inside = ({name: [] for name in functions} for _ in range(2))
     for _ in range(rounds):
         for name, function in functions.items():
             times[name].append(stopwatch(function, device, repeats[name]))
-    return {name: Times(tuple(values)) for name, values in times.items()}
+            inside[name].append(on_device(function, device, times[name][-1]))
+    return {name: Times(tuple(times[name]), tuple(ms for ms in inside[name] if ms is not None)) for name in functions}

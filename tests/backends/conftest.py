@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kernel_device import DEVICE
 
 from ppe_npu.backends import dispatch, registry
 
@@ -35,5 +36,18 @@ def on_cpu(monkeypatch):
         moved = [replace(entry, devices=("cpu",)) for entry in made]
         monkeypatch.setattr(registry, "REGISTRY", (*moved, *registry.REGISTRY))
         return moved
+
+    return install
+
+
+@pytest.fixture
+def made_for_cuda(on_cpu):
+    """made_for_cuda(*names): the implementations for CUDA of those names, where Triton's kernels run in these tests: on
+    a CUDA machine as they are, else on the CPU."""
+
+    def install(*names: str):
+        if DEVICE.type == "cpu":
+            return on_cpu("cuda", *names)
+        return [entry for entry in registry.REGISTRY if entry.devices == ("cuda",) and entry.name in names]
 
     return install

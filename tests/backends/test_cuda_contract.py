@@ -34,6 +34,15 @@ def test_a_mask_sends_the_call_to_the_next_implementation_and_says_why(on_cpu, c
     assert "attention: flash_attn is not used: flash-attn takes no mask" in caplog.text
 
 
+def test_a_device_that_is_too_old_gives_way(on_cpu, monkeypatch, caplog):
+    on_cpu("cuda", "flash_attn", flash_attn=fake_flash_attn)
+    monkeypatch.setattr(device, "too_old", lambda where: True)
+    tensors = [torch.randn(1, 2, 5, 8).bfloat16() for _ in range(3)]
+    attention(*tensors)
+    assert dispatch.chosen() == {"attention": "sdpa"}
+    assert "attention: flash_attn is not used: flash-attn 2 is made for compute capability 8.0" in caplog.text
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_packed_segments_go_to_torchs_flash_kernel_as_they_are(monkeypatch, causal):
     """Over a stand-in with its signature; that torch has one with it is checked below."""

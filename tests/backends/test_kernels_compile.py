@@ -1,6 +1,7 @@
-"""Every Triton kernel compiles to machine code for A100 (8.0) and H100/H200 (9.0), and fits. No GPU is needed for it.
+"""Every Triton kernel compiles to machine code for A100 (8.0) and H100/H200 (9.0), and fits; torch.compile takes their
+calls into one graph. No GPU is needed for it.
 
-In a process of its own: Triton compiles nothing in its interpreter. The cache is a fresh one, so that it does compile.
+In processes of their own: Triton compiles nothing in its interpreter. The cache is fresh, so that it does compile.
 """
 
 import json
@@ -14,22 +15,31 @@ import pytest
 pytest.importorskip("triton")
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block can have
-PROGRAM = Path(__file__).with_name("compile_kernels.py")
+HERE = Path(__file__).parent
 
 
-def _compiled(capability: int, folder: Path) -> list[dict]:
-    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    env["TRITON_CACHE_DIR"] = str(folder)
-    command = [sys.executable, "-W", "ignore", PROGRAM, str(capability)]
+def _run(program: str, *arguments: str, **env: str):
+    """What a program beside this file prints last, as JSON."""
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | env
+    command = [sys.executable, "-W", "ignore", HERE / program, *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_calls_on_cuda_are_one_graph_with_the_kernels_and_their_device_in_it():
+    graphs = _run("trace_kernels.py")
+    assert set(graphs) == {"rotary", "rotary_rows", "group_mean"}
+    for nodes in graphs.values():
+        assert "triton_kernel_wrapper_mutation" in nodes, nodes
+        first, last = nodes.index("enter_device"), nodes.index("leave_device")
+        assert "triton_kernel_wrapper_mutation" not in nodes[:first] + nodes[last:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED)
 def test_everything_compiles_and_fits(tmp_path, capability):
-    kernels = _compiled(capability, tmp_path)
+    kernels = _run("compile_kernels.py", str(capability), TRITON_CACHE_DIR=str(tmp_path))
     names = {"_centre", "_gram", "_knn_density", "_denser_distance", "_assign"}
     assert {kernel["kernel"] for kernel in kernels} == names | {"_list_groups", "_mean", "_share", "_turn"}
     assert all(kernel["shared"] <= 99 * 1024 <= SHARED[capability] for kernel in kernels)

@@ -1,5 +1,6 @@
-"""Liger's operators in Triton's interpreter (fp32, fp16: it has no bf16 arithmetic), and what we do around them."""
+"""Liger's operators, compiled or in Triton's interpreter (which has no bf16 arithmetic), and what we do around them."""
 
+import contextlib
 import importlib.util
 
 import pytest
@@ -10,33 +11,42 @@ pytest.importorskip("liger_kernel")
 if importlib.util.find_spec("torch_npu") is not None:
     pytest.skip("beside torch_npu Liger asks for triton-ascend's functions", allow_module_level=True)
 
+from kernel_device import DEVICE
 from triton_interpreter import repair_liger
 
 from ppe_npu import backends
-from ppe_npu.backends import dispatch
+from ppe_npu.backends import device, dispatch
 from ppe_npu.backends.parity import CASES, run, run_parity
 
 repair_liger()
 
 
+def _ones(*shape: int) -> torch.Tensor:
+    return torch.ones(shape, device=DEVICE)
+
+
+def _tokens(*numbers: int) -> torch.Tensor:
+    return torch.tensor(numbers, device=DEVICE)
+
+
 @pytest.mark.parametrize(("dtype", "skipped"), [("fp32", ()), ("fp16", ("grouped heads", "one table for all"))])
-def test_all_parity_cases_hold(on_cpu, monkeypatch, dtype, skipped):
-    moved = on_cpu("cuda", "liger")
-    ops = {entry.op for entry in moved}
+def test_all_parity_cases_hold(made_for_cuda, monkeypatch, dtype, skipped):
+    entries = made_for_cuda("liger")
+    ops = {entry.op for entry in entries}
     assert ops == {"rotary", "rms_norm", "swiglu", "linear_cross_entropy"}
     monkeypatch.setattr(run, "CASES", tuple(case for case in CASES if case.op in ops and case.name not in skipped))
-    rows = [row for row in run_parity(torch.device("cpu"), (dtype,)) if row.implementation == "liger"]
+    rows = [row for row in run_parity(DEVICE, (dtype,)) if row.implementation == "liger"]
     assert {row.op for row in rows} == ops
     assert [row for row in rows if not row.ok or row.error is None] == []
 
 
-def test_all_but_rotary_are_taken_without_being_asked_for(on_cpu):
-    on_cpu("cuda", "liger")
-    x, weight = torch.randn(2, 8), torch.randn(5, 8)
-    backends.rms_norm(x, torch.ones(8), 1e-6)
+def test_all_but_rotary_are_taken_without_being_asked_for(made_for_cuda):
+    made_for_cuda("liger")
+    x, weight = torch.randn(2, 8, device=DEVICE), torch.randn(5, 8, device=DEVICE)
+    backends.rms_norm(x, _ones(8), 1e-6)
     backends.swiglu(x, x)
-    backends.linear_cross_entropy(x, weight, torch.tensor([1, 2]))
-    heads, table = torch.randn(1, 2, 3, 8), torch.ones(1, 3, 8)
+    backends.linear_cross_entropy(x, weight, _tokens(1, 2))
+    heads, table = torch.randn(1, 2, 3, 8, device=DEVICE), _ones(1, 3, 8)
     backends.rotary(heads, heads, table, table)
     taken = dispatch.chosen()
     assert taken.pop("rotary") == "reference"
@@ -58,31 +68,31 @@ def _twice(function, *inputs):
 
 
 CALLS = {
-    "rms_norm": (lambda x: backends.rms_norm(x, torch.ones(8), 1e-6, implementation="liger"), [(2, 8)]),
+    "rms_norm": (lambda x: backends.rms_norm(x, _ones(8), 1e-6, implementation="liger"), [(2, 8)]),
     "swiglu": (lambda x, y: backends.swiglu(x, y, implementation="liger"), [(2, 8), (2, 8)]),
     "linear_cross_entropy": (
-        lambda x, w: backends.linear_cross_entropy(x, w, torch.tensor([1, 2]), implementation="liger"),
+        lambda x, w: backends.linear_cross_entropy(x, w, _tokens(1, 2), implementation="liger"),
         [(2, 8), (5, 8)],
     ),
     "rotary": (
-        lambda x: backends.rotary(x, x, torch.ones(1, 3, 8), torch.ones(1, 3, 8), implementation="liger"),
+        lambda x: backends.rotary(x, x, _ones(1, 3, 8), _ones(1, 3, 8), implementation="liger"),
         [(1, 2, 3, 8)],
     ),
 }
 
 
 @pytest.mark.parametrize("op", CALLS)
-def test_nothing_of_the_callers_is_written_over_and_backward_can_run_again(on_cpu, op):
-    on_cpu("cuda", "liger")
+def test_nothing_of_the_callers_is_written_over_and_backward_can_run_again(made_for_cuda, op):
+    made_for_cuda("liger")
     function, shapes = CALLS[op]
     generator = torch.Generator().manual_seed(0)
-    first, second = _twice(function, *(torch.randn(shape, generator=generator) for shape in shapes))
+    first, second = _twice(function, *(torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes))
     for one, two in zip(first, second):
         assert torch.equal(one, two)
 
 
-def test_a_loss_without_gradients_makes_none(on_cpu, monkeypatch):
-    on_cpu("cuda", "liger")
+def test_a_loss_without_gradients_makes_none(made_for_cuda, monkeypatch):
+    made_for_cuda("liger")
     import liger_kernel.ops.fused_linear_cross_entropy as module
 
     asked, forward = [], module.fused_linear_cross_entropy_forward
@@ -93,9 +103,40 @@ def test_a_loss_without_gradients_makes_none(on_cpu, monkeypatch):
         return forward(*args, **options, **kwargs)
 
     monkeypatch.setattr(module, "fused_linear_cross_entropy_forward", watch)
-    hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
-    labels = torch.tensor([0, 1, -100])
+    hidden, weight = torch.randn(3, 4, device=DEVICE, requires_grad=True), torch.randn(5, 4, device=DEVICE)
+    labels = _tokens(0, 1, -100)
     with torch.no_grad():
         backends.linear_cross_entropy(hidden, weight, labels)
     backends.linear_cross_entropy(hidden, weight, labels).backward()
     assert asked == [(False, False), (True, False)]
+
+
+LAUNCHES = {
+    "linear_cross_entropy": ("fused_linear_cross_entropy", ["fused_linear_cross_entropy_forward"]),
+    "rotary": ("rope", ["rope_forward", "rope_backward"]),
+}
+
+
+@pytest.mark.parametrize("op", LAUNCHES)
+def test_what_liger_launches_anywhere_is_launched_on_the_tensors_device(made_for_cuda, monkeypatch, op):
+    made_for_cuda("liger")
+    current, launched = [], []
+
+    @contextlib.contextmanager
+    def enter(where):
+        current.append(where.type)
+        yield
+        current.pop()
+
+    def watched(function):
+        return lambda *args, **kwargs: launched.append(list(current)) or function(*args, **kwargs)
+
+    monkeypatch.setattr(device, "current", enter)
+    module, names = importlib.import_module(f"liger_kernel.ops.{LAUNCHES[op][0]}"), LAUNCHES[op][1]
+    for name in names:
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    function, shapes = CALLS[op]
+    inputs = [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
+    out = function(*inputs)
+    (out if isinstance(out, torch.Tensor) else out[0].sum()).backward()
+    assert launched == [[DEVICE.type]] * len(names)

@@ -1,4 +1,4 @@
-"""The clustering kernels in Triton's interpreter, against the algorithm in words in fp64 (`naive`)."""
+"""The clustering kernels, compiled or in Triton's interpreter, against the algorithm in words in fp64 (`naive`)."""
 
 import functools
 import math
@@ -11,6 +11,7 @@ from test_dpc_knn import naive
 
 pytest.importorskip("triton")
 
+from kernel_device import on_device
 from triton_interpreter import repair
 
 from ppe_npu.backends.cuda import dpc_knn as kernels
@@ -18,6 +19,7 @@ from ppe_npu.backends.cuda import gram, tiles
 from ppe_npu.backends.reference.dpc_knn import dpc_knn as reference
 
 repair()
+kernels, gram = on_device(kernels), on_device(gram)
 HALF = (torch.float16, torch.bfloat16)
 PLAN = tiles.plan
 

@@ -1,4 +1,4 @@
-"""The group-mean kernels in Triton's interpreter, against sums in fp64."""
+"""The group-mean kernels, compiled or in Triton's interpreter, against sums in fp64."""
 
 import pytest
 import torch
@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from kernel_device import on_device
 from triton_interpreter import repair
 
 from ppe_npu.backends.cuda.group_mean import _listed, block, group_mean
 
 repair()
+_listed, group_mean = on_device(_listed), on_device(group_mean)
 
 
 def _inputs(frames, count, channels, groups, seed=0, dtype=torch.float32):

@@ -1,10 +1,11 @@
-"""The parity cases by the Triton kernels, in Triton's interpreter: what `make parity DEVICE=cuda` runs on a GPU."""
+"""Parity cases by the Triton kernels, compiled or in Triton's interpreter, as `make parity DEVICE=cuda` has them."""
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from kernel_device import DEVICE
 from triton_interpreter import repair
 
 from ppe_npu import backends
@@ -19,20 +20,20 @@ LARGE = {"fp32": {"one large group"}, "bf16": {"more than a tile"}}  # seconds e
 
 
 @pytest.mark.parametrize(("dtype", "ops"), [("fp32", OPS), ("bf16", {"dpc_knn"})])
-def test_all_parity_cases_hold(on_cpu, monkeypatch, dtype, ops):
-    moved = on_cpu("cuda", "triton")
-    assert {entry.op for entry in moved} == OPS
+def test_all_parity_cases_hold(made_for_cuda, monkeypatch, dtype, ops):
+    entries = made_for_cuda("triton")
+    assert {entry.op for entry in entries} == OPS
     cases = tuple(case for case in CASES if case.op in ops and case.name not in LARGE[dtype])
     monkeypatch.setattr(run, "CASES", cases)
-    rows = [row for row in run_parity(torch.device("cpu"), (dtype,)) if row.implementation == "triton"]
+    rows = [row for row in run_parity(DEVICE, (dtype,)) if row.implementation == "triton"]
     assert {row.op for row in rows} == ops
     assert [row for row in rows if not row.ok or row.error is None] == []
 
 
-def test_they_are_taken_first_and_give_way_with_a_reason(on_cpu, caplog):
-    on_cpu("cuda", "triton", "onehot")
-    tokens, labels = torch.randn(1, 4, 3), torch.tensor([[0, 1, 0, 1]])
-    counts, budgets = torch.tensor([[2, 2]]), torch.tensor([2])
+def test_they_are_taken_first_and_give_way_with_a_reason(made_for_cuda, caplog):
+    made_for_cuda("triton", "onehot")
+    tokens, labels = torch.randn(1, 4, 3, device=DEVICE), torch.tensor([[0, 1, 0, 1]], device=DEVICE)
+    counts, budgets = torch.tensor([[2, 2]], device=DEVICE), torch.tensor([2], device=DEVICE)
     backends.group_mean(tokens, labels, counts)
     backends.dpc_knn(tokens, None, budgets, 2, budgets)
     assert dispatch.chosen() == {"group_mean": "triton", "dpc_knn": "triton"}

@@ -1,4 +1,4 @@
-"""Both rotary ops by the Triton kernel, in Triton's interpreter, against the reference in fp64."""
+"""Both rotary ops by the Triton kernel, compiled or in Triton's interpreter, against the reference in fp64."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from kernel_device import on_device
 from triton_interpreter import repair
 
 from ppe_npu.backends.cuda.rotary import rotary
@@ -15,6 +16,7 @@ from ppe_npu.backends.reference.rotary import rotary as reference
 from ppe_npu.backends.reference.rotary_rows import rotary_rows as reference_rows
 
 repair()
+rotary, rotary_rows = on_device(rotary), on_device(rotary_rows)
 
 
 def _heads(batch, heads, kv_heads, length, width, seed=0):

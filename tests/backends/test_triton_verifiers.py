@@ -82,3 +82,5 @@ def test_devices_that_are_too_old_or_too_small(monkeypatch, major, shared, wante
     assert device.runs_flash_attention(torch.device("cuda")) == (major >= 8)
     assert device.triton_problem(torch.device("cpu"), wanted) is None
     assert not device.runs_flash_attention(torch.device("cpu"))
+    assert device.too_old(torch.device("cuda")) == (major < 8)
+    assert not device.too_old(torch.device("cpu"))

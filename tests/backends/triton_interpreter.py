@@ -1,4 +1,4 @@
-"""Makes Triton's interpreter run our kernels and Liger's on the CPU. tests/conftest.py sets TRITON_INTERPRET=1.
+"""Makes Triton's interpreter run our kernels and Liger's on the CPU; does nothing where they are compiled.
 
 What it lacks, and is put in here, for tests only:
 * tl.dot of bf16 multiplies the bits as integers: bf16 is widened to fp32 before, as tensor cores do.
@@ -13,11 +13,14 @@ import numpy as np
 import triton
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
+from kernel_device import DEVICE
 
 
 @functools.cache
 def repair() -> None:
     """Puts in what is missing, once a process."""
+    if DEVICE.type != "cpu":
+        return
     convert, dot = interpreter._implicit_cvt, interpreter.InterpreterBuilder.create_dot
 
     def implicit(argument):
@@ -38,7 +41,8 @@ def repair() -> None:
 def repair_liger() -> None:
     """The same for liger-kernel, which is imported."""
     repair()
-    importlib.import_module("liger_kernel.ops.rms_norm").rsqrt = _rsqrt
+    if DEVICE.type == "cpu":
+        importlib.import_module("liger_kernel.ops.rms_norm").rsqrt = _rsqrt
 
 
 @triton.jit

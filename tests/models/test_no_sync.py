@@ -30,7 +30,10 @@ class Recorder(TorchDispatchMode):
 
 @contextlib.contextmanager
 def region(model, enter, leave, last="layer 0"):
-    """Calls enter() when the vision tower has run, and leave() before the first layer, or the head."""
+    """Calls enter() when the vision tower has run, and leave() before the first layer, or the head.
+
+    leave() is called before the tower runs, too: it runs for images, then for videos, and reads its grids on the host.
+    """
     end = model.lm_head if last == "head" else model.model.language_model.layers[0]
 
     def after(*_) -> None:  # what a hook returns would take the place of the output
@@ -39,7 +42,8 @@ def region(model, enter, leave, last="layer 0"):
     def before(*_) -> None:
         leave()
 
-    hooks = [model.model.visual.register_forward_hook(after), end.register_forward_pre_hook(before)]
+    tower = model.model.visual
+    hooks = [module.register_forward_pre_hook(before) for module in (tower, end)] + [tower.register_forward_hook(after)]
     try:
         yield
     finally:
@@ -143,9 +147,20 @@ def test_cuda_raises_at_no_sync(model, preset, fused):
             inputs = {name: value.cuda() for name, value in batch(*prompts).items()}
             model(**inputs)  # kernels are compiled and lookups made once
             run()
-            assert seen[-1] == last
+            assert seen[-2:] == ["tower", last]
             with pytest.raises(RuntimeError, match="synchroniz"):
                 run(lambda: torch.ones(1, device="cuda").item())
             torch.cuda.set_sync_debug_mode("default")
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_second_run_of_the_tower_is_no_part_of_the_region(model):
+    """MIXED has images and a video; of the three stretches, the first ends before the tower has run at all."""
+    compress(model, PRESETS["ppe"])
+    events = []
+    tower = model.model.visual
+    tower.register_forward_pre_hook(lambda *_: events.append("tower"))
+    with region(model, lambda: events.append("enter"), lambda: events.append("leave")), torch.no_grad():
+        model(**batch(*MIXED))
+    assert events == ["tower", "leave", "enter", "tower", "leave", "enter", "leave"]

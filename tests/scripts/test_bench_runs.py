@@ -9,6 +9,7 @@ from bench import cases
 from bench.decoder import settings
 from bench.operators import operators
 
+from ppe_npu.backends import dispatch
 from ppe_npu.errors import InputError
 
 
@@ -66,7 +67,9 @@ def test_prefill_decoding_and_training_are_timed_part_by_part(tmp_path):
         assert row["kv_mib"] > 0
         assert row["peak_mib"] > 0
     assert rows["unmodified"]["compression_share"] == 0.0 < rows["ppe 0.45"]["compression_share"] < 1.0
+    dispatch.reset()
     bench_prefill.main([*run, "--parts", "decode", "train"])
+    assert "linear_cross_entropy" in dispatch.chosen()  # the loss alone, without logits: as the trainer has it
     both = json.loads(output.read_text())
     assert both["parts"]["tiny video-3x16 prefill"] == first["parts"]["tiny video-3x16 prefill"]
     for part in ("decode", "train"):

@@ -1,0 +1,41 @@
+"""The clocks of the benchmarks."""
+
+import types
+
+import pytest
+import torch
+from bench import timing
+from bench.timing import Times, interleaved, on_device
+
+from ppe_npu.backends import device as devices
+
+
+def test_a_cpu_has_no_clock_of_its_own():
+    times = interleaved({"nothing": lambda: None}, torch.device("cpu"), rounds=2)["nothing"]
+    assert len(times.rounds) == 2
+    assert times.on_device == ()
+    assert "device_ms" not in times.to_dict()
+
+
+def test_a_gpu_waits_until_all_calls_are_queued(monkeypatch):
+    """Over stand-ins for torch.cuda's: waiting, event, calls, event, in this order; of one call."""
+    done = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            done.append("event")
+
+        def elapsed_time(self, end):
+            assert done[-1] == "synchronized"
+            return 15.0
+
+    monkeypatch.setattr(timing.torch, "cuda", types.SimpleNamespace(Event=Event, _sleep=done.append))
+    monkeypatch.setattr(devices, "current", lambda where: torch.no_grad())
+    monkeypatch.setattr(devices, "synchronize", lambda where: done.append("synchronized"))
+    found = on_device(lambda: done.append("call"), torch.device("cuda"), milliseconds=2.0)
+    assert done == [3 * 2 * timing.CYCLES, "event", *["call"] * 3, "event", "synchronized"]
+    assert found == 15.0 / 3
+    assert Times((3.0, 2.0, 4.0), (1.0, 1.5, 0.5)).to_dict()["device_ms"] == pytest.approx(1.0)
