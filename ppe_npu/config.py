@@ -31,6 +31,7 @@ _PRESETS: dict[str, dict] = {
     # Controls, with one kept position as pruning and pooling have it; positions="ppe" and a k may be asked for.
     **{method: {"method": method, "positions": "keep_one", "k": 1} for method in BLIND},
 }
+PRESETS = tuple(_PRESETS)
 
 
 @dataclass(frozen=True)
@@ -248,12 +249,13 @@ class CompressionConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "CompressionConfig":
-        """From our own keys. Unknown keys are errors."""
+        """From our own keys. Unknown keys are errors. Without a k, 8 where positions is "ppe", else 1."""
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(f"unknown compression key(s) {', '.join(unknown)}: the keys are {', '.join(known)}")
-        return cls(**values)
+        single = "k" not in values and values.get("positions", cls.positions) != "ppe"
+        return cls(**values, **({"k": 1} if single else {}))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "CompressionConfig":

@@ -38,6 +38,8 @@ class VideoSampling:
         min_frames, max_frames: bounds on the number of frames that fps may lead to.
         start, end: seconds; only the clip between them is looked at. None: from the first, to the last frame.
         frame_rate: frames per second of a folder of frames, which states none; None for a file.
+        middles: whether the frames are the middles of equal segments, where the video has more than are taken; else
+            they are evenly spaced from the first to the last.
 
     Raises:
         InputError: both fps and nframes, or a number that is not positive, or bounds that contradict each other.
@@ -52,6 +54,7 @@ class VideoSampling:
     start: float | None = None
     end: float | None = None
     frame_rate: float | None = None
+    middles: bool = False
 
     def __post_init__(self) -> None:
         if self.fps is not None and self.nframes is not None:
@@ -68,14 +71,18 @@ class VideoSampling:
             raise InputError(f"start={self.start} must be at least 0 and before end={self.end}")
 
     def within(self, clip: VideoSampling | None) -> VideoSampling:
-        """These rules over the clip of another (a sample's own); its fps or nframes holds where these name neither."""
+        """These rules over the clip of another (a sample's own), whose middles hold, and whose fps or nframes where
+        these name neither."""
         if clip is None:
             return self
         rule = {} if self.fps or self.nframes else {"fps": clip.fps, "nframes": clip.nframes}
-        return replace(self, start=clip.start, end=clip.end, frame_rate=clip.frame_rate, **rule)
+        middles = self.middles or clip.middles
+        return replace(self, start=clip.start, end=clip.end, frame_rate=clip.frame_rate, middles=middles, **rule)
 
     def indices(self, total: int, fps: float, multiple: int, origin: int = 0) -> tuple[list[int], int]:
         """Which of `total` frames are taken, rising, and how many frames the clip has.
+
+        Middles are as get_index of OpenGVLab/Ask-Anything video_chat2/mvbench.ipynb has them, its rounding included.
 
         Args:
             origin: number of the frame at 0 seconds: 0 in a file; 1 in folders whose first frame is 00001.jpg.
@@ -87,8 +94,12 @@ class VideoSampling:
         last = total - 1 if self.end is None else min(round(self.end * fps) - origin, total - 1)
         if first > last:
             raise InputError(f"the clip from {self.start} s to {self.end} s is not in the {total / fps:.1f} s of video")
-        count = self.count(last - first + 1, fps, multiple)
-        return torch.linspace(first, last, count).round().long().tolist(), last - first + 1
+        length = last - first + 1
+        count = self.count(length, fps, multiple)
+        if self.middles and count < length:
+            segment = (last - first) / count
+            return [int(first + segment / 2 + round(segment * number)) for number in range(count)], length
+        return torch.linspace(first, last, count).round().long().tolist(), length
 
     def count(self, total: int, fps: float, multiple: int) -> int:
         """How many of `total` frames, `fps` a second, are taken: a multiple of `multiple` where enough exist."""
@@ -224,7 +235,7 @@ def _open_image(path: str | Path) -> Iterator[Image]:
 
 
 def load_video(path: str | Path, sampling: VideoSampling = VideoSampling(), multiple: int = 2) -> Video:
-    """Read the frames of a video that `sampling` asks for, evenly spaced from the first to the last of its clip.
+    """Read the frames of a video, or of a clip of it, that `sampling` asks for.
 
     Args:
         path: a file that FFmpeg reads, or a folder of frames (.jpg, .png) whose names sort in order of time.

@@ -319,6 +319,15 @@ def test_the_embedded_run_takes_the_options_that_are_given(run, tmp_path, monkey
     assert Path(settings["model"]).name == "base-seed7"
 
 
+@pytest.mark.parametrize("command", ["train", "data", "eval", "describe"])
+def test_help_names_every_preset(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    listed = " ".join(out.split())
+    for name in ("dense", "chatunivi", "keep_one", "ppe", "ppe_cascade", "random", "uniform", "avg_pool"):
+        assert f" {name}," in listed
+
+
 def test_the_embedded_run_does_not_take_another_models_place(run, tmp_path):
     (tmp_path / "train.json").write_text(json.dumps({"model": "/models/mine"}))
     refused(run("train", "--device", "cpu", "--output", tmp_path), "holds a run of another model", "--output")

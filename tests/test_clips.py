@@ -65,6 +65,38 @@ def test_a_late_clip_is_sought_and_gives_the_same_frames(write_clip, monkeypatch
     assert np.array_equal(sought.frames, decoded.frames)
 
 
+@pytest.mark.parametrize(
+    ("total", "rule", "origin", "taken", "length"),
+    [
+        (20, {"nframes": 4}, 0, [2, 7, 12, 16], 20),  # segments of 4.75: 2.375 + 0, 5, 10 (9.5 to even), 14
+        (20, {"nframes": 4, "start": 1.0, "end": 2.5}, 0, [4, 6, 7, 8], 7),  # of 1.5 from 4: 4.75 + 0, 2, 3, 4
+        (12, {"nframes": 4, "start": 0.75, "end": 2.25}, 1, [2, 4, 5, 6], 7),  # pictures 3 to 9: the same, from 2
+        (161, {"nframes": 16}, 0, list(range(5, 161, 10)), 161),
+        (
+            160,
+            {"fps": 0.2, "min_frames": 2},
+            0,
+            [9, 29, 49, 69, 89, 108, 128, 148],
+            160,
+        ),  # 8 of 19.875
+        (5, {"nframes": 16}, 0, [0, 1, 2, 3], 5),
+        (4, {"nframes": 16}, 0, [0, 1, 2, 3], 4),  # no more than are there: all of them
+        (1, {"nframes": 16}, 0, [0], 1),
+    ],
+)
+def test_middles_of_equal_segments(total, rule, origin, taken, length):
+    assert VideoSampling(middles=True, **rule).indices(total, 4.0, 2, origin) == (taken, length)
+
+
+@pytest.mark.parametrize("total", range(1, 70))
+def test_middles_rise_within_the_video_and_are_as_many_as_counted(total):
+    sampling = VideoSampling(nframes=16, middles=True)
+    taken, _ = sampling.indices(total, 4.0, 2)
+    assert len(taken) == sampling.count(total, 4.0, 2)
+    assert taken == sorted(set(taken))
+    assert 0 <= taken[0] <= taken[-1] < total
+
+
 def test_fps_counts_the_clip_not_the_file(frames):
     assert len(load_video(frames, VideoSampling(fps=2, frame_rate=2.0)).frames) == 10
     assert len(load_video(frames, VideoSampling(fps=2, min_frames=2, frame_rate=2.0, start=1, end=3)).frames) == 4
@@ -76,6 +108,7 @@ def test_a_samples_clip_under_the_runs_rules():
         fps=1, max_frames=9, start=1, end=3, frame_rate=3.0
     )
     assert VideoSampling().within(clip).nframes == 8
+    assert VideoSampling(nframes=4).within(VideoSampling(middles=True)) == VideoSampling(nframes=4, middles=True)
     assert VideoSampling(nframes=4).within(None) == VideoSampling(nframes=4)
 
 

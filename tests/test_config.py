@@ -120,6 +120,16 @@ def test_files_of_both_kinds_and_saving(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dense.json", "own.json", "released.json"]
 
 
+@pytest.mark.parametrize("positions", ["keep_one", "renumber", "ppe"])
+def test_k_is_one_where_positions_other_than_ppe_are_named_without_it(tmp_path, positions):
+    values = {"ratio": 0.25, "positions": positions}
+    (tmp_path / "own.json").write_text(json.dumps(values))
+    k = 8 if positions == "ppe" else 1
+    assert CompressionConfig.from_dict(values) == CompressionConfig(ratio=0.25, positions=positions, k=k)
+    assert CompressionConfig.from_file(tmp_path / "own.json").k == k
+    assert "k" not in values
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -136,6 +146,7 @@ def test_files_of_both_kinds_and_saving(tmp_path):
         ({"k": 0}, "k=0: give a positive whole number"),
         ({"k": 2.0}, r"k=2\.0"),
         ({"positions": "keep_one", "k": 8}, "k=8 with positions='keep_one'"),
+        ({"positions": "renumber", "k": 2}, "k=2 with positions='renumber'"),
         ({"method": "none", "ratio": 0.5}, r"method='none' \(dense\) needs ratio=1.0"),
         ({"kk": 8}, "unknown compression key.* kk: the keys are method, ratio"),
         ({"layers": 3}, "layers=3: give a list"),

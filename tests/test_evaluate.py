@@ -98,6 +98,34 @@ def test_every_benchmark_with_every_compression_at_every_ratio(run, asked, tmp_p
     assert report["benchmarks"]["again"]["score"] == "length"
 
 
+USER = """
+class {name}:
+    modality = "text"
+    def __len__(self):
+        return 3
+    def __getitem__(self, number):
+        if number == 1:
+            raise ValueError("rotten")
+        return {{"index": number, "prompt": "What?", "GT": "a"}}
+    def metrics(self, rows):
+        return {{"share": 1 / {divisor}}}
+"""
+
+
+def test_a_users_rotten_row_and_metrics_stop_neither_the_other_runs_nor_the_report(run, asked, tmp_path):
+    (tmp_path / "user.py").write_text(USER.format(name="Mine", divisor=0) + USER.format(name="Other", divisor=1))
+    names = [f"{tmp_path}/user.py:Mine", f"{tmp_path}/user.py:Other"]
+    code, out, err = run(*asked, "--benchmarks", *names, "--compression", "dense", "keep_one")
+    assert code == 1
+    assert "ppe-npu: 4 of 12 samples failed" in err
+    assert "ppe-npu: Mine, keep_one 0.45: metrics() failed (ZeroDivisionError: division by zero)" in err
+    assert "Other, dense: metrics()" not in err
+    assert len(list(tmp_path.rglob("results.json"))) == 4
+    assert "| keep_one 0.45 |" in out
+    failed = [row for row in rows(tmp_path / "out" / "Mine" / "dense") if "error" in row]
+    assert [(row["index"], row["error"]) for row in failed] == [("row 1", "ValueError: rotten")]
+
+
 def test_a_second_call_asks_nothing_again_and_adds_to_the_report(run, asked, tmp_path, monkeypatch):
     assert run(*asked, "--compression", "keep_one")[0] == 0
     before = (tmp_path / "out" / "report.md").read_text()

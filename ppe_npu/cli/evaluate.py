@@ -161,11 +161,19 @@ def _report(folder: Path, out: Path, title: str) -> None:
 
 
 def _verdict(results: list[dict[str, Any]]) -> int:
-    """The exit code: 1 if every sample failed. Failed ones are spoken of."""
+    """The exit code: 1 if every sample failed, or a benchmark's metrics(). What failed is spoken of."""
     failed, asked = sum(result["errors"] for result in results), sum(result["samples"] for result in results)
     if failed and devices.process_rank() == 0:
         print(
             f"ppe-npu: {failed} of {asked} samples failed; see predictions.jsonl, and run again to ask them again",
             file=sys.stderr,
         )
-    return 1 if failed == asked else 0
+    broken = [result for result in results if "metrics_error" in result]
+    for result in broken if devices.process_rank() == 0 else []:
+        where = f"{result['settings']['benchmark']}, {result['name']}"
+        print(
+            f"ppe-npu: {where}: metrics() failed ({result['metrics_error']}); mend it and run again: the answers are "
+            f"kept in {result['folder']}",
+            file=sys.stderr,
+        )
+    return 1 if broken or failed == asked else 0

@@ -6,6 +6,7 @@ import argparse
 from typing import NoReturn
 
 from ppe_npu.cli.train import add_options
+from ppe_npu.config import PRESETS
 
 DEVICES = "auto, cpu, cuda or npu"
 
@@ -46,7 +47,7 @@ def _add_device(parser: argparse.ArgumentParser, default: str | None = "auto") -
 
 
 def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    names = "dense, chatunivi, keep_one, ppe, random, uniform, avg_pool, or a JSON file"
+    names = f"{', '.join(PRESETS)}, or a JSON file"
     extra = {"nargs": "+"} if several else {}
     parser.add_argument("--compression", metavar="NAME", help=f"{names} (default: the checkpoint's, else ppe)", **extra)
     share = "share of the visual tokens that is kept, in (0, 1]"

@@ -1,4 +1,5 @@
-"""What makes a run the same run: short hashes of data and weights, and the comparison with an earlier run's."""
+"""What makes a run the same run: short hashes of data and weights, and the comparison with an earlier run's; and what
+stands for a sample that a benchmark's own code does not give."""
 
 from __future__ import annotations
 
@@ -8,18 +9,41 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, first_line
+
+
+class Unreadable(dict):
+    """Stands for a sample whose row cannot be read: {"index", "prompt": "", "error"}."""
+
+
+def read_sample(benchmark: Any, number: int, key: int | str | None = None) -> Any:
+    """benchmark[number], or an Unreadable if that raises or has no index or prompt.
+
+    Args:
+        key: the index that the row is known by; a sample with another one is Unreadable under this one. None: not known
+            yet; an Unreadable is then called "row <number>".
+    """
+    known = f"row {number}" if key is None else key
+    try:
+        sample = benchmark[number]
+        index, _ = sample["index"], sample["prompt"]
+    except Exception as error:  # a benchmark's own code: its other samples are still to be asked
+        return Unreadable(index=known, prompt="", error=f"{type(error).__name__}: {first_line(error)}")
+    if key is not None and index != key:
+        return Unreadable(index=key, prompt="", error=f"row {number} now has the index {index!r}")
+    return sample
 
 
 def data_fingerprint(benchmark: Any) -> str:
     """A short hash of every sample's question, answer and files (their paths and sizes): other data, other benchmark.
 
     Raises:
-        InputError: two samples have one index, or an index is neither a text nor a whole number.
+        InputError: no sample can be read, two have one index, or an index is neither a text nor a whole number.
     """
-    digest, seen = hashlib.sha256(), {}
+    digest, seen, unreadable = hashlib.sha256(), {}, []
     for number in range(len(benchmark)):
-        sample = benchmark[number]
+        sample = read_sample(benchmark, number)
+        unreadable += [sample["error"]] if isinstance(sample, Unreadable) else []
         index = sample["index"]
         if not isinstance(index, (str, int)):
             raise InputError(f"benchmark {benchmark.name}: the index of sample {number} is {index!r}: use a str or int")
@@ -32,6 +56,8 @@ def data_fingerprint(benchmark: Any) -> str:
         keys = ("index", "prompt", "GT", "type", "image_path", "video_path", "sampling")
         text = [str(sample.get(key)) for key in keys]
         digest.update("\0".join([*text, *_sizes(sample)]).encode())
+    if unreadable and len(unreadable) == len(seen):
+        raise InputError(f"benchmark {benchmark.name}: no sample can be read ({unreadable[0]}): mend its __getitem__")
     return digest.hexdigest()[:16]
 
 
@@ -39,7 +65,10 @@ def _sizes(sample: Any) -> list[str]:
     """Bytes of a sample's files, and width and height of its pictures in memory."""
     sizes = []
     for key in ("image_path", "video_path", "image"):
-        value = sample.get(key)
+        try:
+            value = sample.get(key)
+        except Exception as error:  # an image that cannot be decoded: answering will say so
+            value, sizes = None, [*sizes, type(error).__name__]
         for item in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(item, (str, Path)):
                 sizes += [str(os.path.getsize(item))] if os.path.isfile(item) else []

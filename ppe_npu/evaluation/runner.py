@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.evaluation.identity import benchmark_identity, check_settings
+from ppe_npu.evaluation.identity import Unreadable, benchmark_identity, check_settings, read_sample
 from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, method, score, summarise, title
 from ppe_npu.evaluation.sharing import Share
 from ppe_npu.files import write_json
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Sample = dict[str, Any]
 NEW_TOKENS = 16  # of an answer, where neither the user nor the benchmark says
+_UNKNOWN = SimpleNamespace(bucket="unreadable", before=0, after=0, source="")  # of what cannot be measured
 BATCH_TOKENS = 65_536  # prompt tokens of a batch before compression, padding included: 1.2 GB of pixels
 
 
@@ -54,8 +56,9 @@ def evaluate(
 
     Returns:
         What results.json holds: {"name", "method" (the name without its ratio), "accuracy" {accuracy, count, low,
-        high}, "types" {type: the same}, "metrics" and "headline" of a benchmark that has them (results.corpus), "costs"
-        (results.costs), "samples", "errors", "settings", "versions"}; and "folder", where it is.
+        high}, "types" {type: the same}, "metrics" and "headline" of a benchmark that has them (results.corpus) or
+        "metrics_error", why its metrics() gave none, "costs" (results.costs), "samples", "errors", "settings",
+        "versions"}; and "folder", where it is.
 
     Raises:
         InputError: the folder holds another run, or a size is not positive.
@@ -112,10 +115,20 @@ class Evaluation:
         self.title = name or title(self.settings["compression"])
         check_settings(self.output, self.settings)
         write_json(self.output / "settings.json", self.settings)
-        self._numbers = {benchmark[number]["index"]: number for number in range(len(benchmark))}
-        self._measures = {key: answers.measure(benchmark[number]) for key, number in self._numbers.items()}
+        self._numbers = {read_sample(benchmark, number)["index"]: number for number in range(len(benchmark))}
+        self._measures = {key: self._measure(key) for key in self._numbers}
         self._share = Share(self.output, self._order())
         self._warm = False
+
+    def _sample(self, key: int | str) -> Sample:
+        return read_sample(self.benchmark, self._numbers[key], key)
+
+    def _measure(self, key: int | str) -> Any:
+        sample = self._sample(key)
+        try:
+            return _UNKNOWN if isinstance(sample, Unreadable) else self.answers.measure(sample)
+        except Exception:  # an image that cannot be decoded, say: answering it will say so
+            return _UNKNOWN
 
     def _order(self) -> list[int | str]:
         """All indices, samples of like length together, the longest first: what does not fit shows at once, and the
@@ -164,11 +177,15 @@ class Evaluation:
 
     def _next(self, reader: ThreadPoolExecutor) -> tuple[list[Sample], Future] | None:
         """A batch for this process, being prepared; None if other processes have all that is left."""
-        keys = self._share.take(self._choose)
-        if not keys:
-            return None
-        samples = [self.benchmark[self._numbers[key]] for key in keys]
-        return samples, reader.submit(self.answers.prepare, samples)
+        while keys := self._share.take(self._choose):
+            samples = [self._sample(key) for key in keys]
+            lost = [_failure(sample, sample["error"]) for sample in samples if isinstance(sample, Unreadable)]
+            if lost:
+                self._share.give(lost)
+            samples = [sample for sample in samples if not isinstance(sample, Unreadable)]
+            if samples:
+                return samples, reader.submit(self.answers.prepare, samples)
+        return None
 
     def _choose(self, keys: Iterator[int | str]) -> list[int | str]:
         """The next batch from the front of what is left: of one bucket, within both bounds."""
@@ -193,7 +210,7 @@ class Evaluation:
             return self._predictions(samples, done)
         # Here the error is gone, and with it the tensors that its traceback held.
         if len(samples) == 1:
-            return [{**_row(samples[0]), "answer": "", "score": 0.0, "error": reason}]
+            return [_failure(samples[0], reason)]
         if memory:  # batches of as many tokens would fail again
             longest = max(self._measures[sample["index"]].before for sample in samples)
             self.batch_tokens = min(self.batch_tokens, len(samples) * longest // 2)
@@ -222,10 +239,35 @@ class Evaluation:
         return {
             "name": self.title,
             "method": method(self.settings["compression"]),
-            **summarise(self.benchmark, rows),
+            **self._scores(rows),
             "settings": self.settings,
             "versions": self.answers.versions(),
         }
+
+    def _scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """summarise(); where the benchmark's metrics() raises, without them, and the reason as "metrics_error"."""
+        try:
+            return summarise(self.benchmark, rows)
+        except Exception as error:  # a benchmark's own code, after all answers are there
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            return {**summarise(_WithoutMetrics(self.benchmark), rows), "metrics_error": reason}
+
+
+class _WithoutMetrics:
+    """A benchmark but for its metrics()."""
+
+    def __init__(self, benchmark: Any) -> None:
+        self._benchmark = benchmark
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "metrics":
+            raise AttributeError(name)
+        return getattr(self._benchmark, name)
+
+
+def _failure(sample: Sample, reason: str) -> dict[str, Any]:
+    """The line of a sample without an answer."""
+    return {**_row(sample), "answer": "", "score": 0.0, "error": reason}
 
 
 def _row(sample: Sample) -> dict[str, Any]:

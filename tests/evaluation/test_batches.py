@@ -243,6 +243,9 @@ def test_samples_with_other_rules_for_frames_are_not_in_one_batch(tiny_processor
     own["sampling"] = VideoSampling(fps=2.0, max_frames=6)
     assert sampling_of(own, asked) == VideoSampling(nframes=4, max_pixels=2304, max_frames=6)
     assert sampling_of(own, VideoSampling(max_pixels=2304)) == VideoSampling(fps=2.0, max_pixels=2304, max_frames=6)
+    own["sampling"] = VideoSampling(nframes=16, middles=True)
+    assert sampling_of(own, asked) == VideoSampling(nframes=4, max_pixels=2304, middles=True)
+    assert sampling_of(own, None) == own["sampling"]
     buckets = {measure(sample, tiny_processor, DENSE, asked).bucket for sample in (plain, own)}
     assert len(buckets) == 2
 

@@ -55,10 +55,12 @@ SCORES = [
     ("mmbench_en", 0, "a cat, which sits in front of the old house in the garden there", 0),  # longer than 2 x options
     ("mmbench_cn", 0, "猫", 1), ("mmbench_cn", 0, "答案是 B", 1), ("mmbench_cn", 0, "答案是B", 0),
     ("mmbench_cn", 0, "红球", 0),
-    # ScienceQA: the letter alone, whatever its case, or a capital and a full stop first
-    ("scienceqa", 0, "A", 1), ("scienceqa", 0, " a\n", 1), ("scienceqa", 0, "A. ice", 1), ("scienceqa", 0, "ice", 0),
-    ("scienceqa", 0, "a. ice", 0), ("scienceqa", 0, "(A)", 0), ("scienceqa", 0, "", 0), ("scienceqa", 1, "C.", 1),
-    ("scienceqa", 1, "The answer is C", 0), ("scienceqa_img", 0, "A.", 1),
+    # ScienceQA: a capital alone, or with a full stop and a space first, or behind "The answer is "
+    ("scienceqa", 0, "A", 1), ("scienceqa", 0, " A\n", 1), ("scienceqa", 0, "a", 0),
+    ("scienceqa", 0, "A. ice", 1), ("scienceqa", 0, "ice", 0),
+    ("scienceqa", 0, "a. ice", 0), ("scienceqa", 0, "(A)", 0), ("scienceqa", 0, "", 0), ("scienceqa", 1, "C. z", 1),
+    ("scienceqa", 1, "C.", 0), ("scienceqa", 1, "C.z", 0), ("scienceqa", 1, "The answer is C", 1),
+    ("scienceqa", 1, "The answer is C.", 1), ("scienceqa_img", 0, "A. ice", 1),
     # VQA accuracy of ten: "nokia" is said by 6: any nine hold 5 or 6, so 1; "nokia phone" by 2: (8 x 2/3 + 2 x 1/3)/10
     ("textvqa", 0, "Nokia", 1), ("textvqa", 0, "the nokia.", 1), ("textvqa", 0, "nokia, phone", 0.6),
     ("textvqa", 0, "nokia phone", 0.6), ("textvqa", 0, "samsung", 0.3), ("textvqa", 0, "", 0),
@@ -90,7 +92,7 @@ SCORES = [
     # AI2D
     ("ai2d", 0, "B. adult", 1), ("ai2d", 0, "B", 1), ("ai2d", 0, "(b)", 1), ("ai2d", 0, "adult", 0), ("ai2d", 0, "", 0),
     ("ai2d", 1, "C.", 1), ("ai2d", 1, "The answer is C.", 0),
-    # MMMU options: (B), then "B ", then "B.", the last of several; the text only in longer answers
+    # MMMU options as lmms-eval: (B), then "B ", then "B.", the last of several; the text only in longer answers
     ("mmmu", 0, "(B)", 1), ("mmmu", 0, "A is not, B is", 1), ("mmmu", 0, "(A) no, (B)", 1), ("mmmu", 0, "B. newer", 1),
     ("mmmu", 0, "I would say that it is newer", 1), ("mmmu", 0, "newer", 0), ("mmmu", 0, "", 0), ("mmmu", 0, "b", 0),
     # MMMU open: numbers of the tail behind "is", "=" ..., rounded to 0.01; texts contained

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import benchmark_files
 import pytest
 from test_metrics_wups import Small
 
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.benchmarks.longvideobench import frame_times, interleave
-from ppe_npu.evaluation.benchmarks.mvbench import CLIPS, TASKS
 from ppe_npu.evaluation.benchmarks.nextqa import NExTOE
+from ppe_npu.evaluation.samples import sampling_of
 from ppe_npu.media import VideoSampling, load_video
 
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -127,22 +129,53 @@ def test_scores(load, name, number, answer, score):
     assert benchmark.score(answer, benchmark[number]) == score
 
 
+# The task's name, whether it asks about a clip, and the folder of its videos, of mvbench.ipynb.
+MVBENCH = """
+    action_sequence clip star/Charades_v1_480
+    action_prediction clip star/Charades_v1_480
+    action_antonym whole ssv2_video
+    fine_grained_action whole Moments_in_Time_Raw/videos
+    unexpected_action whole FunQA_test/test
+    object_existence whole clevrer/video_validation
+    object_interaction clip star/Charades_v1_480
+    object_shuffle whole perception/videos
+    moving_direction whole clevrer/video_validation
+    action_localization clip sta/sta_video
+    scene_transition whole scene_qa/video
+    action_count whole perception/videos
+    moving_count whole clevrer/video_validation
+    moving_attribute whole clevrer/video_validation
+    state_change whole perception/videos
+    fine_grained_pose whole nturgbd
+    character_order whole perception/videos
+    egocentric_navigation whole vlnqa
+    episodic_reasoning clip tvqa/frames_fps3_hq
+    counterfactual_inference whole clevrer/video_validation
+"""
+
+
 def test_mvbench_has_twenty_tasks_five_with_clips_one_of_frames(load):
-    samples = {sample["type"]: sample for sample in load("mvbench")}
-    assert list(samples) == list(TASKS)
-    assert len(samples) == 20
-    assert {task for task, sample in samples.items() if "sampling" in sample} == set(CLIPS)
-    clips = {task: samples[task]["sampling"] for task in CLIPS}
-    assert {(clip.start, clip.end) for clip in clips.values()} == {(1.0, 3.0)}
-    assert [task for task, clip in clips.items() if clip.frame_rate] == ["episodic_reasoning"]
+    benchmark = load("mvbench")
+    tasks = [line.split() for line in MVBENCH.split("\n") if line.strip()]
+    assert [sample["type"] for sample in benchmark] == [task for task, _, _ in tasks]
+    for sample, (task, clip, folder) in zip(benchmark, tasks, strict=True):
+        bounds = {"start": 1.0, "end": 3.0} if clip == "clip" else {}
+        rate = 3.0 if task == "episodic_reasoning" else None
+        assert sample["sampling"] == VideoSampling(nframes=16, middles=True, frame_rate=rate, **bounds), task
+        assert Path(sample["video_path"]).parent == benchmark.root / "video" / folder
 
 
-def test_frames_of_a_folder_are_those_of_the_clip(load):
-    """At 3 frames per second from 1 to 3 s: pictures 3 to 9, which are as bright as their numbers say."""
+def test_mvbench_takes_the_middles_of_equal_parts_of_the_clip(load):
+    """At 3 frames per second from 1 to 3 s: pictures 3 to 9, which are as bright as their numbers say. Of seven the
+    16 would be six, as two make one step; of four segments of 1.5 frames the published rounding takes 3, 5, 6 and 7."""
     sample = next(sample for sample in load("mvbench") if sample["type"] == "episodic_reasoning")
-    video = load_video(sample["video_path"], VideoSampling(nframes=4).within(sample["sampling"]))
-    assert video.frames[:, 0].float().mean((1, 2)).round().tolist() == pytest.approx([60, 100, 140, 180], abs=3)
-    assert video.fps == pytest.approx(4 / 7 * 3)
+
+    def shown(asked):
+        video = load_video(sample["video_path"], sampling_of(sample, asked))
+        return video.fps, [round(shade / 20) for shade in video.frames[:, 0].float().mean((1, 2)).tolist()]
+
+    assert shown(VideoSampling()) == (pytest.approx(6 / 7 * 3), [3, 4, 5, 6, 7, 8])
+    assert shown(VideoSampling(nframes=4)) == (pytest.approx(4 / 7 * 3), [3, 5, 6, 7])
 
 
 def test_segments_of_seedbench_are_seconds_or_frames_of_15_per_second(load):

@@ -173,8 +173,15 @@ def test_same_words(answer, reference, score):
 
 
 LETTERS = [
-    (metrics.leading_letter, [
-        ("B", "B"), ("b", "B"), ("B. x", "B"), ("b. x", ""), ("B) x", ""), ("", ""), ("é", "É"), ("7", ""),
+    (metrics.scienceqa_letter, [
+        ("B", "B"), (" B\n", "B"), ("B. x", "B"), ("B\nx", "B"), ("The answer is B.", "B"),
+        ("So: The answer is E", "E"),
+        ("The answer is Chile", "C"),  # as published
+        ("The answer is A, no: The answer is B.", "B"),  # the full stop goes first
+        ("A. The answer is B.", "A"), ("B. Of these\nThe answer is C.", "B"),
+        ("B.", ""), ("b", ""), ("B.x", ""), ("b. x", ""), ("B) x", ""), ("F", ""), ("F. x", ""),
+        ("the answer is B.", ""),
+        ("The answer is (B).", ""), ("", ""), ("\n", ""), ("é", ""), ("Ｂ", ""), ("7", ""), ("The answer is ", ""),
     ]),
     (metrics.ai2d_letter, [("B", "B"), (" B. x", "B"), ("(b).", "B"), ("B) x", ""), ("b. x", ""), ("", "")]),
     (metrics.first_character, [("B", "B"), (" b", "B"), ("(B)", "("), ("", ""), ("\n", "")]),
@@ -211,6 +218,8 @@ def test_letters(rule, answer, letter):
         ("A. or B.", "B", "A"),  # outer full stops go, so that B stands before a space
         ("A.x or B.x", "A", "A"),  # MMMU looks for " A " and " B ", which are nowhere: the first option counts
         ("(C) because A ", "C", "C"),
+        ("B. because", "B", "B"),  # lmms-eval's forms: MMMU's own script finds no letter here ...
+        ("NASA says so", "A", "A"),  # ... nor here
         ("I am sure it is the old house", "C", "C"),
         ("It is a cat, no, the red ball", "A", "B"),
         ("the old house", "", ""),  # too few words for texts

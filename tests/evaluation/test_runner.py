@@ -88,6 +88,16 @@ def test_results_hold_scores_and_costs(model, tiny_processor, benchmark, tmp_pat
     assert dense["costs"]["kv_bytes"] - costs["kv_bytes"] == pytest.approx(19 * per_token, rel=0.06)
 
 
+def test_a_late_cascade_keeps_the_mean_over_layers_not_what_is_left(model, tiny_processor, benchmark, tmp_path):
+    """The first of two layers holds all 36 tokens, the second ceil(36 * 0.25) = 9: 22.5 on average."""
+    assert model.config.text_config.num_hidden_layers == 2
+    compress(model, CompressionConfig(ratio=0.25, k=4, layers=(1,)))
+    results = evaluate(model, tiny_processor, benchmark, tmp_path, batch_size=4, max_new_tokens=1)
+    assert {row["tokens_after"] for row in rows(tmp_path)} == {22.5}
+    assert results["costs"]["tokens_after"] == 22.5
+    assert results["costs"]["retention"] == pytest.approx(22.5 / 36)
+
+
 def test_kv_bytes_are_what_the_cache_holds(model):
     from transformers import DynamicCache
 

@@ -68,6 +68,7 @@ COMPRESSIONS = {
 SAMPLINGS = {
     "nframes": VideoSampling(nframes=5),
     "fps": VideoSampling(fps=1.5),
+    "middles": VideoSampling(nframes=4, middles=True),
     "default": None,
     "pixels": VideoSampling(nframes=6, min_pixels=32 * 32, max_pixels=60 * 60),
 }

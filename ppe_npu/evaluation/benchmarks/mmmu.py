@@ -38,7 +38,7 @@ class MMMU(Dataset):
     folder = "mmmu"
     needs = ("*/validation-*.parquet",)
     home = "data set MMMU/MMMU of the Hugging Face hub (a folder of parquet files a subject)"
-    metric = "accuracy; options and open answers parsed as in MMMU's eval_utils.py; per discipline"
+    metric = "accuracy; options as lmms-eval's tasks/mmmu, open answers as MMMU's eval_utils.py; per discipline"
     form = "{question}\n{options}\n\n" + LETTER
     open_form = "{question}\n\n" + SHORT
     max_new_tokens = 128

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, Choice, Row, lettered
 from ppe_npu.evaluation.benchmarks.readers import read_json
-from ppe_npu.evaluation.metrics import leading_letter
+from ppe_npu.evaluation.metrics import scienceqa_letter
 
 
 class ScienceQA(Choice):
@@ -17,7 +17,7 @@ class ScienceQA(Choice):
     folder = "scienceqa"
     needs = ("problems.json", "pid_splits.json", "images/test")
     home = "github.com/lupantech/ScienceQA (data/scienceqa and its test.zip)"
-    metric = "accuracy; letters as LLaVA's eval_science_qa.py and lmms-eval (tasks/scienceqa) read them"
+    metric = "accuracy; letters as LLaVA's eval_science_qa.py reads them"
     form = "{context}{question}\n{options}\n" + LETTER
 
     def read(self) -> Iterable[Row]:
@@ -43,7 +43,7 @@ class ScienceQA(Choice):
         }
 
     def letter(self, answer: str, sample: Row) -> str:
-        return leading_letter(answer)
+        return scienceqa_letter(answer)
 
 
 class ScienceQAImage(ScienceQA):

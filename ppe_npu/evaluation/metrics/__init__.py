@@ -8,12 +8,12 @@ from ppe_npu.evaluation.metrics.letters import (
     egoschema_letter,
     first_capital,
     first_character,
-    leading_letter,
     lone_letter,
     longvideobench_letter,
     mmbench_letter,
     mmmu_letter,
     opening_letter,
+    scienceqa_letter,
 )
 from ppe_npu.evaluation.metrics.mmmu import open_candidates, open_is_right
 from ppe_npu.evaluation.metrics.text import anls, bare, contains, levenshtein, relaxed_accuracy, same_words
@@ -45,7 +45,6 @@ __all__ = [
     "exact_match",
     "first_capital",
     "first_character",
-    "leading_letter",
     "levenshtein",
     "lone_letter",
     "longvideobench_letter",
@@ -64,6 +63,7 @@ __all__ = [
     "pope_scores",
     "relaxed_accuracy",
     "same_words",
+    "scienceqa_letter",
     "vqa_accuracy",
     "wups",
 ]

@@ -24,15 +24,19 @@ _PREFIXES = (
 _PREFIXES_LONG = (*_PREFIXES[:4], "The best option is", "The correct option is", "Best answer:", "Best option:")
 
 
-def leading_letter(answer: str) -> str:
-    """The whole answer if it is one letter, or the capital before a full stop at its start: "b", "B. because".
+def scienceqa_letter(answer: str) -> str:
+    """A capital A to E: the whole answer; else the one before ". " at its start; else the one behind "The answer is ",
+    where one that a full stop follows goes before one that does not. A line's end counts as ". ".
 
-    Source: ScienceQA as LLaVA parses it (haotian-liu/LLaVA llava/eval/eval_science_qa.py; lmms-eval tasks/scienceqa).
+    Source: haotian-liu/LLaVA llava/eval/eval_science_qa.py. So "B.", "b" and "B.x" name none; lmms-eval's
+    tasks/scienceqa takes "B." and "B.x", but nothing behind "The answer is ".
     """
-    answer = answer.strip()
-    if len(answer) >= 2 and answer[0].isupper() and answer[1] == ".":
-        return answer[0]
-    return answer.upper() if len(answer) == 1 and answer.isalpha() else ""
+    answer = answer.strip().replace("\n", ". ")
+    for pattern in (r"([A-E])$", r"([A-E])\. "):
+        if found := re.match(pattern, answer):
+            return found[1]
+    found = re.search(r"The answer is ([A-E])\.", answer) or re.search(r"The answer is ([A-E])", answer)
+    return found[1] if found else ""
 
 
 def ai2d_letter(answer: str) -> str:
@@ -88,8 +92,9 @@ def opening_letter(answer: str) -> str:
 def mmmu_letter(answer: str, options: Sequence[str]) -> str:
     """The last of: "(A)"; else "A " ; else "A."; else, in an answer of more than five words, an option's text.
 
-    Source: MMMU-Benchmark/MMMU mmmu/utils/eval_utils.py parse_multi_choice_response (Yue et al. 2024, arXiv
-    2311.16502), which lmms-eval also applies to NExT-QA.
+    Source: lmms-eval tasks/mmmu/utils.py parse_multi_choice_response, also in its tasks/nextqa, whose prompts are used
+    too. It is wider than MMMU's own eval_utils.py (Yue et al. 2024, arXiv 2311.16502), which wants a space on both
+    sides of a letter and has no "A.": there "B. because" names none, and "NASA says so" not A.
     """
     answer = _trimmed(answer)
     texts = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options))

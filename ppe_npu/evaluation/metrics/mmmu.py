@@ -1,6 +1,6 @@
 """MMMU's open questions: what an answer says, and whether that is right.
 
-Source: MMMU-Benchmark/MMMU mmmu/utils/eval_utils.py (parse_open_response, normalize_str, eval_open; Yue et al. 2024,
+Source: MMMU-Benchmark/MMMU eval/eval_utils.py (parse_open_response, normalize_str, eval_open; Yue et al. 2024,
 arXiv 2311.16502).
 """
 
