@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
 from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
 
 Result = Mapping[str, Any]
@@ -47,7 +48,7 @@ def compare(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict[str, Any]:
-    """{"score": what the score is, "scale": 100 if it is a share, else 1, "samples", "types": names, "rows"}.
+    """{"score": what the score is, "scale": its, see scale.declared, "samples", "types": names, "rows"}.
 
     A row: name, method, retention, runs, score (mean of the runs), low, high (95 %), spread [least, most] of several
     runs, types {kind: accuracy}, against_dense {mean, low, high, p, test, count} or None, costs, errors.
@@ -59,11 +60,16 @@ def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict
     rows = [_row(name, runs, dense, missing) for runs in groups.values()]
     if dense is None:
         missing.append(f"{name}: no dense run, so nothing is compared with it.")
-    top = max(row["high"] if row["high"] is not None else row["score"] for row in rows)
     headlines = {run["headline"]["name"] for run in results if "headline" in run}
+    scale = next((run.get("scale", UNDECLARED) for run in results), UNDECLARED) if headlines else PERCENT
+    top = max(row["score"] for row in rows)
+    if scale["maximum"] is None:
+        missing.append(f"{name}: the benchmark declares no maximum of {', '.join(sorted(headlines))}: shown as it is.")
+    elif top > scale["maximum"] * (1 + 1e-9):
+        missing.append(f"{name}: a score of {top:g} is above the maximum that it declares, {scale['maximum']:g}.")
     return {
         "score": ", ".join(sorted(headlines)) or "accuracy",
-        "scale": 100 if top <= 1 else 1,
+        "scale": scale,
         "samples": max(result["samples"] for result in results),
         "types": list(dict.fromkeys(kind for result in results for kind in result["types"])),
         "rows": rows,
@@ -181,7 +187,7 @@ def _scores(run: Result) -> dict[Any, float] | None:
 
 def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[str, Any]]:
     """One row a method and ratio, the largest kept share first: {"name", "method", "retention" (mean over benchmarks),
-    "group", "scores" {benchmark: score or None}, "average" (of those that are shares), "of_dense"}."""
+    "group", "scores" {benchmark: score or None}, "average" (of those in percent), "of_dense"}."""
     rows = []
     for name in dict.fromkeys(row["name"] for found in benchmarks.values() for row in found["rows"]):
         own = {key: next((r for r in found["rows"] if r["name"] == name), None) for key, found in benchmarks.items()}
@@ -190,7 +196,7 @@ def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[st
         if absent:
             missing.append(f"{name}: no result on {', '.join(absent)}, so no average.")
         kept = _mean([row["retention"] for row in here])
-        shares = [row["score"] for key, row in own.items() if row and benchmarks[key]["scale"] == 100]
+        shares = [row["score"] for key, row in own.items() if row and is_percent(benchmarks[key]["scale"])]
         rows.append(
             {
                 "name": name,
@@ -203,9 +209,9 @@ def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[st
                 "of_dense": None if absent else _of_dense(benchmarks, own, missing),
             }
         )
-    points = [key for key, found in benchmarks.items() if found["scale"] != 100]
+    points = [key for key, found in benchmarks.items() if not is_percent(found["scale"])]
     if points:
-        missing.append(f"{', '.join(points)}: not a share, shown as it is and not part of Avg.")
+        missing.append(f"{', '.join(points)}: not in percent, so not part of Avg.")
     order = {group: -max(r["retention"] for r in rows if r["group"] == group) for group in {r["group"] for r in rows}}
     return sorted(rows, key=lambda row: (not row["dense"], order[row["group"]], row["group"]))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation.scale import named
 
 _MARKERS = "osD^vP*Xhd"
 _COLUMNS = 4
@@ -58,7 +59,7 @@ def _colour(number: int) -> str:
 
 def _curves(axes: Any, name: str, found: Mapping[str, Any], methods: Sequence[str]) -> None:
     """One benchmark: points with their 95 % intervals, those of a method joined; dense is a line across."""
-    scale, rows = found["scale"], found["rows"]
+    scale, rows = found["scale"]["factor"], found["rows"]
     for number, method in enumerate(methods):
         points = sorted((row for row in rows if row["method"] == method), key=lambda row: row["retention"])
         if points:
@@ -73,7 +74,7 @@ def _curves(axes: Any, name: str, found: Mapping[str, Any], methods: Sequence[st
         if row["low"] is not None:
             axes.axhspan(scale * row["low"], scale * row["high"], color="0.35", alpha=0.1, linewidth=0)
     axes.set_title(f"{name} ({found['samples']:,} samples)", fontsize="medium")
-    axes.set_ylabel(f"{found['score']}{', %' if scale == 100 else ''}")
+    axes.set_ylabel(named(found["score"], found["scale"]))
     _kept_axis(axes)
 
 

@@ -16,7 +16,8 @@ from ppe_npu.files import write_json, write_text
 __all__ = ["check_plotting", "collect", "unfinished", "write_report"]
 
 _SCORES = (
-    "Scores in percent where they are shares. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
+    "Scores are in percent where no other unit is named; each benchmark declares its own, and Avg is of those in "
+    "percent. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
     "alike); of several runs of one name the mean, with the least and the most behind it. p: two-sided, of no "
     "difference from dense on the same samples (McNemar's exact test for right-or-wrong scores, else a sign-flip "
     "permutation test, or the paired bootstrap of a metric over all samples), not corrected for many comparisons. In "

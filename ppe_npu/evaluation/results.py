@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ppe_npu.errors import first_line
+from ppe_npu.evaluation import scale
 from ppe_npu.evaluation.metrics import exact_match
 from ppe_npu.evaluation.statistics import by_type, interval, resamples, summary
 
@@ -61,7 +62,7 @@ def costs(rows: Sequence[Row]) -> dict[str, float | None]:
 
 
 def corpus(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """{"metrics", "headline"} of a benchmark that has metrics over all samples; {} of another one.
+    """{"metrics", "scale" (theirs), "headline"} of a benchmark that has metrics over all samples; {} of another one.
 
     headline (where the benchmark names one, or single answers have no score): name, value, low, high and the
     bootstrap's replicates, which pair with those of another method on the same samples; without replicates "why" says
@@ -74,11 +75,12 @@ def corpus(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
     seen = [{key: row[key] for key in keys if key in row} for row in rows]
     metrics = {name: float(value) for name, value in benchmark.metrics(seen).items()}
     name = getattr(benchmark, "headline", None)
+    found = {"metrics": metrics, "scale": scale.declared(benchmark)}
     if name is None and all(row["score"] is None for row in rows if "error" not in row):
         name = next(iter(metrics))  # there is nothing else to call the score
     if name is None:
-        return {"metrics": metrics}
-    return {"metrics": metrics, "headline": {"name": name, "value": metrics[name], **_spread(benchmark, name, seen)}}
+        return found
+    return {**found, "headline": {"name": name, "value": metrics[name], **_spread(benchmark, name, seen)}}
 
 
 def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from PIL import Image
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation import scale
+from ppe_npu.evaluation.benchmarks.table import published
 from ppe_npu.evaluation.report import collect, unfinished, write_report
 from ppe_npu.evaluation.results import method, summarise, title
 from ppe_npu.files import write_json, write_text
@@ -26,6 +28,7 @@ class Points:
     """One whose score is a number of points."""
 
     headline = "points"
+    maximum, factor = 800, 1
 
     def unit(self, row):
         return row["index"]
@@ -100,7 +103,7 @@ def test_each_benchmark_has_its_scores_tests_and_costs(runs):
     text = write_report(collect(runs), runs / "report.md", "Two benchmarks")[0].read_text()
     own = text.split("## layout")[1].split("\n## ")[0]
     assert "40 samples, score: accuracy; fp32 on a test, 4 in a batch. Samples per type: row 20, col 20." in own
-    assert "| method | row | col | all | 95 % | minus dense | 95 % | p |" in own
+    assert "| method | row | col | all: accuracy, % | 95 % | minus dense | 95 % | p |" in own
     (dense,) = [line for line in own.splitlines() if line.startswith("| dense | 80.0 | 100.0 | 90.0 |")]
     assert dense.endswith("| - | - | - |")
     (ppe,) = [line for line in own.splitlines() if line.startswith("| ppe k=8 0.5 |") and "to" in line]
@@ -172,13 +175,58 @@ def test_a_score_in_points_is_shown_as_it_is_and_paired_by_its_replicates(tmp_pa
         write_run(tmp_path / "d", some(0.6), "keep_one", 0.5, benchmark="layout"),
     ]
     text = write_report(results, tmp_path / "r.md", "Points")[0].read_text()
+    assert "| method | mme (points, of 800) | layout | Avg of 1 in % | % of dense |" in text
     assert "| keep_one 0.5 | 400.0 | 60.0 | 60.0 |" in text  # Avg of the shares alone
-    assert "mme: not a share, shown as it is and not part of Avg." in text
+    assert "mme: not in percent, so not part of Avg." in text
     row = json.loads((tmp_path / "r.json").read_text())["benchmarks"]["mme"]["rows"][1]
     assert row["against_dense"]["test"] == "paired bootstrap"
     assert row["against_dense"]["mean"] == pytest.approx(20 * (20 - 36))
     assert row["against_dense"]["high"] < 0
     assert row["low"] < 400 < row["high"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.09, 0.102])  # a CIDEr of 0, 0.9 and 1.02
+def test_the_unit_is_the_benchmarks_whatever_the_scores(tmp_path, share):
+    class Captions(Points):
+        headline, maximum, factor = "CIDEr", 10.0, 100.0
+
+        def metrics(self, rows):
+            return {"CIDEr": 10 * sum(row["score"] for row in rows) / len(rows)}
+
+    results = [
+        write_run(tmp_path / "a", [share] * 8, benchmark="captions", cls=Captions),
+        write_run(tmp_path / "b", some(0.8), benchmark="layout"),
+    ]
+    path, table = write_report(results, tmp_path / "r.md", "Captions")
+    assert table.startswith("| method | captions (CIDEr, x 100) | layout | Avg of 1 in % | % of dense |")
+    assert f"| dense | {1000 * share:.1f} | 80.0 | 80.0 |" in table
+    assert "CIDEr, x 100 | 95 % |" in path.read_text()
+
+
+def test_the_units_of_the_published_benchmarks():
+    units = {name: scale.named("s", scale.declared(cls)) for name, cls in published().items()}
+    assert {name: unit for name, unit in units.items() if unit != "s, %"} == {
+        "flickr30k": "s, x 100",
+        "mme": "s, of 2,800",
+        "ocrbench": "s, of 1,000",
+    }
+
+
+def test_a_unit_that_is_not_declared_or_broken_is_said(tmp_path):
+    class Own(Points):
+        maximum = None
+
+    class Low(Points):
+        maximum = 30
+
+    results = [
+        write_run(tmp_path / "a", [0.0] * 8, benchmark="own", cls=Own),
+        write_run(tmp_path / "b", some(0.8), benchmark="low", cls=Low),
+    ]
+    text = write_report(results, tmp_path / "r.md", "Units")[0].read_text()
+    assert "| dense | 0.00 | 640.0 | - |" in text
+    assert "own: the benchmark declares no maximum of points: shown as it is." in text
+    assert "low: a score of 640 is above the maximum that it declares, 30." in text
 
 
 def test_what_is_missing_is_a_dash_and_a_line(tmp_path):
@@ -224,7 +272,7 @@ def test_many_question_types_have_a_table_of_their_own(tmp_path):
     kinds = [f"kind{number}" for number in range(9)]
     results = [write_run(tmp_path / "a", some(0.5, 45), kinds=kinds)]
     text = write_report(results, tmp_path / "r.md", "Types")[0].read_text()
-    assert "| method | accuracy | 95 % |" in text
+    assert "| method | accuracy, % | 95 % |" in text
     assert "| type | dense |" in text
     assert text.count("| kind") == 9
 

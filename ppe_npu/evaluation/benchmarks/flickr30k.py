@@ -18,10 +18,11 @@ class Flickr30k(Dataset):
     folder = "flickr30k"
     needs = ("dataset_flickr30k.json", "flickr30k-images")
     home = "shannon.cs.illinois.edu/DenotationGraph (pictures) and Karpathy's caption_datasets.zip (splits)"
-    metric = "CIDEr-D of the corpus, as pycocoevalcap computes it (10 at best; often quoted times 100)"
+    metric = "CIDEr-D of the corpus, as pycocoevalcap computes it (10 at best; shown times 100, as papers quote it)"
     form = "Provide a one-sentence caption for the provided image."
     max_new_tokens = 64
     headline = "CIDEr"
+    maximum = 10.0
 
     def read(self) -> list[Row]:
         return [row for row in read_json(self.file("dataset_flickr30k.json"))["images"] if row["split"] == "test"]

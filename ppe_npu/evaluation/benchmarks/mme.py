@@ -27,6 +27,7 @@ class MME(Dataset):
     metric = "per task 100 * (acc + acc+); perception (2000 at best), cognition (800), total"
     form = "{question}\n" + SHORT
     headline = "total"
+    maximum, factor = 2800.0, 1.0
 
     def read(self) -> Iterable[Row]:
         for task in self.needs:

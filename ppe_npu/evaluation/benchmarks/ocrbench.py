@@ -24,6 +24,7 @@ class OCRBench(Dataset):
     form = "{question}"
     max_new_tokens = 128
     headline = "final_score"
+    maximum, factor, decimals = 1000.0, 1.0, 0
 
     def read(self) -> list[Row]:
         return [{**row, "number": number} for number, row in enumerate(read_json(self.file("OCRBench.json")))]
