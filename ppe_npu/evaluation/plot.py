@@ -61,7 +61,9 @@ def _curves(axes: Any, name: str, found: Mapping[str, Any], methods: Sequence[st
     """One benchmark: points with their 95 % intervals, those of a method joined; dense is a line across."""
     scale, rows = found["scale"]["factor"], found["rows"]
     for number, method in enumerate(methods):
-        points = sorted((row for row in rows if row["method"] == method), key=lambda row: row["retention"])
+        points = sorted(
+            (r for r in rows if r["method"] == method and r["retention"] is not None), key=lambda row: row["retention"]
+        )
         if points:
             # Methods of one budget stand side by side, or their bars would hide each other.
             at = [100 * row["retention"] + 1.2 * (number - (len(methods) - 1) / 2) for row in points]
@@ -89,7 +91,7 @@ def _average(axes: Any, rows: Sequence[Mapping[str, Any]], methods: Sequence[str
     """All benchmarks: the mean share of dense's scores; without a dense run, the mean score."""
     key = "of_dense" if any(row["of_dense"] is not None for row in rows) else "average"
     for number, method in enumerate(methods):
-        points = [row for row in rows if row["method"] == method and row[key] is not None]
+        points = [row for row in rows if row["method"] == method and None not in (row[key], row["retention"])]
         points.sort(key=lambda row: row["retention"])
         at, values = [100 * row["retention"] for row in points], [100 * row[key] for row in points]
         style = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)]}
@@ -115,8 +117,10 @@ def _bars(axes: Any, found: Mapping[str, Any]) -> None:
     for number, row in enumerate(rows):
         values, spreads = [100 * row["types"].get(kind, 0.0) for kind in kinds], row["types_spread"]
         style: dict[str, Any] = {"color": "0.35" if row["dense"] else _colour(curves.index(row["method"]))}
-        alike = [other["retention"] for other in rows if other["method"] == row["method"]]
-        style["alpha"] = 1 - 0.6 * sum(kept > row["retention"] for kept in alike) / len(alike)  # less kept, paler
+        alike = [other["retention"] or 0.0 for other in rows if other["method"] == row["method"]]
+        style["alpha"] = 1 - 0.6 * sum(kept > (row["retention"] or 0.0) for kept in alike) / len(
+            alike
+        )  # less kept, paler
         if spreads:
             ends = [[100 * end for end in spreads.get(kind, (0.0, 0.0))] for kind in kinds]
             sides = [[v - low for v, (low, _) in zip(values, ends)], [high - v for v, (_, high) in zip(values, ends)]]

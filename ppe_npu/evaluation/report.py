@@ -50,7 +50,7 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
 
     def place(result: Mapping[str, Any]) -> tuple:
         own = result.get("method", result["name"])
-        return result["settings"]["benchmark"], own != "dense", own, -result["costs"]["retention"]
+        return result["settings"]["benchmark"], own != "dense", own, -(result["costs"]["retention"] or 0.0)
 
     return sorted(found, key=place)
 
@@ -101,7 +101,7 @@ def write_report(
     parts = [f"# {title}", table, f"![score against kept tokens]({plot.name})"]
     for name, found in comparison["benchmarks"].items():
         parts += [f"## {name}", _facts(name, found, results), tables.scores(found)]
-        parts += [part for part in (tables.types(found), tables.costs(found)) if part]
+        parts += [part for part in (tables.types(found), tables.metrics(found), tables.costs(found)) if part]
     parts += ["## What the columns are", _SCORES, _COSTS]
     if comparison["missing"]:
         parts += ["## What is missing", "\n".join(f"* {line}" for line in comparison["missing"])]
@@ -114,10 +114,19 @@ def _facts(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, A
     runs = [result for result in results if result["settings"]["benchmark"] == name]
     devices = ", ".join(dict.fromkeys(run["versions"]["device"] for run in runs))
     batch = max(run["costs"].get("batch") or 0 for run in runs)
+    in_batches = f", {batch:.0f} in a batch" if batch else ""
     dtypes = ", ".join(dict.fromkeys(run["settings"].get("dtype", "?") for run in runs))
-    text = f"{found['samples']:,} samples, score: {found['score']}; {dtypes} on {devices}, {batch:.0f} in a batch."
+    many = _counted(found["samples"], "sample")
+    if found["units"] is not None:
+        many += f", judged in {_counted(found['units'], 'group')}"
+    text = f"{many}, score: {found['score']}; {dtypes} on {devices}{in_batches}."
+    answers = sum(run["samples"] for run in runs)
     errors = sum(row["errors"] for row in found["rows"])
     if len(found["types"]) > 1:
         counts = {kind: max(r["types"][kind]["count"] for r in runs if kind in r["types"]) for kind in found["types"]}
         text += " Samples per type: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
-    return text + (f" {errors} samples failed and count as wrong." if errors else "")
+    return text + (f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else "")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -37,26 +37,38 @@ def summarise(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
         "accuracy": summary([row["score"] for row in rows]),
         "types": by_type((str(row["type"]), row["score"]) for row in rows),
         **corpus(benchmark, rows),
+        **_units(benchmark, rows),
         "costs": costs(answered),
         "samples": len(rows),
         "errors": len(rows) - len(answered),
     }
 
 
+def _units(benchmark: Any, rows: Sequence[Row]) -> dict[str, int]:
+    """{"units": how many groups are judged together}, where samples are not judged each by itself."""
+    if not hasattr(benchmark, "unit"):
+        return {}
+    count = len({benchmark.unit(row) for row in rows})
+    return {} if count == len(rows) else {"units": count}
+
+
 def costs(rows: Sequence[Row]) -> dict[str, float | None]:
     """Means per sample of PER_SAMPLE and PER_BATCH; retention; ttft_seconds, the time until a batch had its first
-    tokens; tokens_per_second after the first; peak_memory in bytes; batch, the mean size. None: not measured.
+    tokens; tokens_per_second after the first; peak_memory in bytes; batch, the mean size. None: not measured, as all
+    are without rows.
 
     Times leave out each process's first batch, which also loads kernels, where there is another one.
     """
     warm = [row for row in rows if row["warm"]] or list(rows)
     found: dict[str, float | None] = {key: _mean(rows, key) for key in (*PER_SAMPLE, "kv_bytes", "batch")}
     found |= {key: _mean(warm, key) for key in ("prefill_seconds", "seconds")}
-    found["retention"] = found["tokens_after"] / found["tokens_before"] if found["tokens_before"] else 1.0
-    found["ttft_seconds"] = sum(row["prefill_seconds"] * row["batch"] for row in warm) / max(len(warm), 1)
-    after = sum(row["seconds"] - row["prefill_seconds"] for row in warm)
+    before, after = found["tokens_before"], found["tokens_after"]
+    found["retention"] = None if before is None else after / before if before else 1.0
+    waited = [row["prefill_seconds"] * row["batch"] for row in warm]
+    found["ttft_seconds"] = sum(waited) / len(waited) if waited else None
+    later = sum(row["seconds"] - row["prefill_seconds"] for row in warm)
     tokens = sum(row["new_tokens"] - 1 for row in warm)
-    found["tokens_per_second"] = tokens / after if tokens > 0 and after > 0 else None
+    found["tokens_per_second"] = tokens / later if tokens > 0 and later > 0 else None
     found["peak_memory"] = max((row["peak_memory"] for row in rows if row["peak_memory"] is not None), default=None)
     return found
 
@@ -105,8 +117,8 @@ def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
     return {"low": low, "high": high, "replicates": replicates}
 
 
-def _mean(rows: Sequence[Row], key: str) -> float:
-    return float(np.mean([row[key] for row in rows])) if rows else 0.0
+def _mean(rows: Sequence[Row], key: str) -> float | None:
+    return float(np.mean([row[key] for row in rows])) if rows else None
 
 
 def title(compression: Mapping[str, Any]) -> str:

@@ -44,6 +44,8 @@ def overview(comparison: Mapping[str, Any]) -> str:
 def scores(found: Mapping[str, Any]) -> str:
     """One benchmark: the score of each method with its interval, and how it differs from dense's."""
     scale, kinds = found["scale"], found["types"] if 1 < len(found["types"]) <= _INLINE else []
+    if found["headline"]:  # the mean of scores is another measure; its table is metrics()
+        kinds = []
     score = named(found["score"], scale)
     head = ["method", *kinds, f"all: {score}" if kinds else score, "95 %", "minus dense", "95 %", "p"]
     lines = []
@@ -60,10 +62,22 @@ def scores(found: Mapping[str, Any]) -> str:
 
 def types(found: Mapping[str, Any]) -> str | None:
     """One benchmark's question types, a row each, where they are too many to stand beside the methods."""
-    if len(found["types"]) <= _INLINE:
+    if found["headline"] or len(found["types"]) <= _INLINE:
         return None
     lines = [[kind, *(shown(row["types"].get(kind), PERCENT) for row in found["rows"])] for kind in found["types"]]
-    return markdown(["type", *(row["name"] for row in found["rows"])], lines)
+    return markdown(["accuracy, % by type", *(row["name"] for row in found["rows"])], lines)
+
+
+def metrics(found: Mapping[str, Any]) -> str | None:
+    """What else the benchmark's own rules compute, a row a metric; no row for what another table shows."""
+    there = [found["score"]] if found["headline"] else found["types"]
+    names = [name for name in found["metrics"] if name not in there]
+    if not names:
+        return None
+    scale = found["metrics_scale"]
+    head = "metric, points" if scale["factor"] == 1 and scale["maximum"] else named("metric", scale)
+    lines = [[name, *(shown(row["metrics"].get(name), scale) for row in found["rows"])] for name in names]
+    return markdown([head, *(row["name"] for row in found["rows"])], lines)
 
 
 def costs(found: Mapping[str, Any]) -> str:

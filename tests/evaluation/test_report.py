@@ -45,6 +45,7 @@ def write_run(
     benchmark="layout",
     kinds=("row", "col"),
     cls=Plain,
+    failed=False,
     **changes,
 ) -> dict:
     """A finished run's folder: scores in the order of the samples, whose types take turns."""
@@ -54,7 +55,9 @@ def write_run(
         cold = {} if number > 3 else {"prefill_seconds": 5.0, "seconds": 9.0}  # the first batch, which times leave out
         row = {"index": number, "type": kinds[number % len(kinds)], "score": score, "answer": "a", **COSTS, **cold}
         tokens = {"tokens_before": 36, "tokens_after": 36 * ratio}
-        rows.append({**row, **tokens, "batch": 4, "warm": number > 3, "peak_memory": 2**20})
+        row |= {**tokens, "batch": 4, "warm": number > 3, "peak_memory": 2**20}
+        wrong = {"index": number, "type": row["type"], "score": 0.0, "answer": "", "error": "a fault"}
+        rows.append(wrong if failed else row)
     write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     settings = {"benchmark": benchmark, "data": f"{benchmark}'s", "dtype": "fp32", "weights": "w", "samples": len(rows)}
     settings["compression"] = json.loads(json.dumps(config.to_dict()))
@@ -200,7 +203,7 @@ def test_the_unit_is_the_benchmarks_whatever_the_scores(tmp_path, share):
     path, table = write_report(results, tmp_path / "r.md", "Captions")
     assert table.startswith("| method | captions (CIDEr, x 100) | layout | Avg of 1 in % | % of dense |")
     assert f"| dense | {1000 * share:.1f} | 80.0 | 80.0 |" in table
-    assert "CIDEr, x 100 | 95 % |" in path.read_text()
+    assert "| method | CIDEr, x 100 | 95 % |" in path.read_text()
 
 
 def test_the_units_of_the_published_benchmarks():
@@ -264,8 +267,26 @@ def test_failures_and_other_weights_are_said(tmp_path):
     results = [write_run(tmp_path / "a", some(0.9)), write_run(tmp_path / "b", some(0.5), "ppe", 0.5, errors=2)]
     results[1]["settings"]["weights"] = "others"
     text = write_report(results, tmp_path / "r.md", "Failures")[0].read_text()
-    assert "2 samples failed and count as wrong." in text
+    assert "2 of 80 answers failed and count as wrong." in text
     assert "The runs are of 2 different sets of weights" in text
+
+
+def test_what_failed_altogether_costs_nothing_that_is_known(tmp_path):
+    results = [
+        write_run(tmp_path / "a", some(0.9), benchmark="good"),
+        write_run(tmp_path / "b", some(0.5), "ppe", 0.25, benchmark="good"),
+        write_run(tmp_path / "c", [1.0], benchmark="bad"),
+        write_run(tmp_path / "d", [0.0], "ppe", 0.25, benchmark="bad", failed=True),
+    ]
+    assert set(results[3]["costs"].values()) == {None}
+    path, table = write_report(results, tmp_path / "r.md", "Failed")
+    assert "**Retain 25 %**" in table  # of the benchmark that was answered
+    own = path.read_text().split("## bad")[1].split("\n## ")[0]
+    assert "1 sample, score: accuracy; fp32 on a test, 4 in a batch. 1 of 2 answers failed and count as wrong." in own
+    assert "| ppe k=8 0.25 | - | - | - | - | - | - | - | - |" in own
+    assert "* bad, ppe k=8 0.25: no costs (no sample was answered)." in path.read_text()
+    alone = write_report(results[2:], tmp_path / "alone.md", "Failed")[1]
+    assert "**Retained share not known**" in alone
 
 
 def test_many_question_types_have_a_table_of_their_own(tmp_path):
@@ -273,8 +294,44 @@ def test_many_question_types_have_a_table_of_their_own(tmp_path):
     results = [write_run(tmp_path / "a", some(0.5, 45), kinds=kinds)]
     text = write_report(results, tmp_path / "r.md", "Types")[0].read_text()
     assert "| method | accuracy, % | 95 % |" in text
-    assert "| type | dense |" in text
+    assert "| accuracy, % by type | dense |" in text
     assert text.count("| kind") == 9
+
+
+class Pairs(Points):
+    """Two samples are judged together; it has more than its headline."""
+
+    headline, maximum, factor = "both", 1.0, 100.0
+
+    def unit(self, row):
+        return row["index"] // 2
+
+    def metrics(self, rows):
+        return {"both": 0.25, "first": 0.625, "row": 0.5}
+
+
+def test_the_official_metrics_stand_in_a_table_and_no_accuracy_beside_another_score(tmp_path):
+    results = [
+        write_run(tmp_path / "a", some(0.9), cls=Pairs),
+        write_run(tmp_path / "b", some(0.5), "ppe", 0.5, cls=Pairs),
+    ]
+    own = write_report(results, tmp_path / "r.md", "Pairs")[0].read_text().split("## layout")[1].split("\n## ")[0]
+    assert "40 samples, judged in 20 groups, score: both;" in own
+    assert "| method | both, % | 95 % |" in own  # no columns "row" and "col" of accuracies
+    assert "| metric, % | dense | ppe k=8 0.5 |\n| --- | ---: | ---: |\n| first | 62.5 | 62.5 |\n| row | 50.0 |" in own
+    assert json.loads((tmp_path / "r.json").read_text())["benchmarks"]["layout"]["rows"][0]["metrics"]["first"] == 0.625
+
+
+def test_metrics_beside_accuracy_leave_out_what_is_there_as_a_type(tmp_path):
+    class Groups(Plain):
+        maximum = 1.0
+
+        def metrics(self, rows):
+            return {"row": 0.5, "all rows": 0.375}
+
+    text = write_report([write_run(tmp_path / "a", some(0.5), cls=Groups)], tmp_path / "r.md", "Groups")[0].read_text()
+    assert "| method | row | col | all: accuracy, % |" in text
+    assert "| metric, % | dense |\n| --- | ---: |\n| all rows | 37.5 |\n\n" in text
 
 
 def test_only_finished_runs_are_collected_and_the_others_named(runs):
