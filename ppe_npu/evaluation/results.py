@@ -12,7 +12,7 @@ import numpy as np
 from ppe_npu.errors import first_line
 from ppe_npu.evaluation import scale
 from ppe_npu.evaluation.metrics import exact_match
-from ppe_npu.evaluation.statistics import by_type, interval, resamples, summary
+from ppe_npu.evaluation.statistics import bootstrap_sums, by_type, interval, resamples, summary
 
 Row = Mapping[str, Any]
 PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens")
@@ -99,22 +99,32 @@ def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
     """{"low", "high", "replicates"} of a metric over all samples, or {"why"} there are none."""
     if not hasattr(benchmark, "unit"):
         return {"why": "the benchmark does not say what may be resampled"}
-    units: dict[Any, list[Row]] = {}
-    for row in rows:
-        units.setdefault(benchmark.unit(row), []).append(row)
-    groups, replicates, started = list(units.values()), [], time.perf_counter()
     try:
-        for drawn in itertools.chain.from_iterable(resamples(len(groups), _DRAWS)):
-            again = [{**row, "copy": copy} for copy, unit in enumerate(drawn.tolist()) for row in groups[unit]]
-            replicates.append(float(benchmark.metrics(again)[name]))
-            if time.perf_counter() - started > _SECONDS:
-                break
+        if hasattr(benchmark, "addends"):
+            values = np.array(list(benchmark.addends(rows).values()), dtype=np.float64)
+            replicates = benchmark.from_sums(bootstrap_sums(values, _DRAWS)).tolist()
+        else:
+            replicates = _recomputed(benchmark, name, rows)
     except Exception as error:  # a metric need not be defined on resampled rows
         return {"why": f"{name} of a resample: {first_line(error)}"}
     if len(replicates) < _FEWEST:
         return {"why": f"{len(replicates)} resamples took {_SECONDS:.0f} s"}
     low, high = interval(replicates)
     return {"low": low, "high": high, "replicates": replicates}
+
+
+def _recomputed(benchmark: Any, name: str, rows: Sequence[Row]) -> list[float]:
+    """The metric of resampled rows, of so many resamples as _SECONDS allow."""
+    units: dict[Any, list[Row]] = {}
+    for row in rows:
+        units.setdefault(benchmark.unit(row), []).append(row)
+    groups, replicates, started = list(units.values()), [], time.perf_counter()
+    for drawn in itertools.chain.from_iterable(resamples(len(groups), _DRAWS)):
+        again = [{**row, "copy": copy} for copy, unit in enumerate(drawn.tolist()) for row in groups[unit]]
+        replicates.append(float(benchmark.metrics(again)[name]))
+        if time.perf_counter() - started > _SECONDS:
+            break
+    return replicates
 
 
 def _mean(rows: Sequence[Row], key: str) -> float | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row
 from ppe_npu.evaluation.benchmarks.readers import read_json
 from ppe_npu.evaluation.metrics import cider
@@ -38,7 +40,15 @@ class Flickr30k(Dataset):
     def score(self, answer: str, sample: Row) -> None:
         """No caption has a score of its own: what CIDEr counts depends on all references."""
 
-    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, list[float]]:
+        """Each caption's CIDEr and a 1. How rare words are is told from all pictures at hand, not from a resample's."""
         rows = list(rows)
         scores = cider([row["answer"] for row in rows], [row["GT"] for row in rows])
-        return {"CIDEr": sum(scores) / len(scores) if scores else 0.0}
+        return {row["index"]: [score, 1.0] for row, score in zip(rows, scores)}
+
+    def from_sums(self, sums: np.ndarray) -> np.ndarray:
+        return sums[..., 0] / sums[..., 1]
+
+    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        found = list(self.addends(rows).values())
+        return {"CIDEr": sum(score for score, _ in found) / len(found) if found else 0.0}
