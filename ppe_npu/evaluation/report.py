@@ -27,7 +27,8 @@ _COSTS = (
     "Costs come from the same runs, means per sample: visual tokens that the LLM saw and their share, averaged over "
     "its layers; TTFT, the time until a batch had its first tokens, after preprocessing; prefill and total, a batch's "
     "time shared by its samples; tokens/s after the first, of a whole batch; peak of the device's allocator, weights "
-    "included; bytes of the KV cache at the end."
+    "included; bytes of keys and values of the prompt's own tokens in all layers, which compression decides; and of "
+    "the whole cache at the end, padding and answers included: longer answers make it larger."
 )
 
 

@@ -15,7 +15,7 @@ from ppe_npu.evaluation.metrics import exact_match
 from ppe_npu.evaluation.statistics import bootstrap_sums, by_type, interval, resamples, summary
 
 Row = Mapping[str, Any]
-PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens")
+PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens", "prompt_kv_bytes")
 PER_BATCH = ("prefill_seconds", "seconds", "kv_bytes")  # of which every sample of a batch bears an equal share
 _DRAWS, _FEWEST = 1000, 200  # bootstrap draws of a metric over all samples, and those below which it has no interval
 _SECONDS = 30.0  # that they may take
@@ -128,7 +128,8 @@ def _recomputed(benchmark: Any, name: str, rows: Sequence[Row]) -> list[float]:
 
 
 def _mean(rows: Sequence[Row], key: str) -> float | None:
-    return float(np.mean([row[key] for row in rows])) if rows else None
+    known = [row[key] for row in rows if key in row]  # rows of an earlier version may have fewer
+    return float(np.mean(known)) if known else None
 
 
 def title(compression: Mapping[str, Any]) -> str:

@@ -17,7 +17,8 @@ _COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("total ms", "seconds", lambda value: f"{1000 * value:.2f}"),
     ("tokens/s", "tokens_per_second", lambda value: f"{value:.1f}"),
     ("peak MiB", "peak_memory", lambda value: f"{value / 2**20:,.0f}"),
-    ("KV bytes", "kv_bytes", lambda value: f"{value:,.0f}"),
+    ("prompt KV bytes", "prompt_kv_bytes", lambda value: f"{value:,.0f}"),
+    ("KV bytes at end", "kv_bytes", lambda value: f"{value:,.0f}"),
 )
 
 

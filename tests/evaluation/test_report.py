@@ -17,7 +17,7 @@ from ppe_npu.evaluation.report import collect, unfinished, write_report
 from ppe_npu.evaluation.results import method, summarise, title
 from ppe_npu.files import write_json, write_text
 
-COSTS = {"prefill_seconds": 0.0125, "seconds": 0.02, "kv_bytes": 2048, "new_tokens": 3}
+COSTS = {"prefill_seconds": 0.0125, "seconds": 0.02, "kv_bytes": 2048, "new_tokens": 3, "prompt_kv_bytes": 1024}
 
 
 class Plain:
@@ -112,9 +112,10 @@ def test_each_benchmark_has_its_scores_tests_and_costs(runs):
     (ppe,) = [line for line in own.splitlines() if line.startswith("| ppe k=8 0.5 |") and "to" in line]
     assert "| 75.0 |" in ppe
     assert "| -15.0 |" in ppe
-    assert "| visual tokens | kept | TTFT ms | prefill ms | total ms | tokens/s | peak MiB | KV bytes |" in own
+    assert "| visual tokens | kept | TTFT ms | prefill ms | total ms | tokens/s | peak MiB |" in own
+    assert "| peak MiB | prompt KV bytes | KV bytes at end |" in own
     # TTFT is the whole batch's: 4 * 12.5 ms; 2 tokens after the first in the 7.5 ms that are a sample's share.
-    assert "| ppe k=8 0.5 | 18.0 | 50 % | 50.0 | 12.50 | 20.00 | 266.7 | 1 | 2,048 |" in own
+    assert "| ppe k=8 0.5 | 18.0 | 50 % | 50.0 | 12.50 | 20.00 | 266.7 | 1 | 1,024 | 2,048 |" in own
     assert "## What is missing" not in text
 
 
@@ -283,7 +284,7 @@ def test_what_failed_altogether_costs_nothing_that_is_known(tmp_path):
     assert "**Retain 25 %**" in table  # of the benchmark that was answered
     own = path.read_text().split("## bad")[1].split("\n## ")[0]
     assert "1 sample, score: accuracy; fp32 on a test, 4 in a batch. 1 of 2 answers failed and count as wrong." in own
-    assert "| ppe k=8 0.25 | - | - | - | - | - | - | - | - |" in own
+    assert "| ppe k=8 0.25 | - | - | - | - | - | - | - | - | - |" in own
     assert "* bad, ppe k=8 0.25: no costs (no sample was answered)." in path.read_text()
     alone = write_report(results[2:], tmp_path / "alone.md", "Failed")[1]
     assert "**Retained share not known**" in alone
