@@ -30,8 +30,9 @@ def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     benchmarks = comparison["benchmarks"]
     methods = list(dict.fromkeys(row["method"] for row in comparison["overview"] if not row["dense"]))
     panels = [lambda axes, item=item: _curves(axes, *item, methods) for item in benchmarks.items()]
-    if len(benchmarks) > 1:
-        panels.insert(0, lambda axes: _average(axes, comparison["overview"], methods))
+    key = _averaged(comparison)
+    if len(benchmarks) > 1 and key:
+        panels.insert(0, lambda axes: _average(axes, comparison["overview"], methods, key))
     only = next(iter(benchmarks.values()))
     if len(benchmarks) == 1 and 1 < len(only["types"]) <= _MOST_TYPES:
         panels.append(lambda axes: _bars(axes, only))
@@ -87,9 +88,16 @@ def _errors(row: Mapping[str, Any]) -> tuple[float, float]:
     return max(row["score"] - row["low"], 0.0), max(row["high"] - row["score"], 0.0)
 
 
-def _average(axes: Any, rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
-    """All benchmarks: the mean share of dense's scores; without a dense run, the mean score."""
-    key = "of_dense" if any(row["of_dense"] is not None for row in rows) else "average"
+def _averaged(comparison: Mapping[str, Any]) -> str | None:
+    """What the panel of all benchmarks shows: the share of dense's scores; the mean score where there is no dense run
+    at all; else nothing, as in the table."""
+    rows = comparison["overview"]
+    key = "average" if not any(row["dense"] for row in rows) else "of_dense"
+    return key if any(row[key] is not None for row in rows) else None
+
+
+def _average(axes: Any, rows: Sequence[Mapping[str, Any]], methods: Sequence[str], key: str) -> None:
+    """All benchmarks: `key` of each method against the share of tokens that it keeps."""
     for number, method in enumerate(methods):
         points = [row for row in rows if row["method"] == method and None not in (row[key], row["retention"])]
         points.sort(key=lambda row: row["retention"])
@@ -99,7 +107,7 @@ def _average(axes: Any, rows: Sequence[Mapping[str, Any]], methods: Sequence[str
     if key == "of_dense":
         axes.axhline(100, color="0.35", linestyle="--", linewidth=1, label="dense")
     axes.set_title("all benchmarks", fontsize="medium")
-    axes.set_ylabel("mean of score / dense, %" if key == "of_dense" else "mean score, %")
+    axes.set_ylabel("mean of score / dense, %" if key == "of_dense" else "Avg: mean of scores in %")
     _kept_axis(axes)
 
 

@@ -3,79 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_runs import some, write_run
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import scale
-from ppe_npu.evaluation.benchmarks.table import published
 from ppe_npu.evaluation.report import collect, unfinished, write_report
-from ppe_npu.evaluation.results import method, summarise, title
-from ppe_npu.files import write_json, write_text
-
-COSTS = {"prefill_seconds": 0.0125, "seconds": 0.02, "kv_bytes": 2048, "new_tokens": 3, "prompt_kv_bytes": 1024}
-
-
-class Plain:
-    """A benchmark without metrics of its own."""
-
-
-class Points:
-    """One whose score is a number of points."""
-
-    headline = "points"
-    maximum, factor = 800, 1
-
-    def unit(self, row):
-        return row["index"]
-
-    def metrics(self, rows):
-        return {"points": 20 * sum(row["score"] for row in rows)}
-
-
-def write_run(
-    folder: Path,
-    scores: list,
-    preset="dense",
-    ratio=1.0,
-    benchmark="layout",
-    kinds=("row", "col"),
-    cls=Plain,
-    failed=False,
-    **changes,
-) -> dict:
-    """A finished run's folder: scores in the order of the samples, whose types take turns."""
-    config = CompressionConfig.preset(preset, **({} if preset == "dense" else {"ratio": ratio}))
-    rows = []
-    for number, score in enumerate(scores):
-        cold = {} if number > 3 else {"prefill_seconds": 5.0, "seconds": 9.0}  # the first batch, which times leave out
-        row = {"index": number, "type": kinds[number % len(kinds)], "score": score, "answer": "a", **COSTS, **cold}
-        tokens = {"tokens_before": 36, "tokens_after": 36 * ratio}
-        row |= {**tokens, "batch": 4, "warm": number > 3, "peak_memory": 2**20}
-        wrong = {"index": number, "type": row["type"], "score": 0.0, "answer": "", "error": "a fault"}
-        rows.append(wrong if failed else row)
-    write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"benchmark": benchmark, "data": f"{benchmark}'s", "dtype": "fp32", "weights": "w", "samples": len(rows)}
-    settings["compression"] = json.loads(json.dumps(config.to_dict()))
-    result = {
-        "name": title(settings["compression"]),
-        "method": method(settings["compression"]),
-        **summarise(cls(), rows),
-        "settings": settings,
-        "versions": {"device": "a test"},
-        **changes,
-    }
-    write_json(folder / "results.json", result)
-    return {**result, "folder": str(folder)}
-
-
-def some(share: float, count: int = 40) -> list[float]:
-    """So large a share of right answers, evenly spread."""
-    return [float(int((n + 1) * share) > int(n * share)) for n in range(count)]
+from ppe_npu.evaluation.results import method, title
+from ppe_npu.files import write_json
 
 
 @pytest.fixture
@@ -171,68 +109,6 @@ def test_seeds_become_a_mean_with_its_spread(tmp_path):
     assert row["against_dense"]["test"] == "sign-flip permutation"  # means over seeds are not right or wrong
 
 
-def test_a_score_in_points_is_shown_as_it_is_and_paired_by_its_replicates(tmp_path):
-    results = [
-        write_run(tmp_path / "a", some(0.9), benchmark="mme", cls=Points),
-        write_run(tmp_path / "b", some(0.5), "keep_one", 0.5, benchmark="mme", cls=Points),
-        write_run(tmp_path / "c", some(0.8), benchmark="layout"),
-        write_run(tmp_path / "d", some(0.6), "keep_one", 0.5, benchmark="layout"),
-    ]
-    text = write_report(results, tmp_path / "r.md", "Points")[0].read_text()
-    assert "| method | mme (points, of 800) | layout | Avg of 1 in % | % of dense |" in text
-    assert "| keep_one 0.5 | 400.0 | 60.0 | 60.0 |" in text  # Avg of the shares alone
-    assert "mme: not in percent, so not part of Avg." in text
-    row = json.loads((tmp_path / "r.json").read_text())["benchmarks"]["mme"]["rows"][1]
-    assert row["against_dense"]["test"] == "paired bootstrap"
-    assert row["against_dense"]["mean"] == pytest.approx(20 * (20 - 36))
-    assert row["against_dense"]["high"] < 0
-    assert row["low"] < 400 < row["high"]
-
-
-@pytest.mark.parametrize("share", [0.0, 0.09, 0.102])  # a CIDEr of 0, 0.9 and 1.02
-def test_the_unit_is_the_benchmarks_whatever_the_scores(tmp_path, share):
-    class Captions(Points):
-        headline, maximum, factor = "CIDEr", 10.0, 100.0
-
-        def metrics(self, rows):
-            return {"CIDEr": 10 * sum(row["score"] for row in rows) / len(rows)}
-
-    results = [
-        write_run(tmp_path / "a", [share] * 8, benchmark="captions", cls=Captions),
-        write_run(tmp_path / "b", some(0.8), benchmark="layout"),
-    ]
-    path, table = write_report(results, tmp_path / "r.md", "Captions")
-    assert table.startswith("| method | captions (CIDEr, x 100) | layout | Avg of 1 in % | % of dense |")
-    assert f"| dense | {1000 * share:.1f} | 80.0 | 80.0 |" in table
-    assert "| method | CIDEr, x 100 | 95 % |" in path.read_text()
-
-
-def test_the_units_of_the_published_benchmarks():
-    units = {name: scale.named("s", scale.declared(cls)) for name, cls in published().items()}
-    assert {name: unit for name, unit in units.items() if unit != "s, %"} == {
-        "flickr30k": "s, x 100",
-        "mme": "s, of 2,800",
-        "ocrbench": "s, of 1,000",
-    }
-
-
-def test_a_unit_that_is_not_declared_or_broken_is_said(tmp_path):
-    class Own(Points):
-        maximum = None
-
-    class Low(Points):
-        maximum = 30
-
-    results = [
-        write_run(tmp_path / "a", [0.0] * 8, benchmark="own", cls=Own),
-        write_run(tmp_path / "b", some(0.8), benchmark="low", cls=Low),
-    ]
-    text = write_report(results, tmp_path / "r.md", "Units")[0].read_text()
-    assert "| dense | 0.00 | 640.0 | - |" in text
-    assert "own: the benchmark declares no maximum of points: shown as it is." in text
-    assert "low: a score of 640 is above the maximum that it declares, 30." in text
-
-
 def test_what_is_missing_is_a_dash_and_a_line(tmp_path):
     results = [
         write_run(tmp_path / "a", some(0.9), benchmark="one"),
@@ -254,6 +130,39 @@ def test_what_is_missing_is_a_dash_and_a_line(tmp_path):
         "Peak memory: not measured on the CPU.",
     ):
         assert f"* {line}" in missing
+
+
+def written_panels(monkeypatch) -> list[str]:
+    """The labels of the vertical axes that are drawn from now on."""
+    from matplotlib.axes import Axes
+
+    labels, original = [], Axes.set_ylabel
+    monkeypatch.setattr(Axes, "set_ylabel", lambda axes, text, **k: labels.append(text) or original(axes, text, **k))
+    return labels
+
+
+def test_where_dense_scores_nothing_the_others_still_have_their_share(tmp_path, monkeypatch):
+    results = [
+        write_run(tmp_path / "a", some(0.8), benchmark="one"),
+        write_run(tmp_path / "b", some(0.4), "ppe", 0.5, benchmark="one"),
+        write_run(tmp_path / "c", some(0.0), benchmark="two"),
+        write_run(tmp_path / "d", some(0.1), "ppe", 0.5, benchmark="two"),
+    ]
+    panels = written_panels(monkeypatch)
+    path, table = write_report(results, tmp_path / "r.md", "Zero")
+    assert "| ppe k=8 0.5 | 40.0 | 10.0 | 25.0 | 50.0 |" in table
+    assert "two: dense scores 0, of which nothing is a share: not part of % of dense." in path.read_text()
+    assert panels[0] == "mean of score / dense, %"
+
+
+def test_a_picture_of_all_benchmarks_is_of_what_the_table_has(tmp_path, monkeypatch):
+    zero = [write_run(tmp_path / f"{n}{p}", some(0.0), p, r, n) for n in "ab" for p, r in (("dense", 1), ("ppe", 0.5))]
+    panels = written_panels(monkeypatch)
+    assert "| ppe k=8 0.5 | 0.0 | 0.0 | 0.0 | - |" in write_report(zero, tmp_path / "r.md", "Zero")[1]
+    assert panels == ["accuracy, %"] * 2
+    panels.clear()
+    write_report([zero[1], zero[3]], tmp_path / "r.md", "No dense")
+    assert panels == ["Avg: mean of scores in %", "accuracy, %", "accuracy, %"]
 
 
 def test_without_predictions_wilson_stands_in_and_nothing_is_tested(tmp_path):
@@ -297,42 +206,6 @@ def test_many_question_types_have_a_table_of_their_own(tmp_path):
     assert "| method | accuracy, % | 95 % |" in text
     assert "| accuracy, % by type | dense |" in text
     assert text.count("| kind") == 9
-
-
-class Pairs(Points):
-    """Two samples are judged together; it has more than its headline."""
-
-    headline, maximum, factor = "both", 1.0, 100.0
-
-    def unit(self, row):
-        return row["index"] // 2
-
-    def metrics(self, rows):
-        return {"both": 0.25, "first": 0.625, "row": 0.5}
-
-
-def test_the_official_metrics_stand_in_a_table_and_no_accuracy_beside_another_score(tmp_path):
-    results = [
-        write_run(tmp_path / "a", some(0.9), cls=Pairs),
-        write_run(tmp_path / "b", some(0.5), "ppe", 0.5, cls=Pairs),
-    ]
-    own = write_report(results, tmp_path / "r.md", "Pairs")[0].read_text().split("## layout")[1].split("\n## ")[0]
-    assert "40 samples, judged in 20 groups, score: both;" in own
-    assert "| method | both, % | 95 % |" in own  # no columns "row" and "col" of accuracies
-    assert "| metric, % | dense | ppe k=8 0.5 |\n| --- | ---: | ---: |\n| first | 62.5 | 62.5 |\n| row | 50.0 |" in own
-    assert json.loads((tmp_path / "r.json").read_text())["benchmarks"]["layout"]["rows"][0]["metrics"]["first"] == 0.625
-
-
-def test_metrics_beside_accuracy_leave_out_what_is_there_as_a_type(tmp_path):
-    class Groups(Plain):
-        maximum = 1.0
-
-        def metrics(self, rows):
-            return {"row": 0.5, "all rows": 0.375}
-
-    text = write_report([write_run(tmp_path / "a", some(0.5), cls=Groups)], tmp_path / "r.md", "Groups")[0].read_text()
-    assert "| method | row | col | all: accuracy, % |" in text
-    assert "| metric, % | dense |\n| --- | ---: |\n| all rows | 37.5 |\n\n" in text
 
 
 def test_only_finished_runs_are_collected_and_the_others_named(runs):
