@@ -34,7 +34,7 @@ def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     if len(benchmarks) > 1 and key:
         panels.insert(0, lambda axes: _average(axes, comparison["overview"], methods, key))
     only = next(iter(benchmarks.values()))
-    if len(benchmarks) == 1 and 1 < len(only["types"]) <= _MOST_TYPES:
+    if len(benchmarks) == 1 and not only["headline"] and 1 < len(only["types"]) <= _MOST_TYPES:
         panels.append(lambda axes: _bars(axes, only))
     columns = min(len(panels), _COLUMNS)
     lines = -(-len(panels) // columns)

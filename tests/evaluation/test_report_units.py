@@ -86,11 +86,12 @@ class Pairs(Points):
         return {"both": 0.25, "first": 0.625, "row": 0.5}
 
 
-def test_the_official_metrics_stand_in_a_table_and_no_accuracy_beside_another_score(tmp_path):
+def test_the_official_metrics_stand_in_a_table_and_no_accuracy_beside_another_score(tmp_path, monkeypatch):
     results = [
         write_run(tmp_path / "a", some(0.9), cls=Pairs),
         write_run(tmp_path / "b", some(0.5), "ppe", 0.5, cls=Pairs),
     ]
+    monkeypatch.setattr("ppe_npu.evaluation.plot._bars", None)  # nor bars of them
     own = write_report(results, tmp_path / "r.md", "Pairs")[0].read_text().split("## layout")[1].split("\n## ")[0]
     assert "40 samples, judged in 20 groups, score: both;" in own
     assert "| method | both, % | 95 % |" in own  # no columns "row" and "col" of accuracies
