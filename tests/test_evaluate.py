@@ -90,7 +90,7 @@ def test_every_benchmark_with_every_compression_at_every_ratio(run, asked, tmp_p
     assert folders == sorted(f"{benchmark}/{label}" for benchmark in ("again", "layout") for label in labels)
     for folder in folders:
         assert sorted(row["index"] for row in rows(tmp_path / "out" / folder)) == list(range(12))
-    assert out.startswith("| method | again | layout | Avg | % of dense |")
+    assert out.startswith("| method | again (length) | layout | Avg of 1 in % | % of dense |")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [row["name"] for row in report["overview"]] == [
         *("dense", "keep_one 0.5", "ppe k=4 0.5", "keep_one 0.25", "ppe k=4 0.25")

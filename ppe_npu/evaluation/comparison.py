@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
 from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
 
 Result = Mapping[str, Any]
@@ -47,10 +48,12 @@ def compare(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict[str, Any]:
-    """{"score": what the score is, "scale": 100 if it is a share, else 1, "samples", "types": names, "rows"}.
+    """{"score": what the score is, "scale": its, see scale.declared, "headline": whether it is one of the metrics,
+    "samples", "units": groups that are judged together or None, "types" and "metrics": names, "metrics_scale", "rows"}.
 
     A row: name, method, retention, runs, score (mean of the runs), low, high (95 %), spread [least, most] of several
-    runs, types {kind: accuracy}, against_dense {mean, low, high, p, test, count} or None, costs, errors.
+    runs, types {kind: accuracy}, metrics {name: value}, against_dense {mean, low, high, p, test, count} or None, costs,
+    errors.
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
@@ -59,13 +62,25 @@ def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict
     rows = [_row(name, runs, dense, missing) for runs in groups.values()]
     if dense is None:
         missing.append(f"{name}: no dense run, so nothing is compared with it.")
-    top = max(row["high"] if row["high"] is not None else row["score"] for row in rows)
+    missing += [
+        f"{name}, {row['name']}: no costs (no sample was answered)." for row in rows if row["retention"] is None
+    ]
     headlines = {run["headline"]["name"] for run in results if "headline" in run}
+    scale = next((run.get("scale", UNDECLARED) for run in results), UNDECLARED) if headlines else PERCENT
+    top = max(row["score"] for row in rows)
+    if scale["maximum"] is None:
+        missing.append(f"{name}: the benchmark declares no maximum of {', '.join(sorted(headlines))}: shown as it is.")
+    elif top > scale["maximum"] * (1 + 1e-9):
+        missing.append(f"{name}: a score of {top:g} is above the maximum that it declares, {scale['maximum']:g}.")
     return {
         "score": ", ".join(sorted(headlines)) or "accuracy",
-        "scale": 100 if top <= 1 else 1,
+        "scale": scale,
+        "headline": bool(headlines),
         "samples": max(result["samples"] for result in results),
+        "units": next((result["units"] for result in results if "units" in result), None),
         "types": list(dict.fromkeys(kind for result in results for kind in result["types"])),
+        "metrics": list(dict.fromkeys(metric for result in results for metric in result.get("metrics", ()))),
+        "metrics_scale": next((result.get("scale", UNDECLARED) for result in results), UNDECLARED),
         "rows": rows,
     }
 
@@ -91,6 +106,7 @@ def _row(benchmark: str, runs: Sequence[Result], dense: Sequence[Result] | None,
         "high": high,
         "spread": [min(values), max(values)] if len(runs) > 1 else None,
         "types": {kind: _mean(found) for kind, found in types.items()},
+        "metrics": {name: _mean([r.get("metrics", {}).get(name) for r in runs]) for name in runs[0].get("metrics", ())},
         "types_spread": {kind: [min(found), max(found)] for kind, found in types.items()} if len(runs) > 1 else None,
         "against_dense": None if dense is None or _is_dense(runs) else _against(benchmark, runs, dense, missing),
         "costs": costs,
@@ -181,7 +197,7 @@ def _scores(run: Result) -> dict[Any, float] | None:
 
 def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[str, Any]]:
     """One row a method and ratio, the largest kept share first: {"name", "method", "retention" (mean over benchmarks),
-    "group", "scores" {benchmark: score or None}, "average" (of those that are shares), "of_dense"}."""
+    "group", "scores" {benchmark: score or None}, "average" (of those in percent), "of_dense"}."""
     rows = []
     for name in dict.fromkeys(row["name"] for found in benchmarks.values() for row in found["rows"]):
         own = {key: next((r for r in found["rows"] if r["name"] == name), None) for key, found in benchmarks.items()}
@@ -190,37 +206,45 @@ def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[st
         if absent:
             missing.append(f"{name}: no result on {', '.join(absent)}, so no average.")
         kept = _mean([row["retention"] for row in here])
-        shares = [row["score"] for key, row in own.items() if row and benchmarks[key]["scale"] == 100]
+        shares = [row["score"] for key, row in own.items() if row and is_percent(benchmarks[key]["scale"])]
         rows.append(
             {
                 "name": name,
                 "method": here[0]["method"],
                 "dense": here[0]["dense"],
                 "retention": kept,
-                "group": "Upper bound, 100 %" if here[0]["dense"] else f"Retain {100 * kept:.0f} %",
+                "group": _group(here[0]["dense"], kept),
                 "scores": {key: row and row["score"] for key, row in own.items()},
                 "average": _mean(shares) if shares and not absent else None,
                 "of_dense": None if absent else _of_dense(benchmarks, own, missing),
             }
         )
-    points = [key for key, found in benchmarks.items() if found["scale"] != 100]
+    points = [key for key, found in benchmarks.items() if not is_percent(found["scale"])]
     if points:
-        missing.append(f"{', '.join(points)}: not a share, shown as it is and not part of Avg.")
-    order = {group: -max(r["retention"] for r in rows if r["group"] == group) for group in {r["group"] for r in rows}}
+        missing.append(f"{', '.join(points)}: not in percent, so not part of Avg.")
+    order = {row["group"]: 0.0 for row in rows}
+    for row in rows:
+        order[row["group"]] = min(order[row["group"]], -(row["retention"] or 0.0))
     return sorted(rows, key=lambda row: (not row["dense"], order[row["group"]], row["group"]))
 
 
+def _group(dense: bool, kept: float | None) -> str:
+    return (
+        "Upper bound, 100 %" if dense else "Retained share not known" if kept is None else f"Retain {100 * kept:.0f} %"
+    )
+
+
 def _of_dense(benchmarks: Mapping[str, Any], own: Mapping[str, Any], missing: list[str]) -> float | None:
-    """The mean over the benchmarks of score / dense's score."""
+    """The mean over the benchmarks of score / dense's score; for all methods without those where dense scores 0."""
     shares = []
     for key, row in own.items():
         dense = next((r for r in benchmarks[key]["rows"] if r["dense"]), None)
         if dense is None:
             return None
-        if not dense["score"]:
-            missing.append(f"{key}: dense scores 0, of which nothing is a share.")
-            return None
-        shares.append(row["score"] / dense["score"])
+        if dense["score"]:
+            shares.append(row["score"] / dense["score"])
+        else:
+            missing.append(f"{key}: dense scores 0, of which nothing is a share: not part of % of dense.")
     return _mean(shares)
 
 

@@ -25,9 +25,11 @@ class Generated:
         new_tokens: B numbers of generated tokens, the end token included.
         tokens_before, tokens_after: B numbers: visual tokens in the prompt, and those that the LLM saw, averaged over
             its layers (so that a late cascade cannot flatter itself).
+        prompt_kv_bytes: B numbers: of the keys and values of the prompt's own tokens, those that compression left, in
+            all layers; neither padding nor answer.
         prefill_seconds: until the first token of every prompt was there.
         seconds: in all.
-        kv_bytes: of the whole batch's keys and values at the end.
+        kv_bytes: of the whole batch's keys and values at the end, padding and answers included.
         peak_memory: bytes that the device's allocator held at most, weights included; None on the CPU.
     """
 
@@ -35,6 +37,7 @@ class Generated:
     new_tokens: list[int]
     tokens_before: list[int]
     tokens_after: list[float]
+    prompt_kv_bytes: list[int]
     prefill_seconds: float
     seconds: float
     kv_bytes: int
@@ -100,6 +103,7 @@ def generate(
         new_tokens=lengths,
         tokens_before=before,
         tokens_after=after,
+        prompt_kv_bytes=prompt_kv_bytes(model, inputs, before, out.past_key_values),
         prefill_seconds=(clock.at or time.perf_counter()) - started,
         seconds=seconds,
         kv_bytes=kv_bytes(out.past_key_values),
@@ -126,3 +130,18 @@ def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[list[
     for span in compression.report.spans:
         after[span.sample] += span.mean
     return before, after
+
+
+def prompt_kv_bytes(model: Any, inputs: Mapping[str, torch.Tensor], before: list[int], cache: Any) -> list[int]:
+    """Per prompt of the last batch: see Generated. What a token takes in each layer is told from its cache."""
+    compression = getattr(model, "compression", None)
+    spans = () if compression is None or compression.report is None else compression.report.spans
+    prompts = inputs["attention_mask"].sum(1).tolist()
+    found = [0] * len(prompts)
+    for number, layer in enumerate(cache.layers):
+        token = sum(part.nbytes // (part.shape[0] * part.shape[2]) for part in (layer.keys, layer.values))
+        kept = [prompt - (visual if spans else 0) for prompt, visual in zip(prompts, before)]
+        for span in spans:
+            kept[span.sample] += span.layers[number]
+        found = [total + token * tokens for total, tokens in zip(found, kept)]
+    return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation.scale import named
 
 _MARKERS = "osD^vP*Xhd"
 _COLUMNS = 4
@@ -29,10 +30,11 @@ def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     benchmarks = comparison["benchmarks"]
     methods = list(dict.fromkeys(row["method"] for row in comparison["overview"] if not row["dense"]))
     panels = [lambda axes, item=item: _curves(axes, *item, methods) for item in benchmarks.items()]
-    if len(benchmarks) > 1:
-        panels.insert(0, lambda axes: _average(axes, comparison["overview"], methods))
+    key = _averaged(comparison)
+    if len(benchmarks) > 1 and key:
+        panels.insert(0, lambda axes: _average(axes, comparison["overview"], methods, key))
     only = next(iter(benchmarks.values()))
-    if len(benchmarks) == 1 and 1 < len(only["types"]) <= _MOST_TYPES:
+    if len(benchmarks) == 1 and not only["headline"] and 1 < len(only["types"]) <= _MOST_TYPES:
         panels.append(lambda axes: _bars(axes, only))
     columns = min(len(panels), _COLUMNS)
     lines = -(-len(panels) // columns)
@@ -58,9 +60,11 @@ def _colour(number: int) -> str:
 
 def _curves(axes: Any, name: str, found: Mapping[str, Any], methods: Sequence[str]) -> None:
     """One benchmark: points with their 95 % intervals, those of a method joined; dense is a line across."""
-    scale, rows = found["scale"], found["rows"]
+    scale, rows = found["scale"]["factor"], found["rows"]
     for number, method in enumerate(methods):
-        points = sorted((row for row in rows if row["method"] == method), key=lambda row: row["retention"])
+        points = sorted(
+            (r for r in rows if r["method"] == method and r["retention"] is not None), key=lambda row: row["retention"]
+        )
         if points:
             # Methods of one budget stand side by side, or their bars would hide each other.
             at = [100 * row["retention"] + 1.2 * (number - (len(methods) - 1) / 2) for row in points]
@@ -73,7 +77,7 @@ def _curves(axes: Any, name: str, found: Mapping[str, Any], methods: Sequence[st
         if row["low"] is not None:
             axes.axhspan(scale * row["low"], scale * row["high"], color="0.35", alpha=0.1, linewidth=0)
     axes.set_title(f"{name} ({found['samples']:,} samples)", fontsize="medium")
-    axes.set_ylabel(f"{found['score']}{', %' if scale == 100 else ''}")
+    axes.set_ylabel(named(found["score"], found["scale"]))
     _kept_axis(axes)
 
 
@@ -84,11 +88,18 @@ def _errors(row: Mapping[str, Any]) -> tuple[float, float]:
     return max(row["score"] - row["low"], 0.0), max(row["high"] - row["score"], 0.0)
 
 
-def _average(axes: Any, rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
-    """All benchmarks: the mean share of dense's scores; without a dense run, the mean score."""
-    key = "of_dense" if any(row["of_dense"] is not None for row in rows) else "average"
+def _averaged(comparison: Mapping[str, Any]) -> str | None:
+    """What the panel of all benchmarks shows: the share of dense's scores; the mean score where there is no dense run
+    at all; else nothing, as in the table."""
+    rows = comparison["overview"]
+    key = "average" if not any(row["dense"] for row in rows) else "of_dense"
+    return key if any(row[key] is not None for row in rows) else None
+
+
+def _average(axes: Any, rows: Sequence[Mapping[str, Any]], methods: Sequence[str], key: str) -> None:
+    """All benchmarks: `key` of each method against the share of tokens that it keeps."""
     for number, method in enumerate(methods):
-        points = [row for row in rows if row["method"] == method and row[key] is not None]
+        points = [row for row in rows if row["method"] == method and None not in (row[key], row["retention"])]
         points.sort(key=lambda row: row["retention"])
         at, values = [100 * row["retention"] for row in points], [100 * row[key] for row in points]
         style = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)]}
@@ -96,7 +107,7 @@ def _average(axes: Any, rows: Sequence[Mapping[str, Any]], methods: Sequence[str
     if key == "of_dense":
         axes.axhline(100, color="0.35", linestyle="--", linewidth=1, label="dense")
     axes.set_title("all benchmarks", fontsize="medium")
-    axes.set_ylabel("mean of score / dense, %" if key == "of_dense" else "mean score, %")
+    axes.set_ylabel("mean of score / dense, %" if key == "of_dense" else "Avg: mean of scores in %")
     _kept_axis(axes)
 
 
@@ -114,8 +125,10 @@ def _bars(axes: Any, found: Mapping[str, Any]) -> None:
     for number, row in enumerate(rows):
         values, spreads = [100 * row["types"].get(kind, 0.0) for kind in kinds], row["types_spread"]
         style: dict[str, Any] = {"color": "0.35" if row["dense"] else _colour(curves.index(row["method"]))}
-        alike = [other["retention"] for other in rows if other["method"] == row["method"]]
-        style["alpha"] = 1 - 0.6 * sum(kept > row["retention"] for kept in alike) / len(alike)  # less kept, paler
+        alike = [other["retention"] or 0.0 for other in rows if other["method"] == row["method"]]
+        style["alpha"] = 1 - 0.6 * sum(kept > (row["retention"] or 0.0) for kept in alike) / len(
+            alike
+        )  # less kept, paler
         if spreads:
             ends = [[100 * end for end in spreads.get(kind, (0.0, 0.0))] for kind in kinds]
             sides = [[v - low for v, (low, _) in zip(values, ends)], [high - v for v, (_, high) in zip(values, ends)]]

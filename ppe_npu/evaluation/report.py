@@ -16,7 +16,8 @@ from ppe_npu.files import write_json, write_text
 __all__ = ["check_plotting", "collect", "unfinished", "write_report"]
 
 _SCORES = (
-    "Scores in percent where they are shares. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
+    "Scores are in percent where no other unit is named; each benchmark declares its own, and Avg is of those in "
+    "percent. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
     "alike); of several runs of one name the mean, with the least and the most behind it. p: two-sided, of no "
     "difference from dense on the same samples (McNemar's exact test for right-or-wrong scores, else a sign-flip "
     "permutation test, or the paired bootstrap of a metric over all samples), not corrected for many comparisons. In "
@@ -26,7 +27,8 @@ _COSTS = (
     "Costs come from the same runs, means per sample: visual tokens that the LLM saw and their share, averaged over "
     "its layers; TTFT, the time until a batch had its first tokens, after preprocessing; prefill and total, a batch's "
     "time shared by its samples; tokens/s after the first, of a whole batch; peak of the device's allocator, weights "
-    "included; bytes of the KV cache at the end."
+    "included; bytes of keys and values of the prompt's own tokens in all layers, which compression decides; and of "
+    "the whole cache at the end, padding and answers included: longer answers make it larger."
 )
 
 
@@ -49,7 +51,7 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
 
     def place(result: Mapping[str, Any]) -> tuple:
         own = result.get("method", result["name"])
-        return result["settings"]["benchmark"], own != "dense", own, -result["costs"]["retention"]
+        return result["settings"]["benchmark"], own != "dense", own, -(result["costs"]["retention"] or 0.0)
 
     return sorted(found, key=place)
 
@@ -100,7 +102,7 @@ def write_report(
     parts = [f"# {title}", table, f"![score against kept tokens]({plot.name})"]
     for name, found in comparison["benchmarks"].items():
         parts += [f"## {name}", _facts(name, found, results), tables.scores(found)]
-        parts += [part for part in (tables.types(found), tables.costs(found)) if part]
+        parts += [part for part in (tables.types(found), tables.metrics(found), tables.costs(found)) if part]
     parts += ["## What the columns are", _SCORES, _COSTS]
     if comparison["missing"]:
         parts += ["## What is missing", "\n".join(f"* {line}" for line in comparison["missing"])]
@@ -113,10 +115,19 @@ def _facts(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, A
     runs = [result for result in results if result["settings"]["benchmark"] == name]
     devices = ", ".join(dict.fromkeys(run["versions"]["device"] for run in runs))
     batch = max(run["costs"].get("batch") or 0 for run in runs)
+    in_batches = f", {batch:.0f} in a batch" if batch else ""
     dtypes = ", ".join(dict.fromkeys(run["settings"].get("dtype", "?") for run in runs))
-    text = f"{found['samples']:,} samples, score: {found['score']}; {dtypes} on {devices}, {batch:.0f} in a batch."
+    many = _counted(found["samples"], "sample")
+    if found["units"] is not None:
+        many += f", judged in {_counted(found['units'], 'group')}"
+    text = f"{many}, score: {found['score']}; {dtypes} on {devices}{in_batches}."
+    answers = sum(run["samples"] for run in runs)
     errors = sum(row["errors"] for row in found["rows"])
     if len(found["types"]) > 1:
         counts = {kind: max(r["types"][kind]["count"] for r in runs if kind in r["types"]) for kind in found["types"]}
         text += " Samples per type: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
-    return text + (f" {errors} samples failed and count as wrong." if errors else "")
+    return text + (f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else "")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from ppe_npu.errors import first_line
+from ppe_npu.evaluation import scale
 from ppe_npu.evaluation.metrics import exact_match
-from ppe_npu.evaluation.statistics import by_type, interval, resamples, summary
+from ppe_npu.evaluation.statistics import bootstrap_sums, by_type, interval, resamples, summary
 
 Row = Mapping[str, Any]
-PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens")
+PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens", "prompt_kv_bytes")
 PER_BATCH = ("prefill_seconds", "seconds", "kv_bytes")  # of which every sample of a batch bears an equal share
 _DRAWS, _FEWEST = 1000, 200  # bootstrap draws of a metric over all samples, and those below which it has no interval
 _SECONDS = 30.0  # that they may take
@@ -36,32 +37,44 @@ def summarise(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
         "accuracy": summary([row["score"] for row in rows]),
         "types": by_type((str(row["type"]), row["score"]) for row in rows),
         **corpus(benchmark, rows),
+        **_units(benchmark, rows),
         "costs": costs(answered),
         "samples": len(rows),
         "errors": len(rows) - len(answered),
     }
 
 
+def _units(benchmark: Any, rows: Sequence[Row]) -> dict[str, int]:
+    """{"units": how many groups are judged together}, where samples are not judged each by itself."""
+    if not hasattr(benchmark, "unit"):
+        return {}
+    count = len({benchmark.unit(row) for row in rows})
+    return {} if count == len(rows) else {"units": count}
+
+
 def costs(rows: Sequence[Row]) -> dict[str, float | None]:
     """Means per sample of PER_SAMPLE and PER_BATCH; retention; ttft_seconds, the time until a batch had its first
-    tokens; tokens_per_second after the first; peak_memory in bytes; batch, the mean size. None: not measured.
+    tokens; tokens_per_second after the first; peak_memory in bytes; batch, the mean size. None: not measured, as all
+    are without rows.
 
     Times leave out each process's first batch, which also loads kernels, where there is another one.
     """
     warm = [row for row in rows if row["warm"]] or list(rows)
     found: dict[str, float | None] = {key: _mean(rows, key) for key in (*PER_SAMPLE, "kv_bytes", "batch")}
     found |= {key: _mean(warm, key) for key in ("prefill_seconds", "seconds")}
-    found["retention"] = found["tokens_after"] / found["tokens_before"] if found["tokens_before"] else 1.0
-    found["ttft_seconds"] = sum(row["prefill_seconds"] * row["batch"] for row in warm) / max(len(warm), 1)
-    after = sum(row["seconds"] - row["prefill_seconds"] for row in warm)
+    before, after = found["tokens_before"], found["tokens_after"]
+    found["retention"] = None if before is None else after / before if before else 1.0
+    waited = [row["prefill_seconds"] * row["batch"] for row in warm]
+    found["ttft_seconds"] = sum(waited) / len(waited) if waited else None
+    later = sum(row["seconds"] - row["prefill_seconds"] for row in warm)
     tokens = sum(row["new_tokens"] - 1 for row in warm)
-    found["tokens_per_second"] = tokens / after if tokens > 0 and after > 0 else None
+    found["tokens_per_second"] = tokens / later if tokens > 0 and later > 0 else None
     found["peak_memory"] = max((row["peak_memory"] for row in rows if row["peak_memory"] is not None), default=None)
     return found
 
 
 def corpus(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """{"metrics", "headline"} of a benchmark that has metrics over all samples; {} of another one.
+    """{"metrics", "scale" (theirs), "headline"} of a benchmark that has metrics over all samples; {} of another one.
 
     headline (where the benchmark names one, or single answers have no score): name, value, low, high and the
     bootstrap's replicates, which pair with those of another method on the same samples; without replicates "why" says
@@ -74,27 +87,24 @@ def corpus(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
     seen = [{key: row[key] for key in keys if key in row} for row in rows]
     metrics = {name: float(value) for name, value in benchmark.metrics(seen).items()}
     name = getattr(benchmark, "headline", None)
+    found = {"metrics": metrics, "scale": scale.declared(benchmark)}
     if name is None and all(row["score"] is None for row in rows if "error" not in row):
         name = next(iter(metrics))  # there is nothing else to call the score
     if name is None:
-        return {"metrics": metrics}
-    return {"metrics": metrics, "headline": {"name": name, "value": metrics[name], **_spread(benchmark, name, seen)}}
+        return found
+    return {**found, "headline": {"name": name, "value": metrics[name], **_spread(benchmark, name, seen)}}
 
 
 def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
     """{"low", "high", "replicates"} of a metric over all samples, or {"why"} there are none."""
     if not hasattr(benchmark, "unit"):
         return {"why": "the benchmark does not say what may be resampled"}
-    units: dict[Any, list[Row]] = {}
-    for row in rows:
-        units.setdefault(benchmark.unit(row), []).append(row)
-    groups, replicates, started = list(units.values()), [], time.perf_counter()
     try:
-        for drawn in itertools.chain.from_iterable(resamples(len(groups), _DRAWS)):
-            again = [{**row, "copy": copy} for copy, unit in enumerate(drawn.tolist()) for row in groups[unit]]
-            replicates.append(float(benchmark.metrics(again)[name]))
-            if time.perf_counter() - started > _SECONDS:
-                break
+        if hasattr(benchmark, "addends"):
+            values = np.array(list(benchmark.addends(rows).values()), dtype=np.float64)
+            replicates = benchmark.from_sums(bootstrap_sums(values, _DRAWS)).tolist()
+        else:
+            replicates = _recomputed(benchmark, name, rows)
     except Exception as error:  # a metric need not be defined on resampled rows
         return {"why": f"{name} of a resample: {first_line(error)}"}
     if len(replicates) < _FEWEST:
@@ -103,8 +113,23 @@ def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
     return {"low": low, "high": high, "replicates": replicates}
 
 
-def _mean(rows: Sequence[Row], key: str) -> float:
-    return float(np.mean([row[key] for row in rows])) if rows else 0.0
+def _recomputed(benchmark: Any, name: str, rows: Sequence[Row]) -> list[float]:
+    """The metric of resampled rows, of so many resamples as _SECONDS allow."""
+    units: dict[Any, list[Row]] = {}
+    for row in rows:
+        units.setdefault(benchmark.unit(row), []).append(row)
+    groups, replicates, started = list(units.values()), [], time.perf_counter()
+    for drawn in itertools.chain.from_iterable(resamples(len(groups), _DRAWS)):
+        again = [{**row, "copy": copy} for copy, unit in enumerate(drawn.tolist()) for row in groups[unit]]
+        replicates.append(float(benchmark.metrics(again)[name]))
+        if time.perf_counter() - started > _SECONDS:
+            break
+    return replicates
+
+
+def _mean(rows: Sequence[Row], key: str) -> float | None:
+    known = [row[key] for row in rows if key in row]  # rows of an earlier version may have fewer
+    return float(np.mean(known)) if known else None
 
 
 def title(compression: Mapping[str, Any]) -> str:

@@ -70,6 +70,13 @@ def bootstrap_means(scores: Sequence[float], draws: int = DRAWS, seed: int = 0) 
     return np.concatenate([values[rows].mean(1) for rows in resamples(len(values), draws, seed)])
 
 
+def bootstrap_sums(values: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """values [units, C] -> [draws, C], sums over the units of each resample."""
+    count = len(values)
+    drawn = itertools.chain.from_iterable(resamples(count, draws, seed))
+    return np.stack([np.bincount(rows, minlength=count) @ values for rows in drawn])
+
+
 def interval(replicates: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """The percentile interval of bootstrap replicates: (lower, upper)."""
     low, high = np.quantile(np.asarray(replicates), [(1 - level) / 2, (1 + level) / 2])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ppe_npu.evaluation.scale import PERCENT, is_percent, named, shown
+
 Row = Mapping[str, Any]
 _INLINE = 8  # question types that stand beside the methods; more of them get a table of their own
 _COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -15,46 +17,68 @@ _COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("total ms", "seconds", lambda value: f"{1000 * value:.2f}"),
     ("tokens/s", "tokens_per_second", lambda value: f"{value:.1f}"),
     ("peak MiB", "peak_memory", lambda value: f"{value / 2**20:,.0f}"),
-    ("KV bytes", "kv_bytes", lambda value: f"{value:,.0f}"),
+    ("prompt KV bytes", "prompt_kv_bytes", lambda value: f"{value:,.0f}"),
+    ("KV bytes at end", "kv_bytes", lambda value: f"{value:,.0f}"),
 )
 
 
 def overview(comparison: Mapping[str, Any]) -> str:
     """Rows grouped by kept share, a column a benchmark, then the average and the share of dense's scores."""
     benchmarks = comparison["benchmarks"]
-    head = ["method", *benchmarks, "Avg", "% of dense"]
+    shares = [found for found in benchmarks.values() if is_percent(found["scale"])]
+    units = [
+        key if found in shares else f"{key} ({named(found['score'], found['scale'])})"
+        for key, found in benchmarks.items()
+    ]
+    average = "Avg" if len(shares) in (0, len(benchmarks)) else f"Avg of {len(shares)} in %"
+    head = ["method", *units, average, "% of dense"]
     lines, group = [], None
     for row in comparison["overview"]:
         if row["group"] != group:
             group = row["group"]
             lines.append([f"**{group}**", *[""] * (len(head) - 1)])
-        scores = [number(row["scores"][key], found["scale"]) for key, found in benchmarks.items()]
-        lines.append([row["name"], *scores, number(row["average"], 100), number(row["of_dense"], 100)])
+        scores = [shown(row["scores"][key], found["scale"]) for key, found in benchmarks.items()]
+        lines.append([row["name"], *scores, shown(row["average"], PERCENT), shown(row["of_dense"], PERCENT)])
     return markdown(head, lines)
 
 
 def scores(found: Mapping[str, Any]) -> str:
     """One benchmark: the score of each method with its interval, and how it differs from dense's."""
     scale, kinds = found["scale"], found["types"] if 1 < len(found["types"]) <= _INLINE else []
-    head = ["method", *kinds, found["score"] if len(kinds) == 0 else "all", "95 %", "minus dense", "95 %", "p"]
+    if found["headline"]:  # the mean of scores is another measure; its table is metrics()
+        kinds = []
+    score = named(found["score"], scale)
+    head = ["method", *kinds, f"all: {score}" if kinds else score, "95 %", "minus dense", "95 %", "p"]
     lines = []
     for row in found["rows"]:
-        typed = [_spread(row["types"].get(kind), (row["types_spread"] or {}).get(kind), 100) for kind in kinds]
+        typed = [_spread(row["types"].get(kind), (row["types_spread"] or {}).get(kind), PERCENT) for kind in kinds]
         lines.append([row["name"], *typed, _spread(row["score"], row["spread"], scale), _interval(row, scale)])
         against = row["against_dense"]
         if against is None:
             lines[-1] += ["-", "-", "-"]
         else:
-            lines[-1] += [f"{scale * against['mean']:+.1f}", _interval(against, scale, "+"), f"{against['p']:.2g}"]
+            lines[-1] += [shown(against["mean"], scale, "+"), _interval(against, scale, "+"), f"{against['p']:.2g}"]
     return markdown(head, lines)
 
 
 def types(found: Mapping[str, Any]) -> str | None:
     """One benchmark's question types, a row each, where they are too many to stand beside the methods."""
-    if len(found["types"]) <= _INLINE:
+    if found["headline"] or len(found["types"]) <= _INLINE:
         return None
-    lines = [[kind, *(number(row["types"].get(kind), 100) for row in found["rows"])] for kind in found["types"]]
-    return markdown(["type", *(row["name"] for row in found["rows"])], lines)
+    lines = [[kind, *(shown(row["types"].get(kind), PERCENT) for row in found["rows"])] for kind in found["types"]]
+    return markdown(["accuracy, % by type", *(row["name"] for row in found["rows"])], lines)
+
+
+def metrics(found: Mapping[str, Any]) -> str | None:
+    """What else the benchmark's own rules compute, a row a metric; no row for what another table shows."""
+    there = [found["score"]] if found["headline"] else found["types"]
+    names = [name for name in found["metrics"] if name not in there]
+    if not names:
+        return None
+    scale = found["metrics_scale"]
+    head = "metric, points" if scale["factor"] == 1 and scale["maximum"] else named("metric", scale)
+    lines = [[name, *(shown(row["metrics"].get(name), scale) for row in found["rows"])] for name in names]
+    return markdown([head, *(row["name"] for row in found["rows"])], lines)
 
 
 def costs(found: Mapping[str, Any]) -> str:
@@ -66,18 +90,13 @@ def costs(found: Mapping[str, Any]) -> str:
     return markdown(["method", *(label for label, _, _ in _COSTS)], lines)
 
 
-def number(value: float | None, scale: float) -> str:
-    """A score; shares are shown in percent."""
-    return "-" if value is None else f"{scale * value:.1f}"
-
-
-def _spread(value: float | None, spread: Sequence[float] | None, scale: float) -> str:
+def _spread(value: float | None, spread: Sequence[float] | None, scale: Row) -> str:
     """A score; of several runs the mean, then the least and the most."""
-    return number(value, scale) + (f" ({number(spread[0], scale)} to {number(spread[1], scale)})" if spread else "")
+    return shown(value, scale) + (f" ({shown(spread[0], scale)} to {shown(spread[1], scale)})" if spread else "")
 
 
-def _interval(row: Row, scale: float, sign: str = "") -> str:
-    return "-" if row["low"] is None else f"{scale * row['low']:{sign}.1f} to {scale * row['high']:{sign}.1f}"
+def _interval(row: Row, scale: Row, sign: str = "") -> str:
+    return "-" if row["low"] is None else f"{shown(row['low'], scale, sign)} to {shown(row['high'], scale, sign)}"
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -55,7 +55,7 @@ class Instant:
         ones = [1] * len(prepared)
         return SimpleNamespace(
             answers=[str(sample["index"] + 1) for sample in prepared],
-            **dict.fromkeys(("tokens_before", "tokens_after", "new_tokens"), ones),
+            **dict.fromkeys(("tokens_before", "tokens_after", "new_tokens", "prompt_kv_bytes"), ones),
             prefill_seconds=0.0,
             seconds=0.0,
             kv_bytes=0,

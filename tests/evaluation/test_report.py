@@ -3,73 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_runs import some, write_run
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.report import collect, unfinished, write_report
-from ppe_npu.evaluation.results import method, summarise, title
-from ppe_npu.files import write_json, write_text
-
-COSTS = {"prefill_seconds": 0.0125, "seconds": 0.02, "kv_bytes": 2048, "new_tokens": 3}
-
-
-class Plain:
-    """A benchmark without metrics of its own."""
-
-
-class Points:
-    """One whose score is a number of points."""
-
-    headline = "points"
-
-    def unit(self, row):
-        return row["index"]
-
-    def metrics(self, rows):
-        return {"points": 20 * sum(row["score"] for row in rows)}
-
-
-def write_run(
-    folder: Path,
-    scores: list,
-    preset="dense",
-    ratio=1.0,
-    benchmark="layout",
-    kinds=("row", "col"),
-    cls=Plain,
-    **changes,
-) -> dict:
-    """A finished run's folder: scores in the order of the samples, whose types take turns."""
-    config = CompressionConfig.preset(preset, **({} if preset == "dense" else {"ratio": ratio}))
-    rows = []
-    for number, score in enumerate(scores):
-        cold = {} if number > 3 else {"prefill_seconds": 5.0, "seconds": 9.0}  # the first batch, which times leave out
-        row = {"index": number, "type": kinds[number % len(kinds)], "score": score, "answer": "a", **COSTS, **cold}
-        tokens = {"tokens_before": 36, "tokens_after": 36 * ratio}
-        rows.append({**row, **tokens, "batch": 4, "warm": number > 3, "peak_memory": 2**20})
-    write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"benchmark": benchmark, "data": f"{benchmark}'s", "dtype": "fp32", "weights": "w", "samples": len(rows)}
-    settings["compression"] = json.loads(json.dumps(config.to_dict()))
-    result = {
-        "name": title(settings["compression"]),
-        "method": method(settings["compression"]),
-        **summarise(cls(), rows),
-        "settings": settings,
-        "versions": {"device": "a test"},
-        **changes,
-    }
-    write_json(folder / "results.json", result)
-    return {**result, "folder": str(folder)}
-
-
-def some(share: float, count: int = 40) -> list[float]:
-    """So large a share of right answers, evenly spread."""
-    return [float(int((n + 1) * share) > int(n * share)) for n in range(count)]
+from ppe_npu.evaluation.results import method, title
+from ppe_npu.files import write_json
 
 
 @pytest.fixture
@@ -100,15 +44,16 @@ def test_each_benchmark_has_its_scores_tests_and_costs(runs):
     text = write_report(collect(runs), runs / "report.md", "Two benchmarks")[0].read_text()
     own = text.split("## layout")[1].split("\n## ")[0]
     assert "40 samples, score: accuracy; fp32 on a test, 4 in a batch. Samples per type: row 20, col 20." in own
-    assert "| method | row | col | all | 95 % | minus dense | 95 % | p |" in own
+    assert "| method | row | col | all: accuracy, % | 95 % | minus dense | 95 % | p |" in own
     (dense,) = [line for line in own.splitlines() if line.startswith("| dense | 80.0 | 100.0 | 90.0 |")]
     assert dense.endswith("| - | - | - |")
     (ppe,) = [line for line in own.splitlines() if line.startswith("| ppe k=8 0.5 |") and "to" in line]
     assert "| 75.0 |" in ppe
     assert "| -15.0 |" in ppe
-    assert "| visual tokens | kept | TTFT ms | prefill ms | total ms | tokens/s | peak MiB | KV bytes |" in own
+    assert "| visual tokens | kept | TTFT ms | prefill ms | total ms | tokens/s | peak MiB |" in own
+    assert "| peak MiB | prompt KV bytes | KV bytes at end |" in own
     # TTFT is the whole batch's: 4 * 12.5 ms; 2 tokens after the first in the 7.5 ms that are a sample's share.
-    assert "| ppe k=8 0.5 | 18.0 | 50 % | 50.0 | 12.50 | 20.00 | 266.7 | 1 | 2,048 |" in own
+    assert "| ppe k=8 0.5 | 18.0 | 50 % | 50.0 | 12.50 | 20.00 | 266.7 | 1 | 1,024 | 2,048 |" in own
     assert "## What is missing" not in text
 
 
@@ -164,23 +109,6 @@ def test_seeds_become_a_mean_with_its_spread(tmp_path):
     assert row["against_dense"]["test"] == "sign-flip permutation"  # means over seeds are not right or wrong
 
 
-def test_a_score_in_points_is_shown_as_it_is_and_paired_by_its_replicates(tmp_path):
-    results = [
-        write_run(tmp_path / "a", some(0.9), benchmark="mme", cls=Points),
-        write_run(tmp_path / "b", some(0.5), "keep_one", 0.5, benchmark="mme", cls=Points),
-        write_run(tmp_path / "c", some(0.8), benchmark="layout"),
-        write_run(tmp_path / "d", some(0.6), "keep_one", 0.5, benchmark="layout"),
-    ]
-    text = write_report(results, tmp_path / "r.md", "Points")[0].read_text()
-    assert "| keep_one 0.5 | 400.0 | 60.0 | 60.0 |" in text  # Avg of the shares alone
-    assert "mme: not a share, shown as it is and not part of Avg." in text
-    row = json.loads((tmp_path / "r.json").read_text())["benchmarks"]["mme"]["rows"][1]
-    assert row["against_dense"]["test"] == "paired bootstrap"
-    assert row["against_dense"]["mean"] == pytest.approx(20 * (20 - 36))
-    assert row["against_dense"]["high"] < 0
-    assert row["low"] < 400 < row["high"]
-
-
 def test_what_is_missing_is_a_dash_and_a_line(tmp_path):
     results = [
         write_run(tmp_path / "a", some(0.9), benchmark="one"),
@@ -204,6 +132,39 @@ def test_what_is_missing_is_a_dash_and_a_line(tmp_path):
         assert f"* {line}" in missing
 
 
+def written_panels(monkeypatch) -> list[str]:
+    """The labels of the vertical axes that are drawn from now on."""
+    from matplotlib.axes import Axes
+
+    labels, original = [], Axes.set_ylabel
+    monkeypatch.setattr(Axes, "set_ylabel", lambda axes, text, **k: labels.append(text) or original(axes, text, **k))
+    return labels
+
+
+def test_where_dense_scores_nothing_the_others_still_have_their_share(tmp_path, monkeypatch):
+    results = [
+        write_run(tmp_path / "a", some(0.8), benchmark="one"),
+        write_run(tmp_path / "b", some(0.4), "ppe", 0.5, benchmark="one"),
+        write_run(tmp_path / "c", some(0.0), benchmark="two"),
+        write_run(tmp_path / "d", some(0.1), "ppe", 0.5, benchmark="two"),
+    ]
+    panels = written_panels(monkeypatch)
+    path, table = write_report(results, tmp_path / "r.md", "Zero")
+    assert "| ppe k=8 0.5 | 40.0 | 10.0 | 25.0 | 50.0 |" in table
+    assert "two: dense scores 0, of which nothing is a share: not part of % of dense." in path.read_text()
+    assert panels[0] == "mean of score / dense, %"
+
+
+def test_a_picture_of_all_benchmarks_is_of_what_the_table_has(tmp_path, monkeypatch):
+    zero = [write_run(tmp_path / f"{n}{p}", some(0.0), p, r, n) for n in "ab" for p, r in (("dense", 1), ("ppe", 0.5))]
+    panels = written_panels(monkeypatch)
+    assert "| ppe k=8 0.5 | 0.0 | 0.0 | 0.0 | - |" in write_report(zero, tmp_path / "r.md", "Zero")[1]
+    assert panels == ["accuracy, %"] * 2
+    panels.clear()
+    write_report([zero[1], zero[3]], tmp_path / "r.md", "No dense")
+    assert panels == ["Avg: mean of scores in %", "accuracy, %", "accuracy, %"]
+
+
 def test_without_predictions_wilson_stands_in_and_nothing_is_tested(tmp_path):
     results = [write_run(tmp_path / "a", some(0.9)), write_run(tmp_path / "b", some(0.5), "keep_one", 0.5)]
     (tmp_path / "b" / "predictions.jsonl").unlink()
@@ -216,16 +177,34 @@ def test_failures_and_other_weights_are_said(tmp_path):
     results = [write_run(tmp_path / "a", some(0.9)), write_run(tmp_path / "b", some(0.5), "ppe", 0.5, errors=2)]
     results[1]["settings"]["weights"] = "others"
     text = write_report(results, tmp_path / "r.md", "Failures")[0].read_text()
-    assert "2 samples failed and count as wrong." in text
+    assert "2 of 80 answers failed and count as wrong." in text
     assert "The runs are of 2 different sets of weights" in text
+
+
+def test_what_failed_altogether_costs_nothing_that_is_known(tmp_path):
+    results = [
+        write_run(tmp_path / "a", some(0.9), benchmark="good"),
+        write_run(tmp_path / "b", some(0.5), "ppe", 0.25, benchmark="good"),
+        write_run(tmp_path / "c", [1.0], benchmark="bad"),
+        write_run(tmp_path / "d", [0.0], "ppe", 0.25, benchmark="bad", failed=True),
+    ]
+    assert set(results[3]["costs"].values()) == {None}
+    path, table = write_report(results, tmp_path / "r.md", "Failed")
+    assert "**Retain 25 %**" in table  # of the benchmark that was answered
+    own = path.read_text().split("## bad")[1].split("\n## ")[0]
+    assert "1 sample, score: accuracy; fp32 on a test, 4 in a batch. 1 of 2 answers failed and count as wrong." in own
+    assert "| ppe k=8 0.25 | - | - | - | - | - | - | - | - | - |" in own
+    assert "* bad, ppe k=8 0.25: no costs (no sample was answered)." in path.read_text()
+    alone = write_report(results[2:], tmp_path / "alone.md", "Failed")[1]
+    assert "**Retained share not known**" in alone
 
 
 def test_many_question_types_have_a_table_of_their_own(tmp_path):
     kinds = [f"kind{number}" for number in range(9)]
     results = [write_run(tmp_path / "a", some(0.5, 45), kinds=kinds)]
     text = write_report(results, tmp_path / "r.md", "Types")[0].read_text()
-    assert "| method | accuracy | 95 % |" in text
-    assert "| type | dense |" in text
+    assert "| method | accuracy, % | 95 % |" in text
+    assert "| accuracy, % by type | dense |" in text
     assert text.count("| kind") == 9
 
 

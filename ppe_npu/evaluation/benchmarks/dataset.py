@@ -45,7 +45,7 @@ class Dataset(ABC):
     """A benchmark over files below data_root/<folder>; a subclass says what it needs and makes samples of rows.
 
     Class attributes:
-        name, modality, max_new_tokens, headline: as the protocol has them.
+        name, modality, max_new_tokens, headline, maximum, factor, decimals: as the protocol has them.
         folder: below data_root; several benchmarks may share one.
         needs: files and folders below `folder` that must be there, as glob patterns.
         home: where to get them, in words.
@@ -65,6 +65,7 @@ class Dataset(ABC):
     form: str
     max_new_tokens = 16
     headline: str | None = None
+    maximum, factor, decimals = 1.0, 100.0, 1
 
     def __init__(self, data_root: str | Path) -> None:
         self.root = Path(data_root) / self.folder

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row
 from ppe_npu.evaluation.benchmarks.readers import read_json
 from ppe_npu.evaluation.metrics import cider
@@ -18,10 +20,11 @@ class Flickr30k(Dataset):
     folder = "flickr30k"
     needs = ("dataset_flickr30k.json", "flickr30k-images")
     home = "shannon.cs.illinois.edu/DenotationGraph (pictures) and Karpathy's caption_datasets.zip (splits)"
-    metric = "CIDEr-D of the corpus, as pycocoevalcap computes it (10 at best; often quoted times 100)"
+    metric = "CIDEr-D of the corpus, as pycocoevalcap computes it (10 at best; shown times 100, as papers quote it)"
     form = "Provide a one-sentence caption for the provided image."
     max_new_tokens = 64
     headline = "CIDEr"
+    maximum = 10.0
 
     def read(self) -> list[Row]:
         return [row for row in read_json(self.file("dataset_flickr30k.json"))["images"] if row["split"] == "test"]
@@ -37,7 +40,15 @@ class Flickr30k(Dataset):
     def score(self, answer: str, sample: Row) -> None:
         """No caption has a score of its own: what CIDEr counts depends on all references."""
 
-    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, list[float]]:
+        """Each caption's CIDEr and a 1. How rare words are is told from all pictures at hand, not from a resample's."""
         rows = list(rows)
         scores = cider([row["answer"] for row in rows], [row["GT"] for row in rows])
-        return {"CIDEr": sum(scores) / len(scores) if scores else 0.0}
+        return {row["index"]: [score, 1.0] for row, score in zip(rows, scores)}
+
+    def from_sums(self, sums: np.ndarray) -> np.ndarray:
+        return sums[..., 0] / sums[..., 1]
+
+    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        found = list(self.addends(rows).values())
+        return {"CIDEr": sum(score for score, _ in found) / len(found) if found else 0.0}

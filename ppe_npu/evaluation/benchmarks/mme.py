@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ppe_npu.evaluation.benchmarks.dataset import SHORT, Dataset, Row
 from ppe_npu.evaluation.metrics import COGNITION, PERCEPTION, mme_label, mme_scores
 
+_TASKS = (*PERCEPTION, *COGNITION)
 _ASKED = " Please answer yes or no."  # ends every published question; lmms-eval puts its own sentence there
 _PICTURES = (".jpg", ".png", ".jpeg")
 
@@ -22,11 +25,12 @@ class MME(Dataset):
     name = "mme"
     modality = "image"
     folder = "mme"
-    needs = tuple(f"{task}" for task in (*PERCEPTION, *COGNITION))
+    needs = _TASKS
     home = "the BradyFU/Awesome-Multimodal-Large-Language-Models page (MME_Benchmark_release_version)"
     metric = "per task 100 * (acc + acc+); perception (2000 at best), cognition (800), total"
     form = "{question}\n" + SHORT
     headline = "total"
+    maximum, factor = 2800.0, 1.0
 
     def read(self) -> Iterable[Row]:
         for task in self.needs:
@@ -53,6 +57,23 @@ class MME(Dataset):
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Per task, and the totals."""
         return mme_scores((row["type"], (self.unit(row), row.get("copy")), row["score"] or 0.0) for row in rows)
+
+    def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+        """Of a picture, for each task: right answers, questions, 1 if both are right, 1."""
+        pictures: dict[str, list[Mapping[str, Any]]] = {}
+        for row in rows:
+            pictures.setdefault(self.unit(row), []).append(row)
+        found = {}
+        for picture, asked in pictures.items():
+            right = [row["score"] or 0.0 for row in asked]
+            counts = [sum(right), float(len(right)), float(all(right)), 1.0]
+            found[picture] = [n * (asked[0]["type"] == task) for task in _TASKS for n in counts]
+        return found
+
+    def from_sums(self, sums: np.ndarray) -> np.ndarray:
+        """The total."""
+        right, questions, both, pictures = np.moveaxis(sums.reshape(*sums.shape[:-1], len(_TASKS), 4), -1, 0)
+        return 100 * (right / np.maximum(questions, 1) + both / np.maximum(pictures, 1)).sum(-1)
 
     def unit(self, row: Mapping[str, Any]) -> str:
         """The picture, with both its questions."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row
 from ppe_npu.evaluation.benchmarks.readers import read_json
 from ppe_npu.evaluation.metrics import contains
@@ -24,6 +26,7 @@ class OCRBench(Dataset):
     form = "{question}"
     max_new_tokens = 128
     headline = "final_score"
+    maximum, factor, decimals = 1000.0, 1.0, 0
 
     def read(self) -> list[Row]:
         return [{**row, "number": number} for number, row in enumerate(read_json(self.file("OCRBench.json")))]
@@ -49,3 +52,10 @@ class OCRBench(Dataset):
             counts[row["type"]] = counts.get(row["type"], 0.0) + (row["score"] or 0.0)
         text = sum(n for kind, n in counts.items() if kind.endswith("Recognition") and "Mathematical" not in kind)
         return {**counts, "Text Recognition": text, "final_score": sum(counts.values())}
+
+    def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, list[float]]:
+        return {row["index"]: [row["score"] or 0.0] for row in rows}
+
+    def from_sums(self, sums: np.ndarray) -> np.ndarray:
+        """final_score."""
+        return sums[..., 0]

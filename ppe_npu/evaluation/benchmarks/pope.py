@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ppe_npu.evaluation.benchmarks.dataset import SHORT, Dataset, Row
 from ppe_npu.evaluation.benchmarks.readers import read_jsonl
 from ppe_npu.evaluation.metrics import pope_label, pope_scores
@@ -45,9 +47,28 @@ class POPE(Dataset):
         """The five numbers of each split, and their means over the splits (LLaVA reports the mean F1)."""
         splits: dict[str, list[tuple[str, str]]] = {}
         for row in rows:
-            said = "failed" if row.get("error") else pope_label(row["answer"])  # an empty answer would say yes
-            splits.setdefault(row["type"], []).append((said, row["GT"]))
+            splits.setdefault(row["type"], []).append((_said(row), row["GT"]))
         found = {split: pope_scores(labels) for split, labels in splits.items()}
         names = pope_scores([])
         means = {name: sum(scores[name] for scores in found.values()) / max(len(found), 1) for name in names}
         return {**means, **{f"{split} {name}": value for split in found for name, value in found[split].items()}}
+
+    def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, list[float]]:
+        """Of a row, for each split: hits, said yes, are yes, rows."""
+        found = {}
+        for row in rows:
+            said, true = _said(row) == "yes", row["GT"] == "yes"
+            counts = [float(said and true), float(said), float(true), 1.0]
+            found[row["index"]] = [n * (row["type"] == split) for split in _SPLITS for n in counts]
+        return found
+
+    def from_sums(self, sums: np.ndarray) -> np.ndarray:
+        """The mean over the splits of F1 = 2 hits / (said yes + are yes)."""
+        hits, said, true, rows = np.moveaxis(sums.reshape(*sums.shape[:-1], len(_SPLITS), 4), -1, 0)
+        scores = 2 * hits / np.maximum(said + true, 1)
+        return scores.sum(-1) / np.maximum((rows > 0).sum(-1), 1)
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    """ "yes", "no" or, of a sample without an answer, "failed": an empty answer would say yes."""
+    return "failed" if row.get("error") else pope_label(row["answer"])

@@ -27,6 +27,8 @@ class Benchmark(Protocol):
         name: as reports show it; without it the name by which it was loaded.
         max_new_tokens: int, the official length of an answer.
         headline: name of the corpus metric that reports call the score; None or not there: the mean of score().
+        maximum: the best value of metrics() (1.0: shares, shown in percent); without it they are shown as they are.
+        factor, decimals: metrics() are shown times factor (100 without it), with so many decimals (1).
 
     Methods:
         score(answer, sample) -> float in [0, 1], or None where only a corpus metric exists. Without the method an
@@ -36,6 +38,9 @@ class Benchmark(Protocol):
             empty answer, a score of 0.0 and its "error".
         unit(row) -> what is drawn when metrics() are resampled for an interval: rows of one unit come together; one
             that is drawn again has another row["copy"]. Without it they have no interval.
+        addends(rows) -> {unit: numbers} and from_sums(sums [..., numbers]) -> [...]: the headline from the numbers'
+            sums over units. Resamples are then sums of what is computed once; without them metrics() is called a
+            thousand times, of which those of 30 seconds count.
     """
 
     modality: str

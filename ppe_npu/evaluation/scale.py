@@ -1,0 +1,42 @@
+"""How a benchmark's scores are shown: as it declares, never as the scores at hand would suggest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Scale = dict[str, Any]
+PERCENT: Scale = {"maximum": 1.0, "factor": 100.0, "decimals": 1}
+UNDECLARED: Scale = {"maximum": None, "factor": 1.0, "decimals": 2}
+
+
+def declared(benchmark: Any) -> Scale:
+    """{"maximum": the best score, or None, "factor": by which scores are shown, "decimals"} of a benchmark's metrics.
+
+    A benchmark that declares no `maximum` has metrics in a unit of its own: they are shown as they are.
+    """
+    maximum = getattr(benchmark, "maximum", None)
+    if maximum is None:
+        return dict(UNDECLARED)
+    factor = getattr(benchmark, "factor", PERCENT["factor"])
+    decimals = getattr(benchmark, "decimals", PERCENT["decimals"])
+    return {"maximum": float(maximum), "factor": float(factor), "decimals": int(decimals)}
+
+
+def is_percent(scale: Mapping[str, Any]) -> bool:
+    """Whether what is shown goes from 0 to 100: such scores have a mean over benchmarks."""
+    return scale["maximum"] is not None and scale["maximum"] * scale["factor"] == 100
+
+
+def named(score: str, scale: Mapping[str, Any]) -> str:
+    """A score with its unit: "accuracy, %", "total, of 2,800", "CIDEr, x 100", "length"."""
+    if is_percent(scale):
+        return f"{score}, %"
+    if scale["factor"] != 1:
+        return f"{score}, x {scale['factor']:g}"
+    return score if scale["maximum"] is None else f"{score}, of {scale['maximum']:,.0f}"
+
+
+def shown(value: float | None, scale: Mapping[str, Any], sign: str = "") -> str:
+    """A score as text; a dash for none."""
+    return "-" if value is None else f"{scale['factor'] * value:{sign}.{scale['decimals']}f}"
