@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import Centred, Plan, any_flag, products, with_low
+from .tiles import SPLIT_TILE, Centred, Plan, any_flag, products, with_low
 
 FAR = tl.constexpr(4.0)  # mean deviations
 
@@ -55,8 +55,11 @@ def gram(tokens: Centred, lengths: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     split = tokens.split and not later
     _gram[grid](*arguments, SPLIT=split, LATER=False, **options, num_warps=plan.warps, num_stages=plan.stages)
     if later:
-        # In a launch of its own: three tiles of sums do not fit into the registers that the one tile leaves above.
-        _gram[grid](*arguments, SPLIT=True, LATER=True, **options, num_warps=8, num_stages=plan.stages)
+        # In a launch of its own, in smaller tiles: these are three tiles of sums at a time, and registers hold them.
+        options["TILE"] = min(SPLIT_TILE, plan.tile)
+        tiles = plan.pitch // options["TILE"]
+        arguments = (*arguments[:-1], tiles)
+        _gram[(frames * tiles**2,)](*arguments, SPLIT=True, LATER=True, **options, num_warps=4, num_stages=plan.stages)
     return out, norms
 
 

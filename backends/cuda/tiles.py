@@ -13,8 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 # A batch of frames that is worked on at a time holds at most so many products: 128 MiB in fp32. (32 frames of 768
-# tokens are 72 MiB.) Frames of more than 5,792 tokens have none stored at all. Their padded tokens: 256 MiB in 16 bits.
+# tokens are 72 MiB.) Frames of more than 5,792 tokens have none stored at all. Their padded tokens: 256 MiB in 16 bits,
+# and as much for low parts.
 STORED_AT_ONCE, TOKENS_AT_ONCE = 2**25, 2**27
+SPLIT_TILE = 64  # along both sides of tiles of which a program may hold three: with low parts, see `with_low`
 
 
 class Centred(NamedTuple):
@@ -78,8 +80,8 @@ def plan(frames: int, count: int, channels: int, dtype: torch.dtype, stored_at_o
     """The Plan for [frames, count, channels] tokens.
 
     16 bits: 128 x 128 x 64, a warp group of tensor-core products, two programs to a multiprocessor, so that one stores
-    while the other multiplies. fp32, in ordinary arithmetic (TF32 is not exact): 64 x 64 x 32. Fewer tokens than a
-    tile take a smaller one.
+    while the other multiplies; 64 x 64 x 64 where products are not stored. fp32, in ordinary arithmetic (TF32 is not
+    exact): 64 x 64 x 32. Fewer tokens than a tile take a smaller one.
     """
     half = dtype in (torch.float16, torch.bfloat16)
     tile = min(128 if half else 64, max(16, triton.next_power_of_2(count)))
@@ -87,10 +89,10 @@ def plan(frames: int, count: int, channels: int, dtype: torch.dtype, stored_at_o
     pitch, width = triton.cdiv(count, tile) * tile, triton.cdiv(channels, step) * step
     stored = pitch**2 <= stored_at_once
     together = min(TOKENS_AT_ONCE // (pitch * width), stored_at_once // pitch**2 if stored else frames)
-    # Products made again in bf16 may need three tiles of sums at a time.
-    rows = min(32, tile) if stored else min(64, tile)
-    warps = 8 if half and not stored else 4
-    return Plan(tile, rows, step, warps, 3, pitch, width, max(1, min(frames, together)), stored)
+    if not stored:
+        tile = min(SPLIT_TILE, tile)
+    rows = min(32, tile) if stored else tile
+    return Plan(tile, rows, step, 4, 3, pitch, width, max(1, min(frames, together)), stored)
 
 
 def shared_bytes(plan: Plan, dtype: torch.dtype) -> int:
