@@ -4,12 +4,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import Plan, products, squared
+from .tiles import Centred, Plan, products, squared
 
 
 def assign(
     gram: Tensor,
-    tokens: Tensor,
+    tokens: Centred,
     norms: Tensor,
     lengths: Tensor,
     centers: Tensor,
@@ -21,15 +21,15 @@ def assign(
     near; a centre's own rank; -1 where there is no token. centers: int64 [F, M], labels and centers contiguous."""
     frames, count = labels.shape
     blocks = plan.pitch // plan.rows
-    arguments = (gram, tokens, norms, lengths, centers, budgets, labels, count, centers.shape[1])
-    options = {**plan.passes, **plan.launch}
+    arguments = (gram, *tokens, norms, lengths, centers, budgets, labels, count, centers.shape[1])
+    options = {"SPLIT": tokens.split, **plan.passes, **plan.launch}
     _assign[(frames * blocks,)](*arguments, plan.pitch, plan.width, blocks, **options)
 
 
 @triton.jit
 def _assign(
-    gram, tokens, norms, lengths, centers, budgets, labels, count, groups, pitch, width, blocks,
-    STORED: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
+    gram, tokens, low, flags, norms, lengths, centers, budgets, labels, count, groups, pitch, width, blocks,
+    STORED: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """One program: some tokens of a frame against its centres."""
     frame = (tl.program_id(0) // blocks).to(tl.int64)
@@ -39,6 +39,8 @@ def _assign(
     rows = first + tl.arange(0, ROWS)
     gram += frame * pitch * pitch
     tokens += frame * pitch * width
+    low += frame * pitch * width
+    flags += frame * (width // STEP)
     norms += frame * pitch
     row_norms = tl.load(norms + rows)
     best = tl.full((ROWS,), float("inf"), tl.float32)
@@ -47,7 +49,7 @@ def _assign(
         rank = start + tl.arange(0, TILE)
         used = rank < budget
         columns = tl.load(centers + frame * groups + rank, mask=used, other=0).to(tl.int32)
-        values = products(gram, tokens, rows, columns, pitch, width, STORED, STEP)
+        values = products(gram, tokens, low, flags, rows, columns, pitch, width, STORED, SPLIT, STEP)
         values = squared(values, row_norms, tl.load(norms + columns))
         # A centre is its own, before any copy of it.
         values = tl.where(columns[None, :] == rows[:, None], -1.0, values)

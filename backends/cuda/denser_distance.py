@@ -5,14 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import Plan, products, squared
+from .tiles import Centred, Plan, products, squared
 
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 def denser_distance(
     gram: Tensor,
-    tokens: Tensor,
+    tokens: Centred,
     norms: Tensor,
     lengths: Tensor,
     density: Tensor,
@@ -26,15 +26,17 @@ def denser_distance(
     """
     nearest = torch.empty_like(norms)
     blocks = plan.pitch // plan.rows
-    arguments = (gram, tokens, norms, lengths, density, nearest, plan.pitch, plan.width, 1 / channels, blocks)
-    _denser_distance[(len(norms) * blocks,)](*arguments, STRICT=strict, **plan.passes, **plan.launch)
+    arguments = (gram, *tokens, norms, lengths, density, nearest, plan.pitch, plan.width, 1 / channels, blocks)
+    options = {"STRICT": strict, "SPLIT": tokens.split, **plan.passes, **plan.launch}
+    _denser_distance[(len(norms) * blocks,)](*arguments, **options)
     return nearest
 
 
 @triton.jit
 def _denser_distance(
-    gram, tokens, norms, lengths, density, nearest, pitch, width, scale, blocks,
-    STRICT: tl.constexpr, STORED: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
+    gram, tokens, low, flags, norms, lengths, density, nearest, pitch, width, scale, blocks,
+    STRICT: tl.constexpr, STORED: tl.constexpr, SPLIT: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """One program: some tokens of a frame against all of it."""
     frame = (tl.program_id(0) // blocks).to(tl.int64)
@@ -43,6 +45,8 @@ def _denser_distance(
     rows = first + tl.arange(0, ROWS)
     gram += frame * pitch * pitch
     tokens += frame * pitch * width
+    low += frame * pitch * width
+    flags += frame * (width // STEP)
     norms += frame * pitch
     density += frame * pitch
     row_norms = tl.load(norms + rows)
@@ -50,7 +54,7 @@ def _denser_distance(
     best = tl.full((ROWS,), LARGEST, tl.float32)
     for start in range(0, tl.where(first < length, length, 0), TILE):
         columns = start + tl.arange(0, TILE)
-        values = products(gram, tokens, rows, columns, pitch, width, STORED, STEP)
+        values = products(gram, tokens, low, flags, rows, columns, pitch, width, STORED, SPLIT, STEP)
         values = squared(values, row_norms, tl.load(norms + columns))
         theirs = tl.load(density + columns)
         denser = theirs[None, :] > own[:, None]

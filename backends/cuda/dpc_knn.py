@@ -5,6 +5,8 @@
 Products are made once, half of them by symmetry, and read by the three passes after: at [32, 768, 2048] in bf16 these
 are 45 GFLOP, 72 MiB written and at most 2.5 times as much read. Making them again in each pass would be 190 GFLOP: a
 product costs as much time as 20 bytes do (4,096 operations at 1 PFLOP/s, 4.8 TB/s), so 4 bytes are cheap beside it.
+Where a channel needs low parts (`gram`), its step of 64 channels has three products more, in a launch of its own that
+otherwise ends at once: with all steps flagged 190 GFLOP, too.
 What is stored is bounded (`tiles.STORED_AT_ONCE`), whatever the batch: frames are worked on some at a time, and of
 frames too large for that (more than 5,792 tokens) nothing is: there each pass makes its tiles again.
 """

@@ -5,11 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import Plan, products, squared
+from .tiles import Centred, Plan, products, squared
 
 
 def knn_density(
-    gram: Tensor, tokens: Tensor, norms: Tensor, lengths: Tensor, num_neighbors: Tensor, channels: int, plan: Plan
+    gram: Tensor, tokens: Centred, norms: Tensor, lengths: Tensor, num_neighbors: Tensor, channels: int, plan: Plan
 ) -> Tensor:
     """fp32 [F, pitch]: minus the mean d^2 to the k nearest tokens, itself among them; 0 where there is no token.
 
@@ -17,15 +17,15 @@ def knn_density(
     """
     density = torch.empty_like(norms)
     blocks = plan.pitch // plan.rows
-    arguments = (gram, tokens, norms, lengths, num_neighbors, density, plan.pitch, plan.width, 1 / channels, blocks)
-    _knn_density[(len(norms) * blocks,)](*arguments, **plan.passes, **plan.launch)
+    arguments = (gram, *tokens, norms, lengths, num_neighbors, density, plan.pitch, plan.width, 1 / channels, blocks)
+    _knn_density[(len(norms) * blocks,)](*arguments, SPLIT=tokens.split, **plan.passes, **plan.launch)
     return density
 
 
 @triton.jit
 def _knn_density(
-    gram, tokens, norms, lengths, num_neighbors, density, pitch, width, scale, blocks,
-    STORED: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
+    gram, tokens, low, flags, norms, lengths, num_neighbors, density, pitch, width, scale, blocks,
+    STORED: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """One program: some tokens of a frame against all of it; the four smallest distances of each stay in registers."""
     frame = (tl.program_id(0) // blocks).to(tl.int64)
@@ -34,6 +34,8 @@ def _knn_density(
     rows = first + tl.arange(0, ROWS)
     gram += frame * pitch * pitch
     tokens += frame * pitch * width
+    low += frame * pitch * width
+    flags += frame * (width // STEP)
     norms += frame * pitch
     row_norms = tl.load(norms + rows)
     infinity = float("inf")
@@ -43,7 +45,7 @@ def _knn_density(
     four = tl.full((ROWS,), infinity, tl.float32)
     for start in range(0, tl.where(first < length, length, 0), TILE):
         columns = start + tl.arange(0, TILE)
-        values = products(gram, tokens, rows, columns, pitch, width, STORED, STEP)
+        values = products(gram, tokens, low, flags, rows, columns, pitch, width, STORED, SPLIT, STEP)
         values = squared(values, row_norms, tl.load(norms + columns))
         hidden = (columns[None, :] >= length) | (columns[None, :] == rows[:, None])
         values = tl.where(hidden, infinity, values)

@@ -5,14 +5,38 @@ whose rows and columns are padded with zeros to whole tiles, so that the kernels
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # A batch of frames that is worked on at a time holds at most so many products: 128 MiB in fp32. (32 frames of 768
-# tokens are 72 MiB.) Frames of more than 5,792 tokens have none stored at all. Their padded tokens: 256 MiB in 16 bits.
+# tokens are 72 MiB.) Frames of more than 5,792 tokens have none stored at all. Their padded tokens: 256 MiB in 16 bits,
+# and as much for low parts.
 STORED_AT_ONCE, TOKENS_AT_ONCE = 2**25, 2**27
+SPLIT_TILE = 64  # along both sides of tiles of which a program may hold three: with low parts, see `with_low`
+
+
+class Centred(NamedTuple):
+    """A frame's tokens without their offset, high + low, as kernels take them.
+
+    Attributes:
+        high: [F, pitch, width] in the tokens' dtype, zero where a frame or its padding has none.
+        low: the same of what `high` rounds away; written only where a flag is set.
+        flags: int32 [F, steps], for which steps of channels `low` counts. fp32 tokens have no `low` and no flags, and
+            here one tensor stands for the other.
+    """
+
+    high: Tensor
+    low: Tensor
+    flags: Tensor
+
+    @property
+    def split(self) -> bool:
+        """Whether there are low parts at all."""
+        return self.high.dtype != torch.float32
 
 
 @dataclass(frozen=True)
@@ -56,8 +80,8 @@ def plan(frames: int, count: int, channels: int, dtype: torch.dtype, stored_at_o
     """The Plan for [frames, count, channels] tokens.
 
     16 bits: 128 x 128 x 64, a warp group of tensor-core products, two programs to a multiprocessor, so that one stores
-    while the other multiplies. fp32, in ordinary arithmetic (TF32 is not exact): 64 x 64 x 32. Fewer tokens than a
-    tile take a smaller one.
+    while the other multiplies; 64 x 64 x 64 where products are not stored. fp32, in ordinary arithmetic (TF32 is not
+    exact): 64 x 64 x 32. Fewer tokens than a tile take a smaller one.
     """
     half = dtype in (torch.float16, torch.bfloat16)
     tile = min(128 if half else 64, max(16, triton.next_power_of_2(count)))
@@ -65,9 +89,10 @@ def plan(frames: int, count: int, channels: int, dtype: torch.dtype, stored_at_o
     pitch, width = triton.cdiv(count, tile) * tile, triton.cdiv(channels, step) * step
     stored = pitch**2 <= stored_at_once
     together = min(TOKENS_AT_ONCE // (pitch * width), stored_at_once // pitch**2 if stored else frames)
+    if not stored:
+        tile = min(SPLIT_TILE, tile)
     rows = min(32, tile) if stored else tile
-    warps = 8 if half and not stored else 4
-    return Plan(tile, rows, step, warps, 3, pitch, width, max(1, min(frames, together)), stored)
+    return Plan(tile, rows, step, 4, 3, pitch, width, max(1, min(frames, together)), stored)
 
 
 def shared_bytes(plan: Plan, dtype: torch.dtype) -> int:
@@ -78,11 +103,14 @@ def shared_bytes(plan: Plan, dtype: torch.dtype) -> int:
 
 
 @triton.jit
-def products(gram, tokens, rows, columns, pitch, width, STORED: tl.constexpr, STEP: tl.constexpr):
+def products(
+    gram, tokens, low, flags, rows, columns, pitch, width,
+    STORED: tl.constexpr, SPLIT: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
     """fp32 [rows, columns] of x_i x_j in one frame: read, or made as the first pass makes them.
 
-    gram and tokens point to the frame. Products are symmetric to the last bit, so they are read along the rows, which
-    are neighbours in memory whatever the columns are.
+    gram, tokens, low and flags point to the frame. Products are symmetric to the last bit, so they are read along the
+    rows, which are neighbours in memory whatever the columns are.
     """
     if STORED:
         values = tl.load(gram + columns[None, :] * pitch + rows[:, None])
@@ -93,7 +121,41 @@ def products(gram, tokens, rows, columns, pitch, width, STORED: tl.constexpr, ST
         values = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
         for start in range(0, width, STEP):
             values = tl.dot(tl.load(left + start), tl.load(right + start), values, input_precision="ieee")
+        if SPLIT and any_flag(flags, width // STEP):
+            values = with_low(values, tokens, low, flags, rows, columns, width, STEP)
     return values
+
+
+@triton.jit
+def any_flag(flags, count):
+    """Whether one of `count` flags is set; a scalar, so that all threads branch alike."""
+    place = tl.arange(0, 128)
+    found = tl.zeros((128,), tl.int32)
+    for start in range(0, count, 128):
+        found = tl.maximum(found, tl.load(flags + start + place, mask=start + place < count, other=0))
+    return tl.max(found, axis=0) != 0
+
+
+@triton.jit
+def with_low(values, tokens, low, flags, rows, columns, width, STEP: tl.constexpr):
+    """values, which have high x high, with the three products more of the flagged steps.
+
+    high x low and low x high are summed apart: the sum of two numbers has no order, so (i, j) gets the bits of (j, i),
+    and copies of a token the same ones wherever they stand.
+    """
+    channel = tl.arange(0, STEP)
+    left = rows[:, None] * width + channel[None, :]
+    right = columns[None, :] * width + channel[:, None]
+    one = tl.zeros_like(values)
+    two = tl.zeros_like(values)
+    for block in range(width // STEP):
+        if tl.load(flags + block) != 0:
+            start = block * STEP
+            left_low, right_low = tl.load(low + left + start), tl.load(low + right + start)
+            one = tl.dot(tl.load(tokens + left + start), right_low, one)
+            two = tl.dot(left_low, tl.load(tokens + right + start), two)
+            values = tl.dot(left_low, right_low, values)
+    return values + (one + two)
 
 
 @triton.jit

@@ -164,14 +164,18 @@ def _frames(lengths: list[int], width: int, offset: float = 0.0) -> Callable[[Ge
 def _dpc_knn(
     name: str, lengths: list[int], budgets: list[int], neighbors: list[int], offset: float = 0.0, **options: Any
 ) -> Case:
-    """With an option "copies" every third token is a copy of another; the other options are the op's."""
-    copies = options.pop("copies", False)
+    """With an option "copies" every third token is a copy of another; with "massive" every eighth channel stands there
+    in all tokens but the third; the other options are the op's."""
+    copies, massive = options.pop("copies", False), options.pop("massive", 0.0)
 
     def build(generator: Generator) -> tuple:
         tokens, valid = _frames(lengths, 48, offset)(generator)
         if copies:
             of = torch.arange(max(lengths)) - 3 * (torch.arange(max(lengths)) % 3 == 2).long()
             tokens = torch.where(valid[:, :, None], tokens[:, of.clamp(min=0)], 0.0)
+        if massive:
+            raised = valid & (torch.arange(max(lengths)) != 2)
+            tokens = tokens + massive * (raised[:, :, None] & (torch.arange(48) % 8 == 3))
         padded = valid if min(lengths) < max(lengths) else None
         return tokens, padded, torch.tensor(budgets), max(budgets), torch.tensor(neighbors)
 
@@ -182,6 +186,7 @@ DPC_KNN = (
     _dpc_knn("frames", [37] * 3, [12, 9, 1], [5, 5, 5]),
     _dpc_knn("ragged", [41, 30, 9, 1], [20, 7, 3, 1], [5, 4, 3, 1]),
     _dpc_knn("common offset", [64, 50], [21, 16], [5, 5], offset=20.0),
+    _dpc_knn("massive channels, one outlier", [150, 120], [50, 31], [5, 5], massive=1000.0),
     _dpc_knn("every token kept", [17], [17], [5]),
     _dpc_knn("density all equal", [23, 11], [6, 5], [1, 1]),
     _dpc_knn("more than a tile", [150, 131], [60, 13], [5, 3]),
