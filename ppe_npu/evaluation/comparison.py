@@ -55,6 +55,12 @@ def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict
     runs, types {kind: accuracy}, metrics {name: value}, against_dense {mean, low, high, p, test, count} or None, costs,
     errors.
     """
+    missing += [
+        f"{name}, {result['name']}: left out, its metrics() failed ({result['metrics_error']})."
+        for result in results
+        if "metrics_error" in result
+    ]
+    results = [result for result in results if "metrics_error" not in result] or results
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result["name"], []).append(result)

@@ -155,12 +155,12 @@ def test_cuda_raises_at_no_sync(model, preset, fused):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_second_run_of_the_tower_is_no_part_of_the_region(model):
-    """MIXED has images and a video; of the three stretches, the first ends before the tower has run at all."""
+def test_the_tower_runs_once_and_the_region_is_what_follows_it(model):
+    """MIXED has images and a video. Under ZeRO-3 every process must call the same modules, whatever it is given."""
     compress(model, PRESETS["ppe"])
     events = []
     tower = model.model.visual
     tower.register_forward_pre_hook(lambda *_: events.append("tower"))
     with region(model, lambda: events.append("enter"), lambda: events.append("leave")), torch.no_grad():
         model(**batch(*MIXED))
-    assert events == ["tower", "leave", "enter", "tower", "leave", "enter", "leave"]
+    assert events == ["tower", "leave", "enter", "leave"]
