@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +71,14 @@ class VideoSampling:
             raise InputError(f"start={self.start} must be at least 0 and before end={self.end}")
 
     def within(self, clip: VideoSampling | None) -> VideoSampling:
-        """These rules over the clip of another (a sample's own), whose middles hold, and whose fps or nframes where
-        these name neither."""
+        """The rules of another (a sample's own), with what these name in their place; fps and nframes go together."""
         if clip is None:
             return self
-        rule = {} if self.fps or self.nframes else {"fps": clip.fps, "nframes": clip.nframes}
-        middles = self.middles or clip.middles
-        return replace(self, start=clip.start, end=clip.end, frame_rate=clip.frame_rate, middles=middles, **rule)
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = {name: value for name, value in named.items() if value != getattr(type(self), name)}
+        if "fps" in named or "nframes" in named:
+            named |= {"fps": self.fps, "nframes": self.nframes}
+        return replace(clip, **named)
 
     def indices(self, total: int, fps: float, multiple: int, origin: int = 0) -> tuple[list[int], int]:
         """Which of `total` frames are taken, rising, and how many frames the clip has.

@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from ppe_npu.compat import prepare_transformers
 
+from command_line import run  # noqa: F401 isort:skip
 from fixtures import spelling_processors, tiny_folder, tiny_processor, write_clip, write_image  # noqa: F401 isort:skip
 
 if torch.cuda.is_available():

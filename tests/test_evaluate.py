@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import refused
 
-from ppe_npu import cli
 from ppe_npu.backends import device as devices
 from ppe_npu.cli import evaluate
 from ppe_npu.demo import scenes
@@ -29,31 +29,6 @@ class Again(Layout):
 
     def metrics(self, rows):
         return {"length": sum(len(row["answer"]) + 1 for row in rows)}
-
-
-@pytest.fixture
-def run(capfd):
-    """run(*arguments) -> (exit code, stdout, stderr), in this process."""
-
-    def run(*arguments):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as exit_:
-            code = exit_.code
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
-
-
-def refused(result, *words):
-    """The result of a mistake: exit code 2 and one line that holds the words."""
-    code, out, err = result
-    assert code == 2, (out, err)
-    assert err.startswith("ppe-npu: error: ")
-    assert err.count("\n") == 1, err
-    for word in words:
-        assert str(word) in err
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,7 @@ def conversation(sample: Sample) -> list[dict[str, Any]]:
 
 def sampling_of(sample: Sample, asked: VideoSampling | None) -> VideoSampling:
     """Which frames: of the sample's own rule, with the number of frames and the sizes that were asked for, if any."""
-    asked, own = asked or VideoSampling(), sample.get("sampling")
-    if own is None:
-        return asked
-    changes = {key: getattr(asked, key) for key in ("min_pixels", "max_pixels") if getattr(asked, key) is not None}
-    if asked.fps is not None or asked.nframes is not None:
-        changes |= {"fps": asked.fps, "nframes": asked.nframes}
-    return replace(own, **changes)
+    return (asked or VideoSampling()).within(sample.get("sampling"))
 
 
 def measure(sample: Sample, processor: Any, config: CompressionConfig, asked: VideoSampling | None = None) -> Measure:

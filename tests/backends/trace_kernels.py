@@ -17,13 +17,18 @@ from torch._subclasses import FakeTensorMode
 from ppe_npu import backends
 
 DEVICE = torch.device("cuda", 1)
-MADE_UP = types.SimpleNamespace(major=9, shared_memory_per_block_optin=232448)
+MADE_UP = types.SimpleNamespace(major=9, shared_memory_per_block_optin=232448)  # the properties of a device
 
 
 def pretend() -> None:
-    """What Dynamo asks of a machine with CUDA while it traces."""
+    """What Dynamo asks of a machine with CUDA while it traces.
+
+    torch.cuda.get_device_properties stays itself: Dynamo knows it by identity, and takes its result for a constant.
+    """
     torch.utils._triton.has_triton = lambda: True
-    torch.cuda.get_device_properties = lambda where: MADE_UP
+    torch.cuda._lazy_init, torch.cuda.device_count = lambda: None, lambda: 2
+    torch.cuda._get_device_properties = lambda where: MADE_UP
+    torch._dynamo.utils.common_constant_types.add(type(MADE_UP))
     CUDADeviceVariable._exchange_fn = staticmethod(enter_device)
     CUDADeviceVariable._maybe_exchange_fn = staticmethod(leave_device)
 

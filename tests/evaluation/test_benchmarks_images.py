@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import benchmark_files
 import pytest
+from prediction_rows import rows_of
 
 from ppe_npu.evaluation import benchmarks
 
@@ -116,14 +117,6 @@ def load(tmp_path_factory):
         return loaded[name]
 
     return get
-
-
-def rows_of(benchmark, *answers):
-    """Prediction rows of these answers to the first samples."""
-    samples = [benchmark[number] for number in range(len(answers))]
-    rows = [{key: sample.get(key) for key in ("index", "type", "prompt", "GT")} for sample in samples]
-    scores = [benchmark.score(answer, sample) for answer, sample in zip(answers, samples)]
-    return [{**row, "answer": answer, "score": score} for row, answer, score in zip(rows, answers, scores)]
 
 
 @pytest.mark.parametrize("name", FIRST)
