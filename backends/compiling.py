@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
+
 
 def traced_once(function: Callable) -> Callable:
     """torch.compile calls `function` while it traces and takes the result for a constant: none of it is in the graph.
@@ -11,3 +13,13 @@ def traced_once(function: Callable) -> Callable:
     """
     function._dynamo_marked_constant = True
     return function
+
+
+def is_traced(module: torch.nn.Module) -> bool:
+    """Whether torch.compile traces this call, or will trace `module` or a part of it when it is called.
+
+    Traced code is compiled anew for every list of lengths that it is given; a mask's length becomes a symbol.
+    """
+    return torch.compiler.is_compiling() or any(
+        part._compiled_call_impl is not None or hasattr(part, "_orig_mod") for part in module.modules()
+    )

@@ -36,18 +36,21 @@ def attention(
 def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scale, dropout) -> Tensor:
     queries, keys = query.shape[2], key.shape[2]
     # torch's is_causal is aligned top-left, which is only right for a square.
-    square = causal and mask is None and queries == keys
+    square = causal and mask is None and queries == keys > 1
     if not square:
         mask = masks.join(mask, queries, keys, causal, query.device)
     if mask is not None and mask.is_floating_point():
         mask = mask.to(query.dtype)
     grouped = query.shape[1] != key.shape[1]
-    if grouped and not _takes_groups(query.device.type, query.dtype, query.shape[3], mask is not None):
-        key, value = (repeat_heads(tensor, query.shape[1]) for tensor in (key, value))
-        grouped = False
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=square, scale=scale, enable_gqa=grouped
-    )
+    options = {"attn_mask": mask, "dropout_p": dropout, "is_causal": square, "scale": scale}
+    if not grouped or _takes_groups(query.device.type, query.dtype, query.shape[3], mask is not None):
+        return F.scaled_dot_product_attention(query, key, value, enable_gqa=grouped, **options)
+    if queries == 1 and (mask is None or mask.dim() < 3 or mask.shape[-3] == 1):
+        # Decoding: the query heads of a group are so many queries of its one head, which nothing repeats.
+        query = query.view(*key.shape[:2], -1, query.shape[3])
+        return F.scaled_dot_product_attention(query, key, value, **options).flatten(1, 2).unsqueeze(2)
+    key, value = (repeat_heads(tensor, query.shape[1]) for tensor in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, **options)
 
 
 def _takes_segments(query: Tensor, dropout: float) -> bool:

@@ -146,6 +146,7 @@ class Compression:
         past: CacheState | None = None,
         deepstack: tuple[torch.Tensor, ...] = (),
         ready_mask: bool = False,
+        apart: bool = False,
     ) -> Prefill:
         """Merge the features by the plan, assemble the compressed prompt, and lay out what later stages are given.
 
@@ -156,12 +157,15 @@ class Compression:
             past: of the cache that this prompt continues; the plan was made with its `following` as start.
             deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
             ready_mask: make a padded stage's 4D mask here (bool, True = attend), for an attention that takes one.
+            apart: give a padded stage its segments in place of a mask, for an attention that takes them.
         """
         watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
         state = CacheState.empty(self.config.layers, *on.stages[0].real.shape[:1], on.following.device)
         state = state if past is None else past.repeated(len(on.following))
-        ready = ready_mask and past is None
-        masks = _stage_masks(plan, on, attention_mask, ready)
+        fresh = past is None and (attention_mask is None or attention_mask.ndim != 4)
+        apart = apart and fresh
+        segments = tuple(stage.segments if apart or stage.numbers is not None else None for stage in on.stages)
+        masks = _stage_masks(plan, on, attention_mask, ready_mask and fresh and not apart)
         following, rows = (on.following,) * self.stages, [None] * self.stages
         if self.config.positions == "renumber":
             following, rows = _renumbered(state, on, masks)
@@ -173,8 +177,8 @@ class Compression:
             compressed=True,
         )
         self.trace = Trace(plan, self.config) if self.keep_groups else None
-        borders, masks = tuple(stage.borders for stage in plan.stages), _with_padding(masks, state)
-        run = Prefill(self.config.layers, masks, rows, state, borders, self.config, on, watch, self.trace)
+        masks = tuple(masks) if apart else _with_padding(masks, state)
+        run = Prefill(self.config.layers, masks, rows, state, segments, self.config, on, watch, self.trace)
         run.begin(text_embeds, features, deepstack)
         self.report = CompressionReport.of(plan, self.config.layers, self.decoder_layers, watch)
         return run

@@ -12,7 +12,7 @@ import torch
 
 from ppe_npu.grouping import Grouping
 from ppe_npu.layout import Arrangement, Bucket, EventLayout, Groups, StageLayout, Video
-from ppe_npu.packing import numbers
+from ppe_npu.packing import Segments, borders_of, numbers
 from ppe_npu.spans import PromptLayout
 
 
@@ -82,6 +82,7 @@ class StageOnDevice:
         events: these events, where they are known already.
         merges: whether it merges at all, or only gathers.
         numbers: of a packed batch [1, L], the place of each token in its sample; else None.
+        segments: of what it leaves, the samples as attention may see them; None for a batch without padding.
     """
 
     text: torch.Tensor
@@ -93,6 +94,7 @@ class StageOnDevice:
     events: EventsOnDevice | None
     merges: bool
     numbers: torch.Tensor | None
+    segments: Segments | None
 
     @classmethod
     def of(cls, stage: StageLayout, merges: bool, device: torch.device) -> "StageOnDevice":
@@ -102,7 +104,16 @@ class StageOnDevice:
         buckets = tuple(BucketOnDevice.of(bucket, device) for bucket in stage.buckets)
         place = None if stage.borders is None else upload(numbers(stage.borders), device)
         events = None if stage.events is None else EventsOnDevice.of(stage.events, device)
-        return cls(text, rows, sources, real, buckets, stage.videos, events, merges, place)
+        segments = _segments(stage, device)
+        return cls(text, rows, sources, real, buckets, stage.videos, events, merges, place, segments)
+
+
+def _segments(stage: StageLayout, device: torch.device) -> Segments | None:
+    real = stage.after.real.reshape(-1)
+    if stage.borders is not None or not stage.after.padded:
+        return None if stage.borders is None else Segments(stage.borders)
+    tokens = np.where(real, real.cumsum() - 1, real.sum())
+    return Segments(borders_of(stage.after.real), upload(real.nonzero()[0], device), upload(tokens, device))
 
 
 @dataclass(frozen=True)

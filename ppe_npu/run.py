@@ -6,6 +6,7 @@ import torch
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.merging import Merge, merge
+from ppe_npu.packing import Segments
 from ppe_npu.plan import PlanOnDevice, StageOnDevice
 from ppe_npu.report import Stopwatch
 from ppe_npu.state import CacheState
@@ -19,17 +20,17 @@ class Run:
     Args:
         layers: the first decoder layer of each stage after the first.
         masks: of each stage: [B, cached and new] int64; [B, 1, L, L] where a 4D one was given or made; None without
-            padding.
+            padding, or where segments keep it out.
         rows: of each stage [R, B, L] positions, R = 3 or 3K; None until they are known.
         state: for the cache.
-        borders: of each stage, where the samples of a packed batch begin and end; None if it is not packed.
+        segments: of each stage, what attention keeps apart in a packed batch, or in a padded one without a mask.
     """
 
     layers: tuple[int, ...]
     masks: tuple[torch.Tensor | None, ...]
     rows: list[torch.Tensor | None]
     state: CacheState
-    borders: tuple[tuple[int, ...] | None, ...]
+    segments: tuple[Segments | None, ...]
 
     def past_length(self, stage: int) -> int:
         """Places that a stage's layers held before this pass."""

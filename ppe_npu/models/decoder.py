@@ -61,7 +61,7 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
         "position_embeddings": model.rotary_emb(hidden, run.rows[stage]),
         "position_ids": None,
         "past_key_values": cache,
-        SEGMENTS: run.borders[stage],
+        SEGMENTS: run.segments[stage],
         **layer_arguments(model.layers[layer], past, hidden),
     }
 

@@ -5,7 +5,8 @@ Modifications (on the given instance only; found by their parts, so any Qwen-VL 
 * The vision tower's attention calls backends.attention with the borders of all windows at once, where transformers
   calls its attention once per window unless flash attention is installed.
 * The decoder's attention calls backends.rotary and backends.attention. Only where transformers' "sdpa" was chosen,
-  whose masks are the ones that backends.attention takes: who names another implementation gets that one.
+  whose masks are the ones that backends.attention takes: who names another implementation gets that one. The real
+  tokens of a padded prompt go as segments, as those of a packed batch do: fused kernels take no mask.
 
 The first thing to switch off when a loss looks wrong: unfuse(model).
 """
@@ -16,7 +17,7 @@ from ppe_npu import backends
 from ppe_npu.models.seam import original, override, restore_methods
 
 _FUSED = "_ppe_fused"
-SEGMENTS = "ppe_segments"  # the borders of a packed batch's samples, as every layer is told them
+SEGMENTS = "ppe_segments"  # the samples that attention keeps apart (packing.Segments), as every layer is told them
 
 
 def fuse(model: torch.nn.Module) -> torch.nn.Module:
@@ -30,7 +31,7 @@ def fuse(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def takes_segments(text: torch.nn.Module) -> bool:
-    """Whether a text model's attention keeps the samples of a packed row apart."""
+    """Whether a text model's attention keeps samples apart without a mask."""
     fused = all(vars(layer.self_attn).get(_FUSED) for layer in text.layers)
     return fused and text.config._attn_implementation == "sdpa"
 
@@ -105,17 +106,15 @@ def _text_attention(
     if past_key_values is not None:
         place = {"cos": cos, "sin": sin, "cache_position": kwargs.get("cache_position")}  # as older caches want it
         key, value = past_key_values.update(key, value, self.layer_idx, place)
-    borders = kwargs.get(SEGMENTS)
-    out = backends.attention(
-        query,
-        key,
-        value,
-        mask=attention_mask,
-        cu_seqlens=None if borders is None else list(borders),
-        causal=attention_mask is None and query.shape[2] > 1,
-        scale=self.scaling,
-        dropout=self.attention_dropout if self.training else 0.0,
-    )
+    options = {"scale": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
+    segments = kwargs.get(SEGMENTS)
+    if segments is None:
+        causal = attention_mask is None and query.shape[2] > 1
+        out = backends.attention(query, key, value, mask=attention_mask, causal=causal, **options)
+    else:
+        row = (segments.row(part) for part in (query, key, value))
+        out = backends.attention(*row, cu_seqlens=list(segments.borders), causal=True, **options)
+        out = segments.batch(out, len(query))
     return self.o_proj(out.transpose(1, 2).flatten(2)), None
 
 

@@ -15,6 +15,8 @@ Modifications (on the given instance only):
 * _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
   instead, and hands the model no grids, so generate() is not shown that forward could take that output.
 * _get_candidate_generator: refuses speculative decoding where it would count wrongly.
+* _valid_auto_compile_criteria: generate() with a static cache compiles only if a compile_config asks for it. Of its own
+  accord transformers records CUDA graphs, of which a mask that grows would need another one every step.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
 * language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
 """
@@ -24,6 +26,7 @@ import itertools
 
 import torch
 
+from ppe_npu.backends.compiling import is_traced
 from ppe_npu.compat import layer_arguments
 from ppe_npu.compression import Compression
 from ppe_npu.models.arguments import (
@@ -82,6 +85,7 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
     override(model, "prepare_inputs_for_generation", _prepare_inputs_for_generation)
     override(model, "_expand_inputs_for_generation", _expand_inputs_for_generation)
     override(model, "_get_candidate_generator", _get_candidate_generator)
+    override(model, "_valid_auto_compile_criteria", _valid_auto_compile_criteria)
     override(model.model, "forward", _model_forward)
     if staged:
         override(text, "forward", staged_forward)
@@ -180,6 +184,13 @@ def _get_candidate_generator(self, *args, assistant_model=None, **kwargs):
     return candidate(*args, assistant_model=assistant_model, **kwargs)
 
 
+def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config) -> bool:
+    if generation_config.compile_config is None:
+        return False
+    valid = original(self, "_valid_auto_compile_criteria")
+    return valid(model_kwargs=model_kwargs, generation_config=generation_config)
+
+
 def _compresses(state: CacheState | None, kwargs: dict) -> bool:
     """Whether there is something to compress: a first prompt, or new images and videos after one."""
     return state is None or any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO))
@@ -190,11 +201,13 @@ def _model_forward(self, **kwargs):
         _check_packed(self.language_model, kwargs)
     state = _state(self.compression, kwargs)
     compresses = _compresses(state, kwargs)
-    inputs, run = (_prefill if compresses else _continue)(self, state, kwargs)
+    apart = not is_traced(self.language_model) and takes_segments(self.language_model)
+    inputs, run = _prefill(self, state, kwargs, apart) if compresses else _continue(self, state, kwargs)
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
+    if run.segments[0] is not None:
+        inputs[SEGMENTS] = run.segments[0]
     if kwargs.get(PACKED):
         kwargs["use_cache"] = False
-        inputs[SEGMENTS] = run.borders[0]
     if "forward" in vars(self.language_model):
         inputs[RUN] = run
     else:
@@ -224,7 +237,7 @@ def _check_packed(text, kwargs: dict) -> None:
 
 
 @torch.compiler.disable  # plans on the host, and runs a tower that reads its grids there
-def _prefill(self, past: CacheState | None, kwargs: dict) -> tuple[dict, Run]:
+def _prefill(self, past: CacheState | None, kwargs: dict, apart: bool) -> tuple[dict, Run]:
     plan = kwargs.get(PLAN) or make_plan(self, self.compression, kwargs, past)
     embeds, ids = kwargs.get("inputs_embeds"), kwargs.get("input_ids")
     device = (ids if embeds is None else embeds).device
@@ -247,6 +260,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict) -> tuple[dict, Run]:
         past,
         features.deepstack,
         ready_mask=sdpa,
+        apart=apart and not fixed,
     )
     return {"inputs_embeds": run.take_embeds()}, run
 

@@ -121,10 +121,26 @@ def test_heads_are_repeated_where_no_fused_kernel_reads_groups(monkeypatch, caus
     torch.testing.assert_close(attention(*tensors, causal=causal, implementation="sdpa"), expected)
 
 
+@pytest.mark.parametrize("keys", [1, 7])
+@pytest.mark.parametrize("mask", [None, "shared", "flat", "by head"])
+def test_a_decoding_steps_heads_become_queries_of_their_group(monkeypatch, mask, keys):
+    """Nothing is repeated for one query, unless the mask differs by head."""
+    tensors = _inputs((2, 6, 1, 5), (2, 2, keys, 5))
+    shape = {"shared": (2, 1, 1, keys), "flat": (1, keys), "by head": (2, 6, 1, keys)}.get(mask)
+    mask = None if shape is None else torch.randn(shape).relu().bool().index_fill(-1, torch.tensor([0]), True)
+    expected = attention(*tensors, mask=mask, causal=True, implementation="reference")
+    monkeypatch.setattr(sdpa, "_takes_groups", lambda *_: False)
+    repeated = []
+    repeat = sdpa.repeat_heads
+    monkeypatch.setattr(sdpa, "repeat_heads", lambda *args: repeated.append(1) or repeat(*args))
+    torch.testing.assert_close(attention(*tensors, mask=mask, causal=True, implementation="sdpa"), expected)
+    assert bool(repeated) == (shape == (2, 6, 1, keys))
+
+
 def _ungrouped(operator):
     def checked(query, key, value, **options):
         assert query.shape[1] == key.shape[1] == value.shape[1]
-        assert not options["enable_gqa"]
+        assert not options.get("enable_gqa")
         return operator(query, key, value, **options)
 
     return checked

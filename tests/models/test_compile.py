@@ -7,9 +7,9 @@ import pytest
 import torch
 from prompts import PPE
 from support import Prompt, batch
-from transformers import DynamicCache, StaticCache
+from transformers import CompileConfig, DynamicCache, GenerationConfig, StaticCache
 
-from ppe_npu import CompressionConfig, compress
+from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.models.fused import fuse
 
 SLOW = pytest.mark.slow  # the same again: tracing takes seconds
@@ -39,11 +39,32 @@ def test_the_decoder_is_one_graph_for_all_prompts_of_one_shape(model, config):
     model.model.language_model.compile(backend=graphs, fullgraph=True)
     found = [model(**inputs).logits for inputs in PROMPTS]
     assert len(graphs.seen) == 1
-    nodes = [node.target for node in graphs.seen[0].graph.nodes]
-    assert nodes.count(torch.ops.ppe_npu.dpc_knn) == len(config.layers)
+    nodes = [str(node.target) for node in graphs.seen[0].graph.nodes]
+    assert nodes.count("ppe_npu.dpc_knn") == len(config.layers)
     for eager, compiled in zip(expected, found):
         torch.testing.assert_close(compiled, eager)
     assert ("ms" in str(model.compression.report)) == (not config.layers)  # there is no clock inside a graph
+
+
+@pytest.mark.parametrize("regional", [False, True])
+@torch.no_grad()
+def test_other_padding_does_not_compile_again(model, regional):
+    """Compiled code gets a mask; segments, whose lengths are its constants, are for code that is not."""
+    compress(fuse(model), CompressionConfig.preset("ppe", k=4, layers=[1]))
+    prompts = [
+        batch(Prompt([3, ("image", (1, 4, 4)), 3]), Prompt([3, ("image", (1, 2, 2)), count])) for count in (1, 2, 3, 4)
+    ]
+    expected = [model(**inputs) for inputs in prompts]
+    graphs, text = Graphs(), model.model.language_model
+    if regional:
+        text.layers = torch.nn.ModuleList(torch.compile(layer, backend=graphs) for layer in text.layers)
+    else:
+        text.compile(backend=graphs, fullgraph=True)
+    found = [model(**inputs).logits for inputs in prompts]
+    assert len(graphs.seen) <= (len(text.layers) if regional else 2)  # once: how much text there is becomes a symbol
+    for eager, compiled in zip(expected, found):
+        real = eager.past_key_values.ppe_state.masks[-1]
+        torch.testing.assert_close(compiled[real], eager.logits[real])
 
 
 @pytest.mark.parametrize("config", [PPE, pytest.param(CASCADE, marks=SLOW)], ids=["ppe", "cascade"])
@@ -76,3 +97,15 @@ def test_decoding_is_one_graph_compiled_again_once_for_any_length(model, config,
     expected, found = decode(model.forward), decode(torch.compile(model.forward, backend=graphs, fullgraph=True))
     assert len(graphs.seen) <= 2
     torch.testing.assert_close(torch.cat(found), torch.cat(expected))
+
+
+def test_generation_compiles_a_static_cache_only_if_asked_to(model, monkeypatch):
+    """transformers would do it on CUDA of its own accord."""
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    inputs = {"past_key_values": StaticCache(config=model.config.text_config, max_cache_len=8)}
+    asked = GenerationConfig(compile_config=CompileConfig())
+    compress(model, PPE)
+    assert not model._valid_auto_compile_criteria(inputs, GenerationConfig())
+    assert model._valid_auto_compile_criteria(inputs, asked)
+    restore(model)
+    assert model._valid_auto_compile_criteria(inputs, GenerationConfig())

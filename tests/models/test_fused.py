@@ -14,10 +14,12 @@ IMAGES = batch(Prompt([2, ("image", (1, 3, 5)), 3], seed=1), Prompt([3, ("image"
 
 def result(model, inputs=INPUTS):
     compress(model, CompressionConfig.preset("keep_one"))
-    out = model(**inputs, labels=inputs["input_ids"])
+    after_real = torch.nn.functional.pad(inputs["attention_mask"], (1, 0))[:, :-1] == 1  # padding predicts nothing
+    out = model(**inputs, labels=inputs["input_ids"].where(after_real, -100))
     model.zero_grad()
     out.loss.backward()
-    return out.logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+    real = out.past_key_values.ppe_state.masks[0]  # what padding becomes is nobody's business
+    return out.logits.detach()[real], {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "reference"])
@@ -60,6 +62,34 @@ def test_generation_stays(family, cache):
     settings = {"max_new_tokens": 4, **GREEDY, "cache_implementation": cache}
     expected = model.generate(**IMAGES, **settings)
     assert torch.equal(fuse(model).generate(**IMAGES, **settings), expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("layers", [[], [1]])
+def test_a_padded_prompt_needs_no_mask(monkeypatch, side, layers):
+    """Which no fused kernel takes: the samples are segments, of each stage its own. Decoding has a mask again."""
+    seen = []
+    call = backends.dispatch.call
+
+    def watched(op, *args, **options):
+        if op == "attention":
+            seen.append((args[0].shape, options["mask"], options["cu_seqlens"], options["causal"]))
+        return call(op, *args, **options)
+
+    monkeypatch.setattr(backends.dispatch, "call", watched)
+    model = fuse(compress(random_model(), CompressionConfig.preset("ppe", k=4, ratio=0.5, layers=layers)))
+    samples = Prompt([2, ("image", (1, 4, 4)), 3], seed=1), Prompt([3, ("image", (1, 2, 2)), 1])
+    inputs = batch(*samples, side=side)
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        stages = [real.sum(1).tolist() for real in cache.ppe_state.masks]
+        for layer, (shape, mask, borders, causal) in enumerate(seen[1:]):  # the first is the tower's
+            first, second = stages[-1 if layers and layer >= layers[0] else 0]
+            assert (mask, borders, causal) == (None, [0, first, first + second], True)
+            assert shape[2] == first + second
+        seen.clear()
+        model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)
+    assert all(mask.dtype == torch.bool and borders is None for _, mask, borders, _ in seen)
 
 
 def test_another_attention_that_was_asked_for_is_kept(monkeypatch):

@@ -7,9 +7,10 @@ from support import Prompt, batch, random_model
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.config import BLIND
+from ppe_npu.models.fused import fuse
 from ppe_npu.spans import IMAGE, VIDEO
 
-MODEL = random_model()
+MODEL, FUSED = random_model(), fuse(random_model())  # transformers' attention with masks, ours with segments
 SIDES = st.sampled_from(["left", "right"])
 GRIDS = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
 
@@ -61,9 +62,9 @@ def configs(draw, ratio=None):
     return CompressionConfig.preset(name, **overrides)
 
 
-def run(config, samples, side="left", pad_to=0):
+def run(config, samples, side="left", pad_to=0, model=MODEL):
     """Logits of each sample at its compressed length."""
-    model = compress(MODEL, config)
+    model = compress(model, config)
     with torch.no_grad():
         logits = model(**batch(*samples, side=side, pad_to=pad_to)).logits
     lengths = [len(p.ids) for p in samples]
@@ -79,13 +80,14 @@ def run(config, samples, side="left", pad_to=0):
     config=configs(),
     side=SIDES,
     pad=st.integers(0, 7),
+    model=st.sampled_from([MODEL, FUSED]),
     data=st.data(),
 )
-def test_a_prompts_result_depends_on_nothing_but_the_prompt(samples, config, side, pad, data):
+def test_a_prompts_result_depends_on_nothing_but_the_prompt(samples, config, side, pad, model, data):
     alone = [run(config, [sample])[0] for sample in samples]
     order = data.draw(st.permutations(range(len(samples))))
     shuffled = [samples[i] for i in order]
-    together = run(config, shuffled, side, pad_to=max(len(p.ids) for p in samples) + pad)
+    together = run(config, shuffled, side, pad_to=max(len(p.ids) for p in samples) + pad, model=model)
     for i, row in zip(order, together):
         torch.testing.assert_close(row, alone[i], atol=2e-4, rtol=1e-4)
 
