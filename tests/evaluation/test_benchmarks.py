@@ -279,13 +279,22 @@ def test_a_class_by_path_may_be_a_dataclass(tmp_path):
         ("TwoVisuals", "has image_path and video_path: give one"),
         ("Tuples", "is a tuple: return a dict"),
         ("Closed", "has no name and takes none: give its class an attribute name"),
-        ("Raises", "gives no first sample: IndexError"),
+        ("Raises", "gives none of its first 2 samples: IndexError"),
     ],
 )
 def test_malformed_classes(mine, name, reason):
     with pytest.raises(InputError, match=reason) as caught:
         benchmarks.load(f"{mine()}:{name}", "/data")
     assert "\n" not in str(caught.value)
+
+
+def test_a_broken_first_row_is_left_to_the_run(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "class Mine:\n    modality = 'text'\n    def __len__(self): return 3\n"
+        "    def __getitem__(self, number): return {'index': 1 / number, 'prompt': 'p', 'GT': 'a'}\n"
+    )
+    with pytest.raises(InputError, match=r"sample 1 of benchmark .* has an index of type float"):
+        benchmarks.load(f"{tmp_path}/mine.py:Mine", tmp_path)
 
 
 def test_files_that_cannot_be_imported(tmp_path):

@@ -14,6 +14,7 @@ from ppe_npu.errors import InputError, first_line
 from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, Benchmark, check_sample
 
 GROUP = "ppe_npu.benchmarks"  # of entry points: name = package.module:Class
+TRIED = 8  # samples, until one can be read
 _HERE = "ppe_npu.evaluation.benchmarks"
 
 # name -> module:class; ours are modules of this package. Imported when asked for.
@@ -133,7 +134,7 @@ def _construct(name: str, cls: Any, data_root: str | Path) -> Any:
 
 
 def _check(name: str, benchmark: Any) -> None:
-    """Raise InputError unless the instance has what Benchmark asks for, seen on its first sample."""
+    """Raise InputError unless the instance has what Benchmark asks for, seen on the first sample that it gives."""
     for method in ("__len__", "__getitem__"):
         if not hasattr(benchmark, method):
             raise InputError(f"benchmark {name} has no {method}: a benchmark needs modality, __len__ and __getitem__")
@@ -142,14 +143,25 @@ def _check(name: str, benchmark: Any) -> None:
         raise InputError(f"benchmark {name} has modality {found!r}: set it to one of {', '.join(MODALITIES)}")
     try:
         count = len(benchmark)
-        first = benchmark[0] if count else None
-    except InputError:
-        raise
     except Exception as error:  # a user's class may raise anything
-        raise InputError(f"benchmark {name} gives no first sample: {_said(error)}") from error
+        raise InputError(f"benchmark {name} gives no length: {_said(error)}") from error
     if not count:
         raise InputError(f"benchmark {name} holds no samples: check its data below the data root")
-    check_sample(first, f"sample 0 of benchmark {name}")
+    number, first = _first_sample(name, benchmark, min(count, TRIED))
+    check_sample(first, f"sample {number} of benchmark {name}")
+
+
+def _first_sample(name: str, benchmark: Any, tried: int) -> tuple[int, Any]:
+    """(its number, it): a broken row is the runner's to record; a class that gives none of them is a mistake."""
+    errors = []
+    for number in range(tried):
+        try:
+            return number, benchmark[number]
+        except Exception as error:  # a user's class may raise anything
+            errors.append(error)
+    if isinstance(errors[0], InputError):
+        raise errors[0]
+    raise InputError(f"benchmark {name} gives none of its first {tried} samples: {_said(errors[0])}") from errors[0]
 
 
 def _short(name: str) -> str:
