@@ -169,8 +169,10 @@ def test_plain_transformers_and_peft_load_it(model, tmp_path, kind):
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "base")
     loaded = PeftModel.from_pretrained(plain, tmp_path / "adapter")
     assert sorted(loaded.targeted_module_names) == sorted(wrapped.targeted_module_names)
-    inputs = prompts()
-    torch.testing.assert_close(logits(compress(loaded, PPE), inputs), logits(compress(wrapped, PPE), inputs))
+    with torch.no_grad():
+        theirs, own = (compress(some, PPE)(**prompts()) for some in (loaded, wrapped))
+    real = own.past_key_values.ppe_state.masks[0]  # plain attention makes something else of padding
+    torch.testing.assert_close(theirs.logits[real], own.logits[real])
 
 
 def test_weights_are_set_whole_or_refused(model, tmp_path):
