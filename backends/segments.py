@@ -70,6 +70,20 @@ def _borders(cu_seqlens: tuple[int, ...], device: torch.device) -> tuple[Tensor,
     return on_device, max((end - start for start, end in itertools.pairwise(cu_seqlens)), default=0)
 
 
+def prepare(cu_seqlens: list[int], device: torch.device, dtype: torch.dtype) -> None:
+    """Upload now what attention within these segments will ask for, so that no layer has to wait for the device.
+
+    Args:
+        dtype: of the model's weights; autocast has its own.
+    """
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        borders(cu_seqlens, device)
+    elif device.type != "npu":  # whose operators take host lists
+        plan(cu_seqlens, device)
+
+
 def attend(
     dense: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, cu_seqlens: list[int], **options
 ) -> Tensor:

@@ -15,10 +15,11 @@ from ppe_npu.masks import causal_mask, picked_mask, seen_places
 from ppe_npu.packing import packed as pack
 from ppe_npu.plan import PlanOnDevice, PromptPlan
 from ppe_npu.positions import check_channels, prompt_positions
-from ppe_npu.report import CompressionReport, Stopwatch
+from ppe_npu.report import CompressionReport
 from ppe_npu.run import Prefill, Run
 from ppe_npu.spans import PromptLayout, VisionTokens, find_spans
 from ppe_npu.state import CacheState
+from ppe_npu.stopwatch import Stopwatch
 from ppe_npu.trace import Trace
 
 
@@ -100,14 +101,12 @@ class Compression:
             ValueError: shapes, placeholders and grids that disagree.
         """
         ids = input_ids.cpu().numpy()
-        layout = find_spans(
-            ids,
-            _padding_mask(attention_mask, ids.shape),
-            _rows(image_grid_thw),
-            _rows(video_grid_thw),
-            _rows(second_per_grid_ts),
-            self.vision,
-        )
+        given = (_padding_mask(attention_mask, ids.shape), *map(_rows, (image_grid_thw, video_grid_thw)))
+        seconds = _rows(second_per_grid_ts)
+        watch = Stopwatch(
+            torch.device("cpu")
+        )  # from here on: to read the ids is to wait for what the device did before
+        layout = find_spans(ids, *given, seconds, self.vision)
         if position_ids is None:
             positions, following = prompt_positions(layout, self.vision, None if start is None else start.tolist())
         else:
@@ -120,7 +119,8 @@ class Compression:
         stages = self._stage_layouts(layout, left)
         if packed:
             stages = pack(stages, *ids.shape)
-        return PromptPlan(layout, stages, self.config.merges_before_llm, positions, following)
+        watch.stop()
+        return PromptPlan(layout, stages, self.config.merges_before_llm, positions, following, watch)
 
     def _stage_layouts(self, layout: PromptLayout, left: bool) -> tuple:
         config, arrangement = self.config, Arrangement.of(layout)

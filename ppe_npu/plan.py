@@ -14,6 +14,7 @@ from ppe_npu.grouping import Grouping
 from ppe_npu.layout import Arrangement, Bucket, EventLayout, Groups, StageLayout, Video
 from ppe_npu.packing import Segments, borders_of, numbers
 from ppe_npu.spans import PromptLayout
+from ppe_npu.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ class PromptPlan:
         merges_before_llm: whether the first stage merges.
         positions: [3, B, S] (t, h, w) of every token before compression.
         following: [B] the position after each sample's largest.
+        watch: time spent on the plan, uploading it among it.
     """
 
     layout: PromptLayout
@@ -150,11 +152,13 @@ class PromptPlan:
     merges_before_llm: bool
     positions: np.ndarray
     following: np.ndarray
+    watch: Stopwatch
     _uploaded: dict[torch.device, PlanOnDevice] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def on(self, device: torch.device) -> PlanOnDevice:
         """The plan on a device; uploaded when first asked for."""
         if device not in self._uploaded:
+            self.watch.start()
             positions = np.concatenate([self.positions.reshape(3, -1), np.zeros((3, 1), np.int64)], axis=1)
             stages = (
                 StageOnDevice.of(stage, number > 0 or self.merges_before_llm, device)
@@ -164,6 +168,7 @@ class PromptPlan:
                 tuple(stages),
                 *(upload(array, device) for array in (positions, _visual_order(self.layout), self.following)),
             )
+            self.watch.stop()
         return self._uploaded[device]
 
     @property

@@ -1,55 +1,11 @@
 """What a compression did: tokens before and after, by span; retention; time."""
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from ppe_npu.backends import device as devices
 from ppe_npu.plan import PromptPlan
-
-
-class Stopwatch:
-    """Milliseconds between construction (or start()) and stop(), all such stretches together; measured where the work
-    runs and read without making it wait. NaN where a stretch ran inside torch.compile, which has no clock."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._marks = []
-        self._traced = False
-        self.start()
-
-    def start(self) -> None:
-        self._note()
-
-    def stop(self) -> None:
-        self._note()
-
-    @property
-    def milliseconds(self) -> float:
-        if self._traced:
-            return float("nan")
-        stretches = zip(self._marks[::2], self._marks[1::2])
-        if self._device.type == "cpu":
-            return sum(end - start for start, end in stretches) * 1e3
-        self._marks[-1].synchronize()
-        return sum(start.elapsed_time(end) for start, end in stretches)
-
-    def _note(self) -> None:
-        if torch.compiler.is_compiling():
-            self._traced = True
-        else:
-            self._marks.append(self._mark())
-
-    def _mark(self):
-        if self._device.type == "cpu":
-            return time.perf_counter()
-        event = torch.Event(self._device, enable_timing=True)
-        with devices.current(self._device):  # of the device above it takes the kind alone
-            event.record()
-        return event
+from ppe_npu.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -86,6 +42,7 @@ class CompressionReport:
         spans: every image and video.
         layers: visual tokens of the batch that each decoder layer sees.
         prompt_tokens_before, prompt_tokens_after: of the whole batch without padding, text included.
+        planning: time spent on the host before the vision tower ran, on laying the prompt out and uploading the plan.
         watch: time spent on grouping, merging and assembling.
         kv_bytes: of the KV cache's keys and values after the prompt, of a static cache all that it has room for; None
             without a cache.
@@ -95,6 +52,7 @@ class CompressionReport:
     layers: tuple[int, ...]
     prompt_tokens_before: int
     prompt_tokens_after: int
+    planning: Stopwatch
     watch: Stopwatch
     kv_bytes: int | None = None
 
@@ -106,7 +64,7 @@ class CompressionReport:
         stages = [sum(first <= layer for first in layers) for layer in range(decoder_layers)]
         spans = _span_reports(plan, stages)
         seen = tuple(plan.stages[stage].after.visual_tokens for stage in stages)
-        return cls(spans, seen, int(plan.layout.real.sum()), int(plan.last.real.sum()), watch)
+        return cls(spans, seen, int(plan.layout.real.sum()), int(plan.last.real.sum()), plan.watch, watch)
 
     @property
     def tokens_before(self) -> int:
@@ -125,7 +83,8 @@ class CompressionReport:
 
     @property
     def milliseconds(self) -> float:
-        return self.watch.milliseconds
+        """All that compression took: planning on the host, merging on the device."""
+        return self.planning.milliseconds + self.watch.milliseconds
 
     def to_dict(self) -> dict:
         return {

@@ -8,8 +8,8 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.merging import Merge, merge
 from ppe_npu.packing import Segments
 from ppe_npu.plan import PlanOnDevice, StageOnDevice
-from ppe_npu.report import Stopwatch
 from ppe_npu.state import CacheState
+from ppe_npu.stopwatch import Stopwatch
 from ppe_npu.trace import Trace
 
 

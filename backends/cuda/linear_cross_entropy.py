@@ -4,6 +4,8 @@ Liger's own scales the saved gradients in place, so that a second backward pass 
 at the device for whether it has to. Its forward pass waits for the device once, to count the labels.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -37,15 +39,20 @@ def linear_cross_entropy(
     chunk_size: int = 1024,
     reduction: str = "mean",
 ) -> Tensor:
-    """See `ppe_npu.backends.linear_cross_entropy`. chunk_size is Liger's own: logits as large as `hidden` at most.
-    No second derivative."""
+    """See `ppe_npu.backends.linear_cross_entropy`. No second derivative.
+
+    Liger's own chunks hold logits as large as `hidden`, so that the fewer labels there are the shorter they get: of 66
+    labels and 150,000 words each is one token, and reads the weight and adds to its gradient for that alone.
+    """
     wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight)]
-    return _LinearCrossEntropy.apply(hidden, weight, labels, ignore_index, reduction, wanted)
+    chunks = math.ceil(len(labels) / chunk_size)
+    budget = math.ceil(weight.shape[0] / (weight.shape[1] * chunks))  # of which Liger makes so many chunks
+    return _LinearCrossEntropy.apply(hidden, weight, labels, ignore_index, reduction, budget, wanted)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, ignore_index, reduction, wanted):
+    def forward(ctx, hidden, weight, labels, ignore_index, reduction, budget, wanted):
         from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward
 
         with device.current(hidden.device):
@@ -58,6 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 accum_dtype=torch.float32,
                 compute_gradients=any(wanted),
                 weight_requires_grad=wanted[1],
+                chunk_mem_const=budget,
             )
         ctx.save_for_backward(hidden_gradient if wanted[0] else None, weight_gradient)
         return loss
@@ -66,4 +74,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         scaled = [None if saved is None else (saved * gradient).to(saved.dtype) for saved in ctx.saved_tensors]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)

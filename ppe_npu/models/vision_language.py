@@ -26,6 +26,7 @@ import itertools
 
 import torch
 
+from ppe_npu.backends import segments
 from ppe_npu.backends.compiling import is_traced
 from ppe_npu.compat import layer_arguments
 from ppe_npu.compression import Compression
@@ -241,7 +242,10 @@ def _prefill(self, past: CacheState | None, kwargs: dict, apart: bool) -> tuple[
     plan = kwargs.get(PLAN) or make_plan(self, self.compression, kwargs, past)
     embeds, ids = kwargs.get("inputs_embeds"), kwargs.get("input_ids")
     device = (ids if embeds is None else embeds).device
-    text = plan.on(device).stages[0].text  # everything is uploaded now, before the tower keeps the device busy
+    on = plan.on(device)  # everything is uploaded now, before the tower keeps the device busy
+    for kept in (stage.segments for stage in on.stages if apart and stage.segments is not None):
+        segments.prepare(list(kept.borders), device, self.get_input_embeddings().weight.dtype)
+    text = on.stages[0].text
     # The tower before the embeddings, also where there is nothing to see: ZeRO-3 wants one order in all processes.
     features = tower_features(self, plan, kwargs)
     unseen = 0.0 if plan.layout.spans else untouched_tower(self)

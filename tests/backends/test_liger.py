@@ -111,6 +111,25 @@ def test_a_loss_without_gradients_makes_none(made_for_cuda, monkeypatch):
     assert asked == [(False, False), (True, False)]
 
 
+@pytest.mark.parametrize(("labels", "chunks"), [(3, 1), (4, 1), (5, 2), (8, 2), (21, 6)])
+def test_the_loss_takes_as_many_tokens_at_a_time_as_it_is_told(made_for_cuda, monkeypatch, labels, chunks):
+    """Of many more words than channels, as in a language model: by itself Liger would take one token at a time."""
+    made_for_cuda("liger")
+    import liger_kernel.ops.fused_linear_cross_entropy as module
+
+    launches, kernel = [], module.liger_cross_entropy_kernel
+
+    class Counted:
+        def __getitem__(self, grid):
+            launches.append(grid)
+            return kernel[grid]
+
+    monkeypatch.setattr(module, "liger_cross_entropy_kernel", Counted())
+    hidden, weight = torch.randn(labels, 4, device=DEVICE, requires_grad=True), torch.randn(300, 4, device=DEVICE)
+    backends.linear_cross_entropy(hidden, weight, torch.arange(labels, device=DEVICE), chunk_size=4)
+    assert [rows for (rows,) in launches] == [min(4, labels - 4 * done) for done in range(chunks)]
+
+
 LAUNCHES = {
     "linear_cross_entropy": ("fused_linear_cross_entropy", ["fused_linear_cross_entropy_forward"]),
     "rotary": ("rope", ["rope_forward", "rope_backward"]),

@@ -41,3 +41,40 @@ def test_they_are_taken_first_and_give_way_with_a_reason(made_for_cuda, caplog):
     backends.dpc_knn(tokens.double(), None, budgets, 2, budgets)
     assert dispatch.chosen() == {"group_mean": "triton + onehot", "dpc_knn": "triton + reference"}
     assert "dpc_knn: triton is not used: the Triton kernels take fp16, bf16 and fp32, not torch.float64" in caplog.text
+
+
+CALLS = {
+    "dpc_knn": (backends.dpc_knn, (3, 70, 40)),
+    "group_mean": (backends.group_mean, (3, 70, 40)),
+    "rotary": (backends.rotary, (2, 4, 70, 32)),
+}
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_runs_are_identical(made_for_cuda, op):
+    """To the last bit, gradients too. On a GPU, whose programs run in any order, of large tensors."""
+    made_for_cuda("triton")
+    shape = CALLS[op][1] if DEVICE.type == "cpu" else [size * 8 for size in CALLS[op][1]]
+    tokens = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    results = []
+    for _ in range(2 if DEVICE.type == "cpu" else 5):
+        leaf = tokens.clone().requires_grad_(op != "dpc_knn")
+        outputs = CALLS[op][0](leaf, *_others(op, tokens), implementation="triton")
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        grads = torch.autograd.grad(outputs, leaf, outputs) if leaf.requires_grad else ()
+        results.append((*outputs, *grads))
+    for again in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], again))
+
+
+def _others(op: str, tokens: torch.Tensor) -> list:
+    """The arguments after the first."""
+    frames, count = tokens.shape[0], tokens.shape[1]
+    groups = torch.full((frames,), count // 3, device=DEVICE)
+    if op == "dpc_knn":
+        return [None, groups, count // 3, torch.full_like(groups, 5)]
+    if op == "group_mean":
+        labels = torch.arange(count, device=DEVICE).expand(frames, -1) % (count // 3)
+        return [labels, torch.stack([row.bincount(minlength=count // 3) for row in labels])]
+    angles = torch.randn(frames, *tokens.shape[2:], generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    return [tokens.flip(1), angles.cos(), angles.sin()]

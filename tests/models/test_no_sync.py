@@ -12,6 +12,7 @@ from support import Prompt, batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppe_npu import CompressionConfig, compress
+from ppe_npu.backends import segments
 from ppe_npu.models.fused import fuse
 
 SYNCS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "unique")
@@ -119,6 +120,20 @@ def test_no_sync_inside_a_cascade(model, monkeypatch):
     with torch.no_grad():
         model(**batch(*MIXED))
     assert not uploads
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_segments_need_is_uploaded_before_the_tower_runs(model, packed):
+    """Of a padded or packed batch of lengths that were not seen before."""
+    compress(fuse(model), PRESETS["cascade"])
+    made = []
+    note = partial(lambda: made.append(segments._plan.cache_info().misses))
+    inputs = batch(*(Prompt([n, ("video", (2, 3, 4)), n], seed=n) for n in (21, 22, 23)))
+    with region(model, note, note, last="head"), torch.no_grad():
+        model(**inputs, packed=packed)
+    before, entered, left = made
+    assert before < entered == left  # the tower itself asks for one
+    segments._plan.cache_clear()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device, which would itself raise at a sync")
