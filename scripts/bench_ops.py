@@ -4,7 +4,8 @@ One table: milliseconds (medians of rounds in which all take turns), how many ti
 and as the released code's operators frame by frame (where there is such a loop), and the share of the limit: the least
 time in which the chip could do the op's counted FLOPs and bytes (scripts/bench/counting.py), at the product and copy
 speed measured in the same run. "step" is forward and backward together. "device ms", on CUDA, is the GPU's own time
-with all launches queued before: where ms is more, the host is what is waited for.
+with all launches queued before and its cache cold: where ms is more, the host is what is waited for; where it is less,
+the cache has helped. "none stored" is clustering by Triton without a matrix of products in memory.
 
     python scripts/bench_ops.py [--device cpu] [--ops dpc_knn group_mean] [--rounds 5] [--output FOLDER/ops.json]
     python scripts/bench_ops.py --count 790e12 4.3e12      # counting alone: FLOP/s and bytes/s of a chip; runs nothing
@@ -13,10 +14,12 @@ Beside the JSON, which grows by every case, stands a plot of the same name.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from unittest import mock
 
 import torch
 from bench import cases, peaks
@@ -32,7 +35,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
 from ppe_npu.grouping import Grouping
 
-BEST, REFERENCE, LOOP = "best", "reference", "released loop"
+BEST, REFERENCE, LOOP, UNSTORED = "best", "reference", "released loop", "none stored"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -89,6 +92,17 @@ def call(case: Case, arguments: list, name: str, training: bool) -> Callable[[],
     return step
 
 
+def products_made_again(clustering: Callable[[], object]) -> Callable[[], object]:
+    """Clustering by Triton as it is for frames too large to store their products: every pass makes them again."""
+    from ppe_npu.backends.cuda import tiles
+
+    def run():
+        with mock.patch.object(tiles, "plan", functools.partial(tiles.plan, stored_at_once=0)):
+            return clustering()
+
+    return run
+
+
 def measure(case: Case, training: bool, device: torch.device, rounds: int, chip: Peaks) -> dict:
     """One row of the table: a case, forward or a step."""
     work: Work = WORK[case.op](*case.arguments, **case.options, training=training)
@@ -98,6 +112,8 @@ def measure(case: Case, training: bool, device: torch.device, rounds: int, chip:
         functions = {name: call(case, arguments, name, training) for name in names}
         if case.loop is not None and not training:
             functions[LOOP] = case.loop
+        if case.op == "dpc_knn" and "triton" in functions:
+            functions[UNSTORED] = products_made_again(functions["triton"])
         dispatch.reset()
         best = {}
         for name in list(functions):

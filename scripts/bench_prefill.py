@@ -4,8 +4,9 @@ Models have random weights and are built from the public configs of Qwen2.5-VL-3
 scaled down for a CPU. Batch 1; settings take turns, round after round; medians are shown.
 
 prefill: pixels to the last token's logits. The vision tower is measured alone in the same rounds, and `decoder` is the
-    rest; `merge` is the share of all compression in the whole. Peak memory is what torch holds above model and inputs.
-decode: 32 tokens after that prompt, one by one.
+    rest; `merge` is the share of all compression in the whole, of planning on the host too. Peak memory is what torch
+    holds above model and inputs.
+decode: 32 tokens after that prompt, one by one; there is nothing to compress. Peak memory is above model and cache.
 train: forward, backward and AdamW, with gradient checkpointing where the size needs it; the vision tower is frozen.
 
     python scripts/bench_prefill.py [--device cpu] [--sizes 3b 7b] [--cases video-64x256] [--parts prefill decode train]
@@ -48,11 +49,12 @@ COLUMNS = {
     ),
     "decode": (
         ("ms/token", "ms", ".2f"), ("fastest", "fastest_ms", ".2f"), ("slowest", "slowest_ms", ".2f"),
-        ("x dense", "speedup", ".2f"), ("tokens/s", "tokens_per_s", ".1f"),
+        ("x dense", "speedup", ".2f"), ("tokens/s", "tokens_per_s", ".1f"), ("peak MiB", "peak_mib", ".1f"),
     ),
     "train": (
         ("ms", "ms", ".1f"), ("fastest", "fastest_ms", ".1f"), ("slowest", "slowest_ms", ".1f"),
-        ("x dense", "speedup", ".2f"), ("tokens/s", "tokens_per_s", ".0f"), ("peak MiB", "peak_mib", ".0f"),
+        ("x dense", "speedup", ".2f"), ("merge", "compression_share", ".1%"), ("tokens/s", "tokens_per_s", ".0f"),
+        ("peak MiB", "peak_mib", ".0f"),
     ),
 }  # fmt: skip
 

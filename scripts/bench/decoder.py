@@ -141,12 +141,11 @@ def _prefill(bench: Bench) -> dict[str, dict]:
         bench.configure(name)
         cache = _forward(bench).past_key_values
         decoder = Times(tuple(max(0.0, whole - part) for whole, part in zip(times[name].rounds, tower.rounds)))
-        shares = [report.milliseconds / wall if report else 0.0 for report, wall in reports[name]]
         rows[name] = {
             **_speed(name, times),
             "tower_ms": tower.median,
             "decoder_ms": decoder.median,
-            "compression_share": statistics.median(shares),
+            "compression_share": _share(reports[name]),
             "output_length": cache.layers[-1].keys.shape[2],
             "tokens_per_s": inputs["input_ids"].numel() / times[name].median * 1e3,
             "kv_mib": kv_bytes(cache) / 2**20,
@@ -174,6 +173,9 @@ def _decode(bench: Bench) -> dict[str, dict]:
     times, _, failed = bench.turns(bench.short, prepare, run)
     times = {name: Times(tuple(ms / STEPS for ms in value.rounds)) for name, value in times.items()}
     rows = {name: {**_speed(name, times), "tokens_per_s": 1e3 / times[name].median} for name in times}
+    for name, row in rows.items():
+        prepare(name)
+        row["peak_mib"] = bench.peak_mib(functools.partial(run, name))
     return rows | {name: {"not_measured": why} for name, why in failed.items()}
 
 
@@ -189,19 +191,21 @@ def _train(bench: Bench, checkpointing: bool) -> dict[str, dict]:
     # A rate of 0: it computes as any other does, and the next setting meets the same weights.
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=bench.device.type == "cuda")
 
-    def run(name: str) -> None:
+    def run(name: str):
         model(**inputs, labels=labels, use_cache=False, skip_logits=True).loss.backward()  # as the trainer calls it
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return model.compression.report
 
     try:
-        times, _, failed = bench.turns(bench.short, bench.configure, run)
+        times, reports, failed = bench.turns(bench.short, bench.configure, run)
         rows = {name: {"not_measured": why} for name, why in failed.items()}
         for name in times:
             bench.configure(name)
             tokens = inputs["input_ids"].numel() / times[name].median * 1e3
             rows[name] = {
                 **_speed(name, times),
+                "compression_share": _share(reports[name]),
                 "tokens_per_s": tokens,
                 "peak_mib": bench.peak_mib(functools.partial(run, name)),
             }
@@ -210,6 +214,11 @@ def _train(bench: Bench, checkpointing: bool) -> dict[str, dict]:
         model.zero_grad(set_to_none=True)
         model.gradient_checkpointing_disable()
         model.requires_grad_(True).eval()
+
+
+def _share(reports: list) -> float:
+    """Of a pass, the median over its rounds: (report of the compression or None, milliseconds of the whole)."""
+    return statistics.median(report.milliseconds / wall if report else 0.0 for report, wall in reports)
 
 
 def _speed(name: str, times: dict[str, Times]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from ppe_npu.backends import device as devices
 
 CYCLES = 2_500_000  # of a GPU's clock in a millisecond, at least
 MOST_QUEUED = 20  # calls that a GPU is given at a time: it takes about a thousand launches ahead
+BETWEEN = 0.1  # milliseconds that two calls take the host beside: three launches
 STRETCH = 0.005  # seconds that the clock runs for at least: one call of a small kernel ends before a clock is read
 MOST_REPEATS = 100
 
@@ -60,20 +61,24 @@ def on_device(function: Callable[[], object], device: torch.device, milliseconds
     """Milliseconds of one call by CUDA's events; None elsewhere. A call takes `milliseconds` by the wall.
 
     The GPU waits first, so that the calls are queued when it begins: what the host takes for launches does not count,
-    unless the calls themselves wait for the device.
+    unless the calls themselves wait for the device. Before each its cache is filled with something else: a layer's
+    inputs come from memory, which the limit is counted by.
     """
     if device.type != "cuda":
         return None
     repeats = min(MOST_QUEUED, max(1, math.ceil(STRETCH * 1e3 / max(milliseconds, 1e-6))))
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
     with devices.current(device):
-        torch.cuda._sleep(math.ceil(milliseconds * repeats * CYCLES))
-        start.record()
-        for _ in range(repeats):
+        other = torch.empty(2 * cache, dtype=torch.uint8, device=device)
+        torch.cuda._sleep(math.ceil((milliseconds + BETWEEN) * repeats * CYCLES))
+        for start, end in marks:
+            other.zero_()
+            start.record()
             function()
-        end.record()
+            end.record()
     devices.synchronize(device)
-    return start.elapsed_time(end) / repeats
+    return sum(start.elapsed_time(end) for start, end in marks) / repeats
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, Times]:

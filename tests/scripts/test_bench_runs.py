@@ -5,6 +5,7 @@ import json
 import bench_ops
 import bench_prefill
 import pytest
+import torch
 from bench import cases
 from bench.decoder import settings
 from bench.operators import operators
@@ -84,3 +85,14 @@ def test_a_merge_takes_no_more_operators_for_more_frames():
     few, many = operators(2), operators(16)
     assert few["ours"] == many["ours"]
     assert many["released"] > 7 * few["released"]
+
+
+def test_a_clustering_is_also_timed_without_a_matrix_of_products():
+    pytest.importorskip("triton")
+    from ppe_npu.backends.cuda import tiles
+
+    def clustering():
+        return tiles.plan(2, 100, 64, torch.bfloat16).stored
+
+    assert bench_ops.products_made_again(clustering)() is False
+    assert clustering() is True

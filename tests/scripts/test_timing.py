@@ -1,5 +1,6 @@
 """The clocks of the benchmarks."""
 
+import math
 import types
 
 import pytest
@@ -18,7 +19,7 @@ def test_a_cpu_has_no_clock_of_its_own():
 
 
 def test_a_gpu_waits_until_all_calls_are_queued(monkeypatch):
-    """Over stand-ins for torch.cuda's: waiting, event, calls, event, in this order; of one call."""
+    """Over stand-ins for torch.cuda's: waiting, then each call between two events, with another thing in the cache."""
     done = []
 
     class Event:
@@ -30,12 +31,20 @@ def test_a_gpu_waits_until_all_calls_are_queued(monkeypatch):
 
         def elapsed_time(self, end):
             assert done[-1] == "synchronized"
-            return 15.0
+            return 5.0
 
-    monkeypatch.setattr(timing.torch, "cuda", types.SimpleNamespace(Event=Event, _sleep=done.append))
+    class Other:
+        def zero_(self):
+            done.append("flushed")
+
+    sizes, properties = [], types.SimpleNamespace(L2_cache_size=8)
+    cuda = {"Event": Event, "_sleep": done.append, "get_device_properties": lambda where: properties}
+    monkeypatch.setattr(timing.torch, "cuda", types.SimpleNamespace(**cuda))
+    monkeypatch.setattr(timing.torch, "empty", lambda size, dtype, device: sizes.append(size) or Other())
     monkeypatch.setattr(devices, "current", lambda where: torch.no_grad())
     monkeypatch.setattr(devices, "synchronize", lambda where: done.append("synchronized"))
     found = on_device(lambda: done.append("call"), torch.device("cuda"), milliseconds=2.0)
-    assert done == [3 * 2 * timing.CYCLES, "event", *["call"] * 3, "event", "synchronized"]
-    assert found == 15.0 / 3
+    wait = math.ceil(3 * (2 + timing.BETWEEN) * timing.CYCLES)
+    assert done == [wait, *["flushed", "event", "call", "event"] * 3, "synchronized"]
+    assert (sizes, found) == ([16], 5.0)
     assert Times((3.0, 2.0, 4.0), (1.0, 1.5, 0.5)).to_dict()["device_ms"] == pytest.approx(1.0)
