@@ -20,6 +20,11 @@ def is_traced(module: torch.nn.Module) -> bool:
 
     Traced code is compiled anew for every list of lengths that it is given; a mask's length becomes a symbol.
     """
-    return torch.compiler.is_compiling() or any(
-        part._compiled_call_impl is not None or hasattr(part, "_orig_mod") for part in module.modules()
-    )
+    return torch.compiler.is_compiling() or any(map(_compiled, module.modules()))
+
+
+def _compiled(module: torch.nn.Module) -> bool:
+    """By module.compile(), by torch.compile(module), or by module.forward = torch.compile(module.forward)."""
+    forward = vars(module).get("forward")
+    by_call = module._compiled_call_impl is not None or "_orig_mod" in module._modules
+    return by_call or hasattr(forward, "_torchdynamo_orig_callable")

@@ -23,6 +23,8 @@ class Segments:
         borders: where the samples begin and end in the row: 0, ..., T. On the host.
         places: of a padded batch [T] int64, the place in [B * L] of each of the row's tokens; None: a row already.
         tokens: of a padded batch [B * L] int64, which of the row's tokens stands in each place, T at padding.
+
+    A decoder may be spread over devices, whose hooks move no tensors within this.
     """
 
     borders: tuple[int, ...]
@@ -33,14 +35,14 @@ class Segments:
         """[B, H, L, D] -> [1, H, T, D]."""
         if self.places is None:
             return heads
-        return heads.transpose(1, 2).flatten(0, 1).index_select(0, self.places).transpose(0, 1)[None]
+        return heads.transpose(1, 2).flatten(0, 1).index_select(0, self.places.to(heads.device)).transpose(0, 1)[None]
 
     def batch(self, row: torch.Tensor, samples: int) -> torch.Tensor:
         """[1, H, T, D] -> [B, H, L, D], with 0 at padding."""
         if self.tokens is None:
             return row
         padded = F.pad(row[0].transpose(0, 1), (0, 0, 0, 0, 0, 1))
-        return padded.index_select(0, self.tokens).unflatten(0, (samples, -1)).transpose(1, 2)
+        return padded.index_select(0, self.tokens.to(row.device)).unflatten(0, (samples, -1)).transpose(1, 2)
 
 
 def borders_of(real: np.ndarray) -> tuple[int, ...]:

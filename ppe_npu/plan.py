@@ -179,13 +179,15 @@ class PromptPlan:
     def labels(self, labels: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
         """[B, S] labels -> [B, L] of the output: text labels follow their tokens; all else is ignored.
 
-        In a packed batch a sample's first label is ignored, too: the token before it is another sample's.
+        A sample's first label is ignored, too, where a place before it would have to predict it: padding on the left,
+        or in a packed batch the end of another sample.
         """
         if labels.shape != self.layout.real.shape:
             raise ValueError(f"labels have shape {list(labels.shape)} but input_ids {list(self.layout.real.shape)}")
-        text, borders = self.last.text, self.stages[-1].borders
+        text, borders = self.last.text.copy(), self.stages[-1].borders
+        text[:, 1:] &= self.last.real[:, :-1]
         if borders is not None:
-            labels, text = labels.reshape(1, -1), text.copy()
+            labels = labels.reshape(1, -1)
             text[0, [start for start in borders[:-1] if start < text.shape[1]]] = False
         origins, text = upload(self.last.origins, labels.device), upload(text, labels.device)
         return torch.where(text, labels.gather(1, origins), ignore_index)

@@ -133,4 +133,6 @@ def _span_reports(plan: PromptPlan, stages: list[int]) -> tuple[SpanReport, ...]
 def kv_bytes(cache: Any) -> int:
     """Bytes of all keys and values that a transformers cache holds."""
     layers = getattr(cache, "layers", ())
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers if getattr(layer, "is_initialized", True))
+    filled = (layer for layer in layers if getattr(layer, "is_initialized", True))
+    tensors = (tensor for layer in filled for tensor in (layer.keys, layer.values))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # torch.compile knows no nbytes

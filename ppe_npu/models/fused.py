@@ -91,8 +91,11 @@ def _text_attention(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """hidden_states [B, S, C]; position_embeddings cos, sin [B, S, D]; attention_mask bool [B, 1, S, T] or None."""
-    # Older transformers has a table an axis, from which each layer picks its sections; ours are one, seen three times.
-    table = [part[0] if part.ndim == 4 and part.stride(0) == 0 else part for part in position_embeddings]
+    segments = kwargs.get(SEGMENTS)
+    # Older transformers has a table an axis, from which each layer picks its sections; ours are one, seen three times
+    # (until it is copied), and only ours come with segments.
+    ours = segments is not None or position_embeddings[0].stride(0) == 0
+    table = [part[0] if part.ndim == 4 and ours else part for part in position_embeddings]
     if self.config._attn_implementation != "sdpa" or table[0].ndim != 3:
         inputs = {"attention_mask": attention_mask, "past_key_values": past_key_values, **kwargs}
         return original(self, "forward")(hidden_states, position_embeddings=position_embeddings, **inputs)
@@ -107,7 +110,6 @@ def _text_attention(
         place = {"cos": cos, "sin": sin, "cache_position": kwargs.get("cache_position")}  # as older caches want it
         key, value = past_key_values.update(key, value, self.layer_idx, place)
     options = {"scale": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
-    segments = kwargs.get(SEGMENTS)
     if segments is None:
         causal = attention_mask is None and query.shape[2] > 1
         out = backends.attention(query, key, value, mask=attention_mask, causal=causal, **options)

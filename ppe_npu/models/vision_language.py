@@ -202,7 +202,7 @@ def _model_forward(self, **kwargs):
         _check_packed(self.language_model, kwargs)
     state = _state(self.compression, kwargs)
     compresses = _compresses(state, kwargs)
-    apart = not is_traced(self.language_model) and takes_segments(self.language_model)
+    apart = compresses and not is_traced(self.language_model) and takes_segments(self.language_model)
     inputs, run = _prefill(self, state, kwargs, apart) if compresses else _continue(self, state, kwargs)
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
     if run.segments[0] is not None:

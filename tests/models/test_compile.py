@@ -46,9 +46,9 @@ def test_the_decoder_is_one_graph_for_all_prompts_of_one_shape(model, config):
     assert ("ms" in str(model.compression.report)) == (not config.layers)  # there is no clock inside a graph
 
 
-@pytest.mark.parametrize("regional", [False, True])
+@pytest.mark.parametrize("part", ["module", "forward", "layers"])
 @torch.no_grad()
-def test_other_padding_does_not_compile_again(model, regional):
+def test_other_padding_does_not_compile_again(model, part):
     """Compiled code gets a mask; segments, whose lengths are its constants, are for code that is not."""
     compress(fuse(model), CompressionConfig.preset("ppe", k=4, layers=[1]))
     prompts = [
@@ -56,12 +56,15 @@ def test_other_padding_does_not_compile_again(model, regional):
     ]
     expected = [model(**inputs) for inputs in prompts]
     graphs, text = Graphs(), model.model.language_model
-    if regional:
+    if part == "layers":
         text.layers = torch.nn.ModuleList(torch.compile(layer, backend=graphs) for layer in text.layers)
+    elif part == "forward":
+        text.forward = torch.compile(text.forward, backend=graphs, fullgraph=True)
     else:
         text.compile(backend=graphs, fullgraph=True)
     found = [model(**inputs).logits for inputs in prompts]
-    assert len(graphs.seen) <= (len(text.layers) if regional else 2)  # once: how much text there is becomes a symbol
+    most = len(text.layers) if part == "layers" else 2  # compiled again once: how much text there is becomes a symbol
+    assert len(graphs.seen) <= most
     for eager, compiled in zip(expected, found):
         real = eager.past_key_values.ppe_state.masks[-1]
         torch.testing.assert_close(compiled[real], eager.logits[real])
@@ -75,6 +78,17 @@ def test_a_prompt_breaks_the_graph_once_where_the_host_plans(model, config):
     torch._dynamo.reset()
     explained = torch._dynamo.explain(model.forward)(**PROMPTS[0])
     assert (explained.graph_break_count, explained.graph_count) == (1, 2)
+
+
+@torch.no_grad()
+def test_a_whole_model_is_compiled_for_prompts_of_several_lengths(model):
+    compress(fuse(model), PPE)
+    prompts = [batch(Prompt([count, ("image", (1, 4, 4)), 3])) for count in (3, 4, 5, 6)]
+    expected = [model(**inputs).logits for inputs in prompts]
+    compiled = torch.compile(model.forward, backend=Graphs())
+    for inputs, logits in zip(prompts, expected):
+        torch.testing.assert_close(compiled(**inputs).logits, logits)
+        assert isinstance(model.compression.report.kv_bytes, int)
 
 
 @pytest.mark.parametrize(

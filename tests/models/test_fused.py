@@ -6,7 +6,9 @@ from prompts import GREEDY, logits, with_types
 from support import FAMILIES, Prompt, batch, random_model
 
 from ppe_npu import CompressionConfig, backends, compress, restore
+from ppe_npu.models import vision_language
 from ppe_npu.models.fused import fuse, unfuse
+from ppe_npu.packing import Segments
 
 INPUTS = batch(Prompt([2, ("image", (1, 3, 5)), 3, ("video", (2, 2, 4)), 1], seed=1), Prompt([3, ("image", (1, 2, 2))]))
 IMAGES = batch(Prompt([2, ("image", (1, 3, 5)), 3], seed=1), Prompt([3, ("image", (1, 2, 2)), 1]))
@@ -14,8 +16,7 @@ IMAGES = batch(Prompt([2, ("image", (1, 3, 5)), 3], seed=1), Prompt([3, ("image"
 
 def result(model, inputs=INPUTS):
     compress(model, CompressionConfig.preset("keep_one"))
-    after_real = torch.nn.functional.pad(inputs["attention_mask"], (1, 0))[:, :-1] == 1  # padding predicts nothing
-    out = model(**inputs, labels=inputs["input_ids"].where(after_real, -100))
+    out = model(**inputs, labels=inputs["input_ids"].where(inputs["attention_mask"] == 1, -100))
     model.zero_grad()
     out.loss.backward()
     real = out.past_key_values.ppe_state.masks[0]  # what padding becomes is nobody's business
@@ -90,6 +91,29 @@ def test_a_padded_prompt_needs_no_mask(monkeypatch, side, layers):
         seen.clear()
         model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)
     assert all(mask.dtype == torch.bool and borders is None for _, mask, borders, _ in seen)
+
+
+def test_segments_hold_where_a_layer_is_given_copies(monkeypatch):
+    """As FSDP's mixed precision and device maps make them: older transformers' tables are then no longer views."""
+    model = fuse(compress(random_model(), CompressionConfig.preset("ppe", k=4)))
+    expected = logits(model, INPUTS)
+    model.model.language_model.rotary_emb.register_forward_hook(lambda *args: tuple(part.clone() for part in args[-1]))
+    torch.testing.assert_close(logits(model, INPUTS), expected)
+
+
+def test_segments_follow_the_tokens_to_another_device():
+    segments = Segments((0, 1, 3), torch.tensor([1, 2, 3]), torch.tensor([3, 0, 1, 2]))
+    row = segments.row(torch.empty(2, 4, 2, 8, device="meta"))
+    assert (row.shape, segments.batch(row, 2).shape) == ((1, 4, 3, 8), (2, 4, 2, 8))
+
+
+def test_decoding_does_not_ask_what_is_compiled(monkeypatch):
+    """To look through all modules takes milliseconds: once a prompt."""
+    asked = []
+    monkeypatch.setattr(vision_language, "is_traced", lambda module: bool(asked.append(1)))
+    model = fuse(compress(random_model(), CompressionConfig.preset("ppe", k=4)))
+    model.generate(**IMAGES, max_new_tokens=5, **GREEDY)
+    assert len(asked) == 1
 
 
 def test_another_attention_that_was_asked_for_is_kept(monkeypatch):
