@@ -103,9 +103,7 @@ class Compression:
         ids = input_ids.cpu().numpy()
         given = (_padding_mask(attention_mask, ids.shape), *map(_rows, (image_grid_thw, video_grid_thw)))
         seconds = _rows(second_per_grid_ts)
-        watch = Stopwatch(
-            torch.device("cpu")
-        )  # from here on: to read the ids is to wait for what the device did before
+        watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
         layout = find_spans(ids, *given, seconds, self.vision)
         if position_ids is None:
             positions, following = prompt_positions(layout, self.vision, None if start is None else start.tolist())
