@@ -57,7 +57,7 @@ def scores(found: Mapping[str, Any]) -> str:
         if against is None:
             lines[-1] += ["-", "-", "-"]
         else:
-            lines[-1] += [shown(against["mean"], scale, "+"), _interval(against, scale, "+"), f"{against['p']:.2g}"]
+            lines[-1] += [shown(against["mean"], scale, "+"), _interval(against, scale, "+"), probability(against["p"])]
     return markdown(head, lines)
 
 
@@ -88,6 +88,11 @@ def costs(found: Mapping[str, Any]) -> str:
         for row in found["rows"]
     ]
     return markdown(["method", *(label for label, _, _ in _COSTS)], lines)
+
+
+def probability(p: float) -> str:
+    """A p-value; one that is 0 is merely too small for a float."""
+    return f"{p:.2g}" if p else "<1e-300"
 
 
 def _spread(value: float | None, spread: Sequence[float] | None, scale: Row) -> str:

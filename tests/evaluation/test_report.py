@@ -11,6 +11,7 @@ from report_runs import some, write_run
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation import statistics, tables
 from ppe_npu.evaluation.report import collect, unfinished, write_report
 from ppe_npu.evaluation.results import method, title
 from ppe_npu.files import write_json
@@ -240,3 +241,8 @@ def test_nothing_to_report(tmp_path):
 def test_names_tell_settings_apart_and_curves_leave_the_ratio_out(preset, changes, name, curve):
     compression = CompressionConfig.preset(preset, **changes).to_dict()
     assert (title(compression), method(compression)) == (name, curve)
+
+
+def test_no_probability_is_zero():
+    assert [tables.probability(p) for p in (1.0, 0.0312, 3e-44, 0.0)] == ["1", "0.031", "3e-44", "<1e-300"]
+    assert tables.probability(statistics.sign_test(0, 1600)) == "<1e-300"
