@@ -302,7 +302,7 @@ def linear_cross_entropy(
 
 def _require(condition: bool, expected: str, got: object) -> None:
     if not condition:
-        raise ValueError(f"{expected} {got}")
+        raise ValueError(f"{expected} {_short(got) if isinstance(got, list) else got}")
 
 
 def _check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> None:
@@ -341,8 +341,8 @@ def _check_segments(cu_seqlens: list[int], query: Tensor, key: Tensor, mask: Ten
         fits, "attention: cu_seqlens needs B = 1, S = T and no mask, got", (query.shape, key.shape, mask is not None)
     )
     fits = len(cu_seqlens) > 0 and cu_seqlens[0] == 0 and cu_seqlens[-1] == length
-    if not (fits and segments.rise(tuple(cu_seqlens))):  # no text is made for every layer, nor under torch.compile
-        raise ValueError(f"attention: cu_seqlens must rise from 0 to {length}, got {_short(cu_seqlens)}")
+    fits = fits and segments.rise(tuple(cu_seqlens))
+    _require(fits, f"attention: cu_seqlens must rise from 0 to {length}, got", cu_seqlens)
 
 
 def _short(values: list[int]) -> str:

@@ -23,6 +23,19 @@ def result(model, inputs=INPUTS):
     return out.logits.detach()[real], {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """(op, arguments, options) of every call that goes through dispatch, as they come."""
+    made, call = [], backends.dispatch.call
+
+    def noted(op, *args, **options):
+        made.append((op, args, options))
+        return call(op, *args, **options)
+
+    monkeypatch.setattr(backends.dispatch, "call", noted)
+    return made
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "reference"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_gradients_stay(family, implementation):
@@ -38,21 +51,17 @@ def test_logits_and_gradients_stay(family, implementation):
         )
 
 
-def test_every_norm_mlp_and_window_goes_through_the_backends(monkeypatch):
-    calls = []
-    call = backends.dispatch.call
-    monkeypatch.setattr(
-        backends.dispatch, "call", lambda op, *args, **kwargs: calls.append(op) or call(op, *args, **kwargs)
-    )
+def test_every_norm_mlp_and_window_goes_through_the_backends(calls):
     model = fuse(compress(random_model(), CompressionConfig.preset("keep_one")))
     with torch.no_grad():
         model(**INPUTS)
+    ops = [op for op, _, _ in calls]
     blocks, layers = 1, 3  # the tower runs once, on images and videos together
-    assert calls.count("attention") == blocks + layers
-    assert calls.count("rotary") == blocks + layers
-    assert calls.count("swiglu") == blocks + layers
-    assert calls.count("rms_norm") == 2 * blocks + 1 + 2 * layers + 1
-    assert calls.count("group_mean") == calls.count("dpc_knn") == 3  # frames of 4, 8 and 15 tokens: three buckets
+    assert ops.count("attention") == blocks + layers
+    assert ops.count("rotary") == blocks + layers
+    assert ops.count("swiglu") == blocks + layers
+    assert ops.count("rms_norm") == 2 * blocks + 1 + 2 * layers + 1
+    assert ops.count("group_mean") == ops.count("dpc_knn") == 3  # frames of 4, 8 and 15 tokens: three buckets
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,33 +76,30 @@ def test_generation_stays(family, cache):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("layers", [[], [1]])
-def test_a_padded_prompt_needs_no_mask(monkeypatch, side, layers):
+def test_a_padded_prompt_needs_no_mask(calls, side, layers):
     """Which no fused kernel takes: the samples are segments, of each stage its own. Decoding has a mask again."""
-    seen = []
-    call = backends.dispatch.call
 
-    def watched(op, *args, **options):
-        if op == "attention":
-            seen.append((args[0].shape, options["mask"], options["cu_seqlens"], options["causal"]))
-        return call(op, *args, **options)
+    def seen():
+        attention = [(args[0].shape, options) for op, args, options in calls if op == "attention"]
+        return [(shape, options["mask"], options["cu_seqlens"], options["causal"]) for shape, options in attention]
 
-    monkeypatch.setattr(backends.dispatch, "call", watched)
     model = fuse(compress(random_model(), CompressionConfig.preset("ppe", k=4, ratio=0.5, layers=layers)))
     samples = Prompt([2, ("image", (1, 4, 4)), 3], seed=1), Prompt([3, ("image", (1, 2, 2)), 1])
     inputs = batch(*samples, side=side)
     with torch.no_grad():
         cache = model(**inputs, use_cache=True).past_key_values
         stages = [real.sum(1).tolist() for real in cache.ppe_state.masks]
-        for layer, (shape, mask, borders, causal) in enumerate(seen[1:]):  # the first is the tower's
+        assert len(seen()) == 1 + 3
+        for layer, (shape, mask, borders, causal) in enumerate(seen()[1:]):  # the first is the tower's
             first, second = stages[-1 if layers and layer >= layers[0] else 0]
             assert (mask, borders, causal) == (None, [0, first, first + second], True)
             assert shape[2] == first + second
-        seen.clear()
+        calls.clear()
         model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)
-    assert all(mask.dtype == torch.bool and borders is None for _, mask, borders, _ in seen)
+    assert all(mask.dtype == torch.bool and borders is None for _, mask, borders, _ in seen())
 
 
-def test_segments_hold_where_a_layer_is_given_copies(monkeypatch):
+def test_segments_hold_where_a_layer_is_given_copies():
     """As FSDP's mixed precision and device maps make them: older transformers' tables are then no longer views."""
     model = fuse(compress(random_model(), CompressionConfig.preset("ppe", k=4)))
     expected = logits(model, INPUTS)
@@ -116,19 +122,14 @@ def test_decoding_does_not_ask_what_is_compiled(monkeypatch):
     assert len(asked) == 1
 
 
-def test_another_attention_that_was_asked_for_is_kept(monkeypatch):
-    calls = []
-    call = backends.dispatch.call
-    monkeypatch.setattr(
-        backends.dispatch, "call", lambda op, *args, **kwargs: calls.append(op) or call(op, *args, **kwargs)
-    )
+def test_another_attention_that_was_asked_for_is_kept(calls):
     model = random_model()
     real = IMAGES["attention_mask"].bool()
     expected = logits(model, with_types(IMAGES))[real]
     fuse(model).set_attn_implementation("eager")
     calls.clear()
     torch.testing.assert_close(logits(model, with_types(IMAGES))[real], expected, atol=1e-4, rtol=1e-4)
-    assert calls.count("rotary") == 1  # the vision tower's one block
+    assert [op for op, _, _ in calls].count("rotary") == 1  # the vision tower's one block
 
 
 def test_unfuse_leaves_no_trace():

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ppe_npu.errors import InputError
 
 Row = dict[str, Any]
@@ -93,6 +95,10 @@ class Dataset(ABC):
     def unit(self, row: Mapping[str, Any]) -> Any:
         """What may be drawn anew when metrics() are resampled: the sample, unless several are scored together."""
         return row["index"]
+
+    def from_sums(self, sums: np.ndarray) -> np.ndarray:
+        """The headline of a benchmark with addends(): unless it says otherwise a mean, of units that add (score, 1)."""
+        return sums[..., 0] / sums[..., 1]
 
     def files(self, pattern: str) -> list[Path]:
         """What lies below the folder under a pattern of `needs`, sorted; if nothing does, in letters of any case."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row
 from ppe_npu.evaluation.benchmarks.readers import read_json
 from ppe_npu.evaluation.metrics import cider
@@ -45,9 +43,6 @@ class Flickr30k(Dataset):
         rows = list(rows)
         scores = cider([row["answer"] for row in rows], [row["GT"] for row in rows])
         return {row["index"]: [score, 1.0] for row, score in zip(rows, scores)}
-
-    def from_sums(self, sums: np.ndarray) -> np.ndarray:
-        return sums[..., 0] / sums[..., 1]
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         found = list(self.addends(rows).values())

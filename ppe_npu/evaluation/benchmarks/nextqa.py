@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, Choice, Dataset, Row, lettered
 from ppe_npu.evaluation.benchmarks.readers import read_json, read_table
 from ppe_npu.evaluation.metrics import Taxonomy, WordNet, mean_by, mmmu_letter, wups
@@ -99,6 +97,3 @@ class NExTOE(NExTQA):
     def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, list[float]]:
         """WUPS@0, which is each row's score, and a 1."""
         return {row["index"]: [row["score"] or 0.0, 1.0] for row in rows}
-
-    def from_sums(self, sums: np.ndarray) -> np.ndarray:
-        return sums[..., 0] / sums[..., 1]
