@@ -20,12 +20,14 @@ from typing import Any
 
 import torch
 
+from ppe_npu.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 KINDS = ("npu", "cuda", "cpu")
 
 
-class DeviceError(ValueError):
+class DeviceError(UserError, ValueError):
     """A device was asked for that this machine cannot give. The message is one line: what was asked, what to do."""
 
 

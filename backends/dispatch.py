@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from ppe_npu.errors import UserError
+
 from . import registry
 from .compiling import traced_once
 from .registry import Implementation
@@ -23,7 +25,7 @@ from .registry import Implementation
 logger = logging.getLogger(__name__)
 
 
-class ImplementationError(ValueError):
+class ImplementationError(UserError, ValueError):
     """An implementation was asked for by name and cannot be had. The message says why and what can."""
 
 

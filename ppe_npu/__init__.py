@@ -9,12 +9,7 @@
 Importing this package imports neither transformers nor any device package: the names above are loaded when first used.
 """
 
-import os
 from importlib import import_module
-
-# In a checkout backends/ stands beside this package, in a wheel inside it (see setup.cfg).
-if not os.path.isdir(os.path.join(os.path.dirname(__file__), "backends")):
-    __path__.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 __version__ = "0.1.0"
 

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from ppe_npu.compat import ensure_mm_token_type_ids
+from ppe_npu.data.pictures import load_image
+from ppe_npu.data.sampling import DEFAULT_FPS, VideoSampling
+from ppe_npu.data.videos import Video, VideoFrame, load_video
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.media import DEFAULT_FPS, Video, VideoFrame, VideoSampling, load_image, load_video
 from ppe_npu.placeholders import check_placeholders, expand, image_ids, pixel_cap, video_ids, visual_ids
 
 __all__ = [

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ppe_npu.data.videos import Video
 from ppe_npu.errors import InputError
-from ppe_npu.media import Video
 
 
 def visual_ids(processor: Any) -> dict[str, int]:

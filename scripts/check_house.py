@@ -12,6 +12,7 @@ LONGEST = 400  # lines
 
 # A module may import modules of its own level or of a lower one. Longest matching prefix decides.
 LEVELS = {
+    "ppe_npu.errors": 0,
     "ppe_npu.backends": 0,
     "ppe_npu": 1,
     "ppe_npu.methods": 2,
@@ -24,6 +25,7 @@ LEVELS = {
     "ppe_npu.compression": 3,
     "ppe_npu.models": 4,
     "ppe_npu.media": 4,
+    "ppe_npu.data": 4,
     "ppe_npu.placeholders": 5,
     "ppe_npu.inputs": 5,
     "ppe_npu.loading": 5,

@@ -22,7 +22,7 @@ ROOMS = {
 }
 _BELONGS = {
     **dict.fromkeys(("cli", "commands", "describe"), "cli"),
-    **dict.fromkeys(("media", "placeholders", "inputs", "loading"), "inputs, loading"),
+    **dict.fromkeys(("data", "placeholders", "inputs", "loading"), "inputs, loading"),
     **dict.fromkeys(
         ("plan", "layout", "grouping", "members", "positions", "spans", "config"),
         "plan, layout, grouping,\npositions, spans, config",

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppe_npu import media
+from ppe_npu.data import videos
+from ppe_npu.data.pictures import image_size, load_image
+from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.data.videos import VideoHeader, load_video, video_header
 from ppe_npu.inputs import InputError
-from ppe_npu.media import VideoHeader, VideoSampling, image_size, load_image, load_video, video_header
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def clip(tmp_path):
 
 
 def test_headers_without_decoding(clip, write_image, write_clip, monkeypatch):
-    monkeypatch.setattr(media, "_decode", None)
+    monkeypatch.setattr(videos, "_decode", None)
     monkeypatch.setattr(Image.Image, "convert", None)
     assert image_size(write_image("a.png", size=(30, 20))) == (20, 30)
     assert video_header(write_clip("c.mp4", frames=9, fps=5, size=32)) == VideoHeader(9, 5.0, 32, 32)
@@ -104,14 +106,14 @@ def test_damaged_videos(tmp_path, clip, damage):
 
 def test_a_video_that_lacks_its_end_is_not_taken_for_a_shorter_one(clip, write_clip, monkeypatch):
     path = clip("c.mp4")
-    monkeypatch.setattr(media, "video_header", lambda _: VideoHeader(40, 12.0, 64, 64))
+    monkeypatch.setattr(videos, "video_header", lambda _: VideoHeader(40, 12.0, 64, 64))
     with pytest.raises(InputError, match="breaks off after 24 of 40 frames"):
         load_video(path, VideoSampling(nframes=8))
-    monkeypatch.setattr(media, "video_header", lambda _: VideoHeader(25, 12.0, 64, 64))
+    monkeypatch.setattr(videos, "video_header", lambda _: VideoHeader(25, 12.0, 64, 64))
     rounded = load_video(path, VideoSampling(nframes=8))
     assert len(rounded.frames) == 7, "a container that rounds its frames up"
     assert rounded.metadata["frames_indices"] == [0, 3, 7, 10, 14, 17, 21], "what was asked for and is there"
-    monkeypatch.setattr(media, "video_header", lambda _: VideoHeader(4, 12.0, 48, 48))
+    monkeypatch.setattr(videos, "video_header", lambda _: VideoHeader(4, 12.0, 48, 48))
     assert len(load_video(write_clip("short.mp4", frames=3), VideoSampling(nframes=4)).frames) == 3, (
         "of a short one, too"
     )
@@ -122,7 +124,7 @@ def test_a_playlist_that_waits_for_more_is_given_up(tmp_path, clip, monkeypatch)
     clip("part.ts")
     lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:600", "#EXT-X-MEDIA-SEQUENCE:0", "#EXTINF:2.0,", "part.ts", ""]
     (tmp_path / "live.m3u8").write_text("\n".join(lines))
-    monkeypatch.setattr(media, "_READ_SECONDS", 0.2)
+    monkeypatch.setattr(videos, "_READ_SECONDS", 0.2)
     started = time.monotonic()
     assert video_header(tmp_path / "live.m3u8").frames == 24
     assert time.monotonic() - started < 10

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.media import VideoSampling
+from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.training.args import as_compression
 
 

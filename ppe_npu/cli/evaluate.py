@@ -17,6 +17,7 @@ from ppe_npu.backends import device as devices
 from ppe_npu.cli.common import compressions, video_sampling
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
@@ -25,7 +26,6 @@ from ppe_npu.evaluation.report import check_plotting, collect, unfinished, write
 from ppe_npu.evaluation.runner import Evaluation, new_tokens
 from ppe_npu.evaluation.sharing import check_shared
 from ppe_npu.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
-from ppe_npu.media import VideoSampling
 from ppe_npu.models import compress
 
 

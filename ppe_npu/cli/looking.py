@@ -11,9 +11,11 @@ from typing import Any
 from PIL import Image
 
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.pictures import load_image
+from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.data.videos import Video, load_video
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_bytes
-from ppe_npu.media import Video, VideoSampling, load_image, load_video
 from ppe_npu.show import draw_visual
 from ppe_npu.trace import Visual
 

@@ -15,12 +15,12 @@ import torch
 
 from ppe_npu.backends import device as devices
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.evaluation.identity import processor_identity
 from ppe_npu.evaluation.samples import Measure, conversation, measure, sampling_of
 from ppe_npu.fingerprint import fingerprint
 from ppe_npu.inputs import PixelCache, build_inputs
-from ppe_npu.media import VideoSampling
 
 
 class ModelAnswers:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ppe_npu.backends import device as devices
 from ppe_npu.compat import drop_unknown_types, ensure_mm_token_type_ids
+from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.inputs import (
@@ -28,7 +29,6 @@ from ppe_npu.inputs import (
     visual_ids,
 )
 from ppe_npu.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
-from ppe_npu.media import VideoSampling
 from ppe_npu.models import compress
 from ppe_npu.training.args import as_compression
 

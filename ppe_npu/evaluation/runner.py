@@ -20,7 +20,7 @@ from ppe_npu.evaluation.sharing import Share
 from ppe_npu.files import write_json
 
 if TYPE_CHECKING:
-    from ppe_npu.media import VideoSampling
+    from ppe_npu.data.sampling import VideoSampling
 
 Sample = dict[str, Any]
 NEW_TOKENS = 16  # of an answer, where neither the user nor the benchmark says

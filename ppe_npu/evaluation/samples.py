@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.inputs import PLACEHOLDERS, split_placeholders
-from ppe_npu.media import VideoSampling
 
 Sample = Mapping[str, Any]
 _CHARACTERS = 4  # of a token of text, roughly

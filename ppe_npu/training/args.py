@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.loading import DTYPES
-from ppe_npu.media import VideoSampling
 from ppe_npu.training.adapters import Adapter
 from ppe_npu.training.survey import INVALID
 

@@ -24,8 +24,9 @@ from typing import Any
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ppe_npu.data.pictures import image_size
+from ppe_npu.data.videos import video_header
 from ppe_npu.inputs import PLACEHOLDERS, InputError, split_placeholders
-from ppe_npu.media import image_size, video_header
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _SHOWN = 3  # faults that an error message spells out

@@ -1,7 +1,7 @@
 """A record's length in tokens before and after compression, found without decoding anything.
 
 A picture's tokens follow from its header's size, by the processor's own rule; a video's, and those of the seconds that
-Qwen3-VL's processor writes between them, from its container's frames, frame rate and size, by ppe_npu.media's sampling
+Qwen3-VL's processor writes between them, from its container's frames, frame rate and size, by ppe_npu.data.sampling
 and the processor itself, which is given frames that have a shape and no content. So the numbers are those of the
 collator's batches, but for files that break off.
 """
@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.data.videos import Video, VideoHeader
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.inputs import process_visuals
-from ppe_npu.media import Video, VideoHeader, VideoSampling
 from ppe_npu.placeholders import expand, image_ids, video_ids
 from ppe_npu.training.data import Fault, Record
 from ppe_npu.training.tokens import IGNORED, Tokeniser

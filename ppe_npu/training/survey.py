@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json, write_text
-from ppe_npu.media import VideoSampling
 from ppe_npu.training.data import BAR_AFTER, ChatDataset, Fault, Record, check_records, complaint, read_headers
 from ppe_npu.training.lengths import Ruler
 

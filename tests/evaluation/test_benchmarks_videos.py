@@ -9,11 +9,12 @@ import pytest
 from prediction_rows import rows_of
 from test_metrics_wups import Small
 
+from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.data.videos import load_video
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.benchmarks.longvideobench import frame_times, interleave
 from ppe_npu.evaluation.benchmarks.nextqa import NExTOE
 from ppe_npu.evaluation.samples import sampling_of
-from ppe_npu.media import VideoSampling, load_video
 
 LETTER = "Answer with the option's letter from the given choices directly."
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ppe_npu import CompressionConfig, compress
+from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.inputs import build_inputs
 from ppe_npu.loading import load_model
-from ppe_npu.media import VideoSampling
 from ppe_npu.training.collator import NOTES, Collator
 from ppe_npu.training.data import read_records
 

@@ -120,9 +120,9 @@ def test_workers_count_the_same(processors, records):
 
 
 def test_nothing_is_decoded(processors, records, monkeypatch):
-    from ppe_npu import media
+    from ppe_npu.data import videos
 
-    monkeypatch.setattr(media, "_decode", None)
+    monkeypatch.setattr(videos, "_decode", None)
     monkeypatch.setattr(Image.Image, "load", None)
     assert len(survey(records, processors["qwen2_5_vl"], PPE).records) == len(records)
 

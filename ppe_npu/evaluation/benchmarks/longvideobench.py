@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ppe_npu.data.videos import VideoFrame
 from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, Choice, Row, lettered
 from ppe_npu.evaluation.benchmarks.readers import read_json
 from ppe_npu.evaluation.metrics import longvideobench_letter, mean_by
-from ppe_npu.media import VideoFrame
 
 FRAMES = 16  # at most; a shorter video gives one a second
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.evaluation.benchmarks.dataset import LETTERS, Choice, Row, bracketed
 from ppe_npu.evaluation.benchmarks.readers import read_json
 from ppe_npu.evaluation.metrics import opening_letter
-from ppe_npu.media import VideoSampling
 
 # Task -> its folder below video/.
 TASKS = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.evaluation.benchmarks.dataset import LETTER, Choice, Row, lettered
 from ppe_npu.evaluation.benchmarks.readers import read_json
 from ppe_npu.evaluation.metrics import first_character
-from ppe_npu.media import VideoSampling
 
 # Dimension -> folder of its videos, and frames per second in which its segments are given (1: in seconds).
 _VIDEOS = {10: ("ssv2", 1.0), 11: ("epic_kitchens", 1.0), 12: ("breakfast", 15.0)}

@@ -1,0 +1,1 @@
+"""Files to model inputs: paths, pictures, frames of videos."""

@@ -1,0 +1,96 @@
+"""Which frames of a video are taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from ppe_npu.errors import InputError
+
+DEFAULT_FPS = 2.0  # frames per second that Qwen2.5-VL takes from a video when nothing is asked for
+
+
+@dataclass(frozen=True)
+class VideoSampling:
+    """Which frames of a video are taken, and how large they may be.
+
+    Attributes:
+        fps: frames per second to take; never together with nframes. DEFAULT_FPS when neither is given.
+        nframes: how many frames to take, evenly spaced; a shorter video gives all that it has.
+        min_pixels, max_pixels: bounds on height * width of a frame after resizing; None: the processor's own.
+        min_frames, max_frames: bounds on the number of frames that fps may lead to.
+        start, end: seconds; only the clip between them is looked at. None: from the first, to the last frame.
+        frame_rate: frames per second of a folder of frames, which states none; None for a file.
+        middles: whether the frames are the middles of equal segments, where the video has more than are taken; else
+            they are evenly spaced from the first to the last.
+
+    Raises:
+        InputError: both fps and nframes, or a number that is not positive, or bounds that contradict each other.
+    """
+
+    fps: float | None = None
+    nframes: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    min_frames: int = 4
+    max_frames: int = 768
+    start: float | None = None
+    end: float | None = None
+    frame_rate: float | None = None
+    middles: bool = False
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and self.nframes is not None:
+            raise InputError(f"fps={self.fps} and nframes={self.nframes} exclude each other: give one of them")
+        for name in ("fps", "nframes", "min_pixels", "max_pixels", "min_frames", "max_frames", "end", "frame_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name}={value} must be greater than 0")
+        for low, high in (("min_pixels", "max_pixels"), ("min_frames", "max_frames")):
+            small, large = getattr(self, low), getattr(self, high)
+            if small is not None and large is not None and small > large:
+                raise InputError(f"{low}={small} is larger than {high}={large}")
+        if self.start is not None and (self.start < 0 or (self.end is not None and self.start >= self.end)):
+            raise InputError(f"start={self.start} must be at least 0 and before end={self.end}")
+
+    def within(self, clip: VideoSampling | None) -> VideoSampling:
+        """The rules of another (a sample's own), with what these name in their place; fps and nframes go together."""
+        if clip is None:
+            return self
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = {name: value for name, value in named.items() if value != getattr(type(self), name)}
+        if "fps" in named or "nframes" in named:
+            named |= {"fps": self.fps, "nframes": self.nframes}
+        return replace(clip, **named)
+
+    def indices(self, total: int, fps: float, multiple: int, origin: int = 0) -> tuple[list[int], int]:
+        """Which of `total` frames are taken, rising, and how many frames the clip has.
+
+        Middles are as get_index of OpenGVLab/Ask-Anything video_chat2/mvbench.ipynb has them, its rounding included.
+
+        Args:
+            origin: number of the frame at 0 seconds: 0 in a file; 1 in folders whose first frame is 00001.jpg.
+
+        Raises:
+            InputError: the clip starts behind the last frame.
+        """
+        first = 0 if self.start is None else max(round(self.start * fps) - origin, 0)
+        last = total - 1 if self.end is None else min(round(self.end * fps) - origin, total - 1)
+        if first > last:
+            raise InputError(f"the clip from {self.start} s to {self.end} s is not in the {total / fps:.1f} s of video")
+        length = last - first + 1
+        count = self.count(length, fps, multiple)
+        if self.middles and count < length:
+            segment = (last - first) / count
+            return [int(first + segment / 2 + round(segment * number)) for number in range(count)], length
+        return torch.linspace(first, last, count).round().long().tolist(), length
+
+    def count(self, total: int, fps: float, multiple: int) -> int:
+        """How many of `total` frames, `fps` a second, are taken: a multiple of `multiple` where enough exist."""
+        if self.nframes is not None:
+            wanted = float(self.nframes)
+        else:
+            wanted = min(max(total / fps * (self.fps or DEFAULT_FPS), self.min_frames), self.max_frames)
+        wanted = min(wanted, total)
+        return max(int(wanted // multiple) * multiple, min(multiple, total))
