@@ -33,7 +33,7 @@ from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
-from ppe_npu.grouping import Grouping
+from ppe_npu.methods.grouping import Grouping
 
 BEST, REFERENCE, LOOP, UNSTORED = "best", "reference", "released loop", "none stored"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ppe_npu import CompressionConfig, compress
-from ppe_npu.compression import Compression
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import contiguous_channels
+from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.methods import METHODS
-from ppe_npu.positions import contiguous_channels
-from ppe_npu.spans import VisionTokens
 
 DATA = Path(__file__).parent / "data" / "released.safetensors"
 VISION = VisionTokens(image_token_id=993, video_token_id=992, merge_size=2, tokens_per_second=2)

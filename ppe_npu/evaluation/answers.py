@@ -19,8 +19,8 @@ from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.evaluation.identity import processor_identity
 from ppe_npu.evaluation.samples import Measure, conversation, measure, sampling_of
-from ppe_npu.fingerprint import fingerprint
 from ppe_npu.inputs import PixelCache, build_inputs
+from ppe_npu.models.fingerprint import fingerprint
 
 
 class ModelAnswers:

@@ -3,7 +3,7 @@
 import torch
 
 from ppe_npu import backends
-from ppe_npu.grouping import Grouping
+from ppe_npu.methods.grouping import Grouping
 
 
 def dpc_knn(

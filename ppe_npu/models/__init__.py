@@ -8,8 +8,8 @@ and uninstall(model). A new family is a new file and one line in _FAMILIES.
 from importlib import import_module
 from types import ModuleType
 
-from ppe_npu.compression import Compression
 from ppe_npu.config import CompressionConfig
+from ppe_npu.engine.compression import Compression
 
 _FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 

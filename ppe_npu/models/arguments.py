@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ppe_npu.compression import Compression
-from ppe_npu.plan import PromptPlan
-from ppe_npu.spans import IMAGE, VIDEO
-from ppe_npu.state import CacheState
+from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.spans import IMAGE, VIDEO
 
 # Arguments of our own between the overridden methods.
 PLAN, LEFT = "ppe_plan", "ppe_left"
-PACKED = "packed"  # an argument of the model's: the batch as one row of samples, see ppe_npu.packing
+PACKED = "packed"  # an argument of the model's: the batch as one row of samples, see ppe_npu.engine.packing
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 # What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
 CONSUMED = (

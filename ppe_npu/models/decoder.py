@@ -11,8 +11,8 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ppe_npu.compat import layer_arguments, layer_causal_mask
+from ppe_npu.engine.run import Run
 from ppe_npu.models.fused import SEGMENTS
-from ppe_npu.run import Run
 
 RUN = "ppe_run"
 

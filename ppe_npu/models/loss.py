@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ppe_npu import backends
-from ppe_npu.compression import Compression
 from ppe_npu.config import CompressionConfig
+from ppe_npu.engine.compression import Compression
 from ppe_npu.models.seam import original, override, restore_methods
 
 SKIP_LOGITS, DISTILL, COUNT = "skip_logits", "distill", "num_items_in_batch"  # arguments of the model's forward

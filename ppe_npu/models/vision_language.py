@@ -29,7 +29,12 @@ import torch
 from ppe_npu.backends import segments
 from ppe_npu.backends.compiling import is_traced
 from ppe_npu.compat import layer_arguments
-from ppe_npu.compression import Compression
+from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import rotary_table
+from ppe_npu.engine.run import Run
+from ppe_npu.engine.spans import IMAGE, VIDEO
+from ppe_npu.inspect.report import kv_bytes
 from ppe_npu.models.arguments import (
     CONSUMED,
     LEFT,
@@ -46,11 +51,6 @@ from ppe_npu.models.fused import SEGMENTS, takes_segments
 from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
 from ppe_npu.models.loss import SKIP_LOGITS, install_head, loss_only, uninstall_head
 from ppe_npu.models.seam import original, override, restore_methods
-from ppe_npu.positions import rotary_table
-from ppe_npu.report import kv_bytes
-from ppe_npu.run import Run
-from ppe_npu.spans import IMAGE, VIDEO
-from ppe_npu.state import CacheState
 
 _DELTAS = "_ppe_saved_rope_deltas"
 _STATIC_ROPE = ("default", "linear", "yarn", "llama3")

@@ -13,7 +13,7 @@ from bench.models import Prompt
 from bench.timing import Times, stopwatch
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends import device as devices
-from ppe_npu.report import kv_bytes
+from ppe_npu.inspect.report import kv_bytes
 
 PARTS = ("prefill", "decode", "train")
 TOWER, UNMODIFIED, DENSE = "vision tower", "unmodified", "dense"

@@ -5,9 +5,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import released_loop
 from ppe_npu import CompressionConfig
-from ppe_npu.compression import Compression
-from ppe_npu.positions import contiguous_channels
-from ppe_npu.spans import VisionTokens
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import contiguous_channels
+from ppe_npu.engine.spans import VisionTokens
 
 VIDEO_ID, FRAME = 9, (8, 16)
 

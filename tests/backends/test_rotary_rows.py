@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ppe_npu.backends import rotary, rotary_rows
-from ppe_npu.positions import channel_rows, rotary_table
+from ppe_npu.engine.positions import channel_rows, rotary_table
 
 CHANNELS = (0,) * 4 + (1,) * 6 + (2,) * 6
 

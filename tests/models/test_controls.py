@@ -111,7 +111,7 @@ def test_events_of_frames_that_follow_each_other(model, method):
 )
 @pytest.mark.parametrize("method", BLIND)
 def test_nothing_is_asked_or_uploaded_once_the_tower_has_run_not_even_for_events(model, method, monkeypatch):
-    from ppe_npu import plan
+    from ppe_npu.engine import plan
 
     config = CompressionConfig.preset(method, temporal_ratio=0.5, layers=[1], before_llm=True)
     compress(model, config)

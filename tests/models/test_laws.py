@@ -7,8 +7,8 @@ from support import Prompt, batch, random_model
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.config import BLIND
+from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.models.fused import fuse
-from ppe_npu.spans import IMAGE, VIDEO
 
 MODEL, FUSED = random_model(), fuse(random_model())  # transformers' attention with masks, ours with segments
 SIDES = st.sampled_from(["left", "right"])

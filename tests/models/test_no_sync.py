@@ -63,7 +63,7 @@ def operators(model, inputs, last="layer 0") -> list[str]:
 
 def test_everything_is_uploaded_before_the_tower_runs(model, monkeypatch):
     """An upload between the tower and the first layer would make the host wait for the tower."""
-    from ppe_npu import plan
+    from ppe_npu.engine import plan
 
     events = []
     upload = plan.upload
@@ -99,7 +99,7 @@ def test_no_sync_and_no_growth_with_frames_or_samples(model):
 )
 def test_no_sync_inside_a_cascade(model, monkeypatch):
     """From the vision tower to the head: nothing is asked for, nothing is uploaded."""
-    from ppe_npu import plan
+    from ppe_npu.engine import plan
 
     for config in (
         PRESETS["cascade"],

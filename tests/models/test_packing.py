@@ -9,8 +9,8 @@ from support import FAMILIES, batch, random_model
 from test_laws import configs, prompts
 
 from ppe_npu import CompressionConfig, compress
+from ppe_npu.engine.packing import numbers
 from ppe_npu.models.fused import fuse
-from ppe_npu.packing import numbers
 
 MODELS = {family: fuse(random_model(family=family)) for family in FAMILIES}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu import backends
-from ppe_npu.members import Entries
+from ppe_npu.engine.members import Entries
 
 
 @dataclass(frozen=True)

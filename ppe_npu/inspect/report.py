@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ppe_npu.plan import PromptPlan
-from ppe_npu.stopwatch import Stopwatch
+from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.inspect.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)

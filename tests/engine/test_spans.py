@@ -5,7 +5,7 @@ import pytest
 from support import IMAGE_ID, VIDEO_ID, Prompt, batch
 from test_positions import VISION, layout_of
 
-from ppe_npu.spans import find_spans
+from ppe_npu.engine.spans import find_spans
 
 
 def test_spans_of_a_mixed_batch():

@@ -5,14 +5,14 @@ import pytest
 import torch
 from support import IMAGE_ID, SECTIONS, VIDEO_ID, Prompt, batch, random_model
 
-from ppe_npu.positions import (
+from ppe_npu.engine.positions import (
     channel_rows,
     check_channels,
     contiguous_channels,
     prompt_positions,
     rotary_table,
 )
-from ppe_npu.spans import VisionTokens, find_spans
+from ppe_npu.engine.spans import VisionTokens, find_spans
 
 VISION = VisionTokens(IMAGE_ID, VIDEO_ID, 2, 2)
 CHANNELS = contiguous_channels(SECTIONS)

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ppe_npu.blind import grouped_stages
 from ppe_npu.config import CompressionConfig
-from ppe_npu.layout import Arrangement, Budget, stage_layout
-from ppe_npu.masks import causal_mask, picked_mask, seen_places
-from ppe_npu.packing import packed as pack
-from ppe_npu.plan import PlanOnDevice, PromptPlan
-from ppe_npu.positions import check_channels, prompt_positions
-from ppe_npu.report import CompressionReport
-from ppe_npu.run import Prefill, Run
-from ppe_npu.spans import PromptLayout, VisionTokens, find_spans
-from ppe_npu.state import CacheState
-from ppe_npu.stopwatch import Stopwatch
-from ppe_npu.trace import Trace
+from ppe_npu.engine.blind import grouped_stages
+from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.layout import Arrangement, Budget, stage_layout
+from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
+from ppe_npu.engine.packing import packed as pack
+from ppe_npu.engine.plan import PlanOnDevice, PromptPlan
+from ppe_npu.engine.positions import check_channels, prompt_positions
+from ppe_npu.engine.run import Prefill, Run
+from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
+from ppe_npu.inspect.report import CompressionReport
+from ppe_npu.inspect.stopwatch import Stopwatch
+from ppe_npu.inspect.trace import Trace
 
 
 @dataclass

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.merging import Grouped, Merge
-from ppe_npu.plan import PromptPlan
-from ppe_npu.spans import Span
+from ppe_npu.engine.merge import Grouped, Merge
+from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.spans import Span
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.events import event_layout
-from ppe_npu.layout import Bucket, Groups, StageLayout, Video
+from ppe_npu.engine.layout import Bucket, Groups, StageLayout, Video
+from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.methods import BLIND
-from ppe_npu.spans import PromptLayout
+from ppe_npu.methods.events import event_layout
 
 
 def grouped_stages(

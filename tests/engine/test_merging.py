@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppe_npu.config import MEMBERS, CompressionConfig
-from ppe_npu.events import shared
-from ppe_npu.layout import Arrangement, Budget, stage_layout
-from ppe_npu.merging import merge
-from ppe_npu.plan import StageOnDevice
-from ppe_npu.spans import PromptLayout, Span
+from ppe_npu.engine.layout import Arrangement, Budget, stage_layout
+from ppe_npu.engine.merge import merge
+from ppe_npu.engine.plan import StageOnDevice
+from ppe_npu.engine.spans import PromptLayout, Span
+from ppe_npu.methods.events import shared
 
 
 def prompt(*frames: tuple[int, int]) -> PromptLayout:

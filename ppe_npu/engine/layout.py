@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ppe_npu.spans import PromptLayout
+from ppe_npu.engine.spans import PromptLayout
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ppe_npu.layout import Arrangement, Cell, StageLayout
+from ppe_npu.engine.layout import Arrangement, Cell, StageLayout
 
 
 @dataclass(frozen=True)

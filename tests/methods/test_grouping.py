@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppe_npu.grouping import Grouping
 from ppe_npu.methods.dpc_knn import dpc_knn, num_neighbors
+from ppe_npu.methods.grouping import Grouping
 
 
 def random_grouping(seed: int, frames=3, count=11, groups=4, order="raster"):

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.layout import EventLayout, Video, buckets_of
+from ppe_npu.engine.layout import EventLayout, Video, buckets_of
+from ppe_npu.engine.plan import upload
 from ppe_npu.methods import METHODS
-from ppe_npu.plan import upload
 
 
 def event_layout(videos: Sequence[Video], labels: Sequence[np.ndarray], config: CompressionConfig) -> EventLayout:

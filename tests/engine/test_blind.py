@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ppe_npu.blind import feature_places
-from ppe_npu.spans import VisionTokens, find_spans
+from ppe_npu.engine.blind import feature_places
+from ppe_npu.engine.spans import VisionTokens, find_spans
 
 IMAGE_ID, VIDEO_ID = 1, 2
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ppe_npu.grouping import Grouping
-from ppe_npu.layout import Arrangement, Bucket, EventLayout, Groups, StageLayout, Video
-from ppe_npu.packing import Segments, borders_of, numbers
-from ppe_npu.spans import PromptLayout
-from ppe_npu.stopwatch import Stopwatch
+from ppe_npu.engine.layout import Arrangement, Bucket, EventLayout, Groups, StageLayout, Video
+from ppe_npu.engine.packing import Segments, borders_of, numbers
+from ppe_npu.engine.spans import PromptLayout
+from ppe_npu.inspect.stopwatch import Stopwatch
+from ppe_npu.methods.grouping import Grouping
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from ppe_npu import cli
-from ppe_npu.show import draw_groups, draw_visual
-from ppe_npu.trace import Groups, Visual
+from ppe_npu.inspect.show import draw_groups, draw_visual
+from ppe_npu.inspect.trace import Groups, Visual
 
 GREY = (128, 128, 128)
 # Two steps of 2 x 3 tokens: the left column of both is one token, which keeps two positions, one of each step.

@@ -7,7 +7,7 @@ import torch
 from support import random_model
 
 from ppe_npu import CompressionConfig, compress
-from ppe_npu.fingerprint import fingerprint
+from ppe_npu.models.fingerprint import fingerprint
 from ppe_npu.models.fused import fuse
 
 

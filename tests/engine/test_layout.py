@@ -4,7 +4,7 @@ import pytest
 from support import Prompt, batch
 from test_positions import layout_of
 
-from ppe_npu.layout import Arrangement, Budget, stage_layout
+from ppe_npu.engine.layout import Arrangement, Budget, stage_layout
 
 
 def first_stage(layout, budget, left=True):

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.events import event_layout, frame_labels
-from ppe_npu.grouping import Grouping
+from ppe_npu.engine.plan import BucketOnDevice, EventsOnDevice, StageOnDevice
 from ppe_npu.methods import METHODS
-from ppe_npu.plan import BucketOnDevice, EventsOnDevice, StageOnDevice
+from ppe_npu.methods.events import event_layout, frame_labels
+from ppe_npu.methods.grouping import Grouping
 
 Grouped = tuple[tuple[BucketOnDevice, tuple[Grouping, ...]], ...]
 

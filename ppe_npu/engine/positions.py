@@ -14,7 +14,7 @@ import torch
 
 from ppe_npu.backends.compiling import traced_once
 from ppe_npu.backends.reference.rotary_rows import table
-from ppe_npu.spans import VIDEO, PromptLayout, Span, VisionTokens
+from ppe_npu.engine.spans import VIDEO, PromptLayout, Span, VisionTokens
 
 
 def prompt_positions(

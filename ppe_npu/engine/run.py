@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 import torch
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.merging import Merge, merge
-from ppe_npu.packing import Segments
-from ppe_npu.plan import PlanOnDevice, StageOnDevice
-from ppe_npu.state import CacheState
-from ppe_npu.stopwatch import Stopwatch
-from ppe_npu.trace import Trace
+from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.merge import Merge, merge
+from ppe_npu.engine.packing import Segments
+from ppe_npu.engine.plan import PlanOnDevice, StageOnDevice
+from ppe_npu.inspect.stopwatch import Stopwatch
+from ppe_npu.inspect.trace import Trace
 
 
 @dataclass

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ppe_npu.trace import Groups, Visual
+from ppe_npu.inspect.trace import Groups, Visual
 
 _WIDTH = 1600  # pixels of a sheet, about
 _PANEL = 1000  # pixels of a panel's longer side, at the most
