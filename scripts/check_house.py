@@ -18,6 +18,7 @@ LEVELS = {
     "ppe_npu": 1,
     "ppe_npu.methods": 2,
     "ppe_npu.released": 3,
+    "ppe_npu.shorthand": 3,
     "ppe_npu.config": 3,
     "ppe_npu.engine": 4,
     "ppe_npu.inspect": 4,

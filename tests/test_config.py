@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from prompts import CONTROLS
 
 from ppe_npu import CompressionConfig
-from ppe_npu.config import BLIND
 
 RELEASED = {
     "spatial_compression": True,
@@ -133,7 +133,7 @@ def test_k_is_one_where_positions_other_than_ppe_are_named_without_it(tmp_path, 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method": "tome"}, "method='tome': choose one of none, dpc_knn"),
+        ({"method": "tome"}, "method='tome': choose one of none, avg_pool, dpc_knn"),
         ({"positions": "all"}, "positions='all': choose one of"),
         ({"members": "first"}, "members='first': choose one of"),
         ({"order": "time"}, "order='time': choose one of raster, score"),
@@ -148,7 +148,7 @@ def test_k_is_one_where_positions_other_than_ppe_are_named_without_it(tmp_path, 
         ({"positions": "keep_one", "k": 8}, "k=8 with positions='keep_one'"),
         ({"positions": "renumber", "k": 2}, "k=2 with positions='renumber'"),
         ({"method": "none", "ratio": 0.5}, r"method='none' \(dense\) needs ratio=1.0"),
-        ({"kk": 8}, "unknown compression key.* kk: the keys are method, ratio"),
+        ({"kk": 8}, "unknown compression key.* kk: the keys are steps, positions"),
         ({"layers": 3}, "layers=3: give a list"),
         ({"layers": None}, "layers=None: give a list"),
         ({"layers": [3, 3]}, r"layers=\[3, 3\]: give a list of different decoder layers"),
@@ -200,7 +200,7 @@ def test_unknown_preset_and_unreadable_files(tmp_path):
         CompressionConfig.from_file(tmp_path / "list.json")
 
 
-@pytest.mark.parametrize("method", BLIND)
+@pytest.mark.parametrize("method", CONTROLS)
 def test_controls_are_presets_with_their_own_limits(method):
     config = CompressionConfig.preset(method)
     assert (config.method, config.positions, config.k, config.order) == (method, "keep_one", 1, "raster")

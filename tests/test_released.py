@@ -18,7 +18,7 @@ from ppe_npu import CompressionConfig, compress
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
-from ppe_npu.methods import METHODS
+from ppe_npu.methods.view import View
 
 DATA = Path(__file__).parent / "data" / "released.safetensors"
 VISION = VisionTokens(image_token_id=993, video_token_id=992, merge_size=2, tokens_per_second=2)
@@ -64,8 +64,8 @@ def test_groups_and_means(recorded, kind):
     tensors, configs = recorded
     config = CompressionConfig.from_released(configs["ppe"])
     for x, labels, merged in zip(*(frames(tensors, kind, name) for name in ("x", "labels", "merged"))):
-        (budget,) = config.budgets(len(x))
-        grouping = METHODS[config.method](x[None], None, torch.tensor([budget]), budget, config.order)
+        (method,) = config.methods
+        grouping = method.group(View.of(tokens=x[None], num_kept=method.kept(len(x))))
         assert torch.equal(grouping.labels[0], labels.long())
         torch.testing.assert_close(grouping.apply(x[None])[0], merged, atol=1e-5, rtol=1e-4)
     prompt = compressed(tensors, config, kind)

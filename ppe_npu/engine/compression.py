@@ -9,18 +9,19 @@ import numpy as np
 import torch
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.engine.blind import grouped_stages
 from ppe_npu.engine.cache import CacheState
-from ppe_npu.engine.layout import Arrangement, Budget, stage_layout
+from ppe_npu.engine.layout import lay_out
 from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
 from ppe_npu.engine.packing import packed as pack
-from ppe_npu.engine.plan import PlanOnDevice, PromptPlan
+from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import check_channels, prompt_positions
 from ppe_npu.engine.run import Prefill, Run
-from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
+from ppe_npu.engine.spans import VisionTokens, find_spans
+from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import CompressionReport
 from ppe_npu.inspect.stopwatch import Stopwatch
 from ppe_npu.inspect.trace import Trace
+from ppe_npu.methods.base import Method
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Compression:
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
     Raises:
-        ValueError: settings that do not fit the model.
+        InputError: settings that do not fit the model.
     """
 
     config: CompressionConfig
@@ -47,17 +48,14 @@ class Compression:
     def __post_init__(self):
         config = self.config
         check_channels(config.k, self.channels)
-        beyond = [layer for layer in config.layers if layer >= self.decoder_layers]
-        if beyond:
-            raise ValueError(
-                f"layers={list(config.layers)}: this model has {self.decoder_layers} decoder layers, "
+        if any(layer >= self.decoder_layers for layer in self.layers):
+            raise InputError(
+                f"layers={list(self.layers)}: this model has {self.decoder_layers} decoder layers, "
                 f"0 to {self.decoder_layers - 1}"
             )
-        if config.temporal_ratio is not None and self.vision.frames_apart:
-            raise ValueError(
-                f"temporal_ratio={config.temporal_ratio}: this model sets text between the frames of a video, so that "
-                "frames of one event have no place of their own; leave temporal_ratio out"
-            )
+        for method in config.methods:
+            named = method.name if config.temporal_ratio is None else f"temporal_ratio={config.temporal_ratio}"
+            _check_place(method, self.vision, named)
 
     def __deepcopy__(self, memo: dict) -> "Compression":
         return Compression(self.config, self.vision, self.channels, self.decoder_layers)
@@ -69,9 +67,14 @@ class Compression:
         )
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """The first decoder layer of each stage after the first."""
+        return self.config.entry_layers
+
+    @property
     def stages(self) -> int:
         """The part of the decoder before its first merge, and one part from each merge on."""
-        return 1 + len(self.config.layers)
+        return 1 + len(self.layers)
 
     # -- before the vision tower: the host reads ids, mask and grids once ---------------------------------------------
 
@@ -94,11 +97,11 @@ class Compression:
             image_grid_thw, video_grid_thw: [n, 3] patches. second_per_grid_ts: [n_videos].
             position_ids: [3, B, S] to use instead of the prompt's own numbering.
             start: [B] first position of each sample, of a prompt that continues a cache.
-            left: where padding goes, see stage_layout; None keeps it on its side, on the left where there is none.
+            left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
             packed: lay the batch out as one row of samples, without padding.
 
         Raises:
-            ValueError: shapes, placeholders and grids that disagree.
+            InputError: shapes, placeholders and grids that disagree.
         """
         ids = input_ids.cpu().numpy()
         given = (_padding_mask(attention_mask, ids.shape), *map(_rows, (image_grid_thw, video_grid_thw)))
@@ -109,29 +112,17 @@ class Compression:
             positions, following = prompt_positions(layout, self.vision, None if start is None else start.tolist())
         else:
             if tuple(position_ids.shape) != (3, *ids.shape):
-                raise ValueError(f"position_ids have shape {list(position_ids.shape)}, not {[3, *ids.shape]}")
+                raise InputError(f"position_ids have shape {list(position_ids.shape)}, not {[3, *ids.shape]}")
             positions = position_ids.cpu().numpy()
             following = positions.max(axis=(0, 2)) + 1
         if left is None:
             left = not (layout.real[:, 0].all() and not layout.real[:, -1].all())
-        stages = self._stage_layouts(layout, left)
+        stages = lay_out(layout, self.config.stages, left)
         if packed:
             stages = pack(stages, *ids.shape)
+        plan = PromptPlan.of(layout, stages, positions, following, watch)
         watch.stop()
-        return PromptPlan(layout, stages, self.config.merges_before_llm, positions, following, watch)
-
-    def _stage_layouts(self, layout: PromptLayout, left: bool) -> tuple:
-        config, arrangement = self.config, Arrangement.of(layout)
-        merged = Budget(config.budgets)
-        first = Budget(config.budgets, config.events, config.event_tokens)
-        gathered = Budget(lambda tokens: (tokens,))
-        starts = [
-            span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])
-        ]  # the first stage's tokens are the vision tower's features
-        stages = [stage_layout(arrangement, first if config.merges_before_llm else gathered, starts, left)]
-        for _ in config.layers:
-            stages.append(stage_layout(stages[-1].after, merged, left=left))
-        return grouped_stages(stages, layout, config)
+        return plan
 
     # -- between the vision tower and the first decoder layer: no host sync -------------------------------------------
 
@@ -158,7 +149,7 @@ class Compression:
             apart: give a padded stage its segments in place of a mask, for an attention that takes them.
         """
         watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
-        state = CacheState.empty(self.config.layers, *on.stages[0].real.shape[:1], on.following.device)
+        state = CacheState.empty(self.layers, *on.stages[0].real.shape[:1], on.following.device)
         state = state if past is None else past.repeated(len(on.following))
         fresh = past is None and (attention_mask is None or attention_mask.ndim != 4)
         apart = apart and fresh
@@ -176,9 +167,9 @@ class Compression:
         )
         self.trace = Trace(plan, self.config) if self.keep_groups else None
         masks = tuple(masks) if apart else _with_padding(masks, state)
-        run = Prefill(self.config.layers, masks, rows, state, segments, self.config, on, watch, self.trace)
+        run = Prefill(self.layers, masks, rows, state, segments, self.config, on, watch, self.trace)
         run.begin(text_embeds, features, deepstack)
-        self.report = CompressionReport.of(plan, self.config.layers, self.decoder_layers, watch)
+        self.report = CompressionReport.of(plan, self.layers, self.decoder_layers, watch)
         return run
 
     # -- later steps --------------------------------------------------------------------------------------------------
@@ -200,11 +191,22 @@ class Compression:
             rows, following = rows * self.stages, following * self.stages
         after = state.then((new,) * self.stages, following, (padded,) * self.stages, seen, compressed=False)
         none = (None,) * self.stages
-        return Run(self.config.layers, _with_padding([*none], after), rows, after, none)
+        return Run(self.layers, _with_padding([*none], after), rows, after, none)
+
+
+def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
+    """Raise InputError where a model has no place for a step."""
+    if method.place in ("pixels", "tower"):
+        raise InputError(f"{method.name}: a step at the {method.place} is not built for this family yet; leave it out")
+    if method.scope == "segment" and vision.frames_apart:
+        raise InputError(
+            f"{subject}: this model sets text between the frames of a video, so that frames of one event have no place "
+            "of their own; leave it out"
+        )
 
 
 def _stage_masks(
-    plan: PromptPlan, on: PlanOnDevice, given: torch.Tensor | None, ready: bool
+    plan: PromptPlan, on: PromptPlan, given: torch.Tensor | None, ready: bool
 ) -> list[torch.Tensor | None]:
     """The 4D mask of every stage: picked from the one that was given, made where one is wanted for padding, or None."""
     masks = []
@@ -218,7 +220,7 @@ def _stage_masks(
 
 
 def _renumbered(
-    state: CacheState, on: PlanOnDevice, masks: list[torch.Tensor | None]
+    state: CacheState, on: PromptPlan, masks: list[torch.Tensor | None]
 ) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
     """The positions that follow each stage [B], and its rows [3, B, L]: 0, 1, 2, ... of what is there.
 
@@ -255,11 +257,11 @@ def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarr
     if mask.ndim == 4:
         fits = mask.shape[0] == shape[0] and tuple(mask.shape[2:]) == (shape[1], shape[1])
         if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
-            raise ValueError(
+            raise InputError(
                 f"attention_mask is {mask.dtype} {list(mask.shape)}: a 4D one must be bool (True = attend) or floating "
                 f"point (added), [{shape[0]}, heads or 1, {shape[1]}, {shape[1]}]"
             )
         return None
     if tuple(mask.shape) != shape:
-        raise ValueError(f"attention_mask has shape {list(mask.shape)}, not that of input_ids {list(shape)}")
+        raise InputError(f"attention_mask has shape {list(mask.shape)}, not that of input_ids {list(shape)}")
     return (mask != 0).cpu().numpy()

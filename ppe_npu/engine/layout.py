@@ -1,16 +1,26 @@
-"""Where everything stands before and after each merge: worked out on the host, before any feature exists.
+"""Where everything stands before and after each stage: worked out on the host, before any feature exists.
 
 How many tokens each frame keeps follows from its size alone, and so does every shape and every index of the compressed
-prompt, at every stage. A stage is one merge: before the LLM, or on entry of a decoder layer.
+prompt, at every stage. A stage is what happens before the decoder, or on entry of a decoder layer: some steps, one
+after the other, each a Round, and then the gathering of text and kept tokens into place.
+
+NumPy arrays stay on the host; what is needed on the device is a tensor, and travels with .to(device).
 """
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
+from ppe_npu.engine.movable import Movable
+from ppe_npu.engine.rounds import Round, as_tensor, round_of
+from ppe_npu.engine.segments import Segments
 from ppe_npu.engine.spans import PromptLayout
+from ppe_npu.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Arrangement:
     origins: np.ndarray
 
     @classmethod
-    def of(cls, layout: PromptLayout) -> "Arrangement":
+    def of(cls, layout: PromptLayout) -> Arrangement:
         """Before any merge."""
         cells = [
             Cell(span.sample, span.start + t * span.frame_tokens, span.frame_tokens, number)
@@ -73,240 +83,133 @@ class Arrangement:
 
 
 @dataclass(frozen=True)
-class Groups:
-    """A Grouping of a bucket's cells that is known to the host: its labels [F, N] and representatives [F, M]."""
+class Stage(Movable):
+    """What happens before the decoder, or on entry of one of its layers.
 
-    labels: np.ndarray
-    representatives: np.ndarray
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Cells of like size, clustered together, by one ratio after the other.
+    Its rows are the text tokens, then what its last round keeps (without a round: the tokens that it is given), then
+    one of padding.
 
     Args:
-        tokens: [F, N] index of each token among those that are merged, 0 where a cell has no such token.
-        valid: [F, N] bool, or None if every cell has N tokens.
-        budgets: [ratios, F] tokens that each ratio keeps of each cell.
-        groups: of each ratio, where the method needs no features.
-    """
-
-    tokens: np.ndarray
-    valid: np.ndarray | None
-    budgets: np.ndarray
-    groups: tuple[Groups, ...] = ()
-
-    @property
-    def first(self) -> int | None:
-        """The index of the first token, where all of them follow each other in order."""
-        tokens = self.tokens.reshape(-1)
-        follow = self.valid is None and (tokens == tokens[0] + np.arange(len(tokens))).all()
-        return int(tokens[0]) if follow else None
-
-    @cached_property
-    def kept(self) -> np.ndarray:
-        """[G] index of each kept token in [F, all ratios' largest budgets], flattened: a cell's tokens of the first
-        ratio, of the second, ..., then those of the next cell."""
-        slots = [np.arange(budgets.max()) < budgets[:, None] for budgets in self.budgets]
-        return np.flatnonzero(np.concatenate(slots, axis=1).reshape(-1))
-
-
-@dataclass(frozen=True)
-class Video:
-    """A video whose frames are grouped into events.
-
-    Args:
-        first: index of its first token among those that are merged. frames, frame_tokens: its size there.
-        kept: [frames, m] index of each frame's merged tokens among all that the buckets keep.
-        events: how many events. tokens: how many tokens they keep in all.
-    """
-
-    first: int
-    frames: int
-    frame_tokens: int
-    kept: np.ndarray
-    events: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class EventLayout:
-    """The events of a batch's videos, as cells of what their frames kept.
-
-    Args:
-        buckets: events of like size. order: [G] which of the buckets' kept tokens stands where: by video, event after
-            event.
-    """
-
-    buckets: tuple[Bucket, ...]
-    order: np.ndarray
-
-
-@dataclass(frozen=True)
-class StageLayout:
-    """One merge of a batch. Rows: the text tokens, what the buckets keep, what the events keep, and one of padding.
-
-    Args:
+        layer: the decoder layer; None: before the decoder.
         text: [T] index of each text token in the flattened batch before it.
-        buckets: the cells to cluster.
-        videos: the videos whose frames are grouped into events.
+        rounds: its steps.
         rows: [B, L] which row stands where.
-        sources: [B, L] for each place the column before the merge that it stands for; 0 at padding.
+        sources: [B, L] for each place the column before the stage that it stands for; 0 at padding.
+        real: [B, L] bool, False at padding, of what it leaves.
         after: the arrangement that it leaves.
         borders: of a packed batch (see packing.py) where its samples begin and end in the one row: 0, ..., L.
-        events: the videos' events, where the method needs no features.
+        numbers: of a packed batch [1, L] the place of each token in its sample; else None.
+        segments: of what it leaves, the samples as attention may see them; None for a batch without padding.
     """
 
-    text: np.ndarray
-    buckets: tuple[Bucket, ...]
-    videos: tuple[Video, ...]
-    rows: np.ndarray
-    sources: np.ndarray
+    layer: int | None
+    text: torch.Tensor
+    rounds: tuple[Round, ...]
+    rows: torch.Tensor
+    sources: torch.Tensor
+    real: torch.Tensor
     after: Arrangement
     borders: tuple[int, ...] | None = None
-    events: EventLayout | None = None
+    numbers: torch.Tensor | None = None
+    segments: Segments | None = None
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What a stage keeps.
+class Piece:
+    """A run of visual tokens and what has become of it.
 
     Args:
-        cell: tokens of a cell -> how many each ratio keeps.
-        events: frames of a video -> how many events, or None.
-        event_tokens: (frames, merged tokens of a frame) -> tokens of all its events.
+        sample, start, tokens: where it stood before the stage. span: index of its span in the prompt's layout.
+        first: index of its first token among those that the stage is given.
+        cells: of each cell that it has become the indices of its tokens among those that the last round kept.
     """
-
-    cell: Callable[[int], tuple[int, ...]]
-    events: Callable[[int], int | None] = lambda frames: None
-    event_tokens: Callable[[int, int], int] | None = None
-
-
-def stage_layout(
-    before: Arrangement, budget: Budget, starts: Sequence[int] | None = None, left: bool = True
-) -> StageLayout:
-    """Work out one merge.
-
-    Args:
-        starts: index of each cell's first token among those that are merged; None: its place in the flattened batch.
-        left: whether padding goes to the left, so that the last place of every sample is its last token, as generation
-            needs it.
-    """
-    width = before.real.shape[1]
-    if starts is None:
-        starts = [cell.sample * width + cell.start for cell in before.cells]
-    tokens = [start + np.arange(cell.tokens) for start, cell in zip(starts, before.cells)]
-    buckets, kept = buckets_of(tokens, [budget.cell(cell.tokens) for cell in before.cells])
-    merged = sum(int(bucket.budgets.sum()) for bucket in buckets)
-    videos, runs = _videos(before.cells, starts, kept, budget, merged)
-    empty = int(before.text.sum()) + merged + sum(video.tokens for video in videos)
-    pieces = [_merge_sample(before, sample, runs) for sample in range(len(before.real))]
-    length = max(len(piece.rows) for piece in pieces)
-    rows = np.full((len(pieces), length), empty)
-    sources = np.zeros((len(pieces), length), dtype=np.int64)
-    cells = []
-    for sample, piece in enumerate(pieces):
-        first = length - len(piece.rows) if left else 0
-        place = slice(first, first + len(piece.rows))
-        rows[sample, place], sources[sample, place] = piece.rows, piece.sources
-        cells += [Cell(sample, first + start, tokens, span) for start, tokens, span in piece.cells]
-    real = rows != empty
-    origins = np.where(real, np.take_along_axis(before.origins, sources, axis=1), 0)
-    text = np.flatnonzero(before.text.reshape(-1))
-    return StageLayout(text, buckets, videos, rows, sources, Arrangement(real, tuple(cells), origins))
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Cells that follow each other: `tokens` before them, the rows that stay, and the cells that these make."""
 
     sample: int
     start: int
     tokens: int
-    rows: np.ndarray
-    cells: tuple[tuple[int, int], ...]  # (tokens, span) of each
+    span: int
+    first: int
+    cells: tuple[np.ndarray, ...]
 
 
-@dataclass(frozen=True)
-class _Piece:
-    rows: np.ndarray
-    sources: np.ndarray
-    cells: list[tuple[int, int, int]]  # (start, tokens, span)
+def lay_out(
+    layout: PromptLayout, stages: Sequence[tuple[int | None, tuple[Method, ...]]], left: bool = True
+) -> tuple[Stage, ...]:
+    """All stages of a batch of prompts.
+
+    Args:
+        stages: as CompressionConfig.stages.
+        left: whether padding goes to the left, so that the last place of every sample is its last token, as generation
+            needs it.
+    """
+    # The tokens of the first stage are the vision tower's features; of a later one, the flattened batch.
+    starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
+    before, count, out = Arrangement.of(layout), int(layout.visual.sum()), []
+    for layer, methods in stages:
+        out.append(stage_of(before, layer, methods, starts, count, left))
+        before = out[-1].after
+        width = before.real.shape[1]
+        starts, count = [cell.sample * width + cell.start for cell in before.cells], before.real.size
+    return tuple(out)
 
 
-def _merge_sample(before: Arrangement, sample: int, runs: Sequence[_Run]) -> _Piece:
-    """What one sample becomes, without padding. Visual rows come after the batch's text rows."""
+def stage_of(
+    before: Arrangement,
+    layer: int | None,
+    methods: Sequence[Method],
+    starts: Sequence[int],
+    count: int,
+    left: bool,
+) -> Stage:
+    """One stage. starts: index of each cell's first token among the `count` tokens that the stage is given."""
+    pieces = [
+        Piece(cell.sample, cell.start, cell.tokens, cell.span, start, (start + np.arange(cell.tokens),))
+        for start, cell in zip(starts, before.cells)
+    ]
+    rounds = []
+    for method in methods:
+        made, pieces, count = round_of(method, pieces, count)
+        rounds += [] if made is None else [made]
+    text = np.flatnonzero(before.text.reshape(-1))
+    empty = len(text) + count
+    samples = [_gathered(before, sample, pieces) for sample in range(len(before.real))]
+    length = max(len(rows) for rows, _, _ in samples)
+    rows = np.full((len(samples), length), empty)
+    sources = np.zeros((len(samples), length), dtype=np.int64)
+    cells: list[Cell] = []
+    for sample, (own_rows, own_sources, own_cells) in enumerate(samples):
+        first = length - len(own_rows) if left else 0
+        place = slice(first, first + len(own_rows))
+        rows[sample, place], sources[sample, place] = own_rows, own_sources
+        cells += [Cell(sample, first + start, tokens, span) for start, tokens, span in own_cells]
+    real = rows != empty
+    origins = np.where(real, np.take_along_axis(before.origins, sources, axis=1), 0)
+    after, segments = Arrangement(real, tuple(cells), origins), Segments.of(real)
+    tensors = map(as_tensor, (rows, sources, real))
+    return Stage(layer, as_tensor(text), tuple(rounds), *tensors, after, segments=segments)
+
+
+def _gathered(before: Arrangement, sample: int, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, list]:
+    """What one sample becomes, without padding: its rows, their sources, and (start, tokens, span) of its cells.
+
+    Visual rows come after the batch's text rows.
+    """
     text, texts = before.text, int(before.text.sum())
     text_row = np.cumsum(text.reshape(-1)).reshape(text.shape)[sample] - 1
     rows, sources, cells, at, place = [], [], [], 0, 0
-    for run in [*(run for run in runs if run.sample == sample), None]:
-        end = text.shape[1] if run is None else run.start
+    for piece in [*(piece for piece in pieces if piece.sample == sample), None]:
+        end = text.shape[1] if piece is None else piece.start
         kept = at + np.flatnonzero(text[sample, at:end])
         rows.append(text_row[kept])
         sources.append(kept)
         place += len(kept)
-        if run is not None:
-            rows.append(texts + run.rows)
-            # A run's tokens may be more than before (several ratios are all kept): the last stand for its last.
-            sources.append(run.start + np.minimum(np.arange(len(run.rows)), run.tokens - 1))
-            for tokens, span in run.cells:
-                cells.append((place, tokens, span))
-                place += tokens
-            at = run.start + run.tokens
-    return _Piece(np.concatenate(rows), np.concatenate(sources), cells)
-
-
-def buckets_of(
-    tokens: Sequence[np.ndarray], budgets: Sequence[tuple[int, ...]]
-) -> tuple[tuple[Bucket, ...], list[np.ndarray]]:
-    """Cells in buckets of like size, and for every cell the index of its kept tokens among all that are kept.
-
-    A bucket holds sizes between two powers of two, so that neither padding (at most half) nor the number of buckets
-    (at most log2 of the largest cell) grows with the batch.
-
-    Args:
-        tokens: of each cell the indices of its tokens among those that are merged.
-        budgets: of each cell how many each ratio keeps.
-    """
-    classes: dict[int, list[int]] = {}
-    for number, cell in enumerate(tokens):
-        classes.setdefault((len(cell) - 1).bit_length(), []).append(number)
-    kept: list[np.ndarray] = [np.zeros(0, np.int64)] * len(tokens)
-    buckets, at = [], 0
-    for size in sorted(classes):
-        numbers = classes[size]
-        counts = np.array([len(tokens[n]) for n in numbers])
-        valid = np.arange(counts.max()) < counts[:, None]
-        index = np.zeros(valid.shape, np.int64)
-        index[valid] = np.concatenate([tokens[n] for n in numbers])
-        wanted = np.array([budgets[n] for n in numbers]).T
-        buckets.append(Bucket(index, None if valid.all() else valid, wanted))
-        for number, count in zip(numbers, wanted.sum(axis=0)):
-            kept[number] = np.arange(at, at + count)
-            at += int(count)
-    return tuple(buckets), kept
-
-
-def _videos(
-    cells: Sequence[Cell], starts: Sequence[int], kept: list[np.ndarray], budget: Budget, merged: int
-) -> tuple[tuple[Video, ...], list[_Run]]:
-    """The videos that are grouped into events, and the runs of all cells: one a cell, one a video of events."""
-    videos, runs, number = [], [], 0
-    while number < len(cells):
-        cell = cells[number]
-        frames = next((n for n, other in enumerate(cells[number:]) if other.span != cell.span), len(cells) - number)
-        events = budget.events(frames)
-        if events is None:
-            runs.append(_Run(cell.sample, cell.start, cell.tokens, kept[number], ((len(kept[number]), cell.span),)))
-            number += 1
-            continue
-        tokens = budget.event_tokens(frames, len(kept[number]))
-        index = np.stack(kept[number : number + frames])
-        videos.append(Video(starts[number], frames, cell.tokens, index, events, tokens))
-        # With a share of its own for each event (see events.py) the cells after it differ; then no stage follows.
-        after = ((tokens // events, cell.span),) * events if tokens % events == 0 else ((tokens, cell.span),)
-        rows = merged + np.arange(tokens)
-        runs.append(_Run(cell.sample, cell.start, frames * cell.tokens, rows, after))
-        merged += tokens
-        number += frames
-    return tuple(videos), runs
+        if piece is not None:
+            tokens = np.concatenate(piece.cells)
+            rows.append(texts + tokens)
+            # A piece's tokens may be more than before (several ratios are all kept): the last stand for its last.
+            sources.append(piece.start + np.minimum(np.arange(len(tokens)), piece.tokens - 1))
+            for cell in piece.cells:
+                cells.append((place, len(cell), piece.span))
+                place += len(cell)
+            at = piece.start + piece.tokens
+    return np.concatenate(rows), np.concatenate(sources), cells

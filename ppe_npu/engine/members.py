@@ -5,9 +5,48 @@ merged tokens draws from all that its members hold. So the choice is made among 
 place of what it holds, entry h * N + n being the h-th original token that token n holds.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
+
+from ppe_npu.methods.grouping import Grouping
+
+
+def members(
+    grouping: Grouping, k: int, rule: str, tokens: torch.Tensor | None = None, held: torch.Tensor | None = None
+) -> torch.Tensor:
+    """k members of every group, repeated in turn where a group has fewer: [F, M, k] int64.
+
+    Tokens that were merged before hold several original tokens each, and a group of them draws its k from all that
+    its members hold. Without `held` a token stands for itself.
+
+    Args:
+        rule: "last", the last ones in order, last first; "spread", evenly over the raster-sorted ones, last first;
+            "nearest", those of the members nearest to the representative (itself first among equals), one of each
+            member in turn, listed in raster order, last first; "nearest_first", the same listed by nearness.
+        tokens: [F, N, C], needed by the two rules of nearness.
+        held: [F, N, H] int64, the original tokens that each token holds, repeated in turn; rising with the raster.
+
+    Returns:
+        token indices, or values of `held`.
+    """
+    distance = _distance(grouping, tokens) if rule.startswith("nearest") else None
+    return Entries.of(grouping.labels, held, grouping.counts.shape[1]).choose(k, rule, distance)
+
+
+def _distance(grouping: Grouping, tokens: torch.Tensor) -> torch.Tensor:
+    """[F, N] distance of each token to the representative of its group; -1 for the representative itself, which comes
+    before tokens that are equal to it."""
+    wide = tokens.double() if tokens.dtype == torch.float64 else tokens.float()
+    center = grouping.representatives.gather(1, grouping.labels.clamp_min(0))
+    frames, count = center.shape
+    first = count * torch.arange(frames, device=tokens.device)[:, None]
+    # Whole rows are copied, not numbers; and a norm reads the differences once, where squares would be written.
+    centers = wide.flatten(0, 1).index_select(0, (center + first).flatten()).view_as(wide)
+    distance = torch.linalg.vector_norm(centers.sub_(wide), dim=-1)
+    return torch.where(torch.arange(count, device=tokens.device) == center, -1, distance)
 
 
 @dataclass(frozen=True)
@@ -27,7 +66,7 @@ class Entries:
     width: int
 
     @classmethod
-    def of(cls, labels: torch.Tensor, held: torch.Tensor | None, groups: int) -> "Entries":
+    def of(cls, labels: torch.Tensor, held: torch.Tensor | None, groups: int) -> Entries:
         """From labels [F, N] and held [F, N, H], or None where each token stands for itself."""
         if held is None:
             return cls(labels, torch.arange(labels.shape[1], device=labels.device).expand_as(labels), groups, 1)
@@ -38,7 +77,7 @@ class Entries:
         """k original tokens for every group, repeated in turn where it holds fewer: [F, groups, k].
 
         Args:
-            rule: as Grouping.members.
+            rule: as members().
             distance: [F, N] of each token to the representative of its group, for the rules of nearness.
         """
         pick = torch.arange(k, device=self.labels.device)

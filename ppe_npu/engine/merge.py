@@ -1,110 +1,139 @@
-"""One merge: groups found from the tokens that stand at a stage, then applied to any tensor that stands as they do."""
+"""One stage's merge: its rounds are given their groups, which then apply to any tensor that stands as the tokens do.
 
-from dataclasses import dataclass
+The same code runs on the host, for methods that look at places alone, before any feature exists.
 
+What a merged token holds are the original tokens that speak for its group: those whose positions it keeps (PPE, arXiv
+2510.22936). Before the first merge every token stands for itself. A merged token holds several original tokens, and a
+group of merged tokens draws from all that its members hold. See members.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 import torch
 
-from ppe_npu.config import CompressionConfig
-from ppe_npu.engine.plan import BucketOnDevice, EventsOnDevice, StageOnDevice
-from ppe_npu.methods import METHODS
-from ppe_npu.methods.events import event_layout, frame_labels
+from ppe_npu.engine.members import members
+from ppe_npu.engine.movable import upload
+from ppe_npu.engine.rounds import Bucket, Round, as_tensor
 from ppe_npu.methods.grouping import Grouping
-
-Grouped = tuple[tuple[BucketOnDevice, tuple[Grouping, ...]], ...]
+from ppe_npu.methods.view import View
 
 
 @dataclass(frozen=True)
-class Merge:
-    """How a stage merges its cells.
+class Tokens:
+    """What is known of R tokens, as they pass through the rounds of a stage.
 
     Args:
-        buckets: each bucket with its groupings, one a ratio; none where tokens are only gathered.
-        events: the same of the events that videos are merged to after that, made of what the buckets keep.
-        order: [G] which of the events' kept tokens stands where, or None without events.
-        held: [G, K] int64, the original tokens whose positions each kept token holds.
+        features: [R, C], or None on the host.
+        held: [R, H] int64, the original tokens that each of them holds, or None on the host.
+        places: [R, 3] (frame, row, column), where a method needs them.
     """
 
-    buckets: Grouped
-    events: Grouped
-    order: torch.Tensor | None
-    held: torch.Tensor
+    features: torch.Tensor | None = None
+    held: torch.Tensor | None = None
+    places: torch.Tensor | None = None
 
-    def apply(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Means of the groups: [R, C] -> [G, C]; differentiable."""
-        kept = _apply(self.buckets, tokens)
-        if self.order is None:
-            return kept
-        return torch.cat([kept, _apply(self.events, kept).index_select(0, self.order)])
+    def pick(self, pick) -> Tokens:
+        """The same of other tokens: pick(values [R, ...]) of each part."""
+        parts = (self.features, self.held, self.places)
+        return Tokens(*(None if part is None else pick(part) for part in parts))
 
 
-def merge(stage: StageOnDevice, tokens: torch.Tensor, held: torch.Tensor, config: CompressionConfig) -> Merge:
+@dataclass(frozen=True)
+class Holding:
+    """How a merged token's positions are chosen: `k` members by a rule of members.py, or None: its representative's."""
+
+    k: int
+    rule: str
+
+
+@torch.no_grad()
+def merge(rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = None) -> tuple[tuple[Round, ...], Tokens]:
     """Group the tokens of a stage; nothing is differentiated.
 
-    Args:
-        tokens: [R, C], those that the stage's buckets index.
-        held: [R, H] int64, the original tokens that each of them holds.
+    Returns:
+        the rounds with their groupings, and what is known of the tokens that the last one keeps. (Their features are
+        Round.apply's to make: they are None.)
     """
-    with torch.no_grad():
-        tokens = tokens.detach()
-        buckets, held = _merge_buckets(stage.buckets, tokens, held, config, stage.merges)
-        if not stage.videos:
-            return Merge(buckets, (), None, held)
-        events = stage.events
-        if events is None:
-            labels = frame_labels(stage.videos, tokens, config)
-            events = EventsOnDevice.of(event_layout(stage.videos, labels, config), tokens.device)
-        grouped, event_held = _merge_buckets(events.buckets, _apply(buckets, tokens), held, config, True)
-        held = torch.cat([held, event_held.index_select(0, events.order)])
-        return Merge(buckets, grouped, events.order, held)
+    given, done = tokens.pick(torch.Tensor.detach), []
+    tokens = given
+    for number, step in enumerate(rounds):
+        if step.videos and not step.buckets:
+            step = _segmented(step, given)
+        pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding) for bucket in step.buckets]
+        step = replace(step, buckets=tuple(bucket for bucket, _ in pairs))
+        last = number == len(rounds) - 1
+        features = None if last or tokens.features is None else step.apply(tokens.features)
+        tokens = Tokens(features, *(_joined(step, tokens, pairs, part) for part in ("held", "places")))
+        done.append(step)
+    return tuple(done), tokens
 
 
-def _merge_buckets(
-    buckets: tuple[BucketOnDevice, ...],
-    tokens: torch.Tensor,
-    held: torch.Tensor,
-    config: CompressionConfig,
-    merges: bool,
-) -> tuple[Grouped, torch.Tensor]:
-    """Every bucket with its groupings, and what all their kept tokens hold [G, K]."""
-    parts = [_merge_bucket(bucket, tokens, held, config, merges) for bucket in buckets]
-    grouped = tuple((bucket, groupings) for bucket, (groupings, _) in zip(buckets, parts))
-    return grouped, torch.cat([part for _, part in parts]) if parts else held[:0]
+def _joined(step: Round, given: Tokens, pairs: Sequence[tuple[Bucket, Tokens]], part: str) -> torch.Tensor | None:
+    before = getattr(given, part)
+    return None if before is None else step.joined(before, [getattr(kept, part) for _, kept in pairs])
 
 
-def _merge_bucket(
-    bucket: BucketOnDevice, tokens: torch.Tensor, held: torch.Tensor, config: CompressionConfig, merges: bool
-) -> tuple[tuple[Grouping, ...], torch.Tensor]:
-    """One grouping a ratio, and what each kept token holds [G, K]."""
-    held = bucket.take(held)
-    if not merges:
-        return (), bucket.keep([held])
-    values, valid = bucket.take(tokens), bucket.valid
-    groupings, parts = [], []
-    for ratio, (budgets, most) in enumerate(zip(bucket.budgets, bucket.most)):
+def _grouped(method, bucket: Bucket, tokens: Tokens, holding: Holding | None) -> tuple[Bucket, Tokens]:
+    """A bucket with its groupings, one a level, and what is known of what it keeps. Parts of tokens: [F, N, ...]."""
+    valid, groupings, kept = bucket.valid, [], []
+    for level, (part, num_kept, most) in enumerate(zip(method.levels, bucket.num_kept, bucket.most)):
         if groupings:
-            values = groupings[-1].apply(values)
-            valid = torch.arange(values.shape[1], device=values.device) < bucket.budgets[ratio - 1][:, None]
+            features = None if tokens.features is None else groupings[-1].apply(tokens.features)
+            tokens, before = replace(kept[-1], features=features), bucket.num_kept[level - 1]
+            valid = torch.arange(bucket.most[level - 1], device=before.device) < before[:, None]
         if bucket.groupings:
-            grouping = bucket.groupings[ratio]
+            grouping = bucket.groupings[level]
         else:
-            grouping = METHODS[config.method](values, valid, budgets, most, config.order, ratio, config.ties)
-        if config.positions == "ppe":
-            held = grouping.members(config.k, config.members, values, held)
-        else:
-            held = held.gather(1, grouping.representatives[:, :, None].expand(-1, -1, held.shape[-1]))
+            grouping = part.group(View(num_kept, most, tokens.features, valid, tokens.places))
         groupings.append(grouping)
-        parts.append(held)
-    return tuple(groupings), bucket.keep(parts)
+        kept.append(_kept(grouping, tokens, holding))
+    parts = [[getattr(tokens, name) for tokens in kept] for name in ("held", "places")]
+    joined = (None if values[0] is None else bucket.keep(values) for values in parts)
+    return replace(bucket, groupings=tuple(groupings)), Tokens(None, *joined)
 
 
-def _apply(buckets: Grouped, tokens: torch.Tensor) -> torch.Tensor:
-    """Means of the groups of every bucket, one bucket after the other: [R, C] -> [G, C]."""
-    out = []
-    for bucket, groupings in buckets:
-        values = bucket.take(tokens)
-        parts = [] if groupings else [values]
-        for grouping in groupings:
-            values = grouping.apply(values)
-            parts.append(values)
-        out.append(bucket.keep(parts))
-    return torch.cat(out) if out else tokens[:0]
+def _kept(grouping: Grouping, tokens: Tokens, holding: Holding | None) -> Tokens:
+    """What is known of each group's token [F, M, ...]: it stands where its representative stands."""
+    held, places = tokens.held, tokens.places
+    if held is not None:
+        if holding is None:
+            held = grouping.at_representatives(held)
+        else:
+            held = members(grouping, holding.k, holding.rule, tokens.features, held)
+    return Tokens(None, held, None if places is None else grouping.at_representatives(places))
+
+
+def _segmented(step: Round, given: Tokens) -> Round:
+    """With the segments of its videos, by the means of their frames; the host waits for them.
+
+    Args:
+        given: the tokens that the stage was given, from which the videos' frames come.
+    """
+    longest = max(video.frames for video in step.videos)
+    counts = np.array([video.frames for video in step.videos])
+    wanted = np.array([video.segments for video in step.videos])
+    valid = None if (counts == longest).all() else np.arange(longest) < counts[:, None]
+    if given.features is None:
+        device, means = given.places.device, None
+    else:
+        device = given.features.device
+        means = given.features.new_zeros(len(counts), longest, given.features.shape[1], dtype=torch.float32)
+        for number, video in enumerate(step.videos):
+            frames = given.features[video.first : video.first + video.frames * video.frame_tokens]
+            frames = frames.view(video.frames, video.frame_tokens, -1)
+            means[number, : video.frames] = frames.mean(1, dtype=torch.float32)
+    places = np.zeros((len(counts), longest, 3), np.int64)
+    places[:, :, 0] = np.arange(longest)
+    view = View(
+        upload(as_tensor(wanted), device),
+        int(wanted.max()),
+        means,
+        None if valid is None else upload(as_tensor(valid), device),
+        upload(as_tensor(places), device) if "places" in step.method.needs else None,
+    )
+    labels = step.method.segment(view).labels.cpu().numpy()
+    return step.segmented([of_frame[: video.frames] for of_frame, video in zip(labels, step.videos)]).to(device)

@@ -1,14 +1,16 @@
 """One forward pass through the decoder: what the layers of each stage are given, and the merges between the stages."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState
-from ppe_npu.engine.merge import Merge, merge
-from ppe_npu.engine.packing import Segments
-from ppe_npu.engine.plan import PlanOnDevice, StageOnDevice
+from ppe_npu.engine.layout import Stage
+from ppe_npu.engine.merge import Holding, Tokens, merge
+from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.rounds import Round
+from ppe_npu.engine.segments import Segments
 from ppe_npu.inspect.stopwatch import Stopwatch
 from ppe_npu.inspect.trace import Trace
 
@@ -55,13 +57,13 @@ class Prefill(Run):
     """
 
     config: CompressionConfig
-    plan: PlanOnDevice
+    plan: PromptPlan
     watch: Stopwatch
     trace: Trace | None = None
     embeds: torch.Tensor | None = field(default=None, init=False)
-    # Of the current stage: the original tokens that each place holds [B * L, K], and by layer what is still to be added
-    # to its output [B, L, C].
-    _held: torch.Tensor | None = field(default=None, init=False)
+    # Of the current stage: what is known of each place [B * L, ...], and by layer what is still to be added to its
+    # output [B, L, C].
+    _tokens: Tokens = field(default_factory=Tokens, init=False)
     _deepstack: dict[int, torch.Tensor] = field(default_factory=dict, init=False)
 
     def begin(self, text_embeds: torch.Tensor, features: torch.Tensor | None, deepstack: tuple[torch.Tensor, ...]):
@@ -69,13 +71,14 @@ class Prefill(Run):
         stage = self.plan.stages[0]
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
-        groups = self._merge(stage, features, self.plan.visual[:, None])
-        self.embeds = _arranged(stage, text_embeds, groups.apply(features).to(text_embeds.dtype))
+        rounds, kept = self._merge(stage, Tokens(features, self.plan.visual[:, None], self.plan.places))
+        self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
         none = torch.zeros_like(text_embeds)
         self._deepstack = {
-            layer: _arranged(stage, none, groups.apply(part), padding=0.0) for layer, part in enumerate(deepstack)
+            layer: _arranged(stage, none, _applied(rounds, part), padding=0.0) for layer, part in enumerate(deepstack)
         }
-        self._hold(0, stage.text[:, None], groups.held)
+        places = None if self.plan.places is None else self.plan.places.new_zeros(len(stage.text), 3)
+        self._hold(0, Tokens(None, stage.text[:, None], places), kept)
         self.watch.stop()
 
     def take_embeds(self) -> torch.Tensor:
@@ -88,15 +91,15 @@ class Prefill(Run):
             return hidden
         self.watch.start()
         on, tokens = self.plan.stages[stage], hidden.flatten(0, 1)
-        groups = self._merge(on, tokens, self._held)
+        rounds, kept = self._merge(on, replace(self._tokens, features=tokens))
 
         def merged(tokens: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
-            return _arranged(on, tokens.index_select(0, on.text), groups.apply(tokens), padding)
+            return _arranged(on, tokens.index_select(0, on.text), _applied(rounds, tokens), padding)
 
         hidden = merged(tokens)
         # The mean of sums is the sum of means: what is still to be added is merged as the tokens are.
         self._deepstack = {layer: merged(part.flatten(0, 1), 0.0) for layer, part in self._deepstack.items()}
-        self._hold(stage, self._held.index_select(0, on.text), groups.held)
+        self._hold(stage, self._tokens.pick(lambda part: part.index_select(0, on.text)), kept)
         self.watch.stop()
         return hidden
 
@@ -104,26 +107,38 @@ class Prefill(Run):
         added = self._deepstack.pop(layer, None)
         return hidden if added is None else hidden + added.to(hidden.dtype)
 
-    def _merge(self, stage: StageOnDevice, tokens: torch.Tensor, held: torch.Tensor) -> Merge:
-        groups = merge(stage, tokens, held, self.config)
+    def _merge(self, stage: Stage, tokens: Tokens) -> tuple[tuple[Round, ...], Tokens]:
+        holding = Holding(self.config.k, self.config.members) if self.config.positions == "ppe" else None
+        rounds, kept = merge(stage.rounds, tokens, holding)
         if self.trace is not None:
-            self.trace.merges.append(groups)
-        return groups
+            self.trace.merges.append((rounds, kept.held))
+        return rounds, kept
 
-    def _hold(self, stage: int, text: torch.Tensor, kept: torch.Tensor) -> None:
-        """Keep what each place holds, and make its position rows."""
+    def _hold(self, stage: int, text: Tokens, kept: Tokens) -> None:
+        """Keep what is known of each place, and make its position rows."""
         on = self.plan.stages[stage]
-        width = max(text.shape[1], kept.shape[1] if len(kept) else 1)
+        width = max(text.held.shape[1], kept.held.shape[1] if len(kept.held) else 1)
         padding = self.plan.positions.shape[1] - 1
-        parts = [text, kept] if len(kept) else [text]
-        held = torch.cat([*(part.expand(-1, width) for part in parts), text.new_full((1, width), padding)])[on.rows]
-        self._held = held.flatten(0, 1)
+        parts = [text.held, kept.held] if len(kept.held) else [text.held]
+        pad = text.held.new_full((1, width), padding)
+        held = torch.cat([*(part.expand(-1, width) for part in parts), pad])[on.rows]
+        places = None
+        if text.places is not None:
+            places = torch.cat([text.places, kept.places, text.places.new_zeros(1, 3)])[on.rows].flatten(0, 1)
+        self._tokens = Tokens(None, held.flatten(0, 1), places)
         if self.rows[stage] is None:
             # [3, B, L, K] -> rows axis * K + j
             self.rows[stage] = self.plan.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)
 
 
-def _arranged(stage: StageOnDevice, text: torch.Tensor, kept: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
+def _applied(rounds: tuple[Round, ...], tokens: torch.Tensor) -> torch.Tensor:
+    """What the rounds of a stage make of any tensor that stands as its tokens do: [R, C] -> [G, C]; differentiable."""
+    for step in rounds:
+        tokens = step.apply(tokens)
+    return tokens
+
+
+def _arranged(stage: Stage, text: torch.Tensor, kept: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
     """Text [T, C] and kept visual tokens [G, C] in place: [B, L, C], with `padding` at padding.
 
     Nobody sees padding, but a careless label may have it predict a token, and the gradient of a norm of zeros is huge.

@@ -1,57 +1,71 @@
-"""Temporal compression: the frames of a video grouped into events, and the tokens of an event merged once more.
+"""Temporal merging (Chat-UniVi, arXiv 2311.08046, section 3.2): frames that are alike become one event.
 
-Source: Chat-UniVi (arXiv 2311.08046), section 3.2. Which frames make an event depends on the features (of a method
-that looks at them), so the host waits for the device here, once for all videos of a batch; everything else of a
-compression is known in advance.
+The frames of a video are grouped by the means of their tokens into ceil(frames * ratio) events, and the tokens of an
+event's frames are merged down to those of one frame. As a rule it follows a step that merges each frame:
+
+    CompressionConfig(steps=[DPCKNN(ratio=0.45), Events(ratio=0.5)])
+
+Which frames make an event is known only when their features are (of a method that looks at features): the host waits
+for the device once for all videos of a batch. How many tokens stay is known in advance.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-from ppe_npu.config import CompressionConfig
-from ppe_npu.engine.layout import EventLayout, Video, buckets_of
-from ppe_npu.engine.plan import upload
-from ppe_npu.methods import METHODS
-
-
-def event_layout(videos: Sequence[Video], labels: Sequence[np.ndarray], config: CompressionConfig) -> EventLayout:
-    """The events in order of their first frames.
-
-    Args:
-        labels: of each video [frames], which event each frame belongs to.
-    """
-    events, budgets = [], []
-    for video, of_frame in zip(videos, labels):
-        frames = [np.flatnonzero(of_frame == label) for label in dict.fromkeys(of_frame.tolist())]
-        events += [video.kept[members].reshape(-1) for members in frames]
-        if config.event_ratio is None:
-            budgets += [video.kept.shape[1]] * len(frames)
-        else:
-            budgets += shared(video.tokens, [len(members) for members in frames], video.kept.shape[1])
-    buckets, kept = buckets_of(events, [(budget,) for budget in budgets])
-    return EventLayout(buckets, np.concatenate(kept))
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.dpc_knn import DPCKNN
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
+from ppe_npu.settings import setting
 
 
-def frame_labels(videos: Sequence[Video], tokens: torch.Tensor, config: CompressionConfig) -> list[np.ndarray]:
-    """[frames] which event each frame of each video belongs to, by the frames' mean features; the host waits for it.
+@register("events")
+@dataclass(frozen=True)
+class Events(Method):
+    """Groups the frames of a video, then the tokens of each group of frames. Images are left alone.
 
     Args:
-        tokens: [R, C], those that the videos' frames were merged from.
+        ratio: share of a video's frames that is kept as events: ceil(T * ratio) of T.
+        by: the method by which frames are grouped, and the tokens of an event; its ratio means nothing here.
+        keep: share of the tokens of all frames that the events keep together, in proportion to their frames, as the
+            released code has it; None: each event keeps as many tokens as one frame.
     """
-    longest = max(video.frames for video in videos)
-    means = tokens.new_zeros(len(videos), longest, tokens.shape[1], dtype=torch.float32)
-    for number, video in enumerate(videos):
-        frames = tokens[video.first : video.first + video.frames * video.frame_tokens]
-        means[number, : video.frames] = frames.view(video.frames, video.frame_tokens, -1).mean(1, dtype=torch.float32)
-    counts = np.array([video.frames for video in videos])
-    valid = None if (counts == longest).all() else upload(np.arange(longest) < counts[:, None], tokens.device)
-    wanted = np.array([video.events for video in videos])
-    budgets = upload(wanted, tokens.device)
-    grouping = METHODS[config.method](means, valid, budgets, int(wanted.max()), config.order, 0, config.ties)
-    labels = grouping.labels.cpu().numpy()
-    return [labels[number, : video.frames] for number, video in enumerate(videos)]
+
+    ratio: float = share(0.5)
+    by: Method = field(default_factory=DPCKNN)
+    keep: float | None = setting(None, above=0, most=1, remedy="give a share in (0, 1], or null")
+
+    scope = "segment"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.by.needs
+
+    def group(self, view: View) -> Grouping:
+        return self.by.group(view)
+
+    def segment(self, view: View) -> Grouping:
+        return self.by.group(view)
+
+    def segments(self, frames: int) -> int | None:
+        return None if frames == 1 else max(math.ceil(frames * self.ratio), 1)
+
+    def segment_budgets(self, frames: Sequence[int], tokens: int) -> list[int]:
+        if self.keep is None:
+            return [tokens] * len(frames)
+        return shared(self._total(sum(frames), tokens), frames, tokens)
+
+    def kept_cells(self, cells: Sequence[int]) -> list[int]:
+        if self.segments(len(cells)) is None:
+            return list(cells)
+        # Events with a share of their own differ in size, by features: they are one cell to what comes after.
+        return [cells[0]] * self.segments(len(cells)) if self.keep is None else [self._total(len(cells), cells[0])]
+
+    def _total(self, frames: int, tokens: int) -> int:
+        return max(math.ceil(frames * tokens * self.keep), self.segments(frames))
 
 
 def shared(total: int, frames: Sequence[int], frame_tokens: int) -> list[int]:

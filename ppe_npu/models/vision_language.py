@@ -298,9 +298,9 @@ def _state(compression: Compression, kwargs: dict) -> CacheState | None:
         return None
     if state is None:
         raise ValueError("past_key_values was filled by a model without compression: start from an empty cache")
-    if state.layers != compression.config.layers:
+    if state.layers != compression.layers:
         raise ValueError("past_key_values was filled under another compression: start from an empty cache")
-    layers = compression.config.layers
+    layers = compression.layers
     if cache.is_compileable:
         return state
     state = state.cropped(layers.count(0), length)

@@ -37,7 +37,7 @@ def operators(frames: int) -> dict[str, int]:
     features = torch.randn(frames * tokens, 64)
     with Counter() as ours:
         compression.prefill(plan, features[:0], features)
-    (budget,) = config.budgets(tokens)
+    budget = config.span_tokens(1, tokens)
     rows = torch.arange(tokens).expand(frames, 3, -1)
     with Counter() as theirs:
         released_loop.merge(features.view(frames, tokens, -1), rows, budget, 5, config.k)

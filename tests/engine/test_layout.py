@@ -4,13 +4,21 @@ import pytest
 from support import Prompt, batch
 from test_positions import layout_of
 
-from ppe_npu.engine.layout import Arrangement, Budget, stage_layout
+from ppe_npu.engine.layout import lay_out
+from ppe_npu.methods import Method
+
+
+class Keep(Method):
+    """A method that keeps what a function says."""
+
+    def __init__(self, kept):
+        super().__init__()
+        object.__setattr__(self, "kept", kept)
 
 
 def first_stage(layout, budget, left=True):
     """Merged before the LLM, where tokens come as the vision tower's features."""
-    starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
-    return stage_layout(Arrangement.of(layout), Budget(lambda n: (budget(n),)), starts, left)
+    return lay_out(layout, [(None, (Keep(budget),))], left)[0]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -36,6 +44,6 @@ def test_buckets_hold_like_sizes_and_do_not_grow_with_frames():
     few = batch(Prompt([1, ("video", (2, 4, 4)), ("image", (1, 1, 1)), ("image", (1, 3, 3)), 1]))
     many = batch(Prompt([1, ("video", (20, 4, 4)), ("image", (1, 1, 1)), ("image", (1, 3, 3)), 1]))
     small, large = (first_stage(layout_of(x), lambda n: n) for x in (few, many))
-    assert [b.tokens.shape for b in small.buckets] == [(1, 1), (3, 16)]
-    assert [b.tokens.shape for b in large.buckets] == [(1, 1), (21, 16)]
-    assert small.buckets[1].valid.sum(1).tolist() == [16, 16, 9]
+    assert [b.tokens.shape for b in small.rounds[0].buckets] == [(1, 1), (3, 16)]
+    assert [b.tokens.shape for b in large.rounds[0].buckets] == [(1, 1), (21, 16)]
+    assert small.rounds[0].buckets[1].valid.sum(1).tolist() == [16, 16, 9]

@@ -1,5 +1,6 @@
 """A merge and what its tokens hold: laws of row sets over one merge after another, and events by hand."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppe_npu.config import MEMBERS, CompressionConfig
-from ppe_npu.engine.layout import Arrangement, Budget, stage_layout
-from ppe_npu.engine.merge import merge
-from ppe_npu.engine.plan import StageOnDevice
+from ppe_npu.engine.layout import lay_out
+from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.spans import PromptLayout, Span
 from ppe_npu.methods.events import shared
 
@@ -26,29 +26,22 @@ def prompt(*frames: tuple[int, int]) -> PromptLayout:
     return PromptLayout(np.ones((1, len(visual)), dtype=bool), np.array([visual]), tuple(spans))
 
 
-def stages(layout, config, count):
-    """`count` merges, each of what the one before left, as host layouts."""
-    starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
-    budget = Budget(config.budgets, config.events, config.event_tokens)
-    out = [stage_layout(Arrangement.of(layout), budget, starts)]
-    for _ in range(count - 1):
-        out.append(stage_layout(out[-1].after, Budget(config.budgets)))
-    return out
-
-
 def merged(layout, config, count, seed=0):
-    """(features, held, cell of each kept token) of each merge, the first merge's input included."""
+    """(features, held, rounds) of each merge, the first merge's input included: `count` merges, each of what the one
+    before left."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(sum(span.tokens for span in layout.spans), 8, generator=generator)
     held = torch.arange(len(tokens))[:, None]
     out = [(tokens, held, None)]
-    for stage in stages(layout, config, count):
-        on = StageOnDevice.of(stage, True, torch.device("cpu"))
-        groups = merge(on, tokens, held, config)
-        kept, kept_held = groups.apply(tokens), groups.held
-        out.append((kept, kept_held, groups))
+    config = dataclasses.replace(config, layers=range(count - 1), before_llm=True)
+    for stage in lay_out(layout, config.stages):
+        rounds, known = merge(stage.rounds, Tokens(tokens, held), Holding(config.k, config.members))
+        kept, kept_held = tokens, known.held
+        for step in rounds:
+            kept = step.apply(kept)
+        out.append((kept, kept_held, rounds))
         # What the next merge indexes: places of the flattened batch.
-        texts, rows = len(stage.text), torch.from_numpy(stage.rows).flatten()
+        texts, rows = len(stage.text), stage.rows.flatten()
         width = kept_held.shape[1]
         tokens = torch.cat([torch.zeros(texts, 8), kept, torch.zeros(1, 8)])[rows]
         held = torch.cat([torch.full((texts, width), -1), kept_held, torch.full((1, width), -1)])[rows]
@@ -80,7 +73,7 @@ def test_what_a_token_holds_comes_from_the_members_of_its_group(frames, rule, k,
     # At the first merge a token holds as many of its members as it can.
     first, held = runs[1][2], runs[1][1]
     if temporal is None:
-        sizes = torch.cat([bucket.keep([grouping.counts]) for bucket, (grouping,) in first.buckets])
+        sizes = torch.cat([bucket.keep([bucket.groupings[0].counts]) for bucket in first[0].buckets])
         assert [len(set(row)) for row in held.tolist()] == sizes.clamp_max(k).tolist()
 
 

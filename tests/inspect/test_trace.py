@@ -38,7 +38,8 @@ def test_every_stage_is_a_coarser_partition_whose_rows_are_the_models(model, nam
     first = 0 if config.merges_before_llm else 1
     for visual, span in zip(visuals, trace.plan.layout.spans):
         assert [groups.layer for groups in visual.stages] == [None] * config.merges_before_llm + list(config.layers)
-        positions = trace.plan.positions[:, span.sample, span.start : span.start + span.tokens]
+        first_place = span.sample * trace.plan.layout.real.shape[1] + span.start
+        positions = trace.plan.positions[:, first_place : first_place + span.tokens].numpy()
         for number, groups in enumerate(visual.stages):
             kept = config.span_tokens(span.grid[0], span.frame_tokens, -1 if groups.layer is None else groups.layer)
             assert groups.labels.shape == span.grid

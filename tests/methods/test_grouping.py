@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppe_npu.methods.dpc_knn import dpc_knn, num_neighbors
+from ppe_npu.engine.members import members
+from ppe_npu.methods.dpc_knn import DPCKNN, num_neighbors
 from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
 
 
 def random_grouping(seed: int, frames=3, count=11, groups=4, order="raster"):
@@ -46,7 +48,7 @@ def naive_members(tokens, grouping, frame, group, k, rule):
 def test_members_follow_their_rule_in_words(seed, k, order):
     tokens, grouping, budgets = random_grouping(seed, order=order)
     for rule in ("last", "spread", "nearest", "nearest_first"):
-        picked = grouping.members(k, rule, tokens)
+        picked = members(grouping, k, rule, tokens)
         for frame in range(tokens.shape[0]):
             for group in range(int(budgets[frame])):
                 expected = naive_members(tokens, grouping, frame, group, k, rule)
@@ -58,8 +60,8 @@ def test_of_equal_tokens_the_representative_is_the_nearest():
     tokens = torch.ones(1, 5, 2)
     labels = torch.zeros(1, 5, dtype=torch.long)
     grouping = Grouping.from_centers(torch.tensor([[3]]), labels, torch.tensor([1]), "raster")
-    assert grouping.members(1, "nearest", tokens).tolist() == [[[3]]]
-    assert grouping.members(2, "nearest_first", tokens).tolist() == [[[3, 0]]]
+    assert members(grouping, 1, "nearest", tokens).tolist() == [[[3]]]
+    assert members(grouping, 2, "nearest_first", tokens).tolist() == [[[3, 0]]]
 
 
 @given(seed=st.integers(0, 10_000))
@@ -90,12 +92,12 @@ def test_number_of_neighbors(budget, expected):
 
 
 def test_later_ratios_look_at_three_neighbors():
-    assert num_neighbors(torch.arange(1, 8), 1).tolist() == [1, 1, 3, 3, 3, 3, 3]
+    assert num_neighbors(torch.arange(1, 8), 3).tolist() == [1, 1, 3, 3, 3, 3, 3]
 
 
 def test_no_gradient_flows_into_the_choice_of_groups():
     tokens = torch.randn(2, 9, 4, requires_grad=True)
-    grouping = dpc_knn(tokens, None, torch.tensor([3, 5]), 5, "raster")
+    grouping = DPCKNN().group(View.of(tokens=tokens, num_kept=[3, 5]))
     assert not grouping.labels.requires_grad
     grouping.apply(tokens).sum().backward()
     # Each token's gradient is one over the size of its group.

@@ -3,10 +3,10 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompts import CONTROLS
 from support import Prompt, batch, random_model
 
 from ppe_npu import CompressionConfig, compress, restore
-from ppe_npu.config import BLIND
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.models.fused import fuse
 
@@ -45,11 +45,11 @@ STAGES = st.sampled_from(
 @st.composite
 def configs(draw, ratio=None):
     name = draw(st.sampled_from(["chatunivi", "keep_one", "ppe"]))
-    method = draw(st.sampled_from(["dpc_knn", "dpc_knn", *BLIND]))
+    method = draw(st.sampled_from(["dpc_knn", "dpc_knn", *CONTROLS]))
     overrides = {
         "method": method,
         "ratio": ratio or draw(st.sampled_from([0.1, 0.25, 0.45, 0.8, 1.0])),
-        "order": "raster" if method in BLIND else draw(st.sampled_from(["raster", "score"])),
+        "order": "raster" if method in CONTROLS else draw(st.sampled_from(["raster", "score"])),
         **draw(STAGES),
     }
     if overrides.get("temporal_ratio") is None and ratio is None and draw(st.booleans()):
@@ -98,7 +98,7 @@ def test_a_prompts_result_depends_on_nothing_but_the_prompt(samples, config, sid
     k=st.sampled_from([1, 2, 4]),
     side=SIDES,
     layers=st.lists(st.integers(0, 2), unique=True),
-    method=st.sampled_from(["dpc_knn", *BLIND]),
+    method=st.sampled_from(["dpc_knn", *CONTROLS]),
 )
 def test_ratio_one_is_dense(samples, k, side, layers, method):
     dense = run(CompressionConfig.preset("dense"), samples, side)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ppe_npu.engine.blind import feature_places
+from ppe_npu.engine.plan import feature_places
 from ppe_npu.engine.spans import VisionTokens, find_spans
 
 IMAGE_ID, VIDEO_ID = 1, 2
