@@ -127,26 +127,6 @@ ROTARY = (
 )
 
 
-def _rotary_rows(batch: int, heads: int, kv_heads: int, length: int, sections: tuple[int, ...], k: int) -> Callable:
-    """Each axis' channels are split in K runs, a row each. Frequencies are powers of two, so that angles are exact."""
-
-    def build(generator: Generator) -> tuple:
-        width = 2 * sum(sections)
-        query, key = (_normal(generator, batch, count, length, width) for count in (heads, kv_heads))
-        rows = torch.randint(0, 500, (3 * k, batch, length), generator=generator)
-        inv_freq = 2.0 ** -(torch.arange(width // 2, dtype=torch.float64) % 11)
-        channel_rows = [axis * k + c * k // section for axis, section in enumerate(sections) for c in range(section)]
-        return query, key, rows, inv_freq, torch.tensor(channel_rows)
-
-    return build
-
-
-ROTARY_ROWS = (
-    Case("rotary_rows", "eight positions a token", _rotary_rows(2, 6, 2, 13, (8, 16, 16), 8), grads=(0, 1)),
-    Case("rotary_rows", "decoding, scaled", _rotary_rows(3, 4, 1, 1, (4, 6, 6), 1), {"scaling": 1.25}, grads=(0, 1)),
-)
-
-
 def _frames(lengths: list[int], width: int, offset: float = 0.0) -> Callable[[Generator], tuple[Tensor, Tensor]]:
     """Tokens around a few centres per frame, padded to the longest, and which of them are valid."""
 
@@ -258,4 +238,4 @@ LINEAR_CROSS_ENTROPY = (
     Case("linear_cross_entropy", "all ignored", _loss(5, 5), grads=(0, 1)),
 )
 
-CASES = (*ATTENTION, *ROTARY, *ROTARY_ROWS, *DPC_KNN, *GROUP_MEAN, *RMS_NORM, *SWIGLU, *LINEAR_CROSS_ENTROPY)
+CASES = (*ATTENTION, *ROTARY, *DPC_KNN, *GROUP_MEAN, *RMS_NORM, *SWIGLU, *LINEAR_CROSS_ENTROPY)

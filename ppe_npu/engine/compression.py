@@ -14,7 +14,7 @@ from ppe_npu.engine.layout import lay_out
 from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
 from ppe_npu.engine.packing import packed as pack
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.positions import check_channels, prompt_positions
+from ppe_npu.engine.positions import axes_of, check_channels, prompt_positions
 from ppe_npu.engine.run import Prefill, Run
 from ppe_npu.engine.spans import VisionTokens, find_spans
 from ppe_npu.errors import InputError
@@ -29,7 +29,7 @@ class Compression:
     """One model's compression: its settings, what its family says of visual tokens, and the report of the last prompt.
 
     Args:
-        channels: the axis (0 t, 1 h, 2 w) of each rotary channel of the half head dim.
+        channels: the axis (0 t, 1 h, 2 w; or 0 alone) of each rotary channel of the half head dim.
         decoder_layers: how many the model has.
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
@@ -72,6 +72,11 @@ class Compression:
         return self.config.entry_layers
 
     @property
+    def axes(self) -> int:
+        """Of a position: 3, or 1 for a decoder with a plain rotary embedding."""
+        return axes_of(self.channels)
+
+    @property
     def stages(self) -> int:
         """The part of the decoder before its first merge, and one part from each merge on."""
         return 1 + len(self.layers)
@@ -95,7 +100,7 @@ class Compression:
         Args:
             input_ids: [B, S]. attention_mask: [B, S], or [B, 1, S, S] (then no place is taken for padding), or None.
             image_grid_thw, video_grid_thw: [n, 3] patches. second_per_grid_ts: [n_videos].
-            position_ids: [3, B, S] to use instead of the prompt's own numbering.
+            position_ids: [axes, B, S] to use instead of the prompt's own numbering.
             start: [B] first position of each sample, of a prompt that continues a cache.
             left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
             packed: lay the batch out as one row of samples, without padding.
@@ -109,10 +114,11 @@ class Compression:
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
         layout = find_spans(ids, *given, seconds, self.vision)
         if position_ids is None:
-            positions, following = prompt_positions(layout, self.vision, None if start is None else start.tolist())
+            first = None if start is None else start.tolist()
+            positions, following = prompt_positions(layout, self.vision, first, self.axes)
         else:
-            if tuple(position_ids.shape) != (3, *ids.shape):
-                raise InputError(f"position_ids have shape {list(position_ids.shape)}, not {[3, *ids.shape]}")
+            if tuple(position_ids.shape) != (self.axes, *ids.shape):
+                raise InputError(f"position_ids have shape {list(position_ids.shape)}, not {[self.axes, *ids.shape]}")
             positions = position_ids.cpu().numpy()
             following = positions.max(axis=(0, 2)) + 1
         if left is None:
@@ -157,7 +163,7 @@ class Compression:
         masks = _stage_masks(plan, on, attention_mask, ready_mask and fresh and not apart)
         following, rows = (on.following,) * self.stages, [None] * self.stages
         if self.config.positions == "renumber":
-            following, rows = _renumbered(state, on, masks)
+            following, rows = _renumbered(state, on, masks, self.axes)
         state = state.then(
             tuple(stage.real for stage in on.stages),
             following,
@@ -185,7 +191,9 @@ class Compression:
         counts, total = new.long().cumsum(1) - 1, new.sum(1)
         # Stages go on at one position, unless each was numbered anew.
         stages = self.stages if self.config.positions == "renumber" else 1
-        rows = [(first[:, None] + counts).clamp_min(0)[None].expand(3, -1, -1) for first in state.following[:stages]]
+        rows = [
+            (first[:, None] + counts).clamp_min(0)[None].expand(self.axes, -1, -1) for first in state.following[:stages]
+        ]
         following = tuple(first + total for first in state.following[:stages])
         if stages < self.stages:
             rows, following = rows * self.stages, following * self.stages
@@ -220,9 +228,9 @@ def _stage_masks(
 
 
 def _renumbered(
-    state: CacheState, on: PromptPlan, masks: list[torch.Tensor | None]
+    state: CacheState, on: PromptPlan, masks: list[torch.Tensor | None], axes: int
 ) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
-    """The positions that follow each stage [B], and its rows [3, B, L]: 0, 1, 2, ... of what is there.
+    """The positions that follow each stage [B], and its rows [axes, B, L]: 0, 1, 2, ... of what is there.
 
     A token's number is that of the tokens it sees before itself: a 4D mask knows which these are.
     """
@@ -232,7 +240,7 @@ def _renumbered(
             numbers = stage.numbers
         else:
             numbers = (stage.real.long().cumsum(1) if mask is None else seen_places(mask)) - 1
-        rows.append((first[:, None] + numbers).clamp_min(0)[None].expand(3, -1, -1))
+        rows.append((first[:, None] + numbers).clamp_min(0)[None].expand(axes, -1, -1))
         following.append(first + torch.where(stage.real, numbers, -1).amax(1) + 1)
     return tuple(following), rows
 

@@ -29,7 +29,7 @@ class PromptPlan(Movable):
     Args:
         layout: where the prompt's tokens stand.
         stages: the one before the decoder, then one for each layer on whose entry tokens are merged.
-        positions: [3, B * S + 1] (t, h, w) of every token of the prompt, then those of padding, 0.
+        positions: [axes, B * S + 1] (t, h, w) of every token of the prompt, then those of padding, 0.
         visual: [V] index in the flattened [B * S] of each feature: of all images, then of all videos.
         following: [B] the position after each sample's largest.
         places: [V, 3] (frame, row, column) of each feature in its image or video, where a method on the device needs
@@ -55,9 +55,9 @@ class PromptPlan(Movable):
         following: np.ndarray,
         watch: Stopwatch,
     ) -> PromptPlan:
-        """From host arrays; positions: [3, B, S], following: [B]. Groups that need no feature are found here."""
+        """From host arrays; positions: [axes, B, S], following: [B]. Groups that need no feature are found here."""
         stages, places = planned(stages, layout)
-        positions = np.concatenate([positions.reshape(3, -1), np.zeros((3, 1), np.int64)], axis=1)
+        positions = np.pad(positions.reshape(len(positions), -1), ((0, 0), (0, 1)))
         tensors = map(as_tensor, (positions, _visual_order(layout), following))
         return cls(layout, stages, *tensors, places, watch)
 

@@ -1,9 +1,10 @@
 """Positions: of a prompt's tokens, of merged tokens, and the rotary table that they make.
 
-A rotary embedding with sections (M-RoPE) gives every channel of the half head dim to one of the axes t, h, w. A merged
-token that keeps K positions splits each axis' section into K equal runs of channels: run j turns by the j-th kept
-position (PPE, arXiv 2510.22936, section 3). So positions are [R, B, S] rows, R = 3 or 3K, row = axis * K + j, and
-channel c reads one row r(c): the table cos/sin is [B, S, D] whatever K is, and all layers share it.
+A rotary embedding with sections (M-RoPE) gives every channel of the half head dim to one of the axes t, h, w; a plain
+one has one axis. A merged token that keeps K positions splits the channels of each axis into K runs, as even as they
+go: run j is rotated by the j-th kept position (PPE, arXiv 2510.22936, section 3). So positions are [R, B, S] rows,
+R = axes or axes * K, row = axis * K + j, and channel c of the half head dim reads one row r(c), as does its partner in
+the other half: the table cos/sin is [B, S, D] whatever K is, and all layers share it.
 """
 
 import functools
@@ -13,26 +14,31 @@ import numpy as np
 import torch
 
 from ppe_npu.backends.compiling import traced_once
-from ppe_npu.backends.reference.rotary_rows import table
 from ppe_npu.engine.spans import VIDEO, PromptLayout, Span, VisionTokens
+from ppe_npu.errors import InputError
 
 
 def prompt_positions(
-    layout: PromptLayout, vision: VisionTokens, start: Sequence[int] | None = None
+    layout: PromptLayout, vision: VisionTokens, start: Sequence[int] | None = None, axes: int = 3
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(t, h, w) of every token, numbered as Qwen2.5-VL was trained.
+    """(t, h, w) of every token, numbered as Qwen2.5-VL was trained; of a decoder with one axis, its place in the text.
 
     Text counts up by one on all three axes; a visual token stands at its frame, row and column, counted from the
     position after the text before it; text after a span goes on at the span's max(t, h, w) + 1.
 
     Args:
         start: [B] first position of each sample (of a prompt that continues a cache); 0 if None.
+        axes: 3, or 1 for a plain rotary embedding.
 
     Returns:
-        positions: [3, B, S] int64, 0 at padding.
+        positions: [axes, B, S] int64, 0 at padding.
         following: [B] int64, the position after each sample's largest.
     """
     samples, length = layout.real.shape
+    if axes == 1:
+        first = np.zeros(samples, np.int64) if start is None else np.array(start, dtype=np.int64)
+        place = first[:, None] + layout.real.cumsum(axis=1) - 1
+        return np.where(layout.real, place, 0)[None], first + layout.real.sum(axis=1)
     positions = np.zeros((3, samples, length), dtype=np.int64)
     following = np.zeros(samples, dtype=np.int64) if start is None else np.array(start, dtype=np.int64)
     spans: list[list[Span]] = [[] for _ in range(samples)]
@@ -65,19 +71,23 @@ def _grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
     return np.stack([t, h, w]).reshape(3, -1)
 
 
+def axes_of(channels: Sequence[int]) -> int:
+    """How many axes the channels are given to: 3 (t, h, w), or 1."""
+    return max(channels) + 1
+
+
 def check_channels(k: int, channels: Sequence[int]) -> None:
-    """Raise ValueError unless K divides the channels of every axis (otherwise the two halves of a channel pair would
-    turn by different positions, and the embedding would be no rotation).
+    """Raise InputError where K is more than an axis has channels: then some kept position would rotate nothing.
 
     Args:
-        channels: the axis of each channel of the half head dim, 0, 1 or 2.
+        channels: the axis of each channel of the half head dim.
     """
-    sections = [list(channels).count(axis) for axis in range(3)]
-    if any(section % k for section in sections):
-        fitting = [n for n in range(1, min(sections) + 1) if not any(section % n for section in sections)]
-        raise ValueError(
-            f"k={k} does not divide every M-RoPE section of this model {sections}: "
-            f"choose one of {', '.join(map(str, fitting))}"
+    sections = [list(channels).count(axis) for axis in range(axes_of(channels))]
+    if k > min(sections):
+        even = [n for n in range(1, min(sections) + 1) if not any(section % n for section in sections)]
+        raise InputError(
+            f"k={k} is more than the smallest of this model's rotary sections {sections} has channels: choose a k from "
+            f"1 to {min(sections)} (of these {', '.join(map(str, even))} cut every section evenly)"
         )
 
 
@@ -95,20 +105,22 @@ def interleaved_channels(sections: Sequence[int]) -> tuple[int, ...]:
 def channel_rows(rows: int, channels: Sequence[int]) -> list[int]:
     """The row that each channel of the half head dim reads: an axis' channels, in their order, are split in K runs.
 
+    Runs are as even as they go (as np.array_split cuts): of n channels the first n % K runs have one more.
+
     Args:
-        rows: R = 3K.
-        channels: the axis of each channel; K divides the channels of each axis.
+        rows: R = axes * K.
+        channels: the axis of each channel.
     """
-    k = rows // 3
-    if rows != 3 * k or k < 1:
-        raise ValueError(f"positions have {rows} rows: three axes need a multiple of 3")
+    axes = axes_of(channels)
+    k = rows // axes
+    if rows != axes * k or k < 1:
+        raise ValueError(f"positions have {rows} rows: {axes} axes need a multiple of {axes}")
     check_channels(k, channels)
-    length = [list(channels).count(axis) // k for axis in range(3)]
-    seen, out = [0, 0, 0], []
-    for axis in channels:
-        out.append(axis * k + seen[axis] // length[axis])
-        seen[axis] += 1
-    return out
+    out = np.zeros(len(channels), np.int64)
+    for axis in range(axes):
+        for run, own in enumerate(np.array_split(np.flatnonzero(np.array(channels) == axis), k)):
+            out[own] = axis * k + run
+    return out.tolist()
 
 
 def rotary_table(
@@ -124,8 +136,10 @@ def rotary_table(
     Returns:
         cos, sin: [B, S, D] fp32, the two halves of D alike.
     """
-    lookup = _channel_lookup(rows.shape[0], tuple(channels), rows.device)
-    return table(rows, inv_freq.float(), lookup, scaling)
+    lookup, inv_freq = _channel_lookup(rows.shape[0], tuple(channels), rows.device), inv_freq.float()
+    angles = rows.permute(1, 2, 0).to(inv_freq.dtype).index_select(-1, lookup) * inv_freq
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos() * scaling, angles.sin() * scaling
 
 
 @traced_once  # else an upload would be part of the graph

@@ -23,7 +23,7 @@ class Run:
         layers: the first decoder layer of each stage after the first.
         masks: of each stage: [B, cached and new] int64; [B, 1, L, L] where a 4D one was given or made; None without
             padding, or where segments keep it out.
-        rows: of each stage [R, B, L] positions, R = 3 or 3K; None until they are known.
+        rows: of each stage [R, B, L] positions, R = axes or axes * K; None until they are known.
         state: for the cache.
         segments: of each stage, what attention keeps apart in a packed batch, or in a padded one without a mask.
     """
@@ -127,7 +127,7 @@ class Prefill(Run):
             places = torch.cat([text.places, kept.places, text.places.new_zeros(1, 3)])[on.rows].flatten(0, 1)
         self._tokens = Tokens(None, held.flatten(0, 1), places)
         if self.rows[stage] is None:
-            # [3, B, L, K] -> rows axis * K + j
+            # [axes, B, L, K] -> rows axis * K + j
             self.rows[stage] = self.plan.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)
 
 

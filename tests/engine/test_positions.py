@@ -9,6 +9,7 @@ from ppe_npu.engine.positions import (
     channel_rows,
     check_channels,
     contiguous_channels,
+    interleaved_channels,
     prompt_positions,
     rotary_table,
 )
@@ -65,10 +66,47 @@ def test_channel_rows_give_each_axis_its_section_in_k_runs():
     assert [lookup.count(row) for row in range(24)] == [2] * 8 + [3] * 16
 
 
-@pytest.mark.parametrize("k", [3, 5, 16])
-def test_k_that_divides_no_section_is_refused_with_the_ones_that_do(k):
-    with pytest.raises(ValueError, match=rf"k={k} does not divide .*\[16, 24, 24\]: choose one of 1, 2, 4, 8"):
-        check_channels(k, contiguous_channels([16, 24, 24]))
+@pytest.mark.parametrize("sections", [[16, 24, 24], [11, 11, 10], [8, 12, 12], [64]])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_any_k_cuts_every_axis_into_runs_as_even_as_they_go(sections, interleaved):
+    if interleaved and len(sections) == 1:
+        return
+    channels = (interleaved_channels if interleaved else contiguous_channels)(sections)
+    for k in range(1, min(sections) + 1):
+        lookup = np.array(channel_rows(len(sections) * k, channels))
+        for axis, count in enumerate(sections):
+            own = lookup[np.array(channels) == axis] - axis * k
+            sizes = np.bincount(own, minlength=k)
+            assert (np.diff(own) >= 0).all()
+            assert sizes.tolist() == [len(part) for part in np.array_split(np.arange(count), k)]
+
+
+@pytest.mark.parametrize("sections", [[16, 24, 24], [11, 11, 10], [64]])
+def test_a_k_beyond_the_smallest_section_is_refused_with_those_that_fit(sections):
+    least = min(sections)
+    with pytest.raises(ValueError, match=rf"k={least + 1} is more than .*choose a k from 1 to {least} \(of these 1, "):
+        check_channels(least + 1, contiguous_channels(sections))
+    check_channels(least, contiguous_channels(sections))
+
+
+@pytest.mark.parametrize(("sections", "k"), [([11, 11, 10], 8), ([32], 3), ([8, 12, 12], 5)])
+def test_every_pair_of_channels_is_rotated_by_one_position(sections, k):
+    """Both halves of a rotary pair read the same row: it is a rotation, whatever K is."""
+    channels = contiguous_channels(sections)
+    rows = torch.randint(0, 500, (len(sections) * k, 2, 7), generator=torch.Generator().manual_seed(0))
+    cos, sin = (part.double() for part in rotary_table(rows, torch.rand(32), channels))
+    assert torch.equal(cos[..., :32], cos[..., 32:])
+    assert torch.equal(sin[..., :32], sin[..., 32:])
+    torch.testing.assert_close(cos**2 + sin**2, torch.ones_like(cos), atol=4 * 2**-23, rtol=0)
+
+
+def test_a_plain_rotary_embedding_has_one_axis_and_places_in_the_text():
+    inputs = batch(Prompt([2, ("image", (1, 2, 3)), 1]), Prompt([4]), side="left")
+    positions, following = prompt_positions(layout_of(inputs), VISION, [5, 0], axes=1)
+    assert positions.shape == (1, 2, 9)
+    assert positions[0, 0].tolist() == list(range(5, 14))
+    assert positions[0, 1].tolist() == [0] * 5 + [0, 1, 2, 3]
+    assert following.tolist() == [14, 4]
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
