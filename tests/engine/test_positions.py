@@ -72,9 +72,10 @@ def test_any_k_cuts_every_axis_into_runs_as_even_as_they_go(sections, interleave
     if interleaved and len(sections) == 1:
         return
     channels = (interleaved_channels if interleaved else contiguous_channels)(sections)
-    for k in range(1, min(sections) + 1):
+    for k in range(1, min(channels.count(axis) for axis in range(len(sections))) + 1):
         lookup = np.array(channel_rows(len(sections) * k, channels))
-        for axis, count in enumerate(sections):
+        for axis in range(len(sections)):
+            count = channels.count(axis)
             own = lookup[np.array(channels) == axis] - axis * k
             sizes = np.bincount(own, minlength=k)
             assert (np.diff(own) >= 0).all()
