@@ -15,7 +15,7 @@ import numpy as np
 from ppe_npu.errors import InputError, shown
 from ppe_npu.files import write_json
 from ppe_npu.reading import UnreadableError, read_json
-from ppe_npu.released import KEYS, Released
+from ppe_npu.released_settings import KEYS, Released
 from ppe_npu.settings import check_fields, check_mapping, fields_to_plain, setting, strangers
 
 BLIND = ("random", "uniform", "avg_pool")  # look at no feature: the controls

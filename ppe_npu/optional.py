@@ -24,7 +24,9 @@ def optional(module: str, work: str, install: str) -> ModuleType:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name == package:
-            raise InputError(f'{work} needs {package}, which is not installed: pip install "{install}"') from error
+            raise InputError(
+                f"{work} needs {package}, which is not installed: pip install {_quoted(install)}"
+            ) from error
         raise InputError(_broken(package, work, install, error)) from error
     except (ImportError, OSError) as error:  # OSError: a shared library that is not there
         raise InputError(_broken(package, work, install, error)) from error
@@ -32,4 +34,8 @@ def optional(module: str, work: str, install: str) -> ModuleType:
 
 def _broken(package: str, work: str, install: str, error: BaseException) -> str:
     why = first_line(error)
-    return f'{work} needs {package}, which cannot be imported ({why}): pip install --force-reinstall "{install}"'
+    return f"{work} needs {package}, which cannot be imported ({why}): pip install --force-reinstall {_quoted(install)}"
+
+
+def _quoted(install: str) -> str:
+    return f'"{install}"' if "[" in install else install

@@ -20,9 +20,14 @@ _VALUES = 100_000  # of a YAML file, those that aliases repeat counted again
 class UnreadableError(InputError):
     """A file cannot be read. why: in words that fit into a caller's own message."""
 
-    def __init__(self, path: str | os.PathLike, why: str):
-        super().__init__(f"{path} cannot be read ({why}): mend it, or give another file")
-        self.why = why
+    why: str = ""
+
+
+def _unreadable(path: str | os.PathLike, why: str) -> UnreadableError:
+    # Not an argument of the class: torch makes a DataLoader worker's error anew, of its message alone.
+    error = UnreadableError(f"{path} cannot be read ({why}): mend it, or give another file")
+    error.why = why
+    return error
 
 
 def read_text(path: str | os.PathLike, largest: int = _LARGEST) -> str:
@@ -35,15 +40,15 @@ def read_text(path: str | os.PathLike, largest: int = _LARGEST) -> str:
         why = _refusal(os.stat(path), largest)
         data = b"" if why else Path(path).read_bytes()
     except FileNotFoundError:
-        raise UnreadableError(path, "it does not exist") from None
+        raise _unreadable(path, "it does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
-        raise UnreadableError(shown(path), getattr(error, "strerror", None) or first_line(error)) from error
+        raise _unreadable(shown(path), getattr(error, "strerror", None) or first_line(error)) from error
     if why:
-        raise UnreadableError(path, why)
+        raise _unreadable(path, why)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UnreadableError(path, f"byte {error.start} is not UTF-8: save it as UTF-8") from error
+        raise _unreadable(path, f"byte {error.start} is not UTF-8: save it as UTF-8") from error
 
 
 def _refusal(found: os.stat_result, largest: int) -> str | None:
@@ -64,9 +69,9 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_pairs)
     except RecursionError:
-        raise UnreadableError(path, "it is nested too deeply") from None
+        raise _unreadable(path, "it is nested too deeply") from None
     except ValueError as error:
-        raise UnreadableError(path, first_line(error)) from error
+        raise _unreadable(path, first_line(error)) from error
 
 
 def read_yaml(path: str | os.PathLike) -> Any:
@@ -86,11 +91,11 @@ def read_yaml(path: str | os.PathLike) -> Any:
         _Size().of(root)
         return loader.construct_document(root)
     except RecursionError:
-        raise UnreadableError(path, "it is nested too deeply") from None
+        raise _unreadable(path, "it is nested too deeply") from None
     except Exception as error:  # of `!!int ""` and the like PyYAML raises IndexError, KeyError, AttributeError, ...
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: {error.problem}" if mark is not None else first_line(error)
-        raise UnreadableError(path, where) from error
+        raise _unreadable(path, where) from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -99,7 +104,7 @@ def read_yaml(path: str | os.PathLike) -> Any:
 def _some(path: str | os.PathLike, largest: int = _LARGEST) -> str:
     text = read_text(path, largest)
     if not text.strip():
-        raise UnreadableError(path, "it is empty")
+        raise _unreadable(path, "it is empty")
     return text
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.optional import optional
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
 from ppe_npu.training.checkpoint import ADAPTER_WEIGHTS
 from ppe_npu.training.parts import PARTS, is_adapter, part_of
@@ -86,6 +87,7 @@ def check_adapter(adapter: Adapter, device: torch.device) -> None:
 def _check_peft(adapter: Adapter) -> None:
     if importlib.util.find_spec("peft") is None:
         raise InputError(f"adapter kind={adapter.kind!r} needs peft, which is not installed: install ppe-npu[train]")
+    optional("peft", f"adapter kind={adapter.kind!r}", "ppe-npu[train]")  # there, but broken
 
 
 def quantization(adapter: Adapter | None, device: torch.device) -> Any:
