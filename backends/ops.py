@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import device, dispatch, segments
+from .common import IGNORED
 from .compiling import traced_once
 
 
@@ -218,7 +219,7 @@ def linear_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     *,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
     chunk_size: int = 1024,
     reduction: str = "mean",
     implementation: str | None = None,

@@ -10,20 +10,22 @@ What is not a list of steps is a shorthand for one: see ppe_npu.shorthand.
 from __future__ import annotations
 
 import dataclasses
-import json
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ppe_npu import released, shorthand
+from ppe_npu import shorthand
 from ppe_npu.errors import InputError, shown
 from ppe_npu.files import write_json
-from ppe_npu.methods.base import PLACES, Method, as_method, method_names
-from ppe_npu.settings import fields_to_plain, strangers
+from ppe_npu.methods.base import PLACES, Method, method_names
+from ppe_npu.reading import UnreadableError, read_json
+from ppe_npu.released import KEYS, Levels, Released
+from ppe_npu.settings import check_fields, check_mapping, fields_to_plain, setting, strangers
 
 POSITIONS = ("ppe", "keep_one", "renumber")
 MEMBERS = ("nearest", "spread", "last", "nearest_first")
@@ -37,7 +39,12 @@ _PRESETS: dict[str, dict] = {
     # The released cascade, for the 36 layers of Qwen2.5-VL-3B; name other layers for other models.
     "ppe_cascade": {"positions": "ppe", "k": 8, "layers": (11, 23, 35)},
 }
-PRESETS = (*_PRESETS, *method_names())
+PRESETS = (*_PRESETS, *(name for name in method_names() if name != Levels.name))
+_SHARE = "give a share in (0, 1], or null"
+
+
+def _one_of(default: str, names: tuple[str, ...]) -> Any:
+    return setting(default, choices=names, remedy=f"choose one of {', '.join(names)}")
 
 
 @dataclass(frozen=True)
@@ -64,43 +71,36 @@ class CompressionConfig:
     """
 
     steps: tuple[Method, ...] | None = None
-    positions: str = "ppe"
-    k: int | None = None
-    members: str = "nearest"
+    positions: str = _one_of("ppe", POSITIONS)
+    k: int | None = setting(None, least=1, remedy="give a positive whole number of kept positions")
+    members: str = _one_of("nearest", MEMBERS)
     method: str | None = "dpc_knn"
-    ratio: float | tuple[float, ...] | None = 0.45
-    order: str | None = "raster"
-    ties: str | None = "first"
-    layers: tuple[int, ...] = ()
-    before_llm: bool | None = None
-    temporal_ratio: float | None = None
-    event_ratio: float | None = None
-    seed: int = 0
+    ratio: float | tuple[float, ...] | None = setting(0.45, above=0, most=1, remedy=shorthand.RATIO)
+    order: str | None = _one_of("raster", ("raster", "score"))
+    ties: str | None = _one_of("first", ("first", "none"))
+    layers: tuple[int, ...] = setting((), least=0, remedy=shorthand.LAYERS)
+    before_llm: bool | None = setting(None, remedy="give true, false or null")
+    temporal_ratio: float | None = setting(None, above=0, most=1, remedy=_SHARE)
+    event_ratio: float | None = setting(None, above=0, most=1, remedy=_SHARE)
+    seed: int = setting(0, least=0, remedy="give a whole number, at least 0 and below 2**63")
 
     def __post_init__(self):
-        for key, allowed in (("positions", POSITIONS), ("members", MEMBERS)):
-            if getattr(self, key) not in allowed:
-                raise InputError(f"{key}={shown(getattr(self, key))}: choose one of {', '.join(allowed)}")
+        check_fields(self)
         k = self.k if self.k is not None else 8 if self.positions == "ppe" else 1
-        if not shorthand.is_whole(k) or k < 1:
-            raise InputError(f"k={shown(k)}: give a positive whole number of kept positions")
         if self.positions != "ppe" and k != 1:
             raise InputError(f"k={k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
-        changed = {"k": int(k)} | (self._given_steps() if self.steps is not None else shorthand.one_form(self))
+        changed = {"k": k} | (self._given_steps() if self.steps is not None else shorthand.one_form(self))
         for key, value in changed.items():
             object.__setattr__(self, key, value)
         _check_order(self.stages)
 
     def _given_steps(self) -> dict:
         """The fields of a config that names its steps. The shorthand says nothing then."""
-        if not shorthand.is_list(self.steps):
-            raise InputError(f"steps={shown(self.steps)}: give a list of methods")
         for field in dataclasses.fields(self)[4:]:
             value = getattr(self, field.name)
             if value is not None and value != field.default:
                 raise InputError(f"{field.name}={shown(value)} with steps: say it in a step")
-        nothing = dict.fromkeys(("method", "ratio", "order", "ties"))
-        return {"steps": tuple(map(as_method, self.steps)), **nothing}
+        return dict.fromkeys(("method", "ratio", "order", "ties"))
 
     # -- the steps, in the order in which a forward pass comes by them -------------------------------------------------
 
@@ -155,7 +155,7 @@ class CompressionConfig:
             InputError: a grid that is no three whole multiples, or steps whose counts hang on the features.
         """
         grids = np.array([np.asarray(part) for part in grid_thw])
-        if layer is not None and (not shorthand.is_whole(layer) or layer < 0):
+        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, numbers.Integral) or layer < 0):
             raise InputError(f"layer={layer!r}: give a decoder layer, counted from 0, or None")
         if grids.size and (grids.shape[-1] != 3 or grids.ndim > 2 or (grids % [1, merge_size, merge_size]).any()):
             raise InputError(
@@ -189,9 +189,9 @@ class CompressionConfig:
         Raises:
             InputError: unknown preset or key.
         """
-        if name in _PRESETS:
+        if isinstance(name, str) and name in _PRESETS:
             return cls.from_dict({**_PRESETS[name], **overrides})
-        if name not in method_names():
+        if not isinstance(name, str) or name not in PRESETS:
             raise InputError(f"preset {shown(name)} is unknown: choose one of {', '.join(PRESETS)}")
         values = {"positions": "keep_one", **overrides}
         if shorthand.speaks_of(name) and not set(values) - {field.name for field in dataclasses.fields(cls)}:
@@ -202,6 +202,7 @@ class CompressionConfig:
     @classmethod
     def from_dict(cls, values: Mapping) -> CompressionConfig:
         """From our own keys. Unknown keys are errors. Without a k, 8 where positions is "ppe", else 1."""
+        check_mapping(values, "compression")
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = strangers(values, known)
         if unknown:
@@ -216,19 +217,25 @@ class CompressionConfig:
             InputError: no such file, not JSON, or keys that do not fit.
         """
         try:
-            values = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"compression config {path}: cannot be read as JSON ({error})") from None
+            values = read_json(path)
+        except UnreadableError as error:
+            raise InputError(f"compression config {path}: cannot be read as JSON ({error.why})") from error
         if not isinstance(values, dict):
             raise InputError(f"compression config {path}: needs a JSON object, has a {type(values).__name__}")
-        if not values or set(values) & set(released.RELEASED_KEYS):
-            return cls.from_released(values)
-        return cls.from_dict(values)
+        is_released = not values or set(values) & set(KEYS)
+        try:
+            return cls.from_released(values) if is_released else cls.from_dict(values)
+        except InputError as error:
+            raise InputError(f"compression config {path}: {error}") from error
 
     @classmethod
     def from_released(cls, values: Mapping) -> CompressionConfig:
-        """From the released PPE code's JSON keys; behaves as that code does: score order, last members, no noise."""
-        return cls.from_dict(released.own_keys(values))
+        """From the released PPE code's JSON keys; behaves as that code does: score order, last members, no noise.
+
+        An empty mapping is dense. A ratio above 1, which the released code takes for a count, is refused.
+        """
+        settings = Released.from_dict(values).settings()
+        return cls(**settings) if settings else cls.preset("dense")
 
     @property
     def label(self) -> str:

@@ -120,17 +120,31 @@ def check_fields(settings: Any, subject: str = "") -> None:
     Raises:
         InputError: names the key, its value and what would be right.
     """
-    hints = _hints(type(settings))
     for field in dataclasses.fields(settings):
-        rule, value = field.metadata.get(_RULE, _Rule()), getattr(settings, field.name)
-        try:
-            fitted = _fit(value, hints[field.name], rule, field.name)
-        except _Unfit as unfit:
-            said = f": {rule.remedy}" if rule.remedy else str(unfit)
-            raise InputError(f"{subject}{' ' * bool(subject)}{field.name}={shown(value)}{said}") from None
-        if rule.convert is not None:
-            fitted = _named(field.name, rule.convert, fitted)
+        fitted = _fit_field(type(settings), field, getattr(settings, field.name), f"{subject} " if subject else "")
+        convert = _rule(field).convert
+        if convert is not None:
+            fitted = _named(field.name, convert, fitted)
         object.__setattr__(settings, field.name, fitted)
+
+
+def check_some(cls: type, values: Mapping[str, Any], subject: str) -> None:
+    """check_fields of some of a class' fields, each by itself: of a file's, say, that other settings complete.
+
+    Raises:
+        InputError: no mapping, a key that is not the class's, or as check_fields.
+    """
+    check_mapping(values, subject)
+    known = [field.name for field in dataclasses.fields(cls)]
+    unknown = strangers(values, known)
+    if unknown:
+        raise InputError(f"{subject} has no setting {unknown}: there are {', '.join(known)}")
+    for field in dataclasses.fields(cls):
+        try:
+            if field.name in values:
+                _fit_field(cls, field, values[field.name], "")
+        except InputError as error:
+            raise InputError(f"{subject}: {error}") from None
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], subject: str) -> T:
@@ -177,6 +191,20 @@ def to_plain(settings: Any) -> Any:
 def fields_to_plain(settings: Any) -> dict[str, Any]:
     """to_plain() of every field, for a dataclass' own to_dict()."""
     return {field.name: to_plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+
+
+def _fit_field(cls: type, field: dataclasses.Field, value: Any, before: str) -> Any:
+    """A field's value as its annotation and setting() ask for it; InputError starts with `before`."""
+    try:
+        return _fit(value, _hints(cls)[field.name], _rule(field), field.name)
+    except _Unfit as unfit:
+        remedy = _rule(field).remedy
+        said = f": {remedy}" if remedy else str(unfit)
+        raise InputError(f"{before}{field.name}={shown(value)}{said}") from None
+
+
+def _rule(field: dataclasses.Field) -> _Rule:
+    return field.metadata.get(_RULE, _Rule())
 
 
 @functools.cache
@@ -244,6 +272,8 @@ def _text(value: Any, rule: _Rule) -> str:
     _require(value, isinstance(value, str))
     if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
         raise _Unfit(" holds a character that is none: write it as plain text", close=True)
+    if rule.path and (len(value) >= 4096 or any(len(part.encode()) > 255 for part in value.split("/"))):
+        raise _Unfit(" is too long for a path: shorten it", close=True)
     return str.__str__(value)
 
 

@@ -15,11 +15,10 @@ event_ratio: share of an event's tokens that is kept instead (the released code'
 from __future__ import annotations
 
 import dataclasses
-import numbers
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+import operator
+import sys
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from ppe_npu.errors import InputError, shown
 from ppe_npu.methods.base import Method, method_class, method_names
@@ -33,6 +32,8 @@ KEYS = (
     *("method", "ratio", "positions", "k", "members", "order", "ties", "layers", "before_llm"),
     *("temporal_ratio", "event_ratio", "seed"),
 )
+RATIO = "give the kept share of the tokens, in (0, 1], or a list of shares"
+LAYERS = "give a list of different decoder layers, counted from 0; [] merges before the LLM"
 _OWN = {"order": "raster", "ties": "first", "seed": 0}  # settings that only some methods have, and what says nothing
 
 
@@ -43,36 +44,32 @@ def speaks_of(name: str) -> bool:
 
 
 def one_form(config: CompressionConfig) -> dict:
-    """The shorthand's fields, checked and in one form.
+    """The shorthand's fields, each of which fits its type, checked together and in one form.
 
     Raises:
         InputError: names the key, the value and what would be right.
     """
-    if config.method != "none" and (not isinstance(config.method, str) or config.method not in method_names()):
+    dense, layers = config.method == "none", config.layers
+    if not dense and (config.method not in method_names() or not speaks_of(config.method)):
         names = ("none", *filter(speaks_of, method_names()))
         raise InputError(f"method={shown(config.method)}: choose one of {', '.join(names)}")
-    ratios = tuple(config.ratio) if is_list(config.ratio) else (config.ratio,)
-    if not ratios or not all(map(_is_share, ratios)):
-        raise InputError(
-            f"ratio={shown(config.ratio)}: give the kept share of the tokens, in (0, 1], or a list of shares"
-        )
-    ratios = tuple(map(float, ratios))
-    if config.before_llm is not None and not isinstance(config.before_llm, bool):
-        raise InputError(f"before_llm={shown(config.before_llm)}: give true, false or null")
-    layers = _layers(config)
-    if config.before_llm is False and not layers and config.method != "none":
+    ratios = config.ratio if isinstance(config.ratio, tuple) else (config.ratio,)
+    if not ratios or None in ratios:
+        raise InputError(f"ratio={shown((config.ratio and list(ratios)) or [])}: {RATIO}")
+    _check_ratios(ratios)
+    if len(set(layers)) != len(layers):
+        raise InputError(f"layers={shown(list(layers))}: {LAYERS}")
+    if config.before_llm is False and not layers and not dense:
         raise InputError("before_llm=false without layers: nothing says where to compress")
     before = None if config.before_llm == (not layers) else config.before_llm
-    form = {"ratio": ratios if len(ratios) > 1 else ratios[0], "layers": layers, "before_llm": before}
-    _check_events(config, ratios, layers, not layers if before is None else before)
-    form |= _own_settings(config)
-    if config.method == "none" and (
-        form["ratio"] != 1 or config.positions != "keep_one" or layers or config.temporal_ratio is not None
-    ):
+    _check_events(config, ratios, not layers if before is None else before)
+    _check_own(config, set() if dense else _fields(config.method))
+    alone = ratios if len(ratios) > 1 else ratios[0]
+    if dense and (alone != 1 or config.positions != "keep_one" or layers or config.temporal_ratio is not None):
         raise InputError(
             "method='none' (dense) needs ratio=1.0, positions='keep_one', k=1, no layers and no temporal_ratio"
         )
-    return form
+    return {"ratio": alone, "layers": tuple(sorted(layers)), "before_llm": before}
 
 
 def steps_of(config: CompressionConfig) -> tuple[Method, ...]:
@@ -124,63 +121,41 @@ def _fields(name: str) -> set[str]:
     return {field.name for field in dataclasses.fields(method_class(name))}
 
 
-def is_list(value: Any) -> bool:
-    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
-
-
-def is_whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value <= 1
-
-
-def _layers(config: CompressionConfig) -> tuple[int, ...]:
-    layers = config.layers
-    fits = is_list(layers) and all(is_whole(layer) and layer >= 0 for layer in layers)
-    if not fits or len(set(layers)) != len(layers):
+def _check_ratios(ratios: tuple[float, ...]) -> None:
+    """A list keeps r0 + r0 * r1 + ... of a frame's tokens: never more than came in, up to rounding."""
+    kept = sum(accumulate(ratios, operator.mul))
+    if kept > 1 + len(ratios) * sys.float_info.epsilon:
         raise InputError(
-            f"layers={shown(layers)}: give a list of different decoder layers, counted from 0; [] merges before the LLM"
+            f"ratio={shown(list(ratios))}: each is a share of what the one before left, and all are kept: "
+            f"{kept:.4g} of the tokens that come in; give ratios that keep at most 1, as [0.45, 0.3] does"
         )
-    return tuple(sorted(map(int, layers)))
 
 
-def _check_events(config: CompressionConfig, ratios: tuple, layers: tuple, before_llm: bool) -> None:
-    for key in ("temporal_ratio", "event_ratio"):
-        if getattr(config, key) is not None and not _is_share(getattr(config, key)):
-            raise InputError(f"{key}={shown(getattr(config, key))}: give a share in (0, 1], or null")
-    temporal, event = config.temporal_ratio, config.event_ratio
+def _check_events(config: CompressionConfig, ratios: tuple, before_llm: bool) -> None:
+    temporal, event, layers = config.temporal_ratio, config.event_ratio, shown(list(config.layers))
     if event is not None and temporal is None:
         raise InputError(f"event_ratio={event!r} needs a temporal_ratio: without it there are no events")
     if temporal is None:
         return
     if len(ratios) > 1:
         raise InputError(
-            f"ratio={list(ratios)!r} with temporal_ratio={temporal!r}: frames that keep the tokens of several ratios "
-            "are not grouped into events; give one ratio"
+            f"ratio={shown(list(ratios))} with temporal_ratio={temporal!r}: frames that keep the tokens of several "
+            "ratios are not grouped into events; give one ratio"
         )
     if not before_llm:
         raise InputError(
-            f"temporal_ratio={temporal!r} with layers={list(layers)!r}: frames are grouped before the LLM; set "
+            f"temporal_ratio={temporal!r} with layers={layers}: frames are grouped before the LLM; set "
             "before_llm=true, too"
         )
-    if event is not None and layers:
+    if event is not None and config.layers:
         raise InputError(
-            f"event_ratio={event!r} with layers={list(layers)!r}: the tokens of each event, which a cascade must know "
-            "in advance, would depend on the features; leave event_ratio out"
+            f"event_ratio={event!r} with layers={layers}: the tokens of each event, which a cascade must know in "
+            "advance, would depend on the features; leave event_ratio out"
         )
 
 
-def _own_settings(config: CompressionConfig) -> dict:
+def _check_own(config: CompressionConfig, fields: set[str]) -> None:
     """Settings that only some methods have."""
-    choices = {"order": ("raster", "score"), "ties": ("first", "none")}
-    for key, allowed in choices.items():
-        if getattr(config, key) not in allowed:
-            raise InputError(f"{key}={shown(getattr(config, key))}: choose one of {', '.join(allowed)}")
-    if not is_whole(config.seed) or not 0 <= config.seed < 2**63:
-        raise InputError(f"seed={shown(config.seed)}: give a whole number, at least 0 and below 2**63")
-    fields = set() if config.method == "none" else _fields(config.method)
     if config.seed and "seed" not in fields:
         seeded = " or ".join(repr(name) for name in filter(speaks_of, method_names()) if "seed" in _fields(name))
         raise InputError(f"seed={config.seed} with method={config.method!r}: only method={seeded} has a seed")
@@ -190,4 +165,3 @@ def _own_settings(config: CompressionConfig) -> dict:
             f"method={config.method!r} with order={config.order!r}, ties={config.ties!r}: it has no scores and no "
             "densities; use order='raster' and ties='first'"
         )
-    return {"seed": int(config.seed)}

@@ -14,6 +14,7 @@ LONGEST = 400  # lines
 LEVELS = {
     "ppe_npu.errors": 0,
     "ppe_npu.settings": 0,
+    "ppe_npu.optional": 0,
     "ppe_npu.backends": 0,
     "ppe_npu": 1,
     "ppe_npu.methods": 2,

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ppe_npu.backends.common import IGNORED
+
 
 @dataclass(frozen=True)
 class Case:
@@ -226,7 +228,7 @@ SWIGLU = (
 def _loss(tokens: int, ignored: int) -> Callable:
     def build(generator: Generator) -> tuple:
         labels = torch.randint(0, 53, (tokens,), generator=generator)
-        labels[:ignored] = -100
+        labels[:ignored] = IGNORED
         return _normal(generator, tokens, 24), 0.3 * _normal(generator, 53, 24), labels
 
     return build

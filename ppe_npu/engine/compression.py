@@ -23,6 +23,8 @@ from ppe_npu.inspect.stopwatch import Stopwatch
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
 
+_SHOWN = {"tokens", "places"}  # what methods can be shown so far
+
 
 @dataclass
 class Compression:
@@ -203,9 +205,17 @@ class Compression:
 
 
 def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
-    """Raise InputError where a model has no place for a step."""
+    """Raise InputError where a model has no place for a step, or nothing to show it."""
     if method.place in ("pixels", "tower"):
         raise InputError(f"{method.name}: a step at the {method.place} is not built for this family yet; leave it out")
+    unknown = sorted(method.needs - _SHOWN)
+    if unknown:
+        raise InputError(f"{method.name} looks at {', '.join(unknown)}: not built for this family yet; leave it out")
+    if method.counts == "late":
+        raise InputError(
+            f"{method.name}: how many tokens it keeps hangs on the features, which is not built for this family yet; "
+            "use its variant with an exact budget"
+        )
     if method.scope == "segment" and vision.frames_apart:
         raise InputError(
             f"{subject}: this model sets text between the frames of a video, so that frames of one event have no place "

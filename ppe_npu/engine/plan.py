@@ -12,14 +12,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from ppe_npu.backends.common import IGNORED
 from ppe_npu.engine.layout import Arrangement, Stage
 from ppe_npu.engine.merge import Tokens, merge
 from ppe_npu.engine.movable import Movable
 from ppe_npu.engine.rounds import as_tensor
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.inspect.stopwatch import Stopwatch
-
-IGNORED = -100  # a label that no place shall predict
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def check_channels(k: int, channels: Sequence[int]) -> None:
         even = [n for n in range(1, min(sections) + 1) if not any(section % n for section in sections)]
         raise InputError(
             f"k={k} is more than the smallest of this model's rotary sections {sections} has channels: choose a k from "
-            f"1 to {min(sections)} (of these {', '.join(map(str, even))} cut every section evenly)"
+            f"1 to {min(sections)}; with {', '.join(map(str, even))} every section is cut evenly"
         )
 
 

@@ -132,7 +132,10 @@ class Round(Movable):
         """What is left alone of [R, ...], and what each bucket keeps [G, ...]: [P + G, ...]."""
         kept = parts[0] if len(parts) == 1 else torch.cat(list(parts)) if parts else given[:0]
         kept = kept if self.order is None else kept.index_select(0, self.order)
-        return kept if self.rest is None else torch.cat([given.index_select(0, self.rest), kept])
+        if self.rest is None:
+            return kept
+        # A token that stands for itself alone repeats itself where others hold several.
+        return torch.cat([given.index_select(0, self.rest).expand(-1, *kept.shape[1:]), kept])
 
     def at(self, place: np.ndarray) -> Round:
         """The same step where the tokens that its stage is given have other indices: token i stands at place[i]."""

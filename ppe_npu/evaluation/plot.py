@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError
 from ppe_npu.evaluation.scale import named
+from ppe_npu.optional import optional
 
 _MARKERS = "osD^vP*Xhd"
 _COLUMNS = 4
@@ -18,8 +17,7 @@ _MOST_TYPES = 12  # that a panel of bars has room for
 
 def check_plotting() -> None:
     """Raise InputError unless a report can be drawn; to be called before what takes long."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("matplotlib is not installed, which reports are drawn with: pip install matplotlib")
+    optional("matplotlib.figure", "drawing a report", "matplotlib")
 
 
 def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:

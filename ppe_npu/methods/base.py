@@ -122,12 +122,8 @@ class Method:
         return max(math.ceil(tokens * self.ratio), 1)
 
     def budgets(self, tokens: int) -> tuple[int, ...]:
-        """How many of a cell's tokens each level keeps, of what the level before left."""
-        budgets = []
-        for level in self.levels:
-            tokens = level.kept(tokens)
-            budgets.append(tokens)
-        return tuple(budgets)
+        """How many of a cell's tokens each level keeps."""
+        return (self.kept(tokens),)
 
     def kept_cells(self, cells: Sequence[int]) -> list[int]:
         """Tokens of the cells of one image or video, before it and after it."""

@@ -9,6 +9,7 @@ from prompts import MIXED, PRESETS
 from support import FAMILIES, Prompt, batch, random_model
 
 from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.models.forward_pass import ForwardPass
 from ppe_npu.models.fused import fuse
 from ppe_npu.models.loss import Distillation, divergence
 
@@ -32,7 +33,7 @@ def test_without_logits_loss_and_gradients_are_the_same(family, packed):
     model = compress(fuse(random_model(family=family)), PRESETS["cascade"])
     inputs, labels = inputs_and_labels([MIXED[1], MIXED[2]])
     whole = model(**inputs, labels=labels)
-    lean = model(**inputs, labels=labels, skip_logits=True, packed=packed)
+    lean = model(**inputs, labels=labels, ppe=ForwardPass(skip_logits=True, packed=packed))
     assert lean.logits is None
     torch.testing.assert_close(lean.loss, whole.loss, rtol=1e-5, atol=1e-6)
     expected, found = gradients(model, whole.loss), gradients(model, lean.loss)
@@ -44,16 +45,18 @@ def test_without_logits_loss_and_gradients_are_the_same(family, packed):
 def test_the_count_of_a_whole_step_divides_the_loss():
     model = compress(random_model(), PRESETS["ppe"])
     inputs, labels = inputs_and_labels()
-    loss = model(**inputs, labels=labels, skip_logits=True).loss
+    loss = model(**inputs, labels=labels, ppe=ForwardPass(skip_logits=True)).loss
     counted = (labels[:, 1:] != -100).sum()
-    scaled = model(**inputs, labels=labels, skip_logits=True, num_items_in_batch=4 * counted).loss
+    scaled = model(**inputs, labels=labels, ppe=ForwardPass(skip_logits=True), num_items_in_batch=4 * counted).loss
     torch.testing.assert_close(4 * scaled, loss)
 
 
 def test_a_batch_without_labels_costs_nothing_and_reaches_every_parameter():
     model = compress(random_model(), PRESETS["ppe"]).train()
     inputs, labels = inputs_and_labels([Prompt([4], seed=1)])
-    loss = model(**inputs, labels=torch.full_like(labels, -100), skip_logits=True, num_items_in_batch=7).loss
+    loss = model(
+        **inputs, labels=torch.full_like(labels, -100), ppe=ForwardPass(skip_logits=True), num_items_in_batch=7
+    ).loss
     found = gradients(model, loss)
     assert loss.item() == 0
     assert set(found) == {name for name, _ in model.named_parameters()}
@@ -74,7 +77,7 @@ def test_distillation_is_the_divergence_from_the_dense_model(name, temperature):
     ]
     expected = (rows[1].exp() * (rows[1] - rows[0])).sum() * temperature**2 / len(rows[0])
     half = Distillation(0.5, temperature)
-    found = model(**inputs, labels=labels, skip_logits=True, distill=half).loss
+    found = model(**inputs, labels=labels, ppe=ForwardPass(skip_logits=True, distill=half)).loss
     torch.testing.assert_close(found, 0.5 * student.loss + 0.5 * expected, rtol=1e-4, atol=1e-6)
     assert expected.item() > 1e-3, "a divergence of nothing would show nothing"
     assert model.compression.config is PRESETS[name]
@@ -87,7 +90,7 @@ def test_distillation_is_the_divergence_from_the_dense_model(name, temperature):
 def test_a_student_that_sees_all_has_nothing_to_learn_from_its_teacher():
     model = compress(random_model(), CompressionConfig.preset("ppe", k=4, ratio=1.0)).train()
     inputs, labels = inputs_and_labels()
-    loss = model(**inputs, labels=labels, skip_logits=True, distill=Distillation(1.0)).loss
+    loss = model(**inputs, labels=labels, ppe=ForwardPass(skip_logits=True, distill=Distillation(1.0))).loss
     assert abs(loss.item()) < 1e-4
     assert model.training
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.backends import segments
+from ppe_npu.models.forward_pass import ForwardPass
 from ppe_npu.models.fused import fuse
 
 SYNCS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "unique")
@@ -130,7 +131,7 @@ def test_what_segments_need_is_uploaded_before_the_tower_runs(model, packed):
     note = partial(lambda: made.append(segments._plan.cache_info().misses))
     inputs = batch(*(Prompt([n, ("video", (2, 3, 4)), n], seed=n) for n in (21, 22, 23)))
     with region(model, note, note, last="head"), torch.no_grad():
-        model(**inputs, packed=packed)
+        model(**inputs, ppe=ForwardPass(packed=packed))
     before, entered, left = made
     assert before < entered == left  # the tower itself asks for one
     segments._plan.cache_clear()

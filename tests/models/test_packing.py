@@ -10,6 +10,7 @@ from test_laws import configs, prompts
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.engine.packing import numbers
+from ppe_npu.models.forward_pass import ForwardPass
 from ppe_npu.models.fused import fuse
 
 MODELS = {family: fuse(random_model(family=family)) for family in FAMILIES}
@@ -85,7 +86,7 @@ def test_what_cannot_be_packed_is_refused():
     model = compress(random_model(), PRESETS["ppe"])
     inputs = batch(*MIXED, side="right")
     with pytest.raises(ValueError, match=r"fuse\(model\)"):
-        model(**inputs, packed=True)
+        model(**inputs, ppe=ForwardPass(packed=True))
     fuse(model)
     length = inputs["input_ids"].shape[1]
     mask = torch.ones(3, 1, length, length, dtype=torch.bool).tril()

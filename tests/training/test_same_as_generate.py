@@ -11,6 +11,7 @@ from ppe_npu import CompressionConfig, compress
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.inputs import build_inputs
 from ppe_npu.loading import load_model
+from ppe_npu.models.forward_pass import ForwardPass
 from ppe_npu.training.collator import NOTES, Collator
 from ppe_npu.training.data import read_records
 
@@ -47,7 +48,7 @@ def test_the_logits_of_training_are_those_of_prefill(
     batch = {key: value for key, value in collator(records).items() if key not in NOTES}
     with torch.no_grad():
         trained = model(**batch)
-        packed = model(**batch, packed=True)
+        packed = model(**batch, ppe=ForwardPass(packed=True))
     at = 0
     for number, record in enumerate(records):
         question = record.messages()[:-1]  # without the answer that it is about to learn
@@ -66,7 +67,8 @@ def test_the_logits_of_training_are_those_of_prefill(
 
 def _tail(processor, record) -> int:
     """Tokens of the template after the last labelled one."""
-    from ppe_npu.training.tokens import IGNORED, Tokeniser
+    from ppe_npu.backends.common import IGNORED
+    from ppe_npu.training.tokens import Tokeniser
 
     labels = Tokeniser(processor)(record).labels
     return len(labels) - 1 - int((labels != IGNORED).nonzero()[0].max())
