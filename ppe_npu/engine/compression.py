@@ -16,10 +16,9 @@ from ppe_npu.engine.packing import packed as pack
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import axes_of, check_channels, prompt_positions
 from ppe_npu.engine.run import Prefill, Run
-from ppe_npu.engine.spans import VisionTokens, find_spans
+from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
 from ppe_npu.errors import InputError
-from ppe_npu.inspect.report import CompressionReport
-from ppe_npu.inspect.stopwatch import Stopwatch
+from ppe_npu.inspect.report import CompressionReport, Stopwatch
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
 
@@ -33,6 +32,9 @@ class Compression:
     Args:
         channels: the axis (0 t, 1 h, 2 w; or 0 alone) of each rotary channel of the half head dim.
         decoder_layers: how many the model has.
+        layers: the first decoder layer of each stage after the first.
+        stages: the part of the decoder before its first merge, and one part from each merge on.
+        axes: of a position: 3, or 1 for a decoder with a plain rotary embedding.
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
     Raises:
@@ -43,12 +45,17 @@ class Compression:
     vision: VisionTokens
     channels: tuple[int, ...]
     decoder_layers: int
+    layers: tuple[int, ...] = field(init=False)
+    stages: int = field(init=False)
+    axes: int = field(init=False)
     report: CompressionReport | None = field(default=None, init=False)
     keep_groups: bool = field(default=False, init=False)
     trace: Trace | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         config = self.config
+        self.layers, self.axes = config.entry_layers, axes_of(self.channels)
+        self.stages = 1 + len(self.layers)
         check_channels(config.k, self.channels)
         if any(layer >= self.decoder_layers for layer in self.layers):
             raise InputError(
@@ -67,21 +74,6 @@ class Compression:
             "a compressed model cannot be pickled: its methods would come back as its class has them; save it with "
             "save_pretrained(), or restore() it first"
         )
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The first decoder layer of each stage after the first."""
-        return self.config.entry_layers
-
-    @property
-    def axes(self) -> int:
-        """Of a position: 3, or 1 for a decoder with a plain rotary embedding."""
-        return axes_of(self.channels)
-
-    @property
-    def stages(self) -> int:
-        """The part of the decoder before its first merge, and one part from each merge on."""
-        return 1 + len(self.layers)
 
     # -- before the vision tower: the host reads ids, mask and grids once ---------------------------------------------
 
@@ -115,22 +107,26 @@ class Compression:
         seconds = _rows(second_per_grid_ts)
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
         layout = find_spans(ids, *given, seconds, self.vision)
-        if position_ids is None:
-            first = None if start is None else start.tolist()
-            positions, following = prompt_positions(layout, self.vision, first, self.axes)
-        else:
-            if tuple(position_ids.shape) != (self.axes, *ids.shape):
-                raise InputError(f"position_ids have shape {list(position_ids.shape)}, not {[self.axes, *ids.shape]}")
-            positions = position_ids.cpu().numpy()
-            following = positions.max(axis=(0, 2)) + 1
+        positions, following = self._positions(layout, position_ids, start)
         if left is None:
             left = not (layout.real[:, 0].all() and not layout.real[:, -1].all())
         stages = lay_out(layout, self.config.stages, left)
         if packed:
             stages = pack(stages, *ids.shape)
         plan = PromptPlan.of(layout, stages, positions, following, watch)
-        watch.stop()
+        watch.mark()
         return plan
+
+    def _positions(
+        self, layout: PromptLayout, given: torch.Tensor | None, start: torch.Tensor | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The prompt's positions [axes, B, S], and the one after each sample's largest [B]."""
+        if given is None:
+            return prompt_positions(layout, self.vision, None if start is None else start.tolist(), self.axes)
+        if tuple(given.shape) != (self.axes, *layout.real.shape):
+            raise InputError(f"position_ids have shape {list(given.shape)}, not {[self.axes, *layout.real.shape]}")
+        positions = given.cpu().numpy()
+        return positions, positions.max(axis=(0, 2)) + 1
 
     # -- between the vision tower and the first decoder layer: no host sync -------------------------------------------
 

@@ -16,8 +16,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ppe_npu.engine.movable import Movable
-from ppe_npu.engine.rounds import Round, as_tensor, round_of
+from ppe_npu.engine.rounds import Movable, Round, as_tensor, round_of
 from ppe_npu.engine.segments import Segments
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.methods.base import Method
@@ -184,7 +183,7 @@ def stage_of(
         cells += [Cell(sample, first + start, tokens, span) for start, tokens, span in own_cells]
     real = rows != empty
     origins = np.where(real, np.take_along_axis(before.origins, sources, axis=1), 0)
-    after, segments = Arrangement(real, tuple(cells), origins), Segments.of(real)
+    after, segments = Arrangement(real, tuple(cells), origins), None if real.all() else Segments.of(real)
     tensors = map(as_tensor, (rows, sources, real))
     return Stage(layer, as_tensor(text), tuple(rounds), *tensors, after, segments=segments)
 

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.members import members
-from ppe_npu.engine.movable import upload
-from ppe_npu.engine.rounds import Bucket, Round, as_tensor
+from ppe_npu.engine.rounds import Bucket, Round, as_tensor, upload
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 

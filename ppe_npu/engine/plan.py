@@ -15,10 +15,9 @@ import torch
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.engine.layout import Arrangement, Stage
 from ppe_npu.engine.merge import Tokens, merge
-from ppe_npu.engine.movable import Movable
-from ppe_npu.engine.rounds import as_tensor
+from ppe_npu.engine.rounds import Movable, as_tensor
 from ppe_npu.engine.spans import PromptLayout
-from ppe_npu.inspect.stopwatch import Stopwatch
+from ppe_npu.inspect.report import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,9 @@ class PromptPlan(Movable):
     def on(self, device: torch.device) -> PromptPlan:
         """The plan on a device; copied when first asked for."""
         if device not in self._copies:
-            self.watch.start()
+            self.watch.mark()
             self._copies[device] = self.to(device)
-            self.watch.stop()
+            self.watch.mark()
         return self._copies[device]
 
     @property

@@ -11,7 +11,7 @@ from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.rounds import Round
 from ppe_npu.engine.segments import Segments
-from ppe_npu.inspect.stopwatch import Stopwatch
+from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.trace import Trace
 
 
@@ -79,7 +79,7 @@ class Prefill(Run):
         }
         places = None if self.plan.places is None else self.plan.places.new_zeros(len(stage.text), 3)
         self._hold(0, Tokens(None, stage.text[:, None], places), kept)
-        self.watch.stop()
+        self.watch.mark()
 
     def take_embeds(self) -> torch.Tensor:
         """The embeddings, which are not kept: nobody needs them once the first layer has run."""
@@ -89,7 +89,7 @@ class Prefill(Run):
     def enter(self, stage: int, hidden: torch.Tensor) -> torch.Tensor:
         if stage == 0:
             return hidden
-        self.watch.start()
+        self.watch.mark()
         on, tokens = self.plan.stages[stage], hidden.flatten(0, 1)
         rounds, kept = self._merge(on, replace(self._tokens, features=tokens))
 
@@ -100,7 +100,7 @@ class Prefill(Run):
         # The mean of sums is the sum of means: what is still to be added is merged as the tokens are.
         self._deepstack = {layer: merged(part.flatten(0, 1), 0.0) for layer, part in self._deepstack.items()}
         self._hold(stage, self._tokens.pick(lambda part: part.index_select(0, on.text)), kept)
-        self.watch.stop()
+        self.watch.mark()
         return hidden
 
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:

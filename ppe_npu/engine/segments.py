@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ppe_npu.engine.movable import Movable
+from ppe_npu.engine.rounds import Movable
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,8 @@ class Segments(Movable):
     tokens: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, real: np.ndarray) -> Segments | None:
-        """Of a batch [B, L] with padding; None without any."""
-        if real.all():
-            return None
+    def of(cls, real: np.ndarray) -> Segments:
+        """Of a batch [B, L] with padding."""
         flat = real.reshape(-1)
         tokens = np.where(flat, flat.cumsum() - 1, flat.sum())
         return cls(borders_of(real), torch.from_numpy(flat.nonzero()[0]), torch.from_numpy(tokens))

@@ -106,36 +106,47 @@ def find_spans(
     if len(seconds) != len(videos):
         raise InputError(f"second_per_grid_ts has {len(seconds)} entries for {len(videos)} video(s)")
     runs = {IMAGE: _runs(images, [0.0] * len(images), False), VIDEO: _runs(videos, seconds, vision.frames_apart)}
-    used, feature = {IMAGE: 0, VIDEO: 0}, {IMAGE: 0, VIDEO: sum(int(np.prod(grid)) for grid in images)}
-    spans: list[Span] = []
-    for sample in range(input_ids.shape[0]):
+    first = {IMAGE: 0, VIDEO: sum(int(np.prod(grid)) for grid in images)}
+    return PromptLayout(real, visual, _placed(visual, kinds, runs, first))
+
+
+def _placed(
+    visual: np.ndarray, kinds: dict[str, np.ndarray], runs: dict[str, list[tuple]], feature: dict[str, int]
+) -> tuple[Span, ...]:
+    """The spans, in order. feature: index of the first feature of each kind."""
+    waiting, spans = {kind: list(reversed(found)) for kind, found in runs.items()}, []
+    for sample in range(len(visual)):
         places, at = np.flatnonzero(visual[sample]), 0
         while at < len(places):
             start = int(places[at])
             kind = IMAGE if kinds[IMAGE][sample, start] else VIDEO
-            if used[kind] == len(runs[kind]):
+            if not waiting[kind]:
                 raise InputError(
                     f"sample {sample} has more {kind} tokens than {kind}_grid_thw describes ({len(runs[kind])} "
                     "grids): give the pixels and grids of all of them, and the whole prompt at once"
                 )
-            source, grid, duration = runs[kind][used[kind]]
+            source, grid, duration = waiting[kind].pop()
             span = Span(sample, start, kind, grid, duration, feature[kind], source)
-            run = kinds[kind][sample, start : start + span.tokens]
-            if len(run) != span.tokens or not run.all():
-                raise InputError(
-                    f"sample {sample}: {kind} {source} has a grid of {span.tokens} tokens "
-                    f"but its run of {kind} tokens at index {start} is {int(np.cumprod(run).sum())} long"
-                )
+            _check_run(span, kinds[kind][sample, start : start + span.tokens])
             spans.append(span)
-            used[kind] += 1
             feature[kind] += span.tokens
             at += span.tokens
-    for kind in (IMAGE, VIDEO):
-        if used[kind] != len(runs[kind]):
+    for kind, left in waiting.items():
+        if left:
             raise InputError(
-                f"{kind}_grid_thw describes {len(runs[kind])} {kind}(s) but the prompts hold tokens of {used[kind]}"
+                f"{kind}_grid_thw describes {len(runs[kind])} {kind}(s) but the prompts hold tokens of "
+                f"{len(runs[kind]) - len(left)}"
             )
-    return PromptLayout(real, visual, tuple(spans))
+    return tuple(spans)
+
+
+def _check_run(span: Span, run: np.ndarray) -> None:
+    """Raise InputError unless the places of a span [tokens] are all there, and of its kind."""
+    if len(run) != span.tokens or not run.all():
+        raise InputError(
+            f"sample {span.sample}: {span.modality} {span.source} has a grid of {span.tokens} tokens "
+            f"but its run of {span.modality} tokens at index {span.start} is {int(np.cumprod(run).sum())} long"
+        )
 
 
 def _runs(grids: list[tuple[int, int, int]], seconds: list[float], frames_apart: bool) -> list[tuple]:

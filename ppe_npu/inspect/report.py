@@ -1,11 +1,52 @@
 """What a compression did: tokens before and after, by span; retention; time."""
 
-import math
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.inspect.stopwatch import Stopwatch
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ppe_npu.backends import device as devices
+
+if TYPE_CHECKING:
+    from ppe_npu.engine.plan import PromptPlan
+
+
+class Stopwatch:
+    """How long a part of the work takes, measured where it runs and without making it wait: milliseconds from
+    construction to mark(), from the next mark() to the one after it, and so on, all together. NaN where a stretch ran
+    inside torch.compile, which has no clock."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._marks = []
+        self._traced = False
+        self.mark()
+
+    def mark(self) -> None:
+        """A stretch begins, or ends."""
+        if torch.compiler.is_compiling():
+            self._traced = True
+        elif self._device.type == "cpu":
+            self._marks.append(time.perf_counter())
+        else:
+            event = torch.Event(self._device, enable_timing=True)
+            with devices.current(self._device):  # of the device above it takes the kind alone
+                event.record()
+            self._marks.append(event)
+
+    @property
+    def milliseconds(self) -> float:
+        if self._traced:
+            return float("nan")
+        stretches = zip(self._marks[::2], self._marks[1::2])
+        if self._device.type == "cpu":
+            return sum(end - start for start, end in stretches) * 1e3
+        self._marks[-1].synchronize()
+        return sum(start.elapsed_time(end) for start, end in stretches)
 
 
 @dataclass(frozen=True)
@@ -57,9 +98,7 @@ class CompressionReport:
     kv_bytes: int | None = None
 
     @classmethod
-    def of(
-        cls, plan: PromptPlan, layers: tuple[int, ...], decoder_layers: int, watch: Stopwatch
-    ) -> "CompressionReport":
+    def of(cls, plan: PromptPlan, layers: tuple[int, ...], decoder_layers: int, watch: Stopwatch) -> CompressionReport:
         """From a plan whose stages after the first begin at these decoder layers."""
         stages = [sum(first <= layer for first in layers) for layer in range(decoder_layers)]
         spans = _span_reports(plan, stages)

@@ -37,7 +37,6 @@ class DPCKNN(Method):
     ties: Literal["first", "none"] = "first"
 
     def group(self, view: View) -> Grouping:
-        view.require("dpc_knn", "tokens")
         with torch.no_grad():
             neighbors = num_neighbors(view.num_kept, self.neighbors)
             tokens, strict = view.tokens.detach(), self.ties == "none"

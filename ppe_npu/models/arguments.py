@@ -10,7 +10,7 @@ from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.errors import InputError
-from ppe_npu.models.forward_pass import KEYWORD, ForwardPass
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 # What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
@@ -71,8 +71,8 @@ def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | 
         kwargs.get("second_per_grid_ts") if grids[VIDEO] is not None else None,
         kwargs.get("position_ids"),
         None if past is None else past.following[0],
-        ForwardPass.of(kwargs).left,
-        ForwardPass.of(kwargs).packed,
+        kwargs.get(KEYWORD, NOTHING).left,
+        kwargs.get(KEYWORD, NOTHING).packed,
     )
 
 

@@ -2,7 +2,7 @@
 
     model(**inputs, labels=labels, ppe=ForwardPass(skip_logits=True, packed=True))
 
-A caller may put its wishes into it. On its way from the model for conditional generation to the attention of a layer
+A caller may put its wishes into it, or spell them as keywords: model(**inputs, packed=True). On its way from the model for conditional generation to the attention of a layer
 the pass is handed on under the same keyword, each time as a new object with what the next part needs to know.
 
 Two things outlive a pass, and so are kept where they belong: the state of a compressed prompt on its KV cache
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ppe_npu.models.loss import Distillation
 
 KEYWORD = "ppe"
+WISHES = ("packed", "skip_logits", "distill")  # a caller may give these as plain keywords, too
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,5 @@ class ForwardPass:
     run: Run | None = None
     segments: Segments | None = None
 
-    @classmethod
-    def of(cls, kwargs: dict) -> ForwardPass:
-        """What a forward's arguments carry."""
-        return kwargs.get(KEYWORD) or cls()
+
+NOTHING = ForwardPass()  # what a pass carries that was given none: kwargs.get(KEYWORD, NOTHING)

@@ -15,7 +15,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ppe_npu import backends
-from ppe_npu.models.forward_pass import ForwardPass
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.seam import original, override, restore_methods
 
 _FUSED = "_ppe_fused"
@@ -93,7 +93,7 @@ def _text_attention(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """hidden_states [B, S, C]; position_embeddings cos, sin [B, S, D]; attention_mask bool [B, 1, S, T] or None."""
-    segments = ForwardPass.of(kwargs).segments
+    segments = kwargs.get(KEYWORD, NOTHING).segments
     # Older transformers has a table an axis, from which each layer picks its sections; ours are one, seen three times
     # (until it is copied), and only ours come with segments.
     ours = segments is not None or position_embeddings[0].stride(0) == 0

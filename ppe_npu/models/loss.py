@@ -20,7 +20,7 @@ from ppe_npu import backends
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
-from ppe_npu.models.forward_pass import ForwardPass
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.seam import original, override, restore_methods
 
 _COUNT, _CHUNK = "num_items_in_batch", 1024  # an argument of the model's forward; tokens
@@ -61,7 +61,7 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
             this batch); its pass may hold a Distillation.
         arrange: (model, labels, kwargs) -> labels as the decoder's output stands; adds the plan to kwargs.
     """
-    count, distill = kwargs.pop(_COUNT, None), ForwardPass.of(kwargs).distill
+    count, distill = kwargs.pop(_COUNT, None), kwargs.get(KEYWORD, NOTHING).distill
     given = dict(kwargs)
     arranged = arrange(model, labels, kwargs)
     rows, targets = _labelled(arranged)

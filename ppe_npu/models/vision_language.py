@@ -46,7 +46,7 @@ from ppe_npu.models.arguments import (
     untouched_tower,
 )
 from ppe_npu.models.decoder import staged_forward
-from ppe_npu.models.forward_pass import KEYWORD, ForwardPass
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
 from ppe_npu.models.fused import takes_segments
 from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
@@ -128,7 +128,10 @@ class RowRotaryEmbedding(torch.nn.Module):
 
 
 def _causal_lm_forward(self, labels=None, **kwargs):
-    if labels is not None and ForwardPass.of(kwargs).skip_logits:
+    wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
+    if wishes:
+        kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), **wishes)
+    if labels is not None and kwargs.get(KEYWORD, NOTHING).skip_logits:
         return loss_only(self, labels, kwargs, _arrange_labels)
     if labels is not None:
         labels = _arrange_labels(self, labels, kwargs)
@@ -144,7 +147,7 @@ def _arrange_labels(model, labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
     if not _compresses(state, kwargs):
         return labels
     plan = make_plan(model.model, model.compression, kwargs, state)
-    kwargs[KEYWORD] = replace(ForwardPass.of(kwargs), plan=plan)
+    kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), plan=plan)
     return plan.labels(labels)
 
 
@@ -199,13 +202,15 @@ def _compresses(state: CacheState | None, kwargs: dict) -> bool:
 
 
 def _model_forward(self, **kwargs):
-    packed = ForwardPass.of(kwargs).packed
+    packed = kwargs.get(KEYWORD, NOTHING).packed
     if packed:
         _check_packed(self.language_model, kwargs)
     state = _state(self.compression, kwargs)
     compresses = _compresses(state, kwargs)
-    apart = compresses and not is_traced(self.language_model) and takes_segments(self.language_model)
-    inputs, run = _prefill(self, state, kwargs, apart) if compresses else _continue(self, state, kwargs)
+    if compresses:
+        inputs, run = _prefill(self, state, kwargs, torch.compiler.is_compiling())
+    else:
+        inputs, run = _continue(self, state, kwargs)
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
     if packed:
         kwargs["use_cache"] = False
@@ -240,12 +245,14 @@ def _check_packed(text, kwargs: dict) -> None:
 
 
 @torch.compiler.disable  # plans on the host, and runs a tower that reads its grids there
-def _prefill(self, past: CacheState | None, kwargs: dict, apart: bool) -> tuple[dict, Run]:
-    plan = ForwardPass.of(kwargs).plan or make_plan(self, self.compression, kwargs, past)
+def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tuple[dict, Run]:
+    plan = kwargs.get(KEYWORD, NOTHING).plan or make_plan(self, self.compression, kwargs, past)
     embeds, ids = kwargs.get("inputs_embeds"), kwargs.get("input_ids")
     device = (ids if embeds is None else embeds).device
     on = plan.on(device)  # everything is uploaded now, before the tower keeps the device busy
-    for kept in (stage.segments for stage in on.stages if apart and stage.segments is not None):
+    parts = [stage.segments for stage in on.stages if stage.segments is not None]
+    apart = bool(parts) and not compiling and not is_traced(self.language_model) and takes_segments(self.language_model)
+    for kept in parts if apart else ():
         segments.prepare(list(kept.borders), device, self.get_input_embeddings().weight.dtype)
     text = on.stages[0].text
     # The tower before the embeddings, also where there is nothing to see: ZeRO-3 wants one order in all processes.

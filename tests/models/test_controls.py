@@ -112,7 +112,7 @@ def test_events_of_frames_that_follow_each_other(model, method):
 )
 @pytest.mark.parametrize("method", CONTROLS)
 def test_nothing_is_asked_or_uploaded_once_the_tower_has_run_not_even_for_events(model, method, monkeypatch):
-    from ppe_npu.engine import movable
+    from ppe_npu.engine import rounds
 
     config = CompressionConfig.preset(method, temporal_ratio=0.5, layers=[1], before_llm=True)
     compress(model, config)
@@ -121,8 +121,8 @@ def test_nothing_is_asked_or_uploaded_once_the_tower_has_run_not_even_for_events
     names = operators(model, inputs)
     assert not set(names) & set(SYNCS), sorted(set(names) & set(SYNCS))
     assert "log" not in names  # no density is taken
-    uploads, upload = [], movable.upload
-    monkeypatch.setattr(movable, "upload", lambda array, device: uploads.append(1) or upload(array, device))
+    uploads, upload = [], rounds.upload
+    monkeypatch.setattr(rounds, "upload", lambda array, device: uploads.append(1) or upload(array, device))
     model.model.visual.register_forward_hook(lambda *_: uploads.clear())
     logits(model, inputs)
     assert not uploads
