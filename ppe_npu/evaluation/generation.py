@@ -1,10 +1,13 @@
-"""One batch through generate(), with its cost: seconds to the first token and in all, tokens kept, KV bytes."""
+"""One batch through generate(), with its cost: seconds to the first token and in all, tokens kept, KV bytes.
+
+The rules of decoding are this package's, or what was asked for by name (ppe_npu.decoding); never the checkpoint's own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 
 from ppe_npu.backends import device as devices
 from ppe_npu.compat import drop_unknown_types, prepare_transformers
+from ppe_npu.decoding import generation_config
 from ppe_npu.inputs import to_device
 from ppe_npu.report import kv_bytes
 
@@ -59,42 +63,48 @@ class FirstToken:
 
 @torch.inference_mode()
 def generate(
-    model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], max_new_tokens: int, streamer: Any = None
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, torch.Tensor],
+    max_new_tokens: int,
+    streamer: Any = None,
+    generation: Mapping[str, Any] | None = None,
 ) -> Generated:
-    """Greedy answers to a left-padded batch.
+    """Answers to a left-padded batch, greedy ones unless something else is asked for.
 
     Args:
         model: compressed or not.
         inputs: of build_inputs, on any device.
         max_new_tokens: at most so many tokens an answer.
-        streamer: transformers' streamer that is told every token (a batch of one).
+        streamer: transformers' streamer that is told every token (a batch of one, no beams).
+        generation: what ppe_npu.decoding.chosen gave; None: nothing beside greedy search.
     """
     prepare_transformers()
     from transformers import StoppingCriteriaList
 
     inputs = to_device(inputs, model.device, model.dtype)
-    end = end_tokens(model, processor.tokenizer)
+    end, pad = end_tokens(model, processor.tokenizer), processor.tokenizer.pad_token_id
+    asked = dict(generation or {})
+    rules = generation_config(asked, max_new_tokens, eos_token_id=end, pad_token_id=pad)
+    texts = {"tokenizer": processor.tokenizer} if "stop_strings" in asked else {}
     clock = FirstToken(model.device)
     devices.reset_peak_memory(model.device)
     devices.synchronize(model.device)
     started = time.perf_counter()
     # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
-    with devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext():
+    exact = devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext()
+    with exact, _only(model, rules):
         out = model.generate(
             **drop_unknown_types(model, inputs),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=end,
-            pad_token_id=processor.tokenizer.pad_token_id,
+            generation_config=rules,
             stopping_criteria=StoppingCriteriaList([clock]),
-            return_dict_in_generate=True,
             streamer=streamer,
+            **texts,
         )
     devices.synchronize(model.device)
     seconds = time.perf_counter() - started
     new = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-    lengths = [next((at + 1 for at, token in enumerate(row) if token in end), len(row)) for row in new]
+    lengths = [_length(row, end, pad if asked else None) for row in new]
     before, after = visual_tokens(model, inputs)
     return Generated(
         answers=processor.tokenizer.batch_decode(
@@ -109,6 +119,26 @@ def generate(
         kv_bytes=kv_bytes(out.past_key_values),
         peak_memory=devices.peak_memory(model.device),
     )
+
+
+@contextlib.contextmanager
+def _only(model: Any, rules: Any) -> Iterator[None]:
+    """While it is open the checkpoint's own settings are out of sight: generate() fills in from them what it misses."""
+    own = model.generation_config
+    model.generation_config = rules
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _length(row: list[int], end: list[int], pad: int | None) -> int:
+    """How many tokens an answer has: its end token is the last. Where none came, padding follows it: after a stop
+    string, or in a beam; pad: then its id, else None."""
+    for at, token in enumerate(row):
+        if token in end:
+            return at + 1
+    return max((at + 1 for at, token in enumerate(row) if token != pad), default=0)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

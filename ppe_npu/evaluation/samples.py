@@ -83,6 +83,8 @@ def _image_tokens(processor: Any, image: Any) -> int:
 def _image_size(path: str) -> tuple[int, int]:
     from PIL import Image
 
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return _SCREEN
     try:
         with Image.open(path) as image:
             return image.size
@@ -107,6 +109,8 @@ def _video_facts(path: str) -> tuple[int, float, int, int]:
 
     if os.path.isdir(path):
         return max(len(os.listdir(path)), 1), 1.0, *_SCREEN
+    if not os.path.isfile(path):
+        return _FRAMES, 1.0, *_SCREEN
     try:
         with av.open(path) as container:
             stream = container.streams.video[0]
