@@ -120,7 +120,7 @@ def _listed(asked: str | Sequence[str] | None) -> Sequence[str]:
 
 
 def _parsed(text: str) -> tuple[str, Any]:
-    """ "name=value" -> its name and value, which is JSON or else a text."""
+    """Of a text name=value its name, and its value: JSON, or else a text."""
     name, equals, value = str(text).partition("=")
     if name.strip() == CHECKPOINT and not equals:
         return CHECKPOINT, True
@@ -158,6 +158,11 @@ def _check_together(values: Mapping[str, Any]) -> None:
 def recorded(values: Mapping[str, Any]) -> Settings:
     """What stands in a run's settings.json as "generation": the rules by which its answers were made."""
     return {**GREEDY, **values}
+
+
+def beside_greedy(generation: Mapping[str, Any]) -> str:
+    """What of recorded() is not greedy search, in one line; "" if all is."""
+    return described({name: value for name, value in generation.items() if GREEDY.get(name) != value})
 
 
 def first_edition(own: Mapping[str, Any]) -> Settings:

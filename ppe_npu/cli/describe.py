@@ -4,12 +4,12 @@ with --show a picture of what was merged."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.cli.common import compressions, video_sampling
+from ppe_npu.cli.common import compressions, generation, video_sampling
 from ppe_npu.cli.looking import Looking
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.errors import InputError
@@ -31,6 +31,7 @@ def run_describe(args: argparse.Namespace) -> int:
     chosen = compressions(args, Path(args.model))[0]
     looking = Looking.of(args.show, args.token, chosen)
     check_compression(args.model, chosen)
+    asked, _ = generation(args)
     processor = load_processor(args.model, args.min_pixels, args.max_pixels)
     if looking is not None:
         messages = looking.opened(messages, processor, sampling)
@@ -39,14 +40,22 @@ def run_describe(args: argparse.Namespace) -> int:
         looking.check_token(inputs, processor)
     model = compress(load_model(args.model, device, args.dtype), chosen)
     model.compression.keep_groups = looking is not None
-    from transformers import TextStreamer
-
-    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    done = generate(model, processor, inputs, args.max_new_tokens, streamer)
+    done = _answer(model, processor, inputs, args.max_new_tokens, asked)
     print(cost_lines(done, model.compression.report), flush=True)
     if looking is not None:
         print(f"groups              {looking.write(model.compression.trace.visuals())}")
     return 0
+
+
+def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int, asked: Mapping[str, Any]) -> Generated:
+    """Prints the answer as it comes; of several beams when the best one is known."""
+    from transformers import TextStreamer
+
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    done = generate(model, processor, inputs, max_new_tokens, None if "num_beams" in asked else streamer, asked)
+    if "num_beams" in asked:
+        print(done.answers[0])
+    return done
 
 
 def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> list[dict[str, Any]]:

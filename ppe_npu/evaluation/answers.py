@@ -70,18 +70,14 @@ class ModelAnswers:
             self.seed,
             self.generation,
         )
-        return {
-            **asked,
-            "end_tokens": end_tokens(self.model, self.processor.tokenizer),
-            "weights": fingerprint(self.model),
-        }
+        return {**asked, "end_tokens": self._end_tokens(), "weights": fingerprint(self.model)}
 
     def unsaid(self) -> dict[str, Any]:
         """Of settings() what the first edition did not write down, as it was then."""
-        return {
-            "generation": first_edition(self._own),
-            "end_tokens": end_tokens(self.model, self.processor.tokenizer),
-        }
+        return {"generation": first_edition(self._own), "end_tokens": self._end_tokens()}
+
+    def _end_tokens(self) -> list[int]:
+        return end_tokens(self.model, self.processor.tokenizer)
 
     def ignored(self) -> dict[str, Any]:
         """What the checkpoint says about generate() and is not used."""
@@ -101,7 +97,7 @@ class ModelAnswers:
     def log_ignored(self) -> None:
         """Say so, once for a model."""
         line = notice(self._own, self.generation)
-        if line and not getattr(self.model, "said_ignored", None) == line:
+        if line and getattr(self.model, "said_ignored", None) != line:
             logging.getLogger("ppe_npu").warning(line)
             self.model.said_ignored = line
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.decoding import GREEDY, described
+from ppe_npu.decoding import beside_greedy
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.evaluation.rows import FAULTS, fault_of, question
 from ppe_npu.files import check_regular
@@ -119,18 +119,15 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
         return
     if changed == ["generation"]:
         then = before["generation"] if isinstance(before.get("generation"), dict) else {}
-        told = "" if "generation" in written else " (an earlier edition, which left the checkpoint's own in force)"
-        told += f" (there: {_rules(then)}; now: {_rules(now['generation'])}; see --generation)"
-        raise InputError(f"{output} holds an evaluation with another generation{told}: choose another output")
+        told = "" if "generation" in written else " by an earlier edition, which left the checkpoint's own in force"
+        told += f" (there {beside_greedy(then) or 'greedy'}, now {beside_greedy(now['generation']) or 'greedy'})"
+        raise InputError(
+            f"{output} holds an evaluation with another generation{told}: choose another output, or see --generation"
+        )
     raise InputError(
         f"{output} holds an evaluation with another {', '.join(changed)} (settings.json): choose another output, or "
         "delete it"
     )
-
-
-def _rules(generation: Mapping[str, Any]) -> str:
-    beside = {name: value for name, value in generation.items() if GREEDY.get(name) != value}
-    return described(beside) or "greedy"
 
 
 def _settings(file: Path) -> dict[str, Any]:

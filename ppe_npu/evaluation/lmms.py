@@ -209,8 +209,10 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stops(options: Mapping[str, Any]) -> list[str]:
     """Where an answer ends; see answers() for errors."""
-    if options.get("do_sample") and options.get("temperature", 1) not in (0, None):
-        raise InputError(f"a task samples (temperature {options.get('temperature', 1)}): answers here are greedy ones")
+    # lmms-eval's own Qwen models sample wherever a temperature is named, with or without do_sample.
+    temperature = options.get("temperature", 1 if options.get("do_sample") else 0)
+    if options.get("do_sample") is not False and temperature not in (0, None):
+        raise InputError(f"a task samples (temperature {temperature}): answers here are greedy ones")
     if (options.get("num_beams") or 1) > 1:
         raise InputError(f"a task searches {options['num_beams']} beams: answers here are greedy ones")
     until = options.get("until") or []

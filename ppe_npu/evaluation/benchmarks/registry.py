@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError
 from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, Benchmark, check_sample
 from ppe_npu.evaluation.rows import FAULTS, fault_of
 
