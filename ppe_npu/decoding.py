@@ -40,10 +40,6 @@ def _biases(value: Any) -> bool:
     return pairs and all(_ids(ids) and _number(bias) for ids, bias in value)
 
 
-def _texts(value: Any) -> bool:
-    return all(isinstance(text, str) and text for text in (value if isinstance(value, list) else [value]))
-
-
 _FLAG = ("true or false", lambda value: isinstance(value, bool))
 _POSITIVE = ("a number above 0", lambda value: _number(value) and value > 0)
 _COUNT = ("a whole number, at least 0", _whole)
@@ -70,7 +66,6 @@ ASKABLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "forced_eos_token_id": ("a token id, or a list of them", lambda value: _whole(value) or _ids(value)),
     "renormalize_logits": _FLAG,
     "remove_invalid_values": _FLAG,
-    "stop_strings": ("a text, or a list of texts", _texts),
 }
 # What the first edition of this package left in force beside greedy search.
 _ONCE_LEFT = (
@@ -187,7 +182,7 @@ def notice(own: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"the checkpoint's own generation settings are not used ({described(left)}): answers are "
-        f"{described(values) or 'greedy'}; --generation {CHECKPOINT} or --generation name=value asks for them"
+        f"{described(values) or 'greedy'}; --generation asks for those that change answers"
     )
 
 

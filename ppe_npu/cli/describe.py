@@ -41,7 +41,7 @@ def run_describe(args: argparse.Namespace) -> int:
     model = compress(load_model(args.model, device, args.dtype), chosen)
     model.compression.keep_groups = looking is not None
     done = _answer(model, processor, inputs, args.max_new_tokens, asked)
-    print(cost_lines(done, model.compression.report), flush=True)
+    print(cost_lines(done, model.compression.report, asked.get("num_beams", 1)), flush=True)
     if looking is not None:
         print(f"groups              {looking.write(model.compression.trace.visuals())}")
     return 0
@@ -73,16 +73,17 @@ def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> l
     return [{"role": "user", "content": split_placeholders(prompt, images, videos)}]
 
 
-def cost_lines(done: Generated, report: Any) -> str:
-    """What one answer cost, in lines to read."""
+def cost_lines(done: Generated, report: Any, beams: int = 1) -> str:
+    """What one answer cost, in lines to read. beams: how often the report has the prompt."""
     before, after = sum(done.tokens_before), sum(done.tokens_after)
+    prompt_before, prompt_after = report.prompt_tokens_before // beams, report.prompt_tokens_after // beams
     rest = done.seconds - done.prefill_seconds
     speed = f"{(done.new_tokens[0] - 1) / rest:.1f} tokens/s after the first" if done.new_tokens[0] > 1 else "one token"
     return "\n".join(
         [
             "",
             f"visual tokens       {before} before, {after:g} after ({100 * after / before:.1f} % kept)",
-            f"prompt tokens       {report.prompt_tokens_before} before, {report.prompt_tokens_after} after",
+            f"prompt tokens       {prompt_before} before, {prompt_after} after",
             f"time to first token {1000 * done.prefill_seconds:.1f} ms",
             f"speed               {speed} ({done.new_tokens[0]} in {done.seconds:.2f} s)",
             f"KV cache            {done.kv_bytes:,} bytes",

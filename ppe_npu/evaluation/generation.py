@@ -86,7 +86,6 @@ def generate(
     end, pad = end_tokens(model, processor.tokenizer), processor.tokenizer.pad_token_id
     asked = dict(generation or {})
     rules = generation_config(asked, max_new_tokens, eos_token_id=end, pad_token_id=pad)
-    texts = {"tokenizer": processor.tokenizer} if "stop_strings" in asked else {}
     clock = FirstToken(model.device)
     devices.reset_peak_memory(model.device)
     devices.synchronize(model.device)
@@ -99,13 +98,13 @@ def generate(
             generation_config=rules,
             stopping_criteria=StoppingCriteriaList([clock]),
             streamer=streamer,
-            **texts,
         )
     devices.synchronize(model.device)
     seconds = time.perf_counter() - started
     new = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-    lengths = [_length(row, end, pad if asked else None) for row in new]
-    before, after = visual_tokens(model, inputs)
+    lengths = [_length(row, end, pad if "num_beams" in asked else None) for row in new]
+    beams = asked.get("num_beams", 1)
+    before, after = visual_tokens(model, inputs, beams)
     return Generated(
         answers=processor.tokenizer.batch_decode(
             [row[:length] for row, length in zip(new, lengths)], skip_special_tokens=True
@@ -113,7 +112,7 @@ def generate(
         new_tokens=lengths,
         tokens_before=before,
         tokens_after=after,
-        prompt_kv_bytes=prompt_kv_bytes(model, inputs, before, out.past_key_values),
+        prompt_kv_bytes=prompt_kv_bytes(model, inputs, before, out.past_key_values, beams),
         prefill_seconds=(clock.at or time.perf_counter()) - started,
         seconds=seconds,
         kv_bytes=kv_bytes(out.past_key_values),
@@ -133,8 +132,8 @@ def _only(model: Any, rules: Any) -> Iterator[None]:
 
 
 def _length(row: list[int], end: list[int], pad: int | None) -> int:
-    """How many tokens an answer has: its end token is the last. Where none came, padding follows it: after a stop
-    string, or in a beam; pad: then its id, else None."""
+    """How many tokens an answer has: its end token is the last. Where none came, padding may follow it, as
+    beams have it; pad: then its id, else None."""
     for at, token in enumerate(row):
         if token in end:
             return at + 1
@@ -150,28 +149,32 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted({*named, *extra})
 
 
-def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[list[int], list[float]]:
-    """(before, after) per prompt of the last batch: see Generated."""
+def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor], beams: int = 1) -> tuple[list[int], list[float]]:
+    """(before, after) per prompt of the last batch, in which each stood `beams` times in a row: see Generated."""
     before = (inputs["mm_token_type_ids"] > 0).sum(1).tolist()
     compression = getattr(model, "compression", None)
     if compression is None or compression.report is None:
         return before, list(before)
     after = [0.0] * len(before)
     for span in compression.report.spans:
-        after[span.sample] += span.mean
+        after[span.sample // beams] += span.mean / beams
     return before, after
 
 
-def prompt_kv_bytes(model: Any, inputs: Mapping[str, torch.Tensor], before: list[int], cache: Any) -> list[int]:
-    """Per prompt of the last batch: see Generated. What a token takes in each layer is told from its cache."""
+def prompt_kv_bytes(
+    model: Any, inputs: Mapping[str, torch.Tensor], before: list[int], cache: Any, beams: int = 1
+) -> list[int]:
+    """Per prompt of the last batch, of one beam: see Generated. What a token takes in each layer is told from its
+    cache."""
     compression = getattr(model, "compression", None)
     spans = () if compression is None or compression.report is None else compression.report.spans
+    spans = [span for span in spans if span.sample % beams == 0]
     prompts = inputs["attention_mask"].sum(1).tolist()
     found = [0] * len(prompts)
     for number, layer in enumerate(cache.layers):
         token = sum(part.nbytes // (part.shape[0] * part.shape[2]) for part in (layer.keys, layer.values))
         kept = [prompt - (visual if spans else 0) for prompt, visual in zip(prompts, before)]
         for span in spans:
-            kept[span.sample] += span.layers[number]
+            kept[span.sample // beams] += span.layers[number]
         found = [total + token * tokens for total, tokens in zip(found, kept)]
     return found
