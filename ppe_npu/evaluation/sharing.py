@@ -206,8 +206,8 @@ class Share:
         whole = {row["index"]: line for row, line in reversed(pairs) if "error" not in row}  # of two, the first
         with naming(self.folder):
             (self.folder / "results.json").unlink(missing_ok=True)
-            if len(whole) < len(pairs):
-                lines = b"".join(line + b"\n" for line in reversed(whole.values()))
+            lines = b"".join(line + b"\n" for line in reversed(whole.values()))
+            if len(lines) != self._predictions.path.stat().st_size:  # or blank lines, or a mark before the first
                 write_bytes(self._predictions.path, lines)
             for old in self._work.glob("*.alive"):
                 old.unlink()
