@@ -13,6 +13,7 @@ from stand_in import Counting, Instant
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
+from ppe_npu.evaluation.benchmarks import readers
 from ppe_npu.evaluation.runner import Evaluation
 from ppe_npu.evaluation.samples import _image_size, _video_facts
 
@@ -198,6 +199,14 @@ def test_a_benchmark_whose_file_exits_is_named(tmp_path):
     (tmp_path / "mine.py").write_text("import sys\nsys.exit(3)\n")
     with pytest.raises(InputError, match=r"mine\.py cannot be imported: SystemExit: 3"):
         benchmarks.load(f"{tmp_path / 'mine.py'}:Mine", tmp_path)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("read", [readers.read_json, readers.read_jsonl, readers.read_table, readers.read_srt])
+def test_a_pipe_is_not_waited_for_where_data_is_read(tmp_path, read):
+    os.mkfifo(tmp_path / "data.tsv")
+    with pytest.raises(InputError, match=r"data\.tsv is a folder, a pipe or a device"):
+        read(tmp_path / "data.tsv")
 
 
 @pytest.mark.timeout(30)

@@ -104,7 +104,12 @@ def test_what_cannot_be_asked_is_said(part, word):
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"do_sample": True, "temperature": 0.7}, "temperature 0.7"), ({"num_beams": 3}, "3 beams")],
+    [
+        ({"do_sample": True, "temperature": 0.7}, "temperature 0.7"),
+        ({"max_new_tokens": 3, "temperature": 0.7, "top_p": 0.9}, "temperature 0.7"),
+        ({"do_sample": True}, "temperature 1"),
+        ({"num_beams": 3}, "3 beams"),
+    ],
 )
 def test_sampling_and_beams_are_refused(answerer, options, word):
     with pytest.raises(InputError, match=word):
