@@ -43,8 +43,9 @@ def check_shared(output: Path, patience: float = _PATIENCE) -> None:
     job = "-".join(os.environ.get(key, "") for key in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))
     mark = output / f".seen-{''.join(c if c.isalnum() else '-' for c in job)}"
     if node == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        with naming(output):
+            output.mkdir(parents=True, exist_ok=True)
+            mark.touch()
         return
     deadline = time.monotonic() + patience
     while not mark.exists():

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_in import Counting, Instant
 
+from ppe_npu import files
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import sharing
 from ppe_npu.evaluation.report import collect, unfinished, write_report
@@ -338,6 +339,30 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, name):
     assert (results["samples"], results["errors"], results["accuracy"]["accuracy"]) == (SAMPLES, 0, 1.0)
     assert (tmp_path / "predictions.jsonl").read_bytes().startswith(kept)
     assert len(lines(tmp_path)) == SAMPLES
+
+
+@pytest.mark.parametrize("name", ["settings.json", "results.json", "report.md", "report.json", "report.png"])
+def test_whatever_file_finds_no_room_is_named_and_leaves_what_was_there(folder, monkeypatch, name):
+    run(folder)
+    write_report(collect(folder), folder / "report.md", "Title")
+    before = (folder / name).read_bytes()
+    write = files.write_whole
+
+    def full(file, data):
+        if f".{name}." in file.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, data)
+
+    monkeypatch.setattr(files, "write_whole", full)
+    with pytest.raises(InputError, match=rf"{name} cannot be written \(No space left on device\): make room there"):
+        write_report([run(folder)], folder / "report.md", "Other title")
+    if name == "results.json":  # it is made anew by every run
+        assert not (folder / name).exists()
+    else:
+        assert (folder / name).read_bytes() == before
+    assert not list(folder.glob(".*.tmp"))
+    monkeypatch.setattr(files, "write_whole", write)
+    check_whole(folder, run(folder))
 
 
 def test_a_process_that_may_write_no_more_says_so_and_the_next_one_goes_on(tmp_path):
