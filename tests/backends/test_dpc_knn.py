@@ -120,7 +120,7 @@ def spoiled(product, ulps: int, seed: int = 0):
 
 
 def picture(seed: int, dtype: torch.dtype = torch.float32, channels: int = 40) -> torch.Tensor:
-    """[1, 48, C] tokens of a drawn screen of 6 x 8 cells: a flat ground, two flat boxes, and some cells of their own."""
+    """[1, 48, C] tokens of a drawn screen, 6 x 8 cells: a flat ground, two flat boxes, and four cells of their own."""
     g = torch.Generator().manual_seed(seed)
     kinds = torch.randn(7, channels, generator=g, dtype=torch.float64)
     cells = torch.zeros(6, 8, dtype=torch.long)
