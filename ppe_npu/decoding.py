@@ -182,7 +182,7 @@ def notice(own: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"the checkpoint's own generation settings are not used ({described(left)}): answers are "
-        f"{described(values) or 'greedy'}; --generation asks for those that change answers"
+        f"{described(values) or 'greedy'}; --generation of `ppe-npu eval` and `describe` asks for some"
     )
 
 

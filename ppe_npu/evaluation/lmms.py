@@ -5,6 +5,7 @@ This half knows lmms-eval's requests and nothing of its classes; lmms_models.py 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,10 @@ from PIL import Image
 from ppe_npu.backends import device as devices
 from ppe_npu.compat import drop_unknown_types, ensure_mm_token_type_ids
 from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.decoding import notice
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.generation import Generated, generate
+from ppe_npu.generation_defaults import of_checkpoint
 from ppe_npu.inputs import (
     PLACEHOLDERS,
     PixelCache,
@@ -91,6 +94,9 @@ class Answerer:
         quiet_transformers()
         check_compression(pretrained, config)
         processor = load_processor(pretrained, min_pixels, max_pixels)
+        unused = notice(of_checkpoint(pretrained), {})
+        if unused:
+            logging.getLogger("ppe_npu").warning(unused)
         model = compress(load_model(pretrained, where, dtype), config)
         return cls(model, processor, int(batch_size), sampling)
 

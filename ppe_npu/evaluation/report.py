@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,8 +169,14 @@ def _decoding(runs: Sequence[Mapping[str, Any]]) -> str:
     rules = [run["settings"].get("generation") or {} for run in runs]
     used = dict.fromkeys(decoding.beside_greedy(found) or "greedy" for found in rules)
     left = dict.fromkeys(name for run in runs for name in run.get("ignored") or ())
-    text = "" if list(used) == ["greedy"] else f" Generation: {'; '.join(used)}."
-    return text + (f" Not used of the checkpoint's own generation settings: {', '.join(left)}." if left else "")
+    text = "" if list(used) == ["greedy"] else f" Generation: {_plain('; '.join(used))}."
+    names = _plain(", ".join(left))
+    return text + (f" Not used of the checkpoint's own generation settings: {names}." if left else "")
+
+
+def _plain(text: str) -> str:
+    """Text that is neither Markdown nor HTML, whatever a file said."""
+    return re.sub(r"[^\w=.,; -]", " ", text)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -15,7 +15,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.benchmarks import readers
 from ppe_npu.evaluation.runner import Evaluation
-from ppe_npu.evaluation.samples import _image_size, _video_facts
+from ppe_npu.evaluation.samples import _image_size, _video_facts, conversation
 
 SAMPLES = 6
 
@@ -214,3 +214,10 @@ def test_a_pipe_is_not_waited_for_when_lengths_are_told(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     assert _image_size(str(tmp_path / "pipe.png")) == (448, 448)
     assert _video_facts(str(tmp_path / "pipe.png"))[0] == 16
+
+
+@pytest.mark.parametrize("path", [5, b"a.png", ["a.png", 5], True])
+def test_a_path_that_is_none_is_named(path):
+    """A number would be read as the file that the system has open under it."""
+    with pytest.raises(InputError, match=r"image_path .* is a (int|bytes|bool): give the path of a file"):
+        conversation({"index": 0, "prompt": "row red", "image_path": path})

@@ -14,6 +14,7 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.decoding import chosen, ignored
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.generation import generate
+from ppe_npu.evaluation.report import write_report
 from ppe_npu.evaluation.runner import evaluate
 from ppe_npu.generation_defaults import fields, of_checkpoint
 from ppe_npu.inputs import build_inputs
@@ -172,6 +173,9 @@ def test_what_is_asked_for_is_used_recorded_and_part_of_the_run(checkpoint, tiny
     assert single["settings"]["generation"]["repetition_penalty"] == 1.5
     assert single["ignored"] == {"use_cache": False}
     assert run("own", generation="checkpoint")[1] == penalised
+    text = write_report([greedy, single], out / "report.md", "Title")[0].read_text()
+    assert "Generation: greedy; repetition_penalty=1.5." in text
+    assert "Not used of the checkpoint's own generation settings: " in text
     with pytest.raises(InputError, match=r"another generation \(there greedy, now repetition_penalty=1\.5\)"):
         run("greedy", generation=["repetition_penalty=1.5"])
 
