@@ -45,8 +45,9 @@ def load_model(
 
     from ppe_npu.models.fused import fuse
 
-    packed = {"quantization_config": quantization_config, "device_map": {"": str(device)}}  # packed where it will run
-    more = {} if quantization_config is None else packed
+    more: dict[str, Any] = {}
+    if quantization_config is not None:
+        more = {"quantization_config": quantization_config, "device_map": {"": str(device)}}  # packed where it will run
     if not transformers_takes(asked):  # settings of generate() that exclude each other keep no model from loading
         more["generation_config"] = transformers.GenerationConfig(**token_ids(asked))
     try:
@@ -54,13 +55,11 @@ def load_model(
             str(path),
             dtype=DTYPES.get(dtype, dtype),
             attn_implementation=attn_implementation,
-            output_loading_info=True,
-            **more,
+            **{"output_loading_info": True, **more},
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"model {path} cannot be loaded ({first_line(error)}): download or save it again") from error
-    if found["missing_keys"]:  # transformers would draw them at random, with a warning
-        missing = sorted(found["missing_keys"])
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random, with a warning
         raise InputError(f"model {path} lacks {len(missing)} weights ({missing[0]}, ...): download or save it again")
     model.checkpoint_generation = asked
     return fuse(model.to(device).eval())

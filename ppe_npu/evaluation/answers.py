@@ -95,8 +95,8 @@ class ModelAnswers:
         return {**versions, "python": platform.python_version(), "device": facts["name"], **more}
 
     def log_ignored(self) -> None:
-        """Say so, once for a model."""
-        line = notice(self._own, self.generation)
+        """Say so, once for a model, in the first process."""
+        line = notice(self._own, self.generation) if devices.process_rank() == 0 else None
         if line and getattr(self.model, "said_ignored", None) != line:
             logging.getLogger("ppe_npu").warning(line)
             self.model.said_ignored = line

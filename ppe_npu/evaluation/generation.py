@@ -79,9 +79,6 @@ def generate(
         streamer: transformers' streamer that is told every token (a batch of one, no beams).
         generation: what ppe_npu.decoding.chosen gave; None: nothing beside greedy search.
     """
-    prepare_transformers()
-    from transformers import StoppingCriteriaList
-
     inputs = to_device(inputs, model.device, model.dtype)
     end, pad = end_tokens(model, processor.tokenizer), processor.tokenizer.pad_token_id
     asked = dict(generation or {})
@@ -90,26 +87,15 @@ def generate(
     devices.reset_peak_memory(model.device)
     devices.synchronize(model.device)
     started = time.perf_counter()
-    # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
-    exact = devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext()
-    with exact, _only(model, rules):
-        out = model.generate(
-            **drop_unknown_types(model, inputs),
-            generation_config=rules,
-            stopping_criteria=StoppingCriteriaList([clock]),
-            streamer=streamer,
-        )
+    out = _run(model, inputs, rules, clock, streamer)
     devices.synchronize(model.device)
     seconds = time.perf_counter() - started
-    new = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-    lengths = [_length(row, end, pad if "num_beams" in asked else None) for row in new]
-    beams = asked.get("num_beams", 1)
+    new, beams = out.sequences[:, inputs["input_ids"].shape[1] :].tolist(), asked.get("num_beams", 1)
+    new = [row[: _length(row, end, pad if beams > 1 else None)] for row in new]
     before, after = visual_tokens(model, inputs, beams)
     return Generated(
-        answers=processor.tokenizer.batch_decode(
-            [row[:length] for row, length in zip(new, lengths)], skip_special_tokens=True
-        ),
-        new_tokens=lengths,
+        answers=processor.tokenizer.batch_decode(new, skip_special_tokens=True),
+        new_tokens=list(map(len, new)),
         tokens_before=before,
         tokens_after=after,
         prompt_kv_bytes=prompt_kv_bytes(model, inputs, before, out.past_key_values, beams),
@@ -118,6 +104,22 @@ def generate(
         kv_bytes=kv_bytes(out.past_key_values),
         peak_memory=devices.peak_memory(model.device),
     )
+
+
+def _run(model: Any, inputs: Mapping[str, torch.Tensor], rules: Any, clock: FirstToken, streamer: Any) -> Any:
+    """What transformers gives."""
+    prepare_transformers()
+    from transformers import StoppingCriteriaList
+
+    # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
+    exact = devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext()
+    with exact, _only(model, rules):
+        return model.generate(
+            **drop_unknown_types(model, inputs),
+            generation_config=rules,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            streamer=streamer,
+        )
 
 
 @contextlib.contextmanager

@@ -66,15 +66,13 @@ def evaluate(
         "versions", "ignored" (what the checkpoint says about generate() and was not used)}; and "folder", where it is.
 
     Raises:
-        InputError: the folder holds another run, a size is not positive, or a file of results is damaged or cannot be
-            written; the file is named.
+        InputError: the folder holds another run or a damaged file, a file cannot be written, a size is not positive.
     """
     from ppe_npu.backends.device import process_rank
     from ppe_npu.evaluation.answers import ModelAnswers
 
     answers = ModelAnswers(model, processor, new_tokens(benchmark, max_new_tokens), sampling, seed, generation)
-    if process_rank() == 0:
-        answers.log_ignored()
+    answers.log_ignored()
     with Evaluation(answers, benchmark, output, batch_size, name, bar=process_rank() == 0) as evaluation:
         return evaluation.run()
 
