@@ -65,10 +65,10 @@ def attention_roundings(query: Tensor, key: Tensor, scale: float | None = None) 
     return 2 * (width + 2) * largest.item() * (width**-0.5 if scale is None else scale) + keys + 8
 
 
-def angle_error(largest: float) -> float:
-    """Of cos and sin in fp32 at angles position x frequency up to `largest`: half an eps of the frequency, as much of
-    the product, and two of cos itself (of numbers up to 1)."""
-    return (largest + 2) * eps(torch.float32)
+def angle_roundings(largest: float) -> float:
+    """Of cos and sin (size 1) at angles position x frequency up to `largest`: half a rounding of the frequency and half
+    a one of the product are as much larger, and cos itself takes two."""
+    return largest + 2
 
 
 # -- a whole model: what plain PyTorch is off by -----------------------------------------------------------------------

