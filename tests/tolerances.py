@@ -140,9 +140,9 @@ def loss_near(expected, layers: int = 4, steps: int = 1):
     return pytest.approx(expected, rel=APART * depth_error(layers) * steps, abs=0)
 
 
-def divergence_error(logits: Tensor, layers: int = 4) -> float:
+def divergence_error(logits: Tensor, layers: int = 4, dtype: torch.dtype = torch.float32) -> float:
     """Of a divergence between two models' answers: a mean of differences of logs, each off as its logits are."""
-    return 2 * APART * depth_error(layers) * logits.detach().abs().max().item()
+    return 2 * APART * depth_error(layers, dtype) * logits.detach().abs().max().item()
 
 
 def moved_apart(rates: Iterable[float], weight: float = 1.0) -> float:
