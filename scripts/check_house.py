@@ -36,7 +36,7 @@ LEVELS = {
     "ppe_npu.demo": 7,
     "ppe_npu.cli": 8,
 }
-# What compares with a tolerance of its own, and the arguments that give one: tests take theirs from tests/tolerances.py.
+# What compares with a tolerance of its own, and arguments that give one: tests take theirs from tests/tolerances.py.
 COMPARE = {"assert_close", "assert_allclose", "allclose", "isclose", "assert_array_almost_equal", "assert_almost_equal"}
 TOLERANCES = {"atol", "rtol", "abs", "rel", "abs_tol", "rel_tol", "tol", "tolerance"}
 # A small number in a test that is no tolerance: (file, the line's own words) -> what specifies it.
