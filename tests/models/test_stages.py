@@ -6,7 +6,7 @@ import pytest
 import torch
 from prompts import GREEDY, MIXED, PPE, PRESETS, check_labels, check_slope, kept_logits, logits
 from support import IMAGE_ID, Prompt, batch, random_model
-from tolerances import assert_equal, assert_rounds_alike, exact
+from tolerances import assert_rounds_alike, exact
 from transformers import DynamicCache, StaticCache
 
 from ppe_npu import CompressionConfig, compress, restore
@@ -114,6 +114,12 @@ def test_events_hold_frames_that_are_alike(model):
     video = Prompt([1, ("video", (5, 2, 3)), 1])
     a, b = video.pixels["video"][0][:24].clone(), video.pixels["video"][0][24:48].clone()
     video.pixels["video"][0] = torch.cat([a, b, a, a, b])
+
+    def equal(tower, args, output):
+        """On some machines the last bit of a feature hangs on the place of its row in a product."""
+        output.pooler_output.copy_(output.pooler_output.view(5, 6, -1)[[0, 1, 0, 0, 1]].flatten(0, 1))
+
+    model.model.visual.register_forward_hook(equal)
     logits(model, batch(video))
     assert model.compression.report.tokens_after == 2 * 6
     rows = seen[0][:, 0].view(3, 4, -1)
@@ -295,7 +301,7 @@ def test_a_long_video_and_a_large_image(model):
 def test_embeddings_given_by_the_caller(model):
     compress(model, PRESETS["both"])
     inputs = batch(*MIXED)
-    expected = logits(model, inputs)
+    expected, true = logits(model, inputs), exact(model, lambda: logits(model, inputs))
     embed = model.get_input_embeddings()
     embeds = embed(inputs["input_ids"])
     # Instead of the ids: the placeholders are known by their embedding.
@@ -307,7 +313,7 @@ def test_embeddings_given_by_the_caller(model):
         features = tower(inputs[name], grid_thw=inputs[f"{kind}_grid_thw"]).pooler_output
         embeds = embeds.masked_scatter((inputs["input_ids"] == token)[..., None], features)
     placed = {name: value for name, value in inputs.items() if not name.startswith("pixel")} | {"inputs_embeds": embeds}
-    assert_equal(logits(model, placed), expected)
+    assert_rounds_alike(logits(model, placed), expected, true)  # the tower has other batches
 
 
 @pytest.mark.parametrize("repeats", [{}, {"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}])
