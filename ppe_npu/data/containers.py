@@ -67,6 +67,10 @@ class Patience:
         return InputError(f"video {self.path} cannot be read within {limit}: convert it, or copy it to a faster disk")
 
 
+class DamagedError(Exception):
+    """A packet cannot be decoded, and threads hold what comes before it: decode again without them."""
+
+
 class OpenVideo:
     """A video file that was opened.
 
@@ -76,13 +80,16 @@ class OpenVideo:
         damaged: packets that could not be decoded. decoded: all that were tried.
     """
 
-    def __init__(self, path: str | Path, container: Any, patience: Patience) -> None:
+    def __init__(self, path: str | Path, container: Any, patience: Patience, threads: bool) -> None:
         self.path, self.container, self._patience = path, container, patience
         self.format = container.format.name.split(",")[0]
         self.stream = _shown_stream(path, container)
         self.damaged = self.decoded = 0
         self._reason = ""
         self.stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS)}
+        self._threaded = threads and self.stream.width * self.stream.height <= _THREADED
+        if self._threaded:
+            self.stream.thread_type = "AUTO"
 
     def packets(self) -> Iterator[Any]:
         """The stream's packets from where it stands, then an empty one; the end is where a file cannot be read on."""
@@ -101,7 +108,12 @@ class OpenVideo:
             yield av.Packet() if done else packet
 
     def decode(self, packet: Any) -> list[Any]:
-        """The frames that come out when a packet of packets() is put in; none of a damaged one."""
+        """The frames that come out when a packet of packets() is put in; none of a damaged one.
+
+        Raises:
+            InputError: the time is over.
+            DamagedError: only where frames are decoded by several threads.
+        """
         import av
 
         self._patience.check()
@@ -109,14 +121,12 @@ class OpenVideo:
         try:
             return self.stream.codec_context.decode(packet if packet.size else None)
         except (av.FFmpegError, ValueError) as error:
-            if not isinstance(error, av.error.EOFError):  # the second empty packet
-                self.damaged, self._reason = self.damaged + 1, self._reason or _reason(error)
+            if isinstance(error, av.error.EOFError):  # the second empty packet
+                return []
+            if self._threaded:
+                raise DamagedError from error
+            self.damaged, self._reason = self.damaged + 1, self._reason or _reason(error)
             return []
-
-    def decode_side_by_side(self) -> None:
-        """Frames from here on by several threads."""
-        if self.stream.width * self.stream.height <= _THREADED:
-            self.stream.thread_type = "AUTO"
 
     def seek(self, ticks: int) -> bool:
         """Go to a key frame before a presentation time; whether FFmpeg says that it is there."""
@@ -139,8 +149,8 @@ class OpenVideo:
 
 
 @contextlib.contextmanager
-def open_video(path: Path, patience: Patience) -> Iterator[OpenVideo]:
-    """Open a file that exists.
+def open_video(path: Path, patience: Patience, threads: bool = False) -> Iterator[OpenVideo]:
+    """Open a file that exists; with `threads`, several frames are decoded side by side.
 
     Raises:
         InputError: it is no video file, holds no pictures, or keeps its reader waiting.
@@ -149,24 +159,22 @@ def open_video(path: Path, patience: Patience) -> Iterator[OpenVideo]:
 
     if not path.stat().st_size:  # so are the kernel's own files, some of which wait for ever
         raise InputError(f"video {path} is empty: record or copy it again")
+    # Not `options`, which are the streams', too: PyAV writes behind their array where a container (FLV, MPEG-PS) names
+    # its streams only as they come.
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+    name, limit = f"file:{os.path.abspath(path)}", _READ_SECONDS / 2
     try:
-        container = av.open(
-            f"file:{os.path.abspath(path)}",
-            options={"max_pixels": str(_MOST_PIXELS)},
-            container_options=options,
-            timeout=_READ_SECONDS / 2,
-            metadata_errors="replace",
-        )
+        container = av.open(name, container_options=options, timeout=limit, metadata_errors="replace")
     except av.error.ExitError as error:
         raise patience.over() from error
     except Exception as error:  # of damaged files not all is an av.FFmpegError: ValueError, MemoryError, ...
         kind = _other_kind(path)
-        if kind is None:
+        if kind is None and not isinstance(error, av.error.ArgumentError):
             raise _undecodable(path, _reason(error)) from error
-        raise InputError(f"video {path} is {kind}, which is not read as a video: give a video file") from error
+        kind = kind or "in no video format"  # FFmpeg found one that it was not told
+        raise InputError(f"video {path} is {kind} and is not read as a video: give a video file") from error
     with container:
-        yield OpenVideo(path, container, patience)
+        yield OpenVideo(path, container, patience, threads)
 
 
 def _shown_stream(path: str | Path, container: Any) -> Any:

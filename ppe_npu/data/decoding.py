@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ppe_npu.data.containers import OpenVideo, Patience, open_video
+from ppe_npu.data.containers import DamagedError, OpenVideo, Patience, open_video
 from ppe_npu.data.frames import upright
-from ppe_npu.data.video_index import VideoIndex
+from ppe_npu.data.video_index import VideoIndex, checksum
 from ppe_npu.errors import InputError
 
 _FAR = 100  # frames that are not wanted, and are worth a seek
@@ -37,16 +37,25 @@ def shown_frames(path: Path, index: VideoIndex, places: Sequence[int]) -> Iterat
     """
     patience = Patience(path, frames=len(index))
     for run in _runs(index, places):
-        wanted = index.ticks[run].tolist()
-        with open_video(path, patience) as video:
-            video.decode_side_by_side()
-            frames = _sought(video, index, run[0])
-            if frames is not None:
-                yield from _pick(video, index, frames, wanted)
-                continue
-        with open_video(path, patience) as video:
-            video.decode_side_by_side()
-            yield from _pick(video, index, _from_the_start(video, index), wanted)
+        done = 0
+        try:
+            for frame in _decoded(path, index, run, patience, threads=True):
+                yield frame
+                done += 1
+        except DamagedError:
+            yield from _decoded(path, index, run[done:], patience, threads=False)
+
+
+def _decoded(path: Path, index: VideoIndex, run: list[int], patience: Patience, threads: bool) -> Iterator[np.ndarray]:
+    """shown_frames of places that are decoded in one go."""
+    wanted = index.ticks[run].tolist()
+    with open_video(path, patience, threads) as video:
+        frames = _sought(video, index, run[0])
+        if frames is not None:
+            yield from _pick(video, index, frames, wanted)
+            return
+    with open_video(path, patience, threads) as video:
+        yield from _pick(video, index, _from_the_start(video, index), wanted)
 
 
 def _runs(index: VideoIndex, places: Sequence[int]) -> list[list[int]]:
@@ -69,30 +78,32 @@ def _key(index: VideoIndex, place: int) -> int:
 def _sought(video: OpenVideo, index: VideoIndex, place: int) -> Timed | None:
     """Frames from a key frame on that is not behind a place; None: decode from the start.
 
-    Containers without an index of their own land anywhere: what comes first is looked at before it is believed.
+    Containers without an index of their own land anywhere, and some number what follows anew: a key frame is believed
+    where its time and content are those that it had when the file was read through.
     """
     if _key(index, place) < _FAR:
         return _from_the_start(video, index)
     newest = int(np.searchsorted(index.keys, place, side="right")) - 1
+    known = set(zip(index.key_ticks[: newest + 1].tolist(), index.key_sums[: newest + 1].tolist()))
     earlier = (newest - back for back in (0, 1, 2, 4, 8, 16, 32) if back <= newest)
     times = (int(times[key]) for key in earlier for times in (index.key_ticks, index.key_stamps))
     for time in itertools.islice(dict.fromkeys(times), _TRIES):
-        if video.seek(time):
-            frames = _from_next_key(video)
-            first = next(frames, None)
-            if first is not None and first[0] <= index.ticks[place]:
-                return itertools.chain([first], frames)
+        if not video.seek(time):
+            continue
+        packets = video.packets()
+        key = next((packet for packet in packets if packet.size and packet.is_keyframe), None)
+        if key is None or (key.pts, checksum(key)) not in known:
+            continue
+        frames = _from_key(video, itertools.chain([key], packets), key.pts)
+        first = next(frames, None)
+        if first is not None and first[0] <= index.ticks[place]:
+            return itertools.chain([first], frames)
     return None
 
 
-def _from_next_key(video: OpenVideo) -> Timed:
-    """Frames from the next key frame on. Those before it in time need what was not decoded."""
-    begin = None
-    for packet in video.packets():
-        if begin is None and packet.size and packet.is_keyframe:
-            begin = packet.pts
-        if begin is None:
-            continue
+def _from_key(video: OpenVideo, packets: Iterator[Any], begin: int) -> Timed:
+    """Frames from a key frame on. Those before it in time need what was not decoded."""
+    for packet in packets:
         for frame in video.decode(packet):
             if frame.pts is not None and frame.pts >= begin:
                 yield frame.pts, frame

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ class VideoIndex:
         by_order: whether frames can be told only by the order in which they come out of the decoder.
         keys: places in `ticks`, rising, at which decoding can begin.
         key_ticks, key_stamps: the keys' presentation and decoding times; they differ where frames are reordered.
+        key_sums: checksums of their packets, by which a key is known again.
     """
 
     ticks: np.ndarray = field(repr=False)
@@ -52,6 +54,7 @@ class VideoIndex:
     keys: np.ndarray = field(repr=False)
     key_ticks: np.ndarray = field(repr=False)
     key_stamps: np.ndarray = field(repr=False)
+    key_sums: np.ndarray = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.ticks)
@@ -82,6 +85,7 @@ class _Packet(NamedTuple):
     key: bool
     hidden: bool
     corrupt: bool
+    sum: int  # of a key
 
 
 def video_index(path: str | Path) -> VideoIndex:
@@ -111,12 +115,19 @@ def _read_packets(video: OpenVideo) -> tuple[list[_Packet], Any]:
             first = next(iter(video.decode(packet)), None)
         if packet.size:
             hidden = packet.is_discard or (video.stream.codec_context.name == "vp8" and _is_hidden_vp8(packet))
-            found.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, hidden, packet.is_corrupt))
+            key = packet.is_keyframe
+            sum_ = checksum(packet) if key else 0
+            found.append(_Packet(packet.pts, packet.dts, key, hidden, packet.is_corrupt, sum_))
     if not found:
         raise InputError(f"video {video.path} holds no frames: record or convert it again")
     if first is None:
         raise video.broken()
     return found, first
+
+
+def checksum(packet: Any) -> int:
+    """CRC-32 of a packet's bytes."""
+    return zlib.crc32(packet)
 
 
 def _is_hidden_vp8(packet: Any) -> bool:
@@ -138,9 +149,11 @@ def _index(video: OpenVideo, packets: list[_Packet], size: tuple[int, int]) -> V
         raise InputError(f"video {video.path} holds no frames: record or convert it again")
     fps = _rate(ticks, tick, rates)
     _check_whole(video, len(packets), (float(ticks[-1]) - float(ticks[0])) * tick + 1 / fps)
-    keys = [] if by_order else sorted({(p.shown, p.shown if p.stamp is None else p.stamp) for p in usable if p.key})
-    key_ticks, key_stamps = np.array(keys, dtype=np.int64).reshape(-1, 2).T
-    return VideoIndex(ticks, tick, fps, *size, by_order, np.searchsorted(ticks, key_ticks), key_ticks, key_stamps)
+    keys = (
+        [] if by_order else sorted({(p.shown, p.shown if p.stamp is None else p.stamp, p.sum) for p in usable if p.key})
+    )
+    columns = np.array(keys, dtype=np.int64).reshape(-1, 3).T
+    return VideoIndex(ticks, tick, fps, *size, by_order, np.searchsorted(ticks, columns[0]), *columns)
 
 
 def _decodable(packets: list[_Packet]) -> list[_Packet]:
