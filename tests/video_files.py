@@ -67,15 +67,21 @@ def write_video(
     return str(path)
 
 
-def copy_packets(source: str, target: str | Path, wanted=lambda packet: True, shift: int = 0, change=None) -> str:
-    """The packets of a file in another, not encoded again; their times shifted by ticks of the source."""
+def copy_packets(
+    source: str,
+    target: str | Path,
+    wanted=lambda packet: True,
+    shift: int = 0,
+    container_options: dict[str, str] | None = None,
+) -> str:
+    """The wanted packets of a file in another, not encoded again; their times shifted by ticks of the source."""
     import av
 
-    with av.open(source) as old, av.open(str(target), "w") as new:
+    with av.open(source) as old, av.open(str(target), "w", container_options=container_options or {}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(old.streams.video[0]):
             if packet.size and wanted(packet):
                 packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
                 packet.stream = stream
-                new.mux(packet if change is None else change(packet))
+                new.mux(packet)
     return str(target)

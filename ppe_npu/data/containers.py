@@ -7,6 +7,7 @@ addresses, and names with a colon as protocols. So it is told the formats that i
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -169,7 +170,7 @@ def open_video(path: Path, patience: Patience, threads: bool = False) -> Iterato
         raise patience.over() from error
     except Exception as error:  # of damaged files not all is an av.FFmpegError: ValueError, MemoryError, ...
         kind = _other_kind(path)
-        if kind is None and not isinstance(error, av.error.ArgumentError):
+        if kind is None and getattr(error, "errno", None) != errno.EINVAL:
             raise _undecodable(path, _reason(error)) from error
         kind = kind or "in no video format"  # FFmpeg found one that it was not told
         raise InputError(f"video {path} is {kind} and is not read as a video: give a video file") from error

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ppe_npu.data.containers import DamagedError, OpenVideo, Patience, open_video
-from ppe_npu.data.frames import upright
+from ppe_npu.data.upright import upright
 from ppe_npu.data.video_index import VideoIndex, checksum
 from ppe_npu.errors import InputError
 

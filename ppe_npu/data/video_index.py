@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppe_npu.data.containers import OpenVideo, Patience, open_video
-from ppe_npu.data.frames import upright
 from ppe_npu.data.paths import existing_file
+from ppe_npu.data.upright import upright
 from ppe_npu.errors import InputError
 
 _WHOLE = 0.9  # share of the stated frames that must be there: containers round, a file that broke off lacks more
 _DISTINCT = 0.9  # share of the frames that must have times of their own
 _LONGEST = 2**53  # ticks
 _ROUNDING = 1e-3  # seconds, which Matroska, FLV and others round times to
+_SLACK = 5e-3  # seconds that a frame may begin late: half the ticks of GIF
 _KEPT = 64  # indices: of an hour one takes 1 MB
 
 
@@ -75,7 +76,7 @@ class VideoIndex:
 
     def place_at(self, seconds: float) -> int:
         """The place of the frame that is shown then: the last that has begun. Times are rounded to ticks."""
-        begun = np.searchsorted(self.seconds, seconds + self.tick / 2 + 1e-6, side="right")
+        begun = np.searchsorted(self.seconds, seconds + min(self.tick / 2, _SLACK), side="right")
         return int(np.clip(begun - 1, 0, len(self) - 1))
 
 

@@ -124,7 +124,10 @@ def load_video(
     Raises:
         InputError: no such file, no video, no frame in it or in the clip, or one that breaks off.
     """
-    folder = Path(path).expanduser()
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError:  # no such home: then ~ is part of a name
+        folder = Path(path)
     if not str(path).startswith(("http://", "https://")) and is_folder(folder):
         return _load_folder(folder, sampling, multiple, resizing)
     index, file = video_index(path), existing_file(path, "video")
