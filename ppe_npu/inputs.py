@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.image_utils import SizeDict
-from transformers.video_processing_utils import BaseVideoProcessor
 
 from ppe_npu.compat import ensure_mm_token_type_ids
 from ppe_npu.data.pictures import load_image
@@ -267,6 +265,9 @@ def _resizing(maker: Any, options: Mapping[str, Any], path: Any, frames: int, he
     How large they become may depend on how many they are, by a rule of the family's: it is asked with frames that have
     no content. Then the processor's own resampling is given that size.
     """
+    from transformers.image_utils import SizeDict
+    from transformers.video_processing_utils import BaseVideoProcessor
+
     blank = torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta")
     rows, columns = (_made(maker, blank, path, options)["video_grid_thw"][0, 1:] * maker.patch_size).tolist()
     size = SizeDict(height=rows, width=columns)

@@ -103,7 +103,7 @@ class OpenVideo:
                 packet = next(source, None)
             except av.error.ExitError as error:  # a call that lasted too long
                 raise self._patience.over() from error
-            except (av.FFmpegError, OSError) as error:  # it breaks off
+            except Exception as error:  # it breaks off; where streams come and go, PyAV raises IndexError, too
                 packet, self._reason = None, self._reason or _reason(error)
             done = packet is None
             yield av.Packet() if done else packet

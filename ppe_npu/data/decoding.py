@@ -121,11 +121,11 @@ def _pick(video: OpenVideo, index: VideoIndex, frames: Timed, wanted: list[int])
     shown, begun, left = None, None, list(reversed(wanted))
     for time, frame in frames:
         while left and time > left[-1]:
-            yield upright(frame if shown is None else shown)
+            yield upright(frame if shown is None else shown, video.path)
             left.pop()
         shown, begun = frame, time
         while left and time == left[-1]:
-            yield upright(frame)
+            yield upright(frame, video.path)
             left.pop()
         if not left:
             break
@@ -135,7 +135,7 @@ def _pick(video: OpenVideo, index: VideoIndex, frames: Timed, wanted: list[int])
         _check_end(video, index, begun, wanted[-1])
     video.check_damage()
     for _ in left:
-        yield upright(shown)
+        yield upright(shown, video.path)
 
 
 def _check_end(video: OpenVideo, index: VideoIndex, last: int, wanted: int) -> None:

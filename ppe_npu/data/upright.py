@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ppe_npu.errors import InputError, first_line
 
-def upright(frame: Any) -> np.ndarray:
+
+def upright(frame: Any, path: str | Path) -> np.ndarray:
     """A frame of PyAV's as RGB, uint8 [H, W, 3]: turned and mirrored as its display matrix says, transparency on white.
 
     Turns by other angles than quarters are rounded to them. Pixels that are not square stay as they are.
+
+    Raises:
+        InputError: pixels that FFmpeg cannot convert; it names the file at `path`.
     """
-    pixels = _rgb(frame)
+    try:
+        pixels = _rgb(frame)
+    except Exception as error:  # PyAV's or Pillow's, whatever it is
+        given = f"pixels of format {frame.format.name} ({first_line(error)})"
+        raise InputError(f"video {path} has {given}, which are not converted to RGB: convert it to yuv420p") from error
     matrix = next((np.frombuffer(data, dtype=np.int32) for data in frame.side_data if _is_matrix(data)), None)
     if matrix is None:
         return pixels

@@ -104,7 +104,7 @@ def video_index(path: str | Path) -> VideoIndex:
 def _read_index(path: str, size: int, *_: int) -> VideoIndex:
     with open_video(Path(path), Patience(path, size=size)) as video:
         packets, first = _read_packets(video)
-        return _index(video, packets, upright(first).shape[:2])
+        return _index(video, packets, upright(first, path).shape[:2])
 
 
 def _read_packets(video: OpenVideo) -> tuple[list[_Packet], Any]:
