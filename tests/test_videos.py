@@ -174,11 +174,30 @@ def test_time_begins_with_the_first_frame(tmp_path, name, shift):
 
 def test_joined_streams_are_one(tmp_path):
     """The second begins its times anew: frames are numbered by their order."""
-    parts = [Path(write_video(tmp_path / f"{first}.ts", first=first)).read_bytes() for first in (0, FRAMES)]
-    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    first = write_video(tmp_path / "first.ts")
+    second = write_video(tmp_path / "second.ts", first=FRAMES, times=[111 * number for number in range(FRAMES)])
+    (tmp_path / "joined.ts").write_bytes(Path(first).read_bytes() + Path(second).read_bytes())
     assert video_header(tmp_path / "joined.ts").frames == 2 * FRAMES
     video = load_video(tmp_path / "joined.ts", VideoSampling(nframes=2 * FRAMES))
     assert numbers(video) == list(range(2 * FRAMES))
+
+
+def test_frames_that_nobody_sees_do_not_count(tmp_path):
+    """VP8's are packets of their own, with show_frame = 0."""
+    import av
+
+    with av.open(write_video(tmp_path / "a.webm", "libvpx")) as old, av.open(str(tmp_path / "b.webm"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.size:
+                data = bytes(packet)
+                copy = av.Packet(bytes([data[0] & ~0x10]) + data[1:] if number == 5 else data)
+                copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+                copy.is_keyframe, copy.stream = packet.is_keyframe, stream
+                new.mux(copy)
+    assert video_header(tmp_path / "b.webm").frames == FRAMES - 1
+    shown = [number_of(np.asarray(VideoFrame(str(tmp_path / "b.webm"), place / 10).load())) for place in range(4, 8)]
+    assert shown == [4, 4, 6, 7]
 
 
 # -- cut files ---------------------------------------------------------------------------------------------------------
