@@ -37,6 +37,7 @@ def try_processor(processor: Any, path: str | Path) -> None:
     frames = torch.zeros(2 * video.temporal_patch_size, 3, side, side, dtype=torch.uint8)
     _use("image_processor", path, lambda: image(images=[frames[0]], **bounds))
     _use("video_processor", path, lambda: video(videos=[frames], do_sample_frames=False, **bounds))
+    _use("tokenizer", path, lambda: processor.tokenizer.convert_tokens_to_ids(["what?"]))
     _use("tokenizer", path, lambda: processor.tokenizer(["what?"]))
     _use("chat template", path, lambda: processor.apply_chat_template(_TURN, tokenize=False))
 

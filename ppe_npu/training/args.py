@@ -79,7 +79,7 @@ class TrainConfig:
     data: str | tuple[str, ...] = setting(path=True, convert=lambda data: (data,) if isinstance(data, str) else data)
     output: str = setting(path=True)
     data_root: str | None = setting(None, path=True)
-    compression: str | Mapping[str, Any] | CompressionConfig = setting(
+    compression: str | CompressionConfig | Mapping[str, Any] = setting(
         "ppe", path=True, convert=lambda value: as_compression(value)
     )
     device: str = "auto"
@@ -104,7 +104,7 @@ class TrainConfig:
     tensorboard: bool = False
     logging_steps: int = setting(10, above=0)
     frozen: tuple[str, ...] = setting((), single=True)
-    adapter: Adapter | str | None = setting(None, convert=lambda kind: Adapter(kind) if isinstance(kind, str) else kind)
+    adapter: str | Adapter | Mapping[str, Any] | None = setting(None, convert=lambda value: _as_adapter(value))
     max_length: int | None = setting(None, above=0)
     invalid: str = setting("stop", choices=INVALID)
     group_by_length: bool = False
@@ -181,6 +181,10 @@ def _deepspeed_file(name: str) -> str:
         names = sorted(path.name.removesuffix(".json") for path in own.iterdir() if path.name.endswith(".json"))
         raise InputError(f"deepspeed={name!r} is neither a file nor one of {', '.join(names)}")
     return str(file)
+
+
+def _as_adapter(value: str | Adapter | None) -> Adapter | None:
+    return Adapter(value) if isinstance(value, str) else value
 
 
 def as_compression(value: str | Path | Mapping[str, Any] | CompressionConfig, **overrides: Any) -> CompressionConfig:
