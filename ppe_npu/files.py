@@ -14,6 +14,7 @@ import os
 import re
 import resource
 import shutil
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def writing(path: str | Path, named: str | Path | None = None, then: str = "") -
     except Exception as error:
         number, text = _write_failure(error, Path(path)), str(error)
         if number is not None:
-            file = getattr(error, "filename", None) or _last_written(Path(path))
+            file = getattr(error, "filename", None) or _being_written(error, Path(path))
             why, remedy = _CAUSES.get(number, (os.strerror(number), _OTHER_PLACE))
             text = f"{os.fsdecode(file)} cannot be written ({why}): {remedy}"
         elif not isinstance(error, FileError):
@@ -208,7 +209,7 @@ def _write_failure(error: Exception, path: Path) -> int | None:
         return int(found.group(1))
     if not isinstance(error, RuntimeError) or not any(words in str(error) for words in _TORCH):
         return None
-    file, limit = _last_written(path), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    file, limit = Path(_being_written(error, path)), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and file.is_file() and file.stat().st_size + _NEAR > limit:
         return errno.EFBIG
     disk = os.statvfs(path)
@@ -223,10 +224,15 @@ def _about(name: Any, path: Path) -> bool:
     return file.is_relative_to(folder) or folder.is_relative_to(file)
 
 
-def _last_written(path: Path) -> Path:
-    """The file of a folder that was written to last; the path itself, if it is no folder or an empty one."""
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
-    return max(files, key=lambda file: file.stat().st_mtime_ns, default=path)
+def _being_written(error: BaseException, path: Path) -> str | Path:
+    """The file that a library was writing when it raised an error without a name: what its functions were given."""
+    inside = f"{os.path.abspath(path)}{os.sep}"
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        for value in frame.f_locals.values():
+            if isinstance(value, (str, Path)) and os.path.abspath(value).startswith(inside):
+                return value
+    return path
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -71,8 +71,8 @@ class TrainConfig:
         deepspeed: "zero2", "zero2_offload", "zero3", "zero3_offload" (scripts/deepspeed_configs) or a JSON file, for
             runs that torchrun or deepspeed starts; None: plain data parallelism, where several processes were started.
         resume: go on from the newest checkpoint in output, if there is one; it is refused if it is damaged.
-        resume_from_checkpoint: resume, from this one: "checkpoint-N" in output, a path, or "last-whole", the newest that
-            is not damaged.
+        resume_from_checkpoint: resume, from this one: "checkpoint-N" in output, a path, or "last-whole", the newest
+            that is not damaged.
         overwrite: drop what an earlier run left in output.
         save_total_limit: checkpoints that are kept.
         tensorboard: write curves to output/tensorboard.

@@ -63,7 +63,8 @@ class Progress(TrainerCallback):
                 speed["kept"] = f"{logs['retention']:.0%}"
             self.bar.set_postfix(loss=logs["loss"], **speed)
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def close(self) -> None:
+        """End the bar's line, also of a run that failed: what is said next has a line of its own."""
         if self.bar is not None:
             self.bar.close()
 

@@ -22,7 +22,7 @@ from ppe_npu.files import put_folder, remove, write_json, writing  # noqa: E402
 from ppe_npu.models.arguments import PACKED  # noqa: E402
 from ppe_npu.models.loss import DISTILL, SKIP_LOGITS, Distillation  # noqa: E402
 from ppe_npu.training.adapters import adapter_weights, save_adapter, set_adapter_weights  # noqa: E402
-from ppe_npu.training.callbacks import Meter  # noqa: E402
+from ppe_npu.training.callbacks import Meter, Progress  # noqa: E402
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE  # noqa: E402
 from ppe_npu.training.collator import NOTES  # noqa: E402
 from ppe_npu.training.parts import parameter_groups  # noqa: E402
@@ -72,6 +72,14 @@ class CompressedTrainer(Trainer):
         self._saving = False
         # transformers believes that these models' losses take no token count; their forward hands it on.
         self.model_accepts_loss_kwargs = True
+
+    def train(self, *args, **kwargs) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, Progress):
+                    callback.close()
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -224,7 +232,7 @@ class CompressedTrainer(Trainer):
 
 @contextlib.contextmanager
 def _use_cache_kept(config: Any) -> Iterator[None]:
-    """transformers' Trainer sets config.use_cache to False, which would be saved: generation would go without a cache."""
+    """transformers' Trainer sets config.use_cache to False. Saved, it would have generation do without a cache."""
     had, before = "use_cache" in vars(config), getattr(config, "use_cache", None)
     yield
     if had:

@@ -74,7 +74,8 @@ def check_output(config: TrainConfig) -> None:
     for file in config.data:
         if Path(file).resolve().parent == output.resolve() and Path(file).name in _WRITTEN:
             raise InputError(f"data {file} has the name of a file that the run writes to {output}: name another output")
-    recover(output / "final", alone=True)
+    for name in ("final", *(path.name.split(".")[1] for path in output.glob(".checkpoint-*.old"))):
+        recover(output / name, alone=True)
     for name, keys in _MARKS.items():
         _check_file(output / name, keys)
     strange = [name for name in (*_OWN, MEDIA) if (output / name).exists()]
@@ -86,9 +87,7 @@ def check_output(config: TrainConfig) -> None:
             f"output {output} holds an earlier run: pass resume to go on, overwrite to drop it, or another"
         )
     if final.exists() and not ((final / BASE).is_file() and (final / COMPRESSION).is_file()):
-        raise InputError(
-            f"{final} was not written by a run ({BASE} is not in it): move it away, or name another output"
-        )
+        raise InputError(f"{final} was not written by a run (it lacks {BASE}): move it away, or name another output")
 
 
 def _check_file(file: Path, keys: Sequence[str]) -> None:
