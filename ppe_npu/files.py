@@ -57,7 +57,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     """write_text of bytes."""
     path = Path(path)
     temporary = _beside(path, "tmp")
-    with writing(path):
+    with writing(temporary, named=path):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise FileError(f"{path} is a device or a pipe, not a file: {_OTHER_PLACE}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,18 +90,16 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         FileError: it cannot be written; what was there before stays.
     """
     path = Path(path)
-    with writing(path):
+    temporary = _beside(path, "tmp")
+    with writing(temporary, named=path):
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
-        temporary = _beside(path, "tmp")
         remove(temporary)
         temporary.mkdir()
     try:
-        with _held(temporary):
-            with writing(temporary, named=path):
-                yield temporary
-            with writing(path):
-                put_folder(temporary, path)
+        with _held(temporary), writing(temporary, named=path):
+            yield temporary
+            put_folder(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             remove(temporary)
@@ -190,7 +188,8 @@ def writing(path: str | Path, named: str | Path | None = None, then: str = "") -
     except Exception as error:
         number, text = _write_failure(error, Path(path)), str(error)
         if number is not None:
-            file = getattr(error, "filename", None) or _being_written(error, Path(path))
+            given = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a rename, its target
+            file = given or _being_written(error, Path(path))
             why, remedy = _CAUSES.get(number, (os.strerror(number), _OTHER_PLACE))
             text = f"{os.fsdecode(file)} cannot be written ({why}): {remedy}"
         elif not isinstance(error, FileError):

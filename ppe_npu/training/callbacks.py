@@ -45,6 +45,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.first = state.global_step
+        state.compute_steps(args, state.max_steps)  # a resumed run saves and logs as it says, not as the one before did
         dispatch.reset()
         if state.is_world_process_zero:
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
