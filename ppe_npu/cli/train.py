@@ -35,6 +35,7 @@ _VALUES = {
     "save_total_limit": (int, "checkpoints that are kept (default: 2)"),
     "logging_steps": (int, "(default: 10)"),
     "num_workers": (int, "processes that read data (default: 0)"),
+    "resume_from_checkpoint": (str, "resume from this one: checkpoint-N in --output, a path, or last-whole"),
     "deepspeed": (str, "zero2, zero2_offload, zero3, zero3_offload, or a JSON file of DeepSpeed's"),
 }
 _SWITCHES = {
@@ -43,7 +44,7 @@ _SWITCHES = {
     "gradient_checkpointing": "recompute activations to save memory",
     "fused_adamw": "the device's fused AdamW",
     "tensorboard": "curves in OUTPUT/tensorboard",
-    "resume": "go on from the last whole checkpoint in --output",
+    "resume": "go on from the newest checkpoint in --output",
     "overwrite": "drop an earlier run in --output",
 }
 _ADAPTER = {"kind": "adapter", "rank": "lora_rank", "alpha": "lora_alpha"}
@@ -167,7 +168,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
         "schedule": "stable_decay",
         "logging_steps": 25,
         "cache_pixels": True,
-        "overwrite": not args.resume,
+        "overwrite": not (args.resume or args.resume_from_checkpoint),
     }
     own = {"model": str(base), "data": str(root / "data" / "train.jsonl"), "compression": compression}
     return _asked(args, recipe, **{key: own[key] for key in ("model", "data")}) | own | {"output": str(root)}

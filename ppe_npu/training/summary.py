@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.files import write_json, write_text
+from ppe_npu.files import write_bytes, write_json, write_text
 
 _PAGE, _PLOT = "summary.md", "loss.png"
 
@@ -70,9 +70,9 @@ def plot_losses(losses: Sequence[tuple[int, float]], path: Path) -> None:
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (mean over tokens)")
     axes.grid(alpha=0.3)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_bytes(path, picture.getvalue())
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
