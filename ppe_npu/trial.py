@@ -47,8 +47,8 @@ def check_sizes(config: Any) -> None:
     text = config.text_config
     for part in (text, config.vision_config):
         for key, value in vars(part).items():
-            if key.endswith("_size") and _is_number(value) and not value > 0:
-                raise InputError(f"{key}={shown(value)} is not above 0")
+            if key.endswith("_size") and value is not None and not (_is_number(value) and value > 0):
+                raise InputError(f"{key}={shown(value)} is no number above 0")
     sections = text.rope_parameters["mrope_section"]
     half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
     if len(sections) != 3 or sum(sections) != half:

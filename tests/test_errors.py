@@ -111,7 +111,8 @@ class Broken:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "said"), [(errno.EPIPE, 141, ""), (errno.ENOSPC, 2, "standard output cannot be written (No space")]
+    ("number", "code", "said"),
+    [(errno.EPIPE, 141, ""), (errno.ENOSPC, 2, "standard output cannot be written (No space")],
 )
 def test_an_output_that_takes_no_more(run, monkeypatch, tmp_path, number, code, said):
     """`ppe-npu ... | head` is quiet; a full disk under `> file` is one line."""
@@ -175,18 +176,28 @@ FOLDERS = {
     "padding": ("generation_config.json", "pad_token_id", ["a"], "cannot be loaded"),
     "unknown": ("tokenizer_config.json", "unk_token", "", "of"),
     "patch": ("config.json", "vision_config.temporal_patch_size", [8, 0, 0], "temporal_patch_size"),
-    "window": ("config.json", "vision_config.window_size", -1, "window_size=-1 is not above 0"),
+    "window": ("config.json", "vision_config.window_size", -1, "window_size=-1 is no number above 0"),
     "seconds": ("config.json", "vision_config.tokens_per_second", "x", "tokens_per_second"),
     "merge": ("config.json", "vision_config.spatial_merge_size", 0, "cannot be used"),
-    "sections": ("config.json", "text_config.rope_parameters.mrope_section", [], "mrope_section=[] are no three numbers"),
+    "sections": (
+        "config.json",
+        "text_config.rope_parameters.mrope_section",
+        [],
+        "mrope_section=[] are no three",
+    ),
     "rope": ("config.json", "text_config.rope_parameters.rope_theta", "qwen3_vl", "cannot be"),
     "rope type": ("config.json", "text_config.rope_parameters.rope_type", 1, "cannot be"),
     "kind": ("config.json", "vision_config.model_type", [], "cannot be"),
     "spread": ("processor_config.json", "image_processor.image_std", "qwen3_vl", "image_processor of"),
     "mean": ("processor_config.json", "image_processor.image_mean", [{"a": 1}, 0, 0], "image_processor of"),
     "scale": ("processor_config.json", "image_processor.do_rescale", [4, 6, 6], "image_processor of"),
-    "side": ("processor_config.json", "image_processor.patch_size", float("nan"), "patch_size=nan is no whole number"),
-    "edge": ("processor_config.json", "image_processor.size", {"shortest_edge": "1", "longest_edge": 9}, "shortest_edge"),
+    "side": ("processor_config.json", "image_processor.patch_size", float("nan"), "patch_size=nan is no whole"),
+    "edge": (
+        "processor_config.json",
+        "image_processor.size",
+        {"shortest_edge": "1", "longest_edge": 9},
+        "shortest_edge",
+    ),
     "steps": ("processor_config.json", "video_processor.temporal_patch_size", True, "video_processor of"),
 }
 DAMAGES = {
