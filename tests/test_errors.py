@@ -173,7 +173,7 @@ def load(folder):
 
 FOLDERS = {
     "longest": ("tokenizer_config.json", "model_max_length", [1], "tokenizer of"),
-    "padding": ("generation_config.json", "pad_token_id", ["a"], "cannot be loaded"),
+    "padding": ("generation_config.json", "pad_token_id", ["a"], "pad_token_id"),
     "unknown": ("tokenizer_config.json", "unk_token", "", "of"),
     "patch": ("config.json", "vision_config.temporal_patch_size", [8, 0, 0], "temporal_patch_size"),
     "window": ("config.json", "vision_config.window_size", -1, "window_size=-1 is no number above 0"),
@@ -204,7 +204,7 @@ DAMAGES = {
     "no config": ("config.json", None, "holds no config.json"),
     "half a config": ("config.json", b'{"a": ', "is not JSON"),
     "list of a config": ("config.json", b"[]", "is not a model config"),
-    "list of settings": ("generation_config.json", b"[]", "cannot be loaded"),
+    "list of settings": ("generation_config.json", b"[]", "generation_config.json"),
     "half of weights": ("model.safetensors", b"\x10\0\0\0", "cannot be loaded"),
     "half a tokenizer": ("tokenizer.json", b'{"version": ', "processor of"),
     "no template": ("chat_template.jinja", b"{% for", "chat template of"),
