@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tolerances import codec_error
 
-from ppe_npu.data import videos
+from ppe_npu.data import decoding
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import VideoFrame, load_video
 from ppe_npu.errors import InputError
@@ -61,7 +61,7 @@ def test_a_late_clip_is_sought_and_gives_the_same_frames(write_clip, monkeypatch
     path = write_clip("c.mp4", frames=20, fps=4, keys=keys)
     sampling = VideoSampling(nframes=4, start=2.0, end=4.0)
     decoded = load_video(path, sampling)
-    monkeypatch.setattr(videos, "_FAR", 1)
+    monkeypatch.setattr(decoding, "_FAR", 1)
     sought = load_video(path, sampling)
     assert brightness(sought) == pytest.approx([100, 130, 150, 180], abs=codec_error())
     assert np.array_equal(sought.frames, decoded.frames)

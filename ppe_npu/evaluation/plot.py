@@ -46,9 +46,9 @@ def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     for axes in figure.axes:
         entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(entries.values(), entries, fontsize="small", loc="outside lower center", ncols=4)  # over no curve
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=130, format="png")
-    return write_bytes(path, picture.getvalue())
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=130)
+    return write_bytes(path, drawn.getvalue())
 
 
 def _colour(number: int) -> str:

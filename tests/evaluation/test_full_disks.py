@@ -14,7 +14,7 @@ from result_folders import SAMPLES, check_whole, lines, run
 from stand_in import Counting, Instant
 
 from ppe_npu import files
-from ppe_npu.errors import InputError
+from ppe_npu.errors import FileError, InputError
 from ppe_npu.evaluation import sharing
 from ppe_npu.evaluation.report import collect, write_report
 
@@ -67,7 +67,7 @@ def test_whatever_file_finds_no_room_is_named_and_leaves_what_was_there(tmp_path
         write(file, data)
 
     monkeypatch.setattr(files, "write_whole", full)
-    with pytest.raises(InputError, match=rf"{name} cannot be written \(No space left on device\): make room there"):
+    with pytest.raises(FileError, match=rf"{name} cannot be written \(no space is left on its disk\): make room"):
         write_report([run(folder)], folder / "report.md", "Other title")
     if name == "results.json":  # it is made anew by every run
         assert not (folder / name).exists()
