@@ -14,12 +14,13 @@ import os
 import re
 import resource
 import shutil
+import stat
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import FileError
+from ppe_npu.errors import FileError, InputError, first_line
 
 _MAKE_ROOM, _OTHER_PLACE = "make room there", "name another place"
 # Why a file cannot be written, and what to do.
@@ -44,6 +45,35 @@ _NEAR = 2**20  # bytes: a file as near to its limit, or a disk as near to its en
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """What the system refuses inside (a full disk, a place that may not be written to) names the file and the remedy.
+
+    Raises:
+        InputError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or first_line(error)}): make room there, or name another place"
+        ) from error
+
+
+def check_regular(path: str | Path) -> None:
+    """Whether a file that is there can be read without waiting for ever: it is no pipe, device or folder.
+
+    Raises:
+        InputError: it is one.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # not there; or not to be looked at, which opening it will say
+        return
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is a folder, a pipe or a device, not a file: move it away, or name another place")
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write UTF-8 text so that path holds the old content or all of the new one, even after a kill or a power cut.
 
@@ -62,9 +92,8 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
             raise FileError(f"{path} is a device or a pipe, not a file: {_OTHER_PLACE}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
+            with open(temporary, "wb", buffering=0) as file:
+                write_whole(file, data)
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
@@ -73,6 +102,13 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
             raise
         sync_folder(path.parent)
     return path
+
+
+def write_whole(file: Any, data: bytes) -> None:
+    """All of data into an unbuffered file, of which the system may take a part at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def write_json(path: str | Path, value: Any) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +139,20 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
     from ppe_npu.cli.common import compressions
     from ppe_npu.config import CompressionConfig
     from ppe_npu.demo import tiny
-    from ppe_npu.files import new_folder
+    from ppe_npu.files import new_folder, writing
+    from ppe_npu.reading import read_json
 
     root, seed = Path(args.output or EMBEDDED), args.seed or 0
-    root.mkdir(parents=True, exist_ok=True)
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
     base = root / f"base-seed{seed}"
     before = root / "train.json"
-    if before.is_file() and not Path(json.loads(before.read_text())["model"]).name.startswith("base-seed"):
-        raise InputError(f"output {root} holds a run of another model: name another --output for the embedded run")
-    with FileLock(root / ".embedded.lock"):  # of several processes the first writes
+    if before.is_file():
+        settings = read_json(before)
+        model = settings.get("model") if isinstance(settings, dict) else None
+        if not isinstance(model, str) or not Path(model).name.startswith("base-seed"):
+            raise InputError(f"output {root} holds a run of another model: name another --output for the embedded run")
+    with writing(root), FileLock(root / ".embedded.lock"):  # of several processes the first writes
         write_embedded_data(root / "data")
         if not (base / "config.json").is_file():
             with new_folder(base) as folder:
@@ -177,7 +181,9 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
 def write_embedded_data(folder: Path) -> None:
     """Draw the embedded benchmark's splits where they are not there."""
     from ppe_npu.demo import scenes
+    from ppe_npu.files import writing
 
     for name, images, seed, simple in (("train", _TRAIN_IMAGES, 1, 0.5), ("test", _TEST_IMAGES, 2, 0.0)):
         if not (folder / f"{name}.jsonl").is_file():
-            scenes.write_split(folder, name, images, seed, _QUESTIONS, simple=simple)
+            with writing(folder):
+                scenes.write_split(folder, name, images, seed, _QUESTIONS, simple=simple)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import math
 import os
 import time
@@ -21,6 +20,8 @@ from ppe_npu.inputs import PixelCache
 from ppe_npu.loading import check_compression, load_model, load_processor
 from ppe_npu.models import compress, restore
 from ppe_npu.models.loss import Distillation
+from ppe_npu.optional import optional
+from ppe_npu.reading import UnreadableError, read_json
 from ppe_npu.training.adapters import add_adapter, check_adapter, quantization, save_adapter
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, base_record
@@ -263,9 +264,13 @@ def start_deepspeed(file: str, device) -> None:
         InputError: DeepSpeed is missing, nobody launched several processes, or the device cannot do what the file asks.
     """
     try:
-        stage = json.loads(Path(file).read_text()).get("zero_optimization", {}).get("stage", 0)
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"deepspeed={file}: cannot be read as JSON ({error})") from None
+        asked = read_json(file)
+    except UnreadableError as error:
+        raise InputError(f"deepspeed={file}: cannot be read as JSON ({error.why})") from None
+    zero = asked.get("zero_optimization", {}) if isinstance(asked, dict) else None
+    if not isinstance(zero, dict):
+        raise InputError(f"deepspeed={file}: is no config of DeepSpeed's: give a JSON object of its keys")
+    stage = zero.get("stage", 0)
     if "WORLD_SIZE" not in os.environ:
         raise InputError("deepspeed needs its processes started: torchrun --nproc-per-node N -m ppe_npu.cli train ...")
     if str(stage) == "3" and not devices.reduces_float64(device):
@@ -273,10 +278,7 @@ def start_deepspeed(file: str, device) -> None:
             f"deepspeed={file}: ZeRO-3 sums the gradients' norm in fp64, which HCCL refuses on this chip "
             f"({devices.describe(device)['name']}): use ZeRO-2"
         )
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise InputError(f"deepspeed={file}: DeepSpeed cannot be imported ({error}): install ppe-npu[train]") from None
+    deepspeed = optional("deepspeed", f"deepspeed={file}", "ppe-npu[train]")
     deepspeed.init_distributed(dist_backend=devices.process_group_backend(device))
 
 
