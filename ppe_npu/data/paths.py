@@ -32,7 +32,7 @@ _SHOWN = 200  # signs of a path that a message repeats: an address may hold a wh
 def is_folder(path: str | Path) -> bool:
     """Whether there is a folder at this path; of what cannot be a path existing_file says why."""
     try:
-        return not address_fault(path) and Path(path).is_dir()
+        return not address_fault(path) and expanded(path).is_dir()
     except (OSError, ValueError):
         return False
 
@@ -55,6 +55,14 @@ def address_fault(path: str | Path) -> str | None:
     return None
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ~ and ~name replaced by a home folder; where there is no such home they are part of a name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def existing_file(path: Any, kind: str) -> Path:
     """The path of a regular file; links are followed.
 
@@ -70,10 +78,7 @@ def existing_file(path: Any, kind: str) -> Path:
     shown = shown_path(path)
     if fault := address_fault(path):
         raise InputError(f"{kind} {shown} {fault}")
-    try:
-        found = Path(path).expanduser()
-    except RuntimeError:  # no such home: then ~ is part of a name
-        found = Path(path)
+    found = expanded(path)
     try:
         status = os.stat(found)
     except (FileNotFoundError, NotADirectoryError) as error:

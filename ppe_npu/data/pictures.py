@@ -167,14 +167,17 @@ def _identified(file: io.BufferedIOBase, name: str) -> Image.Image:
     prefix = file.read(256)
     for kind in FORMATS:
         factory, accept = Image.OPEN.get(kind, (None, None))
-        if factory is None or (accept is not None and accept(prefix[:16]) is not True):
+        if factory is None:
             continue
         file.seek(0)
         try:
+            if accept is not None and accept(prefix[:16]) is not True:
+                continue
             return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # as Image.open: it is another format
             continue
-    other = next((kind for at, magic, kind in _OTHERS if prefix[at:].lstrip().startswith(magic)), None)
+    text = prefix.lstrip(b"\xef\xbb\xbf \r\n\t")
+    other = next((kind for at, magic, kind in _OTHERS if (prefix[at:] if at else text).startswith(magic)), None)
     reason = "it is empty" if not prefix else f"it is {other}" if other else "it is not a picture"
     raise InputError(f"{name} cannot be read ({reason}): {_REMEDY}")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ppe_npu.data.paths import existing_file, is_folder
+from ppe_npu.data.paths import existing_file, expanded, is_folder
 from ppe_npu.data.pictures import load_image
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError, first_line
@@ -129,9 +129,8 @@ def load_video(path: str | Path, sampling: VideoSampling = _EVEN, multiple: int 
     Raises:
         InputError: no such file, no video, no frame in it or in the clip, or one that breaks off.
     """
-    folder = Path(path).expanduser()
-    if not str(path).startswith(("http://", "https://")) and is_folder(folder):
-        return _load_frames(folder, sampling, multiple)
+    if is_folder(path):
+        return _load_frames(expanded(path), sampling, multiple)
     header = video_header(path)
     wanted, length = sampling.indices(header.frames, header.fps, multiple)
     with _open_video(path) as (container, stream):

@@ -45,7 +45,7 @@ def test_restoring_a_shallow_copy_leaves_the_original_compressed(case):
 
 
 def test_restoring_the_original_leaves_a_shallow_copy_usable(case):
-    model, inputs, compressed, plain = case
+    model, inputs, _, plain = case
     twin = copy.copy(model)
     restore(model)
     assert torch.equal(logits(model, inputs), plain)
