@@ -1,12 +1,13 @@
-# Two commands on a fresh machine with Python 3.11:   make demo   |   make test
+# Two commands on a fresh machine with Python 3.11 or 3.12:   make demo   |   make test
 # Everything runs in .venv, which the first command makes from the versions pinned in scripts/constraints.txt.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 DEVICE ?= auto
 # EMULATE=1 runs any target on an emulated Ascend device (tests/ascend_emulator), in an environment that has torch_npu.
 VENV   := $(if $(filter 1,$(EMULATE)),.venv-npu,.venv)
 OLDEST := .venv-oldest
 LMMS   := .venv-lmms
+NEWEST := .venv-newest
 BIN    := $(VENV)/bin
 BENCH   = $(or $(OUTPUT),runs/bench)
 
@@ -32,7 +33,7 @@ endif
 endif
 READY := $(VENV)/.ready $(if $(NPU),$(VENV)/.torch_npu)
 
-.PHONY: help demo test test-all test-matrix test-lmms test-npu test-emulated ascend-emulator bench lint format train eval report parity clean
+.PHONY: help demo test test-all test-matrix test-newest test-lmms test-npu test-emulated ascend-emulator bench lint format train eval report parity clean
 
 help:
 	@echo "make demo     train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1]"
@@ -45,6 +46,7 @@ help:
 	@echo "make bench    every operator, prefill, decoding and a training step; tables, JSON, plots  [DEVICE= OUTPUT=runs/bench]"
 	@echo "make test-npu      the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there"
 	@echo "make test-matrix   the engine's tests with the newest and the oldest transformers of our range"
+	@echo "make test-newest   the same with the newest torch and transformers, and what refuses them"
 	@echo "make test-lmms     tasks of lmms-eval on compressed models, in an environment that has it"
 
 demo: $(READY)
@@ -81,6 +83,10 @@ test-matrix: $(VENV)/.ready $(OLDEST)/.ready
 		OMP_NUM_THREADS=1 $$environment/bin/python -m pytest -n 2 -m "not slow" --ignore tests/backends --ignore tests/demo || exit 1; \
 	done
 
+# The newest torch and transformers of the index, whatever our bounds say: one line names who refuses them.
+test-newest: $(NEWEST)/.ready
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python scripts/newest.py
+
 # lmms-eval brings a hundred packages of its own: they get an environment of their own.
 test-lmms: $(LMMS)/.ready
 	OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest tests/evaluation/test_lmms.py tests/evaluation/test_lmms_task.py
@@ -112,13 +118,14 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 # torch is named in the command that installs everything else, so that nothing pulls another release of it.
-# torchvision (transformers' video processors need it) is installed by itself: see ppe_npu/compat.py.
+# torchvision (transformers' video processors need it) is installed by itself, and mended: PyPI's wants CUDA libraries.
 pip = $(1)/bin/pip install --quiet --disable-pip-version-check
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(1)
 	$(call pip,$(1)) --constraint scripts/constraints.txt torch==2.13.0 --editable '.[train,eval,dev]'
 	$(call pip,$(1)) --constraint scripts/constraints.txt --no-deps torchvision
+	$(1)/bin/python scripts/mend_torchvision.py
 endef
 
 $(VENV)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
@@ -141,12 +148,19 @@ $(OLDEST)/.ready: setup.cfg pyproject.toml scripts/constraints.txt scripts/oldes
 	$(call pip,$(OLDEST)) --no-deps --requirement scripts/oldest.txt
 	@touch $@
 
+$(NEWEST)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
+	$(call environment,$(NEWEST))
+	$(call pip,$(NEWEST)) --upgrade torch torchvision transformers
+	$(NEWEST)/bin/python scripts/mend_torchvision.py
+	@touch $@
+
 # wandb and pandas, which lmms-eval brings, want older releases of these two than we test with.
 $(LMMS)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
 	$(call environment,$(LMMS))
 	grep -vE '^(protobuf|python-dateutil)=' scripts/constraints.txt > $(LMMS)/constraints.txt
 	$(call pip,$(LMMS)) --constraint $(LMMS)/constraints.txt torch==2.13.0 --editable '.[lmms]'
+	$(LMMS)/bin/python scripts/mend_torchvision.py
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-npu $(OLDEST) $(LMMS) runs build *.egg-info
+	rm -rf .venv .venv-npu $(OLDEST) $(NEWEST) $(LMMS) runs build *.egg-info
