@@ -56,6 +56,7 @@ def odd(tmp_path):
         "socket": (tmp_path / "socket", "is a socket"),
         "device": (Path("/dev/zero"), "is a device"),
         "terminal": (Path("/dev/tty"), "is a device"),
+        "the system's own": (Path("/proc/self/environ"), "is no regular file"),
         "nothing": (tmp_path / "none.png", "does not exist"),
         "below a file": (Path(__file__) / "a.png", "does not exist"),
         "long name": (tmp_path / ("x" * 5000), "cannot be a file"),

@@ -92,7 +92,8 @@ def existing_file(path: Any, kind: str) -> Path:
     for is_kind, words in _KINDS:
         if is_kind(status.st_mode):
             raise InputError(f"{kind} {shown} {words}")
-    if not stat.S_ISREG(status.st_mode):
+    system = status.st_size == 0 and os.path.realpath(found).startswith(("/proc/", "/sys/"))
+    if system or not stat.S_ISREG(status.st_mode):
         raise InputError(f"{kind} {shown} is no regular file: give the path of a file")
     return found
 

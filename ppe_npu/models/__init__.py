@@ -26,6 +26,7 @@ def compress(model, config: CompressionConfig):
     Afterwards model(...) and model.generate(...) take the same inputs as before; logits, loss and the KV cache have the
     compressed length, out.labels are the labels at that length, and model.compression.report says what was merged. No
     class, no module global and no config object is changed; checkpoints load in plain transformers.
+    A copy.copy shares its modules with its original: compress a copy.deepcopy where the original shall stay as it is.
 
     Args:
         model: an instance of one of supported_classes(), or a peft model around one.

@@ -68,9 +68,15 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
         deepstack: whether features of the vision tower enter the first decoder layers.
 
     Raises:
-        ValueError: a rotary embedding or an attention that the modifications do not fit.
+        ValueError: a rotary embedding or an attention that the modifications do not fit, or modules that another
+            compressed model shares.
     """
     text = model.model.language_model
+    if isinstance(text.rotary_emb, RowRotaryEmbedding):
+        raise ValueError(
+            "this model's decoder is compressed as that of another model, of which one is a copy.copy: restore() that "
+            "model first, or take a copy.deepcopy"
+        )
     if text.rotary_emb.rope_type not in _STATIC_ROPE:
         raise ValueError(
             f"rope_type={text.rotary_emb.rope_type!r} changes with the length: supported are {_STATIC_ROPE}"

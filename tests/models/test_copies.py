@@ -90,6 +90,19 @@ def test_a_deep_copy_of_a_shallow_copy(case):
     assert torch.equal(logits(model, inputs), compressed)
 
 
+def test_modules_are_not_compressed_twice_for_two_models():
+    """A shallow copy of a plain model cannot be told from a model: what it shares is compressed with it."""
+    model = random_model()
+    inputs = with_types(batch(*APART))
+    plain = logits(model, inputs)
+    twin = compress(copy.copy(model), PPE)
+    with pytest.raises(ValueError, match=r"compressed as that of another model.* restore\(\) that model first"):
+        compress(model, PPE)
+    restore(twin)
+    assert torch.equal(logits(model, inputs), plain)
+    assert logits(compress(model, PPE), inputs).shape[1] < plain.shape[1]
+
+
 def test_pickling_is_refused_and_leaves_the_model_restorable(case):
     model, inputs, compressed, plain = case
     for given in (model, copy.copy(model)):
