@@ -80,9 +80,7 @@ def _cluster(
     count, channels = tokens.shape[1:]
     moved = centred(tokens, lengths, plan)
     found, norms = gram(moved, lengths, plan)
-    first = copies = lengths
-    if plan.stored:
-        first, copies = first_equal(found, norms, lengths, checksums(tokens), channels, plan)
+    first, copies = first_equal(found, moved, norms, lengths, checksums(tokens), channels, plan)
     pairs = tiles.Pairs(found, *moved, norms, lengths, first, copies)
     density = knn_density(pairs, num_neighbors, channels, plan)
     nearest = denser_distance(pairs, density, channels, strict, plan)

@@ -1,7 +1,7 @@
 """Which tokens of a frame are equal: the pass between the products and those that read them.
 
-On a GPU a product has the same bits wherever its tokens stand, so equal tokens are alike by themselves. The rules of
-the specification (docs/numerics.md) do not count on it, and this pass does not either.
+The rules are the specification's (docs/numerics.md). Copies of a token have products of the same bits at every place on
+a GPU; the tokens of a flat area, which differ by the rounding of the layers before, have not.
 """
 
 import torch
@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ppe_npu.backends.reference.dpc_knn import largest_error
+from ppe_npu.backends.reference.dpc_knn import largest_error, probable_error
 
-from .tiles import Plan, stored
+from .tiles import Centred, Plan, products, stored
 
 
 def checksums(tokens: Tensor) -> Tensor:
@@ -20,47 +20,53 @@ def checksums(tokens: Tensor) -> Tensor:
 
 
 def first_equal(
-    gram: Tensor, norms: Tensor, lengths: Tensor, sums: Tensor, channels: int, plan: Plan
+    gram: Tensor, tokens: Centred, norms: Tensor, lengths: Tensor, sums: Tensor, channels: int, plan: Plan
 ) -> tuple[Tensor, Tensor]:
-    """int32 [F, pitch], for each token the first of the tokens that are equal to it, and int32 [F], whether any has one
-    before it. Equal tokens have one checksum and no distance above `largest_error`.
+    """int32 [F, pitch], for each token the first of its frame at distance zero, and int32 [F], whether any token has
+    one before it. d^2 is zero below `probable_error`, and up to `largest_error` where the tokens have one checksum.
 
-    gram, norms: as `gram` makes them, stored. sums: int32 [F, N], contiguous.
+    gram, tokens, norms: as `gram` makes them. sums: int32 [F, N], contiguous.
     """
     frames, blocks = len(lengths), plan.pitch // plan.rows
     first = torch.empty(norms.shape, dtype=torch.int32, device=norms.device)
     copies = torch.zeros(frames, dtype=torch.int32, device=norms.device)
-    bound = largest_error(channels, torch.float32)
-    arguments = (gram, norms, lengths, sums, first, copies, sums.shape[1], plan.pitch, bound, blocks)
-    _first_equal[(frames * blocks,)](*arguments, ROWS=plan.rows, TILE=plan.tile, **plan.launch)
+    bounds = probable_error(channels, torch.float32), largest_error(channels, torch.float32)
+    arguments = (gram, *tokens, norms, lengths, sums, first, copies, sums.shape[1], plan.pitch, plan.width, *bounds)
+    _first_equal[(frames * blocks,)](*arguments, blocks, **plan.options(tokens.high.dtype))
     return first, copies
 
 
 @triton.jit
 def _first_equal(
-    gram, norms, lengths, sums, first, copies, count, pitch, bound, blocks, ROWS: tl.constexpr, TILE: tl.constexpr,
+    gram, tokens, low, flags, norms, lengths, sums, first, copies, count, pitch, width, probable, largest, blocks,
+    STORED: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """One program: some tokens of a frame against all that stand before them. Products are looked at only in tiles
-    with a pair of equal checksums."""
+    """One program: some tokens of a frame against all that stand before them."""
     frame = (tl.program_id(0) // blocks).to(tl.int64)
     start_row = (tl.program_id(0) % blocks) * ROWS
     length = tl.load(lengths + frame)
     rows = start_row + tl.arange(0, ROWS)
     gram += frame * pitch * pitch
+    tokens += frame * pitch * width
+    low += frame * pitch * width
+    flags += frame * (width // STEP)
     norms += frame * pitch
     sums += frame * count
-    row_sums = tl.load(sums + rows, mask=rows < length, other=0)
     found = rows
     for start in range(0, tl.where(start_row < length, start_row + ROWS, 0), TILE):
         columns = start + tl.arange(0, TILE)
-        column_sums = tl.load(sums + columns, mask=columns < length, other=0)
-        alike = (row_sums[:, None] == column_sums[None, :]) & (columns[None, :] < rows[:, None])
-        alike = alike & (rows[:, None] < length)
-        if tl.max(tl.max(alike.to(tl.int32), axis=1), axis=0) != 0:
+        if STORED:
             values = stored(gram, rows, columns, pitch)
-            row_norms, column_norms = tl.load(norms + rows)[:, None], tl.load(norms + columns)[None, :]
-            near = (row_norms - values) + (column_norms - values) <= bound * (row_norms + column_norms)
-            found = tl.minimum(found, tl.min(tl.where(alike & near, columns[None, :], pitch), axis=1))
+        else:
+            values = products(tokens, low, flags, rows, columns, width, SPLIT, STEP)
+        row_norms, column_norms = tl.load(norms + rows)[:, None], tl.load(norms + columns)[None, :]
+        values = (row_norms - values) + (column_norms - values)
+        both = row_norms + column_norms
+        row_sums = tl.load(sums + rows, mask=rows < length, other=0)
+        alike = row_sums[:, None] == tl.load(sums + columns, mask=columns < length, other=0)[None, :]
+        near = (values < probable * both) | (values == 0) | (alike & (values <= largest * both))
+        near = near & (columns[None, :] < rows[:, None]) & (rows[:, None] < length)
+        found = tl.minimum(found, tl.min(tl.where(near, columns[None, :], pitch), axis=1))
     tl.store(first + frame * pitch + rows, found)
     if tl.min(found - rows, axis=0) < 0:
         tl.atomic_max(copies + frame, 1)

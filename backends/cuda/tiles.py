@@ -46,8 +46,7 @@ class Pairs(NamedTuple):
         gram: products fp32 [F, pitch, pitch], empty where they are not stored.
         high, low, flags: the fields of Centred.
         norms: fp32 [F, pitch]. lengths: int32 [F], tokens of each frame.
-        first: int32 [F, pitch], the first token that is equal to each. copies: int32 [F], whether there is any.
-            Neither is read where products are not stored.
+        first: int32 [F, pitch], the first token at distance zero from each. copies: int32 [F], whether there is any.
     """
 
     gram: Tensor
@@ -117,7 +116,8 @@ def plan(frames: int, count: int, channels: int, dtype: torch.dtype, stored_at_o
     if not stored:
         tile = min(SPLIT_TILE, tile)
     rows = min(32, tile) if stored else tile
-    return Plan(tile, rows, step, 4, 3, pitch, width, max(1, min(frames, together)), stored)
+    warps = 8 if half and not stored else 4  # three tiles of sums at a time fit into the registers of eight
+    return Plan(tile, rows, step, warps, 3, pitch, width, max(1, min(frames, together)), stored)
 
 
 def shared_bytes(plan: Plan, dtype: torch.dtype) -> int:
@@ -132,21 +132,20 @@ def distances(
     gram, tokens, low, flags, norms, first, copies, rows, columns, pitch, width, bound,
     STORED: tl.constexpr, SPLIT: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """d^2 [rows, columns] in one frame, not per channel: those of the first tokens that are equal to these.
+    """d^2 [rows, columns] in one frame, not per channel: those of the first tokens at distance zero from these.
 
-    All pointers point to the frame; copies is 0 where no two of its tokens are equal. Below
-    `bound` * (|x_i|^2 + |x_j|^2) d^2 is zero. Products that are not stored are made by one instruction, which gives
-    equal tokens the same bits at every place, so there nothing is looked up.
+    All pointers point to the frame; copies is 0 where no two of its tokens are equal. d^2 is zero below
+    `bound` * (|x_i|^2 + |x_j|^2).
     """
+    rows_at, columns_at = tl.load(first + rows), tl.load(first + columns)
     if STORED:
         if copies != 0:
-            rows, columns = tl.load(first + rows), tl.load(first + columns)
-            values = stored(gram, rows, columns, pitch)
+            values = stored(gram, rows_at, columns_at, pitch)
         else:  # neighbours in memory, as the compiler can see
             values = stored(gram, rows, columns, pitch)
     else:
-        values = products(tokens, low, flags, rows, columns, width, SPLIT, STEP)
-    row_norms, column_norms = tl.load(norms + rows)[:, None], tl.load(norms + columns)[None, :]
+        values = products(tokens, low, flags, rows_at, columns_at, width, SPLIT, STEP)
+    row_norms, column_norms = tl.load(norms + rows_at)[:, None], tl.load(norms + columns_at)[None, :]
     values = (row_norms - values) + (column_norms - values)
     return tl.where(values < bound * (row_norms + column_norms), 0.0, tl.maximum(values, 0.0))
 

@@ -61,10 +61,11 @@ def dpc_knn(
 def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
     """[F, N, N] d_ij^2: symmetric, infinite where i or j is not valid; equal tokens have equal rows, to the last bit.
 
-    On some machines a product rounds by the place of its tokens in the matrix. So what is computed between two equal
-    tokens is not always zero, nor are their distances to a third one the same number. Two rules mend this; their
-    bounds are derived in docs/numerics.md. A d^2 below `probable_error` is zero. Tokens with one checksum whose d^2 is
-    below `largest_error` are equal: each takes the distances of the first of them.
+    On some machines a product rounds by the place of its tokens in the matrix, and so do the features of a picture's
+    flat areas. So what is computed between two equal tokens is not always zero, nor are their distances to a third one
+    the same number. Two rules mend this; their bounds are derived in docs/numerics.md. A d^2 below `probable_error` is
+    zero, and below `largest_error` where the tokens have one checksum. Each token takes the row and the column of the
+    first token that is at distance zero.
     """
     squared, sums = _gram(tokens, valid)
     scale, bound = 1 / tokens.shape[-1], probable_error(tokens.shape[-1], squared.dtype)
@@ -81,7 +82,7 @@ def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torc
         square = squared[:, rows, rows]
         square.copy_(square.triu() + square.triu(1).transpose(1, 2))
         squared[:, rows.stop :, rows] = squared[:, rows, rows.stop :].transpose(1, 2)
-    if tokens.is_cpu and not _any_alike(sums):  # the question would make the host wait for an accelerator
+    if tokens.is_cpu and not _any_equal(squared, sums):  # the question would make the host wait for an accelerator
         return squared
     return _share_rows(squared, _first_equal(squared, norms, sums, largest_error(tokens.shape[-1], squared.dtype)))
 
@@ -96,19 +97,22 @@ def largest_error(channels: int, dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps * (channels + 2)
 
 
-def _any_alike(sums: torch.Tensor) -> bool:
-    """Whether two tokens of one frame have the same checksum, padding among them."""
-    return bool((sums.sort(dim=1).values.diff(dim=1) == 0).any())
+def _any_equal(squared: torch.Tensor, sums: torch.Tensor) -> bool:
+    """Whether two tokens of one frame are at distance zero or have the same checksum."""
+    zeros = any(
+        (torch.count_nonzero(squared[:, rows], -1) < squared.shape[1] - 1).any() for rows in _row_slices(squared)
+    )
+    return zeros or bool((sums.sort(dim=1).values.diff(dim=1) == 0).any())
 
 
 def _first_equal(squared: torch.Tensor, norms: torch.Tensor, sums: torch.Tensor, bound: float) -> torch.Tensor:
-    """[F, N] int64, for each token the first of the tokens that are equal to it. norms and sums are [F, N]."""
+    """[F, N] int64, for each token the first one at distance zero. norms and sums are [F, N]."""
     places = torch.arange(squared.shape[1], device=squared.device, dtype=torch.int32)
     first = torch.empty_like(sums, dtype=torch.int64)
     for rows in _row_slices(squared):
         before = slice(0, rows.stop)
-        limit = (norms[:, rows, None] + norms[:, None, before]).mul_(bound)
-        equal = (squared[:, rows, before] <= limit) & (sums[:, rows, None] == sums[:, None, before])
+        block, limit = squared[:, rows, before], (norms[:, rows, None] + norms[:, None, before]).mul_(bound)
+        equal = (sums[:, rows, None] == sums[:, None, before]).logical_and_(block <= limit).logical_or_(block == 0)
         first[:, rows] = torch.where(equal, places[before], places[rows, None]).amin(-1)
     return first
 
@@ -118,7 +122,7 @@ def _share_rows(squared: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
     for rows in _row_slices(squared):
         block = squared[:, rows]
         block.copy_(block.gather(2, first[:, None].expand_as(block)))
-    for rows in _row_slices(squared):  # the rows that are read here are first ones, which keep their own
+    for rows in reversed(_row_slices(squared)):  # first[i] <= i, so every row is read before it is written
         block = squared[:, rows]
         block.copy_(squared.gather(1, first[:, rows, None].expand_as(block)))
     return squared

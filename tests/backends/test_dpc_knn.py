@@ -144,6 +144,19 @@ def test_a_product_that_rounds_by_place_breaks_no_tie(monkeypatch, cut, dtype, s
             check(picture(1, dtype), [48], [20], [5], strict)
 
 
+@CUTS
+def test_flat_areas_whose_features_differ_in_their_last_bits_tie_as_copies_do(cut):
+    """As a tower leaves them: on other machines, and in other batches, other bits are the last."""
+    x = picture(3, channels=64)
+    expected = dpc_knn(x, None, torch.tensor([20]), 20, torch.tensor([5]))
+    for seed in range(5):
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+        with cut_into(cut):
+            found = dpc_knn(x * (1 + 1e-6 * noise), None, torch.tensor([20]), 20, torch.tensor([5]))
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_a_flat_picture_has_the_same_groups_in_any_batch_and_with_any_threads(offset):
     frames = torch.cat([picture(seed) for seed in range(8)]) + offset
