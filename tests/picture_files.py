@@ -241,6 +241,10 @@ FILES = {
         saved(with_palette(), "PNG", icc_profile=swapped_profile()), COLOURS[INDICES][..., [1, 0, 2]],
     ),
     "a profile of another kind": (saved(image(BYTES, "L"), "PNG", icc_profile=swapped_profile()), grey(BYTES)),
+    "the profile of sRGB": (
+        saved(image(RGB, "RGB"), "PNG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
+        RGB,
+    ),
     "a damaged profile": (saved(image(RGB, "RGB"), "PNG", icc_profile=b"no profile"), RGB),
 }  # fmt: skip
 ROUNDED = {  # Pillow stores colours of 8 bits, its fixed-point conversions are off by one

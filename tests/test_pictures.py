@@ -151,6 +151,7 @@ def test_more_of_arrays_and_tensors():
         (image(DEEP + 65_536, "I"), "values from 6"),
         (image(BYTES / 100 - 1, "F"), "values from -"),
         (image(np.where(BYTES > 250, np.nan, BYTES / 255), "F"), "values from nan"),
+        (image(BYTES / 250, "F"), r"values from .* to 1\."),
         (np.full((4, 4, 3), np.inf), "values from .* to inf"),
         (torch.randn(3, 8, 8), "values from -"),
         (np.zeros((4, 4, 3), complex), "complex"),

@@ -56,7 +56,8 @@ def to_bytes(values: np.ndarray, name: str, low: float | None = None, high: floa
         low, high: of all values, where these are a part.
 
     Raises:
-        InputError: values below 0, above 65,535, infinite or NaN, or no numbers.
+        InputError: values below 0, above 65,535, infinite or NaN; floating point up to a number between 1 and 2; or
+            no numbers.
     """
     if values.dtype.kind not in "buif":
         raise InputError(f"{name} holds values of type {values.dtype}: give uint8 or floating point from 0 to 1")
@@ -68,7 +69,8 @@ def to_bytes(values: np.ndarray, name: str, low: float | None = None, high: floa
         return (values >> 8).astype(np.uint8)
     if low is None or high is None:
         low, high = values.min(initial=0), values.max(initial=0)
-    if not (low >= 0 and high <= 65_535):
+    unclear = values.dtype.kind == "f" and 1 < high < 2  # a picture from 0 to 1 that overshoots, or a black one
+    if unclear or not (low >= 0 and high <= 65_535):
         raise InputError(
             f"{name} has values from {low:g} to {high:g}: give 0 to 255, 0 to 65535, or 0 to 1 as floating point"
         )

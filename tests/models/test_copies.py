@@ -32,9 +32,10 @@ def attributes(model):
 
 def test_restoring_a_shallow_copy_leaves_the_original_compressed(case):
     model, inputs, compressed, plain = case
-    twin = copy.copy(model)
+    twin, before = copy.copy(model), attributes(model)
     assert torch.equal(logits(twin, inputs), compressed)
     restore(twin)
+    assert attributes(model) == before
     assert (is_compressed(twin), is_compressed(model)) == (False, True)
     assert torch.equal(logits(twin, inputs), plain)
     assert torch.equal(logits(model, inputs), compressed)
