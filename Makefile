@@ -33,7 +33,7 @@ endif
 endif
 READY := $(VENV)/.ready $(if $(NPU),$(VENV)/.torch_npu)
 
-.PHONY: help demo test test-all test-matrix test-newest test-lmms test-npu test-emulated ascend-emulator bench lint format train eval report parity clean
+.PHONY: help demo test test-all test-machines test-matrix test-newest test-lmms test-npu test-emulated ascend-emulator bench lint format train eval report parity clean
 
 help:
 	@echo "make demo     train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1]"
@@ -45,6 +45,7 @@ help:
 	@echo "make parity   this device's operators against the fp64 specification                [DEVICE=]"
 	@echo "make bench    every operator, prefill, decoding and a training step; tables, JSON, plots  [DEVICE= OUTPUT=runs/bench]"
 	@echo "make test-npu      the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there"
+	@echo "make test-machines  the tests under the code paths of other CPUs           [QUICK=1]"
 	@echo "make test-matrix   the engine's tests with the newest and the oldest transformers of our range"
 	@echo "make test-newest   the same with the newest torch and transformers, and what refuses them"
 	@echo "make test-lmms     tasks of lmms-eval on compressed models, in an environment that has it"
@@ -71,11 +72,18 @@ parity: $(READY)
 	$(BIN)/ppe-npu parity --device $(DEVICE)
 
 # Two workers of one thread each: the tests are many small ones.
+# Random draws are the same in every run: other ones are in test-all, which says its seed (SEED=5 makes them again).
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 2 -m "not slow"
 
+test-all: SEED ?= $(shell date +%s)
 test-all: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	@echo "random draws of SEED=$(SEED)"
+	OMP_NUM_THREADS=1 PPE_TEST_SEED=$(SEED) $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED)
+
+# Under the code paths of other machines, as far as this CPU has them; QUICK=1 is a short part.
+test-machines: $(VENV)/.ready
+	$(BIN)/python scripts/test_machines.py $(if $(QUICK),--quick)
 
 # The tests of all that meets transformers, with the newest and the oldest version of our range.
 test-matrix: $(VENV)/.ready $(OLDEST)/.ready

@@ -122,10 +122,24 @@ def test_a_gigantic_picture_is_refused_by_its_header_with_what_helps(tmp_path, m
                     read(given)
 
 
-def test_formats_whose_decoders_need_more_memory_are_read_up_to_less():
-    webp = saved(Image.new("RGB", (9000, 8000)), "WEBP", lossless=True, method=0)
-    with pytest.raises(InputError, match=r"72 megapixels .* make it smaller than 67 megapixels"):
-        load_image(webp)
+def test_sizes_are_read_from_headers_alone(monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    for name, (data, expected) in FILES.items():
+        assert image_size(data) == expected.shape[:2], name
+    assert image_size(saved(image(RGB, "RGB"), "JPEG", exif=exif(6))) == (W, H)
+
+
+def test_formats_whose_decoders_need_more_memory_are_read_up_to_less(monkeypatch):
+    monkeypatch.setattr(pictures, "_DECODING", 2**24)
+    large = Image.new("RGB", (2_000, 1_500))
+    assert load_image(saved(large, "PNG")).size == large.size
+    for kind, most in (("WEBP", 1), ("TIFF", 1), ("JPEG2000", 0)):
+        words = rf"3 megapixels \(2000x1500\), more than are read: make it smaller than {most} megapixels"
+        with pytest.raises(InputError, match=words):
+            load_image(saved(large, kind))
+    assert load_image(saved(large, "JPEG")).size == large.size
+    with pytest.raises(InputError, match="make it smaller than 1 megapixels"):
+        load_image(saved(large, "JPEG", progressive=True))
 
 
 def test_a_large_picture_brings_no_warning():

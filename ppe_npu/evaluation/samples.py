@@ -40,12 +40,20 @@ class Measure:
 
 
 def visuals(sample: Sample) -> dict[str, list[Any]]:
-    """{"image": pictures or paths, "video": paths} of a sample."""
+    """{"image": pictures or paths, "video": paths} of a sample.
+
+    Raises:
+        InputError: a path that is none: a number, say, which the system would take for an open file.
+    """
     found: dict[str, list[Any]] = {"image": [], "video": []}
     for key, kind in (("image", "image"), ("image_path", "image"), ("video_path", "video")):
         value = sample.get(key)
         if value is not None:
-            found[kind] += list(value) if isinstance(value, (list, tuple)) else [value]
+            values = list(value) if isinstance(value, (list, tuple)) else [value]
+            wrong = [item for item in values if key != "image" and not isinstance(item, (str, Path))]
+            if wrong:
+                raise InputError(f"{key} {wrong[0]!r} is a {type(wrong[0]).__name__}: give the path of a file")
+            found[kind] += values
     return found
 
 

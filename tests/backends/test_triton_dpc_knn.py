@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dpc_knn import naive, picture
+from tolerances import eps
 
 pytest.importorskip("triton")
 
@@ -238,7 +239,12 @@ def test_squared_distances_of_bf16_tokens_are_as_exact_as_those_of_fp32():
     products, norms = gram.gram(gram.centred(x, lengths, plan), lengths, plan)
     found = norms[0, :, None] + norms[0] - 2 * products[0]
     exact = torch.cdist(x.double(), x.double())[0].square()
-    assert (found - exact).abs().max() < 1e-6 * exact.max()
+    wide = x[0].float()
+    squares = wide.square().sum(-1)
+    plain = squares[:, None] + squares - 2 * wide @ wide.T
+    # A distance is rounded once for each of its three terms, even where plain PyTorch was luckier.
+    allowed = max(2 * (plain - exact).abs().max(), 3 * eps(plain) * squares.max())
+    assert (found - exact).abs().max() <= allowed
 
 
 def test_between_two_centres_a_token_takes_the_one_of_higher_score():
