@@ -61,7 +61,9 @@ class Compression:
             )
 
     def __deepcopy__(self, memo: dict) -> "Compression":
-        return Compression(self.config, self.vision, self.channels, self.decoder_layers)
+        twin = Compression(self.config, self.vision, self.channels, self.decoder_layers)
+        twin.keep_groups = self.keep_groups
+        return twin
 
     def __reduce_ex__(self, protocol: int):
         raise TypeError(
