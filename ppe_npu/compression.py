@@ -10,6 +10,7 @@ import torch
 
 from ppe_npu.blind import grouped_stages
 from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import InputError
 from ppe_npu.layout import Arrangement, Budget, stage_layout
 from ppe_npu.masks import causal_mask, picked_mask, seen_places
 from ppe_npu.packing import packed as pack
@@ -33,7 +34,7 @@ class Compression:
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
     Raises:
-        ValueError: settings that do not fit the model.
+        InputError: settings that do not fit the model.
     """
 
     config: CompressionConfig
@@ -49,12 +50,12 @@ class Compression:
         check_channels(config.k, self.channels)
         beyond = [layer for layer in config.layers if layer >= self.decoder_layers]
         if beyond:
-            raise ValueError(
+            raise InputError(
                 f"layers={list(config.layers)}: this model has {self.decoder_layers} decoder layers, "
                 f"0 to {self.decoder_layers - 1}"
             )
         if config.temporal_ratio is not None and self.vision.frames_apart:
-            raise ValueError(
+            raise InputError(
                 f"temporal_ratio={config.temporal_ratio}: this model sets text between the frames of a video, so that "
                 "frames of one event have no place of their own; leave temporal_ratio out"
             )
@@ -100,7 +101,7 @@ class Compression:
             packed: lay the batch out as one row of samples, without padding.
 
         Raises:
-            ValueError: shapes, placeholders and grids that disagree.
+            InputError: shapes, placeholders and grids that disagree.
         """
         ids = input_ids.cpu().numpy()
         given = (_padding_mask(attention_mask, ids.shape), *map(_rows, (image_grid_thw, video_grid_thw)))
@@ -111,7 +112,7 @@ class Compression:
             positions, following = prompt_positions(layout, self.vision, None if start is None else start.tolist())
         else:
             if tuple(position_ids.shape) != (3, *ids.shape):
-                raise ValueError(f"position_ids have shape {list(position_ids.shape)}, not {[3, *ids.shape]}")
+                raise InputError(f"position_ids have shape {list(position_ids.shape)}, not {[3, *ids.shape]}")
             positions = position_ids.cpu().numpy()
             following = positions.max(axis=(0, 2)) + 1
         if left is None:
@@ -257,11 +258,11 @@ def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarr
     if mask.ndim == 4:
         fits = mask.shape[0] == shape[0] and tuple(mask.shape[2:]) == (shape[1], shape[1])
         if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
-            raise ValueError(
+            raise InputError(
                 f"attention_mask is {mask.dtype} {list(mask.shape)}: a 4D one must be bool (True = attend) or floating "
                 f"point (added), [{shape[0]}, heads or 1, {shape[1]}, {shape[1]}]"
             )
         return None
     if tuple(mask.shape) != shape:
-        raise ValueError(f"attention_mask has shape {list(mask.shape)}, not that of input_ids {list(shape)}")
+        raise InputError(f"attention_mask has shape {list(mask.shape)}, not that of input_ids {list(shape)}")
     return (mask != 0).cpu().numpy()

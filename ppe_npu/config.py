@@ -1,17 +1,22 @@
 """CompressionConfig: what is compressed, by how much, and which positions the merged tokens keep."""
 
 import dataclasses
-import json
 import math
 import numbers
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
+from ppe_npu.errors import InputError, shown
 from ppe_npu.files import write_json
+from ppe_npu.reading import UnreadableError, read_json
+from ppe_npu.released_settings import KEYS, Released
+from ppe_npu.settings import check_fields, check_mapping, fields_to_plain, setting, strangers
 
 BLIND = ("random", "uniform", "avg_pool")  # look at no feature: the controls
 METHODS = ("none", "dpc_knn", *BLIND)
@@ -32,6 +37,25 @@ _PRESETS: dict[str, dict] = {
     **{method: {"method": method, "positions": "keep_one", "k": 1} for method in BLIND},
 }
 PRESETS = tuple(_PRESETS)
+_RATIO = "give the kept share of the tokens, in (0, 1], or a list of shares"
+_LAYERS = "give a list of different decoder layers, counted from 0; [] merges before the LLM"
+
+
+def _one_of(default: str, names: tuple[str, ...]) -> Any:
+    return setting(default, choices=names, remedy=f"choose one of {', '.join(names)}")
+
+
+def _alone(ratio: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """A list of one ratio is that ratio."""
+    if ratio == ():
+        raise InputError(f"ratio=[]: {_RATIO}")
+    return ratio[0] if isinstance(ratio, tuple) and len(ratio) == 1 else ratio
+
+
+def _sorted(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(layers)) != len(layers):
+        raise InputError(f"layers={shown(list(layers))}: {_LAYERS}")
+    return tuple(sorted(layers))
 
 
 @dataclass(frozen=True)
@@ -42,7 +66,8 @@ class CompressionConfig:
         method: "dpc_knn" (density peaks clustering on k nearest neighbours, Chat-UniVi section 3.2); "none" (dense); or
             a control that looks at no feature: "random", "uniform" (a stride), "avg_pool" (windows of the grid).
         ratio: share of each frame's visual tokens that is kept, in (0, 1]. A frame of n tokens keeps ceil(n * ratio).
-            A list [r0, r1, ...] clusters again what the ratio before left, and keeps the tokens of all of them.
+            A list [r0, r1, ...] clusters again what the ratio before left, and keeps the tokens of all of them, which
+            must be no more than came in: r0 + r0 * r1 + ... <= 1.
         positions: "ppe", a merged token keeps the (t, h, w) of `k` of its members (PPE, arXiv 2510.22936, section 3);
             "keep_one", the (t, h, w) of its representative; "renumber", the compressed prompt is numbered 0, 1, 2, ...
         k: how many member positions a merged token keeps. It must divide every M-RoPE section of the model.
@@ -64,94 +89,78 @@ class CompressionConfig:
         seed: of method="random": the same one chooses the same tokens on every device; 0 for every other method.
 
     Raises:
-        ValueError: names the key, the value and what would be right.
+        InputError: names the key, the value and what would be right.
     """
 
-    method: str = "dpc_knn"
-    ratio: float | tuple[float, ...] = 0.45
-    positions: str = "ppe"
-    k: int = 8
-    members: str = "nearest"
-    order: str = "raster"
-    ties: str = "first"
-    layers: tuple[int, ...] = ()
-    before_llm: bool | None = None
-    temporal_ratio: float | None = None
-    event_ratio: float | None = None
-    seed: int = 0
+    method: str = _one_of("dpc_knn", METHODS)
+    ratio: float | tuple[float, ...] = setting(0.45, above=0, most=1, remedy=_RATIO, convert=_alone)
+    positions: str = _one_of("ppe", POSITIONS)
+    k: int = setting(8, least=1, remedy="give a positive whole number of kept positions")
+    members: str = _one_of("nearest", MEMBERS)
+    order: str = _one_of("raster", ORDERS)
+    ties: str = _one_of("first", TIES)
+    layers: tuple[int, ...] = setting((), least=0, remedy=_LAYERS, convert=_sorted)
+    before_llm: bool | None = setting(None, remedy="give true, false or null")
+    temporal_ratio: float | None = setting(None, above=0, most=1, remedy="give a share in (0, 1], or null")
+    event_ratio: float | None = setting(None, above=0, most=1, remedy="give a share in (0, 1], or null")
+    seed: int = setting(0, least=0, remedy="give a whole number, at least 0 and below 2**63")
 
     def __post_init__(self):
-        choices = {"method": METHODS, "positions": POSITIONS, "members": MEMBERS, "order": ORDERS, "ties": TIES}
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"{key}={getattr(self, key)!r}: choose one of {', '.join(allowed)}")
-        ratios = tuple(self.ratio) if _is_list(self.ratio) else (self.ratio,)
-        if not ratios or not all(_is_share(ratio) for ratio in ratios):
-            raise ValueError(f"ratio={self.ratio!r}: give the kept share of the tokens, in (0, 1], or a list of shares")
-        ratios = tuple(float(ratio) for ratio in ratios)
-        object.__setattr__(self, "ratio", ratios if len(ratios) > 1 else ratios[0])
-        if not _is_whole(self.k) or self.k < 1:
-            raise ValueError(f"k={self.k!r}: give a positive whole number of kept positions")
-        object.__setattr__(self, "k", int(self.k))
+        check_fields(self)
         if self.positions != "ppe" and self.k != 1:
-            raise ValueError(f"k={self.k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
-        if self.before_llm is not None and not isinstance(self.before_llm, bool):
-            raise ValueError(f"before_llm={self.before_llm!r}: give true, false or null")
+            raise InputError(f"k={self.k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
+        self._check_ratios()
         self._check_layers()
         self._check_events()
         self._check_control()
         if self.method == "none" and (
             self.ratio != 1 or self.positions != "keep_one" or self.layers or self.temporal_ratio is not None
         ):
-            raise ValueError(
+            raise InputError(
                 "method='none' (dense) needs ratio=1.0, positions='keep_one', k=1, no layers and no temporal_ratio"
             )
 
-    def _check_layers(self) -> None:
-        layers = self.layers
-        fits = _is_list(layers) and all(_is_whole(n) and n >= 0 for n in layers)
-        if not fits or len(set(layers)) != len(layers):
-            raise ValueError(
-                f"layers={layers!r}: give a list of different decoder layers, counted from 0; [] merges before the LLM"
+    def _check_ratios(self) -> None:
+        """A list keeps r0 + r0 * r1 + ... of a frame's tokens: never more than came in, up to rounding."""
+        kept = sum(accumulate(self.ratios, operator.mul))
+        if kept > 1 + len(self.ratios) * np.finfo(float).eps:
+            raise InputError(
+                f"ratio={shown(list(self.ratios))}: each is a share of what the one before left, and all are kept: "
+                f"{kept:.4g} of the tokens that come in; give ratios that keep at most 1, as [0.45, 0.3] does"
             )
-        object.__setattr__(self, "layers", tuple(sorted(int(n) for n in layers)))
+
+    def _check_layers(self) -> None:
         if self.before_llm is False and not self.layers and not self.is_dense:
-            raise ValueError("before_llm=false without layers: nothing says where to compress")
+            raise InputError("before_llm=false without layers: nothing says where to compress")
         if self.before_llm == (not self.layers):
             object.__setattr__(self, "before_llm", None)
 
     def _check_events(self) -> None:
-        for key in ("temporal_ratio", "event_ratio"):
-            if getattr(self, key) is not None and not _is_share(getattr(self, key)):
-                raise ValueError(f"{key}={getattr(self, key)!r}: give a share in (0, 1], or null")
         if self.event_ratio is not None and self.temporal_ratio is None:
-            raise ValueError(f"event_ratio={self.event_ratio!r} needs a temporal_ratio: without it there are no events")
+            raise InputError(f"event_ratio={self.event_ratio!r} needs a temporal_ratio: without it there are no events")
         if self.temporal_ratio is None:
             return
         if len(self.ratios) > 1:
-            raise ValueError(
-                f"ratio={list(self.ratios)!r} with temporal_ratio={self.temporal_ratio!r}: frames that keep the tokens "
-                "of several ratios are not grouped into events; give one ratio"
+            raise InputError(
+                f"ratio={shown(list(self.ratios))} with temporal_ratio={self.temporal_ratio!r}: frames that keep the "
+                "tokens of several ratios are not grouped into events; give one ratio"
             )
         if not self.merges_before_llm:
-            raise ValueError(
-                f"temporal_ratio={self.temporal_ratio!r} with layers={list(self.layers)!r}: frames are grouped before "
-                "the LLM; set before_llm=true, too"
+            raise InputError(
+                f"temporal_ratio={self.temporal_ratio!r} with layers={shown(list(self.layers))}: frames are grouped "
+                "before the LLM; set before_llm=true, too"
             )
         if self.event_ratio is not None and self.layers:
-            raise ValueError(
-                f"event_ratio={self.event_ratio!r} with layers={list(self.layers)!r}: the tokens of each event, which "
-                "a cascade must know in advance, would depend on the features; leave event_ratio out"
+            raise InputError(
+                f"event_ratio={self.event_ratio!r} with layers={shown(list(self.layers))}: the tokens of each event, "
+                "which a cascade must know in advance, would depend on the features; leave event_ratio out"
             )
 
     def _check_control(self) -> None:
-        if not _is_whole(self.seed) or not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed!r}: give a whole number, at least 0 and below 2**63")
-        object.__setattr__(self, "seed", int(self.seed))
         if self.seed and self.method != "random":
-            raise ValueError(f"seed={self.seed} with method={self.method!r}: only method='random' has a seed")
+            raise InputError(f"seed={self.seed} with method={self.method!r}: only method='random' has a seed")
         if self.method in BLIND and (self.order, self.ties) != ("raster", "first"):
-            raise ValueError(
+            raise InputError(
                 f"method={self.method!r} with order={self.order!r}, ties={self.ties!r}: it has no scores and no "
                 "densities; use order='raster' and ties='first'"
             )
@@ -174,9 +183,11 @@ class CompressionConfig:
         """How many of a frame's `tokens` one merge keeps, for each of its ratios."""
         if self.is_dense:
             return (tokens,)
-        kept = []
-        for ratio in self.ratios:
-            tokens = max(math.ceil(tokens * ratio), 1)
+        kept, left = [], tokens
+        for later, ratio in zip(reversed(range(len(self.ratios))), self.ratios):
+            # Rounded up, but never so far that more are kept than came in; each ratio keeps one.
+            tokens = max(min(math.ceil(tokens * ratio), left - later), 1)
+            left -= tokens
             kept.append(tokens)
         return tuple(kept)
 
@@ -205,18 +216,18 @@ class CompressionConfig:
             One number for one grid, a list of n for n.
 
         Raises:
-            ValueError: a grid that is no three whole multiples.
+            InputError: a grid that is no three whole multiples.
         """
         grids = np.array([np.asarray(part) for part in grid_thw])
         if layer is not None and (not _is_whole(layer) or layer < 0):
-            raise ValueError(f"layer={layer!r}: give a decoder layer, counted from 0, or None")
+            raise InputError(f"layer={layer!r}: give a decoder layer, counted from 0, or None")
         if grids.size and (grids.shape[-1] != 3 or grids.ndim > 2 or (grids % [1, merge_size, merge_size]).any()):
-            raise ValueError(
+            raise InputError(
                 f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, "
                 f"the sides multiples of {merge_size}"
             )
         if (grids < 1).any():
-            raise ValueError(f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, each at least 1")
+            raise InputError(f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, each at least 1")
         kept = [self.span_tokens(int(t), int(h) * int(w) // merge_size**2, layer) for t, h, w in grids.reshape(-1, 3)]
         return kept[0] if grids.ndim == 1 and grids.size else kept
 
@@ -241,20 +252,22 @@ class CompressionConfig:
         with single keys overridden.
 
         Raises:
-            ValueError: unknown preset or key.
+            InputError: unknown preset or key.
         """
-        if name not in _PRESETS:
-            raise ValueError(f"preset {name!r} is unknown: choose one of {', '.join(_PRESETS)}")
+        if not isinstance(name, str) or name not in _PRESETS:
+            raise InputError(f"preset {shown(name)} is unknown: choose one of {', '.join(_PRESETS)}")
         return cls.from_dict({**_PRESETS[name], **overrides})
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "CompressionConfig":
         """From our own keys. Unknown keys are errors. Without a k, 8 where positions is "ppe", else 1."""
+        check_mapping(values, "compression")
         known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known))
+        unknown = strangers(values, known)
         if unknown:
-            raise ValueError(f"unknown compression key(s) {', '.join(unknown)}: the keys are {', '.join(known)}")
-        single = "k" not in values and values.get("positions", cls.positions) != "ppe"
+            raise InputError(f"unknown compression key(s) {unknown}: the keys are {', '.join(known)}")
+        positions = values.get("positions", cls.positions)
+        single = "k" not in values and isinstance(positions, str) and positions != "ppe"
         return cls(**values, **({"k": 1} if single else {}))
 
     @classmethod
@@ -262,17 +275,19 @@ class CompressionConfig:
         """From a JSON file with our own keys, or with the released code's keys.
 
         Raises:
-            ValueError: no such file, not JSON, or keys that do not fit.
+            InputError: no such file, not JSON, or keys that do not fit.
         """
         try:
-            values = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"compression config {path}: cannot be read as JSON ({error})") from None
+            values = read_json(path)
+        except UnreadableError as error:
+            raise InputError(f"compression config {path}: cannot be read as JSON ({error.why})") from error
         if not isinstance(values, dict):
-            raise ValueError(f"compression config {path}: needs a JSON object, has a {type(values).__name__}")
-        if not values or set(values) & set(_RELEASED_KEYS):
-            return cls.from_released(values)
-        return cls.from_dict(values)
+            raise InputError(f"compression config {path}: needs a JSON object, has a {type(values).__name__}")
+        released = not values or set(values) & set(KEYS)
+        try:
+            return cls.from_released(values) if released else cls.from_dict(values)
+        except InputError as error:
+            raise InputError(f"compression config {path}: {error}") from error
 
     @classmethod
     def from_released(cls, values: Mapping) -> "CompressionConfig":
@@ -281,35 +296,8 @@ class CompressionConfig:
         An empty mapping is dense. Settings whose released behaviour is a fault (a K that does not divide the sections)
         are refused when the model is compressed, and so is a ratio above 1, which the released code takes for a count.
         """
-        unknown = sorted(set(values) - set(_RELEASED_KEYS))
-        if unknown:
-            raise ValueError(f"unknown released key(s) {', '.join(unknown)}: known are {', '.join(_RELEASED_KEYS)}")
-        cascade, temporal = values.get("compression_cascade"), values.get("temporal_compression")
-        if not values.get("spatial_compression"):
-            if temporal:
-                raise ValueError("temporal_compression=true needs spatial_compression=true, as in the released code")
-            return cls.preset("dense")
-        if not values.get("compression_before_llm") and not cascade:
-            raise ValueError(
-                "spatial_compression=true needs compression_before_llm=true or compression_cascade=true: nothing says "
-                "where to compress"
-            )
-        if cascade and not values.get("cascade_layer"):
-            raise ValueError("compression_cascade=true needs cascade_layer, the list of decoder layers that compress")
-        keep, ratio = values.get("use_ppe", False), values.get("spatial_clustering_ratio", cls.ratio)
-        frames = values.get("temporal_clustering_ratio")
-        return cls(
-            ratio=ratio,
-            positions="ppe" if keep else "renumber",
-            k=values.get("ppe_k", cls.k) if keep else 1,
-            members="last",
-            order="score",
-            ties="none",
-            layers=values["cascade_layer"] if cascade else (),
-            before_llm=bool(values.get("compression_before_llm")),
-            temporal_ratio=_only(frames, "temporal_clustering_ratio") if temporal else None,
-            event_ratio=_only(ratio, "spatial_clustering_ratio") if temporal else None,
-        )
+        settings = Released.from_dict(values).settings()
+        return cls(**settings) if settings else cls.preset("dense")
 
     @property
     def label(self) -> str:
@@ -333,42 +321,12 @@ class CompressionConfig:
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict:
-        ratio = list(self.ratio) if isinstance(self.ratio, tuple) else self.ratio
-        return {**dataclasses.asdict(self), "ratio": ratio, "layers": list(self.layers)}
+        return fields_to_plain(self)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write our own keys as JSON, atomically."""
         write_json(path, self.to_dict())
 
 
-_RELEASED_KEYS = (
-    "spatial_compression",
-    "spatial_clustering_ratio",
-    "temporal_compression",
-    "temporal_clustering_ratio",
-    "compression_before_llm",
-    "compression_cascade",
-    "cascade_layer",
-    "use_ppe",
-    "ppe_k",
-)
-
-
-def _is_list(value) -> bool:
-    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
-
-
-def _is_share(value) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value <= 1
-
-
 def _is_whole(value) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _only(ratio, key: str) -> float:
-    """The ratio in a released list of one."""
-    ratios = list(ratio) if _is_list(ratio) else [ratio]
-    if len(ratios) != 1 or ratios[0] is None:
-        raise ValueError(f"{key}={ratio!r} with temporal_compression=true: give a list of one ratio")
-    return ratios[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from ppe_npu.compat import prepare_transformers
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.generation_defaults import of_checkpoint, token_ids, transformers_takes
+from ppe_npu.reading import UnreadableError, read_json
+from ppe_npu.trial import check_sizes, try_processor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
@@ -41,7 +42,6 @@ def load_model(
     architecture = check_checkpoint(path)
     asked = of_checkpoint(path)
     import transformers
-    from safetensors import SafetensorError
 
     from ppe_npu.models.fused import fuse
 
@@ -57,7 +57,7 @@ def load_model(
             attn_implementation=attn_implementation,
             **{"output_loading_info": True, **more},
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except Exception as error:  # transformers raises whatever the field or file that is wrong makes of its code
         raise InputError(f"model {path} cannot be loaded ({first_line(error)}): download or save it again") from error
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random, with a warning
         raise InputError(f"model {path} lacks {len(missing)} weights ({missing[0]}, ...): download or save it again")
@@ -92,7 +92,7 @@ def check_compression(path: str | Path, *configs: CompressionConfig) -> None:
     """Whether compressions fit the checkpoint's model, before its weights are read.
 
     Raises:
-        ValueError: one that does not, and what would.
+        InputError: one that does not, and what would.
     """
     from transformers import AutoConfig
 
@@ -101,6 +101,7 @@ def check_compression(path: str | Path, *configs: CompressionConfig) -> None:
     architecture = check_checkpoint(path)
     try:
         model_config = AutoConfig.from_pretrained(str(path))
+        check_sizes(model_config)
         check_fit(architecture, model_config, CompressionConfig.preset("dense"))
     except Exception as error:  # transformers raises whatever validates the field that is wrong
         raise InputError(f"config of {path} cannot be used ({first_line(error)}): save the checkpoint again") from error
@@ -134,6 +135,7 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
         if getattr(processor, name, None) is None:
             raise InputError(f"processor of {path} has no {name}: {_remedy(path)}")
     processor.chat_template = _chat_template(path, processor)
+    try_processor(processor, path)
     size = dict(processor.image_processor.size)
     size["shortest_edge"] = min_pixels or size["shortest_edge"]
     size["longest_edge"] = max_pixels or size["longest_edge"]
@@ -180,9 +182,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"model folder {folder} is not a checkpoint: it holds no config.json")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({first_line(error)}): save the checkpoint again") from error
+        config = read_json(file)
+    except UnreadableError as error:
+        raise InputError(f"{file} is not JSON ({error.why}): save the checkpoint again") from error
     if not isinstance(config, dict):
         raise InputError(f"{file} is not a model config: save the checkpoint again")
     return config

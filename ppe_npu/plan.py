@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ppe_npu.errors import InputError
 from ppe_npu.grouping import Grouping
 from ppe_npu.layout import Arrangement, Bucket, EventLayout, Groups, StageLayout, Video
 from ppe_npu.packing import Segments, borders_of, numbers
@@ -183,7 +184,7 @@ class PromptPlan:
         or in a packed batch the end of another sample.
         """
         if labels.shape != self.layout.real.shape:
-            raise ValueError(f"labels have shape {list(labels.shape)} but input_ids {list(self.layout.real.shape)}")
+            raise InputError(f"labels have shape {list(labels.shape)} but input_ids {list(self.layout.real.shape)}")
         text, borders = self.last.text.copy(), self.stages[-1].borders
         text[:, 1:] &= self.last.real[:, :-1]
         if borders is not None:

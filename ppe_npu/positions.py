@@ -14,6 +14,7 @@ import torch
 
 from ppe_npu.backends.compiling import traced_once
 from ppe_npu.backends.reference.rotary_rows import table
+from ppe_npu.errors import InputError
 from ppe_npu.spans import VIDEO, PromptLayout, Span, VisionTokens
 
 
@@ -66,7 +67,7 @@ def _grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
 
 
 def check_channels(k: int, channels: Sequence[int]) -> None:
-    """Raise ValueError unless K divides the channels of every axis (otherwise the two halves of a channel pair would
+    """Raise InputError unless K divides the channels of every axis (otherwise the two halves of a channel pair would
     turn by different positions, and the embedding would be no rotation).
 
     Args:
@@ -75,7 +76,7 @@ def check_channels(k: int, channels: Sequence[int]) -> None:
     sections = [list(channels).count(axis) for axis in range(3)]
     if any(section % k for section in sections):
         fitting = [n for n in range(1, min(sections) + 1) if not any(section % n for section in sections)]
-        raise ValueError(
+        raise InputError(
             f"k={k} does not divide every M-RoPE section of this model {sections}: "
             f"choose one of {', '.join(map(str, fitting))}"
         )

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ppe_npu.errors import InputError
 from ppe_npu.trace import Groups, Visual
 
 _WIDTH = 1600  # pixels of a sheet, about
@@ -34,14 +35,14 @@ def draw_visual(frames: Sequence[Image.Image], visual: Visual, token: int | None
         token: the merged token of the last stage that is outlined; None: the one of most tokens.
 
     Raises:
-        ValueError: frames that do not match the groups, or a token that is not there.
+        InputError: frames that do not match the groups, or a token that is not there.
     """
     last = visual.stages[-1]
     steps, kept = len(last.labels), len(last.representatives)
     if len(frames) != steps:
-        raise ValueError(f"{len(frames)} picture(s) for {steps} temporal step(s): give one for each")
+        raise InputError(f"{len(frames)} picture(s) for {steps} temporal step(s): give one for each")
     if token is not None and not 0 <= token < kept:
-        raise ValueError(f"token {token} is not there: {kept} are left, counted from 0")
+        raise InputError(f"token {token} is not there: {kept} are left, counted from 0")
     token = int(last.sizes.argmax()) if token is None else token
     if visual.modality == "image":
         shown = [(frames[0], groups, 0, token if groups is last else None) for groups in visual.stages]

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ppe_npu.errors import InputError
+from ppe_npu.settings import check_fields, setting
+
 IMAGE, VIDEO = "image", "video"
 
 
@@ -19,11 +22,14 @@ class VisionTokens:
         frames_apart: whether a prompt sets text between the frames of a video, so that each is a run of its own.
     """
 
-    image_token_id: int
-    video_token_id: int
-    merge_size: int
-    tokens_per_second: float | None
+    image_token_id: int = setting(least=0)
+    video_token_id: int = setting(least=0)
+    merge_size: int = setting(least=1)
+    tokens_per_second: int | float | None = setting(least=0)
     frames_apart: bool = False
+
+    def __post_init__(self):
+        check_fields(self, "vision config's")
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def find_spans(
         seconds_per_frame: of each video (transformers' second_per_grid_ts); None means 1 each.
 
     Raises:
-        ValueError: placeholder tokens and grids that disagree; says which sample, how many there are and how many
+        InputError: placeholder tokens and grids that disagree; says which sample, how many there are and how many
             there should be.
     """
     real = np.ones(input_ids.shape, dtype=bool) if attention_mask is None else attention_mask != 0
@@ -98,7 +104,7 @@ def find_spans(
     images, videos = _token_grids(image_grid_thw, IMAGE, vision), _token_grids(video_grid_thw, VIDEO, vision)
     seconds = list(seconds_per_frame or [1.0] * len(videos))
     if len(seconds) != len(videos):
-        raise ValueError(f"second_per_grid_ts has {len(seconds)} entries for {len(videos)} video(s)")
+        raise InputError(f"second_per_grid_ts has {len(seconds)} entries for {len(videos)} video(s)")
     runs = {IMAGE: _runs(images, [0.0] * len(images), False), VIDEO: _runs(videos, seconds, vision.frames_apart)}
     used, feature = {IMAGE: 0, VIDEO: 0}, {IMAGE: 0, VIDEO: sum(int(np.prod(grid)) for grid in images)}
     spans: list[Span] = []
@@ -108,7 +114,7 @@ def find_spans(
             start = int(places[at])
             kind = IMAGE if kinds[IMAGE][sample, start] else VIDEO
             if used[kind] == len(runs[kind]):
-                raise ValueError(
+                raise InputError(
                     f"sample {sample} has more {kind} tokens than {kind}_grid_thw describes ({len(runs[kind])} "
                     "grids): give the pixels and grids of all of them, and the whole prompt at once"
                 )
@@ -116,7 +122,7 @@ def find_spans(
             span = Span(sample, start, kind, grid, duration, feature[kind], source)
             run = kinds[kind][sample, start : start + span.tokens]
             if len(run) != span.tokens or not run.all():
-                raise ValueError(
+                raise InputError(
                     f"sample {sample}: {kind} {source} has a grid of {span.tokens} tokens "
                     f"but its run of {kind} tokens at index {start} is {int(np.cumprod(run).sum())} long"
                 )
@@ -126,7 +132,7 @@ def find_spans(
             at += span.tokens
     for kind in (IMAGE, VIDEO):
         if used[kind] != len(runs[kind]):
-            raise ValueError(
+            raise InputError(
                 f"{kind}_grid_thw describes {len(runs[kind])} {kind}(s) but the prompts hold tokens of {used[kind]}"
             )
     return PromptLayout(real, visual, tuple(spans))
@@ -145,7 +151,7 @@ def _token_grids(grids: Sequence[Sequence[int]], kind: str, vision: VisionTokens
     out = []
     for t, h, w in grids:
         if t < 1 or h < size or w < size or h % size or w % size:
-            raise ValueError(
+            raise InputError(
                 f"{kind}_grid_thw {(t, h, w)}: height and width must be positive multiples of {size} patches"
             )
         out.append((int(t), int(h) // size, int(w) // size))

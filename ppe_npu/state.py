@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ppe_npu.errors import InputError
+
 
 @dataclass(frozen=True)
 class CacheState:
@@ -57,13 +59,13 @@ class CacheState:
         """For a cache whose samples were repeated in place (batch_repeat_interleave) to make a batch of this size.
 
         Raises:
-            ValueError: the batch is no multiple of this state's.
+            InputError: the batch is no multiple of this state's.
         """
         own = len(self.masks[0])
         if batch == own:
             return self
         if batch % own:
-            raise ValueError(f"past_key_values hold a batch of {own}, but the tokens that continue them are {batch}")
+            raise InputError(f"past_key_values hold a batch of {own}, but the tokens that continue them are {batch}")
         masks, following = (
             tuple(part.repeat_interleave(batch // own, dim=0) for part in parts)
             for parts in (self.masks, self.following)
@@ -74,14 +76,14 @@ class CacheState:
         """After a stage's layers were cut to `length` places, as assisted decoding does with rejected tokens.
 
         Raises:
-            ValueError: a part of the compressed prompt was cut off, or the cache is longer than this state.
+            InputError: a part of the compressed prompt was cut off, or the cache is longer than this state.
         """
         whole = self.lengths[stage]
         removed = whole - length
         if removed == 0:
             return self
         if removed < 0 or removed > self.decoded:
-            raise ValueError(
+            raise InputError(
                 f"past_key_values hold {length} places, the compressed prompt {whole - self.decoded} and all that was "
                 f"decoded {whole}: only decoded tokens can be cut off a compressed cache"
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import InputError
 from ppe_npu.merging import Grouped, Merge
 from ppe_npu.plan import PromptPlan
 from ppe_npu.spans import Span
@@ -75,10 +76,10 @@ class Trace:
         """Every image and video, in the order of the prompts; the host waits for the device.
 
         Raises:
-            ValueError: a list of ratios, with which a token is part of several merged ones.
+            InputError: a list of ratios, with which a token is part of several merged ones.
         """
         if len(self.config.ratios) > 1:
-            raise ValueError(
+            raise InputError(
                 f"ratio={list(self.config.ratios)}: a token is part of several merged ones; give one ratio"
             )
         layout, width = self.plan.layout, self.plan.layout.real.shape[1]

@@ -1,8 +1,10 @@
 """The tests under the code paths of other machines, as far as this CPU has them: `make test-machines`.
 
 torch takes its kernels from ATen, oneDNN and MKL, each of which asks the CPU what it can: another machine rounds
-elsewhere. Here each is told to do without some of it (not to compute fp32 in bf16: that is another result). A path that computes what an earlier one did, bit by bit, is not
-run again. What else is given goes to pytest: scripts/test_machines.py --only "MKL AVX2" tests/models -x
+elsewhere. Here each is told to do without some of it (not to compute fp32 in bf16: that is another result). A path
+that computes what an earlier one did, bit by bit, is not run again. What else is given goes to pytest:
+
+    scripts/test_machines.py --only "MKL AVX2" tests/models -x
 """
 
 import argparse

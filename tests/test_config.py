@@ -6,9 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppe_npu import CompressionConfig
 from ppe_npu.config import BLIND
+from ppe_npu.errors import InputError
 
 RELEASED = {
     "spatial_compression": True,
@@ -175,9 +178,53 @@ def test_what_does_not_fit_is_refused(values, message):
 
 
 @pytest.mark.parametrize(
+    ("ratio", "kept"), [([1.0, 0.5], "1.5"), ([0.8, 0.5], "1.2"), ([0.9, 0.05, 1, 1, 1], "1.08"), ([1, 1], "2")]
+)
+def test_lists_of_ratios_that_grow_a_prompt_are_refused(ratio, kept):
+    for more in ({}, {"layers": [0, 1, 2], "before_llm": True}):
+        with pytest.raises(InputError, match=rf"ratio=\[.*: {kept} of the tokens that come in; give ratios"):
+            CompressionConfig(ratio=ratio, k=2, **more)
+    with pytest.raises(InputError, match="of the tokens that come in"):
+        CompressionConfig.from_released({**RELEASED, "spatial_clustering_ratio": ratio})
+
+
+@settings(derandomize=True, max_examples=300)
+@given(
+    ratios=st.lists(st.floats(0.01, 1), min_size=1, max_size=4),
+    tokens=st.integers(4, 60),
+    layers=st.lists(st.integers(0, 20), unique=True),
+)
+def test_no_setting_keeps_more_than_came_in(ratios, tokens, layers):
+    """However the ratios round, however often a cascade takes them; a frame has at least as many tokens as ratios."""
+    total, share = 0, 1
+    for ratio in ratios:
+        share *= ratio
+        total += share
+    if total > 1 + len(ratios) * 2**-52:
+        with pytest.raises(InputError, match="of the tokens that come in"):
+            CompressionConfig(ratio=ratios)
+        ratios = [ratio / 2 for ratio in ratios]  # at most 1/2 + 1/4 + ...
+    config = CompressionConfig(ratio=ratios, layers=layers, before_llm=True, k=1)
+    left = [tokens, *(config.span_tokens(1, tokens, layer) for layer in range(21))]
+    assert left == sorted(left, reverse=True)
+    assert min(config.budgets(tokens)) >= 1
+
+
+def test_halves_that_round_up_do_not_grow_a_frame():
+    assert CompressionConfig(ratio=[0.5, 1.0]).budgets(4) == (2, 2)
+    assert CompressionConfig(ratio=[0.5, 1.0]).budgets(5) == (3, 2)  # not 3 and 3
+    assert CompressionConfig(ratio=[0.8, 0.25]).budgets(10) == (8, 2)  # 0.8 + 0.2 is 1, whatever fp64 makes of it
+    assert CompressionConfig(ratio=[0.6, 0.3]).budgets(1) == (1, 1)  # each ratio keeps one
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({**RELEASED, "compression_cascade": True, "cascade_layer": []}, "needs cascade_layer"),
+        ({**RELEASED, "use_ppe": "false"}, "use_ppe='false' must be true or false or null, not a text"),
+        ({**RELEASED, "ppe_k": 2.5}, "ppe_k=2.5: give a positive whole number"),
+        ({**RELEASED, "spatial_clustering_ratio": [1.5]}, r"spatial_clustering_ratio=\[1.5\]: give the kept share"),
+        ({**RELEASED, 1: 2}, "unknown released key.* 1: known are"),
         ({**RELEASED, "compression_cascade": True, "temporal_compression": True}, "event_ratio=0.45 with layers="),
         ({**RELEASED, "temporal_compression": True, "temporal_clustering_ratio": [0.5, 0.5]}, "give a list of one"),
         ({"temporal_compression": True}, "needs spatial_compression=true"),

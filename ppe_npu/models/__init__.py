@@ -10,6 +10,7 @@ from types import ModuleType
 
 from ppe_npu.compression import Compression
 from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import InputError
 from ppe_npu.models.seam import is_shallow_copy
 
 _FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -36,10 +37,10 @@ def compress(model, config: CompressionConfig):
         the model itself.
 
     Raises:
-        ValueError: an unsupported class, or a config that does not fit the model.
+        InputError: an unsupported class, or a config that does not fit the model.
     """
     if not isinstance(config, CompressionConfig):
-        raise ValueError(
+        raise InputError(
             f"config is a {type(config).__name__}: give a CompressionConfig, e.g. CompressionConfig.preset('ppe')"
         )
     base, family = _seam(model)
@@ -50,7 +51,7 @@ def compress(model, config: CompressionConfig):
 
 
 def check_fit(class_name: str, model_config, config: CompressionConfig) -> None:
-    """Raise ValueError unless `config` fits a model of this class with this transformers config; needs no weights."""
+    """Raise InputError unless `config` fits a model of this class with this transformers config; needs no weights."""
     _compression(_family(class_name), model_config, config)
 
 
@@ -92,7 +93,7 @@ def _family(class_name: str) -> ModuleType:
     for family in _families():
         if class_name in family.CLASSES:
             return family
-    raise ValueError(f"{class_name} is not supported: supported are {', '.join(supported_classes())}")
+    raise InputError(f"{class_name} is not supported: supported are {', '.join(supported_classes())}")
 
 
 def _unwrap(model):

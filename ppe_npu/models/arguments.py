@@ -6,6 +6,7 @@ import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ppe_npu.compression import Compression
+from ppe_npu.errors import InputError
 from ppe_npu.plan import PromptPlan
 from ppe_npu.spans import IMAGE, VIDEO
 from ppe_npu.state import CacheState
@@ -49,15 +50,15 @@ def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | 
         model: the ...Model inside the one for conditional generation.
 
     Raises:
-        ValueError: arguments that disagree, or that a compressed model cannot take.
+        InputError: arguments that disagree, or that a compressed model cannot take.
     """
     ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
     if ids is None:
         if kwargs.get("inputs_embeds") is None:
-            raise ValueError("input_ids or inputs_embeds are missing")
+            raise InputError("input_ids or inputs_embeds are missing")
         ids = ids_of_embeds(model, kwargs["inputs_embeds"])
     if isinstance(mask, dict):
-        raise ValueError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
+        raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
     grids = {kind: kwargs.get(f"{kind}_grid_thw") if is_given(kind, kwargs) else None for kind in (IMAGE, VIDEO)}
     for kind, grid in grids.items():
         if is_given(kind, kwargs):
@@ -78,18 +79,18 @@ def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | 
 
 
 def _check_pixels(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | None) -> None:
-    """Raise ValueError unless the grids are grids, and the patches theirs."""
+    """Raise InputError unless the grids are grids, and the patches theirs."""
     if grid is None:
-        raise ValueError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
+        raise InputError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
     fits = isinstance(grid, torch.Tensor) and grid.ndim == 2 and grid.shape[1] == 3 and not grid.is_floating_point()
     if not fits:
         shape = list(grid.shape) if isinstance(grid, torch.Tensor) else type(grid).__name__
-        raise ValueError(f"{kind}_grid_thw must be a tensor of whole numbers [n, 3], not {shape}")
+        raise InputError(f"{kind}_grid_thw must be a tensor of whole numbers [n, 3], not {shape}")
     if pixels is not None and pixels.ndim != 2:
-        raise ValueError(f"{PIXELS[kind]} must be [patches, values of a patch], not {list(pixels.shape)}")
+        raise InputError(f"{PIXELS[kind]} must be [patches, values of a patch], not {list(pixels.shape)}")
     patches = sum(t * h * w for t, h, w in grid.tolist())
     if pixels is not None and len(pixels) != patches:
-        raise ValueError(f"{PIXELS[kind]} hold {len(pixels)} patches, but {kind}_grid_thw describes {patches}")
+        raise InputError(f"{PIXELS[kind]} hold {len(pixels)} patches, but {kind}_grid_thw describes {patches}")
 
 
 def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
@@ -98,7 +99,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     The tower is called itself: get_image_features would split its output by image, for which the host has to wait.
 
     Raises:
-        ValueError: another number of features than the prompts hold visual tokens.
+        InputError: another number of features than the prompts hold visual tokens.
     """
     outputs = [output for output in (_encoded(kind, kwargs) for kind in (IMAGE, VIDEO)) if output is not None]
     given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
@@ -113,7 +114,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     tokens = [_joined(output.pooler_output) for output in outputs]
     expected, found = sum(span.tokens for span in plan.layout.spans), sum(len(part) for part in tokens)
     if expected != found:
-        raise ValueError(f"the prompts hold {expected} visual tokens but the pixels given make {found} features")
+        raise InputError(f"the prompts hold {expected} visual tokens but the pixels given make {found} features")
     if not outputs:
         return Features(None)
     deepstack = zip(*((getattr(output, "deepstack_features", None) or ()) for output in outputs))

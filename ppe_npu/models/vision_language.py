@@ -30,6 +30,7 @@ from ppe_npu.backends import segments
 from ppe_npu.backends.compiling import is_traced
 from ppe_npu.compat import layer_arguments
 from ppe_npu.compression import Compression
+from ppe_npu.errors import InputError
 from ppe_npu.models.arguments import (
     CONSUMED,
     LEFT,
@@ -68,22 +69,22 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
         deepstack: whether features of the vision tower enter the first decoder layers.
 
     Raises:
-        ValueError: a rotary embedding or an attention that the modifications do not fit, or modules that another
+        InputError: a rotary embedding or an attention that the modifications do not fit, or modules that another
             compressed model shares.
     """
     text = model.model.language_model
     if isinstance(text.rotary_emb, RowRotaryEmbedding):
-        raise ValueError(
+        raise InputError(
             "this model's decoder is compressed as that of another model, of which one is a copy.copy: restore() that "
             "model first, or take a copy.deepcopy"
         )
     if text.rotary_emb.rope_type not in _STATIC_ROPE:
-        raise ValueError(
+        raise InputError(
             f"rope_type={text.rotary_emb.rope_type!r} changes with the length: supported are {_STATIC_ROPE}"
         )
     staged = deepstack or compression.stages > 1
     if staged and "sliding_attention" in (getattr(text.config, "layer_types", None) or ()):
-        raise ValueError("layers with sliding attention cannot be compressed on entry: set use_sliding_window=False")
+        raise InputError("layers with sliding attention cannot be compressed on entry: set use_sliding_window=False")
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
     vars(model.model)[_DELTAS] = model.model.rope_deltas
@@ -191,12 +192,12 @@ def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs)
 
 def _get_candidate_generator(self, *args, assistant_model=None, **kwargs):
     if assistant_model is not None:
-        raise ValueError(
+        raise InputError(
             "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "
             "or restore(model) first"
         )
     if "mm_token_type_ids" not in inspect.signature(type(self).forward).parameters:
-        raise ValueError("prompt_lookup_num_tokens needs transformers 5.3: before, it counts columns by the cache")
+        raise InputError("prompt_lookup_num_tokens needs transformers 5.3: before, it counts columns by the cache")
     candidate = original(self, "_get_candidate_generator")
     return candidate(*args, assistant_model=assistant_model, **kwargs)
 
@@ -242,12 +243,12 @@ def _model_forward(self, **kwargs):
 
 
 def _check_packed(text, kwargs: dict) -> None:
-    """Raise ValueError for what cannot be one row of samples."""
+    """Raise InputError for what cannot be one row of samples."""
     mask = kwargs.get("attention_mask")
     if kwargs.get("past_key_values") is not None or (mask is not None and mask.ndim == 4):
-        raise ValueError("packed=True takes neither a cache nor a 4D attention_mask: it has one row, for training")
+        raise InputError("packed=True takes neither a cache nor a 4D attention_mask: it has one row, for training")
     if not takes_segments(text):
-        raise ValueError(
+        raise InputError(
             "packed=True needs attention by ppe_npu.backends: load the model with attn_implementation='sdpa' and call "
             "ppe_npu.models.fused.fuse(model)"
         )
@@ -291,9 +292,9 @@ def _continue(self, state: CacheState, kwargs: dict) -> tuple[dict, Run]:
     tokens, mask = kwargs[name], kwargs.get("attention_mask")
     count = tokens.shape[1]
     if kwargs.get("position_ids") is not None:
-        raise ValueError("position_ids cannot be given for tokens that continue a compressed cache: it knows the next")
+        raise InputError("position_ids cannot be given for tokens that continue a compressed cache: it knows the next")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] < count):
-        raise ValueError("attention_mask must be [batch, tokens so far] for tokens that continue a compressed cache")
+        raise InputError("attention_mask must be [batch, tokens so far] for tokens that continue a compressed cache")
     state = state.repeated(len(tokens))
     new = (
         torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
@@ -313,9 +314,9 @@ def _state(compression: Compression, kwargs: dict) -> CacheState | None:
     if length == 0:
         return None
     if state is None:
-        raise ValueError("past_key_values was filled by a model without compression: start from an empty cache")
+        raise InputError("past_key_values was filled by a model without compression: start from an empty cache")
     if state.layers != compression.config.layers:
-        raise ValueError("past_key_values was filled under another compression: start from an empty cache")
+        raise InputError("past_key_values was filled under another compression: start from an empty cache")
     layers = compression.config.layers
     if cache.is_compileable:
         return state

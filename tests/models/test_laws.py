@@ -54,7 +54,7 @@ def configs(draw, ratio=None):
         **draw(STAGES),
     }
     if overrides.get("temporal_ratio") is None and ratio is None and draw(st.booleans()):
-        overrides["ratio"] = [overrides["ratio"], draw(st.sampled_from([0.3, 0.5]))]
+        overrides["ratio"] = [min(overrides["ratio"], 0.6), draw(st.sampled_from([0.3, 0.5]))]
     if name == "ppe":
         overrides |= {
             "k": draw(st.sampled_from([1, 2, 4])),

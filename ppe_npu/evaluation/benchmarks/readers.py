@@ -17,6 +17,7 @@ from PIL import Image
 from ppe_npu.data.pictures import lazy_image
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import check_regular
+from ppe_npu.optional import optional
 
 Row = dict[str, Any]
 
@@ -64,11 +65,7 @@ class Parquet:
     """
 
     def __init__(self, paths: Iterable[Path], large: Sequence[str] = ()) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet as parquet
-        except ImportError as error:
-            raise InputError('parquet files are read with pyarrow: pip install "ppe-npu[eval]"') from error
+        pyarrow, parquet = (optional(m, "reading parquet", "ppe-npu[eval]") for m in ("pyarrow", "pyarrow.parquet"))
         self.rows: list[Row] = []
         self._places: list[tuple[Path, int, int]] = []  # of each row: file, row group, row in it
         self._held: tuple[Any, Any] = (None, None)
