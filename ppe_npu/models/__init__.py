@@ -8,8 +8,8 @@ uninstall(model) and detach(model). A new family is a new file and one line in _
 from importlib import import_module
 from types import ModuleType
 
-from ppe_npu.compression import Compression
 from ppe_npu.config import CompressionConfig
+from ppe_npu.engine.compression import Compression
 from ppe_npu.errors import InputError
 from ppe_npu.models.seam import is_shallow_copy
 

@@ -4,9 +4,9 @@ Modifications: those of vision_language.py, nothing of its own. M-RoPE sections 
 in seconds.
 """
 
+from ppe_npu.engine.positions import contiguous_channels
+from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models.vision_language import decoder_layers, detach, install, uninstall
-from ppe_npu.positions import contiguous_channels
-from ppe_npu.spans import VisionTokens
 
 __all__ = ["CLASSES", "channels", "decoder_layers", "detach", "install", "uninstall", "vision_tokens"]
 

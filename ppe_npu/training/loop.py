@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, Trainer  # noqa: E402
 
 from ppe_npu.errors import FileError, TrainingError  # noqa: E402
 from ppe_npu.files import put_folder, remove, write_json, writing  # noqa: E402
-from ppe_npu.models.arguments import PACKED  # noqa: E402
-from ppe_npu.models.loss import DISTILL, SKIP_LOGITS, Distillation  # noqa: E402
+from ppe_npu.models.forward_pass import KEYWORD, ForwardPass  # noqa: E402
+from ppe_npu.models.loss import Distillation  # noqa: E402
 from ppe_npu.training.adapters import adapter_weights, save_adapter, set_adapter_weights  # noqa: E402
 from ppe_npu.training.callbacks import Meter, Progress  # noqa: E402
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE  # noqa: E402
@@ -67,7 +67,7 @@ class CompressedTrainer(Trainer):
         self.base, self.identity, self.newer = base, identity or {}, list(newer)
         self.learning_rates, self.lengths, self.per_step = learning_rates, lengths, per_step
         # The loss alone: see ppe_npu.models.loss.
-        self.forward_options = {SKIP_LOGITS: True, PACKED: packing, DISTILL: distillation}
+        self.forward_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True, distill=distillation)}
         self.meter, self.window = Meter(), Meter()  # of all steps, and since the last log
         self._saving = False
         # transformers believes that these models' losses take no token count; their forward hands it on.

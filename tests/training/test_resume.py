@@ -14,7 +14,7 @@ from fixtures import write_noise_records
 from PIL import Image
 
 from ppe_npu.errors import InputError
-from ppe_npu.fingerprint import BLOCK, file_digests, media_marks
+from ppe_npu.models.fingerprint import BLOCK, file_digests, media_marks
 from ppe_npu.training import loop
 from ppe_npu.training.whole import check_whole, whole_record
 
