@@ -123,10 +123,12 @@ def test_a_gigantic_picture_is_refused_by_its_header_with_what_helps(tmp_path, m
 
 
 def test_sizes_are_read_from_headers_alone(monkeypatch):
-    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    decoded, turned = [], saved(image(RGB, "RGB"), "JPEG", exif=exif(6))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: decoded.append(self))
     for name, (data, expected) in FILES.items():
         assert image_size(data) == expected.shape[:2], name
-    assert image_size(saved(image(RGB, "RGB"), "JPEG", exif=exif(6))) == (W, H)
+    assert image_size(turned) == (W, H)
+    assert not decoded
 
 
 def test_formats_whose_decoders_need_more_memory_are_read_up_to_less(monkeypatch):
