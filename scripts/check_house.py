@@ -9,6 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 400  # lines
+WIDEST = 160  # characters of a document's line
+DOCUMENTS = ("*.md", "docs/**/*.md", "tests/**/*.md", "scripts/**/*.md")
 
 # A module may import modules of its own level or of a lower one. Longest matching prefix decides.
 LEVELS = {
@@ -65,8 +67,18 @@ def imports(path: Path, module: str) -> list[tuple[int, str]]:
     return found
 
 
+def wide_lines(root: Path) -> list[str]:
+    """The lines of documents that are wider than a screen."""
+    return [
+        f"{path.relative_to(root)}:{number} has {len(line)} characters: break lines at {WIDEST}, shorten a table's cells"
+        for path in sorted(path for pattern in DOCUMENTS for path in root.glob(pattern))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) > WIDEST
+    ]
+
+
 def problems() -> list[str]:
-    out = []
+    out = wide_lines(ROOT)
     for path in sorted([*ROOT.glob("ppe_npu/**/*.py"), *ROOT.glob("backends/**/*.py")]):
         module, name = module_name(path), path.relative_to(ROOT)
         for line, target in imports(path, module):
