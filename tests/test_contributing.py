@@ -75,8 +75,9 @@ def apply(diff: str, root: Path) -> None:
     path = root / head.removeprefix("--- ")
     old, new = ("".join(line[1:] + "\n" for line in lines if line[0] == sign) for sign in "-+")
     text = path.read_text(encoding="utf-8")
-    assert text.count("\n" + old) == 1, f"{path.name} has not once: {old}"
-    path.write_text(text.replace("\n" + old, "\n" + new), encoding="utf-8")
+    places = [found.start() for found in re.finditer(f"^{re.escape(old)}", text, flags=re.M)]
+    assert len(places) == 1, f"{path.name} has not once: {old}"
+    path.write_text(text[: places[0]] + new + text[places[0] + len(old) :], encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
