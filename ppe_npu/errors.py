@@ -20,6 +20,10 @@ class InputError(UserError, ValueError):
     """Something that was given cannot be used: the message names it, says why, and what to do."""
 
 
+class FileError(UserError, OSError):
+    """A file or folder cannot be written: the message names it, says why (a full disk, rights, ...), and what to do."""
+
+
 class TrainingError(UserError, RuntimeError):
     """Training cannot go on."""
 

@@ -12,6 +12,7 @@ from ppe_npu.backends.common import DTYPES as COMMON_DTYPES
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.generation_defaults import of_checkpoint, token_ids, transformers_takes
 from ppe_npu.reading import UnreadableError, read_json
 from ppe_npu.trial import check_sizes, try_processor
 
@@ -40,24 +41,28 @@ def load_model(
     """
     prepare_transformers()
     architecture = check_checkpoint(path)
+    asked = of_checkpoint(path)
     import transformers
 
     from ppe_npu.models.fused import fuse
 
-    packed = {"quantization_config": quantization_config, "device_map": {"": str(device)}}  # packed where it will run
+    more: dict[str, Any] = {}
+    if quantization_config is not None:
+        more = {"quantization_config": quantization_config, "device_map": {"": str(device)}}  # packed where it will run
+    if not transformers_takes(asked):  # settings of generate() that exclude each other keep no model from loading
+        more["generation_config"] = transformers.GenerationConfig(**token_ids(asked))
     try:
         model, found = getattr(transformers, architecture).from_pretrained(
             str(path),
             dtype=DTYPES.get(dtype, dtype),
             attn_implementation=attn_implementation,
-            output_loading_info=True,
-            **({} if quantization_config is None else packed),
+            **{"output_loading_info": True, **more},
         )
     except Exception as error:  # transformers raises whatever the field or file that is wrong makes of its code
         raise InputError(f"model {path} cannot be loaded ({first_line(error)}): download or save it again") from error
-    if found["missing_keys"]:  # transformers would draw them at random, with a warning
-        missing = sorted(found["missing_keys"])
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random, with a warning
         raise InputError(f"model {path} lacks {len(missing)} weights ({missing[0]}, ...): download or save it again")
+    model.checkpoint_generation = asked
     return fuse(model.to(device).eval())
 
 
@@ -130,8 +135,7 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
     for name in ("image_processor", "video_processor", "tokenizer"):
         if getattr(processor, name, None) is None:
             raise InputError(f"processor of {path} has no {name}: {_remedy(path)}")
-    if not processor.chat_template:
-        raise InputError(f"processor of {path} has no chat template: put chat_template.jinja into the folder")
+    processor.chat_template = _chat_template(path, processor)
     try_processor(processor, path)
     size = dict(processor.image_processor.size)
     size["shortest_edge"] = min_pixels or size["shortest_edge"]
@@ -140,6 +144,24 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
         raise InputError(f"min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}")
     processor.image_processor.size = size
     return processor
+
+
+def _chat_template(path: str | Path, processor: Any) -> str:
+    """The processor's chat template, else the tokenizer's; of several named ones the default.
+
+    Raises:
+        InputError: there is none, or none of several is called default.
+    """
+    given = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
+    if isinstance(given, (list, tuple)):  # as files have them: [{"name", "template"}]
+        given = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
+    if isinstance(given, dict):
+        if "default" not in given and len(given) > 1:
+            raise InputError(f"processor of {path} has chat templates {', '.join(map(str, given))}: call one default")
+        given = given.get("default", next(iter(given.values()), None))
+    if not given or not isinstance(given, str):
+        raise InputError(f"processor of {path} has no chat template: put chat_template.jinja into the folder")
+    return given
 
 
 def quiet_transformers() -> None:

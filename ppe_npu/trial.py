@@ -37,6 +37,7 @@ def try_processor(processor: Any, path: str | Path) -> None:
     frames = torch.zeros(2 * video.temporal_patch_size, 3, side, side, dtype=torch.uint8)
     _use("image_processor", path, lambda: image(images=[frames[0]], **bounds))
     _use("video_processor", path, lambda: video(videos=[frames], do_sample_frames=False, **bounds))
+    _use("tokenizer", path, lambda: processor.tokenizer.convert_tokens_to_ids(["what?"]))
     _use("tokenizer", path, lambda: processor.tokenizer(["what?"]))
     _use("chat template", path, lambda: processor.apply_chat_template(_TURN, tokenize=False))
 
@@ -46,8 +47,8 @@ def check_sizes(config: Any) -> None:
     text = config.text_config
     for part in (text, config.vision_config):
         for key, value in vars(part).items():
-            if key.endswith("_size") and _is_number(value) and not value > 0:
-                raise InputError(f"{key}={shown(value)} is not above 0")
+            if key.endswith("_size") and value is not None and not (_is_number(value) and value > 0):
+                raise InputError(f"{key}={shown(value)} is no number above 0")
     sections = text.rope_parameters["mrope_section"]
     half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
     if len(sections) != 3 or sum(sections) != half:

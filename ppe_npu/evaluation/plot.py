@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.evaluation.scale import named
+from ppe_npu.files import write_bytes
 from ppe_npu.optional import optional
 
 _MARKERS = "osD^vP*Xhd"
@@ -45,11 +46,9 @@ def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     for axes in figure.axes:
         entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(entries.values(), entries, fontsize="small", loc="outside lower center", ncols=4)  # over no curve
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
-    figure.savefig(temporary, dpi=130)
-    os.replace(temporary, path)
-    return path
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=130)
+    return write_bytes(path, drawn.getvalue())
 
 
 def _colour(number: int) -> str:

@@ -2,8 +2,9 @@
 
     model(**inputs, labels=labels, ppe=ForwardPass(skip_logits=True, packed=True))
 
-A caller may put its wishes into it, or spell them as keywords: model(**inputs, packed=True). On its way from the model for conditional generation to the attention of a layer
-the pass is handed on under the same keyword, each time as a new object with what the next part needs to know.
+A caller may put its wishes into it, or spell them as keywords: model(**inputs, packed=True). On its way from the model
+for conditional generation to the attention of a layer the pass is handed on under the same keyword, each time as a new
+object with what the next part needs to know.
 
 Two things outlive a pass, and so are kept where they belong: the state of a compressed prompt on its KV cache
 (`cache.ppe_state`, engine/cache.py), without which nobody could continue it, and `output.labels`.

@@ -16,11 +16,12 @@ from ppe_npu.settings import check_fields, fields_to_plain, setting
 from ppe_npu.training.adapters import Adapter
 from ppe_npu.training.survey import INVALID
 
+LAST_WHOLE = "last-whole"  # resume_from_checkpoint: the newest checkpoint that is not damaged
 SCHEDULES = ("constant", "linear", "cosine", "stable_decay")
 # May differ between a run and its resumption: none of them changes a loss.
 _FREE = (
     *("output", "resume", "overwrite", "logging_steps", "save_steps", "save_total_limit", "num_workers"),
-    *("cache_pixels", "tensorboard"),
+    *("cache_pixels", "tensorboard", "resume_from_checkpoint"),
 )
 _NUMBER_OF_SEEDS = 2**32  # NumPy's
 
@@ -62,7 +63,9 @@ class TrainConfig:
         fused_adamw: torch's fused AdamW. Refused on an NPU: see docs/npu.md.
         deepspeed: "zero2", "zero2_offload", "zero3", "zero3_offload" (scripts/deepspeed_configs) or a JSON file, for
             runs that torchrun or deepspeed starts; None: plain data parallelism, where several processes were started.
-        resume: go on from the last whole checkpoint in output, if there is one.
+        resume: go on from the newest checkpoint in output, if there is one; it is refused if it is damaged.
+        resume_from_checkpoint: resume, from this one: "checkpoint-N" in output, a path, or "last-whole", the newest
+            that is not damaged.
         overwrite: drop what an earlier run left in output.
         save_total_limit: checkpoints that are kept.
         tensorboard: write curves to output/tensorboard.
@@ -79,7 +82,7 @@ class TrainConfig:
     data: str | tuple[str, ...] = setting(path=True, convert=lambda data: (data,) if isinstance(data, str) else data)
     output: str = setting(path=True)
     data_root: str | None = setting(None, path=True)
-    compression: str | Mapping[str, Any] | CompressionConfig = setting(
+    compression: str | CompressionConfig | Mapping[str, Any] = setting(
         "ppe", path=True, convert=lambda value: as_compression(value)
     )
     device: str = "auto"
@@ -104,7 +107,7 @@ class TrainConfig:
     tensorboard: bool = False
     logging_steps: int = setting(10, above=0)
     frozen: tuple[str, ...] = setting((), single=True)
-    adapter: Adapter | str | None = setting(None, convert=lambda kind: Adapter(kind) if isinstance(kind, str) else kind)
+    adapter: str | Adapter | Mapping[str, Any] | None = setting(None, convert=lambda value: _as_adapter(value))
     max_length: int | None = setting(None, above=0)
     invalid: str = setting("stop", choices=INVALID)
     group_by_length: bool = False
@@ -115,6 +118,7 @@ class TrainConfig:
     fused_adamw: bool = False
     deepspeed: str | None = setting(None, path=True, convert=lambda name: name and _deepspeed_file(name))
     resume: bool = False
+    resume_from_checkpoint: bool | str | None = setting(None, path=True)
     overwrite: bool = False
     num_workers: int = setting(0, least=0, most=1024)
     cache_pixels: bool = False
@@ -130,6 +134,11 @@ class TrainConfig:
             raise InputError("distill_weight needs compression: without it the teacher sees what the student sees")
         if self.global_batch is not None and self.gradient_accumulation != 1:
             raise InputError("global_batch and gradient_accumulation exclude each other: give one of them")
+        if isinstance(self.resume_from_checkpoint, bool):  # as transformers takes it
+            object.__setattr__(self, "resume", self.resume or self.resume_from_checkpoint)
+            object.__setattr__(self, "resume_from_checkpoint", None)
+        if self.resume_from_checkpoint is not None:
+            object.__setattr__(self, "resume", True)
         if self.resume and self.overwrite:
             raise InputError("resume and overwrite exclude each other: go on with the run, or drop it")
 
@@ -181,6 +190,10 @@ def _deepspeed_file(name: str) -> str:
         names = sorted(path.name.removesuffix(".json") for path in own.iterdir() if path.name.endswith(".json"))
         raise InputError(f"deepspeed={name!r} is neither a file nor one of {', '.join(names)}")
     return str(file)
+
+
+def _as_adapter(value: str | Adapter | None) -> Adapter | None:
+    return Adapter(value) if isinstance(value, str) else value
 
 
 def as_compression(value: str | Path | Mapping[str, Any] | CompressionConfig, **overrides: Any) -> CompressionConfig:

@@ -14,6 +14,7 @@ from ppe_npu.models.fingerprint import fingerprint
 
 WHOLE = "whole.json"  # written into a training checkpoint last: one without it was cut off
 BASE = "base.json"  # base_record()
+IDENTITY = "identity.json"  # all that decides the losses of the run that wrote it
 COMPRESSION = "compression.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEYS = ("model", "weights", "class", "dtype")

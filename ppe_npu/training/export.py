@@ -17,12 +17,17 @@ from ppe_npu.loading import DTYPES, check_checkpoint, load_model
 from ppe_npu.models.fingerprint import fingerprint
 from ppe_npu.optional import optional
 from ppe_npu.training.adapters import adapter_weights, set_adapter_weights
-from ppe_npu.training.checkpoint import ADAPTER_CONFIG, BASE, COMPRESSION, WHOLE, read_base
+from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, read_base
+from ppe_npu.training.whole import check_whole
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PROCESSOR = (
     *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "chat_template.*"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+)
+# Of training alone, and not needed where the weights lie beside it; DeepSpeed keeps both in its folder.
+_STATE = re.compile(
+    r"optimizer\.|scheduler\.|scaler\.|rng_state|trainer_state\.json|training_args\.bin|global_step\d+/"
 )
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
@@ -95,12 +100,23 @@ def _check_source(source: Path, adapter: bool) -> None:
     training = source.name.startswith("checkpoint-") or (source / "trainer_state.json").exists()
     if training and not (source / WHOLE).is_file():
         raise InputError(f"{source} was cut off while it was saved (no {WHOLE}): take an earlier checkpoint")
+    if training:
+        _check_files(source)
     config = ADAPTER_CONFIG if adapter else "config.json"
     if not (source / config).is_file():
         remedy = "export it, it needs no merging" if adapter and (source / "config.json").is_file() else "name another"
         raise InputError(f"{source} holds no {config}: {remedy}")
     if not (source / "tokenizer_config.json").is_file():
         raise InputError(f"{source} holds no processor (tokenizer_config.json): save the base's processor there")
+
+
+def _check_files(source: Path) -> None:
+    """Raise InputError unless what is exported of a training checkpoint is what was written."""
+    plain = (source / ADAPTER_WEIGHTS).is_file() or any((source / name).is_file() for name in _WEIGHTS)
+    try:
+        check_whole(source, lambda name: not (plain and _STATE.match(name)))
+    except InputError as error:
+        raise InputError(f"{error}; take another checkpoint") from error
 
 
 def _check_output(output: Path) -> None:
