@@ -10,7 +10,7 @@ from typing import Any
 
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import sync_tree
-from ppe_npu.fingerprint import file_digests
+from ppe_npu.models.fingerprint import file_digests
 from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, WHOLE
 
 STATE = "trainer_state.json"
@@ -35,7 +35,7 @@ def whole_record(folder: Path, step: int) -> dict[str, Any]:
     """What whole.json shall hold, after all files of the folder, and of those in it, have reached the disk.
 
     Returns:
-        {"step", "files": {path from the folder: {"size" (bytes), "digest" (ppe_npu.fingerprint.file_digests)}}}.
+        {"step", "files": {path from the folder: {"size" (bytes), "digest" (ppe_npu.models.fingerprint.file_digests)}}}.
     """
     sync_tree(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / WHOLE)

@@ -18,7 +18,7 @@ from fixtures import write_noise_records
 from PIL import Image
 
 from ppe_npu.errors import FileError, InputError
-from ppe_npu.fingerprint import BLOCK, file_digests, media_marks
+from ppe_npu.models.fingerprint import BLOCK, file_digests, media_marks
 from ppe_npu.training import loop, output, trainer
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.trainer import train
