@@ -76,7 +76,7 @@ def imports(path: Path, module: str) -> list[tuple[int, str]]:
 def wide_lines(root: Path) -> list[str]:
     """The lines of documents that are wider than a screen."""
     return [
-        f"{path.relative_to(root)}:{number} has {len(line)} characters: break lines at {WIDEST}, shorten a table's cells"
+        f"{path.relative_to(root)}:{number} has {len(line)} characters: break it at {WIDEST}, or shorten its cells"
         for path in sorted(path for pattern in DOCUMENTS for path in root.glob(pattern))
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         if len(line) > WIDEST

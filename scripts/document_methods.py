@@ -15,7 +15,7 @@ WIDEST = 160  # characters of a line, as scripts/check_house.py has it
 
 
 def markdown() -> str:
-    """A row per method: its name, what it does, its source, where it may stand, what it looks at, when its budget is known."""
+    """A row per method: its name, what it does, its source, where it may stand, what it looks at, how it counts."""
     lines = [("method", "what it does", "paper", "place", "cost: looks at", "budget"), ("---",) * 6]
     classes = {name: method_class(name) for name in method_names()}
     lines += [_row(name, each) for name, each in classes.items() if each.__module__.startswith("ppe_npu.methods.")]

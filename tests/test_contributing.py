@@ -110,7 +110,9 @@ def test_a_recipe_works_as_it_stands(followed, recipe):
 
 
 def test_every_recipe_has_something_to_run():
-    languages = {recipe: [b.language for b in blocks(ROOT / "CONTRIBUTING.md") if b.recipe == recipe] for recipe in RECIPES}
+    languages = {
+        recipe: [b.language for b in blocks(ROOT / "CONTRIBUTING.md") if b.recipe == recipe] for recipe in RECIPES
+    }
     assert all("python" in found for found in languages.values()), languages
 
 

@@ -57,14 +57,18 @@ def test_relative_links_lead_somewhere(page):
 def test_files_that_a_page_names_are_there(page):
     if page.name in ("CONTRIBUTING.md", "log.md", "CHANGELOG.md"):
         pytest.skip("names files that are to be written, or were there once")
-    named = re.findall(r"\b((?:ppe_npu|backends|scripts|tests)/[\w/]+\.(?:py|md|txt|json|yaml))\b", page.read_text(encoding="utf-8"))
+    named = re.findall(
+        r"\b((?:ppe_npu|backends|scripts|tests)/[\w/]+\.(?:py|md|txt|json|yaml))\b", page.read_text(encoding="utf-8")
+    )
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_a_dead_link_is_found(tmp_path):
     (tmp_path / "b.md").write_text("# One heading, two\n")
     page = tmp_path / "a.md"
-    page.write_text("[b](b.md) [h](b.md#one-heading-two) [web](https://x.y) `[code](no.md)`\n[c](c.md) ![p](p.png) [g](b.md#gone)\n")
+    page.write_text(
+        "[b](b.md) [h](b.md#one-heading-two) [web](https://x.y) `[code](no.md)`\n[c](c.md) ![p](p.png) [g](b.md#gone)\n"
+    )
     assert dead(page) == ["c.md", "p.png", "b.md#gone"]
 
 
@@ -86,7 +90,8 @@ def test_the_first_snippet_of_the_readme_runs_as_pasted_without_a_network():
     )
     assert done.returncode == 0, done.stderr
     promised = snippet.splitlines()[-1].partition("# ")[2]
-    assert promised and done.stdout.startswith(promised)
+    assert promised
+    assert done.stdout.startswith(promised)
 
 
 def test_other_snippets_of_the_readme_say_what_they_need():
@@ -112,13 +117,15 @@ def test_numbers_of_the_readme_stand_on_the_pages_that_it_cites():
         mine = next(line for line in README.splitlines() if line.startswith(f"| {name} |")).replace("*", "")
         assert mine.strip("| ").split(" | ")[2:] == [f"{share:.2f}" for share in ((row + column) / 2, length, count)]
     for number in ("2.24x", "7.78x", "2114"):
-        assert number in speed and number.rstrip("x") in README.replace(",", "")
+        assert number in speed
+        assert number.rstrip("x") in README.replace(",", "")
 
 
 def test_words_of_the_glossary_are_used_by_the_code():
     words = re.findall(r"^\* \*\*(\w+)\*\*:", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), flags=re.M)
     code = " ".join(path.read_text(encoding="utf-8") for path in ROOT.glob("ppe_npu/**/*.py")).lower()
-    assert len(words) >= 10 and len(set(words)) == len(words)
+    assert len(words) >= 10
+    assert len(set(words)) == len(words)
     assert [word for word in words if not re.search(rf"\b{word}s?\b", code)] == []
 
 
@@ -126,7 +133,8 @@ def test_the_citation_names_the_package_and_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     from ppe_npu import __version__
 
-    assert citation["version"] == __version__ and citation["license"] == "Apache-2.0"
+    assert citation["version"] == __version__
+    assert citation["license"] == "Apache-2.0"
     assert citation["authors"] == [{"name": "ppe_npu contributors"}]
     assert "2510.22936" in citation["references"][0]["url"]
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

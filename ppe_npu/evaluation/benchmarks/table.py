@@ -23,7 +23,7 @@ def published() -> dict[str, type[Dataset]]:
 
 
 def markdown() -> str:
-    """A section per benchmark: what it is, its files below the data root, where to get them, its metric and its prompt."""
+    """A section per benchmark: what it is, its files, where to get them, its metric and its prompt."""
     return "\n".join(_section(name, benchmark) for name, benchmark in published().items())
 
 
