@@ -15,7 +15,7 @@ from .tiles import Centred, Tiling, products, stored
 
 
 def checksums(tokens: Tensor) -> Tensor:
-    """int32 [F, N]: the bits of [F, N, C] tokens, as integers summed over C with wrap-around, so in any order."""
+    """int32 [F, N]: a token's bits, as integers summed over its channels with wrap-around; no order changes it."""
     return tokens.view(torch.int32 if tokens.dtype == torch.float32 else torch.int16).sum(-1, dtype=torch.int32)
 
 

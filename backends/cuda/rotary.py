@@ -1,4 +1,4 @@
-"""rotary by a Triton kernel, at the price of reading and writing query and key once."""
+"""rotary by a Triton kernel, which reads and writes query and key once."""
 
 from torch import Tensor
 

@@ -23,7 +23,7 @@ def refusal(query: Tensor, key: Tensor, *tables: Tensor) -> str | None:
     if query.numel() == 0 or key.numel() == 0:
         return "the Triton kernel takes no empty tensor"
     if torch.is_grad_enabled() and any(table.requires_grad for table in tables):
-        return "the Triton kernel has a gradient for query and key only"
+        return "the Triton kernel has no gradient for the tables"
     return device.triton_problem(query.device)
 
 
