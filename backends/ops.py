@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import device, dispatch, segments
+from .common import IGNORED
 from .compiling import traced_once
 
 
@@ -82,45 +83,6 @@ def rotary(
     return dispatch.call("rotary", query, key, cos, sin, implementation=implementation)
 
 
-def rotary_rows(
-    query: Tensor,
-    key: Tensor,
-    rows: Tensor,
-    inv_freq: Tensor,
-    channel_rows: Tensor,
-    *,
-    scaling: float = 1.0,
-    implementation: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`rotary` by the angles rows[channel_rows[c], b, s] * inv_freq[c], with no table to assemble before.
-
-    Args:
-        query: [B, H, S, D]. key: [B, Hkv, S, D], the same dtype. D is even.
-        rows: integer [R, B, S], positions: R = 3 for M-RoPE, 3K where merged tokens keep K of them.
-        inv_freq: floating point [D / 2], radians per position, taken in fp32 (fp64 for fp64 queries).
-        channel_rows: int64 [D / 2], the row that each channel of half a head reads, in [0, R).
-        scaling: of cosines and sines.
-
-    Returns:
-        The rotated query and key.
-
-    Raises:
-        ValueError: a shape or dtype that does not fit.
-    """
-    _require(query.dtype == key.dtype, "rotary_rows: query and key must share a dtype, got", (query.dtype, key.dtype))
-    batch, _, length, width = query.shape
-    _require(width % 2 == 0, "rotary_rows: the head width must be even, got", width)
-    fits = key.shape[0::2] == (batch, length) and key.shape[3] == width
-    _require(fits, "rotary_rows: key does not fit query:", (query.shape, key.shape))
-    fits = rows.dim() == 3 and rows.shape[1:] == (batch, length) and not rows.is_floating_point()
-    _require(fits, f"rotary_rows: rows must be integers [R, {batch}, {length}], got", (tuple(rows.shape), rows.dtype))
-    for name, vector in (("inv_freq", inv_freq), ("channel_rows", channel_rows)):
-        _require(vector.shape == (width // 2,), f"rotary_rows: {name} must be [{width // 2}], got", tuple(vector.shape))
-    return dispatch.call(
-        "rotary_rows", query, key, rows, inv_freq, channel_rows, scaling=scaling, implementation=implementation
-    )
-
-
 def dpc_knn(
     tokens: Tensor,
     valid: Tensor | None,
@@ -144,7 +106,8 @@ def dpc_knn(
         max_groups: the largest budget, known to the host.
         num_neighbors: int64 [F], neighbours that a density is taken over, the token itself included; at most 5, and at
             most the number of valid tokens.
-        strict: if true, equally dense tokens do not count as denser than each other; else the lower index does.
+        strict: if true, equally dense tokens do not count as denser than each other; else the one with the
+            lower index counts as denser.
 
     Returns:
         centers: int64 [F, max_groups], token index of each centre in descending score; entries from budgets[f] on are
@@ -259,7 +222,7 @@ def linear_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     *,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
     chunk_size: int = 1024,
     reduction: str = "mean",
     implementation: str | None = None,

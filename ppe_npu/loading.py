@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ppe_npu.backends.common import DTYPES as COMMON_DTYPES
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
@@ -15,7 +16,7 @@ from ppe_npu.generation_defaults import of_checkpoint, token_ids, transformers_t
 from ppe_npu.reading import UnreadableError, read_json
 from ppe_npu.trial import check_sizes, try_processor
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {name: COMMON_DTYPES[name] for name in ("fp32", "bf16")}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompts import CONTROLS
 
 from ppe_npu import CompressionConfig
-from ppe_npu.config import BLIND
 from ppe_npu.errors import InputError
 
 RELEASED = {
@@ -136,7 +136,7 @@ def test_k_is_one_where_positions_other_than_ppe_are_named_without_it(tmp_path, 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method": "tome"}, "method='tome': choose one of none, dpc_knn"),
+        ({"method": "tome"}, "method='tome': choose one of none, avg_pool, dpc_knn"),
         ({"positions": "all"}, "positions='all': choose one of"),
         ({"members": "first"}, "members='first': choose one of"),
         ({"order": "time"}, "order='time': choose one of raster, score"),
@@ -151,7 +151,7 @@ def test_k_is_one_where_positions_other_than_ppe_are_named_without_it(tmp_path, 
         ({"positions": "keep_one", "k": 8}, "k=8 with positions='keep_one'"),
         ({"positions": "renumber", "k": 2}, "k=2 with positions='renumber'"),
         ({"method": "none", "ratio": 0.5}, r"method='none' \(dense\) needs ratio=1.0"),
-        ({"kk": 8}, "unknown compression key.* kk: the keys are method, ratio"),
+        ({"kk": 8}, "unknown compression key.* kk: the keys are steps, positions"),
         ({"layers": 3}, "layers=3: give a list"),
         ({"layers": None}, "layers=None: give a list"),
         ({"layers": [3, 3]}, r"layers=\[3, 3\]: give a list of different decoder layers"),
@@ -207,14 +207,17 @@ def test_no_setting_keeps_more_than_came_in(ratios, tokens, layers):
     config = CompressionConfig(ratio=ratios, layers=layers, before_llm=True, k=1)
     left = [tokens, *(config.span_tokens(1, tokens, layer) for layer in range(21))]
     assert left == sorted(left, reverse=True)
-    assert min(config.budgets(tokens)) >= 1
+    assert min(config.methods[0].budgets(tokens)) >= 1
 
 
 def test_halves_that_round_up_do_not_grow_a_frame():
-    assert CompressionConfig(ratio=[0.5, 1.0]).budgets(4) == (2, 2)
-    assert CompressionConfig(ratio=[0.5, 1.0]).budgets(5) == (3, 2)  # not 3 and 3
-    assert CompressionConfig(ratio=[0.8, 0.25]).budgets(10) == (8, 2)  # 0.8 + 0.2 is 1, whatever fp64 makes of it
-    assert CompressionConfig(ratio=[0.6, 0.3]).budgets(1) == (1, 1)  # each ratio keeps one
+    assert CompressionConfig(ratio=[0.5, 1.0]).methods[0].budgets(4) == (2, 2)
+    assert CompressionConfig(ratio=[0.5, 1.0]).methods[0].budgets(5) == (3, 2)  # not 3 and 3
+    assert CompressionConfig(ratio=[0.8, 0.25]).methods[0].budgets(10) == (
+        8,
+        2,
+    )  # 0.8 + 0.2 is 1, whatever fp64 makes of it
+    assert CompressionConfig(ratio=[0.6, 0.3]).methods[0].budgets(1) == (1, 1)  # each ratio keeps one
 
 
 @pytest.mark.parametrize(
@@ -247,7 +250,7 @@ def test_unknown_preset_and_unreadable_files(tmp_path):
         CompressionConfig.from_file(tmp_path / "list.json")
 
 
-@pytest.mark.parametrize("method", BLIND)
+@pytest.mark.parametrize("method", CONTROLS)
 def test_controls_are_presets_with_their_own_limits(method):
     config = CompressionConfig.preset(method)
     assert (config.method, config.positions, config.k, config.order) == (method, "keep_one", 1, "raster")

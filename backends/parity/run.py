@@ -12,13 +12,13 @@ from torch import Tensor
 import ppe_npu.backends as backends
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
+from ppe_npu.backends.common import DTYPES
 from ppe_npu.backends.registry import Implementation
 from ppe_npu.errors import InputError
 
 from . import compare
 from .cases import CASES, Case
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU = torch.device("cpu")
 
 

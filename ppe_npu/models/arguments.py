@@ -5,21 +5,19 @@ from dataclasses import dataclass
 import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ppe_npu.compression import Compression
+from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.errors import InputError
-from ppe_npu.plan import PromptPlan
-from ppe_npu.spans import IMAGE, VIDEO
-from ppe_npu.state import CacheState
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 
-# Arguments of our own between the overridden methods.
-PLAN, LEFT = "ppe_plan", "ppe_left"
-PACKED = "packed"  # an argument of the model's: the batch as one row of samples, see ppe_npu.packing
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 # What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
 CONSUMED = (
     *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values", "pixel_values_videos"),
     *("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "rope_deltas", "cache_position"),
-    *("mm_encoder_outputs", PLAN, LEFT, PACKED),
+    *("mm_encoder_outputs", KEYWORD),
 )
 
 
@@ -73,8 +71,8 @@ def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | 
         kwargs.get("second_per_grid_ts") if grids[VIDEO] is not None else None,
         kwargs.get("position_ids"),
         None if past is None else past.following[0],
-        kwargs.get(LEFT),
-        bool(kwargs.get(PACKED)),
+        kwargs.get(KEYWORD, NOTHING).left,
+        kwargs.get(KEYWORD, NOTHING).packed,
     )
 
 

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, Trainer  # noqa: E402
 
 from ppe_npu.errors import FileError, TrainingError  # noqa: E402
 from ppe_npu.files import put_folder, remove, write_json, writing  # noqa: E402
-from ppe_npu.models.arguments import PACKED  # noqa: E402
-from ppe_npu.models.loss import DISTILL, SKIP_LOGITS, Distillation  # noqa: E402
+from ppe_npu.models.forward_pass import KEYWORD, ForwardPass  # noqa: E402
+from ppe_npu.models.loss import Distillation  # noqa: E402
 from ppe_npu.training.adapters import adapter_weights, save_adapter, set_adapter_weights  # noqa: E402
 from ppe_npu.training.callbacks import Meter, Progress  # noqa: E402
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE  # noqa: E402
@@ -67,7 +67,7 @@ class CompressedTrainer(Trainer):
         self.base, self.identity, self.newer = base, identity or {}, list(newer)
         self.learning_rates, self.lengths, self.per_step = learning_rates, lengths, per_step
         # The loss alone: see ppe_npu.models.loss.
-        self.forward_options = {SKIP_LOGITS: True, PACKED: packing, DISTILL: distillation}
+        self.forward_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True, distill=distillation)}
         self.meter, self.window = Meter(), Meter()  # of all steps, and since the last log
         self._saving = False
         # transformers believes that these models' losses take no token count; their forward hands it on.
@@ -233,12 +233,10 @@ class CompressedTrainer(Trainer):
 @contextlib.contextmanager
 def _use_cache_kept(config: Any) -> Iterator[None]:
     """transformers' Trainer sets config.use_cache to False. Saved, it would have generation do without a cache."""
-    had, before = "use_cache" in vars(config), getattr(config, "use_cache", None)
+    before = {name: value for name, value in vars(config).items() if name == "use_cache"}
     yield
-    if had:
-        config.use_cache = before
-    else:
-        vars(config).pop("use_cache", None)
+    vars(config).pop("use_cache", None)
+    vars(config).update(before)
 
 
 def drop(path: Path) -> None:
