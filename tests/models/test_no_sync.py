@@ -62,7 +62,7 @@ def operators(model, inputs, last="layer 0") -> list[str]:
     """
     recorder = Recorder()
     switch = partial(setattr, recorder, "on")
-    unasked = mock.patch.object(reference, "_any_equal", lambda *_: True)
+    unasked = mock.patch.object(reference, "_any_equal", return_value=True)
     with unasked, region(model, partial(switch, True), partial(switch, False), last), recorder, torch.no_grad():
         model(**inputs)
     return recorder.names
