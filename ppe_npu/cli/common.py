@@ -30,6 +30,11 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
     return configs
 
 
+def reading(args: argparse.Namespace) -> dict[str, bool]:
+    """What was asked of reading a checkpoint, as ppe_npu.loading's functions take it."""
+    return {"allow_bin": True} if args.allow_bin else {}
+
+
 def video_sampling(args: argparse.Namespace) -> VideoSampling:
     """The frames of videos that were asked for."""
     return VideoSampling(args.fps, args.nframes, args.min_pixels, args.max_pixels)

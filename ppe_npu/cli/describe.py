@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.cli.common import compressions, video_sampling
+from ppe_npu.cli.common import compressions, reading, video_sampling
 from ppe_npu.cli.looking import Looking
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.errors import InputError
@@ -30,14 +30,14 @@ def run_describe(args: argparse.Namespace) -> int:
     quiet_transformers()
     chosen = compressions(args, Path(args.model))[0]
     looking = Looking.of(args.show, args.token, chosen)
-    check_compression(args.model, chosen)
+    check_compression(args.model, chosen, **reading(args))
     processor = load_processor(args.model, args.min_pixels, args.max_pixels)
     if looking is not None:
         messages = looking.opened(messages, processor, sampling)
     inputs = build_inputs(processor, [messages], sampling=sampling)
     if looking is not None:
         looking.check_token(inputs, processor)
-    model = compress(load_model(args.model, device, args.dtype), chosen)
+    model = compress(load_model(args.model, device, args.dtype, **reading(args)), chosen)
     model.compression.keep_groups = looking is not None
     from transformers import TextStreamer
 

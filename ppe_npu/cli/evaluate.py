@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.cli.common import compressions, video_sampling
+from ppe_npu.cli.common import compressions, reading, video_sampling
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
@@ -53,7 +53,7 @@ def run_eval(args: argparse.Namespace) -> int:
     if "layout" in args.benchmarks and Path(args.data_root) == EMBEDDED / "data":
         write_embedded_data(EMBEDDED / "data")
     loaded = load_benchmarks(args.benchmarks, args.data_root)
-    check_compression(model_path, *chosen)
+    check_compression(model_path, *chosen, **reading(args))
     processor, sampling = load_processor(model_path, args.min_pixels, args.max_pixels), video_sampling(args)
     runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
     for benchmark in loaded:
@@ -64,7 +64,8 @@ def run_eval(args: argparse.Namespace) -> int:
             known = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed)
             check_settings(folder, {**identity, **known})
     check_shared(Path(args.output))
-    results = _evaluate(load_model(model_path, device, args.dtype), processor, runs, sampling, args)
+    model = load_model(model_path, device, args.dtype, **reading(args))
+    results = _evaluate(model, processor, runs, sampling, args)
     if devices.process_rank() == 0:
         _report(Path(args.output), Path(args.output) / "report.md", f"Evaluation of {args.model or model_path}")
     return _verdict(results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ppe_npu.data.places import refuse_address
 from ppe_npu.errors import InputError, first_line
 
 
@@ -15,8 +16,7 @@ def is_folder(path: Path) -> bool:
 
 
 def existing_file(path: str | Path, kind: str) -> Path:
-    if str(path).startswith(("http://", "https://")):
-        raise InputError(f"{kind} {path} is an address: download it first and give the file's path")
+    refuse_address(path, kind)
     path = Path(path).expanduser()
     try:
         there = path.exists()
