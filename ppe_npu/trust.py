@@ -72,8 +72,9 @@ def check_weight_files(folder: Path, allow_bin: bool) -> None:
 
 
 @contextlib.contextmanager
-def tensors_only(module: Any) -> Iterator[None]:
-    """While it lasts, torch.load in a module reads tensors and plain values alone, whatever the module asks for."""
+def tensors_only(module: Any, *classes: type) -> Iterator[None]:
+    """While it lasts, torch.load in a module reads tensors, plain values and objects of these classes, and no other
+    pickle, whatever the module asks for."""
     real = module.torch
 
     class Torch:
@@ -85,7 +86,8 @@ def tensors_only(module: Any) -> Iterator[None]:
 
     module.torch = Torch()
     try:
-        yield
+        with real.serialization.safe_globals(list(classes)):
+            yield
     finally:
         module.torch = real
 

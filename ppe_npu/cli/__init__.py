@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ppe_npu.cli.parser import build_parser
+from ppe_npu.escape import printable
 
 # `import torch` imports torch_npu, and fails with it, whatever the device.
 _NO_CANN = (
@@ -51,5 +52,5 @@ def _complain(error: Exception, code: int) -> int:
     text = str(error)
     if text.startswith("Caught ") and "DataLoader worker" in text:  # torch puts the worker's traceback into the message
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    print(f"ppe-npu: error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"ppe-npu: error: {printable(' '.join(text.split()))}", file=sys.stderr)
     return code

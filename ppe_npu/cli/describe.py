@@ -13,6 +13,7 @@ from ppe_npu.cli.common import compressions, reading, video_sampling
 from ppe_npu.cli.looking import Looking
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.errors import InputError
+from ppe_npu.escape import printable
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.inputs import PLACEHOLDERS, build_inputs, split_placeholders
 from ppe_npu.loading import check_compression, load_model, load_processor, quiet_transformers
@@ -39,14 +40,22 @@ def run_describe(args: argparse.Namespace) -> int:
         looking.check_token(inputs, processor)
     model = compress(load_model(args.model, device, args.dtype, **reading(args)), chosen)
     model.compression.keep_groups = looking is not None
-    from transformers import TextStreamer
-
-    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    done = generate(model, processor, inputs, args.max_new_tokens, streamer)
+    done = generate(model, processor, inputs, args.max_new_tokens, _streamer(processor.tokenizer))
     print(cost_lines(done, model.compression.report), flush=True)
     if looking is not None:
         print(f"groups              {looking.write(model.compression.trace.visuals())}")
     return 0
+
+
+def _streamer(tokenizer: Any) -> Any:
+    """Prints an answer as it comes; what would move a terminal's cursor is spelt out."""
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(printable(text, keep="\n\t"), stream_end)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> list[dict[str, Any]]:

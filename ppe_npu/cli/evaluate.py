@@ -19,6 +19,7 @@ from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
+from ppe_npu.escape import printable
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
 from ppe_npu.evaluation.identity import benchmark_identity, check_settings
@@ -171,10 +172,10 @@ def _verdict(results: list[dict[str, Any]]) -> int:
         )
     broken = [result for result in results if "metrics_error" in result]
     for result in broken if devices.process_rank() == 0 else []:
-        where = f"{result['settings']['benchmark']}, {result['name']}"
+        where = printable(f"{result['settings']['benchmark']}, {result['name']}")
         print(
-            f"ppe-npu: {where}: metrics() failed ({result['metrics_error']}); mend it and run again: the answers are "
-            f"kept in {result['folder']}",
+            f"ppe-npu: {where}: metrics() failed ({printable(result['metrics_error'])}); mend it and run again: the "
+            f"answers are kept in {result['folder']}",
             file=sys.stderr,
         )
     return 1 if broken or failed == asked else 0

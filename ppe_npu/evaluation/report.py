@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from ppe_npu import escape
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import tables
 from ppe_npu.evaluation.comparison import compare
@@ -82,8 +84,8 @@ def write_report(
             become one row: their mean.
         path: of the Markdown file.
         title: its heading.
-        notes: paragraphs under the tables.
-        missing: lines that say what is not shown, and why; those that the comparison finds follow.
+        notes: paragraphs under the tables, in Markdown.
+        missing: lines of plain text that say what is not shown, and why; those that the comparison finds follow.
 
     Returns:
         (path, the table of all benchmarks).
@@ -99,13 +101,13 @@ def write_report(
     plot = draw(comparison, path.with_suffix(".png"), title)
     write_json(path.with_suffix(".json"), {"title": title, **comparison})
     table = tables.overview(comparison)
-    parts = [f"# {title}", table, f"![score against kept tokens]({plot.name})"]
+    parts = [f"# {escape.markdown(title)}", table, f"![score against kept tokens]({quote(plot.name)})"]
     for name, found in comparison["benchmarks"].items():
-        parts += [f"## {name}", _facts(name, found, results), tables.scores(found)]
+        parts += [f"## {escape.markdown(name)}", _facts(name, found, results), tables.scores(found)]
         parts += [part for part in (tables.types(found), tables.metrics(found), tables.costs(found)) if part]
     parts += ["## What the columns are", _SCORES, _COSTS]
     if comparison["missing"]:
-        parts += ["## What is missing", "\n".join(f"* {line}" for line in comparison["missing"])]
+        parts += ["## What is missing", "\n".join(f"* {escape.markdown(line)}" for line in comparison["missing"])]
     write_text(path, "\n\n".join([*parts, *notes]) + "\n")
     return path, table
 
@@ -126,7 +128,7 @@ def _facts(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, A
     if len(found["types"]) > 1:
         counts = {kind: max(r["types"][kind]["count"] for r in runs if kind in r["types"]) for kind in found["types"]}
         text += " Samples per type: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
-    return text + (f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else "")
+    return escape.markdown(text) + (f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else "")
 
 
 def _counted(number: int, noun: str) -> str:

@@ -159,11 +159,14 @@ def _shared(source: Path) -> bool:
 def _consolidated(source: Path) -> dict[str, torch.Tensor]:
     """All weights of a ZeRO-2 or ZeRO-3 checkpoint, fp32, on the CPU."""
     try:
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
         from deepspeed.utils import zero_to_fp32
+        from deepspeed.utils.tensor_fragment import fragment_address
     except ImportError as error:
         raise InputError(f"{source} needs DeepSpeed, which is not there ({error}): install ppe-npu[train]") from None
     try:
-        with tensors_only(zero_to_fp32):
+        with tensors_only(zero_to_fp32, DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address):
             return zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(source))
     except Exception as error:  # DeepSpeed raises what its files make: EOFError, AssertionError, ...
         raise InputError(f"{source}: its shares cannot be put together ({first_line(error)}): take another") from error
