@@ -85,7 +85,7 @@ def rows_of(setting: str, dtype: str, ours: Results, plain: Results, exact: Resu
     chosen = ", ".join(sorted(set(dispatch.chosen().values())))
     fixed = {"op": "model", "dtype": dtype, "implementation": chosen, "shapes": f"{len(ours.logits)} tokens"}
     return [
-        Row(**fixed, case=f"{setting}: {quantity}", direction=direction, error=error, allowed=bound, ok=error <= bound)
+        Row(**fixed, case=f"{setting}: {quantity}", direction=direction, error=error, allowed=bound, ok=compare.within(error, bound))
         for quantity, direction, error, bound in errors(ours, plain, exact, DTYPES[dtype])
     ]
 
