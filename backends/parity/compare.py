@@ -87,7 +87,7 @@ def clustering_error(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tens
     if any(one.shape != two.shape for one, two in zip(actual, expected)):
         return math.inf
     (centers, labels), (true_centers, true_labels) = ([part.cpu() for part in pair] for pair in (actual, expected))
-    if not all(0 <= part.min() and part.max() < labels.shape[1] for part in (centers, true_centers)):
+    if not all(part.min() >= 0 and part.max() < labels.shape[1] for part in (centers, true_centers)):
         return math.inf  # a centre that is no token
     ranks = torch.arange(centers.shape[1])
     used = ranks < budgets.cpu()[:, None]
