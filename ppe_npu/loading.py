@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def load_model(
             **weight_options(path, allow_bin),
             **({} if quantization_config is None else packed),
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise InputError(f"model {path} cannot be loaded ({first_line(error)}): download or save it again") from error
     if found["missing_keys"]:  # transformers would draw them at random, with a warning
         missing = sorted(found["missing_keys"])
