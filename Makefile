@@ -1,12 +1,13 @@
-# Two commands on a fresh machine with Python 3.11:   make demo   |   make test
+# Two commands on a fresh machine with Python 3.11 or 3.12:   make demo   |   make test
 # Everything runs in .venv, which the first command makes from the versions pinned in scripts/constraints.txt.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 DEVICE ?= auto
 # EMULATE=1 runs any target on an emulated Ascend device (tests/ascend_emulator), in an environment that has torch_npu.
 VENV   := $(if $(filter 1,$(EMULATE)),.venv-npu,.venv)
 OLDEST := .venv-oldest
 LMMS   := .venv-lmms
+NEWEST := .venv-newest
 BIN    := $(VENV)/bin
 BENCH   = $(or $(OUTPUT),runs/bench)
 
@@ -32,7 +33,7 @@ endif
 endif
 READY := $(VENV)/.ready $(if $(NPU),$(VENV)/.torch_npu)
 
-.PHONY: help demo test test-all test-matrix test-lmms test-npu test-emulated ascend-emulator bench lint format train eval report parity clean
+.PHONY: help demo test test-all test-machines test-matrix test-newest test-lmms test-npu test-emulated ascend-emulator bench lint format train eval report parity clean
 
 help:
 	@echo "make demo     train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1]"
@@ -44,7 +45,9 @@ help:
 	@echo "make parity   this device's operators against the fp64 specification                [DEVICE=]"
 	@echo "make bench    every operator, prefill, decoding and a training step; tables, JSON, plots  [DEVICE= OUTPUT=runs/bench]"
 	@echo "make test-npu      the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there"
+	@echo "make test-machines  the tests under the code paths of other CPUs           [QUICK=1]"
 	@echo "make test-matrix   the engine's tests with the newest and the oldest transformers of our range"
+	@echo "make test-newest   the same with the newest torch and transformers, and what refuses them"
 	@echo "make test-lmms     tasks of lmms-eval on compressed models, in an environment that has it"
 
 demo: $(READY)
@@ -69,17 +72,28 @@ parity: $(READY)
 	$(BIN)/ppe-npu parity --device $(DEVICE)
 
 # Two workers of one thread each: the tests are many small ones.
+# Random draws are the same in every run: other ones are in test-all, which says its seed (SEED=5 makes them again).
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 2 -m "not slow"
 
+test-all: SEED ?= $(shell date +%s)
 test-all: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	@echo "random draws of SEED=$(SEED)"
+	OMP_NUM_THREADS=1 PPE_TEST_SEED=$(SEED) $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED)
+
+# Under the code paths of other machines, as far as this CPU has them; QUICK=1 is a short part.
+test-machines: $(VENV)/.ready
+	$(BIN)/python scripts/test_machines.py $(if $(QUICK),--quick)
 
 # The tests of all that meets transformers, with the newest and the oldest version of our range.
 test-matrix: $(VENV)/.ready $(OLDEST)/.ready
 	for environment in $(VENV) $(OLDEST); do \
 		OMP_NUM_THREADS=1 $$environment/bin/python -m pytest -n 2 -m "not slow" --ignore tests/backends --ignore tests/demo || exit 1; \
 	done
+
+# The newest torch and transformers of the index, whatever our bounds say: one line names who refuses them.
+test-newest: $(NEWEST)/.ready
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python scripts/newest.py
 
 # lmms-eval brings a hundred packages of its own: they get an environment of their own.
 test-lmms: $(LMMS)/.ready
@@ -112,13 +126,14 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 # torch is named in the command that installs everything else, so that nothing pulls another release of it.
-# torchvision (transformers' video processors need it) is installed by itself: see ppe_npu/compat.py.
+# torchvision (transformers' video processors need it) is installed by itself, and mended: PyPI's wants CUDA libraries.
 pip = $(1)/bin/pip install --quiet --disable-pip-version-check
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(1)
 	$(call pip,$(1)) --constraint scripts/constraints.txt torch==2.13.0 --editable '.[train,eval,dev]'
 	$(call pip,$(1)) --constraint scripts/constraints.txt --no-deps torchvision
+	$(1)/bin/python scripts/mend_torchvision.py
 endef
 
 $(VENV)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
@@ -141,12 +156,19 @@ $(OLDEST)/.ready: setup.cfg pyproject.toml scripts/constraints.txt scripts/oldes
 	$(call pip,$(OLDEST)) --no-deps --requirement scripts/oldest.txt
 	@touch $@
 
+$(NEWEST)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
+	$(call environment,$(NEWEST))
+	$(call pip,$(NEWEST)) --upgrade torch torchvision transformers
+	$(NEWEST)/bin/python scripts/mend_torchvision.py
+	@touch $@
+
 # wandb and pandas, which lmms-eval brings, want older releases of these two than we test with.
 $(LMMS)/.ready: setup.cfg pyproject.toml scripts/constraints.txt
 	$(call environment,$(LMMS))
 	grep -vE '^(protobuf|python-dateutil)=' scripts/constraints.txt > $(LMMS)/constraints.txt
 	$(call pip,$(LMMS)) --constraint $(LMMS)/constraints.txt torch==2.13.0 --editable '.[lmms]'
+	$(LMMS)/bin/python scripts/mend_torchvision.py
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-npu $(OLDEST) $(LMMS) runs build *.egg-info
+	rm -rf .venv .venv-npu $(OLDEST) $(NEWEST) $(LMMS) runs build *.egg-info

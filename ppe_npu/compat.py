@@ -117,12 +117,14 @@ def layer_causal_mask(config: Any, hidden: Any, mask: Any, cache: Any, layer: in
     from transformers.masking_utils import create_causal_mask
 
     wanted = _parameters(create_causal_mask)
+    sized = None if cache is None else _OneLayer(cache, layer)
     known = {
         "config": config,
         "inputs_embeds": hidden,
         "input_embeds": hidden,
         "attention_mask": mask,
-        "past_key_values": None if cache is None else _OneLayer(cache, layer),
+        "past_key_values": sized,
+        "cache": sized,  # its name since 5.24
         "position_ids": None,
         **_cache_position(create_causal_mask, past, hidden),
     }

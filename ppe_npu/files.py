@@ -6,9 +6,41 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ppe_npu.errors import InputError, first_line
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """What the system refuses inside (a full disk, a place that may not be written to) names the file and the remedy.
+
+    Raises:
+        InputError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or first_line(error)}): make room there, or name another place"
+        ) from error
+
+
+def check_regular(path: str | Path) -> None:
+    """Whether a file that is there can be read without waiting for ever: it is no pipe, device or folder.
+
+    Raises:
+        InputError: it is one.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # not there; or not to be looked at, which opening it will say
+        return
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is a folder, a pipe or a device, not a file: move it away, or name another place")
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -19,14 +51,25 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """write_text of bytes."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb", buffering=0) as file:
+                write_whole(file, data)
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
     return path
+
+
+def write_whole(file: Any, data: bytes) -> None:
+    """All of data into an unbuffered file, of which the system may take a part at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def write_json(path: str | Path, value: Any) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +227,20 @@ def _process_video(processor: Any, video: Any, sampling: VideoSampling) -> tuple
     """A video -> (pixels float32 [P, D], grid int64 [3], seconds per temporal step float32 [], what its placeholder
     becomes int64 [n])."""
     maker = processor.video_processor
-    if not isinstance(video, Video):
-        video = load_video(video, sampling, maker.temporal_patch_size)
+    options = _video_options(maker, sampling)
+    if isinstance(video, Video):
+        done = _made(maker, video.frames, video.path, options)
+    else:
+        video = load_video(video, sampling, maker.temporal_patch_size, partial(_resizing, maker, options, video))
+        done = _made(maker, video.frames, video.path, options | {"do_resize": False})
+    seconds = torch.tensor(maker.temporal_patch_size * video.seconds_per_frame)
+    grid = done["video_grid_thw"][0]
+    step_tokens = int(grid[1:].prod()) // maker.merge_size**2
+    return done["pixel_values_videos"], grid, seconds, video_ids(processor, video, step_tokens)
+
+
+def _video_options(maker: Any, sampling: VideoSampling) -> dict[str, Any]:
+    """What a video processor is called with: its own settings, with the bounds of `sampling` on a frame's pixels."""
     size = dict(maker.size)
     size["shortest_edge"] = sampling.min_pixels or size["shortest_edge"]
     size["longest_edge"] = sampling.max_pixels or size["longest_edge"]
@@ -235,15 +248,30 @@ def _process_video(processor: Any, video: Any, sampling: VideoSampling) -> tuple
         raise InputError(
             f"video min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}: give both"
         )
-    options = {"size": size, "do_sample_frames": False, "return_tensors": "pt", **pixel_cap(maker)}
+    return {"size": size, "do_sample_frames": False, "return_tensors": "pt", **pixel_cap(maker)}
+
+
+def _made(maker: Any, frames: torch.Tensor, path: Any, options: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    """What a video processor makes of frames, uint8 [T, 3, H, W]."""
     try:
-        done = maker(videos=[video.frames], **options)
+        return maker(videos=[frames], **options)
     except ValueError as error:  # its own rules: frames that are too narrow, too few for one step
-        raise InputError(f"video {video.path} cannot be processed ({first_line(error)}): leave it out") from error
-    seconds = torch.tensor(maker.temporal_patch_size * video.seconds_per_frame)
-    grid = done["video_grid_thw"][0]
-    step_tokens = int(grid[1:].prod()) // maker.merge_size**2
-    return done["pixel_values_videos"], grid, seconds, video_ids(processor, video, step_tokens)
+        raise InputError(f"video {path} cannot be processed ({first_line(error)}): leave it out") from error
+
+
+def _resizing(maker: Any, options: Mapping[str, Any], path: Any, frames: int, height: int, width: int):
+    """A function that resizes one frame [3, H, W] as the processor itself would resize all of a video's at once.
+
+    How large they become may depend on how many they are, by a rule of the family's: it is asked with frames that have
+    no content. Then the processor's own resampling is given that size.
+    """
+    from transformers.image_utils import SizeDict
+    from transformers.video_processing_utils import BaseVideoProcessor
+
+    blank = torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta")
+    rows, columns = (_made(maker, blank, path, options)["video_grid_thw"][0, 1:] * maker.patch_size).tolist()
+    size = SizeDict(height=rows, width=columns)
+    return lambda frame: BaseVideoProcessor.resize(maker, frame[None], size=size, resample=maker.resample)[0]
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ import torch
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.generation_defaults import of_checkpoint, token_ids, transformers_takes
 from ppe_npu.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -42,27 +43,31 @@ def load_model(
     """
     prepare_transformers()
     architecture = check_checkpoint(path, allow_bin)
+    asked = of_checkpoint(path)
     import transformers
     from safetensors import SafetensorError
 
     from ppe_npu.models.fused import fuse
 
-    packed = {"quantization_config": quantization_config, "device_map": {"": str(device)}}  # packed where it will run
+    more: dict[str, Any] = {}
+    if quantization_config is not None:
+        more = {"quantization_config": quantization_config, "device_map": {"": str(device)}}  # packed where it will run
+    if not transformers_takes(asked):  # settings of generate() that exclude each other keep no model from loading
+        more["generation_config"] = transformers.GenerationConfig(**token_ids(asked))
     try:
         model, found = getattr(transformers, architecture).from_pretrained(
             str(path),
             dtype=DTYPES.get(dtype, dtype),
             attn_implementation=attn_implementation,
-            output_loading_info=True,
             **NO_CODE,
             **weight_options(path, allow_bin),
-            **({} if quantization_config is None else packed),
+            **{"output_loading_info": True, **more},
         )
     except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise InputError(f"model {path} cannot be loaded ({first_line(error)}): download or save it again") from error
-    if found["missing_keys"]:  # transformers would draw them at random, with a warning
-        missing = sorted(found["missing_keys"])
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random, with a warning
         raise InputError(f"model {path} lacks {len(missing)} weights ({missing[0]}, ...): download or save it again")
+    model.checkpoint_generation = asked
     return fuse(model.to(device).eval())
 
 
@@ -144,8 +149,7 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
     for name in ("image_processor", "video_processor", "tokenizer"):
         if getattr(processor, name, None) is None:
             raise InputError(f"processor of {path} has no {name}: {_remedy(path)}")
-    if not processor.chat_template:
-        raise InputError(f"processor of {path} has no chat template: put chat_template.jinja into the folder")
+    processor.chat_template = _chat_template(path, processor)
     size = dict(processor.image_processor.size)
     size["shortest_edge"] = min_pixels or size["shortest_edge"]
     size["longest_edge"] = max_pixels or size["longest_edge"]
@@ -153,6 +157,24 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
         raise InputError(f"min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}")
     processor.image_processor.size = size
     return processor
+
+
+def _chat_template(path: str | Path, processor: Any) -> str:
+    """The processor's chat template, else the tokenizer's; of several named ones the default.
+
+    Raises:
+        InputError: there is none, or none of several is called default.
+    """
+    given = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
+    if isinstance(given, (list, tuple)):  # as files have them: [{"name", "template"}]
+        given = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
+    if isinstance(given, dict):
+        if "default" not in given and len(given) > 1:
+            raise InputError(f"processor of {path} has chat templates {', '.join(map(str, given))}: call one default")
+        given = given.get("default", next(iter(given.values()), None))
+    if not given or not isinstance(given, str):
+        raise InputError(f"processor of {path} has no chat template: put chat_template.jinja into the folder")
+    return given
 
 
 def quiet_transformers() -> None:

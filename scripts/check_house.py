@@ -1,4 +1,5 @@
-"""The house rules that a program can check: arrows run one way, device packages stay in their room, files stay short.
+"""The house rules that a program can check: arrows run one way, device packages stay in their room, files stay short,
+tests derive their tolerances.
 
 cli -> demo -> training, evaluation -> models -> methods, positions, grouping, spans -> backends
 """
@@ -35,6 +36,11 @@ LEVELS = {
     "ppe_npu.demo": 7,
     "ppe_npu.cli": 8,
 }
+# What compares with a tolerance of its own, and arguments that give one: tests take theirs from tests/tolerances.py.
+COMPARE = {"assert_close", "assert_allclose", "allclose", "isclose", "assert_array_almost_equal", "assert_almost_equal"}
+TOLERANCES = {"atol", "rtol", "abs", "rel", "abs_tol", "rel_tol", "tol", "tolerance"}
+# A small number in a test that is no tolerance: (file, the line's own words) -> what specifies it.
+SPECIFIED: dict[tuple[str, str], str] = {}
 DEVICE_PACKAGES = {"torch_npu", "mindspeed", "flash_attn", "triton", "liger_kernel"}
 
 
@@ -64,8 +70,52 @@ def imports(path: Path, module: str) -> list[tuple[int, str]]:
     return found
 
 
-def problems() -> list[str]:
+def is_small(node: ast.AST) -> bool:
+    """A literal between 0 and 0.1."""
+    return isinstance(node, ast.Constant) and isinstance(node.value, float) and 0 < node.value < 0.1
+
+
+def has_small(node: ast.AST) -> bool:
+    """A small literal, alone or as a factor or a term."""
+    return any(map(has_small, (node.left, node.right))) if isinstance(node, ast.BinOp) else is_small(node)
+
+
+def bare_tolerances(source: str) -> list[tuple[int, str]]:
+    """(line, what stands there) of every tolerance in a test that is a bare number, or a library's default."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in COMPARE:
+                found.append((node.lineno, f"{name}()"))
+            found += [(node.lineno, k.arg) for k in node.keywords if k.arg in TOLERANCES and has_small(k.value)]
+        elif isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            for left, operator, right in zip(sides, node.ops, sides[1:]):
+                upper = {ast.Lt: right, ast.LtE: right, ast.Gt: left, ast.GtE: left}.get(type(operator))
+                if upper is not None and has_small(upper):
+                    found.append((node.lineno, "a comparison with a small number"))
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            names = [n.id.lower() for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+            if any("tolerance" in name for name in names) and any(map(is_small, ast.walk(node.value))):
+                found.append((node.lineno, "a constant"))
+    return found
+
+
+def tolerances() -> list[str]:
     out = []
+    for path in sorted(ROOT.glob("tests/**/*.py")):
+        name, source = path.relative_to(ROOT).as_posix(), path.read_text()
+        if name == "tests/tolerances.py":
+            continue
+        for line, what in bare_tolerances(source):
+            if (name, source.splitlines()[line - 1].strip()) not in SPECIFIED:
+                out.append(f"{name}:{line} {what}: a tolerance is derived in tests/tolerances.py, or is specified here")
+    return out
+
+
+def problems() -> list[str]:
+    out = tolerances()
     for path in sorted([*ROOT.glob("ppe_npu/**/*.py"), *ROOT.glob("backends/**/*.py")]):
         module, name = module_name(path), path.relative_to(ROOT)
         for line, target in imports(path, module):
@@ -84,5 +134,5 @@ def problems() -> list[str]:
 
 if __name__ == "__main__":
     found = problems()
-    print("\n".join(found) or "imports run one way, files are short")
+    print("\n".join(found) or "imports run one way, files are short, tolerances are derived")
     sys.exit(bool(found))

@@ -9,10 +9,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
-from hypothesis import settings
 
 from ppe_npu.compat import prepare_transformers
 
+import draws  # isort:skip
 from command_line import run  # noqa: F401 isort:skip
 from fixtures import spelling_processors, tiny_folder, tiny_processor, write_clip, write_image  # noqa: F401 isort:skip
 
@@ -20,8 +20,13 @@ if torch.cuda.is_available():
     del os.environ["TRITON_INTERPRET"]  # which nothing above has read there; CUDA_VISIBLE_DEVICES= brings it back
 
 prepare_transformers()
-settings.register_profile("ppe", deadline=None, max_examples=15, derandomize=True)
-settings.load_profile("ppe")
+draws.load_profile()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Before the fixtures of any scope: a test draws the same whatever ran before it."""
+    draws.seed_everything()
 
 
 @pytest.fixture

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+torch.set_num_threads(int(os.environ.get("PPE_TEST_THREADS", "1")))  # tiny tensors: a second thread only waits
 
 
 @pytest.fixture

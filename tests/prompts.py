@@ -4,6 +4,7 @@ import inspect
 
 import torch
 from support import IMAGE_ID, VIDEO_ID, Prompt, batch
+from tolerances import assert_near, slope_error
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ppe_npu import CompressionConfig
@@ -71,4 +72,20 @@ def check_labels(model):
     for row, ids, mine in zip(out.labels, inputs["input_ids"], text):
         assert row[row >= 0].tolist() == ids[mine].tolist()
     shifted = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), out.labels[:, 1:].flatten())
-    torch.testing.assert_close(out.loss, shifted)
+    assert_near(out.loss, shifted, roundings=out.logits.shape[-1] + out.labels.numel())  # log_softmax, and the mean
+
+
+@torch.no_grad()
+def check_slope(model, inputs, labels, weight, direction, slope, step=2e-3):
+    """The loss rises along `direction` (a unit vector beside `weight`) by what autograd says."""
+
+    def difference(size):
+        losses = []
+        for moved in (size, -size):
+            weight.add_(moved * direction)
+            losses.append(model(**inputs, labels=labels).loss.item())
+            weight.sub_(moved * direction)
+        return (losses[0] - losses[1]) / (2 * size), losses[0]
+
+    (wide, _), (narrow, loss) = difference(2 * step), difference(step)
+    assert abs(narrow - slope) <= slope_error(wide, narrow, loss, step), (narrow, slope)

@@ -15,6 +15,7 @@ import ascend_emulator
 import pytest
 import torch
 from ascend_emulator import counters, environment
+from tolerances import loss_near, moved_apart
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -242,9 +243,9 @@ def test_the_fused_adamw_of_torch_npu():
     """It moves all parameters into one piece of memory and leaves views behind."""
     ours, weights = steps(network(), lambda parameters: torch_npu.optim.NpuFusedAdamW(parameters, lr=1e-2), "npu")
     losses, expected = steps(network(), lambda parameters: torch.optim.AdamW(parameters, lr=1e-2), "cpu")
-    assert ours == pytest.approx(losses, rel=1e-6)
+    assert ours == loss_near(losses, layers=1, steps=5)
     for one, other in zip(weights, expected):
-        torch.testing.assert_close(one, other)
+        assert (one - other).abs().max() <= moved_apart([1e-2] * 5, weight=other.abs().max().item())
 
 
 def test_autocast():

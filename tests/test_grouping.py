@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tolerances import assert_near
 
 from ppe_npu.grouping import Grouping
 from ppe_npu.methods.dpc_knn import dpc_knn, num_neighbors
@@ -81,7 +82,7 @@ def test_apply_gives_the_means():
         for group in range(grouping.counts.shape[1]):
             mine = tokens[frame][grouping.labels[frame] == group].double()
             expected = mine.mean(0) if len(mine) else torch.zeros(tokens.shape[-1], dtype=torch.float64)
-            torch.testing.assert_close(merged[frame, group].double(), expected, atol=1e-6, rtol=1e-6)
+            assert_near(merged[frame, group], expected, roundings=len(mine) + 1, size=tokens[frame].abs().max())
 
 
 @pytest.mark.parametrize(("budget", "expected"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 5), (50, 5)])
@@ -100,4 +101,4 @@ def test_no_gradient_flows_into_the_choice_of_groups():
     grouping.apply(tokens).sum().backward()
     # Each token's gradient is one over the size of its group.
     sizes = grouping.counts.gather(1, grouping.labels)
-    torch.testing.assert_close(tokens.grad, (1 / sizes)[:, :, None].expand_as(tokens))
+    assert_near(tokens.grad, (1 / sizes)[:, :, None].expand_as(tokens), roundings=2)

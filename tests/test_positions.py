@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from support import IMAGE_ID, SECTIONS, VIDEO_ID, Prompt, batch, random_model
+from tolerances import angle_roundings, assert_near
 
 from ppe_npu.positions import (
     channel_rows,
@@ -84,8 +85,9 @@ def test_table_equals_sections_picked_channel_by_channel(k):
     split = angles.split(pieces, dim=-1)
     expected = torch.cat([part[i % (3 * k)] for i, part in enumerate(split)], dim=-1)
     assert cos.shape == (2, 7, 64)
-    torch.testing.assert_close(cos.double(), expected.cos(), atol=1e-4, rtol=0)
-    torch.testing.assert_close(sin.double(), expected.sin(), atol=1e-4, rtol=0)
+    off = {"roundings": angle_roundings(rows.max().item() * inv_freq.max().item()), "size": 1.0}
+    assert_near(cos, expected.cos(), **off)
+    assert_near(sin, expected.sin(), **off)
 
 
 def test_one_kept_position_repeated_k_times_turns_as_one():

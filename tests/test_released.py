@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tolerances import assert_near, assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.compression import Compression
@@ -63,14 +64,17 @@ def test_position_rows(recorded, kind, name):
 def test_groups_and_means(recorded, kind):
     tensors, configs = recorded
     config = CompressionConfig.from_released(configs["ppe"])
-    for x, labels, merged in zip(*(frames(tensors, kind, name) for name in ("x", "labels", "merged"))):
+    recordings = [frames(tensors, kind, name) for name in ("x", "labels", "merged")]
+    # Of both a mean: at most of all tokens of a frame.
+    off = {"roundings": 2 * max(map(len, recordings[0])), "size": max(x.abs().max() for x in recordings[0])}
+    for x, labels, merged in zip(*recordings):
         (budget,) = config.budgets(len(x))
         grouping = METHODS[config.method](x[None], None, torch.tensor([budget]), budget, config.order)
         assert torch.equal(grouping.labels[0], labels.long())
-        torch.testing.assert_close(grouping.apply(x[None])[0], merged, atol=1e-5, rtol=1e-4)
+        assert_near(grouping.apply(x[None])[0], merged, **off)
     prompt = compressed(tensors, config, kind)
     visual = prompt.embeds[0][prompt.embeds[0].abs().sum(-1) > 0]
-    torch.testing.assert_close(visual, torch.cat(frames(tensors, kind, "merged")), atol=1e-5, rtol=1e-4)
+    assert_near(visual, torch.cat(recordings[2]), **off)
 
 
 def whole_recordings():
@@ -99,10 +103,11 @@ def test_logits_and_generated_ids(recorded_model, path):
     config = CompressionConfig.from_released(settings)
     model = compress(recorded_model.eval(), config)
     with torch.no_grad():
-        logits = model(**inputs).logits[0]
+        logits, true = model(**inputs).logits[0], exact(model, lambda: model(**inputs).logits[0])
     reference = expected["prefill.logits"]
     assert logits.shape == reference.shape
-    assert (logits - reference).abs().max() <= 2e-4 * (reference.max() - reference.min())
+    text, vision = model.config.text_config.num_hidden_layers, model.config.vision_config.depth
+    assert_rounds_alike(reference, logits, true, layers=text + vision)
     ids = model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
     new = ids[0, inputs["input_ids"].shape[1] :]
     # Chat-UniVi's recorded steps stand at positions inside the prompt, a fault: only the first token compares.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from prompts import MIXED, PRESETS, logits
 from support import Prompt, batch, random_model
+from tolerances import assert_near
 
 from ppe_npu import CompressionConfig, compress
 
@@ -81,7 +82,7 @@ def test_merged_features_are_the_means_of_the_groups_that_are_told(family):
         given = torch.cat([merged[cell.sample, cell.start : cell.start + cell.tokens] for cell in own])
         labels = torch.from_numpy(visual.stages[0].labels.reshape(-1))
         means = torch.stack([features[labels == group].mean(0) for group in range(len(given))])
-        torch.testing.assert_close(given, means)
+        assert_near(given, means, roundings=2 * len(features), size=features.abs().max())  # two means
 
 
 def test_events_are_told_by_frame(model):

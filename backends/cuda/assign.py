@@ -1,56 +1,52 @@
 """Assignment of every token to its nearest centre: the last pass of the clustering."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import Centred, Plan, products, squared
+from ppe_npu.backends.reference.dpc_knn import probable_error
+
+from .tiles import Pairs, Plan, distances
 
 
-def assign(
-    gram: Tensor,
-    tokens: Centred,
-    norms: Tensor,
-    lengths: Tensor,
-    centers: Tensor,
-    budgets: Tensor,
-    labels: Tensor,
-    plan: Plan,
-) -> None:
+def assign(pairs: Pairs, centers: Tensor, budgets: Tensor, labels: Tensor, channels: int, plan: Plan) -> None:
     """Writes int64 labels [F, N]: the rank of the nearest of the first budgets[f] centres, the lowest of those equally
     near; a centre's own rank; -1 where there is no token. centers: int64 [F, M], labels and centers contiguous."""
     frames, count = labels.shape
-    blocks = plan.pitch // plan.rows
-    arguments = (gram, *tokens, norms, lengths, centers, budgets, labels, count, centers.shape[1])
-    options = {"SPLIT": tokens.split, **plan.passes, **plan.launch}
-    _assign[(frames * blocks,)](*arguments, plan.pitch, plan.width, blocks, **options)
+    blocks, bound = plan.pitch // plan.rows, probable_error(channels, torch.float32)
+    arguments = (*pairs, centers, budgets, labels, count, centers.shape[1], plan.pitch, plan.width, bound, blocks)
+    _assign[(frames * blocks,)](*arguments, **plan.options(pairs.high.dtype))
 
 
 @triton.jit
 def _assign(
-    gram, tokens, low, flags, norms, lengths, centers, budgets, labels, count, groups, pitch, width, blocks,
+    gram, tokens, low, flags, norms, lengths, first, copies, centers, budgets, labels, count, groups, pitch,
+    width, bound, blocks,
     STORED: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """One program: some tokens of a frame against its centres."""
     frame = (tl.program_id(0) // blocks).to(tl.int64)
-    first = (tl.program_id(0) % blocks) * ROWS
+    start_row = (tl.program_id(0) % blocks) * ROWS
     length = tl.load(lengths + frame)
     budget = tl.load(budgets + frame).to(tl.int32)
-    rows = first + tl.arange(0, ROWS)
+    rows = start_row + tl.arange(0, ROWS)
     gram += frame * pitch * pitch
     tokens += frame * pitch * width
     low += frame * pitch * width
     flags += frame * (width // STEP)
     norms += frame * pitch
-    row_norms = tl.load(norms + rows)
+    first += frame * pitch
+    copy = tl.load(copies + frame)
     best = tl.full((ROWS,), float("inf"), tl.float32)
     label = tl.zeros((ROWS,), tl.int32)
-    for start in range(0, tl.where(first < length, budget, 0), TILE):
+    for start in range(0, tl.where(start_row < length, budget, 0), TILE):
         rank = start + tl.arange(0, TILE)
         used = rank < budget
         columns = tl.load(centers + frame * groups + rank, mask=used, other=0).to(tl.int32)
-        values = products(gram, tokens, low, flags, rows, columns, pitch, width, STORED, SPLIT, STEP)
-        values = squared(values, row_norms, tl.load(norms + columns))
+        values = distances(
+            gram, tokens, low, flags, norms, first, copy, rows, columns, pitch, width, bound, STORED, SPLIT, STEP
+        )
         # A centre is its own, before any copy of it.
         values = tl.where(columns[None, :] == rows[:, None], -1.0, values)
         values = tl.where(used[None, :], values, float("inf"))

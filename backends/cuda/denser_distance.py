@@ -5,57 +5,52 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import Centred, Plan, products, squared
+from ppe_npu.backends.reference.dpc_knn import probable_error
+
+from .tiles import Pairs, Plan, distances
 
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
-def denser_distance(
-    gram: Tensor,
-    tokens: Centred,
-    norms: Tensor,
-    lengths: Tensor,
-    density: Tensor,
-    channels: int,
-    strict: bool,
-    plan: Plan,
-) -> Tensor:
+def denser_distance(pairs: Pairs, density: Tensor, channels: int, strict: bool, plan: Plan) -> Tensor:
     """fp32 [F, pitch]: d^2 to the nearest denser token, the largest number where there is none, 0 where no token is.
 
     Of equally dense tokens the one with the lower index counts as denser, with `strict` none.
     """
-    nearest = torch.empty_like(norms)
-    blocks = plan.pitch // plan.rows
-    arguments = (gram, *tokens, norms, lengths, density, nearest, plan.pitch, plan.width, 1 / channels, blocks)
-    options = {"STRICT": strict, "SPLIT": tokens.split, **plan.passes, **plan.launch}
-    _denser_distance[(len(norms) * blocks,)](*arguments, **options)
+    nearest = torch.empty_like(density)
+    blocks, bound = plan.pitch // plan.rows, probable_error(channels, torch.float32)
+    arguments = (*pairs, density, nearest, plan.pitch, plan.width, bound, 1 / channels, blocks)
+    _denser_distance[(len(density) * blocks,)](*arguments, STRICT=strict, **plan.options(pairs.high.dtype))
     return nearest
 
 
 @triton.jit
 def _denser_distance(
-    gram, tokens, low, flags, norms, lengths, density, nearest, pitch, width, scale, blocks,
+    gram, tokens, low, flags, norms, lengths, first, copies, density, nearest, pitch, width, bound, scale,
+    blocks,
     STRICT: tl.constexpr, STORED: tl.constexpr, SPLIT: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """One program: some tokens of a frame against all of it."""
     frame = (tl.program_id(0) // blocks).to(tl.int64)
-    first = (tl.program_id(0) % blocks) * ROWS
+    start_row = (tl.program_id(0) % blocks) * ROWS
     length = tl.load(lengths + frame)
-    rows = first + tl.arange(0, ROWS)
+    rows = start_row + tl.arange(0, ROWS)
     gram += frame * pitch * pitch
     tokens += frame * pitch * width
     low += frame * pitch * width
     flags += frame * (width // STEP)
     norms += frame * pitch
+    first += frame * pitch
+    copy = tl.load(copies + frame)
     density += frame * pitch
-    row_norms = tl.load(norms + rows)
     own = tl.load(density + rows)
     best = tl.full((ROWS,), LARGEST, tl.float32)
-    for start in range(0, tl.where(first < length, length, 0), TILE):
+    for start in range(0, tl.where(start_row < length, length, 0), TILE):
         columns = start + tl.arange(0, TILE)
-        values = products(gram, tokens, low, flags, rows, columns, pitch, width, STORED, SPLIT, STEP)
-        values = squared(values, row_norms, tl.load(norms + columns))
+        values = distances(
+            gram, tokens, low, flags, norms, first, copy, rows, columns, pitch, width, bound, STORED, SPLIT, STEP
+        )
         theirs = tl.load(density + columns)
         denser = theirs[None, :] > own[:, None]
         if not STRICT:

@@ -148,7 +148,7 @@ def _gram(
         there = gram + frame * pitch * pitch + rows[:, None] * pitch + columns[None, :]
         values = with_low(tl.load(there), tokens, low, flags, rows, columns, width, STEP)
     else:
-        values = products(gram, tokens, low, flags, rows, columns, pitch, width, False, SPLIT, STEP)
+        values = products(tokens, low, flags, rows, columns, width, SPLIT, STEP)
     if row_tile == column_tile:
         on_diagonal = rows[:, None] == columns[None, :]
         tl.store(norms + frame * pitch + rows, tl.sum(tl.where(on_diagonal, values, 0.0), axis=1))

@@ -5,48 +5,51 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import Centred, Plan, products, squared
+from ppe_npu.backends.reference.dpc_knn import probable_error
+
+from .tiles import Pairs, Plan, distances
 
 
-def knn_density(
-    gram: Tensor, tokens: Centred, norms: Tensor, lengths: Tensor, num_neighbors: Tensor, channels: int, plan: Plan
-) -> Tensor:
+def knn_density(pairs: Pairs, num_neighbors: Tensor, channels: int, plan: Plan) -> Tensor:
     """fp32 [F, pitch]: minus the mean d^2 to the k nearest tokens, itself among them; 0 where there is no token.
 
-    gram, tokens, norms: as `gram` makes them. num_neighbors: int64 [F], from 1 to 5. d^2 is per channel.
+    num_neighbors: int64 [F], from 1 to 5. d^2 is per channel.
     """
-    density = torch.empty_like(norms)
-    blocks = plan.pitch // plan.rows
-    arguments = (gram, *tokens, norms, lengths, num_neighbors, density, plan.pitch, plan.width, 1 / channels, blocks)
-    _knn_density[(len(norms) * blocks,)](*arguments, SPLIT=tokens.split, **plan.passes, **plan.launch)
+    density = torch.empty_like(pairs.norms)
+    blocks, bound = plan.pitch // plan.rows, probable_error(channels, torch.float32)
+    arguments = (*pairs, num_neighbors, density, plan.pitch, plan.width, bound, 1 / channels, blocks)
+    _knn_density[(len(density) * blocks,)](*arguments, **plan.options(pairs.high.dtype))
     return density
 
 
 @triton.jit
 def _knn_density(
-    gram, tokens, low, flags, norms, lengths, num_neighbors, density, pitch, width, scale, blocks,
+    gram, tokens, low, flags, norms, lengths, first, copies, num_neighbors, density, pitch, width, bound, scale,
+    blocks,
     STORED: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """One program: some tokens of a frame against all of it; the four smallest distances of each stay in registers."""
     frame = (tl.program_id(0) // blocks).to(tl.int64)
-    first = (tl.program_id(0) % blocks) * ROWS
+    start_row = (tl.program_id(0) % blocks) * ROWS
     length = tl.load(lengths + frame)
-    rows = first + tl.arange(0, ROWS)
+    rows = start_row + tl.arange(0, ROWS)
     gram += frame * pitch * pitch
     tokens += frame * pitch * width
     low += frame * pitch * width
     flags += frame * (width // STEP)
     norms += frame * pitch
-    row_norms = tl.load(norms + rows)
+    first += frame * pitch
+    copy = tl.load(copies + frame)
     infinity = float("inf")
     one = tl.full((ROWS,), infinity, tl.float32)
     two = tl.full((ROWS,), infinity, tl.float32)
     three = tl.full((ROWS,), infinity, tl.float32)
     four = tl.full((ROWS,), infinity, tl.float32)
-    for start in range(0, tl.where(first < length, length, 0), TILE):
+    for start in range(0, tl.where(start_row < length, length, 0), TILE):
         columns = start + tl.arange(0, TILE)
-        values = products(gram, tokens, low, flags, rows, columns, pitch, width, STORED, SPLIT, STEP)
-        values = squared(values, row_norms, tl.load(norms + columns))
+        values = distances(
+            gram, tokens, low, flags, norms, first, copy, rows, columns, pitch, width, bound, STORED, SPLIT, STEP
+        )
         hidden = (columns[None, :] >= length) | (columns[None, :] == rows[:, None])
         values = tl.where(hidden, infinity, values)
         for _ in tl.static_range(4):

@@ -39,6 +39,26 @@ class Centred(NamedTuple):
         return self.high.dtype != torch.float32
 
 
+class Pairs(NamedTuple):
+    """What `distances` reads of all pairs of a batch's tokens, in the order in which the kernels take it.
+
+    Attributes:
+        gram: products fp32 [F, pitch, pitch], empty where they are not stored.
+        high, low, flags: the fields of Centred.
+        norms: fp32 [F, pitch]. lengths: int32 [F], tokens of each frame.
+        first: int32 [F, pitch], the first token at distance zero from each. copies: int32 [F], whether there is any.
+    """
+
+    gram: Tensor
+    high: Tensor
+    low: Tensor
+    flags: Tensor
+    norms: Tensor
+    lengths: Tensor
+    first: Tensor
+    copies: Tensor
+
+
 @dataclass(frozen=True)
 class Plan:
     """How [F, N, C] tokens are cut.
@@ -62,6 +82,10 @@ class Plan:
     width: int
     frames: int
     stored: bool
+
+    def options(self, dtype: torch.dtype) -> dict[str, int | bool]:
+        """The compile-time and launch options of a pass over pairs of tokens of that dtype."""
+        return {"SPLIT": dtype != torch.float32, **self.passes, **self.launch}
 
     @property
     def passes(self) -> dict[str, int | bool]:
@@ -92,7 +116,8 @@ def plan(frames: int, count: int, channels: int, dtype: torch.dtype, stored_at_o
     if not stored:
         tile = min(SPLIT_TILE, tile)
     rows = min(32, tile) if stored else tile
-    return Plan(tile, rows, step, 4, 3, pitch, width, max(1, min(frames, together)), stored)
+    warps = 8 if half and not stored else 4  # three tiles of sums at a time fit into the registers of eight
+    return Plan(tile, rows, step, warps, 3, pitch, width, max(1, min(frames, together)), stored)
 
 
 def shared_bytes(plan: Plan, dtype: torch.dtype) -> int:
@@ -103,26 +128,46 @@ def shared_bytes(plan: Plan, dtype: torch.dtype) -> int:
 
 
 @triton.jit
-def products(
-    gram, tokens, low, flags, rows, columns, pitch, width,
+def distances(
+    gram, tokens, low, flags, norms, first, copies, rows, columns, pitch, width, bound,
     STORED: tl.constexpr, SPLIT: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """fp32 [rows, columns] of x_i x_j in one frame: read, or made as the first pass makes them.
+    """d^2 [rows, columns] in one frame, not per channel: those of the first tokens at distance zero from these.
 
-    gram, tokens, low and flags point to the frame. Products are symmetric to the last bit, so they are read along the
-    rows, which are neighbours in memory whatever the columns are.
+    All pointers point to the frame; copies is 0 where no two of its tokens are equal. d^2 is zero below
+    `bound` * (|x_i|^2 + |x_j|^2).
     """
+    rows_at, columns_at = tl.load(first + rows), tl.load(first + columns)
     if STORED:
-        values = tl.load(gram + columns[None, :] * pitch + rows[:, None])
+        if copies != 0:
+            values = stored(gram, rows_at, columns_at, pitch)
+        else:  # neighbours in memory, as the compiler can see
+            values = stored(gram, rows, columns, pitch)
     else:
-        channel = tl.arange(0, STEP)
-        left = tokens + rows[:, None] * width + channel[None, :]
-        right = tokens + columns[None, :] * width + channel[:, None]
-        values = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
-        for start in range(0, width, STEP):
-            values = tl.dot(tl.load(left + start), tl.load(right + start), values, input_precision="ieee")
-        if SPLIT and any_flag(flags, width // STEP):
-            values = with_low(values, tokens, low, flags, rows, columns, width, STEP)
+        values = products(tokens, low, flags, rows_at, columns_at, width, SPLIT, STEP)
+    row_norms, column_norms = tl.load(norms + rows_at)[:, None], tl.load(norms + columns_at)[None, :]
+    values = (row_norms - values) + (column_norms - values)
+    return tl.where(values < bound * (row_norms + column_norms), 0.0, tl.maximum(values, 0.0))
+
+
+@triton.jit
+def stored(gram, rows, columns, pitch):
+    """fp32 [rows, columns] of x_i x_j in one frame. They are symmetric to the last bit, so they are read along the
+    rows, which are neighbours in memory whatever the columns are."""
+    return tl.load(gram + columns[None, :] * pitch + rows[:, None])
+
+
+@triton.jit
+def products(tokens, low, flags, rows, columns, width, SPLIT: tl.constexpr, STEP: tl.constexpr):
+    """fp32 [rows, columns] of x_i x_j, made. tokens, low and flags point to the frame."""
+    channel = tl.arange(0, STEP)
+    left = tokens + rows[:, None] * width + channel[None, :]
+    right = tokens + columns[None, :] * width + channel[:, None]
+    values = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
+    for start in range(0, width, STEP):
+        values = tl.dot(tl.load(left + start), tl.load(right + start), values, input_precision="ieee")
+    if SPLIT and any_flag(flags, width // STEP):
+        values = with_low(values, tokens, low, flags, rows, columns, width, STEP)
     return values
 
 
@@ -156,9 +201,3 @@ def with_low(values, tokens, low, flags, rows, columns, width, STEP: tl.constexp
             two = tl.dot(left_low, tl.load(tokens + right + start), two)
             values = tl.dot(left_low, right_low, values)
     return values + (one + two)
-
-
-@triton.jit
-def squared(values, row_norms, column_norms):
-    """d^2 from products: exactly zero between equal tokens, whose products and norms are the same number."""
-    return tl.maximum((row_norms[:, None] - values) + (column_norms[None, :] - values), 0.0)

@@ -59,30 +59,85 @@ def dpc_knn(
 
 
 def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    """[F, N, N] d_ij^2: symmetric, zero between equal tokens, infinite where i or j is not valid."""
-    squared, scale = _gram(tokens, valid), 1 / tokens.shape[-1]
-    norms = squared.diagonal(dim1=1, dim2=2) * scale  # rounded as the products are, so that equal tokens cancel
+    """[F, N, N] d_ij^2: symmetric, infinite where i or j is not valid; equal tokens have equal rows, to the last bit.
+
+    On some machines a product rounds by the place of its tokens in the matrix, and so do the features of a picture's
+    flat areas. So what is computed between two equal tokens is not always zero, nor are their distances to a third one
+    the same number. Two rules mend this; their bounds are derived in docs/numerics.md. A d^2 below `probable_error` is
+    zero, and below `largest_error` where the tokens have one checksum. Each token takes the row and the column of the
+    first token that is at distance zero.
+    """
+    squared, sums = _gram(tokens, valid)
+    scale, bound = 1 / tokens.shape[-1], probable_error(tokens.shape[-1], squared.dtype)
+    norms = squared.diagonal(dim1=1, dim2=2) * scale
     if valid is not None:
         norms.masked_fill_(~valid, torch.inf)
+        sums = torch.where(valid, sums, torch.arange(-1, -1 - sums.shape[1], -1, device=sums.device, dtype=sums.dtype))
     for rows in _row_slices(squared):
         # |x_i|^2 + |x_j|^2 - 2 x_i x_j, on and above the diagonal.
-        above = squared[:, rows, rows.start :]
-        above.mul_(-2 * scale).add_(norms[:, rows, None] + norms[:, None, rows.start :]).clamp_min_(0)
+        above, both = squared[:, rows, rows.start :], norms[:, rows, None] + norms[:, None, rows.start :]
+        above.mul_(-2 * scale).add_(both)
+        above.mul_(above >= both.mul_(bound))  # on a CPU thrice as fast as masked_fill_
         # A product need not be symmetric to the last bit; ties must not depend on the side that they are read from.
         square = squared[:, rows, rows]
         square.copy_(square.triu() + square.triu(1).transpose(1, 2))
         squared[:, rows.stop :, rows] = squared[:, rows, rows.stop :].transpose(1, 2)
+    if tokens.is_cpu and not _any_equal(squared, sums):  # the question would make the host wait for an accelerator
+        return squared
+    return _share_rows(squared, _first_equal(squared, norms, sums, largest_error(tokens.shape[-1], squared.dtype)))
+
+
+def probable_error(channels: int, dtype: torch.dtype) -> float:
+    """Probable bound of d_ij^2's rounding error, per |x_i|^2 + |x_j|^2: 2 eps sqrt(C)."""
+    return 2 * torch.finfo(dtype).eps * math.sqrt(channels)
+
+
+def largest_error(channels: int, dtype: torch.dtype) -> float:
+    """Bound of d_ij^2's rounding error for any order of its sums, per |x_i|^2 + |x_j|^2: eps (C + 2)."""
+    return torch.finfo(dtype).eps * (channels + 2)
+
+
+def _any_equal(squared: torch.Tensor, sums: torch.Tensor) -> bool:
+    """Whether two tokens of one frame are at distance zero or have the same checksum."""
+    zeros = any(
+        (torch.count_nonzero(squared[:, rows], -1) < squared.shape[1] - 1).any() for rows in _row_slices(squared)
+    )
+    return zeros or bool((sums.sort(dim=1).values.diff(dim=1) == 0).any())
+
+
+def _first_equal(squared: torch.Tensor, norms: torch.Tensor, sums: torch.Tensor, bound: float) -> torch.Tensor:
+    """[F, N] int64, for each token the first one at distance zero. norms and sums are [F, N]."""
+    places = torch.arange(squared.shape[1], device=squared.device, dtype=torch.int32)
+    first = torch.empty_like(sums, dtype=torch.int64)
+    for rows in _row_slices(squared):
+        before = slice(0, rows.stop)
+        block, limit = squared[:, rows, before], (norms[:, rows, None] + norms[:, None, before]).mul_(bound)
+        equal = (sums[:, rows, None] == sums[:, None, before]).logical_and_(block <= limit).logical_or_(block == 0)
+        first[:, rows] = torch.where(equal, places[before], places[rows, None]).amin(-1)
+    return first
+
+
+def _share_rows(squared: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """squared [F, N, N] where every token has the row and the column of token first [F, N]; changed in place."""
+    for rows in _row_slices(squared):
+        block = squared[:, rows]
+        block.copy_(block.gather(2, first[:, None].expand_as(block)))
+    for rows in reversed(_row_slices(squared)):  # first[i] <= i, so every row is read before it is written
+        block = squared[:, rows]
+        block.copy_(squared.gather(1, first[:, rows, None].expand_as(block)))
     return squared
 
 
-def _gram(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    """[F, N, N] products of all pairs of tokens, taken from the mean of their frame; padding has some finite ones.
+def _gram(tokens: torch.Tensor, valid: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """[F, N, N] products of all pairs of tokens, taken from the mean of their frame, and integer [F, N] checksums: the
+    sum of a token's bits, wrapped around, which no order of summation changes. Padding has some finite products.
 
     A common offset would eat the digits of the products; distances do not see it.
     """
     frames, count, channels = tokens.shape
-    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    dtype, bits = (torch.float64, torch.int64) if tokens.dtype == torch.float64 else (torch.float32, torch.int32)
     gram = torch.empty(frames, count, count, dtype=dtype, device=tokens.device)
+    sums = torch.empty(frames, count, dtype=bits, device=tokens.device)
     slices = _slices(frames, count * channels, TOKENS_AT_ONCE)
     buffer = torch.empty(slices[0].stop, count, channels, dtype=dtype, device=tokens.device)
     for part in slices:
@@ -93,8 +148,9 @@ def _gram(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
             padding = ~valid[part, :, None]
             x.masked_fill_(padding, 0)
             x -= x.sum(1, keepdim=True) / (~padding).sum(1, keepdim=True).clamp_min(1)
+        sums[part] = x.view(bits).sum(-1, dtype=bits)
         torch.bmm(x, x.transpose(1, 2), out=gram[part])
-    return gram
+    return gram, sums
 
 
 def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor) -> torch.Tensor:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from ppe_npu.backends import device as devices
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.decoding import chosen, notice
+from ppe_npu.generation_defaults import Settings, of_checkpoint
 from ppe_npu.training.args import as_compression
 
 
@@ -33,6 +37,20 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
 def reading(args: argparse.Namespace) -> dict[str, bool]:
     """What was asked of reading a checkpoint, as ppe_npu.loading's functions take it."""
     return {"allow_bin": True} if args.allow_bin else {}
+
+
+def generation(args: argparse.Namespace) -> tuple[Settings, Settings]:
+    """(what is used beside greedy search, what the checkpoint says); what of it is not used is spoken of.
+
+    Raises:
+        InputError: a setting that cannot be, or a broken generation_config.json.
+    """
+    own = of_checkpoint(args.model)
+    values = chosen(args.generation, own)
+    line = notice(own, values)
+    if line and devices.process_rank() == 0:
+        print(f"ppe-npu: {line}", file=sys.stderr)
+    return values, own
 
 
 def video_sampling(args: argparse.Namespace) -> VideoSampling:

@@ -4,12 +4,12 @@ with --show a picture of what was merged."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.cli.common import compressions, reading, video_sampling
+from ppe_npu.cli.common import compressions, generation, reading, video_sampling
 from ppe_npu.cli.looking import Looking
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.errors import InputError
@@ -32,6 +32,7 @@ def run_describe(args: argparse.Namespace) -> int:
     chosen = compressions(args, Path(args.model))[0]
     looking = Looking.of(args.show, args.token, chosen)
     check_compression(args.model, chosen, **reading(args))
+    asked, _ = generation(args)
     processor = load_processor(args.model, args.min_pixels, args.max_pixels)
     if looking is not None:
         messages = looking.opened(messages, processor, sampling)
@@ -40,22 +41,32 @@ def run_describe(args: argparse.Namespace) -> int:
         looking.check_token(inputs, processor)
     model = compress(load_model(args.model, device, args.dtype, **reading(args)), chosen)
     model.compression.keep_groups = looking is not None
-    done = generate(model, processor, inputs, args.max_new_tokens, _streamer(processor.tokenizer))
-    print(cost_lines(done, model.compression.report), flush=True)
+    done = _answer(model, processor, inputs, args.max_new_tokens, asked)
+    print(cost_lines(done, model.compression.report, asked.get("num_beams", 1)), flush=True)
     if looking is not None:
         print(f"groups              {looking.write(model.compression.trace.visuals())}")
     return 0
 
 
-def _streamer(tokenizer: Any) -> Any:
-    """Prints an answer as it comes; what would move a terminal's cursor is spelt out."""
+def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int, asked: Mapping[str, Any]) -> Generated:
+    """Prints the answer as it comes; of several beams when the best one is known."""
+    done = generate(
+        model, processor, inputs, max_new_tokens, None if "num_beams" in asked else _streamer(processor), asked
+    )
+    if "num_beams" in asked:
+        print(printable(done.answers[0], keep="\n\t"))
+    return done
+
+
+def _streamer(processor: Any) -> Any:
+    """Prints text as it comes; what would move a terminal's cursor is spelt out."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             super().on_finalized_text(printable(text, keep="\n\t"), stream_end)
 
-    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    return Streamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> list[dict[str, Any]]:
@@ -73,16 +84,17 @@ def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> l
     return [{"role": "user", "content": split_placeholders(prompt, images, videos)}]
 
 
-def cost_lines(done: Generated, report: Any) -> str:
-    """What one answer cost, in lines to read."""
+def cost_lines(done: Generated, report: Any, beams: int = 1) -> str:
+    """What one answer cost, in lines to read. beams: how often the report has the prompt."""
     before, after = sum(done.tokens_before), sum(done.tokens_after)
+    prompt_before, prompt_after = report.prompt_tokens_before // beams, report.prompt_tokens_after // beams
     rest = done.seconds - done.prefill_seconds
     speed = f"{(done.new_tokens[0] - 1) / rest:.1f} tokens/s after the first" if done.new_tokens[0] > 1 else "one token"
     return "\n".join(
         [
             "",
             f"visual tokens       {before} before, {after:g} after ({100 * after / before:.1f} % kept)",
-            f"prompt tokens       {report.prompt_tokens_before} before, {report.prompt_tokens_after} after",
+            f"prompt tokens       {prompt_before} before, {prompt_after} after",
             f"time to first token {1000 * done.prefill_seconds:.1f} ms",
             f"speed               {speed} ({done.new_tokens[0]} in {done.seconds:.2f} s)",
             f"KV cache            {done.kv_bytes:,} bytes",

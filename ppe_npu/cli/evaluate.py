@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.cli.common import compressions, reading, video_sampling
+from ppe_npu.cli.common import compressions, generation, reading, video_sampling
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.decoding import first_edition
 from ppe_npu.errors import InputError
 from ppe_npu.escape import printable
 from ppe_npu.evaluation import benchmarks
@@ -56,17 +57,18 @@ def run_eval(args: argparse.Namespace) -> int:
     loaded = load_benchmarks(args.benchmarks, args.data_root)
     check_compression(model_path, *chosen, **reading(args))
     processor, sampling = load_processor(model_path, args.min_pixels, args.max_pixels), video_sampling(args)
+    values, own = generation(argparse.Namespace(model=model_path, generation=args.generation))
     runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
     for benchmark in loaded:
         identity, tokens = benchmark_identity(benchmark), new_tokens(benchmark, args.max_new_tokens)
         for config in chosen:
             folder = Path(args.output) / benchmark.name / config.label
             runs.append(Asked(benchmark, identity, config, folder, tokens))
-            known = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed)
-            check_settings(folder, {**identity, **known})
+            known = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
+            check_settings(folder, {**identity, **known}, {"generation": first_edition(own)})
     check_shared(Path(args.output))
     model = load_model(model_path, device, args.dtype, **reading(args))
-    results = _evaluate(model, processor, runs, sampling, args)
+    results = _evaluate(model, processor, runs, sampling, values, args)
     if devices.process_rank() == 0:
         _report(Path(args.output), Path(args.output) / "report.md", f"Evaluation of {args.model or model_path}")
     return _verdict(results)
@@ -130,7 +132,12 @@ def _chosen(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:
 
 
 def _evaluate(
-    model: Any, processor: Any, runs: list[Asked], sampling: VideoSampling, args: argparse.Namespace
+    model: Any,
+    processor: Any,
+    runs: list[Asked],
+    sampling: VideoSampling,
+    generation: dict[str, Any],
+    args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """The results of all runs, in order. Where others still answer the last samples of one, the next is begun."""
     results: list[dict[str, Any] | None] = []
@@ -138,7 +145,7 @@ def _evaluate(
         evaluations = []
         for asked in runs:
             compress(model, asked.config)
-            answers = ModelAnswers(model, processor, asked.max_new_tokens, sampling, args.seed)
+            answers = ModelAnswers(model, processor, asked.max_new_tokens, sampling, args.seed, generation)
             evaluation = Evaluation(
                 answers,
                 asked.benchmark,

@@ -67,6 +67,12 @@ def _add_pixels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nframes", type=int, help="frames of a video; not together with --fps")
 
 
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    asked = "beside greedy search: name=value such as repetition_penalty=1.05, or checkpoint: all that its "
+    what = f"{asked}generation_config.json says (default: nothing of it)"
+    parser.add_argument("--generation", nargs="+", metavar="SETTING", help=what)
+
+
 def _add_train(commands) -> None:
     parser = commands.add_parser(
         "train", help="fine-tune with compression; without arguments: the embedded tiny model, about a minute"
@@ -136,6 +142,7 @@ def _add_eval(commands) -> None:
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
     parser.add_argument("--max-new-tokens", type=int, help="(default: as the benchmark says, else 16)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    _add_generation(parser)
     parser.set_defaults(run="evaluate:run_eval")
 
 
@@ -162,6 +169,7 @@ def _add_describe(commands) -> None:
     _add_device(parser)
     _add_pixels(parser)
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    _add_generation(parser)
     parser.add_argument("--show", metavar="FILE", help="a picture (.png, .jpg, .webp) to draw the merged groups into")
     parser.add_argument(
         "--token", type=int, help="of --show: the merged token to outline, counted from 0 (default: the largest)"

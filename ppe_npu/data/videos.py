@@ -2,37 +2,39 @@
 
 transformers' own video reading tries torchcodec and torchvision first; neither loads on a machine without CUDA
 libraries, so videos are decoded here and given to the processor as frames.
+
+What a file shows, and when, its index says (video_index.py); which of it is taken, VideoSampling, from the header
+alone: so frames can be counted, and their size be known, before any is decoded.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ppe_npu.data.decoding import shown_frames
 from ppe_npu.data.paths import existing_file, is_folder
 from ppe_npu.data.pictures import load_image
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.data.video_index import video_index
+from ppe_npu.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_FAR = 300  # frames before a clip that are worth a seek
-_READ_SECONDS = 20.0  # one read of a video file: a playlist that never ends, or a dead disk, is given up after it
 _EVEN = VideoSampling()
-_WHOLE = 0.9  # share of the stated frames that must be there: containers round, a file that broke off lacks more
+
+Resizing = Callable[[int, int, int], Callable[[torch.Tensor], torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class VideoHeader:
-    """What a video file says of itself: frames, frames per second, height and width in pixels."""
+    """What a video file shows: frames, frames per second, height and width in pixels, upright."""
 
     frames: int
     fps: float
@@ -89,35 +91,26 @@ class VideoFrame:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height), from the file's header."""
-        return _frame_size(self.path)
+        """(width, height), upright."""
+        header = video_header(self.path)
+        return header.width, header.height
 
     def load(self) -> Image:
-        """The frame as RGB. Decoding starts at the key frame before it.
+        """The frame as RGB, upright. Decoding starts at a key frame before it.
 
         Raises:
             InputError: no such file, or no frame there.
         """
-        shown = None
-        with _open_video(self.path) as (container, stream):
-            first = stream.start_time or 0
-            container.seek(first + int(self.seconds / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
-                if shown is not None and float((frame.pts - first) * stream.time_base) > self.seconds + 1e-6:
-                    break
-                shown = frame
-        if shown is None:
-            raise InputError(f"video {self.path} has no frame at {self.seconds} s: record or convert it again")
-        return shown.to_image()
+        from PIL import Image
+
+        index = video_index(self.path)
+        frames = shown_frames(existing_file(self.path, "video"), index, [index.place_at(self.seconds)])
+        return Image.fromarray(next(iter(frames)))
 
 
-@functools.lru_cache(maxsize=2**12)
-def _frame_size(path: str) -> tuple[int, int]:
-    with _open_video(path) as (_, stream):
-        return stream.width, stream.height
-
-
-def load_video(path: str | Path, sampling: VideoSampling = _EVEN, multiple: int = 2) -> Video:
+def load_video(
+    path: str | Path, sampling: VideoSampling = _EVEN, multiple: int = 2, resizing: Resizing | None = None
+) -> Video:
     """Read the frames of a video, or of a clip of it, that `sampling` asks for.
 
     Args:
@@ -125,103 +118,79 @@ def load_video(path: str | Path, sampling: VideoSampling = _EVEN, multiple: int 
         sampling: which frames.
         multiple: frames that the vision tower joins into one step (temporal_patch_size); the number of frames is a
             multiple of it where the video has enough.
+        resizing: given the number of frames, their height and width, a function that makes each of them [3, H, W] as
+            large as it is wanted. Frames are resized as they are decoded, so that no more than one large one is held.
 
     Raises:
         InputError: no such file, no video, no frame in it or in the clip, or one that breaks off.
     """
-    folder = Path(path).expanduser()
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError:  # no such home: then ~ is part of a name
+        folder = Path(path)
     if not str(path).startswith(("http://", "https://")) and is_folder(folder):
-        return _load_frames(folder, sampling, multiple)
-    header = video_header(path)
-    wanted, length = sampling.indices(header.frames, header.fps, multiple)
-    with _open_video(path) as (container, stream):
-        stream.thread_type = "AUTO"
-        frames, passed = _decode(container, stream, wanted, header.fps)
-    if not frames:
-        raise InputError(f"video {path} holds no frames that can be decoded: record or convert it again")
-    if len(frames) < len(wanted) - 1 and passed < _WHOLE * (wanted[-1] + 1):
-        raise InputError(f"video {path} breaks off after {passed} of {header.frames} frames: give a whole video file")
-    return _video(frames, length, header.fps, path, wanted)
+        return _load_folder(folder, sampling, multiple, resizing)
+    index, file = video_index(path), existing_file(path, "video")
+    planned, wanted = _plan(video_header(path), path, sampling, multiple)
+    frames = shown_frames(file, index, index.places(wanted))
+    return _filled(planned, (torch.from_numpy(frame).permute(2, 0, 1) for frame in frames), resizing)
 
 
 def video_header(path: str | Path) -> VideoHeader:
-    """What a video's container says; where it does not count its frames, its packets are counted, none is decoded.
+    """What a video file shows, from its packets; of its frames the first is decoded.
 
     Raises:
         InputError: as load_video, but for what only decoding finds.
     """
-    with _open_video(path) as (container, stream):
-        frames = stream.frames or _count_packets(container)
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        header = VideoHeader(frames, fps, stream.height, stream.width)
-    if frames < 1:
-        raise InputError(f"video {path} holds no frames: record or convert it again")
-    if fps <= 0:
-        raise InputError(f"video {path} states no frame rate: convert it, e.g. with ffmpeg -i IN OUT.mp4")
-    if header.height < 1 or header.width < 1:
-        raise InputError(f"video {path} states no frame size: record or convert it again")
-    return header
+    index = video_index(path)
+    return VideoHeader(len(index), index.fps, index.height, index.width)
 
 
-@contextlib.contextmanager
-def _open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
-    """(container, its first video stream); what goes wrong with them is an InputError."""
-    import av
+def planned_video(header: VideoHeader, path: str | Path, sampling: VideoSampling, multiple: int) -> Video:
+    """What load_video gives of a file with this header, its frames without content (on the meta device).
 
-    path = existing_file(path, "video")
-    try:
-        with av.open(str(path), timeout=_READ_SECONDS, metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise InputError(f"video {path} holds no video stream: give a file with pictures in it")
-            yield container, container.streams.video[0]
-    except InputError:
-        raise
-    except Exception as error:  # of damaged files not all is an av.FFmpegError: ValueError, MemoryError, ...
-        reason = getattr(error, "strerror", None) or first_line(error)  # FFmpeg's own words, without the path again
-        raise InputError(f"video {path} cannot be decoded ({reason}): give a whole video file") from error
+    Raises:
+        InputError: the clip that is asked for is not in the video.
+    """
+    return _plan(header, path, sampling, multiple)[0]
 
 
-def _load_frames(path: Path, sampling: VideoSampling, multiple: int) -> Video:
+def _plan(
+    header: VideoHeader, path: str | Path, sampling: VideoSampling, multiple: int, origin: int = 0
+) -> tuple[Video, list[int]]:
+    """planned_video, and the numbers of its frames in the file. The video's time begins with the clip's."""
+    wanted, length = sampling.indices(header.frames, header.fps, multiple, origin)
+    frames = torch.empty((len(wanted), 3, header.height, header.width), dtype=torch.uint8, device="meta")
+    indices = tuple(index - wanted[0] for index in wanted)
+    # Positions in time follow what was taken, as in Qwen's own reading: T frames over the clip's duration.
+    return Video(frames, len(wanted) / length * header.fps, str(path), indices, header.fps), wanted
+
+
+def _filled(planned: Video, frames: Iterable[torch.Tensor], resizing: Resizing | None) -> Video:
+    """A planned video with its frames, each uint8 [3, H, W]."""
+    shape = planned.frames.shape
+    resize = resizing(len(planned.frames), *shape[-2:]) if resizing else None
+    filled = None
+    for number, frame in enumerate(frames):
+        if frame.shape != shape[1:]:
+            raise InputError(
+                f"video {planned.path} changes its frame size midway: convert it to one size, e.g. with ffmpeg"
+            )
+        frame = resize(frame) if resize else frame
+        filled = torch.empty((len(planned.frames), *frame.shape), dtype=torch.uint8) if filled is None else filled
+        filled[number] = frame
+    return replace(planned, frames=filled)
+
+
+def _load_folder(path: Path, sampling: VideoSampling, multiple: int, resizing: Resizing | None) -> Video:
     """load_video of a folder."""
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:
         raise InputError(f"video {path} is a folder without frames: give a video file or a folder of .jpg or .png")
     if sampling.frame_rate is None:
         raise InputError(f"video {path} is a folder of frames, which states no rate: give VideoSampling.frame_rate")
-    wanted, length = sampling.indices(len(files), sampling.frame_rate, multiple, origin=1)
-    frames = [torch.from_numpy(np.array(load_image(files[index]))).permute(2, 0, 1) for index in wanted]
-    return _video(frames, length, sampling.frame_rate, path, wanted)
-
-
-def _video(frames: list[torch.Tensor], length: int, fps: float, path: str | Path, wanted: list[int]) -> Video:
-    """A Video of frames taken from a clip of `length` at `fps`; its time begins with the clip's."""
-    if len({frame.shape for frame in frames}) > 1:
-        raise InputError(f"video {path} changes its frame size midway: convert it to one size, e.g. with ffmpeg")
-    indices = tuple(index - wanted[0] for index in wanted[: len(frames)])
-    # Positions in time follow what was taken, as in Qwen's own reading: T frames over the clip's duration.
-    return Video(torch.stack(frames), len(frames) / length * fps, str(path), indices, fps)
-
-
-def _count_packets(container) -> int:
-    """Frames of a container that does not state them (a stream from a camera, say), counted without decoding."""
-    return sum(1 for packet in container.demux(video=0) if packet.size)
-
-
-def _decode(container, stream, wanted: list[int], fps: float) -> tuple[list[torch.Tensor], int]:
-    """The frames with these (rising) indices, each uint8 [3, H, W], and how far into the file they were looked for;
-    fewer when it ends early.
-
-    A clip that starts late is sought: frames before its key frame are not decoded, and indices come from times.
-    """
-    frames: list[torch.Tensor] = []
-    first, sought, passed = stream.start_time or 0, wanted[0] >= _FAR, 0
-    if sought:
-        container.seek(first + int(wanted[0] / fps / stream.time_base), stream=stream)
-    for number, frame in enumerate(container.decode(stream)):
-        index = round(float((frame.pts - first) * stream.time_base) * fps) if sought else number
-        passed = index + 1
-        while len(frames) < len(wanted) and wanted[len(frames)] <= index:
-            frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1))
-        if len(frames) == len(wanted):
-            break
-    return frames, passed
+    width, height = load_image(files[0]).size
+    header = VideoHeader(len(files), sampling.frame_rate, height, width)
+    planned, wanted = _plan(header, path, sampling, multiple, origin=1)
+    frames = (torch.from_numpy(np.array(load_image(files[number]))).permute(2, 0, 1) for number in wanted)
+    return _filled(planned, frames, resizing)

@@ -6,6 +6,7 @@ answer() works on the batch before.
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,15 +17,17 @@ import torch
 from ppe_npu.backends import device as devices
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.evaluation.generation import Generated, generate
+from ppe_npu.decoding import Asked, chosen, first_edition, ignored, notice, recorded
+from ppe_npu.evaluation.generation import Generated, end_tokens, generate
 from ppe_npu.evaluation.identity import processor_identity
 from ppe_npu.evaluation.samples import Measure, conversation, measure, sampling_of
 from ppe_npu.fingerprint import fingerprint
+from ppe_npu.generation_defaults import of_model
 from ppe_npu.inputs import PixelCache, build_inputs
 
 
 class ModelAnswers:
-    """Greedy answers of a model, compressed or not.
+    """Answers of a model, compressed or not: greedy ones unless something else is asked for.
 
     Args:
         model: on its device.
@@ -32,12 +35,24 @@ class ModelAnswers:
         max_new_tokens: at most so many tokens an answer.
         sampling: which frames of videos, where a sample has no rule of its own.
         seed: set before every batch, so that no answer depends on which process gave it, or when.
+        generation: what ppe_npu.decoding.chosen takes; None: greedy answers, whatever the checkpoint says.
+
+    Raises:
+        InputError: a generation setting that cannot be.
     """
 
     def __init__(
-        self, model: Any, processor: Any, max_new_tokens: int, sampling: VideoSampling | None = None, seed: int = 0
+        self,
+        model: Any,
+        processor: Any,
+        max_new_tokens: int,
+        sampling: VideoSampling | None = None,
+        seed: int = 0,
+        generation: Asked = None,
     ) -> None:
         self.model, self.processor = model.eval(), processor
+        self._own = of_model(model)
+        self.generation = chosen(generation, self._own)
         self.max_new_tokens, self.sampling, self.seed = max_new_tokens, sampling, seed
         compression = getattr(model, "compression", None)
         self.config = CompressionConfig.preset("dense") if compression is None else compression.config
@@ -53,8 +68,20 @@ class ModelAnswers:
             self.max_new_tokens,
             self.sampling,
             self.seed,
+            self.generation,
         )
-        return {**asked, "weights": fingerprint(self.model)}
+        return {**asked, "end_tokens": self._end_tokens(), "weights": fingerprint(self.model)}
+
+    def unsaid(self) -> dict[str, Any]:
+        """Of settings() what the first edition did not write down, as it was then."""
+        return {"generation": first_edition(self._own), "end_tokens": self._end_tokens()}
+
+    def _end_tokens(self) -> list[int]:
+        return end_tokens(self.model, self.processor.tokenizer)
+
+    def ignored(self) -> dict[str, Any]:
+        """What the checkpoint says about generate() and is not used."""
+        return ignored(self._own, self.generation)
 
     def versions(self) -> dict[str, str]:
         """Of what gave the answers, and on which device."""
@@ -66,6 +93,13 @@ class ModelAnswers:
         facts = devices.describe(self.model.device)
         more = {key: facts[key] for key in ("runtime", "driver") if key in facts}
         return {**versions, "python": platform.python_version(), "device": facts["name"], **more}
+
+    def log_ignored(self) -> None:
+        """Say so, once for a model, in the first process."""
+        line = notice(self._own, self.generation) if devices.process_rank() == 0 else None
+        if line and getattr(self.model, "said_ignored", None) != line:
+            logging.getLogger("ppe_npu").warning(line)
+            self.model.said_ignored = line
 
     def measure(self, sample: Mapping[str, Any]) -> Measure:
         """How long the sample's prompt will be, about."""
@@ -80,7 +114,7 @@ class ModelAnswers:
     def answer(self, inputs: Mapping[str, torch.Tensor]) -> Generated:
         """Answers to a batch, with their cost."""
         devices.seed_everything(self.seed)
-        return generate(self.model, self.processor, inputs, self.max_new_tokens)
+        return generate(self.model, self.processor, inputs, self.max_new_tokens, None, self.generation)
 
     def out_of_memory(self, error: BaseException) -> bool:
         """Whether it says that a smaller batch might have been answered."""
@@ -99,8 +133,9 @@ def answer_settings(
     max_new_tokens: int,
     sampling: VideoSampling | None,
     seed: int,
+    generation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """ModelAnswers.settings() but for the weights: known before they are read."""
+    """ModelAnswers.settings() but for the weights and the end tokens: known before they are read."""
     return {
         **processor_identity(processor),
         "model": model,
@@ -109,4 +144,5 @@ def answer_settings(
         "max_new_tokens": max_new_tokens,
         "video": asdict(sampling or VideoSampling()),
         "seed": seed,
+        "generation": recorded(generation or {}),
     }

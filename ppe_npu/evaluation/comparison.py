@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ppe_npu.evaluation.rows import read_scores
 from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
 from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
 
@@ -196,8 +196,7 @@ def _scores(run: Result) -> dict[Any, float] | None:
     file = Path(run.get("folder", "")) / "predictions.jsonl"
     if "folder" not in run or not file.is_file():
         return None
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    scores = {row["index"]: row["score"] for row in sorted(rows, key=lambda row: str(row["index"]))}
+    scores = dict(sorted(read_scores(file).items(), key=lambda pair: str(pair[0])))
     return None if not scores or None in scores.values() else scores
 
 

@@ -1,10 +1,13 @@
-"""One batch through generate(), with its cost: seconds to the first token and in all, tokens kept, KV bytes."""
+"""One batch through generate(), with its cost: seconds to the first token and in all, tokens kept, KV bytes.
+
+The rules of decoding are this package's, or what was asked for by name (ppe_npu.decoding); never the checkpoint's own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 
 from ppe_npu.backends import device as devices
 from ppe_npu.compat import drop_unknown_types, prepare_transformers
+from ppe_npu.decoding import generation_config
 from ppe_npu.inputs import to_device
 from ppe_npu.report import kv_bytes
 
@@ -59,56 +63,83 @@ class FirstToken:
 
 @torch.inference_mode()
 def generate(
-    model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], max_new_tokens: int, streamer: Any = None
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, torch.Tensor],
+    max_new_tokens: int,
+    streamer: Any = None,
+    generation: Mapping[str, Any] | None = None,
 ) -> Generated:
-    """Greedy answers to a left-padded batch.
+    """Answers to a left-padded batch, greedy ones unless something else is asked for.
 
     Args:
         model: compressed or not.
         inputs: of build_inputs, on any device.
         max_new_tokens: at most so many tokens an answer.
-        streamer: transformers' streamer that is told every token (a batch of one).
+        streamer: transformers' streamer that is told every token (a batch of one, no beams).
+        generation: what ppe_npu.decoding.chosen gave; None: nothing beside greedy search.
     """
-    prepare_transformers()
-    from transformers import StoppingCriteriaList
-
     inputs = to_device(inputs, model.device, model.dtype)
-    end = end_tokens(model, processor.tokenizer)
+    end, pad = end_tokens(model, processor.tokenizer), processor.tokenizer.pad_token_id
+    asked = dict(generation or {})
+    rules = generation_config(asked, max_new_tokens, eos_token_id=end, pad_token_id=pad)
     clock = FirstToken(model.device)
     devices.reset_peak_memory(model.device)
     devices.synchronize(model.device)
     started = time.perf_counter()
-    # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
-    with devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext():
-        out = model.generate(
-            **drop_unknown_types(model, inputs),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=end,
-            pad_token_id=processor.tokenizer.pad_token_id,
-            stopping_criteria=StoppingCriteriaList([clock]),
-            return_dict_in_generate=True,
-            streamer=streamer,
-        )
+    out = _run(model, inputs, rules, clock, streamer)
     devices.synchronize(model.device)
     seconds = time.perf_counter() - started
-    new = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-    lengths = [next((at + 1 for at, token in enumerate(row) if token in end), len(row)) for row in new]
-    before, after = visual_tokens(model, inputs)
+    new, beams = out.sequences[:, inputs["input_ids"].shape[1] :].tolist(), asked.get("num_beams", 1)
+    new = [row[: _length(row, end, pad if beams > 1 else None)] for row in new]
+    before, after = visual_tokens(model, inputs, beams)
     return Generated(
-        answers=processor.tokenizer.batch_decode(
-            [row[:length] for row, length in zip(new, lengths)], skip_special_tokens=True
-        ),
-        new_tokens=lengths,
+        answers=processor.tokenizer.batch_decode(new, skip_special_tokens=True),
+        new_tokens=list(map(len, new)),
         tokens_before=before,
         tokens_after=after,
-        prompt_kv_bytes=prompt_kv_bytes(model, inputs, before, out.past_key_values),
+        prompt_kv_bytes=prompt_kv_bytes(model, inputs, before, out.past_key_values, beams),
         prefill_seconds=(clock.at or time.perf_counter()) - started,
         seconds=seconds,
         kv_bytes=kv_bytes(out.past_key_values),
         peak_memory=devices.peak_memory(model.device),
     )
+
+
+def _run(model: Any, inputs: Mapping[str, torch.Tensor], rules: Any, clock: FirstToken, streamer: Any) -> Any:
+    """What transformers gives."""
+    prepare_transformers()
+    from transformers import StoppingCriteriaList
+
+    # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
+    exact = devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext()
+    with exact, _only(model, rules):
+        return model.generate(
+            **drop_unknown_types(model, inputs),
+            generation_config=rules,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            streamer=streamer,
+        )
+
+
+@contextlib.contextmanager
+def _only(model: Any, rules: Any) -> Iterator[None]:
+    """While it is open the checkpoint's own settings are out of sight: generate() fills in from them what it misses."""
+    own = model.generation_config
+    model.generation_config = rules
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _length(row: list[int], end: list[int], pad: int | None) -> int:
+    """How many tokens an answer has: its end token is the last. Where none came, padding may follow it, as
+    beams have it; pad: then its id, else None."""
+    for at, token in enumerate(row):
+        if token in end:
+            return at + 1
+    return max((at + 1 for at, token in enumerate(row) if token != pad), default=0)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -120,28 +151,32 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted({*named, *extra})
 
 
-def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[list[int], list[float]]:
-    """(before, after) per prompt of the last batch: see Generated."""
+def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor], beams: int = 1) -> tuple[list[int], list[float]]:
+    """(before, after) per prompt of the last batch, in which each stood `beams` times in a row: see Generated."""
     before = (inputs["mm_token_type_ids"] > 0).sum(1).tolist()
     compression = getattr(model, "compression", None)
     if compression is None or compression.report is None:
         return before, list(before)
     after = [0.0] * len(before)
     for span in compression.report.spans:
-        after[span.sample] += span.mean
+        after[span.sample // beams] += span.mean / beams
     return before, after
 
 
-def prompt_kv_bytes(model: Any, inputs: Mapping[str, torch.Tensor], before: list[int], cache: Any) -> list[int]:
-    """Per prompt of the last batch: see Generated. What a token takes in each layer is told from its cache."""
+def prompt_kv_bytes(
+    model: Any, inputs: Mapping[str, torch.Tensor], before: list[int], cache: Any, beams: int = 1
+) -> list[int]:
+    """Per prompt of the last batch, of one beam: see Generated. What a token takes in each layer is told from its
+    cache."""
     compression = getattr(model, "compression", None)
     spans = () if compression is None or compression.report is None else compression.report.spans
+    spans = [span for span in spans if span.sample % beams == 0]
     prompts = inputs["attention_mask"].sum(1).tolist()
     found = [0] * len(prompts)
     for number, layer in enumerate(cache.layers):
         token = sum(part.nbytes // (part.shape[0] * part.shape[2]) for part in (layer.keys, layer.values))
         kept = [prompt - (visual if spans else 0) for prompt, visual in zip(prompts, before)]
         for span in spans:
-            kept[span.sample] += span.layers[number]
+            kept[span.sample // beams] += span.layers[number]
         found = [total + token * tokens for total, tokens in zip(found, kept)]
     return found

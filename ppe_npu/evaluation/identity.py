@@ -6,10 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ppe_npu.decoding import beside_greedy
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.evaluation.rows import FAULTS, fault_of, question
+from ppe_npu.files import check_regular
 
 
 class Unreadable(dict):
@@ -17,7 +21,7 @@ class Unreadable(dict):
 
 
 def read_sample(benchmark: Any, number: int, key: int | str | None = None) -> Any:
-    """benchmark[number], or an Unreadable if that raises or has no index or prompt.
+    """benchmark[number], or an Unreadable if that raises, has no index or prompt, or holds what no file of results can.
 
     Args:
         key: the index that the row is known by; a sample with another one is Unreadable under this one. None: not known
@@ -27,8 +31,9 @@ def read_sample(benchmark: Any, number: int, key: int | str | None = None) -> An
     try:
         sample = benchmark[number]
         index, _ = sample["index"], sample["prompt"]
-    except Exception as error:  # a benchmark's own code: its other samples are still to be asked
-        return Unreadable(index=known, prompt="", error=f"{type(error).__name__}: {first_line(error)}")
+        question(sample)
+    except FAULTS as error:  # a benchmark's own code: its other samples are still to be asked
+        return Unreadable(index=known, prompt="", error=fault_of(error))
     if key is not None and index != key:
         return Unreadable(index=key, prompt="", error=f"row {number} now has the index {index!r}")
     return sample
@@ -38,15 +43,13 @@ def data_fingerprint(benchmark: Any) -> str:
     """A short hash of every sample's question, answer and files (their paths and sizes): other data, other benchmark.
 
     Raises:
-        InputError: no sample can be read, two have one index, or an index is neither a text nor a whole number.
+        InputError: no sample can be read, or two have one index.
     """
     digest, seen, unreadable = hashlib.sha256(), {}, []
     for number in range(len(benchmark)):
         sample = read_sample(benchmark, number)
         unreadable += [sample["error"]] if isinstance(sample, Unreadable) else []
         index = sample["index"]
-        if not isinstance(index, (str, int)):
-            raise InputError(f"benchmark {benchmark.name}: the index of sample {number} is {index!r}: use a str or int")
         if index in seen:
             raise InputError(
                 f"benchmark {benchmark.name}: samples {seen[index]} and {number} have the index {index!r}: every "
@@ -55,7 +58,7 @@ def data_fingerprint(benchmark: Any) -> str:
         seen[index] = number
         keys = ("index", "prompt", "GT", "type", "image_path", "video_path", "sampling")
         text = [str(sample.get(key)) for key in keys]
-        digest.update("\0".join([*text, *_sizes(sample)]).encode())
+        digest.update("\0".join([*text, *_sizes(sample)]).encode("utf-8", "surrogatepass"))
     if unreadable and len(unreadable) == len(seen):
         raise InputError(f"benchmark {benchmark.name}: no sample can be read ({unreadable[0]}): mend its __getitem__")
     return digest.hexdigest()[:16]
@@ -67,7 +70,7 @@ def _sizes(sample: Any) -> list[str]:
     for key in ("image_path", "video_path", "image"):
         try:
             value = sample.get(key)
-        except Exception as error:  # an image that cannot be decoded: answering will say so
+        except FAULTS as error:  # an image that cannot be decoded: answering will say so
             value, sizes = None, [*sizes, type(error).__name__]
         for item in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(item, (str, Path)):
@@ -88,19 +91,51 @@ def benchmark_identity(benchmark: Any) -> dict[str, Any]:
     return {"benchmark": benchmark.name, "samples": len(benchmark), "data": data_fingerprint(benchmark)}
 
 
-def check_settings(output: Path, settings: dict[str, Any]) -> None:
+def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, Any] | None = None) -> None:
     """Compare with the settings.json of an earlier run in the folder, if there is one.
 
+    Args:
+        unsaid: what an earlier edition went by and did not write down.
+
     Raises:
-        InputError: it is another run's, or the folder is a file.
+        InputError: it is another run's, or no settings; answers are there without any; or the folder is a file.
     """
-    file = output / "settings.json"
     if output.is_file():
         raise InputError(f"output {output} is a file: name a folder")
-    if file.is_file():
-        before, now = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
-        changed = [key for key in now if before.get(key) != now[key]]
-        if changed:
+    file, answers = output / "settings.json", output / "predictions.jsonl"
+    for path in (file, answers, output / "results.json"):
+        check_regular(path)
+    if not file.exists():
+        if answers.exists() and answers.stat().st_size:
             raise InputError(
-                f"{output} holds an evaluation with another {', '.join(changed)}: choose another output, or delete it"
+                f"{answers} holds answers, and no settings.json beside it says of which run: put it back, choose "
+                "another output, or delete the file"
             )
+        return
+    written, now = _settings(file), json.loads(json.dumps(settings))
+    before = {**json.loads(json.dumps(unsaid or {})), **written}
+    changed = [key for key in now if before.get(key) != now[key]]
+    if not changed:
+        return
+    if changed == ["generation"]:
+        then = before["generation"] if isinstance(before.get("generation"), dict) else {}
+        told = "" if "generation" in written else " by an earlier edition, which left the checkpoint's own in force"
+        told += f" (there {beside_greedy(then) or 'greedy'}, now {beside_greedy(now['generation']) or 'greedy'})"
+        raise InputError(
+            f"{output} holds an evaluation with another generation{told}: choose another output, or see --generation"
+        )
+    raise InputError(
+        f"{output} holds an evaluation with another {', '.join(changed)} (settings.json): choose another output, or "
+        "delete it"
+    )
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    remedy = "put it back, or choose another output"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read as JSON ({first_line(error)}): {remedy}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is not the settings of an evaluation: {remedy}")
+    return found

@@ -5,6 +5,7 @@ This half knows lmms-eval's requests and nothing of its classes; lmms_models.py 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,10 @@ from PIL import Image
 from ppe_npu.backends import device as devices
 from ppe_npu.compat import drop_unknown_types, ensure_mm_token_type_ids
 from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.decoding import notice
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.generation import Generated, generate
+from ppe_npu.generation_defaults import of_checkpoint
 from ppe_npu.inputs import (
     PLACEHOLDERS,
     PixelCache,
@@ -91,6 +94,9 @@ class Answerer:
         quiet_transformers()
         check_compression(pretrained, config)
         processor = load_processor(pretrained, min_pixels, max_pixels)
+        unused = notice(of_checkpoint(pretrained), {})
+        if unused:
+            logging.getLogger("ppe_npu").warning(unused)
         model = compress(load_model(pretrained, where, dtype), config)
         return cls(model, processor, int(batch_size), sampling)
 
@@ -209,8 +215,10 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stops(options: Mapping[str, Any]) -> list[str]:
     """Where an answer ends; see answers() for errors."""
-    if options.get("do_sample") and options.get("temperature", 1) not in (0, None):
-        raise InputError(f"a task samples (temperature {options.get('temperature', 1)}): answers here are greedy ones")
+    # lmms-eval's own Qwen models sample wherever a temperature is named, with or without do_sample.
+    temperature = options.get("temperature", 1 if options.get("do_sample") else 0)
+    if options.get("do_sample") is not False and temperature not in (0, None):
+        raise InputError(f"a task samples (temperature {temperature}): answers here are greedy ones")
     if (options.get("num_beams") or 1) > 1:
         raise InputError(f"a task searches {options['num_beams']} beams: answers here are greedy ones")
     until = options.get("until") or []

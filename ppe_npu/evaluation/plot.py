@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from ppe_npu.errors import InputError
 from ppe_npu.escape import printable
 from ppe_npu.evaluation.scale import named
+from ppe_npu.files import write_bytes
 
 _MARKERS = "osD^vP*Xhd"
 _COLUMNS = 4
@@ -57,11 +58,9 @@ def _draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     for axes in figure.axes:
         entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(entries.values(), entries, fontsize="small", loc="outside lower center", ncols=4)  # over no curve
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
-    figure.savefig(temporary, dpi=130)
-    os.replace(temporary, path)
-    return path
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format="png")
+    return write_bytes(path, picture.getvalue())
 
 
 def _text(value: Any, most: int = _LONGEST) -> str:

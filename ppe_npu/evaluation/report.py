@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ppe_npu import escape
+from ppe_npu import decoding, escape
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import tables
 from ppe_npu.evaluation.comparison import compare
 from ppe_npu.evaluation.plot import check_plotting, draw
-from ppe_npu.files import write_json, write_text
+from ppe_npu.files import check_regular, write_json, write_text
 
 __all__ = ["check_plotting", "collect", "unfinished", "write_report"]
 
@@ -42,11 +43,14 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
     """
     found = []
     for file in sorted(Path(folder).rglob("results.json")):
+        check_regular(file)
         try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            result = json.loads(file.read_text(encoding="utf-8-sig"))
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is not JSON: delete it and run the evaluation again") from error
         if isinstance(result, dict) and {"settings", "costs", "types", "samples"} <= result.keys():
+            if not _whole(result):
+                raise InputError(f"{file} is damaged: delete it and run the evaluation again, which keeps its answers")
             found.append({**result, "folder": str(file.parent)})
     if not found:
         raise InputError(f"{folder} holds no results of an evaluation: run `ppe-npu eval --output {folder}` first")
@@ -58,16 +62,45 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
     return sorted(found, key=place)
 
 
+def _whole(result: Mapping[str, Any]) -> bool:
+    """Whether results have the form that is counted on: names, numbers, and what they are of."""
+    settings, accuracy = result["settings"], result.get("accuracy")
+    maps = (settings, accuracy, result["costs"], result["types"], result.get("versions"))
+    if not all(isinstance(part, dict) for part in maps) or not isinstance(settings.get("compression"), dict):
+        return False
+    shares = [accuracy, *result["types"].values()]
+    numbers = [share.get("accuracy") if isinstance(share, dict) else None for share in shares]
+    numbers += [result["samples"], result.get("errors"), *(v for v in result["costs"].values() if v is not None)]
+    texts = (result.get("name"), settings.get("benchmark"), settings["compression"].get("method"))
+    metrics = result.get("metrics", {})
+    headline = result.get("headline", {"name": "", "value": 0})
+    numbers += list(metrics.values()) if isinstance(metrics, dict) else [None]
+    numbers += [headline.get("value")] if isinstance(headline, dict) else [None]
+    return all(isinstance(text, str) for text in texts) and all(map(_finite, numbers))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def unfinished(folder: str | Path) -> list[str]:
     """A line for each run in a folder and below that has no results yet."""
     lines = []
     for file in sorted(Path(folder).rglob("settings.json")):
         predictions = file.with_name("predictions.jsonl")
-        if predictions.is_file() and not file.with_name("results.json").is_file():
-            total = json.loads(file.read_text(encoding="utf-8")).get("samples", "?")
+        if file.is_file() and predictions.is_file() and not file.with_name("results.json").is_file():
+            total = _samples(file)
             done = predictions.read_bytes().count(b"\n")
             lines.append(f"{file.parent.relative_to(folder)}: not finished ({done} of {total} samples), not shown.")
     return lines
+
+
+def _samples(settings: Path) -> Any:
+    """How many samples a run has, by its settings.json; "?" if it does not say."""
+    try:
+        return json.loads(settings.read_text(encoding="utf-8-sig"))["samples"]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return "?"
 
 
 def write_report(
@@ -122,13 +155,23 @@ def _facts(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, A
     many = _counted(found["samples"], "sample")
     if found["units"] is not None:
         many += f", judged in {_counted(found['units'], 'group')}"
-    text = f"{many}, score: {found['score']}; {dtypes} on {devices}{in_batches}."
+    text = f"{many}, score: {found['score']}; {dtypes} on {devices}{in_batches}.{_decoding(runs)}"
     answers = sum(run["samples"] for run in runs)
     errors = sum(row["errors"] for row in found["rows"])
     if len(found["types"]) > 1:
         counts = {kind: max(r["types"][kind]["count"] for r in runs if kind in r["types"]) for kind in found["types"]}
         text += " Samples per type: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
     return escape.markdown(text) + (f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else "")
+
+
+def _decoding(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Where answers are not greedy ones, and what a checkpoint asks for in vain."""
+    rules = [run["settings"].get("generation") or {} for run in runs]
+    used = dict.fromkeys(decoding.beside_greedy(found) or "greedy" for found in rules)
+    left = dict.fromkeys(name for run in runs for name in run.get("ignored") or ())
+    text = "" if list(used) == ["greedy"] else f" Generation: {'; '.join(used)}."
+    names = ", ".join(left)
+    return text + (f" Not used of the checkpoint's own generation settings: {names}." if left else "")
 
 
 def _counted(number: int, noun: str) -> str:

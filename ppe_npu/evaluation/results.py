@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ppe_npu.errors import first_line
+from ppe_npu.errors import InputError, first_line
 from ppe_npu.evaluation import scale
 from ppe_npu.evaluation.metrics import exact_match
+from ppe_npu.evaluation.rows import FAULTS
 from ppe_npu.evaluation.statistics import bootstrap_sums, by_type, interval, resamples, summary
 
 Row = Mapping[str, Any]
@@ -19,13 +21,23 @@ PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens", "prompt_kv_bytes")
 PER_BATCH = ("prefill_seconds", "seconds", "kv_bytes")  # of which every sample of a batch bears an equal share
 _DRAWS, _FEWEST = 1000, 200  # bootstrap draws of a metric over all samples, and those below which it has no interval
 _SECONDS = 30.0  # that they may take
+_ROUNDING = 1e-9  # by which a mean of shares may miss [0, 1]
 
 
 def score(benchmark: Any, answer: str, sample: Row) -> float | None:
-    """A single answer's score in [0, 1]: the benchmark's, else exact match with any of the right answers."""
+    """A single answer's score in [0, 1]: the benchmark's, else exact match with any of the right answers.
+
+    Raises:
+        InputError: the benchmark gives another number, or none.
+    """
     if hasattr(benchmark, "score"):
         found = benchmark.score(answer, sample)
-        return None if found is None else float(found)
+        if found is None:
+            return None
+        value = float(found)
+        if not -_ROUNDING <= value <= 1 + _ROUNDING:
+            raise InputError(f"score() gave {value:g}: give a number in [0, 1], or None")
+        return min(max(value, 0.0), 1.0)
     right = sample["GT"] if isinstance(sample["GT"], (list, tuple)) else [sample["GT"]]
     return max((exact_match(answer, expected) for expected in right), default=0.0)
 
@@ -85,14 +97,31 @@ def corpus(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
         return {}
     keys = ("index", "type", "prompt", "GT", "answer", "score", "error")
     seen = [{key: row[key] for key in keys if key in row} for row in rows]
-    metrics = {name: float(value) for name, value in benchmark.metrics(seen).items()}
+    metrics = _metrics(benchmark, seen)
     name = getattr(benchmark, "headline", None)
     found = {"metrics": metrics, "scale": scale.declared(benchmark)}
-    if name is None and all(row["score"] is None for row in rows if "error" not in row):
+    if name is None and metrics and all(row["score"] is None for row in rows if "error" not in row):
         name = next(iter(metrics))  # there is nothing else to call the score
     if name is None:
         return found
+    if name not in metrics:
+        raise InputError(f"metrics() gave no {name!r}, which is the benchmark's headline")
     return {**found, "headline": {"name": name, "value": metrics[name], **_spread(benchmark, name, seen)}}
+
+
+def _metrics(benchmark: Any, rows: Sequence[Row]) -> dict[str, float]:
+    """The benchmark's metrics.
+
+    Raises:
+        InputError: they are no names and finite numbers.
+    """
+    given = benchmark.metrics(rows)
+    if not isinstance(given, Mapping):
+        raise InputError(f"metrics() gave a {type(given).__name__}: give names and numbers")
+    wrong = [name for name, value in given.items() if not isinstance(name, str) or not math.isfinite(float(value))]
+    if wrong:
+        raise InputError(f"metrics() gave {wrong[0]!r}: {given[wrong[0]]!r}: give names and finite numbers")
+    return {name: float(value) for name, value in given.items()}
 
 
 def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
@@ -105,7 +134,9 @@ def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
             replicates = benchmark.from_sums(bootstrap_sums(values, _DRAWS)).tolist()
         else:
             replicates = _recomputed(benchmark, name, rows)
-    except Exception as error:  # a metric need not be defined on resampled rows
+        if not np.isfinite(np.array(replicates, dtype=np.float64).reshape(len(replicates))).all():
+            raise InputError("it is not finite")
+    except FAULTS as error:  # a metric need not be defined on resampled rows
         return {"why": f"{name} of a resample: {first_line(error)}"}
     if len(replicates) < _FEWEST:
         return {"why": f"{len(replicates)} resamples took {_SECONDS:.0f} s"}

@@ -13,14 +13,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError
 from ppe_npu.evaluation.identity import Unreadable, benchmark_identity, check_settings, read_sample
 from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, method, score, summarise, title
+from ppe_npu.evaluation.rows import FAULTS, QUESTION, checksum, fault, fault_of, question, signed
 from ppe_npu.evaluation.sharing import Share
 from ppe_npu.files import write_json
 
 if TYPE_CHECKING:
     from ppe_npu.data.sampling import VideoSampling
+    from ppe_npu.decoding import Asked
 
 Sample = dict[str, Any]
 NEW_TOKENS = 16  # of an answer, where neither the user nor the benchmark says
@@ -38,8 +40,9 @@ def evaluate(
     sampling: VideoSampling | None = None,
     name: str | None = None,
     seed: int = 0,
+    generation: Asked = None,
 ) -> dict[str, Any]:
-    """Answer every sample once (greedy), score the answers and write the results.
+    """Answer every sample once, score the answers and write the results.
 
     Other processes that call this with the same arguments take part in the work; all return when all of it is done.
 
@@ -53,20 +56,23 @@ def evaluate(
         sampling: which frames of videos, where a sample has no rule of its own.
         name: how reports call this run; None: from its compression.
         seed: set before every batch.
+        generation: beside greedy search: "checkpoint" for what the checkpoint's generation_config.json says, or names
+            and values ({"repetition_penalty": 1.05}); None: nothing, whatever the checkpoint says.
 
     Returns:
         What results.json holds: {"name", "method" (the name without its ratio), "accuracy" {accuracy, count, low,
         high}, "types" {type: the same}, "metrics" and "headline" of a benchmark that has them (results.corpus) or
         "metrics_error", why its metrics() gave none, "costs" (results.costs), "samples", "errors", "settings",
-        "versions"}; and "folder", where it is.
+        "versions", "ignored" (what the checkpoint says about generate() and was not used)}; and "folder", where it is.
 
     Raises:
-        InputError: the folder holds another run, or a size is not positive.
+        InputError: the folder holds another run or a damaged file, a file cannot be written, a size is not positive.
     """
     from ppe_npu.backends.device import process_rank
     from ppe_npu.evaluation.answers import ModelAnswers
 
-    answers = ModelAnswers(model, processor, new_tokens(benchmark, max_new_tokens), sampling, seed)
+    answers = ModelAnswers(model, processor, new_tokens(benchmark, max_new_tokens), sampling, seed, generation)
+    answers.log_ignored()
     with Evaluation(answers, benchmark, output, batch_size, name, bar=process_rank() == 0) as evaluation:
         return evaluation.run()
 
@@ -113,11 +119,15 @@ class Evaluation:
         self.batch_size, self.batch_tokens, self.poll, self._bar = batch_size, batch_tokens, poll, bar
         self.settings = {**(identity or benchmark_identity(benchmark)), **answers.settings()}
         self.title = name or title(self.settings["compression"])
-        check_settings(self.output, self.settings)
+        check_settings(self.output, self.settings, getattr(answers, "unsaid", dict)())
         write_json(self.output / "settings.json", self.settings)
-        self._numbers = {read_sample(benchmark, number)["index"]: number for number in range(len(benchmark))}
+        self._numbers: dict[int | str, int] = {}
+        self._asked: dict[int | str, str | None] = {}
+        for number in range(len(benchmark)):  # one at a time: a sample may hold its picture
+            sample = read_sample(benchmark, number)
+            self._numbers[sample["index"]], self._asked[sample["index"]] = number, _digest(sample)
         self._measures = {key: self._measure(key) for key in self._numbers}
-        self._share = Share(self.output, self._order())
+        self._share = Share(self.output, self._order(), self._wrong)
         self._warm = False
 
     def _sample(self, key: int | str) -> Sample:
@@ -127,8 +137,15 @@ class Evaluation:
         sample = self._sample(key)
         try:
             return _UNKNOWN if isinstance(sample, Unreadable) else self.answers.measure(sample)
-        except Exception:  # an image that cannot be decoded, say: answering it will say so
+        except FAULTS:  # an image that cannot be decoded, say: answering it will say so
             return _UNKNOWN
+
+    def _wrong(self, row: dict[str, Any]) -> str | None:
+        """What is wrong with a line that another process wrote; None if nothing is."""
+        reason, digest = fault(row), self._asked[row["index"]]
+        if reason or "error" in row or digest is None or checksum([row[key] for key in QUESTION]) == digest:
+            return reason
+        return f"answers another question than the benchmark's {row['index']!r}"
 
     def _order(self) -> list[int | str]:
         """All indices, samples of like length together, the longest first: what does not fit shows at once, and the
@@ -204,8 +221,8 @@ class Evaluation:
         """Prediction rows of a batch. One that fails is asked again in halves; of a single sample the error is kept."""
         try:
             done = self.answers.answer(prepared.result())
-        except Exception as error:  # whatever it is, the other samples are still to be answered
-            reason, memory = f"{type(error).__name__}: {first_line(error)}", self.answers.out_of_memory(error)
+        except FAULTS as error:  # whatever it is, the other samples are still to be answered
+            reason, memory = fault_of(error), self.answers.out_of_memory(error)
         else:
             return self._predictions(samples, done)
         # Here the error is gone, and with it the tensors that its traceback held.
@@ -229,9 +246,10 @@ class Evaluation:
             row = {**_row(sample), "answer": done.answers[number]}
             try:
                 judged = {"score": score(self.benchmark, row["answer"], sample)}
-            except Exception as error:  # a benchmark's own code: its other samples are still to be judged
-                judged = {"score": 0.0, "error": f"{type(error).__name__}: {first_line(error)}"}
-            rows.append({**row, **judged, **{key: getattr(done, key)[number] for key in PER_SAMPLE}, **shared})
+            except FAULTS as error:  # a benchmark's own code: its other samples are still to be judged
+                judged = {"score": 0.0, "error": fault_of(error)}
+            costs = {key: getattr(done, key)[number] for key in PER_SAMPLE}
+            rows.append(signed({**row, **judged, **costs, **shared}))
         return rows
 
     def _sum_up(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -242,34 +260,28 @@ class Evaluation:
             **self._scores(rows),
             "settings": self.settings,
             "versions": self.answers.versions(),
+            "ignored": getattr(self.answers, "ignored", dict)(),
         }
 
     def _scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """summarise(); where the benchmark's metrics() raises, without them, and the reason as "metrics_error"."""
         try:
             return summarise(self.benchmark, rows)
-        except Exception as error:  # a benchmark's own code, after all answers are there
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            return {**summarise(_WithoutMetrics(self.benchmark), rows), "metrics_error": reason}
+        except FAULTS as error:  # a benchmark's own code, after all answers are there
+            # Nothing of the benchmark's is asked again: unit() may have been it.
+            return {**summarise(None, rows), "metrics_error": fault_of(error)}
 
 
-class _WithoutMetrics:
-    """A benchmark but for its metrics()."""
-
-    def __init__(self, benchmark: Any) -> None:
-        self._benchmark = benchmark
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "metrics":
-            raise AttributeError(name)
-        return getattr(self._benchmark, name)
+def _digest(sample: Sample) -> str | None:
+    """Of what is asked; None where it cannot be read."""
+    return None if isinstance(sample, Unreadable) else checksum(list(question(sample).values()))
 
 
 def _failure(sample: Sample, reason: str) -> dict[str, Any]:
     """The line of a sample without an answer."""
-    return {**_row(sample), "answer": "", "score": 0.0, "error": reason}
+    return signed({**_row(sample), "answer": "", "score": 0.0, "error": reason})
 
 
 def _row(sample: Sample) -> dict[str, Any]:
     """What a line says of the question."""
-    return {key: sample.get(key) for key in ("index", "type", "prompt", "GT")}
+    return {key: sample.get(key) for key in QUESTION} if isinstance(sample, Unreadable) else question(sample)

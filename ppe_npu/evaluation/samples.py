@@ -11,6 +11,7 @@ from typing import Any
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.errors import InputError
 from ppe_npu.inputs import PLACEHOLDERS, split_placeholders
 
 Sample = Mapping[str, Any]
@@ -36,12 +37,20 @@ class Measure:
 
 
 def visuals(sample: Sample) -> dict[str, list[Any]]:
-    """{"image": pictures or paths, "video": paths} of a sample."""
+    """{"image": pictures or paths, "video": paths} of a sample.
+
+    Raises:
+        InputError: a path that is none: a number, say, which the system would take for an open file.
+    """
     found: dict[str, list[Any]] = {"image": [], "video": []}
     for key, kind in (("image", "image"), ("image_path", "image"), ("video_path", "video")):
         value = sample.get(key)
         if value is not None:
-            found[kind] += list(value) if isinstance(value, (list, tuple)) else [value]
+            values = list(value) if isinstance(value, (list, tuple)) else [value]
+            wrong = [item for item in values if key != "image" and not isinstance(item, (str, Path))]
+            if wrong:
+                raise InputError(f"{key} {wrong[0]!r} is a {type(wrong[0]).__name__}: give the path of a file")
+            found[kind] += values
     return found
 
 
@@ -83,6 +92,8 @@ def _image_tokens(processor: Any, image: Any) -> int:
 def _image_size(path: str) -> tuple[int, int]:
     from PIL import Image
 
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return _SCREEN
     try:
         with Image.open(path) as image:
             return image.size
@@ -107,6 +118,8 @@ def _video_facts(path: str) -> tuple[int, float, int, int]:
 
     if os.path.isdir(path):
         return max(len(os.listdir(path)), 1), 1.0, *_SCREEN
+    if not os.path.isfile(path):
+        return _FRAMES, 1.0, *_SCREEN
     try:
         with av.open(path) as container:
             stream = container.streams.video[0]

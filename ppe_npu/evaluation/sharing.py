@@ -24,9 +24,10 @@ from typing import Any
 from filelock import FileLock, SoftFileLock, Timeout
 
 from ppe_npu.errors import InputError
-from ppe_npu.files import write_json, write_text
+from ppe_npu.evaluation.rows import BOM, Row, encode, is_key, parse
+from ppe_npu.files import check_regular, naming, write_bytes, write_json, write_whole
 
-Row = dict[str, Any]
+Check = Callable[[Row], str | None]  # what is wrong with a row; None: nothing
 _PATIENCE = 120.0  # seconds until a shared folder shows another machine's file: NFS keeps its listings for up to 60
 
 
@@ -42,8 +43,9 @@ def check_shared(output: Path, patience: float = _PATIENCE) -> None:
     job = "-".join(os.environ.get(key, "") for key in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))
     mark = output / f".seen-{''.join(c if c.isalnum() else '-' for c in job)}"
     if node == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        with naming(output):
+            output.mkdir(parents=True, exist_ok=True)
+            mark.touch()
         return
     deadline = time.monotonic() + patience
     while not mark.exists():
@@ -55,33 +57,90 @@ def check_shared(output: Path, patience: float = _PATIENCE) -> None:
 
 
 class Lines:
-    """A file of JSON lines that processes append to, all under one lock."""
+    """A file of JSON lines that processes append to, all under one lock.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._read = path, 0
+    Args:
+        path: of the file.
+        check: says what is wrong with a line.
+        remedy: what to do about one that is wrong.
+    """
+
+    def __init__(self, path: Path, check: Check, remedy: str) -> None:
+        self.path, self._check, self._remedy = path, check, remedy
+        self._read, self._count = 0, 0  # bytes and lines that were seen
 
     def new(self) -> list[Row]:
-        """The lines that were added since the last call. A last line that a kill cut off is taken away."""
-        with open(self.path, "a+b") as file:  # creating asks the file server, where looking might ask a stale cache
+        """The lines that were added since the last call; see pairs()."""
+        return [row for row, _ in self.pairs()]
+
+    def pairs(self) -> list[tuple[Row, bytes]]:
+        """(row, its bytes) of the lines that were added since the last call.
+
+        A last line that a kill cut off is taken away; whole lines stay as they are, also if they are wrong.
+
+        Raises:
+            InputError: a line is wrong; file and line are named.
+        """
+        check_regular(self.path)
+        with naming(self.path), open(self.path, "a+b") as file:
+            # Creating asks the file server, where looking might ask a stale cache.
             file.seek(self._read)
             data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, self._read + len(whole))
-        self._read += len(whole)
-        try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise InputError(f"{self.path} holds a line that is not JSON ({error}): delete that line") from error
+        if self._read == 0 and data.startswith(BOM):
+            data, self._read = data.removeprefix(BOM), len(BOM)
+        end = data.rfind(b"\n") + 1
+        found = [self._row(line, number) for number, line in enumerate(data[:end].split(b"\n")[:-1], self._count + 1)]
+        last = data[end:]
+        if last:
+            found.append(self._finish(last, self._read + end))
+        kept = [pair for pair in found if pair is not None]
+        self._read += end if not last or found[-1] is None else len(data) + 1
+        self._count += data.count(b"\n") + (1 if last and found[-1] is not None else 0)
+        return kept
+
+    def _row(self, line: bytes, number: int) -> tuple[Row, bytes] | None:
+        """None of a blank line."""
+        if not line.strip():
+            return None
+        row, reason = parse(line)
+        reason = reason or self._check(row)
+        if reason:
+            raise InputError(f"{self.path} holds a line that {reason} (line {number}): {self._remedy}")
+        return row, line
+
+    def _finish(self, last: bytes, at: int) -> tuple[Row, bytes] | None:
+        """A last line without its end: one that is whole is ended, one that was cut off is taken away (None)."""
+        cut = last.lstrip().startswith(b"{") and parse(last)[0] is None
+        blank = not last.strip(b"\0 \t\r\n")  # after a power cut a file may end in zeros
+        found = None if cut or blank else self._row(last, self._count + 1)
+        with naming(self.path):
+            if found is None:
+                os.truncate(self.path, at)
+            else:
+                with open(self.path, "ab", buffering=0) as file:
+                    file.write(b"\n")
+        return found
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add lines. The last line must be whole: call new() first. Closing makes them visible on other machines."""
-        with open(self.path, "ab") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        """Add lines. The last line must be whole: call new() first. Closing makes them visible on other machines.
+
+        Raises:
+            InputError: the disk is full, say: lines that were written whole stay, and no half one.
+        """
+        data = encode(rows)
+        with naming(self.path), open(self.path, "ab", buffering=0) as file:
+            start = os.fstat(file.fileno()).st_size
+            try:
+                write_whole(file, data)
+            except OSError:
+                written = os.fstat(file.fileno()).st_size - start
+                with contextlib.suppress(OSError):  # else whoever comes next takes the half line away
+                    os.truncate(self.path, start + data[:written].rfind(b"\n") + 1)
+                raise
 
     def sync(self) -> None:
         """Wait until what was added is on the disk. Needs no lock."""
-        with open(self.path, "ab") as file:
+        with naming(self.path), open(self.path, "ab") as file:
             os.fsync(file.fileno())
 
 
@@ -91,33 +150,51 @@ class Share:
     Args:
         folder: of the run.
         keys: every sample's index, in the order in which they are best taken.
+        check: says what is wrong with a line of predictions.jsonl that another process wrote, beside its index.
 
     Raises:
-        InputError: the folder's file system has no locks.
+        InputError: the folder's file system has no locks, or its files hold something else; file and line are named.
     """
 
-    def __init__(self, folder: str | Path, keys: Sequence[int | str]) -> None:
-        self.folder, self._keys = Path(folder), keys
+    def __init__(self, folder: str | Path, keys: Sequence[int | str], check: Check | None = None) -> None:
+        self.folder, self._keys, self._check = Path(folder), keys, check
+        self._known: frozenset[int | str] = frozenset(keys)
+        self._given: set[int | str] = set()  # by this process
         self._work = self.folder / ".work"
         self._name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._lock, self._alive = FileLock(self._work / "lock"), self._life(self._name)
         self._start()
 
     def _start(self) -> None:
-        self._predictions = Lines(self.folder / "predictions.jsonl")
-        self._claims = Lines(self._work / "claims.jsonl")
+        self._predictions = self._answers()
+        remedy = f"delete {self._work} while no process works on this run; it holds no answers"
+        self._claims = Lines(self._work / "claims.jsonl", _wrong_claim, remedy)
         self._open: OrderedDict[int | str, None] = OrderedDict.fromkeys(self._keys)
         self._taken: dict[int | str, str] = {}  # by whom
         self._workers: dict[str, None] = {}
 
+    def _answers(self) -> Lines:
+        remedy = "delete that line, and its sample is asked again; or choose another output"
+        return Lines(self.folder / "predictions.jsonl", self._wrong_answer, remedy)
+
+    def _wrong_answer(self, row: Row) -> str | None:
+        index = row.get("index")
+        if not is_key(index):
+            return f"has the index {index!r}, which is neither a text nor a whole number"
+        if index not in self._known:
+            return f"answers {index!r}, which the benchmark does not ask"
+        return None if self._check is None or index in self._given else self._check(row)
+
     # -- joining and leaving -----------------------------------------------------------------------------------------
 
     def __enter__(self) -> Share:
-        self._work.mkdir(parents=True, exist_ok=True)
+        with naming(self._work):
+            self._work.mkdir(parents=True, exist_ok=True)
         with self._locked():
             if not any(self._lives(name) for name in self._workers):
                 self._tidy()
-            self._alive.acquire(timeout=0)
+            with naming(self._work):
+                self._alive.acquire(timeout=0)
             self._claims.append([{"worker": self._name}])
         return self
 
@@ -126,15 +203,16 @@ class Share:
 
     def _tidy(self) -> None:
         """What earlier processes left: failed samples are to be asked again, and everything is summed up anew."""
-        (self.folder / "results.json").unlink(missing_ok=True)
-        rows = Lines(self._predictions.path).new()
-        whole = {row["index"]: row for row in reversed(rows) if "error" not in row}  # of two, the first
-        if len(whole) < len(rows):
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in reversed(whole.values()))
-            write_text(self._predictions.path, text)
-        for old in self._work.glob("*.alive"):
-            old.unlink()
-        self._claims.path.unlink(missing_ok=True)
+        pairs = self._answers().pairs()
+        whole = {row["index"]: line for row, line in reversed(pairs) if "error" not in row}  # of two, the first
+        with naming(self.folder):
+            (self.folder / "results.json").unlink(missing_ok=True)
+            lines = b"".join(line + b"\n" for line in reversed(whole.values()))
+            if len(lines) != self._predictions.path.stat().st_size:  # or blank lines, or a mark before the first
+                write_bytes(self._predictions.path, lines)
+            for old in self._work.glob("*.alive"):
+                old.unlink()
+            self._claims.path.unlink(missing_ok=True)
         self._start()
         self._look()
 
@@ -160,6 +238,7 @@ class Share:
     def give(self, rows: Sequence[Row]) -> None:
         """Append answers of samples that were taken."""
         with self._locked():
+            self._given.update(row["index"] for row in rows)
             self._predictions.append(rows)
             self._look()
         self._predictions.sync()
@@ -175,8 +254,9 @@ class Share:
                 return None
             file = self.folder / "results.json"
             if not file.exists():
-                rows = {row["index"]: row for row in reversed(Lines(self._predictions.path).new())}  # of two, the first
+                rows = {row["index"]: row for row in reversed(self._answers().new())}  # of two, the first
                 write_json(file, sum_up(list(rows.values())))
+            check_regular(file)
             return json.loads(file.read_text(encoding="utf-8"))
 
     # -- what others did ---------------------------------------------------------------------------------------------
@@ -184,7 +264,8 @@ class Share:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            self._lock.acquire(poll_interval=0.005)
+            with naming(self._work / "lock"):
+                self._lock.acquire(poll_interval=0.005)
         except NotImplementedError as error:  # filelock's word for a file system without flock
             raise InputError(self._no_locks()) from error
         try:
@@ -225,3 +306,11 @@ class Share:
             return True
         probe.release()
         return False
+
+
+def _wrong_claim(row: Row) -> str | None:
+    """What is wrong with a line of claims.jsonl."""
+    name, keys = row.get("worker"), row.get("take", [])
+    if not isinstance(name, str) or not name.isprintable() or "/" in name or not 0 < len(name) < 200:
+        return "names no process"
+    return None if isinstance(keys, list) and all(map(is_key, keys)) else "takes what are no samples"

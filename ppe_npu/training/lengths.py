@@ -1,14 +1,13 @@
-"""A record's length in tokens before and after compression, found without decoding anything.
+"""A record's length in tokens before and after compression, found from headers.
 
 A picture's tokens follow from its header's size, by the processor's own rule; a video's, and those of the seconds that
-Qwen3-VL's processor writes between them, from its container's frames, frame rate and size, by ppe_npu.data.sampling
-and the processor itself, which is given frames that have a shape and no content. So the numbers are those of the
-collator's batches, but for files that break off.
+Qwen3-VL's processor writes between them, from the frames that it shows, their rate and size, by the plan that
+ppe_npu.data.videos reads by and the processor itself, which is given frames that have a shape and no content. So the
+numbers are those of the collator's batches.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.data.videos import Video, VideoHeader
+from ppe_npu.data.videos import Video, VideoHeader, planned_video
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.inputs import process_visuals
 from ppe_npu.placeholders import expand, image_ids, video_ids
@@ -52,7 +51,7 @@ class Ruler:
         self._marks = image_ids(processor, 0)
         self._texts: dict[tuple[int, float], torch.Tensor] = {}
         # A family writes the seconds of every video or of none; only where it does, every video has to be asked about.
-        self._seconds = len(video_ids(processor, _blank_video(2, 1, 1, ""), 0)) > len(self._marks)
+        self._seconds = len(video_ids(processor, self._planned(VideoHeader(2, 1.0, 1, 1), ""), 0)) > len(self._marks)
 
     def __call__(self, records: Sequence[Record]) -> list[Lengths | Fault]:
         return [self._measure(record) for record in records]
@@ -80,9 +79,10 @@ class Ruler:
         header = self.headers[kind][path]
         if isinstance(header, InputError):
             raise header
-        key = header if kind == "image" else (self._taken(header), header.height, header.width)
+        video = None if kind == "image" else self._planned(header, path)
+        key = header if video is None else tuple(video.frames.shape)
         if key not in self._measured:
-            frames, tokens = self._image(*key, path) if kind == "image" else self._video(*key, path)
+            frames, tokens = self._image(*header, path) if video is None else self._video(video)
             self._measured[key] = frames * tokens, self.compression.span_tokens(frames, tokens, layer=0)
         return self._measured[key]
 
@@ -95,9 +95,9 @@ class Ruler:
             raise InputError(f"image {path} cannot be processed ({first_line(error)}): leave it out") from error
         return 1, patches // maker.merge_size**2
 
-    def _video(self, frames: int, height: int, width: int, path: str) -> tuple[int, int]:
+    def _video(self, video: Video) -> tuple[int, int]:
         """(temporal steps, tokens of each)."""
-        visuals, _ = process_visuals(self.processor, [], [_blank_video(frames, height, width, path)], self.sampling)
+        visuals, _ = process_visuals(self.processor, [], [video], self.sampling)
         steps, rows, columns = visuals["video_grid_thw"][0].tolist()
         return steps, rows * columns // self.processor.video_processor.merge_size**2
 
@@ -110,15 +110,8 @@ class Ruler:
         if key not in self._texts:
             if len(self._texts) >= _TEXTS:
                 self._texts.clear()
-            taken, _ = self.sampling.indices(*key, self.processor.video_processor.temporal_patch_size)
-            video = dataclasses.replace(_blank_video(len(taken), 1, 1, path), indices=tuple(taken), file_fps=header.fps)
-            self._texts[key] = video_ids(self.processor, video, 0)
+            self._texts[key] = video_ids(self.processor, self._planned(header, path), 0)
         return self._texts[key]
 
-    def _taken(self, header: VideoHeader) -> int:
-        return self.sampling.count(header.frames, header.fps, self.processor.video_processor.temporal_patch_size)
-
-
-def _blank_video(frames: int, height: int, width: int, path: str) -> Video:
-    """Frames that have a shape and no content."""
-    return Video(torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta"), 1.0, path)
+    def _planned(self, header: VideoHeader, path: str) -> Video:
+        return planned_video(header, path, self.sampling, self.processor.video_processor.temporal_patch_size)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tolerances import assert_near, attention_roundings, sampling_error, share_error
 
 from ppe_npu.backends import attention, sdpa, segments
 
@@ -31,13 +32,19 @@ def _naive(query, key, value, may_attend=lambda b, h, s, t: True, bias=lambda b,
     return output
 
 
+def _check(found, expected, tensors):
+    """The scores are at most those of scale 1, so this holds for every scale."""
+    query, key, value = tensors
+    assert_near(found, expected, roundings=2 * attention_roundings(query, key, scale=1.0), size=value.abs().max())
+
+
 @both
 @pytest.mark.parametrize(("query", "key"), [((2, 3, 5, 8), (2, 3, 7, 8)), ((1, 6, 4, 10), (1, 2, 4, 10))])
 def test_dense_and_grouped_heads(query, key, implementation):
     tensors = _inputs(query, key)
-    torch.testing.assert_close(attention(*tensors, implementation=implementation), _naive(*tensors))
+    _check(attention(*tensors, implementation=implementation), _naive(*tensors), tensors)
     scaled = attention(*tensors, scale=0.7, implementation=implementation)
-    torch.testing.assert_close(scaled, _naive(*tensors, scale=0.7))
+    _check(scaled, _naive(*tensors, scale=0.7), tensors)
 
 
 @both
@@ -45,7 +52,7 @@ def test_dense_and_grouped_heads(query, key, implementation):
 def test_causal_is_aligned_bottom_right(queries, keys, implementation):
     tensors = _inputs((2, 4, queries, 6), (2, 2, keys, 6))
     expected = _naive(*tensors, may_attend=lambda b, h, s, t: t <= s + keys - queries)
-    torch.testing.assert_close(attention(*tensors, causal=True, implementation=implementation), expected)
+    _check(attention(*tensors, causal=True, implementation=implementation), expected, tensors)
 
 
 @both
@@ -56,7 +63,7 @@ def test_a_bool_mask_says_what_is_attended_to(shape, causal, implementation):
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.3
     full = mask.expand(2, 4, 5, 7)
     expected = _naive(*tensors, may_attend=lambda b, h, s, t: full[b, h, s, t] and (not causal or t <= s + 2))
-    torch.testing.assert_close(attention(*tensors, mask=mask, causal=causal, implementation=implementation), expected)
+    _check(attention(*tensors, mask=mask, causal=causal, implementation=implementation), expected, tensors)
 
 
 @both
@@ -65,12 +72,12 @@ def test_an_additive_mask_is_added_to_the_scaled_scores(implementation):
     mask = torch.randn(2, 1, 3, 5, dtype=torch.float64)
     mask[1, 0, :, 4] = -INF
     expected = _naive(*tensors, bias=lambda b, h, s, t: mask[b, 0, s, t])
-    torch.testing.assert_close(attention(*tensors, mask=mask, implementation=implementation), expected)
+    _check(attention(*tensors, mask=mask, implementation=implementation), expected, tensors)
     expected = _naive(
         *tensors, may_attend=lambda b, h, s, t: t <= s + 2, bias=lambda b, h, s, t: mask[b, 0, s, t], scale=0.5
     )
     out = attention(*tensors, mask=mask, causal=True, scale=0.5, implementation=implementation)
-    torch.testing.assert_close(out, expected)
+    _check(out, expected, tensors)
 
 
 @both
@@ -109,7 +116,7 @@ def test_segments_attend_to_themselves_only(borders, causal, implementation):
     segment = torch.bucketize(torch.arange(15), torch.tensor(borders[1:]), right=True)
     expected = _naive(*tensors, may_attend=lambda b, h, s, t: segment[s] == segment[t] and (not causal or t <= s))
     out = attention(*tensors, cu_seqlens=borders, causal=causal, implementation=implementation)
-    torch.testing.assert_close(out, expected)
+    _check(out, expected, tensors)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -118,7 +125,7 @@ def test_heads_are_repeated_where_no_fused_kernel_reads_groups(monkeypatch, caus
     expected = attention(*tensors, causal=causal, implementation="reference")
     monkeypatch.setattr(sdpa, "_takes_groups", lambda *_: False)
     monkeypatch.setattr(sdpa.F, "scaled_dot_product_attention", _ungrouped(sdpa.F.scaled_dot_product_attention))
-    torch.testing.assert_close(attention(*tensors, causal=causal, implementation="sdpa"), expected)
+    _check(attention(*tensors, causal=causal, implementation="sdpa"), expected, tensors)
 
 
 @pytest.mark.parametrize("keys", [1, 7])
@@ -133,7 +140,7 @@ def test_a_decoding_steps_heads_become_queries_of_their_group(monkeypatch, mask,
     repeated = []
     repeat = sdpa.repeat_heads
     monkeypatch.setattr(sdpa, "repeat_heads", lambda *args: repeated.append(1) or repeat(*args))
-    torch.testing.assert_close(attention(*tensors, mask=mask, causal=True, implementation="sdpa"), expected)
+    _check(attention(*tensors, mask=mask, causal=True, implementation="sdpa"), expected, tensors)
     assert bool(repeated) == (shape == (2, 6, 1, keys))
 
 
@@ -197,8 +204,9 @@ def test_dropout_drops_weights_and_keeps_their_mean(implementation):
     query, key, _ = _inputs((1, 1, 4000, 4), (1, 1, 3, 4), torch.float32)
     value = torch.eye(3, 4).expand(1, 1, 3, 4)
     weights = attention(query, key, value, dropout=0.25, implementation=implementation)[..., :3]
-    assert (weights == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert weights.sum(-1).mean().item() == pytest.approx(1.0, abs=0.03)
+    assert (weights == 0).float().mean().item() == pytest.approx(0.25, abs=share_error(0.25, weights.numel()))
+    off = sampling_error(math.sqrt(0.25 * 0.75) / 0.75, weights.numel())  # of a weight, as a share of what it was
+    assert weights.sum(-1).mean().item() == pytest.approx(1.0, abs=off)
 
 
 @both

@@ -1,6 +1,7 @@
 """Group means: values, dtypes, empty groups, gradients."""
 
 import torch
+from tolerances import assert_near
 
 from ppe_npu.backends.reference.group_mean import group_mean
 
@@ -16,8 +17,8 @@ def case(dtype):
 def test_means_empty_groups_and_tokens_of_no_group():
     tokens, labels, counts = case(torch.float32)
     out = group_mean(tokens, labels, counts)
-    torch.testing.assert_close(out[0, 3], tokens[0, 4:].mean(0))
-    torch.testing.assert_close(out[1, 0], tokens[1, :3].mean(0))
+    assert_near(out[0, 3], tokens[0, 4:].mean(0), roundings=2 * 3, size=tokens.abs().max())
+    assert_near(out[1, 0], tokens[1, :3].mean(0), roundings=2 * 3, size=tokens.abs().max())
     assert out[0, 2].eq(0).all()
     assert out[1, 2:].eq(0).all()
 
@@ -52,7 +53,7 @@ def test_the_gradient_of_a_token_is_its_share_of_the_mean():
     for frame, token in torch.cartesian_prod(torch.arange(2), torch.arange(7)).tolist():
         group = int(labels[frame, token])
         expected = cotangent[frame, group] / counts[frame, group] if group >= 0 else torch.zeros(3)
-        torch.testing.assert_close(tokens.grad[frame, token], expected)
+        assert_near(tokens.grad[frame, token], expected, roundings=2 * 2)
 
 
 def test_gradients_agree_with_finite_differences():

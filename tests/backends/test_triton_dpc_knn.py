@@ -4,20 +4,24 @@ import dataclasses
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dpc_knn import naive
+from test_dpc_knn import naive, picture
+from tolerances import eps
 
 pytest.importorskip("triton")
 
-from kernel_device import on_device
+from kernel_device import DEVICE, on_device
+from triton.runtime import interpreter
 from triton_interpreter import repair
 
 from ppe_npu.backends.cuda import dpc_knn as kernels
 from ppe_npu.backends.cuda import gram, tiles
 from ppe_npu.backends.reference.dpc_knn import dpc_knn as reference
+from ppe_npu.backends.reference.dpc_knn import largest_error
 
 repair()
 kernels, gram = on_device(kernels), on_device(gram)
@@ -61,6 +65,26 @@ def test_equals_the_algorithm_in_words(stored_at_once, strict, seed, dtype):
     copies = x.gather(1, copied[:, :, None].expand_as(x))
     x = torch.where(torch.rand(3, 19, 1, generator=g) < 0.3, copies, x)
     check(x, sizes, budgets, neighbors, strict, stored_at_once=stored_at_once)
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU's products cannot be spoiled")
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_products_that_round_by_place_break_no_tie(monkeypatch, dtype, strict):
+    """The interpreter multiplies with NumPy, whose products are of this kind on some machines; here they are on all."""
+    generator, dot = np.random.default_rng(0), interpreter.InterpreterBuilder.create_dot
+
+    def spoiled(*arguments):
+        made = dot(*arguments)
+        noise = generator.integers(-4, 5, made.data.shape) * 2.0**-23
+        made.data = (made.data * (1 + noise)).astype(np.float32)
+        return made
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", spoiled)
+    x = picture(1, dtype, channels=24)
+    check(x, [48], [20], [5], strict)
+    some = torch.randn(1, 9, 24, generator=torch.Generator().manual_seed(9))[:, torch.arange(40) * 7 % 9]
+    check(some.to(dtype), [40], [21], [3], strict)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -177,18 +201,19 @@ def test_16_bit_channels_are_shifted_exactly_or_split_or_near_zero(dtype):
 @pytest.mark.parametrize("kind", ["one at zero", "one beyond", "five alike"])
 @pytest.mark.parametrize("dtype", HALF)
 def test_massive_channels_with_outliers_cost_no_digits(dtype, kind):
-    """Not of distances between outliers either; copies have equal products, to the last bit, in whatever tiles."""
+    """Not of distances between outliers either: at most twice the error of the specification in fp32."""
     x = massive(dtype, kind)
     products, norms = all_products(x)
     found = (norms[:, None] - products) + (norms - products)
     exact = (x[0, :, None].double() - x[0].double()).square().sum(-1)
+    plain = x[0].float() - x[0].float().mean(0)
+    plain = plain.square().sum(1)[:, None] + plain.square().sum(1) - 2 * plain @ plain.T
     others = exact > 0
-    # Measured: at most 2e-5 and 3e-3; the specification in fp32 has 5e-5 and 7e-3, products of shifted or whole tokens
-    # alone 2e-2, three products without low x low 4e-2 in bf16.
-    assert ((found - exact).abs() / exact)[others].max() < (6e-3 if kind == "five alike" else 1e-4)
-    assert found[~others].eq(0).all()
+    errors = [((values - exact).abs() / exact)[others].max() for values in (found, plain)]
+    assert errors[0] <= 2 * errors[1]
+    limit = largest_error(x.shape[2], torch.float32) * (norms[:, None] + norms)
+    assert (found.abs() <= limit)[~others].all()
     assert torch.equal(products, products.T)
-    assert torch.equal(products[[40, 41]], products[[3, 17]])
 
 
 @pytest.mark.parametrize("kind", ["one at zero", "one beyond", "five alike"])
@@ -214,7 +239,12 @@ def test_squared_distances_of_bf16_tokens_are_as_exact_as_those_of_fp32():
     products, norms = gram.gram(gram.centred(x, lengths, plan), lengths, plan)
     found = norms[0, :, None] + norms[0] - 2 * products[0]
     exact = torch.cdist(x.double(), x.double())[0].square()
-    assert (found - exact).abs().max() < 1e-6 * exact.max()
+    wide = x[0].float()
+    squares = wide.square().sum(-1)
+    plain = squares[:, None] + squares - 2 * wide @ wide.T
+    # A distance is rounded once for each of its three terms, even where plain PyTorch was luckier.
+    allowed = max(2 * (plain - exact).abs().max(), 3 * eps(plain) * squares.max())
+    assert (found - exact).abs().max() <= allowed
 
 
 def test_between_two_centres_a_token_takes_the_one_of_higher_score():

@@ -2,6 +2,8 @@
 
 What it lacks, and is put in here, for tests only:
 * tl.dot of bf16 multiplies the bits as integers: bf16 is widened to fp32 before, as tensor cores do.
+* tl.dot multiplies with NumPy's BLAS, which on some machines rounds by place: sums are taken one by one, so that a
+  product has the same bits in every row and column, as those of a GPU have.
 * Python floats stay floats, which have no `.to`: they become fp32 scalars, as the compiler takes them.
 * libdevice's functions give None: Liger's rsqrt is written in Triton.
 """
@@ -21,7 +23,7 @@ def repair() -> None:
     """Puts in what is missing, once a process."""
     if DEVICE.type != "cpu":
         return
-    convert, dot = interpreter._implicit_cvt, interpreter.InterpreterBuilder.create_dot
+    convert = interpreter._implicit_cvt
 
     def implicit(argument):
         if isinstance(argument, float):
@@ -30,11 +32,16 @@ def repair() -> None:
 
     def wide(handle):
         if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+            return handle.data.astype(np.float32)
+        return (handle.data.astype(np.uint32) << 16).view(np.float32)
+
+    def dot(_, a, b, sums, *precision):
+        products = wide(a)[:, :, None] * wide(b)[None]
+        total = np.add.accumulate(products, axis=1)[:, -1]  # one channel after the other
+        return interpreter.TensorHandle((total + sums.data).astype(sums.data.dtype), sums.dtype.scalar)
 
     interpreter._implicit_cvt = implicit
-    interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(self, wide(a), wide(b), *rest)
+    interpreter.InterpreterBuilder.create_dot = dot
 
 
 @functools.cache

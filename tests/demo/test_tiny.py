@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from ppe_npu.demo.scenes import make_scene
@@ -66,7 +67,8 @@ def test_pixels_reach_the_model_unresized(processor, scene):
     # patches stand merged cell by merged cell: (row, col of the cell), (row, col of the patch in it), channel, t, y, x
     patches = inputs.pixel_values.reshape(6, 6, 2, 2, 3, 2, 4, 4)[..., 0, :, :]
     pixels = patches.permute(0, 2, 5, 1, 3, 6, 4).reshape(48, 48, 3) * 127.5 + 127.5
-    np.testing.assert_allclose(pixels.numpy(), scene.pixels(), atol=1e-3)
+    # Scaled, shifted and scaled there, and scaled and shifted back here.
+    assert_near(pixels, torch.from_numpy(scene.pixels()).float(), roundings=3 + 2, size=255)
 
 
 def test_the_processor_comes_back_from_its_folder(processor, scene, tmp_path):
@@ -76,7 +78,10 @@ def test_the_processor_comes_back_from_its_folder(processor, scene, tmp_path):
     assert type(loaded) is type(processor)
     assert set(before) == set(after)
     for name in before:
-        torch.testing.assert_close(before[name], after[name])
+        if before[name].is_floating_point():  # transformers comes back with its other image processor
+            assert_near(before[name], after[name], roundings=3)  # scaled, shifted, scaled
+        else:
+            assert_equal(before[name], after[name], name)
     assert loaded.tokenizer.decode(after.input_ids[0], skip_special_tokens=True).split()[-3:] == [
         *("barlen", "blue", "assistant"),
     ]
@@ -99,7 +104,8 @@ def test_the_model_answers_and_comes_back_from_its_folder(model, processor, scen
     model.save_pretrained(tmp_path)
     loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
+        true = exact(model, lambda: model(**inputs).logits)
+        assert_rounds_alike(loaded(**inputs).logits, model(**inputs).logits, true)
 
 
 def test_a_seed_is_a_model_and_draws_nothing_from_outside(model):
@@ -120,8 +126,12 @@ def test_features_say_nothing_about_the_place_in_the_picture(model, processor):
     patch = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
     pixels[:16, :16] = pixels[32:, 16:32] = patch
     inputs = processor.image_processor(images=[pixels], return_tensors="pt")
-    features = model.model.visual(inputs.pixel_values, grid_thw=inputs.image_grid_thw).pooler_output.view(6, 6, -1)
-    torch.testing.assert_close(features[:2, :2], features[4:, 2:4], atol=1e-5, rtol=1e-4)
+
+    def features():
+        return model.model.visual(inputs.pixel_values, grid_thw=inputs.image_grid_thw).pooler_output.view(6, 6, -1)
+
+    found, true = features(), exact(model, features)
+    assert_rounds_alike(found[:2, :2], found[4:, 2:4], true[4:, 2:4], layers=1)
 
 
 @torch.no_grad()

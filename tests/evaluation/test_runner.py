@@ -81,11 +81,11 @@ def test_results_hold_scores_and_costs(model, tiny_processor, benchmark, tmp_pat
     dense = evaluate(model, tiny_processor, benchmark, tmp_path / "dense", max_new_tokens=2)
     assert dense["name"] == "dense"
     assert dense["costs"]["tokens_after"] == 36
-    # 19 tokens fewer in each layer's keys and values.
+    # 19 tokens fewer (an answer may be one longer) in each layer's keys and values.
     text = model.config.text_config
     head = text.hidden_size // text.num_attention_heads
     per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * 4
-    assert dense["costs"]["kv_bytes"] - costs["kv_bytes"] == pytest.approx(19 * per_token, rel=0.06)
+    assert dense["costs"]["kv_bytes"] - costs["kv_bytes"] == pytest.approx(19 * per_token, rel=1 / 19)
 
 
 def test_a_late_cascade_keeps_the_mean_over_layers_not_what_is_left(model, tiny_processor, benchmark, tmp_path):

@@ -10,6 +10,7 @@ from packaging.version import Version
 from prompts import GREEDY, MIXED, logits
 from support import FAMILIES, Prompt, batch, random_model
 from test_no_sync import SYNCS, operators
+from tolerances import assert_near
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.config import BLIND
@@ -68,7 +69,7 @@ def test_two_by_two_pooling_is_average_pooling(model):
     logits(model, inputs)
     dense, pooled = (call[0][0, 2:-3] for call in states)
     grid = dense.view(4, 6, -1).permute(2, 0, 1)
-    torch.testing.assert_close(pooled, torch.nn.functional.avg_pool2d(grid, 2).flatten(1).T)
+    assert_near(pooled, torch.nn.functional.avg_pool2d(grid, 2).flatten(1).T, roundings=4, size=grid.abs().max())
     before, after = (call[1][:, 0, 2:-3] for call in (rows[0], new_rows[0]))
     assert torch.equal(after, before.view(3, 4, 6)[:, ::2, ::2].flatten(1))
 
@@ -132,4 +133,4 @@ def test_seeds_choose_differently_and_one_seed_the_same(model):
     config = CompressionConfig.preset("random", ratio=0.25)
     results = [logits(compress(model, dataclasses.replace(config, seed=seed)), inputs) for seed in (0, 0, 1)]
     assert torch.equal(results[0], results[1])
-    assert not torch.allclose(results[0], results[2])
+    assert (results[0] - results[2]).abs().max() > 0.01 * results[0].abs().max()

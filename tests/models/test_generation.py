@@ -9,6 +9,7 @@ import transformers
 from packaging.version import Version
 from prompts import APART, GREEDY, MIXED, PPE, PRESETS, kept_logits, logits, with_types
 from support import Prompt, batch, random_model
+from tolerances import assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress
 
@@ -31,9 +32,10 @@ def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(model, con
     inputs = batch(*MIXED)
     settings = {"max_new_tokens": 5, **GREEDY}
     cached = model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
-    plain = model.generate(**inputs, **settings, use_cache=False, return_dict_in_generate=True, output_logits=True)
+    settings |= {"use_cache": False, "return_dict_in_generate": True, "output_logits": True}
+    plain, true = model.generate(**inputs, **settings), exact(model, lambda: model.generate(**inputs, **settings))
     assert torch.equal(cached.sequences, plain.sequences)
-    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(plain.logits), atol=1e-4, rtol=1e-4)
+    assert_rounds_alike(cached.logits, plain.logits, true.logits)
     # The cache's last layer holds what was kept (of the longest sample), and every generated token but the last.
     kept = max(len(row) for row in kept_logits(model, *MIXED))
     assert cached.past_key_values.layers[-1].get_seq_length() == kept + 4
@@ -101,6 +103,12 @@ def test_a_cascades_cache_cut_to_the_length_of_its_first_layer_is_cut_everywhere
     assert [layer.get_seq_length() for layer in cache.layers] == [length + 1 for length in lengths]
 
 
+def continued(model, tokens):
+    """Logits of tokens after the first of the mixed prompts."""
+    cache = model(**batch(MIXED[0]), use_cache=True).past_key_values
+    return logits(model, {"input_ids": torch.tensor([tokens]), "past_key_values": cache})[0]
+
+
 def test_a_step_may_be_padding_for_a_finished_sample(model):
     """A hand-written loop feeds something for samples that are done, and masks it."""
     compress(model, PPE)
@@ -111,9 +119,8 @@ def test_a_step_may_be_padding_for_a_finished_sample(model):
     grown = torch.cat([grown, torch.tensor([[1], [1]])], dim=1)
     step = {"input_ids": torch.tensor([[9], [9]]), "attention_mask": grown, "past_key_values": cache}
     after = logits(model, step)
-    alone = model(**batch(MIXED[0]), use_cache=True).past_key_values
-    expected = logits(model, {"input_ids": torch.tensor([[9]]), "past_key_values": alone})
-    torch.testing.assert_close(after[1], expected[0], atol=1e-4, rtol=1e-4)
+    expected, true = continued(model, [9]), exact(model, lambda: continued(model, [9]))
+    assert_rounds_alike(after[1], expected, true)
 
 
 def test_generated_tokens_continue_after_the_prompts_largest_position(model):
@@ -148,13 +155,14 @@ def test_a_prefix_that_is_repeated_for_several_answers(model):
     compress(model, PRESETS["cascade"])
     inputs = batch(MIXED[0])
     cache = model(**inputs, use_cache=True).past_key_values
-    alone = [model(**inputs, use_cache=True).past_key_values for _ in range(3)]
     tokens = torch.tensor([[7, 8], [9, 10], [11, 12]])
     cache.batch_repeat_interleave(3)
     together = logits(model, {"input_ids": tokens, "past_key_values": cache})
-    for row, token, own in zip(together, tokens, alone):
-        expected = logits(model, {"input_ids": token[None], "past_key_values": own})[0]
-        torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)
+
+    def alone():
+        return [continued(model, token) for token in tokens.tolist()]
+
+    assert_rounds_alike(list(together), alone(), exact(model, alone))
     with pytest.raises(ValueError, match="hold a batch of 3, but the tokens that continue them are 2"):
         logits(model, {"input_ids": tokens[:2], "past_key_values": cache})
 

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Prompt, batch, random_model
+from tolerances import assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.config import BLIND
@@ -74,6 +75,14 @@ def run(config, samples, side="left", pad_to=0, model=MODEL):
     return [row[len(row) - n :] if padded_left else row[:n] for row, n in zip(logits, lengths)]
 
 
+def plainly(do):
+    return do()
+
+
+def precisely(do):
+    return exact(MODEL, do)
+
+
 @settings(max_examples=200)
 @given(
     samples=st.lists(prompts(), min_size=1, max_size=3),
@@ -84,12 +93,11 @@ def run(config, samples, side="left", pad_to=0, model=MODEL):
     data=st.data(),
 )
 def test_a_prompts_result_depends_on_nothing_but_the_prompt(samples, config, side, pad, model, data):
-    alone = [run(config, [sample])[0] for sample in samples]
+    alone, true = (way(lambda: [run(config, [sample])[0] for sample in samples]) for way in (plainly, precisely))
     order = data.draw(st.permutations(range(len(samples))))
     shuffled = [samples[i] for i in order]
     together = run(config, shuffled, side, pad_to=max(len(p.ids) for p in samples) + pad, model=model)
-    for i, row in zip(order, together):
-        torch.testing.assert_close(row, alone[i], atol=2e-4, rtol=1e-4)
+    assert_rounds_alike(together, [alone[i] for i in order], [true[i] for i in order])
 
 
 @settings(max_examples=200)
@@ -101,10 +109,9 @@ def test_a_prompts_result_depends_on_nothing_but_the_prompt(samples, config, sid
     method=st.sampled_from(["dpc_knn", *BLIND]),
 )
 def test_ratio_one_is_dense(samples, k, side, layers, method):
-    dense = run(CompressionConfig.preset("dense"), samples, side)
+    dense, true = (way(lambda: run(CompressionConfig.preset("dense"), samples, side)) for way in (plainly, precisely))
     whole = run(CompressionConfig.preset("ppe", method=method, ratio=1.0, k=k, layers=layers), samples, side)
-    for a, b in zip(dense, whole):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert_rounds_alike(whole, dense, true)
 
 
 @settings(max_examples=200)

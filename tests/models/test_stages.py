@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from prompts import GREEDY, MIXED, PPE, PRESETS, check_labels, kept_logits, logits
+from prompts import GREEDY, MIXED, PPE, PRESETS, check_labels, check_slope, kept_logits, logits
 from support import IMAGE_ID, Prompt, batch, random_model
+from tolerances import assert_rounds_alike, exact
 from transformers import DynamicCache, StaticCache
 
 from ppe_npu import CompressionConfig, compress, restore
@@ -113,6 +114,12 @@ def test_events_hold_frames_that_are_alike(model):
     video = Prompt([1, ("video", (5, 2, 3)), 1])
     a, b = video.pixels["video"][0][:24].clone(), video.pixels["video"][0][24:48].clone()
     video.pixels["video"][0] = torch.cat([a, b, a, a, b])
+
+    def equal(tower, args, output):
+        """On some machines the last bit of a feature hangs on the place of its row in a product."""
+        output.pooler_output.copy_(output.pooler_output.view(5, 6, -1)[[0, 1, 0, 0, 1]].flatten(0, 1))
+
+    model.model.visual.register_forward_hook(equal)
     logits(model, batch(video))
     assert model.compression.report.tokens_after == 2 * 6
     rows = seen[0][:, 0].view(3, 4, -1)
@@ -180,10 +187,10 @@ def test_the_released_rule_keeps_a_share_of_each_event(model):
 @pytest.mark.parametrize("config", STAGED.values(), ids=STAGED)
 def test_attention_implementations_agree(config):
     model = random_model()
-    expected = kept_logits(compress(model, config), *MIXED)
+    compress(model, config)
+    expected, true = kept_logits(model, *MIXED), exact(model, lambda: kept_logits(model, *MIXED))
     model.set_attn_implementation("eager")
-    for row, other in zip(kept_logits(model, *MIXED), expected):
-        torch.testing.assert_close(row, other, atol=1e-4, rtol=1e-4)
+    assert_rounds_alike(kept_logits(model, *MIXED), expected, true)
 
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
@@ -205,14 +212,18 @@ def test_a_static_cache_decodes_as_a_dynamic_one(config, implementation, prompts
 def test_a_static_cache_need_be_no_longer_than_what_is_kept(model):
     compress(model, PPE)
     inputs = batch(MIXED[0])
-    caches = StaticCache(config=model.config.text_config, max_cache_len=32 + 3), DynamicCache()
-    for cache in caches:
+    sizes = []
+
+    def decode(cache):
         logits(model, inputs | {"past_key_values": cache})
-    assert model.compression.report.kv_bytes == 3 * 32 * 2 * 64 * 4
-    for token in (5, 6, 7):
-        step = {"input_ids": torch.tensor([[token]])}
-        static, dynamic = (logits(model, step | {"past_key_values": cache}) for cache in caches)
-        torch.testing.assert_close(static, dynamic, atol=1e-4, rtol=1e-4)
+        sizes.append(model.compression.report.kv_bytes)
+        steps = ({"input_ids": torch.tensor([[token]]), "past_key_values": cache} for token in (5, 6, 7))
+        return [logits(model, step) for step in steps]
+
+    dynamic, true = decode(DynamicCache()), exact(model, lambda: decode(DynamicCache()))
+    static = decode(StaticCache(config=model.config.text_config, max_cache_len=32 + 3))
+    assert sizes[0] == 3 * 32 * 2 * 64 * 4
+    assert_rounds_alike(static, dynamic, true)
 
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
@@ -268,14 +279,7 @@ def test_gradients_agree_with_finite_differences(name):
     for layer in ("visual.merger.mlp.2", "language_model.layers.0.mlp.up_proj", "language_model.layers.1.mlp.up_proj"):
         weight = model.get_parameter(f"model.{layer}.weight")
         slope = weight.grad.norm().item()  # along the gradient itself
-        direction, losses = weight.grad / slope, []
-        for step in (1e-3, -1e-3):
-            with torch.no_grad():
-                weight += step * direction
-                losses.append(model(**inputs, labels=labels).loss.item())
-                weight -= step * direction
-        assert slope > 0.02, layer
-        assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(slope, rel=0.02), layer
+        check_slope(model, inputs, labels, weight, weight.grad / slope, slope)
 
 
 def test_attention_weights_have_each_stages_length(model):
@@ -297,7 +301,7 @@ def test_a_long_video_and_a_large_image(model):
 def test_embeddings_given_by_the_caller(model):
     compress(model, PRESETS["both"])
     inputs = batch(*MIXED)
-    expected = logits(model, inputs)
+    expected, true = logits(model, inputs), exact(model, lambda: logits(model, inputs))
     embed = model.get_input_embeddings()
     embeds = embed(inputs["input_ids"])
     # Instead of the ids: the placeholders are known by their embedding.
@@ -309,7 +313,7 @@ def test_embeddings_given_by_the_caller(model):
         features = tower(inputs[name], grid_thw=inputs[f"{kind}_grid_thw"]).pooler_output
         embeds = embeds.masked_scatter((inputs["input_ids"] == token)[..., None], features)
     placed = {name: value for name, value in inputs.items() if not name.startswith("pixel")} | {"inputs_embeds": embeds}
-    torch.testing.assert_close(logits(model, placed), expected)
+    assert_rounds_alike(logits(model, placed), expected, true)  # the tower has other batches
 
 
 @pytest.mark.parametrize("repeats", [{}, {"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}])

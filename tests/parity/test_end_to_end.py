@@ -24,7 +24,7 @@ def test_the_cpu_agrees_and_says_what_it_used(dtype):
     assert len(rows) == quantities * len(end_to_end.settings(dtype))
     assert all(row.allowed < 0.1 for row in rows)
     if dtype == "fp32":  # five steps within the contract, not only within the bound
-        assert max(row.error for row in rows if row.direction == "5 steps") < 1e-5
+        assert max(row.error for row in rows if row.direction == "5 steps") < end_to_end._LOSS_FLOOR[torch.float32]
 
 
 @pytest.mark.parametrize("op", ["attention", "rotary", "rms_norm", "swiglu", "group_mean"])

@@ -14,6 +14,7 @@ import sys
 import pytest
 from fixtures import write_mixed_records
 from safetensors.torch import load_file
+from tolerances import loss_near, moved_apart
 
 SETTINGS = ("--device", "cpu", "--compression", "ppe", "--k", "4", "--max-steps", "10", "--learning-rate", "1e-5")
 TRAIN = ("-m", "ppe_npu.cli", "train", *SETTINGS, "--logging-steps", "1")
@@ -72,10 +73,12 @@ def check_equal(folder, one) -> None:
     expected = losses(one)
     assert len(expected) == 10
     assert expected[-1] < expected[0]
-    assert losses(folder) == pytest.approx(expected, abs=1e-5)
+    assert losses(folder) == loss_near(expected, layers=3, steps=10)
     weights, wanted = (load_file(run / "final" / "model.safetensors") for run in (folder, one))
     assert weights.keys() == wanted.keys()
-    assert max((weights[key] - wanted[key]).abs().max().item() for key in wanted) < 3e-4
+    for key, value in wanted.items():
+        apart = moved_apart([1e-5] * 10, weight=value.abs().max().item())
+        assert (weights[key] - value).abs().max().item() <= apart, key
 
 
 def test_two_machines_learn_as_one_process(one, common, tmp_path):
@@ -110,4 +113,4 @@ def test_deepspeed_learns_as_one_process(name, one, common, tmp_path):
     whole = losses(folder)
     (folder / "summary.json").unlink()
     finish(*torchrun(*common, *asked, "--save-steps", "5", "--resume"), seconds=900)
-    assert losses(folder) == pytest.approx(whole, abs=1e-6)
+    assert losses(folder) == loss_near(whole, layers=3, steps=10)

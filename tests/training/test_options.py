@@ -10,9 +10,11 @@ import pytest
 import torch
 from fixtures import write_noise_records
 from safetensors.torch import load_file
+from tolerances import eps, loss_near
 
 from ppe_npu.errors import InputError, TrainingError
 from ppe_npu.training.args import TrainConfig
+from ppe_npu.training.parts import part_of
 from ppe_npu.training.trainer import train
 
 
@@ -37,7 +39,7 @@ def losses(settings, **changed):
 @pytest.mark.parametrize("compression", [{"positions": "ppe", "k": 4}, {"positions": "ppe", "k": 2, "layers": [1]}])
 def test_packing_changes_no_loss(settings, compression):
     whole = losses(settings, compression=compression)
-    assert losses(settings, compression=compression, packing=True) == pytest.approx(whole, abs=2e-5)
+    assert losses(settings, compression=compression, packing=True) == loss_near(whole, layers=3, steps=4)
     assert whole[0] != whole[-1]
 
 
@@ -64,11 +66,13 @@ def test_each_part_learns_at_its_own_rate(settings, tiny_folder, capsys):
     before, after = load_file(f"{tiny_folder}/model.safetensors"), load_file(f"{result.final}/model.safetensors")
     moved: dict[str, float] = {}
     for name, value in before.items():
-        part = "merger" if "merger" in name else "vision" if "visual" in name else "language"
+        part = part_of(name)
         moved[part] = max(moved.get(part, 0.0), (after[name] - value).abs().max().item())
-    # Adam's first step is the rate itself, where there is a gradient.
-    assert moved["language"] == pytest.approx(1e-3, rel=0.05)
-    assert moved["merger"] == pytest.approx(1e-4, rel=0.05)
+    # Adam's first step is the rate itself, where there is a gradient, and decay as much again of each weight.
+    for part, rate in (("language", 1e-3), ("merger", 1e-4)):
+        size = max(value.abs().max().item() for name, value in before.items() if part_of(name) == part)
+        decay = TrainConfig(**settings).weight_decay
+        assert moved[part] == pytest.approx(rate, abs=rate * decay * size + 2 * eps(torch.float32) * size)
     assert moved["vision"] == 0
     printed = capsys.readouterr().out
     for word in ("0.0001", "0.001", "1 steps of 4 (4 x 1)", "entering the LLM", "rotary reference"):
@@ -77,8 +81,8 @@ def test_each_part_learns_at_its_own_rate(settings, tiny_folder, capsys):
 
 def test_self_distillation_is_part_of_the_loss(settings):
     plain, half, teacher = (losses(settings, max_steps=1, distill_weight=weight)[0] for weight in (0, 0.5, 1.0))
-    assert half == pytest.approx((plain + teacher) / 2, rel=1e-4)
-    assert teacher != pytest.approx(plain, rel=1e-2)
+    assert half == loss_near((plain + teacher) / 2, layers=3)
+    assert abs(teacher - plain) > 0.01 * plain
     with pytest.raises(InputError, match="distill_weight needs compression"):
         TrainConfig(**settings | {"compression": "dense", "distill_weight": 0.5})
 

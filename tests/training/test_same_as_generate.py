@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tolerances import assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.data.sampling import VideoSampling
@@ -48,20 +49,22 @@ def test_the_logits_of_training_are_those_of_prefill(
     with torch.no_grad():
         trained = model(**batch)
         packed = model(**batch, packed=True)
-    at = 0
+    at, rows = 0, []
     for number, record in enumerate(records):
         question = record.messages()[:-1]  # without the answer that it is about to learn
         asked = build_inputs(tiny_processor, [question], sampling=SAMPLING)
-        out = model.generate(
-            **{key: value for key, value in asked.items() if key != "mm_token_type_ids"},
-            max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True,
-        )  # fmt: skip
+        options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        options |= {key: value for key, value in asked.items() if key != "mm_token_type_ids"}
+        out, true = model.generate(**options), exact(model, lambda options=options: model.generate(**options))
         length = model.compression.report.prompt_tokens_after
-        torch.testing.assert_close(trained.logits[number, length - 1], out.logits[0][0], rtol=1e-4, atol=2e-5)
-        torch.testing.assert_close(packed.logits[0, at + length - 1], out.logits[0][0], rtol=1e-4, atol=2e-5)
+        ways = trained.logits[number, length - 1], packed.logits[0, at + length - 1]
+        rows.append((*ways, out.logits[0][0], true.logits[0][0]))
         # The next sample begins after this one's answer and its end.
         labels = trained.labels[number]
         at += int((labels != -100).nonzero().max()) + 1 + _tail(tiny_processor, record)
+    trained, packed, asked, true = map(list, zip(*rows))
+    for found in (trained, packed):
+        assert_rounds_alike(found, asked, true)
 
 
 def _tail(processor, record) -> int:

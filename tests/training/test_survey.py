@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from video_files import copy_packets, numbered, write_video
 
 from ppe_npu import CompressionConfig
 from ppe_npu.compression import Compression
@@ -119,12 +121,38 @@ def test_workers_count_the_same(processors, records):
         assert np.array_equal(getattr(shared, name), getattr(alone, name))
 
 
-def test_nothing_is_decoded(processors, records, monkeypatch):
+def test_nothing_is_decoded_but_a_videos_first_frame(processors, records, monkeypatch):
     from ppe_npu.data import videos
 
-    monkeypatch.setattr(videos, "_decode", None)
+    monkeypatch.setattr(videos, "shown_frames", None)
     monkeypatch.setattr(Image.Image, "load", None)
     assert len(survey(records, processors["qwen2_5_vl"], PPE).records) == len(records)
+
+
+@pytest.mark.parametrize(
+    "rule", [{"fps": 2}, {"nframes": 6}, {"nframes": 5, "middles": True}, {"start": 0.5, "end": 2.6}]
+)
+def test_videos_are_counted_as_they_are_read(processors, tmp_path, rule):
+    """Of no constant rate, cut by an edit list, standing upright, with a damaged end: the collator's own tokens."""
+    uneven = [*range(0, 1000, 50), *range(1000, 21000, 1000)]
+    files = [write_video(tmp_path / f"uneven.{kind}", times=uneven, rate=20) for kind in ("mp4", "mkv", "ts")]
+    long = write_video(tmp_path / "long.mp4", draw=lambda number: numbered(number, 88, 32))
+    files.append(
+        copy_packets(long, tmp_path / "cut.mp4", lambda _: True, -17 * 1024, {"avoid_negative_ts": "disabled"})
+    )
+    whole = bytearray(Path(long).read_bytes())
+    struct.pack_into(">9i", whole, whole.index(b"tkhd") + 44, 0, 2**16, 0, -(2**16), 0, 0, 0, 0, 2**30)
+    (tmp_path / "turned.mp4").write_bytes(whole)
+    stream = Path(write_video(tmp_path / "whole.ts")).read_bytes()
+    (tmp_path / "ends.ts").write_bytes(stream[: int(len(stream) * 0.9)])
+    files += [str(tmp_path / "turned.mp4"), str(tmp_path / "ends.ts")]
+    sampling = VideoSampling(**rule)
+    records = [Record(f"d line {n}", (), (file,), talk("<video>count", "3")) for n, file in enumerate(files)]
+    for processor in processors.values():
+        counted = survey(records, processor, DENSE, sampling)
+        assert not counted.faults
+        collator = Collator(processor, None, sampling)
+        assert counted.before.tolist() == [collator([record])["input_ids"].numel() for record in records]
 
 
 # -- the report --------------------------------------------------------------------------------------------------------

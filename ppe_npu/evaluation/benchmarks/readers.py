@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.files import check_regular
 
 Row = dict[str, Any]
 
@@ -24,6 +25,7 @@ _TAG = re.compile("<[^<>]*>")  # such as <font color="white"> in subtitles
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file."""
+    check_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -32,6 +34,7 @@ def read_json(path: Path) -> Any:
 
 def read_jsonl(path: Path) -> list[Row]:
     """One row a line; blank lines are passed over."""
+    check_regular(path)
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -43,6 +46,7 @@ def read_jsonl(path: Path) -> list[Row]:
 
 def read_table(path: Path) -> list[Row]:
     """Rows of a .tsv or .csv file with a header line, all values text; cells may hold whole pictures in base64."""
+    check_regular(path)
     csv.field_size_limit(sys.maxsize)
     with open(path, encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
@@ -69,6 +73,7 @@ class Parquet:
         self._places: list[tuple[Path, int, int]] = []  # of each row: file, row group, row in it
         self._held: tuple[Any, Any] = (None, None)
         for path in paths:
+            check_regular(path)
             try:
                 file = parquet.ParquetFile(path)
                 small = [name for name in file.schema_arrow.names if name not in large]
@@ -109,6 +114,7 @@ def decode_image(value: Any, where: str) -> Image.Image:
 
 def read_srt(path: Path) -> list[str]:
     """The texts of a SubRip file, one a subtitle, without times and markup."""
+    check_regular(path)
     texts = []
     for block in path.read_text(encoding="utf-8-sig", errors="replace").replace("\r\n", "\n").split("\n\n"):
         lines = block.strip().split("\n")

@@ -10,9 +10,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError
 from ppe_npu.escape import brief
 from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, Benchmark, check_sample
+from ppe_npu.evaluation.rows import FAULTS, fault_of
 
 GROUP = "ppe_npu.benchmarks"  # of entry points: name = package.module:Class
 TRIED = 8  # samples, until one can be read
@@ -102,8 +103,8 @@ def _find(name: str) -> Any:
     for point in entry_points(group=GROUP, name=name):
         try:
             return point.load()
-        except Exception as error:  # a user's module may raise anything
-            raise InputError(f"benchmark {name} ({point.value}) cannot be imported: {_said(error)}") from error
+        except FAULTS as error:  # a user's module may raise anything
+            raise InputError(f"benchmark {name} ({point.value}) cannot be imported: {fault_of(error)}") from error
     raise InputError(f"benchmark {name!r} is unknown: use path/to/file.py:Class or one of {', '.join(names())}")
 
 
@@ -115,9 +116,9 @@ def _from_file(path: Path, cls: str) -> Any:
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's module may raise anything
+    except FAULTS as error:  # a user's module may raise anything
         del sys.modules[spec.name]
-        raise InputError(f"benchmark file {path} cannot be imported: {_said(error)}") from error
+        raise InputError(f"benchmark file {path} cannot be imported: {fault_of(error)}") from error
     if not hasattr(module, cls):
         raise InputError(f"benchmark file {path} has no class {cls!r}: name one as {path}:Class")
     return getattr(module, cls)
@@ -132,8 +133,8 @@ def _construct(name: str, cls: Any, data_root: str | Path) -> Any:
         return cls(data_root) if required else cls()
     except InputError:
         raise
-    except Exception as error:  # a user's class may raise anything
-        raise InputError(f"benchmark {name} cannot be made: {_said(error)}") from error
+    except FAULTS as error:  # a user's class may raise anything
+        raise InputError(f"benchmark {name} cannot be made: {fault_of(error)}") from error
 
 
 def _check(name: str, benchmark: Any) -> None:
@@ -146,8 +147,8 @@ def _check(name: str, benchmark: Any) -> None:
         raise InputError(f"benchmark {name} has modality {found!r}: set it to one of {', '.join(MODALITIES)}")
     try:
         count = len(benchmark)
-    except Exception as error:  # a user's class may raise anything
-        raise InputError(f"benchmark {name} gives no length: {_said(error)}") from error
+    except FAULTS as error:  # a user's class may raise anything
+        raise InputError(f"benchmark {name} gives no length: {fault_of(error)}") from error
     if not count:
         raise InputError(f"benchmark {name} holds no samples: check its data below the data root")
     number, first = _first_sample(name, benchmark, min(count, TRIED))
@@ -160,11 +161,11 @@ def _first_sample(name: str, benchmark: Any, tried: int) -> tuple[int, Any]:
     for number in range(tried):
         try:
             return number, benchmark[number]
-        except Exception as error:  # a user's class may raise anything
+        except FAULTS as error:  # a user's class may raise anything
             errors.append(error)
     if isinstance(errors[0], InputError):
         raise errors[0]
-    raise InputError(f"benchmark {name} gives none of its first {tried} samples: {_said(errors[0])}") from errors[0]
+    raise InputError(f"benchmark {name} gives none of its first {tried} samples: {fault_of(errors[0])}") from errors[0]
 
 
 def _check_name(name: Any) -> None:
@@ -183,7 +184,3 @@ def _short(name: str) -> str:
     """A name that can stand in a file's name: of path/to/file.py:Class the class."""
     path, _, cls = name.rpartition(":")
     return cls if path.endswith(".py") else name
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"

@@ -1,0 +1,50 @@
+"""One decoded frame -> the pixels that a player shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppe_npu.errors import InputError, first_line
+
+
+def upright(frame: Any, path: str | Path) -> np.ndarray:
+    """A frame of PyAV's as RGB, uint8 [H, W, 3]: turned and mirrored as its display matrix says, transparency on white.
+
+    Turns by other angles than quarters are rounded to them. Pixels that are not square stay as they are.
+
+    Raises:
+        InputError: pixels that FFmpeg cannot convert; it names the file at `path`.
+    """
+    try:
+        pixels = _rgb(frame)
+    except Exception as error:  # PyAV's or Pillow's, whatever it is
+        given = f"pixels of format {frame.format.name} ({first_line(error)})"
+        raise InputError(f"video {path} has {given}, which are not converted to RGB: convert it to yuv420p") from error
+    matrix = next((np.frombuffer(data, dtype=np.int32) for data in frame.side_data if _is_matrix(data)), None)
+    if matrix is None:
+        return pixels
+    # A pixel at (x, y) is shown at (a x + c y, b x + d y): ISO/IEC 14496-12, 6.2.2.
+    a, b, _, c, d = matrix[:5].astype(float)
+    if abs(b * c) > abs(a * d):
+        pixels, across, down = pixels.swapaxes(0, 1), c, b
+    else:
+        across, down = a, d
+    return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+
+
+def _rgb(frame: Any) -> np.ndarray:
+    if not any(component.is_alpha for component in frame.format.components) and frame.format.name != "pal8":
+        return frame.to_ndarray(format="rgb24")
+    from PIL import Image
+
+    layered = Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA")
+    ground = Image.new("RGB", layered.size, "white")
+    ground.paste(layered, mask=layered.getchannel("A"))
+    return np.array(ground)
+
+
+def _is_matrix(data: Any) -> bool:
+    return data.type.name == "DISPLAYMATRIX"

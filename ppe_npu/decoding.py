@@ -1,0 +1,200 @@
+"""How answers are decoded: greedily, whatever a checkpoint's generation_config.json says, unless the user asks for it.
+
+transformers lets a file beside the weights change every generate(): penalties, bans, beams, lengths. Two checkpoints
+would then be compared under different rules. Of a checkpoint only the ids of its special tokens are taken; the rest is
+read here, to be spoken of, and to be asked for by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.generation_defaults import Settings, fields, is_neutral, shown
+
+Asked = str | Sequence[str] | Mapping[str, Any] | None
+CHECKPOINT = "checkpoint"
+GREEDY: Settings = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BEAMS = ("early_stopping", "length_penalty")
+
+
+def _number(value: Any) -> bool:
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_whole, value))
+
+
+def _biases(value: Any) -> bool:
+    pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    return pairs and all(_ids(ids) and _number(bias) for ids, bias in value)
+
+
+_FLAG = ("true or false", lambda value: isinstance(value, bool))
+_POSITIVE = ("a number above 0", lambda value: _number(value) and value > 0)
+_COUNT = ("a whole number, at least 0", _whole)
+_SHARE = ("a number in (0, 1]", lambda value: _number(value) and 0 < value <= 1)
+_LIST = ("a list of token ids", _ids)
+
+# What may be asked for: what it must be, in words, and whether a value is that. None of it changes how many answers a
+# prompt has, or what is measured of them.
+ASKABLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "do_sample": _FLAG,
+    "num_beams": ("a whole number, at least 1", lambda value: _whole(value) and value > 0),
+    "temperature": _POSITIVE,
+    "top_k": _COUNT,
+    **dict.fromkeys(("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"), _SHARE),
+    "early_stopping": ("true, false or never", lambda value: isinstance(value, bool) or value == "never"),
+    "length_penalty": ("a number", _number),
+    "repetition_penalty": _POSITIVE,
+    "no_repeat_ngram_size": _COUNT,
+    "min_new_tokens": _COUNT,
+    "suppress_tokens": _LIST,
+    "begin_suppress_tokens": _LIST,
+    "bad_words_ids": ("a list of lists of token ids", lambda value: isinstance(value, list) and all(map(_ids, value))),
+    "sequence_bias": ("a list of [token ids, bias]", _biases),
+    "forced_eos_token_id": ("a token id, or a list of them", lambda value: _whole(value) or _ids(value)),
+    "renormalize_logits": _FLAG,
+    "remove_invalid_values": _FLAG,
+}
+# What the first edition of this package left in force beside greedy search.
+_ONCE_LEFT = (
+    *("repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
+    *("min_length", "min_new_tokens", "max_time", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
+    *("sequence_bias", "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
+    *("guidance_scale", "watermarking_config", "renormalize_logits", "remove_invalid_values", "token_healing"),
+)
+
+
+def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
+    """What is to be used beside GREEDY.
+
+    Args:
+        asked: None: nothing; "checkpoint": all that the checkpoint says and that can be asked for; names and values;
+            or a list of "checkpoint" and "name=value", of which single values count before the checkpoint's.
+        own: what the checkpoint says.
+
+    Returns:
+        {name: value}, sorted by name, without what generate() does anyway.
+
+    Raises:
+        InputError: a name that cannot be asked for, a value of another kind, or one that has no effect.
+    """
+    singles = dict(asked) if isinstance(asked, Mapping) else dict(map(_parsed, _listed(asked)))
+    values: Settings = {}
+    if singles.pop(CHECKPOINT, None) is not None:
+        values = {name: value for name, value in own.items() if name in ASKABLE and not is_neutral(name, value)}
+        values = {name: value for name, value in values.items() if not _idle(name, {**values, **singles})}
+    for name, value in singles.items():
+        _check_name(name)
+        if _idle(name, {**values, **singles}):
+            needed = "do_sample=true" if name in _SAMPLING else "num_beams=2 or more"
+            raise InputError(f"generation {name}={shown(value)} has no effect without {needed}: ask for both")
+    values |= singles
+    for name, value in values.items():
+        words, right = ASKABLE[name]
+        if not (right(value) or (value == 0 and is_neutral(name, value))):
+            raise InputError(f"generation {name}={shown(value)} must be {words}")
+    values = {name: values[name] for name in sorted(values) if not is_neutral(name, values[name])}
+    _check_together(values)
+    return values
+
+
+def _listed(asked: str | Sequence[str] | None) -> Sequence[str]:
+    return [asked] if isinstance(asked, str) else asked or []
+
+
+def _parsed(text: str) -> tuple[str, Any]:
+    """Of a text name=value its name, and its value: JSON, or else a text."""
+    name, equals, value = str(text).partition("=")
+    if name.strip() == CHECKPOINT and not equals:
+        return CHECKPOINT, True
+    if not equals:
+        raise InputError(f"generation {text!r}: use {CHECKPOINT}, or name=value such as repetition_penalty=1.05")
+    try:
+        return name.strip(), json.loads(value)
+    except (ValueError, RecursionError):
+        return name.strip(), value
+
+
+def _check_name(name: str) -> None:
+    if name in ("max_new_tokens", "max_length"):
+        raise InputError(f"generation {name}: say max_new_tokens (--max-new-tokens) by itself")
+    if name not in ASKABLE:
+        raise InputError(f"generation {name} cannot be asked for: use {CHECKPOINT} or some of {', '.join(ASKABLE)}")
+
+
+def _idle(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a setting does nothing, because another one is not there."""
+    if name in _SAMPLING:
+        return values.get("do_sample") is not True
+    return name in _BEAMS and (values.get("num_beams") or 1) == 1
+
+
+def _check_together(values: Mapping[str, Any]) -> None:
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig(**{**GREEDY, **values})
+    except ValueError as error:
+        raise InputError(f"generation {described(values)} is impossible: {first_line(error)}") from error
+
+
+def recorded(values: Mapping[str, Any]) -> Settings:
+    """What stands in a run's settings.json as "generation": the rules by which its answers were made."""
+    return {**GREEDY, **values}
+
+
+def beside_greedy(generation: Mapping[str, Any]) -> str:
+    """What of recorded() is not greedy search, in one line; "" if all is."""
+    return described({name: value for name, value in generation.items() if GREEDY.get(name) != value})
+
+
+def first_edition(own: Mapping[str, Any]) -> Settings:
+    """recorded() of a run that says nothing: the first edition left some of what a checkpoint says in force."""
+    return recorded({name: own[name] for name in _ONCE_LEFT if name in own and not is_neutral(name, own[name])})
+
+
+def ignored(own: Mapping[str, Any], values: Mapping[str, Any]) -> Settings:
+    """What a checkpoint says and is not used, with its values: as JSON has them, long ones cut short."""
+    left = {
+        name: own[name]
+        for name in fields()
+        if name in own and not is_neutral(name, own[name]) and values.get(name) != own[name]
+    }
+    return {name: value if isinstance(value, bool) or _number(value) else shown(value) for name, value in left.items()}
+
+
+def notice(own: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
+    """A line about what is ignored; None if nothing is."""
+    left = ignored(own, values)
+    if not left:
+        return None
+    return (
+        f"the checkpoint's own generation settings are not used ({described(left)}): answers are "
+        f"{described(values) or 'greedy'}; --generation of `ppe-npu eval` and `describe` asks for some"
+    )
+
+
+def generation_config(values: Mapping[str, Any], max_new_tokens: int, **tokens: Any) -> Any:
+    """transformers' GenerationConfig of these values and nothing else. tokens: eos_token_id, pad_token_id, ..."""
+    from transformers import GenerationConfig
+
+    everything = {"top_k": 0} if values.get("do_sample") else {}  # transformers' own is 50
+    fixed = {"use_cache": True, "return_dict_in_generate": True, "num_return_sequences": 1}
+    return GenerationConfig(**{**GREEDY, **everything, **values, **fixed}, max_new_tokens=max_new_tokens, **tokens)
+
+
+def described(values: Mapping[str, Any]) -> str:
+    """Settings in one line."""
+    return ", ".join(f"{name}={shown(value)}" for name, value in values.items())

@@ -1,0 +1,142 @@
+"""A line of predictions.jsonl: made of a sample and its answer, and checked when it is read again.
+
+Lines outlive the process that wrote them: they are cut by kills and full disks, edited, copied from other runs. Each
+carries a sum of what it says, and what a line says is compared with what the benchmark asks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.files import check_regular
+
+Row = dict[str, Any]
+FAULTS = (Exception, SystemExit)  # what a benchmark's own code may raise, to be recorded as its sample's failure
+QUESTION = ("index", "type", "prompt", "GT")
+BOM = b"\xef\xbb\xbf"  # some editors put it before a text; it belongs to no line
+_SUM = "sum"
+_MEASURED = ("prefill_seconds", "seconds", "new_tokens", "batch")
+_MAYBE = ("tokens_before", "tokens_after", "prompt_kv_bytes", "kv_bytes")  # rows of an earlier version may have fewer
+
+
+def question(sample: Any) -> Row:
+    """What a line says of the question, as JSON holds it: a tuple is a list, a number of numpy's is Python's.
+
+    Raises:
+        InputError: an index that is neither text nor whole number; or what no JSON file in UTF-8 can hold.
+    """
+    index = sample.get("index")
+    if not is_key(index):
+        raise InputError(f"index {index!r} is a {type(index).__name__}: use a str or int")
+    return {key: _plain(key, sample.get(key)) for key in QUESTION}
+
+
+def _plain(key: str, value: Any) -> Any:
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=_scalar)
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{key} holds half a character (a lone surrogate): mend the text") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{key} cannot be written as JSON ({first_line(error)}): use texts and numbers") from error
+    return json.loads(text)
+
+
+def _scalar(value: Any) -> Any:
+    """A number of numpy's or torch's as Python's."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"it holds a {type(value).__name__}")
+
+
+def fault_of(error: BaseException) -> str:
+    """A benchmark's own fault, in one line."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def signed(row: Mapping[str, Any]) -> Row:
+    """A line with the sum of what it says."""
+    plain = json.loads(json.dumps(row, default=_scalar))
+    return {**plain, _SUM: checksum(plain)}
+
+
+def checksum(value: Any) -> str:
+    """8 hex digits of a JSON value."""
+    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
+
+
+def encode(rows: Any) -> bytes:
+    """Rows as lines. Half a character, which UTF-8 has no bytes for, is written as JSON's own escape."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return text.encode("utf-8", "backslashreplace")
+
+
+def parse(line: bytes) -> tuple[Row, None] | tuple[None, str]:
+    """(row, None) of a line's bytes, or (None, what is wrong with it)."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        return None, f"is not JSON ({first_line(error)})"
+    if not isinstance(row, dict):
+        return None, f"is a {type(row).__name__}, not a row of names and values"
+    return row, None
+
+
+def read_scores(path: Path) -> dict[int | str, float | None]:
+    """{index: score} of a predictions.jsonl; of two lines of one sample the first counts. Nothing is changed.
+
+    Raises:
+        InputError: a line has none; file and line are named.
+    """
+    check_regular(path)
+    scores: dict[int | str, float | None] = {}
+    for number, line in enumerate(path.read_bytes().removeprefix(BOM).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        row, reason = parse(line)
+        reason = reason or _unscored(row)
+        if reason:
+            raise InputError(f"{path} holds a line that {reason} (line {number}): run the evaluation again")
+        scores.setdefault(row["index"], row["score"])
+    return scores
+
+
+def is_key(value: Any) -> bool:
+    """Whether it can be a sample's index."""
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
+
+
+def _unscored(row: Row) -> str | None:
+    if not is_key(row.get("index")) or "score" not in row:
+        return "has no index or no score"
+    score = row["score"]
+    return None if score is None or (_measure(score) and score <= 1) else f"has the score {score!r}, not in [0, 1]"
+
+
+def fault(row: Row) -> str | None:
+    """What keeps a line from being counted; None if nothing does."""
+    lacking = [key for key in (*QUESTION, "answer", "score") if key not in row]
+    if lacking:
+        return f"has no {', '.join(lacking)}"
+    if not isinstance(row["answer"], str) or not isinstance(row.get("error", ""), str):
+        return "has an answer or an error that is no text"
+    if _unscored(row):
+        return _unscored(row)
+    wrong = [] if "error" in row else [key for key in _MEASURED if not _measure(row.get(key))]
+    wrong += [key for key in (*_MAYBE, "peak_memory") if row.get(key) is not None and not _measure(row[key])]
+    if wrong or not isinstance(row.get("warm", "error" in row), bool):
+        return f"has no number for {', '.join(wrong) or 'warm'}"
+    if _SUM in row and row[_SUM] != checksum({key: value for key, value in row.items() if key != _SUM}):
+        return "was changed since it was written (its sum differs)"
+    return None
+
+
+def _measure(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value < math.inf

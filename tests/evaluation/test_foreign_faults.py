@@ -1,0 +1,223 @@
+"""What a benchmark's own code may do wrong: the sample or the metric is named, all else is answered and scored."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stand_in import Counting, Instant
+
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation import benchmarks
+from ppe_npu.evaluation.benchmarks import readers
+from ppe_npu.evaluation.runner import Evaluation
+from ppe_npu.evaluation.samples import _image_size, _video_facts, conversation
+
+SAMPLES = 6
+
+
+class Odd(Counting):
+    """Counting, whose sample 2 is changed by a test."""
+
+    name = "odd"
+
+    def __init__(self, change) -> None:
+        super().__init__(SAMPLES)
+        self.change = change
+
+    def __getitem__(self, number: int) -> dict:
+        sample = super().__getitem__(number)
+        return self.change(sample) if number == 2 else sample
+
+
+def run(folder, benchmark, answers=None):
+    with Evaluation(answers or Instant(), benchmark, folder, 4, bar=False) as evaluation:
+        return evaluation.run()
+
+
+def rows(folder) -> dict:
+    found = [json.loads(line) for line in (Path(folder) / "predictions.jsonl").read_text().splitlines()]
+    assert len({row["index"] for row in found}) == len(found)
+    return {row["index"]: row for row in found}
+
+
+def stops(sample):
+    sys.exit(3)
+
+
+def endless():
+    endless = []
+    endless.append(endless)
+    return endless
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda sample: {**sample, "GT": {1, 2}}, "GT cannot be written as JSON"),
+        (lambda sample: {**sample, "GT": b"3"}, "GT cannot be written as JSON"),
+        (lambda sample: {**sample, "GT": ["3", object()]}, "GT cannot be written as JSON"),
+        (lambda sample: {**sample, "GT": endless()}, "GT cannot be written as JSON"),
+        (lambda sample: {**sample, "type": np.zeros(3)}, "type cannot be written as JSON"),
+        (lambda sample: {**sample, "prompt": "half \ud83d"}, "prompt holds half a character"),
+        (lambda sample: {**sample, "GT": "half \ud83d"}, "GT holds half a character"),
+        (lambda sample: {**sample, "index": np.int64(2)}, "is a int64"),
+        (lambda sample: {**sample, "index": None}, "is a NoneType"),
+        (lambda sample: {**sample, "index": [2]}, "is a list"),
+        (lambda sample: [sample], "TypeError"),
+        (stops, "SystemExit: 3"),
+    ],
+)
+def test_a_sample_that_no_file_can_hold_is_named_and_the_others_are_scored(tmp_path, change, words):
+    for _ in range(2):  # it is asked again, and fails alike: nothing is lost, nothing stops
+        results = run(tmp_path, Odd(change))
+        assert (results["samples"], results["errors"]) == (SAMPLES, 1)
+        assert results["accuracy"]["accuracy"] == pytest.approx((SAMPLES - 1) / SAMPLES)
+        failed = [row for row in rows(tmp_path).values() if "error" in row]
+        assert len(failed) == 1
+        assert words in failed[0]["error"]
+        assert failed[0]["index"] in (2, "row 2")
+    mended = run(tmp_path / "mended", Counting(SAMPLES))
+    assert mended["errors"] == 0
+
+
+def test_numbers_of_numpys_are_plain_ones_in_the_files(tmp_path):
+    class Typed(Odd):
+        def score(self, answer, sample):
+            return np.float32(answer == "3") if sample["index"] == 2 else 1
+
+    results = run(tmp_path, Typed(lambda sample: {**sample, "GT": np.int64(3), "type": np.str_("t")}))
+    assert (results["errors"], results["accuracy"]["accuracy"]) == (0, 1.0)
+    assert rows(tmp_path)[2]["GT"] == 3
+
+
+def test_a_stop_from_the_keyboard_stops_and_loses_nothing(tmp_path):
+    def interrupt(sample):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Odd(interrupt))
+    assert run(tmp_path, Odd(dict))["errors"] == 0
+
+
+@pytest.mark.parametrize("value", [7.0, -1, float("nan"), float("inf"), "much", {}, [1, 2], 1j])
+def test_a_score_outside_its_range_fails_its_sample_alone(tmp_path, value):
+    class Scored(Counting):
+        def score(self, answer, sample):
+            return value if sample["index"] == 2 else 1.0
+
+    for _ in range(2):
+        results = run(tmp_path, Scored(SAMPLES))
+        assert (results["samples"], results["errors"], results["accuracy"]["count"]) == (SAMPLES, 1, SAMPLES)
+        assert "error" in rows(tmp_path)[2]
+        assert rows(tmp_path)[2]["answer"] == "3"
+        assert results["accuracy"]["accuracy"] == pytest.approx((SAMPLES - 1) / SAMPLES)
+
+
+def test_a_score_that_rounding_carried_over_is_taken(tmp_path):
+    class Scored(Counting):
+        def score(self, answer, sample):
+            return 1 + 1e-12
+
+    assert run(tmp_path, Scored(SAMPLES))["accuracy"]["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, "metrics() gave a NoneType"),
+        ([0.5], "metrics() gave a list"),
+        ({"share": float("nan")}, "metrics() gave 'share': nan"),
+        ({"share": "much"}, "could not convert"),
+        ({"share": None}, "TypeError"),
+        ({"other": 0.5}, "metrics() gave no 'share'"),
+        ({3: 0.5}, "metrics() gave 3"),
+        ({}, "metrics() gave no 'share'"),
+        (SystemExit(4), "SystemExit: 4"),
+        (KeyError("x"), "KeyError"),
+    ],
+)
+def test_metrics_without_sense_are_said_in_the_results(tmp_path, given, words):
+    class Measured(Counting):
+        headline = "share"
+
+        def metrics(self, rows):
+            if isinstance(given, BaseException):
+                raise given
+            return given
+
+    results = run(tmp_path, Measured(SAMPLES))
+    assert words in results["metrics_error"]
+    assert "metrics" not in results
+    assert (results["accuracy"]["accuracy"], results["errors"]) == (1.0, 0)
+
+
+@pytest.mark.parametrize("unit", [lambda row: 1 / 0, lambda row: [row["index"]], stops])
+def test_a_unit_that_raises_loses_no_results(tmp_path, unit):
+    class Units(Counting):
+        def metrics(self, rows):
+            return {"share": 0.5}
+
+        def unit(self, row):
+            return unit(row)
+
+    results = run(tmp_path, Units(SAMPLES))
+    assert results["metrics_error"]
+    assert results["samples"] == SAMPLES
+
+
+@pytest.mark.parametrize(
+    "sums", [lambda sums: 3.0, lambda sums: np.full(len(sums), np.nan), lambda sums: stops(sums), lambda sums: None]
+)
+def test_resamples_without_sense_cost_the_interval_alone(tmp_path, sums):
+    class Summed(Counting):
+        headline = "share"
+
+        def metrics(self, rows):
+            return {"share": 0.5}
+
+        def unit(self, row):
+            return row["index"]
+
+        def addends(self, rows):
+            return {row["index"]: (1.0, 1.0) for row in rows}
+
+        def from_sums(self, values):
+            return sums(values)
+
+    results = run(tmp_path, Summed(SAMPLES))
+    assert results["headline"]["value"] == 0.5
+    assert "of a resample" in results["headline"]["why"]
+    assert "replicates" not in results["headline"]
+
+
+def test_a_benchmark_whose_file_exits_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(InputError, match=r"mine\.py cannot be imported: SystemExit: 3"):
+        benchmarks.load(f"{tmp_path / 'mine.py'}:Mine", tmp_path)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("read", [readers.read_json, readers.read_jsonl, readers.read_table, readers.read_srt])
+def test_a_pipe_is_not_waited_for_where_data_is_read(tmp_path, read):
+    os.mkfifo(tmp_path / "data.tsv")
+    with pytest.raises(InputError, match=r"data\.tsv is a folder, a pipe or a device"):
+        read(tmp_path / "data.tsv")
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_is_not_waited_for_when_lengths_are_told(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert _image_size(str(tmp_path / "pipe.png")) == (448, 448)
+    assert _video_facts(str(tmp_path / "pipe.png"))[0] == 16
+
+
+@pytest.mark.parametrize("path", [5, b"a.png", ["a.png", 5], True])
+def test_a_path_that_is_none_is_named(path):
+    """A number would be read as the file that the system has open under it."""
+    with pytest.raises(InputError, match=r"image_path .* is a (int|bytes|bool): give the path of a file"):
+        conversation({"index": 0, "prompt": "row red", "image_path": path})
