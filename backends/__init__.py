@@ -19,7 +19,7 @@ Knows tensors, never models or configs. Importing it imports torch and no vendor
 from . import device, dispatch
 from .device import DeviceError
 from .dispatch import ImplementationError
-from .ops import attention, dpc_knn, group_mean, linear_cross_entropy, rms_norm, rotary, rotary_rows, swiglu
+from .ops import attention, dpc_knn, group_mean, linear_cross_entropy, rms_norm, rotary, swiglu
 
 __all__ = [
     "DeviceError",
@@ -32,6 +32,5 @@ __all__ = [
     "linear_cross_entropy",
     "rms_norm",
     "rotary",
-    "rotary_rows",
     "swiglu",
 ]

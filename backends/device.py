@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ppe_npu.errors import UserError
+from ppe_npu.errors import InputError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -164,9 +164,9 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, NumPy and torch on every device. `seed`: 0 <= seed < 2**32 (NumPy's range), else ValueError."""
+    """Seeds Python, NumPy and torch on every device. `seed`: 0 <= seed < 2**32 (NumPy's range), else InputError."""
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed {seed} is outside [0, 2**32), the range that NumPy accepts; use a smaller one")
+        raise InputError(f"seed {seed} is outside [0, 2**32), the range that NumPy accepts; use a smaller one")
     import numpy
 
     random.seed(seed)

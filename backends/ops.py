@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import device, dispatch
 from .checks import check_attention, check_segments, floating, integers, require
+from .common import IGNORED
 from .compiling import traced_once
 
 
@@ -82,47 +83,6 @@ def rotary(
         fits = table.dim() == 3 and table.shape[0] in (1, batch) and table.shape[1:] == (length, width)
         require(fits, f"rotary: cos and sin must be {[batch, length, width]} (or batch 1), got", tuple(table.shape))
     return dispatch.call("rotary", query, key, cos, sin, implementation=implementation)
-
-
-def rotary_rows(
-    query: Tensor,
-    key: Tensor,
-    rows: Tensor,
-    inv_freq: Tensor,
-    channel_rows: Tensor,
-    *,
-    scaling: float = 1.0,
-    implementation: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`rotary` by the angles rows[channel_rows[c], b, s] * inv_freq[c], with no table to assemble before.
-
-    Args:
-        query: [B, H, S, D]. key: [B, Hkv, S, D], the same dtype. D is even.
-        rows: integer [R, B, S], positions: R = 3 for M-RoPE, 3K where merged tokens keep K of them.
-        inv_freq: floating point [D / 2], radians per position, taken in fp32 (fp64 for fp64 queries).
-        channel_rows: int64 [D / 2], the row that each channel of half a head reads, in [0, R).
-        scaling: of cosines and sines.
-
-    Returns:
-        The rotated query and key.
-
-    Raises:
-        ValueError: a shape or dtype that does not fit.
-    """
-    floating("rotary_rows", query=query, key=key, inv_freq=inv_freq)
-    require(query.dtype == key.dtype, "rotary_rows: query and key must share a dtype, got", (query.dtype, key.dtype))
-    batch, _, length, width = query.shape
-    require(width % 2 == 0, "rotary_rows: the head width must be even, got", width)
-    fits = key.shape[0::2] == (batch, length) and key.shape[3] == width
-    require(fits, "rotary_rows: key does not fit query:", (query.shape, key.shape))
-    fits = rows.dim() == 3 and rows.shape[1:] == (batch, length) and not rows.is_floating_point()
-    require(fits, f"rotary_rows: rows must be integers [R, {batch}, {length}], got", (tuple(rows.shape), rows.dtype))
-    for name, vector in (("inv_freq", inv_freq), ("channel_rows", channel_rows)):
-        require(vector.shape == (width // 2,), f"rotary_rows: {name} must be [{width // 2}], got", tuple(vector.shape))
-    integers("rotary_rows", rows=rows, channel_rows=channel_rows)
-    return dispatch.call(
-        "rotary_rows", query, key, rows, inv_freq, channel_rows, scaling=scaling, implementation=implementation
-    )
 
 
 def dpc_knn(
@@ -269,7 +229,7 @@ def linear_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     *,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
     chunk_size: int = 1024,
     reduction: str = "mean",
     implementation: str | None = None,

@@ -101,9 +101,8 @@ def _triton(op: str, gradient: bool = True) -> Implementation:
     return Implementation(op, "triton", ("cuda",), module, op, requires="triton", **options)
 
 
-def _liger(op: str, module: str | None = None, automatic: bool = True) -> Implementation:
-    options = {"requires": "liger_kernel.ops", "verify": "refusal", "automatic": automatic}
-    return Implementation(op, "liger", ("cuda",), f"cuda.{module or op}", op, **options)
+def _liger(op: str) -> Implementation:
+    return Implementation(op, "liger", ("cuda",), f"cuda.{op}", op, requires="liger_kernel.ops", verify="refusal")
 
 
 _DECODE = Implementation(
@@ -123,10 +122,7 @@ REGISTRY: tuple[Implementation, ...] = (
     _torch_npu("rotary"),
     _mindspeed("rotary"),
     _triton("rotary"),
-    _liger("rotary", "liger_rotary", automatic=False),
     _reference("rotary"),
-    _triton("rotary_rows"),
-    _reference("rotary_rows"),
     _triton("dpc_knn", gradient=False),
     _reference("dpc_knn", gradient=False),
     Implementation("group_mean", "onehot", ("npu",), "npu.group_mean", "group_mean", verify="refusal"),

@@ -1,24 +1,34 @@
-"""CompressionConfig: what is compressed, by how much, and which positions the merged tokens keep."""
+"""CompressionConfig: the steps by which visual tokens are compressed, and which positions the merged tokens keep.
+
+    CompressionConfig(steps=[DPCKNN(ratio=0.45)], positions="ppe", k=8)
+    CompressionConfig(steps=[Random(ratio=0.5), DPCKNN(ratio=0.45, layer=[11, 23])], positions="keep_one")
+    CompressionConfig.preset("ppe", ratio=0.25)
+
+What is not a list of steps is a shorthand for one: see ppe_npu.shorthand.
+"""
+
+from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from ppe_npu import shorthand
+from ppe_npu.errors import InputError, shown
 from ppe_npu.files import write_json
+from ppe_npu.methods.base import PLACES, Method, method_names
+from ppe_npu.reading import UnreadableError, read_json
+from ppe_npu.released import KEYS, Levels, Released
+from ppe_npu.settings import check_fields, check_mapping, fields_to_plain, setting, strangers
 
-BLIND = ("random", "uniform", "avg_pool")  # look at no feature: the controls
-METHODS = ("none", "dpc_knn", *BLIND)
 POSITIONS = ("ppe", "keep_one", "renumber")
 MEMBERS = ("nearest", "spread", "last", "nearest_first")
-ORDERS = ("raster", "score")
-TIES = ("first", "none")
 
 _PRESETS: dict[str, dict] = {
     "dense": {"method": "none", "ratio": 1.0, "positions": "keep_one", "k": 1},
@@ -28,10 +38,13 @@ _PRESETS: dict[str, dict] = {
     "ppe": {"positions": "ppe", "k": 8},
     # The released cascade, for the 36 layers of Qwen2.5-VL-3B; name other layers for other models.
     "ppe_cascade": {"positions": "ppe", "k": 8, "layers": (11, 23, 35)},
-    # Controls, with one kept position as pruning and pooling have it; positions="ppe" and a k may be asked for.
-    **{method: {"method": method, "positions": "keep_one", "k": 1} for method in BLIND},
 }
-PRESETS = tuple(_PRESETS)
+PRESETS = (*_PRESETS, *(name for name in method_names() if name != Levels.name))
+_SHARE = "give a share in (0, 1], or null"
+
+
+def _one_of(default: str, names: tuple[str, ...]) -> Any:
+    return setting(default, choices=names, remedy=f"choose one of {', '.join(names)}")
 
 
 @dataclass(frozen=True)
@@ -39,159 +52,93 @@ class CompressionConfig:
     """How visual tokens are grouped, merged and placed.
 
     Args:
-        method: "dpc_knn" (density peaks clustering on k nearest neighbours, Chat-UniVi section 3.2); "none" (dense); or
-            a control that looks at no feature: "random", "uniform" (a stride), "avg_pool" (windows of the grid).
-        ratio: share of each frame's visual tokens that is kept, in (0, 1]. A frame of n tokens keeps ceil(n * ratio).
-            A list [r0, r1, ...] clusters again what the ratio before left, and keeps the tokens of all of them.
+        steps: the methods (ppe_npu.methods), as instances or as dicts {"method": name, "ratio": ..., "layer": ...}, in
+            the order in which they are taken: at the pixels, in the vision tower, before the decoder, and on entry of
+            decoder layers. [] compresses nothing.
         positions: "ppe", a merged token keeps the (t, h, w) of `k` of its members (PPE, arXiv 2510.22936, section 3);
             "keep_one", the (t, h, w) of its representative; "renumber", the compressed prompt is numbered 0, 1, 2, ...
-        k: how many member positions a merged token keeps. It must divide every M-RoPE section of the model.
-            1 unless positions is "ppe".
+        k: how many member positions a merged token keeps, at most as many as an axis has rotary channels. Without one
+            8 where positions is "ppe"; else it is 1.
         members: which members, and in which order they are listed (the order decides which band of rotary channels a
             position reaches): "nearest", the k members nearest to the centre, listed in raster order, last first;
             "spread", k members evenly over the raster-sorted members, last first; "last", the last k members, last
             first (the released code's rule); "nearest_first", the k nearest, listed by nearness (the paper's text).
-        ties: which of equally dense tokens counts as the denser one: the "first", or "none" of them (the released code
-            without its noise, by which equal tokens all become centres).
-        order: order of the merged tokens of a frame: "raster" of their representatives, or descending "score".
-        layers: decoder layers that compress on entry, each by `ratio` of what the one before left (a cascade).
-        before_llm: whether tokens are merged before the LLM; None: just when there are no layers.
-        temporal_ratio: share of a video's frames that is kept as events, in (0, 1], or None. Before the LLM, frames are
-            grouped by their mean features into ceil(frames * temporal_ratio) events (Chat-UniVi section 3.2), and the
-            spatially merged tokens of an event's frames are merged once more, down to those of one frame.
-        event_ratio: share of an event's tokens that is kept instead (the released code's rule), or None. Of a video's
-            T frames of m tokens, max(ceil(T * m * event_ratio), events) stay, shared by events in proportion.
-        seed: of method="random": the same one chooses the same tokens on every device; 0 for every other method.
+        method, ratio, layers, before_llm, temporal_ratio, event_ratio, order, ties, seed: in place of steps, the
+            shorthand that ppe_npu.shorthand describes.
 
     Raises:
-        ValueError: names the key, the value and what would be right.
+        InputError: names the key, the value and what would be right.
     """
 
-    method: str = "dpc_knn"
-    ratio: float | tuple[float, ...] = 0.45
-    positions: str = "ppe"
-    k: int = 8
-    members: str = "nearest"
-    order: str = "raster"
-    ties: str = "first"
-    layers: tuple[int, ...] = ()
-    before_llm: bool | None = None
-    temporal_ratio: float | None = None
-    event_ratio: float | None = None
-    seed: int = 0
+    steps: tuple[Method, ...] | None = None
+    positions: str = _one_of("ppe", POSITIONS)
+    k: int | None = setting(None, least=1, remedy="give a positive whole number of kept positions")
+    members: str = _one_of("nearest", MEMBERS)
+    method: str | None = "dpc_knn"
+    ratio: float | tuple[float, ...] | None = setting(0.45, above=0, most=1, remedy=shorthand.RATIO)
+    order: str | None = _one_of("raster", ("raster", "score"))
+    ties: str | None = _one_of("first", ("first", "none"))
+    layers: tuple[int, ...] = setting((), least=0, remedy=shorthand.LAYERS)
+    before_llm: bool | None = setting(None, remedy="give true, false or null")
+    temporal_ratio: float | None = setting(None, above=0, most=1, remedy=_SHARE)
+    event_ratio: float | None = setting(None, above=0, most=1, remedy=_SHARE)
+    seed: int = setting(0, least=0, remedy="give a whole number, at least 0 and below 2**63")
 
     def __post_init__(self):
-        choices = {"method": METHODS, "positions": POSITIONS, "members": MEMBERS, "order": ORDERS, "ties": TIES}
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"{key}={getattr(self, key)!r}: choose one of {', '.join(allowed)}")
-        ratios = tuple(self.ratio) if _is_list(self.ratio) else (self.ratio,)
-        if not ratios or not all(_is_share(ratio) for ratio in ratios):
-            raise ValueError(f"ratio={self.ratio!r}: give the kept share of the tokens, in (0, 1], or a list of shares")
-        ratios = tuple(float(ratio) for ratio in ratios)
-        object.__setattr__(self, "ratio", ratios if len(ratios) > 1 else ratios[0])
-        if not _is_whole(self.k) or self.k < 1:
-            raise ValueError(f"k={self.k!r}: give a positive whole number of kept positions")
-        object.__setattr__(self, "k", int(self.k))
-        if self.positions != "ppe" and self.k != 1:
-            raise ValueError(f"k={self.k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
-        if self.before_llm is not None and not isinstance(self.before_llm, bool):
-            raise ValueError(f"before_llm={self.before_llm!r}: give true, false or null")
-        self._check_layers()
-        self._check_events()
-        self._check_control()
-        if self.method == "none" and (
-            self.ratio != 1 or self.positions != "keep_one" or self.layers or self.temporal_ratio is not None
-        ):
-            raise ValueError(
-                "method='none' (dense) needs ratio=1.0, positions='keep_one', k=1, no layers and no temporal_ratio"
-            )
+        check_fields(self)
+        k = self.k if self.k is not None else 8 if self.positions == "ppe" else 1
+        if self.positions != "ppe" and k != 1:
+            raise InputError(f"k={k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
+        changed = {"k": k} | (self._given_steps() if self.steps is not None else shorthand.one_form(self))
+        for key, value in changed.items():
+            object.__setattr__(self, key, value)
+        _check_order(self.stages)
 
-    def _check_layers(self) -> None:
-        layers = self.layers
-        fits = _is_list(layers) and all(_is_whole(n) and n >= 0 for n in layers)
-        if not fits or len(set(layers)) != len(layers):
-            raise ValueError(
-                f"layers={layers!r}: give a list of different decoder layers, counted from 0; [] merges before the LLM"
-            )
-        object.__setattr__(self, "layers", tuple(sorted(int(n) for n in layers)))
-        if self.before_llm is False and not self.layers and not self.is_dense:
-            raise ValueError("before_llm=false without layers: nothing says where to compress")
-        if self.before_llm == (not self.layers):
-            object.__setattr__(self, "before_llm", None)
+    def _given_steps(self) -> dict:
+        """The fields of a config that names its steps. The shorthand says nothing then."""
+        for field in dataclasses.fields(self)[4:]:
+            value = getattr(self, field.name)
+            if value is not None and value != field.default:
+                raise InputError(f"{field.name}={shown(value)} with steps: say it in a step")
+        return dict.fromkeys(("method", "ratio", "order", "ties"))
 
-    def _check_events(self) -> None:
-        for key in ("temporal_ratio", "event_ratio"):
-            if getattr(self, key) is not None and not _is_share(getattr(self, key)):
-                raise ValueError(f"{key}={getattr(self, key)!r}: give a share in (0, 1], or null")
-        if self.event_ratio is not None and self.temporal_ratio is None:
-            raise ValueError(f"event_ratio={self.event_ratio!r} needs a temporal_ratio: without it there are no events")
-        if self.temporal_ratio is None:
-            return
-        if len(self.ratios) > 1:
-            raise ValueError(
-                f"ratio={list(self.ratios)!r} with temporal_ratio={self.temporal_ratio!r}: frames that keep the tokens "
-                "of several ratios are not grouped into events; give one ratio"
-            )
-        if not self.merges_before_llm:
-            raise ValueError(
-                f"temporal_ratio={self.temporal_ratio!r} with layers={list(self.layers)!r}: frames are grouped before "
-                "the LLM; set before_llm=true, too"
-            )
-        if self.event_ratio is not None and self.layers:
-            raise ValueError(
-                f"event_ratio={self.event_ratio!r} with layers={list(self.layers)!r}: the tokens of each event, which "
-                "a cascade must know in advance, would depend on the features; leave event_ratio out"
-            )
+    # -- the steps, in the order in which a forward pass comes by them -------------------------------------------------
 
-    def _check_control(self) -> None:
-        if not _is_whole(self.seed) or not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed!r}: give a whole number, at least 0 and below 2**63")
-        object.__setattr__(self, "seed", int(self.seed))
-        if self.seed and self.method != "random":
-            raise ValueError(f"seed={self.seed} with method={self.method!r}: only method='random' has a seed")
-        if self.method in BLIND and (self.order, self.ties) != ("raster", "first"):
-            raise ValueError(
-                f"method={self.method!r} with order={self.order!r}, ties={self.ties!r}: it has no scores and no "
-                "densities; use order='raster' and ties='first'"
-            )
+    @cached_property
+    def methods(self) -> tuple[Method, ...]:
+        """The steps, also those that a shorthand stands for, in order of their places."""
+        steps = shorthand.steps_of(self) if self.steps is None else self.steps
+        return tuple(sorted(steps, key=lambda method: PLACES.index(method.place)))
 
-    # -- what is kept, known before any feature is seen ---------------------------------------------------------------
+    @cached_property
+    def stages(self) -> tuple[tuple[int | None, tuple[Method, ...]], ...]:
+        """(None, the steps before the decoder), then (layer, the steps on its entry) for each layer that has some."""
+        at_layers = sorted({layer for method in self.methods for layer in method.layers})
+        at_input = tuple(method for method in self.methods if method.place == "input")
+        return (
+            (None, at_input),
+            *((layer, tuple(m for m in self.methods if layer in m.layers)) for layer in at_layers),
+        )
+
+    @property
+    def entry_layers(self) -> tuple[int, ...]:
+        """The decoder layers on whose entry tokens are merged, rising."""
+        return tuple(layer for layer, _ in self.stages[1:])
 
     @property
     def is_dense(self) -> bool:
-        return self.method == "none"
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        return self.ratio if isinstance(self.ratio, tuple) else (self.ratio,)
+        return not self.methods
 
     @property
     def merges_before_llm(self) -> bool:
-        return not self.is_dense and (not self.layers if self.before_llm is None else self.before_llm)
+        return bool(self.stages[0][1])
 
-    def budgets(self, tokens: int) -> tuple[int, ...]:
-        """How many of a frame's `tokens` one merge keeps, for each of its ratios."""
-        if self.is_dense:
-            return (tokens,)
-        kept = []
-        for ratio in self.ratios:
-            tokens = max(math.ceil(tokens * ratio), 1)
-            kept.append(tokens)
-        return tuple(kept)
+    @property
+    def ratios(self) -> tuple[float | None, ...]:
+        """Of the shorthand: its ratio or ratios."""
+        return self.ratio if isinstance(self.ratio, tuple) else (self.ratio,)
 
-    def events(self, frames: int) -> int | None:
-        """How many events a video of this many frames is grouped into; None where frames stay as they are."""
-        if self.temporal_ratio is None or frames == 1:
-            return None
-        return max(math.ceil(frames * self.temporal_ratio), 1)
-
-    def event_tokens(self, frames: int, tokens: int) -> int:
-        """How many tokens the events of a video keep in all, of `frames` frames with `tokens` merged tokens each."""
-        events = self.events(frames)
-        if self.event_ratio is None:
-            return events * tokens
-        return max(math.ceil(frames * tokens * self.event_ratio), events)
+    # -- what is kept, known before any feature is seen ---------------------------------------------------------------
 
     def tokens_kept(self, grid_thw, merge_size: int = 2, layer: int | None = None) -> int | list[int]:
         """How many visual tokens stay of each image or video, known from its grid alone.
@@ -205,170 +152,132 @@ class CompressionConfig:
             One number for one grid, a list of n for n.
 
         Raises:
-            ValueError: a grid that is no three whole multiples.
+            InputError: a grid that is no three whole multiples, or steps whose counts hang on the features.
         """
         grids = np.array([np.asarray(part) for part in grid_thw])
-        if layer is not None and (not _is_whole(layer) or layer < 0):
-            raise ValueError(f"layer={layer!r}: give a decoder layer, counted from 0, or None")
+        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, numbers.Integral) or layer < 0):
+            raise InputError(f"layer={layer!r}: give a decoder layer, counted from 0, or None")
         if grids.size and (grids.shape[-1] != 3 or grids.ndim > 2 or (grids % [1, merge_size, merge_size]).any()):
-            raise ValueError(
+            raise InputError(
                 f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, "
                 f"the sides multiples of {merge_size}"
             )
         if (grids < 1).any():
-            raise ValueError(f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, each at least 1")
+            raise InputError(f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, each at least 1")
         kept = [self.span_tokens(int(t), int(h) * int(w) // merge_size**2, layer) for t, h, w in grids.reshape(-1, 3)]
         return kept[0] if grids.ndim == 1 and grids.size else kept
 
     def span_tokens(self, frames: int, tokens: int, layer: int | None = None) -> int:
         """tokens_kept() of `frames` frames with `tokens` visual tokens each."""
-        if self.merges_before_llm:
-            tokens = sum(self.budgets(tokens))
-            if self.events(frames) is not None:
-                if self.event_ratio is not None:
-                    return self.event_tokens(frames, tokens)
-                frames = self.events(frames)
-        for at in self.layers:
-            if layer is None or at <= layer:
-                tokens = sum(self.budgets(tokens))
-        return frames * tokens
+        cells = [tokens] * frames
+        for at, methods in self.stages:
+            for method in methods if at is None or layer is None or at <= layer else ():
+                if method.counts == "late":
+                    raise InputError(f"{method.name}: how many tokens it keeps is known only once the features are")
+                cells = method.kept_cells(cells)
+        return sum(cells)
 
     # -- building ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def preset(cls, name: str, **overrides) -> "CompressionConfig":
-        """The named setting ("dense", "chatunivi", "keep_one", "ppe", "ppe_cascade", "random", "uniform", "avg_pool"),
-        with single keys overridden.
+    def preset(cls, name: str, **overrides) -> CompressionConfig:
+        """A named setting: one of PRESETS, which are ours and the name of every method, with single keys overridden.
+
+        A method's preset is the method alone with its own defaults and positions="keep_one"; overrides are its fields,
+        positions, k and members. PPE on top: preset("random", ratio=0.25, positions="ppe", k=4).
 
         Raises:
-            ValueError: unknown preset or key.
+            InputError: unknown preset or key.
         """
-        if name not in _PRESETS:
-            raise ValueError(f"preset {name!r} is unknown: choose one of {', '.join(_PRESETS)}")
-        return cls.from_dict({**_PRESETS[name], **overrides})
+        if isinstance(name, str) and name in _PRESETS:
+            return cls.from_dict({**_PRESETS[name], **overrides})
+        if not isinstance(name, str) or name not in PRESETS:
+            raise InputError(f"preset {shown(name)} is unknown: choose one of {', '.join(PRESETS)}")
+        values = {"positions": "keep_one", **overrides}
+        if shorthand.speaks_of(name) and not set(values) - {field.name for field in dataclasses.fields(cls)}:
+            return cls.from_dict({"method": name, **values})
+        step = {key: values.pop(key) for key in list(values) if key not in ("positions", "k", "members")}
+        return cls.from_dict({"steps": [{"method": name, **step}], **values})
 
     @classmethod
-    def from_dict(cls, values: Mapping) -> "CompressionConfig":
+    def from_dict(cls, values: Mapping) -> CompressionConfig:
         """From our own keys. Unknown keys are errors. Without a k, 8 where positions is "ppe", else 1."""
+        check_mapping(values, "compression")
         known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known))
+        unknown = strangers(values, known)
         if unknown:
-            raise ValueError(f"unknown compression key(s) {', '.join(unknown)}: the keys are {', '.join(known)}")
-        single = "k" not in values and values.get("positions", cls.positions) != "ppe"
-        return cls(**values, **({"k": 1} if single else {}))
+            raise InputError(f"unknown compression key(s) {unknown}: the keys are {', '.join(known)}")
+        return cls(**values)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike) -> "CompressionConfig":
+    def from_file(cls, path: str | os.PathLike) -> CompressionConfig:
         """From a JSON file with our own keys, or with the released code's keys.
 
         Raises:
-            ValueError: no such file, not JSON, or keys that do not fit.
+            InputError: no such file, not JSON, or keys that do not fit.
         """
         try:
-            values = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"compression config {path}: cannot be read as JSON ({error})") from None
+            values = read_json(path)
+        except UnreadableError as error:
+            raise InputError(f"compression config {path}: cannot be read as JSON ({error.why})") from error
         if not isinstance(values, dict):
-            raise ValueError(f"compression config {path}: needs a JSON object, has a {type(values).__name__}")
-        if not values or set(values) & set(_RELEASED_KEYS):
-            return cls.from_released(values)
-        return cls.from_dict(values)
+            raise InputError(f"compression config {path}: needs a JSON object, has a {type(values).__name__}")
+        is_released = not values or set(values) & set(KEYS)
+        try:
+            return cls.from_released(values) if is_released else cls.from_dict(values)
+        except InputError as error:
+            raise InputError(f"compression config {path}: {error}") from error
 
     @classmethod
-    def from_released(cls, values: Mapping) -> "CompressionConfig":
+    def from_released(cls, values: Mapping) -> CompressionConfig:
         """From the released PPE code's JSON keys; behaves as that code does: score order, last members, no noise.
 
-        An empty mapping is dense. Settings whose released behaviour is a fault (a K that does not divide the sections)
-        are refused when the model is compressed, and so is a ratio above 1, which the released code takes for a count.
+        An empty mapping is dense. A ratio above 1, which the released code takes for a count, is refused.
         """
-        unknown = sorted(set(values) - set(_RELEASED_KEYS))
-        if unknown:
-            raise ValueError(f"unknown released key(s) {', '.join(unknown)}: known are {', '.join(_RELEASED_KEYS)}")
-        cascade, temporal = values.get("compression_cascade"), values.get("temporal_compression")
-        if not values.get("spatial_compression"):
-            if temporal:
-                raise ValueError("temporal_compression=true needs spatial_compression=true, as in the released code")
-            return cls.preset("dense")
-        if not values.get("compression_before_llm") and not cascade:
-            raise ValueError(
-                "spatial_compression=true needs compression_before_llm=true or compression_cascade=true: nothing says "
-                "where to compress"
-            )
-        if cascade and not values.get("cascade_layer"):
-            raise ValueError("compression_cascade=true needs cascade_layer, the list of decoder layers that compress")
-        keep, ratio = values.get("use_ppe", False), values.get("spatial_clustering_ratio", cls.ratio)
-        frames = values.get("temporal_clustering_ratio")
-        return cls(
-            ratio=ratio,
-            positions="ppe" if keep else "renumber",
-            k=values.get("ppe_k", cls.k) if keep else 1,
-            members="last",
-            order="score",
-            ties="none",
-            layers=values["cascade_layer"] if cascade else (),
-            before_llm=bool(values.get("compression_before_llm")),
-            temporal_ratio=_only(frames, "temporal_clustering_ratio") if temporal else None,
-            event_ratio=_only(ratio, "spatial_clustering_ratio") if temporal else None,
-        )
+        settings = Released.from_dict(values).settings()
+        return cls(**settings) if settings else cls.preset("dense")
 
     @property
     def label(self) -> str:
         """A short name, a file's or folder's, that tells settings apart."""
-        if self.is_dense:
-            return "dense"
-        ratios = "+".join(f"{ratio:g}" for ratio in self.ratios)
-        parts = [self.method, self.positions, f"k{self.k}", self.members, self.order, ratios]
-        if self.seed:
-            parts.append(f"seed{self.seed}")
-        if self.ties != "first":
-            parts.append(f"ties{self.ties}")
-        if self.layers:
-            parts.append("layers" + "+".join(map(str, (("llm",) if self.merges_before_llm else ()) + self.layers)))
-        if self.temporal_ratio is not None:
-            parts.append(f"events{self.temporal_ratio:g}")
-        if self.event_ratio is not None:
-            parts.append(f"of{self.event_ratio:g}")
-        return "-".join(parts)
+        if self.steps is None:
+            return shorthand.label(self)
+        parts = [_step_label(method) for method in self.steps] or ["dense"]
+        return "-".join([*parts, self.positions, f"k{self.k}", self.members])
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict:
-        ratio = list(self.ratio) if isinstance(self.ratio, tuple) else self.ratio
-        return {**dataclasses.asdict(self), "ratio": ratio, "layers": list(self.layers)}
+        """Plain values, of the keys that were given: steps, or the shorthand's."""
+        values = fields_to_plain(self)
+        if self.steps is None:
+            return {key: values[key] for key in shorthand.KEYS}
+        return {key: values[key] for key in ("steps", "positions", "k", "members")}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write our own keys as JSON, atomically."""
         write_json(path, self.to_dict())
 
 
-_RELEASED_KEYS = (
-    "spatial_compression",
-    "spatial_clustering_ratio",
-    "temporal_compression",
-    "temporal_clustering_ratio",
-    "compression_before_llm",
-    "compression_cascade",
-    "cascade_layer",
-    "use_ppe",
-    "ppe_k",
-)
+def _check_order(stages: Sequence[tuple[int | None, tuple[Method, ...]]]) -> None:
+    """Raise InputError where a step needs frames that a step before it has done away with."""
+    mixed: Method | None = None
+    for method in (method for _, methods in stages for method in methods):
+        if mixed is not None and method.scope == "segment":
+            raise InputError(f"{method.name} after {mixed.name}: there are no frames left to be grouped")
+        # What keeps a number of tokens for all frames together leaves no frames.
+        mixed = method if len(method.kept_cells([4, 4, 4])) == 1 and method.counts == "exact" else mixed
 
 
-def _is_list(value) -> bool:
-    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
-
-
-def _is_share(value) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value <= 1
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _only(ratio, key: str) -> float:
-    """The ratio in a released list of one."""
-    ratios = list(ratio) if _is_list(ratio) else [ratio]
-    if len(ratios) != 1 or ratios[0] is None:
-        raise ValueError(f"{key}={ratio!r} with temporal_compression=true: give a list of one ratio")
-    return ratios[0]
+def _step_label(method: Method) -> str:
+    """A step's name, its ratio, and all else that is not as it is by default."""
+    parts = [method.name]
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if field.name == "ratio":
+            parts.append(f"{value:g}")
+        elif value != (field.default if field.default_factory is dataclasses.MISSING else field.default_factory()):
+            values = value if isinstance(value, tuple) else (value,)
+            said = "+".join(_step_label(part) if isinstance(part, Method) else f"{part}" for part in values)
+            parts.append(f"{field.name}{said}")
+    return "_".join("".join(c if c.isalnum() or c in "._+" else "." for c in part) for part in parts)

@@ -4,6 +4,11 @@ Everything that is the user's to mend is a UserError: the command line prints it
 fault of this package, and keeps its traceback.
 """
 
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
 
 class UserError(Exception):
     """The user can mend this: the message names the subject, its value and the remedy."""
@@ -15,6 +20,10 @@ class InputError(UserError, ValueError):
     """Something that was given cannot be used: the message names it, says why, and what to do."""
 
 
+class FileError(UserError, OSError):
+    """A file or folder cannot be written: the message names it, says why (a full disk, rights, ...), and what to do."""
+
+
 class TrainingError(UserError, RuntimeError):
     """Training cannot go on."""
 
@@ -24,3 +33,24 @@ class TrainingError(UserError, RuntimeError):
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its name if it says nothing: to be quoted in a message of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its repr in one line, cut short; of anything, however deep, long or broken it is."""
+    return " ".join(_SHORT.repr(value).split())
+
+
+class _Short(reprlib.Repr):
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 4, 80, 80, 40
+        self.maxlist = self.maxtuple = self.maxarray = 8
+        self.maxdict = self.maxset = self.maxfrozenset = 5
+
+    def repr_int(self, value: int, level: int) -> str:
+        if abs(value) >= 10**self.maxlong:  # Python itself refuses to write very long ones
+            return f"{'-' * (value < 0)}2**{value.bit_length() - 1}..."
+        return repr(value)
+
+
+_SHORT = _Short()

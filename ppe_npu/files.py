@@ -1,32 +1,48 @@
-"""Files and folders that are whole or not there: written beside their place, then renamed."""
+"""Files and folders that are whole or not there: written beside their place, then renamed, and on the disk by then.
+
+What cannot be written is a FileError that names the file, also where a library does the writing.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import fcntl
 import json
 import os
+import re
+import resource
 import shutil
 import stat
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import FileError, InputError
 
-
-@contextlib.contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """What the system refuses inside (a full disk, a place that may not be written to) names the file and the remedy.
-
-    Raises:
-        InputError: instead of an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror or first_line(error)}): make room there, or name another place"
-        ) from error
+_MAKE_ROOM, _OTHER_PLACE = "make room there", "name another place"
+# Why a file cannot be written, and what to do.
+_CAUSES = {
+    errno.ENOSPC: ("no space is left on its disk", _MAKE_ROOM),
+    errno.EDQUOT: ("the disk quota is used up", _MAKE_ROOM),
+    errno.EFBIG: ("it grew larger than a file may be here", "raise the limit (ulimit -f)"),
+    errno.EACCES: ("permission denied", f"give yourself the right to write, or {_OTHER_PLACE}"),
+    errno.EPERM: ("not permitted", f"give yourself the right to write, or {_OTHER_PLACE}"),
+    errno.EROFS: ("its file system is read-only", _OTHER_PLACE),
+    errno.ENOTDIR: ("a part of its path is a file", _OTHER_PLACE),
+    errno.EEXIST: ("a file has the name that a folder needs", _OTHER_PLACE),
+    errno.EISDIR: ("it is a folder", _OTHER_PLACE),
+    errno.ENOENT: ("a folder that it needs is not there, or was taken away", _OTHER_PLACE),
+    errno.EIO: ("its disk reports an error", f"look at the disk, or {_OTHER_PLACE}"),
+}
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)  # folders that cannot be synced
+_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers
+_TORCH = ("PytorchStreamWriter failed", "unexpected pos ")  # torch.save; it says nothing of why
+_ELSEWHERE = (ConnectionError, TimeoutError, ChildProcessError)  # OSErrors that are no file's
+_NEAR = 2**20  # bytes: a file as near to its limit, or a disk as near to its end, has met it
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def check_regular(path: str | Path) -> None:
@@ -44,24 +60,32 @@ def check_regular(path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write UTF-8 text so that path holds the old content or all of the new one, even after a kill or a power cut."""
+    """Write UTF-8 text so that path holds the old content or all of the new one, even after a kill or a power cut.
+
+    Raises:
+        FileError: it cannot be written; what was there before stays.
+    """
     return write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """write_text of bytes."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with naming(path):
+    temporary = _beside(path, "tmp")
+    with writing(temporary, named=path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise FileError(f"{path} is a device or a pipe, not a file: {_OTHER_PLACE}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb", buffering=0) as file:
                 write_whole(file, data)
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise
+        sync_folder(path.parent)
     return path
 
 
@@ -79,19 +103,192 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A fresh folder to fill; when the block ends without error it takes the place of `path` and of what was there."""
+    """A fresh folder to fill; when the block ends without error it takes the place of `path` and of what was there.
+
+    What an earlier process left half done, because it was killed, is brought back or removed first.
+
+    Raises:
+        FileError: it cannot be written; what was there before stays.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary = _beside(path, "tmp")
+    with writing(temporary, named=path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recover(path)
+        remove(temporary)
+        temporary.mkdir()
     try:
-        yield temporary
-        # A folder that holds something cannot be replaced in one step: the old one steps aside first.
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
+        with _held(temporary), writing(temporary, named=path):
+            yield temporary
+            put_folder(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove(temporary)
+
+
+def put_folder(new: Path, place: Path) -> None:
+    """Rename a finished folder; at every moment `place` is all of the old folder (file) or all of the new one.
+
+    Where the file system cannot exchange two names there is a moment between two renames; recover() knows of it.
+    """
+    sync_tree(new)
+    if not os.path.lexists(place):
+        os.rename(new, place)
+        sync_folder(place.parent)
+        return
+    old = new
+    if not _exchange(new, place):
+        old = _beside(place, "old")
+        with _held(place):
+            os.rename(place, old)
+            os.rename(new, place)
+    sync_folder(place.parent)
+    remove(old)
+
+
+def recover(path: Path, alone: bool = False) -> None:
+    """Bring back, or remove, what killed processes left of `path` in new_folder.
+
+    Args:
+        alone: no living process can be writing it; else those that live are told by a lock, and left alone.
+    """
+    name = re.compile(rf"\.{re.escape(path.name)}\.\d+\.(tmp|old)")
+    left = [found for found in path.parent.iterdir() if name.fullmatch(found.name)] if path.parent.is_dir() else []
+    for folder in sorted(left):  # .old before .tmp
+        if not (alone or _free(folder)):
+            continue
+        if folder.suffix == ".old" and not os.path.lexists(path):
+            os.rename(folder, path)
+        else:
+            remove(folder)
+
+
+def remove(path: Path) -> None:
+    """A file, a folder with all that is in it, a link (not what it points to), or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until a folder, and all files and folders in it, are on the disk."""
+    for root, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            with open(os.path.join(root, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(root)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Wait until the names in a folder are on the disk; nothing where its file system does not know of that."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, named: str | Path | None = None, then: str = "") -> Iterator[None]:
+    """Turns what the system says about writing a file, or the files of a folder, into a FileError.
+
+    Libraries' own errors are known by the words of their writers; any other error passes.
+
+    Args:
+        path: the file, or a folder that is being filled.
+        named: what to call it in the message, where it is filled under another name.
+        then: what to do after the remedy.
+    """
+    try:
+        yield
+    except Exception as error:
+        number, text = _write_failure(error, Path(path)), str(error)
+        if number is not None:
+            given = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a rename, its target
+            file = given or _being_written(error, Path(path))
+            why, remedy = _CAUSES.get(number, (os.strerror(number), _OTHER_PLACE))
+            text = f"{os.fsdecode(file)} cannot be written ({why}): {remedy}"
+        elif not isinstance(error, FileError):
+            raise
+        text = text if named is None else text.replace(str(path), str(named), 1)
+        raise FileError(text + (then and f", {then}")) from error
+
+
+def _write_failure(error: Exception, path: Path) -> int | None:
+    """The number of the system's error behind one that was raised while `path` was written; None: it is another."""
+    if isinstance(error, OSError):
+        known = error.errno is not None and not isinstance(error, _ELSEWHERE)
+        return error.errno if known and _about(error.filename, path) else None
+    found = _RUST.search(str(error))
+    if found:
+        return int(found.group(1))
+    if not isinstance(error, RuntimeError) or not any(words in str(error) for words in _TORCH):
+        return None
+    file, limit = Path(_being_written(error, path)), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and file.is_file() and file.stat().st_size + _NEAR > limit:
+        return errno.EFBIG
+    disk = os.statvfs(path)
+    return errno.ENOSPC if disk.f_bavail * disk.f_frsize < _NEAR else errno.EDQUOT
+
+
+def _about(name: Any, path: Path) -> bool:
+    """Whether an error's file name, or None, may be of what is written to `path`: beneath or above its folder."""
+    if name is None:
+        return True
+    file, folder = (Path(os.path.abspath(os.fsdecode(part))) for part in (name, path.parent))
+    return file.is_relative_to(folder) or folder.is_relative_to(file)
+
+
+def _being_written(error: BaseException, path: Path) -> str | Path:
+    """The file that a library was writing when it raised an error without a name: what its functions were given."""
+    inside = f"{os.path.abspath(path)}{os.sep}"
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        for value in frame.f_locals.values():
+            if isinstance(value, (str, Path)) and os.path.abspath(value).startswith(inside):
+                return value
+    return path
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{ending}")
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Two names change places in one step; False where the system or the file system has no such step."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """A lock on a folder, which the kernel releases when this process ends; nothing where folders have no locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _free(folder: Path) -> bool:
+    """Whether no living process holds a folder. In doubt one does."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)

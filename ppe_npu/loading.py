@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ppe_npu.backends.common import DTYPES as COMMON_DTYPES
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.generation_defaults import of_checkpoint, token_ids, transformers_takes
+from ppe_npu.reading import UnreadableError, read_json
+from ppe_npu.trial import check_sizes, try_processor
 from ppe_npu.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {name: COMMON_DTYPES[name] for name in ("fp32", "bf16")}
 
 
 def load_model(
@@ -45,7 +46,6 @@ def load_model(
     architecture = check_checkpoint(path, allow_bin)
     asked = of_checkpoint(path)
     import transformers
-    from safetensors import SafetensorError
 
     from ppe_npu.models.fused import fuse
 
@@ -63,7 +63,7 @@ def load_model(
             **weight_options(path, allow_bin),
             **{"output_loading_info": True, **more},
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # transformers raises whatever the field or file that is wrong makes of its code
         raise InputError(f"model {path} cannot be loaded ({first_line(error)}): download or save it again") from error
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random, with a warning
         raise InputError(f"model {path} lacks {len(missing)} weights ({missing[0]}, ...): download or save it again")
@@ -101,7 +101,7 @@ def check_compression(path: str | Path, *configs: CompressionConfig, allow_bin: 
     """Whether compressions fit the checkpoint's model, before its weights are read.
 
     Raises:
-        ValueError: one that does not, and what would.
+        InputError: one that does not, and what would.
     """
     from transformers import AutoConfig
 
@@ -110,6 +110,7 @@ def check_compression(path: str | Path, *configs: CompressionConfig, allow_bin: 
     architecture = check_checkpoint(path, allow_bin)
     try:
         model_config = AutoConfig.from_pretrained(str(path), **NO_CODE)
+        check_sizes(model_config)
         check_fit(architecture, model_config, CompressionConfig.preset("dense"))
     except Exception as error:  # transformers raises whatever validates the field that is wrong
         refused = refused_code(path, error)
@@ -150,6 +151,7 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
         if getattr(processor, name, None) is None:
             raise InputError(f"processor of {path} has no {name}: {_remedy(path)}")
     processor.chat_template = _chat_template(path, processor)
+    try_processor(processor, path)
     size = dict(processor.image_processor.size)
     size["shortest_edge"] = min_pixels or size["shortest_edge"]
     size["longest_edge"] = max_pixels or size["longest_edge"]
@@ -196,9 +198,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"model folder {folder} is not a checkpoint: it holds no config.json")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not JSON ({first_line(error)}): save the checkpoint again") from error
+        config = read_json(file)
+    except UnreadableError as error:
+        raise InputError(f"{file} is not JSON ({error.why}): save the checkpoint again") from error
     if not isinstance(config, dict):
         raise InputError(f"{file} is not a model config: save the checkpoint again")
     return config

@@ -31,12 +31,13 @@ from bench.timing import Times, clock_name, interleaved
 from ppe_npu import backends
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
+from ppe_npu.backends.common import DTYPES
+from ppe_npu.engine.members import members
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
-from ppe_npu.grouping import Grouping
+from ppe_npu.methods.grouping import Grouping
 
 BEST, REFERENCE, LOOP, UNSTORED = "best", "reference", "released loop", "none stored"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def merge(tokens: torch.Tensor, budgets: torch.Tensor, most: int, implementation: str | None = None) -> tuple:
@@ -46,7 +47,7 @@ def merge(tokens: torch.Tensor, budgets: torch.Tensor, most: int, implementation
     centers, labels = backends.dpc_knn(tokens, None, budgets, most, neighbors, implementation=implementation)
     grouping = Grouping.from_centers(centers, labels, budgets, "raster")
     means = backends.group_mean(tokens, grouping.labels, grouping.counts, implementation=implementation)
-    return means, grouping.members(cases.K, "nearest", tokens)
+    return means, members(grouping, cases.K, "nearest", tokens)
 
 
 def values(case: Case, training: bool) -> list:

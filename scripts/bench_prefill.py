@@ -30,10 +30,10 @@ from bench.plots import plot_prefill
 from bench.timing import clock_name
 
 from ppe_npu.backends import device as devices
+from ppe_npu.backends.common import DTYPES
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CASES = {
     "tiny": ("video-3x16",),
     "cpu": ("video-16x128",),

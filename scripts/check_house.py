@@ -1,7 +1,7 @@
 """The house rules that a program can check: arrows run one way, device packages stay in their room, files stay short,
 tests derive their tolerances.
 
-cli -> demo -> training, evaluation -> models -> methods, positions, grouping, spans -> backends
+cli -> demo -> serving, training, evaluation -> models -> engine, inspect -> config -> methods -> backends
 """
 
 import ast
@@ -14,27 +14,28 @@ LONGEST = 400  # lines
 # A module may import modules of its own level or of a lower one. Longest matching prefix decides.
 LEVELS = {
     "ppe_npu.errors": 0,
+    "ppe_npu.settings": 0,
+    "ppe_npu.optional": 0,
     "ppe_npu.backends": 0,
     "ppe_npu": 1,
     "ppe_npu.methods": 2,
-    "ppe_npu.blind": 3,
-    "ppe_npu.events": 3,
-    "ppe_npu.merging": 3,
-    "ppe_npu.trace": 3,
-    "ppe_npu.show": 4,
-    "ppe_npu.run": 3,
-    "ppe_npu.compression": 3,
-    "ppe_npu.models": 4,
-    "ppe_npu.media": 4,
-    "ppe_npu.data": 4,
-    "ppe_npu.placeholders": 5,
-    "ppe_npu.inputs": 5,
-    "ppe_npu.loading": 5,
-    "ppe_npu.parity": 6,
-    "ppe_npu.training": 6,
-    "ppe_npu.evaluation": 6,
-    "ppe_npu.demo": 7,
-    "ppe_npu.cli": 8,
+    "ppe_npu.released": 3,
+    "ppe_npu.shorthand": 3,
+    "ppe_npu.config": 3,
+    "ppe_npu.engine": 4,
+    "ppe_npu.inspect": 4,
+    "ppe_npu.models": 5,
+    "ppe_npu.media": 5,
+    "ppe_npu.data": 5,
+    "ppe_npu.placeholders": 6,
+    "ppe_npu.inputs": 6,
+    "ppe_npu.loading": 6,
+    "ppe_npu.parity": 7,
+    "ppe_npu.training": 7,
+    "ppe_npu.evaluation": 7,
+    "ppe_npu.serving": 7,
+    "ppe_npu.demo": 8,
+    "ppe_npu.cli": 9,
 }
 # What compares with a tolerance of its own, and arguments that give one: tests take theirs from tests/tolerances.py.
 COMPARE = {"assert_close", "assert_allclose", "allclose", "isclose", "assert_array_almost_equal", "assert_almost_equal"}

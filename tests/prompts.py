@@ -8,7 +8,9 @@ from tolerances import assert_near, slope_error
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ppe_npu import CompressionConfig
+from ppe_npu.methods import method_class, method_names
 
+CONTROLS = tuple(name for name in method_names() if method_class(name).needs == {"places"})  # they look at no feature
 PPE = CompressionConfig.preset("ppe", k=4)
 PRESETS = {
     "chatunivi": CompressionConfig.preset("chatunivi"),

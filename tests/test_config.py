@@ -6,9 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prompts import CONTROLS
 
 from ppe_npu import CompressionConfig
-from ppe_npu.config import BLIND
+from ppe_npu.errors import InputError
 
 RELEASED = {
     "spatial_compression": True,
@@ -133,7 +136,7 @@ def test_k_is_one_where_positions_other_than_ppe_are_named_without_it(tmp_path, 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method": "tome"}, "method='tome': choose one of none, dpc_knn"),
+        ({"method": "tome"}, "method='tome': choose one of none, avg_pool, dpc_knn"),
         ({"positions": "all"}, "positions='all': choose one of"),
         ({"members": "first"}, "members='first': choose one of"),
         ({"order": "time"}, "order='time': choose one of raster, score"),
@@ -148,7 +151,7 @@ def test_k_is_one_where_positions_other_than_ppe_are_named_without_it(tmp_path, 
         ({"positions": "keep_one", "k": 8}, "k=8 with positions='keep_one'"),
         ({"positions": "renumber", "k": 2}, "k=2 with positions='renumber'"),
         ({"method": "none", "ratio": 0.5}, r"method='none' \(dense\) needs ratio=1.0"),
-        ({"kk": 8}, "unknown compression key.* kk: the keys are method, ratio"),
+        ({"kk": 8}, "unknown compression key.* kk: the keys are steps, positions"),
         ({"layers": 3}, "layers=3: give a list"),
         ({"layers": None}, "layers=None: give a list"),
         ({"layers": [3, 3]}, r"layers=\[3, 3\]: give a list of different decoder layers"),
@@ -175,9 +178,56 @@ def test_what_does_not_fit_is_refused(values, message):
 
 
 @pytest.mark.parametrize(
+    ("ratio", "kept"), [([1.0, 0.5], "1.5"), ([0.8, 0.5], "1.2"), ([0.9, 0.05, 1, 1, 1], "1.08"), ([1, 1], "2")]
+)
+def test_lists_of_ratios_that_grow_a_prompt_are_refused(ratio, kept):
+    for more in ({}, {"layers": [0, 1, 2], "before_llm": True}):
+        with pytest.raises(InputError, match=rf"ratio=\[.*: {kept} of the tokens that come in; give ratios"):
+            CompressionConfig(ratio=ratio, k=2, **more)
+    with pytest.raises(InputError, match="of the tokens that come in"):
+        CompressionConfig.from_released({**RELEASED, "spatial_clustering_ratio": ratio})
+
+
+@settings(derandomize=True, max_examples=300)
+@given(
+    ratios=st.lists(st.floats(0.01, 1), min_size=1, max_size=4),
+    tokens=st.integers(4, 60),
+    layers=st.lists(st.integers(0, 20), unique=True),
+)
+def test_no_setting_keeps_more_than_came_in(ratios, tokens, layers):
+    """However the ratios round, however often a cascade takes them; a frame has at least as many tokens as ratios."""
+    total, share = 0, 1
+    for ratio in ratios:
+        share *= ratio
+        total += share
+    if total > 1 + len(ratios) * 2**-52:
+        with pytest.raises(InputError, match="of the tokens that come in"):
+            CompressionConfig(ratio=ratios)
+        ratios = [ratio / 2 for ratio in ratios]  # at most 1/2 + 1/4 + ...
+    config = CompressionConfig(ratio=ratios, layers=layers, before_llm=True, k=1)
+    left = [tokens, *(config.span_tokens(1, tokens, layer) for layer in range(21))]
+    assert left == sorted(left, reverse=True)
+    assert min(config.methods[0].budgets(tokens)) >= 1
+
+
+def test_halves_that_round_up_do_not_grow_a_frame():
+    assert CompressionConfig(ratio=[0.5, 1.0]).methods[0].budgets(4) == (2, 2)
+    assert CompressionConfig(ratio=[0.5, 1.0]).methods[0].budgets(5) == (3, 2)  # not 3 and 3
+    assert CompressionConfig(ratio=[0.8, 0.25]).methods[0].budgets(10) == (
+        8,
+        2,
+    )  # 0.8 + 0.2 is 1, whatever fp64 makes of it
+    assert CompressionConfig(ratio=[0.6, 0.3]).methods[0].budgets(1) == (1, 1)  # each ratio keeps one
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({**RELEASED, "compression_cascade": True, "cascade_layer": []}, "needs cascade_layer"),
+        ({**RELEASED, "use_ppe": "false"}, "use_ppe='false' must be true or false or null, not a text"),
+        ({**RELEASED, "ppe_k": 2.5}, "ppe_k=2.5: give a positive whole number"),
+        ({**RELEASED, "spatial_clustering_ratio": [1.5]}, r"spatial_clustering_ratio=\[1.5\]: give the kept share"),
+        ({**RELEASED, 1: 2}, "unknown released key.* 1: known are"),
         ({**RELEASED, "compression_cascade": True, "temporal_compression": True}, "event_ratio=0.45 with layers="),
         ({**RELEASED, "temporal_compression": True, "temporal_clustering_ratio": [0.5, 0.5]}, "give a list of one"),
         ({"temporal_compression": True}, "needs spatial_compression=true"),
@@ -200,7 +250,7 @@ def test_unknown_preset_and_unreadable_files(tmp_path):
         CompressionConfig.from_file(tmp_path / "list.json")
 
 
-@pytest.mark.parametrize("method", BLIND)
+@pytest.mark.parametrize("method", CONTROLS)
 def test_controls_are_presets_with_their_own_limits(method):
     config = CompressionConfig.preset(method)
     assert (config.method, config.positions, config.k, config.order) == (method, "keep_one", 1, "raster")

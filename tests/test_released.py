@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from tolerances import assert_near, assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress
-from ppe_npu.compression import Compression
-from ppe_npu.methods import METHODS
-from ppe_npu.positions import contiguous_channels
-from ppe_npu.spans import VisionTokens
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import contiguous_channels
+from ppe_npu.engine.spans import VisionTokens
+from ppe_npu.methods.view import View
 
 DATA = Path(__file__).parent / "data" / "released.safetensors"
 VISION = VisionTokens(image_token_id=993, video_token_id=992, merge_size=2, tokens_per_second=2)
@@ -68,8 +68,8 @@ def test_groups_and_means(recorded, kind):
     # Of both a mean: at most of all tokens of a frame.
     off = {"roundings": 2 * max(map(len, recordings[0])), "size": max(x.abs().max() for x in recordings[0])}
     for x, labels, merged in zip(*recordings):
-        (budget,) = config.budgets(len(x))
-        grouping = METHODS[config.method](x[None], None, torch.tensor([budget]), budget, config.order)
+        (method,) = config.methods
+        grouping = method.group(View.of(tokens=x[None], num_kept=method.kept(len(x))))
         assert torch.equal(grouping.labels[0], labels.long())
         assert_near(grouping.apply(x[None])[0], merged, **off)
     prompt = compressed(tensors, config, kind)

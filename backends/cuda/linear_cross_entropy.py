@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ppe_npu.backends import device
+from ppe_npu.backends.common import IGNORED
 
 
 def refusal(
@@ -18,7 +19,7 @@ def refusal(
     weight: Tensor,
     labels: Tensor,
     *,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
     chunk_size: int = 1024,
     reduction: str = "mean",
 ) -> str | None:
@@ -35,7 +36,7 @@ def linear_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     *,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
     chunk_size: int = 1024,
     reduction: str = "mean",
 ) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ppe_npu.backends.common import IGNORED
+
 
 @dataclass(frozen=True)
 class Case:
@@ -127,26 +129,6 @@ ROTARY = (
 )
 
 
-def _rotary_rows(batch: int, heads: int, kv_heads: int, length: int, sections: tuple[int, ...], k: int) -> Callable:
-    """Each axis' channels are split in K runs, a row each. Frequencies are powers of two, so that angles are exact."""
-
-    def build(generator: Generator) -> tuple:
-        width = 2 * sum(sections)
-        query, key = (_normal(generator, batch, count, length, width) for count in (heads, kv_heads))
-        rows = torch.randint(0, 500, (3 * k, batch, length), generator=generator)
-        inv_freq = 2.0 ** -(torch.arange(width // 2, dtype=torch.float64) % 11)
-        channel_rows = [axis * k + c * k // section for axis, section in enumerate(sections) for c in range(section)]
-        return query, key, rows, inv_freq, torch.tensor(channel_rows)
-
-    return build
-
-
-ROTARY_ROWS = (
-    Case("rotary_rows", "eight positions a token", _rotary_rows(2, 6, 2, 13, (8, 16, 16), 8), grads=(0, 1)),
-    Case("rotary_rows", "decoding, scaled", _rotary_rows(3, 4, 1, 1, (4, 6, 6), 1), {"scaling": 1.25}, grads=(0, 1)),
-)
-
-
 def _frames(lengths: list[int], width: int, offset: float = 0.0) -> Callable[[Generator], tuple[Tensor, Tensor]]:
     """Tokens around a few centres per frame, padded to the longest, and which of them are valid."""
 
@@ -246,7 +228,7 @@ SWIGLU = (
 def _loss(tokens: int, ignored: int) -> Callable:
     def build(generator: Generator) -> tuple:
         labels = torch.randint(0, 53, (tokens,), generator=generator)
-        labels[:ignored] = -100
+        labels[:ignored] = IGNORED
         return _normal(generator, tokens, 24), 0.3 * _normal(generator, 53, 24), labels
 
     return build
@@ -258,4 +240,4 @@ LINEAR_CROSS_ENTROPY = (
     Case("linear_cross_entropy", "all ignored", _loss(5, 5), grads=(0, 1)),
 )
 
-CASES = (*ATTENTION, *ROTARY, *ROTARY_ROWS, *DPC_KNN, *GROUP_MEAN, *RMS_NORM, *SWIGLU, *LINEAR_CROSS_ENTROPY)
+CASES = (*ATTENTION, *ROTARY, *DPC_KNN, *GROUP_MEAN, *RMS_NORM, *SWIGLU, *LINEAR_CROSS_ENTROPY)

@@ -12,12 +12,13 @@ from torch import Tensor
 import ppe_npu.backends as backends
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
+from ppe_npu.backends.common import DTYPES
 from ppe_npu.backends.registry import Implementation
+from ppe_npu.errors import InputError
 
 from . import compare
 from .cases import CASES, Case
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU = torch.device("cpu")
 
 
@@ -153,12 +154,12 @@ def run_parity(device: torch.device, dtypes: Sequence[str] = ("fp32", "bf16", "f
         One row per case, dtype, implementation and direction. Parity holds if `row.ok` for all of them.
 
     Raises:
-        ValueError: an unknown dtype.
+        InputError: an unknown dtype.
     """
     rows: list[Row] = []
     for name in dtypes:
         if name not in DTYPES:
-            raise ValueError(f"parity: dtype {name!r} is unknown: use one of {', '.join(DTYPES)}")
+            raise InputError(f"parity: dtype {name!r} is unknown: use one of {', '.join(DTYPES)}")
         if not devices.supports(device, DTYPES[name]):
             rows.append(Row.unsupported("all", name, device))
             continue

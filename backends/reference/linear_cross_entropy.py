@@ -5,13 +5,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ppe_npu.backends.common import IGNORED
+
 
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
     *,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
     chunk_size: int = 1024,
     reduction: str = "mean",
 ) -> Tensor:

@@ -1,17 +1,25 @@
 """ppe-npu train | data | merge-lora | export | eval | report | describe | parity | demo.
 
-A user's mistake is one line on stderr and exit code 2; PPE_NPU_DEBUG=1 shows where it was raised. parser.py has all
+What the user can mend (UserError) is one line on stderr, and the exit code says so; PPE_NPU_DEBUG=1 shows where it was
+raised. Anything else is a fault of this package: its traceback, and a line that asks for a report. parser.py has all
 options and imports little; each command's module is loaded when it runs.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import errno
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any, TextIO
 
+from ppe_npu import __version__
 from ppe_npu.cli.parser import build_parser
+from ppe_npu.errors import InputError, UserError, shown
 from ppe_npu.escape import printable
 
 # `import torch` imports torch_npu, and fails with it, whatever the device.
@@ -19,34 +27,91 @@ _NO_CANN = (
     "torch cannot be imported, because torch_npu is installed and finds no CANN: on an Ascend machine source CANN's "
     "set_env.sh, anywhere else add EMULATE=1 to the make target; TORCH_DEVICE_BACKEND_AUTOLOAD=0 does without an NPU"
 )
+_TEXTS = ("prompt", "title", "run")  # arguments that are no path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (it ran and failed) or 2 (it was asked for something impossible)."""
-    args = build_parser().parse_args(argv)
+    """Run one command; returns the exit code.
+
+    0; 1 (it ran and failed); 2 (it was asked for something impossible); 130 (stopped from the keyboard); 141 (nobody
+    reads its output any more). A fault of this package is raised.
+    """
+    try:
+        with contextlib.redirect_stdout(_Output(sys.stdout)):
+            try:
+                return _run(build_parser().parse_args(argv))
+            finally:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("ppe-npu: stopped", file=sys.stderr)
+        return 130
+    except _OutputError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 141 if error.errno == errno.EPIPE else _complain(error, error.exit_code)
+    except UserError as error:
+        return _complain(error, error.exit_code)
+    except RuntimeError as error:
+        if str(error).startswith("Failed to load the backend extension: torch_npu"):
+            return _complain(InputError(_NO_CANN), 2)
+        _ask_for_a_report(error, argv)
+        raise
+    except Exception as error:
+        _ask_for_a_report(error, argv)
+        raise
+
+
+def _run(args: argparse.Namespace) -> int:
+    _check_paths(args)
     module, _, function = args.run.partition(":")
     # Read when torch is loaded, below. By default torch's threads spin while they wait; on cores that are shared with
     # other work that cost a factor of 2 to 10 on the tiny model, and waiting asleep cost nothing that was measured.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        return getattr(import_module(f"{__name__}.{module}"), function)(args)
-    except KeyboardInterrupt:
-        print("ppe-npu: stopped", file=sys.stderr)
-        return 130
-    # InputError, DeviceError, a config's complaint; a missing package; a folder that cannot be written
-    except (ValueError, ImportError, OSError) as error:
-        return _complain(error, 2)
-    except RuntimeError as error:
-        if str(error).startswith("Failed to load the backend extension: torch_npu"):
-            return _complain(RuntimeError(_NO_CANN), 2)
-        from ppe_npu.errors import TrainingError
-
-        if not isinstance(error, TrainingError):
-            raise
-        return _complain(error, 1)
+    return getattr(import_module(f"{__name__}.{module}"), function)(args)
 
 
-def _complain(error: Exception, code: int) -> int:
+def _check_paths(args: argparse.Namespace) -> None:
+    """Raise InputError for a path that the system refuses to look at; whether it is there is each command's to ask."""
+    for name, value in vars(args).items():
+        for path in [] if name in _TEXTS else value if isinstance(value, list) else [value]:
+            try:
+                _ = isinstance(path, str) and os.stat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            except (OSError, ValueError) as error:  # rights, a name that is too long, a loop of links; a null character
+                why = getattr(error, "strerror", None) or error
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(f"{flag} {shown(path)} cannot be looked at ({why}): name another path") from error
+
+
+class _OutputError(InputError):
+    errno = 0
+
+
+class _Output:
+    """Standard output, whose errors are told from those of files."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._tried(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._tried(self._stream.flush)
+
+    def _tried(self, function: Callable, *arguments: str) -> Any:
+        try:
+            return function(*arguments)
+        except OSError as error:
+            told = _OutputError(f"standard output cannot be written ({error.strerror}): make room there")
+            told.errno = error.errno
+            raise told from error
+
+
+def _complain(error: UserError, code: int) -> int:
     if os.environ.get("PPE_NPU_DEBUG"):
         raise error
     text = str(error)
@@ -54,3 +119,9 @@ def _complain(error: Exception, code: int) -> int:
         text = text.strip().splitlines()[-1].partition(": ")[2]
     print(f"ppe-npu: error: {printable(' '.join(text.split()))}", file=sys.stderr)
     return code
+
+
+def _ask_for_a_report(error: Exception, argv: Sequence[str] | None) -> None:
+    """A fault of this package's: the line stands below its traceback."""
+    command = shlex.join(["ppe-npu", *(sys.argv[1:] if argv is None else map(str, argv))])
+    error.add_note(f"ppe-npu: a fault of ppe-npu {__version__}, not yours: please report all of this; it was {command}")

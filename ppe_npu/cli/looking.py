@@ -16,8 +16,8 @@ from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import Video, load_video
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_bytes
-from ppe_npu.show import draw_visual
-from ppe_npu.trace import Visual
+from ppe_npu.inspect.show import draw_visual
+from ppe_npu.inspect.trace import Visual
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ _VALUES = {
     "save_total_limit": (int, "checkpoints that are kept (default: 2)"),
     "logging_steps": (int, "(default: 10)"),
     "num_workers": (int, "processes that read data (default: 0)"),
+    "resume_from_checkpoint": (str, "resume from this one: checkpoint-N in --output, a path, or last-whole"),
     "deepspeed": (str, "zero2, zero2_offload, zero3, zero3_offload, or a JSON file of DeepSpeed's"),
 }
 _SWITCHES = {
@@ -45,7 +45,7 @@ _SWITCHES = {
     "tensorboard": "curves in OUTPUT/tensorboard",
     "allow_outside": "records may name files outside of the data root",
     "allow_bin": "read a model that has pytorch_model.bin alone, and no safetensors",
-    "resume": "go on from the last whole checkpoint in --output",
+    "resume": "go on from the newest checkpoint in --output",
     "overwrite": "drop an earlier run in --output",
 }
 _ADAPTER = {"kind": "adapter", "rank": "lora_rank", "alpha": "lora_alpha"}
@@ -141,22 +141,27 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
     from ppe_npu.cli.common import compressions
     from ppe_npu.config import CompressionConfig
     from ppe_npu.demo import tiny
-    from ppe_npu.files import new_folder
+    from ppe_npu.files import new_folder, writing
+    from ppe_npu.reading import read_json
 
     root, seed = Path(args.output or EMBEDDED), args.seed or 0
-    root.mkdir(parents=True, exist_ok=True)
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
     base = root / f"base-seed{seed}"
     before = root / "train.json"
-    if before.is_file() and not Path(json.loads(before.read_text())["model"]).name.startswith("base-seed"):
-        raise InputError(f"output {root} holds a run of another model: name another --output for the embedded run")
-    with FileLock(root / ".embedded.lock"):  # of several processes the first writes
+    if before.is_file():
+        settings = read_json(before)
+        model = settings.get("model") if isinstance(settings, dict) else None
+        if not isinstance(model, str) or not Path(model).name.startswith("base-seed"):
+            raise InputError(f"output {root} holds a run of another model: name another --output for the embedded run")
+    with writing(root), FileLock(root / ".embedded.lock"):  # of several processes the first writes
         write_embedded_data(root / "data")
         if not (base / "config.json").is_file():
             with new_folder(base) as folder:
                 tiny.build_model(seed).save_pretrained(folder)
                 tiny.build_processor().save_pretrained(folder)
     if args.compression is None and args.ratio is None and args.k is None:
-        compression = CompressionConfig.preset("ppe", k=4)  # 8 does not divide the tiny model's sections
+        compression = CompressionConfig.preset("ppe", k=4)  # which cuts the tiny model's sections evenly
     else:
         compression = compressions(args, base)[0]
     recipe = {
@@ -169,7 +174,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
         "schedule": "stable_decay",
         "logging_steps": 25,
         "cache_pixels": True,
-        "overwrite": not args.resume,
+        "overwrite": not (args.resume or args.resume_from_checkpoint),
     }
     own = {"model": str(base), "data": str(root / "data" / "train.jsonl"), "compression": compression}
     return _asked(args, recipe, **{key: own[key] for key in ("model", "data")}) | own | {"output": str(root)}
@@ -178,7 +183,9 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
 def write_embedded_data(folder: Path) -> None:
     """Draw the embedded benchmark's splits where they are not there."""
     from ppe_npu.demo import scenes
+    from ppe_npu.files import writing
 
     for name, images, seed, simple in (("train", _TRAIN_IMAGES, 1, 0.5), ("test", _TEST_IMAGES, 2, 0.0)):
         if not (folder / f"{name}.jsonl").is_file():
-            scenes.write_split(folder, name, images, seed, _QUESTIONS, simple=simple)
+            with writing(folder):
+                scenes.write_split(folder, name, images, seed, _QUESTIONS, simple=simple)

@@ -3,33 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
+from ppe_npu.data.paths import address_fault, shown_path
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.escape import printable
-
-# A scheme and two slashes, of which pathlib leaves one of the well-known ones; "12:30.png" and "data:1.png" are files.
-_ADDRESS = re.compile(r"\s*(?:(?P<any>[a-z][a-z0-9+.-]+)://|(?P<known>https?|file):/|(?P<data>data):[^\s,]*,)", re.I)
-_SHOWN = 80  # characters of an address that a message quotes
-
-
-def refuse_address(path: str | Path, kind: str) -> None:
-    """Raise InputError for an address, which is no path: nothing is ever fetched."""
-    found = _ADDRESS.match(str(path))
-    if found is None:
-        return
-    text = str(path).strip()
-    shown = printable(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
-    scheme = next(name for name in found.groups() if name).lower()
-    remedy = "download it first and give the file's path"
-    if scheme == "file":
-        remedy = f"give the path alone, {printable(unquote(urlsplit(text).path))}"
-    elif scheme == "data":
-        remedy = f"it holds the {kind} itself: write it to a file and give the file's path"
-    raise InputError(f"{kind} {shown} is an address: {remedy}")
 
 
 class Room:
@@ -55,7 +33,8 @@ class Room:
         Raises:
             InputError: an address, or a path that leads out of the root, by ".." or a link or by itself.
         """
-        refuse_address(given, kind)
+        if fault := address_fault(given):
+            raise InputError(f"{kind} {shown_path(given)} {fault}")
         path = self.root / given
         if not self._anywhere:
             self.check(path, kind, given)
@@ -63,14 +42,14 @@ class Room:
 
     def check(self, path: str | Path, kind: str, given: str | None = None) -> None:
         """Raise InputError for a path, as `given` in the data, that leads out of the root."""
-        named = printable(str(path) if given is None else given)
+        named = shown_path(str(path) if given is None else given)
         try:
             real = self._real(str(path))
         except ValueError as error:  # it holds a NUL, or half of a surrogate pair
             raise InputError(f"{kind} {named} cannot be a file ({first_line(error)}): check the path") from error
         if not any(real == folder or real.startswith(folder.rstrip(os.sep) + os.sep) for folder in self._inside):
-            leads = "" if real == named else f" (it leads to {printable(real)})"
-            raise InputError(f"{kind} {named} lies outside of {self.root}{leads}: {self._remedy}")
+            leads = "" if real == named else f" (it leads to {shown_path(real)})"
+            raise InputError(f"{kind} {named} lies outside of {shown_path(self.root)}{leads}: {self._remedy}")
 
     def _real(self, path: str) -> str:
         """os.path.realpath, each folder looked at once."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from ppe_npu.errors import InputError
+from ppe_npu.settings import check_fields, setting
 
 DEFAULT_FPS = 2.0  # frames per second that Qwen2.5-VL takes from a video when nothing is asked for
 
@@ -29,29 +30,26 @@ class VideoSampling:
         InputError: both fps and nframes, or a number that is not positive, or bounds that contradict each other.
     """
 
-    fps: float | None = None
-    nframes: int | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    min_frames: int = 4
-    max_frames: int = 768
-    start: float | None = None
-    end: float | None = None
-    frame_rate: float | None = None
+    fps: float | None = setting(None, above=0)
+    nframes: int | None = setting(None, above=0)
+    min_pixels: int | None = setting(None, above=0)
+    max_pixels: int | None = setting(None, above=0)
+    min_frames: int = setting(4, above=0)
+    max_frames: int = setting(768, above=0)
+    start: float | None = setting(None, least=0)
+    end: float | None = setting(None, above=0)
+    frame_rate: float | None = setting(None, above=0)
     middles: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.fps is not None and self.nframes is not None:
             raise InputError(f"fps={self.fps} and nframes={self.nframes} exclude each other: give one of them")
-        for name in ("fps", "nframes", "min_pixels", "max_pixels", "min_frames", "max_frames", "end", "frame_rate"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name}={value} must be greater than 0")
         for low, high in (("min_pixels", "max_pixels"), ("min_frames", "max_frames")):
             small, large = getattr(self, low), getattr(self, high)
             if small is not None and large is not None and small > large:
                 raise InputError(f"{low}={small} is larger than {high}={large}")
-        if self.start is not None and (self.start < 0 or (self.end is not None and self.start >= self.end)):
+        if self.start is not None and self.end is not None and self.start >= self.end:
             raise InputError(f"start={self.start} must be at least 0 and before end={self.end}")
 
     def within(self, clip: VideoSampling | None) -> VideoSampling:

@@ -21,9 +21,9 @@ from ppe_npu.decoding import Asked, chosen, first_edition, ignored, notice, reco
 from ppe_npu.evaluation.generation import Generated, end_tokens, generate
 from ppe_npu.evaluation.identity import processor_identity
 from ppe_npu.evaluation.samples import Measure, conversation, measure, sampling_of
-from ppe_npu.fingerprint import fingerprint
 from ppe_npu.generation_defaults import of_model
 from ppe_npu.inputs import PixelCache, build_inputs
+from ppe_npu.models.fingerprint import fingerprint
 
 
 class ModelAnswers:

@@ -17,7 +17,7 @@ from ppe_npu.backends import device as devices
 from ppe_npu.compat import drop_unknown_types, prepare_transformers
 from ppe_npu.decoding import generation_config
 from ppe_npu.inputs import to_device
-from ppe_npu.report import kv_bytes
+from ppe_npu.inspect.report import kv_bytes
 
 
 @dataclass(frozen=True)

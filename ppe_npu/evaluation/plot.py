@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError
 from ppe_npu.escape import printable
 from ppe_npu.evaluation.scale import named
 from ppe_npu.files import write_bytes
+from ppe_npu.optional import optional
 
 _MARKERS = "osD^vP*Xhd"
 _COLUMNS = 4
@@ -21,8 +20,7 @@ _MOST_TYPES = 12  # that a panel of bars has room for
 
 def check_plotting() -> None:
     """Raise InputError unless a report can be drawn; to be called before what takes long."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("matplotlib is not installed, which reports are drawn with: pip install matplotlib")
+    optional("matplotlib.figure", "drawing a report", "matplotlib")
 
 
 def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
@@ -58,9 +56,9 @@ def _draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     for axes in figure.axes:
         entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(entries.values(), entries, fontsize="small", loc="outside lower center", ncols=4)  # over no curve
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=130, format="png")
-    return write_bytes(path, picture.getvalue())
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=130)
+    return write_bytes(path, drawn.getvalue())
 
 
 def _text(value: Any, most: int = _LONGEST) -> str:

@@ -1,17 +1,21 @@
-"""How tokens are grouped: one file a method.
+"""How tokens are grouped: one file a published method.
 
-METHODS look at features: each is a function of dpc_knn's arguments, on the device, that gives a Grouping. BLIND ones
-look at places alone, so that the host knows their groups with the rest of the plan: each is a function of uniform's
-arguments, for one cell. They are the controls that a method of the first kind has to beat.
+    from ppe_npu.methods import DPCKNN, Random
 
-A new method is a new file, one line here, and its name in ppe_npu.config; nothing behind a Grouping (features,
-positions, masks, labels, the report) knows which method made it.
+A method is a frozen dataclass with a `group(view)` (see base.py, the contract, and grouping.py, the plan that it
+returns). A new method is one new file in this folder, named as it is registered; no list names it anywhere else.
+Nothing behind a Grouping (features, positions, masks, labels, the report) knows which method made it.
 """
 
-from ppe_npu.methods.avg_pool import avg_pool
-from ppe_npu.methods.dpc_knn import dpc_knn
-from ppe_npu.methods.random import random
-from ppe_npu.methods.uniform import uniform
+from ppe_npu.methods.base import Method, as_method, method_class, method_names, register
 
-METHODS = {"dpc_knn": dpc_knn}
-BLIND = {"random": random, "uniform": uniform, "avg_pool": avg_pool}
+__all__ = ["Method", "as_method", "method_class", "method_names", "register"]
+
+
+def __getattr__(name: str):
+    """A method's class by its own name, from whichever file holds it."""
+    if not name.startswith("_"):
+        for method in map(method_class, method_names()):
+            if method.__name__ == name:
+                return method
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,35 @@
 """The control that pools windows: average pooling of the grid, for any budget."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.space import each_cell
+from ppe_npu.methods.view import View
 
-def avg_pool(places: np.ndarray, budget: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+
+@register("avg_pool")
+@dataclass(frozen=True)
+class AvgPool(Method):
+    """Windows of the grid, each pooled to its mean.
+
+    Args:
+        ratio: share of a frame's tokens that is kept: ceil(n * ratio) of n.
+    """
+
+    ratio: float = share(0.45)
+
+    needs = frozenset({"places"})
+
+    def group(self, view: View) -> Grouping:
+        view.require("avg_pool", "places")
+        return each_cell(view, avg_pool)
+
+
+def avg_pool(places: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut the grid into `budget` windows of near-equal area, each without holes.
 
     Whole rows are joined to bands, about as high as a square window of the wanted area. A band is walked through column
@@ -19,7 +43,6 @@ def avg_pool(places: np.ndarray, budget: int, seed: int = 0) -> tuple[np.ndarray
     Args:
         places: [n, 3] int (frame, row, column) of each token in its image or video.
         budget: m, from 1 to n.
-        seed: without meaning here.
 
     Returns:
         representatives: [m] int64, rising.

@@ -1,41 +1,49 @@
-"""Density-peaks clustering with k nearest neighbours, as Chat-UniVi (arXiv 2311.08046, section 3.2) merges tokens."""
+"""Density-peaks clustering with k nearest neighbours, as Chat-UniVi (arXiv 2311.08046, section 3.2) merges tokens.
+
+With d_ij the distance of two tokens over sqrt(C), a token's density is rho_i = exp(-mean of d_ij^2 over its nearest
+neighbours) and delta_i its distance to the nearest token that is denser. The tokens with the largest rho_i * delta_i
+are the centres, every other token joins the nearest centre, and a group becomes its mean. The released code adds noise
+to the densities; here ties fall to the lower index instead. Other settings of the released code: ppe_npu.released.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from ppe_npu import backends
-from ppe_npu.grouping import Grouping
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
+from ppe_npu.settings import setting
 
 
-def dpc_knn(
-    tokens: torch.Tensor,
-    valid: torch.Tensor | None,
-    budgets: torch.Tensor,
-    max_groups: int,
-    order: str,
-    ratio: int = 0,
-    ties: str = "first",
-) -> Grouping:
-    """Group the tokens of each frame around `budgets[f]` density peaks.
+@register("dpc_knn")
+@dataclass(frozen=True)
+class DPCKNN(Method):
+    """DPC-KNN (Du et al., 2016), on the tokens of each frame.
 
     Args:
-        tokens: [F, N, C] floating point; no gradient flows into the choice of groups.
-        valid: [F, N] bool, False where a frame has no token, or None.
-        budgets: [F] int64, groups of each frame.
-        max_groups: the largest of them, known to the host.
-        order: "raster" or "score", the order of the groups of a frame.
-        ratio: which one of a list of ratios this is; those after the first look at fewer neighbours.
-        ties: as CompressionConfig.ties.
+        ratio: share of a frame's tokens that is kept: ceil(n * ratio) of n.
+        neighbors: how many nearest neighbours make a density; fewer where a frame keeps fewer tokens (num_neighbors).
+        order: of the merged tokens of a frame: "raster" of their representatives, or descending "score" (released).
+        ties: which of equally dense tokens counts as the denser one: the "first", or "none" of them, by which equal
+            tokens all become centres (the released code without its noise).
     """
-    with torch.no_grad():
-        neighbors = num_neighbors(budgets, ratio)
-        centers, labels = backends.dpc_knn(
-            tokens.detach(), valid, budgets, max_groups, neighbors, strict=ties == "none"
-        )
-        return Grouping.from_centers(centers, labels, budgets, order)
+
+    ratio: float = share(0.45)
+    neighbors: int = setting(5, least=1)
+    order: Literal["raster", "score"] = "raster"
+    ties: Literal["first", "none"] = "first"
+
+    def group(self, view: View) -> Grouping:
+        with torch.no_grad():
+            neighbors = num_neighbors(view.num_kept, self.neighbors)
+            tokens, strict = view.tokens.detach(), self.ties == "none"
+            centers, labels = backends.dpc_knn(tokens, view.valid, view.num_kept, view.most, neighbors, strict=strict)
+            return Grouping.from_centers(centers, labels, view.num_kept, self.order)
 
 
-def num_neighbors(budgets: torch.Tensor, ratio: int = 0) -> torch.Tensor:
-    """k of the nearest neighbours: 5 (3 after the first ratio), and where a frame keeps fewer tokens than that
-    min(3, max(half of them, 1))."""
-    most = 5 if ratio == 0 else 3
-    return torch.where(budgets >= most, most, (budgets // 2).clamp(1, 3))
+def num_neighbors(num_kept: torch.Tensor, most: int = 5) -> torch.Tensor:
+    """How many neighbours count in each cell: `most`, and where fewer tokens are kept min(3, max(half of them, 1))."""
+    return torch.where(num_kept >= most, most, (num_kept // 2).clamp(1, 3))

@@ -5,9 +5,35 @@ the nearest chosen one in space, as a clustering method merges it by its feature
 groups alone, and a merged token has members whose positions it can keep.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from ppe_npu.methods.space import merged_in_space
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.space import each_cell, merged_in_space
+from ppe_npu.methods.view import View
+from ppe_npu.settings import setting
+
+
+@register("random")
+@dataclass(frozen=True)
+class Random(Method):
+    """Tokens chosen at random, and every other token merged into the nearest chosen one in space.
+
+    Args:
+        ratio: share of a frame's tokens that is kept: ceil(n * ratio) of n.
+        seed: the same one chooses the same tokens on every device.
+    """
+
+    ratio: float = share(0.45)
+    seed: int = setting(0, least=0, remedy="give a whole number, at least 0 and below 2**63")
+
+    needs = frozenset({"places"})
+
+    def group(self, view: View) -> Grouping:
+        view.require("random", "places")
+        return each_cell(view, random, self.seed)
 
 
 def random(places: np.ndarray, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

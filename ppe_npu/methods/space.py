@@ -1,9 +1,38 @@
-"""Which representative is nearest to a token where they stand, whatever they look like."""
+"""For methods that look at places alone: cell by cell on the host, and who is nearest where tokens stand."""
+
+import functools
+from collections.abc import Callable
 
 import numpy as np
+import torch
+
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
 
 _SPACE_FIRST = 4096.0  # a row or column apart counts for more than any number of frames
 _DISTANCES_AT_ONCE = 2**22
+
+
+def each_cell(view: View, choose: Callable, *settings) -> Grouping:
+    """The Grouping of a function that knows one cell.
+
+    Args:
+        choose: (places [n, 3], number of kept tokens m, *settings) -> (representatives [m] rising, labels [n]), NumPy
+            arrays. Cells of one size have the same groups again and again: it is asked once for each.
+    """
+    places = view.places.cpu().numpy()
+    sizes, budgets = view.present.sum(1).tolist(), view.num_kept.tolist()
+    labels = np.full(places.shape[:2], -1, dtype=np.int64)
+    representatives = np.zeros((len(places), view.most), dtype=np.int64)
+    for cell, (size, budget) in enumerate(zip(sizes, budgets)):
+        chosen, of_token = _chosen(choose, places[cell, :size].tobytes(), budget, *settings)
+        labels[cell, :size], representatives[cell, :budget] = of_token, chosen
+    return Grouping.of(torch.from_numpy(labels), torch.from_numpy(representatives)).to(view.places.device)
+
+
+@functools.lru_cache(maxsize=1024)
+def _chosen(choose: Callable, places: bytes, budget: int, *settings) -> tuple[np.ndarray, np.ndarray]:
+    return choose(np.frombuffer(places, np.int64).reshape(-1, 3), budget, *settings)
 
 
 def merged_in_space(places: np.ndarray, representatives: np.ndarray) -> np.ndarray:

@@ -1,18 +1,40 @@
 """The control that takes tokens at a uniform stride, as plain down-sampling does."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from ppe_npu.methods.space import merged_in_space
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.space import each_cell, merged_in_space
+from ppe_npu.methods.view import View
 
 
-def uniform(places: np.ndarray, budget: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+@register("uniform")
+@dataclass(frozen=True)
+class Uniform(Method):
+    """Tokens at a uniform stride, and every other token merged into the nearest of them in space.
+
+    Args:
+        ratio: share of a frame's tokens that is kept: ceil(n * ratio) of n.
+    """
+
+    ratio: float = share(0.45)
+
+    needs = frozenset({"places"})
+
+    def group(self, view: View) -> Grouping:
+        view.require("uniform", "places")
+        return each_cell(view, uniform)
+
+
+def uniform(places: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
     """The tokens are cut, in raster order, into `budget` runs of equal length (up to one token); the middle of each
     represents those that are nearest to it in space. Nothing is dropped, see random.py.
 
     Args:
         places: [n, 3] int (frame, row, column) of each token in its image or video.
         budget: m, from 1 to n.
-        seed: without meaning here.
 
     Returns:
         representatives: [m] int64, rising.

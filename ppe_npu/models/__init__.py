@@ -1,15 +1,17 @@
 """compress() and restore(): the seam to transformers, one file a model family.
 
 A family is a module with CLASSES, the names of the transformers classes that it serves, and the functions
-vision_tokens(config), channels(config) and decoder_layers(config) of the model's config, install(model, compression)
-and uninstall(model). A new family is a new file and one line in _FAMILIES.
+vision_tokens(config), channels(config) and decoder_layers(config) of the model's config, install(model, compression),
+uninstall(model) and detach(model). A new family is a new file and one line in _FAMILIES.
 """
 
 from importlib import import_module
 from types import ModuleType
 
-from ppe_npu.compression import Compression
 from ppe_npu.config import CompressionConfig
+from ppe_npu.engine.compression import Compression
+from ppe_npu.errors import InputError
+from ppe_npu.models.seam import is_shallow_copy
 
 _FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -25,6 +27,7 @@ def compress(model, config: CompressionConfig):
     Afterwards model(...) and model.generate(...) take the same inputs as before; logits, loss and the KV cache have the
     compressed length, out.labels are the labels at that length, and model.compression.report says what was merged. No
     class, no module global and no config object is changed; checkpoints load in plain transformers.
+    A copy.copy shares its modules with its original: compress a copy.deepcopy where the original shall stay as it is.
 
     Args:
         model: an instance of one of supported_classes(), or a peft model around one.
@@ -34,31 +37,40 @@ def compress(model, config: CompressionConfig):
         the model itself.
 
     Raises:
-        ValueError: an unsupported class, or a config that does not fit the model.
+        InputError: an unsupported class, or a config that does not fit the model.
     """
     if not isinstance(config, CompressionConfig):
-        raise ValueError(
+        raise InputError(
             f"config is a {type(config).__name__}: give a CompressionConfig, e.g. CompressionConfig.preset('ppe')"
         )
     base, family = _seam(model)
     compression = _compression(family, base.config, config)
-    if is_compressed(base):
-        family.uninstall(base)
+    _take_off(base, family)
     family.install(base, compression)
     return model
 
 
 def check_fit(class_name: str, model_config, config: CompressionConfig) -> None:
-    """Raise ValueError unless `config` fits a model of this class with this transformers config; needs no weights."""
+    """Raise InputError unless `config` fits a model of this class with this transformers config; needs no weights."""
     _compression(_family(class_name), model_config, config)
 
 
 def restore(model):
-    """Undo compress(): the model is what it was, bit for bit. A model that is not compressed is left alone."""
-    base, family = _seam(model)
-    if is_compressed(base):
-        family.uninstall(base)
+    """Undo compress(): the model is what it was, bit for bit. A model that is not compressed is left alone.
+
+    A copy.deepcopy of a compressed model is compressed by itself. A copy.copy has its original's modules: restored, it
+    gets a decoder and a head of its own around the same weights, and the original stays compressed.
+    """
+    _take_off(*_seam(model))
     return model
+
+
+def _take_off(base, family: ModuleType) -> None:
+    if not is_compressed(base):
+        return
+    if is_shallow_copy(base):
+        family.detach(base)
+    family.uninstall(base)
 
 
 def is_compressed(model) -> bool:
@@ -81,7 +93,7 @@ def _family(class_name: str) -> ModuleType:
     for family in _families():
         if class_name in family.CLASSES:
             return family
-    raise ValueError(f"{class_name} is not supported: supported are {', '.join(supported_classes())}")
+    raise InputError(f"{class_name} is not supported: supported are {', '.join(supported_classes())}")
 
 
 def _unwrap(model):

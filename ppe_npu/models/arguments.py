@@ -5,20 +5,19 @@ from dataclasses import dataclass
 import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ppe_npu.compression import Compression
-from ppe_npu.plan import PromptPlan
-from ppe_npu.spans import IMAGE, VIDEO
-from ppe_npu.state import CacheState
+from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.spans import IMAGE, VIDEO
+from ppe_npu.errors import InputError
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 
-# Arguments of our own between the overridden methods.
-PLAN, LEFT = "ppe_plan", "ppe_left"
-PACKED = "packed"  # an argument of the model's: the batch as one row of samples, see ppe_npu.packing
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 # What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
 CONSUMED = (
     *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values", "pixel_values_videos"),
     *("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "rope_deltas", "cache_position"),
-    *("mm_encoder_outputs", PLAN, LEFT, PACKED),
+    *("mm_encoder_outputs", KEYWORD),
 )
 
 
@@ -49,15 +48,15 @@ def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | 
         model: the ...Model inside the one for conditional generation.
 
     Raises:
-        ValueError: arguments that disagree, or that a compressed model cannot take.
+        InputError: arguments that disagree, or that a compressed model cannot take.
     """
     ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
     if ids is None:
         if kwargs.get("inputs_embeds") is None:
-            raise ValueError("input_ids or inputs_embeds are missing")
+            raise InputError("input_ids or inputs_embeds are missing")
         ids = ids_of_embeds(model, kwargs["inputs_embeds"])
     if isinstance(mask, dict):
-        raise ValueError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
+        raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
     grids = {kind: kwargs.get(f"{kind}_grid_thw") if is_given(kind, kwargs) else None for kind in (IMAGE, VIDEO)}
     for kind, grid in grids.items():
         if is_given(kind, kwargs):
@@ -72,24 +71,24 @@ def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | 
         kwargs.get("second_per_grid_ts") if grids[VIDEO] is not None else None,
         kwargs.get("position_ids"),
         None if past is None else past.following[0],
-        kwargs.get(LEFT),
-        bool(kwargs.get(PACKED)),
+        kwargs.get(KEYWORD, NOTHING).left,
+        kwargs.get(KEYWORD, NOTHING).packed,
     )
 
 
 def _check_pixels(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | None) -> None:
-    """Raise ValueError unless the grids are grids, and the patches theirs."""
+    """Raise InputError unless the grids are grids, and the patches theirs."""
     if grid is None:
-        raise ValueError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
+        raise InputError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
     fits = isinstance(grid, torch.Tensor) and grid.ndim == 2 and grid.shape[1] == 3 and not grid.is_floating_point()
     if not fits:
         shape = list(grid.shape) if isinstance(grid, torch.Tensor) else type(grid).__name__
-        raise ValueError(f"{kind}_grid_thw must be a tensor of whole numbers [n, 3], not {shape}")
+        raise InputError(f"{kind}_grid_thw must be a tensor of whole numbers [n, 3], not {shape}")
     if pixels is not None and pixels.ndim != 2:
-        raise ValueError(f"{PIXELS[kind]} must be [patches, values of a patch], not {list(pixels.shape)}")
+        raise InputError(f"{PIXELS[kind]} must be [patches, values of a patch], not {list(pixels.shape)}")
     patches = sum(t * h * w for t, h, w in grid.tolist())
     if pixels is not None and len(pixels) != patches:
-        raise ValueError(f"{PIXELS[kind]} hold {len(pixels)} patches, but {kind}_grid_thw describes {patches}")
+        raise InputError(f"{PIXELS[kind]} hold {len(pixels)} patches, but {kind}_grid_thw describes {patches}")
 
 
 def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
@@ -98,7 +97,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     The tower is called itself: get_image_features would split its output by image, for which the host has to wait.
 
     Raises:
-        ValueError: another number of features than the prompts hold visual tokens.
+        InputError: another number of features than the prompts hold visual tokens.
     """
     outputs = [output for output in (_encoded(kind, kwargs) for kind in (IMAGE, VIDEO)) if output is not None]
     given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
@@ -113,7 +112,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     tokens = [_joined(output.pooler_output) for output in outputs]
     expected, found = sum(span.tokens for span in plan.layout.spans), sum(len(part) for part in tokens)
     if expected != found:
-        raise ValueError(f"the prompts hold {expected} visual tokens but the pixels given make {found} features")
+        raise InputError(f"the prompts hold {expected} visual tokens but the pixels given make {found} features")
     if not outputs:
         return Features(None)
     deepstack = zip(*((getattr(output, "deepstack_features", None) or ()) for output in outputs))

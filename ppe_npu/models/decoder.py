@@ -11,16 +11,15 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ppe_npu.compat import layer_arguments, layer_causal_mask
-from ppe_npu.models.fused import SEGMENTS
-from ppe_npu.run import Run
-
-RUN = "ppe_run"
+from ppe_npu.engine.run import Run
+from ppe_npu.models.forward_pass import KEYWORD, ForwardPass
 
 
 def staged_forward(self, **kwargs):
     """Stands in for a text model's forward. Of its arguments it takes inputs_embeds [B, L, C], past_key_values,
-    use_cache, output_hidden_states, output_attentions, and `ppe_run`, which brings positions and masks."""
-    run: Run = kwargs[RUN]
+    use_cache, output_hidden_states, output_attentions, and the pass (forward_pass.py), whose run brings positions and
+    masks."""
+    run: Run = kwargs[KEYWORD].run
     hidden, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
     if hidden is None:
         hidden = self.embed_tokens(kwargs["input_ids"])
@@ -61,7 +60,7 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
         "position_embeddings": model.rotary_emb(hidden, run.rows[stage]),
         "position_ids": None,
         "past_key_values": cache,
-        SEGMENTS: run.segments[stage],
+        KEYWORD: ForwardPass(segments=run.segments[stage]),
         **layer_arguments(model.layers[layer], past, hidden),
     }
 

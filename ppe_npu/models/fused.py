@@ -12,12 +12,14 @@ The first thing to switch off when a loss looks wrong: unfuse(model).
 """
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ppe_npu import backends
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.seam import original, override, restore_methods
 
 _FUSED = "_ppe_fused"
-SEGMENTS = "ppe_segments"  # the samples that attention keeps apart (packing.Segments), as every layer is told them
+_ON_HOST = WeakTensorKeyDictionary()  # the borders of windows, as long as the tensor that holds them lives
 
 
 def fuse(model: torch.nn.Module) -> torch.nn.Module:
@@ -91,7 +93,7 @@ def _text_attention(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """hidden_states [B, S, C]; position_embeddings cos, sin [B, S, D]; attention_mask bool [B, 1, S, T] or None."""
-    segments = kwargs.get(SEGMENTS)
+    segments = kwargs.get(KEYWORD, NOTHING).segments
     # Older transformers has a table an axis, from which each layer picks its sections; ours are one, seen three times
     # (until it is copied), and only ours come with segments.
     ours = segments is not None or position_embeddings[0].stride(0) == 0
@@ -122,6 +124,6 @@ def _text_attention(
 
 def _on_host(cu_seqlens: torch.Tensor) -> list[int]:
     """The borders as a list, read once a forward pass: every layer is given the same tensor."""
-    if not hasattr(cu_seqlens, "ppe_on_host"):
-        cu_seqlens.ppe_on_host = cu_seqlens.tolist()
-    return cu_seqlens.ppe_on_host
+    if cu_seqlens not in _ON_HOST:
+        _ON_HOST[cu_seqlens] = cu_seqlens.tolist()
+    return _ON_HOST[cu_seqlens]

@@ -2,8 +2,8 @@
 
 import torch
 
+from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens, find_spans
 from ppe_npu.models.arguments import PIXELS
-from ppe_npu.spans import IMAGE, VIDEO, VisionTokens, find_spans
 
 _VISUAL = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 

@@ -17,12 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ppe_npu import backends
-from ppe_npu.compression import Compression
+from ppe_npu.backends.common import IGNORED
 from ppe_npu.config import CompressionConfig
+from ppe_npu.engine.compression import Compression
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.seam import original, override, restore_methods
 
-SKIP_LOGITS, DISTILL, COUNT = "skip_logits", "distill", "num_items_in_batch"  # arguments of the model's forward
-_IGNORED, _CHUNK = -100, 1024
+_COUNT, _CHUNK = "num_items_in_batch", 1024  # an argument of the model's forward; tokens
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
         model: a compressed model for conditional generation.
         labels: int64 [B, S] of the prompt as it was given.
         kwargs: the forward's; `num_items_in_batch` labels are what the sum of losses is divided by (None: those of
-            this batch), `distill` is a Distillation or None.
+            this batch); its pass may hold a Distillation.
         arrange: (model, labels, kwargs) -> labels as the decoder's output stands; adds the plan to kwargs.
     """
-    count, distill = kwargs.pop(COUNT, None), kwargs.pop(DISTILL, None)
+    count, distill = kwargs.pop(_COUNT, None), kwargs.get(KEYWORD, NOTHING).distill
     given = dict(kwargs)
     arranged = arrange(model, labels, kwargs)
     rows, targets = _labelled(arranged)
@@ -96,8 +97,8 @@ def uncompressed(model) -> Iterator[None]:
 def _labelled(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Which of the flattened tokens predict a label [T], and what [T]. Asked before the vision tower runs, because the
     host has to wait for the number."""
-    predicted = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], _IGNORED)], dim=1).flatten()
-    rows = (predicted.cpu() != _IGNORED).nonzero()[:, 0].to(labels.device)
+    predicted = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1).flatten()
+    rows = (predicted.cpu() != IGNORED).nonzero()[:, 0].to(labels.device)
     return rows, predicted.index_select(0, rows)
 
 

@@ -8,13 +8,13 @@ M-RoPE axes take turns over the channels. The frames of a video stand apart, eac
 each is a run of its own, with positions of its own.
 """
 
-from ppe_npu.compression import Compression
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import interleaved_channels
+from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
-from ppe_npu.models.vision_language import decoder_layers, uninstall
-from ppe_npu.positions import interleaved_channels
-from ppe_npu.spans import VisionTokens
+from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
 
-__all__ = ["CLASSES", "channels", "decoder_layers", "install", "uninstall", "vision_tokens"]
+__all__ = ["CLASSES", "channels", "decoder_layers", "detach", "install", "uninstall", "vision_tokens"]
 
 CLASSES = ("Qwen3VLForConditionalGeneration",)
 

@@ -5,7 +5,7 @@ A family's model is a transformers class for conditional generation with `model.
 
 Modifications (on the given instance only):
 * ...ForConditionalGeneration.forward: labels are brought to the compressed length before the loss; the output carries
-  them as `labels`. With skip_logits=True it gives the loss alone, by the head's own call (see loss.py).
+  them as `labels`. A pass with skip_logits gives the loss alone, by the head's own call (see loss.py).
 * ...Model.forward: finds the visual tokens in the ids, computes the prompt's (t, h, w) itself (transformers changed
   them between versions, and drops M-RoPE without a word when mm_token_type_ids is missing), merges the vision tower's
   features, and hands the language model the compressed prompt. Later steps take their mask and positions from what was
@@ -23,34 +23,34 @@ Modifications (on the given instance only):
 
 import inspect
 import itertools
+from dataclasses import replace
 
 import torch
 
 from ppe_npu.backends import segments
 from ppe_npu.backends.compiling import is_traced
 from ppe_npu.compat import layer_arguments
-from ppe_npu.compression import Compression
+from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import rotary_table
+from ppe_npu.engine.run import Run
+from ppe_npu.engine.spans import IMAGE, VIDEO
+from ppe_npu.errors import InputError
+from ppe_npu.inspect.report import kv_bytes
 from ppe_npu.models.arguments import (
     CONSUMED,
-    LEFT,
-    PACKED,
-    PLAN,
     ids_of_embeds,
     is_given,
     make_plan,
     tower_features,
     untouched_tower,
 )
-from ppe_npu.models.decoder import RUN, staged_forward
-from ppe_npu.models.fused import SEGMENTS, takes_segments
+from ppe_npu.models.decoder import staged_forward
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
+from ppe_npu.models.fused import takes_segments
 from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
-from ppe_npu.models.loss import SKIP_LOGITS, install_head, loss_only, uninstall_head
-from ppe_npu.models.seam import original, override, restore_methods
-from ppe_npu.positions import rotary_table
-from ppe_npu.report import kv_bytes
-from ppe_npu.run import Run
-from ppe_npu.spans import IMAGE, VIDEO
-from ppe_npu.state import CacheState
+from ppe_npu.models.loss import install_head, loss_only, uninstall_head
+from ppe_npu.models.seam import original, override, own_submodules, restore_methods
 
 _DELTAS = "_ppe_saved_rope_deltas"
 _STATIC_ROPE = ("default", "linear", "yarn", "llama3")
@@ -68,16 +68,22 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
         deepstack: whether features of the vision tower enter the first decoder layers.
 
     Raises:
-        ValueError: a rotary embedding or an attention that the modifications do not fit.
+        InputError: a rotary embedding or an attention that the modifications do not fit, or modules that another
+            compressed model shares.
     """
     text = model.model.language_model
+    if isinstance(text.rotary_emb, RowRotaryEmbedding):
+        raise InputError(
+            "this model's decoder is compressed as that of another model, of which one is a copy.copy: restore() that "
+            "model first, or take a copy.deepcopy"
+        )
     if text.rotary_emb.rope_type not in _STATIC_ROPE:
-        raise ValueError(
+        raise InputError(
             f"rope_type={text.rotary_emb.rope_type!r} changes with the length: supported are {_STATIC_ROPE}"
         )
     staged = deepstack or compression.stages > 1
     if staged and "sliding_attention" in (getattr(text.config, "layer_types", None) or ()):
-        raise ValueError("layers with sliding attention cannot be compressed on entry: set use_sliding_window=False")
+        raise InputError("layers with sliding attention cannot be compressed on entry: set use_sliding_window=False")
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
     vars(model.model)[_DELTAS] = model.model.rope_deltas
@@ -97,12 +103,22 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
 def uninstall(model) -> None:
     """Take the modifications off."""
     text = model.model.language_model
-    text.rotary_emb = text.rotary_emb.original
+    if isinstance(text.rotary_emb, RowRotaryEmbedding):  # a shallow copy's may have been restored with its original
+        text.rotary_emb = text.rotary_emb.original
     uninstall_head(model)
     for module in (text, model.model, model):
         restore_methods(module)
         vars(module).pop("compression", None)
-    model.model.rope_deltas = vars(model.model).pop(_DELTAS)  # generate() may have left a compressed prompt's there
+    if _DELTAS in vars(model.model):
+        model.model.rope_deltas = vars(model.model).pop(_DELTAS)  # generate() may have left a compressed prompt's there
+
+
+def detach(model) -> None:
+    """Give a shallow copy of a compressed model the modules that the modifications are on, so that taking them off
+    leaves its original alone."""
+    own_submodules(model, "model", "lm_head")
+    own_submodules(model.model, "language_model")
+    own_submodules(model.model.language_model)
 
 
 class RowRotaryEmbedding(torch.nn.Module):
@@ -128,7 +144,10 @@ class RowRotaryEmbedding(torch.nn.Module):
 
 
 def _causal_lm_forward(self, labels=None, **kwargs):
-    if labels is not None and kwargs.pop(SKIP_LOGITS, False):
+    wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
+    if wishes:
+        kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), **wishes)
+    if labels is not None and kwargs.get(KEYWORD, NOTHING).skip_logits:
         return loss_only(self, labels, kwargs, _arrange_labels)
     if labels is not None:
         labels = _arrange_labels(self, labels, kwargs)
@@ -143,8 +162,9 @@ def _arrange_labels(model, labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
     state = _state(model.compression, kwargs)
     if not _compresses(state, kwargs):
         return labels
-    kwargs[PLAN] = make_plan(model.model, model.compression, kwargs, state)
-    return kwargs[PLAN].labels(labels)
+    plan = make_plan(model.model, model.compression, kwargs, state)
+    kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), plan=plan)
+    return plan.labels(labels)
 
 
 def _prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
@@ -157,7 +177,7 @@ def _prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwar
         inputs |= new_visual_inputs(inputs, input_ids, state.seen, self.compression.vision)
     inputs["attention_mask"] = kwargs.get("attention_mask")  # for a static cache transformers makes masks of its own
     inputs.pop("position_ids", None)  # generate()'s own, before compression
-    inputs[LEFT] = True
+    inputs[KEYWORD] = ForwardPass(left=True)
     return inputs
 
 
@@ -175,12 +195,12 @@ def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs)
 
 def _get_candidate_generator(self, *args, assistant_model=None, **kwargs):
     if assistant_model is not None:
-        raise ValueError(
+        raise InputError(
             "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "
             "or restore(model) first"
         )
     if "mm_token_type_ids" not in inspect.signature(type(self).forward).parameters:
-        raise ValueError("prompt_lookup_num_tokens needs transformers 5.3: before, it counts columns by the cache")
+        raise InputError("prompt_lookup_num_tokens needs transformers 5.3: before, it counts columns by the cache")
     candidate = original(self, "_get_candidate_generator")
     return candidate(*args, assistant_model=assistant_model, **kwargs)
 
@@ -198,20 +218,23 @@ def _compresses(state: CacheState | None, kwargs: dict) -> bool:
 
 
 def _model_forward(self, **kwargs):
-    if kwargs.get(PACKED):
+    packed = kwargs.get(KEYWORD, NOTHING).packed
+    if packed:
         _check_packed(self.language_model, kwargs)
     state = _state(self.compression, kwargs)
     compresses = _compresses(state, kwargs)
-    apart = compresses and not is_traced(self.language_model) and takes_segments(self.language_model)
-    inputs, run = _prefill(self, state, kwargs, apart) if compresses else _continue(self, state, kwargs)
+    if compresses:
+        inputs, run = _prefill(self, state, kwargs, torch.compiler.is_compiling())
+    else:
+        inputs, run = _continue(self, state, kwargs)
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
-    if run.segments[0] is not None:
-        inputs[SEGMENTS] = run.segments[0]
-    if kwargs.get(PACKED):
+    if packed:
         kwargs["use_cache"] = False
     if "forward" in vars(self.language_model):
-        inputs[RUN] = run
+        inputs[KEYWORD] = ForwardPass(run=run)
     else:
+        if run.segments[0] is not None:
+            inputs[KEYWORD] = ForwardPass(segments=run.segments[0])
         inputs |= layer_arguments(self.language_model, run.past_length(0), next(iter(inputs.values())))
     return_dict = kwargs.pop("return_dict", None)
     for name in CONSUMED:
@@ -226,24 +249,26 @@ def _model_forward(self, **kwargs):
 
 
 def _check_packed(text, kwargs: dict) -> None:
-    """Raise ValueError for what cannot be one row of samples."""
+    """Raise InputError for what cannot be one row of samples."""
     mask = kwargs.get("attention_mask")
     if kwargs.get("past_key_values") is not None or (mask is not None and mask.ndim == 4):
-        raise ValueError("packed=True takes neither a cache nor a 4D attention_mask: it has one row, for training")
+        raise InputError("packed takes neither a cache nor a 4D attention_mask: it has one row, for training")
     if not takes_segments(text):
-        raise ValueError(
-            "packed=True needs attention by ppe_npu.backends: load the model with attn_implementation='sdpa' and call "
+        raise InputError(
+            "packed needs attention by ppe_npu.backends: load the model with attn_implementation='sdpa' and call "
             "ppe_npu.models.fused.fuse(model)"
         )
 
 
 @torch.compiler.disable  # plans on the host, and runs a tower that reads its grids there
-def _prefill(self, past: CacheState | None, kwargs: dict, apart: bool) -> tuple[dict, Run]:
-    plan = kwargs.get(PLAN) or make_plan(self, self.compression, kwargs, past)
+def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tuple[dict, Run]:
+    plan = kwargs.get(KEYWORD, NOTHING).plan or make_plan(self, self.compression, kwargs, past)
     embeds, ids = kwargs.get("inputs_embeds"), kwargs.get("input_ids")
     device = (ids if embeds is None else embeds).device
     on = plan.on(device)  # everything is uploaded now, before the tower keeps the device busy
-    for kept in (stage.segments for stage in on.stages if apart and stage.segments is not None):
+    parts = [stage.segments for stage in on.stages if stage.segments is not None]
+    apart = bool(parts) and not compiling and not is_traced(self.language_model) and takes_segments(self.language_model)
+    for kept in parts if apart else ():
         segments.prepare(list(kept.borders), device, self.get_input_embeddings().weight.dtype)
     text = on.stages[0].text
     # The tower before the embeddings, also where there is nothing to see: ZeRO-3 wants one order in all processes.
@@ -275,9 +300,9 @@ def _continue(self, state: CacheState, kwargs: dict) -> tuple[dict, Run]:
     tokens, mask = kwargs[name], kwargs.get("attention_mask")
     count = tokens.shape[1]
     if kwargs.get("position_ids") is not None:
-        raise ValueError("position_ids cannot be given for tokens that continue a compressed cache: it knows the next")
+        raise InputError("position_ids cannot be given for tokens that continue a compressed cache: it knows the next")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] < count):
-        raise ValueError("attention_mask must be [batch, tokens so far] for tokens that continue a compressed cache")
+        raise InputError("attention_mask must be [batch, tokens so far] for tokens that continue a compressed cache")
     state = state.repeated(len(tokens))
     new = (
         torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
@@ -297,10 +322,10 @@ def _state(compression: Compression, kwargs: dict) -> CacheState | None:
     if length == 0:
         return None
     if state is None:
-        raise ValueError("past_key_values was filled by a model without compression: start from an empty cache")
-    if state.layers != compression.config.layers:
-        raise ValueError("past_key_values was filled under another compression: start from an empty cache")
-    layers = compression.config.layers
+        raise InputError("past_key_values was filled by a model without compression: start from an empty cache")
+    if state.layers != compression.layers:
+        raise InputError("past_key_values was filled under another compression: start from an empty cache")
+    layers = compression.layers
     if cache.is_compileable:
         return state
     state = state.cropped(layers.count(0), length)

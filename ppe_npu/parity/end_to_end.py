@@ -15,6 +15,7 @@ import torch
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
+from ppe_npu.backends.common import IGNORED
 from ppe_npu.backends.parity import Row, compare
 from ppe_npu.backends.parity.run import DTYPES
 from ppe_npu.models.fused import fuse
@@ -149,7 +150,7 @@ def run(
             settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "suppress_tokens": [60, 61, 62, 63]}
             ids = model.generate(**prompt, **settings)[:, -NEW_TOKENS:].cpu()
         out = model(**inputs)
-        logits = out.logits[out.labels != -100].detach().double().cpu()
+        logits = out.logits[out.labels != IGNORED].detach().double().cpu()
         out.loss.backward()
         named = {name: p for name, p in model.named_parameters() if p.grad is not None}
         gradients = {name: p.grad.double().cpu() for name, p in named.items()}

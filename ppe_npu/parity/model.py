@@ -3,6 +3,7 @@
 import torch
 
 from ppe_npu import CompressionConfig
+from ppe_npu.backends.common import IGNORED
 from ppe_npu.compat import prepare_transformers
 
 IMAGE, VIDEO, WORDS = 60, 61, 60  # placeholder ids; text ids are below WORDS
@@ -71,7 +72,7 @@ def build_inputs(seed: int = 0) -> dict[str, torch.Tensor]:
     real = inputs["attention_mask"] > 0
     predicted = torch.nn.functional.pad(real, (1, -1))  # not from padding
     text = (inputs["input_ids"] < WORDS) & real & predicted
-    return inputs | {"labels": torch.where(text, inputs["input_ids"], -100)}
+    return inputs | {"labels": torch.where(text, inputs["input_ids"], IGNORED)}
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ import torch
 from torch import nn
 
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.optional import optional
+from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
 from ppe_npu.training.checkpoint import ADAPTER_WEIGHTS
 from ppe_npu.training.parts import PARTS, is_adapter, part_of
 
 KINDS = ("lora", "dora", "qlora")
+_PARTS = f"name one or more of {', '.join(PARTS)}"
 
 
 @dataclass(frozen=True)
@@ -38,29 +41,18 @@ class Adapter:
         InputError: a value that cannot be, named, in one line.
     """
 
-    kind: str = "lora"
-    rank: int = 16
-    alpha: float = 32
-    dropout: float = 0.0
-    parts: tuple[str, ...] = ("language",)
-    targets: tuple[str, ...] | None = None
+    kind: str = setting("lora", choices=KINDS)
+    rank: int = setting(16, least=1)
+    alpha: float = setting(32, above=0)
+    dropout: float = setting(0.0, least=0, below=1)
+    parts: tuple[str, ...] = setting(("language",), choices=PARTS, single=True, remedy=_PARTS)
+    targets: tuple[str, ...] | None = setting(None, single=True)
 
     def __post_init__(self) -> None:
-        for name in ("parts", "targets"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        if self.kind not in KINDS:
-            raise InputError(f"adapter kind={self.kind!r}: use one of {', '.join(KINDS)}")
-        if type(self.rank) is not int or self.rank < 1:
-            raise InputError(f"adapter rank={self.rank!r} must be a whole number, 1 or more")
-        if not _is_number(self.alpha) or not self.alpha > 0:
-            raise InputError(f"adapter alpha={self.alpha!r} must be a number greater than 0")
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise InputError(f"adapter dropout={self.dropout!r} must be a number in [0, 1)")
-        if not self.parts or set(self.parts) - set(PARTS):
-            raise InputError(f"adapter parts={list(self.parts)}: name one or more of {', '.join(PARTS)}")
-        if self.targets is not None and not (self.targets and all(isinstance(name, str) for name in self.targets)):
+        check_fields(self, "adapter")
+        if not self.parts:
+            raise InputError(f"adapter parts=[]: {_PARTS}")
+        if self.targets is not None and not all(self.targets or [""]):
             raise InputError("adapter targets name no module: name some, or leave them out for all linear layers")
 
     @classmethod
@@ -70,20 +62,11 @@ class Adapter:
         Raises:
             InputError: a key that is none.
         """
-        known = [field.name for field in fields(cls)]
-        unknown = [key for key in values if key not in known]
-        if unknown:
-            raise InputError(f"adapter has no {', '.join(map(str, unknown))}: its keys are {', '.join(known)}")
-        return cls(**values)
+        return from_mapping(cls, values, "adapter")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return fields_to_plain(self)
 
 
 def check_adapter(adapter: Adapter, device: torch.device) -> None:
@@ -104,6 +87,7 @@ def check_adapter(adapter: Adapter, device: torch.device) -> None:
 def _check_peft(adapter: Adapter) -> None:
     if importlib.util.find_spec("peft") is None:
         raise InputError(f"adapter kind={adapter.kind!r} needs peft, which is not installed: install ppe-npu[train]")
+    optional("peft", f"adapter kind={adapter.kind!r}", "ppe-npu[train]")  # there, but broken
 
 
 def quantization(adapter: Adapter | None, device: torch.device) -> Any:

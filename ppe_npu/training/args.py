@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -13,23 +12,18 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.loading import DTYPES
+from ppe_npu.settings import check_fields, fields_to_plain, setting
 from ppe_npu.training.adapters import Adapter
 from ppe_npu.training.survey import INVALID
 
+LAST_WHOLE = "last-whole"  # resume_from_checkpoint: the newest checkpoint that is not damaged
 SCHEDULES = ("constant", "linear", "cosine", "stable_decay")
 # May differ between a run and its resumption: none of them changes a loss.
 _FREE = (
     *("output", "resume", "overwrite", "logging_steps", "save_steps", "save_total_limit", "num_workers"),
-    *("cache_pixels", "tensorboard", "allow_outside", "allow_bin"),
+    *("cache_pixels", "tensorboard", "resume_from_checkpoint", "allow_outside", "allow_bin"),
 )
-_POSITIVE = (
-    *("epochs", "batch_size", "gradient_accumulation", "global_batch", "learning_rate", "logging_steps", "max_steps"),
-    *("max_length", "distill_temperature", "save_total_limit"),
-)
-_NOT_NEGATIVE = (
-    *("warmup_steps", "weight_decay", "max_grad_norm", "seed", "save_steps", "num_workers"),
-    *("merger_learning_rate", "vision_learning_rate"),
-)
+_NUMBER_OF_SEEDS = 2**32  # NumPy's
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,9 @@ class TrainConfig:
         fused_adamw: torch's fused AdamW. Refused on an NPU: see docs/npu.md.
         deepspeed: "zero2", "zero2_offload", "zero3", "zero3_offload" (scripts/deepspeed_configs) or a JSON file, for
             runs that torchrun or deepspeed starts; None: plain data parallelism, where several processes were started.
-        resume: go on from the last whole checkpoint in output, if there is one.
+        resume: go on from the newest checkpoint in output, if there is one; it is refused if it is damaged.
+        resume_from_checkpoint: resume, from this one: "checkpoint-N" in output, a path, or "last-whole", the newest
+            that is not damaged.
         overwrite: drop what an earlier run left in output.
         save_total_limit: checkpoints that are kept.
         tensorboard: write curves to output/tensorboard.
@@ -84,86 +80,69 @@ class TrainConfig:
         InputError: a value that cannot be, named, in one line.
     """
 
-    model: str
-    data: str | tuple[str, ...]
-    output: str
-    data_root: str | None = None
+    model: str = setting(path=True)
+    data: str | tuple[str, ...] = setting(path=True, convert=lambda data: (data,) if isinstance(data, str) else data)
+    output: str = setting(path=True)
+    data_root: str | None = setting(None, path=True)
     allow_outside: bool = False
     allow_bin: bool = False
-    compression: str | Mapping[str, Any] | CompressionConfig = "ppe"
+    compression: str | CompressionConfig | Mapping[str, Any] = setting(
+        "ppe", path=True, convert=lambda value: as_compression(value)
+    )
     device: str = "auto"
-    dtype: str = "fp32"
-    epochs: float = 1.0
-    max_steps: int | None = None
-    batch_size: int = 1
-    gradient_accumulation: int = 1
-    global_batch: int | None = None
-    learning_rate: float = 1e-5
-    merger_learning_rate: float | None = None
-    vision_learning_rate: float | None = None
-    warmup_steps: float = 0
-    schedule: str = "cosine"
-    decay_fraction: float = 0.5
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    save_steps: int = 0
-    save_total_limit: int = 2
+    dtype: str = setting("fp32", choices=DTYPES)
+    epochs: float = setting(1.0, above=0, most=1e6)
+    max_steps: int | None = setting(None, above=0)
+    batch_size: int = setting(1, above=0)
+    gradient_accumulation: int = setting(1, above=0)
+    global_batch: int | None = setting(None, above=0)
+    learning_rate: float = setting(1e-5, above=0)
+    merger_learning_rate: float | None = setting(None, least=0)
+    vision_learning_rate: float | None = setting(None, least=0)
+    warmup_steps: float = setting(0.0, least=0)
+    schedule: str = setting("cosine", choices=SCHEDULES)
+    decay_fraction: float = setting(0.5, above=0, most=1)
+    weight_decay: float = setting(0.0, least=0)
+    betas: tuple[float, float] = setting((0.9, 0.999), least=0, below=1)
+    max_grad_norm: float = setting(1.0, least=0)
+    seed: int = setting(0, least=0, below=_NUMBER_OF_SEEDS)
+    save_steps: int = setting(0, least=0)
+    save_total_limit: int = setting(2, above=0)
     tensorboard: bool = False
-    logging_steps: int = 10
-    frozen: tuple[str, ...] = ()
-    adapter: str | Mapping[str, Any] | Adapter | None = None
-    max_length: int | None = None
-    invalid: str = "stop"
+    logging_steps: int = setting(10, above=0)
+    frozen: tuple[str, ...] = setting((), single=True)
+    adapter: str | Adapter | Mapping[str, Any] | None = setting(None, convert=lambda value: _as_adapter(value))
+    max_length: int | None = setting(None, above=0)
+    invalid: str = setting("stop", choices=INVALID)
     group_by_length: bool = False
     packing: bool = False
-    distill_weight: float = 0.0
-    distill_temperature: float = 1.0
+    distill_weight: float = setting(0.0, least=0, most=1)
+    distill_temperature: float = setting(1.0, above=0)
     gradient_checkpointing: bool = False
     fused_adamw: bool = False
-    deepspeed: str | None = None
+    deepspeed: str | None = setting(None, path=True, convert=lambda name: name and _deepspeed_file(name))
     resume: bool = False
+    resume_from_checkpoint: bool | str | None = setting(None, path=True)
     overwrite: bool = False
-    num_workers: int = 0
+    num_workers: int = setting(0, least=0, most=1024)
     cache_pixels: bool = False
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    video: VideoSampling = dataclasses.field(default_factory=VideoSampling)
+    min_pixels: int | None = setting(None, above=0)
+    max_pixels: int | None = setting(None, above=0)
+    video: VideoSampling = setting(default_factory=VideoSampling)
 
     def __post_init__(self) -> None:
-        data = (self.data,) if isinstance(self.data, (str, Path)) else tuple(self.data)
-        object.__setattr__(self, "data", tuple(str(file) for file in data))
-        object.__setattr__(self, "betas", tuple(self.betas))
-        object.__setattr__(self, "frozen", (self.frozen,) if isinstance(self.frozen, str) else tuple(self.frozen))
-        object.__setattr__(self, "compression", as_compression(self.compression))
-        object.__setattr__(self, "adapter", _as_adapter(self.adapter))
-        if isinstance(self.video, Mapping):
-            object.__setattr__(self, "video", _as_sampling(self.video))
-        self._check()
-
-    def _check(self) -> None:
+        check_fields(self)
         if not self.data or not all(self.data) or not self.model or not self.output:
             raise InputError("training needs a model, data and an output folder: one of them is empty")
-        for name, choices in (("dtype", tuple(DTYPES)), ("schedule", SCHEDULES), ("invalid", INVALID)):
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name}={getattr(self, name)!r}: use one of {', '.join(choices)}")
-        for names, least, words in ((_POSITIVE, 1e-30, "greater than 0"), (_NOT_NEGATIVE, 0, "0 or more")):
-            for name in names:
-                if getattr(self, name) is not None and not _number(self, name) >= least:
-                    raise InputError(f"{name}={getattr(self, name)} must be {words}")
-        if not 0 < self.decay_fraction <= 1:
-            raise InputError(f"decay_fraction={self.decay_fraction} must be in (0, 1]")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"betas={self.betas} must be two numbers in [0, 1)")
-        if not 0 <= _number(self, "distill_weight") <= 1:
-            raise InputError(f"distill_weight={self.distill_weight} must be in [0, 1]")
         if self.distill_weight and self.compression.is_dense:
             raise InputError("distill_weight needs compression: without it the teacher sees what the student sees")
         if self.global_batch is not None and self.gradient_accumulation != 1:
             raise InputError("global_batch and gradient_accumulation exclude each other: give one of them")
-        if self.deepspeed is not None:
-            object.__setattr__(self, "deepspeed", _deepspeed_file(self.deepspeed))
+        if isinstance(self.resume_from_checkpoint, bool):  # as transformers takes it
+            object.__setattr__(self, "resume", self.resume or self.resume_from_checkpoint)
+            object.__setattr__(self, "resume_from_checkpoint", None)
+        if self.resume_from_checkpoint is not None:
+            object.__setattr__(self, "resume", True)
         if self.resume and self.overwrite:
             raise InputError("resume and overwrite exclude each other: go on with the run, or drop it")
 
@@ -198,11 +177,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, as JSON takes them; TrainConfig(**settings) is the same config."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        lists = {name: list(fields[name]) for name in ("data", "betas", "frozen")}
-        adapter = None if self.adapter is None else self.adapter.to_dict()
-        parts = {"compression": self.compression.to_dict(), "adapter": adapter, "video": dataclasses.asdict(self.video)}
-        return fields | lists | parts
+        return fields_to_plain(self)
 
     def identity(self) -> dict[str, Any]:
         """The settings that must be the same when a run is resumed."""
@@ -221,25 +196,8 @@ def _deepspeed_file(name: str) -> str:
     return str(file)
 
 
-def _number(config: TrainConfig, name: str) -> float:
-    value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"{name}={value!r} must be a number (YAML reads 1e-5 as a text: write 1.0e-5)")
-    return value
-
-
-def _as_adapter(value: str | Mapping[str, Any] | Adapter | None) -> Adapter | None:
-    if value is None or isinstance(value, Adapter):
-        return value
-    return Adapter(value) if isinstance(value, str) else Adapter.from_dict(value)
-
-
-def _as_sampling(values: Mapping[str, Any]) -> VideoSampling:
-    known = [field.name for field in dataclasses.fields(VideoSampling)]
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        raise InputError(f"video has no {', '.join(map(str, unknown))}: its keys are {', '.join(known)}")
-    return VideoSampling(**values)
+def _as_adapter(value: str | Adapter | None) -> Adapter | None:
+    return Adapter(value) if isinstance(value, str) else value
 
 
 def as_compression(value: str | Path | Mapping[str, Any] | CompressionConfig, **overrides: Any) -> CompressionConfig:
@@ -248,7 +206,7 @@ def as_compression(value: str | Path | Mapping[str, Any] | CompressionConfig, **
     Overrides that are None change nothing.
 
     Raises:
-        ValueError: an unknown preset, or keys that do not fit (one line).
+        InputError: an unknown preset, or keys that do not fit (one line).
     """
     if isinstance(value, CompressionConfig):
         config = value

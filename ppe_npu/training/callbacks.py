@@ -45,6 +45,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.first = state.global_step
+        state.compute_steps(args, state.max_steps)  # a resumed run saves and logs as it says, not as the one before did
         dispatch.reset()
         if state.is_world_process_zero:
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
@@ -63,7 +64,8 @@ class Progress(TrainerCallback):
                 speed["kept"] = f"{logs['retention']:.0%}"
             self.bar.set_postfix(loss=logs["loss"], **speed)
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def close(self) -> None:
+        """End the bar's line, also of a run that failed: what is said next has a line of its own."""
         if self.bar is not None:
             self.bar.close()
 

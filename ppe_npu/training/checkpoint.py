@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from ppe_npu.errors import InputError
-from ppe_npu.fingerprint import fingerprint
 from ppe_npu.loading import load_model
+from ppe_npu.models.fingerprint import fingerprint
 
 WHOLE = "whole.json"  # written into a training checkpoint last: one without it was cut off
 BASE = "base.json"  # base_record()
+IDENTITY = "identity.json"  # all that decides the losses of the run that wrote it
 COMPRESSION = "compression.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEYS = ("model", "weights", "class", "dtype")

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ppe_npu.backends.common import IGNORED
 from ppe_npu.compat import ensure_mm_token_type_ids
+from ppe_npu.engine.positions import prompt_positions
+from ppe_npu.engine.spans import VisionTokens, find_spans
 from ppe_npu.inputs import InputError, PixelCache, VideoSampling, pad, process_visuals
 from ppe_npu.placeholders import expand, visual_ids
-from ppe_npu.positions import prompt_positions
-from ppe_npu.spans import VisionTokens, find_spans
 from ppe_npu.training.data import Record
-from ppe_npu.training.tokens import IGNORED, Tokeniser, Tokens
+from ppe_npu.training.tokens import Tokeniser, Tokens
 
 NOTES = ("sample_ids", "skipped")  # of a batch, for who trains: the model does not take them
 Visuals = tuple[dict[str, torch.Tensor], dict[str, list[torch.Tensor]]]  # as inputs.process_visuals gives them

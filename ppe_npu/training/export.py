@@ -13,10 +13,12 @@ import torch
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import new_folder
-from ppe_npu.fingerprint import fingerprint
 from ppe_npu.loading import DTYPES, check_checkpoint, load_model
+from ppe_npu.models.fingerprint import fingerprint
+from ppe_npu.optional import optional
 from ppe_npu.training.adapters import adapter_weights, set_adapter_weights
-from ppe_npu.training.checkpoint import ADAPTER_CONFIG, BASE, COMPRESSION, WHOLE, read_base
+from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, read_base
+from ppe_npu.training.whole import check_whole
 from ppe_npu.trust import NO_CODE, check_no_code, tensors_only
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -24,6 +26,8 @@ _PROCESSOR = (
     *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "chat_template.*"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
 )
+# Files of training alone, by the beginnings of their names; shares are needed where the weights lie in nothing else.
+_TRAINING = ("optimizer.", "scheduler.", "scaler.", "rng_state", "trainer_state.", "training_args.")
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
@@ -107,6 +111,8 @@ def _check_source(source: Path, adapter: bool) -> None:
     training = source.name.startswith("checkpoint-") or (source / "trainer_state.json").exists()
     if training and not (source / WHOLE).is_file():
         raise InputError(f"{source} was cut off while it was saved (no {WHOLE}): take an earlier checkpoint")
+    if training:
+        _check_files(source)
     check_no_code(source)
     config = ADAPTER_CONFIG if adapter else "config.json"
     if not (source / config).is_file():
@@ -114,6 +120,15 @@ def _check_source(source: Path, adapter: bool) -> None:
         raise InputError(f"{source} holds no {config}: {remedy}")
     if not (source / "tokenizer_config.json").is_file():
         raise InputError(f"{source} holds no processor (tokenizer_config.json): save the base's processor there")
+
+
+def _check_files(source: Path) -> None:
+    """Raise InputError unless what is exported of a training checkpoint is what was written."""
+    plain = (source / ADAPTER_WEIGHTS).is_file() or any((source / name).is_file() for name in _WEIGHTS)
+    try:
+        check_whole(source, lambda name: not name.startswith(_TRAINING + (("global_step",) if plain else ())))
+    except InputError as error:
+        raise InputError(f"{error}; take another checkpoint") from error
 
 
 def _check_output(output: Path) -> None:
@@ -158,16 +173,14 @@ def _shared(source: Path) -> bool:
 
 def _consolidated(source: Path) -> dict[str, torch.Tensor]:
     """All weights of a ZeRO-2 or ZeRO-3 checkpoint, fp32, on the CPU."""
+    zero = optional("deepspeed.utils.zero_to_fp32", f"checkpoint {source}", "ppe-npu[train]")
     try:
         from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
         from deepspeed.runtime.zero.config import ZeroStageEnum
-        from deepspeed.utils import zero_to_fp32
         from deepspeed.utils.tensor_fragment import fragment_address
-    except ImportError as error:
-        raise InputError(f"{source} needs DeepSpeed, which is not there ({error}): install ppe-npu[train]") from None
-    try:
-        with tensors_only(zero_to_fp32, DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address):
-            return zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(source))
+
+        with tensors_only(zero, DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address):
+            return zero.get_fp32_state_dict_from_zero_checkpoint(str(source))
     except Exception as error:  # DeepSpeed raises what its files make: EOFError, AssertionError, ...
         raise InputError(f"{source}: its shares cannot be put together ({first_line(error)}): take another") from error
 
@@ -177,10 +190,7 @@ def _consolidated(source: Path) -> dict[str, torch.Tensor]:
 
 def _merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
     """The base model of an adapter, with the adapter added to its weights."""
-    try:
-        from peft import PeftConfig, get_peft_model
-    except ImportError:
-        raise InputError("merging needs peft, which is not installed: install ppe-npu[train]") from None
+    peft = optional("peft", "merging an adapter", "ppe-npu[train]")
     record = read_base(source)
     path = _base_path(source, record, base, allow_bin)
     tensors = adapter_weights(source)
@@ -193,9 +203,9 @@ def _merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
             f"weights ({found}): name the one it was trained on with --model"
         )
     try:
-        config = PeftConfig.from_pretrained(str(source))
+        config = peft.PeftConfig.from_pretrained(str(source))
         config.base_model_name_or_path = None  # peft would warn of one that has moved: its weights are compared above
-        wrapped = get_peft_model(model, config)
+        wrapped = peft.get_peft_model(model, config)
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{source / ADAPTER_CONFIG} cannot be used ({first_line(error)}): take another") from error
     set_adapter_weights(wrapped, tensors, source)

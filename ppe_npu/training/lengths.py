@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ppe_npu.backends.common import IGNORED
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import Video, VideoHeader, planned_video
@@ -20,7 +21,7 @@ from ppe_npu.errors import InputError, first_line
 from ppe_npu.inputs import process_visuals
 from ppe_npu.placeholders import expand, image_ids, video_ids
 from ppe_npu.training.data import Fault, Record
-from ppe_npu.training.tokens import IGNORED, Tokeniser
+from ppe_npu.training.tokens import Tokeniser
 
 Lengths = tuple[int, int, int, int, int]
 _TEXTS = 1_000  # videos whose text is kept: a long one's takes 30 KB
@@ -89,7 +90,7 @@ class Ruler:
     def _image(self, height: int, width: int, path: str) -> tuple[int, int]:
         """(1, tokens)."""
         maker = self.processor.image_processor
-        try:  # a picture that is stored lying on its side has as many
+        try:
             patches = maker.get_number_of_image_patches(height, width, {})
         except ValueError as error:  # the processor's own rule: too narrow
             raise InputError(f"image {path} cannot be processed ({first_line(error)}): leave it out") from error

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,18 +17,21 @@ prepare_transformers()  # before the import of Trainer, which fails beside a tor
 
 from transformers import PreTrainedModel, Trainer  # noqa: E402
 
-from ppe_npu.errors import TrainingError  # noqa: E402
-from ppe_npu.files import write_json  # noqa: E402
-from ppe_npu.models.arguments import PACKED  # noqa: E402
-from ppe_npu.models.loss import DISTILL, SKIP_LOGITS, Distillation  # noqa: E402
+from ppe_npu.errors import FileError, TrainingError  # noqa: E402
+from ppe_npu.files import put_folder, remove, write_json, writing  # noqa: E402
+from ppe_npu.models.forward_pass import KEYWORD, ForwardPass  # noqa: E402
+from ppe_npu.models.loss import Distillation  # noqa: E402
 from ppe_npu.training.adapters import adapter_weights, save_adapter, set_adapter_weights  # noqa: E402
-from ppe_npu.training.callbacks import Meter  # noqa: E402
-from ppe_npu.training.checkpoint import BASE, COMPRESSION, WHOLE  # noqa: E402
+from ppe_npu.training.callbacks import Meter, Progress  # noqa: E402
+from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE  # noqa: E402
 from ppe_npu.training.collator import NOTES  # noqa: E402
 from ppe_npu.training.parts import parameter_groups  # noqa: E402
 from ppe_npu.training.sampler import EpochSampler  # noqa: E402
+from ppe_npu.training.whole import made_by_train, whole_record  # noqa: E402
 
-_SAVING = ".saving"  # beside the checkpoints, where one is made before it takes its place
+SAVING = ".saving"  # beside the checkpoints, where one is made before it takes its place
+_NAME = re.compile(r"checkpoint-[0-9]+")
+_RESUME = "then go on with --resume: nothing that was saved before is lost"
 
 
 class CompressedTrainer(Trainer):
@@ -35,10 +39,11 @@ class CompressedTrainer(Trainer):
 
     A loss is the mean over all tokens of an optimizer step, whichever process or forward pass they fall to: so it does
     not depend on how the step is cut. A checkpoint appears under its name when it is whole, and holds the processor,
-    compression.json and base.json.
+    compression.json, base.json, identity.json, and whole.json, which lists its files.
 
     Args:
-        base: what base.json shall hold.
+        base: what base.json shall hold. identity: what identity.json shall hold, in the first process.
+        newer: checkpoints that a run which goes on from an older one replaces: they go when a new one is there.
         learning_rates: of each part of the model.
         lengths: of the records, to bring like ones together, or None. per_step: records of an optimizer step.
         packing: the samples of a forward in one row. distillation: from the model that sees everything, or None.
@@ -48,6 +53,8 @@ class CompressedTrainer(Trainer):
         self,
         *args,
         base: Mapping[str, str],
+        identity: Mapping[str, Any] | None = None,
+        newer: Sequence[Path] = (),
         learning_rates: Mapping[str, float],
         lengths: Sequence[int] | None = None,
         per_step: int = 1,
@@ -55,14 +62,24 @@ class CompressedTrainer(Trainer):
         distillation: Distillation | None = None,
         **kwargs,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.base, self.learning_rates, self.lengths, self.per_step = base, learning_rates, lengths, per_step
+        with _use_cache_kept(kwargs["model"].config):
+            super().__init__(*args, **kwargs)
+        self.base, self.identity, self.newer = base, identity or {}, list(newer)
+        self.learning_rates, self.lengths, self.per_step = learning_rates, lengths, per_step
         # The loss alone: see ppe_npu.models.loss.
-        self.forward_options = {SKIP_LOGITS: True, PACKED: packing, DISTILL: distillation}
+        self.forward_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True, distill=distillation)}
         self.meter, self.window = Meter(), Meter()  # of all steps, and since the last log
         self._saving = False
         # transformers believes that these models' losses take no token count; their forward hands it on.
         self.model_accepts_loss_kwargs = True
+
+    def train(self, *args, **kwargs) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, Progress):
+                    callback.close()
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -113,7 +130,7 @@ class CompressedTrainer(Trainer):
         if not skipped:
             return
         file = Path(self.args.output_dir) / f"skipped-{self.args.process_index}.jsonl"
-        with open(file, "a", encoding="utf-8") as lines:
+        with writing(file, then=_RESUME), open(file, "a", encoding="utf-8") as lines:
             for name, reason in skipped:
                 row = {"step": self.state.global_step + 1, "id": name, "reason": reason}
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -164,7 +181,7 @@ class CompressedTrainer(Trainer):
 
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
-        return str(Path(folder) / _SAVING) if self._saving else folder
+        return str(Path(folder) / SAVING) if self._saving else folder
 
     def _save_checkpoint(self, model, trial) -> None:
         """A checkpoint is made aside, and takes its name when every process has written its part.
@@ -174,18 +191,37 @@ class CompressedTrainer(Trainer):
         """
         if self.state.global_step >= self.state.max_steps:
             return
-        with self._aside():
-            made = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            super()._save_checkpoint(model, trial)
+        made = Path(self.args.output_dir) / SAVING / f"checkpoint-{self.state.global_step}"
+        try:
+            with writing(made, then=_RESUME):
+                with self._aside():
+                    super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    self._name(made)
+        except FileError:
+            remove(made)  # it takes the room that is to be made
+            raise
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_json(made / WHOLE, {"step": self.state.global_step})
-            place = made.parent.parent / made.name
-            shutil.rmtree(place, ignore_errors=True)
-            made.replace(place)
-            for old in checkpoints(place.parent)[: -self.args.save_total_limit]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+
+    def _name(self, made: Path) -> None:
+        """Give a checkpoint that every process has written its part of its place, and drop those that are too many."""
+        step = self.state.global_step
+        write_json(made / IDENTITY, dict(self.identity))
+        write_json(made / WHOLE, whole_record(made, step))
+        place = made.parent.parent / made.name
+        put_folder(made, place)
+        self.drop_newer(besides=place)
+        own = [path for path in checkpoints(place.parent) if made_by_train(path) and not path.is_symlink()]
+        for old in [path for path in own if step_of(path) <= step][: -self.args.save_total_limit]:
+            drop(old)
+
+    def drop_newer(self, besides: Path | None = None) -> None:
+        """Remove the checkpoints that this run has done anew, or will not come to."""
+        for path in self.newer:
+            if path != besides:
+                drop(path)
+        self.newer = []
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
@@ -196,17 +232,37 @@ class CompressedTrainer(Trainer):
             self._saving = False
 
 
+@contextlib.contextmanager
+def _use_cache_kept(config: Any) -> Iterator[None]:
+    """transformers' Trainer sets config.use_cache to False. Saved, it would have generation do without a cache."""
+    before = {name: value for name, value in vars(config).items() if name == "use_cache"}
+    yield
+    vars(config).pop("use_cache", None)
+    vars(config).update(before)
+
+
+def drop(path: Path) -> None:
+    """Remove a checkpoint or final: first its name, so that a kill leaves no half of it under that."""
+    aside = path.parent / SAVING / f"dropped-{path.name}"
+    if not path.exists():
+        return
+    aside.parent.mkdir(exist_ok=True)
+    remove(aside)
+    path.rename(aside)
+    remove(aside)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint folder."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def checkpoints(output: str | Path) -> list[Path]:
-    """All checkpoint folders of a run, oldest first."""
-    found = [path for path in Path(output).glob("checkpoint-*") if path.name.split("-")[-1].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
+    """All folders of that name in an output folder, whoever made them, oldest first."""
+    found = [path for path in Path(output).glob("checkpoint-*") if path.is_dir() and _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
 
 
 def last_whole_checkpoint(output: str | Path) -> Path | None:
-    """The newest whole checkpoint, or None; what was cut off while it was saved is removed."""
-    shutil.rmtree(Path(output) / _SAVING, ignore_errors=True)
-    for folder in reversed(checkpoints(output)):
-        if (folder / WHOLE).is_file():
-            return folder
-        shutil.rmtree(folder)
-    return None
+    """The newest checkpoint that a run finished saving, or None."""
+    return next((folder for folder in reversed(checkpoints(output)) if (folder / WHOLE).exists()), None)

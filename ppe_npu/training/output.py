@@ -1,60 +1,259 @@
-"""A run's folder: what an earlier run left there, and whether this one goes on with it."""
+"""A run's folder: one run at a time, what an earlier one left there, and whether this one goes on with it."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import shutil
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError
-from ppe_npu.files import write_json
-from ppe_npu.training.args import TrainConfig
-from ppe_npu.training.checkpoint import BASE, read_base
-from ppe_npu.training.data import Record
-from ppe_npu.training.loop import checkpoints, last_whole_checkpoint
+from filelock import FileLock, SoftFileLock, Timeout
 
-SETTINGS, IDENTITY = "train.json", "identity.json"
-_HOW = ("resume", "overwrite")
-_OWN = ("summary.json", "summary.md", "loss.png", "tensorboard", "final")
+from ppe_npu.errors import InputError
+from ppe_npu.files import recover, remove, write_json, write_text, writing
+from ppe_npu.models.fingerprint import media_marks
+from ppe_npu.training.args import LAST_WHOLE, TrainConfig
+from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE, read_base
+from ppe_npu.training.data import Record
+from ppe_npu.training.loop import SAVING, checkpoints, drop, step_of
+from ppe_npu.training.whole import check_whole, made_by_train
+
+SETTINGS, MEDIA, LOCK = "train.json", "media.txt", ".run.lock"
+_HOW = ("resume", "resume_from_checkpoint", "overwrite")
+_OWN = ("summary.json", "summary.md", "loss.png")
+_MARKS = {  # keys by which files of these names are known as a run's
+    SETTINGS: ("model", "data", "compression"),
+    IDENTITY: ("model", "data", "records_sha256"),
+    "summary.json": ("settings", "losses", "steps"),
+}
+_WRITTEN = (*_MARKS, *_OWN, MEDIA, "data.json", "data.md", "faults.jsonl")
+_SHOWN = 60  # characters of a setting's value in a message
+
+
+@contextlib.contextmanager
+def sole_run(output: Path) -> Iterator[None]:
+    """While it is open no other run can be in the folder. The lock is the kernel's: it ends with the process.
+
+    Raises:
+        InputError: another run is in it, or its file system has no locks.
+        FileError: nothing can be written there.
+    """
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output {output} is a file: name a folder")
+    lock, no_locks = FileLock(output / LOCK), f"output {output} is on a file system without file locks (flock)"
+    try:
+        with writing(output / LOCK):
+            output.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"output {output}: another run is writing there: wait until it ends, stop it, or name another folder"
+        ) from None
+    except NotImplementedError as error:  # filelock's word for a file system without flock
+        raise InputError(f"{no_locks}: name a folder on another one") from error
+    try:
+        if isinstance(lock, SoftFileLock):  # a newer filelock's: a file that a killed process would leave
+            raise InputError(f"{no_locks}: name a folder on another one")
+        yield
+    finally:
+        lock.release()
 
 
 def check_output(config: TrainConfig) -> None:
-    """Raise InputError for an earlier run that this one neither goes on with nor drops."""
+    """Bring back what a killed run left half done.
+
+    Raises:
+        InputError: an earlier run that this one neither goes on with nor drops, or files that are no run's and that
+            this one would write over.
+    """
     output = Path(config.output)
-    if output.is_file():
-        raise InputError(f"output {output} is a file: name a folder")
-    if not (config.resume or config.overwrite) and (checkpoints(output) or (output / "final").exists()):
+    for file in config.data:
+        if Path(file).resolve().parent == output.resolve() and Path(file).name in _WRITTEN:
+            raise InputError(f"data {file} has the name of a file that the run writes to {output}: name another output")
+    for name in ("final", *(path.name.split(".")[1] for path in output.glob(".checkpoint-*.old"))):
+        recover(output / name, alone=True)
+    for name, keys in _MARKS.items():
+        _check_file(output / name, keys)
+    strange = [name for name in (*_OWN, MEDIA) if (output / name).exists()]
+    if strange and not any((output / name).exists() for name in (SETTINGS, IDENTITY)):
+        raise InputError(f"{output / strange[0]} was not written by a run ({SETTINGS} is not there): move it away")
+    final = output / "final"
+    if not (config.resume or config.overwrite) and (checkpoints(output) or final.exists()):
         raise InputError(
             f"output {output} holds an earlier run: pass resume to go on, overwrite to drop it, or another"
         )
+    if final.exists() and not ((final / BASE).is_file() and (final / COMPRESSION).is_file()):
+        raise InputError(f"{final} was not written by a run (it lacks {BASE}): move it away, or name another output")
 
 
-def begin_output(config: TrainConfig, records: Sequence[Record], processes: int) -> Path | None:
-    """Write the resolved settings down, and drop what an earlier run left, if that was asked for.
+def _check_file(file: Path, keys: Sequence[str]) -> None:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        values = None
+    if not isinstance(values, dict) or any(key not in values for key in keys):
+        raise InputError(f"{file} is damaged, or no run's: it lacks {', '.join(keys)}; move it away")
 
-    Returns:
-        The checkpoint to go on from, if any.
+
+# -- the checkpoint to go on from --------------------------------------------------------------------------------------
+
+
+def checkpoint_to_resume(config: TrainConfig) -> Path | None:
+    """Of the run in the output folder: the checkpoint that was asked for, or the newest one; None if there is none.
+
+    It is not checked: every process of a run finds the same one. LAST_WHOLE alone reads the checkpoints.
 
     Raises:
-        InputError: a run that is to go on had other settings or other records; it stays as it is.
+        InputError: the one that was asked for is not there, or none is whole.
     """
-    output, now = Path(config.output), _identity(config, records, processes)
-    checkpoint = last_whole_checkpoint(output) if config.resume else None
-    if checkpoint is not None and (output / IDENTITY).is_file():
-        before = json.loads((output / IDENTITY).read_text())
-        changed = [key for key in now if before.get(key) != now[key]]
-        if changed:
-            raise InputError(f"{output} was trained with another {', '.join(changed)}: resume with the same settings")
-    if config.overwrite:
-        for path in [*checkpoints(output), *(output / name for name in _OWN), *output.glob("skipped-*.jsonl")]:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    write_json(output / IDENTITY, now)
-    # A recipe for the next run, which says itself whether it goes on with this one.
-    write_json(output / SETTINGS, {key: value for key, value in config.to_dict().items() if key not in _HOW})
-    return checkpoint
+    output = Path(config.output)
+    if not config.resume:
+        return None
+    own = [folder for folder in reversed(checkpoints(output)) if made_by_train(folder)]
+    if config.resume_from_checkpoint == LAST_WHOLE:
+        found = _last_whole(own)
+        if found is None and own:
+            raise InputError(f"output {output} holds no whole checkpoint: start anew (overwrite)")
+        return found
+    if config.resume_from_checkpoint is not None:
+        asked = config.resume_from_checkpoint
+        found = next((path for path in (output / asked, Path(asked)) if path.is_dir()), None)
+        if found is None:
+            there = ", ".join(path.name for path in own) or "no checkpoint"
+            raise InputError(f"resume_from_checkpoint={asked!r} is not there: {output} holds {there}")
+        return output / found.name if found.resolve().parent == output.resolve() else found
+    cut_off = [folder for folder in own if not (folder / WHOLE).exists()]
+    whole = [folder for folder in own if folder not in cut_off]
+    return whole[0] if whole else cut_off[0] if cut_off else None
+
+
+def check_checkpoint(config: TrainConfig, checkpoint: Path | None) -> None:
+    """Whether all files of the checkpoint to go on from are what was written; says what is left aside.
+
+    Raises:
+        InputError: one is not; the message names it, and the last whole checkpoint.
+    """
+    own = []
+    for folder in checkpoints(config.output):
+        if not made_by_train(folder):
+            _say(f"{folder} was not written by this run: it is left as it is")
+        elif checkpoint not in (None, folder) and not (folder / WHOLE).exists():
+            _say(f"{folder} holds no {WHOLE}, it was cut off while it was saved: going on from {checkpoint.name}")
+        else:
+            own.append(folder)
+    if checkpoint is None:
+        return
+    try:
+        if not check_whole(checkpoint):
+            _say(f"{checkpoint} is an earlier edition's, which kept no list of its files: they could be read, no more")
+    except InputError as error:
+        last = _last_whole([folder for folder in reversed(own) if folder != checkpoint])
+        remedy = "no other checkpoint is whole: bring it back, or start anew with --overwrite"
+        if last is not None:
+            remedy = f"go on from the last whole one with --resume-from-checkpoint {last.name}"
+        raise InputError(f"{error}; {remedy}") from error
+
+
+def _last_whole(newest_first: Sequence[Path]) -> Path | None:
+    for folder in newest_first:
+        with contextlib.suppress(InputError):
+            check_whole(folder)
+            return folder
+    return None
+
+
+def _say(text: str) -> None:
+    print(f"ppe-npu: {text}", file=sys.stderr, flush=True)
+
+
+# -- is it the same run? -----------------------------------------------------------------------------------------------
+
+
+def run_identity(config: TrainConfig, records: Sequence[Record], processes: int) -> tuple[dict[str, Any], list[str]]:
+    """All that decides the losses: settings, the records that can be used, their pictures and videos, and over how many
+    processes they are shared.
+
+    Returns:
+        (as identity.json holds it, the marks of the pictures and videos in media_of's order).
+    """
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(repr((record.id, record.images, record.videos, record.turns, record.independent)).encode())
+    known = {"records_sha256": digest.hexdigest(), "processes": processes}
+    marks = []
+    if config.save_steps or config.resume:  # else nothing is saved that could be gone on with
+        try:
+            marks = list(media_marks(media_of(records)))
+        except OSError as error:
+            raise InputError(f"{error.filename} cannot be read ({error.strerror}): bring it back") from error
+        known["media_sha256"] = hashlib.sha256("\n".join(marks).encode()).hexdigest()
+    return json.loads(json.dumps({**config.identity(), **known})), marks
+
+
+def media_of(records: Sequence[Record]) -> list[str]:
+    """All pictures and videos of records, each once, in the order in which they are first named."""
+    return list(dict.fromkeys(path for record in records for path in (*record.images, *record.videos)))
+
+
+def check_settings(config: TrainConfig, checkpoint: Path | None) -> None:
+    """Raise InputError if a checkpoint was made with other settings: what can be told before the data is read."""
+    if checkpoint is not None:
+        _compare(checkpoint, json.loads(json.dumps(config.identity())), config)
+
+
+def check_identity(
+    config: TrainConfig, checkpoint: Path | None, now: dict[str, Any], records: Sequence[Record], marks: Sequence[str]
+) -> None:
+    """Raise InputError if a checkpoint's run had other settings, records, pictures or videos."""
+    if checkpoint is None:
+        return
+    before = _compare(checkpoint, now, config)
+    if "media_sha256" not in before:
+        _say(f"{checkpoint} is an earlier edition's: whether pictures and videos have changed since cannot be told")
+    elif before["media_sha256"] != now["media_sha256"]:
+        file = Path(config.output) / MEDIA
+        known = file.read_text(encoding="utf-8").split() if file.is_file() else []
+        changed = [path for path, mark, old in zip(media_of(records), marks, known) if mark != old]
+        many = f" and {len(changed) - 1} more files are" if len(changed) > 1 else " is"
+        named = f"{changed[0]}{many}" if changed else "a picture or a video is"
+        raise InputError(
+            f"{named} not what {checkpoint} was trained on: bring back what was there, or start anew with --overwrite"
+        )
+
+
+def _compare(checkpoint: Path, now: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """A checkpoint's identity, after comparing with it what is known now; {} of an early checkpoint that has none."""
+    file = next((path for path in (checkpoint / IDENTITY, checkpoint.parent / IDENTITY) if path.is_file()), None)
+    if file is None:
+        _say(f"{checkpoint} is an earlier edition's without {IDENTITY}: whether its settings were these is not known")
+        return {}
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):
+        return {}  # check_whole says it
+    # What an earlier edition could not set had the value that it has by default.
+    default = {**now, **TrainConfig(config.model, config.data, config.output).identity()}
+    changed = [
+        f"{key} ({_short(before.get(key, default[key]))}, now {_short(value)})"
+        for key, value in now.items()
+        if key != "media_sha256" and before.get(key, json.loads(json.dumps(default[key]))) != value
+    ]
+    if changed:
+        raise InputError(f"{checkpoint} was trained with another {', '.join(changed)}: resume with the same settings")
+    return before
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def check_base(checkpoint: Path | None, base: dict[str, str]) -> None:
@@ -69,10 +268,83 @@ def check_base(checkpoint: Path | None, base: dict[str, str]) -> None:
         )
 
 
-def _identity(config: TrainConfig, records: Sequence[Record], processes: int) -> dict[str, Any]:
-    """All that decides the losses: settings, the records that can be used, over how many processes they are shared."""
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(repr((record.id, record.images, record.videos, record.turns, record.independent)).encode())
-    known = {"records_sha256": digest.hexdigest(), "processes": processes}
-    return json.loads(json.dumps({**config.identity(), **known}))
+# -- the first change --------------------------------------------------------------------------------------------------
+
+
+def begin_output(
+    config: TrainConfig, checkpoint: Path | None, steps: int, identity: dict[str, Any], marks: Sequence[str]
+) -> list[Path]:
+    """When all was compared: drop what an earlier run left, if that was asked for, and write the settings down.
+
+    Args:
+        checkpoint: to go on from. steps: of the whole run.
+        identity, marks: of run_identity.
+
+    Returns:
+        Checkpoints of this run that are newer than the one it goes on from; they may go when a new one is there.
+
+    Raises:
+        InputError: somebody else's folder has the name of a checkpoint to come.
+    """
+    output = Path(config.output)
+    begun = 0 if checkpoint is None else step_of(checkpoint)
+    found = checkpoints(output)
+    for folder in found:
+        step = step_of(folder)
+        to_come = config.save_steps and begun < step < steps and step % config.save_steps == 0
+        if to_come and not made_by_train(folder):
+            raise InputError(f"{folder} was not written by a run, which will need its name: move it away")
+    own = [folder for folder in found if made_by_train(folder) and not folder.is_symlink()]
+    newer = [folder for folder in own if step_of(folder) > begun]
+    with writing(output):
+        if config.overwrite:
+            _drop(output, own)
+        _tidy(output, begun)
+        write_json(output / IDENTITY, identity)
+        if checkpoint is None or not (output / MEDIA).is_file():
+            write_text(output / MEDIA, "".join(f"{mark}\n" for mark in marks))
+        # A recipe for the next run, which says itself whether it goes on with this one.
+        write_json(output / SETTINGS, {key: value for key, value in config.to_dict().items() if key not in _HOW})
+    return [folder for folder in newer if not config.overwrite and _same_run(folder, identity)]
+
+
+def _drop(output: Path, own: Sequence[Path]) -> None:
+    """What an earlier run left, by the marks that it left on it; all else stays."""
+    events = [*(output / "tensorboard").glob("events.out.tfevents.*")]
+    known = _OWN if (output / IDENTITY).is_file() or (output / SETTINGS).is_file() else ()
+    for path in [*own, output / "final"]:
+        drop(path)
+    for path in [*(output / name for name in known), *events]:
+        remove(path)
+    with contextlib.suppress(OSError):  # somebody else's file is in it, or it is not there
+        (output / "tensorboard").rmdir()
+
+
+def _tidy(output: Path, step: int) -> None:
+    """What the run did after the checkpoint that it goes on from, or half did: it will do it again."""
+    remove(output / SAVING)
+    cut_off = re.compile(rf"\.({'|'.join(map(re.escape, (*_WRITTEN, *_OWN)))})\.\d+\.tmp")
+    for path in output.iterdir():
+        if cut_off.fullmatch(path.name):
+            remove(path)
+        elif re.fullmatch(r"skipped-\d+\.jsonl", path.name):
+            _forget_skipped(path, step)
+
+
+def _forget_skipped(file: Path, step: int) -> None:
+    """Keep of a list of skipped records those up to a step; a line that a kill cut off goes, too."""
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    kept = []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    write_text(file, "".join(kept)) if kept else remove(file)
+
+
+def _same_run(folder: Path, identity: dict[str, Any]) -> bool:
+    """Whether nothing says that another run than this one wrote a checkpoint of the folder."""
+    try:
+        return json.loads((folder / IDENTITY).read_text(encoding="utf-8")) == identity
+    except (OSError, ValueError):  # an early one has none, a damaged one may have lost it
+        return True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.files import write_json, write_text
+from ppe_npu.errors import InputError
+from ppe_npu.files import write_bytes, write_json, write_text
+from ppe_npu.optional import optional
 
 _PAGE, _PLOT = "summary.md", "loss.png"
 
@@ -22,10 +23,18 @@ def write_summary(output: str | Path, summary: dict[str, Any]) -> None:
     output = Path(output)
     write_json(output / "summary.json", summary)
     losses = summary["losses"]
-    drawn = bool(losses) and importlib.util.find_spec("matplotlib") is not None
+    drawn = bool(losses) and _can_draw()
     if drawn:
         plot_losses(losses, output / _PLOT)
     write_text(output / _PAGE, _markdown(output.name, summary, drawn))
+
+
+def _can_draw() -> bool:
+    try:
+        optional("matplotlib.figure", "the plot", "matplotlib")
+    except InputError:
+        return False
+    return True
 
 
 def _markdown(title: str, summary: dict[str, Any], drawn: bool) -> str:
@@ -70,9 +79,9 @@ def plot_losses(losses: Sequence[tuple[int, float]], path: Path) -> None:
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (mean over tokens)")
     axes.grid(alpha=0.3)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_bytes(path, picture.getvalue())
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ppe_npu.backends.common import IGNORED
 from ppe_npu.inputs import InputError, render, visual_items
 from ppe_npu.placeholders import check_placeholders, visual_ids
 from ppe_npu.training.data import Record
 
-IGNORED = -100  # the label of a token without loss
 _MARKS = ("<|im_start|>", "<|im_end|>")
 
 

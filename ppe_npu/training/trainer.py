@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import math
 import os
 import time
@@ -21,6 +20,8 @@ from ppe_npu.inputs import PixelCache
 from ppe_npu.loading import check_compression, load_model, load_processor
 from ppe_npu.models import compress, restore
 from ppe_npu.models.loss import Distillation
+from ppe_npu.optional import optional
+from ppe_npu.reading import UnreadableError, read_json
 from ppe_npu.training.adapters import add_adapter, check_adapter, quantization, save_adapter
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, base_record
@@ -88,27 +89,43 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
         TrainingError: the loss is NaN or infinite, or a parameter that should learn is given no gradient.
     """
     prepare_transformers()
-    from ppe_npu.training.loop import last_whole_checkpoint
-    from ppe_npu.training.output import begin_output, check_base, check_output
+    from ppe_npu.training.output import check_output, sole_run
 
     device, first, processes = devices.resolve(config.device), devices.process_rank() == 0, devices.process_count()
     _check(config, device, processes)
+    with sole_run(Path(config.output)) if first else contextlib.nullcontext():
+        if first:
+            check_output(config)
+        return _train(config, device, first, processes, announce)
+
+
+def _train(config: TrainConfig, device, first: bool, processes: int, announce: bool) -> TrainResult:
+    """The run, in a folder that no other run is in."""
+    from ppe_npu.training import output
+
+    checkpoint = output.checkpoint_to_resume(config) if first else None
     if first:
-        check_output(config)
+        output.check_settings(config, checkpoint)
+        output.check_checkpoint(config, checkpoint)
     processor = load_processor(config.model, config.min_pixels, config.max_pixels)
-    records, survey = _records(config, processor, first)
-    checkpoint = begin_output(config, records, processes) if first else None
+    records, survey = _records(config, processor, config.output if first and checkpoint is None else None)
+    identity, marks = output.run_identity(config, records, processes) if first else ({}, [])
+    if first:
+        output.check_identity(config, checkpoint, identity, records, marks)
     steps = total_steps(config, len(records), processes)
     if config.deepspeed is not None:
         start_deepspeed(config.deepspeed, device)
     arguments = _arguments(config, device, steps, processes)  # starts the process group, chooses this process' device
     devices.wait_for_all()  # until the first has looked at the output
-    if not first and config.resume:
-        checkpoint = last_whole_checkpoint(config.output)
+    if not first:
+        checkpoint = output.checkpoint_to_resume(config)
     devices.seed_everything(config.seed)
     model, base = _model(config, arguments.device)
-    check_base(checkpoint, base)
-    trainer = _trainer(config, arguments, model, base, processor, records, survey, processes)
+    output.check_base(checkpoint, base)
+    newer = output.begin_output(config, checkpoint, steps, identity, marks) if first else []
+    devices.wait_for_all()
+    known = {"base": base, "identity": identity, "newer": newer}
+    trainer = _trainer(config, arguments, model, processor, records, survey, processes, known)
     if announce and first:
         from ppe_npu.training.announce import describe_run
 
@@ -119,6 +136,7 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
     with devices.exact_matmul() if config.dtype == "fp32" else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     result = _result(trainer, _save_final(config, trainer, processor, base), time.perf_counter() - started)
+    trainer.drop_newer()
     if first:
         from ppe_npu.training.summary import write_summary
 
@@ -144,8 +162,8 @@ def _check(config: TrainConfig, device, processes: int) -> None:
     check_compression(config.model, config.compression, allow_bin=config.allow_bin)
 
 
-def _records(config: TrainConfig, processor: Any, first: bool) -> tuple[list[Record], Survey]:
-    """The records to train on; the first process lists what was found in the output folder."""
+def _records(config: TrainConfig, processor: Any, folder: str | None) -> tuple[list[Record], Survey]:
+    """The records to train on; what was found is listed in a folder, if one is given."""
     records, survey = prepare_records(
         config.data,
         processor,
@@ -154,7 +172,7 @@ def _records(config: TrainConfig, processor: Any, first: bool) -> tuple[list[Rec
         config.data_root,
         config.max_length,
         config.invalid,
-        folder=config.output if first else None,
+        folder=folder,
         workers=config.num_workers,
         allow_outside=config.allow_outside,
     )
@@ -178,7 +196,7 @@ def _model(config: TrainConfig, device) -> tuple[Any, dict[str, str]]:
     return model.train(), base
 
 
-def _trainer(config, arguments, model, base, processor, records, survey, processes: int):
+def _trainer(config, arguments, model, processor, records, survey, processes: int, known: dict[str, Any]):
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from ppe_npu.training.callbacks import GradientCheck, Progress
@@ -195,7 +213,7 @@ def _trainer(config, arguments, model, base, processor, records, survey, process
         train_dataset=ChatDataset(records),
         processing_class=processor,
         callbacks=[Progress("/".join(Path(config.output).parts[-2:])), GradientCheck(), *_tensorboard(config)],
-        base=base,
+        **known,
         learning_rates=config.learning_rates,
         lengths=survey.after.tolist() if config.group_by_length else None,
         per_step=config.batch_size * config.accumulation(processes) * processes,
@@ -248,9 +266,13 @@ def start_deepspeed(file: str, device) -> None:
         InputError: DeepSpeed is missing, nobody launched several processes, or the device cannot do what the file asks.
     """
     try:
-        stage = json.loads(Path(file).read_text()).get("zero_optimization", {}).get("stage", 0)
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"deepspeed={file}: cannot be read as JSON ({error})") from None
+        asked = read_json(file)
+    except UnreadableError as error:
+        raise InputError(f"deepspeed={file}: cannot be read as JSON ({error.why})") from None
+    zero = asked.get("zero_optimization", {}) if isinstance(asked, dict) else None
+    if not isinstance(zero, dict):
+        raise InputError(f"deepspeed={file}: is no config of DeepSpeed's: give a JSON object of its keys")
+    stage = zero.get("stage", 0)
     if "WORLD_SIZE" not in os.environ:
         raise InputError("deepspeed needs its processes started: torchrun --nproc-per-node N -m ppe_npu.cli train ...")
     if str(stage) == "3" and not devices.reduces_float64(device):
@@ -258,10 +280,7 @@ def start_deepspeed(file: str, device) -> None:
             f"deepspeed={file}: ZeRO-3 sums the gradients' norm in fp64, which HCCL refuses on this chip "
             f"({devices.describe(device)['name']}): use ZeRO-2"
         )
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise InputError(f"deepspeed={file}: DeepSpeed cannot be imported ({error}): install ppe-npu[train]") from None
+    deepspeed = optional("deepspeed", f"deepspeed={file}", "ppe-npu[train]")
     deepspeed.init_distributed(dist_backend=devices.process_group_backend(device))
 
 

@@ -113,15 +113,6 @@ def _rotary(make: Maker, heads: int, kv_heads: int, tokens: int, width: int) -> 
     return Case("rotary", f"{tokens} tokens, {heads}/{kv_heads} heads of {width}", (*tensors, *tables), {}, (0, 1))
 
 
-def _rotary_rows(make: Maker, heads: int, kv_heads: int, tokens: int, width: int) -> Case:
-    """Three rows a token for each of K positions; a channel reads one row."""
-    tensors = make.normal(1, heads, tokens, width), make.normal(1, kv_heads, tokens, width)
-    rows, channels = make.integers(tokens, 3 * K, 1, tokens), make.integers(3 * K, width // 2)
-    frequencies = torch.ones(width // 2, device=make.device)
-    shape = f"{tokens} tokens, {heads}/{kv_heads} heads of {width}"
-    return Case("rotary_rows", shape, (*tensors, rows, frequencies, channels), {}, (0, 1))
-
-
 def _dpc_knn(make: Maker, frames: int, tokens: int, channels: int) -> Case:
     x, budget = make.normal(frames, tokens, channels), groups(tokens, RATIO)
     arguments = x, None, make.full(budget, frames), budget, make.full(NEIGHBORS, frames)
@@ -168,7 +159,6 @@ _BUILDERS: dict[str, tuple[tuple[str, Callable[..., Case]], ...]] = {
     "dpc_knn": (("frames", _dpc_knn),),
     "group_mean": (("frames", _group_mean),),
     "rotary": (("rotary", _rotary),),
-    "rotary_rows": (("rotary", _rotary_rows),),
     "attention": (("attention", _attention), ("windows", _windows)),
     "rms_norm": (("rms_norm", _rms_norm),),
     "swiglu": (("swiglu", _swiglu),),

@@ -76,14 +76,6 @@ def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, training: bo
     return _work(3 * (query.numel() + key.numel()), moved, moved, query, training)
 
 
-def rotary_rows(
-    query: Tensor, key: Tensor, rows: Tensor, inv_freq: Tensor, channel_rows: Tensor, *, training: bool = False, **_
-) -> Work:
-    """As `rotary`; the angles' products are as nothing, shared by all heads. Read are rows instead of tables."""
-    moved = _bytes(query, key, rows, inv_freq, channel_rows, query, key)
-    return _work(3 * (query.numel() + key.numel()), moved, moved, query, training)
-
-
 def dpc_knn(
     tokens: Tensor,
     valid: Tensor | None,
@@ -144,7 +136,6 @@ WORK: dict[str, Callable[..., Work]] = {
     "merge": merge,
     "attention": attention,
     "rotary": rotary,
-    "rotary_rows": rotary_rows,
     "dpc_knn": dpc_knn,
     "group_mean": group_mean,
     "rms_norm": rms_norm,

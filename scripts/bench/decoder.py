@@ -13,7 +13,8 @@ from bench.models import Prompt
 from bench.timing import Times, stopwatch
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends import device as devices
-from ppe_npu.report import kv_bytes
+from ppe_npu.inspect.report import kv_bytes
+from ppe_npu.models.forward_pass import ForwardPass
 
 PARTS = ("prefill", "decode", "train")
 TOWER, UNMODIFIED, DENSE = "vision tower", "unmodified", "dense"
@@ -192,7 +193,9 @@ def _train(bench: Bench, checkpointing: bool) -> dict[str, dict]:
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=bench.device.type == "cuda")
 
     def run(name: str):
-        model(**inputs, labels=labels, use_cache=False, skip_logits=True).loss.backward()  # as the trainer calls it
+        model(
+            **inputs, labels=labels, use_cache=False, ppe=ForwardPass(skip_logits=True)
+        ).loss.backward()  # as the trainer calls it
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return model.compression.report

@@ -5,9 +5,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import released_loop
 from ppe_npu import CompressionConfig
-from ppe_npu.compression import Compression
-from ppe_npu.positions import contiguous_channels
-from ppe_npu.spans import VisionTokens
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import contiguous_channels
+from ppe_npu.engine.spans import VisionTokens
 
 VIDEO_ID, FRAME = 9, (8, 16)
 
@@ -37,7 +37,7 @@ def operators(frames: int) -> dict[str, int]:
     features = torch.randn(frames * tokens, 64)
     with Counter() as ours:
         compression.prefill(plan, features[:0], features)
-    (budget,) = config.budgets(tokens)
+    budget = config.span_tokens(1, tokens)
     rows = torch.arange(tokens).expand(frames, 3, -1)
     with Counter() as theirs:
         released_loop.merge(features.view(frames, tokens, -1), rows, budget, 5, config.k)

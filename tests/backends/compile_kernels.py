@@ -20,7 +20,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from ppe_npu.backends.cuda import dpc_knn, group_mean, rotary, rotary_rows
+from ppe_npu.backends.cuda import dpc_knn, group_mean, rotary
 
 
 class NoGpu:
@@ -58,10 +58,9 @@ def turning(heads: int, kv_heads: int, length: int, width: int, dtype: torch.dty
     query, key = (
         tensor(1, length, count, width, dtype=dtype).transpose(1, 2).requires_grad_() for count in (heads, kv_heads)
     )
-    table, rows = tensor(1, length, width, dtype=dtype), tensor(24, 1, length, dtype=torch.int64)
-    channels = tensor(width // 2, dtype=torch.float32), tensor(width // 2, dtype=torch.int64)
-    for turned in (rotary.rotary(query, key, table, table), rotary_rows.rotary_rows(query, key, rows, *channels)):
-        torch.autograd.grad(turned, (query, key), [part.detach() for part in turned])
+    table = tensor(1, length, width, dtype=dtype)
+    rotated = rotary.rotary(query, key, table, table)
+    torch.autograd.grad(rotated, (query, key), [part.detach() for part in rotated])
 
 
 def work() -> dict:

@@ -139,8 +139,7 @@ ORDER = {
     },
     "cuda": {
         "attention": ["flash_attn", "sdpa"],
-        "rotary": ["triton", "liger"],
-        "rotary_rows": ["triton"],
+        "rotary": ["triton"],
         "dpc_knn": ["triton"],
         "group_mean": ["triton", "onehot"],
         "rms_norm": ["liger"],

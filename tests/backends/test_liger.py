@@ -29,28 +29,24 @@ def _tokens(*numbers: int) -> torch.Tensor:
     return torch.tensor(numbers, device=DEVICE)
 
 
-@pytest.mark.parametrize(("dtype", "skipped"), [("fp32", ()), ("fp16", ("grouped heads", "one table for all"))])
-def test_all_parity_cases_hold(made_for_cuda, monkeypatch, dtype, skipped):
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_all_parity_cases_hold(made_for_cuda, monkeypatch, dtype):
     entries = made_for_cuda("liger")
     ops = {entry.op for entry in entries}
-    assert ops == {"rotary", "rms_norm", "swiglu", "linear_cross_entropy"}
-    monkeypatch.setattr(run, "CASES", tuple(case for case in CASES if case.op in ops and case.name not in skipped))
+    assert ops == {"rms_norm", "swiglu", "linear_cross_entropy"}
+    monkeypatch.setattr(run, "CASES", tuple(case for case in CASES if case.op in ops))
     rows = [row for row in run_parity(DEVICE, (dtype,)) if row.implementation == "liger"]
     assert {row.op for row in rows} == ops
     assert [row for row in rows if not row.ok or row.error is None] == []
 
 
-def test_all_but_rotary_are_taken_without_being_asked_for(made_for_cuda):
+def test_all_are_taken_without_being_asked_for(made_for_cuda):
     made_for_cuda("liger")
     x, weight = torch.randn(2, 8, device=DEVICE), torch.randn(5, 8, device=DEVICE)
     backends.rms_norm(x, _ones(8), 1e-6)
     backends.swiglu(x, x)
     backends.linear_cross_entropy(x, weight, _tokens(1, 2))
-    heads, table = torch.randn(1, 2, 3, 8, device=DEVICE), _ones(1, 3, 8)
-    backends.rotary(heads, heads, table, table)
-    taken = dispatch.chosen()
-    assert taken.pop("rotary") == "reference"
-    assert set(taken.values()) == {"liger"}
+    assert set(dispatch.chosen().values()) == {"liger"}
 
 
 def _twice(function, *inputs):
@@ -73,10 +69,6 @@ CALLS = {
     "linear_cross_entropy": (
         lambda x, w: backends.linear_cross_entropy(x, w, _tokens(1, 2), implementation="liger"),
         [(2, 8), (5, 8)],
-    ),
-    "rotary": (
-        lambda x: backends.rotary(x, x, _ones(1, 3, 8), _ones(1, 3, 8), implementation="liger"),
-        [(1, 2, 3, 8)],
     ),
 }
 
@@ -132,7 +124,6 @@ def test_the_loss_takes_as_many_tokens_at_a_time_as_it_is_told(made_for_cuda, mo
 
 LAUNCHES = {
     "linear_cross_entropy": ("fused_linear_cross_entropy", ["fused_linear_cross_entropy_forward"]),
-    "rotary": ("rope", ["rope_forward", "rope_backward"]),
 }
 
 

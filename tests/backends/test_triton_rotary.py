@@ -1,4 +1,4 @@
-"""Both rotary ops by the Triton kernel, compiled or in Triton's interpreter, against the reference in fp64."""
+"""rotary by the Triton kernel, compiled or in Triton's interpreter, against the reference in fp64."""
 
 import pytest
 import torch
@@ -12,12 +12,10 @@ from kernel_device import on_device
 from triton_interpreter import repair
 
 from ppe_npu.backends.cuda.rotary import rotary
-from ppe_npu.backends.cuda.rotary_rows import rotary_rows
 from ppe_npu.backends.reference.rotary import rotary as reference
-from ppe_npu.backends.reference.rotary_rows import rotary_rows as reference_rows
 
 repair()
-rotary, rotary_rows = on_device(rotary), on_device(rotary_rows)
+rotary = on_device(rotary)
 
 
 def _heads(batch, heads, kv_heads, length, width, seed=0):
@@ -64,32 +62,15 @@ def test_any_table_and_its_transpose(batch, heads, length, half, shared, seed):
     assert [result.stride() for result in results] == [query.stride(), key.stride()]
 
 
-@settings(max_examples=6)
-@given(batch=st.integers(1, 2), k=st.sampled_from([1, 2, 8]), length=st.integers(1, 4), seed=st.integers(0, 99))
-def test_positions_from_rows(batch, k, length, seed):
-    g = torch.Generator().manual_seed(seed)
-    rows = torch.randint(0, 64, (3 * k, batch, length), generator=g)
-    inv_freq = 2.0 ** -torch.arange(20)  # so that angles are exact in fp32
-    channel_rows = torch.randint(0, 3 * k, (20,), generator=g)
-    _compare(rotary_rows, reference_rows, _heads(batch, 6, 2, length, 40), rows, inv_freq, channel_rows, scaling=1.25)
-
-
-def test_rows_may_be_a_view_of_any_integers():
-    rows = torch.randint(0, 50, (2, 3, 3), dtype=torch.int32).permute(2, 0, 1)
-    channel_rows, inv_freq = torch.tensor([2, 0, 1, 1]), torch.tensor([1.0, 0.5, 0.25, 0.125])
-    _compare(rotary_rows, reference_rows, _heads(2, 2, 1, 3, 8), rows, inv_freq, channel_rows)
-
-
-def test_pairs_turn_like_complex_numbers():
+def test_pairs_rotate_like_complex_numbers():
     query, key = _heads(1, 2, 1, 3, 16)
-    rows, channel_rows = torch.tensor([[[3, 5, 7]], [[0, 1, 2]]]), torch.tensor([0, 1] * 4)
-    inv_freq = torch.linspace(0.1, 1, 8)
-    angles = rows[channel_rows, 0].T * inv_freq
-    for x, turned in zip((query, key), rotary_rows(query, key, rows, inv_freq, channel_rows)):
+    angles = torch.tensor([3.0, 5.0, 7.0])[:, None] * torch.linspace(0.1, 1, 8)
+    table = torch.cat([angles, angles], dim=-1)[None]
+    for x, rotated in zip((query, key), rotary(query, key, table.cos(), table.sin())):
         expected = torch.complex(*x.chunk(2, -1)) * torch.polar(torch.ones_like(angles), angles)
         # The oracle is fp32, too.
         roundings = 2 * (3 + angle_roundings(angles.max().item()))
-        assert_near(turned, torch.cat((expected.real, expected.imag), -1), roundings, size=2 * x.detach().abs().max())
+        assert_near(rotated, torch.cat((expected.real, expected.imag), -1), roundings, size=2 * x.detach().abs().max())
 
 
 def test_heads_whose_channels_are_no_neighbours_are_copied():

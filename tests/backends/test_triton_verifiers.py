@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from ppe_npu.backends import device
-from ppe_npu.backends.cuda import dpc_knn, group_mean, rotary, rotary_rows
+from ppe_npu.backends.cuda import dpc_knn, group_mean, rotary
 
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
 
@@ -65,10 +65,6 @@ def test_rotary(width, dtype, length, learned, reason):
     query, key = _empty(1, 4, length, width, dtype=dtype), _empty(1, 2, length, width, dtype=dtype)
     table = _empty(1, length, width, dtype=dtype).requires_grad_(learned)
     _compare(rotary.refusal(query, key, table, table), reason)
-    rows, channels = _empty(3, 1, length, dtype=torch.int64), _empty(width // 2, dtype=torch.int64)
-    frequencies = _empty(width // 2, dtype=F32).requires_grad_(learned)
-    _compare(rotary_rows.refusal(query, key, rows, frequencies, channels), reason)
-    assert "int64 positions" in rotary_rows.refusal(query, key, rows.short(), frequencies, channels)
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,10 @@ def main() -> dict:
     with FakeTensorMode(), torch.no_grad():
         shapes = [(1, 4, 8, 32), (1, 2, 8, 32), (1, 8, 32), (1, 8, 32)]
         query, key, cos, sin = (torch.empty(shape, device=DEVICE) for shape in shapes)
-        rows, channels = (torch.zeros(shape, dtype=torch.int64, device=DEVICE) for shape in [(3, 1, 8), 16])
-        frequencies, tokens = torch.empty(16, device=DEVICE), torch.empty(2, 12, 8, device=DEVICE)
+        tokens = torch.empty(2, 12, 8, device=DEVICE)
         labels, counts = (torch.zeros(2, size, dtype=torch.int64, device=DEVICE) for size in (12, 3))
         calls = {
             "rotary": [query, key, cos, sin],
-            "rotary_rows": [query, key, rows, frequencies, channels],
             "group_mean": [tokens, labels, counts],
         }
         return {op: nodes(op, arguments) for op, arguments in calls.items()}

@@ -15,9 +15,9 @@ from ppe_npu.evaluation import answers, benchmarks
 from ppe_npu.evaluation.generation import generate
 from ppe_npu.evaluation.runner import evaluate
 from ppe_npu.inputs import build_inputs
+from ppe_npu.inspect.report import kv_bytes
 from ppe_npu.loading import load_model
 from ppe_npu.models import compress, restore
-from ppe_npu.report import kv_bytes
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppe_npu.methods import BLIND
+from ppe_npu.methods.avg_pool import avg_pool
+from ppe_npu.methods.random import random
+from ppe_npu.methods.uniform import uniform
 
+FUNCTIONS = {
+    "random": random,
+    "uniform": lambda *cell: uniform(*cell[:2]),
+    "avg_pool": lambda *cell: avg_pool(*cell[:2]),
+}
 GRIDS = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
 
 
@@ -30,10 +37,10 @@ def cells(draw):
 
 
 @settings(max_examples=150)
-@given(cell=cells(), method=st.sampled_from(sorted(BLIND)), seed=st.integers(0, 2**63 - 1))
+@given(cell=cells(), method=st.sampled_from(sorted(FUNCTIONS)), seed=st.integers(0, 2**63 - 1))
 def test_every_budget_is_kept_exactly_by_a_partition_around_representatives(cell, method, seed):
     places, budget = cell
-    representatives, labels = BLIND[method](places, budget, seed)
+    representatives, labels = FUNCTIONS[method](places, budget, seed)
     assert (np.diff(representatives) > 0).all()
     assert 0 <= representatives[0] <= representatives[-1] < len(places)
     assert len(representatives) == budget
@@ -45,7 +52,7 @@ def test_every_budget_is_kept_exactly_by_a_partition_around_representatives(cell
 @given(cell=cells(), method=st.sampled_from(["random", "uniform"]))
 def test_the_others_join_the_nearest_in_space_then_in_time_then_the_first(cell, method):
     places, budget = cell
-    representatives, labels = BLIND[method](places, budget, 0)
+    representatives, labels = FUNCTIONS[method](places, budget, 0)
     for token, label in enumerate(labels):
         if token not in representatives:
             away = places[representatives] - places[token]
@@ -56,7 +63,7 @@ def test_the_others_join_the_nearest_in_space_then_in_time_then_the_first(cell, 
 @given(count=st.integers(1, 40), data=st.data())
 def test_uniform_takes_the_middle_of_every_run(count, data):
     budget = data.draw(st.integers(1, count))
-    chosen = BLIND["uniform"](grid(1, 1, count), budget)[0]
+    chosen = uniform(grid(1, 1, count), budget)[0]
     middles = [Fraction(count, budget) * (run + Fraction(1, 2)) for run in range(budget)]
     assert chosen.tolist() == [int(middle) for middle in middles]
 
@@ -65,9 +72,9 @@ def test_uniform_takes_the_middle_of_every_run(count, data):
 
 
 def test_random_is_a_hash_that_every_device_and_version_shares():
-    assert BLIND["random"](grid(1, 4, 6), 6, 0)[0].tolist() == EXPECTED[0]
-    assert BLIND["random"](grid(1, 4, 6), 6, 1)[0].tolist() == EXPECTED[1]
-    assert BLIND["random"](grid(2, 4, 6)[24:], 6, 0)[0].tolist() == EXPECTED[2]  # the second frame
+    assert random(grid(1, 4, 6), 6, 0)[0].tolist() == EXPECTED[0]
+    assert random(grid(1, 4, 6), 6, 1)[0].tolist() == EXPECTED[1]
+    assert random(grid(2, 4, 6)[24:], 6, 0)[0].tolist() == EXPECTED[2]  # the second frame
 
 
 EXPECTED = ([0, 12, 15, 19, 21, 22], [9, 13, 15, 16, 21, 22], [2, 6, 10, 13, 14, 23])
@@ -77,9 +84,9 @@ def test_random_choices_are_even_independent_and_nested():
     places, budget, seeds = grid(1, 6, 6), 12, 400
     chosen = np.zeros((seeds, 36))
     for seed in range(seeds):
-        picked = BLIND["random"](places, budget, seed)[0]
+        picked = random(places, budget, seed)[0]
         chosen[seed, picked] = 1
-        assert set(BLIND["random"](places, 5, seed)[0]) <= set(picked)  # a smaller budget chooses among these
+        assert set(random(places, 5, seed)[0]) <= set(picked)  # a smaller budget chooses among these
     # Counts of a fair draw: 133 +- 9.4 a token; neighbours are chosen together in 400 * 12 * 11 / (36 * 35) = 42 +- 6.
     assert np.abs(chosen.sum(0) - seeds * budget / 36).max() < 4 * 9.4
     together = chosen.T @ chosen
@@ -91,7 +98,7 @@ def test_random_choices_are_even_independent_and_nested():
 
 @pytest.mark.parametrize(("height", "width", "side"), [(6, 8, 2), (2, 2, 2), (9, 6, 3), (8, 8, 4)])
 def test_windows_are_square_where_sides_and_budget_allow_it(height, width, side):
-    representatives, labels = BLIND["avg_pool"](grid(1, height, width), height * width // side**2)
+    representatives, labels = avg_pool(grid(1, height, width), height * width // side**2)
     rows, columns = np.divmod(np.arange(height * width), width)
     assert labels.tolist() == (rows // side * (width // side) + columns // side).tolist()
     middle = (side - 1) // 2
@@ -114,7 +121,7 @@ def is_whole(members: set[tuple[int, int]]) -> bool:
 def test_windows_are_whole_and_of_near_equal_area(height, width, share):
     count = height * width
     budget = max(1, round(count * share))
-    labels = BLIND["avg_pool"](grid(1, height, width), budget)[1]
+    labels = avg_pool(grid(1, height, width), budget)[1]
     for group in range(budget):
         assert is_whole({divmod(int(token), width) for token in np.flatnonzero(labels == group)})
     sizes = np.bincount(labels)
@@ -123,17 +130,17 @@ def test_windows_are_whole_and_of_near_equal_area(height, width, share):
 
 
 def test_frames_are_pooled_to_runs_and_an_events_frames_place_by_place():
-    representatives, labels = BLIND["avg_pool"](grid(7, 1, 1), 3)
+    representatives, labels = avg_pool(grid(7, 1, 1), 3)
     assert labels.tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert representatives.tolist() == [1, 3, 5]
-    labels = BLIND["avg_pool"](grid(3, 4, 5), 20)[1]
+    labels = avg_pool(grid(3, 4, 5), 20)[1]
     assert labels.tolist() == list(range(20)) * 3
 
 
 def test_pooled_windows_are_pooled_again_as_windows():
     """In a cascade: 8 x 12 at a quarter, and at a quarter again, are windows of 4 x 4."""
     places = grid(1, 8, 12)
-    first, labels = BLIND["avg_pool"](places, 24)
-    second = BLIND["avg_pool"](places[first], 6)[1]
+    first, labels = avg_pool(places, 24)
+    second = avg_pool(places[first], 6)[1]
     rows, columns = np.divmod(np.arange(96), 12)
     assert second[labels].tolist() == (rows // 4 * 3 + columns // 4).tolist()

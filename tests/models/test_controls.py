@@ -7,14 +7,13 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from prompts import GREEDY, MIXED, logits
+from prompts import CONTROLS, GREEDY, MIXED, logits
 from support import FAMILIES, Prompt, batch, random_model
 from test_no_sync import SYNCS, operators
 from tolerances import assert_near
 
 from ppe_npu import CompressionConfig, compress
-from ppe_npu.config import BLIND
-from ppe_npu.methods import BLIND as FUNCTIONS
+from ppe_npu.methods.view import View
 
 EVENTS = {"temporal_ratio": 0.5, "layers": [1], "before_llm": True}
 SETTINGS = [
@@ -36,7 +35,7 @@ def spied(model, name):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", BLIND)
+@pytest.mark.parametrize("method", CONTROLS)
 def test_every_mode_of_positions_generates(family, method):
     model, kind = random_model(family=family), "frames" if family == "qwen3_vl" else "video"
     prompts = [Prompt([2, ("image", (1, 4, 5)), 3, (kind, (2, 4, 4)), 2], seed=1), *MIXED[1:]]
@@ -74,7 +73,7 @@ def test_two_by_two_pooling_is_average_pooling(model):
     assert torch.equal(after, before.view(3, 4, 6)[:, ::2, ::2].flatten(1))
 
 
-@pytest.mark.parametrize("method", BLIND)
+@pytest.mark.parametrize("method", CONTROLS)
 def test_a_cascade_merges_representatives_by_their_places(model, method):
     """The rows of the last stage against the method applied by hand, frame by frame and stage by stage."""
     config = CompressionConfig.preset(method, layers=[1, 2], ratio=0.4, **({"seed": 5} if method == "random" else {}))
@@ -86,7 +85,9 @@ def test_a_cascade_merges_representatives_by_their_places(model, method):
         for frame in range(frames):
             places = np.indices((frames, height, width))[:, frame].reshape(3, -1).T
             for _ in config.layers:
-                places = places[FUNCTIONS[method](places, config.budgets(len(places))[0], config.seed)[0]]
+                (step,) = config.methods
+                view = View.of(places=torch.from_numpy(places)[None], num_kept=step.kept(len(places)))
+                places = places[step.group(view).representatives[0].numpy()]
             expected += places.tolist()
         last = rows[-1][1][:, sample, -1 - len(expected) : -1].T
         if frames > 1:  # a frame's time is its second (1) times tokens_per_second (2)
@@ -94,7 +95,7 @@ def test_a_cascade_merges_representatives_by_their_places(model, method):
         assert last.tolist() == (np.array(expected) + text).tolist()
 
 
-@pytest.mark.parametrize("method", BLIND)
+@pytest.mark.parametrize("method", CONTROLS)
 def test_events_of_frames_that_follow_each_other(model, method):
     """Two events of four frames, by place in time: uniform and pooled ones are halves, whatever the frames show."""
     compress(model, CompressionConfig.preset(method, temporal_ratio=0.5, ratio=0.25))
@@ -110,9 +111,9 @@ def test_events_of_frames_that_follow_each_other(model, method):
 @pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.3"), reason="its masks are sized by numbers read from the device"
 )
-@pytest.mark.parametrize("method", BLIND)
+@pytest.mark.parametrize("method", CONTROLS)
 def test_nothing_is_asked_or_uploaded_once_the_tower_has_run_not_even_for_events(model, method, monkeypatch):
-    from ppe_npu import plan
+    from ppe_npu.engine import rounds
 
     config = CompressionConfig.preset(method, temporal_ratio=0.5, layers=[1], before_llm=True)
     compress(model, config)
@@ -121,8 +122,8 @@ def test_nothing_is_asked_or_uploaded_once_the_tower_has_run_not_even_for_events
     names = operators(model, inputs)
     assert not set(names) & set(SYNCS), sorted(set(names) & set(SYNCS))
     assert "log" not in names  # no density is taken
-    uploads, upload = [], plan.upload
-    monkeypatch.setattr(plan, "upload", lambda array, device: uploads.append(1) or upload(array, device))
+    uploads, upload = [], rounds.upload
+    monkeypatch.setattr(rounds, "upload", lambda array, device: uploads.append(1) or upload(array, device))
     model.model.visual.register_forward_hook(lambda *_: uploads.clear())
     logits(model, inputs)
     assert not uploads

@@ -9,7 +9,8 @@ from support import FAMILIES, IMAGE_ID, Prompt, batch, random_model
 from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress, restore
-from ppe_npu.methods import METHODS
+from ppe_npu.methods import DPCKNN
+from ppe_npu.methods.view import View
 
 PPE = CompressionConfig.preset("ppe", k=4)
 CASCADE = CompressionConfig.preset("ppe", k=4, layers=[1, 2])
@@ -170,7 +171,7 @@ def test_the_towers_deepstack_features_are_merged_by_the_tokens_groups(model, fa
     layers[1].register_forward_pre_hook(lambda _, args: seen.update(before=args[0]))
     logits(model, inputs)
     tokens = seen["tower"].pooler_output[None]
-    grouping = METHODS["dpc_knn"](tokens, None, torch.tensor([9]), 9, "raster")
+    grouping = DPCKNN().group(View.of(tokens=tokens, num_kept=9))
     added = (seen["before"] - (seen["after"][0] if isinstance(seen["after"], tuple) else seen["after"]))[0]
     assert added[[0, 1, 11, 12, 13]].abs().max() == 0
     for group in range(9):

@@ -7,9 +7,9 @@ from support import FAMILIES, Prompt, batch, random_model
 from tolerances import assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, backends, compress, restore
+from ppe_npu.engine.packing import Segments
 from ppe_npu.models import vision_language
 from ppe_npu.models.fused import fuse, unfuse
-from ppe_npu.packing import Segments
 
 INPUTS = batch(Prompt([2, ("image", (1, 3, 5)), 3, ("video", (2, 2, 4)), 1], seed=1), Prompt([3, ("image", (1, 2, 2))]))
 IMAGES = batch(Prompt([2, ("image", (1, 3, 5)), 3], seed=1), Prompt([3, ("image", (1, 2, 2)), 1]))

@@ -10,6 +10,7 @@ from support import FAMILIES, Prompt, batch, random_model
 from tolerances import assert_rounds_alike, divergence_error, eps, exact, loss_near, near
 
 from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.models.forward_pass import ForwardPass
 from ppe_npu.models.fused import fuse
 from ppe_npu.models.loss import Distillation, divergence
 
@@ -33,7 +34,7 @@ def test_without_logits_loss_and_gradients_are_the_same(family, packed):
     model = compress(fuse(random_model(family=family)), PRESETS["cascade"])
     inputs, labels = inputs_and_labels([MIXED[1], MIXED[2]])
     whole = model(**inputs, labels=labels)
-    lean = model(**inputs, labels=labels, skip_logits=True, packed=packed)
+    lean = model(**inputs, labels=labels, ppe=ForwardPass(skip_logits=True, packed=packed))
     assert lean.logits is None
     assert lean.loss.item() == loss_near(whole.loss.item())
     expected, found = gradients(model, whole.loss), gradients(model, lean.loss)
@@ -43,7 +44,7 @@ def test_without_logits_loss_and_gradients_are_the_same(family, packed):
 def test_the_count_of_a_whole_step_divides_the_loss():
     model = compress(random_model(), PRESETS["ppe"])
     inputs, labels = inputs_and_labels()
-    loss = model(**inputs, labels=labels, skip_logits=True).loss
+    loss = model(**inputs, labels=labels, ppe=ForwardPass(skip_logits=True)).loss
     counted = (labels[:, 1:] != -100).sum()
     scaled = model(**inputs, labels=labels, skip_logits=True, num_items_in_batch=4 * counted).loss
     assert (4 * scaled).item() == near(loss.item(), roundings=2, dtype=loss.dtype)  # a division each
@@ -52,7 +53,9 @@ def test_the_count_of_a_whole_step_divides_the_loss():
 def test_a_batch_without_labels_costs_nothing_and_reaches_every_parameter():
     model = compress(random_model(), PRESETS["ppe"]).train()
     inputs, labels = inputs_and_labels([Prompt([4], seed=1)])
-    loss = model(**inputs, labels=torch.full_like(labels, -100), skip_logits=True, num_items_in_batch=7).loss
+    loss = model(
+        **inputs, labels=torch.full_like(labels, -100), ppe=ForwardPass(skip_logits=True), num_items_in_batch=7
+    ).loss
     found = gradients(model, loss)
     assert loss.item() == 0
     assert set(found) == {name for name, _ in model.named_parameters()}

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.backends import segments
+from ppe_npu.models.forward_pass import ForwardPass
 from ppe_npu.models.fused import fuse
 
 SYNCS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "unique")
@@ -63,11 +64,11 @@ def operators(model, inputs, last="layer 0") -> list[str]:
 
 def test_everything_is_uploaded_before_the_tower_runs(model, monkeypatch):
     """An upload between the tower and the first layer would make the host wait for the tower."""
-    from ppe_npu import plan
+    from ppe_npu.engine import rounds
 
     events = []
-    upload = plan.upload
-    monkeypatch.setattr(plan, "upload", lambda array, device: events.append("upload") or upload(array, device))
+    upload = rounds.upload
+    monkeypatch.setattr(rounds, "upload", lambda array, device: events.append("upload") or upload(array, device))
     compress(model, CompressionConfig.preset("ppe", k=4))
     inputs = batch(Prompt([1, ("video", (2, 3, 4)), 1]), Prompt([2, ("image", (1, 2, 2))], seed=1))
     model.model.visual.register_forward_hook(lambda *_: events.append("tower"))
@@ -99,7 +100,7 @@ def test_no_sync_and_no_growth_with_frames_or_samples(model):
 )
 def test_no_sync_inside_a_cascade(model, monkeypatch):
     """From the vision tower to the head: nothing is asked for, nothing is uploaded."""
-    from ppe_npu import plan
+    from ppe_npu.engine import rounds
 
     for config in (
         PRESETS["cascade"],
@@ -114,8 +115,8 @@ def test_no_sync_inside_a_cascade(model, monkeypatch):
             names = operators(model, inputs, last="head")
             assert not set(names) & set(SYNCS), sorted(set(names) & set(SYNCS))
     uploads = []
-    upload = plan.upload
-    monkeypatch.setattr(plan, "upload", lambda array, device: uploads.append(1) or upload(array, device))
+    upload = rounds.upload
+    monkeypatch.setattr(rounds, "upload", lambda array, device: uploads.append(1) or upload(array, device))
     model.model.visual.register_forward_hook(lambda *_: uploads.clear())
     with torch.no_grad():
         model(**batch(*MIXED))
@@ -130,7 +131,7 @@ def test_what_segments_need_is_uploaded_before_the_tower_runs(model, packed):
     note = partial(lambda: made.append(segments._plan.cache_info().misses))
     inputs = batch(*(Prompt([n, ("video", (2, 3, 4)), n], seed=n) for n in (21, 22, 23)))
     with region(model, note, note, last="head"), torch.no_grad():
-        model(**inputs, packed=packed)
+        model(**inputs, ppe=ForwardPass(packed=packed))
     before, entered, left = made
     assert before < entered == left  # the tower itself asks for one
     segments._plan.cache_clear()

@@ -10,8 +10,9 @@ from test_laws import configs, prompts
 from tolerances import assert_rounds_alike, exact, loss_near
 
 from ppe_npu import CompressionConfig, compress
+from ppe_npu.engine.packing import numbers
+from ppe_npu.models.forward_pass import ForwardPass
 from ppe_npu.models.fused import fuse
-from ppe_npu.packing import numbers
 
 MODELS = {family: fuse(random_model(family=family)) for family in FAMILIES}
 
@@ -92,7 +93,7 @@ def test_what_cannot_be_packed_is_refused():
     model = compress(random_model(), PRESETS["ppe"])
     inputs = batch(*MIXED, side="right")
     with pytest.raises(ValueError, match=r"fuse\(model\)"):
-        model(**inputs, packed=True)
+        model(**inputs, ppe=ForwardPass(packed=True))
     fuse(model)
     length = inputs["input_ids"].shape[1]
     mask = torch.ones(3, 1, length, length, dtype=torch.bool).tril()

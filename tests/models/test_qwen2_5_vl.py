@@ -318,9 +318,9 @@ def test_what_cannot_be_compressed_is_refused_with_what_can(model):
     with pytest.raises(ValueError, match="config is a str: give a CompressionConfig"):
         compress(model, "ppe")
     with pytest.raises(
-        ValueError, match=r"k=8 does not divide every M-RoPE section of this model \[8, 12, 12\]: choose one of 1, 2, 4"
+        ValueError, match=r"k=9 is more than the smallest of this model's rotary sections \[8, 12, 12\].*from 1 to 8"
     ):
-        compress(model, CompressionConfig.preset("ppe"))
+        compress(model, CompressionConfig.preset("ppe", k=9))
     assert not is_compressed(model)
 
 

@@ -10,7 +10,7 @@ from tolerances import assert_rounds_alike, exact
 from transformers import DynamicCache, StaticCache
 
 from ppe_npu import CompressionConfig, compress, restore
-from ppe_npu.methods import METHODS
+from ppe_npu.methods import DPCKNN
 
 STAGED = {name: config for name, config in PRESETS.items() if config.layers}
 CASCADE = PRESETS["cascade"]
@@ -129,20 +129,16 @@ def test_events_hold_frames_that_are_alike(model):
     assert all(len({tuple(rows[1:, j, p].tolist()) for j in range(4)}) == 1 for p in range(1, 13))
 
 
-def test_events_follow_each_other_by_their_first_frames(model):
+def test_events_follow_each_other_by_their_first_frames(model, monkeypatch):
     """Frame 0 belongs to the event whose centre is frame 3; the event of frame 1 comes after it all the same."""
     compress(model, CompressionConfig.preset("keep_one", ratio=1.0, temporal_ratio=0.4))
     seen = record_rows(model)
     video = Prompt([1, ("video", (9, 1, 1)), 1])
     a, b, c, d = torch.randn(4, 4, video.pixels["video"][0].shape[1], generator=torch.Generator().manual_seed(5))
     video.pixels["video"][0] = torch.cat([a + 0.02 * b, b, b, a, a, c, c, d, d])
-    grouped = []
-    method = METHODS["dpc_knn"]
-    METHODS["dpc_knn"] = lambda *args: grouped.append(method(*args)) or grouped[-1]
-    try:
-        logits(model, batch(video))
-    finally:
-        METHODS["dpc_knn"] = method
+    grouped, group = [], DPCKNN.group
+    monkeypatch.setattr(DPCKNN, "group", lambda *args: grouped.append(group(*args)) or grouped[-1])
+    logits(model, batch(video))
     frames = grouped[1]  # the second grouping is that of the frames
     assert frames.labels[0].tolist() == [1, 0, 0, 1, 1, 2, 2, 3, 3]  # by the place of their centres
     assert frames.representatives[0].tolist() == [1, 3, 5, 7]
@@ -151,24 +147,21 @@ def test_events_follow_each_other_by_their_first_frames(model):
     assert [frames.labels[0, time].item() for time in times] == [1, 0, 2, 3]
 
 
-def test_keep_one_stays_where_its_representative_is(model):
+def test_keep_one_stays_where_its_representative_is(model, monkeypatch):
     """At every stage: the merged token's one position is that of the centre of its group."""
     chosen = []
     compress(model, PRESETS["keep_one"])
     compress(model, dataclasses.replace(PRESETS["keep_one"], layers=(1, 2)))
     seen = record_rows(model)
-    method = METHODS["dpc_knn"]
+    group = DPCKNN.group
 
     def spy(*args):
-        grouping = method(*args)
+        grouping = group(*args)
         chosen.append(grouping.representatives[0].tolist())
         return grouping
 
-    METHODS["dpc_knn"] = spy
-    try:
-        logits(model, batch(Prompt([1, ("image", (1, 4, 5)), 1])))
-    finally:
-        METHODS["dpc_knn"] = method
+    monkeypatch.setattr(DPCKNN, "group", spy)
+    logits(model, batch(Prompt([1, ("image", (1, 4, 5)), 1])))
     places = list(range(20))
     for rows, representatives in zip(seen[1:], chosen):
         places = [places[i] for i in representatives]

@@ -145,7 +145,6 @@ def test_bytes_are_those_of_all_that_goes_in_and_comes_out(op, dtype):
             needed = {
                 "attention": bytes_of(case.arguments) + bytes_of(outputs),
                 "rotary": bytes_of(case.arguments[2:]),
-                "rotary_rows": bytes_of(case.arguments[2:]),
                 "group_mean": bytes_of(case.arguments[1:]),
             }.get(op, bytes_of(case.arguments))
             step = WORK[op](*case.arguments, **case.options, training=True)

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from tolerances import assert_near
 
 from ppe_npu import CompressionConfig
-from ppe_npu.methods import METHODS
+from ppe_npu.engine.members import members
+from ppe_npu.methods.view import View
 
 RECORDED = Path(__file__).parent.parent / "data" / "released.safetensors"
 CONFIG = CompressionConfig.from_released(
@@ -29,17 +30,17 @@ def test_groups_means_and_positions_are_those_of_from_released(shape):
     frames, tokens, _ = shape
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     rows = torch.randint(0, 50, (frames, 3, tokens), generator=torch.Generator().manual_seed(2))
-    (budget,) = CONFIG.budgets(tokens)
-    budgets = torch.full((frames,), budget)
-    grouping = METHODS[CONFIG.method](x, None, budgets, budget, CONFIG.order, 0, CONFIG.ties)
+    (method,) = CONFIG.methods
+    budget = method.kept(tokens)
+    grouping = method.group(View.of(tokens=x, num_kept=budget))
     labels = released_loop.cluster_frames(x, budget, 5, noise=0.0)
     assert torch.equal(labels, grouping.labels)
     off = {"roundings": 2 * tokens, "size": x.abs().max()}  # two means, of all tokens at most
     assert_near(released_loop.means_of_frames(x, labels, budget), grouping.apply(x), **off)
     means, places = released_loop.merge(x, rows, budget, 5, CONFIG.k, noise=0.0)
     assert_near(means, grouping.apply(x), **off)
-    members = grouping.members(CONFIG.k, CONFIG.members)
-    expected = torch.stack([some[:, picked].permute(0, 2, 1).flatten(0, 1) for some, picked in zip(rows, members)])
+    held = members(grouping, CONFIG.k, CONFIG.members)
+    expected = torch.stack([some[:, picked].permute(0, 2, 1).flatten(0, 1) for some, picked in zip(rows, held)])
     assert torch.equal(places, expected)
 
 
@@ -49,7 +50,7 @@ def test_recorded_groups_and_means():
     assert len(frames) > 3
     for name in frames:
         x = recorded[f"{name}.x"][None]
-        (budget,) = CONFIG.budgets(x.shape[1])
+        budget = CONFIG.span_tokens(1, x.shape[1])
         labels = released_loop.cluster(x, budget, 5, noise=0.0)
         assert torch.equal(labels[0], recorded[f"{name}.labels"].long())
         means = released_loop.means(x, labels, budget)[0]

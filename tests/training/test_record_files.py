@@ -72,7 +72,7 @@ def test_a_line_that_is_no_json_costs_no_other(tmp_path):
         10: (LINE.replace(b'"3"', b'"\\ud800"'), "no Unicode"),
         11: (LINE.replace(b"1", b'"\\ud800"', 1), "its id is no Unicode"),
         12: (b'{"image": "\\ud800", ' + LINE[1:], "no Unicode"),
-        13: (b'{"image": "a\\u0000b", ' + LINE[1:].replace(b"row", b"<image>"), "does not exist"),
+        13: (b'{"image": "a\\u0000b", ' + LINE[1:].replace(b"row", b"<image>"), "cannot be a file"),
         14: (LINE + LINE, "Extra data"),
     }
     lines = [LINE, *(bad[number][0] for number in sorted(bad)), b"", b"  ", LINE, b""]

@@ -88,17 +88,17 @@ def test_keys_of_turns(tmp_path):
 
 
 ADDRESSES = {
-    "http://example.com/a.jpg": "download it first", "HTTPS://example.com/a.jpg": "download it first",
-    "s3://bucket/a.jpg": "download it first", "hf://datasets/a/b.png": "download it first",
-    "file:///data/a%20b.jpg": "give the path alone, /data/a b.jpg",
-    "data:image/png;base64,iVBOR": "it holds the image itself",
+    "http://example.com/a.jpg": "is an address: download it first", "file:///a.jpg": "give the path alone",
+    "HTTPS://example.com/a.jpg": "is an address: download it first", "s3://bucket/a.jpg": "copy it to this machine",
+    "hf://datasets/a/b.png": "copy it to this machine", "data:image/png;base64,iVBOR": "is a picture written as text",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_an_address_is_called_one(tmp_path, address):
     (reason,) = reasons(tmp_path, {**GOOD, "image": address})
-    assert reason.startswith(f"image {address} is an address: {ADDRESSES[address]}")
+    assert reason.startswith(f"image {address} is a")
+    assert ADDRESSES[address] in reason
     long = reasons(tmp_path, {**GOOD, "image": "data:image/png;base64," + "A" * 10_000})[0]
     assert len(long) < 300
 

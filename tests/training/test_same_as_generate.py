@@ -69,7 +69,8 @@ def test_the_logits_of_training_are_those_of_prefill(
 
 def _tail(processor, record) -> int:
     """Tokens of the template after the last labelled one."""
-    from ppe_npu.training.tokens import IGNORED, Tokeniser
+    from ppe_npu.backends.common import IGNORED
+    from ppe_npu.training.tokens import Tokeniser
 
     labels = Tokeniser(processor)(record).labels
     return len(labels) - 1 - int((labels != IGNORED).nonzero()[0].max())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ppe_npu.errors import InputError
+from ppe_npu.optional import optional
 
 EXACT_TYPES = ("DB", "DC")  # descriptive questions: yes/no and counting
 _CORPORA = {
@@ -85,18 +86,14 @@ class WordNet:
     """
 
     def __init__(self) -> None:
-        try:
-            import nltk
-            from nltk.stem import PorterStemmer, WordNetLemmatizer
-        except ImportError as error:
-            raise InputError("WUPS needs nltk, which is not installed: pip install nltk") from error
+        nltk, stem = optional("nltk", "WUPS", "nltk"), optional("nltk.stem", "WUPS", "nltk")
         missing = [name for name, path in _CORPORA.items() if not _has(nltk, path)]
         if missing:
             raise InputError(f"WUPS needs NLTK data that is not there: python -m nltk.downloader {' '.join(missing)}")
         from nltk.corpus import wordnet
 
         self._nltk, self._wordnet = nltk, wordnet
-        self._stem, self._lemmatise = PorterStemmer().stem, WordNetLemmatizer().lemmatize
+        self._stem, self._lemmatise = stem.PorterStemmer().stem, stem.WordNetLemmatizer().lemmatize
 
     def words(self, text: str) -> list[str]:
         """Lemmas by part of speech; a word whose lemma WordNet lacks is stemmed or kept (pywsd lemmatize_sentence)."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError
+from ppe_npu.reading import UnreadableError, read_json, read_yaml
+from ppe_npu.settings import check_some
 from ppe_npu.training.args import TrainConfig
 
 
@@ -24,25 +25,21 @@ def load_recipe(recipe: str | Path) -> dict[str, Any]:
         recipe: one of names(), or the path of a YAML or JSON file (a run's own train.json is one).
 
     Raises:
-        InputError: no such recipe, a file that is no mapping, or a key that TrainConfig does not have.
+        InputError: no such recipe, a file that is no mapping, a key that TrainConfig does not have, or a value that
+            it does not take.
     """
-    import yaml
-
-    path, own = Path(recipe).expanduser(), resources.files(__name__) / f"{recipe}.yaml"
-    file = path if path.is_file() else own
-    if not file.is_file():
+    path = os.path.expanduser(recipe)
+    file = resources.files(__name__) / f"{recipe}.yaml" if recipe in names() and not os.path.isfile(path) else path
+    if not os.path.lexists(file):
         raise InputError(f"recipe {recipe} is neither a file nor one of {', '.join(names())}")
+    form = "JSON" if str(file).endswith(".json") else "YAML"
     try:
-        text = file.read_text(encoding="utf-8")
-        values = json.loads(text) if file.name.endswith(".json") else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"recipe {recipe} is no YAML ({first_line(error)}): mend it") from error
+        values = read_json(file) if form == "JSON" else read_yaml(file)
+    except UnreadableError as error:
+        raise InputError(f"recipe {recipe} is no {form} ({error.why}): mend it") from error
     if not isinstance(values, dict):
         raise InputError(f"recipe {recipe} holds a {type(values).__name__}: it must map settings to values")
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        raise InputError(f"recipe {recipe} has no setting {', '.join(map(str, unknown))}: there are {', '.join(known)}")
+    check_some(TrainConfig, values, f"recipe {recipe}")
     return values
 
 

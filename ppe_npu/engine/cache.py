@@ -1,0 +1,93 @@
+"""What later steps need to know of a compressed prompt; it travels with the KV cache."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ppe_npu.errors import InputError
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """The places that a KV cache holds, for each stage: the layers before the first merge inside the LLM, and those
+    from each merge on.
+
+    Args:
+        layers: the first layer of each stage after the first.
+        masks: of each stage [B, L] bool, True at the cached places that hold a token.
+        following: of each stage [B] int64, the position of the next token.
+        padded: of each stage, whether its mask may have a False; known on the host.
+        seen: columns of input_ids (padding among them) that the cache stands for, before compression.
+        decoded: places since the last that was compressed; only these can be taken off.
+    """
+
+    layers: tuple[int, ...]
+    masks: tuple[torch.Tensor, ...]
+    following: tuple[torch.Tensor, ...]
+    padded: tuple[bool, ...]
+    seen: int = 0
+    decoded: int = 0
+
+    @classmethod
+    def empty(cls, layers: tuple[int, ...], batch: int, device: torch.device) -> "CacheState":
+        """Before the first token."""
+        stages = 1 + len(layers)
+        mask = torch.zeros(batch, 0, dtype=torch.bool, device=device)
+        following = torch.zeros(batch, dtype=torch.long, device=device)
+        return cls(layers, (mask,) * stages, (following,) * stages, (False,) * stages)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Cached places of each stage."""
+        return tuple(mask.shape[1] for mask in self.masks)
+
+    def then(
+        self,
+        new: tuple[torch.Tensor, ...],
+        following: tuple[torch.Tensor, ...],
+        padded: tuple[bool, ...],
+        seen: int,
+        compressed: bool,
+    ) -> "CacheState":
+        """This prompt continued by new places, of each stage [B, N] bool."""
+        masks = tuple(torch.cat(pair, dim=1) for pair in zip(self.masks, new))
+        decoded = 0 if compressed else self.decoded + new[0].shape[1]
+        padded = tuple(before or after for before, after in zip(self.padded, padded))
+        return CacheState(self.layers, masks, following, padded, self.seen + seen, decoded)
+
+    def repeated(self, batch: int) -> "CacheState":
+        """For a cache whose samples were repeated in place (batch_repeat_interleave) to make a batch of this size.
+
+        Raises:
+            InputError: the batch is no multiple of this state's.
+        """
+        own = len(self.masks[0])
+        if batch == own:
+            return self
+        if batch % own:
+            raise InputError(f"past_key_values hold a batch of {own}, but the tokens that continue them are {batch}")
+        masks, following = (
+            tuple(part.repeat_interleave(batch // own, dim=0) for part in parts)
+            for parts in (self.masks, self.following)
+        )
+        return replace(self, masks=masks, following=following)
+
+    def cropped(self, stage: int, length: int) -> "CacheState":
+        """After a stage's layers were cut to `length` places, as assisted decoding does with rejected tokens.
+
+        Raises:
+            InputError: a part of the compressed prompt was cut off, or the cache is longer than this state.
+        """
+        whole = self.lengths[stage]
+        removed = whole - length
+        if removed == 0:
+            return self
+        if removed < 0 or removed > self.decoded:
+            raise InputError(
+                f"past_key_values hold {length} places, the compressed prompt {whole - self.decoded} and all that was "
+                f"decoded {whole}: only decoded tokens can be cut off a compressed cache"
+            )
+        masks = tuple(mask[:, : mask.shape[1] - removed] for mask in self.masks)
+        cut = self.masks[0][:, -removed:].sum(1)
+        following = tuple(position - cut for position in self.following)
+        return replace(self, masks=masks, following=following, seen=self.seen - removed, decoded=self.decoded - removed)

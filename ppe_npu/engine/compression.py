@@ -1,0 +1,283 @@
+"""The engine: a prompt's plan on the host, then features, positions, masks and labels of what is kept.
+
+It knows tensors and spans, and nothing of any model family; ppe_npu.models brings it what a family calls its parts.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.layout import lay_out
+from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
+from ppe_npu.engine.packing import packed as pack
+from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.positions import axes_of, check_channels, prompt_positions
+from ppe_npu.engine.run import Prefill, Run
+from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
+from ppe_npu.errors import InputError
+from ppe_npu.inspect.report import CompressionReport, Stopwatch
+from ppe_npu.inspect.trace import Trace
+from ppe_npu.methods.base import Method
+
+_SHOWN = {"tokens", "places"}  # what methods can be shown so far
+
+
+@dataclass
+class Compression:
+    """One model's compression: its settings, what its family says of visual tokens, and the report of the last prompt.
+
+    Args:
+        channels: the axis (0 t, 1 h, 2 w; or 0 alone) of each rotary channel of the half head dim.
+        decoder_layers: how many the model has.
+        layers: the first decoder layer of each stage after the first.
+        stages: the part of the decoder before its first merge, and one part from each merge on.
+        axes: of a position: 3, or 1 for a decoder with a plain rotary embedding.
+        keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
+
+    Raises:
+        InputError: settings that do not fit the model.
+    """
+
+    config: CompressionConfig
+    vision: VisionTokens
+    channels: tuple[int, ...]
+    decoder_layers: int
+    layers: tuple[int, ...] = field(init=False)
+    stages: int = field(init=False)
+    axes: int = field(init=False)
+    report: CompressionReport | None = field(default=None, init=False)
+    keep_groups: bool = field(default=False, init=False)
+    trace: Trace | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self):
+        config = self.config
+        self.layers, self.axes = config.entry_layers, axes_of(self.channels)
+        self.stages = 1 + len(self.layers)
+        check_channels(config.k, self.channels)
+        if any(layer >= self.decoder_layers for layer in self.layers):
+            raise InputError(
+                f"layers={list(self.layers)}: this model has {self.decoder_layers} decoder layers, "
+                f"0 to {self.decoder_layers - 1}"
+            )
+        for method in config.methods:
+            named = method.name if config.temporal_ratio is None else f"temporal_ratio={config.temporal_ratio}"
+            _check_place(method, self.vision, named)
+
+    def __deepcopy__(self, memo: dict) -> "Compression":
+        twin = Compression(self.config, self.vision, self.channels, self.decoder_layers)
+        twin.keep_groups = self.keep_groups
+        return twin
+
+    def __reduce_ex__(self, protocol: int):
+        raise TypeError(
+            "a compressed model cannot be pickled: its methods would come back as its class has them; save it with "
+            "save_pretrained(), or restore() it first"
+        )
+
+    # -- before the vision tower: the host reads ids, mask and grids once ---------------------------------------------
+
+    def plan(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_grid_thw: torch.Tensor | None,
+        video_grid_thw: torch.Tensor | None,
+        second_per_grid_ts: torch.Tensor | list[float] | None,
+        position_ids: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+        left: bool | None = None,
+        packed: bool = False,
+    ) -> PromptPlan:
+        """Find the spans, number the prompt, and lay out what will be kept at every stage.
+
+        Args:
+            input_ids: [B, S]. attention_mask: [B, S], or [B, 1, S, S] (then no place is taken for padding), or None.
+            image_grid_thw, video_grid_thw: [n, 3] patches. second_per_grid_ts: [n_videos].
+            position_ids: [axes, B, S] to use instead of the prompt's own numbering.
+            start: [B] first position of each sample, of a prompt that continues a cache.
+            left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
+            packed: lay the batch out as one row of samples, without padding.
+
+        Raises:
+            InputError: shapes, placeholders and grids that disagree.
+        """
+        ids = input_ids.cpu().numpy()
+        given = (_padding_mask(attention_mask, ids.shape), *map(_rows, (image_grid_thw, video_grid_thw)))
+        seconds = _rows(second_per_grid_ts)
+        watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
+        layout = find_spans(ids, *given, seconds, self.vision)
+        positions, following = self._positions(layout, position_ids, start)
+        if left is None:
+            left = not (layout.real[:, 0].all() and not layout.real[:, -1].all())
+        stages = lay_out(layout, self.config.stages, left)
+        if packed:
+            stages = pack(stages, *ids.shape)
+        plan = PromptPlan.of(layout, stages, positions, following, watch)
+        watch.mark()
+        return plan
+
+    def _positions(
+        self, layout: PromptLayout, given: torch.Tensor | None, start: torch.Tensor | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The prompt's positions [axes, B, S], and the one after each sample's largest [B]."""
+        if given is None:
+            return prompt_positions(layout, self.vision, None if start is None else start.tolist(), self.axes)
+        if tuple(given.shape) != (self.axes, *layout.real.shape):
+            raise InputError(f"position_ids have shape {list(given.shape)}, not {[self.axes, *layout.real.shape]}")
+        positions = given.cpu().numpy()
+        return positions, positions.max(axis=(0, 2)) + 1
+
+    # -- between the vision tower and the first decoder layer: no host sync -------------------------------------------
+
+    def prefill(
+        self,
+        plan: PromptPlan,
+        text_embeds: torch.Tensor,
+        features: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        past: CacheState | None = None,
+        deepstack: tuple[torch.Tensor, ...] = (),
+        ready_mask: bool = False,
+        apart: bool = False,
+    ) -> Prefill:
+        """Merge the features by the plan, assemble the compressed prompt, and lay out what later stages are given.
+
+        Args:
+            text_embeds: [T, C] embeddings of the text tokens that plan.stages[0].text names.
+            features: [V, C] features of all images, then all videos; None without any.
+            attention_mask: as given to the model; only a 4D one is read.
+            past: of the cache that this prompt continues; the plan was made with its `following` as start.
+            deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
+            ready_mask: make a padded stage's 4D mask here (bool, True = attend), for an attention that takes one.
+            apart: give a padded stage its segments in place of a mask, for an attention that takes them.
+        """
+        watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
+        state = CacheState.empty(self.layers, *on.stages[0].real.shape[:1], on.following.device)
+        state = state if past is None else past.repeated(len(on.following))
+        fresh = past is None and (attention_mask is None or attention_mask.ndim != 4)
+        apart = apart and fresh
+        segments = tuple(stage.segments if apart or stage.numbers is not None else None for stage in on.stages)
+        masks = _stage_masks(plan, on, attention_mask, ready_mask and fresh and not apart)
+        following, rows = (on.following,) * self.stages, [None] * self.stages
+        if self.config.positions == "renumber":
+            following, rows = _renumbered(state, on, masks, self.axes)
+        state = state.then(
+            tuple(stage.real for stage in on.stages),
+            following,
+            tuple(stage.after.padded for stage in plan.stages),
+            plan.layout.real.shape[1],
+            compressed=True,
+        )
+        self.trace = Trace(plan, self.config) if self.keep_groups else None
+        masks = tuple(masks) if apart else _with_padding(masks, state)
+        run = Prefill(self.layers, masks, rows, state, segments, self.config, on, watch, self.trace)
+        run.begin(text_embeds, features, deepstack)
+        self.report = CompressionReport.of(plan, self.layers, self.decoder_layers, watch)
+        return run
+
+    # -- later steps --------------------------------------------------------------------------------------------------
+
+    def continue_text(self, state: CacheState, new: torch.Tensor, seen: int, padded: bool) -> Run:
+        """Tokens that continue a cache one by one; no host sync.
+
+        Args:
+            new: [B, Q] bool, False where a new place is padding.
+            seen: columns of input_ids that the new places stand for.
+            padded: whether `new` may have a False.
+        """
+        counts, total = new.long().cumsum(1) - 1, new.sum(1)
+        # Stages go on at one position, unless each was numbered anew.
+        stages = self.stages if self.config.positions == "renumber" else 1
+        rows = [
+            (first[:, None] + counts).clamp_min(0)[None].expand(self.axes, -1, -1) for first in state.following[:stages]
+        ]
+        following = tuple(first + total for first in state.following[:stages])
+        if stages < self.stages:
+            rows, following = rows * self.stages, following * self.stages
+        after = state.then((new,) * self.stages, following, (padded,) * self.stages, seen, compressed=False)
+        none = (None,) * self.stages
+        return Run(self.layers, _with_padding([*none], after), rows, after, none)
+
+
+def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
+    """Raise InputError where a model has no place for a step, or nothing to show it."""
+    if method.place in ("pixels", "tower"):
+        raise InputError(f"{method.name}: a step at the {method.place} is not built for this family yet; leave it out")
+    unknown = sorted(method.needs - _SHOWN)
+    if unknown:
+        raise InputError(f"{method.name} looks at {', '.join(unknown)}: not built for this family yet; leave it out")
+    if method.counts == "late":
+        raise InputError(
+            f"{method.name}: how many tokens it keeps hangs on the features, which is not built for this family yet; "
+            "use its variant with an exact budget"
+        )
+    if method.scope == "segment" and vision.frames_apart:
+        raise InputError(
+            f"{subject}: this model sets text between the frames of a video, so that frames of one event have no place "
+            "of their own; leave it out"
+        )
+
+
+def _stage_masks(
+    plan: PromptPlan, on: PromptPlan, given: torch.Tensor | None, ready: bool
+) -> list[torch.Tensor | None]:
+    """The 4D mask of every stage: picked from the one that was given, made where one is wanted for padding, or None."""
+    masks = []
+    for layout, stage in zip(plan.stages, on.stages):
+        if given is not None and given.ndim == 4:
+            given = picked_mask(given, stage.sources, stage.real)
+            masks.append(given)
+        else:
+            masks.append(causal_mask(stage.real) if ready and layout.after.padded else None)
+    return masks
+
+
+def _renumbered(
+    state: CacheState, on: PromptPlan, masks: list[torch.Tensor | None], axes: int
+) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
+    """The positions that follow each stage [B], and its rows [axes, B, L]: 0, 1, 2, ... of what is there.
+
+    A token's number is that of the tokens it sees before itself: a 4D mask knows which these are.
+    """
+    following, rows = [], []
+    for first, stage, mask in zip(state.following, on.stages, masks):
+        if stage.numbers is not None:
+            numbers = stage.numbers
+        else:
+            numbers = (stage.real.long().cumsum(1) if mask is None else seen_places(mask)) - 1
+        rows.append((first[:, None] + numbers).clamp_min(0)[None].expand(axes, -1, -1))
+        following.append(first + torch.where(stage.real, numbers, -1).amax(1) + 1)
+    return tuple(following), rows
+
+
+def _with_padding(masks: list[torch.Tensor | None], state: CacheState) -> tuple[torch.Tensor | None, ...]:
+    """A stage without a ready mask gets the 2D mask of its cache, or none without padding: transformers would read a
+    mask of ones back from the device."""
+    return tuple(
+        cached.long() if mask is None and padded else mask
+        for mask, cached, padded in zip(masks, state.masks, state.padded)
+    )
+
+
+def _rows(values: torch.Tensor | list | None) -> list:
+    return [] if values is None else values.tolist() if isinstance(values, torch.Tensor) else list(values)
+
+
+def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """[B, S] nonzero at real tokens, or None; of a 4D mask only the form is checked."""
+    if mask is None:
+        return None
+    if mask.ndim == 4:
+        fits = mask.shape[0] == shape[0] and tuple(mask.shape[2:]) == (shape[1], shape[1])
+        if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
+            raise InputError(
+                f"attention_mask is {mask.dtype} {list(mask.shape)}: a 4D one must be bool (True = attend) or floating "
+                f"point (added), [{shape[0]}, heads or 1, {shape[1]}, {shape[1]}]"
+            )
+        return None
+    if tuple(mask.shape) != shape:
+        raise InputError(f"attention_mask has shape {list(mask.shape)}, not that of input_ids {list(shape)}")
+    return (mask != 0).cpu().numpy()

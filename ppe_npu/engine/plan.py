@@ -1,0 +1,130 @@
+"""A prompt's plan: all that is known of it before the vision tower has run.
+
+It is made on the host, and copied to the device before the tower is started: uploads make the host wait for the
+device's queue, and nothing between the tower and the first decoder layer shall wait.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from ppe_npu.backends.common import IGNORED
+from ppe_npu.engine.layout import Arrangement, Stage
+from ppe_npu.engine.merge import Tokens, merge
+from ppe_npu.engine.rounds import Movable, as_tensor
+from ppe_npu.engine.spans import PromptLayout
+from ppe_npu.inspect.report import Stopwatch
+
+
+@dataclass(frozen=True)
+class PromptPlan(Movable):
+    """A batch of prompts before compression.
+
+    Args:
+        layout: where the prompt's tokens stand.
+        stages: the one before the decoder, then one for each layer on whose entry tokens are merged.
+        positions: [axes, B * S + 1] (t, h, w) of every token of the prompt, then those of padding, 0.
+        visual: [V] index in the flattened [B * S] of each feature: of all images, then of all videos.
+        following: [B] the position after each sample's largest.
+        places: [V, 3] (frame, row, column) of each feature in its image or video, where a method on the device needs
+            them; else None.
+        watch: time spent on the plan, uploading it among it.
+    """
+
+    layout: PromptLayout
+    stages: tuple[Stage, ...]
+    positions: torch.Tensor
+    visual: torch.Tensor
+    following: torch.Tensor
+    places: torch.Tensor | None
+    watch: Stopwatch
+    _copies: dict[torch.device, PromptPlan] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        layout: PromptLayout,
+        stages: tuple[Stage, ...],
+        positions: np.ndarray,
+        following: np.ndarray,
+        watch: Stopwatch,
+    ) -> PromptPlan:
+        """From host arrays; positions: [axes, B, S], following: [B]. Groups that need no feature are found here."""
+        stages, places = planned(stages, layout)
+        positions = np.pad(positions.reshape(len(positions), -1), ((0, 0), (0, 1)))
+        tensors = map(as_tensor, (positions, _visual_order(layout), following))
+        return cls(layout, stages, *tensors, places, watch)
+
+    def on(self, device: torch.device) -> PromptPlan:
+        """The plan on a device; copied when first asked for."""
+        if device not in self._copies:
+            self.watch.mark()
+            self._copies[device] = self.to(device)
+            self.watch.mark()
+        return self._copies[device]
+
+    @property
+    def last(self) -> Arrangement:
+        """How tokens stand in the output."""
+        return self.stages[-1].after
+
+    def labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """[B, S] labels -> [B, L] of the output: text labels follow their tokens; all else is ignored.
+
+        A sample's first label is ignored, too, where a place before it would have to predict it: padding on the left,
+        or in a packed batch the end of another sample.
+        """
+        if labels.shape != self.layout.real.shape:
+            raise ValueError(f"labels have shape {list(labels.shape)} but input_ids {list(self.layout.real.shape)}")
+        text, borders = self.last.text.copy(), self.stages[-1].borders
+        text[:, 1:] &= self.last.real[:, :-1]
+        if borders is not None:
+            labels = labels.reshape(1, -1)
+            text[0, [start for start in borders[:-1] if start < text.shape[1]]] = False
+        origins, text = (as_tensor(array).to(labels.device) for array in (self.last.origins, text))
+        return torch.where(text, labels.gather(1, origins), IGNORED)
+
+
+def planned(stages: tuple[Stage, ...], layout: PromptLayout) -> tuple[tuple[Stage, ...], torch.Tensor | None]:
+    """The stages with the groups of methods that look at places alone, as far as places are known on the host; and the
+    places [V, 3], if a later method will have to find them on the device."""
+    if not any("places" in step.method.needs for stage in stages for step in stage.rounds):
+        return stages, None
+    first = as_tensor(feature_places(layout))
+    places, out = first, []
+    for number, stage in enumerate(stages):
+        blind = list(itertools.takewhile(lambda step: step.method.on_host, stage.rounds))
+        later = stage.rounds[len(blind) :]
+        rounds, kept = merge(blind, Tokens(places=places))
+        out.append(replace(stage, rounds=(*rounds, *later)))
+        if later:  # from here on only the device knows what stands where
+            steps = (*later, *(step for after in stages[number + 1 :] for step in after.rounds))
+            wanted = any("places" in step.method.needs for step in steps)
+            return (*out, *stages[number + 1 :]), first if wanted else None
+        text, padding = first.new_zeros(len(stage.text), 3), first.new_zeros(1, 3)
+        places = torch.cat([text, kept.places, padding])[stage.rows].flatten(0, 1)
+    return tuple(out), None
+
+
+def feature_places(layout: PromptLayout) -> np.ndarray:
+    """[V, 3] (frame, row, column) of every visual token in its image or video, in the features' order."""
+    places = np.zeros((int(layout.visual.sum()), 3), dtype=np.int64)
+    frames: dict[tuple[str, int], int] = {}  # of each image or video so far: a video's frames may stand apart
+    for span in layout.spans:
+        first = frames.get((span.modality, span.source), 0)
+        frames[span.modality, span.source] = first + span.grid[0]
+        grid = np.indices(span.grid).reshape(3, -1).T + np.array([first, 0, 0])
+        places[span.feature : span.feature + span.tokens] = grid
+    return places
+
+
+def _visual_order(layout: PromptLayout) -> np.ndarray:
+    length = layout.real.shape[1]
+    spans = sorted(layout.spans, key=lambda span: span.feature)
+    return np.concatenate(
+        [np.zeros(0, np.int64), *(span.sample * length + span.start + np.arange(span.tokens) for span in spans)]
+    )

@@ -1,0 +1,154 @@
+"""Positions: of a prompt's tokens, of merged tokens, and the rotary table that they make.
+
+A rotary embedding with sections (M-RoPE) gives every channel of the half head dim to one of the axes t, h, w; a plain
+one has one axis. A merged token that keeps K positions splits the channels of each axis into K runs, as even as they
+go: run j is rotated by the j-th kept position (PPE, arXiv 2510.22936, section 3). So positions are [R, B, S] rows,
+R = axes or axes * K, row = axis * K + j, and channel c of the half head dim reads one row r(c), as does its partner in
+the other half: the table cos/sin is [B, S, D] whatever K is, and all layers share it.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ppe_npu.backends.compiling import traced_once
+from ppe_npu.engine.spans import VIDEO, PromptLayout, Span, VisionTokens
+from ppe_npu.errors import InputError
+
+
+def prompt_positions(
+    layout: PromptLayout, vision: VisionTokens, start: Sequence[int] | None = None, axes: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """(t, h, w) of every token, numbered as Qwen2.5-VL was trained; of a decoder with one axis, its place in the text.
+
+    Text counts up by one on all three axes; a visual token stands at its frame, row and column, counted from the
+    position after the text before it; text after a span goes on at the span's max(t, h, w) + 1.
+
+    Args:
+        start: [B] first position of each sample (of a prompt that continues a cache); 0 if None.
+        axes: 3, or 1 for a plain rotary embedding.
+
+    Returns:
+        positions: [axes, B, S] int64, 0 at padding.
+        following: [B] int64, the position after each sample's largest.
+    """
+    samples, length = layout.real.shape
+    if axes == 1:
+        first = np.zeros(samples, np.int64) if start is None else np.array(start, dtype=np.int64)
+        place = first[:, None] + layout.real.cumsum(axis=1) - 1
+        return np.where(layout.real, place, 0)[None], first + layout.real.sum(axis=1)
+    positions = np.zeros((3, samples, length), dtype=np.int64)
+    following = np.zeros(samples, dtype=np.int64) if start is None else np.array(start, dtype=np.int64)
+    spans: list[list[Span]] = [[] for _ in range(samples)]
+    for span in layout.spans:
+        spans[span.sample].append(span)
+    for sample in range(samples):
+        at, following_position = 0, int(following[sample])
+        for span in [*spans[sample], None]:
+            end = length if span is None else span.start
+            text = at + np.flatnonzero(layout.real[sample, at:end])
+            positions[:, sample, text] = following_position + np.arange(len(text))
+            following_position += len(text)
+            if span is not None:
+                grid = following_position + _grid_positions(span, vision)
+                at = span.start + span.tokens
+                positions[:, sample, span.start : at] = grid
+                following_position = int(grid.max()) + 1
+        following[sample] = following_position
+    return positions, following
+
+
+def _grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
+    """[3, tokens] positions of a span counted from 0. A frame's time is its second times tokens_per_second, cut."""
+    frames, height, width = span.grid
+    time = np.arange(frames)
+    if vision.tokens_per_second is not None:
+        seconds = np.float32(span.seconds_per_frame if span.modality == VIDEO else 0)
+        time = (time.astype(np.float32) * seconds * np.float32(vision.tokens_per_second)).astype(np.int64)
+    t, h, w = np.meshgrid(time, np.arange(height), np.arange(width), indexing="ij")
+    return np.stack([t, h, w]).reshape(3, -1)
+
+
+def axes_of(channels: Sequence[int]) -> int:
+    """How many axes the channels are given to: 3 (t, h, w), or 1."""
+    return max(channels) + 1
+
+
+def check_channels(k: int, channels: Sequence[int]) -> None:
+    """Raise InputError where K is more than an axis has channels: then some kept position would rotate nothing.
+
+    Args:
+        channels: the axis of each channel of the half head dim.
+    """
+    sections = [list(channels).count(axis) for axis in range(axes_of(channels))]
+    if k > min(sections):
+        even = [n for n in range(1, min(sections) + 1) if not any(section % n for section in sections)]
+        raise InputError(
+            f"k={k} is more than the smallest of this model's rotary sections {sections} has channels: choose a k from "
+            f"1 to {min(sections)}; with {', '.join(map(str, even))} every section is cut evenly"
+        )
+
+
+def contiguous_channels(sections: Sequence[int]) -> tuple[int, ...]:
+    """The axis of each channel where the sections of t, h and w follow each other (Qwen2-VL, section 2.1)."""
+    return tuple(axis for axis, section in enumerate(sections) for _ in range(section))
+
+
+def interleaved_channels(sections: Sequence[int]) -> tuple[int, ...]:
+    """The axis of each channel where t, h, w take turns until h and w have their sections (Qwen3-VL, section 2.1)."""
+    turns = range(sum(sections))
+    return tuple(c % 3 if c % 3 and c < 3 * sections[c % 3] else 0 for c in turns)
+
+
+def channel_rows(rows: int, channels: Sequence[int]) -> list[int]:
+    """The row that each channel of the half head dim reads: an axis' channels, in their order, are split in K runs.
+
+    Runs are as even as they go (as np.array_split cuts): of n channels the first n % K runs have one more.
+
+    Args:
+        rows: R = axes * K.
+        channels: the axis of each channel.
+    """
+    axes = axes_of(channels)
+    k = rows // axes
+    if rows != axes * k or k < 1:
+        raise ValueError(f"positions have {rows} rows: {axes} axes need a multiple of {axes}")
+    check_channels(k, channels)
+    out = np.zeros(len(channels), np.int64)
+    for axis in range(axes):
+        for run, own in enumerate(np.array_split(np.flatnonzero(np.array(channels) == axis), k)):
+            out[own] = axis * k + run
+    return out.tolist()
+
+
+def rotary_table(
+    rows: torch.Tensor, inv_freq: torch.Tensor, channels: Sequence[int], scaling: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of every token and channel.
+
+    Args:
+        rows: [R, B, S] positions.
+        inv_freq: [D / 2] fp32, radians per position.
+        channels: the axis of each of the D / 2 channels.
+
+    Returns:
+        cos, sin: [B, S, D] fp32, the two halves of D alike.
+    """
+    lookup, inv_freq = _channel_lookup(rows.shape[0], tuple(channels), rows.device), inv_freq.float()
+    angles = rows.permute(1, 2, 0).to(inv_freq.dtype).index_select(-1, lookup) * inv_freq
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos() * scaling, angles.sin() * scaling
+
+
+@traced_once  # else an upload would be part of the graph
+def _channel_lookup(rows: int, channels: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """channel_rows on the device; made once, because every upload of a list makes the host wait."""
+    return _uploaded_channel_rows(rows, channels, device)
+
+
+@functools.lru_cache(maxsize=32)
+def _uploaded_channel_rows(rows: int, channels: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):  # else the first caller's mode would stick to it
+        return torch.tensor(channel_rows(rows, channels), device=device)

@@ -1,0 +1,283 @@
+"""One step's work on a batch: which tokens make which cells, and how many each cell keeps.
+
+A Round takes the R tokens that stand at a stage, or that the round before it kept, and keeps G of them. Its cells are
+gathered in buckets of like size, so that a method is asked once for many cells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ppe_npu.methods.base import Method
+from ppe_npu.methods.grouping import Grouping
+
+if TYPE_CHECKING:
+    from ppe_npu.engine.layout import Piece
+
+
+class Movable:
+    """A dataclass whose tensors travel. NumPy arrays, numbers and methods stay where they are."""
+
+    def to(self, device: torch.device):
+        """The same with its tensors on another device."""
+        values = {field.name: _moved(getattr(self, field.name), device) for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **values)
+
+
+def _moved(part, device: torch.device):
+    if isinstance(part, torch.Tensor):
+        return upload(part, device)
+    if isinstance(part, tuple):
+        return tuple(_moved(entry, device) for entry in part)
+    return part.to(device) if hasattr(part, "to") else part
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device. An upload of pageable memory makes the host wait for the device's queue, so it is done
+    before the vision tower is started."""
+    return tensor.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Bucket(Movable):
+    """Cells of like size.
+
+    Args:
+        tokens: [F, N] int64, index of each token among those of the round; 0 where a cell has no such token.
+        valid: [F, N] bool, or None if every cell has N tokens.
+        num_kept: of each level (as a rule one, see Method.levels) [F] int64, how many tokens each cell keeps.
+        most: of each level the largest of them.
+        kept: [G] index of each kept token in [F, all levels' largest numbers], flattened: a cell's tokens of the first
+            level, of the second, ..., then those of the next cell. None: all of them.
+        first: the index of the first token, where all of them follow each other in order; else None.
+        groupings: of each level, once they are known.
+    """
+
+    tokens: torch.Tensor
+    valid: torch.Tensor | None
+    num_kept: tuple[torch.Tensor, ...]
+    most: tuple[int, ...]
+    kept: torch.Tensor | None
+    first: int | None
+    groupings: tuple[Grouping, ...] = ()
+
+    @classmethod
+    def of(cls, tokens: np.ndarray, valid: np.ndarray | None, num_kept: np.ndarray) -> Bucket:
+        """From host arrays; num_kept: [levels, F]."""
+        slots = np.concatenate([np.arange(row.max()) < row[:, None] for row in num_kept], axis=1)
+        flat = tokens.reshape(-1)
+        follow = valid is None and (flat == flat[0] + np.arange(len(flat))).all()
+        return cls(
+            as_tensor(tokens),
+            None if valid is None else as_tensor(valid),
+            tuple(map(as_tensor, num_kept)),
+            tuple(int(row.max()) for row in num_kept),
+            None if slots.all() else as_tensor(np.flatnonzero(slots)),
+            int(flat[0]) if follow else None,
+        )
+
+    def at(self, place: np.ndarray) -> Bucket:
+        """The same cells where the round's tokens have other indices: token i stands at place[i]."""
+        valid = None if self.valid is None else self.valid.numpy()
+        return Bucket.of(place[self.tokens.numpy()], valid, np.stack([part.numpy() for part in self.num_kept]))
+
+    def take(self, values: torch.Tensor) -> torch.Tensor:
+        """The bucket's rows of [R, ...]: [F, N, ...]; not a copy where they follow each other."""
+        shape = (*self.tokens.shape, *values.shape[1:])
+        if self.first is not None:
+            return values[self.first : self.first + self.tokens.numel()].view(shape)
+        return values.index_select(0, self.tokens.flatten()).view(shape)
+
+    def keep(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """[F, M, ...] of each level -> [G, ...] of the tokens that are kept."""
+        joined = parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+        rows = joined.flatten(0, 1)
+        return rows if self.kept is None else rows.index_select(0, self.kept)
+
+    def apply(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Means of its groups: [R, C] -> [G, C]."""
+        values, parts = self.take(tokens), []
+        for grouping in self.groupings:
+            values = grouping.apply(values)
+            parts.append(values)
+        return self.keep(parts)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video whose frames are gathered into segments.
+
+    Args:
+        first: index of its first token among those that the stage is given.
+        frames, frame_tokens: its size there.
+        cells: [frames, m] index of each frame's tokens among those that the round is given.
+        segments: how many segments. tokens: how many tokens they keep in all.
+    """
+
+    first: int
+    frames: int
+    frame_tokens: int
+    cells: np.ndarray
+    segments: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Round(Movable):
+    """One step of a stage. It keeps, in this order, the tokens that it leaves alone and what its cells become.
+
+    Args:
+        method: the step's.
+        buckets: its cells; of a step that gathers frames into segments, once these are known.
+        rest: [P] index of each token that it leaves alone, or None where there is none.
+        order: [G] which of the buckets' kept tokens stands where, or None: as they are.
+        videos: those whose frames are gathered into segments.
+    """
+
+    method: Method
+    buckets: tuple[Bucket, ...]
+    rest: torch.Tensor | None = None
+    order: torch.Tensor | None = None
+    videos: tuple[Video, ...] = ()
+
+    def apply(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Means of the groups: [R, C] -> [P + G, C]; differentiable."""
+        return self.joined(tokens, [bucket.apply(tokens) for bucket in self.buckets])
+
+    def joined(self, given: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What is left alone of [R, ...], and what each bucket keeps [G, ...]: [P + G, ...]."""
+        kept = parts[0] if len(parts) == 1 else torch.cat(list(parts)) if parts else given[:0]
+        kept = kept if self.order is None else kept.index_select(0, self.order)
+        if self.rest is None:
+            return kept
+        # A token that stands for itself alone repeats itself where others hold several.
+        return torch.cat([given.index_select(0, self.rest).expand(-1, *kept.shape[1:]), kept])
+
+    def at(self, place: np.ndarray) -> Round:
+        """The same step where the tokens that its stage is given have other indices: token i stands at place[i]."""
+        return dataclasses.replace(
+            self,
+            buckets=tuple(bucket.at(place) for bucket in self.buckets),
+            rest=None if self.rest is None else as_tensor(place[self.rest.numpy()]),
+            videos=tuple(
+                dataclasses.replace(video, first=int(place[video.first]), cells=place[video.cells])
+                for video in self.videos
+            ),
+        )
+
+    def segmented(self, labels: Sequence[np.ndarray]) -> Round:
+        """With its cells, once it is known which segment each frame belongs to: of each video labels [frames].
+
+        Segments stand in the order of their first frames.
+        """
+        cells, budgets = [], []
+        for video, of_frame in zip(self.videos, labels):
+            members = [np.flatnonzero(of_frame == label) for label in dict.fromkeys(of_frame.tolist())]
+            cells += [video.cells[frames].reshape(-1) for frames in members]
+            budgets += self.method.segment_budgets([len(frames) for frames in members], video.cells.shape[1])
+        buckets, kept = buckets_of(cells, [(budget,) for budget in budgets])
+        return dataclasses.replace(self, buckets=buckets, order=as_tensor(np.concatenate(kept)))
+
+
+def round_of(method: Method, pieces: Sequence[Piece], count: int) -> tuple[Round | None, list[Piece], int]:
+    """A step's round on `count` tokens (None: it does nothing), what its pieces become, and how many tokens stay."""
+    if method.scope == "segment":
+        runs = [(run, method.segments(sum(len(piece.cells) for piece in run))) for run in _by_span(pieces)]
+        merges = any(segments is not None for _, segments in runs)
+        return _segment_round(method, runs) if merges else (None, list(pieces), count)
+    if method.scope == "span":
+        pieces = [_joined(run) for run in _by_span(pieces)]
+    cells = [cell for piece in pieces for cell in piece.cells]
+    buckets, kept = buckets_of(cells, [method.budgets(len(cell)) for cell in cells])
+    number, out = 0, []
+    for piece in pieces:
+        own = tuple(kept[number : number + len(piece.cells)])
+        number += len(own)
+        out.append(dataclasses.replace(piece, cells=own))
+    return Round(method, buckets), out, sum(map(len, kept))
+
+
+def _segment_round(
+    method: Method, runs: Sequence[tuple[Sequence[Piece], int | None]]
+) -> tuple[Round, list[Piece], int]:
+    """runs: the pieces of each image or video, and how many segments they are gathered into."""
+    rest = [cell for run, segments in runs if segments is None for piece in run for cell in piece.cells]
+    at, count = 0, sum(map(len, rest))
+    videos, out = [], []
+    for run, segments in runs:
+        if segments is None:
+            for piece in run:
+                ends = at + np.cumsum([len(cell) for cell in piece.cells])
+                own = tuple(np.arange(end - len(cell), end) for cell, end in zip(piece.cells, ends))
+                out.append(dataclasses.replace(piece, cells=own))
+                at = int(ends[-1])
+            continue
+        piece = _joined(run, flat=False)
+        sizes = method.kept_cells([len(cell) for cell in piece.cells])
+        frames, tokens = len(piece.cells), sum(sizes)
+        videos.append(Video(piece.first, frames, piece.tokens // frames, np.stack(piece.cells), segments, tokens))
+        ends = count + np.cumsum(sizes)
+        out.append(dataclasses.replace(piece, cells=tuple(np.arange(e - s, e) for s, e in zip(sizes, ends))))
+        count += tokens
+    index = as_tensor(np.concatenate(rest)) if rest else None
+    return Round(method, (), rest=index, videos=tuple(videos)), out, count
+
+
+def _by_span(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """The pieces of each image or video (or of one frame, where frames stand apart in the prompt), in order."""
+    runs: list[list[Piece]] = []
+    for piece in pieces:
+        if runs and runs[-1][0].span == piece.span:
+            runs[-1].append(piece)
+        else:
+            runs.append([piece])
+    return runs
+
+
+def _joined(run: Sequence[Piece], flat: bool = True) -> Piece:
+    """Pieces that follow each other as one, with one cell of all their tokens if `flat`."""
+    cells = tuple(cell for piece in run for cell in piece.cells)
+    tokens = sum(piece.tokens for piece in run)
+    return dataclasses.replace(run[0], tokens=tokens, cells=(np.concatenate(cells),) if flat else cells)
+
+
+def buckets_of(
+    cells: Sequence[np.ndarray], budgets: Sequence[tuple[int, ...]]
+) -> tuple[tuple[Bucket, ...], list[np.ndarray]]:
+    """Cells in buckets of like size, and for every cell the index of its kept tokens among all that are kept.
+
+    A bucket holds sizes between two powers of two, so that neither padding (at most half) nor the number of buckets
+    (at most log2 of the largest cell) grows with the batch.
+
+    Args:
+        cells: of each cell the indices of its tokens among those of the round.
+        budgets: of each cell how many each level keeps.
+    """
+    classes: dict[int, list[int]] = {}
+    for number, cell in enumerate(cells):
+        classes.setdefault((len(cell) - 1).bit_length(), []).append(number)
+    kept: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
+    buckets, at = [], 0
+    for size in sorted(classes):
+        numbers = classes[size]
+        counts = np.array([len(cells[n]) for n in numbers])
+        valid = np.arange(counts.max()) < counts[:, None]
+        index = np.zeros(valid.shape, np.int64)
+        index[valid] = np.concatenate([cells[n] for n in numbers])
+        wanted = np.array([budgets[n] for n in numbers]).T
+        buckets.append(Bucket.of(index, None if valid.all() else valid, wanted))
+        for number, count in zip(numbers, wanted.sum(axis=0)):
+            kept[number] = np.arange(at, at + count)
+            at += int(count)
+    return tuple(buckets), kept
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """A host array as a tensor on the host."""
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,0 +1,146 @@
+"""One forward pass through the decoder: what the layers of each stage are given, and the merges between the stages."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.layout import Stage
+from ppe_npu.engine.merge import Holding, Tokens, merge
+from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.rounds import Round
+from ppe_npu.engine.segments import Segments
+from ppe_npu.inspect.report import Stopwatch
+from ppe_npu.inspect.trace import Trace
+
+
+@dataclass
+class Run:
+    """A pass that merges nothing.
+
+    Args:
+        layers: the first decoder layer of each stage after the first.
+        masks: of each stage: [B, cached and new] int64; [B, 1, L, L] where a 4D one was given or made; None without
+            padding, or where segments keep it out.
+        rows: of each stage [R, B, L] positions, R = axes or axes * K; None until they are known.
+        state: for the cache.
+        segments: of each stage, what attention keeps apart in a packed batch, or in a padded one without a mask.
+    """
+
+    layers: tuple[int, ...]
+    masks: tuple[torch.Tensor | None, ...]
+    rows: list[torch.Tensor | None]
+    state: CacheState
+    segments: tuple[Segments | None, ...]
+
+    def past_length(self, stage: int) -> int:
+        """Places that a stage's layers held before this pass."""
+        return self.state.lengths[stage] - self.rows[stage].shape[-1]
+
+    def enter(self, stage: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The tokens that a stage starts with, from those that leave the one before: [B, L, C] -> [B, L', C]."""
+        return hidden
+
+    def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """What goes on from a decoder layer, from its output [B, L, C]."""
+        return hidden
+
+
+@dataclass
+class Prefill(Run):
+    """A prompt: merged before the LLM, and on entry of later stages.
+
+    Args:
+        trace: is given every merge, if it is there.
+        embeds: [B, L, C] what the decoder is given, until it is taken.
+    """
+
+    config: CompressionConfig
+    plan: PromptPlan
+    watch: Stopwatch
+    trace: Trace | None = None
+    embeds: torch.Tensor | None = field(default=None, init=False)
+    # Of the current stage: what is known of each place [B * L, ...], and by layer what is still to be added to its
+    # output [B, L, C].
+    _tokens: Tokens = field(default_factory=Tokens, init=False)
+    _deepstack: dict[int, torch.Tensor] = field(default_factory=dict, init=False)
+
+    def begin(self, text_embeds: torch.Tensor, features: torch.Tensor | None, deepstack: tuple[torch.Tensor, ...]):
+        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]."""
+        stage = self.plan.stages[0]
+        if features is None:
+            features = text_embeds.new_zeros(0, text_embeds.shape[-1])
+        rounds, kept = self._merge(stage, Tokens(features, self.plan.visual[:, None], self.plan.places))
+        self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
+        none = torch.zeros_like(text_embeds)
+        self._deepstack = {
+            layer: _arranged(stage, none, _applied(rounds, part), padding=0.0) for layer, part in enumerate(deepstack)
+        }
+        places = None if self.plan.places is None else self.plan.places.new_zeros(len(stage.text), 3)
+        self._hold(0, Tokens(None, stage.text[:, None], places), kept)
+        self.watch.mark()
+
+    def take_embeds(self) -> torch.Tensor:
+        """The embeddings, which are not kept: nobody needs them once the first layer has run."""
+        embeds, self.embeds = self.embeds, None
+        return embeds
+
+    def enter(self, stage: int, hidden: torch.Tensor) -> torch.Tensor:
+        if stage == 0:
+            return hidden
+        self.watch.mark()
+        on, tokens = self.plan.stages[stage], hidden.flatten(0, 1)
+        rounds, kept = self._merge(on, replace(self._tokens, features=tokens))
+
+        def merged(tokens: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
+            return _arranged(on, tokens.index_select(0, on.text), _applied(rounds, tokens), padding)
+
+        hidden = merged(tokens)
+        # The mean of sums is the sum of means: what is still to be added is merged as the tokens are.
+        self._deepstack = {layer: merged(part.flatten(0, 1), 0.0) for layer, part in self._deepstack.items()}
+        self._hold(stage, self._tokens.pick(lambda part: part.index_select(0, on.text)), kept)
+        self.watch.mark()
+        return hidden
+
+    def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        added = self._deepstack.pop(layer, None)
+        return hidden if added is None else hidden + added.to(hidden.dtype)
+
+    def _merge(self, stage: Stage, tokens: Tokens) -> tuple[tuple[Round, ...], Tokens]:
+        holding = Holding(self.config.k, self.config.members) if self.config.positions == "ppe" else None
+        rounds, kept = merge(stage.rounds, tokens, holding)
+        if self.trace is not None:
+            self.trace.merges.append((rounds, kept.held))
+        return rounds, kept
+
+    def _hold(self, stage: int, text: Tokens, kept: Tokens) -> None:
+        """Keep what is known of each place, and make its position rows."""
+        on = self.plan.stages[stage]
+        width = max(text.held.shape[1], kept.held.shape[1] if len(kept.held) else 1)
+        padding = self.plan.positions.shape[1] - 1
+        parts = [text.held, kept.held] if len(kept.held) else [text.held]
+        pad = text.held.new_full((1, width), padding)
+        held = torch.cat([*(part.expand(-1, width) for part in parts), pad])[on.rows]
+        places = None
+        if text.places is not None:
+            places = torch.cat([text.places, kept.places, text.places.new_zeros(1, 3)])[on.rows].flatten(0, 1)
+        self._tokens = Tokens(None, held.flatten(0, 1), places)
+        if self.rows[stage] is None:
+            # [axes, B, L, K] -> rows axis * K + j
+            self.rows[stage] = self.plan.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def _applied(rounds: tuple[Round, ...], tokens: torch.Tensor) -> torch.Tensor:
+    """What the rounds of a stage make of any tensor that stands as its tokens do: [R, C] -> [G, C]; differentiable."""
+    for step in rounds:
+        tokens = step.apply(tokens)
+    return tokens
+
+
+def _arranged(stage: Stage, text: torch.Tensor, kept: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
+    """Text [T, C] and kept visual tokens [G, C] in place: [B, L, C], with `padding` at padding.
+
+    Nobody sees padding, but a careless label may have it predict a token, and the gradient of a norm of zeros is huge.
+    """
+    return torch.cat([text, kept, text.new_full((1, text.shape[-1]), padding)])[stage.rows]

@@ -1,0 +1,169 @@
+"""Where the visual tokens stand in a batch of prompts, found on the host from token ids, attention mask and grids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppe_npu.errors import InputError
+from ppe_npu.settings import check_fields, setting
+
+IMAGE, VIDEO = "image", "video"
+
+
+@dataclass(frozen=True)
+class VisionTokens:
+    """What a model family says about its visual tokens.
+
+    Args:
+        image_token_id, video_token_id: the placeholder ids that stand for one visual token each.
+        merge_size: patches per token along height and along width.
+        tokens_per_second: temporal positions per second of video; None: one a frame, whatever its duration.
+        frames_apart: whether a prompt sets text between the frames of a video, so that each is a run of its own.
+    """
+
+    image_token_id: int = setting(least=0)
+    video_token_id: int = setting(least=0)
+    merge_size: int = setting(least=1)
+    tokens_per_second: int | float | None = setting(least=0)
+    frames_apart: bool = False
+
+    def __post_init__(self):
+        check_fields(self, "vision config's")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of visual tokens of one image or video.
+
+    Args:
+        sample: row of the batch.
+        start: index of its first token in that row.
+        modality: "image" or "video".
+        grid: (frames, height, width) in tokens, not in patches.
+        seconds_per_frame: of a video; 0 for an image.
+        feature: index of its first token among the features of all images, then all videos.
+        source: index of its image or video among the batch's images, or videos.
+    """
+
+    sample: int
+    start: int
+    modality: str
+    grid: tuple[int, int, int]
+    seconds_per_frame: float
+    feature: int
+    source: int
+
+    @property
+    def frame_tokens(self) -> int:
+        return self.grid[1] * self.grid[2]
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.frame_tokens
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """A batch of prompts before compression.
+
+    Args:
+        real: [B, S] bool, False at padding.
+        visual: [B, S] bool, True at visual tokens.
+        spans: every span, by sample and then by place.
+    """
+
+    real: np.ndarray
+    visual: np.ndarray
+    spans: tuple[Span, ...]
+
+
+def find_spans(
+    input_ids: np.ndarray,
+    attention_mask: np.ndarray | None,
+    image_grid_thw: Sequence[Sequence[int]],
+    video_grid_thw: Sequence[Sequence[int]],
+    seconds_per_frame: Sequence[float] | None,
+    vision: VisionTokens,
+) -> PromptLayout:
+    """Locate the spans of a batch.
+
+    Args:
+        input_ids: [B, S] integers.
+        attention_mask: [B, S], nonzero at real tokens, or None.
+        image_grid_thw, video_grid_thw: (frames, height, width) in patches, in the batch's order.
+        seconds_per_frame: of each video (transformers' second_per_grid_ts); None means 1 each.
+
+    Raises:
+        InputError: placeholder tokens and grids that disagree; says which sample, how many there are and how many
+            there should be.
+    """
+    real = np.ones(input_ids.shape, dtype=bool) if attention_mask is None else attention_mask != 0
+    kinds = {IMAGE: input_ids == vision.image_token_id, VIDEO: input_ids == vision.video_token_id}
+    visual = (kinds[IMAGE] | kinds[VIDEO]) & real
+    images, videos = _token_grids(image_grid_thw, IMAGE, vision), _token_grids(video_grid_thw, VIDEO, vision)
+    seconds = list(seconds_per_frame or [1.0] * len(videos))
+    if len(seconds) != len(videos):
+        raise InputError(f"second_per_grid_ts has {len(seconds)} entries for {len(videos)} video(s)")
+    runs = {IMAGE: _runs(images, [0.0] * len(images), False), VIDEO: _runs(videos, seconds, vision.frames_apart)}
+    first = {IMAGE: 0, VIDEO: sum(int(np.prod(grid)) for grid in images)}
+    return PromptLayout(real, visual, _placed(visual, kinds, runs, first))
+
+
+def _placed(
+    visual: np.ndarray, kinds: dict[str, np.ndarray], runs: dict[str, list[tuple]], feature: dict[str, int]
+) -> tuple[Span, ...]:
+    """The spans, in order. feature: index of the first feature of each kind."""
+    waiting, spans = {kind: list(reversed(found)) for kind, found in runs.items()}, []
+    for sample in range(len(visual)):
+        places, at = np.flatnonzero(visual[sample]), 0
+        while at < len(places):
+            start = int(places[at])
+            kind = IMAGE if kinds[IMAGE][sample, start] else VIDEO
+            if not waiting[kind]:
+                raise InputError(
+                    f"sample {sample} has more {kind} tokens than {kind}_grid_thw describes ({len(runs[kind])} "
+                    "grids): give the pixels and grids of all of them, and the whole prompt at once"
+                )
+            source, grid, duration = waiting[kind].pop()
+            span = Span(sample, start, kind, grid, duration, feature[kind], source)
+            _check_run(span, kinds[kind][sample, start : start + span.tokens])
+            spans.append(span)
+            feature[kind] += span.tokens
+            at += span.tokens
+    for kind, left in waiting.items():
+        if left:
+            raise InputError(
+                f"{kind}_grid_thw describes {len(runs[kind])} {kind}(s) but the prompts hold tokens of "
+                f"{len(runs[kind]) - len(left)}"
+            )
+    return tuple(spans)
+
+
+def _check_run(span: Span, run: np.ndarray) -> None:
+    """Raise InputError unless the places of a span [tokens] are all there, and of its kind."""
+    if len(run) != span.tokens or not run.all():
+        raise InputError(
+            f"sample {span.sample}: {span.modality} {span.source} has a grid of {span.tokens} tokens "
+            f"but its run of {span.modality} tokens at index {span.start} is {int(np.cumprod(run).sum())} long"
+        )
+
+
+def _runs(grids: list[tuple[int, int, int]], seconds: list[float], frames_apart: bool) -> list[tuple]:
+    """(index, grid, seconds per frame) of every run of tokens that these images or videos have in the prompts."""
+    runs = enumerate(zip(grids, seconds))
+    if frames_apart:
+        return [(source, (1, *grid[1:]), duration) for source, (grid, duration) in runs for _ in range(grid[0])]
+    return [(source, grid, duration) for source, (grid, duration) in runs]
+
+
+def _token_grids(grids: Sequence[Sequence[int]], kind: str, vision: VisionTokens) -> list[tuple[int, int, int]]:
+    size = vision.merge_size
+    out = []
+    for t, h, w in grids:
+        if t < 1 or h < size or w < size or h % size or w % size:
+            raise InputError(
+                f"{kind}_grid_thw {(t, h, w)}: height and width must be positive multiples of {size} patches"
+            )
+        out.append((int(t), int(h) // size, int(w) // size))
+    return out

@@ -1,0 +1,1 @@
+"""What a compression did: its report, the groups it made, and pictures of them."""

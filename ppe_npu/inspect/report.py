@@ -1,0 +1,177 @@
+"""What a compression did: tokens before and after, by span; retention; time."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ppe_npu.backends import device as devices
+
+if TYPE_CHECKING:
+    from ppe_npu.engine.plan import PromptPlan
+
+
+class Stopwatch:
+    """How long a part of the work takes, measured where it runs and without making it wait: milliseconds from
+    construction to mark(), from the next mark() to the one after it, and so on, all together. NaN where a stretch ran
+    inside torch.compile, which has no clock."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._marks = []
+        self._traced = False
+        self.mark()
+
+    def mark(self) -> None:
+        """A stretch begins, or ends."""
+        if torch.compiler.is_compiling():
+            self._traced = True
+        elif self._device.type == "cpu":
+            self._marks.append(time.perf_counter())
+        else:
+            event = torch.Event(self._device, enable_timing=True)
+            with devices.current(self._device):  # of the device above it takes the kind alone
+                event.record()
+            self._marks.append(event)
+
+    @property
+    def milliseconds(self) -> float:
+        if self._traced:
+            return float("nan")
+        stretches = zip(self._marks[::2], self._marks[1::2])
+        if self._device.type == "cpu":
+            return sum(end - start for start, end in stretches) * 1e3
+        self._marks[-1].synchronize()
+        return sum(start.elapsed_time(end) for start, end in stretches)
+
+
+@dataclass(frozen=True)
+class SpanReport:
+    """One image or video.
+
+    Args:
+        sample: row of the batch. grid: (frames, height, width) in tokens. before: its tokens before compression.
+        layers: its tokens in each decoder layer.
+    """
+
+    sample: int
+    modality: str
+    grid: tuple[int, int, int]
+    before: int
+    layers: tuple[int, ...]
+
+    @property
+    def after(self) -> int:
+        """Its tokens that are left at the end."""
+        return self.layers[-1]
+
+    @property
+    def mean(self) -> float:
+        """Its tokens, averaged over the decoder layers."""
+        return sum(self.layers) / len(self.layers)
+
+
+@dataclass
+class CompressionReport:
+    """The last prompt (batch) that was compressed.
+
+    Args:
+        spans: every image and video.
+        layers: visual tokens of the batch that each decoder layer sees.
+        prompt_tokens_before, prompt_tokens_after: of the whole batch without padding, text included.
+        planning: time spent on the host before the vision tower ran, on laying the prompt out and uploading the plan.
+        watch: time spent on grouping, merging and assembling.
+        kv_bytes: of the KV cache's keys and values after the prompt, of a static cache all that it has room for; None
+            without a cache.
+    """
+
+    spans: tuple[SpanReport, ...]
+    layers: tuple[int, ...]
+    prompt_tokens_before: int
+    prompt_tokens_after: int
+    planning: Stopwatch
+    watch: Stopwatch
+    kv_bytes: int | None = None
+
+    @classmethod
+    def of(cls, plan: PromptPlan, layers: tuple[int, ...], decoder_layers: int, watch: Stopwatch) -> CompressionReport:
+        """From a plan whose stages after the first begin at these decoder layers."""
+        stages = [sum(first <= layer for first in layers) for layer in range(decoder_layers)]
+        spans = _span_reports(plan, stages)
+        seen = tuple(plan.stages[stage].after.visual_tokens for stage in stages)
+        return cls(spans, seen, int(plan.layout.real.sum()), int(plan.last.real.sum()), plan.watch, watch)
+
+    @property
+    def tokens_before(self) -> int:
+        """Visual tokens of the batch before compression."""
+        return sum(span.before for span in self.spans)
+
+    @property
+    def tokens_after(self) -> int:
+        """Visual tokens of the batch that are left at the end."""
+        return sum(span.after for span in self.spans)
+
+    @property
+    def retention(self) -> float:
+        """Visual tokens kept / visual tokens, averaged over decoder layers."""
+        return sum(self.layers) / (len(self.layers) * self.tokens_before) if self.spans else 1.0
+
+    @property
+    def milliseconds(self) -> float:
+        """All that compression took: planning on the host, merging on the device."""
+        return self.planning.milliseconds + self.watch.milliseconds
+
+    def to_dict(self) -> dict:
+        return {
+            "tokens_before": self.tokens_before,
+            "tokens_after": self.tokens_after,
+            "layers": list(self.layers),
+            "retention": self.retention,
+            "prompt_tokens_before": self.prompt_tokens_before,
+            "prompt_tokens_after": self.prompt_tokens_after,
+            "kv_bytes": self.kv_bytes,
+            "milliseconds": self.milliseconds,
+            "spans": [
+                vars(span) | {"grid": list(span.grid), "layers": list(span.layers), "after": span.after}
+                for span in self.spans
+            ],
+        }
+
+    def __str__(self) -> str:
+        spent = "" if math.isnan(self.milliseconds) else f", in {self.milliseconds:.1f} ms"
+        return (
+            f"{self.tokens_before} visual tokens -> {self.tokens_after} ({self.retention:.1%} kept), prompt "
+            f"{self.prompt_tokens_before} -> {self.prompt_tokens_after}{spent}"
+        )
+
+
+def _span_reports(plan: PromptPlan, stages: list[int]) -> tuple[SpanReport, ...]:
+    """One for each image or video (a video whose frames stand apart in the prompt is one). stages: of each layer."""
+    spans = plan.layout.spans
+    kept = [[0] * len(spans) for _ in plan.stages]
+    for counts, stage in zip(kept, plan.stages):
+        for cell in stage.after.cells:
+            counts[cell.span] += cell.tokens
+    runs: dict[tuple[str, int], list[int]] = {}
+    for number, span in enumerate(spans):
+        runs.setdefault((span.modality, span.source), []).append(number)
+    reports = []
+    for numbers in runs.values():
+        first = spans[numbers[0]]
+        grid = (sum(spans[number].grid[0] for number in numbers), *first.grid[1:])
+        layers = tuple(sum(kept[stage][number] for number in numbers) for stage in stages)
+        before = sum(spans[number].tokens for number in numbers)
+        reports.append(SpanReport(first.sample, first.modality, grid, before, layers))
+    return tuple(reports)
+
+
+def kv_bytes(cache: Any) -> int:
+    """Bytes of all keys and values that a transformers cache holds."""
+    layers = getattr(cache, "layers", ())
+    filled = (layer for layer in layers if getattr(layer, "is_initialized", True))
+    tensors = (tensor for layer in filled for tensor in (layer.keys, layer.values))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # torch.compile knows no nbytes

@@ -1,0 +1,173 @@
+"""Pictures of what was merged: the groups drawn over an image, or over the frames of a video.
+
+    model.compression.keep_groups = True
+    model(**inputs)
+    visual = model.compression.trace.visuals()[0]
+    draw_visual([image], visual).save("groups.png")
+
+Tokens of one colour became one token; a token without colour stayed by itself. A white dot marks the representative.
+The chosen merged token is outlined in yellow, and the numbers in it are the positions that it keeps, in the order in
+which the rotary channels read them (the representative's is white).
+"""
+
+import colorsys
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ppe_npu.errors import InputError
+from ppe_npu.inspect.trace import Groups, Visual
+
+_WIDTH = 1600  # pixels of a sheet, about
+_PANEL = 1000  # pixels of a panel's longer side, at the most
+_GAP, _TITLE = 12, 30
+_TINT = 0.5  # share of the group's colour in a pixel
+_YELLOW, _WHITE, _DARK, _GREY = (255, 221, 0), (255, 255, 255), (20, 20, 20), (90, 90, 90)
+
+
+def draw_visual(frames: Sequence[Image.Image], visual: Visual, token: int | None = None) -> Image.Image:
+    """An image with one panel a stage, or a video with one panel a frame, of its last stage.
+
+    Args:
+        frames: the picture, or what each temporal step of the video shows; of any size.
+        token: the merged token of the last stage that is outlined; None: the one of most tokens.
+
+    Raises:
+        InputError: frames that do not match the groups, or a token that is not there.
+    """
+    last = visual.stages[-1]
+    steps, kept = len(last.labels), len(last.representatives)
+    if len(frames) != steps:
+        raise InputError(f"{len(frames)} picture(s) for {steps} temporal step(s): give one for each")
+    if token is not None and not 0 <= token < kept:
+        raise InputError(f"token {token} is not there: {kept} are left, counted from 0")
+    token = int(last.sizes.argmax()) if token is None else token
+    if visual.modality == "image":
+        shown = [(frames[0], groups, 0, token if groups is last else None) for groups in visual.stages]
+        titles = [(_stage_title(groups), None) for groups in visual.stages]
+    else:
+        shown = [(frame, last, step, token) for step, frame in enumerate(frames)]
+        titles = [_frame_title(visual, step) for step in range(steps)]
+    columns = min(len(shown), 4)
+    side = min(_PANEL, (_WIDTH - _GAP) // columns - _GAP)
+    panels = [draw_groups(*what, numbered=not visual.renumbered, side=side) for what in shown]
+    return _sheet(panels, titles, columns, _caption(visual, token))
+
+
+def draw_groups(
+    picture: Image.Image,
+    groups: Groups,
+    step: int = 0,
+    token: int | None = None,
+    numbered: bool = True,
+    side: int = _PANEL,
+) -> Image.Image:
+    """One picture with its groups.
+
+    Args:
+        step: which of the groups' temporal steps the picture is.
+        token: the merged token that is outlined; None for none.
+        numbered: whether the positions that it keeps are numbered.
+        side: pixels, about the longer side of what is drawn.
+    """
+    labels, merged = groups.labels[step], groups.sizes > 1
+    height, width = labels.shape
+    cell = max(8, side // max(height, width))
+    colours = np.array([_colour(group) for group in range(len(merged))])
+    tint, share = (part[labels].repeat(cell, 0).repeat(cell, 1) for part in (colours, merged * _TINT))
+    pixels = np.asarray(picture.convert("RGB").resize((width * cell, height * cell)), dtype=np.float64)
+    drawn = Image.fromarray((pixels + (tint - pixels) * share[..., None]).round().astype(np.uint8))
+    draw, first = ImageDraw.Draw(drawn), step * height * width
+    _border(draw, labels, cell, _DARK, max(1, cell // 20))
+    here = groups.representatives[merged] - first
+    for index in here[(here >= 0) & (here < height * width)].tolist():
+        _disc(draw, index, width, cell, cell / 9, _WHITE)
+    if token is None:
+        return drawn
+    _border(draw, labels == token, cell, _YELLOW, max(3, cell // 8))
+    for number, index in enumerate(dict.fromkeys(groups.held[token].tolist()) if numbered else (), start=1):
+        if 0 <= index - first < height * width:
+            colour = _WHITE if index == groups.representatives[token] else _YELLOW
+            _disc(draw, index - first, width, cell, max(7, 0.36 * cell), colour, str(number))
+    return drawn
+
+
+def _colour(number: int) -> tuple[float, ...]:
+    """A colour that is far from those of the numbers next to it."""
+    hue = number * 0.61803398875 % 1
+    return tuple(255 * part for part in colorsys.hsv_to_rgb(hue, (0.9, 0.65)[number // 2 % 2], (1.0, 0.75)[number % 2]))
+
+
+def _border(draw: ImageDraw.ImageDraw, labels: np.ndarray, cell: int, colour: tuple, width: int) -> None:
+    """Lines between tokens of different groups, and around what is True of a bool array."""
+    framed = np.pad(labels, 1, constant_values=False) if labels.dtype == bool else np.pad(labels, 1, mode="edge")
+    for row, column in np.argwhere(framed[1:-1, 1:] != framed[1:-1, :-1]).tolist():
+        draw.line([column * cell, row * cell, column * cell, (row + 1) * cell], colour, width)
+    for row, column in np.argwhere(framed[1:, 1:-1] != framed[:-1, 1:-1]).tolist():
+        draw.line([column * cell, row * cell, (column + 1) * cell, row * cell], colour, width)
+
+
+def _disc(draw, index: int, width: int, cell: int, radius: float, colour: tuple, text: str = "") -> None:
+    """A disc in the middle of a token, perhaps with a number in it."""
+    x, y = (index % width + 0.5) * cell, (index // width + 0.5) * cell
+    draw.ellipse([x - radius, y - radius, x + radius, y + radius], colour, _DARK)
+    if text:
+        draw.text((x, y), text, _DARK, ImageFont.load_default(1.4 * radius), "mm")
+
+
+def _stage_title(groups: Groups) -> str:
+    where = "before the LLM" if groups.layer is None else f"on entry of layer {groups.layer}"
+    return f"{where}: {groups.labels.size} tokens, {len(groups.representatives)} left"
+
+
+def _frame_title(visual: Visual, step: int) -> tuple[str, tuple | None]:
+    """Which step this is, and a colour where it is part of an event."""
+    present = len(np.unique(visual.stages[-1].labels[step]))
+    if visual.events is None:
+        return f"step {step}: {visual.stages[-1].labels[step].size} tokens, {present} left", None
+    event = int(visual.events[step])
+    return f"step {step}, event {event}: in {present} tokens", tuple(int(part) for part in _colour(event))
+
+
+def _caption(visual: Visual, token: int) -> str:
+    last = visual.stages[-1]
+    places = [np.unravel_index(index, last.labels.shape) for index in dict.fromkeys(last.held[token].tolist())]
+    axes = slice(1 if visual.modality == "image" else 0, 3)
+    listed = [f"({', '.join(str(part) for part in place[axes])})" for place in places]
+    size = int(last.sizes[token])
+    own = f"Token {token} (yellow) is made of {size} token{'s' * (size != 1)}"
+    if visual.renumbered:
+        kept = "and keeps no position: the prompt is numbered anew."
+    else:
+        named = "(row, column)" if visual.modality == "image" else "(step, row, column)"
+        kept = f"and keeps the position {named} {listed[0]}."
+        if len(listed) > 1:
+            numbered = ", ".join(f"{number}: {place}" for number, place in enumerate(listed, start=1))
+            kept = f"and keeps the positions {named} {numbered}."
+    before, after = last.labels.size, len(last.representatives)
+    return (
+        f"{before} visual tokens, {after} left ({after / before:.1%}). Tokens of one colour became one; those without "
+        f"colour stayed. Dots: representatives. {own} {kept}"
+    )
+
+
+def _sheet(panels: list, titles: list, columns: int, caption: str) -> Image.Image:
+    """Panels in rows, each under its title, and the caption below."""
+    width, height = panels[0].size
+    rows = -(-len(panels) // columns)
+    font = ImageFont.load_default(17)
+    across = max(columns * (width + _GAP) + _GAP, 640)
+    lines = textwrap.wrap(caption, width=int(0.94 * (across - 2 * _GAP) * len(caption) / font.getlength(caption)))
+    sheet = Image.new("RGB", (across, rows * (height + _TITLE + _GAP) + 24 * len(lines) + 2 * _GAP), _WHITE)
+    draw = ImageDraw.Draw(sheet)
+    for number, (panel, (title, colour)) in enumerate(zip(panels, titles)):
+        x, y = _GAP + number % columns * (width + _GAP), _GAP + number // columns * (height + _TITLE + _GAP)
+        if colour is not None:
+            draw.rectangle([x, y + 4, x + 18, y + 22], colour)
+        draw.text((x + (0 if colour is None else 26), y + 13), title, _DARK, ImageFont.load_default(16), "lm")
+        sheet.paste(panel, (x, y + _TITLE))
+    for number, line in enumerate(lines):
+        draw.text((_GAP, rows * (height + _TITLE + _GAP) + _GAP + 24 * number), line, _GREY, font)
+    return sheet

@@ -1,0 +1,173 @@
+"""Which tokens of an image or video were merged into which, read back from the merges of one forward pass.
+
+Nothing is kept unless it is asked for:
+
+    model.compression.keep_groups = True
+    model(**inputs)                                 # or generate()
+    model.compression.trace.visuals()               # for each image and video its groups, stage by stage
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.rounds import Round
+from ppe_npu.engine.spans import Span
+from ppe_npu.errors import InputError
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What one image or video has become at one stage.
+
+    Args:
+        layer: the decoder layer on whose entry it was merged; None: before the LLM.
+        labels: [frames, height, width] int64, the merged token that each original token is part of; merged tokens are
+            counted from 0, in the prompt's order; -1 where it was dropped.
+        representatives: [G] int64, the original token (index in raster order, frame after frame) at each one's centre.
+        held: [G, K] int64, the original tokens whose positions it keeps, in the order of the rows.
+    """
+
+    layer: int | None
+    labels: np.ndarray
+    representatives: np.ndarray
+    held: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """[G] original tokens of each merged one."""
+        return np.bincount(self.labels[self.labels >= 0], minlength=len(self.representatives))
+
+
+@dataclass(frozen=True)
+class Visual:
+    """One image or video of a batch.
+
+    Args:
+        sample: row of the batch. modality: "image" or "video". source: its number among those of its kind.
+        stages: its groups after each merge.
+        events: [frames] int64, the event that each frame is part of, or None.
+        renumbered: whether the prompt was numbered anew, so that no position of it is kept.
+    """
+
+    sample: int
+    modality: str
+    source: int
+    stages: tuple[Groups, ...]
+    events: np.ndarray | None
+    renumbered: bool
+
+
+@dataclass
+class Trace:
+    """The merges of one prompt (batch), as they come.
+
+    Args:
+        plan: the prompt's. config: what it was compressed by.
+        merges: of each stage its rounds, with their groups, and what each token that it keeps holds [G, K].
+    """
+
+    plan: PromptPlan
+    config: CompressionConfig
+    merges: list[tuple[tuple[Round, ...], torch.Tensor]] = field(default_factory=list)
+
+    def visuals(self) -> tuple[Visual, ...]:
+        """Every image and video, in the order of the prompts; the host waits for the device.
+
+        Raises:
+            InputError: a list of ratios, with which a token is part of several merged ones.
+        """
+        if any(len(method.levels) > 1 for method in self.config.methods):
+            raise InputError(
+                f"ratio={list(self.config.ratios)}: a token is part of several merged ones; give one ratio"
+            )
+        layout, width = self.plan.layout, self.plan.layout.real.shape[1]
+        feature = np.zeros(layout.real.size, np.int64)  # of a place of the prompt
+        for span in layout.spans:
+            feature[span.sample * width + span.start + np.arange(span.tokens)] = span.feature + np.arange(span.tokens)
+        # Of each feature the place where its token stands, -1 where it was dropped; of each place its token's feature.
+        place = center = np.arange(int(layout.visual.sum()))
+        stages, events = [], None
+        for (rounds, kept_held), stage in zip(self.merges, self.plan.stages):
+            representative = np.arange(len(center))
+            for step in rounds:
+                kept_of, representatives, cell_of = _moves(step, len(representative))
+                if step.videos:
+                    events = _through(cell_of, place)
+                place, representative = _through(kept_of, place), representative[representatives]
+            standing = np.full(stage.rows.max() + 1, -1)
+            standing[stage.rows.numpy().reshape(-1)] = np.arange(stage.rows.numel())
+            standing = standing[len(stage.text) : len(stage.text) + len(representative)]  # of each kept token
+            place, before = _through(standing, place), center
+            center = np.zeros(stage.rows.numel(), np.int64)
+            center[standing] = before[representative]
+            held = np.zeros((stage.rows.numel(), kept_held.shape[1]), np.int64)
+            held[standing] = feature[kept_held.cpu().numpy()]
+            if stage.rounds:
+                stages.append((stage.layer, place, center, held))
+        renumbered = self.config.positions == "renumber"
+        return tuple(_visual(spans, stages, events, renumbered) for spans in _by_source(layout.spans))
+
+
+def _through(step: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Where what stands at `place` goes by `step`; -1 goes nowhere."""
+    return np.where(place >= 0, step[place], -1)
+
+
+def _moves(step: Round, inputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of one round: [inputs] the kept token that each one becomes part of, -1 for none; [G] the one that represents
+    each kept token; [inputs] the cell of each, -1 for none."""
+    kept_of, cell_of, representatives, kept, cells = np.full(inputs, -1), np.full(inputs, -1), [], 0, 0
+    for bucket in step.buckets:
+        (grouping,) = bucket.groupings
+        tokens, labels, centers = (
+            part.cpu().numpy() for part in (bucket.tokens, grouping.labels, grouping.representatives)
+        )
+        grouped = labels >= 0
+        slots = np.arange(centers.size) if bucket.kept is None else bucket.kept.cpu().numpy()
+        number = np.full(centers.size, -1)
+        number[slots] = kept + np.arange(len(slots))
+        flat = np.arange(len(tokens))[:, None] * centers.shape[1] + labels
+        kept_of[tokens[grouped]] = number[flat[grouped]]
+        cell_of[tokens[grouped]] = np.broadcast_to(cells + np.arange(len(tokens))[:, None], tokens.shape)[grouped]
+        representatives.append(np.take_along_axis(tokens, centers, axis=1).reshape(-1)[slots])
+        kept, cells = kept + len(slots), cells + len(tokens)
+    representative = np.concatenate([np.zeros(0, np.int64), *representatives])
+    if step.order is not None:
+        order = step.order.cpu().numpy()
+        standing = np.empty_like(order)
+        standing[order] = np.arange(len(order))
+        kept_of, representative = _through(standing, kept_of), representative[order]
+    if step.rest is not None:
+        rest = step.rest.cpu().numpy()
+        kept_of = np.where(kept_of >= 0, kept_of + len(rest), -1)
+        kept_of[rest], representative = np.arange(len(rest)), np.concatenate([rest, representative])
+    return kept_of, representative, cell_of
+
+
+def _by_source(spans: tuple[Span, ...]) -> list[list[Span]]:
+    """The spans of each image or video: several, where a video's frames stand apart."""
+    sources: dict[tuple[str, int], list[Span]] = {}
+    for span in spans:
+        sources.setdefault((span.modality, span.source), []).append(span)
+    return list(sources.values())
+
+
+def _visual(spans: list[Span], stages: list[tuple], events: np.ndarray | None, renumbered: bool) -> Visual:
+    features = np.concatenate([span.feature + np.arange(span.tokens) for span in spans])
+    grid = (sum(span.grid[0] for span in spans), *spans[0].grid[1:])
+    groups = []
+    for layer, place, center, held in stages:
+        places = np.unique(place[features])
+        places = places[places >= 0]
+        labels = np.where(place[features] >= 0, np.searchsorted(places, place[features]), -1)
+        # An image's or video's features follow each other, also where its frames stand apart.
+        groups.append(Groups(layer, labels.reshape(grid), center[places] - features[0], held[places] - features[0]))
+    if events is not None:
+        cells = events[features].reshape(grid)[:, 0, 0].tolist()
+        order = list(dict.fromkeys(cells))  # of their first frames
+        events = None if -1 in order else np.array([order.index(cell) for cell in cells])
+    return Visual(spans[0].sample, spans[0].modality, spans[0].source, tuple(groups), events, renumbered)

@@ -1,0 +1,212 @@
+"""The contract of a method: a frozen dataclass of checked settings that groups tokens.
+
+    @register("every_other")
+    @dataclass(frozen=True)
+    class EveryOther(Method):
+        "Keeps every other token (a paper, section 3)."
+
+        ratio: float = share(0.5)
+
+        def group(self, view: View) -> Grouping:
+            return Grouping.of_kept(view, torch.arange(view.most).expand(len(view.tokens), -1) * 2)
+
+    EveryOther(ratio=0.5).group(View.of(tokens=torch.randn(1, 16, 8), num_kept=8))      # alone, on plain tensors
+
+A method says what it looks at (`needs`), which tokens compete (`scope`), where it may stand (`places`) and how many
+tokens it keeps (`kept`). The engine hands it a View of many cells at once and applies the Grouping that comes back. A
+cell is what is grouped by itself: a frame, a whole image or video, or a segment of frames.
+"""
+
+from __future__ import annotations
+
+import math
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ppe_npu.errors import InputError, shown
+from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
+
+if TYPE_CHECKING:
+    from ppe_npu.methods.grouping import Grouping
+    from ppe_npu.methods.view import View
+
+PLACES = ("pixels", "tower", "input", "layer")  # in the order in which a forward pass comes by them
+NEEDS = (
+    *("tokens", "places", "sizes", "text", "tower_keys", "tower_saliency"),
+    *("layer_queries", "layer_keys", "layer_row"),
+)
+SCOPES = ("frame", "span", "segment")
+_HELPERS = ("base", "grouping", "space", "view")  # files of this folder that hold no method
+_REGISTERED: dict[str, type[Method]] = {}
+
+
+def share(default: float) -> Any:
+    """A field for the share that is kept, in (0, 1]."""
+    return setting(default, above=0, most=1, remedy="give the kept share of the tokens, in (0, 1]")
+
+
+def _one_form(layer: Any) -> Any:
+    if not isinstance(layer, tuple):
+        return layer
+    if not layer or len(set(layer)) != len(layer):
+        raise InputError(f"layer={list(layer)}: give different decoder layers, counted from 0")
+    return layer[0] if len(layer) == 1 else tuple(sorted(layer))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One step of a compression. Subclasses add fields and group().
+
+    Class attributes:
+        name: what it is registered as.
+        needs: what it looks at, of NEEDS. The engine computes what is declared and nothing else. A method that needs
+            only "places" is planned on the host, before any feature exists.
+        scope: "frame", each frame is a cell; "span", all frames of an image or video are one cell; "segment", frames
+            are gathered into segments first (see segments), each of which is a cell.
+        counts: "exact", how many tokens stay follows from a cell's size; "late", it follows from the features.
+        places: where it may stand, of PLACES.
+
+    Args:
+        layer: the decoder layer (counted from 0) on whose entry the step is taken, or several; None: the first of
+            `places` that is no layer.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    scope: ClassVar[str] = "frame"
+    counts: ClassVar[str] = "exact"
+    places: ClassVar[tuple[str, ...]] = ("input", "layer")
+
+    layer: int | tuple[int, ...] | None = setting(
+        None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"
+    )
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.place not in self.places:
+            where = "on entry of a decoder layer: leave layer out" if self.layers else "without a layer: give its layer"
+            raise InputError(f"{self.name} with layer={shown(self.layer)}: it cannot stand {where}")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The decoder layers on whose entry it stands."""
+        return () if self.layer is None else self.layer if isinstance(self.layer, tuple) else (self.layer,)
+
+    @property
+    def place(self) -> str:
+        """Where it stands, of PLACES."""
+        return "layer" if self.layers else next((place for place in self.places if place != "layer"), "")
+
+    @property
+    def on_host(self) -> bool:
+        """Whether its groups are known before any feature exists."""
+        return self.needs <= {"places"}
+
+    @property
+    def levels(self) -> tuple[Method, ...]:
+        """The methods that group a cell one after the other, and whose tokens are all kept; as a rule this one alone
+        (see ppe_npu.released.Levels)."""
+        return (self,)
+
+    def group(self, view: View) -> Grouping:
+        """The groups of every cell. It must not depend on what else is in the batch."""
+        raise NotImplementedError
+
+    # -- what is kept, known before any feature is seen ---------------------------------------------------------------
+
+    def kept(self, tokens: int) -> int:
+        """How many of a cell's tokens stay: ceil(tokens * ratio), at least one."""
+        return max(math.ceil(tokens * self.ratio), 1)
+
+    def budgets(self, tokens: int) -> tuple[int, ...]:
+        """How many of a cell's tokens each level keeps."""
+        return (self.kept(tokens),)
+
+    def kept_cells(self, cells: Sequence[int]) -> list[int]:
+        """Tokens of the cells of one image or video, before it and after it."""
+        cells = [sum(cells)] if self.scope == "span" else cells
+        return [sum(self.budgets(tokens)) for tokens in cells]
+
+    # -- of methods with scope="segment" alone ------------------------------------------------------------------------
+
+    def segments(self, frames: int) -> int | None:
+        """How many segments this many frames are gathered into; None: they stay as they are."""
+        return None
+
+    def segment(self, view: View) -> Grouping:
+        """The segments of each video: its cells are videos, and its tokens are the means of their frames."""
+        raise NotImplementedError
+
+    def segment_budgets(self, frames: Sequence[int], tokens: int) -> list[int]:
+        """How many tokens each segment keeps. frames: of each segment; tokens: of each frame."""
+        raise NotImplementedError
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict:
+        """Plain values: {"method": its name, ...}."""
+        values = fields_to_plain(self)
+        layer = values.pop("layer")
+        return {"method": self.name, **values} | ({} if layer is None else {"layer": layer})
+
+    @staticmethod
+    def from_dict(values: Mapping) -> Method:
+        """From what to_dict() gives."""
+        return as_method(values)
+
+
+def register(name: str):
+    """Class decorator: the method's name in settings. Its file is methods/<name>.py."""
+
+    def registered(method: type[Method]) -> type[Method]:
+        known = {"scope": SCOPES, "counts": ("exact", "late")}
+        for key, choices in known.items():
+            value = getattr(method, key)
+            if isinstance(value, str) and value not in choices:
+                raise InputError(f"{method.__name__}.{key}={value!r}: use one of {', '.join(choices)}")
+        for key, choices in (("needs", NEEDS), ("places", PLACES)):
+            value = getattr(method, key)
+            unknown = set() if isinstance(value, property) else set(value) - set(choices)
+            if unknown:
+                raise InputError(f"{method.__name__}.{key} has {sorted(unknown)}: use some of {', '.join(choices)}")
+        method.name = name
+        _REGISTERED[name] = method
+        return method
+
+    return registered
+
+
+def method_names() -> tuple[str, ...]:
+    """Names of all methods, without loading them."""
+    files = [file.name for file in pkgutil.iter_modules([__file__.rpartition("/")[0]]) if file.name not in _HELPERS]
+    return tuple(sorted({*files, *_REGISTERED}))
+
+
+def method_class(name: str) -> type[Method]:
+    """The class that is registered under this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in _REGISTERED and isinstance(name, str) and name in method_names():
+        import_module(f"ppe_npu.methods.{name}")
+    if name not in _REGISTERED:
+        raise InputError(f"method={shown(name)}: choose one of {', '.join(method_names())}")
+    return _REGISTERED[name]
+
+
+def as_method(value: Method | Mapping) -> Method:
+    """A method, from one or from its dict {"method": name, ...}.
+
+    Raises:
+        InputError: neither, an unknown name, or keys and values that its class does not take.
+    """
+    if isinstance(value, Method):
+        return value
+    if not isinstance(value, Mapping) or "method" not in value:
+        raise InputError(f'a step is {shown(value)}: give a method, or {{"method": its name, ...}}')
+    settings = {key: part for key, part in value.items() if key != "method"}
+    return from_mapping(method_class(value["method"]), settings, str(value["method"]))

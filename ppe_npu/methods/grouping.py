@@ -1,0 +1,115 @@
+"""Grouping: which token of a cell goes to which group. A plan that is made once and then applied to any tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ppe_npu import backends
+from ppe_npu.methods.view import View
+
+_SIMILARITIES_AT_ONCE = 2**26
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The tokens of F cells in at most M groups a cell. A group becomes one token.
+
+    Args:
+        labels: [F, N] int64, group of each token; -1 where a cell has no token, and for a token that is dropped.
+        counts: [F, M] int64, tokens in each group; 0 from a cell's number of kept tokens on.
+        representatives: [F, M] int64, the token at the place of each group.
+        weights: [F, N] bool or floating point, at least 0: what each token's features count in the mean of its group;
+            None where all count alike. A token of weight 0 lends its position and not its features. At least one token
+            of every group counts.
+    """
+
+    labels: torch.Tensor
+    counts: torch.Tensor
+    representatives: torch.Tensor
+    weights: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, labels: torch.Tensor, representatives: torch.Tensor, weights: torch.Tensor | None = None) -> Grouping:
+        """With the counts that follow from the labels."""
+        slots = torch.arange(representatives.shape[1], device=labels.device)
+        return cls(labels, (labels[:, None, :] == slots[:, None]).sum(-1), representatives, weights)
+
+    @classmethod
+    def from_centers(cls, centers: torch.Tensor, labels: torch.Tensor, budgets: torch.Tensor, order: str) -> Grouping:
+        """From centres [F, M] and labels [F, N] by rank of score; `order` "raster" renumbers the groups by the place of
+        their representatives, "score" keeps the ranks. Entries of `centers` from budgets[f] on are ignored."""
+        slots = torch.arange(centers.shape[1], device=centers.device)
+        used = slots < budgets[:, None]
+        if order == "raster":
+            beyond = labels.shape[1]
+            centers, place = torch.where(used, centers, beyond).sort(dim=1, stable=True)
+            new_label = torch.empty_like(place).scatter_(1, place, slots.expand_as(place))
+            labels = torch.where(labels < 0, -1, new_label.gather(1, labels.clamp_min(0)))
+        return cls.of(labels, torch.where(used, centers, 0))
+
+    @classmethod
+    def of_kept(cls, view: View, kept: torch.Tensor, dropped: Literal["lend", "merge", "drop"] = "lend") -> Grouping:
+        """From the tokens that a pruning method keeps.
+
+        Args:
+            kept: [F, most] int64, which tokens of each cell are kept, in any order; entries from view.num_kept[f] on
+                are ignored.
+            dropped: what becomes of the others. Each joins the kept token that is most like it (cosine; the first
+                among equals) and lends it its position alone ("lend"), or its features, too ("merge"); "drop": it
+                joins none.
+        """
+        used = torch.arange(kept.shape[1], device=kept.device) < view.num_kept[:, None]
+        count = view.present.shape[1]
+        kept = torch.where(used, kept, count).sort(dim=1).values
+        mask = torch.zeros(len(kept), count + 1, dtype=torch.bool, device=kept.device).scatter_(1, kept, True)[:, :-1]
+        own = mask.long().cumsum(1) - 1
+        representatives = torch.where(used, kept, 0)
+        if dropped == "drop":
+            return cls.of(torch.where(mask, own, -1), representatives)
+        nearest = _nearest(view.tokens, representatives, used)
+        labels = torch.where(mask, own, torch.where(view.present, nearest, -1))
+        return cls.of(labels, representatives, mask if dropped == "lend" else None)
+
+    def apply(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Means of the groups: [F, N, C] -> [F, M, C], differentiable, accumulated in fp32."""
+        if self.weights is None:
+            return backends.group_mean(tokens, self.labels, self.counts)
+        heard = Grouping.of(torch.where(self.weights > 0, self.labels, -1), self.representatives)
+        if self.weights.dtype != torch.bool:
+            tokens = heard._weighted(tokens, self.weights)
+        return backends.group_mean(tokens, heard.labels, heard.counts)
+
+    def _weighted(self, tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Tokens whose plain means are the weighted ones: a group's weights are scaled to sum to its size."""
+        has_group, place = self.labels >= 0, self.labels.clamp_min(0)
+        weights = torch.where(has_group, weights, 0).to(torch.promote_types(tokens.dtype, torch.float32))
+        sums = torch.zeros_like(self.counts, dtype=weights.dtype).scatter_add_(1, place, weights)
+        scaled = weights * (self.counts / sums).gather(1, place)
+        return torch.where(has_group[:, :, None], tokens * scaled[:, :, None], 0).to(tokens.dtype)
+
+    def at_representatives(self, values: torch.Tensor) -> torch.Tensor:
+        """[F, N, K] -> [F, M, K], of each group's representative."""
+        return values.gather(1, self.representatives[:, :, None].expand(-1, -1, values.shape[-1]))
+
+    def to(self, device: torch.device) -> Grouping:
+        """The same on another device."""
+        parts = (self.labels, self.counts, self.representatives, self.weights)
+        return Grouping(*(None if part is None else part.to(device, non_blocking=True) for part in parts))
+
+
+@torch.no_grad()
+def _nearest(tokens: torch.Tensor, kept: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """[F, N] which of the kept tokens [F, M] is most like each one by cosine, the first among equals."""
+    unit = torch.nn.functional.normalize(tokens.detach().float(), dim=-1)
+    centers = unit.gather(1, kept[:, :, None].expand(-1, -1, unit.shape[-1])).transpose(1, 2)
+    step = max(1, _SIMILARITIES_AT_ONCE // max(1, kept.numel()))
+    slots = torch.arange(kept.shape[1], device=kept.device)
+    out = []
+    for part in unit.split(step, dim=1):
+        alike = torch.bmm(part, centers).masked_fill(~used[:, None], -2.0)
+        best = alike.amax(-1, keepdim=True)
+        out.append(torch.where(alike == best, slots, kept.shape[1]).amin(-1))
+    return torch.cat(out, dim=1)

@@ -1,0 +1,89 @@
+"""What a method is shown of the tokens that it groups: many cells at once, and only what it declares to need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ppe_npu.errors import InputError
+
+
+@dataclass(frozen=True)
+class View:
+    """F cells of up to N tokens each. What a method does not declare in `needs` is None.
+
+    Args:
+        num_kept: [F] int64, how many tokens each cell keeps.
+        most: the largest of them, known to the host.
+        tokens: [F, N, C] floating point; no gradient flows through the choice of groups.
+        valid: [F, N] bool, False where a cell has no token, or None if every cell has N.
+        places: [F, N, 3] int64 (frame, row, column) of each token in its image or video; of one that was merged before,
+            the place of its representative.
+        sizes: [F, N] int64, how many original tokens each one stands for.
+        text: [F, T, C] embeddings of the text of each cell's prompt; text_valid: [F, T] bool, or None.
+        tower_keys: [F, N, D] keys of a block of the vision tower, the mean over heads and over a token's patches.
+        tower_saliency: [F, N] attention that each token receives in a block of the vision tower, the mean over heads.
+        layer_queries, layer_keys: [F, N, H, D] of the decoder layer that the step stands before, after its norm and
+            its rotary embedding.
+        layer_row: [F, N] attention of the prompt's last token in that layer, over the whole prompt, the mean over
+            heads.
+    """
+
+    num_kept: torch.Tensor
+    most: int
+    tokens: torch.Tensor | None = None
+    valid: torch.Tensor | None = None
+    places: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
+    text: torch.Tensor | None = None
+    text_valid: torch.Tensor | None = None
+    tower_keys: torch.Tensor | None = None
+    tower_saliency: torch.Tensor | None = None
+    layer_queries: torch.Tensor | None = None
+    layer_keys: torch.Tensor | None = None
+    layer_row: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, *, num_kept: int | list[int] | torch.Tensor, **given: torch.Tensor) -> View:
+        """A view of plain tensors, to run a method alone: View.of(tokens=[F, N, C], num_kept=..., places=...).
+
+        Args:
+            num_kept: one number for all cells, or one for each.
+
+        Raises:
+            InputError: nothing to look at, cells that disagree, or more kept tokens than there are.
+        """
+        parts = {name: part for name, part in given.items() if part is not None}
+        first = next(iter(parts.values()), None)
+        if first is None or any(part.shape[0] != len(first) for part in parts.values()):
+            raise InputError(
+                f"View.of needs tensors of as many cells each: it was given "
+                f"{ ({name: list(part.shape) for name, part in parts.items()}) }"
+            )
+        counts = torch.as_tensor(num_kept, dtype=torch.long).expand(len(first)).to(first.device)
+        view = cls(counts.contiguous(), int(counts.max()), **parts)
+        present = view.present.sum(1)
+        if (counts < 1).any() or (counts > present).any():
+            raise InputError(f"num_kept={counts.tolist()} of {present.tolist()} tokens: give from 1 up to all")
+        return view
+
+    @property
+    def cells(self) -> torch.Tensor:
+        """Some tensor [F, N, ...], for shape and device."""
+        parts = (self.tokens, self.places, self.sizes, self.tower_keys, self.tower_saliency, self.layer_keys)
+        return next(part for part in (*parts, self.layer_queries, self.layer_row) if part is not None)
+
+    @property
+    def present(self) -> torch.Tensor:
+        """[F, N] bool, True where a cell has a token."""
+        if self.valid is not None:
+            return self.valid
+        cells = self.cells
+        return torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
+
+    def require(self, method: str, *names: str) -> None:
+        """Raise InputError where something that the method looks at was not given."""
+        missing = [name for name in names if getattr(self, name) is None]
+        if missing:
+            raise InputError(f"{method} looks at {', '.join(missing)}: give them to View.of")

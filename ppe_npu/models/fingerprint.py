@@ -1,0 +1,98 @@
+"""Short names for what is large: a model's weights, files of a checkpoint, the pictures and videos of a run.
+
+Two with one name are, for all we do with them, the same.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+BLOCK = 64 * 2**20  # bytes of a file that are hashed by one thread
+_PIECE = 2**20  # bytes that a thread holds
+_SAMPLES, _SAMPLE = 4, 16 * 2**10  # pieces of a large picture or video, and their bytes
+_AT_ONCE = 4096  # files that wait for a thread
+_THREADS = min(32, 4 * (os.cpu_count() or 1))
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """16 hex digits of some values of every parameter: the same folder with other weights is another model.
+
+    It hangs on the parameters' names and on their dtype's rounding: compare models that were loaded in one dtype, and
+    before an adapter is attached. Under ZeRO-3 every process must call it, each holds a share of every parameter.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        with _whole(parameter):
+            flat = parameter.detach().flatten()
+            step = max(flat.numel() // 64, 1)
+            digest.update(name.encode() + flat[::step].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _whole(parameter: torch.nn.Parameter):
+    """While it is open the parameter holds all its values, also where ZeRO-3 has cut it into shares."""
+    if not hasattr(parameter, "ds_id"):
+        return contextlib.nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    return GatheredParameters([parameter])
+
+
+def file_digests(files: Sequence[Path]) -> list[str]:
+    """Of every file a sha256, as hex digits, of the sha256s of its blocks of 64 MiB: all bytes count.
+
+    Blocks are hashed side by side, at about 1 GB/s a core, so that a large file takes no longer than its disk.
+    """
+    digests = [hashlib.sha256() for _ in files]
+    blocks = [
+        (number, file, start)
+        for number, file in enumerate(files)
+        for start in range(0, max(file.stat().st_size, 1), BLOCK)
+    ]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for (number, _, _), digest in zip(blocks, pool.map(_block_digest, blocks)):
+            digests[number].update(digest)
+    return [digest.hexdigest() for digest in digests]
+
+
+def _block_digest(block: tuple[int, Path, int]) -> bytes:
+    _, path, start = block
+    digest, buffer, left = hashlib.sha256(), bytearray(_PIECE), BLOCK
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while left and (count := file.readinto(memoryview(buffer)[: min(_PIECE, left)])):
+            digest.update(memoryview(buffer)[:count])
+            left -= count
+    return digest.digest()
+
+
+def media_marks(paths: Sequence[str]) -> Iterator[str]:
+    """Of every picture or video 16 hex digits of its size and its content: all of it up to 64 KiB, else four pieces of
+    16 KiB, the first and the last among them. When it was written says nothing: a copy has the same mark.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    left = iter(paths)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while part := list(islice(left, _AT_ONCE)):
+            yield from pool.map(_media_mark, part)
+
+
+def _media_mark(path: str) -> str:
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.sha256(str(size).encode())
+        if size <= _SAMPLES * _SAMPLE:
+            digest.update(file.read())
+        else:
+            for number in range(_SAMPLES):
+                file.seek(number * (size - _SAMPLE) // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()[:16]

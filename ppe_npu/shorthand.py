@@ -1,0 +1,167 @@
+"""The shorthand for steps: one method, one ratio, and where. What the first edition's configurations say.
+
+{"method": "dpc_knn", "ratio": 0.45, "layers": [11, 23, 35]}
+
+method: the name of a method that groups frames; "none" (dense).
+ratio: share of each frame's visual tokens that is kept, in (0, 1]. A frame of n tokens keeps ceil(n * ratio). A
+    list [r0, r1, ...] clusters again what the ratio before left, and keeps the tokens of all of them.
+order, ties, seed: of methods that have such a setting.
+layers: decoder layers that compress on entry, each by `ratio` of what the one before left (a cascade).
+before_llm: whether tokens are merged before the LLM; None: just when there are no layers.
+temporal_ratio: share of a video's frames that is kept as events (methods/events.py), in (0, 1], or None.
+event_ratio: share of an event's tokens that is kept instead (the released code's rule), or None.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import sys
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from ppe_npu.errors import InputError, shown
+from ppe_npu.methods.base import Method, method_class, method_names
+from ppe_npu.released import Levels
+
+if TYPE_CHECKING:
+    from ppe_npu.config import CompressionConfig
+
+# As the first edition wrote them to files, in its order.
+KEYS = (
+    *("method", "ratio", "positions", "k", "members", "order", "ties", "layers", "before_llm"),
+    *("temporal_ratio", "event_ratio", "seed"),
+)
+RATIO = "give the kept share of the tokens, in (0, 1], or a list of shares"
+LAYERS = "give a list of different decoder layers, counted from 0; [] merges before the LLM"
+_OWN = {"order": "raster", "ties": "first", "seed": 0}  # settings that only some methods have, and what says nothing
+
+
+def speaks_of(name: str) -> bool:
+    """Whether the shorthand can say this method: its ratio, and settings that the shorthand has a key for."""
+    fields = _fields(name) - {"layer", "neighbors"}
+    return method_class(name).scope == "frame" and "ratio" in fields and fields <= {"ratio", *_OWN}
+
+
+def one_form(config: CompressionConfig) -> dict:
+    """The shorthand's fields, each of which fits its type, checked together and in one form.
+
+    Raises:
+        InputError: names the key, the value and what would be right.
+    """
+    dense, layers = config.method == "none", config.layers
+    if not dense and (config.method not in method_names() or not speaks_of(config.method)):
+        names = ("none", *filter(speaks_of, method_names()))
+        raise InputError(f"method={shown(config.method)}: choose one of {', '.join(names)}")
+    ratios = config.ratio if isinstance(config.ratio, tuple) else (config.ratio,)
+    if not ratios or None in ratios:
+        raise InputError(f"ratio={shown((config.ratio and list(ratios)) or [])}: {RATIO}")
+    _check_ratios(ratios)
+    if len(set(layers)) != len(layers):
+        raise InputError(f"layers={shown(list(layers))}: {LAYERS}")
+    if config.before_llm is False and not layers and not dense:
+        raise InputError("before_llm=false without layers: nothing says where to compress")
+    before = None if config.before_llm == (not layers) else config.before_llm
+    _check_events(config, ratios, not layers if before is None else before)
+    _check_own(config, set() if dense else _fields(config.method))
+    alone = ratios if len(ratios) > 1 else ratios[0]
+    if dense and (alone != 1 or config.positions != "keep_one" or layers or config.temporal_ratio is not None):
+        raise InputError(
+            "method='none' (dense) needs ratio=1.0, positions='keep_one', k=1, no layers and no temporal_ratio"
+        )
+    return {"ratio": alone, "layers": tuple(sorted(layers)), "before_llm": before}
+
+
+def steps_of(config: CompressionConfig) -> tuple[Method, ...]:
+    """The steps that a checked shorthand stands for."""
+    if config.method == "none":
+        return ()
+    one = method_class(config.method)
+    fields = _fields(config.method)
+    own = {key: getattr(config, key) for key in _OWN if key in fields}
+
+    def step(layer: tuple[int, ...] | None = None) -> Method:
+        if len(config.ratios) == 1:
+            return one(ratio=config.ratio, layer=layer, **own)
+        # As the released code has it: after the first ratio fewer neighbours count.
+        fewer = [{"neighbors": 3} if level and "neighbors" in fields else {} for level in range(len(config.ratios))]
+        return Levels(tuple(one(ratio=r, **own, **few) for r, few in zip(config.ratios, fewer)), layer=layer)
+
+    steps: list[Method] = []
+    if not config.layers if config.before_llm is None else config.before_llm:
+        steps.append(step())
+    if config.temporal_ratio is not None:
+        events = method_class("events")
+        steps.append(events(ratio=config.temporal_ratio, by=one(ratio=config.ratio, **own), keep=config.event_ratio))
+    if config.layers:
+        steps.append(step(config.layers))
+    return tuple(steps)
+
+
+def label(config: CompressionConfig) -> str:
+    """A short name, a file's or folder's, that tells settings apart."""
+    if config.is_dense:
+        return "dense"
+    ratios = "+".join(f"{ratio:g}" for ratio in config.ratios)
+    parts = [config.method, config.positions, f"k{config.k}", config.members, config.order, ratios]
+    if config.seed:
+        parts.append(f"seed{config.seed}")
+    if config.ties != "first":
+        parts.append(f"ties{config.ties}")
+    if config.layers:
+        parts.append("layers" + "+".join(map(str, (("llm",) if config.merges_before_llm else ()) + config.layers)))
+    if config.temporal_ratio is not None:
+        parts.append(f"events{config.temporal_ratio:g}")
+    if config.event_ratio is not None:
+        parts.append(f"of{config.event_ratio:g}")
+    return "-".join(parts)
+
+
+def _fields(name: str) -> set[str]:
+    return {field.name for field in dataclasses.fields(method_class(name))}
+
+
+def _check_ratios(ratios: tuple[float, ...]) -> None:
+    """A list keeps r0 + r0 * r1 + ... of a frame's tokens: never more than came in, up to rounding."""
+    kept = sum(accumulate(ratios, operator.mul))
+    if kept > 1 + len(ratios) * sys.float_info.epsilon:
+        raise InputError(
+            f"ratio={shown(list(ratios))}: each is a share of what the one before left, and all are kept: "
+            f"{kept:.4g} of the tokens that come in; give ratios that keep at most 1, as [0.45, 0.3] does"
+        )
+
+
+def _check_events(config: CompressionConfig, ratios: tuple, before_llm: bool) -> None:
+    temporal, event, layers = config.temporal_ratio, config.event_ratio, shown(list(config.layers))
+    if event is not None and temporal is None:
+        raise InputError(f"event_ratio={event!r} needs a temporal_ratio: without it there are no events")
+    if temporal is None:
+        return
+    if len(ratios) > 1:
+        raise InputError(
+            f"ratio={shown(list(ratios))} with temporal_ratio={temporal!r}: frames that keep the tokens of several "
+            "ratios are not grouped into events; give one ratio"
+        )
+    if not before_llm:
+        raise InputError(
+            f"temporal_ratio={temporal!r} with layers={layers}: frames are grouped before the LLM; set "
+            "before_llm=true, too"
+        )
+    if event is not None and config.layers:
+        raise InputError(
+            f"event_ratio={event!r} with layers={layers}: the tokens of each event, which a cascade must know in "
+            "advance, would depend on the features; leave event_ratio out"
+        )
+
+
+def _check_own(config: CompressionConfig, fields: set[str]) -> None:
+    """Settings that only some methods have."""
+    if config.seed and "seed" not in fields:
+        seeded = " or ".join(repr(name) for name in filter(speaks_of, method_names()) if "seed" in _fields(name))
+        raise InputError(f"seed={config.seed} with method={config.method!r}: only method={seeded} has a seed")
+    plain = (config.order, config.ties) == ("raster", "first")
+    if config.method != "none" and not plain and not {"order", "ties"} <= fields:
+        raise InputError(
+            f"method={config.method!r} with order={config.order!r}, ties={config.ties!r}: it has no scores and no "
+            "densities; use order='raster' and ties='first'"
+        )

@@ -1,0 +1,161 @@
+"""whole.json: what a training checkpoint holds, file by file, and whether it still does."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.files import sync_tree
+from ppe_npu.models.fingerprint import file_digests
+from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, WHOLE
+
+STATE = "trainer_state.json"
+_SHARES = "global_step*"  # DeepSpeed's folders of shards
+# What a run needs to go on, each by one of several names; asked of checkpoints whose files nobody listed.
+_NEEDED = (
+    (STATE,),
+    ("scheduler.pt", _SHARES),
+    ("optimizer.pt", _SHARES),
+    ("rng_state*.pth",),
+    ("config.json", ADAPTER_CONFIG),
+    ("model.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS, _SHARES),
+)
+
+
+def made_by_train(folder: Path) -> bool:
+    """Whether a run of this package wrote a checkpoint-N: not a plain Trainer, an export, or somebody by hand."""
+    return (folder / WHOLE).exists() or ((folder / STATE).exists() and (folder / BASE).exists())
+
+
+def whole_record(folder: Path, step: int) -> dict[str, Any]:
+    """What whole.json shall hold, after all files of the folder, and of those in it, have reached the disk.
+
+    Returns:
+        {"step", "files": {path from the folder: {"size" (bytes), "digest" (ppe_npu.models.fingerprint.file_digests)}}}.
+    """
+    sync_tree(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / WHOLE)
+    rows = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "digest": digest}
+        for path, digest in zip(files, file_digests(files))
+    }
+    return {"step": step, "files": rows}
+
+
+def check_whole(folder: Path, needed: Callable[[str], bool] | None = None) -> bool:
+    """Whether a checkpoint's files are those that were written; reads all of them.
+
+    Args:
+        needed: whether a file, by its path from the folder, must be; None: all that a run needs to go on.
+
+    Returns:
+        Whether whole.json lists the files. The first edition's does not: they were found, and can be read.
+
+    Raises:
+        InputError: a file is gone, or is not what was written: it is named, without a remedy.
+    """
+    record = _read(folder)
+    if "files" not in record:
+        _check_unlisted(folder, needed)
+        return False
+    rows = {name: row for name, row in record["files"].items() if needed is None or needed(name)}
+    for name, row in rows.items():
+        _check_size(folder / name, row["size"])
+    files = [folder / name for name in rows]
+    try:
+        digests = file_digests(files)
+    except OSError as error:
+        raise InputError(f"{error.filename or folder} cannot be read ({error.strerror})") from error
+    for file, row, digest in zip(files, rows.values(), digests):
+        if digest != row["digest"]:
+            raise InputError(f"{file} is damaged: its content is not what was written (its size is)")
+    return True
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """whole.json of a folder, with every key that it must have."""
+    file = folder / WHOLE
+    if not file.is_file():
+        raise InputError(f"{file} is {'a folder' if file.is_dir() else 'missing'}")
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not _listed(record.get("files", {})):
+        raise InputError(f"{file} is damaged: it does not list the files of the checkpoint")
+    named = folder.name.rpartition("-")[2]
+    if named.isdecimal() and int(named) != record["step"]:
+        raise InputError(f"{file} is of step {record['step']}, not of step {named}")
+    return record
+
+
+def _listed(rows: Any) -> bool:
+    keys = {"size": int, "digest": str}
+    return isinstance(rows, Mapping) and all(
+        isinstance(row, Mapping) and all(type(row.get(key)) is kind for key, kind in keys.items())
+        for row in rows.values()
+    )
+
+
+def _check_size(file: Path, size: int) -> None:
+    if not file.is_file():
+        raise InputError(f"{file} is {'a folder' if file.is_dir() else 'missing'}")
+    found = file.stat().st_size
+    if found != size:
+        raise InputError(f"{file} is damaged: {found:,} bytes of {size:,}")
+
+
+# -- the first edition's checkpoints -----------------------------------------------------------------------------------
+
+
+def _check_unlisted(folder: Path, needed: Callable[[str], bool] | None) -> None:
+    for names in _NEEDED if needed is None else ():
+        if not any(any(folder.glob(name)) for name in names):
+            raise InputError(f"{folder / names[0]} is missing")
+    for file in sorted(folder.rglob("*")):
+        if needed is None or needed(file.relative_to(folder).as_posix()):
+            _check_readable(file)
+
+
+def _check_readable(file: Path) -> None:
+    """Raise InputError for a file whose own format shows that it is damaged."""
+    try:
+        if file.is_dir():
+            if file.suffix in _READERS:
+                raise ValueError("it is a folder")
+        elif file.suffix in _READERS:
+            _READERS[file.suffix](file)
+    except Exception as error:  # whatever a reader says of damaged bytes
+        raise InputError(f"{file} is damaged ({first_line(error)})") from error
+
+
+def _read_tensors(file: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        tensors.keys()
+
+
+def _read_pickle(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise ValueError(f"{broken} in it has another checksum")
+
+
+def _read_json(file: Path) -> None:
+    if not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+        raise ValueError("it holds no settings")
+
+
+_READERS: dict[str, Callable[[Path], None]] = {
+    ".safetensors": _read_tensors,
+    ".pt": _read_pickle,
+    ".pth": _read_pickle,
+    ".bin": _read_pickle,
+    ".json": _read_json,
+}

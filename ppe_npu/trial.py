@@ -1,0 +1,81 @@
+"""A checkpoint's processor, tried on a small picture, a small video and a short text before anything relies on it.
+
+transformers builds processors of settings that it first reads when they are used: a text for a mean, a list for a size.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppe_npu.errors import InputError, first_line, shown
+
+_LARGEST = 256  # of a patch, in pixels or frames, and of a merge, in patches
+_SIZES = ("patch_size", "merge_size", "temporal_patch_size")
+_TURN = [{"role": "user", "content": [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "what?"}]}]
+
+
+def try_processor(processor: Any, path: str | Path) -> None:
+    """Raise InputError, which names the part and the folder, unless a processor can do its work.
+
+    Args:
+        processor: a Qwen-VL one, with image_processor, video_processor, tokenizer and chat template.
+        path: where it is from.
+    """
+    for name in ("image_processor", "video_processor"):
+        _check_numbers(getattr(processor, name), name, path)
+    longest = processor.tokenizer.model_max_length
+    if not _is_number(longest) or not longest > 0:
+        raise _useless("tokenizer", path, f"model_max_length={shown(longest)} is no number above 0")
+    image, video = processor.image_processor, processor.video_processor
+    side = 2 * max(image.patch_size * image.merge_size, video.patch_size * video.merge_size)
+    bounds = {"size": {"shortest_edge": side**2, "longest_edge": side**2}, "return_tensors": "pt"}
+    frames = torch.zeros(2 * video.temporal_patch_size, 3, side, side, dtype=torch.uint8)
+    _use("image_processor", path, lambda: image(images=[frames[0]], **bounds))
+    _use("video_processor", path, lambda: video(videos=[frames], do_sample_frames=False, **bounds))
+    _use("tokenizer", path, lambda: processor.tokenizer.convert_tokens_to_ids(["what?"]))
+    _use("tokenizer", path, lambda: processor.tokenizer(["what?"]))
+    _use("chat template", path, lambda: processor.apply_chat_template(_TURN, tokenize=False))
+
+
+def check_sizes(config: Any) -> None:
+    """Raise InputError for sizes in a Qwen-VL model's config that no model has, and that no weight would contradict."""
+    text = config.text_config
+    for part in (text, config.vision_config):
+        for key, value in vars(part).items():
+            if key.endswith("_size") and value is not None and not (_is_number(value) and value > 0):
+                raise InputError(f"{key}={shown(value)} is no number above 0")
+    sections = text.rope_parameters["mrope_section"]
+    half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
+    if len(sections) != 3 or sum(sections) != half:
+        raise InputError(f"mrope_section={shown(sections)} are no three numbers that sum to {half}, half a head")
+
+
+def _check_numbers(part: Any, name: str, path: str | Path) -> None:
+    for key in _SIZES:
+        value = getattr(part, key, None)
+        if not _is_number(value) or not 1 <= value <= _LARGEST or value != int(value):
+            raise _useless(name, path, f"{key}={shown(value)} is no whole number from 1 to {_LARGEST}")
+    for key in ("shortest_edge", "longest_edge"):
+        value = part.size.get(key) if hasattr(part.size, "get") else None
+        if not _is_number(value) or not value > 0:
+            raise _useless(name, path, f"size {key}={shown(value)} is no number above 0")
+
+
+def _use(name: str, path: str | Path, use: Callable[[], Any]) -> None:
+    try:
+        use()
+    except Exception as error:  # transformers, tokenizers, jinja raise whatever a wrong setting makes of their code
+        raise _useless(name, path, f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _useless(name: str, path: str | Path, why: str) -> InputError:
+    return InputError(f"{name} of {path} cannot be used ({why}): save the processor there again")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

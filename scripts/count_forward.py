@@ -1,0 +1,69 @@
+"""How much of the code one forward pass enters: files and functions of ppe_npu and backends, counted as they run.
+
+    python scripts/count_forward.py [--list]
+
+One image, preset ppe, a tiny random Qwen2.5-VL on the CPU; the second pass, when everything is loaded. Comprehensions,
+lambdas and generator expressions belong to the function they stand in.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LONGEST_FILE, LONGEST_FUNCTION = 350, 45  # lines
+
+
+def entered() -> dict[str, set[str]]:
+    """file -> names of the functions that one forward pass enters."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    import torch
+    from support import Prompt, batch, random_model
+
+    from ppe_npu import CompressionConfig, compress
+
+    model = compress(random_model(), CompressionConfig.preset("ppe", k=4))
+    inputs, found = batch(Prompt([2, ("image", (1, 4, 5)), 3])), defaultdict(set)
+
+    def note(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        name = frame.f_code.co_qualname
+        if event == "call" and path.is_relative_to(ROOT) and "<" not in name.rsplit(".", 1)[-1]:
+            file = path.relative_to(ROOT)
+            if file.parts[0] in ("ppe_npu", "backends"):
+                found[str(file)].add(name)
+
+    with torch.no_grad():
+        model(**inputs)
+        sys.setprofile(note)
+        model(**inputs)
+        sys.setprofile(None)
+    return dict(found)
+
+
+def long_parts() -> tuple[list[str], list[str]]:
+    """Files and functions of ppe_npu and backends that are longer than they should be."""
+    files, functions = [], []
+    for path in sorted([*ROOT.glob("ppe_npu/**/*.py"), *ROOT.glob("backends/**/*.py")]):
+        text, name = path.read_text(), path.relative_to(ROOT)
+        lines = len(text.splitlines())
+        files += [f"{name}: {lines}"] if lines > LONGEST_FILE else []
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = node.end_lineno - node.lineno + 1
+                functions += [f"{name}: {node.name}, {length}"] if length > LONGEST_FUNCTION else []
+    return files, functions
+
+
+if __name__ == "__main__":
+    found = entered()
+    if "--list" in sys.argv:
+        for file, names in sorted(found.items()):
+            print(f"{file}: {', '.join(sorted(names))}")
+    print(f"one forward pass enters {len(found)} files and {sum(map(len, found.values()))} functions")
+    files, functions = long_parts()
+    print(f"over {LONGEST_FILE} lines: {'; '.join(files) or 'no file'}")
+    print(f"over {LONGEST_FUNCTION} lines: {'; '.join(functions) or 'no function'}")

@@ -1,0 +1,265 @@
+"""What the user can mend is one line and an exit code; a fault of ours keeps its traceback, and asks for a report."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import refused
+
+from ppe_npu import __version__
+from ppe_npu.backends.device import DeviceError
+from ppe_npu.backends.dispatch import ImplementationError
+from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import InputError, TrainingError
+from ppe_npu.loading import check_compression, load_model, load_processor
+from ppe_npu.optional import optional
+from ppe_npu.reading import UnreadableError, read_json, read_text
+
+COMMAND = "ppe_npu.cli.parity.run_parity"  # any would do
+
+
+def raising(error):
+    def command(args):
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("v"), ImportError("i"), OSError(errno.ENOENT, "o"), RuntimeError("r"), KeyError("k"), RecursionError()],
+    ids=repr,
+)
+def test_a_fault_of_ours_is_raised_with_a_line_that_asks_for_a_report(run, monkeypatch, error):
+    monkeypatch.setattr(COMMAND, raising(error))
+    with pytest.raises(type(error)) as caught:
+        run("parity", "--out", "a b")
+    last = traceback.format_exception(caught.value)[-1]
+    assert last == f"ppe-npu: a fault of ppe-npu {__version__}, not yours: please report all of this; it was " + (
+        "ppe-npu parity --out 'a b'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("a\n  b"), 2),
+        (DeviceError("a b"), 2),
+        (ImplementationError("a b"), 2),
+        (UnreadableError("a b"), 2),
+        (TrainingError("a b"), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_the_user_can_mend_is_one_line(run, monkeypatch, error, code):
+    monkeypatch.setattr(COMMAND, raising(error))
+    assert run("parity") == (code, "", "ppe-npu: error: a b\n")
+    monkeypatch.setenv("PPE_NPU_DEBUG", "1")
+    with pytest.raises(type(error)):
+        run("parity")
+
+
+def test_a_stop_from_the_keyboard_is_one_line(run, monkeypatch):
+    monkeypatch.setattr(COMMAND, raising(KeyboardInterrupt()))
+    assert run("parity") == (130, "", "ppe-npu: stopped\n")
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, path):
+        self.path = path
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, number):
+        if self.path is None:
+            return {}["a fault of ours"]
+        return read_json(self.path)
+
+
+def test_errors_of_a_workers_process_are_told_apart_too(run, monkeypatch, tmp_path):
+    def command(args):
+        list(torch.utils.data.DataLoader(Rows(args.out), num_workers=1))
+
+    monkeypatch.setattr(COMMAND, command)
+    refused(run("parity", "--out", tmp_path / "gone.json"), f"ppe-npu: error: {tmp_path}/gone.json cannot be read (it")
+    with pytest.raises(KeyError, match="DataLoader worker"):
+        run("parity")
+
+
+class Broken:
+    """A standard output that takes nothing."""
+
+    def __init__(self, number, file):
+        self.number, self.file = number, file
+
+    def write(self, text):
+        raise OSError(self.number, os.strerror(self.number))
+
+    def flush(self):
+        pass
+
+    def fileno(self):
+        return self.file.fileno()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(errno.EPIPE, 141, ""), (errno.ENOSPC, 2, "standard output cannot be written (No space")],
+)
+def test_an_output_that_takes_no_more(run, monkeypatch, tmp_path, number, code, said):
+    """`ppe-npu ... | head` is quiet; a full disk under `> file` is one line."""
+    monkeypatch.setattr(COMMAND, lambda args: print("row"))
+    with open(tmp_path / "out", "w") as file:
+        monkeypatch.setattr(sys, "stdout", Broken(number, file))
+        result = run("parity")
+    assert result[0] == code
+    assert said in result[2]
+    assert result[2].count("\n") == bool(said)
+
+
+def test_paths_that_the_system_refuses_are_one_line(run, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, words in (("x" * 300, "too long"), (tmp_path / "loop" / "a", "symbolic links")):
+        refused(run("data", "--model", path, "--data", "d.json"), "--model", words)
+        refused(run("train", "--model", "m", "--data", "d.json", path), "--data", words)
+    assert "too long" not in run("describe", "--model", tmp_path / "m", "--image", "i", "--prompt", "x" * 300)[2]
+
+
+# -- optional packages and files ---------------------------------------------------------------------------------------
+
+
+def test_packages_that_are_missing_or_broken_are_named_with_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "halved_package.py").write_text("import another_package_that_is_not_there\n")
+    (tmp_path / "linked_package.py").write_text("raise OSError('libnone.so: cannot open shared object file')\n")
+    with pytest.raises(InputError, match=r"^work needs gone_package, which is not installed: pip install gone$"):
+        optional("gone_package.part", "work", "gone")
+    with pytest.raises(InputError, match=r'not installed: pip install "ppe-npu\[eval\]"$'):
+        optional("gone_package", "work", "ppe-npu[eval]")
+    for name, why in (("halved_package", "another_package_that_is_not_there"), ("linked_package", "libnone.so")):
+        with pytest.raises(InputError, match=rf"work needs {name}, which cannot be imported \(.*{why}.*pip install"):
+            optional(name, "work", name)
+    assert optional("json", "work", "json") is json
+
+
+def test_texts_are_read_or_refused(tmp_path):
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfgr\xc3\xbcn")
+    assert read_text(tmp_path / "marked") == "grün"
+    for path, words in ((tmp_path, "it is a folder"), ("a\0b", "null"), ("/dev/zero", "no plain file")):
+        with pytest.raises(UnreadableError, match=words) as error:
+            read_text(path)
+        assert error.value.why in str(error.value)
+    with pytest.raises(UnreadableError, match="it has 8 bytes, of at most 7"):
+        read_text(tmp_path / "marked", 7)
+
+
+# -- model folders -----------------------------------------------------------------------------------------------------
+
+
+def load(folder):
+    """What every command does before it works."""
+    check_compression(folder, CompressionConfig.preset("keep_one"))
+    load_processor(folder)
+    load_model(folder)
+
+
+FOLDERS = {
+    "longest": ("tokenizer_config.json", "model_max_length", [1], "tokenizer of"),
+    "padding": ("generation_config.json", "pad_token_id", ["a"], "pad_token_id"),
+    "unknown": ("tokenizer_config.json", "unk_token", "", "of"),
+    "patch": ("config.json", "vision_config.temporal_patch_size", [8, 0, 0], "temporal_patch_size"),
+    "window": ("config.json", "vision_config.window_size", -1, "window_size=-1 is no number above 0"),
+    "seconds": ("config.json", "vision_config.tokens_per_second", "x", "tokens_per_second"),
+    "merge": ("config.json", "vision_config.spatial_merge_size", 0, "cannot be used"),
+    "sections": (
+        "config.json",
+        "text_config.rope_parameters.mrope_section",
+        [],
+        "mrope_section=[] are no three",
+    ),
+    "rope": ("config.json", "text_config.rope_parameters.rope_theta", "qwen3_vl", "cannot be"),
+    "rope type": ("config.json", "text_config.rope_parameters.rope_type", 1, "cannot be"),
+    "kind": ("config.json", "vision_config.model_type", [], "cannot be"),
+    "spread": ("processor_config.json", "image_processor.image_std", "qwen3_vl", "image_processor of"),
+    "mean": ("processor_config.json", "image_processor.image_mean", [{"a": 1}, 0, 0], "image_processor of"),
+    "scale": ("processor_config.json", "image_processor.do_rescale", [4, 6, 6], "image_processor of"),
+    "side": ("processor_config.json", "image_processor.patch_size", float("nan"), "patch_size=nan is no whole"),
+    "edge": (
+        "processor_config.json",
+        "image_processor.size",
+        {"shortest_edge": "1", "longest_edge": 9},
+        "shortest_edge",
+    ),
+    "steps": ("processor_config.json", "video_processor.temporal_patch_size", True, "video_processor of"),
+}
+DAMAGES = {
+    "no config": ("config.json", None, "holds no config.json"),
+    "half a config": ("config.json", b'{"a": ', "is not JSON"),
+    "list of a config": ("config.json", b"[]", "is not a model config"),
+    "list of settings": ("generation_config.json", b"[]", "generation_config.json"),
+    "half of weights": ("model.safetensors", b"\x10\0\0\0", "cannot be loaded"),
+    "half a tokenizer": ("tokenizer.json", b'{"version": ', "processor of"),
+    "no template": ("chat_template.jinja", b"{% for", "chat template of"),
+    "wrong template": ("chat_template.jinja", b"{{ 1 / 0 }}", "chat template of"),
+}
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    """A checkpoint whose files may be replaced."""
+    for file in Path(tiny_folder).iterdir():
+        os.link(file, tmp_path / file.name)
+    return tmp_path
+
+
+def replace(file, data):
+    file.unlink()  # it is a link
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", list(FOLDERS))
+def test_settings_of_a_checkpoint_that_cannot_be_are_one_line(folder, name):
+    file, key, value, words = FOLDERS[name]
+    settings = json.loads((folder / file).read_text())
+    place = settings
+    *above, last = key.split(".")
+    for part in above:
+        place = place[part]
+    place[last] = value
+    replace(folder / file, json.dumps(settings).encode())
+    with pytest.raises(InputError) as error:
+        load(folder)
+    assert words in str(error.value)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", list(DAMAGES))
+def test_damaged_files_of_a_checkpoint_are_one_line(folder, name):
+    file, data, words = DAMAGES[name]
+    replace(folder / file, data or b"")
+    if data is None:
+        (folder / file).unlink()
+    with pytest.raises(InputError) as error:
+        load(folder)
+    assert words in str(error.value)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_whole_checkpoint_is_loaded(folder):
+    load(folder)
+
+
+def test_a_fault_of_ours_while_a_model_is_loaded_keeps_its_traceback(folder, monkeypatch):
+    monkeypatch.setattr("ppe_npu.models.fused.fuse", lambda model: {}["a fault of ours"])
+    with pytest.raises(KeyError):
+        load(folder)

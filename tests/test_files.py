@@ -1,0 +1,225 @@
+"""Files and folders are whole or not there: through errors, kills and full disks, which are told in one line."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import resource
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ppe_npu import files
+from ppe_npu.errors import FileError, UserError
+from ppe_npu.files import new_folder, recover, write_json, write_text, writing
+
+
+def child(function, *arguments) -> int | None:
+    """Run in a process of its own; its exit code, negative of a signal."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# -- what cannot be written --------------------------------------------------------------------------------------------
+
+
+def limited(size: int, write, expected: str, named: str) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        write()
+    except FileError as error:
+        text = str(error)
+        os._exit(0 if named in text and expected in text and "\n" not in text and isinstance(error, UserError) else 3)
+    os._exit(4)
+
+
+def save_torch(folder):
+    with writing(folder):
+        torch.save({"weight": torch.zeros(4096)}, folder / "optimizer.pt")
+
+
+def save_safetensors(folder):
+    with writing(folder):
+        save_file({"weight": torch.zeros(4096)}, folder / "model.safetensors")
+
+
+def save_tokenizer(folder):
+    from tokenizers import Tokenizer, models
+
+    file = str(folder / "tokenizer.json")  # as transformers does
+    with writing(folder):
+        Tokenizer(models.WordLevel({str(n): n for n in range(1000)}, unk_token="0")).save(file)
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        (lambda folder: write_text(folder / "a.md", "x" * 9000), "a.md"),
+        (save_torch, "optimizer.pt"),
+        (save_safetensors, "model.safetensors"),
+        (save_tokenizer, "tokenizer.json"),
+    ],
+)
+def test_a_file_that_grows_too_large_is_named_whoever_writes_it(tmp_path, write, named):
+    """The system's word for a limit, a quota and a full disk come the same way: as an error of a write."""
+    code = child(limited, 2000, lambda: write(tmp_path), "larger than a file may be here): raise the limit", named)
+    assert code == 0
+    assert not any(name.endswith(".md.tmp") for name in names(tmp_path)), "nothing half written takes up room"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "no space is left on its disk): make room there"),
+        (errno.EDQUOT, "quota is used up): make room there"),
+        (errno.EACCES, "permission denied): give yourself the right"),
+        (errno.EROFS, "read-only): name another place"),
+    ],
+)
+def test_the_remedy_is_that_of_the_fault_and_the_old_content_stays(tmp_path, monkeypatch, number, words):
+    write_text(tmp_path / "a.md", "old")
+
+    def fails(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "fsync", fails)
+    with pytest.raises(FileError) as error:
+        write_text(tmp_path / "a.md", "new")
+    assert str(error.value).startswith(f"{tmp_path / 'a.md'} cannot be written (")
+    assert words in str(error.value)
+    assert (tmp_path / "a.md").read_text() == "old"
+    assert names(tmp_path) == {"a.md"}
+
+
+def test_a_path_through_a_file_or_of_a_folder_is_named(tmp_path):
+    write_text(tmp_path / "file", "")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "full").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "file" / "a.json", tmp_path / "folder", tmp_path / "pipe"):
+        with pytest.raises(FileError, match=str(tmp_path / path.relative_to(tmp_path).parts[0])):
+            write_json(path, {})
+    with (
+        pytest.raises(FileError, match="a file has the name that a folder needs"),
+        new_folder(tmp_path / "file" / "new"),
+    ):
+        raise AssertionError
+    assert names(tmp_path) == {"file", "folder", "pipe"}
+
+
+def test_errors_that_are_no_writers_pass_as_they_are(tmp_path):
+    for raised in (RuntimeError("shapes differ"), ValueError("no"), ConnectionResetError(errno.ECONNRESET, "gone")):
+        with pytest.raises(type(raised)) as error, writing(tmp_path / "model"):
+            raise raised
+        assert error.value is raised
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "model"):
+        os.stat("/somewhere/else.png")  # read for it, not written
+
+
+# -- folders -----------------------------------------------------------------------------------------------------------
+
+
+def fill(path, content: str) -> None:
+    with new_folder(path) as folder:
+        (folder / "content").write_text(content)
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def way(request, monkeypatch):
+    if request.param == "two renames":
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    return request.param
+
+
+def test_a_new_folder_takes_the_place_of_the_old_one(tmp_path, way):
+    fill(tmp_path / "final", "old")
+    with pytest.raises(TypeError):
+        fill(tmp_path / "final", content=5)
+    assert (tmp_path / "final" / "content").read_text() == "old"
+    fill(tmp_path / "final", "new")
+    assert (tmp_path / "final" / "content").read_text() == "new"
+    assert names(tmp_path) == {"final"}
+
+
+def test_folders_and_names_are_on_the_disk_before_the_old_ones_are_gone(tmp_path, way, monkeypatch):
+    """A power cut: whatever is renamed was synced before, and the rename is synced before anything is removed."""
+    fill(tmp_path / "final", "old")
+    done, remove, sync = [], files.remove, files.os.fsync
+    monkeypatch.setattr(files, "remove", lambda path: (done.append("remove") if path.exists() else None, remove(path)))
+    monkeypatch.setattr(
+        files.os, "fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle))
+    )
+    fill(tmp_path / "final", "new")
+    assert [os.path.basename(name) for name in done[:2]] == ["content", f".final.{os.getpid()}.tmp"]
+    assert done[2:4] == [str(tmp_path), "remove"]
+
+
+def die_at(path, call: int, fallback: bool) -> None:
+    """Fill the folder again, killed before a rename, an exchange or a removal."""
+    if fallback:
+        files._exchange = lambda one, other: False
+    calls = 0
+    for name in ("rename", "rmtree"):
+        owner = files.os if name == "rename" else files.shutil
+        original = getattr(owner, name)
+
+        def dies(*arguments, original=original, **options):
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        setattr(owner, name, dies)
+    fill(path, "new")
+    os._exit(0)
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+def test_final_is_there_at_every_moment_or_comes_back(tmp_path, fallback):
+    found = []
+    for call in range(1, 5):
+        path = tmp_path / f"{call}" / "final"
+        fill(path, "old")
+        killed = child(die_at, path, call, fallback) == -signal.SIGKILL
+        if not fallback:
+            assert path.exists(), "two folders change places in one step"
+        recover(path)
+        assert names(path.parent) == {"final"}, "nothing else is left, or missing"
+        found.append((killed, (path / "content").read_text()))
+    # Before the two renames and between them the old one; before the old one is removed, the new one.
+    renames = 2 if fallback else 0
+    assert found[: renames + 1] == [(True, "old")] * renames + [(True, "new")]
+    assert found[-1] == (False, "new")
+
+
+def hold(path, ready) -> None:
+    with new_folder(path) as folder:
+        (folder / "content").write_text("half")
+        ready.set()
+        time.sleep(60)
+
+
+def test_what_a_living_process_fills_is_left_alone_and_a_dead_ones_is_removed(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    other = context.Process(target=hold, args=(tmp_path / "final", ready))
+    other.start()
+    assert ready.wait(30)
+    fill(tmp_path / "final", "mine")
+    assert names(tmp_path) == {"final", f".final.{other.pid}.tmp"}
+    other.kill()
+    other.join()
+    fill(tmp_path / "final", "mine again")
+    assert names(tmp_path) == {"final"}
+    assert (tmp_path / "final" / "content").read_text() == "mine again"

@@ -1,0 +1,258 @@
+"""Any mapping of junk is a config that goes through JSON unchanged, or one line that names a key; nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from command_line import refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppe_npu import CompressionConfig
+from ppe_npu.config import PRESETS
+from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.errors import InputError
+from ppe_npu.released import KEYS, Released
+from ppe_npu.settings import from_mapping, strangers, to_plain
+from ppe_npu.training.adapters import Adapter
+from ppe_npu.training.args import TrainConfig
+from ppe_npu.training.recipes import load_recipe
+
+MUTATIONS = settings(max_examples=1000, derandomize=True, deadline=None)
+MANY = settings(MUTATIONS, max_examples=20_000, derandomize=False)
+DICE = st.integers(0, 2**40).map(random.Random)  # hypothesis' own draws of mappings take ten times as long
+DEEP: list = []
+for _ in range(3000):
+    DEEP = [DEEP]
+PLAIN = [
+    *(None, True, False, 0, 1, 2, 4, 8, -1, 0.5, 1.0, 2.5, -0.0, 1e-300, 1e308, float("inf"), float("nan"), 10**30),
+    *(
+        "",
+        "false",
+        "no",
+        "1e-5",
+        "2",
+        "ppe",
+        "dpc_knn",
+        "lora",
+        "a\0",
+        "\ud800",
+        "../x",
+        "x.json",
+        "x" * 5000,
+        "cosine",
+    ),
+    *([], [[]], [1], [0.5, 0.25], [1.0, 0.5], [True], ["language"], [None], ["a", 1], [0.5] * 300, [2, 1], [10**400]),
+    *({}, {1: 2}, {"a": 1}, {"fps": "2"}, {"nframes": 2.5}, {"k": 2}, {"rank": 8}, {None: None}, {"fps": []}),
+]
+JUNK = [*PLAIN, b"x", (1, 2), {1, 2}, object(), DEEP, 1j, range(3), 0.25, 3, 16]
+STRANGE = ["", "kk", "a b", 1, 1.5, None, True, b"k", (1,), "k" * 300]
+FRAME = {"model": "m", "data": "d.json", "output": "o"}
+CLASSES = {
+    "compression": (CompressionConfig, {}, CompressionConfig.from_dict),
+    "released": (Released, dict.fromkeys(KEYS[:1], True) | {"compression_before_llm": True}, Released.from_dict),
+    "adapter": (Adapter, {}, Adapter.from_dict),
+    "video": (VideoSampling, {}, lambda values: from_mapping(VideoSampling, values, "video")),
+    "training": (TrainConfig, FRAME, lambda values: from_mapping(TrainConfig, values, "recipe")),
+}
+
+
+PLAINS = {name: to_plain(make(frame)) for name, (_, frame, make) in CLASSES.items()}
+
+
+def mapping(name, dice):
+    """A few of a class' keys with junk behind them, now and then with a key that it does not have."""
+    cls, frame, _ = CLASSES[name]
+    keys = dice.sample(list(cls.__dataclass_fields__), dice.choice([1, 1, 2, 3]))
+    strange = [dice.choice(STRANGE)] if dice.random() < 0.1 else []
+    return frame | {key: junk_or(PLAINS[name].get(key), dice) for key in [*keys, *strange]}
+
+
+def junk_or(right, dice):
+    return dice.choice(JUNK) if dice.random() < 0.7 else right
+
+
+def check(name, values):
+    """The law of one mapping; returns whether it was taken."""
+    cls, _, make = CLASSES[name]
+    try:
+        made = make(values)
+    except InputError as error:
+        said = str(error)
+    else:
+        assert make(json.loads(json.dumps(to_plain(made), allow_nan=False))) == made
+        return True
+    assert "\n" not in said
+    assert len(said) < 2000
+    named = [str(key) for key in values if key in cls.__dataclass_fields__]
+    assert any(key in said for key in named) or strangers(values, cls.__dataclass_fields__) in said, said
+    return False
+
+
+def check_many(name, runs):
+    taken = {True: 0, False: 0}
+
+    @runs
+    @given(DICE)
+    def go(dice):
+        taken[check(name, mapping(name, dice))] += 1
+
+    go()
+    assert min(taken.values()) > 50, taken  # the law is tried on both sides
+
+
+@pytest.mark.parametrize("name", list(CLASSES))
+def test_junk_is_a_config_or_one_line(name):
+    check_many(name, MUTATIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(CLASSES))
+def test_other_junk_is_a_config_or_one_line(name):
+    check_many(name, MANY)
+
+
+@MUTATIONS
+@given(DICE)
+def test_presets_of_junk(dice):
+    name = dice.choice([*PRESETS, *JUNK, *STRANGE])
+    overrides = {dice.choice(["ratio", "k", "kk", "layers"]): dice.choice(JUNK)}
+    try:
+        said = CompressionConfig.preset(name, **overrides).label
+    except InputError as error:
+        said = str(error)
+    assert said
+    assert "\n" not in said
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20))])
+MERGES = "\n".join(
+    ["a0: &a0 {k: 1}", *(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12))]
+)
+FILES = {
+    "empty": ("", "is empty"),
+    "comment": ("# nothing\n", "is empty"),
+    "deep": ("[" * 3000, "nested too deeply"),
+    "deep map": ("a: " + "{a: " * 2000, "nested too deeply"),
+    "bomb": (BOMB, "stand for more than 100,000 values"),
+    "merges": (MERGES, "stand for more than 100,000 values"),
+    "loop": ("a: &a [*a]", "an alias holds itself"),
+    "twice": ("seed: 1\noverwrite: false\nseed: 2\n", "the key 'seed' is given twice"),
+    "no index": ('seed: !!int ""', "is no YAML"),
+    "no date": ("seed: !!timestamp x", "is no YAML"),
+    "object": ("seed: !!python/object/apply:os.system [x]", "is no YAML"),
+    "two": ("a: 1\n---\nb: 2\n", "is no YAML"),
+    "latin": ("output: grün".encode("latin-1"), "byte 10 is not UTF-8"),
+    "utf16": ("output: o".encode("utf-16"), "is not UTF-8"),
+    "binary": (bytes(range(256)), "is not UTF-8"),
+    "control": ("output: \x07", "is no YAML"),
+    "digits": ("seed: " + "9" * 5000, "is no YAML"),
+    "list": ("- 1", "holds a list"),
+    "text": ("ppe", "holds a str"),
+    "keys": ("1: 2\nnull: 3\n", "has no setting 1, None"),
+    "large": (b"# " + b"x" * 2_000_000, "bytes, of at most"),
+    "quoted": ('overwrite: "false"', "overwrite='false' must be true or false, not a text: write it without quotes"),
+    "half": ("save_steps: 0.5", "save_steps=0.5 must be a whole number"),
+    "endless": ("epochs: .inf", "epochs=inf must be"),
+    "none": ("learning_rate: .nan", "learning_rate=nan must be finite"),
+    "dotless": ("learning_rate: 1e-5", "write 1.0e-5"),
+    "number": ("output: 5", "output=5 must be a text"),
+    "nested": ("video: {fps: '2'}", "fps='2' must be a number"),
+    "compression": ("compression: {1: 2}", "unknown compression key(s) 1: the keys are"),
+    "adapter": ("adapter: []", "adapter=[] must be a text or a mapping"),
+    "device": ("device: [1]", "device=[1] must be a text"),
+    "seeds": ("seed: 99999999999999999999", "seed=99999999999999999999 must be in [0,"),
+    "growing": ("compression: {ratio: [1.0, 0.5], layers: [0, 1]}", "of the tokens that come in"),
+}
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """What train() was given; nothing is loaded."""
+    given: list = []
+    result = SimpleNamespace(steps=0, seconds=0.0, final="nowhere")
+    monkeypatch.setattr("ppe_npu.training.trainer.train", lambda config: given.append(config) or result)
+    return given
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_recipes_that_cannot_be_are_one_line_before_anything_is_loaded(run, untrained, tmp_path, name):
+    content, words = FILES[name]
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    asked = ["--model", "m", "--data", "d.json", "--output", tmp_path / "o", "--device", "cpu"]
+    refused(run("train", "--config", file, *asked), words, "recipe.yaml")
+    assert not untrained
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_what_is_no_recipe_file_is_one_line(run, untrained, tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name, words in (("folder.yaml", "folder"), ("pipe.yaml", "no plain file"), ("gone.yaml", "neither a file nor")):
+        refused(run("train", "--config", tmp_path / name, "--model", "m", "--data", "d.json"), name, words)
+    refused(run("train", "--config", "/dev/zero", "--model", "m", "--data", "d.json"), "/dev/zero", "no plain file")
+    refused(run("train", "--config", "x" * 300, "--model", "m", "--data", "d.json"), "too long")
+    for name, words in (("folder.json", "folder"), ("pipe.json", "no plain file"), ("gone.json", "does not exist")):
+        if (tmp_path / name.replace("json", "yaml")).exists():
+            (tmp_path / name.replace("json", "yaml")).rename(tmp_path / name)
+        with pytest.raises(InputError, match=rf"{name}: cannot be read as JSON \(.*{words}"):
+            CompressionConfig.from_file(tmp_path / name)
+    for text, words in (
+        ("[" * 9000, "deeply"),
+        ('{"k": 2, "k": 4}', "'k' is given twice"),
+        ("", "empty"),
+        ("{", "line"),
+    ):
+        (tmp_path / "c.json").write_text(text)
+        with pytest.raises(InputError, match=rf"c\.json: cannot be read as JSON \(.*{words}"):
+            CompressionConfig.from_file(tmp_path / "c.json")
+    (tmp_path / "c.json").write_text('{"k": "2"}')
+    with pytest.raises(InputError, match=r"c\.json: k='2': give a positive whole number"):
+        CompressionConfig.from_file(tmp_path / "c.json")
+
+
+def test_a_recipe_with_a_mark_and_anchors_is_taken(run, untrained, tmp_path):
+    (tmp_path / "r.yaml").write_bytes(b"\xef\xbb\xbf" + b"batch_size: &n 2\nlogging_steps: *n\nseed: 1\n")
+    asked = ["--model", "m", "--data", "d.json", "--compression", "ppe", "--device", "cpu"]
+    code, _, err = run("train", "--config", tmp_path / "r.yaml", *asked)
+    assert code == 0, err
+    assert (untrained[0].batch_size, untrained[0].logging_steps, untrained[0].seed) == (2, 2, 1)
+
+
+def test_a_thousand_damaged_recipes(run, untrained, tmp_path):
+    """Values of junk, and bytes that were changed: settings, or one line; every fifth through the command line."""
+    dice, file = random.Random(0), tmp_path / "r.yaml"
+    keys = [key for key in TrainConfig.__dataclass_fields__ if key not in FRAME]
+    values = [value for value in PLAIN if not isinstance(value, str) or "\ud800" not in value]
+    taken = {True: 0, False: 0}
+    for number in range(1000):
+        key = dice.choice(keys)
+        recipe = {"seed": 1, "video": {"fps": 2.0}, key: dice.choice([*values, *[PLAINS["training"][key]] * 20])}
+        data = bytearray(yaml.safe_dump(recipe).encode())
+        for _ in range(number % 3):
+            data[dice.randrange(len(data))] = dice.randrange(256)
+        file.write_bytes(bytes(data))
+        try:
+            TrainConfig(**FRAME | load_recipe(file))
+            good = True
+        except InputError as error:
+            good = False
+            said = str(error)
+        if not good:
+            assert "\n" not in said
+        taken[good] += 1
+        if number % 5 == 0:
+            asked = ["--model", "m", "--data", "d.json", "--output", "o", "--device", "cpu"]
+            result = run("train", "--config", file, *asked)
+            assert good == (result[0] == 0)
+            if not good:
+                refused(result)
+    assert min(taken.values()) > 50, taken

@@ -1,0 +1,87 @@
+"""Methods of the tests' own: each is what a new method's file would hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
+
+
+@register("toy_largest")
+@dataclass(frozen=True)
+class Largest(Method):
+    """Keeps the tokens of largest norm; the others lend their positions, or their features, too, or go."""
+
+    ratio: float = share(0.5)
+    dropped: str = "lend"
+
+    def group(self, view: View) -> Grouping:
+        norms = view.tokens.float().norm(dim=-1).masked_fill(~view.present, -1.0)
+        kept = norms.sort(dim=1, descending=True, stable=True).indices[:, : view.most]
+        return Grouping.of_kept(view, kept, self.dropped)
+
+
+@register("toy_largest_of_video")
+@dataclass(frozen=True)
+class LargestOfVideo(Largest):
+    """The same where all frames of a video compete."""
+
+    scope = "span"
+
+
+@register("toy_weighted")
+@dataclass(frozen=True)
+class Weighted(Largest):
+    """Every token counts by its norm."""
+
+    def group(self, view: View) -> Grouping:
+        made = super().group(view)
+        return Grouping.of(made.labels, made.representatives, view.tokens.float().norm(dim=-1))
+
+
+@register("toy_corner")
+@dataclass(frozen=True)
+class Corner(Method):
+    """Keeps the tokens nearest to the top left corner: looks at tokens and at places."""
+
+    ratio: float = share(0.5)
+    needs = frozenset({"tokens", "places"})
+
+    def group(self, view: View) -> Grouping:
+        away = view.places[..., 1] + view.places[..., 2]
+        kept = away.masked_fill(~view.present, 10**6).sort(dim=1, stable=True).indices[:, : view.most]
+        return Grouping.of_kept(view, kept, "merge")
+
+
+@register("toy_pixels")
+@dataclass(frozen=True)
+class Pixels(Method):
+    """Stands at the pixels alone."""
+
+    ratio: float = share(0.5)
+    places = ("pixels",)
+
+
+@register("toy_late")
+@dataclass(frozen=True)
+class Late(Largest):
+    """Does not say how many tokens it keeps."""
+
+    counts = "late"
+
+
+@register("toy_rows")
+@dataclass(frozen=True)
+class Rows(Largest):
+    """Looks at a decoder layer's attention; stands at layers alone."""
+
+    needs = frozenset({"layer_row"})
+    places = ("layer",)
+
+
+def view(tokens: torch.Tensor, num_kept) -> View:
+    return View.of(tokens=tokens, num_kept=num_kept)
