@@ -7,7 +7,8 @@ ImplementationError if it cannot be used. Arguments that no implementation suppo
 import torch
 from torch import Tensor
 
-from . import device, dispatch, segments
+from . import device, dispatch
+from .checks import check_attention, check_segments, floating, integers, require
 from .common import IGNORED
 from .compiling import traced_once
 
@@ -45,13 +46,13 @@ def attention(
     Raises:
         ValueError: shapes, dtypes or options that do not fit together.
     """
-    _check_attention(query, key, value, mask, causal)
+    check_attention(query, key, value, mask, causal)
     options = {"causal": causal, "scale": scale, "dropout": dropout}
     if cu_seqlens is None:
         return dispatch.call(
             "attention", query, key, value, mask=mask, cu_seqlens=None, implementation=implementation, **options
         )
-    _check_segments(cu_seqlens, query, key, mask)
+    check_segments(cu_seqlens, query, key, mask)
     return dispatch.call(
         "attention", query, key, value, mask=None, cu_seqlens=cu_seqlens, implementation=implementation, **options
     )
@@ -72,14 +73,15 @@ def rotary(
     Raises:
         ValueError: a shape or dtype that does not fit.
     """
+    floating("rotary", query=query, key=key, cos=cos, sin=sin)
     dtypes = {tensor.dtype for tensor in (query, key, cos, sin)}
-    _require(len(dtypes) == 1, "rotary: query, key, cos and sin must share a dtype, got", [str(d) for d in dtypes])
+    require(len(dtypes) == 1, "rotary: query, key, cos and sin must share a dtype, got", [str(d) for d in dtypes])
     batch, _, length, width = query.shape
-    _require(width % 2 == 0, "rotary: the head width must be even, got", width)
-    _require(key.shape[0::2] == (batch, length), "rotary: key does not fit query:", (query.shape, key.shape))
+    require(width % 2 == 0, "rotary: the head width must be even, got", width)
+    require(key.shape[0::2] == (batch, length), "rotary: key does not fit query:", (query.shape, key.shape))
     for table in (cos, sin):
         fits = table.dim() == 3 and table.shape[0] in (1, batch) and table.shape[1:] == (length, width)
-        _require(fits, f"rotary: cos and sin must be {[batch, length, width]} (or batch 1), got", tuple(table.shape))
+        require(fits, f"rotary: cos and sin must be {[batch, length, width]} (or batch 1), got", tuple(table.shape))
     return dispatch.call("rotary", query, key, cos, sin, implementation=implementation)
 
 
@@ -117,13 +119,17 @@ def dpc_knn(
     Raises:
         ValueError: a shape that does not fit.
     """
-    _require(tokens.dim() == 3, "dpc_knn: tokens must be [F, N, C], got", tuple(tokens.shape))
+    require(tokens.dim() == 3, "dpc_knn: tokens must be [F, N, C], got", tuple(tokens.shape))
     frames, length = tokens.shape[:2]
     shape = (frames, length) if valid is None else tuple(valid.shape)
-    _require(shape == (frames, length), f"dpc_knn: valid must be {[frames, length]}, got", shape)
+    require(shape == (frames, length), f"dpc_knn: valid must be {[frames, length]}, got", shape)
     for name, vector in (("budgets", budgets), ("num_neighbors", num_neighbors)):
-        _require(vector.shape == (frames,), f"dpc_knn: {name} must be [{frames}], got", tuple(vector.shape))
-    _require(1 <= max_groups <= length, f"dpc_knn: max_groups must be from 1 to {length}, got", max_groups)
+        require(vector.shape == (frames,), f"dpc_knn: {name} must be [{frames}], got", tuple(vector.shape))
+    require(1 <= max_groups <= length, f"dpc_knn: max_groups must be from 1 to {length}, got", max_groups)
+    floating("dpc_knn", tokens=tokens)
+    integers("dpc_knn", budgets=budgets, num_neighbors=num_neighbors)
+    boolean = valid is None or valid.dtype is torch.bool
+    require(boolean, "dpc_knn: valid must be bool (True = a token), got", None if valid is None else valid.dtype)
     arguments = tokens.detach(), valid, budgets, max_groups, num_neighbors, strict, implementation
     if torch.compiler.is_compiling():
         _register_dpc_knn()
@@ -176,13 +182,15 @@ def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, implementation
     Raises:
         ValueError: a shape that does not fit.
     """
-    _require(tokens.dim() == 3, "group_mean: tokens must be [F, N, C], got", tuple(tokens.shape))
+    require(tokens.dim() == 3, "group_mean: tokens must be [F, N, C], got", tuple(tokens.shape))
     frames, length = tokens.shape[:2]
-    _require(
+    require(
         labels.shape == (frames, length), f"group_mean: labels must be {[frames, length]}, got", tuple(labels.shape)
     )
     fits = counts.dim() == 2 and counts.shape[0] == frames
-    _require(fits, f"group_mean: counts must be [{frames}, M], got", tuple(counts.shape))
+    require(fits, f"group_mean: counts must be [{frames}, M], got", tuple(counts.shape))
+    floating("group_mean", tokens=tokens)
+    integers("group_mean", labels=labels, counts=counts)
     with _no_autocast(tokens):
         return dispatch.call("group_mean", tokens, labels, counts, implementation=implementation)
 
@@ -202,7 +210,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, implementation: str | Non
         ValueError: the weight does not fit.
     """
     fits = x.dim() > 0 and weight.shape == x.shape[-1:]
-    _require(fits, "rms_norm: weight must be as wide as x, got", (tuple(weight.shape), tuple(x.shape)))
+    require(fits, "rms_norm: weight must be as wide as x, got", (tuple(weight.shape), tuple(x.shape)))
+    floating("rms_norm", x=x, weight=weight)
     return dispatch.call("rms_norm", x, weight, eps, implementation=implementation)
 
 
@@ -212,8 +221,9 @@ def swiglu(gate: Tensor, up: Tensor, *, implementation: str | None = None) -> Te
     Raises:
         ValueError: shapes or dtypes differ.
     """
+    floating("swiglu", gate=gate, up=up)
     fits = gate.shape == up.shape and gate.dtype == up.dtype
-    _require(fits, "swiglu: gate and up must have one shape and dtype, got", [(t.shape, t.dtype) for t in (gate, up)])
+    require(fits, "swiglu: gate and up must have one shape and dtype, got", [(t.shape, t.dtype) for t in (gate, up)])
     return dispatch.call("swiglu", gate, up, implementation=implementation)
 
 
@@ -245,14 +255,16 @@ def linear_cross_entropy(
     """
     shapes = (tuple(hidden.shape), tuple(weight.shape), tuple(labels.shape))
     fits = hidden.dim() == weight.dim() == 2 and hidden.shape[1] == weight.shape[1] and labels.shape == hidden.shape[:1]
-    _require(fits, "linear_cross_entropy: takes hidden [T, D], weight [V, D] and labels [T], got", shapes)
-    _require(
+    require(fits, "linear_cross_entropy: takes hidden [T, D], weight [V, D] and labels [T], got", shapes)
+    floating("linear_cross_entropy", hidden=hidden, weight=weight)
+    integers("linear_cross_entropy", labels=labels)
+    require(
         hidden.dtype == weight.dtype,
         "linear_cross_entropy: hidden and weight must share a dtype, got",
         (hidden.dtype, weight.dtype),
     )
-    _require(reduction in ("mean", "sum"), "linear_cross_entropy: reduction must be 'mean' or 'sum', got", reduction)
-    _require(chunk_size >= 1, "linear_cross_entropy: chunk_size must be at least 1, got", chunk_size)
+    require(reduction in ("mean", "sum"), "linear_cross_entropy: reduction must be 'mean' or 'sum', got", reduction)
+    require(chunk_size >= 1, "linear_cross_entropy: chunk_size must be at least 1, got", chunk_size)
     return dispatch.call(
         "linear_cross_entropy",
         hidden,
@@ -263,55 +275,6 @@ def linear_cross_entropy(
         reduction=reduction,
         implementation=implementation,
     )
-
-
-def _require(condition: bool, expected: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"{expected} {_short(got) if isinstance(got, list) else got}")
-
-
-def _check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> None:
-    shapes = (tuple(query.shape), tuple(key.shape), tuple(value.shape))
-    fits = query.dim() == key.dim() == 4 and key.shape == value.shape and query.shape[0] == key.shape[0]
-    fits = fits and query.shape[3] == key.shape[3]
-    _require(fits, "attention: takes query [B, H, S, D], key and value [B, Hkv, T, D], got", shapes)
-    heads, kv_heads = query.shape[1], key.shape[1]
-    divides = kv_heads > 0 and heads % kv_heads == 0
-    _require(divides, "attention: query heads must be a multiple of key heads, got", (heads, kv_heads))
-    dtypes = (query.dtype, key.dtype, value.dtype)
-    _require(len(set(dtypes)) == 1, "attention: query, key and value must share a dtype, got", dtypes)
-    queries, keys = query.shape[2], key.shape[2]
-    _require(
-        not causal or queries <= keys, "attention: causal needs at most as many queries as keys, got", (queries, keys)
-    )
-    if mask is None:
-        return
-    target = (query.shape[0], heads, queries, keys)
-    sizes = zip(mask.shape[::-1], target[::-1])
-    fits = mask.dim() <= 4 and all(size in (1, wanted) for size, wanted in sizes)
-    _require(fits, f"attention: mask must be broadcastable to {target}, got", tuple(mask.shape))
-    known = mask.dtype is torch.bool or mask.is_floating_point()
-    _require(known, "attention: mask must be bool (True = attend) or floating point, got", mask.dtype)
-
-
-def _check_segments(cu_seqlens: list[int], query: Tensor, key: Tensor, mask: Tensor | None) -> None:
-    _require(
-        not isinstance(cu_seqlens, torch.Tensor),
-        "attention: cu_seqlens must be a host list of int, got",
-        type(cu_seqlens),
-    )
-    length = query.shape[2]
-    fits = query.shape[0] == 1 and key.shape[2] == length and mask is None
-    _require(
-        fits, "attention: cu_seqlens needs B = 1, S = T and no mask, got", (query.shape, key.shape, mask is not None)
-    )
-    fits = len(cu_seqlens) > 0 and cu_seqlens[0] == 0 and cu_seqlens[-1] == length
-    fits = fits and segments.rise(tuple(cu_seqlens))
-    _require(fits, f"attention: cu_seqlens must rise from 0 to {length}, got", cu_seqlens)
-
-
-def _short(values: list[int]) -> str:
-    return str(values) if len(values) <= 8 else f"{values[:4]} ... {values[-3:]}"
 
 
 def _no_autocast(tensor: Tensor) -> torch.autocast:

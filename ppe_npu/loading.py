@@ -15,9 +15,9 @@ from ppe_npu.errors import InputError, first_line
 from ppe_npu.generation_defaults import of_checkpoint, token_ids, transformers_takes
 from ppe_npu.reading import UnreadableError, read_json
 from ppe_npu.trial import check_sizes, try_processor
+from ppe_npu.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
 
 DTYPES = {name: COMMON_DTYPES[name] for name in ("fp32", "bf16")}
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
 def load_model(
@@ -26,6 +26,7 @@ def load_model(
     dtype: torch.dtype | str = "fp32",
     attn_implementation: str = "sdpa",
     quantization_config: Any = None,
+    allow_bin: bool = False,
 ) -> Any:
     """A supported model in eval mode on a device, its norms, MLPs and vision attention fused (ppe_npu.models.fused).
 
@@ -35,12 +36,14 @@ def load_model(
         dtype: "fp32", "bf16" or a torch dtype.
         attn_implementation: one that transformers knows.
         quantization_config: transformers' own, for weights that are held in fewer bits (adapters.quantization).
+        allow_bin: whether pytorch_model.bin is read (torch's weights_only) where there are no safetensors.
 
     Raises:
-        InputError: path is no checkpoint, its class is not supported, or its files cannot be read.
+        InputError: path is no checkpoint, its class is not supported, it asks for code of its own or has pickled
+            weights alone, or its files cannot be read.
     """
     prepare_transformers()
-    architecture = check_checkpoint(path)
+    architecture = check_checkpoint(path, allow_bin)
     asked = of_checkpoint(path)
     import transformers
 
@@ -56,6 +59,8 @@ def load_model(
             str(path),
             dtype=DTYPES.get(dtype, dtype),
             attn_implementation=attn_implementation,
+            **NO_CODE,
+            **weight_options(path, allow_bin),
             **{"output_loading_info": True, **more},
         )
     except Exception as error:  # transformers raises whatever the field or file that is wrong makes of its code
@@ -66,8 +71,11 @@ def load_model(
     return fuse(model.to(device).eval())
 
 
-def check_checkpoint(path: str | Path) -> str:
+def check_checkpoint(path: str | Path, allow_bin: bool = False) -> str:
     """The model class that a checkpoint asks for, after checking that the folder is whole and the class supported.
+
+    Args:
+        path, allow_bin: as load_model.
 
     Raises:
         InputError: one line that names the folder and what is missing.
@@ -77,8 +85,8 @@ def check_checkpoint(path: str | Path) -> str:
     folder = Path(path).expanduser()
     if folder.is_dir():
         config = _read_config(folder)
-        if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
-            raise InputError(f"model folder {folder} holds no weights (*.safetensors): it is not a whole checkpoint")
+        check_no_code(folder)
+        check_weight_files(folder, allow_bin)
     else:
         config = _hub_config(path)
     names = config.get("architectures")
@@ -89,7 +97,7 @@ def check_checkpoint(path: str | Path) -> str:
     return names[0]
 
 
-def check_compression(path: str | Path, *configs: CompressionConfig) -> None:
+def check_compression(path: str | Path, *configs: CompressionConfig, allow_bin: bool = False) -> None:
     """Whether compressions fit the checkpoint's model, before its weights are read.
 
     Raises:
@@ -99,12 +107,15 @@ def check_compression(path: str | Path, *configs: CompressionConfig) -> None:
 
     from ppe_npu.models import check_fit
 
-    architecture = check_checkpoint(path)
+    architecture = check_checkpoint(path, allow_bin)
     try:
-        model_config = AutoConfig.from_pretrained(str(path))
+        model_config = AutoConfig.from_pretrained(str(path), **NO_CODE)
         check_sizes(model_config)
         check_fit(architecture, model_config, CompressionConfig.preset("dense"))
     except Exception as error:  # transformers raises whatever validates the field that is wrong
+        refused = refused_code(path, error)
+        if refused is not None:
+            raise refused from error
         raise InputError(f"config of {path} cannot be used ({first_line(error)}): save the checkpoint again") from error
     for config in configs:
         check_fit(architecture, model_config, config)
@@ -128,9 +139,13 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
     prepare_transformers()
     from transformers import AutoProcessor
 
+    check_no_code(path)
     try:
-        processor = AutoProcessor.from_pretrained(str(path))
+        processor = AutoProcessor.from_pretrained(str(path), **NO_CODE)
     except Exception as error:  # transformers raises whatever its parts raise: OSError, KeyError, ImportError, ...
+        refused = refused_code(path, error)
+        if refused is not None:
+            raise refused from error
         raise InputError(f"processor of {path} cannot be loaded ({first_line(error)}): {_remedy(path)}") from error
     for name in ("image_processor", "video_processor", "tokenizer"):
         if getattr(processor, name, None) is None:

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from ppe_npu import __version__
 from ppe_npu.cli.parser import build_parser
 from ppe_npu.errors import InputError, UserError, shown
+from ppe_npu.escape import printable
 
 # `import torch` imports torch_npu, and fails with it, whatever the device.
 _NO_CANN = (
@@ -116,7 +117,7 @@ def _complain(error: UserError, code: int) -> int:
     text = str(error)
     if text.startswith("Caught ") and "DataLoader worker" in text:  # torch puts the worker's traceback into the message
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    print(f"ppe-npu: error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"ppe-npu: error: {printable(' '.join(text.split()))}", file=sys.stderr)
     return code
 
 

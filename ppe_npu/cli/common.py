@@ -34,6 +34,11 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
     return configs
 
 
+def reading(args: argparse.Namespace) -> dict[str, bool]:
+    """What was asked of reading a checkpoint, as ppe_npu.loading's functions take it."""
+    return {"allow_bin": True} if args.allow_bin else {}
+
+
 def generation(args: argparse.Namespace) -> tuple[Settings, Settings]:
     """(what is used beside greedy search, what the checkpoint says); what of it is not used is spoken of.
 

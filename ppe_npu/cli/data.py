@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ppe_npu.cli.common import compressions, video_sampling
+from ppe_npu.cli.common import compressions, reading, video_sampling
 from ppe_npu.errors import InputError
 from ppe_npu.loading import check_compression, load_processor, quiet_transformers
 from ppe_npu.training.survey import survey_files, write_survey
@@ -15,13 +15,14 @@ def run_data(args: argparse.Namespace) -> int:
     """Print the survey of training data; exit code 1 if records cannot be used."""
     quiet_transformers()
     compression = compressions(args, Path(args.model))[0]
-    check_compression(args.model, compression)
+    check_compression(args.model, compression, **reading(args))
     processor = load_processor(args.model, args.min_pixels, args.max_pixels)
     if args.num_workers < 0:
         raise InputError(f"--num-workers {args.num_workers}: give 0 or more")
     settings = {"data_root": args.data_root, "max_length": args.max_length, "workers": args.num_workers}
-    found = survey_files(args.data, processor, compression, video_sampling(args), **settings)
-    print(found.markdown(), end="")
+    outside = {"allow_outside": args.allow_outside}
+    found = survey_files(args.data, processor, compression, video_sampling(args), **settings, **outside)
+    print(found.printable(), end="")
     if args.out is not None:
         print(f"\nwritten to {write_survey(found, args.out)}")
     return 1 if found.faults else 0

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.cli.common import compressions, generation, video_sampling
+from ppe_npu.cli.common import compressions, generation, reading, video_sampling
 from ppe_npu.cli.looking import Looking
 from ppe_npu.compat import prepare_transformers
 from ppe_npu.errors import InputError
+from ppe_npu.escape import printable
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.inputs import PLACEHOLDERS, build_inputs, split_placeholders
 from ppe_npu.loading import check_compression, load_model, load_processor, quiet_transformers
@@ -30,7 +31,7 @@ def run_describe(args: argparse.Namespace) -> int:
     quiet_transformers()
     chosen = compressions(args, Path(args.model))[0]
     looking = Looking.of(args.show, args.token, chosen)
-    check_compression(args.model, chosen)
+    check_compression(args.model, chosen, **reading(args))
     asked, _ = generation(args)
     processor = load_processor(args.model, args.min_pixels, args.max_pixels)
     if looking is not None:
@@ -38,7 +39,7 @@ def run_describe(args: argparse.Namespace) -> int:
     inputs = build_inputs(processor, [messages], sampling=sampling)
     if looking is not None:
         looking.check_token(inputs, processor)
-    model = compress(load_model(args.model, device, args.dtype), chosen)
+    model = compress(load_model(args.model, device, args.dtype, **reading(args)), chosen)
     model.compression.keep_groups = looking is not None
     done = _answer(model, processor, inputs, args.max_new_tokens, asked)
     print(cost_lines(done, model.compression.report, asked.get("num_beams", 1)), flush=True)
@@ -49,13 +50,23 @@ def run_describe(args: argparse.Namespace) -> int:
 
 def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int, asked: Mapping[str, Any]) -> Generated:
     """Prints the answer as it comes; of several beams when the best one is known."""
+    done = generate(
+        model, processor, inputs, max_new_tokens, None if "num_beams" in asked else _streamer(processor), asked
+    )
+    if "num_beams" in asked:
+        print(printable(done.answers[0], keep="\n\t"))
+    return done
+
+
+def _streamer(processor: Any) -> Any:
+    """Prints text as it comes; what would move a terminal's cursor is spelt out."""
     from transformers import TextStreamer
 
-    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    done = generate(model, processor, inputs, max_new_tokens, None if "num_beams" in asked else streamer, asked)
-    if "num_beams" in asked:
-        print(done.answers[0])
-    return done
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(printable(text, keep="\n\t"), stream_end)
+
+    return Streamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> list[dict[str, Any]]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.cli.common import compressions, generation, video_sampling
+from ppe_npu.cli.common import compressions, generation, reading, video_sampling
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.decoding import first_edition
 from ppe_npu.errors import InputError
+from ppe_npu.escape import printable
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
 from ppe_npu.evaluation.identity import benchmark_identity, check_settings
@@ -54,7 +55,7 @@ def run_eval(args: argparse.Namespace) -> int:
     if "layout" in args.benchmarks and Path(args.data_root) == EMBEDDED / "data":
         write_embedded_data(EMBEDDED / "data")
     loaded = load_benchmarks(args.benchmarks, args.data_root)
-    check_compression(model_path, *chosen)
+    check_compression(model_path, *chosen, **reading(args))
     processor, sampling = load_processor(model_path, args.min_pixels, args.max_pixels), video_sampling(args)
     values, own = generation(argparse.Namespace(model=model_path, generation=args.generation))
     runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
@@ -66,7 +67,7 @@ def run_eval(args: argparse.Namespace) -> int:
             known = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
             check_settings(folder, {**identity, **known}, {"generation": first_edition(own)})
     check_shared(Path(args.output))
-    model = load_model(model_path, device, args.dtype)
+    model = load_model(model_path, device, args.dtype, **reading(args))
     results = _evaluate(model, processor, runs, sampling, values, args)
     if devices.process_rank() == 0:
         _report(Path(args.output), Path(args.output) / "report.md", f"Evaluation of {args.model or model_path}")
@@ -178,10 +179,10 @@ def _verdict(results: list[dict[str, Any]]) -> int:
         )
     broken = [result for result in results if "metrics_error" in result]
     for result in broken if devices.process_rank() == 0 else []:
-        where = f"{result['settings']['benchmark']}, {result['name']}"
+        where = printable(f"{result['settings']['benchmark']}, {result['name']}")
         print(
-            f"ppe-npu: {where}: metrics() failed ({result['metrics_error']}); mend it and run again: the answers are "
-            f"kept in {result['folder']}",
+            f"ppe-npu: {where}: metrics() failed ({printable(result['metrics_error'])}); mend it and run again: the "
+            f"answers are kept in {result['folder']}",
             file=sys.stderr,
         )
     return 1 if broken or failed == asked else 0

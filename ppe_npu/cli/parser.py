@@ -55,6 +55,11 @@ def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> 
     parser.add_argument("--k", type=int, help="positions that a merged token keeps (ppe)")
 
 
+def _add_bin(parser: argparse.ArgumentParser) -> None:
+    what = "read a model that has pytorch_model.bin alone, and no safetensors (docs/security.md)"
+    parser.add_argument("--allow-bin", action="store_true", help=what)
+
+
 def _add_pixels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-pixels", type=int, help="least height * width of an image or frame after resizing")
     parser.add_argument("--max-pixels", type=int, help="largest height * width of an image or frame after resizing")
@@ -88,6 +93,9 @@ def _add_data(commands) -> None:
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id whose processor is used")
     parser.add_argument("--data", nargs="+", required=True, help="LLaVA-style .json or .jsonl file(s)")
     parser.add_argument("--data-root", help="what the data's relative paths start from (default: the file's folder)")
+    what = "records may name files outside of the data root: absolute, by .., or over links"
+    parser.add_argument("--allow-outside", action="store_true", help=what)
+    _add_bin(parser)
     _add_compression(parser)
     _add_pixels(parser)
     parser.add_argument("--max-length", type=int, help="most tokens of a record after compression (default: any)")
@@ -114,6 +122,7 @@ def _add_plain_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="a new or empty folder")
     parser.add_argument("--model", help="the adapter's base: folder or hub id (default: where it was trained on)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="to save in (default: as it was trained)")
+    _add_bin(parser)
 
 
 def _add_eval(commands) -> None:
@@ -124,6 +133,7 @@ def _add_eval(commands) -> None:
         "--data-root", default="runs/train/data", help="the benchmarks' data (default: that of `train`)"
     )
     parser.add_argument("--output", default="runs/eval", help="(default: runs/eval)")
+    _add_bin(parser)
     _add_compression(parser, several=True)
     _add_device(parser)
     _add_pixels(parser)
@@ -154,6 +164,7 @@ def _add_describe(commands) -> None:
         default="Describe what you see.",
         help="may hold <image> and <video> where they belong; without them the visuals come first",
     )
+    _add_bin(parser)
     _add_compression(parser)
     _add_device(parser)
     _add_pixels(parser)

@@ -43,6 +43,8 @@ _SWITCHES = {
     "gradient_checkpointing": "recompute activations to save memory",
     "fused_adamw": "the device's fused AdamW",
     "tensorboard": "curves in OUTPUT/tensorboard",
+    "allow_outside": "records may name files outside of the data root",
+    "allow_bin": "read a model that has pytorch_model.bin alone, and no safetensors",
     "resume": "go on from the newest checkpoint in --output",
     "overwrite": "drop an earlier run in --output",
 }

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppe_npu.escape import printable
 from ppe_npu.evaluation.scale import named
 from ppe_npu.files import write_bytes
 from ppe_npu.optional import optional
 
 _MARKERS = "osD^vP*Xhd"
 _COLUMNS = 4
+_LONGEST = 60  # characters of a name
 _MOST_TYPES = 12  # that a panel of bars has room for
 
 
@@ -23,6 +25,14 @@ def check_plotting() -> None:
 
 def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     """Write the picture (.png) of a comparison (ppe_npu.evaluation.comparison)."""
+    import matplotlib
+
+    # Names are other people's: a "$" in one is no formula, whatever the user's own matplotlib does about it.
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        return _draw(comparison, path, title)
+
+
+def _draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state of pyplot
     from matplotlib.figure import Figure
 
@@ -41,7 +51,7 @@ def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     FigureCanvasAgg(figure)
     for number, panel in enumerate(panels):
         panel(figure.add_subplot(lines, columns, number + 1))
-    figure.suptitle(title)
+    figure.suptitle(_text(title, 3 * _LONGEST))
     entries = {}
     for axes in figure.axes:
         entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
@@ -49,6 +59,13 @@ def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=130)
     return write_bytes(path, drawn.getvalue())
+
+
+def _text(value: Any, most: int = _LONGEST) -> str:
+    """A name as it stands in the picture: one line, and no longer than there is room for."""
+    text = printable(value)
+    text = f" {text}" if text.startswith("_") else text  # matplotlib leaves such labels out of a legend
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _colour(number: int) -> str:
@@ -68,13 +85,13 @@ def _curves(axes: Any, name: str, found: Mapping[str, Any], methods: Sequence[st
             values = [scale * row["score"] for row in points]
             errors = [[scale * side for side in sides] for sides in zip(*map(_errors, points))]
             style = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)]}
-            axes.errorbar(at, values, errors, label=method, capsize=2, linewidth=1.2, markersize=5, **style)
+            axes.errorbar(at, values, errors, label=_text(method), capsize=2, linewidth=1.2, markersize=5, **style)
     for row in (row for row in rows if row["dense"]):
         axes.axhline(scale * row["score"], color="0.35", linestyle="--", linewidth=1, label="dense")
         if row["low"] is not None:
             axes.axhspan(scale * row["low"], scale * row["high"], color="0.35", alpha=0.1, linewidth=0)
-    axes.set_title(f"{name} ({found['samples']:,} samples)", fontsize="medium")
-    axes.set_ylabel(named(found["score"], found["scale"]))
+    axes.set_title(f"{_text(name)} ({found['samples']:,} samples)", fontsize="medium")
+    axes.set_ylabel(_text(named(found["score"], found["scale"])))
     _kept_axis(axes)
 
 
@@ -100,7 +117,7 @@ def _average(axes: Any, rows: Sequence[Mapping[str, Any]], methods: Sequence[str
         points.sort(key=lambda row: row["retention"])
         at, values = [100 * row["retention"] for row in points], [100 * row[key] for row in points]
         style = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)]}
-        axes.plot(at, values, label=method, linewidth=1.2, markersize=5, **style)
+        axes.plot(at, values, label=_text(method), linewidth=1.2, markersize=5, **style)
     if key == "of_dense":
         axes.axhline(100, color="0.35", linestyle="--", linewidth=1, label="dense")
     axes.set_title("all benchmarks", fontsize="medium")
@@ -132,7 +149,7 @@ def _bars(axes: Any, found: Mapping[str, Any]) -> None:
             style |= {"yerr": sides, "error_kw": {"elinewidth": 0.8}}
         at = [place + (number - (len(rows) - 1) / 2) * width for place in range(len(kinds))]
         axes.bar(at, values, width, **style)
-    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set_xticks(range(len(kinds)), map(_text, kinds))
     axes.set_ylim(0, 105)
     axes.set_title("by question type; paler: fewer tokens kept", fontsize="medium")
     axes.set_ylabel("accuracy, %")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from ppe_npu import decoding
+from ppe_npu import decoding, escape
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import tables
 from ppe_npu.evaluation.comparison import compare
@@ -117,8 +117,8 @@ def write_report(
             become one row: their mean.
         path: of the Markdown file.
         title: its heading.
-        notes: paragraphs under the tables.
-        missing: lines that say what is not shown, and why; those that the comparison finds follow.
+        notes: paragraphs under the tables, in Markdown.
+        missing: lines of plain text that say what is not shown, and why; those that the comparison finds follow.
 
     Returns:
         (path, the table of all benchmarks).
@@ -134,13 +134,13 @@ def write_report(
     plot = draw(comparison, path.with_suffix(".png"), title)
     write_json(path.with_suffix(".json"), {"title": title, **comparison})
     table = tables.overview(comparison)
-    parts = [f"# {title}", table, f"![score against kept tokens]({plot.name})"]
+    parts = [f"# {escape.markdown(title)}", table, f"![score against kept tokens]({quote(plot.name)})"]
     for name, found in comparison["benchmarks"].items():
-        parts += [f"## {name}", _facts(name, found, results), tables.scores(found)]
+        parts += [f"## {escape.markdown(name)}", _facts(name, found, results), tables.scores(found)]
         parts += [part for part in (tables.types(found), tables.metrics(found), tables.costs(found)) if part]
     parts += ["## What the columns are", _SCORES, _COSTS]
     if comparison["missing"]:
-        parts += ["## What is missing", "\n".join(f"* {line}" for line in comparison["missing"])]
+        parts += ["## What is missing", "\n".join(f"* {escape.markdown(line)}" for line in comparison["missing"])]
     write_text(path, "\n\n".join([*parts, *notes]) + "\n")
     return path, table
 
@@ -161,7 +161,7 @@ def _facts(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, A
     if len(found["types"]) > 1:
         counts = {kind: max(r["types"][kind]["count"] for r in runs if kind in r["types"]) for kind in found["types"]}
         text += " Samples per type: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
-    return text + (f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else "")
+    return escape.markdown(text) + (f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else "")
 
 
 def _decoding(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -169,14 +169,9 @@ def _decoding(runs: Sequence[Mapping[str, Any]]) -> str:
     rules = [run["settings"].get("generation") or {} for run in runs]
     used = dict.fromkeys(decoding.beside_greedy(found) or "greedy" for found in rules)
     left = dict.fromkeys(name for run in runs for name in run.get("ignored") or ())
-    text = "" if list(used) == ["greedy"] else f" Generation: {_plain('; '.join(used))}."
-    names = _plain(", ".join(left))
+    text = "" if list(used) == ["greedy"] else f" Generation: {'; '.join(used)}."
+    names = ", ".join(left)
     return text + (f" Not used of the checkpoint's own generation settings: {names}." if left else "")
-
-
-def _plain(text: str) -> str:
-    """Text that is neither Markdown nor HTML, whatever a file said."""
-    return re.sub(r"[^\w=.,; -]", " ", text)
 
 
 def _counted(number: int, noun: str) -> str:

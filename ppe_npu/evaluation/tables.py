@@ -1,13 +1,23 @@
-"""The numbers of a comparison as Markdown tables. A number that is missing is a dash; the report says why."""
+"""The numbers of a comparison as Markdown tables. A number that is missing is a dash; the report says why.
+
+Names of benchmarks, question types and metrics are other people's: every cell is escaped, unless it is Markup of ours.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ppe_npu import escape
 from ppe_npu.evaluation.scale import PERCENT, is_percent, named, shown
 
 Row = Mapping[str, Any]
+
+
+class Markup(str):
+    """A cell that is Markdown already."""
+
+
 _INLINE = 8  # question types that stand beside the methods; more of them get a table of their own
 _COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("visual tokens", "tokens_after", lambda value: f"{value:.1f}"),
@@ -36,7 +46,7 @@ def overview(comparison: Mapping[str, Any]) -> str:
     for row in comparison["overview"]:
         if row["group"] != group:
             group = row["group"]
-            lines.append([f"**{group}**", *[""] * (len(head) - 1)])
+            lines.append([Markup(f"**{escape.markdown(group)}**"), *[""] * (len(head) - 1)])
         scores = [shown(row["scores"][key], found["scale"]) for key, found in benchmarks.items()]
         lines.append([row["name"], *scores, shown(row["average"], PERCENT), shown(row["of_dense"], PERCENT)])
     return markdown(head, lines)
@@ -105,6 +115,7 @@ def _interval(row: Row, scale: Row, sign: str = "") -> str:
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
+    """A Markdown table, numbers to the right; all cells but Markup are shown as they are."""
     rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+    cells = ([cell if isinstance(cell, Markup) else escape.markdown(cell) for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)

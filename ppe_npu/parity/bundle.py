@@ -60,8 +60,7 @@ def record(device: torch.device, folder: str | Path) -> list[Row]:
         "seed": SEED,
         "dtypes": _dtypes(device),
         "not_recorded": missing,
-        # JSON has no infinity, which is the error of what failed.
-        "rows": [vars(row) | {"error": None if row.error == math.inf else row.error} for row in rows],
+        "rows": [vars(row) | {name: _json(getattr(row, name)) for name in ("error", "allowed")} for row in rows],
     }
     save(folder, manifest | compared(), tensors)
     return rows
@@ -109,10 +108,11 @@ def _record_case(case: Case, dtype: str, device: torch.device, tensors: Tensors,
 
 
 def _check_case(case: Case, dtype: str, device: torch.device, tensors: Tensors) -> list[Row]:
-    place = case_place(case, dtype)
-    run_ = CaseRun(case, dtype, given=_listed(tensors, f"{place}/inputs/"))
+    place, shapes = case_place(case, dtype), "-"
     rows = []
     try:
+        run_ = CaseRun(case, dtype, given=_listed(tensors, f"{place}/inputs/"))
+        shapes = run_.shapes
         dispatch.reset()
         results = run_.on(device)
         for direction in run_.directions:
@@ -120,15 +120,20 @@ def _check_case(case: Case, dtype: str, device: torch.device, tensors: Tensors) 
             own, bound = run_.error(results, direction)
             apart = run_.distance(getattr(results, direction), recorded)
             # Both may be off by the bound, to either side; ours has to keep it by itself.
-            rows.append(_row(case, dtype, direction, run_.shapes, max(apart / 2, own), bound))
+            rows.append(_row(case, dtype, direction, shapes, max(apart / 2, own), bound))
     except Exception as error:
-        return [Row.failed(case.op, case.name, run_.shapes, dtype, "-", error)]
+        return [Row.failed(case.op, case.name, shapes, dtype, "-", error)]
     return rows
+
+
+def _json(number: float | None) -> float | None:
+    """JSON has no infinity, which is the error of what failed."""
+    return number if number is None or math.isfinite(number) else None
 
 
 def _row(case: Case, dtype: str, direction: str, shapes: str, error: float, bound: float) -> Row:
     chosen = dispatch.chosen().get(case.op, "-")
-    return Row(case.op, case.name, shapes, dtype, direction, chosen, error, bound, error <= bound)
+    return Row(case.op, case.name, shapes, dtype, direction, chosen, error, bound, compare.within(error, bound))
 
 
 # -- the tiny model ---------------------------------------------------------------------------------------------------
@@ -155,7 +160,7 @@ def _check_model(setting: str, dtype: str, device: torch.device, tensors: Tensor
         name = {"greedy ids": "ids"}.get(row.case.partition(": ")[2], row.case.partition(": ")[2])
         apart = compare.relative_rms(kept[name], recorded[name])
         error = max(apart / 2, row.error)
-        out.append(Row(**vars(row) | {"error": error, "ok": error <= row.allowed}))
+        out.append(Row(**vars(row) | {"error": error, "ok": compare.within(error, row.allowed)}))
     return out
 
 

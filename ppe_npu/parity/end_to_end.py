@@ -85,10 +85,11 @@ def rows_of(setting: str, dtype: str, ours: Results, plain: Results, exact: Resu
     """One row a quantity, with the implementations that dispatch has chosen since its reset."""
     chosen = ", ".join(sorted(set(dispatch.chosen().values())))
     fixed = {"op": "model", "dtype": dtype, "implementation": chosen, "shapes": f"{len(ours.logits)} tokens"}
-    return [
-        Row(**fixed, case=f"{setting}: {quantity}", direction=direction, error=error, allowed=bound, ok=error <= bound)
-        for quantity, direction, error, bound in errors(ours, plain, exact, DTYPES[dtype])
-    ]
+    rows = []
+    for quantity, direction, error, bound in errors(ours, plain, exact, DTYPES[dtype]):
+        ok = compare.within(error, bound)
+        rows.append(Row(**fixed, case=f"{setting}: {quantity}", direction=direction, error=error, allowed=bound, ok=ok))
+    return rows
 
 
 def errors(ours: Results, plain: Results, exact: Results, dtype: torch.dtype) -> list[tuple[str, str, float, float]]:
@@ -114,7 +115,7 @@ def _worst_gradient(mine: dict, usual: dict, true: dict, dtype: torch.dtype) -> 
     """(error, allowed) of the parameter that is worst, by that of plain PyTorch which is worst: their errors are one
     pass's rounding, seen through different weights, and each by itself scatters by more than twice. A gradient that is
     zero but for rounding (of a key's bias, which no attention sees) has no error to speak of."""
-    if mine.keys() != true.keys():
+    if mine.keys() != true.keys() or not all(gradient.isfinite().all() for gradient in true.values()):
         return float("inf"), 0.0
     sizes = {name: gradient.square().mean().sqrt() for name, gradient in true.items()}
     seen = [name for name, size in sizes.items() if size > 1e-6 * max(sizes.values())]

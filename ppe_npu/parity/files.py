@@ -10,17 +10,19 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save_file
 
 from ppe_npu.backends.parity import CASES, Case
 from ppe_npu.backends.parity.run import DTYPES, case_tensors
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import new_folder, write_json
 from ppe_npu.parity.end_to_end import settings
 from ppe_npu.parity.model import SETTINGS, build_inputs, build_model
 
 FORMAT = "ppe_npu parity bundle 2"
 RECORDED = ("fp32", "bf16")
+LARGEST = 256 * 2**20  # bytes of a file; a bundle has 5 MB
 Tensors = dict[str, torch.Tensor]
 _RESULTS = {"rotary": 2, "dpc_knn": 2}  # tensors that an op returns, where it is not one
 _RETIRED = "rotary_rows"  # an op of earlier versions: bundles that hold its cases are read without them
@@ -59,11 +61,13 @@ def load(folder: str | Path) -> tuple[dict, Tensors]:
         InputError: no bundle, a damaged one, or one that holds something else than this version compares.
     """
     folder = Path(folder)
+    for name in ("manifest.json", "tensors.safetensors"):
+        _check_size(folder, name)
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         data = (folder / "tensors.safetensors").read_bytes()
-    except (OSError, ValueError) as error:
-        raise InputError(f"bundle {folder} cannot be read ({error}): record or copy it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"bundle {folder} cannot be read ({first_line(error)}): record or copy it again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"bundle {folder} is not in the format {FORMAT!r}: record it with this version of ppe_npu")
     for file, key, found in (
@@ -74,9 +78,9 @@ def load(folder: str | Path) -> tuple[dict, Tensors]:
             raise InputError(f"bundle {folder} is damaged: {file} is not as it was recorded; copy it again")
     _check_manifest(folder, manifest)
     try:
-        tensors = load_file(folder / "tensors.safetensors")
-    except SafetensorError as error:
-        raise InputError(f"bundle {folder} cannot be read ({error}): record or copy it again") from None
+        tensors = read_tensors(data)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # a dtype that torch lacks, say
+        raise InputError(f"bundle {folder} cannot be read ({first_line(error)}): record or copy it again") from None
     _check_tensors(folder, tensors, expected(manifest["dtypes"], manifest["not_recorded"]))
     return manifest, tensors
 
@@ -87,24 +91,22 @@ def manifest_digest(manifest: dict) -> str:
     return _digest(json.dumps(values, sort_keys=True, separators=(",", ":")).encode())
 
 
-def expected(dtypes: list[str], not_recorded: list[str]) -> dict[str, tuple | None]:
-    """name -> shape of every tensor that a bundle has to hold; None for results, whose shapes are compared later."""
-    model = build_model()
-    names = {f"model/weights/{name}": tuple(value.shape) for name, value in model.state_dict().items()}
+def expected(dtypes: list[str], not_recorded: list[str]) -> dict[str, torch.Tensor | None]:
+    """name -> a tensor of the shape, dtype and kind of numbers of every one that a bundle has to hold; None for
+    results, which are compared later."""
+    model, inputs = build_model(), build_inputs()
+    names: dict[str, torch.Tensor | None] = {f"model/weights/{key}": value for key, value in model.state_dict().items()}
     for dtype in dtypes:
-        for name, value in build_inputs().items():
-            if dtype == "fp32" or not name.startswith("pixel"):
-                names[f"model/{dtype}/inputs/{name}"] = tuple(value.shape)
+        given = {name: value for name, value in inputs.items() if dtype == "fp32" or not name.startswith("pixel")}
         if dtype != "fp32":
-            names[f"model/{dtype}/inputs/inputs_embeds"] = (
-                *build_inputs()["input_ids"].shape,
-                model.config.text_config.hidden_size,
-            )
+            shape = (*inputs["input_ids"].shape, model.config.text_config.hidden_size)
+            given["inputs_embeds"] = torch.zeros(shape, dtype=DTYPES[dtype])
+        names |= {f"model/{dtype}/inputs/{name}": value for name, value in given.items()}
         for case in CASES:
             place = case_place(case, dtype)
             if place not in not_recorded:
-                shapes = [tuple(tensor.shape) for tensor in case_tensors(case, DTYPES[dtype])]
-                names |= {f"{place}/inputs/{n}": shape for n, shape in enumerate(shapes)}
+                drawn = case_tensors(case, DTYPES[dtype])
+                names |= {f"{place}/inputs/{n}": tensor for n, tensor in enumerate(drawn)}
                 names |= {f"{place}/forward/{n}": None for n in range(_RESULTS.get(case.op, 1))}
                 names |= {f"{place}/grad/{n}": None for n in range(len(case.grads))}
         for setting in settings(dtype):
@@ -131,16 +133,36 @@ def _check_manifest(folder: Path, manifest: dict) -> None:
         raise InputError(f"bundle {folder} says of {missing!r} that it was not recorded: record it again")
 
 
-def _check_tensors(folder: Path, tensors: Tensors, names: dict[str, tuple | None]) -> None:
+def _check_size(folder: Path, name: str) -> None:
+    """Raise InputError unless a file is there, is one, and is no larger than one of a bundle can be."""
+    file = folder / name
+    try:
+        size = file.stat().st_size if file.is_file() else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"bundle {folder} cannot be read ({first_line(error)}): record or copy it again") from None
+    if size is None:
+        raise InputError(f"bundle {folder} cannot be read (it has no file {name}): record or copy it again")
+    if size > LARGEST:
+        raise InputError(f"bundle {folder} cannot be read ({name} has {size:,} bytes, no bundle has): copy it again")
+
+
+def _check_tensors(folder: Path, tensors: Tensors, names: dict[str, torch.Tensor | None]) -> None:
     held = {name for name in tensors if not name.startswith(f"{_RETIRED}/")}
     lacking, foreign = sorted(names.keys() - held), sorted(held - names.keys())
     if lacking or foreign:
         what = f"lacks {lacking[0]}" if lacking else f"holds {foreign[0]}, which nothing compares"
         raise InputError(f"bundle {folder} {what}: record it again with this version of ppe_npu")
-    for name, shape in names.items():
-        if shape is not None and tuple(tensors[name].shape) != shape:
-            found = list(tensors[name].shape)
-            raise InputError(f"bundle {folder} has {name} of {found}, not {list(shape)}: record it again")
+    for name, wanted in names.items():
+        if wanted is None:
+            continue
+        found = tensors[name]
+        for what in ("shape", "dtype"):
+            is_, shall = ((list(t.shape) if what == "shape" else t.dtype) for t in (found, wanted))
+            if is_ != shall:
+                raise InputError(f"bundle {folder} has {name} of {is_}, not {shall}: record it again")
+        # A mask of ours is -inf where nothing is to be seen; nothing else that goes in is not finite.
+        if found.isnan().any() or (found.isinf().any() and not wanted.isinf().any()):
+            raise InputError(f"bundle {folder} has numbers in {name} that are not finite: record it again")
 
 
 def _digest(data: bytes) -> str:

@@ -21,7 +21,7 @@ SCHEDULES = ("constant", "linear", "cosine", "stable_decay")
 # May differ between a run and its resumption: none of them changes a loss.
 _FREE = (
     *("output", "resume", "overwrite", "logging_steps", "save_steps", "save_total_limit", "num_workers"),
-    *("cache_pixels", "tensorboard", "resume_from_checkpoint"),
+    *("cache_pixels", "tensorboard", "resume_from_checkpoint", "allow_outside", "allow_bin"),
 )
 _NUMBER_OF_SEEDS = 2**32  # NumPy's
 
@@ -34,6 +34,8 @@ class TrainConfig:
         model: checkpoint folder or hub id to start from.
         data: .json or .jsonl file(s) of LLaVA-style records; several are joined, and shuffled together.
         data_root: what the records' relative paths start from; None: each file's own folder.
+        allow_outside: whether records may name files outside of that folder: absolute, by "..", or over links.
+        allow_bin: whether pytorch_model.bin is read (torch's weights_only) where the model has no safetensors.
         output: folder for checkpoints, summary.json and final/.
         compression: a preset's name, the path of a JSON file, a dict of its keys, or a CompressionConfig.
         device: auto, cpu, cuda or npu.
@@ -82,6 +84,8 @@ class TrainConfig:
     data: str | tuple[str, ...] = setting(path=True, convert=lambda data: (data,) if isinstance(data, str) else data)
     output: str = setting(path=True)
     data_root: str | None = setting(None, path=True)
+    allow_outside: bool = False
+    allow_bin: bool = False
     compression: str | CompressionConfig | Mapping[str, Any] = setting(
         "ppe", path=True, convert=lambda value: as_compression(value)
     )

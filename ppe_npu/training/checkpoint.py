@@ -21,13 +21,14 @@ _KEYS = ("model", "weights", "class", "dtype")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def base_record(model: nn.Module, path: str | Path) -> dict[str, str]:
+def base_record(model: nn.Module, path: str | Path, allow_bin: bool = False) -> dict[str, str]:
     """What base.json holds: which model a run started from, told by its weights.
 
     Call it after load_model and before an adapter is attached; under ZeRO-3 in every process.
 
     Args:
         path: where the model was loaded from, a folder or a hub id.
+        allow_bin: as load_model was told.
 
     Returns:
         {"model" (a folder's full path, or the id), "weights" (their fingerprint), "class", "dtype" (that it was loaded
@@ -44,7 +45,8 @@ def base_record(model: nn.Module, path: str | Path) -> dict[str, str]:
         raise ValueError("the base's weights are recorded before an adapter is attached")
     folder = Path(path).expanduser()
     # Weights in 4 bits say nothing that another machine could compare: the ones they were made of are read once more.
-    whole = load_model(path, "cpu", model.dtype) if getattr(model, "quantization_method", None) else model
+    packed = getattr(model, "quantization_method", None)
+    whole = load_model(path, "cpu", model.dtype, allow_bin=allow_bin) if packed else model
     return {
         "model": str(folder.resolve()) if folder.is_dir() else str(path),
         "weights": fingerprint(whole),

@@ -19,6 +19,7 @@ from ppe_npu.optional import optional
 from ppe_npu.training.adapters import adapter_weights, set_adapter_weights
 from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, read_base
 from ppe_npu.training.whole import check_whole
+from ppe_npu.trust import NO_CODE, check_no_code, tensors_only
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PROCESSOR = (
@@ -31,7 +32,11 @@ _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
 def merge_lora(
-    adapter: str | Path, output: str | Path, model: str | Path | None = None, dtype: str | None = None
+    adapter: str | Path,
+    output: str | Path,
+    model: str | Path | None = None,
+    dtype: str | None = None,
+    allow_bin: bool = False,
 ) -> Path:
     """Add a LoRA or DoRA adapter to the model that it was trained on, and save the sum as a plain checkpoint.
 
@@ -40,6 +45,7 @@ def merge_lora(
         output: a folder that is not there, or empty. It gets the model, the processor, compression.json and base.json.
         model: the base; None: where base.json says it was.
         dtype: "fp32" or "bf16" to save in; None: the one that the base was trained in.
+        allow_bin: whether the base may have pytorch_model.bin alone.
 
     Returns:
         output.
@@ -48,11 +54,15 @@ def merge_lora(
         InputError: the adapter is not whole, the base is another model than it was trained on, or the output holds
             something.
     """
-    return _export(Path(adapter), Path(output), model, dtype, adapter=True)
+    return _export(Path(adapter), Path(output), model, dtype, adapter=True, allow_bin=allow_bin)
 
 
 def export(
-    checkpoint: str | Path, output: str | Path, model: str | Path | None = None, dtype: str | None = None
+    checkpoint: str | Path,
+    output: str | Path,
+    model: str | Path | None = None,
+    dtype: str | None = None,
+    allow_bin: bool = False,
 ) -> Path:
     """Write any checkpoint of a run as a plain one: weights and processor without the optimizer's state.
 
@@ -63,6 +73,7 @@ def export(
         output: a folder that is not there, or empty.
         model: of an adapter: its base; None: where base.json says it was.
         dtype: "fp32" or "bf16" to save in; None: as it was saved, an adapter in what its base was trained in.
+        allow_bin: whether an adapter's base may have pytorch_model.bin alone.
 
     Returns:
         output.
@@ -70,17 +81,19 @@ def export(
     Raises:
         InputError: as merge_lora; a checkpoint that was cut off.
     """
-    return _export(Path(checkpoint), Path(output), model, dtype, adapter=False)
+    return _export(Path(checkpoint), Path(output), model, dtype, adapter=False, allow_bin=allow_bin)
 
 
-def _export(source: Path, output: Path, base: str | Path | None, dtype: str | None, adapter: bool) -> Path:
+def _export(
+    source: Path, output: Path, base: str | Path | None, dtype: str | None, adapter: bool, allow_bin: bool
+) -> Path:
     prepare_transformers()
     adapter = adapter or (source / ADAPTER_CONFIG).is_file()
     _check_source(source, adapter)
     _check_output(output)
     if base is not None and not adapter:
         raise InputError(f"{source} holds a whole model: --model is for an adapter's base alone")
-    model = _merged(source, base) if adapter else _full(source)
+    model = _merged(source, base, allow_bin) if adapter else _full(source)
     if dtype is not None:
         model = model.to(DTYPES[dtype])
     with new_folder(output) as folder:
@@ -100,6 +113,7 @@ def _check_source(source: Path, adapter: bool) -> None:
         raise InputError(f"{source} was cut off while it was saved (no {WHOLE}): take an earlier checkpoint")
     if training:
         _check_files(source)
+    check_no_code(source)
     config = ADAPTER_CONFIG if adapter else "config.json"
     if not (source / config).is_file():
         remedy = "export it, it needs no merging" if adapter and (source / "config.json").is_file() else "name another"
@@ -147,7 +161,8 @@ def _without_weights(path: str | Path) -> Any:
     """The model of a checkpoint, its parameters shapes without values."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(path)
+    config = transformers.AutoConfig.from_pretrained(path, **NO_CODE)
+    config._attn_implementation = "sdpa"  # else it could name a kernel that is downloaded
     with torch.device("meta"):
         return getattr(transformers, config.architectures[0])(config)
 
@@ -160,7 +175,12 @@ def _consolidated(source: Path) -> dict[str, torch.Tensor]:
     """All weights of a ZeRO-2 or ZeRO-3 checkpoint, fp32, on the CPU."""
     zero = optional("deepspeed.utils.zero_to_fp32", f"checkpoint {source}", "ppe-npu[train]")
     try:
-        return zero.get_fp32_state_dict_from_zero_checkpoint(str(source))
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        with tensors_only(zero, DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address):
+            return zero.get_fp32_state_dict_from_zero_checkpoint(str(source))
     except Exception as error:  # DeepSpeed raises what its files make: EOFError, AssertionError, ...
         raise InputError(f"{source}: its shares cannot be put together ({first_line(error)}): take another") from error
 
@@ -168,14 +188,14 @@ def _consolidated(source: Path) -> dict[str, torch.Tensor]:
 # -- adapters ----------------------------------------------------------------------------------------------------------
 
 
-def _merged(source: Path, base: str | Path | None) -> Any:
+def _merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
     """The base model of an adapter, with the adapter added to its weights."""
     peft = optional("peft", "merging an adapter", "ppe-npu[train]")
     record = read_base(source)
-    path = _base_path(source, record, base)
+    path = _base_path(source, record, base, allow_bin)
     tensors = adapter_weights(source)
     _check_shapes(source, tensors, path)
-    model = load_model(path, dtype=getattr(torch, record["dtype"]))
+    model = load_model(path, dtype=getattr(torch, record["dtype"]), allow_bin=allow_bin)
     found = fingerprint(model)
     if found != record["weights"]:
         raise InputError(
@@ -195,12 +215,12 @@ def _merged(source: Path, base: str | Path | None) -> Any:
         raise InputError(f"adapter {source} cannot be merged ({first_line(error)}): take another checkpoint") from error
 
 
-def _base_path(source: Path, record: Mapping[str, str], base: str | Path | None) -> str:
+def _base_path(source: Path, record: Mapping[str, str], base: str | Path | None, allow_bin: bool) -> str:
     """Where the base is, after checking that it is one of the right class."""
     path = str(base or record["model"])
     if base is None and Path(path).is_absolute() and not Path(path).is_dir():
         raise InputError(f"adapter {source} was trained on {path}, which is gone: name its base with --model")
-    found = check_checkpoint(path)
+    found = check_checkpoint(path, allow_bin)
     if found != record["class"]:
         raise InputError(
             f"adapter {source} was trained on {record['model']}, a {record['class']}, but {path} is a {found}: "

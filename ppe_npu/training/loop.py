@@ -161,7 +161,9 @@ class CompressedTrainer(Trainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         elif isinstance(model, PreTrainedModel):
-            saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+            saved = type(model).from_pretrained(
+                resume_from_checkpoint, dtype=model.dtype, trust_remote_code=False, use_safetensors=True
+            )
             model.load_state_dict(saved.state_dict())
         else:
             set_adapter_weights(model, adapter_weights(resume_from_checkpoint), resume_from_checkpoint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,8 @@ from tqdm import tqdm
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
-from ppe_npu.files import write_json, write_text
+from ppe_npu.escape import markdown, printable
+from ppe_npu.files import write_bytes, write_json, write_text
 from ppe_npu.training.data import BAR_AFTER, ChatDataset, Fault, Record, check_records, complaint, read_headers
 from ppe_npu.training.lengths import Ruler
 
@@ -82,6 +83,13 @@ class Survey:
 
     def markdown(self) -> str:
         """The report: kinds, lengths, a histogram, and the first of the records that cannot be used."""
+        return self._report(markdown)
+
+    def printable(self) -> str:
+        """The same for a terminal, where what the records say stands as they say it, on one line."""
+        return self._report(printable)
+
+    def _report(self, clean: Callable[[Any], str]) -> str:
         values = self.to_dict()
         limit = f", at most {self.max_length:,} tokens a record" if self.max_length else ""
         parts = [
@@ -92,7 +100,7 @@ class Survey:
         ]
         if self.records:
             parts += [_lengths_table(values["lengths"]), _histogram(values["histogram"])]
-        return "\n\n".join(parts + ([_faults_table(self.faults)] if self.faults else [])) + "\n"
+        return "\n\n".join(parts + ([_faults_table(self.faults, clean)] if self.faults else [])) + "\n"
 
 
 def prepare_records(
@@ -105,11 +113,12 @@ def prepare_records(
     invalid: str = "stop",
     folder: str | Path | None = None,
     workers: int = 0,
+    allow_outside: bool = False,
 ) -> tuple[list[Record], Survey]:
     """Read, check and measure training data; what cannot be used stops the run or is left out.
 
     Args:
-        files, data_root: as data.check_records.
+        files, data_root, allow_outside: as data.check_records.
         processor, compression, sampling, max_length, workers: as survey.
         invalid: "stop", or "skip": go on without the records that cannot be used.
         folder: where write_survey writes; None: nowhere, as in all processes of a run but the first.
@@ -122,7 +131,7 @@ def prepare_records(
     """
     if invalid not in INVALID:
         raise InputError(f"invalid={invalid!r}: use one of {', '.join(INVALID)}")
-    found = survey_files(files, processor, compression, sampling, data_root, max_length, workers)
+    found = survey_files(files, processor, compression, sampling, data_root, max_length, workers, allow_outside)
     listed = "" if folder is None else f"; all are listed in {write_survey(found, folder) / 'faults.jsonl'}"
     if found.faults and (invalid == "stop" or not found.records):
         remedy = ": mend them, or go on without them (invalid=skip)" if found.records else ""
@@ -139,9 +148,10 @@ def survey_files(
     data_root: str | Path | None = None,
     max_length: int | None = None,
     workers: int = 0,
+    allow_outside: bool = False,
 ) -> Survey:
     """check_records and survey in one; the survey's faults are those of both."""
-    checked = check_records(files, data_root)
+    checked = check_records(files, data_root, allow_outside)
     known = {"headers": checked.headers, "faults": checked.faults}
     return survey(checked.records, processor, compression, sampling, max_length, **known, workers=workers)
 
@@ -195,7 +205,9 @@ def write_survey(found: Survey, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     rows = [{"line": fault.where, "id": fault.id, "reason": fault.reason} for fault in found.faults]
-    write_text(folder / "faults.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # Half of a surrogate pair, as an id may hold one, is written as JSON escapes it.
+    write_bytes(folder / "faults.jsonl", lines.encode("utf-8", "backslashreplace"))
     write_text(folder / "data.md", found.markdown())
     write_json(folder / "data.json", found.to_dict())
     return folder
@@ -257,9 +269,9 @@ def _histogram(histogram: dict[str, list[int]]) -> str:
     return "\n".join(["```", *lines, "```"])
 
 
-def _faults_table(faults: Sequence[Fault]) -> str:
+def _faults_table(faults: Sequence[Fault], clean: Callable[[Any], str]) -> str:
     lines = ["| record | id | why it cannot be used |", "|---|---|---|"]
-    lines += [f"| {f.where} | {f.id} | {f.reason.replace('|', chr(92) + '|')} |" for f in faults[:_LISTED]]
+    lines += [f"| {clean(f.where)} | {clean(f.id)} | {clean(f.reason)} |" for f in faults[:_LISTED]]
     if len(faults) > _LISTED:
         lines.append(f"| and {len(faults) - _LISTED:,} more | | |")
     return "\n".join(lines)

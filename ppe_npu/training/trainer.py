@@ -159,7 +159,7 @@ def _check(config: TrainConfig, device, processes: int) -> None:
         if config.adapter.kind == "qlora" and config.dtype != "bf16":
             raise InputError(f"dtype={config.dtype!r} with adapter kind='qlora': its 4 bits are computed in bf16")
     config.accumulation(processes)
-    check_compression(config.model, config.compression)
+    check_compression(config.model, config.compression, allow_bin=config.allow_bin)
 
 
 def _records(config: TrainConfig, processor: Any, folder: str | None) -> tuple[list[Record], Survey]:
@@ -174,6 +174,7 @@ def _records(config: TrainConfig, processor: Any, folder: str | None) -> tuple[l
         config.invalid,
         folder=folder,
         workers=config.num_workers,
+        allow_outside=config.allow_outside,
     )
     apart = next((record for record in records if record.independent), None)
     if config.packing and apart is not None:
@@ -185,8 +186,9 @@ def _model(config: TrainConfig, device) -> tuple[Any, dict[str, str]]:
     """The model as it learns, on its device, and the record of what it was."""
     # Under an adapter the weights stay as they are, and half as wide; its own are fp32.
     dtype = "bf16" if config.adapter is not None and config.dtype == "bf16" else "fp32"
-    model = load_model(config.model, device, dtype, quantization_config=quantization(config.adapter, device))
-    base = base_record(model, config.model)
+    packed = quantization(config.adapter, device)
+    model = load_model(config.model, device, dtype, quantization_config=packed, allow_bin=config.allow_bin)
+    base = base_record(model, config.model, config.allow_bin)
     model = compress(model, config.compression)
     if config.adapter is not None:
         model = add_adapter(model, config.adapter)

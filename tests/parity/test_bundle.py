@@ -73,13 +73,17 @@ def test_another_machines_different_numbers_and_groups_are_found(copy):
     ]
 
 
-@pytest.fixture
-def few(monkeypatch):
+def only_few(monkeypatch):
     """Two cases and two settings: enough to see what happens to bundles."""
     cases = tuple(case for case in CASES if (case.op, case.name) in (("swiglu", "batch"), ("dpc_knn", "frames")))
     for module in (bundle, files):
         monkeypatch.setattr(module, "CASES", cases)
         monkeypatch.setattr(module, "settings", lambda dtype: ["dense", "keep_one"])
+
+
+@pytest.fixture
+def few(monkeypatch):
+    only_few(monkeypatch)
 
 
 @pytest.fixture

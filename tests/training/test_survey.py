@@ -332,3 +332,30 @@ def test_many_faults_are_listed_up_to_a_few(tiny_processor):
     assert len(found.faults) == 12
     assert "| and 2 more | | |" in found.markdown()
     assert "tokens of a record |" not in found.markdown(), "no lengths without records"
+
+
+def test_what_records_say_is_text_in_the_report_and_on_the_terminal(run, tiny_folder, tmp_path):
+    hostile = "x|y<script>alert(1)</script>\n# H [l](javascript:a()) \x1b[31m\ud800"
+    rows = [
+        {"id": hostile, "conversations": []},
+        {"id": 1, "image": hostile, "conversations": spoken("<image>", "3")},
+        {"id": 2, hostile: "a", "imgae": hostile, "conversations": spoken("row", "3")},
+        {"id": 3, "conversations": [{"from": hostile, "value": hostile}]},
+    ]
+    (tmp_path / "d [x].jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, out, err = run(
+        "data", "--model", tiny_folder, "--data", tmp_path / "d [x].jsonl", "--out", tmp_path / "out",
+        "--compression", "dense",
+    )  # fmt: skip
+    assert (code, err) == (1, "")
+    text = (tmp_path / "out" / "data.md").read_text()
+    for shown in (text, out):
+        assert "\x1b" not in shown
+        assert not [line for line in shown.splitlines() if line.startswith("# H")]
+    assert not set("<>") & set(text)
+    assert "](" not in text
+    table = text[text.index("| record | id |") :].splitlines()
+    assert [len(line.replace("\\|", "").split("|")) for line in table] == [5] * 6
+    assert "<script>alert(1)</script> # H" in out, "a terminal knows no HTML"
+    listed = [json.loads(line) for line in (tmp_path / "out" / "faults.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in listed] == [hostile, "1", "2", "3"]

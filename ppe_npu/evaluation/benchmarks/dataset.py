@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ppe_npu.data.places import Room
 from ppe_npu.errors import InputError
 
 Row = dict[str, Any]
@@ -114,10 +115,17 @@ class Dataset(ABC):
         paths = [self.root / folder / f"{name}{extension}" for extension in _EXTENSIONS]
         return str(next((path for path in paths if path.is_file()), paths[0]))
 
+    def room(self) -> Room:
+        """Where the files that rows name must be: below the folder, or below what `needs` names there, which may be
+        links of the user's to folders elsewhere."""
+        folders = [path for pattern in self.needs for path in self.files(pattern) if path.is_dir()]
+        return Room(self.root, also=folders, remedy="download the data again")
+
     def _check_rows(self) -> None:
         """Every sample can be made, has an index of its own, and its files are there."""
         missing: dict[str, None] = {}
         seen: set[Any] = set()
+        room = self.room()
         for number, row in enumerate(self.rows):
             try:
                 sample = self.sample(row)
@@ -128,6 +136,8 @@ class Dataset(ABC):
             if sample["index"] in seen:
                 raise InputError(f"{self.name}: index {sample['index']!r} occurs twice below {self.root}")
             seen.add(sample["index"])
+            for path in _paths(sample):
+                room.check(path, f"{self.name}: a file of row {number},")
             missing |= dict.fromkeys(path for path in _paths(sample) if not Path(path).exists())
         self._refuse([str(Path(path).relative_to(self.root)) for path in missing])
 

@@ -34,6 +34,11 @@ class LongVideoBench(Choice):
         return read_json(self.file("lvb_val.json"))
 
     def _check_rows(self) -> None:
+        room = self.room()  # asked before sample() reads subtitles; a row of another form is super()'s to refuse
+        named = ((folder, row.get(key)) for row in self.rows if isinstance(row, dict) for folder, key in _FILES)
+        for folder, name in named:
+            if isinstance(name, str):
+                room.check(self.root / folder / name, f"{self.name}: a file of a row,")
         super()._check_rows()
         paths = [f"{folder}/{row[key]}" for row in self.rows for folder, key in _FILES]
         self._refuse([path for path in dict.fromkeys(paths) if not (self.root / path).is_file()])

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError
+from ppe_npu.escape import brief
 from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, Benchmark, check_sample
 from ppe_npu.evaluation.rows import FAULTS, fault_of
 
 GROUP = "ppe_npu.benchmarks"  # of entry points: name = package.module:Class
 TRIED = 8  # samples, until one can be read
+_LONGEST = 100  # bytes of a benchmark's name
 _HERE = "ppe_npu.evaluation.benchmarks"
 
 # name -> module:class; ours are modules of this package. Imported when asked for.
@@ -86,6 +88,7 @@ def load(name: str, data_root: str | Path) -> Benchmark:
             raise InputError(
                 f"benchmark {name} has no name and takes none: give its class an attribute name"
             ) from error
+    _check_name(benchmark.name)
     return benchmark
 
 
@@ -163,6 +166,18 @@ def _first_sample(name: str, benchmark: Any, tried: int) -> tuple[int, Any]:
     if isinstance(errors[0], InputError):
         raise errors[0]
     raise InputError(f"benchmark {name} gives none of its first {tried} samples: {fault_of(errors[0])}") from errors[0]
+
+
+def _check_name(name: Any) -> None:
+    """Raise InputError unless a benchmark's own name can be a folder's: results stand in OUTPUT/name, nowhere else."""
+    if not isinstance(name, str):
+        raise InputError(f"a benchmark has a name of type {type(name).__name__}: make it a text")
+    fits = 0 < len(name.encode("utf-8", "replace")) <= _LONGEST and name == name.strip() and name.isprintable()
+    if not fits or name.startswith(".") or any(sign in name for sign in "/\\:"):
+        raise InputError(
+            f"a benchmark is called {brief(name)}, which is to name the folder of its results: use up to {_LONGEST} "
+            "letters, digits, '-', '_' and '.', the first no '.'"
+        )
 
 
 def _short(name: str) -> str:

@@ -1,0 +1,105 @@
+"""Files of records -> raw records, each with the place where it stands. A line that is no JSON costs no other line."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.escape import printable
+
+_LINES = ".jsonl"
+_OTHER = {  # what a file begins with that is no UTF-8
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+    b"\x1f\x8b": "packed by gzip",
+    b"PK\x03\x04": "packed by zip",
+    b"(\xb5/\xfd": "packed by zstd",
+    b"PAR1": "parquet",
+}
+
+
+class Repeated(dict):
+    """A JSON object that has a key twice: which of its values was meant, nobody can say."""
+
+    key: str
+
+
+def read_file(path: Path) -> Iterator[tuple[str, Any]]:
+    """(file and line, parsed record) of a file; in place of a line that is no JSON the InputError that says so.
+
+    Raises:
+        InputError: a file that cannot be read, or of another form than its name says.
+    """
+    data, name, file = _read(path), printable(path.name), f"training data {printable(path)}"
+    if path.suffix.lower() != _LINES:
+        parsed = _parse(data)
+        if isinstance(parsed, InputError):
+            raise InputError(f"{file} {parsed}: one record a line needs the ending {_LINES}")
+        if not isinstance(parsed, list):
+            what = "one object" if isinstance(parsed, dict) else f"a {type(parsed).__name__}"
+            raise InputError(f"{file} holds {what}, not a list of records: put its records into [ ]")
+        yield from ((f"{name} record {number}", record) for number, record in enumerate(parsed, 1))
+        return
+    if data[:64].lstrip()[:1] == b"[" and _is_records(_parse(data)):
+        raise InputError(f"{file} is one list, not a record a line: give it the ending .json")
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.strip():
+            yield f"{name} line {number}", _parse(line)
+
+
+def _is_records(value: Any) -> bool:
+    return isinstance(value, list) and (not value or isinstance(value[0], dict))
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a UTF-8 file, without the mark of its byte order."""
+    reason, data = _why_not(path), b""
+    if reason is None:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            reason = first_line(error)
+    if reason is not None:
+        raise InputError(f"training data {printable(path)} cannot be read ({reason}): name a .json or .jsonl file")
+    kind = next((kind for mark, kind in _OTHER.items() if data.startswith(mark)), None)
+    if kind is None and b"\0" in data[:4]:
+        kind = "UTF-16 or UTF-32"
+    if kind is not None:
+        raise InputError(f"training data {printable(path)} cannot be read (it is {kind}): save it as JSON in UTF-8")
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _why_not(path: Path) -> str | None:
+    """Why a path is not opened: a pipe would be waited for, and a device never ends."""
+    try:
+        if path.is_file():
+            return None
+        return "it is a folder" if path.is_dir() else "it is no file" if path.exists() else "it does not exist"
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        return first_line(error)
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        return InputError(f"is not JSON (not UTF-8: {error.reason} at byte {error.start})")
+    except RecursionError:
+        return InputError("is not JSON that can be read (it is nested too deeply)")
+    except ValueError as error:
+        return InputError(f"is not JSON ({first_line(error)})")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeated, seen = Repeated(found), set()
+    repeated.key = next(key for key, _ in pairs if key in seen or seen.add(key))
+    return repeated

@@ -1,0 +1,135 @@
+"""Raw records -> Records, or why they cannot be used. No file that they name is opened here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ppe_npu.data.places import Room
+from ppe_npu.errors import InputError
+from ppe_npu.escape import brief
+from ppe_npu.inputs import PLACEHOLDERS
+from ppe_npu.training.record_files import Repeated
+from ppe_npu.training.record_keys import check_keys, check_turn_keys, named
+from ppe_npu.training.records import Fault, Record
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_TURN = "write {'from': human, gpt or system, 'value': text}"
+
+
+def check_record(raw: Any, where: str, room: Room) -> Record | Fault:
+    """A raw record as it is used, or what is wrong with it.
+
+    Args:
+        raw: what stands in the file; an InputError for what is no JSON.
+        where: file and line.
+        room: the folder that its paths start from, and stay in.
+    """
+    id_ = _id(raw, where)
+    try:
+        if isinstance(raw, InputError):
+            raise raw
+        if not isinstance(raw, dict):
+            raise InputError(f"is {brief(raw)}, not a record: write an object with conversations")
+        return Record(where, *_parts(raw, room), id=_unicode(id_, "its id"))
+    except InputError as error:
+        return Fault(where, id_, str(error))
+
+
+def _id(raw: Any, where: str) -> str:
+    value = raw.get("id") if isinstance(raw, dict) else None
+    return str(value) if isinstance(value, (str, int)) and value != "" else where
+
+
+def _parts(
+    raw: dict[str, Any], room: Room
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...], bool]:
+    """A raw record's images, videos, turns, and whether it is independent; InputError says what is wrong."""
+    _check_repeated(raw, "it")
+    check_keys(raw)
+    images, videos = _paths(raw, "image", room), _paths(raw, "video", room)
+    turns = _check_turns(raw)
+    for kind, given in (("image", images), ("video", videos)):
+        held = sum(text.count(PLACEHOLDERS[kind]) for _, text in turns)
+        if held != len(given):
+            raise InputError(f"{held} {PLACEHOLDERS[kind]} for {len(given)} {kind}(s) in its human turns")
+    independent = raw.get("independent", False)
+    if not isinstance(independent, bool):
+        raise InputError(f"independent is {brief(independent)}: use true or false")
+    if independent:
+        _check_independent(turns, len(images) + len(videos))
+    return images, videos, turns, independent
+
+
+def _check_repeated(value: Mapping[str, Any], what: str) -> None:
+    if isinstance(value, Repeated):
+        raise InputError(f"{what} has the key {brief(value.key)} twice: keep one of them")
+
+
+def _unicode(text: str, what: str) -> str:
+    if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise InputError(f"{what} is no Unicode: half of a surrogate pair stands alone")
+    return text
+
+
+def _paths(raw: Mapping[str, Any], key: str, room: Room) -> tuple[str, ...]:
+    value = raw.get(key)
+    values = [] if value is None or value == "" else [value] if isinstance(value, str) else value
+    if not isinstance(values, list):
+        raise InputError(f"{key} is {brief(value)}: give a path or a list of paths")
+    wrong = next((item for item in values if not isinstance(item, str) or not item), None)
+    if wrong is not None or None in values:
+        raise InputError(f"{key} is a list with {brief(wrong)} in it: give a path or a list of paths")
+    return tuple(room.path(_unicode(item, f"{key} {brief(item)}"), key) for item in values)
+
+
+# -- turns -------------------------------------------------------------------------------------------------------------
+
+
+def _check_turns(raw: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    conversations = raw.get("conversations")
+    if conversations is None or conversations == []:
+        raise InputError("has no conversations")
+    if not isinstance(conversations, list):
+        raise InputError(f"conversations is {brief(conversations)}: give a list of turns, {_TURN}")
+    turns = [_check_turn(turn) for turn in conversations]
+    spoken = turns[1:] if turns[0][0] == "system" else turns
+    if not spoken or [role for role, _ in spoken] != ["user", "assistant"] * (len(spoken) // 2):
+        raise InputError("its turns do not alternate from human to gpt")
+    if any(token in text for role, text in turns if role != "user" for token in PLACEHOLDERS.values()):
+        raise InputError("has <image> or <video> outside its human turns")
+    if not all(text.strip() for role, text in spoken if role == "assistant"):
+        raise InputError("has an empty answer")
+    return tuple(turns)
+
+
+def _check_turn(turn: Any) -> tuple[str, str]:
+    """(role, text) of a raw turn."""
+    if not isinstance(turn, dict):
+        raise InputError(f"has a turn that is not an object but {brief(turn)}: {_TURN}")
+    _check_repeated(turn, "one of its turns")
+    said, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+    if said is None or text is None:
+        raise InputError(f"has a turn that is not whole, with the keys {named(turn)}: {_TURN}")
+    role = _ROLES.get(said) if isinstance(said, str) else None
+    if role is None:
+        raise InputError(f"has a turn that is not of human, gpt or system but of {brief(said)}: {_TURN}")
+    if not isinstance(text, str):
+        raise InputError(f"has a turn that is not text but {brief(text)}: {_TURN}, with <image> where a picture stands")
+    check_turn_keys(turn)
+    return role, _unicode(text, "a text in it")
+
+
+def _check_independent(turns: Sequence[tuple[str, str]], visuals: int) -> None:
+    """Every question must begin with the same visuals, so that they are one common prefix."""
+    if turns[0][0] == "system":
+        raise InputError("an independent record takes no system turn")
+    if not visuals:
+        raise InputError("an independent record needs an image or a video that its questions share")
+    text = turns[0][1]
+    for _ in range(visuals):
+        text = text.lstrip("\n")
+        token = next((token for token in PLACEHOLDERS.values() if text.startswith(token)), None)
+        if token is None:
+            raise InputError("an independent record's placeholders must open its first human turn")
+        text = text.removeprefix(token)

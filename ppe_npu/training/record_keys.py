@@ -1,0 +1,117 @@
+"""The keys of a record. One that another program reads, or that is misspelt, is named: what stands under it would be
+left out without a word, and a model trained on text without its pictures."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from ppe_npu.errors import InputError
+from ppe_npu.escape import brief
+
+_KEYS = ("image", "video", "conversations", "independent")
+_IMAGE = "name it 'image' (a path or a list of paths), with one <image> for each in the human turns"
+_VIDEO = "name it 'video' (a path or a list of paths), with one <video> for each in the human turns"
+_TURNS = "write 'conversations', a list of {'from': human or gpt, 'value': text}"
+_SYSTEM = "make it the first of the conversations, {'from': 'system', 'value': text}"
+_ONE_ANSWER = "write the wanted answer into 'conversations', where gpt says it; there is no training on preferences"
+_NONE = "leave it out; there is no training on"
+
+
+def _each(names: str, remedy: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), remedy)
+
+
+# Keys of other programs' forms: LLaMA-Factory, ms-swift, TRL, ShareGPT, Alpaca, OpenAI's messages.
+_FOREIGN = {
+    **_each("images", _IMAGE),
+    **_each("videos", _VIDEO),
+    **_each("messages message conversation query response history instruction instructions input output", _TURNS),
+    **_each("system system_prompt system_message", _SYSTEM),
+    **_each("tools functions tool_calls", f"{_NONE} tools"),
+    **_each("audio audios", f"{_NONE} sound"),
+    **_each("chosen rejected rejected_response rejected_messages", _ONE_ANSWER),
+}
+# These are often notes beside a record that has the right key, so they are named where it is missing.
+_INSTEAD = {
+    "image": _each(
+        "img imgs image_path image_paths image_file image_files image_url image_urls img_path picture pictures "
+        "image_list",
+        _IMAGE,
+    ),
+    "video": _each("video_path video_paths video_file video_url video_urls clip clips vids video_list", _VIDEO),
+    "conversations": _each(
+        "prompt completion question answer answers text caption dialog dialogue dialogs chat turns qa", _TURNS
+    ),
+}
+_OF_TURNS = {
+    **_each("image images", "name it at the top, beside the conversations, as 'image'"),
+    **_each("video videos", "name it at the top, beside the conversations, as 'video'"),
+    **_each("tool_calls function_call tools", f"{_NONE} tools"),
+    **_each("audio audios", f"{_NONE} sound"),
+}
+_WEIGHTS = ("loss", "weight", "train", "loss_mask")  # of a turn: whether it counts
+_CLOSE = 0.8  # of difflib; "imgae" and "image" have 0.8, "image_id" and "image" 0.77
+
+
+def check_keys(raw: Mapping[str, Any]) -> None:
+    """Raise InputError for a key at the top of a record under which something stands that nothing would read."""
+    for key, value in raw.items():
+        if key in _KEYS or _empty(value):
+            continue
+        remedy = _remedy(key)
+        instead = (ours for ours, names in _INSTEAD.items() if _plain(key) in names and _empty(raw.get(ours)))
+        ours = next(instead, None)
+        if remedy is None and ours is not None:
+            remedy = _INSTEAD[ours][_plain(key)]
+        if remedy is not None:
+            raise InputError(f"its key {brief(key)} is not read: {remedy}")
+
+
+def check_turn_keys(turn: Mapping[str, Any]) -> None:
+    """Raise InputError for a key of a turn under which something stands that nothing would read."""
+    for key, value in turn.items():
+        name = _plain(key)
+        if name in _OF_TURNS and not _empty(value):
+            raise InputError(f"a turn's key {brief(key)} is not read: {_OF_TURNS[name]}")
+        if name in _WEIGHTS and value is not None and value not in (True, 1):
+            raise InputError(f"a turn's key {brief(key)} is not read: leave it out; all that gpt says has a loss of 1")
+
+
+def named(keys: Iterable[str]) -> str:
+    """The first keys of something, for a message."""
+    found = list(keys)
+    return ", ".join(brief(key, 20) for key in found[:4]) + (", ..." if len(found) > 4 else "") or "no keys"
+
+
+@lru_cache(4096)
+def _remedy(key: str) -> str | None:
+    name = _plain(key)
+    if name in _FOREIGN:
+        return _FOREIGN[name]
+    ours = _misspelt(key)
+    return None if ours is None else f"did you mean {ours!r}?"
+
+
+def _misspelt(key: str) -> str | None:
+    """The key of ours that this one was probably meant to be. An id, a size of a picture and the like are notes."""
+    if len(key) > 40:
+        return None
+    words = re.sub("(?<=[a-z])(?=[A-Z])", "_", key).lower()
+    if re.fullmatch(f"({'|'.join(_KEYS)})s?([_. -][a-z]+)+|[a-z]+ids?", words):
+        return None
+    return next(iter(difflib.get_close_matches(words.strip(" _-.:"), _KEYS, 1, _CLOSE)), None)
+
+
+def _plain(key: str) -> str:
+    return key.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _empty(value: Any) -> bool:
+    """Whether nothing stands there; some programs write every key into every record."""
+    return (
+        value is None or value is False or (isinstance(value, (str, list, dict)) and len(value) == 0) or value == "[]"
+    )

@@ -1,0 +1,122 @@
+"""What a checkpoint's files may not ask for: code of their own to be run, pickles to be opened, files of other folders.
+
+docs/security.md says what is trusted and what is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.escape import printable
+
+NO_CODE = {"trust_remote_code": False}  # of every from_pretrained: transformers asks on the terminal if it is not told
+_CODE = ("auto_map", "megatron_config")  # of transformers: files of the folder; of peft: a module by its name
+_SAFE, _SAFE_INDEX = "*.safetensors", "*.safetensors.index.json"
+_PICKLED, _PICKLED_INDEX = "pytorch_model*.bin", "pytorch_model*.bin.index.json"
+
+
+def check_no_code(folder: str | Path) -> None:
+    """Raise InputError for a folder whose configs name Python modules to be imported, whichever part they are for."""
+    for file in sorted(Path(folder).glob("*config.json")):
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):  # whoever needs the file says so
+            continue
+        key = _names_code(config)
+        if key is not None:
+            raise InputError(
+                f"model folder {printable(folder)} asks for code of its own ({key} in {file.name}): this package "
+                "runs no code of a checkpoint; take one whose classes transformers has"
+            )
+
+
+def refused_code(path: str | Path, error: BaseException) -> InputError | None:
+    """What to say of an error by which transformers refuses code of a checkpoint; None for another error."""
+    if "trust_remote_code" not in str(error):
+        return None
+    return InputError(
+        f"model {printable(path)} asks for code of its own: this package runs no code of a checkpoint; take one whose "
+        "classes transformers has"
+    )
+
+
+def weight_options(folder: str | Path, allow_bin: bool) -> dict[str, Any]:
+    """How from_pretrained reads weights: safetensors; a pickle where it is allowed and there is nothing else.
+
+    Args:
+        folder: of the checkpoint, or an id on the hub.
+    """
+    alone = allow_bin and not any(Path(folder).glob(_SAFE))
+    return {"use_safetensors": (False if Path(folder).is_dir() else None) if alone else True, "weights_only": True}
+
+
+def check_weight_files(folder: Path, allow_bin: bool) -> None:
+    """Raise InputError unless a folder holds weights, of a kind that is read, and its index names files in it."""
+    pickled = any(folder.glob(_PICKLED))
+    if not any(any(folder.glob(pattern)) for pattern in (_SAFE, _SAFE_INDEX)):
+        if not pickled:
+            raise InputError(f"model folder {folder} holds no weights (*.safetensors): it is not a whole checkpoint")
+        if not allow_bin:
+            raise InputError(
+                f"model folder {folder} holds pickled weights alone (pytorch_model.bin): save it as safetensors, or "
+                "have them read as plain tensors with --allow-bin (allow_bin=True)"
+            )
+    for pattern in (_SAFE_INDEX, *((_PICKLED_INDEX,) if allow_bin else ())):
+        for file in sorted(folder.glob(pattern)):
+            _check_index(file)
+
+
+@contextlib.contextmanager
+def tensors_only(module: Any, *classes: type) -> Iterator[None]:
+    """While it lasts, torch.load in a module reads tensors, plain values and objects of these classes, and no other
+    pickle, whatever the module asks for."""
+    real = module.torch
+
+    class Torch:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def load(self, *args: Any, **options: Any) -> Any:
+            return real.load(*args, **{**options, "weights_only": True})
+
+    module.torch = Torch()
+    try:
+        with real.serialization.safe_globals(list(classes)):
+            yield
+    finally:
+        module.torch = real
+
+
+def _check_index(file: Path) -> None:
+    """Raise InputError for an index that names files outside of its folder, or none at all."""
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+        names = list(index["weight_map"].values())
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{file} is no index of weights ({reason}): download or save the model again") from error
+    for name in dict.fromkeys(name if isinstance(name, str) else str(name) for name in names):
+        if "/" in name or "\\" in name or "\0" in name or name in ("", ".", ".."):
+            raise InputError(
+                f"{file} names weights outside of its folder ({printable(name)}): download or save the model again"
+            )
+
+
+def _names_code(config: Any) -> str | None:
+    """The key by which a config, or that of a part in it, names modules to be imported; None if none does."""
+    todo = [config]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            key = next((key for key in _CODE if value.get(key)), None)
+            if key is not None:
+                return key
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
+    return None

@@ -1,0 +1,178 @@
+"""Keys that nothing would read, addresses, and paths that lead out of the data root: named, never passed over."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from ppe_npu.inputs import InputError
+from ppe_npu.training.data import check_records, read_records
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"from": "gpt" if number % 2 else "human", "value": text} for number, text in enumerate(texts)]
+
+
+TEXT = {"conversations": turns("row red", "row red 3")}
+GOOD = {"image": "a.png", "conversations": turns("<image>", "ring")}
+
+
+def reasons(tmp_path, *records, **options) -> list[str]:
+    """Why records cannot be used, "" for those that can."""
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, records)))
+    checked = check_records(tmp_path / "d.jsonl", **options)
+    found = {fault.where: fault.reason for fault in checked.faults}
+    assert not any("\n" in reason for reason in found.values())
+    return [found.get(f"d.jsonl line {number}", "") for number in range(1, len(records) + 1)]
+
+
+FOREIGN = {
+    "images": "'image'", "videos": "'video'", "messages": "'conversations'", "conversation": "'conversations'",
+    "system": "'system', 'value'", "tools": "tools", "query": "'conversations'", "response": "'conversations'",
+    "instruction": "'conversations'", "input": "'conversations'", "output": "'conversations'", "audios": "sound",
+    "Images": "'image'", "chosen": "'conversations'",
+}  # fmt: skip
+MISSPELT = {
+    "convesations": "conversations", "Conversations": "conversations", "imgae": "image", "iamge": "image",
+    "Image": "image", "IMAGE": "image", "image ": "image", "image_0": "image",
+    "vidoe": "video", "independant": "independent",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+def test_keys_of_other_programs_are_named_with_the_right_one(tmp_path, key):
+    (reason,) = reasons(tmp_path, {**TEXT, key: "something"})
+    assert f"{key!r} is not read" in reason
+    assert FOREIGN[key] in reason
+
+
+@pytest.mark.parametrize("key", MISSPELT)
+def test_misspelt_keys_are_named_with_the_right_one(tmp_path, key):
+    (reason,) = reasons(tmp_path, {**TEXT, key: "a.png"})
+    assert reason == f"its key {key!r} is not read: did you mean {MISSPELT[key]!r}?"
+
+
+@pytest.mark.parametrize("key", ["image_path", "img", "video_path", "prompt", "question", "text"])
+def test_other_names_are_named_where_the_right_one_is_missing(tmp_path, write_image, key):
+    write_image("a.png"), write_image("b.mp4.png")
+    alone = {"conversations": turns("row", "3")} if key.startswith(("im", "vi")) else {"image": "a.png"}
+    beside = {**GOOD, "video": ""} if not key.startswith("vi") else GOOD
+    first, second = reasons(tmp_path, {**alone, key: "a"}, {**beside, key: "a"})
+    assert f"{key!r} is not read" in first
+    assert (second == "") is not key.startswith("vi")
+
+
+def test_notes_beside_a_record_are_free_and_so_is_what_is_empty(tmp_path, write_image):
+    write_image("a.png")
+    names = "id source dataset score question_types image_id imageId image_size video_id width_list data_source"
+    notes = dict.fromkeys(
+        [*names.split(), "metadata", "model", "category", "task", "difficulty", "url", "license", "ids"], "x"
+    )
+    empty = {"images": [], "system": "", "tools": None, "videos": {}, "messages": [], "imgae": None}
+    assert reasons(tmp_path, {**notes, **GOOD}, {**empty, **GOOD}) == ["", ""]
+
+
+def test_keys_of_turns(tmp_path):
+    def talk(**extra):
+        return {"conversations": [{"from": "human", "value": "row"}, {"from": "gpt", "value": "3", **extra}]}
+
+    found = reasons(tmp_path, talk(loss=False), talk(weight=0.5), talk(images=["a"]), talk(loss=True, note=1))
+    assert [words in reason for words, reason in zip(("'loss'", "'weight'", "'images'"), found)] == [True] * 3
+    assert found[3] == ""
+    for turn, words in (("x", "'x'"), ({"from": "tool", "value": "x"}, "'tool'"), ({"role": "user"}, "keys 'role'")):
+        assert words in reasons(tmp_path, {"conversations": [turn]})[0]
+    content = [{"role": "user", "content": [{"type": "image"}]}]
+    assert "not text but a list" in reasons(tmp_path, {"conversations": content})[0]
+
+
+ADDRESSES = {
+    "http://example.com/a.jpg": "is an address: download it first", "file:///a.jpg": "give the path alone",
+    "HTTPS://example.com/a.jpg": "is an address: download it first", "s3://bucket/a.jpg": "copy it to this machine",
+    "hf://datasets/a/b.png": "copy it to this machine", "data:image/png;base64,iVBOR": "is a picture written as text",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_is_called_one(tmp_path, address):
+    (reason,) = reasons(tmp_path, {**GOOD, "image": address})
+    assert reason.startswith(f"image {address} is a")
+    assert ADDRESSES[address] in reason
+    long = reasons(tmp_path, {**GOOD, "image": "data:image/png;base64," + "A" * 10_000})[0]
+    assert len(long) < 300
+
+
+def test_names_with_colons_and_capital_suffixes_are_files(tmp_path, write_image, write_clip):
+    from PIL import Image
+
+    write_image("12:30.png"), write_image("data:1.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.JPG", "JPEG")
+    os.rename(write_clip("c.mp4"), tmp_path / "C.MP4")
+    clip = {"video": "C.MP4", "conversations": turns("<video>", "ring")}
+    records = [{**GOOD, "image": name} for name in ("12:30.png", "data:1.png", "a.JPG")]
+    assert reasons(tmp_path, *records, clip) == [""] * 4
+    os.rename(tmp_path / "d.jsonl", tmp_path / "D.JSONL")
+    assert len(read_records(tmp_path / "D.JSONL")) == 4
+
+
+@pytest.fixture
+def outside(tmp_path, write_image):
+    """Where paths out of the data root root/ lead, and a root with a picture of its own."""
+    (tmp_path / "root" / "sub").mkdir(parents=True)
+    os.rename(write_image("in.png"), tmp_path / "root" / "in.png")
+    write_image("out.png")
+    (tmp_path / "root" / "link.png").symlink_to("../out.png")
+    (tmp_path / "root" / "folder").symlink_to("..")
+    (tmp_path / "root" / "inner.png").symlink_to("in.png")
+    (tmp_path / "root2").mkdir()
+    os.rename(write_image("near.png"), tmp_path / "root2" / "near.png")
+    return tmp_path / "root"
+
+
+def test_paths_stay_inside_the_data_root(outside):
+    leaving = ["../out.png", str(outside.parent / "out.png"), "link.png", "folder/out.png", "sub/../../out.png"]
+    leaving += [str(outside.parent / "root2" / "near.png"), "/etc/passwd", "../none.png"]
+    staying = ["in.png", str(outside / "in.png"), "sub/../in.png", "inner.png", "folder/root/in.png", "./in.png"]
+    found = reasons(outside, *({**GOOD, "image": name} for name in [*leaving, *staying]))
+    for name, reason in zip(leaving, found):
+        assert reason.startswith(f"image {name} lies outside of {outside}")
+        assert "--data-root" in reason
+        assert "--allow-outside" in reason
+    assert found[len(leaving) :] == [""] * len(staying)
+    allowed = reasons(outside, *({**GOOD, "image": name} for name in leaving[:6]), allow_outside=True)
+    assert allowed == [""] * 6
+    assert reasons(outside, {**GOOD, "image": "root/in.png"}, data_root=outside.parent) == [""]
+
+
+def test_a_root_may_be_a_link_and_a_snapshot_of_the_hub(outside, tmp_path):
+    (tmp_path / "linked").symlink_to(outside)
+    assert reasons(tmp_path / "linked", {**GOOD, "image": "in.png"}) == [""]
+    snapshot = tmp_path / "datasets--a--b" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "datasets--a--b" / "blobs").mkdir()
+    os.rename(tmp_path / "out.png", tmp_path / "datasets--a--b" / "blobs" / "123")
+    (snapshot / "a.png").symlink_to("../../blobs/123")
+    assert reasons(snapshot, GOOD) == [""]
+
+
+def test_the_command_and_the_setting(run, tiny_folder, outside):
+    (outside / "d.jsonl").write_text(json.dumps({**GOOD, "image": "../out.png"}))
+    asked = ["data", "--model", tiny_folder, "--data", outside / "d.jsonl", "--compression", "dense"]
+    code, out, _ = run(*asked)
+    assert (code, "lies outside of" in out) == (1, True)
+    assert run(*asked, "--allow-outside")[0] == 0
+    from ppe_npu.training.args import TrainConfig
+
+    assert not TrainConfig("m", "d", "o").allow_outside
+    assert "allow_outside" not in TrainConfig("m", "d", "o").identity(), "the records themselves are in it"
+
+
+def test_the_house_s_own_examples(tmp_path):
+    """Records of another trainer's form, in which text alone would be learnt."""
+    alien = [{"images": ["a.png"], **TEXT}, {"system": "count", **TEXT}, {"imgae": "a.png", **TEXT}]
+    assert [key in reason for key, reason in zip(("images", "system", "imgae"), reasons(tmp_path, *alien))] == [
+        True
+    ] * 3
+    with pytest.raises(InputError, match=r"3 of 3 records cannot be used: .*'images' is not read: name it 'image'"):
+        read_records(tmp_path / "d.jsonl")
