@@ -7,11 +7,14 @@ the two operators, without a kernel, where the compiled part has not loaded.
 """
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+# Without the packages that `import torch` loads by itself: one that declares the operators, too, would hide the break.
 IMPORT = (sys.executable, "-c", "import torchvision")
+ALONE = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
 MARK = "# Added by scripts/mend_torchvision.py of ppe_npu:"
 LINES = f"""
 
@@ -32,10 +35,10 @@ def mend() -> str:
     text = file.read_text()
     if MARK in text:
         return f"{file} is mended already"
-    if subprocess.run(IMPORT, capture_output=True, check=False).returncode == 0:
+    if subprocess.run(IMPORT, env=ALONE, capture_output=True, check=False).returncode == 0:
         return "torchvision can be imported as it is"
     file.write_text(text + LINES)
-    subprocess.run(IMPORT, check=True)
+    subprocess.run(IMPORT, env=ALONE, check=True)
     return f"{file} declares the operators that its compiled part would bring"
 
 
