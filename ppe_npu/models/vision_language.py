@@ -49,11 +49,11 @@ from ppe_npu.models.decoder import staged_forward
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
 from ppe_npu.models.fused import takes_segments
 from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
+from ppe_npu.models.known import check_decoder
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
 from ppe_npu.models.seam import original, override, restore_methods
 
 _DELTAS = "_ppe_saved_rope_deltas"
-_STATIC_ROPE = ("default", "linear", "yarn", "llama3")
 
 
 def decoder_layers(config) -> int:
@@ -68,16 +68,11 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
         deepstack: whether features of the vision tower enter the first decoder layers.
 
     Raises:
-        InputError: a rotary embedding or an attention that the modifications do not fit.
+        InputError: a rotary embedding, layer or attention that the modifications do not fit.
     """
     text = model.model.language_model
-    if text.rotary_emb.rope_type not in _STATIC_ROPE:
-        raise InputError(
-            f"rope_type={text.rotary_emb.rope_type!r} changes with the length: supported are {_STATIC_ROPE}"
-        )
     staged = deepstack or compression.stages > 1
-    if staged and "sliding_attention" in (getattr(text.config, "layer_types", None) or ()):
-        raise InputError("layers with sliding attention cannot be compressed on entry: set use_sliding_window=False")
+    check_decoder(text, staged)
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
     vars(model.model)[_DELTAS] = model.model.rope_deltas
