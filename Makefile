@@ -76,7 +76,7 @@ parity: $(READY)
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: SEED ?= $(shell date +%s)
+test-all: SEED := $(or $(SEED),$(shell date +%s))
 test-all: $(VENV)/.ready
 	@echo "random draws of SEED=$(SEED)"
 	OMP_NUM_THREADS=1 PPE_TEST_SEED=$(SEED) $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import FileError, InputError, first_line
+from ppe_npu.errors import FileError, InputError
 
 _MAKE_ROOM, _OTHER_PLACE = "make room there", "name another place"
 # Why a file cannot be written, and what to do.
@@ -43,21 +43,6 @@ _TORCH = ("PytorchStreamWriter failed", "unexpected pos ")  # torch.save; it say
 _ELSEWHERE = (ConnectionError, TimeoutError, ChildProcessError)  # OSErrors that are no file's
 _NEAR = 2**20  # bytes: a file as near to its limit, or a disk as near to its end, has met it
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
-
-
-@contextlib.contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """What the system refuses inside (a full disk, a place that may not be written to) names the file and the remedy.
-
-    Raises:
-        InputError: instead of an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror or first_line(error)}): make room there, or name another place"
-        ) from error
 
 
 def check_regular(path: str | Path) -> None:

@@ -7,6 +7,7 @@ picture is asked about again, and frames can be decoded by PyAV.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 
 from ppe_npu.compat import ensure_mm_token_type_ids
+from ppe_npu.data.frames import video_of_frames
+from ppe_npu.data.messages import Message, check_conversations, has_surrogates, visual_items
 from ppe_npu.data.pictures import load_image
 from ppe_npu.data.sampling import DEFAULT_FPS, VideoSampling
 from ppe_npu.data.videos import Video, VideoFrame, load_video
@@ -36,6 +39,7 @@ __all__ = [
     "load_video",
     "split_placeholders",
     "to_device",
+    "visual_items",
 ]
 
 _PIXELS = ("pixel_values", "pixel_values_videos")
@@ -85,7 +89,7 @@ class Encoded:
 
 def build_inputs(
     processor: Any,
-    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    conversations: Sequence[Any],
     add_generation_prompt: bool = True,
     padding_side: str = "left",
     sampling: VideoSampling | None = None,
@@ -93,9 +97,10 @@ def build_inputs(
 ) -> dict[str, torch.Tensor]:
     """Conversations in transformers' message form -> what model(**inputs) and model.generate(**inputs) take.
 
-    A message is {"role": ..., "content": text or list of items}; an item is {"type": "text", "text": ...},
-    {"type": "image", "image": path, PIL image or VideoFrame} or {"type": "video", "video": path or Video}. One batch
-    may mix conversations with no, one and many images and videos.
+    A message is {"role": ..., "content": text or list of parts}; a part is {"type": "text", "text": ...},
+    {"type": "image", "image": what data.pictures.load_image takes, or a VideoFrame} or {"type": "video", "video": path,
+    Video, list of frames, or array or tensor [T, 3, H, W]}. data.messages has the other forms that are understood. One
+    batch may mix conversations with no, one and many images and videos; one conversation alone is a batch of one.
 
     Returns:
         input_ids, attention_mask, mm_token_type_ids: int64 [B, S]; and per kind of visual that occurs pixel_values
@@ -103,10 +108,9 @@ def build_inputs(
         second_per_grid_ts float32 [V] (of Qwen2.5-VL). All on the CPU.
 
     Raises:
-        InputError: a picture or video that cannot be read, or placeholders that do not match the visuals.
+        InputError: messages of another structure, a picture or video that cannot be read, placeholders that do not
+            match the visuals, or what the checkpoint's chat template refuses.
     """
-    if not conversations:
-        raise InputError("no conversation was given: give at least one")
     encoded = encode(processor, conversations, add_generation_prompt, sampling, cache)
     inputs = pad(encoded.ids, _pad_id(processor.tokenizer), padding_side)
     ensure_mm_token_type_ids(inputs, *visual_ids(processor).values())
@@ -115,15 +119,16 @@ def build_inputs(
 
 def encode(
     processor: Any,
-    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    conversations: Sequence[Any],
     add_generation_prompt: bool,
     sampling: VideoSampling | None = None,
     cache: PixelCache | None = None,
 ) -> Encoded:
     """Conversations -> token ids (not padded) and processed pixels; arguments and errors as in build_inputs."""
-    texts = [render(processor, messages, add_generation_prompt) for messages in conversations]
+    checked = check_conversations(conversations)
+    texts = [render(processor, messages, add_generation_prompt) for messages in checked]
     ids = processor.tokenizer(texts)["input_ids"]
-    items = [visual_items(messages) for messages in conversations]
+    items = [visual_items(messages) for messages in checked]
     for number, (tokens, per_kind) in enumerate(zip(ids, items)):
         check_placeholders(processor, tokens, per_kind, f"prompt {number + 1}")
     images = [item for per_kind in items for item in per_kind["image"]]
@@ -132,37 +137,32 @@ def encode(
     return Encoded([expanded.tolist() for expanded, _ in expand(processor, ids, written)], visuals)
 
 
-def render(processor: Any, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-    """One conversation as text by the checkpoint's chat template, one placeholder token per visual."""
+def render(processor: Any, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    """One checked conversation as text by the checkpoint's chat template, one placeholder token per visual.
+
+    Raises:
+        InputError: what the template refuses.
+    """
     # The template needs to know that a visual stands there, not which.
     plain = [
         {
-            "role": message["role"],
+            **message,
             "content": message["content"]
             if isinstance(message["content"], str)
-            else [item if item["type"] == "text" else {"type": item["type"]} for item in message["content"]],
+            else [part if part["type"] == "text" else {"type": part["type"]} for part in message["content"]],
         }
         for message in messages
     ]
-    return processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
-
-
-def visual_items(messages: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The images and videos of a conversation, in order: {"image": [...], "video": [...]}."""
-    found: dict[str, list[Any]] = {"image": [], "video": []}
-    for message in messages:
-        content = message["content"]
-        for item in () if isinstance(content, str) else content:
-            kind = item.get("type")
-            if kind == "text":
-                continue
-            if kind not in found:
-                raise InputError(f"a content item has type {kind!r}: use text, image or video")
-            value = next((item[key] for key in (kind, "path", "url") if item.get(key) is not None), None)
-            if value is None:
-                raise InputError(f"a content item of type {kind} names no {kind}: add {kind!r}: its path")
-            found[kind].append(value)
-    return found
+    try:
+        text = processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # the checkpoint's own program, which raises what it likes
+        raise InputError(
+            f"the checkpoint's chat template refuses a conversation ({first_line(error)}): give roles, turns and keys "
+            "that it takes"
+        ) from error
+    if has_surrogates(text):
+        raise InputError("a conversation's text is no Unicode: half of a surrogate pair stands alone in it")
+    return text
 
 
 def process_visuals(
@@ -172,7 +172,7 @@ def process_visuals(
     sampling: VideoSampling | None = None,
     cache: PixelCache | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[torch.Tensor]]]:
-    """Load and process pictures (path or PIL) and videos (path or Video).
+    """Load and process pictures and videos, each as in a checked part of a message.
 
     Returns:
         (Encoded.visuals; per kind what each visual's placeholder becomes, as placeholders.expand takes it).
@@ -211,8 +211,7 @@ def _cached(sources: Sequence[Any], cache: PixelCache | None, tag: tuple, proces
 def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tensor, ...]]:
     """Pictures -> per picture (pixels float32 [P, D], grid int64 [3], what its placeholder becomes int64 [n]);
     pictures of one size go through together."""
-    loaded = [load_image(image) if isinstance(image, (str, Path)) else image for image in images]
-    loaded = [image.load() if isinstance(image, VideoFrame) else image for image in loaded]
+    loaded = [image.load() if isinstance(image, VideoFrame) else load_image(image) for image in images]
     for source, image in zip(images, loaded):
         if max(image.size) > 200 * min(image.size):
             name = f"image {source}" if isinstance(source, (str, Path)) else "an image"
@@ -228,11 +227,12 @@ def _process_video(processor: Any, video: Any, sampling: VideoSampling) -> tuple
     becomes int64 [n])."""
     maker = processor.video_processor
     options = _video_options(maker, sampling)
-    if isinstance(video, Video):
-        done = _made(maker, video.frames, video.path, options)
-    else:
+    if isinstance(video, (str, os.PathLike)):
         video = load_video(video, sampling, maker.temporal_patch_size, partial(_resizing, maker, options, video))
         done = _made(maker, video.frames, video.path, options | {"do_resize": False})
+    else:
+        video = video if isinstance(video, Video) else video_of_frames(video, sampling, maker.temporal_patch_size)
+        done = _made(maker, video.frames, video.path, options)
     seconds = torch.tensor(maker.temporal_patch_size * video.seconds_per_frame)
     grid = done["video_grid_thw"][0]
     step_tokens = int(grid[1:].prod()) // maker.merge_size**2

@@ -9,30 +9,29 @@ from matplotlib.figure import Figure
 
 # Room -> (column, row) on the sheet; arrows should run downwards.
 ROOMS = {
-    "cli": (1.5, 6),
-    "demo": (1.25, 5),
-    "training": (0.5, 4),
-    "evaluation": (2.5, 4),
-    "inputs, loading": (3.3, 3),
-    "models": (1.75, 3),
-    "compression": (1.25, 2),
-    "methods": (0.5, 1.2),
-    "plan, layout, grouping,\npositions, spans, config": (2.5, 1.2),
-    "backends": (1.5, 0.3),
+    "cli": (1.75, 7),
+    "demo": (1.75, 6),
+    "training": (0.4, 5),
+    "parity": (1.5, 5),
+    "evaluation": (2.7, 5),
+    "inputs, loading, data": (3.6, 4),
+    "models": (1.4, 4),
+    "engine": (0.9, 3),
+    "inspect": (2.3, 3),
+    "config, shorthand,\nreleased": (1.6, 2),
+    "methods": (1.6, 1.1),
+    "backends": (1.6, 0.2),
+    "settings, errors, files": (3.6, 0.2),
 }
 _BELONGS = {
-    **dict.fromkeys(("cli", "commands", "describe"), "cli"),
-    **dict.fromkeys(("data", "placeholders", "inputs", "loading"), "inputs, loading"),
-    **dict.fromkeys(
-        ("plan", "layout", "grouping", "members", "positions", "spans", "config"),
-        "plan, layout, grouping,\npositions, spans, config",
-    ),
-    **dict.fromkeys(("compression", "run", "merging", "events", "state", "masks", "report"), "compression"),
+    **dict.fromkeys(("data", "placeholders", "inputs", "loading", "media"), "inputs, loading, data"),
+    **dict.fromkeys(("config", "shorthand", "released"), "config, shorthand,\nreleased"),
+    **dict.fromkeys(("settings", "errors", "files", "optional", "reading"), "settings, errors, files"),
 }
 
 
 def room(module: str) -> str | None:
-    """The room of a module of ours; None for helpers that stand everywhere (files, errors, compat)."""
+    """The room of a module of ours; None for what belongs to no room (compat)."""
     parts = module.split(".")
     if parts[0] != "ppe_npu" or len(parts) == 1:
         return None
@@ -51,7 +50,7 @@ def arrows() -> Counter:
 
 
 def draw(path: Path) -> None:
-    figure = Figure(figsize=(9, 7.2), layout="constrained")
+    figure = Figure(figsize=(9.5, 8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     boxes = {}
@@ -63,7 +62,7 @@ def draw(path: Path) -> None:
         ends = {"patchA": boxes[start], "patchB": boxes[end], "shrinkA": 0, "shrinkB": 1}
         axes.annotate("", ROOMS[end], ROOMS[start], arrowprops={**style, **ends}, zorder=1)
     axes.set_xlim(-0.2, 4.3)
-    axes.set_ylim(-0.2, 6.5)
+    axes.set_ylim(-0.2, 7.4)
     axes.axis("off")
     figure.savefig(path, dpi=110)
 

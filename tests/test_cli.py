@@ -100,7 +100,7 @@ def test_describe_refuses(run, tiny_folder, write_image, write_clip, tmp_path):
     refused(run(*model, "--image", image, "--max-new-tokens", 0), "--max-new-tokens 0")
     refused(run(*model, "--image", image, "--ratio", 2), "ratio")
     refused(run(*base[:3], "--model", tiny_folder, "--image", image, "--compression", "best"), "best", "chatunivi")
-    refused(run(*base[:3], "--model", tiny_folder, "--image", image, "--compression", "ppe", "--k", 5), "k=5")
+    refused(run(*base[:3], "--model", tiny_folder, "--image", image, "--compression", "ppe", "--k", 9), "k=9")
     refused(run("describe", "--image", image), "--model")
 
 
@@ -119,7 +119,7 @@ def test_describe_refuses_folders_that_are_no_checkpoint(run, tiny_folder, write
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
     refused(run(*asked, folder), "LlamaForCausalLM", "Qwen2_5_VLForConditionalGeneration")
     (folder / "config.json").write_text(json.dumps(config))
-    refused(run(*asked, folder), "k=8 is more than", "choose a k from 1 to 4")  # before anything is loaded
+    refused(run(*asked, folder, "--k", 9), "k=9 is more than", "choose a k from 1 to 8")  # before anything is loaded
     refused(run(*asked, folder, "--compression", "keep_one"), "processor of")
     for file in Path(tiny_folder).iterdir():
         if not (folder / file.name).exists():
@@ -208,7 +208,7 @@ def test_data_prints_the_survey_and_says_by_its_exit_code_whether_all_can_be_use
     assert json.loads((tmp_path / "out" / "faults.jsonl").read_text())["id"] == "good"
     assert out.startswith((tmp_path / "out" / "data.md").read_text())
     refused(run(*asked, "--max-length", 0), "max_length=0")
-    refused(run(*asked[:5], "--compression", "ppe", "--k", 5), "k=5")
+    refused(run(*asked[:5], "--compression", "ppe", "--k", 9), "k=9")
     refused(run("data", "--model", tiny_folder), "--data")
 
 

@@ -109,7 +109,10 @@ def test_a_path_through_a_file_or_of_a_folder_is_named(tmp_path):
     for path in (tmp_path / "file" / "a.json", tmp_path / "folder", tmp_path / "pipe"):
         with pytest.raises(FileError, match=str(tmp_path / path.relative_to(tmp_path).parts[0])):
             write_json(path, {})
-    with pytest.raises(FileError, match="a file has the name that a folder needs"), new_folder(tmp_path / "file" / "new"):
+    with (
+        pytest.raises(FileError, match="a file has the name that a folder needs"),
+        new_folder(tmp_path / "file" / "new"),
+    ):
         raise AssertionError
     assert names(tmp_path) == {"file", "folder", "pipe"}
 

@@ -17,7 +17,7 @@ from ppe_npu import CompressionConfig
 from ppe_npu.config import PRESETS
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
-from ppe_npu.released_settings import KEYS, Released
+from ppe_npu.released import KEYS, Released
 from ppe_npu.settings import from_mapping, strangers, to_plain
 from ppe_npu.training.adapters import Adapter
 from ppe_npu.training.args import TrainConfig

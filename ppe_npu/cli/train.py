@@ -159,7 +159,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
                 tiny.build_model(seed).save_pretrained(folder)
                 tiny.build_processor().save_pretrained(folder)
     if args.compression is None and args.ratio is None and args.k is None:
-        compression = CompressionConfig.preset("ppe", k=4)  # 8 does not divide the tiny model's sections
+        compression = CompressionConfig.preset("ppe", k=4)  # which cuts the tiny model's sections evenly
     else:
         compression = compressions(args, base)[0]
     recipe = {

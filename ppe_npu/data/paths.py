@@ -1,29 +1,106 @@
-"""Paths that a user gives, checked before anything is opened."""
+"""Paths that a user gives, checked before anything is opened: what is read is a regular file on this machine.
+
+Opening a named pipe or a device may wait for ever, and an address would need a network: each is refused in its own
+words.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 from pathlib import Path
+from typing import Any
 
 from ppe_npu.errors import InputError, first_line
 
+_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]+):(//|/|)", re.IGNORECASE)
+# With one slash, too: pathlib joins the two of an address into one. Of other words only "word://" is an address, so
+# that a file name may hold a colon.
+_WEB = ("http", "https", "ftp", "ftps", "sftp", "ssh", "rtsp", "rtsps", "rtmp", "mms", "udp", "tcp")
+_STORES = ("s3", "s3a", "gs", "gcs", "hdfs", "hf", "az", "abfs", "abfss", "wasb", "oss", "tos", "cos", "obs", "ceph")
+_KINDS = (
+    (stat.S_ISDIR, "is a folder: give the path of a file"),
+    (stat.S_ISFIFO, "is a named pipe, which may never end: save it to a file first"),
+    (stat.S_ISSOCK, "is a socket: save what it sends to a file first"),
+    (stat.S_ISCHR, "is a device, which never ends: give the path of a file"),
+    (stat.S_ISBLK, "is a device: give the path of a file"),
+)
+_SHOWN = 200  # signs of a path that a message repeats: an address may hold a whole picture
 
-def is_folder(path: Path) -> bool:
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder at this path; of what cannot be a path existing_file says why."""
     try:
-        return path.is_dir()
-    except (OSError, ValueError):  # a name that is too long, or holds a NUL: existing_file says so
+        return not address_fault(path) and expanded(path).is_dir()
+    except (OSError, ValueError):
         return False
 
 
-def existing_file(path: str | Path, kind: str) -> Path:
-    if str(path).startswith(("http://", "https://")):
-        raise InputError(f"{kind} {path} is an address: download it first and give the file's path")
-    path = Path(path).expanduser()
+def address_fault(path: str | Path) -> str | None:
+    """What a message says of an address (http, s3, file, data, a Windows share) given as a path; None for a path."""
+    text = str(path)
+    if text.startswith("\\\\") or (os.name == "nt" and text.startswith("//")):
+        return "is a network path of Windows: mount it, or copy the file to this machine, and give its path there"
+    found = _SCHEME.match(text)
+    scheme, slashes = (found[1].lower(), found[2]) if found else ("", "")
+    if scheme == "data" and "," in text:
+        return "is a picture written as text (data:): decode it, and give its bytes or a file's path"
+    if scheme == "file" and slashes:
+        return "is an address on this machine: give the path alone, without file://"
+    if scheme in _STORES and slashes:
+        return "is an address in a store: copy it to this machine and give the file's path"
+    if slashes == "//" or (scheme in _WEB and slashes):
+        return "is an address: download it first and give the file's path"
+    return None
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ~ and ~name replaced by a home folder; where there is no such home they are part of a name."""
     try:
-        there = path.exists()
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
-        raise InputError(f"{kind} {path} cannot be a file ({first_line(error)}): check the path") from error
-    if not there:
-        raise InputError(f"{kind} {path} does not exist: check the path")
-    if not path.is_file():
-        raise InputError(f"{kind} {path} is a folder: give the path of a file")
-    return path
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def existing_file(path: Any, kind: str) -> Path:
+    """The path of a regular file; links are followed.
+
+    Args:
+        path: str or PathLike; ~ stands for the home folder.
+        kind: what it should be, for messages: image, video.
+
+    Raises:
+        InputError: no path, an address, nothing there, or no regular file (a folder, named pipe, socket or device).
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"{kind} {path!r:.{_SHOWN}} is of type {type(path).__name__}: give the path of a file")
+    shown = shown_path(path)
+    if fault := address_fault(path):
+        raise InputError(f"{kind} {shown} {fault}")
+    found = expanded(path)
+    try:
+        status = os.stat(found)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if found.is_symlink():
+            target = shown_path(os.readlink(found))
+            raise InputError(f"{kind} {shown} is a link to {target}, which does not exist: mend the link") from error
+        raise InputError(f"{kind} {shown} does not exist: check the path") from error
+    except (OSError, ValueError) as error:  # a name that is too long or holds a NUL, a closed folder, links in a ring
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{kind} {shown} cannot be a file ({reason}): check the path") from error
+    for is_kind, words in _KINDS:
+        if is_kind(status.st_mode):
+            raise InputError(f"{kind} {shown} {words}")
+    system = status.st_size == 0 and os.path.realpath(found).startswith(("/proc/", "/sys/"))
+    if system or not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{kind} {shown} is no regular file: give the path of a file")
+    return found
+
+
+def shown_path(path: Any) -> str:
+    """A path as a message repeats it: in one line, cut short, and printable."""
+    text = os.fspath(path)
+    text = text if isinstance(text, str) else os.fsdecode(text)
+    text = text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 4 :]}"
+    return text if text.isprintable() else ascii(text)[1:-1]

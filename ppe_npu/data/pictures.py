@@ -1,50 +1,281 @@
-"""Pictures from disk, by Pillow."""
+"""One way from anything that is a picture to upright 8-bit RGB: load_image. Every reader in this package takes it.
+
+A picture is a path, the bytes of a file, a row's {"bytes": ..., "path": ...}, a Pillow picture, a numpy array or a
+torch tensor. However it is given, the same picture gives the same pixels. docs/data.md says what is read how.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import io
+import os
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from ppe_npu.data.paths import existing_file
+import numpy as np
+import torch
+from PIL import Image
+
+from ppe_npu.data.colours import to_bytes, to_rgb
+from ppe_npu.data.paths import existing_file, shown_path
 from ppe_npu.errors import InputError, first_line
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+# What a file that is not read may be. Ghostscript, which Pillow would start for PostScript, is never run.
+_OTHERS = (
+    (0, b"%!PS", "PostScript"), (0, b"\xc5\xd0\xd3\xc6", "PostScript"), (0, b"%PDF", "PDF"),
+    (0, b"\xd7\xcd\xc6\x9a", "WMF"), (40, b" EMF", "EMF"), (0, b"8BPS", "PSD"), (0, b"\x00\x00\x01\x00", "ICO"),
+    (0, b"<svg", "SVG"), (0, b"<?xml", "XML, perhaps SVG"), (4, b"ftypheic", "HEIC"), (4, b"ftypmif1", "HEIC"),
+    (128, b"DICM", "DICOM"), (0, b"SIMPLE  =", "FITS"), (0, b"\x89HDF", "HDF5"), (0, b"icns", "ICNS"),
+    (0, b"<!DOCTYPE", "a web page"), (0, b"<html", "a web page"), (0, b"version https://git-lfs", "a Git LFS pointer"),
+)  # fmt: skip
+_ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WHOLE = 89_478_485  # pixels up to which a picture stays as large as it is; above, 2 x 2 become one
+_MOST = 2 * _WHOLE
+_DECODING = 2**30  # bytes that decoding may take; of each pixel it takes (Pillow's own copy and the decoder's):
+_BYTES = {"PNG": 4, "BMP": 4, "DIB": 4, "PPM": 4, "JPEG": 4, "MPO": 4, "GIF": 12, "TIFF": 12, "WEBP": 16, "AVIF": 16}
+_BYTES_OTHERS = 20
+_BYTES_PROGRESSIVE = 10
+_REMEDY = "give a whole PNG, JPEG or WebP file"
+
+Row = Mapping[str, Any]
 
 
-def load_image(path: str | Path) -> Image:
-    """Read a picture as RGB, turned upright by its EXIF orientation.
+def load_image(source: Any, name: str | None = None) -> Image.Image:
+    """A picture as 8-bit RGB, turned upright by its EXIF orientation, transparency laid on white.
+
+    Args:
+        source: a path; bytes; {"bytes": ..., "path": ...} as the datasets library writes it, either may be None; a
+            Pillow picture, read or not; an array or tensor [H, W], [H, W, C] or [C, H, W] with C of 1 (grey), 3 (RGB)
+            or 4 (RGBA), values as colours.to_bytes takes them. Where both ends could be the channels, a tensor's are
+            first and an array's last.
+        name: of the picture in messages; None: its path or what it is.
 
     Raises:
-        InputError: there is no such file, or it is no picture that Pillow can read.
+        InputError: no such file, no picture that is read, a damaged one, one that is too large, or values without a
+            rule.
     """
-    from PIL import ImageOps
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        return _of_array(source, name or "an image")
+    with _opened(source, name) as (image, shown):
+        image.load()  # of some formats the orientation stands behind the pixels
+        turn = _TURNS.get(_orientation(image))
+        rgb = to_rgb(image, shown, _factor(image.size))
+    return rgb if turn is None else rgb.transpose(turn)
 
-    with _open_image(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
 
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) in pixels by a picture's header, as it is stored: not turned upright, and nothing decoded.
+def image_size(source: Any, name: str | None = None) -> tuple[int, int]:
+    """(height, width) in pixels of what load_image gives, from the header: nothing is decoded.
 
     Raises:
         InputError: as load_image, but for what only decoding finds.
     """
-    with _open_image(path) as image:
-        return image.height, image.width
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        size, _ = _layout(tuple(source.shape), isinstance(source, torch.Tensor), name or "an image")
+    else:
+        with _opened(source, name) as (image, _):
+            turned = _orientation_by_header(image) in (5, 6, 7, 8)
+            size = image.size if turned else image.size[::-1]
+    factor = _factor(size)
+    return -(-size[0] // factor), -(-size[1] // factor)
+
+
+def lazy_image(source: Any, name: str | None = None) -> Image.Image:
+    """What load_image gives, decoded when its pixels are first asked for. The header is read now.
+
+    Raises:
+        InputError: as image_size; reading pixels raises it as load_image does.
+    """
+    return _Lazy(source, name)
+
+
+class _Lazy(Image.Image):
+    """An RGB picture of known size whose pixels are not there yet."""
+
+    _source: tuple[Any, str | None] | None = None
+
+    def __init__(self, source: Any, name: str | None) -> None:
+        super().__init__()
+        self._size, self._mode = image_size(source, name)[::-1], "RGB"
+        self._source = (source, name)
+
+    def load(self):
+        if self._source is not None:
+            self.im, self._source = load_image(*self._source).im, None
+        return super().load()
 
 
 @contextlib.contextmanager
-def _open_image(path: str | Path) -> Iterator[Image]:
-    """A picture whose header was read; what goes wrong with it is an InputError."""
-    from PIL import Image
-
-    path = existing_file(path, "image")
+def _opened(source: Any, name: str | None) -> Iterator[tuple[Image.Image, str]]:
+    """(a picture whose header was read and is not too large, its name); what Pillow finds wrong is an InputError."""
+    if isinstance(source, Mapping):
+        source = _of_row(source, name or "an image")
+    if isinstance(source, Image.Image):
+        shown = getattr(source, "filename", None)
+        name = name or (f"image {shown_path(shown)}" if shown else "an image")
+        file: Any = contextlib.nullcontext()
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        name = name or f"an image of {len(source):,} bytes"
+        file = io.BytesIO(source)
+    else:
+        if not isinstance(source, (str, os.PathLike)):
+            raise InputError(
+                f"{name or 'an image'} is given as {type(source).__name__}: give a path, bytes, a Pillow picture, an "
+                "array or a tensor"
+            )
+        path, name = existing_file(source, "image"), name or f"image {shown_path(source)}"
+        file = None
     try:
-        with Image.open(path) as image:
-            yield image
+        with open(path, "rb") if file is None else file as file:
+            image = source if isinstance(source, Image.Image) else _identified(file, name)
+            _check(image, name)
+            yield image, name
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} is too large to be read: make it smaller than {_MOST // 10**6} megapixels") from error
     except Exception as error:  # Pillow's readers raise what their formats suggest: struct.error, EOFError, ...
-        reason = "it is not a picture" if isinstance(error, Image.UnidentifiedImageError) else first_line(error)
-        raise InputError(f"image {path} cannot be read ({reason}): give a whole PNG, JPEG or WebP file") from error
+        raise InputError(f"{name} cannot be read ({first_line(error)}): {_REMEDY}") from error
+
+
+def _of_row(row: Row, name: str) -> Any:
+    """What a row's cell holds: its bytes, else its path."""
+    held = [row[key] for key in ("bytes", "path") if row.get(key) is not None]
+    if not held or not isinstance(held[0], (bytes, bytearray, memoryview, str, Path)):
+        kind = type(held[0]).__name__ if held else "neither"
+        raise InputError(f"{name} is a row whose bytes or path is {kind}: give {{'bytes': a file's bytes}}")
+    return held[0]
+
+
+def _identified(file: io.BufferedIOBase, name: str) -> Image.Image:
+    """A picture of one of FORMATS, its header read.
+
+    Not Image.open, which warns of sizes that are read here, by a warning that threads cannot leave out.
+    """
+    Image.init()
+    prefix = file.read(256)
+    for kind in FORMATS:
+        factory, accept = Image.OPEN.get(kind, (None, None))
+        if factory is None:
+            continue
+        file.seek(0)
+        try:
+            if accept is not None and accept(prefix[:16]) is not True:
+                continue
+            return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # as Image.open: it is another format
+            continue
+    text = prefix.lstrip(b"\xef\xbb\xbf \r\n\t")
+    other = next((kind for at, magic, kind in _OTHERS if (prefix[at:] if at else text).startswith(magic)), None)
+    reason = "it is empty" if not prefix else f"it is {other}" if other else "it is not a picture"
+    raise InputError(f"{name} cannot be read ({reason}): {_REMEDY}")
+
+
+def _check(image: Image.Image, name: str) -> None:
+    """Refuse what must not be decoded: other formats, which may start programs, and what memory cannot hold."""
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise InputError(f"{name} of {width}x{height} pixels is empty: give a picture")
+    unread, kind = _is_unread(image), image.format
+    if unread and kind not in (*FORMATS, "MPO", None):
+        raise InputError(f"{name} cannot be read (it is {kind}): {_REMEDY}")
+    each = 1
+    if unread:
+        each = _BYTES_PROGRESSIVE if "progressive" in image.info else _BYTES.get(kind, _BYTES_OTHERS)
+    most = min(_MOST, _DECODING // each)
+    if width * height > most:
+        size = f"{width * height / 1e6:.0f} megapixels ({width}x{height})"
+        raise InputError(f"{name} has {size}, more than are read: make it smaller than {most // 10**6} megapixels")
+
+
+def _is_unread(image: Image.Image) -> bool:
+    """Whether the pixels are still in a file."""
+    return bool(getattr(image, "tile", None)) or getattr(image, "_im", image) is None
+
+
+def _factor(size: tuple[int, int]) -> int:
+    """How many pixels, across and down, become one."""
+    return 1 if size[0] * size[1] <= _WHOLE else 2
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 where there is none and where it is damaged."""
+    try:
+        value = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except Exception:  # whatever Pillow finds wrong in it: a picture is shown all the same
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _orientation_by_header(image: Image.Image) -> int:
+    """The orientation by which the header's size is turned."""
+    if _ORIENTATION in getattr(image, "tag_v2", ()):
+        return 1  # Pillow turns such a TIFF itself, and its size already
+    if image.format == "PNG" and _is_unread(image) and _says_more_behind_pixels(image.fp):
+        image.load()
+    return _orientation(image)
+
+
+def _says_more_behind_pixels(file: Any) -> bool:
+    """Whether a PNG file has EXIF or texts behind its pixels, where only decoding would find them."""
+    before, behind = file.tell(), False
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if behind and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+                return True
+            behind = behind or kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)
+        return False
+    finally:
+        file.seek(before)
+
+
+def _of_array(values: np.ndarray | torch.Tensor, name: str) -> Image.Image:
+    """load_image of an array or a tensor."""
+    (height, width), first = _layout(tuple(values.shape), isinstance(values, torch.Tensor), name)
+    values = as_array(values, name)
+    if height * width > _MOST:
+        most = _MOST // 10**6
+        raise InputError(f"{name} of {height}x{width} pixels is too large: make it smaller than {most} megapixels")
+    pixels = to_bytes(np.moveaxis(values, 0, -1) if first else values, name).reshape(height, width, -1)
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+    return to_rgb(image, name, _factor(image.size))
+
+
+def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+    """The values of a dense tensor on any device; an array is left alone.
+
+    Raises:
+        InputError: a tensor that holds none (of meta), or not one by one (sparse, quantized).
+    """
+    if not isinstance(values, torch.Tensor):
+        return values
+    if values.device.type == "meta" or values.layout != torch.strided or values.is_quantized:
+        raise InputError(f"{name} is a tensor without plain values ({values.device}, {values.dtype}): give a dense one")
+    values = values.detach().cpu().resolve_conj().resolve_neg()
+    # numpy has no bfloat16 and no 8-bit floating point
+    known = values.dtype.is_complex or not values.is_floating_point() or values.dtype.itemsize > 2
+    return (values if known or values.dtype == torch.float16 else values.float()).numpy()
+
+
+def _layout(shape: tuple[int, ...], tensor: bool, name: str) -> tuple[tuple[int, int], bool]:
+    """((height, width), whether channels come first)."""
+    channels = (1, 3, 4)
+    ends = [end for end in ((0, 2) if tensor else (2, 0)) if len(shape) == 3 and shape[end] in channels]
+    if 0 in shape or not (len(shape) == 2 or ends):
+        raise InputError(f"{name} is an array of shape {list(shape)}: give [H, W, 3] or [3, H, W]")
+    first = bool(ends) and ends[0] == 0
+    return (shape[1:] if first else shape[:2]), first

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ppe_npu.data.decoding import shown_frames
-from ppe_npu.data.paths import existing_file, is_folder
+from ppe_npu.data.paths import existing_file, expanded, is_folder
 from ppe_npu.data.pictures import load_image
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.video_index import video_index
@@ -124,12 +124,8 @@ def load_video(
     Raises:
         InputError: no such file, no video, no frame in it or in the clip, or one that breaks off.
     """
-    try:
-        folder = Path(path).expanduser()
-    except RuntimeError:  # no such home: then ~ is part of a name
-        folder = Path(path)
-    if not str(path).startswith(("http://", "https://")) and is_folder(folder):
-        return _load_folder(folder, sampling, multiple, resizing)
+    if is_folder(path):
+        return _load_folder(expanded(path), sampling, multiple, resizing)
     index, file = video_index(path), existing_file(path, "video")
     planned, wanted = _plan(video_header(path), path, sampling, multiple)
     frames = shown_frames(file, index, index.places(wanted))

@@ -67,7 +67,9 @@ class Compression:
             _check_place(method, self.vision, named)
 
     def __deepcopy__(self, memo: dict) -> "Compression":
-        return Compression(self.config, self.vision, self.channels, self.decoder_layers)
+        twin = Compression(self.config, self.vision, self.channels, self.decoder_layers)
+        twin.keep_groups = self.keep_groups
+        return twin
 
     def __reduce_ex__(self, protocol: int):
         raise TypeError(

@@ -76,7 +76,7 @@ def _sizes(sample: Any) -> list[str]:
             if isinstance(item, (str, Path)):
                 sizes += [str(os.path.getsize(item))] if os.path.isfile(item) else []
             elif item is not None:
-                sizes.append(str(getattr(item, "size", "")))
+                sizes.append(str(getattr(item, "shape", getattr(item, "size", ""))))
     return sizes
 
 

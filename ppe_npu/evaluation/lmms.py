@@ -164,7 +164,7 @@ def in_batches(requests: Sequence[Any], options: Callable[[Any], Mapping], size:
 
 
 def conversation(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """lmms-eval's chat messages as this package's: pictures in RGB, videos by their files.
+    """lmms-eval's chat messages as this package's: pictures as they are, videos by their files.
 
     Raises:
         InputError: audio, a clip of a video, frames instead of a file.
@@ -205,7 +205,7 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     if kind not in PLACEHOLDERS:
         raise InputError(f"a task asks about {kind}: these models see images and videos")
     if kind == "image" and isinstance(value, Image.Image):
-        return {"type": kind, kind: value.convert("RGB")}
+        return {"type": kind, kind: value}
     if not isinstance(value, (str, Path)):
         raise InputError(f"a task gives {kind}s as {type(value).__name__}: only pictures and files are read")
     if part.get("start_time") is not None or part.get("end_time") is not None:

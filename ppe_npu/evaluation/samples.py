@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.paths import existing_file
+from ppe_npu.data.pictures import image_size
 from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.data.videos import VideoFrame
 from ppe_npu.errors import InputError
 from ppe_npu.inputs import PLACEHOLDERS, split_placeholders
 
@@ -83,22 +86,20 @@ def measure(sample: Sample, processor: Any, config: CompressionConfig, asked: Vi
 
 
 def _image_tokens(processor: Any, image: Any) -> int:
-    width, height = _image_size(str(image)) if isinstance(image, (str, Path)) else getattr(image, "size", _SCREEN)
+    height, width = _image_size(image) if isinstance(image, (str, Path)) else _size_or_screen(image)
     size = processor.image_processor.size
     return _tokens(processor, width, height, size["shortest_edge"], size["longest_edge"])
 
 
-@functools.lru_cache(maxsize=2**16)
-def _image_size(path: str) -> tuple[int, int]:
-    from PIL import Image
-
-    if not os.path.isfile(path):  # a pipe would be waited for
-        return _SCREEN
+def _size_or_screen(image: Any) -> tuple[int, int]:
+    """(height, width)."""
     try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return image.size[::-1] if isinstance(image, VideoFrame) else image_size(image)
+    except InputError:
         return _SCREEN
+
+
+_image_size = functools.lru_cache(maxsize=2**16)(_size_or_screen)
 
 
 def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[int, int]:
@@ -118,9 +119,8 @@ def _video_facts(path: str) -> tuple[int, float, int, int]:
 
     if os.path.isdir(path):
         return max(len(os.listdir(path)), 1), 1.0, *_SCREEN
-    if not os.path.isfile(path):
-        return _FRAMES, 1.0, *_SCREEN
     try:
+        existing_file(path, "video")  # a named pipe would be waited for
         with av.open(path) as container:
             stream = container.streams.video[0]
             fps = float(stream.average_rate or stream.guessed_rate or 1)

@@ -25,7 +25,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.rows import BOM, Row, encode, is_key, parse
-from ppe_npu.files import check_regular, naming, write_bytes, write_json, write_whole
+from ppe_npu.files import check_regular, write_bytes, write_json, write_whole, writing
 
 Check = Callable[[Row], str | None]  # what is wrong with a row; None: nothing
 _PATIENCE = 120.0  # seconds until a shared folder shows another machine's file: NFS keeps its listings for up to 60
@@ -43,7 +43,7 @@ def check_shared(output: Path, patience: float = _PATIENCE) -> None:
     job = "-".join(os.environ.get(key, "") for key in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))
     mark = output / f".seen-{''.join(c if c.isalnum() else '-' for c in job)}"
     if node == 0:
-        with naming(output):
+        with writing(output):
             output.mkdir(parents=True, exist_ok=True)
             mark.touch()
         return
@@ -82,7 +82,7 @@ class Lines:
             InputError: a line is wrong; file and line are named.
         """
         check_regular(self.path)
-        with naming(self.path), open(self.path, "a+b") as file:
+        with writing(self.path), open(self.path, "a+b") as file:
             # Creating asks the file server, where looking might ask a stale cache.
             file.seek(self._read)
             data = file.read()
@@ -113,7 +113,7 @@ class Lines:
         cut = last.lstrip().startswith(b"{") and parse(last)[0] is None
         blank = not last.strip(b"\0 \t\r\n")  # after a power cut a file may end in zeros
         found = None if cut or blank else self._row(last, self._count + 1)
-        with naming(self.path):
+        with writing(self.path):
             if found is None:
                 os.truncate(self.path, at)
             else:
@@ -128,7 +128,7 @@ class Lines:
             InputError: the disk is full, say: lines that were written whole stay, and no half one.
         """
         data = encode(rows)
-        with naming(self.path), open(self.path, "ab", buffering=0) as file:
+        with writing(self.path), open(self.path, "ab", buffering=0) as file:
             start = os.fstat(file.fileno()).st_size
             try:
                 write_whole(file, data)
@@ -140,7 +140,7 @@ class Lines:
 
     def sync(self) -> None:
         """Wait until what was added is on the disk. Needs no lock."""
-        with naming(self.path), open(self.path, "ab") as file:
+        with writing(self.path), open(self.path, "ab") as file:
             os.fsync(file.fileno())
 
 
@@ -188,12 +188,12 @@ class Share:
     # -- joining and leaving -----------------------------------------------------------------------------------------
 
     def __enter__(self) -> Share:
-        with naming(self._work):
+        with writing(self._work):
             self._work.mkdir(parents=True, exist_ok=True)
         with self._locked():
             if not any(self._lives(name) for name in self._workers):
                 self._tidy()
-            with naming(self._work):
+            with writing(self._work):
                 self._alive.acquire(timeout=0)
             self._claims.append([{"worker": self._name}])
         return self
@@ -205,7 +205,7 @@ class Share:
         """What earlier processes left: failed samples are to be asked again, and everything is summed up anew."""
         pairs = self._answers().pairs()
         whole = {row["index"]: line for row, line in reversed(pairs) if "error" not in row}  # of two, the first
-        with naming(self.folder):
+        with writing(self.folder):
             (self.folder / "results.json").unlink(missing_ok=True)
             lines = b"".join(line + b"\n" for line in reversed(whole.values()))
             if len(lines) != self._predictions.path.stat().st_size:  # or blank lines, or a mark before the first
@@ -264,7 +264,7 @@ class Share:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            with naming(self._work / "lock"):
+            with writing(self._work / "lock"):
                 self._lock.acquire(poll_interval=0.005)
         except NotImplementedError as error:  # filelock's word for a file system without flock
             raise InputError(self._no_locks()) from error

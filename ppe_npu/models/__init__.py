@@ -1,9 +1,9 @@
 """compress() and restore(): the seam to transformers, one file a model family.
 
 A family is a module with CLASSES, the names of the transformers classes that it serves, and the functions
-vision_tokens(config), channels(config) and decoder_layers(config) of the model's config, install(model, compression)
-and uninstall(model). A new family is a new file and one line in _FAMILIES, and its decoder's layer stands in
-known.py.
+vision_tokens(config), channels(config) and decoder_layers(config) of the model's config, install(model, compression),
+uninstall(model) and detach(model). A new family is a new file and one line in _FAMILIES; its decoder's
+layer stands in known.py.
 """
 
 from importlib import import_module
@@ -12,6 +12,7 @@ from types import ModuleType
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
 from ppe_npu.errors import InputError
+from ppe_npu.models.seam import is_shallow_copy
 
 _FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -27,6 +28,7 @@ def compress(model, config: CompressionConfig):
     Afterwards model(...) and model.generate(...) take the same inputs as before; logits, loss and the KV cache have the
     compressed length, out.labels are the labels at that length, and model.compression.report says what was merged. No
     class, no module global and no config object is changed; checkpoints load in plain transformers.
+    A copy.copy shares its modules with its original: compress a copy.deepcopy where the original shall stay as it is.
 
     Args:
         model: an instance of one of supported_classes(), or a peft model around one.
@@ -44,8 +46,7 @@ def compress(model, config: CompressionConfig):
         )
     base, family = _seam(model)
     compression = _compression(family, base.config, config)
-    if is_compressed(base):
-        family.uninstall(base)
+    _take_off(base, family)
     family.install(base, compression)
     return model
 
@@ -56,11 +57,21 @@ def check_fit(class_name: str, model_config, config: CompressionConfig) -> None:
 
 
 def restore(model):
-    """Undo compress(): the model is what it was, bit for bit. A model that is not compressed is left alone."""
-    base, family = _seam(model)
-    if is_compressed(base):
-        family.uninstall(base)
+    """Undo compress(): the model is what it was, bit for bit. A model that is not compressed is left alone.
+
+    A copy.deepcopy of a compressed model is compressed by itself. A copy.copy has its original's modules: restored, it
+    gets a decoder and a head of its own around the same weights, and the original stays compressed.
+    """
+    _take_off(*_seam(model))
     return model
+
+
+def _take_off(base, family: ModuleType) -> None:
+    if not is_compressed(base):
+        return
+    if is_shallow_copy(base):
+        family.detach(base)
+    family.uninstall(base)
 
 
 def is_compressed(model) -> bool:

@@ -47,7 +47,7 @@ def _whole(parameter: torch.nn.Parameter):
 def file_digests(files: Sequence[Path]) -> list[str]:
     """Of every file a sha256, as hex digits, of the sha256s of its blocks of 64 MiB: all bytes count.
 
-    Blocks are hashed side by side, so that a large file takes no longer than its disk: about 1.5 GB/s a core.
+    Blocks are hashed side by side, at about 1 GB/s a core, so that a large file takes no longer than its disk.
     """
     digests = [hashlib.sha256() for _ in files]
     blocks = [

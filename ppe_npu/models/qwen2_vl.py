@@ -6,9 +6,9 @@ counts frames.
 
 from ppe_npu.engine.positions import contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
-from ppe_npu.models.vision_language import decoder_layers, install, uninstall
+from ppe_npu.models.vision_language import decoder_layers, detach, install, uninstall
 
-__all__ = ["CLASSES", "channels", "decoder_layers", "install", "uninstall", "vision_tokens"]
+__all__ = ["CLASSES", "channels", "decoder_layers", "detach", "install", "uninstall", "vision_tokens"]
 
 CLASSES = ("Qwen2VLForConditionalGeneration",)
 

@@ -12,9 +12,9 @@ from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import interleaved_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
-from ppe_npu.models.vision_language import decoder_layers, uninstall
+from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
 
-__all__ = ["CLASSES", "channels", "decoder_layers", "install", "uninstall", "vision_tokens"]
+__all__ = ["CLASSES", "channels", "decoder_layers", "detach", "install", "uninstall", "vision_tokens"]
 
 CLASSES = ("Qwen3VLForConditionalGeneration",)
 

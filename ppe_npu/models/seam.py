@@ -18,6 +18,7 @@ compat.py has what differs between these versions (the KV cache's name among the
 the overrides fit.
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -59,6 +60,18 @@ def restore_methods(module: torch.nn.Module) -> None:
             vars(module)[name] = saved
 
 
+def is_shallow_copy(module: torch.nn.Module) -> bool:
+    """Whether this is a copy.copy of a module with overrides: they are the original's, and so are its submodules."""
+    methods = [vars(module).get(name) for name in vars(module).get(_SAVED, ())]
+    return any(isinstance(method, MethodType) and method.__self__ is not module for method in methods)
+
+
+def own_submodules(module: torch.nn.Module, *names: str) -> None:
+    """Give a shallow copy submodules of its own: shallow copies again, with the same parameters."""
+    own = {name: copy.copy(child) if name in names else child for name, child in module._modules.items()}
+    vars(module)["_modules"] = own
+
+
 @functools.cache
 def _with_signature(function: Callable, method: Callable, hide: str | None, show: str | None) -> Callable:
     signature = inspect.signature(method)
@@ -66,6 +79,8 @@ def _with_signature(function: Callable, method: Callable, hide: str | None, show
 
     @functools.wraps(method)
     def replacement(self, *args, **kwargs):
+        if _SAVED not in self.__dict__:  # called by a shallow copy after its original was restored
+            return method(self, *args, **kwargs)
         return function(self, **dict(zip(names, args)), **kwargs)
 
     shown = [parameter for name, parameter in signature.parameters.items() if name != hide]

@@ -51,7 +51,7 @@ from ppe_npu.models.fused import takes_segments
 from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
 from ppe_npu.models.known import check_decoder
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
-from ppe_npu.models.seam import original, override, restore_methods
+from ppe_npu.models.seam import original, override, own_submodules, restore_methods
 
 _DELTAS = "_ppe_saved_rope_deltas"
 
@@ -68,9 +68,15 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
         deepstack: whether features of the vision tower enter the first decoder layers.
 
     Raises:
-        InputError: a rotary embedding, layer or attention that the modifications do not fit.
+        InputError: a rotary embedding, layer or attention that the modifications do not fit, or modules that another
+            compressed model shares.
     """
     text = model.model.language_model
+    if isinstance(text.rotary_emb, RowRotaryEmbedding):
+        raise InputError(
+            "this model's decoder is compressed as that of another model, of which one is a copy.copy: restore() that "
+            "model first, or take a copy.deepcopy"
+        )
     staged = deepstack or compression.stages > 1
     check_decoder(text, staged)
     vars(model)["compression"] = compression
@@ -92,12 +98,22 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
 def uninstall(model) -> None:
     """Take the modifications off."""
     text = model.model.language_model
-    text.rotary_emb = text.rotary_emb.original
+    if isinstance(text.rotary_emb, RowRotaryEmbedding):  # a shallow copy's may have been restored with its original
+        text.rotary_emb = text.rotary_emb.original
     uninstall_head(model)
     for module in (text, model.model, model):
         restore_methods(module)
         vars(module).pop("compression", None)
-    model.model.rope_deltas = vars(model.model).pop(_DELTAS)  # generate() may have left a compressed prompt's there
+    if _DELTAS in vars(model.model):
+        model.model.rope_deltas = vars(model.model).pop(_DELTAS)  # generate() may have left a compressed prompt's there
+
+
+def detach(model) -> None:
+    """Give a shallow copy of a compressed model the modules that the modifications are on, so that taking them off
+    leaves its original alone."""
+    own_submodules(model, "model", "lm_head")
+    own_submodules(model.model, "language_model")
+    own_submodules(model.model.language_model)
 
 
 class RowRotaryEmbedding(torch.nn.Module):

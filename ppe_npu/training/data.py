@@ -24,6 +24,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ppe_npu.data.paths import address_fault
 from ppe_npu.data.pictures import image_size
 from ppe_npu.data.videos import video_header
 from ppe_npu.inputs import PLACEHOLDERS, InputError, split_placeholders
@@ -262,7 +263,7 @@ def _paths(raw: dict[str, Any], key: str, root: Path) -> tuple[str, ...]:
     values = [] if value is None or value == "" else [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(item, str) and item for item in values):
         raise InputError(f"{key} is {value!r}: give a path or a list of paths")
-    return tuple(str(root / item) for item in values)
+    return tuple(item if address_fault(item) else str(root / item) for item in values)  # which reading it will say
 
 
 def _check_turns(conversations: Any) -> tuple[tuple[str, str], ...]:

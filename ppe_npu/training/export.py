@@ -24,10 +24,8 @@ _PROCESSOR = (
     *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "chat_template.*"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
 )
-# Of training alone, and not needed where the weights lie beside it; DeepSpeed keeps both in its folder.
-_STATE = re.compile(
-    r"optimizer\.|scheduler\.|scaler\.|rng_state|trainer_state\.json|training_args\.bin|global_step\d+/"
-)
+# Files of training alone, by the beginnings of their names; shares are needed where the weights lie in nothing else.
+_TRAINING = ("optimizer.", "scheduler.", "scaler.", "rng_state", "trainer_state.", "training_args.")
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
@@ -112,7 +110,7 @@ def _check_files(source: Path) -> None:
     """Raise InputError unless what is exported of a training checkpoint is what was written."""
     plain = (source / ADAPTER_WEIGHTS).is_file() or any((source / name).is_file() for name in _WEIGHTS)
     try:
-        check_whole(source, lambda name: not (plain and _STATE.match(name)))
+        check_whole(source, lambda name: not name.startswith(_TRAINING + (("global_step",) if plain else ())))
     except InputError as error:
         raise InputError(f"{error}; take another checkpoint") from error
 

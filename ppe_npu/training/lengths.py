@@ -90,7 +90,7 @@ class Ruler:
     def _image(self, height: int, width: int, path: str) -> tuple[int, int]:
         """(1, tokens)."""
         maker = self.processor.image_processor
-        try:  # a picture that is stored lying on its side has as many
+        try:
             patches = maker.get_number_of_image_patches(height, width, {})
         except ValueError as error:  # the processor's own rule: too narrow
             raise InputError(f"image {path} cannot be processed ({first_line(error)}): leave it out") from error

@@ -229,12 +229,10 @@ class CompressedTrainer(Trainer):
 @contextlib.contextmanager
 def _use_cache_kept(config: Any) -> Iterator[None]:
     """transformers' Trainer sets config.use_cache to False. Saved, it would have generation do without a cache."""
-    had, before = "use_cache" in vars(config), getattr(config, "use_cache", None)
+    before = {name: value for name, value in vars(config).items() if name == "use_cache"}
     yield
-    if had:
-        config.use_cache = before
-    else:
-        vars(config).pop("use_cache", None)
+    vars(config).pop("use_cache", None)
+    vars(config).update(before)
 
 
 def drop(path: Path) -> None:

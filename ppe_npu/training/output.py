@@ -15,7 +15,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from ppe_npu.errors import InputError
 from ppe_npu.files import recover, remove, write_json, write_text, writing
-from ppe_npu.fingerprint import media_marks
+from ppe_npu.models.fingerprint import media_marks
 from ppe_npu.training.args import LAST_WHOLE, TrainConfig
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE, read_base
 from ppe_npu.training.data import Record

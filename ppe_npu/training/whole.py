@@ -10,7 +10,7 @@ from typing import Any
 
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import sync_tree
-from ppe_npu.fingerprint import file_digests
+from ppe_npu.models.fingerprint import file_digests
 from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, WHOLE
 
 STATE = "trainer_state.json"
@@ -35,7 +35,7 @@ def whole_record(folder: Path, step: int) -> dict[str, Any]:
     """What whole.json shall hold, after all files of the folder, and of those in it, have reached the disk.
 
     Returns:
-        {"step", "files": {path from the folder: {"size" (bytes), "digest" (ppe_npu.fingerprint.file_digests)}}}.
+        {"step", "files": {path from the folder: {"size" (bytes), "digest" (ppe_npu.models.fingerprint.file_digests)}}}.
     """
     sync_tree(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / WHOLE)
@@ -46,11 +46,11 @@ def whole_record(folder: Path, step: int) -> dict[str, Any]:
     return {"step": step, "files": rows}
 
 
-def check_whole(folder: Path, needed: Callable[[str], bool] = lambda name: True) -> bool:
+def check_whole(folder: Path, needed: Callable[[str], bool] | None = None) -> bool:
     """Whether a checkpoint's files are those that were written; reads all of them.
 
     Args:
-        needed: whether a file, by its path from the folder, must be.
+        needed: whether a file, by its path from the folder, must be; None: all that a run needs to go on.
 
     Returns:
         Whether whole.json lists the files. The first edition's does not: they were found, and can be read.
@@ -62,7 +62,7 @@ def check_whole(folder: Path, needed: Callable[[str], bool] = lambda name: True)
     if "files" not in record:
         _check_unlisted(folder, needed)
         return False
-    rows = {name: row for name, row in record["files"].items() if needed(name)}
+    rows = {name: row for name, row in record["files"].items() if needed is None or needed(name)}
     for name, row in rows.items():
         _check_size(folder / name, row["size"])
     files = [folder / name for name in rows]
@@ -112,13 +112,12 @@ def _check_size(file: Path, size: int) -> None:
 # -- the first edition's checkpoints -----------------------------------------------------------------------------------
 
 
-def _check_unlisted(folder: Path, needed: Callable[[str], bool]) -> None:
-    for names in _NEEDED:
-        if any(needed(name) for name in names) and not any(any(folder.glob(name)) for name in names):
+def _check_unlisted(folder: Path, needed: Callable[[str], bool] | None) -> None:
+    for names in _NEEDED if needed is None else ():
+        if not any(any(folder.glob(name)) for name in names):
             raise InputError(f"{folder / names[0]} is missing")
     for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder).as_posix()
-        if needed(name):
+        if needed is None or needed(file.relative_to(folder).as_posix()):
             _check_readable(file)
 
 

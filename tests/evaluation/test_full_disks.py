@@ -14,7 +14,7 @@ from result_folders import SAMPLES, check_whole, lines, run
 from stand_in import Counting, Instant
 
 from ppe_npu import files
-from ppe_npu.errors import FileError, InputError
+from ppe_npu.errors import FileError
 from ppe_npu.evaluation import sharing
 from ppe_npu.evaluation.report import collect, write_report
 
@@ -41,7 +41,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, name):
             return done
 
     monkeypatch.setattr(sharing, "write_whole", full)
-    with pytest.raises(InputError, match=rf"{name} cannot be written \(No space left on device\): make room there"):
+    with pytest.raises(FileError, match=rf"{name} cannot be written \(no space is left on its disk\): make room there"):
         run(tmp_path, benchmark=Wordy(SAMPLES), answers=Words())
     kept = (tmp_path / "predictions.jsonl").read_bytes() if name == "predictions.jsonl" else b""
     assert kept.count(b"\n") == (2 if kept else 0)
@@ -88,7 +88,7 @@ def test_a_process_that_may_write_no_more_says_so_and_the_next_one_goes_on(tmp_p
 
     done = subprocess.run(command, env=environment, preexec_fn=limit, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
-    assert "predictions.jsonl cannot be written (File too large)" in done.stderr
+    assert "predictions.jsonl cannot be written (it grew larger than a file may be here)" in done.stderr
     kept = lines(tmp_path)
     assert kept
     results = run(tmp_path, 40)

@@ -123,7 +123,7 @@ def test_arguments_are_checked_before_the_weights_are_read(tiny_folder, tmp_path
         ({"batch_size": "auto"}, "batch_size=auto"),
         ({"dtype": "int8"}, "dtype=int8"),
         ({"compression": "nothing"}, "preset 'nothing'"),
-        ({"compression": "ppe", "k": 3}, "k=3"),
+        ({"compression": "ppe", "k": 9}, "k=9"),
         ({"nframes": 4, "fps": 2.0}, "exclude each other"),
         ({"device": "gpu"}, "unknown"),
     ):

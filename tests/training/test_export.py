@@ -18,9 +18,10 @@ from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
 from ppe_npu.loading import load_model, load_processor
 from ppe_npu.training.adapters import Adapter, add_adapter, save_adapter
-from ppe_npu.training.checkpoint import BASE, COMPRESSION, WHOLE, base_record, read_base
+from ppe_npu.training.checkpoint import ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, base_record, read_base
 from ppe_npu.training.export import export, merge_lora
 from ppe_npu.training.parts import PARTS
+from ppe_npu.training.whole import whole_record
 
 PPE = CompressionConfig.preset("ppe", k=4)
 
@@ -76,6 +77,13 @@ def as_checkpoint(folder: Path, step: int = 2) -> Path:
     return folder
 
 
+def listed(folder: Path, step: int = 2) -> Path:
+    """as_checkpoint with a list of its files, as the Trainer leaves it today."""
+    folder = as_checkpoint(folder, step)
+    write_json(folder / WHOLE, whole_record(folder, step))
+    return folder
+
+
 def save_shares(folder: Path, model: torch.nn.Module, processes: int = 2) -> None:
     """A ZeRO-2 checkpoint's shares of the weights, as DeepSpeed's processes leave them."""
     parameters = dict(model.named_parameters())
@@ -119,6 +127,35 @@ def test_a_merged_model_is_the_adapters(tiny_folder, tiny_processor, tmp_path, k
     assert merge_lora(tmp_path / "final", tmp_path / "merged") == tmp_path / "merged"
     check_plain(tmp_path / "merged", model)
     assert not list(tmp_path.glob(".*")), "nothing is left beside it"
+
+
+def test_what_is_exported_of_a_checkpoint_is_what_was_written(copy, tmp_path):
+    """Zeros in the weights are found; files of training alone may be gone or changed, they are not exported."""
+    folder = listed(copy)
+    (folder / "optimizer.pt").unlink()
+    (folder / "rng_state.pth").write_bytes(b"other")
+    export(folder, tmp_path / "plain")
+    weights = folder / ADAPTER_WEIGHTS
+    content = weights.read_bytes()
+    middle = len(content) // 2
+    weights.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
+    with pytest.raises(InputError, match=rf"{ADAPTER_WEIGHTS} is damaged: .*; take another checkpoint"):
+        export(folder, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_shares_are_checked_before_they_are_put_together(tiny_folder, tiny_processor, tmp_path):
+    folder = tmp_path / "final"
+    model = load_model(tiny_folder)
+    model.config.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    save_shares(folder, model)
+    folder = listed(folder)
+    (folder / "optimizer.pt").unlink()
+    share = folder / "global_step2" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    share.write_bytes(share.read_bytes()[:-9])
+    with pytest.raises(InputError, match=f"{share} is damaged: .* bytes of .*; take another checkpoint"):
+        export(folder, tmp_path / "plain")
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])

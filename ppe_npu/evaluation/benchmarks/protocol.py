@@ -51,10 +51,11 @@ class Benchmark(Protocol):
         """One sample.
 
         index: str or int, unique; prompt: str; GT: str or list of str; type: str, the subset or category (optional);
-        and what is looked at: image (PIL image or list), image_path (path or list), video_path (path of a file or of
-        a folder of frames, or list), or none for a question in text alone. Where the prompt holds <image> or <video>,
-        one for each, the visuals stand there; else before the prompt. sampling: a VideoSampling (ppe_npu.data.sampling)
-        for this sample (optional: clip bounds, a frame rule).
+        and what is looked at: image (a Pillow picture, or whatever ppe_npu.data.pictures.load_image takes, or a list),
+        image_path (path or list), video_path (path of a file or of a folder of frames, or list), or none for a
+        question in text alone. Where the prompt holds <image> or <video>, one for each, the visuals stand there; else
+        before the prompt. sampling: a VideoSampling (ppe_npu.data.sampling) for this sample (optional: clip bounds, a
+        frame rule).
         """
 
 

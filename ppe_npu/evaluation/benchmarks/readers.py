@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
-import io
 import json
 import re
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from ppe_npu.data.pictures import lazy_image
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import check_regular
 from ppe_npu.optional import optional
@@ -95,18 +95,21 @@ class Parquet:
 
 
 def decode_image(value: Any, where: str) -> Image.Image:
-    """A picture that stands in a row: {"bytes": ...} as the datasets library writes it, bytes, or base64 text.
+    """A picture that stands in a row, as upright RGB: {"bytes": ...} as the datasets library writes it, bytes, or
+    base64 text. Only its header is read here; pixels are decoded when they are used.
 
-    Only its header is read here; pixels are decoded when they are used.
+    Raises:
+        InputError: no picture, here or when it is decoded, by `where`.
     """
-    value = value.get("bytes") if isinstance(value, dict) else value
-    try:
-        data = base64.b64decode(value) if isinstance(value, str) else value
-        return Image.open(io.BytesIO(data))
-    except (binascii.Error, OSError, TypeError, ValueError) as error:
-        raise InputError(
-            f"the image of {where} cannot be read ({first_line(error)}): download the data again"
-        ) from error
+    name = f"the image of {where}"
+    if isinstance(value, str):
+        try:
+            value = base64.b64decode("".join(value.split()), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise InputError(f"{name} cannot be read ({first_line(error)}): download the data again") from error
+    elif not isinstance(value, (bytes, dict)):
+        raise InputError(f"{name} cannot be read (it is {type(value).__name__}, no bytes): download the data again")
+    return lazy_image(value, name)
 
 
 def read_srt(path: Path) -> list[str]:

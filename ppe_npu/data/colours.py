@@ -1,0 +1,200 @@
+"""Pixels of any kind -> 8-bit RGB, by one rule for each kind (docs/data.md, "Pictures").
+
+Colours are brought to sRGB by the profile that a picture carries, then transparency is laid on white.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageChops
+
+from ppe_npu.errors import InputError
+
+_SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
+_DEEP = (*_SIXTEEN, "I", "F")
+_PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", *_PREMULTIPLIED, *_DEEP)
+_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # mode -> a profile's space
+_BAND = 2**22  # pixels that are converted at once: what is made on the way stays small
+_GREY_STEPS = (85, 17)  # between the 8-bit values of pictures of 2 and of 4 bits
+
+
+def to_rgb(image: Image.Image, name: str, factor: int = 1) -> Image.Image:
+    """A picture of any mode as RGB, each `factor` x `factor` pixels averaged into one.
+
+    Args:
+        image: decoded. name: of the picture, for messages.
+
+    Raises:
+        InputError: a mode or a range of values that has no rule.
+    """
+    if image.mode not in MODES:
+        raise InputError(f"{name} has pixels of mode {image.mode}, which are not read: save it as 8-bit RGB")
+    paint = _painter(image, name)
+    width, height = image.size
+    if factor == 1 and width * height <= _BAND:
+        return paint(image)
+    out = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    for top, band in _bands(image, factor):
+        painted = paint(band)
+        out.paste(painted.reduce(factor) if factor > 1 else painted, (0, top // factor))
+    return out
+
+
+def to_bytes(values: np.ndarray, name: str, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """Numbers of any type as uint8, shape unchanged.
+
+    uint8 stays; bool is 0 or 255; uint16 is value // 256. Other whole numbers are 8-bit values if none is above 255,
+    16-bit values (value // 256) if none is above 65,535. Floating point is a share of 255 if none is above 1, else as
+    whole numbers, rounded.
+
+    Args:
+        low, high: of all values, where these are a part.
+
+    Raises:
+        InputError: values below 0, above 65,535, infinite or NaN; floating point up to a number between 1 and 2; or
+            no numbers.
+    """
+    if values.dtype.kind not in "buif":
+        raise InputError(f"{name} holds values of type {values.dtype}: give uint8 or floating point from 0 to 1")
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8) * np.uint8(255)
+    if values.dtype.itemsize == 1 and values.dtype.kind == "u":
+        return values
+    if values.dtype.itemsize == 2 and values.dtype.kind == "u":
+        return (values >> 8).astype(np.uint8)
+    if low is None or high is None:
+        low, high = values.min(initial=0), values.max(initial=0)
+    unclear = values.dtype.kind == "f" and 1 < high < 2  # a picture from 0 to 1 that overshoots, or a black one
+    if unclear or not (low >= 0 and high <= 65_535):
+        raise InputError(
+            f"{name} has values from {low:g} to {high:g}: give 0 to 255, 0 to 65535, or 0 to 1 as floating point"
+        )
+    if values.dtype.kind == "f":
+        scale = 255.0 if high <= 1 else 1.0
+        values = np.rint(values.astype(np.float32) * scale) if high <= 255 else values
+    return values.astype(np.uint8) if high <= 255 else (values // 256).astype(np.uint8)
+
+
+def _bands(image: Image.Image, factor: int):
+    """(its first row, part of the picture) from top to bottom, each of whole multiples of `factor` rows."""
+    width, height = image.size
+    rows = max(_BAND // max(width, 1) // factor, 1) * factor
+    for top in range(0, height, rows):
+        yield top, image.crop((0, top, width, min(top + rows, height)))
+
+
+def _painter(image: Image.Image, name: str) -> Callable[[Image.Image], Image.Image]:
+    """What makes RGB of the picture, or of a part of it; what depends on all of it is found out here."""
+    low, high = _range(image) if image.mode in ("I", "F") else (None, None)
+    key, to_srgb = _key_colour(image), _colour_transform(image)
+
+    def paint(part: Image.Image) -> Image.Image:
+        if part.mode in _PREMULTIPLIED and to_srgb is None:
+            return _premultiplied_on_white(part)
+        alpha = None
+        if part.mode in _DEEP:
+            values = np.asarray(part)
+            alpha = None if key is None else _mask(values == key)
+            part = Image.fromarray(to_bytes(values, name, low, high))
+        elif key is not None:
+            alpha = _mask((np.asarray(part) == key).reshape(*part.size[::-1], -1).all(-1))
+        part, own = _opaque(part)
+        alpha = own or alpha
+        rgb = part.convert("RGB") if to_srgb is None else to_srgb(part)
+        if alpha is None:
+            return rgb
+        white = Image.new("RGB", rgb.size, "white")
+        white.paste(rgb, mask=alpha)
+        return white
+
+    return paint
+
+
+def _opaque(part: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """(the colours, the alpha channel if there is one) of a picture of at most 8 bits a channel."""
+    part = part.convert(_PREMULTIPLIED[part.mode]) if part.mode in _PREMULTIPLIED else part
+    if part.mode == "PA" or (part.mode == "P" and _palette_is_transparent(part)):
+        part = part.convert("RGBA")
+    if part.mode == "RGBA":
+        return part.convert("RGB"), part.getchannel("A")
+    if part.mode == "LA":
+        return part.getchannel("L"), part.getchannel("A")
+    if part.mode == "1":
+        return part.convert("L"), None
+    if part.mode in ("P", "RGBX", "YCbCr", "HSV"):
+        return part.convert("RGB"), None
+    return part, None
+
+
+def _palette_is_transparent(image: Image.Image) -> bool:
+    return "transparency" in image.info or (image.palette is not None and image.palette.mode.endswith("A"))
+
+
+def _premultiplied_on_white(part: Image.Image) -> Image.Image:
+    *colours, alpha = part.split()
+    clear = ImageChops.invert(alpha)
+    return Image.merge("RGB", [ImageChops.add(colours[n % len(colours)], clear) for n in range(3)])
+
+
+def _mask(transparent: np.ndarray) -> Image.Image:
+    """bool [H, W] -> alpha channel."""
+    return Image.fromarray(np.where(transparent, np.uint8(0), np.uint8(255)))
+
+
+def _range(image: Image.Image) -> tuple[float, float]:
+    """The least and the largest value; NaN if there is one."""
+    parts = [np.asarray(band) for _, band in _bands(image, 1)]
+    return float(min(part.min() for part in parts)), float(max(part.max() for part in parts))
+
+
+def _key_colour(image: Image.Image) -> Any:
+    """The one colour that is transparent, in the picture's own values; None if there is none or a palette has it."""
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and len(key) == 3 and all(isinstance(n, int) for n in key):
+        return tuple(n >> 8 for n in key) if max(key) > 255 else key  # of 16 bits, as the file has them
+    if not isinstance(key, int):
+        return None
+    if image.mode == "1":
+        return key != 0
+    if image.mode == "L" and 0 < key < 16:  # perhaps of 2 or 4 bits, as the file has them; the pixels were scaled
+        held = {value for value, count in enumerate(image.histogram()) if count}
+        scaled = [key * step for step in _GREY_STEPS if key * step <= 255 and not any(v % step for v in held)]
+        return key if key in held or not scaled else scaled[0]
+    return key if image.mode in ("L", *_SIXTEEN) else None
+
+
+def _colour_transform(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
+    """Colours without alpha -> sRGB, where Pillow's own conversion is not it: by the picture's profile if it has one
+    of its kind, and LAB."""
+    if image.mode == "LAB":
+        return _transform(None, "LAB")
+    stored = image.info.get("icc_profile")
+    mode = "CMYK" if image.mode == "CMYK" else "L" if image.mode in ("1", "L", "LA", "La", *_DEEP) else "RGB"
+    return _transform(stored, mode) if isinstance(stored, bytes) and stored else None
+
+
+def _transform(stored: bytes | None, mode: str) -> Callable[[Image.Image], Image.Image] | None:
+    """From LAB (no profile) or from a profile to sRGB; None for sRGB's own, one of another kind, and a damaged one."""
+    try:
+        from PIL import ImageCms
+
+        srgb = ImageCms.createProfile("sRGB")
+    except ImportError as error:  # Pillow without LittleCMS
+        if mode == "LAB":
+            raise InputError("pictures in LAB need Pillow's ImageCms: save them as RGB") from error
+        return None
+    try:
+        source = ImageCms.createProfile("LAB") if stored is None else ImageCms.ImageCmsProfile(io.BytesIO(stored))
+        if stored is not None:
+            same = (source.profile.profile_description or "").startswith("sRGB")
+            if same or source.profile.xcolor_space.strip() != _SPACES[mode]:
+                return None
+        made = ImageCms.buildTransform(source, srgb, mode, "RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return None
+    return lambda part: ImageCms.applyTransform(part, made)

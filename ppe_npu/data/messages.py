@@ -1,0 +1,220 @@
+"""The structure of messages, checked before anything is read: every form that transformers' apply_chat_template takes
+comes out as one, and what cannot be taken is an InputError that names the message, the part and the key."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ppe_npu.data.videos import Video, VideoFrame
+from ppe_npu.errors import InputError
+
+_SOURCES = {
+    "image": ("image", "image_url", "url", "path", "base64"),
+    "video": ("video", "video_url", "url", "path"),
+}
+_KINDS = {"text": "text", "image": "image", "image_url": "image", "video": "video", "video_url": "video"}
+# What other programs read beside a picture or video. Left unread, these would change what a model sees without a word.
+_SETTINGS = {
+    "image": ("min_pixels", "max_pixels", "resized_height", "resized_width"),
+    "video": (
+        "min_pixels", "max_pixels", "resized_height", "resized_width", "total_pixels", "fps", "nframes", "num_frames",
+        "min_frames", "max_frames", "video_start", "video_end", "sample_fps", "raw_fps",
+    ),
+}  # fmt: skip
+_WHERE_SET = {
+    "image": "load_processor(min_pixels=..., max_pixels=...) sets the size of all pictures",
+    "video": "build_inputs(sampling=VideoSampling(...)) says which frames are taken, and their size",
+}
+_PICTURE = "give a path, bytes, a Pillow picture, an array or a tensor"
+_VIDEO = "give a path, a list of frames, or an array or tensor [T, 3, H, W]"
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple = 2, 3, 3, 3
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 60, 60, 40
+
+Message = dict[str, Any]
+
+
+def check_conversations(given: Any) -> list[list[Message]]:
+    """One conversation or a batch of them -> a batch, every message in one form.
+
+    A message is {"role": text, "content": text or a list of parts, ...}: other keys go to the chat template as they
+    are. A part comes out as {"type": "text", "text": text}, {"type": "image", "image": what load_image takes} or
+    {"type": "video", "video": path, Video, list of frames, array or tensor}. It may also come without a type, with its
+    source under "path", "url" or (of a picture) "base64", or as {"type": "image_url", "image_url": {"url": path}};
+    keys that are None count as absent.
+
+    Raises:
+        InputError: another structure, an unknown type, no or several sources, or settings that would not be read.
+    """
+    rows = _listed(given)
+    if rows is None:
+        raise InputError(
+            f"conversations are {shown(given)}, no list: give [[{{'role': 'user', 'content': 'Hello'}}, ...], ...]"
+        )
+    if not rows:
+        raise InputError("no conversation was given: give at least one")
+    if isinstance(rows[0], Mapping):
+        return [_conversation(rows, "")]
+    return [_conversation(row, f"conversation {number}, ") for number, row in enumerate(rows, 1)]
+
+
+def shown(value: Any) -> str:
+    """A value as a message repeats it: in one line, cut short."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return f"{type(value).__name__} of shape {list(value.shape)}"
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return f"{type(value).__name__} of length {len(value):,}"
+    if isinstance(value, (Image.Image, Video, VideoFrame)):
+        return f"a {type(value).__name__}"
+    try:
+        text = " ".join(_SHORT.repr(value).split())
+    except ValueError:  # Python prints no whole number of more than 4,300 digits
+        text = f"a {type(value).__name__}"
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _listed(value: Any) -> list | None:
+    """A list of what is one; None of what is not. Rows of parquet come as arrays of objects."""
+    rows = isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1
+    return list(value) if rows or isinstance(value, (list, tuple)) else None
+
+
+def _conversation(given: Any, where: str) -> list[Message]:
+    messages = _listed(given)
+    name = where.removesuffix(", ") or "the conversation"
+    if messages is None:
+        raise InputError(f"{name} is {shown(given)}: give a list of messages")
+    if not messages:
+        raise InputError(f"{name} holds no message: give at least one")
+    return [_message(message, f"{where}message {number}") for number, message in enumerate(messages, 1)]
+
+
+def _message(given: Any, where: str) -> Message:
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where} is {shown(given)}: give {{'role': 'user', 'content': ...}}")
+    for key in given:
+        if not isinstance(key, str):
+            raise InputError(f"{where} has the key {shown(key)}: keys are text")
+    role, content = given.get("role"), given.get("content")
+    if not isinstance(role, str) or not role.strip():
+        raise InputError(f"{where} has role {shown(role)}: use system, user or assistant")
+    _check_text(role, f"{where}, role")
+    if content is None and given.get("tool_calls"):
+        content = ""
+    parts = _listed(content)
+    if isinstance(content, str):
+        _check_text(content, f"{where}, content")
+    elif parts is None:
+        held = "" if content is not None else f" among its keys {shown(sorted(given))}"
+        raise InputError(f"{where} has content {shown(content)}{held}: give text or a list of parts")
+    else:
+        content = [_part(part, f"{where}, part {number}") for number, part in enumerate(parts, 1)]
+    return {**given, "role": role, "content": content}
+
+
+def _part(given: Any, where: str) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"{where} is {shown(given)}: give {{'type': 'text', 'text': ...}} or one with an image or video"
+        )
+    held = {key: value for key, value in given.items() if value is not None}
+    kind = _kind(held, where)
+    if kind == "text":
+        text = held.get("text")
+        if not isinstance(text, str):
+            raise InputError(f"{where} of type text has text {shown(text)}: give text")
+        _check_text(text, f"{where}, text")
+        _check_alone(held, kind, where)
+        return {"type": "text", "text": text}
+    sources = [key for key in _SOURCES[kind] if key in held and not (isinstance(held[key], str) and not held[key])]
+    if not sources:
+        raise InputError(f"{where} of type {kind} names no {kind}: add {kind!r}: its path")
+    if len(sources) > 1:
+        raise InputError(f"{where} names its {kind} by {' and by '.join(sources)}: give one of them")
+    _check_alone(held, kind, where)
+    value, where = _source(held[sources[0]], sources[0], f"{where}, {sources[0]}")
+    (_check_picture if kind == "image" else _check_video)(value, where)
+    return {"type": kind, kind: value}
+
+
+def _kind(held: Mapping[Any, Any], where: str) -> str:
+    """text, image or video: as the part says, else as its keys do."""
+    said = held.get("type")
+    if said is None:
+        kinds = list(dict.fromkeys(_KINDS[key] for key in _KINDS if key in held))
+        if len(kinds) != 1:
+            raise InputError(f"{where} has no type: add 'type': text, image or video to {shown(dict(held))}")
+        return kinds[0]
+    if not isinstance(said, str) or said not in _KINDS:
+        raise InputError(f"{where} has type {shown(said)}: use text, image or video")
+    return _KINDS[said]
+
+
+def _check_alone(held: Mapping[Any, Any], kind: str, where: str) -> None:
+    """Refuse what a part holds beside what its type says, where it would be lost."""
+    own = _SOURCES.get(kind, ("text",))
+    others = {"text", *_SOURCES["image"], *_SOURCES["video"]}.difference(own)
+    for key in sorted(others.intersection(key for key in held if isinstance(key, str))):
+        if not (isinstance(held[key], str) and not held[key]):
+            raise InputError(f"{where} of type {kind} holds {key} {shown(held[key])}, too: make two parts of it")
+    for key in _SETTINGS.get(kind, ()):
+        if key in held:
+            raise InputError(f"{where} has {key} {shown(held[key])}, which is not read here: {_WHERE_SET[kind]}")
+
+
+def _source(value: Any, key: str, where: str) -> tuple[Any, str]:
+    """(the picture or video itself, its name in messages)."""
+    if key.endswith("_url") and isinstance(value, Mapping):
+        return value.get("url"), f"{where}.url"
+    if key != "base64":
+        return value, where
+    try:
+        return base64.b64decode("".join(value.split()), validate=True), where
+    except (AttributeError, binascii.Error, ValueError) as error:
+        raise InputError(f"{where} is {shown(value)}, no base64: give the file's path or its bytes") from error
+
+
+def _check_picture(value: Any, where: str) -> None:
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, Image.Image, VideoFrame, np.ndarray, torch.Tensor)
+    if not isinstance(value, kinds):
+        raise InputError(f"{where} is {shown(value)}: {_PICTURE}")
+
+
+def _check_video(value: Any, where: str) -> None:
+    if isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 4 and len(value):
+        return
+    frames = _listed(value)
+    if frames:
+        for number, frame in enumerate(frames, 1):
+            _check_picture(frame, f"{where}, frame {number}")
+    elif not isinstance(value, (str, os.PathLike, Video)):
+        raise InputError(f"{where} is {shown(value)}: {_VIDEO}")
+
+
+def _check_text(text: str, where: str) -> None:
+    if has_surrogates(text):
+        raise InputError(f"{where} is no Unicode: half of a surrogate pair stands alone in {shown(text)}")
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether half of a surrogate pair stands alone in a text, which no tokenizer takes."""
+    return not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
+def visual_items(messages: Sequence[Message]) -> dict[str, list[Any]]:
+    """The images and videos of a checked conversation, in order: {"image": [...], "video": [...]}."""
+    found: dict[str, list[Any]] = {"image": [], "video": []}
+    for message in messages:
+        for part in () if isinstance(message["content"], str) else message["content"]:
+            if part["type"] != "text":
+                found[part["type"]].append(part[part["type"]])
+    return found

@@ -1,0 +1,179 @@
+"""The same picture gives the same pixels however it is given: modes x ways, orientations x ways, against numpy."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from picture_files import (
+    BYTES,
+    CLEAR,
+    COLOUR,
+    COLOURS,
+    DEEP,
+    DEEP_RGB,
+    FILES,
+    INDICES,
+    RGB,
+    RGBA,
+    ROUNDED,
+    H,
+    W,
+    check,
+    exif,
+    grey,
+    image,
+    numbers,
+    on_white,
+    png,
+    saved,
+    upright,
+    ways,
+    with_palette,
+)
+from PIL import Image
+
+from ppe_npu.data.pictures import load_image
+from ppe_npu.errors import InputError
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_shows_the_same_however_it_is_given(tmp_path, name):
+    data, expected = FILES[name]
+    for how, given in ways(data, tmp_path / "picture"):
+        try:
+            check(given, expected, ROUNDED.get(name, 0))
+        except AssertionError as error:
+            raise AssertionError(f"{name}, given as {how}") from error
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "PNG behind", "WEBP", "TIFF", "TIFF packed", "JPEG", "MPO", "AVIF"])
+def test_every_orientation_is_turned_however_it_is_given(tmp_path, kind, orientation):
+    stored, tag = image(RGB, "RGB"), exif(orientation)
+    if kind == "PNG behind":
+        data = png(RGB, COLOUR, behind=[(b"eXIf", tag.tobytes().removeprefix(b"Exif\0\0"))])
+    elif kind == "TIFF packed":
+        data = saved(stored, "TIFF", exif=tag, compression="tiff_lzw")
+    elif kind == "MPO":
+        data = saved(stored, "MPO", exif=tag, save_all=True, append_images=[stored.copy()], quality=95)
+    else:
+        data = saved(stored, kind, exif=tag, **({"lossless": True} if kind == "WEBP" else {"quality": 95}))
+    # What a lossy format stored is asked of Pillow, by a file that is not turned.
+    lossy = kind in ("JPEG", "MPO", "AVIF")
+    pixels = np.asarray(Image.open(io.BytesIO(saved(stored, kind, quality=95))).convert("RGB")) if lossy else RGB
+    for how, given in ways(data, tmp_path / "picture"):
+        try:
+            check(given, upright(pixels, orientation))
+        except AssertionError as error:
+            raise AssertionError(f"{kind} of orientation {orientation}, given as {how}") from error
+
+
+@pytest.mark.parametrize("block", [b"Exif\0\0no tags", b"", exif(9).tobytes(), exif(0).tobytes()])
+def test_a_damaged_or_foreign_orientation_turns_nothing(tmp_path, block):
+    for _, given in ways(saved(image(RGB, "RGB"), "PNG", exif=block), tmp_path / "a.png"):
+        check(given, RGB)
+
+
+def test_pictures_that_only_pillow_holds():
+    colour, alpha = RGBA[..., :3], RGBA[..., 3]
+    check(image(RGBA, "RGBA").convert("RGBa"), on_white(colour, alpha))
+    check(image(RGBA[..., :2], "LA").convert("La"), on_white(RGBA[..., :1], RGBA[..., 1]))
+    clear = with_palette()
+    clear.putpalette(np.concatenate([COLOURS, CLEAR[:, None]], axis=1).astype(np.uint8).tobytes(), "RGBA")
+    check(clear, on_white(COLOURS[INDICES], CLEAR[INDICES]))
+    check(with_palette().convert("PA"), COLOURS[INDICES])
+    check(image(RGBA, "RGBX"), colour)
+    for mode in ("I;16L", "I;16B", "I;16N"):
+        kind = ">u2" if mode == "I;16B" else "=u2" if mode == "I;16N" else "<u2"
+        check(Image.frombytes(mode, (W, H), DEEP.astype(kind).tobytes()), grey(DEEP // 256))
+    saturated = np.stack([BYTES, np.full_like(BYTES, 0), BYTES], axis=-1)  # without saturation a colour is its value
+    check(image(saturated, "HSV"), grey(BYTES))
+    neutral = np.stack([BYTES, np.full_like(BYTES, 128), np.full_like(BYTES, 128)], axis=-1)
+    check(image(neutral, "YCbCr"), grey(BYTES))
+    turned = image(RGB, "RGB")
+    turned.getexif()[0x0112] = 6
+    check(turned, upright(RGB, 6))
+    odd = Image.new("L", (2, 2))
+    odd._mode = "BGR;15"  # which older Pillows had
+    with pytest.raises(InputError, match="mode BGR;15, which are not read"):
+        load_image(odd)
+
+
+def test_lab_is_brought_to_srgb():
+    """Grey of lightness L has, by CIE's formula, the luminance ((L + 16) / 116)^3, which sRGB's curve encodes."""
+    lightness = np.linspace(10, 100, H * W).reshape(H, W)
+    lab = image(np.stack([np.rint(lightness * 2.55), np.zeros((H, W)), np.zeros((H, W))], axis=-1), "LAB")
+    linear = ((np.rint(lightness * 2.55) / 2.55 + 16) / 116) ** 3
+    check(lab, grey(np.rint(255 * (1.055 * linear ** (1 / 2.4) - 0.055)).astype(int)), tolerance=1)
+
+
+@pytest.mark.parametrize("ink", [(0, 255, 255, 0), (255, 0, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0), (0, 60, 0, 90)])
+def test_a_cmyk_jpeg_is_not_inverted(tmp_path, ink):
+    """Adobe writes inks inverted, and says so by its marker."""
+    expected = np.array([(255 - part) * (255 - ink[3]) / 255 for part in ink[:3]])
+    for _, given in ways(saved(Image.new("CMYK", (16, 16), ink), "JPEG", quality=100), tmp_path / "a.jpg"):
+        check(given, np.broadcast_to(np.rint(expected).astype(int), (16, 16, 3)), tolerance=4)
+
+
+@pytest.mark.parametrize("turn", [np.asarray, lambda p: torch.from_numpy(p.copy())], ids=["array", "tensor"])
+def test_arrays_and_tensors(turn):
+    check(turn(RGB.astype(np.uint8)), RGB)
+    check(turn(RGB.transpose(2, 0, 1).astype(np.uint8)), RGB)
+    check(turn(RGB.transpose(2, 0, 1).astype(np.uint8))[:, ::2], RGB[::2])
+    check(turn((RGB / 255).astype(np.float32)), RGB)
+    check(turn(RGB.astype(np.float64)), RGB)
+    check(turn(RGB), RGB)
+    check(turn(DEEP_RGB.astype(np.int32)), DEEP_RGB // 256)
+    check(turn(BYTES.astype(np.uint8)), grey(BYTES))
+    check(turn(BYTES[None].astype(np.uint8)), grey(BYTES))
+    check(turn(BYTES > 127), grey(np.where(BYTES > 127, 255, 0)))
+    check(turn(RGBA.astype(np.uint8)), on_white(RGBA[..., :3], RGBA[..., 3]))
+    check(turn(RGBA.transpose(2, 0, 1).astype(np.uint8)), on_white(RGBA[..., :3], RGBA[..., 3]))
+
+
+def test_more_of_arrays_and_tensors():
+    check(DEEP.astype(np.uint16), grey(DEEP // 256))
+    check(torch.from_numpy(RGB / 255).to(torch.float64).requires_grad_(), RGB)
+    exact = torch.from_numpy(RGB // 2 * 2).to(torch.bfloat16)  # 8 bits of a number are kept
+    check(exact, exact.float().numpy().astype(int))
+    square = numbers(3, 5, 3, seed=9)
+    check(square.astype(np.uint8), square)
+    check(torch.from_numpy(square.astype(np.uint8)), square.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (image(DEEP - 1, "I") if DEEP.min() == 0 else image(DEEP - 40_000, "I"), "values from -"),
+        (image(DEEP + 65_536, "I"), "values from 6"),
+        (image(BYTES / 100 - 1, "F"), "values from -"),
+        (image(np.where(BYTES > 250, np.nan, BYTES / 255), "F"), "values from nan"),
+        (image(BYTES / 250, "F"), r"values from .* to 1\."),
+        (np.full((4, 4, 3), np.inf), "values from .* to inf"),
+        (torch.randn(3, 8, 8), "values from -"),
+        (np.zeros((4, 4, 3), complex), "complex"),
+        (np.array([["a"]]), "type <U1"),
+        (np.zeros((5, 4, 2)), r"shape \[5, 4, 2\]"),
+        (np.zeros((2, 3, 4, 4)), r"shape \[2, 3, 4, 4\]"),
+        (np.zeros((0, 4, 3)), r"shape \[0, 4, 3\]"),
+        (torch.empty(3, 4, 4, device="meta"), "without plain values"),
+        (torch.zeros(4, 4).to_sparse(), "without plain values"),
+        (Image.new("RGB", (0, 5)), "0x5 pixels is empty"),
+        (5, "given as int"),
+        (None, "given as NoneType"),
+        (["a.png"], "given as list"),
+        ({"bytes": None, "path": None}, "neither"),
+        ({"image": "a.png"}, "neither"),
+        ({"bytes": 5}, "is int"),
+        (b"", "it is empty"),
+        ("", "is a folder|does not exist"),
+    ],
+)  # fmt: skip
+def test_what_has_no_rule_is_refused_in_one_line(given, words):
+    with pytest.raises(InputError, match=words) as error:
+        load_image(given)
+    assert len(str(error.value)) < 300
+    assert "\n" not in str(error.value)

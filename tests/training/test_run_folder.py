@@ -1,0 +1,224 @@
+"""A run's folder: what is not the run's stays, one run at a time, and a full disk loses nothing."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from cut_runs import go_on, refused, state
+from fixtures import write_noise_records
+
+from ppe_npu.errors import FileError, InputError
+from ppe_npu.training import loop, output, trainer
+from ppe_npu.training.args import TrainConfig
+from ppe_npu.training.trainer import train
+
+# -- what is not the run's ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_what_the_run_did_not_write_stays(whole_run, cut_run, capfd, how):
+    run = Path(cut_run["output"])
+    strange = [run / "checkpoint-500", run / "checkpoint-3"]
+    for folder in strange:
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("someone's work")
+    (run / "tensorboard").mkdir()
+    (run / "tensorboard" / "notes.md").write_text("mine")
+    (run / "checkpoint-x").mkdir()
+    (run / "sketch.png").write_text("mine")
+    before = state(run)
+    result = go_on(cut_run | {"resume": False, how: True})
+    assert result.losses == whole_run[1].losses
+    after = state(run)
+    for name in (
+        "checkpoint-500/model.safetensors",
+        "checkpoint-3/model.safetensors",
+        "tensorboard/notes.md",
+        "sketch.png",
+    ):
+        assert after[str(run / name)] == before[str(run / name)]
+    assert (run / "checkpoint-x").is_dir()
+    told = capfd.readouterr().err
+    assert all(f"{folder} was not written by this run: it is left as it is" in told for folder in strange)
+    assert (run / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_what_would_be_written_over_is_refused(cut_run, how):
+    run, cut_run = Path(cut_run["output"]), cut_run | {"resume": False, how: True}
+    shutil.rmtree(run / "checkpoint-6")
+    (run / "checkpoint-6").mkdir()
+    (run / "checkpoint-6" / "model.safetensors").write_text("someone's work")
+    refused(cut_run, "checkpoint-6 was not written by a run, which will need its name: move it away")
+    shutil.rmtree(run / "checkpoint-6")
+    (run / "final").mkdir()
+    (run / "final" / "model.safetensors").write_text("someone's work")
+    refused(cut_run, "final was not written by a run")
+    shutil.rmtree(run / "final")
+    (run / "train.json").write_text('[{"image": "a.png", "conversations": []}]')
+    refused(cut_run, run / "train.json", "move it away")
+
+
+def test_data_in_the_output_folder_is_not_written_over(whole_run, tmp_path):
+    data = write_noise_records(tmp_path, 4, 2)
+    assert data.name == "train.json"
+    refused(whole_run[0] | {"data": str(data), "output": str(tmp_path)}, data, "name another output")
+
+
+def test_a_checkpoint_without_its_whole_json_is_passed_over_and_said(whole_run, cut_run, capfd):
+    run = Path(cut_run["output"])
+    (run / "checkpoint-6" / "whole.json").unlink()
+    assert go_on(cut_run).losses == whole_run[1].losses
+    assert "checkpoint-6 holds no whole.json, it was cut off while it was saved: going on from checkpoint-4" in (
+        capfd.readouterr().err
+    )
+    shutil.rmtree(run / "final")
+    for folder in loop.checkpoints(run):
+        (folder / "whole.json").unlink()
+    refused(cut_run, "checkpoint-6/whole.json is missing", "no other checkpoint is whole")
+
+
+def test_final_that_a_kill_left_aside_comes_back(whole_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run[0]["output"], run)
+    (run / "final").rename(run / ".final.99.old")
+    shutil.copytree(run / ".final.99.old", run / ".final.99.tmp")
+    settings = whole_run[0] | {"output": str(run)}
+    with pytest.raises(InputError, match="holds an earlier run"):
+        go_on(settings)
+    assert (run / "final" / "model.safetensors").is_file()
+    assert not [*run.glob(".final.*")]
+
+
+# -- one run at a time -------------------------------------------------------------------------------------------------
+
+
+def _stay(folder: Path, ready) -> None:
+    with output.sole_run(folder):
+        if os.fork() == 0:  # as a loader's worker is: it outlives a killed parent for a while
+            ready.set()
+            time.sleep(20)
+            os._exit(0)
+        time.sleep(60)
+
+
+def test_a_second_run_is_refused_and_a_killed_one_leaves_no_lock(whole_run, cut_run):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    other = context.Process(target=_stay, args=(Path(cut_run["output"]), ready))
+    other.start()
+    try:
+        assert ready.wait(30)
+        refused(cut_run, "another run is writing there")
+        refused(cut_run, "another run is writing there", resume=False, overwrite=True)
+    finally:
+        os.kill(other.pid, signal.SIGKILL)
+        other.join()
+    with output.sole_run(Path(cut_run["output"])):
+        refused(cut_run, "another run is writing there")
+    with output.sole_run(Path(cut_run["output"])):
+        pass
+
+
+# -- a full disk -------------------------------------------------------------------------------------------------------
+
+
+def _limited(values: dict, size: int, file: str) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        train(TrainConfig(**values), announce=False)
+    except FileError as error:
+        text = str(error)
+        os._exit(0 if file in text and "ulimit -f" in text and "--resume" in text and "\n" not in text else 3)
+    os._exit(4)
+
+
+@pytest.mark.parametrize(
+    ("size", "file"), [pytest.param(100_000, "model.safetensors", marks=pytest.mark.slow), (3_000_000, "optimizer.pt")]
+)
+def test_a_checkpoint_that_cannot_be_written_is_named_and_the_run_goes_on_later(whole_run, cut_run, size, file):
+    """The limit on a file's size is met as a full disk is: by a write that fails in the middle."""
+    run = Path(cut_run["output"])
+    shutil.rmtree(run / "checkpoint-6")
+    kept = {name: value for name, value in state(run).items() if "/checkpoint-" in name}
+    child = multiprocessing.get_context("fork").Process(target=_limited, args=(cut_run, size, file))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    after = state(run)
+    assert {name: after[name] for name in kept} == kept
+    assert not [*(run / ".saving").iterdir()], "the half that was written takes up no room"
+    assert go_on(cut_run).losses == whole_run[1].losses
+
+
+def test_a_failed_final_leaves_the_old_one(whole_run, cut_run, monkeypatch):
+    import errno
+
+    run = Path(cut_run["output"])
+    shutil.copytree(whole_run[1].final, run / "final")
+    before = {name: value for name, value in state(run).items() if "/final/" in name}
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(trainer, "write_json", full)
+    with pytest.raises(FileError, match=r"/run/final.* \(no space is left on its disk\): make room there"):
+        go_on(cut_run)
+    assert {name: value for name, value in state(run).items() if "/final" in name} == before
+
+
+# -- what is counted and saved -----------------------------------------------------------------------------------------
+
+
+def test_records_that_broke_are_counted_once_after_a_kill(whole_run, tmp_path):
+    """Killed between a skipped record and the next checkpoint, with half a line written."""
+    settings = whole_run[0] | {
+        "output": str(tmp_path / "run"),
+        "invalid": "skip",
+        "max_steps": 7,
+        "save_total_limit": 9,
+    }
+    data = tmp_path / "data"
+    data.mkdir()
+    settings["data"] = str(write_noise_records(data, 12, 5))
+    for number in (1, 4, 8):  # cut in half: the header can be read, the picture cannot
+        file = data / f"{number}.png"
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    whole = go_on(settings)
+    lists = tmp_path / "run" / "skipped-0.jsonl"
+    once = lists.read_text()
+    steps = [json.loads(line)["step"] for line in once.splitlines()]
+    assert whole.skipped == len(steps) >= 3
+    first = min(step for step in steps if step > 2)
+    shutil.rmtree(tmp_path / "run" / "final")
+    for folder in loop.checkpoints(tmp_path / "run"):
+        if loop.step_of(folder) >= first:
+            shutil.rmtree(folder)
+    lists.write_text(once + '{"step": 9, "id": "ha')
+    resumed = go_on(settings, resume=True)
+    assert resumed.losses == whole.losses
+    assert resumed.skipped == whole.skipped
+    assert lists.read_text() == once
+
+
+@pytest.mark.parametrize("checkpointing", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_use_cache_is_saved_as_the_base_has_it(whole_run, tmp_path, checkpointing):
+    changes = {"output": str(tmp_path), "max_steps": 2, "save_steps": 1, "gradient_checkpointing": checkpointing}
+    go_on(whole_run[0] | changes)
+    base, *saved = (
+        json.loads((Path(folder) / "config.json").read_text())
+        for folder in (whole_run[0]["model"], tmp_path / "final", tmp_path / "checkpoint-1")
+    )
+    assert "use_cache" not in base
+    for config in saved:
+        assert "use_cache" not in config
+        assert config["text_config"]["use_cache"] == base["text_config"]["use_cache"]
