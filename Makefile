@@ -86,8 +86,9 @@ test-machines: $(VENV)/.ready
 	$(BIN)/python scripts/test_machines.py $(if $(QUICK),--quick)
 
 # The tests of all that meets transformers, with the newest and the oldest version of our range.
+test-matrix: MATRIX ?= $(VENV) $(OLDEST)
 test-matrix: $(VENV)/.ready $(OLDEST)/.ready
-	for environment in $(VENV) $(OLDEST); do \
+	for environment in $(MATRIX); do \
 		OMP_NUM_THREADS=1 $$environment/bin/python -m pytest -n 2 -m "not slow" --ignore tests/backends --ignore tests/demo || exit 1; \
 	done
 

@@ -3,17 +3,17 @@
     from ppe_npu import backends
     out = backends.attention(query, key, value, causal=True)       # the best implementation for the tensors' device
     out = backends.attention(query, key, value, implementation="reference")
-    with backends.dispatch.using(attention="flash_attn"): ...      # or by name, for a while
+    with backends.dispatch.using(attention="flash_attn"): ...      # or by name, inside the context
     backends.dispatch.chosen()                                     # what ran
 
     ops.py        the operations: shapes, dtypes, meaning
     reference/    plain PyTorch: the specification
-    npu/ cuda/    the same file names, by vendors' fused operators; sdpa.py and onehot.py serve several devices
-    registry.py   which implementations there are, in order; dispatch.py picks one per call
-    device.py     the only place that asks which device there is
-    parity/       compares implementations, on the device at hand
+    npu/ cuda/    the same file names, by fused operators; sdpa.py and onehot.py serve several devices
+    registry.py   lists the implementations in order of preference; dispatch.py picks one per call
+    device.py     the only place that asks which kind of device there is
+    parity/       compares implementations with the reference on the device at hand
 
-Knows tensors, never models or configs. Importing it imports torch and no vendor package.
+This package knows tensors, never models or configs. Importing it imports torch and no vendor package.
 """
 
 from . import device, dispatch

@@ -1,4 +1,4 @@
-"""What torch.compile is told of a function, without loading the compiler for those who do not compile."""
+"""What torch.compile is told about a function, without importing the compiler where nothing is compiled."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import torch
 def traced_once(function: Callable) -> Callable:
     """torch.compile calls `function` while it traces and takes the result for a constant: none of it is in the graph.
 
-    For imports, logging and uploads that are done once. The arguments must be constants (or shapes).
+    It is for imports, logging and uploads that are done once. The arguments must be constants (or shapes).
     torch.compiler.assume_constant_result sets the same mark; it imports torch._dynamo, and with it Triton.
     """
     function._dynamo_marked_constant = True

@@ -1,7 +1,7 @@
 """The only place that asks "npu, cuda or cpu?".
 
 Everything that depends on the kind of device is answered here: which device to use, which dtypes it takes, seeds, peak
-memory, the process group's backend, the optimizer's name in transformers, and the words a report describes it by.
+memory, the process group's backend, the optimizer's name in transformers, and how a report describes the device.
 torch_npu is imported by `resolve` alone, and only if an NPU is asked for, or "auto" is and the package is installed.
 """
 
@@ -28,7 +28,7 @@ KINDS = ("npu", "cuda", "cpu")
 
 
 class DeviceError(UserError, ValueError):
-    """A device was asked for that this machine cannot give. The message is one line: what was asked, what to do."""
+    """This machine does not have the requested device. The message is one line: what was asked, what to do."""
 
 
 def resolve(name: str = "auto") -> torch.device:
@@ -49,13 +49,15 @@ def resolve(name: str = "auto") -> torch.device:
         return torch.device(_automatic())
     kind, _, index = wanted.partition(":")
     if kind not in KINDS or (":" in wanted and not index.isdecimal()):
-        raise DeviceError(f"device {name!r} is unknown: use auto, npu, cuda, cpu, or one with an index, as npu:0")
+        raise DeviceError(f"device {name!r} is unknown: use auto, npu, cuda, cpu, or one with an index, such as npu:0")
     problem = {"npu": _npu_problem, "cuda": _cuda_problem, "cpu": lambda: None}[kind]()
     if problem:
         raise DeviceError(f"device {name!r} cannot be used: {problem}, or use device 'auto' or 'cpu'")
     count = {"npu": _npu_count, "cuda": torch.cuda.device_count, "cpu": lambda: 1}[kind]()
     if index and int(index) >= count:
-        raise DeviceError(f"device {name!r} is not there: there are {count} of kind {kind}; use an index below {count}")
+        raise DeviceError(
+            f"device {name!r} does not exist: there are {count} of kind {kind}; use an index below {count}"
+        )
     return torch.device(wanted)
 
 
@@ -64,7 +66,7 @@ def _automatic() -> str:
         problem = _npu_problem()
         if problem is None:
             return "npu"
-        # Somebody who installed torch_npu expects to run on the NPU, and would not notice a quiet CPU run for long.
+        # A user who installed torch_npu expects to run on the NPU, and would be slow to notice a quiet run on the CPU.
         logger.warning("torch_npu is installed but no NPU can be used: %s", problem)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -80,7 +82,7 @@ def _npu_problem() -> str | None:
     try:
         importlib.import_module("torch_npu")
     except Exception as error:
-        # A missing CANN shows as OSError, ImportError or RuntimeError, depending on which library is missed first.
+        # A missing CANN shows as OSError, ImportError or RuntimeError, depending on which library is missing first.
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         return (
             f"torch_npu cannot be imported ({reason[0]}); on an Ascend machine source CANN's set_env.sh, anywhere else "
@@ -121,7 +123,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def too_old(device: torch.device) -> bool:
-    """Whether this is a CUDA device before compute capability 8.0: no flash attention, no Triton kernels of ours."""
+    """Whether this is CUDA before compute capability 8.0, where neither flash attention nor our Triton kernels run."""
     return device.type == "cuda" and torch.cuda.get_device_properties(device).major < 8
 
 
@@ -131,9 +133,9 @@ def runs_flash_attention(device: torch.device) -> bool:
 
 
 def triton_problem(device: torch.device, shared_bytes: int = 0) -> str | None:
-    """Why a Triton kernel that takes so much shared memory a block cannot run on `device`, or None.
+    """Why a Triton kernel that takes `shared_bytes` of shared memory per block cannot run on `device`, or None.
 
-    A CPU has no such limits: tensors there are for Triton's interpreter.
+    A CPU has no such limits: there Triton's interpreter runs the kernel.
     """
     if device.type != "cuda":
         return None
@@ -145,10 +147,10 @@ def triton_problem(device: torch.device, shared_bytes: int = 0) -> str | None:
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager:
-    """While it is open, `device` is CUDA's current one; nothing for other kinds.
+    """A context in which `device` is CUDA's current device; it does nothing for other kinds.
 
-    Triton launches kernels, and torch.Event records, on the current device, which need not be the tensors'. Not
-    torch.cuda.device_of, which breaks the graph under torch.compile.
+    Triton launches kernels, and torch.Event records, on the current device, which may differ from the tensors' device.
+    torch.cuda.device_of would break the graph under torch.compile.
     """
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
@@ -156,7 +158,7 @@ def current(device: torch.device) -> contextlib.AbstractContextManager:
 def default_dtype(device: torch.device) -> torch.dtype:
     """The dtype to train and infer in: fp32 on the CPU, else bf16 if the device has it, else fp32.
 
-    Never fp16: Qwen2.5-VL's activations leave its range (ms-swift issue 3408).
+    Never fp16: Qwen2.5-VL's activations exceed its range (ms-swift issue 3408).
     """
     if device.type != "cpu" and supports(device, torch.bfloat16):
         return torch.bfloat16
@@ -175,7 +177,7 @@ def seed_everything(seed: int) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes that torch's allocator held at most on `device` since `reset_peak_memory`; None on the CPU."""
+    """The most bytes that torch's allocator held on `device` since `reset_peak_memory`; None on the CPU."""
     runtime = _runtime(device)
     return None if runtime is None else int(runtime.max_memory_allocated(device))
 
@@ -195,7 +197,7 @@ def release_memory(device: torch.device) -> None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until `device` has done what was queued, so that a clock can be read; does nothing on the CPU."""
+    """Waits until `device` has done all queued work, so that a clock can be read; does nothing on the CPU."""
     runtime = _runtime(device)
     if runtime is not None:
         runtime.synchronize(device)
@@ -207,7 +209,7 @@ def process_group_backend(device: torch.device) -> str:
 
 
 def reduces_float64(device: torch.device) -> bool:
-    """Whether processes can sum fp64 numbers on the device. torch_npu's HCCL does so from Ascend 950 on only."""
+    """Whether processes can sum fp64 numbers on the device. torch_npu's HCCL can from Ascend 950 on."""
     return device.type != "npu" or torch.npu.get_device_name(device).startswith("Ascend95")
 
 
@@ -217,12 +219,12 @@ def process_count() -> int:
 
 
 def process_rank() -> int:
-    """Which of them this is; 0 without a launcher."""
+    """The rank of this process in the job; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
 def of_this_process(device: torch.device) -> torch.device:
-    """The device of its kind that this process works on: torchrun's n-th process of a machine takes the n-th one.
+    """The device that this process works on: torchrun's n-th process of a machine takes the n-th device of the kind.
 
     Raises:
         DeviceError: there are fewer devices than processes on this machine.
@@ -232,13 +234,15 @@ def of_this_process(device: torch.device) -> torch.device:
         return device
     index, there = int(os.environ.get("LOCAL_RANK", "0")), runtime.device_count()
     if index >= there:
-        raise DeviceError(f"process {index} of this machine has no {device.type}: there are {there}; start as many")
+        raise DeviceError(
+            f"process {index} of this machine has no {device.type}: there are {there}; start one process per device"
+        )
     runtime.set_device(index)
     return torch.device(device.type, index)
 
 
 def wait_for_all() -> None:
-    """Wait until every process of the job is here; nothing for a single one."""
+    """Waits until every process of the job gets here; does nothing in a job of one process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
 
@@ -246,8 +250,8 @@ def wait_for_all() -> None:
 def fused_adamw_name(device: torch.device, *, fused: bool = False) -> str:
     """The `optim` value for transformers' TrainingArguments.
 
-    "adamw_torch" unless `fused` is asked for: NpuFusedAdamW forbids that parameters move after it was built, which
-    offloading and some FSDP flows do. Fused is "adamw_torch_npu_fused" on an NPU, else "adamw_torch_fused".
+    "adamw_torch" unless `fused` is asked for: NpuFusedAdamW does not allow parameters to move after it was built, as
+    offloading and some FSDP setups do. Fused is "adamw_torch_npu_fused" on an NPU, else "adamw_torch_fused".
     """
     if not fused:
         return "adamw_torch"
@@ -255,7 +259,7 @@ def fused_adamw_name(device: torch.device, *, fused: bool = False) -> str:
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """What a report should say of `device`: keys "kind", "name", "torch", and "runtime" and "driver" where known."""
+    """What a report says about `device`: keys "kind", "name", "torch", and "runtime" and "driver" where known."""
     facts = {"kind": device.type, "name": _cpu_name(), "torch": torch.__version__}
     if device.type == "cuda":
         facts |= {"name": torch.cuda.get_device_name(device), "runtime": f"CUDA {torch.version.cuda}"}
@@ -285,7 +289,7 @@ def _first_line(path: str) -> str:
 def exact_matmul() -> Iterator[None]:
     """fp32 products and convolutions keep all of fp32: TF32 (CUDA), HF32 (NPU) and bf16 or TF32 (oneDNN) are off.
 
-    The settings are the process's, so other threads see them too while the context is open; all are restored after it.
+    The settings belong to the process, so other threads see them while the context is open; it restores all of them.
     """
     saved = [(set_, _told(get), exact) for get, set_, exact in _precisions()]
     saved = [(set_, before, exact) for set_, before, exact in saved if before is not None]
@@ -301,7 +305,7 @@ def exact_matmul() -> Iterator[None]:
 def _precisions() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
     """(get, set, value that keeps fp32 whole) of every setting.
 
-    torch keeps a legacy setting beside fp32_precision and complains where it finds the two in disagreement. Only the
+    torch keeps a legacy setting beside fp32_precision and complains if the two disagree. Only the
     legacy setters write both, so they come first, both on the way in and on the way out.
     """
     yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
@@ -322,7 +326,7 @@ def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any]
 
 
 def _told(get: Callable[[], Any]) -> Any:
-    """A setting; None where torch refuses to tell a legacy one, because somebody has set fp32_precision alone."""
+    """A setting; None if torch refuses to read a legacy one because fp32_precision alone was set."""
     try:
         return get()
     except RuntimeError:

@@ -1,8 +1,8 @@
 """Picks an implementation for every call, and says once which and why.
 
-The first implementation in `registry.REGISTRY` that is made for the tensors' device, whose package is there and that
-does not refuse the arguments is taken. The choice is made per call because the limits of fused operators are facts of
-one call: its shapes, dtypes and mask. Who asks for an implementation by name gets it or an error, never another one.
+It takes the first implementation in `registry.REGISTRY` that is made for the tensors' device, whose package can be
+imported, and that does not refuse the arguments. The choice is made per call because fused operators limit the shapes,
+dtypes and masks of a call. A request for an implementation by name gets that one or an error, never another one.
 
     with dispatch.using(attention="flash_attn", rms_norm="reference"):
         model(**inputs).loss.backward()
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 class ImplementationError(UserError, ValueError):
-    """An implementation was asked for by name and cannot be had. The message says why and what can."""
+    """An implementation that was requested by name cannot be used. The message says why, and what to use."""
 
 
-# Process-wide, not per thread or context: the autograd engine recomputes checkpointed layers in threads of its own, and
-# these have to make the same choice as the forward pass did.
+# Process-wide, not per thread or context: the autograd engine recomputes checkpointed layers in threads of its own,
+# which have to choose as the forward pass did.
 _requested: dict[str, str] = {}
 _chosen: dict[str, list[str]] = {}
 _refused: set[tuple[str, str, str]] = set()
@@ -43,7 +43,7 @@ def ops() -> tuple[str, ...]:
 
 
 def candidates(op: str, kind: str) -> list[Implementation]:
-    """The implementations of `op` for devices of `kind`, best first, whether or not their packages are there."""
+    """The implementations of `op` for devices of `kind`, best first, whether or not their packages are installed."""
     return [entry for entry in registry.REGISTRY if entry.op == op and entry.runs_on(kind)]
 
 
@@ -54,10 +54,10 @@ def available(op: str, kind: str) -> list[Implementation]:
 
 @contextlib.contextmanager
 def using(**requested: str) -> Iterator[None]:
-    """Asks for implementations by name, op by op, until the context ends.
+    """Requests implementations by name, op by op, until the context ends.
 
     The request holds for the whole process. A backward pass that recomputes layers (gradient checkpointing) has to run
-    inside the context as well. An `implementation=` argument of one call goes before it.
+    inside the context as well. The argument `implementation=` of a call takes precedence.
 
     Raises:
         ImplementationError: at once if an op or name is unknown; at the call if its device, package or arguments
@@ -80,7 +80,7 @@ def chosen() -> dict[str, str]:
 
 
 def reset() -> None:
-    """Forgets what was chosen and what was logged, as at the start of a run. Requests by `using` stay."""
+    """Forgets what was chosen and what was logged, as at the start of a run. Requests made by `using` stay."""
     _chosen.clear()
     _refused.clear()
 
@@ -99,7 +99,8 @@ def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any
         entry = _explicit(op, name, device.type)
         reason = _reason(entry, args, kwargs)
         if reason is not None:
-            raise ImplementationError(f"{op}: implementation {name!r} was asked for and cannot be used: {reason}")
+            problem = f"implementation {name!r} was asked for and cannot be used: {reason}"
+            raise ImplementationError(f"{op}: {problem}; use one of {_names(op, device.type, name)}")
         return entry
     for entry in candidates(op, device.type):
         if not entry.automatic or not entry.concerns(*args, **kwargs):
@@ -108,7 +109,7 @@ def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any
         if reason is None:
             return entry
         _log_refusal(op, entry.name, reason)
-    raise ImplementationError(f"{op}: no implementation takes this call on {device.type}; the reference should")
+    raise ImplementationError(f"{op}: no implementation supports this call on {device.type}, not even the reference")
 
 
 def call(op: str, *args: Any, implementation: str | None = None, **kwargs: Any) -> Any:
@@ -125,12 +126,12 @@ def _reason(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
     if not entry.concerns(*args, **kwargs):
         return "it is not made for such a call"
     if not entry.gradient and _wants_gradient((*args, *kwargs.values())):
-        return "it has no gradient"
+        return "it has no gradient, and an argument requires one"
     return _refusal(entry, args, kwargs)
 
 
-# torch.compile traces the choice itself: it holds for shapes and dtypes, as the compiled code does. What is marked is
-# done once, while it traces, and leaves nothing in the graph: imports and logging would break it.
+# torch.compile traces the choice, which holds for shapes and dtypes, as the compiled code does. A function marked
+# `traced_once` runs once, while tracing, and leaves nothing in the graph, which imports and logging would break.
 
 
 def _load(entry: Implementation) -> Callable:
@@ -149,7 +150,7 @@ def _refusal(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
 
 @traced_once
 def _find_all() -> None:
-    """All at once: what is added after the compiler has looked at `_functions` it does not see."""
+    """Fills `_functions` in one go: the compiler does not see what is added after it has read them."""
     for entry in registry.REGISTRY:
         if entry.missing() is None:
             for name in filter(None, (entry.function, entry.verify)):
@@ -187,8 +188,11 @@ def _explicit(op: str, name: str, kind: str) -> Implementation:
     for entry in candidates(op, kind):
         if entry.name == name:
             return entry
-    names = ", ".join(entry.name for entry in candidates(op, kind))
-    raise ImplementationError(f"{op}: implementation {name!r} does not run on {kind}: use one of {names}")
+    raise ImplementationError(f"{op}: implementation {name!r} does not run on {kind}: use one of {_names(op, kind)}")
+
+
+def _names(op: str, kind: str, refused: str | None = None) -> str:
+    return ", ".join(entry.name for entry in candidates(op, kind) if entry.name != refused)
 
 
 @traced_once

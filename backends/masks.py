@@ -1,4 +1,4 @@
-"""Attention masks: what "causal" means here, and how it is joined with a mask."""
+"""Attention masks: what "causal" means here, and how it is combined with a mask."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
 
 
 def join(mask: Tensor | None, queries: int, keys: int, causal: bool, device: torch.device) -> Tensor | None:
-    """`mask` with causality put in; None if neither forbids anything.
+    """Combines `mask` with causality; None if neither forbids anything.
 
     `mask` is bool (True = attend) or additive, broadcastable to [..., queries, keys]; the result is of the same kind.
     """

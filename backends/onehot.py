@@ -1,4 +1,4 @@
-"""group_mean as a product with a one-hot matrix: no atomics, so the same bits on every run, on matrix units."""
+"""group_mean as a product with a one-hot matrix: no atomics, so every run gives the same bits."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ from . import device
 
 
 def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-    """See `ppe_npu.backends.group_mean`. Takes fp32 [F, M, N] and [F, N, C] for a while. No second derivative."""
+    """See `ppe_npu.backends.group_mean`. Allocates fp32 [F, M, N] and [F, N, C]. No second derivative."""
     return _OneHotMean.apply(tokens, labels, counts)
 
 
 class _OneHotMean(torch.autograd.Function):
-    """Its own backward, because autograd's would run outside `exact_matmul`, where TF32 or HF32 may be on."""
+    """Has its own backward pass, because autograd's would run outside `exact_matmul`, with TF32 or HF32 on."""
 
     @staticmethod
     def forward(ctx, tokens: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class _OneHotMean(torch.autograd.Function):
 
 
 def _one_hot(labels: Tensor, counts: Tensor, dtype: torch.dtype) -> Tensor:
-    """[F, M, N]: 1 where token n is in group m. A label of -1 is in none. (one_hot itself takes no -1.)"""
+    """[F, M, N]: 1 where token n is in group m. A label of -1 is in no group (which one_hot cannot say)."""
     groups = torch.arange(counts.shape[1], device=labels.device)
     return (labels[:, None, :] == groups[None, :, None]).to(dtype)
 

@@ -1,7 +1,7 @@
-"""The operations: what each takes, gives and means. `dispatch` finds who computes it.
+"""The operations: what each takes, returns and means. `dispatch` picks the implementation.
 
 All take `implementation=None`: the name of the implementation to use for this call (see `dispatch.using`), which raises
-ImplementationError if it cannot be had. Arguments that no implementation could take raise ValueError.
+ImplementationError if it cannot be used. Arguments that no implementation supports raise ValueError.
 """
 
 import torch
@@ -25,18 +25,18 @@ def attention(
     dropout: float = 0.0,
     implementation: str | None = None,
 ) -> Tensor:
-    """softmax(scale * query key^T) value, per head; grouped query heads need no repeating.
+    """softmax(scale * query key^T) value, per head; key heads that several query heads share need no repeating.
 
     Args:
         query: [B, H, S, D], floating point.
         key, value: [B, Hkv, T, D], the same dtype; H is a multiple of Hkv, query head h reads key head h // (H / Hkv).
         mask: broadcastable to [B, H, S, T]; bool (True = attend), or floating point, added to the scaled scores
-            (and possibly rounded to the inputs' dtype before).
+            (some implementations round it to the inputs' dtype before).
             A row that may attend to nothing (all False, or all -inf) gives zeros.
         cu_seqlens: the borders of packed segments, a host list [0, ..., T] that never falls; then B = 1, S = T,
             there is no mask, and every segment attends to itself only. Make it once per forward pass, not per layer.
-        causal: the last query sees all keys and each earlier one sees one key less (bottom-right alignment, which is
-            what decoding with a cache needs). Needs S <= T.
+        causal: the last query sees all keys and each earlier one sees one key less (bottom-right alignment, as
+            decode with a cache needs it). Needs S <= T.
         scale: 1/sqrt(D) if None.
         dropout: probability with which a weight is dropped. Which ones differs between implementations.
 
@@ -97,22 +97,23 @@ def dpc_knn(
 ) -> tuple[Tensor, Tensor]:
     """Density-peak clustering of every frame at once (DPC-KNN: Du, Ding and Jia 2016; as in Chat-UniVi).
 
-    A token's density falls with the mean squared distance to its nearest neighbours, its delta is the distance to the
-    nearest denser token; those with the highest product are the centres, and every token joins the nearest centre.
-    Distances keep full fp32 on every device (TF32 and HF32 are off); nothing is differentiated.
+    A token's density falls with the mean squared distance to its nearest neighbours, and its delta is the distance to
+    the nearest denser token. The tokens with the highest density * delta are the centres, and every token joins the
+    nearest centre. Distances keep full fp32 on every device (TF32 and HF32 are off); there is no gradient.
 
     Args:
         tokens: [F, N, C], floating point, padded to N.
         valid: bool [F, N], False on padding, which comes last in a frame; None if there is none.
-        budgets: int64 [F], groups wanted per frame, from 1 to min(max_groups, valid tokens).
+        budgets: int64 [F], groups to make per frame, from 1 to min(max_groups, valid tokens).
         max_groups: the largest budget, known to the host.
-        num_neighbors: int64 [F], neighbours that a density is taken over (itself is one), at most 5 and at most
-            the valid tokens.
-        strict: of equally dense tokens none counts as denser than another; else the one with the lower index does.
+        num_neighbors: int64 [F], neighbours that a density is taken over, the token itself included; at most 5, and at
+            most the number of valid tokens.
+        strict: if true, equally dense tokens do not count as denser than each other; else the one with the
+            lower index counts as denser.
 
     Returns:
-        centers: int64 [F, max_groups], token index of every centre by falling score; in range but meaningless from
-            budgets[f] on.
+        centers: int64 [F, max_groups], token index of each centre in descending score; entries from budgets[f] on are
+            in range but meaningless.
         labels: int64 [F, N], the rank of each token's centre; -1 where not valid.
 
     Raises:
@@ -153,8 +154,10 @@ def _exact_dpc_knn(
 
 @traced_once
 def _register_dpc_knn() -> None:
-    """Make torch.ops.ppe_npu.dpc_knn, one node of a graph under torch.compile: compiled code runs under the precision
-    that is set when it runs, and TF32 would give other groups."""
+    """Makes torch.ops.ppe_npu.dpc_knn, one node of a graph under torch.compile.
+
+    Other compiled code runs in the precision that is set when it runs, and TF32 would give other groups.
+    """
     if not hasattr(torch.ops.ppe_npu, "dpc_knn"):
         operator = torch.library.custom_op("ppe_npu::dpc_knn", _exact_dpc_knn, mutates_args=())
         operator.register_fake(_shapes_of_dpc_knn)
@@ -170,8 +173,8 @@ def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, implementation
 
     Args:
         tokens: [F, N, C], floating point.
-        labels: int64 [F, N], group of each token in [0, M), or -1 for none.
-        counts: integer [F, M], tokens per group; has to agree with `labels`.
+        labels: int64 [F, N], the group of each token, in [0, M), or -1 for no group.
+        counts: integer [F, M], tokens per group; must agree with `labels`.
 
     Returns:
         [F, M, C] in the tokens' dtype, accumulated in fp32 (fp64 for fp64); empty groups are zero.
@@ -196,7 +199,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, implementation: str | Non
     """weight * (x / sqrt(mean(x^2) + eps)) over the last dimension, as transformers' RMSNorm modules.
 
     Args:
-        x: [..., D], floating point; the mean is taken in fp32 at least.
+        x: [..., D], floating point; upcast to fp32 for the mean unless it is fp64.
         weight: [D].
         eps: added to the mean square.
 
@@ -213,7 +216,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, implementation: str | Non
 
 
 def swiglu(gate: Tensor, up: Tensor, *, implementation: str | None = None) -> Tensor:
-    """silu(gate) * up, elementwise; both [..., D] of one shape and dtype, and so is the result.
+    """silu(gate) * up, elementwise; both are [..., D] with the same shape and dtype, and so is the result.
 
     Raises:
         ValueError: shapes or dtypes differ.
@@ -234,15 +237,15 @@ def linear_cross_entropy(
     reduction: str = "mean",
     implementation: str | None = None,
 ) -> Tensor:
-    """Cross entropy of hidden @ weight^T against labels, without ever holding all logits.
+    """Cross entropy of hidden @ weight^T against labels, without storing all logits at once.
 
     Args:
-        hidden: [T, D], floating point, already shifted against the labels.
+        hidden: [T, D], floating point, already aligned with the labels.
         weight: [V, D], the same dtype.
         labels: int64 [T], each in [0, V) or `ignore_index`.
-        ignore_index: label of tokens that do not count.
-        chunk_size: tokens whose logits ([chunk_size, V], fp32) stand in memory at a time.
-        reduction: "mean" over the tokens that count (0 with zero gradients if none does), or "sum".
+        ignore_index: the label of tokens without a loss.
+        chunk_size: tokens whose logits ([chunk_size, V], fp32) are in memory at the same time.
+        reduction: "mean" over the tokens with a loss (0 with zero gradients if there are none), or "sum".
 
     Returns:
         Scalar, fp32 (fp64 for fp64), differentiable in hidden and weight.
@@ -275,5 +278,5 @@ def linear_cross_entropy(
 
 
 def _no_autocast(tensor: Tensor) -> torch.autocast:
-    """Autocast would take a matrix product of fp32 tokens to bf16."""
+    """Turns autocast off, which would compute a matrix product of fp32 tokens in bf16."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""Which implementations there are: plain data, read by `dispatch`, listed in order of preference.
+"""The list of implementations in order of preference: plain data that `dispatch` reads.
 
 To add one: write `<device>/<op>.py` with a function of the op's name and signature and, if it has limits, a function
 `refusal` of the same signature; add a line here; run the parity cases on the device.
@@ -19,17 +19,17 @@ class Implementation:
     Attributes:
         op: the op's name, a function of `ppe_npu.backends`.
         name: what `using(op=name)` and `implementation=name` ask for. Unique per op and device kind.
-        devices: kinds of device it runs on ("npu", "cuda", "cpu"), or ANY.
-        module: module below ppe_npu.backends that holds it; imported when it is first considered.
-        function: its name there; takes the op's arguments.
+        devices: kinds of device that it runs on ("npu", "cuda", "cpu"), or ANY.
+        module: module in ppe_npu.backends that has it; imported when it is first considered.
+        function: the function's name there; it takes the op's arguments.
         requires: package that must be importable, or None.
         verify: name in `module` of a pure function of the op's arguments that returns None, or why this implementation
             refuses them; None if it takes everything the op takes. Reasons are logged once each, so they state limits,
             not the numbers of one call.
         made_for: name in `module` of a pure function of the op's arguments: whether a call is of the kind that this
-            implementation is made for; None if all are. Other calls pass it by without a word.
+            implementation is made for; None if all are. Other calls skip it silently.
         gradient: whether results can be differentiated; if not, calls that need a gradient are refused.
-        automatic: whether it is taken without being asked for by name.
+        automatic: whether it is taken without being requested by name.
     """
 
     op: str
@@ -44,11 +44,11 @@ class Implementation:
     automatic: bool = True
 
     def runs_on(self, kind: str) -> bool:
-        """Whether it is made for devices of this kind; says nothing of packages."""
+        """Whether it is made for devices of this kind, whether or not its package is installed."""
         return self.devices == ANY or kind in self.devices
 
     def missing(self) -> str | None:
-        """Why the package it needs cannot be used, or None. Imports that package, the first time."""
+        """Why the package that it requires cannot be used, or None. The first call imports that package."""
         return None if self.requires is None else _import_problem(self.requires)
 
     def load(self) -> Callable:
@@ -71,7 +71,7 @@ def _module(name: str):
 
 @functools.cache
 def _import_problem(package: str) -> str | None:
-    # Not find_spec: a flash_attn built for another torch is installed, and fails only when it is imported.
+    # Not find_spec: a flash_attn that was built for another torch is installed but fails when it is imported.
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""attention by torch.nn.functional.scaled_dot_product_attention: for the CPU, and for CUDA without flash-attn."""
+"""attention by torch.nn.functional.scaled_dot_product_attention: on the CPU, and on CUDA without flash-attn."""
 
 import functools
 import importlib
@@ -35,7 +35,7 @@ def attention(
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scale, dropout) -> Tensor:
     queries, keys = query.shape[2], key.shape[2]
-    # torch's is_causal is aligned top-left, which is only right for a square.
+    # torch aligns is_causal top-left, which is right for as many queries as keys only.
     square = causal and mask is None and queries == keys > 1
     if not square:
         mask = masks.join(mask, queries, keys, causal, query.device)
@@ -46,7 +46,7 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scal
     if not grouped or _takes_groups(query.device.type, query.dtype, query.shape[3], mask is not None):
         return F.scaled_dot_product_attention(query, key, value, enable_gqa=grouped, **options)
     if queries == 1 and (mask is None or mask.dim() < 3 or mask.shape[-3] == 1):
-        # Decoding: the query heads of a group are so many queries of its one head, which nothing repeats.
+        # In decode, the query heads that share a key head become queries of that one head, so nothing is repeated.
         query = query.view(*key.shape[:2], -1, query.shape[3])
         return F.scaled_dot_product_attention(query, key, value, **options).flatten(1, 2).unsqueeze(2)
     key, value = (repeat_heads(tensor, query.shape[1]) for tensor in (key, value))
@@ -54,7 +54,7 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scal
 
 
 def _takes_segments(query: Tensor, dropout: float) -> bool:
-    """Whether torch's flash kernel takes packed segments as they are, in one launch and without sorting them."""
+    """Whether torch's flash kernel supports these packed segments as they are, in one launch without sorting."""
     width = query.shape[3]
     if dropout or width % 8 or width > 256 or query.dtype not in (torch.float16, torch.bfloat16):
         return False
@@ -63,7 +63,7 @@ def _takes_segments(query: Tensor, dropout: float) -> bool:
 
 @functools.cache
 def _varlen_attn() -> Callable | None:
-    """torch's varlen_attn; None in older releases, which lack it, or its scale and grouped heads (2.13 has all)."""
+    """torch's varlen_attn; None in releases without it or its arguments scale and enable_gqa (2.13 has all)."""
     try:
         function = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     except ImportError:
@@ -88,9 +88,9 @@ def _packed(
 
 
 def _takes_groups(kind: str, dtype: torch.dtype, width: int, masked: bool) -> bool:
-    """Whether a fused kernel reads grouped heads as they are.
+    """Whether a fused kernel supports grouped heads without repeating them.
 
-    On CUDA only flash attention does; for anything it refuses, torch would silently take the unfused path, whose scores
-    are S x T per head (pull requests pytorch 191085, transformers 46960). Repeating the heads is far cheaper.
+    On CUDA only flash attention does. For anything that it refuses, torch would silently take the unfused path, which
+    stores S x T scores per head (pull requests pytorch 191085, transformers 46960). Repeating the heads is far cheaper.
     """
     return kind != "cuda" or (dtype in (torch.float16, torch.bfloat16) and width <= 256 and not masked)

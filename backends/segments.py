@@ -1,7 +1,7 @@
 """Attention within segments (windows, images) of one packed row of tokens, by batches of segments of equal length.
 
 Qwen2.5-VL's vision tower cuts a video into a thousand windows or more, of a handful of lengths. A loop over windows
-would launch a thousand kernels a layer; here there is one batched call for every distinct length.
+would launch a thousand kernels per layer; here there is one batched call per distinct length.
 """
 
 import functools
@@ -15,12 +15,12 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Plan:
+class SegmentOrder:
     """How packed tokens are sorted so that segments of equal length stand together.
 
     Attributes:
         shapes: (number of segments, length) per distinct length, in order of first appearance; no empty segments.
-        order: int64 [T], the packed index of each sorted token; None if the tokens stand right already.
+        order: int64 [T], the packed index of each sorted token; None if the packed order is right already.
         inverse: int64 [T], the sorted index of each packed token; None with `order`.
     """
 
@@ -31,34 +31,34 @@ class Plan:
 
 @functools.lru_cache(maxsize=16)
 def rise(cu_seqlens: tuple[int, ...]) -> bool:
-    """Whether no border stands before the one to its left. Cached, because every layer asks it of the same borders."""
+    """Whether the borders never fall. Cached, because every layer asks it of the same borders."""
     return all(start <= end for start, end in itertools.pairwise(cu_seqlens))
 
 
-def plan(cu_seqlens: list[int], device: torch.device) -> Plan:
-    """The Plan for the segments between neighbours in `cu_seqlens` (leading 0), its tensors on `device`."""
+def plan(cu_seqlens: list[int], device: torch.device) -> SegmentOrder:
+    """The SegmentOrder of the segments between the borders in `cu_seqlens` (the first is 0), on `device`."""
     return _plan(tuple(cu_seqlens), device)
 
 
 @functools.lru_cache(maxsize=16)
-def _plan(cu_seqlens: tuple[int, ...], device: torch.device) -> Plan:
-    # Cached, because every layer asks for the same one and each answer is a copy from the host to the device.
+def _plan(cu_seqlens: tuple[int, ...], device: torch.device) -> SegmentOrder:
+    # Cached, because every layer asks for the same one, and making it copies from the host to the device.
     starts: dict[int, list[int]] = defaultdict(list)
     for start, end in itertools.pairwise(cu_seqlens):
         if end > start:
             starts[end - start].append(start)
     shapes = tuple((len(group), length) for length, group in starts.items())
     if len(shapes) <= 1:
-        return Plan(shapes, None, None)
+        return SegmentOrder(shapes, None, None)
     # An index made under inference_mode could not be saved for a later backward pass.
     with torch.inference_mode(False):
         spans = [torch.tensor(group)[:, None] + torch.arange(length) for length, group in starts.items()]
         order = torch.cat([span.flatten() for span in spans])
-        return Plan(shapes, order.to(device), order.argsort().to(device))
+        return SegmentOrder(shapes, order.to(device), order.argsort().to(device))
 
 
 def borders(cu_seqlens: list[int], device: torch.device) -> tuple[Tensor, int]:
-    """What kernels for packed segments want: the borders as int32 on `device`, and the longest segment."""
+    """What kernels for packed segments need: cu_seqlens as int32 on `device`, and the length of the longest segment."""
     return _borders(tuple(cu_seqlens), device)
 
 
@@ -71,31 +71,31 @@ def _borders(cu_seqlens: tuple[int, ...], device: torch.device) -> tuple[Tensor,
 
 
 def prepare(cu_seqlens: list[int], device: torch.device, dtype: torch.dtype) -> None:
-    """Upload now what attention within these segments will ask for, so that no layer has to wait for the device.
+    """Uploads now what attention within these segments will need, so that no layer has to wait for the device.
 
     Args:
-        dtype: of the model's weights; autocast has its own.
+        dtype: that of the model's weights; under autocast its dtype counts instead.
     """
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
         borders(cu_seqlens, device)
-    elif device.type != "npu":  # whose operators take host lists
+    elif device.type != "npu":  # the NPU's operators take host lists
         plan(cu_seqlens, device)
 
 
 def attend(
     dense: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, cu_seqlens: list[int], **options
 ) -> Tensor:
-    """Applies `dense(query, key, value, **options)` to every segment by itself.
+    """Applies `dense(query, key, value, **options)` to each segment separately.
 
     Args:
         dense: attention of [n, H, L, D] with [n, Hkv, L, D], giving [n, H, L, D].
         query: [1, H, T, D]. key, value: [1, Hkv, T, D].
-        cu_seqlens: host list of segment borders, the first 0, the last T.
+        cu_seqlens: host list of segment borders; the first is 0 and the last is T.
 
     Returns:
-        [1, H, T, D] in the tokens' own order.
+        [1, H, T, D] in the order of the packed tokens.
     """
     cut = plan(cu_seqlens, query.device)
     tokens = [query[0], key[0], value[0]]

@@ -1,9 +1,8 @@
 """The traps between the versions that this package pins: each is handled here, once, and nowhere else.
 
-torchvision without its operators: the PyPI wheel's compiled part needs CUDA libraries, so beside a CPU torch it does
-    not load, `import torchvision` fails, and transformers' Trainer and video processors fail with it.
 Accelerator.unwrap_model: transformers >= 5.2 passes `keep_torch_compile`, which accelerate 1.1.1 does not know.
 mm_token_type_ids: without them transformers >= 5.3 silently runs Qwen2.5-VL with text positions only.
+cache: the KV cache's name in calls and outputs since transformers 5.24; before, it is past_key_values.
 create_causal_mask: until about 5.20 transformers sizes a mask by its first layer's cache, whatever layer it is for.
 cache_position: until about 5.10 transformers' layers want to be told where a static cache is written.
 
@@ -13,46 +12,9 @@ tests/test_compat.py shows for each that the break is still there without the gu
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
-
-# What torchvision's Python part expects to be registered when it is imported: it gives these two fake kernels.
-_TORCHVISION_SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
-_libraries = []  # a torch.library.Library takes its schemas away when it is collected
-
-
-def prepare_transformers() -> None:
-    """Make transformers' models, Trainer and processors importable. Call before importing them; may be called often."""
-    declare_torchvision_operators()
-
-
-def declare_torchvision_operators() -> None:
-    """Where torchvision's compiled part cannot be loaded, declare the operators (without a kernel) that its Python part
-    wants to find, so that it can be imported. The image transforms that transformers uses are plain torch; the declared
-    operators would raise if they were called. A torchvision that loads, or a missing one, is left alone.
-
-    setup.cfg names this function as a `torch.backends` entry point, so `import torch` calls it: a plain script that
-    imports transformers before this package works, too. That is why this module does not import torch itself.
-    """
-    import torch
-
-    spec = None if _libraries or torch.version.cuda else importlib.util.find_spec("torchvision")
-    extension = None if spec is None or spec.origin is None else Path(spec.origin).with_name("_C.so")
-    if extension is None or not extension.exists():
-        return
-    try:
-        torch.ops.load_library(extension)
-    except OSError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for schema in _TORCHVISION_SCHEMAS:
-            library.define(schema)
-        _libraries.append(library)
 
 
 def adapt_unwrap_model(accelerator: Any) -> Any:
@@ -106,6 +68,26 @@ def drop_unknown_types(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
 
 
+def cache_of(arguments: Mapping[str, Any]) -> Any:
+    """The KV cache among the arguments of a model, a layer or an attention, under either name; None without one."""
+    cache = arguments.get("cache")
+    return arguments.get("past_key_values") if cache is None else cache
+
+
+def cache_argument(function: Callable, cache: Any) -> dict[str, Any]:
+    """That cache as an argument of a forward, or of an output's class, under the name that it has there."""
+    return {_cache_name(function): cache}
+
+
+def output_cache(output: Any) -> Any:
+    """The KV cache that a model's forward or generate() has put into its output; None without one."""
+    return getattr(output, _cache_name(type(output)), None)
+
+
+def _cache_name(function: Callable) -> str:
+    return "cache" if "cache" in _parameters(function) else "past_key_values"
+
+
 def layer_causal_mask(config: Any, hidden: Any, mask: Any, cache: Any, layer: int, past: int) -> Any:
     """transformers' causal mask for the attention implementation in use, sized by the cache of one layer.
 
@@ -123,8 +105,7 @@ def layer_causal_mask(config: Any, hidden: Any, mask: Any, cache: Any, layer: in
         "inputs_embeds": hidden,
         "input_embeds": hidden,
         "attention_mask": mask,
-        "past_key_values": sized,
-        "cache": sized,  # its name since 5.24
+        **cache_argument(create_causal_mask, sized),
         "position_ids": None,
         **_cache_position(create_causal_mask, past, hidden),
     }

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ppe_npu.backends.common import DTYPES as COMMON_DTYPES
-from ppe_npu.compat import prepare_transformers
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.generation_defaults import of_checkpoint, token_ids, transformers_takes
@@ -42,7 +41,6 @@ def load_model(
         InputError: path is no checkpoint, its class is not supported, it asks for code of its own or has pickled
             weights alone, or its files cannot be read.
     """
-    prepare_transformers()
     architecture = check_checkpoint(path, allow_bin)
     asked = of_checkpoint(path)
     import transformers
@@ -136,7 +134,6 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
             "torchvision is not installed, which transformers' image and video processors need: "
             f"pip install --no-deps the release that belongs to torch {torch.__version__.split('+')[0]}"
         )
-    prepare_transformers()
     from transformers import AutoProcessor
 
     check_no_code(path)
@@ -181,7 +178,6 @@ def _chat_template(path: str | Path, processor: Any) -> str:
 
 def quiet_transformers() -> None:
     """Only errors from transformers: its advice is for other programs' authors, not for who runs a command."""
-    prepare_transformers()
     from transformers.utils import logging
 
     logging.set_verbosity_error()

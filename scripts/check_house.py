@@ -1,5 +1,5 @@
 """The house rules that a program can check: arrows run one way, device packages stay in their room, files stay short,
-tests derive their tolerances.
+lines of documents fit on a screen, tests derive their tolerances.
 
 cli -> demo -> serving, training, evaluation -> models -> engine, inspect -> config -> methods -> backends
 """
@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 400  # lines
+WIDEST = 160  # characters of a document's line
+DOCUMENTS = ("*.md", "docs/**/*.md", "tests/**/*.md", "scripts/**/*.md")
 
 # A module may import modules of its own level or of a lower one. Longest matching prefix decides.
 LEVELS = {
@@ -71,6 +73,16 @@ def imports(path: Path, module: str) -> list[tuple[int, str]]:
     return found
 
 
+def wide_lines(root: Path) -> list[str]:
+    """The lines of documents that are wider than a screen."""
+    return [
+        f"{path.relative_to(root)}:{number} has {len(line)} characters: break it at {WIDEST}, or shorten its cells"
+        for path in sorted(path for pattern in DOCUMENTS for path in root.glob(pattern))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) > WIDEST
+    ]
+
+
 def is_small(node: ast.AST) -> bool:
     """A literal between 0 and 0.1."""
     return isinstance(node, ast.Constant) and isinstance(node.value, float) and 0 < node.value < 0.1
@@ -116,7 +128,7 @@ def tolerances() -> list[str]:
 
 
 def problems() -> list[str]:
-    out = tolerances()
+    out = [*tolerances(), *wide_lines(ROOT)]
     for path in sorted([*ROOT.glob("ppe_npu/**/*.py"), *ROOT.glob("backends/**/*.py")]):
         module, name = module_name(path), path.relative_to(ROOT)
         for line, target in imports(path, module):

@@ -1,4 +1,4 @@
-"""Write the table of docs/benchmarks-data.md anew, behind what is written there by hand."""
+"""Write the sections of docs/benchmarks-data.md anew, behind what is written there by hand."""
 
 from pathlib import Path
 

@@ -7,11 +7,11 @@ the two operators, without a kernel, where the compiled part has not loaded.
 """
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-IMPORT = (sys.executable, "-c", "import torchvision")
 MARK = "# Added by scripts/mend_torchvision.py of ppe_npu:"
 LINES = f"""
 
@@ -23,6 +23,12 @@ if not _has_ops() and not hasattr(torch.ops.torchvision, "nms"):
 """
 
 
+def imports() -> subprocess.CompletedProcess:
+    """Import it without what `import torch` loads by itself: a package that declares the operators hides the break."""
+    alone = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    return subprocess.run((sys.executable, "-c", "import torchvision"), env=alone, capture_output=True, check=False)
+
+
 def mend() -> str:
     """What was done, in words."""
     spec = importlib.util.find_spec("torchvision")
@@ -32,10 +38,13 @@ def mend() -> str:
     text = file.read_text()
     if MARK in text:
         return f"{file} is mended already"
-    if subprocess.run(IMPORT, capture_output=True, check=False).returncode == 0:
+    if imports().returncode == 0:
         return "torchvision can be imported as it is"
     file.write_text(text + LINES)
-    subprocess.run(IMPORT, check=True)
+    done = imports()
+    if done.returncode != 0:
+        file.write_text(text)
+        sys.exit(f"torchvision cannot be imported, and declaring its operators does not help: {done.stderr.decode()}")
     return f"{file} declares the operators that its compiled part would bring"
 
 

@@ -10,8 +10,6 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import pytest
 import torch
 
-from ppe_npu.compat import prepare_transformers
-
 import draws  # isort:skip
 from command_line import run  # noqa: F401 isort:skip
 from fixtures import spelling_processors, tiny_folder, tiny_processor, write_clip, write_image  # noqa: F401 isort:skip
@@ -19,7 +17,6 @@ from fixtures import spelling_processors, tiny_folder, tiny_processor, write_cli
 if torch.cuda.is_available():
     del os.environ["TRITON_INTERPRET"]  # which nothing above has read there; CUDA_VISIBLE_DEVICES= brings it back
 
-prepare_transformers()
 draws.load_profile()
 
 

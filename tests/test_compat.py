@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import configparser
+import dataclasses
 import os
 import subprocess
 import sys
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +16,11 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
+from prompts import MIXED, PPE, logits
+from support import batch, random_model
+from tolerances import assert_rounds_alike, exact
 
-from ppe_npu import compat
-
-needs_torchvision = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed"
-)
+from ppe_npu import compat, compress
 
 
 def run_python(code: str, **env: str) -> subprocess.CompletedProcess:
@@ -27,36 +29,20 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess:
     )
 
 
-@needs_torchvision
+def test_import_torch_loads_nothing_of_this_package():
+    names = {point.name for point in metadata.entry_points(group="torch.backends") if "ppe_npu" in point.value}
+    assert not names, "reinstall the package (make): an older one is called by every `import torch`"
+    declared = configparser.ConfigParser()
+    declared.read(Path(__file__).parents[1] / "setup.cfg")
+    assert "torch.backends" not in declared["options.entry_points"]
+    done = run_python("import sys, torch; print([name for name in sys.modules if name.startswith('ppe_npu')])")
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]
+
+
+@pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
 def test_a_plain_script_can_import_transformers_first():
-    done = run_python("from transformers import Trainer, Qwen2_5_VLProcessor; import torchvision.transforms.v2")
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-@needs_torchvision
-def test_a_script_without_entry_points_prepares_transformers_itself():
-    code = (
-        "from ppe_npu.compat import prepare_transformers as p; p(); p(); import torchvision;"
-        "from transformers import Trainer, Qwen2_5_VLProcessor"
-    )
+    code = "from transformers import Trainer, Qwen2_5_VLProcessor; import torchvision.transforms.v2"
     done = run_python(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-@needs_torchvision
-@pytest.mark.skipif(torch.version.cuda is not None, reason="a CUDA build of torch loads torchvision's operators")
-def test_torchvision_guard_is_still_needed():
-    done = run_python("import torch, torchvision", TORCH_DEVICE_BACKEND_AUTOLOAD="0")
-    assert done.returncode != 0, "torchvision imports by itself: delete compat.declare_torchvision_operators"
-    assert "operator torchvision::nms does not exist" in done.stderr
-
-
-def test_a_torchvision_without_a_compiled_part_is_left_alone(tmp_path):
-    (tmp_path / "torchvision.py").write_text("marker = 1\n")
-    done = run_python(
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from ppe_npu import compat; compat.prepare_transformers();"
-        "import torchvision; assert torchvision.marker == 1 and not compat._libraries"
-    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -114,7 +100,6 @@ def test_mm_token_type_ids_are_filled_and_kept():
 
 
 _SILENT = """
-from ppe_npu.compat import prepare_transformers; prepare_transformers()
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 config = Qwen2_5_VLConfig(
@@ -140,3 +125,59 @@ def test_mm_token_type_ids_guard_is_still_needed():
     assert "rope_deltas None" in done.stdout, (
         "transformers computes M-RoPE positions without mm_token_type_ids: delete compat.ensure_mm_token_type_ids"
     )
+
+
+OLD, NEW = "past_key_values", "cache"  # names of the KV cache until transformers 5.23, and since 5.24
+
+
+def test_the_cache_is_found_under_either_name():
+    cache = transformers.DynamicCache()
+    assert compat.cache_of({OLD: cache}) is cache
+    assert compat.cache_of({NEW: cache}) is cache
+    assert compat.cache_of({NEW: None, OLD: cache}) is cache
+    assert compat.cache_of({NEW: cache, OLD: None}) is cache
+    assert compat.cache_of({NEW: None}) is compat.cache_of({}) is None
+
+
+@pytest.mark.parametrize("name", [OLD, NEW])
+def test_the_cache_is_given_under_the_name_that_is_asked_for(name):
+    functions = {OLD: lambda hidden, past_key_values=None: past_key_values, NEW: lambda hidden, cache=None: cache}
+    cache = transformers.DynamicCache()
+    assert compat.cache_argument(functions[name], cache) == {name: cache}
+    output = dataclasses.make_dataclass("Output", [(name, object, None)])
+    assert compat.output_cache(output(**compat.cache_argument(output, cache))) is cache
+    assert compat.output_cache(output()) is compat.output_cache(object()) is None
+
+
+def test_the_cache_has_one_name_in_all_of_transformers():
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    new = Version(transformers.__version__) >= Version("5.24.0.dev0")
+    text = transformers.Qwen2_5_VLTextModel
+    for function in (text.forward, BaseModelOutputWithPast):
+        assert set(compat.cache_argument(function, None)) == {NEW if new else OLD}
+
+
+def test_the_name_of_the_cache_is_still_needed():
+    bound = (Path(__file__).parents[1] / "setup.cfg").read_text().split("transformers>=")[1].split(",")[0]
+    assert Version(bound) < Version("5.24"), (
+        "every transformers of the range says `cache`: delete compat.cache_argument, cache_of and output_cache"
+    )
+
+
+@pytest.mark.parametrize("name", [OLD, NEW])
+def test_a_compressed_model_takes_the_cache_under_the_names_that_transformers_takes(name):
+    if name == NEW and Version(transformers.__version__) < Version("5.24.0.dev0"):
+        pytest.skip("it is not transformers' name yet")
+    model = compress(random_model(), PPE)
+    prompt, token = batch(MIXED[0]), {"input_ids": torch.tensor([[7]])}
+    ids = torch.cat([prompt["input_ids"], token["input_ids"]], dim=1)
+    longer = prompt | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        cache = compat.output_cache(model(**prompt, use_cache=True))
+        before = cache.get_seq_length()
+        out = model(**token, **{name: cache})
+    assert compat.output_cache(out) is cache
+    assert cache.get_seq_length() == before + 1
+    true = exact(model, lambda: logits(model, longer)[:, -1])
+    assert_rounds_alike(out.logits[:, -1], logits(model, longer)[:, -1], true)

@@ -130,7 +130,7 @@ def test_mistakes_are_said_before_the_weights_are_read(run, asked, tiny_folder, 
     refused(run(*asked, "--benchmarks", "layout", "layout"), "layout is named twice")
     refused(run(*asked, "--data-root", tmp_path), "test.jsonl does not exist")
     refused(run(*asked, "--compression", "dense", "best"), "best", "chatunivi")
-    refused(run(*asked, "--compression", "dense", "ppe", "--k", 3), "k=3")
+    refused(run(*asked, "--compression", "dense", "ppe", "--k", 9), "k=9")
     refused(run(*asked, "--compression", "keep_one", "--ratio", 0.5, 2), "ratio=2")
     for option, value in (("--batch-size", 0), ("--batch-tokens", -1), ("--max-new-tokens", 0), ("--seed", -1)):
         refused(run(*asked, "--compression", "dense", option, value), f"{option} {value}")

@@ -1,4 +1,4 @@
-"""Assignment of every token to its nearest centre: the last pass of the clustering."""
+"""The assignment of every token to its nearest centre: the last pass of the clustering."""
 
 import torch
 import triton
@@ -7,51 +7,56 @@ from torch import Tensor
 
 from ppe_npu.backends.reference.dpc_knn import probable_error
 
-from .tiles import Pairs, Plan, distances
+from .tiles import Pairs, Tiling, distances
 
 
-def assign(pairs: Pairs, centers: Tensor, budgets: Tensor, labels: Tensor, channels: int, plan: Plan) -> None:
-    """Writes int64 labels [F, N]: the rank of the nearest of the first budgets[f] centres, the lowest of those equally
-    near; a centre's own rank; -1 where there is no token. centers: int64 [F, M], labels and centers contiguous."""
+def assign(pairs: Pairs, centers: Tensor, budgets: Tensor, labels: Tensor, channels: int, tiling: Tiling) -> None:
+    """Writes labels, int64 [F, N]: the rank of each token's nearest centre, of the first budgets[f]; -1 in padding.
+
+    A centre gets its own rank, and a token between equally near centres the lowest of theirs.
+    centers is int64 [F, M]; labels and centers are contiguous.
+    """
     frames, count = labels.shape
-    blocks, bound = plan.pitch // plan.rows, probable_error(channels, torch.float32)
-    arguments = (*pairs, centers, budgets, labels, count, centers.shape[1], plan.pitch, plan.width, bound, blocks)
-    _assign[(frames * blocks,)](*arguments, **plan.options(pairs.high.dtype))
+    num_blocks, bound = tiling.pitch // tiling.block_m, probable_error(channels, torch.float32)
+    arguments = (*pairs, centers, budgets, labels, count, centers.shape[1], tiling.pitch, tiling.width)
+    _assign[(frames * num_blocks,)](*arguments, bound, num_blocks, **tiling.options(pairs.high.dtype))
 
 
 @triton.jit
 def _assign(
-    gram, tokens, low, flags, norms, lengths, first, copies, centers, budgets, labels, count, groups, pitch,
-    width, bound, blocks,
-    STORED: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
+    gram_ptr, high_ptr, low_ptr, flags_ptr, norms_ptr, lengths_ptr, first_ptr, copies_ptr, centers_ptr,
+    budgets_ptr, labels_ptr, num_tokens, num_groups, pitch, width, bound, num_blocks,
+    STORED: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: some tokens of a frame against its centres."""
-    frame = (tl.program_id(0) // blocks).to(tl.int64)
-    start_row = (tl.program_id(0) % blocks) * ROWS
-    length = tl.load(lengths + frame)
-    budget = tl.load(budgets + frame).to(tl.int32)
-    rows = start_row + tl.arange(0, ROWS)
-    gram += frame * pitch * pitch
-    tokens += frame * pitch * width
-    low += frame * pitch * width
-    flags += frame * (width // STEP)
-    norms += frame * pitch
-    first += frame * pitch
-    copy = tl.load(copies + frame)
-    best = tl.full((ROWS,), float("inf"), tl.float32)
-    label = tl.zeros((ROWS,), tl.int32)
-    for start in range(0, tl.where(start_row < length, budget, 0), TILE):
-        rank = start + tl.arange(0, TILE)
+    """One program compares BLOCK_M tokens with the centres of their frame."""
+    pid = tl.program_id(0)
+    frame = (pid // num_blocks).to(tl.int64)
+    start_m = (pid % num_blocks) * BLOCK_M
+    length = tl.load(lengths_ptr + frame)
+    budget = tl.load(budgets_ptr + frame).to(tl.int32)
+    offs_m = start_m + tl.arange(0, BLOCK_M)
+    gram_ptr += frame * pitch * pitch
+    high_ptr += frame * pitch * width
+    low_ptr += frame * pitch * width
+    flags_ptr += frame * (width // BLOCK_C)
+    norms_ptr += frame * pitch
+    first_ptr += frame * pitch
+    has_copies = tl.load(copies_ptr + frame)
+    best = tl.full((BLOCK_M,), float("inf"), tl.float32)
+    label = tl.zeros((BLOCK_M,), tl.int32)
+    for start_n in range(0, tl.where(start_m < length, budget, 0), BLOCK_N):
+        rank = start_n + tl.arange(0, BLOCK_N)
         used = rank < budget
-        columns = tl.load(centers + frame * groups + rank, mask=used, other=0).to(tl.int32)
-        values = distances(
-            gram, tokens, low, flags, norms, first, copy, rows, columns, pitch, width, bound, STORED, SPLIT, STEP
-        )
-        # A centre is its own, before any copy of it.
-        values = tl.where(columns[None, :] == rows[:, None], -1.0, values)
-        values = tl.where(used[None, :], values, float("inf"))
-        nearest, place = tl.min(values, axis=1, return_indices=True)  # the first of equal ones
-        label = tl.where(nearest < best, start + place, label)
+        offs_n = tl.load(centers_ptr + frame * num_groups + rank, mask=used, other=0).to(tl.int32)
+        d2 = distances(
+            gram_ptr, high_ptr, low_ptr, flags_ptr, norms_ptr, first_ptr, has_copies, offs_m, offs_n,
+            pitch, width, bound, STORED, SPLIT, BLOCK_C,
+        )  # fmt: skip
+        # A centre joins itself, not an equal centre that has a lower rank.
+        d2 = tl.where(offs_n[None, :] == offs_m[:, None], -1.0, d2)
+        d2 = tl.where(used[None, :], d2, float("inf"))
+        nearest, place = tl.min(d2, axis=1, return_indices=True)  # the first of equal values
+        label = tl.where(nearest < best, start_n + place, label)
         best = tl.minimum(best, nearest)
-    label = tl.where(rows < length, label, -1)
-    tl.store(labels + frame * count + rows, label.to(tl.int64), mask=rows < count)
+    label = tl.where(offs_m < length, label, -1)
+    tl.store(labels_ptr + frame * num_tokens + offs_m, label.to(tl.int64), mask=offs_m < num_tokens)

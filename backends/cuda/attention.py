@@ -1,4 +1,4 @@
-"""attention by flash-attn 2 (2.1 or later: before, causal masks were aligned top-left). Not run yet on a GPU here."""
+"""attention by flash-attn 2 (2.1 or later; earlier ones align causal masks top-left). Not yet run on a GPU."""
 
 import torch
 from torch import Tensor
@@ -40,7 +40,10 @@ def attention(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """See `ppe_npu.backends.attention`. flash-attn wants [B, S, H, D], or [T, H, D] and int32 borders on the device."""
+    """See `ppe_npu.backends.attention`.
+
+    flash-attn takes [B, S, H, D], or [T, H, D] with int32 cu_seqlens on the device.
+    """
     import flash_attn
 
     options = {"dropout_p": dropout, "softmax_scale": scale, "causal": causal}

@@ -2,13 +2,13 @@
 
     centred -> gram -> first_equal -> knn_density -> denser_distance -> (sort) -> assign
 
-Products are made once, half of them by symmetry, and read by the three passes after: at [32, 768, 2048] in bf16 these
-are 45 GFLOP, 72 MiB written and at most 2.5 times as much read. Making them again in each pass would be 190 GFLOP: a
+Products are made once, half of them by symmetry, and read by the later passes: at [32, 768, 2048] in bf16 this takes 45
+GFLOP, 72 MiB of writes and at most 2.5 times as much of reads. Making them again in each pass would take 190 GFLOP. A
 product costs as much time as 20 bytes do (4,096 operations at 1 PFLOP/s, 4.8 TB/s), so 4 bytes are cheap beside it.
-Where a channel needs low parts (`gram`), its step of 64 channels has three products more, in a launch of its own that
-otherwise ends at once: with all steps flagged 190 GFLOP, too.
-What is stored is bounded (`tiles.STORED_AT_ONCE`), whatever the batch: frames are worked on some at a time, and of
-frames too large for that (more than 5,792 tokens) nothing is: there each pass makes its tiles again.
+Where a channel needs low parts (see gram.py), its block of 64 channels takes three more products, in a separate launch
+that ends at once if there are none; with all blocks flagged this takes 190 GFLOP as well.
+Memory is bounded by `tiles.STORED_AT_ONCE` for any batch: frames are processed in chunks. The products of frames too
+large for that, of more than 5,792 tokens, are not stored: each pass makes its tiles again.
 """
 
 import torch
@@ -33,15 +33,15 @@ def refusal(
     *,
     strict: bool = False,
 ) -> str | None:
-    """fp16, bf16, fp32; compute capability 8.0 or later; a frame's padded tokens below 2**31 numbers."""
+    """fp16, bf16, fp32; compute capability 8.0 or later; fewer than 2**31 numbers in a frame's padded tokens."""
     if tokens.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"the Triton kernels take fp16, bf16 and fp32, not {tokens.dtype}"
     if tokens.numel() == 0:
         return "the Triton kernels take no empty tensor"
-    plan = tiles.plan(*tokens.shape, tokens.dtype)
-    if plan.pitch * plan.width >= 2**31:
-        return "the Triton kernels take frames of less than 2**31 numbers"
-    return device.triton_problem(tokens.device, tiles.shared_bytes(plan, tokens.dtype))
+    tiling = tiles.plan(*tokens.shape, tokens.dtype)
+    if tiling.pitch * tiling.width >= 2**31:
+        return "the Triton kernels take frames of fewer than 2**31 numbers"
+    return device.triton_problem(tokens.device, tiles.shared_bytes(tiling, tokens.dtype))
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def dpc_knn(
 ) -> tuple[Tensor, Tensor]:
     """See `ppe_npu.backends.dpc_knn`."""
     frames, count, channels = tokens.shape
-    plan = tiles.plan(frames, count, channels, tokens.dtype)
+    tiling = tiles.plan(frames, count, channels, tokens.dtype)
     if valid is None:
         lengths = torch.full((frames,), count, dtype=torch.int32, device=tokens.device)
     else:
@@ -59,10 +59,10 @@ def dpc_knn(
     centers = torch.empty(frames, max_groups, dtype=torch.int64, device=tokens.device)
     labels = torch.empty(frames, count, dtype=torch.int64, device=tokens.device)
     with torch.cuda.device_of(tokens):
-        for start in range(0, frames, plan.frames):
-            part = slice(start, start + plan.frames)
+        for start in range(0, frames, tiling.frames):
+            part = slice(start, start + tiling.frames)
             arguments = (tokens[part], lengths[part], budgets[part], num_neighbors[part], strict)
-            _cluster(*arguments, centers[part], labels[part], plan)
+            _cluster(*arguments, centers[part], labels[part], tiling)
     return centers, labels
 
 
@@ -74,18 +74,18 @@ def _cluster(
     strict: bool,
     centers: Tensor,
     labels: Tensor,
-    plan: tiles.Plan,
+    tiling: tiles.Tiling,
 ) -> None:
-    """Writes centers and labels of some frames."""
+    """Writes centers and labels of a chunk of frames."""
     count, channels = tokens.shape[1:]
-    moved = centred(tokens, lengths, plan)
-    found, norms = gram(moved, lengths, plan)
-    first, copies = first_equal(found, moved, norms, lengths, checksums(tokens), channels, plan)
+    moved = centred(tokens, lengths, tiling)
+    found, norms = gram(moved, lengths, tiling)
+    first, copies = first_equal(found, moved, norms, lengths, checksums(tokens), channels, tiling)
     pairs = tiles.Pairs(found, *moved, norms, lengths, first, copies)
-    density = knn_density(pairs, num_neighbors, channels, plan)
-    nearest = denser_distance(pairs, density, channels, strict, plan)
-    # Where there is no token, the log of zero puts it last.
+    density = knn_density(pairs, num_neighbors, channels, tiling)
+    nearest = denser_distance(pairs, density, channels, strict, tiling)
+    # In padding the log of zero is -inf, so it comes last.
     score = torch.add(density, nearest.log(), alpha=0.5)[:, :count]
     order = torch.sort(score, dim=1, descending=True, stable=True).indices
     centers.copy_(order[:, : centers.shape[1]])
-    assign(pairs, centers, budgets, labels, channels, plan)
+    assign(pairs, centers, budgets, labels, channels, tiling)

@@ -1,7 +1,7 @@
-"""Which tokens of a frame are equal: the pass between the products and those that read them.
+"""Which tokens of a frame are equal: the third pass of the clustering, between the products and what reads them.
 
-The rules are the specification's (docs/numerics.md). Copies of a token have products of the same bits at every place on
-a GPU; the tokens of a flat area, which differ by the rounding of the layers before, have not.
+The rules are those of the specification (docs/numerics.md). On a GPU, copies of a token have products of the same bits
+wherever they stand in the frame. Tokens of a flat area do not: they differ by the rounding of earlier layers.
 """
 
 import torch
@@ -11,62 +11,71 @@ from torch import Tensor
 
 from ppe_npu.backends.reference.dpc_knn import largest_error, probable_error
 
-from .tiles import Centred, Plan, products, stored
+from .tiles import Centred, Tiling, products, stored
 
 
 def checksums(tokens: Tensor) -> Tensor:
-    """int32 [F, N]: the sum of the bits of each token of [F, N, C], wrapped around; the same in any order."""
+    """int32 [F, N]: a token's bits, as integers summed over its channels with wrap-around; no order changes it."""
     return tokens.view(torch.int32 if tokens.dtype == torch.float32 else torch.int16).sum(-1, dtype=torch.int32)
 
 
 def first_equal(
-    gram: Tensor, tokens: Centred, norms: Tensor, lengths: Tensor, sums: Tensor, channels: int, plan: Plan
+    gram: Tensor, tokens: Centred, norms: Tensor, lengths: Tensor, sums: Tensor, channels: int, tiling: Tiling
 ) -> tuple[Tensor, Tensor]:
-    """int32 [F, pitch], for each token the first of its frame at distance zero, and int32 [F], whether any token has
-    one before it. d^2 is zero below `probable_error`, and up to `largest_error` where the tokens have one checksum.
+    """For each token the first token of its frame at distance zero.
 
-    gram, tokens, norms: as `gram` makes them. sums: int32 [F, N], contiguous.
+    d^2 counts as zero below `probable_error`, and up to `largest_error` where the two tokens have the same checksum.
+
+    Args:
+        gram, norms: the results of `gram`. tokens: those of `centred`.
+        sums: int32 [F, N], contiguous, from `checksums`.
+
+    Returns:
+        int32 [F, pitch], a token index; and int32 [F], 1 where any token of the frame equals an earlier one, else 0.
     """
-    frames, blocks = len(lengths), plan.pitch // plan.rows
+    frames, num_blocks = len(lengths), tiling.pitch // tiling.block_m
     first = torch.empty(norms.shape, dtype=torch.int32, device=norms.device)
     copies = torch.zeros(frames, dtype=torch.int32, device=norms.device)
     bounds = probable_error(channels, torch.float32), largest_error(channels, torch.float32)
-    arguments = (gram, *tokens, norms, lengths, sums, first, copies, sums.shape[1], plan.pitch, plan.width, *bounds)
-    _first_equal[(frames * blocks,)](*arguments, blocks, **plan.options(tokens.high.dtype))
+    arguments = (gram, *tokens, norms, lengths, sums, first, copies, sums.shape[1], tiling.pitch, tiling.width, *bounds)
+    _first_equal[(frames * num_blocks,)](*arguments, num_blocks, **tiling.options(tokens.high.dtype))
     return first, copies
 
 
 @triton.jit
 def _first_equal(
-    gram, tokens, low, flags, norms, lengths, sums, first, copies, count, pitch, width, probable, largest, blocks,
-    STORED: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
+    gram_ptr, high_ptr, low_ptr, flags_ptr, norms_ptr, lengths_ptr, sums_ptr, first_ptr, copies_ptr, num_tokens,
+    pitch, width, probable, largest, num_blocks,
+    STORED: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: some tokens of a frame against all that stand before them."""
-    frame = (tl.program_id(0) // blocks).to(tl.int64)
-    start_row = (tl.program_id(0) % blocks) * ROWS
-    length = tl.load(lengths + frame)
-    rows = start_row + tl.arange(0, ROWS)
-    gram += frame * pitch * pitch
-    tokens += frame * pitch * width
-    low += frame * pitch * width
-    flags += frame * (width // STEP)
-    norms += frame * pitch
-    sums += frame * count
-    found = rows
-    for start in range(0, tl.where(start_row < length, start_row + ROWS, 0), TILE):
-        columns = start + tl.arange(0, TILE)
+    """One program compares BLOCK_M tokens with all earlier ones of their frame."""
+    pid = tl.program_id(0)
+    frame = (pid // num_blocks).to(tl.int64)
+    start_m = (pid % num_blocks) * BLOCK_M
+    length = tl.load(lengths_ptr + frame)
+    offs_m = start_m + tl.arange(0, BLOCK_M)
+    gram_ptr += frame * pitch * pitch
+    high_ptr += frame * pitch * width
+    low_ptr += frame * pitch * width
+    flags_ptr += frame * (width // BLOCK_C)
+    norms_ptr += frame * pitch
+    sums_ptr += frame * num_tokens
+    found = offs_m
+    for start_n in range(0, tl.where(start_m < length, start_m + BLOCK_M, 0), BLOCK_N):
+        offs_n = start_n + tl.arange(0, BLOCK_N)
         if STORED:
-            values = stored(gram, rows, columns, pitch)
+            d2 = stored(gram_ptr, offs_m, offs_n, pitch)
         else:
-            values = products(tokens, low, flags, rows, columns, width, SPLIT, STEP)
-        row_norms, column_norms = tl.load(norms + rows)[:, None], tl.load(norms + columns)[None, :]
-        values = (row_norms - values) + (column_norms - values)
-        both = row_norms + column_norms
-        row_sums = tl.load(sums + rows, mask=rows < length, other=0)
-        alike = row_sums[:, None] == tl.load(sums + columns, mask=columns < length, other=0)[None, :]
-        near = (values < probable * both) | (values == 0) | (alike & (values <= largest * both))
-        near = near & (columns[None, :] < rows[:, None]) & (rows[:, None] < length)
-        found = tl.minimum(found, tl.min(tl.where(near, columns[None, :], pitch), axis=1))
-    tl.store(first + frame * pitch + rows, found)
-    if tl.min(found - rows, axis=0) < 0:
-        tl.atomic_max(copies + frame, 1)
+            d2 = products(high_ptr, low_ptr, flags_ptr, offs_m, offs_n, width, SPLIT, BLOCK_C)
+        norms_m, norms_n = tl.load(norms_ptr + offs_m)[:, None], tl.load(norms_ptr + offs_n)[None, :]
+        d2 = (norms_m - d2) + (norms_n - d2)
+        both = norms_m + norms_n
+        sums_m = tl.load(sums_ptr + offs_m, mask=offs_m < length, other=0)
+        sums_n = tl.load(sums_ptr + offs_n, mask=offs_n < length, other=0)
+        alike = sums_m[:, None] == sums_n[None, :]
+        near = (d2 < probable * both) | (d2 == 0) | (alike & (d2 <= largest * both))
+        near = near & (offs_n[None, :] < offs_m[:, None]) & (offs_m[:, None] < length)
+        found = tl.minimum(found, tl.min(tl.where(near, offs_n[None, :], pitch), axis=1))
+    tl.store(first_ptr + frame * pitch + offs_m, found)
+    if tl.min(found - offs_m, axis=0) < 0:
+        tl.atomic_max(copies_ptr + frame, 1)

@@ -1,18 +1,18 @@
-"""Products of all pairs of a frame's tokens, from their mean as far as this matters: the first two passes.
+"""Products of all pairs of tokens of a frame, centred where this matters: the first two passes of the clustering.
 
-Triton's products are fp32-exact here in two ways. fp32 tokens are centred as the specification does and multiplied
-in ordinary fp32 arithmetic. For 16-bit tokens the product of two numbers is exact in fp32, and sums are fp32, so
-tensor cores take them. What is left is the offset c of a channel, its mean rounded to 16 bits, which eats digits:
+The products are fp32-exact in one of two ways. fp32 tokens are centred as the specification does it and multiplied in
+ordinary fp32 arithmetic. 16-bit tokens are multiplied on tensor cores, where the product of two numbers is exact and
+sums are fp32. What costs digits there is the offset c of a channel, its mean rounded to 16 bits:
 
-* If x - c is a 16-bit number for all tokens of the frame, the channel is shifted, and nothing is lost. So it is where
-  tokens are near c, by Sterbenz's lemma for x/2 <= c <= 2x.
-* If |c| is at most FAR mean deviations (each counted up to |c|, so that a few outliers make no channel seem wide), the
-  channel stays. The mean square of x is then at most 1 + FAR^2 = 17 times that of x - c, so sums round by 17 * 2^-24 =
-  1e-6 of the spread, less than the next rule's bf16 does.
-* Else, a massive channel with outliers, x - c is split in two 16-bit parts, high + low. They miss at most 2^-17 of it
-  in bf16, and in fp16, whose numbers are multiples of 2^-24, 2^-23. The step of channels it stands in is flagged, and
-  has four products instead of one. Without low x low, |low_i - low_j|^2 would be missing in d^2: all of the distance
-  between two outliers that are alike.
+* If x - c is a 16-bit number for all tokens of the frame, the channel is shifted, and nothing is lost. By Sterbenz's
+  lemma this is so if x/2 <= c <= 2x.
+* If |c| is at most FAR mean deviations (each deviation counts up to |c|, so that a few outliers do not make a channel
+  look wide), the channel stays as it is. The mean square of x is then at most 1 + FAR^2 = 17 times that of x - c, so
+  sums round by 17 * 2^-24 = 1e-6 of the spread, less than bf16 does under the next rule.
+* Otherwise the channel is a massive one with outliers, and x - c is split into two 16-bit parts, high + low. Their sum
+  misses at most 2^-17 of it in bf16, and at most 2^-23 in fp16, whose numbers are multiples of 2^-24. The channel's
+  block is flagged and takes four products instead of one. Without low x low, d^2 would lack |low_i - low_j|^2, which
+  is all of the distance between two outliers of the same high part.
 """
 
 import torch
@@ -20,141 +20,144 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import SPLIT_TILE, Centred, Plan, any_flag, products, with_low
+from .tiles import SPLIT_TILE, Centred, Tiling, any_flag, products, with_low
 
 FAR = tl.constexpr(4.0)  # mean deviations
 
 
-def centred(tokens: Tensor, lengths: Tensor, plan: Plan) -> Centred:
-    """Tokens without a common offset, as far as it matters (see above)."""
+def centred(tokens: Tensor, lengths: Tensor, tiling: Tiling) -> Centred:
+    """Tokens [F, N, C] without the offsets of their channels, by the rules above. lengths: int32 [F]."""
     frames, _, channels = tokens.shape
-    high = torch.empty(frames, plan.pitch, plan.width, dtype=tokens.dtype, device=tokens.device)
-    steps, low, flags = plan.width // plan.step, high, lengths
+    high = torch.empty(frames, tiling.pitch, tiling.width, dtype=tokens.dtype, device=tokens.device)
+    num_blocks, low, flags = tiling.width // tiling.block_c, high, lengths
     split = tokens.dtype != torch.float32
     if split:
-        low, flags = torch.empty_like(high), torch.empty(frames, steps, dtype=torch.int32, device=tokens.device)
-    arguments = (tokens, lengths, high, low, flags, channels, *tokens.stride(), plan.pitch, plan.width, steps)
-    _centre[(frames * steps,)](*arguments, SPLIT=split, TOKENS=64, CHANNELS=plan.step)
+        low, flags = torch.empty_like(high), torch.empty(frames, num_blocks, dtype=torch.int32, device=tokens.device)
+    arguments = (tokens, lengths, high, low, flags, channels, *tokens.stride(), tiling.pitch, tiling.width)
+    _centre[(frames * num_blocks,)](*arguments, num_blocks, SPLIT=split, BLOCK_N=64, BLOCK_C=tiling.block_c)
     return Centred(high, low, flags)
 
 
-def gram(tokens: Centred, lengths: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Products fp32 [F, pitch, pitch] of centred tokens, and their diagonal, the norms, fp32 [F, pitch].
+def gram(tokens: Centred, lengths: Tensor, tiling: Tiling) -> tuple[Tensor, Tensor]:
+    """Products of all pairs of centred tokens, fp32 [F, pitch, pitch], and squared norms, fp32 [F, pitch].
 
-    Half of the tiles are made and stored on both sides. Without `plan.stored` only those on the diagonal are made, and
-    the first result is empty. What belongs to no token is not written.
+    Tiles on and above the diagonal are made, and stored on both sides of it. Without `tiling.stored`, only those on the
+    diagonal are made, and the first result is empty. Tiles of padding alone are not written.
     """
-    frames, tiles, device = len(lengths), plan.pitch // plan.tile, lengths.device
-    shape = (frames, plan.pitch, plan.pitch) if plan.stored else (0,)
+    frames, num_blocks, device = len(lengths), tiling.pitch // tiling.block_n, lengths.device
+    shape = (frames, tiling.pitch, tiling.pitch) if tiling.stored else (0,)
     out = torch.empty(shape, dtype=torch.float32, device=device)
-    norms = torch.empty(frames, plan.pitch, dtype=torch.float32, device=device)
-    options = {"STORED": plan.stored, "TILE": plan.tile, "STEP": plan.step}
-    grid = (frames * (tiles**2 if plan.stored else tiles),)
-    arguments = (*tokens, lengths, out, norms, plan.pitch, plan.width, tiles)
-    later = tokens.split and plan.stored
+    norms = torch.empty(frames, tiling.pitch, dtype=torch.float32, device=device)
+    options = {"STORED": tiling.stored, "BLOCK_N": tiling.block_n, "BLOCK_C": tiling.block_c}
+    grid = (frames * (num_blocks**2 if tiling.stored else num_blocks),)
+    arguments = (*tokens, lengths, out, norms, tiling.pitch, tiling.width, num_blocks)
+    later = tokens.split and tiling.stored
     split = tokens.split and not later
-    _gram[grid](*arguments, SPLIT=split, LATER=False, **options, num_warps=plan.warps, num_stages=plan.stages)
+    _gram[grid](*arguments, SPLIT=split, LATER=False, **options, num_warps=tiling.warps, num_stages=tiling.stages)
     if later:
-        # In a launch of its own, in smaller tiles: these are three tiles of sums at a time, and registers hold them.
-        options["TILE"] = min(SPLIT_TILE, plan.tile)
-        tiles = plan.pitch // options["TILE"]
-        arguments = (*arguments[:-1], tiles)
-        _gram[(frames * tiles**2,)](*arguments, SPLIT=True, LATER=True, **options, num_warps=4, num_stages=plan.stages)
+        # A launch of its own with smaller tiles, because registers have to hold three tiles of sums at a time.
+        options["BLOCK_N"] = min(SPLIT_TILE, tiling.block_n)
+        num_blocks = tiling.pitch // options["BLOCK_N"]
+        grid, arguments = (frames * num_blocks**2,), (*arguments[:-1], num_blocks)
+        _gram[grid](*arguments, SPLIT=True, LATER=True, **options, num_warps=4, num_stages=tiling.stages)
     return out, norms
 
 
 @triton.jit
 def _centre(
-    tokens, lengths, high, low, flags, channels, stride_frame, stride_token, stride_channel, pitch, width, steps,
-    SPLIT: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+    x_ptr, lengths_ptr, high_ptr, low_ptr, flags_ptr, num_channels, stride_xb, stride_xn, stride_xc,
+    pitch, width, num_blocks,
+    SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: the channels of one step, of all tokens of a frame."""
-    frame = (tl.program_id(0) // steps).to(tl.int64)
-    channel = (tl.program_id(0) % steps) * CHANNELS + tl.arange(0, CHANNELS)
-    length = tl.load(lengths + frame)
-    token = tl.arange(0, TOKENS)
-    inside = channel[None, :] < channels
-    tokens += frame * stride_frame + channel[None, :].to(tl.int64) * stride_channel
-    total = tl.zeros((CHANNELS,), tl.float32)
-    for start in range(0, length, TOKENS):
-        here = (start + token)[:, None].to(tl.int64)
-        real = (here < length) & inside
-        total += tl.sum(tl.load(tokens + here * stride_token, mask=real, other=0.0).to(tl.float32), axis=0)
+    """One program centres BLOCK_C channels of all tokens of one frame."""
+    pid = tl.program_id(0)
+    frame = (pid // num_blocks).to(tl.int64)
+    offs_c = (pid % num_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    length = tl.load(lengths_ptr + frame)
+    offs = tl.arange(0, BLOCK_N)
+    mask_c = offs_c[None, :] < num_channels
+    x_ptr += frame * stride_xb + offs_c[None, :].to(tl.int64) * stride_xc
+    total = tl.zeros((BLOCK_C,), tl.float32)
+    for start_n in range(0, length, BLOCK_N):
+        offs_n = (start_n + offs)[:, None].to(tl.int64)
+        mask = (offs_n < length) & mask_c
+        total += tl.sum(tl.load(x_ptr + offs_n * stride_xn, mask=mask, other=0.0).to(tl.float32), axis=0)
     offset = total / length.to(tl.float32)
     flag = 0
     if SPLIT:
-        offset, flag = _shift(tokens, offset, length, inside, stride_token, high.dtype.element_ty, TOKENS, CHANNELS)
-        tl.store(flags + tl.program_id(0), flag)
-    place = frame * pitch * width + channel[None, :]
-    for start in range(0, pitch, TOKENS):
-        here = (start + token)[:, None].to(tl.int64)
-        real = (here < length) & inside
-        x = tl.load(tokens + here * stride_token, mask=real, other=0.0).to(tl.float32)
-        x = tl.where(real, x - offset[None, :], 0.0)
-        rounded = x.to(high.dtype.element_ty)
-        tl.store(high + place + here * width, rounded, mask=here < pitch)
+        offset, flag = _shift(x_ptr, offset, length, mask_c, stride_xn, high_ptr.dtype.element_ty, BLOCK_N, BLOCK_C)
+        tl.store(flags_ptr + pid, flag)
+    place = frame * pitch * width + offs_c[None, :]
+    for start_n in range(0, pitch, BLOCK_N):
+        offs_n = (start_n + offs)[:, None].to(tl.int64)
+        mask = (offs_n < length) & mask_c
+        x = tl.load(x_ptr + offs_n * stride_xn, mask=mask, other=0.0).to(tl.float32)
+        x = tl.where(mask, x - offset[None, :], 0.0)
+        rounded = x.to(high_ptr.dtype.element_ty)
+        tl.store(high_ptr + place + offs_n * width, rounded, mask=offs_n < pitch)
         if flag != 0:
             x -= rounded.to(tl.float32)
-            tl.store(low + place + here * width, x.to(high.dtype.element_ty), mask=here < pitch)
+            tl.store(low_ptr + place + offs_n * width, x.to(high_ptr.dtype.element_ty), mask=offs_n < pitch)
 
 
 @triton.jit
 def _shift(
-    tokens, mean, length, inside, stride_token,
-    DTYPE: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+    x_ptr, mean, length, mask_c, stride_xn,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """(c [CHANNELS], or 0 where a channel stays; 1 if one of them needs low parts): the rule at the top of the file."""
+    """Offsets [BLOCK_C], 0 where a channel stays as it is, and 1 if any needs low parts, by the rules above."""
     offset = mean.to(DTYPE).to(tl.float32)
-    token = tl.arange(0, TOKENS)
-    lost = tl.zeros((CHANNELS,), tl.float32)
-    spread = tl.zeros((CHANNELS,), tl.float32)
-    for start in range(0, length, TOKENS):
-        here = (start + token)[:, None].to(tl.int64)
-        real = (here < length) & inside
-        x = tl.load(tokens + here * stride_token, mask=real, other=0.0).to(tl.float32)
-        x = tl.where(real, x - offset[None, :], 0.0)
+    offs = tl.arange(0, BLOCK_N)
+    lost = tl.zeros((BLOCK_C,), tl.float32)
+    spread = tl.zeros((BLOCK_C,), tl.float32)
+    for start_n in range(0, length, BLOCK_N):
+        offs_n = (start_n + offs)[:, None].to(tl.int64)
+        mask = (offs_n < length) & mask_c
+        x = tl.load(x_ptr + offs_n * stride_xn, mask=mask, other=0.0).to(tl.float32)
+        x = tl.where(mask, x - offset[None, :], 0.0)
         lost = tl.maximum(lost, tl.max(tl.abs(x - x.to(DTYPE).to(tl.float32)), axis=0))
         spread += tl.sum(tl.minimum(tl.abs(x), tl.abs(offset)[None, :]), axis=0)
     far = tl.abs(offset) * length.to(tl.float32) > spread * FAR
-    split = far & (lost > 0) & (lost < float("inf"))  # fp16 has no number for twice its largest one
+    split = far & (lost > 0) & (lost < float("inf"))  # inf where x - c overflows fp16
     return tl.where(split | (lost == 0), offset, 0.0), tl.max(split.to(tl.int32), axis=0)
 
 
 @triton.jit
 def _gram(
-    tokens, low, flags, lengths, gram, norms, pitch, width, tiles,
-    STORED: tl.constexpr, SPLIT: tl.constexpr, LATER: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
+    high_ptr, low_ptr, flags_ptr, lengths_ptr, gram_ptr, norms_ptr, pitch, width, num_blocks,
+    STORED: tl.constexpr, SPLIT: tl.constexpr, LATER: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile on or above the diagonal, and what mirrors it; if LATER, what low parts add to it."""
+    """One program makes a square tile on or above the diagonal and its mirror image; if LATER, it adds low parts."""
+    pid = tl.program_id(0)
     if STORED:
-        frame = (tl.program_id(0) // (tiles * tiles)).to(tl.int64)
-        row_tile = tl.program_id(0) // tiles % tiles
+        frame = (pid // (num_blocks * num_blocks)).to(tl.int64)
+        pid_m = pid // num_blocks % num_blocks
     else:
-        frame = (tl.program_id(0) // tiles).to(tl.int64)
-        row_tile = tl.program_id(0) % tiles
-    column_tile = row_tile
+        frame = (pid // num_blocks).to(tl.int64)
+        pid_m = pid % num_blocks
+    pid_n = pid_m
     if STORED:
-        column_tile = tl.program_id(0) % tiles
-    if (column_tile < row_tile) | (column_tile * TILE >= tl.load(lengths + frame)):
+        pid_n = pid % num_blocks
+    if (pid_n < pid_m) | (pid_n * BLOCK_N >= tl.load(lengths_ptr + frame)):
         return
-    rows = row_tile * TILE + tl.arange(0, TILE)
-    columns = column_tile * TILE + tl.arange(0, TILE)
-    tokens += frame * pitch * width
-    low += frame * pitch * width
-    flags += frame * (width // STEP)
+    offs_m = pid_m * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    high_ptr += frame * pitch * width
+    low_ptr += frame * pitch * width
+    flags_ptr += frame * (width // BLOCK_C)
     if LATER:
-        if not any_flag(flags, width // STEP):
+        if not any_flag(flags_ptr, width // BLOCK_C):
             return
-        there = gram + frame * pitch * pitch + rows[:, None] * pitch + columns[None, :]
-        values = with_low(tl.load(there), tokens, low, flags, rows, columns, width, STEP)
+        gram_ptrs = gram_ptr + frame * pitch * pitch + offs_m[:, None] * pitch + offs_n[None, :]
+        values = with_low(tl.load(gram_ptrs), high_ptr, low_ptr, flags_ptr, offs_m, offs_n, width, BLOCK_C)
     else:
-        values = products(tokens, low, flags, rows, columns, width, SPLIT, STEP)
-    if row_tile == column_tile:
-        on_diagonal = rows[:, None] == columns[None, :]
-        tl.store(norms + frame * pitch + rows, tl.sum(tl.where(on_diagonal, values, 0.0), axis=1))
-        values = tl.where(rows[:, None] <= columns[None, :], values, tl.trans(values))
+        values = products(high_ptr, low_ptr, flags_ptr, offs_m, offs_n, width, SPLIT, BLOCK_C)
+    if pid_m == pid_n:
+        on_diagonal = offs_m[:, None] == offs_n[None, :]
+        tl.store(norms_ptr + frame * pitch + offs_m, tl.sum(tl.where(on_diagonal, values, 0.0), axis=1))
+        values = tl.where(offs_m[:, None] <= offs_n[None, :], values, tl.trans(values))
     if STORED:
-        gram += frame * pitch * pitch
-        tl.store(gram + rows[:, None] * pitch + columns[None, :], values)
-        if row_tile != column_tile:
-            tl.store(gram + columns[:, None] * pitch + rows[None, :], tl.trans(values))
+        gram_ptr += frame * pitch * pitch
+        tl.store(gram_ptr + offs_m[:, None] * pitch + offs_n[None, :], values)
+        if pid_m != pid_n:
+            tl.store(gram_ptr + offs_n[:, None] * pitch + offs_m[None, :], tl.trans(values))

@@ -1,8 +1,8 @@
-"""group_mean by Triton kernels: no atomics, every sum in raster order, so the same bits on every run.
+"""group_mean by Triton kernels without atomics: every sum is in raster order, so every run gives the same bits.
 
-A first kernel lists the tokens of each group (how many stand before a token in the list is counted, N x N comparisons
-of labels in registers; no sort). A program of the second reads the rows of one group and writes their mean: every token
-is read once, every mean written once. The backward pass is one read and one write, too.
+A first kernel lists the token indices of each group. It does not sort: it counts how many tokens come before each one
+in the list, by N x N comparisons of labels in registers. A program of the second kernel reads the tokens of one group
+and writes their mean. Both passes read every token (or gradient) once and write every result once.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from ppe_npu.backends import device
 
-LABELS, OTHERS = 128, 32  # of one program; compared at a time
+BLOCK_M, BLOCK_N = 128, 32  # labels that one program of _list_groups has; labels that it compares them with at a time
 
 
 def refusal(tokens: Tensor, labels: Tensor, counts: Tensor) -> str | None:
@@ -39,12 +39,12 @@ class _GroupMean(torch.autograd.Function):
         ctx.save_for_backward(labels, counts)
         (frames, count, channels), groups = tokens.shape, counts.shape[1]
         means = torch.empty(frames, groups, channels, dtype=tokens.dtype, device=tokens.device)
-        rows, width = block(count / groups, channels)
-        blocks = triton.cdiv(channels, width)
+        block_n, block_c = block(count / groups, channels)
+        num_blocks = triton.cdiv(channels, block_c)
         with device.current(tokens.device):
             order, starts = _listed(labels, groups)
-            arguments = (tokens.contiguous(), order, starts, counts, means, count, groups, channels, blocks)
-            _mean[(frames * groups * blocks,)](*arguments, ROWS=rows, WIDTH=width)
+            arguments = (tokens.contiguous(), order, starts, counts, means, count, groups, channels, num_blocks)
+            _mean[(frames * groups * num_blocks,)](*arguments, BLOCK_N=block_n, BLOCK_C=block_c)
         return means
 
     @staticmethod
@@ -53,88 +53,100 @@ class _GroupMean(torch.autograd.Function):
         labels, counts = ctx.saved_tensors
         (frames, count), (groups, channels) = labels.shape, gradient.shape[1:]
         shared = torch.empty(frames, count, channels, dtype=gradient.dtype, device=gradient.device)
-        rows, width = block(count, channels)
-        blocks = triton.cdiv(channels, width)
-        grid = (frames * triton.cdiv(count, rows) * blocks,)
+        block_n, block_c = block(count, channels)
+        num_blocks = triton.cdiv(channels, block_c)
+        grid = (frames * triton.cdiv(count, block_n) * num_blocks,)
         with device.current(gradient.device):
-            arguments = (gradient.contiguous(), labels, counts, shared, count, groups, channels, blocks)
-            _share[grid](*arguments, ROWS=rows, WIDTH=width)
+            arguments = (gradient.contiguous(), labels, counts, shared, count, groups, channels, num_blocks)
+            _share[grid](*arguments, BLOCK_N=block_n, BLOCK_C=block_c)
         return shared, None, None
 
 
 def block(tokens: float, channels: int) -> tuple[int, int]:
-    """Tokens and channels that a program holds at a time: up to 4,096 numbers. `tokens`: how many it reads in all."""
+    """(BLOCK_N, BLOCK_C), at most 4,096 numbers. `tokens`: how many a program reads in all, on average."""
     width = min(1024, max(16, triton.next_power_of_2(channels)))
     return min(4096 // width, max(4, triton.next_power_of_2(math.ceil(tokens)))), width
 
 
 def _listed(labels: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """int32 [F, N]: the tokens by group, in raster order; and int32 [F, M + 1]: where each group begins in it."""
+    """int32 [F, N], token indices by group in raster order; int32 [F, M + 1], where each group starts in them."""
     frames, count = labels.shape
     order = torch.empty(frames, count, dtype=torch.int32, device=labels.device)
     starts = torch.empty(frames, groups + 1, dtype=torch.int32, device=labels.device)
-    blocks = triton.cdiv(max(count, groups + 1), LABELS)
-    _list_groups[(frames * blocks,)](labels, order, starts, count, groups, blocks, LABELS=LABELS, OTHERS=OTHERS)
+    num_blocks = triton.cdiv(max(count, groups + 1), BLOCK_M)
+    _list_groups[(frames * num_blocks,)](
+        labels, order, starts, count, groups, num_blocks, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N
+    )
     return order, starts
 
 
 @triton.jit
-def _list_groups(labels, order, starts, count, groups, blocks, LABELS: tl.constexpr, OTHERS: tl.constexpr):
-    """One program: the places of some tokens, and the beginnings of as many groups."""
-    frame = (tl.program_id(0) // blocks).to(tl.int64)
-    mine = (tl.program_id(0) % blocks) * LABELS + tl.arange(0, LABELS)
-    labels += frame * count
-    own = tl.load(labels + mine, mask=mine < count, other=-1).to(tl.int32)
-    place = tl.zeros((LABELS,), tl.int32)
-    begin = tl.zeros((LABELS,), tl.int32)
-    for start in range(0, count, OTHERS):
-        other = start + tl.arange(0, OTHERS)
-        label = tl.load(labels + other, mask=other < count, other=-1).to(tl.int32)
-        grouped = label[None, :] >= 0
-        same = (label[None, :] == own[:, None]) & (other[None, :] < mine[:, None])
-        place += tl.sum((grouped & (same | (label[None, :] < own[:, None]))).to(tl.int32), axis=1)
-        begin += tl.sum((grouped & (label[None, :] < mine[:, None])).to(tl.int32), axis=1)
-    tl.store(order + frame * count + place, mine, mask=own >= 0)
-    tl.store(starts + frame * (groups + 1) + mine, begin, mask=mine <= groups)
+def _list_groups(
+    labels_ptr, order_ptr, starts_ptr, num_tokens, num_groups, num_blocks,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One program finds the places of BLOCK_M tokens in the list, and the starts of as many groups."""
+    pid = tl.program_id(0)
+    frame = (pid // num_blocks).to(tl.int64)
+    offs_m = (pid % num_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    labels_ptr += frame * num_tokens
+    labels_m = tl.load(labels_ptr + offs_m, mask=offs_m < num_tokens, other=-1).to(tl.int32)
+    place = tl.zeros((BLOCK_M,), tl.int32)
+    begin = tl.zeros((BLOCK_M,), tl.int32)
+    for start_n in range(0, num_tokens, BLOCK_N):
+        offs_n = start_n + tl.arange(0, BLOCK_N)
+        labels_n = tl.load(labels_ptr + offs_n, mask=offs_n < num_tokens, other=-1).to(tl.int32)
+        grouped = labels_n[None, :] >= 0
+        same = (labels_n[None, :] == labels_m[:, None]) & (offs_n[None, :] < offs_m[:, None])
+        place += tl.sum((grouped & (same | (labels_n[None, :] < labels_m[:, None]))).to(tl.int32), axis=1)
+        begin += tl.sum((grouped & (labels_n[None, :] < offs_m[:, None])).to(tl.int32), axis=1)
+    tl.store(order_ptr + frame * num_tokens + place, offs_m, mask=labels_m >= 0)
+    tl.store(starts_ptr + frame * (num_groups + 1) + offs_m, begin, mask=offs_m <= num_groups)
 
 
 @triton.jit
 def _mean(
-    tokens, order, starts, counts, means, count, groups, channels, blocks, ROWS: tl.constexpr, WIDTH: tl.constexpr
-):
-    """One program: some channels of one group."""
-    group = (tl.program_id(0) // blocks).to(tl.int64)  # of all frames
-    frame = group // groups
-    channel = (tl.program_id(0) % blocks) * WIDTH + tl.arange(0, WIDTH)
-    inside = channel < channels
-    tokens += frame * count * channels
-    start = tl.load(starts + group + frame)
-    stop = tl.load(starts + group + frame + 1)
-    total = tl.zeros((WIDTH,), tl.float32)
-    for first in range(start, stop, ROWS):
-        place = first + tl.arange(0, ROWS)
-        row = tl.load(order + frame * count + place, mask=place < stop, other=0).to(tl.int64)
-        wanted = (place < stop)[:, None] & inside[None, :]
-        x = tl.load(tokens + row[:, None] * channels + channel[None, :], mask=wanted, other=0.0)
+    x_ptr, order_ptr, starts_ptr, counts_ptr, means_ptr, num_tokens, num_groups, num_channels, num_blocks,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One program averages BLOCK_C channels of one group."""
+    pid = tl.program_id(0)
+    group = (pid // num_blocks).to(tl.int64)  # of all frames
+    frame = group // num_groups
+    offs_c = (pid % num_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = offs_c < num_channels
+    x_ptr += frame * num_tokens * num_channels
+    start = tl.load(starts_ptr + group + frame)
+    stop = tl.load(starts_ptr + group + frame + 1)
+    total = tl.zeros((BLOCK_C,), tl.float32)
+    for start_n in range(start, stop, BLOCK_N):
+        offs = start_n + tl.arange(0, BLOCK_N)
+        token = tl.load(order_ptr + frame * num_tokens + offs, mask=offs < stop, other=0).to(tl.int64)
+        mask = (offs < stop)[:, None] & mask_c[None, :]
+        x = tl.load(x_ptr + token[:, None] * num_channels + offs_c[None, :], mask=mask, other=0.0)
         total += tl.sum(x.to(tl.float32), axis=0)
-    size = tl.maximum(tl.load(counts + group), 1).to(tl.float32)
-    mean = tl.div_rn(total, tl.zeros((WIDTH,), tl.float32) + size)
-    tl.store(means + group * channels + channel, mean.to(means.dtype.element_ty), mask=inside)
+    size = tl.maximum(tl.load(counts_ptr + group), 1).to(tl.float32)
+    mean = tl.div_rn(total, tl.zeros((BLOCK_C,), tl.float32) + size)
+    tl.store(means_ptr + group * num_channels + offs_c, mean.to(means_ptr.dtype.element_ty), mask=mask_c)
 
 
 @triton.jit
-def _share(gradient, labels, counts, shared, count, groups, channels, blocks, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """One program: some channels of some tokens, each of which gets its share of its group's gradient."""
-    parts = tl.cdiv(count, ROWS)
-    frame = (tl.program_id(0) // (blocks * parts)).to(tl.int64)
-    row = (tl.program_id(0) // blocks % parts) * ROWS + tl.arange(0, ROWS)
-    channel = (tl.program_id(0) % blocks) * WIDTH + tl.arange(0, WIDTH)
-    label = tl.load(labels + frame * count + row, mask=row < count, other=-1)
-    group = frame * groups + tl.maximum(label, 0)
-    size = tl.maximum(tl.load(counts + group), 1).to(tl.float32)
-    inside = (row < count)[:, None] & (channel < channels)[None, :]
-    wanted = inside & (label >= 0)[:, None]
-    x = tl.load(gradient + group[:, None] * channels + channel[None, :], mask=wanted, other=0.0).to(tl.float32)
-    share = tl.div_rn(x, tl.zeros((ROWS, WIDTH), tl.float32) + size[:, None])
-    target = shared + (frame * count + row)[:, None] * channels + channel[None, :]
-    tl.store(target, share.to(shared.dtype.element_ty), mask=inside)
+def _share(
+    grad_ptr, labels_ptr, counts_ptr, out_ptr, num_tokens, num_groups, num_channels, num_blocks,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One program gives BLOCK_N tokens, in BLOCK_C channels, their share of the gradient of their group's mean."""
+    pid = tl.program_id(0)
+    num_blocks_n = tl.cdiv(num_tokens, BLOCK_N)
+    frame = (pid // (num_blocks * num_blocks_n)).to(tl.int64)
+    offs_n = (pid // num_blocks % num_blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_c = (pid % num_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    label = tl.load(labels_ptr + frame * num_tokens + offs_n, mask=offs_n < num_tokens, other=-1)
+    group = frame * num_groups + tl.maximum(label, 0)
+    size = tl.maximum(tl.load(counts_ptr + group), 1).to(tl.float32)
+    mask = (offs_n < num_tokens)[:, None] & (offs_c < num_channels)[None, :]
+    mask_load = mask & (label >= 0)[:, None]
+    x = tl.load(grad_ptr + group[:, None] * num_channels + offs_c[None, :], mask=mask_load, other=0.0).to(tl.float32)
+    share = tl.div_rn(x, tl.zeros((BLOCK_N, BLOCK_C), tl.float32) + size[:, None])
+    target = out_ptr + (frame * num_tokens + offs_n)[:, None] * num_channels + offs_c[None, :]
+    tl.store(target, share.to(out_ptr.dtype.element_ty), mask=mask)

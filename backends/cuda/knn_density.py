@@ -1,4 +1,4 @@
-"""kNN density from tiles of products: the third pass of the clustering."""
+"""The kNN density of every token: the fourth pass of the clustering."""
 
 import torch
 import triton
@@ -7,59 +7,61 @@ from torch import Tensor
 
 from ppe_npu.backends.reference.dpc_knn import probable_error
 
-from .tiles import Pairs, Plan, distances
+from .tiles import Pairs, Tiling, distances
 
 
-def knn_density(pairs: Pairs, num_neighbors: Tensor, channels: int, plan: Plan) -> Tensor:
-    """fp32 [F, pitch]: minus the mean d^2 to the k nearest tokens, itself among them; 0 where there is no token.
+def knn_density(pairs: Pairs, num_neighbors: Tensor, channels: int, tiling: Tiling) -> Tensor:
+    """Log density, fp32 [F, pitch]: minus the mean d^2 from a token to its k nearest, itself included; 0 in padding.
 
-    num_neighbors: int64 [F], from 1 to 5. d^2 is per channel.
+    num_neighbors is int64 [F], from 1 to 5. d^2 is divided by the number of channels.
     """
     density = torch.empty_like(pairs.norms)
-    blocks, bound = plan.pitch // plan.rows, probable_error(channels, torch.float32)
-    arguments = (*pairs, num_neighbors, density, plan.pitch, plan.width, bound, 1 / channels, blocks)
-    _knn_density[(len(density) * blocks,)](*arguments, **plan.options(pairs.high.dtype))
+    num_blocks, bound = tiling.pitch // tiling.block_m, probable_error(channels, torch.float32)
+    arguments = (*pairs, num_neighbors, density, tiling.pitch, tiling.width, bound, 1 / channels, num_blocks)
+    _knn_density[(len(density) * num_blocks,)](*arguments, **tiling.options(pairs.high.dtype))
     return density
 
 
 @triton.jit
 def _knn_density(
-    gram, tokens, low, flags, norms, lengths, first, copies, num_neighbors, density, pitch, width, bound, scale,
-    blocks,
-    STORED: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
+    gram_ptr, high_ptr, low_ptr, flags_ptr, norms_ptr, lengths_ptr, first_ptr, copies_ptr, num_neighbors_ptr,
+    density_ptr, pitch, width, bound, scale, num_blocks,
+    STORED: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: some tokens of a frame against all of it; the four smallest distances of each stay in registers."""
-    frame = (tl.program_id(0) // blocks).to(tl.int64)
-    start_row = (tl.program_id(0) % blocks) * ROWS
-    length = tl.load(lengths + frame)
-    rows = start_row + tl.arange(0, ROWS)
-    gram += frame * pitch * pitch
-    tokens += frame * pitch * width
-    low += frame * pitch * width
-    flags += frame * (width // STEP)
-    norms += frame * pitch
-    first += frame * pitch
-    copy = tl.load(copies + frame)
+    """One program compares BLOCK_M tokens with all of their frame; the four smallest d^2 stay in registers."""
+    pid = tl.program_id(0)
+    frame = (pid // num_blocks).to(tl.int64)
+    start_m = (pid % num_blocks) * BLOCK_M
+    length = tl.load(lengths_ptr + frame)
+    offs_m = start_m + tl.arange(0, BLOCK_M)
+    gram_ptr += frame * pitch * pitch
+    high_ptr += frame * pitch * width
+    low_ptr += frame * pitch * width
+    flags_ptr += frame * (width // BLOCK_C)
+    norms_ptr += frame * pitch
+    first_ptr += frame * pitch
+    has_copies = tl.load(copies_ptr + frame)
     infinity = float("inf")
-    one = tl.full((ROWS,), infinity, tl.float32)
-    two = tl.full((ROWS,), infinity, tl.float32)
-    three = tl.full((ROWS,), infinity, tl.float32)
-    four = tl.full((ROWS,), infinity, tl.float32)
-    for start in range(0, tl.where(start_row < length, length, 0), TILE):
-        columns = start + tl.arange(0, TILE)
-        values = distances(
-            gram, tokens, low, flags, norms, first, copy, rows, columns, pitch, width, bound, STORED, SPLIT, STEP
-        )
-        hidden = (columns[None, :] >= length) | (columns[None, :] == rows[:, None])
-        values = tl.where(hidden, infinity, values)
+    one = tl.full((BLOCK_M,), infinity, tl.float32)
+    two = tl.full((BLOCK_M,), infinity, tl.float32)
+    three = tl.full((BLOCK_M,), infinity, tl.float32)
+    four = tl.full((BLOCK_M,), infinity, tl.float32)
+    for start_n in range(0, tl.where(start_m < length, length, 0), BLOCK_N):
+        offs_n = start_n + tl.arange(0, BLOCK_N)
+        d2 = distances(
+            gram_ptr, high_ptr, low_ptr, flags_ptr, norms_ptr, first_ptr, has_copies, offs_m, offs_n,
+            pitch, width, bound, STORED, SPLIT, BLOCK_C,
+        )  # fmt: skip
+        hidden = (offs_n[None, :] >= length) | (offs_n[None, :] == offs_m[:, None])
+        d2 = tl.where(hidden, infinity, d2)
         for _ in tl.static_range(4):
-            nearest, place = tl.min(values, axis=1, return_indices=True)
-            values = tl.where(columns[None, :] - start == place[:, None], infinity, values)
+            nearest, place = tl.min(d2, axis=1, return_indices=True)
+            d2 = tl.where(offs_n[None, :] - start_n == place[:, None], infinity, d2)
             four = tl.minimum(four, tl.maximum(three, nearest))
             three = tl.minimum(three, tl.maximum(two, nearest))
             two = tl.minimum(two, tl.maximum(one, nearest))
             one = tl.minimum(one, nearest)
-    k = tl.load(num_neighbors + frame)
+    k = tl.load(num_neighbors_ptr + frame)
     total = tl.where(k > 1, one, 0.0) + tl.where(k > 2, two, 0.0)
     total = total + tl.where(k > 3, three, 0.0) + tl.where(k > 4, four, 0.0)
-    tl.store(density + frame * pitch + rows, tl.where(rows < length, -total * (scale / k.to(tl.float32)), 0.0))
+    tl.store(density_ptr + frame * pitch + offs_m, tl.where(offs_m < length, -total * (scale / k.to(tl.float32)), 0.0))

@@ -1,7 +1,7 @@
 """linear_cross_entropy by liger-kernel, in an autograd function of ours: gradients are made in the forward pass.
 
-Liger's own scales the saved gradients in place, so that a second backward pass would scale them twice, and looks
-at the device for whether it has to. Its forward pass waits for the device once, to count the labels.
+Liger's own function scales the saved gradients in place, so a second backward pass would scale them twice, and it reads
+from the device whether it has to. Its forward pass waits for the device once, to count the labels.
 """
 
 import math
@@ -42,12 +42,13 @@ def linear_cross_entropy(
 ) -> Tensor:
     """See `ppe_npu.backends.linear_cross_entropy`. No second derivative.
 
-    Liger's own chunks hold logits as large as `hidden`, so that the fewer labels there are the shorter they get: of 66
-    labels and 150,000 words each is one token, and reads the weight and adds to its gradient for that alone.
+    Liger's own chunks hold as many logits as `hidden` has numbers, so they get shorter with fewer labels: with 66
+    labels and a vocabulary size of 150,000, a chunk is one token, for which it reads all weights and adds to all
+    gradients.
     """
     wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight)]
     chunks = math.ceil(len(labels) / chunk_size)
-    budget = math.ceil(weight.shape[0] / (weight.shape[1] * chunks))  # of which Liger makes so many chunks
+    budget = math.ceil(weight.shape[0] / (weight.shape[1] * chunks))  # from which Liger derives as many chunks
     return _LinearCrossEntropy.apply(hidden, weight, labels, ignore_index, reduction, budget, wanted)
 
 

@@ -13,7 +13,7 @@ def refusal(x: Tensor, weight: Tensor, eps: float) -> str | None:
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"Liger's rms_norm takes fp16, bf16 and fp32, not {x.dtype}"
     if weight.dtype != x.dtype:
-        # It would give the dtype of x, where the specification gives the wider one.
+        # Liger returns the dtype of x where the specification returns the wider one.
         return "Liger's rms_norm is not used where weight and input differ in dtype"
     if x.shape[-1] > WIDEST:
         return f"Liger's rms_norm takes widths up to {WIDEST:,}"
@@ -26,5 +26,5 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `ppe_npu.backends.rms_norm`."""
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-    # Not in place: the gradient that comes in may be somebody else's, too, as in a residual connection.
+    # Not in place: other code may use the incoming gradient too, as in a residual connection.
     return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False)

@@ -1,8 +1,8 @@
 """rotary by a Triton kernel: pairs (x[i], x[i + D/2]) of all heads of a token, rotated by its angles.
 
 It works in fp32 and rounds once, reads queries and keys where they are, whatever their strides, and writes new ones
-with the same strides. The backward pass is the same kernel with the rotation transposed: nothing but the tables is
-kept for it.
+with the same strides. The backward pass is the same kernel with the rotation transposed: only the tables are saved
+for it.
 """
 
 import torch
@@ -23,83 +23,85 @@ def refusal(query: Tensor, key: Tensor, *tables: Tensor) -> str | None:
     if query.numel() == 0 or key.numel() == 0:
         return "the Triton kernel takes no empty tensor"
     if torch.is_grad_enabled() and any(table.requires_grad for table in tables):
-        return "the Triton kernel has no gradient for what is not query or key"
+        return "the Triton kernel has no gradient for the tables"
     return device.triton_problem(query.device)
 
 
 def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """See `ppe_npu.backends.rotary`. Differentiable in query and key."""
-    return _Turn.apply(query, key, cos, sin)
+    return _Rotate.apply(query, key, cos, sin)
 
 
-class _Turn(torch.autograd.Function):
+class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, cos, sin):
         ctx.save_for_backward(cos, sin)
-        return _launch(query, key, cos, sin, inverse=False)
+        return _launch(query, key, cos, sin, transposed=False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, query, key):
-        return (*_launch(query, key, *ctx.saved_tensors, inverse=True), None, None)
+        return (*_launch(query, key, *ctx.saved_tensors, transposed=True), None, None)
 
 
-def _launch(query, key, cos, sin, inverse):
+def _launch(query, key, cos, sin, transposed):
     query, key, cos, sin = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, cos, sin))
     outputs = [torch.empty_like(tensor) for tensor in (query, key)]
     batch, heads, length, width = query.shape
-    places = [step for table in (cos, sin) for step in (table.stride(0) * (len(table) > 1), table.stride(1))]
+    table_strides = [step for table in (cos, sin) for step in (table.stride(0) * (len(table) > 1), table.stride(1))]
     strides = [stride for tensor in (query, key, *outputs) for stride in tensor.stride()[:3]]
     with device.current(query.device):
-        _turn[(batch * length,)](
-            query, key, *outputs, cos, sin, *strides, *places, heads, key.shape[1], length,
-            WIDTH=width, HALF=max(16, triton.next_power_of_2(width // 2)), HEADS=min(16, triton.next_power_of_2(heads)),
-            INVERSE=inverse,
+        _rotate[(batch * length,)](
+            query, key, *outputs, cos, sin, *strides, *table_strides, heads, key.shape[1], length,
+            HEAD_DIM=width, BLOCK_D=max(16, triton.next_power_of_2(width // 2)),
+            BLOCK_H=min(16, triton.next_power_of_2(heads)),
+            TRANSPOSED=transposed,
         )  # fmt: skip
     return tuple(outputs)
 
 
 @triton.jit
-def _turn(
-    query, key, query_out, key_out, first, second,
-    query_batch, query_head, query_place, key_batch, key_head, key_place,
-    query_out_batch, query_out_head, query_out_place, key_out_batch, key_out_head, key_out_place,
-    place_0, place_1, place_2, place_3, heads, kv_heads, length,
-    WIDTH: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, INVERSE: tl.constexpr,
+def _rotate(
+    q_ptr, k_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr,
+    stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks,
+    stride_qob, stride_qoh, stride_qos, stride_kob, stride_koh, stride_kos,
+    stride_cos_b, stride_cos_s, stride_sin_b, stride_sin_s, num_heads, num_kv_heads, seq_len,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
-    """One program: all heads of one token."""
-    batch = (tl.program_id(0) // length).to(tl.int64)
-    place = (tl.program_id(0) % length).to(tl.int64)
-    pair = tl.arange(0, HALF)
-    inside = pair < WIDTH // 2
-    first += batch * place_0 + place * place_1 + pair
-    second += batch * place_2 + place * place_3 + pair
-    cos_1 = tl.load(first, mask=inside, other=0.0).to(tl.float32)
-    sin_1 = tl.load(second, mask=inside, other=0.0).to(tl.float32)
-    cos_2 = tl.load(first + WIDTH // 2, mask=inside, other=0.0).to(tl.float32)
-    sin_2 = tl.load(second + WIDTH // 2, mask=inside, other=0.0).to(tl.float32)
-    if INVERSE:
-        # The rotation's transpose.
+    """One program rotates all heads of one token; if TRANSPOSED, by the transposed matrix, as in the backward pass."""
+    pid = tl.program_id(0)
+    batch = (pid // seq_len).to(tl.int64)
+    token = (pid % seq_len).to(tl.int64)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = offs_d < HEAD_DIM // 2
+    cos_ptr += batch * stride_cos_b + token * stride_cos_s + offs_d
+    sin_ptr += batch * stride_sin_b + token * stride_sin_s + offs_d
+    cos_1 = tl.load(cos_ptr, mask=mask, other=0.0).to(tl.float32)
+    sin_1 = tl.load(sin_ptr, mask=mask, other=0.0).to(tl.float32)
+    cos_2 = tl.load(cos_ptr + HEAD_DIM // 2, mask=mask, other=0.0).to(tl.float32)
+    sin_2 = tl.load(sin_ptr + HEAD_DIM // 2, mask=mask, other=0.0).to(tl.float32)
+    if TRANSPOSED:
         sin_1, sin_2 = -sin_2, -sin_1
-    query += batch * query_batch + place * query_place
-    key += batch * key_batch + place * key_place
-    query_out += batch * query_out_batch + place * query_out_place
-    key_out += batch * key_out_batch + place * key_out_place
-    _heads(query, query_out, query_head, query_out_head, heads, pair, cos_1, sin_1, cos_2, sin_2, WIDTH, HEADS)
-    _heads(key, key_out, key_head, key_out_head, kv_heads, pair, cos_1, sin_1, cos_2, sin_2, WIDTH, HEADS)
+    q_ptr += batch * stride_qb + token * stride_qs
+    k_ptr += batch * stride_kb + token * stride_ks
+    q_out_ptr += batch * stride_qob + token * stride_qos
+    k_out_ptr += batch * stride_kob + token * stride_kos
+    _heads(q_ptr, q_out_ptr, stride_qh, stride_qoh, num_heads, offs_d, cos_1, sin_1, cos_2, sin_2, HEAD_DIM, BLOCK_H)
+    _heads(k_ptr, k_out_ptr, stride_kh, stride_koh, num_kv_heads, offs_d, cos_1, sin_1, cos_2, sin_2, HEAD_DIM, BLOCK_H)
 
 
 @triton.jit
 def _heads(
-    x, out, stride, out_stride, heads, pair, cos_1, sin_1, cos_2, sin_2, WIDTH: tl.constexpr, HEADS: tl.constexpr
-):
-    for start in range(0, heads, HEADS):
-        head = (start + tl.arange(0, HEADS))[:, None]
-        real = (head < heads) & (pair < WIDTH // 2)[None, :]
-        at = x + head.to(tl.int64) * stride + pair[None, :]
-        one = tl.load(at, mask=real, other=0.0).to(tl.float32)
-        two = tl.load(at + WIDTH // 2, mask=real, other=0.0).to(tl.float32)
-        to = out + head.to(tl.int64) * out_stride + pair[None, :]
-        tl.store(to, (one * cos_1[None, :] - two * sin_1[None, :]).to(out.dtype.element_ty), mask=real)
-        turned = two * cos_2[None, :] + one * sin_2[None, :]
-        tl.store(to + WIDTH // 2, turned.to(out.dtype.element_ty), mask=real)
+    x_ptr, out_ptr, stride_xh, stride_oh, num_heads, offs_d, cos_1, sin_1, cos_2, sin_2,
+    HEAD_DIM: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    for start_h in range(0, num_heads, BLOCK_H):
+        offs_h = (start_h + tl.arange(0, BLOCK_H))[:, None]
+        mask = (offs_h < num_heads) & (offs_d < HEAD_DIM // 2)[None, :]
+        x_ptrs = x_ptr + offs_h.to(tl.int64) * stride_xh + offs_d[None, :]
+        x1 = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
+        x2 = tl.load(x_ptrs + HEAD_DIM // 2, mask=mask, other=0.0).to(tl.float32)
+        out_ptrs = out_ptr + offs_h.to(tl.int64) * stride_oh + offs_d[None, :]
+        tl.store(out_ptrs, (x1 * cos_1[None, :] - x2 * sin_1[None, :]).to(out_ptr.dtype.element_ty), mask=mask)
+        y2 = x2 * cos_2[None, :] + x1 * sin_2[None, :]
+        tl.store(out_ptrs + HEAD_DIM // 2, y2.to(out_ptr.dtype.element_ty), mask=mask)

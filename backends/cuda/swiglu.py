@@ -1,7 +1,7 @@
 """swiglu by liger-kernel's kernels, in an autograd function of ours.
 
-Liger's own writes the gradients over gate and up, unseen by autograd: whoever still holds them, or runs backward twice,
-gets wrong numbers. Here it writes over copies.
+Liger's own function writes the gradients over gate and up without autograd's knowledge, so any other use of these
+tensors, or a second backward pass, gets wrong numbers. Here it writes over copies.
 """
 
 import torch
@@ -18,7 +18,7 @@ def refusal(gate: Tensor, up: Tensor) -> str | None:
     if gate.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"Liger's swiglu takes fp16, bf16 and fp32, not {gate.dtype}"
     if gate.dim() == 0 or gate.numel() == 0:
-        return "Liger's swiglu takes no empty tensor and no scalar"
+        return "Liger's swiglu takes neither empty tensors nor scalars"
     if gate.shape[-1] > WIDEST:
         return f"Liger's swiglu takes widths up to {WIDEST:,}"
     return device.triton_problem(gate.device)

@@ -1,7 +1,7 @@
-"""What the clustering kernels share: how work is cut into tiles, and a tile of products of pairs of tokens.
+"""What the clustering kernels share: how the work is cut into tiles, and how a tile of token-pair products is made.
 
-Sizes follow from shape and dtype in plain Python; nothing is tuned by trial. Tokens are copied once into a workspace
-whose rows and columns are padded with zeros to whole tiles, so that the kernels' inner loops have no masks.
+Block sizes follow from shape and dtype in plain Python; there is no autotuning. Tokens are copied once into a workspace
+that is padded with zeros to whole blocks, so that the inner loops of the kernels need no masks.
 """
 
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A batch of frames that is worked on at a time holds at most so many products: 128 MiB in fp32. (32 frames of 768
-# tokens are 72 MiB.) Frames of more than 5,792 tokens have none stored at all. Their padded tokens: 256 MiB in 16 bits,
-# and as much for low parts.
+# The frames that are processed at the same time have at most STORED_AT_ONCE products, 128 MiB in fp32 (32 frames of 768
+# tokens have 72 MiB); a frame of more than 5,792 tokens has its products not stored at all. They have at most
+# TOKENS_AT_ONCE padded token channels, 256 MiB in 16 bits, and low parts take as much again.
 STORED_AT_ONCE, TOKENS_AT_ONCE = 2**25, 2**27
-SPLIT_TILE = 64  # along both sides of tiles of which a program may hold three: with low parts, see `with_low`
+SPLIT_TILE = 64  # tokens along a tile's sides where a program holds three tiles of sums, as `with_low` does
 
 
 class Centred(NamedTuple):
-    """A frame's tokens without their offset, high + low, as kernels take them.
+    """The tokens of all frames without their offset, as the sum high + low, in the order of the kernels' arguments.
 
     Attributes:
-        high: [F, pitch, width] in the tokens' dtype, zero where a frame or its padding has none.
-        low: the same of what `high` rounds away; written only where a flag is set.
-        flags: int32 [F, steps], for which steps of channels `low` counts. fp32 tokens have no `low` and no flags, and
-            here one tensor stands for the other.
+        high: [F, pitch, width] in the tokens' dtype, zero in padding.
+        low: the same for what rounding to `high` lost; written only where a flag is set.
+        flags: int32 [F, width / BLOCK_C], 1 where `low` counts in a block of channels. fp32 tokens have neither low
+            parts nor flags: `low` is then `high`, and `flags` the lengths; the kernels read neither.
     """
 
     high: Tensor
@@ -35,18 +35,19 @@ class Centred(NamedTuple):
 
     @property
     def split(self) -> bool:
-        """Whether there are low parts at all."""
+        """Whether the tokens can have low parts: they are not fp32."""
         return self.high.dtype != torch.float32
 
 
 class Pairs(NamedTuple):
-    """What `distances` reads of all pairs of a batch's tokens, in the order in which the kernels take it.
+    """What `distances` reads, in the order of the kernels' arguments.
 
     Attributes:
-        gram: products fp32 [F, pitch, pitch], empty where they are not stored.
+        gram: fp32 [F, pitch, pitch], the products of all pairs of tokens; empty if they are not stored.
         high, low, flags: the fields of Centred.
-        norms: fp32 [F, pitch]. lengths: int32 [F], tokens of each frame.
-        first: int32 [F, pitch], the first token at distance zero from each. copies: int32 [F], whether there is any.
+        norms: fp32 [F, pitch], squared norms. lengths: int32 [F], the number of tokens per frame.
+        first: int32 [F, pitch], for each token the first one at distance zero.
+        copies: int32 [F], 1 where any token of the frame equals an earlier one, else 0.
     """
 
     gram: Tensor
@@ -60,22 +61,22 @@ class Pairs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How [F, N, C] tokens are cut.
+class Tiling:
+    """How [F, N, C] tokens are cut into blocks.
 
     Attributes:
-        tile: tokens along both sides of a tile of the product.
-        rows: tokens that a program of the later passes serves.
-        step: channels of one step along a product.
-        warps, stages: of the programs that make products.
-        pitch, width: N and C, padded to whole tiles and steps.
-        frames: how many of them are worked on at a time.
-        stored: whether their products stay in memory between the passes; if not, each pass makes them again.
+        block_m: tokens that one program of the later passes compares with the others (BLOCK_M).
+        block_n: tokens along both sides of a tile of products (BLOCK_N).
+        block_c: channels that a product adds at a time (BLOCK_C).
+        warps, stages: launch options of the programs that make products.
+        pitch, width: N and C, padded to whole blocks; the row strides of the products and of the tokens.
+        frames: how many frames are processed at the same time.
+        stored: whether products stay in memory between the passes; if not, each pass makes them again.
     """
 
-    tile: int
-    rows: int
-    step: int
+    block_m: int
+    block_n: int
+    block_c: int
     warps: int
     stages: int
     pitch: int
@@ -84,120 +85,122 @@ class Plan:
     stored: bool
 
     def options(self, dtype: torch.dtype) -> dict[str, int | bool]:
-        """The compile-time and launch options of a pass over pairs of tokens of that dtype."""
+        """The constexpr arguments and the launch options of a pass over pairs of tokens of this dtype."""
         return {"SPLIT": dtype != torch.float32, **self.passes, **self.launch}
 
     @property
     def passes(self) -> dict[str, int | bool]:
-        """The compile-time arguments of a pass over pairs of tokens."""
-        return {"STORED": self.stored, "ROWS": self.rows, "TILE": self.tile, "STEP": self.step}
+        """The constexpr arguments of a pass over pairs of tokens of any dtype."""
+        return {"STORED": self.stored, "BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_C": self.block_c}
 
     @property
     def launch(self) -> dict[str, int]:
-        """The launch options of a pass: a read of memory, or again a product."""
+        """The launch options of a pass, which reads stored products or makes them again."""
         return (
             {"num_warps": 4, "num_stages": 3} if self.stored else {"num_warps": self.warps, "num_stages": self.stages}
         )
 
 
-def plan(frames: int, count: int, channels: int, dtype: torch.dtype, stored_at_once: int = STORED_AT_ONCE) -> Plan:
-    """The Plan for [frames, count, channels] tokens.
+def plan(frames: int, count: int, channels: int, dtype: torch.dtype, stored_at_once: int = STORED_AT_ONCE) -> Tiling:
+    """The Tiling of [frames, count, channels] tokens.
 
-    16 bits: 128 x 128 x 64, a warp group of tensor-core products, two programs to a multiprocessor, so that one stores
-    while the other multiplies; 64 x 64 x 64 where products are not stored. fp32, in ordinary arithmetic (TF32 is not
-    exact): 64 x 64 x 32. Fewer tokens than a tile take a smaller one.
+    For 16 bits the blocks are 128 x 128 x 64: one warp group multiplies on tensor cores, and two programs share a
+    multiprocessor, so that one stores while the other multiplies. Where products are not stored they are 64 x 64 x 64.
+    For fp32, in ordinary arithmetic because TF32 is not exact, they are 64 x 64 x 32. Small inputs get smaller blocks.
     """
     half = dtype in (torch.float16, torch.bfloat16)
-    tile = min(128 if half else 64, max(16, triton.next_power_of_2(count)))
-    step = min(64 if half else 32, max(16, triton.next_power_of_2(channels)))
-    pitch, width = triton.cdiv(count, tile) * tile, triton.cdiv(channels, step) * step
+    block_n = min(128 if half else 64, max(16, triton.next_power_of_2(count)))
+    block_c = min(64 if half else 32, max(16, triton.next_power_of_2(channels)))
+    pitch, width = triton.cdiv(count, block_n) * block_n, triton.cdiv(channels, block_c) * block_c
     stored = pitch**2 <= stored_at_once
     together = min(TOKENS_AT_ONCE // (pitch * width), stored_at_once // pitch**2 if stored else frames)
     if not stored:
-        tile = min(SPLIT_TILE, tile)
-    rows = min(32, tile) if stored else tile
-    warps = 8 if half and not stored else 4  # three tiles of sums at a time fit into the registers of eight
-    return Plan(tile, rows, step, warps, 3, pitch, width, max(1, min(frames, together)), stored)
+        block_n = min(SPLIT_TILE, block_n)
+    block_m = min(32, block_n) if stored else block_n
+    warps = 8 if half and not stored else 4  # the registers of eight warps hold three tiles of sums at a time
+    return Tiling(block_m, block_n, block_c, warps, 3, pitch, width, max(1, min(frames, together)), stored)
 
 
-def shared_bytes(plan: Plan, dtype: torch.dtype) -> int:
-    """Shared memory that the largest program asks for: the stages of two operands, and a tile that is turned over."""
-    operands = plan.stages * 2 * plan.tile * plan.step * torch.finfo(dtype).bits // 8
-    read = 4 * plan.stages * plan.rows * plan.tile if plan.stored else 0
-    return max(operands, 4 * plan.tile**2, read)
+def shared_bytes(tiling: Tiling, dtype: torch.dtype) -> int:
+    """Bytes of shared memory that the largest program needs: the stages of two operands, or a tile to transpose."""
+    operands = tiling.stages * 2 * tiling.block_n * tiling.block_c * torch.finfo(dtype).bits // 8
+    read = 4 * tiling.stages * tiling.block_m * tiling.block_n if tiling.stored else 0
+    return max(operands, 4 * tiling.block_n**2, read)
 
 
 @triton.jit
 def distances(
-    gram, tokens, low, flags, norms, first, copies, rows, columns, pitch, width, bound,
-    STORED: tl.constexpr, SPLIT: tl.constexpr, STEP: tl.constexpr,
+    gram_ptr, high_ptr, low_ptr, flags_ptr, norms_ptr, first_ptr, has_copies, offs_m, offs_n, pitch, width, bound,
+    STORED: tl.constexpr, SPLIT: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """d^2 [rows, columns] in one frame, not per channel: those of the first tokens at distance zero from these.
+    """fp32 [BLOCK_M, BLOCK_N], d^2 between tokens offs_m and offs_n of one frame, summed over channels.
 
-    All pointers point to the frame; copies is 0 where no two of its tokens are equal. d^2 is zero below
-    `bound` * (|x_i|^2 + |x_j|^2).
+    Each token is replaced by the first one at distance zero. d^2 is zero below `bound` * (|x_i|^2 + |x_j|^2).
+    All pointers point to the frame; has_copies is 0 if no two of its tokens are equal.
     """
-    rows_at, columns_at = tl.load(first + rows), tl.load(first + columns)
+    first_m, first_n = tl.load(first_ptr + offs_m), tl.load(first_ptr + offs_n)
     if STORED:
-        if copies != 0:
-            values = stored(gram, rows_at, columns_at, pitch)
-        else:  # neighbours in memory, as the compiler can see
-            values = stored(gram, rows, columns, pitch)
+        if has_copies != 0:
+            d2 = stored(gram_ptr, first_m, first_n, pitch)
+        else:  # contiguous in memory, as the compiler can see
+            d2 = stored(gram_ptr, offs_m, offs_n, pitch)
     else:
-        values = products(tokens, low, flags, rows_at, columns_at, width, SPLIT, STEP)
-    row_norms, column_norms = tl.load(norms + rows_at)[:, None], tl.load(norms + columns_at)[None, :]
-    values = (row_norms - values) + (column_norms - values)
-    return tl.where(values < bound * (row_norms + column_norms), 0.0, tl.maximum(values, 0.0))
+        d2 = products(high_ptr, low_ptr, flags_ptr, first_m, first_n, width, SPLIT, BLOCK_C)
+    norms_m, norms_n = tl.load(norms_ptr + first_m)[:, None], tl.load(norms_ptr + first_n)[None, :]
+    d2 = (norms_m - d2) + (norms_n - d2)
+    return tl.where(d2 < bound * (norms_m + norms_n), 0.0, tl.maximum(d2, 0.0))
 
 
 @triton.jit
-def stored(gram, rows, columns, pitch):
-    """fp32 [rows, columns] of x_i x_j in one frame. They are symmetric to the last bit, so they are read along the
-    rows, which are neighbours in memory whatever the columns are."""
-    return tl.load(gram + columns[None, :] * pitch + rows[:, None])
+def stored(gram_ptr, offs_m, offs_n, pitch):
+    """fp32 [BLOCK_M, BLOCK_N], products x_i x_j that were stored. gram_ptr points to the frame.
+
+    They are symmetric to the last bit, so they are read along offs_m, which is contiguous even if offs_n is not.
+    """
+    return tl.load(gram_ptr + offs_n[None, :] * pitch + offs_m[:, None])
 
 
 @triton.jit
-def products(tokens, low, flags, rows, columns, width, SPLIT: tl.constexpr, STEP: tl.constexpr):
-    """fp32 [rows, columns] of x_i x_j, made. tokens, low and flags point to the frame."""
-    channel = tl.arange(0, STEP)
-    left = tokens + rows[:, None] * width + channel[None, :]
-    right = tokens + columns[None, :] * width + channel[:, None]
-    values = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
-    for start in range(0, width, STEP):
-        values = tl.dot(tl.load(left + start), tl.load(right + start), values, input_precision="ieee")
-    if SPLIT and any_flag(flags, width // STEP):
-        values = with_low(values, tokens, low, flags, rows, columns, width, STEP)
+def products(high_ptr, low_ptr, flags_ptr, offs_m, offs_n, width, SPLIT: tl.constexpr, BLOCK_C: tl.constexpr):
+    """fp32 [BLOCK_M, BLOCK_N], products x_i x_j, made here. All pointers point to the frame."""
+    offs_c = tl.arange(0, BLOCK_C)
+    left_ptrs = high_ptr + offs_m[:, None] * width + offs_c[None, :]
+    right_ptrs = high_ptr + offs_n[None, :] * width + offs_c[:, None]
+    values = tl.zeros((offs_m.shape[0], offs_n.shape[0]), tl.float32)
+    for start_c in range(0, width, BLOCK_C):
+        values = tl.dot(tl.load(left_ptrs + start_c), tl.load(right_ptrs + start_c), values, input_precision="ieee")
+    if SPLIT and any_flag(flags_ptr, width // BLOCK_C):
+        values = with_low(values, high_ptr, low_ptr, flags_ptr, offs_m, offs_n, width, BLOCK_C)
     return values
 
 
 @triton.jit
-def any_flag(flags, count):
-    """Whether one of `count` flags is set; a scalar, so that all threads branch alike."""
-    place = tl.arange(0, 128)
+def any_flag(flags_ptr, num_flags):
+    """Whether any of num_flags flags is set. It is a scalar, so that all threads take the same branch."""
+    offs = tl.arange(0, 128)
     found = tl.zeros((128,), tl.int32)
-    for start in range(0, count, 128):
-        found = tl.maximum(found, tl.load(flags + start + place, mask=start + place < count, other=0))
+    for start in range(0, num_flags, 128):
+        found = tl.maximum(found, tl.load(flags_ptr + start + offs, mask=start + offs < num_flags, other=0))
     return tl.max(found, axis=0) != 0
 
 
 @triton.jit
-def with_low(values, tokens, low, flags, rows, columns, width, STEP: tl.constexpr):
-    """values, which have high x high, with the three products more of the flagged steps.
+def with_low(values, high_ptr, low_ptr, flags_ptr, offs_m, offs_n, width, BLOCK_C: tl.constexpr):
+    """Adds to `values`, the products high x high, the other three products of the flagged blocks of channels.
 
-    high x low and low x high are summed apart: the sum of two numbers has no order, so (i, j) gets the bits of (j, i),
-    and copies of a token the same ones wherever they stand.
+    high x low and low x high have sums of their own, which are added at the end. a + b = b + a to the last bit, so
+    (i, j) gets the bits of (j, i), and copies of a token get the same bits wherever they stand.
     """
-    channel = tl.arange(0, STEP)
-    left = rows[:, None] * width + channel[None, :]
-    right = columns[None, :] * width + channel[:, None]
-    one = tl.zeros_like(values)
-    two = tl.zeros_like(values)
-    for block in range(width // STEP):
-        if tl.load(flags + block) != 0:
-            start = block * STEP
-            left_low, right_low = tl.load(low + left + start), tl.load(low + right + start)
-            one = tl.dot(tl.load(tokens + left + start), right_low, one)
-            two = tl.dot(left_low, tl.load(tokens + right + start), two)
+    offs_c = tl.arange(0, BLOCK_C)
+    left_offs = offs_m[:, None] * width + offs_c[None, :]
+    right_offs = offs_n[None, :] * width + offs_c[:, None]
+    high_low = tl.zeros_like(values)
+    low_high = tl.zeros_like(values)
+    for block in range(width // BLOCK_C):
+        if tl.load(flags_ptr + block) != 0:
+            start_c = block * BLOCK_C
+            left_low, right_low = tl.load(low_ptr + left_offs + start_c), tl.load(low_ptr + right_offs + start_c)
+            high_low = tl.dot(tl.load(high_ptr + left_offs + start_c), right_low, high_low)
+            low_high = tl.dot(left_low, tl.load(high_ptr + right_offs + start_c), low_high)
             values = tl.dot(left_low, right_low, values)
-    return values + (one + two)
+    return values + (high_low + low_high)

@@ -1,8 +1,8 @@
 """Ascend NPU, through torch_npu, which is imported inside the functions that call it.
 
-Each file has the operator's call and `refusal`: the documented limits as a pure function of the arguments, which runs
-on any device. Sources: op-plugin's operator pages (docs/zh/custom_APIs/torch_npu), torch_npu 2.13's docstrings and
-CANN's tiling code. The project has no Ascend machine: the calls are tested against a stand-in that enforces the same
-documents (tests/backends/fake_torch_npu.py), so what only hardware shows (precision, speed, limits that no document
-states) is not verified.
+Each file calls the operator and has a function `refusal`, which states the documented limits as a pure function of the
+arguments and runs on any device. Sources: op-plugin's operator pages (docs/zh/custom_APIs/torch_npu), torch_npu 2.13's
+docstrings and CANN's tiling code. The project has no Ascend machine: the calls are tested against a stand-in that
+enforces the same documents (tests/backends/fake_torch_npu.py), so what only hardware shows (precision, speed, limits
+that no document states) is not verified.
 """

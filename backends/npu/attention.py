@@ -1,6 +1,6 @@
-"""attention by torch_npu.npu_fusion_attention; decode.py has the operator that is made for decoding steps.
+"""attention by torch_npu.npu_fusion_attention; decode.py has the operator for decode.
 
-What differs from everybody else's attention, per op-plugin's page of the operator:
+What differs from other attention functions, by op-plugin's page of the operator:
 * `scale` is 1.0 unless passed.
 * In a mask True means masked out; the shapes are [B,N,S,T], [B,1,S,T], [1,1,S,T] and [S,T].
 * Causality is sparse_mode 3 (bottom-right) with a fixed, compressed 2,048 x 2,048 mask; without a mask the mode is
@@ -80,8 +80,8 @@ def attend(
 ) -> Tensor:
     """Attention by an operator with the arguments of npu_fusion_attention.
 
-    Segments of one length go as a batch, others packed, in several calls if there are more than 1,024 of them:
-    64 frames of the released recipe have 1,536 vision windows.
+    Segments of equal length are passed as a batch. Others are passed packed, in several calls if there are more than
+    1,024 of them: 64 frames of the released recipe have 1,536 vision windows.
     """
     options = {"operator": operator, "causal": causal, "scale": scale, "keep_prob": 1.0 - dropout}
     if cu_seqlens is None:
@@ -96,7 +96,7 @@ def attend(
 def _parts(cu_seqlens: tuple[int, ...]) -> list[tuple[slice, list[int]]] | None:
     """(tokens, ends of the segments among them) for each call of the packed layout; None if all segments are equal.
 
-    Cached, because every layer asks for the same: of 1,537 borders it takes 0.2 ms to build, 0.01 to find.
+    Cached, because every layer asks for the same parts: for 1,537 borders, building takes 0.2 ms and a look-up 0.01 ms.
     """
     borders = [0, *(end for start, end in itertools.pairwise(cu_seqlens) if end > start)]
     if len({end - start for start, end in itertools.pairwise(borders)}) == 1:
@@ -148,12 +148,12 @@ def _packed(
 
 
 def without_blind_rows(output: Tensor, allowed: Tensor | None) -> Tensor:
-    """Zero, as specified, in rows that may attend to nothing, where the operators average all values."""
+    """Zeros, as specified, in rows that may attend to nothing, where the operators average all values."""
     return output if allowed is None else output.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
 
 
 def full_mask(mask: Tensor, query: Tensor, keys: int) -> Tensor:
-    """The mask in one of the shapes the operator takes: [B or 1, 1, S, T], or [B, N, S, T] if it differs by head."""
+    """The mask in a shape that the operator takes: [B or 1, 1, S, T], or [B, N, S, T] if it differs between heads."""
     batch, heads, queries, _ = query.shape
     mask = mask[(None,) * (4 - mask.dim())]
     per_head = mask.shape[1] > 1
@@ -162,6 +162,6 @@ def full_mask(mask: Tensor, query: Tensor, keys: int) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _compressed_causal(device: torch.device) -> Tensor:
-    # One per device; outside inference_mode, since such a tensor could not be saved for a later backward pass.
+    # One per device, made outside inference_mode: an inference tensor cannot be saved for a later backward pass.
     with torch.inference_mode(False):
         return torch.ones(2048, 2048, dtype=torch.bool, device=device).triu(1)

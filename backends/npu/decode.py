@@ -1,7 +1,7 @@
-"""attention of a decoding step by torch_npu.npu_fused_infer_attention_score, which has no gradient.
+"""attention in decode by torch_npu.npu_fused_infer_attention_score, which has no gradient.
 
-npu_fusion_attention, the training operator, takes such a call as well; this one is made for it. Sources: op-plugin's
-page of the operator; scale is 1.0 unless passed, and in a mask True means masked out.
+npu_fusion_attention, the training operator, supports such a call as well; this one is made for it. By op-plugin's
+page of the operator, scale is 1.0 unless passed, and True in a mask means masked out.
 """
 
 import torch
@@ -11,7 +11,7 @@ from ppe_npu.backends.npu.attention import full_mask, without_blind_rows
 
 
 def concerns(query: Tensor, *others: Tensor, cu_seqlens: list[int] | None = None, **options) -> bool:
-    """Whether this is a decoding step: one query a sample, not packed."""
+    """Whether this is decode: one query per sample, not packed."""
     return query.shape[2] == 1 and cu_seqlens is None
 
 
@@ -26,16 +26,16 @@ def refusal(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> str | None:
-    """fp16, bf16; head width up to 512 in steps of 16; 256 heads, 64 to a key's; bool masks, one for all heads."""
+    """fp16, bf16; head widths to 512 in steps of 16; 256 query heads, 64 per key head; a bool mask for all heads."""
     operator = "npu_fused_infer_attention_score"
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"{operator} takes fp16 and bf16, not {query.dtype}"
     if query.shape[3] % 16 or not 16 <= query.shape[3] <= 512:
         return f"{operator} takes head widths up to 512 in steps of 16"
     if query.shape[1] > 256 or query.shape[1] // key.shape[1] > 64:
-        return f"{operator} takes at most 256 query heads, and 64 to a key head"
+        return f"{operator} takes at most 256 query heads, and at most 64 per key head"
     if query.shape[0] == 0 or key.shape[2] == 0:
-        return f"{operator} takes nothing empty"
+        return f"{operator} takes no empty tensor"
     if mask is not None and mask.dtype is not torch.bool:
         return f"{operator} takes bool masks; an additive one cannot be turned into one"
     if mask is not None and mask.dim() >= 3 and mask.shape[-3] > 1:
@@ -56,7 +56,7 @@ def attention(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """See `ppe_npu.backends.attention`. One query a sample; causality forbids it nothing."""
+    """See `ppe_npu.backends.attention`. There is one query per sample, so causality forbids nothing."""
     import torch_npu
 
     scale = query.shape[-1] ** -0.5 if scale is None else scale

@@ -1,8 +1,8 @@
-"""attention and rotary by MindSpeed's operators, for who asks for them by name.
+"""attention and rotary by MindSpeed's operators, taken only when requested by name.
 
-They are the same CANN operators as torch_npu's, compiled by MindSpeed when they are first called, which needs CANN, and
-no longer maintained (MindSpeed's README: prefer torch_npu since the end of 2025). Tested against their documented
-signatures alone, over a stand-in (tests/backends/fake_mindspeed.py).
+They are the same CANN operators as torch_npu's. MindSpeed compiles them at the first call, which needs CANN, and no
+longer maintains them (its README: prefer torch_npu since the end of 2025). They are tested against their documented
+signatures alone, with a stand-in (tests/backends/fake_mindspeed.py).
 """
 
 from torch import Tensor
@@ -26,7 +26,7 @@ def attention(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """See `ppe_npu.backends.attention`. Its second version takes what npu_fusion_attention takes."""
+    """See `ppe_npu.backends.attention`. MindSpeed's second version has the arguments of npu_fusion_attention."""
     from mindspeed.ops.fusion_attention_v2 import npu_fusion_attention
 
     scale = query.shape[-1] ** -0.5 if scale is None else scale

@@ -9,7 +9,7 @@ def refusal(x: Tensor, weight: Tensor, eps: float) -> str | None:
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"npu_rms_norm takes fp16, bf16 and fp32, not {x.dtype}"
     if weight.dtype != x.dtype:
-        # An fp32 weight beside a 16-bit input is taken, but gives a 16-bit result where the specification gives fp32.
+        # With an fp32 weight and a 16-bit input the operator returns 16 bits, where the specification returns fp32.
         return "npu_rms_norm is not used where weight and input differ in dtype"
     if not 2 <= x.dim() <= 8:
         return "npu_rms_norm takes 2 to 8 dimensions"

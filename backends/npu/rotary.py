@@ -15,7 +15,7 @@ def refusal(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> str | None:
     if 0 in query.shape or 0 in key.shape:
         return "npu_rotary_mul takes no empty tensors"
     if cos.requires_grad or sin.requires_grad:
-        # It would be allowed up to batch * heads = 1,024, at the price of more saved memory; nobody learns the table.
+        # The operator allows it up to batch * heads = 1,024, but would save more for it; nobody learns the table.
         return "npu_rotary_mul is not used where cos or sin need a gradient"
     return None
 
@@ -31,8 +31,8 @@ def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
 def tables(query: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin as CANN takes them: [B, 1, S, D] even if one table serves the whole batch.
 
-    As [1, 1, S, D] with B > 1, CANN refuses batch * heads > 8 * S for all S but 1 (CheckBnsdBlockSkip in
-    rope_rotate_half_tiling.cpp), as of short prompts.
+    As [1, 1, S, D] with B > 1, CANN refuses batch * heads > 8 * S, as in short prompts, for all S but 1
+    (CheckBnsdBlockSkip in rope_rotate_half_tiling.cpp).
     """
     batch = query.shape[0]
     return cos.expand(batch, -1, -1).unsqueeze(1), sin.expand(batch, -1, -1).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""swiglu by torch_npu.npu_swiglu, which wants gate and up as the two halves of one contiguous tensor."""
+"""swiglu by torch_npu.npu_swiglu, which takes gate and up as the two halves of one contiguous tensor."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def refusal(gate: Tensor, up: Tensor) -> str | None:
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """See `ppe_npu.backends.swiglu`. The copy is the price of gate and up coming from two projections."""
+    """See `ppe_npu.backends.swiglu`. gate and up come from two projections, hence the copy."""
     import torch_npu
 
     return torch_npu.npu_swiglu(torch.cat((gate, up), dim=-1), dim=-1)

@@ -143,19 +143,25 @@ class CaseRun:
         return max(compare.relative_rms(a, b) for a, b in zip(one, two))
 
 
-def run_parity(device: torch.device, dtypes: Sequence[str] = ("fp32", "bf16", "fp16")) -> list[Row]:
+def run_parity(
+    device: torch.device, dtypes: Sequence[str] = ("fp32", "bf16", "fp16"), ops: Sequence[str] | None = None
+) -> list[Row]:
     """Compares every implementation available on `device` with the fp64 reference, on all of `CASES`.
 
     Args:
         device: where the implementations run; the fp64 reference and plain PyTorch run on the CPU.
         dtypes: of "fp32", "bf16", "fp16". One that the device lacks gives a single row that says so.
+        ops: which operators; None: all.
 
     Returns:
         One row per case, dtype, implementation and direction. Parity holds if `row.ok` for all of them.
 
     Raises:
-        InputError: an unknown dtype.
+        InputError: an unknown dtype or operator.
     """
+    unknown = set(ops or ()) - set(dispatch.ops())
+    if unknown:
+        raise InputError(f"parity: ops {sorted(unknown)} are unknown: use some of {', '.join(dispatch.ops())}")
     rows: list[Row] = []
     for name in dtypes:
         if name not in DTYPES:
@@ -164,7 +170,8 @@ def run_parity(device: torch.device, dtypes: Sequence[str] = ("fp32", "bf16", "f
             rows.append(Row.unsupported("all", name, device))
             continue
         for case in CASES:
-            rows += _run_case(case, name, device)
+            if ops is None or case.op in ops:
+                rows += _run_case(case, name, device)
     return rows
 
 

@@ -1,1 +1,1 @@
-"""Plain PyTorch, readable: the specification of every op, and what runs where nothing faster does."""
+"""Plain, readable PyTorch: the specification of every op, and the fallback where nothing faster runs."""

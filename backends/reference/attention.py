@@ -41,7 +41,7 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scal
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1)
     if allowed is not None:
-        # Only changes rows that may attend to nothing: softmax made them uniform (and -inf would have made them NaN).
+        # This only changes rows that may attend to nothing, which softmax made uniform (and -inf would have made NaN).
         weights = weights.masked_fill(~allowed, 0.0)
     return F.dropout(weights.to(query.dtype), dropout) @ value
 

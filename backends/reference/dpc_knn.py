@@ -2,7 +2,7 @@
 
 Source: Du et al. 2016; used on visual tokens by TCFormer and Chat-UniVi (arXiv 2311.08046, section 3.2).
 
-One matrix of distances per frame is all that grows with N x N: it is made in place and read in slices.
+Only one matrix of distances per frame grows with N x N. It is made in place and read in slices.
 """
 
 import math
@@ -11,10 +11,10 @@ import torch
 
 MAX_NEIGHBORS = 5  # the k of Chat-UniVi; fewer where a frame keeps few tokens
 
-# Numbers in a temporary tensor: a CPU is fastest on what stays in a core's cache, in memory that it has written before.
+# Elements of a temporary tensor: a CPU is fastest if they stay in a core's cache, in memory that was written before.
 TOKENS_AT_ONCE = 2**20
 DISTANCES_AT_ONCE = 2**18
-MOST_SLICES = 16  # of any input, however large: an accelerator waits at every call
+MOST_SLICES = 16  # per input of any size: every call costs an accelerator time
 
 
 @torch.no_grad()
@@ -29,10 +29,10 @@ def dpc_knn(
     """Group the tokens of every frame around its density peaks.
 
     With d_ij^2 = |x_i - x_j|^2 / C, the density of token i is rho_i = exp(-mean of d_ij^2 over its k nearest tokens,
-    itself among them), its delta the distance to the nearest denser token (the largest distance of the frame where
+    itself included), and its delta is the distance to the nearest denser token (the largest distance of the frame where
     there is none). The tokens with the greatest delta * rho are centres; every other token joins its nearest centre.
     All of it is ranked in log space, where nothing underflows. Ties go to the lower index: of two equally dense tokens
-    the first counts as the denser one. Of two centres equally near a token takes the one with the higher score.
+    the first counts as the denser one. Between two equally near centres a token takes the one with the higher score.
 
     Args:
         tokens: [F, N, C] floating point; distances are taken in fp32 (fp64 for fp64 tokens).
@@ -40,7 +40,7 @@ def dpc_knn(
         budgets: [F] int64, groups of each frame, 1 <= budgets[f] <= its number of tokens.
         max_groups: M, at least the largest budget (a host number, so that no shape depends on device data).
         num_neighbors: [F] int64, k of each frame, at most its number of tokens and at most MAX_NEIGHBORS.
-        strict: whether of equally dense tokens none counts as denser than another.
+        strict: if true, equally dense tokens do not count as denser than each other.
 
     Returns:
         centers: [F, M] int64, token index of each centre in descending score; entries from budgets[f] on are in range
@@ -61,11 +61,11 @@ def dpc_knn(
 def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
     """[F, N, N] d_ij^2: symmetric, infinite where i or j is not valid; equal tokens have equal rows, to the last bit.
 
-    On some machines a product rounds by the place of its tokens in the matrix, and so do the features of a picture's
-    flat areas. So what is computed between two equal tokens is not always zero, nor are their distances to a third one
-    the same number. Two rules mend this; their bounds are derived in docs/numerics.md. A d^2 below `probable_error` is
-    zero, and below `largest_error` where the tokens have one checksum. Each token takes the row and the column of the
-    first token that is at distance zero.
+    On some machines the rounding of a product depends on where its tokens are in the matrix, as it does in the features
+    of a picture's flat areas. So the computed distance of two equal tokens is not always zero, and their distances to a
+    third one may differ. Two rules mend this; their bounds are derived in docs/numerics.md. A d^2 below
+    `probable_error` is zero, and below `largest_error` where the tokens have one checksum. Each token takes the row and
+    the column of the first token that is at distance zero.
     """
     squared, sums = _gram(tokens, valid)
     scale, bound = 1 / tokens.shape[-1], probable_error(tokens.shape[-1], squared.dtype)
@@ -77,12 +77,12 @@ def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torc
         # |x_i|^2 + |x_j|^2 - 2 x_i x_j, on and above the diagonal.
         above, both = squared[:, rows, rows.start :], norms[:, rows, None] + norms[:, None, rows.start :]
         above.mul_(-2 * scale).add_(both)
-        above.mul_(above >= both.mul_(bound))  # on a CPU thrice as fast as masked_fill_
+        above.mul_(above >= both.mul_(bound))  # three times as fast as masked_fill_ on a CPU
         # A product need not be symmetric to the last bit; ties must not depend on the side that they are read from.
         square = squared[:, rows, rows]
         square.copy_(square.triu() + square.triu(1).transpose(1, 2))
         squared[:, rows.stop :, rows] = squared[:, rows, rows.stop :].transpose(1, 2)
-    if tokens.is_cpu and not _any_equal(squared, sums):  # the question would make the host wait for an accelerator
+    if tokens.is_cpu and not _any_equal(squared, sums):  # asking would make the host wait for an accelerator
         return squared
     return _share_rows(squared, _first_equal(squared, norms, sums, largest_error(tokens.shape[-1], squared.dtype)))
 
@@ -132,7 +132,7 @@ def _gram(tokens: torch.Tensor, valid: torch.Tensor | None) -> tuple[torch.Tenso
     """[F, N, N] products of all pairs of tokens, taken from the mean of their frame, and integer [F, N] checksums: the
     sum of a token's bits, wrapped around, which no order of summation changes. Padding has some finite products.
 
-    A common offset would eat the digits of the products; distances do not see it.
+    A common offset would cost the products digits, and distances do not depend on it.
     """
     frames, count, channels = tokens.shape
     dtype, bits = (torch.float64, torch.int64) if tokens.dtype == torch.float64 else (torch.float32, torch.int32)
@@ -154,12 +154,12 @@ def _gram(tokens: torch.Tensor, valid: torch.Tensor | None) -> tuple[torch.Tenso
 
 
 def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor) -> torch.Tensor:
-    """[F, N] minus the mean squared distance to the k nearest tokens, the token itself among them at distance zero."""
+    """[F, N] minus the mean squared distance to the k nearest tokens, the token itself included, at distance zero."""
     total = squared.new_zeros(squared.shape[:2])
     for rows in _row_slices(squared):
         others = squared[:, rows].clone()
         others.diagonal(rows.start, dim1=1, dim2=2).fill_(torch.inf)
-        # Not topk: for so few out of some hundred, it takes a CPU twice as long.
+        # topk takes a CPU twice as long for so few of some hundred.
         for found in range(1, min(MAX_NEIGHBORS, squared.shape[1])):
             nearest, index = others.min(-1, keepdim=True)
             total[:, rows] += torch.where(found < num_neighbors[:, None], nearest[:, :, 0], 0)
@@ -175,47 +175,46 @@ def _nearest_denser(squared: torch.Tensor, log_density: torch.Tensor, strict: bo
     """
     order, rank = _ranked(log_density)
     if strict:
-        # All of a run of equals get the place of its first.
+        # Equally dense tokens all get the rank of the first of them.
         fallen = log_density.gather(1, order).diff(dim=1, prepend=log_density.new_full((len(order), 1), torch.nan)) != 0
         places = torch.arange(order.shape[1], device=order.device)
         rank = torch.where(fallen, places, 0).cummax(1).values.gather(1, rank)
     rank = rank.to(squared.dtype)
     nearest, largest = torch.empty_like(log_density), torch.finfo(squared.dtype).max
     for rows in _row_slices(squared):
-        # 0 for a denser token, 1 for any other. In numbers, not with torch.where: on a CPU that branches at every
-        # element, and branches that follow no pattern take it several times as long.
+        # 0 for a denser token, 1 for any other. Arithmetic, not torch.where, which branches at every element
+        # on a CPU; branches without a pattern take several times as long.
         not_denser = (rank[:, None, :] - (rank[:, rows, None] - 1)).clamp_(0, 1)
         nearest[:, rows] = torch.add(squared[:, rows], not_denser, alpha=largest).amin(-1)
     return nearest
 
 
 def _nearest_center(squared: torch.Tensor, centers: torch.Tensor, budgets: torch.Tensor) -> torch.Tensor:
-    """[F, N] rank of the nearest of the first budgets[f] centres, the lowest of those equally near."""
+    """[F, N] rank of the nearest of the first budgets[f] centres, the lowest if several are equally near."""
     nearest = centers.new_empty(squared.shape[:2])
     unused = torch.arange(centers.shape[1], device=centers.device) >= budgets[:, None]
     penalty = torch.where(unused, torch.inf, 0).to(squared.dtype)[:, None, :]
     for rows in _row_slices(squared):
         block = squared[:, rows]
         to_centers = block.gather(2, centers[:, None, :].expand(-1, block.shape[1], -1)).add_(penalty)
-        nearest[:, rows] = to_centers.min(-1).indices  # the first of equal ones
+        nearest[:, rows] = to_centers.min(-1).indices  # the first of equal values
     return nearest
 
 
 def _ranked(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices [F, N] by falling value, the lower one first among equals, and the place [F, N] of each value in them."""
+    """Indices [F, N] in descending value, the lower index first among equals, and the rank [F, N] of each value."""
     order = torch.sort(values, dim=1, descending=True, stable=True).indices
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return order, torch.empty_like(order).scatter_(1, order, places)
 
 
 def _row_slices(squared: torch.Tensor) -> list[slice]:
-    """Rows of all frames, so many that [F, rows, N] has about DISTANCES_AT_ONCE elements."""
+    """Slices of the rows of all frames, such that [F, rows, N] has about DISTANCES_AT_ONCE elements."""
     frames, count, _ = squared.shape
     return _slices(count, frames * count, DISTANCES_AT_ONCE)
 
 
 def _slices(count: int, size: int, at_once: int) -> list[slice]:
-    """`count` things of `size` numbers each, cut into slices of about `at_once` numbers, but into no more than
-    MOST_SLICES."""
+    """At most MOST_SLICES slices of `count` items of `size` numbers each, with about `at_once` numbers per slice."""
     step = max(1, at_once // max(1, size), math.ceil(count / MOST_SLICES))
     return [slice(start, min(start + step, count)) for start in range(0, max(1, count), step)]

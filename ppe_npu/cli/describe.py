@@ -11,7 +11,6 @@ from typing import Any
 from ppe_npu.backends import device as devices
 from ppe_npu.cli.common import compressions, generation, reading, video_sampling
 from ppe_npu.cli.looking import Looking
-from ppe_npu.compat import prepare_transformers
 from ppe_npu.errors import InputError
 from ppe_npu.escape import printable
 from ppe_npu.evaluation.generation import Generated, generate
@@ -27,7 +26,6 @@ def run_describe(args: argparse.Namespace) -> int:
         raise InputError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
     messages = conversation(args.prompt, args.image, args.video)
     sampling = video_sampling(args)
-    prepare_transformers()
     quiet_transformers()
     chosen = compressions(args, Path(args.model))[0]
     looking = Looking.of(args.show, args.token, chosen)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ppe_npu.compat import prepare_transformers
 from ppe_npu.demo.scenes import COLOURS, IMAGE_SIZE, QUESTION_TYPES, SHAPES
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ CHAT_TEMPLATE = """\
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word; whitespace only separates, so the template's newlines cost nothing. Other words are <unk>."""
-    prepare_transformers()
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -78,7 +76,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_processor() -> Qwen2_5_VLProcessor:
     """A Qwen2_5_VLProcessor for this vocabulary: 48x48 images stay as they are and become 36 <|image_pad|> tokens."""
-    prepare_transformers()
     from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
 
     try:
@@ -107,7 +104,6 @@ def build_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
 
     Vision: 1 block, width 48, 2 heads, window attention only. Text: 2 layers, hidden 128, 2 heads of 64 channels.
     """
-    prepare_transformers()
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     vision = {

@@ -65,7 +65,7 @@ class CacheState:
         if batch == own:
             return self
         if batch % own:
-            raise InputError(f"past_key_values hold a batch of {own}, but the tokens that continue them are {batch}")
+            raise InputError(f"the KV cache holds a batch of {own}, but the tokens that continue them are {batch}")
         masks, following = (
             tuple(part.repeat_interleave(batch // own, dim=0) for part in parts)
             for parts in (self.masks, self.following)
@@ -84,7 +84,7 @@ class CacheState:
             return self
         if removed < 0 or removed > self.decoded:
             raise InputError(
-                f"past_key_values hold {length} places, the compressed prompt {whole - self.decoded} and all that was "
+                f"the KV cache holds {length} places, the compressed prompt {whole - self.decoded} and all that was "
                 f"decoded {whole}: only decoded tokens can be cut off a compressed cache"
             )
         masks = tuple(mask[:, : mask.shape[1] - removed] for mask in self.masks)

@@ -57,8 +57,9 @@ def merge(rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = Non
         the rounds with their groupings, and what is known of the tokens that the last one keeps. (Their features are
         Round.apply's to make: they are None.)
     """
-    given, done = tokens.pick(torch.Tensor.detach), []
-    tokens = given
+    if tokens.features is not None:
+        tokens = replace(tokens, features=tokens.features.detach())
+    given, done = tokens, []
     for number, step in enumerate(rounds):
         if step.videos and not step.buckets:
             step = _segmented(step, given)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ppe_npu.backends import device as devices
-from ppe_npu.compat import drop_unknown_types, prepare_transformers
+from ppe_npu.compat import drop_unknown_types, output_cache
 from ppe_npu.decoding import generation_config
 from ppe_npu.inputs import to_device
 from ppe_npu.inspect.report import kv_bytes
@@ -98,17 +98,16 @@ def generate(
         new_tokens=list(map(len, new)),
         tokens_before=before,
         tokens_after=after,
-        prompt_kv_bytes=prompt_kv_bytes(model, inputs, before, out.past_key_values, beams),
+        prompt_kv_bytes=prompt_kv_bytes(model, inputs, before, output_cache(out), beams),
         prefill_seconds=(clock.at or time.perf_counter()) - started,
         seconds=seconds,
-        kv_bytes=kv_bytes(out.past_key_values),
+        kv_bytes=kv_bytes(output_cache(out)),
         peak_memory=devices.peak_memory(model.device),
     )
 
 
 def _run(model: Any, inputs: Mapping[str, torch.Tensor], rules: Any, clock: FirstToken, streamer: Any) -> Any:
     """What transformers gives."""
-    prepare_transformers()
     from transformers import StoppingCriteriaList
 
     # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.

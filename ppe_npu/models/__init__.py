@@ -2,7 +2,8 @@
 
 A family is a module with CLASSES, the names of the transformers classes that it serves, and the functions
 vision_tokens(config), channels(config) and decoder_layers(config) of the model's config, install(model, compression),
-uninstall(model) and detach(model). A new family is a new file and one line in _FAMILIES.
+uninstall(model) and detach(model). A new family is a new file and one line in _FAMILIES; its decoder's
+layer stands in known.py.
 """
 
 from importlib import import_module

@@ -10,17 +10,17 @@ import torch
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ppe_npu.compat import layer_arguments, layer_causal_mask
+from ppe_npu.compat import cache_argument, cache_of, layer_arguments, layer_causal_mask
 from ppe_npu.engine.run import Run
 from ppe_npu.models.forward_pass import KEYWORD, ForwardPass
 
 
 def staged_forward(self, **kwargs):
-    """Stands in for a text model's forward. Of its arguments it takes inputs_embeds [B, L, C], past_key_values,
+    """Stands in for a text model's forward. Of its arguments it takes inputs_embeds [B, L, C], the KV cache,
     use_cache, output_hidden_states, output_attentions, and the pass (forward_pass.py), whose run brings positions and
     masks."""
     run: Run = kwargs[KEYWORD].run
-    hidden, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+    hidden, cache = kwargs["inputs_embeds"], cache_of(kwargs)
     if hidden is None:
         hidden = self.embed_tokens(kwargs["input_ids"])
     use_cache = self.config.use_cache if kwargs.get("use_cache") is None else kwargs["use_cache"]
@@ -41,9 +41,9 @@ def staged_forward(self, **kwargs):
     hidden = self.norm(hidden)
     return BaseModelOutputWithPast(
         last_hidden_state=hidden,
-        past_key_values=cache,
         hidden_states=None if states is None else (*states, hidden),
         attentions=None if attentions is None else tuple(attentions),
+        **cache_argument(BaseModelOutputWithPast, cache),
     )
 
 
@@ -59,8 +59,8 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
         "attention_mask": layer_causal_mask(model.config, hidden, run.masks[stage], cache, layer, past),
         "position_embeddings": model.rotary_emb(hidden, run.rows[stage]),
         "position_ids": None,
-        "past_key_values": cache,
         KEYWORD: ForwardPass(segments=run.segments[stage]),
+        **cache_argument(type(model.layers[layer]).forward, cache),
         **layer_arguments(model.layers[layer], past, hidden),
     }
 

@@ -15,6 +15,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ppe_npu import backends
+from ppe_npu.compat import cache_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.seam import original, override, restore_methods
 
@@ -89,7 +90,6 @@ def _text_attention(
     hidden_states: torch.Tensor,
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     attention_mask: torch.Tensor | None = None,
-    past_key_values=None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """hidden_states [B, S, C]; position_embeddings cos, sin [B, S, D]; attention_mask bool [B, 1, S, T] or None."""
@@ -99,7 +99,7 @@ def _text_attention(
     ours = segments is not None or position_embeddings[0].stride(0) == 0
     table = [part[0] if part.ndim == 4 and ours else part for part in position_embeddings]
     if self.config._attn_implementation != "sdpa" or table[0].ndim != 3:
-        inputs = {"attention_mask": attention_mask, "past_key_values": past_key_values, **kwargs}
+        inputs = {"attention_mask": attention_mask, **kwargs}
         return original(self, "forward")(hidden_states, position_embeddings=position_embeddings, **inputs)
     heads = (*hidden_states.shape[:2], -1, self.head_dim)
     query, key, value = (part(hidden_states).view(heads) for part in (self.q_proj, self.k_proj, self.v_proj))
@@ -108,9 +108,10 @@ def _text_attention(
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
     cos, sin = (part.to(query.dtype) for part in table)
     query, key = backends.rotary(query, key, cos, sin)
-    if past_key_values is not None:
+    cache = cache_of(kwargs)
+    if cache is not None:
         place = {"cos": cos, "sin": sin, "cache_position": kwargs.get("cache_position")}  # as older caches want it
-        key, value = past_key_values.update(key, value, self.layer_idx, place)
+        key, value = cache.update(key, value, self.layer_idx, place)
     options = {"scale": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
     if segments is None:
         causal = attention_mask is None and query.shape[2] > 1

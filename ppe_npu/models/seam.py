@@ -2,6 +2,20 @@
 
 Classes stay as they are. Bound methods (and no closures) are installed, so that copy.deepcopy of a compressed model
 gives an independent compressed model.
+
+Every override, checked against transformers 5.2.0 (by `make test-matrix`), 5.22.2 and 5.24.0:
+
+    compress(), of the model for conditional generation (vision_language.py)
+        forward, prepare_inputs_for_generation, _expand_inputs_for_generation, _get_candidate_generator (5.2: prompt
+        lookup is refused), _valid_auto_compile_criteria
+    compress(), of its .model: forward
+    compress(), of its .model.language_model: forward, where layers merge on entry or take the tower's features
+        (decoder.py); rotary_emb is another module (5.2: it gives a table for each axis)
+    compress(), of its lm_head: forward (loss.py)
+    fuse(), of norms, MLPs and attentions: forward (fused.py)
+
+compat.py has what differs between these versions (the KV cache's name among them), known.py the decoders' parts that
+the overrides fit.
 """
 
 import copy

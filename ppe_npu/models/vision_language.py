@@ -29,7 +29,7 @@ import torch
 
 from ppe_npu.backends import segments
 from ppe_npu.backends.compiling import is_traced
-from ppe_npu.compat import layer_arguments
+from ppe_npu.compat import cache_of, layer_arguments, output_cache
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import rotary_table
@@ -49,11 +49,11 @@ from ppe_npu.models.decoder import staged_forward
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
 from ppe_npu.models.fused import takes_segments
 from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
+from ppe_npu.models.known import check_decoder
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
 from ppe_npu.models.seam import original, override, own_submodules, restore_methods
 
 _DELTAS = "_ppe_saved_rope_deltas"
-_STATIC_ROPE = ("default", "linear", "yarn", "llama3")
 
 
 def decoder_layers(config) -> int:
@@ -68,7 +68,7 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
         deepstack: whether features of the vision tower enter the first decoder layers.
 
     Raises:
-        InputError: a rotary embedding or an attention that the modifications do not fit, or modules that another
+        InputError: a rotary embedding, layer or attention that the modifications do not fit, or modules that another
             compressed model shares.
     """
     text = model.model.language_model
@@ -77,13 +77,8 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
             "this model's decoder is compressed as that of another model, of which one is a copy.copy: restore() that "
             "model first, or take a copy.deepcopy"
         )
-    if text.rotary_emb.rope_type not in _STATIC_ROPE:
-        raise InputError(
-            f"rope_type={text.rotary_emb.rope_type!r} changes with the length: supported are {_STATIC_ROPE}"
-        )
     staged = deepstack or compression.stages > 1
-    if staged and "sliding_attention" in (getattr(text.config, "layer_types", None) or ()):
-        raise InputError("layers with sliding attention cannot be compressed on entry: set use_sliding_window=False")
+    check_decoder(text, staged)
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
     vars(model.model)[_DELTAS] = model.model.rope_deltas
@@ -167,10 +162,10 @@ def _arrange_labels(model, labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
     return plan.labels(labels)
 
 
-def _prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
+def _prepare_inputs_for_generation(self, input_ids, **kwargs):
     prepare = original(self, "prepare_inputs_for_generation")
-    inputs = prepare(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
-    state = _state(self.compression, {"past_key_values": past_key_values, "input_ids": inputs.get("input_ids")})
+    inputs = prepare(input_ids=input_ids, **kwargs)
+    state = _state(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
     # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
     if state is not None and inputs.get("input_ids") is not None and input_ids.shape[1] > state.seen:
         inputs["input_ids"] = input_ids[:, state.seen :]
@@ -240,7 +235,7 @@ def _model_forward(self, **kwargs):
     for name in CONSUMED:
         kwargs.pop(name, None)
     output = original(self, "forward")(**inputs, **kwargs, return_dict=True)
-    cache = output.past_key_values
+    cache = output_cache(output)
     if cache is not None:
         cache.ppe_state = run.state
         if compresses:
@@ -251,7 +246,7 @@ def _model_forward(self, **kwargs):
 def _check_packed(text, kwargs: dict) -> None:
     """Raise InputError for what cannot be one row of samples."""
     mask = kwargs.get("attention_mask")
-    if kwargs.get("past_key_values") is not None or (mask is not None and mask.ndim == 4):
+    if cache_of(kwargs) is not None or (mask is not None and mask.ndim == 4):
         raise InputError("packed takes neither a cache nor a 4D attention_mask: it has one row, for training")
     if not takes_segments(text):
         raise InputError(
@@ -279,7 +274,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     else:
         text_embeds = embeds.flatten(0, 1).index_select(0, text)
     text_embeds = text_embeds + unseen if not plan.layout.spans else text_embeds
-    fixed = getattr(kwargs.get("past_key_values"), "is_compileable", False)
+    fixed = getattr(cache_of(kwargs), "is_compileable", False)
     sdpa = self.language_model.config._attn_implementation == "sdpa" and not fixed
     run = self.compression.prefill(
         plan,
@@ -312,7 +307,7 @@ def _continue(self, state: CacheState, kwargs: dict) -> tuple[dict, Run]:
 
 def _state(compression: Compression, kwargs: dict) -> CacheState | None:
     """The compressed prompt that the cache holds, None for no cache or an empty one."""
-    cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+    cache, ids = cache_of(kwargs), kwargs.get("input_ids")
     if cache is None:
         return None
     state: CacheState | None = getattr(cache, "ppe_state", None)
@@ -322,9 +317,9 @@ def _state(compression: Compression, kwargs: dict) -> CacheState | None:
     if length == 0:
         return None
     if state is None:
-        raise InputError("past_key_values was filled by a model without compression: start from an empty cache")
+        raise InputError("the KV cache was filled by a model without compression: start from an empty cache")
     if state.layers != compression.layers:
-        raise InputError("past_key_values was filled under another compression: start from an empty cache")
+        raise InputError("the KV cache was filled under another compression: start from an empty cache")
     layers = compression.layers
     if cache.is_compileable:
         return state

@@ -4,7 +4,6 @@ import torch
 
 from ppe_npu import CompressionConfig
 from ppe_npu.backends.common import IGNORED
-from ppe_npu.compat import prepare_transformers
 
 IMAGE, VIDEO, WORDS = 60, 61, 60  # placeholder ids; text ids are below WORDS
 PATCH = 4
@@ -21,7 +20,6 @@ _PROMPTS = ((2, (1, 4, 5), 3, (3, 3, 4), 4), (7,), (1, (1, 1, 1), 2, (1, 5, 3), 
 
 def build_model(seed: int = 0):
     """fp32 on the CPU: 1 vision block, 3 layers of width 64, 2 heads of 32 channels, about 0.1 M parameters."""
-    prepare_transformers()
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     config = Qwen2_5_VLConfig(

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ppe_npu.compat import prepare_transformers
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import new_folder
 from ppe_npu.loading import DTYPES, check_checkpoint, load_model
@@ -87,7 +86,6 @@ def export(
 def _export(
     source: Path, output: Path, base: str | Path | None, dtype: str | None, adapter: bool, allow_bin: bool
 ) -> Path:
-    prepare_transformers()
     adapter = adapter or (source / ADAPTER_CONFIG).is_file()
     _check_source(source, adapter)
     _check_output(output)

@@ -10,24 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, Trainer
 
-from ppe_npu.compat import adapt_unwrap_model, prepare_transformers
-
-prepare_transformers()  # before the import of Trainer, which fails beside a torchvision that does not load
-
-from transformers import PreTrainedModel, Trainer  # noqa: E402
-
-from ppe_npu.errors import FileError, TrainingError  # noqa: E402
-from ppe_npu.files import put_folder, remove, write_json, writing  # noqa: E402
-from ppe_npu.models.forward_pass import KEYWORD, ForwardPass  # noqa: E402
-from ppe_npu.models.loss import Distillation  # noqa: E402
-from ppe_npu.training.adapters import adapter_weights, save_adapter, set_adapter_weights  # noqa: E402
-from ppe_npu.training.callbacks import Meter, Progress  # noqa: E402
-from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE  # noqa: E402
-from ppe_npu.training.collator import NOTES  # noqa: E402
-from ppe_npu.training.parts import parameter_groups  # noqa: E402
-from ppe_npu.training.sampler import EpochSampler  # noqa: E402
-from ppe_npu.training.whole import made_by_train, whole_record  # noqa: E402
+from ppe_npu.compat import adapt_unwrap_model
+from ppe_npu.errors import FileError, TrainingError
+from ppe_npu.files import put_folder, remove, write_json, writing
+from ppe_npu.models.forward_pass import KEYWORD, ForwardPass
+from ppe_npu.models.loss import Distillation
+from ppe_npu.training.adapters import adapter_weights, save_adapter, set_adapter_weights
+from ppe_npu.training.callbacks import Meter, Progress
+from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE
+from ppe_npu.training.collator import NOTES
+from ppe_npu.training.parts import parameter_groups
+from ppe_npu.training.sampler import EpochSampler
+from ppe_npu.training.whole import made_by_train, whole_record
 
 SAVING = ".saving"  # beside the checkpoints, where one is made before it takes its place
 _NAME = re.compile(r"checkpoint-[0-9]+")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.compat import prepare_transformers
 from ppe_npu.errors import InputError
 from ppe_npu.files import new_folder, write_json
 from ppe_npu.inputs import PixelCache
@@ -88,7 +87,6 @@ def train(config: TrainConfig, announce: bool = True) -> TrainResult:
         InputError: a model, data or output that cannot be used; before anything long starts.
         TrainingError: the loss is NaN or infinite, or a parameter that should learn is given no gradient.
     """
-    prepare_transformers()
     from ppe_npu.training.output import check_output, sole_run
 
     device, first, processes = devices.resolve(config.device), devices.process_rank() == 0, devices.process_count()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ppe_npu.compat import ensure_mm_token_type_ids, prepare_transformers
+from ppe_npu.compat import ensure_mm_token_type_ids
 from ppe_npu.models.fused import fuse
 
 _VISION = {
@@ -88,7 +88,6 @@ PROMPTS: dict[str, Prompt] = {
 
 def build(size: str, device: torch.device, dtype: torch.dtype):
     """A model in eval mode on the device, its operators fused."""
-    prepare_transformers()
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
     from transformers.initialization import no_init_weights
 

@@ -41,7 +41,7 @@ def test_calls_on_cuda_are_one_graph_with_the_kernels_and_their_device_in_it():
 def test_everything_compiles_and_fits(tmp_path, capability):
     kernels = _run("compile_kernels.py", str(capability), TRITON_CACHE_DIR=str(tmp_path))
     names = {"_centre", "_gram", "_first_equal", "_knn_density", "_denser_distance", "_assign"}
-    assert {kernel["kernel"] for kernel in kernels} == names | {"_list_groups", "_mean", "_share", "_turn"}
+    assert {kernel["kernel"] for kernel in kernels} == names | {"_list_groups", "_mean", "_share", "_rotate"}
     assert all(kernel["shared"] <= 99 * 1024 <= SHARED[capability] for kernel in kernels)
     # What does not fit into 255 registers goes to memory; in the inner loops of products that would show in speed.
     assert all(kernel["spilled"] <= 256 for kernel in kernels)

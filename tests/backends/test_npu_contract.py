@@ -81,7 +81,7 @@ def _step(heads=4, kv_heads=2, keys=9, width=16, dtype=torch.bfloat16):
         (_step(64, 1), {}, None),
         (_step(dtype=torch.float32), {}, "takes fp16 and bf16, not torch.float32"),
         (_step(width=24), {}, "takes head widths up to 512 in steps of 16"),
-        (_step(128, 1), {}, "takes at most 256 query heads, and 64 to a key head"),
+        (_step(128, 1), {}, "takes at most 256 query heads, and at most 64 per key head"),
         (_step(), {"mask": torch.ones(4, 1, 9, dtype=torch.bool)}, "takes one mask for all heads"),
         (_step(), {"mask": torch.ones(1, 4, 1, 9, dtype=torch.bool)}, "takes one mask for all heads"),
         (_step(), {"dropout": 0.5}, "has no dropout"),

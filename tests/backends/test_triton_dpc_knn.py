@@ -164,7 +164,7 @@ def all_products(x):
     """(products, norms) of one frame, in tiles of 16."""
     count, channels = x.shape[1:]
     pitch = -(-count // 16) * 16
-    plan = dataclasses.replace(PLAN(1, count, channels, x.dtype), tile=16, rows=16, pitch=pitch)
+    plan = dataclasses.replace(PLAN(1, count, channels, x.dtype), block_n=16, block_m=16, pitch=pitch)
     lengths = torch.tensor([count], dtype=torch.int32)
     products, norms = gram.gram(gram.centred(x, lengths, plan), lengths, plan)
     return products[0, :count, :count], norms[0, :count]
@@ -271,8 +271,8 @@ def test_plans_cover_every_shape_in_bounded_memory(frames, count, channels, dtyp
     plan = PLAN(frames, count, channels, dtype)
     assert plan.pitch >= count
     assert plan.width >= channels
-    assert plan.pitch % plan.tile == plan.width % plan.step == plan.tile % plan.rows == 0
-    assert all(size >= 16 and size & (size - 1) == 0 for size in (plan.tile, plan.rows, plan.step))
+    assert plan.pitch % plan.block_n == plan.width % plan.block_c == plan.block_n % plan.block_m == 0
+    assert all(size >= 16 and size & (size - 1) == 0 for size in (plan.block_n, plan.block_m, plan.block_c))
     assert tiles.shared_bytes(plan, dtype) <= 99 * 1024  # what the smallest of the devices in question gives a block
     assert 1 <= plan.frames <= frames
     assert plan.stored == (plan.pitch <= 5792)

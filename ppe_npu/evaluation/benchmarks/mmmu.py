@@ -37,7 +37,7 @@ class MMMU(Dataset):
     modality = "image"
     folder = "mmmu"
     needs = ("*/validation-*.parquet",)
-    home = "data set MMMU/MMMU of the Hugging Face hub (a folder of parquet files a subject)"
+    home = "data set MMMU/MMMU of the Hugging Face hub (a folder of parquet files per subject)"
     metric = "accuracy; options as lmms-eval's tasks/mmmu, open answers as MMMU's eval_utils.py; per discipline"
     form = "{question}\n{options}\n\n" + LETTER
     open_form = "{question}\n\n" + SHORT

@@ -1,11 +1,14 @@
-"""All published benchmarks, and the table of docs/benchmarks-data.md, made from their classes."""
+"""All published benchmarks, and the sections of docs/benchmarks-data.md, made from their classes."""
 
 from __future__ import annotations
 
+import textwrap
 from importlib import import_module
 
 from ppe_npu.evaluation.benchmarks.dataset import Dataset
 from ppe_npu.evaluation.benchmarks.registry import OURS
+
+WIDTH = 140  # characters of a line
 
 
 def published() -> dict[str, type[Dataset]]:
@@ -20,13 +23,21 @@ def published() -> dict[str, type[Dataset]]:
 
 
 def markdown() -> str:
-    """A row a benchmark: what it is, its files below the data root, where to get them, its metric and its prompt."""
-    head = ("`BENCHMARKS` name", "what", "below `DATA_ROOT`", "where to get it", "metric", "prompt")
-    lines = [head, ["---"] * len(head)]
-    for name, benchmark in published().items():
-        what = (import_module(benchmark.__module__).__doc__ or "").partition("\n\n")[0]
-        files = ", ".join(f"`{benchmark.folder}/{need}`" for need in benchmark.needs)
-        metric = benchmark.metric + (f"; `{benchmark.headline}` is the score" if benchmark.headline else "")
-        prompt = "<br>".join(f"`{line}`" for line in benchmark.form.split("\n") if line)
-        lines.append([f"`{name}`", " ".join(what.split()), files, benchmark.home, metric, prompt])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    """A section per benchmark: what it is, its files, where to get them, its metric and its prompt."""
+    return "\n".join(_section(name, benchmark) for name, benchmark in published().items())
+
+
+def _section(name: str, benchmark: type[Dataset]) -> str:
+    what = (import_module(benchmark.__module__).__doc__ or "").partition("\n\n")[0]
+    files = ", ".join(f"`{benchmark.folder}/{need}`" for need in benchmark.needs)
+    metric = benchmark.metric + (f"; `{benchmark.headline}` is the score" if benchmark.headline else "")
+    parts = (f"below `DATA_ROOT`: {files}", f"from: {benchmark.home}", f"metric: {metric}", "prompt:")
+    lines = [f"### `{name}`", "", _wrapped(what), "", *(_wrapped(part, "* ") for part in parts), ""]
+    prompt = [wrapped for line in benchmark.form.split("\n") for wrapped in textwrap.wrap(line, WIDTH) or [""]]
+    return "\n".join([*lines, "  ```text", *(f"  {line}".rstrip() for line in prompt), "  ```", ""])
+
+
+def _wrapped(text: str, start: str = "") -> str:
+    rest = " " * len(start)
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(" ".join(text.split()), WIDTH, initial_indent=start, subsequent_indent=rest, **options)

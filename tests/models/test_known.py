@@ -1,0 +1,54 @@
+"""A decoder with a part that the seam was not written for is refused by the part's name, and left as it was."""
+
+import pytest
+from prompts import PPE
+from support import FAMILIES, random_model
+
+from ppe_npu import CompressionConfig, compress
+from ppe_npu.errors import InputError
+from ppe_npu.models import is_compressed
+
+STAGED = CompressionConfig.preset("ppe", k=2, layers=[1])
+
+
+def refused(model, config, message: str) -> None:
+    methods = set(vars(model)), set(vars(model.model)), set(vars(model.model.language_model))
+    with pytest.raises(InputError, match=message):
+        compress(model, config)
+    assert not is_compressed(model)
+    assert methods == (set(vars(model)), set(vars(model.model)), set(vars(model.model.language_model)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_rotary_embedding_that_changes_with_the_length_is_refused(family):
+    model = random_model(family=family)
+    model.model.language_model.rotary_emb.rope_type = "dynamic"
+    refused(model, PPE, "rope_type 'dynamic' of the decoder is not supported: supported are default, linear, yarn")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("config", [PPE, STAGED], ids=["before", "inside"])
+def test_an_unknown_layer_type_is_refused(family, config):
+    model = random_model(family=family)
+    model.model.language_model.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    refused(model, config, "layer type 'linear_attention' of the decoder is not supported: .*full_attention")
+
+
+def test_sliding_attention_is_refused_where_layers_merge_on_entry():
+    layers = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    assert is_compressed(compress(random_model(**layers), PPE))
+    refused(random_model(**layers), STAGED, "sliding attention cannot be compressed on entry: set use_sliding_window")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("part", ["decoder layer", "attention"])
+def test_an_unknown_class_is_refused_and_a_class_made_from_a_known_one_is_not(family, part):
+    model = random_model(family=family)
+    last = model.model.language_model.layers[-1]
+    module = last if part == "decoder layer" else last.self_attn
+    known = type(module)
+    # The same code under another name, as remote code has it.
+    module.__class__ = type("LinearPart", known.__bases__, dict(vars(known)))
+    refused(model, PPE, f"{part} 'LinearPart' of the decoder is not supported: supported are Qwen2VL.*{known.__name__}")
+    module.__class__ = type("Sharded", (known,), {})
+    assert is_compressed(compress(model, PPE))
