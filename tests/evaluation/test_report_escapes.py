@@ -14,7 +14,7 @@ from ppe_npu.evaluation.report import collect, write_report
 
 HOSTILE = (
     "<script>alert(3)</script>\n# H1", "[l](javascript:alert(4))", "a|b", "<img src=x onerror=alert(1)>", "`x` **y**",
-    "$\\frac", "_hidden", "\x1b[31mred", "x" * 400,
+    "$\\frac$", "_hidden", "\x1b[31mred", "x" * 400,
 )  # fmt: skip
 
 
