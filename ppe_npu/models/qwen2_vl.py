@@ -8,9 +8,10 @@ from ppe_npu.engine.positions import contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models.vision_language import decoder_layers, detach, install, uninstall
 
-__all__ = ["CLASSES", "channels", "decoder_layers", "detach", "install", "uninstall", "vision_tokens"]
+__all__ = ["CLASSES", "LAYERS", "channels", "decoder_layers", "detach", "install", "uninstall", "vision_tokens"]
 
 CLASSES = ("Qwen2VLForConditionalGeneration",)
+LAYERS = {"Qwen2VLDecoderLayer": "Qwen2VLAttention"}  # and the attention in them
 
 
 def vision_tokens(config) -> VisionTokens:

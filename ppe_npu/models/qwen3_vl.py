@@ -14,9 +14,10 @@ from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
 from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
 
-__all__ = ["CLASSES", "channels", "decoder_layers", "detach", "install", "uninstall", "vision_tokens"]
+__all__ = ["CLASSES", "LAYERS", "channels", "decoder_layers", "detach", "install", "uninstall", "vision_tokens"]
 
 CLASSES = ("Qwen3VLForConditionalGeneration",)
+LAYERS = {"Qwen3VLTextDecoderLayer": "Qwen3VLTextAttention"}  # and the attention in them
 
 
 def vision_tokens(config) -> VisionTokens:

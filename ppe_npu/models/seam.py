@@ -14,8 +14,8 @@ Every override, checked against transformers 5.2.0 (by `make test-matrix`), 5.22
     compress(), of its lm_head: forward (loss.py)
     fuse(), of norms, MLPs and attentions: forward (fused.py)
 
-compat.py has what differs between these versions (the KV cache's name among them), known.py the decoders' parts that
-the overrides fit.
+compat.py has what differs between these versions (the KV cache's name among them), known.py what a
+decoder may be made of.
 """
 
 import copy
