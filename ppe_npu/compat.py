@@ -1,6 +1,7 @@
 """The traps between the versions that this package pins: each is handled here, once, and nowhere else.
 
 Accelerator.unwrap_model: transformers >= 5.2 passes `keep_torch_compile`, which accelerate 1.1.1 does not know.
+resize: until about 5.20 a processor takes its resampling as `interpolation`, and ignores `resample`.
 mm_token_type_ids: without them transformers >= 5.3 silently runs Qwen2.5-VL with text positions only.
 cache: the KV cache's name in calls and outputs since transformers 5.24; before, it is past_key_values.
 create_causal_mask: until about 5.20 transformers sizes a mask by its first layer's cache, whatever layer it is for.
@@ -143,6 +144,16 @@ def _cache_position(function: Callable, past: int, hidden: Any) -> dict[str, Any
     if "cache_position" not in _parameters(function):
         return {}
     return {"cache_position": torch.arange(past, past + hidden.shape[1], device=hidden.device)}
+
+
+def resampling(resize: Callable, resample: Any) -> dict[str, Any]:
+    """The argument by which a processor's resize() takes its resampling (a PIL one): `resample`, until about 5.20
+    `interpolation`, which is torchvision's. What resize() does not know it ignores, and resizes otherwise."""
+    if "resample" in _parameters(resize):
+        return {"resample": resample}
+    from transformers.image_utils import pil_torch_interpolation_mapping
+
+    return {"interpolation": pil_torch_interpolation_mapping[resample]}
 
 
 @functools.cache

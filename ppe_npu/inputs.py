@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ppe_npu.compat import ensure_mm_token_type_ids
+from ppe_npu.compat import ensure_mm_token_type_ids, resampling
 from ppe_npu.data.frames import video_of_frames
 from ppe_npu.data.messages import Message, check_conversations, has_surrogates, visual_items
 from ppe_npu.data.pictures import load_image
@@ -270,8 +270,8 @@ def _resizing(maker: Any, options: Mapping[str, Any], path: Any, frames: int, he
 
     blank = torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta")
     rows, columns = (_made(maker, blank, path, options)["video_grid_thw"][0, 1:] * maker.patch_size).tolist()
-    size = SizeDict(height=rows, width=columns)
-    return lambda frame: BaseVideoProcessor.resize(maker, frame[None], size=size, resample=maker.resample)[0]
+    options = {"size": SizeDict(height=rows, width=columns), **resampling(BaseVideoProcessor.resize, maker.resample)}
+    return lambda frame: BaseVideoProcessor.resize(maker, frame[None], **options)[0]
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> dict[str, torch.Tensor]:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from command_line import refused
+from packaging.version import Version
 
 from ppe_npu import __version__
 from ppe_npu.backends.device import DeviceError
@@ -227,6 +229,8 @@ def replace(file, data):
 
 @pytest.mark.parametrize("name", list(FOLDERS))
 def test_settings_of_a_checkpoint_that_cannot_be_are_one_line(folder, name):
+    if name in ("kind", "edge") and Version(transformers.__version__) < Version("5.3"):
+        pytest.skip("transformers 5.2 takes a list for a model type, and a text for an edge")
     file, key, value, words = FOLDERS[name]
     settings = json.loads((folder / file).read_text())
     place = settings
