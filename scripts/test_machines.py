@@ -37,7 +37,7 @@ PATHS = {
 QUICK = ("MKL AVX2", "an old machine", "two threads")  # in .ci/run: beside `make test`, which is the first
 QUICK_TESTS = (
     *("tests/backends/test_dpc_knn.py", "tests/backends/test_attention.py", "tests/backends/test_parity.py"),
-    *("tests/test_released.py", "tests/test_grouping.py", "tests/test_merging.py", "tests/test_positions.py"),
+    *("tests/test_released.py", "tests/methods/test_grouping.py", "tests/engine"),
     *("tests/models/test_laws.py", "tests/models/test_flat_pictures.py"),
     *("tests/models/test_fused.py", "tests/training/test_export.py", "tests/demo/test_tiny.py"),
     "tests/models/test_compile.py::test_other_padding_does_not_compile_again[layers]",
