@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 PLACES = ("pixels", "tower", "input", "layer")  # in the order in which a forward pass comes by them
 NEEDS = (
     *("tokens", "places", "sizes", "text", "tower_keys", "tower_saliency"),
-    *("layer_queries", "layer_keys", "layer_row"),
+    *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
 _HELPERS = ("base", "grouping", "space", "view")  # files of this folder that hold no method
@@ -68,6 +68,8 @@ class Method:
             are gathered into segments first (see segments), each of which is a cell.
         counts: "exact", how many tokens stay follows from a cell's size; "late", it follows from the features.
         places: where it may stand, of PLACES.
+        tower_blocks: which blocks of the vision tower its tower_keys (of the first) and tower_saliency are of; from the
+            end where negative. A property where a field says it.
 
     Args:
         layer: the decoder layer (counted from 0) on whose entry the step is taken, or several; None: the first of
@@ -79,6 +81,7 @@ class Method:
     scope: ClassVar[str] = "frame"
     counts: ClassVar[str] = "exact"
     places: ClassVar[tuple[str, ...]] = ("input", "layer")
+    tower_blocks: ClassVar[tuple[int, ...]] = (-1,)
 
     layer: int | tuple[int, ...] | None = setting(
         None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"

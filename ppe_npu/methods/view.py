@@ -21,11 +21,18 @@ class View:
         places: [F, N, 3] int64 (frame, row, column) of each token in its image or video; of one that was merged before,
             the place of its representative.
         sizes: [F, N] int64, how many original tokens each one stands for.
-        text: [F, T, C] embeddings of the text of each cell's prompt; text_valid: [F, T] bool, or None.
+        text: [F, T, C] what the text of each cell's prompt holds where the step stands: its embeddings before the
+            decoder, hidden states on entry of a layer; text_valid: [F, T] bool, or None; text_after: [F, T] bool,
+            whether it stands after the cell.
         tower_keys: [F, N, D] keys of a block of the vision tower, the mean over heads and over a token's patches.
-        tower_saliency: [F, N] attention that each token receives in a block of the vision tower, the mean over heads.
+        tower_saliency: [F, N] attention that each token receives in a block of the vision tower, the mean over heads
+            and queries of its image or frame, the sum over its patches; [F, B, N] where the method's tower_blocks names
+            B blocks.
         layer_queries, layer_keys: [F, N, H, D] of the decoder layer that the step stands before, after its norm and
-            its rotary embedding.
+            its rotary embedding; keys may have fewer heads, each of which serves a run of query heads.
+        layer_plain_queries, layer_plain_keys: the same before the rotary embedding (the need is "layer_plain").
+        text_queries, text_keys: [F, T, H, D] of the text in that layer, after its rotary embedding (the need is
+            "layer_text").
         layer_row: [F, N] attention of the prompt's last token in that layer, over the whole prompt, the mean over
             heads.
     """
@@ -38,10 +45,15 @@ class View:
     sizes: torch.Tensor | None = None
     text: torch.Tensor | None = None
     text_valid: torch.Tensor | None = None
+    text_after: torch.Tensor | None = None
     tower_keys: torch.Tensor | None = None
     tower_saliency: torch.Tensor | None = None
     layer_queries: torch.Tensor | None = None
     layer_keys: torch.Tensor | None = None
+    layer_plain_queries: torch.Tensor | None = None
+    layer_plain_keys: torch.Tensor | None = None
+    text_queries: torch.Tensor | None = None
+    text_keys: torch.Tensor | None = None
     layer_row: torch.Tensor | None = None
 
     @classmethod
