@@ -1,7 +1,7 @@
 """What the published codes chose: recorded runs of them on small structured inputs, in tests/data/methods.
 
-One file per method. Its metadata names the source (repository, commit, lines) and holds the settings of each case. Tensors
-are named `case.name`; integers were stored as int32 and come back as int64.
+One file per method. Its metadata names the source (repository, commit, lines) and holds the settings of each case.
+Tensors are named `case.name`; integers were stored as int32 and come back as int64.
 """
 
 import json
@@ -18,7 +18,8 @@ def cases(method: str) -> dict[str, tuple[dict, dict[str, torch.Tensor]]]:
     with safe_open(FOLDER / f"{method}.safetensors", "pt") as file:
         settings = json.loads(file.metadata()["cases"])
         found = {case: (values, {}) for case, values in settings.items()}
-        for key in file.keys():
+        names = file.keys()
+        for key in names:
             case, name = key.split(".", 1)
             tensor = file.get_tensor(key)
             found[case][1][name] = tensor if tensor.is_floating_point() else tensor.long()
