@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tolerances import assert_equal, codec_error
 
-from ppe_npu import inputs as module
+import ppe_npu.inputs as module
 from ppe_npu.inputs import InputError, PixelCache, VideoSampling, build_inputs, load_image, load_video
 from ppe_npu.loading import load_processor
 

@@ -1,6 +1,6 @@
 """One batch through generate(), with its cost: seconds to the first token and in all, tokens kept, KV bytes.
 
-The rules of decoding are this package's, or what was asked for by name (ppe_npu.decoding); never the checkpoint's own.
+The rules of decoding are this package's, or what was asked for by name (decoding.py); never the checkpoint's own.
 """
 
 from __future__ import annotations

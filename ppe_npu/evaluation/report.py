@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ppe_npu import decoding, escape
+import ppe_npu.decoding as decoding
+import ppe_npu.escape as escape
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import tables
 from ppe_npu.evaluation.comparison import compare
