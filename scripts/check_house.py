@@ -17,7 +17,6 @@ DOCUMENTS = ("*.md", "docs/**/*.md", "tests/**/*.md", "scripts/**/*.md")
 LEVELS = {
     "ppe_npu.errors": 0,
     "ppe_npu.settings": 0,
-    "ppe_npu.optional": 0,
     "ppe_npu.utils": 0,
     "ppe_npu.backends": 0,
     "ppe_npu": 1,
