@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import ppe_npu.decoding as decoding
-import ppe_npu.escape as escape
+import ppe_npu.utils.escape as escape
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import tables
 from ppe_npu.evaluation.comparison import compare

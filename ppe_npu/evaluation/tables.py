@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import ppe_npu.escape as escape
+import ppe_npu.utils.escape as escape
 from ppe_npu.evaluation.scale import PERCENT, is_percent, named, shown
 
 Row = Mapping[str, Any]
