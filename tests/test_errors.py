@@ -21,8 +21,8 @@ from ppe_npu.backends.dispatch import ImplementationError
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, TrainingError
 from ppe_npu.loading import check_compression, load_model, load_processor
-from ppe_npu.reading import UnreadableError, read_json, read_text
 from ppe_npu.utils.optional import optional
+from ppe_npu.utils.reading import UnreadableError, read_json, read_text
 
 COMMAND = "ppe_npu.cli.parity.run_parity"  # any would do
 

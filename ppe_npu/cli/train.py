@@ -142,7 +142,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
     from ppe_npu.config import CompressionConfig
     from ppe_npu.demo import tiny
     from ppe_npu.files import new_folder, writing
-    from ppe_npu.reading import read_json
+    from ppe_npu.utils.reading import read_json
 
     root, seed = Path(args.output or EMBEDDED), args.seed or 0
     with writing(root):
