@@ -15,9 +15,9 @@ import torch
 from command_line import refused
 from safetensors.torch import load_file
 
+from ppe_npu.checkpoints.trust import tensors_only
 from ppe_npu.errors import InputError
 from ppe_npu.loading import check_checkpoint, check_compression, load_model, load_processor
-from ppe_npu.trust import tensors_only
 
 CODE = "from pathlib import Path\nPath(__file__).with_name('ran').write_text('x')\nclass P:\n    pass\n"
 
