@@ -30,7 +30,6 @@ LEVELS = {
     "ppe_npu.data": 5,
     "ppe_npu.placeholders": 5,
     "ppe_npu.inputs": 5,
-    "ppe_npu.loading": 6,
     "ppe_npu.checkpoints": 6,
     "ppe_npu.parity": 7,
     "ppe_npu.training": 7,

@@ -11,8 +11,8 @@ from PIL import Image
 from tolerances import assert_equal, codec_error
 
 import ppe_npu.inputs as module
+from ppe_npu.checkpoints.loading import load_processor
 from ppe_npu.inputs import InputError, PixelCache, VideoSampling, build_inputs, load_image, load_video
-from ppe_npu.loading import load_processor
 
 
 def ask(text: str, **visuals):

@@ -35,7 +35,7 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
 
 
 def reading(args: argparse.Namespace) -> dict[str, bool]:
-    """What was asked of reading a checkpoint, as ppe_npu.loading's functions take it."""
+    """What was asked of reading a checkpoint, as ppe_npu.checkpoints.loading's functions take it."""
     return {"allow_bin": True} if args.allow_bin else {}
 
 

@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_train(args: argparse.Namespace) -> int:
     """Train as asked; without a model and data: the embedded model on generated scenes."""
     from ppe_npu.backends import device as devices
-    from ppe_npu.loading import quiet_transformers
+    from ppe_npu.checkpoints.loading import quiet_transformers
     from ppe_npu.training.args import TrainConfig
     from ppe_npu.training.recipes import load_recipe
     from ppe_npu.training.trainer import train
