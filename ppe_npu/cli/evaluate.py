@@ -19,10 +19,10 @@ from ppe_npu.cli.common import compressions, generation, reading, video_sampling
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.decoding import first_edition
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
+from ppe_npu.evaluation.decoding import first_edition
 from ppe_npu.evaluation.identity import benchmark_identity, check_settings
 from ppe_npu.evaluation.report import check_plotting, collect, unfinished, write_report
 from ppe_npu.evaluation.runner import Evaluation, new_tokens

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import ppe_npu.decoding as decoding
+import ppe_npu.evaluation.decoding as decoding
 import ppe_npu.utils.escape as escape
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import tables

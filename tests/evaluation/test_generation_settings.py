@@ -12,8 +12,8 @@ from PIL import Image
 
 from ppe_npu.checkpoints.loading import load_model, load_processor
 from ppe_npu.config import CompressionConfig
-from ppe_npu.decoding import chosen, ignored
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation.decoding import chosen, ignored
 from ppe_npu.evaluation.generation import generate
 from ppe_npu.evaluation.report import write_report
 from ppe_npu.evaluation.runner import evaluate
