@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from ppe_npu.backends import device as devices
+from ppe_npu.checkpoints.generation_defaults import Settings, of_checkpoint
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.evaluation.decoding import chosen, notice
-from ppe_npu.generation_defaults import Settings, of_checkpoint
 from ppe_npu.training.args import as_compression
 
 
