@@ -9,10 +9,10 @@ from tolerances import assert_rounds_alike, exact, loss_near
 
 from ppe_npu.checkpoints.loading import load_model, load_processor
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.placeholders import visual_ids
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.inputs import InputError, PixelCache, VideoSampling, build_inputs
 from ppe_npu.models import compress
-from ppe_npu.placeholders import visual_ids
 from ppe_npu.training.collator import IGNORED, NOTES, Collator, block_mask
 from ppe_npu.training.data import Record
 from ppe_npu.training.tokens import assistant_spans
