@@ -28,7 +28,6 @@ LEVELS = {
     "ppe_npu.inspect": 4,
     "ppe_npu.models": 5,
     "ppe_npu.data": 5,
-    "ppe_npu.inputs": 5,
     "ppe_npu.checkpoints": 6,
     "ppe_npu.parity": 7,
     "ppe_npu.training": 7,

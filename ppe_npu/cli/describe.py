@@ -12,9 +12,9 @@ from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor, quiet_transformers
 from ppe_npu.cli.common import compressions, generation, reading, video_sampling
 from ppe_npu.cli.looking import Looking
+from ppe_npu.data.inputs import PLACEHOLDERS, build_inputs, split_placeholders
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.generation import Generated, generate
-from ppe_npu.inputs import PLACEHOLDERS, build_inputs, split_placeholders
 from ppe_npu.models import compress
 from ppe_npu.utils.escape import printable
 

@@ -17,12 +17,12 @@ import torch
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.generation_defaults import of_model
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.inputs import PixelCache, build_inputs
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.evaluation.decoding import Asked, chosen, first_edition, ignored, notice, recorded
 from ppe_npu.evaluation.generation import Generated, end_tokens, generate
 from ppe_npu.evaluation.identity import processor_identity
 from ppe_npu.evaluation.samples import Measure, conversation, measure, sampling_of
-from ppe_npu.inputs import PixelCache, build_inputs
 from ppe_npu.models.fingerprint import fingerprint
 
 

@@ -15,8 +15,8 @@ import torch
 
 from ppe_npu.backends import device as devices
 from ppe_npu.compat import drop_unknown_types, output_cache
+from ppe_npu.data.inputs import to_device
 from ppe_npu.evaluation.decoding import generation_config
-from ppe_npu.inputs import to_device
 from ppe_npu.inspect.report import kv_bytes
 
 

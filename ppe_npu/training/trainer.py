@@ -14,9 +14,9 @@ from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor
+from ppe_npu.data.inputs import PixelCache
 from ppe_npu.errors import InputError
 from ppe_npu.files import new_folder, write_json
-from ppe_npu.inputs import PixelCache
 from ppe_npu.models import compress, restore
 from ppe_npu.models.loss import Distillation
 from ppe_npu.training.adapters import add_adapter, check_adapter, quantization, save_adapter
