@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from tolerances import assert_equal, codec_error
 
-import ppe_npu.data.inputs as module
 from ppe_npu.checkpoints.loading import load_processor
+from ppe_npu.data import inputs as module
 from ppe_npu.data.inputs import InputError, PixelCache, VideoSampling, build_inputs, load_image, load_video
 
 

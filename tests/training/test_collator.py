@@ -241,7 +241,7 @@ def test_plain_and_packed_records_share_a_batch(model, collator, write_image):
 
 
 def test_processed_pixels_are_kept(model, tiny_processor, write_image, monkeypatch):
-    import ppe_npu.data.inputs as module
+    from ppe_npu.data import inputs as module
 
     loads = []
     monkeypatch.setattr(module, "load_image", lambda path, load=module.load_image: loads.append(path) or load(path))
