@@ -1,6 +1,6 @@
 """For methods whose cell is a whole image or video: the frames in it, and unequal shares of an exact total."""
 
-import math
+from dataclasses import replace
 
 import torch
 
@@ -50,19 +50,12 @@ def shared_out(view: View, quotas: torch.Tensor, labels: torch.Tensor, rank: tor
     """
     quota = of_frame(quotas, labels)
     worth = quota - rank - 1
-    return best(torch.where(rank == 0, worth + 2.0**20, worth), view)
+    return best(torch.where(rank == 0, worth + rank.shape[1], worth), view)
 
 
 def by_frame(view: View, numbers: torch.Tensor, labels: torch.Tensor, rank: torch.Tensor) -> tuple[View, torch.Tensor]:
-    """Where each frame keeps a number [F, T] of its own, whatever they sum to: the view with these sums, and [F, N] the
-    tokens that are kept, first."""
+    """Where each frame keeps a number [F, T] of its own, whatever they sum to: the view with these sums as its budgets,
+    and [F, N] the tokens, those that are kept first."""
     stays = view.present & (rank < of_frame(numbers, labels))
-    return late(view, stays)
-
-
-def late(view: View, stays: torch.Tensor) -> tuple[View, torch.Tensor]:
-    """The view with as many kept tokens as `stays` [F, N] says, and [F, N] which these are."""
-    from dataclasses import replace
-
-    order = stays.float().masked_fill(~view.present, -math.inf).sort(dim=1, descending=True, stable=True).indices
+    order = stays.float().masked_fill(~view.present, -1.0).sort(dim=1, descending=True, stable=True).indices
     return replace(view, num_kept=stays.sum(1), most=stays.shape[1]), order
