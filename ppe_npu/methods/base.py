@@ -104,7 +104,7 @@ class Method:
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if "group" in vars(cls):
-            cls.group = _counted(cls.group)  # type: ignore[method-assign]
+            cls.group = _counted(cls.group)  # type: ignore[assignment]
 
     def __post_init__(self):
         check_fields(self)
@@ -152,7 +152,10 @@ class Method:
 
     def kept(self, tokens: int) -> int:
         """How many of a cell's tokens stay: ceil(tokens * ratio), at least one."""
-        return max(math.ceil(tokens * self.ratio), 1)
+        ratio = getattr(self, "ratio", None)
+        if ratio is None:
+            raise NotImplementedError(f"{type(self).__name__} has no ratio: it needs a kept() of its own")
+        return max(math.ceil(tokens * ratio), 1)
 
     def budgets(self, tokens: int) -> tuple[int, ...]:
         """How many of a cell's tokens each level keeps."""

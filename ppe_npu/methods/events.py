@@ -41,7 +41,7 @@ class Events(Method):
     scope = "segment"
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
         return self.by.needs
 
     def group(self, view: View) -> Grouping:
