@@ -36,7 +36,9 @@ def rank_in_frame(scores: torch.Tensor, labels: torch.Tensor, counts: torch.Tens
     falling = scores.sort(dim=1, descending=True, stable=True).indices
     by_frame = torch.where(labels < 0, counts.shape[1], labels).gather(1, falling).sort(dim=1, stable=True).indices
     order = falling.gather(1, by_frame)
-    place = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    place = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return place - of_frame(counts.cumsum(1) - counts, labels)
 
 
