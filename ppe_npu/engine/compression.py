@@ -17,12 +17,14 @@ from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import axes_of, check_channels, prompt_positions
 from ppe_npu.engine.run import Prefill, Run
 from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
+from ppe_npu.engine.tower import NEEDS as TOWER_NEEDS
+from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import CompressionReport, Stopwatch
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
 
-_SHOWN = {"tokens", "places"}  # what methods can be shown so far
+_SHOWN = {"tokens", "places", *TOWER_NEEDS}  # what methods can be shown so far
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Compression:
         layers: the first decoder layer of each stage after the first.
         stages: the part of the decoder before its first merge, and one part from each merge on.
         axes: of a position: 3, or 1 for a decoder with a plain rotary embedding.
+        tower: the blocks of the vision tower that its methods look at.
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
     Raises:
@@ -48,6 +51,7 @@ class Compression:
     layers: tuple[int, ...] = field(init=False)
     stages: int = field(init=False)
     axes: int = field(init=False)
+    tower: TowerBlocks = field(init=False)
     report: CompressionReport | None = field(default=None, init=False)
     keep_groups: bool = field(default=False, init=False)
     trace: Trace | None = field(default=None, init=False, repr=False)
@@ -65,6 +69,7 @@ class Compression:
         for method in config.methods:
             named = method.name if config.temporal_ratio is None else f"temporal_ratio={config.temporal_ratio}"
             _check_place(method, self.vision, named)
+        self.tower = TowerBlocks.wanted(config.methods, self.vision)
 
     def __deepcopy__(self, memo: dict) -> "Compression":
         twin = Compression(self.config, self.vision, self.channels, self.decoder_layers)
@@ -115,7 +120,9 @@ class Compression:
         stages = lay_out(layout, self.config.stages, left)
         if packed:
             stages = pack(stages, *ids.shape)
-        plan = PromptPlan.of(layout, stages, positions, following, watch)
+        walked = self.tower.all and self.vision.window
+        order = tower_order(layout, self.vision.window) if walked else None
+        plan = PromptPlan.of(layout, stages, positions, following, watch, order)
         watch.mark()
         return plan
 
@@ -142,6 +149,7 @@ class Compression:
         deepstack: tuple[torch.Tensor, ...] = (),
         ready_mask: bool = False,
         apart: bool = False,
+        tower: TowerTokens | None = None,
     ) -> Prefill:
         """Merge the features by the plan, assemble the compressed prompt, and lay out what later stages are given.
 
@@ -153,6 +161,7 @@ class Compression:
             deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
             ready_mask: make a padded stage's 4D mask here (bool, True = attend), for an attention that takes one.
             apart: give a padded stage its segments in place of a mask, for an attention that takes them.
+            tower: what the vision tower's blocks say of the V features, where a method looks at it.
         """
         watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
         state = CacheState.empty(self.layers, *on.stages[0].real.shape[:1], on.following.device)
@@ -174,7 +183,7 @@ class Compression:
         self.trace = Trace(plan, self.config) if self.keep_groups else None
         masks = tuple(masks) if apart else _with_padding(masks, state)
         run = Prefill(self.layers, masks, rows, state, segments, self.config, on, watch, self.trace)
-        run.begin(text_embeds, features, deepstack)
+        run.begin(text_embeds, features, deepstack, tower)
         self.report = CompressionReport.of(plan, self.layers, self.decoder_layers, watch)
         return run
 

@@ -9,7 +9,7 @@ group of merged tokens draws from all that its members hold. See members.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 
 from ppe_npu.engine.members import members
 from ppe_npu.engine.rounds import Bucket, Round, as_tensor, upload
+from ppe_npu.engine.tower import TowerTokens
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 
@@ -29,16 +30,30 @@ class Tokens:
         features: [R, C], or None on the host.
         held: [R, H] int64, the original tokens that each of them holds, or None on the host.
         places: [R, 3] (frame, row, column), where a method needs them.
+        tower: what blocks of the vision tower say of them, where a method needs it; of a merged token, what they say
+            of its representative, as with its place.
     """
 
     features: torch.Tensor | None = None
     held: torch.Tensor | None = None
     places: torch.Tensor | None = None
+    tower: TowerTokens | None = None
 
-    def pick(self, pick) -> Tokens:
+    def pick(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:
         """The same of other tokens: pick(values [R, ...]) of each part."""
-        parts = (self.features, self.held, self.places)
-        return Tokens(*(None if part is None else pick(part) for part in parts))
+        return Tokens.together(lambda parts: pick(parts[0]), self)
+
+    @staticmethod
+    def together(join: Callable[[list[torch.Tensor]], torch.Tensor], *tokens: Tokens) -> Tokens:
+        """What join([values [R, ...] of each]) makes of every part that the first of these has."""
+
+        def of(name: str) -> torch.Tensor | None:
+            parts = [getattr(one, name) for one in tokens]
+            return None if parts[0] is None else join(parts)
+
+        towers = [one.tower for one in tokens]
+        tower = None if towers[0] is None else TowerTokens.together(join, *towers)
+        return Tokens(of("features"), of("held"), of("places"), tower)
 
 
 @dataclass(frozen=True)
@@ -67,14 +82,14 @@ def merge(rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = Non
         step = replace(step, buckets=tuple(bucket for bucket, _ in pairs))
         last = number == len(rounds) - 1
         features = None if last or tokens.features is None else step.apply(tokens.features)
-        tokens = Tokens(features, *(_joined(step, tokens, pairs, part) for part in ("held", "places")))
+        tokens = replace(_left(step, tokens, [kept for _, kept in pairs]), features=features)
         done.append(step)
     return tuple(done), tokens
 
 
-def _joined(step: Round, given: Tokens, pairs: Sequence[tuple[Bucket, Tokens]], part: str) -> torch.Tensor | None:
-    before = getattr(given, part)
-    return None if before is None else step.joined(before, [getattr(kept, part) for _, kept in pairs])
+def _left(step: Round, given: Tokens, kept: Sequence[Tokens]) -> Tokens:
+    """What is known of the tokens that a round leaves: what its buckets keep of those that it was given."""
+    return Tokens.together(lambda parts: step.joined(parts[0], parts[1:]), replace(given, features=None), *kept)
 
 
 def _grouped(method, bucket: Bucket, tokens: Tokens, holding: Holding | None) -> tuple[Bucket, Tokens]:
@@ -88,23 +103,19 @@ def _grouped(method, bucket: Bucket, tokens: Tokens, holding: Holding | None) ->
         if bucket.groupings:
             grouping = bucket.groupings[level]
         else:
-            grouping = part.group(View(num_kept, most, tokens.features, valid, tokens.places))
+            shown = {} if tokens.tower is None else tokens.tower.shown(method)
+            grouping = part.group(View(num_kept, most, tokens.features, valid, tokens.places, **shown))
         groupings.append(grouping)
         kept.append(_kept(grouping, tokens, holding))
-    parts = [[getattr(tokens, name) for tokens in kept] for name in ("held", "places")]
-    joined = (None if values[0] is None else bucket.keep(values) for values in parts)
-    return replace(bucket, groupings=tuple(groupings)), Tokens(None, *joined)
+    return replace(bucket, groupings=tuple(groupings)), Tokens.together(bucket.keep, *kept)
 
 
 def _kept(grouping: Grouping, tokens: Tokens, holding: Holding | None) -> Tokens:
     """What is known of each group's token [F, M, ...]: it stands where its representative stands."""
-    held, places = tokens.held, tokens.places
-    if held is not None:
-        if holding is None:
-            held = grouping.at_representatives(held)
-        else:
-            held = members(grouping, holding.k, holding.rule, tokens.features, held)
-    return Tokens(None, held, None if places is None else grouping.at_representatives(places))
+    kept = replace(tokens, features=None).pick(grouping.at_representatives)
+    if tokens.held is None or holding is None:
+        return kept
+    return replace(kept, held=members(grouping, holding.k, holding.rule, tokens.features, tokens.held))
 
 
 def _segmented(step: Round, given: Tokens) -> Round:

@@ -11,6 +11,7 @@ from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.rounds import Round
 from ppe_npu.engine.segments import Segments
+from ppe_npu.engine.tower import TowerTokens
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.trace import Trace
 
@@ -66,19 +67,25 @@ class Prefill(Run):
     _tokens: Tokens = field(default_factory=Tokens, init=False)
     _deepstack: dict[int, torch.Tensor] = field(default_factory=dict, init=False)
 
-    def begin(self, text_embeds: torch.Tensor, features: torch.Tensor | None, deepstack: tuple[torch.Tensor, ...]):
-        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]."""
+    def begin(
+        self,
+        text_embeds: torch.Tensor,
+        features: torch.Tensor | None,
+        deepstack: tuple[torch.Tensor, ...],
+        tower: TowerTokens | None = None,
+    ):
+        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V tokens."""
         stage = self.plan.stages[0]
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
-        rounds, kept = self._merge(stage, Tokens(features, self.plan.visual[:, None], self.plan.places))
+        rounds, kept = self._merge(stage, Tokens(features, self.plan.visual[:, None], self.plan.places, tower))
         self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
         none = torch.zeros_like(text_embeds)
         self._deepstack = {
             layer: _arranged(stage, none, _applied(rounds, part), padding=0.0) for layer, part in enumerate(deepstack)
         }
-        places = None if self.plan.places is None else self.plan.places.new_zeros(len(stage.text), 3)
-        self._hold(0, Tokens(None, stage.text[:, None], places), kept)
+        unknown = replace(kept, features=None).pick(lambda part: part.new_zeros(len(stage.text), *part.shape[1:]))
+        self._hold(0, replace(unknown, held=stage.text[:, None]), kept)
         self.watch.mark()
 
     def take_embeds(self) -> torch.Tensor:
@@ -122,10 +129,13 @@ class Prefill(Run):
         parts = [text.held, kept.held] if len(kept.held) else [text.held]
         pad = text.held.new_full((1, width), padding)
         held = torch.cat([*(part.expand(-1, width) for part in parts), pad])[on.rows]
-        places = None
-        if text.places is not None:
-            places = torch.cat([text.places, kept.places, text.places.new_zeros(1, 3)])[on.rows].flatten(0, 1)
-        self._tokens = Tokens(None, held.flatten(0, 1), places)
+
+        def placed(parts: list[torch.Tensor]) -> torch.Tensor:
+            pad = parts[0].new_zeros(1, *parts[0].shape[1:])
+            return torch.cat([*parts, pad])[on.rows].flatten(0, 1)
+
+        known = (replace(part, features=None, held=None) for part in (text, kept))
+        self._tokens = replace(Tokens.together(placed, *known), held=held.flatten(0, 1))
         if self.rows[stage] is None:
             # [axes, B, L, K] -> rows axis * K + j
             self.rows[stage] = self.plan.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)

@@ -10,7 +10,7 @@
         def group(self, view: View) -> Grouping:
             return Grouping.of_kept(view, torch.arange(view.most).expand(len(view.tokens), -1) * 2)
 
-    EveryOther(ratio=0.5).group(View.of(tokens=torch.randn(1, 16, 8), num_kept=8))      # alone, on plain tensors
+    EveryOther(ratio=0.5).group(View.of(tokens=torch.randn(1, 16, 8)))      # alone, on plain tensors
 
 A method says what it looks at (`needs`), which tokens compete (`scope`), where it may stand (`places`) and how many
 tokens it keeps (`kept`). The engine hands it a View of many cells at once and applies the Grouping that comes back. A
@@ -19,9 +19,10 @@ cell is what is grouped by itself: a frame, a whole image or video, or a segment
 
 from __future__ import annotations
 
+import functools
 import math
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,7 +40,7 @@ NEEDS = (
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
-_HELPERS = ("base", "choosing", "frames", "grouping", "space", "view")  # files of this folder that hold no method
+_HELPERS = ("base", "choosing", "frames", "grouping", "space", "thinning", "view")  # files here that hold no method
 _REGISTERED: dict[str, type[Method]] = {}
 
 
@@ -56,6 +57,16 @@ def _one_form(layer: Any) -> Any:
     return layer[0] if len(layer) == 1 else tuple(sorted(layer))
 
 
+def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
+    """A group() that is never shown a view without numbers: where a method is run alone, its kept() says them."""
+
+    @functools.wraps(group)
+    def with_counts(self: Method, view: View) -> Grouping:
+        return group(self, view.counted(self.kept))
+
+    return with_counts
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One step of a compression. Subclasses add fields and group().
@@ -69,7 +80,9 @@ class Method:
         counts: "exact", how many tokens stay follows from a cell's size; "late", it follows from the features.
         places: where it may stand, of PLACES.
         tower_blocks: which blocks of the vision tower its tower_keys (of the first) and tower_saliency are of; from the
-            end where negative. A property where a field says it.
+            end where negative. A property where a field says it; blocks() where it hangs on how many there are.
+        tower_windows: of a block that attends in windows: "refuse" it; take its attention over the whole "frame",
+            made from its queries and keys; or "skip" it.
 
     Args:
         layer: the decoder layer (counted from 0) on whose entry the step is taken, or several; None: the first of
@@ -82,10 +95,16 @@ class Method:
     counts: ClassVar[str] = "exact"
     places: ClassVar[tuple[str, ...]] = ("input", "layer")
     tower_blocks: ClassVar[tuple[int, ...]] = (-1,)
+    tower_windows: ClassVar[str] = "refuse"
 
     layer: int | tuple[int, ...] | None = setting(
         None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"
     )
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "group" in vars(cls):
+            cls.group = _counted(cls.group)  # type: ignore[method-assign]
 
     def __post_init__(self):
         check_fields(self)
@@ -113,6 +132,17 @@ class Method:
         """The methods that group a cell one after the other, and whose tokens are all kept; as a rule this one alone
         (see ppe_npu.released.Levels)."""
         return (self,)
+
+    def blocks(self, count: int) -> tuple[int, ...]:
+        """Its tower_blocks in a vision tower of `count` blocks, counted from 0.
+
+        Raises:
+            InputError: the tower has no such block.
+        """
+        for block in self.tower_blocks:
+            if not -count <= block < count:
+                raise InputError(f"{self.name}: the vision tower has {count} blocks, and none of number {block}")
+        return tuple(block % count for block in self.tower_blocks)
 
     def group(self, view: View) -> Grouping:
         """The groups of every cell. It must not depend on what else is in the batch."""
@@ -165,7 +195,7 @@ def register(name: str):
     """Class decorator: the method's name in settings. Its file is methods/<name>.py."""
 
     def registered(method: type[Method]) -> type[Method]:
-        known = {"scope": SCOPES, "counts": ("exact", "late")}
+        known = {"scope": SCOPES, "counts": ("exact", "late"), "tower_windows": ("refuse", "frame", "skip")}
         for key, choices in known.items():
             value = getattr(method, key)
             if isinstance(value, str) and value not in choices:
