@@ -1,4 +1,4 @@
-"""CDPruner: tokens that are unlike each other and belong to the question (Zhang et al., arXiv 2506.10967, section 3)."""
+"""CDPruner: tokens that are unlike each other and belong to the question (arXiv 2506.10967, section 3)."""
 
 import math
 from dataclasses import dataclass
