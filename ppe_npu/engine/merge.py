@@ -9,16 +9,20 @@ group of merged tokens draws from all that its members hold. See members.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from ppe_npu.engine.members import members
 from ppe_npu.engine.rounds import Bucket, Round, as_tensor, upload
+from ppe_npu.engine.shown import FIELDS, Texts
+from ppe_npu.methods.base import Method
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
+
+_FOLLOWING = ("held", "places", "sizes", "spots")  # what is known of a merged token without its features
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,36 @@ class Tokens:
         features: [R, C], or None on the host.
         held: [R, H] int64, the original tokens that each of them holds, or None on the host.
         places: [R, 3] (frame, row, column), where a method needs them.
+        sizes: [R] int64, how many original tokens' features are in each, where a method needs them.
+        spots: [R] int64, where each stood before the stage in the flattened batch, where a method looks at text.
+        seen: of each field of the View that a model computes for the stage, and whether it is of the layer before
+            (see Method.layer_before), the numbers of each token [R, ...]. Of merged tokens they are means, as features.
     """
 
     features: torch.Tensor | None = None
     held: torch.Tensor | None = None
     places: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
+    spots: torch.Tensor | None = None
+    seen: Mapping[tuple[str, bool], torch.Tensor] = field(default_factory=dict)
 
     def pick(self, pick) -> Tokens:
         """The same of other tokens: pick(values [R, ...]) of each part."""
-        parts = (self.features, self.held, self.places)
-        return Tokens(*(None if part is None else pick(part) for part in parts))
+        parts = (self.features, self.held, self.places, self.sizes, self.spots)
+        picked = (None if part is None else pick(part) for part in parts)
+        return Tokens(*picked, {name: pick(part) for name, part in self.seen.items()})
+
+    def means(self, mean) -> Tokens:
+        """What has a mean, of groups: mean(values [..., C]) of the features and of each part that is seen."""
+        features = None if self.features is None else mean(self.features)
+        lead = 1 if self.features is None else self.features.dim() - 1
+        return Tokens(features, seen={name: _mean(part, lead, mean) for name, part in self.seen.items()})
+
+
+def _mean(part: torch.Tensor, lead: int, mean) -> torch.Tensor:
+    """mean() of values with any number of axes after the first `lead`."""
+    out = mean(part.reshape(*part.shape[:lead], -1))
+    return out.reshape(*out.shape[:lead], *part.shape[lead:])
 
 
 @dataclass(frozen=True)
@@ -50,8 +74,13 @@ class Holding:
 
 
 @torch.no_grad()
-def merge(rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = None) -> tuple[tuple[Round, ...], Tokens]:
+def merge(
+    rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = None, texts: Texts | None = None
+) -> tuple[tuple[Round, ...], Tokens]:
     """Group the tokens of a stage; nothing is differentiated.
+
+    Args:
+        texts: the text beside them, where a method looks at it.
 
     Returns:
         the rounds with their groupings, and what is known of the tokens that the last one keeps. (Their features are
@@ -63,11 +92,10 @@ def merge(rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = Non
     for number, step in enumerate(rounds):
         if step.videos and not step.buckets:
             step = _segmented(step, given)
-        pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding) for bucket in step.buckets]
+        pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding, texts) for bucket in step.buckets]
         step = replace(step, buckets=tuple(bucket for bucket, _ in pairs))
-        last = number == len(rounds) - 1
-        features = None if last or tokens.features is None else step.apply(tokens.features)
-        tokens = Tokens(features, *(_joined(step, tokens, pairs, part) for part in ("held", "places")))
+        means = Tokens() if number == len(rounds) - 1 else tokens.means(step.apply)
+        tokens = replace(means, **{part: _joined(step, tokens, pairs, part) for part in _FOLLOWING})
         done.append(step)
     return tuple(done), tokens
 
@@ -77,34 +105,59 @@ def _joined(step: Round, given: Tokens, pairs: Sequence[tuple[Bucket, Tokens]], 
     return None if before is None else step.joined(before, [getattr(kept, part) for _, kept in pairs])
 
 
-def _grouped(method, bucket: Bucket, tokens: Tokens, holding: Holding | None) -> tuple[Bucket, Tokens]:
+def _grouped(
+    method: Method, bucket: Bucket, tokens: Tokens, holding: Holding | None, texts: Texts | None
+) -> tuple[Bucket, Tokens]:
     """A bucket with its groupings, one a level, and what is known of what it keeps. Parts of tokens: [F, N, ...]."""
     valid, groupings, kept = bucket.valid, [], []
     for level, (part, num_kept, most) in enumerate(zip(method.levels, bucket.num_kept, bucket.most)):
         if groupings:
-            features = None if tokens.features is None else groupings[-1].apply(tokens.features)
-            tokens, before = replace(kept[-1], features=features), bucket.num_kept[level - 1]
+            means = tokens.means(groupings[-1].apply)
+            tokens, before = replace(kept[-1], features=means.features, seen=means.seen), bucket.num_kept[level - 1]
             valid = torch.arange(bucket.most[level - 1], device=before.device) < before[:, None]
         if bucket.groupings:
             grouping = bucket.groupings[level]
         else:
-            grouping = part.group(View(num_kept, most, tokens.features, valid, tokens.places))
+            grouping = part.group(_view(part, num_kept, most, valid, tokens, texts))
         groupings.append(grouping)
         kept.append(_kept(grouping, tokens, holding))
-    parts = [[getattr(tokens, name) for tokens in kept] for name in ("held", "places")]
+    parts = [[getattr(tokens, name) for tokens in kept] for name in _FOLLOWING]
     joined = (None if values[0] is None else bucket.keep(values) for values in parts)
     return replace(bucket, groupings=tuple(groupings)), Tokens(None, *joined)
 
 
+def _view(
+    method: Method,
+    num_kept: torch.Tensor,
+    most: int,
+    valid: torch.Tensor | None,
+    tokens: Tokens,
+    texts: Texts | None,
+) -> View:
+    """What a method is shown of a bucket's cells. Parts of tokens: [F, N, ...]."""
+    fields = (name for need in method.needs for name in FIELDS.get(need, ()))
+    shown = {name: tokens.seen[name, method.layer_before] for name in fields}
+    if texts is not None and tokens.spots is not None:
+        shown |= texts.shown(method, tokens.spots[:, 0])
+    return View(num_kept, most, tokens.features, valid, tokens.places, tokens.sizes, **shown)
+
+
 def _kept(grouping: Grouping, tokens: Tokens, holding: Holding | None) -> Tokens:
     """What is known of each group's token [F, M, ...]: it stands where its representative stands."""
-    held, places = tokens.held, tokens.places
+    held, sizes = tokens.held, tokens.sizes
     if held is not None:
         if holding is None:
             held = grouping.at_representatives(held)
         else:
             held = members(grouping, holding.k, holding.rule, tokens.features, held)
-    return Tokens(None, held, None if places is None else grouping.at_representatives(places))
+    places, spots = tokens.places, tokens.spots
+    return Tokens(
+        None,
+        held,
+        None if places is None else grouping.at_representatives(places),
+        None if sizes is None else grouping.sums(sizes),
+        None if spots is None else grouping.at_representatives(spots[:, :, None])[:, :, 0],
+    )
 
 
 def _segmented(step: Round, given: Tokens) -> Round:

@@ -70,6 +70,8 @@ class Method:
         places: where it may stand, of PLACES.
         tower_blocks: which blocks of the vision tower its tower_keys (of the first) and tower_saliency are of; from the
             end where negative. A property where a field says it.
+        layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
+            entry it stands, which has just run, and not of that one, which is about to.
 
     Args:
         layer: the decoder layer (counted from 0) on whose entry the step is taken, or several; None: the first of
@@ -82,6 +84,7 @@ class Method:
     counts: ClassVar[str] = "exact"
     places: ClassVar[tuple[str, ...]] = ("input", "layer")
     tower_blocks: ClassVar[tuple[int, ...]] = (-1,)
+    layer_before: ClassVar[bool] = False
 
     layer: int | tuple[int, ...] | None = setting(
         None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"
@@ -92,6 +95,10 @@ class Method:
         if self.place not in self.places:
             where = "on entry of a decoder layer: leave layer out" if self.layers else "without a layer: give its layer"
             raise InputError(f"{self.name} with layer={shown(self.layer)}: it cannot stand {where}")
+        if self.layer_before and 0 in self.layers:
+            raise InputError(
+                f"{self.name} with layer={shown(self.layer)}: it looks at the layer before; give 1 or more"
+            )
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -258,7 +258,6 @@ def test_a_plain_rotary_embedding_keeps_k_places_in_the_text(positions, k):
     [
         ([toys.Pixels()], "toy_pixels: a step at the pixels is not built for this family yet"),
         ([toys.Late()], "toy_late: how many tokens it keeps hangs on the features"),
-        ([toys.Rows(layer=1)], "toy_rows looks at layer_row: not built for this family yet"),
         ([DPCKNN(layer=3)], r"layers=\[3\]: this model has 3 decoder layers, 0 to 2"),
     ],
 )
