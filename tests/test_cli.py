@@ -51,10 +51,10 @@ def test_describe_a_video_and_two_images_where_they_stand(run, tiny_folder, writ
 
 
 def test_describe_streams_its_answer_as_generate_gives_it(run, tiny_folder, write_image):
+    from ppe_npu.checkpoints.loading import load_model, load_processor
     from ppe_npu.config import CompressionConfig
+    from ppe_npu.data.inputs import build_inputs
     from ppe_npu.evaluation.generation import generate
-    from ppe_npu.inputs import build_inputs
-    from ppe_npu.loading import load_model, load_processor
     from ppe_npu.models import compress
 
     image = write_image("a.png")

@@ -120,9 +120,9 @@ def _train_base(task: tuple[str, int, str, int | None]) -> None:
 
 def run_job(job: Job) -> dict[str, Any]:
     """Fine-tune and evaluate one method for one seed; the runner's results, with the seed."""
+    from ppe_npu.checkpoints.loading import load_model, load_processor
     from ppe_npu.evaluation import benchmarks
     from ppe_npu.evaluation.runner import evaluate
-    from ppe_npu.loading import load_model, load_processor
     from ppe_npu.models import compress
 
     _set_up_process(job.threads)
@@ -179,7 +179,7 @@ def _stamp(file: Path) -> list[int]:
 def _set_up_process(threads: int | None) -> None:
     import torch
 
-    from ppe_npu.loading import quiet_transformers
+    from ppe_npu.checkpoints.loading import quiet_transformers
 
     quiet_transformers()
     if threads is not None:

@@ -10,7 +10,7 @@
         def group(self, view: View) -> Grouping:
             return Grouping.of_kept(view, torch.arange(view.most).expand(len(view.tokens), -1) * 2)
 
-    EveryOther(ratio=0.5).group(View.of(tokens=torch.randn(1, 16, 8), num_kept=8))      # alone, on plain tensors
+    EveryOther(ratio=0.5).group(View.of(tokens=torch.randn(1, 16, 8)))      # alone, on plain tensors
 
 A method says what it looks at (`needs`), which tokens compete (`scope`), where it may stand (`places`) and how many
 tokens it keeps (`kept`). The engine hands it a View of many cells at once and applies the Grouping that comes back. A
@@ -19,9 +19,10 @@ cell is what is grouped by itself: a frame, a whole image or video, or a segment
 
 from __future__ import annotations
 
+import functools
 import math
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,7 +40,7 @@ NEEDS = (
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
-_HELPERS = ("base", "grouping", "space", "view")  # files of this folder that hold no method
+_HELPERS = ("base", "choosing", "grouping", "space", "view")  # files of this folder that hold no method
 _REGISTERED: dict[str, type[Method]] = {}
 
 
@@ -54,6 +55,16 @@ def _one_form(layer: Any) -> Any:
     if not layer or len(set(layer)) != len(layer):
         raise InputError(f"layer={list(layer)}: give different decoder layers, counted from 0")
     return layer[0] if len(layer) == 1 else tuple(sorted(layer))
+
+
+def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
+    """A group() that is never shown a view without numbers: where a method is run alone, its kept() says them."""
+
+    @functools.wraps(group)
+    def with_counts(self: Method, view: View) -> Grouping:
+        return group(self, view.counted(self.kept))
+
+    return with_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +100,11 @@ class Method:
     layer: int | tuple[int, ...] | None = setting(
         None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"
     )
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "group" in vars(cls):
+            cls.group = _counted(cls.group)  # type: ignore[method-assign]
 
     def __post_init__(self):
         check_fields(self)

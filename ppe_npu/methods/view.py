@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class View:
     """F cells of up to N tokens each. What a method does not declare in `needs` is None.
 
     Args:
-        num_kept: [F] int64, how many tokens each cell keeps.
+        num_kept: [F] int64, how many tokens each cell keeps; of a method with late counts, at most. None: a method
+            that is run alone takes its own kept().
         most: the largest of them, known to the host.
         tokens: [F, N, C] floating point; no gradient flows through the choice of groups.
         valid: [F, N] bool, False where a cell has no token, or None if every cell has N.
@@ -37,7 +39,7 @@ class View:
             heads.
     """
 
-    num_kept: torch.Tensor
+    num_kept: torch.Tensor | None
     most: int
     tokens: torch.Tensor | None = None
     valid: torch.Tensor | None = None
@@ -57,28 +59,39 @@ class View:
     layer_row: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, *, num_kept: int | list[int] | torch.Tensor, **given: torch.Tensor) -> View:
+    def of(cls, *, num_kept: int | Sequence[int] | torch.Tensor | None = None, **given: torch.Tensor | None) -> View:
         """A view of plain tensors, to run a method alone: View.of(tokens=[F, N, C], num_kept=..., places=...).
 
         Args:
-            num_kept: one number for all cells, or one for each.
+            num_kept: one number for all cells, or one for each; None: what the method's kept() says of each cell.
 
         Raises:
             InputError: nothing to look at, cells that disagree, or more kept tokens than there are.
         """
         parts = {name: part for name, part in given.items() if part is not None}
         first = next(iter(parts.values()), None)
-        if first is None or any(part.shape[0] != len(first) for part in parts.values()):
+        if first is None or any(part.shape[:1] != first.shape[:1] for part in parts.values()):
             raise InputError(
                 f"View.of needs tensors of as many cells each: it was given "
                 f"{ ({name: list(part.shape) for name, part in parts.items()}) }"
             )
-        counts = torch.as_tensor(num_kept, dtype=torch.long).expand(len(first)).to(first.device)
-        view = cls(counts.contiguous(), int(counts.max()), **parts)
-        present = view.present.sum(1)
+        view = cls(None, 0, **parts)
+        return view if num_kept is None else view.keeping(num_kept)
+
+    def keeping(self, num_kept: int | Sequence[int] | torch.Tensor) -> View:
+        """The same with how many tokens each cell keeps; the host looks at them."""
+        counts, cells = torch.as_tensor(num_kept), self.cells
+        if counts.is_floating_point() or counts.dtype == torch.bool or counts.shape not in ((), cells.shape[:1]):
+            raise InputError(f"num_kept={shown(num_kept)}: give a whole number, or one for each of {len(cells)} cells")
+        counts = counts.to(cells.device, torch.long).expand(len(cells)).contiguous()
+        present = self.present.sum(1)
         if (counts < 1).any() or (counts > present).any():
             raise InputError(f"num_kept={counts.tolist()} of {present.tolist()} tokens: give from 1 up to all")
-        return view
+        return replace(self, num_kept=counts, most=int(counts.max()))
+
+    def counted(self, kept: Callable[[int], int]) -> View:
+        """The same with what `kept` says of each cell's number of tokens, unless it is known already."""
+        return self if self.num_kept is not None else self.keeping([kept(n) for n in self.present.sum(1).tolist()])
 
     @property
     def cells(self) -> torch.Tensor:

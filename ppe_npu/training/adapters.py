@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.optional import optional
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
 from ppe_npu.training.checkpoint import ADAPTER_WEIGHTS
 from ppe_npu.training.parts import PARTS, is_adapter, part_of
+from ppe_npu.utils.optional import optional
 
 KINDS = ("lora", "dora", "qlora")
 _PARTS = f"name one or more of {', '.join(PARTS)}"

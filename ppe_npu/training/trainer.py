@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
+from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor
+from ppe_npu.data.inputs import PixelCache
 from ppe_npu.errors import InputError
 from ppe_npu.files import new_folder, write_json
-from ppe_npu.inputs import PixelCache
-from ppe_npu.loading import check_compression, load_model, load_processor
 from ppe_npu.models import compress, restore
 from ppe_npu.models.loss import Distillation
-from ppe_npu.optional import optional
-from ppe_npu.reading import UnreadableError, read_json
 from ppe_npu.training.adapters import add_adapter, check_adapter, quantization, save_adapter
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, base_record
@@ -28,6 +26,8 @@ from ppe_npu.training.collator import Collator
 from ppe_npu.training.data import ChatDataset, Record
 from ppe_npu.training.parts import freeze, parameter_count
 from ppe_npu.training.survey import Survey, prepare_records
+from ppe_npu.utils.optional import optional
+from ppe_npu.utils.reading import UnreadableError, read_json
 
 _CACHE_BYTES = 2 * 2**30
 _SCHEDULERS = {

@@ -10,6 +10,7 @@ import benchmark_files
 import pytest
 from PIL import Image
 
+from ppe_npu.data.inputs import build_inputs
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import load_video
 from ppe_npu.errors import InputError
@@ -17,7 +18,6 @@ from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.benchmarks import dataset, readers, registry, table
 from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, check_sample
 from ppe_npu.evaluation.samples import conversation
-from ppe_npu.inputs import build_inputs
 
 PUBLISHED = [name for name in registry.OURS if name != "layout"]
 

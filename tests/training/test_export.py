@@ -13,10 +13,10 @@ from support import random_model
 from tolerances import assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.checkpoints.loading import load_model, load_processor
 from ppe_npu.demo import tiny
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
-from ppe_npu.loading import load_model, load_processor
 from ppe_npu.training.adapters import Adapter, add_adapter, save_adapter
 from ppe_npu.training.checkpoint import ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, base_record, read_base
 from ppe_npu.training.export import export, merge_lora

@@ -14,11 +14,11 @@ from PIL import Image
 from video_files import copy_packets, numbered, write_video
 
 from ppe_npu import CompressionConfig
+from ppe_npu.checkpoints.loading import load_processor
+from ppe_npu.data.inputs import InputError, VideoSampling
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
-from ppe_npu.inputs import InputError, VideoSampling
-from ppe_npu.loading import load_processor
 from ppe_npu.training.collator import Collator
 from ppe_npu.training.data import Record
 from ppe_npu.training.survey import KINDS, kind_of, prepare_records, survey, survey_files, write_survey

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from ppe_npu.backends.common import DTYPES as COMMON_DTYPES
+from ppe_npu.checkpoints.generation_defaults import of_checkpoint, token_ids, transformers_takes
+from ppe_npu.checkpoints.trial import check_sizes, try_processor
+from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.generation_defaults import of_checkpoint, token_ids, transformers_takes
-from ppe_npu.reading import UnreadableError, read_json
-from ppe_npu.trial import check_sizes, try_processor
-from ppe_npu.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
+from ppe_npu.utils.reading import UnreadableError, read_json
 
 DTYPES = {name: COMMON_DTYPES[name] for name in ("fp32", "bf16")}
 

@@ -1,0 +1,58 @@
+"""A method that is run alone, on plain tensors: what it is shown, and how many tokens each cell keeps."""
+
+import numpy as np
+import pytest
+import torch
+import toys
+
+from ppe_npu.errors import InputError
+from ppe_npu.methods import DPCKNN, AvgPool, Random, Uniform
+from ppe_npu.methods.view import View
+
+TOKENS = torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(0))
+PLACES = torch.cartesian_prod(torch.arange(3), torch.arange(4), torch.arange(5)).view(3, 20, 3)
+VALID = torch.arange(20) < torch.tensor([[20], [7], [1]])
+
+
+@pytest.mark.parametrize(
+    "method", [DPCKNN(0.45), Random(0.3), Uniform(0.3), AvgPool(0.2), toys.Largest(0.4), toys.Corner(0.4)]
+)
+@pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
+def test_an_exact_method_alone_keeps_its_own_share_of_each_cell(method, valid):
+    sizes = [20, 20, 20] if valid is None else [20, 7, 1]
+    found = method.group(View.of(tokens=TOKENS, valid=valid, places=PLACES))
+    counts = [method.kept(size) for size in sizes]
+    assert (found.counts > 0).sum(1).tolist() == counts
+    for given in (counts, torch.tensor(counts), np.array(counts)):
+        same = method.group(View.of(tokens=TOKENS, valid=valid, places=PLACES, num_kept=given))
+        assert torch.equal(found.labels, same.labels)
+        assert torch.equal(found.representatives, same.representatives)
+
+
+def test_a_method_that_hands_its_view_on_is_counted_once():
+    """A subclass whose group() calls its parent's."""
+    found = toys.Weighted(0.3).group(View.of(tokens=TOKENS))
+    assert torch.equal(found.labels, toys.Largest(0.3).group(View.of(tokens=TOKENS, num_kept=6)).labels)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_kept": [3, 2]}, r"num_kept=\[3, 2\]: give a whole number, or one for each of 3 cells"),
+        ({"num_kept": 2.5}, "num_kept=2.5: give a whole number"),
+        ({"num_kept": True}, "num_kept=True: give a whole number"),
+        ({"num_kept": [3, 8, 1], "valid": VALID}, r"num_kept=\[3, 8, 1\] of \[20, 7, 1\] tokens: give from 1"),
+        ({"num_kept": 0}, r"num_kept=\[0, 0, 0\] of"),
+        ({"places": PLACES[:2]}, "View.of needs tensors of as many cells each"),
+        ({"tokens": None}, "View.of needs tensors of as many cells each"),
+    ],
+)
+def test_views_that_cannot_be_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        View.of(**({"tokens": TOKENS} | given))
+
+
+def test_a_cell_without_tokens_keeps_none():
+    view = View.of(tokens=TOKENS, valid=VALID & (torch.arange(3) < 2)[:, None])
+    with pytest.raises(InputError, match=r"num_kept=\[9, 4, 1\] of \[20, 7, 0\]"):
+        DPCKNN(0.45).group(view)
