@@ -90,6 +90,12 @@ class Grouping:
         scaled = weights * (self.counts / sums).gather(1, place)
         return torch.where(has_group[:, :, None], tokens * scaled[:, :, None], 0).to(tokens.dtype)
 
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        """[F, N] -> [F, M] sums over those tokens of each group whose features count."""
+        heard = self.labels >= 0 if self.weights is None else (self.labels >= 0) & (self.weights > 0)
+        sums = values.new_zeros(self.counts.shape)
+        return sums.scatter_add_(1, self.labels.clamp_min(0), torch.where(heard, values, 0))
+
     def at_representatives(self, values: torch.Tensor) -> torch.Tensor:
         """[F, N, ...] -> [F, M, ...], of each group's representative."""
         index = self.representatives.view(*self.representatives.shape, *[1] * (values.dim() - 2))
