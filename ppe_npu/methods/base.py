@@ -92,11 +92,19 @@ class Method:
     """
 
     name: ClassVar[str] = ""
-    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
-    scope: ClassVar[str] = "frame"
-    counts: ClassVar[str] = "exact"
     places: ClassVar[tuple[str, ...]] = ("input", "layer")
-    tower_blocks: ClassVar[tuple[int, ...]] = (-1,)
+    if TYPE_CHECKING:  # what a subclass may write as a class attribute, or as a property where a field says it
+
+        @property
+        def needs(self) -> frozenset[str]: ...
+        @property
+        def scope(self) -> str: ...
+        @property
+        def counts(self) -> str: ...
+        @property
+        def tower_blocks(self) -> tuple[int, ...]: ...
+    else:
+        needs, scope, counts, tower_blocks = frozenset({"tokens"}), "frame", "exact", (-1,)
     tower_windows: ClassVar[str] = "refuse"
     layer_before: ClassVar[bool] = False
 

@@ -41,7 +41,7 @@ class Events(Method):
     scope = "segment"
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def needs(self) -> frozenset[str]:
         return self.by.needs
 
     def group(self, view: View) -> Grouping:

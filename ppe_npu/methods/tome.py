@@ -45,7 +45,7 @@ class ToMe(Method):
             raise InputError(f"tome ratio={self.ratio} with r={self.r}: give one of them")
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def needs(self) -> frozenset[str]:
         keys = "layer_keys" if self.layers else "tower_keys"
         return frozenset({"tokens", "sizes", *([keys] if self.metric == "keys" else [])})
 

@@ -41,7 +41,7 @@ class VidCom2(Method):
     scope = "span"
 
     @property
-    def counts(self) -> str:  # type: ignore[override]
+    def counts(self) -> str:
         return "late" if self.released else "exact"
 
     def kept(self, tokens: int) -> int:
