@@ -141,7 +141,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
     from ppe_npu.cli.common import compressions
     from ppe_npu.config import CompressionConfig
     from ppe_npu.demo import tiny
-    from ppe_npu.files import new_folder, writing
+    from ppe_npu.files import locked, new_folder, writing
     from ppe_npu.utils.reading import read_json
 
     root, seed = Path(args.output or EMBEDDED), args.seed or 0
@@ -154,7 +154,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
         model = settings.get("model") if isinstance(settings, dict) else None
         if not isinstance(model, str) or not Path(model).name.startswith("base-seed"):
             raise InputError(f"output {root} holds a run of another model: name another --output for the embedded run")
-    with writing(root), FileLock(root / ".embedded.lock"):  # of several processes the first writes
+    with writing(root), locked(FileLock(root / ".embedded.lock"), root):  # of several processes the first writes
         write_embedded_data(root / "data")
         if not (base / "config.json").is_file():
             with new_folder(base) as folder:
