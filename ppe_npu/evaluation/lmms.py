@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from ppe_npu.backends import device as devices
+from ppe_npu.backends.common import IGNORED
 from ppe_npu.checkpoints.generation_defaults import of_checkpoint
 from ppe_npu.checkpoints.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
 from ppe_npu.compat import drop_unknown_types, ensure_mm_token_type_ids
@@ -133,16 +134,16 @@ class Answerer:
             raise InputError(f"continuation {continuations[ends.index([])]!r} has no tokens: give an answer to score")
         rows = [ids + end for ids, end in zip(encoded.ids, ends)]
         inputs = pad(rows, self.processor.tokenizer.pad_token_id, "right")
-        labels = torch.full_like(inputs["input_ids"], -100)
+        labels = torch.full_like(inputs["input_ids"], IGNORED)
         for row, (ids, end) in enumerate(zip(encoded.ids, ends)):
             labels[row, len(ids) : len(ids) + len(end)] = torch.tensor(end)
         ensure_mm_token_type_ids(inputs, *visual_ids(self.processor).values())
         inputs = to_device({**inputs, **encoded.visuals}, self.model.device, self.model.dtype)
         out = self.model(**drop_unknown_types(self.model, inputs), labels=labels.to(self.model.device), use_cache=False)
         logits, wanted = out.logits[:, :-1].float(), out.labels[:, 1:]
-        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-        means = each.sum(1) / (wanted != -100).sum(1)
-        greedy = ((logits.argmax(-1) == wanted) | (wanted == -100)).all(1)
+        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none")
+        means = each.sum(1) / (wanted != IGNORED).sum(1)
+        greedy = ((logits.argmax(-1) == wanted) | (wanted == IGNORED)).all(1)
         return list(zip(means.tolist(), greedy.tolist()))
 
     def summary(self) -> str:

@@ -15,9 +15,8 @@ import torch
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
-from ppe_npu.backends.common import IGNORED
+from ppe_npu.backends.common import DTYPES, IGNORED
 from ppe_npu.backends.parity import Row, compare
-from ppe_npu.backends.parity.run import DTYPES
 from ppe_npu.models.fused import fuse
 from ppe_npu.parity.model import SETTINGS, build_inputs, build_model, with_features
 
@@ -43,7 +42,7 @@ class Results:
     ids: torch.Tensor | None
 
 
-def run_end_to_end(device: torch.device, dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16")) -> list[Row]:
+def run_end_to_end(device: torch.device, dtypes: tuple[str, ...] = tuple(DTYPES)) -> list[Row]:
     """One row for each setting, dtype and quantity; parity holds if `row.ok` for all."""
     rows = []
     for name in dtypes:
