@@ -23,7 +23,7 @@ def markdown() -> str:
 
 
 def _row(name: str, method: type[Method]) -> tuple[str, ...]:
-    example = method() if set(method.places) - {"layer"} else method(layer=0)
+    example = method() if set(method.places) - {"layer"} else method(layer=1)
     paper = re.search(r"arXiv (\d{4}\.\d{5})", f"{method.__doc__} {import_module(method.__module__).__doc__}")
     rest = (
         f"arXiv {paper[1]}" if paper else "control",
