@@ -59,7 +59,9 @@ def _one_form(layer: Any) -> Any:
 
 def at_layer(default: int | tuple[int, ...]) -> Any:
     """The field `layer` of a method that stands on entry of decoder layers alone, with the published ones."""
-    return setting(default, least=0, convert=_one_form, remedy="give decoder layers, counted from 0")
+    field = setting(default, least=0, convert=_one_form, remedy="give decoder layers, counted from 0")
+    field.kw_only = True  # as in Method: the first argument is a method's own
+    return field
 
 
 def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:

@@ -15,8 +15,8 @@ from ppe_npu.settings import setting
 @register("dart")
 @dataclass(frozen=True)
 class DART(Method):
-    """Keeps a few pivots and the tokens that are least like them. Pivots are the visual tokens and the text tokens whose
-    keys have the largest L1 norm, summed over heads. For each in turn, visual ones first, by falling norm, the q tokens
+    """Keeps a few pivots and the tokens that are least like them. Pivots are the visual and the text tokens whose keys
+    have the largest L1 norm, summed over heads. For each in turn, visual ones first, by falling norm, the q tokens
     least like it (cosine of the layer's input) are taken that were not taken before, until the visual pivots P and all
     that was taken are M: q = ceil((M - |P|) / all pivots).
 

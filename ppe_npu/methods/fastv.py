@@ -12,8 +12,8 @@ from ppe_npu.methods.view import View
 @dataclass(frozen=True)
 class FastV(Method):
     """Keeps the tokens to which the prompt's last token attends most. On entry of layer K these are the M =
-    floor(N * ratio) of the largest attention in layer K - 1, softmax(q k / sqrt(d)) over the whole prompt, the mean over
-    heads.
+    floor(N * ratio) of the largest attention in layer K - 1, softmax(q k / sqrt(d)) over the whole prompt, the mean
+    over heads.
 
     The published code switches that layer to eager attention; here the one row is computed again from its queries and
     keys. Of a batch it looks at the first sample alone, and of a prompt at the first image; here each image or video of
