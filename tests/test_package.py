@@ -35,16 +35,9 @@ def test_public_names():
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("decoding", "evaluation.decoding"),
-        ("escape", "utils.escape"),
-        ("generation_defaults", "checkpoints.generation_defaults"),
         ("inputs", "data.inputs"),
         ("loading", "checkpoints.loading"),
-        ("optional", "utils.optional"),
         ("placeholders", "data.placeholders"),
-        ("reading", "utils.reading"),
-        ("trial", "checkpoints.trial"),
-        ("trust", "checkpoints.trust"),
     ],
 )
 def test_a_module_that_moved_goes_by_its_old_name_too(old, new):

@@ -18,12 +18,11 @@ from ppe_npu.engine.positions import axes_of, check_channels, prompt_positions
 from ppe_npu.engine.run import Prefill, Run
 from ppe_npu.engine.shown import LAYER_NEEDS
 from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
+from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import CompressionReport, Stopwatch
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
-
-_SHOWN = {"tokens", "places", "sizes", "text"} | LAYER_NEEDS  # what methods can be shown so far
 
 
 @dataclass
@@ -36,6 +35,7 @@ class Compression:
         layers: the first decoder layer of each stage after the first.
         stages: the part of the decoder before its first merge, and one part from each merge on.
         axes: of a position: 3, or 1 for a decoder with a plain rotary embedding.
+        tower: the blocks of the vision tower that its methods look at.
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
     Raises:
@@ -49,6 +49,7 @@ class Compression:
     layers: tuple[int, ...] = field(init=False)
     stages: int = field(init=False)
     axes: int = field(init=False)
+    tower: TowerBlocks = field(init=False)
     report: CompressionReport | None = field(default=None, init=False)
     keep_groups: bool = field(default=False, init=False)
     trace: Trace | None = field(default=None, init=False, repr=False)
@@ -66,6 +67,7 @@ class Compression:
         for method in config.methods:
             named = method.name if config.temporal_ratio is None else f"temporal_ratio={config.temporal_ratio}"
             _check_place(method, self.vision, named)
+        self.tower = TowerBlocks.wanted(config.methods, self.vision)
 
     def __deepcopy__(self, memo: dict) -> "Compression":
         twin = Compression(self.config, self.vision, self.channels, self.decoder_layers)
@@ -117,7 +119,9 @@ class Compression:
         if packed:
             stages = pack(stages, *ids.shape)
         stages = with_prompts(stages, self.config.stages, layout.real)
-        plan = PromptPlan.of(layout, stages, positions, following, watch)
+        walked = self.tower.all and self.vision.window
+        order = tower_order(layout, self.vision.window) if walked else None
+        plan = PromptPlan.of(layout, stages, positions, following, watch, order)
         watch.mark()
         return plan
 
@@ -144,6 +148,7 @@ class Compression:
         deepstack: tuple[torch.Tensor, ...] = (),
         ready_mask: bool = False,
         apart: bool = False,
+        tower: TowerTokens | None = None,
     ) -> Prefill:
         """Merge the features by the plan, assemble the compressed prompt, and lay out what later stages are given.
 
@@ -155,6 +160,7 @@ class Compression:
             deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
             ready_mask: make a padded stage's 4D mask here (bool, True = attend), for an attention that takes one.
             apart: give a padded stage its segments in place of a mask, for an attention that takes them.
+            tower: what the vision tower's blocks say of the V features, where a method looks at it.
         """
         watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
         state = CacheState.empty(self.layers, *on.stages[0].real.shape[:1], on.following.device)
@@ -176,7 +182,7 @@ class Compression:
         self.trace = Trace(plan, self.config) if self.keep_groups else None
         masks = tuple(masks) if apart else _with_padding(masks, state)
         run = Prefill(self.layers, masks, rows, state, segments, self.config, on, watch, self.trace)
-        run.begin(text_embeds, features, deepstack)
+        run.begin(text_embeds, features, deepstack, tower)
         self.report = CompressionReport.of(plan, self.layers, self.decoder_layers, watch)
         return run
 
@@ -211,9 +217,6 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
     inside = sorted(method.needs & LAYER_NEEDS)
     if inside and method.place != "layer":
         raise InputError(f"{method.name} looks at {', '.join(inside)}, which a decoder layer has: give it a layer")
-    unknown = sorted(method.needs - _SHOWN)
-    if unknown:
-        raise InputError(f"{method.name} looks at {', '.join(unknown)}: not built for this family yet; leave it out")
     if method.counts == "late":
         raise InputError(
             f"{method.name}: how many tokens it keeps hangs on the features, which is not built for this family yet; "

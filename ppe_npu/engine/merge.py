@@ -9,7 +9,7 @@ group of merged tokens draws from all that its members hold. See members.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,11 +18,10 @@ import torch
 from ppe_npu.engine.members import members
 from ppe_npu.engine.rounds import Bucket, Round, as_tensor, upload
 from ppe_npu.engine.shown import FIELDS, Texts
+from ppe_npu.engine.tower import TowerTokens
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
-
-_FOLLOWING = ("held", "places", "sizes", "spots")  # what is known of a merged token without its features
 
 
 @dataclass(frozen=True)
@@ -33,36 +32,38 @@ class Tokens:
         features: [R, C], or None on the host.
         held: [R, H] int64, the original tokens that each of them holds, or None on the host.
         places: [R, 3] (frame, row, column), where a method needs them.
+        tower: what blocks of the vision tower say of them, where a method needs it; of a merged token, what they say
+            of its representative, as with its place.
         sizes: [R] int64, how many original tokens' features are in each, where a method needs them.
-        spots: [R] int64, where each stood before the stage in the flattened batch, where a method looks at text.
-        seen: of each field of the View that a model computes for the stage, and whether it is of the layer before
-            (see Method.layer_before), the numbers of each token [R, ...]. Of merged tokens they are means, as features.
+        spots: [R] int64, where each stood before the stage in the flattened batch.
+        seen: of each field of the View that a decoder layer gives, and whether it is the layer before (see
+            Method.layer_before), the numbers of each token [R, ...]; of a merged token, those of its representative.
     """
 
     features: torch.Tensor | None = None
     held: torch.Tensor | None = None
     places: torch.Tensor | None = None
+    tower: TowerTokens | None = None
     sizes: torch.Tensor | None = None
     spots: torch.Tensor | None = None
     seen: Mapping[tuple[str, bool], torch.Tensor] = field(default_factory=dict)
 
-    def pick(self, pick) -> Tokens:
+    def pick(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:
         """The same of other tokens: pick(values [R, ...]) of each part."""
-        parts = (self.features, self.held, self.places, self.sizes, self.spots)
-        picked = (None if part is None else pick(part) for part in parts)
-        return Tokens(*picked, {name: pick(part) for name, part in self.seen.items()})
+        return Tokens.together(lambda parts: pick(parts[0]), self)
 
-    def means(self, mean) -> Tokens:
-        """What has a mean, of groups: mean(values [..., C]) of the features and of each part that is seen."""
-        features = None if self.features is None else mean(self.features)
-        lead = 1 if self.features is None else self.features.dim() - 1
-        return Tokens(features, seen={name: _mean(part, lead, mean) for name, part in self.seen.items()})
+    @staticmethod
+    def together(join: Callable[[list[torch.Tensor]], torch.Tensor], *tokens: Tokens) -> Tokens:
+        """What join([values [R, ...] of each]) makes of every part that the first of these has."""
 
+        def of(name: str) -> torch.Tensor | None:
+            parts = [getattr(one, name) for one in tokens]
+            return None if parts[0] is None else join(parts)
 
-def _mean(part: torch.Tensor, lead: int, mean) -> torch.Tensor:
-    """mean() of values with any number of axes after the first `lead`."""
-    out = mean(part.reshape(*part.shape[:lead], -1))
-    return out.reshape(*out.shape[:lead], *part.shape[lead:])
+        towers = [one.tower for one in tokens]
+        tower = None if towers[0] is None else TowerTokens.together(join, *towers)
+        seen = {name: join([one.seen[name] for one in tokens]) for name in tokens[0].seen}
+        return Tokens(of("features"), of("held"), of("places"), tower, of("sizes"), of("spots"), seen)
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,16 @@ def merge(
             step = _segmented(step, given)
         pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding, texts) for bucket in step.buckets]
         step = replace(step, buckets=tuple(bucket for bucket, _ in pairs))
-        means = Tokens() if number == len(rounds) - 1 else tokens.means(step.apply)
-        tokens = replace(means, **{part: _joined(step, tokens, pairs, part) for part in _FOLLOWING})
+        last = number == len(rounds) - 1
+        features = None if last or tokens.features is None else step.apply(tokens.features)
+        tokens = replace(_left(step, tokens, [kept for _, kept in pairs]), features=features)
         done.append(step)
     return tuple(done), tokens
 
 
-def _joined(step: Round, given: Tokens, pairs: Sequence[tuple[Bucket, Tokens]], part: str) -> torch.Tensor | None:
-    before = getattr(given, part)
-    return None if before is None else step.joined(before, [getattr(kept, part) for _, kept in pairs])
+def _left(step: Round, given: Tokens, kept: Sequence[Tokens]) -> Tokens:
+    """What is known of the tokens that a round leaves: what its buckets keep of those that it was given."""
+    return Tokens.together(lambda parts: step.joined(parts[0], parts[1:]), replace(given, features=None), *kept)
 
 
 def _grouped(
@@ -112,52 +114,38 @@ def _grouped(
     valid, groupings, kept = bucket.valid, [], []
     for level, (part, num_kept, most) in enumerate(zip(method.levels, bucket.num_kept, bucket.most)):
         if groupings:
-            means = tokens.means(groupings[-1].apply)
-            tokens, before = replace(kept[-1], features=means.features, seen=means.seen), bucket.num_kept[level - 1]
+            features = None if tokens.features is None else groupings[-1].apply(tokens.features)
+            tokens, before = replace(kept[-1], features=features), bucket.num_kept[level - 1]
             valid = torch.arange(bucket.most[level - 1], device=before.device) < before[:, None]
         if bucket.groupings:
             grouping = bucket.groupings[level]
         else:
-            grouping = part.group(_view(part, num_kept, most, valid, tokens, texts))
+            shown = _shown(part, tokens, texts)
+            grouping = part.group(View(num_kept, most, tokens.features, valid, tokens.places, tokens.sizes, **shown))
         groupings.append(grouping)
         kept.append(_kept(grouping, tokens, holding))
-    parts = [[getattr(tokens, name) for tokens in kept] for name in _FOLLOWING]
-    joined = (None if values[0] is None else bucket.keep(values) for values in parts)
-    return replace(bucket, groupings=tuple(groupings)), Tokens(None, *joined)
+    return replace(bucket, groupings=tuple(groupings)), Tokens.together(bucket.keep, *kept)
 
 
-def _view(
-    method: Method,
-    num_kept: torch.Tensor,
-    most: int,
-    valid: torch.Tensor | None,
-    tokens: Tokens,
-    texts: Texts | None,
-) -> View:
-    """What a method is shown of a bucket's cells. Parts of tokens: [F, N, ...]."""
+def _shown(method: Method, tokens: Tokens, texts: Texts | None) -> dict[str, torch.Tensor | None]:
+    """The fields of a method's View beyond tokens, places and sizes, of cells whose parts are [F, N, ...]."""
     fields = (name for need in method.needs for name in FIELDS.get(need, ()))
-    shown = {name: tokens.seen[name, method.layer_before] for name in fields}
+    shown: dict[str, torch.Tensor | None] = {name: tokens.seen[name, method.layer_before] for name in fields}
+    if tokens.tower is not None:
+        shown |= tokens.tower.shown(method)
     if texts is not None and tokens.spots is not None:
         shown |= texts.shown(method, tokens.spots[:, 0])
-    return View(num_kept, most, tokens.features, valid, tokens.places, tokens.sizes, **shown)
+    return shown
 
 
 def _kept(grouping: Grouping, tokens: Tokens, holding: Holding | None) -> Tokens:
     """What is known of each group's token [F, M, ...]: it stands where its representative stands."""
-    held, sizes = tokens.held, tokens.sizes
-    if held is not None:
-        if holding is None:
-            held = grouping.at_representatives(held)
-        else:
-            held = members(grouping, holding.k, holding.rule, tokens.features, held)
-    places, spots = tokens.places, tokens.spots
-    return Tokens(
-        None,
-        held,
-        None if places is None else grouping.at_representatives(places),
-        None if sizes is None else grouping.sums(sizes),
-        None if spots is None else grouping.at_representatives(spots[:, :, None])[:, :, 0],
-    )
+    kept = replace(tokens, features=None).pick(grouping.at_representatives)
+    if tokens.sizes is not None:
+        kept = replace(kept, sizes=grouping.sums(tokens.sizes))
+    if tokens.held is None or holding is None:
+        return kept
+    return replace(kept, held=members(grouping, holding.k, holding.rule, tokens.features, tokens.held))
 
 
 def _segmented(step: Round, given: Tokens) -> Round:

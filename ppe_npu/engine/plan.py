@@ -33,6 +33,8 @@ class PromptPlan(Movable):
         places: [V, 3] (frame, row, column) of each feature in its image or video, where a method on the device needs
             them; else None.
         watch: time spent on the plan, uploading it among it.
+        tower_order: [V] where each feature stands in the vision tower, where a method looks at its blocks and these
+            stand otherwise (engine/tower.py).
     """
 
     layout: PromptLayout
@@ -42,6 +44,7 @@ class PromptPlan(Movable):
     following: torch.Tensor
     places: torch.Tensor | None
     watch: Stopwatch
+    tower_order: torch.Tensor | None = None
     _copies: dict[torch.device, PromptPlan] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -52,12 +55,13 @@ class PromptPlan(Movable):
         positions: np.ndarray,
         following: np.ndarray,
         watch: Stopwatch,
+        tower_order: np.ndarray | None = None,
     ) -> PromptPlan:
         """From host arrays; positions: [axes, B, S], following: [B]. Groups that need no feature are found here."""
         stages, places = planned(stages, layout)
         positions = np.pad(positions.reshape(len(positions), -1), ((0, 0), (0, 1)))
         tensors = map(as_tensor, (positions, _visual_order(layout), following))
-        return cls(layout, stages, *tensors, places, watch)
+        return cls(layout, stages, *tensors, places, watch, None if tower_order is None else as_tensor(tower_order))
 
     def on(self, device: torch.device) -> PromptPlan:
         """The plan on a device; copied when first asked for."""

@@ -13,6 +13,7 @@ from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.rounds import Round
 from ppe_npu.engine.segments import Segments
 from ppe_npu.engine.shown import Prompts, Texts, layer_needs
+from ppe_npu.engine.tower import TowerTokens
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.trace import Trace
 
@@ -81,22 +82,29 @@ class Prefill(Run):
     # What the next stage looks at in the layer before it, as Tokens.seen.
     _passed: dict[tuple[str, bool], torch.Tensor] = field(default_factory=dict, init=False)
 
-    def begin(self, text_embeds: torch.Tensor, features: torch.Tensor | None, deepstack: tuple[torch.Tensor, ...]):
-        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]."""
+    def begin(
+        self,
+        text_embeds: torch.Tensor,
+        features: torch.Tensor | None,
+        deepstack: tuple[torch.Tensor, ...],
+        tower: TowerTokens | None = None,
+    ):
+        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V tokens."""
         stage = self.plan.stages[0]
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
-        sized = any("sizes" in method.needs for method in self.config.methods)
-        sizes = torch.ones_like(self.plan.visual) if sized else None
-        given = Tokens(features, self.plan.visual[:, None], self.plan.places, sizes, self.plan.visual)
+        sized, visual = any("sizes" in method.needs for method in self.config.methods), self.plan.visual
+        sizes = torch.ones_like(visual) if sized else None
+        spots = None if stage.prompts is None else visual
+        given = Tokens(features, visual[:, None], self.plan.places, tower, sizes, spots)
         rounds, kept = self._merge(0, given, lambda _: text_embeds)
         self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
         none = torch.zeros_like(text_embeds)
         self._deepstack = {
             layer: _arranged(stage, none, _applied(rounds, part), padding=0.0) for layer, part in enumerate(deepstack)
         }
-        places = None if self.plan.places is None else self.plan.places.new_zeros(len(stage.text), 3)
-        self._hold(0, Tokens(None, stage.text[:, None], places, torch.ones_like(stage.text) if sized else None), kept)
+        unknown = replace(kept, features=None).pick(lambda part: part.new_zeros(len(stage.text), *part.shape[1:]))
+        self._hold(0, replace(unknown, held=stage.text[:, None]), kept)
         self.watch.mark()
 
     def take_embeds(self) -> torch.Tensor:
@@ -110,7 +118,7 @@ class Prefill(Run):
         self.watch.mark()
         on, tokens = self.plan.stages[stage], hidden.flatten(0, 1)
         seen = self._passed | self._looked(stage, look, before=False)
-        self._passed, spots = {}, torch.arange(len(tokens), device=tokens.device)
+        self._passed, spots = {}, None if on.prompts is None else torch.arange(len(tokens), device=tokens.device)
         given = replace(self._tokens, features=tokens, seen=seen, spots=spots)
         rounds, kept = self._merge(stage, given, lambda part: part.index_select(0, on.text))
 
@@ -160,12 +168,12 @@ class Prefill(Run):
         pad = text.held.new_full((1, width), padding)
         held = torch.cat([*(part.expand(-1, width) for part in parts), pad])[on.rows]
 
-        def laid(text: torch.Tensor | None, kept: torch.Tensor | None) -> torch.Tensor | None:
-            if text is None:
-                return None
-            return torch.cat([text, kept, text.new_zeros(1, *text.shape[1:])])[on.rows].flatten(0, 1)
+        def placed(parts: list[torch.Tensor]) -> torch.Tensor:
+            pad = parts[0].new_zeros(1, *parts[0].shape[1:])
+            return torch.cat([*parts, pad])[on.rows].flatten(0, 1)
 
-        self._tokens = Tokens(None, held.flatten(0, 1), laid(text.places, kept.places), laid(text.sizes, kept.sizes))
+        known = (replace(part, features=None, held=None, spots=None, seen={}) for part in (text, kept))
+        self._tokens = replace(Tokens.together(placed, *known), held=held.flatten(0, 1))
         if self.rows[stage] is None:
             # [axes, B, L, K] -> rows axis * K + j
             self.rows[stage] = self.plan.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)

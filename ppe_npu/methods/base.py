@@ -40,7 +40,7 @@ NEEDS = (
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
-_HELPERS = ("base", "choosing", "grouping", "space", "view")  # files of this folder that hold no method
+_HELPERS = ("base", "choosing", "frames", "grouping", "space", "thinning", "view")  # files here that hold no method
 _REGISTERED: dict[str, type[Method]] = {}
 
 
@@ -87,7 +87,9 @@ class Method:
         counts: "exact", how many tokens stay follows from a cell's size; "late", it follows from the features.
         places: where it may stand, of PLACES.
         tower_blocks: which blocks of the vision tower its tower_keys (of the first) and tower_saliency are of; from the
-            end where negative. A property where a field says it.
+            end where negative. A property where a field says it; blocks() where it hangs on how many there are.
+        tower_windows: of a block that attends in windows: "refuse" it; take its attention over the whole "frame",
+            made from its queries and keys; or "skip" it.
         layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
             entry it stands, which has just run, and not of that one, which is about to.
 
@@ -103,6 +105,7 @@ class Method:
     places: ClassVar[tuple[str, ...]] = ("input", "layer")
     tower_blocks: ClassVar[tuple[int, ...]] = (-1,)
     layer_before: ClassVar[bool] = False
+    tower_windows: ClassVar[str] = "refuse"
 
     layer: int | tuple[int, ...] | None = setting(
         None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"
@@ -143,6 +146,17 @@ class Method:
         """The methods that group a cell one after the other, and whose tokens are all kept; as a rule this one alone
         (see ppe_npu.released.Levels)."""
         return (self,)
+
+    def blocks(self, count: int) -> tuple[int, ...]:
+        """Its tower_blocks in a vision tower of `count` blocks, counted from 0.
+
+        Raises:
+            InputError: the tower has no such block.
+        """
+        for block in self.tower_blocks:
+            if not -count <= block < count:
+                raise InputError(f"{self.name}: the vision tower has {count} blocks, and none of number {block}")
+        return tuple(block % count for block in self.tower_blocks)
 
     def group(self, view: View) -> Grouping:
         """The groups of every cell. It must not depend on what else is in the batch."""
@@ -195,7 +209,7 @@ def register(name: str):
     """Class decorator: the method's name in settings. Its file is methods/<name>.py."""
 
     def registered(method: type[Method]) -> type[Method]:
-        known = {"scope": SCOPES, "counts": ("exact", "late")}
+        known = {"scope": SCOPES, "counts": ("exact", "late"), "tower_windows": ("refuse", "frame", "skip")}
         for key, choices in known.items():
             value = getattr(method, key)
             if isinstance(value, str) and value not in choices:

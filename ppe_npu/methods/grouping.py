@@ -97,8 +97,9 @@ class Grouping:
         return sums.scatter_add_(1, self.labels.clamp_min(0), torch.where(heard, values, 0))
 
     def at_representatives(self, values: torch.Tensor) -> torch.Tensor:
-        """[F, N, K] -> [F, M, K], of each group's representative."""
-        return values.gather(1, self.representatives[:, :, None].expand(-1, -1, values.shape[-1]))
+        """[F, N, ...] -> [F, M, ...], of each group's representative."""
+        index = self.representatives.view(*self.representatives.shape, *[1] * (values.dim() - 2))
+        return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
     def to(self, device: torch.device) -> Grouping:
         """The same on another device."""

@@ -285,6 +285,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
         features.deepstack,
         ready_mask=sdpa,
         apart=apart and not fixed,
+        tower=features.tower,
     )
     return {"inputs_embeds": run.take_embeds()}, run
 
