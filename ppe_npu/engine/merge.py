@@ -120,7 +120,7 @@ def _grouped(
         if bucket.groupings:
             grouping = bucket.groupings[level]
         else:
-            shown = _shown(part, tokens, texts)
+            shown = _shown(part, tokens, texts) | ({} if tokens.tower is None else tokens.tower.shown(method))
             grouping = part.group(View(num_kept, most, tokens.features, valid, tokens.places, tokens.sizes, **shown))
         groupings.append(grouping)
         kept.append(_kept(grouping, tokens, holding))
@@ -128,11 +128,9 @@ def _grouped(
 
 
 def _shown(method: Method, tokens: Tokens, texts: Texts | None) -> dict[str, torch.Tensor | None]:
-    """The fields of a method's View beyond tokens, places and sizes, of cells whose parts are [F, N, ...]."""
+    """The fields of a method's View that a layer or the text gives, of cells whose parts are [F, N, ...]."""
     fields = (name for need in method.needs for name in FIELDS.get(need, ()))
     shown: dict[str, torch.Tensor | None] = {name: tokens.seen[name, method.layer_before] for name in fields}
-    if tokens.tower is not None:
-        shown |= tokens.tower.shown(method)
     if texts is not None and tokens.spots is not None:
         shown |= texts.shown(method, tokens.spots[:, 0])
     return shown

@@ -40,7 +40,7 @@ NEEDS = (
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
-_HELPERS = ("base", "choosing", "frames", "grouping", "space", "thinning", "view")  # files here that hold no method
+_HELPERS = ("base", "choosing", "frames", "grouping", "listing", "space", "thinning", "view")  # no methods
 _REGISTERED: dict[str, type[Method]] = {}
 
 
@@ -104,8 +104,8 @@ class Method:
     counts: ClassVar[str] = "exact"
     places: ClassVar[tuple[str, ...]] = ("input", "layer")
     tower_blocks: ClassVar[tuple[int, ...]] = (-1,)
-    layer_before: ClassVar[bool] = False
     tower_windows: ClassVar[str] = "refuse"
+    layer_before: ClassVar[bool] = False
 
     layer: int | tuple[int, ...] | None = setting(
         None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"

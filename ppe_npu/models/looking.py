@@ -113,7 +113,8 @@ def attention_row(query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, s
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     grouped = query.to(dtype).unflatten(1, (keys.shape[2], -1))
-    scores = torch.matmul(grouped, keys.to(dtype).permute(0, 2, 3, 1)).flatten(1, 2) * scale
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.matmul(grouped, keys.to(dtype).permute(0, 2, 3, 1)).flatten(1, 2) * scale
     mask = mask if mask.dim() == 3 else mask[:, None]
     if mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(dtype).min)
