@@ -57,6 +57,13 @@ def _one_form(layer: Any) -> Any:
     return layer[0] if len(layer) == 1 else tuple(sorted(layer))
 
 
+def at_layer(default: int | tuple[int, ...]) -> Any:
+    """The field `layer` of a method that stands on entry of decoder layers alone, with the published ones."""
+    field = setting(default, least=0, convert=_one_form, remedy="give decoder layers, counted from 0")
+    field.kw_only = True  # as in Method: the first argument is a method's own
+    return field
+
+
 def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
     """A group() that is never shown a view without numbers: where a method is run alone, its kept() says them."""
 
