@@ -58,8 +58,8 @@ class ToMe(Method):
         length = keys.shape[1]
         labels = torch.arange(length, device=keys.device).expand(keys.shape[:2])
         grouping = Grouping.of(torch.where(view.present, labels, -1), labels, sizes)
-        left, least = length, int(view.num_kept.min()) if view.num_kept.is_cpu else 1  # a device is not asked
-        while left > least:
+        left = length
+        while left > view.least:
             metric = keys if left == length else grouping.apply(keys)
             left -= max((left - self.class_token) // 2, 1)  # as many as any cell has left
             grouping = self._matched(metric, grouping, view, max(left, view.most))
