@@ -37,7 +37,7 @@ def parts_of(method: Method, seed: int = 0, whole: bool = False) -> dict[str, to
     for cell, grid in enumerate(grids):
         own = torch.tensor(list(itertools.product(*map(range, grid))))
         places[cell, : len(own)] = own
-    blocks = len(method.tower_blocks)
+    blocks = len(method.blocks(32))
     shape = (blocks, most) if blocks > 1 else (most,)
     # Neighbours are alike, as in a picture.
     tokens = torch.nn.functional.avg_pool1d(random(_CHANNELS, most + 2), 3, 1).transpose(1, 2) + 0.5
