@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu.methods.base import Method, register, share
-from ppe_npu.methods.choosing import cosines, dropped, share_of
+from ppe_npu.methods.choosing import cosines, dropped, share_of, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.thinning import important_and_diverse
 from ppe_npu.methods.view import View
@@ -37,6 +37,7 @@ class FlashVLM(Method):
         gate: whether long text tokens count more than short ones: |w_l| / max |w|.
         reads: the text that counts: "all", or what stands "before" or "after" the frame.
         tower_block: the block of the vision tower whose attention counts, from the end where negative.
+        tower_windows: what is done where that block attends in windows, see choosing.tower_windows.
         released: reads = "before".
         dropped: what becomes of the others, see choosing.dropped.
     """
@@ -47,6 +48,7 @@ class FlashVLM(Method):
     gate: bool = True
     reads: str = setting("all", choices=("all", "before", "after"))
     tower_block: int = -1
+    tower_windows: str = tower_windows()
     released: bool = False
     dropped: str = dropped()
 
