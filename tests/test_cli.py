@@ -330,3 +330,36 @@ def test_a_torch_npu_without_cann_is_said_whatever_the_device(tmp_path):
     refused((done.returncode, done.stdout, done.stderr), "finds no CANN", "set_env.sh", "EMULATE=1")
     done = run(TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     refused((done.returncode, done.stdout, done.stderr), "'npu' cannot be used", "libhccl.so", "EMULATE=1")
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+def test_methods_are_listed_with_place_needs_budget_and_paper(run):
+    from ppe_npu.methods.listing import published
+
+    code, out, _ = run("methods")
+    lines = out.splitlines()
+    assert code == 0
+    assert [line.split()[0] for line in lines] == ["method", *published()]
+    assert next(line for line in lines if line.startswith("divprune ")).split() == [
+        *("divprune", "input,", "layer", "tokens", "exact", "arXiv", "2503.02175")
+    ]
+    code, out, _ = run("methods", "--json")
+    found = {one["name"]: one for one in json.loads(out)}
+    assert code == 0
+    assert list(found) == list(published())
+    assert found["evs"]["scope"] == "span"
+    assert found["evs"]["needs"] == ["places", "tokens"]
+    assert found["random"] | {"what": ""} == {
+        "name": "random",
+        "what": "",
+        "places": ["input", "layer"],
+        "place": "input",
+        "needs": ["places"],
+        "scope": "frame",
+        "budget": "exact",
+        "paper": None,
+        "fields": {"layer": None, "ratio": 0.45, "seed": 0},
+    }
+    assert all(one["budget"] in ("exact", "late") and one["what"] for one in found.values())

@@ -52,21 +52,21 @@ def load_model(
         more = {"quantization_config": quantization_config, "device_map": {"": str(device)}}  # packed where it will run
     if not transformers_takes(asked):  # settings of generate() that exclude each other keep no model from loading
         more["generation_config"] = transformers.GenerationConfig(**token_ids(asked))
+    more |= {"dtype": DTYPES.get(dtype, dtype), "attn_implementation": attn_implementation, **NO_CODE}
+    model = _read(getattr(transformers, architecture), path, **more, **weight_options(path, allow_bin))
+    model.checkpoint_generation = asked
+    return fuse(model.to(device).eval())
+
+
+def _read(architecture: Any, path: str | Path, **options: Any) -> Any:
+    """The model of this class with all of its weights."""
     try:
-        model, found = getattr(transformers, architecture).from_pretrained(
-            str(path),
-            dtype=DTYPES.get(dtype, dtype),
-            attn_implementation=attn_implementation,
-            **NO_CODE,
-            **weight_options(path, allow_bin),
-            **{"output_loading_info": True, **more},
-        )
+        model, found = architecture.from_pretrained(str(path), output_loading_info=True, **options)
     except Exception as error:  # transformers raises whatever the field or file that is wrong makes of its code
         raise InputError(f"model {path} cannot be loaded ({first_line(error)}): download or save it again") from error
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random, with a warning
         raise InputError(f"model {path} lacks {len(missing)} weights ({missing[0]}, ...): download or save it again")
-    model.checkpoint_generation = asked
-    return fuse(model.to(device).eval())
+    return model
 
 
 def check_checkpoint(path: str | Path, allow_bin: bool = False) -> str:

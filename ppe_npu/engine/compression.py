@@ -10,12 +10,13 @@ import torch
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState
-from ppe_npu.engine.layout import lay_out
+from ppe_npu.engine.layout import lay_out, with_prompts
 from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
 from ppe_npu.engine.packing import packed as pack
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import axes_of, check_channels, prompt_positions
 from ppe_npu.engine.run import Prefill, Run
+from ppe_npu.engine.shown import LAYER_NEEDS
 from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
 from ppe_npu.engine.tower import NEEDS as TOWER_NEEDS
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
@@ -24,7 +25,7 @@ from ppe_npu.inspect.report import CompressionReport, Stopwatch
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
 
-_SHOWN = {"tokens", "places", *TOWER_NEEDS}  # what methods can be shown so far
+_SHOWN = {"tokens", "places", "sizes", "text"} | LAYER_NEEDS | TOWER_NEEDS  # what methods can be shown so far
 
 
 @dataclass
@@ -120,6 +121,7 @@ class Compression:
         stages = lay_out(layout, self.config.stages, left)
         if packed:
             stages = pack(stages, *ids.shape)
+        stages = with_prompts(stages, self.config.stages, layout.real)
         walked = self.tower.all and self.vision.window
         order = tower_order(layout, self.vision.window) if walked else None
         plan = PromptPlan.of(layout, stages, positions, following, watch, order)
@@ -215,6 +217,9 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
     """Raise InputError where a model has no place for a step, or nothing to show it."""
     if method.place in ("pixels", "tower"):
         raise InputError(f"{method.name}: a step at the {method.place} is not built for this family yet; leave it out")
+    inside = sorted(method.needs & LAYER_NEEDS)
+    if inside and method.place != "layer":
+        raise InputError(f"{method.name} looks at {', '.join(inside)}, which a decoder layer has: give it a layer")
     unknown = sorted(method.needs - _SHOWN)
     if unknown:
         raise InputError(f"{method.name} looks at {', '.join(unknown)}: not built for this family yet; leave it out")

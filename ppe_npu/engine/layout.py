@@ -9,6 +9,7 @@ NumPy arrays stay on the host; what is needed on the device is a tensor, and tra
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import torch
 
 from ppe_npu.engine.rounds import Movable, Round, as_tensor, round_of
 from ppe_npu.engine.segments import Segments
+from ppe_npu.engine.shown import Prompts, tells_samples_apart
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.methods.base import Method
 
@@ -99,6 +101,7 @@ class Stage(Movable):
         borders: of a packed batch (see packing.py) where its samples begin and end in the one row: 0, ..., L.
         numbers: of a packed batch [1, L] the place of each token in its sample; else None.
         segments: of what it leaves, the samples as attention may see them; None for a batch without padding.
+        prompts: how the samples stand before it, where a method looks at its own sample's text or last token.
     """
 
     layer: int | None
@@ -111,6 +114,7 @@ class Stage(Movable):
     borders: tuple[int, ...] | None = None
     numbers: torch.Tensor | None = None
     segments: Segments | None = None
+    prompts: Prompts | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,24 @@ def stage_of(
     after, segments = Arrangement(real, tuple(cells), origins), None if real.all() else Segments.of(real)
     tensors = map(as_tensor, (rows, sources, real))
     return Stage(layer, as_tensor(text), tuple(rounds), *tensors, after, segments=segments)
+
+
+def with_prompts(
+    stages: Sequence[Stage], steps: Sequence[tuple[int | None, tuple[Method, ...]]], real: np.ndarray
+) -> tuple[Stage, ...]:
+    """The stages with how the samples stand before each, where one of its methods needs to know.
+
+    Args:
+        steps: as CompressionConfig.stages.
+        real: [B, S] bool, of the prompts as they were given.
+    """
+    out, borders = [], None
+    for stage, (_, methods) in zip(stages, steps):
+        if tells_samples_apart(methods):
+            stage = dataclasses.replace(stage, prompts=Prompts.of(real, borders, stage.text.numpy()))
+        out.append(stage)
+        real, borders = stage.after.real, stage.borders
+    return tuple(out)
 
 
 def _gathered(before: Arrangement, sample: int, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, list]:

@@ -9,17 +9,21 @@ group of merged tokens draws from all that its members hold. See members.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from ppe_npu.engine.members import members
 from ppe_npu.engine.rounds import Bucket, Round, as_tensor, upload
+from ppe_npu.engine.shown import FIELDS, Texts
 from ppe_npu.engine.tower import TowerTokens
+from ppe_npu.methods.base import Method
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
+
+_FOLLOWING = ("held", "places", "sizes", "spots")  # what is known of a merged token without its features
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class Tokens:
         features: [R, C], or None on the host.
         held: [R, H] int64, the original tokens that each of them holds, or None on the host.
         places: [R, 3] (frame, row, column), where a method needs them.
+        sizes: [R] int64, how many original tokens' features are in each, where a method needs them.
+        spots: [R] int64, where each stood before the stage in the flattened batch, where a method looks at text.
+        seen: of each field of the View that a model computes for the stage, and whether it is of the layer before
+            (see Method.layer_before), the numbers of each token [R, ...]. Of merged tokens they are means, as features.
         tower: what blocks of the vision tower say of them, where a method needs it; of a merged token, what they say
             of its representative, as with its place.
     """
@@ -37,23 +45,38 @@ class Tokens:
     features: torch.Tensor | None = None
     held: torch.Tensor | None = None
     places: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
+    spots: torch.Tensor | None = None
+    seen: Mapping[tuple[str, bool], torch.Tensor] = field(default_factory=dict)
+
     tower: TowerTokens | None = None
 
     def pick(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:
         """The same of other tokens: pick(values [R, ...]) of each part."""
-        return Tokens.together(lambda parts: pick(parts[0]), self)
+        features = None if self.features is None else pick(self.features)
+        seen = {name: pick(part) for name, part in self.seen.items()}
+        return replace(Tokens.together(lambda parts: pick(parts[0]), self), features=features, seen=seen)
 
     @staticmethod
     def together(join: Callable[[list[torch.Tensor]], torch.Tensor], *tokens: Tokens) -> Tokens:
-        """What join([values [R, ...] of each]) makes of every part that the first of these has."""
-
-        def of(name: str) -> torch.Tensor | None:
-            parts = [getattr(one, name) for one in tokens]
-            return None if parts[0] is None else join(parts)
-
+        """What join([values [R, ...] of each of these]) makes of every part that the first has, but for features and
+        what is seen."""
+        parts = {name: [getattr(one, name) for one in tokens] for name in _FOLLOWING}
+        joined = {name: None if values[0] is None else join(values) for name, values in parts.items()}
         towers = [one.tower for one in tokens]
-        tower = None if towers[0] is None else TowerTokens.together(join, *towers)
-        return Tokens(of("features"), of("held"), of("places"), tower)
+        return Tokens(**joined, tower=None if towers[0] is None else TowerTokens.together(join, *towers))
+
+    def means(self, mean) -> Tokens:
+        """What has a mean, of groups: mean(values [..., C]) of the features and of each part that is seen."""
+        features = None if self.features is None else mean(self.features)
+        lead = 1 if self.features is None else self.features.dim() - 1
+        return Tokens(features, seen={name: _mean(part, lead, mean) for name, part in self.seen.items()})
+
+
+def _mean(part: torch.Tensor, lead: int, mean) -> torch.Tensor:
+    """mean() of values with any number of axes after the first `lead`."""
+    out = mean(part.reshape(*part.shape[:lead], -1))
+    return out.reshape(*out.shape[:lead], *part.shape[lead:])
 
 
 @dataclass(frozen=True)
@@ -65,8 +88,13 @@ class Holding:
 
 
 @torch.no_grad()
-def merge(rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = None) -> tuple[tuple[Round, ...], Tokens]:
+def merge(
+    rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = None, texts: Texts | None = None
+) -> tuple[tuple[Round, ...], Tokens]:
     """Group the tokens of a stage; nothing is differentiated.
+
+    Args:
+        texts: the text beside them, where a method looks at it.
 
     Returns:
         the rounds with their groupings, and what is known of the tokens that the last one keeps. (Their features are
@@ -78,41 +106,61 @@ def merge(rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = Non
     for number, step in enumerate(rounds):
         if step.videos and not step.buckets:
             step = _segmented(step, given)
-        pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding) for bucket in step.buckets]
+        pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding, texts) for bucket in step.buckets]
         step = replace(step, buckets=tuple(bucket for bucket, _ in pairs))
-        last = number == len(rounds) - 1
-        features = None if last or tokens.features is None else step.apply(tokens.features)
-        tokens = replace(_left(step, tokens, [kept for _, kept in pairs]), features=features)
+        means = Tokens() if number == len(rounds) - 1 else tokens.means(step.apply)
+        left = _left(step, tokens, [kept for _, kept in pairs])
+        tokens = replace(left, features=means.features, seen=means.seen)
         done.append(step)
     return tuple(done), tokens
 
 
 def _left(step: Round, given: Tokens, kept: Sequence[Tokens]) -> Tokens:
     """What is known of the tokens that a round leaves: what its buckets keep of those that it was given."""
-    return Tokens.together(lambda parts: step.joined(parts[0], parts[1:]), replace(given, features=None), *kept)
+    return Tokens.together(lambda parts: step.joined(parts[0], parts[1:]), given, *kept)
 
 
-def _grouped(method, bucket: Bucket, tokens: Tokens, holding: Holding | None) -> tuple[Bucket, Tokens]:
+def _grouped(
+    method: Method, bucket: Bucket, tokens: Tokens, holding: Holding | None, texts: Texts | None
+) -> tuple[Bucket, Tokens]:
     """A bucket with its groupings, one a level, and what is known of what it keeps. Parts of tokens: [F, N, ...]."""
     valid, groupings, kept = bucket.valid, [], []
     for level, (part, num_kept, most) in enumerate(zip(method.levels, bucket.num_kept, bucket.most)):
         if groupings:
-            features = None if tokens.features is None else groupings[-1].apply(tokens.features)
-            tokens, before = replace(kept[-1], features=features), bucket.num_kept[level - 1]
+            means = tokens.means(groupings[-1].apply)
+            tokens, before = replace(kept[-1], features=means.features, seen=means.seen), bucket.num_kept[level - 1]
             valid = torch.arange(bucket.most[level - 1], device=before.device) < before[:, None]
         if bucket.groupings:
             grouping = bucket.groupings[level]
         else:
-            shown = {} if tokens.tower is None else tokens.tower.shown(method)
-            grouping = part.group(View(num_kept, most, tokens.features, valid, tokens.places, **shown))
+            grouping = part.group(_view(part, num_kept, most, valid, tokens, texts))
         groupings.append(grouping)
         kept.append(_kept(grouping, tokens, holding))
     return replace(bucket, groupings=tuple(groupings)), Tokens.together(bucket.keep, *kept)
 
 
+def _view(
+    method: Method,
+    num_kept: torch.Tensor,
+    most: int,
+    valid: torch.Tensor | None,
+    tokens: Tokens,
+    texts: Texts | None,
+) -> View:
+    """What a method is shown of a bucket's cells. Parts of tokens: [F, N, ...]."""
+    fields = (name for need in method.needs for name in FIELDS.get(need, ()))
+    shown = {name: tokens.seen[name, method.layer_before] for name in fields}
+    if texts is not None and tokens.spots is not None:
+        shown |= texts.shown(method, tokens.spots[:, 0])
+    shown |= {} if tokens.tower is None else tokens.tower.shown(method)
+    return View(num_kept, most, tokens.features, valid, tokens.places, tokens.sizes, **shown)
+
+
 def _kept(grouping: Grouping, tokens: Tokens, holding: Holding | None) -> Tokens:
     """What is known of each group's token [F, M, ...]: it stands where its representative stands."""
-    kept = replace(tokens, features=None).pick(grouping.at_representatives)
+    kept = Tokens.together(lambda parts: grouping.at_representatives(parts[0]), tokens)
+    if tokens.sizes is not None:
+        kept = replace(kept, sizes=grouping.sums(tokens.sizes))
     if tokens.held is None or holding is None:
         return kept
     return replace(kept, held=members(grouping, holding.k, holding.rule, tokens.features, tokens.held))

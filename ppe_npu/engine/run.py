@@ -1,5 +1,6 @@
 """One forward pass through the decoder: what the layers of each stage are given, and the merges between the stages."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,9 +12,14 @@ from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.rounds import Round
 from ppe_npu.engine.segments import Segments
+from ppe_npu.engine.shown import Prompts, Texts, layer_needs
 from ppe_npu.engine.tower import TowerTokens
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.trace import Trace
+
+# What a decoder layer would make of the tokens that it is about to be given: (needs, prompts) -> of each field of the
+# View that these needs stand for its numbers at every place of the flattened batch [R, ...].
+Look = Callable[[frozenset[str], Prompts | None], dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -39,9 +45,16 @@ class Run:
         """Places that a stage's layers held before this pass."""
         return self.state.lengths[stage] - self.rows[stage].shape[-1]
 
-    def enter(self, stage: int, hidden: torch.Tensor) -> torch.Tensor:
-        """The tokens that a stage starts with, from those that leave the one before: [B, L, C] -> [B, L', C]."""
+    def enter(self, stage: int, hidden: torch.Tensor, look: Look | None = None) -> torch.Tensor:
+        """The tokens that a stage starts with, from those that leave the one before: [B, L, C] -> [B, L', C].
+
+        Args:
+            look: into the layer that comes next.
+        """
         return hidden
+
+    def pass_by(self, layer: int, look: Look) -> None:
+        """Called before a decoder layer runs, for what is looked at in it on entry of the next one."""
 
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """What goes on from a decoder layer, from its output [B, L, C]."""
@@ -66,6 +79,8 @@ class Prefill(Run):
     # output [B, L, C].
     _tokens: Tokens = field(default_factory=Tokens, init=False)
     _deepstack: dict[int, torch.Tensor] = field(default_factory=dict, init=False)
+    # What the next stage looks at in the layer before it, as Tokens.seen.
+    _passed: dict[tuple[str, bool], torch.Tensor] = field(default_factory=dict, init=False)
 
     def begin(
         self,
@@ -78,14 +93,19 @@ class Prefill(Run):
         stage = self.plan.stages[0]
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
-        rounds, kept = self._merge(stage, Tokens(features, self.plan.visual[:, None], self.plan.places, tower))
+        sized = any("sizes" in method.needs for method in self.config.methods)
+        sizes = torch.ones_like(self.plan.visual) if sized else None
+        given = Tokens(features, self.plan.visual[:, None], self.plan.places, sizes, self.plan.visual, tower=tower)
+        rounds, kept = self._merge(0, given, lambda _: text_embeds)
         self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
         none = torch.zeros_like(text_embeds)
         self._deepstack = {
             layer: _arranged(stage, none, _applied(rounds, part), padding=0.0) for layer, part in enumerate(deepstack)
         }
-        unknown = replace(kept, features=None).pick(lambda part: part.new_zeros(len(stage.text), *part.shape[1:]))
-        self._hold(0, replace(unknown, held=stage.text[:, None]), kept)
+        unknown = Tokens(places=kept.places, tower=kept.tower)  # of text nobody asks for these
+        text = unknown.pick(lambda part: part.new_zeros(len(stage.text), *part.shape[1:]))
+        sizes = torch.ones_like(stage.text) if sized else None
+        self._hold(0, replace(text, held=stage.text[:, None], sizes=sizes), kept)
         self.watch.mark()
 
     def take_embeds(self) -> torch.Tensor:
@@ -93,12 +113,15 @@ class Prefill(Run):
         embeds, self.embeds = self.embeds, None
         return embeds
 
-    def enter(self, stage: int, hidden: torch.Tensor) -> torch.Tensor:
+    def enter(self, stage: int, hidden: torch.Tensor, look: Look | None = None) -> torch.Tensor:
         if stage == 0:
             return hidden
         self.watch.mark()
         on, tokens = self.plan.stages[stage], hidden.flatten(0, 1)
-        rounds, kept = self._merge(on, replace(self._tokens, features=tokens))
+        seen = self._passed | self._looked(stage, look, before=False)
+        self._passed, spots = {}, torch.arange(len(tokens), device=tokens.device)
+        given = replace(self._tokens, features=tokens, seen=seen, spots=spots)
+        rounds, kept = self._merge(stage, given, lambda part: part.index_select(0, on.text))
 
         def merged(tokens: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
             return _arranged(on, tokens.index_select(0, on.text), _applied(rounds, tokens), padding)
@@ -110,13 +133,29 @@ class Prefill(Run):
         self.watch.mark()
         return hidden
 
+    def pass_by(self, layer: int, look: Look) -> None:
+        for stage, first in enumerate(self.layers, start=1):
+            if first == layer + 1:
+                self._passed = self._looked(stage, look, before=True)
+
+    def _looked(self, stage: int, look: Look | None, before: bool) -> dict[tuple[str, bool], torch.Tensor]:
+        """What the methods of a stage look at in its first layer, or in the one before: as Tokens.seen."""
+        needs = layer_needs(self.config.stages[stage][1], before)
+        if not needs or look is None:
+            return {}
+        seen = look(needs, self.plan.stages[stage].prompts)
+        return {(name, before): part for name, part in seen.items()}
+
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         added = self._deepstack.pop(layer, None)
         return hidden if added is None else hidden + added.to(hidden.dtype)
 
-    def _merge(self, stage: Stage, tokens: Tokens) -> tuple[tuple[Round, ...], Tokens]:
+    def _merge(self, stage: int, tokens: Tokens, text: Callable) -> tuple[tuple[Round, ...], Tokens]:
+        """text: what picks the text's rows from those of all places [R, ...], of the features and of what is seen."""
         holding = Holding(self.config.k, self.config.members) if self.config.positions == "ppe" else None
-        rounds, kept = merge(stage.rounds, tokens, holding)
+        on = self.plan.stages[stage]
+        texts = None if on.prompts is None else Texts(on.prompts, tokens.features, tokens.seen, text)
+        rounds, kept = merge(on.rounds, tokens, holding, texts)
         if self.trace is not None:
             self.trace.merges.append((rounds, kept.held))
         return rounds, kept
@@ -130,12 +169,11 @@ class Prefill(Run):
         pad = text.held.new_full((1, width), padding)
         held = torch.cat([*(part.expand(-1, width) for part in parts), pad])[on.rows]
 
-        def placed(parts: list[torch.Tensor]) -> torch.Tensor:
+        def laid(parts: list[torch.Tensor]) -> torch.Tensor:
             pad = parts[0].new_zeros(1, *parts[0].shape[1:])
             return torch.cat([*parts, pad])[on.rows].flatten(0, 1)
 
-        known = (replace(part, features=None, held=None) for part in (text, kept))
-        self._tokens = replace(Tokens.together(placed, *known), held=held.flatten(0, 1))
+        self._tokens = replace(Tokens.together(laid, replace(text, held=None), kept), held=held.flatten(0, 1))
         if self.rows[stage] is None:
             # [axes, B, L, K] -> rows axis * K + j
             self.rows[stage] = self.plan.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)

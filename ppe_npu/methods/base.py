@@ -40,7 +40,7 @@ NEEDS = (
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
-_HELPERS = ("base", "choosing", "frames", "grouping", "space", "thinning", "view")  # files here that hold no method
+_HELPERS = ("base", "choosing", "frames", "grouping", "listing", "space", "thinning", "view")  # no methods
 _REGISTERED: dict[str, type[Method]] = {}
 
 
@@ -83,6 +83,8 @@ class Method:
             end where negative. A property where a field says it; blocks() where it hangs on how many there are.
         tower_windows: of a block that attends in windows: "refuse" it; take its attention over the whole "frame",
             made from its queries and keys; or "skip" it.
+        layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
+            entry it stands, which has just run, and not of that one, which is about to.
 
     Args:
         layer: the decoder layer (counted from 0) on whose entry the step is taken, or several; None: the first of
@@ -96,6 +98,7 @@ class Method:
     places: ClassVar[tuple[str, ...]] = ("input", "layer")
     tower_blocks: ClassVar[tuple[int, ...]] = (-1,)
     tower_windows: ClassVar[str] = "refuse"
+    layer_before: ClassVar[bool] = False
 
     layer: int | tuple[int, ...] | None = setting(
         None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"
@@ -111,6 +114,10 @@ class Method:
         if self.place not in self.places:
             where = "on entry of a decoder layer: leave layer out" if self.layers else "without a layer: give its layer"
             raise InputError(f"{self.name} with layer={shown(self.layer)}: it cannot stand {where}")
+        if self.layer_before and 0 in self.layers:
+            raise InputError(
+                f"{self.name} with layer={shown(self.layer)}: it looks at the layer before; give 1 or more"
+            )
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ All tensors are batched over F cells of up to N tokens. Nothing here makes the h
 
 import contextlib
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -59,3 +60,16 @@ def row(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Of values [F, N, ...] the entry index[f, 0] of each cell: [F, ...]. index: [F, 1] int64."""
     place = index.view(-1, 1, *[1] * (values.dim() - 2)).expand(-1, 1, *values.shape[2:])
     return values.gather(1, place)[:, 0]
+
+
+def share_of(counts: torch.Tensor, part: float, nearest: bool = False) -> torch.Tensor:
+    """counts * part in whole numbers, [F] int64: the part of it that is whole, or the nearest (of two the even one).
+
+    `part` is taken for the fraction that it is written as, so that no device rounds otherwise: 0.1 is a tenth.
+    """
+    over, under = Fraction(part).limit_denominator(10**6).as_integer_ratio()
+    if not nearest:
+        return counts * over // under
+    twice = 2 * counts * over + under
+    up = twice // (2 * under)
+    return up - ((twice % (2 * under) == 0) & (up % 2 == 1)).long()

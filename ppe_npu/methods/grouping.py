@@ -59,7 +59,7 @@ class Grouping:
                 are ignored.
             dropped: what becomes of the others. Each joins the kept token that is most like it (cosine; the first
                 among equals) and lends it its position alone ("lend"), or its features, too ("merge"); "drop": it
-                joins none.
+                joins none. Nor does it where a method is run alone, on a view without tokens.
         """
         used = torch.arange(kept.shape[1], device=kept.device) < view.num_kept[:, None]
         count = view.present.shape[1]
@@ -67,7 +67,7 @@ class Grouping:
         mask = torch.zeros(len(kept), count + 1, dtype=torch.bool, device=kept.device).scatter_(1, kept, True)[:, :-1]
         own = mask.long().cumsum(1) - 1
         representatives = torch.where(used, kept, 0)
-        if dropped == "drop":
+        if dropped == "drop" or view.tokens is None:
             return cls.of(torch.where(mask, own, -1), representatives)
         nearest = _nearest(view.tokens, representatives, used)
         labels = torch.where(mask, own, torch.where(view.present, nearest, -1))
@@ -89,6 +89,12 @@ class Grouping:
         sums = torch.zeros_like(self.counts, dtype=weights.dtype).scatter_add_(1, place, weights)
         scaled = weights * (self.counts / sums).gather(1, place)
         return torch.where(has_group[:, :, None], tokens * scaled[:, :, None], 0).to(tokens.dtype)
+
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        """[F, N] -> [F, M] sums over those tokens of each group whose features count."""
+        heard = self.labels >= 0 if self.weights is None else (self.labels >= 0) & (self.weights > 0)
+        sums = values.new_zeros(self.counts.shape)
+        return sums.scatter_add_(1, self.labels.clamp_min(0), torch.where(heard, values, 0))
 
     def at_representatives(self, values: torch.Tensor) -> torch.Tensor:
         """[F, N, ...] -> [F, M, ...], of each group's representative."""

@@ -1,4 +1,4 @@
-"""MMR: maximal marginal relevance (Carbonell and Goldstein, 1998), as IDPruner (arXiv 2602.13315) prunes tokens by it."""
+"""MMR: maximal marginal relevance (Carbonell and Goldstein, 1998), the core of IDPruner (arXiv 2602.13315)."""
 
 import math
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class MMR(Method):
     """Again and again argmax_i lambda imp_i - (1 - lambda) max_{j kept} cos(x_i, x_j) is kept; the first by importance
     alone. Importances are brought to 0..1 in each frame.
 
-    IDPruner's importances come from a scorer that was trained for it. Here they are the attention that tokens receive in
-    the last block of the vision tower (the view's tower_saliency). Of equal scores the first token's counts.
+    IDPruner's importances come from a scorer that was trained for it. Here they are the attention that tokens receive
+    in the last block of the vision tower (the view's tower_saliency). Of equal scores the first token's counts.
 
     Args:
         ratio: share of a frame's tokens that is kept: n * ratio of n, rounded.

@@ -96,7 +96,10 @@ class View:
     @property
     def cells(self) -> torch.Tensor:
         """Some tensor [F, N, ...], for shape and device."""
-        parts = (self.tokens, self.places, self.sizes, self.tower_keys, self.tower_saliency, self.layer_keys)
+        saliency = self.tower_saliency
+        if saliency is not None and saliency.dim() == 3:  # of several blocks
+            saliency = saliency[:, 0]
+        parts = (self.tokens, self.places, self.sizes, self.tower_keys, saliency, self.layer_keys)
         return next(part for part in (*parts, self.layer_queries, self.layer_row) if part is not None)
 
     @property
