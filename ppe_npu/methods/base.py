@@ -57,6 +57,13 @@ def _one_form(layer: Any) -> Any:
     return layer[0] if len(layer) == 1 else tuple(sorted(layer))
 
 
+def at_layer(default: int | tuple[int, ...]) -> Any:
+    """The field `layer` of a method that stands on entry of decoder layers alone, with the published ones."""
+    field = setting(default, least=0, convert=_one_form, remedy="give decoder layers, counted from 0")
+    field.kw_only = True  # as in Method: the first argument is a method's own
+    return field
+
+
 def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
     """A group() that is never shown a view without numbers: where a method is run alone, its kept() says them."""
 
@@ -81,8 +88,8 @@ class Method:
         places: where it may stand, of PLACES.
         tower_blocks: which blocks of the vision tower its tower_keys (of the first) and tower_saliency are of; from the
             end where negative. A property where a field says it; blocks() where it hangs on how many there are.
-        tower_windows: of a block that attends in windows: "refuse" it; take its attention over the whole "frame",
-            made from its queries and keys; or "skip" it.
+        tower_windows: of a block that attends in windows, where tower_saliency is needed: "refuse" it; take attention
+            over the whole "frame", made from its queries and keys; or "skip" it. A field in most methods.
         layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
             entry it stands, which has just run, and not of that one, which is about to.
 
