@@ -40,7 +40,7 @@ def reading(args: argparse.Namespace) -> dict[str, bool]:
 
 
 def generation(args: argparse.Namespace) -> tuple[Settings, Settings]:
-    """(what is used beside greedy search, what the checkpoint says); what of it is not used is spoken of.
+    """(what is used beside greedy search, what the checkpoint says); the first process prints what of it is not used.
 
     Raises:
         InputError: a setting that cannot be, or a broken generation_config.json.

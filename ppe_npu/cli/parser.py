@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_device(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:
-    """default=None: what was not named is None, because a recipe may name it."""
+    """default=None: an option that was not named is None, because a recipe may name it."""
     parser.add_argument("--device", default=default, help=f"{DEVICES} (default: auto)")
     dtype = default and "fp32"
     parser.add_argument("--dtype", default=dtype, choices=("fp32", "bf16"), help="(default: fp32)")

@@ -53,7 +53,7 @@ _VIDEO = ("fps", "nframes", "min_pixels", "max_pixels")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Everything that only `train` takes; None is said of what was not named."""
+    """Everything that only `train` takes; an option that was not named is None."""
     parser.add_argument("--config", metavar="RECIPE", help="a YAML file of settings, or a recipe of this package's")
     for name, (kind, text) in _VALUES.items():
         metavar = "FILE" if name == "deepspeed" else None
@@ -102,7 +102,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _asked(args: argparse.Namespace, recipe: dict[str, Any], model: str, data: Any) -> dict[str, Any]:
-    """TrainConfig's values for a model and data of the user's: the recipe's, with what was named over them."""
+    """TrainConfig's values for the user's own model and data: the recipe's, and over them what was named."""
     values = {**recipe, **_given(args), "model": model, "data": data, "compression": _compression(args, recipe, model)}
     values["output"] = args.output or recipe.get("output") or str(EMBEDDED)
     adapter = {key: getattr(args, name) for key, name in _ADAPTER.items() if getattr(args, name) is not None}

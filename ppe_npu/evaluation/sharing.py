@@ -32,7 +32,7 @@ _PATIENCE = 120.0  # seconds until a shared folder shows another machine's file:
 
 
 def check_shared(output: Path, patience: float = _PATIENCE) -> None:
-    """Of a job that torchrun started on several machines: whether all of them see the output folder.
+    """Check, in a job that torchrun started on several machines, that all of them see the output folder.
 
     Raises:
         InputError: the first machine's mark does not appear here within `patience` seconds.
@@ -170,7 +170,7 @@ class Share:
         remedy = f"delete {self._work} while no process works on this run; it holds no answers"
         self._claims = Lines(self._work / "claims.jsonl", _wrong_claim, remedy)
         self._open: OrderedDict[int | str, None] = OrderedDict.fromkeys(self._keys)
-        self._taken: dict[int | str, str] = {}  # by whom
+        self._taken: dict[int | str, str] = {}  # and the process that has it
         self._workers: dict[str, None] = {}
 
     def _answers(self) -> Lines:

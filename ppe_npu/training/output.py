@@ -267,7 +267,7 @@ def check_base(checkpoint: Path | None, base: dict[str, str]) -> None:
 def begin_output(
     config: TrainConfig, checkpoint: Path | None, steps: int, identity: dict[str, Any], marks: Sequence[str]
 ) -> list[Path]:
-    """When all was compared: drop what an earlier run left, if that was asked for, and write the settings down.
+    """After all comparisons: drop what an earlier run left, if that was asked for, and write the settings down.
 
     Args:
         checkpoint: to go on from. steps: of the whole run.
@@ -302,7 +302,7 @@ def begin_output(
 
 
 def _drop(output: Path, own: Sequence[Path]) -> None:
-    """What an earlier run left, by the marks that it left on it; all else stays."""
+    """Drop what an earlier run left, known by its marks; all else stays."""
     events = [*(output / "tensorboard").glob("events.out.tfevents.*")]
     known = _OWN if (output / IDENTITY).is_file() or (output / SETTINGS).is_file() else ()
     for path in [*own, output / "final"]:
@@ -314,7 +314,7 @@ def _drop(output: Path, own: Sequence[Path]) -> None:
 
 
 def _tidy(output: Path, step: int) -> None:
-    """What the run did after the checkpoint that it goes on from, or half did: it will do it again."""
+    """Drop what the run did after the checkpoint that it goes on from, finished or not: it will do it again."""
     remove(output / SAVING)
     cut_off = re.compile(rf"\.({'|'.join(map(re.escape, (*_WRITTEN, *_OWN)))})\.\d+\.tmp")
     for path in output.iterdir():
