@@ -123,7 +123,7 @@ def _chosen(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:
     """Every compression that was asked for, at every ratio that was asked for; dense once."""
     configs = []
     for ratio in args.ratio or [None]:
-        configs += compressions(argparse.Namespace(compression=args.compression, ratio=ratio, k=args.k), model)
+        configs += compressions(argparse.Namespace(**{**vars(args), "ratio": ratio}), model)
     labels: dict[str, CompressionConfig] = {}
     for config in configs:
         if labels.setdefault(config.label, config) != config:

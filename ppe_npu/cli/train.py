@@ -130,7 +130,7 @@ def _compression(args: argparse.Namespace, recipe: dict[str, Any], model: str) -
     from ppe_npu.training.args import as_compression
 
     if args.compression is None and "compression" in recipe:
-        return as_compression(recipe["compression"], ratio=args.ratio, k=args.k)
+        return as_compression(recipe["compression"], positions=args.positions, ratio=args.ratio, k=args.k)
     return compressions(args, Path(model))[0]
 
 
@@ -160,7 +160,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
             with new_folder(base) as folder:
                 tiny.build_model(seed).save_pretrained(folder)
                 tiny.build_processor().save_pretrained(folder)
-    if args.compression is None and args.ratio is None and args.k is None:
+    if args.compression is None and args.ratio is None and args.k is None and args.positions is None:
         compression = CompressionConfig.preset("ppe", k=4)  # which cuts the tiny model's sections evenly
     else:
         compression = compressions(args, base)[0]

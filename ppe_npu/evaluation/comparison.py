@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ppe_npu.evaluation.results import is_dense
 from ppe_npu.evaluation.rows import read_scores
 from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
 from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
@@ -92,7 +93,7 @@ def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict
 
 
 def _is_dense(runs: Sequence[Result]) -> bool:
-    return runs[0]["settings"]["compression"]["method"] == "none"
+    return is_dense(runs[0]["settings"]["compression"])
 
 
 def _row(benchmark: str, runs: Sequence[Result], dense: Sequence[Result] | None, missing: list[str]) -> dict[str, Any]:

@@ -72,12 +72,15 @@ class Answerer:
         max_pixels: int | None = None,
         nframes: int | None = None,
         fps: float | None = None,
+        positions: str | None = None,
+        **fields: Any,
     ) -> Answerer:
         """From lmms-eval's --model_args, --device and --batch_size.
 
         Args:
             pretrained: checkpoint folder or hub id.
-            compression: a preset or a JSON file; None: the checkpoint's own, else ppe. ratio, k: instead of its own.
+            compression: a preset, a method or a JSON file; None: the checkpoint's own, else ppe.
+            ratio, positions, k, fields: instead of its own; fields are a method's settings.
             dtype: fp32 or bf16.
             min_pixels, max_pixels, nframes, fps: as of `ppe-npu eval`.
 
@@ -91,7 +94,8 @@ class Answerer:
         where = devices.resolve(device)
         sampling = VideoSampling(fps, nframes, min_pixels, max_pixels)
         own = Path(pretrained) / "compression.json"
-        config = as_compression(compression or (str(own) if own.is_file() else "ppe"), ratio=ratio, k=k)
+        asked = compression or (str(own) if own.is_file() else "ppe")
+        config = as_compression(asked, ratio=ratio, positions=positions, k=k, **fields)
         quiet_transformers()
         check_compression(pretrained, config)
         processor = load_processor(pretrained, min_pixels, max_pixels)

@@ -71,7 +71,10 @@ def _whole(result: Mapping[str, Any]) -> bool:
     shares = [accuracy, *result["types"].values()]
     numbers = [share.get("accuracy") if isinstance(share, dict) else None for share in shares]
     numbers += [result["samples"], result.get("errors"), *(v for v in result["costs"].values() if v is not None)]
-    texts = (result.get("name"), settings.get("benchmark"), settings["compression"].get("method"))
+    if not isinstance(settings["compression"].get("steps", []), list):
+        return False
+    said = "" if "steps" in settings["compression"] else settings["compression"].get("method")
+    texts = (result.get("name"), settings.get("benchmark"), said)
     metrics = result.get("metrics", {})
     headline = result.get("headline", {"name": "", "value": 0})
     numbers += list(metrics.values()) if isinstance(metrics, dict) else [None]

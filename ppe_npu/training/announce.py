@@ -6,6 +6,7 @@ from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
+from ppe_npu.config import CompressionConfig, step_label
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.parts import parameter_table
 from ppe_npu.training.survey import Survey
@@ -33,11 +34,16 @@ def describe_run(config: TrainConfig, model: Any, survey: Survey, steps: int, de
 
 def _tokens(config: TrainConfig, survey: Survey) -> str:
     compression = config.compression
-    what = "dense" if compression.is_dense else (
-        f"{compression.method}, ratio {compression.ratio}, positions {compression.positions}, k {compression.k}"
-    )  # fmt: skip
+    places = f", positions {compression.positions}, k {compression.k}"
+    what = "dense" if compression.is_dense else _said(compression) + places
     before, after = int(survey.before.sum()), int(survey.after.sum())
     return f"compression {what}; tokens an epoch {before:,}, entering the LLM {after:,} ({after / before:.1%})"
+
+
+def _said(compression: CompressionConfig) -> str:
+    if compression.steps is None:
+        return f"{compression.method}, ratio {compression.ratio}"
+    return " then ".join(step_label(method).replace("_", " ") for method in compression.steps)
 
 
 def _options(config: TrainConfig) -> str:
