@@ -18,14 +18,11 @@ from ppe_npu.engine.positions import axes_of, check_channels, prompt_positions
 from ppe_npu.engine.run import Prefill, Run
 from ppe_npu.engine.shown import LAYER_NEEDS
 from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
-from ppe_npu.engine.tower import NEEDS as TOWER_NEEDS
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import CompressionReport, Stopwatch
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
-
-_SHOWN = {"tokens", "places", "sizes", "text"} | LAYER_NEEDS | TOWER_NEEDS  # what methods can be shown so far
 
 
 @dataclass
@@ -220,9 +217,6 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
     inside = sorted(method.needs & LAYER_NEEDS)
     if inside and method.place != "layer":
         raise InputError(f"{method.name} looks at {', '.join(inside)}, which a decoder layer has: give it a layer")
-    unknown = sorted(method.needs - _SHOWN)
-    if unknown:
-        raise InputError(f"{method.name} looks at {', '.join(unknown)}: not built for this family yet; leave it out")
     if method.counts == "late":
         raise InputError(
             f"{method.name}: how many tokens it keeps hangs on the features, which is not built for this family yet; "
