@@ -24,8 +24,12 @@ FIELDS = {
     "layer_row": ("layer_row",),
 }
 _TEXT_FIELDS = {
-    "text": {"text": ""},
-    "layer_text": {"text_queries": "layer_queries", "text_keys": "layer_keys"},
+    frozenset({"text"}): {"text": ""},
+    frozenset({"layer_text"}): {"text_queries": "layer_queries", "text_keys": "layer_keys"},
+    frozenset({"layer_text", "layer_plain"}): {
+        "text_plain_queries": "layer_plain_queries",
+        "text_plain_keys": "layer_plain_keys",
+    },
 }
 LAYER_NEEDS = frozenset({"layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"})
 _OF_PROMPTS = frozenset({"text", "layer_text", "layer_row"})  # needs for which samples have to be told apart
@@ -118,9 +122,8 @@ class Texts:
 
     def shown(self, method: Method, first: torch.Tensor) -> dict[str, torch.Tensor | None]:
         """The View's fields about text, for cells whose first tokens stand at these places [F]."""
-        fields = {
-            name: source for need, of in _TEXT_FIELDS.items() if need in method.needs for name, source in of.items()
-        }
+        declared = [of for needs, of in _TEXT_FIELDS.items() if needs <= method.needs]
+        fields = {name: source for of in declared for name, source in of.items()}
         if not fields:
             return {}
         prompts, cells = self.prompts, len(first)
