@@ -51,7 +51,7 @@ from ppe_npu.models.fused import takes_segments
 from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
 from ppe_npu.models.known import check_decoder
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
-from ppe_npu.models.seam import original, override, own_submodules, restore_methods
+from ppe_npu.models.seam import is_overridden, original, override, own_submodules, restore_methods
 
 _DELTAS = "_ppe_saved_rope_deltas"
 
@@ -225,7 +225,7 @@ def _model_forward(self, **kwargs):
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
     if packed:
         kwargs["use_cache"] = False
-    if "forward" in vars(self.language_model):
+    if is_overridden(self.language_model, "forward"):
         inputs[KEYWORD] = ForwardPass(run=run)
     else:
         if run.segments[0] is not None:

@@ -61,6 +61,18 @@ class Looks(Method):
         return Grouping.of_kept(view, kept[:, : view.most])
 
 
+@register("toy_keys")
+@dataclass(frozen=True)
+class Keys(Looks):
+    """Looks at keys alone."""
+
+    needs = frozenset({"tokens", "tower_keys"})
+
+    def group(self, view: View) -> Grouping:
+        VIEWS.append(view)
+        return Grouping.of_kept(view, torch.arange(view.most).expand(len(view.tokens), -1))
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request):
     return request.param
@@ -98,7 +110,8 @@ def shown():
     for view in VIEWS:
         for cell in range(len(view.tokens)):
             there = view.present[cell]
-            frames.append((view.tower_keys[cell, there], view.tower_saliency[cell][..., there]))
+            saliency = None if view.tower_saliency is None else view.tower_saliency[cell][..., there]
+            frames.append((view.tower_keys[cell, there], saliency))
     return frames
 
 
@@ -303,15 +316,21 @@ def test_blocks_that_attend_in_windows_are_refused_or_seen_whole(family):
     if family != "qwen2_5_vl":
         compress(model, config(Looks(named=(0, 1, 2))))
         return
-    with pytest.raises(InputError, match=r"toy_looks looks at block 0 of .* in windows: .* of 1, 2"):
+    with pytest.raises(
+        InputError, match=r"toy_looks looks at attention in block 0 of .* in windows \(1, 2 attend whole\): name"
+    ):
         compress(model, config(Looks(named=(0, 1))))
     inputs = given(family)
     plain, true = naive(model, inputs, (0, 2)), exact(model, lambda: naive(model, inputs, (0, 2)))
     assert_rounds_alike(flat(looked(model, inputs, Looks(named=(0, 2), windows="frame"))), flat(plain), flat(true))
     skipped = looked(model, inputs, Looks(named=(0, 2), windows="skip"))
     assert [part.dim() for _, part in skipped] == [1] * len(skipped)
-    with pytest.raises(InputError, match="block 0 of the vision tower"):
+    with pytest.raises(InputError, match="in block 0 of the vision tower"):
         compress(model, config(Looks(named=(0,), windows="skip")))
+    whole, alone = looked(model, inputs, Looks(named=(0,), windows="frame")), looked(model, inputs, Keys(named=(0,)))
+    for (expected, _), (keys, saliency) in zip(whole, alone, strict=True):
+        assert saliency is None
+        assert_equal(keys, expected)  # a key is what it is, in a window or not
 
 
 @pytest.mark.parametrize("block", [3, -4])
