@@ -40,7 +40,7 @@ class PACT(Method):
             keep 0.8.
         coef_pruned: how many times as far a token may be that EUTI took out.
         dc: scale of distances in a density.
-        released: EUTI with the text before the image.
+        released: EUTI with the text before the image, where there is any.
         dropped: what becomes of tokens that are farther than that; as published they go ("drop").
     """
 
@@ -142,8 +142,7 @@ def importance(view: View, with_text: bool = False) -> torch.Tensor:
     """[F, N] fp32 EUTI score of each token; with the text before the image, if so asked for."""
     view.require("pact", "layer_plain_queries", "layer_plain_keys")
     queries, keys, there = view.layer_plain_queries, view.layer_plain_keys, view.present
-    if with_text:
-        view.require("pact", "text_plain_queries", "text_plain_keys", "text_after")
+    if with_text and view.text_plain_queries is not None:
         before = ~view.text_after if view.text_valid is None else ~view.text_after & view.text_valid
         queries = torch.cat([queries, view.text_plain_queries], dim=1)
         keys, there = torch.cat([keys, view.text_plain_keys], dim=1), torch.cat([there, before], dim=1)
