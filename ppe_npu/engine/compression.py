@@ -93,6 +93,7 @@ class Compression:
         start: torch.Tensor | None = None,
         left: bool | None = None,
         packed: bool = False,
+        labels: torch.Tensor | None = None,
     ) -> PromptPlan:
         """Find the spans, number the prompt, and lay out what will be kept at every stage.
 
@@ -103,6 +104,7 @@ class Compression:
             start: [B] first position of each sample, of a prompt that continues a cache.
             left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
             packed: lay the batch out as one row of samples, without padding.
+            labels: [B, S] of training: what methods look at as the prompt's text and last token ends before the answer.
 
         Raises:
             InputError: shapes, placeholders and grids that disagree.
@@ -118,7 +120,7 @@ class Compression:
         stages = lay_out(layout, self.config.stages, left)
         if packed:
             stages = pack(stages, *ids.shape)
-        stages = with_prompts(stages, self.config.stages, layout.real)
+        stages = with_prompts(stages, self.config.stages, layout, labels)
         walked = self.tower.all and self.vision.window
         order = tower_order(layout, self.vision.window) if walked else None
         plan = PromptPlan.of(layout, stages, positions, following, watch, order)

@@ -157,7 +157,7 @@ def _arrange_labels(model, labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
     state = _state(model.compression, kwargs)
     if not _compresses(state, kwargs):
         return labels
-    plan = make_plan(model.model, model.compression, kwargs, state)
+    plan = make_plan(model.model, model.compression, kwargs, state, labels)
     kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), plan=plan)
     return plan.labels(labels)
 
