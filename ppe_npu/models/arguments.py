@@ -121,7 +121,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
         with watched(model, plan) as seen:
             ran = _run_tower(model, torch.cat(pixels), torch.cat(grids))
-        tower = seen.tokens()
+        tower = seen.tokens(_joined(ran.pooler_output).device)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
         visual = plan.on(kwargs["inputs_embeds"].device).visual
