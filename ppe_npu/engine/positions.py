@@ -60,6 +60,26 @@ def prompt_positions(
     return positions, following
 
 
+def position_rows(given: torch.Tensor, axes: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """[axes, B, S] of positions as transformers takes them: [B, S] for all axes alike, [axes, B, S], or [1 + axes, B,
+    S], whose first row are places in the text. B may be 1 for a batch of more.
+
+    Args:
+        shape: (B, S).
+
+    Raises:
+        InputError: another shape.
+    """
+    rows = given[None].expand(axes, *given.shape) if given.ndim == 2 else given
+    rows = rows[1:] if rows.ndim == 3 and len(rows) == axes + 1 else rows
+    if rows.ndim != 3 or len(rows) != axes or rows.shape[2] != shape[1] or rows.shape[1] not in (1, shape[0]):
+        wanted = [axes, *shape]
+        raise InputError(
+            f"position_ids have shape {list(given.shape)}, not {wanted}, {wanted[1:]} or {[axes + 1, *shape]}"
+        )
+    return rows.expand(axes, *shape)
+
+
 def _grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
     """[3, tokens] positions of a span counted from 0. A frame's time is its second times tokens_per_second, cut."""
     frames, height, width = span.grid

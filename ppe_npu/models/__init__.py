@@ -79,7 +79,7 @@ def _take_off(base, family: ModuleType) -> None:
 
 def is_compressed(model) -> bool:
     """Whether compress() is in force on this model."""
-    return isinstance(vars(_unwrap(model)).get("compression"), Compression)
+    return isinstance(vars(base_of(model)).get("compression"), Compression)
 
 
 def _compression(family: ModuleType, model_config, config: CompressionConfig) -> Compression:
@@ -89,7 +89,7 @@ def _compression(family: ModuleType, model_config, config: CompressionConfig) ->
 
 
 def _seam(model) -> tuple[object, ModuleType]:
-    base = _unwrap(model)
+    base = base_of(model)
     return base, _family(type(base).__name__)
 
 
@@ -100,7 +100,7 @@ def _family(class_name: str) -> ModuleType:
     raise InputError(f"{class_name} is not supported: supported are {', '.join(supported_classes())}")
 
 
-def _unwrap(model):
+def base_of(model):
     """The transformers model inside a peft model or a (distributed) data-parallel wrapper."""
     while True:
         if hasattr(model, "get_base_model"):

@@ -147,7 +147,7 @@ def _with_signature(method: Callable, name: str, hide: str | None, show: str | N
         functools.update_wrapper(function, method)
         function.__signature__ = signature.replace(parameters=shown)
         function._ppe_itself = function
-    # accelerate's unwrap_model strips a model of mixed precision by following __wrapped__ to its end: there we are, too.
+    # accelerate's unwrap_model strips a model of mixed precision by following __wrapped__ to its end: so we are there.
     replacement.__wrapped__ = alone
     del alone.__wrapped__
     return replacement
