@@ -72,6 +72,7 @@ lint: $(VENV)/.ready  ## style, imports, types, lengths
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python scripts/check_house.py
+	$(BIN)/mypy
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

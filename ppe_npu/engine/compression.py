@@ -18,14 +18,11 @@ from ppe_npu.engine.positions import axes_of, check_channels, position_rows, pro
 from ppe_npu.engine.run import Prefill, Run
 from ppe_npu.engine.shown import LAYER_NEEDS
 from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
-from ppe_npu.engine.tower import NEEDS as TOWER_NEEDS
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import CompressionReport, Stopwatch
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
-
-_SHOWN = {"tokens", "places", "sizes", "text"} | LAYER_NEEDS | TOWER_NEEDS  # what methods can be shown so far
 
 
 @dataclass
@@ -100,17 +97,20 @@ class Compression:
         start: torch.Tensor | None = None,
         left: bool | None = None,
         packed: bool = False,
+        labels: torch.Tensor | None = None,
         prompt: int | None = None,
     ) -> PromptPlan:
         """Find the spans, number the prompt, and lay out what will be kept at every stage.
 
         Args:
             input_ids: [B, S]. attention_mask: [B, S], or [B, 1, S, S] (then no place is taken for padding), or None.
-            image_grid_thw, video_grid_thw: [n, 3] patches, or None, as find_spans takes them. second_per_grid_ts: [n_videos].
+            image_grid_thw, video_grid_thw: [n, 3] patches, or None, as find_spans takes them.
+            second_per_grid_ts: [n_videos].
             position_ids: to use instead of the prompt's own numbering, in any form that position_rows takes.
             start: [B] first position of each sample, of a prompt that continues a cache.
             left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
             packed: lay the batch out as one row of samples, without padding.
+            labels: [B, S] of training: what methods look at as the prompt's text and last token ends before the answer.
             prompt: how many columns are the prompt's, as find_spans takes it.
 
         Raises:
@@ -122,8 +122,7 @@ class Compression:
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
         layout = find_spans(ids, *given, seconds, self.vision, prompt)
         positions, following = self._positions(layout, position_ids, start)
-        stages = self._stages(layout, left, packed)
-        stages = with_prompts(stages, self.config.stages, layout.real)
+        stages = with_prompts(self._stages(layout, left, packed), self.config.stages, layout, labels)
         walked = self.tower.all and self.vision.window
         order = tower_order(layout, self.vision.window) if walked else None
         plan = PromptPlan.of(layout, stages, positions, following, watch, order)
@@ -248,9 +247,6 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
     inside = sorted(method.needs & LAYER_NEEDS)
     if inside and method.place != "layer":
         raise InputError(f"{method.name} looks at {', '.join(inside)}, which a decoder layer has: give it a layer")
-    unknown = sorted(method.needs - _SHOWN)
-    if unknown:
-        raise InputError(f"{method.name} looks at {', '.join(unknown)}: not built for this family yet; leave it out")
     if method.counts == "late":
         raise InputError(
             f"{method.name}: how many tokens it keeps hangs on the features, which is not built for this family yet; "

@@ -10,6 +10,7 @@ NumPy arrays stay on the host; what is needed on the device is a tensor, and tra
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,6 +74,20 @@ class Arrangement:
         for cell in self.cells:
             text[cell.sample, cell.start : cell.start + cell.tokens] = False
         return text
+
+    def places_of(self, columns: np.ndarray, length: int) -> np.ndarray:
+        """[B] the place in the flattened batch of a text token of each prompt.
+
+        Args:
+            columns: [B] where they stood in the prompts, each `length` columns long.
+        """
+        packed = len(columns) != len(self.real)
+        origins = self.origins if packed else self.origins + np.arange(len(columns))[:, None] * length
+        wanted = np.arange(len(columns)) * length + columns
+        found = np.flatnonzero(self.text & np.isin(origins, wanted))
+        place = np.full(len(columns) * length, -1)
+        place[origins.reshape(-1)[found]] = found
+        return place[wanted]
 
     @property
     def padded(self) -> bool:
@@ -209,20 +224,28 @@ def stage_of(
 
 
 def with_prompts(
-    stages: Sequence[Stage], steps: Sequence[tuple[int | None, tuple[Method, ...]]], real: np.ndarray
+    stages: Sequence[Stage],
+    steps: Sequence[tuple[int | None, tuple[Method, ...]]],
+    layout: PromptLayout,
+    labels: torch.Tensor | None,
 ) -> tuple[Stage, ...]:
     """The stages with how the samples stand before each, where one of its methods needs to know.
 
     Args:
         steps: as CompressionConfig.stages.
-        real: [B, S] bool, of the prompts as they were given.
+        labels: [B, S] of training: a prompt ends where its answer begins; None: at its last token.
     """
-    out, borders = [], None
+    if not tells_samples_apart(itertools.chain(*(methods for _, methods in steps))):
+        return tuple(stages)
+    answered = labels is not None and labels.shape == layout.real.shape
+    asked = layout.asked(labels.cpu().numpy()) if answered else np.full(len(layout.real), -1)
+    before, borders, out = Arrangement.of(layout), None, []
     for stage, (_, methods) in zip(stages, steps):
         if tells_samples_apart(methods):
-            stage = dataclasses.replace(stage, prompts=Prompts.of(real, borders, stage.text.numpy()))
+            ends = np.where(asked < 0, -1, before.places_of(asked, layout.real.shape[1]))
+            stage = dataclasses.replace(stage, prompts=Prompts.of(before.real, borders, stage.text.numpy(), ends))
         out.append(stage)
-        real, borders = stage.after.real, stage.borders
+        before, borders = stage.after, stage.borders
     return tuple(out)
 
 

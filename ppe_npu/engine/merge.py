@@ -23,8 +23,6 @@ from ppe_npu.methods.base import Method
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 
-_FOLLOWING = ("held", "places", "sizes", "spots")  # what is known of a merged token without its features
-
 
 @dataclass(frozen=True)
 class Tokens:
@@ -34,49 +32,38 @@ class Tokens:
         features: [R, C], or None on the host.
         held: [R, H] int64, the original tokens that each of them holds, or None on the host.
         places: [R, 3] (frame, row, column), where a method needs them.
-        sizes: [R] int64, how many original tokens' features are in each, where a method needs them.
-        spots: [R] int64, where each stood before the stage in the flattened batch, where a method looks at text.
-        seen: of each field of the View that a model computes for the stage, and whether it is of the layer before
-            (see Method.layer_before), the numbers of each token [R, ...]. Of merged tokens they are means, as features.
         tower: what blocks of the vision tower say of them, where a method needs it; of a merged token, what they say
             of its representative, as with its place.
+        sizes: [R] int64, how many original tokens' features are in each, where a method needs them.
+        spots: [R] int64, where each stood before the stage in the flattened batch.
+        seen: of each field of the View that a decoder layer gives, and whether it is the layer before (see
+            Method.layer_before), the numbers of each token [R, ...]; of a merged token, those of its representative.
     """
 
     features: torch.Tensor | None = None
     held: torch.Tensor | None = None
     places: torch.Tensor | None = None
+    tower: TowerTokens | None = None
     sizes: torch.Tensor | None = None
     spots: torch.Tensor | None = None
     seen: Mapping[tuple[str, bool], torch.Tensor] = field(default_factory=dict)
 
-    tower: TowerTokens | None = None
-
     def pick(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:
         """The same of other tokens: pick(values [R, ...]) of each part."""
-        features = None if self.features is None else pick(self.features)
-        seen = {name: pick(part) for name, part in self.seen.items()}
-        return replace(Tokens.together(lambda parts: pick(parts[0]), self), features=features, seen=seen)
+        return Tokens.together(lambda parts: pick(parts[0]), self)
 
     @staticmethod
     def together(join: Callable[[list[torch.Tensor]], torch.Tensor], *tokens: Tokens) -> Tokens:
-        """What join([values [R, ...] of each of these]) makes of every part that the first has, but for features and
-        what is seen."""
-        parts = {name: [getattr(one, name) for one in tokens] for name in _FOLLOWING}
-        joined = {name: None if values[0] is None else join(values) for name, values in parts.items()}
+        """What join([values [R, ...] of each]) makes of every part that the first of these has."""
+
+        def of(name: str) -> torch.Tensor | None:
+            parts = [getattr(one, name) for one in tokens]
+            return None if parts[0] is None else join(parts)
+
         towers = [one.tower for one in tokens]
-        return Tokens(**joined, tower=None if towers[0] is None else TowerTokens.together(join, *towers))
-
-    def means(self, mean) -> Tokens:
-        """What has a mean, of groups: mean(values [..., C]) of the features and of each part that is seen."""
-        features = None if self.features is None else mean(self.features)
-        lead = 1 if self.features is None else self.features.dim() - 1
-        return Tokens(features, seen={name: _mean(part, lead, mean) for name, part in self.seen.items()})
-
-
-def _mean(part: torch.Tensor, lead: int, mean) -> torch.Tensor:
-    """mean() of values with any number of axes after the first `lead`."""
-    out = mean(part.reshape(*part.shape[:lead], -1))
-    return out.reshape(*out.shape[:lead], *part.shape[lead:])
+        tower = None if towers[0] is None else TowerTokens.together(join, *towers)
+        seen = {name: join([one.seen[name] for one in tokens]) for name in tokens[0].seen}
+        return Tokens(of("features"), of("held"), of("places"), tower, of("sizes"), of("spots"), seen)
 
 
 @dataclass(frozen=True)
@@ -108,16 +95,16 @@ def merge(
             step = _segmented(step, given)
         pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding, texts) for bucket in step.buckets]
         step = replace(step, buckets=tuple(bucket for bucket, _ in pairs))
-        means = Tokens() if number == len(rounds) - 1 else tokens.means(step.apply)
-        left = _left(step, tokens, [kept for _, kept in pairs])
-        tokens = replace(left, features=means.features, seen=means.seen)
+        last = number == len(rounds) - 1
+        features = None if last or tokens.features is None else step.apply(tokens.features)
+        tokens = replace(_left(step, tokens, [kept for _, kept in pairs]), features=features)
         done.append(step)
     return tuple(done), tokens
 
 
 def _left(step: Round, given: Tokens, kept: Sequence[Tokens]) -> Tokens:
     """What is known of the tokens that a round leaves: what its buckets keep of those that it was given."""
-    return Tokens.together(lambda parts: step.joined(parts[0], parts[1:]), given, *kept)
+    return Tokens.together(lambda parts: step.joined(parts[0], parts[1:]), replace(given, features=None), *kept)
 
 
 def _grouped(
@@ -127,38 +114,31 @@ def _grouped(
     valid, groupings, kept = bucket.valid, [], []
     for level, (part, num_kept, most) in enumerate(zip(method.levels, bucket.num_kept, bucket.most)):
         if groupings:
-            means = tokens.means(groupings[-1].apply)
-            tokens, before = replace(kept[-1], features=means.features, seen=means.seen), bucket.num_kept[level - 1]
+            features = None if tokens.features is None else groupings[-1].apply(tokens.features)
+            tokens, before = replace(kept[-1], features=features), bucket.num_kept[level - 1]
             valid = torch.arange(bucket.most[level - 1], device=before.device) < before[:, None]
         if bucket.groupings:
             grouping = bucket.groupings[level]
         else:
-            grouping = part.group(_view(part, num_kept, most, valid, tokens, texts))
+            shown = _shown(part, tokens, texts) | ({} if tokens.tower is None else tokens.tower.shown(method))
+            grouping = part.group(View(num_kept, most, tokens.features, valid, tokens.places, tokens.sizes, **shown))
         groupings.append(grouping)
         kept.append(_kept(grouping, tokens, holding))
     return replace(bucket, groupings=tuple(groupings)), Tokens.together(bucket.keep, *kept)
 
 
-def _view(
-    method: Method,
-    num_kept: torch.Tensor,
-    most: int,
-    valid: torch.Tensor | None,
-    tokens: Tokens,
-    texts: Texts | None,
-) -> View:
-    """What a method is shown of a bucket's cells. Parts of tokens: [F, N, ...]."""
+def _shown(method: Method, tokens: Tokens, texts: Texts | None) -> dict[str, torch.Tensor | None]:
+    """The fields of a method's View that a layer or the text gives, of cells whose parts are [F, N, ...]."""
     fields = (name for need in method.needs for name in FIELDS.get(need, ()))
-    shown = {name: tokens.seen[name, method.layer_before] for name in fields}
+    shown: dict[str, torch.Tensor | None] = {name: tokens.seen[name, method.layer_before] for name in fields}
     if texts is not None and tokens.spots is not None:
         shown |= texts.shown(method, tokens.spots[:, 0])
-    shown |= {} if tokens.tower is None else tokens.tower.shown(method)
-    return View(num_kept, most, tokens.features, valid, tokens.places, tokens.sizes, **shown)
+    return shown
 
 
 def _kept(grouping: Grouping, tokens: Tokens, holding: Holding | None) -> Tokens:
     """What is known of each group's token [F, M, ...]: it stands where its representative stands."""
-    kept = Tokens.together(lambda parts: grouping.at_representatives(parts[0]), tokens)
+    kept = replace(tokens, features=None).pick(grouping.at_representatives)
     if tokens.sizes is not None:
         kept = replace(kept, sizes=grouping.sums(tokens.sizes))
     if tokens.held is None or holding is None:

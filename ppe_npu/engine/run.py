@@ -93,19 +93,18 @@ class Prefill(Run):
         stage = self.plan.stages[0]
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
-        sized = any("sizes" in method.needs for method in self.config.methods)
-        sizes = torch.ones_like(self.plan.visual) if sized else None
-        given = Tokens(features, self.plan.visual[:, None], self.plan.places, sizes, self.plan.visual, tower=tower)
+        sized, visual = any("sizes" in method.needs for method in self.config.methods), self.plan.visual
+        sizes = torch.ones_like(visual) if sized else None
+        spots = None if stage.prompts is None else visual
+        given = Tokens(features, visual[:, None], self.plan.places, tower, sizes, spots)
         rounds, kept = self._merge(0, given, lambda _: text_embeds)
         self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
         none = torch.zeros_like(text_embeds)
         self._deepstack = {
             layer: _arranged(stage, none, _applied(rounds, part), padding=0.0) for layer, part in enumerate(deepstack)
         }
-        unknown = Tokens(places=kept.places, tower=kept.tower)  # of text nobody asks for these
-        text = unknown.pick(lambda part: part.new_zeros(len(stage.text), *part.shape[1:]))
-        sizes = torch.ones_like(stage.text) if sized else None
-        self._hold(0, replace(text, held=stage.text[:, None], sizes=sizes), kept)
+        unknown = replace(kept, features=None).pick(lambda part: part.new_zeros(len(stage.text), *part.shape[1:]))
+        self._hold(0, replace(unknown, held=stage.text[:, None]), kept)
         self.watch.mark()
 
     def take_embeds(self) -> torch.Tensor:
@@ -119,7 +118,7 @@ class Prefill(Run):
         self.watch.mark()
         on, tokens = self.plan.stages[stage], hidden.flatten(0, 1)
         seen = self._passed | self._looked(stage, look, before=False)
-        self._passed, spots = {}, torch.arange(len(tokens), device=tokens.device)
+        self._passed, spots = {}, None if on.prompts is None else torch.arange(len(tokens), device=tokens.device)
         given = replace(self._tokens, features=tokens, seen=seen, spots=spots)
         rounds, kept = self._merge(stage, given, lambda part: part.index_select(0, on.text))
 
@@ -169,11 +168,12 @@ class Prefill(Run):
         pad = text.held.new_full((1, width), padding)
         held = torch.cat([*(part.expand(-1, width) for part in parts), pad])[on.rows]
 
-        def laid(parts: list[torch.Tensor]) -> torch.Tensor:
+        def placed(parts: list[torch.Tensor]) -> torch.Tensor:
             pad = parts[0].new_zeros(1, *parts[0].shape[1:])
             return torch.cat([*parts, pad])[on.rows].flatten(0, 1)
 
-        self._tokens = replace(Tokens.together(laid, replace(text, held=None), kept), held=held.flatten(0, 1))
+        known = (replace(part, features=None, held=None, spots=None, seen={}) for part in (text, kept))
+        self._tokens = replace(Tokens.together(placed, *known), held=held.flatten(0, 1))
         if self.rows[stage] is None:
             # [axes, B, L, K] -> rows axis * K + j
             self.rows[stage] = self.plan.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)

@@ -70,10 +70,6 @@ class TowerTokens:
         first = tokens[0]
         return replace(first, parts={name: join([one.parts[name] for one in tokens]) for name in first.parts})
 
-    def pick(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> TowerTokens:
-        """The same of other tokens: pick(values [R, ...]) of each part."""
-        return TowerTokens.together(lambda parts: pick(parts[0]), self)
-
     def shown(self, method: Method) -> dict[str, torch.Tensor]:
         """The fields of a method's View, from parts [F, N, ...]."""
         out, blocks = {}, self.blocks.of.get(method, ())
@@ -88,15 +84,15 @@ class TowerTokens:
 def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
     blocks = method.blocks(vision.tower_blocks)
     whole = range(vision.tower_blocks) if vision.whole_blocks is None else sorted(vision.whole_blocks)
-    if method.tower_windows == "frame":
-        return blocks
     left = tuple(block for block in blocks if block in whole)
-    if not left or (method.tower_windows == "refuse" and left != blocks):
+    if left == blocks or SALIENCY not in method.needs or method.tower_windows == "frame":
+        return blocks
+    if not left or method.tower_windows == "refuse":
         windows = ", ".join(str(block) for block in blocks if block not in whole)
-        others = f"of {', '.join(map(str, whole))}" if whole else "which this one has not"
+        others = f"{', '.join(map(str, whole))} attend whole" if whole else "all do"
         raise InputError(
-            f"{method.name} looks at block {windows} of the vision tower, which attends in windows: name one in which "
-            f"a whole frame attends to itself, {others}"
+            f"{method.name} looks at attention in block {windows} of the vision tower, which attends in windows "
+            f'({others}): name another block, or set tower_windows="frame"'
         )
     return left
 

@@ -40,7 +40,7 @@ NEEDS = (
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
-_HELPERS = ("base", "choosing", "frames", "grouping", "listing", "space", "thinning", "view")  # no methods
+_HELPERS = ("base", "choosing", "frames", "grouping", "listing", "peaks", "space", "thinning", "view")  # no methods
 _REGISTERED: dict[str, type[Method]] = {}
 
 
@@ -55,6 +55,13 @@ def _one_form(layer: Any) -> Any:
     if not layer or len(set(layer)) != len(layer):
         raise InputError(f"layer={list(layer)}: give different decoder layers, counted from 0")
     return layer[0] if len(layer) == 1 else tuple(sorted(layer))
+
+
+def at_layer(default: int | tuple[int, ...]) -> Any:
+    """The field `layer` of a method that stands on entry of decoder layers alone, with the published ones."""
+    field = setting(default, least=0, convert=_one_form, remedy="give decoder layers, counted from 0")
+    field.kw_only = True  # as in Method: the first argument is a method's own
+    return field
 
 
 def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
@@ -81,8 +88,8 @@ class Method:
         places: where it may stand, of PLACES.
         tower_blocks: which blocks of the vision tower its tower_keys (of the first) and tower_saliency are of; from the
             end where negative. A property where a field says it; blocks() where it hangs on how many there are.
-        tower_windows: of a block that attends in windows: "refuse" it; take its attention over the whole "frame",
-            made from its queries and keys; or "skip" it.
+        tower_windows: of a block that attends in windows, where tower_saliency is needed: "refuse" it; take attention
+            over the whole "frame", made from its queries and keys; or "skip" it. A field in most methods.
         layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
             entry it stands, which has just run, and not of that one, which is about to.
 
@@ -92,11 +99,19 @@ class Method:
     """
 
     name: ClassVar[str] = ""
-    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
-    scope: ClassVar[str] = "frame"
-    counts: ClassVar[str] = "exact"
     places: ClassVar[tuple[str, ...]] = ("input", "layer")
-    tower_blocks: ClassVar[tuple[int, ...]] = (-1,)
+    if TYPE_CHECKING:  # what a subclass may write as a class attribute, or as a property where a field says it
+
+        @property
+        def needs(self) -> frozenset[str]: ...
+        @property
+        def scope(self) -> str: ...
+        @property
+        def counts(self) -> str: ...
+        @property
+        def tower_blocks(self) -> tuple[int, ...]: ...
+    else:
+        needs, scope, counts, tower_blocks = frozenset({"tokens"}), "frame", "exact", (-1,)
     tower_windows: ClassVar[str] = "refuse"
     layer_before: ClassVar[bool] = False
 
@@ -107,7 +122,7 @@ class Method:
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if "group" in vars(cls):
-            cls.group = _counted(cls.group)  # type: ignore[method-assign]
+            cls.group = _counted(cls.group)  # type: ignore[assignment]
 
     def __post_init__(self):
         check_fields(self)
@@ -159,7 +174,10 @@ class Method:
 
     def kept(self, tokens: int) -> int:
         """How many of a cell's tokens stay: ceil(tokens * ratio), at least one."""
-        return max(math.ceil(tokens * self.ratio), 1)
+        ratio = getattr(self, "ratio", None)
+        if ratio is None:
+            raise NotImplementedError(f"{type(self).__name__} has no ratio: it needs a kept() of its own")
+        return max(math.ceil(tokens * ratio), 1)
 
     def budgets(self, tokens: int) -> tuple[int, ...]:
         """How many of a cell's tokens each level keeps."""

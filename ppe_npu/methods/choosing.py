@@ -23,6 +23,13 @@ def dropped() -> Any:
     return setting("lend", choices=DROPPED)
 
 
+def tower_windows(default: str = "refuse") -> Any:
+    """A field for a block of the vision tower that attends in windows, where a method looks at attention: "refuse" it,
+    for what a token receives in its window says nothing of the frame; "frame", take the attention over the whole frame
+    that the block's queries and keys would make; "skip" it."""
+    return setting(default, choices=("refuse", "frame", "skip"))
+
+
 @contextlib.contextmanager
 def exact(tensor: torch.Tensor) -> Iterator[None]:
     """Products keep all of fp32, whatever autocast, TF32 and HF32 are set to; nothing is differentiated."""

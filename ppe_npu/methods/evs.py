@@ -47,7 +47,7 @@ class EVS(Method):
             raise InputError(f"evs ratio={self.ratio} with pruning_rate={self.pruning_rate}: give one of them")
 
     @property
-    def counts(self) -> str:  # type: ignore[override]
+    def counts(self) -> str:
         return "late" if self.released else "exact"
 
     def kept(self, tokens: int) -> int:

@@ -27,12 +27,11 @@ PER_TOKEN = (
 
 def frame_of(view: View) -> tuple[torch.Tensor, torch.Tensor]:
     """[F, N] int64, the frame of each token, counted from 0 in its cell (-1: there is no token); [F, T] int64, tokens
-    in each frame, 0 where a cell has no such frame. T is the most frames that any cell has, empty ones among them."""
+    in each frame, 0 where a cell has no such frame. T is the most frames that any cell has or may have."""
     frame, absent = view.places[..., 0], ~view.present
     first = frame.masked_fill(absent, torch.iinfo(torch.long).max).amin(1, keepdim=True)
     labels = (frame - first).masked_fill(absent, -1)
-    known = getattr(view, "frames", None)
-    most = int(labels.max()) + 1 if known is None else known
+    most = labels.shape[1] if view.frames is None else view.frames
     return labels, (labels[:, None] == torch.arange(most, device=labels.device)[:, None]).sum(-1)
 
 
@@ -87,7 +86,8 @@ def group_frames(method: Method, view: View, labels: torch.Tensor, sizes: torch.
     at least one where there is a frame; they sum to view.num_kept.
     """
     cells, frames = numbers.shape
-    width, count = _largest(view, sizes), labels.shape[1]
+    count = labels.shape[1]
+    width = count if view.frame_tokens is None else view.frame_tokens
     order = torch.where(labels < 0, frames, labels).sort(dim=1, stable=True).indices
     slots = torch.arange(width, device=labels.device)
     valid = (slots < sizes[:, :, None]).flatten(1)  # [F, T * P]
@@ -111,11 +111,6 @@ def group_frames(method: Method, view: View, labels: torch.Tensor, sizes: torch.
     if made.weights is not None:
         weights = made.weights.new_zeros(cells, count + 1).scatter(1, place, made.weights.reshape(cells, -1))[:, :count]
     return Grouping.of(out, representatives, weights)
-
-
-def _largest(view: View, sizes: torch.Tensor) -> int:
-    known = getattr(view, "frame_tokens", None)
-    return int(sizes.max()) if known is None else known
 
 
 def _of_tokens(values: torch.Tensor | None, index: torch.Tensor, width: int) -> torch.Tensor | None:

@@ -75,7 +75,7 @@ class GlobalCom2(Method):
         return frozenset(own | (set() if self.by is None else self.by.needs))
 
     @property
-    def counts(self) -> str:  # type: ignore[override]
+    def counts(self) -> str:
         return "late" if self.released else "exact"
 
     def kept(self, tokens: int) -> int:
@@ -92,7 +92,7 @@ class GlobalCom2(Method):
         quotas = self._shares(sums, sizes, ratio) * sizes
         rank = rank_in_frame(scores, labels, sizes)
         if self.released:
-            view, kept = by_frame(view, _truncated(quotas, sizes, ratio), labels, rank)
+            view, kept = by_frame(view, _truncated(quotas, sizes, self.ratio), labels, rank)
         else:
             kept = shared_out(view, quotas, labels, rank)
         if self.by is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -51,7 +50,7 @@ class Grouping:
         return cls.of(labels, torch.where(used, centers, 0))
 
     @classmethod
-    def of_kept(cls, view: View, kept: torch.Tensor, dropped: Literal["lend", "merge", "drop"] = "lend") -> Grouping:
+    def of_kept(cls, view: View, kept: torch.Tensor, dropped: str = "lend") -> Grouping:
         """From the tokens that a pruning method keeps.
 
         Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu.methods.base import Method, register, share
-from ppe_npu.methods.choosing import best, dropped, share_of
+from ppe_npu.methods.choosing import best, dropped, share_of, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
@@ -31,6 +31,7 @@ class HiPrune(Method):
             there is one anchor where 5 tokens stay.
         object_layer, last_vit_layer: the two blocks, from the end where negative; object_layer None: the middle one,
             which is block 16 of 32.
+        tower_windows: what is done where a block attends in windows, see choosing.tower_windows.
         released: neighbours as in the published code.
         dropped: what becomes of the others, see choosing.dropped.
     """
@@ -39,11 +40,11 @@ class HiPrune(Method):
     alpha: float = setting(0.1, least=0, most=1)
     object_layer: int | None = None
     last_vit_layer: int = -1
+    tower_windows: str = tower_windows("frame")
     released: bool = False
     dropped: str = dropped()
 
     needs = frozenset({"tokens", "places", "tower_saliency"})
-    tower_windows = "frame"
 
     @property
     def tower_blocks(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from ppe_npu.methods.base import Method, register, share
-from ppe_npu.methods.choosing import cosines, dropped, row
+from ppe_npu.methods.choosing import cosines, dropped, row, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
@@ -26,6 +26,7 @@ class Scope(Method):
         alpha: how much saliency counts; None: not at all, and the tower is not looked into.
         combined: gains times saliency ("multi"), or plus it ("add", which hangs on its scale: here it sums to 1).
         tower_block: the block of the vision tower whose attention counts, from the end where negative.
+        tower_windows: what is done where that block attends in windows, see choosing.tower_windows.
         dropped: what becomes of the others, see choosing.dropped.
     """
 
@@ -33,6 +34,7 @@ class Scope(Method):
     alpha: float | None = setting(1.0, least=0)
     combined: Literal["multi", "add"] = "multi"
     tower_block: int = -1
+    tower_windows: str = tower_windows()
     dropped: str = dropped()
 
     @property
@@ -58,9 +60,9 @@ def covering(view: View, saliency: torch.Tensor, combined: str = "multi") -> tor
     """[F, most] int64 tokens in order of choice. saliency: [F, N]."""
     alike, absent = cosines(view.tokens), ~view.present
     covered = torch.zeros_like(saliency).masked_fill_(absent, torch.inf)
-    taken, chosen = absent.clone(), []
+    taken, chosen, above = absent.clone(), [], torch.empty_like(alike)
     for _ in range(view.most):
-        gains = (alike - covered[:, None]).clamp_min_(0).sum(-1)
+        gains = torch.sub(alike, covered[:, None], out=above).clamp_min_(0).sum(-1)
         gains = gains * saliency if combined == "multi" else gains + saliency
         chosen.append(gains.masked_fill_(taken, -torch.inf).argmax(1, keepdim=True))
         taken = taken.scatter(1, chosen[-1], True)

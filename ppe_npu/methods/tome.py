@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 
-from ppe_npu.backends import device as devices
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register, share
 from ppe_npu.methods.choosing import cosines
@@ -59,11 +58,8 @@ class ToMe(Method):
         length = keys.shape[1]
         labels = torch.arange(length, device=keys.device).expand(keys.shape[:2])
         grouping = Grouping.of(torch.where(view.present, labels, -1), labels, sizes)
-        left, least = (
-            length,
-            int(view.num_kept.min()) if devices.on_cpu(view.num_kept.device) else 1,
-        )  # a device is not asked
-        while left > least:
+        left = length
+        while left > view.least:
             metric = keys if left == length else grouping.apply(keys)
             left -= max((left - self.class_token) // 2, 1)  # as many as any cell has left
             grouping = self._matched(metric, grouping, view, max(left, view.most))

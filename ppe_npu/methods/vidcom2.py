@@ -41,7 +41,7 @@ class VidCom2(Method):
     scope = "span"
 
     @property
-    def counts(self) -> str:  # type: ignore[override]
+    def counts(self) -> str:
         return "late" if self.released else "exact"
 
     def kept(self, tokens: int) -> int:
@@ -87,4 +87,5 @@ def frame_ratios(
 def _near(tokens: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
     """g of each token [F, N, C] and a middle [F, N or 1, C]: [F, N]."""
     away = (tokens - middle).square().sum(-1)
-    return sum(torch.exp(away / (-2 * width)) for width in (0.125, 0.25, 0.5, 1.0, 2.0))
+    parts = (torch.exp(away / (-2 * width)) for width in (0.125, 0.25, 0.5, 1.0, 2.0))
+    return sum(parts, start=torch.zeros_like(away))

@@ -6,7 +6,7 @@ import torch
 
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register, share
-from ppe_npu.methods.choosing import best, cosines, share_of
+from ppe_npu.methods.choosing import best, cosines, share_of, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
@@ -30,6 +30,7 @@ class VisionZip(Method):
         contextual: C itself, in place of zip_ratio.
         dominant: beside contextual: M is the sum of both, in place of ratio.
         tower_block: the block of the vision tower whose attention and keys count, from the end where negative.
+        tower_windows: what is done where that block attends in windows, see choosing.tower_windows.
         released: target plus mean, as in the published code.
     """
 
@@ -38,6 +39,7 @@ class VisionZip(Method):
     contextual: int | None = setting(None, least=1)
     dominant: int | None = setting(None, least=0)
     tower_block: int = -1
+    tower_windows: str = tower_windows()
     released: bool = False
 
     needs = frozenset({"tokens", "tower_keys", "tower_saliency"})

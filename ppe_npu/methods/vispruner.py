@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu.methods.base import Method, register, share
-from ppe_npu.methods.choosing import dropped, share_of
+from ppe_npu.methods.choosing import dropped, share_of, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.thinning import important_and_diverse
 from ppe_npu.methods.view import View
@@ -27,12 +27,14 @@ class VisPruner(Method):
         ratio: share of a frame's tokens that is kept.
         important_ratio: the share of these that is kept by attention alone.
         tower_block: the block of the vision tower whose attention counts, from the end where negative.
+        tower_windows: what is done where that block attends in windows, see choosing.tower_windows.
         dropped: what becomes of the others, see choosing.dropped.
     """
 
     ratio: float = share(1 / 9)
     important_ratio: float = setting(0.5, least=0, most=1)
     tower_block: int = -1
+    tower_windows: str = tower_windows()
     dropped: str = dropped()
 
     needs = frozenset({"tokens", "tower_saliency"})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu.methods.base import Method, register, share
-from ppe_npu.methods.choosing import best, dropped
+from ppe_npu.methods.choosing import best, dropped, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 
@@ -23,15 +23,16 @@ class VTCCLS(Method):
     Args:
         ratio: share of a frame's tokens that is kept.
         start_layer: the first block that counts, from the end where negative; None: the later half.
+        tower_windows: what is done where a block attends in windows, see choosing.tower_windows.
         dropped: what becomes of the others, see choosing.dropped.
     """
 
     ratio: float = share(1 / 9)
     start_layer: int | None = None
+    tower_windows: str = tower_windows("skip")
     dropped: str = dropped()
 
     needs = frozenset({"tokens", "tower_saliency"})
-    tower_windows = "skip"
 
     @property
     def tower_blocks(self) -> tuple[int, ...]:

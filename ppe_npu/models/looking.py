@@ -36,13 +36,16 @@ class Looking:
     stage: int
     past: Any
 
-    @torch.no_grad()
     def __call__(self, needs: frozenset[str], prompts: Prompts | None) -> dict[str, torch.Tensor]:
         """Of each field of the View that these needs stand for its numbers at every place of the batch, [B * L, ...].
 
         Args:
             needs: of ppe_npu.engine.shown.LAYER_NEEDS. prompts: for "layer_row".
         """
+        with torch.no_grad():  # as a decorator it would break the graph of torch.compile
+            return self._seen(needs, prompts)
+
+    def _seen(self, needs: frozenset[str], prompts: Prompts | None) -> dict[str, torch.Tensor]:
         unshard = getattr(self.layer, "unshard", None)  # of FSDP, which gathers a layer's weights when it is called
         if unshard is not None:
             unshard()
@@ -87,7 +90,7 @@ class Looking:
         query = self._heads(normed.flatten(0, 1).index_select(0, last)[:, None], "q")
         cos, sin = (part.flatten(0, 1).index_select(0, last)[:, None] for part in self._table)
         query = _rotated(query, cos, sin)[:, 0]
-        keys, mask = prompts.apart(keys), prompts.real
+        keys, mask = prompts.apart(keys), prompts.seen
         given = self.run.masks[self.stage]
         if given is not None and given.dim() == 4:  # never of a packed batch, and never beside a cache
             place = last % given.shape[2]
@@ -110,7 +113,8 @@ def attention_row(query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, s
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     grouped = query.to(dtype).unflatten(1, (keys.shape[2], -1))
-    scores = torch.matmul(grouped, keys.to(dtype).permute(0, 2, 3, 1)).flatten(1, 2) * scale
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.matmul(grouped, keys.to(dtype).permute(0, 2, 3, 1)).flatten(1, 2) * scale
     mask = mask if mask.dim() == 3 else mask[:, None]
     if mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(dtype).min)

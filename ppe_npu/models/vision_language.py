@@ -156,7 +156,7 @@ def _arrange_labels(model, labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
     state = state_of(model.compression, kwargs)
     if not _compresses(state, kwargs):
         return labels
-    plan, scored = make_plan(model.model, model.compression, kwargs, state), is_scored(model, kwargs)
+    plan, scored = make_plan(model.model, model.compression, kwargs, state, labels), is_scored(model, kwargs)
     kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), plan=plan, scored=scored)
     arranged = aligned(plan, labels, True, IGNORED) if scored else plan.labels(labels)
     arrange_loss_arguments(plan, labels, arranged, kwargs)

@@ -63,6 +63,15 @@ def test_the_case_that_hangs_on_the_quirk_is_another_one_without_it():
     assert kept == expected != given["kept"].tolist()
 
 
+def test_a_neighbour_is_of_the_same_frame():
+    """Where a cell has several, as a segment of a video has."""
+    both = torch.cat([places(2, 3), places(2, 3) + torch.tensor([1, 0, 0])], dim=1)
+    middle = torch.zeros(12).index_fill(0, torch.tensor(1), 1.0)  # frame 0, row 0, column 1
+    last = torch.linspace(0, 1, 12)
+    view = View.of(tower_saliency=torch.stack([middle, last])[None], places=both, num_kept=5)
+    assert get("hiprune").group(view).representatives[0].tolist() == [0, 1, 2, 4, 11]
+
+
 @pytest.mark.parametrize(
     ("fields", "count", "blocks"),
     [({}, 32, (16, 31)), ({}, 2, (1, 1)), ({"object_layer": 9}, 24, (9, 23)), ({"last_vit_layer": 7}, 24, (12, 7))],

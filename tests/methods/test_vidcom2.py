@@ -1,5 +1,7 @@
 """VidCom2 against recorded runs of the published code, and the exact total."""
 
+import dataclasses
+
 import pytest
 import torch
 from recorded import case_names, cases
@@ -95,3 +97,13 @@ def test_videos_of_other_sizes_change_nothing(released):
         view = View.of(tokens=tokens[one, :size], places=places[one, :size], num_kept=counts[cell])
         assert chosen(method.group(view)) == chosen(both, cell)
     assert (both.labels[1, 18:] == -1).all()
+
+
+def test_the_host_need_not_know_how_many_frames_there_are():
+    tokens = torch.randn(2, 24, 6, generator=torch.Generator().manual_seed(1))
+    view = View.of(tokens=tokens, places=places_of(4, 2, 3).expand(2, -1, -1), num_kept=9)
+    unknown = dataclasses.replace(view, frames=None, frame_tokens=None, least=1)
+    for name, fields in (("vidcom2", {}), ("globalcom2", {}), ("globalcom2", {"by": {"method": "dpc_knn"}})):
+        known, found = (get(name, **fields).group(one) for one in (view, unknown))
+        assert torch.equal(known.labels, found.labels)
+        assert torch.equal(known.representatives, found.representatives)

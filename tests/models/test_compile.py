@@ -10,7 +10,8 @@ from support import Prompt, batch
 from tolerances import assert_rounds_alike, exact
 from transformers import CompileConfig, DynamicCache, GenerationConfig, StaticCache
 
-from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu import CompressionConfig, compat, compress, restore
+from ppe_npu.methods import FastV, PyramidDrop
 from ppe_npu.models.fused import fuse
 
 SLOW = pytest.mark.slow  # the same again: tracing takes seconds
@@ -53,6 +54,16 @@ def test_the_decoder_is_one_graph_for_all_prompts_of_one_shape(model, config):
     assert nodes.count("ppe_npu.dpc_knn") == len(config.layers)
     assert_rounds_alike(found, expected, true)
     assert ("ms" in str(model.compression.report)) == (not config.layers)  # there is no clock inside a graph
+
+
+@torch.no_grad()
+def test_what_methods_look_at_is_part_of_the_graph(model):
+    compress(fuse(model), CompressionConfig(steps=[FastV(layer=1), PyramidDrop(layer=2)], k=4))
+    expected, true = eager(model, PROMPTS)
+    graphs = Graphs()
+    model.model.language_model.compile(backend=graphs, fullgraph=True)
+    assert_rounds_alike([model(**inputs).logits for inputs in PROMPTS], expected, true)
+    assert len(graphs.seen) == 1
 
 
 @pytest.mark.parametrize("part", [pytest.param("module", marks=SLOW), "forward", pytest.param("layers", marks=SLOW)])
@@ -125,7 +136,7 @@ def test_decoding_is_one_graph_compiled_again_once_for_any_length(model, config,
 def test_generation_compiles_a_static_cache_only_if_asked_to(model, monkeypatch):
     """transformers would do it on CUDA of its own accord."""
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
-    inputs = {"past_key_values": StaticCache(config=model.config.text_config, max_cache_len=8)}
+    inputs = compat.cache_argument(type(model).forward, StaticCache(config=model.config.text_config, max_cache_len=8))
     asked = GenerationConfig(compile_config=CompileConfig())
     compress(model, PPE)
     assert not model._valid_auto_compile_criteria(inputs, GenerationConfig())
