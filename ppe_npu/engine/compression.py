@@ -120,7 +120,7 @@ class Compression:
         given = (_padding_mask(attention_mask, ids.shape), *map(_rows, (image_grid_thw, video_grid_thw)))
         seconds = _rows(second_per_grid_ts) or []
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
-        layout = find_spans(ids, *given, seconds, self.vision, prompt)
+        layout = find_spans(ids, *given, seconds, self.vision, prompt, hidden=self.config.is_dense and not packed)
         positions, following = self._positions(layout, position_ids, start)
         stages = with_prompts(self._stages(layout, left, packed), self.config.stages, layout, labels)
         walked = self.tower.all and self.vision.window
@@ -131,7 +131,8 @@ class Compression:
 
     def _stages(self, layout: PromptLayout, left: bool | None, packed: bool) -> tuple[Stage, ...]:
         right = bool(layout.real[:, 0].all() and not layout.real[:, -1].all())
-        if self.config.is_dense and not packed and not (left and right):
+        hidden = bool((layout.visual & ~layout.real).any())
+        if self.config.is_dense and not packed and (hidden or not (left and right)):
             return left_as_given(layout)
         stages = lay_out(layout, self.config.stages, not right if left is None else left)
         return pack(stages, *layout.real.shape) if packed else stages

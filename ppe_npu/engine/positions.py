@@ -51,13 +51,15 @@ def prompt_positions(
             text = at + np.flatnonzero(layout.real[sample, at:end])
             positions[:, sample, text] = following_position + np.arange(len(text))
             following_position += len(text)
-            if span is not None:
+            if span is None:
+                continue
+            at = span.start + span.tokens
+            if layout.real[sample, span.start : at].any():  # else the mask hides it
                 grid = following_position + _grid_positions(span, vision)
-                at = span.start + span.tokens
                 positions[:, sample, span.start : at] = grid
                 following_position = int(grid.max()) + 1
         following[sample] = following_position
-    return positions, following
+    return np.where(layout.real, positions, 0), following
 
 
 def position_rows(given: torch.Tensor, axes: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -109,6 +109,7 @@ def find_spans(
     seconds_per_frame: Sequence[float] | None,
     vision: VisionTokens,
     prompt: int | None = None,
+    hidden: bool = False,
 ) -> PromptLayout:
     """Locate the spans of a batch.
 
@@ -119,6 +120,7 @@ def find_spans(
             or videos, are given at all: then their placeholders are text, as transformers has them.
         seconds_per_frame: of each video (transformers' second_per_grid_ts); None means 1 each.
         prompt: how many columns the prompt has; what stands behind it was generated, and is text. None: all.
+        hidden: whether placeholders that the mask hides have their features, too, as in transformers.
 
     Raises:
         InputError: placeholder tokens and grids that disagree, in transformers' words; says which sample, how many
@@ -136,23 +138,25 @@ def find_spans(
     kinds = {kind: (input_ids == token) & (given[kind] is not None) for kind, token in tokens.items()}
     for placeholders in kinds.values():
         placeholders[:, prompt:] &= prompt is None
-    visual = (kinds[IMAGE] | kinds[VIDEO]) & real
+    visual = (kinds[IMAGE] | kinds[VIDEO]) & (real | hidden)
     try:
         return PromptLayout(real, visual, _placed(visual, kinds, runs, first))
     except InputError as error:
-        raise InputError(_in_transformers_words(kinds, real, runs, str(error))) from None
+        raise InputError(_in_transformers_words(kinds, real, runs, hidden, str(error))) from None
 
 
-def _in_transformers_words(kinds: dict[str, np.ndarray], real: np.ndarray, runs: dict[str, list], message: str) -> str:
+def _in_transformers_words(
+    kinds: dict[str, np.ndarray], real: np.ndarray, runs: dict[str, list], hidden: bool, message: str
+) -> str:
     """Before our words those that transformers has for it, which callers look for; and a word about a mask."""
     for kind, places in kinds.items():
-        found, features = int((places & real).sum()), sum(int(np.prod(grid)) for _, grid, _ in runs[kind])
+        found, features = int((places & (real | hidden)).sum()), sum(int(np.prod(grid)) for _, grid, _ in runs[kind])
         if found != features:
             theirs = (
                 f"{kind.capitalize()} features and {kind} tokens do not match, tokens: {found}, features: {features}"
             )
             message = f"{theirs}: {message}"
-        for sample in np.flatnonzero((places & ~real).any(axis=1))[:1]:
+        for sample in np.flatnonzero((places & ~real).any(axis=1))[: not hidden]:
             message += (
                 f"; attention_mask hides {int((places & ~real)[sample].sum())} {kind} tokens of sample {sample}: leave "
                 f"out what is hidden, its {kind}_grid_thw and its pixels too"

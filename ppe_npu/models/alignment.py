@@ -93,6 +93,16 @@ def is_scored(model, kwargs: dict) -> bool:
     return not all(getattr(config, "use_cache", True) for config in (model.config, model.config.get_text_config()))
 
 
+def whole_labels(labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
+    """[B, S] of labels that were given for the last logits_to_keep columns alone, as transformers takes them."""
+    kept = kwargs.get("logits_to_keep")
+    tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+    if not isinstance(kept, int) or tokens is None or not 0 < kept == labels.shape[1] < tokens.shape[1]:
+        return labels
+    others = labels.new_full((len(labels), tokens.shape[1] - kept), IGNORED)
+    return torch.cat([others, labels], dim=1)
+
+
 def as_the_prompt(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Outputs [B, L, C] in the prompt's columns [B, S, C]. places: [B, S] in the flattened output, B * L for none."""
     rows = torch.cat([hidden.flatten(0, 1), hidden.new_zeros(1, hidden.shape[-1])])

@@ -35,7 +35,8 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
     state = state_of(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
     # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
     if state is not None and inputs.get("input_ids") is not None and input_ids.shape[1] > state.seen:
-        inputs["input_ids"] = input_ids[:, state.seen :]
+        # As transformers does: a view has another stride in each step, and a compiled model is compiled again.
+        inputs["input_ids"] = input_ids[:, state.seen :].clone(memory_format=torch.contiguous_format)
         inputs |= new_visual_inputs(inputs, input_ids, state.seen, self.compression.vision)
     inputs["attention_mask"] = kwargs.get("attention_mask")  # for a static cache transformers makes masks of its own
     inputs.pop("position_ids", None)  # generate()'s own, before compression
@@ -58,7 +59,7 @@ def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs)
     return input_ids, others | visual | own
 
 
-def _get_candidate_generator(self, *args, assistant_model=None, **kwargs):
+def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kwargs):
     if not self.compression.config.is_dense:
         if assistant_model is not None:
             raise InputError(
@@ -67,8 +68,9 @@ def _get_candidate_generator(self, *args, assistant_model=None, **kwargs):
             )
         if "mm_token_type_ids" not in inspect.signature(type(self).forward).parameters:
             raise InputError("prompt_lookup_num_tokens needs transformers 5.3: before, it counts columns by the cache")
+    others = {name: value for name, value in (model_kwargs or {}).items() if name != KEYWORD}  # an assistant's, too
     candidate = original(self, "_get_candidate_generator")
-    return candidate(*args, assistant_model=assistant_model, **kwargs)
+    return candidate(assistant_model=assistant_model, model_kwargs=others, **kwargs)
 
 
 def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config) -> bool:

@@ -37,7 +37,7 @@ from ppe_npu.engine.run import Run
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import kv_bytes
-from ppe_npu.models.alignment import aligned, arrange_loss_arguments, as_the_prompt, is_scored
+from ppe_npu.models.alignment import aligned, arrange_loss_arguments, as_the_prompt, is_scored, whole_labels
 from ppe_npu.models.arguments import (
     CONSUMED,
     is_given,
@@ -79,7 +79,7 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
             "model first, or take a copy.deepcopy"
         )
     staged = deepstack or compression.stages > 1
-    check_decoder(text, staged)
+    check_decoder(text, staged, len(compression.channels))
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
     vars(model.model)[_DELTAS] = model.model.rope_deltas
@@ -156,11 +156,12 @@ def _arrange_labels(model, labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
     state = state_of(model.compression, kwargs)
     if not _compresses(state, kwargs):
         return labels
+    kept, labels = labels.shape[1], whole_labels(labels, kwargs)
     plan, scored = make_plan(model.model, model.compression, kwargs, state, labels), is_scored(model, kwargs)
     kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), plan=plan, scored=scored)
     arranged = aligned(plan, labels, True, IGNORED) if scored else plan.labels(labels)
     arrange_loss_arguments(plan, labels, arranged, kwargs)
-    return arranged
+    return arranged if kept == labels.shape[1] else arranged[:, -kept:]
 
 
 def _compresses(state: CacheState | None, kwargs: dict) -> bool:
