@@ -8,6 +8,7 @@ uninstall(model) and detach(model). A new family is a new file and one line in _
 
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
@@ -88,7 +89,7 @@ def _compression(family: ModuleType, model_config, config: CompressionConfig) ->
     )
 
 
-def _seam(model) -> tuple[object, ModuleType]:
+def _seam(model) -> tuple[Any, ModuleType]:
     base = base_of(model)
     return base, _family(type(base).__name__)
 

@@ -118,7 +118,7 @@ def repeat_visual_inputs(inputs: dict, input_ids: torch.Tensor, times: int, visi
     layout = find_spans(
         input_ids.cpu().numpy(), None if mask is None else mask.cpu().numpy(), grids[IMAGE], grids[VIDEO], None, vision
     )
-    out = {}
+    out: dict[str, torch.Tensor] = {}
     for kind in (IMAGE, VIDEO):
         owners = {span.source: span.sample for span in layout.spans if span.modality == kind}
         order = [
@@ -144,7 +144,7 @@ def new_visual_inputs(inputs: dict, input_ids: torch.Tensor, seen: int, vision: 
         what replaces the visual inputs, None where nothing is new; {} where just the new ones are given.
     """
     given = {name: inputs[name] for name in _VISUAL if inputs.get(name) is not None}
-    out = {}
+    out: dict[str, torch.Tensor | None] = {}
     for kind, token in ((IMAGE, vision.image_token_id), (VIDEO, vision.video_token_id)):
         if f"{kind}_grid_thw" not in given or PIXELS[kind] not in given:
             continue
