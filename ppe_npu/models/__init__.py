@@ -80,7 +80,7 @@ def _take_off(base, family: ModuleType) -> None:
 
 def is_compressed(model) -> bool:
     """Whether compress() is in force on this model."""
-    return isinstance(vars(_unwrap(model)).get("compression"), Compression)
+    return isinstance(vars(base_of(model)).get("compression"), Compression)
 
 
 def _compression(family: ModuleType, model_config, config: CompressionConfig) -> Compression:
@@ -90,7 +90,7 @@ def _compression(family: ModuleType, model_config, config: CompressionConfig) ->
 
 
 def _seam(model) -> tuple[Any, ModuleType]:
-    base = _unwrap(model)
+    base = base_of(model)
     return base, _family(type(base).__name__)
 
 
@@ -101,7 +101,7 @@ def _family(class_name: str) -> ModuleType:
     raise InputError(f"{class_name} is not supported: supported are {', '.join(supported_classes())}")
 
 
-def _unwrap(model):
+def base_of(model):
     """The transformers model inside a peft model or a (distributed) data-parallel wrapper."""
     while True:
         if hasattr(model, "get_base_model"):
