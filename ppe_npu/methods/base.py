@@ -111,9 +111,10 @@ class Method:
         def counts(self) -> str: ...
         @property
         def tower_blocks(self) -> tuple[int, ...]: ...
+        @property
+        def tower_windows(self) -> str: ...
     else:
-        needs, scope, counts, tower_blocks = frozenset({"tokens"}), "frame", "exact", (-1,)
-    tower_windows: ClassVar[str] = "refuse"
+        needs, scope, counts, tower_blocks, tower_windows = frozenset({"tokens"}), "frame", "exact", (-1,), "refuse"
     layer_before: ClassVar[bool] = False
 
     layer: int | tuple[int, ...] | None = setting(

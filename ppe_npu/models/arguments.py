@@ -8,7 +8,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.spans import IMAGE, VIDEO
+from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
@@ -65,13 +65,17 @@ def make_plan(
     if ids is None:
         if kwargs.get("inputs_embeds") is None:
             raise InputError("input_ids or inputs_embeds are missing")
-        ids = ids_of_embeds(model, kwargs["inputs_embeds"])
+        ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids"))
     if isinstance(mask, dict):
         raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
     grids = {kind: kwargs.get(f"{kind}_grid_thw") if is_given(kind, kwargs) else None for kind in (IMAGE, VIDEO)}
     for kind, grid in grids.items():
         if is_given(kind, kwargs):
             _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
+    if not compression.config.is_dense:
+        _check_seen(ids, kwargs, compression.vision)
+        # A grid without its pixels: what is meant can only be guessed, so that its placeholders find no grid.
+        grids |= {kind: [] for kind in grids if grids[kind] is None and kwargs.get(f"{kind}_grid_thw") is not None}
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
     return compression.plan(
@@ -85,7 +89,22 @@ def make_plan(
         kwargs.get(KEYWORD, NOTHING).left,
         kwargs.get(KEYWORD, NOTHING).packed,
         labels,
+        kwargs.get(KEYWORD, NOTHING).prompt,
     )
+
+
+def _check_seen(ids: torch.Tensor, kwargs: dict, vision: VisionTokens) -> None:
+    """Raise InputError where inputs_embeds hold images or videos that nothing else tells of: they would go through as
+    text, uncompressed."""
+    embeds, positions = kwargs.get("inputs_embeds"), kwargs.get("position_ids")
+    if embeds is None or any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO)):
+        return
+    rows = positions is not None and positions.ndim == 3 and bool((positions[-3:] != positions[-1:]).any())
+    if rows or bool(((ids == vision.image_token_id) | (ids == vision.video_token_id)).any()):
+        raise InputError(
+            "inputs_embeds hold images or videos, by position_ids or input_ids, but no grid says which: give input_ids "
+            "(or mm_token_type_ids) and image_grid_thw or video_grid_thw beside them, or call with ids and pixels"
+        )
 
 
 def _check_pixels(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | None) -> None:
@@ -181,13 +200,16 @@ def _joined(features: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return features if isinstance(features, torch.Tensor) else torch.cat(list(features))
 
 
-def ids_of_embeds(model, embeds: torch.Tensor) -> torch.Tensor:
+def ids_of_embeds(model, embeds: torch.Tensor, types: torch.Tensor | None = None) -> torch.Tensor:
     """[B, S] stand-ins for missing input_ids: the places whose embedding is that of a placeholder, as transformers
-    finds them. (Where features are in place already nothing tells them from text: then the ids must be given.)"""
+    finds them, and those that mm_token_type_ids name, where features may stand already."""
     ids = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
     vision = model.compression.vision
     ids += 1 + max(vision.image_token_id, vision.video_token_id)  # no placeholder
     for token in (vision.image_token_id, vision.video_token_id):
         embedding = model.get_input_embeddings()(torch.tensor(token, device=embeds.device))
         ids = torch.where((embeds == embedding).all(-1), token, ids)
+    if types is not None and types.shape == ids.shape:
+        for kind, token in ((1, vision.image_token_id), (2, vision.video_token_id)):
+            ids = torch.where(types == kind, token, ids)
     return ids
