@@ -36,11 +36,13 @@ if TYPE_CHECKING:
 
 PLACES = ("pixels", "tower", "input", "layer")  # in the order in which a forward pass comes by them
 NEEDS = (
-    *("tokens", "places", "sizes", "text", "tower_keys", "tower_saliency"),
+    *("pixels", "tokens", "places", "sizes", "text", "tower_keys", "tower_saliency"),
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
-_HELPERS = ("base", "choosing", "frames", "grouping", "listing", "peaks", "space", "thinning", "view")  # no methods
+_HELPERS = (  # files here that hold no method
+    *("base", "choosing", "frames", "grouping", "listing", "peaks", "predicting", "space", "thinning", "view"),
+)
 _REGISTERED: dict[str, type[Method]] = {}
 
 

@@ -1,0 +1,291 @@
+"""Which cells of a picture are predicted by cells beside them: for methods at the pixels.
+
+A picture is H x W cells, flattened in raster order to N rows of D pixel values, [N, D] fp32. All of it runs on the
+device that holds the cells. No global random generator is asked or seeded.
+"""
+
+from __future__ import annotations
+
+import random as python_random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ppe_npu.backends import device
+
+_AT_ONCE = 2**19  # values of a comparison on the host: what a processor's cache holds
+_AT_ONCE_ELSEWHERE = 2**26
+_SIEVE = 64  # values of a cell that are looked at first
+
+
+class Cells:
+    """The cells of one picture, and when two are alike: their distance is at most a threshold, rounded to fp32.
+
+    Where they lie on the host, most unlike pairs are told by a few of their values, and only the others are compared
+    as a whole. The largest difference of these alone is no more than that of all.
+
+    Args:
+        values: [N, D] fp32. width: cells of a row.
+        metric: "max", "mae" or "rmse" of the differences. threshold: at 0 only equal cells are alike.
+        errors: whether distances beyond the threshold must be true, too.
+    """
+
+    def __init__(self, values: torch.Tensor, width: int, metric: str, threshold: float, errors: bool):
+        self.values, self.width, self.threshold = values, width, threshold
+        self.metric = metric if threshold > 0 or errors else "max"  # which of equal cells is 0, as that of any metric
+        self.numbers = torch.arange(len(values), device=values.device)
+        self.height, self.on_host = len(values) // width, device.on_cpu(values.device)
+        sieved = self.on_host and self.metric == "max" and not errors and values.shape[1] >= 4 * _SIEVE
+        self._few = values[:, :: values.shape[1] // _SIEVE].contiguous() if sieved else None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def apart(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """[n] fp32 distance of the cells with the numbers `one` to those with the numbers `other` [n] int64 each."""
+        if not self.on_host:
+            return self._distances(one, other)
+        away = self.values.new_zeros(len(one))
+        left = (one != other).nonzero()[:, 0]
+        if self._few is not None:
+            few = self._few.index_select(0, one[left]).sub_(self._few.index_select(0, other[left]))
+            away[left] = few.abs_().amax(-1)
+            left = left[away[left] <= self.threshold]
+        away[left] = self._distances(one[left], other[left])
+        return away
+
+    def alike(self, away: torch.Tensor) -> torch.Tensor:
+        """Whether cells at these distances are alike."""
+        return away <= self.threshold
+
+    def _distances(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        step = max((_AT_ONCE if self.on_host else _AT_ONCE_ELSEWHERE) // self.values.shape[1], 1)
+        parts = [self._distance(*pair) for pair in zip(one.split(step), other.split(step))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _distance(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        away = self.values.index_select(0, one).sub_(self.values.index_select(0, other)).abs_()
+        if self.metric == "max":
+            return away.amax(-1)
+        if self.threshold > 0:
+            return self._mean(away)
+        # What is too small for a mean to show is a difference nevertheless.
+        differ = away.amax(-1) > 0
+        return self._mean(away).clamp_min(torch.finfo(away.dtype).tiny * differ)
+
+    def _mean(self, away: torch.Tensor) -> torch.Tensor:
+        return away.mean(-1) if self.metric == "mae" else away.pow_(2).mean(-1).sqrt_()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a predictor says of the N cells of a picture.
+
+    Args:
+        kept: [N] bool, the cells that nothing predicts.
+        error: [N] fp32, how far each cell is from what predicts it; inf of one that nothing can predict.
+        leans: of kept cells [N] bool, the cell [N] int64 that each of the others leans on; chains end in kept cells.
+    """
+
+    kept: torch.Tensor
+    error: torch.Tensor
+    leans: Callable[[torch.Tensor], torch.Tensor]
+
+    def limited(self, least: int, most: int) -> torch.Tensor:
+        """[N] bool, what is kept where there must be at least and at most so many: the cells that were kept before the
+        others, those of larger error before those of smaller, the first in raster order before later ones."""
+        order = self.error.sort(descending=True, stable=True).indices
+        order = order[self.kept[order].int().sort(descending=True, stable=True).indices]
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device)
+        return rank < self.kept.sum().clamp(least, most)
+
+
+def sources(leans_on: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """[N] int64, the kept cell in which each one's chain of predictions ends."""
+    cells = torch.arange(len(kept), device=kept.device)
+    source = torch.where(kept, cells, leans_on)
+    for _ in range(len(kept).bit_length()):
+        source = source[source]
+    return source
+
+
+def beside(cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
+    """The distances [H, W] to the cell on the left and to the one above; inf where there is none."""
+    left, up = cells.values.new_full((2, len(cells)), torch.inf)
+    inner, lower = cells.numbers[cells.numbers % cells.width > 0], cells.numbers[cells.width :]
+    left[inner] = cells.apart(inner, inner - 1)
+    up[lower] = cells.apart(lower, lower - cells.width)
+    return left.view(-1, cells.width), up.view(-1, cells.width)
+
+
+def pred_2d(cells: Cells, anchored: bool) -> Prediction:
+    """A cell is predicted from the left; from above in the first column, and where the cell between them is like the
+    left one and not like the upper one: an edge that runs down (LOCO-I; PixelPrune, section 3).
+
+    Args:
+        anchored: all comparisons are with what the prediction gives, so that errors do not add up along a chain.
+    """
+    if anchored and cells.threshold > 0:
+        leans_on, error = _wavefront(cells)
+        return Prediction(~cells.alike(error), error, lambda kept: leans_on)
+    left, up = beside(cells)
+    from_above = torch.zeros_like(left, dtype=torch.bool)
+    from_above[1:, 0] = True
+    from_above[1:, 1:] = cells.alike(up[1:, :-1]) & ~cells.alike(left[:-1, 1:])
+    error = torch.where(from_above, up, left).flatten()
+    leans_on = cells.numbers - torch.where(from_above.flatten(), cells.width, 1)
+    return Prediction(~cells.alike(error), error, lambda kept: leans_on.clamp_min(0))
+
+
+def _wavefront(cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each cell leans on [N] int64 and its error [N], by anti-diagonals: what a cell looks at lies in earlier
+    ones. A reconstructed cell is known by its anchor, whose pixels it has."""
+    height, width = cells.height, cells.width
+    walk = (cells.numbers // width + cells.numbers % width).sort(stable=True).indices
+    sizes = [min(height - 1, at) - max(0, at - width + 1) + 1 for at in range(height + width - 1)]
+    anchor, leans_on = cells.numbers.clone(), torch.zeros_like(cells.numbers)
+    error = cells.values.new_full((len(cells),), torch.inf)
+    for number, here in enumerate(walk.split(sizes)[1:], start=1):
+        # The first of them is in the first row in the diagonals that begin there, the last in the first column.
+        begin, end = int(number < width), len(here) - int(number < height)
+        above = torch.zeros_like(here, dtype=torch.bool)
+        above[end:] = True
+        inner = here[begin:end]
+        above[begin:end] = _edge_runs_down(cells, *(anchor[inner - back] for back in (1, width, width + 1)))
+        predicted = here - torch.where(above, width, 1)
+        away = cells.apart(here, anchor[predicted])
+        error[here], leans_on[here] = away, predicted
+        anchor[here] = torch.where(cells.alike(away), anchor[predicted], here)
+    return leans_on, error
+
+
+def _edge_runs_down(cells: Cells, left: torch.Tensor, up: torch.Tensor, between: torch.Tensor) -> torch.Tensor:
+    """[n] bool, whether the cells between are like those on the left, and not like those above; all by number [n]."""
+    alike = cells.alike(cells.apart(between, left))
+    if not cells.on_host:  # there it is dearer to ask how many are left
+        return alike & ~cells.alike(cells.apart(between, up))
+    some = alike.nonzero()[:, 0]
+    alike[some] = ~cells.alike(cells.apart(between[some], up[some]))
+    return alike
+
+
+def runs(cells: Cells, order: torch.Tensor, anchored: bool) -> Prediction:
+    """A cell is predicted by the first of the run that it goes on, or by the one before where it is not anchored.
+
+    Args:
+        order: [N] int64, the cells in the order in which they are walked. A run goes on across the end of a row.
+    """
+    if anchored and cells.threshold > 0:
+        before, error = _anchored_runs(cells, order)
+    else:
+        before = (cells.numbers - 1).clamp_min(0)
+        error = torch.cat([cells.values.new_full((1,), torch.inf), cells.apart(order[1:], order[:-1])])
+    back = torch.empty_like(order)
+    back[order] = cells.numbers
+    leans_on = order[before][back]
+    return Prediction(~cells.alike(error)[back], error[back], lambda kept: leans_on)
+
+
+def _anchored_runs(cells: Cells, order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The anchor [N] that each cell of a walk is compared with, and how far it is from it [N]. A run's cells are
+    compared in windows that grow while it goes on."""
+    before, error = torch.zeros_like(order), cells.values.new_full((len(cells),), torch.inf)
+    anchor, start, window = 0, 1, 1
+    while start < len(cells):
+        here = order[start : start + window]
+        away = cells.apart(here, order[anchor].expand(len(here)))
+        ends = (~cells.alike(away)).nonzero()[:1, 0].tolist()
+        stop = ends[0] + 1 if ends else len(away)
+        error[start : start + stop], before[start : start + stop] = away[:stop], anchor
+        start, window = start + stop, min(2 * window, 256)
+        if ends:
+            anchor, window = start - 1, 1
+    return before, error
+
+
+def nearest(kept: torch.Tensor, width: int) -> torch.Tensor:
+    """[N] int64, the kept cell that is nearest in space, the first among equals; a kept one itself."""
+    cells = torch.arange(len(kept), device=kept.device)
+    chosen = kept.nonzero()[:, 0]
+    step = max(2**22 // max(len(chosen), 1), 1)
+    rows, columns = chosen // width, chosen % width
+    best = [
+        ((some[:, None] // width - rows) ** 2 + (some[:, None] % width - columns) ** 2).argmin(1)
+        for some in cells.split(step)
+    ]
+    return torch.where(kept, cells, chosen[torch.cat(best)])
+
+
+def scattered(count: torch.Tensor, cells: int, width: int, seed: int) -> Prediction:
+    """As many cells as `count` [] says, drawn by a generator of our own that is seeded so."""
+    drawn = torch.randperm(cells, generator=torch.Generator().manual_seed(seed)).to(count.device)
+    rank = torch.empty_like(drawn)
+    rank[drawn] = torch.arange(cells, device=count.device)
+    return Prediction(rank < count, -rank.float(), lambda kept: nearest(kept, width))
+
+
+def connected(cells: Cells, skip_ratio: float, rand: bool, seed: int) -> Prediction:
+    """Cells that are joined by pairs of like neighbours are one component; of n of them n - round(n * skip_ratio), at
+    least one, are kept: evenly by their number in the component, the first among them, or drawn (`rand`)."""
+    left, up = beside(cells)
+    label = _components(cells.alike(left), cells.alike(up))
+    order = label.sort(stable=True).indices
+    _, number, sizes = torch.unique(label, return_inverse=True, return_counts=True)
+    first, size = (sizes.cumsum(0) - sizes)[number], sizes[number]
+    rank = torch.empty_like(order)
+    rank[order] = cells.numbers
+    if rand:
+        kept = _drawn(order.tolist(), sizes.tolist(), skip_ratio, seed).to(order.device)
+    else:
+        kept = _evenly(rank - first, size, (size - (size.double() * skip_ratio).round().long()).clamp_min(1))
+    error = torch.minimum(left, up).flatten()
+
+    def leans(kept: torch.Tensor) -> torch.Tensor:
+        """The last kept one of the component before it, else its first kept one, else the nearest one in space."""
+        inside, total = kept[order], len(order)
+        last = torch.where(inside, cells.numbers, -1).cummax(0).values
+        after = torch.where(inside, cells.numbers, total).flip(0).cummin(0).values.flip(0)
+        found = torch.where(last >= first[order], last, after)
+        found = torch.where(found < (first + size)[order], order[found.clamp_max(total - 1)], -1)[rank]
+        return torch.where(found < 0, nearest(kept, cells.width), found)
+
+    return Prediction(kept, error, leans)
+
+
+def _evenly(rank: torch.Tensor, size: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """[N] bool, whether the rank of `size` is one of floor(j * (size - 1) / (share - 1)), j = 0 ... share - 1."""
+    gaps, last = (share - 1).clamp_min(1), (size - 1).clamp_min(1)
+    step = (rank * gaps + last - 1).div(last, rounding_mode="floor")
+    return torch.where(share == 1, rank == 0, (step * last).div(gaps, rounding_mode="floor") == rank)
+
+
+def _components(left: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """[N] int64, the first cell of each cell's component, of what is alike to the left and above [H, W] bool."""
+    height, width = left.shape
+    cells = torch.arange(height * width, device=left.device)
+    ends = torch.cat([cells[left.flatten()], cells[up.flatten()]])
+    begins = torch.cat([cells[left.flatten()] - 1, cells[up.flatten()] - width])
+    label = cells
+    while True:
+        low = torch.minimum(label[begins], label[ends])
+        new = label.clone()
+        for hooked in (begins, ends, label[begins], label[ends]):
+            new.scatter_reduce_(0, hooked, low, "amin")
+        new = new[new]
+        new = new[new]
+        if torch.equal(new, label):
+            return label
+        label = new
+
+
+def _drawn(order: list[int], sizes: list[int], skip_ratio: float, seed: int) -> torch.Tensor:
+    """[N] bool, of each component as many as are kept, drawn by Python's generator, seeded anew."""
+    kept, generator, at = torch.zeros(len(order), dtype=torch.bool), python_random.Random(seed), 0
+    for size in sizes:
+        cells = order[at : at + size]
+        count = max(size - round(size * skip_ratio), 1)
+        kept[cells if count == size else generator.sample(cells, count)] = True
+        at += size
+    return kept

@@ -1,0 +1,203 @@
+"""PixelPrune's selectors against the released ones, and the laws of what they keep.
+
+tests/data/methods/pixelprune.safetensors holds pictures, settings and what the released code kept of them; with
+PPE_GOLDEN naming the folder of whole recordings, all of these are compared.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from ppe_npu import CompressionConfig
+from ppe_npu.errors import InputError
+from ppe_npu.methods import get
+
+DATA = Path(__file__).parent.parent / "data" / "methods" / "pixelprune.safetensors"
+PREDICTORS = ("pred_2d", "raster", "serpentine", "connected", "random")
+GRIDS = st.tuples(st.integers(1, 6), st.integers(1, 6))
+
+
+def whole_recordings():
+    return [DATA, *sorted(Path(os.environ.get("PPE_GOLDEN", "/nowhere")).glob("pixelprune/selector.safetensors"))]
+
+
+def recorded_cases(path):
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dict
+        beside = path.with_suffix(".json")
+        cases = json.loads(beside.read_text()) if beside.exists() else json.loads(file.metadata()["cases"])
+    for image in cases["images"]:
+        cells = tensors[f"cells.{image['name']}"]
+        cells = tensors["levels"][cells.long()] if cells.dtype == torch.uint8 else cells
+        yield image, cells.view(*image["grid"], -1), cases, tensors
+
+
+def method_of(case):
+    names = {"conncomp": "connected"}
+    fields = {
+        key: case[key] for key in ("metric", "threshold", "anchored", "rand", "skip_ratio", "seed") if key in case
+    }
+    return get("pixelprune", predictor=names.get(case["method"], case["method"]), **fields)
+
+
+@pytest.mark.parametrize("path", whole_recordings(), ids=["some", "whole"][: len(whole_recordings())])
+def test_what_the_released_code_kept(path):
+    compared = 0
+    for image, cells, cases, tensors in recorded_cases(path):
+        for number, case in enumerate(cases["configs"]):
+            # Aligned components are a draw that hangs on how the released code walks them.
+            if number in image["fragile"] or case.get("align_compression"):
+                continue
+            kept, source = method_of(case).select(cells)
+            assert torch.equal(kept.flatten(), tensors[f"keep.{image['name']}"][number].bool()), (image["name"], case)
+            if number in cases["source_configs"]:
+                row = cases["source_configs"].index(number)
+                assert torch.equal(source.flatten(), tensors[f"source.{image['name']}"][row].long()), image["name"]
+            compared += 1
+    assert compared > 200
+
+
+def pictures(draw):
+    """Cells of few levels, so that some are equal, some alike and some not."""
+    height, width = draw(GRIDS)
+    levels = draw(st.lists(st.integers(0, 4), min_size=height * width, max_size=height * width))
+    return torch.tensor(levels, dtype=torch.float32).view(height, width, 1).expand(-1, -1, 3) / 64
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+@settings(derandomize=True, max_examples=30, deadline=None)
+@given(data=st.data())
+def test_every_chain_ends_in_a_kept_cell(predictor, data):
+    cells = pictures(data.draw)
+    fields = data.draw(
+        st.fixed_dictionaries(
+            {
+                "metric": st.sampled_from(["max", "mae", "rmse"]),
+                "threshold": st.sampled_from([0.0, 1 / 64, 2 / 64]),
+                "anchored": st.booleans(),
+                "max_kept": st.sampled_from([None, 1, 3, 50]),
+                "min_share": st.sampled_from([0.0, 0.5, 1.0]),
+                "skip_ratio": st.sampled_from([0.3, 1.0]),
+                "rand": st.booleans(),
+            }
+        )
+    )
+    kept, source = get("pixelprune", predictor=predictor, **fields).select(cells)
+    flat = kept.flatten()
+    assert flat[source.flatten()].all()
+    own = torch.arange(len(flat)) == source.flatten()
+    assert torch.equal(own, flat)
+    most = fields["max_kept"] or len(flat)
+    assert min(-(-len(flat) * fields["min_share"] // 1), most) <= flat.sum() <= most
+
+
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_dropped_cell_is_like_what_stands_for_it(data):
+    """Anchored, with no limit: within the threshold of its source itself, however long the chain."""
+    cells, threshold = pictures(data.draw), data.draw(st.sampled_from([0.0, 1 / 64, 2 / 64]))
+    predictor = data.draw(st.sampled_from(["pred_2d", "raster", "serpentine"]))
+    _, source = get("pixelprune", predictor=predictor, threshold=threshold).select(cells)
+    flat = cells.flatten(0, 1)
+    assert ((flat - flat[source.flatten()]).abs().amax(-1) <= threshold).all()
+
+
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_smaller_budget_keeps_some_of_a_larger_one(data):
+    cells = pictures(data.draw)
+    total = cells.shape[0] * cells.shape[1]
+    method = {"predictor": data.draw(st.sampled_from(PREDICTORS)), "threshold": 1 / 64}
+    free, _ = get("pixelprune", **method).select(cells)
+    before = torch.zeros_like(free)
+    for most in range(1, total + 1):
+        kept, _ = get("pixelprune", max_kept=most, fill=True, **method).select(cells)
+        limited, _ = get("pixelprune", max_kept=most, **method).select(cells)
+        assert kept.sum() == most
+        assert (kept | ~before).all()
+        assert limited.sum() == min(most, int(free.sum()))
+        assert (limited <= kept).all()
+        assert (limited <= free).all()
+        before = kept
+
+
+def test_a_budget_keeps_the_worst_predicted():
+    cells = torch.tensor([0.0, 0.1, 0.1, 0.9, 0.5, 0.5]).view(1, 6, 1)
+    kept, source = get("pixelprune", max_kept=3).select(cells)
+    assert kept.tolist() == [[True, False, False, True, True, False]]
+    assert source.tolist() == [[0, 0, 0, 3, 4, 4]]
+
+
+def test_runs_do_not_hang_on_how_long_a_window_is():
+    """A drift of less than the threshold from cell to cell: a run ends where it is too far from its first cell."""
+    cells = (torch.arange(1100) // 7 / 1024).view(1, 1100, 1)
+    kept, source = get("pixelprune", predictor="raster", threshold=50 / 1024).select(cells)
+    assert kept[0].nonzero()[:, 0].tolist() == [0, *range(51 * 7, 1100, 51 * 7)]
+    assert torch.equal(source[0], torch.arange(1100) // (51 * 7) * (51 * 7))
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_long_equal_rows_and_no_global_generator(predictor):
+    state = torch.get_rng_state()
+    kept, source = get("pixelprune", predictor=predictor).select(torch.full((1, 3000, 2), 0.25))
+    assert kept.sum() == 1
+    assert len(set(source.flatten().tolist())) == 1
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@settings(derandomize=True, max_examples=20, deadline=None)
+@given(data=st.data())
+def test_many_values_are_compared_as_few_are(data):
+    """Cells of which a few values are looked at first: the one value in which they differ may be any of them."""
+    few = pictures(data.draw)[..., :1]
+    height, width, _ = few.shape
+    places = data.draw(st.lists(st.integers(0, 511), min_size=height * width, max_size=height * width))
+    many = torch.zeros(height, width, 512)
+    many.scatter_(2, torch.tensor(places).view(height, width, 1), few)
+    for fields in ({"threshold": 0.0}, {"threshold": 1 / 64}, {"threshold": 1 / 64, "predictor": "raster"}):
+        kept, source = get("pixelprune", **fields).select(many)
+        true_kept, true_source = get("pixelprune", min_share=1e-9, **fields).select(many)
+        assert torch.equal(kept, true_kept)
+        assert torch.equal(source, true_source)
+
+
+def test_tiny_differences_are_differences_at_threshold_0():
+    cells = torch.tensor([0.0, 1e-30]).view(1, 2, 1)
+    for metric in ("max", "mae", "rmse", "exact"):
+        assert get("pixelprune", metric=metric).select(cells)[0].all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"predictor": "loco"}, "predictor='loco'"),
+        ({"metric": "l2"}, "metric='l2'"),
+        ({"threshold": -0.1}, "threshold=-0.1: give the largest difference"),
+        ({"max_kept": 0}, "max_kept=0: give how many"),
+        ({"fill": True}, "fill=True without max_kept"),
+        ({"layer": 2}, "pixelprune with layer=2: it cannot stand"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        get("pixelprune", **fields)
+
+
+@pytest.mark.parametrize("cells", [torch.zeros(4, 3), torch.zeros(2, 2, 3, dtype=torch.uint8), torch.zeros(0, 2, 3)])
+def test_cells_that_are_none_are_refused(cells):
+    with pytest.raises(InputError, match="cells are torch"):
+        get("pixelprune").select(cells)
+
+
+def test_the_config_takes_and_gives_it():
+    step = {"method": "pixelprune", "predictor": "serpentine", "metric": "mae", "threshold": 0.02, "max_kept": None}
+    config = CompressionConfig.from_dict({"steps": [step], "positions": "keep_one", "k": 1})
+    assert CompressionConfig.from_dict(config.to_dict()) == config
+    assert get("pixelprune", max_kept=64, fill=True).counts == "exact"
+    assert get("pixelprune", max_kept=64).kept(99) == 64
