@@ -62,10 +62,9 @@ def make_plan(
         InputError: arguments that disagree, or that a compressed model cannot take.
     """
     ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-    if ids is None:
-        if kwargs.get("inputs_embeds") is None:
-            raise InputError("input_ids or inputs_embeds are missing")
-        ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids"))
+    if ids is None and kwargs.get("inputs_embeds") is None:
+        raise InputError("input_ids or inputs_embeds are missing")
+    ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
     if isinstance(mask, dict):
         raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
     grids = {kind: kwargs.get(f"{kind}_grid_thw") if is_given(kind, kwargs) else None for kind in (IMAGE, VIDEO)}
