@@ -87,14 +87,13 @@ def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
     blocks = method.blocks(vision.tower_blocks)
     whole = range(vision.tower_blocks) if vision.whole_blocks is None else sorted(vision.whole_blocks)
     left = tuple(block for block in blocks if block in whole)
-    if left == blocks or SALIENCY not in method.needs or method.tower_windows == "frame":
+    if left == blocks or not whole or SALIENCY not in method.needs or method.tower_windows == "frame":
         return blocks
     if not left or method.tower_windows == "refuse":
         windows = ", ".join(str(block) for block in blocks if block not in whole)
-        others = f"{', '.join(map(str, whole))} attend whole" if whole else "all do"
         raise InputError(
-            f"{method.name} looks at attention in block {windows} of the vision tower, which attends in windows "
-            f'({others}): name another block, or set tower_windows="frame"'
+            f"{method.name} looks at attention in block {windows} of the vision tower, which attends in windows: name "
+            f'one in which a whole frame attends to itself, of {", ".join(map(str, whole))}, or tower_windows="frame"'
         )
     return left
 
