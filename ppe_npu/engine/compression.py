@@ -187,13 +187,8 @@ class Compression:
         following, rows = (on.following,) * self.stages, [None] * self.stages
         if self.config.positions == "renumber":
             following, rows = _renumbered(state, on, masks, self.axes)
-        state = state.then(
-            tuple(stage.real for stage in on.stages),
-            following,
-            tuple(stage.after.padded for stage in plan.stages),
-            plan.layout.real.shape[1],
-            compressed=not plan.as_given,
-        )
+        real, padded = zip(*((stage.real, laid.after.padded) for stage, laid in zip(on.stages, plan.stages)))
+        state = state.then(real, following, padded, plan.layout.real.shape[1], compressed=not plan.as_given)
         self.trace = Trace(plan, self.config) if self.keep_groups else None
         masks = tuple(masks) if apart else _with_padding(masks, state)
         run = Prefill(self.layers, masks, rows, state, segments, self.config, on, watch, self.trace)
