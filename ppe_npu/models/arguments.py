@@ -46,11 +46,7 @@ def is_given(kind: str, kwargs: dict) -> bool:
 
 @torch.compiler.disable  # it works on host arrays
 def make_plan(
-    model,
-    compression: Compression,
-    kwargs: dict,
-    past: CacheState | None = None,
-    labels: torch.Tensor | None = None,
+    model, compression: Compression, kwargs: dict, past: CacheState | None = None, labels: torch.Tensor | None = None
 ) -> PromptPlan:
     """The plan of what the model is called with.
 
