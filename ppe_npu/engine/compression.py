@@ -178,22 +178,18 @@ class Compression:
             tower: what the vision tower's blocks say of the V features, where a method looks at it.
         """
         watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
-        state = CacheState.empty(self.layers, *on.stages[0].real.shape[:1], on.following.device)
-        state = state if past is None else past.repeated(len(on.following))
+        empty = CacheState.empty(self.layers, len(on.stages[0].real), on.following.device)
+        state = empty if past is None else past.repeated(len(on.following))
         fresh = past is None and (attention_mask is None or attention_mask.ndim != 4)
-        apart = apart and fresh
+        apart, ready_mask = apart and fresh, ready_mask and fresh and not apart and not plan.as_given
         segments = tuple(stage.segments if apart or stage.numbers is not None else None for stage in on.stages)
-        masks = _stage_masks(plan, on, attention_mask, ready_mask and fresh and not apart and not plan.as_given)
+        masks = _stage_masks(plan, on, attention_mask, ready_mask)
         following, rows = (on.following,) * self.stages, [None] * self.stages
         if self.config.positions == "renumber":
             following, rows = _renumbered(state, on, masks, self.axes)
-        state = state.then(
-            tuple(stage.real for stage in on.stages),
-            following,
-            tuple(stage.after.padded for stage in plan.stages),
-            plan.layout.real.shape[1],
-            compressed=not plan.as_given,
-        )
+        real, padded = (stage.real for stage in on.stages), (stage.after.padded for stage in plan.stages)
+        columns = plan.layout.real.shape[1]
+        state = state.then(tuple(real), following, tuple(padded), columns, compressed=not plan.as_given)
         self.trace = Trace(plan, self.config) if self.keep_groups else None
         masks = tuple(masks) if apart else _with_padding(masks, state)
         run = Prefill(self.layers, masks, rows, state, segments, self.config, on, watch, self.trace)

@@ -40,6 +40,7 @@ from ppe_npu.inspect.report import kv_bytes
 from ppe_npu.models.alignment import aligned, arrange_loss_arguments, as_the_prompt, is_scored, whole_labels
 from ppe_npu.models.arguments import (
     CONSUMED,
+    attention_mask_of,
     is_given,
     make_plan,
     tower_features,
@@ -245,7 +246,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
         plan,
         text_embeds,
         features.tokens,
-        kwargs.get("attention_mask"),
+        attention_mask_of(kwargs),
         past,
         features.deepstack,
         ready_mask=sdpa,
