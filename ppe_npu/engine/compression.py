@@ -10,11 +10,11 @@ import torch
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState
-from ppe_npu.engine.layout import lay_out, with_prompts
+from ppe_npu.engine.layout import Stage, lay_out, left_as_given, with_prompts
 from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
 from ppe_npu.engine.packing import packed as pack
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.positions import axes_of, check_channels, prompt_positions
+from ppe_npu.engine.positions import axes_of, check_channels, position_rows, prompt_positions
 from ppe_npu.engine.run import Prefill, Run
 from ppe_npu.engine.shown import LAYER_NEEDS
 from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
@@ -36,6 +36,8 @@ class Compression:
         stages: the part of the decoder before its first merge, and one part from each merge on.
         axes: of a position: 3, or 1 for a decoder with a plain rotary embedding.
         tower: the blocks of the vision tower that its methods look at.
+        last, last_scored: the plan of the last prompt, from when its report is there, and whether the output stood as
+            the prompt was given.
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
     Raises:
@@ -51,6 +53,8 @@ class Compression:
     axes: int = field(init=False)
     tower: TowerBlocks = field(init=False)
     report: CompressionReport | None = field(default=None, init=False)
+    last: PromptPlan | None = field(default=None, init=False, repr=False)
+    last_scored: bool = field(default=False, init=False)
     keep_groups: bool = field(default=False, init=False)
     trace: Trace | None = field(default=None, init=False, repr=False)
 
@@ -94,49 +98,58 @@ class Compression:
         left: bool | None = None,
         packed: bool = False,
         labels: torch.Tensor | None = None,
+        prompt: int | None = None,
     ) -> PromptPlan:
         """Find the spans, number the prompt, and lay out what will be kept at every stage.
 
         Args:
             input_ids: [B, S]. attention_mask: [B, S], or [B, 1, S, S] (then no place is taken for padding), or None.
-            image_grid_thw, video_grid_thw: [n, 3] patches. second_per_grid_ts: [n_videos].
-            position_ids: [axes, B, S] to use instead of the prompt's own numbering.
+            image_grid_thw, video_grid_thw: [n, 3] patches, or None, as find_spans takes them.
+            second_per_grid_ts: [n_videos].
+            position_ids: to use instead of the prompt's own numbering, in any form that position_rows takes.
             start: [B] first position of each sample, of a prompt that continues a cache.
             left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
             packed: lay the batch out as one row of samples, without padding.
             labels: [B, S] of training: what methods look at as the prompt's text and last token ends before the answer.
+            prompt: how many columns are the prompt's, as find_spans takes it.
 
         Raises:
             InputError: shapes, placeholders and grids that disagree.
         """
         ids = input_ids.cpu().numpy()
         given = (_padding_mask(attention_mask, ids.shape), *map(_rows, (image_grid_thw, video_grid_thw)))
-        seconds = _rows(second_per_grid_ts)
+        seconds = _rows(second_per_grid_ts) or []
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
-        layout = find_spans(ids, *given, seconds, self.vision)
+        layout = find_spans(ids, *given, seconds, self.vision, prompt, hidden=self.config.is_dense and not packed)
         positions, following = self._positions(layout, position_ids, start)
-        if left is None:
-            left = not (layout.real[:, 0].all() and not layout.real[:, -1].all())
-        stages = lay_out(layout, self.config.stages, left)
-        if packed:
-            stages = pack(stages, *ids.shape)
-        stages = with_prompts(stages, self.config.stages, layout, labels)
+        stages = with_prompts(self._stages(layout, left, packed), self.config.stages, layout, labels)
         walked = self.tower.all and self.vision.window
         order = tower_order(layout, self.vision.window) if walked else None
         plan = PromptPlan.of(layout, stages, positions, following, watch, order)
         watch.mark()
         return plan
 
+    def _stages(self, layout: PromptLayout, left: bool | None, packed: bool) -> tuple[Stage, ...]:
+        right = bool(layout.real[:, 0].all() and not layout.real[:, -1].all())
+        hidden = bool((layout.visual & ~layout.real).any())
+        if self.config.is_dense and not packed and (hidden or not (left and right)):
+            return left_as_given(layout)
+        stages = lay_out(layout, self.config.stages, not right if left is None else left)
+        return pack(stages, *layout.real.shape) if packed else stages
+
     def _positions(
         self, layout: PromptLayout, given: torch.Tensor | None, start: torch.Tensor | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The prompt's positions [axes, B, S], and the one after each sample's largest [B]."""
-        if given is None:
-            return prompt_positions(layout, self.vision, None if start is None else start.tolist(), self.axes)
-        if tuple(given.shape) != (self.axes, *layout.real.shape):
-            raise InputError(f"position_ids have shape {list(given.shape)}, not {[self.axes, *layout.real.shape]}")
-        positions = given.cpu().numpy()
-        return positions, positions.max(axis=(0, 2)) + 1
+        if given is not None:
+            positions = position_rows(given, self.axes, layout.real.shape).cpu().numpy()
+            return positions, positions.max(axis=(0, 2)) + 1
+        if self.config.is_dense and not layout.spans and start is None:
+            # As transformers numbers text, padding too: who has padding predict a label gets what it gets there.
+            samples, length = layout.real.shape
+            places = np.arange(length)
+            return np.broadcast_to(places, (self.axes, samples, length)), np.full(samples, length)
+        return prompt_positions(layout, self.vision, None if start is None else start.tolist(), self.axes)
 
     # -- between the vision tower and the first decoder layer: no host sync -------------------------------------------
 
@@ -165,39 +178,48 @@ class Compression:
             tower: what the vision tower's blocks say of the V features, where a method looks at it.
         """
         watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
-        state = CacheState.empty(self.layers, *on.stages[0].real.shape[:1], on.following.device)
-        state = state if past is None else past.repeated(len(on.following))
+        empty = CacheState.empty(self.layers, len(on.stages[0].real), on.following.device)
+        state = empty if past is None else past.repeated(len(on.following))
         fresh = past is None and (attention_mask is None or attention_mask.ndim != 4)
-        apart = apart and fresh
+        apart, ready_mask = apart and fresh, ready_mask and fresh and not apart and not plan.as_given
         segments = tuple(stage.segments if apart or stage.numbers is not None else None for stage in on.stages)
-        masks = _stage_masks(plan, on, attention_mask, ready_mask and fresh and not apart)
+        masks = _stage_masks(plan, on, attention_mask, ready_mask)
         following, rows = (on.following,) * self.stages, [None] * self.stages
         if self.config.positions == "renumber":
             following, rows = _renumbered(state, on, masks, self.axes)
-        state = state.then(
-            tuple(stage.real for stage in on.stages),
-            following,
-            tuple(stage.after.padded for stage in plan.stages),
-            plan.layout.real.shape[1],
-            compressed=True,
-        )
+        real, padded = (stage.real for stage in on.stages), (stage.after.padded for stage in plan.stages)
+        columns = plan.layout.real.shape[1]
+        state = state.then(tuple(real), following, tuple(padded), columns, compressed=not plan.as_given)
         self.trace = Trace(plan, self.config) if self.keep_groups else None
         masks = tuple(masks) if apart else _with_padding(masks, state)
         run = Prefill(self.layers, masks, rows, state, segments, self.config, on, watch, self.trace)
         run.begin(text_embeds, features, deepstack, tower)
-        self.report = CompressionReport.of(plan, self.layers, self.decoder_layers, watch)
+        self.report, self.last = CompressionReport.of(plan, self.layers, self.decoder_layers, watch), plan
         return run
 
     # -- later steps --------------------------------------------------------------------------------------------------
 
-    def continue_text(self, state: CacheState, new: torch.Tensor, seen: int, padded: bool) -> Run:
+    def continue_text(
+        self,
+        state: CacheState,
+        new: torch.Tensor,
+        seen: int,
+        padded: bool,
+        position_ids: torch.Tensor | None = None,
+    ) -> Run:
         """Tokens that continue a cache one by one; no host sync.
 
         Args:
             new: [B, Q] bool, False where a new place is padding.
             seen: columns of input_ids that the new places stand for.
             padded: whether `new` may have a False.
+            position_ids: of the new places, in any form that position_rows takes, instead of those that follow.
+
+        Raises:
+            InputError: positions for stages that number their tokens anew.
         """
+        if position_ids is not None and self.config.positions == "renumber" and not self.config.is_dense:
+            raise InputError('position_ids cannot be given to tokens that positions="renumber" numbers: leave them out')
         counts, total = new.long().cumsum(1) - 1, new.sum(1)
         # Stages go on at one position, unless each was numbered anew.
         stages = self.stages if self.config.positions == "renumber" else 1
@@ -205,6 +227,9 @@ class Compression:
             (first[:, None] + counts).clamp_min(0)[None].expand(self.axes, -1, -1) for first in state.following[:stages]
         ]
         following = tuple(first + total for first in state.following[:stages])
+        if position_ids is not None:
+            rows = [position_rows(position_ids, self.axes, tuple(new.shape)).to(new.device)]
+            following = (rows[0].amax(dim=(0, 2)) + 1,)
         if stages < self.stages:
             rows, following = rows * self.stages, following * self.stages
         after = state.then((new,) * self.stages, following, (padded,) * self.stages, seen, compressed=False)
@@ -272,8 +297,8 @@ def _with_padding(masks: list[torch.Tensor | None], state: CacheState) -> tuple[
     )
 
 
-def _rows(values: torch.Tensor | list | None) -> list:
-    return [] if values is None else values.tolist() if isinstance(values, torch.Tensor) else list(values)
+def _rows(values: torch.Tensor | list | None) -> list | None:
+    return None if values is None else values.tolist() if isinstance(values, torch.Tensor) else list(values)
 
 
 def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -1,6 +1,7 @@
 """For methods whose cell is a whole image or video: the frames in it, and unequal shares of an exact total."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -95,7 +96,7 @@ def group_frames(method: Method, view: View, labels: torch.Tensor, sizes: torch.
     index = order.gather(1, at)
     # A frame that is none has one token of its own, so that no method meets an empty cell; its group goes again.
     shown = (valid.view(cells, frames, width) | ((sizes == 0)[:, :, None] & (slots == 0))).flatten(0, 1)
-    parts = {name: _of_tokens(getattr(view, name), index, width) for name in PER_TOKEN}
+    parts: dict[str, Any] = {name: _of_tokens(getattr(view, name), index, width) for name in PER_TOKEN}
     parts |= {name: _repeated(getattr(view, name), frames) for name in ("text", "text_valid", "text_after")}
     made = method.group(View(numbers.flatten().clamp_min(1), min(width, view.most), valid=shown, **parts))
     before = (numbers.cumsum(1) - numbers)[:, :, None]

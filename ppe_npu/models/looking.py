@@ -29,7 +29,7 @@ class Looking:
         past: the layer's own part of a KV cache that holds earlier tokens, or None.
     """
 
-    layer: torch.nn.Module
+    layer: Any
     hidden: torch.Tensor
     table: tuple[torch.Tensor, torch.Tensor]
     run: Run

@@ -61,9 +61,10 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
             this batch); its pass may hold a Distillation.
         arrange: (model, labels, kwargs) -> labels as the decoder's output stands; adds the plan to kwargs.
     """
-    count, distill = kwargs.pop(_COUNT, None), kwargs.get(KEYWORD, NOTHING).distill
-    given = dict(kwargs)
+    distill = kwargs.get(KEYWORD, NOTHING).distill
+    given = {name: value for name, value in kwargs.items() if name != _COUNT}
     arranged = arrange(model, labels, kwargs)
+    count = kwargs.pop(_COUNT, None)
     rows, targets = _labelled(arranged)
     hidden = _hidden(model, kwargs, rows)
     count = len(targets) if count is None else count

@@ -15,9 +15,10 @@ from ppe_npu.methods.base import Method
 from ppe_npu.methods.listing import default, published
 
 CLIP = Prompt([2, ("video", (3, 4, 4)), 3, ("image", (1, 3, 5)), 4], seed=4)
-# The published layers of methods that stand at layers alone are those of models with more of them.
-METHODS: dict[str, Method] = {name: default(name, layer=2 if default(name).layers else None) for name in published()}
-METHODS |= {f"{name} at a layer": default(name, layer=1) for name in METHODS if "layer" in METHODS[name].places}
+METHODS: dict[str, Method] = {name: default(name) for name in published()}
+# Published layers are those of large models.
+METHODS |= {name: default(name, layer=1) for name, method in METHODS.items() if method.layers}
+METHODS |= {f"{name} at a layer": default(name, layer=1) for name in METHODS if len(METHODS[name].places) > 1}
 METHODS["globalcom2 by dpc_knn"] = get("globalcom2", by={"method": "dpc_knn"}, temperature=0.5)
 EXACT = {name: method for name, method in METHODS.items() if method.counts == "exact"}
 PRUNING = {name: METHODS[name] for name in published() if hasattr(METHODS[name], "dropped")}
