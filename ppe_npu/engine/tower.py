@@ -6,6 +6,7 @@ time, so that the block itself may attend by any fused operator. Memory grows wi
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,14 +87,13 @@ def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
     blocks = method.blocks(vision.tower_blocks)
     whole = range(vision.tower_blocks) if vision.whole_blocks is None else sorted(vision.whole_blocks)
     left = tuple(block for block in blocks if block in whole)
-    if left == blocks or SALIENCY not in method.needs or method.tower_windows == "frame":
+    if left == blocks or not whole or SALIENCY not in method.needs or method.tower_windows == "frame":
         return blocks
     if not left or method.tower_windows == "refuse":
         windows = ", ".join(str(block) for block in blocks if block not in whole)
-        others = f"{', '.join(map(str, whole))} attend whole" if whole else "all do"
         raise InputError(
-            f"{method.name} looks at attention in block {windows} of the vision tower, which attends in windows "
-            f'({others}): name another block, or set tower_windows="frame"'
+            f"{method.name} looks at attention in block {windows} of the vision tower, which attends in windows: name "
+            f'one in which a whole frame attends to itself, of {", ".join(map(str, whole))}, or tower_windows="frame"'
         )
     return left
 
@@ -143,7 +143,7 @@ def _received(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     chunk = max(1, _at_once(query.device) // (frames * heads * length))
     turned = key.transpose(-1, -2)
     sums = [torch.softmax(part @ turned, dim=-1).sum((1, 2)) for part in query.split(chunk, dim=2)]
-    return (sum(sums) / (heads * length)).flatten()
+    return (functools.reduce(torch.add, sums) / (heads * length)).flatten()
 
 
 def _at_once(where: torch.device) -> int:

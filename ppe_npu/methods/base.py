@@ -89,7 +89,8 @@ class Method:
         tower_blocks: which blocks of the vision tower its tower_keys (of the first) and tower_saliency are of; from the
             end where negative. A property where a field says it; blocks() where it hangs on how many there are.
         tower_windows: of a block that attends in windows, where tower_saliency is needed: "refuse" it; take attention
-            over the whole "frame", made from its queries and keys; or "skip" it. A field in most methods.
+            over the whole "frame", made from its queries and keys; or "skip" it. A field in most methods. In a tower
+            all of whose blocks attend in windows it is always "frame".
         layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
             entry it stands, which has just run, and not of that one, which is about to.
 

@@ -46,11 +46,7 @@ def is_given(kind: str, kwargs: dict) -> bool:
 
 @torch.compiler.disable  # it works on host arrays
 def make_plan(
-    model,
-    compression: Compression,
-    kwargs: dict,
-    past: CacheState | None = None,
-    labels: torch.Tensor | None = None,
+    model, compression: Compression, kwargs: dict, past: CacheState | None = None, labels: torch.Tensor | None = None
 ) -> PromptPlan:
     """The plan of what the model is called with.
 
@@ -62,10 +58,9 @@ def make_plan(
         InputError: arguments that disagree, or that a compressed model cannot take.
     """
     ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-    if ids is None:
-        if kwargs.get("inputs_embeds") is None:
-            raise InputError("input_ids or inputs_embeds are missing")
-        ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids"))
+    if ids is None and kwargs.get("inputs_embeds") is None:
+        raise InputError("input_ids or inputs_embeds are missing")
+    ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
     if isinstance(mask, dict):
         raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
     if not compression.config.is_dense:
@@ -102,9 +97,10 @@ def attention_mask_of(kwargs: dict) -> torch.Tensor | None:
     """The attention mask of a forward's arguments, [B, S] or [B, 1, S, S]. Without one, text positions (the first of
     four rows) that start anew keep apart what they number, where no cache is kept: as transformers has it."""
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    rows = positions is not None and positions.ndim == 3 and len(positions) == 4
-    if mask is not None or not rows or kwargs.get("use_cache") is not False:
+    if mask is not None or positions is None or kwargs.get("use_cache") is not False:
         return mask
+    if positions.ndim != 3 or len(positions) != 4:
+        return None
     run = (positions[0].diff(dim=-1, prepend=positions[0, :, :1] - 1) != 1).cumsum(-1)
     if not bool(run.any()):
         return None
