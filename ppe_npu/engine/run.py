@@ -18,7 +18,8 @@ from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.trace import Trace
 
 # What a decoder layer would make of the tokens that it is about to be given: (needs, prompts) -> of each field of the
-# View that these needs stand for its numbers at every place of the flattened batch [R, ...].
+# View that these needs stand for its numbers at every place of the flattened batch [R, ...], of those about text its
+# numbers of each sample's text [S, W, ...].
 Look = Callable[[frozenset[str], Prompts | None], dict[str, torch.Tensor]]
 
 
@@ -97,7 +98,9 @@ class Prefill(Run):
         sizes = torch.ones_like(visual) if sized else None
         spots = None if stage.prompts is None else visual
         given = Tokens(features, visual[:, None], self.plan.places, tower, sizes, spots)
-        rounds, kept = self._merge(0, given, lambda _: text_embeds)
+        prompts = stage.prompts
+        text = {} if prompts is None else {("text", False): prompts.of_text(text_embeds, prompts.text)}
+        rounds, kept = self._merge(0, given, text)
         self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
         none = torch.zeros_like(text_embeds)
         self._deepstack = {
@@ -117,10 +120,14 @@ class Prefill(Run):
             return hidden
         self.watch.mark()
         on, tokens = self.plan.stages[stage], hidden.flatten(0, 1)
-        seen = self._passed | self._looked(stage, look, before=False)
-        self._passed, spots = {}, None if on.prompts is None else torch.arange(len(tokens), device=tokens.device)
+        seen, prompts = self._passed | self._looked(stage, look, before=False), on.prompts
+        self._passed = {}
+        text = {name: seen.pop(name) for name in list(seen) if name[0].startswith("text")}
+        if prompts is not None:
+            text["text", False] = prompts.of_text(tokens, prompts.text_places)
+        spots = None if prompts is None else torch.arange(len(tokens), device=tokens.device)
         given = replace(self._tokens, features=tokens, seen=seen, spots=spots)
-        rounds, kept = self._merge(stage, given, lambda part: part.index_select(0, on.text))
+        rounds, kept = self._merge(stage, given, text)
 
         def merged(tokens: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
             return _arranged(on, tokens.index_select(0, on.text), _applied(rounds, tokens), padding)
@@ -134,8 +141,10 @@ class Prefill(Run):
 
     def pass_by(self, layer: int, look: Look) -> None:
         for stage, first in enumerate(self.layers, start=1):
-            if first == layer + 1:
+            if first == layer + 1 and layer_needs(self.config.stages[stage][1], before=True):
+                self.watch.mark()
                 self._passed = self._looked(stage, look, before=True)
+                self.watch.mark()
 
     def _looked(self, stage: int, look: Look | None, before: bool) -> dict[tuple[str, bool], torch.Tensor]:
         """What the methods of a stage look at in its first layer, or in the one before: as Tokens.seen."""
@@ -149,12 +158,13 @@ class Prefill(Run):
         added = self._deepstack.pop(layer, None)
         return hidden if added is None else hidden + added.to(hidden.dtype)
 
-    def _merge(self, stage: int, tokens: Tokens, text: Callable) -> tuple[tuple[Round, ...], Tokens]:
-        """text: what picks the text's rows from those of all places [R, ...], of the features and of what is seen."""
+    def _merge(
+        self, stage: int, tokens: Tokens, text: dict[tuple[str, bool], torch.Tensor]
+    ) -> tuple[tuple[Round, ...], Tokens]:
+        """text: as Texts.values."""
         holding = Holding(self.config.k, self.config.members) if self.config.positions == "ppe" else None
         on = self.plan.stages[stage]
-        texts = None if on.prompts is None else Texts(on.prompts, tokens.features, tokens.seen, text)
-        rounds, kept = merge(on.rounds, tokens, holding, texts)
+        rounds, kept = merge(on.rounds, tokens, holding, None if on.prompts is None else Texts(on.prompts, text))
         if self.trace is not None:
             self.trace.merges.append((rounds, kept.held))
         return rounds, kept
