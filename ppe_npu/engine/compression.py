@@ -10,12 +10,11 @@ import torch
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState
-from ppe_npu.engine.layout import lay_out
-from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
-from ppe_npu.engine.packing import packed as pack
+from ppe_npu.engine.late import Ahead
+from ppe_npu.engine.layout import Standing, lay_out
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import axes_of, check_channels, prompt_positions
-from ppe_npu.engine.run import Prefill, Run
+from ppe_npu.engine.run import Masking, Prefill, Run
 from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import CompressionReport, Stopwatch
@@ -112,10 +111,11 @@ class Compression:
         positions, following = self._positions(layout, position_ids, start)
         if left is None:
             left = not (layout.real[:, 0].all() and not layout.real[:, -1].all())
-        stages = lay_out(layout, self.config.stages, left)
-        if packed:
-            stages = pack(stages, *ids.shape)
-        plan = PromptPlan.of(layout, stages, positions, following, watch)
+        stages = lay_out(layout, self.config.stages, left, packed)
+        later = self.config.stages[len(stages) :]
+        standing = Standing.after(stages[-1]) if stages else Standing.of(layout)
+        ahead = Ahead(standing, later, left, packed) if later else None
+        plan = PromptPlan.of(layout, stages, positions, following, watch, ahead)
         watch.mark()
         return plan
 
@@ -130,7 +130,7 @@ class Compression:
         positions = given.cpu().numpy()
         return positions, positions.max(axis=(0, 2)) + 1
 
-    # -- between the vision tower and the first decoder layer: no host sync -------------------------------------------
+    # -- between the vision tower and the first decoder layer: no host sync, but where counts are late ----------------
 
     def prefill(
         self,
@@ -146,7 +146,7 @@ class Compression:
         """Merge the features by the plan, assemble the compressed prompt, and lay out what later stages are given.
 
         Args:
-            text_embeds: [T, C] embeddings of the text tokens that plan.stages[0].text names.
+            text_embeds: [T, C] embeddings of the text tokens that plan.text names.
             features: [V, C] features of all images, then all videos; None without any.
             attention_mask: as given to the model; only a 4D one is read.
             past: of the cache that this prompt continues; the plan was made with its `following` as start.
@@ -154,28 +154,22 @@ class Compression:
             ready_mask: make a padded stage's 4D mask here (bool, True = attend), for an attention that takes one.
             apart: give a padded stage its segments in place of a mask, for an attention that takes them.
         """
+        plan.begin()
         watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
-        state = CacheState.empty(self.layers, *on.stages[0].real.shape[:1], on.following.device)
+        state = CacheState.empty(self.layers, plan.samples, on.following.device)
         state = state if past is None else past.repeated(len(on.following))
-        fresh = past is None and (attention_mask is None or attention_mask.ndim != 4)
-        apart = apart and fresh
-        segments = tuple(stage.segments if apart or stage.numbers is not None else None for stage in on.stages)
-        masks = _stage_masks(plan, on, attention_mask, ready_mask and fresh and not apart)
-        following, rows = (on.following,) * self.stages, [None] * self.stages
-        if self.config.positions == "renumber":
-            following, rows = _renumbered(state, on, masks, self.axes)
-        state = state.then(
-            tuple(stage.real for stage in on.stages),
-            following,
-            tuple(stage.after.padded for stage in plan.stages),
-            plan.layout.real.shape[1],
-            compressed=True,
-        )
+        given = attention_mask if attention_mask is not None and attention_mask.ndim == 4 else None
+        fresh = past is None and given is None
+        masking = Masking(given, ready_mask and fresh and not apart, apart and fresh)
         self.trace = Trace(plan, self.config) if self.keep_groups else None
-        masks = tuple(masks) if apart else _with_padding(masks, state)
-        run = Prefill(self.layers, masks, rows, state, segments, self.config, on, watch, self.trace)
+        self.report = None
+
+        def report() -> None:
+            self.report = CompressionReport.of(plan, self.layers, self.decoder_layers, watch)
+
+        wishes = (self.config, plan, on, masking, self.axes, watch, report, self.trace)
+        run = Prefill(self.layers, [], [], state, [], *wishes)
         run.begin(text_embeds, features, deepstack)
-        self.report = CompressionReport.of(plan, self.layers, self.decoder_layers, watch)
         return run
 
     # -- later steps --------------------------------------------------------------------------------------------------
@@ -198,8 +192,8 @@ class Compression:
         if stages < self.stages:
             rows, following = rows * self.stages, following * self.stages
         after = state.then((new,) * self.stages, following, (padded,) * self.stages, seen, compressed=False)
-        none = (None,) * self.stages
-        return Run(self.layers, _with_padding([*none], after), rows, after, none)
+        masks = [cached.long() if padded else None for cached, padded in zip(after.masks, after.padded)]
+        return Run(self.layers, masks, rows, after, (None,) * self.stages)
 
 
 def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
@@ -209,57 +203,11 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
     unknown = sorted(method.needs - _SHOWN)
     if unknown:
         raise InputError(f"{method.name} looks at {', '.join(unknown)}: not built for this family yet; leave it out")
-    if method.counts == "late":
-        raise InputError(
-            f"{method.name}: how many tokens it keeps hangs on the features, which is not built for this family yet; "
-            "use its variant with an exact budget"
-        )
     if method.scope == "segment" and vision.frames_apart:
         raise InputError(
             f"{subject}: this model sets text between the frames of a video, so that frames of one event have no place "
             "of their own; leave it out"
         )
-
-
-def _stage_masks(
-    plan: PromptPlan, on: PromptPlan, given: torch.Tensor | None, ready: bool
-) -> list[torch.Tensor | None]:
-    """The 4D mask of every stage: picked from the one that was given, made where one is wanted for padding, or None."""
-    masks = []
-    for layout, stage in zip(plan.stages, on.stages):
-        if given is not None and given.ndim == 4:
-            given = picked_mask(given, stage.sources, stage.real)
-            masks.append(given)
-        else:
-            masks.append(causal_mask(stage.real) if ready and layout.after.padded else None)
-    return masks
-
-
-def _renumbered(
-    state: CacheState, on: PromptPlan, masks: list[torch.Tensor | None], axes: int
-) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
-    """The positions that follow each stage [B], and its rows [axes, B, L]: 0, 1, 2, ... of what is there.
-
-    A token's number is that of the tokens it sees before itself: a 4D mask knows which these are.
-    """
-    following, rows = [], []
-    for first, stage, mask in zip(state.following, on.stages, masks):
-        if stage.numbers is not None:
-            numbers = stage.numbers
-        else:
-            numbers = (stage.real.long().cumsum(1) if mask is None else seen_places(mask)) - 1
-        rows.append((first[:, None] + numbers).clamp_min(0)[None].expand(axes, -1, -1))
-        following.append(first + torch.where(stage.real, numbers, -1).amax(1) + 1)
-    return tuple(following), rows
-
-
-def _with_padding(masks: list[torch.Tensor | None], state: CacheState) -> tuple[torch.Tensor | None, ...]:
-    """A stage without a ready mask gets the 2D mask of its cache, or none without padding: transformers would read a
-    mask of ones back from the device."""
-    return tuple(
-        cached.long() if mask is None and padded else mask
-        for mask, cached, padded in zip(masks, state.masks, state.padded)
-    )
 
 
 def _rows(values: torch.Tensor | list | None) -> list:

@@ -40,6 +40,10 @@ class Tokens:
         parts = (self.features, self.held, self.places)
         return Tokens(*(None if part is None else pick(part) for part in parts))
 
+    def detached(self) -> Tokens:
+        """The same where nothing is differentiated."""
+        return self if self.features is None else replace(self, features=self.features.detach())
+
 
 @dataclass(frozen=True)
 class Holding:
@@ -57,19 +61,29 @@ def merge(rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = Non
         the rounds with their groupings, and what is known of the tokens that the last one keeps. (Their features are
         Round.apply's to make: they are None.)
     """
-    if tokens.features is not None:
-        tokens = replace(tokens, features=tokens.features.detach())
-    given, done = tokens, []
+    given, done = tokens.detached(), []
+    tokens = given
     for number, step in enumerate(rounds):
-        if step.videos and not step.buckets:
-            step = _segmented(step, given)
-        pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding) for bucket in step.buckets]
-        step = replace(step, buckets=tuple(bucket for bucket, _ in pairs))
-        last = number == len(rounds) - 1
-        features = None if last or tokens.features is None else step.apply(tokens.features)
-        tokens = Tokens(features, *(_joined(step, tokens, pairs, part) for part in ("held", "places")))
+        step, tokens = merge_round(step, tokens, given, holding, last=number == len(rounds) - 1)
         done.append(step)
     return tuple(done), tokens
+
+
+def merge_round(
+    step: Round, tokens: Tokens, given: Tokens, holding: Holding | None, last: bool
+) -> tuple[Round, Tokens]:
+    """One round of merge(), with its groupings, and what is known of the tokens that it keeps.
+
+    Args:
+        given: the tokens that the stage was given.
+        last: whether no round comes after it, that would need their features.
+    """
+    if step.videos and not step.buckets:
+        step = _segmented(step, given)
+    pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding) for bucket in step.buckets]
+    step = replace(step, buckets=tuple(bucket for bucket, _ in pairs))
+    features = None if last or tokens.features is None else step.apply(tokens.features)
+    return step, Tokens(features, *(_joined(step, tokens, pairs, part) for part in ("held", "places")))
 
 
 def _joined(step: Round, given: Tokens, pairs: Sequence[tuple[Bucket, Tokens]], part: str) -> torch.Tensor | None:
@@ -88,12 +102,17 @@ def _grouped(method, bucket: Bucket, tokens: Tokens, holding: Holding | None) ->
         if bucket.groupings:
             grouping = bucket.groupings[level]
         else:
-            grouping = part.group(View(num_kept, most, tokens.features, valid, tokens.places))
+            grouping = part.group(view_of(num_kept, most, tokens, valid))
         groupings.append(grouping)
         kept.append(_kept(grouping, tokens, holding))
     parts = [[getattr(tokens, name) for tokens in kept] for name in ("held", "places")]
     joined = (None if values[0] is None else bucket.keep(values) for values in parts)
     return replace(bucket, groupings=tuple(groupings)), Tokens(None, *joined)
+
+
+def view_of(num_kept: torch.Tensor, most: int, tokens: Tokens, valid: torch.Tensor | None) -> View:
+    """What a method is shown of cells; parts of tokens: [F, N, ...]."""
+    return View(num_kept, most, tokens.features, valid, tokens.places)
 
 
 def _kept(grouping: Grouping, tokens: Tokens, holding: Holding | None) -> Tokens:

@@ -1,47 +1,55 @@
 """A prompt's plan: all that is known of it before the vision tower has run.
 
 It is made on the host, and copied to the device before the tower is started: uploads make the host wait for the
-device's queue, and nothing between the tower and the first decoder layer shall wait.
+device's queue, and nothing between the tower and the first decoder layer shall wait. Where counts hang on the features
+(late.py) it ends early, and grows as the stages are laid out.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from ppe_npu.backends.common import IGNORED
+from ppe_npu.engine.late import Ahead
 from ppe_npu.engine.layout import Arrangement, Stage
 from ppe_npu.engine.merge import Tokens, merge
 from ppe_npu.engine.rounds import Movable, as_tensor
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.inspect.report import Stopwatch
+from ppe_npu.methods.base import Method
 
 
-@dataclass(frozen=True)
+@dataclass
 class PromptPlan(Movable):
     """A batch of prompts before compression.
 
     Args:
         layout: where the prompt's tokens stand.
         stages: the one before the decoder, then one for each layer on whose entry tokens are merged.
+        text: [T] index of each text token in the flattened [B * S].
         positions: [axes, B * S + 1] (t, h, w) of every token of the prompt, then those of padding, 0.
         visual: [V] index in the flattened [B * S] of each feature: of all images, then of all videos.
         following: [B] the position after each sample's largest.
         places: [V, 3] (frame, row, column) of each feature in its image or video, where a method on the device needs
             them; else None.
         watch: time spent on the plan, uploading it among it.
+        ahead: what is not laid out yet, or None.
     """
 
     layout: PromptLayout
     stages: tuple[Stage, ...]
+    text: torch.Tensor
     positions: torch.Tensor
     visual: torch.Tensor
     following: torch.Tensor
     places: torch.Tensor | None
     watch: Stopwatch
+    ahead: Ahead | None = None
     _copies: dict[torch.device, PromptPlan] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -52,12 +60,15 @@ class PromptPlan(Movable):
         positions: np.ndarray,
         following: np.ndarray,
         watch: Stopwatch,
+        ahead: Ahead | None = None,
     ) -> PromptPlan:
         """From host arrays; positions: [axes, B, S], following: [B]. Groups that need no feature are found here."""
-        stages, places = planned(stages, layout)
+        later = [method for _, methods in ahead.stages for method in methods] if ahead is not None else []
+        stages, places = planned(stages, layout, later)
         positions = np.pad(positions.reshape(len(positions), -1), ((0, 0), (0, 1)))
-        tensors = map(as_tensor, (positions, _visual_order(layout), following))
-        return cls(layout, stages, *tensors, places, watch)
+        text = np.flatnonzero(layout.real & ~layout.visual)
+        tensors = map(as_tensor, (text, positions, _visual_order(layout), following))
+        return cls(layout, stages, *tensors, places, watch, ahead)
 
     def on(self, device: torch.device) -> PromptPlan:
         """The plan on a device; copied when first asked for."""
@@ -66,6 +77,28 @@ class PromptPlan(Movable):
             self._copies[device] = self.to(device)
             self.watch.mark()
         return self._copies[device]
+
+    def __post_init__(self):
+        self._start = len(self.stages), self.ahead
+
+    def begin(self) -> None:
+        """Forget the stages that were laid out by the features of a pass before."""
+        known, ahead = self._start
+        for plan in (self, *self._copies.values()):
+            plan.stages, plan.ahead = plan.stages[:known], ahead
+
+    def grow(self, stages: Sequence[Stage], ahead: Ahead | None) -> None:
+        """With stages that have been laid out by now."""
+        for plan in (self, *self._copies.values()):
+            plan.ahead = ahead
+        self.stages += tuple(stages)
+        for device, plan in self._copies.items():
+            plan.stages += tuple(stage.to(device) for stage in stages)
+
+    @property
+    def samples(self) -> int:
+        """Rows of the batch in the decoder."""
+        return len(self.stages[0].real) if self.stages else self.ahead.samples
 
     @property
     def last(self) -> Arrangement:
@@ -89,10 +122,17 @@ class PromptPlan(Movable):
         return torch.where(text, labels.gather(1, origins), IGNORED)
 
 
-def planned(stages: tuple[Stage, ...], layout: PromptLayout) -> tuple[tuple[Stage, ...], torch.Tensor | None]:
+def planned(
+    stages: tuple[Stage, ...], layout: PromptLayout, ahead: Sequence[Method] = ()
+) -> tuple[tuple[Stage, ...], torch.Tensor | None]:
     """The stages with the groups of methods that look at places alone, as far as places are known on the host; and the
-    places [V, 3], if a later method will have to find them on the device."""
-    if not any("places" in step.method.needs for stage in stages for step in stage.rounds):
+    places [V, 3], if a later method will have to find them on the device.
+
+    Args:
+        ahead: the methods of the stages that are not laid out yet.
+    """
+    methods = [step.method for stage in stages for step in stage.rounds]
+    if not any("places" in method.needs for method in (*methods, *ahead)):
         return stages, None
     first = as_tensor(feature_places(layout))
     places, out = first, []
@@ -103,11 +143,11 @@ def planned(stages: tuple[Stage, ...], layout: PromptLayout) -> tuple[tuple[Stag
         out.append(replace(stage, rounds=(*rounds, *later)))
         if later:  # from here on only the device knows what stands where
             steps = (*later, *(step for after in stages[number + 1 :] for step in after.rounds))
-            wanted = any("places" in step.method.needs for step in steps)
+            wanted = any("places" in method.needs for method in (*(step.method for step in steps), *ahead))
             return (*out, *stages[number + 1 :]), first if wanted else None
         text, padding = first.new_zeros(len(stage.text), 3), first.new_zeros(1, 3)
         places = torch.cat([text, kept.places, padding])[stage.rows].flatten(0, 1)
-    return tuple(out), None
+    return tuple(out), first if any("places" in method.needs for method in ahead) else None
 
 
 def feature_places(layout: PromptLayout) -> np.ndarray:

@@ -32,6 +32,7 @@ from ppe_npu.backends.compiling import is_traced
 from ppe_npu.compat import cache_of, layer_arguments, output_cache
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import rotary_table
 from ppe_npu.engine.run import Run
 from ppe_npu.engine.spans import IMAGE, VIDEO
@@ -142,24 +143,46 @@ def _causal_lm_forward(self, labels=None, **kwargs):
     wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
     if wishes:
         kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), **wishes)
-    if labels is not None and kwargs.get(KEYWORD, NOTHING).skip_logits:
-        return loss_only(self, labels, kwargs, _arrange_labels)
-    if labels is not None:
-        labels = _arrange_labels(self, labels, kwargs)
+    if labels is None:
+        return original(self, "forward")(labels=labels, **kwargs)
+    plan = _make_plan(self, kwargs)
+    if kwargs.get(KEYWORD, NOTHING).skip_logits:
+        return loss_only(self, labels, kwargs, plan, lambda given: _make_plan(self, given))
+    if plan is not None and plan.ahead is not None:
+        return _late_loss(self, labels, kwargs, plan)
+    labels = labels if plan is None else plan.labels(labels)
     output = original(self, "forward")(labels=labels, **kwargs)
-    if labels is not None and not isinstance(output, tuple):
+    if not isinstance(output, tuple):
         output.labels = labels
     return output
 
 
-def _arrange_labels(model, labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
-    """Labels as the output stands. The plan that says how is put into the arguments."""
+def _make_plan(model, kwargs: dict) -> PromptPlan | None:
+    """The plan of a prompt, which says where its labels will stand; it is put into the arguments. None where there is
+    nothing to compress."""
     state = _state(model.compression, kwargs)
     if not _compresses(state, kwargs):
-        return labels
+        return None
     plan = make_plan(model.model, model.compression, kwargs, state)
     kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), plan=plan)
-    return plan.labels(labels)
+    return plan
+
+
+def _late_loss(model, labels: torch.Tensor, kwargs: dict, plan: PromptPlan):
+    """A forward pass after which, not before, it is known where labels stand."""
+    return_dict = kwargs.pop("return_dict", None)
+    output = original(model, "forward")(labels=None, **kwargs, return_dict=True)
+    output.labels = plan.labels(labels)
+    output.loss = model.loss_function(
+        logits=output.logits,
+        labels=output.labels,
+        vocab_size=model.config.text_config.vocab_size,
+        num_items_in_batch=kwargs.get("num_items_in_batch"),
+    )
+    if return_dict is False:
+        del output["labels"]
+        return output.to_tuple()
+    return output
 
 
 def _prepare_inputs_for_generation(self, input_ids, **kwargs):
@@ -262,10 +285,15 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     device = (ids if embeds is None else embeds).device
     on = plan.on(device)  # everything is uploaded now, before the tower keeps the device busy
     parts = [stage.segments for stage in on.stages if stage.segments is not None]
-    apart = bool(parts) and not compiling and not is_traced(self.language_model) and takes_segments(self.language_model)
+    apart = (
+        bool(parts or plan.ahead)
+        and not compiling
+        and not is_traced(self.language_model)
+        and takes_segments(self.language_model)
+    )
     for kept in parts if apart else ():
         segments.prepare(list(kept.borders), device, self.get_input_embeddings().weight.dtype)
-    text = on.stages[0].text
+    text = on.text
     # The tower before the embeddings, also where there is nothing to see: ZeRO-3 wants one order in all processes.
     features = tower_features(self, plan, kwargs)
     unseen = 0.0 if plan.layout.spans else untouched_tower(self)
