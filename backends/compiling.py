@@ -11,7 +11,7 @@ def traced_once(function: Callable) -> Callable:
     It is for imports, logging and uploads that are done once. The arguments must be constants (or shapes).
     torch.compiler.assume_constant_result sets the same mark; it imports torch._dynamo, and with it Triton.
     """
-    function._dynamo_marked_constant = True
+    vars(function)["_dynamo_marked_constant"] = True
     return function
 
 

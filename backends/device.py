@@ -6,20 +6,18 @@ torch_npu is imported by `resolve` alone, and only if an NPU is asked for, or "a
 """
 
 import contextlib
-import functools
 import importlib
 import importlib.util
-import itertools
 import logging
 import os
 import platform
 import random
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ppe_npu.backends.precision import exact_matmul as exact_matmul  # asked for here, beside all else
 from ppe_npu.errors import InputError, UserError
 
 logger = logging.getLogger(__name__)
@@ -97,7 +95,8 @@ def _npu_problem() -> str | None:
 
 
 def _npu_count() -> int:
-    return torch.npu.device_count() if torch.npu.is_available() else 0
+    npu = vars(torch)["npu"]  # which torch_npu has put there
+    return npu.device_count() if npu.is_available() else 0
 
 
 def _cuda_problem() -> str | None:
@@ -108,7 +107,7 @@ def _cuda_problem() -> str | None:
     return "torch sees no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
 
 
-def _runtime(device: torch.device):
+def _runtime(device: torch.device) -> Any:
     """torch.npu or torch.cuda; None for the CPU, which has neither streams nor an allocator that can be asked."""
     return getattr(torch, device.type) if device.type in ("npu", "cuda") else None
 
@@ -127,9 +126,29 @@ def too_old(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_properties(device).major < 8
 
 
+def on_cpu(device: torch.device) -> bool:
+    """Whether work runs on the host itself: a call has done its work when it returns, and memory is the host's."""
+    return device.type == "cpu"
+
+
 def runs_flash_attention(device: torch.device) -> bool:
     """Whether the flash kernels that come with torch run on `device`: CUDA, compute capability 8.0 or later."""
     return device.type == "cuda" and not too_old(device)
+
+
+def fuses_few_key_heads(device: torch.device) -> bool:
+    """Whether all of torch's fused attention takes fewer key heads than query heads: on CUDA flash attention alone."""
+    return device.type != "cuda"
+
+
+def takes_borders(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels for packed segments take their borders as a tensor there: flash attention's on CUDA."""
+    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+
+
+def takes_host_lists(device: torch.device) -> bool:
+    """Whether kernels for packed segments take their borders as a list on the host: the NPU's."""
+    return device.type == "npu"
 
 
 def triton_problem(device: torch.device, shared_bytes: int = 0) -> str | None:
@@ -141,7 +160,8 @@ def triton_problem(device: torch.device, shared_bytes: int = 0) -> str | None:
         return None
     if too_old(device):
         return "the Triton kernels are made for compute capability 8.0 and later"
-    if shared_bytes > torch.cuda.get_device_properties(device).shared_memory_per_block_optin:
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the field
+    if shared_bytes > properties.shared_memory_per_block_optin:
         return "the Triton kernel needs more shared memory than the device has"
     return None
 
@@ -210,7 +230,7 @@ def process_group_backend(device: torch.device) -> str:
 
 def reduces_float64(device: torch.device) -> bool:
     """Whether processes can sum fp64 numbers on the device. torch_npu's HCCL can from Ascend 950 on."""
-    return device.type != "npu" or torch.npu.get_device_name(device).startswith("Ascend95")
+    return device.type != "npu" or _runtime(device).get_device_name(device).startswith("Ascend95")
 
 
 def process_count() -> int:
@@ -258,6 +278,26 @@ def fused_adamw_name(device: torch.device, *, fused: bool = False) -> str:
     return "adamw_torch_npu_fused" if device.type == "npu" else "adamw_torch_fused"
 
 
+def has_fused_adamw(device: torch.device) -> bool:
+    """Whether torch.optim.AdamW(fused=True) has a kernel of torch's own there that is worth asking for: on CUDA."""
+    return device.type == "cuda"
+
+
+def keeps_cleared_gradients(device: torch.device) -> bool:
+    """Whether the fused AdamW there goes on with gradients that the model has cleared: NpuFusedAdamW holds its own."""
+    return device.type == "npu"
+
+
+def trains_4_bits(device: torch.device) -> bool:
+    """Whether bitsandbytes trains adapters on 4-bit weights there."""
+    return device.type == "cuda"
+
+
+def times_itself(device: torch.device) -> bool:
+    """Whether torch can hold the device back and time what is queued on it, by events: on CUDA."""
+    return device.type == "cuda"
+
+
 def describe(device: torch.device) -> dict[str, str]:
     """What a report says about `device`: keys "kind", "name", "torch", and "runtime" and "driver" where known."""
     facts = {"kind": device.type, "name": _cpu_name(), "torch": torch.__version__}
@@ -268,7 +308,7 @@ def describe(device: torch.device) -> dict[str, str]:
         import torch_npu
 
         cann, driver = (torch_npu.npu.utils.get_cann_version(module=part) for part in ("CANN", "DRIVER"))
-        facts |= {"name": torch.npu.get_device_name(device), "driver": driver}
+        facts |= {"name": _runtime(device).get_device_name(device), "driver": driver}
         facts["runtime"] = f"torch_npu {torch_npu.__version__}" + (f", CANN {cann}" if cann else "")
     return {key: value for key, value in facts.items() if value}
 
@@ -283,51 +323,3 @@ def _cpu_name() -> str:
 def _first_line(path: str) -> str:
     file = Path(path)
     return file.read_text().splitlines()[0].strip() if file.exists() else ""
-
-
-@contextlib.contextmanager
-def exact_matmul() -> Iterator[None]:
-    """fp32 products and convolutions keep all of fp32: TF32 (CUDA), HF32 (NPU) and bf16 or TF32 (oneDNN) are off.
-
-    The settings belong to the process, so other threads see them while the context is open; it restores all of them.
-    """
-    saved = [(set_, _told(get), exact) for get, set_, exact in _precisions()]
-    saved = [(set_, before, exact) for set_, before, exact in saved if before is not None]
-    for set_, _, exact in saved:
-        set_(exact)
-    try:
-        yield
-    finally:
-        for set_, before, _ in saved:
-            set_(before)
-
-
-def _precisions() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
-    """(get, set, value that keeps fp32 whole) of every setting.
-
-    torch keeps a legacy setting beside fp32_precision and complains if the two disagree. Only the
-    legacy setters write both, so they come first, both on the way in and on the way out.
-    """
-    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
-    yield *_attribute(torch.backends.cudnn, "allow_tf32"), False
-    for library, name in itertools.product(("cuda", "cudnn", "mkldnn"), ("matmul", "conv", "rnn")):
-        module = getattr(getattr(torch.backends, library), name, None)
-        if hasattr(module, "fp32_precision"):
-            yield *_attribute(module, "fp32_precision"), "ieee"
-    runtime = getattr(torch, "npu", None)
-    # torch_npu's own default is off for products, but on for convolutions: a vision tower's patch embedding is one.
-    for module in (runtime.matmul, runtime.conv) if runtime is not None else ():
-        if module.allow_hf32:
-            yield *_attribute(module, "allow_hf32"), False
-
-
-def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
-    return functools.partial(getattr, owner, name), functools.partial(setattr, owner, name)
-
-
-def _told(get: Callable[[], Any]) -> Any:
-    """A setting; None if torch refuses to read a legacy one because fp32_precision alone was set."""
-    try:
-        return get()
-    except RuntimeError:
-        return None

@@ -1,5 +1,7 @@
 """Attention masks: what "causal" means here, and how it is combined with a mask."""
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,10 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
+@overload
+def join(mask: Tensor, queries: int, keys: int, causal: bool, device: torch.device) -> Tensor: ...
+@overload
+def join(mask: None, queries: int, keys: int, causal: bool, device: torch.device) -> Tensor | None: ...
 def join(mask: Tensor | None, queries: int, keys: int, causal: bool, device: torch.device) -> Tensor | None:
     """Combines `mask` with causality; None if neither forbids anything.
 

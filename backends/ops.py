@@ -119,6 +119,17 @@ def dpc_knn(
     Raises:
         ValueError: a shape that does not fit.
     """
+    _check_dpc_knn(tokens, valid, budgets, max_groups, num_neighbors)
+    arguments = tokens.detach(), valid, budgets, max_groups, num_neighbors, strict, implementation
+    if torch.compiler.is_compiling():
+        _register_dpc_knn()
+        return torch.ops.ppe_npu.dpc_knn(*arguments)
+    return _exact_dpc_knn(*arguments)
+
+
+def _check_dpc_knn(
+    tokens: Tensor, valid: Tensor | None, budgets: Tensor, max_groups: int, num_neighbors: Tensor
+) -> None:
     require(tokens.dim() == 3, "dpc_knn: tokens must be [F, N, C], got", tuple(tokens.shape))
     frames, length = tokens.shape[:2]
     shape = (frames, length) if valid is None else tuple(valid.shape)
@@ -130,11 +141,6 @@ def dpc_knn(
     integers("dpc_knn", budgets=budgets, num_neighbors=num_neighbors)
     boolean = valid is None or valid.dtype is torch.bool
     require(boolean, "dpc_knn: valid must be bool (True = a token), got", None if valid is None else valid.dtype)
-    arguments = tokens.detach(), valid, budgets, max_groups, num_neighbors, strict, implementation
-    if torch.compiler.is_compiling():
-        _register_dpc_knn()
-        return torch.ops.ppe_npu.dpc_knn(*arguments)
-    return _exact_dpc_knn(*arguments)
 
 
 def _exact_dpc_knn(
@@ -258,23 +264,12 @@ def linear_cross_entropy(
     require(fits, "linear_cross_entropy: takes hidden [T, D], weight [V, D] and labels [T], got", shapes)
     floating("linear_cross_entropy", hidden=hidden, weight=weight)
     integers("linear_cross_entropy", labels=labels)
-    require(
-        hidden.dtype == weight.dtype,
-        "linear_cross_entropy: hidden and weight must share a dtype, got",
-        (hidden.dtype, weight.dtype),
-    )
+    dtypes = (hidden.dtype, weight.dtype)
+    require(len(set(dtypes)) == 1, "linear_cross_entropy: hidden and weight must share a dtype, got", dtypes)
     require(reduction in ("mean", "sum"), "linear_cross_entropy: reduction must be 'mean' or 'sum', got", reduction)
     require(chunk_size >= 1, "linear_cross_entropy: chunk_size must be at least 1, got", chunk_size)
-    return dispatch.call(
-        "linear_cross_entropy",
-        hidden,
-        weight,
-        labels,
-        ignore_index=ignore_index,
-        chunk_size=chunk_size,
-        reduction=reduction,
-        implementation=implementation,
-    )
+    options = {"ignore_index": ignore_index, "chunk_size": chunk_size, "reduction": reduction}
+    return dispatch.call("linear_cross_entropy", hidden, weight, labels, **options, implementation=implementation)
 
 
 def _no_autocast(tensor: Tensor) -> torch.autocast:

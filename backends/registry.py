@@ -4,6 +4,7 @@ To add one: write `<device>/<op>.py` with a function of the op's name and signat
 `refusal` of the same signature; add a line here; run the parity cases on the device.
 """
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Callable
@@ -97,8 +98,8 @@ def _mindspeed(op: str) -> Implementation:
 
 
 def _triton(op: str, gradient: bool = True) -> Implementation:
-    module, options = f"cuda.{op}", {"verify": "refusal", "gradient": gradient}
-    return Implementation(op, "triton", ("cuda",), module, op, requires="triton", **options)
+    kernel = Implementation(op, "triton", ("cuda",), f"cuda.{op}", op, requires="triton", verify="refusal")
+    return dataclasses.replace(kernel, gradient=gradient)
 
 
 def _liger(op: str) -> Implementation:

@@ -28,8 +28,9 @@ def attention(
     options = {"causal": causal, "scale": scale, "dropout": dropout}
     if cu_seqlens is None:
         return _dense(query, key, value, mask=mask, **options)
-    if _takes_segments(query, dropout):
-        return _packed(_varlen_attn(), query, key, value, cu_seqlens, causal, scale)
+    varlen = _varlen_attn() if _takes_segments(query, dropout) else None
+    if varlen is not None:
+        return _packed(varlen, query, key, value, cu_seqlens, causal, scale)
     return segments.attend(_dense, query, key, value, cu_seqlens, **options)
 
 
@@ -43,7 +44,7 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scal
         mask = mask.to(query.dtype)
     grouped = query.shape[1] != key.shape[1]
     options = {"attn_mask": mask, "dropout_p": dropout, "is_causal": square, "scale": scale}
-    if not grouped or _takes_groups(query.device.type, query.dtype, query.shape[3], mask is not None):
+    if not grouped or _takes_groups(query.device, query.dtype, query.shape[3], mask is not None):
         return F.scaled_dot_product_attention(query, key, value, enable_gqa=grouped, **options)
     if queries == 1 and (mask is None or mask.dim() < 3 or mask.shape[-3] == 1):
         # In decode, the query heads that share a key head become queries of that one head, so nothing is repeated.
@@ -58,7 +59,7 @@ def _takes_segments(query: Tensor, dropout: float) -> bool:
     width = query.shape[3]
     if dropout or width % 8 or width > 256 or query.dtype not in (torch.float16, torch.bfloat16):
         return False
-    return device.runs_flash_attention(query.device) and _varlen_attn() is not None
+    return device.runs_flash_attention(query.device)
 
 
 @functools.cache
@@ -87,10 +88,11 @@ def _packed(
     return output.transpose(0, 1).unsqueeze(0)
 
 
-def _takes_groups(kind: str, dtype: torch.dtype, width: int, masked: bool) -> bool:
+def _takes_groups(where: torch.device, dtype: torch.dtype, width: int, masked: bool) -> bool:
     """Whether a fused kernel supports grouped heads without repeating them.
 
     On CUDA only flash attention does. For anything that it refuses, torch would silently take the unfused path, which
     stores S x T scores per head (pull requests pytorch 191085, transformers 46960). Repeating the heads is far cheaper.
     """
-    return kind != "cuda" or (dtype in (torch.float16, torch.bfloat16) and width <= 256 and not masked)
+    fits_flash = dtype in (torch.float16, torch.bfloat16) and width <= 256 and not masked
+    return fits_flash or device.fuses_few_key_heads(where)

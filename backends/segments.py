@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppe_npu.backends import device as devices
+
 
 @dataclass(frozen=True)
 class SegmentOrder:
@@ -78,9 +80,9 @@ def prepare(cu_seqlens: list[int], device: torch.device, dtype: torch.dtype) -> 
     """
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+    if devices.takes_borders(device, dtype):
         borders(cu_seqlens, device)
-    elif device.type != "npu":  # the NPU's operators take host lists
+    elif not devices.takes_host_lists(device):
         plan(cu_seqlens, device)
 
 

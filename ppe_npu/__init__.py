@@ -10,8 +10,10 @@ Importing this package imports neither transformers nor any device package: the 
 """
 
 from importlib import import_module
+from pathlib import Path
 
 __version__ = "0.1.0"
+__path__.append(str(Path(__file__).parent / "old_names"))  # so `import ppe_npu.media` goes on to work
 
 _PUBLIC = {
     "CompressionConfig": "ppe_npu.config",

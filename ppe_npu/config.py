@@ -23,9 +23,9 @@ from ppe_npu import shorthand
 from ppe_npu.errors import InputError, shown
 from ppe_npu.files import write_json
 from ppe_npu.methods.base import PLACES, Method, method_names
-from ppe_npu.reading import UnreadableError, read_json
 from ppe_npu.released import KEYS, Levels, Released
 from ppe_npu.settings import check_fields, check_mapping, fields_to_plain, setting, strangers
+from ppe_npu.utils.reading import UnreadableError, read_json
 
 POSITIONS = ("ppe", "keep_one", "renumber")
 MEMBERS = ("nearest", "spread", "last", "nearest_first")

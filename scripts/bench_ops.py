@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     device = devices.resolve(args.device)
     torch.set_num_threads(args.threads)
-    on_cpu = device.type == "cpu"
+    on_cpu = devices.on_cpu(device)
     dtype = DTYPES[args.dtype] if args.dtype else torch.float32 if on_cpu else torch.bfloat16
     sizes = args.sizes or ("cpu" if on_cpu else "device")
     chip = peaks.measure(device, [dtype], args.rounds, peaks.TINY if sizes == "tiny" else None)

@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parsed(argv)
     device = devices.resolve(args.device)
     torch.set_num_threads(args.threads)
-    on_cpu = device.type == "cpu"
+    on_cpu = devices.on_cpu(device)
     dtype = args.dtype or ("fp32" if on_cpu else "bf16")
     facts = {"device": devices.describe(device), "dtype": dtype, "clock": clock_name(device), "rounds": args.rounds}
     result = earlier(args.output, facts)

@@ -8,13 +8,11 @@ lambdas and generator expressions belong to the function they stand in.
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST_FILE, LONGEST_FUNCTION = 350, 45  # lines
 
 
 def entered() -> dict[str, set[str]]:
@@ -44,26 +42,9 @@ def entered() -> dict[str, set[str]]:
     return dict(found)
 
 
-def long_parts() -> tuple[list[str], list[str]]:
-    """Files and functions of ppe_npu and backends that are longer than they should be."""
-    files, functions = [], []
-    for path in sorted([*ROOT.glob("ppe_npu/**/*.py"), *ROOT.glob("backends/**/*.py")]):
-        text, name = path.read_text(), path.relative_to(ROOT)
-        lines = len(text.splitlines())
-        files += [f"{name}: {lines}"] if lines > LONGEST_FILE else []
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                length = node.end_lineno - node.lineno + 1
-                functions += [f"{name}: {node.name}, {length}"] if length > LONGEST_FUNCTION else []
-    return files, functions
-
-
 if __name__ == "__main__":
     found = entered()
     if "--list" in sys.argv:
         for file, names in sorted(found.items()):
             print(f"{file}: {', '.join(sorted(names))}")
     print(f"one forward pass enters {len(found)} files and {sum(map(len, found.values()))} functions")
-    files, functions = long_parts()
-    print(f"over {LONGEST_FILE} lines: {'; '.join(files) or 'no file'}")
-    print(f"over {LONGEST_FUNCTION} lines: {'; '.join(functions) or 'no function'}")

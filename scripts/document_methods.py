@@ -1,13 +1,11 @@
 """Write the README's table of methods anew, from the registered classes."""
 
-import re
 import sys
 import textwrap
-from importlib import import_module
 from pathlib import Path
 
 from ppe_npu.files import write_text
-from ppe_npu.methods import Method, method_class, method_names
+from ppe_npu.methods.listing import Listed, published
 
 PAGE = Path(__file__).resolve().parent.parent / "README.md"
 START, END = "<!-- methods: scripts/document_methods.py writes this table -->\n", "<!-- methods end -->\n"
@@ -17,24 +15,16 @@ WIDEST = 160  # characters of a line, as scripts/check_house.py has it
 def markdown() -> str:
     """A row per method: its name, what it does, its source, where it may stand, what it looks at, how it counts."""
     lines = [("method", "what it does", "paper", "place", "cost: looks at", "budget"), ("---",) * 6]
-    classes = {name: method_class(name) for name in method_names()}
-    lines += [_row(name, each) for name, each in classes.items() if each.__module__.startswith("ppe_npu.methods.")]
+    lines += [_row(Listed.of(name)) for name in published()]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _row(name: str, method: type[Method]) -> tuple[str, ...]:
-    example = method() if set(method.places) - {"layer"} else method(layer=0)
-    paper = re.search(r"arXiv (\d{4}\.\d{5})", f"{method.__doc__} {import_module(method.__module__).__doc__}")
-    rest = (
-        f"arXiv {paper[1]}" if paper else "control",
-        ", ".join(example.places),
-        "places alone" if example.on_host else ", ".join(sorted(example.needs)),
-        "exact" if example.counts == "exact" else "late",
-    )
-    # The first sentence of the class's docstring, as much of it as there is room for.
-    what = re.split(r"(?<=[a-z\d)])\.\s|\.?\n\n", (method.__doc__ or "").strip(), maxsplit=1)[0].rstrip(".")
-    room = WIDEST - sum(map(len, rest)) - len(name) - len("| `` |  |") - 3 * len(rest)
-    return f"`{name}`", textwrap.shorten(what, room, placeholder=" ..."), *rest
+def _row(one: Listed) -> tuple[str, ...]:
+    paper = f"arXiv {one.paper}" if one.paper else "control"
+    rest = (paper, ", ".join(one.places), one.looks_at, one.budget)
+    # As much of the first sentence as there is room for.
+    room = WIDEST - sum(map(len, rest)) - len(one.name) - len("| `` |  |") - 3 * len(rest)
+    return f"`{one.name}`", textwrap.shorten(one.what, room, placeholder=" ..."), *rest
 
 
 def written(page: str) -> str:

@@ -14,19 +14,19 @@ ROOMS = {
     "training": (0.4, 5),
     "parity": (1.5, 5),
     "evaluation": (2.7, 5),
-    "inputs, loading, data": (3.6, 4),
+    "data, checkpoints": (3.6, 4),
     "models": (1.4, 4),
     "engine": (0.9, 3),
     "inspect": (2.3, 3),
     "config, shorthand,\nreleased": (1.6, 2),
     "methods": (1.6, 1.1),
     "backends": (1.6, 0.2),
-    "settings, errors, files": (3.6, 0.2),
+    "settings, errors,\nfiles, utils": (3.6, 0.2),
 }
 _BELONGS = {
-    **dict.fromkeys(("data", "placeholders", "inputs", "loading", "media"), "inputs, loading, data"),
+    **dict.fromkeys(("data", "checkpoints"), "data, checkpoints"),
     **dict.fromkeys(("config", "shorthand", "released"), "config, shorthand,\nreleased"),
-    **dict.fromkeys(("settings", "errors", "files", "optional", "reading"), "settings, errors, files"),
+    **dict.fromkeys(("settings", "errors", "files", "utils"), "settings, errors,\nfiles, utils"),
 }
 
 

@@ -40,7 +40,7 @@ QUICK_TESTS = (
     *("tests/test_released.py", "tests/methods/test_grouping.py", "tests/engine"),
     *("tests/models/test_laws.py", "tests/models/test_flat_pictures.py"),
     *("tests/models/test_fused.py", "tests/training/test_export.py", "tests/demo/test_tiny.py"),
-    "tests/models/test_compile.py::test_other_padding_does_not_compile_again[layers]",
+    "tests/models/test_compile.py::test_other_padding_does_not_compile_again[forward]",
 )
 # A digest of what operators of models give, in three dtypes: of sizes small and large, even and odd.
 PROBE = """

@@ -43,13 +43,16 @@ _FAMILIES = {
 FAMILIES = tuple(_FAMILIES)
 
 
-def random_model(seed: int = 0, family: str = "qwen2_5_vl", **text):
-    """head_dim 64 with M-RoPE sections [8, 12, 12] ([16, 8, 8] for Qwen3-VL, whose t is longest): K may be 1, 2, 4."""
+def random_model(seed: int = 0, family: str = "qwen2_5_vl", tower: dict | None = None, **text):
+    """head_dim 64 with M-RoPE sections [8, 12, 12] ([16, 8, 8] for Qwen3-VL, whose t is longest): K may be 1, 2, 4.
+
+    tower, text: other settings of the vision and the text config.
+    """
     torch.manual_seed(seed)
     sections = [16, 8, 8] if family == "qwen3_vl" else SECTIONS
     config_class, model_class, vision = _FAMILIES[family]
     config = config_class(
-        vision_config={**_VISION, **vision},
+        vision_config={**_VISION, **vision, **(tower or {})},
         text_config={
             "vocab_size": VOCAB, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 64,
             "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096,

@@ -51,10 +51,10 @@ def test_describe_a_video_and_two_images_where_they_stand(run, tiny_folder, writ
 
 
 def test_describe_streams_its_answer_as_generate_gives_it(run, tiny_folder, write_image):
+    from ppe_npu.checkpoints.loading import load_model, load_processor
     from ppe_npu.config import CompressionConfig
+    from ppe_npu.data.inputs import build_inputs
     from ppe_npu.evaluation.generation import generate
-    from ppe_npu.inputs import build_inputs
-    from ppe_npu.loading import load_model, load_processor
     from ppe_npu.models import compress
 
     image = write_image("a.png")
@@ -330,3 +330,36 @@ def test_a_torch_npu_without_cann_is_said_whatever_the_device(tmp_path):
     refused((done.returncode, done.stdout, done.stderr), "finds no CANN", "set_env.sh", "EMULATE=1")
     done = run(TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     refused((done.returncode, done.stdout, done.stderr), "'npu' cannot be used", "libhccl.so", "EMULATE=1")
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+def test_methods_are_listed_with_place_needs_budget_and_paper(run):
+    from ppe_npu.methods.listing import published
+
+    code, out, _ = run("methods")
+    lines = out.splitlines()
+    assert code == 0
+    assert [line.split()[0] for line in lines] == ["method", *published()]
+    assert next(line for line in lines if line.startswith("divprune ")).split() == [
+        *("divprune", "input,", "layer", "tokens", "exact", "arXiv", "2503.02175")
+    ]
+    code, out, _ = run("methods", "--json")
+    found = {one["name"]: one for one in json.loads(out)}
+    assert code == 0
+    assert list(found) == list(published())
+    assert found["evs"]["scope"] == "span"
+    assert found["evs"]["needs"] == ["places", "tokens"]
+    assert found["random"] | {"what": ""} == {
+        "name": "random",
+        "what": "",
+        "places": ["input", "layer"],
+        "place": "input",
+        "needs": ["places"],
+        "scope": "frame",
+        "budget": "exact",
+        "paper": None,
+        "fields": {"layer": None, "ratio": 0.45, "seed": 0},
+    }
+    assert all(one["budget"] in ("exact", "late") and one["what"] for one in found.values())

@@ -8,10 +8,10 @@ from PIL import Image
 from tolerances import codec_error
 
 from ppe_npu.data import decoding
+from ppe_npu.data.inputs import build_inputs
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import VideoFrame, load_video
 from ppe_npu.errors import InputError
-from ppe_npu.inputs import build_inputs
 
 
 @pytest.fixture

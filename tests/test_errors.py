@@ -18,11 +18,11 @@ from packaging.version import Version
 from ppe_npu import __version__
 from ppe_npu.backends.device import DeviceError
 from ppe_npu.backends.dispatch import ImplementationError
+from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, TrainingError
-from ppe_npu.loading import check_compression, load_model, load_processor
-from ppe_npu.optional import optional
-from ppe_npu.reading import UnreadableError, read_json, read_text
+from ppe_npu.utils.optional import optional
+from ppe_npu.utils.reading import UnreadableError, read_json, read_text
 
 COMMAND = "ppe_npu.cli.parity.run_parity"  # any would do
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppe_npu.escape import brief, markdown, printable
+from ppe_npu.utils.escape import brief, markdown, printable
 
 HOSTILE = (
     "x|y<script>alert(1)</script>\n# H", "[l](javascript:alert(4))", "![i](http://x/y.png)", "<img src=x onerror=a()>",

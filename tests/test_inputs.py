@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from tolerances import assert_equal, codec_error
 
-from ppe_npu import inputs as module
-from ppe_npu.inputs import InputError, PixelCache, VideoSampling, build_inputs, load_image, load_video
-from ppe_npu.loading import load_processor
+from ppe_npu.checkpoints.loading import load_processor
+from ppe_npu.data import inputs as module
+from ppe_npu.data.inputs import InputError, PixelCache, VideoSampling, build_inputs, load_image, load_video
 
 
 def ask(text: str, **visuals):

@@ -1,10 +1,13 @@
 """What make does on a machine whose environment is not made yet; nothing is made here."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
+import environment
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +19,8 @@ def plan(tmp_path):
     for name in ("Makefile", "setup.cfg", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "constraints.txt", tmp_path / "scripts")
+    for name in ("environment.py", "constraints.txt", "oldest.txt"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
 
     def run(*arguments, **environment):
         hidden = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "EMULATE", "DEVICE", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
@@ -28,11 +32,16 @@ def plan(tmp_path):
     return run
 
 
+def made(commands: str) -> list[str]:
+    """The environments that these commands make, in order."""
+    return re.findall(r"scripts/environment\.py (.*)", commands)
+
+
 @pytest.mark.parametrize("goal", ["demo", "train", "eval", "parity", "bench"])
 def test_an_npu_without_cann_is_refused_before_anything_is_installed(plan, goal):
     code, commands, said = plan(goal, "DEVICE=npu:0")
     assert code == 2
-    assert "pip" not in commands
+    assert commands == ""
     assert "DEVICE=npu:0 finds no CANN" in said
     assert "set_env.sh" in said
     assert "EMULATE=1" in said
@@ -43,18 +52,72 @@ def test_with_cann_torch_npu_is_installed_once_beside_the_rest(plan, tmp_path, v
     cann = {variable: "/usr/local/Ascend"}
     code, commands, said = plan("train", "DEVICE=npu", **cann)
     assert code == 0, said
-    assert commands.count("--no-deps torch_npu") == 1
+    assert made(commands) == [".venv", ".venv --add-torch-npu"]
     assert commands.rstrip().endswith("ppe-npu train --device npu")
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / ".ready").touch()  # of a `make test` before
-    assert plan("train", "DEVICE=npu", **cann)[1].count("pip install") == 1
+    assert made(plan("train", "DEVICE=npu", **cann)[1]) == [".venv --add-torch-npu"]
     (tmp_path / ".venv" / ".torch_npu").touch()
-    assert "pip install" not in plan("train", "DEVICE=npu", **cann)[1]
+    assert made(plan("train", "DEVICE=npu", **cann)[1]) == []
 
 
 def test_without_an_npu_torch_npu_is_not_installed(plan):
     for arguments in (("train",), ("train", "DEVICE=cpu"), ("test", "DEVICE=npu")):
         code, commands, said = plan(*arguments, ASCEND_HOME_PATH="")
         assert code == 0, said
-        assert "pip install" in commands
-        assert "torch_npu" not in commands
+        assert made(commands) == [".venv"]
+    assert not [command for command in environment.commands(".venv") if "torch_npu" in command]
+
+
+@pytest.mark.parametrize(
+    ("goal", "folders"),
+    [
+        ("lint", [".venv"]),
+        ("test-matrix", [".venv", ".venv-oldest"]),
+        ("test-newest", [".venv-newest"]),
+        ("test-lmms", [".venv-lmms"]),
+    ],
+)
+def test_each_target_makes_the_environments_that_it_needs(plan, goal, folders):
+    code, commands, said = plan(goal)
+    assert code == 0, said
+    assert made(commands) == folders
+
+
+@pytest.mark.parametrize("folder", environment.NAMES)
+def test_every_environment_holds_torch_where_it_is_pinned(folder):
+    """The release is named in each command that could pull another one; only test-newest asks for the newest."""
+    for command in environment.commands(folder):
+        if "install" in command and "--no-deps" not in command and "--upgrade" not in command:
+            assert environment.TORCH in command
+            assert "--constraint" in command
+    assert any("--upgrade" in command for command in environment.commands(folder)) == (folder == ".venv-newest")
+
+
+def test_an_environment_is_ready_only_when_every_command_succeeded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".venv").mkdir()
+    monkeypatch.setattr("sys.argv", ["environment.py", ".venv"])
+    codes = iter([0, 3])
+    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=next(codes)))
+    assert environment.main() == 3
+    assert not (tmp_path / ".venv" / ".ready").exists()
+    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    assert environment.main() == 0
+    assert (tmp_path / ".venv" / ".ready").exists()
+
+
+def test_lmms_gets_constraints_without_what_it_wants_older(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "constraints.txt", tmp_path / "scripts")
+    monkeypatch.setattr("sys.argv", ["environment.py", ".venv-lmms"])
+    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    assert environment.main() == 0
+    ours, theirs = ((tmp_path / name / "constraints.txt").read_text() for name in ("scripts", ".venv-lmms"))
+    left_out = {line.split("==")[0] for line in set(ours.splitlines()) - set(theirs.splitlines())}
+    assert left_out == {"protobuf", "python-dateutil"}
+
+
+def test_the_makefile_fits_on_two_screens():
+    assert len((ROOT / "Makefile").read_text().splitlines()) < 90

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from ppe_npu.data import containers
+from ppe_npu.data.inputs import InputError
 from ppe_npu.data.pictures import image_size, load_image
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import VideoHeader, load_video, video_header
-from ppe_npu.inputs import InputError
 
 
 @pytest.fixture

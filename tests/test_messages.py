@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ppe_npu.checkpoints.loading import load_processor
+from ppe_npu.data.inputs import VideoSampling, build_inputs
 from ppe_npu.data.messages import check_conversations
 from ppe_npu.data.videos import Video, load_video
 from ppe_npu.errors import InputError, UserError
-from ppe_npu.inputs import VideoSampling, build_inputs
-from ppe_npu.loading import load_processor
 
 TEXT = {"type": "text", "text": "row red"}
 

@@ -32,10 +32,10 @@ from picture_files import (
 from PIL import EpsImagePlugin, Image, ImageFile
 
 from ppe_npu.data import colours, pictures
+from ppe_npu.data.inputs import build_inputs
 from ppe_npu.data.pictures import image_size, load_image
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.benchmarks.readers import decode_image
-from ppe_npu.inputs import build_inputs
 
 
 @pytest.mark.parametrize(

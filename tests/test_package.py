@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from importlib import import_module
+
+import pytest
 
 HEAVY = ("transformers", "av", "matplotlib", "torchvision", "accelerate")
 DEVICE_PACKAGES = ("torch_npu", "flash_attn", "triton", "mindspeed", "liger_kernel")
@@ -27,3 +30,24 @@ def test_public_names():
     assert {"CompressionConfig", "compress", "restore", "__version__"} == set(ppe_npu.__all__)
     for name in ppe_npu.__all__:
         assert getattr(ppe_npu, name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("inputs", "data.inputs"),
+        ("loading", "checkpoints.loading"),
+        ("placeholders", "data.placeholders"),
+    ],
+)
+def test_a_module_that_moved_goes_by_its_old_name_too(old, new):
+    assert import_module(f"ppe_npu.{old}") is import_module(f"ppe_npu.{new}")
+
+
+def test_media_goes_on_to_name_what_stands_in_data():
+    from ppe_npu import media
+    from ppe_npu.data.pictures import image_size, load_image
+    from ppe_npu.data.videos import Video, load_video, video_header
+
+    assert (media.image_size, media.load_image) == (image_size, load_image)
+    assert (media.Video, media.load_video, media.video_header) == (Video, load_video, video_header)

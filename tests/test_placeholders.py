@@ -12,8 +12,8 @@ from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.compat import drop_unknown_types
-from ppe_npu.inputs import InputError, PixelCache, Video, VideoSampling, build_inputs, load_image, load_video
-from ppe_npu.placeholders import expand, image_ids, video_ids
+from ppe_npu.data.inputs import InputError, PixelCache, Video, VideoSampling, build_inputs, load_image, load_video
+from ppe_npu.data.placeholders import expand, image_ids, video_ids
 
 SAMPLINGS = [VideoSampling(nframes=5), VideoSampling(nframes=99), VideoSampling(fps=1.5), VideoSampling()]
 old = Version(transformers.__version__) < Version("5.10")  # takes the marks around a Qwen3-VL video away

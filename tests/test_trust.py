@@ -15,9 +15,9 @@ import torch
 from command_line import refused
 from safetensors.torch import load_file
 
+from ppe_npu.checkpoints.loading import check_checkpoint, check_compression, load_model, load_processor
+from ppe_npu.checkpoints.trust import tensors_only
 from ppe_npu.errors import InputError
-from ppe_npu.loading import check_checkpoint, check_compression, load_model, load_processor
-from ppe_npu.trust import tensors_only
 
 CODE = "from pathlib import Path\nPath(__file__).with_name('ran').write_text('x')\nclass P:\n    pass\n"
 
@@ -77,7 +77,7 @@ def test_transformers_is_told_so_too(folder, name, monkeypatch):
     file, values = ASKING[name]
     change(folder / file, **values)
     (folder / "evil.py").write_text(CODE)
-    monkeypatch.setattr("ppe_npu.loading.check_no_code", lambda _: None)
+    monkeypatch.setattr("ppe_npu.checkpoints.loading.check_no_code", lambda _: None)
     with contextlib.suppress(InputError):  # where transformers has a class of its own, it takes that one
         (check_compression if name == "config" else load_processor)(folder)
     assert not (folder / "ran").exists()

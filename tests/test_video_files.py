@@ -15,11 +15,11 @@ from PIL import Image
 from video_files import number_of, numbered, numbers, write_video
 
 from ppe_npu.data import containers, videos
+from ppe_npu.data.inputs import process_visuals
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.video_index import video_index
 from ppe_npu.data.videos import VideoFrame, load_video, video_header
 from ppe_npu.errors import InputError
-from ppe_npu.inputs import process_visuals
 
 READERS = (video_header, load_video, lambda path: VideoFrame(str(path), 0.0).load())
 

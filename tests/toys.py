@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.base import NEEDS, Method, register, share
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 
@@ -103,6 +104,31 @@ class Rows(Largest):
 
     needs = frozenset({"layer_row"})
     places = ("layer",)
+
+
+@register("toy_looker")
+@dataclass(frozen=True)
+class Looker(Method):
+    """Keeps what it was shown (of the layer before, if so asked for), and as many of the first tokens as it shall."""
+
+    ratio: float = share(1.0)
+    looks: tuple[str, ...] = NEEDS[1:4] + NEEDS[6:]
+    before: bool = False
+    places = ("input", "layer")
+    views: ClassVar[list[View]] = []
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"tokens", *self.looks})
+
+    @property
+    def layer_before(self) -> bool:
+        return self.before
+
+    def group(self, view: View) -> Grouping:
+        self.views.append(view)
+        first = torch.arange(view.most, device=view.num_kept.device)
+        return Grouping.of_kept(view, first.expand(len(view.num_kept), -1), "merge")
 
 
 def view(tokens: torch.Tensor, num_kept) -> View:

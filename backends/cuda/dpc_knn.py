@@ -38,7 +38,8 @@ def refusal(
         return f"the Triton kernels take fp16, bf16 and fp32, not {tokens.dtype}"
     if tokens.numel() == 0:
         return "the Triton kernels take no empty tensor"
-    tiling = tiles.plan(*tokens.shape, tokens.dtype)
+    frames, count, channels = tokens.shape
+    tiling = tiles.plan(frames, count, channels, tokens.dtype)
     if tiling.pitch * tiling.width >= 2**31:
         return "the Triton kernels take frames of fewer than 2**31 numbers"
     return device.triton_problem(tokens.device, tiles.shared_bytes(tiling, tokens.dtype))

@@ -11,6 +11,7 @@ What differs from other attention functions, by op-plugin's page of the operator
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,8 +63,10 @@ def attention(
     import torch_npu
 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    options = {"mask": mask, "cu_seqlens": cu_seqlens, "causal": causal, "scale": scale, "dropout": dropout}
-    return attend(torch_npu.npu_fusion_attention, query, key, value, **options)
+    return attend(
+        torch_npu.npu_fusion_attention, query, key, value,
+        mask=mask, cu_seqlens=cu_seqlens, causal=causal, scale=scale, dropout=dropout,
+    )  # fmt: skip
 
 
 def attend(
@@ -83,7 +86,7 @@ def attend(
     Segments of equal length are passed as a batch. Others are passed packed, in several calls if there are more than
     1,024 of them: 64 frames of the released recipe have 1,536 vision windows.
     """
-    options = {"operator": operator, "causal": causal, "scale": scale, "keep_prob": 1.0 - dropout}
+    options: dict[str, Any] = {"operator": operator, "causal": causal, "scale": scale, "keep_prob": 1.0 - dropout}
     if cu_seqlens is None:
         return _dense(query, key, value, mask=mask, **options)
     parts = _parts(tuple(cu_seqlens))

@@ -30,8 +30,10 @@ def attention(
     from mindspeed.ops.fusion_attention_v2 import npu_fusion_attention
 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    options = {"mask": mask, "cu_seqlens": cu_seqlens, "causal": causal, "scale": scale, "dropout": dropout}
-    return attend(npu_fusion_attention, query, key, value, **options)
+    return attend(
+        npu_fusion_attention, query, key, value,
+        mask=mask, cu_seqlens=cu_seqlens, causal=causal, scale=scale, dropout=dropout,
+    )  # fmt: skip
 
 
 def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ Clusterings are compared as partitions, without tolerance: where distances are f
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ def partition_distance(first: Tensor, second: Tensor) -> float:
     return 1 - (one & two).sum().item() / either if either else 0.0
 
 
-def clustering_error(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], budgets: Tensor) -> float:
+def clustering_error(actual: Sequence[Tensor], expected: Sequence[Tensor], budgets: Tensor) -> float:
     """Largest of: partition distance; share of centres that differ, as sets; 1 if a centre is not in its own group.
 
     Both clusterings are (centers [F, M], labels [F, N]) as `dpc_knn` returns them.

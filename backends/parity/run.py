@@ -137,7 +137,7 @@ class CaseRun:
     def distance(self, one: list[Tensor], two: list[Tensor]) -> float:
         """How far two results are apart: relative RMS, of clusterings the partition distance."""
         if self.case.clustering:
-            return compare.clustering_error(tuple(one), tuple(two), budgets=self._inputs[2])
+            return compare.clustering_error(one, two, budgets=self._inputs[2])
         if len(one) != len(two):
             return math.inf
         return max(compare.relative_rms(a, b) for a, b in zip(one, two))
@@ -193,10 +193,10 @@ def _run_case(case: Case, dtype: str, device: torch.device) -> list[Row]:
         except Exception as error:
             rows.append(Row.failed(**fixed, error=error))
             continue
-        itself = entry.name == "reference" and device.type == "cpu"
+        itself = entry.name == "reference" and devices.on_cpu(device)
         for direction in run.directions:
-            error, bound = run.error(results, direction, itself)
-            rows.append(Row(**fixed, direction=direction, error=error, allowed=bound, ok=compare.within(error, bound)))
+            found, bound = run.error(results, direction, itself)
+            rows.append(Row(**fixed, direction=direction, error=found, allowed=bound, ok=compare.within(found, bound)))
     return rows
 
 

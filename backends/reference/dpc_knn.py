@@ -9,6 +9,8 @@ import math
 
 import torch
 
+from ppe_npu.backends import device
+
 MAX_NEIGHBORS = 5  # the k of Chat-UniVi; fewer where a frame keeps few tokens
 
 # Elements of a temporary tensor: a CPU is fastest if they stay in a core's cache, in memory that was written before.
@@ -82,7 +84,9 @@ def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torc
         square = squared[:, rows, rows]
         square.copy_(square.triu() + square.triu(1).transpose(1, 2))
         squared[:, rows.stop :, rows] = squared[:, rows, rows.stop :].transpose(1, 2)
-    if tokens.is_cpu and not _any_equal(squared, sums):  # asking would make the host wait for an accelerator
+    if device.on_cpu(tokens.device) and not _any_equal(
+        squared, sums
+    ):  # asking would make the host wait for an accelerator
         return squared
     return _share_rows(squared, _first_equal(squared, norms, sums, largest_error(tokens.shape[-1], squared.dtype)))
 

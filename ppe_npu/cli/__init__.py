@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from ppe_npu import __version__
 from ppe_npu.cli.parser import build_parser
 from ppe_npu.errors import InputError, UserError, shown
-from ppe_npu.escape import printable
+from ppe_npu.utils.escape import printable
 
 # `import torch` imports torch_npu, and fails with it, whatever the device.
 _NO_CANN = (

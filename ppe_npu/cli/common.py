@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from ppe_npu.backends import device as devices
+from ppe_npu.checkpoints.generation_defaults import Settings, of_checkpoint
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.decoding import chosen, notice
-from ppe_npu.generation_defaults import Settings, of_checkpoint
+from ppe_npu.evaluation.decoding import chosen, notice
 from ppe_npu.training.args import as_compression
 
 
@@ -35,7 +35,7 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
 
 
 def reading(args: argparse.Namespace) -> dict[str, bool]:
-    """What was asked of reading a checkpoint, as ppe_npu.loading's functions take it."""
+    """What was asked of reading a checkpoint, as ppe_npu.checkpoints.loading's functions take it."""
     return {"allow_bin": True} if args.allow_bin else {}
 
 

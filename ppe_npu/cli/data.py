@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ppe_npu.checkpoints.loading import check_compression, load_processor, quiet_transformers
 from ppe_npu.cli.common import compressions, reading, video_sampling
 from ppe_npu.errors import InputError
-from ppe_npu.loading import check_compression, load_processor, quiet_transformers
 from ppe_npu.training.survey import survey_files, write_survey
 
 

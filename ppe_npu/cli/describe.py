@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
+from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor, quiet_transformers
 from ppe_npu.cli.common import compressions, generation, reading, video_sampling
 from ppe_npu.cli.looking import Looking
+from ppe_npu.data.inputs import PLACEHOLDERS, build_inputs, split_placeholders
 from ppe_npu.errors import InputError
-from ppe_npu.escape import printable
 from ppe_npu.evaluation.generation import Generated, generate
-from ppe_npu.inputs import PLACEHOLDERS, build_inputs, split_placeholders
-from ppe_npu.loading import check_compression, load_model, load_processor, quiet_transformers
 from ppe_npu.models import compress
+from ppe_npu.utils.escape import printable
 
 
 def run_describe(args: argparse.Namespace) -> int:

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
+from ppe_npu.checkpoints.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
 from ppe_npu.cli.common import compressions, generation, reading, video_sampling
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.decoding import first_edition
 from ppe_npu.errors import InputError
-from ppe_npu.escape import printable
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
+from ppe_npu.evaluation.decoding import first_edition
 from ppe_npu.evaluation.identity import benchmark_identity, check_settings
 from ppe_npu.evaluation.report import check_plotting, collect, unfinished, write_report
 from ppe_npu.evaluation.runner import Evaluation, new_tokens
 from ppe_npu.evaluation.sharing import check_shared
-from ppe_npu.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
 from ppe_npu.models import compress
+from ppe_npu.utils.escape import printable
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ppe_npu.checkpoints.loading import quiet_transformers
 from ppe_npu.cli.common import reading
-from ppe_npu.loading import quiet_transformers
 from ppe_npu.training.export import export, merge_lora
 
 

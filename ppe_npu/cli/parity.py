@@ -6,8 +6,8 @@ import argparse
 
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import parity
+from ppe_npu.checkpoints.loading import quiet_transformers
 from ppe_npu.errors import InputError
-from ppe_npu.loading import quiet_transformers
 from ppe_npu.parity import bundle, end_to_end
 
 

@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_report(commands)
     _add_describe(commands)
+    _add_methods(commands)
     _add_parity(commands)
     _add_demo(commands)
     return parser
@@ -175,6 +176,12 @@ def _add_describe(commands) -> None:
         "--token", type=int, help="of --show: the merged token to outline, counted from 0 (default: the largest)"
     )
     parser.set_defaults(run="describe:run_describe")
+
+
+def _add_methods(commands) -> None:
+    parser = commands.add_parser("methods", help="list all methods: place, what each looks at, budget, paper")
+    parser.add_argument("--json", action="store_true", help="as JSON, with every setting's default")
+    parser.set_defaults(run="methods:run_methods")
 
 
 def _add_parity(commands) -> None:

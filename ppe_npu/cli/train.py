@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_train(args: argparse.Namespace) -> int:
     """Train as asked; without a model and data: the embedded model on generated scenes."""
     from ppe_npu.backends import device as devices
-    from ppe_npu.loading import quiet_transformers
+    from ppe_npu.checkpoints.loading import quiet_transformers
     from ppe_npu.training.args import TrainConfig
     from ppe_npu.training.recipes import load_recipe
     from ppe_npu.training.trainer import train
@@ -142,7 +142,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
     from ppe_npu.config import CompressionConfig
     from ppe_npu.demo import tiny
     from ppe_npu.files import new_folder, writing
-    from ppe_npu.reading import read_json
+    from ppe_npu.utils.reading import read_json
 
     root, seed = Path(args.output or EMBEDDED), args.seed or 0
     with writing(root):

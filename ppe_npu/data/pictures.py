@@ -263,7 +263,7 @@ def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     """
     if not isinstance(values, torch.Tensor):
         return values
-    if values.device.type == "meta" or values.layout != torch.strided or values.is_quantized:
+    if values.is_meta or values.layout != torch.strided or values.is_quantized:
         raise InputError(f"{name} is a tensor without plain values ({values.device}, {values.dtype}): give a dense one")
     values = values.detach().cpu().resolve_conj().resolve_neg()
     # numpy has no bfloat16 and no 8-bit floating point

@@ -66,9 +66,9 @@ def main(args: argparse.Namespace) -> int:
     chosen = methods(RATIOS if args.full else RATIOS[:1], listings=args.full)
     _make_data(output / "data")
     # One process a core, of one thread each, does more in a minute than one process of many threads: tensors are tiny.
-    workers = min(os.cpu_count() or 1, len(seeds) * len(chosen)) if device.type == "cpu" else 1
+    workers = min(os.cpu_count() or 1, len(seeds) * len(chosen)) if devices.on_cpu(device) else 1
     threads = 1 if workers > 1 else None
-    base_threads = max((os.cpu_count() or 1) // len(seeds), 1) if device.type == "cpu" else None
+    base_threads = max((os.cpu_count() or 1) // len(seeds), 1) if devices.on_cpu(device) else None
     with _pool(min(workers, len(seeds))) as pool:
         list(pool.map(_train_base, [(str(output), seed, device.type, base_threads) for seed in seeds]))
     jobs = [Job(method, seed, str(output), device.type, threads) for seed in seeds for method in chosen]
@@ -120,9 +120,9 @@ def _train_base(task: tuple[str, int, str, int | None]) -> None:
 
 def run_job(job: Job) -> dict[str, Any]:
     """Fine-tune and evaluate one method for one seed; the runner's results, with the seed."""
+    from ppe_npu.checkpoints.loading import load_model, load_processor
     from ppe_npu.evaluation import benchmarks
     from ppe_npu.evaluation.runner import evaluate
-    from ppe_npu.loading import load_model, load_processor
     from ppe_npu.models import compress
 
     _set_up_process(job.threads)
@@ -179,7 +179,7 @@ def _stamp(file: Path) -> list[int]:
 def _set_up_process(threads: int | None) -> None:
     import torch
 
-    from ppe_npu.loading import quiet_transformers
+    from ppe_npu.checkpoints.loading import quiet_transformers
 
     quiet_transformers()
     if threads is not None:

@@ -16,7 +16,12 @@ import torch
 from ppe_npu.demo.scenes import COLOURS, IMAGE_SIZE, QUESTION_TYPES, SHAPES
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+    )
 
 PATCH = 4  # pixels along one side of a patch
 MERGE = 2  # patches along one side of a visual token
@@ -104,7 +109,17 @@ def build_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
 
     Vision: 1 block, width 48, 2 heads, window attention only. Text: 2 layers, hidden 128, 2 heads of 64 channels.
     """
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(_config())
+        _set_scales(model)
+    return model
+
+
+def _config() -> Qwen2_5_VLConfig:
+    from transformers import Qwen2_5_VLConfig
 
     vision = {
         "depth": 1,
@@ -135,7 +150,7 @@ def build_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
         "eos_token_id": VOCABULARY[END],
         "pad_token_id": VOCABULARY[PAD],
     }
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         vision_config=vision,
         text_config=text,
         image_token_id=VOCABULARY["<|image_pad|>"],
@@ -144,11 +159,6 @@ def build_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
         vision_end_token_id=VOCABULARY["<|vision_end|>"],
         tie_word_embeddings=False,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
-        _set_scales(model)
-    return model
 
 
 @torch.no_grad()

@@ -15,13 +15,13 @@ from ppe_npu.engine.layout import Standing, lay_out
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import axes_of, check_channels, prompt_positions
 from ppe_npu.engine.run import Masking, Prefill, Run
+from ppe_npu.engine.shown import LAYER_NEEDS
 from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
+from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import CompressionReport, Stopwatch
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
-
-_SHOWN = {"tokens", "places"}  # what methods can be shown so far
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Compression:
         layers: the first decoder layer of each stage after the first.
         stages: the part of the decoder before its first merge, and one part from each merge on.
         axes: of a position: 3, or 1 for a decoder with a plain rotary embedding.
+        tower: the blocks of the vision tower that its methods look at.
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
     Raises:
@@ -47,6 +48,7 @@ class Compression:
     layers: tuple[int, ...] = field(init=False)
     stages: int = field(init=False)
     axes: int = field(init=False)
+    tower: TowerBlocks = field(init=False)
     report: CompressionReport | None = field(default=None, init=False)
     keep_groups: bool = field(default=False, init=False)
     trace: Trace | None = field(default=None, init=False, repr=False)
@@ -64,6 +66,7 @@ class Compression:
         for method in config.methods:
             named = method.name if config.temporal_ratio is None else f"temporal_ratio={config.temporal_ratio}"
             _check_place(method, self.vision, named)
+        self.tower = TowerBlocks.wanted(config.methods, self.vision)
 
     def __deepcopy__(self, memo: dict) -> "Compression":
         twin = Compression(self.config, self.vision, self.channels, self.decoder_layers)
@@ -112,10 +115,11 @@ class Compression:
         if left is None:
             left = not (layout.real[:, 0].all() and not layout.real[:, -1].all())
         stages = lay_out(layout, self.config.stages, left, packed)
-        later = self.config.stages[len(stages) :]
         standing = Standing.after(stages[-1]) if stages else Standing.of(layout)
-        ahead = Ahead(standing, later, left, packed) if later else None
-        plan = PromptPlan.of(layout, stages, positions, following, watch, ahead)
+        ahead = Ahead.of(standing, self.config.stages[len(stages) :], left, packed)
+        walked = self.tower.all and self.vision.window
+        order = tower_order(layout, self.vision.window) if walked else None
+        plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead)
         watch.mark()
         return plan
 
@@ -142,17 +146,19 @@ class Compression:
         deepstack: tuple[torch.Tensor, ...] = (),
         ready_mask: bool = False,
         apart: bool = False,
+        tower: TowerTokens | None = None,
     ) -> Prefill:
         """Merge the features by the plan, assemble the compressed prompt, and lay out what later stages are given.
 
         Args:
-            text_embeds: [T, C] embeddings of the text tokens that plan.text names.
+            text_embeds: [T, C] embeddings of the text tokens that plan.text(0) names.
             features: [V, C] features of all images, then all videos; None without any.
             attention_mask: as given to the model; only a 4D one is read.
             past: of the cache that this prompt continues; the plan was made with its `following` as start.
             deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
             ready_mask: make a padded stage's 4D mask here (bool, True = attend), for an attention that takes one.
             apart: give a padded stage its segments in place of a mask, for an attention that takes them.
+            tower: what the vision tower's blocks say of the V features, where a method looks at it.
         """
         plan.begin()
         watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
@@ -169,7 +175,7 @@ class Compression:
 
         wishes = (self.config, plan, on, masking, self.axes, watch, report, self.trace)
         run = Prefill(self.layers, [], [], state, [], *wishes)
-        run.begin(text_embeds, features, deepstack)
+        run.begin(text_embeds, features, deepstack, tower)
         return run
 
     # -- later steps --------------------------------------------------------------------------------------------------
@@ -200,9 +206,9 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
     """Raise InputError where a model has no place for a step, or nothing to show it."""
     if method.place in ("pixels", "tower"):
         raise InputError(f"{method.name}: a step at the {method.place} is not built for this family yet; leave it out")
-    unknown = sorted(method.needs - _SHOWN)
-    if unknown:
-        raise InputError(f"{method.name} looks at {', '.join(unknown)}: not built for this family yet; leave it out")
+    inside = sorted(method.needs & LAYER_NEEDS)
+    if inside and method.place != "layer":
+        raise InputError(f"{method.name} looks at {', '.join(inside)}, which a decoder layer has: give it a layer")
     if method.scope == "segment" and vision.frames_apart:
         raise InputError(
             f"{subject}: this model sets text between the frames of a video, so that frames of one event have no place "

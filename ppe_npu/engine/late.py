@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.layout import Piece, Stage, Standing, Steps, gathered, laid_out
-from ppe_npu.engine.merge import Holding, Tokens, merge_round, view_of
+from ppe_npu.engine.merge import Holding, Tokens, merge_round, shown_to
 from ppe_npu.engine.rounds import (
     Bucket,
+    Movable,
     Round,
     as_tensor,
     become,
@@ -31,64 +32,75 @@ from ppe_npu.engine.rounds import (
     round_of,
     upload,
 )
+from ppe_npu.engine.shown import Prompts, Texts
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
 
 
 @dataclass(frozen=True)
-class Ahead:
+class Ahead(Movable):
     """What of a batch is not laid out yet.
 
     Args:
         standing: the tokens that the first of these stages is given.
+        text, prompts: of that stage, as Stage.
         stages: layers and steps. left, packed: as lay_out().
     """
 
     standing: Standing
+    text: torch.Tensor
+    prompts: Prompts | None
     stages: Steps
     left: bool
     packed: bool
+
+    @classmethod
+    def of(cls, standing: Standing, stages: Steps, left: bool, packed: bool) -> Ahead | None:
+        """None where there are no such stages."""
+        if not stages:
+            return None
+        return cls(standing, standing.text, standing.prompts(stages[0][1]), stages, left, packed)
 
     @property
     def samples(self) -> int:
         """Rows of the batch in the decoder."""
         return 1 if self.packed else len(self.standing.before.real)
 
+    @torch.no_grad()
     def settle(
-        self, tokens: Tokens, holding: Holding | None, device: torch.device
+        self, tokens: Tokens, holding: Holding | None, texts: Texts | None
     ) -> tuple[tuple[Stage, ...], Tokens, Ahead | None]:
         """Group the tokens of the first stage.
+
+        Args:
+            tokens, holding, texts: as merge().
 
         Returns:
             the stage with its rounds, which are on the device, and those that are laid out with it; what is known of
             the tokens that its last round keeps; what is not laid out yet.
         """
         (layer, methods), *later = self.stages
+        device = tokens.held.device
         rounds, pieces, count = [], self.standing.pieces, self.standing.count
         given = tokens = tokens.detached()
         for method in methods:
             if hangs_on_features(method, pieces):
-                made, pieces, count = _late_round(method, pieces, tokens, device)
+                made, pieces, count = _late_round(method, pieces, tokens, texts, device)
             else:
                 made, pieces, count = round_of(method, pieces, count)
             if made is not None:
                 last = method is methods[-1]
-                step, tokens = merge_round(made.to(device), tokens, given, holding, last)
+                step, tokens = merge_round(made.to(device), tokens, given, holding, texts, last)
                 rounds.append(step)
         stage = gathered(self.standing, layer, rounds, pieces, count, self.left, self.packed)
-        return self._with_next(stage, later, tokens)
-
-    def _with_next(
-        self, stage: Stage, later: Sequence, tokens: Tokens
-    ) -> tuple[tuple[Stage, ...], Tokens, Ahead | None]:
         more = laid_out(Standing.after(stage), later, self.left, self.packed)
-        stages, later = (stage, *more), tuple(later[len(more) :])
-        ahead = Ahead(Standing.after(stages[-1]), later, self.left, self.packed) if later else None
-        return stages, tokens, ahead
+        stages = (replace(stage, prompts=self.prompts), *more)
+        return stages, tokens, Ahead.of(Standing.after(stages[-1]), later[len(more) :], self.left, self.packed)
 
 
 def _late_round(
-    method: Method, pieces: Sequence[Piece], tokens: Tokens, device: torch.device
+    method: Method, pieces: Sequence[Piece], tokens: Tokens, texts: Texts | None, device: torch.device
 ) -> tuple[Round, list[Piece], int]:
     """As round_of(), with the groupings of its cells; the host waits for them."""
     groups = groups_of(method, pieces)
@@ -97,8 +109,9 @@ def _late_round(
     buckets, _ = buckets_of(cells, [method.budgets(len(cell)) for cell in cells])
     found = []
     for bucket in (bucket.to(device) for bucket in buckets):
-        seen = view_of(bucket.num_kept[0], bucket.most[0], tokens.pick(bucket.take), bucket.valid)
-        found.append(replace(bucket, groupings=(method.group(seen),)))
+        own = tokens.pick(bucket.take)
+        view = View(bucket.num_kept[0], bucket.most[0], own.features, bucket.valid, own.places, own.sizes)
+        found.append(replace(bucket, groupings=(method.group(shown_to(method, method, view, own, texts)),)))
     counts, centers = _read(found, shared)
     kept: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
     stands: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)

@@ -11,7 +11,7 @@ NumPy arrays stay on the host; what is needed on the device is a tensor, and tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from ppe_npu.engine.packing import numbers, packed_rows, padded_rows
 from ppe_npu.engine.rounds import Movable, Round, as_tensor, hangs_on_features, round_of
 from ppe_npu.engine.segments import Segments
+from ppe_npu.engine.shown import Prompts, tells_samples_apart
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.methods.base import Method
 
@@ -105,6 +106,7 @@ class Stage(Movable):
         borders: of a packed batch (see packing.py) where its samples begin and end in the one row: 0, ..., L.
         numbers: of a packed batch [1, L] the place of each token in its sample; else None.
         segments: of what it leaves, the samples as attention may see them; None for a batch without padding.
+        prompts: how the samples stand before it, where a method looks at its own sample's text or last token.
     """
 
     layer: int | None
@@ -117,6 +119,7 @@ class Stage(Movable):
     borders: tuple[int, ...] | None = None
     numbers: torch.Tensor | None = None
     segments: Segments | None = None
+    prompts: Prompts | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,16 @@ class Standing:
         return cls(stage.after, starts, stage.after.real.size, stage.borders)
 
     @property
+    def text(self) -> torch.Tensor:
+        """[T] index of each text token in the flattened batch."""
+        return as_tensor(np.flatnonzero(self.before.text.reshape(-1)))
+
+    def prompts(self, methods: Sequence[Method]) -> Prompts | None:
+        """How the samples stand, where one of these methods needs to know."""
+        wanted = tells_samples_apart(methods)
+        return Prompts.of(self.before.real, self.borders, self.text.numpy()) if wanted else None
+
+    @property
     def pieces(self) -> list[Piece]:
         return [
             Piece(**vars(cell), first=start, cells=(start + np.arange(cell.tokens),))
@@ -200,8 +213,9 @@ def laid_out(standing: Standing, stages: Steps, left: bool, packed: bool) -> tup
         for method in methods:
             made, pieces, count = round_of(method, pieces, count)
             rounds += [] if made is None else [made]
-        out.append(gathered(standing, layer, rounds, pieces, count, left, packed))
-        standing = Standing.after(out[-1])
+        stage = gathered(standing, layer, rounds, pieces, count, left, packed)
+        out.append(replace(stage, prompts=standing.prompts(methods)))
+        standing = Standing.after(stage)
     return tuple(out)
 
 
@@ -215,8 +229,7 @@ def gathered(
     packed: bool,
 ) -> Stage:
     """A stage, from its rounds, what its pieces have become, and the `count` tokens that the last round keeps."""
-    before, borders = standing.before, None
-    text = np.flatnonzero(before.text.reshape(-1))
+    before, text, borders = standing.before, standing.text, None
     samples = [_gathered(before, sample, pieces) for sample in range(len(before.real))]
     origins, empty = before.origins, len(text) + count
     if packed:
@@ -235,7 +248,7 @@ def gathered(
     segments = Segments(borders) if borders is not None else None if real.all() else Segments.of(real)
     tensors, numbered = map(as_tensor, (rows, sources, real)), None if borders is None else as_tensor(numbers(borders))
     after = Arrangement(real, tuple(cells), origins)
-    return Stage(layer, as_tensor(text), tuple(rounds), *tensors, after, borders, numbered, segments)
+    return Stage(layer, text, tuple(rounds), *tensors, after, borders, numbered, segments)
 
 
 def _gathered(before: Arrangement, sample: int, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, list]:

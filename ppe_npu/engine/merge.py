@@ -9,14 +9,17 @@ group of merged tokens draws from all that its members hold. See members.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from ppe_npu.engine.members import members
 from ppe_npu.engine.rounds import Bucket, Round, as_tensor, upload
+from ppe_npu.engine.shown import FIELDS, Texts
+from ppe_npu.engine.tower import TowerTokens
+from ppe_npu.methods.base import Method
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 
@@ -29,16 +32,38 @@ class Tokens:
         features: [R, C], or None on the host.
         held: [R, H] int64, the original tokens that each of them holds, or None on the host.
         places: [R, 3] (frame, row, column), where a method needs them.
+        tower: what blocks of the vision tower say of them, where a method needs it; of a merged token, what they say
+            of its representative, as with its place.
+        sizes: [R] int64, how many original tokens' features are in each, where a method needs them.
+        spots: [R] int64, where each stood before the stage in the flattened batch.
+        seen: of each field of the View that a decoder layer gives, and whether it is the layer before (see
+            Method.layer_before), the numbers of each token [R, ...]; of a merged token, those of its representative.
     """
 
     features: torch.Tensor | None = None
     held: torch.Tensor | None = None
     places: torch.Tensor | None = None
+    tower: TowerTokens | None = None
+    sizes: torch.Tensor | None = None
+    spots: torch.Tensor | None = None
+    seen: Mapping[tuple[str, bool], torch.Tensor] = field(default_factory=dict)
 
-    def pick(self, pick) -> Tokens:
+    def pick(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:
         """The same of other tokens: pick(values [R, ...]) of each part."""
-        parts = (self.features, self.held, self.places)
-        return Tokens(*(None if part is None else pick(part) for part in parts))
+        return Tokens.together(lambda parts: pick(parts[0]), self)
+
+    @staticmethod
+    def together(join: Callable[[list[torch.Tensor]], torch.Tensor], *tokens: Tokens) -> Tokens:
+        """What join([values [R, ...] of each]) makes of every part that the first of these has."""
+
+        def of(name: str) -> torch.Tensor | None:
+            parts = [getattr(one, name) for one in tokens]
+            return None if parts[0] is None else join(parts)
+
+        towers = [one.tower for one in tokens]
+        tower = None if towers[0] is None else TowerTokens.together(join, *towers)
+        seen = {name: join([one.seen[name] for one in tokens]) for name in tokens[0].seen}
+        return Tokens(of("features"), of("held"), of("places"), tower, of("sizes"), of("spots"), seen)
 
     def detached(self) -> Tokens:
         """The same where nothing is differentiated."""
@@ -54,8 +79,13 @@ class Holding:
 
 
 @torch.no_grad()
-def merge(rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = None) -> tuple[tuple[Round, ...], Tokens]:
+def merge(
+    rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = None, texts: Texts | None = None
+) -> tuple[tuple[Round, ...], Tokens]:
     """Group the tokens of a stage; nothing is differentiated.
+
+    Args:
+        texts: the text beside them, where a method looks at it.
 
     Returns:
         the rounds with their groupings, and what is known of the tokens that the last one keeps. (Their features are
@@ -64,13 +94,13 @@ def merge(rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = Non
     given, done = tokens.detached(), []
     tokens = given
     for number, step in enumerate(rounds):
-        step, tokens = merge_round(step, tokens, given, holding, last=number == len(rounds) - 1)
+        step, tokens = merge_round(step, tokens, given, holding, texts, last=number == len(rounds) - 1)
         done.append(step)
     return tuple(done), tokens
 
 
 def merge_round(
-    step: Round, tokens: Tokens, given: Tokens, holding: Holding | None, last: bool
+    step: Round, tokens: Tokens, given: Tokens, holding: Holding | None, texts: Texts | None, last: bool
 ) -> tuple[Round, Tokens]:
     """One round of merge(), with its groupings, and what is known of the tokens that it keeps.
 
@@ -80,18 +110,20 @@ def merge_round(
     """
     if step.videos and not step.buckets:
         step = _segmented(step, given)
-    pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding) for bucket in step.buckets]
+    pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding, texts) for bucket in step.buckets]
     step = replace(step, buckets=tuple(bucket for bucket, _ in pairs))
     features = None if last or tokens.features is None else step.apply(tokens.features)
-    return step, Tokens(features, *(_joined(step, tokens, pairs, part) for part in ("held", "places")))
+    return step, replace(_left(step, tokens, [kept for _, kept in pairs]), features=features)
 
 
-def _joined(step: Round, given: Tokens, pairs: Sequence[tuple[Bucket, Tokens]], part: str) -> torch.Tensor | None:
-    before = getattr(given, part)
-    return None if before is None else step.joined(before, [getattr(kept, part) for _, kept in pairs])
+def _left(step: Round, given: Tokens, kept: Sequence[Tokens]) -> Tokens:
+    """What is known of the tokens that a round leaves: what its buckets keep of those that it was given."""
+    return Tokens.together(lambda parts: step.joined(parts[0], parts[1:]), replace(given, features=None), *kept)
 
 
-def _grouped(method, bucket: Bucket, tokens: Tokens, holding: Holding | None) -> tuple[Bucket, Tokens]:
+def _grouped(
+    method: Method, bucket: Bucket, tokens: Tokens, holding: Holding | None, texts: Texts | None
+) -> tuple[Bucket, Tokens]:
     """A bucket with its groupings, one a level, and what is known of what it keeps. Parts of tokens: [F, N, ...]."""
     valid, groupings, kept = bucket.valid, [], []
     for level, (part, num_kept, most) in enumerate(zip(method.levels, bucket.num_kept, bucket.most)):
@@ -102,28 +134,36 @@ def _grouped(method, bucket: Bucket, tokens: Tokens, holding: Holding | None) ->
         if bucket.groupings:
             grouping = bucket.groupings[level]
         else:
-            grouping = part.group(view_of(num_kept, most, tokens, valid))
+            view = View(num_kept, most, tokens.features, valid, tokens.places, tokens.sizes)
+            grouping = part.group(shown_to(part, method, view, tokens, texts))
         groupings.append(grouping)
         kept.append(_kept(grouping, tokens, holding))
-    parts = [[getattr(tokens, name) for tokens in kept] for name in ("held", "places")]
-    joined = (None if values[0] is None else bucket.keep(values) for values in parts)
-    return replace(bucket, groupings=tuple(groupings)), Tokens(None, *joined)
+    return replace(bucket, groupings=tuple(groupings)), Tokens.together(bucket.keep, *kept)
 
 
-def view_of(num_kept: torch.Tensor, most: int, tokens: Tokens, valid: torch.Tensor | None) -> View:
-    """What a method is shown of cells; parts of tokens: [F, N, ...]."""
-    return View(num_kept, most, tokens.features, valid, tokens.places)
+def shown_to(part: Method, method: Method, view: View, tokens: Tokens, texts: Texts | None) -> View:
+    """The view with what the vision tower, a layer and the text say of cells whose parts are [F, N, ...].
+
+    Args:
+        part: the method that looks. method: the step that it is a level of, as a rule itself.
+    """
+    fields = (name for need in part.needs for name in FIELDS.get(need, ()))
+    shown: dict[str, torch.Tensor | None] = {name: tokens.seen[name, part.layer_before] for name in fields}
+    if texts is not None and tokens.spots is not None:
+        shown |= texts.shown(part, tokens.spots[:, 0])
+    if tokens.tower is not None:
+        shown |= tokens.tower.shown(method)
+    return replace(view, **shown)
 
 
 def _kept(grouping: Grouping, tokens: Tokens, holding: Holding | None) -> Tokens:
     """What is known of each group's token [F, M, ...]: it stands where its representative stands."""
-    held, places = tokens.held, tokens.places
-    if held is not None:
-        if holding is None:
-            held = grouping.at_representatives(held)
-        else:
-            held = members(grouping, holding.k, holding.rule, tokens.features, held)
-    return Tokens(None, held, None if places is None else grouping.at_representatives(places))
+    kept = replace(tokens, features=None).pick(grouping.at_representatives)
+    if tokens.sizes is not None:
+        kept = replace(kept, sizes=grouping.sums(tokens.sizes))
+    if tokens.held is None or holding is None:
+        return kept
+    return replace(kept, held=members(grouping, holding.k, holding.rule, tokens.features, tokens.held))
 
 
 def _segmented(step: Round, given: Tokens) -> Round:

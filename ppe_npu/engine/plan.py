@@ -19,6 +19,7 @@ from ppe_npu.engine.late import Ahead
 from ppe_npu.engine.layout import Arrangement, Stage
 from ppe_npu.engine.merge import Tokens, merge
 from ppe_npu.engine.rounds import Movable, as_tensor
+from ppe_npu.engine.shown import Prompts
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.methods.base import Method
@@ -31,24 +32,25 @@ class PromptPlan(Movable):
     Args:
         layout: where the prompt's tokens stand.
         stages: the one before the decoder, then one for each layer on whose entry tokens are merged.
-        text: [T] index of each text token in the flattened [B * S].
         positions: [axes, B * S + 1] (t, h, w) of every token of the prompt, then those of padding, 0.
         visual: [V] index in the flattened [B * S] of each feature: of all images, then of all videos.
         following: [B] the position after each sample's largest.
         places: [V, 3] (frame, row, column) of each feature in its image or video, where a method on the device needs
             them; else None.
         watch: time spent on the plan, uploading it among it.
+        tower_order: [V] where each feature stands in the vision tower, where a method looks at its blocks and these
+            stand otherwise (engine/tower.py).
         ahead: what is not laid out yet, or None.
     """
 
     layout: PromptLayout
     stages: tuple[Stage, ...]
-    text: torch.Tensor
     positions: torch.Tensor
     visual: torch.Tensor
     following: torch.Tensor
     places: torch.Tensor | None
     watch: Stopwatch
+    tower_order: torch.Tensor | None = None
     ahead: Ahead | None = None
     _copies: dict[torch.device, PromptPlan] = field(default_factory=dict, repr=False, compare=False)
 
@@ -60,15 +62,16 @@ class PromptPlan(Movable):
         positions: np.ndarray,
         following: np.ndarray,
         watch: Stopwatch,
+        tower_order: np.ndarray | None = None,
         ahead: Ahead | None = None,
     ) -> PromptPlan:
         """From host arrays; positions: [axes, B, S], following: [B]. Groups that need no feature are found here."""
         later = [method for _, methods in ahead.stages for method in methods] if ahead is not None else []
         stages, places = planned(stages, layout, later)
         positions = np.pad(positions.reshape(len(positions), -1), ((0, 0), (0, 1)))
-        text = np.flatnonzero(layout.real & ~layout.visual)
-        tensors = map(as_tensor, (text, positions, _visual_order(layout), following))
-        return cls(layout, stages, *tensors, places, watch, ahead)
+        tensors = map(as_tensor, (positions, _visual_order(layout), following))
+        order = None if tower_order is None else as_tensor(tower_order)
+        return cls(layout, stages, *tensors, places, watch, order, ahead)
 
     def on(self, device: torch.device) -> PromptPlan:
         """The plan on a device; copied when first asked for."""
@@ -85,15 +88,28 @@ class PromptPlan(Movable):
         """Forget the stages that were laid out by the features of a pass before."""
         known, ahead = self._start
         for plan in (self, *self._copies.values()):
-            plan.stages, plan.ahead = plan.stages[:known], ahead
+            plan.stages = plan.stages[:known]
+        self._look_ahead(ahead)
 
     def grow(self, stages: Sequence[Stage], ahead: Ahead | None) -> None:
         """With stages that have been laid out by now."""
-        for plan in (self, *self._copies.values()):
-            plan.ahead = ahead
         self.stages += tuple(stages)
         for device, plan in self._copies.items():
             plan.stages += tuple(stage.to(device) for stage in stages)
+        self._look_ahead(ahead)
+
+    def _look_ahead(self, ahead: Ahead | None) -> None:
+        self.ahead = ahead
+        for device, plan in self._copies.items():
+            plan.ahead = None if ahead is None else ahead.to(device)
+
+    def text(self, stage: int) -> torch.Tensor:
+        """[T] where the text stands before a stage, see Stage; of the first that is not laid out yet, too."""
+        return self.stages[stage].text if stage < len(self.stages) else self.ahead.text
+
+    def prompts(self, stage: int) -> Prompts | None:
+        """How the samples stand before it."""
+        return self.stages[stage].prompts if stage < len(self.stages) else self.ahead.prompts
 
     @property
     def samples(self) -> int:

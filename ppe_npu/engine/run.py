@@ -13,8 +13,14 @@ from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.rounds import Round
 from ppe_npu.engine.segments import Segments
+from ppe_npu.engine.shown import Prompts, Texts, layer_needs
+from ppe_npu.engine.tower import TowerTokens
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.trace import Trace
+
+# What a decoder layer would make of the tokens that it is about to be given: (needs, prompts) -> of each field of the
+# View that these needs stand for its numbers at every place of the flattened batch [R, ...].
+Look = Callable[[frozenset[str], Prompts | None], dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -40,9 +46,16 @@ class Run:
         """Places that a stage's layers held before this pass."""
         return self.state.lengths[stage] - self.rows[stage].shape[-1]
 
-    def enter(self, stage: int, hidden: torch.Tensor) -> torch.Tensor:
-        """The tokens that a stage starts with, from those that leave the one before: [B, L, C] -> [B, L', C]."""
+    def enter(self, stage: int, hidden: torch.Tensor, look: Look | None = None) -> torch.Tensor:
+        """The tokens that a stage starts with, from those that leave the one before: [B, L, C] -> [B, L', C].
+
+        Args:
+            look: into the layer that comes next.
+        """
         return hidden
+
+    def pass_by(self, layer: int, look: Look) -> None:
+        """Called before a decoder layer runs, for what is looked at in it on entry of the next one."""
 
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """What goes on from a decoder layer, from its output [B, L, C]."""
@@ -91,6 +104,8 @@ class Prefill(Run):
     _tokens: Tokens = field(default_factory=Tokens, init=False)
     _deepstack: dict[int, torch.Tensor] = field(default_factory=dict, init=False)
     _following: list[torch.Tensor] = field(default_factory=list, init=False)
+    # What the next stage looks at in the layer before it, as Tokens.seen.
+    _passed: dict[tuple[str, bool], torch.Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         self.past = self.state
@@ -98,18 +113,28 @@ class Prefill(Run):
     def past_length(self, stage: int) -> int:
         return self.past.lengths[stage]
 
-    def begin(self, text_embeds: torch.Tensor, features: torch.Tensor | None, deepstack: tuple[torch.Tensor, ...]):
-        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]."""
+    def begin(
+        self,
+        text_embeds: torch.Tensor,
+        features: torch.Tensor | None,
+        deepstack: tuple[torch.Tensor, ...],
+        tower: TowerTokens | None = None,
+    ):
+        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V tokens."""
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
-        stage, rounds, kept = self._merge(0, Tokens(features, self.on.visual[:, None], self.on.places))
+        sized, visual = any("sizes" in method.needs for method in self.config.methods), self.on.visual
+        sizes = torch.ones_like(visual) if sized else None
+        spots = None if self.on.prompts(0) is None else visual
+        given = Tokens(features, visual[:, None], self.on.places, tower, sizes, spots)
+        stage, rounds, kept = self._merge(0, given, lambda _: text_embeds)
         self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
         none = torch.zeros_like(text_embeds)
         self._deepstack = {
             layer: _arranged(stage, none, _applied(rounds, part), padding=0.0) for layer, part in enumerate(deepstack)
         }
-        places = None if self.on.places is None else self.on.places.new_zeros(len(stage.text), 3)
-        self._hold(0, Tokens(None, stage.text[:, None], places), kept)
+        unknown = replace(kept, features=None).pick(lambda part: part.new_zeros(len(stage.text), *part.shape[1:]))
+        self._hold(0, replace(unknown, held=stage.text[:, None]), kept)
         self.watch.mark()
 
     def take_embeds(self) -> torch.Tensor:
@@ -117,12 +142,16 @@ class Prefill(Run):
         embeds, self.embeds = self.embeds, None
         return embeds
 
-    def enter(self, stage: int, hidden: torch.Tensor) -> torch.Tensor:
+    def enter(self, stage: int, hidden: torch.Tensor, look: Look | None = None) -> torch.Tensor:
         if stage == 0:
             return hidden
         self.watch.mark()
-        tokens = hidden.flatten(0, 1)
-        on, rounds, kept = self._merge(stage, replace(self._tokens, features=tokens))
+        tokens, prompts = hidden.flatten(0, 1), self.on.prompts(stage)
+        seen = self._passed | self._looked(stage, look, before=False)
+        self._passed, spots = {}, None if prompts is None else torch.arange(len(tokens), device=tokens.device)
+        given = replace(self._tokens, features=tokens, seen=seen, spots=spots)
+        text = self.on.text(stage)
+        on, rounds, kept = self._merge(stage, given, lambda part: part.index_select(0, text))
 
         def merged(tokens: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
             return _arranged(on, tokens.index_select(0, on.text), _applied(rounds, tokens), padding)
@@ -134,17 +163,36 @@ class Prefill(Run):
         self.watch.mark()
         return hidden
 
+    def pass_by(self, layer: int, look: Look) -> None:
+        for stage, first in enumerate(self.layers, start=1):
+            if first == layer + 1:
+                self._passed = self._looked(stage, look, before=True)
+
+    def _looked(self, stage: int, look: Look | None, before: bool) -> dict[tuple[str, bool], torch.Tensor]:
+        """What the methods of a stage look at in its first layer, or in the one before: as Tokens.seen."""
+        needs = layer_needs(self.config.stages[stage][1], before)
+        if not needs or look is None:
+            return {}
+        seen = look(needs, self.on.prompts(stage))
+        return {(name, before): part for name, part in seen.items()}
+
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         added = self._deepstack.pop(layer, None)
         return hidden if added is None else hidden + added.to(hidden.dtype)
 
-    def _merge(self, number: int, tokens: Tokens) -> tuple[Stage, tuple[Round, ...], Tokens]:
-        """A stage, its rounds with their groupings, and what is known of the tokens that the last of them keeps."""
+    def _merge(self, number: int, tokens: Tokens, text: Callable) -> tuple[Stage, tuple[Round, ...], Tokens]:
+        """A stage, its rounds with their groupings, and what is known of the tokens that the last of them keeps.
+
+        Args:
+            text: what picks the text's rows from those of all places [R, ...], of the features and of what is seen.
+        """
         holding = Holding(self.config.k, self.config.members) if self.config.positions == "ppe" else None
+        prompts = self.on.prompts(number)
+        texts = None if prompts is None else Texts(prompts, tokens.features, tokens.seen, text)
         if number < len(self.on.stages):
-            rounds, kept = merge(self.on.stages[number].rounds, tokens, holding)
+            rounds, kept = merge(self.on.stages[number].rounds, tokens, holding, texts)
         else:
-            kept = self._lay_out(tokens, holding)
+            kept = self._lay_out(tokens, holding, texts)
             rounds = self.on.stages[number].rounds
         self._prepare()
         if self.trace is not None:
@@ -152,9 +200,9 @@ class Prefill(Run):
         return self.on.stages[number], rounds, kept
 
     @torch.compiler.disable  # works on host arrays
-    def _lay_out(self, tokens: Tokens, holding: Holding | None) -> Tokens:
+    def _lay_out(self, tokens: Tokens, holding: Holding | None, texts: Texts | None) -> Tokens:
         """Group the tokens of a stage whose counts hang on the features, and lay it out."""
-        stages, kept, ahead = self.plan.ahead.settle(tokens, holding, self.on.following.device)
+        stages, kept, ahead = self.plan.ahead.settle(tokens, holding, texts)
         self.plan.grow(stages, ahead)
         return kept
 
@@ -198,10 +246,13 @@ class Prefill(Run):
         parts = [text.held, kept.held] if len(kept.held) else [text.held]
         pad = text.held.new_full((1, width), padding)
         held = torch.cat([*(part.expand(-1, width) for part in parts), pad])[on.rows]
-        places = None
-        if text.places is not None:
-            places = torch.cat([text.places, kept.places, text.places.new_zeros(1, 3)])[on.rows].flatten(0, 1)
-        self._tokens = Tokens(None, held.flatten(0, 1), places)
+
+        def placed(parts: list[torch.Tensor]) -> torch.Tensor:
+            pad = parts[0].new_zeros(1, *parts[0].shape[1:])
+            return torch.cat([*parts, pad])[on.rows].flatten(0, 1)
+
+        known = (replace(part, features=None, held=None, spots=None, seen={}) for part in (text, kept))
+        self._tokens = replace(Tokens.together(placed, *known), held=held.flatten(0, 1))
         if self.rows[stage] is None:
             # [axes, B, L, K] -> rows axis * K + j
             self.rows[stage] = self.on.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)

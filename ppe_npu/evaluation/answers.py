@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from ppe_npu.backends import device as devices
+from ppe_npu.checkpoints.generation_defaults import of_model
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.inputs import PixelCache, build_inputs
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.decoding import Asked, chosen, first_edition, ignored, notice, recorded
+from ppe_npu.evaluation.decoding import Asked, chosen, first_edition, ignored, notice, recorded
 from ppe_npu.evaluation.generation import Generated, end_tokens, generate
 from ppe_npu.evaluation.identity import processor_identity
 from ppe_npu.evaluation.samples import Measure, conversation, measure, sampling_of
-from ppe_npu.generation_defaults import of_model
-from ppe_npu.inputs import PixelCache, build_inputs
 from ppe_npu.models.fingerprint import fingerprint
 
 
@@ -35,7 +35,7 @@ class ModelAnswers:
         max_new_tokens: at most so many tokens an answer.
         sampling: which frames of videos, where a sample has no rule of its own.
         seed: set before every batch, so that no answer depends on which process gave it, or when.
-        generation: what ppe_npu.decoding.chosen takes; None: greedy answers, whatever the checkpoint says.
+        generation: what ppe_npu.evaluation.decoding.chosen takes; None: greedy answers, whatever the checkpoint says.
 
     Raises:
         InputError: a generation setting that cannot be.

@@ -1,6 +1,6 @@
 """One batch through generate(), with its cost: seconds to the first token and in all, tokens kept, KV bytes.
 
-The rules of decoding are this package's, or what was asked for by name (ppe_npu.decoding); never the checkpoint's own.
+The rules of decoding are this package's, or what was asked for by name (decoding.py); never the checkpoint's own.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 
 from ppe_npu.backends import device as devices
 from ppe_npu.compat import drop_unknown_types, output_cache
-from ppe_npu.decoding import generation_config
-from ppe_npu.inputs import to_device
+from ppe_npu.data.inputs import to_device
+from ppe_npu.evaluation.decoding import generation_config
 from ppe_npu.inspect.report import kv_bytes
 
 
@@ -77,7 +77,7 @@ def generate(
         inputs: of build_inputs, on any device.
         max_new_tokens: at most so many tokens an answer.
         streamer: transformers' streamer that is told every token (a batch of one, no beams).
-        generation: what ppe_npu.decoding.chosen gave; None: nothing beside greedy search.
+        generation: what ppe_npu.evaluation.decoding.chosen gave; None: nothing beside greedy search.
     """
     inputs = to_device(inputs, model.device, model.dtype)
     end, pad = end_tokens(model, processor.tokenizer), processor.tokenizer.pad_token_id

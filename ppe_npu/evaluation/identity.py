@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.decoding import beside_greedy
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.evaluation.decoding import beside_greedy
 from ppe_npu.evaluation.rows import FAULTS, fault_of, question
 from ppe_npu.files import check_regular
 

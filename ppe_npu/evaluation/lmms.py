@@ -15,13 +15,10 @@ import torch
 from PIL import Image
 
 from ppe_npu.backends import device as devices
+from ppe_npu.checkpoints.generation_defaults import of_checkpoint
+from ppe_npu.checkpoints.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
 from ppe_npu.compat import drop_unknown_types, ensure_mm_token_type_ids
-from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.decoding import notice
-from ppe_npu.errors import InputError
-from ppe_npu.evaluation.generation import Generated, generate
-from ppe_npu.generation_defaults import of_checkpoint
-from ppe_npu.inputs import (
+from ppe_npu.data.inputs import (
     PLACEHOLDERS,
     PixelCache,
     build_inputs,
@@ -31,7 +28,10 @@ from ppe_npu.inputs import (
     to_device,
     visual_ids,
 )
-from ppe_npu.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
+from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.decoding import notice
+from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.models import compress
 from ppe_npu.training.args import as_compression
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.escape import printable
 from ppe_npu.evaluation.scale import named
 from ppe_npu.files import write_bytes
-from ppe_npu.optional import optional
+from ppe_npu.utils.escape import printable
+from ppe_npu.utils.optional import optional
 
 _MARKERS = "osD^vP*Xhd"
 _COLUMNS = 4

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ppe_npu import decoding, escape
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import tables
+from ppe_npu.evaluation import decoding, tables
 from ppe_npu.evaluation.comparison import compare
 from ppe_npu.evaluation.plot import check_plotting, draw
 from ppe_npu.files import check_regular, write_json, write_text
+from ppe_npu.utils import escape
 
 __all__ = ["check_plotting", "collect", "unfinished", "write_report"]
 

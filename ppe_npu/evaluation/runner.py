@@ -22,7 +22,7 @@ from ppe_npu.files import write_json
 
 if TYPE_CHECKING:
     from ppe_npu.data.sampling import VideoSampling
-    from ppe_npu.decoding import Asked
+    from ppe_npu.evaluation.decoding import Asked
 
 Sample = dict[str, Any]
 NEW_TOKENS = 16  # of an answer, where neither the user nor the benchmark says

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.inputs import PLACEHOLDERS, split_placeholders
 from ppe_npu.data.paths import existing_file
 from ppe_npu.data.pictures import image_size
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import VideoFrame
 from ppe_npu.errors import InputError
-from ppe_npu.inputs import PLACEHOLDERS, split_placeholders
 
 Sample = Mapping[str, Any]
 _CHARACTERS = 4  # of a token of text, roughly

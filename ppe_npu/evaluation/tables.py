@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ppe_npu import escape
 from ppe_npu.evaluation.scale import PERCENT, is_percent, named, shown
+from ppe_npu.utils import escape
 
 Row = Mapping[str, Any]
 

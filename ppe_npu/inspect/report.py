@@ -30,7 +30,7 @@ class Stopwatch:
         """A stretch begins, or ends."""
         if torch.compiler.is_compiling():
             self._traced = True
-        elif self._device.type == "cpu":
+        elif devices.on_cpu(self._device):
             self._marks.append(time.perf_counter())
         else:
             event = torch.Event(self._device, enable_timing=True)
@@ -43,7 +43,7 @@ class Stopwatch:
         if self._traced:
             return float("nan")
         stretches = zip(self._marks[::2], self._marks[1::2])
-        if self._device.type == "cpu":
+        if devices.on_cpu(self._device):
             return sum(end - start for start, end in stretches) * 1e3
         self._marks[-1].synchronize()
         return sum(start.elapsed_time(end) for start, end in stretches)

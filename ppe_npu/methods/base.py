@@ -40,7 +40,7 @@ NEEDS = (
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
-_HELPERS = ("base", "grouping", "space", "view")  # files of this folder that hold no method
+_HELPERS = ("base", "choosing", "frames", "grouping", "listing", "space", "thinning", "view")  # no methods
 _REGISTERED: dict[str, type[Method]] = {}
 
 
@@ -55,6 +55,13 @@ def _one_form(layer: Any) -> Any:
     if not layer or len(set(layer)) != len(layer):
         raise InputError(f"layer={list(layer)}: give different decoder layers, counted from 0")
     return layer[0] if len(layer) == 1 else tuple(sorted(layer))
+
+
+def at_layer(default: int | tuple[int, ...]) -> Any:
+    """The field `layer` of a method that stands on entry of decoder layers alone, with the published ones."""
+    field = setting(default, least=0, convert=_one_form, remedy="give decoder layers, counted from 0")
+    field.kw_only = True  # as in Method: the first argument is a method's own
+    return field
 
 
 def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
@@ -80,7 +87,11 @@ class Method:
         counts: "exact", how many tokens stay follows from a cell's size; "late", it follows from the features.
         places: where it may stand, of PLACES.
         tower_blocks: which blocks of the vision tower its tower_keys (of the first) and tower_saliency are of; from the
-            end where negative. A property where a field says it.
+            end where negative. A property where a field says it; blocks() where it hangs on how many there are.
+        tower_windows: of a block that attends in windows, where tower_saliency is needed: "refuse" it; take attention
+            over the whole "frame", made from its queries and keys; or "skip" it. A field in most methods.
+        layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
+            entry it stands, which has just run, and not of that one, which is about to.
 
     Args:
         layer: the decoder layer (counted from 0) on whose entry the step is taken, or several; None: the first of
@@ -88,11 +99,21 @@ class Method:
     """
 
     name: ClassVar[str] = ""
-    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
-    scope: ClassVar[str] = "frame"
-    counts: ClassVar[str] = "exact"
     places: ClassVar[tuple[str, ...]] = ("input", "layer")
-    tower_blocks: ClassVar[tuple[int, ...]] = (-1,)
+    if TYPE_CHECKING:  # what a subclass may write as a class attribute, or as a property where a field says it
+
+        @property
+        def needs(self) -> frozenset[str]: ...
+        @property
+        def scope(self) -> str: ...
+        @property
+        def counts(self) -> str: ...
+        @property
+        def tower_blocks(self) -> tuple[int, ...]: ...
+    else:
+        needs, scope, counts, tower_blocks = frozenset({"tokens"}), "frame", "exact", (-1,)
+    tower_windows: ClassVar[str] = "refuse"
+    layer_before: ClassVar[bool] = False
 
     layer: int | tuple[int, ...] | None = setting(
         None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"
@@ -101,13 +122,17 @@ class Method:
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if "group" in vars(cls):
-            cls.group = _counted(cls.group)  # type: ignore[method-assign]
+            cls.group = _counted(cls.group)  # type: ignore[assignment]
 
     def __post_init__(self):
         check_fields(self)
         if self.place not in self.places:
             where = "on entry of a decoder layer: leave layer out" if self.layers else "without a layer: give its layer"
             raise InputError(f"{self.name} with layer={shown(self.layer)}: it cannot stand {where}")
+        if self.layer_before and 0 in self.layers:
+            raise InputError(
+                f"{self.name} with layer={shown(self.layer)}: it looks at the layer before; give 1 or more"
+            )
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -130,6 +155,17 @@ class Method:
         (see ppe_npu.released.Levels)."""
         return (self,)
 
+    def blocks(self, count: int) -> tuple[int, ...]:
+        """Its tower_blocks in a vision tower of `count` blocks, counted from 0.
+
+        Raises:
+            InputError: the tower has no such block.
+        """
+        for block in self.tower_blocks:
+            if not -count <= block < count:
+                raise InputError(f"{self.name}: the vision tower has {count} blocks, and none of number {block}")
+        return tuple(block % count for block in self.tower_blocks)
+
     def group(self, view: View) -> Grouping:
         """The groups of every cell. It must not depend on what else is in the batch."""
         raise NotImplementedError
@@ -138,7 +174,10 @@ class Method:
 
     def kept(self, tokens: int) -> int:
         """How many of a cell's tokens stay: ceil(tokens * ratio), at least one."""
-        return max(math.ceil(tokens * self.ratio), 1)
+        ratio = getattr(self, "ratio", None)
+        if ratio is None:
+            raise NotImplementedError(f"{type(self).__name__} has no ratio: it needs a kept() of its own")
+        return max(math.ceil(tokens * ratio), 1)
 
     def budgets(self, tokens: int) -> tuple[int, ...]:
         """How many of a cell's tokens each level keeps."""
@@ -181,7 +220,7 @@ def register(name: str):
     """Class decorator: the method's name in settings. Its file is methods/<name>.py."""
 
     def registered(method: type[Method]) -> type[Method]:
-        known = {"scope": SCOPES, "counts": ("exact", "late")}
+        known = {"scope": SCOPES, "counts": ("exact", "late"), "tower_windows": ("refuse", "frame", "skip")}
         for key, choices in known.items():
             value = getattr(method, key)
             if isinstance(value, str) and value not in choices:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -51,7 +50,7 @@ class Grouping:
         return cls.of(labels, torch.where(used, centers, 0))
 
     @classmethod
-    def of_kept(cls, view: View, kept: torch.Tensor, dropped: Literal["lend", "merge", "drop"] = "lend") -> Grouping:
+    def of_kept(cls, view: View, kept: torch.Tensor, dropped: str = "lend") -> Grouping:
         """From the tokens that a pruning method keeps.
 
         Args:
@@ -59,7 +58,7 @@ class Grouping:
                 are ignored.
             dropped: what becomes of the others. Each joins the kept token that is most like it (cosine; the first
                 among equals) and lends it its position alone ("lend"), or its features, too ("merge"); "drop": it
-                joins none.
+                joins none. Nor does it where a method is run alone, on a view without tokens.
         """
         used = torch.arange(kept.shape[1], device=kept.device) < view.num_kept[:, None]
         count = view.present.shape[1]
@@ -67,7 +66,7 @@ class Grouping:
         mask = torch.zeros(len(kept), count + 1, dtype=torch.bool, device=kept.device).scatter_(1, kept, True)[:, :-1]
         own = mask.long().cumsum(1) - 1
         representatives = torch.where(used, kept, 0)
-        if dropped == "drop":
+        if dropped == "drop" or view.tokens is None:
             return cls.of(torch.where(mask, own, -1), representatives)
         nearest = _nearest(view.tokens, representatives, used)
         labels = torch.where(mask, own, torch.where(view.present, nearest, -1))
@@ -90,9 +89,16 @@ class Grouping:
         scaled = weights * (self.counts / sums).gather(1, place)
         return torch.where(has_group[:, :, None], tokens * scaled[:, :, None], 0).to(tokens.dtype)
 
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        """[F, N] -> [F, M] sums over those tokens of each group whose features count."""
+        heard = self.labels >= 0 if self.weights is None else (self.labels >= 0) & (self.weights > 0)
+        sums = values.new_zeros(self.counts.shape)
+        return sums.scatter_add_(1, self.labels.clamp_min(0), torch.where(heard, values, 0))
+
     def at_representatives(self, values: torch.Tensor) -> torch.Tensor:
-        """[F, N, K] -> [F, M, K], of each group's representative."""
-        return values.gather(1, self.representatives[:, :, None].expand(-1, -1, values.shape[-1]))
+        """[F, N, ...] -> [F, M, ...], of each group's representative."""
+        index = self.representatives.view(*self.representatives.shape, *[1] * (values.dim() - 2))
+        return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
     def to(self, device: torch.device) -> Grouping:
         """The same on another device."""

@@ -37,6 +37,9 @@ class View:
             "layer_text").
         layer_row: [F, N] attention of the prompt's last token in that layer, over the whole prompt, the mean over
             heads.
+        least: the smallest num_kept, known to the host; 1 where it is not.
+        frames, frame_tokens: of cells that are whole images or videos, how many frames any has at most, counting from
+            its first to its last, and how many tokens any frame; None where the host does not know.
     """
 
     num_kept: torch.Tensor | None
@@ -57,6 +60,9 @@ class View:
     text_queries: torch.Tensor | None = None
     text_keys: torch.Tensor | None = None
     layer_row: torch.Tensor | None = None
+    least: int = 1
+    frames: int | None = None
+    frame_tokens: int | None = None
 
     @classmethod
     def of(cls, *, num_kept: int | Sequence[int] | torch.Tensor | None = None, **given: torch.Tensor | None) -> View:
@@ -87,7 +93,17 @@ class View:
         present = self.present.sum(1)
         if (counts < 1).any() or (counts > present).any():
             raise InputError(f"num_kept={counts.tolist()} of {present.tolist()} tokens: give from 1 up to all")
-        return replace(self, num_kept=counts, most=int(counts.max()))
+        return replace(self, num_kept=counts, most=int(counts.max()), least=int(counts.min()), **self._frame_sizes())
+
+    def _frame_sizes(self) -> dict[str, int]:
+        """The most frames of a cell and tokens of a frame; the host looks at them."""
+        if self.places is None:
+            return {}
+        frames = [(cell[seen, 0] - cell[seen, 0].min()) for cell, seen in zip(self.places.cpu(), self.present.cpu())]
+        return {
+            "frames": max(int(own.max()) for own in frames) + 1,
+            "frame_tokens": max(int(own.bincount().max()) for own in frames),
+        }
 
     def counted(self, kept: Callable[[int], int]) -> View:
         """The same with what `kept` says of each cell's number of tokens, unless it is known already."""
@@ -96,7 +112,10 @@ class View:
     @property
     def cells(self) -> torch.Tensor:
         """Some tensor [F, N, ...], for shape and device."""
-        parts = (self.tokens, self.places, self.sizes, self.tower_keys, self.tower_saliency, self.layer_keys)
+        saliency = self.tower_saliency
+        if saliency is not None and saliency.dim() == 3:  # of several blocks
+            saliency = saliency[:, 0]
+        parts = (self.tokens, self.places, self.sizes, self.tower_keys, saliency, self.layer_keys)
         return next(part for part in (*parts, self.layer_queries, self.layer_row) if part is not None)
 
     @property

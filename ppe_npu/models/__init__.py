@@ -1,9 +1,9 @@
 """compress() and restore(): the seam to transformers, one file a model family.
 
 A family is a module with CLASSES, the names of the transformers classes that it serves, LAYERS, those of the decoder
-layers that it knows and of the attention in them, and the functions vision_tokens(config), channels(config) and
-decoder_layers(config) of the model's config, install(model, compression), uninstall(model) and detach(model). A new
-family is a new file and one line in _FAMILIES.
+layers that it knows and of the attention in them, TOWER, the same of the vision tower's blocks, and the functions
+vision_tokens(config), channels(config) and decoder_layers(config) of the model's config, install(model, compression),
+uninstall(model) and detach(model). A new family is a new file and one line in _FAMILIES.
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ from types import ModuleType
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
 from ppe_npu.errors import InputError
-from ppe_npu.models.known import check_layers
+from ppe_npu.models.known import check_layers, check_tower
 from ppe_npu.models.seam import is_shallow_copy
 
 _FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -48,6 +48,7 @@ def compress(model, config: CompressionConfig):
     base, family = _seam(model)
     compression = _compression(family, base.config, config)
     check_layers(base.model.language_model.layers, family.LAYERS)
+    check_tower((base.model.visual.blocks[block] for block in compression.tower.all), family.TOWER)
     _take_off(base, family)
     family.install(base, compression)
     return model

@@ -9,8 +9,10 @@ from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.spans import IMAGE, VIDEO
+from ppe_npu.engine.tower import TowerBlocks, TowerTokens
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
+from ppe_npu.models.tower import watched
 
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 # What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
@@ -28,10 +30,12 @@ class Features:
     Args:
         tokens: [V, C], or None without any.
         deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it (Qwen3-VL).
+        tower: what the tower's blocks say of the tokens, where a method looks at it.
     """
 
     tokens: torch.Tensor | None
     deepstack: tuple[torch.Tensor, ...] = ()
+    tower: TowerTokens | None = None
 
 
 def is_given(kind: str, kwargs: dict) -> bool:
@@ -97,14 +101,19 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     The tower is called itself: get_image_features would split its output by image, for which the host has to wait.
 
     Raises:
-        InputError: another number of features than the prompts hold visual tokens.
+        InputError: another number of features than the prompts hold visual tokens, or features that were made before
+            where a method looks at the tower's blocks.
     """
+    tower = None
     outputs = [output for output in (_encoded(kind, kwargs) for kind in (IMAGE, VIDEO)) if output is not None]
+    _check_ready(model.compression.tower, kwargs)
     given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
     if given:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
-        ran = _run_tower(model, torch.cat(pixels), torch.cat(grids))
+        with watched(model, plan) as seen:
+            ran = _run_tower(model, torch.cat(pixels), torch.cat(grids))
+        tower = seen.tokens()
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
         visual = plan.on(kwargs["inputs_embeds"].device).visual
@@ -116,7 +125,20 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     if not outputs:
         return Features(None)
     deepstack = zip(*((getattr(output, "deepstack_features", None) or ()) for output in outputs))
-    return Features(torch.cat(tokens), tuple(torch.cat([_joined(part) for part in layer]) for layer in deepstack))
+    layers = tuple(torch.cat([_joined(part) for part in layer]) for layer in deepstack)
+    return Features(torch.cat(tokens), layers, tower)
+
+
+def _check_ready(blocks: TowerBlocks, kwargs: dict) -> None:
+    """Raise InputError where features are given ready-made, and a method looks at the blocks that made them."""
+    for kind, pixels in PIXELS.items() if blocks.all else ():
+        encoded = _encoded(kind, kwargs) is not None
+        if encoded or (is_given(kind, kwargs) and kwargs.get(pixels) is None):
+            names = ", ".join(sorted({method.name for method in blocks.of}))
+            ready = "mm_encoder_outputs" if encoded else "inputs_embeds"
+            raise InputError(
+                f"{names} must look into the vision tower, of which {ready} hold only the output: give {pixels}"
+            )
 
 
 def untouched_tower(model) -> torch.Tensor | float:

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from ppe_npu.compat import cache_argument, cache_of, layer_arguments, layer_causal_mask
 from ppe_npu.engine.run import Run
 from ppe_npu.models.forward_pass import KEYWORD, ForwardPass
+from ppe_npu.models.looking import Looking
 
 
 def staged_forward(self, **kwargs):
@@ -34,8 +35,9 @@ def staged_forward(self, **kwargs):
             if states is not None:
                 states.append(hidden)
             for stage in _stages_from(run, index):
-                hidden = run.enter(stage, hidden)
+                hidden = run.enter(stage, hidden, _looking(layer, hidden, inputs, run, stage - 1, index))
                 inputs = _stage_inputs(self, run, stage, hidden, cache, index) | {"use_cache": use_cache}
+            run.pass_by(index, _looking(layer, hidden, inputs, run, stage, index))
             output = layer(hidden, **inputs)
             hidden = run.leave(index, output[0] if isinstance(output, tuple) else output)
     hidden = self.norm(hidden)
@@ -63,6 +65,16 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
         **cache_argument(type(model.layers[layer]).forward, cache),
         **layer_arguments(model.layers[layer], past, hidden),
     }
+
+
+def _looking(layer, hidden: torch.Tensor, inputs: dict, run: Run, stage: int, index: int) -> Looking | None:
+    """Into a layer that would be given the tokens of a stage; None before the first. inputs: of that stage's layers."""
+    if stage < 0:
+        return None
+    cache = cache_of(inputs)
+    layers = getattr(cache, "layers", ())
+    past = layers[index] if index < len(layers) else None
+    return Looking(layer, hidden, inputs["position_embeddings"], run, stage, past)
 
 
 def _wanted(model, kwargs: dict, name: str) -> bool:

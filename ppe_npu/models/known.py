@@ -44,13 +44,28 @@ def check_layers(layers: Iterable, known: Mapping[str, str]) -> None:
         _check("attention", [_name(layer.self_attn, known.values())], known.values())
 
 
+def check_tower(blocks: Iterable, known: Mapping[str, str]) -> None:
+    """Refuse blocks of a vision tower whose attention a family was not written for, where a method looks into them.
+
+    Args:
+        blocks: those that are looked into. known: names of the family's blocks, and of the attention in each.
+
+    Raises:
+        InputError: an unknown block or attention; its name and the known ones are in the message.
+    """
+    for block in blocks:
+        block = getattr(block, "_orig_mod", block)
+        _check("block", [_name(block, known)], known, "vision tower")
+        _check("attention", [_name(block.attn, known.values())], known.values(), "vision tower")
+
+
 def _name(module, known: Iterable[str]) -> str:
     """Of its class; of a class made from a known one (as fully_shard does), the known one's."""
     names = [base.__name__ for base in type(module).__mro__]
     return next((name for name in names if name in known), names[0])
 
 
-def _check(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+def _check(what: str, names: Iterable[str], known: Iterable[str], part: str = "decoder") -> None:
     for name in names:
         if name not in known:
-            raise InputError(f"{what} {name!r} of the decoder is not supported: supported are {', '.join(known)}")
+            raise InputError(f"{what} {name!r} of the {part} is not supported: supported are {', '.join(known)}")

@@ -22,7 +22,7 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
-from ppe_npu.models.seam import original, override, restore_methods
+from ppe_npu.models.seam import is_overridden, original, override, restore_methods
 
 _COUNT, _CHUNK = "num_items_in_batch", 1024  # an argument of the model's forward; tokens
 
@@ -134,7 +134,7 @@ def _teacher(model, labels: torch.Tensor, kwargs: dict, make_plan: Callable) -> 
 
 
 def _installed(model) -> bool:
-    return "forward" in vars(model.lm_head)
+    return is_overridden(model.lm_head, "forward")
 
 
 def _head_forward(

@@ -8,18 +8,33 @@ from ppe_npu.engine.positions import contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models.vision_language import decoder_layers, detach, install, uninstall
 
-__all__ = ["CLASSES", "LAYERS", "channels", "decoder_layers", "detach", "install", "uninstall", "vision_tokens"]
+__all__ = [
+    "CLASSES",
+    "LAYERS",
+    "TOWER",
+    "channels",
+    "decoder_layers",
+    "detach",
+    "install",
+    "uninstall",
+    "vision_tokens",
+]
 
 CLASSES = ("Qwen2_5_VLForConditionalGeneration",)
 LAYERS = {"Qwen2_5_VLDecoderLayer": "Qwen2_5_VLAttention"}  # and the attention in them
+TOWER = {"Qwen2_5_VLVisionBlock": "Qwen2_5_VLVisionAttention"}  # the same of the vision tower's blocks
 
 
 def vision_tokens(config) -> VisionTokens:
+    vision = config.vision_config
     return VisionTokens(
         image_token_id=config.image_token_id,
         video_token_id=config.video_token_id,
-        merge_size=config.vision_config.spatial_merge_size,
-        tokens_per_second=config.vision_config.tokens_per_second,
+        merge_size=vision.spatial_merge_size,
+        tokens_per_second=vision.tokens_per_second,
+        tower_blocks=vision.depth,
+        whole_blocks=tuple(vision.fullatt_block_indexes),
+        window=vision.window_size // vision.spatial_merge_size // vision.patch_size,
     )
 
 

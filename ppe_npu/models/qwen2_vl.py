@@ -8,10 +8,21 @@ from ppe_npu.engine.positions import contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models.vision_language import decoder_layers, detach, install, uninstall
 
-__all__ = ["CLASSES", "LAYERS", "channels", "decoder_layers", "detach", "install", "uninstall", "vision_tokens"]
+__all__ = [
+    "CLASSES",
+    "LAYERS",
+    "TOWER",
+    "channels",
+    "decoder_layers",
+    "detach",
+    "install",
+    "uninstall",
+    "vision_tokens",
+]
 
 CLASSES = ("Qwen2VLForConditionalGeneration",)
 LAYERS = {"Qwen2VLDecoderLayer": "Qwen2VLAttention"}  # and the attention in them
+TOWER = {"Qwen2VLVisionBlock": "VisionAttention"}  # the same of the vision tower's blocks
 
 
 def vision_tokens(config) -> VisionTokens:
@@ -20,6 +31,7 @@ def vision_tokens(config) -> VisionTokens:
         video_token_id=config.video_token_id,
         merge_size=config.vision_config.spatial_merge_size,
         tokens_per_second=None,
+        tower_blocks=config.vision_config.depth,
     )
 
 

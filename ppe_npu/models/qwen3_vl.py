@@ -14,10 +14,21 @@ from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
 from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
 
-__all__ = ["CLASSES", "LAYERS", "channels", "decoder_layers", "detach", "install", "uninstall", "vision_tokens"]
+__all__ = [
+    "CLASSES",
+    "LAYERS",
+    "TOWER",
+    "channels",
+    "decoder_layers",
+    "detach",
+    "install",
+    "uninstall",
+    "vision_tokens",
+]
 
 CLASSES = ("Qwen3VLForConditionalGeneration",)
 LAYERS = {"Qwen3VLTextDecoderLayer": "Qwen3VLTextAttention"}  # and the attention in them
+TOWER = {"Qwen3VLVisionBlock": "Qwen3VLVisionAttention"}  # the same of the vision tower's blocks
 
 
 def vision_tokens(config) -> VisionTokens:
@@ -27,6 +38,7 @@ def vision_tokens(config) -> VisionTokens:
         merge_size=config.vision_config.spatial_merge_size,
         tokens_per_second=None,
         frames_apart=True,
+        tower_blocks=config.vision_config.depth,
     )
 
 

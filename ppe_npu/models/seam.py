@@ -22,11 +22,28 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import MethodType
 
 import torch
 
-_SAVED = "_ppe_saved_methods"
+_SAVED = "_ppe_saved_methods"  # of a module: by name an _Override
+_HOOKED = "_old_forward"  # where accelerate's hooks keep the forward that they call
+
+
+@dataclass(frozen=True)
+class _Override:
+    """One method of one instance.
+
+    Args:
+        function: function(module, **kwargs) stands in for it.
+        saved: the instance's own attribute of that name before, None where it had none.
+        idle: whether it was taken back but had to stay, because somebody has wrapped it meanwhile.
+    """
+
+    function: Callable
+    saved: Callable | None
+    idle: bool = False
 
 
 def override(
@@ -34,30 +51,63 @@ def override(
 ) -> None:
     """Make `function(module, **kwargs)` the method `name` of this instance.
 
-    Callers see the signature that the class has, and may pass its arguments by place: they arrive by name.
+    Callers see the signature that the class has, and may pass its arguments by place: they arrive by name. Where an
+    idle override of that name stands under somebody's wrapper, it is put in force again there.
 
     Args:
         hide: a parameter that the signature shall not show.
         show: a parameter that it shall show, whether the class has it or not.
     """
-    vars(module).setdefault(_SAVED, {})[name] = vars(module).get(name)
-    vars(module)[name] = MethodType(_with_signature(function, getattr(type(module), name), hide, show), module)
+    overrides = vars(module).setdefault(_SAVED, {})
+    if name in overrides:
+        overrides[name] = _Override(function, overrides[name].saved)
+        return
+    slot = _slots(module, name)[-1]
+    overrides[name] = _Override(function, vars(module).get(slot))
+    vars(module)[slot] = MethodType(_with_signature(getattr(type(module), name), name, hide, show), module)
 
 
 def original(module: torch.nn.Module, name: str) -> Callable:
     """The method that was in force before override()."""
-    saved = vars(module)[_SAVED][name]
+    saved = vars(module)[_SAVED][name].saved
     # No bound method: torch.compile takes one to be the attribute of that name, which is the override.
     return saved if saved is not None else functools.partial(getattr(type(module), name), module)
 
 
+def is_overridden(module: torch.nn.Module, name: str) -> bool:
+    """Whether an override of that name is in force on this instance."""
+    override = vars(module).get(_SAVED, {}).get(name)
+    return override is not None and not override.idle
+
+
 def restore_methods(module: torch.nn.Module) -> None:
-    """Take every override of this instance back."""
-    for name, saved in vars(module).pop(_SAVED, {}).items():
-        if saved is None:
-            del vars(module)[name]
+    """Take every override of this instance back. A wrapper that somebody has put around one (a mixed precision's, a
+    hook's) stays where it is, and what it wraps does what was done before."""
+    kept = {}
+    for name, override in vars(module).pop(_SAVED, {}).items():
+        slot = next((slot for slot in _slots(module, name) if _is_ours(vars(module).get(slot))), None)
+        if slot is None and name in vars(module):
+            kept[name] = replace(override, idle=True)
+        elif override.saved is not None:
+            vars(module)[slot or name] = override.saved
+        elif slot == _HOOKED:
+            vars(module)[slot] = MethodType(getattr(type(module), name), module)
         else:
-            vars(module)[name] = saved
+            vars(module).pop(slot, None)
+    if kept:
+        vars(module)[_SAVED] = kept
+
+
+def _slots(module: torch.nn.Module, name: str) -> list[str]:
+    """The attributes that may hold a method: accelerate's hooks put a forward of theirs before the one that was there,
+    and when they go they bring that one back."""
+    return [name, _HOOKED] if name == "forward" and _HOOKED in vars(module) else [name]
+
+
+def _is_ours(method: Callable) -> bool:
+    """Whether a method is an override itself: who wraps one copies its attributes to the wrapper."""
+    function = getattr(method, "__func__", method)
+    return getattr(function, "_ppe_itself", None) is function
 
 
 def is_shallow_copy(module: torch.nn.Module) -> bool:
@@ -73,20 +123,31 @@ def own_submodules(module: torch.nn.Module, *names: str) -> None:
 
 
 @functools.cache
-def _with_signature(function: Callable, method: Callable, hide: str | None, show: str | None) -> Callable:
+def _with_signature(method: Callable, name: str, hide: str | None, show: str | None) -> Callable:
     signature = inspect.signature(method)
     names = list(signature.parameters)[1:]
 
-    @functools.wraps(method)
     def replacement(self, *args, **kwargs):
-        if _SAVED not in self.__dict__:  # called by a shallow copy after its original was restored
+        override = self.__dict__.get(_SAVED, {}).get(name)
+        if override is None:  # called by a shallow copy after its original was restored
             return method(self, *args, **kwargs)
-        return function(self, **dict(zip(names, args)), **kwargs)
+        if override.idle:
+            return original(self, name)(*args, **kwargs)
+        return override.function(self, **dict(zip(names, args)), **kwargs)
+
+    def alone(self, *args, **kwargs):
+        return replacement(self, *args, **kwargs)
 
     shown = [parameter for name, parameter in signature.parameters.items() if name != hide]
     if show is not None and show not in names:
         rest = [parameter for parameter in shown if parameter.kind is inspect.Parameter.VAR_KEYWORD]
         extra = inspect.Parameter(show, inspect.Parameter.KEYWORD_ONLY, default=None)
         shown = [parameter for parameter in shown if parameter not in rest] + [extra, *rest]
-    replacement.__signature__ = signature.replace(parameters=shown)
+    for function in (replacement, alone):
+        functools.update_wrapper(function, method)
+        function.__signature__ = signature.replace(parameters=shown)
+        function._ppe_itself = function
+    # accelerate's unwrap_model strips a model of mixed precision by following __wrapped__ to its end: there we are, too.
+    replacement.__wrapped__ = alone
+    del alone.__wrapped__
     return replacement

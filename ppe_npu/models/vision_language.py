@@ -52,7 +52,7 @@ from ppe_npu.models.fused import takes_segments
 from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
 from ppe_npu.models.known import check_decoder
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
-from ppe_npu.models.seam import original, override, own_submodules, restore_methods
+from ppe_npu.models.seam import is_overridden, original, override, own_submodules, restore_methods
 
 _DELTAS = "_ppe_saved_rope_deltas"
 
@@ -248,7 +248,7 @@ def _model_forward(self, **kwargs):
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
     if packed:
         kwargs["use_cache"] = False
-    if "forward" in vars(self.language_model):
+    if is_overridden(self.language_model, "forward"):
         inputs[KEYWORD] = ForwardPass(run=run)
     else:
         if run.segments[0] is not None:
@@ -293,7 +293,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     )
     for kept in parts if apart else ():
         segments.prepare(list(kept.borders), device, self.get_input_embeddings().weight.dtype)
-    text = on.text
+    text = on.text(0)
     # The tower before the embeddings, also where there is nothing to see: ZeRO-3 wants one order in all processes.
     features = tower_features(self, plan, kwargs)
     unseen = 0.0 if plan.layout.spans else untouched_tower(self)
@@ -313,6 +313,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
         features.deepstack,
         ready_mask=sdpa,
         apart=apart and not fixed,
+        tower=features.tower,
     )
     return {"inputs_embeds": run.take_embeds()}, run
 

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ppe_npu.backends import device as devices
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.optional import optional
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
 from ppe_npu.training.checkpoint import ADAPTER_WEIGHTS
 from ppe_npu.training.parts import PARTS, is_adapter, part_of
+from ppe_npu.utils.optional import optional
 
 KINDS = ("lora", "dora", "qlora")
 _PARTS = f"name one or more of {', '.join(PARTS)}"
@@ -78,7 +79,7 @@ def check_adapter(adapter: Adapter, device: torch.device) -> None:
     _check_peft(adapter)
     if adapter.kind != "qlora":
         return
-    if device.type != "cuda":
+    if not devices.trains_4_bits(device):
         raise InputError(f"adapter kind='qlora' needs a CUDA device, this run is on {device.type}: use lora, or dora")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("adapter kind='qlora' needs bitsandbytes, which is not installed: pip install bitsandbytes")

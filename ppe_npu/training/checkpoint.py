@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.errors import InputError
-from ppe_npu.loading import load_model
 from ppe_npu.models.fingerprint import fingerprint
 
 WHOLE = "whole.json"  # written into a training checkpoint last: one without it was cut off

@@ -16,10 +16,10 @@ import torch
 
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.compat import ensure_mm_token_type_ids
+from ppe_npu.data.inputs import InputError, PixelCache, VideoSampling, pad, process_visuals
+from ppe_npu.data.placeholders import expand, visual_ids
 from ppe_npu.engine.positions import prompt_positions
 from ppe_npu.engine.spans import VisionTokens, find_spans
-from ppe_npu.inputs import InputError, PixelCache, VideoSampling, pad, process_visuals
-from ppe_npu.placeholders import expand, visual_ids
 from ppe_npu.training.data import Record
 from ppe_npu.training.tokens import Tokeniser, Tokens
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
+from ppe_npu.checkpoints.loading import DTYPES, check_checkpoint, load_model
+from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, tensors_only
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import new_folder
-from ppe_npu.loading import DTYPES, check_checkpoint, load_model
 from ppe_npu.models.fingerprint import fingerprint
-from ppe_npu.optional import optional
 from ppe_npu.training.adapters import adapter_weights, set_adapter_weights
 from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, read_base
 from ppe_npu.training.whole import check_whole
-from ppe_npu.trust import NO_CODE, check_no_code, tensors_only
+from ppe_npu.utils.optional import optional
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PROCESSOR = (

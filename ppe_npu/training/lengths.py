@@ -15,11 +15,11 @@ import torch
 
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.inputs import process_visuals
+from ppe_npu.data.placeholders import expand, image_ids, video_ids
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import Video, VideoHeader, planned_video
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.inputs import process_visuals
-from ppe_npu.placeholders import expand, image_ids, video_ids
 from ppe_npu.training.data import Fault, Record
 from ppe_npu.training.tokens import Tokeniser
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.escape import printable
+from ppe_npu.utils.escape import printable
 
 _LINES = ".jsonl"
 _OTHER = {  # what a file begins with that is no UTF-8

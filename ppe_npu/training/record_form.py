@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ppe_npu.data.inputs import PLACEHOLDERS
 from ppe_npu.data.places import Room
 from ppe_npu.errors import InputError
-from ppe_npu.escape import brief
-from ppe_npu.inputs import PLACEHOLDERS
 from ppe_npu.training.record_files import Repeated
 from ppe_npu.training.record_keys import check_keys, check_turn_keys, named
 from ppe_npu.training.records import Fault, Record
+from ppe_npu.utils.escape import brief
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TURN = "write {'from': human, gpt or system, 'value': text}"

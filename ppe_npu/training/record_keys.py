@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from ppe_npu.errors import InputError
-from ppe_npu.escape import brief
+from ppe_npu.utils.escape import brief
 
 _KEYS = ("image", "video", "conversations", "independent")
 _IMAGE = "name it 'image' (a path or a list of paths), with one <image> for each in the human turns"

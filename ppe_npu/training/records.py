@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ppe_npu.escape import printable
-from ppe_npu.inputs import PLACEHOLDERS, split_placeholders
+from ppe_npu.data.inputs import PLACEHOLDERS, split_placeholders
+from ppe_npu.utils.escape import printable
 
 
 @dataclass(frozen=True)

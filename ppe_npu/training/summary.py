@@ -9,7 +9,7 @@ from typing import Any
 
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_bytes, write_json, write_text
-from ppe_npu.optional import optional
+from ppe_npu.utils.optional import optional
 
 _PAGE, _PLOT = "summary.md", "loss.png"
 

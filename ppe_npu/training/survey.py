@@ -18,10 +18,10 @@ from tqdm import tqdm
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
-from ppe_npu.escape import markdown, printable
 from ppe_npu.files import write_bytes, write_json, write_text
 from ppe_npu.training.data import BAR_AFTER, ChatDataset, Fault, Record, check_records, complaint, read_headers
 from ppe_npu.training.lengths import Ruler
+from ppe_npu.utils.escape import markdown, printable
 
 KINDS = ("text", "image", "images", "video", "videos", "mixed")
 INVALID = ("stop", "skip")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ppe_npu.backends.common import IGNORED
-from ppe_npu.inputs import InputError, render, visual_items
-from ppe_npu.placeholders import check_placeholders, visual_ids
+from ppe_npu.data.inputs import InputError, render, visual_items
+from ppe_npu.data.placeholders import check_placeholders, visual_ids
 from ppe_npu.training.data import Record
 
 _MARKS = ("<|im_start|>", "<|im_end|>")

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
+from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor
+from ppe_npu.data.inputs import PixelCache
 from ppe_npu.errors import InputError
 from ppe_npu.files import new_folder, write_json
-from ppe_npu.inputs import PixelCache
-from ppe_npu.loading import check_compression, load_model, load_processor
 from ppe_npu.models import compress, restore
 from ppe_npu.models.loss import Distillation
-from ppe_npu.optional import optional
-from ppe_npu.reading import UnreadableError, read_json
 from ppe_npu.training.adapters import add_adapter, check_adapter, quantization, save_adapter
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, base_record
@@ -28,6 +26,8 @@ from ppe_npu.training.collator import Collator
 from ppe_npu.training.data import ChatDataset, Record
 from ppe_npu.training.parts import freeze, parameter_count
 from ppe_npu.training.survey import Survey, prepare_records
+from ppe_npu.utils.optional import optional
+from ppe_npu.utils.reading import UnreadableError, read_json
 
 _CACHE_BYTES = 2 * 2**30
 _SCHEDULERS = {
@@ -145,7 +145,7 @@ def _train(config: TrainConfig, device, first: bool, processes: int, announce: b
 
 def _check(config: TrainConfig, device, processes: int) -> None:
     """All that can be wrong before a file of the data is read."""
-    if config.fused_adamw and device.type == "npu":
+    if config.fused_adamw and devices.keeps_cleared_gradients(device):
         raise InputError(
             "fused_adamw on an NPU: transformers' Trainer clears the model's gradients, which NpuFusedAdamW does not "
             "see, and it would go on with the first step's; leave it out"
@@ -308,7 +308,7 @@ def _arguments(config: TrainConfig, device, steps: int, processes: int = 1):
         max_grad_norm=config.max_grad_norm,
         optim=devices.fused_adamw_name(device, fused=config.fused_adamw),
         bf16=config.dtype == "bf16",
-        use_cpu=device.type == "cpu",
+        use_cpu=devices.on_cpu(device),
         seed=config.seed,
         data_seed=config.seed,
         save_strategy="steps" if config.save_steps else "no",
@@ -319,7 +319,7 @@ def _arguments(config: TrainConfig, device, steps: int, processes: int = 1):
         gradient_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         dataloader_num_workers=config.num_workers,
-        dataloader_pin_memory=device.type != "cpu",
+        dataloader_pin_memory=not devices.on_cpu(device),
         remove_unused_columns=False,  # records are objects until the collator reads them
         report_to=[],
         deepspeed=config.deepspeed,

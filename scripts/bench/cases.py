@@ -80,7 +80,7 @@ class Maker:
     dtype: torch.dtype
 
     def normal(self, *shape: int) -> Tensor:
-        if self.device.type == "meta":
+        if self.device == torch.device("meta"):
             return torch.empty(shape, dtype=self.dtype, device="meta")
         return torch.randn(shape, generator=torch.Generator(self.device).manual_seed(0), device=self.device).to(
             self.dtype

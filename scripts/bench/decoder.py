@@ -90,7 +90,7 @@ class Bench:
 
     def peak_mib(self, run: Callable[[], object]) -> float:
         """MiB above what is there before."""
-        if self.device.type == "cpu":
+        if devices.on_cpu(self.device):
             # Every allocation and release of torch's, added up: a process' size is rounded by the system.
             activities = [torch.profiler.ProfilerActivity.CPU]
             with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
@@ -190,7 +190,7 @@ def _train(bench: Bench, checkpointing: bool) -> dict[str, dict]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # A rate of 0: it computes as any other does, and the next setting meets the same weights.
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=bench.device.type == "cuda")
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=devices.has_fused_adamw(bench.device))
 
     def run(name: str):
         model(

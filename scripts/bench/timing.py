@@ -39,7 +39,7 @@ class Times:
 
 def clock(device: torch.device) -> Callable[[], float]:
     """Of one thread of a CPU the time that it computed, which other people's jobs disturb less; else the wall's."""
-    return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    return time.process_time if devices.on_cpu(device) and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def clock_name(device: torch.device) -> str:
@@ -64,7 +64,7 @@ def on_device(function: Callable[[], object], device: torch.device, milliseconds
     unless the calls themselves wait for the device. Before each its cache is filled with something else: a layer's
     inputs come from memory, which the limit is counted by.
     """
-    if device.type != "cuda":
+    if not devices.times_itself(device):
         return None
     repeats = min(MOST_QUEUED, max(1, math.ceil(STRETCH * 1e3 / max(milliseconds, 1e-6))))
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]

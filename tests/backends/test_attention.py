@@ -154,10 +154,10 @@ def _ungrouped(operator):
 
 
 def test_which_fused_kernels_read_groups():
-    assert sdpa._takes_groups("cpu", torch.float32, 512, True)
-    assert sdpa._takes_groups("cuda", torch.bfloat16, 256, False)
+    assert sdpa._takes_groups(torch.device("cpu"), torch.float32, 512, True)
+    assert sdpa._takes_groups(torch.device("cuda"), torch.bfloat16, 256, False)
     for dtype, width, masked in ((torch.float32, 64, False), (torch.bfloat16, 512, False), (torch.bfloat16, 64, True)):
-        assert not sdpa._takes_groups("cuda", dtype, width, masked)
+        assert not sdpa._takes_groups(torch.device("cuda"), dtype, width, masked)
 
 
 def test_there_is_one_call_per_length_not_per_segment():

@@ -43,6 +43,7 @@ def test_a_run_leaves_a_report_and_is_not_repeated(small, tmp_path, capsys, monk
     assert (tmp_path / "demo" / "report.md").read_text().split("Made by")[0] == report.split("Made by")[0]
 
 
+@pytest.mark.slow
 def test_another_recipe_is_trained_again(small, tmp_path, monkeypatch):
     """A folder of an older version must not lend its models to the new one's report."""
     from ppe_npu.training import trainer

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
+from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.inputs import build_inputs
 from ppe_npu.evaluation.generation import generate
-from ppe_npu.inputs import build_inputs
-from ppe_npu.loading import load_model
 from ppe_npu.models import compress
 
 CASCADE = CompressionConfig.preset("ppe", ratio=(0.5, 0.25), k=4, layers=(0, 1))

@@ -12,11 +12,11 @@ from PIL import Image
 from stand_in import Counting, Instant
 
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.inputs import build_inputs
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.runner import Evaluation
 from ppe_npu.evaluation.samples import conversation, measure, sampling_of
-from ppe_npu.inputs import build_inputs
 
 DENSE = CompressionConfig.preset("dense")
 

@@ -10,15 +10,15 @@ import pytest
 from command_line import refused
 from PIL import Image
 
+from ppe_npu.checkpoints.generation_defaults import fields, of_checkpoint
+from ppe_npu.checkpoints.loading import load_model, load_processor
 from ppe_npu.config import CompressionConfig
-from ppe_npu.decoding import chosen, ignored
+from ppe_npu.data.inputs import build_inputs
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation.decoding import chosen, ignored
 from ppe_npu.evaluation.generation import generate
 from ppe_npu.evaluation.report import write_report
 from ppe_npu.evaluation.runner import evaluate
-from ppe_npu.generation_defaults import fields, of_checkpoint
-from ppe_npu.inputs import build_inputs
-from ppe_npu.loading import load_model, load_processor
 from ppe_npu.models import compress
 
 # A value of each field that is not what generate() does anyway; of a field that is not here, 3.

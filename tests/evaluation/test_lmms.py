@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from tolerances import loss_near
 
+from ppe_npu.data.inputs import build_inputs
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.lmms import Answerer, conversation, in_batches, question
-from ppe_npu.inputs import build_inputs
 
 
 @pytest.fixture

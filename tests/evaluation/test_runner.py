@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.inputs import build_inputs
 from ppe_npu.demo import scenes
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import answers, benchmarks
 from ppe_npu.evaluation.generation import generate
 from ppe_npu.evaluation.runner import evaluate
-from ppe_npu.inputs import build_inputs
 from ppe_npu.inspect.report import kv_bytes
-from ppe_npu.loading import load_model
 from ppe_npu.models import compress, restore
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import answers
 from ppe_npu.evaluation.benchmarks.dataset import Sample
 from ppe_npu.evaluation.runner import evaluate
-from ppe_npu.loading import load_model
 from ppe_npu.models import compress
 
 

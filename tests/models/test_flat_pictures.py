@@ -5,8 +5,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from ppe_npu import backends
-from ppe_npu.inputs import build_inputs
-from ppe_npu.loading import load_model
+from ppe_npu.checkpoints.loading import load_model
+from ppe_npu.data.inputs import build_inputs
 
 
 def screen(number: int) -> Image.Image:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from bundles import rewrite
 
-from ppe_npu.backends.parity import CASES
 from ppe_npu.errors import InputError
 from ppe_npu.parity import bundle, files
 from ppe_npu.parity.model import SETTINGS
@@ -41,19 +40,6 @@ def test_a_new_bundle_holds_inputs_results_and_versions(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
 
 
-def rewrite(folder, change=lambda tensors: None, manifest=lambda values: None, rehash=True):
-    """Change a bundle's tensors and manifest; with the hashes put right, as somebody would who does it on purpose."""
-    tensors = load_file(folder / "tensors.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "tensors.safetensors")
-    values = json.loads((folder / "manifest.json").read_text())
-    manifest(values)
-    if rehash:
-        values["sha256"] = files._digest((folder / "tensors.safetensors").read_bytes())
-        values["manifest_sha256"] = files.manifest_digest(values)
-    (folder / "manifest.json").write_text(json.dumps(values))
-
-
 def test_another_machines_different_numbers_and_groups_are_found(copy):
     changed = ("swiglu/batch/fp32/forward/0", "attention/dense/bf16/grad/2", "model/fp32/ppe/logits")
 
@@ -71,25 +57,6 @@ def test_another_machines_different_numbers_and_groups_are_found(copy):
         ("model", "ppe: logits", "fp32", "forward"),
         ("attention", "dense", "bf16", "grad"),
     ]
-
-
-def only_few(monkeypatch):
-    """Two cases and two settings: enough to see what happens to bundles."""
-    cases = tuple(case for case in CASES if (case.op, case.name) in (("swiglu", "batch"), ("dpc_knn", "frames")))
-    for module in (bundle, files):
-        monkeypatch.setattr(module, "CASES", cases)
-        monkeypatch.setattr(module, "settings", lambda dtype: ["dense", "keep_one"])
-
-
-@pytest.fixture
-def few(monkeypatch):
-    only_few(monkeypatch)
-
-
-@pytest.fixture
-def recorded(few, tmp_path):
-    assert all(row.ok for row in bundle.record(CPU, tmp_path / "recorded"))
-    return tmp_path / "recorded"
 
 
 CHANGED = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 
 import pytest
 import torch
-from test_bundle import CPU, only_few, rewrite
+from bundles import rewrite
+from test_bundle import CPU
 
 from ppe_npu.backends import attention, dpc_knn, group_mean, linear_cross_entropy, rms_norm, rotary, swiglu
 from ppe_npu.backends.parity import compare, run
@@ -18,22 +18,6 @@ from ppe_npu.errors import InputError
 from ppe_npu.parity import bundle, files
 
 NAN, INF = math.nan, math.inf
-
-
-@pytest.fixture(scope="module")
-def once(tmp_path_factory):
-    """A bundle of a few cases and settings; tests must not change it."""
-    with pytest.MonkeyPatch.context() as patch:
-        only_few(patch)
-        folder = tmp_path_factory.mktemp("once") / "recorded"
-        assert all(row.ok for row in bundle.record(CPU, folder))
-        yield folder
-
-
-@pytest.fixture
-def recorded(once, tmp_path):
-    """A copy of it, to be damaged."""
-    return shutil.copytree(once, tmp_path / "recorded")
 
 
 @pytest.mark.parametrize("error", [0.0, 1.0, INF, NAN])

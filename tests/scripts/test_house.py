@@ -1,4 +1,4 @@
-"""scripts/check_house.py sees a bare tolerance in whatever form it is written."""
+"""What scripts/check_house.py sees, in whatever form it is written, and what it leaves alone."""
 
 import check_house
 import pytest
@@ -40,3 +40,64 @@ def test_what_is_none_is_not(line):
 
 def test_this_house_has_none():
     assert check_house.tolerances() == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fused = device.type == 'cuda'",
+        "if 'npu' != tensor.device.type: pass",
+        "slow = kind in ('cuda', 'cpu')",
+        "if tensor.is_cuda: pass",
+        "if tensor.is_cpu and there: pass",
+        "found = str(device).startswith('npu')",
+        "match device.type:\n    case 'npu': pass",
+    ],
+)
+def test_a_question_of_devices_is_seen(line):
+    assert check_house.device_questions(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model.to('cuda')",
+        "def load(device='cpu'): pass",
+        "size = SIZES[device.type]",
+        "Implementation('rotary', ('npu',))",
+        "if part.type == 'image': pass",
+        "name.startswith('cudnn')",
+        "if devices.on_cpu(device): pass",
+    ],
+)
+def test_what_asks_no_device_is_not(line):
+    assert check_house.device_questions(line) == []
+
+
+def test_a_question_outside_of_device_py_is_named_with_its_place(tmp_path, monkeypatch):
+    for name in ("backends/device.py", "backends/sdpa.py", "ppe_npu/demo/tiny.py", "tests/test_tiny.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("import torch\n\nfast = torch.empty(0).device.type == 'npu'\n")
+    monkeypatch.setattr(check_house, "ROOT", tmp_path)
+    places = [line.split()[0] for line in check_house.of_every_file()]
+    assert places == ["backends/sdpa.py:3", "ppe_npu/demo/tiny.py:3"]
+
+
+def test_long_files_and_functions_are_named_wherever_they_stand(tmp_path, monkeypatch):
+    long = "def walk():\n" + "    pass\n" * check_house.LONGEST_FUNCTION
+    for folder in check_house.FOLDERS:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "long.py").write_text("\n" * check_house.LONGEST + "pass\n")
+        (tmp_path / folder / "walk.py").write_text(long)
+        (tmp_path / folder / "fits.py").write_text(long.replace("    pass\n", "", 1) + "\n" * 200)
+    monkeypatch.setattr(check_house, "ROOT", tmp_path)
+    places = {line.split()[0] for line in check_house.of_every_file()}
+    assert places == {f"{folder}/{file}" for folder in check_house.FOLDERS for file in ("long.py", "walk.py:1")}
+
+
+def test_a_module_without_a_room_is_named(tmp_path, monkeypatch):
+    (tmp_path / "ppe_npu").mkdir()
+    for name in ("__init__", "errors", "bits"):
+        (tmp_path / "ppe_npu" / f"{name}.py").write_text("")
+    monkeypatch.setattr(check_house, "ROOT", tmp_path)
+    assert [line.split()[0] for line in check_house.of_the_package()] == ["ppe_npu/bits.py"]

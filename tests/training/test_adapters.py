@@ -10,8 +10,8 @@ from support import FAMILIES, Prompt, batch, random_model
 from tolerances import assert_equal, assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.errors import InputError
-from ppe_npu.loading import load_model
 from ppe_npu.models import is_compressed
 from ppe_npu.models.fused import fuse
 from ppe_npu.training.adapters import (

@@ -7,12 +7,12 @@ import torch
 from support import random_model
 from tolerances import assert_rounds_alike, exact, loss_near
 
+from ppe_npu.checkpoints.loading import load_model, load_processor
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.inputs import InputError, PixelCache, VideoSampling, build_inputs
+from ppe_npu.data.placeholders import visual_ids
 from ppe_npu.engine.spans import VisionTokens
-from ppe_npu.inputs import InputError, PixelCache, VideoSampling, build_inputs
-from ppe_npu.loading import load_model, load_processor
 from ppe_npu.models import compress
-from ppe_npu.placeholders import visual_ids
 from ppe_npu.training.collator import IGNORED, NOTES, Collator, block_mask
 from ppe_npu.training.data import Record
 from ppe_npu.training.tokens import assistant_spans
@@ -241,7 +241,7 @@ def test_plain_and_packed_records_share_a_batch(model, collator, write_image):
 
 
 def test_processed_pixels_are_kept(model, tiny_processor, write_image, monkeypatch):
-    from ppe_npu import inputs as module
+    from ppe_npu.data import inputs as module
 
     loads = []
     monkeypatch.setattr(module, "load_image", lambda path, load=module.load_image: loads.append(path) or load(path))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ppe_npu.inputs import InputError
+from ppe_npu.data.inputs import InputError
 from ppe_npu.training import data as module
 from ppe_npu.training.data import ChatDataset, Fault, check_records, read_records
 

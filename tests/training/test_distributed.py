@@ -81,6 +81,7 @@ def check_equal(folder, one) -> None:
         assert (weights[key] - value).abs().max().item() <= apart, key
 
 
+@pytest.mark.slow
 def test_two_machines_learn_as_one_process(one, common, tmp_path):
     """Ten steps on a global batch of 8; answers differ in length, so that a mean of means would be another loss."""
     finish(*torchrun(*common, "--batch-size", "4", "--output", str(tmp_path / "two"), processes=1, nodes=2))

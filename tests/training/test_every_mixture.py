@@ -11,9 +11,9 @@ from PIL import Image
 from tolerances import assert_equal, loss_near
 from torch.utils.data import DataLoader
 
+from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.config import CompressionConfig
-from ppe_npu.inputs import InputError, VideoSampling
-from ppe_npu.loading import load_model
+from ppe_npu.data.inputs import InputError, VideoSampling
 from ppe_npu.models import compress
 from ppe_npu.training.collator import IGNORED, NOTES, Collator
 from ppe_npu.training.data import ChatDataset, Record

@@ -8,115 +8,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from saved_runs import (  # noqa: F401
+    PPE,
+    as_checkpoint,
+    check_logits,
+    check_plain,
+    copy_of_lora_run,
+    listed,
+    logits,
+    lora_run,
+    save_run,
+    save_shares,
+)
 from support import random_model
 from tolerances import assert_rounds_alike, exact
 
-from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu import compress, restore
+from ppe_npu.checkpoints.loading import load_model, load_processor
 from ppe_npu.demo import tiny
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
-from ppe_npu.loading import load_model, load_processor
-from ppe_npu.training.adapters import Adapter, add_adapter, save_adapter
-from ppe_npu.training.checkpoint import ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, base_record, read_base
+from ppe_npu.training.adapters import Adapter, add_adapter
+from ppe_npu.training.checkpoint import ADAPTER_WEIGHTS, BASE, base_record, read_base
 from ppe_npu.training.export import export, merge_lora
-from ppe_npu.training.parts import PARTS
-from ppe_npu.training.whole import whole_record
-
-PPE = CompressionConfig.preset("ppe", k=4)
-
-
-@torch.no_grad()
-def logits(model):
-    """Of a text: what plain models of all versions number alike."""
-    ids = torch.arange(len(tiny.SPECIAL_TOKENS), len(tiny.VOCABULARY))[None]
-    return model(input_ids=ids).logits
-
-
-def save_run(folder: Path, base: str, kind: str | None, processor) -> torch.nn.Module:
-    """What `train` leaves in final/: an adapter of this kind, or with None all weights; gives the dense model."""
-    model = load_model(base)
-    record = base_record(model, base)
-    compress(model, PPE)
-    torch.manual_seed(3)
-    if kind is not None:
-        model = add_adapter(model, Adapter(kind, rank=2, parts=PARTS))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn_like(parameter)
-    restore(model)
-    folder.mkdir(parents=True)
-    (model.save_pretrained if kind is None else lambda path: save_adapter(model, path))(folder)
-    processor.save_pretrained(folder)
-    write_json(folder / COMPRESSION, PPE.to_dict())
-    write_json(folder / BASE, record)
-    return model
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_folder, tiny_processor):
-    """(folder, model) of a LoRA run of the tiny model; tests must not change them."""
-    folder = tmp_path_factory.mktemp("run") / "final"
-    return folder, save_run(folder, tiny_folder, "lora", tiny_processor)
-
-
-@pytest.fixture
-def copy(run, tmp_path):
-    """The LoRA run's folder, to be changed."""
-    return Path(shutil.copytree(run[0], tmp_path / "final"))
-
-
-def as_checkpoint(folder: Path, step: int = 2) -> Path:
-    """The folder as the Trainer leaves it while it runs."""
-    folder = folder.rename(folder.with_name(f"checkpoint-{step}"))
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
-        (folder / name).write_bytes(b"state")
-    write_json(folder / "trainer_state.json", {"global_step": step})
-    write_json(folder / WHOLE, {"step": step})
-    return folder
-
-
-def listed(folder: Path, step: int = 2) -> Path:
-    """as_checkpoint with a list of its files, as the Trainer leaves it today."""
-    folder = as_checkpoint(folder, step)
-    write_json(folder / WHOLE, whole_record(folder, step))
-    return folder
-
-
-def save_shares(folder: Path, model: torch.nn.Module, processes: int = 2) -> None:
-    """A ZeRO-2 checkpoint's shares of the weights, as DeepSpeed's processes leave them."""
-    parameters = dict(model.named_parameters())
-    flat = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
-    flat = torch.nn.functional.pad(flat, (0, -len(flat) % (2 * processes)))
-    shares = folder / "global_step2"
-    shares.mkdir()
-    for rank, share in enumerate(flat.chunk(processes)):
-        optimizer = {"zero_stage": 2, "partition_count": processes, "single_partition_of_fp32_groups": [share.clone()]}
-        torch.save({"optimizer_state_dict": optimizer}, shares / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    states = {"module": {}, "buffer_names": [], "param_shapes": [shapes], "shared_params": {}, "ds_version": "0.19.8"}
-    torch.save(states, shares / "mp_rank_00_model_states.pt")
-    (folder / "latest").write_text("global_step2")
-
-
-def check_logits(plain, model) -> None:
-    """The two answer alike but for rounding, that of merged weights among it."""
-    assert_rounds_alike(logits(plain.float()), logits(model), exact(model, lambda: logits(model)))
-
-
-def check_plain(folder: Path, model) -> None:
-    """Plain transformers finds every weight and no other, and answers as `model`; nothing of training is there."""
-    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
-
-    plain, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
-    assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    check_logits(plain, model)
-    assert AutoProcessor.from_pretrained(folder).chat_template == tiny.CHAT_TEMPLATE
-    assert CompressionConfig.from_file(folder / COMPRESSION) == PPE
-    assert read_base(folder)["class"] == "Qwen2_5_VLForConditionalGeneration"
-    names = {file.name for file in folder.iterdir()}
-    assert not {name for name in names if name.startswith(("adapter", "optimizer", "trainer", "training", "whole"))}
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
@@ -207,75 +122,6 @@ def test_the_base_may_have_moved(run, copy, tiny_folder, tmp_path):
     check_plain(tmp_path / "merged", run[1])
 
 
-def wrong_base(kind: str, tiny_folder: str, tiny_processor, folder: Path) -> Path:
-    """A model that an adapter of the tiny one must not be merged into."""
-    if kind == "another class":
-        random_model(family="qwen2_vl").save_pretrained(folder)
-    elif kind == "other shapes":
-        random_model().save_pretrained(folder)
-    elif kind == "another draw":
-        tiny.build_model(seed=1).save_pretrained(folder)
-    else:  # "one matrix moved", by a fine-tuning of its own
-        model = load_model(tiny_folder)
-        with torch.no_grad():
-            model.model.language_model.layers[1].mlp.up_proj.weight.mul_(1.001)
-        model.save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("another class", "a Qwen2_5_VLForConditionalGeneration, but {base} is a Qwen2VLForConditionalGeneration"),
-        ("other shapes", "channels at model.* but {base} has"),
-        ("another draw", "trained on {own} .* but {base} has other weights"),
-        ("one matrix moved", "trained on {own} .* but {base} has other weights"),
-    ],
-)
-def test_a_wrong_base_is_refused(run, tiny_folder, tiny_processor, tmp_path, kind, words):
-    base = wrong_base(kind, tiny_folder, tiny_processor, tmp_path / "base")
-    with pytest.raises(InputError, match=words.format(base=base, own=tiny_folder)) as error:
-        merge_lora(run[0], tmp_path / "merged", model=base)
-    assert str(run[0]) in str(error.value)
-    assert "--model" in str(error.value)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "merged").exists()
-
-
-def test_an_adapter_that_is_not_whole_is_refused(copy, tmp_path):
-    file = copy / "adapter_model.safetensors"
-    tensors, data = load_file(file), file.read_bytes()
-
-    def refuse(words):
-        with pytest.raises(InputError, match=words) as error:
-            merge_lora(copy, tmp_path / "merged")
-        assert "\n" not in str(error.value)
-        assert not (tmp_path / "merged").exists()
-
-    first = next(name for name in tensors if "lora_B" in name)
-    save_file({name: value for name, value in tensors.items() if name != first}, file)
-    refuse("does not fit")
-    save_file({**tensors, first: torch.full_like(tensors[first], float("nan"))}, file)
-    refuse("cannot be merged")
-    save_file({}, file)
-    refuse("holds no weights")
-    file.write_bytes(data[: len(data) // 2])
-    refuse("is damaged")
-    file.write_bytes(data)
-    settings = (copy / "adapter_config.json").read_text()
-    (copy / "adapter_config.json").write_text(settings.replace('"LORA"', '"MAGIC"'))
-    refuse("adapter_config.json cannot be used")
-    (copy / "adapter_config.json").unlink()
-    refuse("holds no adapter_config.json")
-    (copy / "adapter_config.json").write_text(settings)
-    odd = json.dumps({**read_base(copy), "dtype": "nn"})
-    for text in ("{", "[]", '{"model": "x"}', odd):
-        (copy / BASE).write_text(text)
-        refuse("base.json is damaged")
-    (copy / BASE).unlink()
-    refuse("holds no base.json")
-
-
 def test_a_checkpoint_of_full_weights_is_exported_without_its_training_state(tiny_folder, tiny_processor, tmp_path):
     model = save_run(tmp_path / "x", tiny_folder, None, tiny_processor)
     checkpoint = as_checkpoint(tmp_path / "x")
@@ -320,31 +166,6 @@ def test_deepspeeds_shares_are_put_together(tiny_folder, tiny_processor, tmp_pat
     shutil.rmtree(checkpoint / "global_step2")
     with pytest.raises(InputError, match="holds no weights"):
         export(checkpoint, tmp_path / "new")
-
-
-def test_half_a_checkpoint_and_a_full_output_are_refused(copy, tmp_path):
-    for write in (merge_lora, export):
-        (tmp_path / "full").mkdir(exist_ok=True)
-        (tmp_path / "full" / "notes.txt").write_text("mine")
-        with pytest.raises(InputError, match="full is not empty: name a new folder"):
-            write(copy, tmp_path / "full")
-        assert [file.name for file in (tmp_path / "full").iterdir()] == ["notes.txt"]
-        with pytest.raises(InputError, match=r"notes.txt is a file: name a folder"):
-            write(copy, tmp_path / "full" / "notes.txt")
-        with pytest.raises(InputError, match="none does not exist"):
-            write(tmp_path / "none", tmp_path / "new")
-    checkpoint = as_checkpoint(copy, step=7)
-    (checkpoint / WHOLE).unlink()
-    for write in (merge_lora, export):
-        with pytest.raises(InputError, match=r"checkpoint-7 was cut off while it was saved \(no whole.json\)"):
-            write(checkpoint, tmp_path / "new")
-    renamed = checkpoint.rename(tmp_path / "mine")  # what it is still shows
-    with pytest.raises(InputError, match="cut off"):
-        export(renamed, tmp_path / "new")
-    (renamed / "trainer_state.json").unlink()
-    (renamed / "tokenizer_config.json").unlink()
-    with pytest.raises(InputError, match="holds no processor"):
-        export(renamed, tmp_path / "new")
 
 
 def test_an_adapters_folder_is_no_model_and_says_what_makes_one(run):

@@ -5,9 +5,9 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from ppe_npu import CompressionConfig, compress
+from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.compat import adapt_unwrap_model
-from ppe_npu.inputs import build_inputs
-from ppe_npu.loading import load_model
+from ppe_npu.data.inputs import build_inputs
 
 
 @pytest.mark.parametrize(

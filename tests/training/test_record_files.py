@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppe_npu.inputs import InputError
+from ppe_npu.data.inputs import InputError
 from ppe_npu.training.data import check_records
 
 TEXT = {"id": 1, "conversations": [{"from": "human", "value": "row red"}, {"from": "gpt", "value": "3"}]}

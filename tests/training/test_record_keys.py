@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from ppe_npu.inputs import InputError
+from ppe_npu.data.inputs import InputError
 from ppe_npu.training.data import check_records, read_records
 
 

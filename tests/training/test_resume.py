@@ -177,7 +177,7 @@ def test_another_runs_checkpoint_in_the_folder_is_refused(whole_run, cut_run, tm
 def test_base_is_compared_before_anything_is_changed(cut_run, tmp_path):
     import torch
 
-    from ppe_npu.loading import load_model, load_processor
+    from ppe_npu.checkpoints.loading import load_model, load_processor
 
     copy = tmp_path / "model"
     shutil.copytree(cut_run["model"], copy)

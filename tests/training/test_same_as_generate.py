@@ -9,9 +9,9 @@ import torch
 from tolerances import assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress
+from ppe_npu.checkpoints.loading import load_model
+from ppe_npu.data.inputs import build_inputs
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.inputs import build_inputs
-from ppe_npu.loading import load_model
 from ppe_npu.training.collator import NOTES, Collator
 from ppe_npu.training.data import read_records
 

@@ -108,7 +108,7 @@ def test_resuming_with_other_settings_is_refused(settings):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(settings, tiny_folder, tmp_path):
-    from ppe_npu.loading import load_model, load_processor
+    from ppe_npu.checkpoints.loading import load_model, load_processor
 
     model = load_model(tiny_folder)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from PIL import Image
 from ppe_npu.data.pictures import lazy_image
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import check_regular
-from ppe_npu.optional import optional
+from ppe_npu.utils.optional import optional
 
 Row = dict[str, Any]
 

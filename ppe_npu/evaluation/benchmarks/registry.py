@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError
-from ppe_npu.escape import brief
 from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, Benchmark, check_sample
 from ppe_npu.evaluation.rows import FAULTS, fault_of
+from ppe_npu.utils.escape import brief
 
 GROUP = "ppe_npu.benchmarks"  # of entry points: name = package.module:Class
 TRIED = 8  # samples, until one can be read

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ppe_npu.errors import InputError
-from ppe_npu.optional import optional
+from ppe_npu.utils.optional import optional
 
 EXACT_TYPES = ("DB", "DC")  # descriptive questions: yes/no and counting
 _CORPORA = {

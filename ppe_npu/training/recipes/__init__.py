@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError
-from ppe_npu.reading import UnreadableError, read_json, read_yaml
 from ppe_npu.settings import check_some
 from ppe_npu.training.args import TrainConfig
+from ppe_npu.utils.reading import UnreadableError, read_json, read_yaml
 
 
 def names() -> list[str]:

@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ppe_npu.checkpoints.generation_defaults import Settings, fields, is_neutral, shown
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.generation_defaults import Settings, fields, is_neutral, shown
 
 Asked = str | Sequence[str] | Mapping[str, Any] | None
 CHECKPOINT = "checkpoint"

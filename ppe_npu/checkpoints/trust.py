@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.escape import printable
+from ppe_npu.utils.escape import printable
 
 NO_CODE = {"trust_remote_code": False}  # of every from_pretrained: transformers asks on the terminal if it is not told
 _CODE = ("auto_map", "megatron_config")  # of transformers: files of the folder; of peft: a module by its name

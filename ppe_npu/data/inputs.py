@@ -21,10 +21,10 @@ from ppe_npu.compat import ensure_mm_token_type_ids, resampling
 from ppe_npu.data.frames import video_of_frames
 from ppe_npu.data.messages import Message, check_conversations, has_surrogates, visual_items
 from ppe_npu.data.pictures import load_image
+from ppe_npu.data.placeholders import check_placeholders, expand, image_ids, pixel_cap, video_ids, visual_ids
 from ppe_npu.data.sampling import DEFAULT_FPS, VideoSampling
 from ppe_npu.data.videos import Video, VideoFrame, load_video
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.placeholders import check_placeholders, expand, image_ids, pixel_cap, video_ids, visual_ids
 
 __all__ = [
     "DEFAULT_FPS",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError, first_line, shown
-from ppe_npu.optional import optional
+from ppe_npu.utils.optional import optional
 
 _LARGEST = 64 << 20  # bytes; a tokenizer's file has 11 MB
 _LARGEST_YAML = 1 << 20  # PyYAML reads about 1 MB a second

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from ppe_npu.backends.common import DTYPES as COMMON_DTYPES
+from ppe_npu.checkpoints.generation_defaults import of_checkpoint, token_ids, transformers_takes
+from ppe_npu.checkpoints.trial import check_sizes, try_processor
+from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.generation_defaults import of_checkpoint, token_ids, transformers_takes
-from ppe_npu.reading import UnreadableError, read_json
-from ppe_npu.trial import check_sizes, try_processor
-from ppe_npu.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
+from ppe_npu.utils.reading import UnreadableError, read_json
 
 DTYPES = {name: COMMON_DTYPES[name] for name in ("fp32", "bf16")}
 
@@ -52,21 +52,21 @@ def load_model(
         more = {"quantization_config": quantization_config, "device_map": {"": str(device)}}  # packed where it will run
     if not transformers_takes(asked):  # settings of generate() that exclude each other keep no model from loading
         more["generation_config"] = transformers.GenerationConfig(**token_ids(asked))
+    more |= {"dtype": DTYPES.get(dtype, dtype), "attn_implementation": attn_implementation, **NO_CODE}
+    model = _read(getattr(transformers, architecture), path, **more, **weight_options(path, allow_bin))
+    model.checkpoint_generation = asked
+    return fuse(model.to(device).eval())
+
+
+def _read(architecture: Any, path: str | Path, **options: Any) -> Any:
+    """The model of this class with all of its weights."""
     try:
-        model, found = getattr(transformers, architecture).from_pretrained(
-            str(path),
-            dtype=DTYPES.get(dtype, dtype),
-            attn_implementation=attn_implementation,
-            **NO_CODE,
-            **weight_options(path, allow_bin),
-            **{"output_loading_info": True, **more},
-        )
+        model, found = architecture.from_pretrained(str(path), output_loading_info=True, **options)
     except Exception as error:  # transformers raises whatever the field or file that is wrong makes of its code
         raise InputError(f"model {path} cannot be loaded ({first_line(error)}): download or save it again") from error
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random, with a warning
         raise InputError(f"model {path} lacks {len(missing)} weights ({missing[0]}, ...): download or save it again")
-    model.checkpoint_generation = asked
-    return fuse(model.to(device).eval())
+    return model
 
 
 def check_checkpoint(path: str | Path, allow_bin: bool = False) -> str:

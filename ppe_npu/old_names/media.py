@@ -1,4 +1,4 @@
-"""The first edition's name for what now stands in ppe_npu.data."""
+"""The name in the first edition of what now stands in ppe_npu.data."""
 
 from ppe_npu.data.pictures import image_size, load_image
 from ppe_npu.data.sampling import DEFAULT_FPS, VideoSampling

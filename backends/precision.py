@@ -1,0 +1,57 @@
+"""fp32 that is fp32: the settings by which devices compute products in fewer bits, switched off and back."""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def exact_matmul() -> Iterator[None]:
+    """fp32 products and convolutions keep all of fp32: TF32 (CUDA), HF32 (NPU) and bf16 or TF32 (oneDNN) are off.
+
+    The settings belong to the process, so other threads see them while the context is open; it restores all of them.
+    """
+    saved = [(set_, _told(get), exact) for get, set_, exact in _precisions()]
+    saved = [(set_, before, exact) for set_, before, exact in saved if before is not None]
+    for set_, _, exact in saved:
+        set_(exact)
+    try:
+        yield
+    finally:
+        for set_, before, _ in saved:
+            set_(before)
+
+
+def _precisions() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+    """(get, set, value that keeps fp32 whole) of every setting.
+
+    torch keeps a legacy setting beside fp32_precision and complains if the two disagree. Only the
+    legacy setters write both, so they come first, both on the way in and on the way out.
+    """
+    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
+    yield *_attribute(torch.backends.cudnn, "allow_tf32"), False
+    for library, name in itertools.product(("cuda", "cudnn", "mkldnn"), ("matmul", "conv", "rnn")):
+        module = getattr(getattr(torch.backends, library), name, None)
+        if hasattr(module, "fp32_precision"):
+            yield *_attribute(module, "fp32_precision"), "ieee"
+    runtime = getattr(torch, "npu", None)
+    # torch_npu's own default is off for products, but on for convolutions: a vision tower's patch embedding is one.
+    for module in (runtime.matmul, runtime.conv) if runtime is not None else ():
+        if module.allow_hf32:
+            yield *_attribute(module, "allow_hf32"), False
+
+
+def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    return functools.partial(getattr, owner, name), functools.partial(setattr, owner, name)
+
+
+def _told(get: Callable[[], Any]) -> Any:
+    """A setting; None if torch refuses to read a legacy one because fp32_precision alone was set."""
+    try:
+        return get()
+    except RuntimeError:
+        return None

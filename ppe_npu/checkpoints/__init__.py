@@ -1,0 +1,1 @@
+"""Folders of checkpoints: what their files may ask for, and models and processors made of them."""

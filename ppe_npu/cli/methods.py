@@ -1,0 +1,26 @@
+"""`ppe-npu methods`: all methods, where each may stand, what it looks at, how it counts, and its paper."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ppe_npu.methods.listing import Listed, published
+
+_HEAD = ("method", "place", "looks at", "budget", "paper")
+
+
+def run_methods(args: argparse.Namespace) -> int:
+    """Print a line a method, or with --json all that is known of each."""
+    listed = [Listed.of(name) for name in published()]
+    if args.json:
+        print(json.dumps([one.to_dict() for one in listed], indent=1))
+        return 0
+    rows = [_HEAD] + [
+        (one.name, ", ".join(one.places), one.looks_at, one.budget, f"arXiv {one.paper}" if one.paper else "control")
+        for one in listed
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    return 0

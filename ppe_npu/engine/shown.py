@@ -1,0 +1,148 @@
+"""What the methods of a stage are shown of the prompt beside its tokens: their own samples' text, and what a model
+computes for them alone.
+
+A model's numbers come as tensors that stand as the stage's tokens do ([R, ...], see Tokens.seen) or as its text tokens
+do ([T, ...]). Here they become what each cell sees of them. Nothing of one sample is ever shown to a cell of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ppe_npu.engine.rounds import Movable, as_tensor
+from ppe_npu.methods.base import Method
+
+# What a need is made of: fields of the View, those about text with what stands for it among those about tokens.
+FIELDS = {
+    "layer_queries": ("layer_queries",),
+    "layer_keys": ("layer_keys",),
+    "layer_plain": ("layer_plain_queries", "layer_plain_keys"),
+    "layer_row": ("layer_row",),
+}
+_TEXT_FIELDS = {
+    "text": {"text": ""},
+    "layer_text": {"text_queries": "layer_queries", "text_keys": "layer_keys"},
+}
+LAYER_NEEDS = frozenset({"layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"})
+_OF_PROMPTS = frozenset({"text", "layer_text", "layer_row"})  # needs for which samples have to be told apart
+
+
+@dataclass(frozen=True)
+class Prompts(Movable):
+    """The samples of a batch as they stand before a stage.
+
+    R is the number of places of the flattened batch, of which T hold text; S the number of samples.
+
+    Args:
+        sample: [R] int64, which sample each place is part of.
+        text: [S, W] int64, which of the T text tokens are a sample's, in order; 0 beyond its last.
+        text_places: [S, W] int64, the places at which they stand.
+        text_valid: [S, W] bool, or None where all samples have W of them.
+        last: [S] int64, the place of each sample's last token.
+        real: [S, L] bool, where a sample has a token when each stands in a row of its own.
+        places: of a packed batch [S, L] int64, the place of each of these; None: the batch stands so.
+        rows: of a packed batch [R] int64, where each place is found in the flattened [S, L]; None with places.
+    """
+
+    sample: torch.Tensor
+    text: torch.Tensor
+    text_places: torch.Tensor
+    text_valid: torch.Tensor | None
+    last: torch.Tensor
+    real: torch.Tensor
+    places: torch.Tensor | None
+    rows: torch.Tensor | None
+
+    @classmethod
+    def of(cls, real: np.ndarray, borders: Sequence[int] | None, text: np.ndarray) -> Prompts:
+        """From host arrays.
+
+        Args:
+            real: [B, L] bool, False at padding.
+            borders: of a packed batch [1, R], where its samples begin and end: 0, ..., R.
+            text: [T] int64, the place of each text token, rising.
+        """
+        if borders is None:
+            places = rows = np.arange(real.size).reshape(real.shape)
+        else:
+            lengths = np.diff(borders)
+            steps = np.arange(max(int(lengths.max()), 1))
+            real = steps < lengths[:, None]
+            places = np.where(real, np.array(borders[:-1])[:, None] + steps, 0)
+            rows = np.flatnonzero(real)
+        samples, length = real.shape
+        sample = rows.reshape(-1) // length
+        last = np.where(real, places, -1).max(axis=1).clip(min=0)
+        counts = np.bincount(sample[text], minlength=samples)
+        valid = np.arange(int(counts.max())) < counts[:, None]
+        own, text_places = np.zeros(valid.shape, np.int64), np.zeros(valid.shape, np.int64)
+        own[valid], text_places[valid] = np.arange(len(text)), text
+        return cls(
+            *map(as_tensor, (sample, own, text_places)),
+            None if valid.all() else as_tensor(valid),
+            *map(as_tensor, (last, real)),
+            *((None, None) if borders is None else map(as_tensor, (places, rows))),
+        )
+
+    def apart(self, values: torch.Tensor) -> torch.Tensor:
+        """Values [R, ...] with each sample in a row of its own: [S, L, ...]."""
+        if self.places is not None:
+            values = values.index_select(0, self.places.flatten())
+        return values.unflatten(0, tuple(self.real.shape))
+
+    def together(self, values: torch.Tensor) -> torch.Tensor:
+        """The way back: [S, L, ...] -> [R, ...]."""
+        flat = values.flatten(0, 1)
+        return flat if self.rows is None else flat.index_select(0, self.rows)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The text beside a stage's tokens.
+
+    Args:
+        prompts: how samples stand before the stage.
+        features: [R, C] of all places, or [T, C] of the text alone.
+        seen: of all places [R, ...], as Tokens.seen.
+        pick: gives the text's rows [T, ...] of either.
+    """
+
+    prompts: Prompts
+    features: torch.Tensor
+    seen: Mapping[tuple[str, bool], torch.Tensor]
+    pick: Callable[[torch.Tensor], torch.Tensor]
+
+    def shown(self, method: Method, first: torch.Tensor) -> dict[str, torch.Tensor | None]:
+        """The View's fields about text, for cells whose first tokens stand at these places [F]."""
+        fields = {
+            name: source for need, of in _TEXT_FIELDS.items() if need in method.needs for name, source in of.items()
+        }
+        if not fields:
+            return {}
+        prompts, cells = self.prompts, len(first)
+        # One sample's text is not copied for each of its cells.
+        sample = first.new_zeros(1) if len(prompts.text) == 1 else prompts.sample.index_select(0, first)
+        text = prompts.text.index_select(0, sample)
+        shown: dict[str, torch.Tensor | None] = {"text_valid": None}
+        for name, source in fields.items():
+            own = self.pick(self.seen[source, method.layer_before] if source else self.features)
+            own = own.index_select(0, text.flatten()).unflatten(0, tuple(text.shape))
+            shown[name] = own.expand(cells, *own.shape[1:])
+        shown["text_after"] = prompts.text_places.index_select(0, sample) > first[:, None]
+        if prompts.text_valid is not None:
+            shown["text_valid"] = prompts.text_valid.index_select(0, sample).expand(cells, -1)
+        return shown
+
+
+def tells_samples_apart(methods: Iterable[Method]) -> bool:
+    """Whether these methods look at something for which a stage needs its Prompts."""
+    return any(method.needs & _OF_PROMPTS for method in methods)
+
+
+def layer_needs(methods: Iterable[Method], before: bool) -> frozenset[str]:
+    """What these methods look at in the decoder layer that they stand before, or in the one before that."""
+    return frozenset().union(*(method.needs & LAYER_NEEDS for method in methods if method.layer_before == before))

@@ -1,0 +1,149 @@
+"""What methods are shown of the vision tower: which of its blocks, in which order its tokens stand, and their scores.
+
+A score is the attention that a key receives. It is made again from a block's queries and keys, a chunk of queries at a
+time, so that the block itself may attend by any fused operator. Memory grows with a chunk times the patches of a frame.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ppe_npu.backends import device
+from ppe_npu.engine.spans import PromptLayout, VisionTokens
+from ppe_npu.errors import InputError
+from ppe_npu.methods.base import Method
+
+KEYS, SALIENCY = "tower_keys", "tower_saliency"
+NEEDS = {KEYS, SALIENCY}
+_SCORES_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class TowerBlocks:
+    """The blocks of the vision tower that a compression looks at, counted from 0.
+
+    Args:
+        of: those of each method. keys: whose keys are shown. saliency: whose scores.
+    """
+
+    of: Mapping[Method, tuple[int, ...]]
+    keys: frozenset[int] = frozenset()
+    saliency: frozenset[int] = frozenset()
+
+    @classmethod
+    def wanted(cls, methods: Sequence[Method], vision: VisionTokens) -> TowerBlocks:
+        """What these methods declare.
+
+        Raises:
+            InputError: a block that the tower has not, or that attends in windows where a method refuses these.
+        """
+        own = {method: _blocks(method, vision) for method in methods if method.needs & NEEDS}
+        keys = frozenset(blocks[0] for method, blocks in own.items() if KEYS in method.needs)
+        looking = (blocks for method, blocks in own.items() if SALIENCY in method.needs)
+        return cls(own, keys, frozenset(itertools.chain(*looking)))
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        return tuple(sorted(self.keys | self.saliency))
+
+
+@dataclass(frozen=True)
+class TowerTokens:
+    """What the blocks say of R tokens, as these pass through the rounds of a stage.
+
+    Args:
+        blocks: which are looked at.
+        parts: of ("tower_keys", block) [R, D] fp32, of ("tower_saliency", block) [R] fp32.
+    """
+
+    blocks: TowerBlocks
+    parts: Mapping[tuple[str, int], torch.Tensor]
+
+    @staticmethod
+    def together(join: Callable[[list[torch.Tensor]], torch.Tensor], *tokens: TowerTokens) -> TowerTokens:
+        """What join([values [R, ...] of each]) makes of every part."""
+        first = tokens[0]
+        return replace(first, parts={name: join([one.parts[name] for one in tokens]) for name in first.parts})
+
+    def pick(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> TowerTokens:
+        """The same of other tokens: pick(values [R, ...]) of each part."""
+        return TowerTokens.together(lambda parts: pick(parts[0]), self)
+
+    def shown(self, method: Method) -> dict[str, torch.Tensor]:
+        """The fields of a method's View, from parts [F, N, ...]."""
+        out, blocks = {}, self.blocks.of.get(method, ())
+        if KEYS in method.needs:
+            out[KEYS] = self.parts[KEYS, blocks[0]]
+        if SALIENCY in method.needs:
+            parts = [self.parts[SALIENCY, block] for block in blocks]
+            out[SALIENCY] = parts[0] if len(parts) == 1 else torch.stack(parts, dim=1)
+        return out
+
+
+def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
+    blocks = method.blocks(vision.tower_blocks)
+    whole = range(vision.tower_blocks) if vision.whole_blocks is None else sorted(vision.whole_blocks)
+    left = tuple(block for block in blocks if block in whole)
+    if left == blocks or SALIENCY not in method.needs or method.tower_windows == "frame":
+        return blocks
+    if not left or method.tower_windows == "refuse":
+        windows = ", ".join(str(block) for block in blocks if block not in whole)
+        others = f"{', '.join(map(str, whole))} attend whole" if whole else "all do"
+        raise InputError(
+            f"{method.name} looks at attention in block {windows} of the vision tower, which attends in windows "
+            f'({others}): name another block, or set tower_windows="frame"'
+        )
+    return left
+
+
+def frame_lengths(layout: PromptLayout, merge_size: int) -> list[int]:
+    """Patches of every frame, in the order in which the tower is given them."""
+    spans = sorted(layout.spans, key=lambda span: span.feature)
+    return [span.frame_tokens * merge_size**2 for span in spans for _ in range(span.grid[0])]
+
+
+def tower_order(layout: PromptLayout, window: int) -> np.ndarray:
+    """[V] where each feature's patches stand in a tower that goes through every frame window by window."""
+    order = np.zeros(int(layout.visual.sum()), dtype=np.int64)
+    for span in layout.spans:
+        frame, row, column = np.indices(span.grid).reshape(3, -1)
+        walked = np.lexsort((column, row, column // window, row // window, frame))
+        order[span.feature + walked] = span.feature + np.arange(span.tokens)
+    return order
+
+
+@torch.no_grad()
+def received(query: torch.Tensor, key: torch.Tensor, frames: Sequence[int], scale: float) -> torch.Tensor:
+    """The attention that each key receives within its frame, the mean over heads and queries.
+
+    Args:
+        query, key: [H, T, D] of all frames, one after the other. frames: how long each one is. scale: of a score.
+
+    Returns:
+        [T] fp32; of each frame it sums to 1.
+    """
+    parts, at = [], 0
+    heads = len(query)
+    with device.exact_matmul(), torch.autocast(query.device.type, enabled=False):
+        for length, run in itertools.groupby(frames):
+            end = at + length * sum(1 for _ in run)
+            # [G, H, n, D] of frames of one length
+            q, k = (part[:, at:end].float().unflatten(1, (-1, length)).transpose(0, 1) for part in (query, key))
+            together = max(1, _SCORES_AT_ONCE // (heads * length**2))
+            parts += [_received(some * scale, others) for some, others in zip(q.split(together), k.split(together))]
+            at = end
+    return torch.cat(parts) if parts else query.new_zeros(0, dtype=torch.float32)
+
+
+def _received(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """[G * n] of frames [G, H, n, D]."""
+    frames, heads, length, _ = query.shape
+    chunk = max(1, _SCORES_AT_ONCE // (frames * heads * length))
+    turned = key.transpose(-1, -2)
+    sums = [torch.softmax(part @ turned, dim=-1).sum((1, 2)) for part in query.split(chunk, dim=2)]
+    return (sum(sums) / (heads * length)).flatten()

@@ -1,0 +1,127 @@
+"""ApET: the tokens that a few others explain worst (arXiv 2602.19870), without attention."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.choosing import best, cosines, exact, row
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
+from ppe_npu.settings import setting
+
+
+@register("apet")
+@dataclass(frozen=True)
+class ApET(Method):
+    """With B the k basis tokens (farthest-point samples by squared distance) a token's approximation is
+    B^T (B B^T + ridge I)^-1 B x_i, and its error the length of what that leaves of it. The tokens of largest error
+    stay, each other one joins the kept one that is most like it (cosine), and a group becomes its mean.
+
+    The published code starts its samples from a random token: here from the one that is farthest from the frame's mean,
+    or from fps_start. It mixes the k basis tokens into the slots of the k kept tokens of least error, in the order of
+    these slots, so that content of one place stands at the position of another, and lets the others join the M - k of
+    largest error alone. Here no slot is replaced and all M take part, so that M <= k works, too, which crashes there.
+    It finds the most similar one in bf16, where many are equal: here in fp32, the first among equals.
+
+    Args:
+        ratio: share of a frame's tokens that is kept: int(n * ratio) of n.
+        basis: how many basis tokens (k), fewer where a frame has fewer tokens.
+        ridge: added to the diagonal; the published step inside the decoder, at layer 16, takes 0.1.
+        fps_start: the token that the samples start from, or null.
+        released: as the published code has it, with the basis tokens in other tokens' slots.
+        mixed: with released, what share of such a slot is the basis token: 0.5 for Qwen, 1 for LLaVA.
+    """
+
+    ratio: float = share(0.333)
+    basis: int = setting(10, least=1)
+    ridge: float = setting(1e-5, above=0)
+    fps_start: int | None = setting(None, least=0, remedy="give a token of every frame, counted from 0, or null")
+    released: bool = False
+    mixed: float = setting(0.5, above=0, most=1)
+
+    def kept(self, tokens: int) -> int:
+        return max(int(tokens * self.ratio), 1)
+
+    def group(self, view: View) -> Grouping:
+        view.require("apet", "tokens")
+        tokens = view.tokens.detach().float().masked_fill(~view.present[:, :, None], 0)
+        basis = samples(tokens, view.present, min(self.basis, tokens.shape[1]), self.fps_start)
+        kept = best(errors(tokens, basis, self.ridge), view)
+        if not self.released:
+            return Grouping.of_kept(view, kept, "merge")
+        return self._replaced(view, kept, basis)
+
+    def _replaced(self, view: View, kept: torch.Tensor, basis: torch.Tensor) -> Grouping:
+        """The published groups: the last of the kept tokens stand alone, and are mixed with the basis tokens."""
+        plain = Grouping.of_kept(view, kept, "drop")
+        first = (view.num_kept - basis.shape[1]).clamp_min(1)[:, None]
+        takes = torch.zeros_like(plain.labels, dtype=torch.bool)
+        takes.scatter_(1, kept, torch.arange(kept.shape[1], device=kept.device) < first)
+        alike = cosines(view.tokens).masked_fill_(~takes[:, None], -2.0)
+        joined = plain.labels.gather(1, alike.argmax(-1))
+        labels = torch.where((plain.labels < 0) & view.present, joined, plain.labels)
+        slots = torch.arange(kept.shape[1], device=kept.device)
+        alone = ~takes.gather(1, plain.representatives) & (slots < view.num_kept[:, None])
+        number = (alone.long().cumsum(1) - 1).clamp(0, basis.shape[1] - 1)
+        mixed = torch.where(alone, basis.gather(1, number), -1)
+        made = Grouping.of(labels, plain.representatives)
+        return Mixed(made.labels, made.counts, made.representatives, None, mixed, self.mixed)
+
+
+@dataclass(frozen=True)
+class Mixed(Grouping):
+    """A grouping with tokens of other places in some of its groups, as the published code has it.
+
+    Args:
+        mixed: [F, M] int64, which token is mixed into a group, or -1.
+        part: the share that it has there.
+    """
+
+    mixed: torch.Tensor | None = None
+    part: float = 0.5
+
+    def apply(self, tokens: torch.Tensor) -> torch.Tensor:
+        means = super().apply(tokens)
+        others = tokens.gather(1, self.mixed.clamp_min(0)[:, :, None].expand_as(means))
+        return torch.where(self.mixed[:, :, None] < 0, means, (1 - self.part) * means + self.part * others)
+
+    def to(self, device: torch.device) -> Grouping:
+        made = super().to(device)
+        return replace(self, **vars(made), mixed=self.mixed.to(device, non_blocking=True))
+
+
+def samples(tokens: torch.Tensor, present: torch.Tensor, count: int, start: int | None) -> torch.Tensor:
+    """[F, count] int64, farthest-point samples of tokens [F, N, C], fp32, zero where there are none: each is the token
+    whose nearest sample so far is farthest. Where a cell has fewer tokens its first one is repeated."""
+    if start is None:
+        mean = tokens.sum(1, keepdim=True) / present.sum(1)[:, None, None]
+        away = (tokens - mean).square().sum(-1).masked_fill(~present, -math.inf)
+        chosen = [away.argmax(1, keepdim=True)]
+    else:
+        chosen = [torch.full((len(tokens), 1), start, dtype=torch.long, device=tokens.device)]
+    nearest = torch.full(tokens.shape[:2], math.inf, device=tokens.device).masked_fill_(~present, -math.inf)
+    for _ in range(count - 1):
+        away = (tokens - row(tokens, chosen[-1])[:, None]).square().sum(-1)
+        nearest = torch.minimum(nearest, away).scatter_(1, chosen[-1], -math.inf)
+        chosen.append(nearest.argmax(1, keepdim=True))
+    return torch.cat(chosen, dim=1)
+
+
+def errors(tokens: torch.Tensor, basis: torch.Tensor, ridge: float) -> torch.Tensor:
+    """[F, N] how much of each token [F, N, C] the tokens basis [F, k] leave, by least squares with a ridge.
+
+    The k equations are solved by elimination; a basis token that is within rounding of those before it counts as 0.
+    """
+    with exact(tokens):
+        rows = tokens.gather(1, basis[:, :, None].expand(-1, -1, tokens.shape[-1]))
+        gram, eye = torch.bmm(rows, rows.transpose(1, 2)), torch.eye(basis.shape[1], device=tokens.device)
+        least = torch.finfo(torch.float32).eps * gram.diagonal(dim1=1, dim2=2)
+        system = torch.cat([gram + ridge * eye, torch.bmm(rows, tokens.transpose(1, 2))], dim=2)
+        for step in range(basis.shape[1]):
+            pivot = system[:, step, step, None]
+            line = torch.where(pivot > least[:, step, None], system[:, step] / pivot, 0)
+            system = system - (system[:, :, step] - eye[step])[:, :, None] * line[:, None]
+        weights = system[:, :, basis.shape[1] :]
+        return (tokens - torch.bmm(weights.transpose(1, 2), rows)).norm(dim=-1)

@@ -1,0 +1,117 @@
+"""DART: tokens that repeat a few pivots least (Wen et al., arXiv 2502.11494, section 4)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ppe_npu.methods.base import Method, at_layer, register, share
+from ppe_npu.methods.choosing import best, cosines, dropped
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
+from ppe_npu.settings import setting
+
+
+@register("dart")
+@dataclass(frozen=True)
+class DART(Method):
+    """Keeps a few pivots and the tokens that are least like them. Pivots are the visual and the text tokens whose keys
+    have the largest L1 norm, summed over heads. For each in turn, visual ones first, by falling norm, the q tokens
+    least like it (cosine of the layer's input) are taken that were not taken before, until the visual pivots P and all
+    that was taken are M: q = ceil((M - |P|) / all pivots).
+
+    The published code walks through its pivots in the order of a Python set of their places, and keeps |P| + q pivots
+    with q = floor(N * ratio / pivots), not as many as it was asked for. It looks at one image of one sample. Here, as
+    in AngelSlim's form of it, the order is fixed, the count is exact, and text before the image may be a pivot, too.
+    Equal norms and cosines: the first token's.
+
+    Args:
+        ratio: share of the tokens that is kept, N * ratio of N, rounded.
+        pivot_image, pivot_text: how many pivots there are, fewer where there are fewer tokens.
+        released: the published order and count, and text after the image alone; the host waits for the pivots.
+        dropped: what becomes of the others, see choosing.dropped.
+    """
+
+    ratio: float = share(0.222)
+    pivot_image: int = setting(4, least=1)
+    pivot_text: int = setting(4, least=0)
+    released: bool = False
+    dropped: str = dropped()
+    layer: int | tuple[int, ...] | None = at_layer(3)
+
+    needs = frozenset({"tokens", "text", "layer_keys", "layer_text"})
+    scope = "span"
+    places = ("layer",)
+
+    def kept(self, tokens: int) -> int:
+        if not self.released:
+            return max(round(tokens * self.ratio), 1)
+        pivots = self.pivot_image + self.pivot_text
+        return min(self.pivot_image + int(tokens * self.ratio / pivots) * pivots, tokens)
+
+    def group(self, view: View) -> Grouping:
+        view.require("dart", *(["text", "text_keys"] if self.pivot_text else []), "tokens", "layer_keys")
+        return Grouping.of_kept(view, self._chosen(view), self.dropped)
+
+    def _chosen(self, view: View) -> torch.Tensor:
+        """[F, most] int64, what is kept of each cell."""
+        present, slots = view.present, torch.arange(view.tokens.shape[1], device=view.tokens.device)
+        pivots = best(_norms(view.layer_keys), view, self.pivot_image)
+        image = pivots.shape[1]
+        first = slots[:image] < torch.minimum(present.sum(1), view.num_kept)[:, None]
+        used, alike = first, cosines(view.tokens, _rows(view.tokens, pivots))
+        if self.pivot_text:
+            text, there = self._text_pivots(view)
+            used = torch.cat([first, there], dim=1)
+            alike = torch.cat([alike, cosines(view.tokens, _rows(view.text, text))], dim=2)
+            if self.released:
+                alike, used = self._walk(view, pivots, text, alike, used)
+        taken = torch.zeros_like(present).scatter(1, pivots, first)
+        left = view.num_kept - taken.sum(1)
+        share = (left + used.sum(1) - 1) // used.sum(1)
+        for number in range(alike.shape[2]):
+            away = alike[:, :, number].masked_fill(taken | ~present, math.inf)
+            order = away.sort(dim=1, stable=True).indices
+            count = torch.minimum(share, left) * used[:, number]
+            taken = taken.scatter(1, order, taken.gather(1, order) | (slots < count[:, None]))
+            left = left - count
+        return torch.where(taken, slots, len(slots)).sort(dim=1).values[:, : view.most]
+
+    def _text_pivots(self, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+        """[F, P] which of the text tokens, by falling norm, and whether there are so many."""
+        norms = _norms(view.text_keys)
+        there = torch.ones_like(norms, dtype=torch.bool) if view.text_valid is None else view.text_valid
+        if self.released:
+            there = there & view.text_after
+        norms, text = norms.masked_fill(~there, -1.0).sort(dim=1, descending=True, stable=True)
+        return text[:, : self.pivot_text], norms[:, : self.pivot_text] >= 0
+
+    @staticmethod
+    def _walk(
+        view: View, image: torch.Tensor, text: torch.Tensor, alike: torch.Tensor, used: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pivots in the order of a Python set of their places in the prompt, of which this cell is the only image.
+
+        Args:
+            image: [F, P] and text: [F, Q], the pivots. alike: [F, N, P + Q]. used: [F, P + Q].
+        """
+        before = ~view.text_after if view.text_valid is None else ~view.text_after & view.text_valid
+        start, size = before.sum(1, keepdim=True), view.present.sum(1, keepdim=True)
+        places = torch.cat([image + start, text + size], dim=1).tolist()
+        orders = []
+        for row, there in zip(places, used.tolist()):
+            number = {place: number for number, place in enumerate(row) if there[number]}
+            walked = [number[place] for place in set(number)]
+            orders.append(walked + [other for other in range(len(row)) if not there[other]])
+        order = torch.tensor(orders, device=used.device)
+        return alike.gather(2, order[:, None].expand_as(alike)), used.gather(1, order)
+
+
+def _norms(keys: torch.Tensor) -> torch.Tensor:
+    """[F, N] fp32 L1 norm of keys [F, N, H, D]."""
+    return keys.detach().float().abs().sum((2, 3))
+
+
+def _rows(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """[F, N, C] and [F, P] -> [F, P, C]."""
+    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[-1]))

@@ -1,0 +1,42 @@
+"""FastV: the tokens to which the prompt's last token attends most (Chen et al., arXiv 2403.06764, section 4)."""
+
+from dataclasses import dataclass
+
+from ppe_npu.methods.base import Method, at_layer, register, share
+from ppe_npu.methods.choosing import best, dropped
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
+
+
+@register("fastv")
+@dataclass(frozen=True)
+class FastV(Method):
+    """Keeps the tokens to which the prompt's last token attends most. On entry of layer K these are the M =
+    floor(N * ratio) of the largest attention in layer K - 1, softmax(q k / sqrt(d)) over the whole prompt, the mean
+    over heads.
+
+    The published code switches that layer to eager attention; here the one row is computed again from its queries and
+    keys. Of a batch it looks at the first sample alone, and of a prompt at the first image; here each image or video of
+    each sample is a cell, by its own prompt's last token. Equal scores: the first token's.
+
+    Args:
+        ratio: share of the tokens that is kept, 1 - R of the paper's R.
+        dropped: what becomes of the others, see choosing.dropped.
+        layer: K.
+    """
+
+    ratio: float = share(0.5)
+    dropped: str = dropped()
+    layer: int | tuple[int, ...] | None = at_layer(2)
+
+    needs = frozenset({"tokens", "layer_row"})
+    scope = "span"
+    places = ("layer",)
+    layer_before = True
+
+    def kept(self, tokens: int) -> int:
+        return max(int(tokens * self.ratio), 1)
+
+    def group(self, view: View) -> Grouping:
+        view.require(self.name, "layer_row")
+        return Grouping.of_kept(view, best(view.layer_row, view), self.dropped)

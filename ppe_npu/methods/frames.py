@@ -1,0 +1,131 @@
+"""For methods whose cell is a whole image or video: the frames in it, and unequal shares of an exact total."""
+
+from dataclasses import replace
+
+import torch
+
+from ppe_npu import backends
+from ppe_npu.methods.base import Method
+from ppe_npu.methods.choosing import best
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
+
+# Parts of a view with one entry a token. (tower_saliency may have blocks between.)
+PER_TOKEN = (
+    "tokens",
+    "places",
+    "sizes",
+    "tower_keys",
+    "layer_queries",
+    "layer_keys",
+    "layer_plain_queries",
+    "layer_plain_keys",
+    "layer_row",
+    "tower_saliency",
+)
+
+
+def frame_of(view: View) -> tuple[torch.Tensor, torch.Tensor]:
+    """[F, N] int64, the frame of each token, counted from 0 in its cell (-1: there is no token); [F, T] int64, tokens
+    in each frame, 0 where a cell has no such frame. T is the most frames that any cell has or may have."""
+    frame, absent = view.places[..., 0], ~view.present
+    first = frame.masked_fill(absent, torch.iinfo(torch.long).max).amin(1, keepdim=True)
+    labels = (frame - first).masked_fill(absent, -1)
+    most = labels.shape[1] if view.frames is None else view.frames
+    return labels, (labels[:, None] == torch.arange(most, device=labels.device)[:, None]).sum(-1)
+
+
+def frame_means(values: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """[F, N, C] fp32 -> [F, T, C], the mean of each frame; 0 where there is none."""
+    return backends.group_mean(values, labels, counts)
+
+
+def of_frame(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[F, T, ...] -> [F, N, ...], of each token's frame."""
+    index = labels.clamp_min(0).view(*labels.shape, *[1] * (values.dim() - 2))
+    return values.gather(1, index.expand(*labels.shape, *values.shape[2:]))
+
+
+def rank_in_frame(scores: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """[F, N] int64, how many tokens of its frame come before each one: those of higher scores [F, N], or of equal ones
+    with a lower index."""
+    falling = scores.sort(dim=1, descending=True, stable=True).indices
+    by_frame = torch.where(labels < 0, counts.shape[1], labels).gather(1, falling).sort(dim=1, stable=True).indices
+    order = falling.gather(1, by_frame)
+    place = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return place - of_frame(counts.cumsum(1) - counts, labels)
+
+
+def shared_out(view: View, quotas: torch.Tensor, labels: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
+    """[F, most] int64, view.num_kept tokens of each cell, the first by `rank` [F, N] of each frame.
+
+    The quotas [F, T] (real numbers) are rounded by largest remainder to numbers that sum to the total: of a frame with
+    quota q the token of rank r is worth q - r - 1, and the most worth are kept. So no frame gets more than it has, and
+    what one cannot take the others share. Each gets at least one, as long as there are as many as frames. Of equal
+    remainders that of the earlier frame is rounded up.
+    """
+    quota = of_frame(quotas, labels)
+    worth = quota - rank - 1
+    return best(torch.where(rank == 0, worth + rank.shape[1], worth), view)
+
+
+def by_frame(view: View, numbers: torch.Tensor, labels: torch.Tensor, rank: torch.Tensor) -> tuple[View, torch.Tensor]:
+    """Where each frame keeps a number [F, T] of its own, whatever they sum to: the view with these sums as its budgets,
+    and [F, N] the tokens, those that are kept first."""
+    stays = view.present & (rank < of_frame(numbers, labels))
+    order = stays.float().masked_fill(~view.present, -1.0).sort(dim=1, descending=True, stable=True).indices
+    return replace(view, num_kept=stays.sum(1), most=stays.shape[1]), order
+
+
+def group_frames(method: Method, view: View, labels: torch.Tensor, sizes: torch.Tensor, numbers: torch.Tensor):
+    """A Grouping of cells that are whole images or videos, by a method whose cells are frames.
+
+    labels: [F, N] and sizes: [F, T], as frame_of gives them; numbers: [F, T] int64, how many tokens each frame keeps,
+    at least one where there is a frame; they sum to view.num_kept.
+    """
+    cells, frames = numbers.shape
+    count = labels.shape[1]
+    width = count if view.frame_tokens is None else view.frame_tokens
+    order = torch.where(labels < 0, frames, labels).sort(dim=1, stable=True).indices
+    slots = torch.arange(width, device=labels.device)
+    valid = (slots < sizes[:, :, None]).flatten(1)  # [F, T * P]
+    at = ((sizes.cumsum(1) - sizes)[:, :, None] + slots).flatten(1).clamp_max(count - 1)
+    index = order.gather(1, at)
+    # A frame that is none has one token of its own, so that no method meets an empty cell; its group goes again.
+    shown = (valid.view(cells, frames, width) | ((sizes == 0)[:, :, None] & (slots == 0))).flatten(0, 1)
+    parts = {name: _of_tokens(getattr(view, name), index, width) for name in PER_TOKEN}
+    parts |= {name: _repeated(getattr(view, name), frames) for name in ("text", "text_valid", "text_after")}
+    made = method.group(View(numbers.flatten().clamp_min(1), min(width, view.most), valid=shown, **parts))
+    before = (numbers.cumsum(1) - numbers)[:, :, None]
+    local = made.labels.reshape(cells, frames, width)
+    groups = torch.where((local < 0) | (numbers[:, :, None] == 0), -1, local + before).flatten(1)
+    place = torch.where(valid, index, count)
+    out = torch.full((cells, count + 1), -1, device=labels.device).scatter(1, place, groups)[:, :count]
+    slots = torch.arange(made.counts.shape[1], device=labels.device)
+    slots = torch.where(slots < numbers[:, :, None], slots + before, view.most).flatten(1)
+    heads = index.gather(1, _local(made.representatives, cells, frames, width))
+    representatives = order.new_zeros(cells, view.most + 1).scatter(1, slots, heads)[:, : view.most]
+    weights = None
+    if made.weights is not None:
+        weights = made.weights.new_zeros(cells, count + 1).scatter(1, place, made.weights.reshape(cells, -1))[:, :count]
+    return Grouping.of(out, representatives, weights)
+
+
+def _of_tokens(values: torch.Tensor | None, index: torch.Tensor, width: int) -> torch.Tensor | None:
+    """[F, N, ...] at [F, T * P] -> [F * T, P, ...]."""
+    if values is None:
+        return None
+    place = index.view(*index.shape, *[1] * (values.dim() - 2)).expand(*index.shape, *values.shape[2:])
+    return values.gather(1, place).view(-1, width, *values.shape[2:])
+
+
+def _repeated(values: torch.Tensor | None, frames: int) -> torch.Tensor | None:
+    return None if values is None else values.repeat_interleave(frames, dim=0)
+
+
+def _local(representatives: torch.Tensor, cells: int, frames: int, width: int) -> torch.Tensor:
+    """[F * T, M] indices in a frame -> [F, T * M] in all its cell's frames."""
+    first = torch.arange(frames, device=representatives.device)[:, None] * width
+    return (representatives.reshape(cells, frames, -1) + first).flatten(1)

@@ -1,0 +1,102 @@
+"""HiPrune: what a middle and the last block of the vision tower look at (Liu et al., arXiv 2508.00553, section 4)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.choosing import best, dropped, share_of, tower_windows
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
+from ppe_npu.settings import setting
+
+
+@register("hiprune")
+@dataclass(frozen=True)
+class HiPrune(Method):
+    """Of the M tokens that stay M * alpha / 5, rounded, are anchors: those that receive the most attention in a middle
+    block. Their neighbours above, below, left and right stay, too (buffers), and of all others those that receive the
+    most in the last block (registers), until there are M.
+
+    The published code counts neighbours by +-1 and +-width in raster order, so that the end of a row and the beginning
+    of the next are neighbours, and an anchor at the upper or lower edge has the frame's first or last token for one;
+    here a neighbour is one in the grid. Where anchors and buffers are more than M, the published code keeps more; here
+    the buffers of the best anchors stay. In Qwen2.5-VL the middle block attends in windows: as in the published port,
+    its attention is taken over the whole frame.
+
+    Args:
+        ratio: share of a frame's tokens that is kept: n * ratio of n, rounded.
+        alpha: the share of these for anchors and buffers, if anchors had no neighbour in common. If it is above 0,
+            there is one anchor where 5 tokens stay.
+        object_layer, last_vit_layer: the two blocks, from the end where negative; object_layer None: the middle one,
+            which is block 16 of 32.
+        tower_windows: what is done where a block attends in windows, see choosing.tower_windows.
+        released: neighbours as in the published code.
+        dropped: what becomes of the others, see choosing.dropped.
+    """
+
+    ratio: float = share(1 / 3)
+    alpha: float = setting(0.1, least=0, most=1)
+    object_layer: int | None = None
+    last_vit_layer: int = -1
+    tower_windows: str = tower_windows("frame")
+    released: bool = False
+    dropped: str = dropped()
+
+    needs = frozenset({"tokens", "places", "tower_saliency"})
+
+    @property
+    def tower_blocks(self) -> tuple[int, ...]:
+        named = () if self.object_layer is None else (self.object_layer,)
+        return (*named, self.last_vit_layer)
+
+    def blocks(self, count: int) -> tuple[int, ...]:
+        named = super().blocks(count)
+        return named if len(named) == 2 else (count // 2, *named)
+
+    def kept(self, tokens: int) -> int:
+        return max(round(tokens * self.ratio), 1)
+
+    @torch.no_grad()
+    def group(self, view: View) -> Grouping:
+        view.require("hiprune", "places", "tower_saliency")
+        middle, last = view.tower_saliency.float().unbind(1)
+        anchors = share_of(view.num_kept, self.alpha / 5, nearest=True)
+        if self.alpha > 0:
+            anchors = torch.where(view.num_kept >= 5, anchors.clamp_min(1), anchors)
+        turn = _turns(view, middle, anchors, max(1, math.ceil(view.most * self.alpha / 5)), self.released)
+        order = best(last, view, view.present.shape[1])
+        kept = order.gather(1, turn.gather(1, order).sort(dim=1, stable=True).indices)
+        return Grouping.of_kept(view, kept[:, : view.most], self.dropped)
+
+
+def _turns(view: View, scores: torch.Tensor, anchors: torch.Tensor, most: int, released: bool) -> torch.Tensor:
+    """[F, N] whose turn it is: anchors by rank, then their neighbours by the rank of the best, then all others alike.
+
+    Args:
+        scores: [F, N]. anchors: [F] int64, how many each cell has. most: at least the largest of them.
+    """
+    found = best(scores, view, most)
+    ranks = torch.arange(found.shape[1], device=found.device)
+    beside = (_beside_in_raster if released else _beside)(view, found) & (ranks < anchors[:, None])[:, :, None]
+    others = 2 * most
+    turn = torch.where(beside, most + ranks[:, None], others).amin(1)
+    own = torch.where(ranks < anchors[:, None], ranks, turn.gather(1, found))
+    return turn.scatter(1, found, own)
+
+
+def _beside(view: View, found: torch.Tensor) -> torch.Tensor:
+    """[F, A, N] whether a token is above, below, left or right of each of those that were found [F, A]."""
+    apart = view.places.gather(1, found[:, :, None].expand(-1, -1, 3))[:, :, None] - view.places[:, None]
+    return (apart[..., 0] == 0) & (apart[..., 1:].abs().sum(-1) == 1)
+
+
+def _beside_in_raster(view: View, found: torch.Tensor) -> torch.Tensor:
+    """The same by +-1 and +-width in raster order, kept within the frame's first and last token."""
+    width = view.places[..., 2].masked_fill(~view.present, 0).amax(1) + 1
+    steps = torch.stack([-torch.ones_like(width), torch.ones_like(width), -width, width], dim=1)
+    last = view.present.sum(1)[:, None, None] - 1
+    beside = torch.minimum((found[:, :, None] + steps[:, None]).clamp_min(0), last)
+    tokens = torch.arange(view.present.shape[1], device=found.device)
+    return (beside[..., None] == tokens).any(2)

@@ -1,0 +1,74 @@
+"""What there is to say of every method in a line: for `ppe-npu methods` and the documents."""
+
+import dataclasses
+import re
+from importlib import import_module
+from typing import Any
+
+from ppe_npu.errors import InputError
+from ppe_npu.methods.base import Method, method_class, method_names
+from ppe_npu.settings import to_plain
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """A method as it stands with its own defaults.
+
+    Attributes:
+        name: as settings, presets and the command line have it.
+        what: the first sentence of its file, without where the paper is.
+        places: where it may stand, of methods.base.PLACES. needs: what it looks at there. scope: what is one cell.
+        budget: "exact", how many tokens stay follows from the grid; "late", from the features.
+        paper: its arXiv number, or None of a control.
+        fields: each setting's default.
+    """
+
+    name: str
+    what: str
+    places: tuple[str, ...]
+    needs: tuple[str, ...]
+    scope: str
+    budget: str
+    paper: str | None
+    fields: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str) -> "Listed":
+        method = method_class(name)
+        own = default(name)
+        text = (import_module(method.__module__).__doc__ or "").strip()
+        paper = re.search(r"arXiv (\d{4}\.\d{5})", f"{text} {method.__doc__}")
+        what = re.split(r"(?<=[a-z\d)])\.\s|\.?\n\n", text, maxsplit=1)[0].rstrip(".").replace("\n", " ")
+        return cls(
+            name,
+            re.sub(r",? ?\([^()]*arXiv[^()]*\)", "", what),
+            own.places,
+            tuple(sorted(own.needs)),
+            own.scope,
+            own.counts,
+            paper[1] if paper else None,
+            {field.name: to_plain(getattr(own, field.name)) for field in dataclasses.fields(own)},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON takes them."""
+        values = dataclasses.asdict(self)
+        return {**values, "places": list(self.places), "place": self.places[0], "needs": list(self.needs)}
+
+    @property
+    def looks_at(self) -> str:
+        return "places alone" if set(self.needs) <= {"places"} else ", ".join(self.needs)
+
+
+def published() -> tuple[str, ...]:
+    """The names of all methods that have a file of their own."""
+    return tuple(name for name in method_names() if method_class(name).__module__.startswith("ppe_npu.methods."))
+
+
+def default(name: str) -> Method:
+    """A method with its own defaults; at layer 0 where it asks for a layer."""
+    method = method_class(name)
+    try:
+        return method()
+    except InputError:
+        return method(layer=0)

@@ -1,0 +1,68 @@
+"""MMR: maximal marginal relevance (Carbonell and Goldstein, 1998), the core of IDPruner (arXiv 2602.13315)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.choosing import cosines, dropped
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
+from ppe_npu.settings import setting
+
+
+@register("mmr")
+@dataclass(frozen=True)
+class MMR(Method):
+    """Again and again argmax_i lambda imp_i - (1 - lambda) max_{j kept} cos(x_i, x_j) is kept; the first by importance
+    alone. Importances are brought to 0..1 in each frame.
+
+    IDPruner's importances come from a scorer that was trained for it. Here they are the attention that tokens receive
+    in the last block of the vision tower (the view's tower_saliency). Of equal scores the first token's counts.
+
+    Args:
+        ratio: share of a frame's tokens that is kept: n * ratio of n, rounded.
+        mmr_lambda: how much importance counts; 1 is importance alone.
+        parallel_k: how many are kept at once, by the same scores.
+        dropped: what becomes of the others, see choosing.dropped.
+    """
+
+    ratio: float = share(0.25)
+    mmr_lambda: float = setting(0.5, least=0, most=1)
+    parallel_k: int = setting(1, least=1)
+    dropped: str = dropped()
+
+    needs = frozenset({"tokens", "tower_saliency"})
+
+    def kept(self, tokens: int) -> int:
+        return max(round(tokens * self.ratio), 1)
+
+    def group(self, view: View) -> Grouping:
+        view.require("mmr", "tokens", "tower_saliency")
+        return Grouping.of_kept(view, self.chosen(view), self.dropped)
+
+    def chosen(self, view: View) -> torch.Tensor:
+        """[F, most] int64 tokens in order of choice."""
+        importance = spread(view.tower_saliency.detach().float(), view.present)
+        alike = cosines(view.tokens)
+        relevance = (self.mmr_lambda * importance).masked_fill(~view.present, -math.inf)
+        redundant = torch.full_like(relevance, -math.inf)
+        scores, parts, count = relevance, [], 0
+        while count < view.most:
+            step = min(self.parallel_k, view.most - count)
+            picked = scores.sort(dim=1, descending=True, stable=True).indices[:, :step]
+            like = alike.gather(1, picked[:, :, None].expand(-1, -1, alike.shape[2])).amax(1)
+            relevance = relevance.scatter(1, picked, -math.inf)
+            redundant = torch.maximum(redundant, like)
+            scores = relevance - (1 - self.mmr_lambda) * redundant
+            parts.append(picked)
+            count += step
+        return torch.cat(parts, dim=1)
+
+
+def spread(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """[F, N] fp32 brought to 0..1 in each cell; all 0 where they are equal."""
+    least = values.masked_fill(~present, math.inf).amin(1, keepdim=True)
+    most = values.masked_fill(~present, -math.inf).amax(1, keepdim=True)
+    return (values - least) / (most - least).clamp_min(torch.finfo(values.dtype).tiny)

@@ -1,0 +1,70 @@
+"""SCOPE: saliency times coverage (Deng et al., arXiv 2510.24214)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.choosing import cosines, dropped, row, tower_windows
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
+from ppe_npu.settings import setting
+
+
+@register("scope")
+@dataclass(frozen=True)
+class Scope(Method):
+    """Greedy coverage, weighted by saliency: with S the cosines of all pairs, and c_i the largest of 0 and S_ij over
+    the tokens j that are kept so far, each step keeps the token with the largest sum_i max(0, S_ij - c_i) * a_j^alpha.
+
+    The published code reads a from the class token of a CLIP tower; here it is the attention that a token receives in
+    a block of the tower, of which only the ratios count. Of equal gains the first token is taken.
+
+    Args:
+        ratio: share of a frame's tokens that is kept.
+        alpha: how much saliency counts; None: not at all, and the tower is not looked into.
+        combined: gains times saliency ("multi"), or plus it ("add", which hangs on its scale: here it sums to 1).
+        tower_block: the block of the vision tower whose attention counts, from the end where negative.
+        tower_windows: what is done where that block attends in windows, see choosing.tower_windows.
+        dropped: what becomes of the others, see choosing.dropped.
+    """
+
+    ratio: float = share(1 / 9)
+    alpha: float | None = setting(1.0, least=0)
+    combined: Literal["multi", "add"] = "multi"
+    tower_block: int = -1
+    tower_windows: str = tower_windows()
+    dropped: str = dropped()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"tokens"} if self.alpha is None else {"tokens", "tower_saliency"})
+
+    @property
+    def tower_blocks(self) -> tuple[int, ...]:
+        return (self.tower_block,)
+
+    @torch.no_grad()
+    def group(self, view: View) -> Grouping:
+        view.require("scope", "tokens")
+        return Grouping.of_kept(view, covering(view, self._saliency(view), self.combined), self.dropped)
+
+    def _saliency(self, view: View) -> torch.Tensor:
+        if self.alpha is None or view.tower_saliency is None:
+            return torch.ones_like(view.tokens[..., 0], dtype=torch.float32)
+        return view.tower_saliency.float() ** self.alpha
+
+
+def covering(view: View, saliency: torch.Tensor, combined: str = "multi") -> torch.Tensor:
+    """[F, most] int64 tokens in order of choice. saliency: [F, N]."""
+    alike, absent = cosines(view.tokens), ~view.present
+    covered = torch.zeros_like(saliency).masked_fill_(absent, torch.inf)
+    taken, chosen = absent.clone(), []
+    for _ in range(view.most):
+        gains = (alike - covered[:, None]).clamp_min_(0).sum(-1)
+        gains = gains * saliency if combined == "multi" else gains + saliency
+        chosen.append(gains.masked_fill_(taken, -torch.inf).argmax(1, keepdim=True))
+        taken = taken.scatter(1, chosen[-1], True)
+        covered = torch.maximum(covered, row(alike, chosen[-1]))
+    return torch.cat(chosen, dim=1)

@@ -1,0 +1,70 @@
+"""Tokens in order of importance, of which the less important ones are thinned: what VisPruner and FlashVLM share."""
+
+import torch
+
+from ppe_npu.methods.choosing import best, cosines
+from ppe_npu.methods.view import View
+
+_AT_ONCE = 8
+
+
+@torch.no_grad()
+def important_and_diverse(view: View, scores: torch.Tensor, important: torch.Tensor) -> torch.Tensor:
+    """The most important tokens, and of the others those that are left when like ones go.
+
+    The others stand in falling order of score. Again and again the tokens at even places are held against those at odd
+    places: the 8 with the largest best cosine go (fewer where fewer are too many), what is left of the even ones stands
+    in falling order of it, and then the odd ones as they stood.
+
+    Args:
+        scores: [F, N]. important: [F] int64, how many of each cell are kept by their scores alone.
+
+    Returns:
+        [F, most] int64, the kept tokens of each cell, rising; beyond its number the cell's first ones.
+    """
+    cells, count = view.present.shape
+    alike, order = cosines(view.tokens), best(scores, view, count)
+    slots = torch.arange(count, device=order.device).expand(cells, -1)
+    others = order.gather(1, (slots + important[:, None]).clamp_max(count - 1))
+    left, wanted = view.present.sum(1) - important, view.num_kept - important
+    for _ in range(_steps(count)):
+        others, left = _thinned(alike, others, left, wanted)
+    kept = torch.zeros(cells, count + 1, dtype=torch.bool, device=order.device)
+    kept.scatter_(1, torch.where(slots < important[:, None], order, count), True)
+    kept.scatter_(1, torch.where(slots < wanted[:, None], others, count), True)
+    return kept[:, :-1].long().sort(dim=1, descending=True, stable=True).indices[:, : view.most]
+
+
+def _steps(count: int) -> int:
+    """After so many steps one of `count` tokens is left, however many are wanted: the host does not know how many."""
+    steps = 0
+    while count > 1:
+        count -= min(_AT_ONCE, count - 1, (count + 1) // 2)
+        steps += 1
+    return steps
+
+
+def _thinned(
+    alike: torch.Tensor, others: torch.Tensor, left: torch.Tensor, wanted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step. alike: [F, N, N]; others: [F, N] tokens, of which the first `left` [F] are still there."""
+    count = others.shape[1]
+    even, odd = others[:, ::2], others[:, 1::2]
+    evens, odds = (left + 1) // 2, left // 2
+    going = torch.minimum((left - wanted).clamp(0, _AT_ONCE), evens)
+    slots = torch.arange(count, device=others.device)
+    there = slots[: odd.shape[1]] < odds[:, None]
+    held_against = torch.zeros(len(others), count + 1, dtype=torch.bool, device=others.device)
+    held_against = held_against.scatter_(1, torch.where(there, odd, count), True)[:, :-1]
+    rows = alike.gather(1, even[:, :, None].expand(-1, -1, alike.shape[-1]))
+    likest = rows.masked_fill_(~held_against[:, None], -2.0).amax(-1)
+    likest = likest.masked_fill_(slots[: even.shape[1]] >= evens[:, None], -torch.inf)
+    even = even.gather(1, likest.sort(dim=1, descending=True, stable=True).indices)
+    # Even ones from the place `going` on, then the odd ones.
+    rest = (evens - going)[:, None]
+    from_even = even.gather(1, (slots + going[:, None]).clamp_max(even.shape[1] - 1))
+    if not odd.shape[1]:
+        return others, left
+    from_odd = odd.gather(1, (slots - rest).clamp(0, odd.shape[1] - 1))
+    thinned = torch.where(slots < rest, from_even, from_odd)
+    return torch.where((going > 0)[:, None], thinned, others), left - going

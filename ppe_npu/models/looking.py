@@ -1,0 +1,144 @@
+"""What methods look at in a decoder layer: its queries and keys, and one row of its attention.
+
+They are computed again, from the hidden states that the layer is given, by the layer's own norm and projections. So
+whatever attention the layer itself runs (fused, in segments, on a static cache) stays in use: nothing is asked of it.
+One row of attention costs as much memory as a head has scores for one query: L for each head and sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ppe_npu.engine.run import Run
+from ppe_npu.engine.shown import Prompts
+from ppe_npu.errors import InputError
+
+
+@dataclass(frozen=True)
+class Looking:
+    """A decoder layer and what it is about to be given.
+
+    Args:
+        layer: with input_layernorm and self_attn (q_proj, k_proj and perhaps norms of heads).
+        hidden: [B, L, C].
+        table: cos, sin [B, L, D], or with one more axis in front, along which it repeats itself.
+        run: the pass. stage: the one whose tokens these are.
+        past: the layer's own part of a KV cache that holds earlier tokens, or None.
+    """
+
+    layer: torch.nn.Module
+    hidden: torch.Tensor
+    table: tuple[torch.Tensor, torch.Tensor]
+    run: Run
+    stage: int
+    past: Any
+
+    def __call__(self, needs: frozenset[str], prompts: Prompts | None) -> dict[str, torch.Tensor]:
+        """Of each field of the View that these needs stand for its numbers at every place of the batch, [B * L, ...].
+
+        Args:
+            needs: of ppe_npu.engine.shown.LAYER_NEEDS. prompts: for "layer_row".
+        """
+        with torch.no_grad():  # as a decorator it would break the graph of torch.compile
+            return self._seen(needs, prompts)
+
+    def _seen(self, needs: frozenset[str], prompts: Prompts | None) -> dict[str, torch.Tensor]:
+        unshard = getattr(self.layer, "unshard", None)  # of FSDP, which gathers a layer's weights when it is called
+        if unshard is not None:
+            unshard()
+        hidden = self.hidden.detach()
+        normed = self.layer.input_layernorm(hidden)
+        seen, text = {}, "layer_text" in needs
+        if needs & {"layer_queries", "layer_plain"} or text:
+            queries = self._heads(normed, "q")
+            if "layer_plain" in needs:
+                seen["layer_plain_queries"] = queries.flatten(0, 1)
+            if "layer_queries" in needs or text:
+                seen["layer_queries"] = _rotated(queries, *self._table).flatten(0, 1)
+        if needs & {"layer_keys", "layer_plain", "layer_row"} or text:
+            keys = self._heads(normed, "k")
+            if "layer_plain" in needs:
+                seen["layer_plain_keys"] = keys.flatten(0, 1)
+            if needs & {"layer_keys", "layer_row"} or text:
+                seen["layer_keys"] = _rotated(keys, *self._table).flatten(0, 1)
+        if "layer_row" in needs and prompts is not None:
+            seen["layer_row"] = self._row(normed, seen["layer_keys"], prompts)
+        return seen
+
+    @property
+    def _table(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(part[0] if part.dim() == 4 else part for part in self.table)
+
+    def _heads(self, normed: torch.Tensor, name: str) -> torch.Tensor:
+        """Queries ("q") or keys ("k") [B, L, H, D], after the norm of heads where there is one, before rotary."""
+        attention = self.layer.self_attn
+        heads = getattr(attention, f"{name}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
+        norm = getattr(attention, f"{name}_norm", None)
+        heads = heads if norm is None else norm(heads)
+        return heads.to(self.hidden.device)  # a device map may have the layer elsewhere
+
+    def _row(self, normed: torch.Tensor, keys: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+        """[B * L] attention of each sample's last token, the mean over heads; in fp32 or better.
+
+        Args:
+            normed: [B, L, C]. keys: [B * L, H, D].
+        """
+        last = prompts.last
+        query = self._heads(normed.flatten(0, 1).index_select(0, last)[:, None], "q")
+        cos, sin = (part.flatten(0, 1).index_select(0, last)[:, None] for part in self._table)
+        query = _rotated(query, cos, sin)[:, 0]
+        keys, mask = prompts.apart(keys), prompts.real
+        given = self.run.masks[self.stage]
+        if given is not None and given.dim() == 4:  # never of a packed batch, and never beside a cache
+            place = last % given.shape[2]
+            given = given.gather(2, place[:, None, None, None].expand(-1, given.shape[1], 1, given.shape[3]))[:, :, 0]
+            mask = given.to(mask.device)
+        earlier = self.run.past_length(self.stage)
+        if earlier:
+            keys = torch.cat([_cached(self.past, earlier).to(keys.device, keys.dtype), keys], dim=1)
+            mask = torch.cat([self.run.state.masks[self.stage][:, :earlier], mask], dim=1)
+        row = attention_row(query, keys, mask, getattr(self.layer.self_attn, "scaling", query.shape[-1] ** -0.5))
+        return prompts.together(row[:, earlier:])
+
+
+def attention_row(query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    """One row of attention, the mean over heads: [S, L], fp32 or better.
+
+    Args:
+        query: [S, H, D]. keys: [S, L, K, D], each of the K heads serving a run of H / K query heads.
+        mask: [S, L] or [S, heads or 1, L], bool (True = attend) or floating point (added).
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    grouped = query.to(dtype).unflatten(1, (keys.shape[2], -1))
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.matmul(grouped, keys.to(dtype).permute(0, 2, 3, 1)).flatten(1, 2) * scale
+    mask = mask if mask.dim() == 3 else mask[:, None]
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(dtype).min)
+    else:
+        scores = scores + mask.to(dtype)
+    return scores.softmax(-1).mean(1)
+
+
+def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Heads [B, L, H, D] after rotary embedding by cos, sin [B, L, D], which rounds as transformers does."""
+    cos, sin = (part[:, :, None].to(heads.device, heads.dtype) for part in (cos, sin))
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _cached(past: Any, length: int) -> torch.Tensor:
+    """[B, length, K, D] the keys that a layer of a cache holds.
+
+    Raises:
+        InputError: a cache that does not hold them as they are.
+    """
+    keys = getattr(past, "keys", None)
+    if keys is None or keys.dim() != 4 or keys.shape[2] < length:
+        raise InputError(
+            f"{type(past).__name__} holds no plain keys, which a method looks at: use a DynamicCache or a StaticCache"
+        )
+    return keys[:, :, :length].transpose(1, 2)

@@ -1,0 +1,89 @@
+"""What goes on inside the vision tower, for methods that look into its blocks.
+
+While the tower runs, hooks stand on the attention of these blocks alone: they take its queries and keys from the
+projection that the block has just made, whatever operator attends with them afterwards. No module is called that was
+not called before (ZeRO-3 wants one order in all processes), and a block that gradient checkpointing runs once more is
+not looked into again.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from ppe_npu import backends
+from ppe_npu.backends.compiling import is_traced
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.tower import KEYS, SALIENCY, TowerTokens, frame_lengths, received
+
+
+@dataclass
+class Watch:
+    """One run of the tower.
+
+    Args:
+        parts: of the blocks that have run, in the order of the tower, see TowerTokens.
+    """
+
+    compression: Compression
+    plan: PromptPlan
+    parts: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
+
+    def tokens(self) -> TowerTokens | None:
+        """In the order of the features; None where nothing is looked at."""
+        if not self.compression.tower.all:
+            return None
+        parts = self.parts
+        if self.plan.tower_order is not None:
+            parts = {at: part.index_select(0, self.plan.on(part.device).tower_order) for at, part in parts.items()}
+        return TowerTokens(self.compression.tower, parts)
+
+    @torch.no_grad()
+    def see(self, number: int, attention, qkv: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """A block's projection [T, 3 * H * D], and its rotary table cos, sin [T, D]."""
+        vision, wanted = self.compression.vision, self.compression.tower
+        heads = qkv.detach().unflatten(-1, (3, attention.num_heads, -1)).permute(1, 2, 0, 3)
+        cos, sin = (part[None].float() for part in table)
+        # In fp32, and then rounded, as transformers rotates the vision tower's heads.
+        query, key = (part[0].to(qkv.dtype) for part in backends.rotary(*heads[:2, None].float(), cos, sin))
+        patches = vision.merge_size**2
+        if number in wanted.keys:
+            self.parts[KEYS, number] = key.float().mean(0).unflatten(0, (-1, patches)).mean(1)
+        if number in wanted.saliency:
+            frames = frame_lengths(self.plan.layout, vision.merge_size)
+            scores = received(query, key, frames, attention.scaling)
+            self.parts[SALIENCY, number] = scores.unflatten(0, (-1, patches)).sum(1)
+
+
+@contextlib.contextmanager
+def watched(model, plan: PromptPlan) -> Iterator[Watch]:
+    """Look into the blocks that the model's methods name, while its tower runs on a prompt's pixels."""
+    watch, handles, eager = Watch(model.compression, plan), [], contextlib.nullcontext()
+    numbers = model.compression.tower.all
+    if numbers and is_traced(model.visual):
+        eager = torch.compiler.set_stance("force_eager")  # compiled code does not see hooks that come later
+    try:
+        for number in numbers:
+            handles += _hooked(watch, number, model.visual.blocks[number].attn)
+        with eager:
+            yield watch
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooked(watch: Watch, number: int, attention) -> list:
+    table = []
+
+    def before(_module, _args, kwargs) -> None:
+        table[:] = kwargs["position_embeddings"]
+
+    def after(_module, _args, projected) -> None:
+        watch.see(number, attention, projected, tuple(table))
+
+    return [
+        attention.register_forward_pre_hook(before, with_kwargs=True),
+        attention.qkv.register_forward_hook(after),
+    ]

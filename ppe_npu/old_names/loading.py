@@ -1,0 +1,7 @@
+"""The old name of ppe_npu.checkpoints.loading."""
+
+import sys
+
+from ppe_npu.checkpoints import loading
+
+sys.modules[__name__] = loading

@@ -1,0 +1,1 @@
+"""What every room needs and no room owns: files that a user wrote, foreign text, optional packages."""

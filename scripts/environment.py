@@ -1,0 +1,85 @@
+"""Makes one of the virtual environments that the Makefile's targets run in, from setup.cfg and scripts/constraints.txt.
+
+    python3.11 scripts/environment.py .venv [--add-torch-npu]
+
+.venv          what nearly every target needs; --add-torch-npu adds torch_npu to one that is there
+.venv-npu      the same with torch_npu, for EMULATE=1
+.venv-oldest   the same with the oldest transformers of our range (scripts/oldest.txt), for test-matrix
+.venv-newest   the same with the newest torch and transformers of the index, whatever our bounds say, for test-newest
+.venv-lmms     the same with lmms-eval, which brings a hundred packages of its own, for test-lmms
+
+It needs nothing but Python, and runs in the folder of the repository. An environment that is complete has a file .ready
+(.torch_npu, where that was added). The exit code is 2 where Python is too old, else the first failed command's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+CONSTRAINTS = Path("scripts/constraints.txt")
+# Named in the command that installs everything else, so that nothing pulls another release of it.
+TORCH = "torch==2.13.0"
+# wandb and pandas, which lmms-eval brings, want older releases of these than we test with.
+NOT_FOR_LMMS = r"(?m)^(protobuf|python-dateutil)=.*\n"
+NAMES = (".venv", ".venv-npu", ".venv-oldest", ".venv-newest", ".venv-lmms")
+
+
+def commands(folder: str) -> list[list[str]]:
+    """The commands that make this environment, in order."""
+    constrained = ["--constraint", str(CONSTRAINTS)]
+    mend = [f"{folder}/bin/python", "scripts/mend_torchvision.py"]
+    base = [
+        [sys.executable, "-m", "venv", folder],
+        pip(folder, *constrained, TORCH, "--editable", ".[train,eval,dev]"),
+        # By itself: PyPI's wants CUDA libraries. transformers' video processors need it.
+        pip(folder, *constrained, "--no-deps", "torchvision"),
+        mend,
+    ]
+    more = {
+        ".venv-npu": [add_torch_npu(folder)],
+        ".venv-oldest": [pip(folder, "--no-deps", "--requirement", "scripts/oldest.txt")],
+        ".venv-newest": [pip(folder, "--upgrade", "torch", "torchvision", "transformers"), mend],
+        ".venv-lmms": [
+            pip(folder, "--constraint", f"{folder}/{CONSTRAINTS.name}", TORCH, "--editable", ".[lmms]"),
+            mend,
+        ],
+    }
+    return base + more.get(folder, [])
+
+
+def pip(folder: str, *arguments: str) -> list[str]:
+    return [f"{folder}/bin/pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+
+
+def add_torch_npu(folder: str) -> list[str]:
+    """Without what it depends on: all of that is there already."""
+    return pip(folder, "--constraint", str(CONSTRAINTS), "--no-deps", "torch_npu")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", choices=NAMES)
+    parser.add_argument("--add-torch-npu", action="store_true")
+    arguments = parser.parse_args()
+    if sys.version_info < (3, 11):  # noqa: UP036 -- this file runs before an environment of the right Python is made
+        print("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11", file=sys.stderr)
+        return 2
+    if arguments.folder == ".venv-lmms":
+        Path(arguments.folder).mkdir(exist_ok=True)
+        Path(arguments.folder, CONSTRAINTS.name).write_text(re.sub(NOT_FOR_LMMS, "", CONSTRAINTS.read_text()))
+    wanted = [add_torch_npu(arguments.folder)] if arguments.add_torch_npu else commands(arguments.folder)
+    for command in wanted:
+        print(" ".join(command), flush=True)
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            return code
+    Path(arguments.folder, ".torch_npu" if arguments.add_torch_npu else ".ready").touch()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""Untouched models and compressed ones side by side, for the tests of other people's code."""
+
+import copy
+
+from support import FAMILIES, Prompt, batch, random_model
+
+from ppe_npu import CompressionConfig, compress
+
+SETTINGS = {
+    "dense": CompressionConfig.preset("dense"),
+    "one": CompressionConfig.preset("ppe", k=2, ratio=1.0),
+    "ppe": CompressionConfig.preset("ppe", k=2),
+    "cascade": CompressionConfig.preset("ppe", k=2, layers=[0, 2]),
+}
+WHOLE = ("dense", "one")  # nothing is merged: the outputs are those of the untouched model
+PICTURES = [
+    Prompt([6, "start", ("image", (1, 4, 5)), 5], seed=1),
+    Prompt([4, "start", ("image", (1, 2, 3)), 8], seed=2),
+]
+
+
+def compressed(plain, setting: str):
+    """A copy of an untouched model, compressed."""
+    return compress(copy.deepcopy(plain), SETTINGS[setting])
+
+
+def pictures(side: str = "left", **kwargs) -> dict:
+    """Two prompts with a picture each, of unlike lengths; with all that untouched transformers needs."""
+    inputs = batch(*PICTURES, side=side, **kwargs)
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == 91).long()
+    return inputs
+
+
+__all__ = ["FAMILIES", "PICTURES", "SETTINGS", "WHOLE", "compressed", "pictures", "random_model"]

@@ -1,0 +1,93 @@
+"""ApET against recorded runs of the published code, and the rule without that code's replaced slots."""
+
+import math
+
+import pytest
+import torch
+from recorded import cases
+from tolerances import assert_near
+
+from ppe_npu.methods import get
+from ppe_npu.methods.apet import errors, samples
+from ppe_npu.methods.view import View
+
+RECORDED = cases("apet")
+QWEN = ["qwen0", "qwen1", "qwen2", "qwen3"]
+
+
+def method_of(settings, given, **fields):
+    keys = {key: settings[key] for key in ("basis", "ridge", "ratio") if key in settings}
+    return get("apet", **keys, fps_start=int(given["basis"].flatten()[0]), **fields)
+
+
+@pytest.mark.parametrize("case", QWEN)
+def test_samples_errors_and_choice_are_the_published_ones(case):
+    settings, given = RECORDED[case]
+    tokens = given["tokens"][None]
+    method = method_of(settings, given)
+    assert method.kept(tokens.shape[1]) == settings["budget"]
+    present = torch.ones(tokens.shape[:2], dtype=torch.bool)
+    basis = samples(tokens, present, settings["basis"], settings["fps_start"])
+    assert basis[0].tolist() == given["basis"].tolist()
+    found = errors(tokens, basis, settings["ridge"])[0]
+    assert found.argsort(descending=True)[: settings["budget"]].tolist() == given["by_error"].tolist()
+    grouping = method.group(View.of(tokens=tokens, num_kept=settings["budget"]))
+    assert grouping.representatives[0].tolist() == given["kept"].tolist()
+
+
+@pytest.mark.parametrize("case", QWEN)
+def test_released_groups_and_features_are_the_published_ones(case):
+    settings, given = RECORDED[case]
+    grouping = method_of(settings, given, released=True).group(
+        View.of(tokens=given["tokens"][None], num_kept=settings["budget"])
+    )
+    assert grouping.representatives[0].tolist() == given["kept"].tolist()
+    heads = grouping.representatives[0][grouping.labels[0]]
+    own = torch.zeros_like(heads, dtype=torch.bool)
+    own[given["kept"]] = True
+    assert heads[own].tolist() == given["kept"].tolist()
+    assert heads[~own].tolist() == given["merged_into_wide"][~own].tolist()
+    merged = grouping.apply(given["tokens"][None])[0]
+    assert_near(merged, given["merged_wide"], roundings=2 * int(grouping.counts.max()) + 4)
+
+
+def test_released_llava_replaces_what_qwen_mixes():
+    settings, given = RECORDED["llava"]
+    for sample in range(2):
+        method = get("apet", fps_start=int(given["basis"][sample, 0]), released=True, mixed=1)
+        grouping = method.group(View.of(tokens=given["tokens"][sample : sample + 1], num_kept=settings["budget"]))
+        assert grouping.representatives[0].tolist() == given["kept"][sample].tolist()
+        replaced = grouping.mixed[0] >= 0
+        assert grouping.mixed[0][replaced].tolist() == given["basis"][sample].tolist()
+        merged = grouping.apply(given["tokens"][sample : sample + 1])[0]
+        assert torch.equal(merged[replaced].half().float(), given["merged"][sample][replaced])
+
+
+def test_inside_the_decoder_with_its_own_ridge():
+    settings, given = RECORDED["llm_layer"]
+    first = settings["image_start"]
+    tokens = given["hidden"][None, first : first + math.prod(settings["grid"])]
+    grouping = method_of(settings, given, layer=16).group(View.of(tokens=tokens, num_kept=settings["budget"]))
+    assert (grouping.representatives[0]).tolist() == given["kept"].tolist()
+
+
+def test_no_slot_is_replaced_and_every_start_is_the_same():
+    _, given = RECORDED["qwen0"]
+    tokens = torch.stack([given["tokens"], given["tokens"].flip(0)])
+    grouping = get("apet").group(View.of(tokens=tokens, num_kept=8))  # fewer than the basis: the published code crashes
+    merged = grouping.apply(tokens)
+    for cell in range(2):
+        for group in range(8):
+            mine = tokens[cell][grouping.labels[cell] == group]
+            assert_near(merged[cell, group], mine.mean(0), roundings=len(mine) + 1, size=mine.abs().max())
+    assert grouping.representatives[1].tolist() == [63 - index for index in grouping.representatives[0].flip(0)]
+
+
+def test_equal_tokens_and_cells_smaller_than_the_basis_have_errors():
+    tokens = torch.ones(2, 12, 4)
+    tokens[1, :3] = torch.eye(4)[:3]
+    valid = torch.arange(12) < torch.tensor([[12], [3]])
+    grouping = get("apet").group(View.of(tokens=tokens, valid=valid, num_kept=[5, 2]))
+    assert grouping.counts.sum(1).tolist() == [12, 3]
+    assert torch.isfinite(grouping.apply(tokens)).all()
+    assert grouping.representatives[0].tolist() == [0, 1, 2, 3, 4]

@@ -1,0 +1,72 @@
+"""DART against recorded runs of the published code, and of AngelSlim's form of it."""
+
+import pytest
+import torch
+from recorded import case_names, cases
+
+from ppe_npu.methods import get
+from ppe_npu.methods.choosing import cosines
+from ppe_npu.methods.view import View
+
+RECORDED = cases("dart")
+
+
+def view_of(settings, given, num_kept=None):
+    """One image in one prompt: text before it, and after."""
+    start, count = settings["image_start"], settings["grid"][0] * settings["grid"][1]
+    text = torch.tensor([place for place in range(len(given["hidden"])) if not start <= place < start + count])
+    keys = given["keys"].transpose(0, 1)
+    return View.of(
+        tokens=given["hidden"][None, start : start + count],
+        layer_keys=keys[None, start : start + count],
+        text=given["hidden"][None, text],
+        text_keys=keys[None, text],
+        text_after=text[None] > start,
+        num_kept=num_kept,
+    )
+
+
+def method_of(settings, **more):
+    fields = {name: settings[name] for name in ("pivot_image", "pivot_text")}
+    return get("dart", ratio=1 - settings["reduction_ratio"], **fields, **more)
+
+
+@pytest.mark.parametrize("case", case_names("dart"))
+@pytest.mark.parametrize("released", [True, False])
+def test_the_choice_is_the_published_one(case, released):
+    settings, given = RECORDED[case]
+    expected = given["kept" if released else "angelslim_kept"]
+    view = view_of(settings, given)
+    kept = method_of(settings, released=released).group(view)
+    assert kept.representatives[0].tolist() == expected.tolist()
+
+
+def test_by_the_rule_in_words_on_cells_of_two_sizes():
+    generator = torch.Generator().manual_seed(0)
+    tokens, text = (torch.randn(2, n, 6, generator=generator) for n in (23, 9))
+    keys, text_keys = (torch.randn(2, n, 2, 4, generator=generator) for n in (23, 9))
+    valid, text_valid = torch.arange(23) < torch.tensor([[23], [17]]), torch.arange(9) < torch.tensor([[2], [9]])
+    given = {"tokens": tokens, "text": text, "layer_keys": keys, "text_keys": text_keys, "valid": valid}
+    given |= {"text_valid": text_valid, "text_after": torch.zeros(2, 9, dtype=torch.bool)}
+    for counts in ([9, 17], [3, 2]):
+        found = get("dart").group(View.of(**given, num_kept=counts))
+        for cell, (size, texts, count) in enumerate(zip((23, 17), (2, 9), counts)):
+            norms, text_norms = keys[cell, :size].abs().sum((1, 2)), text_keys[cell, :texts].abs().sum((1, 2))
+            pivots = norms.argsort(descending=True)[: min(4, count)].tolist()
+            words = text_norms.argsort(descending=True)[:4].tolist()
+            chosen = list(pivots)
+            share = -(-(count - len(pivots)) // (len(pivots) + len(words)))
+            for pivot in [*tokens[cell, pivots], *text[cell, words]]:
+                alike = cosines(tokens[cell : cell + 1, :size], pivot[None, None])[0, :, 0].tolist()
+                rest = sorted((token for token in range(size) if token not in chosen), key=lambda token: alike[token])
+                chosen += rest[: min(share, count - len(chosen))]
+            assert found.representatives[cell, :count].tolist() == sorted(chosen)
+
+
+def test_without_text_the_image_alone_has_pivots():
+    tokens, keys = torch.randn(1, 12, 6), torch.randn(1, 12, 2, 4)
+    alone = get("dart", pivot_text=0).group(View.of(tokens=tokens, layer_keys=keys, num_kept=7))
+    none = {"text": tokens[:, :0], "text_keys": keys[:, :0], "text_after": torch.zeros(1, 0, dtype=torch.bool)}
+    with_none = get("dart").group(View.of(tokens=tokens, layer_keys=keys, **none, num_kept=7))
+    assert torch.equal(alone.labels, with_none.labels)
+    assert alone.counts.sum() == 12

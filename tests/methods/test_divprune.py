@@ -1,0 +1,51 @@
+"""DivPrune against recorded runs of the published code, and where that has no answer."""
+
+import pytest
+import torch
+from recorded import case_names, cases
+
+from ppe_npu.methods import get
+from ppe_npu.methods.choosing import cosines
+from ppe_npu.methods.divprune import distances, farthest
+from ppe_npu.methods.view import View
+
+RECORDED = cases("divprune")
+
+
+@pytest.mark.parametrize("case", [name for name in case_names("divprune") if name != "duplicates"])
+def test_the_choice_and_its_order_are_the_published_ones(case):
+    settings, given = RECORDED[case]
+    method = get("divprune", ratio=settings["ratio"])
+    count = method.kept(len(given["tokens"]))
+    assert count == settings["budget"]
+    view = View.of(tokens=given["tokens"][None], num_kept=count)
+    assert method.group(view).representatives[0].tolist() == given["kept"].tolist()
+    assert farthest(distances(view.tokens), view)[0].tolist() == given["selected"].tolist()
+
+
+def test_no_token_is_taken_twice_where_fewer_are_distinct_than_wanted():
+    """The published code returns 7 distinct ones of 10 here; all 10 come first, then the first of the others."""
+    settings, given = RECORDED["duplicates"]
+    tokens = given["tokens"]
+    view = View.of(tokens=tokens[None], num_kept=settings["budget"])
+    chosen = farthest(distances(view.tokens), view)[0].tolist()
+    assert len(set(chosen)) == settings["budget"]
+    assert len({tuple(tokens[index].tolist()) for index in chosen[:10]}) == 10
+    firsts = [int((tokens == token).all(1).nonzero()[0]) for token in tokens[chosen[:10]]]
+    assert chosen[:10] == firsts
+    assert chosen[10:] == [index for index in range(len(tokens)) if index not in firsts][:6]
+
+
+def test_each_token_is_the_farthest_of_those_that_are_left():
+    """The rule in words, on cells of two sizes."""
+    tokens = torch.randn(2, 23, 6, generator=torch.Generator().manual_seed(0))
+    valid = torch.arange(23) < torch.tensor([[23], [17]])
+    view = View.of(tokens=tokens, valid=valid, num_kept=[9, 4])
+    kept = get("divprune").group(view)
+    for cell, (size, count) in enumerate([(23, 9), (17, 4)]):
+        away = 1 - cosines(tokens[cell : cell + 1, :size])[0]
+        chosen = [max(range(size), key=lambda i: min(float(away[i, j]) for j in range(size) if j != i))]
+        while len(chosen) < count:
+            left = [i for i in range(size) if i not in chosen]
+            chosen.append(max(left, key=lambda i: min(float(away[i, j]) for j in chosen)))
+        assert kept.representatives[cell, :count].tolist() == sorted(chosen)

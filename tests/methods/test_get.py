@@ -1,0 +1,27 @@
+"""A method by its name."""
+
+import pytest
+
+from ppe_npu.errors import InputError
+from ppe_npu.methods import DPCKNN, get, method_class
+
+
+def test_a_name_and_fields_give_the_method():
+    assert get("dpc_knn", ratio=0.25, layer=2) == DPCKNN(ratio=0.25, layer=2)
+    assert get("divprune") == method_class("divprune")()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("best", {}, "method='best': choose one of "),
+        (3, {}, "method=3: choose one of"),
+        ("dpc_knn", {"rate": 1}, "dpc_knn has no rate: its keys are"),
+        ("dpc_knn", {"method": "random"}, "dpc_knn has no method"),
+        ("divprune", {"ratio": 0}, "ratio=0: give the kept share"),
+        ("divprune", {"dropped": "lent"}, "dropped='lent': use one of lend, merge, drop"),
+    ],
+)
+def test_what_cannot_be_is_refused(name, fields, message):
+    with pytest.raises(InputError, match=message):
+        get(name, **fields)

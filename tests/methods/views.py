@@ -1,0 +1,82 @@
+"""Views for any method, with all that it declares to look at."""
+
+import itertools
+
+import torch
+
+from ppe_npu.methods.base import Method
+from ppe_npu.methods.view import View
+
+FRAMES = [(1, 4, 6), (1, 3, 5), (1, 5, 4), (1, 2, 9)]  # (frames, height, width) of each cell
+VIDEOS = [(2, 3, 4), (3, 2, 3), (1, 4, 5), (4, 2, 2)]
+_CHANNELS, _HEADS, _KEY_HEADS, _WIDTH, _TEXT = 16, 4, 2, 8, 7
+_FIELDS = {
+    "layer_plain": ("layer_plain_queries", "layer_plain_keys"),
+    "layer_text": ("text_queries", "text_keys", "text_valid", "text_after"),
+    "text": ("text", "text_valid", "text_after"),
+}
+
+
+def grids_of(method: Method) -> list[tuple[int, int, int]]:
+    return VIDEOS if method.scope == "span" else FRAMES
+
+
+def parts_of(method: Method, seed: int = 0, whole: bool = False) -> dict[str, torch.Tensor]:
+    """Of four cells of unequal sizes the parts that a method looks at; where a cell has no token there is rubbish.
+
+    whole: sizes are 1, as before the first merge.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    grids = grids_of(method)
+    cells, most = len(grids), max(t * h * w for t, h, w in grids)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(cells, *shape, generator=generator)
+
+    places = torch.full((cells, most, 3), 99)
+    for cell, grid in enumerate(grids):
+        own = torch.tensor(list(itertools.product(*map(range, grid))))
+        places[cell, : len(own)] = own
+    blocks = len(method.blocks(32))
+    shape = (blocks, most) if blocks > 1 else (most,)
+    # Neighbours are alike, as in a picture.
+    tokens = torch.nn.functional.avg_pool1d(random(_CHANNELS, most + 2), 3, 1).transpose(1, 2) + 0.5
+    every = {
+        "tokens": tokens,
+        "places": places,
+        "sizes": torch.ones(cells, most, dtype=torch.long) if whole else 1 + random(most).abs().long(),
+        "text": random(_TEXT, _CHANNELS),
+        "text_valid": torch.arange(_TEXT) < torch.tensor([[7], [5], [7], [6]]),
+        "text_after": torch.arange(_TEXT) >= torch.tensor([[3], [2], [0], [4]]),
+        "tower_keys": random(most, _WIDTH) + 0.3,
+        "tower_saliency": random(*shape).abs(),
+        "layer_queries": random(most, _HEADS, _WIDTH),
+        "layer_keys": random(most, _KEY_HEADS, _WIDTH),
+        "layer_plain_queries": random(most, _HEADS, _WIDTH),
+        "layer_plain_keys": random(most, _KEY_HEADS, _WIDTH),
+        "text_queries": random(_TEXT, _HEADS, _WIDTH),
+        "text_keys": random(_TEXT, _KEY_HEADS, _WIDTH),
+        "layer_row": random(most).abs(),
+    }
+    names = {name for need in method.needs for name in _FIELDS.get(need, (need,))} | {"tokens", "places"}
+    return {name: value for name, value in every.items() if name in names}
+
+
+def sizes_of(method: Method) -> list[int]:
+    return [t * h * w for t, h, w in grids_of(method)]
+
+
+def view_of(method: Method, parts: dict[str, torch.Tensor], num_kept=None) -> View:
+    sizes = torch.tensor(sizes_of(method))
+    valid = torch.arange(int(sizes.max())) < sizes[:, None]
+    return View.of(**parts, valid=valid, num_kept=num_kept)
+
+
+def alone(method: Method, parts: dict[str, torch.Tensor], cell: int, num_kept: int) -> View:
+    """One cell of view_of(), without any padding."""
+    size, own = sizes_of(method)[cell], {name: value[cell : cell + 1] for name, value in parts.items()}
+    texts = int(own["text_valid"].sum()) if "text_valid" in own else 0
+    for name, value in own.items():
+        length = texts if name.startswith("text") else size
+        own[name] = value[..., :length] if name == "tower_saliency" else value[:, :length]
+    return View.of(**own, num_kept=num_kept)

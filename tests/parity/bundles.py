@@ -1,0 +1,29 @@
+"""Bundles of a few cases, quickly made; and bundles that somebody has changed."""
+
+import json
+
+from safetensors.torch import load_file, save_file
+
+from ppe_npu.backends.parity import CASES
+from ppe_npu.parity import bundle, files
+
+
+def rewrite(folder, change=lambda tensors: None, manifest=lambda values: None, rehash=True):
+    """Change a bundle's tensors and manifest; with the hashes put right, as somebody would who does it on purpose."""
+    tensors = load_file(folder / "tensors.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "tensors.safetensors")
+    values = json.loads((folder / "manifest.json").read_text())
+    manifest(values)
+    if rehash:
+        values["sha256"] = files._digest((folder / "tensors.safetensors").read_bytes())
+        values["manifest_sha256"] = files.manifest_digest(values)
+    (folder / "manifest.json").write_text(json.dumps(values))
+
+
+def only_few(monkeypatch):
+    """Two cases and two settings: enough to see what happens to bundles."""
+    cases = tuple(case for case in CASES if (case.op, case.name) in (("swiglu", "batch"), ("dpc_knn", "frames")))
+    for module in (bundle, files):
+        monkeypatch.setattr(module, "CASES", cases)
+        monkeypatch.setattr(module, "settings", lambda dtype: ["dense", "keep_one"])
