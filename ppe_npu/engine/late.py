@@ -127,6 +127,8 @@ def _late_round(
 
 def _read(buckets: Sequence[Bucket], centers: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """How many groups each cell has [F], and, where `centers`, their representatives [F, M]: all at once."""
+    if not buckets:  # nothing is left of any image or video
+        return [], []
     parts = [(bucket.groupings[0].counts > 0).long() for bucket in buckets]
     parts += [bucket.groupings[0].representatives for bucket in buckets] if centers else []
     flat = torch.cat([part.flatten() for part in parts]).cpu().numpy()

@@ -183,11 +183,11 @@ def round_of(method: Method, pieces: Sequence[Piece], count: int) -> tuple[Round
     return Round(method, buckets), become(groups, kept), sum(map(len, kept))
 
 
-def hangs_on_features(method: Method, cells: Sequence[Cell]) -> bool:
+def hangs_on_features(method: Method, cells: Sequence[Cell | Piece]) -> bool:
     """Whether it is known only once the features are how many of their tokens a step keeps in each of these runs."""
     apart = len({cell.span for cell in cells}) > len({cell.video for cell in cells})
     together = method.scope == "span" or any(cell.joint for cell in cells)
-    return method.counts == "late" or (apart and together)
+    return bool(cells) and (method.counts == "late" or (apart and together))
 
 
 def groups_of(method: Method, pieces: Sequence[Piece]) -> list[list[Piece]]:

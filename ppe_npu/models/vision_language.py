@@ -172,16 +172,17 @@ def _late_loss(model, labels: torch.Tensor, kwargs: dict, plan: PromptPlan):
     """A forward pass after which, not before, it is known where labels stand."""
     return_dict = kwargs.pop("return_dict", None)
     output = original(model, "forward")(labels=None, **kwargs, return_dict=True)
-    output.labels = plan.labels(labels)
-    output.loss = model.loss_function(
+    labels = plan.labels(labels)
+    loss = model.loss_function(
         logits=output.logits,
-        labels=output.labels,
+        labels=labels,
         vocab_size=model.config.text_config.vocab_size,
         num_items_in_batch=kwargs.get("num_items_in_batch"),
     )
+    output = type(output)(loss=loss, **output)  # in its place: the first of a tuple
     if return_dict is False:
-        del output["labels"]
         return output.to_tuple()
+    output.labels = labels
     return output
 
 
