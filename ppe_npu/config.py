@@ -3,6 +3,7 @@
     CompressionConfig(steps=[DPCKNN(ratio=0.45)], positions="ppe", k=8)
     CompressionConfig(steps=[Random(ratio=0.5), DPCKNN(ratio=0.45, layer=[11, 23])], positions="keep_one")
     CompressionConfig.preset("ppe", ratio=0.25)
+    CompressionConfig.from_text("divprune:ratio=0.25,positions=ppe,k=4")
 
 What is not a list of steps is a shorthand for one: see ppe_npu.shorthand.
 """
@@ -199,6 +200,40 @@ class CompressionConfig:
         return cls.from_dict({"steps": [{"method": name, **step}], **values})
 
     @classmethod
+    def from_text(cls, text: str, **overrides) -> CompressionConfig:
+        """From a preset's name, or from one with its keys: "divprune:ratio=0.25,positions=ppe,k=4". A value is written
+        as in JSON, a text without its quotes.
+
+        Args:
+            overrides: more keys, in place of those in the text.
+
+        Raises:
+            InputError: unknown preset or key, or what is no key=value.
+        """
+        name, _, rest = str(text).partition(":")
+        return cls.preset(name, **{**shorthand.keys_of(rest, text), **overrides})
+
+    def changed(self, **values) -> CompressionConfig:
+        """The same with some keys changed: positions, k and members, those of the shorthand, and fields of its steps,
+        as far as one step alone has them. None changes nothing.
+
+        Raises:
+            InputError: a key that is none here, that several steps have, or a value that cannot be.
+        """
+        values = {key: value for key, value in values.items() if value is not None}
+        plain = self.to_dict()
+        if "positions" in values and "k" not in values and values["positions"] != self.positions:
+            plain.pop("k")
+        for key in list(values) if self.steps is not None else ():
+            if key not in plain and key != "k":
+                having = [step for step in plain["steps"] if key in step]
+                if len(having) != 1:
+                    said = "no step has it" if not having else "several steps have it: write them to a file"
+                    raise InputError(f"{key}={shown(values[key])} with {self.label}: {said}")
+                having[0][key] = values.pop(key)
+        return type(self).from_dict({**plain, **values}) if values or plain != self.to_dict() else self
+
+    @classmethod
     def from_dict(cls, values: Mapping) -> CompressionConfig:
         """From our own keys. Unknown keys are errors. Without a k, 8 where positions is "ppe", else 1."""
         check_mapping(values, "compression")
@@ -241,7 +276,7 @@ class CompressionConfig:
         """A short name, a file's or folder's, that tells settings apart."""
         if self.steps is None:
             return shorthand.label(self)
-        parts = [_step_label(method) for method in self.steps] or ["dense"]
+        parts = [step_label(method) for method in self.steps] or ["dense"]
         return "-".join([*parts, self.positions, f"k{self.k}", self.members])
 
     # -- saving ------------------------------------------------------------------------------------------------------
@@ -268,15 +303,17 @@ def _check_order(stages: Sequence[tuple[int | None, tuple[Method, ...]]]) -> Non
         mixed = method if len(method.kept_cells([4, 4, 4])) == 1 or method.counts == "late" else mixed
 
 
-def _step_label(method: Method) -> str:
-    """A step's name, its ratio, and all else that is not as it is by default."""
+def step_label(method: Method, ratio: bool = True) -> str:
+    """A step's name, its ratio if that is asked for, and all else that is not as it is by default."""
     parts = [method.name]
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
+        if field.name == "ratio" and not ratio:
+            continue
         if field.name == "ratio":
             parts.append(f"{value:g}")
         elif value != (field.default if field.default_factory is dataclasses.MISSING else field.default_factory()):
             values = value if isinstance(value, tuple) else (value,)
-            said = "+".join(_step_label(part) if isinstance(part, Method) else f"{part}" for part in values)
+            said = "+".join(step_label(part) if isinstance(part, Method) else f"{part}" for part in values)
             parts.append(f"{field.name}{said}")
     return "_".join("".join(c if c.isalnum() or c in "._+" else "." for c in part) for part in parts)

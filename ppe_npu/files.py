@@ -18,9 +18,12 @@ import stat
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppe_npu.errors import FileError, InputError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _MAKE_ROOM, _OTHER_PLACE = "make room there", "name another place"
 # Why a file cannot be written, and what to do.
@@ -253,6 +256,35 @@ def _being_written(error: BaseException, path: Path) -> str | Path:
             if isinstance(value, (str, Path)) and os.path.abspath(value).startswith(inside):
                 return value
     return path
+
+
+@contextlib.contextmanager
+def locked(lock: FileLock, folder: Path, wait: float = -1) -> Iterator[None]:
+    """While it is open no other process holds the lock, which is the kernel's: it ends with the process.
+
+    Args:
+        lock: of a file in `folder`, or below it.
+        wait: seconds until it gives up; -1: never.
+
+    Raises:
+        filelock.Timeout: another process held the lock all that time.
+        InputError: the folder's file system has no locks.
+        FileError: nothing can be written there.
+    """
+    from filelock import SoftFileLock
+
+    no_locks = f"output {folder} is on a file system without file locks (flock): name a folder on another one"
+    try:
+        with writing(lock.lock_file):
+            lock.acquire(timeout=wait, poll_interval=0.005)
+    except NotImplementedError as error:  # filelock's word for a file system without flock
+        raise InputError(no_locks) from error
+    try:
+        if isinstance(lock, SoftFileLock):  # a newer filelock's: a file that a killed process would leave
+            raise InputError(no_locks)
+        yield
+    finally:
+        lock.release()
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -22,7 +22,7 @@ from ppe_npu.settings import check_fields, check_mapping, setting, strangers
 class Levels(Method):
     """A list of ratios: each part groups what the part before left, and the tokens of all parts are kept.
 
-    So a token is part of several groups, one a part; and the ratios r0, r1, ... keep r0 + r0 * r1 + ... of the tokens.
+    A token is part of several groups, one per part; and the ratios r0, r1, ... keep r0 + r0 * r1 + ... of the tokens.
 
     Args:
         parts: the methods, in order; they look at tokens or at places, and each has frames as its cells.

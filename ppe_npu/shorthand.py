@@ -15,10 +15,11 @@ event_ratio: share of an event's tokens that is kept instead (the released code'
 from __future__ import annotations
 
 import dataclasses
+import json
 import operator
 import sys
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ppe_npu.errors import InputError, shown
 from ppe_npu.methods.base import Method, method_class, method_names
@@ -115,6 +116,27 @@ def label(config: CompressionConfig) -> str:
     if config.event_ratio is not None:
         parts.append(f"of{config.event_ratio:g}")
     return "-".join(parts)
+
+
+def keys_of(text: str, whole: str) -> dict[str, Any]:
+    """{"ratio": 0.25, "positions": "ppe"} from "ratio=0.25,positions=ppe"; commas in brackets belong to a value."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    values = {}
+    for part in parts if text else ():
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not key or key in values:
+            raise InputError(f"compression {shown(whole)}: write it as NAME:key=value,key=value, each key once")
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = value
+    return values
 
 
 def _fields(name: str) -> set[str]:

@@ -270,3 +270,48 @@ def test_a_seed_belongs_to_random_alone():
             CompressionConfig.preset("random", seed=seed)
     with pytest.raises(ValueError, match="only method='random' has a seed"):
         CompressionConfig.preset("uniform", seed=1)
+
+
+# -- in one text, and changed ------------------------------------------------------------------------------------------
+
+
+def test_a_method_and_its_fields_in_one_text():
+    text = 'globalcom2:ratio=0.5,by={"method": "divprune", "dropped": "drop"},temperature=2,positions=ppe,k=4'
+    config = CompressionConfig.from_text(text)
+    (method,) = config.methods
+    assert (method.ratio, method.temperature, method.by.dropped) == (0.5, 2, "drop")
+    assert (config.positions, config.k) == ("ppe", 4)
+    assert CompressionConfig.from_text("divprune") == CompressionConfig.preset("divprune")
+    assert CompressionConfig.from_text("ppe:k=4,layers=[1,2]") == CompressionConfig.preset("ppe", k=4, layers=[1, 2])
+    assert CompressionConfig.from_text("divprune:ratio=0.5", ratio=0.25).methods[0].ratio == 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("divprune:ratio", "write it as NAME:key=value"),
+        ("divprune:ratio=0.5,ratio=0.2", "each key once"),
+        ("divprune:=0.5", "write it as NAME"),
+        ("divprune:rate=0.5", "divprune has no rate"),
+        ("divprune:ratio=half", "give the kept share"),
+        ("best:ratio=0.5", "preset 'best' is unknown"),
+    ],
+)
+def test_what_no_text_can_say(text, message):
+    with pytest.raises(InputError, match=message):
+        CompressionConfig.from_text(text)
+
+
+def test_single_keys_are_changed_wherever_they_belong():
+    one = CompressionConfig.preset("divprune")
+    assert one.changed(ratio=0.3, positions="ppe") == CompressionConfig.preset("divprune", ratio=0.3, positions="ppe")
+    assert one.changed(dropped="drop").methods[0].dropped == "drop"
+    assert one.changed(ratio=None, k=None) is one
+    two = CompressionConfig.from_dict({"steps": [{"method": "divprune"}, {"method": "random", "layer": 1, "seed": 2}]})
+    assert two.changed(dropped="drop", seed=3).methods[1].seed == 3
+    with pytest.raises(InputError, match="several steps have it"):
+        two.changed(ratio=0.5)
+    with pytest.raises(InputError, match="no step has it"):
+        two.changed(neighbors=3)
+    assert CompressionConfig.preset("ppe").changed(ratio=0.3) == CompressionConfig.preset("ppe", ratio=0.3)
+    assert CompressionConfig.preset("ppe").changed(positions="keep_one") == CompressionConfig.preset("keep_one")

@@ -8,14 +8,20 @@ import os
 import resource
 import signal
 import time
+from argparse import Namespace
+from contextlib import nullcontext
 
 import pytest
 import torch
+from filelock import FileLock, SoftFileLock, Timeout
 from safetensors.torch import save_file
 
 from ppe_npu import files
-from ppe_npu.errors import FileError, UserError
-from ppe_npu.files import new_folder, recover, write_json, write_text, writing
+from ppe_npu.cli.train import _embedded
+from ppe_npu.errors import FileError, InputError, UserError
+from ppe_npu.evaluation import sharing
+from ppe_npu.files import locked, new_folder, recover, write_json, write_text, writing
+from ppe_npu.training import output
 
 
 def child(function, *arguments) -> int | None:
@@ -223,3 +229,54 @@ def test_what_a_living_process_fills_is_left_alone_and_a_dead_ones_is_removed(tm
     fill(tmp_path / "final", "mine again")
     assert names(tmp_path) == {"final"}
     assert (tmp_path / "final" / "content").read_text() == "mine again"
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+
+
+def holds(folder, ready) -> None:
+    with locked(FileLock(folder / "lock"), folder):
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_lock_is_one_processs_and_a_killed_one_leaves_none(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    other = context.Process(target=holds, args=(tmp_path, ready))
+    other.start()
+    assert ready.wait(30)
+    with pytest.raises(Timeout), locked(FileLock(tmp_path / "lock"), tmp_path, wait=0):
+        pass
+    other.kill()
+    other.join()
+    with locked(FileLock(tmp_path / "lock"), tmp_path, wait=0):
+        assert (tmp_path / "lock").exists()
+
+
+def without_flock(lock, monkeypatch):
+    """As filelock finds a file system without flock: newer releases fall back to a file, older ones raise."""
+    if lock is SoftFileLock:
+        monkeypatch.setattr("filelock.FileLock", SoftFileLock)
+        monkeypatch.setattr(sharing, "FileLock", SoftFileLock)
+        monkeypatch.setattr(output, "FileLock", SoftFileLock)
+    else:
+        monkeypatch.setattr(FileLock, "_acquire", lambda _: (_ for _ in ()).throw(NotImplementedError("no flock")))
+
+
+@pytest.mark.parametrize("lock", [SoftFileLock, FileLock], ids=["a file in its place", "an error"])
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda folder: output.sole_run(folder),
+        lambda folder: sharing.Share(folder, [0]),
+        lambda folder: nullcontext(_embedded(Namespace(output=folder, seed=0))),
+    ],
+    ids=["training", "evaluation", "the embedded data"],
+)
+def test_a_folder_without_locks_is_refused_by_whoever_needs_one(tmp_path, monkeypatch, work, lock):
+    without_flock(lock, monkeypatch)
+    refused = pytest.raises(InputError, match=r"^output .* is on a file system without file locks .*: name a folder on")
+    with refused, work(tmp_path / "out"):
+        pass
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file() and file.suffix != ".lock"]

@@ -144,7 +144,7 @@ class CaseRun:
 
 
 def run_parity(
-    device: torch.device, dtypes: Sequence[str] = ("fp32", "bf16", "fp16"), ops: Sequence[str] | None = None
+    device: torch.device, dtypes: Sequence[str] = tuple(DTYPES), ops: Sequence[str] | None = None
 ) -> list[Row]:
     """Compares every implementation available on `device` with the fp64 reference, on all of `CASES`.
 

@@ -177,7 +177,7 @@ def _chat_template(path: str | Path, processor: Any) -> str:
 
 
 def quiet_transformers() -> None:
-    """Only errors from transformers: its advice is for other programs' authors, not for who runs a command."""
+    """Let transformers print errors alone: its advice is for authors of programs, not for users of a command."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_paths(args: argparse.Namespace) -> None:
-    """Raise InputError for a path that the system refuses to look at; whether it is there is each command's to ask."""
+    """Raise InputError for a path that the system refuses to look at; commands ask whether it is there."""
     for name, value in vars(args).items():
         for path in [] if name in _TEXTS else value if isinstance(value, list) else [value]:
             try:
@@ -122,6 +122,6 @@ def _complain(error: UserError, code: int) -> int:
 
 
 def _ask_for_a_report(error: Exception, argv: Sequence[str] | None) -> None:
-    """A fault of this package's: the line stands below its traceback."""
+    """The line that stands below the traceback of a fault of this package."""
     command = shlex.join(["ppe-npu", *(sys.argv[1:] if argv is None else map(str, argv))])
     error.add_note(f"ppe-npu: a fault of ppe-npu {__version__}, not yours: please report all of this; it was {command}")

@@ -28,9 +28,10 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
     for name in names:
         # k first: ppe's own does not fit every model, and a preset is checked against the model, not here.
         config = as_compression(name)
+        positions = None if config.is_dense and len(names) > 1 else getattr(args, "positions", None)
         ratio = None if config.is_dense and len(names) > 1 else args.ratio
-        k = None if config.positions != "ppe" and len(names) > 1 else args.k
-        configs.append(as_compression(config, ratio=ratio, k=k))
+        k = None if (positions or config.positions) != "ppe" and len(names) > 1 else args.k
+        configs.append(as_compression(config, positions=positions, ratio=ratio, k=k))
     return configs
 
 
@@ -40,7 +41,7 @@ def reading(args: argparse.Namespace) -> dict[str, bool]:
 
 
 def generation(args: argparse.Namespace) -> tuple[Settings, Settings]:
-    """(what is used beside greedy search, what the checkpoint says); what of it is not used is spoken of.
+    """(what is used beside greedy search, what the checkpoint says); the first process prints what of it is not used.
 
     Raises:
         InputError: a setting that cannot be, or a broken generation_config.json.

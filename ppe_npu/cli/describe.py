@@ -1,5 +1,5 @@
-"""`ppe-npu describe`: ask a model about pictures and videos from disk; the answer as it comes, then what it cost, and
-with --show a picture of what was merged."""
+"""`ppe-npu describe`: asks a model about pictures and videos from disk. It prints the answer as it comes, then what
+it cost, and with --show it draws what was merged."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run_describe(args: argparse.Namespace) -> int:
 
 
 def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int, asked: Mapping[str, Any]) -> Generated:
-    """Prints the answer as it comes; of several beams when the best one is known."""
+    """Prints the answer as it comes; with several beams, when the best one is known."""
     done = generate(
         model, processor, inputs, max_new_tokens, None if "num_beams" in asked else _streamer(processor), asked
     )
@@ -57,7 +57,7 @@ def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int, asked:
 
 
 def _streamer(processor: Any) -> Any:
-    """Prints text as it comes; what would move a terminal's cursor is spelt out."""
+    """Prints text as it comes; characters that would move a terminal's cursor are spelt out."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
@@ -83,7 +83,7 @@ def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> l
 
 
 def cost_lines(done: Generated, report: Any, beams: int = 1) -> str:
-    """What one answer cost, in lines to read. beams: how often the report has the prompt."""
+    """What one answer cost, as lines to read. beams: how often the prompt stands in the report."""
     before, after = sum(done.tokens_before), sum(done.tokens_after)
     prompt_before, prompt_after = report.prompt_tokens_before // beams, report.prompt_tokens_after // beams
     rest = done.seconds - done.prefill_seconds

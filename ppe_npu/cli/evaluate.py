@@ -43,7 +43,7 @@ class Asked:
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    """Evaluate every asked compression on every asked benchmark; print and write the report."""
+    """Evaluate every compression on every benchmark that was asked for; print and write the report."""
     device = devices.of_this_process(devices.resolve(args.device))
     model_path = Path(args.model) if args.model else EMBEDDED / "final"
     if args.model is None and not model_path.is_dir():
@@ -91,7 +91,7 @@ def load_benchmarks(names: list[str], data_root: str) -> list[Any]:
     """All benchmarks that were asked for.
 
     Raises:
-        InputError: says of every one that cannot be loaded why, not of the first alone.
+        InputError: some cannot be loaded; the message says why for each of them, not for the first alone.
     """
     loaded, problems = [], []
     for name in names:
@@ -120,10 +120,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _chosen(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:
-    """Every asked compression at every asked ratio; dense once."""
+    """Every compression that was asked for, at every ratio that was asked for; dense once."""
     configs = []
     for ratio in args.ratio or [None]:
-        configs += compressions(argparse.Namespace(compression=args.compression, ratio=ratio, k=args.k), model)
+        configs += compressions(argparse.Namespace(**{**vars(args), "ratio": ratio}), model)
     labels: dict[str, CompressionConfig] = {}
     for config in configs:
         if labels.setdefault(config.label, config) != config:
@@ -139,7 +139,7 @@ def _evaluate(
     generation: dict[str, Any],
     args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """The results of all runs, in order. Where others still answer the last samples of one, the next is begun."""
+    """The results of all runs, in order. The next begins while other processes answer the last samples of one."""
     results: list[dict[str, Any] | None] = []
     with contextlib.ExitStack() as stack:
         evaluations = []
@@ -170,7 +170,7 @@ def _report(folder: Path, out: Path, title: str) -> None:
 
 
 def _verdict(results: list[dict[str, Any]]) -> int:
-    """The exit code: 1 if every sample failed, or a benchmark's metrics(). What failed is spoken of."""
+    """The exit code: 1 if every sample of a run failed, or a benchmark's metrics() did. Failures are printed."""
     failed, asked = sum(result["errors"] for result in results), sum(result["samples"] for result in results)
     if failed and devices.process_rank() == 0:
         print(

@@ -11,7 +11,7 @@ _HEAD = ("method", "place", "looks at", "budget", "paper")
 
 
 def run_methods(args: argparse.Namespace) -> int:
-    """Print a line a method, or with --json all that is known of each."""
+    """Print one line per method, or with --json all that is known of each."""
     listed = [Listed.of(name) for name in published()]
     if args.json:
         print(json.dumps([one.to_dict() for one in listed], indent=1))

@@ -6,6 +6,7 @@ import argparse
 
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import parity
+from ppe_npu.backends.common import DTYPES
 from ppe_npu.checkpoints.loading import quiet_transformers
 from ppe_npu.errors import InputError
 from ppe_npu.parity import bundle, end_to_end
@@ -18,9 +19,9 @@ def run_parity(args: argparse.Namespace) -> int:
         raise InputError("parity: give nothing, `record --out FOLDER`, or `check FOLDER`")
     if args.action == "check" and not args.bundle:
         raise InputError("parity check: name the bundle's folder")
-    dtypes = tuple(name.strip() for name in (args.dtypes or "fp32,bf16,fp16").split(",") if name.strip())
-    if not dtypes or set(dtypes) - {"fp32", "bf16", "fp16"}:
-        raise InputError(f"--dtypes {args.dtypes}: use fp32, bf16 and fp16, comma-separated")
+    dtypes = tuple(name.strip() for name in (args.dtypes or ",".join(DTYPES)).split(",") if name.strip())
+    if not dtypes or set(dtypes) - set(DTYPES):
+        raise InputError(f"--dtypes {args.dtypes}: use some of {', '.join(DTYPES)}, comma-separated")
     device = devices.resolve(args.device)
     quiet_transformers()
     if args.action == "record":

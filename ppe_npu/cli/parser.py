@@ -6,7 +6,7 @@ import argparse
 from typing import NoReturn
 
 from ppe_npu.cli.train import add_options
-from ppe_npu.config import PRESETS
+from ppe_npu.config import POSITIONS
 
 DEVICES = "auto, cpu, cuda or npu"
 
@@ -41,18 +41,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_device(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:
-    """default=None: what was not named is None, because a recipe may name it."""
+    """default=None: an option that was not named is None, because a recipe may name it."""
     parser.add_argument("--device", default=default, help=f"{DEVICES} (default: auto)")
     dtype = default and "fp32"
     parser.add_argument("--dtype", default=dtype, choices=("fp32", "bf16"), help="(default: fp32)")
 
 
 def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    names = f"{', '.join(PRESETS)}, or a JSON file"
+    names = "dense, chatunivi, keep_one, ppe, ppe_cascade or a method that `ppe-npu methods` lists, alone or with keys "
+    names += "(divprune:ratio=0.25,positions=ppe), or a JSON file"
     extra = {"nargs": "+"} if several else {}
     parser.add_argument("--compression", metavar="NAME", help=f"{names} (default: the checkpoint's, else ppe)", **extra)
     share = "share of the visual tokens that is kept, in (0, 1]"
     parser.add_argument("--ratio", type=float, help=f"{share}; or several" if several else share, **extra)
+    what = "which positions merged tokens keep (default: the preset's)"
+    parser.add_argument("--positions", choices=POSITIONS, help=what)
     parser.add_argument("--k", type=int, help="positions that a merged token keeps (ppe)")
 
 

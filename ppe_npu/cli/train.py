@@ -53,7 +53,7 @@ _VIDEO = ("fps", "nframes", "min_pixels", "max_pixels")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Everything that only `train` takes; None is said of what was not named."""
+    """Everything that only `train` takes; an option that was not named is None."""
     parser.add_argument("--config", metavar="RECIPE", help="a YAML file of settings, or a recipe of this package's")
     for name, (kind, text) in _VALUES.items():
         metavar = "FILE" if name == "deepspeed" else None
@@ -102,7 +102,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _asked(args: argparse.Namespace, recipe: dict[str, Any], model: str, data: Any) -> dict[str, Any]:
-    """TrainConfig's values for a model and data of the user's: the recipe's, with what was named over them."""
+    """TrainConfig's values for the user's own model and data: the recipe's, and over them what was named."""
     values = {**recipe, **_given(args), "model": model, "data": data, "compression": _compression(args, recipe, model)}
     values["output"] = args.output or recipe.get("output") or str(EMBEDDED)
     adapter = {key: getattr(args, name) for key, name in _ADAPTER.items() if getattr(args, name) is not None}
@@ -130,7 +130,7 @@ def _compression(args: argparse.Namespace, recipe: dict[str, Any], model: str) -
     from ppe_npu.training.args import as_compression
 
     if args.compression is None and "compression" in recipe:
-        return as_compression(recipe["compression"], ratio=args.ratio, k=args.k)
+        return as_compression(recipe["compression"], positions=args.positions, ratio=args.ratio, k=args.k)
     return compressions(args, Path(model))[0]
 
 
@@ -141,7 +141,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
     from ppe_npu.cli.common import compressions
     from ppe_npu.config import CompressionConfig
     from ppe_npu.demo import tiny
-    from ppe_npu.files import new_folder, writing
+    from ppe_npu.files import locked, new_folder, writing
     from ppe_npu.utils.reading import read_json
 
     root, seed = Path(args.output or EMBEDDED), args.seed or 0
@@ -154,13 +154,13 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
         model = settings.get("model") if isinstance(settings, dict) else None
         if not isinstance(model, str) or not Path(model).name.startswith("base-seed"):
             raise InputError(f"output {root} holds a run of another model: name another --output for the embedded run")
-    with writing(root), FileLock(root / ".embedded.lock"):  # of several processes the first writes
+    with writing(root), locked(FileLock(root / ".embedded.lock"), root):  # of several processes the first writes
         write_embedded_data(root / "data")
         if not (base / "config.json").is_file():
             with new_folder(base) as folder:
                 tiny.build_model(seed).save_pretrained(folder)
                 tiny.build_processor().save_pretrained(folder)
-    if args.compression is None and args.ratio is None and args.k is None:
+    if args.compression is None and args.ratio is None and args.k is None and args.positions is None:
         compression = CompressionConfig.preset("ppe", k=4)  # which cuts the tiny model's sections evenly
     else:
         compression = compressions(args, base)[0]

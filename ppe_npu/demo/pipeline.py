@@ -1,7 +1,8 @@
 """`make demo`: data -> a dense base model -> every method fine-tuned from it, alike -> answers, table, plot.
 
-All through what a real model uses: transformers' Qwen2.5-VL and its processor, compress(), the trainer, the evaluation
-runner. A killed run goes on where it was: what is finished lies in the output folder and is not made again.
+Everything goes through the parts that a real model uses: transformers' Qwen2.5-VL and its processor, compress(), the
+trainer, the evaluation runner. A killed run goes on where it was: what is finished
+lies in the output folder and is not made again.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
     seeds = list(SEEDS) if args.full else list(range(args.seeds))
     chosen = methods(RATIOS if args.full else RATIOS[:1], listings=args.full)
     _make_data(output / "data")
-    # One process a core, of one thread each, does more in a minute than one process of many threads: tensors are tiny.
+    # One process per core, of one thread each, does more in a minute than one process of many: tensors are tiny.
     workers = min(os.cpu_count() or 1, len(seeds) * len(chosen)) if devices.on_cpu(device) else 1
     threads = 1 if workers > 1 else None
     base_threads = max((os.cpu_count() or 1) // len(seeds), 1) if devices.on_cpu(device) else None
@@ -140,7 +141,7 @@ def run_job(job: Job) -> dict[str, Any]:
 def _train(recipe, model: Path, data: Path, output: Path, compression, seed: int, device: str) -> None:
     """Train with a recipe's settings, unless output/final was made with the same ones.
 
-    Data and starting weights count as settings: what was trained on others is dropped and trained again.
+    Data and starting weights count as settings: a model that was trained on others is dropped and trained again.
     """
     from ppe_npu.training.args import TrainConfig
     from ppe_npu.training.trainer import train
@@ -171,7 +172,7 @@ def _train(recipe, model: Path, data: Path, output: Path, compression, seed: int
 
 
 def _stamp(file: Path) -> list[int]:
-    """Size and time of a file: another one than before, if they differ."""
+    """Size and time of a file: where they differ from before, it is another file."""
     found = file.stat()
     return [found.st_size, found.st_mtime_ns]
 

@@ -1,4 +1,4 @@
-"""The demo's settings, one dataclass a phase; the field names are TrainConfig's where it has them."""
+"""The demo's settings, one dataclass per phase; the field names are TrainConfig's where it has them."""
 
 from __future__ import annotations
 

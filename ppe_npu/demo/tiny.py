@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PATCH = 4  # pixels along one side of a patch
 MERGE = 2  # patches along one side of a visual token
 WINDOW = 2  # visual tokens along one side of an attention window of the vision tower
-HIDDEN, LAYERS, HEADS = 128, 2, 2  # of the language model; 64 channels a head, 32 rotary ones
+HIDDEN, LAYERS, HEADS = 128, 2, 2  # of the language model; 64 channels per head, 32 of them rotary
 SECTIONS = (8, 12, 12)  # rotary channels of t, h and w: four positions of a merged token share each evenly
 ROPE_THETA = 1.5  # six rows and columns need fast channels: at 4 columns learn late, at 1e6 never
 VISUAL_TOKENS = (IMAGE_SIZE // (PATCH * MERGE)) ** 2

@@ -15,7 +15,7 @@ from ppe_npu.engine.layout import Standing, lay_out
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import axes_of, check_channels, prompt_positions
 from ppe_npu.engine.run import Masking, Prefill, Run
-from ppe_npu.engine.shown import LAYER_NEEDS
+from ppe_npu.engine.shown import LAYER_NEEDS, tells_samples_apart
 from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
 from ppe_npu.errors import InputError
@@ -92,6 +92,7 @@ class Compression:
         start: torch.Tensor | None = None,
         left: bool | None = None,
         packed: bool = False,
+        labels: torch.Tensor | None = None,
     ) -> PromptPlan:
         """Find the spans, number the prompt, and lay out what will be kept at every stage.
 
@@ -102,6 +103,7 @@ class Compression:
             start: [B] first position of each sample, of a prompt that continues a cache.
             left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
             packed: lay the batch out as one row of samples, without padding.
+            labels: [B, S] of training: what methods look at as the prompt's text and last token ends before the answer.
 
         Raises:
             InputError: shapes, placeholders and grids that disagree.
@@ -114,8 +116,10 @@ class Compression:
         positions, following = self._positions(layout, position_ids, start)
         if left is None:
             left = not (layout.real[:, 0].all() and not layout.real[:, -1].all())
-        stages = lay_out(layout, self.config.stages, left, packed)
-        standing = Standing.after(stages[-1]) if stages else Standing.of(layout)
+        standing = Standing.of(layout, labels if tells_samples_apart(self.config.methods) else None)
+        stages = lay_out(standing, self.config.stages, left, packed)
+        for stage in stages:
+            standing = standing.after(stage)
         ahead = Ahead.of(standing, self.config.stages[len(stages) :], left, packed)
         walked = self.tower.all and self.vision.window
         order = tower_order(layout, self.vision.window) if walked else None

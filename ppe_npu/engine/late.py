@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ppe_npu.engine.layout import Piece, Stage, Standing, Steps, gathered, laid_out
+from ppe_npu.engine.layout import Piece, Stage, Standing, Steps, gathered, lay_out
 from ppe_npu.engine.merge import Holding, Tokens, merge_round, shown_to
 from ppe_npu.engine.rounds import (
     Bucket,
@@ -94,9 +94,12 @@ class Ahead(Movable):
                 step, tokens = merge_round(made.to(device), tokens, given, holding, texts, last)
                 rounds.append(step)
         stage = gathered(self.standing, layer, rounds, pieces, count, self.left, self.packed)
-        more = laid_out(Standing.after(stage), later, self.left, self.packed)
-        stages = (replace(stage, prompts=self.prompts), *more)
-        return stages, tokens, Ahead.of(Standing.after(stages[-1]), later[len(more) :], self.left, self.packed)
+        standing = self.standing.after(stage)
+        more = lay_out(standing, later, self.left, self.packed)
+        for after in more:
+            standing = standing.after(after)
+        ahead = Ahead.of(standing, tuple(later[len(more) :]), self.left, self.packed)
+        return (replace(stage, prompts=self.prompts), *more), tokens, ahead
 
 
 def _late_round(

@@ -79,6 +79,20 @@ class Arrangement:
             text[cell.sample, cell.start : cell.start + cell.tokens] = False
         return text
 
+    def places_of(self, columns: np.ndarray, length: int) -> np.ndarray:
+        """[B] the place in the flattened batch of a text token of each prompt.
+
+        Args:
+            columns: [B] where they stood in the prompts, each `length` columns long.
+        """
+        packed = len(columns) != len(self.real)
+        origins = self.origins if packed else self.origins + np.arange(len(columns))[:, None] * length
+        wanted = np.arange(len(columns)) * length + columns
+        found = np.flatnonzero(self.text & np.isin(origins, wanted))
+        place = np.full(len(columns) * length, -1)
+        place[origins.reshape(-1)[found]] = found
+        return place[wanted]
+
     @property
     def padded(self) -> bool:
         return not self.real.all()
@@ -151,25 +165,31 @@ class Standing:
         before: where they stand.
         starts: index of each cell's first token among them. count: how many they are.
         borders: of a packed batch, once it is one row, where its samples begin and end in it.
+        asked: [B] in training the column at which each prompt as it was given ends, before its answer; -1 at its last
+            token. columns: how many a prompt as it was given has.
     """
 
     before: Arrangement
     starts: tuple[int, ...]
     count: int
-    borders: tuple[int, ...] | None = None
+    borders: tuple[int, ...] | None
+    asked: np.ndarray
+    columns: int
 
     @classmethod
-    def of(cls, layout: PromptLayout) -> Standing:
-        """Of the first stage: the vision tower's features."""
+    def of(cls, layout: PromptLayout, labels: torch.Tensor | None = None) -> Standing:
+        """Of the first stage: the vision tower's features. labels: [B, S] of training."""
         starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
-        return cls(Arrangement.of(layout), tuple(starts), int(layout.visual.sum()))
+        answered = labels is not None and labels.shape == layout.real.shape
+        asked = layout.asked(labels.cpu().numpy()) if answered else np.full(len(layout.real), -1)
+        features = int(layout.visual.sum())
+        return cls(Arrangement.of(layout), tuple(starts), features, None, asked, layout.real.shape[1])
 
-    @classmethod
-    def after(cls, stage: Stage) -> Standing:
-        """Of a later one: the flattened batch that the stage before it leaves."""
+    def after(self, stage: Stage) -> Standing:
+        """Of the next one: the flattened batch that a stage leaves."""
         width = stage.after.real.shape[1]
         starts = tuple(cell.sample * width + cell.start for cell in stage.after.cells)
-        return cls(stage.after, starts, stage.after.real.size, stage.borders)
+        return replace(self, before=stage.after, starts=starts, count=stage.after.real.size, borders=stage.borders)
 
     @property
     def text(self) -> torch.Tensor:
@@ -178,8 +198,10 @@ class Standing:
 
     def prompts(self, methods: Sequence[Method]) -> Prompts | None:
         """How the samples stand, where one of these methods needs to know."""
-        wanted = tells_samples_apart(methods)
-        return Prompts.of(self.before.real, self.borders, self.text.numpy()) if wanted else None
+        if not tells_samples_apart(methods):
+            return None
+        ends = np.where(self.asked < 0, -1, self.before.places_of(self.asked, self.columns))
+        return Prompts.of(self.before.real, self.borders, self.text.numpy(), ends)
 
     @property
     def pieces(self) -> list[Piece]:
@@ -192,19 +214,15 @@ class Standing:
 Steps = Sequence[tuple[int | None, tuple[Method, ...]]]  # as CompressionConfig.stages
 
 
-def lay_out(layout: PromptLayout, stages: Steps, left: bool = True, packed: bool = False) -> tuple[Stage, ...]:
+def lay_out(standing: Standing, stages: Steps, left: bool = True, packed: bool = False) -> tuple[Stage, ...]:
     """The stages of a batch of prompts, up to the first whose counts hang on the features.
 
     Args:
+        standing: the tokens that the first of them is given.
         left: whether padding goes to the left, so that the last place of every sample is its last token, as generation
             needs it.
         packed: lay the batch out as one row of samples, without padding.
     """
-    return laid_out(Standing.of(layout), stages, left, packed)
-
-
-def laid_out(standing: Standing, stages: Steps, left: bool, packed: bool) -> tuple[Stage, ...]:
-    """As lay_out(), from some stage on."""
     out: list[Stage] = []
     for layer, methods in stages:
         if any(hangs_on_features(method, standing.before.cells) for method in methods):
@@ -215,7 +233,7 @@ def laid_out(standing: Standing, stages: Steps, left: bool, packed: bool) -> tup
             rounds += [] if made is None else [made]
         stage = gathered(standing, layer, rounds, pieces, count, left, packed)
         out.append(replace(stage, prompts=standing.prompts(methods)))
-        standing = Standing.after(stage)
+        standing = standing.after(stage)
     return tuple(out)
 
 

@@ -24,8 +24,12 @@ FIELDS = {
     "layer_row": ("layer_row",),
 }
 _TEXT_FIELDS = {
-    "text": {"text": ""},
-    "layer_text": {"text_queries": "layer_queries", "text_keys": "layer_keys"},
+    frozenset({"text"}): {"text": ""},
+    frozenset({"layer_text"}): {"text_queries": "layer_queries", "text_keys": "layer_keys"},
+    frozenset({"layer_text", "layer_plain"}): {
+        "text_plain_queries": "layer_plain_queries",
+        "text_plain_keys": "layer_plain_keys",
+    },
 }
 LAYER_NEEDS = frozenset({"layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"})
 _OF_PROMPTS = frozenset({"text", "layer_text", "layer_row"})  # needs for which samples have to be told apart
@@ -39,11 +43,12 @@ class Prompts(Movable):
 
     Args:
         sample: [R] int64, which sample each place is part of.
-        text: [S, W] int64, which of the T text tokens are a sample's, in order; 0 beyond its last.
+        text: [S, W] int64, which of the T text tokens are a sample's prompt, in order; 0 beyond its last.
         text_places: [S, W] int64, the places at which they stand.
         text_valid: [S, W] bool, or None where all samples have W of them.
-        last: [S] int64, the place of each sample's last token.
-        real: [S, L] bool, where a sample has a token when each stands in a row of its own.
+        last: [S] int64, the place of the last token of each sample's prompt: of the sample, or in training of what
+            stands before its answer.
+        seen: [S, L] bool, where a sample has a token up to that one when each stands in a row of its own.
         places: of a packed batch [S, L] int64, the place of each of these; None: the batch stands so.
         rows: of a packed batch [R] int64, where each place is found in the flattened [S, L]; None with places.
     """
@@ -53,18 +58,19 @@ class Prompts(Movable):
     text_places: torch.Tensor
     text_valid: torch.Tensor | None
     last: torch.Tensor
-    real: torch.Tensor
+    seen: torch.Tensor
     places: torch.Tensor | None
     rows: torch.Tensor | None
 
     @classmethod
-    def of(cls, real: np.ndarray, borders: Sequence[int] | None, text: np.ndarray) -> Prompts:
+    def of(cls, real: np.ndarray, borders: Sequence[int] | None, text: np.ndarray, asked: np.ndarray) -> Prompts:
         """From host arrays.
 
         Args:
             real: [B, L] bool, False at padding.
             borders: of a packed batch [1, R], where its samples begin and end: 0, ..., R.
             text: [T] int64, the place of each text token, rising.
+            asked: [S] int64, the place at which each sample's prompt ends, -1 where that is its last token.
         """
         if borders is None:
             places = rows = np.arange(real.size).reshape(real.shape)
@@ -76,15 +82,16 @@ class Prompts(Movable):
             rows = np.flatnonzero(real)
         samples, length = real.shape
         sample = rows.reshape(-1) // length
-        last = np.where(real, places, -1).max(axis=1).clip(min=0)
-        counts = np.bincount(sample[text], minlength=samples)
+        last = np.where(asked < 0, np.where(real, places, -1).max(axis=1).clip(min=0), asked)
+        prompt = np.flatnonzero(text <= last[sample[text]])
+        counts = np.bincount(sample[text[prompt]], minlength=samples)
         valid = np.arange(int(counts.max())) < counts[:, None]
         own, text_places = np.zeros(valid.shape, np.int64), np.zeros(valid.shape, np.int64)
-        own[valid], text_places[valid] = np.arange(len(text)), text
+        own[valid], text_places[valid] = prompt, text[prompt]
         return cls(
             *map(as_tensor, (sample, own, text_places)),
             None if valid.all() else as_tensor(valid),
-            *map(as_tensor, (last, real)),
+            *map(as_tensor, (last, real & (places <= last[:, None]))),
             *((None, None) if borders is None else map(as_tensor, (places, rows))),
         )
 
@@ -92,7 +99,7 @@ class Prompts(Movable):
         """Values [R, ...] with each sample in a row of its own: [S, L, ...]."""
         if self.places is not None:
             values = values.index_select(0, self.places.flatten())
-        return values.unflatten(0, tuple(self.real.shape))
+        return values.unflatten(0, tuple(self.seen.shape))
 
     def together(self, values: torch.Tensor) -> torch.Tensor:
         """The way back: [S, L, ...] -> [R, ...]."""
@@ -118,9 +125,8 @@ class Texts:
 
     def shown(self, method: Method, first: torch.Tensor) -> dict[str, torch.Tensor | None]:
         """The View's fields about text, for cells whose first tokens stand at these places [F]."""
-        fields = {
-            name: source for need, of in _TEXT_FIELDS.items() if need in method.needs for name, source in of.items()
-        }
+        declared = [of for needs, of in _TEXT_FIELDS.items() if needs <= method.needs]
+        fields = {name: source for of in declared for name, source in of.items()}
         if not fields:
             return {}
         prompts, cells = self.prompts, len(first)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ppe_npu.backends.common import IGNORED
 from ppe_npu.errors import InputError
 from ppe_npu.settings import check_fields, setting
 
@@ -82,6 +83,22 @@ class PromptLayout:
     real: np.ndarray
     visual: np.ndarray
     spans: tuple[Span, ...]
+
+    def asked(self, labels: np.ndarray) -> np.ndarray:
+        """[B] int64, the column of the text token that each sample's answer follows: its first answer after all of its
+        images and videos (an answer's own first token, if it follows these). -1 where there is no answer.
+
+        Args:
+            labels: [B, S], IGNORED but at the answers' tokens.
+        """
+        out = np.full(len(labels), -1)
+        for sample, (answered, visual, real) in enumerate(zip(labels != IGNORED, self.visual, self.real)):
+            after = int(np.flatnonzero(visual).max(initial=-1)) + 1
+            answers = after + np.flatnonzero((answered & real)[after:])
+            if len(answers):
+                text = after + np.flatnonzero(real[after : answers[0]])
+                out[sample] = text[-1] if len(text) else answers[0]
+        return out
 
 
 def find_spans(

@@ -70,10 +70,6 @@ class TowerTokens:
         first = tokens[0]
         return replace(first, parts={name: join([one.parts[name] for one in tokens]) for name in first.parts})
 
-    def pick(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> TowerTokens:
-        """The same of other tokens: pick(values [R, ...]) of each part."""
-        return TowerTokens.together(lambda parts: pick(parts[0]), self)
-
     def shown(self, method: Method) -> dict[str, torch.Tensor]:
         """The fields of a method's View, from parts [F, N, ...]."""
         out, blocks = {}, self.blocks.of.get(method, ())

@@ -32,7 +32,7 @@ class ModelAnswers:
     Args:
         model: on its device.
         processor: the model's.
-        max_new_tokens: at most so many tokens an answer.
+        max_new_tokens: at most so many tokens per answer.
         sampling: which frames of videos, where a sample has no rule of its own.
         seed: set before every batch, so that no answer depends on which process gave it, or when.
         generation: what ppe_npu.evaluation.decoding.chosen takes; None: greedy answers, whatever the checkpoint says.
@@ -59,7 +59,7 @@ class ModelAnswers:
         self._cache = PixelCache()
 
     def settings(self) -> dict[str, Any]:
-        """All of the model's that decides the answers."""
+        """Everything about the model that decides its answers."""
         asked = answer_settings(
             self.processor,
             self.config,
@@ -73,7 +73,7 @@ class ModelAnswers:
         return {**asked, "end_tokens": self._end_tokens(), "weights": fingerprint(self.model)}
 
     def unsaid(self) -> dict[str, Any]:
-        """Of settings() what the first edition did not write down, as it was then."""
+        """The part of settings() that the first edition did not write down, with the values of then."""
         return {"generation": first_edition(self._own), "end_tokens": self._end_tokens()}
 
     def _end_tokens(self) -> list[int]:
@@ -84,7 +84,7 @@ class ModelAnswers:
         return ignored(self._own, self.generation)
 
     def versions(self) -> dict[str, str]:
-        """Of what gave the answers, and on which device."""
+        """The versions of what gave the answers, and the device."""
         import transformers
 
         from ppe_npu import __version__
@@ -95,7 +95,7 @@ class ModelAnswers:
         return {**versions, "python": platform.python_version(), "device": facts["name"], **more}
 
     def log_ignored(self) -> None:
-        """Say so, once for a model, in the first process."""
+        """Print, once per model and in the first process, what is not used."""
         line = notice(self._own, self.generation) if devices.process_rank() == 0 else None
         if line and getattr(self.model, "said_ignored", None) != line:
             logging.getLogger("ppe_npu").warning(line)
@@ -117,7 +117,7 @@ class ModelAnswers:
         return generate(self.model, self.processor, inputs, self.max_new_tokens, None, self.generation)
 
     def out_of_memory(self, error: BaseException) -> bool:
-        """Whether it says that a smaller batch might have been answered."""
+        """Whether the error says that a smaller batch might have been answered."""
         return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
 
     def release_memory(self) -> None:

@@ -1,4 +1,4 @@
-"""Results of many runs -> the numbers of a report: per benchmark a row a method, and all benchmarks side by side."""
+"""Results of many runs -> the numbers of a report: per benchmark one row per method, and all of them side by side."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ppe_npu.evaluation.results import is_dense
 from ppe_npu.evaluation.rows import read_scores
 from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
 from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
@@ -92,7 +93,7 @@ def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict
 
 
 def _is_dense(runs: Sequence[Result]) -> bool:
-    return runs[0]["settings"]["compression"]["method"] == "none"
+    return is_dense(runs[0]["settings"]["compression"])
 
 
 def _row(benchmark: str, runs: Sequence[Result], dense: Sequence[Result] | None, missing: list[str]) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def _paired_replicates(own: np.ndarray, other: np.ndarray, mean: float) -> dict[
 
 
 def _replicates(runs: Sequence[Result]) -> np.ndarray | None:
-    """Of the mean of the runs; None if one has none."""
+    """The interval of the mean of the runs; None if a run has none."""
     found = [run.get("headline", {}).get("replicates") for run in runs]
     if any(values is None for values in found):
         return None
@@ -192,7 +193,7 @@ def mean_scores(runs: Sequence[Result]) -> dict[Any, float] | None:
 
 
 def _scores(run: Result) -> dict[Any, float] | None:
-    """Per sample, in the order of their indices, so that equal resamples are of the same samples."""
+    """By sample, in the order of their indices, so that equal resamples hold the same samples."""
     file = Path(run.get("folder", "")) / "predictions.jsonl"
     if "folder" not in run or not file.is_file():
         return None
@@ -201,8 +202,8 @@ def _scores(run: Result) -> dict[Any, float] | None:
 
 
 def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[str, Any]]:
-    """One row a method and ratio, the largest kept share first: {"name", "method", "retention" (mean over benchmarks),
-    "group", "scores" {benchmark: score or None}, "average" (of those in percent), "of_dense"}."""
+    """One row per method and ratio, the largest kept share first: {"name", "method", "retention" (mean of
+    benchmarks), "group", "scores" {benchmark: score or None}, "average" (of those in percent), "of_dense"}."""
     rows = []
     for name in dict.fromkeys(row["name"] for found in benchmarks.values() for row in found["rows"]):
         own = {key: next((r for r in found["rows"] if r["name"] == name), None) for key, found in benchmarks.items()}

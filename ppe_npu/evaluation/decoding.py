@@ -2,7 +2,7 @@
 
 transformers lets a file beside the weights change every generate(): penalties, bans, beams, lengths. Two checkpoints
 would then be compared under different rules. Of a checkpoint only the ids of its special tokens are taken; the rest is
-read here, to be spoken of, and to be asked for by name.
+read here, so that it can be reported, and asked for by name.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _listed(asked: str | Sequence[str] | None) -> Sequence[str]:
 
 
 def _parsed(text: str) -> tuple[str, Any]:
-    """Of a text name=value its name, and its value: JSON, or else a text."""
+    """The name and the value of a text name=value; the value is read as JSON, or else stays a text."""
     name, equals, value = str(text).partition("=")
     if name.strip() == CHECKPOINT and not equals:
         return CHECKPOINT, True
@@ -156,7 +156,7 @@ def recorded(values: Mapping[str, Any]) -> Settings:
 
 
 def beside_greedy(generation: Mapping[str, Any]) -> str:
-    """What of recorded() is not greedy search, in one line; "" if all is."""
+    """The part of recorded() that is not greedy search, in one line; "" if there is none."""
     return described({name: value for name, value in generation.items() if GREEDY.get(name) != value})
 
 
@@ -166,7 +166,7 @@ def first_edition(own: Mapping[str, Any]) -> Settings:
 
 
 def ignored(own: Mapping[str, Any], values: Mapping[str, Any]) -> Settings:
-    """What a checkpoint says and is not used, with its values: as JSON has them, long ones cut short."""
+    """The settings of a checkpoint that are not used, with their values as in JSON, long ones cut short."""
     left = {
         name: own[name]
         for name in fields()

@@ -75,7 +75,7 @@ def generate(
     Args:
         model: compressed or not.
         inputs: of build_inputs, on any device.
-        max_new_tokens: at most so many tokens an answer.
+        max_new_tokens: at most so many tokens per answer.
         streamer: transformers' streamer that is told every token (a batch of one, no beams).
         generation: what ppe_npu.evaluation.decoding.chosen gave; None: nothing beside greedy search.
     """
@@ -123,7 +123,7 @@ def _run(model: Any, inputs: Mapping[str, torch.Tensor], rules: Any, clock: Firs
 
 @contextlib.contextmanager
 def _only(model: Any, rules: Any) -> Iterator[None]:
-    """While it is open the checkpoint's own settings are out of sight: generate() fills in from them what it misses."""
+    """While it is open the checkpoint's own settings are hidden: generate() would fill in from them what it lacks."""
     own = model.generation_config
     model.generation_config = rules
     try:
@@ -151,7 +151,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor], beams: int = 1) -> tuple[list[int], list[float]]:
-    """(before, after) per prompt of the last batch, in which each stood `beams` times in a row: see Generated."""
+    """(before, after) for each prompt of the last batch, in which it stood `beams` times in a row; see Generated."""
     before = (inputs["mm_token_type_ids"] > 0).sum(1).tolist()
     compression = getattr(model, "compression", None)
     if compression is None or compression.report is None:
@@ -165,8 +165,8 @@ def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor], beams: int = 1
 def prompt_kv_bytes(
     model: Any, inputs: Mapping[str, torch.Tensor], before: list[int], cache: Any, beams: int = 1
 ) -> list[int]:
-    """Per prompt of the last batch, of one beam: see Generated. What a token takes in each layer is told from its
-    cache."""
+    """For each prompt of the last batch, of one beam; see Generated. How much a token takes in each layer, the layer's
+    cache tells."""
     compression = getattr(model, "compression", None)
     spans = () if compression is None or compression.report is None else compression.report.spans
     spans = [span for span in spans if span.sample % beams == 0]

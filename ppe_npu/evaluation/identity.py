@@ -81,13 +81,13 @@ def _sizes(sample: Any) -> list[str]:
 
 
 def processor_identity(processor: Any) -> dict[str, Any]:
-    """What of a processor decides what the model sees."""
+    """The settings of a processor that decide what the model sees."""
     template = hashlib.sha256(str(processor.chat_template).encode()).hexdigest()[:16]
     return {"image_size": dict(processor.image_processor.size), "chat_template": template}
 
 
 def benchmark_identity(benchmark: Any) -> dict[str, Any]:
-    """What of a benchmark decides what is asked."""
+    """The settings of a benchmark that decide what is asked."""
     return {"benchmark": benchmark.name, "samples": len(benchmark), "data": data_fingerprint(benchmark)}
 
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from ppe_npu.backends import device as devices
+from ppe_npu.backends.common import IGNORED
 from ppe_npu.checkpoints.generation_defaults import of_checkpoint
 from ppe_npu.checkpoints.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
 from ppe_npu.compat import drop_unknown_types, ensure_mm_token_type_ids
@@ -71,12 +72,15 @@ class Answerer:
         max_pixels: int | None = None,
         nframes: int | None = None,
         fps: float | None = None,
+        positions: str | None = None,
+        **fields: Any,
     ) -> Answerer:
         """From lmms-eval's --model_args, --device and --batch_size.
 
         Args:
             pretrained: checkpoint folder or hub id.
-            compression: a preset or a JSON file; None: the checkpoint's own, else ppe. ratio, k: instead of its own.
+            compression: a preset, a method or a JSON file; None: the checkpoint's own, else ppe.
+            ratio, positions, k, fields: instead of its own; fields are a method's settings.
             dtype: fp32 or bf16.
             min_pixels, max_pixels, nframes, fps: as of `ppe-npu eval`.
 
@@ -90,7 +94,8 @@ class Answerer:
         where = devices.resolve(device)
         sampling = VideoSampling(fps, nframes, min_pixels, max_pixels)
         own = Path(pretrained) / "compression.json"
-        config = as_compression(compression or (str(own) if own.is_file() else "ppe"), ratio=ratio, k=k)
+        asked = compression or (str(own) if own.is_file() else "ppe")
+        config = as_compression(asked, ratio=ratio, positions=positions, k=k, **fields)
         quiet_transformers()
         check_compression(pretrained, config)
         processor = load_processor(pretrained, min_pixels, max_pixels)
@@ -133,16 +138,16 @@ class Answerer:
             raise InputError(f"continuation {continuations[ends.index([])]!r} has no tokens: give an answer to score")
         rows = [ids + end for ids, end in zip(encoded.ids, ends)]
         inputs = pad(rows, self.processor.tokenizer.pad_token_id, "right")
-        labels = torch.full_like(inputs["input_ids"], -100)
+        labels = torch.full_like(inputs["input_ids"], IGNORED)
         for row, (ids, end) in enumerate(zip(encoded.ids, ends)):
             labels[row, len(ids) : len(ids) + len(end)] = torch.tensor(end)
         ensure_mm_token_type_ids(inputs, *visual_ids(self.processor).values())
         inputs = to_device({**inputs, **encoded.visuals}, self.model.device, self.model.dtype)
         out = self.model(**drop_unknown_types(self.model, inputs), labels=labels.to(self.model.device), use_cache=False)
         logits, wanted = out.logits[:, :-1].float(), out.labels[:, 1:]
-        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-        means = each.sum(1) / (wanted != -100).sum(1)
-        greedy = ((logits.argmax(-1) == wanted) | (wanted == -100)).all(1)
+        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none")
+        means = each.sum(1) / (wanted != IGNORED).sum(1)
+        greedy = ((logits.argmax(-1) == wanted) | (wanted == IGNORED)).all(1)
         return list(zip(means.tolist(), greedy.tolist()))
 
     def summary(self) -> str:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.lmms import Answerer, conversation, in_batches, question
+from ppe_npu.methods.listing import published
 
 
 def manifest() -> ModelManifest:
@@ -36,8 +37,9 @@ class _Model(lmms):
 
     def __init__(self, max_batch_size: int | None = None, **arguments: Any) -> None:
         super().__init__()
-        known = list(inspect.signature(Answerer.load).parameters)
-        unknown = sorted(set(arguments) - set(known))
+        known = [name for name in inspect.signature(Answerer.load).parameters if name != "fields"]
+        # What is not known here is a setting of the method that is asked for, if it has one.
+        unknown = sorted(set(arguments) - set(known)) if arguments.get("compression") not in published() else []
         if unknown or "pretrained" not in arguments:
             wrong = f"unknown model_args {', '.join(unknown)}" if unknown else "model_args without pretrained"
             raise InputError(f"{wrong}: the keys are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""The report's picture: score against the share of tokens that is kept, a curve a method, a panel a benchmark."""
+"""The report's picture: score against the kept share of tokens, one curve per method, one panel per benchmark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_TYPES = 12  # that a panel of bars has room for
 
 
 def check_plotting() -> None:
-    """Raise InputError unless a report can be drawn; to be called before what takes long."""
+    """Raise InputError unless a report can be drawn; to be called before any long work."""
     optional("matplotlib.figure", "drawing a report", "matplotlib")
 
 
@@ -132,7 +132,7 @@ def _kept_axis(axes: Any) -> None:
 
 
 def _bars(axes: Any, found: Mapping[str, Any]) -> None:
-    """One benchmark's question types: grouped bars, a colour a method; of several runs, from the least to the most."""
+    """One benchmark's question types: grouped bars, one colour per method; with several runs, from least to most."""
     rows, kinds = found["rows"], found["types"]
     width = 0.8 / len(rows)
     curves = list(dict.fromkeys(row["method"] for row in rows if not row["dense"]))

@@ -63,7 +63,7 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _whole(result: Mapping[str, Any]) -> bool:
-    """Whether results have the form that is counted on: names, numbers, and what they are of."""
+    """Whether results have the form that a report needs: names, numbers, and what they belong to."""
     settings, accuracy = result["settings"], result.get("accuracy")
     maps = (settings, accuracy, result["costs"], result["types"], result.get("versions"))
     if not all(isinstance(part, dict) for part in maps) or not isinstance(settings.get("compression"), dict):
@@ -71,7 +71,10 @@ def _whole(result: Mapping[str, Any]) -> bool:
     shares = [accuracy, *result["types"].values()]
     numbers = [share.get("accuracy") if isinstance(share, dict) else None for share in shares]
     numbers += [result["samples"], result.get("errors"), *(v for v in result["costs"].values() if v is not None)]
-    texts = (result.get("name"), settings.get("benchmark"), settings["compression"].get("method"))
+    if not isinstance(settings["compression"].get("steps", []), list):
+        return False
+    said = "" if "steps" in settings["compression"] else settings["compression"].get("method")
+    texts = (result.get("name"), settings.get("benchmark"), said)
     metrics = result.get("metrics", {})
     headline = result.get("headline", {"name": "", "value": 0})
     numbers += list(metrics.values()) if isinstance(metrics, dict) else [None]
@@ -165,7 +168,7 @@ def _facts(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, A
 
 
 def _decoding(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Where answers are not greedy ones, and what a checkpoint asks for in vain."""
+    """Which answers are not greedy ones, and which settings of a checkpoint were not used."""
     rules = [run["settings"].get("generation") or {} for run in runs]
     used = dict.fromkeys(decoding.beside_greedy(found) or "greedy" for found in rules)
     left = dict.fromkeys(name for run in runs for name in run.get("ignored") or ())

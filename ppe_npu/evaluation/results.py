@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ppe_npu.config import step_label
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.evaluation import scale
 from ppe_npu.evaluation.metrics import exact_match
 from ppe_npu.evaluation.rows import FAULTS
 from ppe_npu.evaluation.statistics import bootstrap_sums, by_type, interval, resamples, summary
+from ppe_npu.methods import as_method
 
 Row = Mapping[str, Any]
 PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens", "prompt_kv_bytes")
@@ -163,17 +165,29 @@ def _mean(rows: Sequence[Row], key: str) -> float | None:
     return float(np.mean(known)) if known else None
 
 
+def is_dense(compression: Mapping[str, Any]) -> bool:
+    """Whether a configuration, in plain values, compresses nothing."""
+    return not compression["steps"] if "steps" in compression else compression["method"] == "none"
+
+
 def title(compression: Mapping[str, Any]) -> str:
     """How reports call a compression, its ratio included."""
-    if compression["method"] == "none":
+    if is_dense(compression):
         return "dense"
+    if "steps" in compression:
+        ratios = [step["ratio"] for step in compression["steps"] if "ratio" in step]
+        return " ".join([method(compression), *(["+".join(map(_ratio, ratios))] if ratios else [])])
     return f"{method(compression)} {_ratio(compression['ratio'])}"
 
 
 def method(compression: Mapping[str, Any]) -> str:
     """A compression's name without its ratio: points of one name make one curve."""
-    if compression["method"] == "none":
+    if is_dense(compression):
         return "dense"
+    if "steps" in compression:
+        parts = ["+".join(step_label(as_method(step), ratio=False) for step in compression["steps"])]
+        parts += [compression["positions"], *([f"k={compression['k']}"] if compression["k"] > 1 else [])]
+        return " ".join(parts + ([compression["members"]] if compression["members"] != "nearest" else []))
     positions = compression["positions"]
     if positions == "renumber":
         positions = "chatunivi" if compression["method"] == "dpc_knn" else "renumber"

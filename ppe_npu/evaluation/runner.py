@@ -1,7 +1,7 @@
 """evaluate(): a model's answers to a benchmark, and their cost; by any number of processes, killed at any point.
 
-In the output folder: settings.json (what is evaluated), predictions.jsonl (one line a sample, as they come),
-results.json (written when all samples are there) and .work (who is answering what: see sharing.py).
+In the output folder: settings.json (what is evaluated), predictions.jsonl (one line per sample, as they come),
+results.json (written when all samples are there) and .work (which process answers which samples: see sharing.py).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def evaluate(
         benchmark: what is asked.
         output: folder of this run; one that holds a part of the same run is completed.
         batch_size: prompts per generate(), at most.
-        max_new_tokens: at most so many tokens an answer; None: as the benchmark says, else 16.
+        max_new_tokens: at most so many tokens per answer; None: as the benchmark says, else 16.
         sampling: which frames of videos, where a sample has no rule of its own.
         name: how reports call this run; None: from its compression.
         seed: set before every batch.
@@ -98,7 +98,7 @@ class Evaluation:
         identity: benchmark_identity(benchmark), where it is known already.
         batch_tokens: prompt tokens of a batch before compression, at most; a longer prompt is alone.
         poll: seconds between looks at what other processes have left to do.
-        bar: whether to show how far it is.
+        bar: whether to show a progress bar.
     """
 
     def __init__(
@@ -273,7 +273,7 @@ class Evaluation:
 
 
 def _digest(sample: Sample) -> str | None:
-    """Of what is asked; None where it cannot be read."""
+    """The type of the question; None where it cannot be read."""
     return None if isinstance(sample, Unreadable) else checksum(list(question(sample).values()))
 
 

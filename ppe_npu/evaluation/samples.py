@@ -114,7 +114,7 @@ def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[in
 
 @functools.lru_cache(maxsize=2**16)
 def _video_facts(path: str) -> tuple[int, float, int, int]:
-    """(frames, frames per second, width, height) from a container's header, or of a folder of frames."""
+    """(frames, frames per second, width, height), from a container's header or from a folder of frames."""
     import av
 
     if os.path.isdir(path):

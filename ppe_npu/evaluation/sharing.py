@@ -21,18 +21,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.rows import BOM, Row, encode, is_key, parse
-from ppe_npu.files import check_regular, write_bytes, write_json, write_whole, writing
+from ppe_npu.files import check_regular, locked, write_bytes, write_json, write_whole, writing
 
 Check = Callable[[Row], str | None]  # what is wrong with a row; None: nothing
 _PATIENCE = 120.0  # seconds until a shared folder shows another machine's file: NFS keeps its listings for up to 60
 
 
 def check_shared(output: Path, patience: float = _PATIENCE) -> None:
-    """Of a job that torchrun started on several machines: whether all of them see the output folder.
+    """Check, in a job that torchrun started on several machines, that all of them see the output folder.
 
     Raises:
         InputError: the first machine's mark does not appear here within `patience` seconds.
@@ -170,7 +170,7 @@ class Share:
         remedy = f"delete {self._work} while no process works on this run; it holds no answers"
         self._claims = Lines(self._work / "claims.jsonl", _wrong_claim, remedy)
         self._open: OrderedDict[int | str, None] = OrderedDict.fromkeys(self._keys)
-        self._taken: dict[int | str, str] = {}  # by whom
+        self._taken: dict[int | str, str] = {}  # and the process that has it
         self._workers: dict[str, None] = {}
 
     def _answers(self) -> Lines:
@@ -263,21 +263,9 @@ class Share:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        try:
-            with writing(self._work / "lock"):
-                self._lock.acquire(poll_interval=0.005)
-        except NotImplementedError as error:  # filelock's word for a file system without flock
-            raise InputError(self._no_locks()) from error
-        try:
-            if isinstance(self._lock, SoftFileLock):  # a newer filelock's: a file that a killed process would leave
-                raise InputError(self._no_locks())
+        with locked(self._lock, self.folder):
             self._look()
             yield
-        finally:
-            self._lock.release()
-
-    def _no_locks(self) -> str:
-        return f"output {self.folder} is on a file system without file locks (flock): name a folder on another one"
 
     def _look(self) -> None:
         """Read what was added since the last look."""

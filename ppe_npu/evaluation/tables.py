@@ -33,7 +33,7 @@ _COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def overview(comparison: Mapping[str, Any]) -> str:
-    """Rows grouped by kept share, a column a benchmark, then the average and the share of dense's scores."""
+    """Rows grouped by kept share, one column per benchmark, then the average and the share of dense's scores."""
     benchmarks = comparison["benchmarks"]
     shares = [found for found in benchmarks.values() if is_percent(found["scale"])]
     units = [
@@ -72,7 +72,7 @@ def scores(found: Mapping[str, Any]) -> str:
 
 
 def types(found: Mapping[str, Any]) -> str | None:
-    """One benchmark's question types, a row each, where they are too many to stand beside the methods."""
+    """One benchmark's question types, one row each, where they are too many to stand beside the methods."""
     if found["headline"] or len(found["types"]) <= _INLINE:
         return None
     lines = [[kind, *(shown(row["types"].get(kind), PERCENT) for row in found["rows"])] for kind in found["types"]]
@@ -80,7 +80,7 @@ def types(found: Mapping[str, Any]) -> str | None:
 
 
 def metrics(found: Mapping[str, Any]) -> str | None:
-    """What else the benchmark's own rules compute, a row a metric; no row for what another table shows."""
+    """What else the benchmark's own rules compute, one row per metric; no row for what another table shows."""
     there = [found["score"]] if found["headline"] else found["types"]
     names = [name for name in found["metrics"] if name not in there]
     if not names:

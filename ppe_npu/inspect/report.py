@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Stopwatch:
-    """How long a part of the work takes, measured where it runs and without making it wait: milliseconds from
-    construction to mark(), from the next mark() to the one after it, and so on, all together. NaN where a stretch ran
-    inside torch.compile, which has no clock."""
+    """How long a part of the work takes, measured on its device and without making the host wait. A stretch lasts from
+    construction to mark(), the next one from the second mark() to the third, and so on; milliseconds is their sum. It
+    is NaN where a stretch ran inside torch.compile, which has no clock."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -54,7 +54,7 @@ class SpanReport:
     """One image or video.
 
     Args:
-        sample: row of the batch. grid: (frames, height, width) in tokens. before: its tokens before compression.
+        sample: the row of the batch. grid: (frames, height, width) in tokens. before: its tokens before compression.
         layers: its tokens in each decoder layer.
     """
 
@@ -83,10 +83,10 @@ class CompressionReport:
         spans: every image and video.
         layers: visual tokens of the batch that each decoder layer sees.
         prompt_tokens_before, prompt_tokens_after: of the whole batch without padding, text included.
-        planning: time spent on the host before the vision tower ran, on laying the prompt out and uploading the plan.
-        watch: time spent on grouping, merging and assembling.
-        kv_bytes: of the KV cache's keys and values after the prompt, of a static cache all that it has room for; None
-            without a cache.
+        planning: the time that laying the prompt out and uploading the plan took on the host, before the vision tower.
+        watch: the time that grouping, merging and assembling took.
+        kv_bytes: bytes of the KV cache's keys and values after the prompt (in a static cache, all that it has room
+            for); None without a cache.
     """
 
     spans: tuple[SpanReport, ...]

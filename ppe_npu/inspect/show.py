@@ -28,11 +28,11 @@ _YELLOW, _WHITE, _DARK, _GREY = (255, 221, 0), (255, 255, 255), (20, 20, 20), (9
 
 
 def draw_visual(frames: Sequence[Image.Image], visual: Visual, token: int | None = None) -> Image.Image:
-    """An image with one panel a stage, or a video with one panel a frame, of its last stage.
+    """Draw an image with one panel per stage, or the last stage of a video with one panel per frame.
 
     Args:
         frames: the picture, or what each temporal step of the video shows; of any size.
-        token: the merged token of the last stage that is outlined; None: the one of most tokens.
+        token: the merged token of the last stage that is outlined; None: the one that holds the most tokens.
 
     Raises:
         InputError: frames that do not match the groups, or a token that is not there.
@@ -101,7 +101,7 @@ def _colour(number: int) -> tuple[float, ...]:
 
 
 def _border(draw: ImageDraw.ImageDraw, labels: np.ndarray, cell: int, colour: tuple, width: int) -> None:
-    """Lines between tokens of different groups, and around what is True of a bool array."""
+    """Draw lines between tokens of different groups, or around the True region of a bool array."""
     framed = np.pad(labels, 1, constant_values=False) if labels.dtype == bool else np.pad(labels, 1, mode="edge")
     for row, column in np.argwhere(framed[1:-1, 1:] != framed[1:-1, :-1]).tolist():
         draw.line([column * cell, row * cell, column * cell, (row + 1) * cell], colour, width)

@@ -113,13 +113,13 @@ class Trace:
 
 
 def _through(step: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Where what stands at `place` goes by `step`; -1 goes nowhere."""
+    """The places to which `step` takes the tokens at `place`; -1 stays -1."""
     return np.where(place >= 0, step[place], -1)
 
 
 def _moves(step: Round, inputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of one round: [inputs] the kept token that each one becomes part of, -1 for none; [G] the one that represents
-    each kept token; [inputs] the cell of each, -1 for none."""
+    """What one round does: [inputs] the kept token of which each input becomes part, -1 for none; [G] the input that
+    represents each kept token; [inputs] the cell of each input, -1 for none."""
     kept_of, cell_of, representatives, kept, cells = np.full(inputs, -1), np.full(inputs, -1), [], 0, 0
     for bucket in step.buckets:
         (grouping,) = bucket.groupings

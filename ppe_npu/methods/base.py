@@ -40,7 +40,7 @@ NEEDS = (
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
-_HELPERS = ("base", "choosing", "frames", "grouping", "listing", "space", "thinning", "view")  # no methods
+_HELPERS = ("base", "choosing", "frames", "grouping", "listing", "peaks", "space", "thinning", "view")  # no methods
 _REGISTERED: dict[str, type[Method]] = {}
 
 

@@ -65,9 +65,11 @@ def published() -> tuple[str, ...]:
     return tuple(name for name in method_names() if method_class(name).__module__.startswith("ppe_npu.methods."))
 
 
-def default(name: str) -> Method:
-    """A method with its own defaults; at layer 0 where it asks for a layer."""
+def default(name: str, layer: int | None = None) -> Method:
+    """A method with its own defaults, or on entry of a layer; of layer 0 where it asks for one and none is named."""
     method = method_class(name)
+    if layer is not None:
+        return method(layer=layer)
     try:
         return method()
     except InputError:

@@ -60,9 +60,9 @@ def covering(view: View, saliency: torch.Tensor, combined: str = "multi") -> tor
     """[F, most] int64 tokens in order of choice. saliency: [F, N]."""
     alike, absent = cosines(view.tokens), ~view.present
     covered = torch.zeros_like(saliency).masked_fill_(absent, torch.inf)
-    taken, chosen = absent.clone(), []
+    taken, chosen, above = absent.clone(), [], torch.empty_like(alike)
     for _ in range(view.most):
-        gains = (alike - covered[:, None]).clamp_min_(0).sum(-1)
+        gains = torch.sub(alike, covered[:, None], out=above).clamp_min_(0).sum(-1)
         gains = gains * saliency if combined == "multi" else gains + saliency
         chosen.append(gains.masked_fill_(taken, -torch.inf).argmax(1, keepdim=True))
         taken = taken.scatter(1, chosen[-1], True)

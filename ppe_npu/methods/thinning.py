@@ -1,5 +1,7 @@
 """Tokens in order of importance, of which the less important ones are thinned: what VisPruner and FlashVLM share."""
 
+from collections.abc import Iterator
+
 import torch
 
 from ppe_npu.methods.choosing import best, cosines
@@ -27,32 +29,38 @@ def important_and_diverse(view: View, scores: torch.Tensor, important: torch.Ten
     slots = torch.arange(count, device=order.device).expand(cells, -1)
     others = order.gather(1, (slots + important[:, None]).clamp_max(count - 1))
     left, wanted = view.present.sum(1) - important, view.num_kept - important
-    for _ in range(_steps(count)):
+    for most in _most_left(count, view.most):
         others, left = _thinned(alike, others, left, wanted)
+        others = others[:, :most]
     kept = torch.zeros(cells, count + 1, dtype=torch.bool, device=order.device)
     kept.scatter_(1, torch.where(slots < important[:, None], order, count), True)
-    kept.scatter_(1, torch.where(slots < wanted[:, None], others, count), True)
+    kept.scatter_(1, torch.where(slots[:, : others.shape[1]] < wanted[:, None], others, count), True)
     return kept[:, :-1].long().sort(dim=1, descending=True, stable=True).indices[:, : view.most]
 
 
-def _steps(count: int) -> int:
-    """After so many steps one of `count` tokens is left, however many are wanted: the host does not know how many."""
-    steps = 0
-    while count > 1:
-        count -= min(_AT_ONCE, count - 1, (count + 1) // 2)
-        steps += 1
-    return steps
+def _most_left(count: int, wanted: int) -> Iterator[int]:
+    """Of at most `count` tokens, of which at most `wanted` are to be left, how many are left at most after each step.
+
+    The host does not know how few are wanted of a cell: there are as many steps as lead to a single one.
+    """
+    fewest, most = count, count
+    while fewest > 1:
+        fewest -= min(_AT_ONCE, fewest - 1, (fewest + 1) // 2)
+        most -= min(_AT_ONCE, max(most - wanted, 0), (most + 1) // 2)
+        yield most
 
 
 def _thinned(
     alike: torch.Tensor, others: torch.Tensor, left: torch.Tensor, wanted: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step. alike: [F, N, N]; others: [F, N] tokens, of which the first `left` [F] are still there."""
-    count = others.shape[1]
+    """One step. alike: [F, N, N]; others: [F, R] tokens, of which the first `left` [F] are still there."""
+    count = alike.shape[1]
     even, odd = others[:, ::2], others[:, 1::2]
+    if not odd.shape[1]:
+        return others, left
     evens, odds = (left + 1) // 2, left // 2
     going = torch.minimum((left - wanted).clamp(0, _AT_ONCE), evens)
-    slots = torch.arange(count, device=others.device)
+    slots = torch.arange(others.shape[1], device=others.device)
     there = slots[: odd.shape[1]] < odds[:, None]
     held_against = torch.zeros(len(others), count + 1, dtype=torch.bool, device=others.device)
     held_against = held_against.scatter_(1, torch.where(there, odd, count), True)[:, :-1]
@@ -63,8 +71,6 @@ def _thinned(
     # Even ones from the place `going` on, then the odd ones.
     rest = (evens - going)[:, None]
     from_even = even.gather(1, (slots + going[:, None]).clamp_max(even.shape[1] - 1))
-    if not odd.shape[1]:
-        return others, left
     from_odd = odd.gather(1, (slots - rest).clamp(0, odd.shape[1] - 1))
     thinned = torch.where(slots < rest, from_even, from_odd)
     return torch.where((going > 0)[:, None], thinned, others), left - going

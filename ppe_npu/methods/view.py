@@ -34,7 +34,7 @@ class View:
             its rotary embedding; keys may have fewer heads, each of which serves a run of query heads.
         layer_plain_queries, layer_plain_keys: the same before the rotary embedding (the need is "layer_plain").
         text_queries, text_keys: [F, T, H, D] of the text in that layer, after its rotary embedding (the need is
-            "layer_text").
+            "layer_text"); text_plain_queries, text_plain_keys: before it (the needs are both of these).
         layer_row: [F, N] attention of the prompt's last token in that layer, over the whole prompt, the mean over
             heads.
         least: the smallest num_kept, known to the host; 1 where it is not.
@@ -59,6 +59,8 @@ class View:
     layer_plain_keys: torch.Tensor | None = None
     text_queries: torch.Tensor | None = None
     text_keys: torch.Tensor | None = None
+    text_plain_queries: torch.Tensor | None = None
+    text_plain_keys: torch.Tensor | None = None
     layer_row: torch.Tensor | None = None
     least: int = 1
     frames: int | None = None

@@ -45,11 +45,18 @@ def is_given(kind: str, kwargs: dict) -> bool:
 
 
 @torch.compiler.disable  # it works on host arrays
-def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | None = None) -> PromptPlan:
+def make_plan(
+    model,
+    compression: Compression,
+    kwargs: dict,
+    past: CacheState | None = None,
+    labels: torch.Tensor | None = None,
+) -> PromptPlan:
     """The plan of what the model is called with.
 
     Args:
         model: the ...Model inside the one for conditional generation.
+        labels: [B, S] of training, or None.
 
     Raises:
         InputError: arguments that disagree, or that a compressed model cannot take.
@@ -77,6 +84,7 @@ def make_plan(model, compression: Compression, kwargs: dict, past: CacheState | 
         None if past is None else past.following[0],
         kwargs.get(KEYWORD, NOTHING).left,
         kwargs.get(KEYWORD, NOTHING).packed,
+        labels,
     )
 
 
@@ -113,7 +121,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
         with watched(model, plan) as seen:
             ran = _run_tower(model, torch.cat(pixels), torch.cat(grids))
-        tower = seen.tokens()
+        tower = seen.tokens(_joined(ran.pooler_output).device)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
         visual = plan.on(kwargs["inputs_embeds"].device).visual

@@ -90,7 +90,7 @@ class Looking:
         query = self._heads(normed.flatten(0, 1).index_select(0, last)[:, None], "q")
         cos, sin = (part.flatten(0, 1).index_select(0, last)[:, None] for part in self._table)
         query = _rotated(query, cos, sin)[:, 0]
-        keys, mask = prompts.apart(keys), prompts.real
+        keys, mask = prompts.apart(keys), prompts.seen
         given = self.run.masks[self.stage]
         if given is not None and given.dim() == 4:  # never of a packed batch, and never beside a cache
             place = last % given.shape[2]

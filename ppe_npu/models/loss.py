@@ -63,7 +63,7 @@ def loss_only(
         kwargs: the forward's; `num_items_in_batch` labels are what the sum of losses is divided by (None: those of
             this batch); its pass may hold a Distillation.
         plan: the prompt's, which is among the arguments; None where nothing is compressed.
-        make_plan: (kwargs) -> the plan by the model's present compression.
+        make_plan: (model, labels, kwargs) -> the plan by the model's present compression.
     """
     count, distill = kwargs.pop(_COUNT, None), kwargs.get(KEYWORD, NOTHING).distill
     hidden, targets, arranged = _labelled_hidden(model, labels, kwargs, plan)
@@ -128,7 +128,7 @@ def _teacher(model, labels: torch.Tensor, kwargs: dict, make_plan: Callable) -> 
     model.eval()  # no dropout, nothing kept for a second forward
     try:
         with uncompressed(model):
-            return _labelled_hidden(model, labels, kwargs, make_plan(kwargs))[0]
+            return _labelled_hidden(model, labels, kwargs, make_plan(model, labels, kwargs))[0]
     finally:
         model.train(training)
 

@@ -16,6 +16,18 @@ Every override, checked against transformers 5.2.0 (by `make test-matrix`), 5.22
 
 compat.py has what differs between these versions (the KV cache's name among them), known.py what a
 decoder may be made of.
+
+Why not by transformers' own hooks (read in 5.2.0, 5.22.2 and 5.24.0):
+
+    AttentionInterface: an entry belongs to the process and is chosen by config._attn_implementation, and neither the
+        process nor a config is changed here. It is called after the rotary embedding, so that one would stay an
+        override for its fused operator. The vision tower calls it once per window, unless its name holds "flash":
+        then transformers takes it for flash attention in other places, too. The override of a decoder's attention is
+        as long as an entry with its mask would be, and the tower's has no counterpart.
+    AttentionMaskInterface: an implementation without an entry of its own gets no mask at all, not even for padding;
+        with one it is given transformers' 4D mask, which is what the segments of a padded prompt are there to avoid.
+    kernel layers (of norms, and in newer releases of the rotary embedding): they need the package `kernels`, which
+        fetches what it runs from the hub, and are mapped by the names of classes, not by instances.
 """
 
 import copy
@@ -147,7 +159,7 @@ def _with_signature(method: Callable, name: str, hide: str | None, show: str | N
         functools.update_wrapper(function, method)
         function.__signature__ = signature.replace(parameters=shown)
         function._ppe_itself = function
-    # accelerate's unwrap_model strips a model of mixed precision by following __wrapped__ to its end: there we are, too.
+    # accelerate's unwrap_model takes mixed precision off by following __wrapped__ to its end: there we are, too.
     replacement.__wrapped__ = alone
     del alone.__wrapped__
     return replacement

@@ -31,13 +31,14 @@ class Watch:
     plan: PromptPlan
     parts: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
 
-    def tokens(self) -> TowerTokens | None:
-        """In the order of the features; None where nothing is looked at."""
+    def tokens(self, device: torch.device) -> TowerTokens | None:
+        """On the device of the features, and in their order; None where nothing is looked at."""
         if not self.compression.tower.all:
             return None
-        parts = self.parts
-        if self.plan.tower_order is not None:
-            parts = {at: part.index_select(0, self.plan.on(part.device).tower_order) for at, part in parts.items()}
+        order = self.plan.on(device).tower_order
+        parts = {at: part.to(device) for at, part in self.parts.items()}  # a tower may be spread over devices
+        if order is not None:
+            parts = {at: part.index_select(0, order) for at, part in parts.items()}
         return TowerTokens(self.compression.tower, parts)
 
     @torch.no_grad()

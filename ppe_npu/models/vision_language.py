@@ -145,9 +145,9 @@ def _causal_lm_forward(self, labels=None, **kwargs):
         kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), **wishes)
     if labels is None:
         return original(self, "forward")(labels=labels, **kwargs)
-    plan = _make_plan(self, kwargs)
+    plan = _make_plan(self, labels, kwargs)
     if kwargs.get(KEYWORD, NOTHING).skip_logits:
-        return loss_only(self, labels, kwargs, plan, lambda given: _make_plan(self, given))
+        return loss_only(self, labels, kwargs, plan, _make_plan)
     if plan is not None and plan.ahead is not None:
         return _late_loss(self, labels, kwargs, plan)
     labels = labels if plan is None else plan.labels(labels)
@@ -157,13 +157,13 @@ def _causal_lm_forward(self, labels=None, **kwargs):
     return output
 
 
-def _make_plan(model, kwargs: dict) -> PromptPlan | None:
+def _make_plan(model, labels: torch.Tensor, kwargs: dict) -> PromptPlan | None:
     """The plan of a prompt, which says where its labels will stand; it is put into the arguments. None where there is
     nothing to compress."""
     state = _state(model.compression, kwargs)
     if not _compresses(state, kwargs):
         return None
-    plan = make_plan(model.model, model.compression, kwargs, state)
+    plan = make_plan(model.model, model.compression, kwargs, state, labels)
     kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), plan=plan)
     return plan
 

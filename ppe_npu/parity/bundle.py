@@ -127,7 +127,7 @@ def _check_case(case: Case, dtype: str, device: torch.device, tensors: Tensors) 
 
 
 def _json(number: float | None) -> float | None:
-    """JSON has no infinity, which is the error of what failed."""
+    """Errors for JSON, which has no infinity (the error of what failed)."""
     return number if number is None or math.isfinite(number) else None
 
 
@@ -175,7 +175,7 @@ def _run_model(setting: str, dtype: str, device: torch.device, tensors: Tensors)
 
 
 def _kept(results: Results) -> Tensors:
-    """What of the results a bundle holds."""
+    """The part of the results that a bundle holds."""
     gradients = torch.cat([gradient.flatten() for gradient in results.gradients.values()])
     few = gradients[:: max(len(gradients) // _GRADIENTS, 1)]
     ids = {} if results.ids is None else {"ids": results.ids}

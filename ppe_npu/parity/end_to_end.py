@@ -1,6 +1,6 @@
 """A tiny model on a device against the same model in fp64: logits, loss, gradients, optimizer steps, generated ids.
 
-Allowed is what backends/parity/compare.py allows an operator: twice the error of plain PyTorch (transformers as it is,
+The allowed error is that of backends/parity/compare.py: twice the error of plain PyTorch (transformers as it is,
 on the CPU, in the same dtype), with a floor. In fp32 the images and videos go through the vision tower; in 16 bits its
 features are given (see model.with_features), cascades, whose groups come from 16-bit hidden states, are left out, and
 greedy ids, which hang on the last bit of two close logits, are not compared. fp16 gradients overflow without a loss
@@ -15,9 +15,8 @@ import torch
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
-from ppe_npu.backends.common import IGNORED
+from ppe_npu.backends.common import DTYPES, IGNORED
 from ppe_npu.backends.parity import Row, compare
-from ppe_npu.backends.parity.run import DTYPES
 from ppe_npu.models.fused import fuse
 from ppe_npu.parity.model import SETTINGS, build_inputs, build_model, with_features
 
@@ -29,7 +28,7 @@ _LOSS_FLOOR = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 @dataclass(frozen=True)
 class Results:
-    """What one run gave, on the CPU.
+    """The results of one run, on the CPU.
 
     Args:
         logits: [n, vocab] of all text. gradients: of each parameter that has one.
@@ -43,7 +42,7 @@ class Results:
     ids: torch.Tensor | None
 
 
-def run_end_to_end(device: torch.device, dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16")) -> list[Row]:
+def run_end_to_end(device: torch.device, dtypes: tuple[str, ...] = tuple(DTYPES)) -> list[Row]:
     """One row for each setting, dtype and quantity; parity holds if `row.ok` for all."""
     rows = []
     for name in dtypes:
@@ -82,7 +81,7 @@ def run_references(model, inputs: dict[str, torch.Tensor], setting: str, dtype: 
 
 
 def rows_of(setting: str, dtype: str, ours: Results, plain: Results, exact: Results) -> list[Row]:
-    """One row a quantity, with the implementations that dispatch has chosen since its reset."""
+    """One row per quantity, with the implementations that dispatch has chosen since its reset."""
     chosen = ", ".join(sorted(set(dispatch.chosen().values())))
     fixed = {"op": "model", "dtype": dtype, "implementation": chosen, "shapes": f"{len(ours.logits)} tokens"}
     rows = []
@@ -131,7 +130,7 @@ def run(
     dtype: torch.dtype,
     fused: bool,
 ) -> Results:
-    """Everything that is compared, of a copy of the model on a device in a dtype.
+    """Compute everything that is compared, with a copy of the model on a device in a dtype.
 
     Args:
         inputs: of build_inputs or with_features, with labels.

@@ -39,7 +39,7 @@ def model_place(setting: str, dtype: str) -> str:
 
 
 def compared() -> dict:
-    """What of the manifest has to be as this version would write it."""
+    """The part of the manifest that has to be as this version would write it."""
     return {
         "cases": [f"{case.op}: {case.name}" for case in CASES],
         "settings": {name: config.to_dict() for name, config in SETTINGS.items()},

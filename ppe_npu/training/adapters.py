@@ -31,7 +31,7 @@ class Adapter:
     """What learns in place of the model's own weights.
 
     Attributes:
-        kind: "lora"; "dora", whose directions and lengths learn apart; "qlora": LoRA over a language model that is
+        kind: "lora"; "dora", whose directions and lengths learn separately; "qlora": LoRA over a language model that is
             held in 4 bits (CUDA, bitsandbytes).
         rank: of each update. alpha: the update is scaled by alpha / rank. dropout: of its input, in training.
         parts: which parts of the model get one: "language", "merger", "vision".
@@ -93,7 +93,7 @@ def _check_peft(adapter: Adapter) -> None:
 
 def quantization(adapter: Adapter | None, device: torch.device) -> Any:
     """load_model's quantization_config for an adapter: NF4 with doubly quantised scales for QLoRA's language model, its
-    head and the vision tower left as they are; None for what needs none.
+    head and the vision tower left as they are; None for the other kinds.
 
     Raises:
         InputError: as check_adapter.
@@ -141,7 +141,7 @@ def _ends(name: str, end: str) -> bool:
 
 
 def add_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
-    """Freeze a model and put a new adapter on it, which at first changes nothing; the draw follows torch's seed.
+    """Freeze a model and put a new adapter on it, which changes nothing at first; torch's seed draws its weights.
 
     Args:
         model: as load_model gives it, compressed or not; it is changed in place.
@@ -211,7 +211,7 @@ def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], sour
     Args:
         model: a peft model with the adapter that they are of.
         tensors: as adapter_weights gives them.
-        source: where they are from, to be named.
+        source: where they are from, for messages.
 
     Raises:
         InputError: more weights than the adapter has, fewer, or of other shapes.

@@ -1,4 +1,4 @@
-"""The table before step 1: who learns, how fast, on what, and by which operators."""
+"""The table before step 1: which parts learn, how fast, on what data, and by which operators."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
+from ppe_npu.config import CompressionConfig, step_label
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.parts import parameter_table
 from ppe_npu.training.survey import Survey
 
 
 def describe_run(config: TrainConfig, model: Any, survey: Survey, steps: int, device: Any, processes: int = 1) -> str:
-    """Lines to read."""
+    """The table, as lines to read."""
     accumulation = config.accumulation(processes)
     shares = f"{config.batch_size} x {accumulation}" + (f" x {processes} processes" if processes > 1 else "")
     effective = config.batch_size * accumulation * processes
@@ -33,15 +34,20 @@ def describe_run(config: TrainConfig, model: Any, survey: Survey, steps: int, de
 
 def _tokens(config: TrainConfig, survey: Survey) -> str:
     compression = config.compression
-    what = "dense" if compression.is_dense else (
-        f"{compression.method}, ratio {compression.ratio}, positions {compression.positions}, k {compression.k}"
-    )  # fmt: skip
+    places = f", positions {compression.positions}, k {compression.k}"
+    what = "dense" if compression.is_dense else _said(compression) + places
     before, after = int(survey.before.sum()), int(survey.after.sum())
     return f"compression {what}; tokens an epoch {before:,}, entering the LLM {after:,} ({after / before:.1%})"
 
 
+def _said(compression: CompressionConfig) -> str:
+    if compression.steps is None:
+        return f"{compression.method}, ratio {compression.ratio}"
+    return " then ".join(step_label(method).replace("_", " ") for method in compression.steps)
+
+
 def _options(config: TrainConfig) -> str:
-    """What is switched on, each with its comma."""
+    """The options that are switched on, each after a comma."""
     named = {
         "gradient checkpointing": config.gradient_checkpointing,
         "packing": config.packing,
@@ -53,7 +59,7 @@ def _options(config: TrainConfig) -> str:
 
 
 def _operators(kind: str) -> list[str]:
-    """Per op the implementations that are here for this kind of device, in the order they are tried."""
+    """For each op the implementations that this kind of device has here, in the order in which they are tried."""
     found = []
     for op in dispatch.ops():
         names = [entry.name for entry in dispatch.available(op, kind) if entry.automatic]

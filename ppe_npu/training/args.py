@@ -201,7 +201,8 @@ def _as_adapter(value: str | Adapter | None) -> Adapter | None:
 
 
 def as_compression(value: str | Path | Mapping[str, Any] | CompressionConfig, **overrides: Any) -> CompressionConfig:
-    """A preset's name, a JSON file, a dict of keys or a config -> CompressionConfig, with single keys overridden.
+    """A preset's or method's name (with keys: "divprune:ratio=0.25,positions=ppe"), a JSON file, a dict of keys or a
+    config -> CompressionConfig, with single keys overridden.
 
     Overrides that are None change nothing.
 
@@ -215,6 +216,6 @@ def as_compression(value: str | Path | Mapping[str, Any] | CompressionConfig, **
     elif str(value).endswith(".json"):
         config = CompressionConfig.from_file(value)
     else:
-        config = CompressionConfig.preset(str(value))
-    changed = {key: override for key, override in overrides.items() if override is not None}
-    return CompressionConfig.from_dict({**config.to_dict(), **changed}) if changed else config
+        given = {key: override for key, override in overrides.items() if override is not None}
+        return CompressionConfig.from_text(str(value), **given)
+    return config.changed(**overrides)

@@ -1,4 +1,4 @@
-"""What is watched while a run goes on: a progress bar, what the compression keeps, and who really gets a gradient."""
+"""What is watched while a run goes on: its progress, what the compression keeps, which parameters get a gradient."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Meter:
         return round(self.kept / self.visual, 4) if self.visual else None
 
     def speed(self, processes: int) -> float:
-        """Tokens a second of the prompts as they were given, over all processes."""
+        """Tokens per second of the prompts as they were given, over all processes."""
         return round(processes * self.tokens / max(time.perf_counter() - self.since, 1e-9), 1)
 
 
 class Progress(TrainerCallback):
-    """One bar a run, with loss, tokens/s and retention behind it; tqdm adds what is still to come."""
+    """One bar per run, with loss, tokens/s and retention behind it; tqdm adds the time that is left."""
 
     def __init__(self, title: str) -> None:
         self.title, self.bar, self.first = title, None, 0

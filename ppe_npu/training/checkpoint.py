@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ppe_npu.backends.common import DTYPES
 from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.errors import InputError
 from ppe_npu.models.fingerprint import fingerprint
@@ -18,7 +19,7 @@ IDENTITY = "identity.json"  # all that decides the losses of the run that wrote 
 COMPRESSION = "compression.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEYS = ("model", "weights", "class", "dtype")
-_DTYPES = ("float32", "bfloat16", "float16")
+_DTYPES = [str(dtype).removeprefix("torch.") for dtype in DTYPES.values()]
 
 
 def base_record(model: nn.Module, path: str | Path, allow_bin: bool = False) -> dict[str, str]:

@@ -23,7 +23,7 @@ from ppe_npu.engine.spans import VisionTokens, find_spans
 from ppe_npu.training.data import Record
 from ppe_npu.training.tokens import Tokeniser, Tokens
 
-NOTES = ("sample_ids", "skipped")  # of a batch, for who trains: the model does not take them
+NOTES = ("sample_ids", "skipped")  # of a batch, for the training loop: the model does not take them
 Visuals = tuple[dict[str, torch.Tensor], dict[str, list[torch.Tensor]]]  # as inputs.process_visuals gives them
 
 
@@ -117,7 +117,7 @@ class Collator:
 
 
 def block_mask(blocks: torch.Tensor) -> torch.Tensor:
-    """Who may look at whom.
+    """Which tokens each token may attend to.
 
     Args:
         blocks: int64 [B, S]: 0 in the prefix, 1, 2, ... in blocks, -1 at padding.

@@ -1,6 +1,6 @@
 """Training data in LLaVA's form, checked before anything long starts.
 
-A record is one JSON object, in a list (.json) or one a line (.jsonl):
+A record is one JSON object, in a list (.json) or one per line (.jsonl):
 
     {"id": ..., "image": "a.png" or ["a.png", "b.png"], "video": ..., "independent": false,
      "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A cat."}, ...]}
@@ -42,7 +42,7 @@ BAR_AFTER = 3.0  # seconds of work after which a progress bar shows
 
 @dataclass(frozen=True)
 class Checked:
-    """What is in data files.
+    """The contents of data files.
 
     Attributes:
         records: those that can be used.
@@ -56,7 +56,7 @@ class Checked:
 
 
 class ChatDataset(Dataset):
-    """Records by number; pictures are read by the collator, a batch at a time."""
+    """Records by number; the collator reads their pictures, one batch at a time."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = list(records)

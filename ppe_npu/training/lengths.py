@@ -1,8 +1,8 @@
 """A record's length in tokens before and after compression, found from headers.
 
 A picture's tokens follow from its header's size, by the processor's own rule; a video's, and those of the seconds that
-Qwen3-VL's processor writes between them, from the frames that it shows, their rate and size, by the plan that
-ppe_npu.data.videos reads by and the processor itself, which is given frames that have a shape and no content. So the
+Qwen3-VL's processor writes between them, from the frames that it shows, their rate and size, by the plan by which
+ppe_npu.data.videos reads and the processor itself, which is given frames that have a shape and no content. So the
 numbers are those of the collator's batches.
 """
 

@@ -41,7 +41,7 @@ class CompressedTrainer(Trainer):
         base: what base.json shall hold. identity: what identity.json shall hold, in the first process.
         newer: checkpoints that a run which goes on from an older one replaces: they go when a new one is there.
         learning_rates: of each part of the model.
-        lengths: of the records, to bring like ones together, or None. per_step: records of an optimizer step.
+        lengths: of the records, to bring like lengths together, or None. per_step: records of an optimizer step.
         packing: the samples of a forward in one row. distillation: from the model that sees everything, or None.
     """
 
@@ -180,7 +180,7 @@ class CompressedTrainer(Trainer):
         return str(Path(folder) / SAVING) if self._saving else folder
 
     def _save_checkpoint(self, model, trial) -> None:
-        """A checkpoint is made aside, and takes its name when every process has written its part.
+        """A checkpoint is written beside its place, and takes its name when every process has written its part.
 
         None after the last step: final/ is about to be written, and transformers (5.22) takes one step too many when it
         resumes a run that is at its end.
@@ -201,7 +201,7 @@ class CompressedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _name(self, made: Path) -> None:
-        """Give a checkpoint that every process has written its part of its place, and drop those that are too many."""
+        """Put a checkpoint into its place when every process has written its part, and drop those that are too many."""
         step = self.state.global_step
         write_json(made / IDENTITY, dict(self.identity))
         write_json(made / WHOLE, whole_record(made, step))
@@ -213,7 +213,7 @@ class CompressedTrainer(Trainer):
             drop(old)
 
     def drop_newer(self, besides: Path | None = None) -> None:
-        """Remove the checkpoints that this run has done anew, or will not come to."""
+        """Remove the checkpoints that this run has written anew, or will not reach."""
         for path in self.newer:
             if path != besides:
                 drop(path)

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from ppe_npu.errors import InputError
-from ppe_npu.files import recover, remove, write_json, write_text, writing
+from ppe_npu.files import locked, recover, remove, write_json, write_text, writing
 from ppe_npu.models.fingerprint import media_marks
 from ppe_npu.training.args import LAST_WHOLE, TrainConfig
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE, read_base
@@ -44,23 +44,16 @@ def sole_run(output: Path) -> Iterator[None]:
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"output {output} is a file: name a folder")
-    lock, no_locks = FileLock(output / LOCK), f"output {output} is on a file system without file locks (flock)"
-    try:
-        with writing(output / LOCK):
-            output.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"output {output}: another run is writing there: wait until it ends, stop it, or name another folder"
-        ) from None
-    except NotImplementedError as error:  # filelock's word for a file system without flock
-        raise InputError(f"{no_locks}: name a folder on another one") from error
-    try:
-        if isinstance(lock, SoftFileLock):  # a newer filelock's: a file that a killed process would leave
-            raise InputError(f"{no_locks}: name a folder on another one")
+    with writing(output / LOCK):
+        output.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(FileLock(output / LOCK), output, wait=0))
+        except Timeout:
+            raise InputError(
+                f"output {output}: another run is writing there: wait until it ends, stop it, or name another folder"
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 def check_output(config: TrainConfig) -> None:
@@ -274,7 +267,7 @@ def check_base(checkpoint: Path | None, base: dict[str, str]) -> None:
 def begin_output(
     config: TrainConfig, checkpoint: Path | None, steps: int, identity: dict[str, Any], marks: Sequence[str]
 ) -> list[Path]:
-    """When all was compared: drop what an earlier run left, if that was asked for, and write the settings down.
+    """After all comparisons: drop what an earlier run left, if that was asked for, and write the settings down.
 
     Args:
         checkpoint: to go on from. steps: of the whole run.
@@ -309,7 +302,7 @@ def begin_output(
 
 
 def _drop(output: Path, own: Sequence[Path]) -> None:
-    """What an earlier run left, by the marks that it left on it; all else stays."""
+    """Drop what an earlier run left, known by its marks; all else stays."""
     events = [*(output / "tensorboard").glob("events.out.tfevents.*")]
     known = _OWN if (output / IDENTITY).is_file() or (output / SETTINGS).is_file() else ()
     for path in [*own, output / "final"]:
@@ -321,7 +314,7 @@ def _drop(output: Path, own: Sequence[Path]) -> None:
 
 
 def _tidy(output: Path, step: int) -> None:
-    """What the run did after the checkpoint that it goes on from, or half did: it will do it again."""
+    """Drop what the run did after the checkpoint that it goes on from, finished or not: it will do it again."""
     remove(output / SAVING)
     cut_off = re.compile(rf"\.({'|'.join(map(re.escape, (*_WRITTEN, *_OWN)))})\.\d+\.tmp")
     for path in output.iterdir():

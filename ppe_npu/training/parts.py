@@ -1,6 +1,6 @@
 """The parts of a vision-language model, which may learn at rates of their own: language model, merger, vision tower.
 
-A part is told by a parameter's name, so it is told as well below a peft model's prefixes.
+A part is known by its parameters' names, also below the prefixes that a peft model adds.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _is_meant(asked: str, name: str) -> bool:
 
 
 def parameter_table(model: nn.Module, learning_rates: Mapping[str, float]) -> str:
-    """Who learns, how fast: a line for each part, with a mark where an adapter learns in its place.
+    """Which parts learn, and how fast: one line per part, with a mark where an adapter learns in its place.
 
     Args:
         learning_rates: of each part.

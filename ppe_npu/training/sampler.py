@@ -22,7 +22,7 @@ class EpochSampler(torch.utils.data.Sampler):
         records: how many.
         seed: of the order.
         epoch: tells the epoch when an order is asked for.
-        lengths: of each record, to bring records of like length together; None: not.
+        lengths: of each record, to bring records of like length together; None: they are not.
         per_step: records of one optimizer step, over all processes. With lengths these are alike, so that no process
             waits for another. An epoch's last step is filled up with its first records: every process, and every
             accumulated forward, has its share, however many there are.

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: summary.json, summary.md and loss.png."""
+"""What a run leaves for people to look at: summary.json, summary.md and loss.png."""
 
 from __future__ import annotations
 
@@ -85,6 +85,6 @@ def plot_losses(losses: Sequence[tuple[int, float]], path: Path) -> None:
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Of each value and those before it, `width` at most."""
+    """The mean of each value and those before it, of `width` at most."""
     windows = (values[max(0, end - width) : end] for end in range(1, len(values) + 1))
     return [sum(window) / len(window) for window in windows]

@@ -74,7 +74,7 @@ class Tokeniser:
         )
 
     def _question_makers(self, record: Record):
-        """Per question: the texts that decide its tokens, and a function that makes them."""
+        """For each question the texts that decide its tokens, and a function that makes them."""
         texts = [text for _, text in record.turns]
         pairs = zip(texts[::2], texts[1::2], range(len(texts) // 2))
         for human, answer, number in pairs:
@@ -86,7 +86,8 @@ class Tokeniser:
         visual = list(visual_ids(self.processor).values())
         cut = int(np.flatnonzero(np.isin(ids, visual))[-1]) + 1
         cut += int(ids[cut] == self._vision_end)
-        end = int(np.flatnonzero(labels != IGNORED)[-1]) + 1  # a template's line break after the answer is nobody's
+        # A template's line break after the answer belongs to no turn.
+        end = int(np.flatnonzero(labels != IGNORED)[-1]) + 1
         return (ids[:cut], labels[:cut]), (ids[cut:end], labels[cut:end])
 
     def _plain(self, record: Record) -> Tokens:

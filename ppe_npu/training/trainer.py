@@ -250,7 +250,7 @@ def _result(trainer: Any, final: Path, seconds: float) -> TrainResult:
 
 
 def _versions(device) -> dict[str, str]:
-    """Of what decides the numbers."""
+    """The versions of what decides the numbers."""
     from importlib.metadata import version
 
     packages = ("torch", "transformers", "accelerate")

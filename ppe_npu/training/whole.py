@@ -1,4 +1,4 @@
-"""whole.json: what a training checkpoint holds, file by file, and whether it still does."""
+"""whole.json: which files a training checkpoint holds, and whether it still holds them as they were written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NEEDED = (
 
 
 def made_by_train(folder: Path) -> bool:
-    """Whether a run of this package wrote a checkpoint-N: not a plain Trainer, an export, or somebody by hand."""
+    """Whether a run of this package wrote a checkpoint-N, and not a plain Trainer, an export, or somebody by hand."""
     return (folder / WHOLE).exists() or ((folder / STATE).exists() and (folder / BASE).exists())
 
 

@@ -13,6 +13,7 @@ from bench.models import Prompt
 from bench.timing import Times, stopwatch
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends import device as devices
+from ppe_npu.backends.common import IGNORED
 from ppe_npu.inspect.report import kv_bytes
 from ppe_npu.models.forward_pass import ForwardPass
 
@@ -183,7 +184,7 @@ def _decode(bench: Bench) -> dict[str, dict]:
 def _train(bench: Bench, checkpointing: bool) -> dict[str, dict]:
     model, inputs = bench.model, bench.inputs
     visual = (inputs["input_ids"] == model.config.image_token_id) | (inputs["input_ids"] == model.config.video_token_id)
-    labels = inputs["input_ids"].masked_fill(visual, -100)
+    labels = inputs["input_ids"].masked_fill(visual, IGNORED)
     model.train()
     model.model.visual.requires_grad_(False)
     if checkpointing:

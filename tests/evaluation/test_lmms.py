@@ -136,3 +136,12 @@ def test_a_checkpoints_own_compression_is_taken(tiny_folder, tmp_path):
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "compression.json").write_text(json.dumps({"method": "uniform", "positions": "keep_one", "k": 1}))
     assert Answerer.load(str(tmp_path), device="cpu", ratio=0.5).model.compression.config.label.startswith("uniform")
+
+
+def test_any_method_is_taken_with_its_fields(tiny_folder):
+    asked = {"compression": "divprune", "ratio": 0.25, "positions": "ppe", "k": 4, "dropped": "drop"}
+    config = Answerer.load(tiny_folder, device="cpu", **asked).model.compression.config
+    assert config.methods[0].to_dict() == {"method": "divprune", "ratio": 0.25, "dropped": "drop"}
+    assert (config.positions, config.k) == ("ppe", 4)
+    with pytest.raises(ValueError, match="divprune has no rate"):
+        Answerer.load(tiny_folder, device="cpu", compression="divprune", rate=0.25)

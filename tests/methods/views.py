@@ -57,9 +57,12 @@ def parts_of(method: Method, seed: int = 0, whole: bool = False) -> dict[str, to
         "text_queries": random(_TEXT, _HEADS, _WIDTH),
         "text_keys": random(_TEXT, _KEY_HEADS, _WIDTH),
         "layer_row": random(most).abs(),
+        "text_plain_queries": random(_TEXT, _HEADS, _WIDTH),
+        "text_plain_keys": random(_TEXT, _KEY_HEADS, _WIDTH),
     }
+    both = {"text_plain_queries", "text_plain_keys"} if {"layer_plain", "layer_text"} <= method.needs else set()
     names = {name for need in method.needs for name in _FIELDS.get(need, (need,))} | {"tokens", "places"}
-    return {name: value for name, value in every.items() if name in names}
+    return {name: value for name, value in every.items() if name in names | both}
 
 
 def sizes_of(method: Method) -> list[int]:

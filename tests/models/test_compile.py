@@ -10,7 +10,7 @@ from support import Prompt, batch
 from tolerances import assert_rounds_alike, exact
 from transformers import CompileConfig, DynamicCache, GenerationConfig, StaticCache
 
-from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu import CompressionConfig, compat, compress, restore
 from ppe_npu.methods import FastV, PyramidDrop
 from ppe_npu.models.fused import fuse
 
@@ -136,7 +136,7 @@ def test_decoding_is_one_graph_compiled_again_once_for_any_length(model, config,
 def test_generation_compiles_a_static_cache_only_if_asked_to(model, monkeypatch):
     """transformers would do it on CUDA of its own accord."""
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
-    inputs = {"past_key_values": StaticCache(config=model.config.text_config, max_cache_len=8)}
+    inputs = compat.cache_argument(type(model).forward, StaticCache(config=model.config.text_config, max_cache_len=8))
     asked = GenerationConfig(compile_config=CompileConfig())
     compress(model, PPE)
     assert not model._valid_auto_compile_criteria(inputs, GenerationConfig())

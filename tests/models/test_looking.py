@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support import FAMILIES, IMAGE_ID, VIDEO_ID, Prompt, batch, random_model
-from tolerances import assert_near, assert_rounds_alike
+from tolerances import assert_near, assert_rounds_alike, exact
 from toys import Looker
 from transformers import AttentionInterface, DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -116,6 +116,47 @@ def test_what_is_shown_is_what_the_layer_itself_computes(model, family, before, 
     real = output.past_key_values.ppe_state.masks[-1]
     cells = 1 + 3 + 1 + 1
     assert check(views, 2 - before, real, offset=int(before)) == cells
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_in_training_a_prompt_ends_where_its_answer_begins(family, packed):
+    """What is looked at is what generation would look at, which has no answer yet."""
+    first, text, last = prompts_of(family)
+    answers = [Prompt([9], seed=5).ids, Prompt([4], seed=6).ids, Prompt([6], seed=7).ids]
+    told = [Prompt(prompt.parts, prompt.seed) for prompt in (first, text, last)]
+    for prompt, answer in zip(told, answers):
+        prompt.ids += answer
+    model, looker = fuse(random_model(family=family)), Looker(layer=(1, 2), before=True)
+    _, expected = run(model, inputs_of(family, first, text, last), looker)
+    true = exact(model, lambda: run(model, inputs_of(family, first, text, last))[1])
+    inputs = inputs_of(family, *told, side="right")
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for row, prompt, answer in zip(labels, told, answers):
+        row[len(prompt.ids) - len(answer) : len(prompt.ids)] = torch.tensor(answer)
+    _, views = run(model, inputs, labels=labels, packed=packed)
+    assert len(views) == len(expected)
+    for mine, view, precise in zip(views, expected, true):
+        for name in ("layer_row", "text", "text_keys", "text_queries"):
+            own = view.present if name == "layer_row" else view.text_valid
+            shown = [getattr(each, name)[own if own is not None else slice(None)] for each in (mine, view, precise)]
+            assert_rounds_alike(*shown)
+        assert torch.equal(mine.text_after, view.text_after)
+
+
+def test_of_several_turns_the_first_answer_after_all_pictures_ends_the_prompt():
+    model = random_model()
+    compress(model, CompressionConfig(steps=[Looker(looks=("text",))], positions="keep_one"))
+    prompt = Prompt([3, ("image", (1, 2, 2)), 2, 2, ("image", (1, 1, 3)), 1, 4, 2, 3])
+    inputs, answers = batch(prompt), {9: 11, 15: 19, 21: 24}  # of three turns, where each answer begins and ends
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for start, end in answers.items():
+        labels[0, start:end] = inputs["input_ids"][0, start:end]
+    for shown in (labels, labels.masked_fill(torch.arange(24) < 15, -100)):
+        _, views = run(model, inputs, labels=shown)
+        for view in views:
+            assert view.text.shape[1] == 3 + 2 + 2 + 1
+    assert run(model, inputs)[1][0].text.shape[1] == 24 - 4 - 3
+    assert run(model, inputs, labels=torch.full_like(labels, -100))[1][0].text.shape[1] == 24 - 4 - 3
 
 
 def test_before_rotary_and_after_the_norm_of_heads(model, family):

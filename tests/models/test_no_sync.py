@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.backends import segments
 from ppe_npu.backends.reference import dpc_knn as reference
-from ppe_npu.methods import DART, FastV, PyramidDrop
+from ppe_npu.methods import DART, PACT, FastV, PyramidDrop, SparseVLM
 from ppe_npu.models.forward_pass import ForwardPass
 from ppe_npu.models.fused import fuse
 
@@ -116,6 +116,7 @@ def test_no_sync_inside_a_cascade(model, monkeypatch):
         PRESETS["chatunivi cascade"],
         CompressionConfig(steps=[FastV(layer=1), DART(0.4, layer=2)], k=4),
         CompressionConfig(steps=[PyramidDrop(layer=[0, 2]), PyramidDrop(0.7, layer=[1])], k=4),
+        CompressionConfig(steps=[SparseVLM(layer=1), PACT(0.4, layer=2)], k=4),
     ):
         compress(model, config)
         for prompts in (MIXED, [Prompt([1, ("video", (2, 3, 4)), 1])]):

@@ -52,7 +52,7 @@ class Dataset(ABC):
         folder: below data_root; several benchmarks may share one.
         needs: files and folders below `folder` that must be there, as glob patterns.
         home: where to get them, in words.
-        metric: what score() or metrics() compute and who published the rule.
+        metric: what score() or metrics() compute, and where the rule was published.
         form: the prompt, with {names} that the subclass fills in.
 
     Raises:

@@ -10,7 +10,7 @@ from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, Choice, Row, 
 from ppe_npu.evaluation.benchmarks.readers import read_json
 from ppe_npu.evaluation.metrics import longvideobench_letter, mean_by
 
-FRAMES = 16  # at most; a shorter video gives one a second
+FRAMES = 16  # at most; a shorter video gives one per second
 
 
 class LongVideoBench(Choice):

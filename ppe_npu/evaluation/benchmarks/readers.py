@@ -34,7 +34,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[Row]:
-    """One row a line; blank lines are passed over."""
+    """One row per line; blank lines are passed over."""
     check_regular(path)
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

@@ -22,7 +22,7 @@ METHODS: dict[str, Method] = {name: default(name) for name in published()}
 METHODS |= {
     f"{name} {how}": dataclasses.replace(method, dropped=how)
     for name, method in METHODS.items()
-    for how in ("merge", "drop")
+    for how in ("drop",)
     if hasattr(method, "dropped")
 }
 METHODS |= {
@@ -61,7 +61,7 @@ def assert_same(one: Grouping, other: Grouping) -> None:
         assert a is None or torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_every_cell_keeps_what_it_was_asked_for_in_groups_around_representatives(method, seed):
     kept, sizes = wanted(method), views.sizes_of(method)
     grouping = found(method, views.parts_of(method, seed), kept)

@@ -1,0 +1,166 @@
+"""PACT: unimportant tokens go, the keys of the others are clustered (Dhouib et al., arXiv 2504.08966, section 3)."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ppe_npu.backends.compiling import traced_once
+from ppe_npu.methods.base import Method, at_layer, register
+from ppe_npu.methods.choosing import DROPPED, best, exact, row, unit
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
+from ppe_npu.settings import setting
+
+_DISTANCES_AT_ONCE = 2**24
+_STEPS_UNASKED = 32
+
+
+@register("pact")
+@dataclass(frozen=True)
+class PACT(Method):
+    """Prunes by importance (EUTI), then clusters by distance-bounded density peaks (DBDPC).
+
+    EUTI: with q the mean query of the visual tokens, head by head, a token's score is |h_i| times the mean over heads
+    of softmax_i(q k_i / sqrt(d)), queries and keys before their rotary embedding; the floor(N keep) best stay. DBDPC,
+    on these tokens' keys after it: with d_ij one minus their cosine, over all heads at once, the density of i is
+    sum_j exp(-(d_ij / dc)^2). By falling density a token becomes a centre if it is farther than the cutoff from all
+    centres so far; every other one joins the nearest centre, and so do those that EUTI took out, where they are within
+    coef_pruned times the cutoff. A group becomes its mean.
+
+    How many centres there are follows from the features. With a ratio it is as many as were asked for: the first M
+    centres, and where there are fewer, the densest of the other tokens after them. Equal densities: the first token's.
+    The published EUTI takes the mean query, and the softmax, over the text before the image, too; it counts in fp16.
+
+    Args:
+        ratio: share of the tokens that is kept, ceil(N * ratio) of N; null: as many as the cutoff makes centres.
+        keep: share of the tokens that EUTI leaves.
+        cutoff: largest distance from a centre to one that is no centre. The authors' script for Qwen2-VL has 0.1, and
+            keep 0.8.
+        coef_pruned: how many times as far a token may be that EUTI took out.
+        dc: scale of distances in a density.
+        released: EUTI with the text before the image, where there is any.
+        dropped: what becomes of tokens that are farther than that; as published they go ("drop").
+    """
+
+    ratio: float | None = setting(0.3, above=0, most=1, remedy="give the kept share, in (0, 1], or null")
+    keep: float = setting(0.55, above=0, most=1)
+    cutoff: float = setting(0.21, above=0)
+    coef_pruned: float = setting(1.5, least=0)
+    dc: float = setting(2.0, above=0)
+    released: bool = False
+    dropped: str = setting("drop", choices=DROPPED)
+    layer: int | tuple[int, ...] | None = at_layer(4)
+
+    scope = "span"
+    places = ("layer",)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        euti = {"layer_plain"} if self.keep < 1 else set()
+        return frozenset({"tokens", "layer_keys", *euti, *(["layer_text"] if self.released and euti else [])})
+
+    @property
+    def counts(self) -> str:
+        return "late" if self.ratio is None else "exact"
+
+    def kept(self, tokens: int) -> int:
+        return tokens if self.ratio is None else max(math.ceil(tokens * self.ratio), 1)
+
+    def group(self, view: View) -> Grouping:
+        view.require("pact", "tokens", "layer_keys")
+        keys = unit(view.layer_keys.flatten(2))
+        stays = view.present if self.keep == 1 else self._important(view)
+        with exact(keys):
+            rank = self._rank(keys, stays)
+            centers, number = self._centers(keys, stays, rank, view)
+            return self._grouping(keys, stays, centers, number, view)
+
+    def _important(self, view: View) -> torch.Tensor:
+        """[F, N] bool, what EUTI leaves: in cells that keep more than that, as many as they keep."""
+        length = view.present.shape[1]
+        count = _shares(length, self.keep, view.tokens.device).gather(0, view.present.sum(1))
+        if self.ratio is not None:
+            count = torch.maximum(count, view.num_kept)
+        order = best(importance(view, self.released), view, length)
+        slots = torch.arange(length, device=order.device)
+        return torch.zeros_like(view.present).scatter(1, order, slots < count[:, None])
+
+    def _rank(self, keys: torch.Tensor, stays: torch.Tensor) -> torch.Tensor:
+        """[F, N] int64 place of each token by falling density among those that stay; the others come last."""
+        step, parts = max(1, _DISTANCES_AT_ONCE // max(1, stays.numel())), []
+        for part in keys.split(step, dim=1):
+            near = (-((1 - torch.bmm(part, keys.mT)) / self.dc).square()).exp()
+            parts.append((near * stays[:, None]).sum(-1))
+        order = torch.cat(parts, dim=1).masked_fill(~stays, -1.0).sort(dim=1, descending=True, stable=True).indices
+        place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        return torch.empty_like(order).scatter_(1, order, place)
+
+    def _centers(
+        self, keys: torch.Tensor, stays: torch.Tensor, rank: torch.Tensor, view: View
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[F, M] int64 in raster order, N where a cell has no such centre; [F] int64, how many it has."""
+        length, found = stays.shape[1], []
+        # First those that are open, far from all centres so far; then other ones that stay; each once.
+        left, late = torch.where(stays, rank, rank + 2 * length), self.ratio is None
+        closed, number = torch.zeros_like(stays), torch.zeros_like(view.num_kept)
+        for step in range(view.most):
+            if late and step % _STEPS_UNASKED == 0 and not (stays & ~closed).any():
+                break
+            number = number + (stays & ~closed).any(1)
+            center = torch.where(closed, left + length, left).argmin(1, keepdim=True)
+            closed = closed | (1 - torch.bmm(keys, row(keys, center)[:, :, None])[:, :, 0] <= self.cutoff)
+            closed = closed.scatter(1, center, True)
+            left = left.scatter(1, center, 4 * length)
+            found.append(center)
+        number = number if late else view.num_kept
+        centers = torch.cat(found, dim=1)[:, : int(number.max()) if late else None]
+        slots = torch.arange(centers.shape[1], device=centers.device)
+        return torch.where(slots < number[:, None], centers, length).sort(dim=1).values, number
+
+    def _grouping(
+        self, keys: torch.Tensor, stays: torch.Tensor, centers: torch.Tensor, number: torch.Tensor, view: View
+    ) -> Grouping:
+        slots = torch.arange(centers.shape[1], device=centers.device)
+        unused = slots >= number[:, None]
+        representatives = centers.masked_fill(unused, 0)
+        those = keys.gather(1, representatives[:, :, None].expand(-1, -1, keys.shape[-1])).mT
+        step, labels, alike = max(1, _DISTANCES_AT_ONCE // max(1, centers.numel())), [], []
+        for part in keys.split(step, dim=1):
+            nearest = torch.bmm(part, those).masked_fill(unused[:, None], -2.0).max(-1)
+            labels.append(nearest.indices)
+            alike.append(nearest.values)
+        heard = stays | (1 - torch.cat(alike, dim=1) <= self.coef_pruned * self.cutoff)
+        spare = torch.zeros_like(centers[:, :1])
+        label = torch.cat([*labels, spare], dim=1).scatter(1, centers, slots.expand_as(centers))[:, :-1]
+        joins = view.present & heard if self.dropped == "drop" else view.present
+        return Grouping.of(torch.where(joins, label, -1), representatives, heard if self.dropped == "lend" else None)
+
+
+def importance(view: View, with_text: bool = False) -> torch.Tensor:
+    """[F, N] fp32 EUTI score of each token; with the text before the image, if so asked for."""
+    view.require("pact", "layer_plain_queries", "layer_plain_keys")
+    queries, keys, there = view.layer_plain_queries, view.layer_plain_keys, view.present
+    if with_text and view.text_plain_queries is not None:
+        before = ~view.text_after if view.text_valid is None else ~view.text_after & view.text_valid
+        queries = torch.cat([queries, view.text_plain_queries], dim=1)
+        keys, there = torch.cat([keys, view.text_plain_keys], dim=1), torch.cat([there, before], dim=1)
+    with exact(keys):
+        mean = (queries.float() * there[:, :, None, None]).sum(1) / there.sum(1)[:, None, None]
+        mean = mean.unflatten(1, (keys.shape[2], -1)) * mean.shape[-1] ** -0.5  # [F, K, G, D]
+        scores = torch.matmul(mean, keys.float().permute(0, 2, 3, 1)).masked_fill(~there[:, None, None], -torch.inf)
+        attention = scores.softmax(-1).mean((1, 2))[:, : view.present.shape[1]]
+        return attention * view.tokens.float().norm(dim=-1)
+
+
+@traced_once  # else an upload would be part of the graph
+def _shares(most: int, share: float, device: torch.device) -> torch.Tensor:
+    """[most + 1] int64, floor(n * share) of each n, at least 1; made once, for an upload makes the host wait."""
+    return _uploaded_shares(most, share, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _uploaded_shares(most: int, share: float, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):  # else the first caller's mode would stick to it
+        return torch.tensor([max(int(n * share), 1) for n in range(most + 1)], device=device)

@@ -1,0 +1,131 @@
+"""SparseVLM: tokens that words about the picture attend to (Zhang et al., arXiv 2410.04417, section 3)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ppe_npu.methods.base import Method, at_layer, register, share
+from ppe_npu.methods.choosing import best, dropped, exact
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.peaks import density_peaks
+from ppe_npu.methods.view import View
+
+_SCORES_AT_ONCE = 2**24
+
+
+@register("sparsevlm")
+@dataclass(frozen=True)
+class SparseVLM(Method):
+    """Keeps the tokens that raters attend to, and clusters some others.
+
+    Raters are those text tokens t after the image for which the mean over visual tokens v of softmax_t(v . t), of
+    hidden states, is above its mean over t. A visual token's score is the attention that raters pay to it in the layer,
+    softmax(q k / sqrt(d)) over the prompt before each rater, the mean over heads and raters. The K best stay as they
+    are. Of the N - K others the floor(0.3 (N - K)) + 1 best are clustered to a tenth of them and one more (DPC-KNN with
+    as many neighbours), and each cluster becomes its mean. K is such that M tokens stay in all.
+
+    The published code clusters the layer's output, which on entry of the layer is not there yet: here it is its input.
+    It has budgets for 576 tokens alone, adds the clusters to them, puts them after all others, and numbers anew what
+    stays; it breaks ties by noise. Here the count is exact, every token stays in raster order, and a tie is the first
+    token's. Attention is over this image or video and the text; other images of the prompt count nothing.
+
+    Args:
+        ratio: share of a stage's tokens that is kept, floor(N * ratio) of N.
+        dropped: what becomes of the rest, see choosing.dropped.
+        layer: where it stands; published for 32 layers.
+    """
+
+    ratio: float = share(0.5)
+    dropped: str = dropped()
+    layer: int | tuple[int, ...] | None = at_layer((2, 6, 15))
+
+    needs = frozenset({"tokens", "text", "layer_keys", "layer_text"})
+    scope = "span"
+    places = ("layer",)
+
+    def kept(self, tokens: int) -> int:
+        return max(int(tokens * self.ratio), 1)
+
+    def group(self, view: View) -> Grouping:
+        view.require("sparsevlm", "tokens", "text", "layer_keys", "text_queries", "text_keys")
+        order, (whole, recycled) = best(rated(view), view, view.tokens.shape[1]), split(view)
+        length, slots = order.shape[1], torch.arange(order.shape[1], device=order.device)
+        # The recycled tokens come after the whole ones by score; in raster order, `length` where there is none.
+        at = slots[: 3 * length // 10 + 1]
+        there = at < recycled[:, None]
+        some = order.gather(1, (whole[:, None] + at).clamp_max(length - 1))
+        some = torch.where(there, some, length).sort(dim=1).values
+        inside = view.tokens.gather(1, some.clamp_max(length - 1)[:, :, None].expand(-1, -1, view.tokens.shape[-1]))
+        clusters, most = view.num_kept - whole, len(at) // 10 + 1
+        centers, labels = density_peaks(inside, there, clusters, most, clusters, most)
+        centers = torch.where(slots[:most] < clusters[:, None], some.gather(1, centers), length)
+        kept = torch.zeros(len(order), length + 1, dtype=torch.bool, device=order.device)
+        kept = kept.scatter(1, order, slots < whole[:, None]).scatter(1, centers, True)
+        made = Grouping.of_kept(
+            view, torch.where(kept[:, :-1], slots, length).sort(dim=1).values[:, : view.most], self.dropped
+        )
+        group = kept.long().cumsum(1) - 1
+        of_some = group.gather(1, centers.gather(1, labels.clamp_min(0)))
+        spare = group.new_zeros(len(group), 1)
+        labels = torch.cat([made.labels, spare], dim=1).scatter(1, some, of_some)[:, :-1]
+        heard = None if self.dropped != "lend" else kept.scatter(1, some, True)[:, :-1]
+        return Grouping.of(labels, made.representatives, heard)
+
+
+def split(view: View) -> tuple[torch.Tensor, torch.Tensor]:
+    """[F] how many tokens stay as they are, and how many are clustered to the rest of what each cell keeps: of all
+    such pairs the one that keeps the most as they are."""
+    present = view.present.sum(1)
+    whole = torch.arange(view.present.shape[1] + 1, device=present.device)
+    left = present[:, None] - whole
+    recycled = torch.where(left > 0, 3 * left // 10 + 1, 0)
+    total = whole + torch.where(left > 0, recycled // 10 + 1, 0)
+    fits = (total <= view.num_kept[:, None]) & (left >= 0)
+    most = torch.where(fits, whole, 0).amax(1)
+    return most, recycled.gather(1, most[:, None])[:, 0]
+
+
+def rated(view: View) -> torch.Tensor:
+    """[F, N] fp32 attention that the raters pay to each token, the mean over heads and raters."""
+    count = min(part.shape[1] for part in (view.text, view.text_queries, view.text_keys))
+    scores = torch.zeros(view.present.shape, device=view.tokens.device)
+    if count == 0:
+        return scores
+    with exact(view.tokens):
+        chosen = raters(view)[:, -count:]
+        weights = chosen.float() / chosen.sum(1, keepdim=True)
+        heads, groups = view.text_queries.shape[2], view.layer_keys.shape[2]
+        keys = torch.cat([view.layer_keys, view.text_keys], dim=1).float().permute(0, 2, 3, 1)  # [F, K, D, N + T]
+        length, texts = view.present.shape[1], view.text_keys.shape[1]
+        hidden = ~torch.cat([view.present, _valid(view, view.text_keys)], dim=1)[:, None]
+        place, step = torch.arange(texts, device=keys.device), max(1, _SCORES_AT_ONCE // (heads * hidden.numel()))
+        queries = view.text_queries[:, -count:].float() * view.text_queries.shape[-1] ** -0.5
+        for at in range(0, count, step):
+            part = queries[:, at : at + step].unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)  # [F, K, G, n, D]
+            later = place > place[texts - count :][at : at + step, None]  # a rater sees the text up to itself
+            later = torch.cat([later.new_zeros(len(later), length), later], dim=1)
+            row = torch.matmul(part, keys[:, :, None]).masked_fill((hidden | later)[:, None, None], -torch.inf)
+            row = row.softmax(-1)[..., :length].mean((1, 2))
+            scores = scores + torch.bmm(weights[:, None, at : at + step], row)[:, 0]
+    return scores.nan_to_num(0)  # a prompt without any text has no raters
+
+
+def raters(view: View) -> torch.Tensor:
+    """[F, T] bool, which text tokens rate: those after the image that more than the mean of it looks like."""
+    valid, text = _valid(view, view.text), view.text.float().mT
+    after = valid if view.text_after is None else valid & view.text_after[:, -text.shape[-1] :]
+    asked = torch.where(after.any(1, keepdim=True), after, valid)  # without text after it all text
+    step, sums = max(1, _SCORES_AT_ONCE // max(1, asked.numel())), 0
+    for at in range(0, view.tokens.shape[1], step):
+        alike = torch.bmm(view.tokens[:, at : at + step].float(), text).masked_fill(~asked[:, None], -torch.inf)
+        sums = sums + (alike.softmax(-1) * view.present[:, at : at + step, None]).sum(1)
+    mean = sums.sum(1, keepdim=True) / asked.sum(1, keepdim=True)
+    above = asked & (sums > mean)
+    return torch.where(above.any(1, keepdim=True), above, asked)
+
+
+def _valid(view: View, values: torch.Tensor) -> torch.Tensor:
+    """[F, T] bool, where there is a text token; values: [F, T, ...] of the text, or of its last tokens."""
+    if view.text_valid is not None:
+        return view.text_valid[:, -values.shape[1] :]
+    return torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)

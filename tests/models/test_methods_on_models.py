@@ -1,0 +1,156 @@
+"""Laws that every method holds inside a model, whichever it is: exact counts, mates, gradients, and PPE on top."""
+
+import dataclasses
+
+import pytest
+import torch
+from prompts import GREEDY, MIXED, kept_logits, logits
+from support import Prompt, batch, random_model
+from test_no_sync import SYNCS, operators
+from tolerances import assert_rounds_alike, exact
+
+from ppe_npu import CompressionConfig, compress
+from ppe_npu.methods import get
+from ppe_npu.methods.base import Method
+from ppe_npu.methods.listing import default, published
+
+CLIP = Prompt([2, ("video", (3, 4, 4)), 3, ("image", (1, 3, 5)), 4], seed=4)
+METHODS: dict[str, Method] = {name: default(name) for name in published()}
+METHODS |= {f"{name} at a layer": default(name, layer=1) for name in METHODS if "layer" in METHODS[name].places}
+METHODS["globalcom2 by dpc_knn"] = get("globalcom2", by={"method": "dpc_knn"}, temperature=0.5)
+EXACT = {name: method for name, method in METHODS.items() if method.counts == "exact"}
+PRUNING = {name: METHODS[name] for name in published() if hasattr(METHODS[name], "dropped")}
+PRUNING = {name: method for name, method in PRUNING.items() if not method.layers}
+
+
+@pytest.fixture
+def model():
+    """Whose vision tower attends to whole frames, which methods that look into it ask for."""
+    return whole_model()
+
+
+def whole_model():
+    return random_model(tower={"fullatt_block_indexes": [0]})
+
+
+def of_ratio(method: Method, ratio: float) -> Method:
+    return dataclasses.replace(method, ratio=ratio)
+
+
+def compressed(model, method: Method, k: int = 4):
+    return compress(model, CompressionConfig(steps=[method], positions="ppe", k=k))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_all_tokens_kept_are_the_dense_model(model, name):
+    dense = kept_logits(compress(model, CompressionConfig.preset("dense")), CLIP, *MIXED)
+    every = kept_logits(compressed(model, of_ratio(EXACT[name], 1.0)), CLIP, *MIXED)
+    assert all(torch.equal(one, other) for one, other in zip(every, dense))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_counts_are_those_that_the_grid_says_and_a_prompt_is_its_own(model, name):
+    """Alone, with padding, and with others in the batch; twice the same, bit by bit."""
+    config = CompressionConfig(steps=[METHODS[name]], k=4)
+    compress(model, config)
+    out = logits(model, batch(CLIP, *MIXED))
+    assert torch.equal(out, logits(model, batch(CLIP, *MIXED)))
+    assert torch.isfinite(out).all()
+    report = model.compression.report
+    grids = [(3, 4, 4), (1, 3, 5), (1, 4, 5), (2, 4, 4), (1, 1, 1), (1, 3, 3)]
+    for span, (frames, height, width) in zip(report.spans, grids, strict=True):
+        most = config.tokens_kept((frames, 2 * height, 2 * width))
+        assert span.after == most if name in EXACT else 1 <= span.after <= most
+    alone = logits(model, batch(CLIP))
+    together = out[0][-alone.shape[1] :]
+    assert_rounds_alike(together, alone[0], exact(model, lambda: logits(model, batch(CLIP)))[0])
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_host_does_not_wait_between_tower_and_decoder(model, name):
+    compressed(model, EXACT[name])
+    inputs = batch(CLIP, *MIXED)
+    operators(model, inputs)  # lookups are made once
+    if name.startswith("events"):
+        pytest.skip("which frames make an event is read by the host")
+    assert not set(operators(model, inputs)) & set(SYNCS)
+
+
+@pytest.mark.parametrize("name", published())
+def test_it_trains(model, name):
+    compressed(model.train(), METHODS[name])
+    inputs = batch(CLIP, MIXED[0], side="right")
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+    model(**inputs, labels=labels).loss.backward()
+    for key, weight in model.named_parameters():
+        assert weight.grad is None or torch.isfinite(weight.grad).all(), key
+    assert model.model.visual.patch_embed.proj.weight.grad.any()
+
+
+@pytest.mark.parametrize("name", published())
+def test_it_answers_in_bf16_with_as_many_tokens(model, name):
+    compressed(model.bfloat16(), METHODS[name])
+    inputs = batch(CLIP, MIXED[0])
+    halves = {key: value.bfloat16() if value.is_floating_point() else value for key, value in inputs.items()}
+    halves["second_per_grid_ts"] = inputs["second_per_grid_ts"]
+    out = logits(model, halves)
+    assert out.dtype == torch.bfloat16
+    assert torch.isfinite(out).all()
+    first = [span.after for span in model.compression.report.spans]
+    if name in EXACT:
+        config = model.compression.config
+        assert first[0] == config.tokens_kept((3, 8, 8))
+    answers = model.generate(**halves, max_new_tokens=2, **GREEDY)
+    assert answers.shape[1] == inputs["input_ids"].shape[1] + 2
+
+
+# -- PPE on pruning: lent positions, or none ---------------------------------------------------------------------------
+
+
+def seen(model, method: Method, k: int, prompt: Prompt):
+    """The decoder's first states and position rows, the groups, and the logits."""
+    states, rows = [], []
+    compressed(model, method, k).compression.keep_groups = True
+    decoder = model.model.language_model
+    hooks = [
+        decoder.layers[0].register_forward_pre_hook(
+            lambda _, args, kwargs: states.append((args or tuple(kwargs.values()))[0]), with_kwargs=True
+        ),
+        decoder.rotary_emb.register_forward_pre_hook(
+            lambda _, args, kwargs: rows.append((*args, *kwargs.values())[1]), with_kwargs=True
+        ),
+    ]
+    out = logits(model, batch(prompt))
+    for hook in hooks:
+        hook.remove()
+    (visual,) = model.compression.trace.visuals()
+    return states[0][0, 2:-3], rows[0], visual.stages[0], out
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_dropped_tokens_lend_their_positions_and_nothing_else(name):
+    model, prompt = whole_model(), Prompt([2, ("image", (1, 6, 6)), 3], seed=7)
+    given = {
+        how: seen(model, dataclasses.replace(PRUNING[name], dropped=how, ratio=0.25), 4, prompt)
+        for how in ("lend", "drop", "merge")
+    }
+    (lent, rows, groups, _), (plain, own, alone, pruned) = given["lend"], given["drop"]
+    # One choice and, of "lend" and "drop", one set of features: the kept tokens' own.
+    assert groups.representatives.tolist() == alone.representatives.tolist()
+    assert given["merge"][2].representatives.tolist() == alone.representatives.tolist()
+    assert torch.equal(lent, plain)
+    assert groups.labels.min() >= 0
+    assert (alone.labels >= 0).sum() == len(alone.representatives)
+    # A dropped token's position is nobody's; a lent one is of the kept token that it is most like.
+    assert (alone.held == alone.representatives[:, None]).all()
+    assert any(len(set(row)) > 1 for row in groups.held.tolist())
+    for group, held in enumerate(groups.held.tolist()):
+        assert {int(groups.labels.flat[token]) for token in held} == {group}
+    for table, kept in ((rows, groups), (own, alone)):
+        held = torch.from_numpy(kept.held)
+        at = table.view(3, 4, *table.shape[1:])[:, :, 0, 2:-3] if table.dim() == 3 else table[:, 0, 2:-3]
+        assert torch.equal(at[1].T - 2, held // 6)
+        assert torch.equal(at[2].T - 2, held % 6)
+    keep_one = dataclasses.replace(PRUNING[name], ratio=0.25)
+    compress(model, CompressionConfig(steps=[keep_one], positions="keep_one"))
+    assert torch.equal(logits(model, batch(prompt)), pruned)  # one position four times over is that position

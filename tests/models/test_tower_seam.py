@@ -1,0 +1,229 @@
+"""How the vision tower's blocks are looked into: for nobody who did not ask, whatever attends, and in training, too."""
+
+import copy
+
+import pytest
+import torch
+from prompts import GREEDY, logits
+from support import FAMILIES, IMAGE_ID, batch, random_model
+from tolerances import assert_equal, assert_rounds_alike, exact
+from towers import PROMPTS, TOWERS, VIEWS, Keys, Looks, config, flat, given, looked, naive, shown
+
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.errors import InputError
+from ppe_npu.models.fused import fuse
+from ppe_npu.models.tower import Watch
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def model(family):
+    return random_model(family=family, tower=TOWERS[family])
+
+
+def calls(model, inputs):
+    """The modules of the vision tower in the order in which they are called."""
+    names, hooks = [], []
+    for name, module in model.model.visual.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: names.append(name)))
+    model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return names
+
+
+def test_no_module_is_called_that_was_not_called_before(model, family):
+    """ZeRO-3 waits for ever where processes call different modules."""
+    inputs = given(family)
+    with torch.no_grad():
+        compress(model, CompressionConfig.preset("ppe", k=4))
+        before = calls(model, inputs)
+        compress(model, config())
+        assert calls(model, inputs) == before
+
+
+def test_nothing_is_looked_at_that_no_method_declares(model, family, monkeypatch):
+    def never(*_):
+        raise AssertionError("it was looked at")
+
+    monkeypatch.setattr(Watch, "see", never)
+    compress(model, CompressionConfig.preset("ppe", k=4))
+    logits(model, given(family))
+    monkeypatch.undo()
+    asked = []
+    see = Watch.see
+    monkeypatch.setattr(Watch, "see", lambda self, number, *rest: asked.append(number) or see(self, number, *rest))
+    compress(model, config(Looks(named=(2,))))
+    logits(model, given(family))
+    assert asked == [2]
+    assert set(model.model.visual.blocks[1].attn._forward_pre_hooks) == set()
+    assert set(model.model.visual.blocks[2].attn.qkv._forward_hooks) == set()
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa", "fused"])
+def test_it_does_not_hang_on_how_the_tower_attends(model, family, kind):
+    inputs = given(family)
+    usual, true = looked(model, inputs), exact(restore(model), lambda: naive(model, inputs, (1, 2)))
+    if kind == "fused":
+        fuse(model)
+    else:
+        model.model.visual.set_attn_implementation(kind)
+    assert_rounds_alike(flat(looked(model, inputs)), flat(usual), flat(true))
+
+
+def check_compiled(part, family):
+    """Code that was compiled before a method looked sees no hook: it is left alone where one looks."""
+    model, inputs = random_model(family=family, tower=TOWERS[family]), batch(PROMPTS[0])
+    expected = looked(model, inputs)
+    restore(model)
+    visual = model.model.visual
+    for module in {"block": visual.blocks[2:], "tower": [visual], "model": [model]}[part]:
+        module.compile(backend="eager")
+    with torch.no_grad():
+        visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"], return_dict=True)
+    for one, other in zip(flat(looked(model, inputs)), flat(expected), strict=True):
+        assert_equal(one, other)
+
+
+def test_it_does_not_hang_on_a_block_that_is_compiled():
+    check_compiled("block", "qwen2_5_vl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["block", "tower", "model"])
+def test_it_does_not_hang_on_what_is_compiled(family, part):
+    check_compiled(part, family)
+
+
+def test_in_bf16_it_is_as_near_as_a_naive_attention_in_bf16(model, family):
+    inputs = given(family)
+    true = exact(model, lambda: naive(model.bfloat16().double(), inputs, (1, 2)))
+    model.bfloat16()
+    plain = naive(model, inputs, (1, 2))
+    assert_rounds_alike(flat(looked(model, inputs)), flat(plain), flat(true))
+
+
+def trained(model, inputs, checkpointing):
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+    model = copy.deepcopy(model).train()
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+    VIEWS.clear()
+    model(**inputs, labels=labels).loss.backward()
+    return shown(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(model, family, reentrant):
+    inputs = given(family)
+    compress(model, config())
+    frames, gradients = trained(model, inputs, None)
+    again, same = trained(model, inputs, reentrant)
+    assert len(again) == len(frames)  # what runs a second time is not looked at a second time
+    for one, other in zip(flat(again), flat(frames), strict=True):
+        assert_equal(one, other)
+    assert same.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert_equal(same[name], gradient, name)
+
+
+def test_blocks_that_attend_in_windows_are_refused_or_seen_whole(family):
+    model = random_model(family=family, tower=TOWERS[family])
+    if family != "qwen2_5_vl":
+        compress(model, config(Looks(named=(0, 1, 2))))
+        return
+    with pytest.raises(
+        InputError, match=r"toy_looks looks at attention in block 0 of .* in windows \(1, 2 attend whole\): name"
+    ):
+        compress(model, config(Looks(named=(0, 1))))
+    inputs = given(family)
+    plain, true = naive(model, inputs, (0, 2)), exact(model, lambda: naive(model, inputs, (0, 2)))
+    assert_rounds_alike(flat(looked(model, inputs, Looks(named=(0, 2), windows="frame"))), flat(plain), flat(true))
+    skipped = looked(model, inputs, Looks(named=(0, 2), windows="skip"))
+    assert [part.dim() for _, part in skipped] == [1] * len(skipped)
+    with pytest.raises(InputError, match="in block 0 of the vision tower"):
+        compress(model, config(Looks(named=(0,), windows="skip")))
+    whole, alone = looked(model, inputs, Looks(named=(0,), windows="frame")), looked(model, inputs, Keys(named=(0,)))
+    for (expected, _), (keys, saliency) in zip(whole, alone, strict=True):
+        assert saliency is None
+        assert_equal(keys, expected)  # a key is what it is, in a window or not
+
+
+@pytest.mark.parametrize("block", [3, -4])
+def test_a_block_that_is_not_there_is_refused_by_its_number(model, block):
+    with pytest.raises(InputError, match=f"toy_looks: the vision tower has 3 blocks, and none of number {block}"):
+        compress(model, config(Looks(named=(1, block))))
+
+
+def test_an_attention_that_is_not_known_is_refused_by_name(model):
+    class Other(torch.nn.Module):
+        pass
+
+    model.model.visual.blocks[1].attn = Other()
+    with pytest.raises(InputError, match="attention 'Other' of the vision tower is not supported"):
+        compress(model, config())
+    compress(model, CompressionConfig.preset("ppe", k=4))  # nobody looks
+
+
+def test_what_the_tower_made_before_is_refused_by_name(model, family):
+    """Its output does not hold what its blocks saw."""
+    inputs = batch(PROMPTS[0])
+    compress(model, config())
+    with torch.no_grad():
+        made = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"], return_dict=True)
+        embeds = model.get_input_embeddings()(inputs["input_ids"])
+        embeds[inputs["input_ids"] == IMAGE_ID] = made.pooler_output
+    pixels = inputs.pop("pixel_values")
+    with pytest.raises(InputError, match=r"toy_looks must look .* inputs_embeds .*: give pixel_values"):
+        model(**inputs, inputs_embeds=embeds)
+    with pytest.raises(InputError, match=r"toy_looks must look .* mm_encoder_outputs .*: give pixel_values"):
+        model(**inputs, mm_encoder_outputs={"image": made})
+    compress(model, CompressionConfig.preset("ppe", k=4))
+    same = logits(model, inputs | {"mm_encoder_outputs": {"image": made}})
+    assert_equal(same, logits(model, inputs | {"pixel_values": pixels}))
+
+
+def test_generate_looks_into_the_tower_once(model, family, monkeypatch):
+    inputs = given(family)
+    compress(model, config())
+    expected = logits(model, inputs)[:, -1].argmax(-1)
+    VIEWS.clear()
+    with torch.no_grad():
+        model(**inputs)
+    once = len(VIEWS)
+    VIEWS.clear()
+    settings = GREEDY | {"suppress_tokens": None}
+    ids = model.generate(**inputs, max_new_tokens=3, **settings)
+    assert len(VIEWS) == once
+    assert torch.equal(ids[:, inputs["input_ids"].shape[1]], expected)
+
+
+def test_text_alone_needs_no_tower(model):
+    compress(model, config())
+    VIEWS.clear()
+    logits(model, batch(PROMPTS[1]))
+    model.train()
+    inputs = batch(PROMPTS[1])
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    assert not VIEWS
+
+
+def test_a_token_that_was_merged_goes_by_its_representative(model, family):
+    """A second step, before the decoder or on entry of a layer, sees of each kept token what the first one saw."""
+    inputs, first = given(family), Looks(ratio=0.6)
+    for second in (Looks(ratio=0.5, named=(2, 1)), Looks(ratio=0.5, named=(2, 1), layer=1)):
+        VIEWS.clear()
+        compress(model, config(first, second))
+        logits(model, inputs)
+        half = len(VIEWS) // 2
+        for before, after in zip(VIEWS[:half], VIEWS[half:], strict=True):
+            for cell in range(len(before.tokens)):
+                there = after.present[cell]
+                made = first.group(before)
+                kept = made.representatives[cell][: int(there.sum())]
+                assert_equal(after.tower_saliency[cell][1, there], before.tower_saliency[cell][0, kept])
+                assert_equal(after.tower_saliency[cell][0, there], before.tower_saliency[cell][1, kept])
