@@ -34,7 +34,6 @@ from ppe_npu.engine.rounds import (
 )
 from ppe_npu.engine.shown import Prompts, Texts
 from ppe_npu.methods.base import Method
-from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 
 
@@ -149,7 +148,7 @@ def _settled(bucket: Bucket, counts: np.ndarray, device: torch.device) -> Bucket
     """A bucket with its groupings, once it is known how many groups each cell has."""
     (grouping,), most = bucket.groupings, max(int(counts.max()), 1)
     slots = np.arange(most) < counts[:, None]
-    trimmed = Grouping(grouping.labels, grouping.counts[:, :most], grouping.representatives[:, :most], grouping.weights)
+    trimmed = replace(grouping, counts=grouping.counts[:, :most], representatives=grouping.representatives[:, :most])
     return replace(
         bucket,
         num_kept=(upload(as_tensor(counts), device),),
