@@ -17,10 +17,11 @@ __path__.append(str(Path(__file__).parent / "old_names"))  # so `import ppe_npu.
 
 _PUBLIC = {
     "CompressionConfig": "ppe_npu.config",
+    "align": "ppe_npu.models.alignment",
     "compress": "ppe_npu.models",
     "restore": "ppe_npu.models",
 }
-__all__ = ["CompressionConfig", "__version__", "compress", "restore"]
+__all__ = ["CompressionConfig", "__version__", "align", "compress", "restore"]
 
 
 def __getattr__(name: str):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("ppe_npu", "backends", "scripts", "tests")
-LONGEST, LONGEST_FUNCTION = 390, 47  # lines
+LONGEST, LONGEST_FUNCTION = 350, 45  # lines
 ASKS_OF_DEVICES = "backends/device.py"
 WIDEST = 160  # characters of a document's line
 DOCUMENTS = ("*.md", "docs/**/*.md", "tests/**/*.md", "scripts/**/*.md")

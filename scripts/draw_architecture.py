@@ -14,24 +14,24 @@ ROOMS = {
     "training": (0.4, 5),
     "parity": (1.5, 5),
     "evaluation": (2.7, 5),
-    "data, checkpoints": (3.6, 4),
+    "checkpoints": (3.1, 4.2),
+    "data": (3.9, 3.4),
     "models": (1.4, 4),
     "engine": (0.9, 3),
     "inspect": (2.3, 3),
     "config, shorthand,\nreleased": (1.6, 2),
     "methods": (1.6, 1.1),
     "backends": (1.6, 0.2),
-    "settings, errors,\nfiles, utils": (3.6, 0.2),
+    "settings, errors,\nfiles, utils, compat": (3.6, 0.2),
 }
 _BELONGS = {
-    **dict.fromkeys(("data", "checkpoints"), "data, checkpoints"),
     **dict.fromkeys(("config", "shorthand", "released"), "config, shorthand,\nreleased"),
-    **dict.fromkeys(("settings", "errors", "files", "utils"), "settings, errors,\nfiles, utils"),
+    **dict.fromkeys(("settings", "errors", "files", "utils", "compat"), "settings, errors,\nfiles, utils, compat"),
 }
 
 
 def room(module: str) -> str | None:
-    """The room of a module of ours; None for what belongs to no room (compat)."""
+    """The room of a module of ours; None for the package itself, its names (ppe_npu.compress), and old names."""
     parts = module.split(".")
     if parts[0] != "ppe_npu" or len(parts) == 1:
         return None

@@ -12,123 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import refused
-from safetensors.torch import load_file, save_file
 
 from ppe_npu.demo import scenes
-
-
-def cut(path: str) -> str:
-    """The beginning of a file, as a download that broke off leaves it."""
-    data = Path(path).read_bytes()
-    broken = Path(path).with_name("broken" + Path(path).suffix)
-    broken.write_bytes(data[: len(data) // 3])
-    return str(broken)
-
-
-# -- describe ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_describe_an_image(run, tiny_folder, write_image, dtype):
-    asked = ["--compression", "ppe", "--ratio", 0.45, "--k", 4, "--max-new-tokens", 5, "--dtype", dtype]
-    image = write_image("a.png")
-    code, out, err = run("describe", "--model", tiny_folder, "--image", image, "--prompt", "shape red", *asked)
-    assert code == 0, err
-    assert "visual tokens       36 before, 17 after (47.2 % kept)" in out
-    for words in ("time to first token", "tokens/s", "KV cache"):
-        assert words in out
-
-
-def test_describe_a_video_and_two_images_where_they_stand(run, tiny_folder, write_clip, write_image):
-    visuals = ["--video", write_clip("c.mp4"), "--image", write_image("a.png"), "--image", write_image("b.png", 1)]
-    prompt = "count <image> and <video> then <image> shape"
-    asked = ["--nframes", 4, "--compression", "dense", "--max-new-tokens", 2, "--device", "cpu", "--prompt", prompt]
-    code, out, err = run("describe", "--model", tiny_folder, *visuals, *asked)
-    assert code == 0, err
-    frames = int(out.split("visual tokens")[1].split()[0]) - 2 * 36
-    assert frames > 0
-    assert frames % 2 == 0
-
-
-def test_describe_streams_its_answer_as_generate_gives_it(run, tiny_folder, write_image):
-    from ppe_npu.checkpoints.loading import load_model, load_processor
-    from ppe_npu.config import CompressionConfig
-    from ppe_npu.data.inputs import build_inputs
-    from ppe_npu.evaluation.generation import generate
-    from ppe_npu.models import compress
-
-    image = write_image("a.png")
-    asked = ["--compression", "keep_one", "--max-new-tokens", 6, "--device", "cpu", "--prompt", "row blue"]
-    code, out, err = run("describe", "--model", tiny_folder, "--image", image, *asked)
-    assert code == 0, err
-    content = [{"type": "image", "image": image}, {"type": "text", "text": "row blue"}]
-    processor, model = load_processor(tiny_folder), load_model(tiny_folder)
-    inputs = build_inputs(processor, [[{"role": "user", "content": content}]])
-    answer = generate(compress(model, CompressionConfig.preset("keep_one")), processor, inputs, 6).answers[0]
-    assert out.split("\n\n")[0].split() == answer.split()
-
-
-def test_describe_takes_the_checkpoints_own_compression(run, tiny_folder, write_image, tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for file in Path(tiny_folder).iterdir():
-        os.link(file, folder / file.name)
-    (folder / "compression.json").write_text(json.dumps({"positions": "ppe", "k": 2, "ratio": 0.25}))
-    asked = ["describe", "--model", folder, "--image", write_image("a.png"), "--max-new-tokens", 1, "--device", "cpu"]
-    code, out, err = run(*asked)
-    assert code == 0, err
-    assert "36 before, 9 after" in out
-    assert "36 before, 36 after" in run(*asked, "--compression", "dense")[1]
-
-
-def test_describe_refuses(run, tiny_folder, write_image, write_clip, tmp_path):
-    image, clip = write_image("a.png"), write_clip("c.mp4")
-    base = ["describe", "--device", "cpu", "--compression", "keep_one"]
-    model = [*base, "--model", tiny_folder]
-    (tmp_path / "text.jpg").write_text("no picture")
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    refused(run(*model, "--image", tmp_path / "none.jpg"), "none.jpg", "does not exist")
-    refused(run(*model, "--image", tmp_path / "text.jpg"), "text.jpg", "cannot be read")
-    refused(run(*model, "--image", cut(image)), "broken.png", "cannot be read")
-    refused(run(*model, "--video", tmp_path / "empty.mp4"), "empty.mp4")
-    refused(run(*model, "--video", cut(clip)), "broken.mp4")
-    refused(run(*model, "--video", image, "--fps", 1, "--nframes", 2), "fps", "nframes")
-    refused(run(*model, "--image", image, "--prompt", "<video> what?"), "0 <image> for 1 image")
-    refused(run(*model, "--image", image, "--image", image, "--prompt", "<image> what?"), "1 <image> for 2 images")
-    refused(run(*model, "--prompt", "what?"), "--image or --video")
-    refused(run(*model, "--image", image, "--prompt", " "), "--prompt is empty")
-    refused(run(*model, "--image", image, "--max-new-tokens", 0), "--max-new-tokens 0")
-    refused(run(*model, "--image", image, "--ratio", 2), "ratio")
-    refused(run(*base[:3], "--model", tiny_folder, "--image", image, "--compression", "best"), "best", "chatunivi")
-    refused(run(*base[:3], "--model", tiny_folder, "--image", image, "--compression", "ppe", "--k", 9), "k=9")
-    refused(run("describe", "--image", image), "--model")
-
-
-def test_describe_refuses_folders_that_are_no_checkpoint(run, tiny_folder, write_image, tmp_path):
-    asked = ["describe", "--device", "cpu", "--image", write_image("a.png"), "--model"]
-    folder = tmp_path / "model"
-    refused(run(*asked, folder), folder, "does not exist")
-    folder.mkdir()
-    refused(run(*asked, folder), folder, "config.json")
-    (folder / "config.json").write_text("{")
-    refused(run(*asked, folder), "not JSON")
-    config = json.loads((Path(tiny_folder) / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config))
-    refused(run(*asked, folder), folder, "no weights")
-    (folder / "model.safetensors").write_bytes(b"nothing")
-    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
-    refused(run(*asked, folder), "LlamaForCausalLM", "Qwen2_5_VLForConditionalGeneration")
-    (folder / "config.json").write_text(json.dumps(config))
-    refused(run(*asked, folder, "--k", 9), "k=9 is more than", "choose a k from 1 to 8")  # before anything is loaded
-    refused(run(*asked, folder, "--compression", "keep_one"), "processor of")
-    for file in Path(tiny_folder).iterdir():
-        if not (folder / file.name).exists():
-            os.link(file, folder / file.name)
-    refused(run(*asked, folder, "--compression", "keep_one"), folder, "cannot be loaded")
-    weights = load_file(f"{tiny_folder}/model.safetensors")
-    del weights["lm_head.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(run(*asked, folder, "--compression", "keep_one"), folder, "lacks 1 weights", "lm_head.weight")
 
 
 @pytest.mark.skipif("ASCEND_EMULATOR" in os.environ, reason="there is an NPU, if an emulated one")
@@ -159,35 +44,6 @@ def test_train_and_eval_of_a_given_model(run, tiny_folder, tmp_path):
     assert "| ppe k=4 0.25 |" in out
     assert "| ppe k=4 0.25 |" in (tmp_path / "eval" / "report.md").read_text()
     assert (tmp_path / "eval" / "report.png").is_file()
-
-
-def test_any_method_with_its_fields_trains_answers_and_is_reported(run, tiny_folder, tmp_path, write_image):
-    for name, count in (("train", 4), ("test", 2)):
-        scenes.write_split(tmp_path / "data", name, count, seed=1, questions_per_image=2)
-    asked = ["--data", tmp_path / "data" / "train.jsonl", "--output", tmp_path / "run", "--device", "cpu"]
-    method = "divprune:dropped=drop,positions=ppe"
-    settings = ["--max-steps", 1, "--batch-size", 4, "--compression", method, "--ratio", 0.25, "--k", 4]
-    code, out, err = run("train", "--model", tiny_folder, *asked, *settings)
-    assert code == 0, err
-    assert "compression divprune 0.25 droppeddrop, positions ppe, k 4" in out
-    final = tmp_path / "run" / "final"
-    where = ["--model", final, "--data-root", tmp_path / "data", "--output", tmp_path / "eval", "--device", "cpu"]
-    several = ["dense", "divprune", "apet:basis=4", "vidcom2:temperature=0.1"]
-    changed = ["--positions", "ppe", "--k", 4, "--ratio", 0.25, "--max-new-tokens", 2]
-    code, out, err = run("eval", *where, "--compression", *several, *changed)
-    assert code == 0, err
-    report = (tmp_path / "eval" / "report.md").read_text()
-    for row in ("dense", "divprune ppe k=4 0.25", "apet_basis4 ppe k=4 0.25", "vidcom2_temperature0.1 ppe k=4 0.25"):
-        assert f"| {row} |" in out
-        assert f"| {row} |" in report
-    shown = tmp_path / "groups.png"
-    looked = ["--model", final, "--image", write_image("a.png"), "--max-new-tokens", 1, "--device", "cpu"]
-    code, out, err = run("describe", *looked, "--show", shown)  # by the checkpoint's own
-    assert code == 0, err
-    assert "36 before, 9 after" in out
-    assert shown.is_file()
-    refused(run("describe", *looked, "--compression", "divprune:rate=2"), "divprune has no rate")
-    refused(run("describe", *looked, "--compression", "divprune", "--k", 4), "k=4 with positions='keep_one'")
 
 
 def test_train_and_eval_without_arguments(run, tmp_path, monkeypatch):
@@ -359,36 +215,3 @@ def test_a_torch_npu_without_cann_is_said_whatever_the_device(tmp_path):
     refused((done.returncode, done.stdout, done.stderr), "finds no CANN", "set_env.sh", "EMULATE=1")
     done = run(TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     refused((done.returncode, done.stdout, done.stderr), "'npu' cannot be used", "libhccl.so", "EMULATE=1")
-
-
-# -- methods -----------------------------------------------------------------------------------------------------------
-
-
-def test_methods_are_listed_with_place_needs_budget_and_paper(run):
-    from ppe_npu.methods.listing import published
-
-    code, out, _ = run("methods")
-    lines = out.splitlines()
-    assert code == 0
-    assert [line.split()[0] for line in lines] == ["method", *published()]
-    assert next(line for line in lines if line.startswith("divprune ")).split() == [
-        *("divprune", "input,", "layer", "tokens", "exact", "arXiv", "2503.02175")
-    ]
-    code, out, _ = run("methods", "--json")
-    found = {one["name"]: one for one in json.loads(out)}
-    assert code == 0
-    assert list(found) == list(published())
-    assert found["evs"]["scope"] == "span"
-    assert found["evs"]["needs"] == ["places", "tokens"]
-    assert found["random"] | {"what": ""} == {
-        "name": "random",
-        "what": "",
-        "places": ["input", "layer"],
-        "place": "input",
-        "needs": ["places"],
-        "scope": "frame",
-        "budget": "exact",
-        "paper": None,
-        "fields": {"layer": None, "ratio": 0.45, "seed": 0},
-    }
-    assert all(one["budget"] in ("exact", "late") and one["what"] for one in found.values())

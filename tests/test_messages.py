@@ -206,7 +206,7 @@ for _ in range(3000):
         (user({"type": "video", "video": torch.zeros(3, 4, 4)}), r"video is Tensor of shape \[3, 4, 4\]"),
         (user({"type": "video", "video": [Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))]}), "frame 2 has another"),
         (user({"type": "image", "image": "https://host/a.png"}), "is an address: download it"),
-        (user({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}), "is a picture written as text"),
+        (user({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}), "is a file written as text"),
         (user({"type": "image", "image": 10**5000}), "image is a int: give a path|image is <int"),
     ],
 )  # fmt: skip

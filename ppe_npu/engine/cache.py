@@ -72,6 +72,14 @@ class CacheState:
         )
         return replace(self, masks=masks, following=following)
 
+    def picked(self, samples: torch.Tensor) -> "CacheState":
+        """For a cache that has now these of its samples [N], in this order."""
+        masks, following = (
+            tuple(part.index_select(0, samples.to(part.device)) for part in parts)
+            for parts in (self.masks, self.following)
+        )
+        return replace(self, masks=masks, following=following)
+
     def cropped(self, stage: int, length: int) -> "CacheState":
         """After a stage's layers were cut to `length` places, as assisted decoding does with rejected tokens.
 

@@ -11,9 +11,9 @@ import torch
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.late import Ahead
-from ppe_npu.engine.layout import Standing, lay_out
+from ppe_npu.engine.layout import Stage, Standing, lay_out, left_as_given
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.positions import axes_of, check_channels, prompt_positions
+from ppe_npu.engine.positions import axes_of, check_channels, position_rows, prompt_positions
 from ppe_npu.engine.run import Masking, Prefill, Run
 from ppe_npu.engine.shown import LAYER_NEEDS, tells_samples_apart
 from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
@@ -35,6 +35,8 @@ class Compression:
         stages: the part of the decoder before its first merge, and one part from each merge on.
         axes: of a position: 3, or 1 for a decoder with a plain rotary embedding.
         tower: the blocks of the vision tower that its methods look at.
+        last, last_scored: the plan of the last prompt, from when its report is there, and whether the output stood as
+            the prompt was given.
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
     Raises:
@@ -50,6 +52,8 @@ class Compression:
     axes: int = field(init=False)
     tower: TowerBlocks = field(init=False)
     report: CompressionReport | None = field(default=None, init=False)
+    last: PromptPlan | None = field(default=None, init=False, repr=False)
+    last_scored: bool = field(default=False, init=False)
     keep_groups: bool = field(default=False, init=False)
     trace: Trace | None = field(default=None, init=False, repr=False)
 
@@ -93,50 +97,65 @@ class Compression:
         left: bool | None = None,
         packed: bool = False,
         labels: torch.Tensor | None = None,
+        prompt: int | None = None,
     ) -> PromptPlan:
         """Find the spans, number the prompt, and lay out what will be kept at every stage.
 
         Args:
             input_ids: [B, S]. attention_mask: [B, S], or [B, 1, S, S] (then no place is taken for padding), or None.
-            image_grid_thw, video_grid_thw: [n, 3] patches. second_per_grid_ts: [n_videos].
-            position_ids: [axes, B, S] to use instead of the prompt's own numbering.
+            image_grid_thw, video_grid_thw: [n, 3] patches, or None, as find_spans takes them.
+            second_per_grid_ts: [n_videos].
+            position_ids: to use instead of the prompt's own numbering, in any form that position_rows takes.
             start: [B] first position of each sample, of a prompt that continues a cache.
             left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
             packed: lay the batch out as one row of samples, without padding.
             labels: [B, S] of training: what methods look at as the prompt's text and last token ends before the answer.
+            prompt: how many columns are the prompt's, as find_spans takes it.
 
         Raises:
             InputError: shapes, placeholders and grids that disagree.
         """
         ids = input_ids.cpu().numpy()
         given = (_padding_mask(attention_mask, ids.shape), *map(_rows, (image_grid_thw, video_grid_thw)))
-        seconds = _rows(second_per_grid_ts)
+        seconds = _rows(second_per_grid_ts) or []
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
-        layout = find_spans(ids, *given, seconds, self.vision)
+        layout = find_spans(ids, *given, seconds, self.vision, prompt, hidden=self.config.is_dense and not packed)
         positions, following = self._positions(layout, position_ids, start)
-        if left is None:
-            left = not (layout.real[:, 0].all() and not layout.real[:, -1].all())
         standing = Standing.of(layout, labels if tells_samples_apart(self.config.methods) else None)
-        stages = lay_out(standing, self.config.stages, left, packed)
-        for stage in stages:
-            standing = standing.after(stage)
-        ahead = Ahead.of(standing, self.config.stages[len(stages) :], left, packed)
+        stages, ahead = self._stages(layout, standing, left, packed)
         walked = self.tower.all and self.vision.window
         order = tower_order(layout, self.vision.window) if walked else None
         plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead)
         watch.mark()
         return plan
 
+    def _stages(
+        self, layout: PromptLayout, standing: Standing, left: bool | None, packed: bool
+    ) -> tuple[tuple[Stage, ...], Ahead | None]:
+        """The stages that can be laid out already, and what of them cannot."""
+        right = bool(layout.real[:, 0].all() and not layout.real[:, -1].all())
+        hidden = bool((layout.visual & ~layout.real).any())
+        if self.config.is_dense and not packed and (hidden or not (left and right)):
+            return left_as_given(layout), None
+        left = not right if left is None else left
+        stages = lay_out(standing, self.config.stages, left, packed)
+        for stage in stages:
+            standing = standing.after(stage)
+        return stages, Ahead.of(standing, self.config.stages[len(stages) :], left, packed)
+
     def _positions(
         self, layout: PromptLayout, given: torch.Tensor | None, start: torch.Tensor | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The prompt's positions [axes, B, S], and the one after each sample's largest [B]."""
-        if given is None:
-            return prompt_positions(layout, self.vision, None if start is None else start.tolist(), self.axes)
-        if tuple(given.shape) != (self.axes, *layout.real.shape):
-            raise InputError(f"position_ids have shape {list(given.shape)}, not {[self.axes, *layout.real.shape]}")
-        positions = given.cpu().numpy()
-        return positions, positions.max(axis=(0, 2)) + 1
+        if given is not None:
+            positions = position_rows(given, self.axes, layout.real.shape).cpu().numpy()
+            return positions, positions.max(axis=(0, 2)) + 1
+        if self.config.is_dense and not layout.spans and start is None:
+            # As transformers numbers text, padding too: who has padding predict a label gets what it gets there.
+            samples, length = layout.real.shape
+            places = np.arange(length)
+            return np.broadcast_to(places, (self.axes, samples, length)), np.full(samples, length)
+        return prompt_positions(layout, self.vision, None if start is None else start.tolist(), self.axes)
 
     # -- between the vision tower and the first decoder layer: no host sync, but where counts are late ----------------
 
@@ -170,12 +189,13 @@ class Compression:
         state = state if past is None else past.repeated(len(on.following))
         given = attention_mask if attention_mask is not None and attention_mask.ndim == 4 else None
         fresh = past is None and given is None
-        masking = Masking(given, ready_mask and fresh and not apart, apart and fresh)
+        apart, ready_mask = apart and fresh, ready_mask and fresh and not apart and not plan.as_given
+        masking = Masking(given, ready_mask, apart)
         self.trace = Trace(plan, self.config) if self.keep_groups else None
         self.report = None
 
         def report() -> None:
-            self.report = CompressionReport.of(plan, self.layers, self.decoder_layers, watch)
+            self.report, self.last = CompressionReport.of(plan, self.layers, self.decoder_layers, watch), plan
 
         wishes = (self.config, plan, on, masking, self.axes, watch, report, self.trace)
         run = Prefill(self.layers, [], [], state, [], *wishes)
@@ -184,14 +204,27 @@ class Compression:
 
     # -- later steps --------------------------------------------------------------------------------------------------
 
-    def continue_text(self, state: CacheState, new: torch.Tensor, seen: int, padded: bool) -> Run:
+    def continue_text(
+        self,
+        state: CacheState,
+        new: torch.Tensor,
+        seen: int,
+        padded: bool,
+        position_ids: torch.Tensor | None = None,
+    ) -> Run:
         """Tokens that continue a cache one by one; no host sync.
 
         Args:
             new: [B, Q] bool, False where a new place is padding.
             seen: columns of input_ids that the new places stand for.
             padded: whether `new` may have a False.
+            position_ids: of the new places, in any form that position_rows takes, instead of those that follow.
+
+        Raises:
+            InputError: positions for stages that number their tokens anew.
         """
+        if position_ids is not None and self.config.positions == "renumber" and not self.config.is_dense:
+            raise InputError('position_ids cannot be given to tokens that positions="renumber" numbers: leave them out')
         counts, total = new.long().cumsum(1) - 1, new.sum(1)
         # Stages go on at one position, unless each was numbered anew.
         stages = self.stages if self.config.positions == "renumber" else 1
@@ -199,6 +232,9 @@ class Compression:
             (first[:, None] + counts).clamp_min(0)[None].expand(self.axes, -1, -1) for first in state.following[:stages]
         ]
         following = tuple(first + total for first in state.following[:stages])
+        if position_ids is not None:
+            rows = [position_rows(position_ids, self.axes, tuple(new.shape)).to(new.device)]
+            following = (rows[0].amax(dim=(0, 2)) + 1,)
         if stages < self.stages:
             rows, following = rows * self.stages, following * self.stages
         after = state.then((new,) * self.stages, following, (padded,) * self.stages, seen, compressed=False)
@@ -220,8 +256,8 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
         )
 
 
-def _rows(values: torch.Tensor | list | None) -> list:
-    return [] if values is None else values.tolist() if isinstance(values, torch.Tensor) else list(values)
+def _rows(values: torch.Tensor | list | None) -> list | None:
+    return None if values is None else values.tolist() if isinstance(values, torch.Tensor) else list(values)
 
 
 def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarray | None:

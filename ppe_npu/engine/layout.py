@@ -121,6 +121,7 @@ class Stage(Movable):
         numbers: of a packed batch [1, L] the place of each token in its sample; else None.
         segments: of what it leaves, the samples as attention may see them; None for a batch without padding.
         prompts: how the samples stand before it, where a method looks at its own sample's text or last token.
+        as_given: whether every column of the prompt stays where it is, padding too, which goes along as text does.
     """
 
     layer: int | None
@@ -134,6 +135,7 @@ class Stage(Movable):
     numbers: torch.Tensor | None = None
     segments: Segments | None = None
     prompts: Prompts | None = None
+    as_given: bool = False
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,20 @@ def lay_out(standing: Standing, stages: Steps, left: bool = True, packed: bool =
         out.append(replace(stage, prompts=standing.prompts(methods)))
         standing = standing.after(stage)
     return tuple(out)
+
+
+def left_as_given(layout: PromptLayout) -> tuple[Stage, ...]:
+    """The one stage of a batch in which nothing is merged and nothing moved: what is text for it includes padding."""
+    arrangement, columns = Arrangement.of(layout), np.arange(layout.real.size).reshape(layout.real.shape)
+    text = np.flatnonzero(~layout.visual)
+    rows = np.empty(layout.real.size, dtype=np.int64)
+    rows[text] = np.arange(len(text))
+    for span in layout.spans:
+        first = columns[span.sample, span.start]
+        rows[first : first + span.tokens] = len(text) + span.feature + np.arange(span.tokens)
+    segments = Segments.of(layout.real) if arrangement.padded else None
+    tensors = map(as_tensor, (rows.reshape(columns.shape), arrangement.origins.copy(), layout.real))
+    return (Stage(None, as_tensor(text), (), *tensors, arrangement, segments=segments, as_given=True),)
 
 
 def gathered(

@@ -32,7 +32,7 @@ def members(
     Returns:
         token indices, or values of `held`.
     """
-    distance = _distance(grouping, tokens) if rule.startswith("nearest") else None
+    distance = None if tokens is None or not rule.startswith("nearest") else _distance(grouping, tokens)
     return Entries.of(grouping.labels, held, grouping.counts.shape[1]).choose(k, rule, distance)
 
 
@@ -94,6 +94,7 @@ class Entries:
             step = (used - 1).clamp_min(1)
             place = (2 * (used - 1 - cyclic) * (size - 1) + step) // (2 * step)
             return self._listed(labels, torch.where(used > 1, place, size - 1), self._by_raster())
+        assert distance is not None, "the rules of nearness are given distances"
         by_nearness = self._by_turns(distance)
         if rule == "nearest_first":
             return self._listed(labels, cyclic, by_nearness)

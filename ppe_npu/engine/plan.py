@@ -35,6 +35,7 @@ class PromptPlan(Movable):
         positions: [axes, B * S + 1] (t, h, w) of every token of the prompt, then those of padding, 0.
         visual: [V] index in the flattened [B * S] of each feature: of all images, then of all videos.
         following: [B] the position after each sample's largest.
+        deltas: [B, 1] by how much that is more than the sample's tokens (transformers' rope_deltas).
         places: [V, 3] (frame, row, column) of each feature in its image or video, where a method on the device needs
             them; else None.
         watch: time spent on the plan, uploading it among it.
@@ -48,6 +49,7 @@ class PromptPlan(Movable):
     positions: torch.Tensor
     visual: torch.Tensor
     following: torch.Tensor
+    deltas: torch.Tensor
     places: torch.Tensor | None
     watch: Stopwatch
     tower_order: torch.Tensor | None = None
@@ -69,7 +71,8 @@ class PromptPlan(Movable):
         later = [method for _, methods in ahead.stages for method in methods] if ahead is not None else []
         stages, places = planned(stages, layout, later)
         positions = np.pad(positions.reshape(len(positions), -1), ((0, 0), (0, 1)))
-        tensors = map(as_tensor, (positions, _visual_order(layout), following))
+        deltas = (following - layout.real.sum(axis=1))[:, None]
+        tensors = map(as_tensor, (positions, _visual_order(layout), following, deltas))
         order = None if tower_order is None else as_tensor(tower_order)
         return cls(layout, stages, *tensors, places, watch, order, ahead)
 
@@ -121,21 +124,58 @@ class PromptPlan(Movable):
         """How tokens stand in the output."""
         return self.stages[-1].after
 
+    @property
+    def as_given(self) -> bool:
+        """Whether the output stands as the prompt does."""
+        return bool(self.stages) and self.stages[-1].as_given
+
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
         """[B, S] labels -> [B, L] of the output: text labels follow their tokens; all else is ignored.
 
         A sample's first label is ignored, too, where a place before it would have to predict it: padding on the left,
-        or in a packed batch the end of another sample.
+        or in a packed batch the end of another sample. Where nothing moved all labels stay.
         """
         if labels.shape != self.layout.real.shape:
             raise ValueError(f"labels have shape {list(labels.shape)} but input_ids {list(self.layout.real.shape)}")
+        if self.as_given:
+            return labels
+        if self.stages[-1].borders is not None:
+            labels = labels.reshape(1, -1)
+        text, origins = (as_tensor(array).to(labels.device) for array in self.text_columns)
+        return torch.where(text, labels.gather(1, origins), IGNORED)
+
+    @property
+    def text_columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of every place of the output [B, L]: whether it is text whose label counts, and its column in the prompt."""
         text, borders = self.last.text.copy(), self.stages[-1].borders
         text[:, 1:] &= self.last.real[:, :-1]
         if borders is not None:
-            labels = labels.reshape(1, -1)
             text[0, [start for start in borders[:-1] if start < text.shape[1]]] = False
-        origins, text = (as_tensor(array).to(labels.device) for array in (self.last.origins, text))
-        return torch.where(text, labels.gather(1, origins), IGNORED)
+        return text, np.ascontiguousarray(self.last.origins)
+
+    @property
+    def places_of_columns(self) -> np.ndarray:
+        """[B, S] where every column of the prompt stands in the flattened output [B * L], B * L where nothing of it is
+        left: text in its own column, what is left of an image or video at the end of its run."""
+        last, width = self.last, self.last.real.shape[1]
+        places = np.full(self.layout.real.shape, last.real.size)
+        sample, place = np.nonzero(last.text)
+        places[sample, last.origins[sample, place]] = sample * width + place
+        left: list[list[int]] = [[] for _ in self.layout.spans]
+        for cell in last.cells:
+            left[cell.span] += range(cell.sample * width + cell.start, cell.sample * width + cell.start + cell.tokens)
+        for span, kept in zip(self.layout.spans, left):
+            kept, end = kept[-span.tokens :], span.start + span.tokens
+            places[span.sample, end - len(kept) : end] = kept
+        return places
+
+    @property
+    def counted(self) -> np.ndarray:
+        """[B, S] bool, the columns of the prompt whose labels count: text that follows a token of its sample."""
+        text = self.layout.real & ~self.layout.visual
+        text[:, 0] = False
+        text[:, 1:] &= (self.places_of_columns < self.last.real.size)[:, :-1]
+        return text
 
 
 def planned(

@@ -46,18 +46,40 @@ def prompt_positions(
         spans[span.sample].append(span)
     for sample in range(samples):
         at, following_position = 0, int(following[sample])
-        for span in [*spans[sample], None]:
-            end = length if span is None else span.start
+        for visual in [*spans[sample], None]:
+            end = length if visual is None else visual.start
             text = at + np.flatnonzero(layout.real[sample, at:end])
             positions[:, sample, text] = following_position + np.arange(len(text))
             following_position += len(text)
-            if span is not None:
-                grid = following_position + _grid_positions(span, vision)
-                at = span.start + span.tokens
-                positions[:, sample, span.start : at] = grid
+            if visual is None:
+                continue
+            at = visual.start + visual.tokens
+            if layout.real[sample, visual.start : at].any():  # else the mask hides it
+                grid = following_position + _grid_positions(visual, vision)
+                positions[:, sample, visual.start : at] = grid
                 following_position = int(grid.max()) + 1
         following[sample] = following_position
-    return positions, following
+    return np.where(layout.real, positions, 0), following
+
+
+def position_rows(given: torch.Tensor, axes: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """[axes, B, S] of positions as transformers takes them: [B, S] for all axes alike, [axes, B, S], or [1 + axes, B,
+    S], whose first row are places in the text. B may be 1 for a batch of more.
+
+    Args:
+        shape: (B, S).
+
+    Raises:
+        InputError: another shape.
+    """
+    rows = given[None].expand(axes, *given.shape) if given.ndim == 2 else given
+    rows = rows[1:] if rows.ndim == 3 and len(rows) == axes + 1 else rows
+    if rows.ndim != 3 or len(rows) != axes or rows.shape[2] != shape[1] or rows.shape[1] not in (1, shape[0]):
+        wanted = [axes, *shape]
+        raise InputError(
+            f"position_ids have shape {list(given.shape)}, not {wanted}, {wanted[1:]} or {[axes + 1, *shape]}"
+        )
+    return rows.expand(axes, *shape)
 
 
 def _grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:

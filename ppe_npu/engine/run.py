@@ -234,7 +234,7 @@ class Prefill(Run):
                 tuple(self._following),
                 tuple(stage.after.padded for stage in stages),
                 self.plan.layout.real.shape[1],
-                compressed=True,
+                compressed=not self.plan.as_given,
             )
             self.done()
 

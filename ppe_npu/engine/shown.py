@@ -73,7 +73,8 @@ class Prompts(Movable):
             asked: [S] int64, the place at which each sample's prompt ends, -1 where that is its last token.
         """
         if borders is None:
-            places = rows = np.arange(real.size).reshape(real.shape)
+            places: np.ndarray = np.arange(real.size).reshape(real.shape)
+            rows: np.ndarray = places
         else:
             lengths = np.diff(borders)
             steps = np.arange(max(int(lengths.max()), 1))
@@ -89,10 +90,14 @@ class Prompts(Movable):
         own, text_places = np.zeros(valid.shape, np.int64), np.zeros(valid.shape, np.int64)
         own[valid], text_places[valid] = prompt, text[prompt]
         return cls(
-            *map(as_tensor, (sample, own, text_places)),
+            as_tensor(sample),
+            as_tensor(own),
+            as_tensor(text_places),
             None if valid.all() else as_tensor(valid),
-            *map(as_tensor, (last, real & (places <= last[:, None]))),
-            *((None, None) if borders is None else map(as_tensor, (places, rows))),
+            as_tensor(last),
+            as_tensor(real & (places <= last[:, None])),
+            None if borders is None else as_tensor(places),
+            None if borders is None else as_tensor(rows),
         )
 
     def apart(self, values: torch.Tensor) -> torch.Tensor:

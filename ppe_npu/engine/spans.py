@@ -104,33 +104,64 @@ class PromptLayout:
 def find_spans(
     input_ids: np.ndarray,
     attention_mask: np.ndarray | None,
-    image_grid_thw: Sequence[Sequence[int]],
-    video_grid_thw: Sequence[Sequence[int]],
+    image_grid_thw: Sequence[Sequence[int]] | None,
+    video_grid_thw: Sequence[Sequence[int]] | None,
     seconds_per_frame: Sequence[float] | None,
     vision: VisionTokens,
+    prompt: int | None = None,
+    hidden: bool = False,
 ) -> PromptLayout:
     """Locate the spans of a batch.
 
     Args:
         input_ids: [B, S] integers.
         attention_mask: [B, S], nonzero at real tokens, or None.
-        image_grid_thw, video_grid_thw: (frames, height, width) in patches, in the batch's order.
+        image_grid_thw, video_grid_thw: (frames, height, width) in patches, in the batch's order. None where no images,
+            or videos, are given at all: then their placeholders are text, as transformers has them.
         seconds_per_frame: of each video (transformers' second_per_grid_ts); None means 1 each.
+        prompt: how many columns the prompt has; what stands behind it was generated, and is text. None: all.
+        hidden: whether placeholders that the mask hides have their features, too, as in transformers.
 
     Raises:
-        InputError: placeholder tokens and grids that disagree; says which sample, how many there are and how many
-            there should be.
+        InputError: placeholder tokens and grids that disagree, in transformers' words; says which sample, how many
+            there are and how many there should be.
     """
     real = np.ones(input_ids.shape, dtype=bool) if attention_mask is None else attention_mask != 0
-    kinds = {IMAGE: input_ids == vision.image_token_id, VIDEO: input_ids == vision.video_token_id}
-    visual = (kinds[IMAGE] | kinds[VIDEO]) & real
-    images, videos = _token_grids(image_grid_thw, IMAGE, vision), _token_grids(video_grid_thw, VIDEO, vision)
+    given = {IMAGE: image_grid_thw, VIDEO: video_grid_thw}
+    images, videos = (_token_grids(grids or (), kind, vision) for kind, grids in given.items())
     seconds = list(seconds_per_frame or [1.0] * len(videos))
     if len(seconds) != len(videos):
         raise InputError(f"second_per_grid_ts has {len(seconds)} entries for {len(videos)} video(s)")
     runs = {IMAGE: _runs(images, [0.0] * len(images), False), VIDEO: _runs(videos, seconds, vision.frames_apart)}
     first = {IMAGE: 0, VIDEO: sum(int(np.prod(grid)) for grid in images)}
-    return PromptLayout(real, visual, _placed(visual, kinds, runs, first))
+    tokens = {IMAGE: vision.image_token_id, VIDEO: vision.video_token_id}
+    kinds = {kind: (input_ids == token) & (given[kind] is not None) for kind, token in tokens.items()}
+    for placeholders in kinds.values():
+        placeholders[:, prompt:] &= prompt is None
+    visual = (kinds[IMAGE] | kinds[VIDEO]) & (real | hidden)
+    try:
+        return PromptLayout(real, visual, _placed(visual, kinds, runs, first))
+    except InputError as error:
+        raise InputError(_in_transformers_words(kinds, real, runs, hidden, str(error))) from None
+
+
+def _in_transformers_words(
+    kinds: dict[str, np.ndarray], real: np.ndarray, runs: dict[str, list], hidden: bool, message: str
+) -> str:
+    """Before our words those that transformers has for it, which callers look for; and a word about a mask."""
+    for kind, places in kinds.items():
+        found, features = int((places & (real | hidden)).sum()), sum(int(np.prod(grid)) for _, grid, _ in runs[kind])
+        if found != features:
+            theirs = (
+                f"{kind.capitalize()} features and {kind} tokens do not match, tokens: {found}, features: {features}"
+            )
+            message = f"{theirs}: {message}"
+        for sample in np.flatnonzero((places & ~real).any(axis=1))[: not hidden]:
+            message += (
+                f"; attention_mask hides {int((places & ~real)[sample].sum())} {kind} tokens of sample {sample}: leave "
+                f"out what is hidden, its {kind}_grid_thw and its pixels too"
+            )
+    return message
 
 
 def _placed(

@@ -6,6 +6,7 @@ time, so that the block itself may attend by any fused operator. Memory grows wi
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,8 @@ from ppe_npu.methods.base import Method
 
 KEYS, SALIENCY = "tower_keys", "tower_saliency"
 NEEDS = {KEYS, SALIENCY}
-_SCORES_AT_ONCE = 2**22
+_SCORES_AT_ONCE = 2**22  # as many fit a CPU's caches
+_MORE_ON_A_DEVICE = 8  # whose launches cost more than its memory
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,13 @@ def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
     blocks = method.blocks(vision.tower_blocks)
     whole = range(vision.tower_blocks) if vision.whole_blocks is None else sorted(vision.whole_blocks)
     left = tuple(block for block in blocks if block in whole)
-    if left == blocks or SALIENCY not in method.needs or method.tower_windows == "frame":
+    if left == blocks or not whole or SALIENCY not in method.needs or method.tower_windows == "frame":
         return blocks
     if not left or method.tower_windows == "refuse":
         windows = ", ".join(str(block) for block in blocks if block not in whole)
-        others = f"{', '.join(map(str, whole))} attend whole" if whole else "all do"
         raise InputError(
-            f"{method.name} looks at attention in block {windows} of the vision tower, which attends in windows "
-            f'({others}): name another block, or set tower_windows="frame"'
+            f"{method.name} looks at attention in block {windows} of the vision tower, which attends in windows: name "
+            f'one in which a whole frame attends to itself, of {", ".join(map(str, whole))}, or tower_windows="frame"'
         )
     return left
 
@@ -130,7 +131,7 @@ def received(query: torch.Tensor, key: torch.Tensor, frames: Sequence[int], scal
             end = at + length * sum(1 for _ in run)
             # [G, H, n, D] of frames of one length
             q, k = (part[:, at:end].float().unflatten(1, (-1, length)).transpose(0, 1) for part in (query, key))
-            together = max(1, _SCORES_AT_ONCE // (heads * length**2))
+            together = max(1, _at_once(query.device) // (heads * length**2))
             parts += [_received(some * scale, others) for some, others in zip(q.split(together), k.split(together))]
             at = end
     return torch.cat(parts) if parts else query.new_zeros(0, dtype=torch.float32)
@@ -139,7 +140,11 @@ def received(query: torch.Tensor, key: torch.Tensor, frames: Sequence[int], scal
 def _received(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """[G * n] of frames [G, H, n, D]."""
     frames, heads, length, _ = query.shape
-    chunk = max(1, _SCORES_AT_ONCE // (frames * heads * length))
+    chunk = max(1, _at_once(query.device) // (frames * heads * length))
     turned = key.transpose(-1, -2)
     sums = [torch.softmax(part @ turned, dim=-1).sum((1, 2)) for part in query.split(chunk, dim=2)]
-    return (sum(sums) / (heads * length)).flatten()
+    return (functools.reduce(torch.add, sums) / (heads * length)).flatten()
+
+
+def _at_once(where: torch.device) -> int:
+    return _SCORES_AT_ONCE * (1 if device.on_cpu(where) else _MORE_ON_A_DEVICE)

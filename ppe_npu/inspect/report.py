@@ -173,5 +173,18 @@ def kv_bytes(cache: Any) -> int:
     """Bytes of all keys and values that a transformers cache holds."""
     layers = getattr(cache, "layers", ())
     filled = (layer for layer in layers if getattr(layer, "is_initialized", True))
-    tensors = (tensor for layer in filled for tensor in (layer.keys, layer.values))
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # torch.compile knows no nbytes
+    names = ("keys", "values", "_quantized_keys", "_quantized_values")
+    return sum(_bytes(getattr(layer, name, None)) for layer in filled for name in names)
+
+
+def _bytes(part: Any) -> int:
+    """Of a tensor; of a quantized one, of the tensors that it is made of, or of the tuple that a backend packs."""
+    if isinstance(part, (tuple, list)):
+        return sum(map(_bytes, part))
+    if isinstance(part, dict):
+        return _bytes(list(part.values()))
+    if not isinstance(part, torch.Tensor):
+        return 0
+    if hasattr(part, "__tensor_flatten__"):
+        return sum(_bytes(getattr(part, name)) for name in part.__tensor_flatten__()[0])
+    return part.numel() * part.element_size()  # torch.compile knows no nbytes

@@ -100,7 +100,8 @@ class Method:
         tower_blocks: which blocks of the vision tower its tower_keys (of the first) and tower_saliency are of; from the
             end where negative. A property where a field says it; blocks() where it hangs on how many there are.
         tower_windows: of a block that attends in windows, where tower_saliency is needed: "refuse" it; take attention
-            over the whole "frame", made from its queries and keys; or "skip" it. A field in most methods.
+            over the whole "frame", made from its queries and keys; or "skip" it. A field in most methods. In a tower
+            all of whose blocks attend in windows it is always "frame".
         layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
             entry it stands, which has just run, and not of that one, which is about to.
 
@@ -121,9 +122,10 @@ class Method:
         def counts(self) -> str: ...
         @property
         def tower_blocks(self) -> tuple[int, ...]: ...
+        @property
+        def tower_windows(self) -> str: ...
     else:
-        needs, scope, counts, tower_blocks = frozenset({"tokens"}), "frame", "exact", (-1,)
-    tower_windows: ClassVar[str] = "refuse"
+        needs, scope, counts, tower_blocks, tower_windows = frozenset({"tokens"}), "frame", "exact", (-1,), "refuse"
     layer_before: ClassVar[bool] = False
 
     layer: int | tuple[int, ...] | None = setting(

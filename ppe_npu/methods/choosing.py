@@ -26,7 +26,8 @@ def dropped() -> Any:
 def tower_windows(default: str = "refuse") -> Any:
     """A field for a block of the vision tower that attends in windows, where a method looks at attention: "refuse" it,
     for what a token receives in its window says nothing of the frame; "frame", take the attention over the whole frame
-    that the block's queries and keys would make; "skip" it."""
+    that the block's queries and keys would make; "skip" it. Where all blocks attend in windows there is no other one to
+    name, and it is "frame"."""
     return setting(default, choices=("refuse", "frame", "skip"))
 
 

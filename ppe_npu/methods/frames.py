@@ -1,6 +1,7 @@
 """For methods whose cell is a whole image or video: the frames in it, and unequal shares of an exact total."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -32,7 +33,9 @@ def frame_of(view: View) -> tuple[torch.Tensor, torch.Tensor]:
     first = frame.masked_fill(absent, torch.iinfo(torch.long).max).amin(1, keepdim=True)
     labels = (frame - first).masked_fill(absent, -1)
     most = labels.shape[1] if view.frames is None else view.frames
-    return labels, (labels[:, None] == torch.arange(most, device=labels.device)[:, None]).sum(-1)
+    sizes = torch.zeros(len(labels), most + 1, dtype=torch.long, device=labels.device)
+    sizes.scatter_add_(1, torch.where(absent, most, labels), torch.ones_like(labels))
+    return labels, sizes[:, :most]
 
 
 def frame_means(values: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -87,7 +90,8 @@ def group_frames(method: Method, view: View, labels: torch.Tensor, sizes: torch.
     """
     cells, frames = numbers.shape
     count = labels.shape[1]
-    width = count if view.frame_tokens is None else view.frame_tokens
+    # Where the host does not know it is asked: room for as many tokens in each frame would be theirs squared.
+    width = int(sizes.max()) if view.frame_tokens is None else view.frame_tokens
     order = torch.where(labels < 0, frames, labels).sort(dim=1, stable=True).indices
     slots = torch.arange(width, device=labels.device)
     valid = (slots < sizes[:, :, None]).flatten(1)  # [F, T * P]
@@ -95,7 +99,7 @@ def group_frames(method: Method, view: View, labels: torch.Tensor, sizes: torch.
     index = order.gather(1, at)
     # A frame that is none has one token of its own, so that no method meets an empty cell; its group goes again.
     shown = (valid.view(cells, frames, width) | ((sizes == 0)[:, :, None] & (slots == 0))).flatten(0, 1)
-    parts = {name: _of_tokens(getattr(view, name), index, width) for name in PER_TOKEN}
+    parts: dict[str, Any] = {name: _of_tokens(getattr(view, name), index, width) for name in PER_TOKEN}
     parts |= {name: _repeated(getattr(view, name), frames) for name in ("text", "text_valid", "text_after")}
     made = method.group(View(numbers.flatten().clamp_min(1), min(width, view.most), valid=shown, **parts))
     before = (numbers.cumsum(1) - numbers)[:, :, None]

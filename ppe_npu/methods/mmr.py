@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu.methods.base import Method, register, share
-from ppe_npu.methods.choosing import cosines, dropped
+from ppe_npu.methods.choosing import cosines, dropped, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
@@ -19,21 +19,29 @@ class MMR(Method):
     alone. Importances are brought to 0..1 in each frame.
 
     IDPruner's importances come from a scorer that was trained for it. Here they are the attention that tokens receive
-    in the last block of the vision tower (the view's tower_saliency). Of equal scores the first token's counts.
+    in a block of the vision tower (the view's tower_saliency). Of equal scores the first token's counts.
 
     Args:
         ratio: share of a frame's tokens that is kept: n * ratio of n, rounded.
         mmr_lambda: how much importance counts; 1 is importance alone.
         parallel_k: how many are kept at once, by the same scores.
+        tower_block: that block, from the end where negative.
+        tower_windows: what is done where that block attends in windows, see choosing.tower_windows.
         dropped: what becomes of the others, see choosing.dropped.
     """
 
     ratio: float = share(0.25)
     mmr_lambda: float = setting(0.5, least=0, most=1)
     parallel_k: int = setting(1, least=1)
+    tower_block: int = -1
+    tower_windows: str = tower_windows()
     dropped: str = dropped()
 
     needs = frozenset({"tokens", "tower_saliency"})
+
+    @property
+    def tower_blocks(self) -> tuple[int, ...]:
+        return (self.tower_block,)
 
     def kept(self, tokens: int) -> int:
         return max(round(tokens * self.ratio), 1)

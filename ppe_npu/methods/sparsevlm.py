@@ -115,7 +115,8 @@ def raters(view: View) -> torch.Tensor:
     valid, text = _valid(view, view.text), view.text.float().mT
     after = valid if view.text_after is None else valid & view.text_after[:, -text.shape[-1] :]
     asked = torch.where(after.any(1, keepdim=True), after, valid)  # without text after it all text
-    step, sums = max(1, _SCORES_AT_ONCE // max(1, asked.numel())), 0
+    step = max(1, _SCORES_AT_ONCE // max(1, asked.numel()))
+    sums = torch.zeros_like(asked, dtype=torch.float32)
     for at in range(0, view.tokens.shape[1], step):
         alike = torch.bmm(view.tokens[:, at : at + step].float(), text).masked_fill(~asked[:, None], -torch.inf)
         sums = sums + (alike.softmax(-1) * view.present[:, at : at + step, None]).sum(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -76,7 +77,7 @@ class View:
         Raises:
             InputError: nothing to look at, cells that disagree, or more kept tokens than there are.
         """
-        parts = {name: part for name, part in given.items() if part is not None}
+        parts: dict[str, Any] = {name: part for name, part in given.items() if part is not None}
         first = next(iter(parts.values()), None)
         if first is None or any(part.shape[:1] != first.shape[:1] for part in parts.values()):
             raise InputError(
@@ -97,7 +98,7 @@ class View:
             raise InputError(f"num_kept={counts.tolist()} of {present.tolist()} tokens: give from 1 up to all")
         return replace(self, num_kept=counts, most=int(counts.max()), least=int(counts.min()), **self._frame_sizes())
 
-    def _frame_sizes(self) -> dict[str, int]:
+    def _frame_sizes(self) -> dict[str, Any]:
         """The most frames of a cell and tokens of a frame; the host looks at them."""
         if self.places is None:
             return {}

@@ -8,6 +8,7 @@ uninstall(model) and detach(model). A new family is a new file and one line in _
 
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
@@ -79,7 +80,7 @@ def _take_off(base, family: ModuleType) -> None:
 
 def is_compressed(model) -> bool:
     """Whether compress() is in force on this model."""
-    return isinstance(vars(_unwrap(model)).get("compression"), Compression)
+    return isinstance(vars(base_of(model)).get("compression"), Compression)
 
 
 def _compression(family: ModuleType, model_config, config: CompressionConfig) -> Compression:
@@ -88,8 +89,8 @@ def _compression(family: ModuleType, model_config, config: CompressionConfig) ->
     )
 
 
-def _seam(model) -> tuple[object, ModuleType]:
-    base = _unwrap(model)
+def _seam(model) -> tuple[Any, ModuleType]:
+    base = base_of(model)
     return base, _family(type(base).__name__)
 
 
@@ -100,7 +101,7 @@ def _family(class_name: str) -> ModuleType:
     raise InputError(f"{class_name} is not supported: supported are {', '.join(supported_classes())}")
 
 
-def _unwrap(model):
+def base_of(model):
     """The transformers model inside a peft model or a (distributed) data-parallel wrapper."""
     while True:
         if hasattr(model, "get_base_model"):

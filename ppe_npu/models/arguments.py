@@ -8,7 +8,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.spans import IMAGE, VIDEO
+from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
@@ -46,11 +46,7 @@ def is_given(kind: str, kwargs: dict) -> bool:
 
 @torch.compiler.disable  # it works on host arrays
 def make_plan(
-    model,
-    compression: Compression,
-    kwargs: dict,
-    past: CacheState | None = None,
-    labels: torch.Tensor | None = None,
+    model, compression: Compression, kwargs: dict, past: CacheState | None = None, labels: torch.Tensor | None = None
 ) -> PromptPlan:
     """The plan of what the model is called with.
 
@@ -62,16 +58,14 @@ def make_plan(
         InputError: arguments that disagree, or that a compressed model cannot take.
     """
     ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-    if ids is None:
-        if kwargs.get("inputs_embeds") is None:
-            raise InputError("input_ids or inputs_embeds are missing")
-        ids = ids_of_embeds(model, kwargs["inputs_embeds"])
+    if ids is None and kwargs.get("inputs_embeds") is None:
+        raise InputError("input_ids or inputs_embeds are missing")
+    ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
     if isinstance(mask, dict):
         raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
-    grids = {kind: kwargs.get(f"{kind}_grid_thw") if is_given(kind, kwargs) else None for kind in (IMAGE, VIDEO)}
-    for kind, grid in grids.items():
-        if is_given(kind, kwargs):
-            _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
+    if not compression.config.is_dense:
+        _check_seen(ids, kwargs, compression.vision)
+    grids = {kind: _grid(kind, kwargs, compression.config.is_dense) for kind in (IMAGE, VIDEO)}
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
     return compression.plan(
@@ -85,7 +79,46 @@ def make_plan(
         kwargs.get(KEYWORD, NOTHING).left,
         kwargs.get(KEYWORD, NOTHING).packed,
         labels,
+        kwargs.get(KEYWORD, NOTHING).prompt,
     )
+
+
+def _grid(kind: str, kwargs: dict, dense: bool) -> torch.Tensor | list | None:
+    """The grids of the images, or videos, that are given; None without any: then their placeholders are text."""
+    grid = kwargs.get(f"{kind}_grid_thw")
+    if is_given(kind, kwargs):
+        _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
+        return grid
+    # A grid without its pixels: what is meant can only be guessed, so that its placeholders will miss a grid.
+    return None if dense or grid is None else []
+
+
+def attention_mask_of(kwargs: dict) -> torch.Tensor | None:
+    """The attention mask of a forward's arguments, [B, S] or [B, 1, S, S]. Without one, text positions (the first of
+    four rows) that start anew keep apart what they number, where no cache is kept: as transformers has it."""
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    rows = positions is not None and positions.ndim == 3 and len(positions) == 4
+    if mask is not None or not rows or kwargs.get("use_cache") is not False:
+        return mask
+    run = (positions[0].diff(dim=-1, prepend=positions[0, :, :1] - 1) != 1).cumsum(-1)
+    if not bool(run.any()):
+        return None
+    lower = torch.ones(run.shape[1], run.shape[1], dtype=torch.bool, device=run.device).tril()
+    return ((run[:, :, None] == run[:, None, :]) & lower)[:, None]
+
+
+def _check_seen(ids: torch.Tensor, kwargs: dict, vision: VisionTokens) -> None:
+    """Raise InputError where inputs_embeds hold images or videos that nothing else tells of: they would go through as
+    text, uncompressed."""
+    embeds, positions = kwargs.get("inputs_embeds"), kwargs.get("position_ids")
+    if embeds is None or any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO)):
+        return
+    rows = positions is not None and positions.ndim == 3 and bool((positions[-3:] != positions[-1:]).any())
+    if rows or bool(((ids == vision.image_token_id) | (ids == vision.video_token_id)).any()):
+        raise InputError(
+            "inputs_embeds hold images or videos, by position_ids or input_ids, but no grid says which: give input_ids "
+            "(or mm_token_type_ids) and image_grid_thw or video_grid_thw beside them, or call with ids and pixels"
+        )
 
 
 def _check_pixels(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | None) -> None:
@@ -181,13 +214,16 @@ def _joined(features: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return features if isinstance(features, torch.Tensor) else torch.cat(list(features))
 
 
-def ids_of_embeds(model, embeds: torch.Tensor) -> torch.Tensor:
+def ids_of_embeds(model, embeds: torch.Tensor, types: torch.Tensor | None = None) -> torch.Tensor:
     """[B, S] stand-ins for missing input_ids: the places whose embedding is that of a placeholder, as transformers
-    finds them. (Where features are in place already nothing tells them from text: then the ids must be given.)"""
+    finds them, and those that mm_token_type_ids name, where features may stand already."""
     ids = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
     vision = model.compression.vision
     ids += 1 + max(vision.image_token_id, vision.video_token_id)  # no placeholder
     for token in (vision.image_token_id, vision.video_token_id):
         embedding = model.get_input_embeddings()(torch.tensor(token, device=embeds.device))
         ids = torch.where((embeds == embedding).all(-1), token, ids)
+    if types is not None and types.shape == ids.shape:
+        for kind, token in ((1, vision.image_token_id), (2, vision.video_token_id)):
+            ids = torch.where(types == kind, token, ids)
     return ids

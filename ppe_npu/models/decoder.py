@@ -12,15 +12,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ppe_npu.compat import cache_argument, cache_of, layer_arguments, layer_causal_mask
 from ppe_npu.engine.run import Run
-from ppe_npu.models.forward_pass import KEYWORD, ForwardPass
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
 from ppe_npu.models.looking import Looking
+from ppe_npu.models.seam import original
 
 
 def staged_forward(self, **kwargs):
     """Stands in for a text model's forward. Of its arguments it takes inputs_embeds [B, L, C], the KV cache,
     use_cache, output_hidden_states, output_attentions, and the pass (forward_pass.py), whose run brings positions and
     masks."""
-    run: Run = kwargs[KEYWORD].run
+    run: Run | None = kwargs.get(KEYWORD, NOTHING).run
+    if run is None:  # called by itself
+        return original(self, "forward")(**kwargs)
     hidden, cache = kwargs["inputs_embeds"], cache_of(kwargs)
     if hidden is None:
         hidden = self.embed_tokens(kwargs["input_ids"])
@@ -29,21 +32,23 @@ def staged_forward(self, **kwargs):
         use_cache, cache = False, None
     if use_cache and cache is None:
         cache = DynamicCache(config=self.config)
-    states, inputs = [] if _wanted(self, kwargs, "output_hidden_states") else None, {}
+    wanted = _wanted(self, kwargs, "output_hidden_states")
+    states, inputs = [hidden], {}  # what enters the first layer, and what every layer gives
     with _attentions(self, _wanted(self, kwargs, "output_attentions")) as attentions:
         for index, layer in enumerate(self.layers):
-            if states is not None:
-                states.append(hidden)
             for stage in _stages_from(run, index):
                 hidden = run.enter(stage, hidden, _looking(layer, hidden, inputs, run, stage - 1, index))
                 inputs = _stage_inputs(self, run, stage, hidden, cache, index) | {"use_cache": use_cache}
             run.pass_by(index, _looking(layer, hidden, inputs, run, stage, index))
             output = layer(hidden, **inputs)
-            hidden = run.leave(index, output[0] if isinstance(output, tuple) else output)
+            states.append(output[0] if isinstance(output, tuple) else output)
+            hidden = run.leave(index, states[-1])
+            if not wanted:
+                states.clear()
     hidden = self.norm(hidden)
     return BaseModelOutputWithPast(
         last_hidden_state=hidden,
-        hidden_states=None if states is None else (*states, hidden),
+        hidden_states=_shown_states(wanted, states, hidden),
         attentions=None if attentions is None else tuple(attentions),
         **cache_argument(BaseModelOutputWithPast, cache),
     )
@@ -77,9 +82,20 @@ def _looking(layer, hidden: torch.Tensor, inputs: dict, run: Run, stage: int, in
     return Looking(layer, hidden, inputs["position_embeddings"], run, stage, past)
 
 
-def _wanted(model, kwargs: dict, name: str) -> bool:
+def _wanted(model, kwargs: dict, name: str):
     value = kwargs.get(name)
-    return bool(getattr(model.config, name, False) if value is None else value)
+    return getattr(model.config, name, False) if value is None else value
+
+
+def _shown_states(wanted, states: list[torch.Tensor], last: torch.Tensor) -> tuple[torch.Tensor | None, ...] | None:
+    """As transformers has them: all, the last of them after the norm; or, for a list of layers, what these give, with
+    None for the others."""
+    if not wanted:
+        return None
+    shown = [*states[:-1], last]
+    if not isinstance(wanted, (list, tuple, set)):
+        return tuple(shown)
+    return tuple(state if layer in wanted else None for layer, state in enumerate(shown[1:]))
 
 
 @contextlib.contextmanager

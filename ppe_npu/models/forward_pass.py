@@ -37,6 +37,8 @@ class ForwardPass:
     Of the parts inside:
 
     Args:
+        prompt: how many columns of the ids the prompt has; what stands behind it was generated. None: all.
+        scored: whether the output stands as the prompt was given (alignment.py); None: nobody has decided yet.
         left: where the prompt's padding goes; None: it stays on its side.
         plan: the prompt's plan, where labels have asked for it already.
         run: what a decoder that runs stage by stage is given.
@@ -46,6 +48,8 @@ class ForwardPass:
     packed: bool = False
     skip_logits: bool = False
     distill: Distillation | None = None
+    prompt: int | None = None
+    scored: bool | None = None
     left: bool | None = None
     plan: PromptPlan | None = None
     run: Run | None = None

@@ -11,6 +11,8 @@ Modifications (on the given instance only; found by their parts, so any Qwen-VL 
 The first thing to switch off when a loss looks wrong: unfuse(model).
 """
 
+from typing import Any
+
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -33,7 +35,7 @@ def fuse(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def takes_segments(text: torch.nn.Module) -> bool:
+def takes_segments(text: Any) -> bool:
     """Whether a text model's attention keeps samples apart without a mask."""
     fused = all(vars(layer.self_attn).get(_FUSED) for layer in text.layers)
     return fused and text.config._attn_implementation == "sdpa"
@@ -50,8 +52,8 @@ def unfuse(model: torch.nn.Module) -> torch.nn.Module:
 def _forward_for(module: torch.nn.Module):
     if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
         return _rms_norm
-    parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
-    if all(hasattr(module, part) for part in parts) and "silu" in type(module.act_fn).__name__.lower():
+    gated = ("gate_proj", "up_proj", "down_proj", "act_fn")
+    if all(hasattr(module, part) for part in gated) and "silu" in type(module.act_fn).__name__.lower():
         return _swiglu
     if type(module).__name__.endswith("VisionAttention") and hasattr(module, "qkv"):
         return _vision_attention

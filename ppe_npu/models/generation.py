@@ -1,11 +1,104 @@
-"""Images and videos of batches that generate() changes: repeated for beams, and cut where a conversation goes on."""
+"""What generate() does otherwise on a compressed model: what it prepares, repeats for beams and refuses, and what
+becomes of a batch's images and videos."""
+
+import copy
+import inspect
+import warnings
+from dataclasses import replace
 
 import torch
 
 from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens, find_spans
-from ppe_npu.models.arguments import PIXELS
+from ppe_npu.errors import InputError
+from ppe_npu.models.arguments import PIXELS, ids_of_embeds
+from ppe_npu.models.caches import state_of
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
+from ppe_npu.models.seam import original, override
 
 _VISUAL = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+
+
+def install_generation(model) -> None:
+    """Put generate()'s modifications on a model for conditional generation."""
+    override(model, "prepare_inputs_for_generation", _prepare_inputs_for_generation)
+    override(model, "_expand_inputs_for_generation", _expand_inputs_for_generation)
+    override(model, "_get_candidate_generator", _get_candidate_generator)
+    override(model, "_valid_auto_compile_criteria", _valid_auto_compile_criteria)
+    for name, function in (("_prefill", _prefill), ("init_continuous_batching", _init_continuous_batching)):
+        if hasattr(type(model), name):  # not in older transformers
+            override(model, name, function)
+
+
+def _prepare_inputs_for_generation(self, input_ids, **kwargs):
+    prepare = original(self, "prepare_inputs_for_generation")
+    inputs = prepare(input_ids=input_ids, **kwargs)
+    state = state_of(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
+    # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
+    if state is not None and inputs.get("input_ids") is not None and input_ids.shape[1] > state.seen:
+        # As transformers does: a view has another stride in each step, and a compiled model is compiled again.
+        inputs["input_ids"] = input_ids[:, state.seen :].clone(memory_format=torch.contiguous_format)
+        inputs |= new_visual_inputs(inputs, input_ids, state.seen, self.compression.vision)
+    inputs["attention_mask"] = kwargs.get("attention_mask")  # for a static cache transformers makes masks of its own
+    inputs.pop("position_ids", None)  # generate()'s own, before compression
+    inputs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), left=True)
+    return inputs
+
+
+def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
+    expand = original(self, "_expand_inputs_for_generation")
+    # What stands behind the prompt later on was generated: a placeholder among it is text.
+    own = {KEYWORD: ForwardPass(prompt=None if input_ids is None else input_ids.shape[1])}
+    if expand_size == 1:
+        input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **kwargs)
+        return input_ids, others | own
+    embedded = kwargs.get("inputs_embeds") is not None and (input_ids is None or input_ids.shape[1] == 0)
+    ids = ids_of_embeds(self.model, kwargs["inputs_embeds"]) if embedded else input_ids
+    visual = repeat_visual_inputs(kwargs, ids, expand_size, self.compression.vision)
+    others = {name: value for name, value in kwargs.items() if name not in visual}
+    input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
+    return input_ids, others | visual | own
+
+
+def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kwargs):
+    if not self.compression.config.is_dense:
+        if assistant_model is not None:
+            raise InputError(
+                "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "
+                "or restore(model) first"
+            )
+        if "mm_token_type_ids" not in inspect.signature(type(self).forward).parameters:
+            raise InputError("prompt_lookup_num_tokens needs transformers 5.3: before, it counts columns by the cache")
+    others = {name: value for name, value in (model_kwargs or {}).items() if name != KEYWORD}  # an assistant's, too
+    candidate = original(self, "_get_candidate_generator")
+    return candidate(assistant_model=assistant_model, model_kwargs=others, **kwargs)
+
+
+def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config) -> bool:
+    if generation_config.compile_config is None:
+        return False
+    valid = original(self, "_valid_auto_compile_criteria")
+    return valid(model_kwargs=model_kwargs, generation_config=generation_config)
+
+
+def _prefill(self, input_ids, generation_config, model_kwargs, **kwargs):
+    if generation_config.prefill_chunk_size is not None:
+        # In pieces transformers forgets the pictures of all but the first; and a compressed prompt is short.
+        warnings.warn(
+            f"prefill_chunk_size={generation_config.prefill_chunk_size} is set aside: a compressed model is given its "
+            "prompt as a whole, with all its pictures",
+            stacklevel=2,
+        )
+        generation_config = copy.copy(generation_config)
+        generation_config.prefill_chunk_size = None
+    prefill = original(self, "_prefill")
+    return prefill(input_ids=input_ids, generation_config=generation_config, model_kwargs=model_kwargs, **kwargs)
+
+
+def _init_continuous_batching(self, **kwargs):
+    raise InputError(
+        'continuous batching (generate_batch, cache_implementation="paged") hands the model no images: use generate() '
+        "with another cache, or restore(model) first"
+    )
 
 
 def repeat_visual_inputs(inputs: dict, input_ids: torch.Tensor, times: int, vision: VisionTokens) -> dict:
@@ -18,12 +111,14 @@ def repeat_visual_inputs(inputs: dict, input_ids: torch.Tensor, times: int, visi
         input_ids: [B, S], not repeated yet.
     """
     given = {name: inputs[name] for name in _VISUAL if inputs.get(name) is not None}
-    grids = {kind: given[f"{kind}_grid_thw"].tolist() if f"{kind}_grid_thw" in given else [] for kind in (IMAGE, VIDEO)}
+    grids = {
+        kind: given[f"{kind}_grid_thw"].tolist() if f"{kind}_grid_thw" in given else None for kind in (IMAGE, VIDEO)
+    }
     mask = inputs.get("attention_mask")
     layout = find_spans(
         input_ids.cpu().numpy(), None if mask is None else mask.cpu().numpy(), grids[IMAGE], grids[VIDEO], None, vision
     )
-    out = {}
+    out: dict[str, torch.Tensor] = {}
     for kind in (IMAGE, VIDEO):
         owners = {span.source: span.sample for span in layout.spans if span.modality == kind}
         order = [
@@ -49,7 +144,7 @@ def new_visual_inputs(inputs: dict, input_ids: torch.Tensor, seen: int, vision: 
         what replaces the visual inputs, None where nothing is new; {} where just the new ones are given.
     """
     given = {name: inputs[name] for name in _VISUAL if inputs.get(name) is not None}
-    out = {}
+    out: dict[str, torch.Tensor | None] = {}
     for kind, token in ((IMAGE, vision.image_token_id), (VIDEO, vision.video_token_id)):
         if f"{kind}_grid_thw" not in given or PIXELS[kind] not in given:
             continue

@@ -12,16 +12,23 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 ROPE_TYPES = ("default", "linear", "yarn", "llama3")  # whose frequencies do not change with the length
 
 
-def check_decoder(text, staged: bool) -> None:
+def check_decoder(text, staged: bool, channels: int) -> None:
     """Refuse a decoder whose settings the seam does not know.
 
     Args:
         text: transformers' text model, with config, layers and rotary_emb.
         staged: whether its layers run stage by stage, on fewer tokens each.
+        channels: how many channels mrope_section gives an axis to.
 
     Raises:
-        InputError: an unknown rotary embedding or layer type; its name and the known ones are in the message.
+        InputError: an unknown rotary embedding or layer type; its name and the known ones are in the message. Or
+            sections that are more or fewer channels than the half head has.
     """
+    half = text.rotary_emb.inv_freq.numel()
+    if channels != half:
+        raise InputError(
+            f"mrope_section has {channels} channels in all, but half a head has {half}: make its sum {half}"
+        )
     _check("rope_type", [text.rotary_emb.rope_type], ROPE_TYPES)
     types = set(getattr(text.config, "layer_types", None) or ())
     _check("layer type", sorted(types), LAYER_TYPES)

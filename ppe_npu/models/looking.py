@@ -29,7 +29,7 @@ class Looking:
         past: the layer's own part of a KV cache that holds earlier tokens, or None.
     """
 
-    layer: torch.nn.Module
+    layer: Any
     hidden: torch.Tensor
     table: tuple[torch.Tensor, torch.Tensor]
     run: Run
@@ -70,7 +70,8 @@ class Looking:
 
     @property
     def _table(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(part[0] if part.dim() == 4 else part for part in self.table)
+        cos, sin = (part[0] if part.dim() == 4 else part for part in self.table)
+        return cos, sin
 
     def _heads(self, normed: torch.Tensor, name: str) -> torch.Tensor:
         """Queries ("q") or keys ("k") [B, L, H, D], after the norm of heads where there is one, before rotary."""

@@ -20,7 +20,6 @@ from ppe_npu import backends
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.seam import is_overridden, original, override, restore_methods
 
@@ -52,9 +51,7 @@ def uninstall_head(model) -> None:
     restore_methods(model.lm_head)
 
 
-def loss_only(
-    model, labels: torch.Tensor, kwargs: dict, plan: PromptPlan | None, make_plan: Callable
-) -> CausalLMOutputWithPast:
+def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> CausalLMOutputWithPast:
     """A forward pass that gives the loss and no logits.
 
     Args:
@@ -62,18 +59,20 @@ def loss_only(
         labels: int64 [B, S] of the prompt as it was given.
         kwargs: the forward's; `num_items_in_batch` labels are what the sum of losses is divided by (None: those of
             this batch); its pass may hold a Distillation.
-        plan: the prompt's, which is among the arguments; None where nothing is compressed.
-        make_plan: (model, labels, kwargs) -> the plan by the model's present compression.
+        arrange: (model, labels, kwargs) -> what gives the labels as the decoder's output stands, and whether it can be
+            asked only after the pass; adds the plan to kwargs.
     """
-    count, distill = kwargs.pop(_COUNT, None), kwargs.get(KEYWORD, NOTHING).distill
-    hidden, targets, arranged = _labelled_hidden(model, labels, kwargs, plan)
+    distill = kwargs.get(KEYWORD, NOTHING).distill
+    given = {name: value for name, value in kwargs.items() if name != _COUNT}
+    hidden, targets, arranged = _labelled_hidden(model, labels, kwargs, arrange)
+    count = kwargs.pop(_COUNT, None)
     count = len(targets) if count is None else count
     divisor = (
         count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
     )  # a step may have no label at all
     loss = model.lm_head(hidden, labels=targets) if _installed(model) else _plain_loss(model.lm_head(hidden), targets)
     if distill is not None:
-        teacher = _teacher(model, labels, kwargs, make_plan)
+        teacher = _teacher(model, labels, given, arrange)
         divergence = model.lm_head(hidden, teacher=teacher, temperature=distill.temperature)
         loss = (1 - distill.weight) * loss + distill.weight * divergence
     output = CausalLMOutputWithPast(loss=loss / divisor)
@@ -96,21 +95,21 @@ def uncompressed(model) -> Iterator[None]:
 
 
 def _labelled(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which of the flattened tokens predict a label [T], and what [T]. Asked before the vision tower runs where it can
-    be, because the host has to wait for the number."""
+    """Which of the flattened tokens predict a label [T], and what [T]. Asked before the vision tower runs, because the
+    host has to wait for the number."""
     predicted = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1).flatten()
     rows = (predicted.cpu() != IGNORED).nonzero()[:, 0].to(labels.device)
     return rows, predicted.index_select(0, rows)
 
 
 def _labelled_hidden(
-    model, labels: torch.Tensor, kwargs: dict, plan: PromptPlan | None
+    model, labels: torch.Tensor, kwargs: dict, arrange: Callable
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The decoder's output [T, C] where it predicts a label, in the head's dtype; what it predicts [T]; the labels as
     the decoder's output stands."""
-    late = plan is not None and plan.ahead is not None
+    arranged, late = arrange(model, labels, kwargs)
     hidden = _hidden(model, kwargs) if late else None
-    arranged = labels if plan is None else plan.labels(labels)
+    arranged = arranged()
     rows, targets = _labelled(arranged)
     hidden = _hidden(model, kwargs) if hidden is None else hidden
     return hidden.flatten(0, 1).index_select(0, rows).to(model.lm_head.weight.dtype), targets, arranged
@@ -118,17 +117,18 @@ def _labelled_hidden(
 
 def _hidden(model, kwargs: dict) -> torch.Tensor:
     """The decoder's output [B, L, C]."""
-    return model.model(**{**kwargs, "use_cache": False})[0]
+    given = {name: value for name, value in kwargs.items() if name != _COUNT}
+    return model.model(**{**given, "use_cache": False})[0]
 
 
 @torch.no_grad()
-def _teacher(model, labels: torch.Tensor, kwargs: dict, make_plan: Callable) -> torch.Tensor:
+def _teacher(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> torch.Tensor:
     """What the same model makes of the same tokens when it sees everything: [T, C]."""
-    training, kwargs = model.training, dict(kwargs)
+    training = model.training
     model.eval()  # no dropout, nothing kept for a second forward
     try:
         with uncompressed(model):
-            return _labelled_hidden(model, labels, kwargs, make_plan(model, labels, kwargs))[0]
+            return _labelled_hidden(model, labels, kwargs, arrange)[0]
     finally:
         model.train(training)
 

@@ -36,6 +36,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MethodType
+from typing import Any
 
 import torch
 
@@ -104,7 +105,7 @@ def restore_methods(module: torch.nn.Module) -> None:
             vars(module)[slot or name] = override.saved
         elif slot == _HOOKED:
             vars(module)[slot] = MethodType(getattr(type(module), name), module)
-        else:
+        elif slot is not None:
             vars(module).pop(slot, None)
     if kept:
         vars(module)[_SAVED] = kept
@@ -116,7 +117,7 @@ def _slots(module: torch.nn.Module, name: str) -> list[str]:
     return [name, _HOOKED] if name == "forward" and _HOOKED in vars(module) else [name]
 
 
-def _is_ours(method: Callable) -> bool:
+def _is_ours(method: Any) -> bool:
     """Whether a method is an override itself: who wraps one copies its attributes to the wrapper."""
     function = getattr(method, "__func__", method)
     return getattr(function, "_ppe_itself", None) is function
@@ -155,11 +156,13 @@ def _with_signature(method: Callable, name: str, hide: str | None, show: str | N
         rest = [parameter for parameter in shown if parameter.kind is inspect.Parameter.VAR_KEYWORD]
         extra = inspect.Parameter(show, inspect.Parameter.KEYWORD_ONLY, default=None)
         shown = [parameter for parameter in shown if parameter not in rest] + [extra, *rest]
-    for function in (replacement, alone):
+    outer: Any = replacement  # functions have these attributes; their type in typeshed has not
+    inner: Any = alone
+    for function in (outer, inner):
         functools.update_wrapper(function, method)
         function.__signature__ = signature.replace(parameters=shown)
         function._ppe_itself = function
     # accelerate's unwrap_model takes mixed precision off by following __wrapped__ to its end: there we are, too.
-    replacement.__wrapped__ = alone
-    del alone.__wrapped__
-    return replacement
+    outer.__wrapped__ = inner
+    del inner.__wrapped__
+    return outer

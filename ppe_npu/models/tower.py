@@ -48,7 +48,8 @@ class Watch:
         heads = qkv.detach().unflatten(-1, (3, attention.num_heads, -1)).permute(1, 2, 0, 3)
         cos, sin = (part[None].float() for part in table)
         # In fp32, and then rounded, as transformers rotates the vision tower's heads.
-        query, key = (part[0].to(qkv.dtype) for part in backends.rotary(*heads[:2, None].float(), cos, sin))
+        query, key = heads[:2, None].float()
+        query, key = (part[0].to(qkv.dtype) for part in backends.rotary(query, key, cos, sin))
         patches = vision.merge_size**2
         if number in wanted.keys:
             self.parts[KEYS, number] = key.float().mean(0).unflatten(0, (-1, patches)).mean(1)
@@ -76,13 +77,14 @@ def watched(model, plan: PromptPlan) -> Iterator[Watch]:
 
 
 def _hooked(watch: Watch, number: int, attention) -> list:
-    table = []
+    table: list[torch.Tensor] = []
 
     def before(_module, _args, kwargs) -> None:
         table[:] = kwargs["position_embeddings"]
 
     def after(_module, _args, projected) -> None:
-        watch.see(number, attention, projected, tuple(table))
+        cos, sin = table
+        watch.see(number, attention, projected, (cos, sin))
 
     return [
         attention.register_forward_pre_hook(before, with_kwargs=True),

@@ -21,35 +21,37 @@ Modifications (on the given instance only):
 * language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
 """
 
-import inspect
-import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from ppe_npu.backends import segments
+from ppe_npu.backends.common import IGNORED
 from ppe_npu.backends.compiling import is_traced
 from ppe_npu.compat import cache_of, layer_arguments, output_cache
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import rotary_table
+from ppe_npu.engine.rounds import as_tensor
 from ppe_npu.engine.run import Run
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import kv_bytes
+from ppe_npu.models.alignment import aligned, arrange_loss_arguments, as_the_prompt, is_scored, whole_labels
 from ppe_npu.models.arguments import (
     CONSUMED,
-    ids_of_embeds,
+    attention_mask_of,
     is_given,
     make_plan,
     tower_features,
     untouched_tower,
 )
+from ppe_npu.models.caches import keep_state, state_of
 from ppe_npu.models.decoder import staged_forward
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
 from ppe_npu.models.fused import takes_segments
-from ppe_npu.models.generation import new_visual_inputs, repeat_visual_inputs
+from ppe_npu.models.generation import install_generation
 from ppe_npu.models.known import check_decoder
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
 from ppe_npu.models.seam import is_overridden, original, override, own_submodules, restore_methods
@@ -79,16 +81,13 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
             "model first, or take a copy.deepcopy"
         )
     staged = deepstack or compression.stages > 1
-    check_decoder(text, staged)
+    check_decoder(text, staged, len(compression.channels))
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
     vars(model.model)[_DELTAS] = model.model.rope_deltas
     # Older transformers' generate() refuses mm_token_type_ids, newer ones' processors make them: take them anywhere.
     override(model, "forward", _causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
-    override(model, "prepare_inputs_for_generation", _prepare_inputs_for_generation)
-    override(model, "_expand_inputs_for_generation", _expand_inputs_for_generation)
-    override(model, "_get_candidate_generator", _get_candidate_generator)
-    override(model, "_valid_auto_compile_criteria", _valid_auto_compile_criteria)
+    install_generation(model)
     override(model.model, "forward", _model_forward)
     if staged:
         override(text, "forward", staged_forward)
@@ -145,90 +144,49 @@ def _causal_lm_forward(self, labels=None, **kwargs):
         kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), **wishes)
     if labels is None:
         return original(self, "forward")(labels=labels, **kwargs)
-    plan = _make_plan(self, labels, kwargs)
     if kwargs.get(KEYWORD, NOTHING).skip_logits:
-        return loss_only(self, labels, kwargs, plan, _make_plan)
-    if plan is not None and plan.ahead is not None:
-        return _late_loss(self, labels, kwargs, plan)
-    labels = labels if plan is None else plan.labels(labels)
+        return loss_only(self, labels, kwargs, _planned_labels)
+    arrange, late = _planned_labels(self, labels, kwargs)
+    if late:
+        return _late_loss(self, arrange, kwargs)
+    labels = arrange()
     output = original(self, "forward")(labels=labels, **kwargs)
     if not isinstance(output, tuple):
         output.labels = labels
     return output
 
 
-def _make_plan(model, labels: torch.Tensor, kwargs: dict) -> PromptPlan | None:
-    """The plan of a prompt, which says where its labels will stand; it is put into the arguments. None where there is
-    nothing to compress."""
-    state = _state(model.compression, kwargs)
+def _planned_labels(model, labels: torch.Tensor, kwargs: dict) -> tuple[Callable[[], torch.Tensor], bool]:
+    """What gives the labels as the output stands, and brings there with them what else a loss takes; and whether it
+    can be asked only once the pass is over. The plan that says how is put into the arguments."""
+    state = state_of(model.compression, kwargs)
     if not _compresses(state, kwargs):
-        return None
-    plan = make_plan(model.model, model.compression, kwargs, state, labels)
-    kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), plan=plan)
-    return plan
+        return lambda: labels, False
+    kept, whole = labels.shape[1], whole_labels(labels, kwargs)
+    plan, scored = make_plan(model.model, model.compression, kwargs, state, whole), is_scored(model, kwargs)
+    kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), plan=plan, scored=scored)
+
+    def arrange() -> torch.Tensor:
+        arranged = aligned(plan, whole, True, IGNORED) if scored else plan.labels(whole)
+        arrange_loss_arguments(plan, whole, arranged, kwargs)
+        return arranged if kept == whole.shape[1] else arranged[:, -kept:]
+
+    return arrange, plan.ahead is not None
 
 
-def _late_loss(model, labels: torch.Tensor, kwargs: dict, plan: PromptPlan):
+def _late_loss(model, arrange: Callable[[], torch.Tensor], kwargs: dict):
     """A forward pass after which, not before, it is known where labels stand."""
     return_dict = kwargs.pop("return_dict", None)
     output = original(model, "forward")(labels=None, **kwargs, return_dict=True)
-    labels = plan.labels(labels)
-    loss = model.loss_function(
-        logits=output.logits,
-        labels=labels,
-        vocab_size=model.config.text_config.vocab_size,
-        num_items_in_batch=kwargs.get("num_items_in_batch"),
-    )
+    labels = arrange()
+    given = {name: kwargs[name] for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
+    words = model.config.text_config.vocab_size
+    loss = model.loss_function(logits=output.logits, labels=labels, vocab_size=words, **given)
     output = type(output)(loss=loss, **output)  # in its place: the first of a tuple
     if return_dict is False:
         return output.to_tuple()
     output.labels = labels
     return output
-
-
-def _prepare_inputs_for_generation(self, input_ids, **kwargs):
-    prepare = original(self, "prepare_inputs_for_generation")
-    inputs = prepare(input_ids=input_ids, **kwargs)
-    state = _state(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
-    # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
-    if state is not None and inputs.get("input_ids") is not None and input_ids.shape[1] > state.seen:
-        inputs["input_ids"] = input_ids[:, state.seen :]
-        inputs |= new_visual_inputs(inputs, input_ids, state.seen, self.compression.vision)
-    inputs["attention_mask"] = kwargs.get("attention_mask")  # for a static cache transformers makes masks of its own
-    inputs.pop("position_ids", None)  # generate()'s own, before compression
-    inputs[KEYWORD] = ForwardPass(left=True)
-    return inputs
-
-
-def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
-    expand = original(self, "_expand_inputs_for_generation")
-    if expand_size == 1:
-        return expand(expand_size=expand_size, input_ids=input_ids, **kwargs)
-    embedded = kwargs.get("inputs_embeds") is not None and (input_ids is None or input_ids.shape[1] == 0)
-    ids = ids_of_embeds(self.model, kwargs["inputs_embeds"]) if embedded else input_ids
-    visual = repeat_visual_inputs(kwargs, ids, expand_size, self.compression.vision)
-    others = {name: value for name, value in kwargs.items() if name not in visual}
-    input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
-    return input_ids, others | visual
-
-
-def _get_candidate_generator(self, *args, assistant_model=None, **kwargs):
-    if assistant_model is not None:
-        raise InputError(
-            "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "
-            "or restore(model) first"
-        )
-    if "mm_token_type_ids" not in inspect.signature(type(self).forward).parameters:
-        raise InputError("prompt_lookup_num_tokens needs transformers 5.3: before, it counts columns by the cache")
-    candidate = original(self, "_get_candidate_generator")
-    return candidate(*args, assistant_model=assistant_model, **kwargs)
-
-
-def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config) -> bool:
-    if generation_config.compile_config is None:
-        return False
-    valid = original(self, "_valid_auto_compile_criteria")
-    return valid(model_kwargs=model_kwargs, generation_config=generation_config)
 
 
 def _compresses(state: CacheState | None, kwargs: dict) -> bool:
@@ -240,10 +198,10 @@ def _model_forward(self, **kwargs):
     packed = kwargs.get(KEYWORD, NOTHING).packed
     if packed:
         _check_packed(self.language_model, kwargs)
-    state = _state(self.compression, kwargs)
+    state, places = state_of(self.compression, kwargs), None
     compresses = _compresses(state, kwargs)
     if compresses:
-        inputs, run = _prefill(self, state, kwargs, torch.compiler.is_compiling())
+        inputs, run, places = _prefill(self, state, kwargs, torch.compiler.is_compiling())
     else:
         inputs, run = _continue(self, state, kwargs)
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
@@ -259,9 +217,13 @@ def _model_forward(self, **kwargs):
     for name in CONSUMED:
         kwargs.pop(name, None)
     output = original(self, "forward")(**inputs, **kwargs, return_dict=True)
+    if compresses and places is None and self.compression.last_scored and not run.plan.as_given:
+        places = as_tensor(run.plan.places_of_columns).to(run.rows[0].device)  # known only now
+    if places is not None:
+        output.last_hidden_state = as_the_prompt(output.last_hidden_state, places)
     cache = output_cache(output)
     if cache is not None:
-        cache.ppe_state = run.state
+        keep_state(cache, run.state)
         if compresses:
             self.compression.report.kv_bytes = kv_bytes(cache)
     return output.to_tuple() if return_dict is False else output
@@ -280,18 +242,21 @@ def _check_packed(text, kwargs: dict) -> None:
 
 
 @torch.compiler.disable  # plans on the host, and runs a tower that reads its grids there
-def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tuple[dict, Run]:
+def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tuple[dict, Run, torch.Tensor | None]:
+    """What the decoder is given, the pass through it, and where the output goes, if it shall stand as the prompt."""
     plan = kwargs.get(KEYWORD, NOTHING).plan or make_plan(self, self.compression, kwargs, past)
     embeds, ids = kwargs.get("inputs_embeds"), kwargs.get("input_ids")
     device = (ids if embeds is None else embeds).device
     on = plan.on(device)  # everything is uploaded now, before the tower keeps the device busy
+    scored = is_scored(self, kwargs)
+    known = scored and plan.ahead is None and not plan.as_given
+    places = as_tensor(plan.places_of_columns).to(device) if known else None
+    self.compression.last_scored = scored
+    if plan.layout.spans:
+        self.rope_deltas = on.deltas
     parts = [stage.segments for stage in on.stages if stage.segments is not None]
-    apart = (
-        bool(parts or plan.ahead)
-        and not compiling
-        and not is_traced(self.language_model)
-        and takes_segments(self.language_model)
-    )
+    fast = not compiling and not is_traced(self.language_model) and takes_segments(self.language_model)
+    apart = fast and bool(parts or plan.ahead)
     for kept in parts if apart else ():
         segments.prepare(list(kept.borders), device, self.get_input_embeddings().weight.dtype)
     text = on.text(0)
@@ -309,14 +274,14 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
         plan,
         text_embeds,
         features.tokens,
-        kwargs.get("attention_mask"),
+        attention_mask_of(kwargs),
         past,
         features.deepstack,
         ready_mask=sdpa,
         apart=apart and not fixed,
         tower=features.tower,
     )
-    return {"inputs_embeds": run.take_embeds()}, run
+    return {"inputs_embeds": run.take_embeds()}, run, places
 
 
 def _continue(self, state: CacheState, kwargs: dict) -> tuple[dict, Run]:
@@ -324,39 +289,11 @@ def _continue(self, state: CacheState, kwargs: dict) -> tuple[dict, Run]:
     name = "input_ids" if kwargs.get("input_ids") is not None else "inputs_embeds"
     tokens, mask = kwargs[name], kwargs.get("attention_mask")
     count = tokens.shape[1]
-    if kwargs.get("position_ids") is not None:
-        raise InputError("position_ids cannot be given for tokens that continue a compressed cache: it knows the next")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] < count):
         raise InputError("attention_mask must be [batch, tokens so far] for tokens that continue a compressed cache")
     state = state.repeated(len(tokens))
     new = (
         torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
     )
-    return {name: tokens}, self.compression.continue_text(state, new, count, padded=mask is not None)
-
-
-def _state(compression: Compression, kwargs: dict) -> CacheState | None:
-    """The compressed prompt that the cache holds, None for no cache or an empty one."""
-    cache, ids = cache_of(kwargs), kwargs.get("input_ids")
-    if cache is None:
-        return None
-    state: CacheState | None = getattr(cache, "ppe_state", None)
-    if cache.is_compileable and state is not None and ids is not None and ids.shape[1] == 1:
-        return state  # to ask a static cache for its length is to wait for the device
-    length = int(cache.get_seq_length())
-    if length == 0:
-        return None
-    if state is None:
-        raise InputError("the KV cache was filled by a model without compression: start from an empty cache")
-    if state.layers != compression.layers:
-        raise InputError("the KV cache was filled under another compression: start from an empty cache")
-    layers = compression.layers
-    if cache.is_compileable:
-        return state
-    state = state.cropped(layers.count(0), length)
-    for stage, (first, end) in enumerate(itertools.pairwise((*layers, len(cache.layers))), start=1):
-        # Who cuts a cache cuts all its layers to the length of the first.
-        for layer in cache.layers[first:end]:
-            if layer.get_seq_length() > state.lengths[stage]:
-                layer.crop(state.lengths[stage])
-    return state
+    positions = kwargs.get("position_ids")
+    return {name: tokens}, self.compression.continue_text(state, new, count, mask is not None, positions)

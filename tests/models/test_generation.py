@@ -171,8 +171,8 @@ def test_what_a_continued_cache_cannot_take_is_named(model):
     compress(model, PPE)
     cache = model(**batch(MIXED[0]), use_cache=True).past_key_values
     step = {"input_ids": torch.tensor([[7]]), "past_key_values": cache}
-    with pytest.raises(ValueError, match="position_ids cannot be given for tokens that continue"):
-        logits(model, step, position_ids=torch.zeros(3, 1, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"position_ids have shape \[3, 1, 2\], not \[3, 1, 1\]"):
+        logits(model, step, position_ids=torch.zeros(3, 1, 2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"attention_mask must be \[batch, tokens so far\]"):
         logits(model, step, attention_mask=torch.ones(1, 1, 1, 33, dtype=torch.bool))
     compress(model, dataclasses.replace(PPE, layers=(1,)))

@@ -301,8 +301,8 @@ def test_inputs_embeds_beside_input_ids(model):
         ({"attention_mask": torch.ones(1, 3)}, r"attention_mask has shape \[1, 3\], not that of input_ids"),
         ({"position_ids": torch.zeros(1, 3, dtype=torch.long)}, r"position_ids have shape \[1, 3\], not \[3, 1,"),
         (
-            {"position_ids": torch.zeros(4, 1, 7, dtype=torch.long)},
-            r"position_ids have shape \[4, 1, 7\], not \[3, 1, 7",
+            {"position_ids": torch.zeros(5, 1, 7, dtype=torch.long)},
+            r"position_ids have shape \[5, 1, 7\], not \[3, 1, 7",
         ),
         ({"input_ids": None}, "input_ids or inputs_embeds are missing"),
     ],

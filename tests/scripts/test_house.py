@@ -1,6 +1,7 @@
 """What scripts/check_house.py sees, in whatever form it is written, and what it leaves alone."""
 
 import check_house
+import draw_architecture
 import pytest
 
 
@@ -101,3 +102,13 @@ def test_a_module_without_a_room_is_named(tmp_path, monkeypatch):
         (tmp_path / "ppe_npu" / f"{name}.py").write_text("")
     monkeypatch.setattr(check_house, "ROOT", tmp_path)
     assert [line.split()[0] for line in check_house.of_the_package()] == ["ppe_npu/bits.py"]
+
+
+def test_every_room_is_in_the_picture_and_in_the_text():
+    folder = check_house.ROOT / "ppe_npu"
+    rooms = [path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    rooms = [name for name in rooms if name not in ("__init__", "old_names")]
+    assert len(rooms) > 15
+    assert not [name for name in rooms if draw_architecture.room(f"ppe_npu.{name}") is None]
+    text = (check_house.ROOT / "docs" / "architecture.md").read_text().split("![who imports whom]")[0]
+    assert not [name for name in rooms if f"{name}/" not in text and f"{name}.py" not in text]

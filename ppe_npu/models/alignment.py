@@ -1,0 +1,136 @@
+"""How outputs stand, and what callers hold for every token of their prompts: labels, weights, masks.
+
+A pass with a KV cache gives outputs of the compressed length. Who asks for none (use_cache=False, or a model whose
+config says so, as transformers' Trainer sets it) is about to score them against labels of its own, column by column of
+the prompt as it was given: there the outputs stand as the prompt does. Text stands in its own column, what is left of
+an image or video at the end of its run (so that its last token is the one that text follows), and the other columns
+are 0.
+"""
+
+import warnings
+
+import torch
+
+from ppe_npu.backends.common import IGNORED
+from ppe_npu.compat import cache_of
+from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.errors import InputError
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING
+
+_COUNT, _SHIFTED = "num_items_in_batch", "shift_labels"  # arguments of a loss
+
+
+def align(model, values: torch.Tensor, fill: float = IGNORED, shifted: bool = False) -> torch.Tensor:
+    """What a caller holds for every token of the last prompt, as the output of that pass stands.
+
+        output = model(**inputs)
+        loss = my_loss(output.logits, align(model, labels), align(model, weights, fill=0))
+
+    Args:
+        model: a compressed model that has just run on the prompts, or a peft model around one.
+        values: [B, S, ...] for every column of input_ids: labels, weights, masks, rewards; any dtype and device.
+        fill: stands where no text is: at what is left of images and videos, at padding, and at a sample's first token
+            where padding before it would have to predict it. -100, which losses ignore; give 0 for weights and masks.
+        shifted: whether each value belongs to the token after its column, as with shift_labels.
+
+    Returns:
+        [B, L, ...] with L the output's length: logits.shape[1]. With the dense preset the values as they are.
+
+    Raises:
+        InputError: a model that is not compressed or has not run yet, or values of another batch or length.
+    """
+    from ppe_npu.models import base_of, is_compressed
+
+    if not is_compressed(model):
+        raise InputError(
+            f"{type(model).__name__} is not compressed: its outputs stand as its inputs do, use values as is"
+        )
+    compression = base_of(model).compression
+    if compression.last is None:
+        raise InputError("the compressed model has seen no prompt yet: call it before align()")
+    return aligned(compression.last, values, compression.last_scored, fill, shifted)
+
+
+def aligned(plan: PromptPlan, values: torch.Tensor, scored: bool, fill: float, shifted: bool = False) -> torch.Tensor:
+    """As align(), by a prompt's plan. scored: whether its output stands as the prompt does."""
+    if tuple(values.shape[:2]) != plan.layout.real.shape:
+        wanted = list(plan.layout.real.shape)
+        raise InputError(
+            f"values have shape {list(values.shape)}, but the prompt's input_ids had {wanted}: give [B, S, ...]"
+        )
+    if plan.as_given:
+        return values
+    if shifted:  # to the column that they belong to, and back
+        edge = torch.full_like(values[:, :1], fill)
+        moved = aligned(plan, torch.cat([edge, values[:, :-1]], dim=1), scored, fill)
+        return torch.cat([moved[:, 1:], edge], dim=1)
+    if scored:
+        counted = torch.from_numpy(plan.counted).to(values.device)
+        return torch.where(_like(counted, values), values, torch.full_like(values, fill))
+    text, columns = (torch.from_numpy(part).to(values.device) for part in plan.text_columns)
+    picked = values.gather(1, _like(columns, values).expand(-1, -1, *values.shape[2:]))
+    return torch.where(_like(text, values), picked, torch.full_like(picked, fill))
+
+
+def _like(part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """[B, L] -> [B, L, 1, ...] with as many dimensions as values."""
+    return part.reshape(*part.shape, *[1] * (values.ndim - 2))
+
+
+def is_scored(model, kwargs: dict) -> bool:
+    """Whether the output of this pass shall stand as the prompt was given.
+
+    Args:
+        model: the one for conditional generation, or the ...Model inside it. kwargs: its forward's.
+    """
+    given = kwargs.get(KEYWORD, NOTHING)
+    if given.scored is not None:
+        return given.scored
+    if given.packed or given.left or given.skip_logits or cache_of(kwargs) is not None:
+        return False
+    if kwargs.get("use_cache") is not None:
+        return not kwargs["use_cache"]
+    return not all(getattr(config, "use_cache", True) for config in (model.config, model.config.get_text_config()))
+
+
+def whole_labels(labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
+    """[B, S] of labels that were given for the last logits_to_keep columns alone, as transformers takes them."""
+    kept = kwargs.get("logits_to_keep")
+    tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+    if not isinstance(kept, int) or tokens is None or not 0 < kept == labels.shape[1] < tokens.shape[1]:
+        return labels
+    others = labels.new_full((len(labels), tokens.shape[1] - kept), IGNORED)
+    return torch.cat([others, labels], dim=1)
+
+
+def as_the_prompt(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Outputs [B, L, C] in the prompt's columns [B, S, C]. places: [B, S] in the flattened output, B * L for none."""
+    rows = torch.cat([hidden.flatten(0, 1), hidden.new_zeros(1, hidden.shape[-1])])
+    return rows.index_select(0, places.flatten()).unflatten(0, tuple(places.shape))
+
+
+def arrange_loss_arguments(plan: PromptPlan, given: torch.Tensor, arranged: torch.Tensor, kwargs: dict) -> None:
+    """Bring what a loss takes beside the labels to the output, in place: shift_labels, and the caller's count of
+    labels, some of which do not count here.
+
+    Args:
+        given, arranged: labels as the caller gave them, and as the output stands.
+    """
+    if plan.as_given:
+        return
+    if kwargs.get(_SHIFTED) is not None:
+        given = kwargs[_SHIFTED]
+        arranged = aligned(plan, given, bool(kwargs[KEYWORD].scored), IGNORED, shifted=True)
+        kwargs[_SHIFTED] = arranged
+    else:
+        given, arranged = given[:, 1:], arranged[:, 1:]
+    if kwargs.get(_COUNT) is None:
+        return
+    before, left = (int((part != IGNORED).sum()) for part in (given, arranged))
+    if left < before:
+        warnings.warn(
+            f"{_COUNT} is scaled by {left} / {before}: so many of this batch's labels count on a compressed model, not "
+            "those on images, videos and padding; set them to -100 and your count holds as it is",
+            stacklevel=2,
+        )
+        kwargs[_COUNT] = kwargs[_COUNT] * left / before

@@ -1,0 +1,86 @@
+"""The state of a compressed prompt on its KV cache: found there, put there, and kept in step with the cache's samples.
+
+transformers' caches know nothing of it, so the one cache that carries a state gets methods of its own around those that
+reorder, pick, repeat or drop its samples.
+"""
+
+import itertools
+from types import MethodType
+from typing import Any
+
+import torch
+
+from ppe_npu.compat import cache_of
+from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.compression import Compression
+from ppe_npu.errors import InputError
+
+STATE = "ppe_state"  # attribute of a cache
+
+
+def keep_state(cache: Any, state: CacheState) -> None:
+    """Let the cache carry this state."""
+    setattr(cache, STATE, state)
+    for method in (_reorder_cache, _batch_select_indices, _batch_repeat_interleave, _reset):
+        name = method.__name__[1:]
+        if name not in vars(cache) and hasattr(type(cache), name):
+            vars(cache)[name] = MethodType(method, cache)
+
+
+def state_of(compression: Compression, kwargs: dict) -> CacheState | None:
+    """The compressed prompt that the cache among a forward's arguments holds, None for no cache or an empty one.
+
+    Raises:
+        InputError: a cache that another model, or another compression, has filled.
+    """
+    cache, ids = cache_of(kwargs), kwargs.get("input_ids")
+    if cache is None:
+        return None
+    state: CacheState | None = getattr(cache, STATE, None)
+    if cache.is_compileable and state is not None and ids is not None and ids.shape[1] == 1:
+        return state  # to ask a static cache for its length is to wait for the device
+    length = int(cache.get_seq_length())
+    if length == 0:
+        return None
+    if state is None:
+        raise InputError("the KV cache was filled by a model without compression: start from an empty cache")
+    if state.layers != compression.layers:
+        raise InputError("the KV cache was filled under another compression: start from an empty cache")
+    layers = compression.layers
+    if cache.is_compileable:
+        return state
+    state = state.cropped(layers.count(0), length)
+    for stage, (first, end) in enumerate(itertools.pairwise((*layers, len(cache.layers))), start=1):
+        # Who cuts a cache cuts all its layers to the length of the first.
+        for layer in cache.layers[first:end]:
+            if layer.get_seq_length() > state.lengths[stage]:
+                layer.crop(state.lengths[stage])
+    return state
+
+
+def _reorder_cache(self, beam_idx: torch.Tensor) -> None:
+    type(self).reorder_cache(self, beam_idx)
+    _pick(self, beam_idx)
+
+
+def _batch_select_indices(self, indices: torch.Tensor) -> None:
+    type(self).batch_select_indices(self, indices)
+    _pick(self, indices)
+
+
+def _batch_repeat_interleave(self, repeats: int) -> None:
+    type(self).batch_repeat_interleave(self, repeats)
+    state = getattr(self, STATE, None)
+    if state is not None:
+        setattr(self, STATE, state.repeated(len(state.masks[0]) * repeats))
+
+
+def _reset(self) -> None:
+    type(self).reset(self)
+    setattr(self, STATE, None)
+
+
+def _pick(cache: Any, samples: torch.Tensor) -> None:
+    state = getattr(cache, STATE, None)
+    if state is not None:
+        setattr(cache, STATE, state.picked(samples))
