@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def test_every_form_of_a_picture_gives_the_same_inputs(tiny_processor, write_ima
         {"type": "image", "image": opened},
         {"type": "image", "url": opened},
         {"type": "image", "image": data},
+        {"type": "image", "image": io.BytesIO(data)},
         {"type": "image", "image": {"bytes": data, "path": None}},
         {"type": "image", "image": np.asarray(opened)},
         {"type": "image", "image": torch.from_numpy(np.array(opened)).permute(2, 0, 1)},

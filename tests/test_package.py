@@ -29,7 +29,7 @@ def test_compress_loads_no_device_package():
 def test_public_names():
     import ppe_npu
 
-    assert {"CompressionConfig", "compress", "restore", "__version__"} == set(ppe_npu.__all__)
+    assert {"CompressionConfig", "align", "compress", "restore", "__version__"} == set(ppe_npu.__all__)
     for name in ppe_npu.__all__:
         assert getattr(ppe_npu, name)
 

@@ -10,9 +10,8 @@ methods that look at what a block attends to are shown its one block's attention
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ppe_npu.demo.recipe import EVAL, TUNE, K
 from ppe_npu.errors import InputError, shown
 from ppe_npu.files import write_json, write_text
 from ppe_npu.methods.listing import default, published
+from ppe_npu.settings import fields_to_plain
 
 RATIOS = (0.5, 0.25, 0.1)
 _LAYER = 1  # of the tiny model's two: where methods of layers stand
@@ -53,8 +53,10 @@ class Row:
         if not self.positions:
             return CompressionConfig.preset("dense")
         keys = {"ratio": self.ratio, "positions": self.positions} | ({"k": K} if self.positions == "ppe" else {})
-        alone = "input" not in default(self.name.partition(":")[0]).places
-        return CompressionConfig.from_text(self.name, **keys, **({"layer": _LAYER} if alone else {}))
+        method = default(self.name.partition(":")[0])
+        own = {} if "input" in method.places else {"layer": _LAYER}
+        own |= {"tower_windows": "frame"} if "tower_windows" in fields_to_plain(method) else {}
+        return CompressionConfig.from_text(self.name, **keys, **own)
 
     @property
     def pixels(self) -> dict[str, int]:
@@ -120,22 +122,6 @@ def jobs(output: Path, chosen: Sequence[Row], seeds: Sequence[int], whole: bool,
     return [Job(row, seed, str(output), device, threads, test) for seed in seeds for row in chosen]
 
 
-@contextlib.contextmanager
-def over_whole_pictures(config: CompressionConfig) -> Iterator[None]:
-    """What these methods are shown of a block that attends in windows is its attention over the whole picture."""
-    changed = {type(method): vars(type(method)).get("tower_windows") for method in config.methods}
-    for method in changed:
-        method.tower_windows = "frame"
-    try:
-        yield
-    finally:
-        for method, before in changed.items():
-            if before is None:
-                del method.tower_windows
-            else:
-                method.tower_windows = before
-
-
 def run_job(job: Job) -> dict[str, Any]:
     """Evaluate one row for one seed, fine-tuned first if it asks for that; the runner's results and the row."""
     from ppe_npu.backends import device as devices
@@ -148,20 +134,17 @@ def run_job(job: Job) -> dict[str, Any]:
     pipeline.set_up_process(job.threads)
     row, config = job.row, job.row.config
     model_folder, data = job.folder.parent.parent / "base" / "final", Path(job.output) / "data"
-    with over_whole_pictures(config):
-        if row.tuned:
-            tuned = job.folder / "tuned"
-            pipeline.train_once(
-                TUNE, model_folder, data / "tune.jsonl", tuned, config, job.seed, job.device, **row.pixels
-            )
-            model_folder = tuned / "final"
-        model = compress(load_model(model_folder, devices.resolve(job.device)), config)
-        processor = load_processor(model_folder, **row.pixels)
-        benchmark = benchmarks.load("layout", data / f"{job.test}.jsonl")
-        limits = {"batch_size": EVAL.batch_size, "max_new_tokens": EVAL.max_new_tokens}
-        folder = job.folder / f"eval-{'tuned' if row.tuned else 'free'}-{job.test}"
-        results = evaluate(model, processor, benchmark, folder, name=row.name, **limits)
-        cost = {} if row.tuned or not row.positions else _cost(model, processor, benchmark)
+    if row.tuned:
+        tuned = job.folder / "tuned"
+        pipeline.train_once(TUNE, model_folder, data / "tune.jsonl", tuned, config, job.seed, job.device, **row.pixels)
+        model_folder = tuned / "final"
+    model = compress(load_model(model_folder, devices.resolve(job.device)), config)
+    processor = load_processor(model_folder, **row.pixels)
+    benchmark = benchmarks.load("layout", data / f"{job.test}.jsonl")
+    limits = {"batch_size": EVAL.batch_size, "max_new_tokens": EVAL.max_new_tokens}
+    folder = job.folder / f"eval-{'tuned' if row.tuned else 'free'}-{job.test}"
+    results = evaluate(model, processor, benchmark, folder, name=row.name, **limits)
+    cost = {} if row.tuned or not row.positions else _cost(model, processor, benchmark)
     own = {"row": row.name, "positions": row.positions, "share": row.ratio, "tuned": row.tuned, "seed": job.seed}
     return {**own, **cost, "types": results["types"], "accuracy": results["accuracy"], "costs": results["costs"]}
 

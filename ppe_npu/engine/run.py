@@ -19,7 +19,8 @@ from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.trace import Trace
 
 # What a decoder layer would make of the tokens that it is about to be given: (needs, prompts) -> of each field of the
-# View that these needs stand for its numbers at every place of the flattened batch [R, ...].
+# View that these needs stand for its numbers at every place of the flattened batch [R, ...], of those about text its
+# numbers of each sample's text [S, W, ...].
 Look = Callable[[frozenset[str], Prompts | None], dict[str, torch.Tensor]]
 
 
@@ -125,9 +126,11 @@ class Prefill(Run):
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
         sized, visual = any("sizes" in method.needs for method in self.config.methods), self.on.visual
         sizes = torch.ones_like(visual) if sized else None
-        spots = None if self.on.prompts(0) is None else visual
+        prompts = self.on.prompts(0)
+        spots = None if prompts is None else visual
         given = Tokens(features, visual[:, None], self.on.places, tower, sizes, spots)
-        stage, rounds, kept = self._merge(0, given, lambda _: text_embeds)
+        text = {} if prompts is None else {("text", False): prompts.of_text(text_embeds, prompts.text)}
+        stage, rounds, kept = self._merge(0, given, text)
         self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
         none = torch.zeros_like(text_embeds)
         self._deepstack = {
@@ -148,10 +151,13 @@ class Prefill(Run):
         self.watch.mark()
         tokens, prompts = hidden.flatten(0, 1), self.on.prompts(stage)
         seen = self._passed | self._looked(stage, look, before=False)
-        self._passed, spots = {}, None if prompts is None else torch.arange(len(tokens), device=tokens.device)
+        self._passed = {}
+        text = {name: seen.pop(name) for name in list(seen) if name[0].startswith("text")}
+        if prompts is not None:
+            text["text", False] = prompts.of_text(tokens, prompts.text_places)
+        spots = None if prompts is None else torch.arange(len(tokens), device=tokens.device)
         given = replace(self._tokens, features=tokens, seen=seen, spots=spots)
-        text = self.on.text(stage)
-        on, rounds, kept = self._merge(stage, given, lambda part: part.index_select(0, text))
+        on, rounds, kept = self._merge(stage, given, text)
 
         def merged(tokens: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
             return _arranged(on, tokens.index_select(0, on.text), _applied(rounds, tokens), padding)
@@ -165,8 +171,10 @@ class Prefill(Run):
 
     def pass_by(self, layer: int, look: Look) -> None:
         for stage, first in enumerate(self.layers, start=1):
-            if first == layer + 1:
+            if first == layer + 1 and layer_needs(self.config.stages[stage][1], before=True):
+                self.watch.mark()
                 self._passed = self._looked(stage, look, before=True)
+                self.watch.mark()
 
     def _looked(self, stage: int, look: Look | None, before: bool) -> dict[tuple[str, bool], torch.Tensor]:
         """What the methods of a stage look at in its first layer, or in the one before: as Tokens.seen."""
@@ -180,15 +188,17 @@ class Prefill(Run):
         added = self._deepstack.pop(layer, None)
         return hidden if added is None else hidden + added.to(hidden.dtype)
 
-    def _merge(self, number: int, tokens: Tokens, text: Callable) -> tuple[Stage, tuple[Round, ...], Tokens]:
+    def _merge(
+        self, number: int, tokens: Tokens, text: dict[tuple[str, bool], torch.Tensor]
+    ) -> tuple[Stage, tuple[Round, ...], Tokens]:
         """A stage, its rounds with their groupings, and what is known of the tokens that the last of them keeps.
 
         Args:
-            text: what picks the text's rows from those of all places [R, ...], of the features and of what is seen.
+            text: as Texts.values.
         """
         holding = Holding(self.config.k, self.config.members) if self.config.positions == "ppe" else None
         prompts = self.on.prompts(number)
-        texts = None if prompts is None else Texts(prompts, tokens.features, tokens.seen, text)
+        texts = None if prompts is None else Texts(prompts, text)
         if number < len(self.on.stages):
             rounds, kept = merge(self.on.stages[number].rounds, tokens, holding, texts)
         else:

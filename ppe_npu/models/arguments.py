@@ -97,9 +97,10 @@ def attention_mask_of(kwargs: dict) -> torch.Tensor | None:
     """The attention mask of a forward's arguments, [B, S] or [B, 1, S, S]. Without one, text positions (the first of
     four rows) that start anew keep apart what they number, where no cache is kept: as transformers has it."""
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    rows = positions is not None and positions.ndim == 3 and len(positions) == 4
-    if mask is not None or not rows or kwargs.get("use_cache") is not False:
+    if mask is not None or positions is None or kwargs.get("use_cache") is not False:
         return mask
+    if positions.ndim != 3 or len(positions) != 4:
+        return None
     run = (positions[0].diff(dim=-1, prepend=positions[0, :, :1] - 1) != 1).cumsum(-1)
     if not bool(run.any()):
         return None

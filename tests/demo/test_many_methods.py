@@ -5,7 +5,6 @@ import json
 from command_line import refused
 
 from ppe_npu.demo import methods, methods_page, pipeline, recipe
-from ppe_npu.methods import HiPrune, ToMe
 from ppe_npu.methods.listing import published
 
 
@@ -26,8 +25,6 @@ def test_named_methods_are_asked_and_tuned_and_put_into_a_table(small, tmp_path,
     assert rows["smaller picture", "", False]["costs"]["tokens_after"] == 9
     assert rows["hiprune:alpha=0.2", "ppe", True]["costs"]["tokens_after"] == 9
     assert 0 < rows["hiprune:alpha=0.2", "ppe", False]["selection"] < 1
-    assert "tower_windows" not in vars(ToMe) or ToMe.tower_windows != "refuse"
-    assert HiPrune.tower_windows == "frame"
     assert page == methods_page.measured(found, 'make demo DEVICE=cpu METHODS="hiprune:alpha=0.2"')
 
 
