@@ -10,7 +10,7 @@ import torch
 
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register, share
-from ppe_npu.methods.choosing import exact, unit
+from ppe_npu.methods.choosing import dropped, exact, unit
 from ppe_npu.methods.grids import Grid, at_heads, by_head
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.peaks import density_peaks
@@ -46,7 +46,7 @@ class FlashVID(Method):
             one only by the threshold, without the first one not at all.
         released: the published averages, and centres among all tokens of a frame by itself. (There the published
             clusters average the selected tokens, too, which are kept beside them; here a token is part of one group.)
-        dropped: whether tokens in no group "lend" their positions, or go ("drop").
+        dropped: what becomes of tokens in no group, see choosing.dropped.
     """
 
     ratio: float = share(0.25)
@@ -60,7 +60,7 @@ class FlashVID(Method):
     min_segment_num: int = setting(8, least=1)
     complementary_segment: bool = True
     released: bool = False
-    dropped: str = setting("lend", choices=("lend", "drop"))
+    dropped: str = dropped()
 
     needs = frozenset({"tokens", "places", "tower_saliency"})
     scope, counts = "span", "late"
@@ -190,7 +190,8 @@ class FlashVID(Method):
             )
         )
         slot = torch.arange(flat.shape[1], device=flat.device).view_as(roots[0])
-        alone = (segment[:, :, None] == segment[:, None]).sum(-1) == 1
+        real = grid.there.any(-1)
+        alone = ((segment[:, :, None] == segment[:, None]) & real[:, None]).sum(-1) == 1
         left = (roots == slot) & (~selected | (alone[:, :, None] if self.released else False))
         centre = self._clusters(sums.view_as(tokens), left, segment, wanted)
         number = torch.where(centre >= 0, slot - slot % grid.places + centre, -1).flatten(1)
@@ -198,7 +199,7 @@ class FlashVID(Method):
         heads = torch.where(roots >= 0, at_heads(number, roots), -1)
         roots_of = at_heads(by_head(torch.where(roots == slot, 1.0, 0.0), torch.where(roots == slot, heads, -1)), heads)
         made = grid.grouping(heads, share / roots_of.clamp_min(1), summed=self.released)
-        return made.lending(view) if self.dropped == "lend" else made
+        return made.with_dropped(view, self.dropped)
 
     def _clusters(self, tokens, left, segment, wanted) -> torch.Tensor:
         """[F, T, U] int64, the place of the centre of each tree's cluster; -1 for none."""

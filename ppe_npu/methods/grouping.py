@@ -81,13 +81,19 @@ class Grouping:
         labels = torch.where(mask, own, torch.where(view.present, nearest, -1))
         return cls.of(labels, representatives, mask if dropped == "lend" else None)
 
-    def lending(self, view: View) -> Grouping:
-        """The same where every token in no group lends its position to the group whose representative is most like
-        it (cosine; the first among equals)."""
-        nearest = _nearest(view.tokens, self.representatives, self.counts > 0)
-        labels = torch.where(view.present & (self.labels < 0), nearest, self.labels)
+    def with_dropped(self, view: View, dropped: str) -> Grouping:
+        """The same where every token in no group joins the one whose representative is most like it (cosine; the first
+        among equals), as of_kept() says: it lends it its position alone ("lend"), or its features, too ("merge"), which
+        count as much as the representative's; "drop": it joins none."""
+        if dropped == "drop":
+            return self
         heard = self.labels >= 0
+        nearest = _nearest(view.tokens, self.representatives, self.counts > 0)
+        labels = torch.where(view.present, torch.where(heard, self.labels, nearest), -1)
         weights = heard if self.weights is None else torch.where(heard, self.weights, 0)
+        if dropped == "merge":
+            own = weights.gather(1, self.representatives).gather(1, labels.clamp_min(0))
+            weights = torch.where(heard, weights, own)
         return Grouping.of(labels, self.representatives, weights, self.summed)
 
     def apply(self, tokens: torch.Tensor) -> torch.Tensor:

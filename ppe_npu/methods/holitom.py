@@ -9,7 +9,7 @@ import torch
 
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register, share
-from ppe_npu.methods.choosing import unit
+from ppe_npu.methods.choosing import dropped, unit
 from ppe_npu.methods.grids import Grid, at_heads, by_head
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.peaks import density_peaks
@@ -45,7 +45,7 @@ class HoliTom(Method):
         D: share of the other places' budget that is for clusters. K: nearest neighbours of a density.
         max_window: most frames of a window.
         released: tokens in the published order.
-        dropped: whether tokens in no cluster "lend" their positions, or go ("drop").
+        dropped: what becomes of tokens in no cluster, see choosing.dropped.
     """
 
     ratio: float = share(0.1)
@@ -57,7 +57,7 @@ class HoliTom(Method):
     NO_BETA: bool | int | str = setting(False, convert=_flag)
     max_window: int = setting(1024, least=1)
     released: bool = False
-    dropped: str = setting("lend", choices=("lend", "drop"))
+    dropped: str = dropped()
 
     needs = frozenset({"tokens", "places", "tower_saliency"})
     scope, counts = "span", "late"
@@ -101,7 +101,7 @@ class HoliTom(Method):
         kind = torch.where(still, 0, 1 + 2 * torch.arange(grid.frames, device=own.device)[:, None])
         kind = start[:, :, None] * (2 * grid.frames + 2) + torch.where(moving & ~dominant, kind + 1, kind)
         made = grid.grouping(heads, self._weights(heads, there), kind.flatten(1) if self.released else None)
-        return made.lending(view) if self.dropped == "lend" else made
+        return made.with_dropped(view, self.dropped)
 
     def _windows(self, tokens: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[F, T] int64 the first frame of each one's window; [F, T, U] bool, of windows by their first frame, which
