@@ -4,8 +4,8 @@ A family's model is a transformers class for conditional generation with `model.
 `model.language_model` (embed_tokens, layers, norm, rotary_emb).
 
 Modifications (on the given instance only):
-* ...ForConditionalGeneration.forward: labels are brought to the compressed length before the loss; the output carries
-  them as `labels`. A pass with skip_logits gives the loss alone, by the head's own call (see loss.py).
+* ...ForConditionalGeneration.forward: labels are brought to the output's length before the loss (alignment.py); the
+  output carries them as `labels`. A pass with skip_logits gives the loss alone, by the head's own call (see loss.py).
 * ...Model.forward: finds the visual tokens in the ids, computes the prompt's (t, h, w) itself (transformers changed
   them between versions, and drops M-RoPE without a word when mm_token_type_ids is missing), merges the vision tower's
   features, and hands the language model the compressed prompt. Later steps take their mask and positions from what was
@@ -15,6 +15,7 @@ Modifications (on the given instance only):
 * _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
   instead, and hands the model no grids, so generate() is not shown that forward could take that output.
 * _get_candidate_generator: refuses speculative decoding where it would count wrongly.
+* _prefill: prefills a prompt as a whole. init_continuous_batching: refused, it hands the model no images.
 * _valid_auto_compile_criteria: generate() with a static cache compiles only if a compile_config asks for it. Of its own
   accord transformers records CUDA graphs, of which a mask that grows would need another one every step.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
