@@ -6,7 +6,6 @@ DEVICE ?= auto
 VENV := $(if $(filter 1,$(EMULATE)),.venv-npu,.venv)
 BIN  := $(VENV)/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-
 # An option for ppe-npu from a variable of make, where it is set: $(call option,--model,$(MODEL))
 option = $(if $(2),$(1) $(2))
 common = $(call option,--model,$(MODEL)) $(call option,--data-root,$(DATA_ROOT)) $(call option,--output,$(OUTPUT)) \
@@ -27,8 +26,9 @@ endif
 .PHONY: help demo train eval report parity bench test test-all test-machines test-matrix test-newest test-lmms test-npu test-emulated ascend-emulator lint format clean
 help:
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 22
-demo: $(READY)  ## train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1]
-	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(filter-out 0,$(FULL)),--full)
+demo: $(READY)  ## train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1 METHODS="divprune tome" or all TRAINING_FREE=1]
+	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(filter-out 0,$(FULL)),--full) \
+		$(call option,--methods,$(METHODS)) $(if $(filter-out 0,$(TRAINING_FREE)),--training-free)
 train: $(READY)  ## fine-tune   [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT= RECIPE= NPROC= NNODES= DEEPSPEED= TRAIN_ARGS='--packing ...']
 	$(strip $(launch) train $(call option,--device,$(if $(RECIPE),$(filter-out auto,$(DEVICE)),$(DEVICE))) $(call option,--config,$(RECIPE)) \
 		$(call option,--data,$(DATA)) $(common) $(call option,--deepspeed,$(DEEPSPEED)) $(TRAIN_ARGS))

@@ -1,14 +1,21 @@
-"""Write the README's table of methods anew, from the registered classes."""
+"""Write the tables of methods anew: the README's and docs/methods.md's, from the registered classes; and, where a
+methods.json of `make demo METHODS=...` is named, what docs/methods.md says of its numbers."""
 
+import json
+import re
 import sys
 import textwrap
 from pathlib import Path
 
+from ppe_npu.demo import methods_page
 from ppe_npu.files import write_text
 from ppe_npu.methods.listing import Listed, published
 
-PAGE = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "methods.md"
 START, END = "<!-- methods: scripts/document_methods.py writes this table -->\n", "<!-- methods end -->\n"
+MEASURED = "<!-- measured: scripts/document_methods.py writes what follows -->\n"
+MEASURED_END = "<!-- measured end -->\n"
 WIDEST = 160  # characters of a line, as scripts/check_house.py has it
 
 
@@ -27,14 +34,46 @@ def _row(one: Listed) -> tuple[str, ...]:
     return f"`{one.name}`", textwrap.shorten(one.what, room, placeholder=" ..."), *rest
 
 
-def written(page: str) -> str:
+def settings() -> str:
+    """A row per method: what one cell is, and every setting with its default."""
+    lines = [("method", "one cell is", "settings and their defaults"), ("---",) * 3]
+    for one in map(Listed.of, published()):
+        fields = {key: value for key, value in one.fields.items() if key != "layer" or value is not None}
+        said = ", ".join(f"{key}={_plain(value)}" for key, value in fields.items())
+        room = WIDEST - len(one.name) - len(one.scope) - len("| `` |  | `` |")
+        lines.append((f"`{one.name}`", one.scope, f"`{textwrap.shorten(said, room, placeholder=' ...')}`"))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _plain(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+    return text.replace("|", "/")
+
+
+def written(page: str, table: str | None = None) -> str:
     """The page with the table of today."""
-    before, _, rest = page.partition(START)
-    return before + START + markdown() + END + rest.partition(END)[2]
+    return _between(page, START, END, markdown() if table is None else table)
+
+
+def measured(page: str, results: dict) -> str:
+    """The page with what a methods.json says."""
+    text = methods_page.measured(results["results"], results["command"])
+    lines = [line if line.startswith("|") else textwrap.fill(line, WIDEST - 10) for line in text.splitlines()]
+    return _between(page, MEASURED, MEASURED_END, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n") + "\n")
+
+
+def _between(page: str, start: str, end: str, text: str) -> str:
+    before, _, rest = page.partition(start)
+    return before + start + text + end + rest.partition(end)[2]
 
 
 if __name__ == "__main__":
-    now = PAGE.read_text(encoding="utf-8")
-    if START not in now or END not in now:
-        sys.exit(f"{PAGE.name} has no marks for the table: put {START.strip()} and {END.strip()} around it")
-    print(write_text(PAGE, written(now)))
+    for path, marks in ((README, (START, END)), (PAGE, (START, END, MEASURED, MEASURED_END))):
+        now = path.read_text(encoding="utf-8")
+        missing = [mark.strip() for mark in marks if mark not in now]
+        if missing:
+            sys.exit(f"{path.name} has no {' and no '.join(missing)}: put the marks around its table")
+        new = written(now, None if path == README else markdown() + "\n" + settings())
+        if path == PAGE and len(sys.argv) > 1:
+            new = measured(new, json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+        print(write_text(path, new))

@@ -2,7 +2,7 @@
 
 import copy
 
-from support import FAMILIES, Prompt, batch, random_model
+from support import FAMILIES, IMAGE_ID, Prompt, batch, random_model
 
 from ppe_npu import CompressionConfig, compress
 
@@ -27,7 +27,7 @@ def compressed(plain, setting: str):
 def pictures(side: str = "left", **kwargs) -> dict:
     """Two prompts with a picture each, of unlike lengths; with all that untouched transformers needs."""
     inputs = batch(*PICTURES, side=side, **kwargs)
-    inputs["mm_token_type_ids"] = (inputs["input_ids"] == 91).long()
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_ID).long()
     return inputs
 
 

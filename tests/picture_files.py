@@ -108,6 +108,12 @@ def ways(data: bytes, path: Path) -> Iterator[tuple[str, Any]]:
     yield "pathlib", path
     yield "bytes", data
     yield "memoryview", memoryview(data)
+    yield "a view with gaps", memoryview(bytes(byte for byte in data for _ in range(2)))[::2]
+    yield "a file in memory", io.BytesIO(data)
+    with path.open("rb") as file:
+        file.seek(len(data) // 2)
+        yield "an open file", file
+        assert file.tell() == len(data) // 2
     yield "row of bytes", {"bytes": data, "path": "somewhere.png"}
     yield "row of a path", {"bytes": None, "path": str(path)}
     yield "opened", Image.open(path)

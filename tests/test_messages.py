@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def test_every_form_of_a_picture_gives_the_same_inputs(tiny_processor, write_ima
         {"type": "image", "image": opened},
         {"type": "image", "url": opened},
         {"type": "image", "image": data},
+        {"type": "image", "image": io.BytesIO(data)},
         {"type": "image", "image": {"bytes": data, "path": None}},
         {"type": "image", "image": np.asarray(opened)},
         {"type": "image", "image": torch.from_numpy(np.array(opened)).permute(2, 0, 1)},
@@ -206,7 +208,7 @@ for _ in range(3000):
         (user({"type": "video", "video": torch.zeros(3, 4, 4)}), r"video is Tensor of shape \[3, 4, 4\]"),
         (user({"type": "video", "video": [Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))]}), "frame 2 has another"),
         (user({"type": "image", "image": "https://host/a.png"}), "is an address: download it"),
-        (user({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}), "is a picture written as text"),
+        (user({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}), "is a file written as text"),
         (user({"type": "image", "image": 10**5000}), "image is a int: give a path|image is <int"),
     ],
 )  # fmt: skip

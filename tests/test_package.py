@@ -1,8 +1,10 @@
 """Importing the package: what it loads, and what it must not."""
 
+import configparser
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +29,7 @@ def test_compress_loads_no_device_package():
 def test_public_names():
     import ppe_npu
 
-    assert {"CompressionConfig", "compress", "restore", "__version__"} == set(ppe_npu.__all__)
+    assert {"CompressionConfig", "align", "compress", "restore", "__version__"} == set(ppe_npu.__all__)
     for name in ppe_npu.__all__:
         assert getattr(ppe_npu, name)
 
@@ -51,3 +53,13 @@ def test_media_goes_on_to_name_what_stands_in_data():
 
     assert (media.image_size, media.load_image) == (image_size, load_image)
     assert (media.Video, media.load_video, media.video_header) == (Video, load_video, video_header)
+
+
+def test_every_folder_of_modules_is_installed():
+    root = Path(__file__).parents[1]
+    folders = {path.parent.relative_to(root) for path in root.glob("ppe_npu/**/__init__.py")}
+    folders |= {Path("ppe_npu") / path.parent.relative_to(root) for path in root.glob("backends/**/__init__.py")}
+    settings = configparser.ConfigParser()
+    settings.read(root / "setup.cfg")
+    listed = set(settings["options"]["packages"].split())
+    assert {".".join(folder.parts) for folder in folders} <= listed

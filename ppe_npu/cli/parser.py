@@ -204,4 +204,7 @@ def _add_demo(commands) -> None:
     parser.add_argument("--output", default="runs/demo", help="(default: runs/demo)")
     parser.add_argument("--seeds", type=int, default=1, help="runs with seeds 0, 1, ... (default: 1)")
     parser.add_argument("--full", action="store_true", help="five seeds, two ratios, and the ways of listing members")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="any methods, with one position and PPE's; or all")
+    what = "of --methods: without fine-tuning"
+    parser.add_argument("--training-free", action="store_true", help=what)
     parser.set_defaults(run="demo:run_demo")

@@ -33,6 +33,10 @@ _OTHERS = (  # what else FFmpeg would open, by how it begins
     (b"#EXTM3U", "a playlist"),
     (b"[playlist]", "a playlist"),
     (b"ffconcat", "a list of files"),
+    (b"file '", "a list of files"),
+    (b"version https://git-lfs", "a Git LFS pointer"),
+    (b"<!DOCTYPE", "a web page"),
+    (b"<html", "a web page"),
     (b"v=0", "the description of a stream"),
     (b";FFMETADATA", "a list of chapters"),
     (b"\x89PNG", "a picture"),
@@ -41,6 +45,7 @@ _OTHERS = (  # what else FFmpeg would open, by how it begins
     (b"%!PS", "a document"),
     (b"%PDF", "a document"),
 )
+_LISTS = (b"<mpd", b"<playlist", b"<smil", b"<asx", b"<smoothstreamingmedia", b"<manifest", b"<assetmap")
 
 
 class Patience:
@@ -204,7 +209,7 @@ def _other_kind(path: Path) -> str | None:
         start = file.read(2**12)
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "a picture"
-    if b"<MPD" in start:
+    if start.lstrip().startswith((b"<", b"\xef\xbb\xbf<")) and any(tag in start.lower() for tag in _LISTS):
         return "a playlist"
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     return next((kind for begins, kind in _OTHERS if text.startswith(begins)), None)

@@ -185,7 +185,7 @@ def _source(value: Any, key: str, where: str) -> tuple[Any, str]:
 
 def _check_picture(value: Any, where: str) -> None:
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, Image.Image, VideoFrame, np.ndarray, torch.Tensor)
-    if not isinstance(value, kinds):
+    if not isinstance(value, kinds) and not hasattr(value, "read"):
         raise InputError(f"{where} is {shown(value)}: {_PICTURE}")
 
 

@@ -45,7 +45,7 @@ def address_fault(path: str | Path) -> str | None:
     found = _SCHEME.match(text)
     scheme, slashes = (found[1].lower(), found[2]) if found else ("", "")
     if scheme == "data" and "," in text:
-        return "is a picture written as text (data:): decode it, and give its bytes or a file's path"
+        return "is a file written as text (data:): decode it, and give its bytes or a file's path"
     if scheme == "file" and slashes:
         return "is an address on this machine: give the path alone, without file://"
     if scheme in _STORES and slashes:
@@ -76,6 +76,8 @@ def existing_file(path: Any, kind: str) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"{kind} {path!r:.{_SHOWN}} is of type {type(path).__name__}: give the path of a file")
     shown = shown_path(path)
+    if not shown:
+        raise InputError(f"{kind} is an empty text: give the path of a file")
     if fault := address_fault(path):
         raise InputError(f"{kind} {shown} {fault}")
     found = expanded(path)

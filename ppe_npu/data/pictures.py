@@ -1,7 +1,7 @@
 """One way from anything that is a picture to upright 8-bit RGB: load_image. Every reader in this package takes it.
 
-A picture is a path, the bytes of a file, a row's {"bytes": ..., "path": ...}, a Pillow picture, a numpy array or a
-torch tensor. However it is given, the same picture gives the same pixels. docs/data.md says what is read how.
+A picture is a path, the bytes of a file, an open file, a row's {"bytes": ..., "path": ...}, a Pillow picture, a numpy
+array or a torch tensor. However it is given, the same picture gives the same pixels. docs/data.md says which and how.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,8 +57,9 @@ def load_image(source: Any, name: str | None = None) -> Image.Image:
     """A picture as 8-bit RGB, turned upright by its EXIF orientation, transparency laid on white.
 
     Args:
-        source: a path; bytes; {"bytes": ..., "path": ...} as the datasets library writes it, either may be None; a
-            Pillow picture, read or not; an array or tensor [H, W], [H, W, C] or [C, H, W] with C of 1 (grey), 3 (RGB)
+        source: a path; bytes; a file opened for reading bytes, of which all is read from its start, wherever it stands;
+            {"bytes": ..., "path": ...} as the datasets library writes it, either may be None; a Pillow picture, read or
+            not; an array or tensor [H, W], [H, W, C] or [C, H, W] with C of 1 (grey), 3 (RGB)
             or 4 (RGBA), values as colours.to_bytes takes them. Where both ends could be the channels, a tensor's are
             first and an array's last.
         name: of the picture in messages; None: its path or what it is.
@@ -69,7 +71,7 @@ def load_image(source: Any, name: str | None = None) -> Image.Image:
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return _of_array(source, name or "an image")
     with _opened(source, name) as (image, shown):
-        image.load()  # of some formats the orientation stands behind the pixels
+        _load(image)  # of some formats the orientation stands behind the pixels
         turn = _TURNS.get(_orientation(image))
         rgb = to_rgb(image, shown, _factor(image.size))
     return rgb if turn is None else rgb.transpose(turn)
@@ -121,18 +123,20 @@ def _opened(source: Any, name: str | None) -> Iterator[tuple[Image.Image, str]]:
     """(a picture whose header was read and is not too large, its name); what Pillow finds wrong is an InputError."""
     if isinstance(source, Mapping):
         source = _of_row(source, name or "an image")
+    elif hasattr(source, "read") and hasattr(source, "seek"):
+        source = _of_file(source, name or "an image")
     if isinstance(source, Image.Image):
         shown = getattr(source, "filename", None)
         name = name or (f"image {shown_path(shown)}" if shown else "an image")
         file: Any = contextlib.nullcontext()
     elif isinstance(source, (bytes, bytearray, memoryview)):
         name = name or f"an image of {len(source):,} bytes"
-        file = io.BytesIO(source)
+        file = io.BytesIO(bytes(source))  # a view may have gaps
     else:
         if not isinstance(source, (str, os.PathLike)):
             raise InputError(
-                f"{name or 'an image'} is given as {type(source).__name__}: give a path, bytes, a Pillow picture, an "
-                "array or a tensor"
+                f"{name or 'an image'} is given as {type(source).__name__}: give a path, bytes, an open file, a "
+                "Pillow picture, an array or a tensor"
             )
         path, name = existing_file(source, "image"), name or f"image {shown_path(source)}"
         file = None
@@ -156,6 +160,48 @@ def _of_row(row: Row, name: str) -> Any:
         kind = type(held[0]).__name__ if held else "neither"
         raise InputError(f"{name} is a row whose bytes or path is {kind}: give {{'bytes': a file's bytes}}")
     return held[0]
+
+
+def _of_file(file: Any, name: str) -> bytes:
+    """All bytes of an open file, which is left where it stands.
+
+    Raises:
+        InputError: it is closed, no file of bytes, or none that can be read again (a pipe, a device, a connection).
+    """
+    try:
+        if not file.seekable() or not _is_regular(file):
+            raise InputError(f"{name} is given as an open pipe, device or connection: save it to a file first")
+        place = file.tell()
+        file.seek(0)
+        try:
+            data = file.read()
+        finally:
+            file.seek(place)
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{name} is given as an open file that cannot be read ({first_line(error)})") from error
+    if not isinstance(data, bytes):
+        raise InputError(f"{name} is given as a file opened for text: open it for bytes (mode 'rb')")
+    return data
+
+
+def _is_regular(file: Any) -> bool:
+    """Whether an open file is one on disk, or none of the system's at all (io.BytesIO)."""
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except (OSError, AttributeError):  # io.UnsupportedOperation is an OSError
+        return True
+
+
+def _load(image: Image.Image) -> None:
+    """Decode. Pillow maps the rows of a plain TIFF by the size that it has when turned, which shuffles them: not so."""
+    if not (_is_unread(image) and image.format == "TIFF" and getattr(image, "filename", None)):
+        image.load()
+        return
+    path, image.filename = image.filename, ""
+    try:
+        image.load()
+    finally:
+        image.filename = path
 
 
 def _identified(file: io.BufferedIOBase, name: str) -> Image.Image:

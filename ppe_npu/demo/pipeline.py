@@ -24,6 +24,7 @@ from typing import Any
 from ppe_npu.backends import device as devices
 from ppe_npu.config import CompressionConfig
 from ppe_npu.demo import findings, scenes
+from ppe_npu.demo import methods as many
 from ppe_npu.demo.recipe import BASE, EVAL, GATE, RATIOS, SEEDS, TUNE, BaseRecipe, EvalRecipe, K, TuneRecipe
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.report import check_plotting
@@ -60,11 +61,17 @@ def main(args: argparse.Namespace) -> int:
     """Run the demo and write <output>/report.md and report.png; returns 1 if a base model is too weak to compare on."""
     if args.seeds < 1:
         raise InputError(f"seeds={args.seeds}: give at least 1")
+    if args.methods:
+        many.asked(args.methods)  # what is wrong with a name is said first
     check_plotting()
     device, started = devices.resolve(args.device), time.perf_counter()
     output = Path(args.output)
     seeds = list(SEEDS) if args.full else list(range(args.seeds))
-    chosen = methods(RATIOS if args.full else RATIOS[:1], listings=args.full)
+    if args.methods:
+        names = many.asked(args.methods)
+        chosen: list = many.rows(names, tuned=not args.training_free)
+    else:
+        chosen = methods(RATIOS if args.full else RATIOS[:1], listings=args.full)
     _make_data(output / "data")
     # One process per core, of one thread each, does more in a minute than one process of many: tensors are tiny.
     workers = min(os.cpu_count() or 1, len(seeds) * len(chosen)) if devices.on_cpu(device) else 1
@@ -72,9 +79,14 @@ def main(args: argparse.Namespace) -> int:
     base_threads = max((os.cpu_count() or 1) // len(seeds), 1) if devices.on_cpu(device) else None
     with _pool(min(workers, len(seeds))) as pool:
         list(pool.map(_train_base, [(str(output), seed, device.type, base_threads) for seed in seeds]))
-    jobs = [Job(method, seed, str(output), device.type, threads) for seed in seeds for method in chosen]
+    if args.methods:
+        jobs: list = many.jobs(output, chosen, seeds, args.full, device.type, threads)
+    else:
+        jobs = [Job(method, seed, str(output), device.type, threads) for seed in seeds for method in chosen]
     with _pool(workers) as pool:
-        results = list(pool.map(run_job, jobs))
+        results = list(pool.map(many.run_job if args.methods else run_job, jobs))
+    if args.methods:
+        return many.report(output, results, time.perf_counter() - started, _command(args))
     results.sort(key=lambda result: [method.name for method in chosen].index(result["name"]))
     return _report(output, results, time.perf_counter() - started, _command(args))
 
@@ -110,13 +122,13 @@ def _train_base(task: tuple[str, int, str, int | None]) -> None:
     from ppe_npu.demo import tiny
 
     output, seed, device, threads = task
-    _set_up_process(threads)
+    set_up_process(threads)
     folder = Path(output) / f"seed{seed}"
     if not (folder / "start" / "config.json").is_file():
         with new_folder(folder / "start") as start:
             tiny.build_model(seed).save_pretrained(start)
             tiny.build_processor().save_pretrained(start)
-    _train(BASE, folder / "start", Path(output) / "data" / "base.jsonl", folder / "base", "dense", seed, device)
+    train_once(BASE, folder / "start", Path(output) / "data" / "base.jsonl", folder / "base", "dense", seed, device)
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -126,9 +138,9 @@ def run_job(job: Job) -> dict[str, Any]:
     from ppe_npu.evaluation.runner import evaluate
     from ppe_npu.models import compress
 
-    _set_up_process(job.threads)
+    set_up_process(job.threads)
     base, data = job.folder.parent / "base" / "final", Path(job.output) / "data"
-    _train(TUNE, base, data / "tune.jsonl", job.folder, job.method.config, job.seed, job.device)
+    train_once(TUNE, base, data / "tune.jsonl", job.folder, job.method.config, job.seed, job.device)
     final = job.folder / "final"
     model = compress(load_model(final, devices.resolve(job.device)), job.method.config)
     benchmark = benchmarks.load("layout", data / "test.jsonl")
@@ -138,7 +150,7 @@ def run_job(job: Job) -> dict[str, Any]:
     return {**results, "method": curve, "seed": job.seed, "ratio": job.method.config.ratio}
 
 
-def _train(recipe, model: Path, data: Path, output: Path, compression, seed: int, device: str) -> None:
+def train_once(recipe, model: Path, data: Path, output: Path, compression, seed: int, device: str, **more) -> None:
     """Train with a recipe's settings, unless output/final was made with the same ones.
 
     Data and starting weights count as settings: a model that was trained on others is dropped and trained again.
@@ -159,6 +171,7 @@ def _train(recipe, model: Path, data: Path, output: Path, compression, seed: int
         resume=True,
         cache_pixels=True,
         **values,
+        **more,
     )
     made_from = {"settings": config.identity(), "data": _stamp(data), "model": _stamp(model / "model.safetensors")}
     note = output / "made_from.json"
@@ -177,7 +190,7 @@ def _stamp(file: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _set_up_process(threads: int | None) -> None:
+def set_up_process(threads: int | None) -> None:
     import torch
 
     from ppe_npu.checkpoints.loading import quiet_transformers
@@ -224,4 +237,6 @@ def _report(output: Path, results: list[dict[str, Any]], seconds: float, command
 
 def _command(args: argparse.Namespace) -> str:
     extra = " FULL=1" if args.full else f" SEEDS={args.seeds}" if args.seeds > 1 else ""
+    if args.methods:
+        extra += f' METHODS="{" ".join(args.methods)}"' + (" TRAINING_FREE=1" if args.training_free else "")
     return f"make demo DEVICE={args.device}{extra}"

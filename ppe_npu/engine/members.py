@@ -32,7 +32,7 @@ def members(
     Returns:
         token indices, or values of `held`.
     """
-    distance = _distance(grouping, tokens) if rule.startswith("nearest") else None
+    distance = None if tokens is None or not rule.startswith("nearest") else _distance(grouping, tokens)
     return Entries.of(grouping.labels, held, grouping.counts.shape[1]).choose(k, rule, distance)
 
 
@@ -94,6 +94,7 @@ class Entries:
             step = (used - 1).clamp_min(1)
             place = (2 * (used - 1 - cyclic) * (size - 1) + step) // (2 * step)
             return self._listed(labels, torch.where(used > 1, place, size - 1), self._by_raster())
+        assert distance is not None, "the rules of nearness are given distances"
         by_nearness = self._by_turns(distance)
         if rule == "nearest_first":
             return self._listed(labels, cyclic, by_nearness)
@@ -143,8 +144,11 @@ class Entries:
 
     def _sizes(self, labels: torch.Tensor) -> torch.Tensor:
         """[F, groups, 1] how many entries each group has."""
-        slots = torch.arange(self.groups, device=labels.device)
-        return (labels[:, None, :] == slots[:, None]).sum(-1, keepdim=True)
+        # In fp32, whose sums of ones are exact in any order: of whole videos a comparison of all entries with all
+        # groups is as dear as the merge itself.
+        sizes = torch.zeros(len(labels), self.groups + 1, device=labels.device)
+        ones = torch.ones_like(labels, dtype=sizes.dtype)
+        return sizes.scatter_add_(1, self._last_without_label(labels), ones)[:, :-1, None].long()
 
     def _offsets(self, labels: torch.Tensor) -> torch.Tensor:
         """[F, groups + 1] how many entries stand before each group, and before those of no group."""

@@ -46,17 +46,17 @@ def prompt_positions(
         spans[span.sample].append(span)
     for sample in range(samples):
         at, following_position = 0, int(following[sample])
-        for span in [*spans[sample], None]:
-            end = length if span is None else span.start
+        for visual in [*spans[sample], None]:
+            end = length if visual is None else visual.start
             text = at + np.flatnonzero(layout.real[sample, at:end])
             positions[:, sample, text] = following_position + np.arange(len(text))
             following_position += len(text)
-            if span is None:
+            if visual is None:
                 continue
-            at = span.start + span.tokens
-            if layout.real[sample, span.start : at].any():  # else the mask hides it
-                grid = following_position + _grid_positions(span, vision)
-                positions[:, sample, span.start : at] = grid
+            at = visual.start + visual.tokens
+            if layout.real[sample, visual.start : at].any():  # else the mask hides it
+                grid = following_position + _grid_positions(visual, vision)
+                positions[:, sample, visual.start : at] = grid
                 following_position = int(grid.max()) + 1
         following[sample] = following_position
     return np.where(layout.real, positions, 0), following

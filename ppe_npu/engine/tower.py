@@ -6,6 +6,7 @@ time, so that the block itself may attend by any fused operator. Memory grows wi
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -142,7 +143,7 @@ def _received(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     chunk = max(1, _at_once(query.device) // (frames * heads * length))
     turned = key.transpose(-1, -2)
     sums = [torch.softmax(part @ turned, dim=-1).sum((1, 2)) for part in query.split(chunk, dim=2)]
-    return (sum(sums) / (heads * length)).flatten()
+    return (functools.reduce(torch.add, sums) / (heads * length)).flatten()
 
 
 def _at_once(where: torch.device) -> int:

@@ -33,7 +33,9 @@ def frame_of(view: View) -> tuple[torch.Tensor, torch.Tensor]:
     first = frame.masked_fill(absent, torch.iinfo(torch.long).max).amin(1, keepdim=True)
     labels = (frame - first).masked_fill(absent, -1)
     most = labels.shape[1] if view.frames is None else view.frames
-    return labels, (labels[:, None] == torch.arange(most, device=labels.device)[:, None]).sum(-1)
+    sizes = torch.zeros(len(labels), most + 1, dtype=torch.long, device=labels.device)
+    sizes.scatter_add_(1, torch.where(absent, most, labels), torch.ones_like(labels))
+    return labels, sizes[:, :most]
 
 
 def frame_means(values: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -88,7 +90,8 @@ def group_frames(method: Method, view: View, labels: torch.Tensor, sizes: torch.
     """
     cells, frames = numbers.shape
     count = labels.shape[1]
-    width = count if view.frame_tokens is None else view.frame_tokens
+    # Where the host does not know it is asked: room for as many tokens in each frame would be theirs squared.
+    width = int(sizes.max()) if view.frame_tokens is None else view.frame_tokens
     order = torch.where(labels < 0, frames, labels).sort(dim=1, stable=True).indices
     slots = torch.arange(width, device=labels.device)
     valid = (slots < sizes[:, :, None]).flatten(1)  # [F, T * P]

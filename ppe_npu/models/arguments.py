@@ -46,11 +46,7 @@ def is_given(kind: str, kwargs: dict) -> bool:
 
 @torch.compiler.disable  # it works on host arrays
 def make_plan(
-    model,
-    compression: Compression,
-    kwargs: dict,
-    past: CacheState | None = None,
-    labels: torch.Tensor | None = None,
+    model, compression: Compression, kwargs: dict, past: CacheState | None = None, labels: torch.Tensor | None = None
 ) -> PromptPlan:
     """The plan of what the model is called with.
 
@@ -62,20 +58,14 @@ def make_plan(
         InputError: arguments that disagree, or that a compressed model cannot take.
     """
     ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-    if ids is None:
-        if kwargs.get("inputs_embeds") is None:
-            raise InputError("input_ids or inputs_embeds are missing")
-        ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids"))
+    if ids is None and kwargs.get("inputs_embeds") is None:
+        raise InputError("input_ids or inputs_embeds are missing")
+    ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
     if isinstance(mask, dict):
         raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
-    grids = {kind: kwargs.get(f"{kind}_grid_thw") if is_given(kind, kwargs) else None for kind in (IMAGE, VIDEO)}
-    for kind, grid in grids.items():
-        if is_given(kind, kwargs):
-            _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
     if not compression.config.is_dense:
         _check_seen(ids, kwargs, compression.vision)
-        # A grid without its pixels: what is meant can only be guessed, so that its placeholders find no grid.
-        grids |= {kind: [] for kind in grids if grids[kind] is None and kwargs.get(f"{kind}_grid_thw") is not None}
+    grids = {kind: _grid(kind, kwargs, compression.config.is_dense) for kind in (IMAGE, VIDEO)}
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
     return compression.plan(
@@ -91,6 +81,31 @@ def make_plan(
         labels,
         kwargs.get(KEYWORD, NOTHING).prompt,
     )
+
+
+def _grid(kind: str, kwargs: dict, dense: bool) -> torch.Tensor | list | None:
+    """The grids of the images, or videos, that are given; None without any: then their placeholders are text."""
+    grid = kwargs.get(f"{kind}_grid_thw")
+    if is_given(kind, kwargs):
+        _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
+        return grid
+    # A grid without its pixels: what is meant can only be guessed, so that its placeholders will miss a grid.
+    return None if dense or grid is None else []
+
+
+def attention_mask_of(kwargs: dict) -> torch.Tensor | None:
+    """The attention mask of a forward's arguments, [B, S] or [B, 1, S, S]. Without one, text positions (the first of
+    four rows) that start anew keep apart what they number, where no cache is kept: as transformers has it."""
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    if mask is not None or positions is None or kwargs.get("use_cache") is not False:
+        return mask
+    if positions.ndim != 3 or len(positions) != 4:
+        return None
+    run = (positions[0].diff(dim=-1, prepend=positions[0, :, :1] - 1) != 1).cumsum(-1)
+    if not bool(run.any()):
+        return None
+    lower = torch.ones(run.shape[1], run.shape[1], dtype=torch.bool, device=run.device).tril()
+    return ((run[:, :, None] == run[:, None, :]) & lower)[:, None]
 
 
 def _check_seen(ids: torch.Tensor, kwargs: dict, vision: VisionTokens) -> None:

@@ -9,7 +9,7 @@ from ppe_npu.data.inputs import PLACEHOLDERS
 from ppe_npu.data.places import Room
 from ppe_npu.errors import InputError
 from ppe_npu.training.record_files import Repeated
-from ppe_npu.training.record_keys import check_keys, check_turn_keys, named
+from ppe_npu.training.record_keys import check_keys, check_text, check_turn_keys, check_unseen, named
 from ppe_npu.training.records import Fault, Record
 from ppe_npu.utils.escape import brief
 
@@ -53,6 +53,8 @@ def _parts(
         held = sum(text.count(PLACEHOLDERS[kind]) for _, text in turns)
         if held != len(given):
             raise InputError(f"{held} {PLACEHOLDERS[kind]} for {len(given)} {kind}(s) in its human turns")
+    if not images and not videos:
+        check_unseen(raw)
     independent = raw.get("independent", False)
     if not isinstance(independent, bool):
         raise InputError(f"independent is {brief(independent)}: use true or false")
@@ -116,6 +118,10 @@ def _check_turn(turn: Any) -> tuple[str, str]:
         raise InputError(f"has a turn that is not of human, gpt or system but of {brief(said)}: {_TURN}")
     if not isinstance(text, str):
         raise InputError(f"has a turn that is not text but {brief(text)}: {_TURN}, with <image> where a picture stands")
+    for ours, theirs, other in (("from", "role", _ROLES.get(str(turn.get("role")))), ("value", "content", None)):
+        if turn.get(theirs) not in (None, "", turn.get(ours, turn.get(theirs))) and (other is None or other != role):
+            raise InputError(f"has a turn with {ours!r} and {theirs!r}, which differ: keep one of them")
+    check_text(text)
     check_turn_keys(turn)
     return role, _unicode(text, "a text in it")
 

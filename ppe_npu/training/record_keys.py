@@ -52,8 +52,18 @@ _OF_TURNS = {
     **_each("video videos", "name it at the top, beside the conversations, as 'video'"),
     **_each("tool_calls function_call tools", f"{_NONE} tools"),
     **_each("audio audios", f"{_NONE} sound"),
+    **_each("reasoning_content reasoning thinking thought", "write it into the answer, where gpt says it"),
 }
-_WEIGHTS = ("loss", "weight", "train", "loss_mask")  # of a turn: whether it counts
+_WEIGHTS = ("loss", "weight", "train", "loss_mask", "mask")  # of a turn: whether it counts
+_PICTURE = r"jpe?g|png|webp|gif|bmp|tiff?|avif|jp2|heic"
+_FILM = r"mp4|m4v|mkv|webm|avi|mov|flv|wmv|mpe?g|ts"
+_FILE = re.compile(rf"[^\n]{{1,500}}\.(?:({_PICTURE})|{_FILM})", re.IGNORECASE)
+_DEPTH = 4  # of lists and objects in which a file's name is looked for
+# What the model's own template writes for a picture, and what stands for one in other programs' texts.
+_TEMPLATES = re.compile(r"<\|(?:vision_start|vision_end|image_pad|video_pad)\|>")
+_PLACES = re.compile(
+    r"<img>[^<\n]*</img>|<\|?(?:image|video)(?:[ _-]?\d+|_token)?\s*/?\|?>|\[(?:IMG|IMAGE|VIDEO)\]", re.IGNORECASE
+)
 _CLOSE = 0.8  # of difflib; "imgae" and "image" have 0.8, "image_id" and "image" 0.77
 
 
@@ -79,6 +89,44 @@ def check_turn_keys(turn: Mapping[str, Any]) -> None:
             raise InputError(f"a turn's key {brief(key)} is not read: {_OF_TURNS[name]}")
         if name in _WEIGHTS and value is not None and value not in (True, 1):
             raise InputError(f"a turn's key {brief(key)} is not read: leave it out; all that gpt says has a loss of 1")
+
+
+def check_unseen(raw: Mapping[str, Any]) -> None:
+    """Raise InputError for a record without visuals that names some: a note with a file's name in it, at the top or in
+    a turn, or another program's placeholder in a human turn."""
+    notes = [("its", raw.items()), *(("a turn's", turn.items()) for turn in raw["conversations"])]
+    for whose, items in notes:
+        for key, value in items:
+            if key in ("value", "content", "conversations") or re.fullmatch("(?i).*id|from|role", key):
+                continue
+            file = _file_in(value, _DEPTH)
+            if file is not None:
+                remedy = _IMAGE if _FILE.fullmatch(file)[1] else _VIDEO
+                raise InputError(
+                    f"{whose} key {brief(key)} names {brief(file)}, which the model would not see: {remedy}; or leave "
+                    "it out"
+                )
+    for turn in raw["conversations"]:
+        place = _PLACES.search(turn.get("value", turn.get("content")))
+        if place and turn.get("from", turn.get("role")) in ("human", "user"):
+            remedy = "write <image> or <video>, and name the files under 'image' or 'video'"
+            raise InputError(f"a text in it has {brief(place[0])}, which nothing stands for: {remedy}")
+
+
+def check_text(text: str) -> None:
+    """Raise InputError for a text that holds what the chat template itself writes for a picture."""
+    if found := _TEMPLATES.search(text):
+        raise InputError(
+            f"a text in it has {found[0]}, which the chat template writes itself: write <image> or <video>"
+        )
+
+
+def _file_in(value: Any, depth: int) -> str | None:
+    """The first name of a picture's or a video's file in a value."""
+    if isinstance(value, str):
+        return value if _FILE.fullmatch(value) else None
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return next((file for item in inner if (file := _file_in(item, depth - 1))), None) if depth else None
 
 
 def named(keys: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import random
@@ -115,7 +116,7 @@ def mutated(seed: int) -> bytes:
         if draw.random() < 0.3 and at:
             del at[draw.choice(list(at))]
         else:
-            at[draw.choice(_NAMES)] = draw.choice(_JUNK)
+            at[draw.choice(_NAMES)] = copy.deepcopy(draw.choice(_JUNK))  # it may be changed in its turn
     data = bytearray(json.dumps(record).encode())
     for _ in range(draw.choice((0, 0, 1, 3))):
         data[draw.randrange(len(data))] = draw.randrange(256)

@@ -87,10 +87,71 @@ def test_keys_of_turns(tmp_path):
     assert "not text but a list" in reasons(tmp_path, {"conversations": content})[0]
 
 
+UNSEEN = [
+    {"photo": "a.png"}, {"frames": ["a.jpg", "b.jpg"]}, {"media": [{"type": "image", "at": {"path": "x/A.JPEG"}}]},
+    {"file_name": "10:30.mp4"}, {"vision": ["https://x/a.webp"]}, {"source": "coco/1.png"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("notes", UNSEEN, ids=str)
+def test_a_file_that_a_record_without_visuals_names_is_not_passed_over(tmp_path, write_image, notes):
+    write_image("a.png")
+    inner = {"conversations": [TEXT["conversations"][0] | notes, TEXT["conversations"][1]]}
+    top, turn, beside = reasons(tmp_path, TEXT | notes, inner, GOOD | notes)
+    key, kind = next(iter(notes)), "video" if "file_name" in notes else "image"
+    assert top.startswith(f"its key {key!r} names ")
+    assert turn.startswith(f"a turn's key {key!r} names ")
+    assert all(f"would not see: name it {kind!r}" in reason for reason in (top, turn))
+    assert beside == "", "its picture is seen"
+
+
+def test_words_about_files_are_notes(tmp_path):
+    notes = {"id": "a.png", "image_id": "a.png", "source": "a png of b.png or c", "n": [1, None, {"a": ".png"}]}
+    assert reasons(tmp_path, TEXT | notes, {"conversations": turns("What is a.png?", "a.png")}) == ["", ""]
+
+
+def test_other_programs_placeholders_stand_for_nothing(tmp_path, write_image):
+    write_image("a.png")
+    asked = [
+        "<img>a.png</img>",
+        "<image_1>",
+        "<image 2>",
+        "<|image_1|>",
+        "<|image|>",
+        "<|video|>",
+        "<IMAGE>",
+        "<Video>",
+    ]
+    asked += ["[IMG]", "<image_token>", "<video/>"]
+    for place, reason in zip(
+        asked, reasons(tmp_path, *({"conversations": turns(f"{place} row", "3")} for place in asked))
+    ):
+        assert reason.startswith(f"a text in it has {place!r}, which nothing stands for"), place
+    pads = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    for texts in (("<image>{} row", "3"), ("<image> row", "{}")):
+        talks = [{**GOOD, "conversations": turns(*(text.format(pad) for text in texts))} for pad in pads]
+        for pad, reason in zip(pads, reasons(tmp_path, *talks)):
+            assert reason.startswith(f"a text in it has {pad}, which the chat template writes itself")
+    html = "<video src='a'> <img src='b'> <imagery> a < image > b [img]"
+    assert reasons(tmp_path, {"conversations": turns(html.replace("[img]", ""), html)}) == [""]
+
+
+def test_a_turn_says_one_thing(tmp_path):
+    human, gpt = turns("row", "3")
+    said = [human | {"role": "assistant"}, human | {"content": "another"}, human | {"role": "user", "content": "row"}]
+    found = reasons(tmp_path, *({"conversations": [turn, gpt]} for turn in said))
+    for reason, keys in zip(found, (("'from'", "'role'"), ("'value'", "'content'"))):
+        assert reason == f"has a turn with {keys[0]} and {keys[1]}, which differ: keep one of them"
+    assert found[2] == ""
+    for key in ("reasoning_content", "thinking"):
+        (reason,) = reasons(tmp_path, {"conversations": [human, gpt | {key: "so"}]})
+        assert f"{key!r} is not read: write it into the answer" in reason
+
+
 ADDRESSES = {
     "http://example.com/a.jpg": "is an address: download it first", "file:///a.jpg": "give the path alone",
     "HTTPS://example.com/a.jpg": "is an address: download it first", "s3://bucket/a.jpg": "copy it to this machine",
-    "hf://datasets/a/b.png": "copy it to this machine", "data:image/png;base64,iVBOR": "is a picture written as text",
+    "hf://datasets/a/b.png": "copy it to this machine", "data:image/png;base64,iVBOR": "is a file written as text",
 }  # fmt: skip
 
 

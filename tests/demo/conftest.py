@@ -1,0 +1,21 @@
+"""The demo in seconds."""
+
+import argparse
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ppe_npu.demo import pipeline
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """The pipeline with recipes of 2 steps and 2 scenes, in this process; gives the arguments of a run."""
+    for name in ("BASE", "TUNE"):
+        recipe = dataclasses.replace(getattr(pipeline, name), images=4, max_steps=2, batch_size=2, warmup_steps=1)
+        monkeypatch.setattr(pipeline, name, recipe)
+    monkeypatch.setattr(pipeline, "EVAL", dataclasses.replace(pipeline.EVAL, images=2, batch_size=16))
+    monkeypatch.setattr(pipeline, "_pool", lambda workers: ThreadPoolExecutor(1))
+    asked = {"seeds": 1, "full": False, "methods": None, "training_free": False}
+    return argparse.Namespace(device="cpu", output=str(tmp_path / "demo"), **asked)

@@ -1,0 +1,71 @@
+"""`make demo METHODS=`: from names to a page; and what the page says of numbers."""
+
+import json
+
+from command_line import refused
+
+from ppe_npu.demo import methods, methods_page, pipeline, recipe
+from ppe_npu.methods.listing import published
+
+
+def test_named_methods_are_asked_and_tuned_and_put_into_a_table(small, tmp_path, monkeypatch):
+    """One that looks into the vision tower, with a field, at one share."""
+    monkeypatch.setattr(methods, "RATIOS", (0.25,))
+    monkeypatch.setattr(methods, "TUNE", pipeline.TUNE)
+    monkeypatch.setattr(methods, "EVAL", pipeline.EVAL)
+    small.methods = ["hiprune:alpha=0.2"]
+    assert pipeline.main(small) == 0
+    page = (tmp_path / "demo" / "methods.md").read_text()
+    heads = ("### Training-free", "### After fine-tuning", "### Costs")
+    for words in (*heads, "smaller picture", "hiprune:alpha=0.2 | ppe"):
+        assert words in page
+    found = json.loads((tmp_path / "demo" / "methods.json").read_text())["results"]
+    rows = {(one["row"], one["positions"], one["tuned"]): one for one in found}
+    assert len(rows) == len(found) == 2 * 4
+    assert rows["smaller picture", "", False]["costs"]["tokens_after"] == 9
+    assert rows["hiprune:alpha=0.2", "ppe", True]["costs"]["tokens_after"] == 9
+    assert 0 < rows["hiprune:alpha=0.2", "ppe", False]["selection"] < 1
+    assert page == methods_page.measured(found, 'make demo DEVICE=cpu METHODS="hiprune:alpha=0.2"')
+
+
+def test_all_are_all_that_say_something_of_pictures():
+    names = methods.asked(["all"])
+    assert set(published()) - set(names) == {"events"}
+    assert methods.asked(["tome divprune", "tome"]) == ["tome", "divprune"]
+    rows = methods.rows(["tome", "fastv"], tuned=True)
+    assert len(rows) == 2 * (1 + 3 + 2 * 2 * 3)
+    assert {row.config.methods[0].layer for row in rows if row.name == "fastv"} == {1}
+    assert {row.config.k for row in rows if row.positions == "ppe"} == {recipe.K}
+    assert len({methods.Job(row, 0, "x", "cpu", 1).folder for row in rows}) == len(rows) / 2
+
+
+def test_names_that_are_none_are_refused_before_any_work(run, tmp_path):
+    for name in ("events", "best", "dense"):
+        refused(run("demo", "--output", tmp_path / "d", "--methods", name), f"METHODS='{name}'", "apet")
+    refused(run("demo", "--output", tmp_path / "d", "--methods", "tome:rate=2"), "tome has no rate")
+    assert not (tmp_path / "d").exists()
+
+
+def results(**of):
+    """{method: (with one position, with PPE)} of two seeds, and controls; all shares alike."""
+    out = []
+    for name, values in of.items():
+        for positions, value in zip(("keep_one", "ppe") if len(values) == 2 else ("",), values):
+            types = {kind: {"accuracy": value} for kind in ("barlen", "count")}
+            for seed in (0, 1):
+                accuracy = {"accuracy": value, "count": 100}
+                own = {"row": name, "positions": positions, "share": 0.25, "tuned": False, "seed": seed}
+                out.append({**own, "types": types, "accuracy": accuracy, "costs": {"tokens_after": 9}})
+    return out
+
+
+def test_the_words_follow_the_numbers_whichever_way_they_fall():
+    (line,) = methods_page.says(
+        results(dense=(1,), random=(0.5, 0.6), good=(0.7, 0.8), same=(0.6, 0.61), bad=(0.5, 0.3)), [0.25], "So"
+    )
+    assert "25% kept: the best is good with PPE at 0.800, the best control random with PPE at 0.600" in line
+    assert "1 of 3 methods are ahead of every control by more than 0.02: good" in line
+    assert "ahead of one position on every seed with 1 of 3 methods, behind with 1 (bad)" in line
+    (line,) = methods_page.says(results(dense=(1,), random=(0.9, 0.9), good=(0.7, 0.6)), [0.25], "So")
+    assert "0 of 1 methods are ahead of every control by more than 0.02." in line
+    assert "behind with 1 (good)" in line

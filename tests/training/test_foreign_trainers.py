@@ -1,0 +1,70 @@
+"""Trainers of others on a compressed model: who scores labels of its own gets what the model's own loss gives."""
+
+import pytest
+import torch
+from foreign import SETTINGS, compressed, pictures, random_model
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LabelSmoother
+
+from ppe_npu import align
+from ppe_npu.compat import adapt_unwrap_model
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        return number
+
+
+def collate(numbers):
+    inputs = pictures()
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -4:] = inputs["input_ids"][:, -4:]
+    return inputs | {"labels": labels}
+
+
+def trainer(model, folder, **kwargs):
+    settings = {name: kwargs.pop(name) for name in ("label_smoothing_factor",) if name in kwargs}
+    args = TrainingArguments(
+        str(folder), max_steps=1, per_device_train_batch_size=2, per_device_eval_batch_size=2, report_to=[], seed=0,
+        use_cpu=True, remove_unused_columns=False, save_strategy="no", dataloader_pin_memory=False, disable_tqdm=True,
+        logging_steps=1, **settings,
+    )  # fmt: skip
+    made = Trainer(model, args, data_collator=collate, train_dataset=Pairs(), eval_dataset=Pairs(), **kwargs)
+    adapt_unwrap_model(made.accelerator)  # as README says, for accelerate 1.1.1
+    return made
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_label_smoothing_metrics_and_predictions(tmp_path, setting):
+    model, seen = compressed(random_model(), setting), {}
+    batch = collate([0, 1])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        output = model(**batch)
+        brought = align(model, labels)
+        # By hand: each output against the label after it.
+        smooth = LabelSmoother(0.1)(output, brought, shift_labels=True)
+        plain = model(**batch, labels=labels).loss
+
+    def metrics(prediction):
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        seen["shapes"] = logits.shape[:2], prediction.label_ids.shape
+        logits, found = torch.tensor(logits)[:, :-1], torch.tensor(prediction.label_ids)[:, 1:]
+        seen["loss"] = torch.nn.functional.cross_entropy(logits.flatten(0, 1), found.flatten())
+        return {}
+
+    evaluated = trainer(model, tmp_path, compute_metrics=metrics)
+    evaluated.evaluate()
+    assert seen["shapes"][0] == seen["shapes"][1]
+    bound = 64 * torch.finfo(torch.float32).eps * plain.abs()  # a head's sums of 128 terms, in another order
+    assert (seen["loss"] - plain).abs() <= bound
+    smoothed = trainer(model, tmp_path, label_smoothing_factor=0.1)
+    model.config.use_cache = False
+    with torch.no_grad():
+        whole = model(**batch)
+    assert whole.logits.shape[:2] == labels.shape
+    assert (LabelSmoother(0.1)(whole, labels, shift_labels=True) - smooth).abs() <= bound
+    assert smoothed.train().training_loss > 0
