@@ -6,7 +6,6 @@ DEVICE ?= auto
 VENV := $(if $(filter 1,$(EMULATE)),.venv-npu,.venv)
 BIN  := $(VENV)/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-
 # An option for ppe-npu from a variable of make, where it is set: $(call option,--model,$(MODEL))
 option = $(if $(2),$(1) $(2))
 common = $(call option,--model,$(MODEL)) $(call option,--data-root,$(DATA_ROOT)) $(call option,--output,$(OUTPUT)) \

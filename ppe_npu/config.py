@@ -142,7 +142,8 @@ class CompressionConfig:
     # -- what is kept, known before any feature is seen ---------------------------------------------------------------
 
     def tokens_kept(self, grid_thw, merge_size: int = 2, layer: int | None = None) -> int | list[int]:
-        """How many visual tokens stay of each image or video, known from its grid alone.
+        """How many visual tokens stay of each image or video, known from its grid alone; of methods with late counts
+        how many at most.
 
         Args:
             grid_thw: (frames, height, width) in patches, as processors give it, or a list, array or tensor [n, 3].
@@ -153,7 +154,7 @@ class CompressionConfig:
             One number for one grid, a list of n for n.
 
         Raises:
-            InputError: a grid that is no three whole multiples, or steps whose counts hang on the features.
+            InputError: a grid that is no three whole multiples.
         """
         grids = np.array([np.asarray(part) for part in grid_thw])
         if layer is not None and (isinstance(layer, bool) or not isinstance(layer, numbers.Integral) or layer < 0):
@@ -173,8 +174,6 @@ class CompressionConfig:
         cells = [tokens] * frames
         for at, methods in self.stages:
             for method in methods if at is None or layer is None or at <= layer else ():
-                if method.counts == "late":
-                    raise InputError(f"{method.name}: how many tokens it keeps is known only once the features are")
                 cells = method.kept_cells(cells)
         return sum(cells)
 
@@ -299,9 +298,9 @@ def _check_order(stages: Sequence[tuple[int | None, tuple[Method, ...]]]) -> Non
     mixed: Method | None = None
     for method in (method for _, methods in stages for method in methods):
         if mixed is not None and method.scope == "segment":
-            raise InputError(f"{method.name} after {mixed.name}: there are no frames left to be grouped")
-        # What keeps a number of tokens for all frames together leaves no frames.
-        mixed = method if len(method.kept_cells([4, 4, 4])) == 1 and method.counts == "exact" else mixed
+            raise InputError(f"{method.name} after {mixed.name}: there are no frames of one size left to be grouped")
+        # What keeps a number of tokens for all frames together leaves no frames; late counts leave some of any size.
+        mixed = method if len(method.kept_cells([4, 4, 4])) == 1 or method.counts == "late" else mixed
 
 
 def step_label(method: Method, ratio: bool = True) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,10 +70,31 @@ class Pixels(Method):
 
 @register("toy_late")
 @dataclass(frozen=True)
-class Late(Largest):
-    """Does not say how many tokens it keeps."""
+class Late(Method):
+    """Keeps the tokens of a frame whose norm is above the mean; the first of all where none is."""
 
+    dropped: str = "lend"
     counts = "late"
+
+    def kept(self, tokens: int) -> int:
+        return tokens
+
+    def group(self, view: View) -> Grouping:
+        norms = view.tokens.float().norm(dim=-1)
+        mean = torch.where(view.present, norms, 0).sum(1, keepdim=True) / view.present.sum(1, keepdim=True)
+        kept = view.present & (norms > mean)
+        kept[:, 0] |= ~kept.any(1)
+        order = (~kept).long().sort(dim=1, stable=True).indices
+        view = dataclasses.replace(view, num_kept=kept.sum(1), most=view.tokens.shape[1])
+        return Grouping.of_kept(view, order, self.dropped)
+
+
+@register("toy_late_of_video")
+@dataclass(frozen=True)
+class LateOfVideo(Late):
+    """The same where all frames of a video compete."""
+
+    scope = "span"
 
 
 @register("toy_rows")

@@ -10,13 +10,12 @@ import torch
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState
-from ppe_npu.engine.layout import Stage, lay_out, left_as_given, with_prompts
-from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
-from ppe_npu.engine.packing import packed as pack
+from ppe_npu.engine.late import Ahead
+from ppe_npu.engine.layout import Stage, Standing, lay_out, left_as_given
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import axes_of, check_channels, position_rows, prompt_positions
-from ppe_npu.engine.run import Prefill, Run
-from ppe_npu.engine.shown import LAYER_NEEDS
+from ppe_npu.engine.run import Masking, Prefill, Run
+from ppe_npu.engine.shown import LAYER_NEEDS, tells_samples_apart
 from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
 from ppe_npu.errors import InputError
@@ -122,20 +121,27 @@ class Compression:
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
         layout = find_spans(ids, *given, seconds, self.vision, prompt, hidden=self.config.is_dense and not packed)
         positions, following = self._positions(layout, position_ids, start)
-        stages = with_prompts(self._stages(layout, left, packed), self.config.stages, layout, labels)
+        standing = Standing.of(layout, labels if tells_samples_apart(self.config.methods) else None)
+        stages, ahead = self._stages(layout, standing, left, packed)
         walked = self.tower.all and self.vision.window
         order = tower_order(layout, self.vision.window) if walked else None
-        plan = PromptPlan.of(layout, stages, positions, following, watch, order)
+        plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead)
         watch.mark()
         return plan
 
-    def _stages(self, layout: PromptLayout, left: bool | None, packed: bool) -> tuple[Stage, ...]:
+    def _stages(
+        self, layout: PromptLayout, standing: Standing, left: bool | None, packed: bool
+    ) -> tuple[tuple[Stage, ...], Ahead | None]:
+        """The stages that can be laid out already, and what of them cannot."""
         right = bool(layout.real[:, 0].all() and not layout.real[:, -1].all())
         hidden = bool((layout.visual & ~layout.real).any())
         if self.config.is_dense and not packed and (hidden or not (left and right)):
-            return left_as_given(layout)
-        stages = lay_out(layout, self.config.stages, not right if left is None else left)
-        return pack(stages, *layout.real.shape) if packed else stages
+            return left_as_given(layout), None
+        left = not right if left is None else left
+        stages = lay_out(standing, self.config.stages, left, packed)
+        for stage in stages:
+            standing = standing.after(stage)
+        return stages, Ahead.of(standing, self.config.stages[len(stages) :], left, packed)
 
     def _positions(
         self, layout: PromptLayout, given: torch.Tensor | None, start: torch.Tensor | None
@@ -151,7 +157,7 @@ class Compression:
             return np.broadcast_to(places, (self.axes, samples, length)), np.full(samples, length)
         return prompt_positions(layout, self.vision, None if start is None else start.tolist(), self.axes)
 
-    # -- between the vision tower and the first decoder layer: no host sync -------------------------------------------
+    # -- between the vision tower and the first decoder layer: no host sync, but where counts are late ----------------
 
     def prefill(
         self,
@@ -168,7 +174,7 @@ class Compression:
         """Merge the features by the plan, assemble the compressed prompt, and lay out what later stages are given.
 
         Args:
-            text_embeds: [T, C] embeddings of the text tokens that plan.stages[0].text names.
+            text_embeds: [T, C] embeddings of the text tokens that plan.text(0) names.
             features: [V, C] features of all images, then all videos; None without any.
             attention_mask: as given to the model; only a 4D one is read.
             past: of the cache that this prompt continues; the plan was made with its `following` as start.
@@ -177,24 +183,23 @@ class Compression:
             apart: give a padded stage its segments in place of a mask, for an attention that takes them.
             tower: what the vision tower's blocks say of the V features, where a method looks at it.
         """
+        plan.begin()
         watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
-        empty = CacheState.empty(self.layers, len(on.stages[0].real), on.following.device)
-        state = empty if past is None else past.repeated(len(on.following))
-        fresh = past is None and (attention_mask is None or attention_mask.ndim != 4)
+        state = CacheState.empty(self.layers, plan.samples, on.following.device)
+        state = state if past is None else past.repeated(len(on.following))
+        given = attention_mask if attention_mask is not None and attention_mask.ndim == 4 else None
+        fresh = past is None and given is None
         apart, ready_mask = apart and fresh, ready_mask and fresh and not apart and not plan.as_given
-        segments = tuple(stage.segments if apart or stage.numbers is not None else None for stage in on.stages)
-        masks = _stage_masks(plan, on, attention_mask, ready_mask)
-        following, rows = (on.following,) * self.stages, [None] * self.stages
-        if self.config.positions == "renumber":
-            following, rows = _renumbered(state, on, masks, self.axes)
-        real, padded = (stage.real for stage in on.stages), (stage.after.padded for stage in plan.stages)
-        columns = plan.layout.real.shape[1]
-        state = state.then(tuple(real), following, tuple(padded), columns, compressed=not plan.as_given)
+        masking = Masking(given, ready_mask, apart)
         self.trace = Trace(plan, self.config) if self.keep_groups else None
-        masks = tuple(masks) if apart else _with_padding(masks, state)
-        run = Prefill(self.layers, masks, rows, state, segments, self.config, on, watch, self.trace)
+        self.report = None
+
+        def report() -> None:
+            self.report, self.last = CompressionReport.of(plan, self.layers, self.decoder_layers, watch), plan
+
+        wishes = (self.config, plan, on, masking, self.axes, watch, report, self.trace)
+        run = Prefill(self.layers, [], [], state, [], *wishes)
         run.begin(text_embeds, features, deepstack, tower)
-        self.report, self.last = CompressionReport.of(plan, self.layers, self.decoder_layers, watch), plan
         return run
 
     # -- later steps --------------------------------------------------------------------------------------------------
@@ -233,8 +238,8 @@ class Compression:
         if stages < self.stages:
             rows, following = rows * self.stages, following * self.stages
         after = state.then((new,) * self.stages, following, (padded,) * self.stages, seen, compressed=False)
-        none = (None,) * self.stages
-        return Run(self.layers, _with_padding([*none], after), rows, after, none)
+        masks = [cached.long() if padded else None for cached, padded in zip(after.masks, after.padded)]
+        return Run(self.layers, masks, rows, after, (None,) * self.stages)
 
 
 def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
@@ -244,57 +249,11 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
     inside = sorted(method.needs & LAYER_NEEDS)
     if inside and method.place != "layer":
         raise InputError(f"{method.name} looks at {', '.join(inside)}, which a decoder layer has: give it a layer")
-    if method.counts == "late":
-        raise InputError(
-            f"{method.name}: how many tokens it keeps hangs on the features, which is not built for this family yet; "
-            "use its variant with an exact budget"
-        )
     if method.scope == "segment" and vision.frames_apart:
         raise InputError(
             f"{subject}: this model sets text between the frames of a video, so that frames of one event have no place "
             "of their own; leave it out"
         )
-
-
-def _stage_masks(
-    plan: PromptPlan, on: PromptPlan, given: torch.Tensor | None, ready: bool
-) -> list[torch.Tensor | None]:
-    """The 4D mask of every stage: picked from the one that was given, made where one is wanted for padding, or None."""
-    masks = []
-    for layout, stage in zip(plan.stages, on.stages):
-        if given is not None and given.ndim == 4:
-            given = picked_mask(given, stage.sources, stage.real)
-            masks.append(given)
-        else:
-            masks.append(causal_mask(stage.real) if ready and layout.after.padded else None)
-    return masks
-
-
-def _renumbered(
-    state: CacheState, on: PromptPlan, masks: list[torch.Tensor | None], axes: int
-) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
-    """The positions that follow each stage [B], and its rows [axes, B, L]: 0, 1, 2, ... of what is there.
-
-    A token's number is that of the tokens it sees before itself: a 4D mask knows which these are.
-    """
-    following, rows = [], []
-    for first, stage, mask in zip(state.following, on.stages, masks):
-        if stage.numbers is not None:
-            numbers = stage.numbers
-        else:
-            numbers = (stage.real.long().cumsum(1) if mask is None else seen_places(mask)) - 1
-        rows.append((first[:, None] + numbers).clamp_min(0)[None].expand(axes, -1, -1))
-        following.append(first + torch.where(stage.real, numbers, -1).amax(1) + 1)
-    return tuple(following), rows
-
-
-def _with_padding(masks: list[torch.Tensor | None], state: CacheState) -> tuple[torch.Tensor | None, ...]:
-    """A stage without a ready mask gets the 2D mask of its cache, or none without padding: transformers would read a
-    mask of ones back from the device."""
-    return tuple(
-        cached.long() if mask is None and padded else mask
-        for mask, cached, padded in zip(masks, state.masks, state.padded)
-    )
 
 
 def _rows(values: torch.Tensor | list | None) -> list | None:

@@ -1,24 +1,24 @@
-"""Where everything stands before and after each stage: worked out on the host, before any feature exists.
+"""Where everything stands before and after each stage: worked out on the host, as a rule before any feature exists.
 
 How many tokens each frame keeps follows from its size alone, and so does every shape and every index of the compressed
-prompt, at every stage. A stage is what happens before the decoder, or on entry of a decoder layer: some steps, one
-after the other, each a Round, and then the gathering of text and kept tokens into place.
+prompt, at every stage. Of methods with late counts it does not: their stages are laid out in late.py, by the same
+functions. A stage is what happens before the decoder, or on entry of a decoder layer: some steps, one after the other,
+each a Round, and then the gathering of text and kept tokens into place.
 
 NumPy arrays stay on the host; what is needed on the device is a tensor, and travels with .to(device).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from ppe_npu.engine.rounds import Movable, Round, as_tensor, round_of
+from ppe_npu.engine.packing import numbers, packed_rows, padded_rows
+from ppe_npu.engine.rounds import Movable, Round, as_tensor, hangs_on_features, round_of
 from ppe_npu.engine.segments import Segments
 from ppe_npu.engine.shown import Prompts, tells_samples_apart
 from ppe_npu.engine.spans import PromptLayout
@@ -31,13 +31,16 @@ class Cell:
 
     Args:
         sample: row of the batch. start: index of its first token in that row. tokens: how many it has.
-        span: index of its span in the prompt's layout.
+        span: index of its span in the prompt's layout. video: index of the first span of its image or video.
+        joint: whether all cells of its image or video are one to what comes next.
     """
 
     sample: int
     start: int
     tokens: int
     span: int
+    video: int
+    joint: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,12 @@ class Arrangement:
     @classmethod
     def of(cls, layout: PromptLayout) -> Arrangement:
         """Before any merge."""
-        cells = [
-            Cell(span.sample, span.start + t * span.frame_tokens, span.frame_tokens, number)
-            for number, span in enumerate(layout.spans)
-            for t in range(span.grid[0])
-        ]
+        first: dict[tuple[str, int], int] = {}
+        cells = []
+        for number, span in enumerate(layout.spans):
+            video = first.setdefault((span.modality, span.source), number)
+            starts = [span.start + t * span.frame_tokens for t in range(span.grid[0])]
+            cells += [Cell(span.sample, start, span.frame_tokens, number, video) for start in starts]
         samples, length = layout.real.shape
         return cls(layout.real, tuple(cells), np.broadcast_to(np.arange(length), (samples, length)))
 
@@ -139,37 +143,99 @@ class Piece:
     """A run of visual tokens and what has become of it.
 
     Args:
-        sample, start, tokens: where it stood before the stage. span: index of its span in the prompt's layout.
+        sample, start, tokens: where it stood before the stage. span, video, joint: as Cell.
         first: index of its first token among those that the stage is given.
-        cells: of each cell that it has become the indices of its tokens among those that the last round kept.
+        cells: of each cell that it has become the indices of its tokens among those that the last round kept; a cell
+            has at least one.
     """
 
     sample: int
     start: int
     tokens: int
     span: int
+    video: int
+    joint: bool
     first: int
     cells: tuple[np.ndarray, ...]
 
 
-def lay_out(
-    layout: PromptLayout, stages: Sequence[tuple[int | None, tuple[Method, ...]]], left: bool = True
-) -> tuple[Stage, ...]:
-    """All stages of a batch of prompts.
+@dataclass(frozen=True)
+class Standing:
+    """The tokens that a stage is given.
 
     Args:
-        stages: as CompressionConfig.stages.
+        before: where they stand.
+        starts: index of each cell's first token among them. count: how many they are.
+        borders: of a packed batch, once it is one row, where its samples begin and end in it.
+        asked: [B] in training the column at which each prompt as it was given ends, before its answer; -1 at its last
+            token. columns: how many a prompt as it was given has.
+    """
+
+    before: Arrangement
+    starts: tuple[int, ...]
+    count: int
+    borders: tuple[int, ...] | None
+    asked: np.ndarray
+    columns: int
+
+    @classmethod
+    def of(cls, layout: PromptLayout, labels: torch.Tensor | None = None) -> Standing:
+        """Of the first stage: the vision tower's features. labels: [B, S] of training."""
+        starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
+        answered = labels is not None and labels.shape == layout.real.shape
+        asked = layout.asked(labels.cpu().numpy()) if answered else np.full(len(layout.real), -1)
+        features = int(layout.visual.sum())
+        return cls(Arrangement.of(layout), tuple(starts), features, None, asked, layout.real.shape[1])
+
+    def after(self, stage: Stage) -> Standing:
+        """Of the next one: the flattened batch that a stage leaves."""
+        width = stage.after.real.shape[1]
+        starts = tuple(cell.sample * width + cell.start for cell in stage.after.cells)
+        return replace(self, before=stage.after, starts=starts, count=stage.after.real.size, borders=stage.borders)
+
+    @property
+    def text(self) -> torch.Tensor:
+        """[T] index of each text token in the flattened batch."""
+        return as_tensor(np.flatnonzero(self.before.text.reshape(-1)))
+
+    def prompts(self, methods: Sequence[Method]) -> Prompts | None:
+        """How the samples stand, where one of these methods needs to know."""
+        if not tells_samples_apart(methods):
+            return None
+        ends = np.where(self.asked < 0, -1, self.before.places_of(self.asked, self.columns))
+        return Prompts.of(self.before.real, self.borders, self.text.numpy(), ends)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        return [
+            Piece(**vars(cell), first=start, cells=(start + np.arange(cell.tokens),))
+            for start, cell in zip(self.starts, self.before.cells)
+        ]
+
+
+Steps = Sequence[tuple[int | None, tuple[Method, ...]]]  # as CompressionConfig.stages
+
+
+def lay_out(standing: Standing, stages: Steps, left: bool = True, packed: bool = False) -> tuple[Stage, ...]:
+    """The stages of a batch of prompts, up to the first whose counts hang on the features.
+
+    Args:
+        standing: the tokens that the first of them is given.
         left: whether padding goes to the left, so that the last place of every sample is its last token, as generation
             needs it.
+        packed: lay the batch out as one row of samples, without padding.
     """
-    # The tokens of the first stage are the vision tower's features; of a later one, the flattened batch.
-    starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
-    before, count, out = Arrangement.of(layout), int(layout.visual.sum()), []
+    out: list[Stage] = []
     for layer, methods in stages:
-        out.append(stage_of(before, layer, methods, starts, count, left))
-        before = out[-1].after
-        width = before.real.shape[1]
-        starts, count = [cell.sample * width + cell.start for cell in before.cells], before.real.size
+        if any(hangs_on_features(method, standing.before.cells) for method in methods):
+            break
+        rounds, pieces, count = [], standing.pieces, standing.count
+        for method in methods:
+            made, pieces, count = round_of(method, pieces, count)
+            rounds += [] if made is None else [made]
+        stage = gathered(standing, layer, rounds, pieces, count, left, packed)
+        out.append(replace(stage, prompts=standing.prompts(methods)))
+        standing = standing.after(stage)
     return tuple(out)
 
 
@@ -187,89 +253,60 @@ def left_as_given(layout: PromptLayout) -> tuple[Stage, ...]:
     return (Stage(None, as_tensor(text), (), *tensors, arrangement, segments=segments, as_given=True),)
 
 
-def stage_of(
-    before: Arrangement,
+def gathered(
+    standing: Standing,
     layer: int | None,
-    methods: Sequence[Method],
-    starts: Sequence[int],
+    rounds: Sequence[Round],
+    pieces: Sequence[Piece],
     count: int,
     left: bool,
+    packed: bool,
 ) -> Stage:
-    """One stage. starts: index of each cell's first token among the `count` tokens that the stage is given."""
-    pieces = [
-        Piece(cell.sample, cell.start, cell.tokens, cell.span, start, (start + np.arange(cell.tokens),))
-        for start, cell in zip(starts, before.cells)
-    ]
-    rounds = []
-    for method in methods:
-        made, pieces, count = round_of(method, pieces, count)
-        rounds += [] if made is None else [made]
-    text = np.flatnonzero(before.text.reshape(-1))
-    empty = len(text) + count
+    """A stage, from its rounds, what its pieces have become, and the `count` tokens that the last round keeps."""
+    before, text, borders = standing.before, standing.text, None
     samples = [_gathered(before, sample, pieces) for sample in range(len(before.real))]
-    length = max(len(rows) for rows, _, _ in samples)
-    rows = np.full((len(samples), length), empty)
-    sources = np.zeros((len(samples), length), dtype=np.int64)
-    cells: list[Cell] = []
-    for sample, (own_rows, own_sources, own_cells) in enumerate(samples):
-        first = length - len(own_rows) if left else 0
-        place = slice(first, first + len(own_rows))
-        rows[sample, place], sources[sample, place] = own_rows, own_sources
-        cells += [Cell(sample, first + start, tokens, span) for start, tokens, span in own_cells]
+    origins, empty = before.origins, len(text) + count
+    if packed:
+        width = before.real.shape[1]
+        origins = (width * np.arange(len(origins))[:, None] + origins).reshape(1, -1)
+        rows, sources, firsts, borders = packed_rows([own[:2] for own in samples], width, standing.borders)
+    else:
+        rows, sources, firsts = padded_rows([own[:2] for own in samples], empty, left)
+    cells = [
+        Cell(row, first + start, tokens, piece.span, piece.video, piece.joint)
+        for (row, first), (_, _, own) in zip(firsts, samples)
+        for start, tokens, piece in own
+    ]
     real = rows != empty
-    origins = np.where(real, np.take_along_axis(before.origins, sources, axis=1), 0)
-    after, segments = Arrangement(real, tuple(cells), origins), None if real.all() else Segments.of(real)
-    tensors = map(as_tensor, (rows, sources, real))
-    return Stage(layer, as_tensor(text), tuple(rounds), *tensors, after, segments=segments)
-
-
-def with_prompts(
-    stages: Sequence[Stage],
-    steps: Sequence[tuple[int | None, tuple[Method, ...]]],
-    layout: PromptLayout,
-    labels: torch.Tensor | None,
-) -> tuple[Stage, ...]:
-    """The stages with how the samples stand before each, where one of its methods needs to know.
-
-    Args:
-        steps: as CompressionConfig.stages.
-        labels: [B, S] of training: a prompt ends where its answer begins; None: at its last token.
-    """
-    if not tells_samples_apart(itertools.chain(*(methods for _, methods in steps))):
-        return tuple(stages)
-    answered = labels is not None and labels.shape == layout.real.shape
-    asked = layout.asked(labels.cpu().numpy()) if answered else np.full(len(layout.real), -1)
-    before, borders, out = Arrangement.of(layout), None, []
-    for stage, (_, methods) in zip(stages, steps):
-        if tells_samples_apart(methods):
-            ends = np.where(asked < 0, -1, before.places_of(asked, layout.real.shape[1]))
-            stage = dataclasses.replace(stage, prompts=Prompts.of(before.real, borders, stage.text.numpy(), ends))
-        out.append(stage)
-        before, borders = stage.after, stage.borders
-    return tuple(out)
+    origins = np.where(real, np.take_along_axis(origins, sources, axis=1), 0)
+    segments = Segments(borders) if borders is not None else None if real.all() else Segments.of(real)
+    tensors, numbered = map(as_tensor, (rows, sources, real)), None if borders is None else as_tensor(numbers(borders))
+    after = Arrangement(real, tuple(cells), origins)
+    return Stage(layer, text, tuple(rounds), *tensors, after, borders, numbered, segments)
 
 
 def _gathered(before: Arrangement, sample: int, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, list]:
-    """What one sample becomes, without padding: its rows, their sources, and (start, tokens, span) of its cells.
+    """What one sample becomes, without padding: its rows, their sources, and (start, tokens, piece) of its cells.
 
     Visual rows come after the batch's text rows.
     """
     text, texts = before.text, int(before.text.sum())
     text_row = np.cumsum(text.reshape(-1)).reshape(text.shape)[sample] - 1
     rows, sources, cells, at, place = [], [], [], 0, 0
-    for piece in [*(piece for piece in pieces if piece.sample == sample), None]:
+    own = sorted((piece for piece in pieces if piece.sample == sample), key=lambda piece: piece.start)
+    for piece in [*own, None]:
         end = text.shape[1] if piece is None else piece.start
         kept = at + np.flatnonzero(text[sample, at:end])
         rows.append(text_row[kept])
         sources.append(kept)
         place += len(kept)
         if piece is not None:
-            tokens = np.concatenate(piece.cells)
-            rows.append(texts + tokens)
+            rows += [texts + tokens for tokens in piece.cells]
             # A piece's tokens may be more than before (several ratios are all kept): the last stand for its last.
-            sources.append(piece.start + np.minimum(np.arange(len(tokens)), piece.tokens - 1))
+            tokens = sum(map(len, piece.cells))
+            sources.append(piece.start + np.minimum(np.arange(tokens), piece.tokens - 1))
             for cell in piece.cells:
-                cells.append((place, len(cell), piece.span))
+                cells.append((place, len(cell), piece))
                 place += len(cell)
             at = piece.start + piece.tokens
     return np.concatenate(rows), np.concatenate(sources), cells

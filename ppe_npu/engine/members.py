@@ -144,8 +144,11 @@ class Entries:
 
     def _sizes(self, labels: torch.Tensor) -> torch.Tensor:
         """[F, groups, 1] how many entries each group has."""
-        slots = torch.arange(self.groups, device=labels.device)
-        return (labels[:, None, :] == slots[:, None]).sum(-1, keepdim=True)
+        # In fp32, whose sums of ones are exact in any order: of whole videos a comparison of all entries with all
+        # groups is as dear as the merge itself.
+        sizes = torch.zeros(len(labels), self.groups + 1, device=labels.device)
+        ones = torch.ones_like(labels, dtype=sizes.dtype)
+        return sizes.scatter_add_(1, self._last_without_label(labels), ones)[:, :-1, None].long()
 
     def _offsets(self, labels: torch.Tensor) -> torch.Tensor:
         """[F, groups + 1] how many entries stand before each group, and before those of no group."""

@@ -65,6 +65,10 @@ class Tokens:
         seen = {name: join([one.seen[name] for one in tokens]) for name in tokens[0].seen}
         return Tokens(of("features"), of("held"), of("places"), tower, of("sizes"), of("spots"), seen)
 
+    def detached(self) -> Tokens:
+        """The same where nothing is differentiated."""
+        return self if self.features is None else replace(self, features=self.features.detach())
+
 
 @dataclass(frozen=True)
 class Holding:
@@ -87,19 +91,29 @@ def merge(
         the rounds with their groupings, and what is known of the tokens that the last one keeps. (Their features are
         Round.apply's to make: they are None.)
     """
-    if tokens.features is not None:
-        tokens = replace(tokens, features=tokens.features.detach())
-    given, done = tokens, []
+    given, done = tokens.detached(), []
+    tokens = given
     for number, step in enumerate(rounds):
-        if step.videos and not step.buckets:
-            step = _segmented(step, given)
-        pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding, texts) for bucket in step.buckets]
-        step = replace(step, buckets=tuple(bucket for bucket, _ in pairs))
-        last = number == len(rounds) - 1
-        features = None if last or tokens.features is None else step.apply(tokens.features)
-        tokens = replace(_left(step, tokens, [kept for _, kept in pairs]), features=features)
+        step, tokens = merge_round(step, tokens, given, holding, texts, last=number == len(rounds) - 1)
         done.append(step)
     return tuple(done), tokens
+
+
+def merge_round(
+    step: Round, tokens: Tokens, given: Tokens, holding: Holding | None, texts: Texts | None, last: bool
+) -> tuple[Round, Tokens]:
+    """One round of merge(), with its groupings, and what is known of the tokens that it keeps.
+
+    Args:
+        given: the tokens that the stage was given.
+        last: whether no round comes after it, that would need their features.
+    """
+    if step.videos and not step.buckets:
+        step = _segmented(step, given)
+    pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding, texts) for bucket in step.buckets]
+    step = replace(step, buckets=tuple(bucket for bucket, _ in pairs))
+    features = None if last or tokens.features is None else step.apply(tokens.features)
+    return step, replace(_left(step, tokens, [kept for _, kept in pairs]), features=features)
 
 
 def _left(step: Round, given: Tokens, kept: Sequence[Tokens]) -> Tokens:
@@ -120,20 +134,26 @@ def _grouped(
         if bucket.groupings:
             grouping = bucket.groupings[level]
         else:
-            shown = _shown(part, tokens, texts) | ({} if tokens.tower is None else tokens.tower.shown(method))
-            grouping = part.group(View(num_kept, most, tokens.features, valid, tokens.places, tokens.sizes, **shown))
+            view = View(num_kept, most, tokens.features, valid, tokens.places, tokens.sizes)
+            grouping = part.group(shown_to(part, method, view, tokens, texts))
         groupings.append(grouping)
         kept.append(_kept(grouping, tokens, holding))
     return replace(bucket, groupings=tuple(groupings)), Tokens.together(bucket.keep, *kept)
 
 
-def _shown(method: Method, tokens: Tokens, texts: Texts | None) -> dict[str, torch.Tensor | None]:
-    """The fields of a method's View that a layer or the text gives, of cells whose parts are [F, N, ...]."""
-    fields = (name for need in method.needs for name in FIELDS.get(need, ()))
-    shown: dict[str, torch.Tensor | None] = {name: tokens.seen[name, method.layer_before] for name in fields}
+def shown_to(part: Method, method: Method, view: View, tokens: Tokens, texts: Texts | None) -> View:
+    """The view with what the vision tower, a layer and the text say of cells whose parts are [F, N, ...].
+
+    Args:
+        part: the method that looks. method: the step that it is a level of, as a rule itself.
+    """
+    fields = (name for need in part.needs for name in FIELDS.get(need, ()))
+    shown: dict[str, torch.Tensor | None] = {name: tokens.seen[name, part.layer_before] for name in fields}
     if texts is not None and tokens.spots is not None:
-        shown |= texts.shown(method, tokens.spots[:, 0])
-    return shown
+        shown |= texts.shown(part, tokens.spots[:, 0])
+    if tokens.tower is not None:
+        shown |= tokens.tower.shown(method)
+    return replace(view, **shown)
 
 
 def _kept(grouping: Grouping, tokens: Tokens, holding: Holding | None) -> Tokens:

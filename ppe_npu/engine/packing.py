@@ -1,44 +1,46 @@
-"""A batch as one row: every sample's tokens follow each other without padding, and attend to their own sample only.
+"""The samples of a batch side by side: padded to one length, or packed.
 
+A packed batch is one row: every sample's tokens follow each other without padding, and attend to their own sample only.
 The whole decoder has it so: for training, where no cache is kept.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from ppe_npu.engine.layout import Arrangement, Cell, Stage
-from ppe_npu.engine.rounds import as_tensor
-from ppe_npu.engine.segments import Segments, borders_of
+Rows = Sequence[tuple[np.ndarray, np.ndarray]]  # of each sample [l] which row stands where, and [l] their sources
+Firsts = list[tuple[int, int]]  # of each sample in which row it stands, and from which place on
 
 
-def packed(stages: Sequence[Stage], samples: int, length: int) -> tuple[Stage, ...]:
-    """The same merges, each leaving [1, T] tokens in place of [B, L] with padding.
+def padded_rows(samples: Rows, empty: int, left: bool) -> tuple[np.ndarray, np.ndarray, Firsts]:
+    """[B, L] rows and sources of samples that are padded with the row `empty`, on the left or on the right."""
+    length = max(len(rows) for rows, _ in samples)
+    rows, sources = np.full((len(samples), length), empty), np.zeros((len(samples), length), dtype=np.int64)
+    firsts = []
+    for sample, own in enumerate(samples):
+        first = length - len(own[0]) if left else 0
+        place = slice(first, first + len(own[0]))
+        rows[sample, place], sources[sample, place] = own
+        firsts.append((sample, first))
+    return rows, sources, firsts
+
+
+def packed_rows(
+    samples: Rows, width: int, borders: tuple[int, ...] | None
+) -> tuple[np.ndarray, np.ndarray, Firsts, tuple[int, ...]]:
+    """[1, T] rows and sources of a packed batch, and where its samples begin and end: 0, ..., T.
 
     Args:
-        stages: of a batch of `samples` prompts of `length` columns, on the host.
+        samples: the batch's, or its one row where it is packed already; sources rise, or stay.
+        width: columns of what the sources point into.
+        borders: of the row that is packed already.
     """
-    place, out = None, []
-    for stage in stages:
-        text, rounds = stage.text, stage.rounds
-        if place is not None:  # the first stage's indices point into the prompt as it was given
-            text, rounds = as_tensor(place[text.numpy()]), (rounds[0].at(place), *rounds[1:])
-        real, width = stage.after.real, stage.after.real.shape[1]
-        place = np.maximum(real.reshape(-1).cumsum() - 1, 0)
-        cells = tuple(
-            Cell(0, int(place[cell.sample * width + cell.start]), cell.tokens, cell.span) for cell in stage.after.cells
-        )
-        origins = (np.arange(samples)[:, None] * length + stage.after.origins)[real][None]
-        borders = borders_of(real)
-        laid = {"rows": stage.rows[stage.real][None], "sources": stage.sources[stage.real][None]}
-        laid |= {"real": as_tensor(np.ones_like(origins, dtype=bool)), "numbers": as_tensor(numbers(borders))}
-        after = Arrangement(np.ones_like(origins, dtype=bool), cells, origins)
-        out.append(
-            replace(stage, text=text, rounds=rounds, after=after, borders=borders, segments=Segments(borders), **laid)
-        )
-    return tuple(out)
+    sources = np.concatenate([sample * width + own for sample, (_, own) in enumerate(samples)])
+    ends = np.cumsum([0, *(len(own) for own, _ in samples)]).tolist()
+    cuts = ends if borders is None else np.searchsorted(sources, borders).tolist()
+    rows = np.concatenate([own for own, _ in samples])
+    return rows[None], sources[None], [(0, first) for first in ends[:-1]], tuple(cuts)
 
 
 def numbers(borders: Sequence[int]) -> np.ndarray:

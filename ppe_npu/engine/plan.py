@@ -1,26 +1,31 @@
 """A prompt's plan: all that is known of it before the vision tower has run.
 
 It is made on the host, and copied to the device before the tower is started: uploads make the host wait for the
-device's queue, and nothing between the tower and the first decoder layer shall wait.
+device's queue, and nothing between the tower and the first decoder layer shall wait. Where counts hang on the features
+(late.py) it ends early, and grows as the stages are laid out.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from ppe_npu.backends.common import IGNORED
+from ppe_npu.engine.late import Ahead
 from ppe_npu.engine.layout import Arrangement, Stage
 from ppe_npu.engine.merge import Tokens, merge
 from ppe_npu.engine.rounds import Movable, as_tensor
+from ppe_npu.engine.shown import Prompts
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.inspect.report import Stopwatch
+from ppe_npu.methods.base import Method
 
 
-@dataclass(frozen=True)
+@dataclass
 class PromptPlan(Movable):
     """A batch of prompts before compression.
 
@@ -36,6 +41,7 @@ class PromptPlan(Movable):
         watch: time spent on the plan, uploading it among it.
         tower_order: [V] where each feature stands in the vision tower, where a method looks at its blocks and these
             stand otherwise (engine/tower.py).
+        ahead: what is not laid out yet, or None.
     """
 
     layout: PromptLayout
@@ -47,6 +53,7 @@ class PromptPlan(Movable):
     places: torch.Tensor | None
     watch: Stopwatch
     tower_order: torch.Tensor | None = None
+    ahead: Ahead | None = None
     _copies: dict[torch.device, PromptPlan] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -58,13 +65,16 @@ class PromptPlan(Movable):
         following: np.ndarray,
         watch: Stopwatch,
         tower_order: np.ndarray | None = None,
+        ahead: Ahead | None = None,
     ) -> PromptPlan:
         """From host arrays; positions: [axes, B, S], following: [B]. Groups that need no feature are found here."""
-        stages, places = planned(stages, layout)
+        later = [method for _, methods in ahead.stages for method in methods] if ahead is not None else []
+        stages, places = planned(stages, layout, later)
         positions = np.pad(positions.reshape(len(positions), -1), ((0, 0), (0, 1)))
         deltas = (following - layout.real.sum(axis=1))[:, None]
         tensors = map(as_tensor, (positions, _visual_order(layout), following, deltas))
-        return cls(layout, stages, *tensors, places, watch, None if tower_order is None else as_tensor(tower_order))
+        order = None if tower_order is None else as_tensor(tower_order)
+        return cls(layout, stages, *tensors, places, watch, order, ahead)
 
     def on(self, device: torch.device) -> PromptPlan:
         """The plan on a device; copied when first asked for."""
@@ -74,6 +84,41 @@ class PromptPlan(Movable):
             self.watch.mark()
         return self._copies[device]
 
+    def __post_init__(self):
+        self._start = len(self.stages), self.ahead
+
+    def begin(self) -> None:
+        """Forget the stages that were laid out by the features of a pass before."""
+        known, ahead = self._start
+        for plan in (self, *self._copies.values()):
+            plan.stages = plan.stages[:known]
+        self._look_ahead(ahead)
+
+    def grow(self, stages: Sequence[Stage], ahead: Ahead | None) -> None:
+        """With stages that have been laid out by now."""
+        self.stages += tuple(stages)
+        for device, plan in self._copies.items():
+            plan.stages += tuple(stage.to(device) for stage in stages)
+        self._look_ahead(ahead)
+
+    def _look_ahead(self, ahead: Ahead | None) -> None:
+        self.ahead = ahead
+        for device, plan in self._copies.items():
+            plan.ahead = None if ahead is None else ahead.to(device)
+
+    def text(self, stage: int) -> torch.Tensor:
+        """[T] where the text stands before a stage, see Stage; of the first that is not laid out yet, too."""
+        return self.stages[stage].text if stage < len(self.stages) else self.ahead.text
+
+    def prompts(self, stage: int) -> Prompts | None:
+        """How the samples stand before it."""
+        return self.stages[stage].prompts if stage < len(self.stages) else self.ahead.prompts
+
+    @property
+    def samples(self) -> int:
+        """Rows of the batch in the decoder."""
+        return len(self.stages[0].real) if self.stages else self.ahead.samples
+
     @property
     def last(self) -> Arrangement:
         """How tokens stand in the output."""
@@ -82,7 +127,7 @@ class PromptPlan(Movable):
     @property
     def as_given(self) -> bool:
         """Whether the output stands as the prompt does."""
-        return self.stages[-1].as_given
+        return bool(self.stages) and self.stages[-1].as_given
 
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
         """[B, S] labels -> [B, L] of the output: text labels follow their tokens; all else is ignored.
@@ -133,10 +178,17 @@ class PromptPlan(Movable):
         return text
 
 
-def planned(stages: tuple[Stage, ...], layout: PromptLayout) -> tuple[tuple[Stage, ...], torch.Tensor | None]:
+def planned(
+    stages: tuple[Stage, ...], layout: PromptLayout, ahead: Sequence[Method] = ()
+) -> tuple[tuple[Stage, ...], torch.Tensor | None]:
     """The stages with the groups of methods that look at places alone, as far as places are known on the host; and the
-    places [V, 3], if a later method will have to find them on the device."""
-    if not any("places" in step.method.needs for stage in stages for step in stage.rounds):
+    places [V, 3], if a later method will have to find them on the device.
+
+    Args:
+        ahead: the methods of the stages that are not laid out yet.
+    """
+    methods = [step.method for stage in stages for step in stage.rounds]
+    if not any("places" in method.needs for method in (*methods, *ahead)):
         return stages, None
     first = as_tensor(feature_places(layout))
     places, out = first, []
@@ -147,11 +199,11 @@ def planned(stages: tuple[Stage, ...], layout: PromptLayout) -> tuple[tuple[Stag
         out.append(replace(stage, rounds=(*rounds, *later)))
         if later:  # from here on only the device knows what stands where
             steps = (*later, *(step for after in stages[number + 1 :] for step in after.rounds))
-            wanted = any("places" in step.method.needs for step in steps)
+            wanted = any("places" in method.needs for method in (*(step.method for step in steps), *ahead))
             return (*out, *stages[number + 1 :]), first if wanted else None
         text, padding = first.new_zeros(len(stage.text), 3), first.new_zeros(1, 3)
         places = torch.cat([text, kept.places, padding])[stage.rows].flatten(0, 1)
-    return tuple(out), None
+    return tuple(out), first if any("places" in method.needs for method in ahead) else None
 
 
 def feature_places(layout: PromptLayout) -> np.ndarray:

@@ -18,7 +18,7 @@ from ppe_npu.methods.base import Method
 from ppe_npu.methods.grouping import Grouping
 
 if TYPE_CHECKING:
-    from ppe_npu.engine.layout import Piece
+    from ppe_npu.engine.layout import Cell, Piece
 
 
 class Movable:
@@ -56,6 +56,7 @@ class Bucket(Movable):
         kept: [G] index of each kept token in [F, all levels' largest numbers], flattened: a cell's tokens of the first
             level, of the second, ..., then those of the next cell. None: all of them.
         first: the index of the first token, where all of them follow each other in order; else None.
+        cells: [F] on the host, which of the round's cells these are.
         groupings: of each level, once they are known.
     """
 
@@ -65,10 +66,11 @@ class Bucket(Movable):
     most: tuple[int, ...]
     kept: torch.Tensor | None
     first: int | None
+    cells: np.ndarray
     groupings: tuple[Grouping, ...] = ()
 
     @classmethod
-    def of(cls, tokens: np.ndarray, valid: np.ndarray | None, num_kept: np.ndarray) -> Bucket:
+    def of(cls, tokens: np.ndarray, valid: np.ndarray | None, num_kept: np.ndarray, cells: np.ndarray) -> Bucket:
         """From host arrays; num_kept: [levels, F]."""
         slots = np.concatenate([np.arange(row.max()) < row[:, None] for row in num_kept], axis=1)
         flat = tokens.reshape(-1)
@@ -80,12 +82,8 @@ class Bucket(Movable):
             tuple(int(row.max()) for row in num_kept),
             None if slots.all() else as_tensor(np.flatnonzero(slots)),
             int(flat[0]) if follow else None,
+            cells,
         )
-
-    def at(self, place: np.ndarray) -> Bucket:
-        """The same cells where the round's tokens have other indices: token i stands at place[i]."""
-        valid = None if self.valid is None else self.valid.numpy()
-        return Bucket.of(place[self.tokens.numpy()], valid, np.stack([part.numpy() for part in self.num_kept]))
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
         """The bucket's rows of [R, ...]: [F, N, ...]; not a copy where they follow each other."""
@@ -159,18 +157,6 @@ class Round(Movable):
         # A token that stands for itself alone repeats itself where others hold several.
         return torch.cat([given.index_select(0, self.rest).expand(-1, *kept.shape[1:]), kept])
 
-    def at(self, place: np.ndarray) -> Round:
-        """The same step where the tokens that its stage is given have other indices: token i stands at place[i]."""
-        return dataclasses.replace(
-            self,
-            buckets=tuple(bucket.at(place) for bucket in self.buckets),
-            rest=None if self.rest is None else as_tensor(place[self.rest.numpy()]),
-            videos=tuple(
-                dataclasses.replace(video, first=int(place[video.first]), cells=place[video.cells])
-                for video in self.videos
-            ),
-        )
-
     def segmented(self, labels: Sequence[np.ndarray]) -> Round:
         """With its cells, once it is known which segment each frame belongs to: of each video labels [frames].
 
@@ -191,16 +177,63 @@ def round_of(method: Method, pieces: Sequence[Piece], count: int) -> tuple[Round
         runs = [(run, method.segments(sum(len(piece.cells) for piece in run))) for run in _by_span(pieces)]
         merges = any(segments is not None for _, segments in runs)
         return _segment_round(method, runs) if merges else (None, list(pieces), count)
-    if method.scope == "span":
-        pieces = [_joined(run) for run in _by_span(pieces)]
-    cells = [cell for piece in pieces for cell in piece.cells]
+    groups = groups_of(method, pieces)
+    cells = [cell for group in groups for cell in cells_of(group)]
     buckets, kept = buckets_of(cells, [method.budgets(len(cell)) for cell in cells])
-    number, out = 0, []
+    return Round(method, buckets), become(groups, kept), sum(map(len, kept))
+
+
+def hangs_on_features(method: Method, cells: Sequence[Cell | Piece]) -> bool:
+    """Whether it is known only once the features are how many of their tokens a step keeps in each of these runs."""
+    apart = len({cell.span for cell in cells}) > len({cell.video for cell in cells})
+    together = method.scope == "span" or any(cell.joint for cell in cells)
+    return bool(cells) and (method.counts == "late" or (apart and together))
+
+
+def groups_of(method: Method, pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """The pieces whose tokens are grouped together: of a step on whole images and videos all of each one, and of the
+    steps after it, too; else each alone."""
+    videos: dict[int, list[Piece]] = {}
     for piece in pieces:
-        own = tuple(kept[number : number + len(piece.cells)])
-        number += len(own)
-        out.append(dataclasses.replace(piece, cells=own))
-    return Round(method, buckets), out, sum(map(len, kept))
+        videos.setdefault(piece.video, []).append(piece)
+    out: list[list[Piece]] = []
+    for own in videos.values():
+        if method.scope == "span" or own[0].joint:
+            out.append([dataclasses.replace(_joined(run), joint=True) for run in _by_span(own)])
+        else:
+            out += [[piece] for piece in own]
+    return out
+
+
+def cells_of(group: Sequence[Piece]) -> list[np.ndarray]:
+    """The cells of a piece, or the one that several pieces make together."""
+    cells = [cell for piece in group for cell in piece.cells]
+    return [np.concatenate(cells)] if len(group) > 1 and cells else cells
+
+
+def become(
+    groups: Sequence[Sequence[Piece]], kept: Sequence[np.ndarray], centers: Sequence[np.ndarray] | None = None
+) -> list[Piece]:
+    """What pieces become, one group after the other.
+
+    Args:
+        kept: of each cell the indices of its kept tokens among all that are kept.
+        centers: of each cell which of its tokens each of them stands for; needed where several pieces make a cell.
+    """
+    number, out = 0, []
+    for group in groups:
+        cells = cells_of(group)
+        own = kept[number : number + len(cells)]
+        if len(group) > 1 and cells:
+            ends = np.cumsum([sum(map(len, piece.cells)) for piece in group])
+            piece_of = np.searchsorted(ends, centers[number], side="right")
+            parts = [[own[0][piece_of == place]] for place in range(len(group))]
+        else:
+            parts = [own] if len(group) == 1 else [[]] * len(group)
+        number += len(cells)
+        for piece, part in zip(group, parts):
+            out.append(dataclasses.replace(piece, cells=tuple(tokens for tokens in part if len(tokens))))
+    return out
 
 
 def _segment_round(
@@ -244,7 +277,7 @@ def _joined(run: Sequence[Piece], flat: bool = True) -> Piece:
     """Pieces that follow each other as one, with one cell of all their tokens if `flat`."""
     cells = tuple(cell for piece in run for cell in piece.cells)
     tokens = sum(piece.tokens for piece in run)
-    return dataclasses.replace(run[0], tokens=tokens, cells=(np.concatenate(cells),) if flat else cells)
+    return dataclasses.replace(run[0], tokens=tokens, cells=(np.concatenate(cells),) if flat and cells else cells)
 
 
 def buckets_of(
@@ -271,7 +304,7 @@ def buckets_of(
         index = np.zeros(valid.shape, np.int64)
         index[valid] = np.concatenate([cells[n] for n in numbers])
         wanted = np.array([budgets[n] for n in numbers]).T
-        buckets.append(Bucket.of(index, None if valid.all() else valid, wanted))
+        buckets.append(Bucket.of(index, None if valid.all() else valid, wanted, np.array(numbers)))
         for number, count in zip(numbers, wanted.sum(axis=0)):
             kept[number] = np.arange(at, at + count)
             at += int(count)

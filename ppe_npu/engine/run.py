@@ -1,6 +1,6 @@
 """One forward pass through the decoder: what the layers of each stage are given, and the merges between the stages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -8,6 +8,7 @@ import torch
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.layout import Stage
+from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
 from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.rounds import Round
@@ -18,7 +19,8 @@ from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.trace import Trace
 
 # What a decoder layer would make of the tokens that it is about to be given: (needs, prompts) -> of each field of the
-# View that these needs stand for its numbers at every place of the flattened batch [R, ...].
+# View that these needs stand for its numbers at every place of the flattened batch [R, ...], of those about text its
+# numbers of each sample's text [S, W, ...].
 Look = Callable[[frozenset[str], Prompts | None], dict[str, torch.Tensor]]
 
 
@@ -36,10 +38,10 @@ class Run:
     """
 
     layers: tuple[int, ...]
-    masks: tuple[torch.Tensor | None, ...]
+    masks: Sequence[torch.Tensor | None]
     rows: list[torch.Tensor | None]
     state: CacheState
-    segments: tuple[Segments | None, ...]
+    segments: Sequence[Segments | None]
 
     def past_length(self, stage: int) -> int:
         """Places that a stage's layers held before this pass."""
@@ -61,26 +63,56 @@ class Run:
         return hidden
 
 
+@dataclass(frozen=True)
+class Masking:
+    """How attention is told of padding, and of what else it may not see.
+
+    Args:
+        given: the 4D mask that the model was given, or None.
+        ready: make a padded stage's 4D mask (bool, True = attend), for an attention that takes one.
+        apart: give a padded stage its segments in place of a mask, for an attention that takes them.
+    """
+
+    given: torch.Tensor | None = None
+    ready: bool = False
+    apart: bool = False
+
+
 @dataclass
 class Prefill(Run):
     """A prompt: merged before the LLM, and on entry of later stages.
 
     Args:
+        plan: its plan, on the host; it grows where counts hang on the features.
+        on: the same on the device.
+        done: is called once everything is laid out: before the decoder, as a rule.
         trace: is given every merge, if it is there.
         embeds: [B, L, C] what the decoder is given, until it is taken.
     """
 
     config: CompressionConfig
     plan: PromptPlan
+    on: PromptPlan
+    masking: Masking
+    axes: int
     watch: Stopwatch
+    done: Callable[[], None]
     trace: Trace | None = None
     embeds: torch.Tensor | None = field(default=None, init=False)
+    past: CacheState = field(init=False)  # what the cache held before
     # Of the current stage: what is known of each place [B * L, ...], and by layer what is still to be added to its
     # output [B, L, C].
     _tokens: Tokens = field(default_factory=Tokens, init=False)
     _deepstack: dict[int, torch.Tensor] = field(default_factory=dict, init=False)
+    _following: list[torch.Tensor] = field(default_factory=list, init=False)
     # What the next stage looks at in the layer before it, as Tokens.seen.
     _passed: dict[tuple[str, bool], torch.Tensor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        self.past = self.state
+
+    def past_length(self, stage: int) -> int:
+        return self.past.lengths[stage]
 
     def begin(
         self,
@@ -90,14 +122,15 @@ class Prefill(Run):
         tower: TowerTokens | None = None,
     ):
         """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V tokens."""
-        stage = self.plan.stages[0]
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
-        sized, visual = any("sizes" in method.needs for method in self.config.methods), self.plan.visual
+        sized, visual = any("sizes" in method.needs for method in self.config.methods), self.on.visual
         sizes = torch.ones_like(visual) if sized else None
-        spots = None if stage.prompts is None else visual
-        given = Tokens(features, visual[:, None], self.plan.places, tower, sizes, spots)
-        rounds, kept = self._merge(0, given, lambda _: text_embeds)
+        prompts = self.on.prompts(0)
+        spots = None if prompts is None else visual
+        given = Tokens(features, visual[:, None], self.on.places, tower, sizes, spots)
+        text = {} if prompts is None else {("text", False): prompts.of_text(text_embeds, prompts.text)}
+        stage, rounds, kept = self._merge(0, given, text)
         self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
         none = torch.zeros_like(text_embeds)
         self._deepstack = {
@@ -116,11 +149,15 @@ class Prefill(Run):
         if stage == 0:
             return hidden
         self.watch.mark()
-        on, tokens = self.plan.stages[stage], hidden.flatten(0, 1)
+        tokens, prompts = hidden.flatten(0, 1), self.on.prompts(stage)
         seen = self._passed | self._looked(stage, look, before=False)
-        self._passed, spots = {}, None if on.prompts is None else torch.arange(len(tokens), device=tokens.device)
+        self._passed = {}
+        text = {name: seen.pop(name) for name in list(seen) if name[0].startswith("text")}
+        if prompts is not None:
+            text["text", False] = prompts.of_text(tokens, prompts.text_places)
+        spots = None if prompts is None else torch.arange(len(tokens), device=tokens.device)
         given = replace(self._tokens, features=tokens, seen=seen, spots=spots)
-        rounds, kept = self._merge(stage, given, lambda part: part.index_select(0, on.text))
+        on, rounds, kept = self._merge(stage, given, text)
 
         def merged(tokens: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
             return _arranged(on, tokens.index_select(0, on.text), _applied(rounds, tokens), padding)
@@ -134,36 +171,88 @@ class Prefill(Run):
 
     def pass_by(self, layer: int, look: Look) -> None:
         for stage, first in enumerate(self.layers, start=1):
-            if first == layer + 1:
+            if first == layer + 1 and layer_needs(self.config.stages[stage][1], before=True):
+                self.watch.mark()
                 self._passed = self._looked(stage, look, before=True)
+                self.watch.mark()
 
     def _looked(self, stage: int, look: Look | None, before: bool) -> dict[tuple[str, bool], torch.Tensor]:
         """What the methods of a stage look at in its first layer, or in the one before: as Tokens.seen."""
         needs = layer_needs(self.config.stages[stage][1], before)
         if not needs or look is None:
             return {}
-        seen = look(needs, self.plan.stages[stage].prompts)
+        seen = look(needs, self.on.prompts(stage))
         return {(name, before): part for name, part in seen.items()}
 
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         added = self._deepstack.pop(layer, None)
         return hidden if added is None else hidden + added.to(hidden.dtype)
 
-    def _merge(self, stage: int, tokens: Tokens, text: Callable) -> tuple[tuple[Round, ...], Tokens]:
-        """text: what picks the text's rows from those of all places [R, ...], of the features and of what is seen."""
+    def _merge(
+        self, number: int, tokens: Tokens, text: dict[tuple[str, bool], torch.Tensor]
+    ) -> tuple[Stage, tuple[Round, ...], Tokens]:
+        """A stage, its rounds with their groupings, and what is known of the tokens that the last of them keeps.
+
+        Args:
+            text: as Texts.values.
+        """
         holding = Holding(self.config.k, self.config.members) if self.config.positions == "ppe" else None
-        on = self.plan.stages[stage]
-        texts = None if on.prompts is None else Texts(on.prompts, tokens.features, tokens.seen, text)
-        rounds, kept = merge(on.rounds, tokens, holding, texts)
+        prompts = self.on.prompts(number)
+        texts = None if prompts is None else Texts(prompts, text)
+        if number < len(self.on.stages):
+            rounds, kept = merge(self.on.stages[number].rounds, tokens, holding, texts)
+        else:
+            kept = self._lay_out(tokens, holding, texts)
+            rounds = self.on.stages[number].rounds
+        self._prepare()
         if self.trace is not None:
             self.trace.merges.append((rounds, kept.held))
-        return rounds, kept
+        return self.on.stages[number], rounds, kept
+
+    @torch.compiler.disable  # works on host arrays
+    def _lay_out(self, tokens: Tokens, holding: Holding | None, texts: Texts | None) -> Tokens:
+        """Group the tokens of a stage whose counts hang on the features, and lay it out."""
+        stages, kept, ahead = self.plan.ahead.settle(tokens, holding, texts)
+        self.plan.grow(stages, ahead)
+        return kept
+
+    def _prepare(self) -> None:
+        """What the layers of each stage are given that has been laid out by now."""
+        if len(self.masks) == len(self.on.stages):
+            return
+        for number in range(len(self.masks), len(self.on.stages)):
+            stage, masking, following, rows = self.on.stages[number], self.masking, self.on.following, None
+            mask = None
+            if masking.given is not None:
+                mask = picked_mask(masking.given, stage.sources, stage.real)
+                self.masking = replace(masking, given=mask)
+            elif masking.ready and stage.after.padded:
+                mask = causal_mask(stage.real)
+            if self.config.positions == "renumber":
+                following, rows = renumbered(self.past.following[number], stage, mask, self.axes)
+            padded = self.past.padded[number] or stage.after.padded
+            if mask is None and padded and not masking.apart:
+                mask = torch.cat([self.past.masks[number], stage.real], dim=1).long()
+            self.masks.append(mask)
+            self.segments.append(stage.segments if masking.apart or stage.numbers is not None else None)
+            self.rows.append(rows)
+            self._following.append(following)
+        if self.plan.ahead is None:
+            stages = self.plan.stages
+            self.state = self.past.then(
+                tuple(stage.real for stage in self.on.stages),
+                tuple(self._following),
+                tuple(stage.after.padded for stage in stages),
+                self.plan.layout.real.shape[1],
+                compressed=not self.plan.as_given,
+            )
+            self.done()
 
     def _hold(self, stage: int, text: Tokens, kept: Tokens) -> None:
         """Keep what is known of each place, and make its position rows."""
-        on = self.plan.stages[stage]
+        on = self.on.stages[stage]
         width = max(text.held.shape[1], kept.held.shape[1] if len(kept.held) else 1)
-        padding = self.plan.positions.shape[1] - 1
+        padding = self.on.positions.shape[1] - 1
         parts = [text.held, kept.held] if len(kept.held) else [text.held]
         pad = text.held.new_full((1, width), padding)
         held = torch.cat([*(part.expand(-1, width) for part in parts), pad])[on.rows]
@@ -176,7 +265,21 @@ class Prefill(Run):
         self._tokens = replace(Tokens.together(placed, *known), held=held.flatten(0, 1))
         if self.rows[stage] is None:
             # [axes, B, L, K] -> rows axis * K + j
-            self.rows[stage] = self.plan.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)
+            self.rows[stage] = self.on.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def renumbered(
+    first: torch.Tensor, stage: Stage, mask: torch.Tensor | None, axes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The position that follows a stage [B], and its rows [axes, B, L]: first, first + 1, ... of what is there.
+
+    A token's number is that of the tokens it sees before itself: a 4D mask knows which these are.
+    """
+    numbers = stage.numbers
+    if numbers is None:
+        numbers = (stage.real.long().cumsum(1) if mask is None else seen_places(mask)) - 1
+    rows = (first[:, None] + numbers).clamp_min(0)[None].expand(axes, -1, -1)
+    return first + torch.where(stage.real, numbers, -1).amax(1) + 1, rows
 
 
 def _applied(rounds: tuple[Round, ...], tokens: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ do ([T, ...]). Here they become what each cell sees of them. Nothing of one samp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from ppe_npu.engine.rounds import Movable, as_tensor
 from ppe_npu.methods.base import Method
 
-# What a need is made of: fields of the View, those about text with what stands for it among those about tokens.
+# What needs are made of: fields of the View.
 FIELDS = {
     "layer_queries": ("layer_queries",),
     "layer_keys": ("layer_keys",),
@@ -24,12 +24,9 @@ FIELDS = {
     "layer_row": ("layer_row",),
 }
 _TEXT_FIELDS = {
-    frozenset({"text"}): {"text": ""},
-    frozenset({"layer_text"}): {"text_queries": "layer_queries", "text_keys": "layer_keys"},
-    frozenset({"layer_text", "layer_plain"}): {
-        "text_plain_queries": "layer_plain_queries",
-        "text_plain_keys": "layer_plain_keys",
-    },
+    frozenset({"text"}): ("text",),
+    frozenset({"layer_text"}): ("text_queries", "text_keys"),
+    frozenset({"layer_text", "layer_plain"}): ("text_plain_queries", "text_plain_keys"),
 }
 LAYER_NEEDS = frozenset({"layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"})
 _OF_PROMPTS = frozenset({"text", "layer_text", "layer_row"})  # needs for which samples have to be told apart
@@ -100,6 +97,10 @@ class Prompts(Movable):
             None if borders is None else as_tensor(rows),
         )
 
+    def of_text(self, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """[S, W, ...] what `index` [S, W] names of values [R, ...] or [T, ...]."""
+        return values.index_select(0, index.flatten()).unflatten(0, tuple(index.shape))
+
     def apart(self, values: torch.Tensor) -> torch.Tensor:
         """Values [R, ...] with each sample in a row of its own: [S, L, ...]."""
         if self.places is not None:
@@ -118,34 +119,31 @@ class Texts:
 
     Args:
         prompts: how samples stand before the stage.
-        features: [R, C] of all places, or [T, C] of the text alone.
-        seen: of all places [R, ...], as Tokens.seen.
-        pick: gives the text's rows [T, ...] of either.
+        values: of each field of the View about text, and whether it is of the layer before (see Method.layer_before),
+            the numbers of each sample's text [S, W, ...]. The text itself is never of the layer before.
     """
 
     prompts: Prompts
-    features: torch.Tensor
-    seen: Mapping[tuple[str, bool], torch.Tensor]
-    pick: Callable[[torch.Tensor], torch.Tensor]
+    values: Mapping[tuple[str, bool], torch.Tensor]
 
     def shown(self, method: Method, first: torch.Tensor) -> dict[str, torch.Tensor | None]:
         """The View's fields about text, for cells whose first tokens stand at these places [F]."""
-        declared = [of for needs, of in _TEXT_FIELDS.items() if needs <= method.needs]
-        fields = {name: source for of in declared for name, source in of.items()}
+        fields = [name for needs, names in _TEXT_FIELDS.items() if needs <= method.needs for name in names]
         if not fields:
             return {}
         prompts, cells = self.prompts, len(first)
         # One sample's text is not copied for each of its cells.
         sample = first.new_zeros(1) if len(prompts.text) == 1 else prompts.sample.index_select(0, first)
-        text = prompts.text.index_select(0, sample)
-        shown: dict[str, torch.Tensor | None] = {"text_valid": None}
-        for name, source in fields.items():
-            own = self.pick(self.seen[source, method.layer_before] if source else self.features)
-            own = own.index_select(0, text.flatten()).unflatten(0, tuple(text.shape))
-            shown[name] = own.expand(cells, *own.shape[1:])
-        shown["text_after"] = prompts.text_places.index_select(0, sample) > first[:, None]
-        if prompts.text_valid is not None:
-            shown["text_valid"] = prompts.text_valid.index_select(0, sample).expand(cells, -1)
+
+        def of_cells(values: torch.Tensor) -> torch.Tensor:
+            own = values.index_select(0, sample)
+            return own.expand(cells, *own.shape[1:])
+
+        shown: dict[str, torch.Tensor | None] = {
+            name: of_cells(self.values[name, name != "text" and method.layer_before]) for name in fields
+        }
+        shown["text_after"] = of_cells(prompts.text_places) > first[:, None]
+        shown["text_valid"] = None if prompts.text_valid is None else of_cells(prompts.text_valid)
         return shown
 
 

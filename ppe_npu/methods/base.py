@@ -40,7 +40,18 @@ NEEDS = (
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
-_HELPERS = ("base", "choosing", "frames", "grouping", "listing", "peaks", "space", "thinning", "view")  # no methods
+_HELPERS = (
+    "base",
+    "choosing",
+    "frames",
+    "grids",
+    "grouping",
+    "listing",
+    "peaks",
+    "space",
+    "thinning",
+    "view",
+)  # no methods
 _REGISTERED: dict[str, type[Method]] = {}
 
 

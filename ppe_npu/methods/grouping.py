@@ -23,18 +23,27 @@ class Grouping:
         weights: [F, N] bool or floating point, at least 0: what each token's features count in the mean of its group;
             None where all count alike. A token of weight 0 lends its position and not its features. At least one token
             of every group counts.
+        summed: a group becomes the sum of its tokens times their weights, not their mean: for published codes that
+            average wrongly.
     """
 
     labels: torch.Tensor
     counts: torch.Tensor
     representatives: torch.Tensor
     weights: torch.Tensor | None = None
+    summed: bool = False
 
     @classmethod
-    def of(cls, labels: torch.Tensor, representatives: torch.Tensor, weights: torch.Tensor | None = None) -> Grouping:
+    def of(
+        cls,
+        labels: torch.Tensor,
+        representatives: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        summed: bool = False,
+    ) -> Grouping:
         """With the counts that follow from the labels."""
         slots = torch.arange(representatives.shape[1], device=labels.device)
-        return cls(labels, (labels[:, None, :] == slots[:, None]).sum(-1), representatives, weights)
+        return cls(labels, (labels[:, None, :] == slots[:, None]).sum(-1), representatives, weights, summed)
 
     @classmethod
     def from_centers(cls, centers: torch.Tensor, labels: torch.Tensor, budgets: torch.Tensor, order: str) -> Grouping:
@@ -72,21 +81,37 @@ class Grouping:
         labels = torch.where(mask, own, torch.where(view.present, nearest, -1))
         return cls.of(labels, representatives, mask if dropped == "lend" else None)
 
+    def with_dropped(self, view: View, dropped: str) -> Grouping:
+        """The same where every token in no group joins the one whose representative is most like it (cosine; the first
+        among equals), as of_kept() says: it lends it its position alone ("lend"), or its features, too ("merge"), which
+        count as much as the representative's; "drop": it joins none."""
+        if dropped == "drop":
+            return self
+        heard = self.labels >= 0
+        nearest = _nearest(view.tokens, self.representatives, self.counts > 0)
+        labels = torch.where(view.present, torch.where(heard, self.labels, nearest), -1)
+        weights = heard if self.weights is None else torch.where(heard, self.weights, 0)
+        if dropped == "merge":
+            own = weights.gather(1, self.representatives).gather(1, labels.clamp_min(0))
+            weights = torch.where(heard, weights, own)
+        return Grouping.of(labels, self.representatives, weights, self.summed)
+
     def apply(self, tokens: torch.Tensor) -> torch.Tensor:
         """Means of the groups: [F, N, C] -> [F, M, C], differentiable, accumulated in fp32."""
         if self.weights is None:
             return backends.group_mean(tokens, self.labels, self.counts)
         heard = Grouping.of(torch.where(self.weights > 0, self.labels, -1), self.representatives)
         if self.weights.dtype != torch.bool:
-            tokens = heard._weighted(tokens, self.weights)
+            tokens = heard._weighted(tokens, self.weights, self.summed)
         return backends.group_mean(tokens, heard.labels, heard.counts)
 
-    def _weighted(self, tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Tokens whose plain means are the weighted ones: a group's weights are scaled to sum to its size."""
+    def _weighted(self, tokens: torch.Tensor, weights: torch.Tensor, summed: bool) -> torch.Tensor:
+        """Tokens whose plain means are the weighted ones: a group's weights are scaled to sum to its size. Where they
+        are `summed` the plain means are the weighted sums."""
         has_group, place = self.labels >= 0, self.labels.clamp_min(0)
         weights = torch.where(has_group, weights, 0).to(torch.promote_types(tokens.dtype, torch.float32))
         sums = torch.zeros_like(self.counts, dtype=weights.dtype).scatter_add_(1, place, weights)
-        scaled = weights * (self.counts / sums).gather(1, place)
+        scaled = weights * (self.counts if summed else self.counts / sums).gather(1, place)
         return torch.where(has_group[:, :, None], tokens * scaled[:, :, None], 0).to(tokens.dtype)
 
     def sums(self, values: torch.Tensor) -> torch.Tensor:
@@ -103,7 +128,8 @@ class Grouping:
     def to(self, device: torch.device) -> Grouping:
         """The same on another device."""
         parts = (self.labels, self.counts, self.representatives, self.weights)
-        return Grouping(*(None if part is None else part.to(device, non_blocking=True) for part in parts))
+        moved = (None if part is None else part.to(device, non_blocking=True) for part in parts)
+        return Grouping(*moved, self.summed)
 
 
 @torch.no_grad()

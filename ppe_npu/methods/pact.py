@@ -101,20 +101,18 @@ class PACT(Method):
         self, keys: torch.Tensor, stays: torch.Tensor, rank: torch.Tensor, view: View
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[F, M] int64 in raster order, N where a cell has no such centre; [F] int64, how many it has."""
-        length, found = stays.shape[1], []
-        # First those that are open, far from all centres so far; then other ones that stay; each once.
-        left, late = torch.where(stays, rank, rank + 2 * length), self.ratio is None
-        closed, number = torch.zeros_like(stays), torch.zeros_like(view.num_kept)
+        length, found, late = stays.shape[1], [], self.ratio is None
+        # What is least comes next: by rank those that are open, far from all centres so far; then other ones that stay.
+        closed = rank + length
+        left, number = torch.where(stays, rank, closed + length), torch.zeros_like(view.num_kept)
         for step in range(view.most):
-            if late and step % _STEPS_UNASKED == 0 and not (stays & ~closed).any():
+            if late and step % _STEPS_UNASKED == 0 and not (left < length).any():
                 break
-            number = number + (stays & ~closed).any(1)
-            center = torch.where(closed, left + length, left).argmin(1, keepdim=True)
-            closed = closed | (1 - torch.bmm(keys, row(keys, center)[:, :, None])[:, :, 0] <= self.cutoff)
-            closed = closed.scatter(1, center, True)
-            left = left.scatter(1, center, 4 * length)
+            center = left.argmin(1, keepdim=True)
+            number = number + (left.gather(1, center)[:, 0] < length) if late else view.num_kept
+            near = 1 - torch.bmm(keys, row(keys, center)[:, :, None])[:, :, 0] <= self.cutoff
+            left = torch.maximum(left, closed * near).scatter_(1, center, 4 * length)
             found.append(center)
-        number = number if late else view.num_kept
         centers = torch.cat(found, dim=1)[:, : int(number.max()) if late else None]
         slots = torch.arange(centers.shape[1], device=centers.device)
         return torch.where(slots < number[:, None], centers, length).sort(dim=1).values, number

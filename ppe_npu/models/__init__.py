@@ -28,8 +28,10 @@ def compress(model, config: CompressionConfig):
     """Compress the visual tokens of a transformers model, in place.
 
     Afterwards model(...) and model.generate(...) take the same inputs as before; logits, loss and the KV cache have the
-    compressed length, out.labels are the labels at that length, and model.compression.report says what was merged. No
-    class, no module global and no config object is changed; checkpoints load in plain transformers.
+    compressed length, out.labels are the labels at that length, and model.compression.report says what was merged. A
+    pass without a KV cache (use_cache=False) gives logits and labels in the prompt's own columns; ppe_npu.align brings
+    anything else that belongs to its tokens to the output. No class, no module global and no config object is changed;
+    checkpoints load in plain transformers.
     A copy.copy shares its modules with its original: compress a copy.deepcopy where the original shall stay as it is.
 
     Args:

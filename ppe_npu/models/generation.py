@@ -47,7 +47,8 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
 def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
     expand = original(self, "_expand_inputs_for_generation")
     # What stands behind the prompt later on was generated: a placeholder among it is text.
-    own = {KEYWORD: ForwardPass(prompt=None if input_ids is None else input_ids.shape[1])}
+    prompt = input_ids.shape[1] if input_ids is not None and input_ids.shape[1] else None  # none beside embeddings
+    own = {KEYWORD: ForwardPass(prompt=prompt)}
     if expand_size == 1:
         input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **kwargs)
         return input_ids, others | own

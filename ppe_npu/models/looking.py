@@ -37,10 +37,11 @@ class Looking:
     past: Any
 
     def __call__(self, needs: frozenset[str], prompts: Prompts | None) -> dict[str, torch.Tensor]:
-        """Of each field of the View that these needs stand for its numbers at every place of the batch, [B * L, ...].
+        """Of each field of the View that these needs stand for its numbers at every place of the batch, [B * L, ...];
+        of those about text, of each sample's text [S, W, ...].
 
         Args:
-            needs: of ppe_npu.engine.shown.LAYER_NEEDS. prompts: for "layer_row".
+            needs: of ppe_npu.engine.shown.LAYER_NEEDS. prompts: for "layer_row" and "layer_text".
         """
         with torch.no_grad():  # as a decorator it would break the graph of torch.compile
             return self._seen(needs, prompts)
@@ -49,48 +50,61 @@ class Looking:
         unshard = getattr(self.layer, "unshard", None)  # of FSDP, which gathers a layer's weights when it is called
         if unshard is not None:
             unshard()
-        hidden = self.hidden.detach()
-        normed = self.layer.input_layernorm(hidden)
-        seen, text = {}, "layer_text" in needs
-        if needs & {"layer_queries", "layer_plain"} or text:
-            queries = self._heads(normed, "q")
-            if "layer_plain" in needs:
-                seen["layer_plain_queries"] = queries.flatten(0, 1)
-            if "layer_queries" in needs or text:
-                seen["layer_queries"] = _rotated(queries, *self._table).flatten(0, 1)
-        if needs & {"layer_keys", "layer_plain", "layer_row"} or text:
-            keys = self._heads(normed, "k")
-            if "layer_plain" in needs:
-                seen["layer_plain_keys"] = keys.flatten(0, 1)
-            if needs & {"layer_keys", "layer_row"} or text:
-                seen["layer_keys"] = _rotated(keys, *self._table).flatten(0, 1)
-        if "layer_row" in needs and prompts is not None:
+        normed = self.layer.input_layernorm(self.hidden.detach()).flatten(0, 1)
+        plain, seen = "layer_plain" in needs, {}
+        if needs & {"layer_queries", "layer_plain"}:
+            seen |= self._parts("layer", "queries", normed, plain, "layer_queries" in needs)
+        if needs & {"layer_keys", "layer_plain", "layer_row"}:
+            seen |= self._parts("layer", "keys", normed, plain, bool(needs & {"layer_keys", "layer_row"}))
+        if prompts is not None and "layer_text" in needs:
+            places, shape = prompts.text_places.flatten(), tuple(prompts.text_places.shape)
+            for name in ("queries", "keys"):
+                parts = self._parts("text", name, normed.index_select(0, places), plain, True, places)
+                seen |= {field: part.unflatten(0, shape) for field, part in parts.items()}
+        if prompts is not None and "layer_row" in needs:
             seen["layer_row"] = self._row(normed, seen["layer_keys"], prompts)
         return seen
 
-    @property
-    def _table(self) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = (part[0] if part.dim() == 4 else part for part in self.table)
-        return cos, sin
+    def _parts(
+        self,
+        of: str,
+        name: str,
+        normed: torch.Tensor,
+        plain: bool,
+        rotated: bool,
+        places: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Queries or keys [P, H, D] before and after rotary embedding, of what stands at these places (None: all)."""
+        heads = self._heads(normed, name)
+        parts = {f"{of}_plain_{name}": heads} if plain else {}
+        return parts | ({f"{of}_{name}": self._rotated(heads, places)} if rotated else {})
 
     def _heads(self, normed: torch.Tensor, name: str) -> torch.Tensor:
-        """Queries ("q") or keys ("k") [B, L, H, D], after the norm of heads where there is one, before rotary."""
-        attention = self.layer.self_attn
-        heads = getattr(attention, f"{name}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
-        norm = getattr(attention, f"{name}_norm", None)
+        """Queries or keys [P, H, D] before rotary, after the norm of heads where there is one. normed: [P, C]."""
+        attention, short = self.layer.self_attn, name[0]
+        heads = getattr(attention, f"{short}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
+        norm = getattr(attention, f"{short}_norm", None)
         heads = heads if norm is None else norm(heads)
         return heads.to(self.hidden.device)  # a device map may have the layer elsewhere
 
+    def _rotated(self, heads: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+        """Heads [P, H, D] after rotary embedding, which rounds as transformers does."""
+        table = (part[0] if part.dim() == 4 else part for part in self.table)
+        cos, sin = (part.flatten(0, 1) for part in table)
+        if places is not None:
+            cos, sin = cos.index_select(0, places), sin.index_select(0, places)
+        cos, sin = (part[:, None].to(heads.device, heads.dtype) for part in (cos, sin))
+        first, second = heads.chunk(2, dim=-1)
+        return heads * cos + torch.cat((-second, first), dim=-1) * sin
+
     def _row(self, normed: torch.Tensor, keys: torch.Tensor, prompts: Prompts) -> torch.Tensor:
-        """[B * L] attention of each sample's last token, the mean over heads; in fp32 or better.
+        """[B * L] attention of each prompt's last token, the mean over heads; in fp32 or better.
 
         Args:
-            normed: [B, L, C]. keys: [B * L, H, D].
+            normed: [B * L, C]. keys: [B * L, H, D].
         """
         last = prompts.last
-        query = self._heads(normed.flatten(0, 1).index_select(0, last)[:, None], "q")
-        cos, sin = (part.flatten(0, 1).index_select(0, last)[:, None] for part in self._table)
-        query = _rotated(query, cos, sin)[:, 0]
+        query = self._rotated(self._heads(normed.index_select(0, last), "queries"), last)
         keys, mask = prompts.apart(keys), prompts.seen
         given = self.run.masks[self.stage]
         if given is not None and given.dim() == 4:  # never of a packed batch, and never beside a cache
@@ -122,13 +136,6 @@ def attention_row(query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, s
     else:
         scores = scores + mask.to(dtype)
     return scores.softmax(-1).mean(1)
-
-
-def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Heads [B, L, H, D] after rotary embedding by cos, sin [B, L, D], which rounds as transformers does."""
-    cos, sin = (part[:, :, None].to(heads.device, heads.dtype) for part in (cos, sin))
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def _cached(past: Any, length: int) -> torch.Tensor:

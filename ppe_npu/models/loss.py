@@ -59,14 +59,13 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
         labels: int64 [B, S] of the prompt as it was given.
         kwargs: the forward's; `num_items_in_batch` labels are what the sum of losses is divided by (None: those of
             this batch); its pass may hold a Distillation.
-        arrange: (model, labels, kwargs) -> labels as the decoder's output stands; adds the plan to kwargs.
+        arrange: (model, labels, kwargs) -> what gives the labels as the decoder's output stands, and whether it can be
+            asked only after the pass; adds the plan to kwargs.
     """
     distill = kwargs.get(KEYWORD, NOTHING).distill
     given = {name: value for name, value in kwargs.items() if name != _COUNT}
-    arranged = arrange(model, labels, kwargs)
+    hidden, targets, arranged = _labelled_hidden(model, labels, kwargs, arrange)
     count = kwargs.pop(_COUNT, None)
-    rows, targets = _labelled(arranged)
-    hidden = _hidden(model, kwargs, rows)
     count = len(targets) if count is None else count
     divisor = (
         count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
@@ -103,10 +102,23 @@ def _labelled(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, predicted.index_select(0, rows)
 
 
-def _hidden(model, kwargs: dict, rows: torch.Tensor) -> torch.Tensor:
-    """The decoder's output [T, C] at these of its flattened tokens, in the head's dtype."""
-    hidden = model.model(**{**kwargs, "use_cache": False})[0].flatten(0, 1).index_select(0, rows)
-    return hidden.to(model.lm_head.weight.dtype)
+def _labelled_hidden(
+    model, labels: torch.Tensor, kwargs: dict, arrange: Callable
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The decoder's output [T, C] where it predicts a label, in the head's dtype; what it predicts [T]; the labels as
+    the decoder's output stands."""
+    arranged, late = arrange(model, labels, kwargs)
+    hidden = _hidden(model, kwargs) if late else None
+    arranged = arranged()
+    rows, targets = _labelled(arranged)
+    hidden = _hidden(model, kwargs) if hidden is None else hidden
+    return hidden.flatten(0, 1).index_select(0, rows).to(model.lm_head.weight.dtype), targets, arranged
+
+
+def _hidden(model, kwargs: dict) -> torch.Tensor:
+    """The decoder's output [B, L, C]."""
+    given = {name: value for name, value in kwargs.items() if name != _COUNT}
+    return model.model(**{**given, "use_cache": False})[0]
 
 
 @torch.no_grad()
@@ -116,8 +128,7 @@ def _teacher(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> to
     model.eval()  # no dropout, nothing kept for a second forward
     try:
         with uncompressed(model):
-            rows, _ = _labelled(arrange(model, labels, kwargs))
-            return _hidden(model, kwargs, rows)
+            return _labelled_hidden(model, labels, kwargs, arrange)[0]
     finally:
         model.train(training)
 

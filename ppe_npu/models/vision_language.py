@@ -4,8 +4,8 @@ A family's model is a transformers class for conditional generation with `model.
 `model.language_model` (embed_tokens, layers, norm, rotary_emb).
 
 Modifications (on the given instance only):
-* ...ForConditionalGeneration.forward: labels are brought to the compressed length before the loss; the output carries
-  them as `labels`. A pass with skip_logits gives the loss alone, by the head's own call (see loss.py).
+* ...ForConditionalGeneration.forward: labels are brought to the output's length before the loss (alignment.py); the
+  output carries them as `labels`. A pass with skip_logits gives the loss alone, by the head's own call (see loss.py).
 * ...Model.forward: finds the visual tokens in the ids, computes the prompt's (t, h, w) itself (transformers changed
   them between versions, and drops M-RoPE without a word when mm_token_type_ids is missing), merges the vision tower's
   features, and hands the language model the compressed prompt. Later steps take their mask and positions from what was
@@ -15,12 +15,14 @@ Modifications (on the given instance only):
 * _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
   instead, and hands the model no grids, so generate() is not shown that forward could take that output.
 * _get_candidate_generator: refuses speculative decoding where it would count wrongly.
+* _prefill: prefills a prompt as a whole. init_continuous_batching: refused, it hands the model no images.
 * _valid_auto_compile_criteria: generate() with a static cache compiles only if a compile_config asks for it. Of its own
   accord transformers records CUDA graphs, of which a mask that grows would need another one every step.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
 * language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -141,28 +143,51 @@ def _causal_lm_forward(self, labels=None, **kwargs):
     wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
     if wishes:
         kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), **wishes)
-    if labels is not None and kwargs.get(KEYWORD, NOTHING).skip_logits:
-        return loss_only(self, labels, kwargs, _arrange_labels)
-    if labels is not None:
-        labels = _arrange_labels(self, labels, kwargs)
+    if labels is None:
+        return original(self, "forward")(labels=labels, **kwargs)
+    if kwargs.get(KEYWORD, NOTHING).skip_logits:
+        return loss_only(self, labels, kwargs, _planned_labels)
+    arrange, late = _planned_labels(self, labels, kwargs)
+    if late:
+        return _late_loss(self, arrange, kwargs)
+    labels = arrange()
     output = original(self, "forward")(labels=labels, **kwargs)
-    if labels is not None and not isinstance(output, tuple):
+    if not isinstance(output, tuple):
         output.labels = labels
     return output
 
 
-def _arrange_labels(model, labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
-    """Labels as the output stands, and with them what else a loss takes. The plan that says how is put into the
-    arguments."""
+def _planned_labels(model, labels: torch.Tensor, kwargs: dict) -> tuple[Callable[[], torch.Tensor], bool]:
+    """What gives the labels as the output stands, and brings there with them what else a loss takes; and whether it
+    can be asked only once the pass is over. The plan that says how is put into the arguments."""
     state = state_of(model.compression, kwargs)
     if not _compresses(state, kwargs):
-        return labels
-    kept, labels = labels.shape[1], whole_labels(labels, kwargs)
-    plan, scored = make_plan(model.model, model.compression, kwargs, state, labels), is_scored(model, kwargs)
+        return lambda: labels, False
+    kept, whole = labels.shape[1], whole_labels(labels, kwargs)
+    plan, scored = make_plan(model.model, model.compression, kwargs, state, whole), is_scored(model, kwargs)
     kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), plan=plan, scored=scored)
-    arranged = aligned(plan, labels, True, IGNORED) if scored else plan.labels(labels)
-    arrange_loss_arguments(plan, labels, arranged, kwargs)
-    return arranged if kept == labels.shape[1] else arranged[:, -kept:]
+
+    def arrange() -> torch.Tensor:
+        arranged = aligned(plan, whole, True, IGNORED) if scored else plan.labels(whole)
+        arrange_loss_arguments(plan, whole, arranged, kwargs)
+        return arranged if kept == whole.shape[1] else arranged[:, -kept:]
+
+    return arrange, plan.ahead is not None
+
+
+def _late_loss(model, arrange: Callable[[], torch.Tensor], kwargs: dict):
+    """A forward pass after which, not before, it is known where labels stand."""
+    return_dict = kwargs.pop("return_dict", None)
+    output = original(model, "forward")(labels=None, **kwargs, return_dict=True)
+    labels = arrange()
+    given = {name: kwargs[name] for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
+    words = model.config.text_config.vocab_size
+    loss = model.loss_function(logits=output.logits, labels=labels, vocab_size=words, **given)
+    output = type(output)(loss=loss, **output)  # in its place: the first of a tuple
+    if return_dict is False:
+        return output.to_tuple()
+    output.labels = labels
+    return output
 
 
 def _compresses(state: CacheState | None, kwargs: dict) -> bool:
@@ -193,6 +218,8 @@ def _model_forward(self, **kwargs):
     for name in CONSUMED:
         kwargs.pop(name, None)
     output = original(self, "forward")(**inputs, **kwargs, return_dict=True)
+    if compresses and places is None and self.compression.last_scored and not run.plan.as_given:
+        places = as_tensor(run.plan.places_of_columns).to(run.rows[0].device)  # known only now
     if places is not None:
         output.last_hidden_state = as_the_prompt(output.last_hidden_state, places)
     cache = output_cache(output)
@@ -223,15 +250,17 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     device = (ids if embeds is None else embeds).device
     on = plan.on(device)  # everything is uploaded now, before the tower keeps the device busy
     scored = is_scored(self, kwargs)
-    places = as_tensor(plan.places_of_columns).to(device) if scored and not plan.as_given else None
+    known = scored and plan.ahead is None and not plan.as_given
+    places = as_tensor(plan.places_of_columns).to(device) if known else None
     self.compression.last_scored = scored
     if plan.layout.spans:
         self.rope_deltas = on.deltas
     parts = [stage.segments for stage in on.stages if stage.segments is not None]
-    apart = bool(parts) and not compiling and not is_traced(self.language_model) and takes_segments(self.language_model)
+    fast = not compiling and not is_traced(self.language_model) and takes_segments(self.language_model)
+    apart = fast and bool(parts or plan.ahead)
     for kept in parts if apart else ():
         segments.prepare(list(kept.borders), device, self.get_input_embeddings().weight.dtype)
-    text = on.stages[0].text
+    text = on.text(0)
     # The tower before the embeddings, also where there is nothing to see: ZeRO-3 wants one order in all processes.
     features = tower_features(self, plan, kwargs)
     unseen = 0.0 if plan.layout.spans else untouched_tower(self)

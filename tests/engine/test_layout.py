@@ -4,7 +4,7 @@ import pytest
 from support import Prompt, batch
 from test_positions import layout_of
 
-from ppe_npu.engine.layout import lay_out
+from ppe_npu.engine.layout import Standing, lay_out
 from ppe_npu.methods import Method
 
 
@@ -18,7 +18,7 @@ class Keep(Method):
 
 def first_stage(layout, budget, left=True):
     """Merged before the LLM, where tokens come as the vision tower's features."""
-    return lay_out(layout, [(None, (Keep(budget),))], left)[0]
+    return lay_out(Standing.of(layout), [(None, (Keep(budget),))], left)[0]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

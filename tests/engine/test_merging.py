@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppe_npu.config import MEMBERS, CompressionConfig
-from ppe_npu.engine.layout import lay_out
+from ppe_npu.engine.layout import Standing, lay_out
 from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.spans import PromptLayout, Span
 from ppe_npu.methods.events import shared
@@ -34,7 +34,7 @@ def merged(layout, config, count, seed=0):
     held = torch.arange(len(tokens))[:, None]
     out = [(tokens, held, None)]
     config = dataclasses.replace(config, layers=range(count - 1), before_llm=True)
-    for stage in lay_out(layout, config.stages):
+    for stage in lay_out(Standing.of(layout), config.stages):
         rounds, known = merge(stage.rounds, Tokens(tokens, held), Holding(config.k, config.members))
         kept, kept_held = tokens, known.held
         for step in rounds:

@@ -6,6 +6,7 @@ docs/compatibility.md lists these features by name.
 import pytest
 import torch
 from foreign import FAMILIES, SETTINGS, WHOLE, compressed, pictures, random_model
+from prompts import GREEDY
 from tolerances import assert_rounds_alike, exact
 
 from ppe_npu import align, compress
@@ -264,3 +265,22 @@ def test_sections_that_do_not_fill_half_a_head_are_refused(plain, family):
     plain.config.text_config.rope_parameters["mrope_section"] = [8, 8, 8]
     with pytest.raises(InputError, match="mrope_section has 24 channels in all, but half a head has 32"):
         compress(plain, SETTINGS["dense"])
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_log_probabilities_of_a_policy_are_those_that_generate_gave(plain, setting):
+    """As GRPO asks for them: the inner model's output without a cache, prompts padded on the left and answers on the
+    right, and the last columns of it."""
+    model, inputs = compressed(plain, setting), pictures()
+    settings = {"max_new_tokens": 5, "return_dict_in_generate": True, "output_logits": True, **GREEDY}
+    answer = model.generate(**inputs, **settings)
+    expected = torch.stack(answer.logits, 1).log_softmax(-1)
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 5, dtype=torch.long)], 1)
+    mask[1, -2:] = 0  # the second answer ended early
+    asked = {"input_ids": answer.sequences, "attention_mask": mask, "use_cache": False}
+    visual = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
+    hidden = out(model.model, asked | visual).last_hidden_state[:, -6:-1]
+    found = model.lm_head(hidden).log_softmax(-1)
+    kept = mask[:, -5:].bool()
+    bound = torch.finfo(found.dtype).eps * plain.config.text_config.hidden_size * expected[kept].abs().max()
+    assert (found - expected)[kept].abs().max() <= bound

@@ -7,7 +7,7 @@ from support import FAMILIES, Prompt, batch, random_model
 from tolerances import assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, backends, compress, restore
-from ppe_npu.engine.packing import Segments
+from ppe_npu.engine.segments import Segments
 from ppe_npu.models import vision_language
 from ppe_npu.models.fused import fuse, unfuse
 

@@ -255,6 +255,7 @@ def test_nobody_pays_for_what_nobody_looks_at(family):
     assert extra(Looker(looks=("layer_queries",), layer=2)) == [(2, "q_proj")]
     both = [Looker(looks=("layer_keys",), layer=2), Looker(looks=("layer_row", "layer_keys"), layer=2)]
     assert extra(*both) == [(2, "k_proj"), (2, "q_proj")]
+    assert extra(Looker(looks=("layer_text",), layer=2)) == [(2, "k_proj"), (2, "q_proj")]
     assert extra(Looker(looks=("layer_row",), layer=(1, 2), before=True)) == [
         *((number, f"{name}_proj") for number in (0, 1) for name in "kq")
     ]

@@ -257,7 +257,6 @@ def test_a_plain_rotary_embedding_keeps_k_places_in_the_text(positions, k):
     ("steps", "message"),
     [
         ([toys.Pixels()], "toy_pixels: a step at the pixels is not built for this family yet"),
-        ([toys.Late()], "toy_late: how many tokens it keeps hangs on the features"),
         ([DPCKNN(layer=3)], r"layers=\[3\]: this model has 3 decoder layers, 0 to 2"),
     ],
 )
@@ -282,7 +281,7 @@ def test_steps_without_a_place_in_the_model_are_refused_when_it_is_compressed(mo
         (lambda: CompressionConfig(steps=[{"method": "dpc_knn", "rate": 1}]), "dpc_knn has no rate: its keys are"),
         (lambda: CompressionConfig(steps=[{"method": "random", "ratio": 2}]), "ratio=2: give the kept share"),
         (lambda: CompressionConfig(steps=[toys.LargestOfVideo(), Events()]), "events after toy_largest_of_video"),
-        (lambda: CompressionConfig(steps=[toys.Late()]).tokens_kept((1, 4, 4)), "known only once the features are"),
+        (lambda: CompressionConfig(steps=[toys.Late(), Events()]), "events after toy_late: there are no frames of one"),
         (lambda: CompressionConfig.preset("toy_nothing"), "preset 'toy_nothing' is unknown: choose one of dense"),
     ],
 )

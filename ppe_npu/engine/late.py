@@ -1,0 +1,158 @@
+"""Stages whose counts hang on the features: they are laid out once these are there.
+
+Before the vision tower a plan ends where the first of them begins. When its tokens are there, each of its steps groups
+them, the host reads how many groups each cell has, and the stage is laid out by the same functions as all others; so
+are those after it, up to the next of this kind. The host waits for the device once for each such step.
+
+Two kinds of steps are of this kind: methods with counts = "late", and in a prompt with text between the frames of a
+video steps that keep tokens of all frames together (scope = "span", and what comes after): how many stay in all is
+known in advance, how many of them stand before which text is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ppe_npu.engine.layout import Piece, Stage, Standing, Steps, gathered, lay_out
+from ppe_npu.engine.merge import Holding, Tokens, merge_round, shown_to
+from ppe_npu.engine.rounds import (
+    Bucket,
+    Movable,
+    Round,
+    as_tensor,
+    become,
+    buckets_of,
+    cells_of,
+    groups_of,
+    hangs_on_features,
+    round_of,
+    upload,
+)
+from ppe_npu.engine.shown import Prompts, Texts
+from ppe_npu.methods.base import Method
+from ppe_npu.methods.view import View
+
+
+@dataclass(frozen=True)
+class Ahead(Movable):
+    """What of a batch is not laid out yet.
+
+    Args:
+        standing: the tokens that the first of these stages is given.
+        text, prompts: of that stage, as Stage.
+        stages: layers and steps. left, packed: as lay_out().
+    """
+
+    standing: Standing
+    text: torch.Tensor
+    prompts: Prompts | None
+    stages: Steps
+    left: bool
+    packed: bool
+
+    @classmethod
+    def of(cls, standing: Standing, stages: Steps, left: bool, packed: bool) -> Ahead | None:
+        """None where there are no such stages."""
+        if not stages:
+            return None
+        return cls(standing, standing.text, standing.prompts(stages[0][1]), stages, left, packed)
+
+    @property
+    def samples(self) -> int:
+        """Rows of the batch in the decoder."""
+        return 1 if self.packed else len(self.standing.before.real)
+
+    @torch.no_grad()
+    def settle(
+        self, tokens: Tokens, holding: Holding | None, texts: Texts | None
+    ) -> tuple[tuple[Stage, ...], Tokens, Ahead | None]:
+        """Group the tokens of the first stage.
+
+        Args:
+            tokens, holding, texts: as merge().
+
+        Returns:
+            the stage with its rounds, which are on the device, and those that are laid out with it; what is known of
+            the tokens that its last round keeps; what is not laid out yet.
+        """
+        (layer, methods), *later = self.stages
+        device = tokens.held.device
+        rounds, pieces, count = [], self.standing.pieces, self.standing.count
+        given = tokens = tokens.detached()
+        for method in methods:
+            if hangs_on_features(method, pieces):
+                made, pieces, count = _late_round(method, pieces, tokens, texts, device)
+            else:
+                made, pieces, count = round_of(method, pieces, count)
+            if made is not None:
+                last = method is methods[-1]
+                step, tokens = merge_round(made.to(device), tokens, given, holding, texts, last)
+                rounds.append(step)
+        stage = gathered(self.standing, layer, rounds, pieces, count, self.left, self.packed)
+        standing = self.standing.after(stage)
+        more = lay_out(standing, later, self.left, self.packed)
+        for after in more:
+            standing = standing.after(after)
+        ahead = Ahead.of(standing, tuple(later[len(more) :]), self.left, self.packed)
+        return (replace(stage, prompts=self.prompts), *more), tokens, ahead
+
+
+def _late_round(
+    method: Method, pieces: Sequence[Piece], tokens: Tokens, texts: Texts | None, device: torch.device
+) -> tuple[Round, list[Piece], int]:
+    """As round_of(), with the groupings of its cells; the host waits for them."""
+    groups = groups_of(method, pieces)
+    shared = any(len(group) > 1 for group in groups)  # then it matters for which token each kept one stands
+    cells = [cell for group in groups for cell in cells_of(group)]
+    buckets, _ = buckets_of(cells, [method.budgets(len(cell)) for cell in cells])
+    found = []
+    for bucket in (bucket.to(device) for bucket in buckets):
+        own = tokens.pick(bucket.take)
+        view = View(bucket.num_kept[0], bucket.most[0], own.features, bucket.valid, own.places, own.sizes)
+        found.append(replace(bucket, groupings=(method.group(shown_to(method, method, view, own, texts)),)))
+    counts, centers = _read(found, shared)
+    kept: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
+    stands: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
+    settled, at = [], 0
+    for bucket, own, center in zip(found, counts, centers):
+        settled.append(_settled(bucket, own, device))
+        for number, (cell, groups_kept) in enumerate(zip(bucket.cells, own.tolist())):
+            kept[cell] = np.arange(at, at + groups_kept)
+            stands[cell] = center[number, :groups_kept] if shared else stands[cell]
+            at += groups_kept
+    return Round(method, tuple(settled)), become(groups, kept, stands), at
+
+
+def _read(buckets: Sequence[Bucket], centers: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """How many groups each cell has [F], and, where `centers`, their representatives [F, M]: all at once."""
+    if not buckets:  # nothing is left of any image or video
+        return [], []
+    parts = [(bucket.groupings[0].counts > 0).long() for bucket in buckets]
+    parts += [bucket.groupings[0].representatives for bucket in buckets] if centers else []
+    flat = torch.cat([part.flatten() for part in parts]).cpu().numpy()
+    ends = np.cumsum([part.numel() for part in parts])
+    read = [flat[end - part.numel() : end].reshape(part.shape) for part, end in zip(parts, ends)]
+    present, rest = read[: len(buckets)], read[len(buckets) :]
+    counts = [groups.sum(1) for groups in present]
+    for groups, own in zip(present, counts):
+        if (groups != (np.arange(groups.shape[1]) < own[:, None])).any():
+            raise ValueError("a method with late counts must number the groups of a cell 0, 1, 2, ... without gaps")
+    return counts, rest if centers else present
+
+
+def _settled(bucket: Bucket, counts: np.ndarray, device: torch.device) -> Bucket:
+    """A bucket with its groupings, once it is known how many groups each cell has."""
+    (grouping,), most = bucket.groupings, max(int(counts.max()), 1)
+    slots = np.arange(most) < counts[:, None]
+    trimmed = replace(grouping, counts=grouping.counts[:, :most], representatives=grouping.representatives[:, :most])
+    return replace(
+        bucket,
+        num_kept=(upload(as_tensor(counts), device),),
+        most=(most,),
+        kept=None if slots.all() else upload(as_tensor(np.flatnonzero(slots)), device),
+        groupings=(trimmed,),
+    )

@@ -1,0 +1,227 @@
+"""FlashVID: tokens that stand out are kept, the others follow trees through time (arXiv 2602.08024, section 3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ppe_npu.errors import InputError
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.choosing import dropped, exact, unit
+from ppe_npu.methods.grids import Grid, at_heads, by_head
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.peaks import density_peaks
+from ppe_npu.methods.view import View
+from ppe_npu.settings import setting
+
+
+@register("flashvid")
+@dataclass(frozen=True)
+class FlashVID(Method):
+    """The part of it that stands before the decoder. (In layer 20 it keeps the 30 % of tokens that the last token
+    attends to most: a step of its own, FastV(ratio=0.3, layer=20).)
+
+    A video is cut into segments where the mean features of two frames have a cosine below segment_threshold, and where
+    it is lowest, until there are min_segment_num. Of a frame's n tokens b = ceil(n ratio expansion) are to stay: c =
+    ceil(b alpha) by max-min distance, where the distance to a token is one minus the cosine times the attention that it
+    receives (attn_div_v2: times its mean product with all frames' mean features, too). Of the others each follows the
+    token of the frame before, in its segment, that is most like it, if that is above temporal_threshold (or above as
+    much as leaves b tokens for each frame); a tree of such tokens becomes its mean, at its first token. What is left of
+    a segment with t frames is clustered by density peaks, frame by frame, to (b - c) t.
+
+    The published code averages trees wrongly (a token hands on the sum of what it has taken up, and counts as one),
+    clusters a frame that is a segment by itself with the selected tokens among the others, may select a token twice
+    (v2), and adds noise to densities. Here means are means, what is selected is out, ties fall to the lower index.
+
+    Args:
+        ratio: share of the tokens that is asked for; retention_ratio: the published name for it.
+        expansion: by how much more are kept before the decoder.
+        alpha: share of a frame's budget for selected tokens.
+        token_selection_method: "attn_div", or "attn_div_v2".
+        temporal_threshold: smallest cosine of a token to the one that it follows.
+        do_segment, segment_threshold, min_segment_num, complementary_segment: how a video is cut; without the last
+            one only by the threshold, without the first one not at all.
+        released: the published averages, and centres among all tokens of a frame by itself. (There the published
+            clusters average the selected tokens, too, which are kept beside them; here a token is part of one group.)
+        dropped: what becomes of tokens in no group, see choosing.dropped.
+    """
+
+    ratio: float = share(0.25)
+    retention_ratio: float | None = setting(None, above=0, most=1, remedy="give the kept share, in (0, 1], or null")
+    expansion: float = setting(1.25, above=0)
+    alpha: float = setting(0.7, above=0, most=1)
+    token_selection_method: str = setting("attn_div", choices=("attn_div", "attn_div_v2"))
+    temporal_threshold: float = setting(0.8, least=-1, most=1)
+    do_segment: bool = True
+    segment_threshold: float = setting(0.9, least=-1, most=1)
+    min_segment_num: int = setting(8, least=1)
+    complementary_segment: bool = True
+    released: bool = False
+    dropped: str = dropped()
+
+    needs = frozenset({"tokens", "places", "tower_saliency"})
+    scope, counts = "span", "late"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.retention_ratio is not None and self.ratio != 0.25:
+            raise InputError(
+                f"flashvid ratio={self.ratio} with retention_ratio={self.retention_ratio}: give one of them"
+            )
+
+    def kept(self, tokens: int) -> int:
+        return tokens
+
+    def kept_cells(self, cells) -> list[int]:
+        """At most: a frame's budget, and one more where its clusters are rounded up."""
+        return [sum(min(tokens, self._budget(tokens)[0] + 1) for tokens in cells)]
+
+    def _budget(self, tokens: int) -> tuple[int, int]:
+        """How many of a frame's tokens stay, and how many of these are selected."""
+        ratio = self.ratio if self.retention_ratio is None else self.retention_ratio
+        budget = min(math.ceil(tokens * ratio * self.expansion), tokens)
+        return budget, math.ceil(budget * self.alpha)
+
+    def group(self, view: View) -> Grouping:
+        view.require("flashvid", "tokens", "places", "tower_saliency")
+        grid = Grid.of(view)
+        tokens, there, received = grid.lay(view.tokens), grid.there, grid.lay(view.tower_saliency)
+        sizes = there.sum(-1)
+        budgets = np.array([self._budget(size) for size in range(grid.places + 1)])[sizes.cpu().numpy()]
+        budget, top = torch.from_numpy(budgets).to(tokens.device).unbind(-1)
+        means = tokens.sum(2) / sizes.clamp_min(1)[:, :, None]
+        segment = self._segments(means, sizes)
+        selected = self._selected(tokens, there, received, means, top)
+        follows = self._follows(unit(tokens), there & ~selected, segment, budget, sizes)
+        place = torch.arange(grid.places, device=tokens.device)
+        roots = [place.expand_as(follows[:, 0])]
+        for frame in range(1, grid.frames):
+            before = roots[-1].gather(1, follows[:, frame].clamp_min(0))
+            roots.append(torch.where(follows[:, frame] >= 0, before, frame * grid.places + place))
+        roots = torch.stack(roots, dim=1).masked_fill(~there, -1)
+        return self._grouping(view, grid, tokens, roots, follows, selected, segment, budget - top)
+
+    def _segments(self, means: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        """[F, T] int64, the number of each frame's segment."""
+        real = sizes[:, 1:] > 0
+        if not self.do_segment:
+            return torch.zeros_like(sizes)
+        one = unit(means)
+        alike = (one[:, 1:] * one[:, :-1]).sum(-1)
+        cut = real & (alike < self.segment_threshold)
+        if self.complementary_segment:
+            missing = self.min_segment_num - 1 - cut.sum(1, keepdim=True)
+            order = alike.masked_fill(cut | ~real, torch.inf).sort(dim=1, stable=True).indices
+            rank = torch.empty_like(order).scatter_(
+                1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+            )
+            cut = cut | (real & ~cut & (rank < missing))
+        return torch.nn.functional.pad(cut.long(), (1, 0)).cumsum(1)
+
+    def _selected(self, tokens, there, received, means, top) -> torch.Tensor:
+        """[F, T, U] bool, of each frame `top` [F, T] tokens by max-min distance."""
+        worth = received
+        if self.token_selection_method == "attn_div_v2":
+            worth = worth * torch.einsum("ftuc,fc->ftu", tokens, means.sum(1) / (top > 0).sum(1)[:, None])
+        one, there, worth, top = unit(tokens).flatten(0, 1), there.flatten(0, 1), worth.flatten(0, 1), top.flatten()
+        with exact(one):
+            away = (1 - torch.bmm(one, one.mT)) * worth[:, None]  # from each token to each
+        away.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+        nearest = away.masked_fill(~there[:, :, None], torch.inf).amin(1)
+        nearest = nearest.masked_fill(torch.isinf(nearest), torch.finfo(nearest.dtype).max)  # a token alone
+        chosen, limit = torch.zeros_like(there), torch.full_like(nearest, torch.inf)
+        for step in range(int(top.max())):
+            pick = nearest.masked_fill(~there | chosen, -torch.inf).argmax(1, keepdim=True)
+            chosen = chosen | torch.zeros_like(chosen).scatter(1, pick, (step < top)[:, None])
+            limit = torch.minimum(limit, away.gather(1, pick[:, :, None].expand(-1, 1, away.shape[2]))[:, 0])
+            nearest = limit
+        return chosen.view(*tokens.shape[:3])
+
+    def _follows(self, one, free, segment, budget, sizes) -> torch.Tensor:
+        """[F, T, U] int64, the place of the token of the frame before that each one follows; -1: none."""
+        frames, places = free.shape[1:]
+        alike, anchor = [torch.full_like(free[:, 0], -1.0, dtype=torch.float32)], [torch.zeros_like(free[:, 0]).long()]
+        for frame in range(1, frames):
+            with exact(one):
+                pairs = torch.bmm(one[:, frame], one[:, frame - 1].mT)
+            both = (
+                free[:, frame, :, None]
+                & free[:, frame - 1, None]
+                & (segment[:, frame] == segment[:, frame - 1])[:, None, None]
+            )
+            best = pairs.masked_fill(~both, -1.0).max(-1)
+            alike.append(best.values)
+            anchor.append(best.indices)
+        alike = torch.stack(alike, dim=1)
+        follows = alike > self.temporal_threshold
+        if self.temporal_threshold >= 1:
+            follows = torch.zeros_like(follows)
+        # Of a segment as many tokens stay as are to be kept: then only those above a higher threshold follow.
+        of_segment = torch.zeros_like(segment)
+        size, least, many = (of_segment.scatter_add(1, segment, part) for part in (sizes, budget, follows.sum(-1)))
+        most = (size - least).gather(1, segment)[:, :, None].expand_as(alike)
+        rank = _rank_in(alike, segment, sizes, places)
+        last = alike.masked_fill(rank != most - 1, -torch.inf).flatten(1)
+        index = segment[:, :, None].expand_as(alike).flatten(1)
+        soft = torch.full_like(segment, -torch.inf, dtype=alike.dtype).scatter_reduce(1, index, last, "amax")
+        soft = soft.clamp_min(-1 + 1e-6).gather(1, segment)[:, :, None]
+        short = (size - many < least).gather(1, segment)[:, :, None]
+        follows = torch.where(short, (alike > soft) & (most > 0), follows)
+        return torch.where(follows, torch.stack(anchor, dim=1), -1)
+
+    def _grouping(self, view, grid, tokens, roots, follows, selected, segment, wanted) -> Grouping:
+        ones = (roots >= 0).float()
+        tree = by_head(ones, roots)
+        if self.released:  # what a token has taken up itself counts, and not what that had taken up
+            parent = torch.arange(grid.frames, device=roots.device)[:, None] * grid.places - grid.places + follows
+            tree = 1 + by_head(ones, torch.where(follows >= 0, parent, -1))
+        share = ones / at_heads(tree, roots)
+        flat = roots.flatten(1)
+        sums = (
+            torch.zeros_like(tokens)
+            .flatten(1, 2)
+            .scatter_add_(
+                1,
+                flat.clamp_min(0)[:, :, None].expand(-1, -1, tokens.shape[-1]),
+                (tokens * share[..., None]).flatten(1, 2),
+            )
+        )
+        slot = torch.arange(flat.shape[1], device=flat.device).view_as(roots[0])
+        real = grid.there.any(-1)
+        alone = ((segment[:, :, None] == segment[:, None]) & real[:, None]).sum(-1) == 1
+        left = (roots == slot) & (~selected | (alone[:, :, None] if self.released else False))
+        centre = self._clusters(sums.view_as(tokens), left, segment, wanted)
+        number = torch.where(centre >= 0, slot - slot % grid.places + centre, -1).flatten(1)
+        number = torch.where(selected.flatten(1), slot.flatten(), number)
+        heads = torch.where(roots >= 0, at_heads(number, roots), -1)
+        roots_of = at_heads(by_head(torch.where(roots == slot, 1.0, 0.0), torch.where(roots == slot, heads, -1)), heads)
+        made = grid.grouping(heads, share / roots_of.clamp_min(1), summed=self.released)
+        return made.with_dropped(view, self.dropped)
+
+    def _clusters(self, tokens, left, segment, wanted) -> torch.Tensor:
+        """[F, T, U] int64, the place of the centre of each tree's cluster; -1 for none."""
+        counts, others = left.sum(-1), torch.zeros_like(segment).scatter_add(1, segment, wanted).gather(1, segment)
+        in_segment = torch.zeros_like(segment).scatter_add(1, segment, counts).gather(1, segment)
+        counts, others, in_segment = torch.stack([counts, others, in_segment]).cpu().numpy()
+        share = np.minimum(others / np.maximum(in_segment, 1), 1)
+        number = torch.from_numpy(np.ceil(counts * share).astype(np.int64)).to(left.device).flatten()
+        most = max(int(number.max()), 1)
+        flat, widest = left.flatten(0, 1), min(most, 7)
+        centers, labels = density_peaks(tokens.flatten(0, 1), flat, number, most, number.clamp_max(7), widest)
+        none = (labels < 0) | (number == 0)[:, None]
+        return torch.where(none, -1, centers.gather(1, labels.clamp_min(0))).view_as(left)
+
+
+def _rank_in(values: torch.Tensor, segment: torch.Tensor, sizes: torch.Tensor, places: int) -> torch.Tensor:
+    """[F, T, U] int64, how many of its segment's values come before each one, the largest first."""
+    flat, of = values.flatten(1), segment[:, :, None].expand_as(values).flatten(1)
+    falling = flat.sort(dim=1, descending=True, stable=True).indices
+    order = falling.gather(1, of.gather(1, falling).sort(dim=1, stable=True).indices)
+    place = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    slots = torch.zeros_like(segment).scatter_add(1, segment, torch.full_like(segment, places))
+    return (place - (slots.cumsum(1) - slots).gather(1, of)).view_as(values)

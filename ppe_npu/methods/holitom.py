@@ -1,0 +1,182 @@
+"""HoliTom: what does not change through a window of frames is kept once (Shao et al., arXiv 2505.21334, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ppe_npu.errors import InputError
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.choosing import dropped, unit
+from ppe_npu.methods.grids import Grid, at_heads, by_head
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.peaks import density_peaks
+from ppe_npu.methods.view import View
+from ppe_npu.settings import setting
+
+
+def _flag(value: bool | int | str) -> bool:
+    if str(value) not in ("0", "1", "False", "True"):
+        raise InputError(f"NO_BETA={value!r}: give true or false, or as the published code has it 1 or 0")
+    return str(value) in ("1", "True")
+
+
+@register("holitom")
+@dataclass(frozen=True)
+class HoliTom(Method):
+    """A place is static in a window of frames [s, e] where cos(x_{t,p}, x_{t+1,p}) > tau for all s <= t < e. The video
+    is cut into the windows that save most, sum of (e - s) * static places (by dynamic programming). With R saved of n
+    tokens, the share that is kept is r = min(1, ratio n / (n - R)). In a window the static places, averaged over its
+    frames, are clustered by density peaks to round(places * r); of its other m places each frame keeps ceil(m r): the
+    share 1 - D by attention received, the rest as clusters of those left. A cluster becomes beta * its centre +
+    (1 - beta) * the mean of its other members.
+
+    How many tokens stay follows from the features, and is a little more than asked for, as every number is rounded by
+    itself. The published code adds noise to densities (here ties fall to the lower index), fails where D > 0 (a mask
+    with an axis too many), lists a window's static places before its frames, and makes one setting's default two: it
+    prints NO_BETA=1 and uses 0. Here tokens stand in raster order, a static one at the first frame of its window.
+
+    Args:
+        ratio: share of the tokens that is kept; retain_ratio: the published name for it.
+        tau: smallest cosine of a static place from frame to frame.
+        beta: what a cluster's centre counts; NO_BETA: a cluster is its plain mean.
+        D: share of the other places' budget that is for clusters. K: nearest neighbours of a density.
+        max_window: most frames of a window.
+        released: tokens in the published order.
+        dropped: what becomes of tokens in no cluster, see choosing.dropped.
+    """
+
+    ratio: float = share(0.1)
+    retain_ratio: float | None = setting(None, above=0, most=1, remedy="give the kept share, in (0, 1], or null")
+    tau: float = setting(0.8, least=-1, most=1)
+    beta: float = setting(0.6, least=0, most=1)
+    D: float = setting(0.0, least=0, most=1)
+    K: int = setting(7, least=1)
+    NO_BETA: bool | int | str = setting(False, convert=_flag)
+    max_window: int = setting(1024, least=1)
+    released: bool = False
+    dropped: str = dropped()
+
+    needs = frozenset({"tokens", "places", "tower_saliency"})
+    scope, counts = "span", "late"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.retain_ratio is not None and self.ratio != 0.1:
+            raise InputError(f"holitom ratio={self.ratio} with retain_ratio={self.retain_ratio}: give one of them")
+
+    @property
+    def _share(self) -> float:
+        return self.ratio if self.retain_ratio is None else self.retain_ratio
+
+    def kept(self, tokens: int) -> int:
+        return tokens
+
+    def kept_cells(self, cells) -> list[int]:
+        """At most: half a token more for each window, and one for each frame."""
+        return [min(sum(cells), int(sum(cells) * self._share + 1.5 * len(cells)))]
+
+    def group(self, view: View) -> Grouping:
+        view.require("holitom", "tokens", "places", "tower_saliency")
+        grid = Grid.of(view)
+        tokens, there = grid.lay(view.tokens), grid.there
+        start, static, saved = self._windows(unit(tokens), there)
+        still = static.gather(1, start[:, :, None].expand_as(static)) & there  # [F, T, U]
+        moving = there & ~still
+        shares = _read(static.sum(-1), moving.sum(-1), there.sum((1, 2)), saved)
+        fixed, top, clustered = self._numbers(*shares, device=tokens.device)
+        received = grid.lay(view.tower_saliency).masked_fill(~moving, -torch.inf)
+        order = received.sort(dim=-1, descending=True, stable=True).indices
+        place = torch.arange(grid.places, device=order.device).expand_as(order)
+        dominant = moving & (torch.empty_like(order).scatter_(2, order, place) < top[:, :, None])
+        of_window = self._clusters(_window_means(tokens, start), static, fixed)  # [F, T, U] centres, by first frame
+        of_frame = self._clusters(tokens, moving & ~dominant, clustered)
+        own = (place.new_tensor(range(grid.frames)) * grid.places)[:, None]
+        centre = of_window.gather(1, start[:, :, None].expand_as(static))
+        heads = torch.where(still & (centre >= 0), start[:, :, None] * grid.places + centre, -1)
+        heads = torch.where(moving & (of_frame >= 0), own + of_frame, heads)
+        heads = torch.where(dominant, own + place, heads)
+        kind = torch.where(still, 0, 1 + 2 * torch.arange(grid.frames, device=own.device)[:, None])
+        kind = start[:, :, None] * (2 * grid.frames + 2) + torch.where(moving & ~dominant, kind + 1, kind)
+        made = grid.grouping(heads, self._weights(heads, there), kind.flatten(1) if self.released else None)
+        return made.with_dropped(view, self.dropped)
+
+    def _windows(self, tokens: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[F, T] int64 the first frame of each one's window; [F, T, U] bool, of windows by their first frame, which
+        places are static; [F] fp32 how many tokens that saves."""
+        frames = tokens.shape[1]
+        alike = ((tokens[:, 1:] * tokens[:, :-1]).sum(-1) > self.tau) & there[:, 1:] & there[:, :-1]
+        best, first = [torch.zeros(len(tokens), device=tokens.device)], []
+        through = torch.zeros(len(tokens), 0, tokens.shape[2], dtype=torch.bool, device=tokens.device)
+        for end in range(frames):
+            # Of windows that begin at 0, 1, ..., end - 1: static places.
+            if end:
+                through = torch.cat([through, torch.ones_like(through[:, :1])], 1) if end > 1 else alike[:, :1]
+                through = through & alike[:, end - 1 : end]
+            length = torch.arange(end, -1, -1, device=tokens.device)
+            gain = torch.nn.functional.pad(through.sum(-1), (0, 1)) * length + torch.stack(best, dim=1)
+            gain = gain.masked_fill(length >= self.max_window, -1).flip(1)  # the shortest window first
+            value, back = gain.max(1).values, gain.argmax(1)
+            best.append(value)
+            first.append(end - back)
+        start, at = [], first[-1]
+        for end in reversed(range(frames)):
+            at = torch.where(at > end, first[end], at)
+            start.append(at)
+        start = torch.stack(start[::-1], dim=1)
+        breaks = (
+            torch.nn.functional.pad(~alike, (0, 0, 1, 0))
+            & (start != torch.arange(frames, device=at.device))[:, :, None]
+        )
+        index = start[:, :, None].expand_as(breaks)
+        broken = torch.zeros_like(breaks, dtype=torch.long).scatter_add_(1, index, breaks.long())
+        length = torch.zeros_like(start).scatter_add_(1, start, torch.ones_like(start))
+        return start, (broken == 0) & (length > 1)[:, :, None] & there, best[-1]
+
+    def _numbers(self, static, moving, total, saved, device) -> tuple[torch.Tensor, ...]:
+        """[F, T] int64 each: clusters of static places, by first frames; tokens by attention; clusters of the rest."""
+        ratio = np.minimum(self._share / ((total - saved) / total), 1.0)[:, None]
+        kept = np.ceil(moving * ratio)
+        top = np.round(kept * (1 - self.D))
+        parts = np.stack([np.round(static * ratio), top, kept - top]).astype(np.int64)
+        return tuple(torch.from_numpy(parts).to(device))
+
+    def _clusters(self, tokens: torch.Tensor, valid: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """[F, T, U] int64, the place of the centre of each one's cluster, frame by frame; -1 for none."""
+        rows = (wanted.flatten() > 0).nonzero()[:, 0]
+        out = torch.full((valid[..., 0].numel(), valid.shape[-1]), -1, device=valid.device)
+        if len(rows):
+            valid, wanted = valid.flatten(0, 1).index_select(0, rows), wanted.flatten().index_select(0, rows)
+            most = int(wanted.max())
+            given = tokens.flatten(0, 1).index_select(0, rows)
+            centers, labels = density_peaks(given, valid, wanted, most, wanted.clamp_max(self.K), min(most, self.K))
+            out[rows] = torch.where(labels < 0, -1, centers.gather(1, labels.clamp_min(0)))
+        return out.view(*tokens.shape[:3])
+
+    def _weights(self, heads: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        """[F, T, U] fp32. Of a static cluster all frames of its centre count as one."""
+        if self.NO_BETA:
+            return there.float()
+        places = torch.arange(heads.shape[-1], device=heads.device)
+        central = heads % heads.shape[-1] == places
+        ones = torch.ones_like(heads, dtype=torch.float32)
+        centre = at_heads(by_head(ones * central, heads), heads)
+        others = at_heads(by_head(ones * ~central, heads), heads)
+        shared = torch.where(central, self.beta / centre, (1 - self.beta) / others)
+        return torch.where(others == 0, 1.0, shared)
+
+
+def _window_means(tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """[F, T, U, C], of windows by their first frame, the mean of each place."""
+    index = start[:, :, None, None].expand_as(tokens)
+    length = torch.zeros_like(start).scatter_add_(1, start, torch.ones_like(start)).clamp_min(1)
+    return torch.zeros_like(tokens).scatter_add_(1, index, tokens) / length[:, :, None, None]
+
+
+def _read(static: torch.Tensor, moving: torch.Tensor, total: torch.Tensor, saved: torch.Tensor) -> list[np.ndarray]:
+    """The numbers on the host, which waits for them."""
+    parts = torch.cat([static, moving, total[:, None], saved.long()[:, None]], dim=1).cpu().numpy()
+    frames = static.shape[1]
+    return [parts[:, :frames], parts[:, frames : 2 * frames], parts[:, -2], parts[:, -1]]
