@@ -67,7 +67,7 @@ class ApET(Method):
         number = (alone.long().cumsum(1) - 1).clamp(0, basis.shape[1] - 1)
         mixed = torch.where(alone, basis.gather(1, number), -1)
         made = Grouping.of(labels, plain.representatives)
-        return Mixed(made.labels, made.counts, made.representatives, None, mixed, self.mixed)
+        return Mixed(made.labels, made.counts, made.representatives, mixed=mixed, part=self.mixed)
 
 
 @dataclass(frozen=True)

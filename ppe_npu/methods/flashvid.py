@@ -97,11 +97,11 @@ class FlashVID(Method):
         selected = self._selected(tokens, there, received, means, top)
         follows = self._follows(unit(tokens), there & ~selected, segment, budget, sizes)
         place = torch.arange(grid.places, device=tokens.device)
-        roots = [place.expand_as(follows[:, 0])]
+        rooted = [place.expand_as(follows[:, 0])]
         for frame in range(1, grid.frames):
-            before = roots[-1].gather(1, follows[:, frame].clamp_min(0))
-            roots.append(torch.where(follows[:, frame] >= 0, before, frame * grid.places + place))
-        roots = torch.stack(roots, dim=1).masked_fill(~there, -1)
+            before = rooted[-1].gather(1, follows[:, frame].clamp_min(0))
+            rooted.append(torch.where(follows[:, frame] >= 0, before, frame * grid.places + place))
+        roots = torch.stack(rooted, dim=1).masked_fill(~there, -1)
         return self._grouping(view, grid, tokens, roots, follows, selected, segment, budget - top)
 
     def _segments(self, means: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
@@ -143,7 +143,10 @@ class FlashVID(Method):
     def _follows(self, one, free, segment, budget, sizes) -> torch.Tensor:
         """[F, T, U] int64, the place of the token of the frame before that each one follows; -1: none."""
         frames, places = free.shape[1:]
-        alike, anchor = [torch.full_like(free[:, 0], -1.0, dtype=torch.float32)], [torch.zeros_like(free[:, 0]).long()]
+        likeness, anchor = (
+            [torch.full_like(free[:, 0], -1.0, dtype=torch.float32)],
+            [torch.zeros_like(free[:, 0]).long()],
+        )
         for frame in range(1, frames):
             with exact(one):
                 pairs = torch.bmm(one[:, frame], one[:, frame - 1].mT)
@@ -153,9 +156,9 @@ class FlashVID(Method):
                 & (segment[:, frame] == segment[:, frame - 1])[:, None, None]
             )
             best = pairs.masked_fill(~both, -1.0).max(-1)
-            alike.append(best.values)
+            likeness.append(best.values)
             anchor.append(best.indices)
-        alike = torch.stack(alike, dim=1)
+        alike = torch.stack(likeness, dim=1)
         follows = alike > self.temporal_threshold
         if self.temporal_threshold >= 1:
             follows = torch.zeros_like(follows)

@@ -128,8 +128,10 @@ class Grouping:
     def to(self, device: torch.device) -> Grouping:
         """The same on another device."""
         parts = (self.labels, self.counts, self.representatives, self.weights)
-        moved = (None if part is None else part.to(device, non_blocking=True) for part in parts)
-        return Grouping(*moved, self.summed)
+        labels, counts, representatives, weights = (
+            None if part is None else part.to(device, non_blocking=True) for part in parts
+        )
+        return Grouping(labels, counts, representatives, weights, self.summed)
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ class HoliTom(Method):
         still = static.gather(1, start[:, :, None].expand_as(static)) & there  # [F, T, U]
         moving = there & ~still
         shares = _read(static.sum(-1), moving.sum(-1), there.sum((1, 2)), saved)
-        fixed, top, clustered = self._numbers(*shares, device=tokens.device)
+        fixed, top, clustered = self._numbers(tokens.device, *shares)
         received = grid.lay(view.tower_saliency).masked_fill(~moving, -torch.inf)
         order = received.sort(dim=-1, descending=True, stable=True).indices
         place = torch.arange(grid.places, device=order.device).expand_as(order)
@@ -121,11 +121,11 @@ class HoliTom(Method):
             value, back = gain.max(1).values, gain.argmax(1)
             best.append(value)
             first.append(end - back)
-        start, at = [], first[-1]
+        starts, at = [], first[-1]
         for end in reversed(range(frames)):
             at = torch.where(at > end, first[end], at)
-            start.append(at)
-        start = torch.stack(start[::-1], dim=1)
+            starts.append(at)
+        start = torch.stack(starts[::-1], dim=1)
         breaks = (
             torch.nn.functional.pad(~alike, (0, 0, 1, 0))
             & (start != torch.arange(frames, device=at.device))[:, :, None]
@@ -135,7 +135,7 @@ class HoliTom(Method):
         length = torch.zeros_like(start).scatter_add_(1, start, torch.ones_like(start))
         return start, (broken == 0) & (length > 1)[:, :, None] & there, best[-1]
 
-    def _numbers(self, static, moving, total, saved, device) -> tuple[torch.Tensor, ...]:
+    def _numbers(self, device, static, moving, total, saved) -> tuple[torch.Tensor, ...]:
         """[F, T] int64 each: clusters of static places, by first frames; tokens by attention; clusters of the rest."""
         ratio = np.minimum(self._share / ((total - saved) / total), 1.0)[:, None]
         kept = np.ceil(moving * ratio)
