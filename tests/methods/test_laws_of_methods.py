@@ -18,7 +18,8 @@ from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.listing import default, published
 
 ACROSS = {"cdpruner"}  # what is published of them looks at the whole batch
-METHODS: dict[str, Method] = {name: default(name) for name in published()}
+# What stands at the pixels chooses cells of a picture, and groups no tokens (test_pixelprune.py).
+METHODS: dict[str, Method] = {name: default(name) for name in published() if default(name).place != "pixels"}
 METHODS |= {
     f"{name} {how}": dataclasses.replace(method, dropped=how)
     for name, method in METHODS.items()
