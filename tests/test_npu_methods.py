@@ -17,14 +17,14 @@ if not ascend_emulator.active():
 from methods import views
 
 from ppe_npu import CompressionConfig, compress
-from ppe_npu.methods.listing import default, published
+from ppe_npu.methods.listing import default, grouping
 from ppe_npu.models.fused import fuse
 
 DEVICE = "npu"
-INSIDE = [name for name in published() if default(name).layers]  # they stand at layers alone
+INSIDE = [name for name in grouping() if default(name).layers]  # they stand at layers alone
 
 
-@pytest.mark.parametrize("name", published())
+@pytest.mark.parametrize("name", grouping())
 def test_a_method_makes_the_groups_that_it_makes_on_the_cpu(name):
     """The emulator computes as the CPU does: what differs is a call that the device takes otherwise."""
     method = default(name)

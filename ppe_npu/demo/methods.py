@@ -21,7 +21,7 @@ from ppe_npu.demo import methods_page, tiny
 from ppe_npu.demo.recipe import EVAL, TUNE, K
 from ppe_npu.errors import InputError, shown
 from ppe_npu.files import write_json, write_text
-from ppe_npu.methods.listing import default, published
+from ppe_npu.methods.listing import default, grouping
 from ppe_npu.settings import fields_to_plain
 
 RATIOS = (0.5, 0.25, 0.1)
@@ -92,10 +92,10 @@ def asked(names: Sequence[str]) -> list[str]:
         InputError: a name or key that is none, or a method that leaves pictures alone.
     """
     names = [name for each in names for name in each.split()]
-    names = [name for name in published() if name not in _ONLY_VIDEOS] if names == ["all"] else names
+    names = [name for name in grouping() if name not in _ONLY_VIDEOS] if names == ["all"] else names
     for name in names:
-        if name.partition(":")[0] not in published() or name in _ONLY_VIDEOS:
-            choices = ", ".join(one for one in published() if one not in _ONLY_VIDEOS)
+        if name.partition(":")[0] not in grouping() or name in _ONLY_VIDEOS:
+            choices = ", ".join(one for one in grouping() if one not in _ONLY_VIDEOS)
             raise InputError(f"METHODS={shown(name)}: give all, or some of {choices}")
         for ratio in RATIOS:
             Row(name, "ppe", ratio, False).config  # noqa: B018  what is wrong with it is said before any work

@@ -65,6 +65,11 @@ def published() -> tuple[str, ...]:
     return tuple(name for name in method_names() if method_class(name).__module__.startswith("ppe_npu.methods."))
 
 
+def grouping() -> tuple[str, ...]:
+    """Names of those that group tokens: all but those that choose cells of a picture, at the pixels."""
+    return tuple(name for name in published() if default(name).place != "pixels")
+
+
 def default(name: str, layer: int | None = None) -> Method:
     """A method with its own defaults, or on entry of a layer; of layer 0 where it asks for one and none is named."""
     method = method_class(name)

@@ -15,11 +15,10 @@ from ppe_npu.backends.reference import dpc_knn as reference
 from ppe_npu.methods import get
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.grouping import Grouping
-from ppe_npu.methods.listing import default, published
+from ppe_npu.methods.listing import default, grouping
 
 ACROSS = {"cdpruner"}  # what is published of them looks at the whole batch
-# What stands at the pixels chooses cells of a picture, and groups no tokens (test_pixelprune.py).
-METHODS: dict[str, Method] = {name: default(name) for name in published() if default(name).place != "pixels"}
+METHODS: dict[str, Method] = {name: default(name) for name in grouping()}
 METHODS |= {
     f"{name} {how}": dataclasses.replace(method, dropped=how)
     for name, method in METHODS.items()

@@ -12,16 +12,16 @@ from tolerances import assert_rounds_alike, exact
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.methods import get
 from ppe_npu.methods.base import Method
-from ppe_npu.methods.listing import default, published
+from ppe_npu.methods.listing import default, grouping
 
 CLIP = Prompt([2, ("video", (3, 4, 4)), 3, ("image", (1, 3, 5)), 4], seed=4)
-METHODS: dict[str, Method] = {name: default(name) for name in published()}
+METHODS: dict[str, Method] = {name: default(name) for name in grouping()}
 # Published layers are those of large models.
 METHODS |= {name: default(name, layer=1) for name, method in METHODS.items() if method.layers}
 METHODS |= {f"{name} at a layer": default(name, layer=1) for name in METHODS if len(METHODS[name].places) > 1}
 METHODS["globalcom2 by dpc_knn"] = get("globalcom2", by={"method": "dpc_knn"}, temperature=0.5)
 EXACT = {name: method for name, method in METHODS.items() if method.counts == "exact"}
-PRUNING = {name: METHODS[name] for name in published() if hasattr(METHODS[name], "dropped")}
+PRUNING = {name: METHODS[name] for name in grouping() if hasattr(METHODS[name], "dropped")}
 # FlashVID's groups are clusters, whatever becomes of what is in none.
 PRUNING = {name: method for name, method in PRUNING.items() if not method.layers and name != "flashvid"}
 
@@ -79,7 +79,7 @@ def test_the_host_does_not_wait_between_tower_and_decoder(model, name):
     assert not set(operators(model, inputs)) & set(SYNCS)
 
 
-@pytest.mark.parametrize("name", published())
+@pytest.mark.parametrize("name", grouping())
 def test_it_trains(model, name):
     compressed(model.train(), METHODS[name])
     inputs = batch(CLIP, MIXED[0], side="right")
@@ -90,7 +90,7 @@ def test_it_trains(model, name):
     assert model.model.visual.patch_embed.proj.weight.grad.any()
 
 
-@pytest.mark.parametrize("name", published())
+@pytest.mark.parametrize("name", grouping())
 def test_it_answers_in_bf16_with_as_many_tokens(model, name):
     compressed(model.bfloat16(), METHODS[name])
     inputs = batch(CLIP, MIXED[0])
