@@ -112,7 +112,7 @@ class Looker(Method):
     """Keeps what it was shown (of the layer before, if so asked for), and as many of the first tokens as it shall."""
 
     ratio: float = share(1.0)
-    looks: tuple[str, ...] = NEEDS[1:4] + NEEDS[6:]
+    looks: tuple[str, ...] = tuple(need for need in NEEDS if not need.startswith(("pixels", "tokens", "tower")))
     before: bool = False
     places = ("input", "layer")
     views: ClassVar[list[View]] = []

@@ -47,6 +47,10 @@ class Run:
         """Places that a stage's layers held before this pass."""
         return self.state.lengths[stage] - self.rows[stage].shape[-1]
 
+    def is_late(self, stage: int) -> bool:
+        """Whether how this stage is laid out hangs on the features that enter it."""
+        return False
+
     def enter(self, stage: int, hidden: torch.Tensor, look: Look | None = None) -> torch.Tensor:
         """The tokens that a stage starts with, from those that leave the one before: [B, L, C] -> [B, L', C].
 
@@ -140,6 +144,9 @@ class Prefill(Run):
         self._hold(0, replace(unknown, held=stage.text[:, None]), kept)
         self.watch.mark()
 
+    def is_late(self, stage: int) -> bool:
+        return stage >= len(self.on.stages)
+
     def take_embeds(self) -> torch.Tensor:
         """The embeddings, which are not kept: nobody needs them once the first layer has run."""
         embeds, self.embeds = self.embeds, None
@@ -199,7 +206,7 @@ class Prefill(Run):
         holding = Holding(self.config.k, self.config.members) if self.config.positions == "ppe" else None
         prompts = self.on.prompts(number)
         texts = None if prompts is None else Texts(prompts, text)
-        if number < len(self.on.stages):
+        if not self.is_late(number):
             rounds, kept = merge(self.on.stages[number].rounds, tokens, holding, texts)
         else:
             kept = self._lay_out(tokens, holding, texts)
@@ -209,7 +216,6 @@ class Prefill(Run):
             self.trace.merges.append((rounds, kept.held))
         return self.on.stages[number], rounds, kept
 
-    @torch.compiler.disable  # works on host arrays
     def _lay_out(self, tokens: Tokens, holding: Holding | None, texts: Texts | None) -> Tokens:
         """Group the tokens of a stage whose counts hang on the features, and lay it out."""
         stages, kept, ahead = self.plan.ahead.settle(tokens, holding, texts)

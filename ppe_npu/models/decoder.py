@@ -37,7 +37,8 @@ def staged_forward(self, **kwargs):
     with _attentions(self, _wanted(self, kwargs, "output_attentions")) as attentions:
         for index, layer in enumerate(self.layers):
             for stage in _stages_from(run, index):
-                hidden = run.enter(stage, hidden, _looking(layer, hidden, inputs, run, stage - 1, index))
+                enter = _lay_out_and_enter if run.is_late(stage) else type(run).enter
+                hidden = enter(run, stage, hidden, _looking(layer, hidden, inputs, run, stage - 1, index))
                 inputs = _stage_inputs(self, run, stage, hidden, cache, index) | {"use_cache": use_cache}
             run.pass_by(index, _looking(layer, hidden, inputs, run, stage, index))
             output = layer(hidden, **inputs)
@@ -52,6 +53,11 @@ def staged_forward(self, **kwargs):
         attentions=None if attentions is None else tuple(attentions),
         **cache_argument(BaseModelOutputWithPast, cache),
     )
+
+
+@torch.compiler.disable  # it works on host arrays
+def _lay_out_and_enter(run: Run, stage: int, hidden: torch.Tensor, look: Looking | None) -> torch.Tensor:
+    return run.enter(stage, hidden, look)
 
 
 def _stages_from(run: Run, layer: int) -> list[int]:
