@@ -4,6 +4,7 @@ It knows tensors and spans, and nothing of any model family; ppe_npu.models brin
 """
 
 from dataclasses import dataclass, field
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ class Compression:
         twin.keep_groups = self.keep_groups
         return twin
 
-    def __reduce_ex__(self, protocol: int):
+    def __reduce_ex__(self, protocol: SupportsIndex):
         raise TypeError(
             "a compressed model cannot be pickled: its methods would come back as its class has them; save it with "
             "save_pretrained(), or restore() it first"
@@ -116,10 +117,11 @@ class Compression:
             InputError: shapes, placeholders and grids that disagree.
         """
         ids = input_ids.cpu().numpy()
-        given = (_padding_mask(attention_mask, ids.shape), *map(_rows, (image_grid_thw, video_grid_thw)))
-        seconds = _rows(second_per_grid_ts) or []
+        mask = _padding_mask(attention_mask, ids.shape)
+        images, videos, seconds = map(_rows, (image_grid_thw, video_grid_thw, second_per_grid_ts))
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
-        layout = find_spans(ids, *given, seconds, self.vision, prompt, hidden=self.config.is_dense and not packed)
+        hidden = self.config.is_dense and not packed
+        layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
         positions, following = self._positions(layout, position_ids, start)
         standing = Standing.of(layout, labels if tells_samples_apart(self.config.methods) else None)
         stages, ahead = self._stages(layout, standing, left, packed)

@@ -80,9 +80,10 @@ class Ahead(Movable):
             the tokens that its last round keeps; what is not laid out yet.
         """
         (layer, methods), *later = self.stages
-        device = tokens.held.device
+        device = tokens.originals.device
         rounds, pieces, count = [], self.standing.pieces, self.standing.count
         given = tokens = tokens.detached()
+        made: Round | None
         for method in methods:
             if hangs_on_features(method, pieces):
                 made, pieces, count = _late_round(method, pieces, tokens, texts, device)
@@ -118,9 +119,9 @@ def _late_round(
     kept: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
     stands: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
     settled, at = [], 0
-    for bucket, own, center in zip(found, counts, centers):
-        settled.append(_settled(bucket, own, device))
-        for number, (cell, groups_kept) in enumerate(zip(bucket.cells, own.tolist())):
+    for bucket, count, center in zip(found, counts, centers):
+        settled.append(_settled(bucket, count, device))
+        for number, (cell, groups_kept) in enumerate(zip(bucket.cells, count.tolist())):
             kept[cell] = np.arange(at, at + groups_kept)
             stands[cell] = center[number, :groups_kept] if shared else stands[cell]
             at += groups_kept

@@ -182,8 +182,10 @@ class Standing:
     def of(cls, layout: PromptLayout, labels: torch.Tensor | None = None) -> Standing:
         """Of the first stage: the vision tower's features. labels: [B, S] of training."""
         starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
-        answered = labels is not None and labels.shape == layout.real.shape
-        asked = layout.asked(labels.cpu().numpy()) if answered else np.full(len(layout.real), -1)
+        if labels is not None and labels.shape == layout.real.shape:
+            asked = layout.asked(labels.cpu().numpy())
+        else:
+            asked = np.full(len(layout.real), -1)
         features = int(layout.visual.sum())
         return cls(Arrangement.of(layout), tuple(starts), features, None, asked, layout.real.shape[1])
 
@@ -249,8 +251,9 @@ def left_as_given(layout: PromptLayout) -> tuple[Stage, ...]:
         first = columns[span.sample, span.start]
         rows[first : first + span.tokens] = len(text) + span.feature + np.arange(span.tokens)
     segments = Segments.of(layout.real) if arrangement.padded else None
-    tensors = map(as_tensor, (rows.reshape(columns.shape), arrangement.origins.copy(), layout.real))
-    return (Stage(None, as_tensor(text), (), *tensors, arrangement, segments=segments, as_given=True),)
+    index, sources, real = map(as_tensor, (rows.reshape(columns.shape), arrangement.origins.copy(), layout.real))
+    stage = Stage(None, as_tensor(text), (), index, sources, real, arrangement, segments=segments, as_given=True)
+    return (stage,)
 
 
 def gathered(
@@ -280,9 +283,10 @@ def gathered(
     real = rows != empty
     origins = np.where(real, np.take_along_axis(origins, sources, axis=1), 0)
     segments = Segments(borders) if borders is not None else None if real.all() else Segments.of(real)
-    tensors, numbered = map(as_tensor, (rows, sources, real)), None if borders is None else as_tensor(numbers(borders))
+    numbered = None if borders is None else as_tensor(numbers(borders))
     after = Arrangement(real, tuple(cells), origins)
-    return Stage(layer, text, tuple(rounds), *tensors, after, borders, numbered, segments)
+    index, columns, present = map(as_tensor, (rows, sources, real))
+    return Stage(layer, text, tuple(rounds), index, columns, present, after, borders, numbered, segments)
 
 
 def _gathered(before: Arrangement, sample: int, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, list]:

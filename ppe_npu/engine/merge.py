@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,12 @@ class Tokens:
     spots: torch.Tensor | None = None
     seen: Mapping[tuple[str, bool], torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def originals(self) -> torch.Tensor:
+        """`held`, which all tokens have but those that are merged on the host."""
+        assert self.held is not None, "tokens that a pass is given hold original tokens"
+        return self.held
+
     def pick(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:
         """The same of other tokens: pick(values [R, ...]) of each part."""
         return Tokens.together(lambda parts: pick(parts[0]), self)
@@ -60,8 +67,8 @@ class Tokens:
             parts = [getattr(one, name) for one in tokens]
             return None if parts[0] is None else join(parts)
 
-        towers = [one.tower for one in tokens]
-        tower = None if towers[0] is None else TowerTokens.together(join, *towers)
+        towers = [one.tower for one in tokens if one.tower is not None]
+        tower = TowerTokens.together(join, *towers) if len(towers) == len(tokens) else None
         seen = {name: join([one.seen[name] for one in tokens]) for name in tokens[0].seen}
         return Tokens(of("features"), of("held"), of("places"), tower, of("sizes"), of("spots"), seen)
 
@@ -125,7 +132,9 @@ def _grouped(
     method: Method, bucket: Bucket, tokens: Tokens, holding: Holding | None, texts: Texts | None
 ) -> tuple[Bucket, Tokens]:
     """A bucket with its groupings, one a level, and what is known of what it keeps. Parts of tokens: [F, N, ...]."""
-    valid, groupings, kept = bucket.valid, [], []
+    groupings: list[Grouping] = []
+    kept: list[Tokens] = []
+    valid = bucket.valid
     for level, (part, num_kept, most) in enumerate(zip(method.levels, bucket.num_kept, bucket.most)):
         if groupings:
             features = None if tokens.features is None else groupings[-1].apply(tokens.features)
@@ -148,7 +157,7 @@ def shown_to(part: Method, method: Method, view: View, tokens: Tokens, texts: Te
         part: the method that looks. method: the step that it is a level of, as a rule itself.
     """
     fields = (name for need in part.needs for name in FIELDS.get(need, ()))
-    shown: dict[str, torch.Tensor | None] = {name: tokens.seen[name, part.layer_before] for name in fields}
+    shown: dict[str, Any] = {name: tokens.seen[name, part.layer_before] for name in fields}
     if texts is not None and tokens.spots is not None:
         shown |= texts.shown(part, tokens.spots[:, 0])
     if tokens.tower is not None:
@@ -177,6 +186,7 @@ def _segmented(step: Round, given: Tokens) -> Round:
     wanted = np.array([video.segments for video in step.videos])
     valid = None if (counts == longest).all() else np.arange(longest) < counts[:, None]
     if given.features is None:
+        assert given.places is not None, "on the host tokens are known by their places"
         device, means = given.places.device, None
     else:
         device = given.features.device

@@ -72,9 +72,9 @@ class PromptPlan(Movable):
         stages, places = planned(stages, layout, later)
         positions = np.pad(positions.reshape(len(positions), -1), ((0, 0), (0, 1)))
         deltas = (following - layout.real.sum(axis=1))[:, None]
-        tensors = map(as_tensor, (positions, _visual_order(layout), following, deltas))
+        rows, visual, after, shifts = map(as_tensor, (positions, _visual_order(layout), following, deltas))
         order = None if tower_order is None else as_tensor(tower_order)
-        return cls(layout, stages, *tensors, places, watch, order, ahead)
+        return cls(layout, stages, rows, visual, after, shifts, places, watch, order, ahead)
 
     def on(self, device: torch.device) -> PromptPlan:
         """The plan on a device; copied when first asked for."""
@@ -106,18 +106,24 @@ class PromptPlan(Movable):
         for device, plan in self._copies.items():
             plan.ahead = None if ahead is None else ahead.to(device)
 
+    @property
+    def unsettled(self) -> Ahead:
+        """`ahead` of a plan that is asked for a stage beyond those laid out."""
+        assert self.ahead is not None, "nothing comes after the last stage"
+        return self.ahead
+
     def text(self, stage: int) -> torch.Tensor:
         """[T] where the text stands before a stage, see Stage; of the first that is not laid out yet, too."""
-        return self.stages[stage].text if stage < len(self.stages) else self.ahead.text
+        return self.stages[stage].text if stage < len(self.stages) else self.unsettled.text
 
     def prompts(self, stage: int) -> Prompts | None:
         """How the samples stand before it."""
-        return self.stages[stage].prompts if stage < len(self.stages) else self.ahead.prompts
+        return self.stages[stage].prompts if stage < len(self.stages) else self.unsettled.prompts
 
     @property
     def samples(self) -> int:
         """Rows of the batch in the decoder."""
-        return len(self.stages[0].real) if self.stages else self.ahead.samples
+        return len(self.stages[0].real) if self.stages else self.unsettled.samples
 
     @property
     def last(self) -> Arrangement:
@@ -201,6 +207,7 @@ def planned(
             steps = (*later, *(step for after in stages[number + 1 :] for step in after.rounds))
             wanted = any("places" in method.needs for method in (*(step.method for step in steps), *ahead))
             return (*out, *stages[number + 1 :]), first if wanted else None
+        assert kept.places is not None, "places come out of a merge that places went into"
         text, padding = first.new_zeros(len(stage.text), 3), first.new_zeros(1, 3)
         places = torch.cat([text, kept.places, padding])[stage.rows].flatten(0, 1)
     return tuple(out), first if any("places" in method.needs for method in ahead) else None

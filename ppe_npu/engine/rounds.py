@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 class Movable:
     """A dataclass whose tensors travel. NumPy arrays, numbers and methods stay where they are."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # of its subclasses, all of them dataclasses
 
     def to(self, device: torch.device):
         """The same with its tensors on another device."""
@@ -221,10 +223,12 @@ def become(
         centers: of each cell which of its tokens each of them stands for; needed where several pieces make a cell.
     """
     number, out = 0, []
+    parts: list[Sequence[np.ndarray]]
     for group in groups:
         cells = cells_of(group)
         own = kept[number : number + len(cells)]
         if len(group) > 1 and cells:
+            assert centers is not None, "of a cell that several pieces make it is known whose tokens are kept"
             ends = np.cumsum([sum(map(len, piece.cells)) for piece in group])
             piece_of = np.searchsorted(ends, centers[number], side="right")
             parts = [[own[0][piece_of == place]] for place in range(len(group))]

@@ -39,13 +39,15 @@ class Run:
 
     layers: tuple[int, ...]
     masks: Sequence[torch.Tensor | None]
-    rows: list[torch.Tensor | None]
+    rows: Sequence[torch.Tensor | None]
     state: CacheState
     segments: Sequence[Segments | None]
 
     def past_length(self, stage: int) -> int:
         """Places that a stage's layers held before this pass."""
-        return self.state.lengths[stage] - self.rows[stage].shape[-1]
+        rows = self.rows[stage]
+        assert rows is not None, "only a prompt's rows are found on the way"
+        return self.state.lengths[stage] - rows.shape[-1]
 
     def is_late(self, stage: int) -> bool:
         """Whether how this stage is laid out hangs on the features that enter it."""
@@ -87,6 +89,7 @@ class Prefill(Run):
     """A prompt: merged before the LLM, and on entry of later stages.
 
     Args:
+        masks, rows, segments: grow as stages are laid out.
         plan: its plan, on the host; it grows where counts hang on the features.
         on: the same on the device.
         done: is called once everything is laid out: before the decoder, as a rule.
@@ -94,6 +97,9 @@ class Prefill(Run):
         embeds: [B, L, C] what the decoder is given, until it is taken.
     """
 
+    masks: list[torch.Tensor | None]
+    rows: list[torch.Tensor | None]
+    segments: list[Segments | None]
     config: CompressionConfig
     plan: PromptPlan
     on: PromptPlan
@@ -150,6 +156,7 @@ class Prefill(Run):
     def take_embeds(self) -> torch.Tensor:
         """The embeddings, which are not kept: nobody needs them once the first layer has run."""
         embeds, self.embeds = self.embeds, None
+        assert embeds is not None, "they are taken once, after begin()"
         return embeds
 
     def enter(self, stage: int, hidden: torch.Tensor, look: Look | None = None) -> torch.Tensor:
@@ -203,7 +210,9 @@ class Prefill(Run):
         Args:
             text: as Texts.values.
         """
-        holding = Holding(self.config.k, self.config.members) if self.config.positions == "ppe" else None
+        k = self.config.k
+        assert k is not None, "a config that was given no k has chosen one"
+        holding = Holding(k, self.config.members) if self.config.positions == "ppe" else None
         prompts = self.on.prompts(number)
         texts = None if prompts is None else Texts(prompts, text)
         if not self.is_late(number):
@@ -213,12 +222,12 @@ class Prefill(Run):
             rounds = self.on.stages[number].rounds
         self._prepare()
         if self.trace is not None:
-            self.trace.merges.append((rounds, kept.held))
+            self.trace.merges.append((rounds, kept.originals))
         return self.on.stages[number], rounds, kept
 
     def _lay_out(self, tokens: Tokens, holding: Holding | None, texts: Texts | None) -> Tokens:
         """Group the tokens of a stage whose counts hang on the features, and lay it out."""
-        stages, kept, ahead = self.plan.ahead.settle(tokens, holding, texts)
+        stages, kept, ahead = self.plan.unsettled.settle(tokens, holding, texts)
         self.plan.grow(stages, ahead)
         return kept
 
@@ -257,10 +266,11 @@ class Prefill(Run):
     def _hold(self, stage: int, text: Tokens, kept: Tokens) -> None:
         """Keep what is known of each place, and make its position rows."""
         on = self.on.stages[stage]
-        width = max(text.held.shape[1], kept.held.shape[1] if len(kept.held) else 1)
+        words, visual = text.originals, kept.originals
+        width = max(words.shape[1], visual.shape[1] if len(visual) else 1)
         padding = self.on.positions.shape[1] - 1
-        parts = [text.held, kept.held] if len(kept.held) else [text.held]
-        pad = text.held.new_full((1, width), padding)
+        parts = [words, visual] if len(visual) else [words]
+        pad = words.new_full((1, width), padding)
         held = torch.cat([*(part.expand(-1, width) for part in parts), pad])[on.rows]
 
         def placed(parts: list[torch.Tensor]) -> torch.Tensor:

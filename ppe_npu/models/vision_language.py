@@ -24,6 +24,7 @@ Modifications (on the given instance only):
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 
@@ -117,10 +118,19 @@ def detach(model) -> None:
     own_submodules(model.model.language_model)
 
 
+class _RotaryEmbedding(Protocol):
+    """What RowRotaryEmbedding needs of transformers' module."""
+
+    inv_freq: torch.Tensor
+    attention_scaling: float
+
+    def __call__(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
 class RowRotaryEmbedding(torch.nn.Module):
     """Rotary table from position rows [R, B, S], R = 3K, with the frequencies of the module that it stands in for."""
 
-    def __init__(self, original: torch.nn.Module, channels: tuple[int, ...]):
+    def __init__(self, original: _RotaryEmbedding, channels: tuple[int, ...]):
         super().__init__()
         self.original = original
         self.channels = channels
@@ -246,8 +256,8 @@ def _check_packed(text, kwargs: dict) -> None:
 def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tuple[dict, Run, torch.Tensor | None]:
     """What the decoder is given, the pass through it, and where the output goes, if it shall stand as the prompt."""
     plan = kwargs.get(KEYWORD, NOTHING).plan or make_plan(self, self.compression, kwargs, past)
-    embeds, ids = kwargs.get("inputs_embeds"), kwargs.get("input_ids")
-    device = (ids if embeds is None else embeds).device
+    embeds = kwargs.get("inputs_embeds")
+    device = (kwargs["input_ids"] if embeds is None else embeds).device
     on = plan.on(device)  # everything is uploaded now, before the tower keeps the device busy
     scored = is_scored(self, kwargs)
     known = scored and plan.ahead is None and not plan.as_given
@@ -265,7 +275,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     features = tower_features(self, plan, kwargs)
     unseen = 0.0 if plan.layout.spans else untouched_tower(self)
     if embeds is None:
-        text_embeds = self.get_input_embeddings()(ids.flatten().index_select(0, text))
+        text_embeds = self.get_input_embeddings()(kwargs["input_ids"].flatten().index_select(0, text))
     else:
         text_embeds = embeds.flatten(0, 1).index_select(0, text)
     text_embeds = text_embeds + unseen if not plan.layout.spans else text_embeds
