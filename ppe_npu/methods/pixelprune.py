@@ -58,7 +58,7 @@ class PixelPrune(Method):
             raise InputError("pixelprune fill=True without max_kept: say how many cells shall stay")
 
     @property
-    def counts(self) -> str:  # type: ignore[override]
+    def counts(self) -> str:
         return "exact" if self.fill else "late"
 
     def kept(self, tokens: int) -> int:

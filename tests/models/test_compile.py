@@ -99,6 +99,7 @@ def test_a_prompt_breaks_the_graph_once_where_the_host_plans(model, config):
     assert (explained.graph_break_count, explained.graph_count) == (1, 2)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_whole_model_is_compiled_for_prompts_of_several_lengths(model):
     compress(fuse(model), PPE)
