@@ -27,7 +27,7 @@ def markdown() -> str:
 
 
 def _row(one: Listed) -> tuple[str, ...]:
-    paper = f"arXiv {one.paper}" if one.paper else "control"
+    paper = one.source
     rest = (paper, ", ".join(one.places), one.looks_at, one.budget)
     # As much of the first sentence as there is room for.
     room = WIDEST - sum(map(len, rest)) - len(one.name) - len("| `` |  |") - 3 * len(rest)

@@ -17,7 +17,7 @@ def run_methods(args: argparse.Namespace) -> int:
         print(json.dumps([one.to_dict() for one in listed], indent=1))
         return 0
     rows = [_HEAD] + [
-        (one.name, ", ".join(one.places), one.looks_at, one.budget, f"arXiv {one.paper}" if one.paper else "control")
+        (one.name, ", ".join(one.places), one.looks_at, one.budget, one.source)
         for one in listed
     ]
     widths = [max(map(len, column)) for column in zip(*rows)]

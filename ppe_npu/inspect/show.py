@@ -137,7 +137,7 @@ def _caption(visual: Visual, token: int) -> str:
     axes = slice(1 if visual.modality == "image" else 0, 3)
     listed = [f"({', '.join(str(part) for part in place[axes])})" for place in places]
     size = int(last.sizes[token])
-    own = f"Token {token} (yellow) is made of {size} token{'s' * (size != 1)}"
+    own = f"Token {token} (yellow) stands for {size} token{'s' * (size != 1)}"
     if visual.renumbered:
         kept = "and keeps no position: the prompt is numbered anew."
     else:
@@ -148,7 +148,7 @@ def _caption(visual: Visual, token: int) -> str:
             kept = f"and keeps the positions {named} {numbered}."
     before, after = last.labels.size, len(last.representatives)
     return (
-        f"{before} visual tokens, {after} left ({after / before:.1%}). Tokens of one colour became one; those without "
+        f"{before} visual tokens, {after} left ({after / before:.1%}). Tokens of one colour are one now; those without "
         f"colour stayed. Dots: representatives. {own} {kept}"
     )
 

@@ -19,7 +19,7 @@ class Listed:
         what: the first sentence of its file, without where the paper is.
         places: where it may stand, of methods.base.PLACES. needs: what it looks at there. scope: what is one cell.
         budget: "exact", how many tokens stay follows from the grid; "late", from the features.
-        paper: its arXiv number, or None of a control.
+        paper: its arXiv number, or None where the file names none (controls, a method of one's own).
         fields: each setting's default.
     """
 
@@ -54,6 +54,13 @@ class Listed:
         """Plain values, as JSON takes them."""
         values = dataclasses.asdict(self)
         return {**values, "places": list(self.places), "place": self.places[0], "needs": list(self.needs)}
+
+    @property
+    def source(self) -> str:
+        """The paper; "control" for what other methods must beat; "-" for one that names no paper."""
+        if self.paper:
+            return f"arXiv {self.paper}"
+        return "control" if self.what.startswith("The control") else "-"
 
     @property
     def looks_at(self) -> str:

@@ -51,7 +51,8 @@ class Looking:
         if unshard is not None:
             unshard()
         normed = self.layer.input_layernorm(self.hidden.detach()).flatten(0, 1)
-        plain, seen = "layer_plain" in needs, dict[str, torch.Tensor]()
+        plain = "layer_plain" in needs
+        seen: dict[str, torch.Tensor] = {}
         if needs & {"layer_queries", "layer_plain"}:
             seen |= self._parts("layer", "queries", normed, plain, "layer_queries" in needs)
         if needs & {"layer_keys", "layer_plain", "layer_row"}:
