@@ -46,6 +46,7 @@ def test_a_plain_script_can_import_transformers_first():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_unwrap_model_guard_is_still_needed():
     code = (
         "from accelerate import Accelerator; import torch\n"
@@ -118,6 +119,7 @@ print("rope_deltas", model.model.rope_deltas)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(Version(transformers.__version__) < Version("5.3"), reason="it numbers prompts by their ids")
 def test_mm_token_type_ids_guard_is_still_needed():
     done = run_python(_SILENT)

@@ -16,10 +16,7 @@ def run_methods(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([one.to_dict() for one in listed], indent=1))
         return 0
-    rows = [_HEAD] + [
-        (one.name, ", ".join(one.places), one.looks_at, one.budget, one.source)
-        for one in listed
-    ]
+    rows = [_HEAD] + [(one.name, ", ".join(one.places), one.looks_at, one.budget, one.source) for one in listed]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

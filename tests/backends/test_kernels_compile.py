@@ -27,6 +27,7 @@ def _run(program: str, *arguments: str, **env: str):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_calls_on_cuda_are_one_graph_with_the_kernels_and_their_device_in_it():
     graphs = _run("trace_kernels.py", CUDA_VISIBLE_DEVICES="")  # a device that is there would be asked what it is
     assert set(graphs) == {"rotary", "group_mean"}

@@ -50,6 +50,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", CALLS)
 def test_runs_are_identical(made_for_cuda, op):
     """To the last bit, gradients too. On a GPU, whose programs run in any order, of large tensors."""

@@ -65,5 +65,6 @@ def test_what_was_imported_and_what_ran_before_changes_no_draw(pinned, tmp_path)
     assert drawn(tmp_path, more, "not others", PPE_TEST_SEED="0") == pinned
 
 
+@pytest.mark.slow
 def test_another_seed_draws_others(pinned, tmp_path):
     assert drawn(tmp_path, PPE_TEST_SEED="7") != pinned
