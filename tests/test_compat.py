@@ -39,6 +39,7 @@ def test_import_torch_loads_nothing_of_this_package():
     assert done.stdout.strip() == "[]", done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
 def test_a_plain_script_can_import_transformers_first():
     code = "from transformers import Trainer, Qwen2_5_VLProcessor; import torchvision.transforms.v2"

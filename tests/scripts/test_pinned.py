@@ -60,6 +60,7 @@ def pinned(tmp_path_factory):
     return drawn(tmp_path_factory.mktemp("pinned"), PPE_TEST_SEED="0")
 
 
+@pytest.mark.slow
 def test_what_was_imported_and_what_ran_before_changes_no_draw(pinned, tmp_path):
     more = "import ppe_npu.backends.parity.compare, ppe_npu.evaluation.statistics, ppe_npu.engine.positions"
     assert drawn(tmp_path, more, "not others", PPE_TEST_SEED="0") == pinned
