@@ -167,9 +167,8 @@ class FlashVID(Method):
         size, least, many = (of_segment.scatter_add(1, segment, part) for part in (sizes, budget, follows.sum(-1)))
         most = (size - least).gather(1, segment)[:, :, None].expand_as(alike)
         rank = _rank_in(alike, segment, sizes, places)
-        last = alike.masked_fill(rank != most - 1, -torch.inf).flatten(1)
-        index = segment[:, :, None].expand_as(alike).flatten(1)
-        soft = torch.full_like(segment, -torch.inf, dtype=alike.dtype).scatter_reduce(1, index, last, "amax")
+        index = torch.where(rank == most - 1, segment[:, :, None], frames).flatten(1)  # one of each segment
+        soft = alike.new_full((len(alike), frames + 1), -torch.inf).scatter(1, index, alike.flatten(1))[:, :-1]
         soft = soft.clamp_min(-1 + 1e-6).gather(1, segment)[:, :, None]
         short = (size - many < least).gather(1, segment)[:, :, None]
         follows = torch.where(short, (alike > soft) & (most > 0), follows)
