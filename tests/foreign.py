@@ -1,8 +1,11 @@
 """Untouched models and compressed ones side by side, for the tests of other people's code."""
 
 import copy
+import inspect
 
+import pytest
 from support import FAMILIES, IMAGE_ID, Prompt, batch, random_model
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ppe_npu import CompressionConfig, compress
 
@@ -12,6 +15,9 @@ SETTINGS = {
     "ppe": CompressionConfig.preset("ppe", k=2),
     "cascade": CompressionConfig.preset("ppe", k=2, layers=[0, 2]),
 }
+# From transformers 5.3 on; before, generate() refuses them.
+TAKES_TYPES = "mm_token_type_ids" in inspect.signature(Qwen2_5_VLForConditionalGeneration.forward).parameters
+newer = pytest.mark.skipif(not TAKES_TYPES, reason="before 5.3 untouched models number and refuse otherwise")
 WHOLE = ("dense", "one")  # nothing is merged: the outputs are those of the untouched model
 PICTURES = [
     Prompt([6, "start", ("image", (1, 4, 5)), 5], seed=1),
@@ -27,8 +33,9 @@ def compressed(plain, setting: str):
 def pictures(side: str = "left", **kwargs) -> dict:
     """Two prompts with a picture each, of unlike lengths; with all that untouched transformers needs."""
     inputs = batch(*PICTURES, side=side, **kwargs)
-    inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_ID).long()
+    if TAKES_TYPES:
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_ID).long()
     return inputs
 
 
-__all__ = ["FAMILIES", "PICTURES", "SETTINGS", "WHOLE", "compressed", "pictures", "random_model"]
+__all__ = ["FAMILIES", "PICTURES", "SETTINGS", "WHOLE", "compressed", "newer", "pictures", "random_model"]

@@ -61,13 +61,16 @@ def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs)
 
 
 def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kwargs):
-    if not self.compression.config.is_dense:
+    dense = self.compression.config.is_dense
+    if not dense and assistant_model is not None:
+        raise InputError(
+            "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "
+            "or restore(model) first"
+        )
+    if "mm_token_type_ids" not in inspect.signature(type(self).forward).parameters:
         if assistant_model is not None:
-            raise InputError(
-                "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "
-                "or restore(model) first"
-            )
-        if "mm_token_type_ids" not in inspect.signature(type(self).forward).parameters:
+            raise InputError("assistant_model needs transformers 5.3: before, it hands the assistant what is ours")
+        if not dense:
             raise InputError("prompt_lookup_num_tokens needs transformers 5.3: before, it counts columns by the cache")
     others = {name: value for name, value in (model_kwargs or {}).items() if name != KEYWORD}  # an assistant's, too
     candidate = original(self, "_get_candidate_generator")

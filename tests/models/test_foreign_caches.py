@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from foreign import FAMILIES, SETTINGS, compressed, pictures, random_model
+from foreign import FAMILIES, SETTINGS, compressed, newer, pictures, random_model
 from prompts import GREEDY
 from transformers import CompileConfig
 
@@ -82,6 +82,7 @@ def test_a_placeholder_that_was_generated_is_text(plain, setting):
     assert (answers[0][0, -5:] == 90).all()
 
 
+@newer
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_assisted_decoding(plain, setting):
     model = compressed(plain, setting)

@@ -5,7 +5,7 @@ docs/compatibility.md lists these features by name.
 
 import pytest
 import torch
-from foreign import FAMILIES, SETTINGS, WHOLE, compressed, pictures, random_model
+from foreign import FAMILIES, SETTINGS, WHOLE, compressed, newer, pictures, random_model
 from prompts import GREEDY
 from tolerances import assert_rounds_alike, exact
 
@@ -66,6 +66,7 @@ def test_placeholders_without_pixels_are_text(plain, setting):
         out(compressed(plain, "ppe"), inputs | {"image_grid_thw": pictures()["image_grid_thw"]})
 
 
+@newer
 @pytest.mark.parametrize("setting", WHOLE)
 @pytest.mark.parametrize("layers", [True, [0], [1, 2]], ids=str)
 def test_hidden_states_of_all_layers_or_of_some(plain, setting, layers):
@@ -79,6 +80,7 @@ def test_hidden_states_of_all_layers_or_of_some(plain, setting, layers):
     assert_rounds_alike(*([states[number] for number in kept] for states in (ours, theirs, true)))
 
 
+@newer
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_rope_deltas_are_those_of_the_prompt(plain, setting):
     inputs = pictures()
@@ -215,6 +217,7 @@ def test_features_that_do_not_match_are_named_in_transformers_words(plain, setti
         out(compressed(plain, setting), short)
 
 
+@newer
 @pytest.mark.parametrize("setting", SETTINGS)
 @torch.no_grad()
 def test_features_in_place_are_found_or_refused(plain, setting):
@@ -246,6 +249,7 @@ def test_features_in_place_are_found_or_refused(plain, setting):
             assert torch.equal(found.logits, usual)
 
 
+@newer
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_llama_factorys_columns(plain, setting):
     """Its collator gives position_ids [3, B, S] and rope_deltas beside ids, pixels and labels."""
