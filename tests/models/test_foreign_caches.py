@@ -48,7 +48,9 @@ FEATURES = {
 
 
 @pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("setting", ["dense", pytest.param("one", marks=pytest.mark.slow), "ppe", "cascade"])
+@pytest.mark.parametrize(
+    "setting", ["dense", "ppe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("one", "cascade"))]
+)
 def test_features_of_generate(plain, setting, feature):
     def run(model):
         torch.manual_seed(0)
