@@ -11,6 +11,7 @@ import torch
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register, share
 from ppe_npu.methods.choosing import dropped, exact, unit
+from ppe_npu.methods.frames import rank_in_frame
 from ppe_npu.methods.grids import Grid, at_heads, by_head
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.peaks import density_peaks
@@ -142,7 +143,7 @@ class FlashVID(Method):
 
     def _follows(self, one, free, segment, budget, sizes) -> torch.Tensor:
         """[F, T, U] int64, the place of the token of the frame before that each one follows; -1: none."""
-        frames, places = free.shape[1:]
+        frames = free.shape[1]
         likeness, anchor = (
             [torch.full_like(free[:, 0], -1.0, dtype=torch.float32)],
             [torch.zeros_like(free[:, 0]).long()],
@@ -166,7 +167,7 @@ class FlashVID(Method):
         of_segment = torch.zeros_like(segment)
         size, least, many = (of_segment.scatter_add(1, segment, part) for part in (sizes, budget, follows.sum(-1)))
         most = (size - least).gather(1, segment)[:, :, None].expand_as(alike)
-        rank = _rank_in(alike, segment, sizes, places)
+        rank = _rank_in(alike, segment)
         index = torch.where(rank == most - 1, segment[:, :, None], frames).flatten(1)  # one of each segment
         soft = alike.new_full((len(alike), frames + 1), -torch.inf).scatter(1, index, alike.flatten(1))[:, :-1]
         soft = soft.clamp_min(-1 + 1e-6).gather(1, segment)[:, :, None]
@@ -217,13 +218,8 @@ class FlashVID(Method):
         return torch.where(none, -1, centers.gather(1, labels.clamp_min(0))).view_as(left)
 
 
-def _rank_in(values: torch.Tensor, segment: torch.Tensor, sizes: torch.Tensor, places: int) -> torch.Tensor:
+def _rank_in(values: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
     """[F, T, U] int64, how many of its segment's values come before each one, the largest first."""
-    flat, of = values.flatten(1), segment[:, :, None].expand_as(values).flatten(1)
-    falling = flat.sort(dim=1, descending=True, stable=True).indices
-    order = falling.gather(1, of.gather(1, falling).sort(dim=1, stable=True).indices)
-    place = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
-    slots = torch.zeros_like(segment).scatter_add(1, segment, torch.full_like(segment, places))
-    return (place - (slots.cumsum(1) - slots).gather(1, of)).view_as(values)
+    slots = torch.zeros_like(segment).scatter_add(1, segment, torch.full_like(segment, values.shape[2]))
+    labels = segment[:, :, None].expand_as(values).flatten(1)
+    return rank_in_frame(values.flatten(1), labels, slots).view_as(values)
