@@ -18,6 +18,7 @@ from ppe_npu.backends import device
 from ppe_npu.engine.spans import PromptLayout, VisionTokens
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
+from ppe_npu.methods.choosing import exact
 
 KEYS, SALIENCY = "tower_keys", "tower_saliency"
 NEEDS = {KEYS, SALIENCY}
@@ -114,7 +115,6 @@ def tower_order(layout: PromptLayout, window: int) -> np.ndarray:
     return order
 
 
-@torch.no_grad()
 def received(query: torch.Tensor, key: torch.Tensor, frames: Sequence[int], scale: float) -> torch.Tensor:
     """The attention that each key receives within its frame, the mean over heads and queries.
 
@@ -126,7 +126,7 @@ def received(query: torch.Tensor, key: torch.Tensor, frames: Sequence[int], scal
     """
     parts, at = [], 0
     heads = len(query)
-    with device.exact_matmul(), torch.autocast(query.device.type, enabled=False):
+    with exact(query):
         for length, run in itertools.groupby(frames):
             end = at + length * sum(1 for _ in run)
             # [G, H, n, D] of frames of one length
