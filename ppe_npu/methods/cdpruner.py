@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu.methods.base import Method, register, share
-from ppe_npu.methods.choosing import cosines, dropped, row, unit
+from ppe_npu.methods.choosing import cosines, dropped, row, spread, unit
 from ppe_npu.methods.grouping import Grouping
-from ppe_npu.methods.mmr import spread
 from ppe_npu.methods.view import View
 
 

@@ -81,3 +81,10 @@ def share_of(counts: torch.Tensor, part: float, nearest: bool = False) -> torch.
     twice = 2 * counts * over + under
     up = twice // (2 * under)
     return up - ((twice % (2 * under) == 0) & (up % 2 == 1)).long()
+
+
+def spread(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """[F, N] fp32 brought to 0..1 in each cell; all 0 where they are equal."""
+    least = values.masked_fill(~present, torch.inf).amin(1, keepdim=True)
+    most = values.masked_fill(~present, -torch.inf).amax(1, keepdim=True)
+    return (values - least) / (most - least).clamp_min(torch.finfo(values.dtype).tiny)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu.methods.base import Method, register, share
-from ppe_npu.methods.choosing import cosines, dropped, tower_windows
+from ppe_npu.methods.choosing import cosines, dropped, spread, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
@@ -67,10 +67,3 @@ class MMR(Method):
             parts.append(picked)
             count += step
         return torch.cat(parts, dim=1)
-
-
-def spread(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """[F, N] fp32 brought to 0..1 in each cell; all 0 where they are equal."""
-    least = values.masked_fill(~present, math.inf).amin(1, keepdim=True)
-    most = values.masked_fill(~present, -math.inf).amax(1, keepdim=True)
-    return (values - least) / (most - least).clamp_min(torch.finfo(values.dtype).tiny)
