@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ppe_npu.backends.common import IGNORED
+from ppe_npu.engine.pixels import PixelValues
 from ppe_npu.errors import InputError
 from ppe_npu.settings import check_fields, setting
 
@@ -24,6 +25,7 @@ class VisionTokens:
         tower_blocks: how many blocks the vision tower has, 0 where nothing is known of it.
         whole_blocks: those in which a whole frame attends to itself; None: all.
         window: tokens along the side of the windows of the other blocks.
+        pixels: what the numbers of its pixel_values are; None: it has no place for steps at the pixels.
     """
 
     image_token_id: int = setting(least=0)
@@ -34,6 +36,7 @@ class VisionTokens:
     tower_blocks: int = setting(0, least=0)
     whole_blocks: tuple[int, ...] | None = None
     window: int = setting(0, least=0)
+    pixels: PixelValues | None = None
 
     def __post_init__(self):
         check_fields(self, "vision config's")

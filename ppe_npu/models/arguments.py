@@ -7,11 +7,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
+from ppe_npu.models.pixels import KeptPatches, chosen_cells, run_on_kept
 from ppe_npu.models.tower import watched
 
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
@@ -68,6 +70,8 @@ def make_plan(
     grids = {kind: _grid(kind, kwargs, compression.config.is_dense) for kind in (IMAGE, VIDEO)}
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
+    pixels = kwargs.get(PIXELS[IMAGE]) if _encoded(IMAGE, kwargs) is None else None
+    chosen = chosen_cells(compression, pixels, grids[IMAGE], grids[VIDEO])
     return compression.plan(
         ids,
         mask,
@@ -80,6 +84,7 @@ def make_plan(
         kwargs.get(KEYWORD, NOTHING).packed,
         labels,
         kwargs.get(KEYWORD, NOTHING).prompt,
+        chosen,
     )
 
 
@@ -154,14 +159,14 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
         with watched(model, plan) as seen:
-            ran = _run_tower(model, torch.cat(pixels), torch.cat(grids))
+            ran = _run_tower(model, torch.cat(pixels), torch.cat(grids), plan.chosen)
         tower = seen.tokens(_joined(ran.pooler_output).device)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
         visual = plan.on(kwargs["inputs_embeds"].device).visual
         return Features(kwargs["inputs_embeds"].flatten(0, 1).index_select(0, visual))
     tokens = [_joined(output.pooler_output) for output in outputs]
-    expected, found = sum(span.tokens for span in plan.layout.spans), sum(len(part) for part in tokens)
+    expected, found = len(plan.visual), sum(len(part) for part in tokens)
     if expected != found:
         raise InputError(f"the prompts hold {expected} visual tokens but the pixels given make {found} features")
     if not outputs:
@@ -201,7 +206,9 @@ def untouched_tower(model) -> torch.Tensor | float:
     return sum(part[:0].sum() for part in parts)
 
 
-def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor):
+def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen | None = None):
+    if chosen is not None and not chosen.kept.all():
+        return run_on_kept(model.visual, pixels, KeptPatches.of(chosen, grid, model.compression.vision.merge_size))
     return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True)
 
 
