@@ -13,10 +13,10 @@ from typing import Any
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
 from ppe_npu.errors import InputError
-from ppe_npu.models.known import check_layers, check_tower
+from ppe_npu.models.known import check_layers, check_tower, text_model
 from ppe_npu.models.seam import is_shallow_copy
 
-_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "one_dimension")
 
 
 def supported_classes() -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def compress(model, config: CompressionConfig):
         )
     base, family = _seam(model)
     compression = _compression(family, base.config, config)
-    check_layers(base.model.language_model.layers, family.LAYERS)
+    check_layers(text_model(base.model).layers, family.LAYERS)
     check_tower((base.model.visual.blocks[block] for block in compression.tower.all), family.TOWER)
     _take_off(base, family)
     family.install(base, compression)
