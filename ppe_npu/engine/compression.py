@@ -19,7 +19,7 @@ from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import axes_of, check_channels, position_rows, prompt_positions
 from ppe_npu.engine.run import Masking, Prefill, Run
 from ppe_npu.engine.shown import LAYER_NEEDS, tells_samples_apart
-from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
+from ppe_npu.engine.spans import Parts, PromptLayout, VisionTokens, find_spans
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import CompressionReport, Stopwatch
@@ -262,7 +262,9 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
 
 
 def _rows(values: torch.Tensor | list | None) -> list | None:
-    return None if values is None else values.tolist() if isinstance(values, torch.Tensor) else list(values)
+    if values is None or isinstance(values, Parts):
+        return values
+    return values.tolist() if isinstance(values, torch.Tensor) else list(values)
 
 
 def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarray | None:

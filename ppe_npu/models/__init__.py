@@ -13,11 +13,11 @@ from typing import Any
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
 from ppe_npu.errors import InputError
-from ppe_npu.models.known import check_layers, check_tower
+from ppe_npu.models.known import check_layers, check_tower, text_model
 from ppe_npu.models.pixels import pixel_values
 from ppe_npu.models.seam import is_shallow_copy
 
-_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "one_dimension")
 
 
 def supported_classes() -> tuple[str, ...]:
@@ -55,7 +55,7 @@ def compress(model, config: CompressionConfig, processor=None):
     compression = _compression(family, base.config, config)
     if config.at_pixels is not None:
         compression.vision = pixel_values(base, compression.vision, processor)
-    check_layers(base.model.language_model.layers, family.LAYERS)
+    check_layers(text_model(base.model).layers, family.LAYERS)
     check_tower((base.model.visual.blocks[block] for block in compression.tower.all), family.TOWER)
     _take_off(base, family)
     family.install(base, compression)

@@ -9,13 +9,14 @@ from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens
+from ppe_npu.engine.spans import IMAGE, VIDEO, Parts, VisionTokens
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.pixels import KeptPatches, chosen_cells, run_on_kept
 from ppe_npu.models.tower import watched
 
+IDLE = "_ppe_idle_tower"  # of a model whose tower takes no grids: what untouched_tower() asks in its place
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 # What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
 CONSUMED = (
@@ -92,7 +93,8 @@ def _grid(kind: str, kwargs: dict, dense: bool) -> torch.Tensor | list | None:
     """The grids of the images, or videos, that are given; None without any: then their placeholders are text."""
     grid = kwargs.get(f"{kind}_grid_thw")
     if is_given(kind, kwargs):
-        _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
+        if not isinstance(grid, Parts):
+            _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
         return grid
     # A grid without its pixels: what is meant can only be guessed, so that its placeholders will miss a grid.
     return None if dense or grid is None else []
@@ -194,6 +196,8 @@ def untouched_tower(model) -> torch.Tensor | float:
     """
     if not (model.training or is_deepspeed_zero3_enabled()):
         return 0.0
+    if IDLE in vars(model):
+        return vars(model)[IDLE](model)
     config = model.visual.config
     side, patch = config.spatial_merge_size, config.patch_size
     channels = getattr(config, "in_channels", None) or config.in_chans

@@ -50,4 +50,4 @@ def channels(config) -> tuple[int, ...]:
 
 
 def install(model, compression: Compression) -> None:
-    vision_language.install(model, compression, deepstack=True)
+    vision_language.install(model, compression, staged=True)
