@@ -13,11 +13,11 @@ from typing import Any
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
 from ppe_npu.errors import InputError
-from ppe_npu.models.known import check_layers, check_tower, text_model
+from ppe_npu.models.known import check_layers, check_looked_at, check_tower, text_model
 from ppe_npu.models.pixels import pixel_values
 from ppe_npu.models.seam import is_shallow_copy
 
-_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "one_dimension")
+_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "one_dimension")
 
 
 def supported_classes() -> tuple[str, ...]:
@@ -56,6 +56,7 @@ def compress(model, config: CompressionConfig, processor=None):
     if config.at_pixels is not None:
         compression.vision = pixel_values(base, compression.vision, processor)
     check_layers(text_model(base.model).layers, family.LAYERS)
+    check_looked_at(text_model(base.model).layers, config.methods)
     check_tower((base.model.visual.blocks[block] for block in compression.tower.all), family.TOWER)
     _take_off(base, family)
     family.install(base, compression)

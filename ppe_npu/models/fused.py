@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ppe_npu import backends
 from ppe_npu.compat import cache_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
+from ppe_npu.models.known import has_attention, is_gated
 from ppe_npu.models.seam import original, override, restore_methods
 
 _FUSED = "_ppe_fused"
@@ -37,7 +38,7 @@ def fuse(model: torch.nn.Module) -> torch.nn.Module:
 
 def takes_segments(text: Any) -> bool:
     """Whether a text model's attention keeps samples apart without a mask."""
-    fused = all(vars(layer.self_attn).get(_FUSED) for layer in text.layers)
+    fused = all(has_attention(layer) and vars(layer.self_attn).get(_FUSED) for layer in text.layers)
     return fused and text.config._attn_implementation == "sdpa"
 
 
@@ -59,7 +60,7 @@ def _forward_for(module: torch.nn.Module):
         return _vision_attention
     parts = ("q_proj", "k_proj", "v_proj", "o_proj", "layer_idx")
     if all(hasattr(module, part) for part in parts) and getattr(module, "sliding_window", None) is None:
-        return _text_attention
+        return None if is_gated(module) else _text_attention
     return None
 
 

@@ -15,6 +15,7 @@ import torch
 from ppe_npu.engine.run import Run
 from ppe_npu.engine.shown import Prompts
 from ppe_npu.errors import InputError
+from ppe_npu.models.known import is_gated
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Looking:
         """Queries or keys [P, H, D] before rotary, after the norm of heads where there is one. normed: [P, C]."""
         attention, short = self.layer.self_attn, name[0]
         heads = getattr(attention, f"{short}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
+        heads = heads[:, ::2] if short == "q" and is_gated(attention) else heads  # else each has its gate behind it
         norm = getattr(attention, f"{short}_norm", None)
         heads = heads if norm is None else norm(heads)
         return heads.to(self.hidden.device)  # a device map may have the layer elsewhere
@@ -95,8 +97,9 @@ class Looking:
         if places is not None:
             cos, sin = cos.index_select(0, places), sin.index_select(0, places)
         cos, sin = (part[:, None].to(heads.device, heads.dtype) for part in (cos, sin))
-        first, second = heads.chunk(2, dim=-1)
-        return heads * cos + torch.cat((-second, first), dim=-1) * sin
+        turned, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]  # some turn a part of a head alone
+        first, second = turned.chunk(2, dim=-1)
+        return torch.cat([turned * cos + torch.cat((-second, first), dim=-1) * sin, rest], dim=-1)
 
     def _row(self, normed: torch.Tensor, keys: torch.Tensor, prompts: Prompts) -> torch.Tensor:
         """[B * L] attention of each prompt's last token, the mean over heads; in fp32 or better.

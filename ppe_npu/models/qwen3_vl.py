@@ -1,4 +1,4 @@
-"""Qwen3-VL in transformers.
+"""Qwen3-VL in transformers, and its mixture of experts.
 
 Modifications: those of vision_language.py, and
 * the vision tower's deepstack features, which the first decoder layers add to the visual tokens that leave them, are
@@ -27,9 +27,15 @@ __all__ = [
     "vision_tokens",
 ]
 
-CLASSES = ("Qwen3VLForConditionalGeneration",)
-LAYERS = {"Qwen3VLTextDecoderLayer": "Qwen3VLTextAttention"}  # and the attention in them
-TOWER = {"Qwen3VLVisionBlock": "Qwen3VLVisionAttention"}  # the same of the vision tower's blocks
+CLASSES = ("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
+LAYERS = {  # and the attention in them
+    "Qwen3VLTextDecoderLayer": "Qwen3VLTextAttention",
+    "Qwen3VLMoeTextDecoderLayer": "Qwen3VLMoeTextAttention",
+}
+TOWER = {  # the same of the vision tower's blocks
+    "Qwen3VLVisionBlock": "Qwen3VLVisionAttention",
+    "Qwen3VLMoeVisionBlock": "Qwen3VLMoeVisionAttention",
+}
 
 
 def vision_tokens(config) -> VisionTokens:
