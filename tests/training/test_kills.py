@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import multiprocessing
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dying import in_child
 from fixtures import write_noise_records
 from safetensors.torch import load_file
 
@@ -82,42 +82,17 @@ def test_a_run_killed_often_is_the_run_that_was_not(tiny_folder, tmp_path, seed)
     check_kills(tiny_folder, tmp_path, kills=8, seed=1 + seed)
 
 
-# -- at every single change of the disk ---------------------------------------------------------------------------------
+# -- at every single change of the disk -------------------------------------------------------------------------------
 
-CHANGES = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync")  # of os: what files.py, shutil and pathlib call
 SHORT = {"max_steps": 3, "save_total_limit": 1}
 
 
-def _counted(values: dict, kill_at: int, report) -> None:
-    """Train in this process, which is killed instead of making its change number `kill_at` of the disk."""
-    made = itertools.count(1)
+def trained(values: dict):
+    def work():
+        torch.set_num_threads(1)
+        train(TrainConfig(**values), announce=False)
 
-    def killing(change):
-        def call(*args, **kwargs):
-            if next(made) == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return change(*args, **kwargs)
-
-        return call
-
-    for name in CHANGES:
-        setattr(os, name, killing(getattr(os, name)))
-    torch.set_num_threads(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    train(TrainConfig(**values), announce=False)
-    report.put(next(made) - 1)
-    os._exit(0)
-
-
-def changes_until_killed(values: dict, kill_at: int = 0) -> int | None:
-    """Run in a child: how many changes a whole run makes; None where it was killed."""
-    context = multiprocessing.get_context("fork")
-    report = context.SimpleQueue()
-    child = context.Process(target=_counted, args=(values, kill_at, report))
-    child.start()
-    child.join()
-    assert child.exitcode == (-signal.SIGKILL if kill_at else 0)
-    return None if kill_at else report.get()
+    return work
 
 
 def ended(output: Path) -> tuple[set, list, dict]:
@@ -133,7 +108,7 @@ def uncut(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uncut")
     data = write_noise_records(folder, records=16, most_words=6)
     values = settings(tiny_folder, data, folder / "run") | SHORT
-    made = changes_until_killed(values)
+    made = in_child(trained(values))
     return values, ended(folder / "run"), made
 
 
@@ -141,8 +116,8 @@ def check_killed_at(change: int, uncut, tmp_path) -> None:
     values, (names, losses, weights), made = uncut
     assert change <= made
     values = values | {"output": str(tmp_path / "run")}
-    changes_until_killed(values, change)
-    assert run(values)
+    in_child(trained(values), kill_at=change)
+    in_child(trained(values))
     there, again, after = ended(tmp_path / "run")
     assert there == names
     assert again == losses
