@@ -171,6 +171,23 @@ def find_spans(
         raise InputError(_in_transformers_words(kinds, real, runs, hidden, str(error))) from None
 
 
+def item_spans(kind: str, grid_thw: Sequence[int], seconds_per_frame: float, vision: VisionTokens) -> tuple[Span, ...]:
+    """The runs of one image or video that stands alone, in a prompt that holds nothing else.
+
+    Args:
+        kind: "image" or "video". grid_thw: (frames, height, width) in patches. seconds_per_frame: of a video.
+
+    Raises:
+        InputError: a grid that is no three whole multiples.
+    """
+    seconds, apart = (seconds_per_frame, vision.frames_apart) if kind == VIDEO else (0.0, False)
+    spans, start = [], 0
+    for _, grid, duration in _runs(_token_grids([grid_thw], kind, vision), [seconds], apart):
+        spans.append(Span(0, start, kind, grid, duration, start, 0))
+        start += spans[-1].tokens
+    return tuple(spans)
+
+
 def _in_transformers_words(
     kinds: dict[str, np.ndarray], real: np.ndarray, runs: dict[str, list[Part]], hidden: bool, message: str
 ) -> str:

@@ -64,7 +64,17 @@ def compress(model, config: CompressionConfig, processor=None):
 
 def check_fit(class_name: str, model_config, config: CompressionConfig) -> None:
     """Raise InputError unless `config` fits a model of this class with this transformers config; needs no weights."""
-    _compression(_family(class_name), model_config, config)
+    compression_for(class_name, model_config, config)
+
+
+def compression_for(class_name: str, model_config, config: CompressionConfig) -> Compression:
+    """The compression that compress() would give a model of this class with this transformers config; for engines that
+    have a model of their own.
+
+    Raises:
+        InputError: an unsupported class, or a config that does not fit the model.
+    """
+    return _compression(_family(class_name), model_config, config)
 
 
 def restore(model):
