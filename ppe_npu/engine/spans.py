@@ -24,6 +24,7 @@ class VisionTokens:
         tower_blocks: how many blocks the vision tower has, 0 where nothing is known of it.
         whole_blocks: those in which a whole frame attends to itself; None: all.
         window: tokens along the side of the windows of the other blocks.
+        taps: blocks whose output the decoder is given beside the tower's.
     """
 
     image_token_id: int = setting(least=0)
@@ -34,6 +35,7 @@ class VisionTokens:
     tower_blocks: int = setting(0, least=0)
     whole_blocks: tuple[int, ...] | None = None
     window: int = setting(0, least=0)
+    taps: tuple[int, ...] = ()
 
     def __post_init__(self):
         check_fields(self, "vision config's")

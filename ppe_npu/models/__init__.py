@@ -51,7 +51,8 @@ def compress(model, config: CompressionConfig):
     base, family = _seam(model)
     compression = _compression(family, base.config, config)
     check_layers(base.model.language_model.layers, family.LAYERS)
-    check_tower((base.model.visual.blocks[block] for block in compression.tower.all), family.TOWER)
+    blocks = range(compression.vision.tower_blocks) if compression.inside is not None else compression.tower.all
+    check_tower((base.model.visual.blocks[block] for block in blocks), family.TOWER)
     _take_off(base, family)
     family.install(base, compression)
     return model

@@ -10,6 +10,7 @@ from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens
+from ppe_npu.engine.tower_pass import TowerPass, pass_of, pools_of
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.tower import watched
@@ -63,9 +64,9 @@ def make_plan(
     ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
     if isinstance(mask, dict):
         raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
-    if not compression.config.is_dense:
+    if not compression.config.keeps_all:
         _check_seen(ids, kwargs, compression.vision)
-    grids = {kind: _grid(kind, kwargs, compression.config.is_dense) for kind in (IMAGE, VIDEO)}
+    grids = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
     return compression.plan(
@@ -154,7 +155,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
         with watched(model, plan) as seen:
-            ran = _run_tower(model, torch.cat(pixels), torch.cat(grids))
+            ran = _run_tower(model, torch.cat(pixels), torch.cat(grids), **_inside(model.compression, plan, given))
         tower = seen.tokens(_joined(ran.pooler_output).device)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
@@ -201,8 +202,17 @@ def untouched_tower(model) -> torch.Tensor | float:
     return sum(part[:0].sum() for part in parts)
 
 
-def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor):
-    return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True)
+def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, **inside: TowerPass):
+    return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True, **inside)
+
+
+def _inside(compression: Compression, plan: PromptPlan, kinds: list[str]) -> dict[str, TowerPass]:
+    """The pass of a method that works inside the tower, in which prompts do not compete with each other."""
+    method, vision = compression.inside, compression.vision
+    if method is None:
+        return {}
+    pools = pools_of(plan.layout, kinds, vision.merge_size, method.per_image)
+    return {KEYWORD: pass_of(method, pools, vision, compression.tower.all)}
 
 
 def _encoded(kind: str, kwargs: dict):

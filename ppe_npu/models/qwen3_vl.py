@@ -39,6 +39,7 @@ def vision_tokens(config) -> VisionTokens:
         tokens_per_second=None,
         frames_apart=True,
         tower_blocks=config.vision_config.depth,
+        taps=tuple(config.vision_config.deepstack_visual_indexes),
     )
 
 
