@@ -13,11 +13,13 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.late import Ahead
 from ppe_npu.engine.layout import Stage, Standing, lay_out, left_as_given
+from ppe_npu.engine.merge import Holding
+from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import axes_of, check_channels, position_rows, prompt_positions
 from ppe_npu.engine.run import Masking, Prefill, Run
 from ppe_npu.engine.shown import LAYER_NEEDS, tells_samples_apart
-from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
+from ppe_npu.engine.spans import Parts, PromptLayout, VisionTokens, find_spans
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
 from ppe_npu.engine.tower_pass import inside_of
 from ppe_npu.errors import InputError
@@ -103,19 +105,20 @@ class Compression:
         packed: bool = False,
         labels: torch.Tensor | None = None,
         prompt: int | None = None,
+        chosen: Chosen | None = None,
     ) -> PromptPlan:
         """Find the spans, number the prompt, and lay out what will be kept at every stage.
 
         Args:
             input_ids: [B, S]. attention_mask: [B, S], or [B, 1, S, S] (then no place is taken for padding), or None.
-            image_grid_thw, video_grid_thw: [n, 3] patches, or None, as find_spans takes them.
-            second_per_grid_ts: [n_videos].
+            image_grid_thw, video_grid_thw: [n, 3] patches, or None, as in find_spans. second_per_grid_ts: [n_videos].
             position_ids: to use instead of the prompt's own numbering, in any form that position_rows takes.
             start: [B] first position of each sample, of a prompt that continues a cache.
             left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
             packed: lay the batch out as one row of samples, without padding.
             labels: [B, S] of training: what methods look at as the prompt's text and last token ends before the answer.
             prompt: how many columns are the prompt's, as find_spans takes it.
+            chosen: what a step at the pixels keeps of the visual tokens, in the order of the features.
 
         Raises:
             InputError: shapes, placeholders and grids that disagree.
@@ -127,11 +130,11 @@ class Compression:
         hidden = self.config.keeps_all and not packed
         layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
         positions, following = self._positions(layout, position_ids, start)
-        standing = Standing.of(layout, labels if tells_samples_apart(self.config.methods) else None)
+        standing = Standing.of(layout, labels if tells_samples_apart(self.config.methods) else None, chosen)
         stages, ahead = self._stages(layout, standing, left, packed)
-        walked = self.tower.all and self.vision.window
-        order = tower_order(layout, self.vision.window) if walked else None
-        plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead)
+        window, holding = self.vision.window, Holding.of(self.config)
+        order = tower_order(layout, window, chosen) if self.tower.all and window else None
+        plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead, chosen, holding)
         watch.mark()
         return plan
 
@@ -181,7 +184,7 @@ class Compression:
 
         Args:
             text_embeds: [T, C] embeddings of the text tokens that plan.text(0) names.
-            features: [V, C] features of all images, then all videos; None without any.
+            features: [V, C] features of all images, then all videos, as plan.visual; None without any.
             attention_mask: as given to the model; only a 4D one is read.
             past: of the cache that this prompt continues; the plan was made with its `following` as start.
             deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
@@ -250,10 +253,10 @@ class Compression:
 
 def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
     """Raise InputError where a model has no place for a step, or nothing to show it."""
-    if method.place == "pixels":
+    if method.place == "pixels" and vision.pixels is None:
         raise InputError(f"{method.name}: a step at the pixels is not built for this family yet; leave it out")
     if method.place == "tower" and not vision.tower_blocks:
-        raise InputError(f"{method.name}: of this model's vision tower no blocks are known; leave it out")
+        raise InputError(f"{method.name}: a step inside the tower is not built for this family yet; leave it out")
     inside = sorted(method.needs & LAYER_NEEDS)
     if inside and method.place != "layer":
         raise InputError(f"{method.name} looks at {', '.join(inside)}, which a decoder layer has: give it a layer")
@@ -265,7 +268,9 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
 
 
 def _rows(values: torch.Tensor | list | None) -> list | None:
-    return None if values is None else values.tolist() if isinstance(values, torch.Tensor) else list(values)
+    if values is None or isinstance(values, Parts):
+        return values
+    return values.tolist() if isinstance(values, torch.Tensor) else list(values)
 
 
 def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarray | None:

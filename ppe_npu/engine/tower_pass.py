@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.spans import PromptLayout, VisionTokens
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
@@ -134,16 +135,20 @@ def inside_of(methods: Sequence[Method]) -> IPCV | None:
     return inside[0] if inside else None  # type: ignore[return-value]
 
 
-def pools_of(layout: PromptLayout, kinds: Sequence[str], merge_size: int, per_image: bool) -> list[int]:
+def pools_of(
+    layout: PromptLayout, kinds: Sequence[str], merge_size: int, per_image: bool, chosen: Chosen | None = None
+) -> list[int]:
     """How many patches compete with each other, in the order in which the tower is given them: those of all images of
     a sample, and of all its videos; or of each image and video.
 
     Args:
-        kinds: of the images and videos that the tower runs on.
+        kinds: of the images and videos that the tower runs on. chosen: which of their tokens a step at the pixels
+            keeps.
     """
     sizes: dict[tuple, int] = {}
     for span in sorted(layout.spans, key=lambda span: span.feature):
         if span.modality in kinds:
             pool = (span.modality, span.sample, span.source if per_image else None)
-            sizes[pool] = sizes.get(pool, 0) + span.tokens * merge_size**2
+            tokens = span.tokens if chosen is None else int(chosen.counts([span.feature], [span.tokens])[0])
+            sizes[pool] = sizes.get(pool, 0) + tokens * merge_size**2
     return list(sizes.values())

@@ -31,6 +31,8 @@ from ppe_npu.errors import InputError, shown
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
 
 if TYPE_CHECKING:
+    import torch
+
     from ppe_npu.methods.grouping import Grouping
     from ppe_npu.methods.view import View
 
@@ -177,6 +179,18 @@ class Method:
 
     def group(self, view: View) -> Grouping:
         """The groups of every cell. It must not depend on what else is in the batch."""
+        raise NotImplementedError
+
+    def select(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a method at the pixels, in place of group(): which cells of one picture go into the vision tower.
+
+        Args:
+            cells: [H, W, D] fp32 in [0, 1], the pixel values of each cell, see engine/pixels.py.
+
+        Returns:
+            kept: [H, W] bool, at least one.
+            source: [H, W] int64, the kept cell (in raster order) in whose group each one is; of a kept one itself.
+        """
         raise NotImplementedError
 
     # -- what is kept, known before any feature is seen ---------------------------------------------------------------

@@ -54,7 +54,7 @@ class Watch:
         if number in wanted.keys:
             self.parts[KEYS, number] = key.float().mean(0).unflatten(0, (-1, patches)).mean(1)
         if number in wanted.saliency:
-            frames = frame_lengths(self.plan.layout, vision.merge_size)
+            frames = frame_lengths(self.plan.layout, vision.merge_size, self.plan.chosen)
             scores = received(query, key, frames, attention.scaling)
             self.parts[SALIENCY, number] = scores.unflatten(0, (-1, patches)).sum(1)
 

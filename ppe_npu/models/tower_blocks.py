@@ -35,16 +35,18 @@ def install_tower(visual, compression: Compression) -> None:
         override(block, "forward", functools.partial(_block_forward, number))
 
 
-def uninstall_tower(visual) -> None:
-    """Take that back, if it is there."""
-    if vars(visual).pop("compression", None) is not None:
+def uninstall_tower(model) -> None:
+    """Take that back from a ...Model, if it is there."""
+    visual = getattr(model, "visual", None)
+    if visual is not None and vars(visual).pop("compression", None) is not None:
         for module in (visual, *visual.blocks):
             restore_methods(module)
 
 
 def detach_tower(model) -> None:
     """Give a shallow copy of a ...Model a tower and blocks of its own, around the same parameters."""
-    if "compression" not in vars(model.visual):
+    visual = getattr(model, "visual", None)
+    if visual is None or "compression" not in vars(visual):
         return
     own_submodules(model, "visual")
     own_submodules(model.visual, "blocks")
