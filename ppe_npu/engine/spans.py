@@ -25,6 +25,7 @@ class VisionTokens:
         tower_blocks: how many blocks the vision tower has, 0 where nothing is known of it.
         whole_blocks: those in which a whole frame attends to itself; None: all.
         window: tokens along the side of the windows of the other blocks.
+        taps: blocks whose output the decoder is given beside the tower's.
         pixels: what the numbers of its pixel_values are; None: it has no place for steps at the pixels.
     """
 
@@ -36,6 +37,7 @@ class VisionTokens:
     tower_blocks: int = setting(0, least=0)
     whole_blocks: tuple[int, ...] | None = None
     window: int = setting(0, least=0)
+    taps: tuple[int, ...] = ()
     pixels: PixelValues | None = None
 
     def __post_init__(self):

@@ -56,7 +56,8 @@ def compress(model, config: CompressionConfig, processor=None):
     if config.at_pixels is not None:
         compression.vision = pixel_values(base, compression.vision, processor)
     check_layers(text_model(base.model).layers, family.LAYERS)
-    check_tower((base.model.visual.blocks[block] for block in compression.tower.all), family.TOWER)
+    blocks = range(compression.vision.tower_blocks) if compression.inside is not None else compression.tower.all
+    check_tower((base.model.visual.blocks[block] for block in blocks), family.TOWER)
     _take_off(base, family)
     family.install(base, compression)
     return model
