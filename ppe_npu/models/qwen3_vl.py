@@ -46,7 +46,7 @@ def vision_tokens(config) -> VisionTokens:
         tokens_per_second=None,
         frames_apart=True,
         tower_blocks=config.vision_config.depth,
-        taps=tuple(config.vision_config.deepstack_visual_indexes),
+        taps=tuple(getattr(config.vision_config, "deepstack_visual_indexes", ())),  # Qwen3.5 has none
         pixels=PixelValues(config.vision_config.temporal_patch_size, (0.5,) * 3, (0.5,) * 3),
     )
 
