@@ -177,6 +177,18 @@ def test_counts_are_bounds_until_they_are_measured(some):
     logits(compress(MODELS[some], config), inputs_of(some, *prompts_of(some)))
     found = {span.before: span.after for span in MODELS[some].compression.report.spans}
     assert found == {20: 6, 36: 36, 12: 12, 9: 6, 1: 1}
+    steps = [{**PRUNE, "max_kept": 6, "fill": True}, {"method": "uniform", "ratio": 0.5}]
+    logits(compress(MODELS[some], config_of(steps)), inputs_of(some, prompts_of(some)[0]))
+    report = MODELS[some].compression.report
+    assert [(span.before, span.tower, span.after) for span in report.spans] == [(20, 6, 3), (36, 36, 18)]
+    assert report.to_dict()["tokens_in_tower"] == report.tokens_in_tower == 42
+
+
+def test_a_video_alone_stays_as_it_is(some):
+    prompt = Prompt([1, ("frames" if some == "qwen3_vl" else "video", (2, 2, 3)), 2], seed=1)
+    _, trace, _ = traced(MODELS[some], config_of("alone"), prompt)
+    (groups,) = trace.visuals()[0].stages
+    assert groups.labels.flatten().tolist() == list(range(12))
 
 
 # -- what pixels are, and what is refused --------------------------------------------------------------------------
