@@ -137,10 +137,16 @@ def _add_eval(commands) -> None:
         "--data-root", default="runs/train/data", help="the benchmarks' data (default: that of `train`)"
     )
     parser.add_argument("--output", default="runs/eval", help="(default: runs/eval)")
+    what = (
+        "sizes, frames, prompts and rules: checkpoint, lmms-eval, qwen or vlmevalkit (default: lmms-eval for published "
+    )
+    what += "benchmarks, checkpoint for others); what is named by another option goes before it"
+    parser.add_argument("--protocol", metavar="NAME", help=what)
     _add_bin(parser)
     _add_compression(parser, several=True)
-    _add_device(parser)
+    _add_device(parser, default=None)
     _add_pixels(parser)
+    parser.set_defaults(device="auto")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
