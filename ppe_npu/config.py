@@ -94,6 +94,8 @@ class CompressionConfig:
         for key, value in changed.items():
             object.__setattr__(self, key, value)
         _check_order(self.stages)
+        if sum(method.place == "pixels" for method in self.methods) > 1:
+            raise InputError("steps has several at the pixels, each of which looks at whole pictures: leave one")
 
     def _given_steps(self) -> dict:
         """The fields of a config that names its steps. The shorthand says nothing then."""
@@ -127,8 +129,18 @@ class CompressionConfig:
         return tuple(layer for layer, _ in self.stages[1:])
 
     @property
+    def at_pixels(self) -> Method | None:
+        """The step that chooses what the vision tower is given."""
+        return next((method for method in self.methods if method.place == "pixels"), None)
+
+    @property
     def is_dense(self) -> bool:
         return not self.methods
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every token reaches the end of the decoder."""
+        return all(method.restores for method in self.methods)
 
     @property
     def merges_before_llm(self) -> bool:
@@ -141,7 +153,9 @@ class CompressionConfig:
 
     # -- what is kept, known before any feature is seen ---------------------------------------------------------------
 
-    def tokens_kept(self, grid_thw, merge_size: int = 2, layer: int | None = None) -> int | list[int]:
+    def tokens_kept(
+        self, grid_thw, merge_size: int = 2, layer: int | None = None, video: bool = False
+    ) -> int | list[int]:
         """How many visual tokens stay of each image or video, known from its grid alone; of methods with late counts
         how many at most.
 
@@ -149,6 +163,8 @@ class CompressionConfig:
             grid_thw: (frames, height, width) in patches, as processors give it, or a list, array or tensor [n, 3].
             merge_size: patches that the vision tower joins to one token along each side.
             layer: the decoder layer that is asked about; None: what is left at the end.
+            video: whether these are videos: of one temporal step they look like images, of which a step at the pixels
+                keeps fewer.
 
         Returns:
             One number for one grid, a list of n for n.
@@ -166,12 +182,15 @@ class CompressionConfig:
             )
         if (grids < 1).any():
             raise InputError(f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, each at least 1")
-        kept = [self.span_tokens(int(t), int(h) * int(w) // merge_size**2, layer) for t, h, w in grids.reshape(-1, 3)]
+        sizes = [(int(t), int(h) * int(w) // merge_size**2) for t, h, w in grids.reshape(-1, 3)]
+        kept = [self.span_tokens(frames, tokens, layer, video) for frames, tokens in sizes]
         return kept[0] if grids.ndim == 1 and grids.size else kept
 
-    def span_tokens(self, frames: int, tokens: int, layer: int | None = None) -> int:
+    def span_tokens(self, frames: int, tokens: int, layer: int | None = None, video: bool = False) -> int:
         """tokens_kept() of `frames` frames with `tokens` visual tokens each."""
         cells = [tokens] * frames
+        if self.at_pixels is not None and frames == 1 and not video:
+            cells = self.at_pixels.kept_cells(cells)
         for at, methods in self.stages:
             for method in methods if at is None or layer is None or at <= layer else ():
                 cells = method.kept_cells(cells)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.packing import numbers, packed_rows, padded_rows
+from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.rounds import Movable, Round, as_tensor, hangs_on_features, round_of
 from ppe_npu.engine.segments import Segments
 from ppe_npu.engine.shown import Prompts, tells_samples_apart
@@ -166,6 +167,7 @@ class Standing:
     Args:
         before: where they stand.
         starts: index of each cell's first token among them. count: how many they are.
+        sizes: how many each cell has, where the vision tower was not given all; None: all.
         borders: of a packed batch, once it is one row, where its samples begin and end in it.
         asked: [B] in training the column at which each prompt as it was given ends, before its answer; -1 at its last
             token. columns: how many a prompt as it was given has.
@@ -177,23 +179,28 @@ class Standing:
     borders: tuple[int, ...] | None
     asked: np.ndarray
     columns: int
+    sizes: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, layout: PromptLayout, labels: torch.Tensor | None = None) -> Standing:
-        """Of the first stage: the vision tower's features. labels: [B, S] of training."""
+    def of(cls, layout: PromptLayout, labels: torch.Tensor | None = None, chosen: Chosen | None = None) -> Standing:
+        """Of the first stage: the vision tower's features. labels: [B, S] of training. chosen: which it is given."""
         starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
         if labels is not None and labels.shape == layout.real.shape:
             asked = layout.asked(labels.cpu().numpy())
         else:
             asked = np.full(len(layout.real), -1)
-        features = int(layout.visual.sum())
-        return cls(Arrangement.of(layout), tuple(starts), features, None, asked, layout.real.shape[1])
+        before, features, sizes = Arrangement.of(layout), int(layout.visual.sum()), None
+        if chosen is not None:
+            sizes = tuple(chosen.counts(starts, [cell.tokens for cell in before.cells]).tolist())
+            starts, features = chosen.number[starts].tolist(), int(chosen.kept.sum())
+        return cls(before, tuple(starts), features, None, asked, layout.real.shape[1], sizes)
 
     def after(self, stage: Stage) -> Standing:
         """Of the next one: the flattened batch that a stage leaves."""
         width = stage.after.real.shape[1]
         starts = tuple(cell.sample * width + cell.start for cell in stage.after.cells)
-        return replace(self, before=stage.after, starts=starts, count=stage.after.real.size, borders=stage.borders)
+        count, borders = stage.after.real.size, stage.borders
+        return replace(self, before=stage.after, starts=starts, count=count, borders=borders, sizes=None)
 
     @property
     def text(self) -> torch.Tensor:
@@ -209,9 +216,10 @@ class Standing:
 
     @property
     def pieces(self) -> list[Piece]:
+        sizes = self.sizes or [cell.tokens for cell in self.before.cells]
         return [
-            Piece(**vars(cell), first=start, cells=(start + np.arange(cell.tokens),))
-            for start, cell in zip(self.starts, self.before.cells)
+            Piece(**vars(cell), first=start, cells=(start + np.arange(size),))
+            for start, size, cell in zip(self.starts, sizes, self.before.cells)
         ]
 
 

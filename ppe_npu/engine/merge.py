@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.members import members
 from ppe_npu.engine.rounds import Bucket, Round, as_tensor, upload
 from ppe_npu.engine.shown import FIELDS, Texts
@@ -83,6 +84,12 @@ class Holding:
 
     k: int
     rule: str
+
+    @classmethod
+    def of(cls, config: CompressionConfig) -> Holding | None:
+        """As a config says."""
+        assert config.k is not None, "a config that was given no k has chosen one"
+        return cls(config.k, config.members) if config.positions == "ppe" else None
 
 
 @torch.no_grad()

@@ -138,7 +138,8 @@ class Prefill(Run):
         sizes = torch.ones_like(visual) if sized else None
         prompts = self.on.prompts(0)
         spots = None if prompts is None else visual
-        given = Tokens(features, visual[:, None], self.on.places, tower, sizes, spots)
+        held = visual[:, None] if self.on.held is None else self.on.held
+        given = Tokens(features, held, self.on.places, tower, sizes, spots)
         text = {} if prompts is None else {("text", False): prompts.of_text(text_embeds, prompts.text)}
         stage, rounds, kept = self._merge(0, given, text)
         self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
@@ -214,9 +215,7 @@ class Prefill(Run):
         Args:
             text: as Texts.values.
         """
-        k = self.config.k
-        assert k is not None, "a config that was given no k has chosen one"
-        holding = Holding(k, self.config.members) if self.config.positions == "ppe" else None
+        holding = Holding.of(self.config)
         prompts = self.on.prompts(number)
         texts = None if prompts is None else Texts(prompts, text)
         if not self.is_late(number):

@@ -13,10 +13,11 @@ from typing import Any
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
 from ppe_npu.errors import InputError
-from ppe_npu.models.known import check_layers, check_tower
+from ppe_npu.models.known import check_layers, check_tower, text_model
+from ppe_npu.models.pixels import pixel_values
 from ppe_npu.models.seam import is_shallow_copy
 
-_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "one_dimension")
 
 
 def supported_classes() -> tuple[str, ...]:
@@ -24,7 +25,7 @@ def supported_classes() -> tuple[str, ...]:
     return tuple(name for family in _families() for name in family.CLASSES)
 
 
-def compress(model, config: CompressionConfig):
+def compress(model, config: CompressionConfig, processor=None):
     """Compress the visual tokens of a transformers model, in place.
 
     Afterwards model(...) and model.generate(...) take the same inputs as before; logits, loss and the KV cache have the
@@ -37,6 +38,8 @@ def compress(model, config: CompressionConfig):
     Args:
         model: an instance of one of supported_classes(), or a peft model around one.
         config: what to do; compressing again with another config replaces the first.
+        processor: a step at the pixels undoes its normalisation. None: that of the folder that the model was loaded
+            from, or else the family's own.
 
     Returns:
         the model itself.
@@ -50,8 +53,11 @@ def compress(model, config: CompressionConfig):
         )
     base, family = _seam(model)
     compression = _compression(family, base.config, config)
-    check_layers(base.model.language_model.layers, family.LAYERS)
-    check_tower((base.model.visual.blocks[block] for block in compression.tower.all), family.TOWER)
+    if config.at_pixels is not None:
+        compression.vision = pixel_values(base, compression.vision, processor)
+    check_layers(text_model(base.model).layers, family.LAYERS)
+    blocks = range(compression.vision.tower_blocks) if compression.inside is not None else compression.tower.all
+    check_tower((base.model.visual.blocks[block] for block in blocks), family.TOWER)
     _take_off(base, family)
     family.install(base, compression)
     return model

@@ -7,13 +7,17 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens
+from ppe_npu.engine.spans import IMAGE, VIDEO, Parts, VisionTokens
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens
+from ppe_npu.engine.tower_pass import TowerPass, pass_of, pools_of
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
+from ppe_npu.models.pixels import KeptPatches, chosen_cells, run_on_kept
 from ppe_npu.models.tower import watched
 
+IDLE = "_ppe_idle_tower"  # of a model whose tower takes no grids: what untouched_tower() asks in its place
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 # What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
 CONSUMED = (
@@ -63,11 +67,13 @@ def make_plan(
     ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
     if isinstance(mask, dict):
         raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
-    if not compression.config.is_dense:
+    if not compression.config.keeps_all:
         _check_seen(ids, kwargs, compression.vision)
-    grids = {kind: _grid(kind, kwargs, compression.config.is_dense) for kind in (IMAGE, VIDEO)}
+    grids = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
+    pixels = kwargs.get(PIXELS[IMAGE]) if _encoded(IMAGE, kwargs) is None else None
+    chosen = chosen_cells(compression, pixels, grids[IMAGE], grids[VIDEO])
     return compression.plan(
         ids,
         mask,
@@ -80,6 +86,7 @@ def make_plan(
         kwargs.get(KEYWORD, NOTHING).packed,
         labels,
         kwargs.get(KEYWORD, NOTHING).prompt,
+        chosen,
     )
 
 
@@ -87,7 +94,8 @@ def _grid(kind: str, kwargs: dict, dense: bool) -> torch.Tensor | list | None:
     """The grids of the images, or videos, that are given; None without any: then their placeholders are text."""
     grid = kwargs.get(f"{kind}_grid_thw")
     if is_given(kind, kwargs):
-        _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
+        if not isinstance(grid, Parts):
+            _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
         return grid
     # A grid without its pixels: what is meant can only be guessed, so that its placeholders will miss a grid.
     return None if dense or grid is None else []
@@ -154,14 +162,15 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
         with watched(model, plan) as seen:
-            ran = _run_tower(model, torch.cat(pixels), torch.cat(grids))
+            inside = _inside(model.compression, plan, given)
+            ran = _run_tower(model, torch.cat(pixels), torch.cat(grids), plan.chosen, **inside)
         tower = seen.tokens(_joined(ran.pooler_output).device)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
         visual = plan.on(kwargs["inputs_embeds"].device).visual
         return Features(kwargs["inputs_embeds"].flatten(0, 1).index_select(0, visual))
     tokens = [_joined(output.pooler_output) for output in outputs]
-    expected, found = sum(span.tokens for span in plan.layout.spans), sum(len(part) for part in tokens)
+    expected, found = len(plan.visual), sum(len(part) for part in tokens)
     if expected != found:
         raise InputError(f"the prompts hold {expected} visual tokens but the pixels given make {found} features")
     if not outputs:
@@ -189,6 +198,8 @@ def untouched_tower(model) -> torch.Tensor | float:
     """
     if not (model.training or is_deepspeed_zero3_enabled()):
         return 0.0
+    if IDLE in vars(model):
+        return vars(model)[IDLE](model)
     config = model.visual.config
     side, patch = config.spatial_merge_size, config.patch_size
     channels = getattr(config, "in_channels", None) or config.in_chans
@@ -201,8 +212,20 @@ def untouched_tower(model) -> torch.Tensor | float:
     return sum(part[:0].sum() for part in parts)
 
 
-def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor):
-    return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True)
+def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen | None = None, **inside: TowerPass):
+    if chosen is not None and not chosen.kept.all():
+        kept = KeptPatches.of(chosen, grid, model.compression.vision.merge_size)
+        return run_on_kept(model.visual, pixels, kept, **inside)
+    return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True, **inside)
+
+
+def _inside(compression: Compression, plan: PromptPlan, kinds: list[str]) -> dict[str, TowerPass]:
+    """The pass of a method that works inside the tower, in which prompts do not compete with each other."""
+    method, vision = compression.inside, compression.vision
+    if method is None:
+        return {}
+    pools = pools_of(plan.layout, kinds, vision.merge_size, method.per_image, plan.chosen)
+    return {KEYWORD: pass_of(method, pools, vision, compression.tower.all)}
 
 
 def _encoded(kind: str, kwargs: dict):

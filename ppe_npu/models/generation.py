@@ -20,8 +20,8 @@ _VISUAL = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_
 
 def install_generation(model) -> None:
     """Put generate()'s modifications on a model for conditional generation."""
-    override(model, "prepare_inputs_for_generation", _prepare_inputs_for_generation)
-    override(model, "_expand_inputs_for_generation", _expand_inputs_for_generation)
+    override(model, "prepare_inputs_for_generation", prepare_inputs_for_generation)
+    override(model, "_expand_inputs_for_generation", expand_inputs_for_generation)
     override(model, "_get_candidate_generator", _get_candidate_generator)
     override(model, "_valid_auto_compile_criteria", _valid_auto_compile_criteria)
     for name, function in (("_prefill", _prefill), ("init_continuous_batching", _init_continuous_batching)):
@@ -29,7 +29,7 @@ def install_generation(model) -> None:
             override(model, name, function)
 
 
-def _prepare_inputs_for_generation(self, input_ids, **kwargs):
+def prepare_inputs_for_generation(self, input_ids, **kwargs):
     prepare = original(self, "prepare_inputs_for_generation")
     inputs = prepare(input_ids=input_ids, **kwargs)
     state = state_of(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
@@ -44,7 +44,7 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
     return inputs
 
 
-def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
+def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
     expand = original(self, "_expand_inputs_for_generation")
     # What stands behind the prompt later on was generated: a placeholder among it is text.
     prompt = input_ids.shape[1] if input_ids is not None and input_ids.shape[1] else None  # none beside embeddings
@@ -61,7 +61,7 @@ def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs)
 
 
 def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kwargs):
-    dense = self.compression.config.is_dense
+    dense = self.compression.config.keeps_all
     if not dense and assistant_model is not None:
         raise InputError(
             "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "

@@ -9,6 +9,15 @@ from collections.abc import Iterable, Mapping
 from ppe_npu.errors import InputError
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
+# Decoders that several families take over whole, and the attention in them. Each turns a channel with the one that
+# stands half a head further on.
+DECODERS = {
+    "LlamaDecoderLayer": "LlamaAttention",
+    "MistralDecoderLayer": "MistralAttention",
+    "Qwen2DecoderLayer": "Qwen2Attention",
+    "Qwen3DecoderLayer": "Qwen3Attention",
+    "Qwen3MoeDecoderLayer": "Qwen3MoeAttention",
+}
 ROPE_TYPES = ("default", "linear", "yarn", "llama3")  # whose frequencies do not change with the length
 
 
@@ -31,9 +40,16 @@ def check_decoder(text, staged: bool, channels: int) -> None:
         )
     _check("rope_type", [text.rotary_emb.rope_type], ROPE_TYPES)
     types = set(getattr(text.config, "layer_types", None) or ())
+    if not types and getattr(text.config, "sliding_window", None) is not None:
+        types = {"sliding_attention"}  # Mistral's name no types
     _check("layer type", sorted(types), LAYER_TYPES)
     if staged and "sliding_attention" in types:
         raise InputError("layers with sliding attention cannot be compressed on entry: set use_sliding_window=False")
+
+
+def text_model(model):
+    """The text model of a ...Model, whatever the family calls it."""
+    return getattr(model, "language_model", None) or model.text_model
 
 
 def check_layers(layers: Iterable, known: Mapping[str, str]) -> None:

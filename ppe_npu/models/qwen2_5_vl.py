@@ -4,6 +4,7 @@ Modifications: those of vision_language.py, nothing of its own. M-RoPE sections 
 in seconds.
 """
 
+from ppe_npu.engine.pixels import CLIP_MEAN, CLIP_STD, PixelValues
 from ppe_npu.engine.positions import contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models.vision_language import decoder_layers, detach, install, uninstall
@@ -35,6 +36,7 @@ def vision_tokens(config) -> VisionTokens:
         tower_blocks=vision.depth,
         whole_blocks=tuple(vision.fullatt_block_indexes),
         window=vision.window_size // vision.spatial_merge_size // vision.patch_size,
+        pixels=PixelValues(vision.temporal_patch_size, CLIP_MEAN, CLIP_STD),
     )
 
 

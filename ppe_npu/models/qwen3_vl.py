@@ -9,6 +9,7 @@ each is a run of its own, with positions of its own.
 """
 
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.pixels import PixelValues
 from ppe_npu.engine.positions import interleaved_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
@@ -39,6 +40,8 @@ def vision_tokens(config) -> VisionTokens:
         tokens_per_second=None,
         frames_apart=True,
         tower_blocks=config.vision_config.depth,
+        taps=tuple(config.vision_config.deepstack_visual_indexes),
+        pixels=PixelValues(config.vision_config.temporal_patch_size, (0.5,) * 3, (0.5,) * 3),
     )
 
 
@@ -48,4 +51,4 @@ def channels(config) -> tuple[int, ...]:
 
 
 def install(model, compression: Compression) -> None:
-    vision_language.install(model, compression, deepstack=True)
+    vision_language.install(model, compression, staged=True)

@@ -19,6 +19,7 @@ Modifications (on the given instance only):
 * _valid_auto_compile_criteria: generate() with a static cache compiles only if a compile_config asks for it. Of its own
   accord transformers records CUDA graphs, of which a mask that grows would need another one every step.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
+* the vision tower and its blocks, where a method works inside it: see tower_blocks.py.
 * language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
 """
 
@@ -34,7 +35,7 @@ from ppe_npu.backends.compiling import is_traced
 from ppe_npu.compat import cache_of, layer_arguments, output_cache
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.positions import rotary_table
+from ppe_npu.engine.positions import axes_of, rotary_table
 from ppe_npu.engine.rounds import as_tensor
 from ppe_npu.engine.run import Run
 from ppe_npu.engine.spans import IMAGE, VIDEO
@@ -57,6 +58,7 @@ from ppe_npu.models.generation import install_generation
 from ppe_npu.models.known import check_decoder
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
 from ppe_npu.models.seam import is_overridden, original, override, own_submodules, restore_methods
+from ppe_npu.models.tower_blocks import detach_tower, install_tower, uninstall_tower
 
 _DELTAS = "_ppe_saved_rope_deltas"
 
@@ -66,11 +68,12 @@ def decoder_layers(config) -> int:
     return config.text_config.num_hidden_layers
 
 
-def install(model, compression: Compression, deepstack: bool = False) -> None:
+def install(model, compression: Compression, staged: bool = False) -> None:
     """Put the modifications on a model.
 
     Args:
-        deepstack: whether features of the vision tower enter the first decoder layers.
+        staged: whether the decoder runs stage by stage in any case: features of the vision tower enter its first
+            layers, or its own forward takes no position rows.
 
     Raises:
         InputError: a rotary embedding, layer or attention that the modifications do not fit, or modules that another
@@ -82,15 +85,18 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
             "this model's decoder is compressed as that of another model, of which one is a copy.copy: restore() that "
             "model first, or take a copy.deepcopy"
         )
-    staged = deepstack or compression.stages > 1
+    staged = staged or compression.stages > 1
     check_decoder(text, staged, len(compression.channels))
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
-    vars(model.model)[_DELTAS] = model.model.rope_deltas
+    if hasattr(model.model, "rope_deltas"):
+        vars(model.model)[_DELTAS] = model.model.rope_deltas
     # Older transformers' generate() refuses mm_token_type_ids, newer ones' processors make them: take them anywhere.
-    override(model, "forward", _causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
+    override(model, "forward", causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
     install_generation(model)
-    override(model.model, "forward", _model_forward)
+    override(model.model, "forward", model_forward)
+    if compression.inside is not None:
+        install_tower(model.model.visual, compression)
     if staged:
         override(text, "forward", staged_forward)
     text.rotary_emb = RowRotaryEmbedding(text.rotary_emb, compression.channels)
@@ -103,6 +109,7 @@ def uninstall(model) -> None:
     if isinstance(text.rotary_emb, RowRotaryEmbedding):  # a shallow copy's may have been restored with its original
         text.rotary_emb = text.rotary_emb.original
     uninstall_head(model)
+    uninstall_tower(model.model)
     for module in (text, model.model, model):
         restore_methods(module)
         vars(module).pop("compression", None)
@@ -116,6 +123,7 @@ def detach(model) -> None:
     own_submodules(model, "model", "lm_head")
     own_submodules(model.model, "language_model")
     own_submodules(model.model.language_model)
+    detach_tower(model.model)
 
 
 class _RotaryEmbedding(Protocol):
@@ -136,7 +144,8 @@ class RowRotaryEmbedding(torch.nn.Module):
         self.channels = channels
         # Until 5.3 or so transformers wants a table per axis and picks the sections in every layer.
         probe = original.inv_freq.new_zeros(1, 1, 1)
-        self.axes = 3 if original(probe, probe.long().expand(3, 1, 1))[0].ndim == 4 else None
+        places = probe.long().expand(3, 1, 1) if axes_of(channels) > 1 else probe.long()[0]
+        self.axes = 3 if original(probe, places)[0].ndim == 4 else None
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +158,7 @@ class RowRotaryEmbedding(torch.nn.Module):
         )
 
 
-def _causal_lm_forward(self, labels=None, **kwargs):
+def causal_lm_forward(self, labels=None, **kwargs):
     wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
     if wishes:
         kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), **wishes)
@@ -205,7 +214,7 @@ def _compresses(state: CacheState | None, kwargs: dict) -> bool:
     return state is None or any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO))
 
 
-def _model_forward(self, **kwargs):
+def model_forward(self, **kwargs):
     packed = kwargs.get(KEYWORD, NOTHING).packed
     if packed:
         _check_packed(self.language_model, kwargs)
@@ -263,7 +272,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     known = scored and plan.ahead is None and not plan.as_given
     places = as_tensor(plan.places_of_columns).to(device) if known else None
     self.compression.last_scored = scored
-    if plan.layout.spans:
+    if plan.layout.spans and _DELTAS in vars(self):
         self.rope_deltas = on.deltas
     parts = [stage.segments for stage in on.stages if stage.segments is not None]
     fast = not compiling and not is_traced(self.language_model) and takes_segments(self.language_model)

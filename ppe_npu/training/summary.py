@@ -68,9 +68,9 @@ def plot_losses(losses: Sequence[tuple[int, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     steps, values = zip(*losses)
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4))
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_axes((0.11, 0.13, 0.86, 0.83))  # left, bottom, width, height, as shares of the figure
     many = len(values) >= 20
     axes.plot(steps, values, linewidth=1, alpha=0.35 if many else 1.0, label="logged", marker="" if many else ".")
     if many:
