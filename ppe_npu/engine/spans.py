@@ -182,11 +182,10 @@ def item_spans(kind: str, grid_thw: Sequence[int], seconds_per_frame: float, vis
     Raises:
         InputError: a grid that is no three whole multiples.
     """
-    seconds, apart = (seconds_per_frame, vision.frames_apart) if kind == VIDEO else (0.0, False)
     spans, start = [], 0
-    for _, grid, duration in _runs(_token_grids([grid_thw], kind, vision), [seconds], apart):
-        spans.append(Span(0, start, kind, grid, duration, start, 0))
-        start += spans[-1].tokens
+    for part in _parts(kind, [grid_thw], [seconds_per_frame] if kind == VIDEO else None, vision):
+        spans.append(Span(0, start, kind, part.grid, part.seconds, start, 0))
+        start += part.tokens
     return tuple(spans)
 
 
