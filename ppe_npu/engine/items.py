@@ -60,6 +60,11 @@ def check_items(compression: Compression) -> None:
             "KV cache of one length; leave the layers out"
         )
     for method in compression.config.methods:
+        if method.place in ("pixels", "tower"):
+            raise InputError(
+                f"{method.name}: a step at the {method.place} stands before the features, which an engine that serves "
+                "makes by itself; take a step at the input"
+            )
         if method.counts == "late":
             raise InputError(
                 f"{method.name}: how many tokens it keeps is known only from the features, but a prompt's length is "

@@ -129,6 +129,7 @@ class Late(Method):
         ({"steps": [Late()]}, TOGETHER, "late_for_items: how many tokens it keeps"),
         ({"steps": [{"method": "cdpruner"}]}, TOGETHER, "cdpruner looks at text"),
         ({"steps": [{"method": "visionzip"}]}, TOGETHER, "visionzip looks at tower_keys, tower_saliency"),
+        ({"steps": [{"method": "ipcv"}]}, TOGETHER, "ipcv: a step at the tower"),
         ({"steps": [{"method": "evs"}]}, APART, "evs: frames that compete"),
     ],
 )
