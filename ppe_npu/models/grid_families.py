@@ -6,7 +6,7 @@ tests hold it against each family's own get_rope_index. Modifications: those of 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import HALVES, NEIGHBOURS, contiguous_channels, interleaved_channels
@@ -19,8 +19,7 @@ class GridFamily:
     """A family as models/__init__.py asks for it.
 
     Args:
-        CLASSES: names of the transformers classes. LAYERS: of decoder layers, and of the attention in each. TOWER: of
-            the vision tower's blocks, and of theirs.
+        CLASSES: names of the transformers classes. LAYERS: of decoder layers, and of the attention in each.
         PAIRS: which channels that attention turns together, see engine.positions.rotary_table.
         sections: the axis of each channel, from mrope_section.
         frames_apart: whether text stands between the frames of a video.
@@ -32,17 +31,16 @@ class GridFamily:
 
     CLASSES: tuple[str, ...]
     LAYERS: dict[str, str]
-    TOWER: dict[str, str]
     PAIRS: str = HALVES
     sections: Callable[..., tuple[int, ...]] = contiguous_channels
     frames_apart: bool = False
     staged: bool = False
     one_placeholder: bool = False
     seconds: str | None = None
+    TOWER: ClassVar[dict[str, str]] = {}  # nothing looks into these towers yet
 
     def vision_tokens(self, config) -> VisionTokens:
         vision = config.vision_config
-        whole = getattr(vision, "fullatt_block_indexes", None)
         return VisionTokens(
             image_token_id=config.image_token_id,
             video_token_id=config.image_token_id if self.one_placeholder else config.video_token_id,
@@ -50,9 +48,6 @@ class GridFamily:
             tokens_per_second=None if self.seconds is None else getattr(config, self.seconds),
             frames_apart=self.frames_apart,
             tower_frames=self.one_placeholder,
-            tower_blocks=vision.depth,
-            whole_blocks=None if whole is None else tuple(whole),
-            window=0 if whole is None else vision.window_size // vision.spatial_merge_size // vision.patch_size,
         )
 
     def channels(self, config) -> tuple[int, ...]:
@@ -73,30 +68,26 @@ class GridFamily:
 
 
 _GLM: dict[str, Any] = {"frames_apart": True, "one_placeholder": True}
-_GLM_TOWER = {"Glm4vVisionBlock": "Glm4vVisionAttention"}
 _GLM_TEXT = {"Glm4vTextDecoderLayer": "Glm4vTextAttention"}
 
 FAMILIES = (
     GridFamily(
         ("Qwen3VLMoeForConditionalGeneration",),
         {"Qwen3VLMoeTextDecoderLayer": "Qwen3VLMoeTextAttention"},
-        {"Qwen3VLMoeVisionBlock": "Qwen3VLMoeVisionAttention"},
         sections=interleaved_channels,
         frames_apart=True,
         staged=True,
     ),
-    GridFamily(("Glm4vForConditionalGeneration",), _GLM_TEXT, _GLM_TOWER, PAIRS=NEIGHBOURS, **_GLM),
-    GridFamily(("Glm46VForConditionalGeneration",), _GLM_TEXT, _GLM_TOWER, PAIRS=NEIGHBOURS, **_GLM),
+    GridFamily(("Glm4vForConditionalGeneration",), _GLM_TEXT, PAIRS=NEIGHBOURS, **_GLM),
+    GridFamily(("Glm46VForConditionalGeneration",), _GLM_TEXT, PAIRS=NEIGHBOURS, **_GLM),
     GridFamily(
         ("Glm4vMoeForConditionalGeneration",),
         {"Glm4vMoeTextDecoderLayer": "Glm4vMoeTextAttention"},
-        {"Glm4vMoeVisionBlock": "Glm4vMoeVisionAttention"},
         **_GLM,
     ),
     GridFamily(
         ("Qwen2_5OmniThinkerForConditionalGeneration",),
         {"Qwen2_5OmniDecoderLayer": "Qwen2_5OmniAttention"},
-        {"Qwen2_5OmniVisionBlock": "Qwen2_5OmniVisionAttention"},
         seconds="position_id_per_seconds",
     ),
 )

@@ -4,16 +4,22 @@ docs/families.md says which families these are.
 """
 
 import copy
+from dataclasses import dataclass
 
+import document_families
 import pytest
 import torch
 from families import EVERY, GRIDS, TINY, prompts, together
 from prompts import GREEDY, logits
-from tolerances import assert_equal, assert_rounds_alike, exact
+from support import IMAGE_ID
+from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.engine.positions import HALVES, NEIGHBOURS
 from ppe_npu.errors import InputError
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
 from ppe_npu.models import _family as family_of
 from ppe_npu.models import supported_classes
 from ppe_npu.models.fused import fuse
@@ -143,6 +149,51 @@ def test_a_wrong_statement_of_the_rotary_embedding_is_refused(name, model, monke
     with pytest.raises(InputError, match=rf"gives another table than this model's family states .* turned by {wrong}"):
         compress(model, PPE)
     assert before is None or dict(vars(model.model.language_model)).keys() == before.keys()
+
+
+@register("toy_layer_keys")
+@dataclass(frozen=True)
+class LayerKeys(Method):
+    """Notes the keys that it is shown of a layer."""
+
+    ratio: float = share(0.5)
+    needs = frozenset({"tokens", "layer_keys"})
+
+    def group(self, view: View) -> Grouping:
+        SHOWN.append(view.layer_keys)
+        return Grouping.of_kept(view, torch.arange(view.most).expand(len(view.tokens), -1))
+
+
+SHOWN = []
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_keys_that_a_method_is_shown_of_a_layer_are_those_in_the_cache(name, model):
+    """Turned as the family turns them."""
+    SHOWN.clear()
+    inputs = EVERY[name].sample(model, [2, "picture", 3], seed=1)
+    with torch.no_grad():
+        keys = model(**inputs, use_cache=True).past_key_values.layers[1].keys
+    compress(model, CompressionConfig(steps=[LayerKeys(layer=1)], positions="keep_one"))
+    logits(model, inputs)
+    cached = keys[0, :, inputs["input_ids"][0] == IMAGE_ID].transpose(0, 1)
+    # In the order of the picture's cells; their heads are one axis of what a method is shown.
+    found = torch.cat([shown.flatten(0, 1) for shown in SHOWN])
+    assert_near(found.reshape(cached.shape), cached, roundings=keys.shape[-1])
+
+
+@pytest.mark.parametrize("name", ["internvl", "glm4v"])
+@pytest.mark.parametrize(
+    ("preset", "why"), [("visionzip", "looks into the vision tower, which is"), ("ipcv", "a step inside the tower is")]
+)
+def test_what_a_family_has_no_place_for_is_refused(name, model, preset, why):
+    with pytest.raises(InputError, match=f"{preset}.* {why} not built for this family yet"):
+        compress(model, CompressionConfig.preset(preset))
+
+
+def test_the_page_says_what_the_models_have():
+    page = document_families.PAGE.read_text(encoding="utf-8")
+    assert document_families.written(page) == page, "run scripts/document_families.py"
 
 
 def test_what_was_tried_and_does_not_fit_is_refused_with_the_reason():
