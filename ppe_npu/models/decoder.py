@@ -44,9 +44,9 @@ def staged_forward(self, **kwargs):
         for index, layer in enumerate(self.layers):
             for stage in _stages_from(run, index):
                 enter = _lay_out_and_enter if run.is_late(stage) else type(run).enter
-                hidden = enter(run, stage, hidden, _looking(layer, hidden, inputs, run, stage - 1, index))
+                hidden = enter(run, stage, hidden, _looking(self, hidden, inputs, run, stage - 1, index))
                 inputs = _stage_inputs(self, run, stage, hidden, cache, index) | {"use_cache": use_cache}
-            run.pass_by(index, _looking(layer, hidden, inputs, run, stage, index))
+            run.pass_by(index, _looking(self, hidden, inputs, run, stage, index))
             output = layer(hidden, **(inputs if has_attention(layer) else inputs | _linear_mask(run, stage, hidden)))
             states.append(output[0] if isinstance(output, tuple) else output)
             hidden = run.leave(index, states[-1])
@@ -95,14 +95,15 @@ def _linear_mask(run: Run, stage: int, hidden: torch.Tensor) -> dict:
     return {"attention_mask": None if mask is None else mask[:, -hidden.shape[1] :]}
 
 
-def _looking(layer, hidden: torch.Tensor, inputs: dict, run: Run, stage: int, index: int) -> Looking | None:
+def _looking(model, hidden: torch.Tensor, inputs: dict, run: Run, stage: int, index: int) -> Looking | None:
     """Into a layer that would be given the tokens of a stage; None before the first. inputs: of that stage's layers."""
     if stage < 0:
         return None
     cache = cache_of(inputs)
     layers = getattr(cache, "layers", ())
     past = layers[index] if index < len(layers) else None
-    return Looking(layer, hidden, inputs["position_embeddings"], run, stage, past)
+    pairs = model.rotary_emb.pairs
+    return Looking(model.layers[index], hidden, inputs["position_embeddings"], run, stage, past, pairs)
 
 
 def _wanted(model, kwargs: dict, name: str):

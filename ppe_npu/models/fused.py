@@ -18,7 +18,7 @@ import torch
 from ppe_npu import backends
 from ppe_npu.compat import cache_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
-from ppe_npu.models.known import has_attention, is_gated
+from ppe_npu.models.known import TURNED_OTHERWISE, has_attention, is_gated
 from ppe_npu.models.seam import original, override, restore_methods
 from ppe_npu.models.tower_blocks import on_host, vision_attention
 
@@ -52,13 +52,14 @@ def unfuse(model: torch.nn.Module) -> torch.nn.Module:
 def _forward_for(module: torch.nn.Module):
     if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
         return _rms_norm
-    gated = ("gate_proj", "up_proj", "down_proj", "act_fn")
-    if all(hasattr(module, part) for part in gated) and "silu" in type(module.act_fn).__name__.lower():
+    children = {name for name, _ in module.named_children()}  # GLM's merger has these four, and does more
+    if children == {"gate_proj", "up_proj", "down_proj", "act_fn"} and "silu" in type(module.act_fn).__name__.lower():
         return _swiglu
     if type(module).__name__.endswith("VisionAttention") and hasattr(module, "qkv"):
         return _vision_attention
     parts = ("q_proj", "k_proj", "v_proj", "o_proj", "layer_idx")
-    if all(hasattr(module, part) for part in parts) and getattr(module, "sliding_window", None) is None:
+    plain = getattr(module, "sliding_window", None) is None and type(module).__name__ not in TURNED_OTHERWISE
+    if plain and all(hasattr(module, part) for part in parts):
         return None if is_gated(module) else _text_attention
     return None
 
