@@ -120,7 +120,8 @@ def _late_round(
     stands: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
     settled, at = [], 0
     for bucket, count, center in zip(found, counts, centers):
-        settled.append(_settled(bucket, count, device))
+        whole = count.tolist() == [len(cells[cell]) for cell in bucket.cells]
+        settled.append(replace(_settled(bucket, count, device), whole=whole))
         for number, (cell, groups_kept) in enumerate(zip(bucket.cells, count.tolist())):
             kept[cell] = np.arange(at, at + groups_kept)
             stands[cell] = center[number, :groups_kept] if shared else stands[cell]

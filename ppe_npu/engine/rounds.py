@@ -59,6 +59,7 @@ class Bucket(Movable):
             level, of the second, ..., then those of the next cell. None: all of them.
         first: the index of the first token, where all of them follow each other in order; else None.
         cells: [F] on the host, which of the round's cells these are.
+        whole: whether every cell keeps all its tokens.
         groupings: of each level, once they are known.
     """
 
@@ -69,6 +70,7 @@ class Bucket(Movable):
     kept: torch.Tensor | None
     first: int | None
     cells: np.ndarray
+    whole: bool = False
     groupings: tuple[Grouping, ...] = ()
 
     @classmethod
@@ -85,6 +87,7 @@ class Bucket(Movable):
             None if slots.all() else as_tensor(np.flatnonzero(slots)),
             int(flat[0]) if follow else None,
             cells,
+            len(num_kept) == 1 and bool((num_kept[0] == (tokens.shape[1] if valid is None else valid.sum(1))).all()),
         )
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
@@ -145,6 +148,11 @@ class Round(Movable):
     rest: torch.Tensor | None = None
     order: torch.Tensor | None = None
     videos: tuple[Video, ...] = ()
+
+    @property
+    def single(self) -> bool:
+        """Whether the host knows that every token that it keeps holds the features of one alone."""
+        return all(bucket.whole or all(made.alone for made in bucket.groupings) for bucket in self.buckets)
 
     def apply(self, tokens: torch.Tensor) -> torch.Tensor:
         """Means of the groups: [R, C] -> [P + G, C]; differentiable."""

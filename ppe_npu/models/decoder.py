@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ppe_npu.compat import cache_argument, cache_of, layer_arguments, layer_causal_mask
+from ppe_npu.engine.masks import proportional_mask
 from ppe_npu.engine.run import Run
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
 from ppe_npu.models.looking import Looking
@@ -67,9 +68,13 @@ def _stages_from(run: Run, layer: int) -> list[int]:
 
 def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, layer: int) -> dict:
     """The arguments of a stage's layers, from the first one's cache on."""
-    past = run.past_length(stage)
+    past, sizes = run.past_length(stage), run.sizes[stage]
+    mask = layer_causal_mask(model.config, hidden, run.masks[stage], cache, layer, past)
+    if sizes is not None:
+        room = cache.layers[layer].max_cache_len if cache is not None and cache.is_compileable else 0
+        mask = proportional_mask(mask, sizes, hidden, room)
     return {
-        "attention_mask": layer_causal_mask(model.config, hidden, run.masks[stage], cache, layer, past),
+        "attention_mask": mask,
         "position_embeddings": model.rotary_emb(hidden, run.rows[stage]),
         "position_ids": None,
         KEYWORD: ForwardPass(segments=run.segments[stage]),
