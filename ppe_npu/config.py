@@ -145,6 +145,11 @@ class CompressionConfig:
         return not self.methods
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether every token reaches the end of the decoder."""
+        return all(method.restores for method in self.methods)
+
+    @property
     def merges_before_llm(self) -> bool:
         return bool(self.stages[0][1])
 

@@ -115,5 +115,5 @@ def choose(
             sources.append(source.flatten() + first)
             at, first = end, first + source.numel()
     found = torch.cat(sources).cpu().numpy() if sources else np.zeros(0, np.int64)
-    source = np.concatenate([found, len(found) + np.arange(videos)])
-    return Chosen(source == np.arange(len(source)), source)
+    whole = np.concatenate([found, len(found) + np.arange(videos)])
+    return Chosen(whole == np.arange(len(whole)), whole)

@@ -55,7 +55,7 @@ def prompt_positions(
                 continue
             at = visual.start + visual.tokens
             if layout.real[sample, visual.start : at].any():  # else the mask hides it
-                grid = following_position + _grid_positions(visual, vision)
+                grid = following_position + grid_positions(visual, vision)
                 positions[:, sample, visual.start : at] = grid
                 following_position = int(grid.max()) + 1
         following[sample] = following_position
@@ -82,7 +82,7 @@ def position_rows(given: torch.Tensor, axes: int, shape: tuple[int, ...]) -> tor
     return rows.expand(axes, *shape)
 
 
-def _grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
+def grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
     """[3, tokens] positions of a span counted from 0. A frame's time is its second times tokens_per_second, cut."""
     frames, height, width = span.grid
     time = np.arange(frames)

@@ -165,6 +165,10 @@ class Prefill(Run):
         assert embeds is not None, "they are taken once, after begin()"
         return embeds
 
+    def deepstack(self) -> tuple[torch.Tensor, ...]:
+        """Of each of the first decoder layers [B, L, C], what is added to what leaves it; of the stage entered last."""
+        return tuple(self._deepstack.values())
+
     def enter(self, stage: int, hidden: torch.Tensor, look: Look | None = None) -> torch.Tensor:
         if stage == 0:
             return hidden

@@ -56,7 +56,8 @@ def compress(model, config: CompressionConfig, processor=None):
     if config.at_pixels is not None:
         compression.vision = pixel_values(base, compression.vision, processor)
     check_layers(text_model(base.model).layers, family.LAYERS)
-    check_tower((base.model.visual.blocks[block] for block in compression.tower.all), family.TOWER)
+    blocks = range(compression.vision.tower_blocks) if compression.inside is not None else compression.tower.all
+    check_tower((base.model.visual.blocks[block] for block in blocks), family.TOWER)
     _take_off(base, family)
     family.install(base, compression)
     return model
@@ -64,7 +65,17 @@ def compress(model, config: CompressionConfig, processor=None):
 
 def check_fit(class_name: str, model_config, config: CompressionConfig) -> None:
     """Raise InputError unless `config` fits a model of this class with this transformers config; needs no weights."""
-    _compression(_family(class_name), model_config, config)
+    compression_for(class_name, model_config, config)
+
+
+def compression_for(class_name: str, model_config, config: CompressionConfig) -> Compression:
+    """The compression that compress() would give a model of this class with this transformers config; for engines that
+    have a model of their own.
+
+    Raises:
+        InputError: an unsupported class, or a config that does not fit the model.
+    """
+    return _compression(_family(class_name), model_config, config)
 
 
 def restore(model):

@@ -14,7 +14,6 @@ The first thing to switch off when a loss looks wrong: unfuse(model).
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ppe_npu import backends
 from ppe_npu.backends.dispatch import candidates
@@ -22,9 +21,9 @@ from ppe_npu.compat import cache_of
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.seam import original, override, restore_methods
+from ppe_npu.models.tower_blocks import on_host, vision_attention
 
 _FUSED = "_ppe_fused"
-_ON_HOST = WeakTensorKeyDictionary()  # the borders of windows, as long as the tensor that holds them lives
 
 
 def fuse(model: torch.nn.Module) -> torch.nn.Module:
@@ -98,15 +97,7 @@ def _vision_attention(
     self, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, position_embeddings: tuple, **_
 ) -> torch.Tensor:
     """hidden_states [T, C]; cu_seqlens [windows + 1]; position_embeddings cos, sin [T, D]."""
-    heads = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(1, 2, 0, 3)
-    query, key, value = (part[None] for part in heads)
-    # In fp32, as transformers rotates the vision tower's heads.
-    cos, sin = (part[None].float() for part in position_embeddings)
-    query, key = backends.rotary(query.float(), key.float(), cos, sin)
-    out = backends.attention(
-        query.to(value.dtype), key.to(value.dtype), value, cu_seqlens=_on_host(cu_seqlens), scale=self.scaling
-    )
-    return self.proj(out[0].transpose(0, 1).flatten(1))
+    return vision_attention(self, hidden_states, position_embeddings, on_host(cu_seqlens))
 
 
 def _text_attention(
@@ -145,10 +136,3 @@ def _text_attention(
         out = backends.attention(*row, cu_seqlens=list(segments.borders), causal=True, **options)
         out = segments.batch(out, len(query))
     return self.o_proj(out.transpose(1, 2).flatten(2)), None
-
-
-def _on_host(cu_seqlens: torch.Tensor) -> list[int]:
-    """The borders as a list, read once a forward pass: every layer is given the same tensor."""
-    if cu_seqlens not in _ON_HOST:
-        _ON_HOST[cu_seqlens] = cu_seqlens.tolist()
-    return _ON_HOST[cu_seqlens]

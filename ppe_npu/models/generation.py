@@ -61,7 +61,7 @@ def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
 
 
 def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kwargs):
-    dense = self.compression.config.is_dense
+    dense = self.compression.config.keeps_all
     if not dense and assistant_model is not None:
         raise InputError(
             "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "

@@ -145,8 +145,11 @@ class KeptPatches:
         return number[index[kept]], torch.unique_consecutive(cut).to(torch.int32)
 
 
-def run_on_kept(tower, pixels: torch.Tensor, kept: KeptPatches):
+def run_on_kept(tower, pixels: torch.Tensor, kept: KeptPatches, **more: Any):
     """A vision tower's output of the kept patches of pixels [patches, values].
+
+    Args:
+        more: of the tower's arguments.
 
     Raises:
         InputError: a tower whose parts are not known.
@@ -154,8 +157,8 @@ def run_on_kept(tower, pixels: torch.Tensor, kept: KeptPatches):
     pixels = kept.picked(pixels).to(tower.dtype)
     if hasattr(type(tower), "rot_pos_emb"):
         with _stood_in_for(tower, kept):
-            return tower(pixels, grid_thw=kept.as_frames, return_dict=True)
-    return tower(pixels, grid_thw=kept.as_frames, **_arguments(tower, kept), return_dict=True)
+            return tower(pixels, grid_thw=kept.as_frames, return_dict=True, **more)
+    return tower(pixels, grid_thw=kept.as_frames, **_arguments(tower, kept), return_dict=True, **more)
 
 
 def _arguments(tower, kept: KeptPatches) -> dict[str, torch.Tensor]:

@@ -40,6 +40,7 @@ def vision_tokens(config) -> VisionTokens:
         tokens_per_second=None,
         frames_apart=True,
         tower_blocks=config.vision_config.depth,
+        taps=tuple(config.vision_config.deepstack_visual_indexes),
         pixels=PixelValues(config.vision_config.temporal_patch_size, (0.5,) * 3, (0.5,) * 3),
     )
 

@@ -19,6 +19,7 @@ Modifications (on the given instance only):
 * _valid_auto_compile_criteria: generate() with a static cache compiles only if a compile_config asks for it. Of its own
   accord transformers records CUDA graphs, of which a mask that grows would need another one every step.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
+* the vision tower and its blocks, where a method works inside it: see tower_blocks.py.
 * language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
 """
 
@@ -57,6 +58,7 @@ from ppe_npu.models.generation import install_generation
 from ppe_npu.models.known import check_decoder
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
 from ppe_npu.models.seam import is_overridden, original, override, own_submodules, restore_methods
+from ppe_npu.models.tower_blocks import detach_tower, install_tower, uninstall_tower
 
 _DELTAS = "_ppe_saved_rope_deltas"
 
@@ -95,6 +97,8 @@ def install(model, compression: Compression, staged: bool = False) -> None:
     override(model, "forward", causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
     install_generation(model)
     override(model.model, "forward", model_forward)
+    if compression.inside is not None:
+        install_tower(model.model.visual, compression)
     if staged:
         override(text, "forward", staged_forward)
     text.rotary_emb = RowRotaryEmbedding(text.rotary_emb, compression.channels)
@@ -107,6 +111,7 @@ def uninstall(model) -> None:
     if isinstance(text.rotary_emb, RowRotaryEmbedding):  # a shallow copy's may have been restored with its original
         text.rotary_emb = text.rotary_emb.original
     uninstall_head(model)
+    uninstall_tower(model.model)
     for module in (text, model.model, model):
         restore_methods(module)
         vars(module).pop("compression", None)
@@ -120,6 +125,7 @@ def detach(model) -> None:
     own_submodules(model, "model", "lm_head")
     own_submodules(model.model, "language_model")
     own_submodules(model.model.language_model)
+    detach_tower(model.model)
 
 
 class _RotaryEmbedding(Protocol):
