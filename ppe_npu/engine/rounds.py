@@ -236,11 +236,9 @@ def cells_of(group: Sequence[Piece]) -> list[np.ndarray]:
 
 
 def frames_of(method: Method, groups: Sequence[Sequence[Piece]]) -> np.ndarray | None:
-    """[cells, 2] of the cells of these groups the most frames, and tokens of one, of a method whose cells are whole
-    images or videos."""
-    if method.scope != "span":
-        return None
-    return np.array([(group[0].frames, group[0].frame_tokens) for group in groups for _ in cells_of(group)])
+    """[cells, 2] the most frames, and tokens of one, of a method whose cells are whole images or videos."""
+    sizes = [(group[0].frames, group[0].frame_tokens) for group in groups for _ in cells_of(group)]
+    return np.array(sizes) if method.scope == "span" else None
 
 
 def become(
