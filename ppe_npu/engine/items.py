@@ -59,6 +59,10 @@ def check_items(compression: Compression) -> None:
             f"layers={list(compression.layers)}: decoder layers that see fewer tokens than others have no place in a "
             "KV cache of one length; leave the layers out"
         )
+    if compression.config.proportional_attention:
+        raise InputError(
+            "proportional_attention: a server's attention takes nothing to be added to a key's scores; leave it out"
+        )
     for method in compression.config.methods:
         if method.place in ("pixels", "tower"):
             raise InputError(

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutputWithPast
 
 from ppe_npu.compat import cache_argument, cache_of, layer_arguments, layer_causal_mask
+from ppe_npu.engine.masks import proportional_mask
 from ppe_npu.engine.run import Run
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
@@ -75,10 +76,13 @@ def _stages_from(run: Run, layer: int) -> list[int]:
 
 def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, layer: int) -> dict:
     """The arguments of a stage's layers, from the first one's cache on; the mask is that of attention."""
-    past = run.past_length(stage)
+    past, sizes = run.past_length(stage), run.sizes[stage]
     end = next((first for first in run.layers if first > layer), len(model.layers))
     sized = next((number for number in range(layer, end) if has_attention(model.layers[number])), None)
     mask = None if sized is None else layer_causal_mask(model.config, hidden, run.masks[stage], cache, sized, past)
+    if sizes is not None and sized is not None:
+        room = cache.layers[sized].max_cache_len if cache is not None and cache.is_compileable else 0
+        mask = proportional_mask(mask, sizes, hidden, room)
     return {
         "attention_mask": mask,
         "position_embeddings": model.rotary_emb(hidden, run.rows[stage]),

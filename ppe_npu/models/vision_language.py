@@ -51,7 +51,7 @@ from ppe_npu.models.arguments import (
 from ppe_npu.models.caches import keep_state, state_of
 from ppe_npu.models.decoder import staged_forward
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
-from ppe_npu.models.fused import takes_segments
+from ppe_npu.models.fused import check_key_bias, takes_segments
 from ppe_npu.models.generation import install_generation
 from ppe_npu.models.known import check_decoder, has_attention
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
@@ -84,8 +84,10 @@ def install(model, compression: Compression, staged: bool = False) -> None:
             "this model's decoder is compressed as that of another model, of which one is a copy.copy: restore() that "
             "model first, or take a copy.deepcopy"
         )
-    staged = staged or compression.stages > 1
+    staged = staged or compression.stages > 1 or compression.config.proportional_attention
     check_decoder(text, staged, len(compression.channels))
+    if compression.config.proportional_attention:
+        check_key_bias(text)
     rotary = RowRotaryEmbedding(text.rotary_emb, compression.channels, compression.pairs)
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
@@ -186,6 +188,8 @@ def model_forward(self, **kwargs):
     packed = kwargs.get(KEYWORD, NOTHING).packed
     if packed:
         _check_packed(self.language_model, kwargs)
+        if self.compression.config.proportional_attention:
+            check_key_bias(self.language_model, packed=True)
     state, places = state_of(self.compression, kwargs), None
     compresses = _compresses(state, kwargs)
     if compresses:
@@ -240,6 +244,8 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     plan = kwargs.get(KEYWORD, NOTHING).plan or make_plan(self, self.compression, kwargs, past)
     embeds = kwargs.get("inputs_embeds")
     device = (kwargs["input_ids"] if embeds is None else embeds).device
+    if self.compression.config.proportional_attention:
+        check_key_bias(self.language_model, device)
     on = plan.on(device)  # everything is uploaded now, before the tower keeps the device busy
     scored = is_scored(self, kwargs)
     known = scored and plan.ahead is None and not plan.as_given
