@@ -1,4 +1,4 @@
-"""ppe-npu train | data | merge-lora | export | eval | report | describe | parity | demo.
+"""ppe-npu train | data | merge-lora | export | serve | eval | report | describe | parity | demo.
 
 What the user can mend (UserError) is one line on stderr, and the exit code says so; PPE_NPU_DEBUG=1 shows where it was
 raised. Anything else is a fault of this package: its traceback, and a line that asks for a report. parser.py has all

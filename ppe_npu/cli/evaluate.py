@@ -15,20 +15,24 @@ from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
-from ppe_npu.cli.common import compressions, generation, reading, video_sampling
+from ppe_npu.cli.common import compressions, generation, reading
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import benchmarks
+from ppe_npu.evaluation import benchmarks, protocols
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
+from ppe_npu.evaluation.benchmarks import registry
 from ppe_npu.evaluation.decoding import first_edition
 from ppe_npu.evaluation.identity import benchmark_identity, check_settings
+from ppe_npu.evaluation.protocols import Protocol
 from ppe_npu.evaluation.report import check_plotting, collect, unfinished, write_report
 from ppe_npu.evaluation.runner import Evaluation, new_tokens
 from ppe_npu.evaluation.sharing import check_shared
 from ppe_npu.models import compress
 from ppe_npu.utils.escape import printable
+
+_FRAMES = ("fps", "nframes", "min_pixels", "max_pixels")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Asked:
     config: CompressionConfig
     folder: Path
     max_new_tokens: int
+    protocol: dict[str, Any]
 
 
 def run_eval(args: argparse.Namespace) -> int:
@@ -54,18 +59,23 @@ def run_eval(args: argparse.Namespace) -> int:
     chosen = _chosen(args, model_path)
     if "layout" in args.benchmarks and Path(args.data_root) == EMBEDDED / "data":
         write_embedded_data(EMBEDDED / "data")
-    loaded = load_benchmarks(args.benchmarks, args.data_root)
+    protocol, loaded = _asked_benchmarks(args)
     check_compression(model_path, *chosen, **reading(args))
-    processor, sampling = load_processor(model_path, args.min_pixels, args.max_pixels), video_sampling(args)
+    processor = load_processor(model_path, *protocol.pixels(args.min_pixels, args.max_pixels))
+    sampling = protocol.sampling(**{key: getattr(args, key) for key in _FRAMES})
     values, own = generation(argparse.Namespace(model=model_path, generation=args.generation))
+    args.dtype = _dtype(args, protocol, device)
     runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
+    recorded = protocol.recorded(_changed(args, protocol))
+    unsaid = {"generation": first_edition(own), "protocol": protocols.load(protocols.CHECKPOINT).recorded()}
     for benchmark in loaded:
         identity, tokens = benchmark_identity(benchmark), new_tokens(benchmark, args.max_new_tokens)
+        identity["protocol"] = recorded
         for config in chosen:
             folder = Path(args.output) / benchmark.name / config.label
-            runs.append(Asked(benchmark, identity, config, folder, tokens))
+            runs.append(Asked(benchmark, identity, config, folder, tokens, recorded))
             known = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
-            check_settings(folder, {**identity, **known}, {"generation": first_edition(own)})
+            check_settings(folder, {**identity, **known}, unsaid)
     check_shared(Path(args.output))
     model = load_model(model_path, device, args.dtype, **reading(args))
     results = _evaluate(model, processor, runs, sampling, values, args)
@@ -87,7 +97,33 @@ def run_report(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_benchmarks(names: list[str], data_root: str) -> list[Any]:
+def _asked_benchmarks(args: argparse.Namespace) -> tuple[Protocol, list[Any]]:
+    """The protocol, and the benchmarks that are asked by it. Where none is named and our own benchmarks over published
+    data are asked, it is the one that papers on compression use."""
+    if args.protocol is not None:
+        protocol = protocols.load(args.protocol)
+    else:
+        published = set(args.benchmarks) & set(registry.OURS) - {"layout"}
+        protocol = protocols.load(protocols.PUBLISHED if published else protocols.CHECKPOINT)
+    if devices.process_rank() == 0 and protocol.name != protocols.CHECKPOINT:
+        print(f"ppe-npu: protocol {protocol.name} ({protocol.version}): {protocol.what}", file=sys.stderr)
+    return protocol, load_benchmarks(args.benchmarks, args.data_root, protocol)
+
+
+def _dtype(args: argparse.Namespace, protocol: Protocol, device: Any) -> str:
+    """As asked; else the protocol's, on an accelerator; else fp32."""
+    own = None if devices.on_cpu(device) else protocol.dtype
+    return args.dtype or own or "fp32"
+
+
+def _changed(args: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
+    """{option: value} that the user named in the protocol's place."""
+    named = {key: getattr(args, key) for key in (*_FRAMES, "max_new_tokens")}
+    # The first edition named no protocol: its own options changed nothing.
+    return {} if protocol.name == protocols.CHECKPOINT else named
+
+
+def load_benchmarks(names: list[str], data_root: str, protocol: Protocol | None = None) -> list[Any]:
     """All benchmarks that were asked for.
 
     Raises:
@@ -96,7 +132,7 @@ def load_benchmarks(names: list[str], data_root: str) -> list[Any]:
     loaded, problems = [], []
     for name in names:
         try:
-            loaded.append(benchmarks.load(name, data_root))
+            loaded.append(benchmarks.load(registry.named_by(protocol, name), data_root))
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -105,6 +141,8 @@ def load_benchmarks(names: list[str], data_root: str) -> list[Any]:
     twice = sorted({name for name in called if called.count(name) > 1})
     if twice:
         raise InputError(f"--benchmarks: {', '.join(twice)} is named twice; give every benchmark its own name")
+    for benchmark in loaded:
+        registry.ask_by(protocol, benchmark)
     return loaded
 
 

@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_merge_lora(commands)
     _add_export(commands)
+    _add_serve(commands)
     _add_eval(commands)
     _add_report(commands)
     _add_describe(commands)
@@ -117,9 +118,21 @@ def _add_merge_lora(commands) -> None:
 
 def _add_export(commands) -> None:
     parser = commands.add_parser("export", help="write any checkpoint of a run as a plain transformers one")
-    parser.add_argument("--checkpoint", required=True, help="final/, or checkpoint-N of a run")
+    parser.add_argument("--checkpoint", required=True, help="final/, or checkpoint-N of a run; with --vllm any model")
     _add_plain_output(parser)
+    what = "let its config say how it is compressed, so that `vllm serve FOLDER` needs no flag (docs/serving.md)"
+    parser.add_argument("--vllm", action="store_true", help=what)
+    _add_compression(parser)
     parser.set_defaults(run="export:run_export")
+
+
+def _add_serve(commands) -> None:
+    parser = commands.add_parser("serve", help="start vLLM's OpenAI server with a compressed model (docs/serving.md)")
+    parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
+    _add_bin(parser)
+    _add_compression(parser)
+    parser.add_argument("vllm", nargs="*", metavar="-- ARGUMENT", help="after -- what vLLM's server takes")
+    parser.set_defaults(run="serve:run_serve")
 
 
 def _add_plain_output(parser: argparse.ArgumentParser) -> None:
@@ -137,10 +150,16 @@ def _add_eval(commands) -> None:
         "--data-root", default="runs/train/data", help="the benchmarks' data (default: that of `train`)"
     )
     parser.add_argument("--output", default="runs/eval", help="(default: runs/eval)")
+    what = (
+        "sizes, frames, prompts and rules: checkpoint, lmms-eval, qwen or vlmevalkit (default: lmms-eval for published "
+    )
+    what += "benchmarks, checkpoint for others); what is named by another option goes before it"
+    parser.add_argument("--protocol", metavar="NAME", help=what)
     _add_bin(parser)
     _add_compression(parser, several=True)
-    _add_device(parser)
+    _add_device(parser, default=None)
     _add_pixels(parser)
+    parser.set_defaults(device="auto")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)

@@ -59,7 +59,16 @@ def check_items(compression: Compression) -> None:
             f"layers={list(compression.layers)}: decoder layers that see fewer tokens than others have no place in a "
             "KV cache of one length; leave the layers out"
         )
+    if compression.config.proportional_attention:
+        raise InputError(
+            "proportional_attention: a server's attention takes nothing to be added to a key's scores; leave it out"
+        )
     for method in compression.config.methods:
+        if method.place in ("pixels", "tower"):
+            raise InputError(
+                f"{method.name}: a step at the {method.place} stands before the features, which an engine that serves "
+                "makes by itself; take a step at the input"
+            )
         if method.counts == "late":
             raise InputError(
                 f"{method.name}: how many tokens it keeps is known only from the features, but a prompt's length is "

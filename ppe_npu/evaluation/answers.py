@@ -142,7 +142,12 @@ def answer_settings(
         "compression": config.to_dict(),
         "dtype": dtype,
         "max_new_tokens": max_new_tokens,
-        "video": asdict(sampling or VideoSampling()),
+        "video": _frames(sampling or VideoSampling()),
         "seed": seed,
         "generation": recorded(generation or {}),
     }
+
+
+def _frames(sampling: VideoSampling) -> dict[str, Any]:
+    """The rules of frames; a budget only where there is one, as the first edition knew none."""
+    return {key: value for key, value in asdict(sampling).items() if key != "total_pixels" or value is not None}

@@ -32,8 +32,9 @@ def score(benchmark: Any, answer: str, sample: Row) -> float | None:
     Raises:
         InputError: the benchmark gives another number, or none.
     """
-    if hasattr(benchmark, "score"):
-        found = benchmark.score(answer, sample)
+    judge = getattr(benchmark, "judged", None) or getattr(benchmark, "score", None)
+    if judge is not None:
+        found = judge(answer, sample)
         if found is None:
             return None
         value = float(found)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.identity import Unreadable, benchmark_identity, check_settings, read_sample
 from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, method, score, summarise, title
 from ppe_npu.evaluation.rows import FAULTS, QUESTION, checksum, fault, fault_of, question, signed
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Sample = dict[str, Any]
 NEW_TOKENS = 16  # of an answer, where neither the user nor the benchmark says
+_UNSAID = {"protocol": protocols.load(protocols.CHECKPOINT).recorded()}  # what the first edition went by
 _UNKNOWN = SimpleNamespace(bucket="unreadable", before=0, after=0, source="")  # of what cannot be measured
 BATCH_TOKENS = 65_536  # prompt tokens of a batch before compression, padding included: 1.2 GB of pixels
 
@@ -119,7 +121,8 @@ class Evaluation:
         self.batch_size, self.batch_tokens, self.poll, self._bar = batch_size, batch_tokens, poll, bar
         self.settings = {**(identity or benchmark_identity(benchmark)), **answers.settings()}
         self.title = name or title(self.settings["compression"])
-        check_settings(self.output, self.settings, getattr(answers, "unsaid", dict)())
+        self.settings.setdefault("protocol", protocols.load(protocols.CHECKPOINT).recorded())
+        check_settings(self.output, self.settings, {**_UNSAID, **getattr(answers, "unsaid", dict)()})
         write_json(self.output / "settings.json", self.settings)
         self._numbers: dict[int | str, int] = {}
         self._asked: dict[int | str, str | None] = {}

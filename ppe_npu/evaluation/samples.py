@@ -106,9 +106,9 @@ def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[in
     """(temporal steps, tokens of each)."""
     total, fps, width, height = _video_facts(str(video)) if isinstance(video, (str, Path)) else (_FRAMES, 1.0, *_SCREEN)
     maker = processor.video_processor
-    steps = max(sampling.count(total, fps, maker.temporal_patch_size) // maker.temporal_patch_size, 1)
-    least = sampling.min_pixels or maker.size["shortest_edge"]
-    most = sampling.max_pixels or maker.size["longest_edge"]
+    frames = sampling.count(total, fps, maker.temporal_patch_size)
+    steps = max(frames // maker.temporal_patch_size, 1)
+    least, most = sampling.frame_pixels(frames, maker.size["shortest_edge"], maker.size["longest_edge"])
     return steps, _tokens(processor, width, height, least, most)
 
 

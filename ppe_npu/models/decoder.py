@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutputWithPast
 
 from ppe_npu.compat import cache_argument, cache_of, layer_arguments, layer_causal_mask
+from ppe_npu.engine.masks import proportional_mask
 from ppe_npu.engine.run import Run
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
@@ -44,9 +45,9 @@ def staged_forward(self, **kwargs):
         for index, layer in enumerate(self.layers):
             for stage in _stages_from(run, index):
                 enter = _lay_out_and_enter if run.is_late(stage) else type(run).enter
-                hidden = enter(run, stage, hidden, _looking(layer, hidden, inputs, run, stage - 1, index))
+                hidden = enter(run, stage, hidden, _looking(self, hidden, inputs, run, stage - 1, index))
                 inputs = _stage_inputs(self, run, stage, hidden, cache, index) | {"use_cache": use_cache}
-            run.pass_by(index, _looking(layer, hidden, inputs, run, stage, index))
+            run.pass_by(index, _looking(self, hidden, inputs, run, stage, index))
             output = layer(hidden, **(inputs if has_attention(layer) else inputs | _linear_mask(run, stage, hidden)))
             states.append(output[0] if isinstance(output, tuple) else output)
             hidden = run.leave(index, states[-1])
@@ -75,10 +76,13 @@ def _stages_from(run: Run, layer: int) -> list[int]:
 
 def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, layer: int) -> dict:
     """The arguments of a stage's layers, from the first one's cache on; the mask is that of attention."""
-    past = run.past_length(stage)
+    past, sizes = run.past_length(stage), run.sizes[stage]
     end = next((first for first in run.layers if first > layer), len(model.layers))
     sized = next((number for number in range(layer, end) if has_attention(model.layers[number])), None)
     mask = None if sized is None else layer_causal_mask(model.config, hidden, run.masks[stage], cache, sized, past)
+    if sizes is not None and sized is not None:
+        room = cache.layers[sized].max_cache_len if cache is not None and cache.is_compileable else 0
+        mask = proportional_mask(mask, sizes, hidden, room)
     return {
         "attention_mask": mask,
         "position_embeddings": model.rotary_emb(hidden, run.rows[stage]),
@@ -95,14 +99,15 @@ def _linear_mask(run: Run, stage: int, hidden: torch.Tensor) -> dict:
     return {"attention_mask": None if mask is None else mask[:, -hidden.shape[1] :]}
 
 
-def _looking(layer, hidden: torch.Tensor, inputs: dict, run: Run, stage: int, index: int) -> Looking | None:
+def _looking(model, hidden: torch.Tensor, inputs: dict, run: Run, stage: int, index: int) -> Looking | None:
     """Into a layer that would be given the tokens of a stage; None before the first. inputs: of that stage's layers."""
     if stage < 0:
         return None
     cache = cache_of(inputs)
     layers = getattr(cache, "layers", ())
     past = layers[index] if index < len(layers) else None
-    return Looking(layer, hidden, inputs["position_embeddings"], run, stage, past)
+    pairs = model.rotary_emb.pairs
+    return Looking(model.layers[index], hidden, inputs["position_embeddings"], run, stage, past, pairs)
 
 
 def _wanted(model, kwargs: dict, name: str):

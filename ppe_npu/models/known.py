@@ -21,6 +21,22 @@ DECODERS = {
     "Qwen3DecoderLayer": "Qwen3Attention",
     "Qwen3MoeDecoderLayer": "Qwen3MoeAttention",
 }
+# Attentions that turn neighbouring channels, or a part of a head: they keep their own rotary embedding.
+TURNED_OTHERWISE = ("Glm4vTextAttention", "Glm4vMoeTextAttention")
+# What was looked at and does not fit, and why.
+REFUSED = {
+    "Gemma3ForConditionalGeneration": "pictures are seen both ways, and layers have rotary embeddings of their own",
+    "PaliGemmaForConditionalGeneration": "a prompt is seen both ways",
+    "Mistral3ForConditionalGeneration": "text tokens stand behind each row of a picture",
+    "Ovis2ForConditionalGeneration": "its vision tower gives the embeddings of marks among the text",
+    "AyaVisionForConditionalGeneration": "its decoder has layers with sliding attention and without positions",
+    "Cohere2VisionForConditionalGeneration": "its decoder has layers with sliding attention and without positions",
+    "Ernie4_5_VLMoeForConditionalGeneration": "its rotary embedding takes the frequencies in another order",
+    "Ernie4_5_VL_MoeForConditionalGeneration": "its rotary embedding takes the frequencies in another order",
+    "HunYuanVLForConditionalGeneration": "its positions have four axes",
+    "Qwen2_5OmniForConditionalGeneration": "give its .thinker",
+    "PaddleOCRVLForConditionalGeneration": "its projector stands beside the vision tower, not in it",
+}
 ROPE_TYPES = ("default", "linear", "yarn", "llama3")  # whose frequencies do not change with the length
 
 

@@ -11,7 +11,7 @@ the rotated quarter of a head's channels. The frames of a video stand apart, as 
 """
 
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.positions import interleaved_channels
+from ppe_npu.engine.positions import HALVES, interleaved_channels
 from ppe_npu.errors import InputError
 from ppe_npu.models import vision_language
 from ppe_npu.models.qwen3_vl import vision_tokens
@@ -20,6 +20,7 @@ from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
 __all__ = [
     "CLASSES",
     "LAYERS",
+    "PAIRS",
     "TOWER",
     "channels",
     "decoder_layers",
@@ -31,6 +32,7 @@ __all__ = [
 
 CLASSES = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
 LAYERS = {"Qwen3_5DecoderLayer": "Qwen3_5Attention", "Qwen3_5MoeDecoderLayer": "Qwen3_5MoeAttention"}
+PAIRS = HALVES  # which channels of a head are turned together
 TOWER = {"Qwen3_5VisionBlock": "Qwen3_5VisionAttention", "Qwen3_5MoeVisionBlock": "Qwen3_5MoeVisionAttention"}
 
 

@@ -10,7 +10,7 @@ each is a run of its own, with positions of its own.
 
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.pixels import PixelValues
-from ppe_npu.engine.positions import interleaved_channels
+from ppe_npu.engine.positions import HALVES, interleaved_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
 from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
@@ -18,6 +18,7 @@ from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
 __all__ = [
     "CLASSES",
     "LAYERS",
+    "PAIRS",
     "TOWER",
     "channels",
     "decoder_layers",
@@ -36,6 +37,7 @@ TOWER = {  # the same of the vision tower's blocks
     "Qwen3VLVisionBlock": "Qwen3VLVisionAttention",
     "Qwen3VLMoeVisionBlock": "Qwen3VLMoeVisionAttention",
 }
+PAIRS = HALVES  # which channels of a head are turned together
 
 
 def vision_tokens(config) -> VisionTokens:
