@@ -21,7 +21,10 @@ Times = Sequence[Sequence[float]]  # [rounds][prompts], seconds
 
 
 def in_turns(
-    runners: Mapping[str, Callable[[int], Any]], prompts: int, rounds: int = ROUNDS, bar: Callable[[], None] = lambda: None
+    runners: Mapping[str, Callable[[int], Any]],
+    prompts: int,
+    rounds: int = ROUNDS,
+    bar: Callable[[], None] = lambda: None,
 ) -> dict[str, list[list[Any]]]:
     """{name: [rounds][prompts] of what its runner gave}, after one round that is not counted (it loads kernels).
 
