@@ -105,6 +105,11 @@ class ModelAnswers:
         """How long the sample's prompt will be, about."""
         return measure(sample, self.processor, self.config, self.sampling)
 
+    @property
+    def dtype(self) -> str:
+        """Of the model's numbers."""
+        return str(self.model.dtype).removeprefix("torch.")
+
     def prepare(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Samples of one bucket -> a left-padded batch, on the CPU; through the code that training uses."""
         conversations = [conversation(sample) for sample in samples]

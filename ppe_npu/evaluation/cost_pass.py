@@ -1,4 +1,4 @@
-"""One pass over all methods of a benchmark after their scores are there: times in turns, and counted work beside them."""
+"""One pass over all methods of a benchmark, after the scores: times in turns, and counted work beside them."""
 
 from __future__ import annotations
 
