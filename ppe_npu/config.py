@@ -42,6 +42,7 @@ _PRESETS: dict[str, dict] = {
 }
 PRESETS = (*_PRESETS, *(name for name in method_names() if name != Levels.name))
 _SHARE = "give a share in (0, 1], or null"
+_BESIDE = ("positions", "k", "members", "proportional_attention")  # what is said beside the steps, or the shorthand
 
 
 def _one_of(default: str, names: tuple[str, ...]) -> Any:
@@ -66,6 +67,9 @@ class CompressionConfig:
             first (the released code's rule); "nearest_first", the k nearest, listed by nearness (the paper's text).
         method, ratio, layers, before_llm, temporal_ratio, event_ratio, order, ties, seed: in place of steps, the
             shorthand that ppe_npu.shorthand describes.
+        proportional_attention: whether a token that stands for s tokens is attended to as s of them would be: + log(s)
+            on its attention scores (ToMe, arXiv 2210.09461, section 3). Tokens that lend their positions alone do not
+            count. Needs attn_implementation "sdpa" or "eager".
 
     Raises:
         InputError: names the key, the value and what would be right.
@@ -84,6 +88,7 @@ class CompressionConfig:
     temporal_ratio: float | None = setting(None, above=0, most=1, remedy=_SHARE)
     event_ratio: float | None = setting(None, above=0, most=1, remedy=_SHARE)
     seed: int = setting(0, least=0, remedy="give a whole number, at least 0 and below 2**63")
+    proportional_attention: bool = setting(False, remedy="give true or false")
 
     def __post_init__(self):
         check_fields(self)
@@ -99,8 +104,10 @@ class CompressionConfig:
 
     def _given_steps(self) -> dict:
         """The fields of a config that names its steps. The shorthand says nothing then."""
-        for field in dataclasses.fields(self)[4:]:
+        for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name in ("steps", *_BESIDE):
+                continue
             if value is not None and value != field.default:
                 raise InputError(f"{field.name}={shown(value)} with steps: say it in a step")
         return dict.fromkeys(("method", "ratio", "order", "ties"))
@@ -203,7 +210,7 @@ class CompressionConfig:
         """A named setting: one of PRESETS, which are ours and the name of every method, with single keys overridden.
 
         A method's preset is the method alone with its own defaults and positions="keep_one"; overrides are its fields,
-        positions, k and members. PPE on top: preset("random", ratio=0.25, positions="ppe", k=4).
+        what stands beside steps. PPE on top: preset("random", ratio=0.25, positions="ppe", k=4).
 
         Raises:
             InputError: unknown preset or key.
@@ -215,7 +222,7 @@ class CompressionConfig:
         values = {"positions": "keep_one", **overrides}
         if shorthand.speaks_of(name) and not set(values) - {field.name for field in dataclasses.fields(cls)}:
             return cls.from_dict({"method": name, **values})
-        step = {key: values.pop(key) for key in list(values) if key not in ("positions", "k", "members")}
+        step = {key: values.pop(key) for key in list(values) if key not in _BESIDE}
         return cls.from_dict({"steps": [{"method": name, **step}], **values})
 
     @classmethod
@@ -233,8 +240,8 @@ class CompressionConfig:
         return cls.preset(name, **{**shorthand.keys_of(rest, text), **overrides})
 
     def changed(self, **values) -> CompressionConfig:
-        """The same with some keys changed: positions, k and members, those of the shorthand, and fields of its steps,
-        as far as one step alone has them. None changes nothing.
+        """The same with some keys changed: those beside steps, those of the shorthand, and fields of its steps, as far
+        as one step alone has them. None changes nothing.
 
         Raises:
             InputError: a key that is none here, that several steps have, or a value that cannot be.
@@ -244,7 +251,7 @@ class CompressionConfig:
         if "positions" in values and "k" not in values and values["positions"] != self.positions:
             plain.pop("k")
         for key in list(values) if self.steps is not None else ():
-            if key not in plain and key != "k":
+            if key not in plain and key not in _BESIDE:
                 having = [step for step in plain["steps"] if key in step]
                 if len(having) != 1:
                     said = "no step has it" if not having else "several steps have it: write them to a file"
@@ -293,19 +300,20 @@ class CompressionConfig:
     @property
     def label(self) -> str:
         """A short name, a file's or folder's, that tells settings apart."""
+        proportional = "-proportional" if self.proportional_attention else ""
         if self.steps is None:
-            return shorthand.label(self)
+            return shorthand.label(self) + proportional
         parts = [step_label(method) for method in self.steps] or ["dense"]
-        return "-".join([*parts, self.positions, f"k{self.k}", self.members])
+        return "-".join([*parts, self.positions, f"k{self.k}", self.members]) + proportional
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict:
         """Plain values, of the keys that were given: steps, or the shorthand's."""
         values = fields_to_plain(self)
-        if self.steps is None:
-            return {key: values[key] for key in shorthand.KEYS}
-        return {key: values[key] for key in ("steps", "positions", "k", "members")}
+        keys = shorthand.KEYS if self.steps is None else ("steps", "positions", "k", "members")
+        # A file of the first edition knows no proportional_attention.
+        return {key: values[key] for key in (*keys, *(_BESIDE[3:] if self.proportional_attention else ()))}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write our own keys as JSON, atomically."""

@@ -150,14 +150,26 @@ def _add_eval(commands) -> None:
         "--data-root", default="runs/train/data", help="the benchmarks' data (default: that of `train`)"
     )
     parser.add_argument("--output", default="runs/eval", help="(default: runs/eval)")
+    what = (
+        "sizes, frames, prompts and rules: checkpoint, lmms-eval, qwen or vlmevalkit (default: lmms-eval for published "
+    )
+    what += "benchmarks, checkpoint for others); what is named by another option goes before it"
+    parser.add_argument("--protocol", metavar="NAME", help=what)
     _add_bin(parser)
     _add_compression(parser, several=True)
-    _add_device(parser)
+    _add_device(parser, default=None)
     _add_pixels(parser)
+    parser.set_defaults(device="auto")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
     parser.add_argument("--max-new-tokens", type=int, help="(default: as the benchmark says, else 16)")
+    what = "measure costs in turns on the same prompts, after the scores, in so many rounds (default: 5; with the "
+    parser.add_argument("--cost-rounds", type=int, metavar="N", help=f"{what}protocol checkpoint 0: not)")
+    what = (
+        "the dense model on smaller input of as many tokens, at every --ratio (default: but with protocol checkpoint)"
+    )
+    parser.add_argument("--smaller-input", action=argparse.BooleanOptionalAction, default=None, help=what)
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     _add_generation(parser)
     parser.set_defaults(run="evaluate:run_eval")
@@ -168,6 +180,10 @@ def _add_report(commands) -> None:
     parser.add_argument("folder", nargs="?", default="runs/eval", help="of the evaluations (default: runs/eval)")
     parser.add_argument("--out", metavar="FILE.md", help="(default: report.md in the folder)")
     parser.add_argument("--title")
+    what = "also one HTML page: sortable tables, a plot, and where two methods' answers differ"
+    parser.add_argument("--html", action="store_true", help=what)
+    what = "set published tables beside ours, which are never mixed with them: ppe, pixelprune, ipcv, pvc or all"
+    parser.add_argument("--published", nargs="+", metavar="PAPER", help=what)
     parser.set_defaults(run="evaluate:run_report")
 
 

@@ -16,7 +16,7 @@ from ppe_npu.engine.layout import Stage, Standing, lay_out, left_as_given
 from ppe_npu.engine.merge import Holding
 from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.positions import axes_of, check_channels, position_rows, prompt_positions
+from ppe_npu.engine.positions import HALVES, axes_of, check_channels, position_rows, prompt_positions
 from ppe_npu.engine.run import Masking, Prefill, Run
 from ppe_npu.engine.shown import LAYER_NEEDS, tells_samples_apart
 from ppe_npu.engine.spans import Parts, PromptLayout, VisionTokens, find_spans
@@ -35,6 +35,7 @@ class Compression:
     Args:
         channels: the axis (0 t, 1 h, 2 w; or 0 alone) of each rotary channel of the half head dim.
         decoder_layers: how many the model has.
+        pairs: which channels its rotary embedding turns together, see rotary_table.
         layers: the first decoder layer of each stage after the first.
         stages: the part of the decoder before its first merge, and one part from each merge on.
         axes: of a position: 3, or 1 for a decoder with a plain rotary embedding.
@@ -52,6 +53,7 @@ class Compression:
     vision: VisionTokens
     channels: tuple[int, ...]
     decoder_layers: int
+    pairs: str = HALVES
     layers: tuple[int, ...] = field(init=False)
     stages: int = field(init=False)
     axes: int = field(init=False)
@@ -80,7 +82,7 @@ class Compression:
         self.tower = TowerBlocks.wanted(config.methods, self.vision)
 
     def __deepcopy__(self, memo: dict) -> "Compression":
-        twin = Compression(self.config, self.vision, self.channels, self.decoder_layers)
+        twin = Compression(self.config, self.vision, self.channels, self.decoder_layers, self.pairs)
         twin.keep_groups = self.keep_groups
         return twin
 
@@ -207,7 +209,7 @@ class Compression:
             self.report, self.last = CompressionReport.of(plan, self.layers, self.decoder_layers, watch), plan
 
         wishes = (self.config, plan, on, masking, self.axes, watch, report, self.trace)
-        run = Prefill(self.layers, [], [], state, [], *wishes)
+        run = Prefill(self.layers, [], [], state, [], [], *wishes)
         run.begin(text_embeds, features, deepstack, tower)
         return run
 
@@ -248,7 +250,7 @@ class Compression:
             rows, following = rows * self.stages, following * self.stages
         after = state.then((new,) * self.stages, following, (padded,) * self.stages, seen, compressed=False)
         masks = [cached.long() if padded else None for cached, padded in zip(after.masks, after.padded)]
-        return Run(self.layers, masks, rows, after, (None,) * self.stages)
+        return Run(self.layers, masks, rows, after, (None,) * self.stages, after.sizes)
 
 
 def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:

@@ -17,6 +17,8 @@ from ppe_npu.backends.compiling import traced_once
 from ppe_npu.engine.spans import VIDEO, PromptLayout, Span, VisionTokens
 from ppe_npu.errors import InputError
 
+HALVES, NEIGHBOURS = "halves", "neighbours"
+
 
 def prompt_positions(
     layout: PromptLayout, vision: VisionTokens, start: Sequence[int] | None = None, axes: int = 3
@@ -146,7 +148,7 @@ def channel_rows(rows: int, channels: Sequence[int]) -> list[int]:
 
 
 def rotary_table(
-    rows: torch.Tensor, inv_freq: torch.Tensor, channels: Sequence[int], scaling: float = 1.0
+    rows: torch.Tensor, inv_freq: torch.Tensor, channels: Sequence[int], scaling: float = 1.0, pairs: str = HALVES
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of every token and channel.
 
@@ -154,13 +156,14 @@ def rotary_table(
         rows: [R, B, S] positions.
         inv_freq: [D / 2] fp32, radians per position.
         channels: the axis of each of the D / 2 channels.
+        pairs: which two of D each of them turns: "halves", c and c + D / 2; "neighbours", 2 c and 2 c + 1.
 
     Returns:
-        cos, sin: [B, S, D] fp32, the two halves of D alike.
+        cos, sin: [B, S, D] fp32, the two of each pair alike.
     """
     lookup, inv_freq = _channel_lookup(rows.shape[0], tuple(channels), rows.device), inv_freq.float()
     angles = rows.permute(1, 2, 0).to(inv_freq.dtype).index_select(-1, lookup) * inv_freq
-    angles = torch.cat([angles, angles], dim=-1)
+    angles = angles.repeat_interleave(2, dim=-1) if pairs == NEIGHBOURS else torch.cat([angles, angles], dim=-1)
     return angles.cos() * scaling, angles.sin() * scaling
 
 

@@ -1,9 +1,11 @@
 """compress() and restore(): the seam to transformers, one file a model family.
 
 A family is a module with CLASSES, the names of the transformers classes that it serves, LAYERS, those of the decoder
-layers that it knows and of the attention in them, TOWER, the same of the vision tower's blocks, and the functions
-vision_tokens(config), channels(config) and decoder_layers(config) of the model's config, install(model, compression),
-uninstall(model) and detach(model). A new family is a new file and one line in _FAMILIES.
+layers that it knows and of the attention in them, PAIRS, which channels of a head that attention turns together, TOWER,
+the names of the vision tower's blocks and of the attention in them, and the functions vision_tokens(config),
+channels(config) and decoder_layers(config) of the model's config, install(model, compression), uninstall(model) and
+detach(model). A new family is a new file and one line in _FAMILIES; one that is like Qwen's in all that is asked here
+is an entry of grid_families.py, and one whose decoder counts in one dimension an entry of one_dimension_families.py.
 """
 
 from importlib import import_module
@@ -13,11 +15,11 @@ from typing import Any
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
 from ppe_npu.errors import InputError
-from ppe_npu.models.known import check_layers, check_tower, text_model
+from ppe_npu.models.known import REFUSED, check_layers, check_looked_at, check_tower, text_model
 from ppe_npu.models.pixels import pixel_values
 from ppe_npu.models.seam import is_shallow_copy
 
-_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "one_dimension")
+_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "one_dimension")
 
 
 def supported_classes() -> tuple[str, ...]:
@@ -56,6 +58,7 @@ def compress(model, config: CompressionConfig, processor=None):
     if config.at_pixels is not None:
         compression.vision = pixel_values(base, compression.vision, processor)
     check_layers(text_model(base.model).layers, family.LAYERS)
+    check_looked_at(text_model(base.model).layers, config.methods)
     blocks = range(compression.vision.tower_blocks) if compression.inside is not None else compression.tower.all
     check_tower((base.model.visual.blocks[block] for block in blocks), family.TOWER)
     _take_off(base, family)
@@ -102,9 +105,8 @@ def is_compressed(model) -> bool:
 
 
 def _compression(family: ModuleType, model_config, config: CompressionConfig) -> Compression:
-    return Compression(
-        config, family.vision_tokens(model_config), family.channels(model_config), family.decoder_layers(model_config)
-    )
+    vision, channels = family.vision_tokens(model_config), family.channels(model_config)
+    return Compression(config, vision, channels, family.decoder_layers(model_config), family.PAIRS)
 
 
 def _seam(model) -> tuple[Any, ModuleType]:
@@ -116,7 +118,8 @@ def _family(class_name: str) -> ModuleType:
     for family in _families():
         if class_name in family.CLASSES:
             return family
-    raise InputError(f"{class_name} is not supported: supported are {', '.join(supported_classes())}")
+    why = f" ({REFUSED[class_name]})" if class_name in REFUSED else ""
+    raise InputError(f"{class_name} is not supported{why}: supported are {', '.join(supported_classes())}")
 
 
 def base_of(model):
@@ -130,5 +133,7 @@ def base_of(model):
             return model
 
 
-def _families() -> list[ModuleType]:
-    return [import_module(f"{__name__}.{name}") for name in _FAMILIES]
+def _families() -> list:
+    """Modules, or what has the same names."""
+    grids = import_module(f"{__name__}.grid_families")
+    return [*(import_module(f"{__name__}.{name}") for name in _FAMILIES), *grids.FAMILIES]

@@ -18,11 +18,12 @@ from ppe_npu.models.pixels import KeptPatches, chosen_cells, run_on_kept
 from ppe_npu.models.tower import watched
 
 IDLE = "_ppe_idle_tower"  # of a model whose tower takes no grids: what untouched_tower() asks in its place
+SECONDS = ("second_per_grid_ts", "video_second_per_grid")  # of each video; the second in Qwen2.5-Omni
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 # What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
 CONSUMED = (
     *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values", "pixel_values_videos"),
-    *("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "rope_deltas", "cache_position"),
+    *("image_grid_thw", "video_grid_thw", *SECONDS, "mm_token_type_ids", "rope_deltas", "cache_position"),
     *("mm_encoder_outputs", KEYWORD),
 )
 
@@ -79,7 +80,7 @@ def make_plan(
         mask,
         grids[IMAGE],
         grids[VIDEO],
-        kwargs.get("second_per_grid_ts") if grids[VIDEO] is not None else None,
+        next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None and grids[VIDEO] is not None), None),
         kwargs.get("position_ids"),
         None if past is None else past.following[0],
         kwargs.get(KEYWORD, NOTHING).left,
@@ -162,8 +163,9 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
         with watched(model, plan) as seen:
+            grid = _frames(torch.cat(grids)) if model.compression.vision.tower_frames else torch.cat(grids)
             inside = _inside(model.compression, plan, given)
-            ran = _run_tower(model, torch.cat(pixels), torch.cat(grids), plan.chosen, **inside)
+            ran = _run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
         tower = seen.tokens(_joined(ran.pooler_output).device)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
@@ -210,6 +212,12 @@ def untouched_tower(model) -> torch.Tensor | float:
     parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
     # Sums of no rows: exactly 0 and with gradients of 0, whatever the tower makes of zeros.
     return sum(part[:0].sum() for part in parts)
+
+
+def _frames(grids: torch.Tensor) -> torch.Tensor:
+    """Each frame as a grid of its own."""
+    alone = torch.repeat_interleave(grids, grids[:, 0], dim=0)
+    return torch.cat([torch.ones_like(alone[:, :1]), alone[:, 1:]], dim=1)
 
 
 def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen | None = None, **inside: TowerPass):

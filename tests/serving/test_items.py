@@ -131,6 +131,7 @@ class Late(Method):
     [
         ({"layers": [2]}, TOGETHER, "layers=[2]"),
         ({"steps": [{"method": "dpc_knn", "layer": 1}]}, TOGETHER, "layers=[1]"),
+        ({"proportional_attention": True}, TOGETHER, "proportional_attention: a server's attention"),
         ({"steps": [Late()]}, TOGETHER, "late_for_items: how many tokens it keeps"),
         ({"steps": [{"method": "cdpruner"}]}, TOGETHER, "cdpruner looks at text"),
         ({"steps": [{"method": "visionzip"}]}, TOGETHER, "visionzip looks at tower_keys, tower_saliency"),
