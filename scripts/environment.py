@@ -7,6 +7,7 @@
 .venv-oldest   the same with the oldest transformers of our range (scripts/oldest.txt), for test-matrix
 .venv-newest   the same with the newest torch and transformers of the index, whatever our bounds say, for test-newest
 .venv-lmms     the same with lmms-eval, which brings a hundred packages of its own, for test-lmms
+.venv-docs     mkdocs-material alone (scripts/docs.txt), for docs
 
 It needs nothing but Python, and runs in the folder of the repository. An environment that is complete has a file .ready
 (.torch_npu, where that was added). The exit code is 2 where Python is too old, else the first failed command's.
@@ -25,15 +26,18 @@ CONSTRAINTS = Path("scripts/constraints.txt")
 TORCH = "torch==2.13.0"
 # wandb and pandas, which lmms-eval brings, want older releases of these than we test with.
 NOT_FOR_LMMS = r"(?m)^(protobuf|python-dateutil)=.*\n"
-NAMES = (".venv", ".venv-npu", ".venv-oldest", ".venv-newest", ".venv-lmms")
+NAMES = (".venv", ".venv-npu", ".venv-oldest", ".venv-newest", ".venv-lmms", ".venv-docs")
 
 
 def commands(folder: str) -> list[list[str]]:
     """The commands that make this environment, in order."""
     constrained = ["--constraint", str(CONSTRAINTS)]
     mend = [f"{folder}/bin/python", "scripts/mend_torchvision.py"]
+    made = [sys.executable, "-m", "venv", folder]
+    if folder == ".venv-docs":
+        return [made, pip(folder, "--no-deps", "--requirement", "scripts/docs.txt")]
     base = [
-        [sys.executable, "-m", "venv", folder],
+        made,
         pip(folder, *constrained, TORCH, "--editable", ".[train,eval,dev]"),
         # By itself: PyPI's wants CUDA libraries. transformers' video processors need it.
         pip(folder, *constrained, "--no-deps", "torchvision"),

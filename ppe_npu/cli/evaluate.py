@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.checkpoints.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
-from ppe_npu.cli.common import compressions, generation, reading, video_sampling
+from ppe_npu.checkpoints.loading import DTYPES, load_model, quiet_transformers
+from ppe_npu.cli import common
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
@@ -51,13 +52,13 @@ def run_eval(args: argparse.Namespace) -> int:
     _check_arguments(args)
     check_plotting()
     quiet_transformers()
-    chosen = _chosen(args, model_path)
+    checkpoint = common.checkpoint(args, model_path)
+    chosen = _chosen(args, model_path, checkpoint)
     if "layout" in args.benchmarks and Path(args.data_root) == EMBEDDED / "data":
         write_embedded_data(EMBEDDED / "data")
     loaded = load_benchmarks(args.benchmarks, args.data_root)
-    check_compression(model_path, *chosen, **reading(args))
-    processor, sampling = load_processor(model_path, args.min_pixels, args.max_pixels), video_sampling(args)
-    values, own = generation(argparse.Namespace(model=model_path, generation=args.generation))
+    processor, sampling = common.processor(args, checkpoint), common.video_sampling(args)
+    values, own = common.generation(args.generation, checkpoint)
     runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
     for benchmark in loaded:
         identity, tokens = benchmark_identity(benchmark), new_tokens(benchmark, args.max_new_tokens)
@@ -67,10 +68,12 @@ def run_eval(args: argparse.Namespace) -> int:
             known = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
             check_settings(folder, {**identity, **known}, {"generation": first_edition(own)})
     check_shared(Path(args.output))
-    model = load_model(model_path, device, args.dtype, **reading(args))
+    model = checkpoint.load(device, args.dtype, load_model)
     results = _evaluate(model, processor, runs, sampling, values, args)
+    common.say(common.whose(args, model_path, chosen))
     if devices.process_rank() == 0:
-        _report(Path(args.output), Path(args.output) / "report.md", f"Evaluation of {args.model or model_path}")
+        _report(args, Path(args.output), Path(args.output) / "report.md", f"Evaluation of {args.model or model_path}")
+        print(f"answers of {', '.join(dict.fromkeys(_place(result) for result in results))}")
     return _verdict(results)
 
 
@@ -83,7 +86,7 @@ def run_report(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else folder / "report.md"
     if out.suffix != ".md":
         raise InputError(f"--out {out}: name a .md file; the .json and .png go beside it")
-    _report(folder, out, args.title or f"Evaluation in {folder}")
+    _report(args, folder, out, args.title or f"Evaluation in {folder}")
     return 0
 
 
@@ -119,11 +122,12 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--seed {args.seed} must be in [0, 2**32)")
 
 
-def _chosen(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:
+def _chosen(args: argparse.Namespace, model: Path, checkpoint: common.Checkpoint) -> list[CompressionConfig]:
     """Every compression that was asked for, at every ratio that was asked for; dense once."""
     configs = []
     for ratio in args.ratio or [None]:
-        configs += compressions(argparse.Namespace(**{**vars(args), "ratio": ratio}), model)
+        configs += common.compressions(argparse.Namespace(**{**vars(args), "ratio": ratio}), model)
+    configs = common.fitted(checkpoint, configs)
     labels: dict[str, CompressionConfig] = {}
     for config in configs:
         if labels.setdefault(config.label, config) != config:
@@ -164,17 +168,23 @@ def _evaluate(
     return results
 
 
-def _report(folder: Path, out: Path, title: str) -> None:
+def _report(args: argparse.Namespace, folder: Path, out: Path, title: str) -> None:
     path, table = write_report(collect(folder), out, title, missing=unfinished(folder))
     print(f"{table}\n\nwritten to {path}, with {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
+    if args.json:
+        common.print_json(args, json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
 
 
 def _verdict(results: list[dict[str, Any]]) -> int:
-    """The exit code: 1 if every sample of a run failed, or a benchmark's metrics() did. Failures are printed."""
+    """The exit code: 1 if every sample failed, or a benchmark's metrics() did. Failures are printed, with the first's
+    reason and where all of them are."""
     failed, asked = sum(result["errors"] for result in results), sum(result["samples"] for result in results)
     if failed and devices.process_rank() == 0:
+        first = next(result for result in results if result["errors"])
+        file = Path(first["folder"]) / "predictions.jsonl"
         print(
-            f"ppe-npu: {failed} of {asked} samples failed; see predictions.jsonl, and run again to ask them again",
+            f"ppe-npu: {failed} of {asked} samples failed, the first because: {printable(_first_error(file))}; see "
+            f"{file}, and run again to ask them again",
             file=sys.stderr,
         )
     broken = [result for result in results if "metrics_error" in result]
@@ -186,3 +196,15 @@ def _verdict(results: list[dict[str, Any]]) -> int:
             file=sys.stderr,
         )
     return 1 if broken or failed == asked else 0
+
+
+def _place(result: dict[str, Any]) -> str:
+    """What the table calls a run, and the folder of its answers: one of these for each compression, in BENCHMARK/."""
+    return f"{result['name']}: BENCHMARK/{Path(result['folder']).name}"
+
+
+def _first_error(file: Path) -> str:
+    """Why the first sample of a run's predictions that failed did, and which it was."""
+    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    row = next(row for row in rows if "error" in row)
+    return f"sample {row['index']}: {row['error']}"

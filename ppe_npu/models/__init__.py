@@ -6,12 +6,15 @@ vision_tokens(config), channels(config) and decoder_layers(config) of the model'
 uninstall(model) and detach(model). A new family is a new file and one line in _FAMILIES.
 """
 
+import logging
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from ppe_npu.backends.device import process_rank
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import most_positions
 from ppe_npu.errors import InputError
 from ppe_npu.models.known import check_layers, check_tower, text_model
 from ppe_npu.models.pixels import pixel_values
@@ -53,6 +56,8 @@ def compress(model, config: CompressionConfig, processor=None):
         )
     base, family = _seam(model)
     compression = _compression(family, base.config, config)
+    if (said := another_k(config, compression.config)) and process_rank() == 0:
+        logging.getLogger("ppe_npu").warning(said)
     if config.at_pixels is not None:
         compression.vision = pixel_values(base, compression.vision, processor)
     check_layers(text_model(base.model).layers, family.LAYERS)
@@ -62,9 +67,17 @@ def compress(model, config: CompressionConfig, processor=None):
     return model
 
 
-def check_fit(class_name: str, model_config, config: CompressionConfig) -> None:
-    """Raise InputError unless `config` fits a model of this class with this transformers config; needs no weights."""
-    _compression(_family(class_name), model_config, config)
+def check_fit(class_name: str, model_config, config: CompressionConfig) -> CompressionConfig:
+    """`config` as a model of this class with this transformers config takes it (see CompressionConfig's k); needs no
+    weights. Raises InputError unless it fits."""
+    return _compression(_family(class_name), model_config, config).config
+
+
+def another_k(asked: CompressionConfig, fitted: CompressionConfig) -> str | None:
+    """What is said where a k that nobody named was made smaller to fit the model."""
+    if asked.k == fitted.k:
+        return None
+    return f"k={fitted.k} in place of the default {asked.k}: the largest that this model's rotary sections hold"
 
 
 def restore(model):
@@ -91,9 +104,9 @@ def is_compressed(model) -> bool:
 
 
 def _compression(family: ModuleType, model_config, config: CompressionConfig) -> Compression:
-    return Compression(
-        config, family.vision_tokens(model_config), family.channels(model_config), family.decoder_layers(model_config)
-    )
+    channels = family.channels(model_config)
+    fitted = config.fitted(most_positions(channels))
+    return Compression(fitted, family.vision_tokens(model_config), channels, family.decoder_layers(model_config))
 
 
 def _seam(model) -> tuple[Any, ModuleType]:
