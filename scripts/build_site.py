@@ -93,8 +93,8 @@ def method_page(one: Any, picture: str | None) -> str:
         )
         parts += [
             "## Its groups",
-            "By the tiny model with random weights (`docs/quickstart.md` saves one), whose features mean nothing: what a "
-            "method does is to be seen, not how well.",
+            "By the tiny model with random weights (`docs/quickstart.md` saves one), whose features mean nothing: what "
+            "a method does is to be seen, not how well.",
             f"![groups]({one.name}.png)",
             command,
         ]

@@ -1,4 +1,4 @@
-"""A tiny random model of every family whose decoder counts positions in one dimension, and prompts for it.
+"""A tiny random model of every family, and prompts for it.
 
 How many tokens a picture has is counted on what the untouched model's own get_image_features gives, so that what the
 package says about it is held against somebody else's word.
@@ -7,12 +7,12 @@ package says about it is held against somebody else's word.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers
-from support import IMAGE_ID, PAD_ID, VIDEO_ID, VOCAB
+from support import IMAGE_ID, PAD_ID, START_ID, VIDEO_ID, VOCAB, Prompt, batch
 
 SIDE, PATCH = 16, 4  # pixels of a tile and of a patch: 4 x 4 patches
 _CLIP = {
@@ -128,20 +128,114 @@ class Tiny:
             return getattr(model.model, f"get_{kind}_features")(arrays[pixels], **others).pooler_output
 
 
+@dataclass(frozen=True)
+class TinyGrid:
+    """A tiny family whose images and videos are grids of patches.
+
+    Args:
+        name: of its config and model in transformers, as in Qwen2VLConfig.
+        vision, text: settings of these configs. sections: of M-RoPE. own: settings of the whole config.
+        clip: how a video stands in a prompt: "video" in one run, "frames" each apart, "" not at all.
+        one_placeholder: whether a video's tokens have the image's id.
+        seconds: the argument that says how long a frame lasts.
+    """
+
+    name: str
+    vision: dict[str, Any]
+    text: dict[str, Any] = field(default_factory=dict)
+    sections: tuple[int, ...] = (4, 6, 6)
+    clip: str = "video"
+    one_placeholder: bool = False
+    seconds: str = ""
+    own: dict[str, Any] = field(default_factory=dict)
+
+    def model(self, seed: int = 0):
+        torch.manual_seed(seed)
+        rope = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": list(self.sections)}
+        text = {**text_config("qwen2"), "rope_parameters": rope, **self.text}
+        text = {name: value for name, value in text.items() if name != "model_type" and value is not None}
+        ids = {"image_token_id": IMAGE_ID, "video_token_id": VIDEO_ID, "vision_start_token_id": START_ID}
+        config = getattr(transformers, f"{self.name}Config")(
+            vision_config={**_GRID_VISION, **self.vision},
+            text_config=text,
+            **ids,
+            tie_word_embeddings=False,
+            **self.own,
+        )
+        config.initializer_range = 0.2
+        model = getattr(transformers, f"{self.name}ForConditionalGeneration")(config).eval()
+        if "experts" in "".join(self.text):
+            model.set_experts_implementation("eager")  # the only one that fp64 has
+        return model
+
+    def sample(self, model, parts: list, seed: int) -> dict[str, torch.Tensor]:
+        """As Tiny has it: the pictures are of 4 x 5 and 3 x 3 tokens, the clip has 3 frames of 2 x 5."""
+        grids, own = iter([(1, 4, 5), (1, 3, 3)]), []
+        for part in parts:
+            own.append(part if isinstance(part, int) else "start")
+            if part == "picture":
+                own.append(("image", next(grids)))
+            elif part == "clip":
+                own.append((self.clip, (3, 2, 5)))
+        inputs = batch(Prompt(own, seed=seed))
+        seconds = inputs.pop("second_per_grid_ts", None)
+        if self.seconds and seconds is not None:
+            inputs[self.seconds] = seconds
+        if self.seconds != "video_second_per_grid":  # Qwen2.5-Omni takes none
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_ID) + 2 * (inputs["input_ids"] == VIDEO_ID)
+        if self.one_placeholder:
+            inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == VIDEO_ID, IMAGE_ID)
+        return inputs
+
+
+def prompts(tiny, model) -> list[dict[str, torch.Tensor]]:
+    """Three: two pictures (and a clip, where a call may have both), text alone, one picture."""
+    clip = ["clip", 2] if tiny.clip and not getattr(tiny, "one_placeholder", False) else []
+    parts = [[2, "picture", 3, "picture", 2, *clip], [5], [1, "picture", 4]]
+    return [tiny.sample(model, own, seed) for seed, own in enumerate(parts)]
+
+
 def together(samples: list[dict], side: str = "left", pad_to: int = 0) -> dict[str, torch.Tensor]:
     """A batch of samples, padded on one side."""
     length = max(pad_to, *(sample["input_ids"].shape[1] for sample in samples))
     out: dict[str, torch.Tensor] = {}
-    for name, fill in (("input_ids", PAD_ID), ("attention_mask", 0)):
-        rows = [sample[name][0] for sample in samples]
-        gaps = [length - len(row) for row in rows]
-        pads = [(gap, 0) if side == "left" else (0, gap) for gap in gaps]
-        out[name] = torch.stack([torch.nn.functional.pad(row, pad, value=fill) for row, pad in zip(rows, pads)])
-    for name in ("pixel_values", "image_sizes", "pixel_values_videos"):
-        arrays = [sample[name] for sample in samples if name in sample]
-        if arrays:
-            out[name] = torch.cat(arrays)
+    for name in dict.fromkeys(name for sample in samples for name in sample):
+        rows = [sample[name] for sample in samples if name in sample]
+        if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            gaps = [length - row.shape[1] for row in rows]
+            pads = [(gap, 0) if side == "left" else (0, gap) for gap in gaps]
+            rows = [torch.nn.functional.pad(row, pad, value=PAD_ID) for row, pad in zip(rows, pads)]
+        out[name] = torch.cat(rows)
     return out
+
+
+_GRID_VISION = {
+    "depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
+    "intermediate_size": 64, "out_hidden_size": 64, "initializer_range": 0.3,
+}  # fmt: skip
+_DEEPSTACK = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+_GLM: dict[str, Any] = {"clip": "frames", "one_placeholder": True}
+_GLM_VISION = {"image_size": 16, "intermediate_size": 64}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_GLM_EXPERTS = {
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+    "n_group": 1, "topk_group": 1, "head_dim": 64, "n_shared_experts": 1,
+}  # fmt: skip
+_WINDOWS = {"window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2}
+GRIDS = {
+    "qwen2_vl": TinyGrid("Qwen2VL", {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}),
+    "qwen2_5_vl": TinyGrid("Qwen2_5_VL", _WINDOWS, seconds="second_per_grid_ts"),
+    "qwen3_vl": TinyGrid("Qwen3VL", _DEEPSTACK, sections=(8, 4, 4), clip="frames"),
+    "qwen3_vl_moe": TinyGrid("Qwen3VLMoe", _DEEPSTACK, _EXPERTS, sections=(8, 4, 4), clip="frames"),
+    "glm4v": TinyGrid("Glm4v", _GLM_VISION, **_GLM),
+    "glm46v": TinyGrid("Glm46V", {**_GLM_VISION, "model_type": "glm4v_vision"}, {"model_type": "glm4v_text"}, **_GLM),
+    "glm4v_moe": TinyGrid("Glm4vMoe", _GLM_VISION, _GLM_EXPERTS, **_GLM),  # half a head is turned
+    "qwen2_5_omni_thinker": TinyGrid(
+        "Qwen2_5OmniThinker", _WINDOWS, seconds="video_second_per_grid",
+        own={"audio_config": {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 1, "encoder_ffn_dim": 16,
+                              "output_dim": 64}, "position_id_per_seconds": 2},
+    ),
+}  # fmt: skip
 
 
 _NEXT = {"vision_config": _CLIP, "image_grid_pinpoints": _PINPOINTS, "vision_feature_layer": -2}
@@ -163,3 +257,4 @@ TINY = {
     "idefics3": Tiny("Idefics3", {"vision_config": _IDEFICS, "scale_factor": 2}, **_BATCHED),
     "smolvlm": Tiny("SmolVLM", {"vision_config": _IDEFICS, "scale_factor": 2}, **_BATCHED),
 }  # fmt: skip
+EVERY = {**GRIDS, **TINY}

@@ -123,4 +123,5 @@ def test_commands_take_the_largest_k_too(run, tmp_path, write_image):
     assert run(*asked, "--compression", "ppe", "--k", 8)[0] == 2
     changed = CompressionConfig.preset("ppe").changed(ratio=0.2, members="last")
     assert not changed.k_named
-    assert changed.fitted(4).k == 4
+    assert (changed.k, changed.ratio) == (8, 0.2)
+    assert CompressionConfig.preset("ppe", k=8).changed(ratio=0.2).k_named

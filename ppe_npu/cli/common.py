@@ -113,9 +113,9 @@ def said_k(asked: Sequence[CompressionConfig], fitted: list[CompressionConfig]) 
     return fitted
 
 
-def processor(args: argparse.Namespace, found: Checkpoint) -> Any:
+def processor(found: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
     """The checkpoint's processor, with the bounds that were asked for."""
-    return load_processor(found.processor, args.min_pixels, args.max_pixels)
+    return load_processor(found.processor, min_pixels, max_pixels)
 
 
 def video_sampling(args: argparse.Namespace) -> VideoSampling:

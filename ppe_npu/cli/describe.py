@@ -31,7 +31,7 @@ def run_describe(args: argparse.Namespace) -> int:
     chosen = common.fitted(checkpoint, common.compressions(args, Path(args.model))[:1])[0]
     looking = Looking.of(args.show, args.token, chosen)
     asked, _ = common.generation(args.generation, checkpoint)
-    processor = common.processor(args, checkpoint)
+    processor = common.processor(checkpoint, args.min_pixels, args.max_pixels)
     if looking is not None:
         messages = looking.opened(messages, processor, sampling)
     inputs = build_inputs(processor, [messages], sampling=sampling)

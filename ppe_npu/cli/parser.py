@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_merge_lora(commands)
     _add_export(commands)
+    _add_serve(commands)
     _add_eval(commands)
     _add_report(commands)
     _add_describe(commands)
@@ -140,9 +141,21 @@ def _add_merge_lora(commands) -> None:
 
 def _add_export(commands) -> None:
     parser = commands.add_parser("export", help="write any checkpoint of a run as a plain transformers one")
-    parser.add_argument("--checkpoint", required=True, help="final/, or checkpoint-N of a run")
+    parser.add_argument("--checkpoint", required=True, help="final/, or checkpoint-N of a run; with --vllm any model")
     _add_plain_output(parser)
+    what = "let its config say how it is compressed, so that `vllm serve FOLDER` needs no flag (docs/serving.md)"
+    parser.add_argument("--vllm", action="store_true", help=what)
+    _add_compression(parser)
     parser.set_defaults(run="export:run_export")
+
+
+def _add_serve(commands) -> None:
+    parser = commands.add_parser("serve", help="start vLLM's OpenAI server with a compressed model (docs/serving.md)")
+    parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
+    _add_bin(parser)
+    _add_compression(parser)
+    parser.add_argument("vllm", nargs="*", metavar="-- ARGUMENT", help="after -- what vLLM's server takes")
+    parser.set_defaults(run="serve:run_serve")
 
 
 def _add_plain_output(parser: argparse.ArgumentParser) -> None:
@@ -162,14 +175,26 @@ def _add_eval(commands) -> None:
         "--data-root", default="runs/train/data", help="the benchmarks' data (default: that of `train`)"
     )
     parser.add_argument("--output", default="runs/eval", help="(default: runs/eval)")
+    what = (
+        "sizes, frames, prompts and rules: checkpoint, lmms-eval, qwen or vlmevalkit (default: lmms-eval for published "
+    )
+    what += "benchmarks, checkpoint for others); what is named by another option goes before it"
+    parser.add_argument("--protocol", metavar="NAME", help=what)
     _add_bin(parser)
     _add_compression(parser, several=True)
-    _add_device(parser)
+    _add_device(parser, default=None)
     _add_pixels(parser)
+    parser.set_defaults(device="auto")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
     parser.add_argument("--max-new-tokens", type=int, help="(default: as the benchmark says, else 16)")
+    what = "measure costs in turns on the same prompts, after the scores, in so many rounds (default: 5; with the "
+    parser.add_argument("--cost-rounds", type=int, metavar="N", help=f"{what}protocol checkpoint 0: not)")
+    what = (
+        "the dense model on smaller input of as many tokens, at every --ratio (default: but with protocol checkpoint)"
+    )
+    parser.add_argument("--smaller-input", action=argparse.BooleanOptionalAction, default=None, help=what)
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     _add_generation(parser)
     _add_json(parser)
@@ -182,6 +207,10 @@ def _add_report(commands) -> None:
     parser.add_argument("--out", metavar="FILE.md", help="(default: report.md in the folder)")
     parser.add_argument("--title")
     _add_json(parser)
+    what = "also one HTML page: sortable tables, a plot, and where two methods' answers differ"
+    parser.add_argument("--html", action="store_true", help=what)
+    what = "set published tables beside ours, which are never mixed with them: ppe, pixelprune, ipcv, pvc or all"
+    parser.add_argument("--published", nargs="+", metavar="PAPER", help=what)
     parser.set_defaults(run="evaluate:run_report")
 
 

@@ -22,9 +22,11 @@ class VisionTokens:
         merge_size: patches per token along height and along width.
         tokens_per_second: temporal positions per second of video; None: one a frame, whatever its duration.
         frames_apart: whether a prompt sets text between the frames of a video, so that each is a run of its own.
+        tower_frames: whether the vision tower is given each frame of a video as a grid of its own.
         tower_blocks: how many blocks the vision tower has, 0 where nothing is known of it.
         whole_blocks: those in which a whole frame attends to itself; None: all.
         window: tokens along the side of the windows of the other blocks.
+        taps: blocks whose output the decoder is given beside the tower's.
         pixels: what the numbers of its pixel_values are; None: it has no place for steps at the pixels.
     """
 
@@ -33,9 +35,11 @@ class VisionTokens:
     merge_size: int = setting(least=1)
     tokens_per_second: int | float | None = setting(least=0)
     frames_apart: bool = False
+    tower_frames: bool = False
     tower_blocks: int = setting(0, least=0)
     whole_blocks: tuple[int, ...] | None = None
     window: int = setting(0, least=0)
+    taps: tuple[int, ...] = ()
     pixels: PixelValues | None = None
 
     def __post_init__(self):
@@ -169,6 +173,23 @@ def find_spans(
         return PromptLayout(real, visual, _placed(visual, kinds, runs, first))
     except InputError as error:
         raise InputError(_in_transformers_words(kinds, real, runs, hidden, str(error))) from None
+
+
+def item_spans(kind: str, grid_thw: Sequence[int], seconds_per_frame: float, vision: VisionTokens) -> tuple[Span, ...]:
+    """The runs of one image or video that stands alone, in a prompt that holds nothing else.
+
+    Args:
+        kind: "image" or "video". grid_thw: (frames, height, width) in patches. seconds_per_frame: of a video.
+
+    Raises:
+        InputError: a grid that is no three whole multiples.
+    """
+    spans: list[Span] = []
+    start = 0
+    for part in _parts(kind, [grid_thw], [seconds_per_frame] if kind == VIDEO else None, vision):
+        spans.append(Span(0, start, kind, part.grid, part.seconds, start, 0))
+        start += part.tokens
+    return tuple(spans)
 
 
 def _in_transformers_words(

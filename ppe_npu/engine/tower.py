@@ -86,6 +86,11 @@ class TowerTokens:
 
 
 def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
+    if not vision.tower_blocks:
+        raise InputError(
+            f"{method.name} looks into the vision tower, which is not built for this family yet: take a method that "
+            "looks at tokens, or at a decoder layer"
+        )
     blocks = method.blocks(vision.tower_blocks)
     whole = range(vision.tower_blocks) if vision.whole_blocks is None else sorted(vision.whole_blocks)
     left = tuple(block for block in blocks if block in whole)

@@ -105,6 +105,11 @@ class ModelAnswers:
         """How long the sample's prompt will be, about."""
         return measure(sample, self.processor, self.config, self.sampling)
 
+    @property
+    def dtype(self) -> str:
+        """Of the model's numbers."""
+        return str(self.model.dtype).removeprefix("torch.")
+
     def prepare(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Samples of one bucket -> a left-padded batch, on the CPU; through the code that training uses."""
         conversations = [conversation(sample) for sample in samples]
@@ -142,7 +147,12 @@ def answer_settings(
         "compression": config.to_dict(),
         "dtype": dtype,
         "max_new_tokens": max_new_tokens,
-        "video": asdict(sampling or VideoSampling()),
+        "video": _frames(sampling or VideoSampling()),
         "seed": seed,
         "generation": recorded(generation or {}),
     }
+
+
+def _frames(sampling: VideoSampling) -> dict[str, Any]:
+    """The rules of frames; a budget only where there is one, as the first edition knew none."""
+    return {key: value for key, value in asdict(sampling).items() if key != "total_pixels" or value is not None}

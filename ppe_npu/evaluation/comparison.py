@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ppe_npu.evaluation.results import is_dense
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation import cost_table
+from ppe_npu.evaluation.protocols import label
+from ppe_npu.evaluation.results import runs_dense
 from ppe_npu.evaluation.rows import read_scores
 from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
 from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
@@ -27,9 +30,17 @@ def compare(results: Sequence[Result]) -> dict[str, Any]:
             on one benchmark (seeds, say) become one row: their mean.
 
     Returns:
-        {"benchmarks": {name: see _benchmark}, "overview": see _overview, "missing": lines that say what could not be
-        computed, and why}.
+        {"protocol": its label, "benchmarks": {name: see _benchmark}, "overview": see _overview, "missing": lines that
+        say what could not be computed, and why}.
+
+    Raises:
+        InputError: the results are of several protocols, which are never joined: by_protocol() parts them.
     """
+    labels = list(by_protocol(results))
+    if len(labels) > 1:
+        raise InputError(
+            f"results of {len(labels)} protocols ({', '.join(labels)}) cannot be joined: compare one by one"
+        )
     missing: list[str] = []
     names = list(dict.fromkeys(result["settings"]["benchmark"] for result in results))
     benchmarks = {
@@ -43,10 +54,19 @@ def compare(results: Sequence[Result]) -> dict[str, Any]:
     if all(row["costs"].get("peak_memory") is None for found in benchmarks.values() for row in found["rows"]):
         missing.append("Peak memory: not measured on the CPU.")
     return {
+        "protocol": labels[0] if labels else "",
         "benchmarks": benchmarks,
         "overview": _overview(benchmarks, missing),
         "missing": list(dict.fromkeys(missing)),
     }
+
+
+def by_protocol(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """{label of a protocol: its results, in order}."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(label(result["settings"]), []).append(result)
+    return found
 
 
 def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict[str, Any]:
@@ -90,11 +110,12 @@ def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict
         "metrics": list(dict.fromkeys(metric for result in results for metric in result.get("metrics", ()))),
         "metrics_scale": next((result.get("scale", UNDECLARED) for result in results), UNDECLARED),
         "rows": rows,
+        "interleaved": cost_table.read(results),
     }
 
 
 def _is_dense(runs: Sequence[Result]) -> bool:
-    return is_dense(runs[0]["settings"]["compression"])
+    return runs_dense(runs[0]["settings"])
 
 
 def _row(benchmark: str, runs: Sequence[Result], dense: Sequence[Result] | None, missing: list[str]) -> dict[str, Any]:

@@ -88,7 +88,9 @@ def processor_identity(processor: Any) -> dict[str, Any]:
 
 def benchmark_identity(benchmark: Any) -> dict[str, Any]:
     """The settings of a benchmark that decide what is asked."""
-    return {"benchmark": benchmark.name, "samples": len(benchmark), "data": data_fingerprint(benchmark)}
+    identity = {"benchmark": benchmark.name, "samples": len(benchmark), "data": data_fingerprint(benchmark)}
+    edition = getattr(benchmark, "edition", 1)  # of its scoring; the first wrote none down
+    return identity if edition == 1 else {**identity, "edition": edition}
 
 
 def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, Any] | None = None) -> None:

@@ -14,8 +14,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.identity import Unreadable, benchmark_identity, check_settings, read_sample
-from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, method, score, summarise, title
+from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, run_method, run_title, score, summarise
 from ppe_npu.evaluation.rows import FAULTS, QUESTION, checksum, fault, fault_of, question, signed
 from ppe_npu.evaluation.sharing import Share
 from ppe_npu.evaluation.tuned import tuned_with
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Sample = dict[str, Any]
 NEW_TOKENS = 16  # of an answer, where neither the user nor the benchmark says
+_UNSAID = {"protocol": protocols.load(protocols.CHECKPOINT).recorded()}  # what the first edition went by
 _UNKNOWN = SimpleNamespace(bucket="unreadable", before=0, after=0, source="")  # of what cannot be measured
 BATCH_TOKENS = 65_536  # prompt tokens of a batch before compression, padding included: 1.2 GB of pixels
 
@@ -120,8 +122,9 @@ class Evaluation:
         self.answers, self.benchmark, self.output = answers, benchmark, Path(output)
         self.batch_size, self.batch_tokens, self.poll, self._bar = batch_size, batch_tokens, poll, bar
         self.settings = {**(identity or benchmark_identity(benchmark)), **answers.settings()}
-        self.title = name or title(self.settings["compression"])
-        check_settings(self.output, self.settings, getattr(answers, "unsaid", dict)())
+        self.title = name or run_title(self.settings)
+        self.settings.setdefault("protocol", protocols.load(protocols.CHECKPOINT).recorded())
+        check_settings(self.output, self.settings, {**_UNSAID, **getattr(answers, "unsaid", dict)()})
         write_json(self.output / "settings.json", self.settings)
         self._numbers: dict[int | str, int] = {}
         self._asked: dict[int | str, str | None] = {}
@@ -256,7 +259,7 @@ class Evaluation:
         rows = sorted(rows, key=lambda row: self._numbers[row["index"]])
         return {
             "name": self.title,
-            "method": method(self.settings["compression"]),
+            "method": run_method(self.settings),
             **self._scores(rows),
             "settings": self.settings,
             "versions": self.answers.versions(),

@@ -95,6 +95,8 @@ class Method:
         tower_windows: of a block that attends in windows, where tower_saliency is needed: "refuse" it; take attention
             over the whole "frame", made from its queries and keys; or "skip" it. A field in most methods. In a tower
             all of whose blocks attend in windows it is always "frame".
+        restores: whether as many tokens come out of the vision tower as go in, of a method that works inside it: then
+            nothing after the tower knows of it.
         layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
             entry it stands, which has just run, and not of that one, which is about to.
 
@@ -117,9 +119,12 @@ class Method:
         def tower_blocks(self) -> tuple[int, ...]: ...
         @property
         def tower_windows(self) -> str: ...
+        @property
+        def layer_before(self) -> bool: ...
     else:
         needs, scope, counts, tower_blocks, tower_windows = frozenset({"tokens"}), "frame", "exact", (-1,), "refuse"
-    layer_before: ClassVar[bool] = False
+        layer_before = False
+    restores: ClassVar[bool] = False
 
     layer: int | tuple[int, ...] | None = setting(
         None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"

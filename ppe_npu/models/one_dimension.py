@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import HALVES
 from ppe_npu.engine.spans import IMAGE, VIDEO, Parts, PromptLayout, VisionTokens, find_spans
 from ppe_npu.errors import InputError
 from ppe_npu.models import generation, vision_language
@@ -36,6 +37,7 @@ from ppe_npu.models.vision_language import decoder_layers
 __all__ = [
     "CLASSES",
     "LAYERS",
+    "PAIRS",
     "TOWER",
     "channels",
     "decoder_layers",
@@ -46,9 +48,9 @@ __all__ = [
 ]
 
 CLASSES = tuple(family.name for family in FAMILIES.values())
-LAYERS = DECODERS  # and the attention in them; all of these rotate a channel with that half a head further on
+LAYERS = DECODERS  # and the attention in them
+PAIRS = HALVES  # which channels of a head are turned together
 TOWER: dict[str, str] = {}  # nothing looks into these towers yet
-_ROWS = "image_grid_thw"  # carries the Parts of a pass, once they are known
 _OF = {IMAGE: "get_image_features", VIDEO: "get_video_features"}
 
 
@@ -130,7 +132,7 @@ def in_parts(model, kwargs: dict) -> dict:
     """
     family, given = FAMILIES[model.config.model_type], kwargs.get("mm_encoder_outputs") or {}
     kinds = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None or kind in given]
-    if isinstance(kwargs.get(_ROWS), Parts) or not kinds:
+    if not kinds or any(isinstance(kwargs.get(f"{kind}_grid_thw"), Parts) for kind in kinds):
         return kwargs
     parts = _parts(model, family, kwargs, kinds)
     made = {kind: _Made(functools.partial(_features, model, kind, kwargs, given.get(kind))) for kind in kinds}

@@ -189,7 +189,12 @@ def picture_then_tiles(family: Family, asked: Asked) -> dict[str, Parts]:
         stride = getattr(config, "spatial_pool_stride", 2)
         newline = not hasattr(config, "spatial_pool_stride")
         side = math.ceil(height / stride) if newline else height // stride
-        for source, clip in enumerate(arguments[PIXELS[VIDEO]]):
+        clips = arguments.get(PIXELS[VIDEO])
+        if clips is None:
+            raise InputError(
+                "mm_encoder_outputs of videos do not say how many frames they have: give pixel_values_videos"
+            )
+        for source, clip in enumerate(clips):
             out[VIDEO] += [Part(VIDEO, source, (len(clip), side, side))]
             out[VIDEO] += [Part(VIDEO, source, (1, 1, 1))] * newline
     return out

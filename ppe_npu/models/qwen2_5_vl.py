@@ -5,13 +5,14 @@ in seconds.
 """
 
 from ppe_npu.engine.pixels import CLIP_MEAN, CLIP_STD, PixelValues
-from ppe_npu.engine.positions import contiguous_channels
+from ppe_npu.engine.positions import HALVES, contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models.vision_language import decoder_layers, detach, install, uninstall
 
 __all__ = [
     "CLASSES",
     "LAYERS",
+    "PAIRS",
     "TOWER",
     "channels",
     "decoder_layers",
@@ -23,6 +24,7 @@ __all__ = [
 
 CLASSES = ("Qwen2_5_VLForConditionalGeneration",)
 LAYERS = {"Qwen2_5_VLDecoderLayer": "Qwen2_5_VLAttention"}  # and the attention in them
+PAIRS = HALVES  # which channels of a head are turned together
 TOWER = {"Qwen2_5_VLVisionBlock": "Qwen2_5_VLVisionAttention"}  # the same of the vision tower's blocks
 
 

@@ -146,6 +146,8 @@ class TrainConfig:
         check_fields(self)
         if not self.data or not all(self.data) or not self.model or not self.output:
             raise InputError("training needs a model, data and an output folder: one of them is empty")
+        if self.packing and self.compression.proportional_attention:
+            raise InputError("packing keeps samples apart in segments, which take no proportional_attention: leave one")
         if self.distill_weight and self.compression.is_dense:
             raise InputError("distill_weight needs compression: without it the teacher sees what the student sees")
         if self.global_batch is not None and self.gradient_accumulation != 1:

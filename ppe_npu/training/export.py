@@ -15,12 +15,13 @@ from ppe_npu.checkpoints.loading import DTYPES, check_checkpoint, load_model
 from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, tensors_only
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.files import new_folder
+from ppe_npu.files import new_folder, write_json
 from ppe_npu.models.fingerprint import fingerprint
 from ppe_npu.training.adapters import adapter_weights, set_adapter_weights
 from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, read_base
 from ppe_npu.training.whole import check_whole
 from ppe_npu.utils.optional import optional
+from ppe_npu.utils.reading import read_json
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PROCESSOR = (
@@ -64,6 +65,7 @@ def export(
     model: str | Path | None = None,
     dtype: str | None = None,
     allow_bin: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write any checkpoint of a run as a plain one: weights and processor without the optimizer's state.
 
@@ -75,6 +77,7 @@ def export(
         model: of an adapter: its base; None: where base.json says it was.
         dtype: "fp32" or "bf16" to save in; None: as it was saved, an adapter in what its base was trained in.
         allow_bin: whether an adapter's base may have pytorch_model.bin alone.
+        config: what its config.json shall say beside, or in place of, what it says (ppe_npu.serving.checkpoint).
 
     Returns:
         output.
@@ -82,11 +85,17 @@ def export(
     Raises:
         InputError: as merge_lora; a checkpoint that was cut off.
     """
-    return _export(Path(checkpoint), Path(output), model, dtype, adapter=False, allow_bin=allow_bin)
+    return _export(Path(checkpoint), Path(output), model, dtype, adapter=False, allow_bin=allow_bin, config=config)
 
 
 def _export(
-    source: Path, output: Path, base: str | Path | None, dtype: str | None, adapter: bool, allow_bin: bool
+    source: Path,
+    output: Path,
+    base: str | Path | None,
+    dtype: str | None,
+    adapter: bool,
+    allow_bin: bool,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     adapter = adapter or (source / ADAPTER_CONFIG).is_file()
     _check_source(source, adapter)
@@ -103,6 +112,8 @@ def _export(
                 shutil.copy2(file, folder / file.name)
         if (folder / COMPRESSION).is_file():
             note_compression(folder, CompressionConfig.from_file(folder / COMPRESSION))
+        if config is not None:
+            write_json(folder / "config.json", {**read_json(folder / "config.json"), **config})
     return output
 
 

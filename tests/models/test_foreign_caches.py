@@ -55,7 +55,8 @@ QUICK = ("sampling", "beams", "static cache", "no cache", "scores and states")  
     ("setting", "feature"),
     [
         pytest.param(
-            *both, marks=() if both[0] == "dense" or both == ("ppe", both[1]) and both[1] in QUICK else pytest.mark.slow
+            *both,
+            marks=() if both[0] == "dense" or (both == ("ppe", both[1]) and both[1] in QUICK) else pytest.mark.slow,
         )
         for both in itertools.product(("dense", "ppe", "one", "cascade"), FEATURES)
     ],

@@ -39,6 +39,7 @@ class MMMU(Dataset):
     needs = ("*/validation-*.parquet",)
     home = "data set MMMU/MMMU of the Hugging Face hub (a folder of parquet files per subject)"
     metric = "accuracy; options as lmms-eval's tasks/mmmu, open answers as MMMU's eval_utils.py; per discipline"
+    # Under the authors' rule an answer without a letter is drawn where a protocol has a seed for that, else wrong.
     form = "{question}\n{options}\n\n" + LETTER
     open_form = "{question}\n\n" + SHORT
     max_new_tokens = 128
@@ -65,6 +66,10 @@ class MMMU(Dataset):
     def _images(self, number: int, pictures: list[str]) -> list[Any]:
         where = f"{self.name} {self.rows[number]['id']}"
         return [decode_image(self._table.cell(number, f"image_{name}"), where) for name in pictures]
+
+    def judged(self, answer: str, sample: Row) -> float | None:
+        """Open questions have one rule."""
+        return self.score(answer, sample) if sample["options"] is None else super().judged(answer, sample)
 
     def score(self, answer: str, sample: Row) -> float:
         if sample["options"] is not None:

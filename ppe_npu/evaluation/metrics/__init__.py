@@ -10,23 +10,41 @@ from ppe_npu.evaluation.metrics.letters import (
     first_character,
     lone_letter,
     longvideobench_letter,
+    mlvu_letter,
     mmbench_letter,
     mmmu_letter,
     opening_letter,
+    opens_with,
     scienceqa_letter,
 )
 from ppe_npu.evaluation.metrics.mmmu import open_candidates, open_is_right
-from ppe_npu.evaluation.metrics.text import anls, bare, contains, levenshtein, relaxed_accuracy, same_words
-from ppe_npu.evaluation.metrics.vqa import normalise_punctuation, normalise_vqa, normalise_words, vqa_accuracy
+from ppe_npu.evaluation.metrics.text import (
+    anls,
+    bare,
+    contains,
+    levenshtein,
+    relaxed_accuracy,
+    same_words,
+    unpunctuated,
+)
+from ppe_npu.evaluation.metrics.vqa import (
+    normalise_punctuation,
+    normalise_vqa,
+    normalise_words,
+    vqa_accuracy,
+    vqa_accuracy_by,
+)
 from ppe_npu.evaluation.metrics.word_similarity import STOP_WORDS, Taxonomy, WordNet, wups
 from ppe_npu.evaluation.metrics.yes_no import (
     COGNITION,
     PERCEPTION,
     mean_by,
     mme_label,
+    mme_label_published,
     mme_scores,
     pope_label,
     pope_scores,
+    word_label,
 )
 
 __all__ = [
@@ -49,8 +67,10 @@ __all__ = [
     "lone_letter",
     "longvideobench_letter",
     "mean_by",
+    "mlvu_letter",
     "mmbench_letter",
     "mme_label",
+    "mme_label_published",
     "mme_scores",
     "mmmu_letter",
     "normalise_punctuation",
@@ -59,12 +79,16 @@ __all__ = [
     "open_candidates",
     "open_is_right",
     "opening_letter",
+    "opens_with",
     "pope_label",
     "pope_scores",
     "relaxed_accuracy",
     "same_words",
     "scienceqa_letter",
+    "unpunctuated",
     "vqa_accuracy",
+    "vqa_accuracy_by",
+    "word_label",
     "wups",
 ]
 
