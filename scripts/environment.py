@@ -10,6 +10,7 @@
 .venv-vllm     vLLM for the CPU, with the torch and transformers that it pins (scripts/vllm.txt), for test-vllm
 .venv-ascend   torch with triton-ascend in Triton's place and two of Huawei's compilers, for test-ascend-compiler
 .venv-lent     Python 3.12 with the versions of a GPU machine that is lent for minutes (scripts/lent.txt), for test-lent
+.venv-docs     mkdocs-material alone (scripts/docs.txt), for docs
 
 It needs nothing but Python, and runs in the folder of the repository. An environment that is complete has a file .ready
 (.torch_npu, where that was added). The exit code is 2 where Python is too old, else the first failed command's.
@@ -33,7 +34,17 @@ NOT_FOR_LMMS = r"(?m)^(protobuf|python-dateutil)=.*\n"
 BESIDE_VLLM = ("matplotlib", "av", "pytest", "pytest-timeout", "hypothesis")  # for our reports, videos and tests
 # Beside a CPU torch neither loads, and each keeps transformers and vLLM from being imported.
 NOT_FOR_VLLM = ("torchaudio", "torchcodec")
-NAMES = (".venv", ".venv-npu", ".venv-oldest", ".venv-newest", ".venv-lmms", ".venv-vllm", ".venv-ascend", ".venv-lent")
+NAMES = (
+    ".venv",
+    ".venv-npu",
+    ".venv-oldest",
+    ".venv-newest",
+    ".venv-lmms",
+    ".venv-vllm",
+    ".venv-ascend",
+    ".venv-lent",
+    ".venv-docs",
+)
 # One package in two releases: the compiler alone is used, found by its folder (tests/ascend_compiler).
 ASCEND = ("triton-ascend==3.2.0", "ascendnpu-ir==1.2.0", "pybind11")
 OLDER_COMPILER = "ascendnpu-ir==1.1.0"
@@ -54,6 +65,8 @@ def commands(folder: str) -> list[list[str]]:
         ]
     mend = [f"{folder}/bin/python", "scripts/mend_torchvision.py"]
     new = [sys.executable, "-m", "venv", folder]
+    if folder == ".venv-docs":
+        return [new, pip(folder, "--no-deps", "--requirement", "scripts/docs.txt")]
     if folder == ".venv-vllm":
         return [
             new,

@@ -25,15 +25,18 @@ from ppe_npu.evaluation.answers import ModelAnswers
 from ppe_npu.evaluation.generation import Generated
 from ppe_npu.evaluation.samples import conversation
 from ppe_npu.serving.checkpoint import marks
+from ppe_npu.training.adapted import Checkpoint
 
 
-def check_engine(model: str | Path, configs: Sequence[CompressionConfig], allow_bin: bool = False) -> None:
+def check_engine(checkpoint: Checkpoint, configs: Sequence[CompressionConfig]) -> None:
     """Raise InputError unless vLLM is there and can serve the model with every compression; loads neither."""
     if importlib.util.find_spec("vllm") is None:
         raise InputError('--engine vllm needs vllm, which is not installed: pip install "ppe-npu[vllm]"')
+    if checkpoint.base is not None:
+        raise InputError(f"--engine vllm with adapter {checkpoint.folder}: merge it first (ppe-npu merge-lora)")
     for config in configs:
         if not config.is_dense:
-            marks(model, config, allow_bin)
+            marks(checkpoint.folder, config, checkpoint.allow_bin)
 
 
 class Engines:
