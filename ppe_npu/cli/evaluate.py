@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ppe_npu.cli.common import compressions, generation, reading
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import benchmarks, protocols
+from ppe_npu.evaluation import benchmarks, protocols, published
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
 from ppe_npu.evaluation.benchmarks import registry
 from ppe_npu.evaluation.decoding import first_edition
@@ -114,7 +114,7 @@ def run_report(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else folder / "report.md"
     if out.suffix != ".md":
         raise InputError(f"--out {out}: name a .md file; the .json and .png go beside it")
-    _report(folder, out, args.title or f"Evaluation in {folder}")
+    _report(folder, out, args.title or f"Evaluation in {folder}", args.html, published.paragraphs(args.published))
     return 0
 
 
@@ -217,8 +217,10 @@ def _evaluate(
     return results
 
 
-def _report(folder: Path, out: Path, title: str) -> None:
-    path, table = write_report(collect(folder), out, title, missing=unfinished(folder))
+def _report(folder: Path, out: Path, title: str, html: bool = False, notes: Sequence[str] = ()) -> None:
+    path, table = write_report(collect(folder), out, title, notes, unfinished(folder), html)
+    if html:
+        print(f"one page of it: {path.with_suffix('.html')}")
     print(f"{table}\n\nwritten to {path}, with {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
 
 
