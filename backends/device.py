@@ -166,6 +166,25 @@ def triton_problem(device: torch.device, shared_bytes: int = 0) -> str | None:
     return None
 
 
+def ascend_cores(device: torch.device) -> tuple[str, int, int] | None:
+    """An NPU's chip, its cube cores and its vector cores (0 where torch_npu does not tell); None of other kinds."""
+    if device.type != "npu":
+        return None
+    runtime = _runtime(device)
+    properties = runtime.get_device_properties(device)
+    cores = (int(getattr(properties, name, 0)) for name in ("cube_core_num", "vector_core_num"))
+    return runtime.get_device_name(device), *cores
+
+
+def ascend_triton_problem(device: torch.device) -> str | None:
+    """Why Triton kernels cannot be compiled for an NPU here, or None; on a CPU Triton's interpreter runs them."""
+    if device.type != "npu":
+        return None
+    from triton.backends import backends
+
+    return None if "ascend" in backends else "the triton that is installed is not triton-ascend"
+
+
 def current(device: torch.device) -> contextlib.AbstractContextManager:
     """A context in which `device` is CUDA's current device; it does nothing for other kinds.
 

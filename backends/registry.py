@@ -102,6 +102,11 @@ def _triton(op: str, gradient: bool = True) -> Implementation:
     return dataclasses.replace(kernel, gradient=gradient)
 
 
+def _triton_ascend(op: str, module: str, gradient: bool = True) -> Implementation:
+    kernel = Implementation(op, "triton_ascend", ("npu",), f"npu.{module}", op, requires="triton", verify="refusal")
+    return dataclasses.replace(kernel, gradient=gradient)
+
+
 def _liger(op: str) -> Implementation:
     return Implementation(op, "liger", ("cuda",), f"cuda.{op}", op, requires="liger_kernel.ops", verify="refusal")
 
@@ -124,8 +129,10 @@ REGISTRY: tuple[Implementation, ...] = (
     _mindspeed("rotary"),
     _triton("rotary"),
     _reference("rotary"),
+    _triton_ascend("dpc_knn", "dpc_knn", gradient=False),
     _triton("dpc_knn", gradient=False),
     _reference("dpc_knn", gradient=False),
+    _triton_ascend("group_mean", "row_mean"),
     Implementation("group_mean", "onehot", ("npu",), "npu.group_mean", "group_mean", verify="refusal"),
     _triton("group_mean"),
     Implementation("group_mean", "onehot", ("cuda",), "onehot", "group_mean"),

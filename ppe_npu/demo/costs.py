@@ -1,5 +1,5 @@
-"""The demo's costs: the fine-tuned models of the first seed answer the same pictures in turns, in one process, after all
-scores are there. Workers that run side by side measure each other."""
+"""The demo's costs: the fine-tuned models of the first seed answer the same pictures in turns, in one process, after
+all scores are there. Workers that run side by side measure each other."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Answerer:
         sampling = VideoSampling(fps, nframes, min_pixels, max_pixels, total_pixels=total_pixels, **most)
         config = as_compression(compression or _own(pretrained), ratio=ratio, positions=positions, k=k, **fields)
         quiet_transformers()
-        check_compression(pretrained, config)
+        config = check_compression(pretrained, config)[0]
         processor = load_processor(pretrained, min_pixels, max_pixels)
         _say(notice(of_checkpoint(pretrained), {}))
         model = compress(load_model(pretrained, where, dtype), config)

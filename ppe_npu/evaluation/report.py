@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import cost_table, decoding, tables
+from ppe_npu.evaluation import cost_table, decoding, tables, tuned
 from ppe_npu.evaluation.comparison import by_protocol, compare
 from ppe_npu.evaluation.page import write_page
 from ppe_npu.evaluation.plot import check_plotting, draw
@@ -20,6 +20,7 @@ from ppe_npu.utils import escape
 
 __all__ = ["check_plotting", "collect", "unfinished", "write_report"]
 
+_FIRST = ("dense", "chatunivi", "keep_one", "ppe")  # rows in this order, then all others by name
 _SCORES = (
     "Scores are in percent where no other unit is named; each benchmark declares its own, and Avg is of those in "
     "percent. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
@@ -59,7 +60,8 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
 
     def place(result: Mapping[str, Any]) -> tuple:
         own = result.get("method", result["name"])
-        return result["settings"]["benchmark"], own != "dense", own, -(result["costs"]["retention"] or 0.0)
+        rank = _FIRST.index(own.partition(" ")[0]) if own.partition(" ")[0] in _FIRST else len(_FIRST)
+        return result["settings"]["benchmark"], rank, own, -(result["costs"]["retention"] or 0.0)
 
     return sorted(found, key=place)
 
@@ -197,7 +199,7 @@ def _facts(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, A
     many = _counted(found["samples"], "sample")
     if found["units"] is not None:
         many += f", judged in {_counted(found['units'], 'group')}"
-    text = f"{many}, score: {found['score']}; {dtypes} on {devices}{in_batches}.{_decoding(runs)}"
+    text = f"{many}, score: {found['score']}; {dtypes} on {devices}{in_batches}.{tuned.sentence(runs)}{_decoding(runs)}"
     answers = sum(run["samples"] for run in runs)
     errors = sum(row["errors"] for row in found["rows"])
     if len(found["types"]) > 1:

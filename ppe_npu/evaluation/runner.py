@@ -19,7 +19,9 @@ from ppe_npu.evaluation.identity import Unreadable, benchmark_identity, check_se
 from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, run_method, run_title, score, summarise
 from ppe_npu.evaluation.rows import FAULTS, QUESTION, checksum, fault, fault_of, question, signed
 from ppe_npu.evaluation.sharing import Share
+from ppe_npu.evaluation.tuned import tuned_with
 from ppe_npu.files import write_json
+from ppe_npu.utils.progress import Progress
 
 if TYPE_CHECKING:
     from ppe_npu.data.sampling import VideoSampling
@@ -191,9 +193,7 @@ class Evaluation:
                 time.sleep(self.poll)
 
     def _progress(self) -> Any:
-        from tqdm import tqdm
-
-        return tqdm(total=len(self._numbers), desc=self.title, disable=not self._bar)
+        return Progress(len(self._numbers), self.title, "sample", hidden=not self._bar)
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
@@ -266,6 +266,7 @@ class Evaluation:
             "settings": self.settings,
             "versions": self.answers.versions(),
             "ignored": getattr(self.answers, "ignored", dict)(),
+            "tuned": tuned_with(self.settings.get("model", "")),
         }
 
     def _scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -75,10 +75,10 @@ def measure(sample: Sample, processor: Any, config: CompressionConfig, asked: Vi
     """A sample's Measure. A file that cannot be looked at counts as one of middling size: answering it will tell."""
     found, sampling = visuals(sample), sampling_of(sample, asked)
     text = len(sample["prompt"]) // _CHARACTERS
-    grids = [(1, _image_tokens(processor, image)) for image in found["image"]]
-    grids += [_video_grid(processor, video, sampling) for video in found["video"]]
-    before = text + sum(frames * tokens for frames, tokens in grids)
-    after = text + sum(config.span_tokens(frames, tokens, layer=0) for frames, tokens in grids)
+    grids = [(1, _image_tokens(processor, image), False) for image in found["image"]]
+    grids += [(*_video_grid(processor, video, sampling), True) for video in found["video"]]
+    before = text + sum(frames * tokens for frames, tokens, _ in grids)
+    after = text + sum(config.span_tokens(frames, tokens, 0, is_video) for frames, tokens, is_video in grids)
     # One call of build_inputs has one sampling, which matters to videos alone.
     bucket = f"video {sampling}" if found["video"] else "image" if found["image"] else "text"
     source = next((str(value) for value in [*found["video"], *found["image"]] if isinstance(value, (str, Path))), "")

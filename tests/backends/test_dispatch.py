@@ -134,8 +134,8 @@ ORDER = {
     "npu": {
         "attention": ["torch_npu_decode", "torch_npu", "mindspeed"],
         "rotary": ["torch_npu", "mindspeed"],
-        "group_mean": ["onehot"],
-        "dpc_knn": [],
+        "group_mean": ["triton_ascend", "onehot"],
+        "dpc_knn": ["triton_ascend"],
     },
     "cuda": {
         "attention": ["flash_attn", "sdpa"],
@@ -192,7 +192,7 @@ def test_backends_know_tensors_and_nothing_above_them():
         assert _imports(tree) <= allowed, file
         at_import = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
         # A Triton kernel cannot be written without Triton; the registry imports such modules when a call asks.
-        kernels = {"triton"} if file.parent.name == "cuda" else set()
+        kernels = {"triton"} if file.parent.name in ("cuda", "npu") else set()
         assert _imports(at_import).isdisjoint({*VENDORS, "numpy"} - kernels), file
 
 

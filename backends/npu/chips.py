@@ -1,0 +1,69 @@
+"""What an Ascend chip has: how many cores, and how much memory beside each.
+
+The sizes are those that Huawei's compiler plans with for each name: `make test-ascend-compiler` compares them with
+what it writes into its last IR. Cores are counted on the device itself where torch_npu tells them.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ppe_npu.backends import device
+
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One kind of chip; sizes in bytes.
+
+    Attributes:
+        name: as torch_npu and the compiler's --target spell it.
+        cubes, vectors: cores that multiply matrices, and cores that do all else.
+        ub: the buffer of a vector core. l1, l0, l0c: a cube core's: both operands, one operand's part, the sums.
+    """
+
+    name: str
+    cubes: int
+    vectors: int
+    ub: int = 192 * KIB
+    l1: int = 512 * KIB
+    l0: int = 64 * KIB
+    l0c: int = 128 * KIB
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("Ascend910B1", 24, 48),
+        Chip("Ascend910B2", 24, 48),
+        Chip("Ascend910B2C", 24, 48),
+        Chip("Ascend910B3", 20, 40),
+        Chip("Ascend910B4", 20, 40),
+        Chip("Ascend910B4-1", 20, 40),
+        Chip("Ascend910_9362", 20, 40),
+        Chip("Ascend910_9382", 24, 48),
+        Chip("Ascend910_9392", 24, 48),
+    )
+}
+# Triton's interpreter has no cores and is fastest with few, large tiles. A grid shorter than the work shows that
+# programs go from task to task.
+NONE = Chip("none", 2, 3, ub=1024 * KIB)
+
+
+def chip(where: torch.device) -> Chip:
+    """The chip of an NPU for which `problem` has none; `NONE` for other devices, where the interpreter runs."""
+    facts = device.ascend_cores(where)
+    if facts is None:
+        return NONE
+    name, cubes, vectors = facts
+    known = CHIPS[name]
+    return replace(known, cubes=cubes or known.cubes, vectors=vectors or known.vectors)
+
+
+def problem(where: torch.device) -> str | None:
+    """Why our Triton kernels cannot run there, or None."""
+    facts = device.ascend_cores(where)
+    if facts is not None and facts[0] not in CHIPS:
+        return "our Triton kernels are planned for chips of the 910B and 910C kinds"
+    return device.ascend_triton_problem(where)

@@ -1,0 +1,229 @@
+"""The kernels for Ascend in Triton's interpreter, against the algorithm in words and against the specification.
+
+Memory that nobody has written holds NaN here, so that what a kernel reads without having written it shows.
+"""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_dpc_knn import naive, picture
+from tolerances import assert_equal
+
+pytest.importorskip("triton")
+
+from kernel_device import DEVICE
+from triton_interpreter import repair
+
+from ppe_npu.backends.npu import chips, gram, row_mean, tiles
+from ppe_npu.backends.npu import dpc_knn as kernels
+from ppe_npu.backends.npu.chips import CHIPS
+from ppe_npu.backends.reference.dpc_knn import dpc_knn as reference
+from ppe_npu.backends.reference.group_mean import group_mean as reference_mean
+
+pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="kernels for Ascend are not compiled for a GPU")
+repair()
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+PLAN = tiles.plan
+
+
+@pytest.fixture(autouse=True)
+def _unwritten_memory_is_nan():
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # torch.empty is filled, then
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def check(x, sizes, budgets, neighbors, strict=False):
+    longest = x.shape[1]
+    valid = torch.arange(longest) < torch.tensor(sizes)[:, None] if min(sizes) < longest else None
+    arguments = x, valid, torch.tensor(budgets), max(budgets), torch.tensor(neighbors), strict
+    centers, labels = kernels.dpc_knn(*arguments)
+    assert centers.dtype == labels.dtype == torch.int64
+    assert ((centers >= 0) & (centers < longest)).all()
+    for f, (n, m, k) in enumerate(zip(sizes, budgets, neighbors)):
+        expected_centers, expected_labels = naive(x[f, :n].double(), m, k, strict)
+        assert labels[f, n:].eq(-1).all()
+        assert centers[f, :m].tolist() == expected_centers
+        assert labels[f, :n].tolist() == expected_labels
+    return arguments, centers, labels
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@settings(max_examples=2)
+@given(seed=st.integers(0, 10_000), dtype=st.sampled_from(DTYPES))
+def test_clusters_are_those_of_the_algorithm_in_words(strict, seed, dtype):
+    """Ragged frames of 1 to 19 tokens, with every number of neighbours; some are copies."""
+    g = torch.Generator().manual_seed(seed)
+    sizes = [19, *torch.randint(1, 20, (2,), generator=g).tolist()]
+    budgets = [int(torch.randint(1, n + 1, (), generator=g)) for n in sizes]
+    neighbors = [int(torch.randint(1, min(5, n) + 1, (), generator=g)) for n in sizes]
+    copied = torch.randint(0, 19, (3, 19), generator=g).minimum(torch.arange(19))
+    x = (torch.randn(3, 19, 20, generator=g) + 2).to(dtype)
+    copies = x.gather(1, copied[:, :, None].expand_as(x))
+    x = torch.where(torch.rand(3, 19, 1, generator=g) < 0.3, copies, x)
+    check(x, sizes, budgets, neighbors, strict)
+
+
+@pytest.mark.parametrize(
+    ("chip", "count", "shorter"),
+    [
+        ("Ascend910B4", 60, 20),
+        pytest.param("Ascend910B4", 100, 54, marks=pytest.mark.slow),
+        pytest.param("Ascend910B1", 260, 54, marks=pytest.mark.slow),
+    ],
+)
+def test_the_tiles_of_a_real_chip(monkeypatch, chip, count, shorter):
+    """Several tiles, the last partly filled, a frame that leaves some empty; copies in the first and the last."""
+    monkeypatch.setattr(kernels, "chip", lambda _: dataclasses.replace(CHIPS[chip], cubes=2, vectors=3))
+    x = torch.randn(2, count, 70, generator=torch.Generator().manual_seed(1)).bfloat16()
+    x[:, [7, 11, 18, count - 1]] = x[:, [3, 3, 9, 3]]
+    lengths = torch.tensor([count, shorter])
+    arguments = x, torch.arange(count) < lengths[:, None], lengths // 3, count // 3, torch.tensor([5, 4])
+    centers, labels = kernels.dpc_knn(*arguments)
+    expected = reference(*arguments)
+    assert_equal(labels, expected[1])
+    for f, budget in enumerate(lengths // 3):
+        assert_equal(centers[f, :budget], expected[0][f, :budget])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_equal_tokens_share_their_distances_whatever_the_products_round_to(monkeypatch, strict):
+    """Products are spoiled by some units in their last place, each by itself."""
+    made = gram.squared_distances
+
+    def spoiled(*arguments):
+        squared, norms = made(*arguments)
+        noise = torch.randint(-4, 5, squared.shape, generator=torch.Generator().manual_seed(0)) * 2.0**-23
+        both = norms[:, :, None] + norms[:, None, :]
+        symmetric = (noise.triu() + noise.triu(1).mT) * both
+        return torch.where(squared == 0, squared, (squared + symmetric).clamp_min(0)), norms
+
+    monkeypatch.setattr(kernels, "squared_distances", spoiled)
+    check(picture(1, channels=24), [48], [20], [5], strict)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_distances_that_are_equal_tie(strict):
+    """Small whole numbers around zero, a power of two of channels: all is exact, many pairs stand equally far apart."""
+    x = torch.randint(0, 3, (1, 20, 4), generator=torch.Generator().manual_seed(0)).half()
+    check(torch.cat([x, -x], dim=1), [40], [13], [2], strict)
+
+
+def test_frames_are_taken_some_at_a_time(monkeypatch):
+    x = torch.randn(24, 5, 20, generator=torch.Generator().manual_seed(2)).permute(1, 2, 0)  # 5 frames of 20
+    arguments = x, None, torch.tensor([5, 9, 20, 1, 7]), 20, torch.tensor([5, 4, 3, 2, 1])
+    together = kernels.dpc_knn(*arguments)
+    monkeypatch.setattr(tiles, "STORED_AT_ONCE", 2 * 64**2)
+    two_by_two = kernels.dpc_knn(*arguments)
+    for one, other in zip(together, two_by_two):
+        assert_equal(one, other)
+    assert_equal(together[1], reference(*arguments)[1])
+
+
+@pytest.mark.parametrize("junk", [1e6, math.inf, math.nan])
+def test_padding_and_frame_mates_change_nothing(junk):
+    """Nor does a frame whose tokens are not numbers: its labels mean nothing, but stay in range."""
+    g = torch.Generator().manual_seed(3)
+    budgets, neighbors = torch.tensor([5, 4, 5]), torch.tensor([5, 4, 5])
+    x = torch.randn(3, 12, 8, generator=g)
+    valid = torch.arange(12) < torch.tensor([12, 7, 12])[:, None]
+    expected = kernels.dpc_knn(x, valid, budgets, 5, neighbors)
+    x = torch.where(valid[:, :, None], x, junk)
+    x[2, 4] = junk
+    centers, labels = kernels.dpc_knn(x, valid, budgets, 5, neighbors)
+    assert_equal(labels[:2], expected[1][:2])
+    assert_equal(centers[0], expected[0][0])
+    assert_equal(centers[1, :4], expected[0][1, :4])
+    assert ((labels[2] >= 0) & (labels[2] < 5)).all()
+    assert len(set(centers[2].tolist())) == 5
+
+
+# -- group means -------------------------------------------------------------------------------------------------------
+
+
+def rows(frames, count, channels, groups, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(frames, count, channels, generator=g).to(dtype)
+    labels = torch.randint(-1, groups, (frames, count), generator=g)
+    return tokens.requires_grad_(), labels, (labels[:, :, None] == torch.arange(groups)).sum(1)
+
+
+@settings(max_examples=6)
+@given(
+    frames=st.integers(1, 3), count=st.integers(1, 30), channels=st.integers(1, 40), groups=st.integers(1, 9),
+    dtype=st.sampled_from(DTYPES[:2]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_means_and_their_gradients_have_the_bits_of_the_specification(frames, count, channels, groups, dtype, seed):
+    """One order of summation on a CPU: raster order. (The interpreter cuts bf16 where devices round.)"""
+    tokens, labels, counts = rows(frames, count, channels, groups, dtype, seed)
+    found, expected = row_mean.group_mean(tokens, labels, counts), reference_mean(tokens, labels, counts)
+    assert_equal(found, expected)
+    cotangent = torch.randn(found.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    (gradient,), (wanted,) = (torch.autograd.grad(made, tokens, cotangent) for made in (found, expected))
+    assert_equal(gradient, wanted)
+
+
+def test_wide_tokens_take_several_tasks():
+    tokens, labels, counts = rows(1, 12, 2100, 2)
+    assert_equal(row_mean.group_mean(tokens, labels, counts), reference_mean(tokens, labels, counts))
+
+
+def test_each_channel_comes_from_its_own_token():
+    """Every number says which token and channel it is: a gather that reads the wrong row or column shows which."""
+    tokens = (torch.arange(2 * 9)[:, None] * 1000.0 + torch.arange(200)).view(2, 9, 200)
+    labels = torch.stack([torch.randperm(9, generator=torch.Generator().manual_seed(f)) for f in range(2)])
+    means = row_mean.group_mean(tokens, labels, torch.ones(2, 9, dtype=torch.int64))
+    assert_equal(means.gather(1, labels[:, :, None].expand(-1, -1, 200)), tokens)
+
+
+def test_members_are_listed_by_group_in_raster_order():
+    labels, counts = torch.tensor([[2, 0, -1, 2, 0], [-1, -1, 1, 1, 1]]), torch.tensor([[2, 0, 2, 0], [0, 3, 0, 0]])
+    order, starts = row_mean.listed(labels.to(torch.int32), counts.to(torch.int32))
+    assert order[0, :4].tolist() == [1, 4, 0, 3]
+    assert order[1, :3].tolist() == [2, 3, 4]
+    assert starts.tolist() == [[0, 2, 2, 4, 4], [0, 0, 3, 3, 3]]
+    assert order.dtype == starts.dtype == torch.int32
+
+
+# -- tiles -------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    chip=st.sampled_from([*CHIPS.values(), chips.NONE]),
+    ub=st.sampled_from([64, 128, 192, 256]),
+    frames=st.integers(1, 5000),
+    count=st.integers(1, 5760),
+    channels=st.integers(1, 9000),
+)
+@settings(max_examples=60)
+def test_plans_cover_every_shape_and_leave_a_fifth_of_the_buffer(chip, ub, frames, count, channels):
+    """Of chips with another buffer, too, down to a third of today's."""
+    chip = dataclasses.replace(chip, ub=ub * chips.KIB)
+    plan = PLAN(chip, frames, count, channels)
+    assert plan.pitch >= count
+    assert plan.width >= channels
+    for size in (plan.tile, plan.square, plan.turned, plan.length, *plan.rows.values()):
+        assert plan.pitch % size == 0
+        assert size * 4 % 32 == 0
+    assert plan.width % plan.channels == plan.width % tiles.STEP == plan.pitch % plan.tokens == 0
+    held = {kernel: size * plan.tile for kernel, size in plan.rows.items()}
+    held |= {"distances": plan.square**2, "turn": plan.turned**2, "centre": plan.tokens * plan.channels}
+    held |= {"assign": plan.length, "mean": tiles.row_block(chip, channels)[0]}
+    for kernel, numbers in held.items():
+        assert tiles.BYTES[kernel] * numbers <= tiles.SHARE * chip.ub, kernel
+    assert 1 <= plan.frames <= frames
+    assert plan.frames * plan.pitch**2 <= tiles.STORED_AT_ONCE
+    assert plan.frames == 1 or plan.frames * plan.pitch * plan.width <= tiles.TOKENS_AT_ONCE
+    assert plan.frames * max(plan.pitch**2, plan.pitch * plan.width) < 2**31  # indices are int32
+
+
+def test_tiles_on_and_above_the_diagonal_are_numbered_once_each():
+    for count in range(1, 9):
+        found = [gram.corner.fn(place, count) for place in range(count * (count + 1) // 2)]
+        assert sorted(found) == [(r, c) for r in range(count) for c in range(r, count)]
