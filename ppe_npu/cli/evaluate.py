@@ -11,7 +11,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,8 @@ def _asked_benchmarks(args: argparse.Namespace) -> tuple[Protocol, list[Any]]:
     else:
         published = set(args.benchmarks) & set(registry.OURS) - {"layout"}
         protocol = protocols.load(protocols.PUBLISHED if published else protocols.CHECKPOINT)
+    if args.draws is not None:
+        protocol = replace(protocol, draws=args.draws)
     if devices.process_rank() == 0 and protocol.name != protocols.CHECKPOINT:
         print(f"ppe-npu: protocol {protocol.name} ({protocol.version}): {protocol.what}", file=sys.stderr)
     return protocol, load_benchmarks(args.benchmarks, args.data_root, protocol)

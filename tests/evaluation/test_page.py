@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from report_runs import write_run
@@ -137,12 +138,21 @@ def test_report_writes_the_page_when_asked(run, tmp_path):
     assert "--published x" in err
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="no node to read the page's script with")
-def test_the_pages_script_is_read_by_a_javascript_engine(tmp_path):
-    script = re.search(r"<script>\n(.*?)</script>", page_of(tmp_path).read_text(), re.DOTALL)[1]
-    (tmp_path / "page.js").write_text(script)
-    done = subprocess.run(["node", "--check", tmp_path / "page.js"], capture_output=True, text=True)
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script with")
+def test_the_pages_own_script_sorts_plots_and_shows_differences(tmp_path):
+    """Without a browser: a document of a few elements, see page_in_node.js."""
+    page = page_of(tmp_path, count=80)
+    command = ["node", Path(__file__).with_name("page_in_node.js"), page]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["ready"], found["names"]) == ("yes", ["dense", "ppe <b>"])
+    assert found["drawn"] > 10  # axes, labels, a line and a dot for each method
+    assert found["down"] == ["1,000", "10.0", "9.5", "-"]
+    assert found["up"] == ["9.5", "10.0", "1,000", "-"]  # what is no number stays below
+    assert (found["count"], found["shown"], found["more"]) == ("40 of 80", 25, 40)
+    assert EVIL in found["first"]
+    assert (found["won"], found["lost"], found["itself"]) == ("0 of 80", "40 of 80", "0 of 80")
 
 
 @pytest.mark.slow
@@ -164,6 +174,6 @@ def test_a_browser_opens_ten_thousand_samples_and_clicks(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     print(f"opened in {time.monotonic() - started:.1f} s, the browser's start included")
     assert 'data-ready="yes"' in done.stdout
-    assert 'data-order="up"' in done.stdout
+    assert '<th data-order="down"' in done.stdout
     assert re.search(r'id="told">0 of 10000\|Title ', done.stdout)  # a method beside itself differs nowhere
     assert "<svg" in done.stdout
