@@ -56,21 +56,41 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     require(known, "attention: mask must be bool (True = attend) or floating point, got", mask.dtype)
 
 
-def check_segments(cu_seqlens: list[int], query: Tensor, key: Tensor, mask: Tensor | None) -> None:
-    """Raise ValueError unless cu_seqlens parts the arguments of attention() in segments."""
-    require(
-        not isinstance(cu_seqlens, torch.Tensor),
-        "attention: cu_seqlens must be a host list of int, got",
-        type(cu_seqlens),
-    )
-    length = query.shape[2]
-    fits = query.shape[0] == 1 and key.shape[2] == length and mask is None
+def check_segments(
+    cu_seqlens: list[int] | None,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    cu_seqlens_k: list[int] | None = None,
+    causal: bool = False,
+) -> None:
+    """Raise ValueError unless cu_seqlens, and cu_seqlens_k, part the arguments of attention() in segments."""
+    if cu_seqlens is None:
+        require(cu_seqlens_k is None, "attention: cu_seqlens_k needs cu_seqlens beside it, got", cu_seqlens)
+        return
+    length, keys = query.shape[2], key.shape[2]
+    for borders in (cu_seqlens, cu_seqlens_k):
+        host = not isinstance(borders, torch.Tensor)
+        require(host, "attention: cu_seqlens must be a host list of int, got", type(borders))
+    fits = query.shape[0] == 1 and (keys == length or cu_seqlens_k is not None) and mask is None
     require(
         fits, "attention: cu_seqlens needs B = 1, S = T and no mask, got", (query.shape, key.shape, mask is not None)
     )
-    fits = len(cu_seqlens) > 0 and cu_seqlens[0] == 0 and cu_seqlens[-1] == length
-    fits = fits and segments.rise(tuple(cu_seqlens))
-    require(fits, f"attention: cu_seqlens must rise from 0 to {length}, got", cu_seqlens)
+    _check_borders(cu_seqlens, length)
+    if cu_seqlens_k is None:
+        return
+    require(not causal, "attention: cu_seqlens_k is for attention that is not causal, got causal =", causal)
+    _check_borders(cu_seqlens_k, keys)
+    fits = len(cu_seqlens) == len(cu_seqlens_k) and segments.have_keys(tuple(cu_seqlens), tuple(cu_seqlens_k))
+    require(
+        fits, "attention: every segment that has queries needs keys, got", (_short(cu_seqlens), _short(cu_seqlens_k))
+    )
+
+
+def _check_borders(borders: list[int], length: int) -> None:
+    fits = len(borders) > 0 and borders[0] == 0 and borders[-1] == length
+    fits = fits and segments.rise(tuple(borders))
+    require(fits, f"attention: cu_seqlens must rise from 0 to {length}, got", borders)
 
 
 def _short(values: list[int]) -> str:

@@ -20,6 +20,7 @@ def attention(
     *,
     mask: Tensor | None = None,
     cu_seqlens: list[int] | None = None,
+    cu_seqlens_k: list[int] | None = None,
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
@@ -33,8 +34,10 @@ def attention(
         mask: broadcastable to [B, H, S, T]; bool (True = attend), or floating point, added to the scaled scores
             (some implementations round it to the inputs' dtype before).
             A row that may attend to nothing (all False, or all -inf) gives zeros.
-        cu_seqlens: the borders of packed segments, a host list [0, ..., T] that never falls; then B = 1, S = T,
+        cu_seqlens: the borders of packed segments, a host list [0, ..., S] that never falls; then B = 1, S = T,
             there is no mask, and every segment attends to itself only. Make it once per forward pass, not per layer.
+        cu_seqlens_k: other borders for keys, as many, [0, ..., T]: the queries of a segment attend to the keys of the
+            segment of the same number. A segment that has queries has keys, too. Not with causal.
         causal: the last query sees all keys and each earlier one sees one key less (bottom-right alignment, as
             decode with a cache needs it). Needs S <= T.
         scale: 1/sqrt(D) if None.
@@ -47,15 +50,10 @@ def attention(
         ValueError: shapes, dtypes or options that do not fit together.
     """
     check_attention(query, key, value, mask, causal)
-    options = {"causal": causal, "scale": scale, "dropout": dropout}
-    if cu_seqlens is None:
-        return dispatch.call(
-            "attention", query, key, value, mask=mask, cu_seqlens=None, implementation=implementation, **options
-        )
-    check_segments(cu_seqlens, query, key, mask)
-    return dispatch.call(
-        "attention", query, key, value, mask=None, cu_seqlens=cu_seqlens, implementation=implementation, **options
-    )
+    check_segments(cu_seqlens, query, key, mask, cu_seqlens_k, causal)
+    options = {"causal": causal, "scale": scale, "dropout": dropout, "mask": mask, "cu_seqlens": cu_seqlens}
+    options |= {} if cu_seqlens_k is None else {"cu_seqlens_k": cu_seqlens_k}
+    return dispatch.call("attention", query, key, value, **options, implementation=implementation)
 
 
 def rotary(

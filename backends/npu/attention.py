@@ -28,6 +28,7 @@ def refusal(
     *,
     mask: Tensor | None = None,
     cu_seqlens: list[int] | None = None,
+    cu_seqlens_k: list[int] | None = None,
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
@@ -55,6 +56,7 @@ def attention(
     *,
     mask: Tensor | None = None,
     cu_seqlens: list[int] | None = None,
+    cu_seqlens_k: list[int] | None = None,
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
@@ -65,7 +67,7 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return attend(
         torch_npu.npu_fusion_attention, query, key, value,
-        mask=mask, cu_seqlens=cu_seqlens, causal=causal, scale=scale, dropout=dropout,
+        mask=mask, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k, causal=causal, scale=scale, dropout=dropout,
     )  # fmt: skip
 
 
@@ -77,6 +79,7 @@ def attend(
     *,
     mask: Tensor | None,
     cu_seqlens: list[int] | None,
+    cu_seqlens_k: list[int] | None,
     causal: bool,
     scale: float,
     dropout: float,
@@ -89,23 +92,33 @@ def attend(
     options: dict[str, Any] = {"operator": operator, "causal": causal, "scale": scale, "keep_prob": 1.0 - dropout}
     if cu_seqlens is None:
         return _dense(query, key, value, mask=mask, **options)
-    parts = _parts(tuple(cu_seqlens))
+    parts = _parts(tuple(cu_seqlens), tuple(cu_seqlens_k or cu_seqlens))
     if parts is None:
-        return segments.attend(_dense, query, key, value, cu_seqlens, **options)
+        return segments.attend(_dense, query, key, value, cu_seqlens, cu_seqlens_k, **options)
     return _packed(query, key, value, parts, **options)
 
 
 @functools.lru_cache(maxsize=16)
-def _parts(cu_seqlens: tuple[int, ...]) -> list[tuple[slice, list[int]]] | None:
-    """(tokens, ends of the segments among them) for each call of the packed layout; None if all segments are equal.
+def _parts(queries: tuple[int, ...], keys: tuple[int, ...]) -> list[tuple[tuple[slice, list[int]], ...]] | None:
+    """Of queries and of keys (tokens, ends of the segments among them) for each call of the packed layout; None if all
+    segments are equal. Segments without queries are left out, their keys are nobody's.
 
     Cached, because every layer asks for the same parts: for 1,537 borders, building takes 0.2 ms and a look-up 0.01 ms.
     """
-    borders = [0, *(end for start, end in itertools.pairwise(cu_seqlens) if end > start)]
-    if len({end - start for start, end in itertools.pairwise(borders)}) == 1:
+    pairs = zip(itertools.pairwise(queries), itertools.pairwise(keys))
+    runs = [(own, others) for own, others in pairs if own[1] > own[0]]
+    if len({(own[1] - own[0], others[1] - others[0]) for own, others in runs}) == 1:
         return None
-    parts = [borders[first : first + MAX_SEGMENTS + 1] for first in range(0, len(borders) - 1, MAX_SEGMENTS)]
-    return [(slice(part[0], part[-1]), [end - part[0] for end in part[1:]]) for part in parts]
+    parts, at = [], 0
+    while at < len(runs):
+        # One call takes keys that follow each other: a segment that was left out may have had some.
+        stop = at + 1
+        while stop < min(at + MAX_SEGMENTS, len(runs)) and runs[stop][1][0] == runs[stop - 1][1][1]:
+            stop += 1
+        sides = zip(*runs[at:stop])
+        parts.append(tuple((slice(side[0][0], side[-1][1]), [end - side[0][0] for _, end in side]) for side in sides))
+        at = stop
+    return parts
 
 
 def _dense(
@@ -133,7 +146,7 @@ def _packed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    parts: list[tuple[slice, list[int]]],
+    parts: list[tuple[tuple[slice, list[int]], ...]],
     *,
     operator: Callable,
     causal: bool,
@@ -143,9 +156,9 @@ def _packed(
         options |= {"atten_mask": _compressed_causal(query.device), "sparse_mode": 3}
     tokens = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]
     outputs = []
-    for rows, ends in parts:
-        lengths = {"actual_seq_qlen": ends, "actual_seq_kvlen": ends}
-        part = (tensor[rows] for tensor in tokens)
+    for (rows, ends), (others, key_ends) in parts:
+        lengths = {"actual_seq_qlen": ends, "actual_seq_kvlen": key_ends}
+        part = (tensor[side] for tensor, side in zip(tokens, (rows, others, others)))
         outputs.append(operator(*part, query.shape[1], "TND", **lengths, **options)[0])
     return torch.cat(outputs).transpose(0, 1).unsqueeze(0)
 

@@ -22,6 +22,7 @@ def attention(
     *,
     mask: Tensor | None = None,
     cu_seqlens: list[int] | None = None,
+    cu_seqlens_k: list[int] | None = None,
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
@@ -32,7 +33,7 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return attend(
         npu_fusion_attention, query, key, value,
-        mask=mask, cu_seqlens=cu_seqlens, causal=causal, scale=scale, dropout=dropout,
+        mask=mask, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k, causal=causal, scale=scale, dropout=dropout,
     )  # fmt: skip
 
 

@@ -88,6 +88,7 @@ def _borders(lengths: list[int]) -> list[int]:
 
 
 _WINDOWS = _borders([16, 16, 4, 0, 16, 7, 4, 1])
+_SOME = _borders([5, 16, 0, 0, 3, 2, 1, 1])  # of these windows' tokens some
 _MANY = _borders([1, 2, 1] * 367)  # 1,101 segments: more than one call of a fused operator takes
 
 ATTENTION = (
@@ -107,6 +108,9 @@ ATTENTION = (
     _attention("equal windows", (1, 4, 48, 16), (1, 2, 48, 16), cu_seqlens=_borders([16] * 3)),
     _attention(
         "segments, causal", (1, 4, _WINDOWS[-1], 16), (1, 2, _WINDOWS[-1], 16), cu_seqlens=_WINDOWS, causal=True
+    ),
+    _attention(
+        "some of the windows", (1, 2, _SOME[-1], 80), (1, 2, _WINDOWS[-1], 80), cu_seqlens=_SOME, cu_seqlens_k=_WINDOWS
     ),
     _attention("many segments", (1, 1, _MANY[-1], 8), (1, 1, _MANY[-1], 8), cu_seqlens=_MANY),
 )

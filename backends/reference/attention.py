@@ -14,6 +14,7 @@ def attention(
     *,
     mask: Tensor | None = None,
     cu_seqlens: list[int] | None = None,
+    cu_seqlens_k: list[int] | None = None,
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
@@ -21,7 +22,7 @@ def attention(
     """See `ppe_npu.backends.attention`. The rounding is that of transformers' eager attention; fp64 stays fp64."""
     options = {"causal": causal, "scale": scale, "dropout": dropout}
     if cu_seqlens is not None:
-        return segments.attend(_dense, query, key, value, cu_seqlens, **options)
+        return segments.attend(_dense, query, key, value, cu_seqlens, cu_seqlens_k, **options)
     return _dense(query, key, value, mask=mask, **options)
 
 

@@ -13,12 +13,15 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.late import Ahead
 from ppe_npu.engine.layout import Stage, Standing, lay_out, left_as_given
+from ppe_npu.engine.merge import Holding
+from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.positions import axes_of, check_channels, position_rows, prompt_positions
+from ppe_npu.engine.positions import HALVES, axes_of, check_channels, position_rows, prompt_positions
 from ppe_npu.engine.run import Masking, Prefill, Run
 from ppe_npu.engine.shown import LAYER_NEEDS, tells_samples_apart
-from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
+from ppe_npu.engine.spans import Parts, PromptLayout, VisionTokens, find_spans
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
+from ppe_npu.engine.tower_pass import inside_of
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import CompressionReport, Stopwatch
 from ppe_npu.inspect.trace import Trace
@@ -32,10 +35,12 @@ class Compression:
     Args:
         channels: the axis (0 t, 1 h, 2 w; or 0 alone) of each rotary channel of the half head dim.
         decoder_layers: how many the model has.
+        pairs: which channels its rotary embedding turns together, see rotary_table.
         layers: the first decoder layer of each stage after the first.
         stages: the part of the decoder before its first merge, and one part from each merge on.
         axes: of a position: 3, or 1 for a decoder with a plain rotary embedding.
         tower: the blocks of the vision tower that its methods look at.
+        inside: the method that works inside the vision tower, or None.
         last, last_scored: the plan of the last prompt, from when its report is there, and whether the output stood as
             the prompt was given.
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
@@ -48,10 +53,12 @@ class Compression:
     vision: VisionTokens
     channels: tuple[int, ...]
     decoder_layers: int
+    pairs: str = HALVES
     layers: tuple[int, ...] = field(init=False)
     stages: int = field(init=False)
     axes: int = field(init=False)
     tower: TowerBlocks = field(init=False)
+    inside: Method | None = field(init=False)
     report: CompressionReport | None = field(default=None, init=False)
     last: PromptPlan | None = field(default=None, init=False, repr=False)
     last_scored: bool = field(default=False, init=False)
@@ -71,10 +78,11 @@ class Compression:
         for method in config.methods:
             named = method.name if config.temporal_ratio is None else f"temporal_ratio={config.temporal_ratio}"
             _check_place(method, self.vision, named)
+        self.inside = inside_of(config.methods)
         self.tower = TowerBlocks.wanted(config.methods, self.vision)
 
     def __deepcopy__(self, memo: dict) -> "Compression":
-        twin = Compression(self.config, self.vision, self.channels, self.decoder_layers)
+        twin = Compression(self.config, self.vision, self.channels, self.decoder_layers, self.pairs)
         twin.keep_groups = self.keep_groups
         return twin
 
@@ -99,19 +107,20 @@ class Compression:
         packed: bool = False,
         labels: torch.Tensor | None = None,
         prompt: int | None = None,
+        chosen: Chosen | None = None,
     ) -> PromptPlan:
         """Find the spans, number the prompt, and lay out what will be kept at every stage.
 
         Args:
             input_ids: [B, S]. attention_mask: [B, S], or [B, 1, S, S] (then no place is taken for padding), or None.
-            image_grid_thw, video_grid_thw: [n, 3] patches, or None, as find_spans takes them.
-            second_per_grid_ts: [n_videos].
+            image_grid_thw, video_grid_thw: [n, 3] patches, or None, as in find_spans. second_per_grid_ts: [n_videos].
             position_ids: to use instead of the prompt's own numbering, in any form that position_rows takes.
             start: [B] first position of each sample, of a prompt that continues a cache.
             left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
             packed: lay the batch out as one row of samples, without padding.
             labels: [B, S] of training: what methods look at as the prompt's text and last token ends before the answer.
             prompt: how many columns are the prompt's, as find_spans takes it.
+            chosen: what a step at the pixels keeps of the visual tokens, in the order of the features.
 
         Raises:
             InputError: shapes, placeholders and grids that disagree.
@@ -120,14 +129,14 @@ class Compression:
         mask = _padding_mask(attention_mask, ids.shape)
         images, videos, seconds = map(_rows, (image_grid_thw, video_grid_thw, second_per_grid_ts))
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
-        hidden = self.config.is_dense and not packed
+        hidden = self.config.keeps_all and not packed
         layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
         positions, following = self._positions(layout, position_ids, start)
-        standing = Standing.of(layout, labels if tells_samples_apart(self.config.methods) else None)
+        standing = Standing.of(layout, labels if tells_samples_apart(self.config.methods) else None, chosen)
         stages, ahead = self._stages(layout, standing, left, packed)
-        walked = self.tower.all and self.vision.window
-        order = tower_order(layout, self.vision.window) if walked else None
-        plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead)
+        window, holding = self.vision.window, Holding.of(self.config)
+        order = tower_order(layout, window, chosen) if self.tower.all and window else None
+        plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead, chosen, holding)
         watch.mark()
         return plan
 
@@ -137,7 +146,7 @@ class Compression:
         """The stages that can be laid out already, and what of them cannot."""
         right = bool(layout.real[:, 0].all() and not layout.real[:, -1].all())
         hidden = bool((layout.visual & ~layout.real).any())
-        if self.config.is_dense and not packed and (hidden or not (left and right)):
+        if self.config.keeps_all and not packed and (hidden or not (left and right)):
             return left_as_given(layout), None
         left = not right if left is None else left
         stages = lay_out(standing, self.config.stages, left, packed)
@@ -152,7 +161,7 @@ class Compression:
         if given is not None:
             positions = position_rows(given, self.axes, layout.real.shape).cpu().numpy()
             return positions, positions.max(axis=(0, 2)) + 1
-        if self.config.is_dense and not layout.spans and start is None:
+        if self.config.keeps_all and not layout.spans and start is None:
             # As transformers numbers text, padding too: who has padding predict a label gets what it gets there.
             samples, length = layout.real.shape
             places = np.arange(length)
@@ -177,7 +186,7 @@ class Compression:
 
         Args:
             text_embeds: [T, C] embeddings of the text tokens that plan.text(0) names.
-            features: [V, C] features of all images, then all videos; None without any.
+            features: [V, C] features of all images, then all videos, as plan.visual; None without any.
             attention_mask: as given to the model; only a 4D one is read.
             past: of the cache that this prompt continues; the plan was made with its `following` as start.
             deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
@@ -200,7 +209,7 @@ class Compression:
             self.report, self.last = CompressionReport.of(plan, self.layers, self.decoder_layers, watch), plan
 
         wishes = (self.config, plan, on, masking, self.axes, watch, report, self.trace)
-        run = Prefill(self.layers, [], [], state, [], *wishes)
+        run = Prefill(self.layers, [], [], state, [], [], *wishes)
         run.begin(text_embeds, features, deepstack, tower)
         return run
 
@@ -225,7 +234,7 @@ class Compression:
         Raises:
             InputError: positions for stages that number their tokens anew.
         """
-        if position_ids is not None and self.config.positions == "renumber" and not self.config.is_dense:
+        if position_ids is not None and self.config.positions == "renumber" and not self.config.keeps_all:
             raise InputError('position_ids cannot be given to tokens that positions="renumber" numbers: leave them out')
         counts, total = new.long().cumsum(1) - 1, new.sum(1)
         # Stages go on at one position, unless each was numbered anew.
@@ -241,13 +250,15 @@ class Compression:
             rows, following = rows * self.stages, following * self.stages
         after = state.then((new,) * self.stages, following, (padded,) * self.stages, seen, compressed=False)
         masks = [cached.long() if padded else None for cached, padded in zip(after.masks, after.padded)]
-        return Run(self.layers, masks, rows, after, (None,) * self.stages)
+        return Run(self.layers, masks, rows, after, (None,) * self.stages, after.sizes)
 
 
 def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
     """Raise InputError where a model has no place for a step, or nothing to show it."""
-    if method.place in ("pixels", "tower"):
-        raise InputError(f"{method.name}: a step at the {method.place} is not built for this family yet; leave it out")
+    if method.place == "pixels" and vision.pixels is None:
+        raise InputError(f"{method.name}: a step at the pixels is not built for this family yet; leave it out")
+    if method.place == "tower" and not vision.tower_blocks:
+        raise InputError(f"{method.name}: a step inside the tower is not built for this family yet; leave it out")
     inside = sorted(method.needs & LAYER_NEEDS)
     if inside and method.place != "layer":
         raise InputError(f"{method.name} looks at {', '.join(inside)}, which a decoder layer has: give it a layer")
@@ -259,7 +270,9 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
 
 
 def _rows(values: torch.Tensor | list | None) -> list | None:
-    return None if values is None else values.tolist() if isinstance(values, torch.Tensor) else list(values)
+    if values is None or isinstance(values, Parts):
+        return values
+    return values.tolist() if isinstance(values, torch.Tensor) else list(values)
 
 
 def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.packing import numbers, packed_rows, padded_rows
+from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.rounds import Movable, Round, as_tensor, hangs_on_features, round_of
 from ppe_npu.engine.segments import Segments
 from ppe_npu.engine.shown import Prompts, tells_samples_apart
@@ -33,6 +34,8 @@ class Cell:
         sample: row of the batch. start: index of its first token in that row. tokens: how many it has.
         span: index of its span in the prompt's layout. video: index of the first span of its image or video.
         joint: whether all cells of its image or video are one to what comes next.
+        frames, frame_tokens: of its image or video as the vision tower has it: no cell of it has more frames, from its
+            first to its last, and no frame of such a cell more tokens.
     """
 
     sample: int
@@ -41,6 +44,8 @@ class Cell:
     span: int
     video: int
     joint: bool = False
+    frames: int = 1
+    frame_tokens: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,17 @@ class Arrangement:
     def of(cls, layout: PromptLayout) -> Arrangement:
         """Before any merge."""
         first: dict[tuple[str, int], int] = {}
+        frames: dict[tuple[str, int], int] = {}  # of each image or video: its frames may stand apart
+        for span in layout.spans:
+            frames[span.modality, span.source] = frames.get((span.modality, span.source), 0) + span.grid[0]
         cells = []
         for number, span in enumerate(layout.spans):
             video = first.setdefault((span.modality, span.source), number)
             starts = [span.start + t * span.frame_tokens for t in range(span.grid[0])]
-            cells += [Cell(span.sample, start, span.frame_tokens, number, video) for start in starts]
+            count, tokens = frames[span.modality, span.source], span.frame_tokens
+            cells += [
+                Cell(span.sample, start, tokens, number, video, frames=count, frame_tokens=tokens) for start in starts
+            ]
         samples, length = layout.real.shape
         return cls(layout.real, tuple(cells), np.broadcast_to(np.arange(length), (samples, length)))
 
@@ -143,7 +154,7 @@ class Piece:
     """A run of visual tokens and what has become of it.
 
     Args:
-        sample, start, tokens: where it stood before the stage. span, video, joint: as Cell.
+        sample, start, tokens: where it stood before the stage. span, video, joint, frames, frame_tokens: as Cell.
         first: index of its first token among those that the stage is given.
         cells: of each cell that it has become the indices of its tokens among those that the last round kept; a cell
             has at least one.
@@ -155,6 +166,8 @@ class Piece:
     span: int
     video: int
     joint: bool
+    frames: int
+    frame_tokens: int
     first: int
     cells: tuple[np.ndarray, ...]
 
@@ -166,6 +179,7 @@ class Standing:
     Args:
         before: where they stand.
         starts: index of each cell's first token among them. count: how many they are.
+        sizes: how many each cell has, where the vision tower was not given all; None: all.
         borders: of a packed batch, once it is one row, where its samples begin and end in it.
         asked: [B] in training the column at which each prompt as it was given ends, before its answer; -1 at its last
             token. columns: how many a prompt as it was given has.
@@ -177,23 +191,28 @@ class Standing:
     borders: tuple[int, ...] | None
     asked: np.ndarray
     columns: int
+    sizes: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, layout: PromptLayout, labels: torch.Tensor | None = None) -> Standing:
-        """Of the first stage: the vision tower's features. labels: [B, S] of training."""
+    def of(cls, layout: PromptLayout, labels: torch.Tensor | None = None, chosen: Chosen | None = None) -> Standing:
+        """Of the first stage: the vision tower's features. labels: [B, S] of training. chosen: which it is given."""
         starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
         if labels is not None and labels.shape == layout.real.shape:
             asked = layout.asked(labels.cpu().numpy())
         else:
             asked = np.full(len(layout.real), -1)
-        features = int(layout.visual.sum())
-        return cls(Arrangement.of(layout), tuple(starts), features, None, asked, layout.real.shape[1])
+        before, features, sizes = Arrangement.of(layout), int(layout.visual.sum()), None
+        if chosen is not None:
+            sizes = tuple(chosen.counts(starts, [cell.tokens for cell in before.cells]).tolist())
+            starts, features = chosen.number[starts].tolist(), int(chosen.kept.sum())
+        return cls(before, tuple(starts), features, None, asked, layout.real.shape[1], sizes)
 
     def after(self, stage: Stage) -> Standing:
         """Of the next one: the flattened batch that a stage leaves."""
         width = stage.after.real.shape[1]
         starts = tuple(cell.sample * width + cell.start for cell in stage.after.cells)
-        return replace(self, before=stage.after, starts=starts, count=stage.after.real.size, borders=stage.borders)
+        count, borders = stage.after.real.size, stage.borders
+        return replace(self, before=stage.after, starts=starts, count=count, borders=borders, sizes=None)
 
     @property
     def text(self) -> torch.Tensor:
@@ -209,9 +228,10 @@ class Standing:
 
     @property
     def pieces(self) -> list[Piece]:
+        sizes = self.sizes or [cell.tokens for cell in self.before.cells]
         return [
-            Piece(**vars(cell), first=start, cells=(start + np.arange(cell.tokens),))
-            for start, cell in zip(self.starts, self.before.cells)
+            Piece(**vars(cell), first=start, cells=(start + np.arange(size),))
+            for start, size, cell in zip(self.starts, sizes, self.before.cells)
         ]
 
 
@@ -276,7 +296,7 @@ def gathered(
     else:
         rows, sources, firsts = padded_rows([own[:2] for own in samples], empty, left)
     cells = [
-        Cell(row, first + start, tokens, piece.span, piece.video, piece.joint)
+        Cell(row, first + start, tokens, piece.span, piece.video, piece.joint, piece.frames, piece.frame_tokens)
         for (row, first), (_, _, own) in zip(firsts, samples)
         for start, tokens, piece in own
     ]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.members import members
 from ppe_npu.engine.rounds import Bucket, Round, as_tensor, upload
 from ppe_npu.engine.shown import FIELDS, Texts
@@ -84,6 +85,12 @@ class Holding:
     k: int
     rule: str
 
+    @classmethod
+    def of(cls, config: CompressionConfig) -> Holding | None:
+        """As a config says."""
+        assert config.k is not None, "a config that was given no k has chosen one"
+        return cls(config.k, config.members) if config.positions == "ppe" else None
+
 
 @torch.no_grad()
 def merge(
@@ -135,7 +142,7 @@ def _grouped(
     groupings: list[Grouping] = []
     kept: list[Tokens] = []
     valid = bucket.valid
-    for level, (part, num_kept, most) in enumerate(zip(method.levels, bucket.num_kept, bucket.most)):
+    for level, part in enumerate(method.levels):
         if groupings:
             features = None if tokens.features is None else groupings[-1].apply(tokens.features)
             tokens, before = replace(kept[-1], features=features), bucket.num_kept[level - 1]
@@ -143,11 +150,26 @@ def _grouped(
         if bucket.groupings:
             grouping = bucket.groupings[level]
         else:
-            view = View(num_kept, most, tokens.features, valid, tokens.places, tokens.sizes)
+            view = view_of(bucket, tokens, valid, level)
             grouping = part.group(shown_to(part, method, view, tokens, texts))
         groupings.append(grouping)
         kept.append(_kept(grouping, tokens, holding))
     return replace(bucket, groupings=tuple(groupings)), Tokens.together(bucket.keep, *kept)
+
+
+def view_of(bucket: Bucket, tokens: Tokens, valid: torch.Tensor | None, level: int = 0) -> View:
+    """What every method is shown of a bucket's cells, whose parts are [F, N, ...]."""
+    return View(
+        bucket.num_kept[level],
+        bucket.most[level],
+        tokens.features,
+        valid,
+        tokens.places,
+        tokens.sizes,
+        least=bucket.least[level],
+        frames=bucket.frames,
+        frame_tokens=bucket.frame_tokens,
+    )
 
 
 def shown_to(part: Method, method: Method, view: View, tokens: Tokens, texts: Texts | None) -> View:

@@ -17,7 +17,8 @@ import torch
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.engine.late import Ahead
 from ppe_npu.engine.layout import Arrangement, Stage
-from ppe_npu.engine.merge import Tokens, merge
+from ppe_npu.engine.merge import Holding, Tokens, merge
+from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.rounds import Movable, as_tensor
 from ppe_npu.engine.shown import Prompts
 from ppe_npu.engine.spans import PromptLayout
@@ -33,7 +34,8 @@ class PromptPlan(Movable):
         layout: where the prompt's tokens stand.
         stages: the one before the decoder, then one for each layer on whose entry tokens are merged.
         positions: [axes, B * S + 1] (t, h, w) of every token of the prompt, then those of padding, 0.
-        visual: [V] index in the flattened [B * S] of each feature: of all images, then of all videos.
+        visual: [V] index in the flattened [B * S] of each feature: of all images, then of all videos. V is how many the
+            vision tower makes: fewer than there are visual tokens, where a step at the pixels chose some.
         following: [B] the position after each sample's largest.
         deltas: [B, 1] by how much that is more than the sample's tokens (transformers' rope_deltas).
         places: [V, 3] (frame, row, column) of each feature in its image or video, where a method on the device needs
@@ -42,6 +44,8 @@ class PromptPlan(Movable):
         tower_order: [V] where each feature stands in the vision tower, where a method looks at its blocks and these
             stand otherwise (engine/tower.py).
         ahead: what is not laid out yet, or None.
+        chosen: which visual tokens the vision tower is given; None: all.
+        held: [V, K] index in the flattened [B * S] of the tokens that speak for each feature; None: itself.
     """
 
     layout: PromptLayout
@@ -54,6 +58,8 @@ class PromptPlan(Movable):
     watch: Stopwatch
     tower_order: torch.Tensor | None = None
     ahead: Ahead | None = None
+    chosen: Chosen | None = None
+    held: torch.Tensor | None = None
     _copies: dict[torch.device, PromptPlan] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -66,15 +72,25 @@ class PromptPlan(Movable):
         watch: Stopwatch,
         tower_order: np.ndarray | None = None,
         ahead: Ahead | None = None,
+        chosen: Chosen | None = None,
+        holding: Holding | None = None,
     ) -> PromptPlan:
-        """From host arrays; positions: [axes, B, S], following: [B]. Groups that need no feature are found here."""
+        """From host arrays; positions: [axes, B, S], following: [B]. Groups that need no feature are found here.
+
+        Args:
+            holding: how the positions of what the vision tower is not given are kept, with `chosen`.
+        """
         later = [method for _, methods in ahead.stages for method in methods] if ahead is not None else []
-        stages, places = planned(stages, layout, later)
+        stages, places = planned(stages, layout, later, chosen)
         positions = np.pad(positions.reshape(len(positions), -1), ((0, 0), (0, 1)))
         deltas = (following - layout.real.sum(axis=1))[:, None]
-        rows, visual, after, shifts = map(as_tensor, (positions, _visual_order(layout), following, deltas))
+        visual, held = _visual_order(layout), None
+        if chosen is not None:
+            held = None if holding is None else as_tensor(visual[chosen.held(holding.k, holding.rule)])
+            visual = visual[chosen.kept]
+        rows, own, after, shifts = map(as_tensor, (positions, visual, following, deltas))
         order = None if tower_order is None else as_tensor(tower_order)
-        return cls(layout, stages, rows, visual, after, shifts, places, watch, order, ahead)
+        return cls(layout, stages, rows, own, after, shifts, places, watch, order, ahead, chosen, held)
 
     def on(self, device: torch.device) -> PromptPlan:
         """The plan on a device; copied when first asked for."""
@@ -185,18 +201,19 @@ class PromptPlan(Movable):
 
 
 def planned(
-    stages: tuple[Stage, ...], layout: PromptLayout, ahead: Sequence[Method] = ()
+    stages: tuple[Stage, ...], layout: PromptLayout, ahead: Sequence[Method] = (), chosen: Chosen | None = None
 ) -> tuple[tuple[Stage, ...], torch.Tensor | None]:
     """The stages with the groups of methods that look at places alone, as far as places are known on the host; and the
     places [V, 3], if a later method will have to find them on the device.
 
     Args:
         ahead: the methods of the stages that are not laid out yet.
+        chosen: which tokens the vision tower is given.
     """
     methods = [step.method for stage in stages for step in stage.rounds]
     if not any("places" in method.needs for method in (*methods, *ahead)):
         return stages, None
-    first = as_tensor(feature_places(layout))
+    first = as_tensor(feature_places(layout) if chosen is None else feature_places(layout)[chosen.kept])
     places, out = first, []
     for number, stage in enumerate(stages):
         blind = list(itertools.takewhile(lambda step: step.method.on_host, stage.rounds))

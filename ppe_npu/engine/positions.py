@@ -17,6 +17,8 @@ from ppe_npu.backends.compiling import traced_once
 from ppe_npu.engine.spans import VIDEO, PromptLayout, Span, VisionTokens
 from ppe_npu.errors import InputError
 
+HALVES, NEIGHBOURS = "halves", "neighbours"
+
 
 def prompt_positions(
     layout: PromptLayout, vision: VisionTokens, start: Sequence[int] | None = None, axes: int = 3
@@ -55,7 +57,7 @@ def prompt_positions(
                 continue
             at = visual.start + visual.tokens
             if layout.real[sample, visual.start : at].any():  # else the mask hides it
-                grid = following_position + _grid_positions(visual, vision)
+                grid = following_position + grid_positions(visual, vision)
                 positions[:, sample, visual.start : at] = grid
                 following_position = int(grid.max()) + 1
         following[sample] = following_position
@@ -82,7 +84,7 @@ def position_rows(given: torch.Tensor, axes: int, shape: tuple[int, ...]) -> tor
     return rows.expand(axes, *shape)
 
 
-def _grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
+def grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
     """[3, tokens] positions of a span counted from 0. A frame's time is its second times tokens_per_second, cut."""
     frames, height, width = span.grid
     time = np.arange(frames)
@@ -96,6 +98,11 @@ def _grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
 def axes_of(channels: Sequence[int]) -> int:
     """How many axes the channels are given to: 3 (t, h, w), or 1."""
     return max(channels) + 1
+
+
+def most_positions(channels: Sequence[int]) -> int:
+    """The largest K: as many kept positions as the axis with the fewest channels can rotate by."""
+    return min(list(channels).count(axis) for axis in range(axes_of(channels)))
 
 
 def check_channels(k: int, channels: Sequence[int]) -> None:
@@ -146,7 +153,7 @@ def channel_rows(rows: int, channels: Sequence[int]) -> list[int]:
 
 
 def rotary_table(
-    rows: torch.Tensor, inv_freq: torch.Tensor, channels: Sequence[int], scaling: float = 1.0
+    rows: torch.Tensor, inv_freq: torch.Tensor, channels: Sequence[int], scaling: float = 1.0, pairs: str = HALVES
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of every token and channel.
 
@@ -154,13 +161,14 @@ def rotary_table(
         rows: [R, B, S] positions.
         inv_freq: [D / 2] fp32, radians per position.
         channels: the axis of each of the D / 2 channels.
+        pairs: which two of D each of them turns: "halves", c and c + D / 2; "neighbours", 2 c and 2 c + 1.
 
     Returns:
-        cos, sin: [B, S, D] fp32, the two halves of D alike.
+        cos, sin: [B, S, D] fp32, the two of each pair alike.
     """
     lookup, inv_freq = _channel_lookup(rows.shape[0], tuple(channels), rows.device), inv_freq.float()
     angles = rows.permute(1, 2, 0).to(inv_freq.dtype).index_select(-1, lookup) * inv_freq
-    angles = torch.cat([angles, angles], dim=-1)
+    angles = angles.repeat_interleave(2, dim=-1) if pairs == NEIGHBOURS else torch.cat([angles, angles], dim=-1)
     return angles.cos() * scaling, angles.sin() * scaling
 
 

@@ -1,11 +1,12 @@
 """Where the visual tokens stand in a batch of prompts, found on the host from token ids, attention mask and grids."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ppe_npu.backends.common import IGNORED
+from ppe_npu.engine.pixels import PixelValues
 from ppe_npu.errors import InputError
 from ppe_npu.settings import check_fields, setting
 
@@ -21,9 +22,12 @@ class VisionTokens:
         merge_size: patches per token along height and along width.
         tokens_per_second: temporal positions per second of video; None: one a frame, whatever its duration.
         frames_apart: whether a prompt sets text between the frames of a video, so that each is a run of its own.
+        tower_frames: whether the vision tower is given each frame of a video as a grid of its own.
         tower_blocks: how many blocks the vision tower has, 0 where nothing is known of it.
         whole_blocks: those in which a whole frame attends to itself; None: all.
         window: tokens along the side of the windows of the other blocks.
+        taps: blocks whose output the decoder is given beside the tower's.
+        pixels: what the numbers of its pixel_values are; None: it has no place for steps at the pixels.
     """
 
     image_token_id: int = setting(least=0)
@@ -31,12 +35,39 @@ class VisionTokens:
     merge_size: int = setting(least=1)
     tokens_per_second: int | float | None = setting(least=0)
     frames_apart: bool = False
+    tower_frames: bool = False
     tower_blocks: int = setting(0, least=0)
     whole_blocks: tuple[int, ...] | None = None
     window: int = setting(0, least=0)
+    taps: tuple[int, ...] = ()
+    pixels: PixelValues | None = None
 
     def __post_init__(self):
         check_fields(self, "vision config's")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens of one image or video that follow each other in a prompt: all of it, a frame, or a picture beside its
+    tiles.
+
+    Args:
+        modality, source, grid, seconds: as Span has them (seconds_per_frame).
+    """
+
+    modality: str
+    source: int
+    grid: tuple[int, int, int]
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return int(np.prod(self.grid))
+
+
+class Parts(list[Part]):
+    """In place of grids, where a family's images and videos are no grids of patches: their parts, as prompts have
+    them."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +135,8 @@ class PromptLayout:
 def find_spans(
     input_ids: np.ndarray,
     attention_mask: np.ndarray | None,
-    image_grid_thw: Sequence[Sequence[int]] | None,
-    video_grid_thw: Sequence[Sequence[int]] | None,
+    image_grid_thw: Sequence[Sequence[int]] | Parts | None,
+    video_grid_thw: Sequence[Sequence[int]] | Parts | None,
     seconds_per_frame: Sequence[float] | None,
     vision: VisionTokens,
     prompt: int | None = None,
@@ -116,8 +147,8 @@ def find_spans(
     Args:
         input_ids: [B, S] integers.
         attention_mask: [B, S], nonzero at real tokens, or None.
-        image_grid_thw, video_grid_thw: (frames, height, width) in patches, in the batch's order. None where no images,
-            or videos, are given at all: then their placeholders are text, as transformers has them.
+        image_grid_thw, video_grid_thw: (frames, height, width) in patches, in the batch's order; or Parts. None where
+            no images, or videos, are given at all: then their placeholders are text, as transformers has them.
         seconds_per_frame: of each video (transformers' second_per_grid_ts); None means 1 each.
         prompt: how many columns the prompt has; what stands behind it was generated, and is text. None: all.
         hidden: whether placeholders that the mask hides have their features, too, as in transformers.
@@ -128,12 +159,11 @@ def find_spans(
     """
     real = np.ones(input_ids.shape, dtype=bool) if attention_mask is None else attention_mask != 0
     given = {IMAGE: image_grid_thw, VIDEO: video_grid_thw}
-    images, videos = (_token_grids(grids or (), kind, vision) for kind, grids in given.items())
-    seconds = list(seconds_per_frame or [1.0] * len(videos))
-    if len(seconds) != len(videos):
-        raise InputError(f"second_per_grid_ts has {len(seconds)} entries for {len(videos)} video(s)")
-    runs = {IMAGE: _runs(images, [0.0] * len(images), False), VIDEO: _runs(videos, seconds, vision.frames_apart)}
-    first = {IMAGE: 0, VIDEO: sum(int(np.prod(grid)) for grid in images)}
+    runs = {
+        IMAGE: _parts(IMAGE, image_grid_thw or (), None, vision),
+        VIDEO: _parts(VIDEO, video_grid_thw or (), seconds_per_frame, vision),
+    }
+    first = {IMAGE: 0, VIDEO: sum(part.tokens for part in runs[IMAGE])}
     tokens = {IMAGE: vision.image_token_id, VIDEO: vision.video_token_id}
     kinds = {kind: (input_ids == token) & (given[kind] is not None) for kind, token in tokens.items()}
     for placeholders in kinds.values():
@@ -145,12 +175,29 @@ def find_spans(
         raise InputError(_in_transformers_words(kinds, real, runs, hidden, str(error))) from None
 
 
+def item_spans(kind: str, grid_thw: Sequence[int], seconds_per_frame: float, vision: VisionTokens) -> tuple[Span, ...]:
+    """The runs of one image or video that stands alone, in a prompt that holds nothing else.
+
+    Args:
+        kind: "image" or "video". grid_thw: (frames, height, width) in patches. seconds_per_frame: of a video.
+
+    Raises:
+        InputError: a grid that is no three whole multiples.
+    """
+    spans: list[Span] = []
+    start = 0
+    for part in _parts(kind, [grid_thw], [seconds_per_frame] if kind == VIDEO else None, vision):
+        spans.append(Span(0, start, kind, part.grid, part.seconds, start, 0))
+        start += part.tokens
+    return tuple(spans)
+
+
 def _in_transformers_words(
-    kinds: dict[str, np.ndarray], real: np.ndarray, runs: dict[str, list], hidden: bool, message: str
+    kinds: dict[str, np.ndarray], real: np.ndarray, runs: dict[str, list[Part]], hidden: bool, message: str
 ) -> str:
     """Before our words those that transformers has for it, which callers look for; and a word about a mask."""
     for kind, places in kinds.items():
-        found, features = int((places & (real | hidden)).sum()), sum(int(np.prod(grid)) for _, grid, _ in runs[kind])
+        found, features = int((places & (real | hidden)).sum()), sum(part.tokens for part in runs[kind])
         if found != features:
             theirs = (
                 f"{kind.capitalize()} features and {kind} tokens do not match, tokens: {found}, features: {features}"
@@ -165,7 +212,7 @@ def _in_transformers_words(
 
 
 def _placed(
-    visual: np.ndarray, kinds: dict[str, np.ndarray], runs: dict[str, list[tuple]], feature: dict[str, int]
+    visual: np.ndarray, kinds: dict[str, np.ndarray], runs: dict[str, list[Part]], feature: dict[str, int]
 ) -> tuple[Span, ...]:
     """The spans, in order. feature: index of the first feature of each kind."""
     waiting, spans = {kind: list(reversed(found)) for kind, found in runs.items()}, []
@@ -179,8 +226,8 @@ def _placed(
                     f"sample {sample} has more {kind} tokens than {kind}_grid_thw describes ({len(runs[kind])} "
                     "grids): give the pixels and grids of all of them, and the whole prompt at once"
                 )
-            source, grid, duration = waiting[kind].pop()
-            span = Span(sample, start, kind, grid, duration, feature[kind], source)
+            part = waiting[kind].pop()
+            span = Span(sample, start, part.modality, part.grid, part.seconds, feature[kind], part.source)
             _check_run(span, kinds[kind][sample, start : start + span.tokens])
             spans.append(span)
             feature[kind] += span.tokens
@@ -203,12 +250,20 @@ def _check_run(span: Span, run: np.ndarray) -> None:
         )
 
 
-def _runs(grids: list[tuple[int, int, int]], seconds: list[float], frames_apart: bool) -> list[tuple]:
-    """(index, grid, seconds per frame) of every run of tokens that these images or videos have in the prompts."""
-    runs = enumerate(zip(grids, seconds))
-    if frames_apart:
-        return [(source, (1, *grid[1:]), duration) for source, (grid, duration) in runs for _ in range(grid[0])]
-    return [(source, grid, duration) for source, (grid, duration) in runs]
+def _parts(
+    kind: str, grids: Sequence[Sequence[int]] | Parts, seconds: Sequence[float] | None, vision: VisionTokens
+) -> list[Part]:
+    """Every run of tokens that these images or videos have in the prompts."""
+    if isinstance(grids, Parts):
+        return list(grids)
+    tokens = _token_grids(grids, kind, vision)
+    seconds = list(seconds or [1.0 if kind == VIDEO else 0.0] * len(tokens))
+    if len(seconds) != len(tokens):
+        raise InputError(f"second_per_grid_ts has {len(seconds)} entries for {len(tokens)} video(s)")
+    parts = [Part(kind, source, grid, duration) for source, (grid, duration) in enumerate(zip(tokens, seconds))]
+    if kind == VIDEO and vision.frames_apart:
+        return [replace(part, grid=(1, *part.grid[1:])) for part in parts for _ in range(part.grid[0])]
+    return parts
 
 
 def _token_grids(grids: Sequence[Sequence[int]], kind: str, vision: VisionTokens) -> list[tuple[int, int, int]]:

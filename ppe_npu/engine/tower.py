@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ppe_npu.backends import device
+from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.spans import PromptLayout, VisionTokens
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
@@ -85,6 +86,11 @@ class TowerTokens:
 
 
 def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
+    if not vision.tower_blocks:
+        raise InputError(
+            f"{method.name} looks into the vision tower, which is not built for this family yet: take a method that "
+            "looks at tokens, or at a decoder layer"
+        )
     blocks = method.blocks(vision.tower_blocks)
     whole = range(vision.tower_blocks) if vision.whole_blocks is None else sorted(vision.whole_blocks)
     left = tuple(block for block in blocks if block in whole)
@@ -99,20 +105,27 @@ def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
     return left
 
 
-def frame_lengths(layout: PromptLayout, merge_size: int) -> list[int]:
-    """Patches of every frame, in the order in which the tower is given them."""
+def frame_lengths(layout: PromptLayout, merge_size: int, chosen: Chosen | None = None) -> list[int]:
+    """Patches of every frame, in the order in which the tower is given them. chosen: which tokens it is given."""
     spans = sorted(layout.spans, key=lambda span: span.feature)
-    return [span.frame_tokens * merge_size**2 for span in spans for _ in range(span.grid[0])]
+    frames = [(span.feature + t * span.frame_tokens, span.frame_tokens) for span in spans for t in range(span.grid[0])]
+    counts = [tokens for _, tokens in frames] if chosen is None else chosen.counts(*zip(*frames)).tolist()
+    return [tokens * merge_size**2 for tokens in counts]
 
 
-def tower_order(layout: PromptLayout, window: int) -> np.ndarray:
-    """[V] where each feature's patches stand in a tower that goes through every frame window by window."""
+def tower_order(layout: PromptLayout, window: int, chosen: Chosen | None = None) -> np.ndarray:
+    """[V] where each feature's patches stand in a tower that goes through every frame window by window. chosen: which
+    tokens it is given."""
     order = np.zeros(int(layout.visual.sum()), dtype=np.int64)
     for span in layout.spans:
         frame, row, column = np.indices(span.grid).reshape(3, -1)
         walked = np.lexsort((column, row, column // window, row // window, frame))
         order[span.feature + walked] = span.feature + np.arange(span.tokens)
-    return order
+    if chosen is None:
+        return order
+    walked = np.argsort(order)
+    left = walked[chosen.kept[walked]]
+    return np.argsort(chosen.number[left])
 
 
 def received(query: torch.Tensor, key: torch.Tensor, frames: Sequence[int], scale: float) -> torch.Tensor:

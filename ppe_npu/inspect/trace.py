@@ -24,14 +24,14 @@ class Groups:
     """What one image or video has become at one stage.
 
     Args:
-        layer: the decoder layer on whose entry it was merged; None: before the LLM.
+        layer: the decoder layer on whose entry it was merged; None: before the LLM; "pixels": before the vision tower.
         labels: [frames, height, width] int64, the merged token that each original token is part of; merged tokens are
             counted from 0, in the prompt's order; -1 where it was dropped.
         representatives: [G] int64, the original token (index in raster order, frame after frame) at each one's centre.
         held: [G, K] int64, the original tokens whose positions it keeps, in the order of the rows.
     """
 
-    layer: int | None
+    layer: int | str | None
     labels: np.ndarray
     representatives: np.ndarray
     held: np.ndarray
@@ -90,7 +90,11 @@ class Trace:
             feature[span.sample * width + span.start + np.arange(span.tokens)] = span.feature + np.arange(span.tokens)
         # Of each feature the place where its token stands, -1 where it was dropped; of each place its token's feature.
         place = center = np.arange(int(layout.visual.sum()))
-        stages, events = [], None
+        stages, events, chosen = [], None, self.plan.chosen
+        if chosen is not None:
+            place, center = chosen.number[chosen.source], np.flatnonzero(chosen.kept)
+            held = center[:, None] if self.plan.held is None else feature[self.plan.held.numpy()]
+            stages.append(("pixels", place, center, held))
         for (rounds, kept_held), stage in zip(self.merges, self.plan.stages):
             representative = np.arange(len(center))
             for step in rounds:

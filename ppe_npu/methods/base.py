@@ -31,6 +31,8 @@ from ppe_npu.errors import InputError, shown
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
 
 if TYPE_CHECKING:
+    import torch
+
     from ppe_npu.methods.grouping import Grouping
     from ppe_npu.methods.view import View
 
@@ -93,6 +95,8 @@ class Method:
         tower_windows: of a block that attends in windows, where tower_saliency is needed: "refuse" it; take attention
             over the whole "frame", made from its queries and keys; or "skip" it. A field in most methods. In a tower
             all of whose blocks attend in windows it is always "frame".
+        restores: whether as many tokens come out of the vision tower as go in, of a method that works inside it: then
+            nothing after the tower knows of it.
         layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
             entry it stands, which has just run, and not of that one, which is about to.
 
@@ -115,9 +119,12 @@ class Method:
         def tower_blocks(self) -> tuple[int, ...]: ...
         @property
         def tower_windows(self) -> str: ...
+        @property
+        def layer_before(self) -> bool: ...
     else:
         needs, scope, counts, tower_blocks, tower_windows = frozenset({"tokens"}), "frame", "exact", (-1,), "refuse"
-    layer_before: ClassVar[bool] = False
+        layer_before = False
+    restores: ClassVar[bool] = False
 
     layer: int | tuple[int, ...] | None = setting(
         None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"
@@ -172,6 +179,18 @@ class Method:
 
     def group(self, view: View) -> Grouping:
         """The groups of every cell. It must not depend on what else is in the batch."""
+        raise NotImplementedError
+
+    def select(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a method at the pixels, in place of group(): which cells of one picture go into the vision tower.
+
+        Args:
+            cells: [H, W, D] fp32 in [0, 1], the pixel values of each cell, see engine/pixels.py.
+
+        Returns:
+            kept: [H, W] bool, at least one.
+            source: [H, W] int64, the kept cell (in raster order) in whose group each one is; of a kept one itself.
+        """
         raise NotImplementedError
 
     # -- what is kept, known before any feature is seen ---------------------------------------------------------------

@@ -28,7 +28,8 @@ class DART(Method):
     Args:
         ratio: share of the tokens that is kept, N * ratio of N, rounded.
         pivot_image, pivot_text: how many pivots there are, fewer where there are fewer tokens.
-        released: the published order and count, and text after the image alone; the host waits for the pivots.
+        released: the published order and count, keys of the layer before, which has just run, and text after the image
+            alone; the host waits for the pivots.
         dropped: what becomes of the others, see choosing.dropped.
     """
 
@@ -42,6 +43,10 @@ class DART(Method):
     needs = frozenset({"tokens", "text", "layer_keys", "layer_text"})
     scope = "span"
     places = ("layer",)
+
+    @property
+    def layer_before(self) -> bool:
+        return self.released
 
     def kept(self, tokens: int) -> int:
         if not self.released:

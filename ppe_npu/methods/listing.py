@@ -73,8 +73,9 @@ def published() -> tuple[str, ...]:
 
 
 def grouping() -> tuple[str, ...]:
-    """Names of those that group tokens: all but those that choose cells of a picture, at the pixels."""
-    return tuple(name for name in published() if default(name).place != "pixels")
+    """Names of those that group tokens: all but those that choose cells of a picture, at the pixels, or patches inside
+    the vision tower."""
+    return tuple(name for name in published() if default(name).place not in ("pixels", "tower"))
 
 
 def default(name: str, layer: int | None = None) -> Method:

@@ -1,22 +1,28 @@
 """compress() and restore(): the seam to transformers, one file a model family.
 
 A family is a module with CLASSES, the names of the transformers classes that it serves, LAYERS, those of the decoder
-layers that it knows and of the attention in them, TOWER, the same of the vision tower's blocks, and the functions
-vision_tokens(config), channels(config) and decoder_layers(config) of the model's config, install(model, compression),
-uninstall(model) and detach(model). A new family is a new file and one line in _FAMILIES.
+layers that it knows and of the attention in them, PAIRS, which channels of a head that attention turns together, TOWER,
+the names of the vision tower's blocks and of the attention in them, and the functions vision_tokens(config),
+channels(config) and decoder_layers(config) of the model's config, install(model, compression), uninstall(model) and
+detach(model). A new family is a new file and one line in _FAMILIES; one that is like Qwen's in all that is asked here
+is an entry of grid_families.py, and one whose decoder counts in one dimension an entry of one_dimension_families.py.
 """
 
+import logging
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from ppe_npu.backends.device import process_rank
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import most_positions
 from ppe_npu.errors import InputError
-from ppe_npu.models.known import check_layers, check_tower
+from ppe_npu.models.known import REFUSED, check_layers, check_looked_at, check_tower, text_model
+from ppe_npu.models.pixels import pixel_values
 from ppe_npu.models.seam import is_shallow_copy
 
-_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "one_dimension")
 
 
 def supported_classes() -> tuple[str, ...]:
@@ -24,7 +30,7 @@ def supported_classes() -> tuple[str, ...]:
     return tuple(name for family in _families() for name in family.CLASSES)
 
 
-def compress(model, config: CompressionConfig):
+def compress(model, config: CompressionConfig, processor=None):
     """Compress the visual tokens of a transformers model, in place.
 
     Afterwards model(...) and model.generate(...) take the same inputs as before; logits, loss and the KV cache have the
@@ -37,6 +43,8 @@ def compress(model, config: CompressionConfig):
     Args:
         model: an instance of one of supported_classes(), or a peft model around one.
         config: what to do; compressing again with another config replaces the first.
+        processor: a step at the pixels undoes its normalisation. None: that of the folder that the model was loaded
+            from, or else the family's own.
 
     Returns:
         the model itself.
@@ -50,16 +58,40 @@ def compress(model, config: CompressionConfig):
         )
     base, family = _seam(model)
     compression = _compression(family, base.config, config)
-    check_layers(base.model.language_model.layers, family.LAYERS)
-    check_tower((base.model.visual.blocks[block] for block in compression.tower.all), family.TOWER)
+    if (said := another_k(config, compression.config)) and process_rank() == 0:
+        logging.getLogger("ppe_npu").warning(said)
+    if config.at_pixels is not None:
+        compression.vision = pixel_values(base, compression.vision, processor)
+    check_layers(text_model(base.model).layers, family.LAYERS)
+    check_looked_at(text_model(base.model).layers, config.methods)
+    blocks = range(compression.vision.tower_blocks) if compression.inside is not None else compression.tower.all
+    check_tower((base.model.visual.blocks[block] for block in blocks), family.TOWER)
     _take_off(base, family)
     family.install(base, compression)
     return model
 
 
-def check_fit(class_name: str, model_config, config: CompressionConfig) -> None:
-    """Raise InputError unless `config` fits a model of this class with this transformers config; needs no weights."""
-    _compression(_family(class_name), model_config, config)
+def check_fit(class_name: str, model_config, config: CompressionConfig) -> CompressionConfig:
+    """`config` as a model of this class with this transformers config takes it (see CompressionConfig's k); needs no
+    weights. Raises InputError unless it fits."""
+    return compression_for(class_name, model_config, config).config
+
+
+def another_k(asked: CompressionConfig, fitted: CompressionConfig) -> str | None:
+    """What is said where a k that nobody named was made smaller to fit the model."""
+    if asked.k == fitted.k:
+        return None
+    return f"k={fitted.k} in place of the default {asked.k}: the largest that this model's rotary sections hold"
+
+
+def compression_for(class_name: str, model_config, config: CompressionConfig) -> Compression:
+    """The compression that compress() would give a model of this class with this transformers config; for engines that
+    have a model of their own.
+
+    Raises:
+        InputError: an unsupported class, or a config that does not fit the model.
+    """
+    return _compression(_family(class_name), model_config, config)
 
 
 def restore(model):
@@ -86,9 +118,10 @@ def is_compressed(model) -> bool:
 
 
 def _compression(family: ModuleType, model_config, config: CompressionConfig) -> Compression:
-    return Compression(
-        config, family.vision_tokens(model_config), family.channels(model_config), family.decoder_layers(model_config)
-    )
+    vision, channels = family.vision_tokens(model_config), family.channels(model_config)
+    most = most_positions(channels)
+    fitted = config if config.k_named or not config.k or config.k <= most else config.changed(k=most)
+    return Compression(fitted, vision, channels, family.decoder_layers(model_config), family.PAIRS)
 
 
 def _seam(model) -> tuple[Any, ModuleType]:
@@ -100,7 +133,8 @@ def _family(class_name: str) -> ModuleType:
     for family in _families():
         if class_name in family.CLASSES:
             return family
-    raise InputError(f"{class_name} is not supported: supported are {', '.join(supported_classes())}")
+    why = f" ({REFUSED[class_name]})" if class_name in REFUSED else ""
+    raise InputError(f"{class_name} is not supported{why}: supported are {', '.join(supported_classes())}")
 
 
 def base_of(model):
@@ -114,5 +148,7 @@ def base_of(model):
             return model
 
 
-def _families() -> list[ModuleType]:
-    return [import_module(f"{__name__}.{name}") for name in _FAMILIES]
+def _families() -> list:
+    """Modules, or what has the same names."""
+    grids = import_module(f"{__name__}.grid_families")
+    return [*(import_module(f"{__name__}.{name}") for name in _FAMILIES), *grids.FAMILIES]

@@ -7,18 +7,23 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens
+from ppe_npu.engine.spans import IMAGE, VIDEO, Parts, VisionTokens
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens
+from ppe_npu.engine.tower_pass import TowerPass, pass_of, pools_of
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
+from ppe_npu.models.pixels import KeptPatches, chosen_cells, run_on_kept
 from ppe_npu.models.tower import watched
 
+IDLE = "_ppe_idle_tower"  # of a model whose tower takes no grids: what untouched_tower() asks in its place
+SECONDS = ("second_per_grid_ts", "video_second_per_grid")  # of each video; the second in Qwen2.5-Omni
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 # What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
 CONSUMED = (
     *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values", "pixel_values_videos"),
-    *("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "rope_deltas", "cache_position"),
+    *("image_grid_thw", "video_grid_thw", *SECONDS, "mm_token_type_ids", "rope_deltas", "cache_position"),
     *("mm_encoder_outputs", KEYWORD),
 )
 
@@ -63,23 +68,26 @@ def make_plan(
     ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
     if isinstance(mask, dict):
         raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
-    if not compression.config.is_dense:
+    if not compression.config.keeps_all:
         _check_seen(ids, kwargs, compression.vision)
-    grids = {kind: _grid(kind, kwargs, compression.config.is_dense) for kind in (IMAGE, VIDEO)}
+    grids = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
+    pixels = kwargs.get(PIXELS[IMAGE]) if _encoded(IMAGE, kwargs) is None else None
+    chosen = chosen_cells(compression, pixels, grids[IMAGE], grids[VIDEO])
     return compression.plan(
         ids,
         mask,
         grids[IMAGE],
         grids[VIDEO],
-        kwargs.get("second_per_grid_ts") if grids[VIDEO] is not None else None,
+        next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None and grids[VIDEO] is not None), None),
         kwargs.get("position_ids"),
         None if past is None else past.following[0],
         kwargs.get(KEYWORD, NOTHING).left,
         kwargs.get(KEYWORD, NOTHING).packed,
         labels,
         kwargs.get(KEYWORD, NOTHING).prompt,
+        chosen,
     )
 
 
@@ -87,7 +95,8 @@ def _grid(kind: str, kwargs: dict, dense: bool) -> torch.Tensor | list | None:
     """The grids of the images, or videos, that are given; None without any: then their placeholders are text."""
     grid = kwargs.get(f"{kind}_grid_thw")
     if is_given(kind, kwargs):
-        _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
+        if not isinstance(grid, Parts):
+            _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
         return grid
     # A grid without its pixels: what is meant can only be guessed, so that its placeholders will miss a grid.
     return None if dense or grid is None else []
@@ -154,14 +163,16 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
         with watched(model, plan) as seen:
-            ran = _run_tower(model, torch.cat(pixels), torch.cat(grids))
+            grid = _frames(torch.cat(grids)) if model.compression.vision.tower_frames else torch.cat(grids)
+            inside = _inside(model.compression, plan, given)
+            ran = _run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
         tower = seen.tokens(_joined(ran.pooler_output).device)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
         visual = plan.on(kwargs["inputs_embeds"].device).visual
         return Features(kwargs["inputs_embeds"].flatten(0, 1).index_select(0, visual))
     tokens = [_joined(output.pooler_output) for output in outputs]
-    expected, found = sum(span.tokens for span in plan.layout.spans), sum(len(part) for part in tokens)
+    expected, found = len(plan.visual), sum(len(part) for part in tokens)
     if expected != found:
         raise InputError(f"the prompts hold {expected} visual tokens but the pixels given make {found} features")
     if not outputs:
@@ -189,6 +200,8 @@ def untouched_tower(model) -> torch.Tensor | float:
     """
     if not (model.training or is_deepspeed_zero3_enabled()):
         return 0.0
+    if IDLE in vars(model):
+        return vars(model)[IDLE](model)
     config = model.visual.config
     side, patch = config.spatial_merge_size, config.patch_size
     channels = getattr(config, "in_channels", None) or config.in_chans
@@ -201,8 +214,26 @@ def untouched_tower(model) -> torch.Tensor | float:
     return sum(part[:0].sum() for part in parts)
 
 
-def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor):
-    return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True)
+def _frames(grids: torch.Tensor) -> torch.Tensor:
+    """Each frame as a grid of its own."""
+    alone = torch.repeat_interleave(grids, grids[:, 0], dim=0)
+    return torch.cat([torch.ones_like(alone[:, :1]), alone[:, 1:]], dim=1)
+
+
+def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen | None = None, **inside: TowerPass):
+    if chosen is not None and not chosen.kept.all():
+        kept = KeptPatches.of(chosen, grid, model.compression.vision.merge_size)
+        return run_on_kept(model.visual, pixels, kept, **inside)
+    return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True, **inside)
+
+
+def _inside(compression: Compression, plan: PromptPlan, kinds: list[str]) -> dict[str, TowerPass]:
+    """The pass of a method that works inside the tower, in which prompts do not compete with each other."""
+    method, vision = compression.inside, compression.vision
+    if method is None:
+        return {}
+    pools = pools_of(plan.layout, kinds, vision.merge_size, method.per_image, plan.chosen)
+    return {KEYWORD: pass_of(method, pools, vision, compression.tower.all)}
 
 
 def _encoded(kind: str, kwargs: dict):

@@ -14,15 +14,17 @@ The first thing to switch off when a loss looks wrong: unfuse(model).
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ppe_npu import backends
+from ppe_npu.backends.dispatch import candidates
 from ppe_npu.compat import cache_of
+from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
+from ppe_npu.models.known import TURNED_OTHERWISE, has_attention, is_gated
 from ppe_npu.models.seam import original, override, restore_methods
+from ppe_npu.models.tower_blocks import on_host, vision_attention
 
 _FUSED = "_ppe_fused"
-_ON_HOST = WeakTensorKeyDictionary()  # the borders of windows, as long as the tensor that holds them lives
 
 
 def fuse(model: torch.nn.Module) -> torch.nn.Module:
@@ -37,8 +39,28 @@ def fuse(model: torch.nn.Module) -> torch.nn.Module:
 
 def takes_segments(text: Any) -> bool:
     """Whether a text model's attention keeps samples apart without a mask."""
-    fused = all(vars(layer.self_attn).get(_FUSED) for layer in text.layers)
+    fused = all(has_attention(layer) and vars(layer.self_attn).get(_FUSED) for layer in text.layers)
     return fused and text.config._attn_implementation == "sdpa"
+
+
+def check_key_bias(text: Any, device: torch.device | None = None, packed: bool = False) -> None:
+    """Raise InputError where a text model's attention takes no number to be added to the scores of a key.
+
+    Args:
+        device: where it will run, once that is known.
+    """
+    subject, name = "proportional_attention adds log(size) to the scores of keys", text.config._attn_implementation
+    if name not in ("sdpa", "eager"):
+        raise InputError(f"{subject}, which {name} takes no mask for: load the model with attn_implementation='sdpa'")
+    if packed:
+        raise InputError(f"{subject}, which attention in the segments of a packed batch cannot: leave packed out")
+    fused = name == "sdpa" and any(vars(layer.self_attn).get(_FUSED) for layer in text.layers)
+    if fused and device is not None and not {"sdpa"} & {e.name for e in candidates("attention", device.type)}:
+        best = candidates("attention", device.type)[0].name
+        raise InputError(
+            f"{subject}, which {best} on {device.type} cannot: call ppe_npu.models.fused.unfuse(model), or load the "
+            "model with attn_implementation='eager'"
+        )
 
 
 def unfuse(model: torch.nn.Module) -> torch.nn.Module:
@@ -52,14 +74,15 @@ def unfuse(model: torch.nn.Module) -> torch.nn.Module:
 def _forward_for(module: torch.nn.Module):
     if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
         return _rms_norm
-    gated = ("gate_proj", "up_proj", "down_proj", "act_fn")
-    if all(hasattr(module, part) for part in gated) and "silu" in type(module.act_fn).__name__.lower():
+    children = {name for name, _ in module.named_children()}  # GLM's merger has these four, and does more
+    if children == {"gate_proj", "up_proj", "down_proj", "act_fn"} and "silu" in type(module.act_fn).__name__.lower():
         return _swiglu
     if type(module).__name__.endswith("VisionAttention") and hasattr(module, "qkv"):
         return _vision_attention
     parts = ("q_proj", "k_proj", "v_proj", "o_proj", "layer_idx")
-    if all(hasattr(module, part) for part in parts) and getattr(module, "sliding_window", None) is None:
-        return _text_attention
+    plain = getattr(module, "sliding_window", None) is None and type(module).__name__ not in TURNED_OTHERWISE
+    if plain and all(hasattr(module, part) for part in parts):
+        return None if is_gated(module) else _text_attention
     return None
 
 
@@ -76,15 +99,7 @@ def _vision_attention(
     self, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, position_embeddings: tuple, **_
 ) -> torch.Tensor:
     """hidden_states [T, C]; cu_seqlens [windows + 1]; position_embeddings cos, sin [T, D]."""
-    heads = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(1, 2, 0, 3)
-    query, key, value = (part[None] for part in heads)
-    # In fp32, as transformers rotates the vision tower's heads.
-    cos, sin = (part[None].float() for part in position_embeddings)
-    query, key = backends.rotary(query.float(), key.float(), cos, sin)
-    out = backends.attention(
-        query.to(value.dtype), key.to(value.dtype), value, cu_seqlens=_on_host(cu_seqlens), scale=self.scaling
-    )
-    return self.proj(out[0].transpose(0, 1).flatten(1))
+    return vision_attention(self, hidden_states, position_embeddings, on_host(cu_seqlens))
 
 
 def _text_attention(
@@ -123,10 +138,3 @@ def _text_attention(
         out = backends.attention(*row, cu_seqlens=list(segments.borders), causal=True, **options)
         out = segments.batch(out, len(query))
     return self.o_proj(out.transpose(1, 2).flatten(2)), None
-
-
-def _on_host(cu_seqlens: torch.Tensor) -> list[int]:
-    """The borders as a list, read once a forward pass: every layer is given the same tensor."""
-    if cu_seqlens not in _ON_HOST:
-        _ON_HOST[cu_seqlens] = cu_seqlens.tolist()
-    return _ON_HOST[cu_seqlens]

@@ -10,18 +10,18 @@ import torch
 
 from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens, find_spans
 from ppe_npu.errors import InputError
-from ppe_npu.models.arguments import PIXELS, ids_of_embeds
+from ppe_npu.models.arguments import PIXELS, SECONDS, ids_of_embeds
 from ppe_npu.models.caches import state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
 from ppe_npu.models.seam import original, override
 
-_VISUAL = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+_VISUAL = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", *SECONDS)
 
 
 def install_generation(model) -> None:
     """Put generate()'s modifications on a model for conditional generation."""
-    override(model, "prepare_inputs_for_generation", _prepare_inputs_for_generation)
-    override(model, "_expand_inputs_for_generation", _expand_inputs_for_generation)
+    override(model, "prepare_inputs_for_generation", prepare_inputs_for_generation)
+    override(model, "_expand_inputs_for_generation", expand_inputs_for_generation)
     override(model, "_get_candidate_generator", _get_candidate_generator)
     override(model, "_valid_auto_compile_criteria", _valid_auto_compile_criteria)
     for name, function in (("_prefill", _prefill), ("init_continuous_batching", _init_continuous_batching)):
@@ -29,7 +29,7 @@ def install_generation(model) -> None:
             override(model, name, function)
 
 
-def _prepare_inputs_for_generation(self, input_ids, **kwargs):
+def prepare_inputs_for_generation(self, input_ids, **kwargs):
     prepare = original(self, "prepare_inputs_for_generation")
     inputs = prepare(input_ids=input_ids, **kwargs)
     state = state_of(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
@@ -44,7 +44,7 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
     return inputs
 
 
-def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
+def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
     expand = original(self, "_expand_inputs_for_generation")
     # What stands behind the prompt later on was generated: a placeholder among it is text.
     prompt = input_ids.shape[1] if input_ids is not None and input_ids.shape[1] else None  # none beside embeddings
@@ -61,7 +61,7 @@ def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs)
 
 
 def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kwargs):
-    dense = self.compression.config.is_dense
+    dense = self.compression.config.keeps_all
     if not dense and assistant_model is not None:
         raise InputError(
             "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "
@@ -175,6 +175,6 @@ def _picked(given: dict, kind: str, order: list[int]) -> dict:
     grid = given[f"{kind}_grid_thw"]
     parts = given[PIXELS[kind]].split([t * h * w for t, h, w in grid.tolist()])
     out = {PIXELS[kind]: torch.cat([parts[index] for index in order]), f"{kind}_grid_thw": grid[order]}
-    if kind == VIDEO and "second_per_grid_ts" in given:
-        out["second_per_grid_ts"] = torch.as_tensor(given["second_per_grid_ts"])[order]
+    for name in SECONDS if kind == VIDEO else ():
+        out |= {name: torch.as_tensor(given[name])[order]} if name in given else {}
     return out

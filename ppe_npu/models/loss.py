@@ -85,7 +85,11 @@ def uncompressed(model) -> Iterator[None]:
     """The compressed model sees all visual tokens, until the context ends."""
     compression = model.compression
     dense = Compression(
-        CompressionConfig.preset("dense"), compression.vision, compression.channels, compression.decoder_layers
+        CompressionConfig.preset("dense"),
+        compression.vision,
+        compression.channels,
+        compression.decoder_layers,
+        compression.pairs,
     )
     try:
         vars(model)["compression"] = vars(model.model)["compression"] = dense

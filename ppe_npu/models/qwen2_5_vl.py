@@ -4,13 +4,15 @@ Modifications: those of vision_language.py, nothing of its own. M-RoPE sections 
 in seconds.
 """
 
-from ppe_npu.engine.positions import contiguous_channels
+from ppe_npu.engine.pixels import CLIP_MEAN, CLIP_STD, PixelValues
+from ppe_npu.engine.positions import HALVES, contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models.vision_language import decoder_layers, detach, install, uninstall
 
 __all__ = [
     "CLASSES",
     "LAYERS",
+    "PAIRS",
     "TOWER",
     "channels",
     "decoder_layers",
@@ -22,6 +24,7 @@ __all__ = [
 
 CLASSES = ("Qwen2_5_VLForConditionalGeneration",)
 LAYERS = {"Qwen2_5_VLDecoderLayer": "Qwen2_5_VLAttention"}  # and the attention in them
+PAIRS = HALVES  # which channels of a head are turned together
 TOWER = {"Qwen2_5_VLVisionBlock": "Qwen2_5_VLVisionAttention"}  # the same of the vision tower's blocks
 
 
@@ -35,6 +38,7 @@ def vision_tokens(config) -> VisionTokens:
         tower_blocks=vision.depth,
         whole_blocks=tuple(vision.fullatt_block_indexes),
         window=vision.window_size // vision.spatial_merge_size // vision.patch_size,
+        pixels=PixelValues(vision.temporal_patch_size, CLIP_MEAN, CLIP_STD),
     )
 
 

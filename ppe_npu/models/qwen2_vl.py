@@ -4,13 +4,15 @@ Modifications: those of vision_language.py, nothing of its own. M-RoPE sections 
 counts frames.
 """
 
-from ppe_npu.engine.positions import contiguous_channels
+from ppe_npu.engine.pixels import CLIP_MEAN, CLIP_STD, PixelValues
+from ppe_npu.engine.positions import HALVES, contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models.vision_language import decoder_layers, detach, install, uninstall
 
 __all__ = [
     "CLASSES",
     "LAYERS",
+    "PAIRS",
     "TOWER",
     "channels",
     "decoder_layers",
@@ -22,6 +24,7 @@ __all__ = [
 
 CLASSES = ("Qwen2VLForConditionalGeneration",)
 LAYERS = {"Qwen2VLDecoderLayer": "Qwen2VLAttention"}  # and the attention in them
+PAIRS = HALVES  # which channels of a head are turned together
 TOWER = {"Qwen2VLVisionBlock": "VisionAttention"}  # the same of the vision tower's blocks
 
 
@@ -32,6 +35,7 @@ def vision_tokens(config) -> VisionTokens:
         merge_size=config.vision_config.spatial_merge_size,
         tokens_per_second=None,
         tower_blocks=config.vision_config.depth,
+        pixels=PixelValues(config.vision_config.temporal_patch_size, CLIP_MEAN, CLIP_STD),
     )
 
 

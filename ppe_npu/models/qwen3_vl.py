@@ -1,4 +1,4 @@
-"""Qwen3-VL in transformers.
+"""Qwen3-VL in transformers, and its mixture of experts.
 
 Modifications: those of vision_language.py, and
 * the vision tower's deepstack features, which the first decoder layers add to the visual tokens that leave them, are
@@ -9,7 +9,8 @@ each is a run of its own, with positions of its own.
 """
 
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.positions import interleaved_channels
+from ppe_npu.engine.pixels import PixelValues
+from ppe_npu.engine.positions import HALVES, interleaved_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
 from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
@@ -17,6 +18,7 @@ from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
 __all__ = [
     "CLASSES",
     "LAYERS",
+    "PAIRS",
     "TOWER",
     "channels",
     "decoder_layers",
@@ -26,9 +28,16 @@ __all__ = [
     "vision_tokens",
 ]
 
-CLASSES = ("Qwen3VLForConditionalGeneration",)
-LAYERS = {"Qwen3VLTextDecoderLayer": "Qwen3VLTextAttention"}  # and the attention in them
-TOWER = {"Qwen3VLVisionBlock": "Qwen3VLVisionAttention"}  # the same of the vision tower's blocks
+CLASSES = ("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
+LAYERS = {  # and the attention in them
+    "Qwen3VLTextDecoderLayer": "Qwen3VLTextAttention",
+    "Qwen3VLMoeTextDecoderLayer": "Qwen3VLMoeTextAttention",
+}
+TOWER = {  # the same of the vision tower's blocks
+    "Qwen3VLVisionBlock": "Qwen3VLVisionAttention",
+    "Qwen3VLMoeVisionBlock": "Qwen3VLMoeVisionAttention",
+}
+PAIRS = HALVES  # which channels of a head are turned together
 
 
 def vision_tokens(config) -> VisionTokens:
@@ -39,6 +48,8 @@ def vision_tokens(config) -> VisionTokens:
         tokens_per_second=None,
         frames_apart=True,
         tower_blocks=config.vision_config.depth,
+        taps=tuple(getattr(config.vision_config, "deepstack_visual_indexes", ())),  # Qwen3.5 has none
+        pixels=PixelValues(config.vision_config.temporal_patch_size, (0.5,) * 3, (0.5,) * 3),
     )
 
 
@@ -48,4 +59,4 @@ def channels(config) -> tuple[int, ...]:
 
 
 def install(model, compression: Compression) -> None:
-    vision_language.install(model, compression, deepstack=True)
+    vision_language.install(model, compression, staged=True)

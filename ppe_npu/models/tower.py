@@ -1,6 +1,6 @@
 """What goes on inside the vision tower, for methods that look into its blocks.
 
-While the tower runs, hooks stand on the attention of these blocks alone: they take its queries and keys from the
+While the tower runs, hooks stand on these blocks alone: they take its queries and keys from the
 projection that the block has just made, whatever operator attends with them afterwards. No module is called that was
 not called before (ZeRO-3 wants one order in all processes), and a block that gradient checkpointing runs once more is
 not looked into again.
@@ -54,7 +54,7 @@ class Watch:
         if number in wanted.keys:
             self.parts[KEYS, number] = key.float().mean(0).unflatten(0, (-1, patches)).mean(1)
         if number in wanted.saliency:
-            frames = frame_lengths(self.plan.layout, vision.merge_size)
+            frames = frame_lengths(self.plan.layout, vision.merge_size, self.plan.chosen)
             scores = received(query, key, frames, attention.scaling)
             self.parts[SALIENCY, number] = scores.unflatten(0, (-1, patches)).sum(1)
 
@@ -64,11 +64,11 @@ def watched(model, plan: PromptPlan) -> Iterator[Watch]:
     """Look into the blocks that the model's methods name, while its tower runs on a prompt's pixels."""
     watch, handles, eager = Watch(model.compression, plan), [], contextlib.nullcontext()
     numbers = model.compression.tower.all
-    if numbers and is_traced(model.visual):
+    if (numbers or model.compression.inside) and is_traced(model.visual):
         eager = torch.compiler.set_stance("force_eager")  # compiled code does not see hooks that come later
     try:
         for number in numbers:
-            handles += _hooked(watch, number, model.visual.blocks[number].attn)
+            handles += _hooked(watch, number, model.visual.blocks[number])
         with eager:
             yield watch
     finally:
@@ -76,7 +76,7 @@ def watched(model, plan: PromptPlan) -> Iterator[Watch]:
             handle.remove()
 
 
-def _hooked(watch: Watch, number: int, attention) -> list:
+def _hooked(watch: Watch, number: int, block) -> list:
     table: list[torch.Tensor] = []
 
     def before(_module, _args, kwargs) -> None:
@@ -84,9 +84,6 @@ def _hooked(watch: Watch, number: int, attention) -> list:
 
     def after(_module, _args, projected) -> None:
         cos, sin = table
-        watch.see(number, attention, projected, (cos, sin))
+        watch.see(number, block.attn, projected, (cos, sin))
 
-    return [
-        attention.register_forward_pre_hook(before, with_kwargs=True),
-        attention.qkv.register_forward_hook(after),
-    ]
+    return [block.register_forward_pre_hook(before, with_kwargs=True), block.attn.qkv.register_forward_hook(after)]

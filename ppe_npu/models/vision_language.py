@@ -19,12 +19,12 @@ Modifications (on the given instance only):
 * _valid_auto_compile_criteria: generate() with a static cache compiles only if a compile_config asks for it. Of its own
   accord transformers records CUDA graphs, of which a mask that grows would need another one every step.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
+* the vision tower and its blocks, where a method works inside it: see tower_blocks.py.
 * language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 
@@ -34,7 +34,6 @@ from ppe_npu.backends.compiling import is_traced
 from ppe_npu.compat import cache_of, layer_arguments, output_cache
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.positions import rotary_table
 from ppe_npu.engine.rounds import as_tensor
 from ppe_npu.engine.run import Run
 from ppe_npu.engine.spans import IMAGE, VIDEO
@@ -52,11 +51,13 @@ from ppe_npu.models.arguments import (
 from ppe_npu.models.caches import keep_state, state_of
 from ppe_npu.models.decoder import staged_forward
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
-from ppe_npu.models.fused import takes_segments
+from ppe_npu.models.fused import check_key_bias, takes_segments
 from ppe_npu.models.generation import install_generation
-from ppe_npu.models.known import check_decoder
+from ppe_npu.models.known import check_decoder, has_attention
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
+from ppe_npu.models.rotary import RowRotaryEmbedding
 from ppe_npu.models.seam import is_overridden, original, override, own_submodules, restore_methods
+from ppe_npu.models.tower_blocks import detach_tower, install_tower, uninstall_tower
 
 _DELTAS = "_ppe_saved_rope_deltas"
 
@@ -66,11 +67,12 @@ def decoder_layers(config) -> int:
     return config.text_config.num_hidden_layers
 
 
-def install(model, compression: Compression, deepstack: bool = False) -> None:
+def install(model, compression: Compression, staged: bool = False) -> None:
     """Put the modifications on a model.
 
     Args:
-        deepstack: whether features of the vision tower enter the first decoder layers.
+        staged: whether the decoder runs stage by stage in any case: features of the vision tower enter its first
+            layers, or its own forward takes no position rows.
 
     Raises:
         InputError: a rotary embedding, layer or attention that the modifications do not fit, or modules that another
@@ -82,18 +84,24 @@ def install(model, compression: Compression, deepstack: bool = False) -> None:
             "this model's decoder is compressed as that of another model, of which one is a copy.copy: restore() that "
             "model first, or take a copy.deepcopy"
         )
-    staged = deepstack or compression.stages > 1
+    staged = staged or compression.stages > 1 or compression.config.proportional_attention
     check_decoder(text, staged, len(compression.channels))
+    if compression.config.proportional_attention:
+        check_key_bias(text)
+    rotary = RowRotaryEmbedding(text.rotary_emb, compression.channels, compression.pairs)
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
-    vars(model.model)[_DELTAS] = model.model.rope_deltas
+    if hasattr(model.model, "rope_deltas"):
+        vars(model.model)[_DELTAS] = model.model.rope_deltas
     # Older transformers' generate() refuses mm_token_type_ids, newer ones' processors make them: take them anywhere.
-    override(model, "forward", _causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
+    override(model, "forward", causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
     install_generation(model)
-    override(model.model, "forward", _model_forward)
+    override(model.model, "forward", model_forward)
+    if compression.inside is not None:
+        install_tower(model.model.visual, compression)
     if staged:
         override(text, "forward", staged_forward)
-    text.rotary_emb = RowRotaryEmbedding(text.rotary_emb, compression.channels)
+    text.rotary_emb = rotary
     install_head(model)
 
 
@@ -103,6 +111,7 @@ def uninstall(model) -> None:
     if isinstance(text.rotary_emb, RowRotaryEmbedding):  # a shallow copy's may have been restored with its original
         text.rotary_emb = text.rotary_emb.original
     uninstall_head(model)
+    uninstall_tower(model.model)
     for module in (text, model.model, model):
         restore_methods(module)
         vars(module).pop("compression", None)
@@ -116,40 +125,10 @@ def detach(model) -> None:
     own_submodules(model, "model", "lm_head")
     own_submodules(model.model, "language_model")
     own_submodules(model.model.language_model)
+    detach_tower(model.model)
 
 
-class _RotaryEmbedding(Protocol):
-    """What RowRotaryEmbedding needs of transformers' module."""
-
-    inv_freq: torch.Tensor
-    attention_scaling: float
-
-    def __call__(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-
-class RowRotaryEmbedding(torch.nn.Module):
-    """Rotary table from position rows [R, B, S], R = 3K, with the frequencies of the module that it stands in for."""
-
-    def __init__(self, original: _RotaryEmbedding, channels: tuple[int, ...]):
-        super().__init__()
-        self.original = original
-        self.channels = channels
-        # Until 5.3 or so transformers wants a table per axis and picks the sections in every layer.
-        probe = original.inv_freq.new_zeros(1, 1, 1)
-        self.axes = 3 if original(probe, probe.long().expand(3, 1, 1))[0].ndim == 4 else None
-
-    @torch.no_grad()
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos, sin: [B, S, D] in the dtype of x (or a view [3, B, S, D] of it for older transformers)."""
-        inv_freq = self.original.inv_freq.to(position_ids.device)
-        table = rotary_table(position_ids, inv_freq, self.channels, self.original.attention_scaling)
-        cos, sin = (part.to(x.dtype) for part in table)
-        return (
-            (cos, sin) if self.axes is None else (cos.expand(self.axes, *cos.shape), sin.expand(self.axes, *sin.shape))
-        )
-
-
-def _causal_lm_forward(self, labels=None, **kwargs):
+def causal_lm_forward(self, labels=None, **kwargs):
     wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
     if wishes:
         kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), **wishes)
@@ -205,10 +184,12 @@ def _compresses(state: CacheState | None, kwargs: dict) -> bool:
     return state is None or any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO))
 
 
-def _model_forward(self, **kwargs):
+def model_forward(self, **kwargs):
     packed = kwargs.get(KEYWORD, NOTHING).packed
     if packed:
         _check_packed(self.language_model, kwargs)
+        if self.compression.config.proportional_attention:
+            check_key_bias(self.language_model, packed=True)
     state, places = state_of(self.compression, kwargs), None
     compresses = _compresses(state, kwargs)
     if compresses:
@@ -243,6 +224,8 @@ def _model_forward(self, **kwargs):
 def _check_packed(text, kwargs: dict) -> None:
     """Raise InputError for what cannot be one row of samples."""
     mask = kwargs.get("attention_mask")
+    if not all(map(has_attention, text.layers)):
+        raise InputError("packed: linear attention would carry its state from one sample of the row to the next")
     if cache_of(kwargs) is not None or (mask is not None and mask.ndim == 4):
         raise InputError("packed takes neither a cache nor a 4D attention_mask: it has one row, for training")
     if not takes_segments(text):
@@ -255,15 +238,20 @@ def _check_packed(text, kwargs: dict) -> None:
 @torch.compiler.disable  # plans on the host, and runs a tower that reads its grids there
 def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tuple[dict, Run, torch.Tensor | None]:
     """What the decoder is given, the pass through it, and where the output goes, if it shall stand as the prompt."""
+    mask, attends = attention_mask_of(kwargs), all(map(has_attention, self.language_model.layers))
+    if mask is not None and mask.ndim == 4 and not attends:
+        raise InputError("attention_mask is 4D: linear attention knows padding alone; give [batch, tokens]")
     plan = kwargs.get(KEYWORD, NOTHING).plan or make_plan(self, self.compression, kwargs, past)
     embeds = kwargs.get("inputs_embeds")
     device = (kwargs["input_ids"] if embeds is None else embeds).device
+    if self.compression.config.proportional_attention:
+        check_key_bias(self.language_model, device)
     on = plan.on(device)  # everything is uploaded now, before the tower keeps the device busy
     scored = is_scored(self, kwargs)
     known = scored and plan.ahead is None and not plan.as_given
     places = as_tensor(plan.places_of_columns).to(device) if known else None
     self.compression.last_scored = scored
-    if plan.layout.spans:
+    if plan.layout.spans and _DELTAS in vars(self):
         self.rope_deltas = on.deltas
     parts = [stage.segments for stage in on.stages if stage.segments is not None]
     fast = not compiling and not is_traced(self.language_model) and takes_segments(self.language_model)
@@ -280,12 +268,12 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
         text_embeds = embeds.flatten(0, 1).index_select(0, text)
     text_embeds = text_embeds + unseen if not plan.layout.spans else text_embeds
     fixed = getattr(cache_of(kwargs), "is_compileable", False)
-    sdpa = self.language_model.config._attn_implementation == "sdpa" and not fixed
+    sdpa = self.language_model.config._attn_implementation == "sdpa" and attends and not fixed
     run = self.compression.prefill(
         plan,
         text_embeds,
         features.tokens,
-        attention_mask_of(kwargs),
+        mask,
         past,
         features.deepstack,
         ready_mask=sdpa,

@@ -49,9 +49,13 @@ def flash_attn_varlen_func(
         assert borders[0] == 0
         assert borders[-1] == len(tokens)
         assert borders.diff().max() == longest
-    assert torch.equal(cu_seqlens_q, cu_seqlens_k), "this stand-in knows self attention only"
-    segment = torch.bucketize(torch.arange(len(q)), cu_seqlens_q[1:], right=True)
-    blocked = segment[:, None] != segment[None, :]
+    assert len(cu_seqlens_q) == len(cu_seqlens_k)
+    own, others = (
+        torch.bucketize(torch.arange(len(tokens)), borders[1:], right=True)
+        for tokens, borders in ((q, cu_seqlens_q), (k, cu_seqlens_k))
+    )
+    blocked = own[:, None] != others[None, :]
     if causal:
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k), "this stand-in knows causality of self attention only"
         blocked = blocked | _causal(len(q), len(q))
     return _attend(q[None], k[None], v[None], dropout_p, softmax_scale, blocked)[0]

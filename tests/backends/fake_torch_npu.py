@@ -37,9 +37,12 @@ def npu_fusion_attention(
     _check(atten_mask is None or atten_mask.dtype in (torch.bool, torch.uint8), "atten_mask must be bool or uint8")
     if input_layout == "TND":
         _check(query.dim() == 3 and query.shape[1] == head_num <= 256, "TND")
-        _check(actual_seq_qlen == actual_seq_kvlen, "this stand-in knows self attention only")
+        same = actual_seq_qlen == actual_seq_kvlen
+        _check(same or atten_mask is None, "this stand-in knows causality of self attention only")
         parts = [tensor.transpose(0, 1)[None] for tensor in (query, key, value)]
-        blocked = _between_segments(actual_seq_qlen, len(query))
+        own, others = _segments(actual_seq_qlen, len(query)), _segments(actual_seq_kvlen, len(key))
+        _check(len(actual_seq_qlen) == len(actual_seq_kvlen), "as many segments of queries as of keys")
+        blocked = own[:, None] != others[None, :]
         if atten_mask is not None:
             # Within a segment, whose queries and keys are the same, bottom-right causality is that of the whole.
             blocked = blocked | _blocked(atten_mask, sparse_mode, *parts[:2], packed=True)
@@ -50,14 +53,13 @@ def npu_fusion_attention(
     return _softmax_attention(query, key, value, blocked, scale, keep_prob), None
 
 
-def _between_segments(ends: list[int] | None, total: int) -> Tensor:
-    """bool [T, T], True where query and key are of different segments."""
+def _segments(ends: list[int] | None, total: int) -> Tensor:
+    """[T] the segment of each token."""
     _check(type(ends) is list and all(type(end) is int for end in ends), "lengths must be a host list of int")
     _check(0 < len(ends) <= 1024, "1 to 1,024 lengths")
     _check(ends[0] != 0, "no leading 0")
     _check(ends == sorted(ends) and ends[-1] == total, "lengths are cumulative and end at T")
-    segment = torch.bucketize(torch.arange(total), torch.tensor(ends), right=True)
-    return segment[:, None] != segment[None, :]
+    return torch.bucketize(torch.arange(total), torch.tensor(ends), right=True)
 
 
 def _blocked(mask: Tensor | None, mode: int, query: Tensor, key: Tensor, packed: bool) -> Tensor | None:

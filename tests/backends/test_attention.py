@@ -119,6 +119,27 @@ def test_segments_attend_to_themselves_only(borders, causal, implementation):
     _check(out, expected, tensors)
 
 
+SOME = {
+    "ragged": ([0, 2, 2, 2, 3, 7], [0, 4, 8, 8, 9, 15]),
+    "equal": ([0, 2, 4, 6], [0, 5, 10, 15]),
+    "a gap": ([0, 2, 2, 4], [0, 5, 10, 15]),
+    "alike": ([0, 3, 6, 6], [0, 5, 10, 15]),
+    "more queries than keys": ([0, 9, 15], [0, 1, 15]),
+}
+
+
+@both
+@pytest.mark.parametrize(("borders", "others"), SOME.values(), ids=SOME)
+def test_some_of_the_queries_attend_to_their_own_segment(borders, others, implementation):
+    tensors = _inputs((1, 4, borders[-1], 6), (1, 2, 15, 6))
+    own, segment = (
+        torch.bucketize(torch.arange(ends[-1]), torch.tensor(ends[1:]), right=True) for ends in (borders, others)
+    )
+    expected = _naive(*tensors, may_attend=lambda b, h, s, t: own[s] == segment[t])
+    out = attention(*tensors, cu_seqlens=borders, cu_seqlens_k=others, implementation=implementation)
+    _check(out, expected, tensors)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_heads_are_repeated_where_no_fused_kernel_reads_groups(monkeypatch, causal):
     tensors = _inputs((2, 6, 4, 5), (2, 2, 4, 5))
@@ -238,6 +259,12 @@ def _call(query=(1, 4, 5, 8), key=(1, 2, 5, 8), **options):
         ({"cu_seqlens": torch.tensor([0, 5])}, "host list"),
         ({"cu_seqlens": [0, 5], "mask": torch.ones(5, 5, dtype=torch.bool)}, "no mask"),
         ({"cu_seqlens": [0, 5], "query": (2, 4, 5, 8), "key": (2, 2, 5, 8)}, "B = 1"),
+        ({"cu_seqlens": [0, 5], "key": (1, 2, 6, 8)}, "S = T"),
+        ({"cu_seqlens_k": [0, 5]}, "needs cu_seqlens"),
+        ({"cu_seqlens": [0, 5], "cu_seqlens_k": [0, 4]}, "rise from 0 to 5"),
+        ({"cu_seqlens": [0, 5], "cu_seqlens_k": [0, 2, 5]}, "that has queries needs keys"),
+        ({"cu_seqlens": [0, 3, 5], "cu_seqlens_k": [0, 0, 5]}, "that has queries needs keys"),
+        ({"cu_seqlens": [0, 5], "cu_seqlens_k": [0, 5], "causal": True}, "not causal"),
     ],
 )
 def test_what_does_not_fit_is_an_error(arguments, message):

@@ -64,6 +64,21 @@ def test_packed_segments_go_to_torchs_flash_kernel_as_they_are(monkeypatch, caus
     assert_rounds_alike(found, plain, exact)
 
 
+def test_some_of_the_queries_go_to_torchs_flash_kernel(monkeypatch):
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+        return fake_flash_attn.flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, 0.0, scale, False)
+
+    monkeypatch.setattr(sdpa, "_takes_segments", lambda *_: True)
+    monkeypatch.setattr(sdpa, "_varlen_attn", lambda: varlen_attn)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, length, 8, generator=generator).half() for length in (7, 15, 15))
+    options = {"cu_seqlens": [0, 2, 2, 3, 7], "cu_seqlens_k": [0, 4, 8, 9, 15]}
+    found = attention(query, key, value, implementation="sdpa", **options)
+    plain = attention(query, key, value, implementation="reference", **options)
+    exact = attention(query.double(), key.double(), value.double(), implementation="reference", **options)
+    assert_rounds_alike(found, plain, exact)
+
+
 def test_which_packed_segments_torchs_flash_kernel_takes(monkeypatch):
     monkeypatch.setattr(device, "runs_flash_attention", lambda where: where.type == "meta")
 

@@ -60,8 +60,22 @@ def _heads(length, keys=None):
         ((6,), {"cu_seqlens": [0, 2, 4, 4, 6]}, [("BNSD", 0, 0)]),
         ((6,), {"cu_seqlens": [0, 0, 2, 2, 6, 6], "causal": True}, [("TND", 3, 2)]),
         ((1541,), {"cu_seqlens": [0, 2, *range(3, 1542)]}, [("TND", 0, 1024), ("TND", 0, 516)]),
+        ((3, 6), {"cu_seqlens": [0, 1, 3], "cu_seqlens_k": [0, 2, 6]}, [("TND", 0, 2)]),
+        ((3, 6), {"cu_seqlens": [0, 1, 1, 3], "cu_seqlens_k": [0, 2, 3, 6]}, [("TND", 0, 1), ("TND", 0, 1)]),
+        ((2, 6), {"cu_seqlens": [0, 1, 2], "cu_seqlens_k": [0, 3, 6]}, [("BNSD", 0, 0)]),
     ],
-    ids=["dense", "causal", "decoding", "mask", "equal windows", "ragged windows", "many windows"],
+    ids=[
+        "dense",
+        "causal",
+        "decoding",
+        "mask",
+        "equal windows",
+        "ragged windows",
+        "many windows",
+        "some of the windows",
+        "none of one window",
+        "some of equal windows",
+    ],
 )
 def test_the_form_of_the_call(calls, lengths, options, expected):
     attention(*_heads(*lengths), **options)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from dying import in_child
 from stand_in import Counting, Instant
 
 from ppe_npu.errors import InputError
@@ -189,6 +190,25 @@ def test_every_sample_once_with_processes_killed(tmp_path):
 def test_ten_thousand_samples_once_with_ten_kills(tmp_path):
     run_with_kills(tmp_path / "run", samples=10_000, processes=4, kills=10, seed=1)
     check_whole(tmp_path / "run", 10_000)
+
+
+def test_killed_at_any_change_of_the_disk_every_sample_is_there_once(tmp_path):
+    def work(folder):
+        with Evaluation(Instant(), Counting(20), folder, batch_size=8, bar=False) as evaluation:
+            evaluation.run()
+
+    for change in range(1, in_child(lambda: work(tmp_path / "whole")) + 1):
+        folder = tmp_path / str(change)
+        in_child(lambda folder=folder: work(folder), kill_at=change)
+        in_child(lambda folder=folder: work(folder))
+        check_whole(folder, 20)
+        assert names(folder) == names(tmp_path / "whole")
+
+
+def names(folder) -> set[str]:
+    """But for what a kill left of a file that had no name yet: another process might be writing it."""
+    files = (path for path in folder.rglob("*") if ".work" not in path.parts and path.suffix != ".tmp")
+    return {path.relative_to(folder).as_posix() for path in files}
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):

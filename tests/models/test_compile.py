@@ -40,7 +40,8 @@ class Graphs:
         return graph.forward
 
 
-@pytest.mark.parametrize("config", [pytest.param(PPE, marks=SLOW), CASCADE], ids=["ppe", "cascade"])
+@SLOW
+@pytest.mark.parametrize("config", [PPE, CASCADE], ids=["ppe", "cascade"])
 @torch.no_grad()
 def test_the_decoder_is_one_graph_for_all_prompts_of_one_shape(model, config):
     """Merges between its layers among it: clustering is one node."""
@@ -89,7 +90,8 @@ def test_other_padding_does_not_compile_again(model, part):
     assert_rounds_alike(*([row[mask] for row, mask in zip(rows, real)] for rows in (found, expected, true)))
 
 
-@pytest.mark.parametrize("config", [PPE, pytest.param(CASCADE, marks=SLOW)], ids=["ppe", "cascade"])
+@SLOW
+@pytest.mark.parametrize("config", [PPE, CASCADE], ids=["ppe", "cascade"])
 @torch.no_grad()
 def test_a_prompt_breaks_the_graph_once_where_the_host_plans(model, config):
     compress(fuse(model), config)

@@ -4,6 +4,7 @@ docs/compatibility.md lists these features by name.
 """
 
 import copy
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -47,9 +48,18 @@ FEATURES = {
 }
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+QUICK = ("sampling", "beams", "static cache", "no cache", "scores and states")  # of compressed models; test-all has all
+
+
 @pytest.mark.parametrize(
-    "setting", ["dense", "ppe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("one", "cascade"))]
+    ("setting", "feature"),
+    [
+        pytest.param(
+            *both,
+            marks=() if both[0] == "dense" or (both == ("ppe", both[1]) and both[1] in QUICK) else pytest.mark.slow,
+        )
+        for both in itertools.product(("dense", "ppe", "one", "cascade"), FEATURES)
+    ],
 )
 def test_features_of_generate(plain, setting, feature):
     def run(model):

@@ -69,7 +69,10 @@ def test_a_packed_batch_is_its_samples(family, name):
     check_packed(compress(FUSED[family], config_of(name)), prompts_of(family), "right")
 
 
-@pytest.mark.parametrize("positions", ["ppe", pytest.param("keep_one", marks=pytest.mark.slow), "renumber"])
+@pytest.mark.parametrize(
+    "positions",
+    ["ppe", pytest.param("keep_one", marks=pytest.mark.slow), pytest.param("renumber", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("name", ["late", "late, then exact", "video, then frames"])
 def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(family, name, positions):
     model = compress(MODELS[family], config_of(name, positions))

@@ -189,7 +189,9 @@ def test_attention_implementations_agree(config):
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize(
-    "prompts", [[0], [0, 0], [0, 1, 2], [1, 0]], ids=str
+    "prompts",
+    [[0], pytest.param([0, 0], marks=pytest.mark.slow), pytest.param([0, 1, 2], marks=pytest.mark.slow), [1, 0]],
+    ids=str,
 )  # without padding, and with, first or not
 def test_a_static_cache_decodes_as_a_dynamic_one(config, implementation, prompts):
     model = random_model()

@@ -256,7 +256,7 @@ def test_a_plain_rotary_embedding_keeps_k_places_in_the_text(positions, k):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([toys.Pixels()], "toy_pixels: a step at the pixels is not built for this family yet"),
+        ([toys.Pixels(), toys.Pixels(0.25)], "steps has several at the pixels"),
         ([DPCKNN(layer=3)], r"layers=\[3\]: this model has 3 decoder layers, 0 to 2"),
     ],
 )

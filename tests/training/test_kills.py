@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dying import in_child
 from fixtures import write_noise_records
 from safetensors.torch import load_file
 
@@ -75,14 +76,65 @@ def check_kills(tiny_folder, tmp_path, kills: int, seed: int) -> None:
         }
 
 
-def test_a_run_killed_twice_is_the_run_that_was_not(tiny_folder, tmp_path):
-    check_kills(tiny_folder, tmp_path, kills=2, seed=0)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_run_killed_often_is_the_run_that_was_not(tiny_folder, tmp_path, seed):
     check_kills(tiny_folder, tmp_path, kills=8, seed=1 + seed)
+
+
+# -- at every single change of the disk -------------------------------------------------------------------------------
+
+SHORT = {"max_steps": 3, "save_total_limit": 1}
+
+
+def trained(values: dict):
+    def work():
+        torch.set_num_threads(1)
+        train(TrainConfig(**values), announce=False)
+
+    return work
+
+
+def ended(output: Path) -> tuple[set, list, dict]:
+    """What a run left: names (but for an empty .saving), losses and weights."""
+    losses = json.loads((output / "summary.json").read_text())["losses"]
+    names = {path.relative_to(output).as_posix() for path in output.rglob("*")}
+    return names - {".saving"}, losses, load_file(output / "final" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uncut(tiny_folder, tmp_path_factory):
+    """(settings, what a run that nobody killed left, how many changes of the disk it made)."""
+    folder = tmp_path_factory.mktemp("uncut")
+    data = write_noise_records(folder, records=16, most_words=6)
+    values = settings(tiny_folder, data, folder / "run") | SHORT
+    made = in_child(trained(values))
+    return values, ended(folder / "run"), made
+
+
+def check_killed_at(change: int, uncut, tmp_path) -> None:
+    values, (names, losses, weights), made = uncut
+    assert change <= made
+    values = values | {"output": str(tmp_path / "run")}
+    in_child(trained(values), kill_at=change)
+    in_child(trained(values))
+    there, again, after = ended(tmp_path / "run")
+    assert there == names
+    assert again == losses
+    assert all(torch.equal(weights[key], after[key]) for key in weights)
+
+
+@pytest.mark.parametrize("share", [0.62, 0.97], ids=str)
+def test_killed_at_a_change_of_the_disk_it_is_the_run_that_was_not(uncut, tmp_path, share):
+    check_killed_at(round(share * uncut[2]), uncut, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", range(8))
+def test_killed_at_any_change_of_the_disk_it_is_the_run_that_was_not(uncut, tmp_path, part):
+    for change in range(1 + part, uncut[2] + 1, 8):
+        check_killed_at(change, uncut, tmp_path / str(change))
 
 
 def test_a_kill_between_saving_and_naming_loses_one_checkpoint_only(tiny_folder, tmp_path, monkeypatch):

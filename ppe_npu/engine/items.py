@@ -1,0 +1,182 @@
+"""Images and videos merged one by one, for an engine that keeps no prompt: what serving calls.
+
+Such an engine encodes an image or a video once, whatever prompts it stands in, and may read it in pieces, long after.
+So an item is merged here as a prompt of its own that holds nothing else, and its position rows count from 0. Wherever
+it stands, its rows are these and the position that it counts from; how far the text after it goes on follows from its
+grid alone. Only methods that need nothing but the item's own tokens can be had so: the others are refused by name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.positions import grid_positions
+from ppe_npu.engine.rounds import as_tensor
+from ppe_npu.engine.spans import IMAGE, VisionTokens, item_spans
+from ppe_npu.errors import InputError
+
+_NEEDS = {"tokens", "places", "sizes"}
+
+
+@dataclass(frozen=True)
+class ItemRun:
+    """A run of visual tokens that an image or a video has in a prompt: the whole of it, or one of its frames where a
+    prompt sets text between them.
+
+    Args:
+        kept: how many tokens of it stay.
+        extent: by how many positions the text goes on after it, from the position that it counts from.
+    """
+
+    kept: int
+    extent: int
+
+
+@dataclass(frozen=True)
+class MergedItem:
+    """An image or a video after its steps.
+
+    Args:
+        features: [kept, C].
+        rows: [R, kept] int64 positions, R = axes * K, each run of it counted from 0.
+        deepstack: of each of the first decoder layers [kept, C], what is added to its output.
+    """
+
+    features: torch.Tensor
+    rows: torch.Tensor
+    deepstack: tuple[torch.Tensor, ...] = ()
+
+
+def check_items(compression: Compression) -> None:
+    """Raise InputError unless items can be merged one by one: one length for all decoder layers, exact counts, and
+    methods that look at nothing but the item's own tokens."""
+    if compression.layers:
+        raise InputError(
+            f"layers={list(compression.layers)}: decoder layers that see fewer tokens than others have no place in a "
+            "KV cache of one length; leave the layers out"
+        )
+    if compression.config.proportional_attention:
+        raise InputError(
+            "proportional_attention: a server's attention takes nothing to be added to a key's scores; leave it out"
+        )
+    for method in compression.config.methods:
+        if method.place in ("pixels", "tower"):
+            raise InputError(
+                f"{method.name}: a step at the {method.place} stands before the features, which an engine that serves "
+                "makes by itself; take a step at the input"
+            )
+        if method.counts == "late":
+            raise InputError(
+                f"{method.name}: how many tokens it keeps is known only from the features, but a prompt's length is "
+                "needed before there are any; take a method with exact counts"
+            )
+        beside = sorted(method.needs - _NEEDS)
+        if beside:
+            raise InputError(
+                f"{method.name} looks at {', '.join(beside)}, and an item that is merged by itself has its tokens "
+                "alone; take a method that needs no more"
+            )
+        if compression.vision.frames_apart and len(method.kept_cells([4, 4])) == 1:
+            raise InputError(
+                f"{method.name}: frames that compete and have text between them keep numbers that only their features "
+                "tell; take a method whose frames are alone"
+            )
+
+
+def item_runs(
+    compression: Compression, kind: str, grid_thw: Sequence[int], seconds_per_frame: float = 1.0
+) -> list[ItemRun]:
+    """The runs of an item, in order, known from its grid.
+
+    Args:
+        kind: "image" or "video".
+        grid_thw: (frames, height, width) in patches.
+        seconds_per_frame: of a video.
+
+    Raises:
+        InputError: a grid that is no three whole multiples.
+    """
+    vision, span_tokens = compression.vision, compression.config.span_tokens
+    extents = item_extents(kind, grid_thw, vision, seconds_per_frame)
+    spans = item_spans(kind, grid_thw, seconds_per_frame, vision)
+    kept = [span_tokens(span.grid[0], span.frame_tokens, video=kind != IMAGE) for span in spans]
+    return [ItemRun(*run) for run in zip(kept, extents)]
+
+
+def item_extents(
+    kind: str, grid_thw: Sequence[int], vision: VisionTokens, seconds_per_frame: float = 1.0
+) -> tuple[int, ...]:
+    """By how many positions the text goes on after each run of an item; see item_runs."""
+    return tuple(
+        int(grid_positions(span, vision).max()) + 1 for span in item_spans(kind, grid_thw, seconds_per_frame, vision)
+    )
+
+
+@torch.no_grad()
+def merge_items(
+    compression: Compression,
+    kind: str,
+    features: torch.Tensor,
+    grids: Sequence[Sequence[int]],
+    seconds_per_frame: Sequence[float] | None = None,
+    deepstack: tuple[torch.Tensor, ...] = (),
+) -> list[MergedItem]:
+    """Merge images, or videos, each by itself. The host does not wait for the device.
+
+    Args:
+        kind: "image" or "video", of all of them.
+        features: [V, C] of all items, one after the other.
+        grids: of each (frames, height, width) in patches.
+        seconds_per_frame: of each video; None: 1.
+        deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
+
+    Raises:
+        InputError: grids that are none, or do not fit the features.
+    """
+    plan = _plan(compression, kind, grids, seconds_per_frame)
+    found = sum(span.tokens for span in plan.layout.spans)
+    if found != len(features):
+        raise InputError(f"{kind}_grid_thw {list(map(list, grids))} describe {found} tokens, not {len(features)}")
+    text = features.new_zeros(len(plan.text(0)), features.shape[1])  # padding, where nothing is merged
+    run = compression.prefill(plan, text, features, deepstack=deepstack)
+    embeds, rows, layers = run.take_embeds(), run.rows[0], run.deepstack()
+    assert rows is not None, "the rows of the first stage are known once it is merged"
+    rows = rows.repeat_interleave(compression.axes * (compression.config.k or 1) // len(rows), dim=0)
+    bases = _bases(plan) if compression.config.positions != "renumber" else None
+    rows = rows if bases is None else rows - as_tensor(bases).to(rows.device)
+    kept = [sum(cell.tokens for cell in plan.last.cells if cell.sample == item) for item in range(len(grids))]
+    return [
+        MergedItem(embeds[item, :count], rows[:, item, :count], tuple(layer[item, :count] for layer in layers))
+        for item, count in enumerate(kept)
+    ]
+
+
+def _plan(
+    compression: Compression, kind: str, grids: Sequence[Sequence[int]], seconds: Sequence[float] | None
+) -> PromptPlan:
+    """Of a batch of prompts, each an item and nothing else."""
+    vision, image = compression.vision, kind == IMAGE
+    counts = [sum(span.tokens for span in item_spans(kind, grid, 1.0, vision)) for grid in grids]
+    token = vision.image_token_id if image else vision.video_token_id
+    real = np.arange(max(counts)) < np.array(counts)[:, None]
+    nothing = 1 + max(vision.image_token_id, vision.video_token_id)
+    ids, mask = as_tensor(np.where(real, token, nothing)), as_tensor(real.astype(np.int64))
+    images, videos = (list(grids), None) if image else (None, list(grids))
+    return compression.plan(ids, mask, images, videos, None if image or seconds is None else list(seconds), left=False)
+
+
+def _bases(plan: PromptPlan) -> np.ndarray | None:
+    """[B, L] the position that the run of each kept token counts from; None where all count from 0."""
+    spans, last = plan.layout.spans, plan.last
+    if len(spans) == len(plan.layout.real):
+        return None
+    positions, width = plan.positions[0].numpy(), plan.layout.real.shape[1]
+    out = np.zeros(last.real.shape, dtype=np.int64)
+    for cell in last.cells:
+        first = spans[cell.span].sample * width + spans[cell.span].start
+        out[cell.sample, cell.start : cell.start + cell.tokens] = positions[first]
+    return out

@@ -1,0 +1,176 @@
+"""IPCV: patches leave early blocks of the vision tower and are rebuilt at its end (arXiv 2512.18747)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ppe_npu.backends import device
+from ppe_npu.backends.reference.dpc_knn import probable_error
+from ppe_npu.methods.base import Method, register
+from ppe_npu.methods.choosing import exact
+from ppe_npu.settings import setting
+
+_AT_ONCE = 2**20  # elements of a temporary tensor, which fit a CPU's caches
+_MORE_ON_A_DEVICE = 64  # whose launches cost more than its memory
+
+
+@register("ipcv")
+@dataclass(frozen=True)
+class IPCV(Method):
+    """Before block K of the vision tower those patches stay that block K - 1 changed most, by |h(K) - h(K-1)|. The
+    others leave. At the end each of them is rebuilt: h_i = h_i(K) + mean over N(i) of (h_j - h_j(K)), where N(i) are
+    the patches that stayed and were nearest to it before block K. So the decoder sees as many tokens as ever.
+
+    In the first blocks after K the rebuilt patches are keys and values, too; only the MLP, and the queries, are spared.
+    Patches compete, and find neighbours, among all images of a prompt, and among all of its videos. Merged positions
+    have nothing to do with it: tokens that come out of the tower may be merged before the decoder or at its layers.
+
+    The published code serves Qwen2-VL with one prompt at a time. It counts the first patch of each frame into the frame
+    before, so that attention crosses frames once patches have left; here it does not, unless `released` asks for it.
+
+    Args:
+        keep: share of the patches that stay: int(L * keep) of L, at least one. 1: the tower as it is.
+        prune_block: K, counted from 0. A tower with no more blocks than that is left as it is.
+        stabilized_blocks: how many blocks from K on have the rebuilt patches as keys and values.
+        neighbors: how many of the patches that stayed rebuild each of the others, fewer where fewer stay.
+        per_image: patches compete within one image or video.
+        released: frames begin and end where the published code has it.
+    """
+
+    keep: float = setting(0.35, above=0, most=1, remedy="give the kept share of the patches, in (0, 1]")
+    prune_block: int = setting(3, least=1, remedy="give a block of the vision tower, 1 or a later one")
+    stabilized_blocks: int = setting(7, least=0)
+    neighbors: int = setting(10, least=1)
+    per_image: bool = False
+    released: bool = False
+
+    scope = "span"
+    places = ("tower",)
+    restores = True
+
+    def kept(self, tokens: int) -> int:
+        """All tokens come out of the tower."""
+        return tokens
+
+    def stay(self, patches: int) -> int:
+        """How many of a pool's patches stay."""
+        return max(int(patches * self.keep), 1)
+
+    @torch.no_grad()
+    def choose(self, before: torch.Tensor, now: torch.Tensor, pools: Sequence[int]) -> Leaving:
+        """Which patches stay, and whose neighbours they are.
+
+        Args:
+            before, now: [L, C] what enters blocks K - 1 and K. pools: how many patches compete with each other, one
+                pool after the other; they sum to L.
+        """
+        with exact(now):
+            wide = torch.promote_types(now.dtype, torch.float32)
+            scores = (now.to(wide) - before.to(wide)).norm(dim=-1)
+            found, start, stayed = [], 0, 0
+            for size, scored in zip(pools, scores.split(list(pools))):
+                order, count = scored.sort(descending=True, stable=True).indices, self.stay(size)
+                rows, removed = (part.sort().values + start for part in (order[:count], order[count:]))
+                near = nearest(now[removed].to(wide), now[rows].to(wide), min(self.neighbors, count))
+                found.append((rows, removed, near + stayed))
+                start, stayed = start + size, stayed + count
+            return Leaving.of(*map(list, zip(*found)))
+
+    def borders(self, rows: np.ndarray, borders: Sequence[int]) -> np.ndarray:
+        """Where frames, or windows, end among the rows [n] (rising) that go on alone: how many stand before a border.
+        The published code counts the one that stands at a border, too."""
+        counts = np.searchsorted(rows, borders)
+        if self.released:
+            counts[1:-1] = np.searchsorted(rows, borders[1:-1], side="right")
+        return counts
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """Which rows of [L, C] stay, and from which the others are rebuilt.
+
+    Args:
+        rows: [n] int64, those that stay, rising. removed: [R] int64, the others, rising.
+        neighbours: [R, k] int64, places in `rows`.
+        present: [R, k] fp32, 1 where there is such a neighbour, else 0; None where all have k.
+        inverse: [L] int64, where each row stands in a compact tensor.
+    """
+
+    rows: torch.Tensor
+    removed: torch.Tensor
+    neighbours: torch.Tensor
+    present: torch.Tensor | None
+    inverse: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: list[torch.Tensor], removed: list[torch.Tensor], near: list[torch.Tensor]) -> Leaving:
+        """From those of each pool."""
+        most = max(part.shape[1] for part in near)
+        present = None
+        if any(part.shape[1] < most for part in near):
+            ones = (torch.ones_like(part, dtype=torch.float32) for part in near)
+            present = torch.cat([_padded(part, most) for part in ones])
+        stay, leave = torch.cat(rows), torch.cat(removed)
+        inverse = torch.cat([stay, leave]).argsort()
+        return cls(stay, leave, torch.cat([_padded(part, most) for part in near]), present, inverse)
+
+    def to(self, where: torch.device) -> Leaving:
+        """The same on another device."""
+        if self.rows.device == where:
+            return self
+        parts = (self.rows, self.removed, self.neighbours, self.present, self.inverse)
+        return Leaving(*(None if part is None else part.to(where) for part in parts))
+
+    def compact(self, full: torch.Tensor) -> torch.Tensor:
+        """[L, C] all rows, in order -> [L, C] those that stay, then of each other one by how much it is more than the
+        mean of its neighbours: what stays the same in it while it is away."""
+        kept, left = full.index_select(0, self.rows), full.index_select(0, self.removed)
+        means = self._means(kept)
+        return torch.cat([kept, (left.to(means.dtype) - means).to(full.dtype)])
+
+    def full(self, compact: torch.Tensor) -> torch.Tensor:
+        """[L, C] as compact() gives it, its first rows as they are by now -> [L, C] all rows, in order."""
+        kept, left = compact.split([len(self.rows), len(self.removed)])
+        means = self._means(kept)
+        return torch.cat([kept, (left.to(means.dtype) + means).to(kept.dtype)]).index_select(0, self.inverse)
+
+    def _means(self, kept: torch.Tensor) -> torch.Tensor:
+        """[R, C] of each removed row the mean of its neighbours, in fp32 or better; a chunk of rows at a time."""
+        wide = torch.promote_types(kept.dtype, torch.float32)
+        step = _step(self.neighbours.shape[1] * kept.shape[1], kept.device)
+        present = [None] * len(self.neighbours) if self.present is None else self.present[:, :, None].split(step)
+        parts = []
+        for near, there in zip(self.neighbours.split(step), present):
+            found = kept.index_select(0, near.flatten()).unflatten(0, near.shape)
+            parts.append(found.mean(1, dtype=wide) if there is None else (found * there.to(wide)).sum(1) / there.sum(1))
+        return torch.cat(parts) if parts else kept.new_zeros(0, kept.shape[1], dtype=wide)
+
+
+def nearest(rows: torch.Tensor, others: torch.Tensor, count: int) -> torch.Tensor:
+    """[R, count] int64, which of the others [n, C] are nearest to each row [R, C], in fp32 or better; nearest first.
+
+    Distances come from one product, a chunk of rows at a time. What is below its rounding error counts as equal, and
+    of equal ones the first is the nearest.
+    """
+    middle = others.mean(0)
+    rows, others = rows - middle, others - middle
+    squares, places = others.square().sum(1), torch.arange(len(others), device=others.device)
+    bound, turned, found = probable_error(others.shape[1], others.dtype), others.T, []
+    for part in rows.split(_step(len(others), rows.device)):
+        both = part.square().sum(1, keepdim=True) + squares
+        away = both - 2 * (part @ turned)
+        away = torch.where(away > bound * both, away, (places - len(others)).to(away.dtype))
+        found.append(away.topk(count, dim=1, largest=False).indices)
+    return torch.cat(found) if found else places.new_zeros(0, count)
+
+
+def _step(size: int, where: torch.device) -> int:
+    return max(1, _AT_ONCE * (1 if device.on_cpu(where) else _MORE_ON_A_DEVICE) // size)
+
+
+def _padded(part: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(part, (0, width - part.shape[1]))

@@ -1,0 +1,86 @@
+"""Families that are like Qwen's in all that compression asks: an entry of FAMILIES each.
+
+Their images and videos are grids of patches, their positions have the axes t, h and w, and their numbering is Qwen's:
+tests hold it against each family's own get_rope_index. Modifications: those of vision_language.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import HALVES, NEIGHBOURS, contiguous_channels
+from ppe_npu.engine.spans import VisionTokens
+from ppe_npu.models import vision_language
+
+
+@dataclass(frozen=True)
+class GridFamily:
+    """A family as models/__init__.py asks for it.
+
+    Args:
+        CLASSES: names of the transformers classes. LAYERS: of decoder layers, and of the attention in each.
+        PAIRS: which channels that attention turns together, see engine.positions.rotary_table.
+        sections: the axis of each channel, from mrope_section.
+        frames_apart: whether text stands between the frames of a video.
+        staged: whether features of the vision tower enter the first decoder layers.
+        one_placeholder: whether videos stand in the prompt as images do, and go into the tower frame by frame: a call
+            has either.
+        seconds: of the config, how many temporal positions a second of video has; None: one for each frame.
+    """
+
+    CLASSES: tuple[str, ...]
+    LAYERS: dict[str, str]
+    PAIRS: str = HALVES
+    sections: Callable[..., tuple[int, ...]] = contiguous_channels
+    frames_apart: bool = False
+    staged: bool = False
+    one_placeholder: bool = False
+    seconds: str | None = None
+    TOWER: ClassVar[dict[str, str]] = {}  # nothing looks into these towers yet
+
+    def vision_tokens(self, config) -> VisionTokens:
+        vision = config.vision_config
+        return VisionTokens(
+            image_token_id=config.image_token_id,
+            video_token_id=config.image_token_id if self.one_placeholder else config.video_token_id,
+            merge_size=vision.spatial_merge_size,
+            tokens_per_second=None if self.seconds is None else getattr(config, self.seconds),
+            frames_apart=self.frames_apart,
+            tower_frames=self.one_placeholder,
+        )
+
+    def channels(self, config) -> tuple[int, ...]:
+        """The axis of each rotary channel of half a head."""
+        return self.sections(config.text_config.rope_parameters["mrope_section"])
+
+    def decoder_layers(self, config) -> int:
+        return vision_language.decoder_layers(config)
+
+    def install(self, model, compression: Compression) -> None:
+        vision_language.install(model, compression, staged=self.staged)
+
+    def uninstall(self, model) -> None:
+        vision_language.uninstall(model)
+
+    def detach(self, model) -> None:
+        vision_language.detach(model)
+
+
+_GLM: dict[str, Any] = {"frames_apart": True, "one_placeholder": True}
+_GLM_TEXT = {"Glm4vTextDecoderLayer": "Glm4vTextAttention"}
+
+FAMILIES = (
+    GridFamily(("Glm4vForConditionalGeneration",), _GLM_TEXT, PAIRS=NEIGHBOURS, **_GLM),
+    GridFamily(("Glm46VForConditionalGeneration",), _GLM_TEXT, PAIRS=NEIGHBOURS, **_GLM),
+    GridFamily(
+        ("Glm4vMoeForConditionalGeneration",),
+        {"Glm4vMoeTextDecoderLayer": "Glm4vMoeTextAttention"},
+        **_GLM,
+    ),
+    GridFamily(
+        ("Qwen2_5OmniThinkerForConditionalGeneration",),
+        {"Qwen2_5OmniDecoderLayer": "Qwen2_5OmniAttention"},
+        seconds="position_id_per_seconds",
+    ),
+)

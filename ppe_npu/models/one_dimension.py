@@ -1,0 +1,238 @@
+"""Models whose decoder counts positions in one dimension: InternVL, LLaVA and their like, a few lines each.
+
+What a family says of itself is a Family (one_dimension_families.py): where the tokens of its images and videos stand,
+in tiles, frames, rows and columns. All else is here and the same for all.
+
+Modifications: those of vision_language.py, and
+* ...ForConditionalGeneration.forward, ...Model.forward: what comes in as tiles (pixel_values, image_sizes, ...) goes on
+  as the parts that the prompts have of it; the vision tower runs by get_image_features, once it is asked for.
+* prepare_inputs_for_generation, _expand_inputs_for_generation: tiles go to the samples that they belong to.
+* language_model.forward: runs the layers stage by stage in any case, because K rows of positions are nothing that the
+  language model's own forward takes.
+
+A merged token that keeps K positions splits the rotary channels into K even runs (arXiv 2510.22936, section 3, the case
+of one dimension). Visual tokens have their places in the text; (frame, row, column) are what methods look at.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import HALVES
+from ppe_npu.engine.spans import IMAGE, VIDEO, Parts, PromptLayout, VisionTokens, find_spans
+from ppe_npu.errors import InputError
+from ppe_npu.models import generation, vision_language
+from ppe_npu.models.arguments import IDLE, PIXELS, ids_of_embeds
+from ppe_npu.models.caches import state_of
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING
+from ppe_npu.models.known import DECODERS
+from ppe_npu.models.one_dimension_families import FAMILIES, Asked, Family
+from ppe_npu.models.seam import override, own_submodules
+from ppe_npu.models.vision_language import decoder_layers
+
+__all__ = [
+    "CLASSES",
+    "LAYERS",
+    "PAIRS",
+    "TOWER",
+    "channels",
+    "decoder_layers",
+    "detach",
+    "install",
+    "uninstall",
+    "vision_tokens",
+]
+
+CLASSES = tuple(family.name for family in FAMILIES.values())
+LAYERS = DECODERS  # and the attention in them
+PAIRS = HALVES  # which channels of a head are turned together
+TOWER: dict[str, str] = {}  # nothing looks into these towers yet
+_OF = {IMAGE: "get_image_features", VIDEO: "get_video_features"}
+
+
+def vision_tokens(config) -> VisionTokens:
+    family = FAMILIES[config.model_type]
+    family.check(config)
+    return VisionTokens(
+        image_token_id=config.image_token_id,
+        video_token_id=getattr(config, "video_token_id", config.image_token_id),
+        merge_size=1,
+        tokens_per_second=None,
+        frames_apart=family.frames_apart,
+    )
+
+
+def channels(config) -> tuple[int, ...]:
+    """The axis of each rotary channel of half a head: there is one axis."""
+    text = config.text_config
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    partial = (getattr(text, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)
+    return (0,) * (int(width * partial) // 2)
+
+
+def install(model, compression: Compression) -> None:
+    inner = model.model
+    if "language_model" not in inner._modules:
+        vars(inner)["language_model"] = inner.text_model  # a second name, which no state dict and no hook sees
+    vision_language.install(model, compression, staged=True)
+    vars(inner)[IDLE] = _idle_tower
+    override(model, "forward", _causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
+    override(inner, "forward", _model_forward)
+    override(model, "prepare_inputs_for_generation", _prepare_inputs_for_generation)
+    override(model, "_expand_inputs_for_generation", _expand_inputs_for_generation)
+
+
+def uninstall(model) -> None:
+    vision_language.uninstall(model)
+    for name in (IDLE, "language_model"):
+        vars(model.model).pop(name, None)
+
+
+def detach(model) -> None:
+    own_submodules(model, "model", "lm_head")
+    name = "language_model" if "language_model" in model.model._modules else "text_model"
+    own_submodules(model.model, name)
+    text = model.model._modules[name]
+    if name != "language_model":
+        vars(model.model)["language_model"] = text
+    own_submodules(text)
+
+
+def _causal_lm_forward(self, labels=None, **kwargs):
+    return vision_language.causal_lm_forward(self, labels=labels, **in_parts(self.model, kwargs))
+
+
+def _model_forward(self, **kwargs):
+    return vision_language.model_forward(self, **in_parts(self, kwargs))
+
+
+class _Made:
+    """What the vision tower makes of the images, or videos, once somebody asks for it."""
+
+    def __init__(self, run: Callable[[], torch.Tensor]):
+        self._run = run
+
+    @property
+    def pooler_output(self) -> torch.Tensor:
+        return self._run()
+
+
+def in_parts(model, kwargs: dict) -> dict:
+    """A forward's arguments, with the Parts that the prompts have in place of tiles and what is said of them.
+
+    Args:
+        model: the ...Model inside the one for conditional generation.
+
+    Raises:
+        InputError: prompts and tiles that disagree.
+    """
+    family, given = FAMILIES[model.config.model_type], kwargs.get("mm_encoder_outputs") or {}
+    kinds = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None or kind in given]
+    if not kinds or any(isinstance(kwargs.get(f"{kind}_grid_thw"), Parts) for kind in kinds):
+        return kwargs
+    parts = _parts(model, family, kwargs, kinds)
+    made = {kind: _Made(functools.partial(_features, model, kind, kwargs, given.get(kind))) for kind in kinds}
+    rest = {name: value for name, value in kwargs.items() if name not in family.arguments}
+    return rest | {f"{kind}_grid_thw": parts[kind] for kind in kinds} | {"mm_encoder_outputs": made}
+
+
+def _parts(model, family: Family, kwargs: dict, kinds: Sequence[str]) -> dict[str, Parts]:
+    ids, prompt = kwargs.get("input_ids"), kwargs.get(KEYWORD, NOTHING).prompt
+    if ids is None and kwargs.get("inputs_embeds") is None:
+        raise InputError("input_ids or inputs_embeds are missing")
+    ids = ids_of_embeds(model, kwargs["inputs_embeds"]) if ids is None else ids
+    parts = family.parts(family, Asked(model.config, ids.cpu().numpy()[:, :prompt], kwargs))
+    for kind in kinds:
+        family.check_rows(kind, parts[kind], kwargs)
+    return parts
+
+
+def _features(model, kind: str, kwargs: dict, given) -> torch.Tensor:
+    """[V, C] of all images, or of all videos."""
+    if given is None:
+        pixels, run = PIXELS[kind], getattr(model, _OF[kind])
+        known = inspect.signature(run).parameters
+        others = {name: kwargs[name] for name in known if kwargs.get(name) is not None and name != pixels}
+        given = run(kwargs[pixels], **others, return_dict=True)
+    return _flat(given.pooler_output)
+
+
+def _flat(features: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """[V, C] of features [..., C], or of a list of such."""
+    parts = [features] if isinstance(features, torch.Tensor) else features
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+
+
+def _idle_tower(model) -> torch.Tensor:
+    """0, computed from every parameter of the vision tower: see arguments.untouched_tower."""
+    family = FAMILIES[model.config.model_type]
+    parameter = next(model.get_submodule(family.tower).parameters())
+    given = {name: value.to(parameter.device) for name, value in family.idle(model.config).items()}
+    given[PIXELS[IMAGE]] = given[PIXELS[IMAGE]].to(parameter.dtype)
+    return _features(model, IMAGE, given, None)[:0].sum()
+
+
+# -- generation: which tiles are whose ---------------------------------------------------------------------------------
+
+
+def _prepare_inputs_for_generation(self, input_ids, **kwargs):
+    inputs = generation.prepare_inputs_for_generation(self, input_ids, **kwargs)
+    family = FAMILIES[self.config.model_type]
+    state = state_of(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
+    if state is None or all(inputs.get(name) is None for name in PIXELS.values()):
+        return inputs
+    rows = _rows_by_place(self, family, input_ids, kwargs)
+    for kind, places in rows.items():
+        new = np.flatnonzero(places[:, 1] >= state.seen)
+        inputs |= _picked(family, kind, inputs, len(places), new.tolist())
+    return inputs
+
+
+def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
+    expand = functools.partial(generation.expand_inputs_for_generation, self)
+    family, held = FAMILIES[self.config.model_type], {}
+    if expand_size > 1 and any(kwargs.get(name) is not None for name in PIXELS.values()):
+        ids = input_ids if input_ids is not None and input_ids.shape[1] else None
+        ids = ids_of_embeds(self.model, kwargs["inputs_embeds"]) if ids is None else ids
+        for kind, places in _rows_by_place(self, family, ids, kwargs).items():
+            own = [np.flatnonzero(places[:, 0] == sample).tolist() for sample in range(len(ids))]
+            order = [row for rows in own for row in rows * expand_size]
+            held |= _picked(family, kind, kwargs, len(places), order)
+    others = {name: value for name, value in kwargs.items() if name not in held}
+    input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
+    return input_ids, others | held
+
+
+def _rows_by_place(model, family: Family, ids: torch.Tensor, kwargs: dict) -> dict[str, np.ndarray]:
+    """Of each kind that is given the sample and the column of each row of its arrays, [rows, 2]."""
+    if family.by == "sample":
+        return {}  # its arrays have a row for each sample, as all others
+    kinds = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None]
+    parts = _parts(model.model, family, kwargs | {"input_ids": ids}, kinds)
+    found: dict[str, Parts | None] = {kind: parts[kind] if kind in kinds else None for kind in (IMAGE, VIDEO)}
+    vision = model.compression.vision
+    layout = find_spans(ids.cpu().numpy(), None, found[IMAGE], found[VIDEO], None, vision, hidden=True)
+    return {kind: _places_of_rows(family, layout, kind, len(parts[kind])) for kind in kinds}
+
+
+def _places_of_rows(family: Family, layout: PromptLayout, kind: str, count: int) -> np.ndarray:
+    images = sorted(layout.spans, key=lambda span: span.feature)
+    own = images[:count] if kind == IMAGE else images[len(images) - count :]
+    rows: list[tuple[int, int]] = []
+    for number, span in enumerate(own):
+        first = number == 0 or (own[number - 1].modality, own[number - 1].source) != (span.modality, span.source)
+        rows += [(span.sample, span.start)] * family.rows(span.grid, first)
+    return np.array(rows, dtype=np.int64).reshape(-1, 2)
+
+
+def _picked(family: Family, kind: str, kwargs: dict, rows: int, order: Sequence[int]) -> dict:
+    """The arrays of a kind with these rows, in this order; None where there are none."""
+    arrays = {name: kwargs[name] for name in family.arrays(kind) if kwargs.get(name) is not None}
+    for name, array in arrays.items():
+        if len(array) != rows:
+            raise InputError(f"{name} has {len(array)} rows, but the prompts have {rows}: give one row for each")
+    return {name: torch.as_tensor(array)[list(order)] if order else None for name, array in arrays.items()}

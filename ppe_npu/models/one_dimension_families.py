@@ -1,0 +1,267 @@
+"""The families of one_dimension.py, each by what it says of its images and videos.
+
+Adding one: a Family in FAMILIES, and a tiny model of it in tests/families.py, on which every law is tried. Newlines
+that a model sets behind the rows of a picture are visual tokens: the last column of its grid.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.image_processing_utils import select_best_resolution
+
+from ppe_npu.engine.spans import IMAGE, VIDEO, Part, Parts
+from ppe_npu.errors import InputError
+from ppe_npu.models.arguments import PIXELS
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model is called with.
+
+    Args:
+        config: the model's. ids: [B, S] of the prompts. arguments: the forward's.
+    """
+
+    config: Any
+    ids: np.ndarray
+    arguments: dict
+
+    @property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """(sample, column, tokens) of every run of image tokens."""
+        found = []
+        for sample, image in enumerate(self.ids == self.config.image_token_id):
+            borders = np.flatnonzero(np.diff(np.pad(image.astype(np.int8), 1)))
+            found += [(sample, int(start), int(end - start)) for start, end in borders.reshape(-1, 2)]
+        return found
+
+    def numbers(self, name: str) -> list:
+        """What a processor gave beside the pixels, as lists."""
+        values = self.arguments.get(name)
+        if values is None:
+            raise InputError(f"pixel_values are given without {name}: give all that the processor gave")
+        return np.asarray([np.asarray(value) for value in values]).tolist()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family whose decoder has a plain rotary embedding, which turns channel c with channel c + D / 2.
+
+    Args:
+        name: of the transformers class that is compressed.
+        tile: (height, width) in tokens of what the vision tower is given as one picture.
+        parts: what the prompts have of images, and of videos, in order.
+        by: what the arrays have a row for: a "tile", an "image" or video with all its tiles, or a "sample" with all its
+            images.
+        images, videos: the arguments that have such rows.
+        others: arguments that only the family's own forward reads.
+        frames_apart: whether text stands between the frames of a video.
+        class_token: whether the tower gives one token more, of the whole picture, which is to be dropped.
+        tower: the vision tower's name in the ...Model.
+    """
+
+    name: str
+    tile: Callable[[Any], Size]
+    parts: Callable[["Family", Asked], dict[str, Parts]]
+    by: str = "tile"
+    images: tuple[str, ...] = ("pixel_values",)
+    videos: tuple[str, ...] = ()
+    others: tuple[str, ...] = ("vision_feature_layer", "vision_feature_select_strategy")
+    frames_apart: bool = False
+    class_token: Callable[[Any], bool] | None = None
+    tower: str = "vision_tower"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (*self.images, *self.videos, *self.others, "mm_encoder_outputs")
+
+    def arrays(self, kind: str) -> tuple[str, ...]:
+        return self.images if kind == IMAGE else self.videos
+
+    def check(self, config) -> None:
+        """Raise InputError where the tokens of a tile are no grid."""
+        strategy = getattr(config, "vision_feature_select_strategy", None)
+        if self.class_token is not None and self.class_token(config) != (strategy == "default"):
+            kind = config.vision_config.model_type
+            raise InputError(
+                f"vision_feature_select_strategy={strategy!r} with {kind} makes no grid of tokens: set "
+                f"{'default' if self.class_token(config) else 'full'!r}"
+            )
+
+    def rows(self, grid: tuple[int, int, int], first: bool) -> int:
+        """How many rows of its arrays a part takes; first: of its image."""
+        return grid[0] if self.by == "tile" else int(first)
+
+    def check_rows(self, kind: str, parts: Parts, arguments: dict) -> None:
+        """Raise InputError where there are more or fewer tiles than prompts say."""
+        pixels = arguments.get(PIXELS[kind])
+        if pixels is None or self.by != "tile":
+            return
+        tokens, held = sum(part.tokens for part in parts), sum(part.grid[0] for part in parts)
+        if held != len(pixels):
+            features = len(pixels) * tokens // max(held, 1)
+            raise InputError(
+                f"Image features and image tokens do not match, tokens: {tokens}, features: {features}: the prompts "
+                f"hold {held} tiles, {PIXELS[kind]} {len(pixels)}"
+            )
+
+    def idle(self, config) -> dict[str, torch.Tensor]:
+        """Arguments of get_image_features for the smallest picture that there is."""
+        height, width = _pair(config.vision_config.image_size)
+        tile = (getattr(config.vision_config, "num_channels", 3), height, width)
+        if self.by == "tile":
+            return {"pixel_values": torch.ones(1, *tile)}
+        if self.by == "sample":
+            return {"pixel_values": torch.ones(1, 1, *tile)}
+        best = select_best_resolution((height, width), config.image_grid_pinpoints)
+        tiles = 1 + math.ceil(best[0] / height) * math.ceil(best[1] / height)
+        return {"pixel_values": torch.ones(1, tiles, *tile), "image_sizes": torch.tensor([[height, width]])}
+
+
+def _pair(size: int | tuple[int, int] | list[int]) -> Size:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+# -- how the tokens of images and videos lie ---------------------------------------------------------------------------
+
+
+def tiles_alone(family: Family, asked: Asked) -> dict[str, Parts]:
+    """Every tile is an image."""
+    height, width = family.tile(asked.config)
+    tiles = sum(_tiles(asked, run, height * width) for run in asked.runs)
+    return {IMAGE: Parts(Part(IMAGE, source, (1, height, width)) for source in range(tiles))}
+
+
+def tiles_in_runs(family: Family, asked: Asked) -> dict[str, Parts]:
+    """A run is an image, and its tiles are the frames of it. With num_frames = [1, 8, 1], which no processor gives but
+    a caller may, the second to ninth run are the frames of a video."""
+    height, width = family.tile(asked.config)
+    grids = [(_tiles(asked, run, height * width), height, width) for run in asked.runs]
+    frames = [int(count) for count in asked.arguments.get("num_frames") or [1] * len(grids)]
+    if sum(frames) != len(grids) or min(frames, default=1) < 1:
+        raise InputError(
+            f"num_frames={frames} are {sum(frames)} runs of image tokens, but the prompts have {len(grids)}"
+        )
+    parts, count, at = Parts(), {IMAGE: 0, VIDEO: 0}, 0
+    for number in frames:
+        kind = VIDEO if number > 1 else IMAGE
+        parts += [Part(kind, count[kind], grid) for grid in grids[at : at + number]]
+        count[kind] += 1
+        at += number
+    return {IMAGE: parts}
+
+
+def _tiles(asked: Asked, run: tuple[int, int, int], tokens: int) -> int:
+    sample, start, length = run
+    if length % tokens:
+        raise InputError(
+            f"sample {sample}: the run of image tokens at index {start} is {length} long, which is no multiple of the "
+            f"{tokens} tokens that a tile has"
+        )
+    return length // tokens
+
+
+def picture_then_tiles(family: Family, asked: Asked) -> dict[str, Parts]:
+    """LLaVA-NeXT and LLaVA-OneVision: an image is the whole picture, and then its tiles as one larger picture without
+    their padding, with a newline behind each row; or the whole picture and one newline. A video has frames, pooled."""
+    config, arguments, out = asked.config, asked.arguments, {}
+    height, width = family.tile(config)
+    if _is_given(IMAGE, arguments):
+        sizes = asked.numbers("image_sizes")
+        counts = arguments.get("batch_num_images")
+        alone = (
+            [True] * len(sizes) if counts is None else [n == 1 for n in np.asarray(counts).tolist() for _ in range(n)]
+        )
+        if len(alone) != len(sizes):
+            raise InputError(f"batch_num_images are {len(alone)} images in all, but image_sizes has {len(sizes)}")
+        out[IMAGE] = Parts()
+        for source, (size, tiled) in enumerate(zip(sizes, alone)):
+            second = _unpadded(config, size, height) if tiled else (1, 1)
+            out[IMAGE] += [Part(IMAGE, source, (1, height, width)), Part(IMAGE, source, (1, *second))]
+    if _is_given(VIDEO, arguments):
+        out[VIDEO] = Parts()
+        stride = getattr(config, "spatial_pool_stride", 2)
+        newline = not hasattr(config, "spatial_pool_stride")
+        side = math.ceil(height / stride) if newline else height // stride
+        clips = arguments.get(PIXELS[VIDEO])
+        if clips is None:
+            raise InputError(
+                "mm_encoder_outputs of videos do not say how many frames they have: give pixel_values_videos"
+            )
+        for source, clip in enumerate(clips):
+            out[VIDEO] += [Part(VIDEO, source, (len(clip), side, side))]
+            out[VIDEO] += [Part(VIDEO, source, (1, 1, 1))] * newline
+    return out
+
+
+def _is_given(kind: str, arguments: dict) -> bool:
+    return arguments.get(PIXELS[kind]) is not None or kind in (arguments.get("mm_encoder_outputs") or {})
+
+
+def _unpadded(config, size: list[int], side: int) -> Size:
+    """(rows, columns and a newline) of a picture's tiles together, as the model's own unpad_image leaves them."""
+    pixels = config.vision_config.image_size
+    best = select_best_resolution(tuple(size), config.image_grid_pinpoints)
+    rows, columns = (side * (length // pixels) for length in best)
+    if size[1] / size[0] > columns / rows:
+        kept = int(round(size[0] * (columns / size[1]), 7))
+        rows -= 2 * ((rows - kept) // 2)
+    else:
+        kept = int(round(size[1] * (rows / size[0]), 7))
+        columns -= 2 * ((columns - kept) // 2)
+    if hasattr(config, "vision_aspect_ratio"):
+        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        ratio = math.sqrt(rows * columns / (most * side**2))
+        if ratio > 1.1:
+            rows, columns = int(rows // ratio), int(columns // ratio)
+    return rows, columns + 1
+
+
+def _patches(config) -> Size:
+    """Of a tower that gives a token for each patch."""
+    vision = config.vision_config
+    sides = zip(_pair(vision.image_size), _pair(vision.patch_size))
+    return tuple(size // patch for size, patch in sides)  # type: ignore[return-value] # two
+
+
+def _shuffled(factor: Callable[[Any], float]) -> Callable[[Any], Size]:
+    """Of one whose tokens are joined by a pixel shuffle to so much smaller a side."""
+    return lambda config: tuple(round(side * factor(config)) for side in _patches(config))  # type: ignore[return-value]
+
+
+def _has_class_token(config) -> bool:
+    return config.vision_config.model_type in ("clip_vision_model", "internvl_vision")
+
+
+_SIZED: dict[str, Any] = {
+    "tile": _patches, "parts": picture_then_tiles, "by": "image", "class_token": _has_class_token,
+    "images": ("pixel_values", "image_sizes"), "videos": ("pixel_values_videos", "image_sizes_videos"),
+    "others": ("vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio", "batch_num_images"),
+}  # fmt: skip
+_BY_SAMPLE: dict[str, Any] = {
+    "tile": _shuffled(lambda config: 1 / config.scale_factor), "parts": tiles_alone, "by": "sample",
+    "images": ("pixel_values", "pixel_attention_mask"), "tower": "vision_model",
+}  # fmt: skip
+
+FAMILIES = {
+    "internvl": Family(
+        "InternVLForConditionalGeneration",
+        tile=_shuffled(lambda config: config.downsample_ratio),
+        parts=tiles_in_runs,
+        class_token=_has_class_token,
+        frames_apart=True,
+        others=("vision_feature_layer", "vision_feature_select_strategy", "image_sizes", "num_frames"),
+    ),
+    "llava_onevision": Family("LlavaOnevisionForConditionalGeneration", **_SIZED),
+    "llava_next": Family("LlavaNextForConditionalGeneration", **_SIZED),
+    "llava_next_video": Family("LlavaNextVideoForConditionalGeneration", **_SIZED),
+    "llava": Family("LlavaForConditionalGeneration", _patches, tiles_alone, class_token=_has_class_token),
+    "idefics3": Family("Idefics3ForConditionalGeneration", **_BY_SAMPLE),
+    "smolvlm": Family("SmolVLMForConditionalGeneration", **_BY_SAMPLE),
+}

@@ -1,0 +1,215 @@
+"""Steps at the pixels: what of a batch's pictures goes into the vision tower, and the tower run on that alone.
+
+Nothing inside the tower changes. It is given the patches of the kept cells, and what it would work out from the grids
+is worked out for whole grids and picked for these: a patch keeps its place in its picture, and a frame's patches
+attend to each other. transformers 5.9 and newer take that as arguments; for older ones the tower's own methods are
+stood in for, on the instance and during the call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.pixels import Chosen, PixelValues, choose
+from ppe_npu.engine.rounds import as_tensor
+from ppe_npu.engine.spans import VisionTokens
+from ppe_npu.errors import InputError
+from ppe_npu.utils.reading import UnreadableError, read_json
+
+_FILES = ("preprocessor_config.json", "processor_config.json")  # of a checkpoint; the second may hold the first
+
+
+def pixel_values(model, vision: VisionTokens, processor: Any = None) -> VisionTokens:
+    """What the family says of its visual tokens, with the normalisation that the processor says, or the checkpoint that
+    the model was loaded from, if it lies in a folder here; else the family's own.
+
+    Raises:
+        InputError: a processor's mean and std that are none.
+    """
+    if vision.pixels is None:
+        return vision
+    if processor is None:
+        said = _checkpoint_says(str(getattr(model.config, "_name_or_path", "") or ""))
+    else:
+        maker = getattr(processor, "image_processor", processor)
+        names = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
+        said = {name: getattr(maker, name, None) for name in names}
+    return replace(vision, pixels=_normalised(vision.pixels, said))
+
+
+def _checkpoint_says(folder: str) -> Mapping[str, Any]:
+    for name in _FILES if os.path.isdir(folder) else ():
+        with contextlib.suppress(UnreadableError):
+            said = read_json(os.path.join(folder, name))
+            said = said.get("image_processor", said) if isinstance(said, dict) else {}
+            if "image_mean" in said:
+                return said
+    return {}
+
+
+def _normalised(values: PixelValues, said: Mapping[str, Any]) -> PixelValues:
+    """With the mean, std and factor of a processor, as far as it names them."""
+    mean, std = said.get("image_mean"), said.get("image_std")
+    if said.get("do_normalize") is False:
+        mean, std = [0.0] * len(values.mean), [1.0] * len(values.std)
+    factor = 1.0 if said.get("do_rescale") is False else said.get("rescale_factor")
+    scale = values.scale if factor is None else 1 / (255 * factor)
+    mean, std = (
+        own if given is None else tuple(map(float, given)) for own, given in ((values.mean, mean), (values.std, std))
+    )
+    if len(mean) != len(std) or not mean:
+        raise InputError(f"the image processor's image_mean {mean} and image_std {std} are not of the same channels")
+    # 1 / 255 is what it is almost everywhere: then nothing is to be multiplied.
+    return replace(values, mean=mean, std=std, scale=1.0 if abs(scale - 1) < 1e-6 else scale)
+
+
+def chosen_cells(
+    compression: Compression,
+    pixels: torch.Tensor | None,
+    images: torch.Tensor | list | None,
+    videos: torch.Tensor | list | None,
+) -> Chosen | None:
+    """What the step at the pixels keeps of the visual tokens of all images and videos; None where there is no such
+    step, and nothing to see.
+
+    Args:
+        pixels: [patches, values of a patch] of all images. images, videos: [n, 3] patches.
+
+    Raises:
+        InputError: images that come without their pixels.
+    """
+    method, vision = compression.config.at_pixels, compression.vision
+    if method is None:  # then nothing is read from a device
+        return None
+    grids, clips = ([] if given is None else torch.as_tensor(given).tolist() for given in (images, videos))
+    others = sum(int(np.prod(grid)) for grid in clips)
+    if not (grids or others):
+        return None
+    if grids and pixels is None:
+        raise InputError(
+            f"{method.name} looks at the pixels of images, which are given as features alone: give pixel_values"
+        )
+    assert vision.pixels is not None, "a family without a place for it has refused the step"
+    return choose(method, pixels, grids, others // vision.merge_size**2, vision.pixels, vision.merge_size)
+
+
+@dataclass(frozen=True)
+class KeptPatches:
+    """What the tower is given of all images, then all videos.
+
+    Args:
+        rows: [P] int64 index of each kept patch. grid: [n, 3] patches of each image and video.
+        tokens: [V] bool, the kept tokens. merged: patches of a token.
+        frames: [F] int64, how many kept patches each frame has.
+    """
+
+    rows: torch.Tensor
+    grid: torch.Tensor
+    tokens: torch.Tensor
+    merged: int
+    frames: torch.Tensor
+
+    @classmethod
+    def of(cls, chosen: Chosen, grid: torch.Tensor, merge_size: int) -> KeptPatches:
+        merged, kept = merge_size**2, np.flatnonzero(chosen.kept)
+        rows = (kept[:, None] * merged + np.arange(merged)).reshape(-1)
+        sizes = np.concatenate([np.repeat(h * w // merged, t) for t, h, w in grid.tolist()])
+        frames = chosen.counts(np.cumsum(sizes) - sizes, sizes) * merged
+        to = grid.device
+        return cls(as_tensor(rows).to(to), grid, as_tensor(chosen.kept).to(to), merged, as_tensor(frames).to(to))
+
+    @property
+    def as_frames(self) -> torch.Tensor:
+        """[F, 3], a grid for each frame, of which only the number of patches is right: what attends to each other."""
+        return torch.stack([torch.ones_like(self.frames), self.frames, torch.ones_like(self.frames)], dim=1)
+
+    def picked(self, values: torch.Tensor) -> torch.Tensor:
+        """The kept of [all patches, ...]."""
+        return values.index_select(0, self.rows.to(values.device))
+
+    def windows(self, index: torch.Tensor, borders: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which kept token comes when in a tower that goes window by window, and where windows with some begin and end
+        (patches), from the same of all tokens: [V] and [windows + 1]."""
+        index, borders = index.to(self.tokens.device), borders.to(self.tokens.device)
+        kept = self.tokens[index]
+        number = self.tokens.cumsum(0) - 1
+        before = torch.nn.functional.pad(kept.cumsum(0), (1, 0))
+        cut = before[borders.long() // self.merged] * self.merged
+        return number[index[kept]], torch.unique_consecutive(cut).to(torch.int32)
+
+
+def run_on_kept(tower, pixels: torch.Tensor, kept: KeptPatches, **more: Any):
+    """A vision tower's output of the kept patches of pixels [patches, values].
+
+    Args:
+        more: of the tower's arguments.
+
+    Raises:
+        InputError: a tower whose parts are not known.
+    """
+    pixels = kept.picked(pixels).to(tower.dtype)
+    if hasattr(type(tower), "rot_pos_emb"):
+        with _stood_in_for(tower, kept):
+            return tower(pixels, grid_thw=kept.as_frames, return_dict=True, **more)
+    return tower(pixels, grid_thw=kept.as_frames, **_arguments(tower, kept), return_dict=True, **more)
+
+
+def _arguments(tower, kept: KeptPatches) -> dict[str, torch.Tensor]:
+    """What transformers 5.9 and newer would work out from the grids."""
+    own = vars(sys.modules[_known_class(tower).__module__])
+    size = tower.config.spatial_merge_size
+    arguments = {"position_ids": kept.picked(own["get_vision_position_ids"](kept.grid, size))}
+    if "get_vision_window_index" in own:
+        index = own["get_vision_window_index"](
+            kept.grid, spatial_merge_size=size, window_size=tower.window_size, patch_size=tower.patch_size
+        )
+        arguments["window_index"], arguments["cu_window_seqlens"] = kept.windows(*index)
+    if "get_vision_interpolation_indices_and_weights" in own:
+        made = own["get_vision_interpolation_indices_and_weights"](
+            kept.grid,
+            num_grid_per_side=tower.num_grid_per_side,
+            mode=tower.interpolation_mode,
+            align_corners=tower.interpolation_align_corners,
+            spatial_merge_size=size,
+        )
+        arguments["interp_indices"], arguments["interp_weights"] = map(kept.picked, made)
+    elif "get_vision_bilinear_indices_and_weights" in own:  # until 5.14: [4, patches]
+        made = own["get_vision_bilinear_indices_and_weights"](kept.grid, tower.num_grid_per_side, size)
+        picked = (kept.picked(part.T).T for part in made)
+        arguments["bilinear_indices"], arguments["bilinear_weights"] = picked
+    return arguments
+
+
+def _known_class(tower) -> type:
+    """transformers' class of a tower, which others (fully_shard) may have made a class from."""
+    return next(base for base in type(tower).__mro__ if base.__module__.startswith("transformers.models."))
+
+
+@contextlib.contextmanager
+def _stood_in_for(tower, kept: KeptPatches) -> Iterator[None]:
+    """Older transformers: the tower's methods that work with the grids give what is of the kept patches."""
+    saved = {name: vars(tower)[name] for name in ("rot_pos_emb",) if name in vars(tower)}
+    made: dict[str, Any] = {"rot_pos_emb": kept.picked(tower.rot_pos_emb(kept.grid))}
+    if hasattr(tower, "fast_pos_embed_interpolate"):
+        made["fast_pos_embed_interpolate"] = kept.picked(tower.fast_pos_embed_interpolate(kept.grid))
+    if hasattr(tower, "get_window_index"):
+        index, borders = tower.get_window_index(kept.grid)
+        index, borders = kept.windows(index, torch.as_tensor(borders))
+        made["get_window_index"] = index, borders.tolist()
+    for name, value in made.items():
+        vars(tower)[name] = lambda _grid, value=value: value
+    try:
+        yield
+    finally:
+        for name in made:
+            vars(tower).pop(name)
+        vars(tower).update(saved)

@@ -1,0 +1,78 @@
+"""The rotary embedding of a compressed decoder: one table for all layers, from any number of position rows."""
+
+from typing import Protocol
+
+import torch
+
+from ppe_npu.engine.positions import HALVES, axes_of, rotary_table
+from ppe_npu.errors import InputError
+
+_PLACES = 64  # at which tables are compared: beyond them a channel's angle is no longer its own
+
+
+class _RotaryEmbedding(Protocol):
+    """What RowRotaryEmbedding needs of transformers' module."""
+
+    inv_freq: torch.Tensor
+    attention_scaling: float
+
+    def __call__(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class RowRotaryEmbedding(torch.nn.Module):
+    """Rotary table from position rows [R, B, S], R = axes * K, with the frequencies of the module that it replaces.
+
+    Args:
+        original: transformers' module. channels: the axis of each channel of half a head.
+        pairs: which channels are turned together, see rotary_table.
+
+    Raises:
+        InputError: a module that gives another table for the same positions: then the family's statement of its
+            channels or pairs is wrong for it, and every output would be, too.
+    """
+
+    def __init__(self, original: _RotaryEmbedding, channels: tuple[int, ...], pairs: str = HALVES):
+        super().__init__()
+        self.original = original
+        self.channels = channels
+        self.pairs = pairs
+        self.axes: int | None = None
+        given, positions = self._given()
+        if given[0].ndim == 4:  # until 5.3 or so transformers wants a table per axis, of which each layer takes parts
+            self.axes = len(given[0])
+            axis = torch.tensor([*channels, *channels], device=given[0].device).expand(given[0].shape[1:])[None]
+            given = (given[0].gather(0, axis)[0], given[1].gather(0, axis)[0])
+        if given[0].is_meta:
+            return
+        tables = zip(given, rotary_table(positions, original.inv_freq, channels, original.attention_scaling, pairs))
+        if not all(one.shape == other.shape and self._alike(one, other) for one, other in tables):
+            raise InputError(
+                f"{type(original).__name__} gives another table than this model's family states (channels of the axes "
+                f"{[channels.count(axis) for axis in range(axes_of(channels))]}, turned by {pairs}): it is not "
+                "supported, its outputs would be wrong"
+            )
+
+    def _given(self) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """transformers' table at places that differ by axis, and these [axes, 1, P]."""
+        inv_freq = self.original.inv_freq
+        places = torch.arange(_PLACES, device=inv_freq.device)
+        positions = torch.stack([places.roll(axis) for axis in range(axes_of(self.channels))])[:, None]
+        asked = positions if len(positions) > 1 else positions[0]
+        with torch.no_grad():
+            return self.original(inv_freq.new_zeros(1, 1, 1, dtype=torch.float32), asked), positions
+
+    @staticmethod
+    def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+        """Within the roundings of the angle, its cosine and the scale."""
+        size = other.abs().max().clamp(min=1)
+        return bool((one - other).abs().max() <= (_PLACES + 4) * torch.finfo(torch.float32).eps * size)
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos, sin: [B, S, D] in the dtype of x (or a view [3, B, S, D] of it for older transformers)."""
+        inv_freq = self.original.inv_freq.to(position_ids.device)
+        table = rotary_table(position_ids, inv_freq, self.channels, self.original.attention_scaling, self.pairs)
+        cos, sin = (part.to(x.dtype) for part in table)
+        return (
+            (cos, sin) if self.axes is None else (cos.expand(self.axes, *cos.shape), sin.expand(self.axes, *sin.shape))
+        )

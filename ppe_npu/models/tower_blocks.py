@@ -1,0 +1,176 @@
+"""Blocks of the Qwen towers on some of their rows: how a family runs what engine/tower_pass.py asks for.
+
+Modifications (on the given instance only, where a method works inside the tower):
+* the tower's forward: makes a pass, and hands it to its blocks under the keyword `ppe`, as any other argument.
+* every block's forward: runs through the pass.
+
+Attention asks backends.attention, with other borders for queries than for keys, where transformers' own "sdpa" or flash
+attention was chosen, or fuse(). Who names another one gets that one, on all rows, of which some are then thrown away.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ppe_npu import backends
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.tower_pass import TowerPass, pass_of
+from ppe_npu.models.forward_pass import KEYWORD
+from ppe_npu.models.seam import original, override, own_submodules, restore_methods
+
+_ON_HOST = WeakTensorKeyDictionary()  # the borders of windows, as long as the tensor that holds them lives
+_OURS = ("sdpa", "flash_attention_2", "flash_attention_3")
+
+
+def install_tower(visual, compression: Compression) -> None:
+    """Let patches leave this tower's blocks."""
+    vars(visual)["compression"] = compression
+    override(visual, "forward", _tower_forward)
+    for number, block in enumerate(visual.blocks):
+        override(block, "forward", functools.partial(_block_forward, number))
+
+
+def uninstall_tower(model) -> None:
+    """Take that back from a ...Model, if it is there."""
+    visual = getattr(model, "visual", None)
+    if visual is not None and vars(visual).pop("compression", None) is not None:
+        for module in (visual, *visual.blocks):
+            restore_methods(module)
+
+
+def detach_tower(model) -> None:
+    """Give a shallow copy of a ...Model a tower and blocks of its own, around the same parameters."""
+    visual = getattr(model, "visual", None)
+    if visual is None or "compression" not in vars(visual):
+        return
+    own_submodules(model, "visual")
+    own_submodules(model.visual, "blocks")
+    own_submodules(model.visual.blocks, *model.visual.blocks._modules)
+
+
+def _tower_forward(self, **kwargs):
+    """Of a tower that is called by itself all patches compete, or, if the method says so, those of each image."""
+    shown = kwargs.get("output_hidden_states") or getattr(self.config, "output_hidden_states", False)
+    compression = self.compression
+    given = kwargs.get(KEYWORD)
+    if given is None or shown:
+        sizes, seen = _sizes(kwargs, compression.inside.per_image), compression.tower.all
+        sizes = sizes if given is None else given.pools
+        kwargs[KEYWORD] = pass_of(compression.inside, sizes, compression.vision, seen, bool(shown))
+    return original(self, "forward")(**kwargs)
+
+
+def _sizes(kwargs: dict, per_image: bool) -> list[int]:
+    return kwargs["grid_thw"].prod(-1).tolist() if per_image else [len(kwargs["hidden_states"])]
+
+
+def _block_forward(number: int, self, **kwargs):
+    passing: TowerPass | None = kwargs.pop(KEYWORD, None)
+    rows = kwargs.pop("hidden_states")
+    if passing is None:  # called by itself
+        return original(self, "forward")(rows, **kwargs)
+    cos, sin = kwargs.pop("position_embeddings")
+    return passing.run(number, TowerBlock(self, passing, kwargs.pop("cu_seqlens"), (cos, sin), kwargs), rows)
+
+
+@dataclass(frozen=True)
+class TowerBlock:
+    """One call of a block with norm1, attn (qkv, proj), norm2 and mlp.
+
+    Args:
+        module: the block. passing: the pass. cu_seqlens: [segments + 1] borders of its frames or windows.
+        table: cos, sin [L, D] of all rows. others: what else it was called with.
+    """
+
+    module: Any
+    passing: TowerPass
+    cu_seqlens: torch.Tensor
+    table: tuple[torch.Tensor, torch.Tensor]
+    others: dict
+
+    def whole(self, rows: torch.Tensor) -> torch.Tensor:
+        given = {"cu_seqlens": self.cu_seqlens, "position_embeddings": self.table, **self.others}
+        return original(self.module, "forward")(rows, **given)
+
+    def alone(self, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        attention, normed, table = self.module.attn, self.module.norm1(rows), self._table(places)
+        borders = self.passing.borders(on_host(self.cu_seqlens), alone=True)
+        if self._ours:
+            made = vision_attention(attention, normed, table, borders)
+        else:
+            cu_seqlens = torch.tensor(borders, dtype=self.cu_seqlens.dtype, device=rows.device)
+            others = {name: value for name, value in self.others.items() if name != "max_seqlen"}
+            made = attention(normed, cu_seqlens=cu_seqlens, position_embeddings=table, **others)
+        return self.fed(rows + made)
+
+    def attended(self, rows: torch.Tensor, asking: torch.Tensor, asked: torch.Tensor | None) -> torch.Tensor:
+        attention, normed = self.module.attn, self.module.norm1(rows)
+        if self._ours or asked is not None:
+            borders = on_host(self.cu_seqlens)
+            kept = self.passing.borders(borders, alone=asked is not None)
+            some = Some(asking, kept, asked, borders if asked is None else kept)
+            made = vision_attention(attention, normed, self.table, borders, some)
+        else:
+            given = {"cu_seqlens": self.cu_seqlens, "position_embeddings": self.table, **self.others}
+            made = attention(normed, **given).index_select(0, asking)
+        return rows.index_select(0, asking) + made
+
+    def fed(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows + self.module.mlp(self.module.norm2(rows))
+
+    def _table(self, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = (part.index_select(0, places) for part in self.table)
+        return cos, sin
+
+    @property
+    def _ours(self) -> bool:
+        return self.module.attn.config._attn_implementation in _OURS
+
+
+@dataclass(frozen=True)
+class Some:
+    """Some of the rows that a block's attention is given.
+
+    Args:
+        asking: [n] those that are queries, with `borders`. asked: [m] those that are keys and values, None: all, with
+            `asked_borders`.
+    """
+
+    asking: torch.Tensor
+    borders: list[int]
+    asked: torch.Tensor | None
+    asked_borders: list[int]
+
+
+def vision_attention(
+    attention, rows: torch.Tensor, table: tuple[torch.Tensor, ...], borders: list[int], some: Some | None = None
+) -> torch.Tensor:
+    """A tower's attention by ppe_npu.backends, with its projections: [T, C] -> [T, C], or [n, C] of some rows.
+
+    Args:
+        attention: with qkv, proj, num_heads and scaling. table: cos, sin [T, D]. borders: of frames or windows.
+    """
+    heads = attention.qkv(rows).unflatten(-1, (3, attention.num_heads, -1)).permute(1, 2, 0, 3)
+    query, key, value = (part[None] for part in heads)
+    # In fp32, as transformers rotates the vision tower's heads.
+    cos, sin = (part[None].float() for part in table)
+    query, key = (part.to(value.dtype) for part in backends.rotary(query.float(), key.float(), cos, sin))
+    options: dict[str, Any] = {"cu_seqlens": borders}
+    if some is not None:
+        query = query.index_select(2, some.asking)
+        key, value = (part if some.asked is None else part.index_select(2, some.asked) for part in (key, value))
+        options = {"cu_seqlens": some.borders, "cu_seqlens_k": some.asked_borders}
+    out = backends.attention(query, key, value, **options, scale=attention.scaling)
+    return attention.proj(out[0].transpose(0, 1).flatten(1))
+
+
+def on_host(cu_seqlens: torch.Tensor) -> list[int]:
+    """The borders as a list, read once a forward pass: every block is given the same tensor."""
+    if cu_seqlens not in _ON_HOST:
+        _ON_HOST[cu_seqlens] = cu_seqlens.tolist()
+    return _ON_HOST[cu_seqlens]

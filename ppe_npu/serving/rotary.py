@@ -1,0 +1,53 @@
+"""Rotary embedding over position rows, for engines whose attention calls a module with positions, query and key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ppe_npu import backends
+from ppe_npu.engine.positions import channel_rows
+
+
+class RowRotary(nn.Module):
+    """Rotates every channel by the row that it reads.
+
+    Args:
+        table: [P, D] cosines of P positions and D / 2 channels, then their sines, in the dtype of queries and keys.
+        channels: the axis of each channel of the half head.
+        rows: R, axes * K.
+    """
+
+    def __init__(self, table: Tensor, channels: Sequence[int], rows: int):
+        super().__init__()
+        if table.shape[1] != 2 * len(channels):
+            raise ValueError(f"a table of {table.shape[1]} columns does not rotate {len(channels)} channels of a half")
+        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("lookup", torch.tensor(channel_rows(rows, channels)), persistent=False)
+
+    def forward(self, positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The rotated query and key.
+
+        Args:
+            positions: [R, N] int64; what is out of the table (stale padding) is taken to its nearest end.
+            query: [N, heads * D]. key: [N, key heads * D].
+        """
+        table, width = self.table, self.table.shape[1]
+        half, last = width // 2, len(table) - 1
+        rows = positions.index_select(0, self.lookup).T.clamp(0, last)
+        cos, sin = (part.gather(0, rows) for part in (table[:, :half], table[:, half:]))
+        cos, sin = (torch.cat([part, part], dim=-1)[None] for part in (cos, sin))
+        heads = [part.unflatten(-1, (-1, width)).transpose(0, 1)[None] for part in (query, key)]
+        # A compiler fuses the plain formula; a kernel of ours it could only call.
+        named = "reference" if torch.compiler.is_compiling() else None
+        rotated = backends.rotary(*heads, cos, sin, implementation=named)
+        query, key = (part[0].transpose(0, 1).flatten(1) for part in rotated)
+        return query, key
+
+
+def rotary_columns(inv_freq: Tensor, positions: int, scaling: float = 1.0) -> Tensor:
+    """[positions, D] fp32 cosines and sines of inv_freq [D / 2], as RowRotary takes them."""
+    angles = torch.arange(positions, dtype=torch.float32)[:, None] * inv_freq.float()
+    return torch.cat([angles.cos(), angles.sin()], dim=-1) * scaling

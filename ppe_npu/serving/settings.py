@@ -1,0 +1,40 @@
+"""Which compression a served checkpoint has: the key `ppe_compression` of its config."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import InputError, shown
+
+KEY = "ppe_compression"
+DEFAULT = "ppe"
+
+
+def compression_config(values: Any) -> CompressionConfig:
+    """The compression that a config's key states.
+
+    Args:
+        values: a text as on the command line ("divprune:ratio=0.25"), a preset with its keys ({"preset": "ppe",
+            "ratio": 0.25}), what CompressionConfig.to_dict() gives, or None: preset ppe.
+
+    Raises:
+        InputError: anything else, or what CompressionConfig refuses.
+    """
+    values = DEFAULT if values is None else values
+    if isinstance(values, str):
+        return CompressionConfig.from_text(values)
+    if not isinstance(values, Mapping):
+        raise InputError(f'{KEY}={shown(values)}: give a text such as "ppe:ratio=0.25", or a mapping of keys to values')
+    values = dict(values)
+    preset = values.pop("preset", None)
+    return CompressionConfig.from_dict(values) if preset is None else CompressionConfig.preset(preset, **values)
+
+
+def identity(config: CompressionConfig) -> str:
+    """A short name of all that decides a compression's results, for the keys of caches that several servers share."""
+    plain = json.dumps(config.to_dict(), sort_keys=True)
+    return "ppe-" + hashlib.sha256(plain.encode()).hexdigest()[:16]

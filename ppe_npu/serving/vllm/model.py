@@ -1,0 +1,158 @@
+"""What vLLM's Qwen-VL families share: visual tokens merged after the tower, and rows of positions for the decoder.
+
+Modifications, by overriding what a model class of vLLM's offers to its runner:
+* embed_multimodal: merges the items that the stock class has encoded, each by itself (engine/items.py), and sends their
+  position rows along as trailing channels (serving/rows.py). vLLM's encoder cache, chunks of a prompt and transfers
+  between processes keep the two together.
+* get_mrope_input_positions: the runner's three rows say where text stands, and from where an item counts.
+* embed_input_ids, forward: take the channels off, and put the rows in place in the same step. Nothing of a request has
+  to be remembered, so chunked prefill, prefix hits and preemption need no code of ours.
+* rotary_emb of the decoder layers of this instance: reads 3K rows (serving/rotary.py).
+* get_encoder_cudagraph_config: none, because encoder graphs pass embed_multimodal by.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppe_npu.engine.items import check_items, merge_items
+from ppe_npu.engine.spans import IMAGE, VIDEO
+from ppe_npu.errors import InputError
+from ppe_npu.serving.rotary import RowRotary, rotary_columns
+from ppe_npu.serving.rows import placed_rows, prompt_line, split_rows, with_rows
+from ppe_npu.serving.vllm.processing import compression_of, runs_of
+from ppe_npu.serving.vllm.refusals import check_settings
+
+_PIXELS = {"pixel_values": IMAGE, "image_embeds": IMAGE, "pixel_values_videos": VIDEO, "video_embeds": VIDEO}
+_LONGER = 4  # positions of a compressed prompt, in tokens of the longest context: those of a video run in seconds
+
+
+class CompressedModel:
+    """Stands before a stock class for conditional generation."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = ""):
+        check_settings(vllm_config)
+        compression = compression_of(vllm_config.model_config.hf_config)
+        check_items(compression)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.compression = compression
+        self.rows = compression.axes * compression.config.k
+        most = vllm_config.scheduler_config.max_num_batched_tokens
+        # Where they are: graphs of the decoder read the same memory in every step. One more column than is ever used,
+        # as the runner's own have, so that no slice is contiguous and a compiler does not hold on to one.
+        for name in ("local_rows", "placed_rows"):
+            buffer = torch.zeros(self.rows, most + 1, dtype=torch.long)
+            self.register_buffer(name, buffer, persistent=False)  # type: ignore[attr-defined]
+        if not self.numbers_anew:
+            self._install_rotary(vllm_config.model_config.hf_config.get_text_config())
+
+    @property
+    def numbers_anew(self) -> bool:
+        """Whether the compressed prompt counts 0, 1, 2, ..., so that no token needs a position of its own."""
+        return self.compression.config.positions == "renumber"
+
+    def _install_rotary(self, text: Any) -> None:
+        made: dict[int, RowRotary] = {}
+        for layer in self.language_model.model.layers:  # type: ignore[attr-defined]
+            stock = layer.self_attn.rotary_emb
+            if id(stock) not in made:
+                table = _table(stock, _LONGER * text.max_position_embeddings)
+                made[id(stock)] = RowRotary(table, self.compression.channels, self.rows)
+            layer.self_attn.rotary_emb = made[id(stock)]
+
+    # -- features, once an item -------------------------------------------------------------------------------------
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Of each item [kept, C (and what enters later layers) + 2 rows]."""
+        items = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        out: list[torch.Tensor] = []
+        for kind in dict.fromkeys(_PIXELS[key] for key in kwargs if key in _PIXELS):
+            grids = torch.as_tensor(kwargs[f"{kind}_grid_thw"]).tolist()
+            own = items[len(out) : len(out) + len(grids)]
+            out += self._merged(kind, torch.cat(list(own)), grids, kwargs.get("second_per_grid_ts"))
+        return tuple(out)
+
+    def _merged(self, kind: str, features: torch.Tensor, grids: list[list[int]], seconds: Any) -> list[torch.Tensor]:
+        parts = features.split(self.feature_width or features.shape[1], dim=1)
+        per_grid = None if seconds is None else torch.as_tensor(seconds).flatten().tolist()
+        merged = merge_items(self.compression, kind, parts[0], grids, per_grid, parts[1:])
+        return [with_rows(torch.cat([item.features, *item.deepstack], dim=1), item.rows) for item in merged]
+
+    @property
+    def feature_width(self) -> int | None:
+        """Channels of an item's own features, where others follow that enter later layers."""
+        return None
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """With no kind of item."""
+        config = super().get_encoder_cudagraph_config()  # type: ignore[misc]
+        config.modalities = []
+        return config
+
+    # -- positions --------------------------------------------------------------------------------------------------
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[torch.Tensor, int]:
+        """[3, N] of the compressed prompt, and what is added to a place after it."""
+        count = len(input_tokens)
+        if self.numbers_anew:
+            return torch.arange(count).expand(3, -1).contiguous(), 0
+        items = []
+        for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
+            where, runs = feature.mm_position, runs_of(self.compression, feature.modality, feature.data)
+            own = np.arange(where.length) if where.is_embed is None else np.flatnonzero(where.is_embed.numpy())
+            items.append((where.offset + own, runs))
+        line, following = prompt_line(count, items)
+        return torch.from_numpy(line).expand(3, -1).contiguous(), following - count
+
+    # -- each step --------------------------------------------------------------------------------------------------
+
+    def embed_input_ids(
+        self, input_ids: torch.Tensor, multimodal_embeddings: Any = None, *, is_multimodal: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Keeps the rows of this step's visual tokens for forward()."""
+        given = multimodal_embeddings
+        if given is not None and len(given):
+            if is_multimodal is None:
+                raise InputError("visual tokens come without is_multimodal: this release of vLLM is not supported")
+            features, local = zip(*(split_rows(part, self.rows) for part in given))
+            where = is_multimodal.nonzero()[:, 0].to(self.local_rows.device)
+            self.local_rows[:, where] = torch.cat(local, dim=1)
+            given = list(features)
+        return super().embed_input_ids(input_ids, given, is_multimodal=is_multimodal)  # type: ignore[misc]
+
+    def forward(
+        self, input_ids: Any, positions: torch.Tensor, intermediate_tensors: Any = None, inputs_embeds: Any = None,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """As the stock one; positions: [3, N] of the runner, or [N] of text alone."""
+        if not self.numbers_anew:
+            line = positions[0] if positions.ndim == 2 else positions
+            count = line.shape[0]
+            rows = self.placed_rows[:, :count]
+            rows.copy_(placed_rows(line, self.local_rows[:, :count]))
+            positions = rows
+        return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]
+
+
+def _table(stock: Any, positions: int) -> torch.Tensor:
+    """The table of a rotary module of vLLM's, of that many positions at least.
+
+    Raises:
+        InputError: a rotary embedding that turns something else.
+    """
+    known = stock.cos_sin_cache
+    if not stock.is_neox_style or stock.rotary_dim != stock.head_size:
+        raise InputError("rotary embedding of a part of the head, or of neighbouring channels, is not supported")
+    if len(known) >= positions:
+        return known.clone()
+    more = rotary_columns(stock._compute_inv_freq(stock.base), positions, getattr(stock, "mscale", 1.0))
+    more = more.to(known.device, known.dtype)
+    if not torch.equal(more[: len(known)], known):
+        raise InputError(
+            f"{type(stock).__name__} is computed otherwise than this release knows: its table of {len(known)} "
+            f"positions cannot be continued to {positions}"
+        )
+    return more

@@ -1,0 +1,60 @@
+"""Write docs/families.md's table anew, from the tiny random models on which tests/models/test_every_family.py tries the
+laws: what a family has is asked of its compressed model."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "families.md"
+START, END = "<!-- families: scripts/document_families.py writes this table -->\n", "<!-- families end -->\n"
+
+
+def markdown() -> str:
+    """A row per family: its class, the decoders it may have, its axes and pairs, how its pictures stand, its places."""
+    lines = [("transformers class", "axes", "pairs", "decoder layers", "videos", "steps at"), ("---",) * 6]
+    lines += sorted(_row(name) for name in _tiny())
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def refused() -> str:
+    """A line per class that was looked at and does not fit."""
+    from ppe_npu.models.known import REFUSED
+
+    return "".join(f"* `{name}`: {why}.\n" for name, why in sorted(REFUSED.items()))
+
+
+def _tiny() -> dict:
+    sys.path.insert(0, str(ROOT / "tests"))
+    from families import EVERY
+
+    return EVERY
+
+
+def _row(name: str) -> tuple[str, ...]:
+    from ppe_npu import CompressionConfig, compress
+    from ppe_npu.models import _family, base_of
+
+    tiny = _tiny()[name]
+    model = compress(tiny.model(), CompressionConfig.preset("dense"))
+    compression = base_of(model).compression
+    vision, family = compression.vision, _family(type(model).__name__)
+    places = ["input", "layer"]
+    places += ["tower"] if vision.tower_blocks else []
+    places += ["pixels"] if vision.pixels is not None else []
+    own = type(model.model.language_model.layers[0]).__name__
+    layers = "any of: " + ", ".join(sorted(family.LAYERS)) if len(family.LAYERS) > 2 else own
+    videos = "no" if not (tiny.clip or name == "internvl") else "frames apart" if vision.frames_apart else "one run"
+    axes = "t, h, w" if compression.axes == 3 else "1"
+    layers = layers.replace("DecoderLayer", "")
+    return f"`{type(model).__name__}`", axes, compression.pairs, layers, videos, ", ".join(places)
+
+
+def written(page: str) -> str:
+    """The page with the table of today."""
+    before, rest = page.split(START)
+    _, after = rest.split(END)
+    return before + START + markdown() + "\nLooked at, and refused by name:\n\n" + refused() + END + after
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

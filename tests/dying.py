@@ -1,0 +1,45 @@
+"""Work in a child process that is killed instead of making one of its changes of the disk."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+
+CHANGES = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync")  # of os: what files.py, shutil and pathlib call
+
+
+def _work(work: Callable[[], object], kill_at: int, report) -> None:
+    made = itertools.count(1)
+
+    def killing(change):
+        def call(*args, **kwargs):
+            if next(made) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return change(*args, **kwargs)
+
+        return call
+
+    for name in CHANGES:
+        setattr(os, name, killing(getattr(os, name)))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the bar of every try
+    work()
+    report.put(next(made) - 1)
+    os._exit(0)
+
+
+def in_child(work: Callable[[], object], kill_at: int = 0) -> int | None:
+    """Call `work` in a forked child, which is killed before its change number `kill_at`; 0: it ends.
+
+    Returns:
+        How many changes it made; None if it was killed.
+    """
+    context = multiprocessing.get_context("fork")
+    report = context.SimpleQueue()
+    child = context.Process(target=_work, args=(work, kill_at, report))
+    child.start()
+    child.join()
+    assert child.exitcode == (-signal.SIGKILL if kill_at else 0)
+    return None if kill_at else report.get()

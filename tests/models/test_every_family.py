@@ -1,0 +1,204 @@
+"""The laws of compression on a tiny random model of every family: each against its own untouched self.
+
+docs/families.md says which families these are.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import document_families
+import pytest
+import torch
+from families import EVERY, GRIDS, TINY, prompts, together
+from prompts import GREEDY, logits
+from support import IMAGE_ID
+from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
+
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.engine.positions import HALVES, NEIGHBOURS
+from ppe_npu.errors import InputError
+from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.view import View
+from ppe_npu.models import _family as family_of
+from ppe_npu.models import supported_classes
+from ppe_npu.models.fused import fuse
+from ppe_npu.models.one_dimension_families import FAMILIES
+
+PPE = CompressionConfig.preset("ppe", k=4)
+BOTH = CompressionConfig.preset("ppe", k=2, layers=[0, 2], before_llm=True, ratio=0.6)
+CONFIGS = {"both": BOTH, "renumber": CompressionConfig.preset("chatunivi")}
+SOME = ("glm4v", "internvl", "llava_onevision", "smolvlm")  # for the others the whole grid of tests is slow
+FULL = {"ppe": PPE, "keep_one": CompressionConfig.preset("keep_one"), **CONFIGS}
+DENSE = {
+    "dense": CompressionConfig.preset("dense"),
+    "ratio 1": CompressionConfig.preset("ppe", k=4, ratio=1.0, layers=[0, 2], before_llm=True),
+}
+
+
+def cases(quick=CONFIGS):
+    """(family, config) pairs; some are slow."""
+    for family in EVERY:
+        for name, config in FULL.items():
+            marks = () if name == "both" or (family in SOME and name in quick) else (pytest.mark.slow,)
+            yield pytest.param(family, config, id=f"{family}-{name}", marks=marks)
+
+
+@pytest.fixture
+def model(name):
+    return EVERY[name].model()
+
+
+def test_every_supported_class_has_a_tiny_model():
+    built = {type(tiny.model()).__name__ for tiny in EVERY.values()}
+    assert built == set(supported_classes())
+    assert set(TINY) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_dense_is_the_untouched_model(name, model):
+    left, right = (together(prompts(EVERY[name], model), side) for side in ("left", "right"))
+    batches = [left, right]
+    if EVERY[name].clip:
+        batches.append(together([EVERY[name].sample(model, parts, 5) for parts in ([2, "clip", 1], [1, "clip", 3])]))
+
+    def run():
+        return [logits(model, inputs)[inputs["attention_mask"].bool()] for inputs in batches]
+
+    expected, true = run(), exact(model, run)
+    ids = model.generate(**left, max_new_tokens=4, **GREEDY)
+    for config in DENSE.values():
+        compress(model, config)
+        assert_rounds_alike(run(), expected, true)
+        assert torch.equal(model.generate(**left, max_new_tokens=4, **GREEDY), ids)
+    fuse(model)
+    assert_rounds_alike(run(), expected, true)
+
+
+@pytest.mark.parametrize(("name", "config"), cases())
+def test_padding_and_batch_mates_change_nothing(name, model, config):
+    samples = prompts(EVERY[name], model)
+    compress(model, config)
+
+    def alone():
+        return [logits(model, sample)[0] for sample in samples]
+
+    expected, true = alone(), exact(model, alone)
+    for side in ("left", "right"):
+        rows = logits(model, together(samples, side, pad_to=80))
+        found = [row[len(row) - len(own) :] if side == "left" else row[: len(own)] for row, own in zip(rows, expected)]
+        assert_rounds_alike(found, expected, true)
+
+
+@pytest.mark.parametrize(("name", "config"), cases())
+def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(name, model, config):
+    inputs, settings = together(prompts(EVERY[name], model)), {"max_new_tokens": 4, **GREEDY}
+    compress(model, config)
+    settings |= {"return_dict_in_generate": True, "output_logits": True}
+    cached, plain = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
+    true = exact(model, lambda: model.generate(**inputs, **settings, use_cache=False))
+    assert torch.equal(cached.sequences, plain.sequences)
+    assert_rounds_alike(cached.logits, plain.logits, true.logits)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_restore_gives_the_model_back_bit_for_bit(name, model):
+    inputs = together(prompts(EVERY[name], model))
+    before, config = logits(model, inputs), copy.deepcopy(model.config.to_dict())
+    attributes = {key: set(vars(module)) for key, module in model.named_modules()}
+    weights = list(model.state_dict())
+    compress(compress(model, BOTH), PPE)
+    assert list(model.state_dict()) == weights
+    logits(model, inputs)
+    restore(model)
+    assert {key: set(vars(module)) for key, module in model.named_modules()} == attributes
+    assert model.config.to_dict() == config
+    assert_equal(logits(model, inputs), before)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_numbering_is_the_familys_own(name, model):
+    """Positions before any merge are what the untouched model's get_rope_index gives."""
+    tiny = GRIDS[name]
+    samples = [tiny.sample(model, [2, "picture", 3, "picture", 1], 0), tiny.sample(model, [1, "picture", 2], 1)]
+    clips = [tiny.sample(model, [3, "clip", 2, "clip", 1], 2), tiny.sample(model, [4], 3)]
+    compress(model, PPE)
+    for inputs in (together(samples), together(clips, "right")):
+        known = ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "mm_token_type_ids")
+        given = {key: inputs[key] for key in known if key in inputs}
+        seconds = [inputs[key] for key in ("second_per_grid_ts", "video_second_per_grid") if key in inputs]
+        given |= {tiny.seconds.replace("video_second_per_grid", "second_per_grids"): seconds[0]} if seconds else {}
+        expected, deltas = model.model.get_rope_index(**given)
+        logits(model, inputs)
+        plan, real = model.compression.last, inputs["attention_mask"].bool()
+        found = plan.positions[:, :-1].unflatten(1, tuple(real.shape))
+        assert_equal(found[:, real], expected[:, real])
+        assert plan.deltas.flatten().tolist() == deltas.flatten().tolist()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_wrong_statement_of_the_rotary_embedding_is_refused(name, model, monkeypatch):
+    """A family that says of its channels what is not so would change every output: compress() compares tables."""
+    family, wrong = family_of(type(model).__name__), NEIGHBOURS
+    wrong = HALVES if family.PAIRS == NEIGHBOURS else NEIGHBOURS
+    if isinstance(family, type(copy)):
+        monkeypatch.setattr(family, "PAIRS", wrong)
+    else:
+        monkeypatch.setitem(vars(family), "PAIRS", wrong)
+    before = dict(vars(model.model.language_model)) if hasattr(model.model, "language_model") else None
+    with pytest.raises(InputError, match=rf"gives another table than this model's family states .* turned by {wrong}"):
+        compress(model, PPE)
+    assert before is None or dict(vars(model.model.language_model)).keys() == before.keys()
+
+
+@register("toy_layer_keys")
+@dataclass(frozen=True)
+class LayerKeys(Method):
+    """Notes the keys that it is shown of a layer."""
+
+    ratio: float = share(0.5)
+    needs = frozenset({"tokens", "layer_keys"})
+
+    def group(self, view: View) -> Grouping:
+        SHOWN.append(view.layer_keys)
+        return Grouping.of_kept(view, torch.arange(view.most).expand(len(view.tokens), -1))
+
+
+SHOWN = []
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_keys_that_a_method_is_shown_of_a_layer_are_those_in_the_cache(name, model):
+    """Turned as the family turns them."""
+    SHOWN.clear()
+    inputs = EVERY[name].sample(model, [2, "picture", 3], seed=1)
+    with torch.no_grad():
+        keys = model(**inputs, use_cache=True).past_key_values.layers[1].keys
+    compress(model, CompressionConfig(steps=[LayerKeys(layer=1)], positions="keep_one"))
+    logits(model, inputs)
+    cached = keys[0, :, inputs["input_ids"][0] == IMAGE_ID].transpose(0, 1)
+    # In the order of the picture's cells; their heads are one axis of what a method is shown.
+    found = torch.cat([shown.flatten(0, 1) for shown in SHOWN])
+    assert_near(found.reshape(cached.shape), cached, roundings=keys.shape[-1])
+
+
+@pytest.mark.parametrize("name", ["internvl", "glm4v"])
+@pytest.mark.parametrize(
+    ("preset", "why"), [("visionzip", "looks into the vision tower, which is"), ("ipcv", "a step inside the tower is")]
+)
+def test_what_a_family_has_no_place_for_is_refused(name, model, preset, why):
+    with pytest.raises(InputError, match=f"{preset}.* {why} not built for this family yet"):
+        compress(model, CompressionConfig.preset(preset))
+
+
+def test_the_page_says_what_the_models_have():
+    page = document_families.PAGE.read_text(encoding="utf-8")
+    assert document_families.written(page) == page, "run scripts/document_families.py"
+
+
+def test_what_was_tried_and_does_not_fit_is_refused_with_the_reason():
+    class Gemma3ForConditionalGeneration(torch.nn.Module):
+        pass
+
+    with pytest.raises(InputError, match=r"Gemma3ForCond\w+ is not supported \(pictures are seen both ways"):
+        compress(Gemma3ForConditionalGeneration(), PPE)

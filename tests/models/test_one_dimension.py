@@ -1,0 +1,180 @@
+"""Families whose decoder counts positions in one dimension: each against its own untouched self, and by the laws."""
+
+import dataclasses
+
+import pytest
+import torch
+from families import TEXTS, TINY, prompts, together
+from prompts import GREEDY, logits
+from support import IMAGE_ID
+from tolerances import assert_equal, assert_near
+
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.errors import InputError
+from ppe_npu.models.one_dimension_families import FAMILIES
+
+PPE = CompressionConfig.preset("ppe", k=4)
+CASCADE = CompressionConfig.preset("ppe", k=4, layers=[1, 2])
+SOME = ("internvl", "llava_onevision", "smolvlm")  # one of each kind of rows
+
+
+@pytest.fixture(params=[name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in TINY])
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return TINY[name].model()
+
+
+def test_beams_and_samples_get_the_tiles_of_their_prompt(name, model):
+    inputs = together(prompts(TINY[name], model))
+    settings = {"max_new_tokens": 3, **GREEDY}
+    expected = model.generate(**inputs, **settings, num_beams=2)
+    compress(model, CompressionConfig.preset("ppe", k=4, ratio=1.0, layers=[0, 2], before_llm=True))
+    assert torch.equal(model.generate(**inputs, **settings, num_beams=2), expected)
+
+
+def test_a_second_turn_with_a_new_picture_goes_on_from_the_cache(name, model):
+    settings = {"max_new_tokens": 3, **GREEDY}
+    whole = TINY[name].sample(model, [1, "picture", 4, 3, "picture", 2], seed=2)
+    ids, pixels = whole["input_ids"], whole["pixel_values"]
+    cut = 1 + int((ids[0, 1:] != IMAGE_ID).nonzero()[0]) + 4
+    by_sample = FAMILIES[name].by == "sample"
+    rows = TINY[name].sizes[0][0] if FAMILIES[name].by == "tile" else 1
+    first = {"input_ids": ids[:, :cut], "pixel_values": pixels[:, :1] if by_sample else pixels[:rows]}
+    first |= {"image_sizes": whole["image_sizes"][:1]} if "image_sizes" in whole else {}
+    compress(model, PPE)
+    cache = model(**first, use_cache=True).past_key_values
+    turn = whole | {"pixel_values": pixels[:, 1:2]} if by_sample else whole
+    found = model.generate(**turn, **settings, past_key_values=cache)
+    assert torch.equal(found, model.generate(**whole, **settings))
+
+
+def test_training_reaches_every_parameter_and_text_alone_the_tower(name, model):
+    inputs = together(prompts(TINY[name], model), "right")
+    labels = torch.where((inputs["input_ids"] < 90) & inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+
+    def gradients(given, labels):
+        model.zero_grad()
+        out = model(**given, labels=labels)
+        out.loss.backward()
+        return out, {key: part.grad.clone() for key, part in model.named_parameters() if part.grad is not None}
+
+    model.train()
+    _, dense = gradients(inputs, labels)
+    compress(model, CASCADE)
+    out, found = gradients(inputs, labels)
+    assert out.labels.shape == out.logits.shape[:2]
+    shifted = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), out.labels[:, 1:].flatten())
+    assert_near(out.loss, shifted, roundings=out.logits.shape[-1] + out.labels.numel())
+    moved = {key for key, part in dense.items() if part.abs().max() > 0}
+    assert {key for key, part in found.items() if part.abs().max() > 0} >= moved
+    text = {"input_ids": inputs["input_ids"].clamp_max(80), "attention_mask": inputs["attention_mask"]}
+    _, idle = gradients(text, labels)
+    tower = {key for key in dict(model.named_parameters()) if f".{FAMILIES[name].tower}." in key} & set(dense)
+    assert tower <= set(idle)
+    assert all(idle[key].abs().max() == 0 for key in tower)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_text_model_turns_its_channels_by_halves(text):
+    """An oracle of K even runs: the untouched language model, with a rotary table that is written down by definition,
+    makes the same of what the compressed one is given. A decoder that paired its channels otherwise would not."""
+    model, seen = TINY["internvl"].model(text=text), {}
+    inputs = TINY["internvl"].sample(model, [3, "picture", 4], seed=1)
+    compress(model, PPE)
+    model.model.language_model.rotary_emb.register_forward_hook(
+        lambda _m, args, out: seen.update(rows=args[1], table=out)
+    )
+    model.model.language_model.layers[0].register_forward_pre_hook(lambda _m, args: seen.update(hidden=args[0]))
+    found = logits(model, inputs)
+    rows, hidden = seen["rows"], seen["hidden"]
+    restore(model)
+    rotary = model.model.language_model.rotary_emb
+    half = len(rotary.inv_freq)
+    cos, sin = torch.zeros(1, rows.shape[2], 2 * half), torch.zeros(1, rows.shape[2], 2 * half)
+    for token in range(rows.shape[2]):
+        for run, own in enumerate(torch.arange(half).chunk(4)):
+            for channel in own.tolist():
+                angle = rows[run, 0, token].float() * rotary.inv_freq[channel]
+                cos[0, token, [channel, channel + half]] = angle.cos()
+                sin[0, token, [channel, channel + half]] = angle.sin()
+    rotary.forward = lambda *_args, **_kwargs: (cos, sin)
+    with torch.no_grad():
+        hidden = model.model.language_model(inputs_embeds=hidden).last_hidden_state
+        expected = model.lm_head(hidden)
+    assert_equal(seen["table"][0], cos)
+    assert_equal(found, expected)
+    # Kept positions are places of the picture's tokens; text stands where it stood.
+    text_rows = [0, 1, 2, *range(15, 19)]
+    kept = rows[:, 0, 3:-4]
+    assert (kept >= 3).all()
+    assert (kept < 15).all()
+    assert len(kept.unique()) > kept.shape[1]
+    assert rows[:, 0, [*range(3), *range(-4, 0)]].tolist() == [text_rows] * 4
+
+
+def test_what_a_picture_is_in_the_prompt(name, model):
+    """tokens_kept, asked for the spans that the report shows, says what is kept."""
+    inputs = together(prompts(TINY[name], model))
+    compress(model, PPE)
+    logits(model, inputs)
+    spans, layout, tokens = model.compression.report.spans, model.compression.last.layout, {}
+    for span in layout.spans:
+        key = span.modality, span.source
+        tokens[key] = tokens.get(key, 0) + span.tokens
+    assert [(span.modality, span.before) for span in spans] == [(kind, tokens[kind, n]) for kind, n in tokens]
+    kept = PPE.tokens_kept([span.grid for span in layout.spans], merge_size=1)
+    assert sum(span.after for span in spans) == sum(kept) == model.compression.report.tokens_after
+    assert sum(span.before for span in spans) == int((inputs["input_ids"] >= 90).sum())
+
+
+def test_frames_of_a_video_are_told_by_the_caller():
+    model = TINY["internvl"].model()
+    tiny = TINY["internvl"]
+    sample = tiny.sample(model, [1, "picture", 1, "picture", 1, "picture", 2], seed=3)
+    compress(model, CompressionConfig.preset("vidcom2", ratio=0.5))
+    logits(model, sample, num_frames=[1, 2])
+    spans = model.compression.last.layout.spans
+    assert [(span.modality, span.source, span.grid[0]) for span in spans] == [
+        ("image", 0, 3),
+        ("video", 0, 1),
+        ("video", 0, 2),
+    ]
+    with pytest.raises(InputError, match=r"num_frames=\[2\] are 2 runs of image tokens, but the prompts have 3"):
+        logits(model, sample, num_frames=[2])
+
+
+def test_what_disagrees_is_said_before_the_tower_runs():
+    model = TINY["internvl"].model()
+    inputs = TINY["internvl"].sample(model, [2, "picture", 2], seed=1)
+    compress(model, PPE)
+    model.model.vision_tower.register_forward_hook(lambda *_: pytest.fail("the tower ran"))
+    with pytest.raises(InputError, match="tokens: 12, features: 8: the prompts hold 3 tiles, pixel_values 2"):
+        model(**inputs | {"pixel_values": inputs["pixel_values"][:2]})
+    with pytest.raises(InputError, match="run of image tokens at index 2 is 11 long, which is no multiple of the 4"):
+        model(
+            **{key: value[:, 3:] if value.ndim == 2 else value for key, value in inputs.items()}
+            | {
+                "input_ids": torch.cat([inputs["input_ids"][:, :2], inputs["input_ids"][:, 3:]], 1),
+                "attention_mask": None,
+            }
+        )
+    model = TINY["llava_next"].model()
+    inputs = TINY["llava_next"].sample(model, [2, "picture", 2], seed=1)
+    compress(model, PPE)
+    inputs.pop("image_sizes")
+    with pytest.raises(InputError, match="pixel_values are given without image_sizes"):
+        model(**inputs)
+
+
+def test_towers_whose_tokens_are_no_grid_and_sliding_decoders_are_refused():
+    model = TINY["llava"].model()
+    model.config.vision_feature_select_strategy = "full"
+    with pytest.raises(InputError, match="'full' with clip_vision_model makes no grid of tokens: set 'default'"):
+        compress(model, PPE)
+    model = dataclasses.replace(TINY["llava"], text="mistral", own=(("sliding_window", 8),)).model()
+    with pytest.raises(InputError, match="sliding attention"):
+        compress(model, PPE)

@@ -1,0 +1,122 @@
+"""Random checkpoints that vLLM's CPU attention takes: a head width of 128, sections 16/24/24 (24/20/20 of Qwen3-VL).
+
+python tests/serving/checkpoints.py FOLDER [family] [size]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppe_npu.demo.tiny import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, UNKNOWN, WORDS
+
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+# A video's frames are named by their second on Qwen3-VL: "<0.2 seconds>" is two words for this tokenizer.
+SECONDS = tuple(f"<{tenth / 10:.1f}" for tenth in range(100))
+VOCABULARY = {word: n for n, word in enumerate((*SPECIAL_TOKENS, UNKNOWN, *WORDS, *SECONDS, "seconds>"))}
+PATCH, MERGE = 4, 2
+LARGEST = 256 * 256  # pixels of a picture: vLLM tries the largest one when it starts
+SIZES = {  # of the text model: hidden, layers, heads, MLP; of the tower: blocks, width
+    "tiny": (256, 2, 2, 320, 2, 64),
+    "small": (768, 8, 6, 2048, 4, 128),  # 54 million: a prompt of 1,000 tokens takes a core about a second
+}
+
+
+def build_processor(family: str = "qwen2_5_vl", largest: int = LARGEST) -> Any:
+    """The family's processor, for pictures up to `largest` pixels; tokens stand for 8 x 8 of them."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel(dict(VOCABULARY), unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN,
+        additional_special_tokens=list(SPECIAL_TOKENS), clean_up_tokenization_spaces=False, model_max_length=16384,
+    )  # fmt: skip
+    size = {"shortest_edge": 16 * 16, "longest_edge": largest}
+    settings = {
+        "patch_size": PATCH, "temporal_patch_size": 2, "merge_size": MERGE,
+        "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+    }  # fmt: skip
+    name, video, frames = {
+        "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor", size),
+        "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor", size),
+        # Its size is of a whole video.
+        "qwen3_vl": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor", {**size, "longest_edge": 4 * largest}),
+    }[family]
+    images = getattr(transformers, "Qwen2VLImageProcessorPil", None) or transformers.Qwen2VLImageProcessor
+    return getattr(transformers, name)(
+        image_processor=images(**settings, size=size),
+        tokenizer=fast,
+        video_processor=getattr(transformers, video)(**settings, size=frames),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def config_of(family: str, size: str = "tiny", positions: int = 16384) -> Any:
+    """The family's config."""
+    import transformers
+
+    hidden, layers, heads, mlp, blocks, width = SIZES[size]
+    tower = {
+        "depth": blocks, "num_heads": 2, "patch_size": PATCH, "temporal_patch_size": 2, "spatial_merge_size": MERGE,
+        "initializer_range": 0.1,
+    }  # fmt: skip
+    own = {"hidden_size": width, "intermediate_size": 2 * width, "out_hidden_size": hidden, "hidden_act": "silu"}
+    name, tower = {
+        "qwen2_vl": ("Qwen2VLConfig", {**tower, "embed_dim": width, "hidden_size": hidden, "mlp_ratio": 2}),
+        "qwen2_5_vl": (
+            "Qwen2_5_VLConfig",
+            {**tower, **own, "window_size": 16, "fullatt_block_indexes": [blocks - 1], "tokens_per_second": 2},
+        ),
+        "qwen3_vl": (
+            "Qwen3VLConfig", {**tower, **own, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+        ),
+    }[family]  # fmt: skip
+    sections = [24, 20, 20] if family == "qwen3_vl" else [16, 24, 24]
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
+    text = {
+        "vocab_size": len(VOCABULARY), "hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": max(1, heads // 2), "head_dim": 128,
+        "max_position_embeddings": positions, "initializer_range": 0.08 if size == "tiny" else 0.02,
+        "rope_parameters": rope | ({"mrope_interleaved": True} if family == "qwen3_vl" else {}),
+        "bos_token_id": None, "eos_token_id": VOCABULARY[END], "pad_token_id": VOCABULARY[PAD],
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    ids = {
+        "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
+    }  # fmt: skip
+    return getattr(transformers, name)(
+        vision_config=tower,
+        text_config=text,
+        tie_word_embeddings=False,
+        **{key: VOCABULARY[word] for key, word in ids.items()},
+    )
+
+
+@torch.no_grad()
+def save(folder: str | Path, family: str = "qwen2_5_vl", size: str = "tiny", largest: int = LARGEST) -> str:
+    """Write a checkpoint of random weights, whose attention hangs on positions more than random ones would."""
+    import transformers
+
+    config = config_of(family, size)
+    torch.manual_seed(0)
+    model = getattr(transformers, type(config).__name__.replace("Config", "ForConditionalGeneration"))(config)
+    text = model.model.language_model
+    text.embed_tokens.weight.normal_(0.0, 0.3)
+    for layer in text.layers:
+        for part in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            part.weight.mul_(2.0)
+    last = [module for module in model.model.visual.merger.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.weight.normal_(0.0, 0.05)
+    model.eval().save_pretrained(folder)
+    build_processor(family, largest).save_pretrained(folder)
+    return str(folder)
+
+
+if __name__ == "__main__":
+    print(save(*sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""What compress(model) answers in transformers: the right answer for any engine that serves it.
+
+python tests/serving/reference.py FOLDER OUT COMPRESSION...
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from typing import Any
+
+import torch
+from cases import cases
+
+from ppe_npu import CompressionConfig, compress
+
+TOKENS = 16
+
+
+def answers(folder: str, compression: str) -> dict[str, dict[str, Any]]:
+    """Of each case: the prompt's log-probabilities [L, V] after compression, the greedy tokens, and theirs [16, V]."""
+    import transformers
+
+    from ppe_npu.compat import drop_unknown_types
+
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    made = getattr(transformers, config.architectures[0])
+    model = made.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    compress(model, CompressionConfig.from_text(compression))
+    return {case.name: _answer(model, drop_unknown_types(model, case.for_transformers(processor))) for case in cases()}
+
+
+@torch.inference_mode()
+def _answer(model: Any, inputs: Any) -> dict[str, Any]:
+    logits = model(**inputs).logits[0]
+    settings = {"max_new_tokens": TOKENS, "do_sample": False, "eos_token_id": None}
+    out = model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
+    length = inputs["input_ids"].shape[1]
+    return {
+        "dense": length,
+        "prompt": logits.log_softmax(-1).numpy(),
+        "tokens": out.sequences[0, length:].tolist(),
+        "steps": torch.stack(out.logits)[:, 0].log_softmax(-1).numpy(),
+    }
+
+
+if __name__ == "__main__":
+    folder, out, *names = sys.argv[1:]
+    torch.set_num_threads(1)
+    with open(out, "wb") as file:
+        pickle.dump({name: answers(folder, name) for name in names}, file)

@@ -1,0 +1,75 @@
+"""vLLM asked the cases, in a process of its own: python tests/serving/served.py REQUEST.json OUT.pickle
+
+REQUEST: {"folder", "compression" (None: as the checkpoint says; "stock": vLLM's own class), "engine": arguments of
+vllm.LLM, "rounds": ["alone", "together", "again"]}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+from typing import Any
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # else its first answer takes a minute, in eager mode, too
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # two processes would need two NUMA nodes
+
+import numpy as np
+from cases import cases
+
+TOKENS = 16
+
+
+def overrides(folder: str, compression: str | None) -> dict[str, Any]:
+    """What --hf-overrides says, of a plain checkpoint."""
+    if compression in (None, "stock"):
+        return {}
+    with open(f"{folder}/config.json") as file:
+        (architecture,) = json.load(file)["architectures"]
+    return {"architectures": [f"PPE{architecture}"], "ppe_compression": compression}
+
+
+def table(rows: list[Any]) -> np.ndarray:
+    """[L, V] of vLLM's dicts."""
+    return np.array([[row[token].logprob for token in range(len(row))] for row in rows])
+
+
+def result(output: Any) -> dict[str, Any]:
+    own = output.outputs[0]
+    return {
+        "length": len(output.prompt_token_ids),
+        "tokens": list(own.token_ids),
+        "steps": table(own.logprobs),
+        "prompt": table(output.prompt_logprobs[1:]) if output.prompt_logprobs else None,
+        "cached": output.num_cached_tokens,
+    }
+
+
+def main() -> None:
+    from vllm import LLM, SamplingParams
+
+    with open(sys.argv[1]) as file:
+        request = json.load(file)
+    engine = {"enforce_eager": True, "max_model_len": 2048, "max_logprobs": -1, "seed": 0, "dtype": "float32"}
+    engine |= {"limit_mm_per_prompt": {"image": 4, "video": 2}} | request.get("engine", {})
+    llm = LLM(request["folder"], hf_overrides=overrides(request["folder"], request.get("compression")), **engine)
+    greedy = {"max_tokens": TOKENS, "temperature": 0, "logprobs": -1, "ignore_eos": True}
+    whole, plain = SamplingParams(prompt_logprobs=-1, **greedy), SamplingParams(**greedy)
+    prompts, out = [case.for_vllm() for case in cases()], {}
+    for name in request.get("rounds", ["alone"]):
+        if name == "alone":
+            outputs = [llm.generate(prompt, whole, use_tqdm=False)[0] for prompt in prompts]
+        else:
+            outputs = llm.generate(prompts, whole if name == "together" else plain, use_tqdm=False)
+        out[name] = {case.name: result(output) for case, output in zip(cases(), outputs)}
+    metrics = [] if engine.get("disable_log_stats", True) else llm.get_metrics()
+    out["preemptions"] = sum(metric.value for metric in metrics if metric.name == "vllm:num_preemptions")
+    with open(sys.argv[2], "wb") as file:
+        pickle.dump(out, file)
+
+
+if __name__ == "__main__":
+    main()
