@@ -40,7 +40,7 @@ def cases(quick=CONFIGS):
     """(family, config) pairs; some are slow."""
     for family in EVERY:
         for name, config in FULL.items():
-            marks = () if name == "both" or (family in SOME and name in quick) else (pytest.mark.slow,)
+            marks = () if family in SOME and name in quick else (pytest.mark.slow,)
             yield pytest.param(family, config, id=f"{family}-{name}", marks=marks)
 
 
@@ -55,24 +55,42 @@ def test_every_supported_class_has_a_tiny_model():
     assert set(TINY) == set(FAMILIES)
 
 
+def dense_batches(name, model):
+    tiny = EVERY[name]
+    batches = [together(prompts(tiny, model), side) for side in ("left", "right")]
+    if tiny.clip:
+        batches.append(together([tiny.sample(model, parts, 5) for parts in ([2, "clip", 1], [1, "clip", 3])]))
+    return batches
+
+
 @pytest.mark.parametrize("name", EVERY)
-def test_dense_is_the_untouched_model(name, model):
-    left, right = (together(prompts(EVERY[name], model), side) for side in ("left", "right"))
-    batches = [left, right]
-    if EVERY[name].clip:
-        batches.append(together([EVERY[name].sample(model, parts, 5) for parts in ([2, "clip", 1], [1, "clip", 3])]))
+def test_dense_is_the_untouched_model_and_so_is_it_fused(name, model):
+    batches = dense_batches(name, model)
+
+    def run():
+        return [logits(model, inputs)[inputs["attention_mask"].bool()] for inputs in batches[1:]]
+
+    expected, true = run(), exact(model, run)
+    compress(model, DENSE["ratio 1"])
+    assert_rounds_alike(run(), expected, true)
+    assert_rounds_alike((fuse(model), run())[1], expected, true)
+
+
+@pytest.mark.parametrize("config", DENSE.values(), ids=DENSE)
+@pytest.mark.parametrize(
+    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
+)
+def test_dense_gives_the_same_greedy_ids(name, model, config):
+    batches = dense_batches(name, model)
 
     def run():
         return [logits(model, inputs)[inputs["attention_mask"].bool()] for inputs in batches]
 
     expected, true = run(), exact(model, run)
-    ids = model.generate(**left, max_new_tokens=4, **GREEDY)
-    for config in DENSE.values():
-        compress(model, config)
-        assert_rounds_alike(run(), expected, true)
-        assert torch.equal(model.generate(**left, max_new_tokens=4, **GREEDY), ids)
-    fuse(model)
+    ids = model.generate(**batches[0], max_new_tokens=4, **GREEDY)
+    compress(model, config)
     assert_rounds_alike(run(), expected, true)
+    assert torch.equal(model.generate(**batches[0], max_new_tokens=4, **GREEDY), ids)
 
 
 @pytest.mark.parametrize(("name", "config"), cases())
