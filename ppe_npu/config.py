@@ -29,6 +29,7 @@ from ppe_npu.settings import check_fields, check_mapping, fields_to_plain, setti
 from ppe_npu.utils.reading import UnreadableError, read_json
 
 POSITIONS = ("ppe", "keep_one", "renumber")
+DEFAULT_K = 8  # of positions="ppe", as released
 MEMBERS = ("nearest", "spread", "last", "nearest_first")
 
 _PRESETS: dict[str, dict] = {
@@ -36,12 +37,13 @@ _PRESETS: dict[str, dict] = {
     # Chat-UniVi (arXiv 2311.08046): merged tokens stand in score order and the prompt is numbered anew.
     "chatunivi": {"positions": "renumber", "k": 1, "order": "score"},
     "keep_one": {"positions": "keep_one", "k": 1},
-    "ppe": {"positions": "ppe", "k": 8},
+    "ppe": {"positions": "ppe"},
     # The released cascade, for the 36 layers of Qwen2.5-VL-3B; name other layers for other models.
-    "ppe_cascade": {"positions": "ppe", "k": 8, "layers": (11, 23, 35)},
+    "ppe_cascade": {"positions": "ppe", "layers": (11, 23, 35)},
 }
 PRESETS = (*_PRESETS, *(name for name in method_names() if name != Levels.name))
 _SHARE = "give a share in (0, 1], or null"
+_BESIDE = ("positions", "k", "members", "proportional_attention")  # what is said beside the steps, or the shorthand
 
 
 def _one_of(default: str, names: tuple[str, ...]) -> Any:
@@ -59,13 +61,16 @@ class CompressionConfig:
         positions: "ppe", a merged token keeps the (t, h, w) of `k` of its members (PPE, arXiv 2510.22936, section 3);
             "keep_one", the (t, h, w) of its representative; "renumber", the compressed prompt is numbered 0, 1, 2, ...
         k: how many member positions a merged token keeps, at most as many as an axis has rotary channels. Without one
-            8 where positions is "ppe"; else it is 1.
+            1, or for "ppe" 8, or the most that the model's axes hold, which compress() says.
         members: which members, and in which order they are listed (the order decides which band of rotary channels a
             position reaches): "nearest", the k members nearest to the centre, listed in raster order, last first;
             "spread", k members evenly over the raster-sorted members, last first; "last", the last k members, last
             first (the released code's rule); "nearest_first", the k nearest, listed by nearness (the paper's text).
         method, ratio, layers, before_llm, temporal_ratio, event_ratio, order, ties, seed: in place of steps, the
             shorthand that ppe_npu.shorthand describes.
+        proportional_attention: whether a token that stands for s tokens is attended to as s of them would be: + log(s)
+            on its attention scores (ToMe, arXiv 2210.09461, section 3). Tokens that lend their positions alone do not
+            count. Needs attn_implementation "sdpa" or "eager".
 
     Raises:
         InputError: names the key, the value and what would be right.
@@ -84,10 +89,12 @@ class CompressionConfig:
     temporal_ratio: float | None = setting(None, above=0, most=1, remedy=_SHARE)
     event_ratio: float | None = setting(None, above=0, most=1, remedy=_SHARE)
     seed: int = setting(0, least=0, remedy="give a whole number, at least 0 and below 2**63")
+    proportional_attention: bool = setting(False, remedy="give true or false")
 
     def __post_init__(self):
         check_fields(self)
-        k = self.k if self.k is not None else 8 if self.positions == "ppe" else 1
+        object.__setattr__(self, "k_named", self.k is not None)  # no field: two configs of one k are equal
+        k = self.k if self.k is not None else DEFAULT_K if self.positions == "ppe" else 1
         if self.positions != "ppe" and k != 1:
             raise InputError(f"k={k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
         changed = {"k": k} | (self._given_steps() if self.steps is not None else shorthand.one_form(self))
@@ -99,8 +106,10 @@ class CompressionConfig:
 
     def _given_steps(self) -> dict:
         """The fields of a config that names its steps. The shorthand says nothing then."""
-        for field in dataclasses.fields(self)[4:]:
+        for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name in ("steps", *_BESIDE):
+                continue
             if value is not None and value != field.default:
                 raise InputError(f"{field.name}={shown(value)} with steps: say it in a step")
         return dict.fromkeys(("method", "ratio", "order", "ties"))
@@ -203,7 +212,7 @@ class CompressionConfig:
         """A named setting: one of PRESETS, which are ours and the name of every method, with single keys overridden.
 
         A method's preset is the method alone with its own defaults and positions="keep_one"; overrides are its fields,
-        positions, k and members. PPE on top: preset("random", ratio=0.25, positions="ppe", k=4).
+        what stands beside steps. PPE on top: preset("random", ratio=0.25, positions="ppe", k=4).
 
         Raises:
             InputError: unknown preset or key.
@@ -215,7 +224,7 @@ class CompressionConfig:
         values = {"positions": "keep_one", **overrides}
         if shorthand.speaks_of(name) and not set(values) - {field.name for field in dataclasses.fields(cls)}:
             return cls.from_dict({"method": name, **values})
-        step = {key: values.pop(key) for key in list(values) if key not in ("positions", "k", "members")}
+        step = {key: values.pop(key) for key in list(values) if key not in _BESIDE}
         return cls.from_dict({"steps": [{"method": name, **step}], **values})
 
     @classmethod
@@ -233,24 +242,26 @@ class CompressionConfig:
         return cls.preset(name, **{**shorthand.keys_of(rest, text), **overrides})
 
     def changed(self, **values) -> CompressionConfig:
-        """The same with some keys changed: positions, k and members, those of the shorthand, and fields of its steps,
-        as far as one step alone has them. None changes nothing.
+        """The same with some keys changed: those beside steps, those of the shorthand, and fields of its steps, as far
+        as one step alone has them. None changes nothing.
 
         Raises:
             InputError: a key that is none here, that several steps have, or a value that cannot be.
         """
         values = {key: value for key, value in values.items() if value is not None}
+        if not values:
+            return self
         plain = self.to_dict()
-        if "positions" in values and "k" not in values and values["positions"] != self.positions:
+        if not self.k_named or values.get("positions", self.positions) != self.positions:
             plain.pop("k")
         for key in list(values) if self.steps is not None else ():
-            if key not in plain and key != "k":
+            if key not in plain and key not in _BESIDE:
                 having = [step for step in plain["steps"] if key in step]
                 if len(having) != 1:
                     said = "no step has it" if not having else "several steps have it: write them to a file"
                     raise InputError(f"{key}={shown(values[key])} with {self.label}: {said}")
                 having[0][key] = values.pop(key)
-        return type(self).from_dict({**plain, **values}) if values or plain != self.to_dict() else self
+        return type(self).from_dict({**plain, **values})
 
     @classmethod
     def from_dict(cls, values: Mapping) -> CompressionConfig:
@@ -293,19 +304,20 @@ class CompressionConfig:
     @property
     def label(self) -> str:
         """A short name, a file's or folder's, that tells settings apart."""
+        proportional = "-proportional" if self.proportional_attention else ""
         if self.steps is None:
-            return shorthand.label(self)
+            return shorthand.label(self) + proportional
         parts = [step_label(method) for method in self.steps] or ["dense"]
-        return "-".join([*parts, self.positions, f"k{self.k}", self.members])
+        return "-".join([*parts, self.positions, f"k{self.k}", self.members]) + proportional
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict:
         """Plain values, of the keys that were given: steps, or the shorthand's."""
         values = fields_to_plain(self)
-        if self.steps is None:
-            return {key: values[key] for key in shorthand.KEYS}
-        return {key: values[key] for key in ("steps", "positions", "k", "members")}
+        keys = shorthand.KEYS if self.steps is None else ("steps", "positions", "k", "members")
+        # A file of the first edition knows no proportional_attention.
+        return {key: values[key] for key in (*keys, *(_BESIDE[3:] if self.proportional_attention else ()))}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write our own keys as JSON, atomically."""

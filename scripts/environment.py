@@ -8,6 +8,9 @@
 .venv-newest   the same with the newest torch and transformers of the index, whatever our bounds say, for test-newest
 .venv-lmms     the same with lmms-eval, which brings a hundred packages of its own, for test-lmms
 .venv-vllm     vLLM for the CPU, with the torch and transformers that it pins (scripts/vllm.txt), for test-vllm
+.venv-ascend   torch with triton-ascend in Triton's place and two of Huawei's compilers, for test-ascend-compiler
+.venv-lent     Python 3.12 with the versions of a GPU machine that is lent for minutes (scripts/lent.txt), for test-lent
+.venv-docs     mkdocs-material alone (scripts/docs.txt), for docs
 
 It needs nothing but Python, and runs in the folder of the repository. An environment that is complete has a file .ready
 (.torch_npu, where that was added). The exit code is 2 where Python is too old, else the first failed command's.
@@ -16,7 +19,9 @@ It needs nothing but Python, and runs in the folder of the repository. An enviro
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,14 +33,39 @@ TORCH = "torch==2.13.0"
 NOT_FOR_LMMS = r"(?m)^(protobuf|python-dateutil)=.*\n"
 # Beside a CPU torch neither loads, and each keeps transformers and vLLM from being imported.
 NOT_FOR_VLLM = ("torchaudio", "torchcodec")
-NAMES = (".venv", ".venv-npu", ".venv-oldest", ".venv-newest", ".venv-lmms", ".venv-vllm")
+NAMES = (
+    ".venv",
+    ".venv-npu",
+    ".venv-oldest",
+    ".venv-newest",
+    ".venv-lmms",
+    ".venv-vllm",
+    ".venv-ascend",
+    ".venv-lent",
+    ".venv-docs",
+)
+# One package in two releases: the compiler alone is used, found by its folder (tests/ascend_compiler).
+ASCEND = ("triton-ascend==3.2.0", "ascendnpu-ir==1.2.0", "pybind11")
+OLDER_COMPILER = "ascendnpu-ir==1.1.0"
 
 
 def commands(folder: str) -> list[list[str]]:
     """The commands that make this environment, in order."""
     constrained = ["--constraint", str(CONSTRAINTS)]
+    if folder == ".venv-lent":
+        return [[python("3.12"), "-m", "venv", folder], pip(folder, "--requirement", "scripts/lent.txt")]
+    if folder == ".venv-ascend":
+        return [
+            [sys.executable, "-m", "venv", folder],
+            pip(folder, *constrained, TORCH, "numpy", "pytest", "pytest-xdist", "pytest-timeout", "hypothesis"),
+            [f"{folder}/bin/pip", "uninstall", "--quiet", "--yes", "triton"],  # PyPI's torch brings it
+            pip(folder, "--no-deps", *ASCEND),
+            pip(folder, "--no-deps", "--target", f"{folder}/{OLDER_COMPILER.replace('==', '-')}", OLDER_COMPILER),
+        ]
     mend = [f"{folder}/bin/python", "scripts/mend_torchvision.py"]
     new = [sys.executable, "-m", "venv", folder]
+    if folder == ".venv-docs":
+        return [new, pip(folder, "--no-deps", "--requirement", "scripts/docs.txt")]
     if folder == ".venv-vllm":
         return [
             new,
@@ -63,6 +93,17 @@ def commands(folder: str) -> list[list[str]]:
         ],
     }
     return base + more.get(folder, [])
+
+
+def python(version: str) -> str:
+    """A Python of this version: this one, the one on the path, one of pyenv's; its plain name where there is none."""
+    name = f"python{version}"
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python")
+    for found in (sys.executable, shutil.which(name), *map(str, sorted(pyenv))):
+        command = [found, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+        if found and subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == version:
+            return found
+    return name
 
 
 def pip(folder: str, *arguments: str) -> list[str]:

@@ -8,8 +8,14 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
 )
 
 IMAGE_ID, VIDEO_ID, START_ID, END_ID, PAD_ID, VOCAB = 90, 91, 92, 93, 0, 100
@@ -40,30 +46,59 @@ _FAMILIES = {
         },
     ),
 }  # fmt: skip
-FAMILIES = tuple(_FAMILIES)
+FAMILIES = tuple(_FAMILIES)  # whose layers all attend; Qwen3.5 has tests of its own
+_FAMILIES["qwen3_5"] = (
+    Qwen3_5Config, Qwen3_5ForConditionalGeneration,
+    {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 128, "num_position_embeddings": 64},
+)  # fmt: skip
+_EXPERTS = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+}  # fmt: skip
+_FAMILIES["qwen3_vl_moe"] = (Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, _FAMILIES["qwen3_vl"][2])
+_FAMILIES["qwen3_5_moe"] = (Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, _FAMILIES["qwen3_5"][2])
+_LINEAR = {  # three linear layers around one that attends, and one after them
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention", "full_attention"],
+    "num_hidden_layers": 5, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
 
 
 def random_model(seed: int = 0, family: str = "qwen2_5_vl", tower: dict | None = None, **text):
     """head_dim 64 with M-RoPE sections [8, 12, 12] ([16, 8, 8] for Qwen3-VL, whose t is longest): K may be 1, 2, 4.
+    Qwen3.5 turns half of a head, in sections [6, 5, 5].
 
     tower, text: other settings of the vision and the text config.
     """
     torch.manual_seed(seed)
-    sections = [16, 8, 8] if family == "qwen3_vl" else SECTIONS
+    experts, kind = (_EXPERTS if family.endswith("_moe") else {}), family.removesuffix("_moe")
+    sections = {"qwen3_vl": [16, 8, 8], "qwen3_5": [6, 5, 5]}.get(kind, SECTIONS)
+    rope = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": sections}
+    rope |= {"partial_rotary_factor": 0.5} if kind == "qwen3_5" else {}
+    text = experts | (_LINEAR if kind == "qwen3_5" else {}) | text
     config_class, model_class, vision = _FAMILIES[family]
     config = config_class(
         vision_config={**_VISION, **vision, **(tower or {})},
         text_config={
             "vocab_size": VOCAB, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 64,
             "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": sections},
+            "rope_parameters": rope,
             "initializer_range": 0.2, "pad_token_id": PAD_ID, "bos_token_id": 1, "eos_token_id": 2, **text,
         },
         image_token_id=IMAGE_ID, video_token_id=VIDEO_ID, vision_start_token_id=START_ID, vision_end_token_id=END_ID,
         tie_word_embeddings=False,
     )  # fmt: skip
     config.initializer_range = 0.2
-    return model_class(config).eval()
+    model = model_class(config).eval()
+    slow_to_forget(model)
+    return model
+
+
+def slow_to_forget(model) -> None:
+    """Linear attention's states decay slowly. As transformers initialises them, sums of the logarithms of decays are so
+    large that where padding has chunks of tokens begin rounds what is left."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):
+            torch.nn.init.uniform_(parameter, -5, -2)
 
 
 @dataclass

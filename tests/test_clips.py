@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tolerances import codec_error
+from video_files import numbers, write_video
 
 from ppe_npu.data import decoding
 from ppe_npu.data.inputs import build_inputs
@@ -81,9 +82,9 @@ def test_a_late_clip_is_sought_and_gives_the_same_frames(write_clip, monkeypatch
             [9, 29, 49, 69, 89, 108, 128, 148],
             160,
         ),  # 8 of 19.875
-        (5, {"nframes": 16}, 0, [0, 1, 2, 3], 5),
-        (4, {"nframes": 16}, 0, [0, 1, 2, 3], 4),  # no more than are there: all of them
-        (1, {"nframes": 16}, 0, [0], 1),
+        (5, {"nframes": 8}, 0, [0, 0, 1, 2, 2, 2, 3, 4], 5),  # fewer than are asked for: some of them twice
+        (4, {"nframes": 4}, 0, [0, 1, 2, 2], 4),
+        (1, {"nframes": 4}, 0, [0, 0, 0, 0], 1),
     ],
 )
 def test_middles_of_equal_segments(total, rule, origin, taken, length):
@@ -95,7 +96,9 @@ def test_middles_rise_within_the_video_and_are_as_many_as_counted(total):
     sampling = VideoSampling(nframes=16, middles=True)
     taken, _ = sampling.indices(total, 4.0, 2)
     assert len(taken) == sampling.count(total, 4.0, 2)
-    assert taken == sorted(set(taken))
+    assert len(taken) == 16
+    assert taken == sorted(taken)
+    assert total < 17 or len(set(taken)) == 16
     assert 0 <= taken[0] <= taken[-1] < total
 
 
@@ -170,3 +173,10 @@ def test_frames_of_no_video(tmp_path):
             read(VideoFrame(str(tmp_path / "no.mp4"), 0.0))
         with pytest.raises(InputError, match=r"gone\.mp4 does not exist"):
             read(VideoFrame(str(tmp_path / "gone.mp4"), 0.0))
+
+
+def test_a_clip_of_few_frames_shows_some_of_them_again(tmp_path):
+    """Four frames in eight equal parts, as MVBench's notebook takes 16 of clips that have fewer; 10 a second."""
+    path = write_video(tmp_path / "short.mp4", frames=30)
+    clip = VideoSampling(nframes=8, middles=True, start=1.2, end=1.5)
+    assert numbers(load_video(path, clip)) == [12 + round(n * 3 / 8) for n in range(8)]

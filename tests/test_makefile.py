@@ -19,7 +19,7 @@ def plan(tmp_path):
     for name in ("Makefile", "setup.cfg", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "scripts").mkdir()
-    for name in ("environment.py", "constraints.txt", "oldest.txt", "vllm.txt"):
+    for name in ("environment.py", "constraints.txt", "oldest.txt", "lent.txt", "vllm.txt"):
         shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
 
     def run(*arguments, **environment):
@@ -77,6 +77,8 @@ def test_without_an_npu_torch_npu_is_not_installed(plan):
         ("test-newest", [".venv-newest"]),
         ("test-lmms", [".venv-lmms"]),
         ("test-vllm", [".venv-vllm"]),
+        ("test-lent", [".venv-lent"]),
+        ("test-ascend-compiler", [".venv-ascend"]),
     ],
 )
 def test_each_target_makes_the_environments_that_it_needs(plan, goal, folders):
@@ -87,7 +89,11 @@ def test_each_target_makes_the_environments_that_it_needs(plan, goal, folders):
 
 @pytest.mark.parametrize("folder", environment.NAMES)
 def test_every_environment_holds_torch_where_it_is_pinned(folder):
-    """The release is named in each command that could pull another one; only test-newest asks for the newest."""
+    """The release is named in each command that could pull another one; only test-newest asks for the newest, and
+    test-lent's stands in its list."""
+    if folder == ".venv-lent":
+        assert "torch==2.11.0" in (ROOT / "scripts" / "lent.txt").read_text().splitlines()
+        return
     for command in environment.commands(folder):
         if "install" in command and "--no-deps" not in command and "--upgrade" not in command:
             assert environment.TORCH in command
@@ -122,3 +128,20 @@ def test_lmms_gets_constraints_without_what_it_wants_older(tmp_path, monkeypatch
 
 def test_the_makefile_fits_on_two_screens():
     assert len((ROOT / "Makefile").read_text().splitlines()) < 100
+
+
+def test_triton_ascend_stands_beside_no_other_triton():
+    """It is the same package by another name: whichever is installed later spoils the other."""
+    commands = [" ".join(command) for command in environment.commands(".venv-ascend")]
+    gone, ours = (
+        next(i for i, text in enumerate(commands) if words in text) for words in ("uninstall", "triton-ascend")
+    )
+    assert gone < ours
+    assert commands[gone].endswith("triton")
+    assert "--no-deps" in commands[ours]
+
+
+def test_a_python_of_another_version_is_found_or_named(monkeypatch, tmp_path):
+    assert environment.python(f"3.{environment.sys.version_info[1]}") == environment.sys.executable
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    assert environment.python("3.99") == "python3.99"

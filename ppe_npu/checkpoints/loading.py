@@ -95,8 +95,13 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False) -> str:
     return names[0]
 
 
-def check_compression(path: str | Path, *configs: CompressionConfig, allow_bin: bool = False) -> None:
+def check_compression(
+    path: str | Path, *configs: CompressionConfig, allow_bin: bool = False
+) -> list[CompressionConfig]:
     """Whether compressions fit the checkpoint's model, before its weights are read.
+
+    Returns:
+        Them as the model takes them: with the largest k that fits, where none was named and the default does not.
 
     Raises:
         InputError: one that does not, and what would.
@@ -115,8 +120,7 @@ def check_compression(path: str | Path, *configs: CompressionConfig, allow_bin: 
         if refused is not None:
             raise refused from error
         raise InputError(f"config of {path} cannot be used ({first_line(error)}): save the checkpoint again") from error
-    for config in configs:
-        check_fit(architecture, model_config, config)
+    return [check_fit(architecture, model_config, config) for config in configs]
 
 
 def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:

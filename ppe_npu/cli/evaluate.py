@@ -8,70 +8,103 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.checkpoints.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
-from ppe_npu.cli.common import compressions, generation, reading, video_sampling
+from ppe_npu.checkpoints.loading import DTYPES, load_model, quiet_transformers
+from ppe_npu.cli import common, costs
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
-from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import benchmarks
+from ppe_npu.evaluation import benchmarks, protocols
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
+from ppe_npu.evaluation.benchmarks import registry
 from ppe_npu.evaluation.decoding import first_edition
+from ppe_npu.evaluation.downsampling import SmallerInput
 from ppe_npu.evaluation.identity import benchmark_identity, check_settings
+from ppe_npu.evaluation.protocols import Protocol
 from ppe_npu.evaluation.report import check_plotting, collect, unfinished, write_report
 from ppe_npu.evaluation.runner import Evaluation, new_tokens
 from ppe_npu.evaluation.sharing import check_shared
 from ppe_npu.models import compress
 from ppe_npu.utils.escape import printable
 
+DENSE = CompressionConfig.preset("dense")
+_FRAMES = ("fps", "nframes", "min_pixels", "max_pixels")
+
 
 @dataclass(frozen=True)
 class Asked:
-    """One benchmark with one compression, and the folder of its results."""
+    """One benchmark with one compression, and the folder of its results; share: of the tokens that the input has, where
+    it was made smaller before."""
 
     benchmark: Any
     identity: dict[str, Any]
     config: CompressionConfig
     folder: Path
     max_new_tokens: int
+    protocol: dict[str, Any]
+    share: float | None = None
 
 
 def run_eval(args: argparse.Namespace) -> int:
     """Evaluate every compression on every benchmark that was asked for; print and write the report."""
-    device = devices.of_this_process(devices.resolve(args.device))
-    model_path = Path(args.model) if args.model else EMBEDDED / "final"
-    if args.model is None and not model_path.is_dir():
-        raise InputError(f"{model_path} is not there: run `ppe-npu train` first, or name a checkpoint with --model")
+    device, model_path = devices.of_this_process(devices.resolve(args.device)), _model_path(args)
     _check_arguments(args)
     check_plotting()
     quiet_transformers()
-    chosen = _chosen(args, model_path)
+    checkpoint = common.checkpoint(args, model_path)
+    chosen = _chosen(args, model_path, checkpoint)
     if "layout" in args.benchmarks and Path(args.data_root) == EMBEDDED / "data":
         write_embedded_data(EMBEDDED / "data")
-    loaded = load_benchmarks(args.benchmarks, args.data_root)
-    check_compression(model_path, *chosen, **reading(args))
-    processor, sampling = load_processor(model_path, args.min_pixels, args.max_pixels), video_sampling(args)
-    values, own = generation(argparse.Namespace(model=model_path, generation=args.generation))
+    protocol, loaded = _asked_benchmarks(args)
+    processor = common.processor(checkpoint, *protocol.pixels(args.min_pixels, args.max_pixels))
+    sampling = protocol.sampling(**{key: getattr(args, key) for key in _FRAMES})
+    values, own = common.generation(args.generation, checkpoint)
+    args.dtype = _dtype(args, protocol, device)
     runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
+    smaller = costs.shares(args, protocol, chosen)
+    recorded = protocol.recorded(_changed(args, protocol))
+    unsaid = {"generation": first_edition(own), "protocol": protocols.load(protocols.CHECKPOINT).recorded()}
     for benchmark in loaded:
         identity, tokens = benchmark_identity(benchmark), new_tokens(benchmark, args.max_new_tokens)
-        for config in chosen:
-            folder = Path(args.output) / benchmark.name / config.label
-            runs.append(Asked(benchmark, identity, config, folder, tokens))
+        identity["protocol"] = recorded
+        for config, share in [(config, None) for config in chosen] + [(DENSE, share) for share in smaller]:
+            folder = (
+                Path(args.output) / benchmark.name / (config.label if share is None else f"smaller_input_{share:g}")
+            )
+            runs.append(Asked(benchmark, identity, config, folder, tokens, recorded, share))
             known = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
-            check_settings(folder, {**identity, **known}, {"generation": first_edition(own)})
+            known |= {} if share is None else {"smaller_input": share}
+            check_settings(folder, {**identity, **known}, unsaid)
     check_shared(Path(args.output))
-    model = load_model(model_path, device, args.dtype, **reading(args))
-    results = _evaluate(model, processor, runs, sampling, values, args)
+    model = checkpoint.load(device, args.dtype, load_model)
+
+    def answers(run: Asked) -> ModelAnswers:
+        given = (model, processor, run.max_new_tokens, sampling, args.seed, values)
+        return ModelAnswers(*given) if run.share is None else SmallerInput(*given, share=run.share)
+
+    results = _evaluate(model, runs, answers, args)
+    if costs.rounds(args, protocol) and devices.process_rank() == 0:
+        costs.measure(model, runs, costs.rounds(args, protocol), answers)
+    common.say(common.whose(args, model_path, chosen))
     if devices.process_rank() == 0:
-        _report(Path(args.output), Path(args.output) / "report.md", f"Evaluation of {args.model or model_path}")
+        _report(args, Path(args.output), Path(args.output) / "report.md", f"Evaluation of {args.model or model_path}")
+        print(f"answers of {', '.join(dict.fromkeys(_place(result) for result in results))}")
     return _verdict(results)
+
+
+def _model_path(args: argparse.Namespace) -> Path:
+    """The checkpoint that was asked for; by default the embedded one."""
+    path = Path(args.model) if args.model else EMBEDDED / "final"
+    if args.model is None and not path.is_dir():
+        raise InputError(f"{path} is not there: run `ppe-npu train` first, or name a checkpoint with --model")
+    return path
 
 
 def run_report(args: argparse.Namespace) -> int:
@@ -83,11 +116,37 @@ def run_report(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else folder / "report.md"
     if out.suffix != ".md":
         raise InputError(f"--out {out}: name a .md file; the .json and .png go beside it")
-    _report(folder, out, args.title or f"Evaluation in {folder}")
+    _report(args, folder, out, args.title or f"Evaluation in {folder}")
     return 0
 
 
-def load_benchmarks(names: list[str], data_root: str) -> list[Any]:
+def _asked_benchmarks(args: argparse.Namespace) -> tuple[Protocol, list[Any]]:
+    """The protocol, and the benchmarks that are asked by it. Where none is named and our own benchmarks over published
+    data are asked, it is the one that papers on compression use."""
+    if args.protocol is not None:
+        protocol = protocols.load(args.protocol)
+    else:
+        published = set(args.benchmarks) & set(registry.OURS) - {"layout"}
+        protocol = protocols.load(protocols.PUBLISHED if published else protocols.CHECKPOINT)
+    if devices.process_rank() == 0 and protocol.name != protocols.CHECKPOINT:
+        print(f"ppe-npu: protocol {protocol.name} ({protocol.version}): {protocol.what}", file=sys.stderr)
+    return protocol, load_benchmarks(args.benchmarks, args.data_root, protocol)
+
+
+def _dtype(args: argparse.Namespace, protocol: Protocol, device: Any) -> str:
+    """As asked; else the protocol's, on an accelerator; else fp32."""
+    own = None if devices.on_cpu(device) else protocol.dtype
+    return args.dtype or own or "fp32"
+
+
+def _changed(args: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
+    """{option: value} that the user named in the protocol's place."""
+    named = {key: getattr(args, key) for key in (*_FRAMES, "max_new_tokens")}
+    # The first edition named no protocol: its own options changed nothing.
+    return {} if protocol.name == protocols.CHECKPOINT else named
+
+
+def load_benchmarks(names: list[str], data_root: str, protocol: Protocol | None = None) -> list[Any]:
     """All benchmarks that were asked for.
 
     Raises:
@@ -96,7 +155,7 @@ def load_benchmarks(names: list[str], data_root: str) -> list[Any]:
     loaded, problems = [], []
     for name in names:
         try:
-            loaded.append(benchmarks.load(name, data_root))
+            loaded.append(benchmarks.load(registry.named_by(protocol, name), data_root))
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -105,25 +164,28 @@ def load_benchmarks(names: list[str], data_root: str) -> list[Any]:
     twice = sorted({name for name in called if called.count(name) > 1})
     if twice:
         raise InputError(f"--benchmarks: {', '.join(twice)} is named twice; give every benchmark its own name")
+    for benchmark in loaded:
+        registry.ask_by(protocol, benchmark)
     return loaded
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
     if Path(args.output).is_file():
         raise InputError(f"output {args.output} is a file: name a folder")
-    for option in ("batch_size", "batch_tokens", "max_new_tokens"):
+    for option, least in (("batch_size", 1), ("batch_tokens", 1), ("max_new_tokens", 1), ("cost_rounds", 0)):
         value = getattr(args, option)
-        if value is not None and value < 1:
-            raise InputError(f"--{option.replace('_', '-')} {value} must be at least 1")
+        if value is not None and value < least:
+            raise InputError(f"--{option.replace('_', '-')} {value} must be at least {least}")
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed {args.seed} must be in [0, 2**32)")
 
 
-def _chosen(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:
+def _chosen(args: argparse.Namespace, model: Path, checkpoint: common.Checkpoint) -> list[CompressionConfig]:
     """Every compression that was asked for, at every ratio that was asked for; dense once."""
     configs = []
     for ratio in args.ratio or [None]:
-        configs += compressions(argparse.Namespace(**{**vars(args), "ratio": ratio}), model)
+        configs += common.compressions(argparse.Namespace(**{**vars(args), "ratio": ratio}), model)
+    configs = common.fitted(checkpoint, configs)
     labels: dict[str, CompressionConfig] = {}
     for config in configs:
         if labels.setdefault(config.label, config) != config:
@@ -132,12 +194,7 @@ def _chosen(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:
 
 
 def _evaluate(
-    model: Any,
-    processor: Any,
-    runs: list[Asked],
-    sampling: VideoSampling,
-    generation: dict[str, Any],
-    args: argparse.Namespace,
+    model: Any, runs: list[Asked], answers: Callable[[Asked], ModelAnswers], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """The results of all runs, in order. The next begins while other processes answer the last samples of one."""
     results: list[dict[str, Any] | None] = []
@@ -145,9 +202,8 @@ def _evaluate(
         evaluations = []
         for asked in runs:
             compress(model, asked.config)
-            answers = ModelAnswers(model, processor, asked.max_new_tokens, sampling, args.seed, generation)
             evaluation = Evaluation(
-                answers,
+                answers(asked),
                 asked.benchmark,
                 asked.folder,
                 args.batch_size,
@@ -164,17 +220,23 @@ def _evaluate(
     return results
 
 
-def _report(folder: Path, out: Path, title: str) -> None:
+def _report(args: argparse.Namespace, folder: Path, out: Path, title: str) -> None:
     path, table = write_report(collect(folder), out, title, missing=unfinished(folder))
     print(f"{table}\n\nwritten to {path}, with {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
+    if args.json:
+        common.print_json(args, json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
 
 
 def _verdict(results: list[dict[str, Any]]) -> int:
-    """The exit code: 1 if every sample of a run failed, or a benchmark's metrics() did. Failures are printed."""
+    """The exit code: 1 if every sample failed, or a benchmark's metrics() did. Failures are printed, with the first's
+    reason and where all of them are."""
     failed, asked = sum(result["errors"] for result in results), sum(result["samples"] for result in results)
     if failed and devices.process_rank() == 0:
+        first = next(result for result in results if result["errors"])
+        file = Path(first["folder"]) / "predictions.jsonl"
         print(
-            f"ppe-npu: {failed} of {asked} samples failed; see predictions.jsonl, and run again to ask them again",
+            f"ppe-npu: {failed} of {asked} samples failed, the first because: {printable(_first_error(file))}; see "
+            f"{file}, and run again to ask them again",
             file=sys.stderr,
         )
     broken = [result for result in results if "metrics_error" in result]
@@ -186,3 +248,15 @@ def _verdict(results: list[dict[str, Any]]) -> int:
             file=sys.stderr,
         )
     return 1 if broken or failed == asked else 0
+
+
+def _place(result: dict[str, Any]) -> str:
+    """What the table calls a run, and the folder of its answers: one of these for each compression, in BENCHMARK/."""
+    return f"{result['name']}: BENCHMARK/{Path(result['folder']).name}"
+
+
+def _first_error(file: Path) -> str:
+    """Why the first sample of a run's predictions that failed did, and which it was."""
+    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    row = next(row for row in rows if "error" in row)
+    return f"sample {row['index']}: {row['error']}"

@@ -1,11 +1,16 @@
-"""`ppe-npu merge-lora` and `ppe-npu export`: what a run saved -> a plain checkpoint."""
+"""`ppe-npu merge-lora` and `ppe-npu export`: what a run saved -> a plain checkpoint, or one for vLLM."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from ppe_npu.checkpoints.loading import quiet_transformers
-from ppe_npu.cli.common import reading
+from ppe_npu.cli.common import compressions, reading
+from ppe_npu.errors import InputError
+from ppe_npu.serving.checkpoint import marks
+from ppe_npu.training.checkpoint import read_base
 from ppe_npu.training.export import export, merge_lora
 
 
@@ -17,7 +22,21 @@ def run_merge_lora(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Write a checkpoint of a run as a plain one."""
+    """Write a checkpoint of a run as a plain one, or as one that says to vLLM how it is compressed."""
     quiet_transformers()
-    print(f"the plain checkpoint is in {export(args.checkpoint, args.output, args.model, args.dtype, **reading(args))}")
+    said = _for_vllm(args)
+    folder = export(args.checkpoint, args.output, args.model, args.dtype, **reading(args), config=said)
+    print(f"the plain checkpoint is in {folder}" if said is None else f"vllm serve {folder}")
     return 0
+
+
+def _for_vllm(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What the new config.json says beside what the old one says; None without --vllm."""
+    checkpoint, asked = Path(args.checkpoint), (args.compression, args.ratio, args.positions, args.k)
+    if not args.vllm:
+        if asked != (None,) * 4:
+            raise InputError("a plain checkpoint has no compression: --compression is for --vllm alone")
+        return None
+    whole = checkpoint if not checkpoint.is_dir() or (checkpoint / "config.json").is_file() else None
+    base = whole or args.model or read_base(checkpoint)["model"]  # of an adapter
+    return marks(base, compressions(args, checkpoint)[0], **reading(args))

@@ -87,16 +87,26 @@ class Looking:
         return [Image.fromarray(frame.numpy()) for frame in frames]
 
     def check_token(self, inputs: Mapping[str, Any], processor: Any) -> None:
-        """Raise InputError unless the token will be there: how many are kept follows from the grids."""
-        grids = [grid for kind in ("image", "video") if (grid := inputs.get(f"{kind}_grid_thw")) is not None]
-        merge = processor.image_processor.merge_size
-        kept = sum(sum(self.config.tokens_kept(grid, merge)) for grid in grids)
+        """Raise InputError unless the token will be there: how many are kept, or how many at most, follows from the
+        grids."""
+        merge, given = processor.image_processor.merge_size, {}
+        for kind in ("image", "video"):
+            if (grid := inputs.get(f"{kind}_grid_thw")) is not None:
+                given[kind] = sum(self.config.tokens_kept(grid, merge, video=kind == "video"))
+        kept = sum(given.values())
         if self.token is not None and not 0 <= self.token < kept:
             raise InputError(f"--token {self.token} is not there: {kept} tokens are kept, 0 to {kept - 1}")
 
     def write(self, visuals: Sequence[Visual]) -> Path:
-        """Draw all images and videos, one below the other, and write the file in one step."""
+        """Draw all images and videos, one below the other, and write the file in one step.
+
+        Raises:
+            InputError: a token that is not there, where it hung on the features how many are kept.
+        """
         first, sheets = 0, []
+        total = sum(len(visual.stages[-1].representatives) for visual in visuals)
+        if self.token is not None and self.token >= total:
+            raise InputError(f"--token {self.token} is not there: {total} tokens are kept, 0 to {total - 1}")
         for visual, pictures in zip(visuals, self.seen, strict=True):
             kept = len(visual.stages[-1].representatives)
             own = None if self.token is None or not first <= self.token < first + kept else self.token - first

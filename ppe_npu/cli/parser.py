@@ -29,14 +29,18 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command", required=True)
     _add_train(commands)
     _add_data(commands)
+    _add_convert(commands)
     _add_merge_lora(commands)
     _add_export(commands)
+    _add_serve(commands)
     _add_eval(commands)
     _add_report(commands)
     _add_describe(commands)
     _add_methods(commands)
     _add_parity(commands)
     _add_demo(commands)
+    _add_doctor(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -59,9 +63,18 @@ def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> 
     parser.add_argument("--k", type=int, help="positions that a merged token keeps (ppe)")
 
 
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="the numbers as JSON; all else goes to standard error")
+
+
 def _add_bin(parser: argparse.ArgumentParser) -> None:
     what = "read a model that has pytorch_model.bin alone, and no safetensors (docs/security.md)"
     parser.add_argument("--allow-bin", action="store_true", help=what)
+
+
+def _add_base(parser: argparse.ArgumentParser) -> None:
+    what = "where --model names an adapter: the model that it was trained on (default: where its base.json says)"
+    parser.add_argument("--base", metavar="MODEL", help=what)
 
 
 def _add_pixels(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +102,7 @@ def _add_train(commands) -> None:
     _add_device(parser, default=None)
     _add_pixels(parser)
     add_options(parser)
+    _add_json(parser)
     parser.set_defaults(run="train:run_train")
 
 
@@ -105,7 +119,17 @@ def _add_data(commands) -> None:
     parser.add_argument("--max-length", type=int, help="most tokens of a record after compression (default: any)")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that count tokens (default: 0: this one)")
     parser.add_argument("--out", metavar="FOLDER", help="also write data.json, data.md and faults.jsonl there")
+    _add_json(parser)
     parser.set_defaults(run="data:run_data")
+
+
+def _add_convert(commands) -> None:
+    what = "bring records of other programs' forms (messages, images, content lists, query, Alpaca) to that of `train`"
+    parser = commands.add_parser("convert", help=what)
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help=".json or .jsonl file(s)")
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="what is written, a record a line")
+    _add_json(parser)
+    parser.set_defaults(run="convert:run_convert")
 
 
 def _add_merge_lora(commands) -> None:
@@ -117,9 +141,21 @@ def _add_merge_lora(commands) -> None:
 
 def _add_export(commands) -> None:
     parser = commands.add_parser("export", help="write any checkpoint of a run as a plain transformers one")
-    parser.add_argument("--checkpoint", required=True, help="final/, or checkpoint-N of a run")
+    parser.add_argument("--checkpoint", required=True, help="final/, or checkpoint-N of a run; with --vllm any model")
     _add_plain_output(parser)
+    what = "let its config say how it is compressed, so that `vllm serve FOLDER` needs no flag (docs/serving.md)"
+    parser.add_argument("--vllm", action="store_true", help=what)
+    _add_compression(parser)
     parser.set_defaults(run="export:run_export")
+
+
+def _add_serve(commands) -> None:
+    parser = commands.add_parser("serve", help="start vLLM's OpenAI server with a compressed model (docs/serving.md)")
+    parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
+    _add_bin(parser)
+    _add_compression(parser)
+    parser.add_argument("vllm", nargs="*", metavar="-- ARGUMENT", help="after -- what vLLM's server takes")
+    parser.set_defaults(run="serve:run_serve")
 
 
 def _add_plain_output(parser: argparse.ArgumentParser) -> None:
@@ -131,22 +167,37 @@ def _add_plain_output(parser: argparse.ArgumentParser) -> None:
 
 def _add_eval(commands) -> None:
     parser = commands.add_parser("eval", help="benchmark a model with every compression; processes share the work")
-    parser.add_argument("--model", help="checkpoint folder or hub id (default: runs/train/final)")
+    what = "checkpoint folder, adapter of a run, or hub id (default: runs/train/final)"
+    parser.add_argument("--model", help=what)
+    _add_base(parser)
     parser.add_argument("--benchmarks", nargs="+", default=["layout"], help="(default: layout)")
     parser.add_argument(
         "--data-root", default="runs/train/data", help="the benchmarks' data (default: that of `train`)"
     )
     parser.add_argument("--output", default="runs/eval", help="(default: runs/eval)")
+    what = (
+        "sizes, frames, prompts and rules: checkpoint, lmms-eval, qwen or vlmevalkit (default: lmms-eval for published "
+    )
+    what += "benchmarks, checkpoint for others); what is named by another option goes before it"
+    parser.add_argument("--protocol", metavar="NAME", help=what)
     _add_bin(parser)
     _add_compression(parser, several=True)
-    _add_device(parser)
+    _add_device(parser, default=None)
     _add_pixels(parser)
+    parser.set_defaults(device="auto")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
     parser.add_argument("--max-new-tokens", type=int, help="(default: as the benchmark says, else 16)")
+    what = "measure costs in turns on the same prompts, after the scores, in so many rounds (default: 5; with the "
+    parser.add_argument("--cost-rounds", type=int, metavar="N", help=f"{what}protocol checkpoint 0: not)")
+    what = (
+        "the dense model on smaller input of as many tokens, at every --ratio (default: but with protocol checkpoint)"
+    )
+    parser.add_argument("--smaller-input", action=argparse.BooleanOptionalAction, default=None, help=what)
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     _add_generation(parser)
+    _add_json(parser)
     parser.set_defaults(run="evaluate:run_eval")
 
 
@@ -155,12 +206,18 @@ def _add_report(commands) -> None:
     parser.add_argument("folder", nargs="?", default="runs/eval", help="of the evaluations (default: runs/eval)")
     parser.add_argument("--out", metavar="FILE.md", help="(default: report.md in the folder)")
     parser.add_argument("--title")
+    _add_json(parser)
+    what = "also one HTML page: sortable tables, a plot, and where two methods' answers differ"
+    parser.add_argument("--html", action="store_true", help=what)
+    what = "set published tables beside ours, which are never mixed with them: ppe, pixelprune, ipcv, pvc or all"
+    parser.add_argument("--published", nargs="+", metavar="PAPER", help=what)
     parser.set_defaults(run="evaluate:run_report")
 
 
 def _add_describe(commands) -> None:
     parser = commands.add_parser("describe", help="ask a model about pictures and videos; then what it cost")
-    parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
+    parser.add_argument("--model", required=True, help="checkpoint folder, adapter of a run, or hub id")
+    _add_base(parser)
     parser.add_argument("--image", action="append", default=[], help="a picture; may be given several times")
     parser.add_argument("--video", action="append", default=[], help="a video file; may be given several times")
     parser.add_argument(
@@ -178,6 +235,7 @@ def _add_describe(commands) -> None:
     parser.add_argument(
         "--token", type=int, help="of --show: the merged token to outline, counted from 0 (default: the largest)"
     )
+    _add_json(parser)
     parser.set_defaults(run="describe:run_describe")
 
 
@@ -195,6 +253,7 @@ def _add_parity(commands) -> None:
     parser.add_argument("--out", help="the bundle's folder, to record")
     parser.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
     parser.add_argument("--dtypes", help="of a run: comma-separated (default: fp32,bf16,fp16)")
+    _add_json(parser)
     parser.set_defaults(run="parity:run_parity")
 
 
@@ -208,3 +267,17 @@ def _add_demo(commands) -> None:
     what = "of --methods: without fine-tuning"
     parser.add_argument("--training-free", action="store_true", help=what)
     parser.set_defaults(run="demo:run_demo")
+
+
+def _add_doctor(commands) -> None:
+    what = "versions, devices, which operators run here and why not, memory, disk: what to send with a report"
+    parser = commands.add_parser("doctor", help=what)
+    _add_json(parser)
+    parser.set_defaults(run="doctor:run_doctor")
+
+
+def _add_completion(commands) -> None:
+    what = "print the script by which a shell completes this command line (extra: completion)"
+    parser = commands.add_parser("completion", help=what)
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help='bash: eval "$(ppe-npu completion bash)"')
+    parser.set_defaults(run="completion:run_completion")

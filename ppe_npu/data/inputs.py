@@ -21,7 +21,15 @@ from ppe_npu.compat import ensure_mm_token_type_ids, resampling
 from ppe_npu.data.frames import video_of_frames
 from ppe_npu.data.messages import Message, check_conversations, has_surrogates, visual_items
 from ppe_npu.data.pictures import load_image
-from ppe_npu.data.placeholders import check_placeholders, expand, image_ids, pixel_cap, video_ids, visual_ids
+from ppe_npu.data.placeholders import (
+    check_placeholders,
+    expand,
+    image_ids,
+    pixel_cap,
+    sizes_whole_videos,
+    video_ids,
+    visual_ids,
+)
 from ppe_npu.data.sampling import DEFAULT_FPS, VideoSampling
 from ppe_npu.data.videos import Video, VideoFrame, load_video
 from ppe_npu.errors import InputError, first_line
@@ -226,24 +234,25 @@ def _process_video(processor: Any, video: Any, sampling: VideoSampling) -> tuple
     """A video -> (pixels float32 [P, D], grid int64 [3], seconds per temporal step float32 [], what its placeholder
     becomes int64 [n])."""
     maker = processor.video_processor
-    options = _video_options(maker, sampling)
     if isinstance(video, (str, os.PathLike)):
-        video = load_video(video, sampling, maker.temporal_patch_size, partial(_resizing, maker, options, video))
+        video = load_video(video, sampling, maker.temporal_patch_size, partial(_resizing, maker, sampling, video))
+        options = _video_options(maker, sampling, len(video.frames))
         done = _made(maker, video.frames, video.path, options | {"do_resize": False})
     else:
         video = video if isinstance(video, Video) else video_of_frames(video, sampling, maker.temporal_patch_size)
-        done = _made(maker, video.frames, video.path, options)
+        done = _made(maker, video.frames, video.path, _video_options(maker, sampling, len(video.frames)))
     seconds = torch.tensor(maker.temporal_patch_size * video.seconds_per_frame)
     grid = done["video_grid_thw"][0]
     step_tokens = int(grid[1:].prod()) // maker.merge_size**2
     return done["pixel_values_videos"], grid, seconds, video_ids(processor, video, step_tokens)
 
 
-def _video_options(maker: Any, sampling: VideoSampling) -> dict[str, Any]:
-    """What a video processor is called with: its own settings, with the bounds of `sampling` on a frame's pixels."""
+def _video_options(maker: Any, sampling: VideoSampling, frames: int) -> dict[str, Any]:
+    """What a video processor is called with for so many frames: its own settings, with the bounds of `sampling` on a
+    frame's pixels."""
     size = dict(maker.size)
-    size["shortest_edge"] = sampling.min_pixels or size["shortest_edge"]
-    size["longest_edge"] = sampling.max_pixels or size["longest_edge"]
+    bounds = sampling.frame_pixels(frames, size["shortest_edge"], size["longest_edge"], sizes_whole_videos(maker))
+    size["shortest_edge"], size["longest_edge"] = bounds
     if size["shortest_edge"] > size["longest_edge"]:
         raise InputError(
             f"video min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}: give both"
@@ -259,7 +268,7 @@ def _made(maker: Any, frames: torch.Tensor, path: Any, options: Mapping[str, Any
         raise InputError(f"video {path} cannot be processed ({first_line(error)}): leave it out") from error
 
 
-def _resizing(maker: Any, options: Mapping[str, Any], path: Any, frames: int, height: int, width: int):
+def _resizing(maker: Any, sampling: VideoSampling, path: Any, frames: int, height: int, width: int):
     """A function that resizes one frame [3, H, W] as the processor itself would resize all of a video's at once.
 
     How large they become may depend on how many they are, by a rule of the family's: it is asked with frames that have
@@ -268,6 +277,7 @@ def _resizing(maker: Any, options: Mapping[str, Any], path: Any, frames: int, he
     from transformers.image_utils import SizeDict
     from transformers.video_processing_utils import BaseVideoProcessor
 
+    options = _video_options(maker, sampling, frames)
     blank = torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta")
     rows, columns = (_made(maker, blank, path, options)["video_grid_thw"][0, 1:] * maker.patch_size).tolist()
     options = {"size": SizeDict(height=rows, width=columns), **resampling(BaseVideoProcessor.resize, maker.resample)}

@@ -11,6 +11,8 @@ otherwise than by the processor's own call.
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -64,6 +66,12 @@ def video_ids(processor: Any, video: Video, step_tokens: int) -> torch.Tensor:
     )
     ids = torch.as_tensor(written["input_ids"][0])
     return ids.repeat_interleave(torch.where(ids == processor.video_token_id, step_tokens, 1))
+
+
+def sizes_whole_videos(maker: Any) -> bool:
+    """Whether a video processor's size bounds height * width * frames, as Qwen3-VL's does, and not a frame's."""
+    resize = getattr(sys.modules[type(maker).__module__], "smart_resize", None)
+    return resize is not None and "num_frames" in inspect.signature(resize).parameters
 
 
 def pixel_cap(maker: Any) -> dict[str, bool]:

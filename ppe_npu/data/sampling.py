@@ -21,10 +21,12 @@ class VideoSampling:
         nframes: how many frames to take, evenly spaced; a shorter video gives all that it has.
         min_pixels, max_pixels: bounds on height * width of a frame after resizing; None: the processor's own.
         min_frames, max_frames: bounds on the number of frames that fps may lead to.
+        total_pixels: bound on height * width * frames / 2 of a video, after resizing: the most pixels of a frame sink
+            with the number of frames, to 1.05 times min_pixels at least (qwen-vl-utils' rule); None: no bound.
         start, end: seconds; only the clip between them is looked at. None: from the first, to the last frame.
         frame_rate: frames per second of a folder of frames, which states none; None for a file.
-        middles: whether the frames are the middles of equal segments, where the video has more than are taken; else
-            they are evenly spaced from the first to the last.
+        middles: whether the frames are the middles of nframes equal segments, some of them several times where the
+            video has fewer; else they are evenly spaced from the first to the last.
 
     Raises:
         InputError: both fps and nframes, or a number that is not positive, or bounds that contradict each other.
@@ -40,6 +42,7 @@ class VideoSampling:
     end: float | None = setting(None, above=0)
     frame_rate: float | None = setting(None, above=0)
     middles: bool = False
+    total_pixels: int | None = setting(None, above=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -62,6 +65,20 @@ class VideoSampling:
             named |= {"fps": self.fps, "nframes": self.nframes}
         return replace(clip, **named)
 
+    def frame_pixels(self, frames: int, least: int, most: int, whole: bool = False) -> tuple[int, int]:
+        """(min, max) of height * width of a frame of a video of so many.
+
+        Args:
+            least, most: the processor's own bounds, where none are asked for.
+            whole: whether the processor bounds height * width * frames (Qwen3-VL's): a budget is then given as such.
+        """
+        least, most = self.min_pixels or least, self.max_pixels or most
+        if self.total_pixels is not None:
+            most = max(min(most, self.total_pixels * 2 // max(frames, 1)), int(least * 1.05))
+            if whole:
+                return least * frames, most * frames
+        return least, most
+
     def indices(self, total: int, fps: float, multiple: int, origin: int = 0) -> tuple[list[int], int]:
         """Which of `total` frames are taken, rising, and how many frames the clip has.
 
@@ -79,7 +96,7 @@ class VideoSampling:
             raise InputError(f"the clip from {self.start} s to {self.end} s is not in the {total / fps:.1f} s of video")
         length = last - first + 1
         count = self.count(length, fps, multiple)
-        if self.middles and count < length:
+        if self.middles and (count < length or self.nframes is not None):
             segment = (last - first) / count
             return [int(first + segment / 2 + round(segment * number)) for number in range(count)], length
         return torch.linspace(first, last, count).round().long().tolist(), length
@@ -90,5 +107,7 @@ class VideoSampling:
             wanted = float(self.nframes)
         else:
             wanted = min(max(total / fps * (self.fps or DEFAULT_FPS), self.min_frames), self.max_frames)
+        if self.middles and self.nframes is not None:
+            return max(int(wanted // multiple) * multiple, multiple)
         wanted = min(wanted, total)
         return max(int(wanted // multiple) * multiple, min(multiple, total))

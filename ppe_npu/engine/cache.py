@@ -1,5 +1,6 @@
 """What later steps need to know of a compressed prompt; it travels with the KV cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,8 @@ class CacheState:
         padded: of each stage, whether its mask may have a False; known on the host.
         seen: columns of input_ids (padding among them) that the cache stands for, before compression.
         decoded: places since the last that was compressed; only these can be taken off.
+        sizes: of each stage [B, L] int64, how many tokens each place stands for, where attention counts them
+            (proportional attention); None: one each.
     """
 
     layers: tuple[int, ...]
@@ -27,6 +30,7 @@ class CacheState:
     padded: tuple[bool, ...]
     seen: int = 0
     decoded: int = 0
+    sizes: tuple[torch.Tensor | None, ...] = ()
 
     @classmethod
     def empty(cls, layers: tuple[int, ...], batch: int, device: torch.device) -> "CacheState":
@@ -34,7 +38,7 @@ class CacheState:
         stages = 1 + len(layers)
         mask = torch.zeros(batch, 0, dtype=torch.bool, device=device)
         following = torch.zeros(batch, dtype=torch.long, device=device)
-        return cls(layers, (mask,) * stages, (following,) * stages, (False,) * stages)
+        return cls(layers, (mask,) * stages, (following,) * stages, (False,) * stages, sizes=(None,) * stages)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -53,7 +57,8 @@ class CacheState:
         masks = tuple(torch.cat(pair, dim=1) for pair in zip(self.masks, new))
         decoded = 0 if compressed else self.decoded + new[0].shape[1]
         padded = tuple(before or after for before, after in zip(self.padded, padded))
-        return CacheState(self.layers, masks, following, padded, self.seen + seen, decoded)
+        sizes = tuple(joined_sizes(*parts) for parts in zip(self.sizes, self.masks, (None,) * len(new), new))
+        return CacheState(self.layers, masks, following, padded, self.seen + seen, decoded, sizes)
 
     def repeated(self, batch: int) -> "CacheState":
         """For a cache whose samples were repeated in place (batch_repeat_interleave) to make a batch of this size.
@@ -66,19 +71,17 @@ class CacheState:
             return self
         if batch % own:
             raise InputError(f"the KV cache holds a batch of {own}, but the tokens that continue them are {batch}")
-        masks, following = (
-            tuple(part.repeat_interleave(batch // own, dim=0) for part in parts)
-            for parts in (self.masks, self.following)
-        )
-        return replace(self, masks=masks, following=following)
+        return self._each(lambda part: part.repeat_interleave(batch // own, dim=0))
 
     def picked(self, samples: torch.Tensor) -> "CacheState":
         """For a cache that has now these of its samples [N], in this order."""
-        masks, following = (
-            tuple(part.index_select(0, samples.to(part.device)) for part in parts)
-            for parts in (self.masks, self.following)
-        )
-        return replace(self, masks=masks, following=following)
+        return self._each(lambda part: part.index_select(0, samples.to(part.device)))
+
+    def _each(self, of: Callable[[torch.Tensor], torch.Tensor]) -> "CacheState":
+        """With what this makes of every tensor [B, ...]."""
+        masks, following = (tuple(map(of, parts)) for parts in (self.masks, self.following))
+        sizes = tuple(None if part is None else of(part) for part in self.sizes)
+        return replace(self, masks=masks, following=following, sizes=sizes)
 
     def cropped(self, stage: int, length: int) -> "CacheState":
         """After a stage's layers were cut to `length` places, as assisted decoding does with rejected tokens.
@@ -98,4 +101,16 @@ class CacheState:
         masks = tuple(mask[:, : mask.shape[1] - removed] for mask in self.masks)
         cut = self.masks[0][:, -removed:].sum(1)
         following = tuple(position - cut for position in self.following)
-        return replace(self, masks=masks, following=following, seen=self.seen - removed, decoded=self.decoded - removed)
+        sizes = tuple(None if part is None else part[:, : part.shape[1] - removed] for part in self.sizes)
+        counts = {"seen": self.seen - removed, "decoded": self.decoded - removed}
+        return replace(self, masks=masks, following=following, sizes=sizes, **counts)
+
+
+def joined_sizes(
+    before: torch.Tensor | None, cached: torch.Tensor, after: torch.Tensor | None, new: torch.Tensor
+) -> torch.Tensor | None:
+    """Sizes [B, L], or None for one each, of cached places [B, L] and of the new ones after them."""
+    if before is None and after is None:
+        return None
+    parts = ((before, cached), (after, new))
+    return torch.cat([places.long().clamp_min(1) if own is None else own for own, places in parts], dim=1)

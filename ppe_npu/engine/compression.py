@@ -209,7 +209,7 @@ class Compression:
             self.report, self.last = CompressionReport.of(plan, self.layers, self.decoder_layers, watch), plan
 
         wishes = (self.config, plan, on, masking, self.axes, watch, report, self.trace)
-        run = Prefill(self.layers, [], [], state, [], *wishes)
+        run = Prefill(self.layers, [], [], state, [], [], *wishes)
         run.begin(text_embeds, features, deepstack, tower)
         return run
 
@@ -250,7 +250,7 @@ class Compression:
             rows, following = rows * self.stages, following * self.stages
         after = state.then((new,) * self.stages, following, (padded,) * self.stages, seen, compressed=False)
         masks = [cached.long() if padded else None for cached, padded in zip(after.masks, after.padded)]
-        return Run(self.layers, masks, rows, after, (None,) * self.stages)
+        return Run(self.layers, masks, rows, after, (None,) * self.stages, after.sizes)
 
 
 def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:

@@ -59,7 +59,16 @@ def check_items(compression: Compression) -> None:
             f"layers={list(compression.layers)}: decoder layers that see fewer tokens than others have no place in a "
             "KV cache of one length; leave the layers out"
         )
+    if compression.config.proportional_attention:
+        raise InputError(
+            "proportional_attention: a server's attention takes nothing to be added to a key's scores; leave it out"
+        )
     for method in compression.config.methods:
+        if method.place in ("pixels", "tower"):
+            raise InputError(
+                f"{method.name}: a step at the {method.place} stands before the features, which an engine that serves "
+                "makes by itself; take a step at the input"
+            )
         if method.counts == "late":
             raise InputError(
                 f"{method.name}: how many tokens it keeps is known only from the features, but a prompt's length is "
@@ -94,7 +103,8 @@ def item_runs(
     vision, span_tokens = compression.vision, compression.config.span_tokens
     extents = item_extents(kind, grid_thw, vision, seconds_per_frame)
     spans = item_spans(kind, grid_thw, seconds_per_frame, vision)
-    return [ItemRun(span_tokens(s.grid[0], s.frame_tokens), extent) for s, extent in zip(spans, extents)]
+    kept = [span_tokens(span.grid[0], span.frame_tokens, video=kind != IMAGE) for span in spans]
+    return [ItemRun(*run) for run in zip(kept, extents)]
 
 
 def item_extents(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.layout import Piece, Stage, Standing, Steps, gathered, lay_out
-from ppe_npu.engine.merge import Holding, Tokens, merge_round, shown_to
+from ppe_npu.engine.merge import Holding, Tokens, merge_round, shown_to, view_of
 from ppe_npu.engine.rounds import (
     Bucket,
     Movable,
@@ -27,6 +27,7 @@ from ppe_npu.engine.rounds import (
     become,
     buckets_of,
     cells_of,
+    frames_of,
     groups_of,
     hangs_on_features,
     round_of,
@@ -34,7 +35,6 @@ from ppe_npu.engine.rounds import (
 )
 from ppe_npu.engine.shown import Prompts, Texts
 from ppe_npu.methods.base import Method
-from ppe_npu.methods.view import View
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,19 @@ def _late_round(
     groups = groups_of(method, pieces)
     shared = any(len(group) > 1 for group in groups)  # then it matters for which token each kept one stands
     cells = [cell for group in groups for cell in cells_of(group)]
-    buckets, _ = buckets_of(cells, [method.budgets(len(cell)) for cell in cells])
+    buckets, _ = buckets_of(cells, [method.budgets(len(cell)) for cell in cells], frames_of(method, groups))
     found = []
     for bucket in (bucket.to(device) for bucket in buckets):
         own = tokens.pick(bucket.take)
-        view = View(bucket.num_kept[0], bucket.most[0], own.features, bucket.valid, own.places, own.sizes)
-        found.append(replace(bucket, groupings=(method.group(shown_to(method, method, view, own, texts)),)))
+        made = method.group(shown_to(method, method, view_of(bucket, own, bucket.valid), own, texts))
+        found.append(replace(bucket, groupings=(made,)))
     counts, centers = _read(found, shared)
     kept: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
     stands: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
     settled, at = [], 0
     for bucket, count, center in zip(found, counts, centers):
-        settled.append(_settled(bucket, count, device))
+        whole = count.tolist() == [len(cells[cell]) for cell in bucket.cells]
+        settled.append(replace(_settled(bucket, count, device), whole=whole))
         for number, (cell, groups_kept) in enumerate(zip(bucket.cells, count.tolist())):
             kept[cell] = np.arange(at, at + groups_kept)
             stands[cell] = center[number, :groups_kept] if shared else stands[cell]

@@ -34,6 +34,8 @@ class Cell:
         sample: row of the batch. start: index of its first token in that row. tokens: how many it has.
         span: index of its span in the prompt's layout. video: index of the first span of its image or video.
         joint: whether all cells of its image or video are one to what comes next.
+        frames, frame_tokens: of its image or video as the vision tower has it: no cell of it has more frames, from its
+            first to its last, and no frame of such a cell more tokens.
     """
 
     sample: int
@@ -42,6 +44,8 @@ class Cell:
     span: int
     video: int
     joint: bool = False
+    frames: int = 1
+    frame_tokens: int = 1
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,15 @@ class Arrangement:
     def of(cls, layout: PromptLayout) -> Arrangement:
         """Before any merge."""
         first: dict[tuple[str, int], int] = {}
+        frames: dict[tuple[str, int], int] = {}  # of each image or video: its frames may stand apart
+        for span in layout.spans:
+            frames[span.modality, span.source] = frames.get((span.modality, span.source), 0) + span.grid[0]
         cells = []
         for number, span in enumerate(layout.spans):
             video = first.setdefault((span.modality, span.source), number)
             starts = [span.start + t * span.frame_tokens for t in range(span.grid[0])]
-            cells += [Cell(span.sample, start, span.frame_tokens, number, video) for start in starts]
+            size = {"frames": frames[span.modality, span.source], "frame_tokens": span.frame_tokens}
+            cells += [Cell(span.sample, start, span.frame_tokens, number, video, **size) for start in starts]
         samples, length = layout.real.shape
         return cls(layout.real, tuple(cells), np.broadcast_to(np.arange(length), (samples, length)))
 
@@ -144,7 +152,7 @@ class Piece:
     """A run of visual tokens and what has become of it.
 
     Args:
-        sample, start, tokens: where it stood before the stage. span, video, joint: as Cell.
+        sample, start, tokens: where it stood before the stage. span, video, joint, frames, frame_tokens: as Cell.
         first: index of its first token among those that the stage is given.
         cells: of each cell that it has become the indices of its tokens among those that the last round kept; a cell
             has at least one.
@@ -156,6 +164,8 @@ class Piece:
     span: int
     video: int
     joint: bool
+    frames: int
+    frame_tokens: int
     first: int
     cells: tuple[np.ndarray, ...]
 
@@ -284,7 +294,7 @@ def gathered(
     else:
         rows, sources, firsts = padded_rows([own[:2] for own in samples], empty, left)
     cells = [
-        Cell(row, first + start, tokens, piece.span, piece.video, piece.joint)
+        Cell(row, first + start, tokens, piece.span, piece.video, piece.joint, piece.frames, piece.frame_tokens)
         for (row, first), (_, _, own) in zip(firsts, samples)
         for start, tokens, piece in own
     ]

@@ -1,6 +1,7 @@
 """4D attention masks [B, 1, L, L] of a compressed prompt."""
 
 import torch
+from torch.nn.functional import pad
 
 
 def causal_mask(real: torch.Tensor) -> torch.Tensor:
@@ -8,6 +9,27 @@ def causal_mask(real: torch.Tensor) -> torch.Tensor:
     eye = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
     lower = torch.ones_like(eye).tril()
     return ((lower & real[:, None, :]) | eye)[:, None]
+
+
+def proportional_mask(
+    mask: torch.Tensor | None, sizes: torch.Tensor, hidden: torch.Tensor, room: int = 0
+) -> torch.Tensor:
+    """What attention adds to its scores so that a place of size s counts as s places: [B, heads or 1, Q, T].
+
+    Args:
+        mask: bool (True = attend) or to be added, [B, heads or 1, Q, T]; T may have places that are still empty. None:
+            every place sees those up to itself.
+        sizes: [B, L] int64 of the places that are there, L at most T. hidden: [B, Q, C], for shape and dtype.
+        room: how many places a cache of fixed length has; T without a mask.
+    """
+    bias = sizes.to(torch.promote_types(hidden.dtype, torch.float32)).log()[:, None, None]
+    if mask is None:
+        queries, keys = hidden.shape[1], sizes.shape[1]
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=sizes.device).tril(keys - queries)[None, None]
+    bias, mask = (pad(part, (0, max(room, mask.shape[-1]) - part.shape[-1])) for part in (bias.to(mask.device), mask))
+    if mask.dtype == torch.bool:
+        return bias.to(hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
+    return (mask + bias).to(mask.dtype).clamp_min(torch.finfo(mask.dtype).min)
 
 
 def seen_places(mask: torch.Tensor) -> torch.Tensor:

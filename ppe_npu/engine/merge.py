@@ -142,7 +142,7 @@ def _grouped(
     groupings: list[Grouping] = []
     kept: list[Tokens] = []
     valid = bucket.valid
-    for level, (part, num_kept, most) in enumerate(zip(method.levels, bucket.num_kept, bucket.most)):
+    for level, part in enumerate(method.levels):
         if groupings:
             features = None if tokens.features is None else groupings[-1].apply(tokens.features)
             tokens, before = replace(kept[-1], features=features), bucket.num_kept[level - 1]
@@ -150,11 +150,18 @@ def _grouped(
         if bucket.groupings:
             grouping = bucket.groupings[level]
         else:
-            view = View(num_kept, most, tokens.features, valid, tokens.places, tokens.sizes)
+            view = view_of(bucket, tokens, valid, level)
             grouping = part.group(shown_to(part, method, view, tokens, texts))
         groupings.append(grouping)
         kept.append(_kept(grouping, tokens, holding))
     return replace(bucket, groupings=tuple(groupings)), Tokens.together(bucket.keep, *kept)
+
+
+def view_of(bucket: Bucket, tokens: Tokens, valid: torch.Tensor | None, level: int = 0) -> View:
+    """What every method is shown of a bucket's cells, whose parts are [F, N, ...]."""
+    sizes = {"least": bucket.least[level], "frames": bucket.frames, "frame_tokens": bucket.frame_tokens}
+    seen = (tokens.features, valid, tokens.places, tokens.sizes)
+    return View(bucket.num_kept[level], bucket.most[level], *seen, **sizes)
 
 
 def shown_to(part: Method, method: Method, view: View, tokens: Tokens, texts: Texts | None) -> View:

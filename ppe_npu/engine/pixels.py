@@ -96,13 +96,18 @@ class Chosen:
 
 
 def choose(
-    method: Method, pixels: torch.Tensor, grids: Sequence[Sequence[int]], videos: int, values: PixelValues, merge: int
+    method: Method,
+    pixels: torch.Tensor | None,
+    grids: Sequence[Sequence[int]],
+    videos: int,
+    values: PixelValues,
+    merge: int,
 ) -> Chosen:
     """Choose cells of all pictures of a batch; the host reads the answer once.
 
     Args:
         method: with place "pixels".
-        pixels: [patches, values of a patch] of all images, as the model is given them.
+        pixels: [patches, values of a patch] of all images, as the model is given them; None without any.
         grids: (frames, height, width) in patches of each image.
         videos: how many visual tokens all videos have, which stay as they are.
         merge: patches along the side of a cell.
@@ -110,6 +115,7 @@ def choose(
     sources, at, first = [], 0, 0
     for frames, height, width in grids:
         for _ in range(frames):
+            assert pixels is not None, "an image has pixels"
             grid, end = (height // merge, width // merge), at + height * width
             _, source = method.select(values.cells(pixels[at:end], grid, merge))
             sources.append(source.flatten() + first)

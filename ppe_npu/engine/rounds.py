@@ -59,6 +59,9 @@ class Bucket(Movable):
             level, of the second, ..., then those of the next cell. None: all of them.
         first: the index of the first token, where all of them follow each other in order; else None.
         cells: [F] on the host, which of the round's cells these are.
+        whole: whether every cell keeps all its tokens.
+        least: of each level the smallest number of tokens that a cell keeps.
+        frames, frame_tokens: as View, where cells are whole images or videos.
         groupings: of each level, once they are known.
     """
 
@@ -69,11 +72,22 @@ class Bucket(Movable):
     kept: torch.Tensor | None
     first: int | None
     cells: np.ndarray
+    whole: bool = False
+    least: tuple[int, ...] = (1,)
+    frames: int | None = None
+    frame_tokens: int | None = None
     groupings: tuple[Grouping, ...] = ()
 
     @classmethod
-    def of(cls, tokens: np.ndarray, valid: np.ndarray | None, num_kept: np.ndarray, cells: np.ndarray) -> Bucket:
-        """From host arrays; num_kept: [levels, F]."""
+    def of(
+        cls,
+        tokens: np.ndarray,
+        valid: np.ndarray | None,
+        num_kept: np.ndarray,
+        cells: np.ndarray,
+        frames: np.ndarray | None = None,
+    ) -> Bucket:
+        """From host arrays; num_kept: [levels, F]; frames: [F, 2], as frames_of()."""
         slots = np.concatenate([np.arange(row.max()) < row[:, None] for row in num_kept], axis=1)
         flat = tokens.reshape(-1)
         follow = valid is None and (flat == flat[0] + np.arange(len(flat))).all()
@@ -85,6 +99,9 @@ class Bucket(Movable):
             None if slots.all() else as_tensor(np.flatnonzero(slots)),
             int(flat[0]) if follow else None,
             cells,
+            len(num_kept) == 1 and bool((num_kept[0] == (tokens.shape[1] if valid is None else valid.sum(1))).all()),
+            tuple(int(row.min()) for row in num_kept),
+            *((None, None) if frames is None else frames.max(axis=0).tolist()),
         )
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
@@ -146,6 +163,11 @@ class Round(Movable):
     order: torch.Tensor | None = None
     videos: tuple[Video, ...] = ()
 
+    @property
+    def single(self) -> bool:
+        """Whether the host knows that every token that it keeps holds the features of one alone."""
+        return all(bucket.whole or all(made.alone for made in bucket.groupings) for bucket in self.buckets)
+
     def apply(self, tokens: torch.Tensor) -> torch.Tensor:
         """Means of the groups: [R, C] -> [P + G, C]; differentiable."""
         return self.joined(tokens, [bucket.apply(tokens) for bucket in self.buckets])
@@ -181,7 +203,7 @@ def round_of(method: Method, pieces: Sequence[Piece], count: int) -> tuple[Round
         return _segment_round(method, runs) if merges else (None, list(pieces), count)
     groups = groups_of(method, pieces)
     cells = [cell for group in groups for cell in cells_of(group)]
-    buckets, kept = buckets_of(cells, [method.budgets(len(cell)) for cell in cells])
+    buckets, kept = buckets_of(cells, [method.budgets(len(cell)) for cell in cells], frames_of(method, groups))
     return Round(method, buckets), become(groups, kept), sum(map(len, kept))
 
 
@@ -211,6 +233,12 @@ def cells_of(group: Sequence[Piece]) -> list[np.ndarray]:
     """The cells of a piece, or the one that several pieces make together."""
     cells = [cell for piece in group for cell in piece.cells]
     return [np.concatenate(cells)] if len(group) > 1 and cells else cells
+
+
+def frames_of(method: Method, groups: Sequence[Sequence[Piece]]) -> np.ndarray | None:
+    """[cells, 2] the most frames, and tokens of one, of a method whose cells are whole images or videos."""
+    sizes = [(group[0].frames, group[0].frame_tokens) for group in groups for _ in cells_of(group)]
+    return np.array(sizes) if method.scope == "span" else None
 
 
 def become(
@@ -285,7 +313,7 @@ def _joined(run: Sequence[Piece], flat: bool = True) -> Piece:
 
 
 def buckets_of(
-    cells: Sequence[np.ndarray], budgets: Sequence[tuple[int, ...]]
+    cells: Sequence[np.ndarray], budgets: Sequence[tuple[int, ...]], frames: np.ndarray | None = None
 ) -> tuple[tuple[Bucket, ...], list[np.ndarray]]:
     """Cells in buckets of like size, and for every cell the index of its kept tokens among all that are kept.
 
@@ -295,6 +323,7 @@ def buckets_of(
     Args:
         cells: of each cell the indices of its tokens among those of the round.
         budgets: of each cell how many each level keeps.
+        frames: of each cell, as Bucket.of().
     """
     classes: dict[int, list[int]] = {}
     for number, cell in enumerate(cells):
@@ -308,7 +337,8 @@ def buckets_of(
         index = np.zeros(valid.shape, np.int64)
         index[valid] = np.concatenate([cells[n] for n in numbers])
         wanted = np.array([budgets[n] for n in numbers]).T
-        buckets.append(Bucket.of(index, None if valid.all() else valid, wanted, np.array(numbers)))
+        own = None if frames is None else frames[numbers]
+        buckets.append(Bucket.of(index, None if valid.all() else valid, wanted, np.array(numbers), own))
         for number, count in zip(numbers, wanted.sum(axis=0)):
             kept[number] = np.arange(at, at + count)
             at += int(count)

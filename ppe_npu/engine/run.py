@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.cache import CacheState, joined_sizes
 from ppe_npu.engine.layout import Stage
 from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
 from ppe_npu.engine.merge import Holding, Tokens, merge
@@ -35,6 +35,7 @@ class Run:
         rows: of each stage [R, B, L] positions, R = axes or axes * K; None until they are known.
         state: for the cache.
         segments: of each stage, what attention keeps apart in a packed batch, or in a padded one without a mask.
+        sizes: of each stage [B, cached and new] int64, how many tokens each place counts for in attention; None: one.
     """
 
     layers: tuple[int, ...]
@@ -42,6 +43,7 @@ class Run:
     rows: Sequence[torch.Tensor | None]
     state: CacheState
     segments: Sequence[Segments | None]
+    sizes: Sequence[torch.Tensor | None]
 
     def past_length(self, stage: int) -> int:
         """Places that a stage's layers held before this pass."""
@@ -89,7 +91,7 @@ class Prefill(Run):
     """A prompt: merged before the LLM, and on entry of later stages.
 
     Args:
-        masks, rows, segments: grow as stages are laid out.
+        masks, rows, segments, sizes: grow as stages are laid out.
         plan: its plan, on the host; it grows where counts hang on the features.
         on: the same on the device.
         done: is called once everything is laid out: before the decoder, as a rule.
@@ -100,6 +102,7 @@ class Prefill(Run):
     masks: list[torch.Tensor | None]
     rows: list[torch.Tensor | None]
     segments: list[Segments | None]
+    sizes: list[torch.Tensor | None]
     config: CompressionConfig
     plan: PromptPlan
     on: PromptPlan
@@ -117,6 +120,7 @@ class Prefill(Run):
     _following: list[torch.Tensor] = field(default_factory=list, init=False)
     # What the next stage looks at in the layer before it, as Tokens.seen.
     _passed: dict[tuple[str, bool], torch.Tensor] = field(default_factory=dict, init=False)
+    _single: bool = field(default=True, init=False)  # whether every token so far holds the features of one alone
 
     def __post_init__(self):
         self.past = self.state
@@ -134,7 +138,8 @@ class Prefill(Run):
         """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V tokens."""
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
-        sized, visual = any("sizes" in method.needs for method in self.config.methods), self.on.visual
+        counted = self.config.proportional_attention
+        sized, visual = counted or any("sizes" in method.needs for method in self.config.methods), self.on.visual
         sizes = torch.ones_like(visual) if sized else None
         prompts = self.on.prompts(0)
         spots = None if prompts is None else visual
@@ -224,6 +229,7 @@ class Prefill(Run):
             kept = self._lay_out(tokens, holding, texts)
             rounds = self.on.stages[number].rounds
         self._prepare()
+        self._single = self._single and all(step.single for step in rounds)
         if self.trace is not None:
             self.trace.merges.append((rounds, kept.originals))
         return self.on.stages[number], rounds, kept
@@ -253,6 +259,7 @@ class Prefill(Run):
                 mask = torch.cat([self.past.masks[number], stage.real], dim=1).long()
             self.masks.append(mask)
             self.segments.append(stage.segments if masking.apart or stage.numbers is not None else None)
+            self.sizes.append(None)
             self.rows.append(rows)
             self._following.append(following)
         if self.plan.ahead is None:
@@ -282,9 +289,24 @@ class Prefill(Run):
 
         known = (replace(part, features=None, held=None, spots=None, seen={}) for part in (text, kept))
         self._tokens = replace(Tokens.together(placed, *known), held=held.flatten(0, 1))
+        if self.config.proportional_attention:
+            self._count(stage)
         if self.rows[stage] is None:
             # [axes, B, L, K] -> rows axis * K + j
             self.rows[stage] = self.on.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)
+
+    def _count(self, stage: int) -> None:
+        """Have attention count how many tokens each place of a stage stands for."""
+        real, past, new = self.on.stages[stage].real, self.past, None
+        if not self._single:
+            sizes = self._tokens.sizes
+            assert sizes is not None, "tokens are counted from the first stage on"
+            new = sizes.view(real.shape).clamp_min(1)  # text and padding stand for themselves
+        joined = self.sizes[stage] = joined_sizes(past.sizes[stage], past.masks[stage], new, real)
+        if joined is not None and self.segments[stage] is not None:  # whose attention takes no numbers to be added
+            self.segments[stage], self.masks[stage] = None, real.long()
+        if self.plan.ahead is None:
+            self.state = replace(self.state, sizes=tuple(self.sizes))
 
 
 def renumbered(

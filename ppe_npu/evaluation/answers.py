@@ -105,6 +105,25 @@ class ModelAnswers:
         """How long the sample's prompt will be, about."""
         return measure(sample, self.processor, self.config, self.sampling)
 
+    @property
+    def dtype(self) -> str:
+        """Of the model's numbers."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def family(self) -> str:
+        """The model's type, by which the format of its boxes goes."""
+        return str(getattr(self.model.config, "model_type", ""))
+
+    def seen_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of a picture as the model sees it, of the families that count its pixels."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        maker = self.processor.image_processor
+        unit = maker.patch_size * maker.merge_size
+        rows, columns = smart_resize(height, width, unit, maker.size["shortest_edge"], maker.size["longest_edge"])
+        return columns, rows
+
     def prepare(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Samples of one bucket -> a left-padded batch, on the CPU; through the code that training uses."""
         conversations = [conversation(sample) for sample in samples]
@@ -142,7 +161,12 @@ def answer_settings(
         "compression": config.to_dict(),
         "dtype": dtype,
         "max_new_tokens": max_new_tokens,
-        "video": asdict(sampling or VideoSampling()),
+        "video": _frames(sampling or VideoSampling()),
         "seed": seed,
         "generation": recorded(generation or {}),
     }
+
+
+def _frames(sampling: VideoSampling) -> dict[str, Any]:
+    """The rules of frames; a budget only where there is one, as the first edition knew none."""
+    return {key: value for key, value in asdict(sampling).items() if key != "total_pixels" or value is not None}

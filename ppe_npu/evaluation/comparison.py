@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ppe_npu.evaluation.results import is_dense
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation import cost_table
+from ppe_npu.evaluation.protocols import label
+from ppe_npu.evaluation.results import runs_dense
 from ppe_npu.evaluation.rows import read_scores
 from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
 from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
+from ppe_npu.evaluation.tuned import tuning_of
 
 Result = Mapping[str, Any]
 DENSE = "dense"
@@ -26,9 +30,17 @@ def compare(results: Sequence[Result]) -> dict[str, Any]:
             on one benchmark (seeds, say) become one row: their mean.
 
     Returns:
-        {"benchmarks": {name: see _benchmark}, "overview": see _overview, "missing": lines that say what could not be
-        computed, and why}.
+        {"protocol": its label, "benchmarks": {name: see _benchmark}, "overview": see _overview, "missing": lines that
+        say what could not be computed, and why}.
+
+    Raises:
+        InputError: the results are of several protocols, which are never joined: by_protocol() parts them.
     """
+    labels = list(by_protocol(results))
+    if len(labels) > 1:
+        raise InputError(
+            f"results of {len(labels)} protocols ({', '.join(labels)}) cannot be joined: compare one by one"
+        )
     missing: list[str] = []
     names = list(dict.fromkeys(result["settings"]["benchmark"] for result in results))
     benchmarks = {
@@ -42,10 +54,19 @@ def compare(results: Sequence[Result]) -> dict[str, Any]:
     if all(row["costs"].get("peak_memory") is None for found in benchmarks.values() for row in found["rows"]):
         missing.append("Peak memory: not measured on the CPU.")
     return {
+        "protocol": labels[0] if labels else "",
         "benchmarks": benchmarks,
         "overview": _overview(benchmarks, missing),
         "missing": list(dict.fromkeys(missing)),
     }
+
+
+def by_protocol(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """{label of a protocol: its results, in order}."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(label(result["settings"]), []).append(result)
+    return found
 
 
 def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict[str, Any]:
@@ -89,11 +110,12 @@ def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict
         "metrics": list(dict.fromkeys(metric for result in results for metric in result.get("metrics", ()))),
         "metrics_scale": next((result.get("scale", UNDECLARED) for result in results), UNDECLARED),
         "rows": rows,
+        "interleaved": cost_table.read(results),
     }
 
 
 def _is_dense(runs: Sequence[Result]) -> bool:
-    return is_dense(runs[0]["settings"]["compression"])
+    return runs_dense(runs[0]["settings"])
 
 
 def _row(benchmark: str, runs: Sequence[Result], dense: Sequence[Result] | None, missing: list[str]) -> dict[str, Any]:
@@ -117,6 +139,7 @@ def _row(benchmark: str, runs: Sequence[Result], dense: Sequence[Result] | None,
         "types_spread": {kind: [min(found), max(found)] for kind, found in types.items()} if len(runs) > 1 else None,
         "against_dense": None if dense is None or _is_dense(runs) else _against(benchmark, runs, dense, missing),
         "costs": costs,
+        "tuned": tuning_of(runs[0]),
         "errors": sum(run["errors"] for run in runs),
     }
 
@@ -219,7 +242,7 @@ def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[st
                 "method": here[0]["method"],
                 "dense": here[0]["dense"],
                 "retention": kept,
-                "group": _group(here[0]["dense"], kept),
+                "group": _group(here[0]["dense"], kept, here[0]["tuned"]),
                 "scores": {key: row and row["score"] for key, row in own.items()},
                 "average": _mean(shares) if shares and not absent else None,
                 "of_dense": None if absent else _of_dense(benchmarks, own, missing),
@@ -234,7 +257,9 @@ def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[st
     return sorted(rows, key=lambda row: (not row["dense"], order[row["group"]], row["group"]))
 
 
-def _group(dense: bool, kept: float | None) -> str:
+def _group(dense: bool, kept: float | None, tuned: str | None) -> str:
+    if dense and tuned not in (None, DENSE):
+        return f"Dense, 100 %, of weights tuned with {tuned}"
     return (
         "Upper bound, 100 %" if dense else "Retained share not known" if kept is None else f"Retain {100 * kept:.0f} %"
     )

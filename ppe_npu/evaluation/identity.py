@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.evaluation.decoding import beside_greedy
 from ppe_npu.evaluation.rows import FAULTS, fault_of, question
 from ppe_npu.files import check_regular
@@ -88,7 +88,9 @@ def processor_identity(processor: Any) -> dict[str, Any]:
 
 def benchmark_identity(benchmark: Any) -> dict[str, Any]:
     """The settings of a benchmark that decide what is asked."""
-    return {"benchmark": benchmark.name, "samples": len(benchmark), "data": data_fingerprint(benchmark)}
+    identity = {"benchmark": benchmark.name, "samples": len(benchmark), "data": data_fingerprint(benchmark)}
+    edition = getattr(benchmark, "edition", 1)  # of its scoring; the first wrote none down
+    return identity if edition == 1 else {**identity, "edition": edition}
 
 
 def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, Any] | None = None) -> None:
@@ -124,8 +126,9 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
         raise InputError(
             f"{output} holds an evaluation with another generation{told}: choose another output, or see --generation"
         )
+    told = ", ".join(f"{key} ({shown(before.get(key))}, now {shown(now[key])})" for key in changed)
     raise InputError(
-        f"{output} holds an evaluation with another {', '.join(changed)} (settings.json): choose another output, or "
+        f"{output} holds an evaluation with another {told}; it is in its settings.json: choose another output, or "
         "delete it"
     )
 

@@ -97,7 +97,7 @@ class Answerer:
         asked = compression or (str(own) if own.is_file() else "ppe")
         config = as_compression(asked, ratio=ratio, positions=positions, k=k, **fields)
         quiet_transformers()
-        check_compression(pretrained, config)
+        config = check_compression(pretrained, config)[0]
         processor = load_processor(pretrained, min_pixels, max_pixels)
         unused = notice(of_checkpoint(pretrained), {})
         if unused:

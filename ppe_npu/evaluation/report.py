@@ -10,14 +10,16 @@ from typing import Any
 from urllib.parse import quote
 
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import decoding, tables
-from ppe_npu.evaluation.comparison import compare
+from ppe_npu.evaluation import cost_table, decoding, tables, tuned
+from ppe_npu.evaluation.comparison import by_protocol, compare
 from ppe_npu.evaluation.plot import check_plotting, draw
+from ppe_npu.evaluation.protocols import label
 from ppe_npu.files import check_regular, write_json, write_text
 from ppe_npu.utils import escape
 
 __all__ = ["check_plotting", "collect", "unfinished", "write_report"]
 
+_FIRST = ("dense", "chatunivi", "keep_one", "ppe")  # rows in this order, then all others by name
 _SCORES = (
     "Scores are in percent where no other unit is named; each benchmark declares its own, and Avg is of those in "
     "percent. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
@@ -57,7 +59,8 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
 
     def place(result: Mapping[str, Any]) -> tuple:
         own = result.get("method", result["name"])
-        return result["settings"]["benchmark"], own != "dense", own, -(result["costs"]["retention"] or 0.0)
+        rank = _FIRST.index(own.partition(" ")[0]) if own.partition(" ")[0] in _FIRST else len(_FIRST)
+        return result["settings"]["benchmark"], rank, own, -(result["costs"]["retention"] or 0.0)
 
     return sorted(found, key=place)
 
@@ -131,21 +134,46 @@ def write_report(
     """
     if not results:
         raise InputError("there are no results to report: evaluate something first")
-    path = Path(path)
-    comparison = compare(results)
-    comparison["missing"] = [*missing, *comparison["missing"]]
-    plot = draw(comparison, path.with_suffix(".png"), title)
-    write_json(path.with_suffix(".json"), {"title": title, **comparison})
-    table = tables.overview(comparison)
-    parts = [f"# {escape.markdown(title)}", table, f"![score against kept tokens]({quote(plot.name)})"]
-    for name, found in comparison["benchmarks"].items():
-        parts += [f"## {escape.markdown(name)}", _facts(name, found, results), tables.scores(found)]
-        parts += [part for part in (tables.types(found), tables.metrics(found), tables.costs(found)) if part]
+    path, found = Path(path), compared(results, missing)
+    write_json(path.with_suffix(".json"), {"title": title, **(found[0] if len(found) == 1 else {"protocols": found})})
+    parts, overviews = [f"# {escape.markdown(title)}"], []
+    for number, comparison in enumerate(found):
+        own = [result for result in results if label(result["settings"]) == comparison["protocol"]]
+        name = f"{path.stem}.png" if number == 0 else f"{path.stem}-{number + 1}.png"
+        plot = draw(comparison, path.with_name(name), title)
+        overviews.append(tables.overview(comparison))
+        parts += [f"# Protocol {escape.markdown(comparison['protocol'])}"] if len(found) > 1 else []
+        parts += [overviews[-1], escape.markdown(f"Protocol: {comparison['protocol']}.")]
+        parts += [f"![score against kept tokens]({quote(plot.name)})"]
+        parts += _benchmarks(comparison, own)
     parts += ["## What the columns are", _SCORES, _COSTS]
-    if comparison["missing"]:
-        parts += ["## What is missing", "\n".join(f"* {escape.markdown(line)}" for line in comparison["missing"])]
+    if any(one["interleaved"] for comparison in found for one in comparison["benchmarks"].values()):
+        parts += [cost_table.WORDS]
+    lines = list(dict.fromkeys(line for comparison in found for line in comparison["missing"]))
+    if lines:
+        parts += ["## What is missing", "\n".join(f"* {escape.markdown(line)}" for line in lines)]
     write_text(path, "\n\n".join([*parts, *notes]) + "\n")
-    return path, table
+    return path, "\n\n".join(overviews)
+
+
+def compared(results: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A comparison for each protocol: tables of different ones are never joined. What is missing is the first's."""
+    found = [compare(own) for own in by_protocol(results).values()]
+    found[0]["missing"] = [*missing, *found[0]["missing"]]
+    if len(found) > 1:
+        names = ", ".join(comparison["protocol"] for comparison in found)
+        found[0]["missing"].append(f"The runs are of {len(found)} protocols ({names}): their tables are not joined.")
+    return found
+
+
+def _benchmarks(comparison: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The section of each benchmark."""
+    parts, protocol = [], comparison["protocol"]
+    for name, found in comparison["benchmarks"].items():
+        parts += [f"## {escape.markdown(name)}", _facts(name, found, results), tables.scores(found, protocol)]
+        more = (tables.types(found), tables.metrics(found), tables.costs(found, protocol))
+        parts += [part for part in more if part]
+    return parts
 
 
 def _facts(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
@@ -158,7 +186,7 @@ def _facts(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, A
     many = _counted(found["samples"], "sample")
     if found["units"] is not None:
         many += f", judged in {_counted(found['units'], 'group')}"
-    text = f"{many}, score: {found['score']}; {dtypes} on {devices}{in_batches}.{_decoding(runs)}"
+    text = f"{many}, score: {found['score']}; {dtypes} on {devices}{in_batches}.{tuned.sentence(runs)}{_decoding(runs)}"
     answers = sum(run["samples"] for run in runs)
     errors = sum(row["errors"] for row in found["rows"])
     if len(found["types"]) > 1:

@@ -19,6 +19,7 @@ from ppe_npu.evaluation.statistics import bootstrap_sums, by_type, interval, res
 from ppe_npu.methods import as_method
 
 Row = Mapping[str, Any]
+SMALLER = "smaller input"  # the control: a dense model, its input made smaller (downsampling.py)
 PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens", "prompt_kv_bytes")
 PER_BATCH = ("prefill_seconds", "seconds", "kv_bytes")  # of which every sample of a batch bears an equal share
 _DRAWS, _FEWEST = 1000, 200  # bootstrap draws of a metric over all samples, and those below which it has no interval
@@ -32,8 +33,9 @@ def score(benchmark: Any, answer: str, sample: Row) -> float | None:
     Raises:
         InputError: the benchmark gives another number, or none.
     """
-    if hasattr(benchmark, "score"):
-        found = benchmark.score(answer, sample)
+    judge = getattr(benchmark, "judged", None) or getattr(benchmark, "score", None)
+    if judge is not None:
+        found = judge(answer, sample)
         if found is None:
             return None
         value = float(found)
@@ -163,6 +165,22 @@ def _recomputed(benchmark: Any, name: str, rows: Sequence[Row]) -> list[float]:
 def _mean(rows: Sequence[Row], key: str) -> float | None:
     known = [row[key] for row in rows if key in row]  # rows of an earlier version may have fewer
     return float(np.mean(known)) if known else None
+
+
+def run_title(settings: Mapping[str, Any]) -> str:
+    """How reports call a run: its compression's title; of the control, the share of the tokens that its input has."""
+    share = settings.get("smaller_input")
+    return title(settings["compression"]) if share is None else f"{SMALLER} {_ratio(share)}"
+
+
+def run_method(settings: Mapping[str, Any]) -> str:
+    """run_title without the ratio."""
+    return method(settings["compression"]) if settings.get("smaller_input") is None else SMALLER
+
+
+def runs_dense(settings: Mapping[str, Any]) -> bool:
+    """Whether a run is what others are compared with: nothing compressed, whole input."""
+    return settings.get("smaller_input") is None and is_dense(settings["compression"])
 
 
 def is_dense(compression: Mapping[str, Any]) -> bool:

@@ -14,11 +14,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.identity import Unreadable, benchmark_identity, check_settings, read_sample
-from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, method, score, summarise, title
+from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, run_method, run_title, score, summarise
 from ppe_npu.evaluation.rows import FAULTS, QUESTION, checksum, fault, fault_of, question, signed
 from ppe_npu.evaluation.sharing import Share
+from ppe_npu.evaluation.tuned import tuned_with
 from ppe_npu.files import write_json
+from ppe_npu.utils.progress import Progress
 
 if TYPE_CHECKING:
     from ppe_npu.data.sampling import VideoSampling
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 Sample = dict[str, Any]
 NEW_TOKENS = 16  # of an answer, where neither the user nor the benchmark says
+_UNSAID = {"protocol": protocols.load(protocols.CHECKPOINT).recorded()}  # what the first edition went by
 _UNKNOWN = SimpleNamespace(bucket="unreadable", before=0, after=0, source="")  # of what cannot be measured
 BATCH_TOKENS = 65_536  # prompt tokens of a batch before compression, padding included: 1.2 GB of pixels
 
@@ -115,11 +119,14 @@ class Evaluation:
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
+        if hasattr(benchmark, "meet"):
+            benchmark.meet(answers)  # a box is read as the model's family writes it
         self.answers, self.benchmark, self.output = answers, benchmark, Path(output)
         self.batch_size, self.batch_tokens, self.poll, self._bar = batch_size, batch_tokens, poll, bar
         self.settings = {**(identity or benchmark_identity(benchmark)), **answers.settings()}
-        self.title = name or title(self.settings["compression"])
-        check_settings(self.output, self.settings, getattr(answers, "unsaid", dict)())
+        self.title = name or run_title(self.settings)
+        self.settings.setdefault("protocol", protocols.load(protocols.CHECKPOINT).recorded())
+        check_settings(self.output, self.settings, {**_UNSAID, **getattr(answers, "unsaid", dict)()})
         write_json(self.output / "settings.json", self.settings)
         self._numbers: dict[int | str, int] = {}
         self._asked: dict[int | str, str | None] = {}
@@ -186,9 +193,7 @@ class Evaluation:
                 time.sleep(self.poll)
 
     def _progress(self) -> Any:
-        from tqdm import tqdm
-
-        return tqdm(total=len(self._numbers), desc=self.title, disable=not self._bar)
+        return Progress(len(self._numbers), self.title, "sample", hidden=not self._bar)
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
@@ -256,11 +261,12 @@ class Evaluation:
         rows = sorted(rows, key=lambda row: self._numbers[row["index"]])
         return {
             "name": self.title,
-            "method": method(self.settings["compression"]),
+            "method": run_method(self.settings),
             **self._scores(rows),
             "settings": self.settings,
             "versions": self.answers.versions(),
             "ignored": getattr(self.answers, "ignored", dict)(),
+            "tuned": tuned_with(self.settings.get("model", "")),
         }
 
     def _scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

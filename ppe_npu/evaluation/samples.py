@@ -75,10 +75,10 @@ def measure(sample: Sample, processor: Any, config: CompressionConfig, asked: Vi
     """A sample's Measure. A file that cannot be looked at counts as one of middling size: answering it will tell."""
     found, sampling = visuals(sample), sampling_of(sample, asked)
     text = len(sample["prompt"]) // _CHARACTERS
-    grids = [(1, _image_tokens(processor, image)) for image in found["image"]]
-    grids += [_video_grid(processor, video, sampling) for video in found["video"]]
-    before = text + sum(frames * tokens for frames, tokens in grids)
-    after = text + sum(config.span_tokens(frames, tokens, layer=0) for frames, tokens in grids)
+    grids = [(1, _image_tokens(processor, image), False) for image in found["image"]]
+    grids += [(*_video_grid(processor, video, sampling), True) for video in found["video"]]
+    before = text + sum(frames * tokens for frames, tokens, _ in grids)
+    after = text + sum(config.span_tokens(frames, tokens, 0, is_video) for frames, tokens, is_video in grids)
     # One call of build_inputs has one sampling, which matters to videos alone.
     bucket = f"video {sampling}" if found["video"] else "image" if found["image"] else "text"
     source = next((str(value) for value in [*found["video"], *found["image"]] if isinstance(value, (str, Path))), "")
@@ -106,9 +106,9 @@ def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[in
     """(temporal steps, tokens of each)."""
     total, fps, width, height = _video_facts(str(video)) if isinstance(video, (str, Path)) else (_FRAMES, 1.0, *_SCREEN)
     maker = processor.video_processor
-    steps = max(sampling.count(total, fps, maker.temporal_patch_size) // maker.temporal_patch_size, 1)
-    least = sampling.min_pixels or maker.size["shortest_edge"]
-    most = sampling.max_pixels or maker.size["longest_edge"]
+    frames = sampling.count(total, fps, maker.temporal_patch_size)
+    steps = max(frames // maker.temporal_patch_size, 1)
+    least, most = sampling.frame_pixels(frames, maker.size["shortest_edge"], maker.size["longest_edge"])
     return steps, _tokens(processor, width, height, least, most)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ppe_npu.evaluation import cost_table
+from ppe_npu.evaluation.protocols import CHECKPOINT
 from ppe_npu.evaluation.scale import PERCENT, is_percent, named, shown
 from ppe_npu.utils import escape
 
@@ -32,6 +34,14 @@ _COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
+_MEASURED = ("ttft_seconds", "prefill_seconds", "seconds", "tokens_per_second")  # times, which a pass in turns tells
+
+
+def _method(protocol: str) -> str:
+    """The head of a table's first column; the protocol stands in every table."""
+    return f"method, by protocol {protocol}" if protocol and protocol != CHECKPOINT else "method"
+
+
 def overview(comparison: Mapping[str, Any]) -> str:
     """Rows grouped by kept share, one column per benchmark, then the average and the share of dense's scores."""
     benchmarks = comparison["benchmarks"]
@@ -41,7 +51,7 @@ def overview(comparison: Mapping[str, Any]) -> str:
         for key, found in benchmarks.items()
     ]
     average = "Avg" if len(shares) in (0, len(benchmarks)) else f"Avg of {len(shares)} in %"
-    head = ["method", *units, average, "% of dense"]
+    head = [_method(comparison.get("protocol", "")), *units, average, "% of dense"]
     lines, group = [], None
     for row in comparison["overview"]:
         if row["group"] != group:
@@ -52,13 +62,13 @@ def overview(comparison: Mapping[str, Any]) -> str:
     return markdown(head, lines)
 
 
-def scores(found: Mapping[str, Any]) -> str:
+def scores(found: Mapping[str, Any], protocol: str = "") -> str:
     """One benchmark: the score of each method with its interval, and how it differs from dense's."""
     scale, kinds = found["scale"], found["types"] if 1 < len(found["types"]) <= _INLINE else []
     if found["headline"]:  # the mean of scores is another measure; its table is metrics()
         kinds = []
     score = named(found["score"], scale)
-    head = ["method", *kinds, f"all: {score}" if kinds else score, "95 %", "minus dense", "95 %", "p"]
+    head = [_method(protocol), *kinds, f"all: {score}" if kinds else score, "95 %", "minus dense", "95 %", "p"]
     lines = []
     for row in found["rows"]:
         typed = [_spread(row["types"].get(kind), (row["types_spread"] or {}).get(kind), PERCENT) for kind in kinds]
@@ -91,13 +101,21 @@ def metrics(found: Mapping[str, Any]) -> str | None:
     return markdown([head, *(row["name"] for row in found["rows"])], lines)
 
 
-def costs(found: Mapping[str, Any]) -> str:
-    """One benchmark: what an answer costs with each method."""
+def costs(found: Mapping[str, Any], protocol: str = "") -> str:
+    """One benchmark: what an answer costs with each method. Times of the runs stand there only where none were
+    measured in turns."""
+    measured = found.get("interleaved")
+    shown = [column for column in _COSTS if measured is None or column[1] not in _MEASURED]
     lines = [
-        [row["name"], *("-" if row["costs"].get(key) is None else form(row["costs"][key]) for _, key, form in _COSTS)]
+        [row["name"], *("-" if row["costs"].get(key) is None else form(row["costs"][key]) for _, key, form in shown)]
         for row in found["rows"]
     ]
-    return markdown(["method", *(label for label, _, _ in _COSTS)], lines)
+    own = markdown([_method(protocol), *(label for label, _, _ in shown)], lines)
+    if measured is None:
+        return own
+    turns = markdown([_method(protocol), *cost_table.HEAD[1:]], cost_table.lines(found, measured))
+    what = f"{measured['rounds']} rounds of {measured['prompts']} prompts on {measured['device']}"
+    return f"{own}\n\n{turns}\n\n{escape.markdown(f'In turns: {what}.')}"
 
 
 def probability(p: float) -> str:

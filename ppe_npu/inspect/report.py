@@ -56,6 +56,7 @@ class SpanReport:
     Args:
         sample: the row of the batch. grid: (frames, height, width) in tokens. before: its tokens before compression.
         layers: its tokens in each decoder layer.
+        tower: those that the vision tower was given.
     """
 
     sample: int
@@ -63,6 +64,7 @@ class SpanReport:
     grid: tuple[int, int, int]
     before: int
     layers: tuple[int, ...]
+    tower: int
 
     @property
     def after(self) -> int:
@@ -111,6 +113,11 @@ class CompressionReport:
         return sum(span.before for span in self.spans)
 
     @property
+    def tokens_in_tower(self) -> int:
+        """Visual tokens of the batch that the vision tower was given."""
+        return sum(span.tower for span in self.spans)
+
+    @property
     def tokens_after(self) -> int:
         """Visual tokens of the batch that are left at the end."""
         return sum(span.after for span in self.spans)
@@ -128,6 +135,7 @@ class CompressionReport:
     def to_dict(self) -> dict:
         return {
             "tokens_before": self.tokens_before,
+            "tokens_in_tower": self.tokens_in_tower,
             "tokens_after": self.tokens_after,
             "layers": list(self.layers),
             "retention": self.retention,
@@ -165,7 +173,11 @@ def _span_reports(plan: PromptPlan, stages: list[int]) -> tuple[SpanReport, ...]
         grid = (sum(spans[number].grid[0] for number in numbers), *first.grid[1:])
         layers = tuple(sum(kept[stage][number] for number in numbers) for stage in stages)
         before = sum(spans[number].tokens for number in numbers)
-        reports.append(SpanReport(first.sample, first.modality, grid, before, layers))
+        tower = before
+        if plan.chosen is not None:
+            own = [spans[number] for number in numbers]
+            tower = int(plan.chosen.counts([span.feature for span in own], [span.tokens for span in own]).sum())
+        reports.append(SpanReport(first.sample, first.modality, grid, before, layers, tower))
     return tuple(reports)
 
 

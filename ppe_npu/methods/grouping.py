@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,6 +25,7 @@ class Grouping:
             of every group counts.
         summed: a group becomes the sum of its tokens times their weights, not their mean: for published codes that
             average wrongly.
+        alone: whether the host knows that in every group one token counts.
     """
 
     labels: torch.Tensor
@@ -32,6 +33,7 @@ class Grouping:
     representatives: torch.Tensor
     weights: torch.Tensor | None = None
     summed: bool = False
+    alone: bool = False
 
     @classmethod
     def of(
@@ -76,10 +78,11 @@ class Grouping:
         own = mask.long().cumsum(1) - 1
         representatives = torch.where(used, kept, 0)
         if dropped == "drop" or view.tokens is None:
-            return cls.of(torch.where(mask, own, -1), representatives)
+            return replace(cls.of(torch.where(mask, own, -1), representatives), alone=True)
         nearest = _nearest(view.tokens, representatives, used)
         labels = torch.where(mask, own, torch.where(view.present, nearest, -1))
-        return cls.of(labels, representatives, mask if dropped == "lend" else None)
+        lends = dropped == "lend"
+        return replace(cls.of(labels, representatives, mask if lends else None), alone=lends)
 
     def with_dropped(self, view: View, dropped: str) -> Grouping:
         """The same where every token in no group joins the one whose representative is most like it (cosine; the first
@@ -131,7 +134,7 @@ class Grouping:
         labels, counts, representatives, weights = (
             None if part is None else part.to(device, non_blocking=True) for part in parts
         )
-        return Grouping(labels, counts, representatives, weights, self.summed)
+        return Grouping(labels, counts, representatives, weights, self.summed, self.alone)
 
 
 @torch.no_grad()

@@ -96,33 +96,33 @@ class Leaving:
     Args:
         rows: [n] int64, those that stay, rising. removed: [R] int64, the others, rising.
         neighbours: [R, k] int64, places in `rows`.
-        shares: [R, k] fp32 what each neighbour counts, where some have fewer of them; None: all alike.
+        present: [R, k] fp32, 1 where there is such a neighbour, else 0; None where all have k.
         inverse: [L] int64, where each row stands in a compact tensor.
     """
 
     rows: torch.Tensor
     removed: torch.Tensor
     neighbours: torch.Tensor
-    shares: torch.Tensor | None
+    present: torch.Tensor | None
     inverse: torch.Tensor
 
     @classmethod
     def of(cls, rows: list[torch.Tensor], removed: list[torch.Tensor], near: list[torch.Tensor]) -> Leaving:
         """From those of each pool."""
         most = max(part.shape[1] for part in near)
-        shares = None
+        present = None
         if any(part.shape[1] < most for part in near):
-            parts = [part.new_ones(part.shape, dtype=torch.float32) / part.shape[1] for part in near]
-            shares = torch.cat([_padded(part, most) for part in parts])
+            ones = (torch.ones_like(part, dtype=torch.float32) for part in near)
+            present = torch.cat([_padded(part, most) for part in ones])
         stay, leave = torch.cat(rows), torch.cat(removed)
         inverse = torch.cat([stay, leave]).argsort()
-        return cls(stay, leave, torch.cat([_padded(part, most) for part in near]), shares, inverse)
+        return cls(stay, leave, torch.cat([_padded(part, most) for part in near]), present, inverse)
 
     def to(self, where: torch.device) -> Leaving:
         """The same on another device."""
         if self.rows.device == where:
             return self
-        parts = (self.rows, self.removed, self.neighbours, self.shares, self.inverse)
+        parts = (self.rows, self.removed, self.neighbours, self.present, self.inverse)
         return Leaving(*(None if part is None else part.to(where) for part in parts))
 
     def compact(self, full: torch.Tensor) -> torch.Tensor:
@@ -142,11 +142,11 @@ class Leaving:
         """[R, C] of each removed row the mean of its neighbours, in fp32 or better; a chunk of rows at a time."""
         wide = torch.promote_types(kept.dtype, torch.float32)
         step = _step(self.neighbours.shape[1] * kept.shape[1], kept.device)
-        shares = [None] * len(self.neighbours) if self.shares is None else self.shares[:, :, None].split(step)
+        present = [None] * len(self.neighbours) if self.present is None else self.present[:, :, None].split(step)
         parts = []
-        for near, share in zip(self.neighbours.split(step), shares):
+        for near, there in zip(self.neighbours.split(step), present):
             found = kept.index_select(0, near.flatten()).unflatten(0, near.shape)
-            parts.append(found.mean(1, dtype=wide) if share is None else (found * share.to(wide)).sum(1))
+            parts.append(found.mean(1, dtype=wide) if there is None else (found * there.to(wide)).sum(1) / there.sum(1))
         return torch.cat(parts) if parts else kept.new_zeros(0, kept.shape[1], dtype=wide)
 
 

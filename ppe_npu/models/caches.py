@@ -49,11 +49,13 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | None:
     layers = compression.layers
     if cache.is_compileable:
         return state
-    state = state.cropped(layers.count(0), length)
+    # A cache says how long the first of its layers is that has a length: linear attention keeps a state of no length.
+    kept = next(number for number, layer in enumerate(cache.layers) if hasattr(layer, "get_seq_length"))
+    state = state.cropped(sum(first <= kept for first in layers), length)
     for stage, (first, end) in enumerate(itertools.pairwise((*layers, len(cache.layers))), start=1):
         # Who cuts a cache cuts all its layers to the length of the first.
         for layer in cache.layers[first:end]:
-            if layer.get_seq_length() > state.lengths[stage]:
+            if hasattr(layer, "get_seq_length") and layer.get_seq_length() > state.lengths[stage]:
                 layer.crop(state.lengths[stage])
     return state
 

@@ -8,11 +8,14 @@ import contextlib
 
 import torch
 from transformers import DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutputWithPast
 
 from ppe_npu.compat import cache_argument, cache_of, layer_arguments, layer_causal_mask
+from ppe_npu.engine.masks import proportional_mask
 from ppe_npu.engine.run import Run
+from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
+from ppe_npu.models.known import has_attention
 from ppe_npu.models.looking import Looking
 from ppe_npu.models.seam import original
 
@@ -33,6 +36,10 @@ def staged_forward(self, **kwargs):
     if use_cache and cache is None:
         cache = DynamicCache(config=self.config)
     wanted = _wanted(self, kwargs, "output_hidden_states")
+    if _wanted(self, kwargs, "output_router_logits"):
+        raise InputError(
+            "output_router_logits=True: a compressed model gives none, and no loss of its experts' balance"
+        )
     states, inputs = [hidden], {}  # what enters the first layer, and what every layer gives
     with _attentions(self, _wanted(self, kwargs, "output_attentions")) as attentions:
         for index, layer in enumerate(self.layers):
@@ -41,17 +48,19 @@ def staged_forward(self, **kwargs):
                 hidden = enter(run, stage, hidden, _looking(self, hidden, inputs, run, stage - 1, index))
                 inputs = _stage_inputs(self, run, stage, hidden, cache, index) | {"use_cache": use_cache}
             run.pass_by(index, _looking(self, hidden, inputs, run, stage, index))
-            output = layer(hidden, **inputs)
+            output = layer(hidden, **(inputs if has_attention(layer) else inputs | _linear_mask(run, stage, hidden)))
             states.append(output[0] if isinstance(output, tuple) else output)
             hidden = run.leave(index, states[-1])
             if not wanted:
                 states.clear()
     hidden = self.norm(hidden)
-    return BaseModelOutputWithPast(
+    # That of a mixture of experts is asked for its router_logits, which are None.
+    made = MoeModelOutputWithPast if hasattr(self.config, "num_experts") else BaseModelOutputWithPast
+    return made(
         last_hidden_state=hidden,
         hidden_states=_shown_states(wanted, states, hidden),
         attentions=None if attentions is None else tuple(attentions),
-        **cache_argument(BaseModelOutputWithPast, cache),
+        **cache_argument(made, cache),
     )
 
 
@@ -66,16 +75,28 @@ def _stages_from(run: Run, layer: int) -> list[int]:
 
 
 def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, layer: int) -> dict:
-    """The arguments of a stage's layers, from the first one's cache on."""
-    past = run.past_length(stage)
+    """The arguments of a stage's layers, from the first one's cache on; the mask is that of attention."""
+    past, sizes = run.past_length(stage), run.sizes[stage]
+    end = next((first for first in run.layers if first > layer), len(model.layers))
+    sized = next((number for number in range(layer, end) if has_attention(model.layers[number])), None)
+    mask = None if sized is None else layer_causal_mask(model.config, hidden, run.masks[stage], cache, sized, past)
+    if sizes is not None and sized is not None:
+        room = cache.layers[sized].max_cache_len if cache is not None and cache.is_compileable else 0
+        mask = proportional_mask(mask, sizes, hidden, room)
     return {
-        "attention_mask": layer_causal_mask(model.config, hidden, run.masks[stage], cache, layer, past),
+        "attention_mask": mask,
         "position_embeddings": model.rotary_emb(hidden, run.rows[stage]),
         "position_ids": None,
         KEYWORD: ForwardPass(segments=run.segments[stage]),
         **cache_argument(type(model.layers[layer]).forward, cache),
         **layer_arguments(model.layers[layer], past, hidden),
     }
+
+
+def _linear_mask(run: Run, stage: int, hidden: torch.Tensor) -> dict:
+    """What a layer with linear attention is given in place of the mask: which of its tokens are real [B, L]."""
+    mask = run.masks[stage]
+    return {"attention_mask": None if mask is None else mask[:, -hidden.shape[1] :]}
 
 
 def _looking(model, hidden: torch.Tensor, inputs: dict, run: Run, stage: int, index: int) -> Looking | None:
@@ -112,7 +133,8 @@ def _attentions(model, wanted: bool):
         yield None
         return
     seen = []
-    hooks = [layer.self_attn.register_forward_hook(lambda *args: seen.append(args[-1][1])) for layer in model.layers]
+    attending = [layer.self_attn for layer in model.layers if has_attention(layer)]
+    hooks = [attention.register_forward_hook(lambda *args: seen.append(args[-1][1])) for attention in attending]
     try:
         yield seen
     finally:

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 
 from ppe_npu import backends
+from ppe_npu.backends.dispatch import candidates
 from ppe_npu.compat import cache_of
+from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
-from ppe_npu.models.known import TURNED_OTHERWISE
+from ppe_npu.models.known import TURNED_OTHERWISE, has_attention, is_gated
 from ppe_npu.models.seam import original, override, restore_methods
 from ppe_npu.models.tower_blocks import on_host, vision_attention
 
@@ -37,8 +39,28 @@ def fuse(model: torch.nn.Module) -> torch.nn.Module:
 
 def takes_segments(text: Any) -> bool:
     """Whether a text model's attention keeps samples apart without a mask."""
-    fused = all(vars(layer.self_attn).get(_FUSED) for layer in text.layers)
+    fused = all(has_attention(layer) and vars(layer.self_attn).get(_FUSED) for layer in text.layers)
     return fused and text.config._attn_implementation == "sdpa"
+
+
+def check_key_bias(text: Any, device: torch.device | None = None, packed: bool = False) -> None:
+    """Raise InputError where a text model's attention takes no number to be added to the scores of a key.
+
+    Args:
+        device: where it will run, once that is known.
+    """
+    subject, name = "proportional_attention adds log(size) to the scores of keys", text.config._attn_implementation
+    if name not in ("sdpa", "eager"):
+        raise InputError(f"{subject}, which {name} takes no mask for: load the model with attn_implementation='sdpa'")
+    if packed:
+        raise InputError(f"{subject}, which attention in the segments of a packed batch cannot: leave packed out")
+    fused = name == "sdpa" and any(vars(layer.self_attn).get(_FUSED) for layer in text.layers)
+    if fused and device is not None and not {"sdpa"} & {e.name for e in candidates("attention", device.type)}:
+        best = candidates("attention", device.type)[0].name
+        raise InputError(
+            f"{subject}, which {best} on {device.type} cannot: call ppe_npu.models.fused.unfuse(model), or load the "
+            "model with attn_implementation='eager'"
+        )
 
 
 def unfuse(model: torch.nn.Module) -> torch.nn.Module:
@@ -60,7 +82,7 @@ def _forward_for(module: torch.nn.Module):
     parts = ("q_proj", "k_proj", "v_proj", "o_proj", "layer_idx")
     plain = getattr(module, "sliding_window", None) is None and type(module).__name__ not in TURNED_OTHERWISE
     if plain and all(hasattr(module, part) for part in parts):
-        return _text_attention
+        return None if is_gated(module) else _text_attention
     return None
 
 

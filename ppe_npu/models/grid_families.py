@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.positions import HALVES, NEIGHBOURS, contiguous_channels, interleaved_channels
+from ppe_npu.engine.positions import HALVES, NEIGHBOURS, contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
 
@@ -71,13 +71,6 @@ _GLM: dict[str, Any] = {"frames_apart": True, "one_placeholder": True}
 _GLM_TEXT = {"Glm4vTextDecoderLayer": "Glm4vTextAttention"}
 
 FAMILIES = (
-    GridFamily(
-        ("Qwen3VLMoeForConditionalGeneration",),
-        {"Qwen3VLMoeTextDecoderLayer": "Qwen3VLMoeTextAttention"},
-        sections=interleaved_channels,
-        frames_apart=True,
-        staged=True,
-    ),
     GridFamily(("Glm4vForConditionalGeneration",), _GLM_TEXT, PAIRS=NEIGHBOURS, **_GLM),
     GridFamily(("Glm46VForConditionalGeneration",), _GLM_TEXT, PAIRS=NEIGHBOURS, **_GLM),
     GridFamily(

@@ -4,11 +4,14 @@ The stages call the layers themselves, and fuse() stands in for their attention:
 sees another part of the past, or numbers its places otherwise would compute something else without a word.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from ppe_npu.engine.shown import LAYER_NEEDS
 from ppe_npu.errors import InputError
+from ppe_npu.methods.base import Method
 
-LAYER_TYPES = ("full_attention", "sliding_attention")
+LAYER_TYPES = ("full_attention", "sliding_attention", "linear_attention")
+LINEAR = ("Qwen3_5GatedDeltaNet", "Qwen3_5MoeGatedDeltaNet")  # in a layer that has it in place of attention
 # Decoders that several families take over whole, and the attention in them. Each turns a channel with the one that
 # stands half a head further on.
 DECODERS = {
@@ -80,7 +83,34 @@ def check_layers(layers: Iterable, known: Mapping[str, str]) -> None:
     for layer in layers:
         layer = getattr(layer, "_orig_mod", layer)  # as torch.compile wraps it
         _check("decoder layer", [_name(layer, known)], known)
-        _check("attention", [_name(layer.self_attn, known.values())], known.values())
+        own = known.values() if has_attention(layer) else LINEAR
+        attention = layer.self_attn if has_attention(layer) else getattr(layer, "linear_attn", None)
+        _check("attention", [_name(attention, own)], own)
+
+
+def has_attention(layer) -> bool:
+    """Whether a decoder layer attends to the tokens before; one with linear attention keeps a state of them."""
+    return hasattr(layer, "self_attn")
+
+
+def is_gated(attention) -> bool:
+    """Whether a query's projection gives each head a gate beside it, by which what it hears is multiplied."""
+    wide, heard = getattr(attention.q_proj, "out_features", None), getattr(attention.o_proj, "in_features", None)
+    return wide is not None and heard is not None and wide == 2 * heard
+
+
+def check_looked_at(layers: Sequence, methods: Iterable[Method]) -> None:
+    """Raise InputError where a method looks at the attention of a decoder layer that has none."""
+    for method in methods:
+        for layer in method.layers if method.needs & LAYER_NEEDS else ():
+            seen = layer - method.layer_before
+            if not has_attention(layers[seen]):
+                before = int(method.layer_before)
+                others = [n for n in range(before, len(layers)) if has_attention(layers[n - before])]
+                raise InputError(
+                    f"{method.name} with layer={layer} looks at attention in layer {seen}, which is linear: "
+                    f"give one of layer={others}"
+                )
 
 
 def check_tower(blocks: Iterable, known: Mapping[str, str]) -> None:

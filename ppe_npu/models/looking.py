@@ -16,6 +16,7 @@ from ppe_npu.engine.positions import HALVES, NEIGHBOURS
 from ppe_npu.engine.run import Run
 from ppe_npu.engine.shown import Prompts
 from ppe_npu.errors import InputError
+from ppe_npu.models.known import is_gated
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Looking:
         """Queries or keys [P, H, D] before rotary, after the norm of heads where there is one. normed: [P, C]."""
         attention, short = self.layer.self_attn, name[0]
         heads = getattr(attention, f"{short}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
+        heads = heads[:, ::2] if short == "q" and is_gated(attention) else heads  # else each has its gate behind it
         norm = getattr(attention, f"{short}_norm", None)
         heads = heads if norm is None else norm(heads)
         return heads.to(self.hidden.device)  # a device map may have the layer elsewhere
@@ -124,21 +126,27 @@ class Looking:
         if earlier:
             keys = torch.cat([_cached(self.past, earlier).to(keys.device, keys.dtype), keys], dim=1)
             mask = torch.cat([self.run.state.masks[self.stage][:, :earlier], mask], dim=1)
-        row = attention_row(query, keys, mask, getattr(self.layer.self_attn, "scaling", query.shape[-1] ** -0.5))
+        scale = getattr(self.layer.self_attn, "scaling", query.shape[-1] ** -0.5)
+        row = attention_row(query, keys, mask, scale, self.run.sizes[self.stage])
         return prompts.together(row[:, earlier:])
 
 
-def attention_row(query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+def attention_row(
+    query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scale: float, sizes: torch.Tensor | None = None
+) -> torch.Tensor:
     """One row of attention, the mean over heads: [S, L], fp32 or better.
 
     Args:
         query: [S, H, D]. keys: [S, L, K, D], each of the K heads serving a run of H / K query heads.
         mask: [S, L] or [S, heads or 1, L], bool (True = attend) or floating point (added).
+        sizes: [S, L] how many tokens each key counts for; None: one.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     grouped = query.to(dtype).unflatten(1, (keys.shape[2], -1))
     with torch.autocast(query.device.type, enabled=False):
         scores = torch.matmul(grouped, keys.to(dtype).permute(0, 2, 3, 1)).flatten(1, 2) * scale
+    if sizes is not None:
+        scores = scores + sizes.to(dtype).log()[:, None]
     mask = mask if mask.dim() == 3 else mask[:, None]
     if mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(dtype).min)

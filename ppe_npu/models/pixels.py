@@ -79,7 +79,7 @@ def chosen_cells(
     videos: torch.Tensor | list | None,
 ) -> Chosen | None:
     """What the step at the pixels keeps of the visual tokens of all images and videos; None where there is no such
-    step, or no image.
+    step, and nothing to see.
 
     Args:
         pixels: [patches, values of a patch] of all images. images, videos: [n, 3] patches.
@@ -88,15 +88,17 @@ def chosen_cells(
         InputError: images that come without their pixels.
     """
     method, vision = compression.config.at_pixels, compression.vision
-    grids = [] if images is None else images.tolist() if isinstance(images, torch.Tensor) else list(images)
-    if method is None or not grids:
+    if method is None:  # then nothing is read from a device
         return None
-    if pixels is None:
+    grids, clips = ([] if given is None else torch.as_tensor(given).tolist() for given in (images, videos))
+    others = sum(int(np.prod(grid)) for grid in clips)
+    if not (grids or others):
+        return None
+    if grids and pixels is None:
         raise InputError(
             f"{method.name} looks at the pixels of images, which are given as features alone: give pixel_values"
         )
     assert vision.pixels is not None, "a family without a place for it has refused the step"
-    others = 0 if videos is None else int(np.prod(np.asarray([list(grid) for grid in videos]), axis=-1).sum())
     return choose(method, pixels, grids, others // vision.merge_size**2, vision.pixels, vision.merge_size)
 
 

@@ -1,4 +1,4 @@
-"""Qwen3-VL in transformers.
+"""Qwen3-VL in transformers, and its mixture of experts.
 
 Modifications: those of vision_language.py, and
 * the vision tower's deepstack features, which the first decoder layers add to the visual tokens that leave them, are
@@ -28,10 +28,16 @@ __all__ = [
     "vision_tokens",
 ]
 
-CLASSES = ("Qwen3VLForConditionalGeneration",)
-LAYERS = {"Qwen3VLTextDecoderLayer": "Qwen3VLTextAttention"}  # and the attention in them
+CLASSES = ("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
+LAYERS = {  # and the attention in them
+    "Qwen3VLTextDecoderLayer": "Qwen3VLTextAttention",
+    "Qwen3VLMoeTextDecoderLayer": "Qwen3VLMoeTextAttention",
+}
+TOWER = {  # the same of the vision tower's blocks
+    "Qwen3VLVisionBlock": "Qwen3VLVisionAttention",
+    "Qwen3VLMoeVisionBlock": "Qwen3VLMoeVisionAttention",
+}
 PAIRS = HALVES  # which channels of a head are turned together
-TOWER = {"Qwen3VLVisionBlock": "Qwen3VLVisionAttention"}  # the same of the vision tower's blocks
 
 
 def vision_tokens(config) -> VisionTokens:
@@ -42,7 +48,7 @@ def vision_tokens(config) -> VisionTokens:
         tokens_per_second=None,
         frames_apart=True,
         tower_blocks=config.vision_config.depth,
-        taps=tuple(config.vision_config.deepstack_visual_indexes),
+        taps=tuple(getattr(config.vision_config, "deepstack_visual_indexes", ())),  # Qwen3.5 has none
         pixels=PixelValues(config.vision_config.temporal_patch_size, (0.5,) * 3, (0.5,) * 3),
     )
 

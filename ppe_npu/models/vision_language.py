@@ -51,9 +51,9 @@ from ppe_npu.models.arguments import (
 from ppe_npu.models.caches import keep_state, state_of
 from ppe_npu.models.decoder import staged_forward
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
-from ppe_npu.models.fused import takes_segments
+from ppe_npu.models.fused import check_key_bias, takes_segments
 from ppe_npu.models.generation import install_generation
-from ppe_npu.models.known import check_decoder
+from ppe_npu.models.known import check_decoder, has_attention
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
 from ppe_npu.models.rotary import RowRotaryEmbedding
 from ppe_npu.models.seam import is_overridden, original, override, own_submodules, restore_methods
@@ -84,8 +84,10 @@ def install(model, compression: Compression, staged: bool = False) -> None:
             "this model's decoder is compressed as that of another model, of which one is a copy.copy: restore() that "
             "model first, or take a copy.deepcopy"
         )
-    staged = staged or compression.stages > 1
+    staged = staged or compression.stages > 1 or compression.config.proportional_attention
     check_decoder(text, staged, len(compression.channels))
+    if compression.config.proportional_attention:
+        check_key_bias(text)
     rotary = RowRotaryEmbedding(text.rotary_emb, compression.channels, compression.pairs)
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
@@ -186,6 +188,8 @@ def model_forward(self, **kwargs):
     packed = kwargs.get(KEYWORD, NOTHING).packed
     if packed:
         _check_packed(self.language_model, kwargs)
+        if self.compression.config.proportional_attention:
+            check_key_bias(self.language_model, packed=True)
     state, places = state_of(self.compression, kwargs), None
     compresses = _compresses(state, kwargs)
     if compresses:
@@ -220,6 +224,8 @@ def model_forward(self, **kwargs):
 def _check_packed(text, kwargs: dict) -> None:
     """Raise InputError for what cannot be one row of samples."""
     mask = kwargs.get("attention_mask")
+    if not all(map(has_attention, text.layers)):
+        raise InputError("packed: linear attention would carry its state from one sample of the row to the next")
     if cache_of(kwargs) is not None or (mask is not None and mask.ndim == 4):
         raise InputError("packed takes neither a cache nor a 4D attention_mask: it has one row, for training")
     if not takes_segments(text):
@@ -232,9 +238,14 @@ def _check_packed(text, kwargs: dict) -> None:
 @torch.compiler.disable  # plans on the host, and runs a tower that reads its grids there
 def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tuple[dict, Run, torch.Tensor | None]:
     """What the decoder is given, the pass through it, and where the output goes, if it shall stand as the prompt."""
+    mask, attends = attention_mask_of(kwargs), all(map(has_attention, self.language_model.layers))
+    if mask is not None and mask.ndim == 4 and not attends:
+        raise InputError("attention_mask is 4D: linear attention knows padding alone; give [batch, tokens]")
     plan = kwargs.get(KEYWORD, NOTHING).plan or make_plan(self, self.compression, kwargs, past)
     embeds = kwargs.get("inputs_embeds")
     device = (kwargs["input_ids"] if embeds is None else embeds).device
+    if self.compression.config.proportional_attention:
+        check_key_bias(self.language_model, device)
     on = plan.on(device)  # everything is uploaded now, before the tower keeps the device busy
     scored = is_scored(self, kwargs)
     known = scored and plan.ahead is None and not plan.as_given
@@ -257,12 +268,12 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
         text_embeds = embeds.flatten(0, 1).index_select(0, text)
     text_embeds = text_embeds + unseen if not plan.layout.spans else text_embeds
     fixed = getattr(cache_of(kwargs), "is_compileable", False)
-    sdpa = self.language_model.config._attn_implementation == "sdpa" and not fixed
+    sdpa = self.language_model.config._attn_implementation == "sdpa" and attends and not fixed
     run = self.compression.prefill(
         plan,
         text_embeds,
         features.tokens,
-        attention_mask_of(kwargs),
+        mask,
         past,
         features.deepstack,
         ready_mask=sdpa,

@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 
+from ppe_npu.checkpoints.compressed import note_compression
 from ppe_npu.checkpoints.loading import DTYPES, check_checkpoint, load_model
 from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, tensors_only
+from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.files import new_folder
+from ppe_npu.files import new_folder, write_json
 from ppe_npu.models.fingerprint import fingerprint
 from ppe_npu.training.adapters import adapter_weights, set_adapter_weights
 from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, read_base
 from ppe_npu.training.whole import check_whole
 from ppe_npu.utils.optional import optional
+from ppe_npu.utils.reading import read_json
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PROCESSOR = (
@@ -62,6 +65,7 @@ def export(
     model: str | Path | None = None,
     dtype: str | None = None,
     allow_bin: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write any checkpoint of a run as a plain one: weights and processor without the optimizer's state.
 
@@ -73,6 +77,7 @@ def export(
         model: of an adapter: its base; None: where base.json says it was.
         dtype: "fp32" or "bf16" to save in; None: as it was saved, an adapter in what its base was trained in.
         allow_bin: whether an adapter's base may have pytorch_model.bin alone.
+        config: what its config.json shall say beside, or in place of, what it says (ppe_npu.serving.checkpoint).
 
     Returns:
         output.
@@ -80,18 +85,24 @@ def export(
     Raises:
         InputError: as merge_lora; a checkpoint that was cut off.
     """
-    return _export(Path(checkpoint), Path(output), model, dtype, adapter=False, allow_bin=allow_bin)
+    return _export(Path(checkpoint), Path(output), model, dtype, adapter=False, allow_bin=allow_bin, config=config)
 
 
 def _export(
-    source: Path, output: Path, base: str | Path | None, dtype: str | None, adapter: bool, allow_bin: bool
+    source: Path,
+    output: Path,
+    base: str | Path | None,
+    dtype: str | None,
+    adapter: bool,
+    allow_bin: bool,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     adapter = adapter or (source / ADAPTER_CONFIG).is_file()
     _check_source(source, adapter)
     _check_output(output)
     if base is not None and not adapter:
         raise InputError(f"{source} holds a whole model: --model is for an adapter's base alone")
-    model = _merged(source, base, allow_bin) if adapter else _full(source)
+    model = merged(source, base, allow_bin) if adapter else _full(source)
     if dtype is not None:
         model = model.to(DTYPES[dtype])
     with new_folder(output) as folder:
@@ -99,6 +110,10 @@ def _export(
         for pattern in (*_PROCESSOR, COMPRESSION, BASE):
             for file in source.glob(pattern):
                 shutil.copy2(file, folder / file.name)
+        if (folder / COMPRESSION).is_file():
+            note_compression(folder, CompressionConfig.from_file(folder / COMPRESSION))
+        if config is not None:
+            write_json(folder / "config.json", {**read_json(folder / "config.json"), **config})
     return output
 
 
@@ -186,11 +201,11 @@ def _consolidated(source: Path) -> dict[str, torch.Tensor]:
 # -- adapters ----------------------------------------------------------------------------------------------------------
 
 
-def _merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
+def merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
     """The base model of an adapter, with the adapter added to its weights."""
     peft = optional("peft", "merging an adapter", "ppe-npu[train]")
     record = read_base(source)
-    path = _base_path(source, record, base, allow_bin)
+    path = base_path(source, record, base, allow_bin)
     tensors = adapter_weights(source)
     _check_shapes(source, tensors, path)
     model = load_model(path, dtype=getattr(torch, record["dtype"]), allow_bin=allow_bin)
@@ -213,7 +228,7 @@ def _merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
         raise InputError(f"adapter {source} cannot be merged ({first_line(error)}): take another checkpoint") from error
 
 
-def _base_path(source: Path, record: Mapping[str, str], base: str | Path | None, allow_bin: bool) -> str:
+def base_path(source: Path, record: Mapping[str, str], base: str | Path | None, allow_bin: bool) -> str:
     """Where the base is, after checking that it is one of the right class."""
     path = str(base or record["model"])
     if base is None and Path(path).is_absolute() and not Path(path).is_dir():

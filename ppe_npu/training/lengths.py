@@ -81,10 +81,10 @@ class Ruler:
         if isinstance(header, InputError):
             raise header
         video = None if kind == "image" else self._planned(header, path)
-        key = header if video is None else tuple(video.frames.shape)
+        key = (kind, header if video is None else tuple(video.frames.shape))
         if key not in self._measured:
             frames, tokens = self._image(*header, path) if video is None else self._video(video)
-            self._measured[key] = frames * tokens, self.compression.span_tokens(frames, tokens, layer=0)
+            self._measured[key] = frames * tokens, self.compression.span_tokens(frames, tokens, 0, video is not None)
         return self._measured[key]
 
     def _image(self, height: int, width: int, path: str) -> tuple[int, int]:

@@ -10,6 +10,7 @@ hivmc keeps the IR that it is handed. So a kernel that needs more memory than a 
 """
 
 import contextlib
+import functools
 import os
 import re
 import stat
@@ -52,15 +53,6 @@ class Kernel:
     linalg: str
     arguments: list = field(repr=False)
     grid: tuple
-
-
-def installed() -> bool:
-    """Whether the triton of this Python is triton-ascend."""
-    try:
-        from triton.backends import backends
-    except ImportError:
-        return False
-    return "ascend" in backends
 
 
 class _Utils:
@@ -136,6 +128,7 @@ def recorded(then=None) -> Iterator[list[Kernel]]:
         inside["NPUUtils"], inside["linalg_to_bin_enable_npu_compile_A2_A3"] = utils, last
 
 
+@functools.cache
 def compiled(linalg: str, target: str, release: str) -> str:
     """The IR that hivmc would be handed for a chip, by a release of the compiler.
 

@@ -79,7 +79,7 @@ def moves(ir: str) -> list[tuple[int, bool]]:
     made: dict[str, tuple[str, str]] = {}  # a name may be used again in another region, so line by line
     found = []
     for line in ir.splitlines():
-        for name, how, source in re.findall(r"(%[\w#]+) = memref\.(cast|subview|reinterpret_cast) (%[\w#]+)", line):
+        for name, how, source in re.findall(r"(%[\w#]+) = memref\.(cast|subview|\w+_cast|\w+_shape) (%[\w#]+)", line):
             made[name] = how, source
         for operands in re.findall(r"call @(?:load|store|copy|nd2nz|fixpipe)\w*\(([^)]*)\)", line):
             for name in operands.split(", "):

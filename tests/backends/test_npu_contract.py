@@ -22,7 +22,9 @@ def test_all_parity_cases_hold(on_cpu):
         if row.implementation in ("torch_npu", "torch_npu_decode", "onehot")
     ]
     assert [row for row in rows if not row.ok] == []
-    assert {row.op for row in rows if row.error is not None} == {entry.op for entry in moved}
+    assert {row.op for row in rows if row.error is not None} == {
+        entry.op for entry in moved if entry.name != "triton_ascend"
+    }
     refused = {(row.implementation, row.case) for row in rows if row.error is None and row.dtype == "bf16"}
     decode = {("torch_npu_decode", "decoding")}  # it is asked for a gradient
     assert refused == {("torch_npu", "additive mask")} | decode

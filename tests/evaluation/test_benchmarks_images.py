@@ -60,7 +60,7 @@ SCORES = [
     ("scienceqa", 0, "A", 1), ("scienceqa", 0, " A\n", 1), ("scienceqa", 0, "a", 0),
     ("scienceqa", 0, "A. ice", 1), ("scienceqa", 0, "ice", 0),
     ("scienceqa", 0, "a. ice", 0), ("scienceqa", 0, "(A)", 0), ("scienceqa", 0, "", 0), ("scienceqa", 1, "C. z", 1),
-    ("scienceqa", 1, "C.", 0), ("scienceqa", 1, "C.z", 0), ("scienceqa", 1, "The answer is C", 1),
+    ("scienceqa", 1, "C.", 0), ("scienceqa", 1, "C.z", 0), ("scienceqa", 1, "The answer is C", 0),
     ("scienceqa", 1, "The answer is C.", 1), ("scienceqa_img", 0, "A. ice", 1),
     # VQA accuracy of ten: "nokia" is said by 6: any nine hold 5 or 6, so 1; "nokia phone" by 2: (8 x 2/3 + 2 x 1/3)/10
     ("textvqa", 0, "Nokia", 1), ("textvqa", 0, "the nokia.", 1), ("textvqa", 0, "nokia, phone", 0.6),

@@ -79,7 +79,8 @@ SCORES = [
     ("mvbench", 0, "B.", 1),
     ("mvbench", 0, "It stays.", 0), ("mvbench", 0, "The answer is (B)", 0), ("mvbench", 0, "(A)", 0),
     ("mvbench", 0, "", 0), ("mvbench", 0, "(", 0), ("mvbench", 0, ".", 0),  # as published these three would be right
-    ("mlvu", 0, "(B", 1), ("mlvu", 0, "B) Blue", 1), ("mlvu", 0, "Blue", 0), ("mlvu", 0, "", 0), ("mlvu", 0, "Ⓑ", 0),
+    ("mlvu", 0, "(B", 0), ("mlvu", 0, "B", 1), ("mlvu", 0, "(B) Blue", 1), ("mlvu", 0, "B. Blue", 0),
+    ("mlvu", 0, "B) Blue", 1), ("mlvu", 0, "Blue", 0), ("mlvu", 0, "", 0), ("mlvu", 0, "Ⓑ", 0),
     # LongVideoBench: the first of A to E
     ("longvideobench", 0, "B", 1), ("longvideobench", 0, "The answer is (B)", 1),
     ("longvideobench", 0, "Best option: B", 1),
@@ -87,7 +88,8 @@ SCORES = [
     # EgoSchema: the earliest
     ("egoschema", 0, "C. washing the red car", 1), ("egoschema", 0, "(C), or maybe (D)", 1),
     ("egoschema", 0, "D or C", 0),
-    ("egoschema", 0, "C", 1), ("egoschema", 0, "", 0), ("egoschema", 0, "She is washing the red car now", 1),
+    ("egoschema", 0, "C", 1), ("egoschema", 0, "", 0), ("egoschema", 0, "She is washing the red car now", 0),
+    ("egoschema", 0, "I am sure: c. washing the red car", 1),
     # Perception Test: the first capital that is a word
     ("perceptiontest", 0, "B", 1), ("perceptiontest", 0, "Answer: B.", 1), ("perceptiontest", 0, "(B) No", 1),
     ("perceptiontest", 0, "A B", 0), ("perceptiontest", 0, "No", 0), ("perceptiontest", 0, "", 0),
@@ -160,15 +162,16 @@ def test_mvbench_has_twenty_tasks_five_with_clips_one_of_frames(load):
 
 
 def test_mvbench_takes_the_middles_of_equal_parts_of_the_clip(load):
-    """At 3 frames per second from 1 to 3 s: pictures 3 to 9, which are as bright as their numbers say. Of seven the
-    16 would be six, as two make one step; of four segments of 1.5 frames the published rounding takes 3, 5, 6 and 7."""
+    """At 3 frames per second from 1 to 3 s: pictures 3 to 9, which are as bright as their numbers say. Of seven, 16 are
+    taken by showing some again; of four segments of 1.5 frames the published rounding takes 3, 5, 6 and 7."""
     sample = next(sample for sample in load("mvbench") if sample["type"] == "episodic_reasoning")
 
     def shown(asked):
         video = load_video(sample["video_path"], sampling_of(sample, asked))
         return video.fps, [round(shade / 20) for shade in video.frames[:, 0].float().mean((1, 2)).tolist()]
 
-    assert shown(VideoSampling()) == (pytest.approx(6 / 7 * 3), [3, 4, 5, 6, 7, 8])
+    sixteen = [3, 3, 4, 4, 5, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 9]  # int(3 + 3 / 16 + round(n * 6 / 16)), halves to even
+    assert shown(VideoSampling()) == (pytest.approx(16 / 7 * 3), sixteen)
     assert shown(VideoSampling(nframes=4)) == (pytest.approx(4 / 7 * 3), [3, 5, 6, 7])
 
 

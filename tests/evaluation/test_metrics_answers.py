@@ -165,6 +165,7 @@ def test_contains(answer, references, formula, score):
         ("t-shirt", "tshirt", 1),
         ("blue car", "blue", 0),
         ("", "", 1),
+        ("", ".", 0),  # no answer is right only where none is expected
         ("—", "", 0),
     ],
 )
@@ -174,16 +175,18 @@ def test_same_words(answer, reference, score):
 
 LETTERS = [
     (metrics.scienceqa_letter, [
-        ("B", "B"), (" B\n", "B"), ("B. x", "B"), ("B\nx", "B"), ("The answer is B.", "B"),
-        ("So: The answer is E", "E"),
+        ("B", "B"), (" B\n", "B"), ("B. x", "B"), ("The answer is B.", "B"),
+        ("So: The answer is E", ""), ("The answer is E\n", ""),  # no further character in the line
         ("The answer is Chile", "C"),  # as published
-        ("The answer is A, no: The answer is B.", "B"),  # the full stop goes first
+        ("The answer is A, no: The answer is B.", ""),  # which of the two is not asked
+        ("B\nx", ""),  # a line's end is no ". "
         ("A. The answer is B.", "A"), ("B. Of these\nThe answer is C.", "B"),
         ("B.", ""), ("b", ""), ("B.x", ""), ("b. x", ""), ("B) x", ""), ("F", ""), ("F. x", ""),
         ("the answer is B.", ""),
         ("The answer is (B).", ""), ("", ""), ("\n", ""), ("é", ""), ("Ｂ", ""), ("7", ""), ("The answer is ", ""),
     ]),
-    (metrics.ai2d_letter, [("B", "B"), (" B. x", "B"), ("(b).", "B"), ("B) x", ""), ("b. x", ""), ("", "")]),
+    (metrics.ai2d_letter, [("B", "B"), (" B. x", "B"), ("(b).", "B"), (" B", ""), ("B\n", "")]),
+    (metrics.ai2d_letter, [("B) x", ""), ("b. x", ""), ("", "")]),
     (metrics.first_character, [("B", "B"), (" b", "B"), ("(B)", "("), ("", ""), ("\n", "")]),
     (metrics.first_capital, [
         ("B", "B"), ("The answer is B", "B"), ("I think D, not B", "D"), ("e", ""), ("E", ""), ("", ""),
@@ -220,8 +223,9 @@ def test_letters(rule, answer, letter):
         ("(C) because A ", "C", "C"),
         ("B. because", "B", "B"),  # lmms-eval's forms: MMMU's own script finds no letter here ...
         ("NASA says so", "A", "A"),  # ... nor here
-        ("I am sure it is the old house", "C", "C"),
-        ("It is a cat, no, the red ball", "A", "B"),
+        ("I am sure it is the old house", "C", ""),  # EgoSchema's options have their letters before them ...
+        ("I am sure it is c. the old house", "C", "C"),  # ... and are found with these alone
+        ("It is a cat, no, the red ball", "A", ""),
         ("the old house", "", ""),  # too few words for texts
         ("", "", ""),
         ("...", "", ""),
@@ -248,6 +252,9 @@ def test_letters_of_options(answer, mmmu, egoschema):
         ("Z", ""),
         ("Z a cat", ""),
         ("Cannot determine the answer, B", ""),
+        ("The answer is C, as B is no house", "C"),  # since VLMEvalKit's pull request 1552
+        ("Answer  is **c**: or A or B", "C"),
+        ("The answer is Z", ""),
         ("B it is I think so now", ""),  # six words back: and no text either
         ("", ""),
         ("猫", ""),

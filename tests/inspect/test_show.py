@@ -40,6 +40,25 @@ def test_merged_tokens_share_a_colour_and_others_have_none():
     assert second.getpixel((120, 20)) == pixel(second, 0, 1)  # not within one
 
 
+def test_what_leans_on_an_anchor_is_joined_to_it():
+    picture = Image.new("RGB", (30, 20), GREY)
+    leaning = Groups("pixels", LABELS[:1], np.array([0, 1, 2, 4, 5]), np.arange(5)[:, None])
+    merged = draw_groups(
+        picture, Groups(None, *[getattr(leaning, n) for n in ("labels", "representatives", "held")]), side=180
+    )
+    joined = draw_groups(picture, leaning, side=180)
+    changed = (np.asarray(merged) != np.asarray(joined)).any(-1)
+    rows, columns = np.nonzero(changed)
+    # The left column alone has a dropped token, below its anchor.
+    assert columns.min() > 20
+    assert columns.max() < 40
+    assert rows.min() >= 20
+    assert rows.max() < 100
+    assert joined.getpixel((30, 60)) == (20, 20, 20)
+    sheet = draw_visual([picture], Visual(0, "image", 0, (leaning,), None, False))
+    assert sheet.width > 180
+
+
 def test_the_chosen_token_is_outlined_and_its_positions_numbered():
     picture = Image.new("RGB", (30, 20), GREY)
     assert yellow(draw_groups(picture, GROUPS, 0, None, side=180)) == 0

@@ -1,6 +1,7 @@
 """Between the vision tower and the first decoder layer: no host sync, and no more operators for more frames."""
 
 import contextlib
+from dataclasses import replace
 from functools import partial
 from unittest import mock
 
@@ -10,12 +11,14 @@ import transformers
 from packaging.version import Version
 from prompts import MIXED, PRESETS
 from support import Prompt, batch
+from tolerances import assert_equal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.backends import segments
 from ppe_npu.backends.reference import dpc_knn as reference
-from ppe_npu.methods import DART, PACT, FastV, PyramidDrop, SparseVLM
+from ppe_npu.engine import merge
+from ppe_npu.methods import DART, DPCKNN, PACT, DivPrune, FastV, GlobalCom2, PyramidDrop, SparseVLM, get
 from ppe_npu.models.forward_pass import ForwardPass
 from ppe_npu.models.fused import fuse
 
@@ -131,6 +134,45 @@ def test_no_sync_inside_a_cascade(model, monkeypatch):
     with torch.no_grad():
         model(**batch(*MIXED))
     assert not uploads
+
+
+FRAMES_APART = [GlobalCom2(0.4, by=DivPrune()), get("evs", ratio=0.4), get("vidcom2", ratio=0.3)]
+ON_FRAMES = {
+    "input": {"steps": FRAMES_APART[:1], "k": 4},
+    "after another": {"steps": [DivPrune(0.8), FRAMES_APART[0]], "k": 4},
+    "several": {"steps": FRAMES_APART, "k": 4},
+    "in layers": {"steps": [FastV(layer=1), GlobalCom2(0.4, by=DPCKNN(), layer=2)]},
+    "tome": {"steps": [get("tome", ratio=0.4, metric="tokens"), get("tome", ratio=0.7, metric="tokens", layer=1)]},
+}
+
+
+SHOWN = merge.view_of
+
+
+def asking_view(*args):
+    return replace(SHOWN(*args), least=1, frames=None, frame_tokens=None)
+
+
+@pytest.mark.parametrize("settings", ON_FRAMES.values(), ids=ON_FRAMES)
+def test_methods_on_frames_wait_for_nothing(model, settings, monkeypatch):
+    """The host knows how many frames there are at most, and how large; and the smallest number that a cell keeps. What
+    they choose is what a method chooses that has to ask."""
+    config = CompressionConfig(**settings)
+    compress(model, config)
+    for inputs in (
+        batch(*MIXED),
+        batch(Prompt([1, ("video", (5, 3, 4)), 1]), Prompt([2, ("video", (2, 4, 4)), 3], seed=1)),
+    ):
+        operators(model, inputs)
+        names = operators(model, inputs, last="head")
+        assert not set(names) & set(SYNCS), sorted(set(names) & set(SYNCS))
+        with torch.no_grad():
+            told = model(**inputs).logits
+            with monkeypatch.context() as patched:
+                patched.setattr(merge, "view_of", asking_view)
+                asking = operators(model, inputs, last="head")
+                assert_equal(model(**inputs).logits, told)
+    assert bool(set(asking) & set(SYNCS)) == any(getattr(step, "by", None) is not None for step in config.methods)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -12,7 +12,7 @@ from tolerances import OPERATORS, assert_near
 from ppe_npu import CompressionConfig, compress
 
 FOLDER = Path(__file__).parent.parent / "data" / "pixelprune"
-CLASSES = {"qwen3_vl": "Qwen3VL"}
+CLASSES = {"qwen3_vl": "Qwen3VL", "qwen3_5": "Qwen3_5"}
 BLOCKS = 3 + 4  # of the tower and of the decoder: |logit| is up to 12, so that about 1e-4 is allowed
 
 
@@ -28,6 +28,8 @@ INPUTS, _ = tensors_of("inputs")
 @pytest.fixture(scope="module", params=CLASSES)
 def recorded(request):
     """A model, its recorded tensors, and what is said of them."""
+    if request.param == "qwen3_5" and not hasattr(transformers.cache_utils, "LinearAttentionLayer"):
+        pytest.skip("transformers keeps linear attention's states elsewhere")
     tensors, said = tensors_of(request.param)
     name = CLASSES[request.param]
     config = getattr(transformers, f"{name}Config").from_dict(said["config"])
@@ -70,6 +72,7 @@ def test_what_the_released_code_gave(recorded, case, setting):
         assert [int(own.sum()) for own in kept] == tensors[f"keep_counts.{case}.{setting}"].tolist()
         found = torch.cat([own.nonzero()[:, 0] for own in kept])
         assert found.tolist() == tensors[f"keep.{case}.{setting}"].tolist()
-    assert_near(logits, tensors[f"logits.{case}.{setting}"], roundings=OPERATORS * BLOCKS)
+    states = 3 * len(logits) if "linear_attention" in str(said["config"]) else 0  # of three layers a token is added to
+    assert_near(logits, tensors[f"logits.{case}.{setting}"], roundings=OPERATORS * BLOCKS + states)
     tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None)
     assert tokens[0, inputs["input_ids"].shape[1] :].tolist() == tensors[f"tokens.{case}.{setting}"].tolist()

@@ -15,6 +15,7 @@ from typing import Any
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # else its first answer takes a minute, in eager mode, too
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # two processes would need two NUMA nodes
 
 import numpy as np
 from cases import cases

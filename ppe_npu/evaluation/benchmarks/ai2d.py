@@ -18,7 +18,8 @@ class AI2D(Choice):
     folder = "ai2d"
     needs = ("**/test-*.parquet",)
     home = "data set lmms-lab/ai2d of the Hugging Face hub (parquet)"
-    metric = "accuracy; a letter before a full stop at the start, or the whole answer (lmms-eval)"
+    metric = "accuracy; a letter before a full stop at the start, or the whole answer (lmms-eval 0.7.3)"
+    edition = 2
     form = "{question}\n{options}\n" + LETTER
 
     def read(self) -> list[Row]:

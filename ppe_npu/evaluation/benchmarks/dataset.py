@@ -12,6 +12,8 @@ import numpy as np
 
 from ppe_npu.data.places import Room
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation.metrics import official
+from ppe_npu.evaluation.protocols import Protocol
 
 Row = dict[str, Any]
 
@@ -54,6 +56,8 @@ class Dataset(ABC):
         home: where to get them, in words.
         metric: what score() or metrics() compute, and where the rule was published.
         form: the prompt, with {names} that the subclass fills in.
+        edition: of the scoring, where it has changed since the first; results of another one are not gone on with.
+        scored_as: under which name metrics/official.py knows its rules; None: under its own.
 
     Raises:
         InputError: whatever is missing, all of it in one message that says where to get it; or rows of another form.
@@ -67,14 +71,36 @@ class Dataset(ABC):
     metric: str
     form: str
     max_new_tokens = 16
+    edition = 1
+    scored_as: str | None = None
     headline: str | None = None
     maximum, factor, decimals = 1.0, 100.0, 1
 
     def __init__(self, data_root: str | Path) -> None:
+        self.official: official.Rule | None = None
+        self.draws: int | None = None
         self.root = Path(data_root) / self.folder
         self._refuse([pattern for pattern in self.needs if not self.files(pattern)])
         self.rows = list(self.read())
         self._check_rows()
+
+    def use(self, protocol: Protocol) -> None:
+        """Ask and score as a protocol says: its prompt, its rule, its draws."""
+        for name, text in protocol.prompts.get(self.name, {}).items():
+            setattr(self, name, text)
+        self.official = official.rule(self.scored_as or self.name, protocol.rules) if protocol.rules else None
+        self.draws = protocol.draws
+        self.max_new_tokens = protocol.max_new_tokens or self.max_new_tokens
+
+    def judged(self, answer: str, sample: Row) -> float | None:
+        """An answer's score by the protocol's rule, else the benchmark's own."""
+        if self.official is None:
+            return self.score(answer, sample)
+        options = sample.get("options") or ()
+        found = self.official(answer, sample["GT"], options)
+        if found is None:  # its script draws here
+            return 0.0 if self.draws is None else official.draw(sample["GT"], options, self.draws, sample["index"])
+        return found
 
     @abstractmethod
     def read(self) -> Iterable[Row]:

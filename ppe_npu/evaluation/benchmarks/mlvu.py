@@ -7,7 +7,7 @@ from typing import Any
 
 from ppe_npu.evaluation.benchmarks.dataset import LETTERS, Choice, Row, bracketed
 from ppe_npu.evaluation.benchmarks.readers import read_json
-from ppe_npu.evaluation.metrics import mean_by, opening_letter
+from ppe_npu.evaluation.metrics import mean_by, mlvu_letter
 
 _TASKS = ("1_plotQA", "2_needle", "3_ego", "4_count", "5_order", "6_anomaly_reco", "7_topic_reasoning")
 
@@ -20,13 +20,14 @@ class MLVU(Choice):
     folder = "mlvu"
     needs = (*(f"json/{task}.json" for task in _TASKS), *(f"video/{task}" for task in _TASKS))
     home = "data set MLVU/MVLU of the Hugging Face hub (MLVU/json, MLVU/video)"
-    metric = "M-Avg: mean over tasks of the accuracy; letters as in mvbench"
+    metric = "M-Avg: mean over tasks of the accuracy; the character before the first bracket (choice_bench.py)"
     form = (
         "Carefully watch this video and pay attention to every detail. Based on your observations, select the best "
         "option that accurately addresses the question.\nQuestion: {question}\nOptions:\n{options}\n"
         "Only give the best option."
     )
     headline = "M-Avg"
+    edition = 2
 
     def read(self) -> Iterable[Row]:
         for task in _TASKS:
@@ -43,7 +44,7 @@ class MLVU(Choice):
         }
 
     def letter(self, answer: str, sample: Row) -> str:
-        return opening_letter(answer)
+        return mlvu_letter(answer)
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Accuracy per task, and "M-Avg", their mean."""

@@ -25,8 +25,11 @@ class MMBench(Choice):
     folder = "mmbench"
     needs = ("*dev_en*.tsv",)
     home = "mmbench_dev_en_20231003.tsv of the MMBench homepage (mmbench.opencompass.org.cn)"
-    metric = "accuracy; letters as VLMEvalKit reads them with exact_matching (vlmeval/utils/matching_util.py)"
+    metric = "accuracy; letters as VLMEvalKit e8e78f0 reads them with exact_matching (vlmeval/utils/matching_util.py)"
     form = "{hint}{question} There are several options:\n{options}\n\n" + LETTER
+    hint_form = "{hint} "
+    edition = 2
+    scored_as = "mmbench"
     max_new_tokens = 256
 
     def read(self) -> list[Row]:
@@ -36,7 +39,7 @@ class MMBench(Choice):
 
     def sample(self, row: Row) -> Row:
         options = {letter: row[letter] for letter in "ABCDE" if _given(row.get(letter))}
-        hint = f"{row['hint']} " if _given(row.get("hint")) else ""
+        hint = self.hint_form.format(hint=row["hint"]) if _given(row.get("hint")) else ""
         return Sample(
             {
                 "index": int(row["index"]),

@@ -39,6 +39,7 @@ class MMMU(Dataset):
     needs = ("*/validation-*.parquet",)
     home = "data set MMMU/MMMU of the Hugging Face hub (a folder of parquet files per subject)"
     metric = "accuracy; options as lmms-eval's tasks/mmmu, open answers as MMMU's eval_utils.py; per discipline"
+    # Under the authors' rule an answer without a letter is drawn where a protocol has a seed for that, else wrong.
     form = "{question}\n{options}\n\n" + LETTER
     open_form = "{question}\n\n" + SHORT
     max_new_tokens = 128
@@ -49,14 +50,14 @@ class MMMU(Dataset):
         return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
 
     def sample(self, row: Row) -> Row:
-        options = _listed(row["options"])
+        options = listed(row["options"])
         choice = row["question_type"] == "multiple-choice"
         form = self.form if choice else self.open_form
-        prompt, pictures = _place(form.format(question=row["question"], options=lettered(options)))
+        prompt, pictures = place(form.format(question=row["question"], options=lettered(options)))
         fields = {
             "index": row["id"],
             "prompt": prompt,
-            "GT": row["answer"] if choice else _listed(row["answer"]),
+            "GT": row["answer"] if choice else listed(row["answer"]),
             "type": row["id"].split("_", 1)[1].rsplit("_", 1)[0],
             "options": options if choice else None,
         }
@@ -65,6 +66,10 @@ class MMMU(Dataset):
     def _images(self, number: int, pictures: list[str]) -> list[Any]:
         where = f"{self.name} {self.rows[number]['id']}"
         return [decode_image(self._table.cell(number, f"image_{name}"), where) for name in pictures]
+
+    def judged(self, answer: str, sample: Row) -> float | None:
+        """Open questions have one rule."""
+        return self.score(answer, sample) if sample["options"] is None else super().judged(answer, sample)
 
     def score(self, answer: str, sample: Row) -> float:
         if sample["options"] is not None:
@@ -79,7 +84,7 @@ class MMMU(Dataset):
         return {**mean_by(rows, lambda row: discipline.get(row["type"], str(row["type"]))), **subjects}
 
 
-def _place(text: str) -> tuple[str, list[str]]:
+def place(text: str) -> tuple[str, list[str]]:
     """(text with <image> where a picture is first named, the numbers of the pictures in that order)."""
     found = list(dict.fromkeys(_PICTURE.findall(text)))
     for name in found:
@@ -87,7 +92,7 @@ def _place(text: str) -> tuple[str, list[str]]:
     return text, found
 
 
-def _listed(text: str) -> list[str]:
+def listed(text: str) -> list[str]:
     """A Python list that is written as text, as the data has them; other text is a list of itself."""
     if not text.startswith("["):
         return [text]

@@ -1,7 +1,8 @@
 """MVBench (Li et al. 2024, arXiv 2311.17005): 20 tasks of 200 questions each about short videos.
 
 Folders, clips and frames as OpenGVLab/Ask-Anything video_chat2/mvbench.ipynb has them: the middles of 16 equal parts of
-the clip, or of the whole video. A run that asks for another number of frames (the notebook has 8, too) gets that many.
+the clip, or of the whole video, some of them several times where it has fewer frames. A run that asks for another
+number of frames (the notebook has 8, too) gets that many.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.evaluation.benchmarks.dataset import LETTERS, Choice, Row, bracketed
 from ppe_npu.evaluation.benchmarks.readers import read_json
-from ppe_npu.evaluation.metrics import opening_letter
+from ppe_npu.evaluation.metrics import opening_letter, opens_with
 
 # Task -> its folder below video/.
 TASKS = {
@@ -51,6 +52,7 @@ class MVBench(Choice):
     needs = (*(f"json/{task}.json" for task in TASKS), *(f"video/{folder}" for folder in dict.fromkeys(TASKS.values())))
     home = "data set OpenGVLab/MVBench of the Hugging Face hub (json/, video/*.zip); NTU RGB+D videos from their page"
     metric = "accuracy; check_ans of mvbench.ipynb, but an answer without a letter is wrong"
+    edition = 2
     form = (
         "Carefully watch the video and pay attention to the cause and sequence of events, the detail and movement of "
         "objects, and the action and pose of persons. Based on your observations, select the best option that "
@@ -77,3 +79,6 @@ class MVBench(Choice):
 
     def letter(self, answer: str, sample: Row) -> str:
         return opening_letter(answer)
+
+    def score(self, answer: str, sample: Row) -> float:
+        return float(opens_with(answer, sample["GT"]))

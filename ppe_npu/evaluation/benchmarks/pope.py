@@ -47,17 +47,25 @@ class POPE(Dataset):
         """The five numbers of each split, and their means over the splits (LLaVA reports the mean F1)."""
         splits: dict[str, list[tuple[str, str]]] = {}
         for row in rows:
-            splits.setdefault(row["type"], []).append((_said(row), row["GT"]))
+            splits.setdefault(row["type"], []).append((self.said(row), row["GT"]))
         found = {split: pope_scores(labels) for split, labels in splits.items()}
         names = pope_scores([])
         means = {name: sum(scores[name] for scores in found.values()) / max(len(found), 1) for name in names}
         return {**means, **{f"{split} {name}": value for split in found for name, value in found[split].items()}}
 
+    def said(self, row: Mapping[str, Any]) -> str:
+        """ "yes", "no" or another word; of a sample without an answer "failed": an empty answer would say yes."""
+        if row.get("error"):
+            return "failed"
+        if self.official is None:
+            return pope_label(row["answer"])
+        return next((word for word in ("yes", "no") if self.official(row["answer"], word, ()) == 1.0), "other")
+
     def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, list[float]]:
         """Of a row, for each split: hits, said yes, are yes, rows."""
         found = {}
         for row in rows:
-            said, true = _said(row) == "yes", row["GT"] == "yes"
+            said, true = self.said(row) == "yes", row["GT"] == "yes"
             counts = [float(said and true), float(said), float(true), 1.0]
             found[row["index"]] = [n * (row["type"] == split) for split in _SPLITS for n in counts]
         return found
@@ -67,8 +75,3 @@ class POPE(Dataset):
         hits, said, true, rows = np.moveaxis(sums.reshape(*sums.shape[:-1], len(_SPLITS), 4), -1, 0)
         scores = 2 * hits / np.maximum(said + true, 1)
         return scores.sum(-1) / np.maximum((rows > 0).sum(-1), 1)
-
-
-def _said(row: Mapping[str, Any]) -> str:
-    """ "yes", "no" or, of a sample without an answer, "failed": an empty answer would say yes."""
-    return "failed" if row.get("error") else pope_label(row["answer"])

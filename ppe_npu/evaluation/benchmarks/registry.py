@@ -12,6 +12,7 @@ from typing import Any
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, Benchmark, check_sample
+from ppe_npu.evaluation.protocols import Protocol
 from ppe_npu.evaluation.rows import FAULTS, fault_of
 from ppe_npu.utils.escape import brief
 
@@ -53,7 +54,23 @@ OURS = {
     "egoschema": "egoschema:EgoSchema",
     "perceptiontest": "perceptiontest:PerceptionTest",
     "activitynetqa": "activitynetqa:ActivityNetQA",
+    "longvideobench_v": "longvideobench:LongVideoBenchVideo",
+    "mmstar": "mmstar:MMStar",
+    "realworldqa": "realworldqa:RealWorldQA",
+    "hallusionbench": "hallusionbench:HallusionBench",
+    "vqav2": "vqav2:VQAv2",
+    "lvbench": "lvbench:LVBench",
+    "tempcompass": "tempcompass:TempCompass",
+    "mmmu_pro": "mmmu_pro:MMMUPro",
+    "mmmu_pro_vision": "mmmu_pro:MMMUProVision",
+    "seedbench_2_plus": "seedbench2plus:SEEDBench2Plus",
+    "refcoco": "grounding:RefCOCO",
+    "refcoco_plus": "grounding:RefCOCOPlus",
+    "refcocog": "grounding:RefCOCOg",
+    "screenspot_v2": "grounding:ScreenSpotV2",
+    "screenspot_pro": "grounding:ScreenSpotPro",
 }
+CIRCULAR = {name: f"{name}_circular" for name in ("mmbench_en", "mmbench_cn")}
 _REGISTERED = {name: f"{_HERE}.{location}" for name, location in OURS.items()}
 
 
@@ -69,16 +86,19 @@ def register(name: str, location: str) -> None:
     _REGISTERED[name] = location
 
 
-def load(name: str, data_root: str | Path) -> Benchmark:
+def load(name: str, data_root: str | Path, protocol: Protocol | None = None) -> Benchmark:
     """A benchmark over the data below data_root (each says in its file what it expects there).
 
     Args:
         name: a registered name, an entry point's name, or "path/to/file.py:Class".
         data_root: given to the class unless its constructor takes nothing.
+        protocol: asked and scored as it says, which a benchmark takes by use(protocol), MMBench with all turns where it
+            says so; None: by the benchmark's own rules.
 
     Raises:
         InputError: an unknown name, a class that is no benchmark, or data that is not there.
     """
+    name = named_by(protocol, name)
     benchmark = _construct(name, _find(name), data_root)
     _check(name, benchmark)
     if getattr(benchmark, "name", None) is None:
@@ -89,7 +109,19 @@ def load(name: str, data_root: str | Path) -> Benchmark:
                 f"benchmark {name} has no name and takes none: give its class an attribute name"
             ) from error
     _check_name(benchmark.name)
+    ask_by(protocol, benchmark)
     return benchmark
+
+
+def named_by(protocol: Protocol | None, name: str) -> str:
+    """The benchmark that a protocol means by a name: of MMBench the one with all turns, where it says so."""
+    return CIRCULAR.get(name, name) if protocol is not None and protocol.circular else name
+
+
+def ask_by(protocol: Protocol | None, benchmark: Any) -> None:
+    """Have a benchmark ask and score by a protocol, if it can."""
+    if protocol is not None and hasattr(benchmark, "use"):
+        benchmark.use(protocol)
 
 
 def _find(name: str) -> Any:

@@ -17,8 +17,11 @@ class ScienceQA(Choice):
     folder = "scienceqa"
     needs = ("problems.json", "pid_splits.json", "images/test")
     home = "github.com/lupantech/ScienceQA (data/scienceqa and its test.zip)"
-    metric = "accuracy; letters as LLaVA's eval_science_qa.py reads them"
+    metric = "accuracy; letters as LLaVA's eval_science_qa.py (main, 2026) reads them"
     form = "{context}{question}\n{options}\n" + LETTER
+    hint_form = "Context: {hint}\n"
+    edition = 2
+    scored_as = "scienceqa"
 
     def read(self) -> Iterable[Row]:
         problems = read_json(self.file("problems.json"))
@@ -32,13 +35,14 @@ class ScienceQA(Choice):
         return True
 
     def sample(self, row: Row) -> Row:
-        context = f"Context: {row['hint']}\n" if row["hint"] else ""
+        context = self.hint_form.format(hint=row["hint"]) if row["hint"] else ""
         picture = {"image_path": str(self.root / "images" / "test" / row["id"] / row["image"])} if row["image"] else {}
         return {
             "index": row["id"],
             "prompt": self.form.format(context=context, question=row["question"], options=lettered(row["choices"])),
             "GT": LETTERS[row["answer"]],
             "type": row["subject"],
+            "options": row["choices"],
             **picture,
         }
 

@@ -18,6 +18,7 @@ class VideoMME(Choice):
     folder = "videomme"
     needs = ("**/test-*.parquet", "data")
     home = "data set lmms-lab/Video-MME of the Hugging Face hub (parquet; videos_chunked_*.zip make data/)"
+    scored_as = "videomme"
     metric = "accuracy; letters as evaluation/eval_your_results.py reads them; an answer without one is wrong"
     form = (
         "Select the best answer to the following multiple-choice question based on the video. Respond with only the "

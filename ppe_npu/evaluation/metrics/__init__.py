@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ppe_npu.evaluation.metrics import boxes
 from ppe_npu.evaluation.metrics.caption import caption_tokens, cider
 from ppe_npu.evaluation.metrics.letters import (
     ai2d_letter,
@@ -10,23 +11,45 @@ from ppe_npu.evaluation.metrics.letters import (
     first_character,
     lone_letter,
     longvideobench_letter,
+    mlvu_letter,
     mmbench_letter,
     mmmu_letter,
+    mmmu_pro_letter,
     opening_letter,
+    opens_with,
+    prefixed_letter,
+    realworldqa_answer,
     scienceqa_letter,
+    whole_option,
 )
 from ppe_npu.evaluation.metrics.mmmu import open_candidates, open_is_right
-from ppe_npu.evaluation.metrics.text import anls, bare, contains, levenshtein, relaxed_accuracy, same_words
-from ppe_npu.evaluation.metrics.vqa import normalise_punctuation, normalise_vqa, normalise_words, vqa_accuracy
+from ppe_npu.evaluation.metrics.text import (
+    anls,
+    bare,
+    contains,
+    levenshtein,
+    relaxed_accuracy,
+    same_words,
+    unpunctuated,
+)
+from ppe_npu.evaluation.metrics.vqa import (
+    normalise_punctuation,
+    normalise_vqa,
+    normalise_words,
+    vqa_accuracy,
+    vqa_accuracy_by,
+)
 from ppe_npu.evaluation.metrics.word_similarity import STOP_WORDS, Taxonomy, WordNet, wups
 from ppe_npu.evaluation.metrics.yes_no import (
     COGNITION,
     PERCEPTION,
     mean_by,
     mme_label,
+    mme_label_published,
     mme_scores,
     pope_label,
     pope_scores,
+    word_label,
 )
 
 __all__ = [
@@ -38,6 +61,7 @@ __all__ = [
     "ai2d_letter",
     "anls",
     "bare",
+    "boxes",
     "caption_tokens",
     "cider",
     "contains",
@@ -49,22 +73,32 @@ __all__ = [
     "lone_letter",
     "longvideobench_letter",
     "mean_by",
+    "mlvu_letter",
     "mmbench_letter",
     "mme_label",
+    "mme_label_published",
     "mme_scores",
     "mmmu_letter",
+    "mmmu_pro_letter",
     "normalise_punctuation",
     "normalise_vqa",
     "normalise_words",
     "open_candidates",
     "open_is_right",
     "opening_letter",
+    "opens_with",
     "pope_label",
     "pope_scores",
+    "prefixed_letter",
+    "realworldqa_answer",
     "relaxed_accuracy",
     "same_words",
     "scienceqa_letter",
+    "unpunctuated",
     "vqa_accuracy",
+    "vqa_accuracy_by",
+    "whole_option",
+    "word_label",
     "wups",
 ]
 

@@ -3,15 +3,16 @@
 Source: Vedantam et al. 2015 (arXiv 1411.5726), section 7 (CIDEr-D: clipped counts, a Gaussian penalty on lengths, times
 10), with the choices of tylin/coco-caption pycocoevalcap/cider: n-grams of 1 to 4 words, sigma 6, document frequencies
 from the references of the pictures at hand, the mean over references and over n. The published pipeline tokenises with
-Stanford's PTBTokenizer, a Java program; caption_tokens follows its rules for plain English captions.
+Stanford's PTBTokenizer, a Java program, whose rules ptb.py restates.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
+
+from ppe_npu.evaluation.metrics.ptb import ptb_tokens
 
 _LONGEST = 4  # words of an n-gram
 _SIGMA = 6.0
@@ -19,25 +20,10 @@ _SIGMA = 6.0
 Grams = Counter[tuple[str, ...]]
 
 
-# Tokens that hold a full stop or an apostrophe come first; "\w+" takes the rest.
-_TOKEN = re.compile(
-    r"(?:[a-z]\.){2,}"  # u.s.
-    r"|\b(?:mr|mrs|ms|dr|jr|sr|st|vs|etc|no|co)\.(?=\s+\S)"  # at the end of a caption the full stop is its own
-    r"|\d+(?:[.,:]\d+)+"  # 3.5, 1,000, 10:30
-    r"|n't\b|'(?:s|m|d|ll|re|ve)\b|'\d+s\b"
-    r"|o'clock\b|\w+(?:[-/]\w+)*"
-    r"|-[lr]rb-|[&$%#@+*=]"
-)
-_CUT = re.compile(r"(?<=\w)(?=n't\b)|(?<=\w)(?='(?:s|m|d|ll|re|ve)\b)|(?<=\bcan)(?=not\b)|(?<=\b(?:wan|gon))(?=na\b)")
-
-
 def caption_tokens(text: str) -> list[str]:
-    """Words of a caption in lower case, without punctuation: "isn't" -> is n't, "dog's" -> dog 's, "t-shirt" stays.
-
-    Round brackets become -lrb- and -rrb- and count as words: the published code would take them away in capitals only.
-    """
-    text = text.lower().replace("\u2019", "'").replace("(", " -lrb- ").replace(")", " -rrb- ")
-    return _TOKEN.findall(_CUT.sub(" ", text))
+    """Words of a caption in lower case, without punctuation, as the published pipeline makes them (ptb.ptb_tokens):
+    "isn't" -> is n't, "AT&T" and "&amp;" -> at&t and &, round brackets -> -lrb- and -rrb-."""
+    return ptb_tokens(text)
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:

@@ -74,14 +74,22 @@ def contains(answer: str, references: Sequence[str], formula: bool = False) -> f
 
 
 def same_words(answer: str, reference: str) -> float:
-    """1.0 if both are equal but for case, ASCII punctuation and outer white space; else 0.0.
+    """1.0 if both are equal but for case, ASCII punctuation and outer white space, and the answer is not empty where
+    the reference is not; else 0.0.
 
     Source: exact_match with ignore_case and ignore_punctuation, as lmms-eval scores GQA (Hudson and Manning 2019,
-    arXiv 1902.09506, whose script compares the strings).
+    arXiv 1902.09506, whose script compares the strings); it does not strip, see official.py.
     """
+    if reference.strip() and not answer.strip():
+        return 0.0
     return float(bare(answer) == bare(reference))
 
 
 def bare(text: str) -> str:
     """A text in lower case without ASCII punctuation and outer white space."""
-    return text.lower().translate(_NO_PUNCTUATION).strip()
+    return unpunctuated(text).strip()
+
+
+def unpunctuated(text: str) -> str:
+    """A text in lower case without ASCII punctuation."""
+    return text.lower().translate(_NO_PUNCTUATION)

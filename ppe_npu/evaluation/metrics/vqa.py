@@ -20,6 +20,7 @@ NUMBERS = {"none": "0"} | {
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
 _FULL_STOP = re.compile(r"\.(?!\d)")
+LONE_FULL_STOP = re.compile(r"(?<!\d)\.(?!\d)")  # VLMEvalKit's: one behind a digit stays
 _FULL_STOPS = 32  # the published code passes re.UNICODE, which is 32, where re.sub expects how many to replace
 
 # Contractions in their right spelling. The published table is: each with any one apostrophe missing -> right.
@@ -50,13 +51,18 @@ def normalise_vqa(text: str) -> str:
     return normalise_words(normalise_punctuation(text.replace("\n", " ").replace("\t", " ").strip()))
 
 
-def normalise_punctuation(text: str) -> str:
-    """Punctuation next to a space (or anywhere, if a number holds a comma) goes; elsewhere it becomes a space."""
+def normalise_punctuation(text: str, marks: str = PUNCTUATION, full_stop: re.Pattern[str] = _FULL_STOP) -> str:
+    """Punctuation next to a space (or anywhere, if a number holds a comma) goes; elsewhere it becomes a space.
+
+    Args:
+        marks: what counts as punctuation.
+        full_stop: which of them go.
+    """
     number = _COMMA_IN_NUMBER.search(text) is not None
     out = text
-    for mark in PUNCTUATION:
+    for mark in marks:
         out = out.replace(mark, "" if number or f"{mark} " in text or f" {mark}" in text else " ")
-    return _FULL_STOP.sub("", out, count=_FULL_STOPS)
+    return full_stop.sub("", out, count=_FULL_STOPS)
 
 
 def normalise_words(text: str) -> str:
@@ -72,8 +78,35 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
         answer: what the model said.
         references: of the annotators, ten in the published data.
     """
-    if not references:
+    return _agreement(normalise_vqa(answer), [normalise_vqa(reference) for reference in references])
+
+
+def vqa_accuracy_by(scorer: str, answer: str, references: Sequence[str]) -> float:
+    """vqa_accuracy with another normaliser.
+
+    Args:
+        scorer: "vqa": GT-Vision-Lab/VQA vqaEval.py, which leaves texts as they are where all annotators say the same;
+            "vlmevalkit": its vqa_eval.py, where a full stop behind a digit stays and "'s" is no word of its own.
+    """
+    said, truth = _flat(answer), [_flat(reference) for reference in references]
+    if scorer == "vlmevalkit":
+        return _agreement(_plain(said, LONE_FULL_STOP), [_plain(text, LONE_FULL_STOP) for text in truth])
+    if len(set(truth)) > 1:
+        said, truth = _plain(said, _FULL_STOP), [_plain(text, _FULL_STOP) for text in truth]
+    return _agreement(said, truth)
+
+
+def _flat(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _plain(text: str, full_stop: re.Pattern[str]) -> str:
+    return normalise_words(normalise_punctuation(text, full_stop=full_stop))
+
+
+def _agreement(said: str, truth: Sequence[str]) -> float:
+    """Of normalised texts."""
+    if not truth:
         return 0.0
-    said, truth = normalise_vqa(answer), [normalise_vqa(reference) for reference in references]
     matches = sum(reference == said for reference in truth)
     return sum(min(1.0, (matches - (reference == said)) / 3) for reference in truth) / len(truth)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
+from ppe_npu.evaluation.metrics.vqa import LONE_FULL_STOP, normalise_punctuation
+
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
 )  # fmt: skip
@@ -14,7 +16,7 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 def mme_label(answer: str) -> str:
     """ "yes", "no" or "other": the whole answer, its one letter y or n, or what its first four characters hold.
 
-    Source: MME's eval_tool/calculation.py (Fu et al. 2023, arXiv 2306.13394) and lmms-eval tasks/mme.
+    Source: lmms-eval tasks/mme. MME's own script is mme_label_published.
     """
     answer = answer.lower().strip().replace(".", "")
     if answer in ("yes", "no"):
@@ -22,6 +24,26 @@ def mme_label(answer: str) -> str:
     if len(answer) == 1:
         return {"y": "yes", "n": "no"}.get(answer, "other")
     return next((label for label in ("yes", "no") if label in answer[:4]), "other")
+
+
+def mme_label_published(answer: str) -> str:
+    """ "yes", "no" or "other": what the first four characters hold; one letter alone is "other".
+
+    Source: MME's eval_tool/calculation.py (Fu et al. 2023, arXiv 2306.13394).
+    """
+    answer = answer.lower()
+    return answer if answer in ("yes", "no") else next((k for k in ("yes", "no") if k in answer[:4]), "other")
+
+
+def word_label(answer: str) -> str:
+    """ "yes" or "no", if one of them is among the words and the other is not; else "unknown".
+
+    Source: VLMEvalKit vlmeval/dataset/utils/yorn.py YOrN_Extraction, which scores MME, POPE and HallusionBench
+    without a judge.
+    """
+    words = normalise_punctuation(answer.lower(), full_stop=LONE_FULL_STOP).split()
+    named = [label for label in ("yes", "no") if label in words]
+    return named[0] if len(named) == 1 else "unknown"
 
 
 def mme_scores(answers: Iterable[tuple[str, Hashable, float]]) -> dict[str, float]:

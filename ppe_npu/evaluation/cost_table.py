@@ -1,0 +1,124 @@
+"""The table of a pass in turns: how long, how much faster than dense, at what share of its score, and counted work."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.evaluation.cost_pass import FILE
+from ppe_npu.evaluation.protocols import label
+from ppe_npu.files import check_regular
+
+KEEPS = 0.99  # of dense's score: a speed at less of it is marked
+HEAD = (
+    "method",
+    "TTFT ms (quartiles)",
+    "TTFT, times as fast as dense (95 %)",
+    "whole answer ms",
+    "answer, times as fast (95 %)",
+    "of dense's score",
+    "tower GFLOP",
+    "decoder GFLOP",
+    "weights MiB",
+    "KV KiB",
+)
+WORDS = (
+    "Costs in turns: all methods answered the same prompts one right after the other, alone in a batch, in several "
+    "rounds after one that is not counted; medians, quartiles, and the median of the ratios to dense with its "
+    "bootstrap interval over prompts and rounds. A difference that is smaller than the scatter of the ratios, or whose "
+    "interval holds 1, is not told. A speed at less than 99 % of dense's score is marked. Work is counted, not "
+    "measured: products of a prefill as torch counts them, weights read once, keys and values of the prompt's own tokens."
+)
+
+
+def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The pass over the methods of one benchmark, which stands in the folder of their folders; None without one of the
+    same protocol.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    folders = dict.fromkeys(Path(run["folder"]).parent for run in results if "folder" in run)
+    for folder in folders:
+        file = folder / FILE
+        if not file.is_file():
+            continue
+        check_regular(file)
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{file} is not JSON ({first_line(error)}): delete it and measure again") from error
+        if not _whole(found):
+            raise InputError(f"{file} holds no costs: delete it and measure again")
+        if found.get("protocol") in {label(run["settings"]) for run in results}:
+            return found
+    return None
+
+
+def _whole(found: Any) -> bool:
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not isinstance(rows, dict) or not rows:
+        return False
+    parts = [row.get(key) for row in rows.values() if isinstance(row, dict) for key in ("ttft", "total")]
+    numbers = [part.get(key) for part in parts if isinstance(part, dict) for key in ("median", "ratio", "low", "high")]
+    good = all(isinstance(n, (int, float)) and math.isfinite(n) and n > 0 for n in numbers)
+    return len(parts) == 2 * len(rows) and len(numbers) == 4 * len(parts) and good
+
+
+def lines(found: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list[str]]:
+    """A line for each method of the benchmark that was measured; the reference first.
+
+    Args:
+        found: the benchmark's numbers, as comparison has them. measured: its pass.
+    """
+    dense = next((row["score"] for row in found["rows"] if row["dense"]), None)
+    out = []
+    for row in found["rows"]:
+        cost = measured["rows"].get(row["name"])
+        if cost is None:
+            continue
+        share = row["score"] / dense if dense else None
+        out.append(
+            [
+                row["name"],
+                f"{1e3 * cost['ttft']['median']:.1f} ({_span(cost['ttft'])})",
+                faster(cost["ttft"], row["dense"]),
+                f"{1e3 * cost['total']['median']:.1f} ({_span(cost['total'])})",
+                faster(cost["total"], row["dense"]),
+                kept(share),
+                *_work(cost.get("counted")),
+            ]
+        )
+    return out
+
+
+def _span(cost: Mapping[str, Any]) -> str:
+    low, high = cost.get("quartiles", (cost["median"],) * 2)
+    return f"{1e3 * low:.1f} to {1e3 * high:.1f}"
+
+
+def faster(cost: Mapping[str, Any], reference: bool = False) -> str:
+    """How many times as fast as the reference, with the interval; words where that is not told."""
+    if reference:
+        return "1"
+    text = f"{1 / cost['ratio']:.2f} ({1 / cost['high']:.2f} to {1 / cost['low']:.2f})"
+    return text if cost.get("told") else f"{text}, not told: within the spread"
+
+
+def kept(share: float | None) -> str:
+    """The share of dense's score, marked where a speed is paid for with it."""
+    if share is None:
+        return "-"
+    return f"{100 * share:.1f} %" + (" (below 99 %)" if share < KEEPS else "")
+
+
+def _work(counted: Mapping[str, Any] | None) -> list[str]:
+    if not counted or "why" in counted:
+        return ["-"] * 4
+    weights = (counted["tower_bytes"] + counted["decoder_bytes"]) / 2**20
+    giga = [counted["tower_flops"] / 1e9, counted["decoder_flops"] / 1e9]
+    return [*(f"{value:,.3g}" for value in giga), f"{weights:,.4g}", f"{counted['kv_bytes'] / 2**10:,.4g}"]

@@ -1,0 +1,82 @@
+"""Rules of lmms-eval 0.7.3 (2026-08-06) that differ from the authors' own; official.py says which benchmark has which.
+
+Restated from lmms_eval/tasks/_task_utils/mcq_extract.py, tasks/scienceqa, tasks/mvbench and tasks/ocrbench; compared
+with its scores on recorded cases (tests/evaluation/test_official.py).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from ppe_npu.evaluation.metrics.text import contains
+from ppe_npu.evaluation.metrics.vqa import normalise_punctuation
+
+_PHRASES = (
+    *(f"{kind} is" for kind in ("answer", "correct answer", "best answer", "correct option", "best option")),
+    *("choice is", "correct choice is", "i choose", "i select", "i pick", "my answer is", "my choice is"),
+    *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"),
+)
+# What an option's letter may look like, the most telling first; the start and the end of the answer go before these.
+_FORMS = (("({})", 6), ("{}.", 5), ("{}:", 4), ("{})", 3), ("{} ", 2))
+_START, _END, _PHRASE = 10, 9, 7
+
+
+def extracted_letter(answer: str, letters: Sequence[str] = "ABCD") -> str:
+    """The letter in the most telling form that occurs, the last of equal ones; any letter's last place where no form
+    does. Video-MME, MLVU and LVBench are read so.
+
+    Source: mcq_extract.extract_mcq_answer.
+    """
+    if not answer.strip():
+        return ""
+    text = answer.strip()
+    for mark in ",.!?;:'\"":
+        text = text.strip(mark)
+    word, text = text.strip(), f" {text} "
+    found = [(weight, text.rfind(form.format(a)), a) for form, weight in _FORMS for a in letters]
+    starts = (text.lower().find(phrase) + len(phrase) for phrase in _PHRASES if phrase in text.lower())
+    for start in starts:
+        found += [(_PHRASE, text.find(a, start), a) for a in letters]
+    found += [(_START, 0, a) for a in letters if word.startswith(a) and not word[1:2].isalpha()]
+    found += [(_END, len(text), a) for a in letters if word.endswith(a) and not word[-2:-1].isalpha()]
+    found = [place for place in found if place[1] >= 0] or [(0, text.rfind(a), a) for a in letters if a in text]
+    # Of one place and weight the first letter counts, as Python's sort is stable there.
+    return max(found, key=lambda place: place[:2])[2] if found else ""
+
+
+def scienceqa_letter(answer: str) -> str:
+    """The whole answer in either case, if it is one letter; else the capital before a full stop at its start."""
+    answer = answer.strip()
+    if len(answer) == 1:
+        return answer.upper()
+    return answer[0] if answer[1:2] == "." and answer[0].isupper() else ""
+
+
+def mvbench_letter(answer: str) -> str:
+    """The letter A to E before a full stop and a text at the start; else the first that stands alone as a word, in
+    either case, after punctuation is taken away as in VQA.
+
+    Source: tasks/mvbench/utils.py mcq_acc.
+    """
+    if found := re.match(r"(?i)([A-E])\.\s*(.+)$", answer.strip()):
+        return found[1].upper()
+    text = normalise_punctuation(" ".join(re.split(r"[\n\t]", answer)).strip(), marks=_MARKS)
+    for mark in "'\")(":
+        text = text.strip(mark)
+    if found := re.search(r"(?i)\b([A-E])\b", text.strip().lower()):
+        return found[1].upper()
+    return text.strip().lower()
+
+
+def ocrbench_contains(answer: str, references: Sequence[str], formula: bool = False) -> float:
+    """contains(), of answers in Unicode's compatibility form: "１２３" holds "123".
+
+    That is told from a recorded score of 0.7.3 ("１２３" is right there), not from its code.
+    """
+    forms = [answer, unicodedata.normalize("NFKC", answer)]
+    return max(contains(form, references, formula) for form in forms)
+
+
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'

@@ -1,0 +1,119 @@
+"""Which rule a benchmark is scored by, whose scorer it is: "authors", "lmms-eval" (0.7.3) or "vlmevalkit".
+
+The three differ, and so do published numbers. A protocol says which one counts (benchmarks/protocols); a benchmark that
+is not listed under a source is scored by its own score(), which agrees with that source on all cases that were compared
+(docs/evaluation.md says how many). Versions: VERSIONS.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ppe_npu.evaluation.metrics import letters, lmms
+from ppe_npu.evaluation.metrics.text import relaxed_accuracy, unpunctuated
+from ppe_npu.evaluation.metrics.vqa import vqa_accuracy_by
+from ppe_npu.evaluation.metrics.yes_no import mme_label, mme_label_published, pope_label, word_label
+
+VERSIONS = {
+    "authors": "the authors' own scripts, August 2026",
+    "lmms-eval": "lmms-eval 0.7.3",
+    "vlmevalkit": "VLMEvalKit e8e78f0 (18 August 2026)",
+}
+
+# (answer, reference or references, options) -> score; None where the official script draws an option at random.
+Rule = Callable[[str, Any, Sequence[str]], "float | None"]
+
+
+def _letter(read: Callable[[str], str]) -> Rule:
+    """A rule that needs no options: the letter that is read is the right one."""
+    return lambda answer, right, options: float(read(answer) == right)
+
+
+def _drawn(read: Callable[[str, Sequence[str]], str]) -> Rule:
+    """A rule that draws where no letter is read."""
+
+    def rule(answer: str, right: str, options: Sequence[str]) -> float | None:
+        letter = read(answer, options)
+        return float(letter == right) if letter else None
+
+    return rule
+
+
+def _scienceqa(answer: str, right: str, options: Sequence[str]) -> float:
+    """LLaVA's letters beyond the options are none."""
+    letter = letters.scienceqa_letter(answer)
+    return float(letter == right and letter in "ABCDE"[: len(options) or 5])
+
+
+def _equal(answer: str, reference: str, options: Sequence[str]) -> float:
+    return float(answer == reference)
+
+
+def _llava_gqa(answer: str, reference: str, options: Sequence[str]) -> float:
+    """LLaVA's scripts/convert_gqa_for_eval.py, then equality, as the data set's eval.py."""
+    return float(answer.rstrip(".").lower() == reference)
+
+
+def _same_text(answer: str, reference: str, options: Sequence[str]) -> float:
+    """exact_match with ignore_case and ignore_punctuation; white space counts."""
+    return float(unpunctuated(answer) == unpunctuated(reference))
+
+
+def _same_stripped(answer: str, reference: str, options: Sequence[str]) -> float:
+    return float(answer.strip().lower() == reference.strip().lower())
+
+
+def _mmbench(answer: str, right: str, options: Sequence[str]) -> float:
+    named = options if isinstance(options, dict) else dict(zip("ABCDE", options))
+    return float(letters.mmbench_letter(answer, named) == right)
+
+
+def _yes_no(label: Callable[[str], str]) -> Rule:
+    return lambda answer, right, options: float(label(answer) == right.strip().lower())
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    ("activitynetqa", "authors"): _equal,
+    ("ai2d", "lmms-eval"): _letter(letters.ai2d_letter),
+    ("chartqa", "vlmevalkit"): lambda answer, truth, options: relaxed_accuracy(answer.strip(), truth),
+    ("egoschema", "lmms-eval"): _drawn(letters.egoschema_letter),
+    ("gqa", "authors"): _llava_gqa,
+    ("gqa", "lmms-eval"): _same_text,
+    ("gqa", "vlmevalkit"): _same_stripped,
+    ("mlvu", "authors"): _letter(letters.mlvu_letter),
+    ("mlvu", "lmms-eval"): _letter(lmms.extracted_letter),
+    ("mmbench", "vlmevalkit"): _mmbench,
+    ("mme", "authors"): _yes_no(mme_label_published),
+    ("mme", "lmms-eval"): _yes_no(mme_label),
+    ("mme", "vlmevalkit"): _yes_no(word_label),
+    ("mmmu", "authors"): _drawn(lambda answer, options: letters.mmmu_letter(answer, options, published=True)),
+    ("mvbench", "authors"): lambda answer, right, options: float(letters.opens_with(answer, right, lettered=False)),
+    ("mvbench", "lmms-eval"): _letter(lmms.mvbench_letter),
+    ("ocrbench", "lmms-eval"): lambda answer, truths, options: lmms.ocrbench_contains(answer, truths),
+    ("pope", "authors"): _yes_no(pope_label),
+    ("pope", "lmms-eval"): _yes_no(lambda answer: answer.lower().strip()),
+    ("pope", "vlmevalkit"): _yes_no(word_label),
+    ("scienceqa", "authors"): _scienceqa,
+    ("scienceqa", "lmms-eval"): _letter(lmms.scienceqa_letter),
+    ("textvqa", "authors"): lambda answer, truths, options: vqa_accuracy_by("vqa", answer, truths),
+    ("textvqa", "vlmevalkit"): lambda answer, truths, options: vqa_accuracy_by("vlmevalkit", answer, truths),
+    ("vizwiz", "authors"): lambda answer, truths, options: vqa_accuracy_by("vqa", answer, truths),
+    ("videomme", "lmms-eval"): _letter(lmms.extracted_letter),
+    ("vqav2", "vlmevalkit"): lambda answer, truths, options: vqa_accuracy_by("vlmevalkit", answer, truths),
+}
+
+
+def rule(benchmark: str, source: str) -> Rule | None:
+    """The rule of a source, where it differs from the benchmark's own score()."""
+    return RULES.get((benchmark, source))
+
+
+def draw(right: str, options: Sequence[str], seed: int, index: int | str) -> float:
+    """The score of an answer without a letter, as scripts have it that draw one: 1.0 by a chance of 1 / options.
+
+    The draw hangs on the seed and the sample alone, so that neither the order of samples nor their grouping counts.
+    """
+    drawn = random.Random(f"{seed}/{index}").randrange(max(len(options), 1))
+    return float("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[drawn] == right)

@@ -1,0 +1,52 @@
+"""Qwen3.5 in transformers, and its mixture of experts.
+
+Modifications: those of vision_language.py, and
+* the decoder always runs stage by stage (decoder.py): three of four layers are linear attention (a convolution and a
+  recurrence), which see the order of tokens and no positions. They are given a 2D mask of padding, which a decoder that
+  is handed a 4D one keeps from them.
+
+Tokens may be merged on entry of any layer: a linear layer's state is of the tokens that it was given, as a KV cache's
+places are. What is looked at in a layer (FastV and its like) only full attention has. The M-RoPE axes take turns over
+the rotated quarter of a head's channels. The frames of a video stand apart, as Qwen3-VL's do.
+"""
+
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import HALVES, interleaved_channels
+from ppe_npu.errors import InputError
+from ppe_npu.models import vision_language
+from ppe_npu.models.qwen3_vl import vision_tokens
+from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
+
+__all__ = [
+    "CLASSES",
+    "LAYERS",
+    "PAIRS",
+    "TOWER",
+    "channels",
+    "decoder_layers",
+    "detach",
+    "install",
+    "uninstall",
+    "vision_tokens",
+]
+
+CLASSES = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
+LAYERS = {"Qwen3_5DecoderLayer": "Qwen3_5Attention", "Qwen3_5MoeDecoderLayer": "Qwen3_5MoeAttention"}
+PAIRS = HALVES  # which channels of a head are turned together
+TOWER = {"Qwen3_5VisionBlock": "Qwen3_5VisionAttention", "Qwen3_5MoeVisionBlock": "Qwen3_5MoeVisionAttention"}
+
+
+def channels(config) -> tuple[int, ...]:
+    """The axis of each rotary channel of half a head's rotated part."""
+    return interleaved_channels(config.text_config.rope_parameters.get("mrope_section", [11, 11, 10]))
+
+
+def install(model, compression: Compression) -> None:
+    import transformers
+
+    if not hasattr(transformers.cache_utils, "LinearAttentionLayer"):
+        raise InputError(
+            f"transformers {transformers.__version__} keeps the state of linear attention in caches of its own: "
+            "install 5.9 or newer"
+        )
+    vision_language.install(model, compression, staged=True)

@@ -1,0 +1,48 @@
+"""A checkpoint as vLLM is to find it: the plug-in's architecture and the compression, in its config.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.checkpoints.loading import check_checkpoint, check_compression
+from ppe_npu.checkpoints.trust import NO_CODE
+from ppe_npu.config import CompressionConfig
+from ppe_npu.engine.items import check_items
+from ppe_npu.errors import InputError
+from ppe_npu.models import compression_for
+from ppe_npu.serving.settings import KEY
+from ppe_npu.serving.vllm import PREFIX, architectures
+from ppe_npu.utils.reading import UnreadableError, read_json
+
+
+def marks(path: str | Path, config: CompressionConfig, allow_bin: bool = False) -> dict[str, Any]:
+    """What a config.json, or vLLM's --hf-overrides, must say for a model to be served with this compression.
+
+    Args:
+        path: its checkpoint's folder, or an id on the hub. No weights are read.
+        allow_bin: as load_model.
+
+    Raises:
+        InputError: no checkpoint, a class that the plug-in does not serve, or a compression that it or the model cannot
+            take.
+    """
+    from transformers import AutoConfig
+
+    architecture = check_checkpoint(path, allow_bin)
+    name = PREFIX + architecture
+    if name not in architectures():
+        served = ", ".join(known.removeprefix(PREFIX) for known in architectures())
+        raise InputError(f"{architecture} is not served by vLLM with compression: it serves {served}")
+    check_compression(path, config, allow_bin=allow_bin)
+    model_config = AutoConfig.from_pretrained(str(path), **NO_CODE)
+    check_items(compression_for(architecture, model_config, config))
+    return {"architectures": [name], KEY: config.to_dict()}
+
+
+def is_marked(path: str | Path) -> bool:
+    """Whether a folder's config.json says all that vLLM needs to know."""
+    try:
+        return KEY in read_json(Path(path) / "config.json")
+    except (UnreadableError, OSError, TypeError):
+        return False

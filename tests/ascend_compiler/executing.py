@@ -1,0 +1,128 @@
+"""The IR that triton-ascend's front end makes of a kernel, executed on this CPU: numbers without a device.
+
+It is linalg on tensors and memrefs, which MLIR's standard passes lower to machine code of any kind. What Huawei's
+compiler does with it afterwards (fusion, buffers, waits) is not in these numbers. It needs mlir-opt, mlir-translate and
+llc of LLVM 19 (Debian: mlir-19-tools, llvm-19; elsewhere name the folder in MLIR_BIN), and gcc.
+"""
+
+import ctypes
+import functools
+import hashlib
+import itertools
+import mmap
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from compiling import Kernel
+
+PLACES = (os.environ.get("MLIR_BIN"), "/usr/lib/llvm-19/bin")
+LOWER = [
+    "--convert-elementwise-to-linalg", "--linalg-generalize-named-ops", "--eliminate-empty-tensors",
+    "--empty-tensor-to-alloc-tensor", "--one-shot-bufferize=allow-return-allocs-from-loops=true",
+    "--buffer-deallocation-pipeline", "--convert-linalg-to-loops", "--lower-affine", "--convert-scf-to-cf",
+    "--expand-strided-metadata", "--lower-affine", "--convert-math-to-llvm", "--convert-arith-to-llvm",
+    "--convert-math-to-libm", "--convert-index-to-llvm", "--finalize-memref-to-llvm", "--convert-func-to-llvm",
+    "--convert-cf-to-llvm", "--convert-arith-to-llvm", "--reconcile-unrealized-casts",
+]  # fmt: skip
+# What lowered code calls: a copy between two memrefs of any strides, and the rounding of fp32 to bf16.
+RUNTIME = r"""
+#include <stdint.h>
+#include <string.h>
+typedef struct { int64_t rank; void *memref; } Unranked;
+static void copy(int64_t rank, int64_t size, char *from, char *to, int64_t *lengths, int64_t *a, int64_t *b) {
+  if (rank == 0) { memcpy(to, from, size); return; }
+  for (int64_t i = 0; i < lengths[0]; i++)
+    copy(rank - 1, size, from + i * a[0] * size, to + i * b[0] * size, lengths + 1, a + 1, b + 1);
+}
+void memrefCopy(int64_t size, Unranked *source, Unranked *target) {
+  /* A memref is: allocated, aligned, offset, lengths, strides. */
+  int64_t rank = source->rank, *a = source->memref, *b = target->memref;
+  copy(rank, size, (char *)a[1] + a[2] * size, (char *)b[1] + b[2] * size, a + 3, a + 3 + rank, b + 3 + rank);
+}
+_Float16 __truncsfbf2(float value) {
+  uint32_t bits; uint16_t half; _Float16 result;
+  memcpy(&bits, &value, 4);
+  half = (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 64 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  memcpy(&result, &half, 2);
+  return result;
+}
+"""
+
+
+@functools.cache
+def tools() -> Path | None:
+    """The folder of mlir-opt and its companions, None if there is none here."""
+    return next((Path(place) for place in PLACES if place and shutil.which("mlir-opt", path=place)), None)
+
+
+def execute(kernel: Kernel) -> None:
+    """Runs every program of a launch, one after another, on the CPU tensors that it was launched with."""
+    inside = re.search(r"func\.func @\w+\((.*?)\) attributes", kernel.linalg, re.S)[1]
+    types = [re.sub(r"\{.*?\}", "", part).strip().rstrip(", ") for part in re.findall(r"%arg\d+: ([^%]+)", inside)]
+    types = types[2:-6]  # without locks, workspace, and the six numbers of the grid
+    assert len(types) == len(kernel.arguments), (kernel.name, types)
+    empty = [item for _ in range(2) for item in _memref(0, 0)]
+    given = [item for kind, value in zip(types, kernel.arguments) for item in _argument(kind, value)]
+    grid = [*kernel.grid, 1, 1][:3]
+    function = getattr(_library(kernel.linalg), kernel.name)
+    for z, y, x in itertools.product(*map(range, reversed(grid))):
+        function(*empty, *given, *map(ctypes.c_int32, (*grid, x, y, z)))
+
+
+def _argument(kind: str, value) -> list:
+    if kind.startswith("memref"):
+        return _memref(value.data_ptr(), value.untyped_storage().nbytes() // value.element_size())
+    return [{"i32": ctypes.c_int32, "i64": ctypes.c_int64, "f32": ctypes.c_float}[kind](value)]
+
+
+def _memref(address: int, length: int) -> list:
+    """Of one dimension, as LLVM takes it: allocated, aligned, offset, length, stride."""
+    return [ctypes.c_void_p(address), ctypes.c_void_p(address), *map(ctypes.c_int64, (0, length, 1))]
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    folder = tempfile.TemporaryDirectory()
+    Path(folder.name, "runtime.c").write_text(RUNTIME)
+    return folder
+
+
+@functools.cache
+def _library(linalg: str) -> ctypes.CDLL:
+    linalg = "\n".join(line for line in linalg.splitlines() if "annotation.mark" not in line)
+    folder = Path(_folder().name)
+    name = hashlib.sha256(linalg.encode()).hexdigest()[:16]
+    source, lowered, text, machine, library = (
+        folder / f"{name}{end}" for end in (".mlir", ".low.mlir", ".ll", ".o", ".so")
+    )
+    source.write_text(linalg)
+    for command in (
+        [tools() / "mlir-opt", "--allow-unregistered-dialect", source, *LOWER, "-o", lowered],
+        [tools() / "mlir-translate", "--mlir-to-llvmir", lowered, "-o", text],
+        [tools() / "llc", "-O1", "-relocation-model=pic", "-filetype=obj", text, "-o", machine],
+        ["gcc", "-O1", "-shared", "-fPIC", folder / "runtime.c", machine, "-lm", "-o", library],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command[0]}: {done.stderr[:2000]}"
+    return ctypes.CDLL(library)
+
+
+def at_the_end_of_a_page(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy after which memory ends: whoever reads or writes one number past it is killed (SIGSEGV)."""
+    size, page = tensor.numel() * tensor.element_size(), mmap.PAGESIZE
+    whole = -(-size // page) * page
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    start = libc.mmap(
+        None, whole + page, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    )
+    assert libc.mprotect(start + whole, page, 0) == 0
+    buffer = (ctypes.c_byte * size).from_address(start + whole - size)
+    return torch.frombuffer(buffer, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)

@@ -1,0 +1,118 @@
+"""`ppe-npu eval` with a cost pass and the control of smaller input, and what its report says of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ppe_npu.demo import scenes
+from ppe_npu.evaluation import cost_table
+from ppe_npu.evaluation.report import compared
+from ppe_npu.files import write_json
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with test.jsonl, of 12 questions."""
+    folder = tmp_path_factory.mktemp("data")
+    scenes.write_split(folder, "test", 4, seed=1, questions_per_image=3)
+    return folder
+
+
+def test_costs_in_turns_and_smaller_input_are_rows_of_the_report(run, tiny_folder, data, tmp_path):
+    asked = ["eval", "--device", "cpu", "--model", tiny_folder, "--data-root", data, "--output", tmp_path / "out"]
+    asked += ["--max-new-tokens", 2, "--compression", "dense", "keep_one", "--ratio", 0.25]
+    asked += ["--cost-rounds", 2, "--smaller-input"]
+    code, _, err = run(*asked)
+    assert code == 0, err
+    folder = tmp_path / "out" / "layout"
+    found = json.loads((folder / "costs.json").read_text())
+    assert list(found["rows"]) == ["dense", "keep_one 0.25", "smaller input 0.25"]
+    assert (found["rounds"], found["prompts"], found["reference"], found["protocol"]) == (2, 8, "dense", "checkpoint")
+    assert found["rows"]["dense"]["ttft"]["ratio"] == 1.0
+    work = {name: row["counted"] for name, row in found["rows"].items()}
+    # 36 visual tokens: all go through the tower with keep_one, a quarter with smaller pictures; the LLM gets as many.
+    assert work["dense"]["tower_flops"] == work["keep_one 0.25"]["tower_flops"]
+    assert work["smaller input 0.25"]["tower_flops"] < work["dense"]["tower_flops"] / 2
+    assert work["keep_one 0.25"]["kv_bytes"] == work["smaller input 0.25"]["kv_bytes"] < work["dense"]["kv_bytes"]
+    assert work["smaller input 0.25"]["decoder_flops"] < work["dense"]["decoder_flops"]
+    result = json.loads((folder / "smaller_input_0.25" / "results.json").read_text())
+    assert (result["name"], result["settings"]["smaller_input"]) == ("smaller input 0.25", 0.25)
+    assert result["costs"]["tokens_after"] == 9
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "of dense's score" in report
+    assert "In turns: 2 rounds of 8 prompts" in report
+    assert "total ms" not in report  # times of runs one after the other are not shown beside them
+    code, _, err = run(*asked)  # again: the runs are found, and the same
+    assert code == 0, err
+    code, _, err = run(*asked[:-1], "--no-smaller-input", "--max-new-tokens", 3)
+    assert code == 2
+    assert "another max_new_tokens" in err
+
+
+def row(name, score, ratio, told=True, dense=False):
+    cost = {"median": ratio, "quartiles": [ratio, ratio], "ratio": ratio, "low": ratio, "high": ratio, "told": told}
+    return {"name": name, "score": score, "dense": dense}, {"ttft": cost, "total": cost, "counted": None}
+
+
+@pytest.mark.parametrize(
+    ("score", "ratio", "told", "speed", "share"),
+    [
+        (0.796, 0.5, True, "2.00 (2.00 to 2.00)", "99.5 %"),
+        (0.79, 0.5, True, "2.00 (2.00 to 2.00)", "98.8 % (below 99 %)"),
+        (0.8, 0.97, False, "1.03 (1.03 to 1.03), not told: within the spread", "100.0 %"),
+    ],
+)
+def test_a_speed_stands_beside_the_share_of_the_score_that_it_keeps(score, ratio, told, speed, share):
+    rows = [row("dense", 0.8, 1.0, told=False, dense=True), row("fast", score, ratio, told)]
+    measured = {"rows": {one["name"]: cost for one, cost in rows}}
+    lines = cost_table.lines({"rows": [one for one, _ in rows]}, measured)
+    assert lines[0][2:6] == ["1", "1000.0 (1000.0 to 1000.0)", "1", "100.0 %"]
+    assert [lines[1][2], lines[1][5]] == [speed, share]
+
+
+def test_a_share_of_nothing_is_a_dash():
+    assert cost_table.kept(None) == "-"
+
+
+@pytest.mark.parametrize("text", ["{}", "[", '{"rows": {"a": {"ttft": {"median": 0}}}}', '{"rows": {}}'])
+def test_a_damaged_pass_is_named(tmp_path, text):
+    from ppe_npu.errors import InputError
+
+    (tmp_path / "costs.json").write_text(text)
+    with pytest.raises(InputError, match=r"costs.json (is not JSON|holds no costs).*: delete it and measure again"):
+        cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {}}])
+
+
+def test_a_pass_of_another_protocol_is_not_shown(tmp_path):
+    one = row("dense", 1.0, 1.0)[1]
+    write_json(tmp_path / "costs.json", {"rows": {"dense": one}, "protocol": "qwen"})
+    assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {}}]) is None
+    assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {"protocol": {"name": "qwen"}}}])
+
+
+def test_tables_of_different_protocols_are_never_joined(tmp_path):
+    from report_runs import some, write_run
+
+    first = write_run(tmp_path / "a", some(0.5))
+    second = write_run(tmp_path / "b", some(0.7))
+    second["settings"] = {**second["settings"], "protocol": {"name": "qwen"}}
+    found = compared([first, second])
+    assert [comparison["protocol"] for comparison in found] == ["checkpoint", "qwen"]
+    assert [len(comparison["benchmarks"]["layout"]["rows"]) for comparison in found] == [1, 1]
+    assert "their tables are not joined" in found[0]["missing"][-1]
+
+
+def test_a_report_of_two_protocols_has_a_table_and_a_picture_of_each(tmp_path):
+    from report_runs import some, write_run
+
+    from ppe_npu.evaluation.report import write_report
+
+    runs = [write_run(tmp_path / name, some(0.5)) for name in "ab"]
+    runs[1]["settings"] = {**runs[1]["settings"], "protocol": {"name": "qwen"}}
+    path, table = write_report(runs, tmp_path / "report.md", "Both")
+    assert "# Protocol qwen" in path.read_text()
+    assert "method, by protocol qwen" in table
+    assert (tmp_path / "report-2.png").is_file()
+    assert len(json.loads((tmp_path / "report.json").read_text())["protocols"]) == 2

@@ -1,0 +1,55 @@
+"""The control of every table: smaller input of as many tokens as a method keeps."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.evaluation.downsampling import smaller
+from ppe_npu.evaluation.results import run_method, run_title, runs_dense
+
+
+@pytest.fixture(scope="module")
+def maker():
+    from transformers import Qwen2VLImageProcessor
+
+    return Qwen2VLImageProcessor(size={"shortest_edge": 3136, "longest_edge": 1605632})
+
+
+def tokens(maker, picture, least=28 * 28) -> int:
+    patches = maker.get_number_of_image_patches(
+        picture.height, picture.width, {"min_pixels": least, "max_pixels": maker.size["longest_edge"]}
+    )
+    return patches // maker.merge_size**2
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.111, 0.01])
+@pytest.mark.parametrize("size", [(640, 480), (200, 64), (1700, 2200), (57, 900), (28, 28)])
+def test_a_picture_has_its_share_of_tokens_to_within_a_row_and_a_column(maker, size, share):
+    picture = Image.new("RGB", size)
+    wanted = max(tokens(maker, picture, maker.size["shortest_edge"]) * share, 1)
+    made = smaller(picture, maker, share)
+    rows, columns = made.height // 28, made.width // 28
+    assert (made.height % 28, made.width % 28) == (0, 0)
+    assert tokens(maker, made) == rows * columns  # the processor leaves it as it is
+    assert abs(rows * columns - wanted) <= max(rows, columns) / 2 + 0.5
+
+
+def test_a_smaller_input_is_a_row_of_its_own_and_not_what_others_are_compared_with():
+    dense = CompressionConfig.preset("dense").to_dict()
+    assert run_title({"compression": dense}) == "dense"
+    assert run_title({"compression": dense, "smaller_input": 0.25}) == "smaller input 0.25"
+    assert run_method({"compression": dense, "smaller_input": 0.25}) == "smaller input"
+    assert runs_dense({"compression": dense})
+    assert not runs_dense({"compression": dense, "smaller_input": 0.25})
+
+
+def test_a_share_that_is_none_is_refused():
+    from ppe_npu.errors import InputError
+    from ppe_npu.evaluation.downsampling import SmallerInput
+
+    with pytest.raises(InputError, match="share=1 of the visual tokens must be between 0 and 1"):
+        SmallerInput(SimpleNamespace(), None, 1, share=1)

@@ -1,0 +1,89 @@
+"""Costs in turns: who is measured when, and what the statistics say of given numbers. Nothing here is timed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import near
+
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.interleaving import against, in_turns, summed_up
+
+
+def test_all_methods_answer_a_prompt_one_after_the_other_and_who_begins_moves_on():
+    calls = []
+    runners = {name: lambda prompt, name=name: calls.append((name, prompt)) or len(calls) for name in "abc"}
+    found = in_turns(runners, prompts=2, rounds=2)
+    names = ["".join(name for name, _ in calls[at : at + 3]) for at in range(0, len(calls), 3)]
+    assert names == ["cab", "abc", "abc", "bca", "bca", "cab"]  # the first two: the round that warms up
+    assert [prompt for _, prompt in calls[::3]] == [0, 1] * 3
+    assert found["a"] == [[7, 12], [15, 17]]  # which call it was: none of the first six
+    assert {name: np.shape(turns) for name, turns in found.items()} == dict.fromkeys("abc", (2, 2))
+
+
+@pytest.mark.parametrize(("prompts", "rounds"), [(0, 1), (1, 0)])
+def test_nothing_to_measure_is_refused(prompts, rounds):
+    with pytest.raises(InputError, match=f"{prompts} prompts in {rounds} rounds measure nothing"):
+        in_turns({"a": int}, prompts, rounds)
+
+
+def noisy(seed, scale=1.0, rounds=5, prompts=8):
+    """A machine whose speed wanders: every prompt of a round has its own factor, shared by who is measured there."""
+    generator = np.random.default_rng(seed)
+    hour = np.exp(generator.normal(0, 0.5, (rounds, prompts)))
+    jitter = np.exp(generator.normal(0, 0.02, (2, rounds, prompts)))
+    return 0.1 * hour * jitter[0], 0.1 * scale * hour * jitter[1]
+
+
+def test_two_identical_methods_are_equal_within_their_interval_however_the_machine_wanders():
+    """At 95 % one in twenty may miss; 40 seeds miss 7 or more by a chance of 2e-3. The differences stay below 3 %."""
+    found = [against(own, reference) for reference, own in map(noisy, range(40))]
+    assert sum(not one["low"] <= 1 <= one["high"] for one in found) < 7
+    assert max(100 * abs(one["ratio"] - 1) for one in found) < 3
+    assert sum(one["told"] for one in found) < 7
+
+
+def test_what_is_half_as_long_is_told_however_the_machine_wanders():
+    for reference, own in (noisy(seed, scale=0.5) for seed in range(10)):
+        found = against(own, reference)
+        assert found["low"] <= 0.5 * 1.02
+        assert found["high"] >= 0.5 / 1.02
+        assert found["told"]
+
+
+def test_a_difference_within_the_scatter_is_not_told():
+    ratios = np.array([[0.7, 1.3, 0.9, 1.5, 1.1, 0.8, 1.2, 1.4]] * 5)  # the middle half: 0.875 to 1.325
+    found = against(ratios, np.ones_like(ratios))
+    assert found["ratio"] > 1
+    assert abs(found["ratio"] - 1) < found["scatter"]
+    assert not found["told"]
+
+
+@settings(derandomize=True, max_examples=30)
+@given(st.lists(st.floats(0.01, 10), min_size=6, max_size=6), st.floats(0.1, 10))
+def test_the_unit_of_time_does_not_matter_and_a_method_beside_itself_is_one(values, unit):
+    times = np.array(values).reshape(2, 3)
+    same = against(times, times)
+    assert (same["ratio"], same["low"], same["high"], same["told"]) == (1.0, 1.0, 1.0, False)
+    other = against(times * unit, times[::-1] * unit)
+    assert other["ratio"] == near(against(times, times[::-1])["ratio"], roundings=6)
+    assert other["low"] <= other["high"]
+
+
+def test_a_disturbed_round_moves_no_median():
+    reference = np.full((5, 4), 0.1)
+    own = np.full((5, 4), 0.05)
+    own[2] = 3.0
+    assert against(own, reference)["ratio"] == 0.5
+
+
+def test_times_of_other_rounds_are_no_pairs():
+    with pytest.raises(InputError, match=r"\(1, 2\) and \(2, 1\) were not measured in turns"):
+        against([[1, 2]], [[1], [2]])
+
+
+def test_every_quantity_of_every_method_is_set_beside_the_reference():
+    found = summed_up({"dense": {"ttft": [[2.0]]}, "half": {"ttft": [[1.0]]}}, "dense")
+    assert {name: row["ttft"]["ratio"] for name, row in found.items()} == {"dense": 1.0, "half": 0.5}

@@ -1,0 +1,107 @@
+"""Scores of others' scorers on recorded answers, and which of their rules a benchmark goes by under a protocol."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ppe_npu.evaluation import metrics, protocols
+from ppe_npu.evaluation.benchmarks.dataset import Choice
+from ppe_npu.evaluation.metrics import official
+from ppe_npu.evaluation.metrics.lmms import extracted_letter
+from ppe_npu.evaluation.metrics.ptb import ptb_tokens
+from ppe_npu.evaluation.results import score
+
+RECORDED = json.loads(Path(__file__).with_name("official_scores.json").read_text(encoding="utf-8"))
+GROUPS = dict.fromkeys((benchmark, source) for benchmark, source, *_ in RECORDED["answers"])
+
+
+@pytest.mark.parametrize("group", GROUPS, ids="-".join)
+def test_recorded_answers_are_scored_as_their_source_scored_them(group):
+    rule = official.rule(*group)
+    cases = [case[2:] for case in RECORDED["answers"] if tuple(case[:2]) == group]
+    differing = [case for case in cases if rule(*case[:3]) != case[3]]
+    assert not differing
+
+
+def test_recorded_captions_have_the_published_tokens():
+    assert not [text for text, tokens in RECORDED["tokens"] if ptb_tokens(text) != tokens]
+
+
+def test_every_version_is_named_and_every_rule_has_a_known_source():
+    assert {source for _, source in official.RULES} == set(official.VERSIONS)
+    assert {protocols.load(name).rules for name in protocols.names()} <= {None, *official.VERSIONS}
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("a man &amp; a dog", ["a", "man", "&", "a", "dog"]),
+        ("1 &lt; 2 &gt; 0", ["1", "<", "2", ">", "0"]),
+        ("&quot;hello&quot; &mdash; he said", ["hello", "he", "said"]),
+        ("Tom&apos;s hat", ["tom", "'s", "hat"]),
+        ("Inc.A. B", ["inc.", "a.", "b"]),
+        ("it's y'all's", ["it", "'s", "y'", "all", "'s"]),
+        ("(two) [men]", ["-lrb-", "two", "-rrb-", "-lsb-", "men", "-rsb-"]),
+        ("don't cannot gonna 'twas", ["do", "n't", "can", "not", "gon", "na", "'t", "was"]),
+        ("日本 \u0000 ok", ["日本", "ok"]),
+        ("", []),
+        (" . , ; : ! ? -- ... ", []),
+    ],
+)
+def test_caption_tokens(text, tokens):
+    assert metrics.caption_tokens(text) == tokens
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("A", "A"), ("(B)(C)", "C"), ("<think>maybe B</think>C", "C"), ("The best option is (C) Both", "B"),
+        ("E", ""), ("", ""), ("b", ""), ("A. or B. x", "A"), ("x C: y B) z", "C"), ("CAT", "A"), ("  '", ""),
+    ],
+)  # fmt: skip
+def test_the_letter_that_lmms_eval_extracts(answer, letter):
+    assert extracted_letter(answer) == letter
+
+
+class Asked(Choice):
+    """A benchmark without files."""
+
+    name = "mmmu"
+    folder, needs = ".", ()
+    home = metric = ""
+    form = "{question}"
+
+    def read(self):
+        return [{"index": 0}]
+
+    def sample(self, row):
+        return {"index": row["index"], "prompt": "?", "GT": "B", "options": ["a", "b", "c", "d"]}
+
+    def letter(self, answer, sample):
+        return "B"
+
+
+def test_a_protocols_rule_goes_before_the_benchmarks_own(tmp_path):
+    benchmark = Asked(tmp_path)
+    assert score(benchmark, "A", benchmark[0]) == 1.0  # its own letter() says B to everything
+    benchmark.use(protocols.load("qwen"))
+    assert score(benchmark, " A ", benchmark[0]) == 0.0
+    assert score(benchmark, "(B)", benchmark[0]) == 1.0
+
+
+def test_answers_without_a_letter_are_wrong_or_drawn_by_the_protocols_seed(tmp_path):
+    benchmark = Asked(tmp_path)
+    benchmark.use(protocols.load("qwen"))
+    assert score(benchmark, "?", benchmark[0]) == 0.0
+    benchmark.draws = 7
+    drawn = [score(benchmark, "?", {**benchmark[0], "index": index}) for index in range(2000)]
+    again = [score(benchmark, "?", {**benchmark[0], "index": index}) for index in reversed(range(2000))]
+    assert drawn == again[::-1]
+    # 2000 draws of chance 1/4: 5 standard deviations are 97.
+    assert abs(Counter(drawn)[1.0] - 500) < 97
+    benchmark.draws = 8
+    assert drawn != [score(benchmark, "?", {**benchmark[0], "index": index}) for index in range(2000)]

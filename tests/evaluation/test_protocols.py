@@ -1,0 +1,125 @@
+"""Named protocols: what they set, what a result says of them, and what goes before them."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation import protocols
+from ppe_npu.evaluation.benchmarks import registry
+from ppe_npu.evaluation.protocols import label, load
+
+TOKEN = 28 * 28  # pixels of a token of Qwen2-VL and Qwen2.5-VL
+
+
+def test_the_four_are_there_and_an_unknown_one_is_refused_by_name():
+    assert protocols.names() == ["checkpoint", "lmms-eval", "qwen", "vlmevalkit"]
+    assert all(load(name).name == name for name in protocols.names())
+    with pytest.raises(InputError, match="protocol 'lmms' is not known: use one of checkpoint, lmms-eval"):
+        load("lmms")
+
+
+@pytest.mark.parametrize("name", protocols.names())
+def test_prompts_are_of_benchmarks_that_are_there_and_take_what_those_fill_in(name):
+    for benchmark, texts in load(name).prompts.items():
+        assert benchmark in registry.OURS or benchmark == "longvideobench_v"
+        assert set(texts) <= {"form", "hint_form"}
+        assert "{" in texts["form"]
+
+
+# Tokens of one picture, worked out by hand: each side rounds to a multiple of 28, then the area is brought into bounds.
+@pytest.mark.parametrize(
+    ("height", "width", "tokens"),
+    [
+        (480, 640, {"qwen": 391, "lmms-eval": 391, "vlmevalkit": 1302}),
+        (64, 200, {"qwen": 14, "lmms-eval": 290, "vlmevalkit": 1344}),
+        (2200, 1700, {"qwen": 4819, "lmms-eval": 1989, "vlmevalkit": 4819}),
+    ],
+)
+def test_a_picture_has_the_tokens_that_the_protocols_make_of_it(height, width, tokens):
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    for name, count in tokens.items():
+        least, most = load(name).pixels(None, None)
+        rows, columns = smart_resize(height, width, 28, least, most)
+        assert rows * columns // TOKEN == count, name
+
+
+def test_a_videos_budget_is_shared_by_its_frames():
+    def tokens(name, seconds):
+        sampling = load(name).sampling()
+        frames = sampling.count(int(seconds * 30), 30.0, 2)
+        least, most = sampling.frame_pixels(frames, 1, 10**9)
+        assert least == 128 * TOKEN
+        return frames, min(most, 1280 * 720) * frames // 2 // TOKEN
+
+    # 384 s: 768 frames, each then 1.05 times the least; of few frames each has the most.
+    frames, many = tokens("vlmevalkit", 384)
+    assert (frames, many) == (768, 51_609)  # 384 steps of 128 * 1.05 tokens, rounded down
+    assert tokens("vlmevalkit", 8) == (16, 768 * 8)
+    assert tokens("lmms-eval", 384) == (32, 768 * 16)
+    # Between them the whole budget is used: 24,576 tokens.
+    assert tokens("qwen", 50) == (100, 24_575)  # what 19,267,584 * 2 // 100 leaves
+
+
+def test_without_a_budget_bounds_are_as_they_were():
+    assert VideoSampling().frame_pixels(768, 4, 9) == (4, 9)
+    assert VideoSampling(max_pixels=6).frame_pixels(768, 4, 9, whole=True) == (4, 6)
+    assert VideoSampling(total_pixels=100, min_pixels=1).frame_pixels(4, 4, 90) == (1, 50)
+    assert VideoSampling(total_pixels=100, min_pixels=1).frame_pixels(4, 4, 90, whole=True) == (4, 200)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"nframes": 8}, {"nframes": 8, "fps": None, "max_frames": 32}),
+        ({"fps": 1.0}, {"fps": 1.0, "nframes": None}),
+        ({"max_pixels": 784}, {"max_pixels": 784, "min_pixels": None}),  # the protocol's least is more than that
+        ({"min_pixels": 10**6}, {"min_pixels": 10**6, "max_pixels": None}),
+        ({"fps": None, "max_pixels": None}, {"fps": 2.0, "max_pixels": 768 * TOKEN}),
+    ],
+)
+def test_what_is_asked_for_goes_before_the_protocol(asked, expected):
+    sampling = load("lmms-eval").sampling(**asked)
+    assert {key: getattr(sampling, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "pixels"),
+    [((None, None), (200704, 1605632)), ((None, 784), (None, 784)), ((10**7, None), (10**7, None)), ((1, 2), (1, 2))],
+)
+def test_pixels_that_are_asked_for_go_before_the_protocol(asked, pixels):
+    assert load("lmms-eval").pixels(*asked) == pixels
+
+
+def test_a_result_says_what_it_went_by():
+    found = load("lmms-eval").recorded({"nframes": 8, "fps": None})
+    assert found["name"] == "lmms-eval"
+    assert found["changed"] == {"nframes": 8}
+    assert found["video"]["max_frames"] == 32
+    assert label({"protocol": found}) == "lmms-eval (nframes 8)"
+    assert label({"protocol": load("qwen").recorded()}) == "qwen"
+    assert label({}) == label({"protocol": "text"}) == "checkpoint"  # the first edition said nothing
+
+
+def test_mmbench_is_asked_with_all_turns_where_the_protocol_says_so():
+    assert registry.named_by(load("vlmevalkit"), "mmbench_en") == "mmbench_en_circular"
+    assert registry.named_by(load("checkpoint"), "mmbench_en") == "mmbench_en"
+    assert registry.named_by(load("qwen"), "textvqa") == "textvqa"
+    assert registry.named_by(None, "mmbench_cn") == "mmbench_cn"
+
+
+def test_a_benchmark_of_ones_own_is_left_as_it_is():
+    own = SimpleNamespace(modality="image")
+    registry.ask_by(load("vlmevalkit"), own)
+    assert own == SimpleNamespace(modality="image")
+
+
+def test_every_number_is_finite_and_positive():
+    for name in protocols.names():
+        found = load(name)
+        assert all(math.isfinite(value) and value > 0 for part in (found.image, found.video) for value in part.values())

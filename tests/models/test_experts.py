@@ -1,0 +1,56 @@
+"""Mixtures of experts of families that are dense otherwise."""
+
+import pytest
+import torch
+import transformers
+from prompts import GREEDY, kept_logits, logits, with_types
+from support import random_model
+from tiles import PRUNE, config_of, inputs_of, painted
+from tolerances import assert_rounds_alike, exact
+
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.errors import InputError
+
+FAMILIES = ["qwen3_vl_moe"]
+FAMILIES += ["qwen3_5_moe"] if hasattr(transformers.cache_utils, "LinearAttentionLayer") else []
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request):
+    model = random_model(family=request.param)
+    model.set_experts_implementation("eager")  # the other ones have no fp64
+    return model
+
+
+PROMPTS = [
+    painted([2, "start", ("image", (1, 4, 5)), 3, ("frames", (3, 3, 4)), 2], seed=1),
+    painted([1, "start", ("image", (1, 3, 3)), 4], seed=3),
+]
+
+
+def test_dense_is_the_untouched_model(model):
+    inputs = with_types(inputs_of("qwen3_vl", *PROMPTS))
+    real = inputs["attention_mask"].bool()
+    restore(model)
+    plain, true = logits(model, inputs)[real], exact(model, lambda: logits(model, inputs)[real])
+    found = logits(compress(model, CompressionConfig.preset("dense")), inputs)[real]
+    assert_rounds_alike(found, plain, true)
+
+
+def test_a_prompts_result_depends_on_the_prompt_alone(model):
+    compress(model, config_of([PRUNE, {"method": "dpc_knn", "ratio": 0.6, "layer": 1}]))
+
+    def alone():
+        return [kept_logits(model, prompt)[0] for prompt in PROMPTS]
+
+    expected, true = alone(), exact(model, alone)
+    assert_rounds_alike(kept_logits(model, *PROMPTS, pad_to=70), expected, true)
+    inputs, settings = inputs_of("qwen3_vl", *PROMPTS), {"max_new_tokens": 4, **GREEDY}
+    cached, plain = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, plain)
+
+
+def test_router_logits_are_refused(model):
+    compress(model, config_of("alone"))
+    with pytest.raises(InputError, match="output_router_logits=True: a compressed model gives none"):
+        model(**inputs_of("qwen3_vl", PROMPTS[1]), output_router_logits=True)

@@ -1,0 +1,339 @@
+"""IPCV inside a tower: against its definition, with everything that may stand around it, and for every sample alone."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from naive_ipcv import TOWERS, naive
+from prompts import GREEDY, logits
+from support import FAMILIES, Prompt, batch, random_model
+from test_no_sync import SYNCS, Recorder
+from tolerances import assert_equal, assert_rounds_alike, exact
+
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.errors import InputError
+from ppe_npu.methods import DART, DPCKNN, IPCV, FastV, PixelPrune, VisionZip
+from ppe_npu.models.fused import fuse
+
+METHOD = IPCV(keep=0.35, prune_block=2, stabilized_blocks=3, neighbors=4)
+SETTINGS = {
+    "usual": METHOD,
+    "none stabilized": IPCV(keep=0.5, prune_block=3, stabilized_blocks=0, neighbors=1),
+    "all stabilized": IPCV(keep=0.3, prune_block=1, stabilized_blocks=9, neighbors=10),
+    "few stay": IPCV(keep=0.04, prune_block=4, stabilized_blocks=2, neighbors=10),
+}
+PROMPTS = [
+    Prompt([2, ("image", (1, 5, 7)), 3, ("image", (1, 2, 3)), 1], seed=1),
+    Prompt([3], seed=2),
+    Prompt([1, ("image", (1, 1, 1)), 2, ("image", (1, 5, 6)), 4], seed=3),
+]
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def model(family):
+    return random_model(family=family, tower=TOWERS[family])
+
+
+def config(*steps, **settings):
+    return CompressionConfig(steps=steps or [METHOD], **{"positions": "keep_one"} | settings)
+
+
+def clip(family):
+    return Prompt([1, ("frames" if family == "qwen3_vl" else "video", (3, 3, 4)), 2], seed=4)
+
+
+def given(family, *prompts, **settings):
+    inputs = batch(*(prompts or (*PROMPTS, clip(family))), **settings)
+    return {name: value for name, value in inputs.items() if family == "qwen2_5_vl" or name != "second_per_grid_ts"}
+
+
+def features(output):
+    return [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+
+
+def run(model, inputs, kind="image"):
+    """The tower, called by itself."""
+    pixels = inputs["pixel_values" if kind == "image" else "pixel_values_videos"]
+    return model.model.visual(pixels.to(model.model.visual.dtype), grid_thw=inputs[f"{kind}_grid_thw"])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_towers_output_is_that_of_the_definition(model, family, name, kind):
+    method = SETTINGS[name]
+    inputs = given(family, PROMPTS[0] if kind == "image" else clip(family))
+    grid = inputs[f"{kind}_grid_thw"]
+    pixels = inputs["pixel_values" if kind == "image" else "pixel_values_videos"]
+    with torch.no_grad():
+        oracle = lambda: features(naive(model.model.visual, pixels, grid, method, [len(pixels)]))  # noqa: E731
+        plain, true = oracle(), exact(model, oracle)
+        compress(model, config(method))
+        assert_rounds_alike(features(run(model, inputs, kind)), plain, true, layers=8)
+
+
+def test_patches_compete_within_a_prompts_images_and_its_videos_or_each_image(model, family):
+    """A prompt's features do not depend on what is in its batch, and a direct call's not on more than was asked for."""
+    mixed = Prompt([1, ("image", (1, 5, 4)), 2, *clip(family).parts], seed=7)
+    inputs, visual = given(family, PROMPTS[0], mixed), model.model.visual
+    pixels = torch.cat([inputs["pixel_values"], inputs["pixel_values_videos"]])
+    grid = torch.cat([inputs["image_grid_thw"], inputs["video_grid_thw"]])
+    for method, pools in ((METHOD, [164, 80, 144]), (IPCV(prune_block=2, per_image=True), [140, 24, 80, 144])):
+        expected = []
+        compress(restore(model), config(method))
+        hook = visual.register_forward_hook(lambda _m, _a, output, seen=expected: seen.append(features(output)))
+        logits(model, inputs)
+        hook.remove()
+        restore(model)
+        with torch.no_grad():
+            oracle = lambda: features(naive(visual, pixels, grid, method, pools))  # noqa: B023, E731
+            assert_rounds_alike(expected[0], oracle(), exact(model, oracle), layers=8)
+    alone = compress(model, config(IPCV(prune_block=2, per_image=True)))
+    with torch.no_grad():
+        whole = features(run(alone, inputs))[0]
+        first = alone.model.visual(pixels[:140], grid_thw=grid[:1]).pooler_output
+        again = lambda: alone.model.visual(pixels[:140].to(alone.dtype), grid_thw=grid[:1]).pooler_output  # noqa: E731
+        assert_rounds_alike(whole[:35], first, exact(alone, again), layers=8)
+
+
+def test_a_prompt_gives_what_it_gives_alone(model, family):
+    """Beside others, padded, images beside videos."""
+    inputs, prompts = given(family), (*PROMPTS, clip(family))
+    compress(model, config())
+    together = logits(model, inputs)
+    for row, prompt in zip(together, prompts):
+        alone = given(family, prompt)
+        found = logits(model, alone)[0]
+        assert_rounds_alike(row[-len(found) :], found, exact(model, lambda one=alone: logits(model, one))[0], layers=11)
+
+
+def test_all_patches_kept_or_too_few_blocks_are_the_tower_as_it_is(model, family):
+    inputs = given(family)
+    plain = logits(compress(model, CompressionConfig.preset("dense")), inputs)
+    for method in (IPCV(keep=1.0), IPCV(prune_block=8), IPCV(prune_block=30)):
+        assert_equal(logits(compress(model, config(method)), inputs), plain)
+
+
+@pytest.mark.parametrize("kind", ["eager", "fused", "shown"])
+def test_it_does_not_hang_on_how_the_tower_attends_or_on_who_looks(model, family, kind):
+    inputs = given(family)
+    compress(model, config())
+    with torch.no_grad():
+        plain, true = features(run(model, inputs)), exact(model, lambda: features(run(model, inputs)))
+        if kind == "fused":
+            fuse(model)
+        if kind == "eager":
+            model.model.visual.set_attn_implementation("eager")
+        more = {"output_hidden_states": True} if kind == "shown" else {}
+        found = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"], **more)
+    assert_rounds_alike(features(found), plain, true, layers=8)
+    if more:
+        assert {len(state) for state in found.hidden_states} == {len(inputs["pixel_values"])}
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def gradients(model, outputs):
+    """Of a sum over everything that leaves the tower, of every parameter."""
+    model.zero_grad()
+    generator = torch.Generator().manual_seed(0)
+    total = sum((part * torch.randn(part.shape, generator=generator).to(part)).sum() for part in outputs)
+    total.backward()
+    return {name: p.grad.clone() for name, p in model.model.visual.named_parameters() if p.grad is not None}
+
+
+def test_gradients_flow_through_the_rebuilt_tokens(model, family):
+    inputs = given(family, PROMPTS[0])
+    pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
+    oracle = lambda: gradients(model, features(naive(model.model.visual, pixels, grid, METHOD, [len(pixels)])))  # noqa: E731
+    plain, true = oracle(), exact(model, oracle)
+    compress(model, config())
+    assert_rounds_alike(gradients(model, features(run(model, inputs))), plain, true, layers=8)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(model, family, reentrant):
+    inputs = given(family)
+    compress(model, config()).train()
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+
+    def trained(model):
+        model.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = trained(model)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    again = trained(model)
+    assert again.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert_equal(again[name], gradient, name)
+
+
+def test_lora_on_the_tower_trains():
+    from peft import LoraConfig, get_peft_model
+
+    base = random_model(tower=TOWERS["qwen2_5_vl"])
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=r".*visual\.blocks.*\.(qkv|proj|down_proj)"))
+    compress(model, config(METHOD, DPCKNN(0.5))).train()
+    inputs = given("qwen2_5_vl", PROMPTS[0], clip("qwen2_5_vl"))
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(4):
+        loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        blocks = {name.split("blocks.")[1].split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+        assert blocks == {str(number) for number in range(8)}
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+# -- state -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_in_the_tower_leaves_the_next_pass_right(model, family):
+    inputs = given(family)
+    compress(model, config())
+    expected = logits(model, inputs)
+    hook = model.model.visual.blocks[4].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        logits(model, inputs)
+    hook.remove()
+    assert_equal(logits(model, inputs), expected)
+
+
+def test_passes_nest_and_run_in_threads(model, family):
+    inputs, others = given(family), given(family, PROMPTS[2])
+    compress(model, config())
+    with torch.no_grad():
+        expected, other = features(run(model, inputs))[0], features(run(model, others))[0]
+        inner: list = []
+
+        def another(*_) -> None:
+            inner.append(None)
+            if len(inner) == 1:
+                inner[0] = features(run(model, others))[0]
+
+        hook = model.model.visual.blocks[4].mlp.register_forward_pre_hook(another)
+        assert_equal(features(run(model, inputs))[0], expected)
+        hook.remove()
+        assert_equal(inner[0], other)
+    found, start = {}, threading.Barrier(2)
+
+    @torch.no_grad()
+    def work(name, own):
+        start.wait()
+        found[name] = [features(run(model, own))[0] for _ in range(4)]
+
+    threads = [threading.Thread(target=work, args=pair) for pair in (("one", inputs), ("other", others))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, true in (("one", expected), ("other", other)):
+        for value in found[name]:
+            assert_equal(value, true)
+
+
+def test_restoring_and_copies_leave_nothing(model, family):
+    inputs, visual = given(family), model.model.visual
+    before = [set(vars(module)) for module in (visual, *visual.blocks)]
+    plain = logits(compress(model, CompressionConfig.preset("dense")), inputs)
+    compress(model, config())
+    expected = logits(model, inputs)
+    twin, shadow = copy.deepcopy(model), copy.copy(model)
+    restore(shadow)
+    assert_equal(logits(model, inputs), expected)
+    restore(model)
+    assert [set(vars(module)) for module in (visual, *visual.blocks)] == before
+    assert_equal(logits(twin, inputs), expected)
+    assert_equal(logits(compress(model, CompressionConfig.preset("dense")), inputs), plain)
+
+
+def waits(model, inputs, monkeypatch):
+    """How often the host reads what is on a device."""
+    seen = []
+    for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__index__"):
+        call = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, call=call, **k: seen.append(1) or call(self, *a, **k))
+    recorder = Recorder()
+    recorder.on = True
+    with recorder, torch.no_grad():
+        run(model, inputs)
+    monkeypatch.undo()
+    return len(seen) + len([name for name in recorder.names if name in SYNCS])
+
+
+def test_the_host_waits_once_more_than_for_the_tower_as_it_is(model, family, monkeypatch):
+    inputs = given(family, PROMPTS[0])
+    fuse(model)
+    plain = waits(model, inputs, monkeypatch)
+    compress(model, config())
+    run(model, inputs)
+    assert waits(model, inputs, monkeypatch) <= plain + 1
+
+
+# -- with other steps --------------------------------------------------------------------------------------------------
+
+FOLLOWING = {
+    "PPE": ([DPCKNN(0.5)], {"positions": "ppe", "k": 4}),
+    "dart": ([DART(0.5, layer=1)], {}),
+    "dart released": ([DART(0.5, layer=1, pivot_image=2, pivot_text=1, released=True)], {}),
+    "fastv": ([FastV(0.5, layer=1)], {"positions": "ppe", "k": 4}),
+    "visionzip": ([VisionZip(0.5, tower_windows="frame")], {}),
+    "two": ([DPCKNN(0.6), FastV(0.5, layer=1)], {"positions": "ppe", "k": 4}),
+    "pixels": ([PixelPrune(threshold=0.5)], {}),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_every_step_goes_with_it(model, family, name):
+    steps, settings = FOLLOWING[name]
+    inputs = given(family)
+    compress(model, config(METHOD, *steps, **settings))
+    out = logits(model, inputs)
+    assert torch.isfinite(out).all()
+    compress(model, config(*steps, **settings))
+    assert logits(model, inputs).shape == out.shape
+    if name != "pixels":
+        compress(model, config(METHOD))
+        assert model.compression.report is None
+        logits(model, inputs)
+        assert model.compression.report.retention == 1
+    compress(model, config(METHOD, *steps, **settings))
+    ids = model.generate(**inputs, max_new_tokens=3, **GREEDY)
+    first = out[:, -1].clone()
+    first[:, GREEDY["suppress_tokens"]] = -torch.inf
+    assert ids[:, inputs["input_ids"].shape[1]].tolist() == first.argmax(-1).tolist()
+
+
+def test_what_looks_into_the_tower_sees_rebuilt_patches(model, family):
+    """And changes nothing by looking."""
+    inputs = given(family)
+    compress(model, config())
+    with torch.no_grad():
+        plain, true = features(run(model, inputs)), exact(model, lambda: features(run(model, inputs)))
+        compress(model, config(METHOD, VisionZip(0.5, tower_windows="frame")))
+        assert_rounds_alike(features(run(model, inputs)), plain, true, layers=8)
+
+
+def test_what_cannot_be_is_refused_by_name(model, family):
+    with pytest.raises(InputError, match="ipcv after ipcv: only one step may stand inside the vision tower"):
+        compress(model, config(METHOD, IPCV(keep=0.5)))
+    with pytest.raises(InputError, match=r"ipcv with layer=2: it cannot stand on entry of a decoder layer"):
+        IPCV(layer=2)
+    for key, value in (("keep", 0), ("keep", 1.5), ("prune_block", 0), ("neighbors", 0), ("stabilized_blocks", -1)):
+        with pytest.raises(InputError, match=f"{key}={value}"):
+            IPCV(**{key: value})
+    model.model.visual.blocks[1] = torch.nn.Identity()
+    with pytest.raises(InputError, match="block 'Identity' of the vision tower is not supported"):
+        compress(model, config())

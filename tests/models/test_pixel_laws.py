@@ -1,0 +1,115 @@
+"""Prompts whose pictures lose cells before the vision tower are prompts as all others, however they come."""
+
+import pytest
+import torch
+from prompts import GREEDY
+from support import FAMILIES, random_model
+from test_packing import check_packed, text_labels
+from tiles import FUSED, MODELS, STEPS, TOWERS, config_of, inputs_of, kept_rows, painted, prompts_of
+from tolerances import assert_rounds_alike, exact, loss_near
+
+from ppe_npu import compress
+
+
+@pytest.fixture(params=[*FAMILIES, "qwen3_5"])
+def family(request):
+    if request.param not in MODELS:
+        pytest.skip("transformers keeps linear attention's states elsewhere")
+    return request.param
+
+
+@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
+def some(request):
+    return request.param
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_prompts_result_depends_on_the_prompt_alone(family, name):
+    config, prompts = config_of(name), prompts_of(family)
+    model = compress(MODELS[family], config)
+
+    def alone():
+        return [kept_rows(model, prompt)[0] for prompt in prompts]
+
+    expected, true = alone(), exact(model, alone)
+    assert len(expected[0]) < len(prompts[0].ids)
+    for other in (model, compress(FUSED[family], config)):
+        for side in ("left", "right"):
+            assert_rounds_alike(kept_rows(other, *prompts, side=side, pad_to=70), expected, true)
+    assert_rounds_alike(kept_rows(model, *prompts[::-1])[::-1], expected, true)
+
+
+@pytest.mark.parametrize("name", ["alone", "then clusters"])
+def test_a_packed_batch_is_its_samples(some, name):
+    check_packed(compress(FUSED[some], config_of(name)), prompts_of(some), "right")
+
+
+@pytest.mark.parametrize("positions", ["ppe", "renumber"])
+@pytest.mark.parametrize("name", ["alone", "then clusters"])
+def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(some, name, positions):
+    model = compress(MODELS[some], config_of(name, positions))
+    inputs = inputs_of(some, *prompts_of(some))
+    settings = {"max_new_tokens": 4, **GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    cached, plain = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
+    true = exact(model, lambda: model.generate(**inputs, **settings, use_cache=False))
+    assert torch.equal(cached.sequences, plain.sequences)
+    assert_rounds_alike(cached.logits, plain.logits, true.logits)
+
+
+def test_a_second_turn_with_another_picture(some):
+    model, settings = compress(MODELS[some], config_of("then clusters")), {"max_new_tokens": 3, **GREEDY}
+    first, more = painted([2, ("image", (1, 4, 4)), 3], seed=1), painted([1, ("image", (1, 3, 5)), 2], seed=2)
+    start = inputs_of(some, first)
+    out = model.generate(**start, **settings, return_dict_in_generate=True)
+    ids = torch.cat([out.sequences, torch.tensor([more.ids])], dim=1)
+    both = {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.cat([*first.pixels["image"], *more.pixels["image"]]),
+        "image_grid_thw": torch.tensor([*first.grids["image"], *more.grids["image"]]),
+    }  # fmt: skip
+    second = model.generate(**both, past_key_values=out.past_key_values, **settings)
+    assert torch.equal(second, model.generate(**both, **settings))
+
+
+def test_beams_of_a_batch_are_those_of_its_samples(some):
+    model, settings = compress(MODELS[some], config_of("alone")), {"max_new_tokens": 4, **GREEDY, "num_beams": 2}
+    prompts = [prompts_of(some)[0], prompts_of(some)[2]]
+    together = model.generate(**inputs_of(some, *prompts), **settings)[:, -4:]
+    alone = [model.generate(**inputs_of(some, prompt), **settings)[0, -4:] for prompt in prompts]
+    assert torch.equal(together, torch.stack(alone))
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["alone", "then late"])
+def test_the_loss_is_one_however_it_is_asked_for(some, name):
+    model = compress(FUSED[some], config_of(name)).train()
+    inputs = inputs_of(some, *prompts_of(some), side="right")
+    labels = text_labels(inputs)
+    out = model(**inputs, labels=labels)
+    for row, (own, arranged) in enumerate(zip(labels, out.labels)):
+        assert arranged[arranged != -100].tolist() == own[own != -100].tolist(), row
+    expected = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1).float(), out.labels[:, 1:].flatten())
+    for wishes in ({}, {"skip_logits": True}, {"skip_logits": True, "packed": True}, {"packed": True}):
+        assert model(**inputs, labels=labels, **wishes).loss.item() == loss_near(expected.item())
+    model.eval()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradients_survive_checkpointing(some, reentrant):
+    model = compress(random_model(family=some, tower=TOWERS.get(some)), config_of("then clusters")).train()
+    inputs = inputs_of(some, *prompts_of(some))
+    labels = text_labels(inputs)
+
+    def gradients():
+        model.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected, true = gradients(), exact(model, gradients)
+    assert any("visual.blocks" in name and gradient.abs().max() > 0 for name, gradient in expected.items())
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    assert_rounds_alike(gradients(), expected, true)

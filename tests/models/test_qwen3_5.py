@@ -1,0 +1,169 @@
+"""Qwen3.5: layers of linear attention between those that attend."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from prompts import GREEDY, kept_logits, logits, with_types
+from support import PAD_ID, Prompt, batch, random_model
+from test_packing import text_labels
+from tolerances import assert_equal, assert_rounds_alike, exact, loss_near
+
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.errors import InputError
+from ppe_npu.methods import DPCKNN, get
+from ppe_npu.models.fused import fuse
+from ppe_npu.models.known import is_gated
+
+if not hasattr(transformers.cache_utils, "LinearAttentionLayer"):
+    pytest.skip("transformers keeps linear attention's states elsewhere", allow_module_level=True)
+
+MODEL = random_model(family="qwen3_5")
+PROMPTS = [
+    Prompt([2, "start", ("image", (1, 4, 5)), 3, ("frames", (3, 3, 4)), 2], seed=1),
+    Prompt([5], seed=2),
+    Prompt([1, ("frames", (2, 2, 3)), 2, "start", ("image", (1, 3, 3)), 1, "start", ("image", (1, 1, 1)), 4], seed=3),
+]
+STEPS = {
+    "before": [DPCKNN(0.45)],
+    "on entry of linear layers": [DPCKNN(0.6), DPCKNN(0.5, layer=2), DPCKNN(0.5, layer=3)],
+    "on entry of attention": [DPCKNN(0.6, layer=1), DPCKNN(0.5, layer=4)],
+    "by the last token": [get("fastv", ratio=0.5, layer=2), DPCKNN(0.5, layer=3)],
+    "late": [get("apet"), get("uniform", ratio=0.7, layer=2)],
+}
+
+SLOW = ("before", "on entry of attention")
+QUICK = [("on entry of attention", "ppe"), ("on entry of linear layers", "renumber")]
+
+
+def config_of(name, positions="ppe", k=4):
+    return CompressionConfig(steps=STEPS[name], positions=positions, k=k if positions == "ppe" else 1)
+
+
+def inputs_of(*prompts, **kwargs):
+    return {name: value for name, value in batch(*prompts, **kwargs).items() if name != "second_per_grid_ts"}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_dense_is_the_untouched_model_padded_or_not(side):
+    model, inputs = restore(MODEL), with_types(inputs_of(*PROMPTS, side=side))
+    real = inputs["attention_mask"].bool()
+    plain = logits(model, inputs)[real]
+    true = exact(model, lambda: logits(model, inputs)[real])
+    found = logits(compress(model, CompressionConfig.preset("dense")), inputs)
+    assert_rounds_alike(found[real], plain, true)
+    restore(model)
+    assert_equal(logits(model, inputs)[real], plain)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in STEPS])
+def test_a_prompts_result_depends_on_the_prompt_alone(name):
+    model = compress(MODEL, config_of(name))
+
+    def alone():
+        return [kept_logits(model, prompt)[0] for prompt in PROMPTS]
+
+    expected, true = alone(), exact(model, alone)
+    for other in (model, compress(fuse(random_model(family="qwen3_5")), config_of(name))):
+        for side in ("left", "right"):
+            assert_rounds_alike(kept_logits(other, *PROMPTS, side=side, pad_to=80), expected, true)
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [
+        pytest.param(name, positions, marks=() if (name, positions) in QUICK else pytest.mark.slow)
+        for name in ("before", "on entry of linear layers", "on entry of attention", "late")
+        for positions in ("ppe", "keep_one", "renumber")
+    ],
+)
+def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(name, positions):
+    model, inputs = compress(MODEL, config_of(name, positions)), inputs_of(*PROMPTS)
+    settings = {"max_new_tokens": 4, **GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    cached = model.generate(**inputs, **settings)
+    assert model.compression.report.kv_bytes > 0
+    plain = model.generate(**inputs, **settings, use_cache=False)
+    true = exact(model, lambda: model.generate(**inputs, **settings, use_cache=False))
+    assert torch.equal(cached.sequences, plain.sequences)
+    assert_rounds_alike(cached.logits, plain.logits, true.logits)
+
+
+@pytest.mark.parametrize("name", ["on entry of linear layers", "on entry of attention"])
+def test_a_second_turn_goes_on_where_the_first_ended(name):
+    model, settings = compress(MODEL, config_of(name)), {"max_new_tokens": 3, **GREEDY}
+    inputs = inputs_of(PROMPTS[0])
+    first = model.generate(**inputs, **settings, return_dict_in_generate=True)
+    more = torch.cat([first.sequences, torch.tensor([[11, 12, 13, 14]])], dim=1)
+    rest = {"input_ids": more, "attention_mask": torch.ones_like(more)}
+    second = model.generate(**rest, past_key_values=first.past_key_values, **settings)
+    assert torch.equal(second, model.generate(**{**inputs, **rest}, **settings))
+
+
+def test_beams_of_a_batch_are_those_of_its_samples():
+    model, settings = compress(MODEL, config_of("before")), {"max_new_tokens": 4, **GREEDY, "num_beams": 2}
+    prompts = [PROMPTS[0], PROMPTS[2]]
+    together = model.generate(**inputs_of(*prompts), **settings)[:, -4:]
+    alone = [model.generate(**inputs_of(prompt), **settings)[0, -4:] for prompt in prompts]
+    assert torch.equal(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize("name", ["before", "late"])
+def test_the_loss_is_one_however_it_is_asked_for(name):
+    model = compress(fuse(random_model(family="qwen3_5")), config_of(name)).train()
+    inputs = inputs_of(*PROMPTS, side="right")
+    labels = text_labels(inputs)
+    out = model(**inputs, labels=labels)
+    for row, (own, arranged) in enumerate(zip(labels, out.labels)):
+        assert arranged[arranged != -100].tolist() == own[own != -100].tolist(), row
+    expected = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1).float(), out.labels[:, 1:].flatten())
+    for wishes in ({}, {"skip_logits": True}):
+        assert model(**inputs, labels=labels, **wishes).loss.item() == loss_near(expected.item())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradients_survive_checkpointing(reentrant):
+    model = compress(random_model(family="qwen3_5"), config_of("on entry of linear layers")).train()
+    inputs = inputs_of(*PROMPTS)
+    labels = text_labels(inputs)
+
+    def gradients():
+        model.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected, true = gradients(), exact(model, gradients)
+    assert all(gradient.abs().max() > 0 for name, gradient in expected.items() if "linear_attn" in name)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    assert_rounds_alike(gradients(), expected, true)
+
+
+def test_what_is_looked_at_is_what_the_layer_makes_of_it():
+    """A row of attention of gated heads, a part of which turns."""
+    model, prompt = copy.deepcopy(MODEL), Prompt([2, ("image", (1, 4, 5)), 3], seed=1)
+    model.set_attn_implementation("eager")
+    compress(model, CompressionConfig.preset("dense"))
+    with torch.no_grad():
+        row = model(**inputs_of(prompt), output_attentions=True).attentions[0][0, :, -1, 2:22].mean(0)
+    for ratio in (0.2, 0.5):
+        compress(model, CompressionConfig(steps=[get("fastv", ratio=ratio, layer=2)], positions="keep_one"))
+        model.compression.keep_groups = True
+        logits(model, inputs_of(prompt))
+        (groups,) = model.compression.trace.visuals()[0].stages
+        kept = row.sort(descending=True, stable=True).indices[: len(groups.representatives)]
+        assert groups.representatives.tolist() == kept.sort().values.tolist()
+
+
+def test_what_linear_attention_cannot_take_is_refused():
+    model, inputs = compress(fuse(random_model(family="qwen3_5")), config_of("before")), inputs_of(PROMPTS[1])
+    assert is_gated(model.model.language_model.layers[1].self_attn)
+    with pytest.raises(InputError, match="packed: linear attention would carry its state"):
+        model(**inputs, labels=inputs["input_ids"], packed=True)
+    whole = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+    with pytest.raises(InputError, match="attention_mask is 4D: linear attention knows padding alone"):
+        model(**{**inputs, "attention_mask": whole})
+    with pytest.raises(InputError, match=r"fastv with layer=1 looks at attention in layer 0.*one of layer=\[2\]"):
+        compress(model, CompressionConfig(steps=[get("fastv", ratio=0.5, layer=1)], positions="keep_one"))
+    assert PAD_ID not in inputs["input_ids"]

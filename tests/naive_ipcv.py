@@ -1,0 +1,99 @@
+"""IPCV by definition, to hold the tower's passes against: one row at a time, dense masks, nothing left out.
+
+The plain tower is run twice: once to see what its blocks are called with, and once with their outputs put in place of
+its own, so that the order of windows, the merger and the taps are transformers' own work. Gradients flow.
+"""
+
+from __future__ import annotations
+
+import torch
+
+TOWERS = {
+    "qwen2_vl": {"depth": 8},
+    "qwen2_5_vl": {"depth": 8, "fullatt_block_indexes": [3, 7], "window_size": 16},  # windows of 2 x 2 tokens
+    "qwen3_vl": {"depth": 8, "deepstack_visual_indexes": [2, 4, 6]},
+}
+
+
+def naive(visual, pixels, grid, method, pools):
+    """The tower's output, by a method's settings. pools: how many patches compete, one after the other."""
+    calls: list = []
+    hooks = [
+        block.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args[0], kwargs)), with_kwargs=True)
+        for block in visual.blocks
+    ]
+    visual(pixels.to(visual.dtype), grid_thw=grid)
+    for hook in hooks:
+        hook.remove()
+    made = _blocks(visual, calls, method, pools)
+    hooks = [block.register_forward_hook(lambda _m, _a, _o, out=out: out) for block, out in zip(visual.blocks, made)]
+    output = visual(pixels.to(visual.dtype), grid_thw=grid)
+    for hook in hooks:
+        hook.remove()
+    return output
+
+
+def _blocks(visual, calls, method, pools):
+    """What each block gives."""
+    state, before, out, first = calls[0][0], None, [], method.prune_block
+    kept = leaving = start = None
+    for number, (block, (_, given)) in enumerate(zip(visual.blocks, calls)):
+        segments = segments_of(given["cu_seqlens"].tolist())
+        rows = torch.arange(len(state))
+        if number == first:
+            kept, leaving = _chosen(before, state, method, pools)
+            start = state
+        before = state
+        if number < first:
+            state = block(state, **given)
+        else:
+            asked = rows if number < first + method.stabilized_blocks else kept
+            mid = state[kept] + _attention(block, state, given["position_embeddings"], kept, asked, segments)
+            mid = mid + block.mlp(block.norm2(mid))
+            state = _rebuilt(start, mid, kept, leaving)
+        out.append(state)
+    return out
+
+
+def segments_of(borders):
+    """[L] the segment of each row."""
+    return torch.tensor([n for n in range(len(borders) - 1) for _ in range(borders[n + 1] - borders[n])])
+
+
+def _chosen(before, state, method, pools):
+    """The rows that stay, and of each pool those that leave with their neighbours [R, k]."""
+    kept, leaving, at = [], [], 0
+    for size in pools:
+        rows = list(range(at, at + size))
+        scores = {row: float((state[row] - before[row]).detach().norm()) for row in rows}
+        own = sorted(sorted(rows, key=lambda row: -scores[row])[: max(int(size * method.keep), 1)])
+        left = [row for row in rows if row not in own]
+        away = torch.cdist(state[left].detach(), state[own].detach(), compute_mode="donot_use_mm_for_euclid_dist")
+        near = torch.tensor(own)[away.argsort(dim=1)[:, : method.neighbors]]
+        kept, at = kept + own, at + size
+        leaving.append((torch.tensor(left), near))
+    return torch.tensor(kept), leaving
+
+
+def _rebuilt(start, now, kept, leaving):
+    state = start.index_put((kept,), now)
+    moved = state - start
+    for rows, near in leaving:
+        state = state.index_put((rows,), start[rows] + moved[near].mean(1))
+    return state
+
+
+def _attention(block, state, table, asking, asked, segments):
+    attention = block.attn
+    heads = attention.qkv(block.norm1(state)).unflatten(-1, (3, attention.num_heads, -1))
+    query, key, value = heads.unbind(1)
+    query, key = (_turned(part, *(part.to(state.dtype) for part in table)) for part in (query, key))
+    scores = torch.einsum("shd,thd->hst", query[asking], key[asked]) * attention.scaling
+    apart = segments[asking][:, None] != segments[asked][None, :]
+    weights = scores.masked_fill(apart, float("-inf")).softmax(-1)
+    return attention.proj(torch.einsum("hst,thd->shd", weights, value[asked]).flatten(1))
+
+
+def _turned(heads, cos, sin):
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]

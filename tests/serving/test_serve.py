@@ -1,0 +1,140 @@
+"""`ppe-npu export --vllm` and `ppe-npu serve`, without vLLM: what they write and start, and what they refuse."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import refused
+
+from ppe_npu import CompressionConfig
+from ppe_npu.errors import InputError
+from ppe_npu.serving.settings import KEY, compression_config, identity
+
+NAME = "PPEQwen2_5_VLForConditionalGeneration"
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What would be started, in place of it, with a vLLM that seems to be there."""
+    commands = []
+    monkeypatch.setattr(os, "execv", lambda program, command: commands.append(command))
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there("json") if name == "vllm" else there(name))
+    return commands
+
+
+def test_an_exported_checkpoint_says_how_it_is_compressed(run, tiny_folder, tmp_path):
+    asked = ["--compression", "divprune:ratio=0.3,positions=ppe,k=4"]
+    code, out, err = run("export", "--vllm", "--checkpoint", tiny_folder, "--output", tmp_path / "served", *asked)
+    assert code == 0, err
+    assert out.strip() == f"vllm serve {tmp_path / 'served'}"
+    said = json.loads((tmp_path / "served" / "config.json").read_text())
+    plain = json.loads((Path(tiny_folder) / "config.json").read_text())
+    assert said["architectures"] == [NAME]
+    assert compression_config(said[KEY]) == CompressionConfig.from_text(asked[1])
+    assert {key for key in plain if said[key] != plain[key]} <= {"architectures", "text_config", "vision_config"}
+    names = {path.name for path in (tmp_path / "served").iterdir()}
+    assert {"model.safetensors", "tokenizer_config.json", "processor_config.json"} <= names
+
+
+def test_the_server_is_started_with_the_compression(run, tiny_folder, started):
+    code, _, err = run("serve", "--model", tiny_folder, "--compression", "ppe", "--k", 4, "--", "--port", 8123)
+    assert code == 0, err
+    (command,) = started
+    assert command[:5] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", tiny_folder]
+    assert command[5] == "--hf-overrides"
+    assert json.loads(command[6]) == {"architectures": [NAME], KEY: CompressionConfig.preset("ppe", k=4).to_dict()}
+    assert command[7:] == ["--port", "8123"]
+
+
+def test_an_exported_checkpoint_is_served_as_it_says(run, tiny_folder, tmp_path, started):
+    run("export", "--vllm", "--checkpoint", tiny_folder, "--output", tmp_path / "served", "--compression", "keep_one")
+    assert run("serve", "--model", tmp_path / "served")[0] == 0
+    assert started[0][3:] == ["--model", str(tmp_path / "served")]
+    refused(run("serve", "--model", tmp_path / "served", "--compression", "ppe"), "a compression of its own")
+
+
+@pytest.mark.parametrize("command", ["serve", "export"])
+@pytest.mark.parametrize(
+    ("compression", "said"),
+    [
+        ("ppe_cascade", "layers=[11, 23, 35]"),
+        ("ppe:layers=[1],k=4", "layers=[1]: decoder layers that see fewer tokens"),
+        ("visionzip", "visionzip looks at tower_keys, tower_saliency"),
+        ("ppe:k=9", "k=9"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_anything_is_done(
+    run, tiny_folder, tmp_path, started, command, compression, said
+):
+    where = ["--model", tiny_folder]
+    if command == "export":
+        where = ["--vllm", "--checkpoint", tiny_folder, "--output", tmp_path / "served"]
+    refused(run(command, *where, "--compression", compression), said)
+    assert not started
+    assert not (tmp_path / "served").exists()
+
+
+def test_what_is_missing_or_said_twice_is_one_line(run, tiny_folder, tmp_path, started, monkeypatch):
+    refused(run("serve", "--model", tiny_folder, "--", "--hf-overrides={}"), "--hf-overrides after --")
+    refused(run("serve", "--model", tmp_path / "none"), "none", "does not exist")
+    refused(run("export", "--checkpoint", tiny_folder, "--output", tmp_path / "a", "--ratio", 0.3), "--vllm alone")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused(run("serve", "--model", tiny_folder), "vllm", "not installed", "ppe-npu[vllm]")
+    assert not started
+
+
+@pytest.mark.parametrize(
+    ("values", "config"),
+    [
+        (None, CompressionConfig.preset("ppe")),
+        ("ppe:ratio=0.25", CompressionConfig.preset("ppe", ratio=0.25)),
+        ({"preset": "keep_one", "ratio": 0.3}, CompressionConfig.preset("keep_one", ratio=0.3)),
+        (CompressionConfig.preset("divprune").to_dict(), CompressionConfig.preset("divprune")),
+    ],
+)
+def test_every_form_of_the_key_is_read(values, config):
+    assert compression_config(values) == config
+    assert compression_config(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("values", [3, ["ppe"], {"preset": "pppe"}, {"ratoi": 0.5}, "ppe:ratio=2"])
+def test_a_key_that_is_none_is_refused(values):
+    with pytest.raises(InputError):
+        compression_config(values)
+
+
+def test_caches_of_two_compressions_have_two_keys():
+    made = [CompressionConfig.preset("ppe", ratio=ratio, k=k) for ratio in (0.45, 0.25) for k in (4, 8)]
+    assert len({identity(config) for config in made}) == 4
+    assert identity(made[0]) == identity(CompressionConfig.preset("ppe", ratio=0.45, k=4))
+
+
+def test_nothing_but_the_plug_ins_own_files_imports_vllm():
+    """Its registration too: vLLM calls it."""
+    code = "import sys, ppe_npu, ppe_npu.serving.vllm, ppe_npu.serving.rotary; print('vllm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_nothing_of_vllm_is_assigned_to():
+    """No statement of the plug-in writes to a name that it has imported from vLLM, or to what such a name holds."""
+    import ast
+
+    for path in Path(importlib.util.find_spec("ppe_npu.serving").origin).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        froms = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("vllm")]
+        theirs = {alias.asname or alias.name for node in froms for alias in node.names} | {"vllm"}
+        for node in ast.walk(tree):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for target in targets if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)) else []:
+                root = target
+                while isinstance(root, (ast.Attribute, ast.Subscript)):
+                    root = root.value
+                assert not (isinstance(root, ast.Name) and root.id in theirs), f"{path}:{node.lineno}"
+            named = getattr(getattr(node, "func", None), "id", "") if isinstance(node, ast.Call) else ""
+            assert named not in ("setattr", "delattr"), f"{path}:{node.lineno}"
