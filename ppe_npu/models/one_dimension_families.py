@@ -276,6 +276,7 @@ FAMILIES = {
     "llava_next": Family("LlavaNextForConditionalGeneration", **_SIZED),
     "llava_next_video": Family("LlavaNextVideoForConditionalGeneration", **_SIZED),
     "llava": Family("LlavaForConditionalGeneration", _patches, tiles_alone, class_token=_has_class_token),
+    "vipllava": Family("VipLlavaForConditionalGeneration", _patches, tiles_alone, others=("vision_feature_layers",)),
     "idefics3": Family("Idefics3ForConditionalGeneration", **_BY_SAMPLE),
     "smolvlm": Family("SmolVLMForConditionalGeneration", **_BY_SAMPLE),
 }
