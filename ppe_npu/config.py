@@ -93,7 +93,7 @@ class CompressionConfig:
 
     def __post_init__(self):
         check_fields(self)
-        object.__setattr__(self, "k_named", self.k is not None)  # no field: two configs of one k are equal
+        object.__setattr__(self, "_k_named", self.k is not None)  # no field: two configs of one k are equal
         k = self.k if self.k is not None else DEFAULT_K if self.positions == "ppe" else 1
         if self.positions != "ppe" and k != 1:
             raise InputError(f"k={k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
@@ -103,6 +103,11 @@ class CompressionConfig:
         _check_order(self.stages)
         if sum(method.place == "pixels" for method in self.methods) > 1:
             raise InputError("steps has several at the pixels, each of which looks at whole pictures: leave one")
+
+    @property
+    def k_named(self) -> bool:
+        """Whether somebody said what k is."""
+        return vars(self)["_k_named"]
 
     def _given_steps(self) -> dict:
         """The fields of a config that names its steps. The shorthand says nothing then."""

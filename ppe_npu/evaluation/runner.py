@@ -119,6 +119,8 @@ class Evaluation:
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
+        if hasattr(benchmark, "meet"):
+            benchmark.meet(answers)  # a box is read as the model's family writes it
         self.answers, self.benchmark, self.output = answers, benchmark, Path(output)
         self.batch_size, self.batch_tokens, self.poll, self._bar = batch_size, batch_tokens, poll, bar
         self.settings = {**(identity or benchmark_identity(benchmark)), **answers.settings()}

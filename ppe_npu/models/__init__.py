@@ -120,7 +120,7 @@ def is_compressed(model) -> bool:
 def _compression(family: ModuleType, model_config, config: CompressionConfig) -> Compression:
     vision, channels = family.vision_tokens(model_config), family.channels(model_config)
     most = most_positions(channels)
-    fitted = config if config.k_named or config.k <= most else config.changed(k=most)
+    fitted = config if config.k_named or not config.k or config.k <= most else config.changed(k=most)
     return Compression(fitted, vision, channels, family.decoder_layers(model_config), family.PAIRS)
 
 

@@ -207,7 +207,7 @@ def _is_given(kind: str, arguments: dict) -> bool:
 def _unpadded(config, size: list[int], side: int) -> Size:
     """(rows, columns and a newline) of a picture's tiles together, as the model's own unpad_image leaves them."""
     pixels = config.vision_config.image_size
-    best = select_best_resolution(size, config.image_grid_pinpoints)
+    best = select_best_resolution(tuple(size), config.image_grid_pinpoints)
     rows, columns = (side * (length // pixels) for length in best)
     if size[1] / size[0] > columns / rows:
         kept = int(round(size[0] * (columns / size[1]), 7))
