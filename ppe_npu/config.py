@@ -90,6 +90,7 @@ class CompressionConfig:
     event_ratio: float | None = setting(None, above=0, most=1, remedy=_SHARE)
     seed: int = setting(0, least=0, remedy="give a whole number, at least 0 and below 2**63")
     proportional_attention: bool = setting(False, remedy="give true or false")
+    k_named = property(lambda self: vars(self)["_k_named"], doc="Whether somebody said what k is.")
 
     def __post_init__(self):
         check_fields(self)
@@ -104,18 +105,11 @@ class CompressionConfig:
         if sum(method.place == "pixels" for method in self.methods) > 1:
             raise InputError("steps has several at the pixels, each of which looks at whole pictures: leave one")
 
-    @property
-    def k_named(self) -> bool:
-        """Whether somebody said what k is."""
-        return vars(self)["_k_named"]
-
     def _given_steps(self) -> dict:
         """The fields of a config that names its steps. The shorthand says nothing then."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in ("steps", *_BESIDE):
-                continue
-            if value is not None and value != field.default:
+            if field.name not in ("steps", *_BESIDE) and value is not None and value != field.default:
                 raise InputError(f"{field.name}={shown(value)} with steps: say it in a step")
         return dict.fromkeys(("method", "ratio", "order", "ties"))
 
