@@ -19,9 +19,10 @@ _PUBLIC = {
     "CompressionConfig": "ppe_npu.config",
     "align": "ppe_npu.models.alignment",
     "compress": "ppe_npu.models",
+    "from_pretrained": "ppe_npu.checkpoints.compressed",
     "restore": "ppe_npu.models",
 }
-__all__ = ["CompressionConfig", "__version__", "align", "compress", "restore"]
+__all__ = ["CompressionConfig", "__version__", "align", "compress", "from_pretrained", "restore"]
 
 
 def __getattr__(name: str):

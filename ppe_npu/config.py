@@ -29,6 +29,7 @@ from ppe_npu.settings import check_fields, check_mapping, fields_to_plain, setti
 from ppe_npu.utils.reading import UnreadableError, read_json
 
 POSITIONS = ("ppe", "keep_one", "renumber")
+DEFAULT_K = 8  # of positions="ppe", as released
 MEMBERS = ("nearest", "spread", "last", "nearest_first")
 
 _PRESETS: dict[str, dict] = {
@@ -36,9 +37,9 @@ _PRESETS: dict[str, dict] = {
     # Chat-UniVi (arXiv 2311.08046): merged tokens stand in score order and the prompt is numbered anew.
     "chatunivi": {"positions": "renumber", "k": 1, "order": "score"},
     "keep_one": {"positions": "keep_one", "k": 1},
-    "ppe": {"positions": "ppe", "k": 8},
+    "ppe": {"positions": "ppe"},
     # The released cascade, for the 36 layers of Qwen2.5-VL-3B; name other layers for other models.
-    "ppe_cascade": {"positions": "ppe", "k": 8, "layers": (11, 23, 35)},
+    "ppe_cascade": {"positions": "ppe", "layers": (11, 23, 35)},
 }
 PRESETS = (*_PRESETS, *(name for name in method_names() if name != Levels.name))
 _SHARE = "give a share in (0, 1], or null"
@@ -60,7 +61,7 @@ class CompressionConfig:
         positions: "ppe", a merged token keeps the (t, h, w) of `k` of its members (PPE, arXiv 2510.22936, section 3);
             "keep_one", the (t, h, w) of its representative; "renumber", the compressed prompt is numbered 0, 1, 2, ...
         k: how many member positions a merged token keeps, at most as many as an axis has rotary channels. Without one
-            8 where positions is "ppe"; else it is 1.
+            1, or for "ppe" 8, or the most that the model's axes hold, which compress() says.
         members: which members, and in which order they are listed (the order decides which band of rotary channels a
             position reaches): "nearest", the k members nearest to the centre, listed in raster order, last first;
             "spread", k members evenly over the raster-sorted members, last first; "last", the last k members, last
@@ -89,10 +90,12 @@ class CompressionConfig:
     event_ratio: float | None = setting(None, above=0, most=1, remedy=_SHARE)
     seed: int = setting(0, least=0, remedy="give a whole number, at least 0 and below 2**63")
     proportional_attention: bool = setting(False, remedy="give true or false")
+    k_named = property(lambda self: vars(self)["_k_named"], doc="Whether somebody said what k is.")
 
     def __post_init__(self):
         check_fields(self)
-        k = self.k if self.k is not None else 8 if self.positions == "ppe" else 1
+        object.__setattr__(self, "_k_named", self.k is not None)  # no field: two configs of one k are equal
+        k = self.k if self.k is not None else DEFAULT_K if self.positions == "ppe" else 1
         if self.positions != "ppe" and k != 1:
             raise InputError(f"k={k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
         changed = {"k": k} | (self._given_steps() if self.steps is not None else shorthand.one_form(self))
@@ -106,9 +109,7 @@ class CompressionConfig:
         """The fields of a config that names its steps. The shorthand says nothing then."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in ("steps", *_BESIDE):
-                continue
-            if value is not None and value != field.default:
+            if field.name not in ("steps", *_BESIDE) and value is not None and value != field.default:
                 raise InputError(f"{field.name}={shown(value)} with steps: say it in a step")
         return dict.fromkeys(("method", "ratio", "order", "ties"))
 
@@ -247,8 +248,10 @@ class CompressionConfig:
             InputError: a key that is none here, that several steps have, or a value that cannot be.
         """
         values = {key: value for key, value in values.items() if value is not None}
+        if not values:
+            return self
         plain = self.to_dict()
-        if "positions" in values and "k" not in values and values["positions"] != self.positions:
+        if not self.k_named or values.get("positions", self.positions) != self.positions:
             plain.pop("k")
         for key in list(values) if self.steps is not None else ():
             if key not in plain and key not in _BESIDE:
@@ -257,7 +260,7 @@ class CompressionConfig:
                     said = "no step has it" if not having else "several steps have it: write them to a file"
                     raise InputError(f"{key}={shown(values[key])} with {self.label}: {said}")
                 having[0][key] = values.pop(key)
-        return type(self).from_dict({**plain, **values}) if values or plain != self.to_dict() else self
+        return type(self).from_dict({**plain, **values})
 
     @classmethod
     def from_dict(cls, values: Mapping) -> CompressionConfig:
@@ -303,7 +306,7 @@ class CompressionConfig:
         proportional = "-proportional" if self.proportional_attention else ""
         if self.steps is None:
             return shorthand.label(self) + proportional
-        parts = [step_label(method) for method in self.steps] or ["dense"]
+        parts = [shorthand.step_label(method) for method in self.steps] or ["dense"]
         return "-".join([*parts, self.positions, f"k{self.k}", self.members]) + proportional
 
     # -- saving ------------------------------------------------------------------------------------------------------
@@ -328,19 +331,3 @@ def _check_order(stages: Sequence[tuple[int | None, tuple[Method, ...]]]) -> Non
             raise InputError(f"{method.name} after {mixed.name}: there are no frames of one size left to be grouped")
         # What keeps a number of tokens for all frames together leaves no frames; late counts leave some of any size.
         mixed = method if len(method.kept_cells([4, 4, 4])) == 1 or method.counts == "late" else mixed
-
-
-def step_label(method: Method, ratio: bool = True) -> str:
-    """A step's name, its ratio if that is asked for, and all else that is not as it is by default."""
-    parts = [method.name]
-    for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        if field.name == "ratio" and not ratio:
-            continue
-        if field.name == "ratio":
-            parts.append(f"{value:g}")
-        elif value != (field.default if field.default_factory is dataclasses.MISSING else field.default_factory()):
-            values = value if isinstance(value, tuple) else (value,)
-            said = "+".join(step_label(part) if isinstance(part, Method) else f"{part}" for part in values)
-            parts.append(f"{field.name}{said}")
-    return "_".join("".join(c if c.isalnum() or c in "._+" else "." for c in part) for part in parts)

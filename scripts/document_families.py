@@ -42,7 +42,7 @@ def _row(name: str) -> tuple[str, ...]:
     places += ["tower"] if vision.tower_blocks else []
     places += ["pixels"] if vision.pixels is not None else []
     own = type(model.model.language_model.layers[0]).__name__
-    layers = "any of: " + ", ".join(sorted(family.LAYERS)) if len(family.LAYERS) > 1 else own
+    layers = "any of: " + ", ".join(sorted(family.LAYERS)) if len(family.LAYERS) > 2 else own
     videos = "no" if not (tiny.clip or name == "internvl") else "frames apart" if vision.frames_apart else "one run"
     axes = "t, h, w" if compression.axes == 3 else "1"
     layers = layers.replace("DecoderLayer", "")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from support import IMAGE_ID, PAD_ID, START_ID, VIDEO_ID, VOCAB, Prompt, batch
+from support import IMAGE_ID, PAD_ID, START_ID, VIDEO_ID, VOCAB, Prompt, batch, slow_to_forget
 
 SIDE, PATCH = 16, 4  # pixels of a tile and of a patch: 4 x 4 patches
 _CLIP = {
@@ -164,6 +164,7 @@ class TinyGrid:
         )
         config.initializer_range = 0.2
         model = getattr(transformers, f"{self.name}ForConditionalGeneration")(config).eval()
+        slow_to_forget(model)
         if "experts" in "".join(self.text):
             model.set_experts_implementation("eager")  # the only one that fp64 has
         return model
@@ -238,6 +239,20 @@ GRIDS = {
 }  # fmt: skip
 
 
+_HALF_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 100.0, "mrope_section": [8, 4, 4], "partial_rotary_factor": 1.0,
+    },
+}  # fmt: skip
+if hasattr(transformers.cache_utils, "LinearAttentionLayer"):  # else these models are refused
+    _EMBEDDED = {"num_position_embeddings": 64}
+    GRIDS["qwen3_5"] = TinyGrid("Qwen3_5", _EMBEDDED, _HALF_LINEAR, clip="frames")
+    _SHARED = {**_HALF_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 32}
+    GRIDS["qwen3_5_moe"] = TinyGrid("Qwen3_5Moe", _EMBEDDED, _SHARED, clip="frames")
+
+
 _NEXT = {"vision_config": _CLIP, "image_grid_pinpoints": _PINPOINTS, "vision_feature_layer": -2}
 _SIZES = ((30, 40), (17, 60), (50, 20))
 _BATCHED = {"pictures": sampled_pictures, "text": "llama"}
@@ -254,6 +269,7 @@ TINY = {
     "llava_next": Tiny("LlavaNext", _NEXT, sized_pictures, _SIZES, text="llama"),
     "llava_next_video": Tiny("LlavaNextVideo", _NEXT, sized_pictures, _SIZES, clip=3, text="mistral"),
     "llava": Tiny("Llava", {"vision_config": _CLIP, "vision_feature_layer": -2}, text="llama"),
+    "vipllava": Tiny("VipLlava", {"vision_config": _CLIP, "vision_feature_layers": [-1, -2]}, text="qwen3"),
     "idefics3": Tiny("Idefics3", {"vision_config": _IDEFICS, "scale_factor": 2}, **_BATCHED),
     "smolvlm": Tiny("SmolVLM", {"vision_config": _IDEFICS, "scale_factor": 2}, **_BATCHED),
 }  # fmt: skip

@@ -89,10 +89,16 @@ def random_model(seed: int = 0, family: str = "qwen2_5_vl", tower: dict | None =
     )  # fmt: skip
     config.initializer_range = 0.2
     model = model_class(config).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("A_log"):  # else a state is forgotten so fast that padding alone rounds what is left of it
-            torch.nn.init.uniform_(parameter, -5, -2)
+    slow_to_forget(model)
     return model
+
+
+def slow_to_forget(model) -> None:
+    """Linear attention's states decay slowly. As transformers initialises them, sums of the logarithms of decays are so
+    large that where padding has chunks of tokens begin rounds what is left."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):
+            torch.nn.init.uniform_(parameter, -5, -2)
 
 
 @dataclass

@@ -78,7 +78,7 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False) -> str:
     Raises:
         InputError: one line that names the folder and what is missing.
     """
-    from ppe_npu.models import supported_classes
+    from ppe_npu.models import commanded_classes, supported_classes
 
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -89,14 +89,24 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False) -> str:
         config = _hub_config(path)
     names = config.get("architectures")
     names = names if isinstance(names, list) and names else ["model of no stated class"]
-    supported = supported_classes()
+    supported = commanded_classes()
+    if names[0] not in supported and names[0] in supported_classes():
+        raise InputError(
+            f"model {path} is a {names[0]}, which compress() takes, but whose inputs no command makes yet: load and "
+            f"compress it in a program of your own (docs/families.md), or use one of {', '.join(supported)}"
+        )
     if names[0] not in supported:
         raise InputError(f"model {path} is a {names[0]}, which is not supported: use one of {', '.join(supported)}")
     return names[0]
 
 
-def check_compression(path: str | Path, *configs: CompressionConfig, allow_bin: bool = False) -> None:
+def check_compression(
+    path: str | Path, *configs: CompressionConfig, allow_bin: bool = False
+) -> list[CompressionConfig]:
     """Whether compressions fit the checkpoint's model, before its weights are read.
+
+    Returns:
+        Them as the model takes them: with the largest k that fits, where none was named and the default does not.
 
     Raises:
         InputError: one that does not, and what would.
@@ -115,8 +125,7 @@ def check_compression(path: str | Path, *configs: CompressionConfig, allow_bin: 
         if refused is not None:
             raise refused from error
         raise InputError(f"config of {path} cannot be used ({first_line(error)}): save the checkpoint again") from error
-    for config in configs:
-        check_fit(architecture, model_config, config)
+    return [check_fit(architecture, model_config, config) for config in configs]
 
 
 def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:

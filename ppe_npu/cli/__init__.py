@@ -1,4 +1,5 @@
-"""ppe-npu train | data | merge-lora | export | serve | eval | report | describe | parity | demo.
+"""ppe-npu train | data | convert | merge-lora | export | serve | eval | report | describe | methods | parity | demo |
+doctor | completion.
 
 What the user can mend (UserError) is one line on stderr, and the exit code says so; PPE_NPU_DEBUG=1 shows where it was
 raised. Anything else is a fault of this package: its traceback, and a line that asks for a report. parser.py has all
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import logging
 import os
 import shlex
 import sys
@@ -42,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _run(build_parser().parse_args(argv))
             finally:
                 sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("ppe-npu: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"ppe-npu: stopped{f': {stopped}' if str(stopped) else ''}", file=sys.stderr)
         return 130
     except _OutputError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
@@ -66,7 +68,11 @@ def _run(args: argparse.Namespace) -> int:
     # Read when torch is loaded, below. By default torch's threads spin while they wait; on cores that are shared with
     # other work that cost a factor of 2 to 10 on the tiny model, and waiting asleep cost nothing that was measured.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return getattr(import_module(f"{__name__}.{module}"), function)(args)
+    # DeepSpeed says it on standard output wherever it is imported on a CPU, which is what was asked for, or is said.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    args.json_stream = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr) if getattr(args, "json", False) else contextlib.nullcontext():
+        return getattr(import_module(f"{__name__}.{module}"), function)(args)
 
 
 def _check_paths(args: argparse.Namespace) -> None:

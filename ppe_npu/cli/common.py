@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.generation_defaults import Settings, of_checkpoint
+from ppe_npu.checkpoints.loading import check_compression, load_processor
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.evaluation.decoding import chosen, notice
+from ppe_npu.models import another_k
+from ppe_npu.training.adapted import Checkpoint
 from ppe_npu.training.args import as_compression
+
+
+def print_json(args: argparse.Namespace, value: Any) -> None:
+    """A command's result on standard output, of the first process; with --json all else goes to standard error."""
+    if devices.process_rank() == 0:
+        print(json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str), file=args.json_stream, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for each number that JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def say(text: str | None) -> None:
+    """A line on standard error, of the first process; None says nothing."""
+    if text is not None and devices.process_rank() == 0:
+        print(f"ppe-npu: {text}", file=sys.stderr, flush=True)
 
 
 def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:
@@ -21,8 +49,7 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
     """
     asked = args.compression
     if asked is None:
-        own = model / "compression.json"
-        asked = str(own) if own.is_file() else "ppe"
+        asked = _by_default(model)[0]
     names = [asked] if isinstance(asked, str) else asked
     configs = []
     for name in names:
@@ -35,23 +62,60 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
     return configs
 
 
+def _by_default(model: Path) -> tuple[str, str]:
+    """The compression where none was named, and whose it is."""
+    own = model / "compression.json"
+    return (str(own), f"that of {own}") if own.is_file() else ("ppe", "the default")
+
+
+def whose(args: argparse.Namespace, model: Path, configs: Sequence[CompressionConfig]) -> str | None:
+    """Which compression is used where none was named, and why: to be said when nothing can be refused any more."""
+    if args.compression is not None:
+        return None
+    return f"compression {configs[0].label} is {_by_default(model)[1]}; --compression names another"
+
+
 def reading(args: argparse.Namespace) -> dict[str, bool]:
     """What was asked of reading a checkpoint, as ppe_npu.checkpoints.loading's functions take it."""
     return {"allow_bin": True} if args.allow_bin else {}
 
 
-def generation(args: argparse.Namespace) -> tuple[Settings, Settings]:
+def generation(asked: list[str] | None, found: Checkpoint) -> tuple[Settings, Settings]:
     """(what is used beside greedy search, what the checkpoint says); the first process prints what of it is not used.
 
     Raises:
         InputError: a setting that cannot be, or a broken generation_config.json.
     """
-    own = of_checkpoint(args.model)
-    values = chosen(args.generation, own)
-    line = notice(own, values)
-    if line and devices.process_rank() == 0:
-        print(f"ppe-npu: {line}", file=sys.stderr)
+    own = of_checkpoint(found.model)
+    values = chosen(asked, own)
+    say(notice(own, values))
     return values, own
+
+
+def checkpoint(args: argparse.Namespace, model: str | Path) -> Checkpoint:
+    """The checkpoint that was named, which may be an adapter; --base says where its base is.
+
+    Raises:
+        InputError: none is there, or it cannot be used.
+    """
+    return Checkpoint.of(model, args.base, args.allow_bin)
+
+
+def fitted(found: Checkpoint, configs: list[CompressionConfig]) -> list[CompressionConfig]:
+    """Compressions as the checkpoint's model takes them; InputError where one does not fit."""
+    return said_k(configs, check_compression(found.model, *configs, allow_bin=found.allow_bin))
+
+
+def said_k(asked: Sequence[CompressionConfig], fitted: list[CompressionConfig]) -> list[CompressionConfig]:
+    """The fitted ones, after saying where a default k did not fit the model."""
+    for line in dict.fromkeys(map(another_k, asked, fitted)):
+        say(line)
+    return fitted
+
+
+def processor(found: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
+    """The checkpoint's processor, with the bounds that were asked for."""
+    return load_processor(found.processor, min_pixels, max_pixels)
 
 
 def video_sampling(args: argparse.Namespace) -> VideoSampling:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ppe_npu.checkpoints.loading import check_compression, load_processor, quiet_transformers
-from ppe_npu.cli.common import compressions, reading, video_sampling
+from ppe_npu.cli.common import compressions, print_json, reading, said_k, say, video_sampling, whose
 from ppe_npu.errors import InputError
 from ppe_npu.training.survey import survey_files, write_survey
 
@@ -15,14 +15,18 @@ def run_data(args: argparse.Namespace) -> int:
     """Print the survey of training data; exit code 1 if records cannot be used."""
     quiet_transformers()
     compression = compressions(args, Path(args.model))[0]
-    check_compression(args.model, compression, **reading(args))
+    compression = said_k([compression], check_compression(args.model, compression, **reading(args)))[0]
     processor = load_processor(args.model, args.min_pixels, args.max_pixels)
     if args.num_workers < 0:
         raise InputError(f"--num-workers {args.num_workers}: give 0 or more")
     settings = {"data_root": args.data_root, "max_length": args.max_length, "workers": args.num_workers}
     outside = {"allow_outside": args.allow_outside}
     found = survey_files(args.data, processor, compression, video_sampling(args), **settings, **outside)
-    print(found.printable(), end="")
+    if args.json:
+        faults = [{"line": fault.where, "id": fault.id, "reason": fault.reason} for fault in found.faults]
+        print_json(args, {**found.to_dict(), "unusable": faults})
+    print(found.printable(), end="", flush=True)
+    say(whose(args, Path(args.model), [compression]))
     if args.out is not None:
         print(f"\nwritten to {write_survey(found, args.out)}")
     return 1 if found.faults else 0

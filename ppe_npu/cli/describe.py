@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor, quiet_transformers
-from ppe_npu.cli.common import compressions, generation, reading, video_sampling
+from ppe_npu.checkpoints.loading import load_model, quiet_transformers
+from ppe_npu.cli import common
 from ppe_npu.cli.looking import Looking
 from ppe_npu.data.inputs import PLACEHOLDERS, build_inputs, split_placeholders
 from ppe_npu.errors import InputError
@@ -25,24 +25,29 @@ def run_describe(args: argparse.Namespace) -> int:
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
     messages = conversation(args.prompt, args.image, args.video)
-    sampling = video_sampling(args)
+    sampling = common.video_sampling(args)
     quiet_transformers()
-    chosen = compressions(args, Path(args.model))[0]
+    checkpoint = common.checkpoint(args, args.model)
+    chosen = common.fitted(checkpoint, common.compressions(args, Path(args.model))[:1])[0]
     looking = Looking.of(args.show, args.token, chosen)
-    check_compression(args.model, chosen, **reading(args))
-    asked, _ = generation(args)
-    processor = load_processor(args.model, args.min_pixels, args.max_pixels)
+    asked, _ = common.generation(args.generation, checkpoint)
+    processor = common.processor(checkpoint, args.min_pixels, args.max_pixels)
     if looking is not None:
         messages = looking.opened(messages, processor, sampling)
     inputs = build_inputs(processor, [messages], sampling=sampling)
     if looking is not None:
         looking.check_token(inputs, processor)
-    model = compress(load_model(args.model, device, args.dtype, **reading(args)), chosen)
+    model = compress(checkpoint.load(device, args.dtype, load_model), chosen)
     model.compression.keep_groups = looking is not None
+    common.say(common.whose(args, Path(args.model), [chosen]))
     done = _answer(model, processor, inputs, args.max_new_tokens, asked)
-    print(cost_lines(done, model.compression.report, asked.get("num_beams", 1)), flush=True)
-    if looking is not None:
-        print(f"groups              {looking.write(model.compression.trace.visuals())}")
+    report, beams = model.compression.report, asked.get("num_beams", 1)
+    print(cost_lines(done, report, beams), flush=True)
+    drawn = None if looking is None else looking.write(model.compression.trace.visuals())
+    if drawn is not None:
+        print(f"groups              {drawn}")
+    if args.json:
+        common.print_json(args, costs(done, report, beams) | {"groups": drawn})
     return 0
 
 
@@ -82,19 +87,57 @@ def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> l
     return [{"role": "user", "content": split_placeholders(prompt, images, videos)}]
 
 
+def costs(done: Generated, report: Any, beams: int = 1) -> dict[str, Any]:
+    """The answer and what it cost, as JSON takes it. beams: how often the prompt stands in the report."""
+    before, after = sum(done.tokens_before), sum(done.tokens_after)
+    return {
+        "answer": done.answers[0],
+        "visual_tokens_before": before,
+        "visual_tokens_after": after,
+        "visual_tokens_kept": after / before,  # a mean over decoder layers, as visual_tokens_after
+        "visual_tokens_by_layer": [tokens // beams for tokens in report.layers],
+        "prompt_tokens_before": report.prompt_tokens_before // beams,
+        "prompt_tokens_after": report.prompt_tokens_after // beams,
+        "seconds_to_first_token": done.prefill_seconds,
+        "seconds": done.seconds,
+        "new_tokens": done.new_tokens[0],
+        "kv_bytes": done.kv_bytes,
+        "prompt_kv_bytes": sum(done.prompt_kv_bytes),
+    }
+
+
 def cost_lines(done: Generated, report: Any, beams: int = 1) -> str:
     """What one answer cost, as lines to read. beams: how often the prompt stands in the report."""
     before, after = sum(done.tokens_before), sum(done.tokens_after)
+    layers = [tokens // beams for tokens in report.layers]
+    several = len(set(layers)) > 1
+    mean = f", the mean of {len(layers)} decoder layers: {_by_layer(layers)}" if several else ""
     prompt_before, prompt_after = report.prompt_tokens_before // beams, report.prompt_tokens_after // beams
     rest = done.seconds - done.prefill_seconds
     speed = f"{(done.new_tokens[0] - 1) / rest:.1f} tokens/s after the first" if done.new_tokens[0] > 1 else "one token"
     return "\n".join(
         [
             "",
-            f"visual tokens       {before} before, {after:g} after ({100 * after / before:.1f} % kept)",
-            f"prompt tokens       {prompt_before} before, {prompt_after} after",
+            f"visual tokens       {before} before, {after:g} after ({100 * after / before:.1f} % kept{mean})",
+            f"prompt tokens       {prompt_before} before, {prompt_after} after{' the last merge' if several else ''}",
             f"time to first token {1000 * done.prefill_seconds:.1f} ms",
             f"speed               {speed} ({done.new_tokens[0]} in {done.seconds:.2f} s)",
             f"KV cache            {done.kv_bytes:,} bytes",
         ]
     )
+
+
+def _by_layer(tokens: Sequence[int]) -> str:
+    """Which layers see how many tokens: "300 in layers 0 to 10, 135 in 11 to 22, 61 from 23 on"."""
+    firsts = [layer for layer, count in enumerate(tokens) if layer == 0 or count != tokens[layer - 1]]
+    parts = []
+    for first, after in zip(firsts, [*firsts[1:], None]):
+        where = (
+            f"from {first} on"
+            if after is None
+            else f"in {first}"
+            if after == first + 1
+            else f"in {first} to {after - 1}"
+        )
+        parts.append(f"{tokens[first]} {where}")
+    return ", ".join(parts)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.backends import device as devices
-from ppe_npu.checkpoints.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
-from ppe_npu.cli import costs
-from ppe_npu.cli.common import compressions, generation, reading
+from ppe_npu.checkpoints.loading import DTYPES, load_model, quiet_transformers
+from ppe_npu.cli import common, costs
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import benchmarks, protocols
+from ppe_npu.evaluation import benchmarks, protocols, published
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
 from ppe_npu.evaluation.benchmarks import registry
 from ppe_npu.evaluation.decoding import first_edition
@@ -31,6 +31,7 @@ from ppe_npu.evaluation.protocols import Protocol
 from ppe_npu.evaluation.report import check_plotting, collect, unfinished, write_report
 from ppe_npu.evaluation.runner import Evaluation, new_tokens
 from ppe_npu.evaluation.sharing import check_shared
+from ppe_npu.evaluation.vllm_engine import Engines, VLLMAnswers, check_engine
 from ppe_npu.models import compress
 from ppe_npu.utils.escape import printable
 
@@ -54,18 +55,18 @@ class Asked:
 
 def run_eval(args: argparse.Namespace) -> int:
     """Evaluate every compression on every benchmark that was asked for; print and write the report."""
-    device, model_path = devices.of_this_process(devices.resolve(args.device)), _model_path(args)
     _check_arguments(args)
+    device, model_path = devices.of_this_process(devices.resolve(_device(args))), _model_path(args)
     check_plotting()
     quiet_transformers()
-    chosen = _chosen(args, model_path)
+    checkpoint = common.checkpoint(args, model_path)
+    chosen = _chosen(args, model_path, checkpoint)
     if "layout" in args.benchmarks and Path(args.data_root) == EMBEDDED / "data":
         write_embedded_data(EMBEDDED / "data")
     protocol, loaded = _asked_benchmarks(args)
-    check_compression(model_path, *chosen, **reading(args))
-    processor = load_processor(model_path, *protocol.pixels(args.min_pixels, args.max_pixels))
+    processor = common.processor(checkpoint, *protocol.pixels(args.min_pixels, args.max_pixels))
     sampling = protocol.sampling(**{key: getattr(args, key) for key in _FRAMES})
-    values, own = generation(argparse.Namespace(model=model_path, generation=args.generation))
+    values, own = common.generation(args.generation, checkpoint)
     args.dtype = _dtype(args, protocol, device)
     runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
     smaller = costs.shares(args, protocol, chosen)
@@ -80,21 +81,47 @@ def run_eval(args: argparse.Namespace) -> int:
             )
             runs.append(Asked(benchmark, identity, config, folder, tokens, recorded, share))
             known = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
-            known |= {} if share is None else {"smaller_input": share}
-            check_settings(folder, {**identity, **known}, unsaid)
+            check_settings(folder, {**identity, **known, **_said_if_so(args, share)}, unsaid)
     check_shared(Path(args.output))
-    model = load_model(model_path, device, args.dtype, **reading(args))
+    model = checkpoint.load(device, args.dtype, load_model)
+    engines = Engines(model_path, processor, dtype, args.engine_args) if args.engine == "vllm" else None
 
     def answers(run: Asked) -> ModelAnswers:
         given = (model, processor, run.max_new_tokens, sampling, args.seed, values)
+        if engines is not None:
+            return VLLMAnswers(*given, engines=engines)
         return ModelAnswers(*given) if run.share is None else SmallerInput(*given, share=run.share)
 
     results = _evaluate(model, runs, answers, args)
     if costs.rounds(args, protocol) and devices.process_rank() == 0:
         costs.measure(model, runs, costs.rounds(args, protocol), answers)
+    common.say(common.whose(args, model_path, chosen))
     if devices.process_rank() == 0:
-        _report(Path(args.output), Path(args.output) / "report.md", f"Evaluation of {args.model or model_path}")
+        _report(args, Path(args.output), Path(args.output) / "report.md", f"Evaluation of {args.model or model_path}")
+        print(f"answers of {', '.join(dict.fromkeys(_place(result) for result in results))}")
     return _verdict(results)
+
+
+def _said_if_so(args: argparse.Namespace, share: float | None) -> dict[str, Any]:
+    """What settings say of an engine that is not transformers, and of input that was made smaller."""
+    other = {"engine": args.engine} if args.engine != "transformers" else {}
+    return other if share is None else {**other, "smaller_input": share}
+
+
+def _device(args: argparse.Namespace) -> str:
+    """Where the transformers model is: beside a vLLM, which has a device of its own, on the CPU.
+
+    Raises:
+        InputError: what vLLM cannot be asked for.
+    """
+    if args.engine == "transformers":
+        if args.engine_args:
+            raise InputError("--engine-args are vLLM's: give --engine vllm beside them")
+        return args.device
+    if args.cost_rounds or args.smaller_input:
+        raise InputError("--engine vllm measures no costs in turns: leave --cost-rounds and --smaller-input out")
+    args.cost_rounds, args.smaller_input = 0, False
+    return "cpu"
 
 
 def _model_path(args: argparse.Namespace) -> Path:
@@ -114,7 +141,7 @@ def run_report(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else folder / "report.md"
     if out.suffix != ".md":
         raise InputError(f"--out {out}: name a .md file; the .json and .png go beside it")
-    _report(folder, out, args.title or f"Evaluation in {folder}")
+    _report(args, folder, out, args.title or f"Evaluation in {folder}")
     return 0
 
 
@@ -126,6 +153,8 @@ def _asked_benchmarks(args: argparse.Namespace) -> tuple[Protocol, list[Any]]:
     else:
         published = set(args.benchmarks) & set(registry.OURS) - {"layout"}
         protocol = protocols.load(protocols.PUBLISHED if published else protocols.CHECKPOINT)
+    if args.draws is not None:
+        protocol = replace(protocol, draws=args.draws)
     if devices.process_rank() == 0 and protocol.name != protocols.CHECKPOINT:
         print(f"ppe-npu: protocol {protocol.name} ({protocol.version}): {protocol.what}", file=sys.stderr)
     return protocol, load_benchmarks(args.benchmarks, args.data_root, protocol)
@@ -178,11 +207,14 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--seed {args.seed} must be in [0, 2**32)")
 
 
-def _chosen(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:
+def _chosen(args: argparse.Namespace, model: Path, checkpoint: common.Checkpoint) -> list[CompressionConfig]:
     """Every compression that was asked for, at every ratio that was asked for; dense once."""
     configs = []
     for ratio in args.ratio or [None]:
-        configs += compressions(argparse.Namespace(**{**vars(args), "ratio": ratio}), model)
+        configs += common.compressions(argparse.Namespace(**{**vars(args), "ratio": ratio}), model)
+    configs = common.fitted(checkpoint, configs)
+    if args.engine == "vllm":
+        check_engine(checkpoint, configs)
     labels: dict[str, CompressionConfig] = {}
     for config in configs:
         if labels.setdefault(config.label, config) != config:
@@ -217,17 +249,26 @@ def _evaluate(
     return results
 
 
-def _report(folder: Path, out: Path, title: str) -> None:
-    path, table = write_report(collect(folder), out, title, missing=unfinished(folder))
+def _report(args: argparse.Namespace, folder: Path, out: Path, title: str) -> None:
+    html, notes = getattr(args, "html", False), published.paragraphs(getattr(args, "published", None))
+    path, table = write_report(collect(folder), out, title, notes, unfinished(folder), html)
+    if html:
+        print(f"one page of it: {path.with_suffix('.html')}")
     print(f"{table}\n\nwritten to {path}, with {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
+    if args.json:
+        common.print_json(args, json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
 
 
 def _verdict(results: list[dict[str, Any]]) -> int:
-    """The exit code: 1 if every sample of a run failed, or a benchmark's metrics() did. Failures are printed."""
+    """The exit code: 1 if every sample failed, or a benchmark's metrics() did. Failures are printed, with the first's
+    reason and where all of them are."""
     failed, asked = sum(result["errors"] for result in results), sum(result["samples"] for result in results)
     if failed and devices.process_rank() == 0:
+        first = next(result for result in results if result["errors"])
+        file = Path(first["folder"]) / "predictions.jsonl"
         print(
-            f"ppe-npu: {failed} of {asked} samples failed; see predictions.jsonl, and run again to ask them again",
+            f"ppe-npu: {failed} of {asked} samples failed, the first because: {printable(_first_error(file))}; see "
+            f"{file}, and run again to ask them again",
             file=sys.stderr,
         )
     broken = [result for result in results if "metrics_error" in result]
@@ -239,3 +280,15 @@ def _verdict(results: list[dict[str, Any]]) -> int:
             file=sys.stderr,
         )
     return 1 if broken or failed == asked else 0
+
+
+def _place(result: dict[str, Any]) -> str:
+    """What the table calls a run, and the folder of its answers: one of these for each compression, in BENCHMARK/."""
+    return f"{result['name']}: BENCHMARK/{Path(result['folder']).name}"
+
+
+def _first_error(file: Path) -> str:
+    """Why the first sample of a run's predictions that failed did, and which it was."""
+    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    row = next(row for row in rows if "error" in row)
+    return f"sample {row['index']}: {row['error']}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
+from ppe_npu.cli.common import print_json
 from ppe_npu.methods.listing import Listed, published
 
 _HEAD = ("method", "place", "looks at", "budget", "paper")
@@ -14,7 +14,7 @@ def run_methods(args: argparse.Namespace) -> int:
     """Print one line per method, or with --json all that is known of each."""
     listed = [Listed.of(name) for name in published()]
     if args.json:
-        print(json.dumps([one.to_dict() for one in listed], indent=1))
+        print_json(args, [one.to_dict() for one in listed])
         return 0
     rows = [_HEAD] + [(one.name, ", ".join(one.places), one.looks_at, one.budget, one.source) for one in listed]
     widths = [max(map(len, column)) for column in zip(*rows)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import parity
 from ppe_npu.backends.common import DTYPES
 from ppe_npu.checkpoints.loading import quiet_transformers
+from ppe_npu.cli.common import print_json
 from ppe_npu.errors import InputError
 from ppe_npu.parity import bundle, end_to_end
 
@@ -30,5 +32,7 @@ def run_parity(args: argparse.Namespace) -> int:
         rows = bundle.check(args.bundle, device)
     else:
         rows = parity.run_parity(device, dtypes) + end_to_end.run_end_to_end(device, dtypes)
+    if args.json:
+        print_json(args, [asdict(row) for row in rows])
     print(parity.format_table(rows))
     return 0 if all(row.ok for row in rows) else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import NoReturn
 
 from ppe_npu.cli.train import add_options
@@ -29,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command", required=True)
     _add_train(commands)
     _add_data(commands)
+    _add_convert(commands)
     _add_merge_lora(commands)
     _add_export(commands)
     _add_serve(commands)
@@ -38,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_methods(commands)
     _add_parity(commands)
     _add_demo(commands)
+    _add_doctor(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -60,9 +64,18 @@ def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> 
     parser.add_argument("--k", type=int, help="positions that a merged token keeps (ppe)")
 
 
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="the numbers as JSON; all else goes to standard error")
+
+
 def _add_bin(parser: argparse.ArgumentParser) -> None:
     what = "read a model that has pytorch_model.bin alone, and no safetensors (docs/security.md)"
     parser.add_argument("--allow-bin", action="store_true", help=what)
+
+
+def _add_base(parser: argparse.ArgumentParser) -> None:
+    what = "where --model names an adapter: the model that it was trained on (default: where its base.json says)"
+    parser.add_argument("--base", metavar="MODEL", help=what)
 
 
 def _add_pixels(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +103,7 @@ def _add_train(commands) -> None:
     _add_device(parser, default=None)
     _add_pixels(parser)
     add_options(parser)
+    _add_json(parser)
     parser.set_defaults(run="train:run_train")
 
 
@@ -106,7 +120,17 @@ def _add_data(commands) -> None:
     parser.add_argument("--max-length", type=int, help="most tokens of a record after compression (default: any)")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that count tokens (default: 0: this one)")
     parser.add_argument("--out", metavar="FOLDER", help="also write data.json, data.md and faults.jsonl there")
+    _add_json(parser)
     parser.set_defaults(run="data:run_data")
+
+
+def _add_convert(commands) -> None:
+    what = "bring records of other programs' forms (messages, images, content lists, query, Alpaca) to that of `train`"
+    parser = commands.add_parser("convert", help=what)
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help=".json or .jsonl file(s)")
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="what is written, a record a line")
+    _add_json(parser)
+    parser.set_defaults(run="convert:run_convert")
 
 
 def _add_merge_lora(commands) -> None:
@@ -144,7 +168,9 @@ def _add_plain_output(parser: argparse.ArgumentParser) -> None:
 
 def _add_eval(commands) -> None:
     parser = commands.add_parser("eval", help="benchmark a model with every compression; processes share the work")
-    parser.add_argument("--model", help="checkpoint folder or hub id (default: runs/train/final)")
+    what = "checkpoint folder, adapter of a run, or hub id (default: runs/train/final)"
+    parser.add_argument("--model", help=what)
+    _add_base(parser)
     parser.add_argument("--benchmarks", nargs="+", default=["layout"], help="(default: layout)")
     parser.add_argument(
         "--data-root", default="runs/train/data", help="the benchmarks' data (default: that of `train`)"
@@ -155,11 +181,19 @@ def _add_eval(commands) -> None:
     )
     what += "benchmarks, checkpoint for others); what is named by another option goes before it"
     parser.add_argument("--protocol", metavar="NAME", help=what)
+    what = (
+        "draw an option by this seed where an answer names none and the scorer draws (default: such an answer is wrong)"
+    )
+    parser.add_argument("--draws", type=int, metavar="SEED", help=what)
     _add_bin(parser)
     _add_compression(parser, several=True)
     _add_device(parser, default=None)
     _add_pixels(parser)
     parser.set_defaults(device="auto")
+    what = "what answers: transformers, or an offline vLLM (pictures alone; docs/serving.md) (default: transformers)"
+    parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"), help=what)
+    what = 'of vLLM, more arguments as JSON: {"max_model_len": 8192}'
+    parser.add_argument("--engine-args", type=json.loads, metavar="JSON", help=what)
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
@@ -172,6 +206,7 @@ def _add_eval(commands) -> None:
     parser.add_argument("--smaller-input", action=argparse.BooleanOptionalAction, default=None, help=what)
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     _add_generation(parser)
+    _add_json(parser)
     parser.set_defaults(run="evaluate:run_eval")
 
 
@@ -180,6 +215,7 @@ def _add_report(commands) -> None:
     parser.add_argument("folder", nargs="?", default="runs/eval", help="of the evaluations (default: runs/eval)")
     parser.add_argument("--out", metavar="FILE.md", help="(default: report.md in the folder)")
     parser.add_argument("--title")
+    _add_json(parser)
     what = "also one HTML page: sortable tables, a plot, and where two methods' answers differ"
     parser.add_argument("--html", action="store_true", help=what)
     what = "set published tables beside ours, which are never mixed with them: ppe, pixelprune, ipcv, pvc or all"
@@ -189,7 +225,8 @@ def _add_report(commands) -> None:
 
 def _add_describe(commands) -> None:
     parser = commands.add_parser("describe", help="ask a model about pictures and videos; then what it cost")
-    parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
+    parser.add_argument("--model", required=True, help="checkpoint folder, adapter of a run, or hub id")
+    _add_base(parser)
     parser.add_argument("--image", action="append", default=[], help="a picture; may be given several times")
     parser.add_argument("--video", action="append", default=[], help="a video file; may be given several times")
     parser.add_argument(
@@ -207,6 +244,7 @@ def _add_describe(commands) -> None:
     parser.add_argument(
         "--token", type=int, help="of --show: the merged token to outline, counted from 0 (default: the largest)"
     )
+    _add_json(parser)
     parser.set_defaults(run="describe:run_describe")
 
 
@@ -224,6 +262,7 @@ def _add_parity(commands) -> None:
     parser.add_argument("--out", help="the bundle's folder, to record")
     parser.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
     parser.add_argument("--dtypes", help="of a run: comma-separated (default: fp32,bf16,fp16)")
+    _add_json(parser)
     parser.set_defaults(run="parity:run_parity")
 
 
@@ -237,3 +276,17 @@ def _add_demo(commands) -> None:
     what = "of --methods: without fine-tuning"
     parser.add_argument("--training-free", action="store_true", help=what)
     parser.set_defaults(run="demo:run_demo")
+
+
+def _add_doctor(commands) -> None:
+    what = "versions, devices, which operators run here and why not, memory, disk: what to send with a report"
+    parser = commands.add_parser("doctor", help=what)
+    _add_json(parser)
+    parser.set_defaults(run="doctor:run_doctor")
+
+
+def _add_completion(commands) -> None:
+    what = "print the script by which a shell completes this command line (extra: completion)"
+    parser = commands.add_parser("completion", help=what)
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help='bash: eval "$(ppe-npu completion bash)"')
+    parser.set_defaults(run="completion:run_completion")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ _VALUES = {
     "invalid": (str, "records that cannot be used: stop, or skip and list them (default: stop)"),
     "distill_weight": (float, "share of self-distillation in the loss, in [0, 1] (default: 0)"),
     "seed": (int, "(default: 0)"),
+    "validation_share": (float, "share of the records that is held back: its loss is told (default: 0)"),
+    "eval_steps": (int, "tell the validation loss every so many steps (default: after the last one)"),
     "save_steps": (int, "a checkpoint every so many steps (default: none)"),
     "save_total_limit": (int, "checkpoints that are kept (default: 2)"),
     "logging_steps": (int, "(default: 10)"),
@@ -43,12 +46,16 @@ _SWITCHES = {
     "gradient_checkpointing": "recompute activations to save memory",
     "fused_adamw": "the device's fused AdamW",
     "tensorboard": "curves in OUTPUT/tensorboard",
+    "wandb": "curves in Weights & Biases (WANDB_PROJECT, WANDB_MODE and its other variables say where)",
     "allow_outside": "records may name files outside of the data root",
     "allow_bin": "read a model that has pytorch_model.bin alone, and no safetensors",
     "resume": "go on from the newest checkpoint in --output",
     "overwrite": "drop an earlier run in --output",
 }
-_ADAPTER = {"kind": "adapter", "rank": "lora_rank", "alpha": "lora_alpha"}
+_ADAPTER = {
+    "kind": "adapter",
+    **{key: f"lora_{key}" for key in ("rank", "alpha", "dropout", "parts", "targets")},
+}
 _VIDEO = ("fps", "nframes", "min_pixels", "max_pixels")
 
 
@@ -65,6 +72,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", choices=kinds, help="train an adapter in place of the weights")
     parser.add_argument("--lora-rank", type=int, help="(default: 16)")
     parser.add_argument("--lora-alpha", type=float, help="(default: 32)")
+    parser.add_argument("--lora-dropout", type=float, help="of what each update is given, in training (default: 0)")
+    parser.add_argument("--lora-parts", nargs="+", metavar="PART", help="language, merger, vision (default: language)")
+    what = "modules by the ends of their names, as q_proj or attn.qkv (default: every linear layer of the parts)"
+    parser.add_argument("--lora-targets", nargs="+", metavar="MODULE", help=what)
+    what = "records whose loss is told and not learned from"
+    parser.add_argument("--validation-data", nargs="+", metavar="FILE", help=what)
     for name, text in _SWITCHES.items():
         action = argparse.BooleanOptionalAction
         parser.add_argument(f"--{name.replace('_', '-')}", action=action, default=None, help=text)
@@ -74,6 +87,7 @@ def run_train(args: argparse.Namespace) -> int:
     """Train as asked; without a model and data: the embedded model on generated scenes."""
     from ppe_npu.backends import device as devices
     from ppe_npu.checkpoints.loading import quiet_transformers
+    from ppe_npu.cli.common import print_json
     from ppe_npu.training.args import TrainConfig
     from ppe_npu.training.recipes import load_recipe
     from ppe_npu.training.trainer import train
@@ -85,16 +99,42 @@ def run_train(args: argparse.Namespace) -> int:
         missing = "--data" if data is None else "--model"
         raise InputError(f"{missing} is missing: give --model and --data, or neither for the embedded run")
     quiet_transformers()
-    values = _embedded(args) if model is None else _asked(args, recipe, model, data)
-    result = train(TrainConfig(**values))
+    try:
+        values = _embedded(args) if model is None else _asked(args, recipe, model, data)
+        result = train(TrainConfig(**values), said=_whose(args, recipe, values["model"], values["compression"]))
+    except InputError as error:
+        raise InputError(with_flags(str(error))) from error
+    if args.json:
+        print_json(args, result.to_dict())
     if devices.process_rank() == 0:
         print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.final}")
+        if result.skipped:
+            print(f"{result.skipped} record(s) broke while they were read: see {values['output']}/skipped-*.jsonl")
     return 0
+
+
+def with_flags(message: str) -> str:
+    """A message whose remedy names a setting, "(invalid=skip)", with the flag of that name."""
+    return re.sub(
+        rf"\(({'|'.join((*_VALUES, *_SWITCHES))})=([^\s()]+)\)",
+        lambda found: f"(--{found[1].replace('_', '-')} {found[2]})",
+        message,
+    )
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """TrainConfig's values that were named on the command line."""
-    names = ("data_root", "device", "dtype", "min_pixels", "max_pixels", "frozen", *_VALUES, *_SWITCHES)
+    names = (
+        "data_root",
+        "device",
+        "dtype",
+        "min_pixels",
+        "max_pixels",
+        "frozen",
+        "validation_data",
+        *_VALUES,
+        *_SWITCHES,
+    )
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     # "none" takes back what a recipe says.
     empty = {"deepspeed": None, "frozen": ()}
@@ -132,6 +172,14 @@ def _compression(args: argparse.Namespace, recipe: dict[str, Any], model: str) -
     if args.compression is None and "compression" in recipe:
         return as_compression(recipe["compression"], positions=args.positions, ratio=args.ratio, k=args.k)
     return compressions(args, Path(model))[0]
+
+
+def _whose(args: argparse.Namespace, recipe: dict[str, Any], model: str, compression: Any) -> str | None:
+    """What the table says of a compression that nobody named."""
+    from ppe_npu.cli.common import whose
+
+    named = "compression" in recipe or (args.model is None and "model" not in recipe)
+    return None if named else whose(args, Path(model), [compression])
 
 
 def _embedded(args: argparse.Namespace) -> dict[str, Any]:

@@ -102,8 +102,8 @@ class CacheState:
         cut = self.masks[0][:, -removed:].sum(1)
         following = tuple(position - cut for position in self.following)
         sizes = tuple(None if part is None else part[:, : part.shape[1] - removed] for part in self.sizes)
-        counts = {"seen": self.seen - removed, "decoded": self.decoded - removed}
-        return replace(self, masks=masks, following=following, sizes=sizes, **counts)
+        seen, decoded = self.seen - removed, self.decoded - removed
+        return replace(self, masks=masks, following=following, sizes=sizes, seen=seen, decoded=decoded)
 
 
 def joined_sizes(

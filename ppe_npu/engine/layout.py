@@ -75,8 +75,10 @@ class Arrangement:
         for number, span in enumerate(layout.spans):
             video = first.setdefault((span.modality, span.source), number)
             starts = [span.start + t * span.frame_tokens for t in range(span.grid[0])]
-            size = {"frames": frames[span.modality, span.source], "frame_tokens": span.frame_tokens}
-            cells += [Cell(span.sample, start, span.frame_tokens, number, video, **size) for start in starts]
+            count, tokens = frames[span.modality, span.source], span.frame_tokens
+            cells += [
+                Cell(span.sample, start, tokens, number, video, frames=count, frame_tokens=tokens) for start in starts
+            ]
         samples, length = layout.real.shape
         return cls(layout.real, tuple(cells), np.broadcast_to(np.arange(length), (samples, length)))
 

@@ -159,9 +159,17 @@ def _grouped(
 
 def view_of(bucket: Bucket, tokens: Tokens, valid: torch.Tensor | None, level: int = 0) -> View:
     """What every method is shown of a bucket's cells, whose parts are [F, N, ...]."""
-    sizes = {"least": bucket.least[level], "frames": bucket.frames, "frame_tokens": bucket.frame_tokens}
-    seen = (tokens.features, valid, tokens.places, tokens.sizes)
-    return View(bucket.num_kept[level], bucket.most[level], *seen, **sizes)
+    return View(
+        bucket.num_kept[level],
+        bucket.most[level],
+        tokens.features,
+        valid,
+        tokens.places,
+        tokens.sizes,
+        least=bucket.least[level],
+        frames=bucket.frames,
+        frame_tokens=bucket.frame_tokens,
+    )
 
 
 def shown_to(part: Method, method: Method, view: View, tokens: Tokens, texts: Texts | None) -> View:

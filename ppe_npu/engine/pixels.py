@@ -77,7 +77,7 @@ class Chosen:
         """[V] int64, how many kept ones come before each."""
         return np.cumsum(self.kept) - self.kept
 
-    def counts(self, starts: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+    def counts(self, starts: Sequence[int] | np.ndarray, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """How many are kept of each run of tokens."""
         ends = np.concatenate([[0], np.cumsum(self.kept)])
         first = np.asarray(starts, np.int64)

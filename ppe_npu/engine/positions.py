@@ -100,6 +100,11 @@ def axes_of(channels: Sequence[int]) -> int:
     return max(channels) + 1
 
 
+def most_positions(channels: Sequence[int]) -> int:
+    """The largest K: as many kept positions as the axis with the fewest channels can rotate by."""
+    return min(list(channels).count(axis) for axis in range(axes_of(channels)))
+
+
 def check_channels(k: int, channels: Sequence[int]) -> None:
     """Raise InputError where K is more than an axis has channels: then some kept position would rotate nothing.
 

@@ -135,8 +135,8 @@ class PromptLayout:
 def find_spans(
     input_ids: np.ndarray,
     attention_mask: np.ndarray | None,
-    image_grid_thw: Sequence[Sequence[int]] | None,
-    video_grid_thw: Sequence[Sequence[int]] | None,
+    image_grid_thw: Sequence[Sequence[int]] | Parts | None,
+    video_grid_thw: Sequence[Sequence[int]] | Parts | None,
     seconds_per_frame: Sequence[float] | None,
     vision: VisionTokens,
     prompt: int | None = None,

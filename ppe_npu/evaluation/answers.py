@@ -110,6 +110,20 @@ class ModelAnswers:
         """Of the model's numbers."""
         return str(self.model.dtype).removeprefix("torch.")
 
+    @property
+    def family(self) -> str:
+        """The model's type, by which the format of its boxes goes."""
+        return str(getattr(self.model.config, "model_type", ""))
+
+    def seen_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of a picture as the model sees it, of the families that count its pixels."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        maker = self.processor.image_processor
+        unit = maker.patch_size * maker.merge_size
+        rows, columns = smart_resize(height, width, unit, maker.size["shortest_edge"], maker.size["longest_edge"])
+        return columns, rows
+
     def prepare(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Samples of one bucket -> a left-padded batch, on the CPU; through the code that training uses."""
         conversations = [conversation(sample) for sample in samples]

@@ -16,6 +16,7 @@ from ppe_npu.evaluation.results import runs_dense
 from ppe_npu.evaluation.rows import read_scores
 from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
 from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
+from ppe_npu.evaluation.tuned import tuning_of
 
 Result = Mapping[str, Any]
 DENSE = "dense"
@@ -138,6 +139,7 @@ def _row(benchmark: str, runs: Sequence[Result], dense: Sequence[Result] | None,
         "types_spread": {kind: [min(found), max(found)] for kind, found in types.items()} if len(runs) > 1 else None,
         "against_dense": None if dense is None or _is_dense(runs) else _against(benchmark, runs, dense, missing),
         "costs": costs,
+        "tuned": tuning_of(runs[0]),
         "errors": sum(run["errors"] for run in runs),
     }
 
@@ -240,7 +242,7 @@ def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[st
                 "method": here[0]["method"],
                 "dense": here[0]["dense"],
                 "retention": kept,
-                "group": _group(here[0]["dense"], kept),
+                "group": _group(here[0]["dense"], kept, here[0]["tuned"]),
                 "scores": {key: row and row["score"] for key, row in own.items()},
                 "average": _mean(shares) if shares and not absent else None,
                 "of_dense": None if absent else _of_dense(benchmarks, own, missing),
@@ -255,7 +257,9 @@ def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[st
     return sorted(rows, key=lambda row: (not row["dense"], order[row["group"]], row["group"]))
 
 
-def _group(dense: bool, kept: float | None) -> str:
+def _group(dense: bool, kept: float | None, tuned: str | None) -> str:
+    if dense and tuned not in (None, DENSE):
+        return f"Dense, 100 %, of weights tuned with {tuned}"
     return (
         "Upper bound, 100 %" if dense else "Retained share not known" if kept is None else f"Retain {100 * kept:.0f} %"
     )

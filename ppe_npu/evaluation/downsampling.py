@@ -57,6 +57,9 @@ class SmallerInput(ModelAnswers):
     def prepare(self, samples: Sequence[Mapping[str, Any]]) -> Any:
         return super().prepare([self._smaller(sample) for sample in samples])
 
+    def seen_size(self, width: int, height: int) -> tuple[int, int]:
+        return super().seen_size(*smaller_size(width, height, self._whole.image_processor, self.share))
+
     def _smaller(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """The sample with smaller pictures in memory, or smaller frames asked for."""
         found = {key: sample[key] for key in sample if key not in ("image", "image_path")}
@@ -86,13 +89,16 @@ def smaller(picture: Image.Image, maker: Any, share: float) -> Image.Image:
     Args:
         maker: the image processor, whose bounds the whole picture is brought into first.
     """
+    return picture.resize(smaller_size(picture.width, picture.height, maker, share), Image.Resampling.BICUBIC)
+
+
+def smaller_size(width: int, height: int, maker: Any, share: float) -> tuple[int, int]:
+    """(width, height) that smaller() gives a picture of this size."""
     unit = _unit(maker)
     bounds = {"min_pixels": maker.size["shortest_edge"], "max_pixels": maker.size["longest_edge"]}
-    tokens = maker.get_number_of_image_patches(picture.height, picture.width, bounds) // maker.merge_size**2
-    wanted = max(tokens * share, 1.0)
-    tall = picture.height / picture.width
-    rows, columns = _grid(wanted, tall)
-    return picture.resize((columns * unit, rows * unit), Image.Resampling.BICUBIC)
+    tokens = maker.get_number_of_image_patches(height, width, bounds) // maker.merge_size**2
+    rows, columns = _grid(max(tokens * share, 1.0), height / width)
+    return columns * unit, rows * unit
 
 
 def _grid(tokens: float, tall: float) -> tuple[int, int]:

@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import cost_table, decoding, tables
+from ppe_npu.evaluation import cost_table, decoding, tables, tuned
 from ppe_npu.evaluation.comparison import by_protocol, compare
+from ppe_npu.evaluation.page import write_page
 from ppe_npu.evaluation.plot import check_plotting, draw
 from ppe_npu.evaluation.protocols import label
 from ppe_npu.files import check_regular, write_json, write_text
@@ -19,6 +20,7 @@ from ppe_npu.utils import escape
 
 __all__ = ["check_plotting", "collect", "unfinished", "write_report"]
 
+_FIRST = ("dense", "chatunivi", "keep_one", "ppe")  # rows in this order, then all others by name
 _SCORES = (
     "Scores are in percent where no other unit is named; each benchmark declares its own, and Avg is of those in "
     "percent. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
@@ -58,7 +60,8 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
 
     def place(result: Mapping[str, Any]) -> tuple:
         own = result.get("method", result["name"])
-        return result["settings"]["benchmark"], own != "dense", own, -(result["costs"]["retention"] or 0.0)
+        rank = _FIRST.index(own.partition(" ")[0]) if own.partition(" ")[0] in _FIRST else len(_FIRST)
+        return result["settings"]["benchmark"], rank, own, -(result["costs"]["retention"] or 0.0)
 
     return sorted(found, key=place)
 
@@ -113,6 +116,7 @@ def write_report(
     title: str,
     notes: Sequence[str] = (),
     missing: Sequence[str] = (),
+    html: bool = False,
 ) -> tuple[Path, str]:
     """Write `path` (Markdown) and, beside it, the same numbers (.json) and a picture (.png) of the same name.
 
@@ -122,6 +126,7 @@ def write_report(
         path: of the Markdown file.
         title: its heading.
         notes: paragraphs under the tables, in Markdown.
+        html: whether to write the same as one page, too (.html).
         missing: lines of plain text that say what is not shown, and why; those that the comparison finds follow.
 
     Returns:
@@ -134,6 +139,17 @@ def write_report(
         raise InputError("there are no results to report: evaluate something first")
     path, found = Path(path), compared(results, missing)
     write_json(path.with_suffix(".json"), {"title": title, **(found[0] if len(found) == 1 else {"protocols": found})})
+    parts, overviews = _sections(found, results, path, title)
+    if html:
+        write_page(found, results, path.with_suffix(".html"), title)
+    write_text(path, "\n\n".join([*parts, *notes]) + "\n")
+    return path, "\n\n".join(overviews)
+
+
+def _sections(
+    found: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]], path: Path, title: str
+) -> tuple[list[str], list[str]]:
+    """(all parts of the Markdown but the notes, the overviews among them); pictures are drawn beside `path`."""
     parts, overviews = [f"# {escape.markdown(title)}"], []
     for number, comparison in enumerate(found):
         own = [result for result in results if label(result["settings"]) == comparison["protocol"]]
@@ -150,8 +166,7 @@ def write_report(
     lines = list(dict.fromkeys(line for comparison in found for line in comparison["missing"]))
     if lines:
         parts += ["## What is missing", "\n".join(f"* {escape.markdown(line)}" for line in lines)]
-    write_text(path, "\n\n".join([*parts, *notes]) + "\n")
-    return path, "\n\n".join(overviews)
+    return parts, overviews
 
 
 def compared(results: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -184,7 +199,7 @@ def _facts(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, A
     many = _counted(found["samples"], "sample")
     if found["units"] is not None:
         many += f", judged in {_counted(found['units'], 'group')}"
-    text = f"{many}, score: {found['score']}; {dtypes} on {devices}{in_batches}.{_decoding(runs)}"
+    text = f"{many}, score: {found['score']}; {dtypes} on {devices}{in_batches}.{tuned.sentence(runs)}{_decoding(runs)}"
     answers = sum(run["samples"] for run in runs)
     errors = sum(row["errors"] for row in found["rows"])
     if len(found["types"]) > 1:

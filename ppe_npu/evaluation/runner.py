@@ -19,7 +19,9 @@ from ppe_npu.evaluation.identity import Unreadable, benchmark_identity, check_se
 from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, run_method, run_title, score, summarise
 from ppe_npu.evaluation.rows import FAULTS, QUESTION, checksum, fault, fault_of, question, signed
 from ppe_npu.evaluation.sharing import Share
+from ppe_npu.evaluation.tuned import tuned_with
 from ppe_npu.files import write_json
+from ppe_npu.utils.progress import Progress
 
 if TYPE_CHECKING:
     from ppe_npu.data.sampling import VideoSampling
@@ -117,11 +119,15 @@ class Evaluation:
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
+        if hasattr(benchmark, "meet"):
+            benchmark.meet(answers)  # a box is read as the model's family writes it
         self.answers, self.benchmark, self.output = answers, benchmark, Path(output)
         self.batch_size, self.batch_tokens, self.poll, self._bar = batch_size, batch_tokens, poll, bar
         self.settings = {**(identity or benchmark_identity(benchmark)), **answers.settings()}
         self.title = name or run_title(self.settings)
-        self.settings.setdefault("protocol", protocols.load(protocols.CHECKPOINT).recorded())
+        asked = getattr(benchmark, "protocol", None)
+        used = asked if isinstance(asked, protocols.Protocol) else protocols.load(protocols.CHECKPOINT)
+        self.settings.setdefault("protocol", used.recorded())
         check_settings(self.output, self.settings, {**_UNSAID, **getattr(answers, "unsaid", dict)()})
         write_json(self.output / "settings.json", self.settings)
         self._numbers: dict[int | str, int] = {}
@@ -189,9 +195,7 @@ class Evaluation:
                 time.sleep(self.poll)
 
     def _progress(self) -> Any:
-        from tqdm import tqdm
-
-        return tqdm(total=len(self._numbers), desc=self.title, disable=not self._bar)
+        return Progress(len(self._numbers), self.title, "sample", hidden=not self._bar)
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
@@ -264,6 +268,7 @@ class Evaluation:
             "settings": self.settings,
             "versions": self.answers.versions(),
             "ignored": getattr(self.answers, "ignored", dict)(),
+            "tuned": tuned_with(self.settings.get("model", "")),
         }
 
     def _scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

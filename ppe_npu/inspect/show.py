@@ -8,7 +8,7 @@
 Tokens of one colour became one token; a token without colour stayed by itself. A white dot marks the representative.
 What was dropped before the vision tower is joined by a line to the token that it leans on.
 The chosen merged token is outlined in yellow, and the numbers in it are the positions that it keeps, in the order in
-which the rotary channels read them (the representative's is white).
+which the rotary channels read them (the representative's is white, where it is one of them).
 """
 
 import colorsys
@@ -47,7 +47,8 @@ def draw_visual(frames: Sequence[Image.Image], visual: Visual, token: int | None
     token = int(last.sizes.argmax()) if token is None else token
     if visual.modality == "image":
         shown = [(frames[0], groups, 0, token if groups is last else None) for groups in visual.stages]
-        titles = [(_stage_title(groups), None) for groups in visual.stages]
+        entering = [visual.stages[0].labels.size, *(len(groups.representatives) for groups in visual.stages)]
+        titles = [(_stage_title(*both), None) for both in zip(visual.stages, entering)]
     else:
         shown = [(frame, last, step, token) for step, frame in enumerate(frames)]
         titles = [_frame_title(visual, step) for step in range(steps)]
@@ -131,10 +132,11 @@ def _disc(draw, index: int, width: int, cell: int, radius: float, colour: tuple,
         draw.text((x, y), text, _DARK, ImageFont.load_default(1.4 * radius), "mm")
 
 
-def _stage_title(groups: Groups) -> str:
+def _stage_title(groups: Groups, entering: int) -> str:
+    """entering: how many tokens the merge before left; the labels are of all cells, whatever merged before."""
     places = {None: "before the LLM", "pixels": "before the vision tower"}
     where = places.get(groups.layer) or f"on entry of layer {groups.layer}"
-    return f"{where}: {groups.labels.size} tokens, {len(groups.representatives)} left"
+    return f"{where}: {entering} tokens, {len(groups.representatives)} left"
 
 
 def _frame_title(visual: Visual, step: int) -> tuple[str, tuple | None]:
@@ -143,7 +145,7 @@ def _frame_title(visual: Visual, step: int) -> tuple[str, tuple | None]:
     if visual.events is None:
         return f"step {step}: {visual.stages[-1].labels[step].size} tokens, {present} left", None
     event = int(visual.events[step])
-    return f"step {step}, event {event}: in {present} tokens", tuple(int(part) for part in _colour(event))
+    return f"step {step}, event {event}: its tokens are part of {present}", tuple(int(part) for part in _colour(event))
 
 
 def _caption(visual: Visual, token: int) -> str:

@@ -8,23 +8,33 @@ detach(model). A new family is a new file and one line in _FAMILIES; one that is
 is an entry of grid_families.py, and one whose decoder counts in one dimension an entry of one_dimension_families.py.
 """
 
+import logging
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from ppe_npu.backends.device import process_rank
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import most_positions
 from ppe_npu.errors import InputError
 from ppe_npu.models.known import REFUSED, check_layers, check_looked_at, check_tower, text_model
 from ppe_npu.models.pixels import pixel_values
 from ppe_npu.models.seam import is_shallow_copy
 
-_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "one_dimension")
+_QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+_FAMILIES = (*_QWEN, "one_dimension")
 
 
 def supported_classes() -> tuple[str, ...]:
     """Names of the transformers model classes that can be compressed."""
     return tuple(name for family in _families() for name in family.CLASSES)
+
+
+def commanded_classes() -> tuple[str, ...]:
+    """Those whose inputs the commands make: `ppe-npu train`, `eval` and all that reads a checkpoint's processor."""
+    names = (name for family in _families()[: len(_QWEN)] for name in family.CLASSES)
+    return tuple(name for name in names if not name.startswith("PVC"))
 
 
 def compress(model, config: CompressionConfig, processor=None):
@@ -55,6 +65,8 @@ def compress(model, config: CompressionConfig, processor=None):
         )
     base, family = _seam(model)
     compression = _compression(family, base.config, config)
+    if (said := another_k(config, compression.config)) and process_rank() == 0:
+        logging.getLogger("ppe_npu").warning(said)
     if config.at_pixels is not None:
         compression.vision = pixel_values(base, compression.vision, processor)
     check_layers(text_model(base.model).layers, family.LAYERS)
@@ -66,9 +78,17 @@ def compress(model, config: CompressionConfig, processor=None):
     return model
 
 
-def check_fit(class_name: str, model_config, config: CompressionConfig) -> None:
-    """Raise InputError unless `config` fits a model of this class with this transformers config; needs no weights."""
-    compression_for(class_name, model_config, config)
+def check_fit(class_name: str, model_config, config: CompressionConfig) -> CompressionConfig:
+    """`config` as a model of this class with this transformers config takes it (see CompressionConfig's k); needs no
+    weights. Raises InputError unless it fits."""
+    return compression_for(class_name, model_config, config).config
+
+
+def another_k(asked: CompressionConfig, fitted: CompressionConfig) -> str | None:
+    """What is said where a k that nobody named was made smaller to fit the model."""
+    if asked.k == fitted.k:
+        return None
+    return f"k={fitted.k} in place of the default {asked.k}: the largest that this model's rotary sections hold"
 
 
 def compression_for(class_name: str, model_config, config: CompressionConfig) -> Compression:
@@ -106,7 +126,9 @@ def is_compressed(model) -> bool:
 
 def _compression(family: ModuleType, model_config, config: CompressionConfig) -> Compression:
     vision, channels = family.vision_tokens(model_config), family.channels(model_config)
-    return Compression(config, vision, channels, family.decoder_layers(model_config), family.PAIRS)
+    most = most_positions(channels)
+    fitted = config if config.k_named or not config.k or config.k <= most else config.changed(k=most)
+    return Compression(fitted, vision, channels, family.decoder_layers(model_config), family.PAIRS)
 
 
 def _seam(model) -> tuple[Any, ModuleType]:

@@ -47,7 +47,7 @@ __all__ = [
     "vision_tokens",
 ]
 
-CLASSES = tuple(family.name for family in FAMILIES.values())
+CLASSES = (*(family.name for family in FAMILIES.values()), "PVCInternVLForConditionalGeneration")
 LAYERS = DECODERS  # and the attention in them
 PAIRS = HALVES  # which channels of a head are turned together
 TOWER: dict[str, str] = {}  # nothing looks into these towers yet
@@ -213,7 +213,7 @@ def _rows_by_place(model, family: Family, ids: torch.Tensor, kwargs: dict) -> di
         return {}  # its arrays have a row for each sample, as all others
     kinds = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None]
     parts = _parts(model.model, family, kwargs | {"input_ids": ids}, kinds)
-    found = {kind: parts[kind] if kind in kinds else None for kind in (IMAGE, VIDEO)}
+    found: dict[str, Parts | None] = {kind: parts[kind] if kind in kinds else None for kind in (IMAGE, VIDEO)}
     vision = model.compression.vision
     layout = find_spans(ids.cpu().numpy(), None, found[IMAGE], found[VIDEO], None, vision, hidden=True)
     return {kind: _places_of_rows(family, layout, kind, len(parts[kind])) for kind in kinds}

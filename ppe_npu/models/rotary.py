@@ -41,7 +41,7 @@ class RowRotaryEmbedding(torch.nn.Module):
         if given[0].ndim == 4:  # until 5.3 or so transformers wants a table per axis, of which each layer takes parts
             self.axes = len(given[0])
             axis = torch.tensor([*channels, *channels], device=given[0].device).expand(given[0].shape[1:])[None]
-            given = tuple(part.gather(0, axis)[0] for part in given)
+            given = (given[0].gather(0, axis)[0], given[1].gather(0, axis)[0])
         if given[0].is_meta:
             return
         tables = zip(given, rotary_table(positions, original.inv_freq, channels, original.attention_scaling, pairs))

@@ -16,9 +16,12 @@ import torch
 from torch import nn
 
 from ppe_npu.backends import device as devices
+from ppe_npu.checkpoints.loading import load_processor
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.files import write_json
+from ppe_npu.models import base_of, is_compressed
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
-from ppe_npu.training.checkpoint import ADAPTER_WEIGHTS
+from ppe_npu.training.checkpoint import ADAPTER_WEIGHTS, BASE, COMPRESSION, base_record
 from ppe_npu.training.parts import PARTS, is_adapter, part_of
 from ppe_npu.utils.optional import optional
 
@@ -170,11 +173,52 @@ def add_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
         target_modules=target_modules(model, adapter),
         bias="none",
     )
+    base = _record(model)
     # Without a task type: a task's own class would stand between the call and the model, and know nothing of images.
-    return get_peft_model(model, config)
+    wrapped = get_peft_model(model, config)
+    wrapped.ppe_base = base
+    return wrapped
 
 
-def save_adapter(model: nn.Module, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+def _record(model: nn.Module) -> dict[str, str] | None:
+    """base.json of a model that was loaded from somewhere; of one in 4 bits the run writes it, which still has it."""
+    path = getattr(model, "name_or_path", "")
+    packed = getattr(model, "quantization_method", None)
+    return base_record(model, path) if path and not packed and not hasattr(model, "peft_config") else None
+
+
+def save_adapter(
+    model: nn.Module, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None, processor: Any = None
+) -> None:
+    """Write all that `ppe-npu merge-lora`, `describe` and `eval` need of an adapter: write_adapter's two files,
+    base.json, compression.json where the model is compressed, and the processor.
+
+    Args:
+        model: what add_adapter gave.
+        state_dict: as write_adapter.
+        processor: the model's; None: the one that lies beside the base model, if there is one.
+
+    Raises:
+        InputError: no processor was given, and the base's cannot be read.
+    """
+    base = getattr(model, "ppe_base", None)
+    if processor is None and base is not None and _has_processor(base["model"]):
+        processor = load_processor(base["model"])
+    write_adapter(model, folder, state_dict)
+    if base is not None:
+        write_json(Path(folder) / BASE, base)
+    if is_compressed(model):
+        write_json(Path(folder) / COMPRESSION, base_of(model).compression.config.to_dict())
+    if processor is not None:
+        processor.save_pretrained(str(folder))
+
+
+def _has_processor(model: str) -> bool:
+    """Whether one lies beside a model; of an id on the hub it is taken for granted."""
+    return not Path(model).is_dir() or (Path(model) / "tokenizer_config.json").is_file()
+
+
+def write_adapter(model: nn.Module, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write adapter_model.safetensors and adapter_config.json, as plain peft reads them.
 
     Args:

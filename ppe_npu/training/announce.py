@@ -6,14 +6,23 @@ from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
-from ppe_npu.config import CompressionConfig, step_label
+from ppe_npu.config import CompressionConfig
+from ppe_npu.shorthand import step_label
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.parts import parameter_table
 from ppe_npu.training.survey import Survey
 
 
-def describe_run(config: TrainConfig, model: Any, survey: Survey, steps: int, device: Any, processes: int = 1) -> str:
-    """The table, as lines to read."""
+def describe_run(
+    config: TrainConfig,
+    model: Any,
+    survey: Survey,
+    steps: int,
+    device: Any,
+    processes: int = 1,
+    said: str | None = None,
+) -> str:
+    """The table, as lines to read; `said` is one more."""
     accumulation = config.accumulation(processes)
     shares = f"{config.batch_size} x {accumulation}" + (f" x {processes} processes" if processes > 1 else "")
     effective = config.batch_size * accumulation * processes
@@ -28,6 +37,7 @@ def describe_run(config: TrainConfig, model: Any, survey: Survey, steps: int, de
             _tokens(config, survey),
             f"{config.dtype} on {devices.describe(device)['name']}; seed {config.seed}{_options(config)}",
             "operators, best first: " + "; ".join(_operators(device.type)),
+            *([said] if said else []),
         ]
     )
 
@@ -37,7 +47,11 @@ def _tokens(config: TrainConfig, survey: Survey) -> str:
     places = f", positions {compression.positions}, k {compression.k}"
     what = "dense" if compression.is_dense else _said(compression) + places
     before, after = int(survey.before.sum()), int(survey.after.sum())
-    return f"compression {what}; tokens an epoch {before:,}, entering the LLM {after:,} ({after / before:.1%})"
+    seen, left = int(survey.visual_before.sum()), int(survey.visual_after.sum())
+    return (
+        f"compression {what}; tokens an epoch {before:,}, of them visual {seen:,}; "
+        f"entering the LLM {after:,}, of them visual {left:,}"
+    )
 
 
 def _said(compression: CompressionConfig) -> str:

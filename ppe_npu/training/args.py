@@ -22,6 +22,7 @@ SCHEDULES = ("constant", "linear", "cosine", "stable_decay")
 _FREE = (
     *("output", "resume", "overwrite", "logging_steps", "save_steps", "save_total_limit", "num_workers"),
     *("cache_pixels", "tensorboard", "resume_from_checkpoint", "allow_outside", "allow_bin"),
+    *("wandb", "validation_data", "eval_steps"),
 )
 _NUMBER_OF_SEEDS = 2**32  # NumPy's
 
@@ -71,6 +72,11 @@ class TrainConfig:
         overwrite: drop what an earlier run left in output.
         save_total_limit: checkpoints that are kept.
         tensorboard: write curves to output/tensorboard.
+        wandb: write curves to Weights & Biases, by its own settings (WANDB_PROJECT, WANDB_MODE=offline, ...).
+        validation_data: .json or .jsonl file(s) of records whose loss is told and not learned from; their relative
+            paths start from data_root, too.
+        validation_share: in place of such files, the share of the records that is held back for it, drawn by seed.
+        eval_steps: their loss is told every so many steps; 0: after the last one.
         num_workers: processes that prepare batches; 0: this one.
         cache_pixels: keep processed pictures in memory (up to 2 GiB), for small data over many epochs.
         min_pixels, max_pixels: bounds on an image's size; None: the checkpoint's.
@@ -109,6 +115,12 @@ class TrainConfig:
     save_steps: int = setting(0, least=0)
     save_total_limit: int = setting(2, above=0)
     tensorboard: bool = False
+    wandb: bool = False
+    validation_data: str | tuple[str, ...] = setting(
+        (), path=True, convert=lambda data: (data,) if isinstance(data, str) else data
+    )
+    validation_share: float = setting(0.0, least=0, below=1)
+    eval_steps: int = setting(0, least=0)
     logging_steps: int = setting(10, above=0)
     frozen: tuple[str, ...] = setting((), single=True)
     adapter: str | Adapter | Mapping[str, Any] | None = setting(None, convert=lambda value: _as_adapter(value))
@@ -140,6 +152,13 @@ class TrainConfig:
             raise InputError("distill_weight needs compression: without it the teacher sees what the student sees")
         if self.global_batch is not None and self.gradient_accumulation != 1:
             raise InputError("global_batch and gradient_accumulation exclude each other: give one of them")
+        if self.validation_data and self.validation_share:
+            raise InputError("validation_data and validation_share exclude each other: give one of them")
+        if self.eval_steps and not self.validates:
+            raise InputError(
+                f"eval_steps={self.eval_steps} without validation records: give validation_data (--validation-data) "
+                "or validation_share (--validation-share)"
+            )
         if isinstance(self.resume_from_checkpoint, bool):  # as transformers takes it
             object.__setattr__(self, "resume", self.resume or self.resume_from_checkpoint)
             object.__setattr__(self, "resume_from_checkpoint", None)
@@ -160,6 +179,11 @@ class TrainConfig:
     def all_frozen(self) -> tuple[str, ...]:
         """What does not learn: as asked, and the parts whose learning rate is 0."""
         return (*self.frozen, *(part for part, rate in self.learning_rates.items() if rate == 0))
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are records whose loss is told and not learned from."""
+        return bool(self.validation_data or self.validation_share)
 
     def accumulation(self, processes: int) -> int:
         """Forwards per optimizer step.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 from ppe_npu.backends import dispatch
 from ppe_npu.errors import TrainingError
+from ppe_npu.training.validation import VALIDATION
+from ppe_npu.utils.progress import Progress as Shown
 
+KEPT = "visual tokens kept"  # the one percentage of a run: a mean over decoder layers
 _SHOWN = 3  # parameters that an error message names
 
 
@@ -38,17 +41,23 @@ class Meter:
 
 
 class Progress(TrainerCallback):
-    """One bar per run, with loss, tokens/s and retention behind it; tqdm adds the time that is left."""
+    """A bar with loss, tokens/s and share of the visual tokens kept behind it; without a terminal a line for each log.
 
-    def __init__(self, title: str) -> None:
-        self.title, self.bar, self.first = title, None, 0
+    Args:
+        title: of the run.
+        lines: what prints a line, where there is no terminal.
+    """
+
+    def __init__(self, title: str, lines: Callable[[str], None] = print) -> None:
+        self.title, self.bar, self.first, self.lines, self.since = title, None, 0, lines, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.first = state.global_step
         state.compute_steps(args, state.max_steps)  # a resumed run saves and logs as it says, not as the one before did
         dispatch.reset()
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
+            self.since = time.perf_counter()
+            self.bar = Shown(state.max_steps, self.title, "step", done=state.global_step, quiet=True)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.bar is not None:
@@ -58,11 +67,29 @@ class Progress(TrainerCallback):
                 self.bar.write(f"step {state.global_step} ran by: {ran}")
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if self.bar is not None and "loss" in (logs or {}):
-            speed = {"tok/s": f"{logs['tokens_per_second']:,.0f}"}
-            if "retention" in logs:
-                speed["kept"] = f"{logs['retention']:.0%}"
-            self.bar.set_postfix(loss=logs["loss"], **speed)
+        if self.bar is None or not logs:
+            return
+        if self.bar.terminal and "loss" in logs:
+            kept = {KEPT: f"{logs['retention']:.1%}"} if "retention" in logs else {}
+            self.bar.note(loss=logs["loss"], **{"tok/s": f"{logs['tokens_per_second']:,.0f}"}, **kept)
+        elif self.bar.terminal and VALIDATION in logs:
+            self.bar.write(f"step {state.global_step} of {state.max_steps}: validation loss {logs[VALIDATION]:.4f}")
+        elif not self.bar.terminal and {"loss", VALIDATION} & set(logs):
+            self.lines(f"step {state.global_step} of {state.max_steps}: {self._said(logs, state)}")
+
+    def _said(self, logs: Mapping[str, float], state: Any) -> str:
+        """What a log says, as a line to read."""
+        if "loss" not in logs:
+            return f"validation loss {logs[VALIDATION]:.4f}"
+        said = [f"loss {logs['loss']:.4f}"]
+        if "learning_rate" in logs:
+            said.append(f"learning rate {logs['learning_rate']:.3g}")
+        said.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+        if "retention" in logs:
+            said.append(f"{logs['retention']:.1%} {KEPT}")
+        spent, steps = time.perf_counter() - self.since, state.global_step - self.first
+        left = spent / max(steps, 1) * (state.max_steps - state.global_step)
+        return ", ".join([*said, f"{left:,.0f} s left"])
 
     def close(self) -> None:
         """End the bar's line, also of a run that failed: what is said next has a line of its own."""

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ppe_npu.data.pictures import image_size
 from ppe_npu.data.places import Room
@@ -30,6 +29,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.training.record_files import read_file
 from ppe_npu.training.record_form import check_record
 from ppe_npu.training.records import Fault, Record
+from ppe_npu.utils.progress import Progress
 
 __all__ = ["ChatDataset", "Checked", "Fault", "Record", "check_records", "complaint", "read_headers", "read_records"]
 
@@ -131,7 +131,7 @@ def read_headers(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     """
     todo = list(dict.fromkeys(file for record in records for file in _files(record)))
     headers: dict[str, dict[str, Any]] = {kind: {} for kind in _PROBES}
-    bar = tqdm(total=len(todo), desc="files", unit="file", delay=BAR_AFTER, disable=None, leave=False)
+    bar = Progress(len(todo), "files", "file", delay=BAR_AFTER, leave=False)
     with bar, ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
         for start in range(0, len(todo), _AT_ONCE):
             part = todo[start : start + _AT_ONCE]

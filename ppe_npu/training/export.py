@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from ppe_npu.checkpoints.compressed import note_compression
 from ppe_npu.checkpoints.loading import DTYPES, check_checkpoint, load_model
 from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, tensors_only
+from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import new_folder, write_json
 from ppe_npu.models.fingerprint import fingerprint
@@ -100,7 +102,7 @@ def _export(
     _check_output(output)
     if base is not None and not adapter:
         raise InputError(f"{source} holds a whole model: --model is for an adapter's base alone")
-    model = _merged(source, base, allow_bin) if adapter else _full(source)
+    model = merged(source, base, allow_bin) if adapter else _full(source)
     if dtype is not None:
         model = model.to(DTYPES[dtype])
     with new_folder(output) as folder:
@@ -108,6 +110,8 @@ def _export(
         for pattern in (*_PROCESSOR, COMPRESSION, BASE):
             for file in source.glob(pattern):
                 shutil.copy2(file, folder / file.name)
+        if (folder / COMPRESSION).is_file():
+            note_compression(folder, CompressionConfig.from_file(folder / COMPRESSION))
         if config is not None:
             write_json(folder / "config.json", {**read_json(folder / "config.json"), **config})
     return output
@@ -197,11 +201,11 @@ def _consolidated(source: Path) -> dict[str, torch.Tensor]:
 # -- adapters ----------------------------------------------------------------------------------------------------------
 
 
-def _merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
+def merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
     """The base model of an adapter, with the adapter added to its weights."""
     peft = optional("peft", "merging an adapter", "ppe-npu[train]")
     record = read_base(source)
-    path = _base_path(source, record, base, allow_bin)
+    path = base_path(source, record, base, allow_bin)
     tensors = adapter_weights(source)
     _check_shapes(source, tensors, path)
     model = load_model(path, dtype=getattr(torch, record["dtype"]), allow_bin=allow_bin)
@@ -224,7 +228,7 @@ def _merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
         raise InputError(f"adapter {source} cannot be merged ({first_line(error)}): take another checkpoint") from error
 
 
-def _base_path(source: Path, record: Mapping[str, str], base: str | Path | None, allow_bin: bool) -> str:
+def base_path(source: Path, record: Mapping[str, str], base: str | Path | None, allow_bin: bool) -> str:
     """Where the base is, after checking that it is one of the right class."""
     path = str(base or record["model"])
     if base is None and Path(path).is_absolute() and not Path(path).is_dir():

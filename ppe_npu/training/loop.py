@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer
 
+from ppe_npu.checkpoints.compressed import note_compression
 from ppe_npu.compat import adapt_unwrap_model
 from ppe_npu.errors import FileError, TrainingError
 from ppe_npu.files import put_folder, remove, write_json, writing
 from ppe_npu.models.forward_pass import KEYWORD, ForwardPass
 from ppe_npu.models.loss import Distillation
-from ppe_npu.training.adapters import adapter_weights, save_adapter, set_adapter_weights
+from ppe_npu.training.adapters import adapter_weights, set_adapter_weights, write_adapter
 from ppe_npu.training.callbacks import Meter, Progress
-from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE
+from ppe_npu.training.checkpoint import BASE, IDENTITY, WHOLE
 from ppe_npu.training.collator import NOTES
 from ppe_npu.training.parts import parameter_groups
 from ppe_npu.training.sampler import EpochSampler
+from ppe_npu.training.validation import mean_loss
 from ppe_npu.training.whole import made_by_train, whole_record
 
 SAVING = ".saving"  # beside the checkpoints, where one is made before it takes its place
@@ -64,6 +66,7 @@ class CompressedTrainer(Trainer):
         self.learning_rates, self.lengths, self.per_step = learning_rates, lengths, per_step
         # The loss alone: see ppe_npu.models.loss.
         self.forward_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True, distill=distillation)}
+        self.scoring_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True)}  # of validation: no teacher
         self.meter, self.window = Meter(), Meter()  # of all steps, and since the last log
         self._saving = False
         # transformers believes that these models' losses take no token count; their forward hands it on.
@@ -111,7 +114,15 @@ class CompressedTrainer(Trainer):
         return loss
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        return super().compute_loss(model, {**inputs, **self.forward_options}, *args, **kwargs)
+        options = self.forward_options if model.training else self.scoring_options
+        return super().compute_loss(model, {**inputs, **options}, *args, **kwargs)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """The validation records' loss, logged under the Trainer's own name; its callbacks are told, too."""
+        found = {f"{metric_key_prefix}_loss": mean_loss(self, (eval_dataset or self.eval_dataset).records)}
+        self.log(dict(found))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
@@ -169,10 +180,10 @@ class CompressedTrainer(Trainer):
         if isinstance(self.model, PreTrainedModel):
             super()._save(folder, state_dict)
         elif self.args.should_save:
-            save_adapter(self.model, folder, state_dict)
+            write_adapter(self.model, folder, state_dict)
             self.processing_class.save_pretrained(folder)
         if self.args.should_save:
-            write_json(folder / COMPRESSION, self.model.compression.config.to_dict())
+            note_compression(folder, self.model.compression.config)
             write_json(folder / BASE, dict(self.base))
 
     def _get_output_dir(self, trial) -> str:

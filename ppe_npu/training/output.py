@@ -22,7 +22,7 @@ from ppe_npu.training.data import Record
 from ppe_npu.training.loop import SAVING, checkpoints, drop, step_of
 from ppe_npu.training.whole import check_whole, made_by_train
 
-SETTINGS, MEDIA, LOCK = "train.json", "media.txt", ".run.lock"
+SETTINGS, MEDIA, LOCK, FINAL = "train.json", "media.txt", ".run.lock", "final"
 _HOW = ("resume", "resume_from_checkpoint", "overwrite")
 _OWN = ("summary.json", "summary.md", "loss.png")
 _MARKS = {  # keys by which files of these names are known as a run's
@@ -77,7 +77,7 @@ def check_output(config: TrainConfig) -> None:
     final = output / "final"
     if not (config.resume or config.overwrite) and (checkpoints(output) or final.exists()):
         raise InputError(
-            f"output {output} holds an earlier run: pass resume to go on, overwrite to drop it, or another"
+            f"output {output} holds an earlier run: go on with it (--resume), drop it (--overwrite), or name another"
         )
     if final.exists() and not ((final / BASE).is_file() and (final / COMPRESSION).is_file()):
         raise InputError(f"{final} was not written by a run (it lacks {BASE}): move it away, or name another output")
@@ -135,16 +135,16 @@ def check_checkpoint(config: TrainConfig, checkpoint: Path | None) -> None:
     own = []
     for folder in checkpoints(config.output):
         if not made_by_train(folder):
-            _say(f"{folder} was not written by this run: it is left as it is")
+            say(f"{folder} was not written by this run: it is left as it is")
         elif checkpoint not in (None, folder) and not (folder / WHOLE).exists():
-            _say(f"{folder} holds no {WHOLE}, it was cut off while it was saved: going on from {checkpoint.name}")
+            say(f"{folder} holds no {WHOLE}, it was cut off while it was saved: going on from {checkpoint.name}")
         else:
             own.append(folder)
     if checkpoint is None:
         return
     try:
         if not check_whole(checkpoint):
-            _say(f"{checkpoint} is an earlier edition's, which kept no list of its files: they could be read, no more")
+            say(f"{checkpoint} is an earlier edition's, which kept no list of its files: they could be read, no more")
     except InputError as error:
         last = _last_whole([folder for folder in reversed(own) if folder != checkpoint])
         remedy = "no other checkpoint is whole: bring it back, or start anew with --overwrite"
@@ -161,7 +161,7 @@ def _last_whole(newest_first: Sequence[Path]) -> Path | None:
     return None
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(f"ppe-npu: {text}", file=sys.stderr, flush=True)
 
 
@@ -208,7 +208,9 @@ def check_identity(
         return
     before = _compare(checkpoint, now, config)
     if "media_sha256" not in before:
-        _say(f"{checkpoint} is an earlier edition's: whether pictures and videos have changed since cannot be told")
+        if checkpoint.name == FINAL:  # a run that saved nothing else did not look at them
+            return
+        say(f"{checkpoint} is an earlier edition's: whether pictures and videos have changed since cannot be told")
     elif before["media_sha256"] != now["media_sha256"]:
         file = Path(config.output) / MEDIA
         known = file.read_text(encoding="utf-8").split() if file.is_file() else []
@@ -224,7 +226,7 @@ def _compare(checkpoint: Path, now: dict[str, Any], config: TrainConfig) -> dict
     """A checkpoint's identity, after comparing with it what is known now; {} of an early checkpoint that has none."""
     file = next((path for path in (checkpoint / IDENTITY, checkpoint.parent / IDENTITY) if path.is_file()), None)
     if file is None:
-        _say(f"{checkpoint} is an earlier edition's without {IDENTITY}: whether its settings were these is not known")
+        say(f"{checkpoint} is an earlier edition's without {IDENTITY}: whether its settings were these is not known")
         return {}
     try:
         before = json.loads(file.read_text(encoding="utf-8"))

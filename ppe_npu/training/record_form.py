@@ -117,7 +117,8 @@ def _check_turn(turn: Any) -> tuple[str, str]:
     if role is None:
         raise InputError(f"has a turn that is not of human, gpt or system but of {brief(said)}: {_TURN}")
     if not isinstance(text, str):
-        raise InputError(f"has a turn that is not text but {brief(text)}: {_TURN}, with <image> where a picture stands")
+        remedy = f"{_TURN}, with <image> where a picture stands; `ppe-npu convert` brings content lists to that form"
+        raise InputError(f"has a turn that is not text but {brief(text)}: {remedy}")
     for ours, theirs, other in (("from", "role", _ROLES.get(str(turn.get("role")))), ("value", "content", None)):
         if turn.get(theirs) not in (None, "", turn.get(ours, turn.get(theirs))) and (other is None or other != role):
             raise InputError(f"has a turn with {ours!r} and {theirs!r}, which differ: keep one of them")

@@ -35,6 +35,9 @@ _FOREIGN = {
     **_each("audio audios", f"{_NONE} sound"),
     **_each("chosen rejected rejected_response rejected_messages", _ONE_ANSWER),
 }
+_CONVERT = "; `ppe-npu convert` writes such records so"
+_CONVERTED = {"images", "videos", "messages", "message", "conversation", "query", "response", "history", "instruction",
+              "instructions", "input", "output", "system", "system_prompt", "system_message"}  # fmt: skip
 # These are often notes beside a record that has the right key, so they are named where it is missing.
 _INSTEAD = {
     "image": _each(
@@ -139,7 +142,7 @@ def named(keys: Iterable[str]) -> str:
 def _remedy(key: str) -> str | None:
     name = _plain(key)
     if name in _FOREIGN:
-        return _FOREIGN[name]
+        return _FOREIGN[name] + (_CONVERT if name in _CONVERTED else "")
     ours = _misspelt(key)
     return None if ours is None else f"did you mean {ours!r}?"
 

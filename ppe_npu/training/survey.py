@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
@@ -22,6 +22,7 @@ from ppe_npu.files import write_bytes, write_json, write_text
 from ppe_npu.training.data import BAR_AFTER, ChatDataset, Fault, Record, check_records, complaint, read_headers
 from ppe_npu.training.lengths import Ruler
 from ppe_npu.utils.escape import markdown, printable
+from ppe_npu.utils.progress import Progress
 
 KINDS = ("text", "image", "images", "video", "videos", "mixed")
 INVALID = ("stop", "skip")
@@ -59,6 +60,18 @@ class Survey:
     def kinds(self) -> np.ndarray:
         """One of KINDS for each record."""
         return np.array([kind_of(record) for record in self.records], dtype=object)
+
+    def split(self, apart: np.ndarray) -> tuple[Survey, Survey]:
+        """The survey of the records that bool [N] does not mark, with all faults, and that of the others, with none."""
+
+        def part(chosen: np.ndarray, faults: tuple[Fault, ...]) -> Survey:
+            records = tuple(record for record, taken in zip(self.records, chosen) if taken)
+            names = ("before", "after", "visual_before", "visual_after", "answers")
+            return Survey(
+                records, *(getattr(self, name)[chosen] for name in names), faults, self.compression, self.max_length
+            )
+
+        return part(~apart, self.faults), part(apart, ())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it; records and faults by number only."""
@@ -133,10 +146,12 @@ def prepare_records(
         raise InputError(f"invalid={invalid!r}: use one of {', '.join(INVALID)}")
     found = survey_files(files, processor, compression, sampling, data_root, max_length, workers, allow_outside)
     listed = "" if folder is None else f"; all are listed in {write_survey(found, folder) / 'faults.jsonl'}"
+    told = complaint(found.faults, len(found.records) + len(found.faults)) if found.faults else ""
     if found.faults and (invalid == "stop" or not found.records):
         remedy = ": mend them, or go on without them (invalid=skip)" if found.records else ""
-        total = len(found.records) + len(found.faults)
-        raise InputError(f"{complaint(found.faults, total)}{listed}{remedy}")
+        raise InputError(f"{told}{listed}{remedy}")
+    if found.faults and folder is not None:
+        print(f"ppe-npu: {told}; they are left out{listed}", file=sys.stderr, flush=True)
     return list(found.records), found
 
 
@@ -186,13 +201,14 @@ def survey(
     ruler = Ruler(processor, compression, sampling or VideoSampling(), headers or read_headers(records), max_length)
     own = torch.Generator()  # a loader draws from it; the run's random numbers stay what they were
     loader = DataLoader(ChatDataset(records), _AT_ONCE, collate_fn=ruler, num_workers=workers, generator=own)
-    bar = tqdm(records, desc="tokens", unit="record", delay=BAR_AFTER, disable=None, leave=False)
     used, rows, found = [], [], list(faults)
-    for record, lengths in zip(bar, itertools.chain.from_iterable(loader)):
-        if isinstance(lengths, Fault):
-            found.append(lengths)
-        else:
-            used.append(record), rows.append(lengths)
+    with Progress(len(records), "tokens", "record", delay=BAR_AFTER, leave=False) as bar:
+        for record, lengths in zip(records, itertools.chain.from_iterable(loader)):
+            if isinstance(lengths, Fault):
+                found.append(lengths)
+            else:
+                used.append(record), rows.append(lengths)
+            bar.update()
     columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
     return Survey(tuple(used), *columns, tuple(found), compression.label, max_length)
 

@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import benchmark_files_more  # noqa: F401  its data sets are registered
 from benchmark_writing import clip, copy, dump, folder_of, lines, parquet, picture, table, write, write_all, writes
 
 from ppe_npu.evaluation.benchmarks import mvbench

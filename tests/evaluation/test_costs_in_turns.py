@@ -24,7 +24,7 @@ def test_costs_in_turns_and_smaller_input_are_rows_of_the_report(run, tiny_folde
     asked = ["eval", "--device", "cpu", "--model", tiny_folder, "--data-root", data, "--output", tmp_path / "out"]
     asked += ["--max-new-tokens", 2, "--compression", "dense", "keep_one", "--ratio", 0.25]
     asked += ["--cost-rounds", 2, "--smaller-input"]
-    code, out, err = run(*asked)
+    code, _, err = run(*asked)
     assert code == 0, err
     folder = tmp_path / "out" / "layout"
     found = json.loads((folder / "costs.json").read_text())
@@ -32,7 +32,7 @@ def test_costs_in_turns_and_smaller_input_are_rows_of_the_report(run, tiny_folde
     assert (found["rounds"], found["prompts"], found["reference"], found["protocol"]) == (2, 8, "dense", "checkpoint")
     assert found["rows"]["dense"]["ttft"]["ratio"] == 1.0
     work = {name: row["counted"] for name, row in found["rows"].items()}
-    # 36 visual tokens: as many through the tower with keep_one, a quarter with smaller pictures, which both give the LLM.
+    # 36 visual tokens: all go through the tower with keep_one, a quarter with smaller pictures; the LLM gets as many.
     assert work["dense"]["tower_flops"] == work["keep_one 0.25"]["tower_flops"]
     assert work["smaller input 0.25"]["tower_flops"] < work["dense"]["tower_flops"] / 2
     assert work["keep_one 0.25"]["kv_bytes"] == work["smaller input 0.25"]["kv_bytes"] < work["dense"]["kv_bytes"]

@@ -34,6 +34,9 @@ CONFIGS = {
     "divprune": {"preset": "divprune", "ratio": 0.25, "positions": "ppe", "k": 2},
 }
 
+# Frames that compete, or are gathered: where they follow each other.
+JOINT = {name: {"preset": name, "positions": "ppe"} for name in ("events", "evs", "vidcom2", "globalcom2", "apet")}
+
 
 def config_of(values: dict) -> CompressionConfig:
     values = dict(values)
@@ -42,7 +45,7 @@ def config_of(values: dict) -> CompressionConfig:
 
 
 def compression(name: str, vision: VisionTokens = TOGETHER) -> Compression:
-    return Compression(config_of(CONFIGS[name]), vision, CHANNELS, decoder_layers=4)
+    return Compression(config_of({**CONFIGS, **JOINT}[name]), vision, CHANNELS, decoder_layers=4)
 
 
 def whole(made: Compression, inputs: dict, features: torch.Tensor, layer: torch.Tensor):
@@ -54,8 +57,10 @@ def whole(made: Compression, inputs: dict, features: torch.Tensor, layer: torch.
     return run.take_embeds()[0], run.rows[0][:, 0], run.deepstack()[0][0], plan, following
 
 
-@pytest.mark.parametrize("vision", [TOGETHER, APART], ids=["together", "apart"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "vision"),
+    [*((name, vision) for name in CONFIGS for vision in (TOGETHER, APART)), *((name, TOGETHER) for name in JOINT)],
+)
 def test_items_of_a_prompt_are_those_of_the_whole_prompt(name, vision):
     apart = vision.frames_apart
     film = "frames" if apart else VIDEO
@@ -141,7 +146,7 @@ def test_what_cannot_be_merged_by_itself_is_refused_by_name(settings, vision, sa
 
 
 def test_methods_of_tokens_alone_are_taken():
-    for name in CONFIGS:
+    for name in (*CONFIGS, *JOINT):
         check_items(compression(name))
 
 

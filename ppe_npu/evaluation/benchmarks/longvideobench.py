@@ -70,6 +70,23 @@ class LongVideoBench(Choice):
         return mean_by(rows, lambda row: str(row["type"]))
 
 
+class LongVideoBenchVideo(LongVideoBench):
+    """The same questions about the video itself, without subtitles, as papers report them (lmms-eval's val_v)."""
+
+    name = "longvideobench_v"
+    modality = "video"
+    form = "{question}\n{options}\n" + LETTER
+
+    def sample(self, row: Row) -> Row:
+        return {
+            "index": row["id"],
+            "prompt": self.form.format(question=row["question"], options=lettered(row["candidates"])),
+            "GT": LETTERS[row["correct_choice"]],
+            "type": str(row["duration_group"]),
+            "video_path": str(self.root / "videos" / row["video_path"]),
+        }
+
+
 _FILES = (("videos", "video_path"), ("subtitles", "subtitle_path"))
 
 

@@ -50,14 +50,14 @@ class MMMU(Dataset):
         return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
 
     def sample(self, row: Row) -> Row:
-        options = _listed(row["options"])
+        options = listed(row["options"])
         choice = row["question_type"] == "multiple-choice"
         form = self.form if choice else self.open_form
-        prompt, pictures = _place(form.format(question=row["question"], options=lettered(options)))
+        prompt, pictures = place(form.format(question=row["question"], options=lettered(options)))
         fields = {
             "index": row["id"],
             "prompt": prompt,
-            "GT": row["answer"] if choice else _listed(row["answer"]),
+            "GT": row["answer"] if choice else listed(row["answer"]),
             "type": row["id"].split("_", 1)[1].rsplit("_", 1)[0],
             "options": options if choice else None,
         }
@@ -84,7 +84,7 @@ class MMMU(Dataset):
         return {**mean_by(rows, lambda row: discipline.get(row["type"], str(row["type"]))), **subjects}
 
 
-def _place(text: str) -> tuple[str, list[str]]:
+def place(text: str) -> tuple[str, list[str]]:
     """(text with <image> where a picture is first named, the numbers of the pictures in that order)."""
     found = list(dict.fromkeys(_PICTURE.findall(text)))
     for name in found:
@@ -92,7 +92,7 @@ def _place(text: str) -> tuple[str, list[str]]:
     return text, found
 
 
-def _listed(text: str) -> list[str]:
+def listed(text: str) -> list[str]:
     """A Python list that is written as text, as the data has them; other text is a list of itself."""
     if not text.startswith("["):
         return [text]

@@ -83,6 +83,10 @@ class Parquet:
                     f"{path} cannot be read as parquet ({first_line(error)}): download it again"
                 ) from error
 
+    def path(self, number: int) -> Path:
+        """The file that a row stands in."""
+        return self._places[number][0]
+
     def cell(self, number: int, column: str) -> Any:
         """One value of a large column; neighbours are read with it, so that rows in order cost one read a group."""
         import pyarrow.parquet as parquet

@@ -54,6 +54,21 @@ OURS = {
     "egoschema": "egoschema:EgoSchema",
     "perceptiontest": "perceptiontest:PerceptionTest",
     "activitynetqa": "activitynetqa:ActivityNetQA",
+    "longvideobench_v": "longvideobench:LongVideoBenchVideo",
+    "mmstar": "mmstar:MMStar",
+    "realworldqa": "realworldqa:RealWorldQA",
+    "hallusionbench": "hallusionbench:HallusionBench",
+    "vqav2": "vqav2:VQAv2",
+    "lvbench": "lvbench:LVBench",
+    "tempcompass": "tempcompass:TempCompass",
+    "mmmu_pro": "mmmu_pro:MMMUPro",
+    "mmmu_pro_vision": "mmmu_pro:MMMUProVision",
+    "seedbench_2_plus": "seedbench2plus:SEEDBench2Plus",
+    "refcoco": "grounding:RefCOCO",
+    "refcoco_plus": "grounding:RefCOCOPlus",
+    "refcocog": "grounding:RefCOCOg",
+    "screenspot_v2": "grounding:ScreenSpotV2",
+    "screenspot_pro": "grounding:ScreenSpotPro",
 }
 CIRCULAR = {name: f"{name}_circular" for name in ("mmbench_en", "mmbench_cn")}
 _REGISTERED = {name: f"{_HERE}.{location}" for name, location in OURS.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ppe_npu.evaluation.metrics import boxes
 from ppe_npu.evaluation.metrics.caption import caption_tokens, cider
 from ppe_npu.evaluation.metrics.letters import (
     ai2d_letter,
@@ -13,9 +14,13 @@ from ppe_npu.evaluation.metrics.letters import (
     mlvu_letter,
     mmbench_letter,
     mmmu_letter,
+    mmmu_pro_letter,
     opening_letter,
     opens_with,
+    prefixed_letter,
+    realworldqa_answer,
     scienceqa_letter,
+    whole_option,
 )
 from ppe_npu.evaluation.metrics.mmmu import open_candidates, open_is_right
 from ppe_npu.evaluation.metrics.text import (
@@ -56,6 +61,7 @@ __all__ = [
     "ai2d_letter",
     "anls",
     "bare",
+    "boxes",
     "caption_tokens",
     "cider",
     "contains",
@@ -73,6 +79,7 @@ __all__ = [
     "mme_label_published",
     "mme_scores",
     "mmmu_letter",
+    "mmmu_pro_letter",
     "normalise_punctuation",
     "normalise_vqa",
     "normalise_words",
@@ -82,12 +89,15 @@ __all__ = [
     "opens_with",
     "pope_label",
     "pope_scores",
+    "prefixed_letter",
+    "realworldqa_answer",
     "relaxed_accuracy",
     "same_words",
     "scienceqa_letter",
     "unpunctuated",
     "vqa_accuracy",
     "vqa_accuracy_by",
+    "whole_option",
     "word_label",
     "wups",
 ]

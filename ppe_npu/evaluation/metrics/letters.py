@@ -155,6 +155,56 @@ def egoschema_letter(answer: str, options: Sequence[str]) -> str:
     return _by_text(answer, texts, last=False)
 
 
+def mmmu_pro_letter(answer: str, options: Sequence[str]) -> str:
+    """The one letter that occurs behind the last "Answer:", else mmmu_letter()'s.
+
+    Source: MMMU-Benchmark/MMMU mmmu-pro/evaluate.py (Yue et al. 2024, arXiv 2409.02813), which draws where none is.
+    """
+    _, said, tail = answer.rpartition("Answer:")
+    named = [letter for letter, _ in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options) if letter in tail] if said else []
+    return named[0] if len(named) == 1 else mmmu_letter(answer, options)
+
+
+def prefixed_letter(answer: str) -> str:
+    """The first character, or the one behind "(", "option " or "the answer is " at the start, in upper case.
+
+    Source: MMStar's eval.py, also lmms-eval tasks/mmstar: each of the four places is tried with the right letter, so
+    that "(a" is B only if its second character is b; a letter that stands at the first place counts before the others.
+    """
+    text = answer.lower().strip().replace("\n", " ")
+    for prefix in ("(", "option ", "the answer is "):
+        if text.startswith(prefix) and text[len(prefix) : len(prefix) + 1].isalpha():
+            return text[len(prefix)].upper()
+    return text[:1].upper()
+
+
+def whole_option(answer: str, options: Sequence[str]) -> str:
+    """The letter of the option that an answer is: all of it ("A. running"), its text, or its letter, full stops aside.
+
+    Source: llyx97/TempCompass (Liu et al. 2024, arXiv 2403.00476), the word rule before its judge.
+
+    Args:
+        options: with their letters, as the question has them.
+    """
+    for option in options:
+        letter, _, text = option.partition(". ")
+        if answer in (option, text, letter) or answer.replace(".", "") == letter:
+            return letter
+    return ""
+
+
+def realworldqa_answer(answer: str, question: str) -> str:
+    """An answer without punctuation; the letter of the option whose text it holds, where the question has options.
+
+    Source: lmms-eval filters/extraction.py SimpleMultiChoiceRegexFilter, which its tasks/realworldqa uses.
+    """
+    options = {text.strip(): letter for letter, text in re.findall(r"\b([A-Z])\.\s+([^\n]*)", question)}
+    plain = re.sub(r"[^\w\s]", "", answer).strip()
+    found = re.search("|".join(map(re.escape, options)), plain) if options else None
+    # As published, letters are counted from A in the order of the options, whatever they are called.
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[list(options).index(found[0])] if found and found[0] else plain
+
+
 def _trimmed(answer: str) -> str:
     for mark in _TRIMMED:
         answer = answer.strip(mark)

@@ -1,0 +1,169 @@
+"""`ppe-npu doctor`: what this machine has and what runs on it: what to send with a report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ppe_npu import __version__
+from ppe_npu.cli.common import print_json
+
+_NEEDED = ("torch", "transformers", "accelerate", "numpy", "pillow", "av", "safetensors", "tokenizers", "torchvision")
+_OPTIONAL = {  # package -> what it is for
+    "deepspeed": "ZeRO (train)",
+    "peft": "LoRA, DoRA (train)",
+    "bitsandbytes": "QLoRA (train, CUDA)",
+    "tensorboard": "curves (train)",
+    "wandb": "curves (train)",
+    "matplotlib": "plots (train, eval)",
+    "pyyaml": "recipes (train, eval)",
+    "pyarrow": "parquet (eval)",
+    "nltk": "one benchmark (eval)",
+    "lmms-eval": "its tasks",
+    "shtab": "shell completion",
+    "triton": "CUDA's kernels",
+    "flash-attn": "CUDA's attention",
+    "liger-kernel": "CUDA's kernels",
+    "torch_npu": "Ascend NPUs",
+}
+# What changes how things run here; nothing of what else the environment holds is shown, for it may hold secrets.
+_VARIABLES = (
+    *("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_RT_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
+    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TRITON_INTERPRET", "TORCH_DEVICE_BACKEND_AUTOLOAD", "HF_HUB_OFFLINE"),
+    *("HF_HOME", "WORLD_SIZE", "PPE_NPU_DEBUG"),
+)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Print what is known; exit code 1 if something that every command needs is missing."""
+    found = examined()
+    print_json(args, found) if args.json else print(_page(found))
+    return 1 if found["problems"] else 0
+
+
+def examined() -> dict[str, Any]:
+    """All that the command prints, as JSON takes it."""
+    import torch
+
+    from ppe_npu.backends import device as devices
+
+    kinds = {kind: _device(devices, kind) for kind in devices.KINDS}
+    versions = {name: _version(name) for name in _NEEDED}
+    problems = [f"{name} is not installed" for name, version in versions.items() if version is None]
+    return {
+        "ppe_npu": __version__,
+        "from": str(Path(__file__).resolve().parents[1]),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": versions,
+        "optional": {name: {"version": _version(name), "for": what} for name, what in _OPTIONAL.items()},
+        "devices": kinds,
+        "auto": devices.resolve("auto").type,
+        "operators": _operators([kind for kind, found in kinds.items() if found["there"]]),
+        "memory": _memory(),
+        "threads": {"cores": os.cpu_count(), "torch": torch.get_num_threads()},
+        "disk": {where: _disk(where) for where in (".", _cache())},
+        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "problems": problems,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _device(devices: Any, kind: str) -> dict[str, Any]:
+    """Whether there is a device of this kind, its facts, or why there is none."""
+    try:
+        facts = devices.describe(devices.resolve(kind))
+    except devices.DeviceError as error:
+        return {"there": False, "why": str(error)}
+    return {"there": True, **{key: str(value) for key, value in facts.items()}}
+
+
+def _operators(kinds: list[str]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """{kind: {op: [{"name", "runs", "why", "automatic"}]}}, best first. Some refuse single calls beside."""
+    from ppe_npu.backends import dispatch
+
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for kind in kinds:
+        for op in dispatch.ops():
+            rows = []
+            for entry in dispatch.candidates(op, kind):
+                missing = entry.missing()
+                rows.append({"name": entry.name, "runs": missing is None, "why": missing, "automatic": entry.automatic})
+            found.setdefault(kind, {})[op] = rows
+    return found
+
+
+def _memory() -> dict[str, int] | None:
+    """Bytes of this machine's memory; None where the system does not tell."""
+    try:
+        page, pages, free = (os.sysconf(name) for name in ("SC_PAGE_SIZE", "SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    except (ValueError, OSError):
+        return None
+    return {"total": page * pages, "free": page * free}
+
+
+def _disk(where: str) -> dict[str, int] | None:
+    """Bytes of the disk that a folder is on, or will be."""
+    path = Path(where).resolve()
+    there = next((folder for folder in (path, *path.parents) if folder.exists()), None)
+    if there is None:
+        return None
+    usage = shutil.disk_usage(there)
+    return {"total": usage.total, "free": usage.free}
+
+
+def _cache() -> str:
+    """Where checkpoints from the hub are kept."""
+    return os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
+
+
+def _page(found: dict[str, Any]) -> str:
+    lines = [f"ppe-npu {found['ppe_npu']} in {found['from']}", f"Python {found['python']} on {found['system']}", ""]
+    lines += [
+        "needed      " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in found["versions"].items())
+    ]
+    there = [f"{name} {row['version']}" for name, row in found["optional"].items() if row["version"]]
+    absent = [f"{name}: {row['for']}" for name, row in found["optional"].items() if not row["version"]]
+    lines += ["optional    " + (", ".join(there) or "none"), "not there   " + ("; ".join(absent) or "none"), ""]
+    for kind, row in found["devices"].items():
+        facts = ", ".join(f"{key} {value}" for key, value in row.items() if key not in ("there", "why", "name"))
+        lines.append(f"{kind:<12}" + (f"{row['name']}" + f" ({facts})" * bool(facts) if row["there"] else row["why"]))
+    lines += [f"auto        {found['auto']}", ""]
+    for kind, ops in found["operators"].items():
+        lines.append(f"operators on {kind}, best first; what cannot run here, and why, in brackets")
+        for op, rows in ops.items():
+            said = [row["name"] + ("" if row["automatic"] else " (by name)") for row in rows if row["runs"]]
+            said += [f"[{row['name']}: {row['why']}]" for row in rows if not row["runs"]]
+            lines.append(f"  {op:<22}{', '.join(said)}")
+    memory, threads = found["memory"], found["threads"]
+    lines += [
+        "",
+        "memory      " + ("not told" if memory is None else f"{_gib(memory['free'])} free of {_gib(memory['total'])}"),
+    ]
+    lines += [f"threads     {threads['torch']} of torch, {threads['cores']} cores"]
+    for where, disk in found["disk"].items():
+        lines.append(
+            f"disk        {where}: "
+            + ("not told" if disk is None else f"{_gib(disk['free'])} free of {_gib(disk['total'])}")
+        )
+    lines += [
+        "environment " + (", ".join(f"{name}={value}" for name, value in found["environment"].items()) or "nothing set")
+    ]
+    lines += ["", *(f"PROBLEM: {problem}" for problem in found["problems"])]
+    lines.append("With a report, send all of this, the command, and what it printed with PPE_NPU_DEBUG=1 before it.")
+    return "\n".join(lines)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

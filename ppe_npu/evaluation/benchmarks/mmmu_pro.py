@@ -1,0 +1,59 @@
+"""MMMU-Pro (Yue et al. 2024, arXiv 2409.02813): MMMU's questions with ten options, or as one picture of all of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, Row, Sample, lettered
+from ppe_npu.evaluation.benchmarks.mmmu import MMMU, listed, place
+from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.metrics import mmmu_pro_letter
+
+
+class MMMUPro(MMMU):
+    """Ten options, asked for the letter ("direct"). The paper's numbers are the better of direct and chain of thought,
+    and the mean of this and the vision setting."""
+
+    name = "mmmu_pro"
+    folder = "mmmu_pro"
+    needs = ("standard (10 options)/test-*.parquet",)
+    home = "data set MMMU/MMMU_Pro of the Hugging Face hub (standard (10 options), parquet)"
+    metric = "accuracy; the letter behind the last Answer:, else as in mmmu (mmmu-pro/evaluate.py); none is wrong"
+    form = "{question}\n{options}\n" + LETTER
+
+    def sample(self, row: Row) -> Row:
+        options = listed(row["options"])
+        prompt, pictures = place(self.form.format(question=row["question"], options=lettered(options)))
+        return Sample(self.fields(row, prompt, options), image=partial(self._images, row["number"], pictures))
+
+    def fields(self, row: Row, prompt: str, options: list[str]) -> Row:
+        """What a sample says beside its pictures."""
+        kind = row.get("subject") or row["id"].split("_", 1)[1].rsplit("_", 1)[0]
+        return {"index": row["id"], "prompt": prompt, "GT": row["answer"], "type": kind, "options": options}
+
+    def score(self, answer: str, sample: Row) -> float:
+        return float(mmmu_pro_letter(answer, sample["options"]) == sample["GT"])
+
+
+class MMMUProVision(MMMUPro):
+    """The picture holds question and options."""
+
+    name = "mmmu_pro_vision"
+    needs = ("vision/test-*.parquet",)
+    home = "data set MMMU/MMMU_Pro of the Hugging Face hub (vision, parquet)"
+    form = (
+        "Answer with the option letter from the given choices directly. The last line of your response should be of "
+        "the following format: 'Answer: LETTER' (without quotes) where LETTER is one of options."
+    )
+
+    def read(self) -> list[Row]:
+        self._table = Parquet(self.files(self.needs[0]), large=["image"])
+        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
+
+    def sample(self, row: Row) -> Row:
+        fields = self.fields(row, self.form, listed(row["options"]))
+        return Sample(fields, image=partial(self._one, row["number"]))
+
+    def _one(self, number: int) -> Any:
+        return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")

@@ -1,0 +1,46 @@
+"""MMStar (Chen et al. 2024, arXiv 2403.20330): 1,500 questions that need their picture, six abilities of 250 each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, Choice, Row, Sample
+from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.metrics import mean_by, prefixed_letter
+
+
+class MMStar(Choice):
+    """The type is the ability; the question comes with its options. Prompt: lmms-eval tasks/mmstar."""
+
+    name = "mmstar"
+    modality = "image"
+    folder = "mmstar"
+    needs = ("**/*.parquet",)
+    home = "data set Lin-Chen/MMStar of the Hugging Face hub (mmstar.parquet)"
+    metric = "accuracy; the letter first, in a bracket, or behind option or the answer is (MMStar eval.py)"
+    form = "{question}\n" + LETTER
+
+    def read(self) -> list[Row]:
+        self._table = Parquet(self.files(self.needs[0]), large=["image"])
+        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
+
+    def sample(self, row: Row) -> Row:
+        fields = {
+            "index": str(row["index"]),
+            "prompt": self.form.format(question=row["question"]),
+            "GT": row["answer"].strip().upper(),
+            "type": row["category"],
+        }
+        return Sample(fields, image=partial(self._image, row["number"]))
+
+    def _image(self, number: int) -> Any:
+        return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
+
+    def letter(self, answer: str, sample: Row) -> str:
+        return prefixed_letter(answer)
+
+    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """Accuracy per ability."""
+        return mean_by(rows, lambda row: str(row["type"]))

@@ -1,0 +1,47 @@
+"""SEED-Bench-2-Plus (Li et al. 2024, arXiv 2404.16790): charts, maps and webs that are rich in text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, Choice, Row, Sample, lettered
+from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.metrics import first_character, mean_by
+
+
+class SEEDBench2Plus(Choice):
+    """The type is the picture's (Chart, Map, Web). Prompt: lmms-eval tasks/seedbench_2_plus."""
+
+    name = "seedbench_2_plus"
+    modality = "image"
+    folder = "seedbench_2_plus"
+    needs = ("**/test-*.parquet",)
+    home = "data set doolayer/SEED-Bench-2-Plus of the Hugging Face hub (parquet), which lmms-eval reads"
+    metric = "accuracy; the answer's first character (lmms-eval)"
+    form = "{question}\n{options}\n" + LETTER
+
+    def read(self) -> list[Row]:
+        self._table = Parquet(self.files(self.needs[0]), large=["image"])
+        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
+
+    def sample(self, row: Row) -> Row:
+        options = [row[f"choice_{letter}"] for letter in "ABCD"]
+        fields = {
+            "index": str(row["question_id"]),
+            "prompt": self.form.format(question=row["question"], options=lettered(options)),
+            "GT": row["answer"].strip().upper(),
+            "type": row["question_image_type"].capitalize(),
+        }
+        return Sample(fields, image=partial(self._image, row["number"]))
+
+    def _image(self, number: int) -> Any:
+        return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
+
+    def letter(self, answer: str, sample: Row) -> str:
+        return first_character(answer)
+
+    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """Accuracy per kind of picture."""
+        return mean_by(rows, lambda row: str(row["type"]))

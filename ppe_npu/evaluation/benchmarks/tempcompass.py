@@ -1,0 +1,49 @@
+"""TempCompass (Liu et al. 2024, arXiv 2403.00476), multiple choice: five aspects of time in short videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ppe_npu.evaluation.benchmarks.dataset import Choice, Row
+from ppe_npu.evaluation.benchmarks.readers import read_json
+from ppe_npu.evaluation.metrics import mean_by, whole_option
+
+
+class TempCompass(Choice):
+    """The type is the aspect (action, attribute_change, direction, order, speed).
+
+    Answers that its rule does not match a GPT model judges in the published script; here they are wrong. Prompt:
+    lmms-eval tasks/tempcompass.
+    """
+
+    name = "tempcompass"
+    modality = "video"
+    folder = "tempcompass"
+    needs = ("questions/multi-choice.json", "videos")
+    home = "github.com/llyx97/TempCompass (questions/multi-choice.json) and lmms-lab/TempCompass of the hub (videos)"
+    metric = "accuracy; the whole option, its text or its letter (TempCompass's word rule), no GPT judge"
+    form = "{question}\nPlease directly give the best option:"
+
+    def read(self) -> Iterable[Row]:
+        for video, aspects in read_json(self.file(self.needs[0])).items():
+            for aspect, rows in aspects.items():
+                for number, row in enumerate(rows):
+                    yield {**row, "video": video, "aspect": aspect, "number": number}
+
+    def sample(self, row: Row) -> Row:
+        return {
+            "index": f"{row['video']}/{row['aspect']}/{row['number']}",
+            "prompt": self.form.format(question=row["question"]),
+            "GT": row["answer"].strip()[:1],
+            "type": row["aspect"],
+            "video_path": self.video("videos", row["video"]),
+            "options": row["question"].split("\n")[1:],
+        }
+
+    def letter(self, answer: str, sample: Row) -> str:
+        return whole_option(answer, sample["options"])
+
+    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """Accuracy per aspect."""
+        return mean_by(rows, lambda row: str(row["type"]))

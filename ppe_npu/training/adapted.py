@@ -1,0 +1,91 @@
+"""A checkpoint that is asked, not trained: a whole model, or an adapter that is added to its base in memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppe_npu.checkpoints.loading import DTYPES, check_checkpoint, load_model
+from ppe_npu.checkpoints.trust import check_no_code
+from ppe_npu.errors import InputError
+from ppe_npu.models.fused import fuse
+from ppe_npu.training.checkpoint import ADAPTER_CONFIG, read_base
+from ppe_npu.training.export import base_path, merged
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model is read from.
+
+    Attributes:
+        folder: as it was named: a folder or a hub id.
+        base: of an adapter: where the model is that it was trained on; None of a whole model.
+        allow_bin: whether pytorch_model.bin is read where there is nothing else.
+    """
+
+    folder: str
+    base: str | None = None
+    allow_bin: bool = False
+
+    @classmethod
+    def of(cls, folder: str | Path, base: str | Path | None = None, allow_bin: bool = False) -> Checkpoint:
+        """Of a folder or an id, after checking that it is there.
+
+        Args:
+            base: of an adapter; None: where its base.json says.
+
+        Raises:
+            InputError: no checkpoint; an adapter without its base; a base for what is no adapter.
+        """
+        path = Path(folder).expanduser()
+        adapter = (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
+        if not adapter:
+            if base is not None:
+                raise InputError(f"--base {base}: model {folder} is no adapter, it needs none")
+            check_checkpoint(folder, allow_bin)
+            return cls(str(folder), None, allow_bin)
+        check_no_code(path)
+        with _flag_of_asking():
+            return cls(str(folder), base_path(path, read_base(path), base, allow_bin), allow_bin)
+
+    @property
+    def model(self) -> str:
+        """Where the model's config and generation settings are."""
+        return self.base or self.folder
+
+    @property
+    def processor(self) -> str:
+        """Where the processor is: an adapter's own, if it was saved with one."""
+        return self.folder if (Path(self.folder) / "tokenizer_config.json").is_file() else self.model
+
+    def load(self, device: torch.device | str, dtype: str = "fp32", read: Callable = load_model) -> Any:
+        """load_model() of it; an adapter is added to its base's weights, in the dtype in which it was trained, as
+        `merge-lora` does, so that both answer alike.
+
+        Raises:
+            InputError: as load_model; an adapter that is not whole, or of another base.
+        """
+        if self.base is None:
+            return read(self.folder, device, dtype, **({"allow_bin": True} if self.allow_bin else {}))
+        with _flag_of_asking():
+            model = merged(Path(self.folder).expanduser(), self.base, self.allow_bin)
+        model.config._name_or_path = self.folder  # evaluations are told apart by it
+        for (
+            parameter
+        ) in model.parameters():  # not the buffers: rotary frequencies stay fp32, as from_pretrained has them
+            parameter.data = parameter.data.to(DTYPES[dtype])
+        return fuse(model.to(device).eval())
+
+
+@contextlib.contextmanager
+def _flag_of_asking() -> Iterator[None]:
+    """`merge-lora` names an adapter's base by --model, which is the adapter itself here."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("with --model", "with --base")) from error

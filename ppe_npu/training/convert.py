@@ -1,0 +1,187 @@
+"""Records of other programs' forms -> this package's: `ppe-npu convert`.
+
+What is known: messages (or conversations) with role and content or from and value, whose content is text or a list of
+parts (OpenAI, TRL, ms-swift); images and videos beside them (LLaMA-Factory, ms-swift); query, response and history
+(ms-swift); instruction, input and output (Alpaca); a system text at the top. A record of ours stays what it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.data.inputs import PLACEHOLDERS
+from ppe_npu.data.places import Room
+from ppe_npu.errors import InputError
+from ppe_npu.files import write_text
+from ppe_npu.training.record_files import read_file
+from ppe_npu.training.record_form import check_record
+from ppe_npu.training.records import Fault
+from ppe_npu.utils.escape import brief
+
+_ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "system": "system"}
+_TURNS = ("conversations", "messages", "conversation", "message")
+_TALK = (*_TURNS, "query", "response", "history", "instruction", "instructions", "input", "output")
+_FILES = {"image": ("image", "images"), "video": ("video", "videos")}
+_SYSTEM = ("system", "system_prompt", "system_message")
+_READ = {*_TALK, *_SYSTEM, *(key for keys in _FILES.values() for key in keys)}
+Turn = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Records in this package's form, and those that cannot be brought to it."""
+
+    records: tuple[dict[str, Any], ...]
+    faults: tuple[Fault, ...]
+
+
+def convert_files(files: Sequence[str | Path]) -> Converted:
+    """All records of files, in order.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    records, faults = [], []
+    for file in map(Path, files):
+        room = Room(file.parent, anywhere=True)  # whether its files are there, and inside, is for `ppe-npu data`
+        for where, raw in read_file(file):
+            try:
+                if isinstance(raw, InputError):
+                    raise raw
+                record = convert_record(raw)
+            except InputError as error:
+                faults.append(Fault(where, str(raw.get("id", where)) if isinstance(raw, dict) else where, str(error)))
+                continue
+            checked = check_record(record, where, room)
+            faults.append(checked) if isinstance(checked, Fault) else records.append(record)
+    return Converted(tuple(records), tuple(faults))
+
+
+def write_converted(found: Converted, output: str | Path) -> None:
+    """A record a line, in one step.
+
+    Raises:
+        InputError: a name that does not end in .jsonl.
+    """
+    if Path(output).suffix.lower() != ".jsonl":
+        raise InputError(f"--output {output}: name a .jsonl file")
+    write_text(output, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in found.records))
+
+
+def convert_record(raw: Any) -> dict[str, Any]:
+    """One record as this package reads it; other keys of it stay as they are.
+
+    Raises:
+        InputError: what has no place in this form, or cannot be told.
+    """
+    if not isinstance(raw, dict):
+        raise InputError(f"is {brief(raw)}, not a record")
+    files: dict[str, list[str]] = {"image": [], "video": []}
+    beside = {kind: _beside(raw, kind) for kind in _FILES}
+    turns = _said(raw, files, beside)
+    for kind, left in beside.items():
+        _place(turns, kind, files[kind], left)
+    system = next((raw[key] for key in _SYSTEM if raw.get(key)), None)
+    if system is not None and (not turns or turns[0]["from"] != "system"):
+        turns.insert(0, {"from": "system", "value": _text(system, "system")})
+    rest = {key: value for key, value in raw.items() if key not in _READ}
+    return {**rest, **{kind: named for kind, named in files.items() if named}, "conversations": turns}
+
+
+def _said(raw: Mapping[str, Any], files: dict[str, list[str]], beside: dict[str, list[str]]) -> list[Turn]:
+    """The turns; files that stand in their parts are added to `files`, those beside are taken from `beside`."""
+    turns = next((raw[key] for key in _TURNS if raw.get(key)), None)
+    if turns is not None:
+        if not isinstance(turns, list):
+            raise InputError(f"its turns are {brief(turns)}: give a list")
+        return [_turn(turn, files, beside) for turn in turns]
+    history = raw.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise InputError("its history is no list of [question, answer]")
+    asked = raw.get("query", raw.get("instruction", raw.get("instructions")))
+    answer = raw.get("response", raw.get("output"))
+    if asked is None or answer is None:
+        raise InputError(f"has neither turns nor a question and its answer among its keys {', '.join(map(brief, raw))}")
+    more = raw.get("input") or ""
+    pairs = [*history, ["\n".join(filter(None, (_text(asked, "question"), _text(more, "input")))), answer]]
+    return [{"from": who, "value": _text(text, "text")} for pair in pairs for who, text in zip(("human", "gpt"), pair)]
+
+
+def _turn(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]]) -> Turn:
+    if not isinstance(given, dict):
+        raise InputError(f"has a turn that is {brief(given)}, no object")
+    said, content = given.get("from", given.get("role")), given.get("value", given.get("content"))
+    role = _ROLES.get(said) if isinstance(said, str) else None
+    if role is None:
+        raise InputError(f"has a turn of {brief(said)}: there is no training on tools; leave the record out")
+    more = {key: value for key, value in given.items() if key not in ("from", "role", "value", "content") and value}
+    if isinstance(content, list):
+        content = "".join(_part(part, files, beside) for part in content)
+    return {**more, "from": role, "value": _text(content, "turn")}
+
+
+def _part(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]]) -> str:
+    """A part of a content list as text: a placeholder where a file stands, which is added to `files`."""
+    if isinstance(given, str):
+        return _literal(given)
+    kind = given.get("type") if isinstance(given, dict) else None
+    if kind == "text":
+        return _literal(_text(given.get("text"), "part"))
+    name = kind.removesuffix("_url") if isinstance(kind, str) else ""
+    if name not in files:
+        raise InputError(f"has a part of type {brief(kind)}: text, image and video are known")
+    source = next((given[key] for key in (kind, name, "path", "url") if given.get(key)), None)
+    if source is None:  # as TRL has it: the file stands beside the turns
+        if not beside[name]:
+            raise InputError(f"has a part of type {name!r} for which no file is named")
+        source = beside[name].pop(0)
+    files[name].append(_path(source, name))
+    return PLACEHOLDERS[name]
+
+
+def _literal(text: str) -> str:
+    for token in PLACEHOLDERS.values():
+        if token in text:
+            raise InputError(f"has a part of text with {token} in it: its files are named by parts of their own")
+    return text
+
+
+def _beside(raw: Mapping[str, Any], kind: str) -> list[str]:
+    values = [raw[key] for key in _FILES[kind] if raw.get(key)]
+    if len(values) > 1:
+        raise InputError(f"has {' and '.join(_FILES[kind])}: keep one of them")
+    value = values[0] if values else []
+    return [_path(item, kind) for item in (value if isinstance(value, list) else [value])]
+
+
+def _path(given: Any, kind: str) -> str:
+    """A file's path; in a mapping it is under "url" or "path"."""
+    if isinstance(given, dict):
+        if given.get("bytes"):
+            raise InputError(f"has {kind} bytes in it: write them to a file, and name that")
+        given = given.get("path") or given.get("url")
+    if not isinstance(given, str) or not given:
+        raise InputError(f"has {brief(given)} where the path of {'an' if kind == 'image' else 'a'} {kind} belongs")
+    return given
+
+
+def _place(turns: Sequence[Turn], kind: str, files: list[str], left: list[str]) -> None:
+    """Files beside the turns: for the placeholders that are there, or, without any, before the first question."""
+    token = PLACEHOLDERS[kind]
+    held = any(token in turn["value"] for turn in turns if turn["from"] == "human")
+    first = next((turn for turn in turns if turn["from"] == "human"), None)
+    if left and files:
+        raise InputError(f"names {kind}s both in its parts and beside them: which is which cannot be told")
+    if left and not held and first is not None:
+        first["value"] = token * len(left) + "\n" + first["value"]
+    files += left
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"has a {what} that is {brief(value)}, no text")
+    return value

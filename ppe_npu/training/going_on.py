@@ -1,0 +1,57 @@
+"""What a run says of going on: from where, that it is at its end already, and how, when it was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.training.args import TrainConfig
+from ppe_npu.training.checkpoint import BASE, WHOLE
+from ppe_npu.training.loop import checkpoints, step_of
+from ppe_npu.training.output import FINAL, say
+
+
+def compared_with(config: TrainConfig, checkpoint: Path | None) -> Path | None:
+    """What a run that goes on must agree with: its checkpoint, else its final model, which is its last step."""
+    final = Path(config.output) / FINAL
+    ended = config.resume and (final / BASE).is_file() and (final.parent / "summary.json").is_file()
+    return checkpoint or (final if ended else None)
+
+
+def finished(config: TrainConfig, checkpoint: Path | None, steps: int) -> dict[str, Any] | None:
+    """summary.json of a run that is to be gone on with and is at its end already; None of any other.
+
+    Its settings and records are for check_identity to compare, before. A copy of a run's folder is not at its end: who
+    made it wants to go on there.
+    """
+    output = Path(config.output)
+    if not config.resume or config.resume_from_checkpoint is not None or not (output / FINAL / BASE).is_file():
+        return None
+    try:
+        summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+        place = Path(summary["final"])
+        here = not place.is_absolute() or place.resolve() == (output / FINAL).resolve()
+        ended = here and summary["steps"] == steps and all(summary[key] is not None for key in ("losses", "seconds"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return summary if ended and (checkpoint is None or step_of(checkpoint) <= steps) else None
+
+
+def say_where_from(config: TrainConfig, checkpoint: Path | None, steps: int, ended: Mapping[str, Any] | None) -> None:
+    """What a run that was asked to go on goes on from."""
+    if ended is not None:
+        say(f"{config.output} is at its end, step {steps} of {steps}: {FINAL} is the last one, nothing is left to do")
+    elif checkpoint is not None:
+        say(f"going on from {checkpoint}: step {step_of(checkpoint)} of {steps}")
+    elif config.resume:
+        say(f"{config.output} holds no checkpoint to go on from: beginning with step 1 of {steps}")
+
+
+def how_to_go_on(config: TrainConfig) -> str:
+    """What is said of a run that was stopped from the keyboard."""
+    last = next((folder for folder in reversed(checkpoints(config.output)) if (folder / WHOLE).exists()), None)
+    if last is None:
+        return "no checkpoint was saved yet (--save-steps N saves one every N steps): the same command begins anew"
+    return f"the same command with --resume goes on from {last}"

@@ -1,0 +1,94 @@
+"""How a run starts: its number of steps, transformers' arguments, and DeepSpeed's process group."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from ppe_npu.backends import device as devices
+from ppe_npu.errors import InputError
+from ppe_npu.training.args import TrainConfig
+from ppe_npu.utils.optional import optional
+from ppe_npu.utils.reading import UnreadableError, read_json
+
+_SCHEDULERS = {
+    "constant": "constant_with_warmup",
+    "linear": "linear",
+    "cosine": "cosine",
+    "stable_decay": "warmup_stable_decay",
+}
+
+
+def start_deepspeed(file: str, device) -> None:
+    """Start DeepSpeed's process group: before TrainingArguments, which would start torch's alone.
+
+    Raises:
+        InputError: DeepSpeed is missing, nobody launched several processes, or the device cannot do what the file asks.
+    """
+    try:
+        asked = read_json(file)
+    except UnreadableError as error:
+        raise InputError(f"deepspeed={file}: cannot be read as JSON ({error.why})") from None
+    zero = asked.get("zero_optimization", {}) if isinstance(asked, dict) else None
+    if not isinstance(zero, dict):
+        raise InputError(f"deepspeed={file}: is no config of DeepSpeed's: give a JSON object of its keys")
+    stage = zero.get("stage", 0)
+    if "WORLD_SIZE" not in os.environ:
+        raise InputError("deepspeed needs its processes started: torchrun --nproc-per-node N -m ppe_npu.cli train ...")
+    if str(stage) == "3" and not devices.reduces_float64(device):
+        raise InputError(
+            f"deepspeed={file}: ZeRO-3 sums the gradients' norm in fp64, which HCCL refuses on this chip "
+            f"({devices.describe(device)['name']}): use ZeRO-2"
+        )
+    deepspeed = optional("deepspeed", f"deepspeed={file}", "ppe-npu[train]")
+    deepspeed.init_distributed(dist_backend=devices.process_group_backend(device))
+
+
+def total_steps(config: TrainConfig, records: int, processes: int = 1) -> int:
+    """Optimizer steps of the whole run."""
+    batches = math.ceil(records / (config.batch_size * processes))
+    return config.max_steps or math.ceil(config.epochs * math.ceil(batches / config.accumulation(processes)))
+
+
+def _arguments(config: TrainConfig, device, steps: int, processes: int = 1):
+    """transformers' TrainingArguments for this run."""
+    from transformers import TrainingArguments
+
+    decay = {"num_decay_steps": math.ceil(steps * config.decay_fraction), "decay_type": "linear"}
+    arguments = TrainingArguments(
+        output_dir=config.output,
+        max_steps=steps,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation(processes),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=_SCHEDULERS[config.schedule],
+        lr_scheduler_kwargs=decay if config.schedule == "stable_decay" else None,
+        warmup_steps=config.warmup_steps if config.warmup_steps >= 1 else math.ceil(config.warmup_steps * steps),
+        weight_decay=config.weight_decay,
+        adam_beta1=config.betas[0],
+        adam_beta2=config.betas[1],
+        max_grad_norm=config.max_grad_norm,
+        optim=devices.fused_adamw_name(device, fused=config.fused_adamw),
+        bf16=config.dtype == "bf16",
+        use_cpu=devices.on_cpu(device),
+        seed=config.seed,
+        data_seed=config.seed,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500,
+        save_total_limit=config.save_total_limit,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,  # CompressedTrainer stops at the first one
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        dataloader_num_workers=config.num_workers,
+        dataloader_pin_memory=not devices.on_cpu(device),
+        remove_unused_columns=False,  # records are objects until the collator reads them
+        report_to=[],
+        eval_strategy="steps" if config.eval_steps else "no",
+        eval_steps=config.eval_steps or None,
+        per_device_eval_batch_size=config.batch_size,
+        deepspeed=config.deepspeed,
+        ddp_find_unused_parameters=False,  # a batch without pictures touches the vision tower, too
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs in one process (DataParallel) would tear prompts apart
+    return arguments

@@ -1,0 +1,94 @@
+"""How far long work is: a bar in a terminal, whole lines where there is none (a log file, a batch job, CI)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+_EVERY = 30.0  # seconds between two lines
+
+
+class Progress:
+    """A context manager around long work.
+
+    Args:
+        total: how many units there are. title: of what. unit: what one is called.
+        done: units that are done already.
+        delay: seconds of work after which a bar shows; lines come every 30 seconds.
+        hidden: whether nothing is to be shown, as in all processes but the first.
+        leave: whether the bar stays when the work is done.
+        quiet: whether nothing is printed without a terminal (whoever uses it prints lines of its own).
+        stream: where to; None: standard error.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        title: str,
+        unit: str = "it",
+        done: int = 0,
+        delay: float = 0.0,
+        hidden: bool = False,
+        leave: bool = True,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.total, self.title, self.unit, self.n = total, title, unit, done
+        self._stream = sys.stderr if stream is None else stream
+        self.terminal = is_terminal(self._stream)
+        self._lines = not (self.terminal or hidden or quiet)
+        self._said, self._began = None, time.monotonic()
+        self._next = self._began + _EVERY
+        self._bar = None
+        if self.terminal and not hidden:
+            self._bar = tqdm(
+                total=total, initial=done, desc=title, unit=unit, delay=delay, leave=leave, file=self._stream
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
+
+    def update(self, number: int = 1) -> None:
+        """So many units more are done."""
+        self.n += number
+        if self._bar is not None:
+            self._bar.update(number)
+        elif self._lines and number and time.monotonic() >= self._next:
+            self._line()
+
+    def note(self, **values: Any) -> None:
+        """Numbers that stand behind the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix(**values)
+
+    def write(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """End the bar's line; say where lines stopped, if any was printed."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._lines and self._said not in (None, self.n):
+            self._line()
+        self._lines = False
+
+    def _line(self) -> None:
+        now = time.monotonic()
+        self._said, self._next, spent = self.n, now + _EVERY, now - self._began
+        print(f"{self.title}: {self.n} of {self.total} {self.unit}s, {spent:.0f} s", file=self._stream, flush=True)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether somebody looks at the stream while it is written, on something that can move its cursor."""
+    isatty = getattr(stream, "isatty", None)
+    return bool(isatty and isatty())

@@ -1,0 +1,105 @@
+"""Tiny data sets in their published layouts, continued: those that papers on compression report and no judge scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmark_writing import clip, dump, lines, parquet, picture, writes
+
+OPTIONS = "Which?\nOptions: A: red, B: blue, C: green, D: dark"
+
+
+@writes("mmstar")
+def mmstar(folder: Path) -> None:
+    row = {"index": 0, "question": OPTIONS, "image": picture(), "answer": "B", "category": "math", "l2_category": "x"}
+    parquet(folder / "mmstar.parquet", [row])
+
+
+@writes("realworldqa")
+def realworldqa(folder: Path) -> None:
+    asked = "Which way?\n\nA. Left\nB. Right\nPlease answer directly with only the letter of the correct option."
+    rows = [{"question": asked, "answer": "B"}, {"question": "How many cars?", "answer": "3"}]
+    parquet(folder / "data" / "test-00000.parquet", [{**row, "image": {"bytes": picture()}} for row in rows])
+
+
+@writes("hallusionbench")
+def hallusionbench(folder: Path) -> None:
+    def row(figure: str, question: str, right: str, visual: str = "1") -> dict:
+        name = f"./hallusion_bench/VS/chart/0_{figure}.png"
+        common = {"category": "VS", "subcategory": "chart", "set_id": "0", "visual_input": visual}
+        asked = {"figure_id": figure, "question_id": question, "question": f"Is it {question}?", "gt_answer": right}
+        return {**common, **asked, "filename": name if visual != "0" else None, "gt_answer_details": ""}
+
+    rows = [row("0", "0", "1"), row("0", "1", "0"), row("1", "0", "0", "2"), row("0", "9", "1", "0")]
+    dump(folder / "HallusionBench.json", rows)
+    for figure in "01":
+        picture(folder / "hallusion_bench" / "VS" / "chart" / f"0_{figure}.png")
+
+
+@writes("vqav2")
+def vqav2(folder: Path) -> None:
+    asked = {"question_id": 42000, "image_id": 42, "question": "What color is it?"}
+    dump(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": [asked]})
+    said = ["blue"] * 4 + ["light blue"] * 6
+    row = {"question_id": 42000, "image_id": 42, "answer_type": "other", "answers": [{"answer": one} for one in said]}
+    dump(folder / "v2_mscoco_val2014_annotations.json", {"annotations": [row]})
+    picture(folder / "val2014" / "COCO_val2014_000000000042.jpg")
+
+
+@writes("lvbench")
+def lvbench(folder: Path) -> None:
+    asked = {
+        "uid": "7",
+        "question": "Who?\n(A) he\n(B) she\n(C) I\n(D) you",
+        "answer": "B",
+        "question_type": ["er", "ki"],
+    }
+    lines(folder / "video_info.meta.jsonl", [{"key": "abc", "type": "tv", "qa": [asked]}])
+    clip(folder / "videos" / "abc.mp4")
+
+
+@writes("tempcompass")
+def tempcompass(folder: Path) -> None:
+    row = {"question": "What happens?\nA. dunking a ball\nB. throwing it", "answer": "B. throwing it"}
+    dump(folder / "questions" / "multi-choice.json", {"1021": {"action": [row], "speed": [row]}})
+    clip(folder / "videos" / "1021.mp4")
+
+
+@writes("mmmu_pro")
+def mmmu_pro(folder: Path) -> None:
+    options = str([f"choice {letter}" for letter in "abcdefghij"])
+    row = {"id": "test_Art_1", "question": "What is in <image 1>?", "options": options, "answer": "J", "subject": "Art"}
+    row |= {"image_1": {"bytes": picture()}, **{f"image_{number}": None for number in range(2, 8)}}
+    parquet(folder / "standard (10 options)" / "test-00000.parquet", [row])
+    whole = {"id": "test_Art_1", "image": {"bytes": picture()}, "options": options, "answer": "J", "subject": "Art"}
+    parquet(folder / "vision" / "test-00000.parquet", [whole])
+
+
+@writes("seedbench_2_plus")
+def seedbench_2_plus(folder: Path) -> None:
+    row = {"question_id": "3", "question": "Where?", "answer": "C", "question_image_type": "map"}
+    row |= {"image": {"bytes": picture()}, **{f"choice_{letter}": letter.lower() for letter in "ABCD"}}
+    parquet(folder / "data" / "test-00000.parquet", [row])
+
+
+def _refcoco(folder: Path) -> None:
+    row = {"question_id": "1", "bbox": [2.0, 4.0, 4.0, 8.0], "answer": ["left dog", "the dog"]}
+    parquet(folder / "data" / "val-00000-of-1.parquet", [{**row, "image": {"bytes": picture()}}])
+
+
+for name in ("refcoco", "refcoco_plus", "refcocog"):
+    writes(name)(_refcoco)
+
+
+@writes("screenspot_v2")
+def screenspot_v2(folder: Path) -> None:
+    row = {"img_filename": "a.png", "bbox": [2, 4, 4, 8], "instruction": "close it", "data_type": "icon"}
+    dump(folder / "screenspot_web_v2.json", [row])
+    picture(folder / "screenspotv2_image" / "a.png")
+
+
+@writes("screenspot_pro")
+def screenspot_pro(folder: Path) -> None:
+    row = {"img_filename": "x/a.png", "bbox": [2, 4, 6, 12], "instruction": "save", "ui_type": "text"}
+    dump(folder / "annotations" / "x.json", [row])
+    picture(folder / "images" / "x" / "a.png")

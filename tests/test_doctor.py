@@ -1,0 +1,131 @@
+"""ppe-npu doctor, --json and completion: what a machine has, numbers for programs, and a shell's script."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from command_line import refused
+
+from ppe_npu.backends import dispatch
+from ppe_npu.cli import doctor
+from ppe_npu.cli.parser import build_parser
+
+PRINT_NUMBERS = ("train", "data", "convert", "eval", "report", "describe", "methods", "parity", "doctor")
+
+
+def test_doctor_says_what_is_there_and_why_not(run):
+    code, out, err = run("doctor", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["devices"]["cpu"]["there"]
+    for kind, row in found["devices"].items():
+        assert row["there"] == (kind in found["operators"])
+        assert row["there"] or row["why"]
+    ops = found["operators"]["cpu"]
+    assert set(ops) == set(dispatch.ops())
+    for op, rows in ops.items():
+        assert [row["name"] for row in rows if row["runs"]] == [entry.name for entry in dispatch.available(op, "cpu")]
+        assert all(row["why"] for row in rows if not row["runs"])
+    assert found["memory"]["total"] >= found["memory"]["free"] > 0
+    text = run("doctor")[1]
+    for words in (torch.__version__, "operators on cpu", "memory", "disk", "With a report, send all of this"):
+        assert words in text
+    assert all(op in text for op in ops)
+
+
+def test_doctor_fails_where_something_needed_is_missing_and_shows_no_secret(run, monkeypatch):
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "av" else version(name))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "PROBLEM: av is not installed" in out
+    assert "OMP_NUM_THREADS=1" in out
+    assert "hf_secret" not in out
+
+
+def test_every_command_that_prints_numbers_has_json():
+    commands = next(action for action in build_parser()._actions if hasattr(action, "choices") and action.choices)
+    having = {name for name, parser in commands.choices.items() if "--json" in parser.format_help()}
+    assert having == set(PRINT_NUMBERS)
+
+
+def test_numbers_for_programs(run, tiny_folder, write_image, tmp_path):
+    """With --json standard output holds one JSON value, the same numbers as the text, which goes to standard error."""
+    asked = [
+        "describe",
+        "--model",
+        tiny_folder,
+        "--image",
+        write_image("a.png"),
+        "--max-new-tokens",
+        2,
+        "--device",
+        "cpu",
+    ]
+    cascade = tmp_path / "cascade.json"
+    cascade.write_text(json.dumps({"ratio": 0.5, "layers": [1], "before_llm": True, "k": 2}))
+    code, out, err = run(*asked, "--compression", cascade, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    layers = found["visual_tokens_by_layer"]
+    assert layers[0] == 18
+    assert layers[1:] == [9] * (len(layers) - 1)
+    assert found["visual_tokens_after"] == sum(layers) / len(layers)
+    mean = f"the mean of {len(layers)} decoder layers: 18 in 0, 9 from 1 on"
+    assert f"({100 * found['visual_tokens_kept']:.1f} % kept, {mean})" in err
+    assert f"{found['prompt_tokens_after']} after the last merge" in err
+    data = tmp_path / "d.jsonl"
+    talk = [{"from": "human", "value": "row"}, {"from": "gpt", "value": "3"}]
+    data.write_text(json.dumps({"conversations": talk}) + "\n{")
+    code, out, err = run("data", "--model", tiny_folder, "--data", data, "--compression", "dense", "--json")
+    assert code == 1
+    assert json.loads(out)["records"] == 1
+    assert json.loads(out)["unusable"][0]["line"] == "d.jsonl line 2"
+    assert "# Training data" in err
+
+
+def test_train_eval_and_report_for_programs(run, tiny_folder, tmp_path):
+    from ppe_npu.demo import scenes
+
+    for name in ("train", "test"):
+        scenes.write_split(tmp_path / "data", name, 2, seed=1, questions_per_image=3)
+    asked = ["--data", tmp_path / "data" / "train.jsonl", "--output", tmp_path / "run", "--device", "cpu"]
+    settings = ["--max-steps", 1, "--compression", "ppe", "--k", 4, "--adapter", "lora", "--lora-targets", "q_proj"]
+    more = ["--lora-dropout", 0.1, "--lora-parts", "language", "vision", "--json"]
+    code, out, err = run("train", "--model", tiny_folder, *asked, *settings, *more)
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["steps"] == 1
+    assert "step 1 of 1: loss" in err or "learning rate" in err
+    config = json.loads((tmp_path / "run" / "final" / "adapter_config.json").read_text())
+    assert config["lora_dropout"] == 0.1
+    assert {name.rpartition(".")[2] for name in config["target_modules"]} == {"q_proj"}
+    where = ["--data-root", tmp_path / "data", "--output", tmp_path / "eval", "--max-new-tokens", 1, "--device", "cpu"]
+    code, out, err = run("eval", "--model", tiny_folder, *where, "--compression", "dense", "--json")
+    assert code == 0, err
+    assert [row["name"] for row in json.loads(out)["overview"]] == ["dense"]
+    assert json.loads(run("report", tmp_path / "eval", "--json")[1])["overview"] == json.loads(out)["overview"]
+
+
+def test_completion(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    refused(run("completion", "bash"), "shell completion needs shtab", 'pip install "ppe-npu[completion]"')
+    monkeypatch.setitem(
+        sys.modules, "shtab", SimpleNamespace(complete=lambda parser, shell: f"{shell} of {parser.prog}")
+    )
+    assert run("completion", "zsh")[:2] == (0, "zsh of ppe-npu\n")
+
+
+def test_completion_by_shtab_itself(run):
+    pytest.importorskip("shtab")
+    code, out, _ = run("completion", "bash")
+    assert code == 0
+    assert "--lora-targets" in out
+    assert "merge-lora" in out

@@ -1,0 +1,170 @@
+"""Every block of code in docs/ and the README does what the page says: Python runs, commands run or are at least ones
+that the program takes, make's targets are there.
+
+The name of a checkpoint on the hub stands for a tiny model here, and PATH for its folder; files that pages name (a
+photo, a clip, a run with an adapter) are made beside. CONTRIBUTING's blocks are followed by test_contributing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_contributing import blocks
+
+from ppe_npu.cli.parser import build_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+HUB = "Qwen/Qwen2.5-VL-3B-Instruct"
+# What a page takes for granted before its first block: the reader's own values.
+GIVEN = {
+    "architecture.md": "import torch\nfrom dataclasses import dataclass\n"
+    "from ppe_npu.methods.base import Method, register, share\nfrom ppe_npu.methods.grouping import Grouping\n"
+    "from ppe_npu.methods.view import View\n",
+    "compatibility.md": "import torch\nfrom PIL import Image\n"
+    "from ppe_npu.demo.tiny import build_model, build_processor\n"
+    "from ppe_npu import CompressionConfig, compress\nmodel, processor = build_model(0), build_processor()\n"
+    "compress(model, CompressionConfig.preset('ppe', k=4))\n"
+    "text = '<|vision_start|><|image_pad|><|vision_end|>row red'\n"
+    "inputs = processor(text=[text], images=[Image.new('RGB', (48, 48))], return_tensors='pt')\n"
+    "labels = shift_labels = inputs['input_ids']\nweights = torch.ones(labels.shape)\n"
+    "my_loss = lambda logits, labels, weights: (logits.shape[1], labels.shape[1], weights.shape[1])\n",
+    "lora.md": "base = 'Qwen/Qwen2.5-VL-3B-Instruct'\n",
+}
+# Runs in the desk: the blocks of a page share a namespace, as if typed one after the other.
+RUNNER = """
+import json, shlex, traceback
+from ppe_npu.cli import main
+said = {}
+for name, code, space in json.load(open("blocks.json")):
+    try:
+        if code.startswith("ppe-npu "):
+            assert main(shlex.split(code, comments=True)[1:]) == 0, code
+        else:
+            spaces = globals().setdefault("spaces", {})
+            exec(compile(code, name, "exec"), spaces.setdefault(space, {"__name__": "__main__"}))
+    except BaseException:
+        said[name] = traceback.format_exc()
+json.dump(said, open("said.json", "w"))
+"""
+
+
+def python_blocks():
+    """(page:line, code, page) of every fenced Python block."""
+    return [
+        (f"{page.name}:{block.line}", block.code, page.name)
+        for page in PAGES
+        for block in blocks(page)
+        if block.language == "python"
+    ]
+
+
+def lines_of(program: str) -> list[tuple[str, str]]:
+    """(page:line, command) of every line in a block that begins with the program's name; its continuations joined."""
+    found = []
+    for page in PAGES:
+        lines = page.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines):
+            if not re.match(rf"(?: {{4}})?{program} ", line) or (number and lines[number - 1].endswith("\\")):
+                continue
+            while line.endswith("\\"):
+                number += 1
+                line = line[:-1] + " " + lines[number].strip()
+            found.append((f"{page.name}:{number + 1}", line.strip()))
+    return found
+
+
+COMMANDS = lines_of("ppe-npu")
+# Commands whose words are there to be run on the desk; the others name data or devices that no desk has.
+RUN = ("ppe-npu describe", "ppe-npu merge-lora", "ppe-npu methods", "ppe-npu convert")
+
+
+def runnable(command: str) -> bool:
+    return command.startswith(RUN) and not re.search(r"\.\.\.|runs/demo|/new/place|\[--", command)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, tiny_folder):
+    """A folder with all that the pages name."""
+    from fixtures import encode_clip
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("desk")
+    for name in ("photo.jpg", "a.png"):
+        Image.radial_gradient("L").convert("RGB").resize((480, 360)).save(folder / name)
+    encode_clip(folder / "clip.mp4")
+    talk = [{"role": "user", "content": "<image>row"}, {"role": "assistant", "content": "3"}]
+    (folder / "theirs.jsonl").write_text(json.dumps({"messages": talk, "images": ["a.png"]}))
+    from ppe_npu.checkpoints.loading import load_model
+    from ppe_npu.training.adapters import Adapter, add_adapter, save_adapter
+
+    save_adapter(add_adapter(load_model(tiny_folder), Adapter("lora", rank=2)), folder / "runs" / "x" / "final")
+    (folder / "runs" / "x" / "final" / "compression.json").write_text(json.dumps({"k": 4}))
+    shutil.copytree(tiny_folder, folder / "merged")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def followed(desk, tiny_folder) -> dict[str, str]:
+    """{page:line: the traceback of what failed}."""
+    given = [(f"{page}:given", code.replace(HUB, tiny_folder), page) for page, code in GIVEN.items()]
+    asked = [(name, code.replace(HUB, tiny_folder), page) for name, code, page in python_blocks()]
+    for number, (name, command) in enumerate(COMMANDS):
+        if runnable(command):
+            code = shlex.join(shlex.split(command, comments=True))
+            code = re.sub(r"\bPATH\b", tiny_folder, code.replace(HUB, tiny_folder))
+            code = code.replace("--output merged", f"--output merged{number}")
+            if "describe" in command:  # the tiny model's own pictures are smaller than those that pages speak of
+                code += " --max-new-tokens 1" + " --min-pixels 19200 --max-pixels 19200" * ("-pixels" not in code)
+            asked.append((name, code, ""))
+    (desk / "blocks.json").write_text(json.dumps(given + asked))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER], cwd=desk, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert (desk / "said.json").exists(), done.stdout + done.stderr
+    return json.loads((desk / "said.json").read_text())
+
+
+@pytest.mark.parametrize("name", [*(f"{page}:given" for page in GIVEN), *(name for name, _, _ in python_blocks())])
+def test_a_block_of_python_runs(followed, name):
+    assert followed.get(name, "") == ""
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_a_command_is_one_that_the_program_takes(name, command, request):
+    if re.search(r"\.\.\. | \[", command):
+        command = re.sub(r"\.\.\. ", "", re.sub(r"\[(--[\w-]+)(?: [^\]]*)?\]", "", command))
+    words = shlex.split(command.partition(" | tee")[0], comments=True)[1:]
+    words = words[:1] + [word for word in words[1:] if word not in ("...", "|")]
+    required = {"describe": ["--model", "x"], "data": ["--model", "x", "--data", "y"]}.get(words[0], [])
+    build_parser().parse_args([*words, *required])
+    if runnable(command):
+        assert request.getfixturevalue("followed").get(name, "") == ""
+
+
+def test_the_pages_have_blocks_of_every_kind():
+    assert len(python_blocks()) >= 10
+    assert sum(runnable(command) for _, command in COMMANDS) >= 6
+    assert len(COMMANDS) >= 25
+
+
+def test_every_target_of_make_is_there():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    variables = set(re.findall(r"\$\((?:or )?\$?\(?([A-Z_]+)", (ROOT / "Makefile").read_text()))
+    variables |= set(re.findall(r"([A-Z_]{2,})(?:=|\b)", (ROOT / "Makefile").read_text()))
+    named = lines_of("make")
+    assert len(named) >= 15
+    for where, command in named:
+        words = [word for word in shlex.split(command.partition("  ")[0], comments=True)[1:] if word != "..."]
+        goals = [word for word in words if "=" not in word and word != "..."]
+        assert set(goals) <= targets, where
+        assert {word.partition("=")[0] for word in words if "=" in word} <= variables, where

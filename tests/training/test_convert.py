@@ -1,0 +1,120 @@
+"""Other programs' records become ours: each form, their files in order, and what cannot be brought over is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from command_line import refused, run  # noqa: F401
+
+from ppe_npu.errors import InputError
+from ppe_npu.training.convert import convert_record
+from ppe_npu.training.data import check_records
+
+
+def ours(*texts, **files):
+    turns = [{"from": "gpt" if number % 2 else "human", "value": text} for number, text in enumerate(texts)]
+    return {**files, "conversations": turns}
+
+
+def part(kind, source=None):
+    return {"type": kind} if source is None else {"type": kind, kind: source}
+
+
+FORMS = {
+    "ours": (ours("<image>row", "3", image="a.png"), ours("<image>row", "3", image=["a.png"])),
+    "messages and images": (
+        {"messages": [{"role": "user", "content": "<image>row"}, {"role": "assistant", "content": "3"}],
+         "images": ["a.png"], "id": "x"},
+        {"id": "x", **ours("<image>row", "3", image=["a.png"])},
+    ),
+    "images without a placeholder": (
+        {"messages": [{"role": "user", "content": "row"}, {"role": "assistant", "content": "3"}],
+         "images": ["a.png", {"path": "b.png", "bytes": None}]},
+        ours("<image><image>\nrow", "3", image=["a.png", "b.png"]),
+    ),
+    "content lists": (
+        {"messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+            {"role": "user", "content": [part("image", "a.png"), {"type": "text", "text": "and"},
+                                         {"type": "image_url", "image_url": {"url": "b.png"}}, part("video", "c.mp4")]},
+            {"role": "assistant", "content": [{"type": "text", "text": "3"}]},
+        ]},
+        {"image": ["a.png", "b.png"], "video": ["c.mp4"], "conversations": [
+            {"from": "system", "value": "Be brief."}, {"from": "human", "value": "<image>and<image><video>"},
+            {"from": "gpt", "value": "3"}]},
+    ),
+    "content lists with files beside": (
+        {"messages": [{"role": "user", "content": [part("image"), {"type": "text", "text": "to"}, part("image")]},
+                      {"role": "assistant", "content": "3"}], "images": ["a.png", "b.png"]},
+        ours("<image>to<image>", "3", image=["a.png", "b.png"]),
+    ),
+    "query": (
+        {"query": "<image>row", "response": "3", "history": [["first", "1"]], "images": ["a.png"], "system": "Brief."},
+        {"image": ["a.png"], "conversations": [
+            {"from": "system", "value": "Brief."}, *ours("first", "1", "<image>row", "3")["conversations"]]},
+    ),
+    "alpaca": ({"instruction": "Add", "input": "1 2", "output": "3", "source": "s"},
+               {"source": "s", **ours("Add\n1 2", "3")}),
+    "sharegpt": ({"conversations": ours("<video>what", "3")["conversations"], "videos": ["c.mp4"]},
+                 ours("<video>what", "3", video=["c.mp4"])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_and_again(form):
+    theirs, wanted = FORMS[form]
+    found = convert_record(theirs)
+    assert found == wanted
+    assert convert_record(found) == found, "a record of ours stays what it is"
+
+
+TALK = {"messages": [{"role": "user", "content": "row"}, {"role": "assistant", "content": "3"}]}
+WRONG = {
+    "no record": ([], "not a record"),
+    "no turns": ({"images": ["a.png"]}, "neither turns nor a question"),
+    "a tool": ({"messages": [{"role": "tool", "content": "x"}]}, "a turn of 'tool'"),
+    "sound": ({"messages": [{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}]}, "of type 'audio'"),
+    "a part without its file": ({"messages": [{"role": "user", "content": [part("image")]}]}, "no file is named"),
+    "a placeholder in a part of text": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "<image>"}]}]}, "parts of their own"),
+    "files in both places": (
+        {"messages": [{"role": "user", "content": [part("image", "a.png")]}], "images": ["b.png"]}, "which is which"),
+    "bytes": ({**TALK, "images": [{"bytes": "xx", "path": None}]}, "write them to a file"),
+    "two keys": ({**TALK, "images": ["a.png"], "image": "b.png"}, "keep one of them"),
+    "a number": ({"query": 3, "response": "x"}, "no text"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_brought_over_is_named(case):
+    with pytest.raises(InputError, match=WRONG[case][1]):
+        convert_record(WRONG[case][0])
+
+
+def test_the_command(run, tmp_path, write_image):  # noqa: F811
+    """What it writes is what training reads; what training would refuse is not written."""
+    write_image("a.png")
+    good, bad = FORMS["messages and images"][0], {**TALK, "images": ["http://x.y/a.png"]}
+    file, out = tmp_path / "theirs.jsonl", tmp_path / "out" / "ours.jsonl"
+    out.parent.mkdir()
+    file.write_text("\n".join(map(json.dumps, [good, TALK])))
+    told = check_records(file).faults[0].reason
+    assert "`ppe-npu convert`" in told
+    code, said, err = run("convert", "--data", file, "--output", out)
+    assert (code, err) == (0, "")
+    assert said == f"2 of 2 records are in {out}; its paths start from {tmp_path} (--data-root)\n"
+    assert [record.images for record in check_records(out, data_root=tmp_path).records] == [
+        (str(tmp_path / "a.png"),),
+        (),
+    ]
+    file.write_text("\n".join([json.dumps(good), json.dumps(bad), "{"]))
+    code, said, err = run("convert", "--data", file, "--output", out, "--json")
+    assert code == 1
+    found = json.loads(said)
+    assert found["converted"] == 1
+    assert [fault["line"] for fault in found["faults"]] == ["theirs.jsonl line 2", "theirs.jsonl line 3"]
+    assert len(out.read_text().splitlines()) == 1
+    refused(run("convert", "--data", file, "--output", file), "is what is read")
+    refused(run("convert", "--data", file, "--output", tmp_path / "x.json"), "name a .jsonl file")
+    refused(run("convert", "--data", tmp_path / "gone.json", "--output", out), "gone.json")
