@@ -11,7 +11,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ppe_npu.cli import common, costs
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import benchmarks, protocols
+from ppe_npu.evaluation import benchmarks, protocols, published
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
 from ppe_npu.evaluation.benchmarks import registry
 from ppe_npu.evaluation.decoding import first_edition
@@ -156,6 +156,8 @@ def _asked_benchmarks(args: argparse.Namespace) -> tuple[Protocol, list[Any]]:
     else:
         published = set(args.benchmarks) & set(registry.OURS) - {"layout"}
         protocol = protocols.load(protocols.PUBLISHED if published else protocols.CHECKPOINT)
+    if args.draws is not None:
+        protocol = replace(protocol, draws=args.draws)
     if devices.process_rank() == 0 and protocol.name != protocols.CHECKPOINT:
         print(f"ppe-npu: protocol {protocol.name} ({protocol.version}): {protocol.what}", file=sys.stderr)
     return protocol, load_benchmarks(args.benchmarks, args.data_root, protocol)
@@ -251,7 +253,10 @@ def _evaluate(
 
 
 def _report(args: argparse.Namespace, folder: Path, out: Path, title: str) -> None:
-    path, table = write_report(collect(folder), out, title, missing=unfinished(folder))
+    html, notes = getattr(args, "html", False), published.paragraphs(getattr(args, "published", None))
+    path, table = write_report(collect(folder), out, title, notes, unfinished(folder), html)
+    if html:
+        print(f"one page of it: {path.with_suffix('.html')}")
     print(f"{table}\n\nwritten to {path}, with {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
     if args.json:
         common.print_json(args, json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))

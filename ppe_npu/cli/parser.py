@@ -181,6 +181,10 @@ def _add_eval(commands) -> None:
     )
     what += "benchmarks, checkpoint for others); what is named by another option goes before it"
     parser.add_argument("--protocol", metavar="NAME", help=what)
+    what = (
+        "draw an option by this seed where an answer names none and the scorer draws (default: such an answer is wrong)"
+    )
+    parser.add_argument("--draws", type=int, metavar="SEED", help=what)
     _add_bin(parser)
     _add_compression(parser, several=True)
     _add_device(parser, default=None)
