@@ -1,7 +1,7 @@
 """The vision tower of Qwen2.5-VL-7B at its real width, dense against IPCV, on pictures of some numbers of patches.
 
-Weights are random, and there are as many blocks as --blocks says (32 in the checkpoint). The two take turns, round after
-round; of one thread of a CPU the clock is the time that it computed. FLOPs are those of the report.
+Weights are random, and there are as many blocks as --blocks says (32 in the checkpoint). The two take turns, round
+after round; of one thread of a CPU the clock is the time that it computed. FLOPs are those of the report.
 
     python scripts/bench_tower.py [--device cpu] [--patches 1024 2304 4096] [--blocks 16] [--rounds 3] [--output FILE]
 """
