@@ -90,6 +90,7 @@ class CompressionConfig:
     event_ratio: float | None = setting(None, above=0, most=1, remedy=_SHARE)
     seed: int = setting(0, least=0, remedy="give a whole number, at least 0 and below 2**63")
     proportional_attention: bool = setting(False, remedy="give true or false")
+    k_named = property(lambda self: vars(self)["_k_named"], doc="Whether somebody said what k is.")
 
     def __post_init__(self):
         check_fields(self)
@@ -104,18 +105,11 @@ class CompressionConfig:
         if sum(method.place == "pixels" for method in self.methods) > 1:
             raise InputError("steps has several at the pixels, each of which looks at whole pictures: leave one")
 
-    @property
-    def k_named(self) -> bool:
-        """Whether somebody said what k is."""
-        return vars(self)["_k_named"]
-
     def _given_steps(self) -> dict:
         """The fields of a config that names its steps. The shorthand says nothing then."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in ("steps", *_BESIDE):
-                continue
-            if value is not None and value != field.default:
+            if field.name not in ("steps", *_BESIDE) and value is not None and value != field.default:
                 raise InputError(f"{field.name}={shown(value)} with steps: say it in a step")
         return dict.fromkeys(("method", "ratio", "order", "ties"))
 
@@ -312,7 +306,7 @@ class CompressionConfig:
         proportional = "-proportional" if self.proportional_attention else ""
         if self.steps is None:
             return shorthand.label(self) + proportional
-        parts = [step_label(method) for method in self.steps] or ["dense"]
+        parts = [shorthand.step_label(method) for method in self.steps] or ["dense"]
         return "-".join([*parts, self.positions, f"k{self.k}", self.members]) + proportional
 
     # -- saving ------------------------------------------------------------------------------------------------------
@@ -337,19 +331,3 @@ def _check_order(stages: Sequence[tuple[int | None, tuple[Method, ...]]]) -> Non
             raise InputError(f"{method.name} after {mixed.name}: there are no frames of one size left to be grouped")
         # What keeps a number of tokens for all frames together leaves no frames; late counts leave some of any size.
         mixed = method if len(method.kept_cells([4, 4, 4])) == 1 or method.counts == "late" else mixed
-
-
-def step_label(method: Method, ratio: bool = True) -> str:
-    """A step's name, its ratio if that is asked for, and all else that is not as it is by default."""
-    parts = [method.name]
-    for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        if field.name == "ratio" and not ratio:
-            continue
-        if field.name == "ratio":
-            parts.append(f"{value:g}")
-        elif value != (field.default if field.default_factory is dataclasses.MISSING else field.default_factory()):
-            values = value if isinstance(value, tuple) else (value,)
-            said = "+".join(step_label(part) if isinstance(part, Method) else f"{part}" for part in values)
-            parts.append(f"{field.name}{said}")
-    return "_".join("".join(c if c.isalnum() or c in "._+" else "." for c in part) for part in parts)

@@ -119,9 +119,12 @@ def followed(desk, tiny_folder) -> dict[str, str]:
     asked = [(name, code.replace(HUB, tiny_folder), page) for name, code, page in python_blocks()]
     for number, (name, command) in enumerate(COMMANDS):
         if runnable(command):
-            code = re.sub(r"\bPATH\b", tiny_folder, command.replace(HUB, tiny_folder))
+            code = shlex.join(shlex.split(command, comments=True))
+            code = re.sub(r"\bPATH\b", tiny_folder, code.replace(HUB, tiny_folder))
             code = code.replace("--output merged", f"--output merged{number}")
-            asked.append((name, code + (" --max-new-tokens 1" if "describe" in command else ""), ""))
+            if "describe" in command:  # the tiny model's own pictures are smaller than those that pages speak of
+                code += " --max-new-tokens 1" + " --min-pixels 19200 --max-pixels 19200" * ("-pixels" not in code)
+            asked.append((name, code, ""))
     (desk / "blocks.json").write_text(json.dumps(given + asked))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

@@ -77,7 +77,9 @@ def _extent(results: Sequence[dict[str, Any]], tail: str) -> str:
         gains = [b - a for a, b in zip(accuracy(results, one, [kind]), accuracy(results, ppe, [kind]))]
         word = _verdict(min(gains), max(gains))
         parts.append(f"{kind} {_signed(gains)} ({word})")
-    return f"What K > 1 positions add over one (PPE{tail} minus keep-one{tail}): {', '.join(parts)}."
+    listed = ", ".join(parts)
+    rule = f"A difference of at most {_ALIKE:.2f} is called none."
+    return f"What K > 1 positions add over one (PPE{tail} minus keep-one{tail}): {listed}. {rule}"
 
 
 def _verdict(least: float, most: float) -> str:
