@@ -13,7 +13,7 @@ common = $(call option,--model,$(MODEL)) $(call option,--data-root,$(DATA_ROOT))
 # NPROC=8 starts so many processes on this machine; NNODES=2 NODE_RANK=0 MASTER_ADDR=host is one of two machines (docs/training.md).
 nodes  = $(if $(NNODES),--nnodes $(NNODES) --node-rank $(NODE_RANK) --master-addr $(MASTER_ADDR) --master-port $(or $(MASTER_PORT),29500))
 launch = $(BIN)/$(if $(NPROC),python -m ppe_npu.cli.launch $(nodes) --nproc-per-node $(NPROC) -m ppe_npu.cli,ppe-npu)
-LENT_TESTS := tests/backends tests/engine tests/models tests/parity tests/scripts/test_device_check.py
+LENT_TESTS := tests/backends tests/engine tests/parity tests/models/test_qwen2_5_vl.py tests/models/test_stages.py tests/scripts/test_device_check.py
 READY := $(VENV)/.ready
 ifeq ($(EMULATE),1)
 include $(VENV)/emulator.mk

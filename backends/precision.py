@@ -51,9 +51,9 @@ def _precisions() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], An
         module = getattr(getattr(torch.backends, library), name, None)
         if hasattr(module, "fp32_precision"):
             yield *_attribute(module, "fp32_precision"), "ieee", name == "matmul"
-    runtime = getattr(torch, "npu", None)
+    runtime: Any = getattr(torch, "npu", None)
     # torch_npu's own default is off for products, but on for convolutions: a vision tower's patch embedding is one.
-    for module in (runtime.matmul, runtime.conv) if runtime is not None else ():
+    for module in () if runtime is None else (runtime.matmul, runtime.conv):
         if module.allow_hf32:
             yield *_attribute(module, "allow_hf32"), False, module is runtime.matmul
 

@@ -22,7 +22,7 @@ _PUBLIC = {
     "from_pretrained": "ppe_npu.checkpoints.compressed",
     "restore": "ppe_npu.models",
 }
-__all__ = ["CompressionConfig", "__version__", "align", "compress", "from_pretrained", "restore"]
+__all__ = ["CompressionConfig", "__version__", "align", "compress", "restore"]  # a star brings no from_pretrained
 
 
 def __getattr__(name: str):

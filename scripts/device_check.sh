@@ -68,7 +68,7 @@ for work in prefill decode train; do
         --rounds "$rounds" --output "$out/prefill.json"
 done
 part parity 90 "$python" -m ppe_npu.cli parity --device "$device" --dtypes "$dtypes"
-part bundle 60 "$python" -m ppe_npu.cli parity check tests/data/parity_cpu --device "$device"
+part bundle 90 "$python" -m ppe_npu.cli parity check tests/data/parity_cpu --device "$device"
 [ -n "$tiny" ] || part no-sync 60 "$python" "${tests[@]}" tests/models/test_no_sync.py -k "cuda"
 
 echo "== $out: $(ls "$out" | tr '\n' ' ')"

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,7 @@ def run_eval(args: argparse.Namespace) -> int:
     check_shared(Path(args.output))
     model = checkpoint.load(device, args.dtype, load_model)
     engines = Engines(model_path, processor, dtype, args.engine_args) if args.engine == "vllm" else None
-
-    def answers(run: Asked) -> ModelAnswers:
-        given = (model, processor, run.max_new_tokens, sampling, args.seed, values)
-        if engines is not None:
-            return VLLMAnswers(*given, engines=engines)
-        return ModelAnswers(*given) if run.share is None else SmallerInput(*given, share=run.share)
-
+    answers = partial(_answers, engines, model, processor, sampling, args.seed, values)
     results = _evaluate(model, runs, answers, args)
     if costs.rounds(args, protocol) and devices.process_rank() == 0:
         costs.measure(model, runs, costs.rounds(args, protocol), answers)
@@ -98,6 +93,14 @@ def run_eval(args: argparse.Namespace) -> int:
         _report(args, Path(args.output), Path(args.output) / "report.md", f"Evaluation of {args.model or model_path}")
         print(f"answers of {', '.join(dict.fromkeys(_place(result) for result in results))}")
     return _verdict(results)
+
+
+def _answers(engines: Engines | None, model: Any, processor: Any, sampling: Any, seed: int, values: Any, run: Asked):
+    """Of a run, what answers it: ModelAnswers, or of their kind."""
+    given = (model, processor, run.max_new_tokens, sampling, seed, values)
+    if engines is not None:
+        return VLLMAnswers(*given, engines=engines)
+    return ModelAnswers(*given) if run.share is None else SmallerInput(*given, share=run.share)
 
 
 def _said_if_so(args: argparse.Namespace, share: float | None) -> dict[str, Any]:

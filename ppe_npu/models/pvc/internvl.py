@@ -16,6 +16,8 @@ TimeSteps = Sequence[tuple[int, int]]
 class PVCInternVLLayer(base.InternVLVisionLayer):
     """A block with attention over time between that over the picture and the MLP."""
 
+    temporal: TemporalAttention
+
     def forward(self, hidden_states: torch.Tensor, timing: Timing | None = None) -> torch.Tensor:
         attended, _ = self.attention(self.layernorm_before(hidden_states))
         hidden_states = self.lambda_1 * attended + hidden_states
@@ -32,10 +34,11 @@ class PVCInternVLEncoder(base.InternVLVisionEncoder):
         for layer in self.layer:
             timed = (self.timing,) if isinstance(layer, PVCInternVLLayer) else ()
             hidden_states = layer(hidden_states, *timed)
-        return base.BaseModelOutput(last_hidden_state=hidden_states)
+        return base.BaseModelOutput(last_hidden_state=hidden_states)  # type: ignore[arg-type]
 
 
 class PVCInternVLProjector(base.InternVLMultiModalProjector):
+    time_norm: TimeNorm
     timing: Timing | None = None
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
@@ -46,6 +49,8 @@ class PVCInternVLProjector(base.InternVLMultiModalProjector):
 
 
 class PVCInternVLModel(base.InternVLModel):
+    time_embedding: TimeEmbedding
+
     def get_image_features(
         self,
         pixel_values: torch.Tensor,

@@ -23,6 +23,8 @@ Timed = Sequence[tuple[torch.Tensor, Timing]]  # of each size of frames the patc
 class PVCQwen2_5_VLBlock(base.Qwen2_5_VLVisionBlock):
     """A block with attention over time between that over the picture and the MLP."""
 
+    temporal: TemporalAttention
+
     def forward(self, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, position_embeddings=None, **kwargs):
         timed = kwargs.pop(_TIMED, ())
         hidden_states = hidden_states + self.attn(
@@ -37,6 +39,7 @@ class PVCQwen2_5_VLBlock(base.Qwen2_5_VLVisionBlock):
 
 
 class PVCQwen2_5_VLMerger(base.Qwen2_5_VLPatchMerger):
+    time_norm: TimeNorm
     time: torch.Tensor | None = None  # [tokens, time_width]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -45,6 +48,8 @@ class PVCQwen2_5_VLMerger(base.Qwen2_5_VLPatchMerger):
 
 
 class PVCQwen2_5_VLTower(base.Qwen2_5_VisionTransformerPretrainedModel):
+    time_embedding: TimeEmbedding
+
     def forward(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs):
         timed = self.timed(grid_thw.tolist(), hidden_states)
         tokens = hidden_states.shape[0] // self.spatial_merge_unit
