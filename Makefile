@@ -13,7 +13,7 @@ common = $(call option,--model,$(MODEL)) $(call option,--data-root,$(DATA_ROOT))
 # NPROC=8 starts so many processes on this machine; NNODES=2 NODE_RANK=0 MASTER_ADDR=host is one of two machines (docs/training.md).
 nodes  = $(if $(NNODES),--nnodes $(NNODES) --node-rank $(NODE_RANK) --master-addr $(MASTER_ADDR) --master-port $(or $(MASTER_PORT),29500))
 launch = $(BIN)/$(if $(NPROC),python -m ppe_npu.cli.launch $(nodes) --nproc-per-node $(NPROC) -m ppe_npu.cli,ppe-npu)
-LENT_TESTS := tests/backends tests/engine tests/models tests/parity tests/scripts/test_device_check.py
+LENT_TESTS := tests/backends tests/engine tests/parity tests/models/test_qwen2_5_vl.py tests/models/test_stages.py tests/scripts/test_device_check.py
 READY := $(VENV)/.ready
 ifeq ($(EMULATE),1)
 include $(VENV)/emulator.mk
@@ -23,7 +23,7 @@ READY += .venv/.torch_npu
 $(if $(ASCEND_HOME_PATH)$(ASCEND_TOOLKIT_HOME),,$(error DEVICE=$(DEVICE) finds no CANN: on an Ascend machine source its set_env.sh \
 (as in /usr/local/Ascend/ascend-toolkit) first, anywhere else add EMULATE=1))
 endif
-.PHONY: help demo train eval report parity bench test test-all test-machines test-matrix test-newest test-lmms test-vllm test-lent test-ascend-compiler test-npu test-emulated ascend-emulator docs lint format clean
+.PHONY: help demo train eval report parity bench test test-all test-machines test-matrix test-newest test-lmms test-integrations test-vllm test-lent test-ascend-compiler test-npu test-emulated ascend-emulator docs lint format clean
 help:
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 22
 demo: $(READY)  ## train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1 METHODS="divprune tome" or all TRAINING_FREE=1]
@@ -61,6 +61,8 @@ test-lmms: .venv-lmms/.ready  ## tasks of lmms-eval on compressed models, in an 
 	OMP_NUM_THREADS=1 .venv-lmms/bin/python -m pytest tests/evaluation/test_lmms.py tests/evaluation/test_lmms_task.py
 test-vllm: .venv-vllm/.ready  ## a real vLLM on the CPU, with the plug-in, against transformers, in an environment of its own
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/serving
+test-integrations: .venv-integrations/.ready  ## other people's trainers on compressed models, in an environment that has TRL
+	OMP_NUM_THREADS=1 .venv-integrations/bin/python -m pytest tests/training/test_trl.py tests/training/test_foreign_trainers.py
 test-lent: .venv-lent/.ready  ## engine, kernels and parity with the versions of a machine that is lent: Python 3.12, torch 2.11, Triton 3.6
 	OMP_NUM_THREADS=1 .venv-lent/bin/python -m pytest -n 2 -m "not slow" $(LENT_TESTS)
 test-ascend-compiler: .venv-ascend/.ready  ## our kernels for Ascend through two releases of Huawei's compiler, nine chips, no device
@@ -85,7 +87,7 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 clean:
-	rm -rf .venv .venv-npu .venv-oldest .venv-newest .venv-lmms .venv-vllm .venv-ascend .venv-lent .venv-docs runs build *.egg-info
+	rm -rf .venv .venv-npu .venv-oldest .venv-newest .venv-lmms .venv-integrations .venv-vllm .venv-ascend .venv-lent .venv-docs runs build *.egg-info
 # The environments: .venv, and for single targets .venv-npu, .venv-oldest and their like. The script makes .ready last.
 %/.ready: setup.cfg pyproject.toml scripts/environment.py scripts/constraints.txt scripts/oldest.txt scripts/lent.txt scripts/vllm.txt
 	$(PYTHON) scripts/environment.py $*

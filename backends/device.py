@@ -186,12 +186,14 @@ def ascend_triton_problem(device: torch.device) -> str | None:
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager:
-    """A context in which `device` is CUDA's current device; it does nothing for other kinds.
+    """A context in which `device` is the current one of its kind, CUDA or NPU; it does nothing on a CPU.
 
     Triton launches kernels, and torch.Event records, on the current device, which may differ from the tensors' device.
     torch.cuda.device_of would break the graph under torch.compile.
     """
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    if device.type == "cuda":
+        return torch.cuda.device(device)
+    return _runtime(device).device(device) if device.type == "npu" else contextlib.nullcontext()
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -8,14 +8,22 @@ from typing import Any
 
 import torch
 
+from .compiling import traced_once
+
 
 @contextlib.contextmanager
 def exact_matmul() -> Iterator[None]:
     """fp32 products and convolutions keep all of fp32: TF32 (CUDA), HF32 (NPU) and bf16 or TF32 (oneDNN) are off.
 
     The settings belong to the process, so other threads see them while the context is open; it restores all of them.
+    A graph of torch.compile holds none of them: it is traced where products keep fp32 already, else it breaks here.
     """
-    saved = [(set_, _told(get), exact) for get, set_, exact in _precisions()]
+    if torch.compiler.is_compiling():
+        if not _whole_products():
+            raise RuntimeError("fp32 products are set to fewer bits: torch.set_float32_matmul_precision('highest')")
+        yield
+        return
+    saved = [(set_, _told(get), exact) for get, set_, exact, _ in _precisions()]
     saved = [(set_, before, exact) for set_, before, exact in saved if before is not None]
     for set_, _, exact in saved:
         set_(exact)
@@ -26,23 +34,28 @@ def exact_matmul() -> Iterator[None]:
             set_(before)
 
 
-def _precisions() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
-    """(get, set, value that keeps fp32 whole) of every setting.
+@traced_once
+def _whole_products() -> bool:
+    return all(_told(get) in (exact, None, "none") for get, _, exact, products in _precisions() if products)
+
+
+def _precisions() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any, bool]]:
+    """(get, set, value that keeps fp32 whole, whether it is of products) of every setting.
 
     torch keeps a legacy setting beside fp32_precision and complains if the two disagree. Only the
     legacy setters write both, so they come first, both on the way in and on the way out.
     """
-    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
-    yield *_attribute(torch.backends.cudnn, "allow_tf32"), False
+    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest", True
+    yield *_attribute(torch.backends.cudnn, "allow_tf32"), False, False
     for library, name in itertools.product(("cuda", "cudnn", "mkldnn"), ("matmul", "conv", "rnn")):
         module = getattr(getattr(torch.backends, library), name, None)
         if hasattr(module, "fp32_precision"):
-            yield *_attribute(module, "fp32_precision"), "ieee"
-    runtime = getattr(torch, "npu", None)
+            yield *_attribute(module, "fp32_precision"), "ieee", name == "matmul"
+    runtime: Any = getattr(torch, "npu", None)
     # torch_npu's own default is off for products, but on for convolutions: a vision tower's patch embedding is one.
-    for module in (runtime.matmul, runtime.conv) if runtime is not None else ():
+    for module in () if runtime is None else (runtime.matmul, runtime.conv):
         if module.allow_hf32:
-            yield *_attribute(module, "allow_hf32"), False
+            yield *_attribute(module, "allow_hf32"), False, module is runtime.matmul
 
 
 def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:

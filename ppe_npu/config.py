@@ -306,7 +306,7 @@ class CompressionConfig:
         proportional = "-proportional" if self.proportional_attention else ""
         if self.steps is None:
             return shorthand.label(self) + proportional
-        parts = [step_label(method) for method in self.steps] or ["dense"]
+        parts = [shorthand.step_label(method) for method in self.steps] or ["dense"]
         return "-".join([*parts, self.positions, f"k{self.k}", self.members]) + proportional
 
     # -- saving ------------------------------------------------------------------------------------------------------
@@ -331,19 +331,3 @@ def _check_order(stages: Sequence[tuple[int | None, tuple[Method, ...]]]) -> Non
             raise InputError(f"{method.name} after {mixed.name}: there are no frames of one size left to be grouped")
         # What keeps a number of tokens for all frames together leaves no frames; late counts leave some of any size.
         mixed = method if len(method.kept_cells([4, 4, 4])) == 1 or method.counts == "late" else mixed
-
-
-def step_label(method: Method, ratio: bool = True) -> str:
-    """A step's name, its ratio if that is asked for, and all else that is not as it is by default."""
-    parts = [method.name]
-    for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        if field.name == "ratio" and not ratio:
-            continue
-        if field.name == "ratio":
-            parts.append(f"{value:g}")
-        elif value != (field.default if field.default_factory is dataclasses.MISSING else field.default_factory()):
-            values = value if isinstance(value, tuple) else (value,)
-            said = "+".join(step_label(part) if isinstance(part, Method) else f"{part}" for part in values)
-            parts.append(f"{field.name}{said}")
-    return "_".join("".join(c if c.isalnum() or c in "._+" else "." for c in part) for part in parts)

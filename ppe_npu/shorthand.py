@@ -187,3 +187,19 @@ def _check_own(config: CompressionConfig, fields: set[str]) -> None:
             f"method={config.method!r} with order={config.order!r}, ties={config.ties!r}: it has no scores and no "
             "densities; use order='raster' and ties='first'"
         )
+
+
+def step_label(method: Method, ratio: bool = True) -> str:
+    """A step's name, its ratio if that is asked for, and all else that is not as it is by default."""
+    parts = [method.name]
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if field.name == "ratio" and not ratio:
+            continue
+        if field.name == "ratio":
+            parts.append(f"{value:g}")
+        elif value != (field.default if field.default_factory is dataclasses.MISSING else field.default_factory()):
+            values = value if isinstance(value, tuple) else (value,)
+            said = "+".join(step_label(part) if isinstance(part, Method) else f"{part}" for part in values)
+            parts.append(f"{field.name}{said}")
+    return "_".join("".join(c if c.isalnum() or c in "._+" else "." for c in part) for part in parts)

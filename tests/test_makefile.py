@@ -76,6 +76,7 @@ def test_without_an_npu_torch_npu_is_not_installed(plan):
         ("test-matrix", [".venv", ".venv-oldest"]),
         ("test-newest", [".venv-newest"]),
         ("test-lmms", [".venv-lmms"]),
+        ("test-integrations", [".venv-integrations"]),
         ("test-vllm", [".venv-vllm"]),
         ("test-lent", [".venv-lent"]),
         ("test-ascend-compiler", [".venv-ascend"]),
@@ -114,16 +115,19 @@ def test_an_environment_is_ready_only_when_every_command_succeeded(tmp_path, mon
     assert (tmp_path / ".venv" / ".ready").exists()
 
 
-def test_lmms_gets_constraints_without_what_it_wants_older(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("folder", "others"), [(".venv-lmms", {"protobuf", "python-dateutil"}), (".venv-integrations", {"accelerate"})]
+)
+def test_some_get_constraints_without_what_they_want_otherwise(folder, others, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "constraints.txt", tmp_path / "scripts")
-    monkeypatch.setattr("sys.argv", ["environment.py", ".venv-lmms"])
+    monkeypatch.setattr("sys.argv", ["environment.py", folder])
     monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
     assert environment.main() == 0
-    ours, theirs = ((tmp_path / name / "constraints.txt").read_text() for name in ("scripts", ".venv-lmms"))
+    ours, theirs = ((tmp_path / name / "constraints.txt").read_text() for name in ("scripts", folder))
     left_out = {line.split("==")[0] for line in set(ours.splitlines()) - set(theirs.splitlines())}
-    assert left_out == {"protobuf", "python-dateutil"}
+    assert left_out == others
 
 
 def test_the_makefile_fits_on_two_screens():

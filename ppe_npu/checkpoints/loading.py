@@ -78,7 +78,7 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False) -> str:
     Raises:
         InputError: one line that names the folder and what is missing.
     """
-    from ppe_npu.models import supported_classes
+    from ppe_npu.models import commanded_classes, supported_classes
 
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -89,7 +89,12 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False) -> str:
         config = _hub_config(path)
     names = config.get("architectures")
     names = names if isinstance(names, list) and names else ["model of no stated class"]
-    supported = supported_classes()
+    supported = commanded_classes()
+    if names[0] not in supported and names[0] in supported_classes():
+        raise InputError(
+            f"model {path} is a {names[0]}, which compress() takes, but whose inputs no command makes yet: load and "
+            f"compress it in a program of your own (docs/families.md), or use one of {', '.join(supported)}"
+        )
     if names[0] not in supported:
         raise InputError(f"model {path} is a {names[0]}, which is not supported: use one of {', '.join(supported)}")
     return names[0]

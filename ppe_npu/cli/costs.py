@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.evaluation import cost_pass, protocols
+from ppe_npu.evaluation import cost_pass, group_pictures, protocols
 from ppe_npu.evaluation.interleaving import PROMPTS, ROUNDS
 from ppe_npu.evaluation.results import run_title
 from ppe_npu.models import compress
@@ -61,3 +61,8 @@ def measure(model: Any, runs: Sequence[Asked], count: int, answers: Any) -> None
             print(f"ppe-npu: {own[0].benchmark.name}: costs were not measured ({error})", file=sys.stderr)
             continue
         cost_pass.write(Path(folder), found, protocols.label({"protocol": own[0].protocol}))
+        group_pictures.draw(Path(folder), "", candidates[0].answers, samples)
+        for one in candidates:
+            one.ready()
+            group_pictures.draw(Path(folder), one.name, one.answers, samples)
+        group_pictures.list_names(Path(folder), titles)

@@ -11,7 +11,8 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ppe_npu.cli import common, costs
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import benchmarks, protocols
+from ppe_npu.evaluation import benchmarks, protocols, published
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
 from ppe_npu.evaluation.benchmarks import registry
 from ppe_npu.evaluation.decoding import first_edition
@@ -31,6 +32,7 @@ from ppe_npu.evaluation.protocols import Protocol
 from ppe_npu.evaluation.report import check_plotting, collect, unfinished, write_report
 from ppe_npu.evaluation.runner import Evaluation, new_tokens
 from ppe_npu.evaluation.sharing import check_shared
+from ppe_npu.evaluation.vllm_engine import Engines, VLLMAnswers, check_engine
 from ppe_npu.models import compress
 from ppe_npu.utils.escape import printable
 
@@ -54,8 +56,8 @@ class Asked:
 
 def run_eval(args: argparse.Namespace) -> int:
     """Evaluate every compression on every benchmark that was asked for; print and write the report."""
-    device, model_path = devices.of_this_process(devices.resolve(args.device)), _model_path(args)
     _check_arguments(args)
+    device, model_path = devices.of_this_process(devices.resolve(_device(args))), _model_path(args)
     check_plotting()
     quiet_transformers()
     checkpoint = common.checkpoint(args, model_path)
@@ -80,15 +82,11 @@ def run_eval(args: argparse.Namespace) -> int:
             )
             runs.append(Asked(benchmark, identity, config, folder, tokens, recorded, share))
             known = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
-            known |= {} if share is None else {"smaller_input": share}
-            check_settings(folder, {**identity, **known}, unsaid)
+            check_settings(folder, {**identity, **known, **_said_if_so(args, share)}, unsaid)
     check_shared(Path(args.output))
     model = checkpoint.load(device, args.dtype, load_model)
-
-    def answers(run: Asked) -> ModelAnswers:
-        given = (model, processor, run.max_new_tokens, sampling, args.seed, values)
-        return ModelAnswers(*given) if run.share is None else SmallerInput(*given, share=run.share)
-
+    engines = Engines(model_path, processor, dtype, args.engine_args) if args.engine == "vllm" else None
+    answers = partial(_answers, engines, model, processor, sampling, args.seed, values)
     results = _evaluate(model, runs, answers, args)
     if costs.rounds(args, protocol) and devices.process_rank() == 0:
         costs.measure(model, runs, costs.rounds(args, protocol), answers)
@@ -97,6 +95,36 @@ def run_eval(args: argparse.Namespace) -> int:
         _report(args, Path(args.output), Path(args.output) / "report.md", f"Evaluation of {args.model or model_path}")
         print(f"answers of {', '.join(dict.fromkeys(_place(result) for result in results))}")
     return _verdict(results)
+
+
+def _answers(engines: Engines | None, model: Any, processor: Any, sampling: Any, seed: int, values: Any, run: Asked):
+    """Of a run, what answers it: ModelAnswers, or of their kind."""
+    given = (model, processor, run.max_new_tokens, sampling, seed, values)
+    if engines is not None:
+        return VLLMAnswers(*given, engines=engines)
+    return ModelAnswers(*given) if run.share is None else SmallerInput(*given, share=run.share)
+
+
+def _said_if_so(args: argparse.Namespace, share: float | None) -> dict[str, Any]:
+    """What settings say of an engine that is not transformers, and of input that was made smaller."""
+    other = {"engine": args.engine} if args.engine != "transformers" else {}
+    return other if share is None else {**other, "smaller_input": share}
+
+
+def _device(args: argparse.Namespace) -> str:
+    """Where the transformers model is: beside a vLLM, which has a device of its own, on the CPU.
+
+    Raises:
+        InputError: what vLLM cannot be asked for.
+    """
+    if args.engine == "transformers":
+        if args.engine_args:
+            raise InputError("--engine-args are vLLM's: give --engine vllm beside them")
+        return args.device
+    if args.cost_rounds or args.smaller_input:
+        raise InputError("--engine vllm measures no costs in turns: leave --cost-rounds and --smaller-input out")
+    args.cost_rounds, args.smaller_input = 0, False
+    return "cpu"
 
 
 def _model_path(args: argparse.Namespace) -> Path:
@@ -128,6 +156,8 @@ def _asked_benchmarks(args: argparse.Namespace) -> tuple[Protocol, list[Any]]:
     else:
         published = set(args.benchmarks) & set(registry.OURS) - {"layout"}
         protocol = protocols.load(protocols.PUBLISHED if published else protocols.CHECKPOINT)
+    if args.draws is not None:
+        protocol = replace(protocol, draws=args.draws)
     if devices.process_rank() == 0 and protocol.name != protocols.CHECKPOINT:
         print(f"ppe-npu: protocol {protocol.name} ({protocol.version}): {protocol.what}", file=sys.stderr)
     return protocol, load_benchmarks(args.benchmarks, args.data_root, protocol)
@@ -186,6 +216,8 @@ def _chosen(args: argparse.Namespace, model: Path, checkpoint: common.Checkpoint
     for ratio in args.ratio or [None]:
         configs += common.compressions(argparse.Namespace(**{**vars(args), "ratio": ratio}), model)
     configs = common.fitted(checkpoint, configs)
+    if args.engine == "vllm":
+        check_engine(checkpoint, configs)
     labels: dict[str, CompressionConfig] = {}
     for config in configs:
         if labels.setdefault(config.label, config) != config:
@@ -221,7 +253,10 @@ def _evaluate(
 
 
 def _report(args: argparse.Namespace, folder: Path, out: Path, title: str) -> None:
-    path, table = write_report(collect(folder), out, title, missing=unfinished(folder))
+    html, notes = getattr(args, "html", False), published.paragraphs(getattr(args, "published", None))
+    path, table = write_report(collect(folder), out, title, notes, unfinished(folder), html)
+    if html:
+        print(f"one page of it: {path.with_suffix('.html')}")
     print(f"{table}\n\nwritten to {path}, with {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
     if args.json:
         common.print_json(args, json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))

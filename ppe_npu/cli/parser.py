@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import NoReturn
 
 from ppe_npu.cli.train import add_options
@@ -180,11 +181,19 @@ def _add_eval(commands) -> None:
     )
     what += "benchmarks, checkpoint for others); what is named by another option goes before it"
     parser.add_argument("--protocol", metavar="NAME", help=what)
+    what = (
+        "draw an option by this seed where an answer names none and the scorer draws (default: such an answer is wrong)"
+    )
+    parser.add_argument("--draws", type=int, metavar="SEED", help=what)
     _add_bin(parser)
     _add_compression(parser, several=True)
     _add_device(parser, default=None)
     _add_pixels(parser)
     parser.set_defaults(device="auto")
+    what = "what answers: transformers, or an offline vLLM (pictures alone; docs/serving.md) (default: transformers)"
+    parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"), help=what)
+    what = 'of vLLM, more arguments as JSON: {"max_model_len": 8192}'
+    parser.add_argument("--engine-args", type=json.loads, metavar="JSON", help=what)
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)

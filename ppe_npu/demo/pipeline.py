@@ -23,10 +23,11 @@ from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.config import CompressionConfig
-from ppe_npu.demo import findings, scenes
+from ppe_npu.demo import costs, findings, scenes
 from ppe_npu.demo import methods as many
 from ppe_npu.demo.recipe import BASE, EVAL, GATE, RATIOS, SEEDS, TUNE, BaseRecipe, EvalRecipe, K, TuneRecipe
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation.interleaving import ROUNDS
 from ppe_npu.evaluation.report import check_plotting
 from ppe_npu.files import new_folder, write_json
 
@@ -87,6 +88,7 @@ def main(args: argparse.Namespace) -> int:
         results = list(pool.map(many.run_job if args.methods else run_job, jobs))
     if args.methods:
         return many.report(output, results, time.perf_counter() - started, _command(args))
+    costs.measure([job for job in jobs if job.seed == seeds[0]], output / "data" / "test.jsonl", ROUNDS)
     results.sort(key=lambda result: [method.name for method in chosen].index(result["name"]))
     return _report(output, results, time.perf_counter() - started, _command(args))
 

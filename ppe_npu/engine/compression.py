@@ -24,8 +24,10 @@ from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
 from ppe_npu.engine.tower_pass import inside_of
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import CompressionReport, Stopwatch
+from ppe_npu.inspect.tower_work import Widths
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
+from ppe_npu.methods.ipcv import IPCV
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Compression:
         axes: of a position: 3, or 1 for a decoder with a plain rotary embedding.
         tower: the blocks of the vision tower that its methods look at.
         inside: the method that works inside the vision tower, or None.
+        widths: of that tower's blocks, and of the decoder's layers, where all are alike.
         last, last_scored: the plan of the last prompt, from when its report is there, and whether the output stood as
             the prompt was given.
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
@@ -58,7 +61,8 @@ class Compression:
     stages: int = field(init=False)
     axes: int = field(init=False)
     tower: TowerBlocks = field(init=False)
-    inside: Method | None = field(init=False)
+    inside: IPCV | None = field(init=False)
+    widths: tuple[Widths, Widths | None] | None = field(default=None, init=False, repr=False)
     report: CompressionReport | None = field(default=None, init=False)
     last: PromptPlan | None = field(default=None, init=False, repr=False)
     last_scored: bool = field(default=False, init=False)

@@ -23,6 +23,7 @@ from ppe_npu.engine.rounds import Movable, as_tensor
 from ppe_npu.engine.shown import Prompts
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.inspect.report import Stopwatch
+from ppe_npu.inspect.tower_work import TowerReport
 from ppe_npu.methods.base import Method
 
 
@@ -45,6 +46,7 @@ class PromptPlan(Movable):
             stand otherwise (engine/tower.py).
         ahead: what is not laid out yet, or None.
         chosen: which visual tokens the vision tower is given; None: all.
+        in_tower: what the vision tower took, once it has run, where a method works inside it.
         held: [V, K] index in the flattened [B * S] of the tokens that speak for each feature; None: itself.
     """
 
@@ -59,6 +61,7 @@ class PromptPlan(Movable):
     tower_order: torch.Tensor | None = None
     ahead: Ahead | None = None
     chosen: Chosen | None = None
+    in_tower: TowerReport | None = None
     held: torch.Tensor | None = None
     _copies: dict[torch.device, PromptPlan] = field(default_factory=dict, repr=False, compare=False)
 

@@ -17,6 +17,7 @@ import torch
 from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.spans import PromptLayout, VisionTokens
 from ppe_npu.errors import InputError
+from ppe_npu.inspect.tower_work import BlockWork, TowerReport
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.ipcv import IPCV, Leaving
 
@@ -31,6 +32,10 @@ class Block(Protocol):
     def attended(self, rows: torch.Tensor, asking: torch.Tensor, asked: torch.Tensor | None) -> torch.Tensor:
         """[n, C] what attention makes of the rows that `asking` [n] names. asked: the rows that are keys and values,
         `asking` itself or, where it is None, all."""
+        ...
+
+    def segments(self) -> list[int]:
+        """The borders within which its rows attend to each other, on the host."""
         ...
 
     def alone(self, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -52,6 +57,7 @@ class TowerPass:
         depth: how many blocks there are.
         open: blocks after which all rows are needed: the last, and those whose output goes somewhere else, too.
         seen: blocks that somebody looks into, whose queries and keys are wanted of all rows.
+        report: what is to be told of the work of its blocks.
     """
 
     method: IPCV
@@ -59,6 +65,7 @@ class TowerPass:
     depth: int
     open: frozenset[int]
     seen: frozenset[int] = frozenset()
+    report: TowerReport | None = None
     _before: torch.Tensor | None = field(default=None, repr=False)
     _leaving: Leaving | None = field(default=None, repr=False)
     _on_host: np.ndarray | None = field(default=None, repr=False)
@@ -70,13 +77,37 @@ class TowerPass:
         if number < first or sum(map(self.method.stay, self.pools)) == sum(self.pools):
             if number == first - 1 and self._leaving is None:
                 self._before = rows.detach()
+            self._note(number, block, len(rows))
             return block.whole(rows)
         leaving = self._choose(rows)
         if number == first or number - 1 in self.open:
             rows = leaving.compact(rows)
         kept = self._kept(number, block, rows, leaving)
         rows = torch.cat([kept, rows[len(kept) :]])
+        self._note(number, block, len(kept))
         return leaving.full(rows) if number in self.open else rows
+
+    def finished(self) -> TowerReport | None:
+        """The report, once the tower has run."""
+        if self.report is not None:
+            self.report.watch.mark()
+        return self.report
+
+    def _note(self, number: int, block: Block, kept: int) -> None:
+        """Tell the report of a block's work, once."""
+        if self.report is None or number in self.report.blocks:
+            return
+        borders = block.segments()
+        lengths, total = np.diff(borders), borders[-1]
+        whole = (total, total, int((lengths**2).sum()))
+        if kept == total:
+            self.report.blocks[number] = BlockWork(whole, whole)
+            return
+        alone = number >= self.method.prune_block + self.method.stabilized_blocks
+        own = np.diff(self.borders(borders, alone))
+        asked = kept if alone and number not in self.seen else total
+        pairs = int((own * (own if alone else lengths)).sum())
+        self.report.blocks[number] = BlockWork(whole, (asked, kept, pairs))
 
     def _kept(self, number: int, block: Block, rows: torch.Tensor, leaving: Leaving) -> torch.Tensor:
         """[n, C] what a block makes of the rows that stayed."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.evaluation.decoding import beside_greedy
+from ppe_npu.evaluation.protocols import label as protocol_label
 from ppe_npu.evaluation.rows import FAULTS, fault_of, question
 from ppe_npu.files import check_regular
 
@@ -126,10 +127,14 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
         raise InputError(
             f"{output} holds an evaluation with another generation{told}: choose another output, or see --generation"
         )
-    told = ", ".join(f"{key} ({shown(before.get(key))}, now {shown(now[key])})" for key in changed)
+    values = {key: (before.get(key), now[key]) for key in changed}
+    if "protocol" in values:  # by its name: its numbers fill a screen
+        values["protocol"] = (protocol_label(before), protocol_label(now))
+    told = ", ".join(f"{key} ({shown(then)}, now {shown(new)})" for key, (then, new) in values.items())
+    hint = f", go on by --protocol {protocol_label(before)}" if "protocol" in values else ""
     raise InputError(
-        f"{output} holds an evaluation with another {told}; it is in its settings.json: choose another output, or "
-        "delete it"
+        f"{output} holds an evaluation with another {told}; it is in its settings.json: choose another output{hint}, "
+        "or delete it"
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ppe_npu.data.inputs import (
     visual_ids,
 )
 from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.data.videos import load_video
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.decoding import notice
 from ppe_npu.evaluation.generation import Generated, generate
@@ -37,6 +38,7 @@ from ppe_npu.models import compress
 from ppe_npu.training.args import as_compression
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tiff", ".webp")
+_CLIP = "clip"  # of a video: (start, end) in seconds, either of them None
 _DEFAULT_TOKENS = 128  # new ones, where a task does not say
 _PARAGRAPH = "\n\n"  # lmms-eval's own stop where a task names none; its Qwen models do not stop there either
 
@@ -48,7 +50,7 @@ class Answerer:
     Attributes:
         batch_size: how many conversations go through the model together.
         sampling: the frames that are taken of a video.
-        done: what every generated batch cost.
+        done: what every generated batch cost. new_tokens: of every answer, in the order in which they were given.
     """
 
     model: Any
@@ -57,6 +59,7 @@ class Answerer:
     sampling: VideoSampling
     cache: PixelCache = field(default_factory=PixelCache)
     done: list[Generated] = field(default_factory=list)
+    new_tokens: list[int] = field(default_factory=list)
 
     @classmethod
     def load(
@@ -73,6 +76,8 @@ class Answerer:
         nframes: int | None = None,
         fps: float | None = None,
         positions: str | None = None,
+        max_num_frames: int | None = None,
+        total_pixels: int | None = None,
         **fields: Any,
     ) -> Answerer:
         """From lmms-eval's --model_args, --device and --batch_size.
@@ -83,6 +88,7 @@ class Answerer:
             ratio, positions, k, fields: instead of its own; fields are a method's settings.
             dtype: fp32 or bf16.
             min_pixels, max_pixels, nframes, fps: as of `ppe-npu eval`.
+            max_num_frames, total_pixels: lmms-eval's names for the most frames of a video and Qwen's budget of pixels.
 
         Raises:
             InputError: what cannot be, before the weights are read.
@@ -92,21 +98,19 @@ class Answerer:
         if dtype not in DTYPES:
             raise InputError(f"dtype={dtype}: use one of {', '.join(DTYPES)}")
         where = devices.resolve(device)
-        sampling = VideoSampling(fps, nframes, min_pixels, max_pixels)
-        own = Path(pretrained) / "compression.json"
-        asked = compression or (str(own) if own.is_file() else "ppe")
-        config = as_compression(asked, ratio=ratio, positions=positions, k=k, **fields)
+        most = {} if max_num_frames is None else {"max_frames": max_num_frames, "min_frames": min(4, max_num_frames)}
+        sampling = VideoSampling(fps, nframes, min_pixels, max_pixels, total_pixels=total_pixels, **most)
+        config = as_compression(compression or _own(pretrained), ratio=ratio, positions=positions, k=k, **fields)
         quiet_transformers()
         config = check_compression(pretrained, config)[0]
         processor = load_processor(pretrained, min_pixels, max_pixels)
-        unused = notice(of_checkpoint(pretrained), {})
-        if unused:
-            logging.getLogger("ppe_npu").warning(unused)
+        _say(notice(of_checkpoint(pretrained), {}))
         model = compress(load_model(pretrained, where, dtype), config)
         return cls(model, processor, int(batch_size), sampling)
 
     def answers(self, conversations: Sequence[Sequence[Mapping]], options: Mapping[str, Any]) -> list[str]:
-        """Greedy answers to one batch, each cut before the first of the task's stops.
+        """Greedy answers to one batch, each cut before the first of the task's stops; in halves where the device's
+        memory does not hold it, as later batches then are.
 
         Args:
             options: a task's generation_kwargs; of them max_new_tokens and until are read.
@@ -114,11 +118,37 @@ class Answerer:
         Raises:
             InputError: a task that samples or searches beams.
         """
-        stops = _stops(options)
-        inputs = build_inputs(self.processor, conversations, sampling=self.sampling, cache=self.cache)
-        done = generate(self.model, self.processor, inputs, int(options.get("max_new_tokens") or _DEFAULT_TOKENS))
-        self.done.append(done)
-        return [_cut(answer, stops) for answer in done.answers]
+        stops, most = _stops(options), int(options.get("max_new_tokens") or _DEFAULT_TOKENS)
+        try:
+            opened = [[self._opened(message) for message in one] for one in conversations]
+            inputs = build_inputs(self.processor, opened, sampling=self.sampling, cache=self.cache)
+            done = generate(self.model, self.processor, inputs, most)
+        except Exception as error:  # a lack of memory has a class of its own on each device
+            if len(conversations) == 1 or not _out_of_memory(error):
+                raise
+        else:
+            self.done.append(done)
+            self.new_tokens += done.new_tokens
+            return [_cut(answer, stops) for answer in done.answers]
+        # Here the error is gone, and with it the tensors that its traceback held.
+        devices.release_memory(self.model.device)
+        half = self.batch_size = len(conversations) // 2
+        return [*self.answers(conversations[:half], options), *self.answers(conversations[half:], options)]
+
+    def _opened(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message whose clips are read: each has bounds of its own, and a batch one rule of frames."""
+        maker = self.processor.video_processor
+        items = [
+            {"type": "video", "video": load_video(item["video"], self._clip(item), maker.temporal_patch_size)}
+            if isinstance(item, Mapping) and _CLIP in item
+            else item
+            for item in message["content"]
+        ]
+        return {**message, "content": items}
+
+    def _clip(self, item: Mapping[str, Any]) -> VideoSampling:
+        start, end = item[_CLIP]
+        return replace(self.sampling, start=start, end=end)
 
     @torch.inference_mode()
     def losses(
@@ -159,20 +189,44 @@ class Answerer:
         return f"ppe_npu: {answers} answers, {kept}, {seconds:.1f} s in generate()"
 
 
-def in_batches(requests: Sequence[Any], options: Callable[[Any], Mapping], size: int) -> Iterator[list[int]]:
-    """Which requests go through the model together: those with the same options, in their order, `size` at a time."""
+def _own(pretrained: str) -> str:
+    """The compression that a checkpoint was trained with, else ppe."""
+    own = Path(pretrained) / "compression.json"
+    return str(own) if own.is_file() else "ppe"
+
+
+def _say(line: str | None) -> None:
+    if line:
+        logging.getLogger("ppe_npu").warning(line)
+
+
+def in_batches(
+    requests: Sequence[Any],
+    options: Callable[[Any], Mapping],
+    size: int | Callable[[], int],
+    length: Callable[[Any], int] = lambda request: 0,
+) -> Iterator[list[int]]:
+    """Which requests go through the model together: those with the same options, the longest first, in their order
+    where they are alike, `size` at a time (a function: as many as it says then).
+
+    What fits in memory shows at once, and little of a batch is padding.
+    """
     alike: dict[str, list[int]] = {}
     for number, request in enumerate(requests):
         alike.setdefault(repr(sorted(options(request).items())), []).append(number)
     for numbers in alike.values():
-        yield from (numbers[at : at + size] for at in range(0, len(numbers), size))
+        left = sorted(numbers, key=lambda number: -length(requests[number]))
+        while left:
+            many = size() if callable(size) else size
+            yield left[:many]
+            left = left[many:]
 
 
 def conversation(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """lmms-eval's chat messages as this package's: pictures as they are, videos by their files.
 
     Raises:
-        InputError: audio, a clip of a video, frames instead of a file.
+        InputError: audio.
     """
     out = []
     for message in messages:
@@ -200,6 +254,8 @@ def _kind(visual: Any) -> str:
         return "image"
     if isinstance(visual, (str, Path)):
         return "image" if Path(visual).suffix.lower() in _PICTURES else "video"
+    if isinstance(visual, (list, tuple)):
+        return "video"
     raise InputError(f"a task gives a visual as {type(visual).__name__}: only pictures and files are read")
 
 
@@ -211,11 +267,16 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"a task asks about {kind}: these models see images and videos")
     if kind == "image" and isinstance(value, Image.Image):
         return {"type": kind, kind: value}
+    if kind == "video" and isinstance(value, (list, tuple)) and len(value):
+        return {"type": kind, kind: list(value)}  # frames, as some tasks have them
     if not isinstance(value, (str, Path)):
         raise InputError(f"a task gives {kind}s as {type(value).__name__}: only pictures and files are read")
-    if part.get("start_time") is not None or part.get("end_time") is not None:
-        raise InputError(f"a task asks about a clip of {value}: cut the video into files first")
-    return {"type": kind, kind: value}
+    clip = (part.get("start_time"), part.get("end_time"))
+    return {"type": kind, kind: value, **({_CLIP: clip} if clip != (None, None) and kind == "video" else {})}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
 
 
 def _stops(options: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
     lmms-eval --model ppe_npu --model_args pretrained=PATH,compression=ppe,ratio=0.25 --tasks textvqa_val --batch_size 8
 
 Generation tasks take the chat interface. lmms-eval gives tasks by loglikelihood (multiple_choice) to simple models
-only: add --force_simple. Tasks of several rounds, with audio, with sampling and with clips of videos are refused.
+only: add --force_simple. Tasks of several rounds, with audio and with sampling are refused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from lmms_eval.api import instance
 from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
@@ -32,11 +33,26 @@ def manifest() -> ModelManifest:
     )
 
 
+# What lmms-eval's own Qwen models take and these do without: devices, kernels and caches are chosen here otherwise.
+_UNUSED = ("device_map", "use_cache", "attn_implementation", "use_flash_attention_2", "interleave_visuals")
+
+
+def _counted(answer: str, tokens: int) -> Any:
+    """An answer with its number of tokens, from which lmms-eval makes its table of throughput; of a version that has
+    none, the answer."""
+    counts = getattr(instance, "TokenCounts", None)
+    return answer if counts is None else GenerationResult(answer, token_counts=counts(output_tokens=tokens))
+
+
 class _Model(lmms):
     """What both interfaces share. Arguments as of Answerer.load; max_batch_size, which lmms-eval passes, is unused."""
 
     def __init__(self, max_batch_size: int | None = None, **arguments: Any) -> None:
         super().__init__()
+        unused = sorted(set(arguments) & set(_UNUSED))
+        if unused:
+            logger.warning(f"ppe_npu: model_args {', '.join(unused)} change nothing here")
+        arguments = {name: value for name, value in arguments.items() if name not in _UNUSED}
         known = [name for name in inspect.signature(Answerer.load).parameters if name != "fields"]
         # What is not known here is a setting of the method that is asked for, if it has one.
         unknown = sorted(set(arguments) - set(known)) if arguments.get("compression") not in published() else []
@@ -48,12 +64,19 @@ class _Model(lmms):
 
     def _generated(self, requests: Sequence[Any], options: int, conversation_of: Any) -> list[str]:
         """Answers in the requests' order. options: which argument of a request its generation_kwargs are."""
-        answers: list[str] = [""] * len(requests)
+        answers: list[Any] = [""] * len(requests)
         bar = tqdm(total=len(requests), disable=self.rank != 0, desc="ppe_npu")
-        for numbers in in_batches(requests, lambda request: request.args[options], self.batch_size):
-            asked = [conversation_of(*requests[number].args) for number in numbers]
-            for number, answer in zip(numbers, self.answerer.answers(asked, requests[numbers[0]].args[options])):
-                answers[number] = answer
+        batches = in_batches(
+            requests,
+            lambda request: request.args[options],
+            lambda: self.answerer.batch_size,  # smaller after a lack of memory
+            lambda request: len(str(request.args[0])),
+        )
+        for numbers in batches:
+            asked, before = [conversation_of(*requests[n].args) for n in numbers], len(self.answerer.new_tokens)
+            given = self.answerer.answers(asked, requests[numbers[0]].args[options])
+            for number, answer, tokens in zip(numbers, given, self.answerer.new_tokens[before:]):
+                answers[number] = _counted(answer, tokens)
             bar.update(len(numbers))
         bar.close()
         logger.info(self.answerer.summary())

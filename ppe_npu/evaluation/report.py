@@ -12,6 +12,7 @@ from urllib.parse import quote
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_table, decoding, tables, tuned
 from ppe_npu.evaluation.comparison import by_protocol, compare
+from ppe_npu.evaluation.page import write_page
 from ppe_npu.evaluation.plot import check_plotting, draw
 from ppe_npu.evaluation.protocols import label
 from ppe_npu.files import check_regular, write_json, write_text
@@ -115,6 +116,7 @@ def write_report(
     title: str,
     notes: Sequence[str] = (),
     missing: Sequence[str] = (),
+    html: bool = False,
 ) -> tuple[Path, str]:
     """Write `path` (Markdown) and, beside it, the same numbers (.json) and a picture (.png) of the same name.
 
@@ -124,6 +126,7 @@ def write_report(
         path: of the Markdown file.
         title: its heading.
         notes: paragraphs under the tables, in Markdown.
+        html: whether to write the same as one page, too (.html).
         missing: lines of plain text that say what is not shown, and why; those that the comparison finds follow.
 
     Returns:
@@ -136,6 +139,17 @@ def write_report(
         raise InputError("there are no results to report: evaluate something first")
     path, found = Path(path), compared(results, missing)
     write_json(path.with_suffix(".json"), {"title": title, **(found[0] if len(found) == 1 else {"protocols": found})})
+    parts, overviews = _sections(found, results, path, title)
+    if html:
+        write_page(found, results, path.with_suffix(".html"), title)
+    write_text(path, "\n\n".join([*parts, *notes]) + "\n")
+    return path, "\n\n".join(overviews)
+
+
+def _sections(
+    found: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]], path: Path, title: str
+) -> tuple[list[str], list[str]]:
+    """(all parts of the Markdown but the notes, the overviews among them); pictures are drawn beside `path`."""
     parts, overviews = [f"# {escape.markdown(title)}"], []
     for number, comparison in enumerate(found):
         own = [result for result in results if label(result["settings"]) == comparison["protocol"]]
@@ -152,8 +166,7 @@ def write_report(
     lines = list(dict.fromkeys(line for comparison in found for line in comparison["missing"]))
     if lines:
         parts += ["## What is missing", "\n".join(f"* {escape.markdown(line)}" for line in lines)]
-    write_text(path, "\n\n".join([*parts, *notes]) + "\n")
-    return path, "\n\n".join(overviews)
+    return parts, overviews
 
 
 def compared(results: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()) -> list[dict[str, Any]]:

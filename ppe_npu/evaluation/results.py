@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ppe_npu.config import step_label
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.evaluation import scale
 from ppe_npu.evaluation.metrics import exact_match
 from ppe_npu.evaluation.rows import FAULTS
 from ppe_npu.evaluation.statistics import bootstrap_sums, by_type, interval, resamples, summary
 from ppe_npu.methods import as_method
+from ppe_npu.shorthand import step_label
 
 Row = Mapping[str, Any]
 SMALLER = "smaller input"  # the control: a dense model, its input made smaller (downsampling.py)

@@ -125,7 +125,9 @@ class Evaluation:
         self.batch_size, self.batch_tokens, self.poll, self._bar = batch_size, batch_tokens, poll, bar
         self.settings = {**(identity or benchmark_identity(benchmark)), **answers.settings()}
         self.title = name or run_title(self.settings)
-        self.settings.setdefault("protocol", protocols.load(protocols.CHECKPOINT).recorded())
+        asked = getattr(benchmark, "protocol", None)
+        used = asked if isinstance(asked, protocols.Protocol) else protocols.load(protocols.CHECKPOINT)
+        self.settings.setdefault("protocol", used.recorded())
         check_settings(self.output, self.settings, {**_UNSAID, **getattr(answers, "unsaid", dict)()})
         write_json(self.output / "settings.json", self.settings)
         self._numbers: dict[int | str, int] = {}

@@ -42,8 +42,17 @@ def _method(protocol: str) -> str:
     return f"method, by protocol {protocol}" if protocol and protocol != CHECKPOINT else "method"
 
 
+Cells = tuple[list[str], list[list[str]]]  # the head of a table, and its lines
+
+
 def overview(comparison: Mapping[str, Any]) -> str:
-    """Rows grouped by kept share, one column per benchmark, then the average and the share of dense's scores."""
+    """overview_cells as Markdown."""
+    return markdown(*overview_cells(comparison))
+
+
+def overview_cells(comparison: Mapping[str, Any]) -> Cells:
+    """Rows grouped by kept share, one column per benchmark, then the average and the share of dense's scores. A line
+    that names a group begins with Markup."""
     benchmarks = comparison["benchmarks"]
     shares = [found for found in benchmarks.values() if is_percent(found["scale"])]
     units = [
@@ -59,10 +68,15 @@ def overview(comparison: Mapping[str, Any]) -> str:
             lines.append([Markup(f"**{escape.markdown(group)}**"), *[""] * (len(head) - 1)])
         scores = [shown(row["scores"][key], found["scale"]) for key, found in benchmarks.items()]
         lines.append([row["name"], *scores, shown(row["average"], PERCENT), shown(row["of_dense"], PERCENT)])
-    return markdown(head, lines)
+    return head, lines
 
 
 def scores(found: Mapping[str, Any], protocol: str = "") -> str:
+    """scores_cells as Markdown."""
+    return markdown(*scores_cells(found, protocol))
+
+
+def scores_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
     """One benchmark: the score of each method with its interval, and how it differs from dense's."""
     scale, kinds = found["scale"], found["types"] if 1 < len(found["types"]) <= _INLINE else []
     if found["headline"]:  # the mean of scores is another measure; its table is metrics()
@@ -78,7 +92,7 @@ def scores(found: Mapping[str, Any], protocol: str = "") -> str:
             lines[-1] += ["-", "-", "-"]
         else:
             lines[-1] += [shown(against["mean"], scale, "+"), _interval(against, scale, "+"), probability(against["p"])]
-    return markdown(head, lines)
+    return head, lines
 
 
 def types(found: Mapping[str, Any]) -> str | None:
@@ -101,7 +115,7 @@ def metrics(found: Mapping[str, Any]) -> str | None:
     return markdown([head, *(row["name"] for row in found["rows"])], lines)
 
 
-def costs(found: Mapping[str, Any], protocol: str = "") -> str:
+def costs_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
     """One benchmark: what an answer costs with each method. Times of the runs stand there only where none were
     measured in turns."""
     measured = found.get("interleaved")
@@ -110,7 +124,12 @@ def costs(found: Mapping[str, Any], protocol: str = "") -> str:
         [row["name"], *("-" if row["costs"].get(key) is None else form(row["costs"][key]) for _, key, form in shown)]
         for row in found["rows"]
     ]
-    own = markdown([_method(protocol), *(label for label, _, _ in shown)], lines)
+    return [_method(protocol), *(label for label, _, _ in shown)], lines
+
+
+def costs(found: Mapping[str, Any], protocol: str = "") -> str:
+    """costs_cells as Markdown, and what was measured in turns."""
+    measured, own = found.get("interleaved"), markdown(*costs_cells(found, protocol))
     if measured is None:
         return own
     turns = markdown([_method(protocol), *cost_table.HEAD[1:]], cost_table.lines(found, measured))

@@ -13,6 +13,7 @@ from ppe_npu.backends import device as devices
 
 if TYPE_CHECKING:
     from ppe_npu.engine.plan import PromptPlan
+    from ppe_npu.inspect.tower_work import TowerReport
 
 
 class Stopwatch:
@@ -89,6 +90,7 @@ class CompressionReport:
         watch: the time that grouping, merging and assembling took.
         kv_bytes: bytes of the KV cache's keys and values after the prompt (in a static cache, all that it has room
             for); None without a cache.
+        in_tower: what the vision tower took, where a method works inside it; else None.
     """
 
     spans: tuple[SpanReport, ...]
@@ -98,6 +100,7 @@ class CompressionReport:
     planning: Stopwatch
     watch: Stopwatch
     kv_bytes: int | None = None
+    in_tower: TowerReport | None = None
 
     @classmethod
     def of(cls, plan: PromptPlan, layers: tuple[int, ...], decoder_layers: int, watch: Stopwatch) -> CompressionReport:
@@ -105,7 +108,10 @@ class CompressionReport:
         stages = [sum(first <= layer for first in layers) for layer in range(decoder_layers)]
         spans = _span_reports(plan, stages)
         seen = tuple(plan.stages[stage].after.visual_tokens for stage in stages)
-        return cls(spans, seen, int(plan.layout.real.sum()), int(plan.last.real.sum()), plan.watch, watch)
+        if plan.in_tower is not None:
+            plan.in_tower.beside([plan.stages[stage].after.real.sum(axis=1).tolist() for stage in stages])
+        prompt = (int(plan.layout.real.sum()), int(plan.last.real.sum()))
+        return cls(spans, seen, *prompt, plan.watch, watch, in_tower=plan.in_tower)
 
     @property
     def tokens_before(self) -> int:
@@ -143,6 +149,7 @@ class CompressionReport:
             "prompt_tokens_after": self.prompt_tokens_after,
             "kv_bytes": self.kv_bytes,
             "milliseconds": self.milliseconds,
+            **({} if self.in_tower is None else {"tower": self.in_tower.to_dict()}),
             "spans": [
                 vars(span) | {"grid": list(span.grid), "layers": list(span.layers), "after": span.after}
                 for span in self.spans

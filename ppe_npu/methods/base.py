@@ -23,7 +23,7 @@ import functools
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -69,11 +69,13 @@ def at_layer(default: int | tuple[int, ...]) -> Any:
 
 
 def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
-    """A group() that is never shown a view without numbers: where a method is run alone, its kept() says them."""
+    """A group() that is never shown a view without numbers: where a method is run alone, its kept() says them. To one
+    with late counts they are a bound: how few stay it is not told."""
 
     @functools.wraps(group)
     def with_counts(self: Method, view: View) -> Grouping:
-        return group(self, view.counted(self.kept))
+        view = view.counted(self.kept)
+        return group(self, replace(view, least=1) if self.counts == "late" else view)
 
     return with_counts
 
@@ -91,7 +93,8 @@ class Method:
         counts: "exact", how many tokens stay follows from a cell's size; "late", it follows from the features.
         places: where it may stand, of PLACES.
         tower_blocks: which blocks of the vision tower its tower_keys (of the first) and tower_saliency are of; from the
-            end where negative. A property where a field says it; blocks() where it hangs on how many there are.
+            end where negative. The one that its field tower_block names, where it has such a field, else the last;
+            blocks() where it hangs on how many there are.
         tower_windows: of a block that attends in windows, where tower_saliency is needed: "refuse" it; take attention
             over the whole "frame", made from its queries and keys; or "skip" it. A field in most methods. In a tower
             all of whose blocks attend in windows it is always "frame".
@@ -116,13 +119,11 @@ class Method:
         @property
         def counts(self) -> str: ...
         @property
-        def tower_blocks(self) -> tuple[int, ...]: ...
-        @property
         def tower_windows(self) -> str: ...
         @property
         def layer_before(self) -> bool: ...
     else:
-        needs, scope, counts, tower_blocks, tower_windows = frozenset({"tokens"}), "frame", "exact", (-1,), "refuse"
+        needs, scope, counts, tower_windows = frozenset({"tokens"}), "frame", "exact", "refuse"
         layer_before = False
     restores: ClassVar[bool] = False
 
@@ -144,6 +145,16 @@ class Method:
             raise InputError(
                 f"{self.name} with layer={shown(self.layer)}: it looks at the layer before; give 1 or more"
             )
+
+    def either(self, name: str, other: str) -> None:
+        """Raise InputError where a field is given, and the published name that says the same in its place, too."""
+        given, instead = getattr(self, name), getattr(self, other)
+        if instead is not None and given != type(self).__dataclass_fields__[name].default:
+            raise InputError(f"{self.name} {name}={shown(given)} with {other}={shown(instead)}: give one of them")
+
+    @property
+    def tower_blocks(self) -> tuple[int, ...]:
+        return (getattr(self, "tower_block", -1),)
 
     @property
     def layers(self) -> tuple[int, ...]:

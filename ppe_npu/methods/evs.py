@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register, share
 from ppe_npu.methods.choosing import best, dropped, rounding, unit
 from ppe_npu.methods.grouping import Grouping
@@ -43,8 +42,7 @@ class EVS(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.pruning_rate is not None and self.ratio != 0.5:
-            raise InputError(f"evs ratio={self.ratio} with pruning_rate={self.pruning_rate}: give one of them")
+        self.either("ratio", "pruning_rate")
 
     @property
     def counts(self) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register, share
 from ppe_npu.methods.choosing import dropped, exact, unit
 from ppe_npu.methods.frames import rank_in_frame
@@ -68,10 +67,7 @@ class FlashVID(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.retention_ratio is not None and self.ratio != 0.25:
-            raise InputError(
-                f"flashvid ratio={self.ratio} with retention_ratio={self.retention_ratio}: give one of them"
-            )
+        self.either("ratio", "retention_ratio")
 
     def kept(self, tokens: int) -> int:
         return tokens

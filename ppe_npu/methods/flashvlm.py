@@ -54,10 +54,6 @@ class FlashVLM(Method):
 
     needs = frozenset({"tokens", "text", "tower_saliency"})
 
-    @property
-    def tower_blocks(self) -> tuple[int, ...]:
-        return (self.tower_block,)
-
     @torch.no_grad()
     def group(self, view: View) -> Grouping:
         view.require("flashvlm", "tokens", "tower_saliency")

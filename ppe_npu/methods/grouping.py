@@ -44,8 +44,14 @@ class Grouping:
         summed: bool = False,
     ) -> Grouping:
         """With the counts that follow from the labels."""
-        slots = torch.arange(representatives.shape[1], device=labels.device)
-        return cls(labels, (labels[:, None, :] == slots[:, None]).sum(-1), representatives, weights, summed)
+        # In fp32, whose sums of ones are exact in any order: comparing all tokens with all groups is dearer by far.
+        counts = torch.zeros(len(labels), representatives.shape[1] + 1, device=labels.device)
+        ones, own = (
+            torch.ones_like(labels, dtype=counts.dtype),
+            torch.where(labels < 0, representatives.shape[1], labels),
+        )
+        counts = counts.scatter_add_(1, own, ones)[:, :-1].long()
+        return cls(labels, counts, representatives, weights, summed)
 
     @classmethod
     def from_centers(cls, centers: torch.Tensor, labels: torch.Tensor, budgets: torch.Tensor, order: str) -> Grouping:
@@ -79,8 +85,12 @@ class Grouping:
         representatives = torch.where(used, kept, 0)
         if dropped == "drop" or view.tokens is None:
             return replace(cls.of(torch.where(mask, own, -1), representatives), alone=True)
-        nearest = _nearest(view.tokens, representatives, used)
-        labels = torch.where(mask, own, torch.where(view.present, nearest, -1))
+        # Of the others alone: at most so many, as far as the host knows.
+        others = torch.where(mask | ~view.present, count, torch.arange(count, device=kept.device))
+        others = others.sort(dim=1).values[:, : count - view.least]
+        nearest = _nearest(view.tokens, representatives, used, others.clamp_max(count - 1))
+        labels = torch.cat([torch.where(mask, own, -1), own.new_zeros(len(own), 1)], dim=1)
+        labels = labels.scatter(1, others, nearest)[:, :-1]
         lends = dropped == "lend"
         return replace(cls.of(labels, representatives, mask if lends else None), alone=lends)
 
@@ -138,10 +148,17 @@ class Grouping:
 
 
 @torch.no_grad()
-def _nearest(tokens: torch.Tensor, kept: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
-    """[F, N] which of the kept tokens [F, M] is most like each one by cosine, the first among equals."""
+def _nearest(
+    tokens: torch.Tensor, kept: torch.Tensor, used: torch.Tensor, asked: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[F, N] which of the kept tokens [F, M] is most like each one by cosine, the first among equals.
+
+    Args:
+        asked: [F, P] int64, for which tokens alone: [F, P].
+    """
     unit = torch.nn.functional.normalize(tokens.detach().float(), dim=-1)
     centers = unit.gather(1, kept[:, :, None].expand(-1, -1, unit.shape[-1])).transpose(1, 2)
+    unit = unit if asked is None else unit.gather(1, asked[:, :, None].expand(-1, -1, unit.shape[-1]))
     step = max(1, _SIMILARITIES_AT_ONCE // max(1, kept.numel()))
     slots = torch.arange(kept.shape[1], device=kept.device)
     out = []

@@ -64,8 +64,7 @@ class HoliTom(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.retain_ratio is not None and self.ratio != 0.1:
-            raise InputError(f"holitom ratio={self.ratio} with retain_ratio={self.retain_ratio}: give one of them")
+        self.either("ratio", "retain_ratio")
 
     @property
     def _share(self) -> float:

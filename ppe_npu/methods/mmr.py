@@ -39,10 +39,6 @@ class MMR(Method):
 
     needs = frozenset({"tokens", "tower_saliency"})
 
-    @property
-    def tower_blocks(self) -> tuple[int, ...]:
-        return (self.tower_block,)
-
     def kept(self, tokens: int) -> int:
         return max(round(tokens * self.ratio), 1)
 

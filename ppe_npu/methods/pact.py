@@ -15,6 +15,7 @@ from ppe_npu.settings import setting
 
 _DISTANCES_AT_ONCE = 2**24
 _STEPS_UNASKED = 32
+_REMEMBERED = 2**13  # tokens of a cell up to which it is remembered who is close to whom
 
 
 @register("pact")
@@ -73,9 +74,22 @@ class PACT(Method):
         keys = unit(view.layer_keys.flatten(2))
         stays = view.present if self.keep == 1 else self._important(view)
         with exact(keys):
-            rank = self._rank(keys, stays)
-            centers, number = self._centers(keys, stays, rank, view)
+            some, there = self._some(view, stays)
+            own = keys.gather(1, some[:, :, None].expand(-1, -1, keys.shape[-1]))
+            rank, close = self._rank(own, there)
+            found, number = self._centers(own, there, rank, close, view)
+            centers = torch.cat([some, some.new_full((len(some), 1), stays.shape[1])], dim=1).gather(1, found)
             return self._grouping(keys, stays, centers, number, view)
+
+    def _some(self, view: View, stays: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[F, W] int64 which tokens stay, in raster order, and [F, W] bool whether there are so many. The host knows
+        how many they are at most."""
+        length = stays.shape[1]
+        least = 1 if self.ratio is None else view.most
+        most = length if self.keep == 1 else min(max(int(length * self.keep), least), length)
+        place = torch.arange(length, device=stays.device)
+        some = torch.where(stays, place, length).sort(dim=1).values[:, :most]
+        return some.clamp_max(length - 1), some < length
 
     def _important(self, view: View) -> torch.Tensor:
         """[F, N] bool, what EUTI leaves: in cells that keep more than that, as many as they keep."""
@@ -87,20 +101,24 @@ class PACT(Method):
         slots = torch.arange(length, device=order.device)
         return torch.zeros_like(view.present).scatter(1, order, slots < count[:, None])
 
-    def _rank(self, keys: torch.Tensor, stays: torch.Tensor) -> torch.Tensor:
-        """[F, N] int64 place of each token by falling density among those that stay; the others come last."""
-        step, parts = max(1, _DISTANCES_AT_ONCE // max(1, stays.numel())), []
+    def _rank(self, keys: torch.Tensor, stays: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[F, W] int64 place of each token by falling density among those that stay; the others come last. And
+        [F, W, W] bool, who is no farther from whom than the cutoff; None of many."""
+        step, parts, close = max(1, _DISTANCES_AT_ONCE // max(1, stays.numel())), [], []
         for part in keys.split(step, dim=1):
-            near = (-((1 - torch.bmm(part, keys.mT)) / self.dc).square()).exp()
+            away = 1 - torch.bmm(part, keys.mT)
+            close.append(away <= self.cutoff if stays.shape[1] <= _REMEMBERED else None)
+            near = (away / self.dc).square().neg_().exp_()
             parts.append((near * stays[:, None]).sum(-1))
         order = torch.cat(parts, dim=1).masked_fill(~stays, -1.0).sort(dim=1, descending=True, stable=True).indices
         place = torch.arange(order.shape[1], device=order.device).expand_as(order)
-        return torch.empty_like(order).scatter_(1, order, place)
+        rank = torch.empty_like(order).scatter_(1, order, place)
+        return rank, torch.cat(close, dim=1) if stays.shape[1] <= _REMEMBERED else None
 
     def _centers(
-        self, keys: torch.Tensor, stays: torch.Tensor, rank: torch.Tensor, view: View
+        self, keys: torch.Tensor, stays: torch.Tensor, rank: torch.Tensor, close: torch.Tensor | None, view: View
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[F, M] int64 in raster order, N where a cell has no such centre; [F] int64, how many it has."""
+        """[F, M] int64 in raster order, W where a cell has no such centre; [F] int64, how many it has."""
         length, found, late = stays.shape[1], [], self.ratio is None
         # What is least comes next: by rank those that are open, far from all centres so far; then other ones that stay.
         closed = rank + length
@@ -110,7 +128,10 @@ class PACT(Method):
                 break
             center = left.argmin(1, keepdim=True)
             number = number + (left.gather(1, center)[:, 0] < length) if late else view.num_kept
-            near = 1 - torch.bmm(keys, row(keys, center)[:, :, None])[:, :, 0] <= self.cutoff
+            if close is None:
+                near = 1 - torch.bmm(keys, row(keys, center)[:, :, None])[:, :, 0] <= self.cutoff
+            else:
+                near = row(close, center)
             left = torch.maximum(left, closed * near).scatter_(1, center, 4 * length)
             found.append(center)
         centers = torch.cat(found, dim=1)[:, : int(number.max()) if late else None]

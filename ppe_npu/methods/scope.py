@@ -41,10 +41,6 @@ class Scope(Method):
     def needs(self) -> frozenset[str]:
         return frozenset({"tokens"} if self.alpha is None else {"tokens", "tower_saliency"})
 
-    @property
-    def tower_blocks(self) -> tuple[int, ...]:
-        return (self.tower_block,)
-
     @torch.no_grad()
     def group(self, view: View) -> Grouping:
         view.require("scope", "tokens")

@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 
-from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register, share
 from ppe_npu.methods.choosing import cosines
 from ppe_npu.methods.grouping import Grouping
@@ -40,8 +39,7 @@ class ToMe(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.r is not None and self.ratio != 0.5:
-            raise InputError(f"tome ratio={self.ratio} with r={self.r}: give one of them")
+        self.either("ratio", "r")
 
     @property
     def needs(self) -> frozenset[str]:

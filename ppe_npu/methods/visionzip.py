@@ -49,10 +49,6 @@ class VisionZip(Method):
         if self.dominant is not None and self.contextual is None:
             raise InputError(f"visionzip dominant={self.dominant}: give contextual, too")
 
-    @property
-    def tower_blocks(self) -> tuple[int, ...]:
-        return (self.tower_block,)
-
     def kept(self, tokens: int) -> int:
         if self.dominant is not None:
             return min(tokens, self.dominant + self.contextual)

@@ -39,10 +39,6 @@ class VisPruner(Method):
 
     needs = frozenset({"tokens", "tower_saliency"})
 
-    @property
-    def tower_blocks(self) -> tuple[int, ...]:
-        return (self.tower_block,)
-
     @torch.no_grad()
     def group(self, view: View) -> Grouping:
         view.require("vispruner", *sorted(self.needs))

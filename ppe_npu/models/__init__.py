@@ -22,12 +22,19 @@ from ppe_npu.models.known import REFUSED, check_layers, check_looked_at, check_t
 from ppe_npu.models.pixels import pixel_values
 from ppe_npu.models.seam import is_shallow_copy
 
-_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "one_dimension")
+_QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+_FAMILIES = (*_QWEN, "one_dimension")
 
 
 def supported_classes() -> tuple[str, ...]:
     """Names of the transformers model classes that can be compressed."""
     return tuple(name for family in _families() for name in family.CLASSES)
+
+
+def commanded_classes() -> tuple[str, ...]:
+    """Those whose inputs the commands make: `ppe-npu train`, `eval` and all that reads a checkpoint's processor."""
+    names = (name for family in _families()[: len(_QWEN)] for name in family.CLASSES)
+    return tuple(name for name in names if not name.startswith("PVC"))
 
 
 def compress(model, config: CompressionConfig, processor=None):

@@ -13,6 +13,8 @@ from ppe_npu.engine.spans import IMAGE, VIDEO, Parts, VisionTokens
 from ppe_npu.engine.tower import TowerBlocks, TowerTokens
 from ppe_npu.engine.tower_pass import TowerPass, pass_of, pools_of
 from ppe_npu.errors import InputError
+from ppe_npu.inspect.report import Stopwatch
+from ppe_npu.inspect.tower_work import TowerReport
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.pixels import KeptPatches, chosen_cells, run_on_kept
 from ppe_npu.models.tower import watched
@@ -164,8 +166,10 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
         with watched(model, plan) as seen:
             grid = _frames(torch.cat(grids)) if model.compression.vision.tower_frames else torch.cat(grids)
-            inside = _inside(model.compression, plan, given)
+            inside = _inside(model.compression, plan, given, pixels[0].device)
             ran = _run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
+        for passing in inside.values():
+            plan.in_tower = passing.finished()
         tower = seen.tokens(_joined(ran.pooler_output).device)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
@@ -227,13 +231,16 @@ def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen |
     return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True, **inside)
 
 
-def _inside(compression: Compression, plan: PromptPlan, kinds: list[str]) -> dict[str, TowerPass]:
+def _inside(compression: Compression, plan: PromptPlan, kinds: list[str], where: torch.device) -> dict[str, TowerPass]:
     """The pass of a method that works inside the tower, in which prompts do not compete with each other."""
     method, vision = compression.inside, compression.vision
     if method is None:
         return {}
     pools = pools_of(plan.layout, kinds, vision.merge_size, method.per_image, plan.chosen)
-    return {KEYWORD: pass_of(method, pools, vision, compression.tower.all)}
+    passing = pass_of(method, pools, vision, compression.tower.all)
+    if compression.widths is not None:
+        passing.report = TowerReport(*compression.widths, Stopwatch(where))
+    return {KEYWORD: passing}
 
 
 def _encoded(kind: str, kwargs: dict):

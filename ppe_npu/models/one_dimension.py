@@ -47,7 +47,7 @@ __all__ = [
     "vision_tokens",
 ]
 
-CLASSES = tuple(family.name for family in FAMILIES.values())
+CLASSES = (*(family.name for family in FAMILIES.values()), "PVCInternVLForConditionalGeneration")
 LAYERS = DECODERS  # and the attention in them
 PAIRS = HALVES  # which channels of a head are turned together
 TOWER: dict[str, str] = {}  # nothing looks into these towers yet

@@ -143,7 +143,7 @@ def tiles_in_runs(family: Family, asked: Asked) -> dict[str, Parts]:
     a caller may, the second to ninth run are the frames of a video."""
     height, width = family.tile(asked.config)
     grids = [(_tiles(asked, run, height * width), height, width) for run in asked.runs]
-    frames = [int(count) for count in asked.arguments.get("num_frames") or [1] * len(grids)]
+    frames = [int(count) for count in _runs_of_each(asked, grids)]
     if sum(frames) != len(grids) or min(frames, default=1) < 1:
         raise InputError(
             f"num_frames={frames} are {sum(frames)} runs of image tokens, but the prompts have {len(grids)}"
@@ -155,6 +155,20 @@ def tiles_in_runs(family: Family, asked: Asked) -> dict[str, Parts]:
         count[kind] += 1
         at += number
     return {IMAGE: parts}
+
+
+def _runs_of_each(asked: Asked, grids: list[tuple[int, int, int]]) -> list[int]:
+    """How many runs each image or video has. With PVC's time_steps: as many as hold all of its tiles."""
+    steps = asked.arguments.get("time_steps")
+    if steps is None:
+        return asked.arguments.get("num_frames") or [1] * len(grids)
+    ends = np.cumsum([0, *(count for count, _, _ in grids)]).tolist()
+    wanted = np.cumsum([0, *(int(times) * int(tiles) for times, tiles in steps)]).tolist()
+    if not set(wanted) <= set(ends) or wanted[-1] != ends[-1]:
+        raise InputError(
+            f"time_steps={steps} do not fit runs of {[count for count, _, _ in grids]} tiles in the prompts"
+        )
+    return np.diff([ends.index(end) for end in wanted]).tolist()
 
 
 def _tiles(asked: Asked, run: tuple[int, int, int], tokens: int) -> int:
@@ -256,12 +270,13 @@ FAMILIES = {
         parts=tiles_in_runs,
         class_token=_has_class_token,
         frames_apart=True,
-        others=("vision_feature_layer", "vision_feature_select_strategy", "image_sizes", "num_frames"),
+        others=("vision_feature_layer", "vision_feature_select_strategy", "image_sizes", "num_frames", "time_steps"),
     ),
     "llava_onevision": Family("LlavaOnevisionForConditionalGeneration", **_SIZED),
     "llava_next": Family("LlavaNextForConditionalGeneration", **_SIZED),
     "llava_next_video": Family("LlavaNextVideoForConditionalGeneration", **_SIZED),
     "llava": Family("LlavaForConditionalGeneration", _patches, tiles_alone, class_token=_has_class_token),
+    "vipllava": Family("VipLlavaForConditionalGeneration", _patches, tiles_alone, others=("vision_feature_layers",)),
     "idefics3": Family("Idefics3ForConditionalGeneration", **_BY_SAMPLE),
     "smolvlm": Family("SmolVLMForConditionalGeneration", **_BY_SAMPLE),
 }

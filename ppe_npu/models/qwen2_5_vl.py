@@ -22,7 +22,7 @@ __all__ = [
     "vision_tokens",
 ]
 
-CLASSES = ("Qwen2_5_VLForConditionalGeneration",)
+CLASSES = ("Qwen2_5_VLForConditionalGeneration", "PVCQwen2_5_VLForConditionalGeneration")
 LAYERS = {"Qwen2_5_VLDecoderLayer": "Qwen2_5_VLAttention"}  # and the attention in them
 PAIRS = HALVES  # which channels of a head are turned together
 TOWER = {"Qwen2_5_VLVisionBlock": "Qwen2_5_VLVisionAttention"}  # the same of the vision tower's blocks

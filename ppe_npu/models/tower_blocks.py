@@ -20,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ppe_npu import backends
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.tower_pass import TowerPass, pass_of
+from ppe_npu.inspect.tower_work import Widths
 from ppe_npu.models.forward_pass import KEYWORD
 from ppe_npu.models.seam import original, override, own_submodules, restore_methods
 
@@ -27,12 +28,24 @@ _ON_HOST = WeakTensorKeyDictionary()  # the borders of windows, as long as the t
 _OURS = ("sdpa", "flash_attention_2", "flash_attention_3")
 
 
-def install_tower(visual, compression: Compression) -> None:
-    """Let patches leave this tower's blocks."""
+def install_tower(model, compression: Compression) -> None:
+    """Let patches leave the blocks of a ...Model's tower."""
+    visual = model.visual
     vars(visual)["compression"] = compression
+    compression.widths = _widths(visual.blocks[0], model.language_model.layers)
     override(visual, "forward", _tower_forward)
     for number, block in enumerate(visual.blocks):
         override(block, "forward", functools.partial(_block_forward, number))
+
+
+def _widths(block, layers) -> tuple[Widths, Widths | None]:
+    own = Widths.of(block, [block.attn.qkv], block.attn.proj.out_features)
+    attentions = [getattr(layer, "self_attn", None) for layer in layers]
+    if not all(hasattr(attention, "q_proj") for attention in attentions):
+        return own, None
+    first: Any = attentions[0]
+    asked = [first.q_proj, first.k_proj, first.v_proj]
+    return own, Widths.of(layers[0], asked, first.q_proj.out_features)
 
 
 def uninstall_tower(model) -> None:
@@ -96,6 +109,9 @@ class TowerBlock:
     def whole(self, rows: torch.Tensor) -> torch.Tensor:
         given = {"cu_seqlens": self.cu_seqlens, "position_embeddings": self.table, **self.others}
         return original(self.module, "forward")(rows, **given)
+
+    def segments(self) -> list[int]:
+        return on_host(self.cu_seqlens)
 
     def alone(self, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         attention, normed, table = self.module.attn, self.module.norm1(rows), self._table(places)

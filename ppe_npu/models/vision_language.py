@@ -98,7 +98,7 @@ def install(model, compression: Compression, staged: bool = False) -> None:
     install_generation(model)
     override(model.model, "forward", model_forward)
     if compression.inside is not None:
-        install_tower(model.model.visual, compression)
+        install_tower(model.model, compression)
     if staged:
         override(text, "forward", staged_forward)
     text.rotary_emb = rotary

@@ -34,7 +34,7 @@ def marks(path: str | Path, config: CompressionConfig, allow_bin: bool = False) 
     if name not in architectures():
         served = ", ".join(known.removeprefix(PREFIX) for known in architectures())
         raise InputError(f"{architecture} is not served by vLLM with compression: it serves {served}")
-    check_compression(path, config, allow_bin=allow_bin)
+    (config,) = check_compression(path, config, allow_bin=allow_bin)
     model_config = AutoConfig.from_pretrained(str(path), **NO_CODE)
     check_items(compression_for(architecture, model_config, config))
     return {"architectures": [name], KEY: config.to_dict()}

@@ -34,6 +34,31 @@ def split_rows(joined: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Ten
     return features, (digits[:, :rows] * _BASE + digits[:, rows:]).T
 
 
+def thinned_runs(tokens: Sequence[int], placeholder: int, kept: Sequence[int]) -> list[int]:
+    """Tokens of which each run of placeholders keeps its number.
+
+    Raises:
+        InputError: more or fewer runs, or one that is shorter than what it keeps.
+    """
+    out: list[int] = []
+    numbers = iter(kept)
+    left = 0
+    for place, token in enumerate(tokens):
+        if token != placeholder:
+            out.append(token)
+            continue
+        if place == 0 or tokens[place - 1] != placeholder:
+            left = next(numbers, 0)
+            if not left or list(tokens[place : place + left]) != [placeholder] * left:
+                raise InputError(f"the processor's placeholders at {place} are not the {left} that their grid keeps")
+        if left:
+            out.append(token)
+            left -= 1
+    if next(numbers, None) is not None:
+        raise InputError(f"the processor made fewer than {len(kept)} runs of placeholders")
+    return out
+
+
 def prompt_line(length: int, items: Sequence[tuple[np.ndarray, Sequence[ItemRun]]]) -> tuple[np.ndarray, int]:
     """A compressed prompt's one line of positions: of text as they are, at a visual token of an item -1 - b, where b is
     the position that its run counts from.

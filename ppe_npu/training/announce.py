@@ -6,7 +6,8 @@ from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
-from ppe_npu.config import CompressionConfig, step_label
+from ppe_npu.config import CompressionConfig
+from ppe_npu.shorthand import step_label
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.parts import parameter_table
 from ppe_npu.training.survey import Survey

@@ -10,7 +10,8 @@ import torch
 import triton
 import triton.language as tl
 from compiling import recorded
-from executing import at_the_end_of_a_page, execute
+from executing import execute
+from memory_end import at_the_end_of_a_page
 from work import planned_for
 
 from ppe_npu.backends.npu import row_mean

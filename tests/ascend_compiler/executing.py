@@ -9,7 +9,6 @@ import ctypes
 import functools
 import hashlib
 import itertools
-import mmap
 import os
 import re
 import shutil
@@ -17,7 +16,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import torch
 from compiling import Kernel
 
 PLACES = (os.environ.get("MLIR_BIN"), "/usr/lib/llvm-19/bin")
@@ -110,19 +108,3 @@ def _library(linalg: str) -> ctypes.CDLL:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command[0]}: {done.stderr[:2000]}"
     return ctypes.CDLL(library)
-
-
-def at_the_end_of_a_page(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy after which memory ends: whoever reads or writes one number past it is killed (SIGSEGV)."""
-    size, page = tensor.numel() * tensor.element_size(), mmap.PAGESIZE
-    whole = -(-size // page) * page
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    start = libc.mmap(
-        None, whole + page, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
-    )
-    assert libc.mprotect(start + whole, page, 0) == 0
-    buffer = (ctypes.c_byte * size).from_address(start + whole - size)
-    return torch.frombuffer(buffer, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)

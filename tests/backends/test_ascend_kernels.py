@@ -5,6 +5,7 @@ Memory that nobody has written holds NaN here, so that what a kernel reads witho
 
 import dataclasses
 import math
+import types
 
 import pytest
 import torch
@@ -15,12 +16,16 @@ from tolerances import assert_equal
 
 pytest.importorskip("triton")
 
+import triton
 from kernel_device import DEVICE
 from triton_interpreter import repair
 
+from ppe_npu import backends
+from ppe_npu.backends import dispatch
 from ppe_npu.backends.npu import chips, gram, row_mean, tiles
 from ppe_npu.backends.npu import dpc_knn as kernels
 from ppe_npu.backends.npu.chips import CHIPS
+from ppe_npu.backends.parity import CASES, run, run_parity
 from ppe_npu.backends.reference.dpc_knn import dpc_knn as reference
 from ppe_npu.backends.reference.group_mean import group_mean as reference_mean
 
@@ -189,6 +194,75 @@ def test_members_are_listed_by_group_in_raster_order():
     assert order[1, :3].tolist() == [2, 3, 4]
     assert starts.tolist() == [[0, 2, 2, 4, 4], [0, 0, 3, 3, 3]]
     assert order.dtype == starts.dtype == torch.int32
+
+
+# -- both, as the package calls them -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_all_parity_cases_hold(on_cpu, monkeypatch):
+    """In fp32: the interpreter cuts bf16 where devices round."""
+    entries = on_cpu("npu", "triton_ascend")
+    cases = tuple(case for case in CASES if case.op in {entry.op for entry in entries})
+    monkeypatch.setattr(run, "CASES", cases)
+    rows = [row for row in run_parity(DEVICE, ("fp32",)) if row.implementation == "triton_ascend"]
+    assert {row.op for row in rows} == {"dpc_knn", "group_mean"}
+    assert [row for row in rows if not row.ok or row.error is None] == []
+
+
+def test_they_are_taken_first_and_give_way_with_a_reason_that_is_said_once(on_cpu, monkeypatch, caplog):
+    on_cpu("npu", "triton_ascend")
+    tokens, labels = torch.randn(1, 4, 3), torch.tensor([[0, 1, 0, 1]])
+    counts, budgets = torch.tensor([[2, 2]]), torch.tensor([2])
+    backends.group_mean(tokens, labels, counts)
+    backends.dpc_knn(tokens, None, budgets, 2, budgets)
+    assert dispatch.chosen() == {"group_mean": "triton_ascend", "dpc_knn": "triton_ascend"}
+    for _ in range(2):
+        backends.dpc_knn(tokens.double(), None, budgets, 2, budgets)
+    refused = [record.getMessage() for record in caplog.records if "is not used" in record.getMessage()]
+    assert refused == [
+        "dpc_knn: triton_ascend is not used: the Triton kernels take fp16, bf16 and fp32, not torch.float64"
+    ]
+    assert dispatch.chosen()["dpc_knn"] == "triton_ascend + reference"
+
+
+@pytest.mark.parametrize(
+    ("name", "installed", "reason"),
+    [
+        ("Ascend910B4", ("ascend", "nvidia"), None),
+        ("Ascend910B4", ("nvidia",), "not triton-ascend"),
+        ("Ascend310P3", ("ascend",), "planned for chips of the 910B and 910C kinds"),
+    ],
+)
+def test_chips_and_tritons_that_they_do_not_run_on(monkeypatch, name, installed, reason):
+    properties = types.SimpleNamespace(cube_core_num=18, vector_core_num=36)
+    runtime = types.SimpleNamespace(get_device_properties=lambda _: properties, get_device_name=lambda _: name)
+    monkeypatch.setattr(torch, "npu", runtime, raising=False)
+    monkeypatch.setattr(triton.backends, "backends", dict.fromkeys(installed))
+    where = types.SimpleNamespace(type="npu")
+    found = chips.problem(where)
+    assert found == reason if reason is None else reason in found
+    if reason is None:  # the cores are the device's own, the buffer is the table's
+        assert (chips.chip(where).cubes, chips.chip(where).vectors, chips.chip(where).ub) == (18, 36, 192 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((2, 5, 8), torch.bfloat16, None),
+        ((1, 5760, 64), torch.float32, None),
+        ((1, 5761, 64), torch.float32, "5,760 tokens"),
+        ((1, 5760, 400_000), torch.float32, "2**31"),
+        ((0, 5, 8), torch.float32, "empty"),
+        ((2, 5, 8), torch.float64, "not torch.float64"),
+    ],
+)
+def test_what_clustering_refuses(shape, dtype, reason):
+    tokens, numbers = (
+        torch.empty(size, dtype=kind, device="meta") for size, kind in ((shape, dtype), (shape[:1], torch.int64))
+    )
+    found = kernels.refusal(tokens, None, numbers, 1, numbers)
+    assert found == reason if reason is None else reason in found
 
 
 # -- tiles -------------------------------------------------------------------------------------------------------------

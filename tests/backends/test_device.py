@@ -229,3 +229,23 @@ def test_exact_matmul_turns_hf32_off_and_restores_it(monkeypatch):
         with device.exact_matmul():
             assert (matmul.allow_hf32, conv.allow_hf32) == (False, False)
         assert (matmul.allow_hf32, conv.allow_hf32) == (products, convolutions)
+
+
+def test_a_graph_is_traced_where_products_keep_fp32_and_breaks_elsewhere():
+    def product(x):
+        with device.exact_matmul():
+            return x @ x
+
+    x = torch.arange(9.0).view(3, 3)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch._dynamo.reset()
+        assert torch.equal(torch.compile(product, backend="eager", fullgraph=True)(x), x @ x)
+        torch.set_float32_matmul_precision("high")
+        torch._dynamo.reset()
+        with pytest.raises(Exception, match="fp32 products are set to fewer bits"):
+            torch.compile(product, backend="eager", fullgraph=True)(x)
+        assert torch.equal(torch.compile(product, backend="eager")(x), x @ x)
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch._dynamo.reset()

@@ -15,7 +15,8 @@ from ppe_npu.backends.parity import run_parity
 
 
 def test_all_parity_cases_hold(on_cpu):
-    moved = on_cpu("npu", torch_npu=fake_torch_npu)
+    vendors = ("torch_npu", "torch_npu_decode", "onehot", "mindspeed")  # Triton's: test_ascend_kernels.py
+    moved = on_cpu("npu", *vendors, torch_npu=fake_torch_npu)
     rows = [
         row
         for row in run_parity(torch.device("cpu"), ("fp32", "bf16"))

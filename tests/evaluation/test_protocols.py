@@ -123,3 +123,18 @@ def test_every_number_is_finite_and_positive():
     for name in protocols.names():
         found = load(name)
         assert all(math.isfinite(value) and value > 0 for part in (found.image, found.video) for value in part.values())
+
+
+def test_a_folder_of_the_first_edition_goes_on_as_what_it_was_and_says_how(tmp_path):
+    """It named no protocol, and went by the checkpoint's."""
+    from ppe_npu.evaluation.identity import check_settings
+    from ppe_npu.files import write_json
+
+    written = {"benchmark": "textvqa", "samples": 1}
+    write_json(tmp_path / "settings.json", written)
+    unsaid = {"protocol": load("checkpoint").recorded()}
+    check_settings(tmp_path, {**written, "protocol": load("checkpoint").recorded()}, unsaid)
+    with pytest.raises(
+        InputError, match=r"another protocol \(.*checkpoint.*, now .*lmms-eval.*go on by --protocol checkpoint"
+    ):
+        check_settings(tmp_path, {**written, "protocol": load("lmms-eval").recorded()}, unsaid)

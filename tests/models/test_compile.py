@@ -11,7 +11,7 @@ from tolerances import assert_rounds_alike, exact
 from transformers import CompileConfig, DynamicCache, GenerationConfig, StaticCache
 
 from ppe_npu import CompressionConfig, compat, compress, restore
-from ppe_npu.methods import FastV, PyramidDrop
+from ppe_npu.methods import DART, DPCKNN, PACT, FastV, PyramidDrop, SparseVLM
 from ppe_npu.models.fused import fuse
 
 SLOW = pytest.mark.slow  # the same again: tracing takes seconds
@@ -57,9 +57,17 @@ def test_the_decoder_is_one_graph_for_all_prompts_of_one_shape(model, config):
     assert ("ms" in str(model.compression.report)) == (not config.layers)  # there is no clock inside a graph
 
 
+LOOKING = {
+    "rows": {"steps": [FastV(layer=1), PyramidDrop(layer=2)]},
+    "keys": {"steps": [DART(layer=1), SparseVLM(layer=2)]},
+    "sizes": {"steps": [PACT(layer=1), DPCKNN(layer=2)], "proportional_attention": True},
+}
+
+
+@pytest.mark.parametrize("name", ["rows", "keys", pytest.param("sizes", marks=SLOW)])
 @torch.no_grad()
-def test_what_methods_look_at_is_part_of_the_graph(model):
-    compress(fuse(model), CompressionConfig(steps=[FastV(layer=1), PyramidDrop(layer=2)], k=4))
+def test_what_methods_look_at_is_part_of_the_graph(model, name):
+    compress(fuse(model), CompressionConfig(**LOOKING[name], k=4))
     expected, true = eager(model, PROMPTS)
     graphs = Graphs()
     model.model.language_model.compile(backend=graphs, fullgraph=True)

@@ -1,14 +1,10 @@
 """IPCV inside a tower: against its definition, with everything that may stand around it, and for every sample alone."""
 
-import copy
-import threading
-
 import pytest
 import torch
-from naive_ipcv import TOWERS, naive
+from naive_ipcv import METHOD, PROMPTS, TOWERS, clip, config, features, given, naive, run
 from prompts import GREEDY, logits
-from support import FAMILIES, Prompt, batch, random_model
-from test_no_sync import SYNCS, Recorder
+from support import FAMILIES, Prompt, random_model
 from tolerances import assert_equal, assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress, restore
@@ -16,18 +12,12 @@ from ppe_npu.errors import InputError
 from ppe_npu.methods import DART, DPCKNN, IPCV, FastV, PixelPrune, VisionZip
 from ppe_npu.models.fused import fuse
 
-METHOD = IPCV(keep=0.35, prune_block=2, stabilized_blocks=3, neighbors=4)
 SETTINGS = {
     "usual": METHOD,
     "none stabilized": IPCV(keep=0.5, prune_block=3, stabilized_blocks=0, neighbors=1),
     "all stabilized": IPCV(keep=0.3, prune_block=1, stabilized_blocks=9, neighbors=10),
     "few stay": IPCV(keep=0.04, prune_block=4, stabilized_blocks=2, neighbors=10),
 }
-PROMPTS = [
-    Prompt([2, ("image", (1, 5, 7)), 3, ("image", (1, 2, 3)), 1], seed=1),
-    Prompt([3], seed=2),
-    Prompt([1, ("image", (1, 1, 1)), 2, ("image", (1, 5, 6)), 4], seed=3),
-]
 
 
 @pytest.fixture(params=FAMILIES)
@@ -38,29 +28,6 @@ def family(request):
 @pytest.fixture
 def model(family):
     return random_model(family=family, tower=TOWERS[family])
-
-
-def config(*steps, **settings):
-    return CompressionConfig(steps=steps or [METHOD], **{"positions": "keep_one"} | settings)
-
-
-def clip(family):
-    return Prompt([1, ("frames" if family == "qwen3_vl" else "video", (3, 3, 4)), 2], seed=4)
-
-
-def given(family, *prompts, **settings):
-    inputs = batch(*(prompts or (*PROMPTS, clip(family))), **settings)
-    return {name: value for name, value in inputs.items() if family == "qwen2_5_vl" or name != "second_per_grid_ts"}
-
-
-def features(output):
-    return [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
-
-
-def run(model, inputs, kind="image"):
-    """The tower, called by itself."""
-    pixels = inputs["pixel_values" if kind == "image" else "pixel_values_videos"]
-    return model.model.visual(pixels.to(model.model.visual.dtype), grid_thw=inputs[f"{kind}_grid_thw"])
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -197,91 +164,6 @@ def test_lora_on_the_tower_trains():
     assert losses[-1] < losses[0]
 
 
-# -- state -----------------------------------------------------------------------------------------------------------
-
-
-def test_an_exception_in_the_tower_leaves_the_next_pass_right(model, family):
-    inputs = given(family)
-    compress(model, config())
-    expected = logits(model, inputs)
-    hook = model.model.visual.blocks[4].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        logits(model, inputs)
-    hook.remove()
-    assert_equal(logits(model, inputs), expected)
-
-
-def test_passes_nest_and_run_in_threads(model, family):
-    inputs, others = given(family), given(family, PROMPTS[2])
-    compress(model, config())
-    with torch.no_grad():
-        expected, other = features(run(model, inputs))[0], features(run(model, others))[0]
-        inner: list = []
-
-        def another(*_) -> None:
-            inner.append(None)
-            if len(inner) == 1:
-                inner[0] = features(run(model, others))[0]
-
-        hook = model.model.visual.blocks[4].mlp.register_forward_pre_hook(another)
-        assert_equal(features(run(model, inputs))[0], expected)
-        hook.remove()
-        assert_equal(inner[0], other)
-    found, start = {}, threading.Barrier(2)
-
-    @torch.no_grad()
-    def work(name, own):
-        start.wait()
-        found[name] = [features(run(model, own))[0] for _ in range(4)]
-
-    threads = [threading.Thread(target=work, args=pair) for pair in (("one", inputs), ("other", others))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for name, true in (("one", expected), ("other", other)):
-        for value in found[name]:
-            assert_equal(value, true)
-
-
-def test_restoring_and_copies_leave_nothing(model, family):
-    inputs, visual = given(family), model.model.visual
-    before = [set(vars(module)) for module in (visual, *visual.blocks)]
-    plain = logits(compress(model, CompressionConfig.preset("dense")), inputs)
-    compress(model, config())
-    expected = logits(model, inputs)
-    twin, shadow = copy.deepcopy(model), copy.copy(model)
-    restore(shadow)
-    assert_equal(logits(model, inputs), expected)
-    restore(model)
-    assert [set(vars(module)) for module in (visual, *visual.blocks)] == before
-    assert_equal(logits(twin, inputs), expected)
-    assert_equal(logits(compress(model, CompressionConfig.preset("dense")), inputs), plain)
-
-
-def waits(model, inputs, monkeypatch):
-    """How often the host reads what is on a device."""
-    seen = []
-    for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__index__"):
-        call = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, call=call, **k: seen.append(1) or call(self, *a, **k))
-    recorder = Recorder()
-    recorder.on = True
-    with recorder, torch.no_grad():
-        run(model, inputs)
-    monkeypatch.undo()
-    return len(seen) + len([name for name in recorder.names if name in SYNCS])
-
-
-def test_the_host_waits_once_more_than_for_the_tower_as_it_is(model, family, monkeypatch):
-    inputs = given(family, PROMPTS[0])
-    fuse(model)
-    plain = waits(model, inputs, monkeypatch)
-    compress(model, config())
-    run(model, inputs)
-    assert waits(model, inputs, monkeypatch) <= plain + 1
-
-
 # -- with other steps --------------------------------------------------------------------------------------------------
 
 FOLLOWING = {
@@ -324,6 +206,32 @@ def test_what_looks_into_the_tower_sees_rebuilt_patches(model, family):
         plain, true = features(run(model, inputs)), exact(model, lambda: features(run(model, inputs)))
         compress(model, config(METHOD, VisionZip(0.5, tower_windows="frame")))
         assert_rounds_alike(features(run(model, inputs)), plain, true, layers=8)
+
+
+def test_the_report_tells_the_towers_work_beside_the_decoders(model, family):
+    """FLOPs by a count of every product that torch is asked for."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    inputs = given(family, PROMPTS[0])
+    counter = FlopCounterMode(display=False)
+    compress(fuse(model), config(METHOD))
+    with counter:
+        logits(model, inputs)
+    told = model.compression.report.in_tower
+    products = {name: sum(kinds.values()) for name, kinds in counter.flop_counts.items()}
+    linear = sum(flops for name, flops in products.items() if name.rpartition(".")[0].endswith("visual.blocks"))
+    pairs = 4 * 32 * sum(block.ran[2] for block in told.blocks.values())  # which torch does not count on a CPU
+    nearest = 2 * (164 - 57) * 57 * 32  # the product by which neighbours are found
+    assert told.flops + nearest == linear + pairs
+    assert told.patches == [164, 164] + [int(164 * 0.35)] * 6
+    report = model.compression.report.to_dict()["tower"]
+    assert report["flops"] == told.flops < told.dense_flops == report["dense_flops"]
+    assert report["decoder_flops"] > 0
+    assert report["milliseconds"] > 0
+    compress(model, CompressionConfig.preset("dense"))
+    logits(model, inputs)
+    assert model.compression.report.in_tower is None
+    assert "tower" not in model.compression.report.to_dict()
 
 
 def test_what_cannot_be_is_refused_by_name(model, family):

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from prompts import GREEDY
+from prompts import GREEDY, logits
 from support import FAMILIES, random_model
 from test_packing import check_packed, text_labels
 from tiles import FUSED, MODELS, STEPS, TOWERS, config_of, inputs_of, kept_rows, painted, prompts_of
-from tolerances import assert_rounds_alike, exact, loss_near
+from tolerances import assert_rounds_alike, divergence_error, exact, loss_near
 
 from ppe_npu import compress
+from ppe_npu.models.loss import Distillation
 
 
 @pytest.fixture(params=[*FAMILIES, "qwen3_5"])
@@ -94,6 +95,18 @@ def test_the_loss_is_one_however_it_is_asked_for(some, name):
     for wishes in ({}, {"skip_logits": True}, {"skip_logits": True, "packed": True}, {"packed": True}):
         assert model(**inputs, labels=labels, **wishes).loss.item() == loss_near(expected.item())
     model.eval()
+
+
+def test_the_teacher_sees_all_cells(some):
+    """So where nothing is dropped the model has nothing to learn from it, and where something is it has."""
+    model = FUSED[some].train()
+    inputs = inputs_of(some, *prompts_of(some), side="right")
+    wishes = {"labels": text_labels(inputs), "skip_logits": True, "distill": Distillation(1.0)}
+    exact_cells = [{"method": "pixelprune"}]  # whose noise no cell has twice
+    same, less = (compress(model, config_of(steps))(**inputs, **wishes).loss.item() for steps in (exact_cells, "alone"))
+    model.eval()
+    limit = divergence_error(logits(model, inputs))
+    assert abs(same) <= limit < less
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -10,7 +10,7 @@ from ppe_npu.engine.items import ItemRun
 from ppe_npu.engine.positions import contiguous_channels, interleaved_channels, rotary_table
 from ppe_npu.errors import InputError
 from ppe_npu.serving.rotary import RowRotary, rotary_columns
-from ppe_npu.serving.rows import LARGEST, placed_rows, prompt_line, split_rows, with_rows
+from ppe_npu.serving.rows import LARGEST, placed_rows, prompt_line, split_rows, thinned_runs, with_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -80,3 +80,14 @@ def test_stale_places_beyond_the_table_do_not_fail():
 def test_a_table_of_another_head_width_is_refused():
     with pytest.raises(ValueError, match="does not rotate 64 channels"):
         RowRotary(rotary_columns(torch.ones(32), 10), contiguous_channels([16, 24, 24]), 6)
+
+
+def test_placeholders_are_thinned_run_by_run():
+    assert thinned_runs([7, 7, 7], 7, [2]) == [7, 7]
+    assert thinned_runs([1, 7, 7, 7, 2, 1, 7, 7, 7, 2], 7, [1, 3]) == [1, 7, 2, 1, 7, 7, 7, 2]
+
+
+@pytest.mark.parametrize("kept", [[4], [0], [2, 2], []])
+def test_placeholders_that_are_not_the_grids_are_refused(kept):
+    with pytest.raises(InputError, match="placeholders"):
+        thinned_runs([1, 7, 7, 7, 2], 7, kept)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from foreign import SETTINGS, compressed, pictures, random_model
+from foreign import FAMILIES, SETTINGS, compressed, pictures, random_model
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -37,9 +37,12 @@ def trainer(model, folder, **kwargs):
     return made
 
 
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == "qwen2_5_vl" else pytest.mark.slow) for name in FAMILIES]
+)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_label_smoothing_metrics_and_predictions(tmp_path, setting):
-    model, seen = compressed(random_model(), setting), {}
+def test_label_smoothing_metrics_and_predictions(tmp_path, setting, family):
+    model, seen = compressed(random_model(family=family), setting), {}
     batch = collate([0, 1])
     labels = batch.pop("labels")
     with torch.no_grad():

@@ -32,6 +32,13 @@ def test_the_released_recipe():
     assert config.frozen == ()
 
 
+def test_pixelprunes_recipe_learns_from_labels_and_from_the_model_that_sees_all():
+    config = TrainConfig(**load_recipe("pixelprune_qwen3_vl") | {"data": "d.json", "output": "o"})
+    (step,) = config.compression.methods
+    assert (step.name, step.place, step.threshold, config.compression.k) == ("pixelprune", "pixels", 0, 1)
+    assert (config.distill_weight, config.betas, config.learning_rates["vision"]) == (0.5, (0.9, 0.95), 1e-5)
+
+
 def test_what_is_no_recipe_is_refused(tmp_path):
     for text, words in (
         ("a: [", "is no YAML"),
@@ -41,7 +48,7 @@ def test_what_is_no_recipe_is_refused(tmp_path):
         (tmp_path / "r.yaml").write_text(text)
         with pytest.raises(InputError, match=words):
             load_recipe(tmp_path / "r.yaml")
-    with pytest.raises(InputError, match=r"neither a file nor one of ppe_lora"):
+    with pytest.raises(InputError, match=r"neither a file nor one of .*ppe_lora"):
         load_recipe("none")
     (tmp_path / "r.yaml").write_text("video: {frames: 3}\nadapter: {size: 3}\n")
     with pytest.raises(InputError, match=r"adapter has no size"):

@@ -1,19 +1,22 @@
-"""TRL's fused head on a compressed model, in both orders; needs trl, datasets, accelerate >= 1.10."""
+"""TRL's fused head and SFTTrainer on compressed models, in both orders; `make test-integrations` has what they need."""
 
 import pytest
 import torch
-from foreign import SETTINGS, compressed, pictures, random_model
+from foreign import FAMILIES, SETTINGS, compressed, pictures, random_model
+from support import VIDEO_ID, Prompt, batch
+from tolerances import APART, depth_error, printed
 
 from ppe_npu import compress
 
 utils = pytest.importorskip("trl.trainer.utils", reason="trl is not installed: see docs/compatibility.md")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("first", ["compress", "head"])
 @pytest.mark.parametrize("setting", SETTINGS)
 @torch.no_grad()
-def test_the_fused_head_scores_what_the_models_own_loss_does(setting, first):
-    inputs, plain = pictures(), random_model()
+def test_the_fused_head_scores_what_the_models_own_loss_does(setting, first, family):
+    inputs, plain = pictures(), random_model(family=family)
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[:, -4:] = inputs["input_ids"][:, -4:]
     expected = compressed(plain, setting)(**inputs, labels=labels).loss
@@ -25,3 +28,57 @@ def test_the_fused_head_scores_what_the_models_own_loss_does(setting, first):
     for others in ({}, {"use_cache": False}):
         found = model(**inputs, **others, labels=labels, fused_lm_head=True).loss
         assert (found - expected).abs() <= 64 * torch.finfo(expected.dtype).eps * expected
+
+
+class Turns:
+    """Collates prompts with a picture and one with a clip, of which the last tokens are the answer."""
+
+    def __init__(self, family: str):
+        clip = ("frames", (2, 2, 3)) if family == "qwen3_vl" else ("video", (2, 2, 3))
+        self.family = family
+        self.prompts = [Prompt([6, "start", ("image", (1, 4, 5)), 5], seed=1), Prompt([3, "start", clip, 6], seed=2)]
+
+    def __call__(self, rows):
+        inputs = batch(*(self.prompts[row["number"]] for row in rows), side="right")
+        if self.family != "qwen2_5_vl":
+            inputs.pop("second_per_grid_ts", None)
+        ids = inputs["input_ids"]
+        inputs["mm_token_type_ids"] = ((ids == VIDEO_ID - 1) + 2 * (ids == VIDEO_ID)).long()
+        labels = torch.full_like(ids, -100)
+        for row, mask in zip(range(len(ids)), inputs["attention_mask"]):
+            end = int(mask.sum())
+            labels[row, end - 4 : end] = ids[row, end - 4 : end]
+        return inputs | {"labels": labels}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("first", ["compress", "trainer"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_sft_learns_from_the_models_own_loss(tmp_path, setting, first, family):
+    """Compressed first, or the trainer's model afterwards; it learns, and logs the loss of a pass without a trainer."""
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    collate, plain = Turns(family), random_model(family=family)
+    expected = compressed(plain, setting)(**collate([{"number": 0}, {"number": 1}])).loss.item()
+    args = trl.SFTConfig(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, learning_rate=1e-3, report_to=[], use_cpu=True,
+        seed=0, remove_unused_columns=False, save_strategy="no", dataloader_pin_memory=False, disable_tqdm=True,
+        bf16=False, logging_steps=1, dataset_kwargs={"skip_prepare_dataset": True}, gradient_checkpointing=False,
+        max_length=None,
+    )  # fmt: skip
+    model = compress(plain, SETTINGS[setting]) if first == "compress" else plain
+    rows = datasets.Dataset.from_dict({"number": [0, 1]})
+    trainer = trl.SFTTrainer(model, args, train_dataset=rows, data_collator=collate, processing_class=_tokenizer())
+    if first == "trainer":
+        compress(trainer.model, SETTINGS[setting])
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert abs(logged[0] - expected) <= printed(4) + APART * depth_error(3) * expected
+    assert logged[1] < logged[0]
+
+
+def _tokenizer():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "<unk>": 2}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")

@@ -79,6 +79,7 @@ class Dataset(ABC):
     def __init__(self, data_root: str | Path) -> None:
         self.official: official.Rule | None = None
         self.draws: int | None = None
+        self.protocol: Protocol | None = None
         self.root = Path(data_root) / self.folder
         self._refuse([pattern for pattern in self.needs if not self.files(pattern)])
         self.rows = list(self.read())
@@ -88,6 +89,7 @@ class Dataset(ABC):
         """Ask and score as a protocol says: its prompt, its rule, its draws."""
         for name, text in protocol.prompts.get(self.name, {}).items():
             setattr(self, name, text)
+        self.protocol = protocol
         self.official = official.rule(self.scored_as or self.name, protocol.rules) if protocol.rules else None
         self.draws = protocol.draws
         self.max_new_tokens = protocol.max_new_tokens or self.max_new_tokens

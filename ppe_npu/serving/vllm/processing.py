@@ -13,7 +13,7 @@ from ppe_npu.engine.items import ItemRun, item_runs
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.errors import InputError
 from ppe_npu.models import compression_for
-from ppe_npu.serving.rows import LARGEST
+from ppe_npu.serving.rows import LARGEST, thinned_runs
 from ppe_npu.serving.settings import KEY, compression_config, identity
 from ppe_npu.serving.vllm import PREFIX
 
@@ -84,28 +84,3 @@ class CompressedProcessor:
         own = identity(compression_of(self.info.get_hf_config()).config)  # type: ignore[attr-defined]
         found = super()._get_mm_hashes(inputs)  # type: ignore[misc]
         return {kind: [f"{key}-{own}" for key in keys] for kind, keys in found.items()}
-
-
-def thinned_runs(tokens: Sequence[int], placeholder: int, kept: Sequence[int]) -> list[int]:
-    """Tokens of which each run of placeholders keeps its number.
-
-    Raises:
-        InputError: more or fewer runs, or one that is shorter than what it keeps.
-    """
-    out: list[int] = []
-    numbers = iter(kept)
-    left = 0
-    for place, token in enumerate(tokens):
-        if token != placeholder:
-            out.append(token)
-            continue
-        if place == 0 or tokens[place - 1] != placeholder:
-            left = next(numbers, 0)
-            if not left or list(tokens[place : place + left]) != [placeholder] * left:
-                raise InputError(f"the processor's placeholders at {place} are not the {left} that their grid keeps")
-        if left:
-            out.append(token)
-            left -= 1
-    if next(numbers, None) is not None:
-        raise InputError(f"the processor made fewer than {len(kept)} runs of placeholders")
-    return out

@@ -1,0 +1,49 @@
+"""The demo's costs: the fine-tuned models of the first seed answer the same pictures in turns, in one process, after
+all scores are there. Workers that run side by side measure each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ppe_npu.backends import device as devices
+from ppe_npu.demo.recipe import EVAL
+
+if TYPE_CHECKING:
+    from ppe_npu.demo.pipeline import Job
+
+
+def measure(jobs: Sequence[Job], data: Path, rounds: int) -> None:
+    """Write the pass beside the results of the first job, where the report looks for it; once for the same models.
+
+    Args:
+        jobs: of one seed, dense first; their models are there.
+        data: the test split.
+    """
+    from ppe_npu.checkpoints.loading import load_model, load_processor
+    from ppe_npu.evaluation import benchmarks, cost_pass, protocols
+    from ppe_npu.evaluation.answers import ModelAnswers
+    from ppe_npu.evaluation.interleaving import PROMPTS
+    from ppe_npu.models import compress
+
+    models = {job.method.name: _stamp(job.folder / "final" / "model.safetensors") for job in jobs}
+    file = jobs[0].folder / cost_pass.FILE
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("models") == models:
+        return
+    candidates = []
+    for job in jobs:
+        final = job.folder / "final"
+        model = compress(load_model(final, devices.resolve(job.device)), job.method.config)
+        answers = ModelAnswers(model, load_processor(final), EVAL.max_new_tokens)
+        candidates.append(cost_pass.Candidate(job.method.name, answers))
+    samples = cost_pass.chosen(benchmarks.load("layout", data), PROMPTS)
+    found = cost_pass.measure(candidates, samples, rounds)
+    cost_pass.write(jobs[0].folder, {**found, "models": models}, protocols.CHECKPOINT)
+
+
+def _stamp(file: Path) -> list[int]:
+    """Size and time of a file: where they differ from before, it is another file."""
+    seen = file.stat()
+    return [seen.st_size, seen.st_mtime_ns]

@@ -1,0 +1,91 @@
+"""Pictures of what a method made of a sample's tokens, drawn beside the results of a benchmark, for the HTML report."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.evaluation.rows import FAULTS
+from ppe_npu.evaluation.samples import visuals
+
+FOLDER = "groups"  # in the folder of a benchmark
+_SIDE = 512
+
+
+def draw(folder: Path, name: str, answers: Any, samples: Sequence[Mapping[str, Any]]) -> int:
+    """Draw the groups of samples of one picture each; how many were drawn. The model is answered with once for each.
+
+    Args:
+        folder: of the benchmark. name: of the method; "" draws the picture itself.
+        answers: ModelAnswers of the compressed model.
+    """
+    from PIL import Image
+
+    from ppe_npu.data.pictures import load_image
+    from ppe_npu.inspect.show import draw_groups
+
+    count = 0
+    for sample in samples:
+        shown = visuals(sample)
+        if len(shown["image"]) != 1 or shown["video"]:
+            continue
+        try:
+            picture = load_image(shown["image"][0])
+            if name:
+                groups = _groups(answers, sample)
+                if groups is None:
+                    continue
+                picture = draw_groups(picture, groups, side=_SIDE)
+        except FAULTS:  # a picture that cannot be drawn takes nothing from the numbers
+            continue
+        picture = picture.convert("RGB")
+        picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        path = _path(folder, name, sample["index"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, "JPEG", quality=85)
+        count += 1
+    return count
+
+
+def _groups(answers: Any, sample: Mapping[str, Any]) -> Any:
+    """The groups of the last stage; None where nothing was compressed."""
+    compression = getattr(answers.model, "compression", None)
+    if compression is None or answers.config.is_dense:
+        return None
+    compression.keep_groups = True
+    try:
+        answers.answer(answers.prepare([sample]))
+        found = compression.trace.visuals()
+    finally:
+        compression.keep_groups = False
+    return found[0].stages[-1] if found and found[0].stages else None
+
+
+def drawn(folder: Path, index: str) -> dict[str, Path]:
+    """{name of a method, "" for the picture itself: file} of a sample."""
+    stem, names = _stem(index), folder / FOLDER / "names.txt"
+    if not names.is_file():
+        return {}
+    listed = names.read_text(encoding="utf-8").splitlines()
+    paths = {name: _path(folder, name, index) for name in ("", *listed)}
+    return {name: path for name, path in paths.items() if path.is_file() and path.stem == stem}
+
+
+def list_names(folder: Path, names: Sequence[str]) -> None:
+    """Write down which methods were drawn."""
+    from ppe_npu.files import write_text
+
+    write_text(folder / FOLDER / "names.txt", "".join(f"{name}\n" for name in names))
+
+
+def _path(folder: Path, name: str, index: Any) -> Path:
+    own = re.sub(r"[^\w.]+", "-", name) or "picture"
+    return folder / FOLDER / own / f"{_stem(index)}.jpg"
+
+
+def _stem(index: Any) -> str:
+    """A sample's index may be any text; its file has a name of letters."""
+    return hashlib.sha256(str(index).encode("utf-8", "replace")).hexdigest()[:16]

@@ -1,0 +1,176 @@
+"""The report as one HTML page: no server, no network. Tables that sort, the score against what is kept, and the samples
+on which two methods differ, with the picture, its groups and both answers. report.html.jinja is the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation import cost_table, tables
+from ppe_npu.evaluation.group_pictures import drawn
+from ppe_npu.evaluation.protocols import label
+from ppe_npu.evaluation.rows import parse
+from ppe_npu.files import check_regular, write_text
+
+LIMIT = 18_000_000  # bytes of a page, about
+_TEXT = {"prompt": 400, "truth": 200, "answer": 400}  # characters that are shown
+_SIDE = 256  # pixels of a picture's longer side
+_PICTURES = 6_000_000  # bytes of a page's pictures
+
+Comparison = Mapping[str, Any]
+
+
+def write_page(
+    comparisons: Sequence[Comparison], results: Sequence[Mapping[str, Any]], path: Path, title: str, notes: str = ""
+) -> Path:
+    """Write the page.
+
+    Args:
+        comparisons: of report.compared(). results: what they were made of, with their folders.
+
+    Raises:
+        InputError: jinja2 is not there, or a file of predictions is damaged.
+    """
+    from ppe_npu.utils.optional import optional
+
+    jinja2 = optional("jinja2", "the HTML report", "jinja2")
+    budget = [_PICTURES]
+    parts = [_part(comparison, results, budget) for comparison in comparisons]
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
+    data = _fitted([benchmark["samples"] for part in parts for benchmark in part["benchmarks"]])
+    words = {"costs": cost_table.WORDS, "notes": notes}
+    return write_text(path, page.from_string(source).render(title=title, parts=parts, data=data, words=words))
+
+
+def _part(comparison: Comparison, results: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, Any]:
+    """What the page shows of one protocol."""
+    own = [result for result in results if label(result["settings"]) == comparison["protocol"]]
+    found = []
+    for name, benchmark in comparison["benchmarks"].items():
+        runs = [result for result in own if result["settings"]["benchmark"] == name]
+        cells = [tables.scores_cells(benchmark), tables.costs_cells(benchmark)]
+        if benchmark["interleaved"]:
+            lines = cost_table.lines(benchmark, benchmark["interleaved"])
+            cells.append((list(cost_table.HEAD), lines))
+        scale = benchmark["scale"]["factor"]
+        points = [
+            {"name": row["name"], "method": row["method"], "x": 100 * row["retention"], "y": scale * row["score"]}
+            for row in benchmark["rows"]
+            if row["retention"] is not None
+        ]
+        own_samples = samples(runs, budget)
+        shown = {"name": name, "tables": cells, "points": points, "score": benchmark["score"]}
+        found.append({**shown, "samples": own_samples})
+    head, lines = tables.overview_cells(comparison)
+    lines = [line for line in lines if not isinstance(line[0], tables.Markup)]
+    missing = comparison["missing"]
+    return {"protocol": comparison["protocol"], "overview": (head, lines), "benchmarks": found, "missing": missing}
+
+
+def samples(runs: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, Any]:
+    """What a benchmark's methods answered: {"names", "total", "rows"}. A row stands for a sample whose answers or
+    scores differ: {"index", "type", "prompt", "truth", "answers" [of names], "scores", "picture", "groups" {name:
+    picture}}. Of several runs of one name (seeds) the first is shown.
+
+    Args:
+        budget: [bytes that pictures may still take], counted down.
+    """
+    named: dict[str, Mapping[str, Any]] = {}
+    for run in runs:
+        named.setdefault(run["name"], run)
+    asked: dict[Any, dict[str, Any]] = {}
+    for name, run in named.items():
+        for row in _predictions(run):
+            asked.setdefault(row["index"], {"row": row, "own": {}})["own"].setdefault(name, row)
+    rows = []
+    for index, found in asked.items():
+        own = [found["own"].get(name) for name in named]
+        told = {(row["answer"], row["score"]) for row in own if row is not None}
+        if len(told) > 1 or None in own:
+            rows.append(_sample(index, found["row"], own))
+    out = {"names": list(named), "total": len(asked), "rows": rows}
+    _add_pictures(out, runs, budget)
+    return out
+
+
+def _sample(index: Any, row: Mapping[str, Any], own: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    truth = row["GT"] if isinstance(row["GT"], str) else " | ".join(map(str, row["GT"] or ()))
+    return {
+        "index": str(index),
+        "type": str(row.get("type") or ""),
+        "prompt": _cut(row.get("prompt") or "", "prompt"),
+        "truth": _cut(truth, "truth"),
+        "answers": ["" if one is None else _cut(one.get("error") or one["answer"], "answer") for one in own],
+        "scores": [None if one is None else one["score"] for one in own],
+    }
+
+
+def _cut(text: str, kind: str) -> str:
+    limit = _TEXT[kind]
+    text = text.encode("utf-8", "replace").decode("utf-8")  # half a character has no place in a page
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _predictions(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The lines of a run's predictions; none of a run without a folder."""
+    file = Path(run.get("folder", "")) / "predictions.jsonl"
+    if "folder" not in run or not file.is_file():
+        return
+    check_regular(file)
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        row, reason = parse(line)
+        lacking = [] if row is None else [key for key in ("index", "answer", "score", "GT") if key not in row]
+        if reason or lacking:
+            what = reason or f"has no {', '.join(lacking)}"
+            raise InputError(f"{file} holds a line that {what} (line {number}): run the evaluation again")
+        yield row
+
+
+def _add_pictures(found: dict[str, Any], runs: Sequence[Mapping[str, Any]], budget: list[int]) -> None:
+    """The pictures of samples whose groups were drawn in the cost pass, and the groups; as many as fit."""
+    folder = next((Path(run["folder"]).parent for run in runs if "folder" in run), None)
+    for row in found["rows"] if folder is not None else ():
+        pictures = drawn(folder, row["index"])
+        for name, path in pictures.items():
+            url = _url(path)
+            if len(url) > budget[0]:
+                return
+            budget[0] -= len(url)
+            if name == "":
+                row["picture"] = url
+            elif name in found["names"]:
+                row.setdefault("groups", {})[name] = url
+
+
+def _url(path: Path) -> str:
+    """A picture as text that a page can hold."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((_SIDE, _SIDE))
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def _fitted(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The samples of all benchmarks, the last ones left out where the page would grow beyond LIMIT."""
+    size, fitted = 0, []
+    for one in found:
+        kept = []
+        for row in one["rows"]:
+            size += len(json.dumps(row, ensure_ascii=False).encode("utf-8")) * 11 // 10  # escapes of the page
+            if size > LIMIT:
+                break
+            kept.append(row)
+        fitted.append({**one, "rows": kept, "left_out": len(one["rows"]) - len(kept)})
+    return fitted

@@ -1,0 +1,63 @@
+"""Numbers of published tables, as data: one .json file a paper, each with its source and what is known of its protocol.
+
+They are set beside a run, in tables of their own, and never mixed with ours: what a paper asked, at which sizes and
+under which rule, is mostly not stated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.tables import markdown
+from ppe_npu.utils import escape
+
+_HERE = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The papers whose tables are here."""
+    return sorted(path.stem for path in _HERE.glob("*.json"))
+
+
+def load(name: str) -> dict[str, Any]:
+    """{"paper", "source", "tables": [{"title", "protocol", "benchmarks": [names as ours], "rows": [{"method", "kept"
+    (share of the tokens, or None), "scores" (in the paper's unit, or None)}]}]}.
+
+    Raises:
+        InputError: no such paper.
+    """
+    if name not in names():
+        raise InputError(f"--published {name}: no tables of it are here; use {', '.join(names())} or all")
+    return json.loads((_HERE / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def paragraphs(asked: Sequence[str] | None) -> list[str]:
+    """The tables of papers in Markdown, each with its source and protocol; none where none is asked for.
+
+    Raises:
+        InputError: a paper that is not here.
+    """
+    if not asked:
+        return []
+    chosen = names() if "all" in asked else list(dict.fromkeys(asked))
+    parts = ["## Published numbers, not ours", "As their sources state them; never averaged or joined with the above."]
+    for name in chosen:
+        found = load(name)
+        parts += [f"### {escape.markdown(found['paper'])}", escape.markdown(f"Source: {found['source']}.")]
+        for table in found["tables"]:
+            head = ["method", "tokens kept", *table["benchmarks"]]
+            lines = [[row["method"], _kept(row["kept"]), *map(_score, row["scores"])] for row in table["rows"]]
+            parts += [escape.markdown(f"{table['title']} (protocol: {table['protocol']})"), markdown(head, lines)]
+    return parts
+
+
+def _kept(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"

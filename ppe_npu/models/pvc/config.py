@@ -1,0 +1,28 @@
+"""What PVC's modules are made of; kept as `pvc` in a model's config.json."""
+
+from dataclasses import asdict, dataclass
+
+from ppe_npu.settings import check_fields, setting
+
+SINUSOID = 256  # values that a frame's relative time becomes (the paper's)
+
+
+@dataclass(frozen=True)
+class PVCConfig:
+    """The paper names neither blocks nor heads; these defaults are ours.
+
+    Args:
+        blocks: how many of the vision tower's last blocks attend over time.
+        heads: of the attention over time; 0: as many as the block's own.
+        time_width: of the embedding of a frame's relative time.
+    """
+
+    blocks: int = setting(6, least=1)
+    heads: int = setting(0, least=0)
+    time_width: int = setting(256, least=1)
+
+    def __post_init__(self):
+        check_fields(self, "PVC's")
+
+    def as_dict(self) -> dict:
+        return asdict(self)

@@ -1,0 +1,84 @@
+"""PVC's modules put on a model, and models with them read from their folders."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.errors import InputError
+from ppe_npu.models.pvc.config import PVCConfig
+from ppe_npu.utils.reading import UnreadableError, read_json
+
+_BASES = {"internvl": "internvl", "qwen2_5_vl": "qwen2_5_vl"}  # model_type -> module
+# What is known of the released checkpoint (OpenGVLab/PVC-InternVL2-8B): keys of its configuration, never its tensors.
+_RELEASED = ("image_repeat_time", "video_repeat_time", "tile_repeat_way", "use_temporal", "mlp_add_ops", "ps_version")
+
+
+def add_pvc(model, config: PVCConfig | None = None):
+    """Give an InternVL or a Qwen2.5-VL the modules of PVC, in place; it computes what it computed, bit for bit, until
+    they are trained.
+
+    Args:
+        model: of transformers' class, not compressed: compress() it afterwards.
+
+    Raises:
+        InputError: another class, a compressed model, or settings that do not fit the vision tower.
+    """
+    pvc, module = config or PVCConfig(), _module(model.config.model_type)
+    if type(model).__name__.startswith("PVC"):
+        raise InputError(f"{type(model).__name__} has PVC's modules already")
+    if "compression" in vars(model):
+        raise InputError("the model is compressed: restore() it, add_pvc(), and compress() again")
+    known, like = {id(part) for part in model.modules()}, next(model.parameters())
+    module.equip(model, pvc)
+    model.config.pvc = pvc.as_dict()
+    for part in model.modules():
+        if id(part) not in known:
+            part.to(like.device, like.dtype)
+    return model
+
+
+def load_pvc(path: str | Path, config: PVCConfig | None = None, **options: Any):
+    """A model with PVC's modules from a folder.
+
+    Args:
+        path: of a model that was saved with them; or, with `config`, of their base, InternVL or Qwen2.5-VL.
+        options: of from_pretrained.
+
+    Raises:
+        InputError: a folder of neither. The released checkpoint of the paper is refused: its code and the names of its
+            tensors could not be read anywhere, and modules of ours would not be its own.
+    """
+    import transformers
+
+    said = _said(path)
+    released = [name for name in _RELEASED if name in said]
+    named = "PVC" in " ".join(said.get("architectures") or ())
+    if released or (named and "pvc" not in said):
+        raise InputError(
+            f"{path} is a checkpoint of the paper's own code ({', '.join(released) or 'by its architecture'}): of it "
+            f"only the configuration's keys {', '.join(_RELEASED)} are known, and no tensor's name; add_pvc() to its "
+            "base and train"
+        )
+    module = _module(said.get("model_type"))
+    if "pvc" not in said and config is None:
+        raise InputError(f"{path} has no PVC modules (no pvc in its config.json): give a PVCConfig to add them")
+    name = (said.get("architectures") or [""])[0]
+    if "pvc" in said:
+        return getattr(module, name).from_pretrained(path, **options)
+    return add_pvc(getattr(transformers, name).from_pretrained(path, **options), config)
+
+
+def _said(path: str | Path) -> dict:
+    try:
+        said = read_json(Path(path) / "config.json")
+    except UnreadableError as error:
+        raise InputError(f"{path} is no checkpoint: its config.json is {error.why}") from error
+    return said if isinstance(said, dict) else {}
+
+
+def _module(kind: str | None):
+    if kind not in _BASES:
+        raise InputError(f"model_type {kind!r} has no PVC: it is built for {', '.join(_BASES)}")
+    return import_module(f"ppe_npu.models.pvc.{_BASES[kind]}")

@@ -1,0 +1,117 @@
+"""Draw what every method makes of one picture and of one video: docs/methods-picture.png, docs/methods-video.png.
+
+    python scripts/draw_methods.py [--ratio 0.25] [--output docs]
+
+The demo's tiny model, as it is drawn (nothing is trained), looks at one of the demo's scenes, and at four in a row, in
+each of which one figure more has gone. Each panel is one method with its own defaults at that share of the tokens:
+tokens of one colour became one token, a dot marks the representative, what is dark was dropped. Methods of layers stand
+at the second of two; those that look into the tower look at its one block.
+"""
+
+import argparse
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ppe_npu import compress
+from ppe_npu.config import CompressionConfig
+from ppe_npu.demo import scenes, tiny
+from ppe_npu.demo.methods import _ONLY_VIDEOS, Row
+from ppe_npu.errors import InputError
+from ppe_npu.files import write_bytes
+from ppe_npu.inspect.show import draw_groups
+from ppe_npu.inspect.trace import Groups
+from ppe_npu.methods.listing import grouping
+
+SEED, FRAMES, COLUMNS, SIDE, GAP, LINE = 3, 4, 6, 144, 8, 18
+DROPPED = (40, 40, 40)
+
+
+def pictures() -> list[Image.Image]:
+    """Scenes of a video, the first of which is the picture."""
+    scene = scenes.make_scene(np.random.default_rng(SEED))
+    return [scenes.Scene(scene.figures[number:]).render() for number in range(FRAMES)]
+
+
+def config_of(name: str, ratio: float) -> CompressionConfig | None:
+    """A method alone at this share, standing as it does in the demo; None where it cannot be drawn."""
+    try:
+        return Row(name, "keep_one", ratio, False).config
+    except InputError:
+        return None
+
+
+def groups_of(model, processor, config: CompressionConfig, frames: Sequence[Image.Image]) -> Groups:
+    """What is left of one picture, or of a video of several frames, before a question."""
+    compress(model, config)
+    model.compression.keep_groups = True
+    # A patch of a video is two frames alike: that of a picture.
+    made = [processor.image_processor(images=[frame], return_tensors="pt") for frame in frames]
+    pixels, grid = torch.cat([one["pixel_values"] for one in made]), made[0]["image_grid_thw"].clone()
+    grid[0, 0] = len(frames)
+    video = len(frames) > 1
+    token = model.config.video_token_id if video else model.config.image_token_id
+    question = processor.tokenizer("shape red")["input_ids"]
+    ids = torch.tensor([question[:1] + [token] * int(grid.prod() // tiny.MERGE**2) + question])
+    names = ("pixel_values_videos", "video_grid_thw") if video else ("pixel_values", "image_grid_thw")
+    with torch.no_grad():
+        model(input_ids=ids, **dict(zip(names, (pixels, grid))))
+    return model.compression.trace.visuals()[0].stages[-1]
+
+
+def drawn(frames: Sequence[Image.Image], groups: Groups, side: int) -> Image.Image:
+    """The frames beside each other with their groups; what was dropped is dark."""
+    panels = []
+    for step, frame in enumerate(frames):
+        panel, gone = draw_groups(frame, groups, step, side=side), groups.labels[step] < 0
+        cell = panel.width // gone.shape[1]
+        pixels = np.asarray(panel).copy()
+        pixels[gone.repeat(cell, 0).repeat(cell, 1)] //= 4
+        panels.append(Image.fromarray(pixels))
+    step = panels[0].width + 3
+    strip = Image.new("RGB", (len(panels) * step - 3, panels[0].height), "white")
+    for number, panel in enumerate(panels):
+        strip.paste(panel, (number * step, 0))
+    return strip
+
+
+def sheet(titled: Sequence[tuple[str, Image.Image]], columns: int) -> bytes:
+    """A PNG of few colours with every panel under its title."""
+    width, height = titled[0][1].size
+    rows = -(-len(titled) // columns)
+    page = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + LINE + GAP) + GAP), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for number, (title, panel) in enumerate(titled):
+        x, y = GAP + number % columns * (width + GAP), GAP + number // columns * (height + LINE + GAP)
+        draw.text((x, y + LINE / 2), textwrap.shorten(title, width // 6), DROPPED, font, "lm")
+        page.paste(panel, (x, y + LINE))
+    data = io.BytesIO()
+    page.quantize(128, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
+    return data.getvalue()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ratio", type=float, default=0.25)
+    parser.add_argument("--output", type=Path, default=Path("docs"))
+    args = parser.parse_args(argv)
+    model, processor, frames = tiny.build_model(0).eval(), tiny.build_processor(), pictures()
+    for name, shown, columns, side in (("picture", frames[:1], COLUMNS, SIDE), ("video", frames, 2, SIDE // 2)):
+        titled = []
+        for method in grouping():
+            config = config_of(method, args.ratio)
+            if config is None or (method in _ONLY_VIDEOS and name == "picture"):
+                continue
+            groups = groups_of(model, processor, config, shown)
+            title = f"{method}: {len(groups.representatives)} of {groups.labels.size}"
+            titled.append((title, drawn(shown, groups, side)))
+        print(write_bytes(args.output / f"methods-{name}.png", sheet(titled, columns)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What a pass through a tower remembers: nothing that outlives it, meets another one, or makes the host wait."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from naive_ipcv import PROMPTS, TOWERS, config, features, given, run
+from prompts import logits
+from support import FAMILIES, random_model
+from test_no_sync import SYNCS, Recorder
+from tolerances import assert_equal
+
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.models.fused import fuse
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def model(family):
+    return random_model(family=family, tower=TOWERS[family])
+
+
+def test_an_exception_in_the_tower_leaves_the_next_pass_right(model, family):
+    inputs = given(family)
+    compress(model, config())
+    expected = logits(model, inputs)
+    hook = model.model.visual.blocks[4].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        logits(model, inputs)
+    hook.remove()
+    assert_equal(logits(model, inputs), expected)
+
+
+def test_passes_nest_and_run_in_threads(model, family):
+    inputs, others = given(family), given(family, PROMPTS[2])
+    compress(model, config())
+    with torch.no_grad():
+        expected, other = features(run(model, inputs))[0], features(run(model, others))[0]
+        inner: list = []
+
+        def another(*_) -> None:
+            inner.append(None)
+            if len(inner) == 1:
+                inner[0] = features(run(model, others))[0]
+
+        hook = model.model.visual.blocks[4].mlp.register_forward_pre_hook(another)
+        assert_equal(features(run(model, inputs))[0], expected)
+        hook.remove()
+        assert_equal(inner[0], other)
+    found, start = {}, threading.Barrier(2)
+
+    @torch.no_grad()
+    def work(name, own):
+        start.wait()
+        found[name] = [features(run(model, own))[0] for _ in range(4)]
+
+    threads = [threading.Thread(target=work, args=pair) for pair in (("one", inputs), ("other", others))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, true in (("one", expected), ("other", other)):
+        for value in found[name]:
+            assert_equal(value, true)
+
+
+def test_restoring_and_copies_leave_nothing(model, family):
+    inputs, visual = given(family), model.model.visual
+    before = [set(vars(module)) for module in (visual, *visual.blocks)]
+    plain = logits(compress(model, CompressionConfig.preset("dense")), inputs)
+    compress(model, config())
+    expected = logits(model, inputs)
+    twin, shadow = copy.deepcopy(model), copy.copy(model)
+    restore(shadow)
+    assert_equal(logits(model, inputs), expected)
+    restore(model)
+    assert [set(vars(module)) for module in (visual, *visual.blocks)] == before
+    assert_equal(logits(twin, inputs), expected)
+    assert_equal(logits(compress(model, CompressionConfig.preset("dense")), inputs), plain)
+
+
+def waits(model, inputs, monkeypatch):
+    """How often the host reads what is on a device."""
+    seen = []
+    for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__index__"):
+        call = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, call=call, **k: seen.append(1) or call(self, *a, **k))
+    recorder = Recorder()
+    recorder.on = True
+    with recorder, torch.no_grad():
+        run(model, inputs)
+    monkeypatch.undo()
+    return len(seen) + len([name for name in recorder.names if name in SYNCS])
+
+
+def test_the_host_waits_once_more_than_for_the_tower_as_it_is(model, family, monkeypatch):
+    inputs = given(family, PROMPTS[0])
+    fuse(model)
+    plain = waits(model, inputs, monkeypatch)
+    compress(model, config())
+    run(model, inputs)
+    assert waits(model, inputs, monkeypatch) <= plain + 1

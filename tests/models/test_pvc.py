@@ -1,0 +1,223 @@
+"""PVC: at the start the base bit for bit; then causal in time, ragged, saved and loaded, compressed like its base."""
+
+import json
+
+import pytest
+import torch
+from families import EVERY, together
+from prompts import GREEDY, logits
+from support import IMAGE_ID, VIDEO_ID
+from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
+
+from ppe_npu import CompressionConfig, compress
+from ppe_npu.errors import InputError
+from ppe_npu.models.pvc import PVCConfig, add_pvc, load_pvc, shown_repeatedly
+from ppe_npu.models.pvc.modules import Frames, TemporalAttention, TimeEmbedding, Timing
+
+NAMES = ("internvl", "qwen2_5_vl")
+SMALL = PVCConfig(blocks=2, time_width=16)
+PPE = CompressionConfig.preset("ppe", k=4)
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return EVERY[name].model()
+
+
+def inputs_of(name, model, times=3):
+    """Two prompts, of two pictures and of one; every picture is shown several times."""
+    tiny = EVERY[name]
+    samples = [tiny.sample(model, [2, "picture", 3, "picture", 2], 0), tiny.sample(model, [1, "picture", 4], 1)]
+    return shown_repeatedly(model, together(samples), times)
+
+
+def base_inputs(inputs):
+    return {key: value for key, value in inputs.items() if key != "time_steps"}
+
+
+def trained(model):
+    """With gates and modulations as after some training."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if "temporal.gate" in key or "modulation" in key:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.5)
+    return model
+
+
+def test_at_the_start_it_is_the_base_bit_for_bit(name, model):
+    inputs = inputs_of(name, model)
+    expected = logits(model, base_inputs(inputs))
+    ids = model.generate(**base_inputs(inputs), max_new_tokens=3, **GREEDY)
+    add_pvc(model, SMALL)
+    assert (logits(model, inputs) - expected).abs().max() == 0
+    assert torch.equal(model.generate(**inputs, max_new_tokens=3, **GREEDY), ids)
+    assert (logits(trained(model), inputs) != expected).any()
+
+
+def test_an_image_is_shown_as_often_as_asked(name, model):
+    single, inputs = inputs_of(name, model, 1), inputs_of(name, model)
+    visual = sum((inputs["input_ids"] == token).sum() for token in (IMAGE_ID, VIDEO_ID))
+    assert visual == 3 * sum((single["input_ids"] == token).sum() for token in (IMAGE_ID, VIDEO_ID))
+    if name == "internvl":
+        assert inputs["time_steps"] == [(3, 3), (3, 1), (3, 3)]
+        assert_equal(inputs["pixel_values"][:9], single["pixel_values"][:3].repeat(3, 1, 1, 1))
+    else:
+        assert inputs["video_grid_thw"].tolist() == [[3, 8, 10], [3, 6, 6], [3, 8, 10]]
+
+
+def tower(name, model, inputs):
+    """[rows, tokens, C] of the pictures in time, of a first video alone."""
+    with torch.no_grad():
+        if name == "internvl":
+            steps = inputs["time_steps"]
+            return model.model.get_image_features(inputs["pixel_values"], time_steps=steps).pooler_output
+        return model.model.visual(inputs["pixel_values_videos"], inputs["video_grid_thw"]).pooler_output
+
+
+def test_a_frame_hangs_on_itself_and_those_before_of_its_own_tile(name, model):
+    """And on nothing of other pictures in the batch."""
+    inputs = inputs_of(name, model)
+    trained(add_pvc(model, SMALL))
+    key = "pixel_values" if name == "internvl" else "pixel_values_videos"
+    before = tower(name, model, inputs)
+    changed = dict(inputs) | {key: inputs[key].clone()}
+    if name == "internvl":  # the second showing of the first picture's second tile: rows are 3 x (a, b, c)
+        changed[key][4] += 1
+        moved = [4, 7]
+    else:  # the second frame of the first picture, whose frames are 20 tokens of 4 patches
+        changed[key][80:160] += 1
+        moved = range(20, 60)
+    rows = (tower(name, model, changed) != before).flatten(1).any(1).nonzero()[:, 0].tolist()
+    assert rows == list(moved)
+
+
+def naive(module, x, time, frames):
+    """One video, patch, frame and head at a time."""
+    out = x.clone()
+    normed = module.norm(x) * (1 + module.time_norm.modulation(time)[:, None, : x.shape[2]])
+    normed = normed + module.time_norm.modulation(time)[:, None, x.shape[2] :]
+    query, key, value = module.qkv(normed).chunk(3, dim=-1)
+    size = x.shape[2] // module.heads
+    for line, steps in zip(frames.rows, frames.steps):
+        for patch in range(x.shape[1]):
+            for step in range(steps):
+                heads = []
+                for head in range(module.heads):
+                    own = slice(head * size, head * size + size)
+                    seen = line[: step + 1].tolist()
+                    scores = key[seen, patch][:, own] @ query[line[step], patch, own] / size**0.5
+                    heads.append(scores.softmax(0) @ value[seen, patch][:, own])
+                out[line[step], patch] = x[line[step], patch] + module.gate * module.proj(torch.cat(heads))
+    return out
+
+
+@pytest.mark.parametrize("steps", [[(3, 1)], [(2, 3), (1, 1), (4, 2)]], ids=["one", "ragged"])
+def test_attention_over_time_and_its_gradients_are_those_of_the_definition(steps):
+    torch.manual_seed(0)
+    frames, width = Frames.of(steps), 8
+    module, embedding = TemporalAttention(width, 2, 6).double(), TimeEmbedding(6).double()
+    for part in (module.gate, module.time_norm.modulation.weight):
+        torch.nn.init.normal_(part)
+    x = torch.randn(frames.count, 5, width, dtype=torch.float64, requires_grad=True)
+    timing = Timing.of(frames, embedding, x)
+    results = []
+    for run in (lambda: module(x, timing), lambda: naive(module, x, timing.time, frames)):
+        out = run()
+        weights = [x, *module.parameters(), *embedding.parameters()]
+        grads = torch.autograd.grad(
+            (out * torch.arange(out.numel()).view_as(out).cos()).sum(), weights, retain_graph=True
+        )
+        results.append([out, *grads])
+    for found, expected in zip(*results):
+        assert_near(found, expected, roundings=1000)
+    assert sorted(timing.back.tolist()) == sorted({*timing.back.tolist()})
+    assert frames.times(x)[frames.rows[0][frames.steps[0] - 1]] == (1 if frames.steps[0] > 1 else 0)
+
+
+def test_training_moves_the_gates_first(name, model):
+    add_pvc(model, SMALL).train()
+    inputs = inputs_of(name, model)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] >= IMAGE_ID, -100)
+    model(**inputs, labels=labels).loss.backward()
+    grads = {key: float(weight.grad.abs().max()) for key, weight in model.named_parameters() if weight.grad is not None}
+    gates = [key for key in grads if "temporal.gate" in key]
+    assert len(gates) == 2
+    assert all(
+        grads[key] > 0 for key in grads if "temporal.gate" in key or ("modulation" in key and "temporal" not in key)
+    )
+    expected = dict(model.named_parameters())
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    before = {key: weight.grad.clone() for key, weight in expected.items() if weight.grad is not None}
+    model.zero_grad()
+    model(**inputs, labels=labels).loss.backward()
+    for key, grad in before.items():
+        assert_near(expected[key].grad, grad, roundings=100, size=max(float(grad.abs().max()), 1.0))
+
+
+def test_it_is_saved_and_loaded_with_its_own_keys(name, model, tmp_path):
+    inputs = inputs_of(name, model)
+    trained(add_pvc(model, SMALL))
+    expected = logits(model, inputs)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["pvc"] == SMALL.as_dict()
+    assert_equal(logits(load_pvc(tmp_path).eval(), inputs), expected)
+
+
+def test_a_base_is_loaded_with_new_modules_that_change_nothing(name, model, tmp_path):
+    inputs = inputs_of(name, model)
+    expected = logits(model, base_inputs(inputs))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="has no PVC modules"):
+        load_pvc(tmp_path)
+    loaded = load_pvc(tmp_path, SMALL).eval()
+    assert (logits(loaded, inputs) - expected).abs().max() == 0
+    new = {key: weight for key, weight in loaded.named_parameters() if "temporal.qkv.weight" in key}
+    assert len(new) == 2
+    assert all(weight.std() > 0 for weight in new.values())
+
+
+def test_the_released_checkpoint_is_refused_with_what_is_known(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "pvc_internvl", "use_temporal": True}))
+    with pytest.raises(InputError, match=r"only the configuration's keys image_repeat_time, .* are known"):
+        load_pvc(tmp_path)
+
+
+def test_compressed_its_frames_keep_their_times(name, model):
+    """PVC and PPE together: cache = no cache, and a ratio of 1 is PVC alone. (Shown three times the small picture of
+    Qwen2.5-VL would be longer than wide, and transformers numbers what follows otherwise: docs/numerics.md.)"""
+    trained(add_pvc(model, SMALL))
+    inputs = inputs_of(name, model, 3 if name == "internvl" else 2)
+    real = inputs["attention_mask"].bool()
+    expected, true = logits(model, inputs)[real], exact(model, lambda: logits(model, inputs)[real])
+    compress(model, CompressionConfig.preset("ppe", k=4, ratio=1.0))
+    assert_rounds_alike(logits(model, inputs)[real], expected, true)
+    compress(model, PPE)
+    settings = {"max_new_tokens": 3, **GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    cached, plain = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
+    true = exact(model, lambda: model.generate(**inputs, **settings, use_cache=False))
+    assert torch.equal(cached.sequences, plain.sequences)
+    assert_rounds_alike(cached.logits, plain.logits, true.logits)
+    logits(model, inputs)
+    assert model.compression.report.tokens_after < model.compression.report.tokens_before
+    if name == "internvl":  # frames of the first picture: 3 showings of 3 tiles
+        assert model.compression.last.layout.spans[0].grid[0] == 9
+    else:
+        times = model.compression.last.positions[0, : inputs["input_ids"].shape[1]]
+        assert set(times[inputs["input_ids"][0] == VIDEO_ID].tolist()) >= {3, 5}
+
+
+def test_settings_that_do_not_fit_are_refused(name, model):
+    with pytest.raises(InputError, match="blocks=9: the vision tower has 2"):
+        add_pvc(model, PVCConfig(blocks=9))
+    with pytest.raises(InputError, match="heads=3 do not divide"):
+        add_pvc(EVERY[name].model(), PVCConfig(blocks=1, heads=3))
+    with pytest.raises(InputError, match="has PVC's modules already"):
+        add_pvc(add_pvc(EVERY[name].model(), SMALL), SMALL)
+    with pytest.raises(InputError, match="model_type 'llava' has no PVC"):
+        add_pvc(EVERY["llava"].model())
