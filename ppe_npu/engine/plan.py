@@ -93,7 +93,7 @@ class PromptPlan(Movable):
             visual = visual[chosen.kept]
         rows, own, after, shifts = map(as_tensor, (positions, visual, following, deltas))
         order = None if tower_order is None else as_tensor(tower_order)
-        return cls(layout, stages, rows, own, after, shifts, places, watch, order, ahead, chosen, held)
+        return cls(layout, stages, rows, own, after, shifts, places, watch, order, ahead, chosen, held=held)
 
     def on(self, device: torch.device) -> PromptPlan:
         """The plan on a device; copied when first asked for."""
