@@ -37,6 +37,11 @@ GIVEN = {
     "inputs = processor(text=[text], images=[Image.new('RGB', (48, 48))], return_tensors='pt')\n"
     "labels = shift_labels = inputs['input_ids']\nweights = torch.ones(labels.shape)\n"
     "my_loss = lambda logits, labels, weights: (logits.shape[1], labels.shape[1], weights.shape[1])\n",
+    "pvc.md": "from PIL import Image\nfrom ppe_npu import CompressionConfig, compress\n"
+    "from ppe_npu.demo.tiny import build_model, build_processor\nmodel, processor = build_model(0), build_processor()\n"
+    "model.config.vision_config.depth = 6\nmodel = type(model)(model.config).eval()\n"
+    "text = '<|vision_start|><|image_pad|><|vision_end|>row red'\n"
+    "inputs = processor(text=[text], images=[Image.new('RGB', (48, 48))], return_tensors='pt')\n",
     "lora.md": "base = 'Qwen/Qwen2.5-VL-3B-Instruct'\n",
 }
 # Runs in the desk: the blocks of a page share a namespace, as if typed one after the other.
@@ -143,7 +148,7 @@ def test_a_block_of_python_runs(followed, name):
 def test_a_command_is_one_that_the_program_takes(name, command, request):
     if re.search(r"\.\.\. | \[", command):
         command = re.sub(r"\.\.\. ", "", re.sub(r"\[(--[\w-]+)(?: [^\]]*)?\]", "", command))
-    words = shlex.split(command.partition(" | tee")[0], comments=True)[1:]
+    words = shlex.split(re.split(r" 2>&1| \| tee", command)[0], comments=True)[1:]
     words = words[:1] + [word for word in words[1:] if word not in ("...", "|")]
     required = {"describe": ["--model", "x"], "data": ["--model", "x", "--data", "y"]}.get(words[0], [])
     build_parser().parse_args([*words, *required])

@@ -102,7 +102,7 @@ def test_other_snippets_of_the_readme_say_what_they_need():
 
 
 def test_the_readme_is_short_and_its_table_of_methods_is_up_to_date():
-    assert len(README.splitlines()) <= 140
+    assert len(README.splitlines()) <= 150
     assert document_methods.written(README) == README, "run scripts/document_methods.py"
     page, table = document_methods.PAGE.read_text(encoding="utf-8"), document_methods.markdown()
     assert document_methods.written(page, table + "\n" + document_methods.settings()) == page

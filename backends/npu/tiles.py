@@ -57,7 +57,7 @@ def plan(chip: Chip, frames: int, count: int, channels: int) -> Tiling:
     rows = {
         kernel: largest(chip, kernel, (32, 16, 8), tile) for kernel in ("first_equal", "knn_density", "denser_distance")
     }
-    part = next(size for size in (256, 128, 64) if width % size == 0)
+    part = next(size for size in (256, 128, 64) if width % size == 0 and (size == 64 or fits(chip, "centre", 8 * size)))
     return Tiling(
         tile=tile,
         rows=rows,

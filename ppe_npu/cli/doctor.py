@@ -64,7 +64,7 @@ def examined() -> dict[str, Any]:
         "optional": {name: {"version": _version(name), "for": what} for name, what in _OPTIONAL.items()},
         "devices": kinds,
         "auto": devices.resolve("auto").type,
-        "operators": _operators([kind for kind, found in kinds.items() if found["there"]]),
+        "operators": _operators({kind: found["there"] for kind, found in kinds.items()}),
         "memory": _memory(),
         "threads": {"cores": os.cpu_count(), "torch": torch.get_num_threads()},
         "disk": {where: _disk(where) for where in (".", _cache())},
@@ -89,17 +89,21 @@ def _device(devices: Any, kind: str) -> dict[str, Any]:
     return {"there": True, **{key: str(value) for key, value in facts.items()}}
 
 
-def _operators(kinds: list[str]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """{kind: {op: [{"name", "runs", "why", "automatic"}]}}, best first. Some refuse single calls beside."""
+def _operators(kinds: dict[str, bool]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """{kind: {op: [{"name", "runs", "why", "automatic"}]}}, best first. Some refuse single calls beside.
+
+    Args:
+        kinds: whether there is a device of each kind.
+    """
     from ppe_npu.backends import dispatch
 
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for kind in kinds:
+    for kind, there in kinds.items():
         for op in dispatch.ops():
             rows = []
             for entry in dispatch.candidates(op, kind):
-                missing = entry.missing()
-                rows.append({"name": entry.name, "runs": missing is None, "why": missing, "automatic": entry.automatic})
+                why = "; ".join(filter(None, (None if there else f"no {kind} device", entry.missing()))) or None
+                rows.append({"name": entry.name, "runs": why is None, "why": why, "automatic": entry.automatic})
             found.setdefault(kind, {})[op] = rows
     return found
 
@@ -142,6 +146,10 @@ def _page(found: dict[str, Any]) -> str:
     lines += [f"auto        {found['auto']}", ""]
     for kind, ops in found["operators"].items():
         lines.append(f"operators on {kind}, best first; what cannot run here, and why, in brackets")
+        if not found["devices"][kind]["there"]:
+            names = dict.fromkeys(row["name"] for rows in ops.values() for row in rows if row["name"] != "reference")
+            lines.append(f"  [{', '.join(names)}: no {kind} device]")
+            continue
         for op, rows in ops.items():
             said = [row["name"] + ("" if row["automatic"] else " (by name)") for row in rows if row["runs"]]
             said += [f"[{row['name']}: {row['why']}]" for row in rows if not row["runs"]]

@@ -77,9 +77,7 @@ def run_eval(args: argparse.Namespace) -> int:
         identity, tokens = benchmark_identity(benchmark), new_tokens(benchmark, args.max_new_tokens)
         identity["protocol"] = recorded
         for config, share in [(config, None) for config in chosen] + [(DENSE, share) for share in smaller]:
-            folder = (
-                Path(args.output) / benchmark.name / (config.label if share is None else f"smaller_input_{share:g}")
-            )
+            folder = Path(args.output) / benchmark.name / _named(config, share)
             runs.append(Asked(benchmark, identity, config, folder, tokens, recorded, share))
             known = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
             check_settings(folder, {**identity, **known, **_said_if_so(args, share)}, unsaid)
@@ -125,6 +123,11 @@ def _device(args: argparse.Namespace) -> str:
         raise InputError("--engine vllm measures no costs in turns: leave --cost-rounds and --smaller-input out")
     args.cost_rounds, args.smaller_input = 0, False
     return "cpu"
+
+
+def _named(config: CompressionConfig, share: float | None) -> str:
+    """The folder of a method, or of the control, below its benchmark's."""
+    return config.label if share is None else f"smaller_input_{share:g}"
 
 
 def _model_path(args: argparse.Namespace) -> Path:

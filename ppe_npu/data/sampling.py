@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-import torch
-
 from ppe_npu.errors import InputError
 from ppe_npu.settings import check_fields, setting
 
@@ -99,6 +97,8 @@ class VideoSampling:
         if self.middles and (count < length or self.nframes is not None):
             segment = (last - first) / count
             return [int(first + segment / 2 + round(segment * number)) for number in range(count)], length
+        import torch  # here: whoever runs an evaluation needs none, and each process starts sooner
+
         return torch.linspace(first, last, count).round().long().tolist(), length
 
     def count(self, total: int, fps: float, multiple: int) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.results import title
 
@@ -18,6 +17,8 @@ def tuned_with(model: str | Path) -> str | None:
     file = Path(model) / _FILE
     if not str(model) or not file.is_file():
         return None
+    from ppe_npu.config import CompressionConfig  # it loads torch, which the runner does without
+
     try:
         return title(CompressionConfig.from_file(file).to_dict())
     except InputError:  # whoever evaluates by it is told

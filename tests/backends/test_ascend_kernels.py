@@ -275,7 +275,7 @@ def test_what_clustering_refuses(shape, dtype, reason):
     count=st.integers(1, 5760),
     channels=st.integers(1, 9000),
 )
-@settings(max_examples=60)
+@settings(max_examples=100)
 def test_plans_cover_every_shape_and_leave_a_fifth_of_the_buffer(chip, ub, frames, count, channels):
     """Of chips with another buffer, too, down to a third of today's."""
     chip = dataclasses.replace(chip, ub=ub * chips.KIB)

@@ -52,12 +52,17 @@ def page_of(tmp_path, count=4):
     return path.with_suffix(".html")
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page of 80 samples, every other of which the second method gets wrong."""
+    return page_of(tmp_path_factory.mktemp("page"), count=80)
+
+
 def data_of(page):
     return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text())[1])
 
 
-def test_nothing_of_a_model_or_a_user_is_markup(tmp_path):
-    page = page_of(tmp_path)
+def test_nothing_of_a_model_or_a_user_is_markup(page):
     text = page.read_text()
     assert text.count("<script") == 2  # the data's and the page's own
     assert (
@@ -68,8 +73,8 @@ def test_nothing_of_a_model_or_a_user_is_markup(tmp_path):
     assert data_of(page)[0]["rows"][0]["answers"][1] == f"{EVIL} 0"  # and it is there, as text
 
 
-def test_a_page_needs_no_network(tmp_path):
-    text = page_of(tmp_path).read_text()
+def test_a_page_needs_no_network(page):
+    text = page.read_text()
     assert "default-src 'none'" in text
     own = text.replace("http://www.w3.org/2000/svg", "").partition('<script id="data"')
     assert not re.findall(
@@ -77,10 +82,10 @@ def test_a_page_needs_no_network(tmp_path):
     )
 
 
-def test_samples_on_which_methods_agree_are_counted_and_left_out(tmp_path):
-    found = data_of(page_of(tmp_path))[0]
+def test_samples_on_which_methods_agree_are_counted_and_left_out(page):
+    found = data_of(page)[0]
     assert found["names"] == ["dense", "ppe <b>"]
-    assert (found["total"], [row["index"] for row in found["rows"]]) == (4, ["s0", "s2"])
+    assert (found["total"], [row["index"] for row in found["rows"]]) == (80, [f"s{n}" for n in range(0, 80, 2)])
     assert found["rows"][0]["scores"] == [1.0, 0.0]
 
 
@@ -139,9 +144,8 @@ def test_report_writes_the_page_when_asked(run, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script with")
-def test_the_pages_own_script_sorts_plots_and_shows_differences(tmp_path):
+def test_the_pages_own_script_sorts_plots_and_shows_differences(page):
     """Without a browser: a document of a few elements, see page_in_node.js."""
-    page = page_of(tmp_path, count=80)
     command = ["node", Path(__file__).with_name("page_in_node.js"), page]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

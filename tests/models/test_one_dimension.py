@@ -178,3 +178,16 @@ def test_towers_whose_tokens_are_no_grid_and_sliding_decoders_are_refused():
     model = dataclasses.replace(TINY["llava"], text="mistral", own=(("sliding_window", 8),)).model()
     with pytest.raises(InputError, match="sliding attention"):
         compress(model, PPE)
+
+
+def test_an_adapter_learns_on_a_compressed_model():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(TINY["internvl"].model(), LoraConfig(target_modules=["q_proj"], r=2))
+    inputs = together(prompts(TINY["internvl"], model.get_base_model()))
+    compress(model, PPE)
+    out = model(**inputs, labels=inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100))
+    out.loss.backward()
+    learned = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert learned == {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert out.logits.shape[1] < inputs["input_ids"].shape[1]
