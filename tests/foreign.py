@@ -4,11 +4,12 @@ import copy
 import inspect
 
 import pytest
-from support import FAMILIES, IMAGE_ID, Prompt, batch, random_model
+from support import IMAGE_ID, QUICK_FAMILIES, Prompt, batch, random_model
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ppe_npu import CompressionConfig, compress
 
+FAMILIES = QUICK_FAMILIES
 SETTINGS = {
     "dense": CompressionConfig.preset("dense"),
     "one": CompressionConfig.preset("ppe", k=2, ratio=1.0),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from transformers import (
     Qwen2_5_VLConfig,
@@ -47,6 +48,8 @@ _FAMILIES = {
     ),
 }  # fmt: skip
 FAMILIES = tuple(_FAMILIES)  # whose layers all attend; Qwen3.5 has tests of its own
+# For many tests of one kind: Qwen2-VL's decoder is Qwen2.5-VL's.
+QUICK_FAMILIES = tuple(pytest.param(name, marks=pytest.mark.slow) if name == "qwen2_vl" else name for name in FAMILIES)
 _FAMILIES["qwen3_5"] = (
     Qwen3_5Config, Qwen3_5ForConditionalGeneration,
     {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 128, "num_position_embeddings": 64},

@@ -177,8 +177,8 @@ FILES = {
 def untrained(monkeypatch):
     """What train() was given; nothing is loaded."""
     given: list = []
-    result = SimpleNamespace(steps=0, seconds=0.0, final="nowhere")
-    monkeypatch.setattr("ppe_npu.training.trainer.train", lambda config: given.append(config) or result)
+    result = SimpleNamespace(steps=0, seconds=0.0, final="nowhere", skipped=0)
+    monkeypatch.setattr("ppe_npu.training.trainer.train", lambda config, **_: given.append(config) or result)
     return given
 
 

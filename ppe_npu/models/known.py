@@ -61,7 +61,8 @@ def check_decoder(text, staged: bool, channels: int) -> None:
     types = set(getattr(text.config, "layer_types", None) or ())
     if not types and getattr(text.config, "sliding_window", None) is not None:
         types = {"sliding_attention"}  # Mistral's name no types
-    _check("layer type", sorted(types), LAYER_TYPES)
+    linear = not all(map(has_attention, text.layers))
+    _check("layer type", sorted(types), [kind for kind in LAYER_TYPES if linear or kind != "linear_attention"])
     if staged and "sliding_attention" in types:
         raise InputError("layers with sliding attention cannot be compressed on entry: set use_sliding_window=False")
 

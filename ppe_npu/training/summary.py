@@ -15,18 +15,19 @@ _PAGE, _PLOT = "summary.md", "loss.png"
 
 
 def write_summary(output: str | Path, summary: dict[str, Any]) -> None:
-    """Write a run's summary beside its checkpoints; the plot where matplotlib is installed.
+    """Write a run's summary beside its checkpoints; the plot where matplotlib is installed. summary.json is the last:
+    a run that has it is at its end.
 
     Args:
         summary: TrainResult.to_dict(), and settings, data (Survey.to_dict()) and versions.
     """
     output = Path(output)
-    write_json(output / "summary.json", summary)
     losses = summary["losses"]
     drawn = bool(losses) and _can_draw()
     if drawn:
         plot_losses(losses, output / _PLOT)
     write_text(output / _PAGE, _markdown(output.name, summary, drawn))
+    write_json(output / "summary.json", summary)
 
 
 def _can_draw() -> bool:

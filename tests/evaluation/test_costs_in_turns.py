@@ -20,6 +20,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_costs_in_turns_and_smaller_input_are_rows_of_the_report(run, tiny_folder, data, tmp_path):
     asked = ["eval", "--device", "cpu", "--model", tiny_folder, "--data-root", data, "--output", tmp_path / "out"]
     asked += ["--max-new-tokens", 2, "--compression", "dense", "keep_one", "--ratio", 0.25]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from naive_ipcv import METHOD, PROMPTS, TOWERS, clip, config, features, given, naive, run
 from prompts import GREEDY, logits
-from support import FAMILIES, Prompt, random_model
+from support import QUICK_FAMILIES, Prompt, random_model
 from tolerances import assert_equal, assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress, restore
@@ -20,7 +20,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=QUICK_FAMILIES)
 def family(request):
     return request.param
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from prompts import GREEDY, logits
-from support import FAMILIES, random_model
+from support import QUICK_FAMILIES, random_model
 from test_packing import check_packed, text_labels
 from tiles import FUSED, MODELS, STEPS, TOWERS, config_of, inputs_of, kept_rows, painted, prompts_of
 from tolerances import assert_rounds_alike, divergence_error, exact, loss_near
@@ -12,7 +12,7 @@ from ppe_npu import compress
 from ppe_npu.models.loss import Distillation
 
 
-@pytest.fixture(params=[*FAMILIES, "qwen3_5"])
+@pytest.fixture(params=[*QUICK_FAMILIES, "qwen3_5"])
 def family(request):
     if request.param not in MODELS:
         pytest.skip("transformers keeps linear attention's states elsewhere")

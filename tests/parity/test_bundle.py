@@ -126,6 +126,7 @@ def failing(monkeypatch):
     return install
 
 
+@pytest.mark.slow
 def test_what_fails_is_a_row_and_the_rest_goes_on(recorded, failing):
     agreeing = [row for row in bundle.check(recorded, CPU) if row.op != "swiglu" and "keep_one" not in row.case]
     failing()

@@ -35,6 +35,7 @@ def stand_in(folder: Path) -> Path:
     return python
 
 
+@pytest.mark.slow
 def test_every_part_runs_although_one_fails_and_one_never_ends(tmp_path):
     code, summary = check(tmp_path, PYTHON=str(stand_in(tmp_path)), MINUTES="0.2")
     assert code == 1

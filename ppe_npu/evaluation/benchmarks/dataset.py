@@ -75,9 +75,9 @@ class Dataset(ABC):
     scored_as: str | None = None
     headline: str | None = None
     maximum, factor, decimals = 1.0, 100.0, 1
+    official: official.Rule | None = None  # of the protocol, from follow() on
 
     def __init__(self, data_root: str | Path) -> None:
-        self.official: official.Rule | None = None
         self.draws: int | None = None
         self.protocol: Protocol | None = None
         self.root = Path(data_root) / self.folder
