@@ -57,7 +57,7 @@ def sample(folder):
 # -- constant rates ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("far", [100, 1])
+@pytest.mark.parametrize("far", [100, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_every_container_gives_the_same_frames(sample, monkeypatch, name, far):
     """Of the whole, of late clips and at single times; with far = 1 wherever a seek can help there is one."""

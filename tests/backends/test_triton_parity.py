@@ -19,7 +19,7 @@ OPS = {"rotary", "dpc_knn", "group_mean"}
 LARGE = {"fp32": {"one large group"}, "bf16": {"more than a tile"}}  # seconds each; as large ones are tested elsewhere
 
 
-@pytest.mark.parametrize(("dtype", "ops"), [("fp32", OPS), ("bf16", {"dpc_knn"})])
+@pytest.mark.parametrize(("dtype", "ops"), [("fp32", OPS), pytest.param("bf16", {"dpc_knn"}, marks=pytest.mark.slow)])
 def test_all_parity_cases_hold(made_for_cuda, monkeypatch, dtype, ops):
     entries = made_for_cuda("triton")
     assert {entry.op for entry in entries} == OPS

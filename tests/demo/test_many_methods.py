@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
 from command_line import refused
 
 from ppe_npu.demo import methods, methods_page, pipeline, recipe
 from ppe_npu.methods.listing import published
 
 
+@pytest.mark.slow
 def test_named_methods_are_asked_and_tuned_and_put_into_a_table(small, tmp_path, monkeypatch):
     """One that looks into the vision tower, with a field, at one share."""
     monkeypatch.setattr(methods, "RATIOS", (0.25,))

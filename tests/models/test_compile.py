@@ -123,7 +123,7 @@ def test_a_whole_model_is_compiled_for_prompts_of_several_lengths(model):
 
 @pytest.mark.parametrize(
     ("config", "fixed"),
-    [(PPE, False), *(pytest.param(*both, marks=SLOW) for both in ((PPE, True), (CASCADE, False), (CASCADE, True)))],
+    [pytest.param(config, fixed, marks=SLOW) for config in (PPE, CASCADE) for fixed in (False, True)],
     ids=["ppe", "ppe, static cache", "cascade", "cascade, static cache"],
 )
 @torch.no_grad()

@@ -82,7 +82,7 @@ def test_targets_are_all_linear_layers_of_the_parts_and_of_no_other(family):
         assert sorted(wrapped.targeted_module_names) == sorted(target_modules(random_model(family=family), asked))
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_of_an_adapter_learns_and_changes_the_output(family, kind):
     """Through the fused modules, the compression and gradient checkpointing."""
