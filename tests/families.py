@@ -10,10 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 import transformers
+from packaging.version import Version
 from support import IMAGE_ID, PAD_ID, START_ID, VIDEO_ID, VOCAB, Prompt, batch, slow_to_forget
 
+from ppe_npu.models.known import SINCE
+
+supported = pytest.mark.skipif(
+    Version(transformers.__version__) < Version(SINCE), reason=f"transformers before {SINCE}, which compress() refuses"
+)
 SIDE, PATCH = 16, 4  # pixels of a tile and of a patch: 4 x 4 patches
 _CLIP = {
     "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,

@@ -12,6 +12,7 @@ from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import HALVES, NEIGHBOURS, contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
+from ppe_npu.models.known import check_release
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class GridFamily:
         return vision_language.decoder_layers(config)
 
     def install(self, model, compression: Compression) -> None:
+        check_release(type(model).__name__)
         vision_language.install(model, compression, staged=self.staged)
 
     def uninstall(self, model) -> None:

@@ -40,6 +40,21 @@ REFUSED = {
 ROPE_TYPES = ("default", "linear", "yarn", "llama3")  # whose frequencies do not change with the length
 
 
+SINCE = "5.22"  # the first release of transformers with which the families beside Qwen's were tried
+
+
+def check_release(subject: str) -> None:
+    """Raise InputError where transformers is older than what a family, or a model of ours, was tried with."""
+    import transformers
+    from packaging.version import Version
+
+    if Version(transformers.__version__) < Version(SINCE):
+        raise InputError(
+            f"{subject} is supported from transformers {SINCE} on, and this is {transformers.__version__}: "
+            f"pip install 'transformers>={SINCE}'"
+        )
+
+
 def check_decoder(text, staged: bool, channels: int) -> None:
     """Refuse a decoder whose settings the seam does not know.
 

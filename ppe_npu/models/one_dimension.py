@@ -29,7 +29,7 @@ from ppe_npu.models import generation, vision_language
 from ppe_npu.models.arguments import IDLE, PIXELS, ids_of_embeds
 from ppe_npu.models.caches import state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
-from ppe_npu.models.known import DECODERS
+from ppe_npu.models.known import DECODERS, check_release
 from ppe_npu.models.one_dimension_families import FAMILIES, Asked, Family
 from ppe_npu.models.seam import override, own_submodules
 from ppe_npu.models.vision_language import decoder_layers
@@ -75,6 +75,7 @@ def channels(config) -> tuple[int, ...]:
 
 
 def install(model, compression: Compression) -> None:
+    check_release(type(model).__name__)
     inner = model.model
     if "language_model" not in inner._modules:
         vars(inner)["language_model"] = inner.text_model  # a second name, which no state dict and no hook sees

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import document_families
 import pytest
 import torch
-from families import EVERY, GRIDS, TINY, prompts, together
+from families import EVERY, GRIDS, TINY, prompts, supported, together
 from prompts import GREEDY, logits
 from support import IMAGE_ID
 from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
@@ -25,6 +25,8 @@ from ppe_npu.models import _family as family_of
 from ppe_npu.models import supported_classes
 from ppe_npu.models.fused import fuse
 from ppe_npu.models.one_dimension_families import FAMILIES
+
+pytestmark = supported
 
 PPE = CompressionConfig.preset("ppe", k=4)
 BOTH = CompressionConfig.preset("ppe", k=2, layers=[0, 2], before_llm=True, ratio=0.6)

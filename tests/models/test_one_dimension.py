@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from families import TEXTS, TINY, prompts, together
+from families import TEXTS, TINY, prompts, supported, together
 from prompts import GREEDY, logits
 from support import IMAGE_ID
 from tolerances import assert_equal, assert_near
@@ -12,6 +12,8 @@ from tolerances import assert_equal, assert_near
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
 from ppe_npu.models.one_dimension_families import FAMILIES
+
+pytestmark = supported
 
 PPE = CompressionConfig.preset("ppe", k=4)
 CASCADE = CompressionConfig.preset("ppe", k=4, layers=[1, 2])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from families import EVERY, together
+from families import EVERY, supported, together
 from prompts import GREEDY, logits
 from support import IMAGE_ID, VIDEO_ID
 from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
@@ -13,6 +13,8 @@ from ppe_npu import CompressionConfig, compress
 from ppe_npu.errors import InputError
 from ppe_npu.models.pvc import PVCConfig, add_pvc, load_pvc, shown_repeatedly
 from ppe_npu.models.pvc.modules import Frames, TemporalAttention, TimeEmbedding, Timing
+
+pytestmark = supported
 
 NAMES = ("internvl", "qwen2_5_vl")
 SMALL = PVCConfig(blocks=2, time_width=16)

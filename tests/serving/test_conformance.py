@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+import transformers
+from packaging.version import Version
 
 from ppe_npu.serving.conformance import FAMILIES, IMAGE_ID, VIDEO_ID, Answer, Case, Item, load, to_plain
 from ppe_npu.serving.conformance.__main__ import difference, main
@@ -92,6 +94,7 @@ def test_each_wrong_rule_is_found(rule):
     assert sum(wrong(case) for case in together) >= 3
 
 
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5.3"), reason="before 5.3 numbers are others")
 def test_transformers_is_asked_by_its_own_code():
     """Images are numbered alike by every release; videos hang on the release (docs/positions.md)."""
     images = [case for case in load() if {item.kind for item in case.items} == {"image"}]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError
+from ppe_npu.models.known import check_release
 from ppe_npu.models.pvc.config import PVCConfig
 from ppe_npu.utils.reading import UnreadableError, read_json
 
@@ -25,6 +26,7 @@ def add_pvc(model, config: PVCConfig | None = None):
     Raises:
         InputError: another class, a compressed model, or settings that do not fit the vision tower.
     """
+    check_release("PVC")
     pvc, module = config or PVCConfig(), _module(model.config.model_type)
     if type(model).__name__.startswith("PVC"):
         raise InputError(f"{type(model).__name__} has PVC's modules already")
