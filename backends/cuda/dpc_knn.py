@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ppe_npu.backends import device
+from ppe_npu.backends.common import frame_lengths
 
 from . import tiles
 from .assign import assign
@@ -52,10 +53,7 @@ def dpc_knn(
     """See `ppe_npu.backends.dpc_knn`."""
     frames, count, channels = tokens.shape
     tiling = tiles.plan(frames, count, channels, tokens.dtype)
-    if valid is None:
-        lengths = torch.full((frames,), count, dtype=torch.int32, device=tokens.device)
-    else:
-        lengths = valid.sum(1, dtype=torch.int32)
+    lengths = frame_lengths(tokens, valid)
     budgets, num_neighbors = budgets.contiguous(), num_neighbors.contiguous()
     centers = torch.empty(frames, max_groups, dtype=torch.int64, device=tokens.device)
     labels = torch.empty(frames, count, dtype=torch.int64, device=tokens.device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppe_npu.backends import device
+from ppe_npu.backends.common import frame_lengths
 
 from . import tiles
 from .assign import assign
@@ -51,12 +52,9 @@ def dpc_knn(
     tokens: Tensor, valid: Tensor | None, budgets: Tensor, max_groups: int, num_neighbors: Tensor, strict: bool = False
 ) -> tuple[Tensor, Tensor]:
     """See `ppe_npu.backends.dpc_knn`."""
-    frames, count, _ = tokens.shape
+    frames = len(tokens)
     tiling = tiles.plan(chip(tokens.device), *tokens.shape)
-    if valid is None:
-        lengths = torch.full((frames,), count, dtype=torch.int32, device=tokens.device)
-    else:
-        lengths = valid.sum(1, dtype=torch.int32)
+    lengths = frame_lengths(tokens, valid)
     budgets, num_neighbors = budgets.to(torch.int32), num_neighbors.to(torch.int32)
     parts = []
     with device.current(tokens.device):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import benchmark_files
 import pytest
 from prediction_rows import rows_of
-
-from ppe_npu.evaluation import benchmarks
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -104,19 +101,6 @@ SCORES = [
     ("seedbench_image", 0, "A", 1), ("seedbench_image", 0, " a. One", 1), ("seedbench_image", 0, "Absent", 1),
     ("seedbench_image", 0, "(A)", 0), ("seedbench_image", 0, "", 0),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory):
-    """load(name) -> the benchmark over its tiny data, each made once."""
-    root, loaded = tmp_path_factory.mktemp("data"), {}
-
-    def get(name):
-        if name not in loaded:
-            loaded[name] = benchmarks.load(name, benchmark_files.write_all(root, name))
-        return loaded[name]
-
-    return get
 
 
 @pytest.mark.parametrize("name", FIRST)

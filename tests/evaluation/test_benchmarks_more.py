@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import benchmark_files
 import pytest
 from tolerances import near
 
-from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.metrics import boxes
 
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -68,19 +66,6 @@ SCORES = [
     ("screenspot_v2", 0, "(300, 280)", 0), ("screenspot_v2", 0, "", 0), ("screenspot_v2", 0, "0 0 1000 1000", 0),
     ("screenspot_pro", 0, "(140, 280)", 1),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory):
-    """load(name) -> the benchmark over its tiny data, each made once."""
-    root, loaded = tmp_path_factory.mktemp("data"), {}
-
-    def get(name):
-        if name not in loaded:
-            loaded[name] = benchmarks.load(name, benchmark_files.write_all(root, name))
-        return loaded[name]
-
-    return get
 
 
 @pytest.mark.parametrize("name", FIRST)

@@ -30,10 +30,17 @@ def settings(folder: str, data: Path, output: Path) -> dict:
     }  # fmt: skip
 
 
+def trained(values: dict):
+    def work():
+        torch.set_num_threads(1)
+        train(TrainConfig(**values), announce=False)
+
+    return work
+
+
 def _child(values: dict) -> None:
-    torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the bar of every try
-    train(TrainConfig(**values), announce=False)
+    trained(values)()
     os._exit(0)
 
 
@@ -85,14 +92,6 @@ def test_a_run_killed_often_is_the_run_that_was_not(tiny_folder, tmp_path, seed)
 # -- at every single change of the disk -------------------------------------------------------------------------------
 
 SHORT = {"max_steps": 3, "save_total_limit": 1}
-
-
-def trained(values: dict):
-    def work():
-        torch.set_num_threads(1)
-        train(TrainConfig(**values), announce=False)
-
-    return work
 
 
 def ended(output: Path) -> tuple[set, list, dict]:

@@ -1,0 +1,19 @@
+"""Benchmarks over their tiny data."""
+
+import benchmark_files
+import pytest
+
+from ppe_npu.evaluation import benchmarks
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    """load(name) -> the benchmark over its tiny data, each made once."""
+    root, loaded = tmp_path_factory.mktemp("data"), {}
+
+    def get(name):
+        if name not in loaded:
+            loaded[name] = benchmarks.load(name, benchmark_files.write_all(root, name))
+        return loaded[name]
+
+    return get
