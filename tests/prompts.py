@@ -4,7 +4,7 @@ import inspect
 
 import torch
 from support import IMAGE_ID, VIDEO_ID, Prompt, batch
-from tolerances import assert_near, slope_error
+from tolerances import assert_near, assert_rounds_alike, exact, slope_error
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ppe_npu import CompressionConfig
@@ -54,6 +54,37 @@ def kept_logits(model, *prompts, side="left", pad_to=0):
     for span in model.compression.report.spans:
         lengths[span.sample] -= span.before - span.after
     return [row[len(row) - n :] if side == "left" else row[:n] for row, n in zip(rows, lengths)]
+
+
+def check_cache(model, inputs, new_tokens=4):
+    """Decoding with the cache gives the ids of decoding without, and the logits up to rounding; the run with it."""
+    settings = {"max_new_tokens": new_tokens, **GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    cached, plain = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
+    true = exact(model, lambda: model.generate(**inputs, **settings, use_cache=False))
+    assert torch.equal(cached.sequences, plain.sequences)
+    assert_rounds_alike(cached.logits, plain.logits, true.logits)
+    return cached
+
+
+def check_alone(model, fused, prompts, rows, pad_to):
+    """A prompt's logits hang on nothing but the prompt: not on padding, mates, their order, or fused operators.
+
+    Args:
+        rows: kept_logits, or what is like it. pad_to: longer than the longest prompt.
+
+    Returns:
+        The logits of each prompt alone.
+    """
+
+    def alone():
+        return [rows(model, prompt)[0] for prompt in prompts]
+
+    expected, true = alone(), exact(model, alone)
+    for other in (model, fused):
+        for side in ("left", "right"):
+            assert_rounds_alike(rows(other, *prompts, side=side, pad_to=pad_to), expected, true)
+    assert_rounds_alike(rows(model, *prompts[::-1])[::-1], expected, true)
+    return expected
 
 
 def with_types(inputs):

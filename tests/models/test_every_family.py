@@ -10,7 +10,7 @@ import document_families
 import pytest
 import torch
 from families import EVERY, GRIDS, TINY, prompts, supported, together
-from prompts import GREEDY, logits
+from prompts import GREEDY, check_cache, logits
 from support import IMAGE_ID
 from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
 
@@ -117,13 +117,8 @@ def test_padding_and_batch_mates_change_nothing(name, model, config):
 
 @pytest.mark.parametrize(("name", "config"), cases())
 def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(name, model, config):
-    inputs, settings = together(prompts(EVERY[name], model)), {"max_new_tokens": 4, **GREEDY}
-    compress(model, config)
-    settings |= {"return_dict_in_generate": True, "output_logits": True}
-    cached, plain = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
-    true = exact(model, lambda: model.generate(**inputs, **settings, use_cache=False))
-    assert torch.equal(cached.sequences, plain.sequences)
-    assert_rounds_alike(cached.logits, plain.logits, true.logits)
+    inputs = together(prompts(EVERY[name], model))
+    check_cache(compress(model, config), inputs)
 
 
 @pytest.mark.parametrize("name", EVERY)

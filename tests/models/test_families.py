@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from prompts import GREEDY, kept_logits, logits, with_types
+from prompts import GREEDY, check_cache, kept_logits, logits, with_types
 from support import FAMILIES, IMAGE_ID, Prompt, batch, random_model
 from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
 
@@ -88,12 +88,7 @@ def test_padding_and_batch_mates_change_nothing(model, prompts, config):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(model, family, prompts, config):
     compress(model, config)
-    inputs, settings = batch_for(family, *prompts), {"max_new_tokens": 4, **GREEDY}
-    settings |= {"return_dict_in_generate": True, "output_logits": True}
-    cached, plain = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
-    true = exact(model, lambda: model.generate(**inputs, **settings, use_cache=False))
-    assert torch.equal(cached.sequences, plain.sequences)
-    assert_rounds_alike(cached.logits, plain.logits, true.logits)
+    check_cache(model, batch_for(family, *prompts))
 
 
 @pytest.mark.parametrize("config", [PPE, BOTH], ids=["ppe", "both"])

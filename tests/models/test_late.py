@@ -3,7 +3,7 @@
 import pytest
 import torch
 import toys
-from prompts import GREEDY, PRESETS, kept_logits, logits
+from prompts import GREEDY, PRESETS, check_alone, check_cache, kept_logits, logits
 from support import FAMILIES, Prompt, batch, random_model
 from test_packing import check_packed
 from test_steps import given_to_the_decoder, traced
@@ -52,16 +52,8 @@ def family(request):
 @pytest.mark.parametrize("name", STEPS)
 def test_a_prompts_result_depends_on_the_prompt_alone(family, name):
     config, prompts = config_of(name), prompts_of(family)
-    model = compress(MODELS[family], config)
-
-    def alone():
-        return [kept_logits(model, prompt)[0] for prompt in prompts]
-
-    expected, true = alone(), exact(model, alone)
-    for other in (model, compress(FUSED[family], config)):
-        for side in ("left", "right"):
-            assert_rounds_alike(kept_logits(other, *prompts, side=side, pad_to=60), expected, true)
-    assert_rounds_alike(kept_logits(model, *prompts[::-1])[::-1], expected, true)
+    model, fused = compress(MODELS[family], config), compress(FUSED[family], config)
+    check_alone(model, fused, prompts, kept_logits, pad_to=60)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -76,12 +68,7 @@ def test_a_packed_batch_is_its_samples(family, name):
 @pytest.mark.parametrize("name", ["late", "late, then exact", "video, then frames"])
 def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(family, name, positions):
     model = compress(MODELS[family], config_of(name, positions))
-    inputs = inputs_of(family, *prompts_of(family))
-    settings = {"max_new_tokens": 4, **GREEDY, "return_dict_in_generate": True, "output_logits": True}
-    cached, plain = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
-    true = exact(model, lambda: model.generate(**inputs, **settings, use_cache=False))
-    assert torch.equal(cached.sequences, plain.sequences)
-    assert_rounds_alike(cached.logits, plain.logits, true.logits)
+    cached = check_cache(model, inputs_of(family, *prompts_of(family)))
     report = model.compression.report
     lengths = [len(prompt.ids) for prompt in prompts_of(family)]
     for layer, cache in enumerate(cached.past_key_values.layers):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from prompts import GREEDY, logits
+from prompts import GREEDY, check_alone, check_cache, logits
 from support import QUICK_FAMILIES, random_model
 from test_packing import check_packed, text_labels
 from tiles import FUSED, MODELS, STEPS, TOWERS, config_of, inputs_of, kept_rows, painted, prompts_of
@@ -27,17 +27,9 @@ def some(request):
 @pytest.mark.parametrize("name", STEPS)
 def test_a_prompts_result_depends_on_the_prompt_alone(family, name):
     config, prompts = config_of(name), prompts_of(family)
-    model = compress(MODELS[family], config)
-
-    def alone():
-        return [kept_rows(model, prompt)[0] for prompt in prompts]
-
-    expected, true = alone(), exact(model, alone)
+    model, fused = compress(MODELS[family], config), compress(FUSED[family], config)
+    expected = check_alone(model, fused, prompts, kept_rows, pad_to=70)
     assert len(expected[0]) < len(prompts[0].ids)
-    for other in (model, compress(FUSED[family], config)):
-        for side in ("left", "right"):
-            assert_rounds_alike(kept_rows(other, *prompts, side=side, pad_to=70), expected, true)
-    assert_rounds_alike(kept_rows(model, *prompts[::-1])[::-1], expected, true)
 
 
 @pytest.mark.parametrize("name", ["alone", "then clusters"])
@@ -49,12 +41,7 @@ def test_a_packed_batch_is_its_samples(some, name):
 @pytest.mark.parametrize("name", ["alone", "then clusters"])
 def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(some, name, positions):
     model = compress(MODELS[some], config_of(name, positions))
-    inputs = inputs_of(some, *prompts_of(some))
-    settings = {"max_new_tokens": 4, **GREEDY, "return_dict_in_generate": True, "output_logits": True}
-    cached, plain = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
-    true = exact(model, lambda: model.generate(**inputs, **settings, use_cache=False))
-    assert torch.equal(cached.sequences, plain.sequences)
-    assert_rounds_alike(cached.logits, plain.logits, true.logits)
+    check_cache(model, inputs_of(some, *prompts_of(some)))
 
 
 def test_a_second_turn_with_another_picture(some):

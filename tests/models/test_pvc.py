@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from families import EVERY, supported, together
-from prompts import GREEDY, logits
+from prompts import GREEDY, check_cache, logits
 from support import IMAGE_ID, VIDEO_ID
 from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
 
@@ -200,11 +200,7 @@ def test_compressed_its_frames_keep_their_times(name, model):
     compress(model, CompressionConfig.preset("ppe", k=4, ratio=1.0))
     assert_rounds_alike(logits(model, inputs)[real], expected, true)
     compress(model, PPE)
-    settings = {"max_new_tokens": 3, **GREEDY, "return_dict_in_generate": True, "output_logits": True}
-    cached, plain = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
-    true = exact(model, lambda: model.generate(**inputs, **settings, use_cache=False))
-    assert torch.equal(cached.sequences, plain.sequences)
-    assert_rounds_alike(cached.logits, plain.logits, true.logits)
+    check_cache(model, inputs, new_tokens=3)
     logits(model, inputs)
     assert model.compression.report.tokens_after < model.compression.report.tokens_before
     if name == "internvl":  # frames of the first picture: 3 showings of 3 tiles
