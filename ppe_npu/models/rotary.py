@@ -38,7 +38,7 @@ class RowRotaryEmbedding(torch.nn.Module):
         self.channels = channels
         self.pairs = pairs
         self.axes: int | None = None
-        # What is stated wrongly is wrong every time; once in some hundred processes the first tables were apart.
+        # What is stated wrongly is wrong every time; in one process, once, the tables were apart (docs/log.md).
         if not any(self._agrees() for _ in range(_TRIES)):
             raise InputError(
                 f"{type(original).__name__} gives another table than this model's family states (channels of the axes "
