@@ -182,6 +182,8 @@ def test_a_base_is_loaded_with_new_modules_that_change_nothing(name, model, tmp_
     new = {key: weight for key, weight in loaded.named_parameters() if "temporal.qkv.weight" in key}
     assert len(new) == 2
     assert all(weight.std() > 0 for weight in new.values())
+    trained(loaded).save_pretrained(tmp_path / "trained")
+    assert_equal(logits(load_pvc(tmp_path / "trained").eval(), inputs), logits(loaded, inputs))
 
 
 def test_the_released_checkpoint_is_refused_with_what_is_known(tmp_path):
