@@ -70,6 +70,10 @@ OURS = {
     "refcocog": "grounding:RefCOCOg",
     "screenspot_v2": "grounding:ScreenSpotV2",
     "screenspot_pro": "grounding:ScreenSpotPro",
+    "mathvista": "mathvista:MathVista",
+    "charxiv_reasoning": "charxiv:CharXivReasoning",
+    "mmlongbench_doc": "mmlongbench:MMLongBenchDoc",
+    "mmlongbench_doc_evidence": "mmlongbench:MMLongBenchEvidence",
 }
 EMBEDDED = ("layout", "motion")  # whose data the demo draws
 CIRCULAR = {name: f"{name}_circular" for name in ("mmbench_en", "mmbench_cn")}
