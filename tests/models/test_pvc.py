@@ -212,6 +212,22 @@ def test_compressed_its_frames_keep_their_times(name, model):
         assert set(times[inputs["input_ids"][0] == VIDEO_ID].tolist()) >= {3, 5}
 
 
+def test_compressed_a_prompt_is_alone_what_it_is_in_a_batch(name, model):
+    tiny = EVERY[name]
+    samples = [tiny.sample(model, [2, "picture", 3, "picture", 2], 0), tiny.sample(model, [1, "picture", 4], 1)]
+    compress(trained(add_pvc(model, SMALL)), PPE)
+
+    def last(*which):
+        return logits(model, shown_repeatedly(model, together(which), 2))[:, -1]
+
+    def alone():
+        return torch.cat([last(sample) for sample in samples])
+
+    expected, true = alone(), exact(model, alone)
+    assert model.compression.report.tokens_after < model.compression.report.tokens_before
+    assert_rounds_alike(last(*samples), expected, true)
+
+
 def test_settings_that_do_not_fit_are_refused(name, model):
     with pytest.raises(InputError, match="blocks=9: the vision tower has 2"):
         add_pvc(model, PVCConfig(blocks=9))

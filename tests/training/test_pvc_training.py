@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import supported
-from tolerances import assert_equal
+from tolerances import assert_equal, assert_near
 
 from ppe_npu import CompressionConfig
 from ppe_npu.checkpoints.loading import load_model, load_processor
@@ -174,3 +174,34 @@ def test_frames_are_lines(internvl):
     processor = load_processor(internvl[0])
     text = processor.tokenizer.decode(frame_ids(processor, 2)).split()
     assert [word for word in text if "Frame" in word] == ["Frame1:", "Frame2:"]
+
+
+def test_on_qwen2_5_vl_pictures_become_videos_in_their_places(internvl):
+    """Pictures and videos in one batch: pixels, grids and seconds follow the prompts; lengths are foretold."""
+    from ppe_npu.data.inputs import process_visuals
+    from ppe_npu.demo import tiny
+
+    vocabulary = tiny.vocabulary_of(clips.WORDS)
+    processor = tiny.build_processor(vocabulary, clips.SIDE, temporal_patch_size=1)
+    model = tiny.build_model(0, vocabulary, temporal_patch_size=1, tokens_per_second=clips.RATE)
+    model = compress(add_pvc(model, PVCConfig(blocks=1, time_width=16, showings=3)), DENSE)
+    records = read_records(internvl[1])
+    sampling = VideoSampling(nframes=4)
+    batch = Collator(processor, model.compression.vision, sampling, shown_by=model.config)(records)
+    assert "pixel_values" not in batch
+    grids = batch["video_grid_thw"].tolist()
+    assert [grid[0] for grid in grids] == [4, 3] * 3
+    parts = batch["pixel_values_videos"].split(batch["video_grid_thw"].prod(-1).tolist())
+    for record, part in zip(records, parts):
+        visuals, _ = process_visuals(processor, record.images, record.videos, sampling)
+        own = visuals["pixel_values"].repeat(3, 1) if record.images else visuals["pixel_values_videos"]
+        assert_equal(part, own)
+    assert batch["second_per_grid_ts"].tolist()[1::2] == [1.0] * 3
+    counted = survey(records, processor, DENSE, sampling, showings=3)
+    assert counted.before.tolist() == batch["attention_mask"].sum(1).tolist()
+    inputs = {name: value for name, value in batch.items() if name not in ("sample_ids", "skipped")}
+    alone = Collator(processor, model.compression.vision, sampling, shown_by=model.config)(records[1:2])
+    alone = {name: value for name, value in alone.items() if name not in ("sample_ids", "skipped")}
+    with torch.no_grad():
+        together, single = model(**inputs).logits[1], model(**alone).logits[0]
+    assert_near(together[: len(single)], single, roundings=200, size=float(single.abs().max()))
