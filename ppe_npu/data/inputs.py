@@ -32,7 +32,7 @@ from ppe_npu.data.placeholders import (
     visual_ids,
 )
 from ppe_npu.data.sampling import DEFAULT_FPS, VideoSampling
-from ppe_npu.data.videos import Video, load_video, load_visual
+from ppe_npu.data.videos import Video, VideoFrame, load_video
 from ppe_npu.errors import InputError, first_line
 
 __all__ = [
@@ -195,7 +195,7 @@ def arranged(processor: Any, prompts: Sequence[Sequence[int]], visuals: dict[str
 def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tensor, ...]]:
     """Pictures -> per picture (pixels float32 [P, D], grid int64 [3], what its placeholder becomes int64 [n]);
     pictures of one size go through together."""
-    loaded = [load_visual(image) for image in images]
+    loaded = [image.load() if isinstance(image, VideoFrame) else load_image(image) for image in images]
     for source, image in zip(images, loaded):
         if max(image.size) > 200 * min(image.size):
             name = f"image {source}" if isinstance(source, (str, Path)) else "an image"

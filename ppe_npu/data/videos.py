@@ -108,11 +108,6 @@ class VideoFrame:
         return Image.fromarray(next(iter(frames)))
 
 
-def load_visual(image: Any) -> Image:
-    """A picture, or a frame of a video, as pictures.load_image gives it."""
-    return image.load() if isinstance(image, VideoFrame) else load_image(image)
-
-
 def load_video(
     path: str | Path, sampling: VideoSampling = _EVEN, multiple: int = 2, resizing: Resizing | None = None
 ) -> Video:
