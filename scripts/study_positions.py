@@ -32,7 +32,6 @@ from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.answers import ModelAnswers
 from ppe_npu.evaluation.results import score
 from ppe_npu.files import write_json, write_text
-from ppe_npu.methods import register
 from ppe_npu.methods.dpc_knn import DPCKNN
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.positions import rule_names
@@ -44,10 +43,11 @@ TUNED_SHARE = 0.25
 BATCH = 192
 
 
-@register("representatives_alone")
 @dataclass(frozen=True)
 class RepresentativesAlone(DPCKNN):
     """DPC-KNN whose groups have their representatives' features and not their means: what a pruning method leaves."""
+
+    name = "representatives_alone"  # not registered: no user can ask for it
 
     def group(self, view: View) -> Grouping:
         found = super().group(view)
@@ -63,6 +63,7 @@ class Row:
 
     name: str
     keys: dict
+    method: type[DPCKNN] = DPCKNN
 
     @property
     def slug(self) -> str:
@@ -71,9 +72,7 @@ class Row:
     def config(self, share: float) -> CompressionConfig:
         if self is DENSE:
             return CompressionConfig.preset("dense")
-        method = self.keys.get("method", "dpc_knn")
-        beside = {key: value for key, value in self.keys.items() if key != "method"}
-        return CompressionConfig.from_dict({"steps": [{"method": method, "ratio": share}], **beside})
+        return CompressionConfig(steps=[self.method(ratio=share)], **self.keys)
 
 
 DENSE = Row("dense", {})
@@ -85,7 +84,7 @@ def rows() -> list[Row]:
     counted = {"proportional_attention": True}
     return [
         Row("one position", {"positions": "keep_one"}),
-        Row("one position, its features alone", {"positions": "keep_one", "method": "representatives_alone"}),
+        Row("one position, its features alone", {"positions": "keep_one"}, RepresentativesAlone),
         *(Row(name, {**ppe, "members": name}) for name in rule_names()),
         Row("one position, sizes counted", {"positions": "keep_one", **counted}),
         Row("mean_rotation, sizes counted", {**ppe, "members": "mean_rotation", **counted}),

@@ -14,7 +14,7 @@ from ppe_npu.evaluation.tables import markdown
 PAGE_START = "<!-- measured: scripts/study_positions.py writes what follows -->\n"
 PAGE_END = "<!-- measured end -->\n"
 KINDS = ("shape", "row", "col", "barlen", "count")
-BEST_OF_BEFORE = "one position"
+REFERENCE = "one position"
 HEADS = {"free": "Training-free", "sft": "After fine-tuning", "distill": "After self-distillation"}
 Scores = np.ndarray  # [seeds, questions]
 
@@ -26,7 +26,7 @@ def measured(study: dict[str, Any]) -> str:
         own = [one for one in study["results"] if one["how"] == how]
         for share in sorted({one["share"] for one in own if one["row"] != "dense"}, reverse=True):
             parts += _share(study, own, share, how, head)
-    dense = _scores([one for one in study["results"] if one["row"] == "dense"])
+    dense = scores_of([one for one in study["results"] if one["row"] == "dense"])
     if len(dense):
         by_kind = ", ".join(f"{kind} {_short(dense[:, _of(study, kind)].mean())}" for kind in KINDS)
         parts.insert(0, f"The dense models: {by_kind}.")
@@ -42,8 +42,8 @@ def _share(study: dict[str, Any], own: Sequence[dict], share: float, how: str, h
     for one in own:
         if one["share"] == share and one["row"] != "dense":
             found.setdefault(one["row"], []).append(one)
-    scores = {name: _scores(runs) for name, runs in found.items()}
-    against = BEST_OF_BEFORE if BEST_OF_BEFORE in scores else next(iter(scores))
+    scores = {name: scores_of(runs) for name, runs in found.items()}
+    against = REFERENCE if REFERENCE in scores else next(iter(scores))
     lines = [
         [name, *(_cell(study, values, scores[against], kind, name == against) for kind in KINDS)]
         for name, values in scores.items()
@@ -53,7 +53,7 @@ def _share(study: dict[str, Any], own: Sequence[dict], share: float, how: str, h
     return [title, markdown(["positions", *KINDS], lines), _says(study, scores, against, share, head)]
 
 
-def _scores(runs: Sequence[dict]) -> Scores:
+def scores_of(runs: Sequence[dict]) -> Scores:
     return np.array([one["scores"] for one in sorted(runs, key=lambda one: one["seed"])])
 
 
