@@ -38,7 +38,7 @@ from ppe_npu.methods.positions import rule_names
 from ppe_npu.methods.view import View
 from ppe_npu.models import compress
 
-SHARES = (0.5, 0.25, 0.1)
+SHARES = (0.25, 0.5, 0.1)  # in the order in which they are asked
 TUNED_SHARE = 0.25
 BATCH = 192
 
@@ -161,10 +161,12 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     pipeline._make_data(output / "data")
     pipeline.set_up_process(1)
     questions, found = Questions(output / "data", args.images), []
-    every = [(DENSE, 1.0), *((row, share) for share in SHARES for row in rows())]
-    for seed in range(args.seeds):
-        weights = base(output, seed, args.base_steps)
-        found += [{**one, "seed": seed} for one in ask_all(output / f"seed{seed}", weights, questions, every, "free")]
+    weights = [base(output, seed, args.base_steps) for seed in range(args.seeds)]
+    for share in args.shares:
+        asked = [*([(DENSE, 1.0)] if share == args.shares[0] else []), *((row, share) for row in rows())]
+        for seed, own in enumerate(weights):
+            answered = ask_all(output / f"seed{seed}", own, questions, asked, "free")
+            found += [{**one, "seed": seed} for one in answered]
     named = {row.name: row for row in rows()}
     for how, names, steps, distill in (
         ("sft", args.tune, args.tune_steps, 0.0),
@@ -172,9 +174,9 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     ):
         for seed in range(args.tune_seeds):
             for name in names:
-                weights, asked = tuned(output, seed, named[name], steps, distill), [(named[name], TUNED_SHARE)]
-                own = ask_all(output / f"seed{seed}", weights, questions, asked, how)
-                found += [{**one, "seed": seed} for one in own]
+                own, asked = tuned(output, seed, named[name], steps, distill), [(named[name], TUNED_SHARE)]
+                answered = ask_all(output / f"seed{seed}", own, questions, asked, how)
+                found += [{**one, "seed": seed} for one in answered]
     types = [sample["type"] for sample in questions.samples]
     pictures = [sample["image_path"] for sample in questions.samples]
     facts = {name: getattr(args, name) for name in ("images", "base_steps", "tune_steps", "distill_steps")}
@@ -185,7 +187,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/positions")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=64, help="test pictures that are asked about, 12 questions each")
+    parser.add_argument("--images", type=int, default=24, help="test pictures that are asked about, 12 questions each")
+    parser.add_argument("--shares", type=float, nargs="*", default=SHARES, help="of the tokens that are kept")
     parser.add_argument("--base-steps", type=int, default=900, help="of the dense models (make demo takes 2,600)")
     parser.add_argument("--tune", nargs="*", default=[], help="rows that are fine-tuned at 25 %%")
     parser.add_argument("--distill", nargs="*", default=[], help="rows that the dense model teaches at 25 %%")
