@@ -88,7 +88,8 @@ def install(model, compression: Compression, staged: bool = False) -> None:
     check_decoder(text, staged, len(compression.channels))
     if compression.config.proportional_attention:
         check_key_bias(text)
-    rotary = RowRotaryEmbedding(text.rotary_emb, compression.channels, compression.pairs)
+    table = compression.config.rule.table
+    rotary = RowRotaryEmbedding(text.rotary_emb, compression.channels, compression.pairs, table)
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
     if hasattr(model.model, "rope_deltas"):
