@@ -114,8 +114,9 @@ def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
         input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **kwargs)
         return input_ids, others | own
     embedded = kwargs.get("inputs_embeds") is not None and (input_ids is None or input_ids.shape[1] == 0)
-    ids = ids_of_embeds(self.model, kwargs["inputs_embeds"]) if embedded else input_ids
-    visual = repeat_visual_inputs(kwargs, ids, expand_size, self.compression.vision)
+    ids = ids_of_embeds(self.model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if embedded else input_ids
+    hidden = self.compression.config.keeps_all
+    visual = repeat_visual_inputs(kwargs, ids, expand_size, self.compression.vision, hidden)
     others = {name: value for name, value in kwargs.items() if name not in visual}
     input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
     return input_ids, others | visual | own
@@ -166,7 +167,9 @@ def _init_continuous_batching(self, **kwargs):
     )
 
 
-def repeat_visual_inputs(inputs: dict, input_ids: torch.Tensor, times: int, vision: VisionTokens) -> dict:
+def repeat_visual_inputs(
+    inputs: dict, input_ids: torch.Tensor, times: int, vision: VisionTokens, hidden: bool = False
+) -> dict:
     """The visual inputs of a batch in which every sample stands `times` times in a row.
 
     Patches and grids have no batch dimension: a sample's are all that its spans use, and are repeated together.
@@ -174,15 +177,15 @@ def repeat_visual_inputs(inputs: dict, input_ids: torch.Tensor, times: int, visi
     Args:
         inputs: model inputs; read are pixel_values[_videos] [patches, C], *_grid_thw [n, 3], second_per_grid_ts [n].
         input_ids: [B, S], not repeated yet.
+        hidden: as find_spans() takes it.
     """
     given = {name: inputs[name] for name in _VISUAL if inputs.get(name) is not None}
     grids = {
         kind: given[f"{kind}_grid_thw"].tolist() if f"{kind}_grid_thw" in given else None for kind in (IMAGE, VIDEO)
     }
     mask = inputs.get("attention_mask")
-    layout = find_spans(
-        input_ids.cpu().numpy(), None if mask is None else mask.cpu().numpy(), grids[IMAGE], grids[VIDEO], None, vision
-    )
+    real = None if mask is None else mask.cpu().numpy()
+    layout = find_spans(input_ids.cpu().numpy(), real, grids[IMAGE], grids[VIDEO], None, vision, hidden=hidden)
     out: dict[str, torch.Tensor] = {}
     for kind in (IMAGE, VIDEO):
         owners = {span.source: span.sample for span in layout.spans if span.modality == kind}
