@@ -31,13 +31,13 @@ NAMES = (FRAMEWISE, "PVC")
 class MotionRecipe:
     """Of both models; the field names are TrainConfig's. All parts learn, from random weights."""
 
-    max_steps: int = 220
-    batch_size: int = 32
+    max_steps: int = 350
+    batch_size: int = 16
     learning_rate: float = 2e-3
     warmup_steps: int = 40
     schedule: str = "cosine"
     betas: tuple[float, float] = (0.9, 0.98)
-    logging_steps: int = 50
+    logging_steps: int = 100
 
 
 RECIPE = MotionRecipe()
