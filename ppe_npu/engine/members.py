@@ -54,7 +54,7 @@ class Entries:
     """The entries of F frames of N tokens, H each.
 
     Args:
-        labels: [F, H * N] int64, group of each entry, -1 for none.
+        labels: [F, H * N] int64, group of each entry; `groups` for none, which so comes last.
         held: [F, H * N] int64, the original token that it stands for; rising with the raster order.
         groups: how many groups there may be.
         width: H.
@@ -67,7 +67,8 @@ class Entries:
 
     @classmethod
     def of(cls, labels: torch.Tensor, held: torch.Tensor | None, groups: int) -> Entries:
-        """From labels [F, N] and held [F, N, H], or None where each token stands for itself."""
+        """From labels [F, N], -1 for no group, and held [F, N, H], or None where each token stands for itself."""
+        labels = torch.where(labels < 0, groups, labels)
         if held is None:
             return cls(labels, torch.arange(labels.shape[1], device=labels.device).expand_as(labels), groups, 1)
         width = held.shape[-1]
@@ -85,7 +86,7 @@ class Entries:
             # All that merged tokens hold counts, repeated or not: the last k of it are those of the last member.
             size = self._sizes(self.labels)
             return self._listed(self.labels, size - 1 - pick % size.clamp_min(1), self._by_token())
-        labels = self._distinct()
+        labels = self.labels if self.width == 1 else self._distinct()
         size = self._sizes(labels)
         used = size.clamp(1, k)
         cyclic = pick % used
@@ -93,53 +94,44 @@ class Entries:
             # The round(i * (s - 1) / (n - 1))-th of s, for i = n - 1 .. 0, in whole numbers.
             step = (used - 1).clamp_min(1)
             place = (2 * (used - 1 - cyclic) * (size - 1) + step) // (2 * step)
-            return self._listed(labels, torch.where(used > 1, place, size - 1), self._by_raster())
-        assert distance is not None, "the rules of nearness are given distances"
-        by_nearness = self._by_turns(distance)
-        if rule == "nearest_first":
-            return self._listed(labels, cyclic, by_nearness)
-        # Only the k nearest of each group stay, and are listed in raster order.
-        near = torch.where(self._ranks(labels, by_nearness) < k, labels, -1)
-        return self._listed(near, used - 1 - cyclic, self._by_raster())
-
-    # -- orders: [F, H * N] permutations of the entries ---------------------------------------------------------------
+            place = torch.where(used > 1, place, size - 1)
+        else:
+            assert distance is not None, "the rules of nearness are given distances"
+            # First what every token lists first, the nearest token's before; then what it lists second; and so on.
+            tokens = distance.sort(dim=1, stable=True).indices
+            by_turns = torch.cat([tokens + turn * distance.shape[1] for turn in range(self.width)], dim=1)
+            if rule == "nearest_first":
+                return self._listed(labels, cyclic, by_turns)
+            # Only the k nearest of each group stay, and are listed in raster order.
+            labels = torch.where(self._ranks(labels, by_turns) < k, labels, self.groups)
+            place = used - 1 - cyclic
+        return self._listed(labels, place, self.held.sort(dim=1, stable=True).indices)
 
     def _by_token(self) -> torch.Tensor:
-        """Tokens in their order; of each, what it lists last comes first, because a list starts with the last."""
+        """[F, H * N] entries by token; of each, what it lists last comes first, because a list starts with the last."""
         entries, tokens = self.labels.shape[1], self.labels.shape[1] // self.width
         order = torch.arange(entries, device=self.labels.device).view(self.width, tokens).flip(0).T
         return order.flatten().expand_as(self.labels)
 
-    def _by_raster(self) -> torch.Tensor:
-        return self.held.sort(dim=1, stable=True).indices
-
-    def _by_turns(self, distance: torch.Tensor) -> torch.Tensor:
-        """First what every token lists first, the nearest token's before; then what it lists second; and so on."""
-        tokens = distance.sort(dim=1, stable=True).indices
-        return torch.cat([tokens + turn * distance.shape[1] for turn in range(self.width)], dim=1)
-
-    # -- groups of entries --------------------------------------------------------------------------------------------
-
     def _distinct(self) -> torch.Tensor:
         """Labels without the entries that repeat what their token lists before."""
-        if self.width == 1:
-            return self.labels
         held = self.held.unflatten(1, (self.width, -1))
         earlier = torch.ones(self.width, self.width, dtype=torch.bool, device=held.device).tril(-1)
         repeated = ((held[:, :, None] == held[:, None]) & earlier[:, :, None]).any(2).flatten(1)
-        return torch.where(repeated, -1, self.labels)
+        return torch.where(repeated, self.groups, self.labels)
 
     def _listed(self, labels: torch.Tensor, place: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """The original token of the place-th entry of every group, among the entries with a label, in that order."""
-        by_group = order.gather(1, self._last_without_label(labels).gather(1, order).sort(dim=1, stable=True).indices)
-        index = (self._offsets(labels)[:, :-1, None] + place).clamp(0, labels.shape[1] - 1)
+        """The original token of the place-th entry of every group, in an order [F, H * N] of all entries."""
+        by_group = order.gather(1, labels.gather(1, order).sort(dim=1, stable=True).indices)
+        size = self._sizes(labels)
+        index = (size.cumsum(1) - size + place).clamp(0, labels.shape[1] - 1)
         return self.held.gather(1, by_group.gather(1, index.flatten(1))).view(index.shape)
 
     def _ranks(self, labels: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         """[F, H * N] how many entries of its group come before each one in that order."""
-        groups, by_group = self._last_without_label(labels).gather(1, order).sort(dim=1, stable=True)
-        place = torch.arange(labels.shape[1], device=labels.device)
-        rank = place - self._offsets(labels).gather(1, groups)
+        groups, by_group = labels.gather(1, order).sort(dim=1, stable=True)
+        starts = torch.nn.functional.pad(self._sizes(labels)[:, :, 0].cumsum(1), (1, 0))
+        rank = torch.arange(labels.shape[1], device=labels.device) - starts.gather(1, groups)
         return torch.zeros_like(labels).scatter_(1, order.gather(1, by_group), rank)
 
     def _sizes(self, labels: torch.Tensor) -> torch.Tensor:
@@ -147,13 +139,4 @@ class Entries:
         # In fp32, whose sums of ones are exact in any order: of whole videos a comparison of all entries with all
         # groups is as dear as the merge itself.
         sizes = torch.zeros(len(labels), self.groups + 1, device=labels.device)
-        ones = torch.ones_like(labels, dtype=sizes.dtype)
-        return sizes.scatter_add_(1, self._last_without_label(labels), ones)[:, :-1, None].long()
-
-    def _offsets(self, labels: torch.Tensor) -> torch.Tensor:
-        """[F, groups + 1] how many entries stand before each group, and before those of no group."""
-        sizes = self._sizes(labels)[:, :, 0]
-        return torch.cat([torch.zeros_like(sizes[:, :1]), sizes.cumsum(1)], dim=1)
-
-    def _last_without_label(self, labels: torch.Tensor) -> torch.Tensor:
-        return torch.where(labels < 0, self.groups, labels)
+        return sizes.scatter_add_(1, labels, torch.ones_like(labels, dtype=sizes.dtype))[:, :-1, None].long()

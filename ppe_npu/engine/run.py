@@ -94,6 +94,7 @@ class Prefill(Run):
         masks, rows, segments, sizes: grow as stages are laid out.
         plan: its plan, on the host; it grows where counts hang on the features.
         on: the same on the device.
+        holding: which positions a merged token keeps.
         done: is called once everything is laid out: before the decoder, as a rule.
         trace: is given every merge, if it is there.
         embeds: [B, L, C] what the decoder is given, until it is taken.
@@ -108,6 +109,7 @@ class Prefill(Run):
     on: PromptPlan
     masking: Masking
     axes: int
+    holding: Holding | None
     watch: Stopwatch
     done: Callable[[], None]
     trace: Trace | None = None
@@ -122,11 +124,8 @@ class Prefill(Run):
     _passed: dict[tuple[str, bool], torch.Tensor] = field(default_factory=dict, init=False)
     _single: bool = field(default=True, init=False)  # whether every token so far holds the features of one alone
 
-    def __post_init__(self):
-        self.past = self.state
-
     def past_length(self, stage: int) -> int:
-        return self.past.lengths[stage]
+        return self.past.masks[stage].shape[1]
 
     def begin(
         self,
@@ -136,15 +135,16 @@ class Prefill(Run):
         tower: TowerTokens | None = None,
     ):
         """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V tokens."""
+        self.past = self.state
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
         counted = self.config.proportional_attention
-        sized, visual = counted or any("sizes" in method.needs for method in self.config.methods), self.on.visual
-        sizes = torch.ones_like(visual) if sized else None
+        visual = self.on.visual
+        sizes = torch.ones_like(visual) if counted or "sizes" in self.config.needs else None
         prompts = self.on.prompts(0)
         spots = None if prompts is None else visual
         held = visual[:, None] if self.on.held is None else self.on.held
-        given = Tokens(features, held, self.on.places, tower, sizes, spots)
+        given = Tokens(features.detach(), held, self.on.places, tower, sizes, spots)
         text = {} if prompts is None else {("text", False): prompts.of_text(text_embeds, prompts.text)}
         stage, rounds, kept = self._merge(0, given, text)
         self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
@@ -180,7 +180,7 @@ class Prefill(Run):
         if prompts is not None:
             text["text", False] = prompts.of_text(tokens, prompts.text_places)
         spots = None if prompts is None else torch.arange(len(tokens), device=tokens.device)
-        given = replace(self._tokens, features=tokens, seen=seen, spots=spots)
+        given = replace(self._tokens, features=tokens.detach(), seen=seen, spots=spots)
         on, rounds, kept = self._merge(stage, given, text)
 
         def merged(tokens: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
@@ -220,30 +220,24 @@ class Prefill(Run):
         Args:
             text: as Texts.values.
         """
-        holding = Holding.of(self.config)
         prompts = self.on.prompts(number)
         texts = None if prompts is None else Texts(prompts, text)
-        if not self.is_late(number):
-            rounds, kept = merge(self.on.stages[number].rounds, tokens, holding, texts)
+        if number < len(self.on.stages):
+            rounds, kept = merge(self.on.stages[number].rounds, tokens, self.holding, texts)
         else:
-            kept = self._lay_out(tokens, holding, texts)
+            stages, kept, ahead = self.plan.unsettled.settle(tokens, self.holding, texts)
+            self.plan.grow(stages, ahead)
             rounds = self.on.stages[number].rounds
-        self._prepare()
-        self._single = self._single and all(step.single for step in rounds)
+        if len(self.masks) < len(self.on.stages):
+            self._prepare()
+        if self.config.proportional_attention:
+            self._single = self._single and all(step.single for step in rounds)
         if self.trace is not None:
             self.trace.merges.append((rounds, kept.originals))
         return self.on.stages[number], rounds, kept
 
-    def _lay_out(self, tokens: Tokens, holding: Holding | None, texts: Texts | None) -> Tokens:
-        """Group the tokens of a stage whose counts hang on the features, and lay it out."""
-        stages, kept, ahead = self.plan.unsettled.settle(tokens, holding, texts)
-        self.plan.grow(stages, ahead)
-        return kept
-
     def _prepare(self) -> None:
         """What the layers of each stage are given that has been laid out by now."""
-        if len(self.masks) == len(self.on.stages):
-            return
         for number in range(len(self.masks), len(self.on.stages)):
             stage, masking, following, rows = self.on.stages[number], self.masking, self.on.following, None
             mask = None

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutputWithPast
 
-from ppe_npu.compat import cache_argument, cache_of, layer_arguments, layer_causal_mask
+from ppe_npu.compat import cache_argument, cache_of, cache_position, layer_causal_mask
 from ppe_npu.engine.masks import proportional_mask
 from ppe_npu.engine.run import Run
 from ppe_npu.errors import InputError
@@ -89,7 +89,7 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
         "position_ids": None,
         KEYWORD: ForwardPass(segments=run.segments[stage]),
         **cache_argument(type(model.layers[layer]).forward, cache),
-        **layer_arguments(model.layers[layer], past, hidden),
+        **cache_position(type(model.layers[layer]).forward, past, hidden),
     }
 
 

@@ -34,7 +34,7 @@ def merged(layout, config, count, seed=0):
     held = torch.arange(len(tokens))[:, None]
     out = [(tokens, held, None)]
     config = dataclasses.replace(config, layers=range(count - 1), before_llm=True)
-    for stage in lay_out(Standing.of(layout), config.stages):
+    for stage in lay_out(Standing.of(layout), config.stages)[0]:
         rounds, known = merge(stage.rounds, Tokens(tokens, held), Holding(config.k, config.members))
         kept, kept_held = tokens, known.held
         for step in rounds:
