@@ -42,7 +42,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, query, key):
-        return (*_launch(query, key, *ctx.saved_tensors, transposed=True), None, None)
+        cos, sin = ctx.saved_tensors
+        return (*_launch(query, key, cos, sin, transposed=True), None, None)
 
 
 def _launch(query, key, cos, sin, transposed):

@@ -80,6 +80,7 @@ class Compression:
         config = self.config
         self.layers, self.axes = config.entry_layers, axes_of(self.channels)
         self.stages = 1 + len(self.layers)
+        assert config.k is not None, "a config that was given no k has chosen one"
         check_channels(config.k, self.channels)
         if any(layer >= self.decoder_layers for layer in self.layers):
             raise InputError(
@@ -143,17 +144,17 @@ class Compression:
             left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
             packed: lay the batch out as one row of samples, without padding.
             labels: [B, S] of training: what methods see as the prompt's text and last token ends before the answer.
-            prompt: how many columns are the prompt's, as find_spans takes it.
-            chosen: what a step at the pixels keeps of the visual tokens, in the order of the features.
+            prompt: as find_spans. chosen: what a step at the pixels keeps of the tokens, in the order of the features.
 
         Raises:
             InputError: shapes, placeholders and grids that disagree.
         """
         ids = input_ids.cpu().numpy()
         mask = _padding_mask(attention_mask, ids.shape)
-        media = map(_rows, (image_grid_thw, video_grid_thw, second_per_grid_ts))
+        images, videos, seconds = map(_rows, (image_grid_thw, video_grid_thw, second_per_grid_ts))
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
-        layout = find_spans(ids, mask, *media, self.vision, prompt, self.config.keeps_all and not packed)
+        hidden = self.config.keeps_all and not packed
+        layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
         positions, following = self._positions(layout, position_ids, start)
         standing = Standing.of(layout, labels if self.config.needs & OF_PROMPTS else None, chosen)
         stages, ahead = self._stages(layout, standing, left, packed)

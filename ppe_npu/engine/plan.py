@@ -106,8 +106,8 @@ class PromptPlan(Movable):
         """Find the groups of methods that look at places alone, as far as places are known on the host; and the places
         themselves, if a later method will have to find its own on the device. To be asked before anything is copied."""
         ahead = [] if self.ahead is None else [method for _, methods in self.ahead.stages for method in methods]
-        chosen, first = self.chosen, feature_places(self.layout)
-        places = first = as_tensor(first if chosen is None else first[chosen.kept])
+        every = feature_places(self.layout)
+        places = first = as_tensor(every if self.chosen is None else every[self.chosen.kept])
         out: list[Stage] = []
         for number, stage in enumerate(self.stages):
             blind = list(itertools.takewhile(lambda step: step.method.on_host, stage.rounds))

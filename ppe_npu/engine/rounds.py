@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 class Movable:
-    """A dataclass whose tensors travel. NumPy arrays, numbers and methods stay where they are.
-
-    An upload of pageable memory makes the host wait for the device's queue, so it is done before the vision tower is
-    started.
-    """
+    """A dataclass whose tensors travel. NumPy arrays, numbers and methods stay where they are."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # of its subclasses, all of them dataclasses
 
@@ -38,13 +34,15 @@ class Movable:
 
 def _moved(part, device: torch.device):
     if isinstance(part, torch.Tensor):
-        return part.to(device, non_blocking=True)
+        return upload(part, device)
     if isinstance(part, tuple):
         return tuple(_moved(entry, device) for entry in part)
     return part.to(device) if hasattr(part, "to") else part
 
 
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device. An upload of pageable memory makes the host wait for the device's queue, so it is done
+    before the vision tower is started."""
     return tensor.to(device, non_blocking=True)
 
 

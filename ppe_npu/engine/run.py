@@ -63,7 +63,7 @@ class Run:
         """
         return hidden
 
-    def pass_by(self, layer: int, look: Look) -> None:
+    def pass_by(self, layer: int, look: Look | None) -> None:
         """Called before a decoder layer runs, for what is looked at in it on entry of the next one."""
 
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -193,7 +193,7 @@ class Prefill(Run):
         self.watch.mark()
         return hidden
 
-    def pass_by(self, layer: int, look: Look) -> None:
+    def pass_by(self, layer: int, look: Look | None) -> None:
         for stage, first in enumerate(self.layers, start=1):
             if first == layer + 1 and layer_needs(self.config.stages[stage][1], before=True):
                 self.watch.mark()

@@ -177,7 +177,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
             ran = _run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
         if inside:
             plan.in_tower = inside[KEYWORD].finished()
-        if compression.tower.all:
+        if compression.tower.all and seen is not None:
             tower = seen.tokens(_joined(ran.pooler_output).device)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:

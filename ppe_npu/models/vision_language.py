@@ -196,6 +196,7 @@ def model_forward(self, **kwargs):
     if compresses:
         inputs, run, places = _prefill(self, state, kwargs, torch.compiler.is_compiling())
     else:
+        assert state is not None, "where nothing came before, there is a prompt to compress"
         inputs, run = _continue(self, state, kwargs)
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
     if packed:
