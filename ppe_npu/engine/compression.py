@@ -155,11 +155,11 @@ class Compression:
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
         hidden = self.config.keeps_all and not packed
         layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
-        positions, following = self._positions(layout, position_ids, start)
         standing = Standing.of(layout, labels if self.config.needs & OF_PROMPTS else None, chosen)
         stages, ahead = self._stages(layout, standing, left, packed)
         order = tower_order(layout, self.vision.window, chosen) if self.tower.all and self.vision.window else None
-        plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead, chosen, self.holding)
+        numbers = self._positions(layout, position_ids, start)
+        plan = PromptPlan.of(layout, stages, *numbers, watch, order, ahead, chosen, self.holding)
         if "places" in self.config.needs:
             plan.find_places()
         watch.mark()
@@ -235,7 +235,7 @@ class Compression:
         def done() -> None:
             self._watch, self.last = watch, plan
 
-        wishes = (self.config, plan, on, masking, self.axes, self.holding, watch, done, self.trace)
+        wishes = (self.config, plan, on, masking, self.axes, watch, done, self.trace)
         run = Prefill(self.layers, [], [], state, [], [], *wishes)
         run.begin(text_embeds, features, deepstack, tower)
         return run

@@ -46,7 +46,8 @@ class PromptPlan(Movable):
         ahead: what is not laid out yet, or None.
         chosen: which visual tokens the vision tower is given; None: all.
         in_tower: what the vision tower took, once it has run, where a method works inside it.
-        held: [V, K] index in the flattened [B * S] of the tokens that speak for each feature; None: itself.
+        held: [V, K] index in the flattened [B * S] of the tokens that speak for each feature (as members() has them);
+            None: itself.
         as_given: whether the output stands as the prompt does.
         known: of a plan that has grown, how many stages it had before the features were, and what was ahead of them.
     """
@@ -93,7 +94,8 @@ class PromptPlan(Movable):
         starts = [(span.sample * length + span.start, span.tokens) for span in spans]
         visual = np.concatenate([np.zeros(0, np.int64), *(first + np.arange(tokens) for first, tokens in starts)])
         if chosen is not None:
-            held = None if holding is None else as_tensor(visual[chosen.held(holding.k, holding.rule)])
+            if holding is not None:
+                held = as_tensor(visual[chosen.held(holding.k, holding.rule, positions[:, visual])])
             visual = visual[chosen.kept]
         rows, own, after, shifts = map(as_tensor, (positions, visual, following, deltas))
         order = None if tower_order is None else as_tensor(tower_order)

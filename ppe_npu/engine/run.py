@@ -11,6 +11,7 @@ from ppe_npu.engine.layout import Stage
 from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
 from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.positions import held_rows
 from ppe_npu.engine.rounds import Round
 from ppe_npu.engine.segments import Segments
 from ppe_npu.engine.shown import Prompts, Texts, layer_needs
@@ -94,7 +95,6 @@ class Prefill(Run):
         masks, rows, segments, sizes: grow as stages are laid out.
         plan: its plan, on the host; it grows where counts hang on the features.
         on: the same on the device.
-        holding: which positions a merged token keeps.
         done: is called once everything is laid out: before the decoder, as a rule.
         trace: is given every merge, if it is there.
         embeds: [B, L, C] what the decoder is given, until it is taken.
@@ -109,12 +109,12 @@ class Prefill(Run):
     on: PromptPlan
     masking: Masking
     axes: int
-    holding: Holding | None
     watch: Stopwatch
     done: Callable[[], None]
     trace: Trace | None = None
     embeds: torch.Tensor | None = field(default=None, init=False)
     past: CacheState = field(init=False)  # what the cache held before
+    holding: Holding | None = field(init=False)  # which positions a merged token keeps
     # Of the current stage: what is known of each place [B * L, ...], and by layer what is still to be added to its
     # output [B, L, C].
     _tokens: Tokens = field(default_factory=Tokens, init=False)
@@ -135,7 +135,7 @@ class Prefill(Run):
         tower: TowerTokens | None = None,
     ):
         """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V tokens."""
-        self.past = self.state
+        self.past, self.holding = self.state, Holding.of(self.config, self.on.positions)
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
         counted = self.config.proportional_attention
@@ -286,8 +286,7 @@ class Prefill(Run):
         if self.config.proportional_attention:
             self._count(stage)
         if self.rows[stage] is None:
-            # [axes, B, L, K] -> rows axis * K + j
-            self.rows[stage] = self.on.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)
+            self.rows[stage] = held_rows(self.on.positions, held, self.config.rule.by_axis)
 
     def _count(self, stage: int) -> None:
         """Have attention count how many tokens each place of a stage stands for."""
