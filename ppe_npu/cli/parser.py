@@ -277,6 +277,8 @@ def _add_demo(commands) -> None:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="any methods, with one position and PPE's; or all")
     what = "of --methods: without fine-tuning"
     parser.add_argument("--training-free", action="store_true", help=what)
+    what = "instead: clips of moving figures, PVC against frame by frame (docs/pvc.md)"
+    parser.add_argument("--motion", action="store_true", help=what)
     parser.set_defaults(run="demo:run_demo")
 
 

@@ -139,9 +139,13 @@ def contiguous_channels(sections: Sequence[int]) -> tuple[int, ...]:
     return tuple(axis for axis, section in enumerate(sections) for _ in range(section))
 
 
-def interleaved_channels(sections: Sequence[int]) -> tuple[int, ...]:
-    """The axis of each channel where t, h, w take turns until h and w have their sections (Qwen3-VL, section 2.1)."""
-    turns = range(sum(sections))
+def interleaved_channels(sections: Sequence[int], half: int | None = None) -> tuple[int, ...]:
+    """The axis of each channel where t, h, w take turns until h and w have their sections (Qwen3-VL, section 2.1).
+
+    Args:
+        half: how many channels there are, whatever the sections' sum: t has what is left. None: that sum.
+    """
+    turns = range(sum(sections) if half is None else half)
     return tuple(c % 3 if c % 3 and c < 3 * sections[c % 3] else 0 for c in turns)
 
 
