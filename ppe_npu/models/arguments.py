@@ -78,7 +78,6 @@ def make_plan(
     grids = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
     if compression.config.keeps_all or past is not None:
         grids |= dict.fromkeys(_grids_alone(kwargs, ids, compression.vision))
-    text_alone = past is None and all(grid is None for grid in grids.values())
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
     chosen = None
@@ -91,7 +90,7 @@ def make_plan(
         grids[IMAGE],
         grids[VIDEO],
         next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None and grids[VIDEO] is not None), None),
-        _given_positions(kwargs, mask, text_alone and compression.config.keeps_all),
+        kwargs.get("position_ids"),
         None if past is None else past.following[0],
         kwargs.get(KEYWORD, NOTHING).left,
         kwargs.get(KEYWORD, NOTHING).packed,
@@ -99,15 +98,6 @@ def make_plan(
         kwargs.get(KEYWORD, NOTHING).prompt,
         chosen,
     )
-
-
-def _given_positions(kwargs: dict, mask: torch.Tensor | None, whole_text: bool) -> torch.Tensor | None:
-    """The caller's positions of a prompt; of a prompt of text that stays whole those that generate() gives it, who has
-    padding at 0 where a forward pass counts it."""
-    given = kwargs.get("position_ids")
-    if given is not None or not whole_text or not kwargs.get(KEYWORD, NOTHING).left or mask is None or mask.ndim != 2:
-        return given
-    return (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)
 
 
 def _grids_alone(kwargs: dict, ids: torch.Tensor, vision: VisionTokens) -> list[str]:
