@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ppe_npu.cli.train import add_options
 from ppe_npu.config import POSITIONS
+from ppe_npu.errors import shown
 
 DEVICES = "auto, cpu, cuda or npu"
 
@@ -193,7 +194,7 @@ def _add_eval(commands) -> None:
     what = "what answers: transformers, or an offline vLLM (pictures alone; docs/serving.md) (default: transformers)"
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"), help=what)
     what = 'of vLLM, more arguments as JSON: {"max_model_len": 8192}'
-    parser.add_argument("--engine-args", type=json.loads, metavar="JSON", help=what)
+    parser.add_argument("--engine-args", type=_mapping, metavar="JSON", help=what)
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
@@ -208,6 +209,17 @@ def _add_eval(commands) -> None:
     _add_generation(parser)
     _add_json(parser)
     parser.set_defaults(run="evaluate:run_eval")
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    """A JSON object of the command line."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'{shown(text)} is no JSON object: write it as {{"max_model_len": 8192}}')
+    return found
 
 
 def _add_report(commands) -> None:
