@@ -97,7 +97,7 @@ def test_it_is_said_which_side_the_budget_does_not_move():
     assert Settings(left="pixelprune + dpc_knn").moved_by_budget("left")
     assert Settings().moved_by_budget("left")
     assert not Settings().moved_by_budget("right")
-    assert NONE == Settings().right
+    assert Settings().right == NONE
 
 
 @pytest.mark.parametrize("text", ["nothing", "dpc_knn:ratio=2", "dpc_knn:x=1", "", "dpc_knn +", "ppe + fastv"])
