@@ -1,6 +1,6 @@
 """Draw the page of a running `ppe-npu explore`: docs/explore.png. It needs Chromium, its driver and Selenium.
 
-    python scripts/draw_explorer.py http://127.0.0.1:7860/ [--output docs/explore.png]
+python scripts/draw_explorer.py http://127.0.0.1:7860/ [--output docs/explore.png]
 """
 
 import argparse

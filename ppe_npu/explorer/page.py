@@ -121,7 +121,7 @@ class Page:
         with gr.Accordion("Take these settings along", open=False):
             self.files = gr.HTML("", elem_id="files", label="Files")
             self.code = gr.Code("", language="python", label="Three lines of Python", interactive=False)
-        self.link = gr.Textbox("", label="Link to what is shown", interactive=False, buttons=["copy"], elem_id="link")
+        self.link = gr.Textbox("", label="Link to what is shown", interactive=False, elem_id="link")
 
     def _connect(self, blocks: Any) -> None:
         gr, addressed = self.gr, "(q) => {const u = location.origin + location.pathname + q; "

@@ -21,7 +21,7 @@ _ROWS = {
     "after": "visual tokens in the decoder, mean over its layers",
     "tower": "visual tokens in the vision tower",
     "prompt": "prompt tokens after the last merge",
-    "ttft": "time to first token",
+    "ttft": "time to first token, of one run",
     "kv": "KV cache of the prompt",
     "tower_flops": "products in the tower, counted",
     "decoder_flops": "products in the decoder, counted",
