@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
 DRIVER = shutil.which("chromedriver")
-PATIENCE = 120  # seconds, on a machine that does other work, too
+PATIENCE = float(os.environ.get("PPE_PATIENCE", "120"))  # seconds, on a machine that does other work, too
 
 
 def opened(folder: Path) -> Iterator[Any]:
