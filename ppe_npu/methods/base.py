@@ -75,7 +75,8 @@ def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Gr
 
     @functools.wraps(group)
     def with_counts(self: Method, view: View) -> Grouping:
-        view = view.counted(self.kept)
+        if view.num_kept is None:
+            view = view.keeping([self.kept(tokens) for tokens in view.present.sum(1).tolist()])
         return group(self, replace(view, least=1) if self.counts == "late" else view)
 
     return with_counts
