@@ -13,20 +13,10 @@ from ppe_npu.engine.pixels import PixelValues
 from ppe_npu.engine.positions import HALVES, interleaved_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
-from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
-
-__all__ = [
-    "CLASSES",
-    "LAYERS",
-    "PAIRS",
-    "TOWER",
-    "channels",
-    "decoder_layers",
-    "detach",
-    "install",
-    "uninstall",
-    "vision_tokens",
-]
+from ppe_npu.models.known import turned_channels
+from ppe_npu.models.vision_language import decoder_layers as decoder_layers
+from ppe_npu.models.vision_language import detach as detach
+from ppe_npu.models.vision_language import uninstall as uninstall
 
 CLASSES = ("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
 LAYERS = {  # and the attention in them
@@ -55,7 +45,8 @@ def vision_tokens(config) -> VisionTokens:
 
 def channels(config) -> tuple[int, ...]:
     """The axis of each rotary channel of half a head."""
-    return interleaved_channels(config.text_config.rope_parameters["mrope_section"])
+    text = config.text_config
+    return interleaved_channels(text.rope_parameters.get("mrope_section", [24, 20, 20]), turned_channels(text))
 
 
 def install(model, compression: Compression) -> None:
