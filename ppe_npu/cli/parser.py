@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ppe_npu.cli.train import add_options
 from ppe_npu.config import POSITIONS
+from ppe_npu.errors import shown
 
 DEVICES = "auto, cpu, cuda or npu"
 
@@ -193,7 +194,7 @@ def _add_eval(commands) -> None:
     what = "what answers: transformers, or an offline vLLM (pictures alone; docs/serving.md) (default: transformers)"
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"), help=what)
     what = 'of vLLM, more arguments as JSON: {"max_model_len": 8192}'
-    parser.add_argument("--engine-args", type=json.loads, metavar="JSON", help=what)
+    parser.add_argument("--engine-args", type=_mapping, metavar="JSON", help=what)
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
@@ -208,6 +209,17 @@ def _add_eval(commands) -> None:
     _add_generation(parser)
     _add_json(parser)
     parser.set_defaults(run="evaluate:run_eval")
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    """A JSON object of the command line."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'{shown(text)} is no JSON object: write it as {{"max_model_len": 8192}}')
+    return found
 
 
 def _add_report(commands) -> None:
@@ -251,6 +263,8 @@ def _add_describe(commands) -> None:
 def _add_methods(commands) -> None:
     parser = commands.add_parser("methods", help="list all methods: place, what each looks at, budget, paper")
     parser.add_argument("--json", action="store_true", help="as JSON, with every setting's default")
+    help_ = "the rules by which merged tokens keep positions (members=), instead"
+    parser.add_argument("--positions", action="store_true", help=help_)
     parser.set_defaults(run="methods:run_methods")
 
 
@@ -275,6 +289,8 @@ def _add_demo(commands) -> None:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="any methods, with one position and PPE's; or all")
     what = "of --methods: without fine-tuning"
     parser.add_argument("--training-free", action="store_true", help=what)
+    what = "instead: clips of moving figures, PVC against frame by frame (docs/pvc.md)"
+    parser.add_argument("--motion", action="store_true", help=what)
     parser.set_defaults(run="demo:run_demo")
 
 

@@ -4,8 +4,9 @@ A family is a module with CLASSES, the names of the transformers classes that it
 layers that it knows and of the attention in them, PAIRS, which channels of a head that attention turns together, TOWER,
 the names of the vision tower's blocks and of the attention in them, and the functions vision_tokens(config),
 channels(config) and decoder_layers(config) of the model's config, install(model, compression), uninstall(model) and
-detach(model). A new family is a new file and one line in _FAMILIES; one that is like Qwen's in all that is asked here
-is an entry of grid_families.py, and one whose decoder counts in one dimension an entry of one_dimension_families.py.
+detach(model). What of these is as another file has it, vision_language.py as a rule, it imports `as` the same name. A
+new family is a new file and one line in _FAMILIES; one that is like Qwen's in all that is asked here is an entry of
+grid_families.py, and one whose decoder counts in one dimension an entry of one_dimension_families.py.
 """
 
 import logging
@@ -24,6 +25,7 @@ from ppe_npu.models.seam import is_shallow_copy
 
 _QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 _FAMILIES = (*_QWEN, "one_dimension")
+_TILED = ("InternVLForConditionalGeneration", "PVCInternVLForConditionalGeneration")
 
 
 def supported_classes() -> tuple[str, ...]:
@@ -31,10 +33,14 @@ def supported_classes() -> tuple[str, ...]:
     return tuple(name for family in _families() for name in family.CLASSES)
 
 
-def commanded_classes() -> tuple[str, ...]:
-    """Those whose inputs the commands make: `ppe-npu train`, `eval` and all that reads a checkpoint's processor."""
-    names = (name for family in _families()[: len(_QWEN)] for name in family.CLASSES)
-    return tuple(name for name in names if not name.startswith("PVC"))
+def commanded_classes(tiled: bool = False) -> tuple[str, ...]:
+    """Those whose inputs the commands make: `ppe-npu train`, `eval` and all that reads a checkpoint's processor.
+
+    Args:
+        tiled: whether InternVL, whose pictures are tiles, is among them: `train` makes its inputs, too.
+    """
+    names = tuple(name for family in _families()[: len(_QWEN)] for name in family.CLASSES)
+    return (*names, *_TILED) if tiled else names
 
 
 def compress(model, config: CompressionConfig, processor=None):
