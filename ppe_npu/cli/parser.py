@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_report(commands)
     _add_describe(commands)
+    _add_explore(commands)
     _add_methods(commands)
     _add_parity(commands)
     _add_demo(commands)
@@ -258,6 +259,22 @@ def _add_describe(commands) -> None:
     )
     _add_json(parser)
     parser.set_defaults(run="describe:run_describe")
+
+
+def _add_explore(commands) -> None:
+    what = "a page on which compression is seen: groups, costs and answers side by side (extra: app)"
+    parser = commands.add_parser("explore", help=what)
+    what = "checkpoint folder, adapter of a run, or hub id (default: what `make demo` left, else features alone)"
+    parser.add_argument("--model", help=what)
+    _add_base(parser)
+    _add_bin(parser)
+    _add_device(parser)
+    _add_pixels(parser)
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="of an answer (default: 64)")
+    what = "address that is listened on; others than the default can be reached by other machines (default: 127.0.0.1)"
+    parser.add_argument("--host", default="127.0.0.1", help=what)
+    parser.add_argument("--port", type=int, help="(default: the first free one from 7860 on)")
+    parser.set_defaults(run="explore:run_explore")
 
 
 def _add_methods(commands) -> None:
