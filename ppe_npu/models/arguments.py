@@ -67,7 +67,7 @@ def make_plan(
     Raises:
         InputError: arguments that disagree, or that a compressed model cannot take.
     """
-    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+    ids, mask, given = kwargs.get("input_ids"), kwargs.get("attention_mask"), kwargs.get(KEYWORD, NOTHING)
     if ids is None and kwargs.get("inputs_embeds") is None:
         raise InputError("input_ids or inputs_embeds are missing")
     ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
@@ -78,7 +78,10 @@ def make_plan(
     grids = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
     if compression.config.keeps_all or past is not None:
         grids |= dict.fromkeys(_grids_alone(kwargs, ids, compression.vision))
-    text_alone = past is None and all(grid is None for grid in grids.values())
+    positions = kwargs.get("position_ids")
+    whole_text = compression.config.keeps_all and past is None and all(grid is None for grid in grids.values())
+    if whole_text and positions is None and given.left:
+        positions = _generated_positions(mask)
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
     chosen = None
@@ -91,22 +94,16 @@ def make_plan(
         grids[IMAGE],
         grids[VIDEO],
         next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None and grids[VIDEO] is not None), None),
-        _given_positions(kwargs, mask, text_alone and compression.config.keeps_all),
+        positions,
         None if past is None else past.following[0],
-        kwargs.get(KEYWORD, NOTHING).left,
-        kwargs.get(KEYWORD, NOTHING).packed,
-        labels,
-        kwargs.get(KEYWORD, NOTHING).prompt,
-        chosen,
+        *(given.left, given.packed, labels, given.prompt, chosen),
     )
 
 
-def _given_positions(kwargs: dict, mask: torch.Tensor | None, whole_text: bool) -> torch.Tensor | None:
-    """The caller's positions of a prompt; of a prompt of text that stays whole those that generate() gives it, who has
-    padding at 0 where a forward pass counts it."""
-    given = kwargs.get("position_ids")
-    if given is not None or not whole_text or not kwargs.get(KEYWORD, NOTHING).left or mask is None or mask.ndim != 2:
-        return given
+def _generated_positions(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Those that generate() gives a prompt of text: padding is at 0, where a forward pass counts it."""
+    if mask is None or mask.ndim != 2:
+        return None
     return (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)
 
 
