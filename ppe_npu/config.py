@@ -314,12 +314,12 @@ class CompressionConfig:
 
     @property
     def label(self) -> str:
-        """A short name, a file's or folder's, that tells settings apart."""
+        """A short name, a file's or folder's, that tells settings apart. A long one ends in a hash of all of it."""
         proportional = "-proportional" if self.proportional_attention else ""
         if self.steps is None:
-            return shorthand.label(self) + proportional
+            return shorthand.cut_short(shorthand.label(self) + proportional)
         parts = [shorthand.step_label(method) for method in self.steps] or ["dense"]
-        return "-".join([*parts, self.positions, f"k{self.k}", self.members]) + proportional
+        return shorthand.cut_short("-".join([*parts, self.positions, f"k{self.k}", self.members]) + proportional)
 
     # -- saving ------------------------------------------------------------------------------------------------------
 

@@ -285,9 +285,9 @@ def method_class(name: str) -> type[Method]:
     Raises:
         InputError: there is none.
     """
-    if name not in _REGISTERED and isinstance(name, str) and name in method_names():
+    if isinstance(name, str) and name not in _REGISTERED and name in method_names():
         import_module(f"ppe_npu.methods.{name}")
-    if name not in _REGISTERED:
+    if not isinstance(name, str) or name not in _REGISTERED:
         raise InputError(f"method={shown(name)}: choose one of {', '.join(method_names())}")
     return _REGISTERED[name]
 

@@ -78,10 +78,6 @@ def make_plan(
     grids = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
     if compression.config.keeps_all or past is not None:
         grids |= dict.fromkeys(_grids_alone(kwargs, ids, compression.vision))
-    positions = kwargs.get("position_ids")
-    whole_text = compression.config.keeps_all and past is None and all(grid is None for grid in grids.values())
-    if whole_text and positions is None and given.left:
-        positions = _generated_positions(mask)
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
     chosen = None
@@ -94,17 +90,10 @@ def make_plan(
         grids[IMAGE],
         grids[VIDEO],
         next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None and grids[VIDEO] is not None), None),
-        positions,
+        kwargs.get("position_ids"),
         None if past is None else past.following[0],
         *(given.left, given.packed, labels, given.prompt, chosen),
     )
-
-
-def _generated_positions(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Those that generate() gives a prompt of text: padding is at 0, where a forward pass counts it."""
-    if mask is None or mask.ndim != 2:
-        return None
-    return (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)
 
 
 def _grids_alone(kwargs: dict, ids: torch.Tensor, vision: VisionTokens) -> list[str]:
