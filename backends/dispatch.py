@@ -103,7 +103,7 @@ def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any
             raise ImplementationError(f"{op}: {problem}; use one of {_names(op, device.type, name)}")
         return entry
     for entry in candidates(op, device.type):
-        if not entry.automatic or not entry.concerns(*args, **kwargs):
+        if not entry.automatic or not _concerns(entry, args, kwargs):
             continue
         reason = _reason(entry, args, kwargs)
         if reason is None:
@@ -123,7 +123,7 @@ def _reason(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
     missing = _missing(entry.requires)
     if missing is not None:
         return missing
-    if not entry.concerns(*args, **kwargs):
+    if not _concerns(entry, args, kwargs):
         return "it is not made for such a call"
     if not entry.gradient and _wants_gradient((*args, *kwargs.values())):
         return "it has no gradient, and an argument requires one"
@@ -141,6 +141,13 @@ def _load(entry: Implementation) -> Callable:
     return _functions[entry.module, entry.function]
 
 
+def _concerns(entry: Implementation, args: tuple, kwargs: dict) -> bool:
+    if not torch.compiler.is_compiling():
+        return entry.concerns(*args, **kwargs)
+    _find_all()
+    return entry.made_for is None or _functions[entry.module, entry.made_for](*args, **kwargs)
+
+
 def _refusal(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
     if not torch.compiler.is_compiling():
         return entry.refusal(*args, **kwargs)
@@ -153,7 +160,7 @@ def _find_all() -> None:
     """Fills `_functions` in one go: the compiler does not see what is added after it has read them."""
     for entry in registry.REGISTRY:
         if entry.missing() is None:
-            for name in filter(None, (entry.function, entry.verify)):
+            for name in filter(None, (entry.function, entry.verify, entry.made_for)):
                 _functions[entry.module, name] = getattr(registry._module(entry.module), name)
 
 
