@@ -4,7 +4,7 @@ It knows tensors and spans, and nothing of any model family; ppe_npu.models brin
 """
 
 from dataclasses import dataclass, field
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from ppe_npu.inspect.tower_work import Widths
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.ipcv import IPCV
+from ppe_npu.utils.recent import Recent
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Compression:
     last_scored: bool = field(default=False, init=False)
     keep_groups: bool = field(default=False, init=False)
     trace: Trace | None = field(default=None, init=False, repr=False)
+    _known: Recent = field(default_factory=Recent, init=False, repr=False)
 
     def __post_init__(self):
         config = self.config
@@ -135,14 +137,27 @@ class Compression:
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
         hidden = self.config.keeps_all and not packed
         layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
-        positions, following = self._positions(layout, position_ids, start)
-        standing = Standing.of(layout, labels if tells_samples_apart(self.config.methods) else None, chosen)
-        stages, ahead = self._stages(layout, standing, left, packed)
+        asked = labels if tells_samples_apart(self.config.methods) else None
+        given = position_ids, start, asked, chosen
+        positions, following, stages, ahead = self._laid(layout, left, packed, *given)
         window, holding = self.vision.window, Holding.of(self.config)
         order = tower_order(layout, window, chosen) if self.tower.all and window else None
         plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead, chosen, holding)
         watch.mark()
         return plan
+
+    def _laid(self, layout: PromptLayout, left: bool | None, packed: bool, *given: Any) -> tuple:
+        """Positions [axes, B, S], the one after [B], the stages, and what is not laid out yet; made once for prompts in
+        which all stands alike. given: position_ids, start, labels and chosen, as plan()."""
+        position_ids, start, labels, chosen = given
+
+        def lay() -> tuple:
+            standing = Standing.of(layout, labels, chosen)
+            with torch.inference_mode(False):  # else the first caller's mode would stick to what others are given
+                return *self._positions(layout, position_ids, start), *self._stages(layout, standing, left, packed)
+
+        alike = all(value is None for value in given)
+        return self._known.made((layout.key, left, packed), lay) if alike else lay()
 
     def _stages(
         self, layout: PromptLayout, standing: Standing, left: bool | None, packed: bool
