@@ -41,7 +41,8 @@ def staged_forward(self, **kwargs):
         raise InputError(
             "output_router_logits=True: a compressed model gives none, and no loss of its experts' balance"
         )
-    states, inputs = [hidden], dict[str, Any]()  # what enters the first layer, and what every layer gives
+    states = [hidden]  # what enters the first layer, and what every layer gives
+    inputs: dict[str, Any] = {}  # no dict[str, Any](): torch.compile does not trace that
     with _attentions(self, _wanted(self, kwargs, "output_attentions")) as attentions:
         for index, layer in enumerate(self.layers):
             for stage in _stages_from(run, index):
