@@ -44,10 +44,6 @@ class Implementation:
     gradient: bool = True
     automatic: bool = True
 
-    def runs_on(self, kind: str) -> bool:
-        """Whether it is made for devices of this kind, whether or not its package is installed."""
-        return self.devices == ANY or kind in self.devices
-
     def missing(self) -> str | None:
         """Why the package that it requires cannot be used, or None. The first call imports that package."""
         return None if self.requires is None else _import_problem(self.requires)
@@ -59,10 +55,6 @@ class Implementation:
     def concerns(self, *args, **kwargs) -> bool:
         """Whether a call is of the kind that it is made for."""
         return self.made_for is None or getattr(_module(self.module), self.made_for)(*args, **kwargs)
-
-    def refusal(self, *args, **kwargs) -> str | None:
-        """Why it refuses these arguments, or None."""
-        return None if self.verify is None else getattr(_module(self.module), self.verify)(*args, **kwargs)
 
 
 @functools.cache
@@ -86,6 +78,10 @@ def _import_problem(package: str) -> str | None:
 
 def _reference(op: str, gradient: bool = True) -> Implementation:
     return Implementation(op, "reference", ANY, f"reference.{op}", op, gradient=gradient)
+
+
+def _on_cpu(op: str, gradient: bool = True) -> Implementation:
+    return Implementation(op, "cpu", ("cpu",), f"cpu.{op}", op, made_for="worthwhile", gradient=gradient)
 
 
 def _torch_npu(op: str) -> Implementation:
@@ -131,11 +127,13 @@ REGISTRY: tuple[Implementation, ...] = (
     _reference("rotary"),
     _triton_ascend("dpc_knn", "dpc_knn", gradient=False),
     _triton("dpc_knn", gradient=False),
+    _on_cpu("dpc_knn", gradient=False),
     _reference("dpc_knn", gradient=False),
     _triton_ascend("group_mean", "row_mean"),
     Implementation("group_mean", "onehot", ("npu",), "npu.group_mean", "group_mean", verify="refusal"),
     _triton("group_mean"),
     Implementation("group_mean", "onehot", ("cuda",), "onehot", "group_mean"),
+    _on_cpu("group_mean"),
     _reference("group_mean"),
     _torch_npu("rms_norm"),
     _liger("rms_norm"),

@@ -1,5 +1,6 @@
 """What a vision-language model is called with: which images and videos there are, and what its tower makes of them."""
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from ppe_npu.engine.tower_pass import TowerPass, pass_of, pools_of
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.tower_work import TowerReport
+from ppe_npu.methods.ipcv import IPCV
 from ppe_npu.models.alignment import keeps_no_cache
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.pixels import KeptPatches, chosen_cells, run_on_kept
@@ -65,45 +67,33 @@ def make_plan(
     Raises:
         InputError: arguments that disagree, or that a compressed model cannot take.
     """
-    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+    ids, mask, given = kwargs.get("input_ids"), kwargs.get("attention_mask"), kwargs.get(KEYWORD, NOTHING)
     if ids is None and kwargs.get("inputs_embeds") is None:
         raise InputError("input_ids or inputs_embeds are missing")
     ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
     if isinstance(mask, dict):
         raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
-    if not compression.config.keeps_all:
+    if kwargs.get("inputs_embeds") is not None and not compression.config.keeps_all:
         _check_seen(ids, kwargs, compression.vision)
     grids = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
     if compression.config.keeps_all or past is not None:
         grids |= dict.fromkeys(_grids_alone(kwargs, ids, compression.vision))
-    text_alone = past is None and all(grid is None for grid in grids.values())
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
-    pixels = kwargs.get(PIXELS[IMAGE]) if _encoded(IMAGE, kwargs) is None else None
-    chosen = chosen_cells(compression, pixels, grids[IMAGE], grids[VIDEO])
+    chosen = None
+    if compression.config.at_pixels is not None:
+        pixels = kwargs.get(PIXELS[IMAGE]) if _encoded(IMAGE, kwargs) is None else None
+        chosen = chosen_cells(compression, compression.config.at_pixels, pixels, grids[IMAGE], grids[VIDEO])
     return compression.plan(
         ids,
         mask,
         grids[IMAGE],
         grids[VIDEO],
         next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None and grids[VIDEO] is not None), None),
-        _given_positions(kwargs, mask, text_alone and compression.config.keeps_all),
+        kwargs.get("position_ids"),
         None if past is None else past.following[0],
-        kwargs.get(KEYWORD, NOTHING).left,
-        kwargs.get(KEYWORD, NOTHING).packed,
-        labels,
-        kwargs.get(KEYWORD, NOTHING).prompt,
-        chosen,
+        *(given.left, given.packed, labels, given.prompt, chosen),
     )
-
-
-def _given_positions(kwargs: dict, mask: torch.Tensor | None, whole_text: bool) -> torch.Tensor | None:
-    """The caller's positions of a prompt; of a prompt of text that stays whole those that generate() gives it, who has
-    padding at 0 where a forward pass counts it."""
-    given = kwargs.get("position_ids")
-    if given is not None or not whole_text or not kwargs.get(KEYWORD, NOTHING).left or mask is None or mask.ndim != 2:
-        return given
-    return (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)
 
 
 def _grids_alone(kwargs: dict, ids: torch.Tensor, vision: VisionTokens) -> list[str]:
@@ -149,8 +139,8 @@ def attention_mask_of(model, kwargs: dict) -> torch.Tensor | None:
 def _check_seen(ids: torch.Tensor, kwargs: dict, vision: VisionTokens) -> None:
     """Raise InputError where inputs_embeds hold images or videos that nothing else tells of: they would go through as
     text, uncompressed."""
-    embeds, positions = kwargs.get("inputs_embeds"), kwargs.get("position_ids")
-    if embeds is None or any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO)):
+    positions = kwargs.get("position_ids")
+    if any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO)):
         return
     rows = positions is not None and positions.ndim == 3 and bool((positions[-3:] != positions[-1:]).any())
     if rows or bool(((ids == vision.image_token_id) | (ids == vision.video_token_id)).any()):
@@ -184,20 +174,24 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         InputError: another number of features than the prompts hold visual tokens, or features that were made before
             where a method looks at the tower's blocks.
     """
-    tower = None
+    compression, tower, inside = model.compression, None, {}
     outputs = [output for output in (_encoded(kind, kwargs) for kind in (IMAGE, VIDEO)) if output is not None]
-    _check_ready(model.compression.tower, kwargs)
+    if compression.tower.all:
+        _check_ready(compression.tower, kwargs)
     given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
     if given:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
-        with watched(model, plan) as seen:
-            grid = _frames(torch.cat(grids)) if model.compression.vision.tower_frames else torch.cat(grids)
-            inside = _inside(model.compression, plan, given, pixels[0].device)
+        grid = _frames(torch.cat(grids)) if compression.vision.tower_frames else torch.cat(grids)
+        looked_into = compression.tower.all or compression.inside is not None
+        with watched(model, plan) if looked_into else contextlib.nullcontext() as seen:
+            if compression.inside is not None:
+                inside[KEYWORD] = _inside(compression.inside, compression, plan, given, pixels[0].device)
             ran = _run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
-        for passing in inside.values():
-            plan.in_tower = passing.finished()
-        tower = seen.tokens(_joined(ran.pooler_output).device)
+        if inside:
+            plan.in_tower = inside[KEYWORD].finished()
+        if compression.tower.all and seen is not None:
+            tower = seen.tokens(_joined(ran.pooler_output).device)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
         visual = plan.on(kwargs["inputs_embeds"].device).visual
@@ -215,7 +209,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
 
 def _check_ready(blocks: TowerBlocks, kwargs: dict) -> None:
     """Raise InputError where features are given ready-made, and a method looks at the blocks that made them."""
-    for kind, pixels in PIXELS.items() if blocks.all else ():
+    for kind, pixels in PIXELS.items():
         encoded = _encoded(kind, kwargs) is not None
         if encoded or (is_given(kind, kwargs) and kwargs.get(pixels) is None):
             names = ", ".join(sorted({method.name for method in blocks.of}))
@@ -258,16 +252,16 @@ def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen |
     return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True, **inside)
 
 
-def _inside(compression: Compression, plan: PromptPlan, kinds: list[str], where: torch.device) -> dict[str, TowerPass]:
+def _inside(
+    method: IPCV, compression: Compression, plan: PromptPlan, kinds: list[str], where: torch.device
+) -> TowerPass:
     """The pass of a method that works inside the tower, in which prompts do not compete with each other."""
-    method, vision = compression.inside, compression.vision
-    if method is None:
-        return {}
+    vision = compression.vision
     pools = pools_of(plan.layout, kinds, vision.merge_size, method.per_image, plan.chosen)
     passing = pass_of(method, pools, vision, compression.tower.all)
     if compression.widths is not None:
         passing.report = TowerReport(*compression.widths, Stopwatch(where))
-    return {KEYWORD: passing}
+    return passing
 
 
 def _encoded(kind: str, kwargs: dict):
