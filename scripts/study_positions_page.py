@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ PAGE_START = "<!-- measured: scripts/study_positions.py writes what follows -->\
 PAGE_END = "<!-- measured end -->\n"
 KINDS = ("shape", "row", "col", "barlen", "count")
 REFERENCE = "one position"
+WIDEST = 150  # characters of a document's line
 HEADS = {"free": "Training-free", "sft": "After fine-tuning", "distill": "After self-distillation"}
 Scores = np.ndarray  # [seeds, questions]
 
@@ -33,7 +35,8 @@ def measured(study: dict[str, Any]) -> str:
     parts.append(
         f"Made by `{study['command']}`: {study['images']} pictures, dense models of {study['base_steps']} steps."
     )
-    return "\n\n".join([*parts, ""])
+    lines = "\n\n".join([*parts, ""]).splitlines()
+    return "".join(f"{line if line.startswith('|') else textwrap.fill(line, WIDEST)}\n" for line in lines)
 
 
 def _share(study: dict[str, Any], own: Sequence[dict], share: float, how: str, head: str) -> list[str]:

@@ -29,6 +29,11 @@ def made(rows: dict[str, float], seeds: int = 3, worse: str = "") -> dict:
     return {**facts, "types": types, "pictures": pictures, "results": results}
 
 
+def said(study: dict) -> str:
+    """What the page says, without its line breaks."""
+    return " ".join(page.measured(study).split())
+
+
 def test_every_rule_is_a_row_beside_one_position():
     rows = study_positions.rows()
     assert rows[0].name == page.REFERENCE
@@ -50,13 +55,13 @@ def test_a_difference_is_paired_by_picture():
 
 
 def test_what_is_said_goes_whichever_way_the_numbers_fall():
-    better = page.measured(made({page.REFERENCE: 0.3, "spread": 0.8, "last": 0.3}))
+    better = said(made({page.REFERENCE: 0.3, "spread": 0.8, "last": 0.3}))
     assert "and worse on none: spread." in better
     assert "Over all questions the best is spread" in better
-    mixed = page.measured(made({page.REFERENCE: 0.5, "spread": 0.9}, worse="shape"))
+    mixed = said(made({page.REFERENCE: 0.5, "spread": 0.9}, worse="shape"))
     assert "Worse: spread (shape)." in mixed
     assert "and worse on none: none." in mixed
-    none = page.measured(made({page.REFERENCE: 0.5, "last": 0.5}))
+    none = said(made({page.REFERENCE: 0.5, "last": 0.5}))
     assert "by the interval: none. Worse: none." in none
 
 
