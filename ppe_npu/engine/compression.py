@@ -158,9 +158,9 @@ class Compression:
         hidden = self.config.keeps_all and not packed
         layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
         given = position_ids, start, labels if self.config.needs & OF_PROMPTS else None, chosen
-        stages, ahead, *numbers = self._laid(layout, left, packed, *given)
+        stages, ahead, positions, following = self._laid(layout, left, packed, *given)
         order = tower_order(layout, self.vision.window, chosen) if self.tower.all and self.vision.window else None
-        plan = PromptPlan.of(layout, stages, *numbers, watch, order, ahead, chosen, self.holding)
+        plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead, chosen, self.holding)
         if "places" in self.config.needs:
             plan.find_places()
         watch.mark()
