@@ -20,14 +20,13 @@ from ppe_npu.engine.positions import HALVES, axes_of, check_channels, position_r
 from ppe_npu.engine.run import Masking, Prefill, Run
 from ppe_npu.engine.shown import LAYER_NEEDS, tells_samples_apart
 from ppe_npu.engine.spans import Parts, PromptLayout, VisionTokens, find_spans
-from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
+from ppe_npu.engine.tower import NEEDS, TowerBlocks, TowerTokens, tower_order
 from ppe_npu.engine.tower_pass import inside_of
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import CompressionReport, Stopwatch
 from ppe_npu.inspect.tower_work import Widths
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
-from ppe_npu.methods.ipcv import IPCV
 
 
 @dataclass
@@ -61,7 +60,7 @@ class Compression:
     stages: int = field(init=False)
     axes: int = field(init=False)
     tower: TowerBlocks = field(init=False)
-    inside: IPCV | None = field(init=False)
+    inside: Method | None = field(init=False)
     widths: tuple[Widths, Widths | None] | None = field(default=None, init=False, repr=False)
     report: CompressionReport | None = field(default=None, init=False)
     last: PromptPlan | None = field(default=None, init=False, repr=False)
@@ -82,7 +81,7 @@ class Compression:
         for method in config.methods:
             named = method.name if config.temporal_ratio is None else f"temporal_ratio={config.temporal_ratio}"
             _check_place(method, self.vision, named)
-        self.inside = inside_of(config.methods)
+        self.inside = inside_of(config.methods, self.vision)
         self.tower = TowerBlocks.wanted(config.methods, self.vision)
 
     def __deepcopy__(self, memo: dict) -> "Compression":
@@ -138,8 +137,8 @@ class Compression:
         positions, following = self._positions(layout, position_ids, start)
         standing = Standing.of(layout, labels if tells_samples_apart(self.config.methods) else None, chosen)
         stages, ahead = self._stages(layout, standing, left, packed)
-        window, holding = self.vision.window, Holding.of(self.config)
-        order = tower_order(layout, window, chosen) if self.tower.all and window else None
+        window = self.vision.window if any(method.needs & NEEDS for method in self.config.methods) else 0
+        order, holding = tower_order(layout, window, chosen) if window else None, Holding.of(self.config)
         plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead, chosen, holding)
         watch.mark()
         return plan

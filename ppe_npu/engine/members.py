@@ -36,6 +36,12 @@ def members(
     return Entries.of(grouping.labels, held, grouping.counts.shape[1]).choose(k, rule, distance)
 
 
+def among_equals(rule: str) -> str:
+    """The rule for members that are alike: by nearness none goes before another, so that rules of nearness spread the
+    k over the group."""
+    return "last" if rule == "last" else "spread"
+
+
 def _distance(grouping: Grouping, tokens: torch.Tensor) -> torch.Tensor:
     """[F, N] distance of each token to the representative of its group; -1 for the representative itself, which comes
     before tokens that are equal to it."""

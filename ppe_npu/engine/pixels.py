@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ppe_npu.engine.members import Entries
+from ppe_npu.engine.members import Entries, among_equals
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
 
@@ -87,12 +87,11 @@ class Chosen:
         """[kept, k] int64, which tokens speak for each group.
 
         Args:
-            rule: as members(). What cells are dropped for is that they are alike: by nearness none goes before another,
-                so that rules of nearness spread the k over the group.
+            rule: as members(), among equals: what cells are dropped for is that they are alike.
         """
         labels = torch.from_numpy(self.number[self.source])[None]
         entries = Entries.of(labels, None, int(self.kept.sum()))
-        return entries.choose(k, "last" if rule == "last" else "spread", None)[0].numpy()
+        return entries.choose(k, among_equals(rule), None)[0].numpy()
 
 
 def choose(

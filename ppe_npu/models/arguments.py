@@ -7,11 +7,14 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.inside import TowerPass
+from ppe_npu.engine.joining import Joining
 from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.spans import IMAGE, VIDEO, Parts, VisionTokens
-from ppe_npu.engine.tower import TowerBlocks, TowerTokens
-from ppe_npu.engine.tower_pass import TowerPass, pass_of, pools_of
+from ppe_npu.engine.tower import NEEDS as TOWER_NEEDS
+from ppe_npu.engine.tower import TowerTokens
+from ppe_npu.engine.tower_pass import pass_of, pools_of
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.tower_work import TowerReport
@@ -159,7 +162,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     """
     tower = None
     outputs = [output for output in (_encoded(kind, kwargs) for kind in (IMAGE, VIDEO)) if output is not None]
-    _check_ready(model.compression.tower, kwargs)
+    _check_ready(model.compression, kwargs)
     given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
     if given:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
@@ -168,9 +171,11 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
             grid = _frames(torch.cat(grids)) if model.compression.vision.tower_frames else torch.cat(grids)
             inside = _inside(model.compression, plan, given, pixels[0].device)
             ran = _run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
+        groups = None
         for passing in inside.values():
             plan.in_tower = passing.finished()
-        tower = seen.tokens(_joined(ran.pooler_output).device)
+            groups = passing.stands if isinstance(passing, Joining) else None
+        tower = seen.tokens(_joined(ran.pooler_output).device, groups)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
         visual = plan.on(kwargs["inputs_embeds"].device).visual
@@ -186,12 +191,13 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     return Features(torch.cat(tokens), layers, tower)
 
 
-def _check_ready(blocks: TowerBlocks, kwargs: dict) -> None:
+def _check_ready(compression: Compression, kwargs: dict) -> None:
     """Raise InputError where features are given ready-made, and a method looks at the blocks that made them."""
-    for kind, pixels in PIXELS.items() if blocks.all else ():
+    looking = {method.name for method in compression.config.methods if method.needs & TOWER_NEEDS}
+    for kind, pixels in PIXELS.items() if looking else ():
         encoded = _encoded(kind, kwargs) is not None
         if encoded or (is_given(kind, kwargs) and kwargs.get(pixels) is None):
-            names = ", ".join(sorted({method.name for method in blocks.of}))
+            names = ", ".join(sorted(looking))
             ready = "mm_encoder_outputs" if encoded else "inputs_embeds"
             raise InputError(
                 f"{names} must look into the vision tower, of which {ready} hold only the output: give {pixels}"
@@ -236,8 +242,8 @@ def _inside(compression: Compression, plan: PromptPlan, kinds: list[str], where:
     method, vision = compression.inside, compression.vision
     if method is None:
         return {}
-    pools = pools_of(plan.layout, kinds, vision.merge_size, method.per_image, plan.chosen)
-    passing = pass_of(method, pools, vision, compression.tower.all)
+    pools = pools_of(method, plan.layout, kinds, vision.merge_size, plan.chosen)
+    passing = pass_of(method, pools, vision, where, compression.tower.all)
     if compression.widths is not None:
         passing.report = TowerReport(*compression.widths, Stopwatch(where))
     return {KEYWORD: passing}
