@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmark_writing import clip, dump, lines, parquet, picture, writes
+from PIL import Image
 
 OPTIONS = "Which?\nOptions: A: red, B: blue, C: green, D: dark"
 
@@ -103,3 +104,53 @@ def screenspot_pro(folder: Path) -> None:
     row = {"img_filename": "x/a.png", "bbox": [2, 4, 6, 12], "instruction": "save", "ui_type": "text"}
     dump(folder / "annotations" / "x.json", [row])
     picture(folder / "images" / "x" / "a.png")
+
+
+@writes("mathvista")
+def mathvista(folder: Path) -> None:
+    common = {"unit": None, "choices": None, "precision": None, "metadata": {"task": "figure question answering"}}
+    rows = [
+        {"question": "Which is it?", "choices": ["3/11", "8/11"], "answer": "8/11", "question_type": "multi_choice",
+         "answer_type": "text"},
+        {"question": "How many?", "unit": "cm", "answer": "14", "question_type": "free_form", "answer_type": "integer"},
+        {"question": "What share?", "answer": "0.6", "question_type": "free_form", "answer_type": "float",
+         "precision": 1.0},
+        {"question": "Between?", "answer": "[2007, 2008]", "question_type": "free_form", "answer_type": "list"},
+    ]  # fmt: skip
+    rows = [
+        {"pid": str(number), **common, **row, "decoded_image": {"bytes": picture()}} for number, row in enumerate(rows)
+    ]
+    parquet(folder / "data" / "testmini-00000.parquet", rows)
+
+
+@writes("charxiv")
+def charxiv(folder: Path) -> None:
+    asked = [
+        ("Which curve?", "(b), Ours", 1),
+        ("What trend?", "rising", 2),
+        ("At 10?", "0.01", 3),
+        ("How far?", "1.50", 4),
+    ]
+    rows = [
+        {"image": {"bytes": picture()}, "figure_path": f"images/{number}.jpg", "reasoning_q": question,
+         "reasoning_a": answer, "reasoning_q_source": kind}
+        for number, (question, answer, kind) in enumerate(asked)
+    ]  # fmt: skip
+    parquet(folder / "val.parquet", rows)
+
+
+@writes("mmlongbench_doc")
+def mmlongbench_doc(folder: Path) -> None:
+    """A document of three pages of 144 x 72 points, which differ in colour."""
+    rows = [
+        ("How many?", "12", "Int", "[2]"), ("What share?", "45%", "Float", "[1, 3]"),
+        ("Who wrote it?", "Not answerable", "None", "[]"), ("Which?", "['red', 'dark blue']", "List", "[3, 3]"),
+    ]  # fmt: skip
+    named = ("question", "answer", "answer_format", "evidence_pages")
+    dump(
+        folder / "data" / "samples.json",
+        [{"doc_id": "a.pdf", "doc_type": "x", **dict(zip(named, row))} for row in rows],
+    )
+    pages = [Image.new("RGB", (144, 72), (80 * number, 0, 160)) for number in range(3)]
+    (folder / "data" / "documents").mkdir()
+    pages[0].save(folder / "data" / "documents" / "a.pdf", save_all=True, append_images=pages[1:])

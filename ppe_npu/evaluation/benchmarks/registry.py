@@ -69,6 +69,10 @@ OURS = {
     "refcocog": "grounding:RefCOCOg",
     "screenspot_v2": "grounding:ScreenSpotV2",
     "screenspot_pro": "grounding:ScreenSpotPro",
+    "mathvista": "mathvista:MathVista",
+    "charxiv_reasoning": "charxiv:CharXivReasoning",
+    "mmlongbench_doc": "mmlongbench:MMLongBenchDoc",
+    "mmlongbench_doc_evidence": "mmlongbench:MMLongBenchEvidence",
 }
 CIRCULAR = {name: f"{name}_circular" for name in ("mmbench_en", "mmbench_cn")}
 _REGISTERED = {name: f"{_HERE}.{location}" for name, location in OURS.items()}

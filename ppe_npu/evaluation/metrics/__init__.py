@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ppe_npu.evaluation.metrics import boxes
 from ppe_npu.evaluation.metrics.caption import caption_tokens, cider
+from ppe_npu.evaluation.metrics.charts import chart_number, chart_text
+from ppe_npu.evaluation.metrics.documents import UNANSWERABLE, clean, document_score
 from ppe_npu.evaluation.metrics.letters import (
     ai2d_letter,
     egoschema_letter,
@@ -22,6 +24,7 @@ from ppe_npu.evaluation.metrics.letters import (
     scienceqa_letter,
     whole_option,
 )
+from ppe_npu.evaluation.metrics.mathvista import mathvista_answer
 from ppe_npu.evaluation.metrics.mmmu import open_candidates, open_is_right
 from ppe_npu.evaluation.metrics.text import (
     anls,
@@ -56,6 +59,7 @@ __all__ = [
     "COGNITION",
     "PERCEPTION",
     "STOP_WORDS",
+    "UNANSWERABLE",
     "Taxonomy",
     "WordNet",
     "ai2d_letter",
@@ -63,8 +67,12 @@ __all__ = [
     "bare",
     "boxes",
     "caption_tokens",
+    "chart_number",
+    "chart_text",
     "cider",
+    "clean",
     "contains",
+    "document_score",
     "egoschema_letter",
     "exact_match",
     "first_capital",
@@ -72,6 +80,7 @@ __all__ = [
     "levenshtein",
     "lone_letter",
     "longvideobench_letter",
+    "mathvista_answer",
     "mean_by",
     "mlvu_letter",
     "mmbench_letter",

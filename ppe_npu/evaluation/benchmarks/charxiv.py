@@ -1,0 +1,86 @@
+"""CharXiv (Wang et al. 2024, arXiv 2406.18521), validation: questions that reason about charts of papers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row, Sample
+from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.metrics import chart_number, chart_text, mean_by
+
+KINDS = {1: "text-in-chart", 2: "text-in-general", 3: "number-in-chart", 4: "number-in-general"}
+# What each kind of question adds (constants.py, REASONING_RESP_INST).
+ASKED = {
+    1: (
+        "    * Your final answer must be grounded to some text that is explicitly written and relevant to the question "
+        "in the chart.\n"
+        "    * If you need to answer multiple terms, separate them with commas.\n"
+        "    * Unless specified in the question (such as answering with a letter), you are required to answer the full "
+        "names of subplots and/or labels by default."
+    ),
+    2: (
+        "    * If there are options in the question, your final answer must conform to one of the options.\n"
+        "    * If there are additional instructions in the question, follow them accordingly.\n"
+        "    * If there are neither options nor additional instructions, you are allowed to respond with a short "
+        "phrase only."
+    ),
+    3: (  # "exlicitly": as published
+        "    * Your final answer must be grounded to a number that is exlicitly written and relevant to the question "
+        "in the chart, even if it's an approximate value.\n"
+        "    * You are allowed to extract numbers within some text when needed."
+    ),
+}
+
+
+class CharXivReasoning(Dataset):
+    """The type is where the answer stands and whether it is a number. Papers have GPT-4o judge all four kinds; the rule
+    here is that judge's for numbers, and stricter for texts, which must be the same words: a lower bound.
+    """
+
+    name = "charxiv_reasoning"
+    modality = "image"
+    folder = "charxiv"
+    needs = ("val*.parquet",)
+    home = "data set princeton-nlp/CharXiv of the Hugging Face hub (val.parquet)"
+    metric = "accuracy: numbers equal in value, texts equal but for case, punctuation and order; no GPT-4o judge"
+    form = "{question}\n{asked}"
+    max_new_tokens = 128
+    headline = "numbers"
+
+    def read(self) -> list[Row]:
+        self._table = Parquet(self.files(self.needs[0]), large=["image"])
+        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
+
+    def sample(self, row: Row) -> Row:
+        kind, truth = int(row["reasoning_q_source"]), str(row["reasoning_a"])
+        asked = ASKED[kind] if kind != 4 else f"    {_number_asked(truth)}"
+        fields = {
+            "index": str(row.get("figure_path") or row["number"]),
+            "prompt": self.form.format(question=row["reasoning_q"], asked=asked).strip(),
+            "GT": truth,
+            "type": KINDS[kind],
+        }
+        return Sample(fields, image=partial(self._image, row["number"]))
+
+    def _image(self, number: int) -> Any:
+        return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
+
+    def score(self, answer: str, sample: Row) -> float:
+        rule = chart_number if sample["type"].startswith("number") else chart_text
+        return rule(answer, sample["GT"])
+
+    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """numbers: accuracy of the kinds that the published rule decides; texts; then each kind."""
+        rows = list(rows)
+        halves = mean_by(rows, lambda row: "numbers" if str(row["type"]).startswith("number") else "texts")
+        return {"numbers": 0.0, **halves, **mean_by(rows, lambda row: str(row["type"]))}
+
+
+def _number_asked(truth: str) -> str:
+    """How a number is to be written: as the reference is."""
+    _, point, decimals = truth.partition(".")
+    if not point:
+        return "* Your final answer must be an exact integer."
+    return f"* Your final answer must be a number with {len(decimals)} decimal places."

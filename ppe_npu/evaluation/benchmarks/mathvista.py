@@ -1,0 +1,70 @@
+"""MathVista (Lu et al. 2024, arXiv 2310.02255), testmini: mathematics on figures, plots and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, Dataset, Row, Sample, lettered
+from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.metrics import mathvista_answer, mean_by
+
+PLACES = {1: "one decimal place", 2: "two decimal places"}
+
+
+class MathVista(Dataset):
+    """The type is the published task (FQA, GPS, MWP, TQA, VQA). Published numbers have GPT-4 extract the answer."""
+
+    name = "mathvista"
+    modality = "image"
+    folder = "mathvista"
+    needs = ("data/testmini-*.parquet",)
+    home = "data set AI4Math/MathVista of the Hugging Face hub (parquet)"
+    metric = "accuracy as calculate_score.py has it; the answer is extracted by rule where the authors ask GPT-4"
+    form = "{question}\n{options}\n" + LETTER
+    open_form = "{question}\n{ask}"
+    max_new_tokens = 1024
+
+    def read(self) -> list[Row]:
+        self._table = Parquet(self.files(self.needs[0]), large=["decoded_image"])
+        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
+
+    def sample(self, row: Row) -> Row:
+        question = row["question"] + (f" (Unit: {row['unit']})" if row.get("unit") else "")
+        choices = row.get("choices")
+        if choices:
+            prompt = self.form.format(question=question, options=lettered(choices))
+        else:
+            prompt = self.open_form.format(question=question, ask=_asked(row))
+        fields = {
+            "index": str(row["pid"]),
+            "prompt": prompt,
+            "GT": str(row["answer"]),
+            "type": row["metadata"]["task"],
+            "options": list(choices) if choices else None,
+            "answer_type": row["answer_type"],
+            "precision": row.get("precision"),
+        }
+        return Sample(fields, image=partial(self._image, row["number"]))
+
+    def _image(self, number: int) -> Any:
+        return decode_image(self._table.cell(number, "decoded_image"), f"{self.name} {self.rows[number]['pid']}")
+
+    def score(self, answer: str, sample: Row) -> float:
+        said = mathvista_answer(answer, sample["options"], sample["answer_type"], sample["precision"])
+        return float(said == sample["GT"].strip())
+
+    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """Accuracy per task."""
+        return mean_by(rows, lambda row: str(row["type"]))
+
+
+def _asked(row: Row) -> str:
+    """What a question without choices asks for (lmms-eval tasks/mathvista, format-prompt)."""
+    kind = row["answer_type"]
+    if kind == "integer":
+        return "Answer the question using a single integer number."
+    if kind == "list":
+        return "Answer the question using a Python list."
+    return f"Answer the question using a single floating-point number with {PLACES[int(row['precision'])]}."

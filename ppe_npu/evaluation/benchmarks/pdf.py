@@ -1,0 +1,63 @@
+"""Pages of a PDF as pictures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ppe_npu.errors import InputError, first_line
+from ppe_npu.files import check_regular
+from ppe_npu.utils.optional import optional
+
+DPI = 144  # dots per inch; a point of a PDF is 1/72 of an inch
+LARGEST = 50_000_000  # pixels of a page; one of A0 at 144 dots per inch has 32 million
+_ONE_AT_A_TIME = threading.Lock()  # PDFium is not made for threads
+
+
+def num_pages(path: Path) -> int:
+    """How many pages a document has.
+
+    Raises:
+        InputError: pypdfium2 is not installed, or the file is no PDF.
+    """
+    with _ONE_AT_A_TIME, _opened(path) as document:
+        return len(document)
+
+
+def page_images(path: Path, numbers: Iterable[int], dpi: int = DPI) -> list[Image.Image]:
+    """RGB pictures of pages, numbered from 1.
+
+    Raises:
+        InputError: as num_pages(); or a page is not there, cannot be drawn, or has more than 50 million pixels.
+    """
+    with _ONE_AT_A_TIME, _opened(path) as document:
+        return [_drawn(document, number, dpi, path) for number in numbers]
+
+
+def _opened(path: Path) -> Any:
+    pdfium = optional("pypdfium2", f"reading {path.name}", "ppe-npu[eval]")
+    check_regular(path)
+    try:
+        return pdfium.PdfDocument(path)
+    except (pdfium.PdfiumError, OSError) as error:
+        raise InputError(f"{path} cannot be read as PDF ({first_line(error)}): download it again") from error
+
+
+def _drawn(document: Any, number: int, dpi: int, path: Path) -> Image.Image:
+    import pypdfium2 as pdfium
+
+    if not 1 <= number <= len(document):
+        raise InputError(f"{path} has no page {number}: it has {len(document)}; download it again")
+    try:
+        page = document[number - 1]
+        width, height = (side * dpi / 72 for side in page.get_size())
+        if width * height > LARGEST:
+            size = f"{width * height:.0f} pixels at {dpi} dots per inch"
+            raise InputError(f"{path} page {number} has {size}: at most {LARGEST} are drawn")
+        return page.render(scale=dpi / 72).to_pil().convert("RGB")
+    except pdfium.PdfiumError as error:
+        raise InputError(f"{path} page {number} cannot be drawn ({first_line(error)}): download it again") from error

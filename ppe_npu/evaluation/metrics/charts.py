@@ -1,0 +1,46 @@
+"""Answers about charts, where a published judge compares values: the part of its rules that needs no judge.
+
+Source: princeton-nlp/CharXiv constants.py, REASONING_GRADING_INST (Wang et al. 2024, arXiv 2406.18521): "a score of 1
+if and only if the two numbers are exactly equal in values", whatever their notation.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_POWER = re.compile(r"(?:(\S+?)\s*(?:\\times|\\cdot|×|x|\*)\s*)?10\s*(?:\^|\*\*)\s*\{?\s*([-+−]?\d+)\s*\}?")
+_NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+
+
+def chart_number(answer: str, truth: str) -> float:
+    """1.0 if the last number of the answer equals the reference in value: 0.01 is 10^-2, 1500 is 1.5e3."""
+    said, right = _numbers(answer), _numbers(truth)
+    return float(bool(said) and bool(right) and said[-1] == right[-1])
+
+
+def chart_text(answer: str, truth: str) -> float:
+    """1.0 if both have the same terms, of which commas separate several, in any order, but for case and white space,
+    brackets and quotes around a term, LaTeX's dollars and a full stop at the end."""
+    return float(_terms(answer) == _terms(truth))
+
+
+def _numbers(text: str) -> list[Fraction]:
+    """The numbers of a text, exactly; a power of ten with its factor is one."""
+    found = []
+    for part in _POWER.finditer(text):
+        factor = _numbers(part[1]) if part[1] else [Fraction(1)]
+        exponent = int(part[2].replace("−", "-"))
+        if factor and abs(exponent) < 400:
+            found.append((part.start(), factor[-1] * Fraction(10) ** exponent))
+    rest = _POWER.sub(lambda part: " " * len(part[0]), text)
+    for part in _NUMBER.finditer(rest):
+        number = part[0].replace(",", "").replace("−", "-")
+        if len(number) < 400 and abs(int(number.lower().partition("e")[2] or 0)) < 400:
+            found.append((part.start(), Fraction(number)))
+    return [value for _, value in sorted(found, key=lambda item: item[0])]
+
+
+def _terms(text: str) -> list[str]:
+    plain = " ".join(text.replace("$", "").lower().split()).rstrip(".")
+    return sorted(term.strip().strip("()'\"`").strip() for term in plain.split(","))
