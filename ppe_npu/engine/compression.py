@@ -134,7 +134,7 @@ class Compression:
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
         hidden = self.config.keeps_all and not packed
         layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
-        positions, following = self._positions(layout, position_ids, start)
+        positions, following = self._positions(layout, position_ids, start, chosen)
         standing = Standing.of(layout, labels if tells_samples_apart(self.config.methods) else None, chosen)
         stages, ahead = self._stages(layout, standing, left, packed)
         window = self.vision.window if any(method.needs & NEEDS for method in self.config.methods) else 0
@@ -158,9 +158,9 @@ class Compression:
         return stages, Ahead.of(standing, self.config.stages[len(stages) :], left, packed)
 
     def _positions(
-        self, layout: PromptLayout, given: torch.Tensor | None, start: torch.Tensor | None
+        self, layout: PromptLayout, given: torch.Tensor | None, start: torch.Tensor | None, chosen: Chosen | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The prompt's positions [axes, B, S], and the one after each sample's largest [B]."""
+        """The prompt's positions [axes, B, S], and the one after each sample's last [B]."""
         if given is not None:
             positions = position_rows(given, self.axes, layout.real.shape).cpu().numpy()
             return positions, positions.max(axis=(0, 2)) + 1
@@ -169,7 +169,10 @@ class Compression:
             samples, length = layout.real.shape
             places = np.arange(length)
             return np.broadcast_to(places, (self.axes, samples, length)), np.full(samples, length)
-        return prompt_positions(layout, self.vision, None if start is None else start.tolist(), self.axes)
+        first = None if start is None else start.tolist()
+        counts_kept = getattr(self.config.at_pixels, "numbering", "prompt") == "kept"
+        kept = chosen.kept if chosen is not None and counts_kept else None
+        return prompt_positions(layout, self.vision, first, self.axes, kept)
 
     # -- between the vision tower and the first decoder layer: no host sync, but where counts are late ----------------
 
