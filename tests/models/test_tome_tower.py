@@ -120,6 +120,7 @@ def test_it_does_not_hang_on_how_the_tower_attends_or_on_who_looks(model, family
         assert {len(state) for state in found.hidden_states} == {len(inputs["pixel_values"])}
 
 
+@pytest.mark.slow
 def test_the_cache_goes_on_from_joined_cells(model, family):
     compress(model, CompressionConfig(steps=[METHOD], positions="ppe", k=4))
     check_cache(model, given(family))
@@ -140,7 +141,7 @@ def test_gradients_flow_through_joined_cells(model, family):
     assert_rounds_alike(gradients(model, features(run(model, inputs))), plain, true, layers=8)
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradient_checkpointing_gives_the_same_gradients(model, family, reentrant):
     inputs = given(family)
     compress(model, config(METHOD)).train()
