@@ -62,8 +62,8 @@ test-lmms: .venv-lmms/.ready  ## tasks of lmms-eval on compressed models, in an 
 	OMP_NUM_THREADS=1 .venv-lmms/bin/python -m pytest tests/evaluation/test_lmms.py tests/evaluation/test_lmms_task.py
 test-vllm: .venv-vllm/.ready  ## a real vLLM on the CPU, with the plug-in, against transformers, in an environment of its own
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/serving
-test-integrations: .venv-integrations/.ready  ## other people's trainers on compressed models, in an environment that has TRL
-	OMP_NUM_THREADS=1 .venv-integrations/bin/python -m pytest tests/training/test_trl.py tests/training/test_foreign_trainers.py
+test-integrations: .venv-integrations/.ready  ## other people's trainers, and transformers' own tests, on compressed models, in an environment that has them
+	OMP_NUM_THREADS=1 .venv-integrations/bin/python -m pytest tests/training/test_trl.py tests/training/test_foreign_trainers.py tests/integrations
 test-lent: .venv-lent/.ready  ## engine, kernels and parity with the versions of a machine that is lent: Python 3.12, torch 2.11, Triton 3.6
 	OMP_NUM_THREADS=1 .venv-lent/bin/python -m pytest -n 2 -m "not slow" $(LENT_TESTS)
 test-ascend-compiler: .venv-ascend/.ready  ## our kernels for Ascend through two releases of Huawei's compiler, nine chips, no device

@@ -24,13 +24,14 @@ from ppe_npu import shorthand
 from ppe_npu.errors import InputError, shown
 from ppe_npu.files import write_json
 from ppe_npu.methods.base import PLACES, Method, method_names
+from ppe_npu.methods.positions import Rule, rule_named, rule_names
 from ppe_npu.released import KEYS, Levels, Released
 from ppe_npu.settings import check_fields, check_mapping, fields_to_plain, setting, strangers
 from ppe_npu.utils.reading import UnreadableError, read_json
 
 POSITIONS = ("ppe", "keep_one", "renumber")
 DEFAULT_K = 8  # of positions="ppe", as released
-MEMBERS = ("nearest", "spread", "last", "nearest_first")
+MEMBERS = rule_names()
 
 _PRESETS: dict[str, dict] = {
     "dense": {"method": "none", "ratio": 1.0, "positions": "keep_one", "k": 1},
@@ -65,7 +66,8 @@ class CompressionConfig:
         members: which members, and in which order they are listed (the order decides which band of rotary channels a
             position reaches): "nearest", the k members nearest to the centre, listed in raster order, last first;
             "spread", k members evenly over the raster-sorted members, last first; "last", the last k members, last
-            first (the released code's rule); "nearest_first", the k nearest, listed by nearness (the paper's text).
+            first (the released code's rule); "nearest_first", the k nearest, listed by nearness (the paper's text);
+            or another rule of ppe_npu.methods.positions, which docs/positions.md lists.
         method, ratio, layers, before_llm, temporal_ratio, event_ratio, order, ties, seed: in place of steps, the
             shorthand that ppe_npu.shorthand describes.
         proportional_attention: whether a token that stands for s tokens is attended to as s of them would be: + log(s)
@@ -140,6 +142,11 @@ class CompressionConfig:
     def at_pixels(self) -> Method | None:
         """The step that chooses what the vision tower is given."""
         return next((method for method in self.methods if method.place == "pixels"), None)
+
+    @property
+    def rule(self) -> Rule:
+        """How the positions of merged tokens are chosen; "nearest" where they keep one or none."""
+        return rule_named(self.members if self.positions == "ppe" else "nearest")
 
     @property
     def is_dense(self) -> bool:

@@ -1,5 +1,6 @@
-"""Write the tables of methods anew: the README's and docs/methods.md's, from the registered classes; and, where a
-methods.json of `make demo METHODS=...` is named, what docs/methods.md says of its numbers."""
+"""Write the tables of methods anew: the README's and docs/methods.md's, from the registered classes; that of rules of
+positions in docs/positions.md; and, where a methods.json of `make demo METHODS=...` is named, what docs/methods.md
+says of its numbers."""
 
 import json
 import re
@@ -10,12 +11,15 @@ from pathlib import Path
 from ppe_npu.demo import methods_page
 from ppe_npu.files import write_text
 from ppe_npu.methods.listing import Listed, published
+from ppe_npu.methods.positions import rule_named, rule_names
 
 ROOT = Path(__file__).resolve().parent.parent
-README, PAGE = ROOT / "README.md", ROOT / "docs" / "methods.md"
+README, PAGE, POSITIONS = ROOT / "README.md", ROOT / "docs" / "methods.md", ROOT / "docs" / "positions.md"
 START, END = "<!-- methods: scripts/document_methods.py writes this table -->\n", "<!-- methods end -->\n"
 MEASURED = "<!-- measured: scripts/document_methods.py writes what follows -->\n"
 MEASURED_END = "<!-- measured end -->\n"
+RULES = "<!-- rules: scripts/document_methods.py writes this table -->\n"
+RULES_END = "<!-- rules end -->\n"
 WIDEST = 160  # characters of a line, as scripts/check_house.py has it
 
 
@@ -43,6 +47,18 @@ def settings() -> str:
         room = WIDEST - len(one.name) - len(one.scope) - len("| `` |  | `` |")
         lines.append((f"`{one.name}`", one.scope, f"`{textwrap.shorten(said, room, placeholder=' ...')}`"))
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def rules() -> str:
+    """A row per rule of positions."""
+    lines = [("`members`", "positions that a merged token keeps"), ("---",) * 2]
+    lines += [(f"`{name}`", rule_named(name).what) for name in rule_names()]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def with_rules(page: str) -> str:
+    """docs/positions.md with the rules of today."""
+    return _between(page, RULES, RULES_END, rules())
 
 
 def _plain(value: object) -> str:
@@ -77,3 +93,4 @@ if __name__ == "__main__":
         if path == PAGE and len(sys.argv) > 1:
             new = measured(new, json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
         print(write_text(path, new))
+    print(write_text(POSITIONS, with_rules(POSITIONS.read_text(encoding="utf-8"))))

@@ -11,7 +11,8 @@
 .venv-ascend   torch with triton-ascend in Triton's place and two of Huawei's compilers, for test-ascend-compiler
 .venv-lent     Python 3.12 with the versions of a GPU machine that is lent for minutes (scripts/lent.txt), for test-lent
 .venv-docs     mkdocs-material alone (scripts/docs.txt), for docs
-.venv-integrations   the base with TRL and the accelerate that it wants, for test-integrations
+.venv-integrations   the base with TRL and the accelerate that it wants, and transformers' source package, which has the
+               tests that it runs on every model, for test-integrations
 
 It needs nothing but Python, and runs in the folder of the repository. An environment that is complete has a file .ready
 (.torch_npu, where that was added). The exit code is 2 where Python is too old, else the first failed command's.
@@ -93,7 +94,7 @@ def commands(folder: str) -> list[list[str]]:
         ".venv-oldest": [pip(folder, "--no-deps", "--requirement", "scripts/oldest.txt")],
         ".venv-newest": [pip(folder, "--upgrade", "torch", "torchvision", "transformers"), mend],
         ".venv-lmms": [pip(folder, *looser, TORCH, "--editable", ".[lmms]"), mend],
-        ".venv-integrations": [pip(folder, *looser, TORCH, *TRL)],
+        ".venv-integrations": [pip(folder, *looser, TORCH, *TRL, "parameterized"), source_of_transformers(folder)],
     }
     return base + more.get(folder, [])
 
@@ -111,6 +112,12 @@ def python(version: str) -> str:
 
 def pip(folder: str, *arguments: str) -> list[str]:
     return [f"{folder}/bin/pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+
+
+def source_of_transformers(folder: str) -> list[str]:
+    """Its source package as it is, with its tests, which import parameterized."""
+    download = [f"{folder}/bin/pip", "download", "--quiet", "--disable-pip-version-check", "--dest", folder]
+    return [*download, "--no-deps", "--no-binary", "transformers", "--constraint", str(CONSTRAINTS), "transformers"]
 
 
 def add_torch_npu(folder: str) -> list[str]:

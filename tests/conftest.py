@@ -7,6 +7,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Read when triton is imported, by whoever imports it first: without CUDA its kernels run on the CPU, as Python.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# ATen without AVX512 goes with oneDNN without it, as on every real machine (scripts/test_machines.py says why).
+if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 import pytest
 import torch

@@ -37,6 +37,16 @@ def test_methods_are_listed_with_place_needs_budget_and_paper(run):
     assert all(one["budget"] in ("exact", "late") and one["what"] for one in found.values())
 
 
+def test_rules_of_positions_are_listed_with_what_they_do(run):
+    from ppe_npu.methods.positions import rule_named, rule_names
+
+    code, out, _ = run("methods", "--positions")
+    assert code == 0
+    assert [line.split(maxsplit=1) for line in out.splitlines()] == [[n, rule_named(n).what] for n in rule_names()]
+    code, out, _ = run("methods", "--positions", "--json")
+    assert (code, [one["name"] for one in json.loads(out)]) == (0, list(rule_names()))
+
+
 def test_any_method_with_its_fields_trains_answers_and_is_reported(run, tiny_folder, tmp_path, write_image):
     for name, count in (("train", 4), ("test", 2)):
         scenes.write_split(tmp_path / "data", name, count, seed=1, questions_per_image=2)

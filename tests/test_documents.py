@@ -106,6 +106,8 @@ def test_the_readme_is_short_and_its_table_of_methods_is_up_to_date():
     assert document_methods.written(README) == README, "run scripts/document_methods.py"
     page, table = document_methods.PAGE.read_text(encoding="utf-8"), document_methods.markdown()
     assert document_methods.written(page, table + "\n" + document_methods.settings()) == page
+    page = document_methods.POSITIONS.read_text(encoding="utf-8")
+    assert document_methods.with_rules(page) == page, "run scripts/document_methods.py"
 
 
 def test_numbers_of_the_readme_stand_on_the_pages_that_it_cites():

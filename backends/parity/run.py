@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -69,10 +69,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """What one call gave: its results, and the gradients of what the case differentiates."""
+    """What one call gave: its results, and the gradients of what the case differentiates, for some cotangents."""
 
     forward: list[Tensor]
     grad: list[Tensor]
+    cotangents: list[Tensor] = field(default_factory=list)
 
 
 class CaseRun:
@@ -81,15 +82,20 @@ class CaseRun:
     Args:
         case, dtype: what; dtype is a name in DTYPES.
         given: tensors to use instead of those that the case draws, in their order (from a recorded bundle).
+        cotangents: the same for those of the gradients. Normal numbers in fp32 differ in their last bits between CPUs
+            with and without AVX2 (on ARM, say), and now and then such a bit decides how one is rounded to bf16.
     """
 
-    def __init__(self, case: Case, dtype: str, given: list[Tensor] | None = None):
+    def __init__(
+        self, case: Case, dtype: str, given: list[Tensor] | None = None, cotangents: list[Tensor] | None = None
+    ):
         self.case, self.dtype = case, DTYPES[dtype]
         self._inputs = _inputs(case, self.dtype)
         if given is not None:
             self._inputs = _replaced(self._inputs, iter(given))
-        self._exact = _evaluate(case, _cast(self._inputs, torch.float64), CPU, "reference")
-        self._plain = _evaluate(case, self._inputs, CPU, "reference")
+        self._exact = _evaluate(case, _cast(self._inputs, torch.float64), CPU, "reference", cotangents)
+        self.cotangents = self._exact.cotangents
+        self._plain = _evaluate(case, self._inputs, CPU, "reference", self.cotangents)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -113,7 +119,7 @@ class CaseRun:
         """The results on a device, by the implementation that dispatch takes, or by a named one."""
         # Whatever a user may have turned on elsewhere, TF32 and HF32 are not what is compared here.
         with devices.exact_matmul():
-            return _evaluate(self.case, self._inputs, device, implementation)
+            return _evaluate(self.case, self._inputs, device, implementation, self.cotangents)
 
     def error(self, results: Results, direction: str, itself: bool = False) -> tuple[float, float]:
         """(error, allowed) of the tensor that comes nearest to, or furthest over, what it is allowed.
@@ -240,8 +246,10 @@ def _call(inputs: tuple) -> tuple[list, dict[str, Any]]:
     return (values, last) if isinstance(last, dict) else ([*values, last], {})
 
 
-def _evaluate(case: Case, inputs: tuple, device: torch.device, implementation: str | None) -> Results:
-    """Results and gradients of one call; the gradients for a fixed random cotangent, the same for every call."""
+def _evaluate(
+    case: Case, inputs: tuple, device: torch.device, implementation: str | None, cotangents: list[Tensor] | None
+) -> Results:
+    """Results and gradients of one call; the gradients for these cotangents, which are drawn where none are given."""
     dtype = next(value.dtype for value in inputs if isinstance(value, Tensor) and value.is_floating_point())
     values, keywords = _call(_cast(inputs, dtype, device))
     for index in case.grads:
@@ -251,11 +259,13 @@ def _evaluate(case: Case, inputs: tuple, device: torch.device, implementation: s
     results = list(results) if isinstance(results, tuple) else [results]
     if not case.grads:
         return Results(results, [])
-    generator = torch.Generator().manual_seed(0)
-    # Rounded to bf16, so that every dtype gets the same numbers.
-    random = [torch.randn(result.shape, generator=generator).bfloat16() for result in results]
-    cotangents = [value.to(device, result.dtype) for value, result in zip(random, results)]
-    return Results(results, list(torch.autograd.grad(results, [values[index] for index in case.grads], cotangents)))
+    if cotangents is None:
+        generator = torch.Generator().manual_seed(0)
+        # Rounded to bf16, so that every dtype gets the same numbers.
+        cotangents = [torch.randn(result.shape, generator=generator).bfloat16() for result in results]
+    weights = [value.to(device, result.dtype) for value, result in zip(cotangents, results)]
+    gradients = torch.autograd.grad(results, [values[index] for index in case.grads], weights)
+    return Results(results, list(gradients), cotangents)
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -13,6 +13,7 @@ from ppe_npu.checkpoints.generation_defaults import of_checkpoint, token_ids, tr
 from ppe_npu.checkpoints.trial import check_sizes, try_processor
 from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.tiles import is_tiled
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.reading import UnreadableError, read_json
 
@@ -26,6 +27,7 @@ def load_model(
     attn_implementation: str = "sdpa",
     quantization_config: Any = None,
     allow_bin: bool = False,
+    tiled: bool = False,
 ) -> Any:
     """A supported model in eval mode on a device, its norms, MLPs and vision attention fused (ppe_npu.models.fused).
 
@@ -36,16 +38,18 @@ def load_model(
         attn_implementation: one that transformers knows.
         quantization_config: transformers' own, for weights that are held in fewer bits (adapters.quantization).
         allow_bin: whether pytorch_model.bin is read (torch's weights_only) where there are no safetensors.
+        tiled: whether InternVL is taken, whose pictures are tiles: training makes its inputs, other commands do not.
 
     Raises:
         InputError: path is no checkpoint, its class is not supported, it asks for code of its own or has pickled
             weights alone, or its files cannot be read.
     """
-    architecture = check_checkpoint(path, allow_bin)
+    architecture = check_checkpoint(path, allow_bin, tiled)
     asked = of_checkpoint(path)
     import transformers
 
     from ppe_npu.models.fused import fuse
+    from ppe_npu.models.pvc.install import model_class
 
     more: dict[str, Any] = {}
     if quantization_config is not None:
@@ -53,7 +57,7 @@ def load_model(
     if not transformers_takes(asked):  # settings of generate() that exclude each other keep no model from loading
         more["generation_config"] = transformers.GenerationConfig(**token_ids(asked))
     more |= {"dtype": DTYPES.get(dtype, dtype), "attn_implementation": attn_implementation, **NO_CODE}
-    model = _read(getattr(transformers, architecture), path, **more, **weight_options(path, allow_bin))
+    model = _read(model_class(architecture), path, **more, **weight_options(path, allow_bin))
     model.checkpoint_generation = asked
     return fuse(model.to(device).eval())
 
@@ -69,11 +73,11 @@ def _read(architecture: Any, path: str | Path, **options: Any) -> Any:
     return model
 
 
-def check_checkpoint(path: str | Path, allow_bin: bool = False) -> str:
+def check_checkpoint(path: str | Path, allow_bin: bool = False, tiled: bool = False) -> str:
     """The model class that a checkpoint asks for, after checking that the folder is whole and the class supported.
 
     Args:
-        path, allow_bin: as load_model.
+        path, allow_bin, tiled: as load_model.
 
     Raises:
         InputError: one line that names the folder and what is missing.
@@ -89,7 +93,7 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False) -> str:
         config = _hub_config(path)
     names = config.get("architectures")
     names = names if isinstance(names, list) and names else ["model of no stated class"]
-    supported = commanded_classes()
+    supported = commanded_classes(tiled)
     if names[0] not in supported and names[0] in supported_classes():
         raise InputError(
             f"model {path} is a {names[0]}, which compress() takes, but whose inputs no command makes yet: load and "
@@ -101,7 +105,7 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False) -> str:
 
 
 def check_compression(
-    path: str | Path, *configs: CompressionConfig, allow_bin: bool = False
+    path: str | Path, *configs: CompressionConfig, allow_bin: bool = False, tiled: bool = False
 ) -> list[CompressionConfig]:
     """Whether compressions fit the checkpoint's model, before its weights are read.
 
@@ -115,7 +119,7 @@ def check_compression(
 
     from ppe_npu.models import check_fit
 
-    architecture = check_checkpoint(path, allow_bin)
+    architecture = check_checkpoint(path, allow_bin, tiled)
     try:
         model_config = AutoConfig.from_pretrained(str(path), **NO_CODE)
         check_sizes(model_config)
@@ -158,6 +162,10 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
             raise InputError(f"processor of {path} has no {name}: {_remedy(path)}")
     processor.chat_template = _chat_template(path, processor)
     try_processor(processor, path)
+    if is_tiled(processor):
+        if min_pixels or max_pixels:
+            raise InputError(f"min_pixels or max_pixels, but pictures of {path} are tiles of one size: leave them out")
+        return processor
     size = dict(processor.image_processor.size)
     size["shortest_edge"] = min_pixels or size["shortest_edge"]
     size["longest_edge"] = max_pixels or size["longest_edge"]

@@ -6,16 +6,19 @@ transformers builds processors of settings that it first reads when they are use
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ppe_npu.data.tiles import image_tiles, is_tiled, tile_count, video_tiles
+from ppe_npu.data.videos import Video
 from ppe_npu.errors import InputError, first_line, shown
 
 _LARGEST = 256  # of a patch, in pixels or frames, and of a merge, in patches
 _SIZES = ("patch_size", "merge_size", "temporal_patch_size")
+_EDGES, _SIDES = ("shortest_edge", "longest_edge"), ("height", "width")  # of a grid's and of a tile's size
 _TURN = [{"role": "user", "content": [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "what?"}]}]
 
 
@@ -23,20 +26,38 @@ def try_processor(processor: Any, path: str | Path) -> None:
     """Raise InputError, which names the part and the folder, unless a processor can do its work.
 
     Args:
-        processor: a Qwen-VL one, with image_processor, video_processor, tokenizer and chat template.
+        processor: a Qwen-VL or InternVL one, with image_processor, video_processor, tokenizer and chat template.
         path: where it is from.
     """
+    tiled = is_tiled(processor)
     for name in ("image_processor", "video_processor"):
-        _check_numbers(getattr(processor, name), name, path)
+        _check_numbers(getattr(processor, name), name, path, () if tiled else _SIZES, _SIDES if tiled else _EDGES)
     longest = processor.tokenizer.model_max_length
     if not _is_number(longest) or not longest > 0:
         raise _useless("tokenizer", path, f"model_max_length={shown(longest)} is no number above 0")
     image, video = processor.image_processor, processor.video_processor
+    if tiled:
+        _try_tiles(processor, path)
+        return
     side = 2 * max(image.patch_size * image.merge_size, video.patch_size * video.merge_size)
     bounds = {"size": {"shortest_edge": side**2, "longest_edge": side**2}, "return_tensors": "pt"}
     frames = torch.zeros(2 * video.temporal_patch_size, 3, side, side, dtype=torch.uint8)
     _use("image_processor", path, lambda: image(images=[frames[0]], **bounds))
     _use("video_processor", path, lambda: video(videos=[frames], do_sample_frames=False, **bounds))
+    _try_text(processor, path)
+
+
+def _try_tiles(processor: Any, path: str | Path) -> None:
+    """A picture of two tiles and its thumbnail, and a video of two frames."""
+    side = processor.image_processor.size["height"]
+    frames = torch.zeros(2, 3, side, 2 * side, dtype=torch.uint8)
+    _use("image_processor", path, lambda: tile_count(processor, side, 2 * side))
+    _use("image_processor", path, lambda: image_tiles(processor, [frames[0]]))
+    _use("video_processor", path, lambda: video_tiles(processor, Video(frames, 1.0, str(path))))
+    _try_text(processor, path)
+
+
+def _try_text(processor: Any, path: str | Path) -> None:
     _use("tokenizer", path, lambda: processor.tokenizer.convert_tokens_to_ids(["what?"]))
     _use("tokenizer", path, lambda: processor.tokenizer(["what?"]))
     _use("chat template", path, lambda: processor.apply_chat_template(_TURN, tokenize=False))
@@ -47,20 +68,23 @@ def check_sizes(config: Any) -> None:
     text = config.text_config
     for part in (text, config.vision_config):
         for key, value in vars(part).items():
-            if key.endswith("_size") and value is not None and not (_is_number(value) and value > 0):
+            sides = value if isinstance(value, (list, tuple)) else [value]
+            if key.endswith("_size") and value is not None and not all(_is_number(side) and side > 0 for side in sides):
                 raise InputError(f"{key}={shown(value)} is no number above 0")
-    sections = text.rope_parameters["mrope_section"]
+    sections = text.rope_parameters.get("mrope_section")
+    if sections is None and config.model_type == "internvl":  # counts in one dimension
+        return
     half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
     if len(sections) != 3 or sum(sections) != half:
         raise InputError(f"mrope_section={shown(sections)} are no three numbers that sum to {half}, half a head")
 
 
-def _check_numbers(part: Any, name: str, path: str | Path) -> None:
-    for key in _SIZES:
+def _check_numbers(part: Any, name: str, path: str | Path, sizes: Sequence[str], edges: Sequence[str]) -> None:
+    for key in sizes:
         value = getattr(part, key, None)
         if not _is_number(value) or not 1 <= value <= _LARGEST or value != int(value):
             raise _useless(name, path, f"{key}={shown(value)} is no whole number from 1 to {_LARGEST}")
-    for key in ("shortest_edge", "longest_edge"):
+    for key in edges:
         value = part.size.get(key) if hasattr(part.size, "get") else None
         if not _is_number(value) or not value > 0:
             raise _useless(name, path, f"size {key}={shown(value)} is no number above 0")

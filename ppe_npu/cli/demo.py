@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ppe_npu.demo import pipeline
+from ppe_npu.demo import motion, pipeline
 from ppe_npu.errors import InputError
 
 
@@ -13,4 +13,8 @@ def run_demo(args: argparse.Namespace) -> int:
     """Train and compare all methods in miniature."""
     if Path(args.output).is_file():
         raise InputError(f"output {args.output} is a file: name a folder")
-    return pipeline.main(args) or 0
+    if args.motion and (args.methods or args.full):
+        raise InputError("--motion compares two models, without --methods and --full: leave them out")
+    if args.seeds < 1:
+        raise InputError(f"seeds={args.seeds}: give at least 1")
+    return (motion if args.motion else pipeline).main(args) or 0

@@ -157,7 +157,7 @@ def _asked_benchmarks(args: argparse.Namespace) -> tuple[Protocol, list[Any]]:
     if args.protocol is not None:
         protocol = protocols.load(args.protocol)
     else:
-        published = set(args.benchmarks) & set(registry.OURS) - {"layout"}
+        published = set(args.benchmarks) & set(registry.OURS) - set(registry.EMBEDDED)
         protocol = protocols.load(protocols.PUBLISHED if published else protocols.CHECKPOINT)
     if args.draws is not None:
         protocol = replace(protocol, draws=args.draws)

@@ -1,4 +1,5 @@
-"""`ppe-npu methods`: all methods, where each may stand, what it looks at, how it counts, and its paper."""
+"""`ppe-npu methods`: all methods, where each may stand, what it looks at, how it counts, and its paper; or the rules by
+which merged tokens keep positions."""
 
 from __future__ import annotations
 
@@ -6,12 +7,22 @@ import argparse
 
 from ppe_npu.cli.common import print_json
 from ppe_npu.methods.listing import Listed, published
+from ppe_npu.methods.positions import rule_named, rule_names
 
 _HEAD = ("method", "place", "looks at", "budget", "paper")
 
 
 def run_methods(args: argparse.Namespace) -> int:
-    """Print one line per method, or with --json all that is known of each."""
+    """Print one line per method, or with --json all that is known of each; --positions: of each rule of positions."""
+    if args.positions:
+        whats = {name: rule_named(name).what for name in rule_names()}
+        if args.json:
+            print_json(args, [{"name": name, "what": what} for name, what in whats.items()])
+            return 0
+        widest = max(map(len, whats))
+        for name, what in whats.items():
+            print(f"{name.ljust(widest)}  {what}")
+        return 0
     listed = [Listed.of(name) for name in published()]
     if args.json:
         print_json(args, [one.to_dict() for one in listed])

@@ -251,6 +251,8 @@ def _add_describe(commands) -> None:
 def _add_methods(commands) -> None:
     parser = commands.add_parser("methods", help="list all methods: place, what each looks at, budget, paper")
     parser.add_argument("--json", action="store_true", help="as JSON, with every setting's default")
+    help_ = "the rules by which merged tokens keep positions (members=), instead"
+    parser.add_argument("--positions", action="store_true", help=help_)
     parser.set_defaults(run="methods:run_methods")
 
 
@@ -275,6 +277,8 @@ def _add_demo(commands) -> None:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="any methods, with one position and PPE's; or all")
     what = "of --methods: without fine-tuning"
     parser.add_argument("--training-free", action="store_true", help=what)
+    what = "instead: clips of moving figures, PVC against frame by frame (docs/pvc.md)"
+    parser.add_argument("--motion", action="store_true", help=what)
     parser.set_defaults(run="demo:run_demo")
 
 

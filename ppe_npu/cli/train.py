@@ -23,6 +23,7 @@ _VALUES = {
     "learning_rate": (float, "(default: 1e-5)"),
     "merger_learning_rate": (float, "(default: the learning rate)"),
     "vision_learning_rate": (float, "(default: the learning rate)"),
+    "pvc_learning_rate": (float, "(default: the learning rate)"),
     "warmup_steps": (float, "below 1: share of all steps (default: 0)"),
     "schedule": (str, "constant, linear, cosine or stable_decay (default: cosine)"),
     "weight_decay": (float, "(default: 0)"),
@@ -66,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar = "FILE" if name == "deepspeed" else None
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text.replace("%", "%%"))
     parser.add_argument(
-        "--frozen", nargs="+", metavar="PART", help="language, merger, vision, or parameters' beginnings"
+        "--frozen", nargs="+", metavar="PART", help="language, merger, vision, pvc, or parameters' beginnings"
     )
     kinds = ("lora", "dora", "qlora", "none")
     parser.add_argument("--adapter", choices=kinds, help="train an adapter in place of the weights")

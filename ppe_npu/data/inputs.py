@@ -8,7 +8,6 @@ picture is asked about again, and frames can be decoded by PyAV.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,9 +17,11 @@ from typing import Any
 import torch
 
 from ppe_npu.compat import ensure_mm_token_type_ids, resampling
+from ppe_npu.data import tiles
 from ppe_npu.data.frames import video_of_frames
 from ppe_npu.data.messages import Message, check_conversations, has_surrogates, visual_items
 from ppe_npu.data.pictures import load_image
+from ppe_npu.data.pixel_cache import PixelCache, cached
 from ppe_npu.data.placeholders import (
     check_placeholders,
     expand,
@@ -52,32 +53,6 @@ __all__ = [
 
 _PIXELS = ("pixel_values", "pixel_values_videos")
 PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
-
-
-class PixelCache:
-    """Processed pixels by file, the least recently used ones dropped beyond a number of bytes."""
-
-    def __init__(self, max_bytes: int = 256 * 2**20) -> None:
-        self.max_bytes = max_bytes
-        self._held: OrderedDict[Any, tuple[torch.Tensor, ...]] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, key: Any) -> tuple[torch.Tensor, ...] | None:
-        """What was put under key, or None."""
-        if key not in self._held:
-            return None
-        self._held.move_to_end(key)
-        return self._held[key]
-
-    def put(self, key: Any, value: tuple[torch.Tensor, ...]) -> None:
-        """Keep value; one that alone is larger than max_bytes is not kept."""
-        size = _bytes(value)
-        if size > self.max_bytes or key in self._held:
-            return
-        self._held[key] = value
-        self._bytes += size
-        while self._bytes > self.max_bytes:
-            self._bytes -= _bytes(self._held.popitem(last=False)[1])
 
 
 @dataclass
@@ -142,7 +117,8 @@ def encode(
     images = [item for per_kind in items for item in per_kind["image"]]
     videos = [item for per_kind in items for item in per_kind["video"]]
     visuals, written = process_visuals(processor, images, videos, sampling, cache)
-    return Encoded([expanded.tolist() for expanded, _ in expand(processor, ids, written)], visuals)
+    expanded = [row.tolist() for row, _ in expand(processor, ids, written)]
+    return Encoded(expanded, arranged(processor, ids, visuals))
 
 
 def render(processor: Any, messages: Sequence[Message], add_generation_prompt: bool) -> str:
@@ -187,13 +163,15 @@ def process_visuals(
     """
     visuals: dict[str, torch.Tensor] = {}
     written: dict[str, list[torch.Tensor]] = {"image": [], "video": []}
+    if tiles.is_tiled(processor):
+        return tiles.process(processor, images, videos, sampling or VideoSampling(), cache)
     if images:
-        done = _cached(images, cache, ("image",), lambda todo: _process_images(processor, todo))
+        done = cached(images, cache, ("image",), lambda todo: _process_images(processor, todo))
         pixels, grids, written["image"] = map(list, zip(*done))
         visuals |= {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.stack(grids)}
     if videos:
         sampling = sampling or VideoSampling()
-        done = _cached(
+        done = cached(
             videos, cache, ("video", sampling), lambda todo: [_process_video(processor, v, sampling) for v in todo]
         )
         pixels, grids, seconds, written["video"] = map(list, zip(*done))
@@ -203,17 +181,15 @@ def process_visuals(
     return visuals, written
 
 
-def _cached(sources: Sequence[Any], cache: PixelCache | None, tag: tuple, process) -> list[tuple[torch.Tensor, ...]]:
-    """process() for the sources that the cache lacks, each file once; results in the order of sources."""
-    keys = [(*tag, str(s)) if isinstance(s, (str, Path)) else (*tag, id(s)) for s in sources]
-    held = {key: found for key in keys if cache and isinstance(key[-1], str) and (found := cache.get(key))}
-    todo = {key: source for key, source in zip(keys, sources) if key not in held}
-    if todo:
-        for key, value in zip(todo, process(list(todo.values()))):
-            held[key] = value
-            if cache and isinstance(key[-1], str):  # an object's id may come back as another object's
-                cache.put(key, value)
-    return [held[key] for key in keys]
+def arranged(processor: Any, prompts: Sequence[Sequence[int]], visuals: dict[str, Any]) -> dict[str, Any]:
+    """What process_visuals gave, as the model takes it.
+
+    Args:
+        prompts: token ids before their placeholders were expanded.
+    """
+    if not tiles.is_tiled(processor):
+        return visuals
+    return tiles.in_order(prompts, {token: kind for kind, token in visual_ids(processor).items()}, visuals)
 
 
 def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tensor, ...]]:
@@ -339,7 +315,3 @@ def _pad_id(tokenizer: Any) -> int:
     if tokenizer.pad_token_id is None:
         raise InputError("the tokenizer has no padding token: set pad_token in its tokenizer_config.json")
     return tokenizer.pad_token_id
-
-
-def _bytes(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)

@@ -19,12 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from ppe_npu.data.tiles import is_tiled
 from ppe_npu.data.videos import Video
 from ppe_npu.errors import InputError
 
 
 def visual_ids(processor: Any) -> dict[str, int]:
     """The placeholder tokens' ids: {"image": id, "video": id}."""
+    if is_tiled(processor):
+        return {
+            kind: processor.tokenizer.convert_tokens_to_ids(token)
+            for kind, token in (("image", processor.image_token), ("video", processor.video_token))
+        }
     return {"image": processor.image_token_id, "video": processor.video_token_id}
 
 
@@ -95,15 +101,18 @@ def expand(
         given ones (a label, say), repeated so often, is so of the expanded. Marks count for the placeholder in them.
     """
     following = {token: iter(written[kind]) for kind, token in visual_ids(processor).items()}
-    return [_expand(list(ids), following, _marks(processor)) for ids in prompts]
+    marks = None if is_tiled(processor) else _marks(processor)  # InternVL's templates write none, its processor does
+    return [_expand(list(ids), following, marks) for ids in prompts]
 
 
-def _expand(ids: list[int], following: Mapping[int, Iterator[torch.Tensor]], marks: tuple[int, int]) -> tuple:
+def _expand(ids: list[int], following: Mapping[int, Iterator[torch.Tensor]], marks: tuple[int, int] | None) -> tuple:
     repeats, parts, done = np.ones(len(ids), dtype=np.int64), [], 0
     for place in [place for place, token in enumerate(ids) if token in following]:
         new = next(following[ids[place]]).numpy()
         first, stop = place, place + 1
-        if ids[max(place - 1, 0) : place + 2] == [marks[0], ids[place], marks[1]]:
+        if marks is None:
+            pass
+        elif ids[max(place - 1, 0) : place + 2] == [marks[0], ids[place], marks[1]]:
             first, stop = place - 1, place + 2
         elif (new[0], new[-1]) == marks:  # a chat template that writes no marks gets none
             new = new[1:-1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from ppe_npu.errors import InputError
 from ppe_npu.settings import check_fields, setting
@@ -52,6 +54,10 @@ class VideoSampling:
                 raise InputError(f"{low}={small} is larger than {high}={large}")
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise InputError(f"start={self.start} must be at least 0 and before end={self.end}")
+
+    def of_video(self, path: str | Path) -> VideoSampling:
+        """The rules for one video."""
+        return self
 
     def within(self, clip: VideoSampling | None) -> VideoSampling:
         """The rules of another (a sample's own), with what these name in their place; fps and nframes go together."""
@@ -111,3 +117,29 @@ class VideoSampling:
             return max(int(wanted // multiple) * multiple, multiple)
         wanted = min(wanted, total)
         return max(int(wanted // multiple) * multiple, min(multiple, total))
+
+
+@dataclass(frozen=True)
+class Drawn(VideoSampling):
+    """So many frames of each video, evenly spaced, as are drawn for it between two bounds.
+
+    Attributes:
+        least, most: of frames; a video that has fewer gives all.
+        seed: with it the video's name and its folder's decide, wherever they lie: every epoch takes the same frames,
+            and the tokens of a record can be counted before it is read.
+    """
+
+    least: int = setting(16, above=0)
+    most: int = setting(96, above=0)
+    seed: int = setting(0, least=0)
+
+    @classmethod
+    def of(cls, sampling: VideoSampling, bounds: tuple[int, int], seed: int) -> Drawn:
+        """The rules of another, with a drawn number of frames in place of its own."""
+        own = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+        return cls(**own | {"fps": None, "nframes": None}, least=bounds[0], most=bounds[1], seed=seed)
+
+    def of_video(self, path: str | Path) -> VideoSampling:
+        own = {field.name: getattr(self, field.name) for field in fields(VideoSampling)}
+        name = "/".join(Path(path).parts[-2:])
+        return VideoSampling(**own | {"nframes": random.Random(f"{self.seed} {name}").randint(self.least, self.most)})

@@ -155,7 +155,7 @@ def _plan(
     header: VideoHeader, path: str | Path, sampling: VideoSampling, multiple: int, origin: int = 0
 ) -> tuple[Video, list[int]]:
     """planned_video, and the numbers of its frames in the file. The video's time begins with the clip's."""
-    wanted, length = sampling.indices(header.frames, header.fps, multiple, origin)
+    wanted, length = sampling.of_video(path).indices(header.frames, header.fps, multiple, origin)
     frames = torch.empty((len(wanted), 3, header.height, header.width), dtype=torch.uint8, device="meta")
     indices = tuple(index - wanted[0] for index in wanted)
     # Positions in time follow what was taken, as in Qwen's own reading: T frames over the clip's duration.

@@ -9,7 +9,8 @@ An image of 48x48 pixels becomes 12x12 patches of 4 pixels and 6x6 = 36 visual t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,7 +43,14 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 WORDS = ("system", "user", "assistant", *QUESTION_TYPES, *COLOURS, *SHAPES, *(str(digit) for digit in range(10)))
-VOCABULARY = {word: number for number, word in enumerate((*SPECIAL_TOKENS, UNKNOWN, *WORDS))}
+
+
+def vocabulary_of(words: Sequence[str]) -> dict[str, int]:
+    """The numbers of special tokens and of these words."""
+    return {word: number for number, word in enumerate((*SPECIAL_TOKENS, UNKNOWN, *words))}
+
+
+VOCABULARY = vocabulary_of(WORDS)
 
 # Qwen2.5-VL's own form, without its default system message: the vocabulary cannot spell one.
 CHAT_TEMPLATE = """\
@@ -61,12 +69,12 @@ CHAT_TEMPLATE = """\
 {% endif -%}"""
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(vocabulary: Mapping[str, int] = VOCABULARY) -> PreTrainedTokenizerFast:
     """One token per word; whitespace only separates, so the template's newlines cost nothing. Other words are <unk>."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel(dict(VOCABULARY), unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.WordLevel(dict(vocabulary), unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -79,8 +87,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> Qwen2_5_VLProcessor:
-    """A Qwen2_5_VLProcessor for this vocabulary: 48x48 images stay as they are and become 36 <|image_pad|> tokens."""
+def build_processor(
+    vocabulary: Mapping[str, int] = VOCABULARY, side: int = IMAGE_SIZE, **more: Any
+) -> Qwen2_5_VLProcessor:
+    """A Qwen2_5_VLProcessor for this vocabulary: 48x48 images stay as they are and become 36 <|image_pad|> tokens.
+
+    Args:
+        vocabulary: of the tokenizer. side: of images and frames in pixels. more: settings of the image processors.
+    """
     from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
 
     try:
@@ -92,33 +106,39 @@ def build_processor() -> Qwen2_5_VLProcessor:
         "patch_size": PATCH,
         "temporal_patch_size": 2,
         "merge_size": MERGE,
-        "size": {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2},  # in pixels, of the whole image
+        "size": {"shortest_edge": side**2, "longest_edge": side**2},  # in pixels, of the whole image
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
+        **more,
     }
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessorPil(**settings),
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(vocabulary),
         video_processor=Qwen2VLVideoProcessor(**settings),
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def build_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
+def build_model(
+    seed: int, vocabulary: Mapping[str, int] = VOCABULARY, **vision: Any
+) -> Qwen2_5_VLForConditionalGeneration:
     """A Qwen2_5_VLForConditionalGeneration with weights drawn from `seed`, fp32, on the CPU.
 
     Vision: 1 block, width 48, 2 heads, window attention only. Text: 2 layers, hidden 128, 2 heads of 64 channels.
+
+    Args:
+        vocabulary: of the tokenizer. vision: settings of the vision tower in place of these.
     """
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(_config())
+        model = Qwen2_5_VLForConditionalGeneration(_config(vocabulary, vision))
         _set_scales(model)
     return model
 
 
-def _config() -> Qwen2_5_VLConfig:
+def _config(vocabulary: Mapping[str, int], changed: Mapping[str, Any]) -> Qwen2_5_VLConfig:
     from transformers import Qwen2_5_VLConfig
 
     vision = {
@@ -135,9 +155,10 @@ def _config() -> Qwen2_5_VLConfig:
         "out_hidden_size": HIDDEN,
         "hidden_act": "silu",
         "initializer_range": 0.1,
+        **changed,
     }
     text = {
-        "vocab_size": len(VOCABULARY),
+        "vocab_size": len(vocabulary),
         "hidden_size": HIDDEN,
         "intermediate_size": 320,
         "num_hidden_layers": LAYERS,
@@ -147,16 +168,16 @@ def _config() -> Qwen2_5_VLConfig:
         "initializer_range": 0.08,
         "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": list(SECTIONS)},
         "bos_token_id": None,
-        "eos_token_id": VOCABULARY[END],
-        "pad_token_id": VOCABULARY[PAD],
+        "eos_token_id": vocabulary[END],
+        "pad_token_id": vocabulary[PAD],
     }
     return Qwen2_5_VLConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=VOCABULARY["<|image_pad|>"],
-        video_token_id=VOCABULARY["<|video_pad|>"],
-        vision_start_token_id=VOCABULARY["<|vision_start|>"],
-        vision_end_token_id=VOCABULARY["<|vision_end|>"],
+        image_token_id=vocabulary["<|image_pad|>"],
+        video_token_id=vocabulary["<|video_pad|>"],
+        vision_start_token_id=vocabulary["<|vision_start|>"],
+        vision_end_token_id=vocabulary["<|vision_end|>"],
         tie_word_embeddings=False,
     )
 

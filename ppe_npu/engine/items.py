@@ -18,6 +18,7 @@ from ppe_npu.engine.positions import grid_positions
 from ppe_npu.engine.rounds import as_tensor
 from ppe_npu.engine.spans import IMAGE, VisionTokens, item_spans
 from ppe_npu.errors import InputError
+from ppe_npu.methods.positions.base import RUNS
 
 _NEEDS = {"tokens", "places", "sizes"}
 
@@ -62,6 +63,11 @@ def check_items(compression: Compression) -> None:
     if compression.config.proportional_attention:
         raise InputError(
             "proportional_attention: a server's attention takes nothing to be added to a key's scores; leave it out"
+        )
+    if compression.config.rule.table != RUNS:
+        raise InputError(
+            f"members={compression.config.members}: a server's rotary embedding turns a channel by one position, not "
+            "by the mean of several; take another rule, such as spread"
         )
     for method in compression.config.methods:
         if method.place in ("pixels", "tower"):

@@ -80,16 +80,21 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Holding:
-    """How a merged token's positions are chosen: `k` members by a rule of members.py, or None: its representative's."""
+    """How a merged token's positions are chosen: `k` members by a rule of members.py, or None: its representative's.
+
+    Args:
+        positions: [axes, originals] int64, of each original token, for rules that look at places.
+    """
 
     k: int
     rule: str
+    positions: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, config: CompressionConfig) -> Holding | None:
+    def of(cls, config: CompressionConfig, positions: torch.Tensor | None = None) -> Holding | None:
         """As a config says."""
         assert config.k is not None, "a config that was given no k has chosen one"
-        return cls(config.k, config.members) if config.positions == "ppe" else None
+        return cls(config.k, config.members, positions) if config.positions == "ppe" else None
 
 
 @torch.no_grad()
@@ -196,7 +201,8 @@ def _kept(grouping: Grouping, tokens: Tokens, holding: Holding | None) -> Tokens
         kept = replace(kept, sizes=grouping.sums(tokens.sizes))
     if tokens.held is None or holding is None:
         return kept
-    return replace(kept, held=members(grouping, holding.k, holding.rule, tokens.features, tokens.held))
+    held = members(grouping, holding.k, holding.rule, tokens.features, tokens.held, holding.positions)
+    return replace(kept, held=held)
 
 
 def _segmented(step: Round, given: Tokens) -> Round:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ppe_npu.engine.members import Entries, among_equals
+from ppe_npu.engine.members import among_equals, chosen
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
+from ppe_npu.methods.positions import rule_named
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -83,15 +84,17 @@ class Chosen:
         first = np.asarray(starts, np.int64)
         return ends[first + np.asarray(tokens, np.int64)] - ends[first]
 
-    def held(self, k: int, rule: str) -> np.ndarray:
-        """[kept, k] int64, which tokens speak for each group.
+    def held(self, k: int, rule: str, positions: np.ndarray) -> np.ndarray:
+        """[kept, k] int64, which tokens speak for each group, or [kept, axes * k]: see members().
 
         Args:
             rule: as members(), among equals: what cells are dropped for is that they are alike.
+            positions: [axes, V] int64, of every visual token.
         """
-        labels = torch.from_numpy(self.number[self.source])[None]
-        entries = Entries.of(labels, None, int(self.kept.sum()))
-        return entries.choose(k, among_equals(rule), None)[0].numpy()
+        how = rule_named(among_equals(rule))
+        labels, kept = torch.from_numpy(self.number[self.source])[None], np.flatnonzero(self.kept)
+        known = {"positions": torch.from_numpy(positions), "representatives": torch.from_numpy(kept)[None]}
+        return chosen(how, k, labels, None, len(kept), **known)[0].numpy()
 
 
 def choose(

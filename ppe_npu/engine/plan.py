@@ -47,7 +47,8 @@ class PromptPlan(Movable):
         ahead: what is not laid out yet, or None.
         chosen: which visual tokens the vision tower is given; None: all.
         in_tower: what the vision tower took, once it has run, where a method works inside it.
-        held: [V, K] index in the flattened [B * S] of the tokens that speak for each feature; None: itself.
+        held: [V, K] index in the flattened [B * S] of the tokens that speak for each feature (as members() has them);
+            None: itself.
     """
 
     layout: PromptLayout
@@ -89,7 +90,8 @@ class PromptPlan(Movable):
         deltas = (following - layout.real.sum(axis=1))[:, None]
         visual, held = _visual_order(layout), None
         if chosen is not None:
-            held = None if holding is None else as_tensor(visual[chosen.held(holding.k, holding.rule)])
+            if holding is not None:
+                held = as_tensor(visual[chosen.held(holding.k, holding.rule, positions[:, visual])])
             visual = visual[chosen.kept]
         rows, own, after, shifts = map(as_tensor, (positions, visual, following, deltas))
         order = None if tower_order is None else as_tensor(tower_order)

@@ -11,6 +11,7 @@ from ppe_npu.engine.layout import Stage
 from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
 from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.positions import held_rows
 from ppe_npu.engine.rounds import Round
 from ppe_npu.engine.segments import Segments
 from ppe_npu.engine.shown import Prompts, Texts, layer_needs
@@ -220,7 +221,7 @@ class Prefill(Run):
         Args:
             text: as Texts.values.
         """
-        holding = Holding.of(self.config)
+        holding = Holding.of(self.config, self.on.positions)
         prompts = self.on.prompts(number)
         texts = None if prompts is None else Texts(prompts, text)
         if not self.is_late(number):
@@ -292,8 +293,7 @@ class Prefill(Run):
         if self.config.proportional_attention:
             self._count(stage)
         if self.rows[stage] is None:
-            # [axes, B, L, K] -> rows axis * K + j
-            self.rows[stage] = self.on.positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)
+            self.rows[stage] = held_rows(self.on.positions, held, self.config.rule.by_axis)
 
     def _count(self, stage: int) -> None:
         """Have attention count how many tokens each place of a stage stands for."""

@@ -24,6 +24,7 @@ from ppe_npu.evaluation.generation import Generated, end_tokens, generate
 from ppe_npu.evaluation.identity import processor_identity
 from ppe_npu.evaluation.samples import Measure, conversation, measure, sampling_of
 from ppe_npu.models.fingerprint import fingerprint
+from ppe_npu.models.pvc.inputs import shown_repeatedly
 
 
 class ModelAnswers:
@@ -128,7 +129,8 @@ class ModelAnswers:
         """Samples of one bucket -> a left-padded batch, on the CPU; through the code that training uses."""
         conversations = [conversation(sample) for sample in samples]
         sampling = sampling_of(samples[0], self.sampling)
-        return build_inputs(self.processor, conversations, sampling=sampling, cache=self._cache)
+        inputs = build_inputs(self.processor, conversations, sampling=sampling, cache=self._cache)
+        return shown_repeatedly(self.model, inputs) if hasattr(self.model.config, "pvc") else inputs
 
     def answer(self, inputs: Mapping[str, torch.Tensor]) -> Generated:
         """Answers to a batch, with their cost."""

@@ -43,7 +43,8 @@ NEEDS = (
 )
 SCOPES = ("frame", "span", "segment")
 _HELPERS = (  # files here that hold no method
-    *("base", "choosing", "frames", "grids", "grouping", "listing", "peaks", "predicting", "space", "thinning", "view"),
+    *("base", "choosing", "frames", "grids", "grouping", "listing", "peaks", "positions", "predicting", "space"),
+    *("thinning", "view"),
 )
 _REGISTERED: dict[str, type[Method]] = {}
 

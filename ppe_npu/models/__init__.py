@@ -24,6 +24,7 @@ from ppe_npu.models.seam import is_shallow_copy
 
 _QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 _FAMILIES = (*_QWEN, "one_dimension")
+_TILED = ("InternVLForConditionalGeneration", "PVCInternVLForConditionalGeneration")
 
 
 def supported_classes() -> tuple[str, ...]:
@@ -31,10 +32,14 @@ def supported_classes() -> tuple[str, ...]:
     return tuple(name for family in _families() for name in family.CLASSES)
 
 
-def commanded_classes() -> tuple[str, ...]:
-    """Those whose inputs the commands make: `ppe-npu train`, `eval` and all that reads a checkpoint's processor."""
-    names = (name for family in _families()[: len(_QWEN)] for name in family.CLASSES)
-    return tuple(name for name in names if not name.startswith("PVC"))
+def commanded_classes(tiled: bool = False) -> tuple[str, ...]:
+    """Those whose inputs the commands make: `ppe-npu train`, `eval` and all that reads a checkpoint's processor.
+
+    Args:
+        tiled: whether InternVL, whose pictures are tiles, is among them: `train` makes its inputs, too.
+    """
+    names = tuple(name for family in _families()[: len(_QWEN)] for name in family.CLASSES)
+    return (*names, *_TILED) if tiled else names
 
 
 def compress(model, config: CompressionConfig, processor=None):

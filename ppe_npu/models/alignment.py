@@ -86,7 +86,12 @@ def is_scored(model, kwargs: dict) -> bool:
     given = kwargs.get(KEYWORD, NOTHING)
     if given.scored is not None:
         return given.scored
-    if given.packed or given.left or given.skip_logits or cache_of(kwargs) is not None:
+    return not (given.packed or given.left or given.skip_logits) and keeps_no_cache(model, kwargs)
+
+
+def keeps_no_cache(model, kwargs: dict) -> bool:
+    """Whether a pass is given no KV cache and asks for none, itself or by its model's config. As is_scored()."""
+    if cache_of(kwargs) is not None:
         return False
     if kwargs.get("use_cache") is not None:
         return not kwargs["use_cache"]

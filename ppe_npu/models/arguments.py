@@ -18,6 +18,7 @@ from ppe_npu.engine.tower_pass import pass_of, pools_of
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.tower_work import TowerReport
+from ppe_npu.models.alignment import keeps_no_cache
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.pixels import KeptPatches, chosen_cells, run_on_kept
 from ppe_npu.models.tower import watched
@@ -76,6 +77,9 @@ def make_plan(
     if not compression.config.keeps_all:
         _check_seen(ids, kwargs, compression.vision)
     grids = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
+    if compression.config.keeps_all or past is not None:
+        grids |= dict.fromkeys(_grids_alone(kwargs, ids, compression.vision))
+    text_alone = past is None and all(grid is None for grid in grids.values())
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
     pixels = kwargs.get(PIXELS[IMAGE]) if _encoded(IMAGE, kwargs) is None else None
@@ -86,7 +90,7 @@ def make_plan(
         grids[IMAGE],
         grids[VIDEO],
         next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None and grids[VIDEO] is not None), None),
-        kwargs.get("position_ids"),
+        _given_positions(kwargs, mask, text_alone and compression.config.keeps_all),
         None if past is None else past.following[0],
         kwargs.get(KEYWORD, NOTHING).left,
         kwargs.get(KEYWORD, NOTHING).packed,
@@ -94,6 +98,25 @@ def make_plan(
         kwargs.get(KEYWORD, NOTHING).prompt,
         chosen,
     )
+
+
+def _given_positions(kwargs: dict, mask: torch.Tensor | None, whole_text: bool) -> torch.Tensor | None:
+    """The caller's positions of a prompt; of a prompt of text that stays whole those that generate() gives it, who has
+    padding at 0 where a forward pass counts it."""
+    given = kwargs.get("position_ids")
+    if given is not None or not whole_text or not kwargs.get(KEYWORD, NOTHING).left or mask is None or mask.ndim != 2:
+        return given
+    return (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)
+
+
+def _grids_alone(kwargs: dict, ids: torch.Tensor, vision: VisionTokens) -> list[str]:
+    """Of images and videos those whose grids come beside embeddings that hold none of them, as far as is known: where a
+    cache has seen them already, the grids are still those of the whole conversation."""
+    token = {IMAGE: vision.image_token_id, VIDEO: vision.video_token_id}
+    pixels = {kind: kwargs.get(PIXELS[kind]) is not None or _encoded(kind, kwargs) is not None for kind in token}
+    return [
+        kind for kind in token if is_given(kind, kwargs) and not pixels[kind] and not bool((ids == token[kind]).any())
+    ]
 
 
 def _grid(kind: str, kwargs: dict, dense: bool) -> torch.Tensor | list | None:
@@ -107,11 +130,11 @@ def _grid(kind: str, kwargs: dict, dense: bool) -> torch.Tensor | list | None:
     return None if dense or grid is None else []
 
 
-def attention_mask_of(kwargs: dict) -> torch.Tensor | None:
+def attention_mask_of(model, kwargs: dict) -> torch.Tensor | None:
     """The attention mask of a forward's arguments, [B, S] or [B, 1, S, S]. Without one, text positions (the first of
     four rows) that start anew keep apart what they number, where no cache is kept: as transformers has it."""
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    if mask is not None or positions is None or kwargs.get("use_cache") is not False:
+    if mask is not None or positions is None or not keeps_no_cache(model, kwargs):
         return mask
     if positions.ndim != 3 or len(positions) != 4:
         return None
@@ -119,7 +142,11 @@ def attention_mask_of(kwargs: dict) -> torch.Tensor | None:
     if not bool(run.any()):
         return None
     lower = torch.ones(run.shape[1], run.shape[1], dtype=torch.bool, device=run.device).tril()
-    return ((run[:, :, None] == run[:, None, :]) & lower)[:, None]
+    seen = ((run[:, :, None] == run[:, None, :]) & lower)[:, None]
+    if model.language_model.config._attn_implementation != "eager":
+        return seen
+    dtype = model.get_input_embeddings().weight.dtype  # transformers' own attention adds its mask
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def _check_seen(ids: torch.Tensor, kwargs: dict, vision: VisionTokens) -> None:

@@ -13,6 +13,7 @@ import torch
 from ppe_npu.compat import cache_of
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.run import Run
 from ppe_npu.errors import InputError
 
 STATE = "ppe_state"  # attribute of a cache
@@ -58,6 +59,26 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | None:
             if hasattr(layer, "get_seq_length") and layer.get_seq_length() > state.lengths[stage]:
                 layer.crop(state.lengths[stage])
     return state
+
+
+def continued(compression: Compression, kwargs: dict, state: CacheState) -> tuple[dict, Run]:
+    """Text that continues a compressed prompt, by a forward's arguments: the tokens, and the pass through the decoder.
+    Nothing to compress, and no host sync.
+
+    Raises:
+        InputError: a mask of another kind or length.
+    """
+    name = "input_ids" if kwargs.get("input_ids") is not None else "inputs_embeds"
+    tokens, mask = kwargs[name], kwargs.get("attention_mask")
+    count = tokens.shape[1]
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] < count):
+        raise InputError("attention_mask must be [batch, tokens so far] for tokens that continue a compressed cache")
+    state = state.repeated(len(tokens))
+    new = (
+        torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
+    )
+    positions = kwargs.get("position_ids")
+    return {name: tokens}, compression.continue_text(state, new, count, mask is not None, positions)
 
 
 def _reorder_cache(self, beam_idx: torch.Tensor) -> None:

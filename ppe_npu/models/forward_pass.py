@@ -41,8 +41,6 @@ class ForwardPass:
         scored: whether the output stands as the prompt was given (alignment.py); None: nobody has decided yet.
         left: where the prompt's padding goes; None: it stays on its side.
         plan: the prompt's plan, where labels have asked for it already.
-        run: what a decoder that runs stage by stage is given.
-        segments: what the attention of a layer keeps apart.
     """
 
     packed: bool = False

@@ -8,11 +8,17 @@ from dataclasses import replace
 
 import torch
 
+from ppe_npu.compat import cache_of, layer_arguments, layer_causal_mask
+from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.masks import proportional_mask
+from ppe_npu.engine.run import Run
 from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens, find_spans
 from ppe_npu.errors import InputError
 from ppe_npu.models.arguments import PIXELS, SECONDS, ids_of_embeds
-from ppe_npu.models.caches import state_of
+from ppe_npu.models.caches import continued, keep_state, state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
+from ppe_npu.models.known import has_attention
 from ppe_npu.models.seam import original, override
 
 _VISUAL = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", *SECONDS)
@@ -24,7 +30,12 @@ def install_generation(model) -> None:
     override(model, "_expand_inputs_for_generation", expand_inputs_for_generation)
     override(model, "_get_candidate_generator", _get_candidate_generator)
     override(model, "_valid_auto_compile_criteria", _valid_auto_compile_criteria)
-    for name, function in (("_prefill", _prefill), ("init_continuous_batching", _init_continuous_batching)):
+    newer = {
+        "_prefill": _prefill,
+        "_prepare_position_ids_for_generation": _no_position_ids,
+        "init_continuous_batching": _init_continuous_batching,
+    }
+    for name, function in newer.items():
         if hasattr(type(model), name):  # not in older transformers
             override(model, name, function)
 
@@ -38,10 +49,60 @@ def prepare_inputs_for_generation(self, input_ids, **kwargs):
         # As transformers does: a view has another stride in each step, and a compiled model is compiled again.
         inputs["input_ids"] = input_ids[:, state.seen :].clone(memory_format=torch.contiguous_format)
         inputs |= new_visual_inputs(inputs, input_ids, state.seen, self.compression.vision)
+    if state is not None and inputs.get("inputs_embeds") is not None:
+        inputs |= _new_embeds(self, inputs, kwargs, state.seen)
     inputs["attention_mask"] = kwargs.get("attention_mask")  # for a static cache transformers makes masks of its own
-    inputs.pop("position_ids", None)  # generate()'s own, before compression
+    inputs["position_ids"] = _positions(kwargs, state, self.compression)
     inputs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), left=True)
-    return inputs
+    return inputs | _fixed_step(self, inputs, state)
+
+
+def _new_embeds(model, inputs: dict, kwargs: dict, seen: int) -> dict:
+    """Of a conversation given as embeddings what the cache has not seen of it, where the whole of it is given."""
+    whole, types = kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")
+    if whole.shape[1] <= seen:
+        return {}
+    new = {"inputs_embeds": whole[:, seen:], "mm_token_type_ids": None if types is None else types[:, seen:]}
+    return new | new_visual_inputs(inputs, ids_of_embeds(model.model, whole, types), seen, model.compression.vision)
+
+
+def _positions(kwargs: dict, state: CacheState | None, compression: Compression) -> torch.Tensor | None:
+    """The caller's positions of the columns that the cache has not seen; None where nobody gave any."""
+    given = kwargs.get("position_ids")
+    if given is None or state is None:
+        return given
+    # Later steps of a compressed prompt go on where it ended.
+    return given[..., state.seen :] if compression.config.keeps_all else None
+
+
+def _fixed_step(model, inputs: dict, state: CacheState | None) -> dict:
+    """For one more token into a static cache what makes its step look like any other to a compiled model: of each stage
+    a mask of all places of the cache, and positions; nothing that grows. {} for anything else. The state on the cache
+    is brought up to the new token here, outside of what is compiled."""
+    text, cache, tokens = model.model.language_model, cache_of(inputs), inputs.get("input_ids")
+    if state is None or not cache.is_compileable or tokens is None or tokens.shape[1] != 1:
+        return {}
+    hidden = model.get_input_embeddings().weight.new_empty(*tokens.shape, 1)
+    if any(inputs.get(name) is not None for name in PIXELS.values()) or not all(map(has_attention, text.layers)):
+        return {}
+    if layer_arguments(text, 0, hidden) or layer_arguments(text.layers[0], 0, hidden):
+        return {}  # older transformers says where in the cache the token goes
+    _, run = continued(model.compression, inputs, state)
+    keep_state(cache, run.state)
+    parts = zip((0, *state.layers), run.masks, state.lengths, run.sizes)
+    masks = [_whole_mask(text.config, hidden, cache, *part) for part in parts]
+    none, empty = (None,) * len(masks), CacheState.empty(state.layers, len(tokens), tokens.device)
+    return {KEYWORD: ForwardPass(run=Run(state.layers, masks, run.rows, empty, none, none))}
+
+
+def _whole_mask(config, hidden: torch.Tensor, cache, layer: int, mask, past: int, sizes) -> torch.Tensor | None:
+    """The mask of a stage's layers, from its first one's cache on, for all places of a static cache."""
+    mask = layer_causal_mask(config, hidden, mask, cache, layer, past)
+    return mask if sizes is None else proportional_mask(mask, sizes, hidden, cache.layers[layer].max_cache_len)
+
+
+def _no_position_ids(self, **kwargs) -> None:
+    """A compressed model numbers its prompt itself, so that positions which arrive are the caller's."""
 
 
 def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
@@ -53,8 +114,9 @@ def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
         input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **kwargs)
         return input_ids, others | own
     embedded = kwargs.get("inputs_embeds") is not None and (input_ids is None or input_ids.shape[1] == 0)
-    ids = ids_of_embeds(self.model, kwargs["inputs_embeds"]) if embedded else input_ids
-    visual = repeat_visual_inputs(kwargs, ids, expand_size, self.compression.vision)
+    ids = ids_of_embeds(self.model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if embedded else input_ids
+    hidden = self.compression.config.keeps_all
+    visual = repeat_visual_inputs(kwargs, ids, expand_size, self.compression.vision, hidden)
     others = {name: value for name, value in kwargs.items() if name not in visual}
     input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
     return input_ids, others | visual | own
@@ -105,7 +167,9 @@ def _init_continuous_batching(self, **kwargs):
     )
 
 
-def repeat_visual_inputs(inputs: dict, input_ids: torch.Tensor, times: int, vision: VisionTokens) -> dict:
+def repeat_visual_inputs(
+    inputs: dict, input_ids: torch.Tensor, times: int, vision: VisionTokens, hidden: bool = False
+) -> dict:
     """The visual inputs of a batch in which every sample stands `times` times in a row.
 
     Patches and grids have no batch dimension: a sample's are all that its spans use, and are repeated together.
@@ -113,15 +177,15 @@ def repeat_visual_inputs(inputs: dict, input_ids: torch.Tensor, times: int, visi
     Args:
         inputs: model inputs; read are pixel_values[_videos] [patches, C], *_grid_thw [n, 3], second_per_grid_ts [n].
         input_ids: [B, S], not repeated yet.
+        hidden: as find_spans() takes it.
     """
     given = {name: inputs[name] for name in _VISUAL if inputs.get(name) is not None}
     grids = {
         kind: given[f"{kind}_grid_thw"].tolist() if f"{kind}_grid_thw" in given else None for kind in (IMAGE, VIDEO)
     }
     mask = inputs.get("attention_mask")
-    layout = find_spans(
-        input_ids.cpu().numpy(), None if mask is None else mask.cpu().numpy(), grids[IMAGE], grids[VIDEO], None, vision
-    )
+    real = None if mask is None else mask.cpu().numpy()
+    layout = find_spans(input_ids.cpu().numpy(), real, grids[IMAGE], grids[VIDEO], None, vision, hidden=hidden)
     out: dict[str, torch.Tensor] = {}
     for kind in (IMAGE, VIDEO):
         owners = {span.source: span.sample for span in layout.spans if span.modality == kind}
@@ -173,8 +237,10 @@ def new_visual_inputs(inputs: dict, input_ids: torch.Tensor, seen: int, vision: 
 def _picked(given: dict, kind: str, order: list[int]) -> dict:
     """The pixels, grids and durations of the images or videos with these indices, in this order."""
     grid = given[f"{kind}_grid_thw"]
-    parts = given[PIXELS[kind]].split([t * h * w for t, h, w in grid.tolist()])
-    out = {PIXELS[kind]: torch.cat([parts[index] for index in order]), f"{kind}_grid_thw": grid[order]}
+    out = {f"{kind}_grid_thw": grid[order]}
+    if PIXELS[kind] in given:  # not beside embeddings that hold the features, nor beside text with a grid alone
+        parts = given[PIXELS[kind]].split([t * h * w for t, h, w in grid.tolist()])
+        out[PIXELS[kind]] = torch.cat([parts[index] for index in order])
     for name in SECONDS if kind == VIDEO else ():
         out |= {name: torch.as_tensor(given[name])[order]} if name in given else {}
     return out

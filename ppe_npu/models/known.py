@@ -82,6 +82,12 @@ def check_decoder(text, staged: bool, channels: int) -> None:
         raise InputError("layers with sliding attention cannot be compressed on entry: set use_sliding_window=False")
 
 
+def turned_channels(text_config) -> int:
+    """How many channels of half a head are turned."""
+    head = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    return int(head * text_config.rope_parameters.get("partial_rotary_factor", 1.0)) // 2
+
+
 def text_model(model):
     """The text model of a ...Model, whatever the family calls it."""
     return getattr(model, "language_model", None) or model.text_model

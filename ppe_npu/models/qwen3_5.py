@@ -14,6 +14,7 @@ from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import HALVES, interleaved_channels
 from ppe_npu.errors import InputError
 from ppe_npu.models import vision_language
+from ppe_npu.models.known import turned_channels
 from ppe_npu.models.qwen3_vl import vision_tokens
 from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
 
@@ -38,7 +39,8 @@ TOWER = {"Qwen3_5VisionBlock": "Qwen3_5VisionAttention", "Qwen3_5MoeVisionBlock"
 
 def channels(config) -> tuple[int, ...]:
     """The axis of each rotary channel of half a head's rotated part."""
-    return interleaved_channels(config.text_config.rope_parameters.get("mrope_section", [11, 11, 10]))
+    text = config.text_config
+    return interleaved_channels(text.rope_parameters.get("mrope_section", [11, 11, 10]), turned_channels(text))
 
 
 def install(model, compression: Compression) -> None:

@@ -13,6 +13,7 @@ from ppe_npu.engine.pixels import PixelValues
 from ppe_npu.engine.positions import HALVES, interleaved_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
+from ppe_npu.models.known import turned_channels
 from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
 
 __all__ = [
@@ -55,7 +56,8 @@ def vision_tokens(config) -> VisionTokens:
 
 def channels(config) -> tuple[int, ...]:
     """The axis of each rotary channel of half a head."""
-    return interleaved_channels(config.text_config.rope_parameters["mrope_section"])
+    text = config.text_config
+    return interleaved_channels(text.rope_parameters.get("mrope_section", [24, 20, 20]), turned_channels(text))
 
 
 def install(model, compression: Compression) -> None:

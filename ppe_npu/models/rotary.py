@@ -6,6 +6,7 @@ import torch
 
 from ppe_npu.engine.positions import HALVES, axes_of, rotary_table
 from ppe_npu.errors import InputError
+from ppe_npu.methods.positions.base import RUNS
 
 _PLACES = 64  # at which tables are compared: beyond them a channel's angle is no longer its own
 _TRIES = 3
@@ -26,17 +27,19 @@ class RowRotaryEmbedding(torch.nn.Module):
     Args:
         original: transformers' module. channels: the axis of each channel of half a head.
         pairs: which channels are turned together, see rotary_table.
+        table: what several positions on an axis make of it, see rotary_table.
 
     Raises:
         InputError: a module that gives another table for the same positions: then the family's statement of its
             channels or pairs is wrong for it, and every output would be, too.
     """
 
-    def __init__(self, original: _RotaryEmbedding, channels: tuple[int, ...], pairs: str = HALVES):
+    def __init__(self, original: _RotaryEmbedding, channels: tuple[int, ...], pairs: str = HALVES, table: str = RUNS):
         super().__init__()
         self.original = original
         self.channels = channels
         self.pairs = pairs
+        self.table = table
         self.axes: int | None = None
         # What is stated wrongly is wrong every time; in one process, once, the tables were apart (docs/log.md).
         if not any(self._agrees() for _ in range(_TRIES)):
@@ -80,7 +83,8 @@ class RowRotaryEmbedding(torch.nn.Module):
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos, sin: [B, S, D] in the dtype of x (or a view [3, B, S, D] of it for older transformers)."""
         inv_freq = self.original.inv_freq.to(position_ids.device)
-        table = rotary_table(position_ids, inv_freq, self.channels, self.original.attention_scaling, self.pairs)
+        scaling = self.original.attention_scaling
+        table = rotary_table(position_ids, inv_freq, self.channels, scaling, self.pairs, self.table)
         cos, sin = (part.to(x.dtype) for part in table)
         return (
             (cos, sin) if self.axes is None else (cos.expand(self.axes, *cos.shape), sin.expand(self.axes, *sin.shape))

@@ -7,8 +7,8 @@ Every override, checked against transformers 5.2.0 (by `make test-matrix`), 5.22
 
     compress(), of the model for conditional generation (vision_language.py)
         forward; by generation.py prepare_inputs_for_generation, _expand_inputs_for_generation,
-        _get_candidate_generator (5.2: prompt lookup is refused), _valid_auto_compile_criteria, _prefill and
-        init_continuous_batching
+        _get_candidate_generator (5.2: prompt lookup is refused), _valid_auto_compile_criteria, _prefill,
+        _prepare_position_ids_for_generation and init_continuous_batching
     compress(), of its .model: forward
     compress(), of its .model.language_model: forward, where layers merge on entry or take the tower's features
         (decoder.py); rotary_emb is another module (5.2: it gives a table for each axis)

@@ -12,12 +12,15 @@ Modifications (on the given instance only):
   kept; that state travels with the cache.
 * prepare_inputs_for_generation: a conversation that goes on feeds what the cache has not seen, counted before
   compression, and only the images and videos in it; prompts are padded on the left whatever side they came padded on.
+  A step into a static cache is made ready there: the cache's state is brought up to its token, and the model is given
+  masks and positions of one shape for all steps.
 * _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
   instead, and hands the model no grids, so generate() is not shown that forward could take that output.
 * _get_candidate_generator: refuses speculative decoding where it would count wrongly.
 * _prefill: prefills a prompt as a whole. init_continuous_batching: refused, it hands the model no images.
 * _valid_auto_compile_criteria: generate() with a static cache compiles only if a compile_config asks for it. Of its own
-  accord transformers records CUDA graphs, of which a mask that grows would need another one every step.
+  accord transformers records CUDA graphs, which nobody has run with ours.
+* _prepare_position_ids_for_generation: gives none, so that position_ids that arrive are the caller's.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
 * the vision tower and its blocks, where a method works inside it: see tower_blocks.py.
 * language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
@@ -48,7 +51,7 @@ from ppe_npu.models.arguments import (
     tower_features,
     untouched_tower,
 )
-from ppe_npu.models.caches import keep_state, state_of
+from ppe_npu.models.caches import continued, keep_state, state_of
 from ppe_npu.models.decoder import staged_forward
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
 from ppe_npu.models.fused import check_key_bias, takes_segments
@@ -88,7 +91,8 @@ def install(model, compression: Compression, staged: bool = False) -> None:
     check_decoder(text, staged, len(compression.channels))
     if compression.config.proportional_attention:
         check_key_bias(text)
-    rotary = RowRotaryEmbedding(text.rotary_emb, compression.channels, compression.pairs)
+    table = compression.config.rule.table
+    rotary = RowRotaryEmbedding(text.rotary_emb, compression.channels, compression.pairs, table)
     vars(model)["compression"] = compression
     vars(model.model)["compression"] = compression
     if hasattr(model.model, "rope_deltas"):
@@ -185,6 +189,9 @@ def _compresses(state: CacheState | None, kwargs: dict) -> bool:
 
 
 def model_forward(self, **kwargs):
+    ready = kwargs.get(KEYWORD, NOTHING).run
+    if ready is not None:
+        return _ready_step(self, ready, kwargs)
     packed = kwargs.get(KEYWORD, NOTHING).packed
     if packed:
         _check_packed(self.language_model, kwargs)
@@ -195,7 +202,7 @@ def model_forward(self, **kwargs):
     if compresses:
         inputs, run, places = _prefill(self, state, kwargs, torch.compiler.is_compiling())
     else:
-        inputs, run = _continue(self, state, kwargs)
+        inputs, run = continued(self.compression, kwargs, state)
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
     if packed:
         kwargs["use_cache"] = False
@@ -221,6 +228,14 @@ def model_forward(self, **kwargs):
     return output.to_tuple() if return_dict is False else output
 
 
+def _ready_step(self, run: Run, kwargs: dict):
+    """A token into a static cache whose state knows it already."""
+    inputs = {"input_ids": kwargs["input_ids"], "attention_mask": run.masks[0], "position_ids": run.rows[0]}
+    if is_overridden(self.language_model, "forward"):
+        inputs[KEYWORD] = ForwardPass(run=run)
+    return original(self, "forward")(**inputs, **{name: kwargs[name] for name in kwargs if name not in CONSUMED})
+
+
 def _check_packed(text, kwargs: dict) -> None:
     """Raise InputError for what cannot be one row of samples."""
     mask = kwargs.get("attention_mask")
@@ -238,7 +253,7 @@ def _check_packed(text, kwargs: dict) -> None:
 @torch.compiler.disable  # plans on the host, and runs a tower that reads its grids there
 def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tuple[dict, Run, torch.Tensor | None]:
     """What the decoder is given, the pass through it, and where the output goes, if it shall stand as the prompt."""
-    mask, attends = attention_mask_of(kwargs), all(map(has_attention, self.language_model.layers))
+    mask, attends = attention_mask_of(self, kwargs), all(map(has_attention, self.language_model.layers))
     if mask is not None and mask.ndim == 4 and not attends:
         raise InputError("attention_mask is 4D: linear attention knows padding alone; give [batch, tokens]")
     plan = kwargs.get(KEYWORD, NOTHING).plan or make_plan(self, self.compression, kwargs, past)
@@ -281,18 +296,3 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
         tower=features.tower,
     )
     return {"inputs_embeds": run.take_embeds()}, run, places
-
-
-def _continue(self, state: CacheState, kwargs: dict) -> tuple[dict, Run]:
-    """Text that continues a compressed prompt: nothing to compress, and no host sync."""
-    name = "input_ids" if kwargs.get("input_ids") is not None else "inputs_embeds"
-    tokens, mask = kwargs[name], kwargs.get("attention_mask")
-    count = tokens.shape[1]
-    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] < count):
-        raise InputError("attention_mask must be [batch, tokens so far] for tokens that continue a compressed cache")
-    state = state.repeated(len(tokens))
-    new = (
-        torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
-    )
-    positions = kwargs.get("position_ids")
-    return {name: tokens}, self.compression.continue_text(state, new, count, mask is not None, positions)

@@ -6,6 +6,7 @@
 A bundle is a folder (files.py): manifest.json (format, versions, device, seed, errors against fp64, what failed, and
 hashes) and tensors.safetensors (inputs, results and gradients of every operator's cases; the tiny model's weights,
 inputs and results under every setting). The machine that checks needs no random numbers of the one that recorded.
+Bundles of the first edition hold no cotangents: they are drawn, which gives the same numbers on CPUs with AVX2.
 A computation that fails is a row, here and there; the others go on.
 """
 
@@ -21,7 +22,7 @@ from ppe_npu.backends.parity import CASES, Case, Row, compare
 from ppe_npu.backends.parity.run import DTYPES, CaseRun
 from ppe_npu.errors import InputError
 from ppe_npu.parity.end_to_end import Results, rows_of, run, run_references, settings
-from ppe_npu.parity.files import RECORDED, Tensors, case_place, compared, load, model_place, save
+from ppe_npu.parity.files import RECORDED, Tensors, case_place, compared, cotangents_place, load, model_place, save
 from ppe_npu.parity.model import SETTINGS, build_inputs, build_model, with_features
 
 SEED = 0
@@ -104,6 +105,7 @@ def _record_case(case: Case, dtype: str, device: torch.device, tensors: Tensors,
         missing.append(place)
         return [Row.failed(case.op, case.name, run_.shapes, dtype, "-", error)]
     tensors |= kept
+    tensors |= {f"{cotangents_place(case)}{n}": value for n, value in enumerate(run_.cotangents)}
     return [_row(case, dtype, direction, run_.shapes, *run_.error(results, direction)) for direction in run_.directions]
 
 
@@ -111,7 +113,8 @@ def _check_case(case: Case, dtype: str, device: torch.device, tensors: Tensors) 
     place, shapes = case_place(case, dtype), "-"
     rows = []
     try:
-        run_ = CaseRun(case, dtype, given=_listed(tensors, f"{place}/inputs/"))
+        cotangents = _listed(tensors, cotangents_place(case)) or None
+        run_ = CaseRun(case, dtype, _listed(tensors, f"{place}/inputs/"), cotangents)
         shapes = run_.shapes
         dispatch.reset()
         results = run_.on(device)

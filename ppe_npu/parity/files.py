@@ -33,6 +33,11 @@ def case_place(case: Case, dtype: str) -> str:
     return f"{case.op}/{case.name}/{dtype}"
 
 
+def cotangents_place(case: Case) -> str:
+    """What the names of the cotangents begin with that a case's gradients are for, in every dtype."""
+    return f"{case.op}/{case.name}/cotangents/"
+
+
 def model_place(setting: str, dtype: str) -> str:
     """What the names of the tiny model's results begin with."""
     return f"model/{dtype}/{setting}"
@@ -81,7 +86,10 @@ def load(folder: str | Path) -> tuple[dict, Tensors]:
         tensors = read_tensors(data)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # a dtype that torch lacks, say
         raise InputError(f"bundle {folder} cannot be read ({first_line(error)}): record or copy it again") from None
-    _check_tensors(folder, tensors, expected(manifest["dtypes"], manifest["not_recorded"]))
+    names = expected(manifest["dtypes"], manifest["not_recorded"])
+    if not any("/cotangents/" in name for name in tensors):  # recorded by the first edition
+        names = {name: value for name, value in names.items() if "/cotangents/" not in name}
+    _check_tensors(folder, tensors, names)
     return manifest, tensors
 
 
@@ -109,6 +117,8 @@ def expected(dtypes: list[str], not_recorded: list[str]) -> dict[str, torch.Tens
                 names |= {f"{place}/inputs/{n}": tensor for n, tensor in enumerate(drawn)}
                 names |= {f"{place}/forward/{n}": None for n in range(_RESULTS.get(case.op, 1))}
                 names |= {f"{place}/grad/{n}": None for n in range(len(case.grads))}
+                weights = range(_RESULTS.get(case.op, 1) if case.grads else 0)
+                names |= {f"{cotangents_place(case)}{n}": None for n in weights}
         for setting in settings(dtype):
             if model_place(setting, dtype) not in not_recorded:
                 results = ("logits", "losses", "gradients", *(("ids",) if dtype == "fp32" else ()))

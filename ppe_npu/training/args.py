@@ -10,10 +10,12 @@ from typing import Any
 
 from ppe_npu.checkpoints.loading import DTYPES
 from ppe_npu.config import CompressionConfig
-from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.data.sampling import Drawn, VideoSampling
 from ppe_npu.errors import InputError
+from ppe_npu.models.pvc.config import PVCConfig
 from ppe_npu.settings import check_fields, fields_to_plain, setting
 from ppe_npu.training.adapters import Adapter
+from ppe_npu.training.parts import PARTS
 from ppe_npu.training.survey import INVALID
 
 LAST_WHOLE = "last-whole"  # resume_from_checkpoint: the newest checkpoint that is not damaged
@@ -46,14 +48,15 @@ class TrainConfig:
         batch_size: records per forward; gradient_accumulation: forwards per optimizer step.
         global_batch: records per optimizer step over all processes, in place of gradient_accumulation.
         learning_rate, betas, weight_decay, max_grad_norm: of AdamW.
-        merger_learning_rate, vision_learning_rate: of these parts; None: as the language model's. 0 freezes a part.
+        merger_learning_rate, vision_learning_rate, pvc_learning_rate: of these parts; None: as the language model's.
+            0 freezes a part.
         warmup_steps: linear, from 0; below 1 the share of all steps.
         schedule: after the warm-up: "constant"; "linear" or "cosine" down to 0; or "stable_decay", constant and then,
             over the last decay_fraction of the steps, linearly to 0.
         seed: of the data order and of everything random.
         save_steps: a checkpoint every so many steps; 0: only the final one.
         logging_steps: the loss is noted every so many steps.
-        frozen: what does not learn: "language", "merger" or "vision", or beginnings of parameter names.
+        frozen: what does not learn: "language", "merger", "vision" or "pvc", or beginnings of parameter names.
         adapter: LoRA, DoRA or QLoRA in place of the model's own weights: a kind, a dict of Adapter's keys, an Adapter.
         max_length: tokens of a record after compression, at most; longer ones cannot be used.
         invalid: what happens about records that cannot be used: "stop", or "skip", which counts and lists them, also
@@ -81,6 +84,9 @@ class TrainConfig:
         cache_pixels: keep processed pictures in memory (up to 2 GiB), for small data over many epochs.
         min_pixels, max_pixels: bounds on an image's size; None: the checkpoint's.
         video: which frames of a video, and how large.
+        video_frames: (least, most): of every video so many frames are taken as its name and the seed draw between them.
+        pvc: modules of ppe_npu.models.pvc that an InternVL or a Qwen2.5-VL without any is given, or True for the
+            defaults; a checkpoint that has them keeps its own. Every image is then shown pvc.showings times.
 
     Raises:
         InputError: a value that cannot be, named, in one line.
@@ -105,6 +111,7 @@ class TrainConfig:
     learning_rate: float = setting(1e-5, above=0)
     merger_learning_rate: float | None = setting(None, least=0)
     vision_learning_rate: float | None = setting(None, least=0)
+    pvc_learning_rate: float | None = setting(None, least=0)
     warmup_steps: float = setting(0.0, least=0)
     schedule: str = setting("cosine", choices=SCHEDULES)
     decay_fraction: float = setting(0.5, above=0, most=1)
@@ -141,6 +148,8 @@ class TrainConfig:
     min_pixels: int | None = setting(None, above=0)
     max_pixels: int | None = setting(None, above=0)
     video: VideoSampling = setting(default_factory=VideoSampling)
+    video_frames: tuple[int, int] | None = setting(None, above=0)
+    pvc: bool | PVCConfig | None = setting(None, convert=lambda value: PVCConfig() if value is True else value or None)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -154,6 +163,10 @@ class TrainConfig:
             raise InputError("global_batch and gradient_accumulation exclude each other: give one of them")
         if self.validation_data and self.validation_share:
             raise InputError("validation_data and validation_share exclude each other: give one of them")
+        if self.video_frames is not None and self.video_frames[0] > self.video_frames[1]:
+            raise InputError(f"video_frames={list(self.video_frames)}: give the fewest frames, then the most")
+        if self.pvc is not None and self.adapter is not None:
+            raise InputError("pvc with an adapter: its new modules learn with the model's own weights: leave one")
         if self.eval_steps and not self.validates:
             raise InputError(
                 f"eval_steps={self.eval_steps} without validation records: give validation_data (--validation-data) "
@@ -170,10 +183,15 @@ class TrainConfig:
     @property
     def learning_rates(self) -> dict[str, float]:
         """Of each part of the model (ppe_npu.training.parts)."""
-        own = {"merger": self.merger_learning_rate, "vision": self.vision_learning_rate}
+        own = {part: getattr(self, f"{part}_learning_rate") for part in PARTS if part != "language"}
         return {"language": self.learning_rate} | {
             part: self.learning_rate if rate is None else rate for part, rate in own.items()
         }
+
+    @property
+    def sampling(self) -> VideoSampling:
+        """Which frames of a video, with what video_frames draws."""
+        return self.video if self.video_frames is None else Drawn.of(self.video, self.video_frames, self.seed)
 
     @property
     def all_frozen(self) -> tuple[str, ...]:

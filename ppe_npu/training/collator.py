@@ -16,10 +16,11 @@ import torch
 
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.compat import ensure_mm_token_type_ids
-from ppe_npu.data.inputs import InputError, PixelCache, VideoSampling, pad, process_visuals
+from ppe_npu.data.inputs import InputError, PixelCache, VideoSampling, arranged, pad, process_visuals
 from ppe_npu.data.placeholders import expand, visual_ids
 from ppe_npu.engine.positions import prompt_positions
 from ppe_npu.engine.spans import VisionTokens, find_spans
+from ppe_npu.models.pvc.inputs import shown_repeatedly
 from ppe_npu.training.data import Record
 from ppe_npu.training.tokens import Tokeniser, Tokens
 
@@ -39,6 +40,7 @@ class Collator:
         vision: what the model says about its visual tokens.
         sampling: which frames of videos.
         cache: where processed pixels are kept between epochs; None: nowhere.
+        shown_by: the config of a model with PVC: images are shown as often as it says; None: once.
         skip_broken: leave records out whose files cannot be read. Where none is left, the batch is one short text
             without loss: every process of a run still takes its step.
 
@@ -53,9 +55,10 @@ class Collator:
         sampling: VideoSampling | None = None,
         cache: PixelCache | None = None,
         skip_broken: bool = False,
+        shown_by: Any = None,
     ) -> None:
         self.processor, self.vision, self.sampling, self.cache = processor, vision, sampling, cache
-        self.skip_broken = skip_broken
+        self.skip_broken, self.shown_by = skip_broken, shown_by
         self.tokenise = Tokeniser(processor)
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
@@ -65,14 +68,22 @@ class Collator:
         except InputError:  # whose fault it is comes out one by one
             records, samples, (visuals, written), skipped = self._one_by_one(records)
         samples = samples or [self._stand_in()]
-        expanded = expand(self.processor, [sample.ids.tolist() for sample in samples], written)
+        prompts = [sample.ids.tolist() for sample in samples]
+        expanded = expand(self.processor, prompts, written)
         samples = [_repeat(sample, *found) for sample, found in zip(samples, expanded)]
         inputs = pad([sample.ids for sample in samples], self.processor.tokenizer.pad_token_id, "right")
         inputs["labels"] = _stack([sample.labels for sample in samples], IGNORED)
         ensure_mm_token_type_ids(inputs, *visual_ids(self.processor).values())
-        if any(record.independent for record in records):
-            inputs |= self._packed(inputs, samples, visuals)
-        return {**inputs, **visuals, "sample_ids": [record.id for record in records], "skipped": skipped}
+        packed = any(record.independent for record in records)
+        if packed:
+            inputs["blocks"] = _stack([sample.blocks for sample in samples], -1)
+            inputs["shifts"] = _stack([sample.shifts for sample in samples], 0)
+        inputs |= arranged(self.processor, prompts, visuals)
+        if self.shown_by is not None:
+            inputs = shown_repeatedly(self.shown_by, inputs, side="right")
+        if packed:
+            inputs |= self._packed(inputs, inputs.pop("blocks"), inputs.pop("shifts"))
+        return {**inputs, "sample_ids": [record.id for record in records], "skipped": skipped}
 
     def _visuals(self, records: Sequence[Record]) -> Visuals:
         """Pixels and grids of all images and videos, and what their placeholders become."""
@@ -104,15 +115,13 @@ class Collator:
         sample = self.tokenise(Record("stand-in", (), (), (("user", "-"), ("assistant", "-"))))
         return dataclasses.replace(sample, labels=np.full_like(sample.labels, IGNORED))
 
-    def _packed(self, inputs: dict[str, Any], samples: list[Tokens], visuals: dict[str, Any]) -> dict[str, Any]:
-        """attention_mask bool [B, 1, S, S] and position_ids int64 [3, B, S]."""
-        grids = [visuals[key].tolist() if key in visuals else [] for key in ("image_grid_thw", "video_grid_thw")]
-        seconds = visuals["second_per_grid_ts"].tolist() if "second_per_grid_ts" in visuals else None
+    def _packed(self, inputs: dict[str, Any], blocks: torch.Tensor, shifts: torch.Tensor) -> dict[str, Any]:
+        """attention_mask bool [B, 1, S, S] and position_ids int64 [3, B, S], of blocks and shifts [B, S]."""
+        grids = [inputs[key].tolist() if key in inputs else [] for key in ("image_grid_thw", "video_grid_thw")]
+        seconds = inputs["second_per_grid_ts"].tolist() if "second_per_grid_ts" in inputs else None
         real = inputs["attention_mask"]
         layout = find_spans(inputs["input_ids"].numpy(), real.numpy(), *grids, seconds, self.vision)
         positions, _ = prompt_positions(layout, self.vision)
-        shifts = _stack([sample.shifts for sample in samples], 0)
-        blocks = _stack([sample.blocks for sample in samples], -1)
         return {"attention_mask": block_mask(blocks), "position_ids": torch.from_numpy(positions) - shifts}
 
 

@@ -174,10 +174,12 @@ def _without_weights(path: str | Path) -> Any:
     """The model of a checkpoint, its parameters shapes without values."""
     import transformers
 
+    from ppe_npu.models.pvc.install import model_class
+
     config = transformers.AutoConfig.from_pretrained(path, **NO_CODE)
     config._attn_implementation = "sdpa"  # else it could name a kernel that is downloaded
     with torch.device("meta"):
-        return getattr(transformers, config.architectures[0])(config)
+        return model_class(config.architectures[0])(config)
 
 
 def _shared(source: Path) -> bool:

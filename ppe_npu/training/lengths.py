@@ -18,6 +18,7 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.data.inputs import process_visuals
 from ppe_npu.data.placeholders import expand, image_ids, video_ids
 from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.data.tiles import frame_ids, is_tiled, tile_count, tile_ids
 from ppe_npu.data.videos import Video, VideoHeader, planned_video
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.training.data import Fault, Record
@@ -31,7 +32,7 @@ class Ruler:
     """A list of Records -> for each (before, after, visual_before, visual_after, answers), or the Fault that it is.
 
     Args:
-        processor, compression, sampling, headers, max_length: as survey.survey.
+        processor, compression, sampling, headers, max_length, showings: as survey.survey.
 
     Raises:
         InputError: a chat template that is no ChatML.
@@ -44,15 +45,18 @@ class Ruler:
         sampling: VideoSampling,
         headers: Mapping[str, Mapping[str, Any]],
         max_length: int | None = None,
+        showings: int = 1,
     ) -> None:
         self.processor, self.compression, self.sampling, self.headers = processor, compression, sampling, headers
-        self.max_length = max_length
+        self.max_length, self.showings = max_length, showings
         self.tokenise = Tokeniser(processor, memo=10_000)  # most texts are seen once
         self._measured: dict[Any, tuple[int, int]] = {}
-        self._marks = image_ids(processor, 0)
-        self._texts: dict[tuple[int, float], torch.Tensor] = {}
+        self._tiled = is_tiled(processor)
+        self._marks = tile_ids(processor, 0) if self._tiled else image_ids(processor, 0)
+        self._texts: dict[tuple[Any, float], torch.Tensor] = {}
         # A family writes the seconds of every video or of none; only where it does, every video has to be asked about.
-        self._seconds = len(video_ids(processor, self._planned(VideoHeader(2, 1.0, 1, 1), ""), 0)) > len(self._marks)
+        blank = VideoHeader(2, 1.0, 1, 1)
+        self._seconds = not self._tiled and len(video_ids(processor, self._planned(blank, ""), 0)) > len(self._marks)
 
     def __call__(self, records: Sequence[Record]) -> list[Lengths | Fault]:
         return [self._measure(record) for record in records]
@@ -84,35 +88,45 @@ class Ruler:
         key = (kind, header if video is None else tuple(video.frames.shape))
         if key not in self._measured:
             frames, tokens = self._image(*header, path) if video is None else self._video(video)
-            self._measured[key] = frames * tokens, self.compression.span_tokens(frames, tokens, 0, video is not None)
+            moving = video is not None or self.showings > 1
+            self._measured[key] = frames * tokens, self.compression.span_tokens(frames, tokens, 0, moving)
         return self._measured[key]
 
     def _image(self, height: int, width: int, path: str) -> tuple[int, int]:
-        """(1, tokens)."""
+        """(showings, tokens of each); of InternVL the tiles of all showings, and a tile's."""
+        if self._tiled:
+            return self.showings * tile_count(self.processor, height, width), self.processor.image_seq_length
         maker = self.processor.image_processor
         try:
             patches = maker.get_number_of_image_patches(height, width, {})
         except ValueError as error:  # the processor's own rule: too narrow
             raise InputError(f"image {path} cannot be processed ({first_line(error)}): leave it out") from error
-        return 1, patches // maker.merge_size**2
+        return self.showings, patches // maker.merge_size**2
 
     def _video(self, video: Video) -> tuple[int, int]:
         """(temporal steps, tokens of each)."""
+        if self._tiled:
+            return len(video.frames), self.processor.image_seq_length
         visuals, _ = process_visuals(self.processor, [], [video], self.sampling)
         steps, rows, columns = visuals["video_grid_thw"][0].tolist()
         return steps, rows * columns // self.processor.video_processor.merge_size**2
 
     def _text(self, path: str) -> torch.Tensor:
         """What a video's placeholder becomes beside its visual tokens."""
-        header = self.headers["video"][path]
-        key = (header.frames, header.fps)
-        if not self._seconds:
+        if not self._seconds and not self._tiled:
             return self._marks
+        header = self.headers["video"][path]
+        planned = self._planned(header, path)
+        if self._tiled:
+            ids = frame_ids(self.processor, len(planned.frames))
+            return ids[ids != self.processor.image_token_id]
+        key = (planned.indices, header.fps)
         if key not in self._texts:
             if len(self._texts) >= _TEXTS:
                 self._texts.clear()
-            self._texts[key] = video_ids(self.processor, self._planned(header, path), 0)
+            self._texts[key] = video_ids(self.processor, planned, 0)
         return self._texts[key]
 
     def _planned(self, header: VideoHeader, path: str) -> Video:
-        return planned_video(header, path, self.sampling, self.processor.video_processor.temporal_patch_size)
+        multiple = 1 if self._tiled else self.processor.video_processor.temporal_patch_size
+        return planned_video(header, path, self.sampling, multiple)

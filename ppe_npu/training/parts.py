@@ -1,4 +1,5 @@
-"""The parts of a vision-language model, which may learn at rates of their own: language model, merger, vision tower.
+"""The parts of a vision-language model, which may learn at rates of their own: language model, merger, vision tower,
+and PVC's modules where there are any.
 
 A part is known by its parameters' names, also below the prefixes that a peft model adds.
 """
@@ -12,15 +13,22 @@ from torch import nn
 
 from ppe_npu.errors import InputError
 
-PARTS = ("language", "merger", "vision")
+PARTS = ("language", "merger", "vision", "pvc")
 _MERGERS = ("merger", "deepstack_merger_list")  # Qwen3-VL has one more for each level that enters the decoder
+_TOWERS = ("visual", "vision_tower")
+_PROJECTOR = "multi_modal_projector"  # InternVL's merger, which stands beside its tower
+_PVC = ("temporal", "time_norm", "time_embedding")
 
 
 def part_of(name: str) -> str:
     """The part that a parameter or module of this name belongs to: "language" (embeddings and head among it), "merger"
-    (what makes visual tokens of the tower's patches) or "vision"."""
+    (what makes visual tokens of the tower's patches), "vision", or "pvc" (ppe_npu.models.pvc)."""
     words = name.split(".")
-    if "visual" not in words:
+    if any(word in _PVC for word in words):
+        return "pvc"
+    if _PROJECTOR in words:
+        return "merger"
+    if not any(word in _TOWERS for word in words):
         return "language"
     return "merger" if any(word in _MERGERS for word in words) else "vision"
 

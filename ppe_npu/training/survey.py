@@ -127,12 +127,13 @@ def prepare_records(
     folder: str | Path | None = None,
     workers: int = 0,
     allow_outside: bool = False,
+    showings: int = 1,
 ) -> tuple[list[Record], Survey]:
     """Read, check and measure training data; what cannot be used stops the run or is left out.
 
     Args:
         files, data_root, allow_outside: as data.check_records.
-        processor, compression, sampling, max_length, workers: as survey.
+        processor, compression, sampling, max_length, workers, showings: as survey.
         invalid: "stop", or "skip": go on without the records that cannot be used.
         folder: where write_survey writes; None: nowhere, as in all processes of a run but the first.
 
@@ -144,7 +145,8 @@ def prepare_records(
     """
     if invalid not in INVALID:
         raise InputError(f"invalid={invalid!r}: use one of {', '.join(INVALID)}")
-    found = survey_files(files, processor, compression, sampling, data_root, max_length, workers, allow_outside)
+    how = (processor, compression, sampling, data_root, max_length, workers, allow_outside, showings)
+    found = survey_files(files, *how)
     listed = "" if folder is None else f"; all are listed in {write_survey(found, folder) / 'faults.jsonl'}"
     told = complaint(found.faults, len(found.records) + len(found.faults)) if found.faults else ""
     if found.faults and (invalid == "stop" or not found.records):
@@ -164,11 +166,12 @@ def survey_files(
     max_length: int | None = None,
     workers: int = 0,
     allow_outside: bool = False,
+    showings: int = 1,
 ) -> Survey:
     """check_records and survey in one; the survey's faults are those of both."""
     checked = check_records(files, data_root, allow_outside)
-    known = {"headers": checked.headers, "faults": checked.faults}
-    return survey(checked.records, processor, compression, sampling, max_length, **known, workers=workers)
+    known = {"headers": checked.headers, "faults": checked.faults, "workers": workers, "showings": showings}
+    return survey(checked.records, processor, compression, sampling, max_length, **known)
 
 
 def survey(
@@ -180,6 +183,7 @@ def survey(
     headers: Mapping[str, Mapping[str, Any]] | None = None,
     faults: Sequence[Fault] = (),
     workers: int = 0,
+    showings: int = 1,
 ) -> Survey:
     """Count the tokens of every record.
 
@@ -192,13 +196,15 @@ def survey(
         headers: of the records' files (data.read_headers); None: they are read.
         faults: of records that were found unusable before; the survey lists them, too.
         workers: processes that count; 0: this one.
+        showings: how often an image is shown.
 
     Raises:
         InputError: a chat template that is no ChatML, or a max_length that is not positive.
     """
     if max_length is not None and not max_length > 0:
         raise InputError(f"max_length={max_length} must be greater than 0")
-    ruler = Ruler(processor, compression, sampling or VideoSampling(), headers or read_headers(records), max_length)
+    headers = headers or read_headers(records)
+    ruler = Ruler(processor, compression, sampling or VideoSampling(), headers, max_length, showings)
     own = torch.Generator()  # a loader draws from it; the run's random numbers stay what they were
     loader = DataLoader(ChatDataset(records), _AT_ONCE, collate_fn=ruler, num_workers=workers, generator=own)
     used, rows, found = [], [], list(faults)

@@ -15,10 +15,12 @@ from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.compressed import note_compression
 from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor
 from ppe_npu.data.inputs import PixelCache
+from ppe_npu.data.tiles import is_tiled
 from ppe_npu.errors import InputError
 from ppe_npu.files import new_folder, write_json
 from ppe_npu.models import another_k, compress, restore
 from ppe_npu.models.loss import Distillation
+from ppe_npu.models.pvc.install import add_pvc, pvc_of
 from ppe_npu.training.adapters import add_adapter, check_adapter, quantization, write_adapter
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.checkpoint import BASE, base_record
@@ -96,7 +98,7 @@ def train(config: TrainConfig, announce: bool = True, said: str | None = None) -
 
     device, first, processes = devices.resolve(config.device), devices.process_rank() == 0, devices.process_count()
     _check(config, device, processes)
-    fitted = check_compression(config.model, config.compression, allow_bin=config.allow_bin)[0]
+    fitted = check_compression(config.model, config.compression, allow_bin=config.allow_bin, tiled=True)[0]
     if fitted is not config.compression:
         if first:
             say(another_k(config.compression, fitted))
@@ -193,8 +195,10 @@ def _check(config: TrainConfig, device, processes: int) -> None:
 
 def _records(config: TrainConfig, processor: Any, folder: str | None) -> tuple[list[Record], Survey, list[Record]]:
     """The records to train on, their survey, and those to validate with; what was found is listed in a folder."""
-    how = (processor, config.compression, config.video, config.data_root, config.max_length, config.invalid)
+    how = (processor, config.compression, config.sampling, config.data_root, config.max_length, config.invalid)
+    shown = pvc_of(config.model, config.pvc)
     more = {"workers": config.num_workers, "allow_outside": config.allow_outside}
+    more["showings"] = 1 if shown is None else shown.showings
     records, survey = prepare_records(config.data, *how, folder=folder, **more)
     validation = prepare_records(config.validation_data, *how, **more)[0] if config.validation_data else []
     if config.validation_share:
@@ -203,6 +207,10 @@ def _records(config: TrainConfig, processor: Any, folder: str | None) -> tuple[l
     apart = next((record for record in records if record.independent), None)
     if config.packing and apart is not None:
         raise InputError(f"packing: {apart.where} holds independent questions, which are packed already: leave it out")
+    if apart is not None and is_tiled(processor):
+        raise InputError(
+            f"{apart.where} holds independent questions, which Qwen's families alone pack: ask one a record"
+        )
     return records, survey, validation
 
 
@@ -211,8 +219,10 @@ def _model(config: TrainConfig, device) -> tuple[Any, dict[str, str]]:
     # Under an adapter the weights stay as they are, and half as wide; its own are fp32.
     dtype = "bf16" if config.adapter is not None and config.dtype == "bf16" else "fp32"
     packed = quantization(config.adapter, device)
-    model = load_model(config.model, device, dtype, quantization_config=packed, allow_bin=config.allow_bin)
+    model = load_model(config.model, device, dtype, quantization_config=packed, allow_bin=config.allow_bin, tiled=True)
     base = base_record(model, config.model, config.allow_bin)
+    if config.pvc is not None and not hasattr(model.config, "pvc"):
+        model = add_pvc(model, config.pvc)
     model = compress(model, config.compression)
     if config.adapter is not None:
         model = add_adapter(model, config.adapter)
@@ -233,7 +243,12 @@ def _trainer(config, arguments, model, processor, data, processes: int, known: d
         model=model,
         args=arguments,
         data_collator=Collator(
-            processor, model.compression.vision, config.video, cache, skip_broken=config.invalid == "skip"
+            processor,
+            model.compression.vision,
+            config.sampling,
+            cache,
+            skip_broken=config.invalid == "skip",
+            shown_by=model.config if hasattr(model.config, "pvc") else None,
         ),
         train_dataset=ChatDataset(records),
         eval_dataset=ChatDataset(validation) if validation else None,

@@ -17,6 +17,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import kv_bytes
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
+SLOW = pytest.mark.slow
 FIVE = {"max_new_tokens": 5, **GREEDY}
 
 
@@ -158,13 +159,97 @@ def test_the_bytes_of_a_quantized_cache_are_counted(family):
     assert kv_bytes(SimpleNamespace(layers=[layer])) == 3 * whole.nbytes + 16 + 16
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_decoding_into_a_static_cache_is_compiled_again_once(plain, setting):
-    graphs, config = [], CompileConfig(backend=lambda graph, _: graphs.append(1) or graph.forward, mode=None)
+GRAPHS: list = []  # what was compiled: a CompileConfig copies its backend
+
+
+def trace(graph, _):
+    GRAPHS.append(graph)
+    return graph.forward
+
+
+@pytest.mark.parametrize("setting", [name if name == "dense" else pytest.param(name, marks=SLOW) for name in SETTINGS])
+def test_decoding_into_a_static_cache_is_compiled_once(plain, setting):
+    """For prompts of one shape, padded or not, with shapes that may not change."""
+    config = CompileConfig(backend=trace, mode=None, fullgraph=True, dynamic=False)
     config._compile_all_devices = True  # else only where there is a GPU
     torch._dynamo.reset()
-    settings = {**FIVE, "max_new_tokens": 10, "cache_implementation": "static"}
-    answer = compressed(plain, setting).generate(**single(), **settings, compile_config=config)
-    assert torch.equal(answer, compressed(plain, setting).generate(**single(), **settings))
-    assert len(graphs) <= 2  # the second time for any length
+    GRAPHS.clear()
+    settings = {**FIVE, "cache_implementation": "static", "output_logits": True, "return_dict_in_generate": True}
+    model = compressed(plain, setting)
+    found = model.generate(**pictures(), **settings, compile_config=config)
+    assert len(GRAPHS) == 1
+    again = model.generate(**pictures(), **settings, compile_config=config)
+    assert len(GRAPHS) == 1
+    assert torch.equal(again.sequences, found.sequences)
+    usual = model.generate(**pictures(), **FIVE, output_logits=True, return_dict_in_generate=True)
+    assert torch.equal(found.sequences, usual.sequences)
+    size = torch.stack(usual.logits).abs().max() * plain.config.text_config.hidden_size
+    apart = (torch.stack(found.logits) - torch.stack(usual.logits)).abs().max()
+    assert apart <= torch.finfo(size.dtype).eps * size
+
+
+@pytest.mark.parametrize("setting", ["dense", "one"])
+@newer
+def test_generate_numbers_a_prompt_as_its_caller_does(plain, setting):
+    """position_ids in each form, where what follows goes on from the last column."""
+    inputs = pictures()
+    places = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0) * 2
+    settings = {**FIVE, "output_logits": True, "return_dict_in_generate": True}
+    usual = torch.stack(compressed(plain, setting).generate(**inputs, **settings).logits)
+    for given in (places, places.expand(3, -1, -1), places.expand(4, -1, -1)):
+        expected, found = (
+            torch.stack(model.generate(**inputs, **settings, position_ids=given).logits)
+            for model in (plain, compressed(plain, setting))
+        )
+        bound = torch.finfo(expected.dtype).eps * plain.config.text_config.hidden_size * expected.abs().max()
+        assert (found - expected).abs().max() <= bound
+        assert (found - usual).abs().max() > bound
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("pixels", [False, True])
+@newer
+def test_a_conversation_in_embeddings_goes_on_beside_the_grids_of_all_of_it(plain, setting, pixels):
+    """Of which nothing is new: a cache has seen the pictures."""
+    inputs, model = pictures(), compressed(plain, setting)
+    embed = model.get_input_embeddings()
+    given = inputs | {"inputs_embeds": embed(inputs["input_ids"])}
+    del given["input_ids"]
+    settings = {"return_dict_in_generate": True, **GREEDY}
+    whole = model.generate(**given, **settings, max_new_tokens=5)
+    first = model.generate(**given, **settings, max_new_tokens=3)
+    if not pixels:
+        del given["pixel_values"]
+    given["inputs_embeds"] = torch.cat([given["inputs_embeds"], embed(first.sequences)], 1)
+    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+        given[name] = torch.nn.functional.pad(given[name], (0, 3), value=value)
+    rest = model.generate(**given, **settings, max_new_tokens=2, past_key_values=first.past_key_values)
+    assert torch.equal(torch.cat([first.sequences, rest.sequences], 1), whole.sequences)
+
+
+def test_beams_of_text_beside_grids_without_pixels(plain):
+    inputs, model = pictures(), compressed(plain, "dense")
+    bare = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    answer = model.generate(**bare, image_grid_thw=inputs["image_grid_thw"], **FIVE, num_beams=2)
+    assert torch.equal(answer, plain.generate(**bare, **FIVE, num_beams=2))
+
+
+@pytest.mark.parametrize("feature", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}], ids=str)
+def test_dense_repeats_pictures_that_the_mask_hides(plain, feature):
+    inputs = pictures()
+    inputs["attention_mask"][0] = 1 - (inputs["input_ids"][0] == 90).long()
+    torch.manual_seed(0)
+    expected = plain.generate(**inputs, **{**FIVE, **feature})
+    torch.manual_seed(0)
+    assert torch.equal(compressed(plain, "dense").generate(**inputs, **{**FIVE, **feature}), expected)
+
+
+@newer
+def test_dense_starts_from_padding_on_the_right_as_transformers_does(plain):
+    """What a column of padding says is defined, too: it stands at 0."""
+    inputs = {name: value for name, value in pictures("right").items() if name in ("input_ids", "attention_mask")}
+    settings = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True, **GREEDY}
+    expected = plain.generate(**inputs, **settings).logits[0]
+    found = compressed(plain, "dense").generate(**inputs, **settings).logits[0]
+    bound = torch.finfo(expected.dtype).eps * plain.config.text_config.hidden_size * expected.abs().max()
+    assert (found - expected).abs().max() <= bound

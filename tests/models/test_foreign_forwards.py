@@ -8,6 +8,7 @@ import torch
 from foreign import FAMILIES, SETTINGS, WHOLE, compressed, newer, pictures, random_model
 from prompts import GREEDY
 from tolerances import assert_rounds_alike, exact
+from transformers import Qwen3VLForConditionalGeneration
 
 from ppe_npu import align, compress
 from ppe_npu.errors import InputError
@@ -265,10 +266,23 @@ def test_llama_factorys_columns(plain, setting):
     assert torch.equal(given.loss, out(model, inputs, labels=labels).loss)
 
 
-def test_sections_that_do_not_fill_half_a_head_are_refused(plain, family):
+def test_sections_that_do_not_fill_half_a_head_are_refused_where_they_stand_one_after_the_other(plain, family):
+    if family == "qwen3_vl":
+        pytest.skip("where they take turns the first axis has what is left")
     plain.config.text_config.rope_parameters["mrope_section"] = [8, 8, 8]
     with pytest.raises(InputError, match="mrope_section has 24 channels in all, but half a head has 32"):
         compress(plain, SETTINGS["dense"])
+
+
+@pytest.mark.parametrize("setting", WHOLE)
+@pytest.mark.parametrize("sections", [[8, 8, 8], [32, 16, 16]], ids=str)
+def test_sections_that_take_turns_may_be_too_few_or_too_many(family, setting, sections):
+    if family != "qwen3_vl":
+        pytest.skip("sections that follow each other are refused")
+    config = random_model(family=family).config
+    config.text_config.rope_parameters["mrope_section"] = sections
+    torch.manual_seed(0)
+    same(Qwen3VLForConditionalGeneration(config).eval(), setting, pictures(), lambda output: output.logits)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -288,3 +302,31 @@ def test_log_probabilities_of_a_policy_are_those_that_generate_gave(plain, setti
     kept = mask[:, -5:].bool()
     bound = torch.finfo(found.dtype).eps * plain.config.text_config.hidden_size * expected[kept].abs().max()
     assert (found - expected)[kept].abs().max() <= bound
+
+
+@newer
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_samples_with_pictures_in_one_row_are_kept_apart_by_positions(plain, setting, attention):
+    """As packing without padding gives them: four rows of positions and no mask; the cache is switched off by an
+    argument, or by the model's config, as trainers do it."""
+    inputs, real = pictures(), pictures()["attention_mask"].bool()
+    plain.set_attn_implementation(attention)
+    model = compressed(plain, setting)
+    rows, _ = plain.model.get_rope_index(
+        inputs["input_ids"],
+        inputs["mm_token_type_ids"],
+        image_grid_thw=inputs["image_grid_thw"],
+        attention_mask=inputs["attention_mask"],
+    )
+    places = torch.cat([torch.arange(count) for count in real.sum(1)])
+    packed = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
+    packed |= {name: inputs[name][real][None] for name in ("input_ids", "mm_token_type_ids")}
+    packed["position_ids"] = torch.cat([places[None], rows[:, real]])[:, None]
+    expected = out(model, inputs, use_cache=False).logits[real]
+    bound = torch.finfo(expected.dtype).eps * plain.config.text_config.hidden_size * expected.abs().max()
+    by_argument = out(model, packed, use_cache=False).logits[0]
+    model.config.text_config.use_cache = model.config.use_cache = False
+    for found in (by_argument, out(model, packed).logits[0]):
+        assert (found - expected).abs().max() <= bound

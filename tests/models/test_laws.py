@@ -9,6 +9,7 @@ from support import Prompt, batch, random_model
 from tolerances import assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.config import MEMBERS
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.models.fused import fuse
 
@@ -59,7 +60,7 @@ def configs(draw, ratio=None):
     if name == "ppe":
         overrides |= {
             "k": draw(st.sampled_from([1, 2, 4])),
-            "members": draw(st.sampled_from(["nearest", "spread", "last", "nearest_first"])),
+            "members": draw(st.sampled_from(MEMBERS)),
         }
     return CompressionConfig.preset(name, **overrides)
 

@@ -182,6 +182,8 @@ def test_a_base_is_loaded_with_new_modules_that_change_nothing(name, model, tmp_
     new = {key: weight for key, weight in loaded.named_parameters() if "temporal.qkv.weight" in key}
     assert len(new) == 2
     assert all(weight.std() > 0 for weight in new.values())
+    trained(loaded).save_pretrained(tmp_path / "trained")
+    assert_equal(logits(load_pvc(tmp_path / "trained").eval(), inputs), logits(loaded, inputs))
 
 
 def test_the_released_checkpoint_is_refused_with_what_is_known(tmp_path):
@@ -208,6 +210,22 @@ def test_compressed_its_frames_keep_their_times(name, model):
     else:
         times = model.compression.last.positions[0, : inputs["input_ids"].shape[1]]
         assert set(times[inputs["input_ids"][0] == VIDEO_ID].tolist()) >= {3, 5}
+
+
+def test_compressed_a_prompt_is_alone_what_it_is_in_a_batch(name, model):
+    tiny = EVERY[name]
+    samples = [tiny.sample(model, [2, "picture", 3, "picture", 2], 0), tiny.sample(model, [1, "picture", 4], 1)]
+    compress(trained(add_pvc(model, SMALL)), PPE)
+
+    def last(*which):
+        return logits(model, shown_repeatedly(model, together(which), 2))[:, -1]
+
+    def alone():
+        return torch.cat([last(sample) for sample in samples])
+
+    expected, true = alone(), exact(model, alone)
+    assert model.compression.report.tokens_after < model.compression.report.tokens_before
+    assert_rounds_alike(last(*samples), expected, true)
 
 
 def test_settings_that_do_not_fit_are_refused(name, model):

@@ -30,6 +30,30 @@ def test_the_recorded_bundle_holds_here():
     assert {row.dtype for row in rows} == {"fp32", "bf16"}
 
 
+def test_random_numbers_of_another_cpu_change_nothing(few, once, monkeypatch):
+    """Gradients are for the cotangents that were recorded: normal numbers hang on whether a CPU has AVX2."""
+    drawn = torch.randn
+
+    def elsewhere(*args, **options):
+        numbers = drawn(*args, **options)
+        return numbers if numbers.dtype is torch.float64 else numbers * (1 + 2**-6)
+
+    monkeypatch.setattr(torch, "randn", elsewhere)
+    assert [row for row in bundle.check(once, CPU) if not row.ok] == []
+
+
+def test_a_bundle_of_the_first_edition_has_no_cotangents(few, once, tmp_path):
+    copy = shutil.copytree(once, tmp_path / "bundle")
+
+    def forget(tensors):
+        for name in [name for name in tensors if "/cotangents/" in name]:
+            del tensors[name]
+
+    rewrite(copy, forget)
+    assert not any("/cotangents/" in name for name in bundle.load(copy)[1])
+    assert all(row.ok for row in bundle.check(copy, CPU))
+
+
 def test_a_new_bundle_holds_inputs_results_and_versions(few, tmp_path):
     rows = bundle.record(CPU, tmp_path / "new")
     assert all(row.ok for row in rows)

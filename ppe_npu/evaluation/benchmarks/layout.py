@@ -1,7 +1,8 @@
-"""The embedded benchmark: coloured figures on a grid, one-word answers (ppe_npu.demo.scenes draws and asks).
+"""The embedded benchmarks: coloured figures on a grid (ppe_npu.demo.scenes draws and asks), and clips of figures that
+move, vanish and change (ppe_npu.demo.clips); one-word answers.
 
 Data: a .jsonl split of packed records as training reads them, or a folder that holds test.jsonl. One sample a question;
-its type is the question's first word (shape, row, col, barlen, count).
+its type is the question's first word (shape, row, col, barlen, count; towards, times, changed).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Layout:
     """Every question of every scene of a split.
 
     Args:
-        path: a .jsonl file, the folder of test.jsonl, or the data root that holds such a folder under the name layout.
+        path: a .jsonl file, the folder of test.jsonl, or the data root that holds such a folder under this one's name.
 
     Raises:
         InputError: no data there, or data of another form.
@@ -26,28 +27,33 @@ class Layout:
 
     name = "layout"
     modality = "image"
+    _made_by = "`ppe-npu train` without arguments"
 
     def __init__(self, path: str | Path) -> None:
-        named = Path(path) / "layout"
+        named = Path(path) / self.name
         path = named if named.is_dir() else Path(path)
         file = path / "test.jsonl" if path.is_dir() else path
         if not file.is_file():
-            raise InputError(
-                f"benchmark data {file} does not exist: run `ppe-npu train` without arguments, which makes it"
-            )
+            raise InputError(f"benchmark data {file} does not exist: run {self._made_by}, which makes it")
         self._samples: list[dict[str, Any]] = []
         for record in read_records(file):
-            if len(record.images) != 1:
-                raise InputError(f"{record.where} has {len(record.images)} images: this benchmark asks about one")
+            found = record.images if self.modality == "image" else record.videos
+            if len(found) != 1:
+                raise InputError(f"{record.where} has {len(found)} {self.modality}s: this benchmark asks about one")
             number = len(self._samples)
             questions = enumerate(record.questions() if record.independent else [record.messages()])
-            self._samples += [self._sample(number + at, record.images[0], messages) for at, messages in questions]
+            self._samples += [self._sample(number + at, found[0], messages) for at, messages in questions]
 
-    @staticmethod
-    def _sample(index: int, image: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    def _sample(self, index: int, path: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
         prompt = next(item["text"] for item in messages[0]["content"] if item["type"] == "text")
         answer = messages[1]["content"][0]["text"]
-        return {"index": index, "prompt": prompt, "GT": answer, "type": prompt.split()[0], "image_path": image}
+        return {
+            "index": index,
+            "prompt": prompt,
+            "GT": answer,
+            "type": prompt.split()[0],
+            f"{self.modality}_path": path,
+        }
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -58,3 +64,11 @@ class Layout:
     def score(self, answer: str, sample: dict[str, Any]) -> float:
         """1 if the answer is the expected word, else 0."""
         return exact_match(answer, sample["GT"])
+
+
+class Motion(Layout):
+    """Every question of every clip of a split; arguments as Layout."""
+
+    name = "motion"
+    modality = "video"
+    _made_by = "`ppe-npu demo --motion`"

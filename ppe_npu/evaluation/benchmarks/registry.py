@@ -24,6 +24,7 @@ _HERE = "ppe_npu.evaluation.benchmarks"
 # name -> module:class; ours are modules of this package. Imported when asked for.
 OURS = {
     "layout": "layout:Layout",
+    "motion": "layout:Motion",
     "mmbench_en": "mmbench:MMBench",
     "mmbench_en_circular": "mmbench:MMBenchCircular",
     "mmbench_cn": "mmbench:MMBenchCN",
@@ -74,6 +75,7 @@ OURS = {
     "mmlongbench_doc": "mmlongbench:MMLongBenchDoc",
     "mmlongbench_doc_evidence": "mmlongbench:MMLongBenchEvidence",
 }
+EMBEDDED = ("layout", "motion")  # whose data the demo draws
 CIRCULAR = {name: f"{name}_circular" for name in ("mmbench_en", "mmbench_cn")}
 _REGISTERED = {name: f"{_HERE}.{location}" for name, location in OURS.items()}
 

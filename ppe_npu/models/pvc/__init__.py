@@ -17,6 +17,6 @@ claimed (docs/pvc.md).
 
 from ppe_npu.models.pvc.config import PVCConfig
 from ppe_npu.models.pvc.inputs import shown_repeatedly
-from ppe_npu.models.pvc.install import add_pvc, load_pvc
+from ppe_npu.models.pvc.install import add_pvc, load_pvc, model_class
 
-__all__ = ["PVCConfig", "add_pvc", "load_pvc", "shown_repeatedly"]
+__all__ = ["PVCConfig", "add_pvc", "load_pvc", "model_class", "shown_repeatedly"]

@@ -15,11 +15,13 @@ class PVCConfig:
         blocks: how many of the vision tower's last blocks attend over time.
         heads: of the attention over time; 0: as many as the block's own.
         time_width: of the embedding of a frame's relative time.
+        showings: how often an image is shown (the paper's 4); what shown_repeatedly does where it is not told.
     """
 
     blocks: int = setting(6, least=1)
     heads: int = setting(0, least=0)
     time_width: int = setting(256, least=1)
+    showings: int = setting(4, least=1)
 
     def __post_init__(self):
         check_fields(self, "PVC's")

@@ -34,6 +34,8 @@ def add_pvc(model, config: PVCConfig | None = None):
         raise InputError("the model is compressed: restore() it, add_pvc(), and compress() again")
     known, like = {id(part) for part in model.modules()}, next(model.parameters())
     module.equip(model, pvc)
+    # transformers saves a loaded model under its checkpoint's old names, which it knows for its own classes alone.
+    vars(model).pop("_weight_conversions", None)
     model.config.pvc = pvc.as_dict()
     for part in model.modules():
         if id(part) not in known:
@@ -70,6 +72,33 @@ def load_pvc(path: str | Path, config: PVCConfig | None = None, **options: Any):
     if "pvc" in said:
         return getattr(module, name).from_pretrained(path, **options)
     return add_pvc(getattr(transformers, name).from_pretrained(path, **options), config)
+
+
+def pvc_of(path: str | Path, asked: PVCConfig | None = None) -> PVCConfig | None:
+    """What a run that starts from a checkpoint has of PVC: the checkpoint's own modules, or those asked for, or none.
+
+    Raises:
+        InputError: modules are asked for that differ from the checkpoint's.
+    """
+    from transformers import AutoConfig
+
+    said = getattr(AutoConfig.from_pretrained(str(path), trust_remote_code=False), "pvc", None)
+    if said is None:
+        return asked
+    own = PVCConfig(**said)
+    if asked not in (None, own):
+        raise InputError(f"{path} has PVC's modules {own.as_dict()}, not {asked.as_dict()}: leave pvc out")
+    return own
+
+
+def model_class(name: str):
+    """The class of this name: one of PVC's, or transformers'."""
+    import transformers
+
+    for module in map(_module, _BASES) if name.startswith("PVC") else ():
+        if hasattr(module, name):
+            return getattr(module, name)
+    return getattr(transformers, name)
 
 
 def _said(path: str | Path) -> dict:

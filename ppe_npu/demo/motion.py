@@ -1,0 +1,134 @@
+"""`ppe-npu demo --motion`: a tiny Qwen2.5-VL trained frame by frame, and with PVC's modules, on clips of figures.
+
+Both start from the same weights of a seed, see the same clips in the same order for as many steps at the same rates,
+and are given as many tokens of a frame; the one has PVC's modules beside. A killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppe_npu.backends import device as devices
+from ppe_npu.demo import clips, tiny
+from ppe_npu.demo.pipeline import set_up_process, train_once
+from ppe_npu.files import new_folder, write_json, write_text
+from ppe_npu.models.pvc.config import PVCConfig
+
+MERGE = 4  # patches along one side of a token: 16 x 16 pixels
+TOKENS = (clips.SIDE // (tiny.PATCH * MERGE)) ** 2  # of a frame
+SPLITS = {"train": (600, 1), "test": (128, 2)}  # clips, and the seed that they are drawn with
+PVC = PVCConfig(blocks=2, time_width=64)
+FRAMEWISE = "frame by frame"
+NAMES = (FRAMEWISE, "PVC")
+
+
+@dataclass(frozen=True)
+class MotionRecipe:
+    """Of both models; the field names are TrainConfig's. All parts learn, from random weights."""
+
+    max_steps: int = 350
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    warmup_steps: int = 40
+    schedule: str = "cosine"
+    betas: tuple[float, float] = (0.9, 0.98)
+    logging_steps: int = 100
+
+
+RECIPE = MotionRecipe()
+_BATCH, _NEW_TOKENS = 128, 4  # of answering: the restated question, the word, and the end of the turn
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the comparison and write <output>/report.md."""
+    output, started = Path(args.output), time.perf_counter()
+    device = devices.resolve(args.device)
+    set_up_process(None)
+    make_data(output / "data")
+    seeds = range(args.seeds)
+    results = [run(output, name, seed, device.type) for seed in seeds for name in NAMES]
+    write_json(output / "results.json", results)
+    minutes = (time.perf_counter() - started) / 60
+    spent = f"Made by `ppe-npu demo --motion --seeds {args.seeds}` in {minutes:.0f} minutes."
+    text = report(results)
+    write_text(output / "report.md", f"# Motion: PVC and frame by frame\n\n{text}\n{spent}\n")
+    print(f"{text}\nwritten to {output / 'report.md'}")
+    return 0
+
+
+def make_data(folder: Path) -> None:
+    """Draw the splits where they are not there, or are of other numbers."""
+    for name, asked in SPLITS.items():
+        drawn = folder / f"{name}.recipe.json"
+        if not drawn.is_file() or json.loads(drawn.read_text()) != list(asked):
+            print(f"drawing {asked[0]:,} clips for {name}", flush=True)
+            clips.write_split(folder, name, *asked)
+            write_json(drawn, list(asked))
+
+
+def build(folder: Path, seed: int) -> None:
+    """A model with weights drawn from the seed, and its processor: frames of 16 x 16 pixels and one token."""
+    vocabulary = tiny.vocabulary_of(clips.WORDS)
+    vision: dict[str, Any] = {"depth": 2, "fullatt_block_indexes": [0, 1], "tokens_per_second": clips.RATE}
+    vision |= {"temporal_patch_size": 1, "spatial_merge_size": MERGE}  # a frame is a time of its own
+    with new_folder(folder) as start:
+        tiny.build_model(seed, vocabulary, **vision).save_pretrained(start)
+        tiny.build_processor(vocabulary, clips.SIDE, temporal_patch_size=1, merge_size=MERGE).save_pretrained(start)
+
+
+def run(output: Path, name: str, seed: int, device: str) -> dict[str, Any]:
+    """Train and ask one model of one seed; what the runner says of it, with the seed."""
+    from ppe_npu.checkpoints.loading import load_model, load_processor
+    from ppe_npu.config import CompressionConfig
+    from ppe_npu.evaluation import benchmarks
+    from ppe_npu.evaluation.runner import evaluate
+    from ppe_npu.models import compress
+
+    root = output / f"seed{seed}"
+    if not (root / "start" / "config.json").is_file():
+        build(root / "start", seed)
+    folder = root / name.lower().replace(" ", "-")
+    more = {} if name == FRAMEWISE else {"pvc": PVC}
+    train_once(RECIPE, root / "start", output / "data" / "train.jsonl", folder, "dense", seed, device, **more)
+    model = compress(load_model(folder / "final", devices.resolve(device)), CompressionConfig.preset("dense"))
+    benchmark = benchmarks.load("motion", output / "data" / "test.jsonl")
+    limits = {"batch_size": _BATCH, "max_new_tokens": _NEW_TOKENS}
+    found = evaluate(model, load_processor(folder / "final"), benchmark, folder / "eval", name=name, **limits)
+    return {"name": name, "seed": seed, "types": found["types"], "accuracy": found["accuracy"]}
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    """A table of both models' accuracy, of each seed and question type with its 95 % interval, and what it says."""
+    lines = [f"| seed | model | {' | '.join(clips.QUESTION_TYPES)} | all |", "|---|---|" + "---|" * 4]
+    for found in results:
+        cells = [_cell(found["types"][kind]) for kind in clips.QUESTION_TYPES] + [_cell(found["accuracy"])]
+        lines.append(f"| {found['seed']} | {found['name']} | {' | '.join(cells)} |")
+    chance = ", ".join(f"{kind} {value:.2f}" for kind, value in clips.CHANCE.items())
+    lines += ["", *(_verdict(results, kind) for kind in (*clips.QUESTION_TYPES, "all")), ""]
+    lines += [
+        f"Chance: {chance}. Accuracy in [0, 1] over {SPLITS['test'][0]} unseen clips, with 95 % Wilson intervals; "
+        f"{TOKENS} tokens a frame, {clips.FRAMES} frames a clip, {RECIPE.max_steps:,} steps of {RECIPE.batch_size} "
+        "clips. Clearly: the intervals of a seed do not touch."
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: dict[str, Any]) -> str:
+    return f"{found['accuracy']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
+
+
+def _verdict(results: list[dict[str, Any]], kind: str) -> str:
+    """Whether PVC is ahead on a question type: on every seed, with intervals that do not touch, or not."""
+    of = {(r["name"], r["seed"]): r["accuracy"] if kind == "all" else r["types"][kind] for r in results}
+    seeds = sorted({seed for _, seed in of})
+    pairs = [(of["PVC", seed], of[FRAMEWISE, seed]) for seed in seeds]
+    ahead = sum(pvc["low"] > plain["high"] for pvc, plain in pairs)
+    behind = sum(pvc["high"] < plain["low"] for pvc, plain in pairs)
+    gains = ", ".join(f"{pvc['accuracy'] - plain['accuracy']:+.3f}" for pvc, plain in pairs)
+    clearly = f"clearly ahead on {ahead} of {len(seeds)} seeds, clearly behind on {behind}"
+    return f"* {kind}: PVC minus frame by frame {gains}; {clearly}."

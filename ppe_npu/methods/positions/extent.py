@@ -1,0 +1,39 @@
+"""The box around a group."""
+
+import torch
+
+from ppe_npu.methods.positions.base import Rule, register
+from ppe_npu.methods.positions.entries import Entries
+
+_HIGH, _LOW, _CENTRE = 1, -1, 0
+# On which side of the box each run's place is, on even and on odd axes counted from the last: row, and column.
+_POINTS = {
+    1: ((_CENTRE, _CENTRE),),
+    2: ((_HIGH, _HIGH), (_LOW, _LOW)),
+    3: ((_HIGH, _HIGH), (_LOW, _LOW), (_CENTRE, _CENTRE)),
+    4: ((_HIGH, _HIGH), (_HIGH, _LOW), (_LOW, _HIGH), (_LOW, _LOW)),
+    5: ((_HIGH, _HIGH), (_HIGH, _LOW), (_LOW, _HIGH), (_LOW, _LOW), (_CENTRE, _CENTRE)),
+}
+
+
+@register("extent")
+class Extent(Rule):
+    """The corners of the group's box and, from k = 5 on, its centre, repeated in turn; of k = 2 two opposite corners.
+
+    The centre is on each axis the member's place nearest to the middle of the box. Frames go with columns.
+    """
+
+    by_axis = True
+
+    def along(self, entries: Entries, k: int, axis: int, axes: int) -> torch.Tensor:
+        points = _POINTS[min(k, 5)]
+        sides = [points[run % len(points)][1 if (axes - 1 - axis) % 2 == 0 else 0] for run in range(k)]
+        labels, at = entries.distinct(), entries.coordinates(axis)
+        order, last = entries.by_value(at), entries.sizes(labels) - 1
+        high, low = (entries.listed(labels, place, order) for place in (last, torch.zeros_like(last)))
+        assert entries.positions is not None, "a pass hands on the prompt's positions"
+        where = entries.positions[axis]
+        twice_middle = torch.cat([where[high] + where[low], torch.zeros_like(high[:, :1])], dim=1)[:, :, 0]
+        off = (2 * at - twice_middle.gather(1, entries.last_without_label(labels))).abs()
+        centre = entries.listed(labels, torch.zeros_like(last), entries.by_value(off))
+        return torch.cat([{_HIGH: high, _LOW: low, _CENTRE: centre}[side] for side in sides], dim=-1)

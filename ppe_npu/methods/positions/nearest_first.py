@@ -1,0 +1,22 @@
+"""The paper's text (PPE, arXiv 2510.22936, section 3)."""
+
+import torch
+
+from ppe_npu.methods.positions.base import Rule, register
+from ppe_npu.methods.positions.entries import Entries
+
+
+@register("nearest_first")
+class NearestFirst(Rule):
+    """The k members nearest to the representative, listed by nearness (the paper's text).
+
+    Of tokens that were merged before one of each member in turn.
+    """
+
+    by_nearness = True
+
+    def choose(self, entries: Entries, k: int) -> torch.Tensor:
+        assert entries.distance is not None, "the rules of nearness are given distances"
+        labels = entries.distinct()
+        pick = torch.arange(k, device=labels.device)
+        return entries.listed(labels, pick % entries.sizes(labels).clamp(1, k), entries.by_turns(entries.distance))

@@ -1,0 +1,29 @@
+"""One place, of a member (V-CAST, Lin et al., arXiv 2603.27650: merged coordinates that are no token's are misaligned).
+
+V-CAST prunes, so that what is kept stands where it stood; that is positions="keep_one". Of a merged token the member in
+the middle of the group stands nearest to all that it is made of.
+"""
+
+import torch
+
+from ppe_npu.methods.positions.base import Rule, register
+from ppe_npu.methods.positions.entries import Entries
+
+
+@register("on_grid")
+class OnGrid(Rule):
+    """One place, whatever k is: that of the member nearest to the mean of all members' places (city blocks)."""
+
+    def choose(self, entries: Entries, k: int) -> torch.Tensor:
+        assert entries.positions is not None, "a pass hands on the prompt's positions"
+        labels = entries.distinct()
+        slots, size = entries.last_without_label(labels), entries.sizes(labels)[:, :, 0]
+        away = torch.zeros_like(labels)
+        for axis in range(len(entries.positions)):
+            at = entries.coordinates(axis)
+            sums = at.new_zeros(len(at), entries.groups + 1).scatter_add_(1, slots, at)
+            counts = torch.cat([size, torch.ones_like(size[:, :1])], dim=1)
+            # Times the group's size: whole numbers, the same on every device.
+            away += (at * counts.gather(1, slots) - sums.gather(1, slots)).abs()
+        first = torch.zeros(k, dtype=torch.int64, device=labels.device).expand(*size.shape, k)
+        return entries.listed(labels, first, entries.by_value(away))

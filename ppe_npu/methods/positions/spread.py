@@ -1,0 +1,15 @@
+"""Members from the first to the last."""
+
+import torch
+
+from ppe_npu.methods.positions.base import Rule, register
+from ppe_npu.methods.positions.entries import Entries
+
+
+@register("spread")
+class Spread(Rule):
+    """k members evenly over the raster-sorted ones, last first."""
+
+    def choose(self, entries: Entries, k: int) -> torch.Tensor:
+        labels = entries.distinct()
+        return entries.evenly(labels, entries.sizes(labels).clamp(1, k), k)

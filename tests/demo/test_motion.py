@@ -1,0 +1,103 @@
+"""The motion task: clips by seed, answers that no frame alone holds, files that lose nothing, the report's words."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from ppe_npu.data.videos import load_video
+from ppe_npu.demo import clips, motion
+from ppe_npu.evaluation import benchmarks
+from ppe_npu.training.data import read_records
+
+
+def made(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [clips.make_clip(rng) for _ in range(count)]
+
+
+def test_the_answers_are_what_the_pixels_do():
+    """Told from the pixels alone: where ink is, frame by frame, and of which colour."""
+    for clip in made(200):
+        frames = clip.pixels().astype(int)
+        ink = (frames != clips.BACKGROUND).any(-1)
+        there = ink.any((1, 2))
+        assert there[0]
+        assert str(sum(now and not then for now, then in itertools.pairwise(there))) == clip.answers["times"]
+        seen = np.flatnonzero(there)
+        colours = [tuple(frames[number][ink[number]][0]) for number in seen]
+        first, last = ink[seen[0]], ink[seen[-1]]
+        down, right = clips.DIRECTIONS[clip.answers["towards"]]
+        steps = seen[-1] - seen[0]
+        same = (np.roll(first, (down * steps, right * steps), (0, 1)) == last).all()
+        changed = {(False, False): "nothing", (True, False): "colour", (False, True): "shape", (True, True): "both"}
+        assert changed[colours[0] != colours[-1], not same] == clip.answers["changed"]
+
+
+def test_every_answer_comes_about_as_often_as_the_others():
+    drawn = made(600)
+    for kind, answers in clips.ANSWERS.items():
+        counts = [sum(clip.answers[kind] == answer for clip in drawn) for answer in answers]
+        assert min(counts) > 0.7 * len(drawn) / len(answers)
+
+
+def test_no_frame_tells_the_direction():
+    """Whatever stands in a frame, the same frame begins a clip that walks the other way."""
+    clip = made(1)[0]
+    other = {"left": "right", "right": "left", "up": "down", "down": "up"}[clip.answers["towards"]]
+    down, right = clips.DIRECTIONS[other]
+    row, column = clip.places[0]
+    places = tuple(((row + down * n) % clips.SIDE, (column + right * n) % clips.SIDE) for n in range(clips.FRAMES))
+    turned = dataclasses.replace(clip, places=places, answers=clip.answers | {"towards": other})
+    assert (turned.pixels()[0] == clip.pixels()[0]).all()
+    assert (turned.pixels() != clip.pixels()).any()
+
+
+def test_a_split_is_the_same_bytes_by_seed_and_is_read_as_it_was_drawn(tmp_path):
+    for name in "ab":
+        clips.write_split(tmp_path / name, "test", 3, seed=5)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert len(files) == 4
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+    for clip, record in zip(made(3, seed=5), read_records(tmp_path / "a" / "test.jsonl")):
+        frames = load_video(record.videos[0], multiple=1).frames.permute(0, 2, 3, 1).numpy()
+        assert (frames == clip.pixels()).all()
+    asked = benchmarks.load("motion", tmp_path / "a")
+    assert len(asked) == 9
+    assert {sample["type"] for sample in (asked[n] for n in range(9))} == set(clips.QUESTION_TYPES)
+    assert asked.score(asked[0]["GT"], asked[0]) == 1.0
+    assert asked.score(asked[0]["prompt"], asked[0]) == 0.0
+
+
+def result(name, seed, low, high):
+    found = {"accuracy": (low + high) / 2, "low": low, "high": high, "count": 9}
+    return {"name": name, "seed": seed, "types": dict.fromkeys(clips.QUESTION_TYPES, found), "accuracy": found}
+
+
+def test_the_report_says_ahead_only_where_intervals_do_not_touch():
+    ahead = [result(motion.FRAMEWISE, 0, 0.2, 0.3), result("PVC", 0, 0.31, 0.5)]
+    touching = [result(motion.FRAMEWISE, 1, 0.2, 0.4), result("PVC", 1, 0.31, 0.5)]
+    behind = [result(motion.FRAMEWISE, 2, 0.6, 0.7), result("PVC", 2, 0.31, 0.5)]
+    said = motion.report(ahead + touching + behind)
+    assert (
+        "all: PVC minus frame by frame +0.155, +0.105, -0.245; clearly ahead on 1 of 3 seeds, clearly behind on 1"
+        in said
+    )
+
+
+@pytest.mark.slow
+def test_the_comparison_runs_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(motion, "SPLITS", {"train": (8, 1), "test": (4, 2)})
+    short = dataclasses.replace(motion.RECIPE, max_steps=4, warmup_steps=1, batch_size=4, logging_steps=1)
+    monkeypatch.setattr(motion, "RECIPE", short)
+    asked = argparse.Namespace(output=str(tmp_path), device="cpu", seeds=1)
+    assert motion.main(asked) == 0
+    before = (tmp_path / "report.md").read_text()
+    made = (tmp_path / "seed0" / "pvc" / "final" / "model.safetensors").stat().st_mtime_ns
+    assert motion.main(asked) == 0
+    assert (tmp_path / "seed0" / "pvc" / "final" / "model.safetensors").stat().st_mtime_ns == made
+    assert before.splitlines()[2:8] == (tmp_path / "report.md").read_text().splitlines()[2:8]

@@ -1,0 +1,8 @@
+"""transformers' tests carry marks of their own, which pytest refuses unless it knows them."""
+
+MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test", "order")
+
+
+def pytest_configure(config):
+    for mark in MARKS:
+        config.addinivalue_line("markers", f"{mark}: of transformers' own tests")

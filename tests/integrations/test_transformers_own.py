@@ -1,0 +1,109 @@
+"""transformers' own tests of a model, run as they are on compressed models of three families.
+
+They are in its source package, of the version that is installed: `make test-integrations` has it. Of the modules that
+they import two are not in the package, which test export and generate(): tests/models/test_foreign_caches.py goes
+through what generate() does.
+"""
+
+import functools
+import sys
+import tarfile
+import tempfile
+import unittest
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import transformers
+from foreign import SETTINGS, random_model
+
+from ppe_npu import compress
+
+PACKAGE = Path(sys.prefix) / f"transformers-{transformers.__version__}.tar.gz"
+if not PACKAGE.is_file():
+    pytest.skip(f"no {PACKAGE.name} in {sys.prefix}: run `make test-integrations`", allow_module_level=True)
+
+MISSING = {"exporters.test_export": "ExportTesterMixin", "generation.test_utils": "GenerationTesterMixin"}
+IMAGE, START, TEXT = 90, 91, 60  # ids, see support.py; text is below
+# What a family's models do not do untouched, and what tests of untouched models know about their own modules.
+KNOWN: dict[str, str] = {}
+
+
+def common() -> ModuleType:
+    """The module of their tests, with nothing in place of those that are not in the package."""
+    folder = tempfile.mkdtemp()
+    with tarfile.open(PACKAGE) as package:
+        members = [member for member in package if Path(member.name).match("*/tests/*.py")]
+        package.extractall(folder, members, filter="data")
+    root = "tests_of_transformers"
+    for name in ("", ".exporters", ".generation"):
+        module = sys.modules[root + name] = ModuleType(root + name)
+        module.__path__ = [str(Path(folder, members[0].name).parent)] if not name else []
+    for name, mixin in MISSING.items():
+        module = sys.modules[f"{root}.{name}"] = ModuleType(f"{root}.{name}")
+        setattr(module, mixin, type(mixin, (), {}))
+    return import_module(f"{root}.test_modeling_common")
+
+
+THEIRS = common()
+
+
+class Tester:
+    """What their tests ask for: a config, and three prompts with one picture of one token each."""
+
+    batch_size, seq_length, vocab_size, is_training = 3, 39, 97, True
+    hidden_size, num_hidden_layers, num_attention_heads = 64, 2, 2
+
+    def __init__(self, family: str):
+        width = {"hidden_size": 64} if family == "qwen2_vl" else {"out_hidden_size": 64}
+        self.made = random_model(
+            family=family,
+            tower={"spatial_merge_size": 1, **width},
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+        )
+
+    def get_config(self):
+        return type(self.made.config)(**self.made.config.to_dict())
+
+    def prepare_config_and_inputs_for_common(self):
+        ids = torch.randint(3, TEXT, (self.batch_size, self.seq_length))
+        ids[:, 20], ids[:, 21] = START, IMAGE
+        vision = self.made.config.vision_config
+        patch = 3 * vision.temporal_patch_size * vision.patch_size**2
+        return self.get_config(), {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": (ids == IMAGE).long(),
+            "pixel_values": torch.randn(self.batch_size, patch),
+            "image_grid_thw": torch.ones(self.batch_size, 3, dtype=torch.long),
+        }
+
+
+class Compressed(THEIRS.ModelTesterMixin, THEIRS.GenerationTesterMixin):
+    """Every model for conditional generation that a test makes is compressed."""
+
+    _is_composite, test_all_params_have_gradient = True, False
+
+    @pytest.fixture(autouse=True)
+    def compress_all(self, monkeypatch, request):
+        if (reason := KNOWN.get(request.node.originalname or request.node.name)) is not None:
+            pytest.skip(reason)
+        self.model_tester = Tester(self.family)
+        whole = type(self.model_tester.made)
+        self.all_model_classes, made = (type(self.model_tester.made.model), whole), whole.__init__
+
+        @functools.wraps(made)
+        def compressed(model, *args, **kwargs):
+            made(model, *args, **kwargs)
+            compress(model, SETTINGS[self.setting])
+
+        monkeypatch.setattr(whole, "__init__", compressed)
+
+
+for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+    for setting in SETTINGS:
+        name = f"Test_{family}_{setting}"
+        globals()[name] = type(name, (Compressed, unittest.TestCase), {"family": family, "setting": setting})
