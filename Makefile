@@ -23,7 +23,7 @@ READY += .venv/.torch_npu
 $(if $(ASCEND_HOME_PATH)$(ASCEND_TOOLKIT_HOME),,$(error DEVICE=$(DEVICE) finds no CANN: on an Ascend machine source its set_env.sh \
 (as in /usr/local/Ascend/ascend-toolkit) first, anywhere else add EMULATE=1))
 endif
-.PHONY: help demo train eval report parity bench test test-all test-machines test-matrix test-newest test-lmms test-integrations test-vllm test-lent test-ascend-compiler test-npu test-emulated ascend-emulator docs lint format clean
+.PHONY: help demo train eval report parity bench test test-all test-machines test-matrix test-newest test-lmms test-app test-integrations test-vllm test-lent test-ascend-compiler test-npu test-emulated ascend-emulator docs lint format clean
 help:
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 22
 demo: $(READY)  ## train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1 METHODS="divprune tome" or all TRAINING_FREE=1]
@@ -60,6 +60,7 @@ test-newest: .venv-newest/.ready  ## the same with the newest torch and transfor
 	OMP_NUM_THREADS=1 .venv-newest/bin/python scripts/newest.py
 test-lmms: .venv-lmms/.ready  ## tasks of lmms-eval on compressed models, in an environment that has it
 	OMP_NUM_THREADS=1 .venv-lmms/bin/python -m pytest tests/evaluation/test_lmms.py tests/evaluation/test_lmms_task.py
+test-app: .venv-app/.ready ; OMP_NUM_THREADS=1 .venv-app/bin/python -m pytest tests/app  ## the explorer, reports and notebooks in a browser and a kernel
 test-vllm: .venv-vllm/.ready  ## a real vLLM on the CPU, with the plug-in, against transformers, in an environment of its own
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/serving
 test-integrations: .venv-integrations/.ready  ## other people's trainers, and transformers' own tests, on compressed models, in an environment that has them
@@ -88,7 +89,7 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 clean:
-	rm -rf .venv .venv-npu .venv-oldest .venv-newest .venv-lmms .venv-integrations .venv-vllm .venv-ascend .venv-lent .venv-docs runs build *.egg-info
+	rm -rf .venv .venv-npu .venv-oldest .venv-newest .venv-lmms .venv-integrations .venv-vllm .venv-ascend .venv-lent .venv-docs .venv-app runs build *.egg-info
 # The environments: .venv, and for single targets .venv-npu, .venv-oldest and their like. The script makes .ready last.
 %/.ready: setup.cfg pyproject.toml scripts/environment.py scripts/constraints.txt scripts/oldest.txt scripts/lent.txt scripts/vllm.txt
 	$(PYTHON) scripts/environment.py $*

@@ -1,4 +1,5 @@
-"""What every room means by the same word: names of dtypes, the label that is no label, how long a frame is."""
+"""What every room means by the same word: names of dtypes, the label that is no label, how long a frame is, and how
+kernels say which dtypes they take."""
 
 import torch
 
@@ -11,3 +12,15 @@ def frame_lengths(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Ten
     if valid is None:
         return torch.full((len(tokens),), tokens.shape[1], dtype=torch.int32, device=tokens.device)
     return valid.sum(1, dtype=torch.int32)
+
+
+def refused_dtype(kernels: str, dtype: torch.dtype, narrow: bool = False) -> str | None:
+    """Why kernels take no tensor of this dtype; None where they take it.
+
+    Args:
+        kernels: which ones, and their verb: "the Triton kernels take".
+        narrow: whether they take 16 bits alone, and not fp32.
+    """
+    if dtype in (torch.float16, torch.bfloat16) or (dtype == torch.float32 and not narrow):
+        return None
+    return f"{kernels} {'fp16 and bf16' if narrow else 'fp16, bf16 and fp32'}, not {dtype}"

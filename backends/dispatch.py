@@ -44,7 +44,8 @@ def ops() -> tuple[str, ...]:
 
 def candidates(op: str, kind: str) -> list[Implementation]:
     """The implementations of `op` for devices of `kind`, best first, whether or not their packages are installed."""
-    return [entry for entry in registry.REGISTRY if entry.op == op and entry.runs_on(kind)]
+    made_for = (entry for entry in registry.REGISTRY if entry.op == op)
+    return [entry for entry in made_for if kind in entry.devices or entry.devices == registry.ANY]
 
 
 def available(op: str, kind: str) -> list[Implementation]:
@@ -103,7 +104,7 @@ def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any
             raise ImplementationError(f"{op}: {problem}; use one of {_names(op, device.type, name)}")
         return entry
     for entry in candidates(op, device.type):
-        if not entry.automatic or not entry.concerns(*args, **kwargs):
+        if not entry.automatic or (entry.made_for and not entry.concerns(*args, **kwargs)):
             continue
         reason = _reason(entry, args, kwargs)
         if reason is None:
@@ -115,37 +116,34 @@ def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any
 def call(op: str, *args: Any, implementation: str | None = None, **kwargs: Any) -> Any:
     """Selects an implementation (see `select`), notes the choice, and returns its result."""
     entry = select(op, *args, implementation=implementation, **kwargs)
-    _note(op, entry.name)
-    return _load(entry)(*args, **kwargs)
+    if torch.compiler.is_compiling() or entry.name not in _chosen.get(op, ()):
+        _note(op, entry.name)
+    return _function(entry, entry.function)(*args, **kwargs)
 
 
 def _reason(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
-    missing = _missing(entry.requires)
+    missing = None if entry.requires is None else _missing(entry.requires)
     if missing is not None:
         return missing
-    if not entry.concerns(*args, **kwargs):
+    if entry.made_for and not entry.concerns(*args, **kwargs):
         return "it is not made for such a call"
-    if not entry.gradient and _wants_gradient((*args, *kwargs.values())):
-        return "it has no gradient, and an argument requires one"
-    return _refusal(entry, args, kwargs)
+    if not entry.gradient and torch.is_grad_enabled():
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        if any(tensor.requires_grad for tensor in tensors):
+            return "it has no gradient, and an argument requires one"
+    return None if entry.verify is None else _function(entry, entry.verify)(*args, **kwargs)
 
 
 # torch.compile traces the choice, which holds for shapes and dtypes, as the compiled code does. A function marked
 # `traced_once` runs once, while tracing, and leaves nothing in the graph, which imports and logging would break.
 
 
-def _load(entry: Implementation) -> Callable:
+def _function(entry: Implementation, name: str) -> Callable:
+    """One of the functions in its module."""
     if not torch.compiler.is_compiling():
-        return entry.load()
+        return getattr(registry._module(entry.module), name)
     _find_all()
-    return _functions[entry.module, entry.function]
-
-
-def _refusal(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
-    if not torch.compiler.is_compiling():
-        return entry.refusal(*args, **kwargs)
-    _find_all()
-    return None if entry.verify is None else _functions[entry.module, entry.verify](*args, **kwargs)
+    return _functions[entry.module, name]
 
 
 @traced_once
@@ -158,8 +156,8 @@ def _find_all() -> None:
 
 
 @traced_once
-def _missing(package: str | None) -> str | None:
-    return None if package is None else registry._import_problem(package)
+def _missing(package: str) -> str | None:
+    return registry._import_problem(package)
 
 
 @traced_once
@@ -168,11 +166,6 @@ def _note(op: str, name: str) -> None:
     if name not in names:
         names.append(name)
         logger.info("%s -> %s", op, name)
-
-
-def _wants_gradient(values: tuple) -> bool:
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _known(op: str, name: str) -> None:

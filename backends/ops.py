@@ -150,7 +150,8 @@ def _exact_dpc_knn(
     strict: bool,
     implementation: str | None,
 ) -> tuple[Tensor, Tensor]:
-    with torch.no_grad(), device.exact_matmul(), _no_autocast(tokens):
+    # Autocast would compute products of fp32 tokens in bf16.
+    with torch.no_grad(), device.exact_matmul(), torch.autocast(tokens.device.type, enabled=False):
         arguments = tokens, valid, budgets, max_groups, num_neighbors
         centers, labels = dispatch.call("dpc_knn", *arguments, strict=strict, implementation=implementation)
     return centers.contiguous(), labels.contiguous()  # as the compiler is told below
@@ -195,7 +196,7 @@ def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, implementation
     require(fits, f"group_mean: counts must be [{frames}, M], got", tuple(counts.shape))
     floating("group_mean", tokens=tokens)
     integers("group_mean", labels=labels, counts=counts)
-    with _no_autocast(tokens):
+    with torch.autocast(tokens.device.type, enabled=False):
         return dispatch.call("group_mean", tokens, labels, counts, implementation=implementation)
 
 
@@ -268,8 +269,3 @@ def linear_cross_entropy(
     require(chunk_size >= 1, "linear_cross_entropy: chunk_size must be at least 1, got", chunk_size)
     options = {"ignore_index": ignore_index, "chunk_size": chunk_size, "reduction": reduction}
     return dispatch.call("linear_cross_entropy", hidden, weight, labels, **options, implementation=implementation)
-
-
-def _no_autocast(tensor: Tensor) -> torch.autocast:
-    """Turns autocast off, which would compute a matrix product of fp32 tokens in bf16."""
-    return torch.autocast(tensor.device.type, enabled=False)

@@ -23,48 +23,43 @@ def exact_matmul() -> Iterator[None]:
             raise RuntimeError("fp32 products are set to fewer bits: torch.set_float32_matmul_precision('highest')")
         yield
         return
-    saved = [(set_, _told(get), exact) for get, set_, exact, _ in _precisions()]
-    saved = [(set_, before, exact) for set_, before, exact in saved if before is not None]
-    for set_, _, exact in saved:
+    saved = _settings()
+    for set_, _, exact, _ in saved:
         set_(exact)
     try:
         yield
     finally:
-        for set_, before, _ in saved:
+        for set_, before, _, _ in saved:
             set_(before)
 
 
 @traced_once
 def _whole_products() -> bool:
-    return all(_told(get) in (exact, None, "none") for get, _, exact, products in _precisions() if products)
+    return all(value in (exact, "none") for _, value, exact, products in _settings() if products)
 
 
-def _precisions() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any, bool]]:
-    """(get, set, value that keeps fp32 whole, whether it is of products) of every setting.
+def _settings() -> list[tuple[Callable[[Any], None], Any, Any, bool]]:
+    """(set, its value, the value that keeps fp32 whole, whether it is of products) of every setting that torch tells:
+    it refuses to read a legacy one where fp32_precision alone was set.
 
     torch keeps a legacy setting beside fp32_precision and complains if the two disagree. Only the
     legacy setters write both, so they come first, both on the way in and on the way out.
     """
-    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest", True
-    yield *_attribute(torch.backends.cudnn, "allow_tf32"), False, False
+    attributes: list[tuple[Any, str, Any, bool]] = [(torch.backends.cudnn, "allow_tf32", False, False)]
     for library, name in itertools.product(("cuda", "cudnn", "mkldnn"), ("matmul", "conv", "rnn")):
         module = getattr(getattr(torch.backends, library), name, None)
         if hasattr(module, "fp32_precision"):
-            yield *_attribute(module, "fp32_precision"), "ieee", name == "matmul"
+            attributes.append((module, "fp32_precision", "ieee", name == "matmul"))
     runtime: Any = getattr(torch, "npu", None)
     # torch_npu's own default is off for products, but on for convolutions: a vision tower's patch embedding is one.
     for module in () if runtime is None else (runtime.matmul, runtime.conv):
         if module.allow_hf32:
-            yield *_attribute(module, "allow_hf32"), False, module is runtime.matmul
-
-
-def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
-    return functools.partial(getattr, owner, name), functools.partial(setattr, owner, name)
-
-
-def _told(get: Callable[[], Any]) -> Any:
-    """A setting; None if torch refuses to read a legacy one because fp32_precision alone was set."""
-    try:
-        return get()
-    except RuntimeError:
-        return None
+            attributes.append((module, "allow_hf32", False, module is runtime.matmul))
+    found: list[tuple[Callable[[Any], None], Any, Any, bool]] = []
+    with contextlib.suppress(RuntimeError):
+        precision = torch.get_float32_matmul_precision()
+        found.append((torch.set_float32_matmul_precision, precision, "highest", True))
+    for owner, name, exact, products in attributes:
+        with contextlib.suppress(RuntimeError):
+            found.append((functools.partial(setattr, owner, name), getattr(owner, name), exact, products))
+    return found

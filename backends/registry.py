@@ -44,10 +44,6 @@ class Implementation:
     gradient: bool = True
     automatic: bool = True
 
-    def runs_on(self, kind: str) -> bool:
-        """Whether it is made for devices of this kind, whether or not its package is installed."""
-        return self.devices == ANY or kind in self.devices
-
     def missing(self) -> str | None:
         """Why the package that it requires cannot be used, or None. The first call imports that package."""
         return None if self.requires is None else _import_problem(self.requires)
@@ -59,10 +55,6 @@ class Implementation:
     def concerns(self, *args, **kwargs) -> bool:
         """Whether a call is of the kind that it is made for."""
         return self.made_for is None or getattr(_module(self.module), self.made_for)(*args, **kwargs)
-
-    def refusal(self, *args, **kwargs) -> str | None:
-        """Why it refuses these arguments, or None."""
-        return None if self.verify is None else getattr(_module(self.module), self.verify)(*args, **kwargs)
 
 
 @functools.cache

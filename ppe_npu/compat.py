@@ -85,6 +85,7 @@ def output_cache(output: Any) -> Any:
     return getattr(output, _cache_name(type(output)), None)
 
 
+@functools.cache
 def _cache_name(function: Callable) -> str:
     return "cache" if "cache" in _parameters(function) else "past_key_values"
 
@@ -108,7 +109,7 @@ def layer_causal_mask(config: Any, hidden: Any, mask: Any, cache: Any, layer: in
         "attention_mask": mask,
         **cache_argument(create_causal_mask, sized),
         "position_ids": None,
-        **_cache_position(create_causal_mask, past, hidden),
+        **cache_position(create_causal_mask, past, hidden),
     }
     return create_causal_mask(**{name: value for name, value in known.items() if name in wanted})
 
@@ -132,13 +133,9 @@ class _OneLayer:
         return self._cache.get_seq_length(self._layer)
 
 
-def layer_arguments(layer: Any, past: int, hidden: Any) -> dict[str, Any]:
-    """What a decoder layer of older transformers wants beside today's arguments. hidden: [B, L, C]; past: cached."""
-    return _cache_position(type(layer).forward, past, hidden)
-
-
-def _cache_position(function: Callable, past: int, hidden: Any) -> dict[str, Any]:
-    """The argument of that name, for a function that takes it: the places that the new tokens get in the cache."""
+def cache_position(function: Callable, past: int, hidden: Any) -> dict[str, Any]:
+    """The argument of that name, for a function of older transformers that takes it: the places that the new tokens
+    [B, L, C] get in a cache that holds `past` of them."""
     import torch
 
     if "cache_position" not in _parameters(function):

@@ -138,10 +138,15 @@ class CompressionConfig:
         """The decoder layers on whose entry tokens are merged, rising."""
         return tuple(layer for layer, _ in self.stages[1:])
 
-    @property
+    @cached_property
     def at_pixels(self) -> Method | None:
         """The step that chooses what the vision tower is given."""
         return next((method for method in self.methods if method.place == "pixels"), None)
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """What any of its steps looks at; nothing else is worked out."""
+        return frozenset().union(*(method.needs for method in self.methods))
 
     @property
     def rule(self) -> Rule:
@@ -152,7 +157,7 @@ class CompressionConfig:
     def is_dense(self) -> bool:
         return not self.methods
 
-    @property
+    @cached_property
     def keeps_all(self) -> bool:
         """Whether every token reaches the end of the decoder."""
         return all(method.restores for method in self.methods)
@@ -309,12 +314,12 @@ class CompressionConfig:
 
     @property
     def label(self) -> str:
-        """A short name, a file's or folder's, that tells settings apart."""
+        """A short name, a file's or folder's, that tells settings apart. A long one ends in a hash of all of it."""
         proportional = "-proportional" if self.proportional_attention else ""
         if self.steps is None:
-            return shorthand.label(self) + proportional
+            return shorthand.cut_short(shorthand.label(self) + proportional)
         parts = [shorthand.step_label(method) for method in self.steps] or ["dense"]
-        return "-".join([*parts, self.positions, f"k{self.k}", self.members]) + proportional
+        return shorthand.cut_short("-".join([*parts, self.positions, f"k{self.k}", self.members]) + proportional)
 
     # -- saving ------------------------------------------------------------------------------------------------------
 

@@ -101,7 +101,8 @@ def write_whole(file: Any, data: bytes) -> None:
 
 def write_json(path: str | Path, value: Any) -> Path:
     """write_text of a JSON value, indented."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))  # half a character as JSON's own escape
 
 
 @contextlib.contextmanager

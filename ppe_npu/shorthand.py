@@ -15,6 +15,7 @@ event_ratio: share of an event's tokens that is kept instead (the released code'
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import operator
 import sys
@@ -33,6 +34,7 @@ KEYS = (
     *("method", "ratio", "positions", "k", "members", "order", "ties", "layers", "before_llm"),
     *("temporal_ratio", "event_ratio", "seed"),
 )
+_LONGEST = 200  # characters of a name; a file's may have 255 bytes, some of which temporary names need
 RATIO = "give the kept share of the tokens, in (0, 1], or a list of shares"
 LAYERS = "give a list of different decoder layers, counted from 0; [] merges before the LLM"
 _OWN = {"order": "raster", "ties": "first", "seed": 0}  # settings that only some methods have, and what says nothing
@@ -118,6 +120,13 @@ def label(config: CompressionConfig) -> str:
     return "-".join(parts)
 
 
+def cut_short(name: str) -> str:
+    """A name that file systems take: of a longer one its beginning, and a hash of all of it."""
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[: _LONGEST - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
 def keys_of(text: str, whole: str) -> dict[str, Any]:
     """{"ratio": 0.25, "positions": "ppe"} from "ratio=0.25,positions=ppe"; commas in brackets belong to a value."""
     parts, depth = [""], 0
@@ -134,7 +143,7 @@ def keys_of(text: str, whole: str) -> dict[str, Any]:
             raise InputError(f"compression {shown(whole)}: write it as NAME:key=value,key=value, each key once")
         try:
             values[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             values[key] = value
     return values
 
@@ -197,7 +206,7 @@ def step_label(method: Method, ratio: bool = True) -> str:
         if field.name == "ratio" and not ratio:
             continue
         if field.name == "ratio":
-            parts.append(f"{value:g}")
+            parts.append("free" if value is None else f"{value:g}")
         elif value != (field.default if field.default_factory is dataclasses.MISSING else field.default_factory()):
             values = value if isinstance(value, tuple) else (value,)
             said = "+".join(step_label(part) if isinstance(part, Method) else f"{part}" for part in values)

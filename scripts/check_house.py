@@ -1,7 +1,7 @@
 """The house rules that a program can check: arrows run one way, device packages stay in their room and questions of
 devices in one file of it, files and functions stay short, lines of documents fit, tests derive their tolerances.
 
-cli -> demo -> serving, training, evaluation -> models -> engine, inspect -> config -> methods -> backends
+cli -> explorer -> demo -> serving, training, evaluation -> models -> engine, inspect -> config -> methods -> backends
 """
 
 import ast
@@ -38,8 +38,9 @@ LEVELS = {
     "ppe_npu.evaluation": 7,
     "ppe_npu.serving": 7,
     "ppe_npu.demo": 8,
-    "ppe_npu.cli": 9,
-    "ppe_npu.old_names": 10,
+    "ppe_npu.explorer": 9,
+    "ppe_npu.cli": 10,
+    "ppe_npu.old_names": 11,
 }
 # What compares with a tolerance of its own, and arguments that give one: tests take theirs from tests/tolerances.py.
 COMPARE = {"assert_close", "assert_allclose", "allclose", "isclose", "assert_array_almost_equal", "assert_almost_equal"}

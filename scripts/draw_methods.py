@@ -24,7 +24,7 @@ from ppe_npu.demo import scenes, tiny
 from ppe_npu.demo.methods import _ONLY_VIDEOS, Row
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_bytes
-from ppe_npu.inspect.show import draw_groups
+from ppe_npu.inspect.show import draw_strip
 from ppe_npu.inspect.trace import Groups
 from ppe_npu.methods.listing import grouping
 
@@ -64,22 +64,6 @@ def groups_of(model, processor, config: CompressionConfig, frames: Sequence[Imag
     return model.compression.trace.visuals()[0].stages[-1]
 
 
-def drawn(frames: Sequence[Image.Image], groups: Groups, side: int) -> Image.Image:
-    """The frames beside each other with their groups; what was dropped is dark."""
-    panels = []
-    for step, frame in enumerate(frames):
-        panel, gone = draw_groups(frame, groups, step, side=side), groups.labels[step] < 0
-        cell = panel.width // gone.shape[1]
-        pixels = np.asarray(panel).copy()
-        pixels[gone.repeat(cell, 0).repeat(cell, 1)] //= 4
-        panels.append(Image.fromarray(pixels))
-    step = panels[0].width + 3
-    strip = Image.new("RGB", (len(panels) * step - 3, panels[0].height), "white")
-    for number, panel in enumerate(panels):
-        strip.paste(panel, (number * step, 0))
-    return strip
-
-
 def sheet(titled: Sequence[tuple[str, Image.Image]], columns: int) -> bytes:
     """A PNG of few colours with every panel under its title."""
     width, height = titled[0][1].size
@@ -109,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
                 continue
             groups = groups_of(model, processor, config, shown)
             title = f"{method}: {len(groups.representatives)} of {groups.labels.size}"
-            titled.append((title, drawn(shown, groups, side)))
+            titled.append((title, draw_strip(shown, groups, side)))
         print(write_bytes(args.output / f"methods-{name}.png", sheet(titled, columns)))
 
 

@@ -11,6 +11,7 @@
 .venv-ascend   torch with triton-ascend in Triton's place and two of Huawei's compilers, for test-ascend-compiler
 .venv-lent     Python 3.12 with the versions of a GPU machine that is lent for minutes (scripts/lent.txt), for test-lent
 .venv-docs     mkdocs-material alone (scripts/docs.txt), for docs
+.venv-app      the base with Gradio, Selenium and a Jupyter kernel, for test-app; chromium is the system's
 .venv-integrations   the base with TRL and the accelerate that it wants, and transformers' source package, which has the
                tests that it runs on every model, for test-integrations
 
@@ -34,8 +35,10 @@ TORCH = "torch==2.13.0"
 LOOSER = {  # of whose packages no release is pinned
     # wandb and pandas, which lmms-eval brings, want older releases of these than we test with.
     ".venv-lmms": r"(?m)^(protobuf|python-dateutil)=.*\n",
+    ".venv-app": r"(?m)^(pillow|python-dateutil)=.*\n",  # Gradio and pandas want older ones
     ".venv-integrations": r"(?m)^accelerate=.*\n",  # TRL wants a newer one
 }
+BESIDE_APP = ("selenium", "nbclient", "nbformat", "ipykernel")
 TRL = ("accelerate>=1.10", "trl==1.16.0", "datasets")
 BESIDE_VLLM = ("matplotlib", "av", "pytest", "pytest-timeout", "hypothesis")  # for our reports, videos and tests
 # Beside a CPU torch neither loads, and each keeps transformers and vLLM from being imported.
@@ -51,6 +54,7 @@ NAMES = (
     ".venv-ascend",
     ".venv-lent",
     ".venv-docs",
+    ".venv-app",
 )
 # One package in two releases: the compiler alone is used, found by its folder (tests/ascend_compiler).
 ASCEND = ("triton-ascend==3.2.0", "ascendnpu-ir==1.2.0", "pybind11")
@@ -94,6 +98,7 @@ def commands(folder: str) -> list[list[str]]:
         ".venv-oldest": [pip(folder, "--no-deps", "--requirement", "scripts/oldest.txt")],
         ".venv-newest": [pip(folder, "--upgrade", "torch", "torchvision", "transformers"), mend],
         ".venv-lmms": [pip(folder, *looser, TORCH, "--editable", ".[lmms]"), mend],
+        ".venv-app": [pip(folder, *looser, TORCH, "--editable", ".[app]", *BESIDE_APP)],
         ".venv-integrations": [pip(folder, *looser, TORCH, *TRL, "parameterized"), source_of_transformers(folder)],
     }
     return base + more.get(folder, [])

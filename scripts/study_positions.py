@@ -15,8 +15,7 @@ import dataclasses
 import json
 import shlex
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,7 @@ class Questions:
         if not self._batches:
             starts = range(0, len(self.samples), BATCH)
             self._batches = [answers.prepare(self.samples[start : start + BATCH]) for start in starts]
-        texts = [text for inputs in self._batches for text in answers.answer(inputs).texts]
+        texts = [text for inputs in self._batches for text in answers.answer(inputs).answers]
         return [float(score(self.benchmark, *pair) or 0) for pair in zip(texts, self.samples, strict=True)]
 
 
@@ -155,8 +154,8 @@ def tuned(output: Path, seed: int, row: Row, steps: int, distill: float) -> Path
     return to / "final" / "model.safetensors"
 
 
-def study(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and ask; what results.json holds."""
+def study(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Train and ask; after each part what results.json holds."""
     output = Path(args.output)
     pipeline._make_data(output / "data")
     pipeline.set_up_process(1)
@@ -167,6 +166,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         for seed, own in enumerate(weights):
             answered = ask_all(output / f"seed{seed}", own, questions, asked, "free")
             found += [{**one, "seed": seed} for one in answered]
+        yield results(args, questions, found)
     named = {row.name: row for row in rows()}
     for how, names, steps, distill in (
         ("sft", args.tune, args.tune_steps, 0.0),
@@ -177,10 +177,17 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
                 own, asked = tuned(output, seed, named[name], steps, distill), [(named[name], TUNED_SHARE)]
                 answered = ask_all(output / f"seed{seed}", own, questions, asked, how)
                 found += [{**one, "seed": seed} for one in answered]
+        if names:
+            yield results(args, questions, found)
+
+
+def results(args: argparse.Namespace, questions: Questions, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What results.json holds."""
     types = [sample["type"] for sample in questions.samples]
-    pictures = [sample["image_path"] for sample in questions.samples]
+    pictures = [str(sample["image_path"]) for sample in questions.samples]
     facts = {name: getattr(args, name) for name in ("images", "base_steps", "tune_steps", "distill_steps")}
-    return {**facts, "types": types, "pictures": [str(picture) for picture in pictures], "results": found}
+    command = shlex.join(["python", "scripts/study_positions.py", *sys.argv[1:]])
+    return {**facts, "types": types, "pictures": pictures, "results": found, "command": command}
 
 
 def main() -> None:
@@ -196,16 +203,15 @@ def main() -> None:
     parser.add_argument("--tune-steps", type=int, default=320)
     parser.add_argument("--distill-steps", type=int, default=200)
     parser.add_argument("--page", help="a document with marks around what is written anew")
-    args, started = parser.parse_args(), time.process_time()
-    results = study(args) | {"command": shlex.join(["python", "scripts/study_positions.py", *sys.argv[1:]])}
-    results["minutes"] = (time.process_time() - started) / 60
-    write_json(Path(args.output) / "results.json", results)
-    text = measured(results)
-    print(write_text(Path(args.output) / "positions.md", text))
-    if args.page:
-        page = Path(args.page).read_text(encoding="utf-8")
-        before, _, rest = page.partition(PAGE_START)
-        write_text(Path(args.page), before + PAGE_START + text + PAGE_END + rest.partition(PAGE_END)[2])
+    args = parser.parse_args()
+    for found in study(args):
+        write_json(Path(args.output) / "results.json", found)
+        text = measured(found)
+        print(write_text(Path(args.output) / "positions.md", text), flush=True)
+        if args.page:
+            page = Path(args.page).read_text(encoding="utf-8")
+            before, _, rest = page.partition(PAGE_START)
+            write_text(Path(args.page), before + PAGE_START + text + PAGE_END + rest.partition(PAGE_END)[2])
 
 
 if __name__ == "__main__":

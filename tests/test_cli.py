@@ -13,6 +13,7 @@ import pytest
 import torch
 from command_line import refused
 
+from ppe_npu import cli
 from ppe_npu.demo import scenes
 
 
@@ -216,3 +217,18 @@ def test_a_torch_npu_without_cann_is_said_whatever_the_device(tmp_path):
     refused((done.returncode, done.stdout, done.stderr), "finds no CANN", "set_env.sh", "EMULATE=1")
     done = run(TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     refused((done.returncode, done.stdout, done.stderr), "'npu' cannot be used", "libhccl.so", "EMULATE=1")
+
+
+NAMES = [("x\udcff", "utf-8", r"x\udcff"), ("é→", "ascii", r"\xe9\u2192")]
+
+
+@pytest.mark.parametrize(("name", "encoding", "spelt"), NAMES)
+def test_what_the_terminal_cannot_show_is_spelt_out(tmp_path, monkeypatch, name, encoding, spelt):
+    """A file's name that is no text, or signs that its encoding has no bytes for."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"query": "q", "response": "a"}) + "\n")
+    output = tmp_path / f"{name}.jsonl"
+    with open(tmp_path / "out", "w", encoding=encoding) as out:
+        monkeypatch.setattr("sys.stdout", out)
+        assert cli.main(["convert", "--data", str(tmp_path / "a.jsonl"), "--output", str(output)]) == 0
+    assert spelt in (tmp_path / "out").read_text(encoding=encoding)
+    assert output.is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import resource
@@ -280,3 +281,11 @@ def test_a_folder_without_locks_is_refused_by_whoever_needs_one(tmp_path, monkey
     with refused, work(tmp_path / "out"):
         pass
     assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file() and file.suffix != ".lock"]
+
+
+def test_json_with_half_a_character_is_written_and_read_again(tmp_path):
+    """A file's name with bytes that are no text comes so from the system."""
+    value = {"model": os.fsdecode(b"runs/\xff"), "é": ["中", "\ud800"]}
+    file = write_json(tmp_path / "a.json", value)
+    assert json.loads(file.read_text(encoding="utf-8")) == value
+    assert "é" in file.read_text(encoding="utf-8")

@@ -17,6 +17,8 @@ from ppe_npu import CompressionConfig
 from ppe_npu.config import PRESETS
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation.results import method, title
+from ppe_npu.methods.base import method_class, method_names
 from ppe_npu.released import KEYS, Released
 from ppe_npu.settings import from_mapping, strangers, to_plain
 from ppe_npu.training.adapters import Adapter
@@ -51,6 +53,7 @@ PLAIN = [
     *({}, {1: 2}, {"a": 1}, {"fps": "2"}, {"nframes": 2.5}, {"k": 2}, {"rank": 8}, {None: None}, {"fps": []}),
 ]
 JUNK = [*PLAIN, b"x", (1, 2), {1, 2}, object(), DEEP, 1j, range(3), 0.25, 3, 16]
+METHODS = method_names()
 STRANGE = ["", "kk", "a b", 1, 1.5, None, True, b"k", (1,), "k" * 300]
 FRAME = {"model": "m", "data": "d.json", "output": "o"}
 CLASSES = {
@@ -128,6 +131,74 @@ def test_presets_of_junk(dice):
         said = str(error)
     assert said
     assert "\n" not in said
+
+
+def check_method(dice) -> bool:
+    """One field of one method with junk: refused in a line, or a config that can be named, counted and saved."""
+    cls = method_class(dice.choice(METHODS))
+    field = dice.choice(list(cls.__dataclass_fields__))
+    try:
+        config = CompressionConfig(steps=[{"method": cls.name, field: dice.choice(JUNK)}])
+    except InputError as error:
+        said = str(error)
+    else:
+        said = None
+    if said is not None:
+        assert "\n" not in said
+        assert len(said) < 2000
+        assert field in said
+        return False
+    plain = json.loads(json.dumps(config.to_dict(), allow_nan=False))
+    assert CompressionConfig.from_dict(plain) == config
+    assert title(plain)
+    assert method(plain)
+    assert config.label.isprintable()
+    assert "/" not in config.label
+    assert 1 <= config.span_tokens(1, 64) <= 64
+    assert 1 <= config.span_tokens(4, 64, video=True) <= 256
+    return True
+
+
+@settings(MUTATIONS, max_examples=300)
+@given(DICE)
+def test_junk_in_a_methods_field(dice):
+    check_method(dice)
+
+
+@pytest.mark.slow
+@MANY
+@given(DICE)
+def test_other_junk_in_a_methods_field(dice):
+    check_method(dice)
+
+
+@pytest.mark.parametrize("text", ['{"method": "flashvid", "expansion": 1e308}', '{"method": "pact", "ratio": null}'])
+def test_extremes_that_a_method_takes(text):
+    """A share of infinitely many tokens; a number of tokens that the features decide."""
+    config = CompressionConfig(steps=[json.loads(text)])
+    assert config.span_tokens(2, 16) == 32
+    assert config.label
+    assert title(config.to_dict())
+
+
+@pytest.mark.parametrize("name", [[], {}, None, 5, True, ["random"]], ids=str)
+def test_a_methods_name_of_junk(name):
+    with pytest.raises(InputError, match=r"method=.*: choose one of"):
+        CompressionConfig(steps=[{"method": name}])
+
+
+def test_a_long_list_of_steps_has_a_name_that_a_folder_can_have(tmp_path):
+    names = []
+    for last in (0.5, 0.25):
+        steps = [{"method": "random", "ratio": 0.9, "seed": seed} for seed in range(60)]
+        names.append(CompressionConfig(steps=[*steps, {"method": "random", "ratio": last}]).label)
+        (tmp_path / names[-1]).mkdir()
+    assert names[0] != names[1]
+
+
+def test_a_value_nested_too_deeply_on_the_command_line_stays_a_text():
+    with pytest.raises(InputError, match=r"ratio='\[\["):
+        CompressionConfig.from_text("ppe:ratio=" + "[" * 50_000)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ def test_without_an_npu_torch_npu_is_not_installed(plan):
         ("test-newest", [".venv-newest"]),
         ("test-lmms", [".venv-lmms"]),
         ("test-integrations", [".venv-integrations"]),
+        ("test-app", [".venv-app"]),
         ("test-vllm", [".venv-vllm"]),
         ("test-lent", [".venv-lent"]),
         ("test-ascend-compiler", [".venv-ascend"]),
@@ -116,7 +117,12 @@ def test_an_environment_is_ready_only_when_every_command_succeeded(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("folder", "others"), [(".venv-lmms", {"protobuf", "python-dateutil"}), (".venv-integrations", {"accelerate"})]
+    ("folder", "others"),
+    [
+        (".venv-lmms", {"protobuf", "python-dateutil"}),
+        (".venv-integrations", {"accelerate"}),
+        (".venv-app", {"pillow", "python-dateutil"}),
+    ],
 )
 def test_some_get_constraints_without_what_they_want_otherwise(folder, others, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,9 +1,9 @@
 """attention by flash-attn 2 (2.1 or later; earlier ones align causal masks top-left). Not yet run on a GPU."""
 
-import torch
 from torch import Tensor
 
 from ppe_npu.backends import device, segments
+from ppe_npu.backends.common import refused_dtype
 
 
 def refusal(
@@ -21,8 +21,8 @@ def refusal(
     """flash-attn 2 takes fp16 and bf16, head widths up to 256, no mask; compute capability 8.0 or later."""
     if mask is not None:
         return "flash-attn takes no mask"
-    if query.dtype not in (torch.float16, torch.bfloat16):
-        return f"flash-attn takes fp16 and bf16, not {query.dtype}"
+    if reason := refused_dtype("flash-attn takes", query.dtype, narrow=True):
+        return reason
     if query.shape[-1] > 256:
         return "flash-attn takes head widths up to 256"
     if device.too_old(query.device):

@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ppe_npu.backends import device
+from ppe_npu.backends.common import refused_dtype
 
 BLOCK_M, BLOCK_N = 128, 32  # labels that one program of _list_groups has; labels that it compares them with at a time
 
 
 def refusal(tokens: Tensor, labels: Tensor, counts: Tensor) -> str | None:
     """fp16, bf16, fp32; compute capability 8.0 or later."""
-    if tokens.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"the Triton kernels take fp16, bf16 and fp32, not {tokens.dtype}"
+    if reason := refused_dtype("the Triton kernels take", tokens.dtype):
+        return reason
     if tokens.numel() == 0 or counts.numel() == 0:
         return "the Triton kernels take no empty tensor"
     return device.triton_problem(tokens.device)

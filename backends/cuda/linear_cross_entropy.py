@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ppe_npu.backends import device
-from ppe_npu.backends.common import IGNORED
+from ppe_npu.backends.common import IGNORED, refused_dtype
 
 
 def refusal(
@@ -24,8 +24,8 @@ def refusal(
     reduction: str = "mean",
 ) -> str | None:
     """fp16, bf16, fp32; nothing empty."""
-    if hidden.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"Liger's linear cross entropy takes fp16, bf16 and fp32, not {hidden.dtype}"
+    if reason := refused_dtype("Liger's linear cross entropy takes", hidden.dtype):
+        return reason
     if hidden.numel() == 0 or weight.numel() == 0:
         return "Liger's linear cross entropy takes no empty tensor"
     return device.triton_problem(hidden.device)

@@ -1,17 +1,17 @@
 """rms_norm by liger-kernel, in its "llama" mode, which rounds where the specification does."""
 
-import torch
 from torch import Tensor
 
 from ppe_npu.backends import device
+from ppe_npu.backends.common import refused_dtype
 
 WIDEST = 65536  # one program holds a row
 
 
 def refusal(x: Tensor, weight: Tensor, eps: float) -> str | None:
     """fp16, bf16, fp32, the weight in the same dtype; widths up to 65,536; nothing empty."""
-    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"Liger's rms_norm takes fp16, bf16 and fp32, not {x.dtype}"
+    if reason := refused_dtype("Liger's rms_norm takes", x.dtype):
+        return reason
     if weight.dtype != x.dtype:
         # Liger returns the dtype of x where the specification returns the wider one.
         return "Liger's rms_norm is not used where weight and input differ in dtype"

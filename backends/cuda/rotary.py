@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ppe_npu.backends import device
+from ppe_npu.backends.common import refused_dtype
 
 
 def refusal(query: Tensor, key: Tensor, *tables: Tensor) -> str | None:
     """fp16, bf16, fp32; even head widths up to 1,024; nothing empty; no gradient for the tables."""
-    if query.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"the Triton kernel takes fp16, bf16 and fp32, not {query.dtype}"
+    if reason := refused_dtype("the Triton kernel takes", query.dtype):
+        return reason
     if query.shape[-1] % 2 or query.shape[-1] > 1024:
         return "the Triton kernel takes even head widths up to 1,024"
     if query.numel() == 0 or key.numel() == 0:
@@ -41,7 +42,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, query, key):
-        return (*_launch(query, key, *ctx.saved_tensors, transposed=True), None, None)
+        cos, sin = ctx.saved_tensors
+        return (*_launch(query, key, cos, sin, transposed=True), None, None)
 
 
 def _launch(query, key, cos, sin, transposed):

@@ -9,14 +9,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ppe_npu.backends import device
+from ppe_npu.backends.common import refused_dtype
 
 WIDEST = 65536  # one program holds a row
 
 
 def refusal(gate: Tensor, up: Tensor) -> str | None:
     """fp16, bf16, fp32; widths up to 65,536; at least one dimension; nothing empty."""
-    if gate.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"Liger's swiglu takes fp16, bf16 and fp32, not {gate.dtype}"
+    if reason := refused_dtype("Liger's swiglu takes", gate.dtype):
+        return reason
     if gate.dim() == 0 or gate.numel() == 0:
         return "Liger's swiglu takes neither empty tensors nor scalars"
     if gate.shape[-1] > WIDEST:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ppe_npu.backends import masks, segments
+from ppe_npu.backends.common import refused_dtype
 
 MAX_SEGMENTS = 1024
 
@@ -34,8 +35,8 @@ def refusal(
     dropout: float = 0.0,
 ) -> str | None:
     """fp16, bf16, fp32; head width up to 768, 256 query heads, lengths up to 2**20; bool masks; dropout below 1."""
-    if query.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"npu_fusion_attention takes fp16, bf16 and fp32, not {query.dtype}"
+    if reason := refused_dtype("npu_fusion_attention takes", query.dtype):
+        return reason
     if not 1 <= query.shape[-1] <= 768 or value.shape[-1] != query.shape[-1]:
         return "npu_fusion_attention takes head widths from 1 to 768, the same for values"
     if query.shape[1] > 256:

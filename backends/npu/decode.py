@@ -7,6 +7,7 @@ page of the operator, scale is 1.0 unless passed, and True in a mask means maske
 import torch
 from torch import Tensor
 
+from ppe_npu.backends.common import refused_dtype
 from ppe_npu.backends.npu.attention import full_mask, without_blind_rows
 
 
@@ -29,8 +30,8 @@ def refusal(
 ) -> str | None:
     """fp16, bf16; head widths to 512 in steps of 16; 256 query heads, 64 per key head; a bool mask for all heads."""
     operator = "npu_fused_infer_attention_score"
-    if query.dtype not in (torch.float16, torch.bfloat16):
-        return f"{operator} takes fp16 and bf16, not {query.dtype}"
+    if reason := refused_dtype(f"{operator} takes", query.dtype, narrow=True):
+        return reason
     if query.shape[3] % 16 or not 16 <= query.shape[3] <= 512:
         return f"{operator} takes head widths up to 512 in steps of 16"
     if query.shape[1] > 256 or query.shape[1] // key.shape[1] > 64:

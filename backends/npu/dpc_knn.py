@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppe_npu.backends import device
-from ppe_npu.backends.common import frame_lengths
+from ppe_npu.backends.common import frame_lengths, refused_dtype
 
 from . import tiles
 from .assign import assign
@@ -34,8 +34,8 @@ def refusal(
     strict: bool = False,
 ) -> str | None:
     """fp16, bf16, fp32; triton-ascend; frames of at most 5,760 tokens, and of fewer than 2**31 numbers when padded."""
-    if tokens.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"the Triton kernels take fp16, bf16 and fp32, not {tokens.dtype}"
+    if reason := refused_dtype("the Triton kernels take", tokens.dtype):
+        return reason
     if tokens.numel() == 0:
         return "the Triton kernels take no empty tensor"
     reason = problem(tokens.device)

@@ -1,8 +1,8 @@
 """group_mean on Ascend by a one-hot product: torch_npu 2.12 lists no bf16 index_add and no scatter_reduce."""
 
-import torch
 from torch import Tensor
 
+from ppe_npu.backends.common import refused_dtype
 from ppe_npu.backends.onehot import group_mean
 
 __all__ = ["group_mean", "refusal"]
@@ -10,6 +10,4 @@ __all__ = ["group_mean", "refusal"]
 
 def refusal(tokens: Tensor, labels: Tensor, counts: Tensor) -> str | None:
     """fp16, bf16 and fp32 only: an Ascend device has no fp64 matrix product."""
-    if tokens.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"matrix products take fp16, bf16 and fp32, not {tokens.dtype}"
-    return None
+    return refused_dtype("matrix products take", tokens.dtype)

@@ -1,13 +1,14 @@
 """rms_norm by torch_npu.npu_rms_norm, which rounds once where the specification rounds twice."""
 
-import torch
 from torch import Tensor
+
+from ppe_npu.backends.common import refused_dtype
 
 
 def refusal(x: Tensor, weight: Tensor, eps: float) -> str | None:
     """fp16, bf16, fp32, the weight in the same dtype; 2 to 8 dimensions; nothing empty."""
-    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"npu_rms_norm takes fp16, bf16 and fp32, not {x.dtype}"
+    if reason := refused_dtype("npu_rms_norm takes", x.dtype):
+        return reason
     if weight.dtype != x.dtype:
         # With an fp32 weight and a 16-bit input the operator returns 16 bits, where the specification returns fp32.
         return "npu_rms_norm is not used where weight and input differ in dtype"

@@ -1,13 +1,14 @@
 """rotary by torch_npu.npu_rotary_mul. (npu_mrope and npu_apply_rotary_pos_emb have no gradient.)"""
 
-import torch
 from torch import Tensor
+
+from ppe_npu.backends.common import refused_dtype
 
 
 def refusal(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> str | None:
     """fp16, bf16, fp32; even head width below 896; fewer than 1,000 samples and heads; no gradient for the table."""
-    if query.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"npu_rotary_mul takes fp16, bf16 and fp32, not {query.dtype}"
+    if reason := refused_dtype("npu_rotary_mul takes", query.dtype):
+        return reason
     if query.shape[-1] % 2 or query.shape[-1] >= 896:
         return "npu_rotary_mul takes even head widths below 896"
     if query.shape[0] >= 1000 or max(query.shape[1], key.shape[1]) >= 1000:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ppe_npu.backends import device
+from ppe_npu.backends.common import refused_dtype
 
 from .chips import chip, problem
 from .tiles import row_block
@@ -18,8 +19,8 @@ from .tiles import row_block
 
 def refusal(tokens: Tensor, labels: Tensor, counts: Tensor) -> str | None:
     """fp16, bf16, fp32; triton-ascend; fewer than 2**31 numbers in a frame."""
-    if tokens.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"the Triton kernels take fp16, bf16 and fp32, not {tokens.dtype}"
+    if reason := refused_dtype("the Triton kernels take", tokens.dtype):
+        return reason
     if tokens.numel() == 0 or counts.numel() == 0:
         return "the Triton kernels take no empty tensor"
     if tokens.shape[1] * tokens.shape[2] >= 2**31:

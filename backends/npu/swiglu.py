@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from ppe_npu.backends.common import refused_dtype
+
 
 def refusal(gate: Tensor, up: Tensor) -> str | None:
     """fp16, bf16, fp32; 1 to 8 dimensions; nothing empty."""
-    if gate.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"npu_swiglu takes fp16, bf16 and fp32, not {gate.dtype}"
+    if reason := refused_dtype("npu_swiglu takes", gate.dtype):
+        return reason
     if not 1 <= gate.dim() <= 8:
         return "npu_swiglu takes 1 to 8 dimensions"
     if gate.numel() == 0:

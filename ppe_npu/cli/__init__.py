@@ -94,10 +94,13 @@ class _OutputError(InputError):
 
 
 class _Output:
-    """Standard output, whose errors are told from those of files."""
+    """Standard output, whose errors are told from those of files. What its encoding has no bytes for, an answer's signs
+    on a terminal of another language or a file's name that is no text, is spelt out, as on standard error."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -25,6 +25,7 @@ _OPTIONAL = {  # package -> what it is for
     "pyarrow": "parquet (eval)",
     "nltk": "one benchmark (eval)",
     "lmms-eval": "its tasks",
+    "gradio": "the explorer (app)",
     "shtab": "shell completion",
     "triton": "CUDA's kernels",
     "flash-attn": "CUDA's attention",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ppe_npu.cli.train import add_options
 from ppe_npu.config import POSITIONS
+from ppe_npu.errors import shown
 
 DEVICES = "auto, cpu, cuda or npu"
 
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_report(commands)
     _add_describe(commands)
+    _add_explore(commands)
     _add_methods(commands)
     _add_parity(commands)
     _add_demo(commands)
@@ -193,7 +195,7 @@ def _add_eval(commands) -> None:
     what = "what answers: transformers, or an offline vLLM (pictures alone; docs/serving.md) (default: transformers)"
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"), help=what)
     what = 'of vLLM, more arguments as JSON: {"max_model_len": 8192}'
-    parser.add_argument("--engine-args", type=json.loads, metavar="JSON", help=what)
+    parser.add_argument("--engine-args", type=_mapping, metavar="JSON", help=what)
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
@@ -208,6 +210,17 @@ def _add_eval(commands) -> None:
     _add_generation(parser)
     _add_json(parser)
     parser.set_defaults(run="evaluate:run_eval")
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    """A JSON object of the command line."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'{shown(text)} is no JSON object: write it as {{"max_model_len": 8192}}')
+    return found
 
 
 def _add_report(commands) -> None:
@@ -246,6 +259,22 @@ def _add_describe(commands) -> None:
     )
     _add_json(parser)
     parser.set_defaults(run="describe:run_describe")
+
+
+def _add_explore(commands) -> None:
+    what = "a page on which compression is seen: groups, costs and answers side by side (extra: app)"
+    parser = commands.add_parser("explore", help=what)
+    what = "checkpoint folder, adapter of a run, or hub id (default: what `make demo` left, else features alone)"
+    parser.add_argument("--model", help=what)
+    _add_base(parser)
+    _add_bin(parser)
+    _add_device(parser)
+    _add_pixels(parser)
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="of an answer (default: 64)")
+    what = "address that is listened on; others than the default can be reached by other machines (default: 127.0.0.1)"
+    parser.add_argument("--host", default="127.0.0.1", help=what)
+    parser.add_argument("--port", type=int, help="(default: the first free one from 7860 on)")
+    parser.set_defaults(run="explore:run_explore")
 
 
 def _add_methods(commands) -> None:

@@ -57,7 +57,8 @@ class CacheState:
         masks = tuple(torch.cat(pair, dim=1) for pair in zip(self.masks, new))
         decoded = 0 if compressed else self.decoded + new[0].shape[1]
         padded = tuple(before or after for before, after in zip(self.padded, padded))
-        sizes = tuple(joined_sizes(*parts) for parts in zip(self.sizes, self.masks, (None,) * len(new), new))
+        grown = zip(self.sizes, self.masks, new)
+        sizes = tuple(None if own is None else joined_sizes(own, mask, None, added) for own, mask, added in grown)
         return CacheState(self.layers, masks, following, padded, self.seen + seen, decoded, sizes)
 
     def repeated(self, batch: int) -> "CacheState":

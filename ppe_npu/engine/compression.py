@@ -18,7 +18,7 @@ from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import HALVES, axes_of, check_channels, position_rows, prompt_positions
 from ppe_npu.engine.run import Masking, Prefill, Run
-from ppe_npu.engine.shown import LAYER_NEEDS, tells_samples_apart
+from ppe_npu.engine.shown import LAYER_NEEDS, OF_PROMPTS
 from ppe_npu.engine.spans import Parts, PromptLayout, VisionTokens, find_spans
 from ppe_npu.engine.tower import NEEDS, TowerBlocks, TowerTokens, tower_order
 from ppe_npu.engine.tower_pass import inside_of
@@ -42,9 +42,12 @@ class Compression:
         axes: of a position: 3, or 1 for a decoder with a plain rotary embedding.
         tower: the blocks of the vision tower that its methods look at.
         inside: the method that works inside the vision tower, or None.
+        holding: which positions a merged token keeps.
+        linear: whether layers of the decoder have linear attention, which knows no mask but padding.
         widths: of that tower's blocks, and of the decoder's layers, where all are alike.
-        last, last_scored: the plan of the last prompt, from when its report is there, and whether the output stood as
-            the prompt was given.
+        last, last_scored: the plan of the last prompt, from when it is laid out, and whether the output stood as the
+            prompt was given.
+        kv_bytes: of the last prompt, as CompressionReport.
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
     Raises:
@@ -61,17 +64,22 @@ class Compression:
     axes: int = field(init=False)
     tower: TowerBlocks = field(init=False)
     inside: Method | None = field(init=False)
+    holding: Holding | None = field(init=False)
+    linear: bool = field(default=False, repr=False)
     widths: tuple[Widths, Widths | None] | None = field(default=None, init=False, repr=False)
-    report: CompressionReport | None = field(default=None, init=False)
     last: PromptPlan | None = field(default=None, init=False, repr=False)
     last_scored: bool = field(default=False, init=False)
+    kv_bytes: int | None = field(default=None, init=False, repr=False)
     keep_groups: bool = field(default=False, init=False)
     trace: Trace | None = field(default=None, init=False, repr=False)
+    _watch: Stopwatch | None = field(default=None, init=False, repr=False)
+    _report: CompressionReport | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         config = self.config
         self.layers, self.axes = config.entry_layers, axes_of(self.channels)
         self.stages = 1 + len(self.layers)
+        assert config.k is not None, "a config that was given no k has chosen one"
         check_channels(config.k, self.channels)
         if any(layer >= self.decoder_layers for layer in self.layers):
             raise InputError(
@@ -83,9 +91,14 @@ class Compression:
             _check_place(method, self.vision, named)
         self.inside = inside_of(config.methods, self.vision)
         self.tower = TowerBlocks.wanted(config.methods, self.vision)
+        self.holding = Holding.of(config)
+
+    def with_config(self, config: CompressionConfig) -> "Compression":
+        """Another one of the same model, which has seen nothing."""
+        return Compression(config, self.vision, self.channels, self.decoder_layers, self.pairs, self.linear)
 
     def __deepcopy__(self, memo: dict) -> "Compression":
-        twin = Compression(self.config, self.vision, self.channels, self.decoder_layers, self.pairs)
+        twin = self.with_config(self.config)
         twin.keep_groups = self.keep_groups
         return twin
 
@@ -94,6 +107,14 @@ class Compression:
             "a compressed model cannot be pickled: its methods would come back as its class has them; save it with "
             "save_pretrained(), or restore() it first"
         )
+
+    @property
+    def report(self) -> CompressionReport | None:
+        """What was done to the last prompt, from when it is laid out; made when it is asked for."""
+        if self._report is None and self._watch is not None and self.last is not None:
+            given = (self.last, self.layers, self.decoder_layers, self._watch, self.kv_bytes)
+            self._report = CompressionReport.of(*given)
+        return self._report
 
     # -- before the vision tower: the host reads ids, mask and grids once ---------------------------------------------
 
@@ -121,9 +142,8 @@ class Compression:
             start: [B] first position of each sample, of a prompt that continues a cache.
             left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
             packed: lay the batch out as one row of samples, without padding.
-            labels: [B, S] of training: what methods look at as the prompt's text and last token ends before the answer.
-            prompt: how many columns are the prompt's, as find_spans takes it.
-            chosen: what a step at the pixels keeps of the visual tokens, in the order of the features.
+            labels: [B, S] of training: what methods see as the prompt's text and last token ends before the answer.
+            prompt: as find_spans. chosen: what a step at the pixels keeps of the tokens, in the order of the features.
 
         Raises:
             InputError: shapes, placeholders and grids that disagree.
@@ -134,12 +154,13 @@ class Compression:
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
         hidden = self.config.keeps_all and not packed
         layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
-        positions, following = self._positions(layout, position_ids, start, chosen)
-        standing = Standing.of(layout, labels if tells_samples_apart(self.config.methods) else None, chosen)
+        standing = Standing.of(layout, labels if self.config.needs & OF_PROMPTS else None, chosen)
         stages, ahead = self._stages(layout, standing, left, packed)
-        window = self.vision.window if any(method.needs & NEEDS for method in self.config.methods) else 0
-        order, holding = tower_order(layout, window, chosen) if window else None, Holding.of(self.config)
-        plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead, chosen, holding)
+        order = self._tower_order(layout, chosen)
+        parts = (*self._positions(layout, position_ids, start, chosen), watch, order, ahead, chosen, self.holding)
+        plan = PromptPlan.of(layout, stages, *parts)
+        if "places" in self.config.needs:
+            plan.find_places()
         watch.mark()
         return plan
 
@@ -152,10 +173,14 @@ class Compression:
         if self.config.keeps_all and not packed and (hidden or not (left and right)):
             return left_as_given(layout), None
         left = not right if left is None else left
-        stages = lay_out(standing, self.config.stages, left, packed)
-        for stage in stages:
-            standing = standing.after(stage)
-        return stages, Ahead.of(standing, self.config.stages[len(stages) :], left, packed)
+        stages, standing = lay_out(standing, self.config.stages, left, packed)
+        rest = self.config.stages[len(stages) :]
+        return stages, Ahead.of(standing, rest, left, packed) if rest else None
+
+    def _tower_order(self, layout: PromptLayout, chosen: Chosen | None) -> np.ndarray | None:
+        """Where each token stands in a tower that goes window by window, if it matters."""
+        window = self.vision.window if self.config.needs & NEEDS else 0
+        return tower_order(layout, window, chosen) if window else None
 
     def _positions(
         self, layout: PromptLayout, given: torch.Tensor | None, start: torch.Tensor | None, chosen: Chosen | None
@@ -200,21 +225,24 @@ class Compression:
             apart: give a padded stage its segments in place of a mask, for an attention that takes them.
             tower: what the vision tower's blocks say of the V features, where a method looks at it.
         """
-        plan.begin()
+        if plan.known is not None:
+            plan.forget()
         watch, on = Stopwatch(text_embeds.device), plan.on(text_embeds.device)
-        state = CacheState.empty(self.layers, plan.samples, on.following.device)
-        state = state if past is None else past.repeated(len(on.following))
+        if past is None:
+            state = CacheState.empty(self.layers, plan.samples, on.following.device)
+        else:
+            state = past.repeated(len(on.following))
         given = attention_mask if attention_mask is not None and attention_mask.ndim == 4 else None
         fresh = past is None and given is None
         apart, ready_mask = apart and fresh, ready_mask and fresh and not apart and not plan.as_given
         masking = Masking(given, ready_mask, apart)
         self.trace = Trace(plan, self.config) if self.keep_groups else None
-        self.report = None
+        self._watch = self._report = self.kv_bytes = None
 
-        def report() -> None:
-            self.report, self.last = CompressionReport.of(plan, self.layers, self.decoder_layers, watch), plan
+        def done() -> None:
+            self._watch, self.last = watch, plan
 
-        wishes = (self.config, plan, on, masking, self.axes, watch, report, self.trace)
+        wishes = (self.config, plan, on, masking, self.axes, watch, done, self.trace)
         run = Prefill(self.layers, [], [], state, [], [], *wishes)
         run.begin(text_embeds, features, deepstack, tower)
         return run

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.layout import Piece, Stage, Standing, Steps, gathered, lay_out
-from ppe_npu.engine.merge import Holding, Tokens, merge_round, shown_to, view_of
+from ppe_npu.engine.merge import Holding, Tokens, merge_round, view_of
 from ppe_npu.engine.rounds import (
     Bucket,
     Movable,
@@ -26,7 +26,6 @@ from ppe_npu.engine.rounds import (
     as_tensor,
     become,
     buckets_of,
-    cells_of,
     frames_of,
     groups_of,
     hangs_on_features,
@@ -55,10 +54,7 @@ class Ahead(Movable):
     packed: bool
 
     @classmethod
-    def of(cls, standing: Standing, stages: Steps, left: bool, packed: bool) -> Ahead | None:
-        """None where there are no such stages."""
-        if not stages:
-            return None
+    def of(cls, standing: Standing, stages: Steps, left: bool, packed: bool) -> Ahead:
         return cls(standing, standing.text, standing.prompts(stages[0][1]), stages, left, packed)
 
     @property
@@ -82,7 +78,7 @@ class Ahead(Movable):
         (layer, methods), *later = self.stages
         device = tokens.originals.device
         rounds, pieces, count = [], self.standing.pieces, self.standing.count
-        given = tokens = tokens.detached()
+        given = tokens
         made: Round | None
         for method in methods:
             if hangs_on_features(method, pieces):
@@ -94,11 +90,9 @@ class Ahead(Movable):
                 step, tokens = merge_round(made.to(device), tokens, given, holding, texts, last)
                 rounds.append(step)
         stage = gathered(self.standing, layer, rounds, pieces, count, self.left, self.packed)
-        standing = self.standing.after(stage)
-        more = lay_out(standing, later, self.left, self.packed)
-        for after in more:
-            standing = standing.after(after)
-        ahead = Ahead.of(standing, tuple(later[len(more) :]), self.left, self.packed)
+        more, standing = lay_out(self.standing.after(stage), later, self.left, self.packed)
+        rest = tuple(later[len(more) :])
+        ahead = Ahead.of(standing, rest, self.left, self.packed) if rest else None
         return (replace(stage, prompts=self.prompts), *more), tokens, ahead
 
 
@@ -107,14 +101,15 @@ def _late_round(
 ) -> tuple[Round, list[Piece], int]:
     """As round_of(), with the groupings of its cells; the host waits for them."""
     groups = groups_of(method, pieces)
-    shared = any(len(group) > 1 for group in groups)  # then it matters for which token each kept one stands
-    cells = [cell for group in groups for cell in cells_of(group)]
-    buckets, _ = buckets_of(cells, [method.budgets(len(cell)) for cell in cells], frames_of(method, groups))
+    shared = any(len(own) > 1 for own, _ in groups)  # then it matters for which token each kept one stands
+    cells = [cell for _, own in groups for cell in own]
+    frames = frames_of(groups) if method.scope == "span" else None
+    buckets, _ = buckets_of(cells, [method.budgets(len(cell)) for cell in cells], frames)
     found = []
     for bucket in (bucket.to(device) for bucket in buckets):
         own = tokens.pick(bucket.take)
-        made = method.group(shown_to(method, method, view_of(bucket, own, bucket.valid), own, texts))
-        found.append(replace(bucket, groupings=(made,)))
+        view = view_of(bucket, own, bucket.valid, method, method, texts)
+        found.append(replace(bucket, groupings=(method.group(view),)))
     counts, centers = _read(found, shared)
     kept: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
     stands: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)

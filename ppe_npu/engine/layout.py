@@ -21,7 +21,7 @@ from ppe_npu.engine.packing import numbers, packed_rows, padded_rows
 from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.rounds import Movable, Round, as_tensor, hangs_on_features, round_of
 from ppe_npu.engine.segments import Segments
-from ppe_npu.engine.shown import Prompts, tells_samples_apart
+from ppe_npu.engine.shown import OF_PROMPTS, Prompts
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.methods.base import Method
 
@@ -221,7 +221,7 @@ class Standing:
 
     def prompts(self, methods: Sequence[Method]) -> Prompts | None:
         """How the samples stand, where one of these methods needs to know."""
-        if not tells_samples_apart(methods):
+        if not any(method.needs & OF_PROMPTS for method in methods):
             return None
         ends = np.where(self.asked < 0, -1, self.before.places_of(self.asked, self.columns))
         return Prompts.of(self.before.real, self.borders, self.text.numpy(), ends)
@@ -238,7 +238,9 @@ class Standing:
 Steps = Sequence[tuple[int | None, tuple[Method, ...]]]  # as CompressionConfig.stages
 
 
-def lay_out(standing: Standing, stages: Steps, left: bool = True, packed: bool = False) -> tuple[Stage, ...]:
+def lay_out(
+    standing: Standing, stages: Steps, left: bool = True, packed: bool = False
+) -> tuple[tuple[Stage, ...], Standing]:
     """The stages of a batch of prompts, up to the first whose counts hang on the features.
 
     Args:
@@ -246,9 +248,13 @@ def lay_out(standing: Standing, stages: Steps, left: bool = True, packed: bool =
         left: whether padding goes to the left, so that the last place of every sample is its last token, as generation
             needs it.
         packed: lay the batch out as one row of samples, without padding.
+
+    Returns:
+        the stages; the tokens that the first one beyond them is given, where there is one.
     """
     out: list[Stage] = []
     for layer, methods in stages:
+        standing = standing.after(out[-1]) if out else standing
         if any(hangs_on_features(method, standing.before.cells) for method in methods):
             break
         rounds, pieces, count = [], standing.pieces, standing.count
@@ -257,8 +263,7 @@ def lay_out(standing: Standing, stages: Steps, left: bool = True, packed: bool =
             rounds += [] if made is None else [made]
         stage = gathered(standing, layer, rounds, pieces, count, left, packed)
         out.append(replace(stage, prompts=standing.prompts(methods)))
-        standing = standing.after(stage)
-    return tuple(out)
+    return tuple(out), standing
 
 
 def left_as_given(layout: PromptLayout) -> tuple[Stage, ...]:

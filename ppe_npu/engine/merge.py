@@ -63,19 +63,14 @@ class Tokens:
     @staticmethod
     def together(join: Callable[[list[torch.Tensor]], torch.Tensor], *tokens: Tokens) -> Tokens:
         """What join([values [R, ...] of each]) makes of every part that the first of these has."""
-
-        def of(name: str) -> torch.Tensor | None:
-            parts = [getattr(one, name) for one in tokens]
-            return None if parts[0] is None else join(parts)
-
+        made: dict[str, Any] = {}
+        for name in ("features", "held", "places", "sizes", "spots"):
+            if getattr(tokens[0], name) is not None:
+                made[name] = join([getattr(one, name) for one in tokens])
         towers = [one.tower for one in tokens if one.tower is not None]
-        tower = TowerTokens.together(join, *towers) if len(towers) == len(tokens) else None
-        seen = {name: join([one.seen[name] for one in tokens]) for name in tokens[0].seen}
-        return Tokens(of("features"), of("held"), of("places"), tower, of("sizes"), of("spots"), seen)
-
-    def detached(self) -> Tokens:
-        """The same where nothing is differentiated."""
-        return self if self.features is None else replace(self, features=self.features.detach())
+        if towers and len(towers) == len(tokens):
+            made["tower"] = TowerTokens.together(join, *towers)
+        return Tokens(**made, seen={name: join([one.seen[name] for one in tokens]) for name in tokens[0].seen})
 
 
 @dataclass(frozen=True)
@@ -104,14 +99,14 @@ def merge(
     """Group the tokens of a stage; nothing is differentiated.
 
     Args:
+        tokens: their features without a gradient.
         texts: the text beside them, where a method looks at it.
 
     Returns:
         the rounds with their groupings, and what is known of the tokens that the last one keeps. (Their features are
         Round.apply's to make: they are None.)
     """
-    given, done = tokens.detached(), []
-    tokens = given
+    given, done = tokens, []
     for number, step in enumerate(rounds):
         step, tokens = merge_round(step, tokens, given, holding, texts, last=number == len(rounds) - 1)
         done.append(step)
@@ -132,12 +127,9 @@ def merge_round(
     pairs = [_grouped(step.method, bucket, tokens.pick(bucket.take), holding, texts) for bucket in step.buckets]
     step = replace(step, buckets=tuple(bucket for bucket, _ in pairs))
     features = None if last or tokens.features is None else step.apply(tokens.features)
-    return step, replace(_left(step, tokens, [kept for _, kept in pairs]), features=features)
-
-
-def _left(step: Round, given: Tokens, kept: Sequence[Tokens]) -> Tokens:
-    """What is known of the tokens that a round leaves: what its buckets keep of those that it was given."""
-    return Tokens.together(lambda parts: step.joined(parts[0], parts[1:]), replace(given, features=None), *kept)
+    parts = (replace(tokens, features=None), *(kept for _, kept in pairs))
+    left = Tokens.together(lambda values: step.joined(values[0], values[1:]), *parts)
+    return step, replace(left, features=features)
 
 
 def _grouped(
@@ -157,15 +149,33 @@ def _grouped(
         if bucket.groupings:
             grouping = bucket.groupings[level]
         else:
-            view = view_of(bucket, tokens, valid, level)
-            grouping = part.group(shown_to(part, method, view, tokens, texts))
+            grouping = part.group(view_of(bucket, tokens, valid, part, method, texts, level))
         groupings.append(grouping)
         kept.append(_kept(grouping, tokens, holding))
     return replace(bucket, groupings=tuple(groupings)), Tokens.together(bucket.keep, *kept)
 
 
-def view_of(bucket: Bucket, tokens: Tokens, valid: torch.Tensor | None, level: int = 0) -> View:
-    """What every method is shown of a bucket's cells, whose parts are [F, N, ...]."""
+def view_of(
+    bucket: Bucket,
+    tokens: Tokens,
+    valid: torch.Tensor | None,
+    part: Method,
+    method: Method,
+    texts: Texts | None,
+    level: int = 0,
+) -> View:
+    """What a method is shown of a bucket's cells, whose parts are [F, N, ...]: beside the tokens what it needs that the
+    vision tower, a layer and the text say.
+
+    Args:
+        part: the method that looks. method: the step that it is a level of, as a rule itself.
+    """
+    fields = (name for need in part.needs if need in FIELDS for name in FIELDS[need])
+    shown: dict[str, Any] = {name: tokens.seen[name, part.layer_before] for name in fields}
+    if texts is not None and tokens.spots is not None:
+        shown |= texts.shown(part, tokens.spots[:, 0])
+    if tokens.tower is not None:
+        shown |= tokens.tower.shown(method)
     return View(
         bucket.num_kept[level],
         bucket.most[level],
@@ -176,22 +186,8 @@ def view_of(bucket: Bucket, tokens: Tokens, valid: torch.Tensor | None, level: i
         least=bucket.least[level],
         frames=bucket.frames,
         frame_tokens=bucket.frame_tokens,
+        **shown,
     )
-
-
-def shown_to(part: Method, method: Method, view: View, tokens: Tokens, texts: Texts | None) -> View:
-    """The view with what the vision tower, a layer and the text say of cells whose parts are [F, N, ...].
-
-    Args:
-        part: the method that looks. method: the step that it is a level of, as a rule itself.
-    """
-    fields = (name for need in part.needs for name in FIELDS.get(need, ()))
-    shown: dict[str, Any] = {name: tokens.seen[name, part.layer_before] for name in fields}
-    if texts is not None and tokens.spots is not None:
-        shown |= texts.shown(part, tokens.spots[:, 0])
-    if tokens.tower is not None:
-        shown |= tokens.tower.shown(method)
-    return replace(view, **shown)
 
 
 def _kept(grouping: Grouping, tokens: Tokens, holding: Holding | None) -> Tokens:

@@ -24,7 +24,6 @@ from ppe_npu.engine.shown import Prompts
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.tower_work import TowerReport
-from ppe_npu.methods.base import Method
 
 
 @dataclass
@@ -49,6 +48,8 @@ class PromptPlan(Movable):
         in_tower: what the vision tower took, once it has run, where a method works inside it.
         held: [V, K] index in the flattened [B * S] of the tokens that speak for each feature (as members() has them);
             None: itself.
+        as_given: whether the output stands as the prompt does.
+        known: of a plan that has grown, how many stages it had before the features were, and what was ahead of them.
     """
 
     layout: PromptLayout
@@ -64,6 +65,8 @@ class PromptPlan(Movable):
     chosen: Chosen | None = None
     in_tower: TowerReport | None = None
     held: torch.Tensor | None = None
+    as_given: bool = False
+    known: tuple[int, Ahead | None] | None = field(default=None, repr=False, compare=False)
     _copies: dict[torch.device, PromptPlan] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -79,23 +82,50 @@ class PromptPlan(Movable):
         chosen: Chosen | None = None,
         holding: Holding | None = None,
     ) -> PromptPlan:
-        """From host arrays; positions: [axes, B, S], following: [B]. Groups that need no feature are found here.
+        """From host arrays; positions: [axes, B, S], following: [B].
 
         Args:
             holding: how the positions of what the vision tower is not given are kept, with `chosen`.
         """
-        later = [method for _, methods in ahead.stages for method in methods] if ahead is not None else []
-        stages, places = planned(stages, layout, later, chosen)
         positions = np.pad(positions.reshape(len(positions), -1), ((0, 0), (0, 1)))
         deltas = (following - layout.real.sum(axis=1))[:, None]
-        visual, held = _visual_order(layout), None
+        length, held = layout.real.shape[1], None
+        spans = sorted(layout.spans, key=lambda span: span.feature)
+        starts = [(span.sample * length + span.start, span.tokens) for span in spans]
+        visual = np.concatenate([np.zeros(0, np.int64), *(first + np.arange(tokens) for first, tokens in starts)])
         if chosen is not None:
             if holding is not None:
                 held = as_tensor(visual[chosen.held(holding.k, holding.rule, positions[:, visual])])
             visual = visual[chosen.kept]
         rows, own, after, shifts = map(as_tensor, (positions, visual, following, deltas))
         order = None if tower_order is None else as_tensor(tower_order)
-        return cls(layout, stages, rows, own, after, shifts, places, watch, order, ahead, chosen, held=held)
+        as_given = any(stage.as_given for stage in stages)
+        return cls(
+            layout, stages, rows, own, after, shifts, None, watch, order, ahead, chosen, held=held, as_given=as_given
+        )
+
+    def find_places(self) -> None:
+        """Find the groups of methods that look at places alone, as far as places are known on the host; and the places
+        themselves, if a later method will have to find its own on the device. To be asked before anything is copied."""
+        ahead = [] if self.ahead is None else [method for _, methods in self.ahead.stages for method in methods]
+        every = feature_places(self.layout)
+        places = first = as_tensor(every if self.chosen is None else every[self.chosen.kept])
+        out: list[Stage] = []
+        for number, stage in enumerate(self.stages):
+            blind = list(itertools.takewhile(lambda step: step.method.on_host, stage.rounds))
+            later = stage.rounds[len(blind) :]
+            rounds, kept = merge(blind, Tokens(places=places))
+            out.append(replace(stage, rounds=(*rounds, *later)))
+            if later:  # from here on only the device knows what stands where
+                out += self.stages[number + 1 :]
+                ahead += [step.method for step in later]
+                ahead += [step.method for after in out[number + 1 :] for step in after.rounds]
+                break
+            assert kept.places is not None, "places come out of a merge that places went into"
+            text, padding = first.new_zeros(len(stage.text), 3), first.new_zeros(1, 3)
+            places = torch.cat([text, kept.places, padding])[stage.rows].flatten(0, 1)
+        self.stages = tuple(out)
+        self.places = first if any("places" in method.needs for method in ahead) else None
 
     def on(self, device: torch.device) -> PromptPlan:
         """The plan on a device; copied when first asked for."""
@@ -105,18 +135,17 @@ class PromptPlan(Movable):
             self.watch.mark()
         return self._copies[device]
 
-    def __post_init__(self):
-        self._start = len(self.stages), self.ahead
-
-    def begin(self) -> None:
+    def forget(self) -> None:
         """Forget the stages that were laid out by the features of a pass before."""
-        known, ahead = self._start
+        assert self.known is not None, "a plan that has not grown has nothing to forget"
+        stages, ahead = self.known
         for plan in (self, *self._copies.values()):
-            plan.stages = plan.stages[:known]
+            plan.stages = plan.stages[:stages]
         self._look_ahead(ahead)
 
     def grow(self, stages: Sequence[Stage], ahead: Ahead | None) -> None:
         """With stages that have been laid out by now."""
+        self.known = self.known or (len(self.stages), self.ahead)
         self.stages += tuple(stages)
         for device, plan in self._copies.items():
             plan.stages += tuple(stage.to(device) for stage in stages)
@@ -150,11 +179,6 @@ class PromptPlan(Movable):
     def last(self) -> Arrangement:
         """How tokens stand in the output."""
         return self.stages[-1].after
-
-    @property
-    def as_given(self) -> bool:
-        """Whether the output stands as the prompt does."""
-        return bool(self.stages) and self.stages[-1].as_given
 
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
         """[B, S] labels -> [B, L] of the output: text labels follow their tokens; all else is ignored.
@@ -205,36 +229,6 @@ class PromptPlan(Movable):
         return text
 
 
-def planned(
-    stages: tuple[Stage, ...], layout: PromptLayout, ahead: Sequence[Method] = (), chosen: Chosen | None = None
-) -> tuple[tuple[Stage, ...], torch.Tensor | None]:
-    """The stages with the groups of methods that look at places alone, as far as places are known on the host; and the
-    places [V, 3], if a later method will have to find them on the device.
-
-    Args:
-        ahead: the methods of the stages that are not laid out yet.
-        chosen: which tokens the vision tower is given.
-    """
-    methods = [step.method for stage in stages for step in stage.rounds]
-    if not any("places" in method.needs for method in (*methods, *ahead)):
-        return stages, None
-    first = as_tensor(feature_places(layout) if chosen is None else feature_places(layout)[chosen.kept])
-    places, out = first, []
-    for number, stage in enumerate(stages):
-        blind = list(itertools.takewhile(lambda step: step.method.on_host, stage.rounds))
-        later = stage.rounds[len(blind) :]
-        rounds, kept = merge(blind, Tokens(places=places))
-        out.append(replace(stage, rounds=(*rounds, *later)))
-        if later:  # from here on only the device knows what stands where
-            steps = (*later, *(step for after in stages[number + 1 :] for step in after.rounds))
-            wanted = any("places" in method.needs for method in (*(step.method for step in steps), *ahead))
-            return (*out, *stages[number + 1 :]), first if wanted else None
-        assert kept.places is not None, "places come out of a merge that places went into"
-        text, padding = first.new_zeros(len(stage.text), 3), first.new_zeros(1, 3)
-        places = torch.cat([text, kept.places, padding])[stage.rows].flatten(0, 1)
-    return tuple(out), first if any("places" in method.needs for method in ahead) else None
-
-
 def feature_places(layout: PromptLayout) -> np.ndarray:
     """[V, 3] (frame, row, column) of every visual token in its image or video, in the features' order."""
     places = np.zeros((int(layout.visual.sum()), 3), dtype=np.int64)
@@ -245,11 +239,3 @@ def feature_places(layout: PromptLayout) -> np.ndarray:
         grid = np.indices(span.grid).reshape(3, -1).T + np.array([first, 0, 0])
         places[span.feature : span.feature + span.tokens] = grid
     return places
-
-
-def _visual_order(layout: PromptLayout) -> np.ndarray:
-    length = layout.real.shape[1]
-    spans = sorted(layout.spans, key=lambda span: span.feature)
-    return np.concatenate(
-        [np.zeros(0, np.int64), *(span.sample * length + span.start + np.arange(span.tokens) for span in spans)]
-    )

@@ -202,8 +202,9 @@ def round_of(method: Method, pieces: Sequence[Piece], count: int) -> tuple[Round
         merges = any(segments is not None for _, segments in runs)
         return _segment_round(method, runs) if merges else (None, list(pieces), count)
     groups = groups_of(method, pieces)
-    cells = [cell for group in groups for cell in cells_of(group)]
-    buckets, kept = buckets_of(cells, [method.budgets(len(cell)) for cell in cells], frames_of(method, groups))
+    cells = [cell for _, own in groups for cell in own]
+    frames = frames_of(groups) if method.scope == "span" else None
+    buckets, kept = buckets_of(cells, [method.budgets(len(cell)) for cell in cells], frames)
     return Round(method, buckets), become(groups, kept), sum(map(len, kept))
 
 
@@ -214,35 +215,33 @@ def hangs_on_features(method: Method, cells: Sequence[Cell | Piece]) -> bool:
     return bool(cells) and (method.counts == "late" or (apart and together))
 
 
-def groups_of(method: Method, pieces: Sequence[Piece]) -> list[list[Piece]]:
+Group = tuple[list["Piece"], list[np.ndarray]]  # pieces, and the cells that they make
+
+
+def groups_of(method: Method, pieces: Sequence[Piece]) -> list[Group]:
     """The pieces whose tokens are grouped together: of a step on whole images and videos all of each one, and of the
-    steps after it, too; else each alone."""
+    steps after it, too; else each alone. The cells of several pieces are one."""
     videos: dict[int, list[Piece]] = {}
     for piece in pieces:
         videos.setdefault(piece.video, []).append(piece)
-    out: list[list[Piece]] = []
+    out: list[Group] = []
     for own in videos.values():
         if method.scope == "span" or own[0].joint:
-            out.append([dataclasses.replace(_joined(run), joint=True) for run in _by_span(own)])
+            group = [dataclasses.replace(_joined(run), joint=True) for run in _by_span(own)]
+            cells = [cell for piece in group for cell in piece.cells]
+            out.append((group, [np.concatenate(cells)] if len(group) > 1 and cells else cells))
         else:
-            out += [[piece] for piece in own]
+            out += [([piece], list(piece.cells)) for piece in own]
     return out
 
 
-def cells_of(group: Sequence[Piece]) -> list[np.ndarray]:
-    """The cells of a piece, or the one that several pieces make together."""
-    cells = [cell for piece in group for cell in piece.cells]
-    return [np.concatenate(cells)] if len(group) > 1 and cells else cells
-
-
-def frames_of(method: Method, groups: Sequence[Sequence[Piece]]) -> np.ndarray | None:
-    """[cells, 2] the most frames, and tokens of one, of a method whose cells are whole images or videos."""
-    sizes = [(group[0].frames, group[0].frame_tokens) for group in groups for _ in cells_of(group)]
-    return np.array(sizes) if method.scope == "span" else None
+def frames_of(groups: Sequence[Group]) -> np.ndarray:
+    """[cells, 2] the most frames of whole images or videos, and the most tokens of a frame."""
+    return np.array([(pieces[0].frames, pieces[0].frame_tokens) for pieces, cells in groups for _ in cells])
 
 
 def become(
-    groups: Sequence[Sequence[Piece]], kept: Sequence[np.ndarray], centers: Sequence[np.ndarray] | None = None
+    groups: Sequence[Group], kept: Sequence[np.ndarray], centers: Sequence[np.ndarray] | None = None
 ) -> list[Piece]:
     """What pieces become, one group after the other.
 
@@ -252,8 +251,7 @@ def become(
     """
     number, out = 0, []
     parts: list[Sequence[np.ndarray]]
-    for group in groups:
-        cells = cells_of(group)
+    for group, cells in groups:
         own = kept[number : number + len(cells)]
         if len(group) > 1 and cells:
             assert centers is not None, "of a cell that several pieces make it is known whose tokens are kept"

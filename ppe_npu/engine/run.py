@@ -64,7 +64,7 @@ class Run:
         """
         return hidden
 
-    def pass_by(self, layer: int, look: Look) -> None:
+    def pass_by(self, layer: int, look: Look | None) -> None:
         """Called before a decoder layer runs, for what is looked at in it on entry of the next one."""
 
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -114,6 +114,7 @@ class Prefill(Run):
     trace: Trace | None = None
     embeds: torch.Tensor | None = field(default=None, init=False)
     past: CacheState = field(init=False)  # what the cache held before
+    holding: Holding | None = field(init=False)  # which positions a merged token keeps
     # Of the current stage: what is known of each place [B * L, ...], and by layer what is still to be added to its
     # output [B, L, C].
     _tokens: Tokens = field(default_factory=Tokens, init=False)
@@ -123,11 +124,8 @@ class Prefill(Run):
     _passed: dict[tuple[str, bool], torch.Tensor] = field(default_factory=dict, init=False)
     _single: bool = field(default=True, init=False)  # whether every token so far holds the features of one alone
 
-    def __post_init__(self):
-        self.past = self.state
-
     def past_length(self, stage: int) -> int:
-        return self.past.lengths[stage]
+        return self.past.masks[stage].shape[1]
 
     def begin(
         self,
@@ -137,15 +135,16 @@ class Prefill(Run):
         tower: TowerTokens | None = None,
     ):
         """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V tokens."""
+        self.past, self.holding = self.state, Holding.of(self.config, self.on.positions)
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
         counted = self.config.proportional_attention
-        sized, visual = counted or any("sizes" in method.needs for method in self.config.methods), self.on.visual
-        sizes = torch.ones_like(visual) if sized else None
+        visual = self.on.visual
+        sizes = torch.ones_like(visual) if counted or "sizes" in self.config.needs else None
         prompts = self.on.prompts(0)
         spots = None if prompts is None else visual
         held = visual[:, None] if self.on.held is None else self.on.held
-        given = Tokens(features, held, self.on.places, tower, sizes, spots)
+        given = Tokens(features.detach(), held, self.on.places, tower, sizes, spots)
         text = {} if prompts is None else {("text", False): prompts.of_text(text_embeds, prompts.text)}
         stage, rounds, kept = self._merge(0, given, text)
         self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
@@ -181,7 +180,7 @@ class Prefill(Run):
         if prompts is not None:
             text["text", False] = prompts.of_text(tokens, prompts.text_places)
         spots = None if prompts is None else torch.arange(len(tokens), device=tokens.device)
-        given = replace(self._tokens, features=tokens, seen=seen, spots=spots)
+        given = replace(self._tokens, features=tokens.detach(), seen=seen, spots=spots)
         on, rounds, kept = self._merge(stage, given, text)
 
         def merged(tokens: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
@@ -194,7 +193,7 @@ class Prefill(Run):
         self.watch.mark()
         return hidden
 
-    def pass_by(self, layer: int, look: Look) -> None:
+    def pass_by(self, layer: int, look: Look | None) -> None:
         for stage, first in enumerate(self.layers, start=1):
             if first == layer + 1 and layer_needs(self.config.stages[stage][1], before=True):
                 self.watch.mark()
@@ -221,30 +220,24 @@ class Prefill(Run):
         Args:
             text: as Texts.values.
         """
-        holding = Holding.of(self.config, self.on.positions)
         prompts = self.on.prompts(number)
         texts = None if prompts is None else Texts(prompts, text)
-        if not self.is_late(number):
-            rounds, kept = merge(self.on.stages[number].rounds, tokens, holding, texts)
+        if number < len(self.on.stages):
+            rounds, kept = merge(self.on.stages[number].rounds, tokens, self.holding, texts)
         else:
-            kept = self._lay_out(tokens, holding, texts)
+            stages, kept, ahead = self.plan.unsettled.settle(tokens, self.holding, texts)
+            self.plan.grow(stages, ahead)
             rounds = self.on.stages[number].rounds
-        self._prepare()
-        self._single = self._single and all(step.single for step in rounds)
+        if len(self.masks) < len(self.on.stages):
+            self._prepare()
+        if self.config.proportional_attention:
+            self._single = self._single and all(step.single for step in rounds)
         if self.trace is not None:
             self.trace.merges.append((rounds, kept.originals))
         return self.on.stages[number], rounds, kept
 
-    def _lay_out(self, tokens: Tokens, holding: Holding | None, texts: Texts | None) -> Tokens:
-        """Group the tokens of a stage whose counts hang on the features, and lay it out."""
-        stages, kept, ahead = self.plan.unsettled.settle(tokens, holding, texts)
-        self.plan.grow(stages, ahead)
-        return kept
-
     def _prepare(self) -> None:
         """What the layers of each stage are given that has been laid out by now."""
-        if len(self.masks) == len(self.on.stages):
-            return
         for number in range(len(self.masks), len(self.on.stages)):
             stage, masking, following, rows = self.on.stages[number], self.masking, self.on.following, None
             mask = None

@@ -29,7 +29,7 @@ _TEXT_FIELDS = {
     frozenset({"layer_text", "layer_plain"}): ("text_plain_queries", "text_plain_keys"),
 }
 LAYER_NEEDS = frozenset({"layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"})
-_OF_PROMPTS = frozenset({"text", "layer_text", "layer_row"})  # needs for which samples have to be told apart
+OF_PROMPTS = frozenset({"text", "layer_text", "layer_row"})  # needs for which samples have to be told apart
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,6 @@ class Texts:
         shown["text_after"] = of_cells(prompts.text_places) > first[:, None]
         shown["text_valid"] = None if prompts.text_valid is None else of_cells(prompts.text_valid)
         return shown
-
-
-def tells_samples_apart(methods: Iterable[Method]) -> bool:
-    """Whether these methods look at something for which a stage needs its Prompts."""
-    return any(method.needs & _OF_PROMPTS for method in methods)
 
 
 def layer_needs(methods: Iterable[Method], before: bool) -> frozenset[str]:

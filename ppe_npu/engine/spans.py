@@ -228,10 +228,15 @@ def _placed(
                 )
             part = waiting[kind].pop()
             span = Span(sample, start, part.modality, part.grid, part.seconds, feature[kind], part.source)
-            _check_run(span, kinds[kind][sample, start : start + span.tokens])
+            tokens, run = span.tokens, kinds[kind][sample, start : start + span.tokens]
+            if len(run) != tokens or not run.all():
+                raise InputError(
+                    f"sample {sample}: {kind} {span.source} has a grid of {tokens} tokens but its run of {kind} tokens "
+                    f"at index {start} is {int(np.cumprod(run).sum())} long"
+                )
             spans.append(span)
-            feature[kind] += span.tokens
-            at += span.tokens
+            feature[kind] += tokens
+            at += tokens
     for kind, left in waiting.items():
         if left:
             raise InputError(
@@ -241,22 +246,19 @@ def _placed(
     return tuple(spans)
 
 
-def _check_run(span: Span, run: np.ndarray) -> None:
-    """Raise InputError unless the places of a span [tokens] are all there, and of its kind."""
-    if len(run) != span.tokens or not run.all():
-        raise InputError(
-            f"sample {span.sample}: {span.modality} {span.source} has a grid of {span.tokens} tokens "
-            f"but its run of {span.modality} tokens at index {span.start} is {int(np.cumprod(run).sum())} long"
-        )
-
-
 def _parts(
     kind: str, grids: Sequence[Sequence[int]] | Parts, seconds: Sequence[float] | None, vision: VisionTokens
 ) -> list[Part]:
     """Every run of tokens that these images or videos have in the prompts."""
     if isinstance(grids, Parts):
         return list(grids)
-    tokens = _token_grids(grids, kind, vision)
+    size, tokens = vision.merge_size, []
+    for t, h, w in grids:
+        if t < 1 or h < size or w < size or h % size or w % size:
+            raise InputError(
+                f"{kind}_grid_thw {(t, h, w)}: height and width must be positive multiples of {size} patches"
+            )
+        tokens.append((int(t), int(h) // size, int(w) // size))
     seconds = list(seconds or [1.0 if kind == VIDEO else 0.0] * len(tokens))
     if len(seconds) != len(tokens):
         raise InputError(f"second_per_grid_ts has {len(seconds)} entries for {len(tokens)} video(s)")
@@ -264,15 +266,3 @@ def _parts(
     if kind == VIDEO and vision.frames_apart:
         return [replace(part, grid=(1, *part.grid[1:])) for part in parts for _ in range(part.grid[0])]
     return parts
-
-
-def _token_grids(grids: Sequence[Sequence[int]], kind: str, vision: VisionTokens) -> list[tuple[int, int, int]]:
-    size = vision.merge_size
-    out = []
-    for t, h, w in grids:
-        if t < 1 or h < size or w < size or h % size or w % size:
-            raise InputError(
-                f"{kind}_grid_thw {(t, h, w)}: height and width must be positive multiples of {size} patches"
-            )
-        out.append((int(t), int(h) // size, int(w) // size))
-    return out

@@ -33,12 +33,13 @@ class TowerBlocks:
     """The blocks of the vision tower that a compression looks at, counted from 0.
 
     Args:
-        of: those of each method. keys: whose keys are shown. saliency: whose scores.
+        of: those of each method. keys: whose keys are shown. saliency: whose scores. all: these together, rising.
     """
 
     of: Mapping[Method, tuple[int, ...]]
-    keys: frozenset[int] = frozenset()
-    saliency: frozenset[int] = frozenset()
+    keys: frozenset[int]
+    saliency: frozenset[int]
+    all: tuple[int, ...]
 
     @classmethod
     def wanted(cls, methods: Sequence[Method], vision: VisionTokens) -> TowerBlocks:
@@ -50,11 +51,8 @@ class TowerBlocks:
         own = {method: _blocks(method, vision) for method in methods if method.needs & _OF_BLOCKS}
         keys = frozenset(blocks[0] for method, blocks in own.items() if KEYS in method.needs)
         looking = (blocks for method, blocks in own.items() if SALIENCY in method.needs)
-        return cls(own, keys, frozenset(itertools.chain(*looking)))
-
-    @property
-    def all(self) -> tuple[int, ...]:
-        return tuple(sorted(self.keys | self.saliency))
+        saliency = frozenset(itertools.chain(*looking))
+        return cls(own, keys, saliency, tuple(sorted(keys | saliency)))
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def counted(answers: Any, inputs: Sequence[Mapping[str, Any]], done: Sequence[An
     if model is None:
         return None
     try:
-        flops = [_flops(model, prompt) for prompt in inputs]
+        flops = [prefill_flops(model, prompt) for prompt in inputs]
     except FAULTS as error:  # a kernel that torch's counter does not know
         return {"why": first_line(error)}
     tower = getattr(getattr(model, "model", model), "visual", None)
@@ -104,8 +104,8 @@ def _bytes(module: torch.nn.Module) -> int:
 
 
 @torch.inference_mode()
-def _flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
-    """{"all", "tower"} of one prefill."""
+def prefill_flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
+    """{"all", "tower"} of one prefill, as counted() has them."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from ppe_npu.data.inputs import to_device
@@ -126,7 +126,7 @@ def _within(module: torch.nn.Module | None) -> Iterator[list[int]]:
     if module is None:
         yield found
         return
-    forward = module.forward
+    forward, own = module.forward, vars(module).get("forward")  # own: that of a step inside the tower
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         with FlopCounterMode(display=False) as counter:
@@ -139,6 +139,8 @@ def _within(module: torch.nn.Module | None) -> Iterator[list[int]]:
         yield found
     finally:
         del module.forward
+        if own is not None:
+            module.forward = own
 
 
 def chosen(benchmark: Any, count: int) -> list[Any]:

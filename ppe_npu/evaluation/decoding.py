@@ -14,6 +14,7 @@ from typing import Any
 
 from ppe_npu.checkpoints.generation_defaults import Settings, fields, is_neutral, shown
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.utils.escape import printable
 
 Asked = str | Sequence[str] | Mapping[str, Any] | None
 CHECKPOINT = "checkpoint"
@@ -131,7 +132,9 @@ def _check_name(name: str) -> None:
     if name in ("max_new_tokens", "max_length"):
         raise InputError(f"generation {name}: say max_new_tokens (--max-new-tokens) by itself")
     if name not in ASKABLE:
-        raise InputError(f"generation {name} cannot be asked for: use {CHECKPOINT} or some of {', '.join(ASKABLE)}")
+        raise InputError(
+            f"generation {printable(name)} cannot be asked for: use {CHECKPOINT} or some of {', '.join(ASKABLE)}"
+        )
 
 
 def _idle(name: str, values: Mapping[str, Any]) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import cost_table, decoding, tables, tuned
+from ppe_npu.evaluation import cost_table, decoding, stored, tables, tuned
 from ppe_npu.evaluation.comparison import by_protocol, compare
 from ppe_npu.evaluation.page import write_page
 from ppe_npu.evaluation.plot import check_plotting, draw
@@ -52,8 +51,10 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is not JSON: delete it and run the evaluation again") from error
         if isinstance(result, dict) and {"settings", "costs", "types", "samples"} <= result.keys():
-            if not _whole(result):
-                raise InputError(f"{file} is damaged: delete it and run the evaluation again, which keeps its answers")
+            wrong = stored.fault(result)
+            if wrong:
+                remedy = "delete it and run the evaluation again, which keeps its answers"
+                raise InputError(f"{file} is damaged ({wrong}): {remedy}")
             found.append({**result, "folder": str(file.parent)})
     if not found:
         raise InputError(f"{folder} holds no results of an evaluation: run `ppe-npu eval --output {folder}` first")
@@ -64,30 +65,6 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
         return result["settings"]["benchmark"], rank, own, -(result["costs"]["retention"] or 0.0)
 
     return sorted(found, key=place)
-
-
-def _whole(result: Mapping[str, Any]) -> bool:
-    """Whether results have the form that a report needs: names, numbers, and what they belong to."""
-    settings, accuracy = result["settings"], result.get("accuracy")
-    maps = (settings, accuracy, result["costs"], result["types"], result.get("versions"))
-    if not all(isinstance(part, dict) for part in maps) or not isinstance(settings.get("compression"), dict):
-        return False
-    shares = [accuracy, *result["types"].values()]
-    numbers = [share.get("accuracy") if isinstance(share, dict) else None for share in shares]
-    numbers += [result["samples"], result.get("errors"), *(v for v in result["costs"].values() if v is not None)]
-    if not isinstance(settings["compression"].get("steps", []), list):
-        return False
-    said = "" if "steps" in settings["compression"] else settings["compression"].get("method")
-    texts = (result.get("name"), settings.get("benchmark"), said)
-    metrics = result.get("metrics", {})
-    headline = result.get("headline", {"name": "", "value": 0})
-    numbers += list(metrics.values()) if isinstance(metrics, dict) else [None]
-    numbers += [headline.get("value")] if isinstance(headline, dict) else [None]
-    return all(isinstance(text, str) for text in texts) and all(map(_finite, numbers))
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def unfinished(folder: str | Path) -> list[str]:

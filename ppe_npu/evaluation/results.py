@@ -193,7 +193,7 @@ def title(compression: Mapping[str, Any]) -> str:
     if is_dense(compression):
         return "dense"
     if "steps" in compression:
-        ratios = [step["ratio"] for step in compression["steps"] if "ratio" in step]
+        ratios = [step["ratio"] for step in compression["steps"] if step.get("ratio") is not None]
         return " ".join([method(compression), *(["+".join(map(_ratio, ratios))] if ratios else [])])
     return f"{method(compression)} {_ratio(compression['ratio'])}"
 

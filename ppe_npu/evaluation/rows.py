@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.files import check_regular
 
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ def question(sample: Any) -> Row:
     """
     index = sample.get("index")
     if not is_key(index):
-        raise InputError(f"index {index!r} is a {type(index).__name__}: use a str or int")
+        raise InputError(f"index {shown(index)} is a {type(index).__name__}: use a str or int")
     return {key: _plain(key, sample.get(key)) for key in QUESTION}
 
 
@@ -116,7 +116,17 @@ def _unscored(row: Row) -> str | None:
     if not is_key(row.get("index")) or "score" not in row:
         return "has no index or no score"
     score = row["score"]
-    return None if score is None or (_measure(score) and score <= 1) else f"has the score {score!r}, not in [0, 1]"
+    return None if score is None or (_measure(score) and score <= 1) else f"has the score {shown(score)}, not in [0, 1]"
+
+
+def unshowable(row: Row) -> str | None:
+    """What keeps a line, also an earlier edition's, from being shown; None if nothing does."""
+    lacking = [key for key in ("index", "answer", "score", "GT") if key not in row]
+    if lacking:
+        return f"has no {', '.join(lacking)}"
+    if not isinstance(row["answer"], str) or not isinstance(row.get("error", ""), str):
+        return "has an answer or an error that is no text"
+    return _unscored(row)
 
 
 def fault(row: Row) -> str | None:
@@ -124,10 +134,8 @@ def fault(row: Row) -> str | None:
     lacking = [key for key in (*QUESTION, "answer", "score") if key not in row]
     if lacking:
         return f"has no {', '.join(lacking)}"
-    if not isinstance(row["answer"], str) or not isinstance(row.get("error", ""), str):
-        return "has an answer or an error that is no text"
-    if _unscored(row):
-        return _unscored(row)
+    if unshowable(row):
+        return unshowable(row)
     wrong = [] if "error" in row else [key for key in _MEASURED if not _measure(row.get(key))]
     wrong += [key for key in (*_MAYBE, "peak_memory") if row.get(key) is not None and not _measure(row[key])]
     if wrong or not isinstance(row.get("warm", "error" in row), bool):

@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, shown
 from ppe_npu.evaluation.rows import BOM, Row, encode, is_key, parse
 from ppe_npu.files import check_regular, locked, write_bytes, write_json, write_whole, writing
 
@@ -180,9 +180,9 @@ class Share:
     def _wrong_answer(self, row: Row) -> str | None:
         index = row.get("index")
         if not is_key(index):
-            return f"has the index {index!r}, which is neither a text nor a whole number"
+            return f"has the index {shown(index)}, which is neither a text nor a whole number"
         if index not in self._known:
-            return f"answers {index!r}, which the benchmark does not ask"
+            return f"answers {shown(index)}, which the benchmark does not ask"
         return None if self._check is None or index in self._given else self._check(row)
 
     # -- joining and leaving -----------------------------------------------------------------------------------------

@@ -103,7 +103,14 @@ class CompressionReport:
     in_tower: TowerReport | None = None
 
     @classmethod
-    def of(cls, plan: PromptPlan, layers: tuple[int, ...], decoder_layers: int, watch: Stopwatch) -> CompressionReport:
+    def of(
+        cls,
+        plan: PromptPlan,
+        layers: tuple[int, ...],
+        decoder_layers: int,
+        watch: Stopwatch,
+        kv_bytes: int | None = None,
+    ) -> CompressionReport:
         """From a plan whose stages after the first begin at these decoder layers."""
         stages = [sum(first <= layer for first in layers) for layer in range(decoder_layers)]
         spans = _span_reports(plan, stages)
@@ -111,7 +118,7 @@ class CompressionReport:
         if plan.in_tower is not None:
             plan.in_tower.beside([plan.stages[stage].after.real.sum(axis=1).tolist() for stage in stages])
         prompt = (int(plan.layout.real.sum()), int(plan.last.real.sum()))
-        return cls(spans, seen, *prompt, plan.watch, watch, in_tower=plan.in_tower)
+        return cls(spans, seen, *prompt, plan.watch, watch, kv_bytes, plan.in_tower)
 
     @property
     def tokens_before(self) -> int:
@@ -189,21 +196,21 @@ def _span_reports(plan: PromptPlan, stages: list[int]) -> tuple[SpanReport, ...]
 
 
 def kv_bytes(cache: Any) -> int:
-    """Bytes of all keys and values that a transformers cache holds."""
+    """Bytes of all keys and values that a transformers cache holds, and of what quantized ones are made of: tensors
+    within a tensor, or what a backend packs into a tuple or a dict."""
     layers = getattr(cache, "layers", ())
     filled = (layer for layer in layers if getattr(layer, "is_initialized", True))
     names = ("keys", "values", "_quantized_keys", "_quantized_values")
-    return sum(_bytes(getattr(layer, name, None)) for layer in filled for name in names)
-
-
-def _bytes(part: Any) -> int:
-    """Of a tensor; of a quantized one, of the tensors that it is made of, or of the tuple that a backend packs."""
-    if isinstance(part, (tuple, list)):
-        return sum(map(_bytes, part))
-    if isinstance(part, dict):
-        return _bytes(list(part.values()))
-    if not isinstance(part, torch.Tensor):
-        return 0
-    if hasattr(part, "__tensor_flatten__"):
-        return sum(_bytes(getattr(part, name)) for name in part.__tensor_flatten__()[0])
-    return part.numel() * part.element_size()  # torch.compile knows no nbytes
+    parts = [getattr(layer, name, None) for layer in filled for name in names]
+    total = 0
+    while parts:
+        part = parts.pop()
+        if isinstance(part, (tuple, list)):
+            parts += part
+        elif isinstance(part, dict):
+            parts += part.values()
+        elif hasattr(part, "__tensor_flatten__"):
+            parts += [getattr(part, name) for name in part.__tensor_flatten__()[0]]
+        elif isinstance(part, torch.Tensor):
+            total += part.numel() * part.element_size()  # torch.compile knows no nbytes
+    return total

@@ -24,6 +24,7 @@ from ppe_npu.inspect.trace import Groups, Visual
 _WIDTH = 1600  # pixels of a sheet, about
 _PANEL = 1000  # pixels of a panel's longer side, at the most
 _GAP, _TITLE = 12, 30
+_BETWEEN = 3  # pixels between the frames of a strip
 _TINT = 0.5  # share of the group's colour in a pixel
 _YELLOW, _WHITE, _DARK, _GREY = (255, 221, 0), (255, 255, 255), (20, 20, 20), (90, 90, 90)
 
@@ -96,6 +97,52 @@ def draw_groups(
             colour = _WHITE if index == groups.representatives[token] else _YELLOW
             _disc(draw, index - first, width, cell, max(7, 0.36 * cell), colour, str(number))
     return drawn
+
+
+def draw_strip(
+    frames: Sequence[Image.Image],
+    groups: Groups,
+    side: int,
+    token: int | None = None,
+    numbered: bool = True,
+    columns: int | None = None,
+) -> Image.Image:
+    """A picture, or what each temporal step of a video shows, side by side with the groups; what was dropped is dark.
+
+    Args:
+        side: pixels, about the longer side of a frame. columns: frames in a row; None: all.
+        token, numbered: see draw_groups.
+    """
+    panels = []
+    for step, frame in enumerate(frames):
+        panel, gone = draw_groups(frame, groups, step, token, numbered, side), groups.labels[step] < 0
+        cell = panel.width // gone.shape[1]
+        pixels = np.asarray(panel).copy()
+        pixels[gone.repeat(cell, 0).repeat(cell, 1)] //= 4
+        panels.append(Image.fromarray(pixels))
+    columns = min(columns or len(panels), len(panels))
+    across, down = panels[0].width + _BETWEEN, panels[0].height + _BETWEEN
+    size = (columns * across - _BETWEEN, -(-len(panels) // columns) * down - _BETWEEN)
+    strip = Image.new("RGB", size, _WHITE)
+    for number, panel in enumerate(panels):
+        strip.paste(panel, (number % columns * across, number // columns * down))
+    return strip
+
+
+def token_at(point: tuple[int, int], shape: tuple[int, int, int], side: int, columns: int | None = None) -> int | None:
+    """Which original token (in raster order, frame after frame) is drawn at this pixel of a strip; None: none.
+
+    Args:
+        point: (x, y). shape: of the groups' labels. side, columns: as draw_strip was given them.
+    """
+    steps, height, width = shape
+    cell, columns = max(8, side // max(height, width)), min(columns or steps, steps)
+    column, x = divmod(point[0], width * cell + _BETWEEN)
+    row, y = divmod(point[1], height * cell + _BETWEEN)
+    step = row * columns + column
+    if x >= width * cell or y >= height * cell or not 0 <= column < columns or not 0 <= step < steps:
+        return None
+    return (step * height + y // cell) * width + x // cell
 
 
 def _leaning(draw, groups: Groups, first: int, width: int, cell: int) -> None:

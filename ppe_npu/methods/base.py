@@ -75,7 +75,8 @@ def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Gr
 
     @functools.wraps(group)
     def with_counts(self: Method, view: View) -> Grouping:
-        view = view.counted(self.kept)
+        if view.num_kept is None:
+            view = view.keeping([self.kept(tokens) for tokens in view.present.sum(1).tolist()])
         return group(self, replace(view, least=1) if self.counts == "late" else view)
 
     return with_counts
@@ -290,9 +291,9 @@ def method_class(name: str) -> type[Method]:
     Raises:
         InputError: there is none.
     """
-    if name not in _REGISTERED and isinstance(name, str) and name in method_names():
+    if isinstance(name, str) and name not in _REGISTERED and name in method_names():
         import_module(f"ppe_npu.methods.{name}")
-    if name not in _REGISTERED:
+    if not isinstance(name, str) or name not in _REGISTERED:
         raise InputError(f"method={shown(name)}: choose one of {', '.join(method_names())}")
     return _REGISTERED[name]
 

@@ -79,7 +79,7 @@ class FlashVID(Method):
     def _budget(self, tokens: int) -> tuple[int, int]:
         """How many of a frame's tokens stay, and how many of these are selected."""
         ratio = self.ratio if self.retention_ratio is None else self.retention_ratio
-        budget = min(math.ceil(tokens * ratio * self.expansion), tokens)
+        budget = math.ceil(min(tokens * ratio * self.expansion, tokens))
         return budget, math.ceil(budget * self.alpha)
 
     def group(self, view: View) -> Grouping:

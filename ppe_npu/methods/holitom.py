@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, shown
 from ppe_npu.methods.base import Method, register, share
 from ppe_npu.methods.choosing import dropped, unit
 from ppe_npu.methods.grids import Grid, at_heads, by_head
@@ -19,7 +19,7 @@ from ppe_npu.settings import setting
 
 def _flag(value: bool | int | str) -> bool:
     if str(value) not in ("0", "1", "False", "True"):
-        raise InputError(f"NO_BETA={value!r}: give true or false, or as the published code has it 1 or 0")
+        raise InputError(f"NO_BETA={shown(value)}: give true or false, or as the published code has it 1 or 0")
     return str(value) in ("1", "True")
 
 

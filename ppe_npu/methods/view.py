@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,10 +110,6 @@ class View:
             "frames": max(int(own.max()) for own in frames) + 1,
             "frame_tokens": max(int(own.bincount().max()) for own in frames),
         }
-
-    def counted(self, kept: Callable[[int], int]) -> View:
-        """The same with what `kept` says of each cell's number of tokens, unless it is known already."""
-        return self if self.num_kept is not None else self.keeping([kept(n) for n in self.present.sum(1).tolist()])
 
     @property
     def cells(self) -> torch.Tensor:

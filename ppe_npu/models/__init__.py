@@ -4,8 +4,9 @@ A family is a module with CLASSES, the names of the transformers classes that it
 layers that it knows and of the attention in them, PAIRS, which channels of a head that attention turns together, TOWER,
 the names of the vision tower's blocks and of the attention in them, and the functions vision_tokens(config),
 channels(config) and decoder_layers(config) of the model's config, install(model, compression), uninstall(model) and
-detach(model). A new family is a new file and one line in _FAMILIES; one that is like Qwen's in all that is asked here
-is an entry of grid_families.py, and one whose decoder counts in one dimension an entry of one_dimension_families.py.
+detach(model). What of these is as another file has it, vision_language.py as a rule, it imports `as` the same name. A
+new family is a new file and one line in _FAMILIES; one that is like Qwen's in all that is asked here is an entry of
+grid_families.py, and one whose decoder counts in one dimension an entry of one_dimension_families.py.
 """
 
 import logging

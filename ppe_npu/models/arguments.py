@@ -1,5 +1,6 @@
 """What a vision-language model is called with: which images and videos there are, and what its tower makes of them."""
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from ppe_npu.engine.tower_pass import pass_of, pools_of
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.tower_work import TowerReport
+from ppe_npu.methods.base import Method
 from ppe_npu.models.alignment import keeps_no_cache
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.pixels import KeptPatches, chosen_cells, run_on_kept
@@ -74,23 +76,24 @@ def make_plan(
     ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
     if isinstance(mask, dict):
         raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
-    if not compression.config.keeps_all:
+    if kwargs.get("inputs_embeds") is not None and not compression.config.keeps_all:
         _check_seen(ids, kwargs, compression.vision)
     grids = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
     if compression.config.keeps_all or past is not None:
         grids |= dict.fromkeys(_grids_alone(kwargs, ids, compression.vision))
-    text_alone = past is None and all(grid is None for grid in grids.values())
     if past is not None and mask is not None and mask.ndim == 2:
         mask = mask[:, -ids.shape[1] :]
-    pixels = kwargs.get(PIXELS[IMAGE]) if _encoded(IMAGE, kwargs) is None else None
-    chosen = chosen_cells(compression, pixels, grids[IMAGE], grids[VIDEO])
+    chosen = None
+    if compression.config.at_pixels is not None:
+        pixels = kwargs.get(PIXELS[IMAGE]) if _encoded(IMAGE, kwargs) is None else None
+        chosen = chosen_cells(compression, compression.config.at_pixels, pixels, grids[IMAGE], grids[VIDEO])
     return compression.plan(
         ids,
         mask,
         grids[IMAGE],
         grids[VIDEO],
         next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None and grids[VIDEO] is not None), None),
-        _given_positions(kwargs, mask, text_alone and compression.config.keeps_all),
+        kwargs.get("position_ids"),
         None if past is None else past.following[0],
         kwargs.get(KEYWORD, NOTHING).left,
         kwargs.get(KEYWORD, NOTHING).packed,
@@ -98,15 +101,6 @@ def make_plan(
         kwargs.get(KEYWORD, NOTHING).prompt,
         chosen,
     )
-
-
-def _given_positions(kwargs: dict, mask: torch.Tensor | None, whole_text: bool) -> torch.Tensor | None:
-    """The caller's positions of a prompt; of a prompt of text that stays whole those that generate() gives it, who has
-    padding at 0 where a forward pass counts it."""
-    given = kwargs.get("position_ids")
-    if given is not None or not whole_text or not kwargs.get(KEYWORD, NOTHING).left or mask is None or mask.ndim != 2:
-        return given
-    return (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)
 
 
 def _grids_alone(kwargs: dict, ids: torch.Tensor, vision: VisionTokens) -> list[str]:
@@ -152,8 +146,8 @@ def attention_mask_of(model, kwargs: dict) -> torch.Tensor | None:
 def _check_seen(ids: torch.Tensor, kwargs: dict, vision: VisionTokens) -> None:
     """Raise InputError where inputs_embeds hold images or videos that nothing else tells of: they would go through as
     text, uncompressed."""
-    embeds, positions = kwargs.get("inputs_embeds"), kwargs.get("position_ids")
-    if embeds is None or any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO)):
+    positions = kwargs.get("position_ids")
+    if any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO)):
         return
     rows = positions is not None and positions.ndim == 3 and bool((positions[-3:] != positions[-1:]).any())
     if rows or bool(((ids == vision.image_token_id) | (ids == vision.video_token_id)).any()):
@@ -187,22 +181,25 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         InputError: another number of features than the prompts hold visual tokens, or features that were made before
             where a method looks at the tower's blocks.
     """
-    tower = None
+    compression, tower, inside = model.compression, None, {}
     outputs = [output for output in (_encoded(kind, kwargs) for kind in (IMAGE, VIDEO)) if output is not None]
-    _check_ready(model.compression, kwargs)
+    _check_ready(compression, kwargs)
     given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
     if given:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
-        with watched(model, plan) as seen:
-            grid = _frames(torch.cat(grids)) if model.compression.vision.tower_frames else torch.cat(grids)
-            inside = _inside(model.compression, plan, given, pixels[0].device)
+        grid = _frames(torch.cat(grids)) if compression.vision.tower_frames else torch.cat(grids)
+        looked_into = compression.tower.all or compression.inside is not None
+        with watched(model, plan) if looked_into else contextlib.nullcontext() as seen:
+            if compression.inside is not None:
+                inside[KEYWORD] = _inside(compression.inside, compression, plan, given, pixels[0].device)
             ran = _run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
-        groups = None
-        for passing in inside.values():
+        passing, stands = inside.get(KEYWORD), None
+        if passing is not None:
             plan.in_tower = passing.finished()
-            groups = passing.stands if isinstance(passing, Joining) else None
-        tower = seen.tokens(_joined(ran.pooler_output).device, groups)
+            stands = passing.stands if isinstance(passing, Joining) else None
+        if seen is not None and (compression.tower.all or stands is not None):
+            tower = seen.tokens(_joined(ran.pooler_output).device, stands)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
         visual = plan.on(kwargs["inputs_embeds"].device).visual
@@ -220,8 +217,10 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
 
 def _check_ready(compression: Compression, kwargs: dict) -> None:
     """Raise InputError where features are given ready-made, and a method looks at the blocks that made them."""
+    if not compression.config.needs & TOWER_NEEDS:
+        return
     looking = {method.name for method in compression.config.methods if method.needs & TOWER_NEEDS}
-    for kind, pixels in PIXELS.items() if looking else ():
+    for kind, pixels in PIXELS.items():
         encoded = _encoded(kind, kwargs) is not None
         if encoded or (is_given(kind, kwargs) and kwargs.get(pixels) is None):
             names = ", ".join(sorted(looking))
@@ -264,16 +263,16 @@ def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen |
     return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True, **inside)
 
 
-def _inside(compression: Compression, plan: PromptPlan, kinds: list[str], where: torch.device) -> dict[str, TowerPass]:
+def _inside(
+    method: Method, compression: Compression, plan: PromptPlan, kinds: list[str], where: torch.device
+) -> TowerPass:
     """The pass of a method that works inside the tower, in which prompts do not compete with each other."""
-    method, vision = compression.inside, compression.vision
-    if method is None:
-        return {}
+    vision = compression.vision
     pools = pools_of(method, plan.layout, kinds, vision.merge_size, plan.chosen)
     passing = pass_of(method, pools, vision, where, compression.tower.all)
     if compression.widths is not None:
         passing.report = TowerReport(*compression.widths, Stopwatch(where))
-    return {KEYWORD: passing}
+    return passing
 
 
 def _encoded(kind: str, kwargs: dict):

@@ -5,12 +5,13 @@ and so have its layers' caches. The merges stand between the layers, outside of 
 """
 
 import contextlib
+from typing import Any
 
 import torch
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutputWithPast
 
-from ppe_npu.compat import cache_argument, cache_of, layer_arguments, layer_causal_mask
+from ppe_npu.compat import cache_argument, cache_of, cache_position, layer_causal_mask
 from ppe_npu.engine.masks import proportional_mask
 from ppe_npu.engine.run import Run
 from ppe_npu.errors import InputError
@@ -40,7 +41,7 @@ def staged_forward(self, **kwargs):
         raise InputError(
             "output_router_logits=True: a compressed model gives none, and no loss of its experts' balance"
         )
-    states, inputs = [hidden], {}  # what enters the first layer, and what every layer gives
+    states, inputs = [hidden], dict[str, Any]()  # what enters the first layer, and what every layer gives
     with _attentions(self, _wanted(self, kwargs, "output_attentions")) as attentions:
         for index, layer in enumerate(self.layers):
             for stage in _stages_from(run, index):
@@ -89,7 +90,7 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
         "position_ids": None,
         KEYWORD: ForwardPass(segments=run.segments[stage]),
         **cache_argument(type(model.layers[layer]).forward, cache),
-        **layer_arguments(model.layers[layer], past, hidden),
+        **cache_position(type(model.layers[layer]).forward, past, hidden),
     }
 
 
@@ -115,7 +116,7 @@ def _wanted(model, kwargs: dict, name: str):
     return getattr(model.config, name, False) if value is None else value
 
 
-def _shown_states(wanted, states: list[torch.Tensor], last: torch.Tensor) -> tuple[torch.Tensor | None, ...] | None:
+def _shown_states(wanted, states: list[torch.Tensor], last: torch.Tensor) -> tuple[Any, ...] | None:
     """As transformers has them: all, the last of them after the norm; or, for a list of layers, what these give, with
     None for the others."""
     if not wanted:

@@ -4,11 +4,12 @@ becomes of a batch's images and videos."""
 import copy
 import inspect
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
-from ppe_npu.compat import cache_of, layer_arguments, layer_causal_mask
+from ppe_npu.compat import cache_of, cache_position, layer_causal_mask
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.masks import proportional_mask
@@ -30,7 +31,7 @@ def install_generation(model) -> None:
     override(model, "_expand_inputs_for_generation", expand_inputs_for_generation)
     override(model, "_get_candidate_generator", _get_candidate_generator)
     override(model, "_valid_auto_compile_criteria", _valid_auto_compile_criteria)
-    newer = {
+    newer: dict[str, Callable] = {
         "_prefill": _prefill,
         "_prepare_position_ids_for_generation": _no_position_ids,
         "init_continuous_batching": _init_continuous_batching,
@@ -85,7 +86,7 @@ def _fixed_step(model, inputs: dict, state: CacheState | None) -> dict:
     hidden = model.get_input_embeddings().weight.new_empty(*tokens.shape, 1)
     if any(inputs.get(name) is not None for name in PIXELS.values()) or not all(map(has_attention, text.layers)):
         return {}
-    if layer_arguments(text, 0, hidden) or layer_arguments(text.layers[0], 0, hidden):
+    if any(cache_position(type(part).forward, 0, hidden) for part in (text, text.layers[0])):
         return {}  # older transformers says where in the cache the token goes
     _, run = continued(model.compression, inputs, state)
     keep_state(cache, run.state)

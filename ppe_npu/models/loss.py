@@ -19,7 +19,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ppe_npu import backends
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.config import CompressionConfig
-from ppe_npu.engine.compression import Compression
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.seam import is_overridden, original, override, restore_methods
 
@@ -84,13 +83,7 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
 def uncompressed(model) -> Iterator[None]:
     """The compressed model sees all visual tokens, until the context ends."""
     compression = model.compression
-    dense = Compression(
-        CompressionConfig.preset("dense"),
-        compression.vision,
-        compression.channels,
-        compression.decoder_layers,
-        compression.pairs,
-    )
+    dense = compression.with_config(CompressionConfig.preset("dense"))
     try:
         vars(model)["compression"] = vars(model.model)["compression"] = dense
         yield

@@ -32,20 +32,7 @@ from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.known import DECODERS, check_release
 from ppe_npu.models.one_dimension_families import FAMILIES, Asked, Family
 from ppe_npu.models.seam import override, own_submodules
-from ppe_npu.models.vision_language import decoder_layers
-
-__all__ = [
-    "CLASSES",
-    "LAYERS",
-    "PAIRS",
-    "TOWER",
-    "channels",
-    "decoder_layers",
-    "detach",
-    "install",
-    "uninstall",
-    "vision_tokens",
-]
+from ppe_npu.models.vision_language import decoder_layers as decoder_layers
 
 CLASSES = (*(family.name for family in FAMILIES.values()), "PVCInternVLForConditionalGeneration")
 LAYERS = DECODERS  # and the attention in them
@@ -195,7 +182,7 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
 
 def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
     expand = functools.partial(generation.expand_inputs_for_generation, self)
-    family, held = FAMILIES[self.config.model_type], {}
+    family, held = FAMILIES[self.config.model_type], dict[str, torch.Tensor | None]()
     if expand_size > 1 and any(kwargs.get(name) is not None for name in PIXELS.values()):
         ids = input_ids if input_ids is not None and input_ids.shape[1] else None
         ids = ids_of_embeds(self.model, kwargs["inputs_embeds"]) if ids is None else ids

@@ -23,6 +23,7 @@ from ppe_npu.engine.pixels import Chosen, PixelValues, choose
 from ppe_npu.engine.rounds import as_tensor
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.errors import InputError
+from ppe_npu.methods.base import Method
 from ppe_npu.utils.reading import UnreadableError, read_json
 
 _FILES = ("preprocessor_config.json", "processor_config.json")  # of a checkpoint; the second may hold the first
@@ -74,12 +75,12 @@ def _normalised(values: PixelValues, said: Mapping[str, Any]) -> PixelValues:
 
 def chosen_cells(
     compression: Compression,
+    method: Method,
     pixels: torch.Tensor | None,
     images: torch.Tensor | list | None,
     videos: torch.Tensor | list | None,
 ) -> Chosen | None:
-    """What the step at the pixels keeps of the visual tokens of all images and videos; None where there is no such
-    step, and nothing to see.
+    """What the step at the pixels keeps of the visual tokens of all images and videos; None where there are none.
 
     Args:
         pixels: [patches, values of a patch] of all images. images, videos: [n, 3] patches.
@@ -87,9 +88,7 @@ def chosen_cells(
     Raises:
         InputError: images that come without their pixels.
     """
-    method, vision = compression.config.at_pixels, compression.vision
-    if method is None:  # then nothing is read from a device
-        return None
+    vision = compression.vision
     grids, clips = ([] if given is None else torch.as_tensor(given).tolist() for given in (images, videos))
     others = sum(int(np.prod(grid)) for grid in clips)
     if not (grids or others):

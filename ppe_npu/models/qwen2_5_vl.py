@@ -7,20 +7,10 @@ in seconds.
 from ppe_npu.engine.pixels import CLIP_MEAN, CLIP_STD, PixelValues
 from ppe_npu.engine.positions import HALVES, contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
-from ppe_npu.models.vision_language import decoder_layers, detach, install, uninstall
-
-__all__ = [
-    "CLASSES",
-    "LAYERS",
-    "PAIRS",
-    "TOWER",
-    "channels",
-    "decoder_layers",
-    "detach",
-    "install",
-    "uninstall",
-    "vision_tokens",
-]
+from ppe_npu.models.vision_language import decoder_layers as decoder_layers
+from ppe_npu.models.vision_language import detach as detach
+from ppe_npu.models.vision_language import install as install
+from ppe_npu.models.vision_language import uninstall as uninstall
 
 CLASSES = ("Qwen2_5_VLForConditionalGeneration", "PVCQwen2_5_VLForConditionalGeneration")
 LAYERS = {"Qwen2_5_VLDecoderLayer": "Qwen2_5_VLAttention"}  # and the attention in them

@@ -15,21 +15,10 @@ from ppe_npu.engine.positions import HALVES, interleaved_channels
 from ppe_npu.errors import InputError
 from ppe_npu.models import vision_language
 from ppe_npu.models.known import turned_channels
-from ppe_npu.models.qwen3_vl import vision_tokens
-from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
-
-__all__ = [
-    "CLASSES",
-    "LAYERS",
-    "PAIRS",
-    "TOWER",
-    "channels",
-    "decoder_layers",
-    "detach",
-    "install",
-    "uninstall",
-    "vision_tokens",
-]
+from ppe_npu.models.qwen3_vl import vision_tokens as vision_tokens
+from ppe_npu.models.vision_language import decoder_layers as decoder_layers
+from ppe_npu.models.vision_language import detach as detach
+from ppe_npu.models.vision_language import uninstall as uninstall
 
 CLASSES = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
 LAYERS = {"Qwen3_5DecoderLayer": "Qwen3_5Attention", "Qwen3_5MoeDecoderLayer": "Qwen3_5MoeAttention"}

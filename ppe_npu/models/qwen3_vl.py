@@ -14,20 +14,9 @@ from ppe_npu.engine.positions import HALVES, interleaved_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
 from ppe_npu.models.known import turned_channels
-from ppe_npu.models.vision_language import decoder_layers, detach, uninstall
-
-__all__ = [
-    "CLASSES",
-    "LAYERS",
-    "PAIRS",
-    "TOWER",
-    "channels",
-    "decoder_layers",
-    "detach",
-    "install",
-    "uninstall",
-    "vision_tokens",
-]
+from ppe_npu.models.vision_language import decoder_layers as decoder_layers
+from ppe_npu.models.vision_language import detach as detach
+from ppe_npu.models.vision_language import uninstall as uninstall
 
 CLASSES = ("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
 LAYERS = {  # and the attention in them

@@ -40,44 +40,19 @@ class RowRotaryEmbedding(torch.nn.Module):
         self.channels = channels
         self.pairs = pairs
         self.table = table
-        self.axes: int | None = None
         # What is stated wrongly is wrong every time; in one process, once, the tables were apart (docs/log.md).
-        if not any(self._agrees() for _ in range(_TRIES)):
+        for _ in range(_TRIES):
+            theirs, positions = _table_of(original, channels)
+            if _agrees(original, channels, pairs, theirs, positions):
+                break
+        else:
             raise InputError(
                 f"{type(original).__name__} gives another table than this model's family states (channels of the axes "
                 f"{[channels.count(axis) for axis in range(axes_of(channels))]}, turned by {pairs}): it is not "
                 "supported, its outputs would be wrong"
             )
-
-    def _agrees(self) -> bool:
-        """Whether transformers' table and ours are one."""
-        given, positions = self._given()
-        if given[0].ndim == 4:  # until 5.3 or so transformers wants a table per axis, of which each layer takes parts
-            self.axes = len(given[0])
-            axis = torch.tensor([*self.channels, *self.channels], device=given[0].device)
-            axis = axis.expand(given[0].shape[1:])[None]
-            given = (given[0].gather(0, axis)[0], given[1].gather(0, axis)[0])
-        if given[0].is_meta:
-            return True
-        ours = rotary_table(
-            positions, self.original.inv_freq, self.channels, self.original.attention_scaling, self.pairs
-        )
-        return all(one.shape == other.shape and self._alike(one, other) for one, other in zip(given, ours))
-
-    def _given(self) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """transformers' table at places that differ by axis, and these [axes, 1, P]."""
-        inv_freq = self.original.inv_freq
-        places = torch.arange(_PLACES, device=inv_freq.device)
-        positions = torch.stack([places.roll(axis) for axis in range(axes_of(self.channels))])[:, None]
-        asked = positions if len(positions) > 1 else positions[0]
-        with torch.no_grad():
-            return self.original(inv_freq.new_zeros(1, 1, 1, dtype=torch.float32), asked), positions
-
-    @staticmethod
-    def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-        """Within the roundings of the angle, its cosine and the scale."""
-        size = other.abs().max().clamp(min=1)
-        return bool((one - other).abs().max() <= (_PLACES + 4) * torch.finfo(torch.float32).eps * size)
+        # Until 5.3 or so transformers wants a table for each axis, of which each layer takes parts.
+        self.axes = len(theirs[0]) if theirs[0].ndim == 4 else None
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,3 +64,37 @@ class RowRotaryEmbedding(torch.nn.Module):
         return (
             (cos, sin) if self.axes is None else (cos.expand(self.axes, *cos.shape), sin.expand(self.axes, *sin.shape))
         )
+
+
+def _table_of(
+    original: _RotaryEmbedding, channels: tuple[int, ...]
+) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """transformers' table at places that differ by axis, and these [axes, 1, P]."""
+    inv_freq = original.inv_freq
+    places = torch.arange(_PLACES, device=inv_freq.device)
+    positions = torch.stack([places.roll(axis) for axis in range(axes_of(channels))])[:, None]
+    asked = positions if len(positions) > 1 else positions[0]
+    with torch.no_grad():
+        return original(inv_freq.new_zeros(1, 1, 1, dtype=torch.float32), asked), positions
+
+
+def _agrees(
+    original: _RotaryEmbedding,
+    channels: tuple[int, ...],
+    pairs: str,
+    table: tuple[torch.Tensor, torch.Tensor],
+    positions: torch.Tensor,
+) -> bool:
+    """Whether transformers' table at these positions is ours, within the roundings of the angle, its cosine and the
+    scale."""
+    if table[0].is_meta:
+        return True
+    ours = rotary_table(positions, original.inv_freq, channels, original.attention_scaling, pairs)
+    for theirs, own in zip(table, ours):
+        if theirs.ndim == 4:  # a table for each axis
+            axis = torch.tensor([*channels, *channels], device=theirs.device)
+            theirs = theirs.gather(0, axis.expand(theirs.shape[1:])[None])[0]
+        most = (_PLACES + 4) * torch.finfo(torch.float32).eps * own.abs().max().clamp(min=1)
+        if theirs.shape != own.shape or (theirs - own).abs().max() > most:
+            return False
+    return True

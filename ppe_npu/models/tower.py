@@ -32,14 +32,12 @@ class Watch:
     plan: PromptPlan
     parts: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
 
-    def tokens(self, device: torch.device, stands: torch.Tensor | None = None) -> TowerTokens | None:
-        """On the device of the features, and in their order; None where nothing is looked at.
+    def tokens(self, device: torch.device, stands: torch.Tensor | None = None) -> TowerTokens:
+        """On the device of the features, and in their order.
 
         Args:
             stands: [V] where cells were joined in the tower, the one that each one's group goes on at.
         """
-        if not self.compression.tower.all and stands is None:
-            return None
         order = self.plan.on(device).tower_order
         parts = {at: part.to(device) for at, part in self.parts.items()}  # a tower may be spread over devices
         if order is not None:
@@ -71,7 +69,7 @@ def watched(model, plan: PromptPlan) -> Iterator[Watch]:
     """Look into the blocks that the model's methods name, while its tower runs on a prompt's pixels."""
     watch, handles, eager = Watch(model.compression, plan), [], contextlib.nullcontext()
     numbers = model.compression.tower.all
-    if (numbers or model.compression.inside) and is_traced(model.visual):
+    if is_traced(model.visual):
         eager = torch.compiler.set_stance("force_eager")  # compiled code does not see hooks that come later
     try:
         for number in numbers:

@@ -34,7 +34,7 @@ import torch
 from ppe_npu.backends import segments
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.backends.compiling import is_traced
-from ppe_npu.compat import cache_of, layer_arguments, output_cache
+from ppe_npu.compat import cache_of, cache_position, output_cache
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.rounds import as_tensor
@@ -87,6 +87,7 @@ def install(model, compression: Compression, staged: bool = False) -> None:
             "this model's decoder is compressed as that of another model, of which one is a copy.copy: restore() that "
             "model first, or take a copy.deepcopy"
         )
+    compression.linear = not all(map(has_attention, text.layers))
     staged = staged or compression.stages > 1 or compression.config.proportional_attention
     check_decoder(text, staged, len(compression.channels))
     if compression.config.proportional_attention:
@@ -202,6 +203,7 @@ def model_forward(self, **kwargs):
     if compresses:
         inputs, run, places = _prefill(self, state, kwargs, torch.compiler.is_compiling())
     else:
+        assert state is not None, "where nothing came before, there is a prompt to compress"
         inputs, run = continued(self.compression, kwargs, state)
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
     if packed:
@@ -211,7 +213,8 @@ def model_forward(self, **kwargs):
     else:
         if run.segments[0] is not None:
             inputs[KEYWORD] = ForwardPass(segments=run.segments[0])
-        inputs |= layer_arguments(self.language_model, run.past_length(0), next(iter(inputs.values())))
+        forward, hidden = type(self.language_model).forward, next(iter(inputs.values()))
+        inputs |= cache_position(forward, run.past_length(0), hidden)
     return_dict = kwargs.pop("return_dict", None)
     for name in CONSUMED:
         kwargs.pop(name, None)
@@ -224,7 +227,7 @@ def model_forward(self, **kwargs):
     if cache is not None:
         keep_state(cache, run.state)
         if compresses:
-            self.compression.report.kv_bytes = kv_bytes(cache)
+            self.compression.kv_bytes = kv_bytes(cache)
     return output.to_tuple() if return_dict is False else output
 
 
@@ -253,8 +256,8 @@ def _check_packed(text, kwargs: dict) -> None:
 @torch.compiler.disable  # plans on the host, and runs a tower that reads its grids there
 def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tuple[dict, Run, torch.Tensor | None]:
     """What the decoder is given, the pass through it, and where the output goes, if it shall stand as the prompt."""
-    mask, attends = attention_mask_of(self, kwargs), all(map(has_attention, self.language_model.layers))
-    if mask is not None and mask.ndim == 4 and not attends:
+    mask, linear = attention_mask_of(self, kwargs), self.compression.linear
+    if mask is not None and mask.ndim == 4 and linear:
         raise InputError("attention_mask is 4D: linear attention knows padding alone; give [batch, tokens]")
     plan = kwargs.get(KEYWORD, NOTHING).plan or make_plan(self, self.compression, kwargs, past)
     embeds = kwargs.get("inputs_embeds")
@@ -269,8 +272,8 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     if plan.layout.spans and _DELTAS in vars(self):
         self.rope_deltas = on.deltas
     parts = [stage.segments for stage in on.stages if stage.segments is not None]
-    fast = not compiling and not is_traced(self.language_model) and takes_segments(self.language_model)
-    apart = fast and bool(parts or plan.ahead)
+    apart = bool(parts or plan.ahead) and not compiling
+    apart = apart and takes_segments(self.language_model) and not is_traced(self.language_model)
     for kept in parts if apart else ():
         segments.prepare(list(kept.borders), device, self.get_input_embeddings().weight.dtype)
     text = on.text(0)
@@ -283,7 +286,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
         text_embeds = embeds.flatten(0, 1).index_select(0, text)
     text_embeds = text_embeds + unseen if not plan.layout.spans else text_embeds
     fixed = getattr(cache_of(kwargs), "is_compileable", False)
-    sdpa = self.language_model.config._attn_implementation == "sdpa" and attends and not fixed
+    sdpa = self.language_model.config._attn_implementation == "sdpa" and not linear and not fixed
     run = self.compression.prefill(
         plan,
         text_embeds,

@@ -15,7 +15,6 @@ from ppe_npu.errors import InputError
 from ppe_npu.models.pvc.config import PVCConfig
 from ppe_npu.settings import check_fields, fields_to_plain, setting
 from ppe_npu.training.adapters import Adapter
-from ppe_npu.training.parts import PARTS
 from ppe_npu.training.survey import INVALID
 
 LAST_WHOLE = "last-whole"  # resume_from_checkpoint: the newest checkpoint that is not damaged
@@ -183,7 +182,9 @@ class TrainConfig:
     @property
     def learning_rates(self) -> dict[str, float]:
         """Of each part of the model (ppe_npu.training.parts)."""
-        own = {part: getattr(self, f"{part}_learning_rate") for part in PARTS if part != "language"}
+        own = {"merger": self.merger_learning_rate, "vision": self.vision_learning_rate}
+        if self.pvc_learning_rate is not None:
+            own["pvc"] = self.pvc_learning_rate
         return {"language": self.learning_rate} | {
             part: self.learning_rate if rate is None else rate for part, rate in own.items()
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ppe_npu.backends.common import DTYPES
 from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.errors import InputError
 from ppe_npu.models.fingerprint import fingerprint
+from ppe_npu.utils.reading import UnreadableError, read_json
 
 WHOLE = "whole.json"  # written into a training checkpoint last: one without it was cut off
 BASE = "base.json"  # base_record()
@@ -69,10 +70,9 @@ def read_base(folder: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} holds no {BASE}: which model it belongs to cannot be checked; take a folder of `train`"
         )
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        record = None
+    record = None
+    with contextlib.suppress(UnreadableError):
+        record = read_json(file)
     whole = isinstance(record, dict) and all(isinstance(record.get(key), str) for key in _KEYS)
     if not whole or record["dtype"] not in _DTYPES:
         raise InputError(f"{file} is damaged: it must name {', '.join(_KEYS)}; take another checkpoint")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.checkpoint import BASE, WHOLE
 from ppe_npu.training.loop import checkpoints, step_of
 from ppe_npu.training.output import FINAL, say
+from ppe_npu.utils.reading import read_json
 
 
 def compared_with(config: TrainConfig, checkpoint: Path | None) -> Path | None:
@@ -30,7 +30,7 @@ def finished(config: TrainConfig, checkpoint: Path | None, steps: int) -> dict[s
     if not config.resume or config.resume_from_checkpoint is not None or not (output / FINAL / BASE).is_file():
         return None
     try:
-        summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(output / "summary.json")
         place = Path(summary["final"])
         here = not place.is_absolute() or place.resolve() == (output / FINAL).resolve()
         ended = here and summary["steps"] == steps and all(summary[key] is not None for key in ("losses", "seconds"))

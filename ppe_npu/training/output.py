@@ -21,6 +21,7 @@ from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE, read
 from ppe_npu.training.data import Record
 from ppe_npu.training.loop import SAVING, checkpoints, drop, step_of
 from ppe_npu.training.whole import check_whole, made_by_train
+from ppe_npu.utils.reading import UnreadableError, read_json
 
 SETTINGS, MEDIA, LOCK, FINAL = "train.json", "media.txt", ".run.lock", "final"
 _HOW = ("resume", "resume_from_checkpoint", "overwrite")
@@ -84,14 +85,15 @@ def check_output(config: TrainConfig) -> None:
 
 
 def _check_file(file: Path, keys: Sequence[str]) -> None:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         return
-    except (OSError, ValueError):
-        values = None
+    lacks = f"it lacks {', '.join(keys)}"
+    try:
+        values = read_json(file)
+    except UnreadableError as error:
+        raise InputError(f"{file} is damaged, or no run's ({error.why}): {lacks}; move it away") from error
     if not isinstance(values, dict) or any(key not in values for key in keys):
-        raise InputError(f"{file} is damaged, or no run's: it lacks {', '.join(keys)}; move it away")
+        raise InputError(f"{file} is damaged, or no run's: {lacks}; move it away")
 
 
 # -- the checkpoint to go on from --------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def check_identity(
         say(f"{checkpoint} is an earlier edition's: whether pictures and videos have changed since cannot be told")
     elif before["media_sha256"] != now["media_sha256"]:
         file = Path(config.output) / MEDIA
-        known = file.read_text(encoding="utf-8").split() if file.is_file() else []
+        known = file.read_text(encoding="utf-8", errors="replace").split() if file.is_file() else []
         changed = [path for path, mark, old in zip(media_of(records), marks, known) if mark != old]
         many = f" and {len(changed) - 1} more files are" if len(changed) > 1 else " is"
         named = f"{changed[0]}{many}" if changed else "a picture or a video is"
@@ -228,10 +230,9 @@ def _compare(checkpoint: Path, now: dict[str, Any], config: TrainConfig) -> dict
     if file is None:
         say(f"{checkpoint} is an earlier edition's without {IDENTITY}: whether its settings were these is not known")
         return {}
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        before = None
+    before = None
+    with contextlib.suppress(UnreadableError):
+        before = read_json(file)
     if not isinstance(before, dict):
         return {}  # check_whole says it
     # What an earlier edition could not set had the value that it has by default.
@@ -291,9 +292,13 @@ def begin_output(
             raise InputError(f"{folder} was not written by a run, which will need its name: move it away")
     own = [folder for folder in found if made_by_train(folder) and not folder.is_symlink()]
     newer = [folder for folder in own if step_of(folder) > begun]
+    older = [folder for folder in own if step_of(folder) <= begun]
     with writing(output):
         if config.overwrite:
             _drop(output, own)
+        elif config.save_steps:  # a run that was killed when one had its name was about to drop these
+            for folder in older[: -config.save_total_limit]:
+                drop(folder)
         _tidy(output, begun)
         write_json(output / IDENTITY, identity)
         if checkpoint is None or not (output / MEDIA).is_file():
@@ -331,7 +336,7 @@ def _forget_skipped(file: Path, step: int) -> None:
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     kept = []
     for line in lines:
-        with contextlib.suppress(ValueError, TypeError, KeyError):
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
     write_text(file, "".join(kept)) if kept else remove(file)
@@ -340,6 +345,6 @@ def _forget_skipped(file: Path, step: int) -> None:
 def _same_run(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether nothing says that another run than this one wrote a checkpoint of the folder."""
     try:
-        return json.loads((folder / IDENTITY).read_text(encoding="utf-8")) == identity
-    except (OSError, ValueError):  # an early one has none, a damaged one may have lost it
+        return read_json(folder / IDENTITY) == identity
+    except UnreadableError:  # an early one has none, a damaged one may have lost it
         return True

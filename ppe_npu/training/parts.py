@@ -13,7 +13,8 @@ from torch import nn
 
 from ppe_npu.errors import InputError
 
-PARTS = ("language", "merger", "vision", "pvc")
+PARTS = ("language", "merger", "vision")
+ALL_PARTS = (*PARTS, "pvc")  # the last where a model has PVC's modules
 _MERGERS = ("merger", "deepstack_merger_list")  # Qwen3-VL has one more for each level that enters the decoder
 _TOWERS = ("visual", "vision_tower")
 _PROJECTOR = "multi_modal_projector"  # InternVL's merger, which stands beside its tower
@@ -59,7 +60,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
         if not chosen:
             first = plain_name(next(iter(parameters)))
             raise InputError(
-                f"frozen={asked!r} is no part ({', '.join(PARTS)}) and the beginning of no parameter: "
+                f"frozen={asked!r} is no part ({', '.join(ALL_PARTS)}) and the beginning of no parameter: "
                 f"they begin like {first!r}"
             )
         for name in chosen:
@@ -69,7 +70,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def _is_meant(asked: str, name: str) -> bool:
-    return part_of(name) == asked if asked in PARTS else plain_name(name).startswith(asked)
+    return part_of(name) == asked if asked in ALL_PARTS else plain_name(name).startswith(asked)
 
 
 def parameter_table(model: nn.Module, learning_rates: Mapping[str, float]) -> str:
@@ -85,7 +86,7 @@ def parameter_table(model: nn.Module, learning_rates: Mapping[str, float]) -> st
         row[1] += count if parameter.requires_grad else 0
         row[2] |= is_adapter(name)
     lines = [f"{'parameters':<12}{'all':>16}{'trainable':>16}{'learning rate':>16}"]
-    for part in (part for part in PARTS if part in rows):
+    for part in (part for part in ALL_PARTS if part in rows):
         count, trainable, adapted = rows[part]
         rate = f"{_rate(part, learning_rates):.3g}" if trainable else "-"
         lines.append(f"{part:<12}{count:>16,}{trainable:>16,}{rate:>16}{'  (adapter)' if adapted else ''}")
@@ -113,7 +114,7 @@ def parameter_groups(
     """
     decaying = decaying_names(model)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {
-        (part, decays): [] for part in PARTS for decays in (True, False)
+        (part, decays): [] for part in ALL_PARTS for decays in (True, False)
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -148,6 +149,8 @@ def parameter_count(parameter: nn.Parameter) -> int:
 
 
 def _rate(part: str, learning_rates: Mapping[str, float]) -> float:
+    if part == "pvc" and part not in learning_rates:
+        part = "language"
     if part not in learning_rates:
         raise InputError(
             f"learning rates of {', '.join(learning_rates)}, but {part} learns too: give it one, or freeze it"

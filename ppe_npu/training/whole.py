@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import sync_tree
 from ppe_npu.models.fingerprint import file_digests
 from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, WHOLE
+from ppe_npu.utils.reading import UnreadableError, read_json
 
 STATE = "trainer_state.json"
 _SHARES = "global_step*"  # DeepSpeed's folders of shards
@@ -81,10 +82,9 @@ def _read(folder: Path) -> dict[str, Any]:
     file = folder / WHOLE
     if not file.is_file():
         raise InputError(f"{file} is {'a folder' if file.is_dir() else 'missing'}")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        record = None
+    record = None
+    with contextlib.suppress(UnreadableError):
+        record = read_json(file)
     if not isinstance(record, dict) or type(record.get("step")) is not int or not _listed(record.get("files", {})):
         raise InputError(f"{file} is damaged: it does not list the files of the checkpoint")
     named = folder.name.rpartition("-")[2]
@@ -148,7 +148,7 @@ def _read_pickle(file: Path) -> None:
 
 
 def _read_json(file: Path) -> None:
-    if not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+    if not isinstance(read_json(file), dict):
         raise ValueError("it holds no settings")
 
 

@@ -18,7 +18,7 @@ class Keep(Method):
 
 def first_stage(layout, budget, left=True):
     """Merged before the LLM, where tokens come as the vision tower's features."""
-    return lay_out(Standing.of(layout), [(None, (Keep(budget),))], left)[0]
+    return lay_out(Standing.of(layout), [(None, (Keep(budget),))], left)[0][0]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -38,7 +38,7 @@ def merged(layout, config, count, seed=0):
     places = torch.stack([torch.arange(len(tokens)) // 5, torch.arange(len(tokens)) % 5])  # of two axes, in a raster
     out = [(tokens, held, None)]
     config = dataclasses.replace(config, layers=range(count - 1), before_llm=True)
-    for stage in lay_out(Standing.of(layout), config.stages):
+    for stage in lay_out(Standing.of(layout), config.stages)[0]:
         holding = Holding(config.k, config.members, places)
         rounds, known = merge(stage.rounds, Tokens(tokens, held), holding)
         kept, kept_held = tokens, known.held

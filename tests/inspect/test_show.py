@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ppe_npu import cli
-from ppe_npu.inspect.show import draw_groups, draw_visual
+from ppe_npu.inspect.show import draw_groups, draw_strip, draw_visual, token_at
 from ppe_npu.inspect.trace import Groups, Visual
 
 GREY = (128, 128, 128)
@@ -155,3 +155,24 @@ def test_what_cannot_be_shown_is_said_before_the_weights_are_read(
     assert word in err
     assert err.count("\n") == 1
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(("steps", "columns"), [(1, None), (3, None), (3, 2), (4, 2)])
+def test_each_token_of_a_strip_is_found_where_it_is_drawn(steps, columns):
+    """Tokens are of 50 pixels; a strip of tokens of one colour each tells which one is where."""
+    shape = (steps, 2, 3)
+    own = np.arange(steps * 6)
+    groups = Groups(None, own.reshape(shape), own, own[:, None])
+    frames = [Image.fromarray(np.uint8(40 * step + 6 * np.arange(6).reshape(2, 3) + 5)) for step in range(steps)]
+    frames = [frame.resize((150, 100), Image.Resampling.NEAREST) for frame in frames]
+    strip = np.asarray(draw_strip(frames, groups, 150, columns=columns))[..., 0]
+    found = set()
+    for y in range(25, len(strip), 25):
+        for x in range(25, strip.shape[1], 25):
+            token = token_at((x, y), shape, 150, columns)
+            if token is not None and strip[y - 3 : y + 4, x - 3 : x + 4].std() == 0:  # inside of a token
+                assert strip[y, x] == 40 * (token // 6) + 6 * (token % 6) + 5
+                found.add(token)
+    assert found == set(range(steps * 6))
+    assert token_at((151, 10), shape, 150, columns) is None  # between two frames, or beside the only one
+    assert token_at((10, 10 + 103 * steps), shape, 150, columns) is None

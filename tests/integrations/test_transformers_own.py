@@ -54,16 +54,12 @@ class Tester:
     """What their tests ask for: a config, and three prompts with one picture of one token each."""
 
     batch_size, seq_length, vocab_size, is_training = 3, 39, 97, True
-    hidden_size, num_hidden_layers, num_attention_heads = 64, 2, 2
+    hidden_size, num_hidden_layers, num_attention_heads = 128, 2, 2
 
     def __init__(self, family: str):
-        width = {"hidden_size": 64} if family == "qwen2_vl" else {"out_hidden_size": 64}
-        self.made = random_model(
-            family=family,
-            tower={"spatial_merge_size": 1, **width},
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_hidden_layers,
-        )
+        width = "embed_dim" if family == "qwen2_vl" else "out_hidden_size"
+        tower = {"depth": 2, "spatial_merge_size": 1, "hidden_size": self.hidden_size, width: self.hidden_size}
+        self.made = random_model(family=family, tower=tower, num_hidden_layers=self.num_hidden_layers)
 
     def get_config(self):
         return type(self.made.config)(**self.made.config.to_dict())

@@ -226,7 +226,10 @@ def test_the_report_tells_the_towers_work_beside_the_decoders(model, family):
     assert told.patches == [164, 164] + [int(164 * 0.35)] * 6
     report = model.compression.report.to_dict()["tower"]
     assert report["flops"] == told.flops < told.dense_flops == report["dense_flops"]
-    assert report["decoder_flops"] > 0
+    linear = sum(flops for name, flops in products.items() if name.rpartition(".")[0].endswith("language_model.layers"))
+    text, tokens = model.config.text_config, model.compression.report.prompt_tokens_after
+    pairs = text.num_hidden_layers * tokens * (tokens + 1) // 2
+    assert report["decoder_flops"] == linear + 4 * text.hidden_size * pairs
     assert report["milliseconds"] > 0
     compress(model, CompressionConfig.preset("dense"))
     logits(model, inputs)

@@ -16,7 +16,7 @@ def test_a_panel_shows_the_groups_that_a_pass_made(frames):
     model, processor = tiny.build_model(0).eval(), tiny.build_processor()
     groups = draw_methods.groups_of(model, processor, draw_methods.config_of("pact", 0.25), shown)
     assert (groups.labels.size, len(groups.representatives)) == (36 * frames, 9 * frames)
-    strip = np.asarray(draw_methods.drawn(shown, groups, 72))
+    strip = np.asarray(draw_methods.draw_strip(shown, groups, 72))
     assert strip.shape == (72, 75 * frames - 3, 3)
     gone = np.concatenate([groups.labels < 0], axis=0).reshape(frames, 6, 6)
     assert gone.any()

@@ -15,7 +15,8 @@ from PIL import Image
 
 from ppe_npu.errors import InputError
 from ppe_npu.models.fingerprint import BLOCK, file_digests, media_marks
-from ppe_npu.training import loop
+from ppe_npu.training import loop, output
+from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.whole import check_whole, whole_record
 
 DAMAGES = (
@@ -224,3 +225,47 @@ def test_large_media_are_told_by_their_size_and_pieces_of_their_content(tmp_path
     assert len(set(marks)) == len(kinds)
     assert marks[0] == marks[-1]
     assert all(len(mark) == 16 for mark in marks)
+
+
+# -- files of another kind ---------------------------------------------------------------------------------------------
+
+DEEP = "[" * 100_000  # JSON at which Python's reader ends in a RecursionError
+
+
+@pytest.mark.parametrize("name", ["train.json", "identity.json", "summary.json"])
+def test_a_runs_own_file_of_another_kind_is_named_at_once(cut_run, name):
+    """Also a pipe, for whose writer a reader would wait."""
+    file = Path(cut_run["output"], name)
+    file.write_text(DEEP)
+    refused(cut_run, file, "nested too deeply", "move it away")
+    file.unlink()
+    os.mkfifo(file)
+    refused(cut_run, file, "no plain file", "move it away")
+
+
+@pytest.mark.parametrize("name", ["whole.json", "identity.json", "base.json", "trainer_state.json"])
+def test_a_checkpoints_file_nested_too_deeply_is_named(cut_run, name):
+    file = Path(cut_run["output"], "checkpoint-6", name)
+    file.write_text(DEEP)
+    refused(cut_run, file, "--resume-from-checkpoint checkpoint-4")
+
+
+def test_a_list_of_media_that_is_no_text_keeps_no_changed_picture_from_being_noticed(cut_run, whole_run):
+    Path(cut_run["output"], "media.txt").write_bytes(b"\xff\xfe\n")
+    picture = next(Path(whole_run[0]["data"]).parent.glob("*.png"))
+    before = picture.read_bytes()
+    try:
+        Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(picture)
+        refused(cut_run, "not what", "was trained on")
+    finally:
+        picture.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("save_steps", "left"), [(2, ["checkpoint-6"]), (0, ["checkpoint-2", "checkpoint-4", "checkpoint-6"])]
+)
+def test_what_a_killed_run_was_about_to_drop_is_dropped_by_the_one_that_goes_on(cut_run, save_steps, left):
+    """It had given the new checkpoint its name. A run that saves none drops none."""
+    config = TrainConfig(**cut_run | {"save_total_limit": 1, "save_steps": save_steps})
+    output.begin_output(config, Path(config.output, "checkpoint-6"), 7, {}, [])
+    assert [folder.name for folder in loop.checkpoints(config.output)] == left

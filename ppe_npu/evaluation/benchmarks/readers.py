@@ -29,7 +29,7 @@ def read_json(path: Path) -> Any:
     check_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({first_line(error)}): download it again") from error
 
 
@@ -37,10 +37,10 @@ def read_jsonl(path: Path) -> list[Row]:
     """One row per line; blank lines are passed over."""
     check_regular(path)
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(path).splitlines(), 1):
         try:
             rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} line {number} is not JSON ({first_line(error)}): download it again") from error
     return rows
 
@@ -49,8 +49,18 @@ def read_table(path: Path) -> list[Row]:
     """Rows of a .tsv or .csv file with a header line, all values text; cells may hold whole pictures in base64."""
     check_regular(path)
     csv.field_size_limit(sys.maxsize)
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    except (ValueError, csv.Error) as error:  # no UTF-8; a line that is no row
+        raise InputError(f"{path} is no table ({first_line(error)}): download it again") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise InputError(f"{path} is not UTF-8 ({first_line(error)}): download it again") from error
 
 
 class Parquet:

@@ -14,8 +14,9 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_table, tables
 from ppe_npu.evaluation.group_pictures import drawn
 from ppe_npu.evaluation.protocols import label
-from ppe_npu.evaluation.rows import parse
+from ppe_npu.evaluation.rows import parse, unshowable
 from ppe_npu.files import check_regular, write_text
+from ppe_npu.utils.escape import printable
 
 LIMIT = 18_000_000  # bytes of a page, about
 _TEXT = {"prompt": 400, "truth": 200, "answer": 400}  # characters that are shown
@@ -45,7 +46,8 @@ def write_page(
     source = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
     data = _fitted([benchmark["samples"] for part in parts for benchmark in part["benchmarks"]])
     words = {"costs": cost_table.WORDS, "notes": notes}
-    return write_text(path, page.from_string(source).render(title=title, parts=parts, data=data, words=words))
+    text = page.from_string(source).render(title=title, parts=parts, data=data, words=words)
+    return write_text(path, printable(text, keep="\n\t"))
 
 
 def _part(comparison: Comparison, results: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, Any]:
@@ -100,10 +102,11 @@ def samples(runs: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, A
 
 
 def _sample(index: Any, row: Mapping[str, Any], own: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    truth = row["GT"] if isinstance(row["GT"], str) else " | ".join(map(str, row["GT"] or ()))
+    right = row["GT"] if isinstance(row["GT"], list) else [row["GT"]]
+    truth = " | ".join(str(one) for one in right if one is not None)
     return {
-        "index": str(index),
-        "type": str(row.get("type") or ""),
+        "index": printable(index),
+        "type": printable(row.get("type") or ""),
         "prompt": _cut(row.get("prompt") or "", "prompt"),
         "truth": _cut(truth, "truth"),
         "answers": ["" if one is None else _cut(one.get("error") or one["answer"], "answer") for one in own],
@@ -111,9 +114,8 @@ def _sample(index: Any, row: Mapping[str, Any], own: Sequence[Mapping[str, Any] 
     }
 
 
-def _cut(text: str, kind: str) -> str:
-    limit = _TEXT[kind]
-    text = text.encode("utf-8", "replace").decode("utf-8")  # half a character has no place in a page
+def _cut(text: Any, kind: str) -> str:
+    limit, text = _TEXT[kind], printable(text, keep="\r\n\t")
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -127,10 +129,9 @@ def _predictions(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         row, reason = parse(line)
-        lacking = [] if row is None else [key for key in ("index", "answer", "score", "GT") if key not in row]
-        if reason or lacking:
-            what = reason or f"has no {', '.join(lacking)}"
-            raise InputError(f"{file} holds a line that {what} (line {number}): run the evaluation again")
+        reason = reason or unshowable(row)
+        if reason:
+            raise InputError(f"{file} holds a line that {reason} (line {number}): run the evaluation again")
         yield row
 
 

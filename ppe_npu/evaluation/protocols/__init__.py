@@ -111,6 +111,7 @@ def label(settings: Mapping[str, Any]) -> str:
     found = settings.get("protocol")
     if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
         return CHECKPOINT
-    changed = found.get("changed") or {}
+    changed = found.get("changed")
+    changed = changed if isinstance(changed, Mapping) else {}
     told = ", ".join(f"{key} {value}" for key, value in sorted(changed.items()))
     return f"{found['name']} ({told})" if told else found["name"]

@@ -86,7 +86,7 @@ def _qwen2_5_vl(config, inputs: dict, times: int, side: str) -> dict:
 
 def _given(inputs: dict) -> dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Of images and of videos (pixels, grid, seconds from one time to the next), each in the order of their own."""
-    out = {}
+    out: dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
     for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         grids = inputs.get(f"{kind}_grid_thw")
         if grids is None:

@@ -1,0 +1,64 @@
+"""`ppe-npu explore`: a page on which compression is seen."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from typing import Any
+
+from ppe_npu.backends import device as devices
+from ppe_npu.checkpoints.loading import load_model, quiet_transformers
+from ppe_npu.cli import common
+from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.demo import tiny
+from ppe_npu.errors import InputError
+from ppe_npu.explorer.groups import Explorer, found_model
+from ppe_npu.utils.escape import printable
+from ppe_npu.utils.optional import optional
+
+_FRAMES = 8  # of a video, where nothing else is asked for
+_TOKENS = 300  # that a picture has at most in the embedded model, which was made for 36
+
+
+def run_explore(args: argparse.Namespace) -> int:
+    """The command: what can be wrong is found before the weights are read. It ends with Ctrl-C."""
+    optional("gradio", "ppe-npu explore", "ppe-npu[app]")
+    if args.port is not None and not 0 < args.port < 2**16:
+        raise InputError(f"--port {args.port} is no port: give one from 1 to 65535")
+    if args.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
+    device = devices.resolve(args.device)
+    quiet_transformers()
+    explorer, about = _explorer(args, device)
+    from ppe_npu.explorer.page import serve
+
+    page, address = serve(explorer, about, args.host, args.port)
+    print(f"{about}\nopen {address} (Ctrl-C ends it)".replace("`", ""), flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
+    return 0
+
+
+def _explorer(args: argparse.Namespace, device: Any) -> tuple[Explorer, str]:
+    """The model that was named, one that an earlier command left, or features alone; and a line about it."""
+    name = args.model or found_model()
+    sampling = VideoSampling(args.fps, args.nframes or (None if args.fps else _FRAMES))
+    if name is None:
+        processor, model = tiny.build_processor(), tiny.build_model(seed=0).eval().to(device)
+        about = "No model was named, and `make demo` has left none here: these are groups by features of a tiny model "
+        about += "with random weights, which answers nothing."
+    else:
+        found = common.checkpoint(args, name)
+        processor = common.processor(found, args.min_pixels, args.max_pixels)
+        model = found.load(device, args.dtype, load_model)
+        about = f"The model is {printable(str(name))}."
+    maker = processor.image_processor
+    least, most = args.min_pixels or maker.size["shortest_edge"], args.max_pixels or maker.size["longest_edge"]
+    if (maker.patch_size, maker.merge_size) == (tiny.PATCH, tiny.MERGE) and args.max_pixels is None:
+        most = max(_TOKENS * (tiny.PATCH * tiny.MERGE) ** 2, least)
+        about += f" It was made for scenes of {tiny.VISUAL_TOKENS} tokens; other pictures have up to {_TOKENS} here."
+    maker.size = {"shortest_edge": least, "longest_edge": most}
+    sampling = VideoSampling(sampling.fps, sampling.nframes, least, most)
+    return Explorer(model, processor, sampling, name is not None, args.max_new_tokens), about

@@ -1,0 +1,126 @@
+"""results.json as it is read again: what a report goes by is checked, part by part, as settings are."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ppe_npu.errors import InputError, shown
+from ppe_npu.evaluation.scale import UNDECLARED
+from ppe_npu.settings import check_fields, from_mapping, setting
+
+P = TypeVar("P", bound="_Part")
+
+
+class _Part:
+    """A part of which a report reads these fields; what else stands in it is not looked at."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @classmethod
+    def from_dict(cls: type[P], values: Mapping[str, Any]) -> P:
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        return from_mapping(cls, {key: values[key] for key in known if key in values}, "it")
+
+
+@dataclass(frozen=True)
+class _Share(_Part):
+    accuracy: float
+    count: int = setting(least=0)
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class _Headline(_Part):
+    name: str
+    value: float
+    why: str = ""
+    replicates: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.replicates == ():
+            raise InputError("replicates=[]: none was drawn")
+
+
+@dataclass(frozen=True)
+class _Scale(_Part):
+    maximum: float | None
+    factor: float
+    decimals: int = setting(least=0, most=9)
+
+
+@dataclass(frozen=True)
+class _Settings(_Part):
+    benchmark: str
+    compression: Mapping[str, Any]
+    data: str | None = None
+    dtype: str = ""
+    weights: str | None = None
+    model: str | None = None
+    generation: Mapping[str, Any] | None = None
+    smaller_input: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        steps = self.compression.get("steps")
+        if not isinstance(steps, list) and ("steps" in self.compression or "method" not in self.compression):
+            raise InputError(f"compression={shown(dict(self.compression))} has no list of steps and no method")
+
+
+@dataclass(frozen=True)
+class _Versions(_Part):
+    device: str
+
+
+@dataclass(frozen=True)
+class _Results(_Part):
+    name: str
+    settings: _Settings
+    versions: _Versions
+    accuracy: _Share
+    types: Mapping[str, Any]
+    costs: Mapping[str, Any]
+    samples: int = setting(least=0)
+    errors: int = setting(least=0)
+    method: str = ""
+    metrics: Mapping[str, Any] = setting(default_factory=dict)
+    headline: _Headline = setting(default_factory=lambda: _Headline("", 0.0))
+    scale: _Scale = setting(default_factory=lambda: _Scale(**UNDECLARED))
+    units: int = 0
+    metrics_error: str = ""
+    tuned: str | None = None
+    ignored: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for kind, share in self.types.items():
+            if not isinstance(share, Mapping):
+                raise InputError(f"types: {shown(kind)} is {shown(share)}")
+            _Share.from_dict(share)
+        if "retention" not in self.costs:
+            raise InputError("costs lack retention")
+        for name, value in self.costs.items():
+            if value is not None and not _is_number(value):
+                raise InputError(f"costs: {shown(name)} is {shown(value)}")
+        for name, value in self.metrics.items():
+            if not _is_number(value):
+                raise InputError(f"metrics: {shown(name)} is {shown(value)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def fault(result: Mapping[str, Any]) -> str | None:
+    """What keeps results from being reported, in words; None if nothing does."""
+    try:
+        _Results.from_dict(result)
+    except InputError as error:
+        return str(error)
+    return None

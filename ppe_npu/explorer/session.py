@@ -1,0 +1,87 @@
+"""What one visitor of the page looks at."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.generation import Generated
+from ppe_npu.explorer import sources
+from ppe_npu.explorer.groups import Explorer, Look
+from ppe_npu.explorer.sources import Source
+from ppe_npu.explorer.state import YOURS, Settings
+from ppe_npu.inspect.show import draw_strip
+
+COLUMNS = ("dense", "left", "right")
+_SIDE, _SIDE_VIDEO = 560, 280  # pixels of a drawn picture's longer side, and of a frame's
+
+
+@dataclass
+class Session:
+    """What one visitor looks at.
+
+    Attributes:
+        uploaded: their own picture or video. source: what is shown; prepared: (source, question, what the model is
+            given). looks, done: of each column what became of it, and what its answer cost.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    uploaded: Source | None = None
+    source: Source | None = None
+    prepared: tuple[Source, str, Any] | None = None
+    configs: dict[str, CompressionConfig] = field(default_factory=dict)
+    looks: dict[str, Look] = field(default_factory=dict)
+    done: dict[str, Generated] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def upload(self, explorer: Explorer, path: str) -> None:
+        """Read a visitor's file; InputError says in one line what is wrong with it."""
+        self.uploaded = sources.yours(path, explorer.sampling, explorer.temporal_patch)
+
+    def update(self, explorer: Explorer, settings: Settings) -> None:
+        """Look with other settings; where they cannot be, InputError, and what was shown stays."""
+        started = time.perf_counter()
+        configs = {"dense": CompressionConfig.preset("dense")}
+        for side in COLUMNS[1:]:
+            config = settings.compression(side, explorer.layers)
+            configs |= {} if config is None else {side: config}
+        if settings.source == YOURS:
+            if self.uploaded is None:
+                raise InputError("source yours: upload a picture or a video; a link holds none")
+            source = self.uploaded
+        elif self.source is not None and self.settings.source == settings.source:
+            source = self.source
+        else:
+            source = sources.ours(settings.source, explorer.unit, explorer.temporal_patch)
+        prepared, kept = self.prepared, self.looks
+        if prepared is None or prepared[0] is not source or prepared[1] != settings.question:
+            prepared, kept = (source, settings.question, explorer.inputs(source, settings.question)), {}
+        kept = {name: look for name, look in kept.items() if self.configs[name] == configs.get(name)}
+        looks = {name: kept.get(name) or explorer.look(prepared[2], config) for name, config in configs.items()}
+        place = min(settings.place, looks["dense"].groups.labels.size - 1)
+        self.done = {name: done for name, done in self.done.items() if name in kept}
+        self.settings, self.source = dataclasses.replace(settings, place=place), source
+        self.prepared, self.configs, self.looks = prepared, configs, looks
+        self.seconds = time.perf_counter() - started
+
+    def prompt(self) -> Any:
+        """What the model is given."""
+        assert self.prepared is not None
+        return self.prepared[2]
+
+    @property
+    def drawn(self) -> tuple[int, int | None]:
+        """(side, columns) of the strips."""
+        frames = 1 if self.source is None else len(self.source.frames)
+        return (_SIDE, 1) if frames == 1 else (_SIDE_VIDEO, 2 if frames <= 4 else 4)
+
+    def picture(self, name: str) -> Any:
+        """A column's groups, the chosen place's outlined."""
+        look, (side, columns) = self.looks[name], self.drawn
+        token = int(look.groups.labels.reshape(-1)[self.settings.place])
+        frames = self.source.frames if self.source is not None else ()
+        return draw_strip(frames, look.groups, side, None if token < 0 else token, not look.renumbered, columns)

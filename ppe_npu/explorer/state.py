@@ -1,0 +1,154 @@
+"""What is chosen on the page: settings <-> a link, compressions, JSON, and three lines of Python. It needs no model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from ppe_npu import shorthand
+from ppe_npu.config import POSITIONS, CompressionConfig
+from ppe_npu.errors import InputError, shown
+from ppe_npu.methods.base import method_class
+from ppe_npu.methods.listing import default, published
+from ppe_npu.settings import check_fields, setting
+
+NONE = "none"  # a side that shows nothing
+YOURS = "yours"  # a picture or video of the user's, which no link holds
+OWN = ("ppe", "keep_one", "chatunivi", "dense")  # presets of ours, which say their positions themselves
+_BESIDE = ("positions", "k", "members", "proportional_attention")
+
+
+def choices() -> list[str]:
+    """What a side may name: presets of ours and every method. Both may have keys, and methods may follow each other."""
+    return [*OWN, *published()]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the page shows.
+
+    Args:
+        source: the name of one of our pictures or videos, or YOURS.
+        question: that the model is asked about it.
+        left, right: a compression in words: a preset or a method, "NAME:key=value,key=value", or several methods that
+            follow each other, "NAME + NAME:key=value"; right may be NONE.
+        budget: the share of the tokens that each step keeps which names none itself.
+        positions, k: of methods that name none themselves; k=0: the default.
+        place: the token of the picture that is looked at, in raster order, frame after frame.
+
+    Raises:
+        InputError: names the key, the value and what would be right.
+    """
+
+    source: str = "house"
+    question: str = "shape red"
+    left: str = "ppe"
+    right: str = NONE
+    budget: float = setting(0.25, above=0, most=1, remedy="give the share of the tokens that is kept, in (0, 1]")
+    positions: str = setting("ppe", choices=POSITIONS, remedy=f"choose one of {', '.join(POSITIONS)}")
+    k: int = setting(4, least=0, most=512, remedy="give how many positions a merged token keeps, or 0")
+    place: int = setting(0, least=0, remedy="give the number of a token, counted from 0")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.question.strip():
+            raise InputError("the question is empty: ask something")
+
+    def query(self) -> str:
+        """What stands behind the page's address: all that is not as it is by default."""
+        said = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return urlencode({key: value for key, value in said.items() if value != _default(key)})
+
+    @classmethod
+    def of_query(cls, values: Mapping[str, str]) -> Settings:
+        """From the keys and texts of a link. Keys that begin with "__" are the server's own.
+
+        Raises:
+            InputError: an unknown key, or a value that cannot be.
+        """
+        known = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        unknown = sorted(key for key in values if key not in known and not key.startswith("__"))
+        if unknown:
+            raise InputError(f"the link has {shown(unknown)}: its keys are {', '.join(known)}")
+        found: dict[str, Any] = {}
+        for key in known.keys() & values.keys():
+            try:
+                found[key] = known[key](values[key])
+            except ValueError as error:
+                raise InputError(f"the link has {key}={shown(values[key])}: give a number") from error
+        return cls(**found)
+
+    def compression(self, side: str, layers: int) -> CompressionConfig | None:
+        """What the side "left" or "right" asks for; None where it shows nothing.
+
+        Args:
+            layers: of the model's decoder; a method that stands on entry of a layer, and of which none that is there is
+                named, stands at the second.
+
+        Raises:
+            InputError: as CompressionConfig.
+        """
+        text = getattr(self, side).strip()
+        if text == NONE:
+            return None
+        parts = [_named(part) for part in re.split(r"\s\+\s", text)]
+        (name, keys), whole = parts[0], {key: value for _, own in parts for key, value in own.items() if key in _BESIDE}
+        if len(parts) == 1 and name in OWN:
+            config = CompressionConfig.preset(name, **({} if name == "dense" else {"ratio": self.budget}) | keys)
+            return config.changed(k=self.k or None) if config.positions == "ppe" and "k" not in keys else config
+        values = {"positions": self.positions, **whole}
+        if values["positions"] == "ppe" and self.k:
+            values = {"k": self.k, **values}
+        steps = [self._step(*part, layers) for part in parts]
+        return CompressionConfig.from_dict({"steps": steps, **values})
+
+    def _step(self, name: str, keys: Mapping[str, Any], layers: int) -> dict[str, Any]:
+        """A step of this name, with its own keys, the page's budget and a layer where it needs one."""
+        fields = {field.name for field in dataclasses.fields(method_class(name))}
+        own = {key: value for key, value in keys.items() if key not in _BESIDE}
+        if "ratio" in fields:
+            own.setdefault("ratio", self.budget)
+        usual = default(name)
+        if usual.place == "layer" and (max(usual.layers) >= layers or "input" not in usual.places):
+            own.setdefault("layer", usual.layer if max(usual.layers) < layers and usual.layers != (0,) else layers // 2)
+        return {"method": name, **own}
+
+    def moved_by_budget(self, side: str) -> bool:
+        """Whether some step of this side takes the page's budget."""
+        parts = [_named(part) for part in re.split(r"\s\+\s", getattr(self, side).strip())]
+        return any(_takes_ratio(name) and "ratio" not in keys for name, keys in parts)
+
+
+def _default(key: str) -> Any:
+    return Settings.__dataclass_fields__[key].default
+
+
+def _named(text: str) -> tuple[str, dict[str, Any]]:
+    """("divprune", {"ratio": 0.25}) from "divprune:ratio=0.25"."""
+    name, _, rest = text.strip().partition(":")
+    return name, shorthand.keys_of(rest, text)
+
+
+def _takes_ratio(name: str) -> bool:
+    if name in OWN:
+        return name != "dense"
+    return name != NONE and "ratio" in {field.name for field in dataclasses.fields(method_class(name))}
+
+
+def as_json(config: CompressionConfig) -> str:
+    """A file that `--compression FILE` and CompressionConfig.from_file take."""
+    return json.dumps(config.to_dict(), indent=1) + "\n"
+
+
+def as_python(config: CompressionConfig) -> str:
+    """Three lines that compress a `model` in this way."""
+    return (
+        "from ppe_npu import CompressionConfig, compress\n"
+        f"config = CompressionConfig.from_dict({config.to_dict()!r})\n"
+        "compress(model, config)\n"
+    )

@@ -1,0 +1,146 @@
+"""results.json and predictions.jsonl that somebody has changed: a report, or one line that names the file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+
+import pytest
+from report_runs import write_run
+
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation import report
+from ppe_npu.evaluation.report import collect, unfinished, write_report
+from ppe_npu.files import write_json
+
+EVIL = "<script>alert(1)</script>"
+JUNK = [
+    *(None, True, 0, -1, 0.5, 7, float("nan"), float("inf"), 10**30, "", "x", EVIL, "a\x1b[31m", "\ud800", "9" * 3000),
+    *([], [1], ["x"], {}, {"a": 1}, {"name": 5}, {"a": {"b": None}}),
+]
+MORE = {
+    "tuned": None,
+    "ignored": {"top_k": 5},
+    "units": 4,
+    "metrics": {"a": 0.5},
+    "headline": {"name": "a", "value": 0.5, "replicates": [0.1, 0.5, 0.6]},
+    "scale": {"maximum": 1.0, "factor": 100.0, "decimals": 1},
+}
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A folder with dense and another run; pictures of reports are not drawn."""
+    monkeypatch.setattr(report, "draw", lambda comparison, path, title: path)
+    for name, ratio in (("dense", 1.0), ("ppe", 0.45)):
+        folder = tmp_path / "b" / name
+        result = write_run(folder, [1.0, 0.0, 1.0, float(name == "dense")], name, ratio, **MORE)
+        settings = {**result["settings"], "protocol": {"name": "qwen", "changed": {"fps": 2}}, "generation": {"k": 1}}
+        write_json(folder / "results.json", {**result, "settings": settings})
+        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        write_rows(folder, [{**row, "prompt": "q", "GT": "a", "answer": f"{name} a"} for row in rows])
+    return tmp_path
+
+
+def write_rows(folder, rows) -> None:
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def leaves(value, path=()):
+    if path:
+        yield path
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from leaves(value[key], (*path, key))
+
+
+def changed(value, path, new):
+    """A copy with another value at a path, or without it (new is ...)."""
+    value = copy.deepcopy(value)
+    inner = value
+    for key in path[:-1]:
+        inner = inner[key]
+    if new is ...:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = new
+    return value
+
+
+def check(runs) -> bool:
+    """The law; returns whether there is a report."""
+    try:
+        write_report(collect(runs), runs / "report.md", "Title", (), unfinished(runs), html=True)
+    except InputError as error:
+        said = str(error)
+    else:
+        said = None
+    if said is not None:
+        assert str(runs / "b") in said
+        assert len(said) < 1000
+        assert "\n" not in said
+        return False
+    for name in ("report.md", "report.html", "report.json"):
+        text = (runs / name).read_text(encoding="utf-8")
+        assert EVIL not in text or name == "report.json"
+        assert "\x1b" not in text
+    return True
+
+
+def check_changes(runs, changes) -> None:
+    file = runs / "b" / "dense" / "results.json"
+    whole = json.loads(file.read_text())
+    taken = {True: 0, False: 0}
+    for path, new in changes(list(leaves(whole))):
+        file.write_text(json.dumps(changed(whole, path, new)))
+        taken[check(runs)] += 1
+    assert min(taken.values()) > 2, taken
+
+
+def test_results_that_somebody_changed_are_reported_or_named(runs):
+    dice = random.Random(0)
+    check_changes(runs, lambda paths: [(dice.choice(paths), dice.choice([..., *JUNK])) for _ in range(20)])
+
+
+@pytest.mark.slow
+def test_results_with_any_part_changed_are_reported_or_named(runs):
+    check_changes(runs, lambda paths: [(path, new) for path in paths for new in [..., *JUNK]])
+
+
+@pytest.mark.parametrize("path", [("types", "row", "count"), ("headline", "value"), ("scale", "factor")], ids=str)
+def test_what_is_lacking_is_named(runs, path):
+    file = runs / "b" / "dense" / "results.json"
+    file.write_text(json.dumps(changed(json.loads(file.read_text()), path, ...)))
+    with pytest.raises(InputError, match=rf"results\.json is damaged \(.*{path[-1]}"):
+        collect(runs)
+
+
+def test_lines_that_somebody_changed_are_shown_or_named(runs):
+    folder = runs / "b" / "dense"
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    taken = {True: 0, False: 0}
+    for key in ("index", "type", "prompt", "GT", "answer", "score", "error"):
+        for new in (JUNK[number] for number in range(len(key) % 9, len(JUNK), 9)):
+            write_rows(folder, [{**rows[0], key: new}, *rows[1:]])
+            taken[check(runs)] += 1
+    assert min(taken.values()) > 2, taken
+
+
+@pytest.mark.parametrize("right", [3, 2.5, None, True, ["a", 3], {"a": 1}], ids=str)
+def test_a_right_answer_of_any_kind_stands_in_the_page(runs, right):
+    """Benchmarks may have numbers as right answers."""
+    folder = runs / "b" / "dense"
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    write_rows(folder, [{**row, "GT": right} for row in rows])
+    assert check(runs)
+
+
+@pytest.mark.parametrize("name", ["results.json", "predictions.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"null", b"\xff", b"5"], ids=lambda content: str(content[:5]))
+def test_files_of_another_kind_are_named(runs, name, content):
+    (runs / "b" / "dense" / name).write_bytes(content)
+    check(runs)
+    (runs / "b" / "dense" / name).unlink()
+    os.mkfifo(runs / "b" / "dense" / name)
+    check(runs)
