@@ -60,7 +60,7 @@ test-newest: .venv-newest/.ready  ## the same with the newest torch and transfor
 	OMP_NUM_THREADS=1 .venv-newest/bin/python scripts/newest.py
 test-lmms: .venv-lmms/.ready  ## tasks of lmms-eval on compressed models, in an environment that has it
 	OMP_NUM_THREADS=1 .venv-lmms/bin/python -m pytest tests/evaluation/test_lmms.py tests/evaluation/test_lmms_task.py
-test-app: .venv-app/.ready ; OMP_NUM_THREADS=1 .venv-app/bin/python -m pytest tests/app  ## the explorer, reports and notebooks in a browser and a kernel
+test-app: .venv-app/.ready ; OMP_NUM_THREADS=1 .venv-app/bin/python -m pytest tests/app tests/test_notebooks.py  ## the explorer, reports and notebooks in a browser and a kernel
 test-vllm: .venv-vllm/.ready  ## a real vLLM on the CPU, with the plug-in, against transformers, in an environment of its own
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/serving
 test-integrations: .venv-integrations/.ready  ## other people's trainers, and transformers' own tests, on compressed models, in an environment that has them

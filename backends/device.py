@@ -131,6 +131,11 @@ def on_cpu(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def asks_freely(device: torch.device) -> bool:
+    """Whether the host may look at what was computed; elsewhere it would wait for all that is still to be done."""
+    return on_cpu(device)
+
+
 def runs_flash_attention(device: torch.device) -> bool:
     """Whether the flash kernels that come with torch run on `device`: CUDA, compute capability 8.0 or later."""
     return device.type == "cuda" and not too_old(device)
@@ -323,8 +328,8 @@ def describe(device: torch.device) -> dict[str, str]:
     """What a report says about `device`: keys "kind", "name", "torch", and "runtime" and "driver" where known."""
     facts = {"kind": device.type, "name": _cpu_name(), "torch": torch.__version__}
     if device.type == "cuda":
-        facts |= {"name": torch.cuda.get_device_name(device), "runtime": f"CUDA {torch.version.cuda}"}
-        facts["driver"] = _first_line("/proc/driver/nvidia/version")
+        name, driver = torch.cuda.get_device_name(device), _first_line("/proc/driver/nvidia/version")
+        facts |= {"name": name, "runtime": f"CUDA {torch.version.cuda}", "driver": driver}
     if device.type == "npu":
         import torch_npu
 
@@ -336,11 +341,10 @@ def describe(device: torch.device) -> dict[str, str]:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+    lines = info.read_text().splitlines() if info.exists() else ()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def _first_line(path: str) -> str:
-    file = Path(path)
-    return file.read_text().splitlines()[0].strip() if file.exists() else ""
+    return Path(path).read_text().splitlines()[0].strip() if Path(path).exists() else ""

@@ -104,7 +104,7 @@ def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any
             raise ImplementationError(f"{op}: {problem}; use one of {_names(op, device.type, name)}")
         return entry
     for entry in candidates(op, device.type):
-        if not entry.automatic or (entry.made_for and not entry.concerns(*args, **kwargs)):
+        if not entry.automatic or (entry.made_for and not _function(entry, entry.made_for)(*args, **kwargs)):
             continue
         reason = _reason(entry, args, kwargs)
         if reason is None:
@@ -125,7 +125,7 @@ def _reason(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
     missing = None if entry.requires is None else _missing(entry.requires)
     if missing is not None:
         return missing
-    if entry.made_for and not entry.concerns(*args, **kwargs):
+    if entry.made_for and not _function(entry, entry.made_for)(*args, **kwargs):
         return "it is not made for such a call"
     if not entry.gradient and torch.is_grad_enabled():
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
@@ -151,7 +151,7 @@ def _find_all() -> None:
     """Fills `_functions` in one go: the compiler does not see what is added after it has read them."""
     for entry in registry.REGISTRY:
         if entry.missing() is None:
-            for name in filter(None, (entry.function, entry.verify)):
+            for name in filter(None, (entry.function, entry.verify, entry.made_for)):
                 _functions[entry.module, name] = getattr(registry._module(entry.module), name)
 
 

@@ -80,6 +80,10 @@ def _reference(op: str, gradient: bool = True) -> Implementation:
     return Implementation(op, "reference", ANY, f"reference.{op}", op, gradient=gradient)
 
 
+def _on_cpu(op: str, gradient: bool = True) -> Implementation:
+    return Implementation(op, "cpu", ("cpu",), f"cpu.{op}", op, made_for="worthwhile", gradient=gradient)
+
+
 def _torch_npu(op: str) -> Implementation:
     return Implementation(op, "torch_npu", ("npu",), f"npu.{op}", op, requires="torch_npu", verify="refusal")
 
@@ -123,11 +127,13 @@ REGISTRY: tuple[Implementation, ...] = (
     _reference("rotary"),
     _triton_ascend("dpc_knn", "dpc_knn", gradient=False),
     _triton("dpc_knn", gradient=False),
+    _on_cpu("dpc_knn", gradient=False),
     _reference("dpc_knn", gradient=False),
     _triton_ascend("group_mean", "row_mean"),
     Implementation("group_mean", "onehot", ("npu",), "npu.group_mean", "group_mean", verify="refusal"),
     _triton("group_mean"),
     Implementation("group_mean", "onehot", ("cuda",), "onehot", "group_mean"),
+    _on_cpu("group_mean"),
     _reference("group_mean"),
     _torch_npu("rms_norm"),
     _liger("rms_norm"),

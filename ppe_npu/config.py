@@ -148,7 +148,7 @@ class CompressionConfig:
         """What any of its steps looks at; nothing else is worked out."""
         return frozenset().union(*(method.needs for method in self.methods))
 
-    @property
+    @cached_property
     def rule(self) -> Rule:
         """How the positions of merged tokens are chosen; "nearest" where they keep one or none."""
         return rule_named(self.members if self.positions == "ppe" else "nearest")

@@ -64,7 +64,7 @@ def implementations(case: Case, arguments: list, device: torch.device) -> tuple[
         return [BEST, REFERENCE], {}
     able, elsewhere, refused = [], {}, {}
     for entry in (entry for entry in dispatch.registry.REGISTRY if entry.op == case.op):
-        if not entry.runs_on(device.type):
+        if entry not in dispatch.candidates(case.op, device.type):
             elsewhere.setdefault(entry.name, []).extend(entry.devices)
             continue
         try:

@@ -5,6 +5,7 @@ python scripts/draw_explorer.py http://127.0.0.1:7860/ [--output docs/explore.pn
 
 import argparse
 import io
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -21,9 +22,11 @@ def screenshot(address: str) -> Image.Image:
     options = webdriver.ChromeOptions()
     with tempfile.TemporaryDirectory() as profile:
         for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-                         "--window-size=1280,1250", f"--user-data-dir={profile}"):  # fmt: skip
+                         "--window-size=1280,1420", f"--user-data-dir={profile}"):  # fmt: skip
             options.add_argument(argument)
-        browser = webdriver.Chrome(options=options)
+        # Both by name: Selenium would look for them on the network.
+        options.binary_location = shutil.which("chromium") or "chromium"
+        browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver") or "chromedriver"))
         try:
             browser.get(address)
             drawn = "return [...document.querySelectorAll('[id^=picture-] img')].filter(i => i.complete).length > 1 && "

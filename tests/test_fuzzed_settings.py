@@ -187,6 +187,12 @@ def test_a_methods_name_of_junk(name):
         CompressionConfig(steps=[{"method": name}])
 
 
+@pytest.mark.parametrize("name", ["ipcv", "pixelprune", "holitom", "cdpruner", "tome"])
+def test_events_by_a_method_that_cannot_group_means_of_frames(name):
+    with pytest.raises(InputError, match=f"events by={name}: .*give a method that looks at tokens"):
+        CompressionConfig(steps=[{"method": "events", "by": {"method": name}}])
+
+
 def test_a_long_list_of_steps_has_a_name_that_a_folder_can_have(tmp_path):
     names = []
     for last in (0.5, 0.25):

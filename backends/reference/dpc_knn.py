@@ -51,12 +51,12 @@ def dpc_knn(
     """
     squared = _squared_distances(tokens, valid)
     log_density = _log_density(squared, num_neighbors)
-    score = 0.5 * _nearest_denser(squared, log_density, strict).log() + log_density
+    score = 0.5 * nearest_denser(squared, log_density, strict).log() + log_density
     if valid is not None:
         score.masked_fill_(~valid, -torch.inf)
-    order, rank = _ranked(score)
+    order, rank = ranked(score)
     centers = order[:, :max_groups]
-    labels = torch.where(rank < budgets[:, None], rank, _nearest_center(squared, centers, budgets))
+    labels = torch.where(rank < budgets[:, None], rank, nearest_center(squared, centers, budgets))
     return centers, labels if valid is None else labels.masked_fill_(~valid, -1)
 
 
@@ -84,11 +84,9 @@ def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torc
         square = squared[:, rows, rows]
         square.copy_(square.triu() + square.triu(1).transpose(1, 2))
         squared[:, rows.stop :, rows] = squared[:, rows, rows.stop :].transpose(1, 2)
-    if device.on_cpu(tokens.device) and not _any_equal(
-        squared, sums
-    ):  # asking would make the host wait for an accelerator
+    if device.asks_freely(tokens.device) and not _any_equal(squared, sums):
         return squared
-    return _share_rows(squared, _first_equal(squared, norms, sums, largest_error(tokens.shape[-1], squared.dtype)))
+    return share_rows(squared, first_equal(squared, norms, sums, largest_error(tokens.shape[-1], squared.dtype)))
 
 
 def probable_error(channels: int, dtype: torch.dtype) -> float:
@@ -109,7 +107,7 @@ def _any_equal(squared: torch.Tensor, sums: torch.Tensor) -> bool:
     return zeros or bool((sums.sort(dim=1).values.diff(dim=1) == 0).any())
 
 
-def _first_equal(squared: torch.Tensor, norms: torch.Tensor, sums: torch.Tensor, bound: float) -> torch.Tensor:
+def first_equal(squared: torch.Tensor, norms: torch.Tensor, sums: torch.Tensor, bound: float) -> torch.Tensor:
     """[F, N] int64, for each token the first one at distance zero. norms and sums are [F, N]."""
     places = torch.arange(squared.shape[1], device=squared.device, dtype=torch.int32)
     first = torch.empty_like(sums, dtype=torch.int64)
@@ -121,7 +119,7 @@ def _first_equal(squared: torch.Tensor, norms: torch.Tensor, sums: torch.Tensor,
     return first
 
 
-def _share_rows(squared: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+def share_rows(squared: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
     """squared [F, N, N] where every token has the row and the column of token first [F, N]; changed in place."""
     for rows in _row_slices(squared):
         block = squared[:, rows]
@@ -171,13 +169,13 @@ def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor) -> torch.Te
     return -total / num_neighbors[:, None]
 
 
-def _nearest_denser(squared: torch.Tensor, log_density: torch.Tensor, strict: bool) -> torch.Tensor:
+def nearest_denser(squared: torch.Tensor, log_density: torch.Tensor, strict: bool) -> torch.Tensor:
     """[F, N] squared distance to the nearest denser token.
 
     The densest token has none. Its density and its delta, the largest distance, are the greatest of the frame, so it
     comes first whatever stands for that distance: here it is the largest number.
     """
-    order, rank = _ranked(log_density)
+    order, rank = ranked(log_density)
     if strict:
         # Equally dense tokens all get the rank of the first of them.
         fallen = log_density.gather(1, order).diff(dim=1, prepend=log_density.new_full((len(order), 1), torch.nan)) != 0
@@ -193,7 +191,7 @@ def _nearest_denser(squared: torch.Tensor, log_density: torch.Tensor, strict: bo
     return nearest
 
 
-def _nearest_center(squared: torch.Tensor, centers: torch.Tensor, budgets: torch.Tensor) -> torch.Tensor:
+def nearest_center(squared: torch.Tensor, centers: torch.Tensor, budgets: torch.Tensor) -> torch.Tensor:
     """[F, N] rank of the nearest of the first budgets[f] centres, the lowest if several are equally near."""
     nearest = centers.new_empty(squared.shape[:2])
     unused = torch.arange(centers.shape[1], device=centers.device) >= budgets[:, None]
@@ -205,7 +203,7 @@ def _nearest_center(squared: torch.Tensor, centers: torch.Tensor, budgets: torch
     return nearest
 
 
-def _ranked(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def ranked(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices [F, N] in descending value, the lower index first among equals, and the rank [F, N] of each value."""
     order = torch.sort(values, dim=1, descending=True, stable=True).indices
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)

@@ -4,7 +4,7 @@ It knows tensors and spans, and nothing of any model family; ppe_npu.models brin
 """
 
 from dataclasses import dataclass, field
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from ppe_npu.inspect.report import CompressionReport, Stopwatch
 from ppe_npu.inspect.tower_work import Widths
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
+from ppe_npu.utils.recent import Recent
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Compression:
     kv_bytes: int | None = field(default=None, init=False, repr=False)
     keep_groups: bool = field(default=False, init=False)
     trace: Trace | None = field(default=None, init=False, repr=False)
+    _known: Recent = field(default_factory=Recent, init=False, repr=False)
     _watch: Stopwatch | None = field(default=None, init=False, repr=False)
     _report: CompressionReport | None = field(default=None, init=False, repr=False)
 
@@ -154,15 +156,28 @@ class Compression:
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
         hidden = self.config.keeps_all and not packed
         layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
-        standing = Standing.of(layout, labels if self.config.needs & OF_PROMPTS else None, chosen)
-        stages, ahead = self._stages(layout, standing, left, packed)
+        given = position_ids, start, labels if self.config.needs & OF_PROMPTS else None, chosen
+        stages, ahead, *numbers = self._laid(layout, left, packed, *given)
         order = self._tower_order(layout, chosen)
-        parts = (*self._positions(layout, position_ids, start, chosen), watch, order, ahead, chosen, self.holding)
-        plan = PromptPlan.of(layout, stages, *parts)
+        plan = PromptPlan.of(layout, stages, *numbers, watch, order, ahead, chosen, self.holding)
         if "places" in self.config.needs:
             plan.find_places()
         watch.mark()
         return plan
+
+    def _laid(self, layout: PromptLayout, left: bool | None, packed: bool, *given: Any) -> tuple:
+        """The stages, what is not laid out yet, positions [axes, B, S], and the one after [B]; made once for prompts in
+        which all stands alike. given: position_ids, start, labels and chosen, as plan()."""
+        position_ids, start, labels, chosen = given
+
+        def lay() -> tuple:
+            standing = Standing.of(layout, labels, chosen)
+            with torch.inference_mode(False):  # else the first caller's mode would stick to what others are given
+                numbers = self._positions(layout, position_ids, start, chosen)
+                return *self._stages(layout, standing, left, packed), *numbers
+
+        alike = all(value is None for value in given)
+        return self._known.made((layout.key, left, packed), lay) if alike else lay()
 
     def _stages(
         self, layout: PromptLayout, standing: Standing, left: bool | None, packed: bool

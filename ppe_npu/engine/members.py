@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from ppe_npu.backends import device
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.positions.base import Rule, rule_named
 from ppe_npu.methods.positions.entries import Entries
@@ -36,7 +37,11 @@ def members(
         token indices, or values of `held`.
     """
     how = rule_named(rule)
-    distance = None if tokens is None or not how.by_nearness else _distance(grouping, tokens)
+    distance = None
+    if tokens is not None and how.by_nearness:
+        # All members of a small group are listed, in raster order, however near they are.
+        width = 1 if held is None else held.shape[-1]
+        distance = _distance(grouping, tokens, k // width if rule == "nearest" else 0)
     known = {"distance": distance, "representatives": grouping.representatives, "positions": positions}
     return chosen(how, k, grouping.labels, held, grouping.counts.shape[1], **known)
 
@@ -68,14 +73,31 @@ def among_equals(rule: str) -> str:
     return "spread" if rule_named(rule).by_nearness else rule
 
 
-def _distance(grouping: Grouping, tokens: torch.Tensor) -> torch.Tensor:
+def _distance(grouping: Grouping, tokens: torch.Tensor, known: int) -> torch.Tensor:
     """[F, N] distance of each token to the representative of its group; -1 for the representative itself, which comes
-    before tokens that are equal to it."""
-    wide = tokens.double() if tokens.dtype == torch.float64 else tokens.float()
-    center = grouping.representatives.gather(1, grouping.labels.clamp_min(0))
+    before tokens that are equal to it.
+
+    Args:
+        known: of groups of at most so many tokens any other number will do; where the host can see which these are,
+            they are left out.
+    """
+    own = grouping.labels.clamp_min(0)
+    center = grouping.representatives.gather(1, own)
     frames, count = center.shape
     first = count * torch.arange(frames, device=tokens.device)[:, None]
-    # Whole rows are copied, not numbers; and a norm reads the differences once, where squares would be written.
-    centers = wide.flatten(0, 1).index_select(0, (center + first).flatten()).view_as(wide)
-    distance = torch.linalg.vector_norm(centers.sub_(wide), dim=-1)
-    return torch.where(torch.arange(count, device=tokens.device) == center, -1, distance)
+    rows, centers = tokens.flatten(0, 1), (center + first).flatten()
+    if device.asks_freely(tokens.device):
+        asked = (grouping.counts.gather(1, own) > known).flatten().nonzero()[:, 0]
+        some = _apart(rows.index_select(0, asked), rows.index_select(0, centers[asked]))
+        distance = some.new_zeros(frames * count).index_copy_(0, asked, some)
+    else:
+        distance = _apart(rows, rows.index_select(0, centers))
+    places = torch.arange(count, device=tokens.device)
+    return torch.where(places == center, -1, distance.view_as(center))
+
+
+def _apart(tokens: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """[n] distance of each of tokens [n, C] to the one of the others [n, C]."""
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    # A norm reads the differences once, where squares would be written.
+    return torch.linalg.vector_norm(others.to(wide).sub_(tokens.to(wide)), dim=-1)

@@ -115,6 +115,11 @@ class PromptLayout:
     visual: np.ndarray
     spans: tuple[Span, ...]
 
+    @property
+    def key(self) -> tuple:
+        """Equal for layouts in which all stands alike."""
+        return self.real.shape, self.real.tobytes(), self.visual.tobytes(), self.spans
+
     def asked(self, labels: np.ndarray) -> np.ndarray:
         """[B] int64, the column of the text token that each sample's answer follows: its first answer after all of its
         images and videos (an answer's own first token, if it follows these). -1 where there is no answer.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ppe_npu.errors import InputError, UserError
@@ -161,7 +161,7 @@ class Page:
 
     def changed(self, session: Session, *values: Any) -> list[Any]:
         """Something was chosen."""
-        return self._tried(session, lambda: _settings(values))
+        return self._tried(session, lambda: _settings(values), ())
 
     def opened(self, path: str | None, session: Session, *values: Any) -> list[Any]:
         """A file was uploaded."""
@@ -170,7 +170,7 @@ class Page:
             session.upload(self.explorer, str(path))
             return _settings((YOURS, *values[1:-1], 0))
 
-        return self._tried(session, read)
+        return self._tried(session, read, ("source", "place"))
 
     def restored(self, request: Any) -> list[Any]:
         """The page was opened, perhaps by a link: what the link cannot say is left as it is by default."""
@@ -180,7 +180,7 @@ class Page:
         except UserError as error:
             said = _line(error)
             session.update(self.explorer, Settings())
-        return self._all(session, said)
+        return self._all(session, said, [one.name for one in dataclasses.fields(Settings)])
 
     def picked(self, event: Any, session: Session, *values: Any) -> list[Any]:
         """A place of a picture was clicked."""
@@ -191,7 +191,7 @@ class Page:
             settings = _settings(values)
             return settings if place is None else dataclasses.replace(settings, place=place)
 
-        return self._tried(session, at)
+        return self._tried(session, at, ("place",))
 
     def asked(self, session: Session) -> Iterator[list[Any]]:
         """Every column answers, one after the other, word by word."""
@@ -209,15 +209,19 @@ class Page:
         except UserError as error:
             yield [session, _line(error), *said.values(), self.gr.skip()]
 
-    def _tried(self, session: Session, settings: Any) -> list[Any]:
-        """Show what these settings say; what cannot be is one line, and all else stays."""
+    def _tried(self, session: Session, settings: Any, moved: Sequence[str]) -> list[Any]:
+        """Show what these settings say; what cannot be is one line, and all else stays.
+
+        Args:
+            moved: settings whose parts are to show another value. The others may hold what is being typed.
+        """
         try:
             session.update(self.explorer, settings())
         except UserError as error:
             return [session, _line(error), *[self.gr.skip()] * len(self.shown[2:] + self.columns[2:])]
-        return self._all(session, "")
+        return self._all(session, "", moved)
 
-    def _all(self, session: Session, message: str) -> list[Any]:
+    def _all(self, session: Session, message: str, moved: Sequence[str]) -> list[Any]:
         gr, settings = self.gr, session.settings
         titles, drawn, told, answers = [], [], [], []
         for name in COLUMNS:
@@ -232,7 +236,8 @@ class Page:
             )
             told.append(words.told(look, settings.place) if there else "")
             answers.append(gr.skip() if name in session.done else "")
-        settings = [getattr(settings, one.name) for one in dataclasses.fields(settings)]
+        names = [one.name for one in dataclasses.fields(settings)]
+        settings = [getattr(settings, name) if name in moved else gr.skip() for name in names]
         configs = {name: config for name, config in session.configs.items() if name != "dense"}
         note = _budgets(session)
         parts = [words.table(_columns(session)), words.taken_along(configs), words.python_of(configs)]

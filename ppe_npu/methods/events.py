@@ -15,11 +15,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register, share
 from ppe_npu.methods.dpc_knn import DPCKNN
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
+
+_NOT_OF_MEANS = {"pixels", "text", "tower_keys", "tower_saliency"}
 
 
 @register("events")
@@ -39,6 +42,14 @@ class Events(Method):
     keep: float | None = setting(None, above=0, most=1, remedy="give a share in (0, 1], or null")
 
     scope = "segment"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.by.needs & _NOT_OF_MEANS or not {"input", "layer"} & set(self.by.places):
+            raise InputError(
+                f"events by={self.by.name}: frames are grouped by the means of their tokens: give a method that looks "
+                "at tokens or places and at nothing else, as dpc_knn"
+            )
 
     @property
     def needs(self) -> frozenset[str]:

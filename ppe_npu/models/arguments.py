@@ -70,7 +70,7 @@ def make_plan(
     Raises:
         InputError: arguments that disagree, or that a compressed model cannot take.
     """
-    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+    ids, mask, given = kwargs.get("input_ids"), kwargs.get("attention_mask"), kwargs.get(KEYWORD, NOTHING)
     if ids is None and kwargs.get("inputs_embeds") is None:
         raise InputError("input_ids or inputs_embeds are missing")
     ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
@@ -95,11 +95,7 @@ def make_plan(
         next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None and grids[VIDEO] is not None), None),
         kwargs.get("position_ids"),
         None if past is None else past.following[0],
-        kwargs.get(KEYWORD, NOTHING).left,
-        kwargs.get(KEYWORD, NOTHING).packed,
-        labels,
-        kwargs.get(KEYWORD, NOTHING).prompt,
-        chosen,
+        *(given.left, given.packed, labels, given.prompt, chosen),
     )
 
 

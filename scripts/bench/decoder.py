@@ -38,6 +38,16 @@ def settings(layers: int) -> dict[str, CompressionConfig | None]:
     }
 
 
+def peak_mib(run: Callable[[], object]) -> float:
+    """MiB on a CPU above what is there before: every allocation and release of torch's, added up, for a process' size
+    is rounded by the system."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(sizes)) / 2**20
+
+
 @dataclass(frozen=True)
 class Bench:
     """A model, its inputs, and how often each setting is measured."""
@@ -92,13 +102,7 @@ class Bench:
     def peak_mib(self, run: Callable[[], object]) -> float:
         """MiB above what is there before."""
         if devices.on_cpu(self.device):
-            # Every allocation and release of torch's, added up: a process' size is rounded by the system.
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-                run()
-            events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-            sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-            return max(itertools.accumulate(sizes)) / 2**20
+            return peak_mib(run)
         devices.reset_peak_memory(self.device)
         before = devices.peak_memory(self.device)
         run()

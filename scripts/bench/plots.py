@@ -60,3 +60,24 @@ def plot_prefill(result: dict, path: Path) -> Path:
     saved = _save(figure, path)
     pyplot.close(figure)
     return saved
+
+
+def plot_scaling(result: dict[str, list[dict]], orders: dict[str, dict[str, int]], path: Path) -> Path:
+    """Time and memory over each axis of sizes, and through the largest size the order that theory says."""
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(2, len(result), figsize=(4 * len(result), 6), squeeze=False)
+    for (axis, rows), column in zip(result.items(), panels.T):
+        sizes = [row["size"] for row in rows]
+        for panel, (key, unit) in zip(column, (("ms", "milliseconds"), ("mib", "MiB"))):
+            values, order = [row[key] for row in rows], orders[axis][key]
+            panel.loglog(sizes, values, "o-", color=COLOURS[0], label="measured")
+            theory = [values[-1] * (size / sizes[-1]) ** order for size in sizes]
+            panel.loglog(sizes, theory, "--", color=COLOURS[1], label=f"order {order}")
+            panel.set_xlabel(axis, fontsize=8)
+            panel.set_ylabel(unit, fontsize=8)
+            panel.grid(alpha=0.3)
+            panel.legend(fontsize=8)
+    figure.tight_layout()
+    saved = _save(figure, path)
+    pyplot.close(figure)
+    return saved

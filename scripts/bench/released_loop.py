@@ -1,7 +1,8 @@
-"""The merge as a loop over frames, by the operators of the released PPE code: what the batched merge is compared with.
+"""The merge as a loop over frames, by all operators of the released PPE code: what the batched merge is compared with.
 
 Own code after a description of the released one (MouxiaoHuang/PPE @ 7b6aa7d, an image or a frame at a time): cdist,
-topk, a noisy density, masks of [N, N], centres by topk, weights and index_add, then positions by a sort in fp64 and
+topk, a noisy density, masks of [N, N], centres by topk, whose rows are gathered, weights and index_add, the records of
+which token became which and with what weight (which nothing reads later), then positions by a sort in fp64 and
 unique_consecutive, for which the host waits in every frame.
 """
 
@@ -11,32 +12,56 @@ from torch import Tensor
 NOISE = 1e-6
 
 
+def gathered(values: Tensor, index: Tensor) -> Tensor:
+    """values [B, N, C] at index [B, ...]: [B, ..., C]."""
+    shape = [len(index)] + [1] * (index.dim() - 1)
+    batch = torch.arange(len(values), device=values.device).view(shape).expand_as(index)
+    return values[batch, index]
+
+
 def cluster(x: Tensor, budget: int, neighbors: int, noise: float = NOISE) -> Tensor:
     """Labels [1, N] of one frame [1, N, C]: the rank of each token's centre in falling score."""
     channels = x.shape[-1]
     distance = torch.cdist(x.float(), x.float()) / channels**0.5
     nearest = torch.topk(distance, k=neighbors, dim=-1, largest=False).values
     density = (-(nearest**2).mean(dim=-1)).exp()
-    density = density + torch.rand_like(density) * noise
-    denser = (density[:, None, :] > density[:, :, None]).to(x.dtype)
-    farthest = distance.flatten(1).max(dim=-1).values[:, None, None]
-    delta = (distance * denser + farthest * (1 - denser)).min(dim=-1).values
-    centers = torch.topk(delta * density, k=budget, dim=-1).indices[0]
-    labels = distance[0, centers].argmin(dim=0)
-    labels[centers] = torch.arange(budget, device=x.device)
-    return labels[None]
+    density = density + torch.rand(density.shape, device=x.device, dtype=density.dtype) * noise
+    denser = (density[:, None, :] > density[:, :, None]).type(x.dtype)
+    farthest = distance.flatten(1).max(dim=-1)[0][:, None, None]
+    delta, _ = (distance * denser + farthest * (1 - denser)).min(dim=-1)
+    centers = torch.topk(delta * density, k=budget, dim=-1).indices
+    labels = gathered(distance, centers).argmin(dim=1)
+    batch = torch.arange(len(x), device=x.device)[:, None].expand_as(centers)
+    own = torch.arange(budget, device=x.device)[None].expand_as(centers)
+    labels[batch.reshape(-1), centers.reshape(-1)] = own.reshape(-1)
+    return labels
 
 
 def means(x: Tensor, labels: Tensor, budget: int) -> Tensor:
     """[1, M, C] means of the groups of one frame, by weights of one, summed in the tokens' dtype."""
-    weights = x.new_ones(x.shape[1], 1)
-    share = weights / (x.new_zeros(budget, 1).index_add_(0, labels[0], weights) + 1e-6)[labels[0]]
-    return x.new_zeros(budget, x.shape[-1]).index_add_(0, labels[0], x[0] * share)[None]
+    batch, count, channels = x.shape
+    weights = x.new_ones(batch, count, 1)
+    index = (labels + torch.arange(batch, device=x.device)[:, None] * budget).reshape(-1)
+    sums = weights.new_zeros(batch * budget, 1).index_add_(0, index, weights.reshape(-1, 1)) + 1e-6
+    share = weights / sums[index.view(batch, count)]
+    source = (x * share).reshape(batch * count, channels).type(x.dtype)
+    merged = x.new_zeros(batch * budget, channels).index_add_(0, index, source).reshape(batch, budget, channels)
+    records(labels, share)
+    return merged
+
+
+def records(labels: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Of one frame the merged token [1, N] that each token went to, and its weight [1, N, 1] there."""
+    tokens = torch.arange(labels.shape[1], device=labels.device)[None].repeat(len(labels), 1)
+    before = share.new_ones(*labels.shape, 1)
+    weight = before * gathered(share, tokens)
+    return gathered(labels[..., None], tokens).squeeze(-1), weight / weight.max(dim=1, keepdim=True)[0]
 
 
 def positions(labels: Tensor, rows: Tensor, k: int) -> Tensor:
     """[3k, M] of the positions [3, N] of one frame: the last k members of each group, last first, in turn."""
-    keys = torch.stack([labels[0].double(), torch.ones_like(labels[0], dtype=torch.float64)], dim=1)
+    weights = torch.ones(labels.shape[1], device=labels.device)
+    keys = torch.stack([labels[0].float().double(), weights.float().double()], dim=1)
     order = keys.sort(dim=0, stable=True).indices[:, 0]
     _, sizes = torch.unique_consecutive(labels[0][order], return_counts=True)
     last = sizes.cumsum(0) - 1

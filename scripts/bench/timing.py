@@ -57,6 +57,13 @@ def stopwatch(function: Callable[[], object], device: torch.device, repeats: int
     return (now() - start) * 1e3 / repeats
 
 
+def thread_ms(function: Callable[[], object]) -> float:
+    """Milliseconds of one call that this thread of a CPU computed."""
+    start = time.thread_time()
+    function()
+    return (time.thread_time() - start) * 1e3
+
+
 def on_device(function: Callable[[], object], device: torch.device, milliseconds: float) -> float | None:
     """Milliseconds of one call by CUDA's events; None elsewhere. A call takes `milliseconds` by the wall.
 

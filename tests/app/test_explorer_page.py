@@ -217,7 +217,7 @@ def test_uploads_and_what_is_wrong_with_them_in_one_line(screen, tmp_path, write
     assert "source=yours" in wait(lambda: "yours" in screen.link() and screen.link(), "the link")
     upload(write_clip("clip.mp4"))
     wait(lambda: screen.row("visual tokens in the vision tower")[0] not in ("300", "289"), "the video")
-    again = Screen(screen.browser, screen.link())
+    again = Screen(screen.browser, wait(lambda: screen.settled() and screen.link(), "the link of the video"))
     assert "a link holds none" in again.text("message")
 
 

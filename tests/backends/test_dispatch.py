@@ -146,7 +146,7 @@ ORDER = {
         "swiglu": ["liger"],
         "linear_cross_entropy": ["liger"],
     },
-    "cpu": {"attention": ["sdpa"], "rotary": [], "group_mean": [], "linear_cross_entropy": []},
+    "cpu": {"attention": ["sdpa"], "rotary": [], "dpc_knn": ["cpu"], "group_mean": ["cpu"], "linear_cross_entropy": []},
 }
 
 

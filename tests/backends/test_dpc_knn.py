@@ -1,6 +1,7 @@
 """The clustering against the algorithm in words, in fp64, one token at a time."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -8,10 +9,17 @@ from cuts import CUTS, cut_into
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppe_npu.backends.cpu import dpc_knn as fast
 from ppe_npu.backends.reference import dpc_knn as reference
-from ppe_npu.backends.reference.dpc_knn import dpc_knn
 
-gram = reference._gram
+dpc_knn = reference.dpc_knn
+
+
+@pytest.fixture(scope="module", autouse=True, params=[reference, fast], ids=["reference", "cpu"])
+def clustering(request):
+    """Every test here is of the specification, and of the CPU's own way."""
+    with mock.patch.dict(globals(), dpc_knn=request.param.dpc_knn):
+        yield
 
 
 def naive(x: torch.Tensor, budget: int, k: int, strict: bool) -> tuple[list[int], list[int]]:
@@ -95,15 +103,15 @@ def test_two_that_are_nearest_to_each_other_tie():
 
 
 def spoiled(product, ulps: int, seed: int = 0):
-    """A bmm that rounds by place: every entry is off by up to so many units in its last place, drawn by itself."""
+    """A product that rounds by place: every entry is off by up to so many units in its last place, drawn by itself."""
     generator = torch.Generator().manual_seed(seed)
 
-    def bmm(a, b, out):
+    def spoil(a, b, out):
         product(a, b, out=out)
         noise = torch.randint(-ulps, ulps + 1, out.shape, generator=generator)
         return out.copy_(out * (1 + noise * torch.finfo(out.dtype).eps))
 
-    return bmm
+    return spoil
 
 
 def picture(seed: int, dtype: torch.dtype = torch.float32, channels: int = 40) -> torch.Tensor:
@@ -121,7 +129,8 @@ def picture(seed: int, dtype: torch.dtype = torch.float32, channels: int = 40) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_product_that_rounds_by_place_breaks_no_tie(monkeypatch, cut, dtype, strict):
     """Other machines' products are neither symmetric nor independent of a token's place: equal tokens stay equal."""
-    monkeypatch.setattr(torch, "bmm", spoiled(torch.bmm, ulps=4))
+    for product in ("bmm", "mm"):
+        monkeypatch.setattr(torch, product, spoiled(getattr(torch, product), ulps=4))
     g = torch.Generator().manual_seed(6)
     for _ in range(5):
         some = torch.randn(3, 9, 24, generator=g, dtype=torch.float64)

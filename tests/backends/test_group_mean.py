@@ -1,9 +1,22 @@
 """Group means: values, dtypes, empty groups, gradients."""
 
+from unittest import mock
+
+import pytest
 import torch
 from tolerances import assert_near
 
-from ppe_npu.backends.reference.group_mean import group_mean
+from ppe_npu.backends.cpu import group_mean as fast
+from ppe_npu.backends.reference import group_mean as reference
+
+group_mean = reference.group_mean
+
+
+@pytest.fixture(scope="module", autouse=True, params=[reference, fast], ids=["reference", "cpu"])
+def averaging(request):
+    """Every test here is of the specification, and of the CPU's own way."""
+    with mock.patch.dict(globals(), group_mean=request.param.group_mean):
+        yield
 
 
 def case(dtype):

@@ -98,14 +98,15 @@ class Entries:
     def listed(self, labels: torch.Tensor, place: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         """The original token of the place-th entry of every group, among the entries with a label, in that order."""
         by_group = order.gather(1, self.last_without_label(labels).gather(1, order).sort(dim=1, stable=True).indices)
-        index = (self._offsets(labels)[:, :-1, None] + place).clamp(0, labels.shape[1] - 1)
+        size = self.sizes(labels)
+        index = (size.cumsum(1) - size + place).clamp(0, labels.shape[1] - 1)
         return self.held.gather(1, by_group.gather(1, index.flatten(1))).view(index.shape)
 
     def ranks(self, labels: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         """[F, H * N] how many entries of its group come before each one in that order."""
         groups, by_group = self.last_without_label(labels).gather(1, order).sort(dim=1, stable=True)
-        place = torch.arange(labels.shape[1], device=labels.device)
-        rank = place - self._offsets(labels).gather(1, groups)
+        starts = torch.nn.functional.pad(self.sizes(labels)[:, :, 0].cumsum(1), (1, 0))  # of no group, too
+        rank = torch.arange(labels.shape[1], device=labels.device) - starts.gather(1, groups)
         return torch.zeros_like(labels).scatter_(1, order.gather(1, by_group), rank)
 
     def sizes(self, labels: torch.Tensor) -> torch.Tensor:
@@ -118,8 +119,3 @@ class Entries:
 
     def last_without_label(self, labels: torch.Tensor) -> torch.Tensor:
         return torch.where(labels < 0, self.groups, labels)
-
-    def _offsets(self, labels: torch.Tensor) -> torch.Tensor:
-        """[F, groups + 1] how many entries stand before each group, and before those of no group."""
-        sizes = self.sizes(labels)[:, :, 0]
-        return torch.cat([torch.zeros_like(sizes[:, :1]), sizes.cumsum(1)], dim=1)

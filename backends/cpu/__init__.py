@@ -1,0 +1,1 @@
+"""Faster ways for a CPU, where the host may look at what was computed."""

@@ -1,0 +1,132 @@
+"""Squared distances of all pairs of tokens of a few frames, in memory that is used again for the next few."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ppe_npu.backends.reference.dpc_knn import first_equal, largest_error, probable_error, share_rows
+
+LEAST_CUT = 224  # a frame of fewer tokens is multiplied as fast whole as half
+SAMPLE = 8  # tokens by which a frame's offset is judged
+# A token that is equal to token i within a bound of at most WIDEST has at most 1.35 times its norm: with r^2 the ratio
+# of norms, (r - 1)^2 <= 2 WIDEST (1 + r^2), the 2 for the rounding of the distance itself.
+WIDEST, NORMS = 0.005, 2.35
+
+
+class Squares:
+    """Makes d_ij^2 = |x_i - x_j|^2 / C of `frames` frames at a time.
+
+    Args:
+        tokens: [F, N, C] floating point; distances are taken in fp32 (fp64 for fp64 tokens).
+        frames: at most so many at a time.
+        sizes: how many tokens each frame has, which come first.
+    """
+
+    def __init__(self, tokens: Tensor, frames: int, sizes: list[int]):
+        self.tokens, self.frames = tokens, frames
+        self.offset = _far_from_origin(tokens, sizes)
+        self.dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+        count = tokens.shape[1]
+        self._squared = tokens.new_empty(frames, count, count, dtype=self.dtype)
+        self._norms = tokens.new_empty(frames, count, dtype=self.dtype)
+        self._sums = tokens.new_empty(count * max(LEAST_CUT, (count + 1) // 2), dtype=self.dtype)
+        self._centred = tokens.new_empty(tokens.shape[1:], dtype=self.dtype)
+
+    def of(self, part: slice, sizes: list[int]) -> Tensor:
+        """[part, N, N]: symmetric, infinite on the diagonal and where a frame has no token.
+
+        Args:
+            sizes: how many tokens each of these frames has.
+        """
+        squared = self._squared[: len(sizes)]
+        for number, size in enumerate(sizes):
+            if size < squared.shape[1]:
+                squared[number].fill_(torch.inf)
+                self._norms[number, size:] = 0
+            self._fill(
+                squared[number, :size, :size], self._norms[number, :size], self._frame(part.start + number, size)
+            )
+        squared.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+        return squared
+
+    def mended(self, part: slice, sizes: list[int], nearest: Tensor) -> bool:
+        """Whether any tokens of a frame are equal, by the reference's two rules; then their distances were made so.
+
+        Args:
+            nearest: [part, N] d^2 of each token to its nearest.
+        """
+        channels, norms = self.tokens.shape[-1], self._norms[: len(sizes)]
+        widest, narrow = (bound(channels, self.dtype) for bound in (largest_error, probable_error))
+        # Not nearer: then no number is NaN either.
+        apart = (nearest > norms * (widest * NORMS)).all(1).tolist() if widest <= WIDEST else [False] * len(sizes)
+        found = False
+        for number, size in enumerate(sizes):
+            if apart[number]:
+                continue
+            own, sums = norms[number, :size], _checksums(self._frame(part.start + number, size))
+            if widest <= WIDEST and bool((nearest[number, :size] > own * (narrow * NORMS)).all()) and not _twice(sums):
+                continue
+            self._mend(self._squared[number, :size, :size], own, sums)
+            found = True
+        return found
+
+    def _frame(self, number: int, size: int) -> Tensor:
+        """[n, C] tokens of one frame, from their mean where that is not small: it would cost products digits."""
+        tokens = self.tokens[number, :size]
+        if not self.offset[number]:
+            return tokens.to(self.dtype).contiguous()
+        out = self._centred[:size].copy_(tokens)
+        return out.sub_(out.mean(0))
+
+    def _fill(self, squared: Tensor, norms: Tensor, x: Tensor) -> None:
+        """squared [n, n] and norms [n] of the tokens x [n, C] of one frame; norms are over C, too."""
+        size, scale = len(x), 1 / x.shape[1]
+        # From the last rows on, whose diagonal has the norms that the rows before them need.
+        for rows in reversed(_strips(size)):
+            # |x_i|^2 + |x_j|^2 - 2 x_i x_j, on and above the diagonal.
+            above = squared[rows, rows.start :]
+            torch.mm(x[rows], x[rows.start :].T, out=above)
+            torch.mul(above.diagonal(), scale, out=norms[rows])
+            both = self._sums[: above.numel()].view(above.shape)
+            torch.add(norms[rows, None], norms[None, rows.start :], out=both)
+            torch.add(both, above, alpha=-2 * scale, out=above)
+            # A product need not be symmetric to the last bit; ties must not depend on the side that they are read from.
+            square = squared[rows, rows]
+            least = self._sums[: square.numel()].view(square.shape)
+            square.copy_(torch.minimum(square, square.T, out=least))
+            squared[rows.stop :, rows] = squared[rows, rows.stop :].T
+
+    def _mend(self, squared: Tensor, norms: Tensor, sums: Tensor) -> None:
+        squared.diagonal().fill_(0)
+        bound = probable_error(self.tokens.shape[-1], self.dtype)
+        for rows in _strips(len(norms)):
+            both = norms[rows, None] + norms
+            squared[rows].mul_(squared[rows] >= both.mul_(bound))
+        bound = largest_error(self.tokens.shape[-1], self.dtype)
+        share_rows(squared[None], first_equal(squared[None], norms[None], sums[None], bound))
+        squared.diagonal().fill_(torch.inf)
+
+
+def _far_from_origin(tokens: Tensor, sizes: list[int]) -> list[bool]:
+    """Whether the mean of a sample of each frame, squared, is no less than half of its tokens' mean square."""
+    places = torch.tensor([[size * number // SAMPLE for number in range(SAMPLE)] for size in sizes], dtype=torch.long)
+    frames = torch.arange(len(sizes))[:, None]
+    some = tokens[frames, places].to(torch.promote_types(tokens.dtype, torch.float32)) if sizes else tokens[:, :0]
+    return (~(2 * some.mean(1).square().sum(-1) < some.square().sum(-1).mean(1))).tolist()
+
+
+def _strips(count: int) -> list[slice]:
+    """Slices of rows: the more, the less is computed below the diagonal, and the slower is every product."""
+    step = math.ceil(count / max(2, math.isqrt(count) // 8)) if count >= LEAST_CUT else count
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def _checksums(x: Tensor) -> Tensor:
+    """[n] of tokens [n, C]: the sum of a token's bits, wrapped around."""
+    bits = torch.int64 if x.dtype == torch.float64 else torch.int32
+    return x.view(bits).sum(-1, dtype=bits)
+
+
+def _twice(sums: Tensor) -> bool:
+    return bool((sums.sort().values.diff() == 0).any())

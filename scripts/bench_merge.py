@@ -1,0 +1,91 @@
+"""The whole merge of a frame's tokens (clustering, means, K positions), against the released code's operators.
+
+Four things take turns in one process, on one thread, by its CPU time, medians: "released", scripts/bench/
+released_loop.py; "ours", as engine/merge.py does it; "gram", the products of all tokens with all others, which is what
+a merge cannot do without; "reference", ours with the clustering and the means of backends/reference. Tokens are normal
+numbers; --offset adds a number to all channels, as features have.
+
+    python scripts/bench_merge.py [--rounds 5] [--members spread] [--offset 0] [--output merge.json]
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+from bench import released_loop
+from bench.cases import NEIGHBORS, RATIO, K
+from bench.counting import groups
+from bench.timing import thread_ms
+
+from ppe_npu.backends import dispatch
+from ppe_npu.config import MEMBERS
+from ppe_npu.engine.members import members
+from ppe_npu.files import write_json
+from ppe_npu.methods import DPCKNN
+from ppe_npu.methods.view import View
+
+SHAPES = ((16, 256, 2048), (32, 196, 2048), (8, 1024, 2048), (1, 4096, 2048))
+OURS, RELEASED, GRAM, REFERENCE = "ours", "released", "gram", "reference"
+
+
+def ours(x: torch.Tensor, budget: int, rows: torch.Tensor, rule: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merged tokens [F, M, C] and positions [F, 3, M, K] of frames [F, N, C] with positions [F, 3, N]."""
+    view = View(torch.full((len(x),), budget), budget, x, least=budget)
+    grouping = DPCKNN(RATIO).group(view)
+    held = members(grouping, K, rule, x)
+    index = held.flatten(1)[:, None].expand(-1, 3, -1)
+    return grouping.apply(x), rows.gather(2, index).unflatten(2, held.shape[1:])
+
+
+def by_reference(call: Callable[[], object]) -> object:
+    with dispatch.using(dpc_knn="reference", group_mean="reference"):
+        return call()
+
+
+@torch.no_grad()
+def measure(shape: tuple[int, int, int], rounds: int, rule: str, offset: float) -> dict:
+    """One row of the table: milliseconds of each, and what ours is of the others, medians over rounds."""
+    frames, tokens, _ = shape
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + offset
+    rows = torch.arange(tokens).expand(frames, 3, -1).contiguous()
+    budget, products = groups(tokens, RATIO), torch.empty(frames, tokens, tokens)
+    calls = {
+        RELEASED: lambda: released_loop.merge(x, rows, budget, NEIGHBORS, K),
+        OURS: lambda: ours(x, budget, rows, rule),
+        GRAM: lambda: torch.bmm(x, x.mT, out=products),
+        REFERENCE: lambda: by_reference(calls[OURS]),
+    }
+    for call in calls.values():
+        call()
+    times = [{name: thread_ms(call) for name, call in calls.items()} for _ in range(rounds)]
+    row = {"shape": list(shape), "ms": {name: statistics.median(one[name] for one in times) for name in calls}}
+    ratios = {other: statistics.median(one[OURS] / one[other] for one in times) for other in (RELEASED, GRAM)}
+    return row | {"of": ratios | {"reference": statistics.median(one[OURS] / one[REFERENCE] for one in times)}}
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--members", choices=MEMBERS, default="spread")
+    parser.add_argument("--offset", type=float, default=0.0)
+    parser.add_argument("--shapes", nargs="+", metavar="F,N,C", help="(default: the four of docs/speed.md)")
+    parser.add_argument("--output", help="a JSON file for the numbers")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    shapes = [tuple(int(part) for part in shape.split(",")) for shape in args.shapes] if args.shapes else SHAPES
+    names = (RELEASED, GRAM, REFERENCE, OURS)
+    print(f"{'shape':<20}", *(f"{name + ' ms':>14}" for name in names), *(f"{'/ ' + n:>12}" for n in names[:3]), sep="")
+    rows = []
+    for shape in shapes:
+        row = measure(shape, args.rounds, args.members, args.offset)
+        rows.append(row)
+        numbers = [f"{row['ms'][name]:>14.1f}" for name in names] + [f"{row['of'][name]:>12.2f}" for name in names[:3]]
+        print(f"{'x'.join(map(str, shape)):<20}", *numbers, sep="", flush=True)
+    if args.output:
+        write_json(args.output, {"members": args.members, "offset": args.offset, "rounds": args.rounds, "rows": rows})
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The CPU's own way to cluster, at sizes at which it is taken: the groups of the specification, whatever the frames are
+like. Its small frames: test_dpc_knn.py."""
+
+import pytest
+import torch
+from cuts import CUTS, cut_into
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppe_npu import backends
+from ppe_npu.backends import dispatch
+from ppe_npu.backends.cpu import dpc_knn as fast
+from ppe_npu.backends.cpu import squares
+from ppe_npu.backends.reference import dpc_knn as reference
+
+
+def same(x, valid, budgets, neighbors, strict=False) -> None:
+    """Both ways give the same centres and labels."""
+    most = max(budgets)
+    arguments = x, valid, torch.tensor(budgets), most, torch.tensor(neighbors), strict
+    (centers, labels), (expected, groups) = fast.dpc_knn(*arguments), reference.dpc_knn(*arguments)
+    assert torch.equal(labels, groups)
+    for found, right, budget in zip(centers, expected, budgets):
+        assert torch.equal(found[:budget], right[:budget])
+    assert ((centers >= 0) & (centers < x.shape[1])).all()
+
+
+KINDS = ("normal", "copies", "offset", "clusters", "flat", "massive")
+
+
+def tokens(kind: str, frames: int, count: int, seed: int, channels: int = 24) -> torch.Tensor:
+    """[F, N, C] in fp64, whose rounding decides nothing: normal ones; some of them copies; far from the origin; in
+    tight clusters; a flat ground with a few objects; with one channel that is a thousand times as large."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(frames, count, channels, generator=g, dtype=torch.float64)
+    if kind in ("copies", "flat"):
+        few = (count + 1) // 2 if kind == "copies" else min(6, count)
+        return x.gather(1, torch.randint(0, few, (frames, count, 1), generator=g).expand_as(x))
+    if kind == "clusters":
+        return x * 1e-3 + x.gather(1, torch.randint(0, min(9, count), (frames, count, 1), generator=g).expand_as(x))
+    if kind == "massive":
+        x[:, :, 0] += 1000
+        x[:, count // 2] *= 30
+    return x + (7 if kind == "offset" else 0)
+
+
+@CUTS
+@settings(derandomize=True, max_examples=8)
+@given(
+    kind=st.sampled_from(KINDS),
+    sizes=st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    share=st.sampled_from([0.02, 0.1, 0.45, 1.0]),
+    strict=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_equals_the_specification(cut, kind, sizes, share, strict, seed):
+    """Ragged frames, some smaller than anything that is looked for at once."""
+    x = tokens(kind, len(sizes), max(sizes), seed)
+    valid = torch.arange(x.shape[1]) < torch.tensor(sizes)[:, None]
+    budgets = [max(1, int(size * share)) for size in sizes]
+    neighbors = [min(size, 1 + (seed + number) % 5) for number, size in enumerate(sizes)]
+    with cut_into(cut):
+        same(x, valid, budgets, neighbors, strict)
+        same(x, None, [max(1, int(x.shape[1] * share))] * len(x), [min(5, x.shape[1])] * len(x), strict)
+
+
+@pytest.mark.parametrize("kind", ["normal", "copies", "offset", "flat"])
+def test_equals_the_specification_in_fp32(kind):
+    """Frames of a video, multiplied whole, in two strips and in three; of the other kinds rounding decides."""
+    for frames, count in ((3, 196), (2, 256), (1, 700)):
+        x = tokens(kind, frames, count, seed=count, channels=64).float()
+        same(x, None, [count // 5] * frames, [5] * frames)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frame_has_the_same_groups_in_any_batch_and_place(kind):
+    x = tokens(kind, 7, 100, seed=3).float()
+    others = tokens("flat", 7, 100, seed=4).float()
+    mixed = torch.stack([x, others], 1).flatten(0, 1)
+    together = fast.dpc_knn(mixed, None, torch.full((14,), 30), 30, torch.full((14,), 5))
+    for number, frame in enumerate(x):
+        alone = fast.dpc_knn(frame[None], None, torch.tensor([30]), 30, torch.tensor([5]))
+        assert torch.equal(alone[0][0], together[0][2 * number])
+        assert torch.equal(alone[1][0], together[1][2 * number])
+
+
+def test_tokens_that_lie_together_are_found_wherever_the_norms_lie(monkeypatch):
+    """Two tokens within the largest error (of fp64), equal or not, beside others of any norm: asked for, and only
+    then."""
+    asked = []
+    monkeypatch.setattr(squares, "_checksums", lambda x, made=squares._checksums: asked.append(1) or made(x))
+    x = tokens("normal", 1, 90, seed=5, channels=512)
+    same(x, None, [30], [5])
+    assert not asked
+    scale = torch.logspace(-3, 3, 90)[:, None]
+    for first, second in ((0, 89), (40, 41), (88, 89)):
+        y = x[0] * scale
+        y[second] = y[first]
+        for noise in (0.0, 1e-8, 3e-7):
+            asked.clear()
+            y[second] = y[first] * (1 + noise)
+            same(y[None], None, [30], [5])
+            assert asked
+
+
+def test_it_is_taken_for_large_frames_on_a_cpu_and_no_others():
+    for count, name in ((fast.LEAST_TOKENS, "cpu"), (fast.LEAST_TOKENS - 1, "reference")):
+        x = tokens("normal", 2, count, seed=1).float()
+        dispatch.reset()
+        backends.dpc_knn(x, None, torch.tensor([9, 9]), 9, torch.tensor([5, 5]))
+        assert dispatch.chosen()["dpc_knn"] == name
+
+
+def test_no_tensor_grows_with_frames_and_the_square_of_tokens():
+    """A video's distances are in memory a few frames at a time."""
+    made = squares.Squares(torch.empty(64, 256, 8), max(1, fast.DISTANCES_AT_ONCE // 256**2), [256] * 64)
+    assert made._squared.numel() <= fast.DISTANCES_AT_ONCE

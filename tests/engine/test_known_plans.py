@@ -1,0 +1,73 @@
+"""Prompts in which all stands alike are laid out once, and what is shared serves every later pass."""
+
+import torch
+from tolerances import assert_equal
+
+from ppe_npu import CompressionConfig
+from ppe_npu.engine import compression as engine
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import contiguous_channels
+from ppe_npu.engine.spans import VisionTokens
+from ppe_npu.utils.recent import Recent
+
+VISION = VisionTokens(image_token_id=8, video_token_id=9, merge_size=2, tokens_per_second=2)
+
+
+def prompt(text: int = 2, frames: int = 3, words: int = 1) -> tuple:
+    """ids [1, S] and the grid of a video of 3 x 4 tokens a frame, between words."""
+    ids = torch.cat([torch.full((1, text), words), torch.full((1, 12 * frames), 9), torch.full((1, 2), words)], 1)
+    return ids, None, None, torch.tensor([[frames, 6, 8]]), None
+
+
+def compression() -> Compression:
+    return Compression(CompressionConfig.preset("ppe", k=4), VISION, contiguous_channels([16, 24, 24]), 4)
+
+
+def merged(made: Compression, *given) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the decoder is given, and the features that it came from."""
+    plan = made.plan(*given)
+    features = torch.randn(len(plan.visual), 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    text = torch.zeros(len(plan.text(0)), 8)
+    return made.prefill(plan, text, features).embeds, features
+
+
+def test_what_stands_alike_is_laid_out_once(monkeypatch):
+    made, laid = compression(), []
+    lay_out = engine.lay_out
+    monkeypatch.setattr(engine, "lay_out", lambda *given: laid.append(1) or lay_out(*given))
+    for words in (1, 2, 1):
+        made.plan(*prompt(words=words))
+    assert len(laid) == 1
+    for other in (prompt(text=3), prompt(frames=4)):
+        made.plan(*other)
+    made.plan(*prompt(), left=False)
+    made.plan(*prompt()[:4], [0.5])  # other seconds, other positions
+    assert len(laid) == 5
+    made.plan(*prompt(), position_ids=torch.arange(40)[None])
+    made.plan(*prompt(), start=torch.tensor([7]))
+    assert len(laid) == 7
+
+
+def test_a_known_plan_gives_what_a_new_one_gives():
+    made = compression()
+    expected, _ = merged(compression(), *prompt())
+    for _ in range(3):
+        assert_equal(merged(made, *prompt())[0], expected)
+        merged(made, *prompt(frames=2))
+
+
+def test_a_plan_of_inference_serves_training():
+    made = compression()
+    with torch.inference_mode():
+        made.plan(*prompt())
+    embeds, features = merged(made, *prompt())
+    embeds.sum().backward()
+    assert features.grad is not None
+    assert features.grad.abs().sum() > 0
+
+
+def test_the_last_few_are_kept():
+    recent, made = Recent(most=2), []
+    for key in (1, 2, 1, 3, 1, 2):
+        assert recent.made(key, lambda key=key: made.append(key) or -key) == -key
+    assert made == [1, 2, 3, 2]
