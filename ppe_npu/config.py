@@ -127,7 +127,7 @@ class CompressionConfig:
     def stages(self) -> tuple[tuple[int | None, tuple[Method, ...]], ...]:
         """(None, the steps before the decoder), then (layer, the steps on its entry) for each layer that has some."""
         at_layers = sorted({layer for method in self.methods for layer in method.layers})
-        at_input = tuple(method for method in self.methods if method.place == "input")
+        at_input = tuple(method for method in self.methods if method.groups_before_decoder)
         return (
             (None, at_input),
             *((layer, tuple(m for m in self.methods if layer in m.layers)) for layer in at_layers),

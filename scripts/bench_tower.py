@@ -1,6 +1,6 @@
-"""The vision tower of Qwen2.5-VL-7B at its real width, dense against IPCV, on pictures of some numbers of patches.
+"""The vision tower of Qwen2.5-VL-7B at its real width: dense, IPCV, and ToMe that joins to the share that IPCV keeps.
 
-Weights are random, and there are as many blocks as --blocks says (32 in the checkpoint). The two take turns, round
+Weights are random, and there are as many blocks as --blocks says (32 in the checkpoint). They take turns, round
 after round; of one thread of a CPU the clock is the time that it computed.
 
     python scripts/bench_tower.py [--device cpu] [--patches 1024 2304 4096] [--blocks 16] [--rounds 3] [--output FILE]
@@ -33,7 +33,7 @@ def model_of(blocks: int, device: torch.device, dtype: torch.dtype):
 
 @torch.no_grad()
 def measure(model, patches: int, keep: float, device: torch.device, rounds: int) -> dict[str, float]:
-    """Milliseconds of both, and the median of their ratios."""
+    """Milliseconds of each, and of IPCV and ToMe the medians of their ratios to the dense tower."""
     side, vision = isqrt(patches), model.config.vision_config
     if side * side != patches or side % vision.spatial_merge_size:
         raise InputError(f"patches={patches}: give the square of an even number")
@@ -41,16 +41,23 @@ def measure(model, patches: int, keep: float, device: torch.device, rounds: int)
     noise = torch.Generator(device).manual_seed(2)
     pixels = torch.randn(patches, values, generator=noise, device=device).to(model.dtype)
     grid = torch.tensor([[1, side, side]], device=device)
-    config = CompressionConfig.preset("ipcv", keep=keep)
-    times: dict[str, list[float]] = {"dense": [], "ipcv": []}
+    joins = sorted({vision.depth // 8, vision.depth // 4, vision.depth * 3 // 8})
+    configs = {
+        "dense": None,
+        "ipcv": CompressionConfig.preset("ipcv", keep=keep),
+        "tome": CompressionConfig.preset("tome_tower", ratio=keep, merge_blocks=joins),
+    }
+    times: dict[str, list[float]] = {name: [] for name in configs}
     for number in range(rounds + 1):
         for name, own in times.items():
-            restore(model) if name == "dense" else compress(model, config)
+            config = configs[name]
+            restore(model) if config is None else compress(model, config)
             spent = stopwatch(lambda: model.model.visual(pixels, grid_thw=grid), device)
             if number:
                 own.append(spent)
-    dense, ipcv = (Times(tuple(own)) for own in times.values())
-    return {"dense_ms": dense.median, "ipcv_ms": ipcv.median, "share": 1 / ipcv.ratio(dense)}
+    dense, ipcv, tome = (Times(tuple(own)) for own in times.values())
+    medians = {"dense_ms": dense.median, "ipcv_ms": ipcv.median, "tome_ms": tome.median}
+    return medians | {"share": 1 / ipcv.ratio(dense), "tome_share": 1 / tome.ratio(dense)}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,10 +77,11 @@ def main(argv: list[str] | None = None) -> None:
     facts = {"device": devices.describe(device), "dtype": dtype, "clock": clock_name(device), "date": str(date.today())}
     print(f"{facts['device']['name']}, {dtype}, {args.blocks} blocks, {args.rounds} rounds, {facts['clock']}")
     model, rows = model_of(args.blocks, device, DTYPES[dtype]), {}
-    print(f"{'patches':>8}{'dense ms':>12}{'ipcv ms':>12}{'share':>9}")
+    print(f"{'patches':>8}{'dense ms':>12}{'ipcv ms':>12}{'share':>9}{'tome ms':>12}{'share':>9}")
     for patches in args.patches:
         row = rows[patches] = measure(model, patches, args.keep, device, args.rounds)
-        print(f"{patches:>8}{row['dense_ms']:>12.0f}{row['ipcv_ms']:>12.0f}{row['share']:>9.1%}", flush=True)
+        told = f"{patches:>8}{row['dense_ms']:>12.0f}{row['ipcv_ms']:>12.0f}{row['share']:>9.1%}"
+        print(f"{told}{row['tome_ms']:>12.0f}{row['tome_share']:>9.1%}", flush=True)
         if args.output:
             write_json(args.output, {**facts, "blocks": args.blocks, "keep": args.keep, "rows": rows})
 

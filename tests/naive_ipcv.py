@@ -52,6 +52,11 @@ def run(model, inputs, kind="image"):
 
 def naive(visual, pixels, grid, method, pools):
     """The tower's output, by a method's settings. pools: how many patches compete, one after the other."""
+    return with_blocks(visual, pixels, grid, lambda calls: _blocks(visual, calls, method, pools))
+
+
+def with_blocks(visual, pixels, grid, made):
+    """The output of a tower whose blocks give made(calls), from (hidden states, other arguments) of each block."""
     calls: list = []
     hooks = [
         block.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args[0], kwargs)), with_kwargs=True)
@@ -60,8 +65,8 @@ def naive(visual, pixels, grid, method, pools):
     visual(pixels.to(visual.dtype), grid_thw=grid)
     for hook in hooks:
         hook.remove()
-    made = _blocks(visual, calls, method, pools)
-    hooks = [block.register_forward_hook(lambda _m, _a, _o, out=out: out) for block, out in zip(visual.blocks, made)]
+    outs = made(calls)
+    hooks = [block.register_forward_hook(lambda _m, _a, _o, out=out: out) for block, out in zip(visual.blocks, outs)]
     output = visual(pixels.to(visual.dtype), grid_thw=grid)
     for hook in hooks:
         hook.remove()
@@ -83,7 +88,7 @@ def _blocks(visual, calls, method, pools):
             state = block(state, **given)
         else:
             asked = rows if number < first + method.stabilized_blocks else kept
-            mid = state[kept] + _attention(block, state, given["position_embeddings"], kept, asked, segments)
+            mid = state[kept] + attention(block, state, given["position_embeddings"], kept, asked, segments)
             mid = mid + block.mlp(block.norm2(mid))
             state = _rebuilt(start, mid, kept, leaving)
         out.append(state)
@@ -118,15 +123,21 @@ def _rebuilt(start, now, kept, leaving):
     return state
 
 
-def _attention(block, state, table, asking, asked, segments):
-    attention = block.attn
-    heads = attention.qkv(block.norm1(state)).unflatten(-1, (3, attention.num_heads, -1))
+def heads_of(block, state, table):
+    """Query, key and value [L, H, D] of a block."""
+    heads = block.attn.qkv(block.norm1(state)).unflatten(-1, (3, block.attn.num_heads, -1))
     query, key, value = heads.unbind(1)
     query, key = (_turned(part, *(part.to(state.dtype) for part in table)) for part in (query, key))
-    scores = torch.einsum("shd,thd->hst", query[asking], key[asked]) * attention.scaling
+    return query, key, value
+
+
+def attention(block, state, table, asking, asked, segments):
+    """[n, C] what attention adds to the rows that ask."""
+    query, key, value = heads_of(block, state, table)
+    scores = torch.einsum("shd,thd->hst", query[asking], key[asked]) * block.attn.scaling
     apart = segments[asking][:, None] != segments[asked][None, :]
     weights = scores.masked_fill(apart, float("-inf")).softmax(-1)
-    return attention.proj(torch.einsum("hst,thd->shd", weights, value[asked]).flatten(1))
+    return block.attn.proj(torch.einsum("hst,thd->shd", weights, value[asked]).flatten(1))
 
 
 def _turned(heads, cos, sin):

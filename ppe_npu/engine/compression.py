@@ -20,14 +20,13 @@ from ppe_npu.engine.positions import HALVES, axes_of, check_channels, position_r
 from ppe_npu.engine.run import Masking, Prefill, Run
 from ppe_npu.engine.shown import LAYER_NEEDS, OF_PROMPTS
 from ppe_npu.engine.spans import Parts, PromptLayout, VisionTokens, find_spans
-from ppe_npu.engine.tower import TowerBlocks, TowerTokens, tower_order
+from ppe_npu.engine.tower import NEEDS, TowerBlocks, TowerTokens, tower_order
 from ppe_npu.engine.tower_pass import inside_of
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import CompressionReport, Stopwatch
 from ppe_npu.inspect.tower_work import Widths
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
-from ppe_npu.methods.ipcv import IPCV
 from ppe_npu.utils.recent import Recent
 
 
@@ -65,7 +64,7 @@ class Compression:
     stages: int = field(init=False)
     axes: int = field(init=False)
     tower: TowerBlocks = field(init=False)
-    inside: IPCV | None = field(init=False)
+    inside: Method | None = field(init=False)
     holding: Holding | None = field(init=False)
     linear: bool = field(default=False, repr=False)
     widths: tuple[Widths, Widths | None] | None = field(default=None, init=False, repr=False)
@@ -92,7 +91,7 @@ class Compression:
         for method in config.methods:
             named = method.name if config.temporal_ratio is None else f"temporal_ratio={config.temporal_ratio}"
             _check_place(method, self.vision, named)
-        self.inside = inside_of(config.methods)
+        self.inside = inside_of(config.methods, self.vision)
         self.tower = TowerBlocks.wanted(config.methods, self.vision)
         self.holding = Holding.of(config)
 
@@ -159,7 +158,7 @@ class Compression:
         layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
         given = position_ids, start, labels if self.config.needs & OF_PROMPTS else None, chosen
         stages, ahead, positions, following = self._laid(layout, left, packed, *given)
-        order = tower_order(layout, self.vision.window, chosen) if self.tower.all and self.vision.window else None
+        order = self._tower_order(layout, chosen)
         plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead, chosen, self.holding)
         if "places" in self.config.needs:
             plan.find_places()
@@ -174,7 +173,8 @@ class Compression:
         def lay() -> tuple:
             standing = Standing.of(layout, labels, chosen)
             with torch.inference_mode(False):  # else the first caller's mode would stick to what others are given
-                return *self._stages(layout, standing, left, packed), *self._positions(layout, position_ids, start)
+                numbers = self._positions(layout, position_ids, start, chosen)
+                return *self._stages(layout, standing, left, packed), *numbers
 
         alike = all(value is None for value in given)
         return self._known.made((layout.key, left, packed), lay) if alike else lay()
@@ -192,10 +192,15 @@ class Compression:
         rest = self.config.stages[len(stages) :]
         return stages, Ahead.of(standing, rest, left, packed) if rest else None
 
+    def _tower_order(self, layout: PromptLayout, chosen: Chosen | None) -> np.ndarray | None:
+        """Where each token stands in a tower that goes window by window, if it matters."""
+        window = self.vision.window if self.config.needs & NEEDS else 0
+        return tower_order(layout, window, chosen) if window else None
+
     def _positions(
-        self, layout: PromptLayout, given: torch.Tensor | None, start: torch.Tensor | None
+        self, layout: PromptLayout, given: torch.Tensor | None, start: torch.Tensor | None, chosen: Chosen | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The prompt's positions [axes, B, S], and the one after each sample's largest [B]."""
+        """The prompt's positions [axes, B, S], and the one after each sample's last [B]."""
         if given is not None:
             positions = position_rows(given, self.axes, layout.real.shape).cpu().numpy()
             return positions, positions.max(axis=(0, 2)) + 1
@@ -204,7 +209,10 @@ class Compression:
             samples, length = layout.real.shape
             places = np.arange(length)
             return np.broadcast_to(places, (self.axes, samples, length)), np.full(samples, length)
-        return prompt_positions(layout, self.vision, None if start is None else start.tolist(), self.axes)
+        first = None if start is None else start.tolist()
+        counts_kept = getattr(self.config.at_pixels, "numbering", "prompt") == "kept"
+        kept = chosen.kept if chosen is not None and counts_kept else None
+        return prompt_positions(layout, self.vision, first, self.axes, kept)
 
     # -- between the vision tower and the first decoder layer: no host sync, but where counts are late ----------------
 

@@ -67,6 +67,12 @@ def chosen(
     return torch.cat(parts, dim=-1)
 
 
+def among_equals(rule: str) -> str:
+    """The rule for members that are alike: by nearness none goes before another, so that rules of nearness spread the
+    k over the group."""
+    return "spread" if rule_named(rule).by_nearness else rule
+
+
 def _distance(grouping: Grouping, tokens: torch.Tensor, known: int) -> torch.Tensor:
     """[F, N] distance of each token to the representative of its group; -1 for the representative itself, which comes
     before tokens that are equal to it.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.engine.members import members
+from ppe_npu.engine.members import among_equals, members
 from ppe_npu.engine.rounds import Bucket, Round, as_tensor, upload
 from ppe_npu.engine.shown import FIELDS, Texts
 from ppe_npu.engine.tower import TowerTokens
@@ -139,6 +139,8 @@ def _grouped(
     groupings: list[Grouping] = []
     kept: list[Tokens] = []
     valid = bucket.valid
+    if holding is not None and method.place == "tower":  # which gave all members of a group the same features
+        holding = replace(holding, rule=among_equals(holding.rule))
     for level, part in enumerate(method.levels):
         if groupings:
             features = None if tokens.features is None else groupings[-1].apply(tokens.features)

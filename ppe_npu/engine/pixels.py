@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ppe_npu.engine.members import chosen
+from ppe_npu.engine.members import among_equals, chosen
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.positions import rule_named
@@ -88,12 +88,10 @@ class Chosen:
         """[kept, k] int64, which tokens speak for each group, or [kept, axes * k]: see members().
 
         Args:
-            rule: as members(). What cells are dropped for is that they are alike: by nearness none goes before another,
-                so that rules of nearness spread the k over the group.
+            rule: as members(), among equals: what cells are dropped for is that they are alike.
             positions: [axes, V] int64, of every visual token.
         """
-        how = rule_named(rule)
-        how = rule_named("spread") if how.by_nearness else how
+        how = rule_named(among_equals(rule))
         labels, kept = torch.from_numpy(self.number[self.source])[None], np.flatnonzero(self.kept)
         known = {"positions": torch.from_numpy(positions), "representatives": torch.from_numpy(kept)[None]}
         return chosen(how, k, labels, None, len(kept), **known)[0].numpy()

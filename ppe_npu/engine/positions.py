@@ -22,7 +22,11 @@ HALVES, NEIGHBOURS = "halves", "neighbours"
 
 
 def prompt_positions(
-    layout: PromptLayout, vision: VisionTokens, start: Sequence[int] | None = None, axes: int = 3
+    layout: PromptLayout,
+    vision: VisionTokens,
+    start: Sequence[int] | None = None,
+    axes: int = 3,
+    kept: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(t, h, w) of every token, numbered as Qwen2.5-VL was trained; of a decoder with one axis, its place in the text.
 
@@ -32,24 +36,21 @@ def prompt_positions(
     Args:
         start: [B] first position of each sample (of a prompt that continues a cache); 0 if None.
         axes: 3, or 1 for a plain rotary embedding.
+        kept: [V] bool, of which visual tokens (in the order of the features) the max(t, h, w) counts; None: of all.
 
     Returns:
         positions: [axes, B, S] int64, 0 at padding.
         following: [B] int64, the position after each sample's largest.
     """
     samples, length = layout.real.shape
-    if axes == 1:
-        first = np.zeros(samples, np.int64) if start is None else np.array(start, dtype=np.int64)
-        place = first[:, None] + layout.real.cumsum(axis=1) - 1
-        return np.where(layout.real, place, 0)[None], first + layout.real.sum(axis=1)
-    positions = np.zeros((3, samples, length), dtype=np.int64)
     following = np.zeros(samples, dtype=np.int64) if start is None else np.array(start, dtype=np.int64)
-    spans: list[list[Span]] = [[] for _ in range(samples)]
-    for span in layout.spans:
-        spans[span.sample].append(span)
+    if axes == 1:
+        place = following[:, None] + layout.real.cumsum(axis=1) - 1
+        return np.where(layout.real, place, 0)[None], following + layout.real.sum(axis=1)
+    positions = np.zeros((3, samples, length), dtype=np.int64)
     for sample in range(samples):
         at, following_position = 0, int(following[sample])
-        for visual in [*spans[sample], None]:
+        for visual in [*(span for span in layout.spans if span.sample == sample), None]:
             end = length if visual is None else visual.start
             text = at + np.flatnonzero(layout.real[sample, at:end])
             positions[:, sample, text] = following_position + np.arange(len(text))
@@ -60,7 +61,8 @@ def prompt_positions(
             if layout.real[sample, visual.start : at].any():  # else the mask hides it
                 grid = following_position + grid_positions(visual, vision)
                 positions[:, sample, visual.start : at] = grid
-                following_position = int(grid.max()) + 1
+                own = grid if kept is None else grid[:, kept[visual.feature :][: visual.tokens]]
+                following_position = int(own.max()) + 1
         following[sample] = following_position
     return np.where(layout.real, positions, 0), following
 

@@ -21,8 +21,9 @@ from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.choosing import exact
 
-KEYS, SALIENCY = "tower_keys", "tower_saliency"
-NEEDS = {KEYS, SALIENCY}
+KEYS, SALIENCY, GROUPS = "tower_keys", "tower_saliency", "tower_groups"
+_OF_BLOCKS = {KEYS, SALIENCY}
+NEEDS = {*_OF_BLOCKS, GROUPS}
 _SCORES_AT_ONCE = 2**22  # as many fit a CPU's caches
 _MORE_ON_A_DEVICE = 8  # whose launches cost more than its memory
 
@@ -47,7 +48,7 @@ class TowerBlocks:
         Raises:
             InputError: a block that the tower has not, or that attends in windows where a method refuses these.
         """
-        own = {method: _blocks(method, vision) for method in methods if method.needs & NEEDS}
+        own = {method: _blocks(method, vision) for method in methods if method.needs & _OF_BLOCKS}
         keys = frozenset(blocks[0] for method, blocks in own.items() if KEYS in method.needs)
         looking = (blocks for method, blocks in own.items() if SALIENCY in method.needs)
         saliency = frozenset(itertools.chain(*looking))
@@ -60,7 +61,8 @@ class TowerTokens:
 
     Args:
         blocks: which are looked at.
-        parts: of ("tower_keys", block) [R, D] fp32, of ("tower_saliency", block) [R] fp32.
+        parts: of ("tower_keys", block) [R, D] fp32, of ("tower_saliency", block) [R] fp32, of ("tower_groups", 0) [R]
+            int64, as View has them.
     """
 
     blocks: TowerBlocks
@@ -80,6 +82,8 @@ class TowerTokens:
         if SALIENCY in method.needs:
             parts = [self.parts[SALIENCY, block] for block in blocks]
             out[SALIENCY] = parts[0] if len(parts) == 1 else torch.stack(parts, dim=1)
+        if GROUPS in method.needs:
+            out[GROUPS] = self.parts[GROUPS, 0]
         return out
 
 

@@ -17,17 +17,18 @@ class Widths:
 
     Args:
         asked: weights of the projections to queries, keys and values. rest: weights of its other linear layers.
-        channels: of all heads together.
+        channels: of all heads together. out: weights of what comes out of attention, among the rest.
     """
 
     asked: int
     rest: int
     channels: int
+    out: int = 0
 
     @classmethod
-    def of(cls, block: torch.nn.Module, asked: Sequence[torch.nn.Module], channels: int) -> Widths:
+    def of(cls, block: torch.nn.Module, asked: Sequence[torch.nn.Module], out: torch.nn.Linear) -> Widths:
         first = sum(map(_weights, asked))
-        return cls(first, _weights(block) - first, channels)
+        return cls(first, _weights(block) - first, out.in_features, _weights(out))
 
     def flops(self, rows: int, fed: int, pairs: int) -> int:
         """Of `rows` that are asked for queries, keys and values, `fed` rows that go through the rest, and so many pairs
@@ -42,10 +43,12 @@ def _weights(module: torch.nn.Module) -> int:
 
 @dataclass(frozen=True)
 class BlockWork:
-    """Rows of a block as the tower is and as it ran: asked for queries, fed to the rest, and pairs that attend."""
+    """Rows of a block as the tower is and as it ran: asked for queries, fed to the rest, and pairs that attend.
+    lost: how many came out of attention beside those that were fed to the rest."""
 
     whole: tuple[int, int, int]
     ran: tuple[int, int, int]
+    lost: int = 0
 
 
 @dataclass
@@ -78,7 +81,8 @@ class TowerReport:
 
     @property
     def flops(self) -> int:
-        return sum(self.widths.flops(*block.ran) for block in self.blocks.values())
+        blocks = self.blocks.values()
+        return sum(self.widths.flops(*block.ran) + 2 * block.lost * self.widths.out for block in blocks)
 
     @property
     def dense_flops(self) -> int:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 PLACES = ("pixels", "tower", "input", "layer")  # in the order in which a forward pass comes by them
 NEEDS = (
-    *("pixels", "tokens", "places", "sizes", "text", "tower_keys", "tower_saliency"),
+    *("pixels", "tokens", "places", "sizes", "text", "tower_keys", "tower_saliency", "tower_groups"),
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
@@ -101,7 +101,7 @@ class Method:
             over the whole "frame", made from its queries and keys; or "skip" it. A field in most methods. In a tower
             all of whose blocks attend in windows it is always "frame".
         restores: whether as many tokens come out of the vision tower as go in, of a method that works inside it: then
-            nothing after the tower knows of it.
+            nothing after the tower knows of it. Else it groups tokens before the decoder, too, by what it did there.
         layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
             entry it stands, which has just run, and not of that one, which is about to.
 
@@ -167,6 +167,12 @@ class Method:
     def place(self) -> str:
         """Where it stands, of PLACES."""
         return "layer" if self.layers else next((place for place in self.places if place != "layer"), "")
+
+    @property
+    def groups_before_decoder(self) -> bool:
+        """Whether tokens are grouped before the first decoder layer: what joined them in the vision tower does so in
+        what came out of it, before all others."""
+        return self.place == "input" or (self.place == "tower" and not self.restores)
 
     @property
     def on_host(self) -> bool:

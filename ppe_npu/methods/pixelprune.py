@@ -36,6 +36,8 @@ class PixelPrune(Method):
         skip_ratio: of "connected": the share of a component that goes; at least one cell stays.
         rand: of "connected": which of them stay is drawn; else they stand evenly in raster order.
         seed: of "random" and `rand`.
+        numbering: of the text behind a picture: "prompt", as if nothing were dropped; "kept", from the largest position
+            of a cell that is kept on, as the published code's port to vLLM has it.
     """
 
     predictor: Literal["pred_2d", "raster", "serpentine", "connected", "random"] = "pred_2d"
@@ -48,6 +50,7 @@ class PixelPrune(Method):
     skip_ratio: float = setting(1.0, least=0, most=1, remedy="give a share of a component's cells, in [0, 1]")
     rand: bool = False
     seed: int = setting(42, least=0, remedy="give a whole number, at least 0 and below 2**63")
+    numbering: Literal["prompt", "kept"] = "prompt"
 
     needs = frozenset({"pixels"})
     places = ("pixels",)

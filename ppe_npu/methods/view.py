@@ -31,6 +31,8 @@ class View:
         tower_saliency: [F, N] attention that each token receives in a block of the vision tower, the mean over heads
             and queries of its image or frame, the sum over its patches; [F, B, N] where the method's tower_blocks names
             B blocks.
+        tower_groups: [F, N] int64, where cells were joined inside the vision tower, by how many places the token that
+            its group goes on at stands behind each one (before it where negative).
         layer_queries, layer_keys: [F, N, H, D] of the decoder layer that the step stands before, after its norm and
             its rotary embedding; keys may have fewer heads, each of which serves a run of query heads.
         layer_plain_queries, layer_plain_keys: the same before the rotary embedding (the need is "layer_plain").
@@ -54,6 +56,7 @@ class View:
     text_after: torch.Tensor | None = None
     tower_keys: torch.Tensor | None = None
     tower_saliency: torch.Tensor | None = None
+    tower_groups: torch.Tensor | None = None
     layer_queries: torch.Tensor | None = None
     layer_keys: torch.Tensor | None = None
     layer_plain_queries: torch.Tensor | None = None
@@ -114,7 +117,7 @@ class View:
         saliency = self.tower_saliency
         if saliency is not None and saliency.dim() == 3:  # of several blocks
             saliency = saliency[:, 0]
-        parts = (self.tokens, self.places, self.sizes, self.tower_keys, saliency, self.layer_keys)
+        parts = (self.tokens, self.places, self.sizes, self.tower_keys, saliency, self.tower_groups, self.layer_keys)
         return next(part for part in (*parts, self.layer_queries, self.layer_row) if part is not None)
 
     @property

@@ -8,15 +8,18 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.inside import TowerPass
+from ppe_npu.engine.joining import Joining
 from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.spans import IMAGE, VIDEO, Parts, VisionTokens
-from ppe_npu.engine.tower import TowerBlocks, TowerTokens
-from ppe_npu.engine.tower_pass import TowerPass, pass_of, pools_of
+from ppe_npu.engine.tower import NEEDS as TOWER_NEEDS
+from ppe_npu.engine.tower import TowerTokens
+from ppe_npu.engine.tower_pass import pass_of, pools_of
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.tower_work import TowerReport
-from ppe_npu.methods.ipcv import IPCV
+from ppe_npu.methods.base import Method
 from ppe_npu.models.alignment import keeps_no_cache
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.pixels import KeptPatches, chosen_cells, run_on_kept
@@ -176,8 +179,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     """
     compression, tower, inside = model.compression, None, {}
     outputs = [output for output in (_encoded(kind, kwargs) for kind in (IMAGE, VIDEO)) if output is not None]
-    if compression.tower.all:
-        _check_ready(compression.tower, kwargs)
+    _check_ready(compression, kwargs)
     given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
     if given:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
@@ -188,10 +190,12 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
             if compression.inside is not None:
                 inside[KEYWORD] = _inside(compression.inside, compression, plan, given, pixels[0].device)
             ran = _run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
-        if inside:
-            plan.in_tower = inside[KEYWORD].finished()
-        if compression.tower.all and seen is not None:
-            tower = seen.tokens(_joined(ran.pooler_output).device)
+        passing, stands = inside.get(KEYWORD), None
+        if passing is not None:
+            plan.in_tower = passing.finished()
+            stands = passing.stands if isinstance(passing, Joining) else None
+        if seen is not None and (compression.tower.all or stands is not None):
+            tower = seen.tokens(_joined(ran.pooler_output).device, stands)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
         visual = plan.on(kwargs["inputs_embeds"].device).visual
@@ -207,12 +211,15 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     return Features(torch.cat(tokens), layers, tower)
 
 
-def _check_ready(blocks: TowerBlocks, kwargs: dict) -> None:
+def _check_ready(compression: Compression, kwargs: dict) -> None:
     """Raise InputError where features are given ready-made, and a method looks at the blocks that made them."""
+    if not compression.config.needs & TOWER_NEEDS:
+        return
+    looking = {method.name for method in compression.config.methods if method.needs & TOWER_NEEDS}
     for kind, pixels in PIXELS.items():
         encoded = _encoded(kind, kwargs) is not None
         if encoded or (is_given(kind, kwargs) and kwargs.get(pixels) is None):
-            names = ", ".join(sorted({method.name for method in blocks.of}))
+            names = ", ".join(sorted(looking))
             ready = "mm_encoder_outputs" if encoded else "inputs_embeds"
             raise InputError(
                 f"{names} must look into the vision tower, of which {ready} hold only the output: give {pixels}"
@@ -253,12 +260,12 @@ def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen |
 
 
 def _inside(
-    method: IPCV, compression: Compression, plan: PromptPlan, kinds: list[str], where: torch.device
+    method: Method, compression: Compression, plan: PromptPlan, kinds: list[str], where: torch.device
 ) -> TowerPass:
     """The pass of a method that works inside the tower, in which prompts do not compete with each other."""
     vision = compression.vision
-    pools = pools_of(plan.layout, kinds, vision.merge_size, method.per_image, plan.chosen)
-    passing = pass_of(method, pools, vision, compression.tower.all)
+    pools = pools_of(method, plan.layout, kinds, vision.merge_size, plan.chosen)
+    passing = pass_of(method, pools, vision, where, compression.tower.all)
     if compression.widths is not None:
         passing.report = TowerReport(*compression.widths, Stopwatch(where))
     return passing

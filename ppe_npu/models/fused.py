@@ -99,7 +99,7 @@ def _vision_attention(
     self, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, position_embeddings: tuple, **_
 ) -> torch.Tensor:
     """hidden_states [T, C]; cu_seqlens [windows + 1]; position_embeddings cos, sin [T, D]."""
-    return vision_attention(self, hidden_states, position_embeddings, on_host(cu_seqlens))
+    return vision_attention(self, hidden_states, position_embeddings, on_host(cu_seqlens))[0]
 
 
 def _text_attention(

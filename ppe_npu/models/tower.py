@@ -16,7 +16,8 @@ from ppe_npu import backends
 from ppe_npu.backends.compiling import is_traced
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.tower import KEYS, SALIENCY, TowerTokens, frame_lengths, received
+from ppe_npu.engine.tower import GROUPS, KEYS, SALIENCY, TowerTokens, frame_lengths, received
+from ppe_npu.methods.tome_tower import groups_of
 
 
 @dataclass
@@ -31,12 +32,18 @@ class Watch:
     plan: PromptPlan
     parts: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
 
-    def tokens(self, device: torch.device) -> TowerTokens:
-        """On the device of the features, and in their order."""
+    def tokens(self, device: torch.device, stands: torch.Tensor | None = None) -> TowerTokens:
+        """On the device of the features, and in their order.
+
+        Args:
+            stands: [V] where cells were joined in the tower, the one that each one's group goes on at.
+        """
         order = self.plan.on(device).tower_order
         parts = {at: part.to(device) for at, part in self.parts.items()}  # a tower may be spread over devices
         if order is not None:
             parts = {at: part.index_select(0, order) for at, part in parts.items()}
+        if stands is not None:
+            parts[GROUPS, 0] = groups_of(stands.to(device), order)
         return TowerTokens(self.compression.tower, parts)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Blocks of the Qwen towers on some of their rows: how a family runs what engine/tower_pass.py asks for.
+"""Blocks of the Qwen towers on some of their rows: how a family runs what engine/inside.py asks for.
 
 Modifications (on the given instance only, where a method works inside the tower):
 * the tower's forward: makes a pass, and hands it to its blocks under the keyword `ppe`, as any other argument.
@@ -19,7 +19,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ppe_npu import backends
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.tower_pass import TowerPass, pass_of
+from ppe_npu.engine.inside import TowerPass
+from ppe_npu.engine.tower_pass import pass_of, pools_of_grids
 from ppe_npu.inspect.tower_work import Widths
 from ppe_npu.models.forward_pass import KEYWORD
 from ppe_npu.models.seam import original, override, own_submodules, restore_methods
@@ -39,13 +40,13 @@ def install_tower(model, compression: Compression) -> None:
 
 
 def _widths(block, layers) -> tuple[Widths, Widths | None]:
-    own = Widths.of(block, [block.attn.qkv], block.attn.proj.out_features)
+    own = Widths.of(block, [block.attn.qkv], block.attn.proj)
     attentions = [getattr(layer, "self_attn", None) for layer in layers]
     if not all(hasattr(attention, "q_proj") for attention in attentions):
         return own, None
     first: Any = attentions[0]
     asked = [first.q_proj, first.k_proj, first.v_proj]
-    return own, Widths.of(layers[0], asked, first.q_proj.out_features)
+    return own, Widths.of(layers[0], asked, first.o_proj)
 
 
 def uninstall_tower(model) -> None:
@@ -67,19 +68,16 @@ def detach_tower(model) -> None:
 
 
 def _tower_forward(self, **kwargs):
-    """Of a tower that is called by itself all patches compete, or, if the method says so, those of each image."""
+    """Of a tower that is called by itself all patches compete that the method does not keep apart."""
     shown = kwargs.get("output_hidden_states") or getattr(self.config, "output_hidden_states", False)
     compression = self.compression
-    given = kwargs.get(KEYWORD)
-    if given is None or shown:
-        sizes, seen = _sizes(kwargs, compression.inside.per_image), compression.tower.all
-        sizes = sizes if given is None else given.pools
-        kwargs[KEYWORD] = pass_of(compression.inside, sizes, compression.vision, seen, bool(shown))
+    if kwargs.get(KEYWORD) is None:
+        pixels, seen = kwargs["hidden_states"], compression.tower.all
+        pools, where = pools_of_grids(compression.inside, kwargs["grid_thw"], len(pixels)), pixels.device
+        kwargs[KEYWORD] = pass_of(compression.inside, pools, compression.vision, where, seen)
+    if shown:
+        kwargs[KEYWORD].show_all()
     return original(self, "forward")(**kwargs)
-
-
-def _sizes(kwargs: dict, per_image: bool) -> list[int]:
-    return kwargs["grid_thw"].prod(-1).tolist() if per_image else [len(kwargs["hidden_states"])]
 
 
 def _block_forward(number: int, self, **kwargs):
@@ -88,20 +86,19 @@ def _block_forward(number: int, self, **kwargs):
     if passing is None:  # called by itself
         return original(self, "forward")(rows, **kwargs)
     cos, sin = kwargs.pop("position_embeddings")
-    return passing.run(number, TowerBlock(self, passing, kwargs.pop("cu_seqlens"), (cos, sin), kwargs), rows)
+    return passing.run(number, TowerBlock(self, kwargs.pop("cu_seqlens"), (cos, sin), kwargs), rows)
 
 
 @dataclass(frozen=True)
 class TowerBlock:
-    """One call of a block with norm1, attn (qkv, proj), norm2 and mlp.
+    """One call of a block with norm1, attn (qkv, proj), norm2 and mlp. See engine/inside.py for what it can do.
 
     Args:
-        module: the block. passing: the pass. cu_seqlens: [segments + 1] borders of its frames or windows.
+        module: the block. cu_seqlens: [segments + 1] borders of its frames or windows.
         table: cos, sin [L, D] of all rows. others: what else it was called with.
     """
 
     module: Any
-    passing: TowerPass
     cu_seqlens: torch.Tensor
     table: tuple[torch.Tensor, torch.Tensor]
     others: dict
@@ -113,24 +110,35 @@ class TowerBlock:
     def segments(self) -> list[int]:
         return on_host(self.cu_seqlens)
 
-    def alone(self, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def alone(self, rows: torch.Tensor, places: torch.Tensor, borders: list[int]) -> torch.Tensor:
         attention, normed, table = self.module.attn, self.module.norm1(rows), self._table(places)
-        borders = self.passing.borders(on_host(self.cu_seqlens), alone=True)
         if self._ours:
-            made = vision_attention(attention, normed, table, borders)
+            made, _ = vision_attention(attention, normed, table, borders)
         else:
             cu_seqlens = torch.tensor(borders, dtype=self.cu_seqlens.dtype, device=rows.device)
             others = {name: value for name, value in self.others.items() if name != "max_seqlen"}
             made = attention(normed, cu_seqlens=cu_seqlens, position_embeddings=table, **others)
         return self.fed(rows + made)
 
-    def attended(self, rows: torch.Tensor, asking: torch.Tensor, asked: torch.Tensor | None) -> torch.Tensor:
+    def keyed(
+        self, rows: torch.Tensor, places: torch.Tensor, borders: list[int], full: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        attention, normed = self.module.attn, self.module.norm1(rows)
+        if full:
+            some = Some(places, borders, places, borders)
+            made, keys = vision_attention(attention, normed, self.table, borders, some)
+            rows = rows.index_select(0, places)
+        else:
+            made, keys = vision_attention(attention, normed, self._table(places), borders)
+        return rows + made, keys[0].detach().float().mean(0)
+
+    def attended(
+        self, rows: torch.Tensor, asking: torch.Tensor, asked: torch.Tensor | None, borders: list[int]
+    ) -> torch.Tensor:
         attention, normed = self.module.attn, self.module.norm1(rows)
         if self._ours or asked is not None:
-            borders = on_host(self.cu_seqlens)
-            kept = self.passing.borders(borders, alone=asked is not None)
-            some = Some(asking, kept, asked, borders if asked is None else kept)
-            made = vision_attention(attention, normed, self.table, borders, some)
+            others = self.segments() if asked is None else borders
+            made, _ = vision_attention(attention, normed, self.table, others, Some(asking, borders, asked, others))
         else:
             given = {"cu_seqlens": self.cu_seqlens, "position_embeddings": self.table, **self.others}
             made = attention(normed, **given).index_select(0, asking)
@@ -165,8 +173,9 @@ class Some:
 
 def vision_attention(
     attention, rows: torch.Tensor, table: tuple[torch.Tensor, ...], borders: list[int], some: Some | None = None
-) -> torch.Tensor:
-    """A tower's attention by ppe_npu.backends, with its projections: [T, C] -> [T, C], or [n, C] of some rows.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tower's attention by ppe_npu.backends, with its projections: [T, C] -> [T, C], or [n, C] of some rows; and the
+    keys [1, heads, m, D] of those that were asked.
 
     Args:
         attention: with qkv, proj, num_heads and scaling. table: cos, sin [T, D]. borders: of frames or windows.
@@ -182,7 +191,7 @@ def vision_attention(
         key, value = (part if some.asked is None else part.index_select(2, some.asked) for part in (key, value))
         options = {"cu_seqlens": some.borders, "cu_seqlens_k": some.asked_borders}
     out = backends.attention(query, key, value, **options, scale=attention.scaling)
-    return attention.proj(out[0].transpose(0, 1).flatten(1))
+    return attention.proj(out[0].transpose(0, 1).flatten(1)), key
 
 
 def on_host(cu_seqlens: torch.Tensor) -> list[int]:

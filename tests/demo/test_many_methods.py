@@ -32,7 +32,7 @@ def test_named_methods_are_asked_and_tuned_and_put_into_a_table(small, tmp_path,
 
 def test_all_are_all_that_say_something_of_pictures():
     names = methods.asked(["all"])
-    assert set(published()) - set(names) == {"events", "pixelprune", "ipcv"}
+    assert set(published()) - set(names) == {"events", "pixelprune", "ipcv", "tome_tower"}
     assert methods.asked(["tome divprune", "tome"]) == ["tome", "divprune"]
     rows = methods.rows(["tome", "fastv"], tuned=True)
     assert len(rows) == 2 * (1 + 3 + 2 * 2 * 3)

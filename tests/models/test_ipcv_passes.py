@@ -5,13 +5,15 @@ import threading
 
 import pytest
 import torch
-from naive_ipcv import PROMPTS, TOWERS, config, features, given, run
+from naive_ipcv import METHOD, PROMPTS, TOWERS, features, given, run
+from naive_ipcv import config as config_of
 from prompts import logits
 from support import FAMILIES, random_model
 from test_no_sync import SYNCS, Recorder
 from tolerances import assert_equal
 
 from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.methods import ToMeTower
 from ppe_npu.models.fused import fuse
 
 
@@ -20,14 +22,19 @@ def family(request):
     return request.param
 
 
+@pytest.fixture(params=[METHOD, ToMeTower(0.4, merge_blocks=(1, 3, 5))], ids=["ipcv", "tome_tower"])
+def config(request):
+    return config_of(request.param)
+
+
 @pytest.fixture
 def model(family):
     return random_model(family=family, tower=TOWERS[family])
 
 
-def test_an_exception_in_the_tower_leaves_the_next_pass_right(model, family):
+def test_an_exception_in_the_tower_leaves_the_next_pass_right(model, family, config):
     inputs = given(family)
-    compress(model, config())
+    compress(model, config)
     expected = logits(model, inputs)
     hook = model.model.visual.blocks[4].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -36,9 +43,9 @@ def test_an_exception_in_the_tower_leaves_the_next_pass_right(model, family):
     assert_equal(logits(model, inputs), expected)
 
 
-def test_passes_nest_and_run_in_threads(model, family):
+def test_passes_nest_and_run_in_threads(model, family, config):
     inputs, others = given(family), given(family, PROMPTS[2])
-    compress(model, config())
+    compress(model, config)
     with torch.no_grad():
         expected, other = features(run(model, inputs))[0], features(run(model, others))[0]
         inner: list = []
@@ -69,11 +76,11 @@ def test_passes_nest_and_run_in_threads(model, family):
             assert_equal(value, true)
 
 
-def test_restoring_and_copies_leave_nothing(model, family):
+def test_restoring_and_copies_leave_nothing(model, family, config):
     inputs, visual = given(family), model.model.visual
     before = [set(vars(module)) for module in (visual, *visual.blocks)]
     plain = logits(compress(model, CompressionConfig.preset("dense")), inputs)
-    compress(model, config())
+    compress(model, config)
     expected = logits(model, inputs)
     twin, shadow = copy.deepcopy(model), copy.copy(model)
     restore(shadow)
@@ -102,6 +109,6 @@ def test_the_host_waits_once_more_than_for_the_tower_as_it_is(model, family, mon
     inputs = given(family, PROMPTS[0])
     fuse(model)
     plain = waits(model, inputs, monkeypatch)
-    compress(model, config())
+    compress(model, config_of())
     run(model, inputs)
     assert waits(model, inputs, monkeypatch) <= plain + 1

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from prompts import logits, with_types
+from prompts import check_cache, logits, with_types
 from support import FAMILIES, IMAGE_ID, Prompt
 from test_steps import given_to_the_decoder, traced
 from tiles import APART, MODELS, PRUNE, config_of, inputs_of, painted, prompts_of
@@ -152,6 +152,20 @@ def test_positions_are_those_of_the_unpruned_prompt_spread_over_each_group(famil
     (groups,) = image.stages
     assert (groups.layer, groups.representatives.tolist()) == ("pixels", kept)
     assert [kept[label] for label in groups.labels.flatten().tolist()] == source
+
+
+@pytest.mark.parametrize("numbering", ["prompt", "kept"])
+def test_text_behind_a_picture_is_numbered_as_is_asked_for(family, numbering):
+    model, prompt = MODELS[family], painted([2, ("image", (1, 4, 5)), 3], seed=1)
+    pixels = prompt.pixels["image"][0]
+    pixels[12:] = pixels[:4].repeat(17, 1)  # from the fourth cell on all are as the first
+    _, _, rows = traced(model, config_of([{**PRUNE, "numbering": numbering}], "keep_one"), prompt)
+    rows = rows[0][:, 0]
+    text, cells = rows[:, -3:], rows[:, 2:-3]
+    assert cells.max() < 2 + 4
+    first = int(cells.max()) + 1 if numbering == "kept" else 2 + 5
+    assert text.tolist() == [[first, first + 1, first + 2]] * 3
+    check_cache(model, inputs_of(family, prompt))
 
 
 def test_later_steps_group_what_is_kept(some):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from support import random_model
 
 from ppe_npu.cli.parser import build_parser
 from ppe_npu.cli.train import _asked
+from ppe_npu.data.placeholders import visual_ids
 from ppe_npu.errors import InputError
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.recipes import load_recipe, names
+from ppe_npu.training.trainer import train
 
 OWN = {"model": "m", "data": ["d.json"], "output": "o"}
 
@@ -37,6 +43,37 @@ def test_pixelprunes_recipe_learns_from_labels_and_from_the_model_that_sees_all(
     (step,) = config.compression.methods
     assert (step.name, step.place, step.threshold, config.compression.k) == ("pixelprune", "pixels", 0, 1)
     assert (config.distill_weight, config.betas, config.learning_rates["vision"]) == (0.5, (0.9, 0.95), 1e-5)
+
+
+@pytest.mark.slow
+def test_pixelprunes_recipe_trains(spelling_processors, tmp_path):
+    """As it stands, but for what a CPU has not: a tiny Qwen3-VL on pages of large areas of one colour."""
+    processor, folder = spelling_processors["qwen3_vl"], tmp_path / "base"
+    ids = visual_ids(processor)
+    model = random_model(family="qwen3_vl", vocab_size=len(processor.tokenizer))
+    model.config.image_token_id, model.config.video_token_id = ids.values()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    written = []
+    for number in range(8):
+        page = np.full((64, 48, 3), 255, np.uint8)
+        page[8 * (number % 4) : 8 * (number % 4) + 16, :24] = 20 * number
+        Image.fromarray(page).save(tmp_path / f"{number}.png")
+        turns = [{"from": "human", "value": "<image>\nrow"}, {"from": "gpt", "value": str(number)}]
+        written.append({"id": number, "image": f"{number}.png", "conversations": turns})
+    (tmp_path / "train.json").write_text(json.dumps(written))
+    here = {
+        "model": str(folder), "data": str(tmp_path / "train.json"), "output": str(tmp_path / "run"), "device": "cpu",
+        "dtype": "fp32", "deepspeed": None, "packing": False, "num_workers": 0, "tensorboard": False,
+        "max_steps": 6, "global_batch": 4, "warmup_steps": 1, "learning_rate": 1e-3, "logging_steps": 1,
+    }  # fmt: skip
+    found = train(TrainConfig(**load_recipe("pixelprune_qwen3_vl") | here))
+    losses = [loss for _, loss in found.losses]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    trained = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    moved = {name for name, value in load_file(folder / "model.safetensors").items() if (trained[name] != value).any()}
+    assert {"visual" in name for name in moved} == {True, False}
 
 
 def test_what_is_no_recipe_is_refused(tmp_path):

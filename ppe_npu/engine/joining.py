@@ -1,0 +1,166 @@
+"""A pass of the vision tower in which cells of a frame are joined for good (methods/tome_tower.py).
+
+How many are left of each frame after each block is known before the tower runs, and with it the buckets in which cells
+are gathered. Only where blocks attend in windows does the host read which cells are left, once for each block that
+joins some: how many stand in a window hangs on the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ppe_npu.engine.inside import Block, TowerPass
+from ppe_npu.engine.merge import Tokens, merge
+from ppe_npu.engine.rounds import Movable, Round, as_tensor, buckets_of
+from ppe_npu.methods.tome_tower import ToMeTower
+
+
+@dataclass(frozen=True)
+class Joined(Movable):
+    """What has become of V cells, one after the other in the order of the tower.
+
+    Args:
+        cells: [n] int64, those that go on, rising. rows: [n * patches of a cell] int64, their patches.
+        group: [V] int64, in which of the n each one is.
+        sizes: [n] int64, how many cells each of them stands for.
+        ends: where each frame's cells end among the n, from 0 on.
+    """
+
+    cells: torch.Tensor
+    rows: torch.Tensor
+    group: torch.Tensor
+    sizes: torch.Tensor
+    ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, cells: torch.Tensor, group: torch.Tensor, sizes: torch.Tensor, ends: Sequence[int], patches: int):
+        rows = cells[:, None] * patches + torch.arange(patches, device=cells.device)
+        return cls(cells, rows.flatten(), group, sizes, tuple(ends))
+
+    @property
+    def patches(self) -> int:
+        return len(self.rows) // len(self.cells)
+
+    def full(self, rows: torch.Tensor) -> torch.Tensor:
+        """[n * patches, C] -> [V * patches, C], each cell as its group's."""
+        return rows.unflatten(0, (-1, self.patches)).index_select(0, self.group).flatten(0, 1)
+
+    def then(self, step: Round, kept: Tokens, ends: Sequence[int]) -> Joined:
+        """After a round on these n cells, of which those at the places kept.spots go on."""
+        assert kept.spots is not None, "places come out of a round that they went into"
+        assert kept.sizes is not None, "sizes come out of a round that they went into"
+        count = len(self.cells)
+        stands = self.cells.new_zeros(count + 1)  # of each of the n the one that its group goes on at
+        for bucket in step.buckets:
+            (grouping,) = bucket.groupings
+            own = bucket.tokens.gather(1, grouping.representatives.gather(1, grouping.labels.clamp_min(0)))
+            stands[torch.where(grouping.labels < 0, count, bucket.tokens)] = own
+        new = torch.arange(len(kept.spots), device=stands.device)
+        number = torch.zeros_like(self.cells).index_copy_(0, kept.spots, new)
+        group = number.index_select(0, stands.index_select(0, self.group))
+        return Joined.of(self.cells.index_select(0, kept.spots), group, kept.sizes, ends, self.patches)
+
+
+@dataclass
+class Joining(TowerPass):
+    """Between blocks its tensor has the patches of the cells that go on, or all where they are needed: those of a
+    group are alike.
+
+    Args:
+        pools: patches of each frame. rounds: of each block that joins cells its round. ends: of each of these blocks,
+            as Joined.ends. start: before any.
+    """
+
+    method: ToMeTower
+    rounds: Mapping[int, Round] = field(default_factory=dict)
+    ends: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    start: Joined | None = None
+    # Of each block that has joined cells its round with the groups that it found, and what it left.
+    _done: dict[int, tuple[Round, Joined]] = field(default_factory=dict, repr=False)
+    _borders: dict[tuple, list[int]] = field(default_factory=dict, repr=False)
+    _read: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def prepare(self, patches: int, where: torch.device) -> None:
+        """Lay out the rounds, before the tower is started. patches: of a cell."""
+        counts = [size // patches for size in self.pools]
+        ends, steps, rounds, of_block = np.cumsum([0, *counts]), zip(*map(self.method.left, counts)), {}, {}
+        here = torch.arange(int(ends[-1]), device=where)
+        self.start = Joined.of(here, here, torch.ones_like(here), tuple(ends.tolist()), patches)
+        for block, left in zip(self.method.joins(self.depth), steps):
+            if list(left) == counts:
+                continue
+            cells = [np.arange(first, first + count) for first, count in zip(ends, counts)]
+            buckets, kept = buckets_of(cells, [(count,) for count in left])
+            step = Round(self.method.matching, buckets, order=as_tensor(np.concatenate(kept)))
+            counts, ends = list(left), np.cumsum([0, *left])
+            rounds[block], of_block[block] = step.to(where), tuple(ends.tolist())
+        self.rounds, self.ends = rounds, of_block
+
+    def run(self, number: int, block: Block, rows: torch.Tensor) -> torch.Tensor:
+        last = max((done for done in self._done if done < number), default=-1)
+        if last < 0 and number not in self.rounds:
+            self.note(number, block)
+            return block.whole(rows)
+        assert self.start is not None, "the pass is prepared"
+        before = (self.start if last < 0 else self._done[last][1]).to(rows.device)
+        if last >= 0 and number - 1 in self.open:
+            rows = rows.index_select(0, before.rows)
+        borders, seen = self._segments(last, before, block.segments()), last >= 0 and number in self.seen
+        if number in self.rounds:
+            given = before.full(rows) if seen else rows
+            after, rows = self._joined(number, before, *block.keyed(given, before.rows, borders, full=seen))
+            rows = block.fed(rows)
+        else:
+            after = before
+            if seen:
+                rows = block.fed(block.attended(before.full(rows), before.rows, before.rows, borders))
+            else:
+                rows = block.alone(rows, before.rows, borders)
+        asked, lost = len(before.group) * before.patches if seen else len(before.rows), len(before.rows) - len(rows)
+        self.note(number, block, (asked, len(rows), int((np.diff(borders) ** 2).sum())), lost)
+        return after.full(rows) if number in self.open else rows
+
+    @property
+    def stands(self) -> torch.Tensor:
+        """[V] int64, once the tower has run, the cell that each cell's group goes on at."""
+        assert self.start is not None, "the pass is prepared"
+        last = self._done[max(self._done)][1] if self._done else self.start
+        return last.cells.index_select(0, last.group)
+
+    def _joined(
+        self, number: int, before: Joined, rows: torch.Tensor, keys: torch.Tensor
+    ) -> tuple[Joined, torch.Tensor]:
+        """What a block's round makes of rows [n * patches, C], by their keys [n * patches, D]."""
+        cells = before.patches
+        if number not in self._done:
+            keys = keys.unflatten(0, (-1, cells)).mean(1)
+            spots = torch.arange(len(keys), device=keys.device)
+            (step,), kept = merge([self.rounds[number].to(keys.device)], Tokens(keys, spots=spots, sizes=before.sizes))
+            self._done[number] = step, before.then(step, kept, self.ends[number])
+        step, after = (part.to(rows.device) for part in self._done[number])
+        return after, step.apply(rows.unflatten(0, (-1, cells)).flatten(1)).unflatten(1, (cells, -1)).flatten(0, 1)
+
+    def _segments(self, last: int, before: Joined, borders: Sequence[int]) -> list[int]:
+        """Where the segments between these borders end among the rows that go on; a segment without any is none.
+
+        Args:
+            last: the block that joined cells last, -1 for none. borders: among all rows.
+        """
+        key = (last, *borders)
+        if key not in self._borders:
+            assert self.start is not None, "the pass is prepared"
+            patches, frames = before.patches, [end * before.patches for end in self.start.ends]
+            if last < 0:
+                found = list(borders)
+            elif list(borders) == frames:
+                found = [end * patches for end in before.ends]
+            else:
+                if last not in self._read:
+                    self._read[last] = np.array(before.cells.tolist(), dtype=np.int64) * patches
+                found = [int(end) * patches for end in np.searchsorted(self._read[last], borders)]
+            self._borders[key] = sorted({*found})
+        return self._borders[key]

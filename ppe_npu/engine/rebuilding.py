@@ -1,0 +1,84 @@
+"""A pass of the vision tower in which patches leave, and are rebuilt where all are needed (methods/ipcv.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ppe_npu.engine.inside import Block, TowerPass
+from ppe_npu.methods.ipcv import IPCV, Leaving
+
+
+@dataclass
+class Rebuilding(TowerPass):
+    """Between blocks its tensor has as many rows as ever: those that stay, then of each other one by how much it is
+    more than its neighbours (see Leaving)."""
+
+    method: IPCV
+    _before: torch.Tensor | None = field(default=None, repr=False)
+    _leaving: Leaving | None = field(default=None, repr=False)
+    _on_host: np.ndarray | None = field(default=None, repr=False)
+    _borders: dict[tuple, list[int]] = field(default_factory=dict, repr=False)
+
+    def run(self, number: int, block: Block, rows: torch.Tensor) -> torch.Tensor:
+        first = self.method.prune_block
+        if number < first or sum(map(self.method.stay, self.pools)) == sum(self.pools):
+            if number == first - 1 and self._leaving is None:
+                self._before = rows.detach()
+            self.note(number, block)
+            return block.whole(rows)
+        leaving = self._choose(rows)
+        if number == first or number - 1 in self.open:
+            rows = leaving.compact(rows)
+        kept = self._kept(number, block, rows, leaving)
+        rows = torch.cat([kept, rows[len(kept) :]])
+        self._tell(number, block, len(kept))
+        return leaving.full(rows) if number in self.open else rows
+
+    def _tell(self, number: int, block: Block, kept: int) -> None:
+        if self.report is None:
+            return
+        borders, alone = block.segments(), not self._stable(number)
+        own = np.diff(self.borders(borders, alone))
+        asked = kept if alone and number not in self.seen else borders[-1]
+        self.note(number, block, (asked, kept, int((own * (own if alone else np.diff(borders))).sum())))
+
+    def _stable(self, number: int) -> bool:
+        """Whether the rows that have left are keys and values of a block, too."""
+        return number < self.method.prune_block + self.method.stabilized_blocks
+
+    def _kept(self, number: int, block: Block, rows: torch.Tensor, leaving: Leaving) -> torch.Tensor:
+        """[n, C] what a block makes of the rows that stayed."""
+        stable = self._stable(number)
+        borders = self.borders(block.segments(), alone=not stable)
+        if not stable and number not in self.seen:
+            return block.alone(rows[: len(leaving.rows)], leaving.rows, borders)
+        asked = None if stable else leaving.rows
+        return block.fed(block.attended(leaving.full(rows), leaving.rows, asked, borders))
+
+    def _choose(self, rows: torch.Tensor) -> Leaving:
+        if self._leaving is None:
+            assert self._before is not None, "the block before has run"
+            self._leaving = self.method.choose(self._before.to(rows.device), rows.detach(), self.pools)
+            self._before = None
+        self._leaving = self._leaving.to(rows.device)
+        return self._leaving
+
+    def borders(self, borders: Sequence[int], alone: bool) -> list[int]:
+        """Where the segments between these borders end among the rows that stayed. The host waits for the device once
+        for all borders and blocks.
+
+        Args:
+            alone: whether the rows attend to each other alone, and not to all.
+        """
+        assert self._leaving is not None, "rows have left"
+        key = (*borders, alone)
+        if key not in self._borders:
+            if self._on_host is None:
+                self._on_host = np.array(self._leaving.rows.tolist(), dtype=np.int64)
+            count = self.method.borders if alone else np.searchsorted
+            self._borders[key] = [int(before) for before in count(self._on_host, borders)]
+        return self._borders[key]

@@ -1,0 +1,253 @@
+"""Cells joined inside a tower: against the definition, with all that may stand around it, for each sample alone."""
+
+import pytest
+import torch
+from naive_ipcv import PROMPTS, TOWERS, clip, config, features, given, run
+from naive_tome import naive
+from prompts import GREEDY, check_alone, check_cache, kept_logits, logits
+from support import QUICK_FAMILIES, Prompt, random_model
+from test_ipcv_laws import gradients
+from test_ipcv_passes import waits
+from tolerances import assert_equal, assert_rounds_alike, exact
+
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.errors import InputError
+from ppe_npu.methods import DPCKNN, IPCV, FastV, PixelPrune, ToMeTower, VisionZip
+from ppe_npu.methods.tome_tower import groups_of
+from ppe_npu.methods.view import View
+from ppe_npu.models.fused import fuse
+
+METHOD = ToMeTower(0.4, merge_blocks=(1, 3, -3))
+SETTINGS = {"usual": METHOD, "few": ToMeTower(0.1, merge_blocks=(0,)), "late": ToMeTower(0.7, merge_blocks=(6, 7))}
+ALONE = [*PROMPTS, Prompt([2, ("image", (1, 1, 2)), 1, ("image", (1, 1, 3)), 1], seed=8)]
+
+
+@pytest.fixture(params=QUICK_FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def model(family):
+    return random_model(family=family, tower=TOWERS[family])
+
+
+def frames_of(grid):
+    """How many cells each frame has."""
+    return [h * w // 4 for t, h, w in grid.tolist() for _ in range(t)]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_towers_output_is_that_of_the_definition(model, family, name, kind):
+    method, inputs = SETTINGS[name], given(family, PROMPTS[0] if kind == "image" else clip(family))
+    grid = inputs[f"{kind}_grid_thw"]
+    pixels = inputs["pixel_values" if kind == "image" else "pixel_values_videos"]
+    with torch.no_grad():
+        oracle = lambda: features(naive(model.model.visual, pixels, grid, method, frames_of(grid))[0])  # noqa: E731
+        plain, true = oracle(), exact(model, oracle)
+        compress(model, config(method))
+        assert_rounds_alike(features(run(model, inputs, kind)), plain, true, layers=8)
+
+
+def test_the_decoder_is_given_a_groups_mean_at_its_members_positions(model, family):
+    """The groups that the definition finds, counts that the grid says, and K positions spread over the members."""
+    inputs = given(family, PROMPTS[0])
+    grid, visual = inputs["image_grid_thw"], model.model.visual
+    with torch.no_grad():
+        _, stands = naive(visual, inputs["pixel_values"], grid, METHOD, frames_of(grid))
+    order = order_of(model, inputs)
+    expected = [order.index(stands[at]) for at in order]
+    found = groups_of(torch.tensor(stands), torch.tensor(order)) + torch.arange(len(order))
+    assert found.tolist() == expected
+    settings = CompressionConfig(steps=[METHOD], positions="ppe", k=2, members="last")
+    compress(model, settings).compression.keep_groups = True
+    logits(model, inputs)
+    first = 0
+    for visual, before in zip(model.compression.trace.visuals(), frames_of(grid)):
+        (groups,) = visual.stages
+        own = [stands - first for stands in expected[first : first + before]]
+        assert groups.representatives[groups.labels.reshape(-1)].tolist() == own
+        kept = settings.tokens_kept([1, 2 * groups.labels.shape[1], 2 * groups.labels.shape[2]])
+        assert len(groups.representatives) == kept == -(-before * 2 // 5)
+        for token, held in enumerate(groups.held.tolist()):
+            members = (groups.labels.reshape(-1) == token).nonzero()[0].tolist()
+            assert held == [members[-1], members[-2] if len(members) > 1 else members[-1]]
+        first += before
+
+
+def order_of(model, inputs):
+    """Where each token stands in the tower, which may go window by window: found by what its merger gives."""
+    caught = []
+    hook = model.model.visual.merger.register_forward_hook(lambda _m, _a, out: caught.append(out))
+    with torch.no_grad():
+        out = features(run(model, inputs))[0]
+    hook.remove()
+    return (out[:, None] - caught[0][None]).abs().sum(-1).argmin(1).tolist()
+
+
+def test_a_prompts_result_depends_on_the_prompt_alone(model, family):
+    """Not on padding, mates, their order, or fused operators; videos and pictures of a cell or two among them."""
+    prompts = [*ALONE, clip(family)]
+    fused = fuse(random_model(family=family, tower=TOWERS[family]))
+    settings = CompressionConfig(steps=[METHOD], positions="ppe", k=2)
+    compress(fused, settings)
+    expected = check_alone(compress(model, settings), fused, prompts, kept_logits, pad_to=90)
+    assert len(expected[0]) < len(prompts[0].ids)
+
+
+def test_all_cells_kept_are_the_tower_as_it_is(model, family):
+    prompts = [*ALONE, clip(family)]
+    plain = kept_logits(compress(model, CompressionConfig.preset("dense")), *prompts)
+    for found, own in zip(kept_logits(compress(model, config(ToMeTower(1.0, merge_blocks=(2,)))), *prompts), plain):
+        assert_equal(found, own)
+
+
+@pytest.mark.parametrize("kind", ["eager", "fused", "shown"])
+def test_it_does_not_hang_on_how_the_tower_attends_or_on_who_looks(model, family, kind):
+    inputs = given(family)
+    compress(model, config(METHOD))
+    with torch.no_grad():
+        plain, true = features(run(model, inputs)), exact(model, lambda: features(run(model, inputs)))
+        if kind == "fused":
+            fuse(model)
+        if kind == "eager":
+            model.model.visual.set_attn_implementation("eager")
+        more = {"output_hidden_states": True} if kind == "shown" else {}
+        found = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"], **more)
+    assert_rounds_alike(features(found), plain, true, layers=8)
+    if more:
+        assert {len(state) for state in found.hidden_states} == {len(inputs["pixel_values"])}
+
+
+@pytest.mark.slow
+def test_the_cache_goes_on_from_joined_cells(model, family):
+    compress(model, CompressionConfig(steps=[METHOD], positions="ppe", k=4))
+    check_cache(model, given(family))
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_flow_through_joined_cells(model, family):
+    inputs = given(family, PROMPTS[0])
+    pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
+
+    def oracle():
+        return gradients(model, features(naive(model.model.visual, pixels, grid, METHOD, frames_of(grid))[0]))
+
+    plain, true = oracle(), exact(model, oracle)
+    compress(model, config(METHOD))
+    assert_rounds_alike(gradients(model, features(run(model, inputs))), plain, true, layers=8)
+
+
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_gradient_checkpointing_gives_the_same_gradients(model, family, reentrant):
+    inputs = given(family)
+    compress(model, config(METHOD)).train()
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+
+    def trained():
+        model.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = trained()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    again = trained()
+    assert again.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert_equal(again[name], gradient, name)
+
+
+# -- with other steps --------------------------------------------------------------------------------------------------
+
+FOLLOWING = {
+    "PPE": ([DPCKNN(0.5)], {"positions": "ppe", "k": 4}),
+    "fastv": ([FastV(0.5, layer=1)], {"positions": "ppe", "k": 4}),
+    "visionzip": ([VisionZip(0.5, tower_windows="frame")], {}),
+    "proportional": ([DPCKNN(0.6)], {"proportional_attention": True}),
+    "pixels": ([PixelPrune(threshold=0.5)], {}),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_every_step_goes_with_it(model, family, name):
+    steps, settings = FOLLOWING[name]
+    inputs, both = given(family), config(METHOD, *steps, **settings)
+    compress(model, both)
+    out = logits(model, inputs)
+    assert torch.isfinite(out).all()
+    grids = [*inputs["image_grid_thw"].tolist(), *inputs["video_grid_thw"].tolist()]
+    if name != "pixels":
+        assert model.compression.report.tokens_after == sum(map(both.tokens_kept, grids))
+    ids = model.generate(**inputs, max_new_tokens=3, **GREEDY)
+    first = out[:, -1].clone()
+    first[:, GREEDY["suppress_tokens"]] = -torch.inf
+    assert ids[:, inputs["input_ids"].shape[1]].tolist() == first.argmax(-1).tolist()
+
+
+def test_looking_into_the_tower_changes_nothing(model, family):
+    inputs = given(family)
+    compress(model, config(METHOD))
+    with torch.no_grad():
+        plain, true = features(run(model, inputs)), exact(model, lambda: features(run(model, inputs)))
+        for block in (3, 4, -1):  # which joins, after it, the last
+            compress(model, config(METHOD, VisionZip(0.5, tower_block=block, tower_windows="frame")))
+            assert_rounds_alike(features(run(model, inputs)), plain, true, layers=8)
+
+
+def test_the_report_tells_the_towers_work(model, family):
+    """FLOPs by a count of every product that torch is asked for, beside those by which cells are compared."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    inputs = given(family, PROMPTS[0])
+    counter = FlopCounterMode(display=False)
+    compress(fuse(model), config(METHOD))
+    with counter:
+        logits(model, inputs)
+    told = model.compression.report.in_tower
+    linear = sum(
+        flops
+        for name, kinds in counter.flop_counts.items()
+        if name.rpartition(".")[0].endswith("visual.blocks")
+        for kind, flops in kinds.items()
+        if "bmm" not in str(kind)
+    )
+    pairs = 4 * 32 * sum(block.ran[2] for block in told.blocks.values())
+    assert told.flops == linear + pairs
+    # Of 35 and 6 cells 14 and 3 are left, in three steps.
+    assert told.patches == [4 * (35 + 6)] + [4 * (28 + 5)] * 2 + [4 * (21 + 4)] * 2 + [4 * (14 + 3)] * 3
+    assert told.flops < told.dense_flops
+    assert model.compression.report.tokens_after == 17
+
+
+def test_the_host_waits_for_windows_alone(model, family, monkeypatch):
+    """Once for each block that joins cells, where the next ones attend in windows."""
+    inputs = given(family, PROMPTS[0])
+    fuse(model)
+    plain = waits(model, inputs, monkeypatch)
+    compress(model, config(METHOD))
+    run(model, inputs)
+    assert waits(model, inputs, monkeypatch) <= plain + 1 + (3 if family == "qwen2_5_vl" else 0)
+
+
+def test_what_cannot_be_is_refused_by_name(model, family):
+    with pytest.raises(InputError, match=r"tome_tower merge_blocks=\[8\]: the vision tower has 8 blocks"):
+        compress(model, config(ToMeTower(merge_blocks=(8,))))
+    with pytest.raises(InputError, match=r"tome_tower merge_blocks=\[-1, 7\]: .* different ones of 0 to 7"):
+        compress(model, config(ToMeTower(merge_blocks=(7, -1))))
+    with pytest.raises(InputError, match="ipcv after tome_tower: only one step may stand inside the vision tower"):
+        compress(model, config(METHOD, IPCV()))
+    for blocks in ((), (1, 1)):
+        with pytest.raises(InputError, match="merge_blocks: give different blocks"):
+            ToMeTower(merge_blocks=blocks)
+    compress(model, config(METHOD))
+    inputs = given(family, PROMPTS[0])
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    ready = {"inputs_embeds": embeds, "image_grid_thw": inputs["image_grid_thw"]}
+    with pytest.raises(InputError, match="tome_tower must look into the vision tower, of which inputs_embeds"):
+        model(**ready, attention_mask=inputs["attention_mask"])
+    with pytest.raises(InputError, match="tome_tower looks at tower_groups"):
+        METHOD.group(View.of(tokens=torch.zeros(1, 4, 2)))
+    restore(model)

@@ -1,0 +1,66 @@
+"""Joining cells in a tower by definition: one frame, one pair at a time, dense masks, nothing left out. Gradients flow.
+
+As in naive_ipcv.py what the blocks make is put in place of the plain tower's own outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from naive_ipcv import attention, heads_of, segments_of, with_blocks
+
+
+def naive(visual, pixels, grid, method, frames):
+    """The tower's output by a method's settings, and of each cell (in the order of the tower) the one that its group
+    goes on at. frames: how many cells each frame has."""
+    stands: list[int] = []
+    output = with_blocks(visual, pixels, grid, lambda calls: _blocks(visual, calls, method, frames, stands))
+    return output, stands
+
+
+def _blocks(visual, calls, method, frames, stands):
+    """What each block gives."""
+    state, out = calls[0][0], []
+    joins = sorted(block % len(visual.blocks) for block in method.merge_blocks)
+    members = {cell: [cell] for cell in range(sum(frames))}  # by the cell that a group goes on at
+    for number, (block, (_, given)) in enumerate(zip(visual.blocks, calls)):
+        table, segments = given["position_embeddings"], segments_of(given["cu_seqlens"].tolist())
+        rows = torch.tensor([4 * cell + patch for cell in members for patch in range(4)])
+        mid = dict(zip(members, (state[rows] + attention(block, state, table, rows, rows, segments)).split(4)))
+        if number in joins:
+            _, keys, _ = heads_of(block, state, table)
+            keys = {cell: keys[4 * cell : 4 * cell + 4].detach().mean((0, 1)) for cell in members}
+            groups, first = {}, 0
+            for size in frames:
+                own = {cell: len(members[cell]) for cell in members if first <= cell < first + size}
+                gone = (size - method.kept(size)) * (joins.index(number) + 1) // len(joins)
+                groups |= matched(own, keys, size - gone)
+                first += size
+            sizes = {cell: len(own) for cell, own in members.items()}
+            mid = {cell: _mean(mid, joined, sizes) for cell, joined in groups.items()}
+            members = {cell: [one for part in joined for one in members[part]] for cell, joined in groups.items()}
+        fed = torch.cat(list(mid.values()))
+        fed = dict(zip(members, (fed + block.mlp(block.norm2(fed))).split(4)))
+        stands[:] = [next(at for at, own in members.items() if cell in own) for cell in range(sum(frames))]
+        state = torch.cat([fed[at] for at in stands])
+        out.append(state)
+    return out
+
+
+def matched(sizes, keys, left):
+    """{the cell that a group goes on at: the cells of it}, once `left` are left of these."""
+    groups = {cell: [cell] for cell in sizes}
+    while len(groups) > left:
+        means = {cell: _mean(keys, own, sizes) for cell, own in groups.items()}
+        evens, odds = list(groups)[::2], list(groups)[1::2]
+        pairs = []
+        for even in evens:
+            alike = [float(torch.cosine_similarity(means[even], means[odd], dim=0)) for odd in odds]
+            pairs.append((max(alike), even, odds[alike.index(max(alike))]))
+        pairs.sort(key=lambda pair: -pair[0])
+        for _, even, odd in pairs[: min(len(groups) - left, len(groups) // 2)]:
+            groups[odd] = groups[odd] + groups.pop(even)
+    return groups
+
+
+def _mean(values, cells, sizes):
+    return sum(values[cell] * sizes[cell] for cell in cells) / sum(sizes[cell] for cell in cells)
