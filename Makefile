@@ -77,7 +77,6 @@ test-emulated: $(VENV)/.ready
 	$(BIN)/ppe-npu parity check tests/data/parity_cpu --device npu
 ascend-emulator: $(if $(filter 1,$(EMULATE)),$(VENV)/.ready)  ## builds the emulator alone, and prints its folder
 	@$(if $(filter 1,$(EMULATE)),echo $(ASCEND_EMULATOR),$(MAKE) --no-print-directory EMULATE=1 $@)
-
 docs: $(VENV)/.ready .venv-docs/.ready  ## the documents as a site without a dead link, with a page for each method: build/site
 	$(BIN)/python scripts/build_site.py --mkdocs .venv-docs/bin/mkdocs
 lint: $(VENV)/.ready  ## style, imports, types, lengths

@@ -56,10 +56,11 @@ def shares(model, pixels: tuple[int, int], thresholds: list[float], device: torc
     for kind in KINDS:
         for variant in VARIANTS:
             inputs = inputs_of(picture(kind, variant, *_turned(kind, pixels)), model)
-            given = (inputs["pixel_values"], inputs["image_grid_thw"], None)
+            given = (inputs["pixel_values"], inputs["image_grid_thw"], None)  # no video
             for threshold in thresholds:
                 compression, found = compress(model, pixelprune(threshold)).compression, []
-                spent = stopwatch(lambda: found.append(chosen_cells(compression, *given)), device)  # noqa: B023
+                asked = (compression, compression.config.at_pixels, *given)
+                spent = stopwatch(lambda: found.append(chosen_cells(*asked)), device)  # noqa: B023
                 kept = found[0].kept
                 row = {"kind": kind, "variant": variant, "threshold": threshold, "cells": len(kept)}
                 rows.append(row | {"kept": int(kept.sum()), "select_ms": spent})

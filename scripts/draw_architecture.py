@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 # Room -> (column, row) on the sheet; arrows should run downwards.
 ROOMS = {
     "cli": (1.75, 7),
+    "explorer": (2.9, 6.5),
     "demo": (1.75, 6),
     "training": (0.4, 5),
     "parity": (1.5, 5),

@@ -1,10 +1,12 @@
-"""How many operators a merge takes: ours, for all frames at once, with masks and positions; and the released loop."""
+"""How many operators a merge takes: ours, for all frames at once, as the specification of clustering and means has it,
+with masks and positions; and the released loop."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import released_loop
 from ppe_npu import CompressionConfig
+from ppe_npu.backends import dispatch
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
@@ -35,7 +37,7 @@ def operators(frames: int) -> dict[str, int]:
     plan = compression.plan(ids, None, None, torch.tensor([[frames, 2 * height, 2 * width]]), None)
     plan.on(ids.device)
     features = torch.randn(frames * tokens, 64)
-    with Counter() as ours:
+    with dispatch.using(dpc_knn="reference", group_mean="reference"), Counter() as ours:
         compression.prefill(plan, features[:0], features)
     budget = config.span_tokens(1, tokens)
     rows = torch.arange(tokens).expand(frames, 3, -1)
