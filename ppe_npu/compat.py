@@ -69,6 +69,15 @@ def drop_unknown_types(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
 
 
+def set_pixels(maker: Any, least: int, most: int) -> None:
+    """How many pixels an image processor makes of a picture, at least and at most; older transformers keeps the two
+    numbers a second time, and goes by those."""
+    maker.size = {"shortest_edge": least, "longest_edge": most}
+    for name, pixels in (("min_pixels", least), ("max_pixels", most)):
+        if getattr(maker, name, None) is not None:
+            setattr(maker, name, pixels)
+
+
 def cache_of(arguments: Mapping[str, Any]) -> Any:
     """The KV cache among the arguments of a model, a layer or an attention, under either name; None without one."""
     cache = arguments.get("cache")

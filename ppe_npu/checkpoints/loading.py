@@ -12,6 +12,7 @@ from ppe_npu.backends.common import DTYPES as COMMON_DTYPES
 from ppe_npu.checkpoints.generation_defaults import of_checkpoint, token_ids, transformers_takes
 from ppe_npu.checkpoints.trial import check_sizes, try_processor
 from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
+from ppe_npu.compat import set_pixels
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.tiles import is_tiled
 from ppe_npu.errors import InputError, first_line
@@ -171,7 +172,7 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
     size["longest_edge"] = max_pixels or size["longest_edge"]
     if size["shortest_edge"] > size["longest_edge"]:
         raise InputError(f"min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}")
-    processor.image_processor.size = size
+    set_pixels(processor.image_processor, size["shortest_edge"], size["longest_edge"])
     return processor
 
 

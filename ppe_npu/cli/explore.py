@@ -9,6 +9,7 @@ from typing import Any
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import load_model, quiet_transformers
 from ppe_npu.cli import common
+from ppe_npu.compat import set_pixels
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.demo import tiny
 from ppe_npu.errors import InputError
@@ -59,6 +60,6 @@ def _explorer(args: argparse.Namespace, device: Any) -> tuple[Explorer, str]:
     if (maker.patch_size, maker.merge_size) == (tiny.PATCH, tiny.MERGE) and args.max_pixels is None:
         most = max(_TOKENS * (tiny.PATCH * tiny.MERGE) ** 2, least)
         about += f" It was made for scenes of {tiny.VISUAL_TOKENS} tokens; other pictures have up to {_TOKENS} here."
-    maker.size = {"shortest_edge": least, "longest_edge": most}
+    set_pixels(maker, least, most)
     sampling = VideoSampling(sampling.fps, sampling.nframes, least, most)
     return Explorer(model, processor, sampling, name is not None, args.max_new_tokens), about

@@ -119,6 +119,8 @@ def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
     hidden = self.compression.config.keeps_all
     visual = repeat_visual_inputs(kwargs, ids, expand_size, self.compression.vision, hidden)
     others = {name: value for name, value in kwargs.items() if name not in visual}
+    if others.get("position_ids") is None:  # older transformers asks for its dimensions
+        others.pop("position_ids", None)
     input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
     return input_ids, others | visual | own
 

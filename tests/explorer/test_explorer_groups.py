@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ppe_npu.compat import set_pixels
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.demo import tiny
@@ -23,7 +24,7 @@ from ppe_npu.models import compress
 @pytest.fixture(scope="module")
 def explorer():
     processor = tiny.build_processor()
-    processor.image_processor.size = {"shortest_edge": 2304, "longest_edge": 19200}
+    set_pixels(processor.image_processor, 2304, 19200)
     sampling = VideoSampling(nframes=8, min_pixels=2304, max_pixels=19200)
     return Explorer(tiny.build_model(seed=0).eval(), processor, sampling, answers=True, max_new_tokens=6)
 

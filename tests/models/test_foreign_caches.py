@@ -168,6 +168,7 @@ def trace(graph, _):
 
 
 @pytest.mark.parametrize("setting", [name if name == "dense" else pytest.param(name, marks=SLOW) for name in SETTINGS])
+@newer
 def test_decoding_into_a_static_cache_is_compiled_once(plain, setting):
     """For prompts of one shape, padded or not, with shapes that may not change."""
     config = CompileConfig(backend=trace, mode=None, fullgraph=True, dynamic=False)
