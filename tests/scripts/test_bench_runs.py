@@ -53,13 +53,23 @@ def test_an_op_that_is_unknown_is_refused():
         bench_ops.main(["--ops", "dpc"])
 
 
-def test_prefill_decoding_and_training_are_timed_part_by_part(tmp_path):
+@pytest.fixture
+def bench(tmp_path):
+    """Run parts of the benchmark of whole models; gives what stands in its file then, and in its picture."""
     output = tmp_path / "prefill.json"
-    run = ["--sizes", "tiny", "--rounds", "1", "--threads", "1", "--output", str(output)]
-    bench_prefill.main([*run, "--parts", "prefill"])
-    first = json.loads(output.read_text())
-    assert list(first["parts"]) == ["tiny video-3x16 prefill"]
-    rows = first["parts"]["tiny video-3x16 prefill"]["rows"]
+
+    def run(*options):
+        given = ["--sizes", "tiny", "--rounds", "1", "--threads", "1", "--output", str(output)]
+        bench_prefill.main([*given, *options])
+        return json.loads(output.read_text())["parts"], output.with_suffix(".png").read_bytes()
+
+    return run
+
+
+def test_prefill_is_timed_setting_by_setting(bench):
+    parts, picture = bench("--parts", "prefill")
+    assert list(parts) == ["tiny video-3x16 prefill"]
+    rows = parts["tiny video-3x16 prefill"]["rows"]
     assert set(rows) == set(settings(3))
     assert rows["dense"]["output_length"] == 57
     assert rows["ppe 0.45"]["output_length"] == 9 + 3 * 8
@@ -68,17 +78,22 @@ def test_prefill_decoding_and_training_are_timed_part_by_part(tmp_path):
         assert row["kv_mib"] > 0
         assert row["peak_mib"] > 0
     assert rows["unmodified"]["compression_share"] == 0.0 < rows["ppe 0.45"]["compression_share"] < 1.0
-    dispatch.reset()
-    bench_prefill.main([*run, "--parts", "decode", "train"])
-    assert "linear_cross_entropy" in dispatch.chosen()  # the loss alone, without logits: as the trainer has it
-    both = json.loads(output.read_text())
-    assert both["parts"]["tiny video-3x16 prefill"] == first["parts"]["tiny video-3x16 prefill"]
-    for part in ("decode", "train"):
-        for row in both["parts"][f"tiny video-3x16 {part}"]["rows"].values():
-            assert row["tokens_per_s"] > 0
-    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert picture.startswith(b"\x89PNG")
     with pytest.raises(InputError, match="name another file"):
-        bench_prefill.main([*run, "--rounds", "2"])
+        bench("--rounds", "2")
+
+
+@pytest.mark.slow
+def test_decoding_and_training_are_timed_part_by_part(bench):
+    first, _ = bench("--parts", "decode")
+    dispatch.reset()
+    both, picture = bench("--parts", "train")
+    assert "linear_cross_entropy" in dispatch.chosen()  # the loss alone, without logits: as the trainer has it
+    assert both["tiny video-3x16 decode"] == first["tiny video-3x16 decode"]
+    for part in both.values():
+        for row in part["rows"].values():
+            assert row["tokens_per_s"] > 0
+    assert picture.startswith(b"\x89PNG")
 
 
 def test_a_merge_takes_no_more_operators_for_more_frames():
