@@ -38,7 +38,9 @@ PATHS = {
 }
 QUICK = ("MKL AVX2", "an old machine", "two threads")  # in .ci/run: beside `make test`, which is the first
 QUICK_TESTS = (
-    *("tests/backends/test_dpc_knn.py", "tests/backends/test_attention.py", "tests/backends/test_parity.py"),
+    *("tests/backends/test_dpc_knn.py", "tests/backends/test_cpu_dpc_knn.py", "tests/backends/test_group_mean.py"),
+    *("tests/backends/test_attention.py", "tests/backends/test_parity.py"),
+    "tests/parity/test_bundle.py::test_the_recorded_bundle_holds_here",
     *("tests/test_released.py", "tests/methods/test_grouping.py", "tests/engine"),
     *("tests/models/test_laws.py", "tests/models/test_flat_pictures.py"),
     *("tests/models/test_fused.py", "tests/training/test_export.py", "tests/demo/test_tiny.py"),
