@@ -16,7 +16,9 @@ from ppe_npu.backends.reference.dpc_knn import MAX_NEIGHBORS, nearest_center, ne
 from .squares import Squares
 
 NEAREST = MAX_NEIGHBORS - 1  # beside the token itself
-LEAST_TOKENS = 64  # smaller frames are quicker by batched products: the reference's
+# Smaller frames are quicker by batched products, the reference's. One more than a power of two, as the frames that the
+# engine groups together are of 33 to 64 tokens, or of 65 to 128: all of them take one way.
+LEAST_TOKENS = 65
 LEAST_CLASSES = 512  # larger frames leave a core's cache when they are folded
 DISTANCES_AT_ONCE = 2**18
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
@@ -64,7 +66,7 @@ def _of_classes(squared: Tensor) -> Tensor:
     width = max(NEAREST, 2 * math.isqrt(squared.shape[2]))
     given = _filled(squared, 2, width)
     classes = given.unflatten(2, (-1, width)).amin(2).topk(NEAREST, largest=False).indices
-    places = (classes[:, :, :, None] + torch.arange(0, given.shape[2], width)).flatten(2)
+    places = (classes[:, :, :, None] + torch.arange(0, given.shape[2], width, device=given.device)).flatten(2)
     return given.gather(2, places).topk(NEAREST, largest=False).values.movedim(2, 0)
 
 
@@ -119,7 +121,10 @@ def _clustered(
 ) -> tuple[Tensor, Tensor]:
     """Centres [f, M] and labels [f, N] of a few frames, whose nearest distances are [NEAREST, f, N]."""
     count = squared.shape[1]
-    absent = None if min(sizes) == count else torch.arange(count) >= torch.tensor(sizes)[:, None]
+    absent = None
+    if min(sizes) < count:
+        on = squared.device
+        absent = torch.arange(count, device=on) >= torch.tensor(sizes, device=on)[:, None]
     log_density = _log_density(nearest, num_neighbors)
     score = 0.5 * nearest_denser(squared, log_density, strict).clamp_max_(LARGEST[squared.dtype]).log() + log_density
     if absent is not None:

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ppe_npu.backends.reference.dpc_knn import first_equal, largest_error, probable_error, share_rows
 
@@ -109,17 +110,19 @@ class Squares:
 
 
 def _far_from_origin(tokens: Tensor, sizes: list[int]) -> list[bool]:
-    """Whether the mean of a sample of each frame, squared, is no less than half of its tokens' mean square."""
-    places = torch.tensor([[size * number // SAMPLE for number in range(SAMPLE)] for size in sizes], dtype=torch.long)
-    frames = torch.arange(len(sizes))[:, None]
+    """Whether a sample of each frame points one way: the mean of its unit vectors, squared, is no less than a half. By
+    directions, because one massive token has a larger square than all others together."""
+    sampled = [[size * number // SAMPLE for number in range(SAMPLE)] for size in sizes]
+    places = torch.tensor(sampled, dtype=torch.long, device=tokens.device)
+    frames = torch.arange(len(sizes), device=tokens.device)[:, None]
     some = tokens[frames, places].to(torch.promote_types(tokens.dtype, torch.float32)) if sizes else tokens[:, :0]
-    return (~(2 * some.mean(1).square().sum(-1) < some.square().sum(-1).mean(1))).tolist()
+    return (~(2 * functional.normalize(some, dim=-1).mean(1).square().sum(-1) < 1)).tolist()
 
 
 def _strips(count: int) -> list[slice]:
     """Slices of rows: the more, the less is computed below the diagonal, and the slower is every product."""
     step = math.ceil(count / max(2, math.isqrt(count) // 8)) if count >= LEAST_CUT else count
-    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+    return [slice(start, min(start + step, count)) for start in range(0, count, step or 1)]
 
 
 def _checksums(x: Tensor) -> Tensor:

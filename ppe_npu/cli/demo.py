@@ -11,6 +11,7 @@ from ppe_npu.errors import InputError
 
 def run_demo(args: argparse.Namespace) -> int:
     """Train and compare all methods in miniature."""
+    args.output = args.output or ("runs/motion" if args.motion else "runs/demo")
     if Path(args.output).is_file():
         raise InputError(f"output {args.output} is a file: name a folder")
     if args.motion and (args.methods or args.full):

@@ -55,6 +55,10 @@ def _explorer(args: argparse.Namespace, device: Any) -> tuple[Explorer, str]:
         processor = common.processor(found, args.min_pixels, args.max_pixels)
         model = found.load(device, args.dtype, load_model)
         about = f"The model is {printable(str(name))}."
+        if hasattr(model.config, "pvc"):
+            raise InputError(
+                f"--model {printable(str(name))} has PVC's modules, which take pictures for videos: use eval"
+            )
     maker = processor.image_processor
     least, most = args.min_pixels or maker.size["shortest_edge"], args.max_pixels or maker.size["longest_edge"]
     if (maker.patch_size, maker.merge_size) == (tiny.PATCH, tiny.MERGE) and args.max_pixels is None:

@@ -300,7 +300,7 @@ def _add_parity(commands) -> None:
 def _add_demo(commands) -> None:
     parser = commands.add_parser("demo", help="train and compare all methods on the embedded benchmark")
     parser.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
-    parser.add_argument("--output", default="runs/demo", help="(default: runs/demo)")
+    parser.add_argument("--output", help="(default: runs/demo, with --motion runs/motion)")
     parser.add_argument("--seeds", type=int, default=1, help="runs with seeds 0, 1, ... (default: 1)")
     parser.add_argument("--full", action="store_true", help="five seeds, two ratios, and the ways of listing members")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="any methods, with one position and PPE's; or all")

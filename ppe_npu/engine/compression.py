@@ -118,6 +118,10 @@ class Compression:
             self._report = CompressionReport.of(*given)
         return self._report
 
+    def note_cache(self, size: int | None) -> None:
+        """The bytes of the last prompt's KV cache, once it is filled: a report that was read before has none."""
+        self.kv_bytes, self._report = size, None
+
     # -- before the vision tower: the host reads ids, mask and grids once ---------------------------------------------
 
     def plan(

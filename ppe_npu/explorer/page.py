@@ -186,6 +186,8 @@ class Page:
         """A place of a picture was clicked."""
 
         def at() -> Settings:
+            if not session.looks:  # forgotten since: the page is looked at anew
+                return _settings(values)
             shape = session.looks["dense"].groups.labels.shape
             place = token_at(tuple(event.index), shape, *session.drawn)
             settings = _settings(values)
@@ -196,8 +198,8 @@ class Page:
     def asked(self, session: Session) -> Iterator[list[Any]]:
         """Every column answers, one after the other, word by word."""
         said = dict.fromkeys(COLUMNS, "")
-        configs, prompt = dict(session.configs), session.prompt()
         try:
+            configs, prompt = dict(session.configs), session.prompt()
             for name, config in configs.items():
                 for piece in self.explorer.ask(prompt, config):
                     if isinstance(piece, Generated) and session.configs.get(name) == config:

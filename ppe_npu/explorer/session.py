@@ -70,7 +70,8 @@ class Session:
 
     def prompt(self) -> Any:
         """What the model is given."""
-        assert self.prepared is not None
+        if self.prepared is None:
+            raise InputError("nothing is looked at any more: choose a picture again")
         return self.prepared[2]
 
     @property

@@ -16,7 +16,6 @@ from ppe_npu.explorer.state import as_json, as_python
 from ppe_npu.inspect.trace import Groups
 
 _LISTED = 12  # places that are written out
-_SHARES = {"after", "tower", "prompt", "ttft", "kv", "tower_flops", "decoder_flops"}
 _ROWS = {
     "after": "visual tokens in the decoder, mean over its layers",
     "tower": "visual tokens in the vision tower",

@@ -16,12 +16,13 @@ from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.run import Run
 from ppe_npu.errors import InputError
 
-STATE = "ppe_state"  # attribute of a cache
+STATE, BEFORE = "ppe_state", "ppe_state_before"  # attributes of a cache
 
 
-def keep_state(cache: Any, state: CacheState) -> None:
-    """Let the cache carry this state."""
+def keep_state(cache: Any, state: CacheState, before: CacheState | None = None) -> None:
+    """Let the cache carry this state. before: the one that a step has started from which has yet to run."""
     setattr(cache, STATE, state)
+    setattr(cache, BEFORE, before)
     for method in (_reorder_cache, _batch_select_indices, _batch_repeat_interleave, _reset):
         name = method.__name__[1:]
         if name not in vars(cache) and hasattr(type(cache), name):
@@ -61,6 +62,13 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | None:
     return state
 
 
+def state_before(state: CacheState | None, cache: Any, columns: int) -> CacheState | None:
+    """The state that a step of so many columns starts from: `state`, unless that has them all already, because the step
+    was prepared and did not run to its end."""
+    before: CacheState | None = getattr(cache, BEFORE, None)
+    return before if state is not None and before is not None and state.seen >= columns else state
+
+
 def continued(compression: Compression, kwargs: dict, state: CacheState) -> tuple[dict, Run]:
     """Text that continues a compressed prompt, by a forward's arguments: the tokens, and the pass through the decoder.
     Nothing to compress, and no host sync.
@@ -95,15 +103,16 @@ def _batch_repeat_interleave(self, repeats: int) -> None:
     type(self).batch_repeat_interleave(self, repeats)
     state = getattr(self, STATE, None)
     if state is not None:
-        setattr(self, STATE, state.repeated(len(state.masks[0]) * repeats))
+        keep_state(self, state.repeated(len(state.masks[0]) * repeats))
 
 
 def _reset(self) -> None:
     type(self).reset(self)
     setattr(self, STATE, None)
+    setattr(self, BEFORE, None)
 
 
 def _pick(cache: Any, samples: torch.Tensor) -> None:
     state = getattr(cache, STATE, None)
     if state is not None:
-        setattr(cache, STATE, state.picked(samples))
+        keep_state(cache, state.picked(samples))

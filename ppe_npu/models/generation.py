@@ -17,7 +17,7 @@ from ppe_npu.engine.run import Run
 from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens, find_spans
 from ppe_npu.errors import InputError
 from ppe_npu.models.arguments import PIXELS, SECONDS, ids_of_embeds
-from ppe_npu.models.caches import continued, keep_state, state_of
+from ppe_npu.models.caches import continued, keep_state, state_before, state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
 from ppe_npu.models.known import has_attention
 from ppe_npu.models.seam import original, override
@@ -45,6 +45,7 @@ def prepare_inputs_for_generation(self, input_ids, **kwargs):
     prepare = original(self, "prepare_inputs_for_generation")
     inputs = prepare(input_ids=input_ids, **kwargs)
     state = state_of(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
+    state = state_before(state, cache_of(kwargs), input_ids.shape[1])
     # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
     if state is not None and inputs.get("input_ids") is not None and input_ids.shape[1] > state.seen:
         # As transformers does: a view has another stride in each step, and a compiled model is compiled again.
@@ -89,7 +90,7 @@ def _fixed_step(model, inputs: dict, state: CacheState | None) -> dict:
     if any(cache_position(type(part).forward, 0, hidden) for part in (text, text.layers[0])):
         return {}  # older transformers says where in the cache the token goes
     _, run = continued(model.compression, inputs, state)
-    keep_state(cache, run.state)
+    keep_state(cache, run.state, before=state)
     parts = zip((0, *state.layers), run.masks, state.lengths, run.sizes)
     masks = [_whole_mask(text.config, hidden, cache, *part) for part in parts]
     none, empty = (None,) * len(masks), CacheState.empty(state.layers, len(tokens), tokens.device)

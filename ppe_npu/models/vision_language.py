@@ -227,7 +227,7 @@ def model_forward(self, **kwargs):
     if cache is not None:
         keep_state(cache, run.state)
         if compresses:
-            self.compression.kv_bytes = kv_bytes(cache)
+            self.compression.note_cache(kv_bytes(cache))
     return output.to_tuple() if return_dict is False else output
 
 

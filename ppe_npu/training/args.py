@@ -164,6 +164,8 @@ class TrainConfig:
             raise InputError("validation_data and validation_share exclude each other: give one of them")
         if self.video_frames is not None and self.video_frames[0] > self.video_frames[1]:
             raise InputError(f"video_frames={list(self.video_frames)}: give the fewest frames, then the most")
+        if self.video_frames is not None and (self.video.nframes is not None or self.video.fps is not None):
+            raise InputError("video_frames and video's nframes or fps exclude each other: give one of them")
         if self.pvc is not None and self.adapter is not None:
             raise InputError("pvc with an adapter: its new modules learn with the model's own weights: leave one")
         if self.eval_steps and not self.validates:

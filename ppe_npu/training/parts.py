@@ -58,6 +58,8 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
     for asked in names:
         chosen = [name for name in parameters if _is_meant(asked, name)]
         if not chosen:
+            if asked == "pvc":
+                raise InputError("frozen='pvc' or pvc_learning_rate=0: this model has no modules of PVC; leave it out")
             first = plain_name(next(iter(parameters)))
             raise InputError(
                 f"frozen={asked!r} is no part ({', '.join(ALL_PARTS)}) and the beginning of no parameter: "

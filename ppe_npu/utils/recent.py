@@ -2,7 +2,10 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
+
+_MISSING = object()
 
 
 class Recent:
@@ -14,9 +17,12 @@ class Recent:
 
     def made(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What make() gave for this key; it is called if that is not among the last."""
-        if key not in self._values:
-            self._values[key] = make()
-        self._values.move_to_end(key)
+        # Taken out and put back at the end, each in one go: threads may ask at once, and may make the same twice.
+        value = self._values.pop(key, _MISSING)
+        if value is _MISSING:
+            value = make()
+        self._values[key] = value
         while len(self._values) > self.most:
-            self._values.popitem(last=False)
-        return self._values[key]
+            with suppress(KeyError):  # another thread was quicker
+                self._values.popitem(last=False)
+        return value

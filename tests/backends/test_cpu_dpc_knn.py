@@ -115,3 +115,29 @@ def test_no_tensor_grows_with_frames_and_the_square_of_tokens():
     """A video's distances are in memory a few frames at a time."""
     made = squares.Squares(torch.empty(64, 256, 8), max(1, fast.DISTANCES_AT_ONCE // 256**2), [256] * 64)
     assert made._squared.numel() <= fast.DISTANCES_AT_ONCE
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_massive_token_does_not_keep_a_frame_from_being_centred(place):
+    """Whether it is among the tokens that are looked at first, or not: offset tokens far from the origin are measured
+    as exactly as by the specification, which centres all."""
+    g = torch.Generator().manual_seed(0)
+    x = 100 + torch.randn(1, 256, 64, generator=g, dtype=torch.float64)
+    x[:, place] *= 5
+    for count in (256, 130):
+        found = squares._far_from_origin(x[:, :count].float(), [count])
+        assert found == [True]
+    assert squares._far_from_origin(x.float() - 100, [256]) == [False]
+
+
+def test_it_computes_where_the_tokens_lie_whatever_the_default_device():
+    x, valid = torch.randn(2, 600, 8), torch.ones(2, 600, dtype=torch.bool)
+    valid[0, 500:] = False
+    labels, counts = torch.zeros(2, 600, dtype=torch.long), torch.full((2, 1), 600)
+    nine, five = torch.tensor([9, 9]), torch.tensor([5, 5])
+    try:
+        torch.set_default_device("meta")
+        fast.dpc_knn(x, valid, nine, 9, five)
+        backends.group_mean(x, labels, counts)
+    finally:
+        torch.set_default_device(None)

@@ -101,3 +101,12 @@ def test_the_comparison_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     assert motion.main(asked) == 0
     assert (tmp_path / "seed0" / "pvc" / "final" / "model.safetensors").stat().st_mtime_ns == made
     assert before.splitlines()[2:8] == (tmp_path / "report.md").read_text().splitlines()[2:8]
+
+
+@pytest.mark.parametrize(("options", "folder"), [(("--motion",), "runs/motion"), ((), "runs/demo")])
+def test_the_two_tasks_write_into_folders_of_their_own(run, monkeypatch, options, folder):
+    asked = []
+    monkeypatch.setattr(motion, "main", asked.append)
+    monkeypatch.setattr("ppe_npu.demo.pipeline.main", asked.append)
+    assert run("demo", *options)[0] == 0
+    assert asked[0].output == folder

@@ -1,5 +1,8 @@
 """Prompts in which all stands alike are laid out once, and what is shared serves every later pass."""
 
+import sys
+import threading
+
 import torch
 from tolerances import assert_equal
 
@@ -71,3 +74,29 @@ def test_the_last_few_are_kept():
     for key in (1, 2, 1, 3, 1, 2):
         assert recent.made(key, lambda key=key: made.append(key) or -key) == -key
     assert made == [1, 2, 3, 2]
+
+
+def test_threads_that_ask_at_once_are_all_answered():
+    """More keys than are kept, so that one thread drops what another has just found."""
+    kept, wrong = Recent(2), []
+
+    def ask(seed: int) -> None:
+        for number in range(4000):
+            key = (number * seed) % 5
+            try:
+                if kept.made(key, lambda key=key: key) != key:
+                    wrong.append(key)
+            except Exception as error:
+                wrong.append(error)
+
+    switching = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in (1, 2, 3, 4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(switching)
+    assert not wrong

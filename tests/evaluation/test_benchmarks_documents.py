@@ -48,7 +48,7 @@ def test_prompt_truth_and_type(load, name, number, prompt, truth, kind):
     [
         ("12", "12", "Int", 1), ("There are 12 of them", "12", "Int", 1), ("12.9", "12", "Int", 1),
         ("1,200", "1200", "Int", 1),
-        ("none", "12", "Int", 0), ("13", "12", "Int", 0),
+        ("none", "12", "Int", 0), (400 * "9", "12", "Int", 0), ("13", "12", "Int", 0),
         ("45%", "45%", "Float", 1), ("0.45", "45%", "Float", 1), ("45.4", "45%", "Float", 1), ("46", "45%", "Float", 0),
         ("4500", "45%", "Float", 1), ("", "45%", "Float", 0),
         ("Red", "red (dark)", "Str", 1), ("rde", "red", "Str", 0), ("darkblue", "dark blue", "Str", 1 - 1 / 9),
@@ -126,6 +126,7 @@ def test_documents_that_cannot_be_shown(tmp_path, monkeypatch):
         ("0.62", None, "float", 1.0, "0.6"), ("about 0.6, or six of ten", None, "float", 1.0, "0.6"),
         ("-.55", None, "float", 2, "-0.55"),
         ("1e400", None, "integer", None, None),
+        ("10-5", None, "integer", None, "5"), ("it is -5", None, "integer", None, "-5"),
         ("It is [2007, 2008].", None, "list", None, "[2007, 2008]"), ("2007, 2008", None, "list", None, "2007, 2008"),
     ],
 )  # fmt: skip
@@ -139,7 +140,8 @@ def test_answers_of_mathvista(answer, options, kind, precision, said):
         ("0.01", "0.01", 1), ("10^-2", "0.01", 1), ("10^{-2}", "0.01", 1), ("1.5e3", "1500", 1), ("1,500", "1500", 1),
         ("1.5 × 10^3", "1500", 1), (r"$1.5\times 10^{3}$", "1500", 1), ("0.012", "0.01", 0), ("0.0100", "0.01", 1),
         ("The value at t=10 is 0.01.", "0.01", 1), ("0.01 at t=10", "0.01", 0), ("−3", "-3", 1), ("", "0.01", 0),
-        ("one", "1", 0), ("1e99999", "1", 0), ("10^99999", "1", 0), (".5", "0.50", 1),
+        ("one", "1", 0), ("1e99999", "1", 0), ("10^99999", "1", 0),
+        ("5-10", "10", 1), ("10^" + 5000 * "9", "1", 0), (".5", "0.50", 1),
     ],
 )  # fmt: skip
 def test_numbers_of_charts_are_compared_by_value(answer, truth, score):
@@ -151,7 +153,7 @@ def test_numbers_of_charts_are_compared_by_value(answer, truth, score):
     [
         ("b", "(b)", 1), ("Ours, (b)", "(b), Ours", 1), ("Ours", "(b), Ours", 0), ("P-101", "P=101", 0),
         ("Rising.", "rising", 1),
-        ("$R^2_t$", "R^2_t", 1), ("", "b", 0),
+        ("$R^2_t$", "R^2_t", 1), ('"abc."', "abc", 1), ("[a]", "a", 1), ("", "b", 0),
     ],
 )  # fmt: skip
 def test_texts_of_charts_are_compared_by_terms(answer, truth, score):

@@ -11,7 +11,8 @@ import pytest
 import torch
 from foreign import FAMILIES, SETTINGS, compressed, newer, pictures, random_model
 from prompts import GREEDY
-from transformers import CompileConfig
+from torch.nn import functional as F
+from transformers import CompileConfig, StaticCache
 
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import kv_bytes
@@ -243,3 +244,31 @@ def test_dense_repeats_pictures_that_the_mask_hides(plain, feature):
     expected = plain.generate(**inputs, **{**FIVE, **feature})
     torch.manual_seed(0)
     assert torch.equal(compressed(plain, "dense").generate(**inputs, **{**FIVE, **feature}), expected)
+
+
+@pytest.mark.parametrize("setting", ["ppe", "dense"])
+@newer
+def test_a_step_that_was_prepared_and_did_not_run_is_prepared_again(plain, setting):
+    """Preparing a step into a static cache brings our state up to it; who tries again must not find it ahead."""
+    model, inputs = compressed(plain, setting), pictures()
+
+    def step(times: int) -> torch.Tensor:
+        cache = StaticCache(config=plain.config.text_config, max_cache_len=64)
+        found = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+        ids, mask = torch.cat([inputs["input_ids"], found], 1), F.pad(inputs["attention_mask"], (0, 1), value=1)
+        for _ in range(times):
+            prepared = model.prepare_inputs_for_generation(
+                ids, past_key_values=cache, attention_mask=mask, use_cache=True
+            )
+        return model(**prepared).logits
+
+    with torch.no_grad():
+        assert torch.equal(step(2), step(1))
+
+
+def test_a_report_that_was_read_early_tells_the_caches_bytes_in_the_end(plain):
+    model = compressed(plain, "ppe")
+    hook = model.model.language_model.register_forward_hook(lambda *_: model.compression.report and None)
+    model(**pictures(), use_cache=True)
+    hook.remove()
+    assert model.compression.report.kv_bytes > 0

@@ -44,7 +44,7 @@ class CharXivReasoning(Dataset):
     folder = "charxiv"
     needs = ("val*.parquet",)
     home = "data set princeton-nlp/CharXiv of the Hugging Face hub (val.parquet)"
-    metric = "accuracy: numbers equal in value, texts equal but for case, punctuation and order; no GPT-4o judge"
+    metric = "accuracy: numbers equal in value, texts of the same terms but for case and brackets; no GPT-4o judge"
     form = "{question}\n{asked}"
     max_new_tokens = 128
     headline = "numbers"

@@ -53,7 +53,7 @@ class MathVista(Dataset):
 
     def score(self, answer: str, sample: Row) -> float:
         said = mathvista_answer(answer, sample["options"], sample["answer_type"], sample["precision"])
-        return float(said == sample["GT"].strip())
+        return float(said is not None and said.strip() == sample["GT"].strip())
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Accuracy per task."""

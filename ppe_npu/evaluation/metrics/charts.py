@@ -10,7 +10,8 @@ import re
 from fractions import Fraction
 
 _POWER = re.compile(r"(?:(\S+?)\s*(?:\\times|\\cdot|×|x|\*)\s*)?10\s*(?:\^|\*\*)\s*\{?\s*([-+−]?\d+)\s*\}?")
-_NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+_LARGEST = 400  # digits, and powers of ten
+_NUMBER = re.compile(r"(?:(?<![\w.])[-+−])?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def chart_number(answer: str, truth: str) -> float:
@@ -21,7 +22,7 @@ def chart_number(answer: str, truth: str) -> float:
 
 def chart_text(answer: str, truth: str) -> float:
     """1.0 if both have the same terms, of which commas separate several, in any order, but for case and white space,
-    brackets and quotes around a term, LaTeX's dollars and a full stop at the end."""
+    brackets, quotes and full stops around a term, and LaTeX's dollars."""
     return float(_terms(answer) == _terms(truth))
 
 
@@ -30,17 +31,18 @@ def _numbers(text: str) -> list[Fraction]:
     found = []
     for part in _POWER.finditer(text):
         factor = _numbers(part[1]) if part[1] else [Fraction(1)]
-        exponent = int(part[2].replace("−", "-"))
-        if factor and abs(exponent) < 400:
+        exponent = int(part[2].replace("−", "-")) if len(part[2]) < 5 else _LARGEST
+        if factor and abs(exponent) < _LARGEST:
             found.append((part.start(), factor[-1] * Fraction(10) ** exponent))
     rest = _POWER.sub(lambda part: " " * len(part[0]), text)
     for part in _NUMBER.finditer(rest):
         number = part[0].replace(",", "").replace("−", "-")
-        if len(number) < 400 and abs(int(number.lower().partition("e")[2] or 0)) < 400:
+        exponent = number.lower().partition("e")[2]
+        if len(number) < _LARGEST and abs(int(exponent or 0)) < _LARGEST:
             found.append((part.start(), Fraction(number)))
     return [value for _, value in sorted(found, key=lambda item: item[0])]
 
 
 def _terms(text: str) -> list[str]:
-    plain = " ".join(text.replace("$", "").lower().split()).rstrip(".")
-    return sorted(term.strip().strip("()'\"`").strip() for term in plain.split(","))
+    plain = " ".join(text.replace("$", "").lower().split())
+    return sorted(term.strip(" ()[]'\"`.") for term in plain.split(","))

@@ -58,7 +58,8 @@ def clean(text: str) -> str:
 def _number(text: str) -> float | None:
     """The first number of a text; commas in it do not count."""
     found = _NUMBER.search(text.replace(",", ""))
-    return float(found[0]) if found else None
+    value = float(found[0]) if found else math.inf
+    return value if math.isfinite(value) else None
 
 
 def _close(said: float, right: float) -> bool:
