@@ -124,7 +124,8 @@ class Page:
         self.link = gr.Textbox("", label="Link to what is shown", interactive=False, elem_id="link")
 
     def _connect(self, blocks: Any) -> None:
-        gr, addressed = self.gr, "(q) => {const u = location.origin + location.pathname + q; "
+        # What is shown may stand as it was, with its address: of that the query counts.
+        gr, addressed = self.gr, '(q) => {const u = location.origin + location.pathname + q.replace(/^[^?]*/, ""); '
         addressed += 'history.replaceState(null, "", u); return u}'
         own = [self.session, *self.settings]
         moved = [part.input for part in (self.source, self.left, self.right, self.budget, self.positions, self.k)]
