@@ -109,7 +109,8 @@ def test_a_picture_without_like_cells_is_dense(family):
 
 
 def test_what_one_picture_drops_leaves_the_others_features_alone(some):
-    """Bit by bit, of another picture in the prompt and of a video."""
+    """Of another picture in the prompt and of a video: but for how products of more rows are rounded, which is bit by
+    bit the same on most CPUs and not on all."""
     model, video = MODELS[some], "frames" if some == "qwen3_vl" else "video"
     parts = [1, ("image", (1, 4, 5)), 1, ("image", (1, 3, 3)), 1, (video, (2, 2, 3)), 1]
     plain, other = painted(parts, seed=1), painted(parts, seed=1)
@@ -118,7 +119,10 @@ def test_what_one_picture_drops_leaves_the_others_features_alone(some):
     assert len(two) > len(one)
     left = model.compression.report.spans[1].after + sum(span.after for span in model.compression.report.spans[2:])
     text = len(plain.ids) - 20 - 9 - 12 - 2  # what stands behind the first picture
-    assert_equal(one[-(left + text) :], two[-(left + text) :])
+    with torch.no_grad():
+        true = exact(model, lambda: given_to_the_decoder(model, config_of("alone"), plain)[0])
+    behind = slice(-(left + text), None)
+    assert_rounds_alike(two[behind], one[behind], true[behind], layers=8)
 
 
 # -- positions and groups ------------------------------------------------------------------------------------------
