@@ -7,7 +7,6 @@ and are given as many tokens of a frame; the one has PVC's modules beside. A kil
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.demo import clips, tiny
-from ppe_npu.demo.pipeline import set_up_process, train_once
+from ppe_npu.demo.pipeline import draw_once, set_up_process, train_once
 from ppe_npu.files import new_folder, write_json, write_text
 from ppe_npu.models.pvc.config import PVCConfig
 
@@ -64,11 +63,7 @@ def main(args: argparse.Namespace) -> int:
 def make_data(folder: Path) -> None:
     """Draw the splits where they are not there, or are of other numbers."""
     for name, asked in SPLITS.items():
-        drawn = folder / f"{name}.recipe.json"
-        if not drawn.is_file() or json.loads(drawn.read_text()) != list(asked):
-            print(f"drawing {asked[0]:,} clips for {name}", flush=True)
-            clips.write_split(folder, name, *asked)
-            write_json(drawn, list(asked))
+        draw_once(folder, name, asked, "clips", clips.write_split)
 
 
 def build(folder: Path, seed: int) -> None:

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -112,11 +112,16 @@ def _make_data(folder: Path) -> None:
     recipes: dict[str, BaseRecipe | TuneRecipe | EvalRecipe] = {"base": BASE, "tune": TUNE, "test": EVAL}
     for name, recipe in recipes.items():
         asked = [recipe.images, _DATA_SEEDS[name], recipe.questions, recipe.simple]
-        drawn = folder / f"{name}.recipe.json"
-        if not drawn.is_file() or json.loads(drawn.read_text()) != asked:
-            print(f"drawing {recipe.images:,} scenes for {name}", flush=True)
-            scenes.write_split(folder, name, *asked)
-            write_json(drawn, asked)
+        draw_once(folder, name, asked, "scenes", scenes.write_split)
+
+
+def draw_once(folder: Path, name: str, asked: Sequence[Any], what: str, write: Callable[..., Any]) -> None:
+    """Draw a split by write(folder, name, *asked), unless it is there as asked: how many, and what else it hangs on."""
+    drawn = folder / f"{name}.recipe.json"
+    if not drawn.is_file() or json.loads(drawn.read_text()) != list(asked):
+        print(f"drawing {asked[0]:,} {what} for {name}", flush=True)
+        write(folder, name, *asked)
+        write_json(drawn, list(asked))
 
 
 def _train_base(task: tuple[str, int, str, int | None]) -> None:
