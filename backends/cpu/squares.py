@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ppe_npu.backends.reference.dpc_knn import first_equal, largest_error, probable_error, share_rows
+from ppe_npu.backends.reference.dpc_knn import checksums, first_equal, largest_error, probable_error, share_rows
 
 LEAST_CUT = 224  # a frame of fewer tokens is multiplied as fast whole as half
 SAMPLE = 8  # tokens by which a frame's offset is judged
@@ -65,7 +65,7 @@ class Squares:
         for number, size in enumerate(sizes):
             if apart[number]:
                 continue
-            own, sums = norms[number, :size], _checksums(self._frame(part.start + number, size))
+            own, sums = norms[number, :size], checksums(self._frame(part.start + number, size))
             if widest <= WIDEST and bool((nearest[number, :size] > own * (narrow * NORMS)).all()) and not _twice(sums):
                 continue
             self._mend(self._squared[number, :size, :size], own, sums)
@@ -123,12 +123,6 @@ def _strips(count: int) -> list[slice]:
     """Slices of rows: the more, the less is computed below the diagonal, and the slower is every product."""
     step = math.ceil(count / max(2, math.isqrt(count) // 8)) if count >= LEAST_CUT else count
     return [slice(start, min(start + step, count)) for start in range(0, count, step or 1)]
-
-
-def _checksums(x: Tensor) -> Tensor:
-    """[n] of tokens [n, C]: the sum of a token's bits, wrapped around."""
-    bits = torch.int64 if x.dtype == torch.float64 else torch.int32
-    return x.view(bits).sum(-1, dtype=bits)
 
 
 def _twice(sums: Tensor) -> bool:

@@ -150,9 +150,15 @@ def _gram(tokens: torch.Tensor, valid: torch.Tensor | None) -> tuple[torch.Tenso
             padding = ~valid[part, :, None]
             x.masked_fill_(padding, 0)
             x -= x.sum(1, keepdim=True) / (~padding).sum(1, keepdim=True).clamp_min(1)
-        sums[part] = x.view(bits).sum(-1, dtype=bits)
+        sums[part] = checksums(x)
         torch.bmm(x, x.transpose(1, 2), out=gram[part])
     return gram, sums
+
+
+def checksums(x: torch.Tensor) -> torch.Tensor:
+    """[..., n] integers of contiguous fp32 or fp64 tokens [..., n, C]: the sum of a token's bits, wrapped around."""
+    bits = torch.int64 if x.dtype == torch.float64 else torch.int32
+    return x.view(bits).sum(-1, dtype=bits)
 
 
 def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor) -> torch.Tensor:

@@ -88,7 +88,7 @@ def test_tokens_that_lie_together_are_found_wherever_the_norms_lie(monkeypatch):
     """Two tokens within the largest error (of fp64), equal or not, beside others of any norm: asked for, and only
     then."""
     asked = []
-    monkeypatch.setattr(squares, "_checksums", lambda x, made=squares._checksums: asked.append(1) or made(x))
+    monkeypatch.setattr(squares, "checksums", lambda x, made=squares.checksums: asked.append(1) or made(x))
     x = tokens("normal", 1, 90, seed=5, channels=512)
     same(x, None, [30], [5])
     assert not asked
