@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ppe_npu.methods.base import Method, register, share
-from ppe_npu.methods.choosing import best, cosines, exact, row
+from ppe_npu.methods.choosing import best, cosines, exact, rounding, row
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
@@ -112,16 +112,24 @@ def samples(tokens: torch.Tensor, present: torch.Tensor, count: int, start: int 
 def errors(tokens: torch.Tensor, basis: torch.Tensor, ridge: float) -> torch.Tensor:
     """[F, N] how much of each token [F, N, C] the tokens basis [F, k] leave, by least squares with a ridge.
 
-    The k equations are solved by elimination; a basis token that is within rounding of those before it counts as 0.
+    The k equations are solved by elimination; a basis token that is within rounding of those before it counts as 0. So
+    does what is left of a token where it is within rounding (docs/numerics.md): the basis explains that token wholly.
     """
     with exact(tokens):
         rows = tokens.gather(1, basis[:, :, None].expand(-1, -1, tokens.shape[-1]))
         gram, eye = torch.bmm(rows, rows.transpose(1, 2)), torch.eye(basis.shape[1], device=tokens.device)
-        least = torch.finfo(torch.float32).eps * gram.diagonal(dim1=1, dim2=2)
+        squares = gram.diagonal(dim1=1, dim2=2)
+        least = torch.finfo(torch.float32).eps * squares
         system = torch.cat([gram + ridge * eye, torch.bmm(rows, tokens.transpose(1, 2))], dim=2)
+        smallest = torch.full_like(squares[:, 0], math.inf)
         for step in range(basis.shape[1]):
-            pivot = system[:, step, step, None]
-            line = torch.where(pivot > least[:, step, None], system[:, step] / pivot, 0)
+            pivot = system[:, step, step]
+            counts = pivot > least[:, step]
+            smallest = torch.where(counts, torch.minimum(smallest, pivot), smallest)
+            line = torch.where(counts[:, None], system[:, step] / pivot[:, None], 0)
             system = system - (system[:, :, step] - eye[step])[:, :, None] * line[:, None]
         weights = system[:, :, basis.shape[1] :]
-        return (tokens - torch.bmm(weights.transpose(1, 2), rows)).norm(dim=-1)
+        left = (tokens - torch.bmm(weights.transpose(1, 2), rows)).norm(dim=-1)
+        terms = tokens.norm(dim=-1) + torch.einsum("fkn,fk->fn", weights.abs(), squares.sqrt())
+        bound = rounding(tokens.shape[-1]) * terms * (squares.amax(1) / smallest).sqrt()[:, None]
+        return left.masked_fill_(left <= bound, 0)

@@ -91,3 +91,27 @@ def test_equal_tokens_and_cells_smaller_than_the_basis_have_errors():
     assert grouping.counts.sum(1).tolist() == [12, 3]
     assert torch.isfinite(grouping.apply(tokens)).all()
     assert grouping.representatives[0].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("channels", [4, 9])
+def test_of_tokens_that_the_basis_explains_wholly_the_first_come_first(channels):
+    tokens = torch.randn(3, 40, channels, generator=torch.Generator().manual_seed(channels))
+    present = torch.ones(tokens.shape[:2], dtype=torch.bool)
+    assert not errors(tokens, samples(tokens, present, 10, None), 1e-5).any()
+    assert get("apet").group(View.of(tokens=tokens, num_kept=12)).representatives.tolist() == [list(range(12))] * 3
+
+
+@pytest.mark.parametrize(("channels", "scale"), [(16, 1.0), (64, 30.0), (512, 1.0)])
+def test_what_the_basis_leaves_is_that_of_fp64(channels, scale):
+    tokens = scale * torch.randn(2, 60, channels, generator=torch.Generator().manual_seed(1))
+    basis = samples(tokens, torch.ones(2, 60, dtype=torch.bool), 10, None)
+    wide = tokens.double()
+    rows = wide.gather(1, basis[:, :, None].expand(-1, -1, channels))
+    system = rows @ rows.mT + 1e-5 * torch.eye(10, dtype=torch.float64)
+    exact = (wide - torch.linalg.solve(system, rows @ wide.mT).mT @ rows).norm(dim=-1)
+    others = torch.ones(2, 60, dtype=torch.bool).scatter_(1, basis, False)
+    found = errors(tokens, basis, 1e-5)
+    assert not found[~others].any()
+    condition = float(torch.linalg.cond(rows).max()) ** 2
+    bound = torch.finfo(torch.float32).eps * 2 * (channels + 10) ** 0.5 * condition * wide.norm(dim=-1)
+    assert ((found - exact).abs() <= bound)[others].all()
