@@ -126,8 +126,9 @@ def errors(tokens: torch.Tensor, basis: torch.Tensor, ridge: float) -> torch.Ten
             pivot = system[:, step, step]
             counts = pivot > least[:, step]
             smallest = torch.where(counts, torch.minimum(smallest, pivot), smallest)
-            line = torch.where(counts[:, None], system[:, step] / pivot[:, None], 0)
-            system = system - (system[:, :, step] - eye[step])[:, :, None] * line[:, None]
+            line = torch.where(counts[:, None], system[:, step] / pivot[:, None], 0)[:, None]
+            others = system - system[:, :, step, None] * line
+            system = torch.where(eye[step, :, None] > 0, line, others)
         weights = system[:, :, basis.shape[1] :]
         left = (tokens - torch.bmm(weights.transpose(1, 2), rows)).norm(dim=-1)
         terms = tokens.norm(dim=-1) + torch.einsum("fkn,fk->fn", weights.abs(), squares.sqrt())
