@@ -20,6 +20,9 @@ from ppe_npu.methods.base import Method
 from ppe_npu.methods.positions import rule_named
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_LEVELS = 255  # of a pixel of 8 bits, in [0, 1]
+# What normalising in fp32 and undoing it may leave: some ten roundings of numbers of at most (1 - mean) / std, times std.
+_ROUNDED = 16 * torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ class PixelValues:
             std, mean = (values.new_tensor(numbers)[:, None] for numbers in (self.std, self.mean))
             values = values * std + mean
         values = values if self.scale == 1 else values * self.scale
+        # Pictures have 8 bits: the same pixel is the same number, however a processor rounds when it normalises.
+        level = (values * _LEVELS).round_().div_(_LEVELS)
+        values = torch.where((values - level).abs_() <= _ROUNDED, level, values)
         return values.reshape(*grid, merge_size**2 * channels * values.shape[2])
 
 
@@ -72,6 +78,13 @@ class Chosen:
 
     kept: np.ndarray
     source: np.ndarray
+
+    @classmethod
+    def of(cls, sources: Sequence[np.ndarray]) -> Chosen:
+        """Of images by what each of them says of its own tokens, counted from 0."""
+        starts = np.cumsum([0, *map(len, sources)])
+        source = np.concatenate([np.zeros(0, np.int64), *(own + start for own, start in zip(sources, starts))])
+        return cls(source == np.arange(len(source)), source)
 
     @property
     def number(self) -> np.ndarray:
@@ -123,5 +136,4 @@ def choose(
             sources.append(source.flatten() + first)
             at, first = end, first + source.numel()
     found = torch.cat(sources).cpu().numpy() if sources else np.zeros(0, np.int64)
-    whole = np.concatenate([found, len(found) + np.arange(videos)])
-    return Chosen(whole == np.arange(len(whole)), whole)
+    return Chosen.of([found, np.arange(videos)])

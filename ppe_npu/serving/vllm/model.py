@@ -21,12 +21,16 @@ import torch
 from ppe_npu.engine.items import check_items, merge_items
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.errors import InputError
+from ppe_npu.serving.asked import Asked
+from ppe_npu.serving.cells import kept_patches, split_cells
 from ppe_npu.serving.rotary import RowRotary, rotary_columns
 from ppe_npu.serving.rows import placed_rows, prompt_line, split_rows, with_rows
-from ppe_npu.serving.vllm.processing import compression_of, runs_of
+from ppe_npu.serving.vllm.processing import ASKED, CELLS, compression_of, runs_of
 from ppe_npu.serving.vllm.refusals import check_settings
+from ppe_npu.serving.vllm.tower import run_on_kept
 
 _PIXELS = {"pixel_values": IMAGE, "image_embeds": IMAGE, "pixel_values_videos": VIDEO, "video_embeds": VIDEO}
+_OF_IMAGES = ("pixel_values", "image_embeds", "image_grid_thw")
 _LONGER = 4  # positions of a compressed prompt, in tokens of the longest context: those of a video run in seconds
 
 
@@ -38,7 +42,7 @@ class CompressedModel:
         compression = compression_of(vllm_config.model_config.hf_config)
         check_items(compression)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.compression = compression
+        self.compression, self.asked = compression, Asked(compression)
         self.rows = compression.axes * compression.config.k
         most = vllm_config.scheduler_config.max_num_batched_tokens
         # Where they are: graphs of the decoder read the same memory in every step. One more column than is ever used,
@@ -67,19 +71,42 @@ class CompressedModel:
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Of each item [kept, C (and what enters later layers) + 2 rows]."""
-        items = super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        out: list[torch.Tensor] = []
+        cells, out = kwargs.pop(CELLS, None), []
+        asked = {kind: kwargs.pop(name, None) for kind, name in ASKED.items()}
         for kind in dict.fromkeys(_PIXELS[key] for key in kwargs if key in _PIXELS):
-            grids = torch.as_tensor(kwargs[f"{kind}_grid_thw"]).tolist()
-            own = items[len(out) : len(out) + len(grids)]
-            out += self._merged(kind, torch.cat(list(own)), grids, kwargs.get("second_per_grid_ts"))
+            own = {key: kwargs[key] for key in kwargs if (key in _OF_IMAGES) == (kind == IMAGE)}
+            grids = torch.as_tensor(own[f"{kind}_grid_thw"]).cpu()
+            sources = None
+            if kind == IMAGE and cells is not None:
+                sources = split_cells(cells, grids.tolist(), self.compression.vision.merge_size)
+                kept = kept_patches(sources, grids, self.compression.vision.merge_size)
+                whole = run_on_kept(self.visual, own["pixel_values"], kept)
+                features = whole.split([int((source == np.arange(len(source))).sum()) for source in sources])
+            else:
+                features = super().embed_multimodal(**own)  # type: ignore[misc]
+            seconds = own.get("second_per_grid_ts")
+            out += self._merged(kind, features, grids.tolist(), asked[kind], seconds, sources)
         return tuple(out)
 
-    def _merged(self, kind: str, features: torch.Tensor, grids: list[list[int]], seconds: Any) -> list[torch.Tensor]:
-        parts = features.split(self.feature_width or features.shape[1], dim=1)
-        per_grid = None if seconds is None else torch.as_tensor(seconds).flatten().tolist()
-        merged = merge_items(self.compression, kind, parts[0], grids, per_grid, parts[1:])
-        return [with_rows(torch.cat([item.features, *item.deepstack], dim=1), item.rows) for item in merged]
+    def _merged(
+        self, kind: str, features: Any, grids: list[list[int]], asked: Any, seconds: Any, sources: Any
+    ) -> list[torch.Tensor]:
+        """Items that ask for the same compression are merged at once."""
+        per_grid = [1.0] * len(grids) if seconds is None else torch.as_tensor(seconds).flatten().tolist()
+        wishes: dict[int, tuple[Any, list[int]]] = {}
+        for item, sent in enumerate(asked):
+            compression = self.asked.read(sent)
+            wishes.setdefault(id(compression), (compression, []))[1].append(item)
+        out: dict[int, torch.Tensor] = {}
+        for compression, items in wishes.values():
+            given = torch.cat([features[item] for item in items])
+            parts = given.split(self.feature_width or given.shape[1], dim=1)
+            grid, second = [grids[item] for item in items], [per_grid[item] for item in items]
+            source = None if sources is None else [sources[item] for item in items]
+            merged = merge_items(compression, kind, parts[0], grid, second, parts[1:], source)
+            for item, one in zip(items, merged):
+                out[item] = with_rows(torch.cat([one.features, *one.deepstack], dim=1), one.rows)
+        return [out[item] for item in range(len(grids))]
 
     @property
     def feature_width(self) -> int | None:
@@ -101,7 +128,7 @@ class CompressedModel:
             return torch.arange(count).expand(3, -1).contiguous(), 0
         items = []
         for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
-            where, runs = feature.mm_position, runs_of(self.compression, feature.modality, feature.data)
+            where, runs = feature.mm_position, runs_of(self.asked, feature.modality, feature.data)
             own = np.arange(where.length) if where.is_embed is None else np.flatnonzero(where.is_embed.numpy())
             items.append((where.offset + own, runs))
         line, following = prompt_line(count, items)
