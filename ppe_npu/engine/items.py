@@ -8,7 +8,7 @@ methods that need nothing but the item's own pixels and tokens can be had so: th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from ppe_npu.engine.pixels import Chosen, PixelValues, choose
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import grid_positions
 from ppe_npu.engine.rounds import as_tensor
-from ppe_npu.engine.spans import IMAGE, VisionTokens, item_spans
+from ppe_npu.engine.spans import IMAGE, Parts, VisionTokens, item_spans
 from ppe_npu.errors import InputError
 from ppe_npu.methods.positions.base import RUNS
 
+# Of an item: (frames, height, width) in patches; or the parts that a prompt has of it, where a family has no patches.
+Shape = Sequence[int] | Parts
 _NEEDS = {"pixels", "tokens", "places", "sizes"}
 
 
@@ -119,7 +121,7 @@ def item_sources(
 def item_runs(
     compression: Compression,
     kind: str,
-    grid_thw: Sequence[int],
+    grid_thw: Shape,
     seconds_per_frame: float = 1.0,
     source: np.ndarray | None = None,
 ) -> list[ItemRun]:
@@ -127,7 +129,7 @@ def item_runs(
 
     Args:
         kind: "image" or "video".
-        grid_thw: (frames, height, width) in patches.
+        grid_thw: (frames, height, width) in patches, or Parts.
         seconds_per_frame: of a video.
         source: as item_sources() gives it, of an image where there is a step at the pixels. None: at most so many.
 
@@ -137,7 +139,9 @@ def item_runs(
     vision, config = compression.vision, compression.config
     spans = item_spans(kind, grid_thw, seconds_per_frame, vision)
     if source is None:
+        plain = compression.axes == 1  # a decoder that counts in one dimension: every token has a place in the text
         extents = item_extents(kind, grid_thw, vision, seconds_per_frame)
+        extents = tuple(span.tokens for span in spans) if plain else extents
         kept = [config.span_tokens(span.grid[0], span.frame_tokens, video=kind != IMAGE) for span in spans]
         return [ItemRun(*run) for run in zip(kept, extents)]
     (span,), chosen = spans, Chosen.of([source])
@@ -150,9 +154,7 @@ def item_runs(
     return [ItemRun(sum(cells), int(positions.max()) + 1)]
 
 
-def item_extents(
-    kind: str, grid_thw: Sequence[int], vision: VisionTokens, seconds_per_frame: float = 1.0
-) -> tuple[int, ...]:
+def item_extents(kind: str, grid_thw: Shape, vision: VisionTokens, seconds_per_frame: float = 1.0) -> tuple[int, ...]:
     """By how many positions the text goes on after each run of an item; see item_runs."""
     return tuple(
         int(grid_positions(span, vision).max()) + 1 for span in item_spans(kind, grid_thw, seconds_per_frame, vision)
@@ -164,7 +166,7 @@ def merge_items(
     compression: Compression,
     kind: str,
     features: torch.Tensor,
-    grids: Sequence[Sequence[int]],
+    grids: Sequence[Shape],
     seconds_per_frame: Sequence[float] | None = None,
     deepstack: tuple[torch.Tensor, ...] = (),
     sources: Sequence[np.ndarray] | None = None,
@@ -174,7 +176,7 @@ def merge_items(
     Args:
         kind: "image" or "video", of all of them.
         features: [V, C] of all items, one after the other; with a step at the pixels, of what that keeps of images.
-        grids: of each (frames, height, width) in patches.
+        grids: of each (frames, height, width) in patches, or Parts.
         seconds_per_frame: of each video; None: 1.
         deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
         sources: of each image, as item_sources() gives it.
@@ -203,7 +205,7 @@ def merge_items(
 def _plan(
     compression: Compression,
     kind: str,
-    grids: Sequence[Sequence[int]],
+    grids: Sequence[Shape],
     seconds: Sequence[float] | None,
     chosen: Chosen | None,
 ) -> PromptPlan:
@@ -214,7 +216,10 @@ def _plan(
     real = np.arange(max(counts)) < np.array(counts)[:, None]
     nothing = 1 + max(vision.image_token_id, vision.video_token_id)
     ids, mask = as_tensor(np.where(real, token, nothing)), as_tensor(real.astype(np.int64))
-    images, videos = (list(grids), None) if image else (None, list(grids))
+    shapes: list | Parts = list(grids)
+    if grids and isinstance(grids[0], Parts):
+        shapes = Parts(replace(part, source=item) for item, parts in enumerate(grids) for part in parts)
+    images, videos = (shapes, None) if image else (None, shapes)
     seconds = None if image or seconds is None else list(seconds)
     return compression.plan(ids, mask, images, videos, seconds, left=False, chosen=chosen)
 

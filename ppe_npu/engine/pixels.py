@@ -21,7 +21,7 @@ from ppe_npu.methods.positions import rule_named
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _LEVELS = 255  # of a pixel of 8 bits, in [0, 1]
-# What normalising in fp32 and undoing it may leave: some ten roundings of numbers of at most (1 - mean) / std, times std.
+# What normalising in fp32 and undoing it may leave: some roundings of numbers of at most (1 - mean) / std, times std.
 _ROUNDED = 16 * torch.finfo(torch.float32).eps
 
 

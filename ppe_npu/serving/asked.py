@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.items import check_items
+from ppe_npu.engine.items import Shape, check_items, item_runs
 from ppe_npu.errors import InputError, shown
 from ppe_npu.serving.settings import KEY
 from ppe_npu.utils.recent import Recent
@@ -63,18 +63,17 @@ class Asked:
         """The compression that travels as written() has it."""
         return self.of(json.loads(bytes(sent.tolist())))
 
-    def check_room(self, compression: Compression, frames: int, tokens: int, kind: str) -> None:
+    def check_room(self, compression: Compression, kind: str, shape: Shape) -> None:
         """Raise InputError where a request may keep more of an item than its server, which has room for its own.
 
         Args:
-            frames, tokens: of the item, and of each frame. kind: "image" or "video".
+            kind: "image" or "video". shape: of the item, as item_runs() takes it.
         """
-        video = kind == "video"
-        asked, most = (one.config.span_tokens(frames, tokens, video=video) for one in (compression, self.own))
+        asked, most = (sum(run.kept for run in item_runs(one, kind, shape)) for one in (compression, self.own))
         if asked > most:
             raise InputError(
-                f"mm_processor_kwargs {KEY} may keep {asked} of the {frames * tokens} tokens of its {kind}, and this server "
-                f"has room for {most}: ask for fewer, or start it with more"
+                f"mm_processor_kwargs {KEY} may keep {asked} tokens of its {kind}, and this server has room for "
+                f"{most}: ask for fewer, or start it with more"
             )
 
 

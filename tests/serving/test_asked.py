@@ -79,6 +79,6 @@ def test_steps_at_the_pixels_are_the_servers():
 
 def test_a_request_keeps_no_more_than_its_server():
     asked = server()
-    asked.check_room(asked.of({"ratio": 0.25}), 1, 100, "image")
-    with pytest.raises(InputError, match="may keep 60 of the 100 tokens of its image, and this server has room for 50"):
-        asked.check_room(asked.of({"ratio": 0.6}), 1, 100, "image")
+    asked.check_room(asked.of({"ratio": 0.25}), "image", [1, 20, 20])
+    with pytest.raises(InputError, match="may keep 60 tokens of its image, and this server has room for 50"):
+        asked.check_room(asked.of({"ratio": 0.6}), "image", [1, 20, 20])

@@ -20,13 +20,21 @@ CHUNKS = {  # no image but the smallest fits a step or a block; a few blocks for
 }  # fmt: skip
 
 
+THEN_CLUSTERS = json.dumps(
+    {"steps": [{"method": "pixelprune", "threshold": 0.3}, {"method": "dpc_knn", "ratio": 0.5}], "k": 4}
+)
+
+
 @pytest.fixture
 def served(tmp_path, checkpoint):
-    """served(compression, family, engine, rounds) -> what vLLM answers."""
+    """served(compression, family, engine, rounds) -> what vLLM answers; more: of the request, see served.py."""
 
-    def answers(compression: str, family: str = "qwen2_5_vl", engine: dict | None = None, rounds=("alone",)) -> dict:
+    def answers(
+        compression: str, family: str = "qwen2_5_vl", engine: dict | None = None, rounds=("alone",), **more
+    ) -> dict:
         request, out = tmp_path / "request.json", tmp_path / "out.pickle"
         asked = {"folder": checkpoint(family), "compression": compression, "engine": engine or {}, "rounds": rounds}
+        asked |= more
         request.write_text(json.dumps(asked))
         run_script("served.py", str(request), str(out))
         return pickle.loads(out.read_bytes())
@@ -59,6 +67,12 @@ def check(found: dict, expected: dict) -> None:
         ("qwen2_5_vl", "random:ratio=0.3,positions=ppe,k=3"),
         ("qwen2_vl", "ppe"),
         ("qwen3_vl", "ppe"),
+        ("qwen3_5", "ppe:k=4"),
+        ("internvl", "ppe"),
+        # How many cells of each picture stay is the picture's matter; then exactly 60, where there are as many.
+        ("qwen2_5_vl", "pixelprune:threshold=0.3,positions=ppe"),
+        ("qwen2_vl", "pixelprune:max_kept=60,fill=true,positions=ppe"),
+        ("qwen3_vl", THEN_CLUSTERS),
     ],
 )
 def test_each_prompt_is_answered_as_in_transformers(served, reference, family, compression):
@@ -79,6 +93,33 @@ def test_chunks_of_48_prefix_hits_inside_a_span_and_preemption(served, reference
         check(found[name], reference("ppe"))
     assert found["preemptions"] > 0
     assert max(answer["cached"] for answer in found["again"].values()) >= 32
+
+
+def test_pixels_in_chunks_of_48_with_prefix_hits_inside_a_span(served, reference):
+    compression, engine = "pixelprune:threshold=0.3,max_kept=150,positions=ppe", {**CHUNKS, "disable_log_stats": True}
+    found = served(compression, engine=engine, rounds=["alone", "again"])
+    for name in ("alone", "again"):
+        check(found[name], reference(compression))
+    assert max(answer["cached"] for answer in found["again"].values()) >= 32
+
+
+def test_a_request_has_the_ratio_that_it_asks_for_and_finds_its_own_in_the_caches(served, reference):
+    found = served("ppe", rounds=["alone", "asked", "again"], asked={"ratio": 0.25})
+    check(found["alone"], reference("ppe"))
+    check(found["asked"], reference("ppe:ratio=0.25"))
+    check(found["again"], reference("ppe"))
+    assert max(answer["cached"] for answer in found["again"].values()) >= 32
+
+
+def test_an_adapter_of_the_language_model(served, tmp_path_factory, checkpoint, reference):
+    adapter, merged = tmp_path_factory.mktemp("adapter"), tmp_path_factory.mktemp("merged")
+    run_script("adapters.py", checkpoint(), str(adapter), str(merged))
+    out = tmp_path_factory.mktemp("reference") / "answers.pickle"
+    run_script("reference.py", str(merged), str(out), "ppe")
+    lora = {"enable_lora": True, "max_lora_rank": 8}
+    found = served("ppe", engine=lora, rounds=["alone", "adapted"], adapter=str(adapter))
+    check(found["alone"], reference("ppe"))
+    check(found["adapted"], pickle.loads(out.read_bytes())["ppe"])
 
 
 def test_two_processes_share_the_tensors(served, reference):

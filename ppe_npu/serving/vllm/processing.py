@@ -26,6 +26,7 @@ from ppe_npu.serving.asked import Asked, written
 from ppe_npu.serving.cells import patches_kept, pixel_numbers, split_cells, without_dropped
 from ppe_npu.serving.rows import LARGEST, thinned_runs
 from ppe_npu.serving.settings import KEY, compression_config, identity
+from ppe_npu.serving.shapes import Grids, Tiles, shapes_in, shapes_of
 from ppe_npu.serving.vllm import PREFIX
 
 CELLS = "ppe_cells"  # of images
@@ -45,7 +46,7 @@ def compression_of(hf_config: Any) -> Compression:
     return compression_for(name, hf_config, compression_config(getattr(hf_config, KEY, None)))
 
 
-def runs_of(asked: Asked, kind: str, item: Mapping[str, Any]) -> list[ItemRun]:
+def runs_of(asked: Asked, shapes: Grids | Tiles, kind: str, item: Mapping[str, Any]) -> list[ItemRun]:
     """The runs of an image or a video that the processor is done with.
 
     Args:
@@ -54,17 +55,18 @@ def runs_of(asked: Asked, kind: str, item: Mapping[str, Any]) -> list[ItemRun]:
     seconds = item.get("second_per_grid_ts") if kind == VIDEO else None
     per_grid = 1.0 if seconds is None or seconds.data is None else float(seconds.data)
     source = item[CELLS].data.numpy() if kind == IMAGE and CELLS in item else None
-    return item_runs(
-        asked.read(item[ASKED[kind]].data), kind, item[f"{kind}_grid_thw"].data.tolist(), per_grid, source
-    )
+    (shape,) = shapes.of(kind, item[shapes.field.format(kind)].data[None])
+    return item_runs(asked.read(item[ASKED[kind]].data), kind, shape, per_grid, source)
 
 
 class CompressedInfo:
     """Of a stock ProcessingInfo: what the scheduler counts on."""
 
-    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int] | None:
         """A picture's is that of the largest one. A video's stays: many small frames keep more than few large ones."""
-        most = dict(super().get_mm_max_tokens_per_item(seq_len, mm_counts))  # type: ignore[misc]
+        most = super().get_mm_max_tokens_per_item(seq_len, mm_counts)  # type: ignore[misc]
+        if most is None:  # then vLLM counts the placeholders of the largest, which are thinned
+            return None
         config = compression_of(self.get_hf_config()).config  # type: ignore[attr-defined]
         return {**most, IMAGE: config.span_tokens(1, most[IMAGE])}
 
@@ -88,7 +90,9 @@ class CompressedProcessor:
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.asked = Asked(compression_of(self.info.get_hf_config()))  # type: ignore[attr-defined]
+        config = self.info.get_hf_config()  # type: ignore[attr-defined]
+        self.asked = Asked(compression_of(config))
+        self.shapes = shapes_of(config, self.asked.own)
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         """The stock one's, without the patches of dropped cells, and with what our fields say of each item."""
@@ -96,13 +100,12 @@ class CompressedProcessor:
         compression = self.asked.of(wish)
         data = super()._apply_hf_processor_main(mm_items, others)  # type: ignore[misc]
         for kind, name in ASKED.items():
-            grids = data.get(f"{kind}_grid_thw")
-            if grids is None:
+            shapes = shapes_in(self.shapes, kind, data)
+            if shapes is None:
                 continue
-            data[name] = written(wish, len(grids))
-            for frames, height, width in grids.tolist():
-                tokens = height * width // compression.vision.merge_size**2
-                self.asked.check_room(compression, frames, tokens, kind)
+            data[name] = written(wish, len(shapes))
+            for shape in shapes:
+                self.asked.check_room(compression, kind, shape)
         if compression.config.at_pixels is not None and data.get("image_grid_thw") is not None:
             if data.get("pixel_values") is None:
                 raise InputError(
@@ -129,9 +132,7 @@ class CompressedProcessor:
             merge = self.asked.own.vision.merge_size
             sources = split_cells(cells, hf_inputs["image_grid_thw"].tolist(), merge)
             for name, sizes in (("pixel_values", patches_kept(sources, merge)), (CELLS, list(map(len, sources)))):
-                flat = MultiModalFieldConfig.flat_from_sizes(
-                    IMAGE, torch.tensor(sizes), keep_on_cpu=name == CELLS
-                )
+                flat = MultiModalFieldConfig.flat_from_sizes(IMAGE, torch.tensor(sizes), keep_on_cpu=name == CELLS)
                 fields[name] = flat
         return fields
 
@@ -143,16 +144,18 @@ class CompressedProcessor:
 
         def thinned(update: Any) -> Any:
             kind, stock = update.modality, update.replacement
+            # In families of tiles what vLLM sets for a video is not what transformers does.
+            token = update.target[0] if isinstance(self.shapes, Tiles) else tokens[kind]
 
             def replacement(index: int) -> Any:
-                runs = runs_of(self.asked, kind, out_mm_kwargs[kind][index])
+                runs = runs_of(self.asked, self.shapes, kind, out_mm_kwargs[kind][index])
                 most = max(run.extent for run in runs)
                 if most > LARGEST:
                     raise InputError(f"{kind} {index} takes {most} positions: at most {LARGEST}; give fewer seconds")
                 full = stock(index)
                 full = full.full if isinstance(full, PromptUpdateDetails) else full
-                thin = thinned_runs(full, tokens[kind], [run.kept for run in runs])
-                return PromptUpdateDetails.select_token_id(thin, tokens[kind])
+                thin = thinned_runs(full, token, [run.kept for run in runs])
+                return PromptUpdateDetails.select_token_id(thin, token)
 
             return dataclasses.replace(update, replacement=replacement)
 
