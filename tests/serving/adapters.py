@@ -24,8 +24,9 @@ def save(checkpoint: str, adapter: str, merged: str) -> None:
     generator = torch.Generator().manual_seed(0)
     for name in weights:
         layer, _, part = name.removesuffix(".weight").rpartition(".")
-        if "language_model" not in layer or part not in PARTS or not name.endswith(".weight"):
+        if ".self_attn" not in layer or part not in PARTS or not name.endswith(".weight"):
             continue
+        layer = "model.language_model.layers." + layer.partition("layers.")[2]  # as peft names it, whatever the file says
         rows, columns = weights[name].shape
         down = torch.randn(RANK, columns, generator=generator) / columns**0.5
         up = 0.2 * torch.randn(rows, RANK, generator=generator)

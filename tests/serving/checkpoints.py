@@ -14,6 +14,10 @@ import torch
 from ppe_npu.demo.tiny import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, UNKNOWN, WORDS
 
 FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_5", "internvl")
+MARKS = {  # of InternVL, with the words of the others
+    "start_image_token": "<|vision_start|>", "end_image_token": "<|vision_end|>",
+    "context_image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
+}  # fmt: skip
 SIDE = 16  # pixels of a tile of InternVL: 4 tokens
 # A video's frames are named by their second on Qwen3-VL: "<0.2 seconds>" is two words for this tokenizer.
 SECONDS = tuple(f"<{tenth / 10:.1f}" for tenth in range(100))
@@ -33,9 +37,13 @@ def build_processor(family: str = "qwen2_5_vl", largest: int = LARGEST) -> Any:
 
     tokenizer = Tokenizer(models.WordLevel(dict(VOCABULARY), unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    named = {"additional_special_tokens": list(SPECIAL_TOKENS)}
+    if family == "internvl":
+        named = {"extra_special_tokens": MARKS}
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN,
-        additional_special_tokens=list(SPECIAL_TOKENS), clean_up_tokenization_spaces=False, model_max_length=16384,
+        **named, clean_up_tokenization_spaces=False, model_max_length=16384,
     )  # fmt: skip
     if family == "internvl":
         return _tile_processor(fast)
@@ -60,12 +68,9 @@ def build_processor(family: str = "qwen2_5_vl", largest: int = LARGEST) -> Any:
 
 
 def _tile_processor(tokenizer: Any) -> Any:
-    """InternVL's, with the words of the others for its marks."""
+    """InternVL's."""
     import transformers
 
-    marks = {"start_image_token": "<|vision_start|>", "end_image_token": "<|vision_end|>"}
-    marks |= {"context_image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
-    tokenizer.add_special_tokens({"extra_special_tokens": marks})
     size = {"size": {"height": SIDE, "width": SIDE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     image = transformers.GotOcr2ImageProcessor(**size, crop_to_patches=True, min_patches=1, max_patches=4)
     video = transformers.InternVLVideoProcessor(**size)
