@@ -26,7 +26,7 @@ def save(checkpoint: str, adapter: str, merged: str) -> None:
         layer, _, part = name.removesuffix(".weight").rpartition(".")
         if ".self_attn" not in layer or part not in PARTS or not name.endswith(".weight"):
             continue
-        layer = "model.language_model.layers." + layer.partition("layers.")[2]  # as peft names it, whatever the file says
+        layer = "model.language_model.layers." + layer.partition("layers.")[2]  # peft's name for it
         rows, columns = weights[name].shape
         down = torch.randn(RANK, columns, generator=generator) / columns**0.5
         up = 0.2 * torch.randn(rows, RANK, generator=generator)

@@ -93,8 +93,8 @@ def _text_config(family: str, size: str, positions: int) -> dict[str, Any]:
         text |= {"model_type": "qwen2"}
     if family == "qwen3_5":  # one layer that has no positions, one that rotates half of each head
         text |= {"layer_types": ["linear_attention", "full_attention"], "linear_conv_kernel_dim": 4}
-        text |= {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
-        text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        text |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128}  # what vLLM's kernel for CPUs takes
+        text |= {"linear_num_key_heads": 1, "linear_num_value_heads": 2}
         text["rope_parameters"] |= {"mrope_section": [12, 10, 10], "partial_rotary_factor": 0.5}
     return text
 

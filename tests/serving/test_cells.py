@@ -115,3 +115,15 @@ def test_the_patches_that_are_sent_are_those_of_the_kept_cells():
     kept = kept_patches(sources, torch.tensor([[1, 2, 6], [1, 4, 4]]), 2)
     assert kept.rows.tolist() == [*range(4), *range(8, 12), *range(12, 20)]
     assert kept.frames.tolist() == patches_kept(sources, 2) == [8, 8]
+
+
+def test_cells_that_are_equally_unlike_are_chosen_alike_however_pixels_were_normalised():
+    """All of these differ by as much from the one before: what rounding left would choose among them."""
+    shades = torch.arange(0, 200, 10, dtype=torch.uint8)[:, None, None].expand(20, 4, 24).reshape(80, 24)
+    found = []
+    for values in (VALUES, PixelValues(2, (0.5,) * 3, (0.5,) * 3)):
+        mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (values.mean, values.std))
+        for pixels in (shades, ((shades.unflatten(1, (3, 2, -1)) / 255 - mean) / std).flatten(1)):
+            found += item_sources(compression("budget"), pixels, [[1, 2, 40]], pixel_numbers(pixels, values))
+    for source in found:
+        assert source.tolist() == found[0].tolist()
