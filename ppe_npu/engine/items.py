@@ -115,7 +115,9 @@ def item_sources(
     method, merge = compression.config.at_pixels, compression.vision.merge_size
     assert method is not None, "a compression without a step at the pixels keeps all"
     parts = pixels.split([int(np.prod(grid)) for grid in grids])
-    return [choose(method, part, [grid], 0, values, merge).source for part, grid in zip(parts, grids)]
+    cells = [(frames, height // merge, width // merge) for frames, height, width in grids]
+    found = [choose(method, part, [grid], [], values, merge) for part, grid in zip(parts, cells)]
+    return [chosen.source.cpu().numpy() for chosen in found]
 
 
 def item_runs(
@@ -145,12 +147,12 @@ def item_runs(
         kept = [config.span_tokens(span.grid[0], span.frame_tokens, video=kind != IMAGE) for span in spans]
         return [ItemRun(*run) for run in zip(kept, extents)]
     (span,), chosen = spans, Chosen.of([source])
-    cells = chosen.kept.reshape(span.grid[0], -1).sum(axis=1).tolist()
+    cells = list(chosen.stay)
     for method in config.stages[0][1]:
         cells = method.kept_cells(cells)
     positions = grid_positions(span, vision)
     if getattr(config.at_pixels, "numbering", "prompt") == "kept":
-        positions = positions[:, chosen.kept]
+        positions = positions[:, chosen.on_host]
     return [ItemRun(sum(cells), int(positions.max()) + 1)]
 
 

@@ -39,7 +39,7 @@ def split_cells(cells: torch.Tensor, grids: Sequence[Sequence[int]], merge_size:
 
 def kept_patches(sources: Sequence[np.ndarray], grids: torch.Tensor, merge_size: int) -> KeptPatches:
     """What a vision tower is given of images. sources: of each its cells. grids: [n, 3] patches."""
-    return KeptPatches.of(Chosen.of(sources), grids, merge_size)
+    return KeptPatches.of(Chosen.of(sources), grids, merge_size, int(grids.prod(dim=1).sum()))
 
 
 def patches_kept(sources: Sequence[np.ndarray], merge_size: int) -> list[int]:

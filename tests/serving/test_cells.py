@@ -58,7 +58,7 @@ def test_items_of_a_prompt_are_those_of_the_whole_prompt(name, positions, apart)
     check_items(made)
     film = "frames" if apart else VIDEO
     inputs = batch(Prompt([3, (IMAGE, (1, 4, 5)), 2, (film, (2, 2, 2)), (IMAGE, (1, 2, 7)), 4]), seconds=1.5)
-    chosen = choose(made.config.at_pixels, pixels, GRIDS, 8, VALUES, 2)
+    chosen = choose(made.config.at_pixels, pixels, [(1, 4, 5), (1, 2, 7)], [(2, 2, 2)], VALUES, 2)
     names = ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
     plan = made.plan(*(inputs.get(name) for name in names), chosen=chosen)
     features = torch.randn(int(chosen.kept.sum()), WIDTH, generator=torch.Generator().manual_seed(7))
