@@ -108,7 +108,8 @@ def test_chunks_of_48_prefix_hits_inside_a_span_and_preemption(served, reference
 
 def test_pixels_in_chunks_of_48_with_prefix_hits_inside_a_span(served, reference):
     """How many cells of each picture stay is the picture's matter."""
-    compression, engine = "pixelprune:threshold=0.3,max_kept=150,positions=ppe", {**CHUNKS, "disable_log_stats": True}
+    compression = "pixelprune:threshold=0.3,max_kept=150,positions=ppe"
+    engine = {**CHUNKS, "num_gpu_blocks_override": 40, "disable_log_stats": True}  # which hold all six prompts
     found = served(compression, engine=engine, rounds=["alone", "again"])
     for name in ("alone", "again"):
         check(found[name], reference(compression))
