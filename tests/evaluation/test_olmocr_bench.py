@@ -64,6 +64,9 @@ def test_recorded_facts_are_kept_where_the_authors_tests_say_so(kind):
         (GRID.replace("=2", "=two"), {"type": "table", "cell": "3"}, False),
         ("| Year | Sum |\n|---|---|\n| 2020 | 3 |", {"type": "table", "cell": "3", "top_heading": "Sum"}, True),
         ("| Year | Sum |\n|---|---|\n| 2020 | 3 |", {"type": "table", "cell": "3", "up": "Year"}, False),
+        # Any cell above is a head where the heads have no letter of it.
+        ("| Year | Total |\n| 1 | Sum |\n| 2 | 3 |", {"type": "table", "cell": "3", "top_heading": "Sum"}, True),
+        ("| Year | Amount |\n| 1 | Sum |\n| 2 | 3 |", {"type": "table", "cell": "3", "top_heading": "Sum"}, False),
         ("| Year | Sum |\n|---|---|\n| 2020 | 3 |",
          {"type": "table", "cell": "3", "ignore_markdown_tables": True}, False),
     ],
