@@ -187,10 +187,9 @@ class Compression:
         self, layout: PromptLayout, standing: Standing, left: bool | None, packed: bool
     ) -> tuple[tuple[Stage, ...], Ahead | None]:
         """The stages that can be laid out already, and what of them cannot."""
-        right = bool(layout.real[:, 0].all() and not layout.real[:, -1].all())
-        hidden = bool((layout.visual & ~layout.real).any())
-        if self.config.keeps_all and not packed and (hidden or not (left and right)):
+        if self.config.keeps_all and not packed:
             return left_as_given(layout), None
+        right = bool(layout.real[:, 0].all() and not layout.real[:, -1].all())
         left = not right if left is None else left
         stages, standing = lay_out(standing, self.config.stages, left, packed)
         rest = self.config.stages[len(stages) :]

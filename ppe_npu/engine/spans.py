@@ -101,6 +101,18 @@ class Span:
         return self.grid[0] * self.frame_tokens
 
 
+class HiddenItems(InputError):
+    """Images and videos are given of which the mask hides every token.
+
+    Args:
+        unseen: of each kind the numbers of those, in the batch's order.
+    """
+
+    def __init__(self, message: str, unseen: dict[str, set[int]]):
+        super().__init__(message)
+        self.unseen = unseen
+
+
 @dataclass(frozen=True)
 class PromptLayout:
     """A batch of prompts before compression.
@@ -160,7 +172,7 @@ def find_spans(
 
     Raises:
         InputError: placeholder tokens and grids that disagree, in transformers' words; says which sample, how many
-            there are and how many there should be.
+            there are and how many there should be. HiddenItems, where they agree but for what the mask hides.
     """
     real = np.ones(input_ids.shape, dtype=bool) if attention_mask is None else attention_mask != 0
     given = {IMAGE: image_grid_thw, VIDEO: video_grid_thw}
@@ -175,9 +187,11 @@ def find_spans(
         placeholders[:, prompt:] &= prompt is None
     visual = (kinds[IMAGE] | kinds[VIDEO]) & (real | hidden)
     try:
-        return PromptLayout(real, visual, _placed(visual, kinds, runs, first))
+        return PromptLayout(real, visual, _placed(visual, kinds, runs, dict(first)))
     except InputError as error:
-        raise InputError(_in_transformers_words(kinds, real, runs, hidden, str(error))) from None
+        message = _in_transformers_words(kinds, real, runs, hidden, str(error))
+        unseen = {} if hidden else _unseen(real, kinds, runs, first)
+        raise (HiddenItems(message, unseen) if unseen else InputError(message)) from None
 
 
 def item_spans(kind: str, grid_thw: Sequence[int], seconds_per_frame: float, vision: VisionTokens) -> tuple[Span, ...]:
@@ -195,6 +209,23 @@ def item_spans(kind: str, grid_thw: Sequence[int], seconds_per_frame: float, vis
         spans.append(Span(0, start, kind, part.grid, part.seconds, start, 0))
         start += part.tokens
     return tuple(spans)
+
+
+def _unseen(
+    real: np.ndarray, kinds: dict[str, np.ndarray], runs: dict[str, list[Part]], first: dict[str, int]
+) -> dict[str, set[int]]:
+    """The images and videos of which the mask hides every token; {} unless it hides all or nothing of each."""
+    try:
+        spans = _placed(kinds[IMAGE] | kinds[VIDEO], kinds, runs, dict(first))
+    except InputError:
+        return {}
+    seen, hidden = ({IMAGE: set(), VIDEO: set()} for _ in range(2))
+    for span in spans:
+        shown = real[span.sample, span.start : span.start + span.tokens]
+        for found, sources in ((shown.any(), seen), (not shown.all(), hidden)):
+            if found:
+                sources[span.modality].add(span.source)
+    return {} if any(seen[kind] & hidden[kind] for kind in seen) else hidden
 
 
 def _in_transformers_words(
