@@ -40,10 +40,11 @@ report: $(VENV)/.ready  ## tables and a picture from finished evaluations   [OUT
 	$(BIN)/ppe-npu report $(OUTPUT)
 parity: $(READY)  ## this device's operators against the fp64 specification   [DEVICE=]
 	$(BIN)/ppe-npu parity --device $(DEVICE)
-bench: $(READY)  ## every operator, prefill, decoding, a training step, the tower: tables, JSON, plots   [DEVICE= OUTPUT=runs/bench]
+bench: $(READY)  ## every operator, prefill, decoding, a training step, the tower, pixels to the first token: tables, JSON, plots   [DEVICE= OUTPUT=runs/bench]
 	$(BIN)/python scripts/bench_ops.py --device $(DEVICE) --output $(or $(OUTPUT),runs/bench)/ops.json
 	$(BIN)/python scripts/bench_prefill.py --device $(DEVICE) --output $(or $(OUTPUT),runs/bench)/prefill.json
 	$(BIN)/python scripts/bench_tower.py --device $(DEVICE) --output $(or $(OUTPUT),runs/bench)/tower.json
+	$(BIN)/python scripts/bench_first_token.py --device $(DEVICE) --output $(or $(OUTPUT),runs/bench)/first_token.json
 
 test: $(VENV)/.ready  ## all fast tests, by two workers; random draws are the same in every run
 	PYTHONHASHSEED=0 $(PYTEST) -n 2 -m "not slow"
