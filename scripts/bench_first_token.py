@@ -13,15 +13,22 @@ decoder has it, and all the rest once. The same sum is made of FLOPs, as torch c
 Settings take turns, round after round; of one thread of a CPU the clock is the time that it computed.
 
     python scripts/bench_first_token.py [--sizes 3b 7b] [--patches 4096] [--layers 2] [--rounds 3] [--output FILE]
+
+The file is written after every pass, and a run that was cut short goes on with it: rounds are those of the file in all.
 """
 
 import argparse
+import functools
+import itertools
+import json
 import statistics
 import sys
 from collections.abc import Callable
 from datetime import date
 from math import isqrt
+from pathlib import Path
 
+import numpy as np
 import torch
 from bench.models import SIZES, build
 from bench.pages import inputs_of, picture
@@ -36,7 +43,7 @@ from ppe_npu.files import write_json
 from ppe_npu.methods import DPCKNN, IPCV, PixelPrune
 
 RATIO, GOAL, SHORT = 0.45, 0.45, "short"
-DENSE, PPE = "dense", "ppe"
+DENSE, PPE, WARM = "dense", "ppe", "pixelprune + ipcv"
 # Each block that is built: how many of the 32 it stands for, and whether it attends to the whole picture.
 BLOCKS = ((3, False), (1, False), (5, False), (1, True), (19, False), (2, True), (1, True))
 IPCV_HERE = IPCV(prune_block=1, stabilized_blocks=3)  # of these blocks what IPCV() is of the 32
@@ -54,19 +61,21 @@ def settings(tokens: int) -> dict[str, CompressionConfig | None]:
         "ipcv": [IPCV_HERE],
         "ipcv + ppe": [IPCV_HERE, merge],
         "pixelprune + ppe": [half, rest],
-        "pixelprune + ipcv": [prune, IPCV_HERE],
+        WARM: [prune, IPCV_HERE],
         "pixelprune + ipcv + ppe": [half, IPCV_HERE, rest],
     }
     made = {name: CompressionConfig(steps=own, positions="ppe", k=8) for name, own in steps.items()}
     return {DENSE: None, **made}
 
 
-def model_of(size: str, layers: int, device: torch.device, dtype: torch.dtype):
+def model_of(
+    size: str, layers: int, device: torch.device, dtype: torch.dtype, kinds: tuple[tuple[int, bool], ...] = BLOCKS
+):
     """The model, its vocabulary cut: only the last place's logits are asked for."""
     text, vision, _ = SIZES[size]
     narrow = {name: value for name, value in vision.items() if name != "depth"}
-    whole = [number for number, (_, full) in enumerate(BLOCKS) if full]
-    tower = narrow | {"depth": len(BLOCKS), "fullatt_block_indexes": whole}
+    whole = [number for number, (_, full) in enumerate(kinds) if full]
+    tower = narrow | {"depth": len(kinds), "fullatt_block_indexes": whole}
     SIZES[SHORT] = text | {"num_hidden_layers": layers, "vocab_size": 1000}, tower, True
     return build(SHORT, device, dtype)
 
@@ -79,9 +88,11 @@ def page(model, patches: int) -> dict[str, torch.Tensor]:
     return inputs_of(picture("page", "png", *[side * vision.patch_size] * 2), model)
 
 
-def spent(model, inputs: dict, read: Callable[[], float], depth: int) -> dict[str, float]:
+def spent(
+    model, inputs: dict, read: Callable[[], float], depth: int, kinds: tuple[tuple[int, bool], ...] = BLOCKS
+) -> dict[str, float]:
     """What one pass spends of whatever `read` reads: in all, and if the model were as deep as the checkpoint, there
-    also in its tower's blocks and in its decoder's layers."""
+    also in its tower's blocks, which are of these kinds, and in its decoder's layers."""
     blocks, layers = list(model.model.visual.blocks), list(model.model.language_model.layers)
     used = dict.fromkeys((*blocks, *layers), 0.0)
 
@@ -101,56 +112,91 @@ def spent(model, inputs: dict, read: Callable[[], float], depth: int) -> dict[st
         for hook in hooks:
             hook.remove()
     rest = whole - sum(used.values())
-    tower = sum(times * used[block] for (times, _), block in zip(BLOCKS, blocks))
+    tower = sum(times * used[block] for (times, _), block in zip(kinds, blocks))
     decoder = sum(used[layer] for layer in layers) * depth / len(layers)
     return {"built": whole, "tower": tower, "decoder": decoder, "rest": rest, "deep": tower + decoder + rest}
 
 
-def counted(model, inputs: dict, depth: int) -> dict[str, float]:
+def counted(model, inputs: dict, depth: int, kinds: tuple[tuple[int, bool], ...] = BLOCKS) -> dict[str, float]:
     """FLOPs of a pass, as spent()."""
     with FlopCounterMode(display=False) as counter:
-        return spent(model, inputs, counter.get_total_flops, depth)
+        return spent(model, inputs, counter.get_total_flops, depth, kinds)
+
+
+def passed(model, inputs: dict, read: Callable[[], float], depth: int) -> list[dict[str, float]]:
+    """Seconds and FLOPs of a pass, both as spent(). The counter sees operators, of which there are few and large ones:
+    it takes less than a hundredth of the time."""
+    with FlopCounterMode(display=False) as counter:
+        both = spent(model, inputs, lambda: np.array([read(), counter.get_total_flops()]), depth)
+    return [{part: float(value[which]) for part, value in both.items()} for which in (0, 1)]
 
 
 @torch.no_grad()
-def measure(size: str, patches: int, layers: int, rounds: int, device: torch.device, dtype: torch.dtype) -> dict:
-    """Rows by setting. The first round counts FLOPs, and warms up."""
+def measure(
+    size: str,
+    patches: int,
+    layers: int,
+    rounds: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    found: dict,
+    save: Callable[[], None],
+) -> dict:
+    """Add to what was found earlier (or {}) until there are so many rounds: by setting "tokens", "flops" as spent(),
+    "passes" as spent(), one a round. One pass that is not measured warms up. save() is called after each pass."""
     model, depth = model_of(size, layers, device, dtype), SIZES[size][0]["num_hidden_layers"]
     inputs, now = page(model, patches), clock(device)
+    visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    configs = settings(visual)
+
+    def run(name: str) -> list[dict[str, float]]:
+        restore(model) if configs[name] is None else compress(model, configs[name])
+        return passed(model, inputs, read, depth)
 
     def read() -> float:
         devices.synchronize(device)
         return now()
 
-    tokens, flops, passes = {}, {}, {}
-    configs = settings(patches // model.config.vision_config.spatial_merge_size**2)
-    for number in range(rounds + 1):
-        for name, config in configs.items():
-            restore(model) if config is None else compress(model, config)
-            if number:
-                passes.setdefault(name, []).append(spent(model, inputs, read, depth))
-            else:
-                flops[name] = counted(model, inputs, depth)
-                visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
-                tokens[name] = visual if config is None else model.compression.report.tokens_after
-    return {name: row_of(tokens[name], passes[name], passes[DENSE], flops[name], flops[DENSE]) for name in configs}
+    run(WARM)
+    for number, name in itertools.product(range(rounds), configs):
+        if number >= len(found.get(name, {}).get("passes", ())):
+            seconds, flops = run(name)
+            tokens = visual if configs[name] is None else model.compression.report.tokens_after
+            own = found.setdefault(name, {"tokens": tokens, "flops": flops, "passes": []})
+            own["passes"].append(seconds)
+            save()
+    return found
 
 
-def row_of(tokens: int, own: list[dict], dense: list[dict], flops: dict, dense_flops: dict) -> dict:
-    """Seconds are medians over rounds; shares of dense are those of the rounds: their median, the least, the most."""
-    deep, all_of = (Times(tuple(one["deep"] for one in rounds)) for rounds in (own, dense))
+def row_of(own: dict, dense: dict) -> dict:
+    """Of a setting seconds are medians over rounds; shares of dense those of the rounds: their median, least, most."""
+    deep, all_of = (Times(tuple(one["deep"] for one in each["passes"])) for each in (own, dense))
     shares = [mine / theirs for mine, theirs in zip(deep.rounds, all_of.rounds)]
-    row = {f"{part}_s": statistics.median(one[part] for one in own) for part in own[0]}
+    row = {f"{part}_s": statistics.median(one[part] for one in own["passes"]) for part in own["passes"][0]}
     return {
-        "tokens": tokens,
+        "tokens": own["tokens"],
         **row,
         "share": statistics.median(shares),
         "least_share": min(shares),
         "most_share": max(shares),
-        "tflops": flops["deep"] / 1e12,
-        "built_tflops": flops["built"] / 1e12,
-        "flops_share": flops["deep"] / dense_flops["deep"],
+        "tflops": own["flops"]["deep"] / 1e12,
+        "built_tflops": own["flops"]["built"] / 1e12,
+        "flops_share": own["flops"]["deep"] / dense["flops"]["deep"],
     }
+
+
+def earlier(output: str | None, facts: dict) -> dict:
+    """What is in the output already, if it was measured under the same conditions.
+
+    Raises:
+        InputError: under others.
+    """
+    if output is None or not Path(output).is_file():
+        return {"facts": facts, "sizes": {}}
+    found = json.loads(Path(output).read_text())
+    if found.get("facts") != facts:
+        raise InputError(f"output {output} was measured on another machine or by other settings: name another file")
+    return found
 
 
 def table(rows: dict[str, dict]) -> str:
@@ -186,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sizes", nargs="+", choices=("tiny", "3b", "7b"), default=["3b", "7b"])
     parser.add_argument("--patches", type=int, default=4096, help="the square of an even number")
     parser.add_argument("--layers", type=int, default=2, help="of the decoder that is built")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="in all, those in the file among them")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--output", help="a JSON file for the numbers")
     args = parser.parse_args(argv)
@@ -195,17 +241,20 @@ def main(argv: list[str] | None = None) -> None:
     device = devices.resolve(args.device)
     torch.set_num_threads(args.threads)
     dtype = args.dtype or ("fp32" if devices.on_cpu(device) else "bf16")
-    facts = {"device": devices.describe(device), "dtype": dtype, "clock": clock_name(device), "date": str(date.today())}
-    result = {**facts, "patches": args.patches, "layers": args.layers, "rounds": args.rounds, "sizes": {}}
-    print(f"{facts['device']['name']}, {dtype}, {args.patches} patches, {args.rounds} rounds, {facts['clock']}")
+    facts = {"device": devices.describe(device), "dtype": dtype, "clock": clock_name(device)}
+    facts |= {"patches": args.patches, "layers": args.layers}
+    result = earlier(args.output, facts)
+    print(f"{facts['device']['name']}, {dtype}, {args.patches} patches, {facts['clock']}")
+    save = functools.partial(write_json, args.output, result) if args.output else lambda: None
     for size in args.sizes:
-        depth = SIZES[size][0]["num_hidden_layers"]
-        built = f"{len(BLOCKS)} blocks for {sum(times for times, _ in BLOCKS)}, {args.layers} layers for {depth}"
-        rows = measure(size, args.patches, args.layers, args.rounds, device, DTYPES[dtype])
-        result["sizes"][size] = {"rows": rows, "verdict": verdict(rows)}
+        own = result["sizes"].setdefault(size, {"found": {}})
+        found = measure(size, args.patches, args.layers, args.rounds, device, DTYPES[dtype], own["found"], save)
+        rows = {name: row_of(each, found[DENSE]) for name, each in found.items()}
+        own |= {"date": str(date.today()), "rows": rows, "verdict": verdict(rows)}
+        built = f"{len(BLOCKS)} blocks for {sum(times for times, _ in BLOCKS)}, {args.layers} layers for "
+        built += f"{SIZES[size][0]['num_hidden_layers']}, {len(found[DENSE]['passes'])} rounds"
         print(f"\n{size}, {built}\n{table(rows)}\n{size}: {verdict(rows)}", flush=True)
-        if args.output:
-            write_json(args.output, result)
+        save()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.errors import InputError
+from ppe_npu.files import write_json
 from ppe_npu.methods import IPCV
 
 DEPTH = sum(times for times, _ in first_token.BLOCKS)
@@ -48,13 +49,24 @@ def test_a_block_of_each_kind_stands_for_all_of_the_tower():
 
 def test_the_table_is_written_and_all_but_two_have_one_number_of_tokens(tmp_path, capsys):
     output = tmp_path / "first.json"
-    first_token.main(["--sizes", "tiny", "--patches", "256", "--rounds", "1", "--output", str(output)])
+    run = ["--sizes", "tiny", "--patches", "256", "--output", str(output)]
+    first_token.main([*run, "--rounds", "1"])
+    whole = json.loads(output.read_text())
+    first = whole["sizes"]["tiny"]["found"]
+    write_json(output, {**whole, "sizes": {"tiny": {"found": {"dense": first["dense"]}}}})  # of a run that was killed
+    first_token.main([*run, "--rounds", "2"])
     result = json.loads(output.read_text())["sizes"]["tiny"]
     rows = result["rows"]
+    for name, own in result["found"].items():
+        assert (own["passes"][:1] == first[name]["passes"]) == (name == "dense")
+        assert len(own["passes"]) == 2
+        assert own["flops"] == first[name]["flops"]
+        assert rows[name]["least_share"] <= rows[name]["share"] <= rows[name]["most_share"]
+    with pytest.raises(InputError, match="name another file"):
+        first_token.main([*run, "--layers", "1"])
     assert {name for name, own in rows.items() if own["tokens"] == 64} == {"dense", "ipcv"}
     assert {own["tokens"] for name, own in rows.items() if name not in ("dense", "ipcv")} == {29}
     for own in rows.values():
-        assert own["deep_s"] == pytest.approx(own["tower_s"] + own["decoder_s"] + own["rest_s"])
         assert 0 < own["built_s"] < own["deep_s"]
     less = [rows[name]["tflops"] for name in ("dense", "ppe", "pixelprune", "pixelprune + ipcv")]
     assert less == sorted(less, reverse=True)
