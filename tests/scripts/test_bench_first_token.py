@@ -16,8 +16,9 @@ from ppe_npu.methods import IPCV
 DEPTH = sum(times for times, _ in first_token.BLOCKS)
 
 
-def row(tokens, share, least, most):
-    return {"tokens": tokens, "share": share, "least_share": least, "most_share": most, "flops_share": share}
+def row(tokens, share, least, most, rounds=3):
+    shares = {"share": share, "least_share": least, "most_share": most, "flops_share": 1.02 * share}
+    return {"tokens": tokens, "rounds": rounds, **shares}
 
 
 def flops(model, inputs) -> int:
@@ -76,13 +77,14 @@ def test_the_table_is_written_and_all_but_two_have_one_number_of_tokens(tmp_path
 def test_what_is_fastest_is_said_only_of_those_with_as_many_tokens_and_only_where_rounds_are_apart():
     rows = {"dense": row(64, 1.0, 1.0, 1.0), "ipcv": row(64, 0.1, 0.1, 0.1), "ppe": row(29, 0.5, 0.48, 0.52)}
     told = first_token.verdict(rows | {"pixelprune": row(29, 0.4, 0.39, 0.41)})
-    assert "pixelprune is fastest, in 40.0%" in told
-    assert "next is ppe with 50.0%" in told
+    assert "at 29 visual tokens pixelprune has the fewest FLOPs, 40.8% of dense's" in told
+    assert "pixelprune took the least time, 40.0% of dense's, then ppe, 50.0%" in told
     assert "overlap" not in told
-    assert told.endswith("is met.")
-    told = first_token.verdict(rows | {"pixelprune": row(29, 0.46, 0.39, 0.49)})
-    assert "overlap" in told
-    assert told.endswith("is missed.")
+    assert told.endswith("is met in time and met in FLOPs.")
+    told = first_token.verdict(rows | {"pixelprune": row(29, 0.445, 0.39, 0.49)})
+    assert "which is faster is not said" in told
+    assert told.endswith("is met in time and missed in FLOPs.")
+    assert "is not said" in first_token.verdict(rows | {"pixelprune": row(29, 0.4, 0.4, 0.4, rounds=1)})
 
 
 @pytest.mark.parametrize("given", [["--patches", "250"], ["--patches", "225"], ["--rounds", "0"]])
