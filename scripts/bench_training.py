@@ -67,6 +67,9 @@ class Step:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # A rate of 0: it computes as any other does, and the next setting meets the same weights.
         self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        self.optimizer.step()  # whose state, as the gradients, is there before a step's memory is measured
 
     def run(self) -> None:
         loss = self.model(**self.inputs, labels=self.labels, use_cache=False, ppe=ForwardPass(skip_logits=True)).loss
