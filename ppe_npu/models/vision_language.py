@@ -188,7 +188,7 @@ def _late_loss(model, arrange: Callable[[], torch.Tensor], kwargs: dict):
 
 def _compresses(state: CacheState | None, kwargs: dict) -> bool:
     """Whether there is something to compress: a first prompt, or new images and videos after one."""
-    return state is None or any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO))
+    return state is None or is_given(IMAGE, kwargs) or is_given(VIDEO, kwargs)
 
 
 def model_forward(self, **kwargs):
