@@ -24,7 +24,7 @@ from ppe_npu.training.trainer import train
 
 pytestmark = supported
 
-FRAMES = 4
+FRAMES, BEAMS = 4, ("num_beams=2",)
 BENCHMARK = """
 import json
 from pathlib import Path
@@ -105,12 +105,15 @@ def test_it_is_asked_as_it_was_trained_and_answers_as_at_the_end_of_training(tra
         )
 
 
-@pytest.mark.parametrize("compression", ["dense", "ppe"])
-def test_the_command_answers_as_the_model_does(trained, tmp_path, run, compression):
-    (folder, memory), file = trained[0]["pvc"], tmp_path / "own.py"
+@pytest.mark.parametrize(
+    ("name", "compression", "rules"), [("pvc", "dense", ()), ("pvc", "ppe", BEAMS), ("plain", "ppe", BEAMS)]
+)
+def test_the_command_answers_as_the_model_does(trained, tmp_path, run, name, compression, rules):
+    (folder, memory), file = trained[0][name], tmp_path / "own.py"
     file.write_text(BENCHMARK.format(root=str(trained[1].parent)))
     more = () if compression == "dense" else ("--k", "2", "--ratio", "0.5")
     asked = ("--benchmarks", f"{file}:Mixed", "--compression", compression, *more, "--nframes", str(FRAMES))
+    asked += ("--generation", *rules) if rules else ()
     code, out, err = run("eval", "--model", str(folder), "--output", str(tmp_path / "out"), "--device", "cpu", *asked)
     assert code == 0, out + err
     rows = next((tmp_path / "out" / "Mixed").glob("*/predictions.jsonl")).read_text().splitlines()
@@ -118,11 +121,13 @@ def test_the_command_answers_as_the_model_does(trained, tmp_path, run, compressi
     assert len(rows) == 6
     assert all("error" not in row for row in rows.values())
     config = CompressionConfig.preset(compression, **({"k": 2, "ratio": 0.5} if more else {}))
-    alone = ModelAnswers(compress(memory, config), load_processor(folder), 2, VideoSampling(nframes=FRAMES))
+    sampling = VideoSampling(nframes=FRAMES)
+    alone = ModelAnswers(compress(memory, config), load_processor(folder), 2, sampling, generation=rules or None)
     for number, sample in enumerate(sampled(read_records(trained[1]))):
         done = alone.answer(alone.prepare([sample]))
         assert rows[number]["answer"] == done.answers[0]
-        assert rows[number]["tokens_before"] == done.tokens_before[0] == 4 * (FRAMES if "video_path" in sample else 9)
+        tiles = FRAMES if "video_path" in sample else 9 if name == "pvc" else 3
+        assert rows[number]["tokens_before"] == done.tokens_before[0] == 4 * tiles
 
 
 def test_what_tiles_cannot_be_asked_is_said(trained, tmp_path, run):
