@@ -134,7 +134,7 @@ def test_a_recipe_works_as_it_stands(followed, recipe):
 @pytest.mark.slow
 def test_the_laws_hold_for_the_family_that_the_recipe_adds(copy):
     """Those of every family, on the tiny model that the recipe's diff gives tests/families.py."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "deepseek_vl"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "deepseek_vl"]
     done = subprocess.run(
         [*command, "tests/models/test_every_family.py"],
         cwd=copy,
