@@ -116,7 +116,7 @@ def counted(answers: Any, inputs: Sequence[Mapping[str, Any]], done: Sequence[An
         flops = [prefill_flops(model, prompt) for prompt in inputs]
     except FAULTS as error:  # a kernel that torch's counter does not know
         return {"why": first_line(error)}
-    tower = getattr(getattr(model, "model", model), "visual", None)
+    tower = _tower(model)
     own = _bytes(tower) if tower is not None else 0
     count = len(flops)
     return {
@@ -126,6 +126,12 @@ def counted(answers: Any, inputs: Sequence[Mapping[str, Any]], done: Sequence[An
         "decoder_bytes": float(_bytes(model) - own),
         "kv_bytes": sum(sum(part.prompt_kv_bytes) for part in done) / len(done),
     }
+
+
+def _tower(model: Any) -> torch.nn.Module | None:
+    """Qwen's vision tower, whose merger is in it; InternVL's, whose projector counts as the decoder's."""
+    inner = getattr(model, "model", model)
+    return getattr(inner, "visual", None) or getattr(inner, "vision_tower", None)
 
 
 def _bytes(module: torch.nn.Module) -> int:
@@ -140,7 +146,7 @@ def prefill_flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
     from ppe_npu.data.inputs import to_device
 
     moved = to_device(inputs, model.device, model.dtype)
-    tower = getattr(getattr(model, "model", model), "visual", None)
+    tower = _tower(model)
     with FlopCounterMode(display=False) as all_of_it, _within(tower) as of_tower:
         model(**moved, logits_to_keep=1)
     return {"all": float(all_of_it.get_total_flops()), "tower": float(sum(of_tower))}

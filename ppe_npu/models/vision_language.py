@@ -72,12 +72,13 @@ def decoder_layers(config) -> int:
     return config.text_config.num_hidden_layers
 
 
-def install(model, compression: Compression, staged: bool = False) -> None:
+def install(model, compression: Compression, staged: bool = False, said: tuple[str, ...] = ()) -> None:
     """Put the modifications on a model.
 
     Args:
         staged: whether the decoder runs stage by stage in any case: features of the vision tower enter its first
             layers, or its own forward takes no position rows.
+        said: arguments that the class does not name and its forward takes now: generate() refuses what it does not see.
 
     Raises:
         InputError: a rotary embedding, layer or attention that the modifications do not fit, or modules that another
@@ -101,7 +102,7 @@ def install(model, compression: Compression, staged: bool = False) -> None:
     if hasattr(model.model, "rope_deltas"):
         vars(model.model)[_DELTAS] = model.model.rope_deltas
     # Older transformers' generate() refuses mm_token_type_ids, newer ones' processors make them: take them anywhere.
-    override(model, "forward", causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
+    override(model, "forward", causal_lm_forward, hide="mm_encoder_outputs", show=("mm_token_type_ids", *said))
     install_generation(model)
     override(model.model, "forward", model_forward)
     if compression.inside is not None:
