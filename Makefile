@@ -73,7 +73,7 @@ test-ascend-compiler: .venv-ascend/.ready  ## our kernels for Ascend through two
 test-npu:  ## the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there
 	$(MAKE) EMULATE=1 test-emulated
 test-emulated: $(VENV)/.ready
-	$(PYTEST) $(WORKERS) -m "not slow" tests/test_ascend_emulator*.py tests/test_npu_*.py tests/backends
+	$(PYTEST) $(WORKERS) -m "not slow" tests/test_ascend_emulator*.py tests/test_npu_*.py tests/backends tests/engine/test_marked_rows.py
 	$(BIN)/ppe-npu parity --device npu
 	$(BIN)/ppe-npu parity check tests/data/parity_cpu --device npu
 ascend-emulator: $(if $(filter 1,$(EMULATE)),$(VENV)/.ready)  ## builds the emulator alone, and prints its folder

@@ -214,7 +214,7 @@ class Compression:
             return np.broadcast_to(places, (self.axes, samples, length)), np.full(samples, length)
         first = None if start is None else start.tolist()
         counts_kept = getattr(self.config.at_pixels, "numbering", "prompt") == "kept"
-        kept = chosen.kept if chosen is not None and counts_kept else None
+        kept = chosen.on_host if chosen is not None and counts_kept else None
         return prompt_positions(layout, self.vision, first, self.axes, kept)
 
     # -- between the vision tower and the first decoder layer: no host sync, but where counts are late ----------------

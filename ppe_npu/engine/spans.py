@@ -177,8 +177,8 @@ def find_spans(
     real = np.ones(input_ids.shape, dtype=bool) if attention_mask is None else attention_mask != 0
     given = {IMAGE: image_grid_thw, VIDEO: video_grid_thw}
     runs = {
-        IMAGE: _parts(IMAGE, image_grid_thw or (), None, vision),
-        VIDEO: _parts(VIDEO, video_grid_thw or (), seconds_per_frame, vision),
+        IMAGE: parts_of(IMAGE, image_grid_thw or (), None, vision),
+        VIDEO: parts_of(VIDEO, video_grid_thw or (), seconds_per_frame, vision),
     }
     first = {IMAGE: 0, VIDEO: sum(part.tokens for part in runs[IMAGE])}
     tokens = {IMAGE: vision.image_token_id, VIDEO: vision.video_token_id}
@@ -205,7 +205,7 @@ def item_spans(kind: str, grid_thw: Sequence[int], seconds_per_frame: float, vis
     """
     spans: list[Span] = []
     start = 0
-    for part in _parts(kind, [grid_thw], [seconds_per_frame] if kind == VIDEO else None, vision):
+    for part in parts_of(kind, [grid_thw], [seconds_per_frame] if kind == VIDEO else None, vision):
         spans.append(Span(0, start, kind, part.grid, part.seconds, start, 0))
         start += part.tokens
     return tuple(spans)
@@ -282,10 +282,14 @@ def _placed(
     return tuple(spans)
 
 
-def _parts(
+def parts_of(
     kind: str, grids: Sequence[Sequence[int]] | Parts, seconds: Sequence[float] | None, vision: VisionTokens
 ) -> list[Part]:
-    """Every run of tokens that these images or videos have in the prompts."""
+    """Every run of tokens that these images or videos have in the prompts.
+
+    Raises:
+        InputError: grids that are none, or another number of `seconds`.
+    """
     if isinstance(grids, Parts):
         return list(grids)
     size, tokens = vision.merge_size, []

@@ -134,13 +134,11 @@ def _grids_alone(kwargs: dict, ids: torch.Tensor, vision: VisionTokens) -> list[
     ]
 
 
-def _grid(kind: str, kwargs: dict, dense: bool) -> torch.Tensor | list | None:
+def _grid(kind: str, kwargs: dict, dense: bool) -> Parts | list | None:
     """The grids of the images, or videos, that are given; None without any: then their placeholders are text."""
     grid = kwargs.get(f"{kind}_grid_thw")
     if is_given(kind, kwargs):
-        if not isinstance(grid, Parts):
-            _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
-        return grid
+        return grid if isinstance(grid, Parts) else _checked(kind, kwargs.get(PIXELS[kind]), grid)
     # A grid without its pixels: what is meant can only be guessed, so that its placeholders will miss a grid.
     return None if dense or grid is None else []
 
@@ -178,8 +176,8 @@ def _check_seen(ids: torch.Tensor, kwargs: dict, vision: VisionTokens) -> None:
         )
 
 
-def _check_pixels(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | None) -> None:
-    """Raise InputError unless the grids are grids, and the patches theirs."""
+def _checked(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | None) -> list[list[int]]:
+    """The grids, which the host reads; InputError unless they are grids, and the patches theirs."""
     if grid is None:
         raise InputError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
     fits = isinstance(grid, torch.Tensor) and grid.ndim == 2 and grid.shape[1] == 3 and not grid.is_floating_point()
@@ -188,9 +186,11 @@ def _check_pixels(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | N
         raise InputError(f"{kind}_grid_thw must be a tensor of whole numbers [n, 3], not {shape}")
     if pixels is not None and pixels.ndim != 2:
         raise InputError(f"{PIXELS[kind]} must be [patches, values of a patch], not {list(pixels.shape)}")
-    patches = sum(t * h * w for t, h, w in grid.tolist())
+    grids = grid.tolist()
+    patches = sum(t * h * w for t, h, w in grids)
     if pixels is not None and len(pixels) != patches:
         raise InputError(f"{PIXELS[kind]} hold {len(pixels)} patches, but {kind}_grid_thw describes {patches}")
+    return grids
 
 
 def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
@@ -209,11 +209,14 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     if given:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
-        grid = _frames(torch.cat(grids)) if compression.vision.tower_frames else torch.cat(grids)
+        embeds = kwargs.get("inputs_embeds")
+        where = (kwargs["input_ids"] if embeds is None else embeds).device
+        grid = torch.cat(grids).to(where)
+        grid = _frames(grid) if compression.vision.tower_frames else grid
         looked_into = compression.tower.all or compression.inside is not None
         with watched(model, plan) if looked_into else contextlib.nullcontext() as seen:
             if compression.inside is not None:
-                inside[KEYWORD] = _inside(compression.inside, compression, plan, given, pixels[0].device)
+                inside[KEYWORD] = _inside(compression.inside, compression, plan, given, where)
             ran = _run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
         passing, stands = inside.get(KEYWORD), None
         if passing is not None:
@@ -278,10 +281,11 @@ def _frames(grids: torch.Tensor) -> torch.Tensor:
 
 
 def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen | None = None, **inside: TowerPass):
-    if chosen is not None and not chosen.kept.all():
-        kept = KeptPatches.of(chosen, grid, model.compression.vision.merge_size)
+    if chosen is not None and chosen.total < len(chosen.source):
+        kept = KeptPatches.of(chosen, grid, model.compression.vision.merge_size, len(pixels))
         return run_on_kept(model.visual, pixels, kept, **inside)
-    return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True, **inside)
+    pixels = pixels.to(grid.device, model.visual.dtype)
+    return model.visual(pixels, grid_thw=grid, return_dict=True, **inside)
 
 
 def _inside(
