@@ -220,7 +220,8 @@ def _plan(
     ids, mask = as_tensor(np.where(real, token, nothing)), as_tensor(real.astype(np.int64))
     shapes: list | Parts = list(grids)
     if grids and isinstance(grids[0], Parts):
-        shapes = Parts(replace(part, source=item) for item, parts in enumerate(grids) for part in parts)
+        own = [(item, part) for item, parts in enumerate(grids) if isinstance(parts, Parts) for part in parts]
+        shapes = Parts(replace(part, source=item) for item, part in own)
     images, videos = (shapes, None) if image else (None, shapes)
     seconds = None if image or seconds is None else list(seconds)
     return compression.plan(ids, mask, images, videos, seconds, left=False, chosen=chosen)

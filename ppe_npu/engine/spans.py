@@ -222,7 +222,8 @@ def _unseen(
         spans = _placed(kinds[IMAGE] | kinds[VIDEO], kinds, runs, dict(first))
     except InputError:
         return {}
-    seen, hidden = ({IMAGE: set(), VIDEO: set()} for _ in range(2))
+    seen: dict[str, set[int]] = {IMAGE: set(), VIDEO: set()}
+    hidden: dict[str, set[int]] = {IMAGE: set(), VIDEO: set()}
     for span in spans:
         shown = real[span.sample, span.start : span.start + span.tokens]
         for found, sources in ((shown.any(), seen), (not shown.all(), hidden)):

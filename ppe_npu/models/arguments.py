@@ -80,7 +80,7 @@ def make_plan(
         raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
     if kwargs.get("inputs_embeds") is not None and not compression.config.keeps_all:
         _check_seen(ids, kwargs, compression.vision)
-    grids = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
+    grids: dict = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
     if compression.config.keeps_all or past is not None:
         grids |= dict.fromkeys(_grids_alone(kwargs, ids, compression.vision))
     if past is not None and mask is not None and mask.ndim == 2:

@@ -184,7 +184,7 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
 
 def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
     expand = functools.partial(generation.expand_inputs_for_generation, self)
-    family, held = FAMILIES[self.config.model_type], dict[str, torch.Tensor | None]()
+    family, held = FAMILIES[self.config.model_type], dict[str, torch.Tensor | list | None]()
     if expand_size > 1 and any(kwargs.get(name) is not None for name in PIXELS.values()):
         ids = input_ids if input_ids is not None and input_ids.shape[1] else None
         ids = ids_of_embeds(self.model, kwargs["inputs_embeds"]) if ids is None else ids
@@ -192,7 +192,7 @@ def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs)
             own = [np.flatnonzero(places[:, 0] == sample).tolist() for sample in range(len(ids))]
             order = [row for rows in own for row in rows * expand_size]
             held |= _picked(family, kind, kwargs, len(places), order)
-        held |= _said_again(self.model, family, ids, kwargs, expand_size)
+        held.update(_said_again(self.model, family, ids, kwargs, expand_size))
     others = {name: value for name, value in kwargs.items() if name not in held}
     input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
     return input_ids, others | held

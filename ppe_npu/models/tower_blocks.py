@@ -219,9 +219,10 @@ def _heads_of_some(
     (query,) = _heads(attention, linear(rows.index_select(0, asking), weights[0], biases[0]), 1)
     key, value = _heads(attention, linear(rows, weights[1], biases[1]), 2)
     turned = []
-    for part, cos, sin in ((query, *(own.index_select(0, asking) for own in table)), (key, *table)):
-        halves = part.float().chunk(2, dim=1)  # of the heads: each goes where queries and keys go as a rule
-        turned.append(torch.cat(backends.rotary(*halves, cos[None].float(), sin[None].float()), dim=1).to(value.dtype))
+    for part, (cos, sin) in ((query, [own.index_select(0, asking) for own in table]), (key, table)):
+        one, two = part.float().chunk(2, dim=1)  # of the heads: each goes where queries and keys go as a rule
+        parts = backends.rotary(one, two, cos[None].float(), sin[None].float())
+        turned.append(torch.cat(parts, dim=1).to(value.dtype))
     return turned[0], turned[1], value
 
 
