@@ -24,7 +24,7 @@ READY += .venv/.torch_npu
 $(if $(ASCEND_HOME_PATH)$(ASCEND_TOOLKIT_HOME),,$(error DEVICE=$(DEVICE) finds no CANN: on an Ascend machine source its set_env.sh \
 (as in /usr/local/Ascend/ascend-toolkit) first, anywhere else add EMULATE=1))
 endif
-.PHONY: help demo train eval report parity bench test test-all test-machines test-matrix test-newest test-lmms test-app test-integrations test-vllm test-lent test-ascend-compiler test-npu test-emulated ascend-emulator docs lint format clean
+.PHONY: help demo train eval report parity bench test test-all test-machines test-matrix test-newest test-lmms test-app test-integrations test-frameworks test-vllm test-lent test-ascend-compiler test-npu test-emulated ascend-emulator docs lint format clean
 help:
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 22
 demo: $(READY)  ## train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1 METHODS="divprune tome" or all TRAINING_FREE=1]
@@ -41,8 +41,8 @@ report: $(VENV)/.ready  ## tables and a picture from finished evaluations   [OUT
 	$(BIN)/ppe-npu report $(OUTPUT)
 parity: $(READY)  ## this device's operators against the fp64 specification   [DEVICE=]
 	$(BIN)/ppe-npu parity --device $(DEVICE)
-bench: $(READY)  ## every operator, prefill, decoding, a training step, the tower: tables, JSON, plots   [DEVICE= OUTPUT=runs/bench]
-	for part in ops prefill tower; do \
+bench: $(READY)  ## every operator, prefill, decoding, a training step, the tower, the first token: tables, JSON, plots   [DEVICE= OUTPUT=runs/bench]
+	for part in ops prefill tower first_token; do \
 		$(BIN)/python scripts/bench_$$part.py --device $(DEVICE) --output $(or $(OUTPUT),runs/bench)/$$part.json || exit 1; done
 test: $(VENV)/.ready  ## all fast tests, by two workers; random draws are the same in every run
 	PYTHONHASHSEED=0 $(PYTEST) $(WORKERS) -m "not slow"
@@ -64,6 +64,8 @@ test-vllm: .venv-vllm/.ready  ## a real vLLM on the CPU, with the plug-in, again
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/serving
 test-integrations: .venv-integrations/.ready  ## other people's trainers, and transformers' own tests, on compressed models, in an environment that has them
 	OMP_NUM_THREADS=1 .venv-integrations/bin/python -m pytest tests/training/test_trl.py tests/training/test_foreign_trainers.py tests/integrations
+test-frameworks: .venv-frameworks/.ready  ## LLaMA-Factory and ms-swift train compressed models, in an environment that has both
+	OMP_NUM_THREADS=1 .venv-frameworks/bin/python -m pytest tests/frameworks
 test-lent: .venv-lent/.ready  ## engine, kernels and parity with the versions of a machine that is lent: Python 3.12, torch 2.11, Triton 3.6
 	OMP_NUM_THREADS=1 .venv-lent/bin/python -m pytest $(WORKERS) -m "not slow" $(LENT_TESTS)
 test-ascend-compiler: .venv-ascend/.ready  ## our kernels for Ascend through two releases of Huawei's compiler, nine chips, no device
@@ -86,9 +88,9 @@ lint: $(VENV)/.ready  ## style, imports, types, lengths
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 clean:
-	rm -rf .venv .venv-npu* .venv-oldest .venv-newest .venv-lmms .venv-integrations .venv-vllm .venv-ascend .venv-lent .venv-docs .venv-app runs build *.egg-info
+	rm -rf .venv .venv-npu* .venv-oldest .venv-newest .venv-lmms .venv-integrations .venv-frameworks .venv-vllm .venv-ascend .venv-lent .venv-docs .venv-app runs build *.egg-info
 # The environments: .venv, and for single targets .venv-npu, .venv-oldest and their like. The script makes .ready last.
-%/.ready: setup.cfg pyproject.toml scripts/environment.py scripts/constraints.txt scripts/oldest.txt scripts/lent.txt scripts/vllm.txt
+%/.ready: setup.cfg pyproject.toml scripts/environment.py scripts/constraints.txt scripts/oldest.txt scripts/lent.txt scripts/vllm.txt scripts/frameworks.txt
 	$(PYTHON) scripts/environment.py $*
 .venv/.torch_npu: .venv/.ready
 	$(PYTHON) scripts/environment.py .venv --add-torch-npu

@@ -44,8 +44,8 @@ def ops() -> tuple[str, ...]:
 
 def candidates(op: str, kind: str) -> list[Implementation]:
     """The implementations of `op` for devices of `kind`, best first, whether or not their packages are installed."""
-    made_for = (entry for entry in registry.REGISTRY if entry.op == op)
-    return [entry for entry in made_for if kind in entry.devices or entry.devices == registry.ANY]
+    # One comprehension: this is asked of every call, and every entry that a generator gives is a call of its own.
+    return [e for e in registry.REGISTRY if e.op == op and (kind in e.devices or e.devices == registry.ANY)]
 
 
 def available(op: str, kind: str) -> list[Implementation]:

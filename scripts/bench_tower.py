@@ -35,7 +35,7 @@ def model_of(blocks: int, device: torch.device, dtype: torch.dtype):
 
 @torch.no_grad()
 def measure(
-    model, patches: int, keep: float, device: torch.device, rounds: int, methods: Sequence[str]
+    model, patches: int, keep: float, device: torch.device, rounds: int, methods: Sequence[str], cold: bool = False
 ) -> dict[str, float]:
     """Milliseconds of the dense tower and of each method, and the medians of the methods' ratios to it."""
     side, vision = isqrt(patches), model.config.vision_config
@@ -51,7 +51,7 @@ def measure(
         "tome": CompressionConfig.preset("tome_tower", ratio=keep, merge_blocks=joins),
     }
     times: dict[str, list[float]] = {name: [] for name in ("dense", *methods)}
-    for number in range(rounds + 1):
+    for number in range(cold, rounds + 1):
         for name, own in times.items():
             restore(model) if name == "dense" else compress(model, configs[name])
             spent = stopwatch(lambda: model.model.visual(pixels, grid_thw=grid), device)
@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--keep", type=float, default=0.35)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--cold", action="store_true", help="no round before those that count")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--output", help="a JSON file for the numbers")
     args = parser.parse_args(argv)
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     model, rows = model_of(args.blocks, device, DTYPES[dtype]), {}
     print(f"{'patches':>8}{'dense ms':>12}" + "".join(f"{name + ' ms':>12}{'share':>9}" for name in args.methods))
     for patches in args.patches:
-        row = rows[patches] = measure(model, patches, args.keep, device, args.rounds, args.methods)
+        row = rows[patches] = measure(model, patches, args.keep, device, args.rounds, args.methods, args.cold)
         told = "".join(f"{value:>9.1%}" if "share" in name else f"{value:>12.0f}" for name, value in row.items())
         print(f"{patches:>8}{told}", flush=True)
         if args.output:

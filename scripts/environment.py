@@ -14,6 +14,7 @@
 .venv-app      the base with Gradio, Selenium and a Jupyter kernel, for test-app; chromium is the system's
 .venv-integrations   the base with TRL and the accelerate that it wants, and transformers' source package, which has the
                tests that it runs on every model, for test-integrations
+.venv-frameworks   LLaMA-Factory and ms-swift with versions for both (scripts/frameworks.txt), for test-frameworks
 
 It needs nothing but Python, and runs in the folder of the repository. An environment that is complete has a file .ready
 (.torch_npu, where that was added). The exit code is 2 where Python is too old, else the first failed command's.
@@ -40,6 +41,8 @@ LOOSER = {  # of whose packages no release is pinned
 }
 BESIDE_APP = ("selenium", "nbclient", "nbformat", "ipykernel")
 TRL = ("accelerate>=1.10", "trl==1.16.0", "datasets")
+# LLaMA-Factory imports torchaudio, of which PyPI's compiled part wants CUDA libraries: without it, it is imported.
+FRAMEWORKS = ("llamafactory==0.9.5", "ms-swift==4.6.0", "torchaudio==2.11.1", "torchvision==0.28.0")
 BESIDE_VLLM = ("matplotlib", "av", "pytest", "pytest-timeout", "hypothesis")  # for our reports, videos and tests
 # Beside a CPU torch neither loads, and each keeps transformers and vLLM from being imported.
 NOT_FOR_VLLM = ("torchaudio", "torchcodec")
@@ -51,6 +54,7 @@ NAMES = (
     ".venv-newest",
     ".venv-lmms",
     ".venv-integrations",
+    ".venv-frameworks",
     ".venv-vllm",
     ".venv-ascend",
     ".venv-lent",
@@ -84,8 +88,7 @@ def with_torch_npu(folder: str, release: str) -> list[list[str]]:
 def commands(folder: str) -> list[list[str]]:
     """The commands that make this environment, in order."""
     constrained, looser = ["--constraint", str(CONSTRAINTS)], ["--constraint", f"{folder}/{CONSTRAINTS.name}"]
-    release = torch_npu_of(folder)
-    if release is not None:
+    if (release := torch_npu_of(folder)) is not None:
         return with_torch_npu(folder, release)
     if folder == ".venv-lent":
         return [[python("3.12"), "-m", "venv", folder], pip(folder, "--requirement", "scripts/lent.txt")]
@@ -101,6 +104,8 @@ def commands(folder: str) -> list[list[str]]:
     new = [sys.executable, "-m", "venv", folder]
     if folder == ".venv-docs":
         return [new, pip(folder, "--no-deps", "--requirement", "scripts/docs.txt")]
+    if folder == ".venv-frameworks":
+        return [new, *frameworks(folder), mend]
     if folder == ".venv-vllm":
         return [
             new,
@@ -146,6 +151,16 @@ def source_of_transformers(folder: str) -> list[str]:
     """Its source package as it is, with its tests, which import parameterized."""
     download = [f"{folder}/bin/pip", "download", "--quiet", "--disable-pip-version-check", "--dest", folder]
     return [*download, "--no-deps", "--no-binary", "transformers", "--constraint", str(CONSTRAINTS), "transformers"]
+
+
+def frameworks(folder: str) -> list[list[str]]:
+    """All of what they need for training, then themselves; torchaudio without what does not load."""
+    wanted = "scripts/frameworks.txt"
+    return [
+        pip(folder, "--constraint", wanted, TORCH, "--requirement", wanted),
+        pip(folder, "--no-deps", *FRAMEWORKS, "--editable", "."),
+        ["sh", "-c", f"rm {folder}/lib/python3.*/site-packages/torchaudio/lib/*.so"],
+    ]
 
 
 def add_torch_npu(folder: str) -> list[str]:

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from families import supported
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = ("A method", "A benchmark", "A model family", "An implementation for a device")
+ONE_DIMENSION = "A family with one-dimensional positions"
+RECIPES = ("A method", "A benchmark", "A model family", ONE_DIMENSION, "An implementation for a device")
+ADDED = 25  # lines that such a family may take
 
 # Runs in the copy: the blocks of each recipe share a namespace, as if typed one after the other.
 RUNNER = """
@@ -70,10 +73,11 @@ def blocks(page: Path) -> list[Block]:
 
 
 def apply(diff: str, root: Path) -> None:
-    """Put a diff's new lines in the place of its old ones, which must stand in the file exactly once."""
+    """Put a diff's new lines in the place of its old ones, which must stand in the file exactly once; lines that begin
+    with a space are both."""
     head, *lines = diff.splitlines()
     path = root / head.removeprefix("--- ")
-    old, new = ("".join(line[1:] + "\n" for line in lines if line[0] == sign) for sign in "-+")
+    old, new = ("".join(line[1:] + "\n" for line in lines if line[0] in (sign, " ")) for sign in "-+")
     text = path.read_text(encoding="utf-8")
     places = [found.start() for found in re.finditer(f"^{re.escape(old)}", text, flags=re.M)]
     assert len(places) == 1, f"{path.name} has not once: {old}"
@@ -81,32 +85,74 @@ def apply(diff: str, root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory) -> dict[str, str]:
-    """{recipe: the traceback of what failed, or ""}."""
+def copy(tmp_path_factory) -> Path:
+    """The packages, and what lies beside the recipes' tests, with every file written and every diff applied."""
     copy = tmp_path_factory.mktemp("copy")
+    shutil.copytree(ROOT / "tests" / "models", copy / "tests" / "models", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (*(ROOT / "tests").glob("*.py"), ROOT / "setup.cfg"):
+        shutil.copy(file, copy / file.relative_to(ROOT))
+    for name in ("scripts", "docs"):
+        (copy / name).symlink_to(ROOT / name)
     for package in ("backends", "ppe_npu"):
         shutil.copytree(ROOT / package, copy / package, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    to_run: dict[str, list] = {recipe: [] for recipe in RECIPES}
     for block in blocks(ROOT / "CONTRIBUTING.md"):
         if block.path:
             assert not (copy / block.path).exists(), f"{block.path} is there already: the recipe shows nothing"
             (copy / block.path).write_text(block.code, encoding="utf-8")
         elif block.language == "diff":
             apply(block.code, copy)
-        else:
+    return copy
+
+
+def environment(copy: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def followed(copy) -> dict[str, str]:
+    """{recipe: the traceback of what failed, or ""}."""
+    to_run: dict[str, list] = {recipe: [] for recipe in RECIPES}
+    for block in blocks(ROOT / "CONTRIBUTING.md"):
+        if not block.path and block.language != "diff":
             to_run[block.recipe].append((block.language, block.line, block.code))
     (copy / "blocks.json").write_text(json.dumps(to_run))
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", RUNNER], cwd=copy, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", RUNNER], cwd=copy, env=environment(copy), capture_output=True, text=True, timeout=300
     )
     assert (copy / "said.json").exists(), done.stdout + done.stderr
     return json.loads((copy / "said.json").read_text())
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(recipe, marks=supported if recipe == ONE_DIMENSION else ()) for recipe in RECIPES]
+)
 def test_a_recipe_works_as_it_stands(followed, recipe):
     assert followed[recipe] == "", followed[recipe]
+
+
+@supported
+@pytest.mark.slow
+def test_the_laws_hold_for_the_family_that_the_recipe_adds(copy):
+    """Those of every family, on the tiny model that the recipe's diff gives tests/families.py."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "deepseek_vl"]
+    done = subprocess.run(
+        [*command, "tests/models/test_every_family.py"],
+        cwd=copy,
+        env=environment(copy),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 12, done.stdout[-3000:]
+
+
+def test_a_family_with_one_dimensional_positions_takes_few_lines():
+    diffs = [b for b in blocks(ROOT / "CONTRIBUTING.md") if b.recipe == ONE_DIMENSION and b.language == "diff"]
+    lines = [line for block in diffs for line in block.code.splitlines()[1:] if line[0] != " "]
+    assert len(diffs) == 2
+    assert all(line[0] == "+" for line in lines)
+    assert len(lines) <= ADDED
 
 
 def test_every_recipe_has_something_to_run():

@@ -20,7 +20,7 @@ def plan(tmp_path):
     for name in ("Makefile", "setup.cfg", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "scripts").mkdir()
-    for name in ("environment.py", "constraints.txt", "oldest.txt", "lent.txt", "vllm.txt"):
+    for name in ("environment.py", "constraints.txt", "oldest.txt", "lent.txt", "vllm.txt", "frameworks.txt"):
         shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
 
     def run(*arguments, **environment):
@@ -87,6 +87,7 @@ def test_without_an_npu_torch_npu_is_not_installed(plan):
         ("test-newest", [".venv-newest"]),
         ("test-lmms", [".venv-lmms"]),
         ("test-integrations", [".venv-integrations"]),
+        ("test-frameworks", [".venv-frameworks"]),
         ("test-app", [".venv-app"]),
         ("test-vllm", [".venv-vllm"]),
         ("test-lent", [".venv-lent"]),

@@ -38,7 +38,8 @@ class Squares:
         count = tokens.shape[1]
         self._squared = tokens.new_empty(frames, count, count, dtype=self.dtype)
         self._norms = tokens.new_empty(frames, count, dtype=self.dtype)
-        self._sums = tokens.new_empty(count * max(LEAST_CUT, (count + 1) // 2), dtype=self.dtype)
+        strip = max((size * _step(size) for size in set(sizes)), default=0)
+        self._sums = tokens.new_empty(strip, dtype=self.dtype)
         self._centred = tokens.new_empty(tokens.shape[1:], dtype=self.dtype)
 
     def of(self, part: slice, sizes: list[int]) -> Tensor:
@@ -129,9 +130,14 @@ def _far_from_origin(tokens: Tensor, sizes: list[int]) -> list[bool]:
     return (~(2 * functional.normalize(some, dim=-1).mean(1).square().sum(-1) < 1)).tolist()
 
 
+def _step(count: int) -> int:
+    """Rows of a strip."""
+    return math.ceil(count / max(2, math.isqrt(count) // 8)) if count >= LEAST_CUT else count
+
+
 def _strips(count: int) -> list[slice]:
     """Slices of rows: the more, the less is computed below the diagonal, and the slower is every product."""
-    step = math.ceil(count / max(2, math.isqrt(count) // 8)) if count >= LEAST_CUT else count
+    step = _step(count)
     return [slice(start, min(start + step, count)) for start in range(0, count, step or 1)]
 
 

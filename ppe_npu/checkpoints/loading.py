@@ -39,7 +39,7 @@ def load_model(
         attn_implementation: one that transformers knows.
         quantization_config: transformers' own, for weights that are held in fewer bits (adapters.quantization).
         allow_bin: whether pytorch_model.bin is read (torch's weights_only) where there are no safetensors.
-        tiled: whether InternVL is taken, whose pictures are tiles: training makes its inputs, other commands do not.
+        tiled: whether InternVL is taken, whose pictures are tiles: `train` and `eval` make its inputs, others do not.
 
     Raises:
         InputError: path is no checkpoint, its class is not supported, it asks for code of its own or has pickled
@@ -96,8 +96,9 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False, tiled: bool = Fa
     names = names if isinstance(names, list) and names else ["model of no stated class"]
     supported = commanded_classes(tiled)
     if names[0] not in supported and names[0] in supported_classes():
+        made = "only train and eval make" if names[0] in commanded_classes(True) else "no command makes yet"
         raise InputError(
-            f"model {path} is a {names[0]}, which compress() takes, but whose inputs no command makes yet: load and "
+            f"model {path} is a {names[0]}, which compress() takes, but whose inputs {made}: load and "
             f"compress it in a program of your own (docs/families.md), or use one of {', '.join(supported)}"
         )
     if names[0] not in supported:
@@ -165,7 +166,10 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
     try_processor(processor, path)
     if is_tiled(processor):
         if min_pixels or max_pixels:
-            raise InputError(f"min_pixels or max_pixels, but pictures of {path} are tiles of one size: leave them out")
+            raise InputError(
+                f"min_pixels or max_pixels, but pictures of {path} are tiles of one size: leave them out (of eval's "
+                "protocols, checkpoint names none)"
+            )
         return processor
     size = dict(processor.image_processor.size)
     size["shortest_edge"] = min_pixels or size["shortest_edge"]

@@ -92,18 +92,21 @@ def generation(asked: list[str] | None, found: Checkpoint) -> tuple[Settings, Se
     return values, own
 
 
-def checkpoint(args: argparse.Namespace, model: str | Path) -> Checkpoint:
+def checkpoint(args: argparse.Namespace, model: str | Path, tiled: bool = False) -> Checkpoint:
     """The checkpoint that was named, which may be an adapter; --base says where its base is.
+
+    Args:
+        tiled: whether InternVL is taken, whose pictures are tiles.
 
     Raises:
         InputError: none is there, or it cannot be used.
     """
-    return Checkpoint.of(model, args.base, args.allow_bin)
+    return Checkpoint.of(model, args.base, args.allow_bin, tiled)
 
 
 def fitted(found: Checkpoint, configs: list[CompressionConfig]) -> list[CompressionConfig]:
     """Compressions as the checkpoint's model takes them; InputError where one does not fit."""
-    return said_k(configs, check_compression(found.model, *configs, allow_bin=found.allow_bin))
+    return said_k(configs, check_compression(found.model, *configs, allow_bin=found.allow_bin, tiled=found.tiled))
 
 
 def said_k(asked: Sequence[CompressionConfig], fitted: list[CompressionConfig]) -> list[CompressionConfig]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.tiles import is_tiled
+from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_pass, group_pictures, protocols
 from ppe_npu.evaluation.interleaving import PROMPTS, ROUNDS
 from ppe_npu.evaluation.results import run_title
@@ -26,12 +28,20 @@ def rounds(args: argparse.Namespace, protocol: protocols.Protocol) -> int:
     return 0 if protocol.name == protocols.CHECKPOINT else ROUNDS
 
 
-def shares(args: argparse.Namespace, protocol: protocols.Protocol, chosen: Sequence[CompressionConfig]) -> list[float]:
+def shares(
+    args: argparse.Namespace, protocol: protocols.Protocol, chosen: Sequence[CompressionConfig], processor: Any
+) -> list[float]:
     """Of which shares of the tokens the dense model is asked on smaller input: of every method's; by default not under
-    the first edition's protocol."""
+    the first edition's protocol.
+
+    Raises:
+        InputError: it is asked for of a model whose pictures are tiles.
+    """
     wanted = args.smaller_input if args.smaller_input is not None else protocol.name != protocols.CHECKPOINT
     if not wanted:
         return []
+    if is_tiled(processor):
+        raise InputError("--smaller-input, but pictures of this model are tiles of one size: leave it out")
     found = args.ratio or [config.ratio for config in chosen if not config.is_dense]
     return sorted({float(ratio) for ratio in found if isinstance(ratio, (int, float)) and 0 < ratio < 1}, reverse=True)
 

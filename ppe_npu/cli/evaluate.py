@@ -60,7 +60,7 @@ def run_eval(args: argparse.Namespace) -> int:
     device, model_path = devices.of_this_process(devices.resolve(_device(args))), _model_path(args)
     check_plotting()
     quiet_transformers()
-    checkpoint = common.checkpoint(args, model_path)
+    checkpoint = common.checkpoint(args, model_path, tiled=True)
     chosen = _chosen(args, model_path, checkpoint)
     if "layout" in args.benchmarks and Path(args.data_root) == EMBEDDED / "data":
         write_embedded_data(EMBEDDED / "data")
@@ -70,7 +70,7 @@ def run_eval(args: argparse.Namespace) -> int:
     values, own = common.generation(args.generation, checkpoint)
     args.dtype = _dtype(args, protocol, device)
     runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
-    smaller = costs.shares(args, protocol, chosen)
+    smaller = costs.shares(args, protocol, chosen, processor)
     recorded = protocol.recorded(_changed(args, protocol))
     unsaid = {"generation": first_edition(own), "protocol": protocols.load(protocols.CHECKPOINT).recorded()}
     for benchmark in loaded:

@@ -200,7 +200,7 @@ def _add_eval(commands) -> None:
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
     parser.add_argument("--max-new-tokens", type=int, help="(default: as the benchmark says, else 16)")
-    what = "measure costs in turns on the same prompts, after the scores, in so many rounds (default: 5; with the "
+    what = "measure costs in turns on the same prompts, after the scores, in N rounds or more (default: 5; with the "
     parser.add_argument("--cost-rounds", type=int, metavar="N", help=f"{what}protocol checkpoint 0: not)")
     what = (
         "the dense model on smaller input of as many tokens, at every --ratio (default: but with protocol checkpoint)"

@@ -26,7 +26,7 @@ from ppe_npu.files import write_text
 FRAMES = 8
 RATE = 2  # frames per second
 SIDE = 2 * CELL  # pixels along one side of a frame
-STEP = 4  # pixels between two frames, and between places: a patch of the tiny model
+STEP = 2  # pixels between two frames, and between places: half a patch of the tiny model
 DIRECTIONS = {"left": (0, -STEP), "right": (0, STEP), "up": (-STEP, 0), "down": (STEP, 0)}
 TIMES = (0, 1, 2)
 CHANGES = {"nothing": (False, False), "colour": (True, False), "shape": (False, True), "both": (True, True)}

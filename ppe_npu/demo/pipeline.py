@@ -166,7 +166,8 @@ def train_once(recipe, model: Path, data: Path, output: Path, compression, seed:
     from ppe_npu.training.trainer import train
 
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
-    values = {key: value for key, value in dataclasses.asdict(recipe).items() if key in settings}
+    values = {"save_steps": recipe.max_steps // 4}
+    values |= {key: value for key, value in dataclasses.asdict(recipe).items() if key in settings}
     config = TrainConfig(
         model=str(model),
         data=str(data),
@@ -174,7 +175,6 @@ def train_once(recipe, model: Path, data: Path, output: Path, compression, seed:
         compression=compression,
         seed=seed,
         device=device,
-        save_steps=recipe.max_steps // 4,
         resume=True,
         cache_pixels=True,
         **values,

@@ -90,7 +90,7 @@ class CacheState:
         Raises:
             InputError: a part of the compressed prompt was cut off, or the cache is longer than this state.
         """
-        whole = self.lengths[stage]
+        whole = self.masks[stage].shape[1]
         removed = whole - length
         if removed == 0:
             return self

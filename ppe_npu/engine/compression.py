@@ -289,7 +289,10 @@ class Compression:
         """
         if position_ids is not None and self.config.positions == "renumber" and not self.config.keeps_all:
             raise InputError('position_ids cannot be given to tokens that positions="renumber" numbers: leave them out')
-        counts, total = new.long().cumsum(1) - 1, new.sum(1)
+        counts: torch.Tensor = torch.arange(new.shape[1], device=new.device)
+        total: torch.Tensor | int = new.shape[1]
+        if padded:
+            counts, total = new.long().cumsum(1) - 1, new.sum(1)
         # Stages go on at one position, unless each was numbered anew.
         stages = self.stages if self.config.positions == "renumber" else 1
         rows = [

@@ -201,7 +201,7 @@ def rotary_table(
     if pairs == NEIGHBOURS:
         cos, sin = (part.repeat_interleave(2, dim=-1) for part in (cos, sin))
     else:
-        cos, sin = (torch.cat([part, part], dim=-1) for part in (cos, sin))
+        cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
     return cos * scaling, sin * scaling
 
 

@@ -47,6 +47,8 @@ class Run:
     segments: Sequence[Segments | None]
     sizes: Sequence[torch.Tensor | None]
 
+    merges = False  # whether stages merge, and look into layers
+
     @classmethod
     def of_step(
         cls, state: FixedState, new: torch.Tensor, rows: Sequence[torch.Tensor], following: Sequence[torch.Tensor]
@@ -61,7 +63,7 @@ class Run:
         """Places that a stage's layers held before this pass."""
         rows = self.rows[stage]
         assert rows is not None, "only a prompt's rows are found on the way"
-        return self.state.lengths[stage] - rows.shape[-1]
+        return self.state.masks[stage].shape[1] - rows.shape[-1]
 
     def is_late(self, stage: int) -> bool:
         """Whether how this stage is laid out hangs on the features that enter it."""
@@ -134,6 +136,8 @@ class Prefill(Run):
     # What the next stage looks at in the layer before it, as Tokens.seen.
     _passed: dict[tuple[str, bool], torch.Tensor] = field(default_factory=dict, init=False)
     _single: bool = field(default=True, init=False)  # whether every token so far holds the features of one alone
+
+    merges = True
 
     def past_length(self, stage: int) -> int:
         return self.past.masks[stage].shape[1]

@@ -104,7 +104,8 @@ class ModelAnswers:
 
     def measure(self, sample: Mapping[str, Any]) -> Measure:
         """How long the sample's prompt will be, about."""
-        return measure(sample, self.processor, self.config, self.sampling)
+        showings = self.model.config.pvc["showings"] if hasattr(self.model.config, "pvc") else 1
+        return measure(sample, self.processor, self.config, self.sampling, showings)
 
     @property
     def dtype(self) -> str:

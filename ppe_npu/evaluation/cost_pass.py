@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.evaluation.interleaving import in_turns, summed_up
+from ppe_npu.evaluation.interleaving import in_turns, middle, settled, summed_up
 from ppe_npu.evaluation.rows import FAULTS
 from ppe_npu.files import write_json
 
@@ -41,6 +41,7 @@ def measure(
     Args:
         candidates: with names of their own; the first is the reference, unless another is named.
         samples: of a benchmark; prepared once, which is not timed.
+        rounds: at least; more, on a machine that is busy, until all ratios are known to 3 %.
 
     Returns:
         {"rounds", "prompts", "reference", "rows": {name: {"ttft", "total": see interleaving.against, "new_tokens",
@@ -57,23 +58,51 @@ def measure(
 
         return run
 
-    given = in_turns({one.name: runner(one) for one in candidates}, len(samples), rounds)
-    times = {
-        name: {
-            "ttft": [[done.prefill_seconds for done in turn] for turn in turns],
-            "total": [[done.seconds for done in turn] for turn in turns],
-        }
-        for name, turns in given.items()
-    }
-    rows: dict[str, dict[str, Any]] = summed_up(times, reference or candidates[0].name)
+    base = reference or candidates[0].name
+    given = in_turns(
+        {one.name: runner(one) for one in candidates},
+        len(samples),
+        rounds,
+        enough=lambda found: _settled(_work(found), base),
+    )
+    rows: dict[str, dict[str, Any]] = summed_up(_work(given), base)
+    for name, times in _times(given).items():
+        for key in times:
+            rows[name][key] |= middle(times[key])
     for one in candidates:
         done = given[one.name][0]
         rows[one.name]["new_tokens"] = sum(sum(part.new_tokens) for part in done) / len(done)
         one.ready()
         rows[one.name]["counted"] = counted(one.answers, inputs[one.name], done)
     versions = getattr(candidates[0].answers, "versions", dict)()
-    found = {"rounds": rounds, "prompts": len(samples), "reference": reference or candidates[0].name, "rows": rows}
+    found = {"rounds": len(given[base]), "prompts": len(samples), "reference": base, "rows": rows}
     return {**found, "device": versions.get("device", "?"), "dtype": str(getattr(candidates[0].answers, "dtype", ""))}
+
+
+def _times(given: Mapping[str, Sequence[Sequence[Any]]]) -> dict[str, dict[str, list[list[float]]]]:
+    """{name: {"ttft", "total"}}, seconds, of what was generated."""
+    return {
+        name: {
+            "ttft": [[done.prefill_seconds for done in turn] for turn in turns],
+            "total": [[done.seconds for done in turn] for turn in turns],
+        }
+        for name, turns in given.items()
+    }
+
+
+def _work(given: Mapping[str, Sequence[Sequence[Any]]]) -> dict[str, dict[str, list[list[float]]]]:
+    """As _times(), by which methods are compared: on the host processor seconds, which other programs do not lengthen;
+    elsewhere the times themselves."""
+    if any(done.work is None for turns in given.values() for turn in turns for done in turn):
+        return _times(given)
+    return {
+        name: {key: [[done.work[at] for done in turn] for turn in turns] for at, key in enumerate(("ttft", "total"))}
+        for name, turns in given.items()
+    }
+
+
+def _settled(times: Mapping[str, Mapping[str, Any]], base: str) -> bool:
+    return all(settled(row[key], times[base][key]) for row in times.values() for key in row)
 
 
 def counted(answers: Any, inputs: Sequence[Mapping[str, Any]], done: Sequence[Any]) -> dict[str, float] | None:
@@ -87,7 +116,7 @@ def counted(answers: Any, inputs: Sequence[Mapping[str, Any]], done: Sequence[An
         flops = [prefill_flops(model, prompt) for prompt in inputs]
     except FAULTS as error:  # a kernel that torch's counter does not know
         return {"why": first_line(error)}
-    tower = getattr(getattr(model, "model", model), "visual", None)
+    tower = _tower(model)
     own = _bytes(tower) if tower is not None else 0
     count = len(flops)
     return {
@@ -97,6 +126,12 @@ def counted(answers: Any, inputs: Sequence[Mapping[str, Any]], done: Sequence[An
         "decoder_bytes": float(_bytes(model) - own),
         "kv_bytes": sum(sum(part.prompt_kv_bytes) for part in done) / len(done),
     }
+
+
+def _tower(model: Any) -> torch.nn.Module | None:
+    """Qwen's vision tower, whose merger is in it; InternVL's, whose projector counts as the decoder's."""
+    inner = getattr(model, "model", model)
+    return getattr(inner, "visual", None) or getattr(inner, "vision_tower", None)
 
 
 def _bytes(module: torch.nn.Module) -> int:
@@ -111,7 +146,7 @@ def prefill_flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
     from ppe_npu.data.inputs import to_device
 
     moved = to_device(inputs, model.device, model.dtype)
-    tower = getattr(getattr(model, "model", model), "visual", None)
+    tower = _tower(model)
     with FlopCounterMode(display=False) as all_of_it, _within(tower) as of_tower:
         model(**moved, logits_to_keep=1)
     return {"all": float(all_of_it.get_total_flops()), "tower": float(sum(of_tower))}

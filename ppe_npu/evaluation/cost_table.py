@@ -29,8 +29,9 @@ HEAD = (
 WORDS = (
     "Costs in turns: all methods answered the same prompts one right after the other, alone in a batch, in several "
     "rounds after one that is not counted; medians, quartiles, and the median of the ratios to dense with its "
-    "bootstrap interval over prompts and rounds. A difference that is smaller than the scatter of the ratios, or whose "
-    "interval holds 1, is not told. A speed at less than 99 % of dense's score is marked. Work is counted, not "
+    "bootstrap interval over prompts and rounds; on a CPU the ratios are of processor time. A difference that is "
+    "smaller than the scatter of the ratios, or whose interval holds 1, is not told. A speed at less "
+    "than 99 % of dense's score is marked. Work is counted, not "
     "measured: products of a prefill as torch counts them, weights read once, keys and values of the prompt's tokens."
 )
 

@@ -33,6 +33,8 @@ class Generated:
             all layers; neither padding nor answer.
         prefill_seconds: until the first token of every prompt was there.
         seconds: in all.
+        work: processor seconds until the first token and in all, where the model runs on the host: other programs do
+            not lengthen them; None elsewhere.
         kv_bytes: of the whole batch's keys and values at the end, padding and answers included.
         peak_memory: bytes that the device's allocator held at most, weights included; None on the CPU.
     """
@@ -46,18 +48,19 @@ class Generated:
     seconds: float
     kv_bytes: int
     peak_memory: int | None = None
+    work: tuple[float, float] | None = None
 
 
 class FirstToken:
     """A stopping criterion that never stops: it notes when the first token was there."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.at = device, None
+        self.device, self.at, self.worked = device, None, 0.0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         if self.at is None:
             devices.synchronize(self.device)
-            self.at = time.perf_counter()
+            self.at, self.worked = time.perf_counter(), time.process_time()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
@@ -86,10 +89,10 @@ def generate(
     clock = FirstToken(model.device)
     devices.reset_peak_memory(model.device)
     devices.synchronize(model.device)
-    started = time.perf_counter()
+    started, begun = time.perf_counter(), time.process_time()
     out = _run(model, inputs, rules, clock, streamer)
     devices.synchronize(model.device)
-    seconds = time.perf_counter() - started
+    seconds, worked = time.perf_counter() - started, time.process_time() - begun
     new, beams = out.sequences[:, inputs["input_ids"].shape[1] :].tolist(), asked.get("num_beams", 1)
     new = [row[: _length(row, end, pad if beams > 1 else None)] for row in new]
     before, after = visual_tokens(model, inputs, beams)
@@ -103,6 +106,7 @@ def generate(
         seconds=seconds,
         kv_bytes=kv_bytes(output_cache(out)),
         peak_memory=devices.peak_memory(model.device),
+        work=((clock.worked - begun if clock.at else worked), worked) if devices.on_cpu(model.device) else None,
     )
 
 

@@ -16,6 +16,9 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation.statistics import interval, resamples
 
 ROUNDS, PROMPTS = 5, 8  # of a pass, where the user says nothing
+MOST = 12  # times the rounds asked for, on a machine that is too busy for fewer
+_CLOSE = 0.03  # how near the ratio of two methods is to be known
+_ERRORS = 2.5  # of its standard errors: of a hundred ratios one is further off
 _DRAWS = 2000
 Times = Sequence[Sequence[float]]  # [rounds][prompts], seconds
 
@@ -25,6 +28,7 @@ def in_turns(
     prompts: int,
     rounds: int = ROUNDS,
     bar: Callable[[], None] = lambda: None,
+    enough: Callable[[Mapping[str, list[list[Any]]]], bool] = lambda found: True,
 ) -> dict[str, list[list[Any]]]:
     """{name: [rounds][prompts] of what its runner gave}, after one round that is not counted (it loads kernels).
 
@@ -33,6 +37,7 @@ def in_turns(
     Args:
         runners: name -> a function that answers prompt number 0, 1, ... once.
         bar: called after each round.
+        enough: of what there is after so many rounds, whether it will do; else there are more, at most MOST times.
 
     Raises:
         InputError: no prompts, or no rounds.
@@ -40,8 +45,12 @@ def in_turns(
     if prompts < 1 or rounds < 1:
         raise InputError(f"{prompts} prompts in {rounds} rounds measure nothing: give at least 1 of each")
     names = list(runners)
-    found: dict[str, list[list[Any]]] = {name: [[None] * prompts for _ in range(rounds)] for name in names}
-    for turn in range(-1, rounds):
+    found: dict[str, list[list[Any]]] = {name: [] for name in names}
+    for turn in range(-1, MOST * rounds):
+        if turn >= rounds and enough(found):
+            break
+        for turns in found.values():
+            turns += [[None] * prompts] if turn >= 0 else []
         for prompt in range(prompts):
             first = (turn + prompt) % len(names)
             for name in names[first:] + names[:first]:
@@ -73,9 +82,26 @@ def against(own: Times, reference: Times, seed: int = 0) -> dict[str, Any]:
     below, above = np.quantile(ratios, [0.25, 0.75])
     scatter = float(above - below) / 2
     told = not low <= 1 <= high and abs(ratio - 1) > scatter
-    quartiles = [float(value) for value in np.quantile(times, [0.25, 0.75])]
-    found = {"median": float(np.median(times)), "quartiles": quartiles, "ratio": ratio, "low": low, "high": high}
-    return {**found, "scatter": scatter, "told": bool(told)}
+    return {**middle(own), "ratio": ratio, "low": low, "high": high, "scatter": scatter, "told": bool(told)}
+
+
+def middle(times: Times) -> dict[str, Any]:
+    """{"median", "quartiles" [2]} of all rounds and prompts."""
+    low, median, high = (float(value) for value in np.quantile(np.asarray(times), [0.25, 0.5, 0.75]))
+    return {"median": median, "quartiles": [low, high]}
+
+
+def settled(own: Times, reference: Times) -> bool:
+    """Whether so many rounds tell a method's ratio to within 3 %: by the standard error of its median, from how the
+    ratios of one prompt scatter between rounds."""
+    ratios = np.log(np.asarray(own, dtype=np.float64) / np.asarray(reference, dtype=np.float64))
+    rounds = len(ratios)
+    if rounds < 2:
+        return True
+    # 1.349 deviations lie between the quartiles of normal numbers; the prompts' own medians are taken off.
+    below, above = np.quantile(ratios - np.median(ratios, axis=0), [0.25, 0.75])
+    deviation = (above - below) / 1.349 * np.sqrt(rounds / (rounds - 1))
+    return bool(_ERRORS * np.sqrt(np.pi / 2) * deviation / np.sqrt(ratios.size) <= _CLOSE)
 
 
 def _medians(ratios: np.ndarray, seed: int) -> np.ndarray:

@@ -119,21 +119,29 @@ class Answerer:
             InputError: a task that samples or searches beams.
         """
         stops, most = _stops(options), int(options.get("max_new_tokens") or _DEFAULT_TOKENS)
-        try:
-            opened = [[self._opened(message) for message in one] for one in conversations]
+
+        def answered(part: Sequence[Sequence[Mapping]]) -> list[str]:
+            opened = [[self._opened(message) for message in one] for one in part]
             inputs = build_inputs(self.processor, opened, sampling=self.sampling, cache=self.cache)
             done = generate(self.model, self.processor, inputs, most)
-        except Exception as error:  # a lack of memory has a class of its own on each device
-            if len(conversations) == 1 or not _out_of_memory(error):
-                raise
-        else:
             self.done.append(done)
             self.new_tokens += done.new_tokens
             return [_cut(answer, stops) for answer in done.answers]
+
+        return self._fitting(answered, conversations)
+
+    def _fitting(self, work: Callable[..., list], *lists: Sequence[Any]) -> list:
+        """What work(*lists) gives, an item each; in halves where the device's memory does not hold all."""
+        try:
+            return work(*lists)
+        except Exception as error:  # a lack of memory has a class of its own on each device
+            if len(lists[0]) == 1 or not _out_of_memory(error):
+                raise
         # Here the error is gone, and with it the tensors that its traceback held.
         devices.release_memory(self.model.device)
-        half = self.batch_size = len(conversations) // 2
-        return [*self.answers(conversations[:half], options), *self.answers(conversations[half:], options)]
+        half = self.batch_size = len(lists[0]) // 2
+        first = self._fitting(work, *(part[:half] for part in lists))
+        return [*first, *self._fitting(work, *(part[half:] for part in lists))]
 
     def _opened(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """A message whose clips are read: each has bounds of its own, and a batch one rule of frames."""
@@ -150,15 +158,20 @@ class Answerer:
         start, end = item[_CLIP]
         return replace(self.sampling, start=start, end=end)
 
-    @torch.inference_mode()
     def losses(
         self, conversations: Sequence[Sequence[Mapping]], continuations: Sequence[str]
     ) -> list[tuple[float, bool]]:
         """Of one batch the mean cross-entropy per token of each continuation as the assistant's answer, in nats, and
-        whether it is what greedy decoding would say.
+        whether it is what greedy decoding would say; in halves as answers().
 
         lmms-eval names this loglikelihood, but takes the answer with the least of these numbers.
         """
+        return self._fitting(self._losses, conversations, continuations)
+
+    @torch.inference_mode()
+    def _losses(
+        self, conversations: Sequence[Sequence[Mapping]], continuations: Sequence[str]
+    ) -> list[tuple[float, bool]]:
         encoded = encode(self.processor, conversations, True, self.sampling, self.cache)
         # The turn's beginning is a line of its own: a blank that joins the answer to a text has nothing to join here.
         ends = self.processor.tokenizer([text.lstrip() for text in continuations], add_special_tokens=False)[

@@ -122,9 +122,10 @@ class SimpleModel(_Model):
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
         scores: list[tuple[float, bool]] = []
-        for at in tqdm(range(0, len(requests), self.batch_size), disable=self.rank != 0, desc="ppe_npu"):
+        bar = tqdm(total=len(requests), disable=self.rank != 0, desc="ppe_npu")
+        while len(scores) < len(requests):
             asked, wanted = [], []
-            for request in requests[at : at + self.batch_size]:
+            for request in requests[len(scores) : len(scores) + self.answerer.batch_size]:  # smaller after a lack
                 if len(request.args) != 6:
                     raise InputError("acc_mutual_info asks about answers without their question: choose another metric")
                 context, target, visuals_of, number, task, split = request.args
@@ -132,5 +133,7 @@ class SimpleModel(_Model):
                 asked.append(question(context, visuals_of(document)))
                 wanted.append(target if isinstance(target, str) else target(document))
             scores += self.answerer.losses(asked, wanted)
+            bar.update(len(asked))
+        bar.close()
         # lmms-eval 0.7.3 makes a text of a bare pair, and then fails to read it; what is wrapped it leaves as it is.
         return [GenerationResult(score) for score in scores]

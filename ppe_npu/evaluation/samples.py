@@ -14,6 +14,7 @@ from ppe_npu.data.inputs import PLACEHOLDERS, split_placeholders
 from ppe_npu.data.paths import existing_file
 from ppe_npu.data.pictures import image_size
 from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.data.tiles import is_tiled, tile_count
 from ppe_npu.data.videos import VideoFrame
 from ppe_npu.errors import InputError
 
@@ -71,11 +72,21 @@ def sampling_of(sample: Sample, asked: VideoSampling | None) -> VideoSampling:
     return (asked or VideoSampling()).within(sample.get("sampling"))
 
 
-def measure(sample: Sample, processor: Any, config: CompressionConfig, asked: VideoSampling | None = None) -> Measure:
-    """A sample's Measure. A file that cannot be looked at counts as one of middling size: answering it will tell."""
+def measure(
+    sample: Sample,
+    processor: Any,
+    config: CompressionConfig,
+    asked: VideoSampling | None = None,
+    showings: int = 1,
+) -> Measure:
+    """A sample's Measure. A file that cannot be looked at counts as one of middling size: answering it will tell.
+
+    Args:
+        showings: how often every image is shown, as PVC's models have it.
+    """
     found, sampling = visuals(sample), sampling_of(sample, asked)
     text = len(sample["prompt"]) // _CHARACTERS
-    grids = [(1, _image_tokens(processor, image), False) for image in found["image"]]
+    grids = [_image_grid(processor, image, showings) for image in found["image"]]
     grids += [(*_video_grid(processor, video, sampling), True) for video in found["video"]]
     before = text + sum(frames * tokens for frames, tokens, _ in grids)
     after = text + sum(config.span_tokens(frames, tokens, 0, is_video) for frames, tokens, is_video in grids)
@@ -85,10 +96,14 @@ def measure(sample: Sample, processor: Any, config: CompressionConfig, asked: Vi
     return Measure(bucket, before, after, source)
 
 
-def _image_tokens(processor: Any, image: Any) -> int:
+def _image_grid(processor: Any, image: Any, showings: int) -> tuple[int, int, bool]:
+    """(showings, or tiles of all showings; tokens of each; whether they count as a video's)."""
     height, width = _image_size(image) if isinstance(image, (str, Path)) else _size_or_screen(image)
+    moving = showings > 1
+    if is_tiled(processor):
+        return showings * tile_count(processor, height, width), processor.image_seq_length, moving
     size = processor.image_processor.size
-    return _tokens(processor, width, height, size["shortest_edge"], size["longest_edge"])
+    return showings, _tokens(processor, width, height, size["shortest_edge"], size["longest_edge"]), moving
 
 
 def _size_or_screen(image: Any) -> tuple[int, int]:
@@ -105,6 +120,8 @@ _image_size = functools.lru_cache(maxsize=2**16)(_size_or_screen)
 def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[int, int]:
     """(temporal steps, tokens of each)."""
     total, fps, width, height = _video_facts(str(video)) if isinstance(video, (str, Path)) else (_FRAMES, 1.0, *_SCREEN)
+    if is_tiled(processor):
+        return sampling.count(total, fps, 1), processor.image_seq_length
     maker = processor.video_processor
     frames = sampling.count(total, fps, maker.temporal_patch_size)
     steps = max(frames // maker.temporal_patch_size, 1)

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ppe_npu.checkpoints.loading import check_checkpoint
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.inputs import render
 from ppe_npu.data.messages import check_conversations, visual_items
@@ -34,6 +35,7 @@ def check_engine(checkpoint: Checkpoint, configs: Sequence[CompressionConfig]) -
         raise InputError('--engine vllm needs vllm, which is not installed: pip install "ppe-npu[vllm]"')
     if checkpoint.base is not None:
         raise InputError(f"--engine vllm with adapter {checkpoint.folder}: merge it first (ppe-npu merge-lora)")
+    check_checkpoint(checkpoint.folder, checkpoint.allow_bin)  # its pictures are no tiles
     for config in configs:
         if not config.is_dense:
             marks(checkpoint.folder, config, checkpoint.allow_bin)

@@ -37,7 +37,7 @@ def commanded_classes(tiled: bool = False) -> tuple[str, ...]:
     """Those whose inputs the commands make: `ppe-npu train`, `eval` and all that reads a checkpoint's processor.
 
     Args:
-        tiled: whether InternVL, whose pictures are tiles, is among them: `train` makes its inputs, too.
+        tiled: whether InternVL, whose pictures are tiles, is among them: `train` and `eval` make its inputs, too.
     """
     names = tuple(name for family in _families()[: len(_QWEN)] for name in family.CLASSES)
     return (*names, *_TILED) if tiled else names

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ppe_npu.backends.device import on_cpu
 from ppe_npu.compat import cache_of
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
@@ -66,7 +67,8 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState 
     if cache is None:
         return None
     state: CacheState | FixedState | None = getattr(cache, STATE, None)
-    if cache.is_compileable and state is not None and ids is not None and ids.shape[1] == 1:
+    fixed = cache.is_compileable
+    if fixed and state is not None and ids is not None and ids.shape[1] == 1:
         return state  # to ask a static cache for its length is to wait for the device
     state = settled(state)
     length = int(cache.get_seq_length())
@@ -76,18 +78,26 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState 
         raise InputError("the KV cache was filled by a model without compression: start from an empty cache")
     if state.layers != compression.layers:
         raise InputError("the KV cache was filled under another compression: start from an empty cache")
-    layers = compression.layers
-    if cache.is_compileable:
+    return state if fixed else _of_length(state, cache, length)
+
+
+def _of_length(state: CacheState, cache: Any, length: int) -> CacheState:
+    """The state of a cache that may have been cut since, which says that it is so long. A cache says how long the first
+    of its layers is that has a length: linear attention keeps a state of no length."""
+    layers, stage = state.layers, 0
+    if layers:
+        kept = next(number for number, layer in enumerate(cache.layers) if hasattr(layer, "get_seq_length"))
+        stage = sum(first <= kept for first in layers)
+    cut = state.cropped(stage, length)
+    if cut is state:
         return state
-    # A cache says how long the first of its layers is that has a length: linear attention keeps a state of no length.
-    kept = next(number for number, layer in enumerate(cache.layers) if hasattr(layer, "get_seq_length"))
-    state = state.cropped(sum(first <= kept for first in layers), length)
+    lengths = cut.lengths
     for stage, (first, end) in enumerate(itertools.pairwise((*layers, len(cache.layers))), start=1):
         # Who cuts a cache cuts all its layers to the length of the first.
         for layer in cache.layers[first:end]:
-            if hasattr(layer, "get_seq_length") and layer.get_seq_length() > state.lengths[stage]:
-                layer.crop(state.lengths[stage])
-    return state
+            if hasattr(layer, "get_seq_length") and layer.get_seq_length() > lengths[stage]:
+                layer.crop(lengths[stage])
+    return cut
 
 
 def continued(compression: Compression, kwargs: dict, state: CacheState | FixedState) -> tuple[dict, Run]:
@@ -110,7 +120,15 @@ def continued(compression: Compression, kwargs: dict, state: CacheState | FixedS
         torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
     )
     positions = kwargs.get("position_ids")
-    return {name: tokens}, compression.continue_text(state, new, count, mask is not None, positions)
+    return {name: tokens}, compression.continue_text(state, new, count, _may_pad(mask, new, kwargs), positions)
+
+
+def _may_pad(mask: torch.Tensor | None, new: torch.Tensor, kwargs: dict) -> bool:
+    """Whether there may be padding among new places. The host looks where it need not wait, and where the cache does
+    not want a mask of one shape in every step."""
+    if mask is None or not on_cpu(new.device) or torch.compiler.is_compiling():
+        return mask is not None
+    return getattr(cache_of(kwargs), "is_compileable", False) or not bool(new.all())
 
 
 def _reorder_cache(self, beam_idx: torch.Tensor) -> None:

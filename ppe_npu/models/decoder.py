@@ -20,6 +20,8 @@ from ppe_npu.models.known import has_attention
 from ppe_npu.models.looking import Looking
 from ppe_npu.models.seam import original
 
+_TABLE = "position_embeddings"  # the argument of a layer
+
 
 def staged_forward(self, **kwargs):
     """Stands in for a text model's forward. Of its arguments it takes inputs_embeds [B, L, C], the KV cache,
@@ -48,7 +50,7 @@ def staged_forward(self, **kwargs):
             for stage in _stages_from(run, index):
                 enter = _lay_out_and_enter if run.is_late(stage) else type(run).enter
                 hidden = enter(run, stage, hidden, _looking(self, hidden, inputs, run, stage - 1, index))
-                inputs = _stage_inputs(self, run, stage, hidden, cache, index) | {"use_cache": use_cache}
+                inputs = _stage_inputs(self, run, stage, hidden, cache, index, inputs) | {"use_cache": use_cache}
             run.pass_by(index, _looking(self, hidden, inputs, run, stage, index))
             output = layer(hidden, **(inputs if has_attention(layer) else inputs | _linear_mask(run, stage, hidden)))
             states.append(output[0] if isinstance(output, tuple) else output)
@@ -76,9 +78,11 @@ def _stages_from(run: Run, layer: int) -> list[int]:
     return [stage for stage, first in enumerate((0, *run.layers)) if first == layer]
 
 
-def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, layer: int) -> dict:
-    """The arguments of a stage's layers, from the first one's cache on; the mask is that of attention."""
+def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, layer: int, before: dict) -> dict:
+    """The arguments of a stage's layers, from the first one's cache on; the mask is that of attention. before: those
+    of the stage before, whose table serves where tokens stand as they stood."""
     past, sizes = run.past_length(stage), run.sizes[stage]
+    again = stage > 0 and run.rows[stage] is run.rows[stage - 1]
     end = next((first for first in run.layers if first > layer), len(model.layers))
     sized = next((number for number in range(layer, end) if has_attention(model.layers[number])), None)
     mask = None if sized is None else layer_causal_mask(model.config, hidden, run.masks[stage], cache, sized, past)
@@ -87,7 +91,7 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
         mask = proportional_mask(mask, sizes, hidden, room)
     return {
         "attention_mask": mask,
-        "position_embeddings": model.rotary_emb(hidden, run.rows[stage]),
+        _TABLE: before[_TABLE] if again else model.rotary_emb(hidden, run.rows[stage]),
         "position_ids": None,
         KEYWORD: ForwardPass(segments=run.segments[stage]),
         **cache_argument(type(model.layers[layer]).forward, cache),
@@ -102,14 +106,15 @@ def _linear_mask(run: Run, stage: int, hidden: torch.Tensor) -> dict:
 
 
 def _looking(model, hidden: torch.Tensor, inputs: dict, run: Run, stage: int, index: int) -> Looking | None:
-    """Into a layer that would be given the tokens of a stage; None before the first. inputs: of that stage's layers."""
-    if stage < 0:
+    """Into a layer that would be given the tokens of a stage; None before the first, and where nothing is merged.
+    inputs: of that stage's layers."""
+    if stage < 0 or not run.merges:
         return None
     cache = cache_of(inputs)
     layers = getattr(cache, "layers", ())
     past = layers[index] if index < len(layers) else None
     pairs = model.rotary_emb.pairs
-    return Looking(model.layers[index], hidden, inputs["position_embeddings"], run, stage, past, pairs)
+    return Looking(model.layers[index], hidden, inputs[_TABLE], run, stage, past, pairs)
 
 
 def _wanted(model, kwargs: dict, name: str):

@@ -39,6 +39,7 @@ LAYERS = DECODERS  # and the attention in them
 PAIRS = HALVES  # which channels of a head are turned together
 TOWER: dict[str, str] = {}  # nothing looks into these towers yet
 _OF = {IMAGE: "get_image_features", VIDEO: "get_video_features"}
+_SAID = ("num_frames", "time_steps")  # lists of InternVL, with an entry for each image and video
 
 
 def vision_tokens(config) -> VisionTokens:
@@ -66,9 +67,10 @@ def install(model, compression: Compression) -> None:
     inner = model.model
     if "language_model" not in inner._modules:
         vars(inner)["language_model"] = inner.text_model  # a second name, which no state dict and no hook sees
-    vision_language.install(model, compression, staged=True)
+    said = ("num_frames",) if "num_frames" in FAMILIES[model.config.model_type].others else ()
+    vision_language.install(model, compression, staged=True, said=said)
     vars(inner)[IDLE] = _idle_tower
-    override(model, "forward", _causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
+    override(model, "forward", _causal_lm_forward)
     override(inner, "forward", _model_forward)
     override(model, "prepare_inputs_for_generation", _prepare_inputs_for_generation)
     override(model, "_expand_inputs_for_generation", _expand_inputs_for_generation)
@@ -190,9 +192,27 @@ def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs)
             own = [np.flatnonzero(places[:, 0] == sample).tolist() for sample in range(len(ids))]
             order = [row for rows in own for row in rows * expand_size]
             held |= _picked(family, kind, kwargs, len(places), order)
+        held |= _said_again(self.model, family, ids, kwargs, expand_size)
     others = {name: value for name, value in kwargs.items() if name not in held}
     input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
     return input_ids, others | held
+
+
+def _said_again(model, family: Family, ids: torch.Tensor, kwargs: dict, times: int) -> dict[str, list]:
+    """What is said of each image and video, for prompts that stand so many times in a row."""
+    given = {name: list(kwargs[name]) for name in _SAID if kwargs.get(name) is not None}
+    if not given:
+        return {}
+    parts, runs = (
+        _parts(model, family, kwargs | {"input_ids": ids}, [IMAGE])[IMAGE],
+        Asked(model.config, ids.cpu().numpy(), kwargs).runs,
+    )
+    owners = list({(part.modality, part.source): run[0] for part, run in zip(parts, runs)}.values())
+    samples = range(len(ids))
+    return {
+        name: [entry for own in samples for _ in range(times) for entry, owner in zip(entries, owners) if owner == own]
+        for name, entries in given.items()
+    }
 
 
 def _rows_by_place(model, family: Family, ids: torch.Tensor, kwargs: dict) -> dict[str, np.ndarray]:

@@ -59,8 +59,8 @@ class RowRotaryEmbedding(torch.nn.Module):
         """cos, sin: [B, S, D] in the dtype of x (or a view [3, B, S, D] of it for older transformers)."""
         inv_freq = self.original.inv_freq.to(position_ids.device)
         scaling = self.original.attention_scaling
-        table = rotary_table(position_ids, inv_freq, self.channels, scaling, self.pairs, self.table)
-        cos, sin = (part.to(x.dtype) for part in table)
+        cos, sin = rotary_table(position_ids, inv_freq, self.channels, scaling, self.pairs, self.table)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         return (
             (cos, sin) if self.axes is None else (cos.expand(self.axes, *cos.shape), sin.expand(self.axes, *sin.shape))
         )

@@ -63,7 +63,7 @@ class _Override:
 
 
 def override(
-    module: torch.nn.Module, name: str, function: Callable, hide: str | None = None, show: str | None = None
+    module: torch.nn.Module, name: str, function: Callable, hide: str | None = None, show: tuple[str, ...] = ()
 ) -> None:
     """Make `function(module, **kwargs)` the method `name` of this instance.
 
@@ -72,7 +72,7 @@ def override(
 
     Args:
         hide: a parameter that the signature shall not show.
-        show: a parameter that it shall show, whether the class has it or not.
+        show: parameters that it shall show, whether the class has them or not.
     """
     overrides = vars(module).setdefault(_SAVED, {})
     if name in overrides:
@@ -139,7 +139,7 @@ def own_submodules(module: torch.nn.Module, *names: str) -> None:
 
 
 @functools.cache
-def _with_signature(method: Callable, name: str, hide: str | None, show: str | None) -> Callable:
+def _with_signature(method: Callable, name: str, hide: str | None, show: tuple[str, ...]) -> Callable:
     signature = inspect.signature(method)
     names = list(signature.parameters)[1:]
 
@@ -155,10 +155,9 @@ def _with_signature(method: Callable, name: str, hide: str | None, show: str | N
         return replacement(self, *args, **kwargs)
 
     shown = [parameter for name, parameter in signature.parameters.items() if name != hide]
-    if show is not None and show not in names:
-        rest = [parameter for parameter in shown if parameter.kind is inspect.Parameter.VAR_KEYWORD]
-        extra = inspect.Parameter(show, inspect.Parameter.KEYWORD_ONLY, default=None)
-        shown = [parameter for parameter in shown if parameter not in rest] + [extra, *rest]
+    rest = [parameter for parameter in shown if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    extra = [inspect.Parameter(own, inspect.Parameter.KEYWORD_ONLY, default=None) for own in show if own not in names]
+    shown = [parameter for parameter in shown if parameter not in rest] + [*extra, *rest]
     outer: Any = replacement  # functions have these attributes; their type in typeshed has not
     inner: Any = alone
     for function in (outer, inner):

@@ -72,12 +72,13 @@ def decoder_layers(config) -> int:
     return config.text_config.num_hidden_layers
 
 
-def install(model, compression: Compression, staged: bool = False) -> None:
+def install(model, compression: Compression, staged: bool = False, said: tuple[str, ...] = ()) -> None:
     """Put the modifications on a model.
 
     Args:
         staged: whether the decoder runs stage by stage in any case: features of the vision tower enter its first
             layers, or its own forward takes no position rows.
+        said: arguments that the class does not name and its forward takes now: generate() refuses what it does not see.
 
     Raises:
         InputError: a rotary embedding, layer or attention that the modifications do not fit, or modules that another
@@ -101,7 +102,7 @@ def install(model, compression: Compression, staged: bool = False) -> None:
     if hasattr(model.model, "rope_deltas"):
         vars(model.model)[_DELTAS] = model.model.rope_deltas
     # Older transformers' generate() refuses mm_token_type_ids, newer ones' processors make them: take them anywhere.
-    override(model, "forward", causal_lm_forward, hide="mm_encoder_outputs", show="mm_token_type_ids")
+    override(model, "forward", causal_lm_forward, hide="mm_encoder_outputs", show=("mm_token_type_ids", *said))
     install_generation(model)
     override(model.model, "forward", model_forward)
     if compression.inside is not None:
@@ -188,7 +189,7 @@ def _late_loss(model, arrange: Callable[[], torch.Tensor], kwargs: dict):
 
 def _compresses(state: CacheState | FixedState | None, kwargs: dict) -> bool:
     """Whether there is something to compress: a first prompt, or new images and videos after one."""
-    return state is None or any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO))
+    return state is None or is_given(IMAGE, kwargs) or is_given(VIDEO, kwargs)
 
 
 def model_forward(self, **kwargs):

@@ -26,14 +26,18 @@ class Checkpoint:
         folder: as it was named: a folder or a hub id.
         base: of an adapter: where the model is that it was trained on; None of a whole model.
         allow_bin: whether pytorch_model.bin is read where there is nothing else.
+        tiled: whether InternVL is taken, whose pictures are tiles.
     """
 
     folder: str
     base: str | None = None
     allow_bin: bool = False
+    tiled: bool = False
 
     @classmethod
-    def of(cls, folder: str | Path, base: str | Path | None = None, allow_bin: bool = False) -> Checkpoint:
+    def of(
+        cls, folder: str | Path, base: str | Path | None = None, allow_bin: bool = False, tiled: bool = False
+    ) -> Checkpoint:
         """Of a folder or an id, after checking that it is there.
 
         Args:
@@ -47,8 +51,8 @@ class Checkpoint:
         if not adapter:
             if base is not None:
                 raise InputError(f"--base {base}: model {folder} is no adapter, it needs none")
-            check_checkpoint(folder, allow_bin)
-            return cls(str(folder), None, allow_bin)
+            check_checkpoint(folder, allow_bin, tiled)
+            return cls(str(folder), None, allow_bin, tiled)
         check_no_code(path)
         with _flag_of_asking():
             return cls(str(folder), base_path(path, read_base(path), base, allow_bin), allow_bin)
@@ -71,7 +75,8 @@ class Checkpoint:
             InputError: as load_model; an adapter that is not whole, or of another base.
         """
         if self.base is None:
-            return read(self.folder, device, dtype, **({"allow_bin": True} if self.allow_bin else {}))
+            asked = {name: True for name in ("allow_bin", "tiled") if getattr(self, name)}
+            return read(self.folder, device, dtype, **asked)
         with _flag_of_asking():
             model = merged(Path(self.folder).expanduser(), self.base, self.allow_bin)
         model.config._name_or_path = self.folder  # evaluations are told apart by it

@@ -60,3 +60,26 @@ def plot_prefill(result: dict, path: Path) -> Path:
     saved = _save(figure, path)
     pyplot.close(figure)
     return saved
+
+
+def plot_scaling(axes: dict[str, dict], path: Path) -> Path:
+    """Two panels an axis, logarithmic: milliseconds and MiB, and dotted what theory says, through the largest size."""
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(2, len(axes), squeeze=False, figsize=(4 * len(axes), 6.2), sharey="row")
+    for column, (title, axis) in enumerate(axes.items()):
+        sizes, theory = [row["size"] for row in axis["rows"]], axis["theory"]
+        for (key, unit), panel in zip((("ms", "milliseconds"), ("mib", "MiB")), panels[:, column]):
+            values = [row[key] for row in axis["rows"]]
+            panel.loglog(sizes, values, marker="o", color=COLOURS[0], label="measured")
+            expected = [values[-1] * (size / sizes[-1]) ** theory for size in sizes]
+            panel.loglog(sizes, expected, ":", color="black", label=f"order {theory}")
+            panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+            panel.minorticks_off()
+            panel.grid(alpha=0.3)
+            panel.legend(fontsize=8)
+            panel.set_xlabel(title)
+            panel.set_ylabel(unit if column == 0 else "")
+    figure.tight_layout()
+    saved = _save(figure, path)
+    pyplot.close(figure)
+    return saved

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import itertools
 
+import document_motion
 import numpy as np
 import pytest
 
@@ -13,6 +14,8 @@ from ppe_npu.data.videos import load_video
 from ppe_npu.demo import clips, motion
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.training.data import read_records
+
+MARKS = ((document_motion.START, 0), (document_motion.END, 1))
 
 
 def made(count, seed=0):
@@ -82,11 +85,38 @@ def test_the_report_says_ahead_only_where_intervals_do_not_touch():
     ahead = [result(motion.FRAMEWISE, 0, 0.2, 0.3), result("PVC", 0, 0.31, 0.5)]
     touching = [result(motion.FRAMEWISE, 1, 0.2, 0.4), result("PVC", 1, 0.31, 0.5)]
     behind = [result(motion.FRAMEWISE, 2, 0.6, 0.7), result("PVC", 2, 0.31, 0.5)]
-    said = motion.report(ahead + touching + behind)
+    said = motion.findings(ahead + touching + behind)
     assert (
         "all: PVC minus frame by frame +0.155, +0.105, -0.245; clearly ahead on 1 of 3 seeds, clearly behind on 1"
         in said
     )
+    assert "**PVC is not clearly ahead on all of 3 seeds** (on 1 of them, all questions together)" in said
+    again = [
+        result(name, seed, low, low + 0.1) for seed in (1, 2) for name, low in ((motion.FRAMEWISE, 0), ("PVC", 0.5))
+    ]
+    assert "**PVC is clearly ahead on all of 3 seeds** (on 3 of them" in motion.findings(ahead + again)
+
+
+def test_the_report_says_who_has_learned_anything():
+    """A question's chance is one of its answers; that of all of them hangs on how often each was asked."""
+    idle, apt = result(motion.FRAMEWISE, 0, 0.2, 0.3), result("PVC", 0, 0.3, 0.5)
+    said = motion.findings([idle, apt])
+    assert f"on which {motion.FRAMEWISE} is above chance: towards 0, times 0, changed 0, all 0." in said
+    assert "on which PVC is above chance: towards 1, times 0, changed 1, all 1." in said
+    assert motion.table([idle, apt]).splitlines()[-1] == "| chance | | 0.250 | 0.333 | 0.250 | 0.278 |"
+    idle["types"]["times"] = idle["types"]["times"] | {"count": 18}
+    assert motion.table([idle, apt]).splitlines()[-1] == "| chance | | 0.250 | 0.333 | 0.250 | 0.292 |"
+
+
+def test_the_page_is_given_the_table_and_the_findings():
+    page = document_motion.PAGE.read_text(encoding="utf-8")
+    rows = [result(motion.FRAMEWISE, 0, 0.1, 0.2), result("PVC", 0, 0.8, 0.9)]
+    found = document_motion.written(page, rows)
+    assert motion.table(rows) in found
+    assert motion.findings(rows) in found
+    assert document_motion.written(found, rows) == found
+    kept = [text.split(mark)[at] for text in (page, found) for mark, at in MARKS]
+    assert kept[:2] == kept[2:]
 
 
 @pytest.mark.slow

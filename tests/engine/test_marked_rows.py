@@ -187,7 +187,7 @@ def test_the_tower_is_given_the_patches_of_the_kept_cells_and_their_windows(devi
     cells = 4 * 6 + 2 * 2
     keeps = np.arange(cells) % 3 != 1
     source = np.where(keeps, np.arange(cells), np.arange(cells) - 1)
-    kept = KeptPatches.of(Chosen(keeps, source), grids.to(device), merge)
+    kept = KeptPatches.of(Chosen.read(torch.from_numpy(source), [24, 4]), grids.to(device), merge, cells * merge**2)
     patches = marks(cells * merge**2, 7, device)
     expected = [4 * cell + patch for cell in range(cells) if keeps[cell] for patch in range(4)]
     assert_equal(kept.picked(patches).cpu(), torch.tensor(expected, dtype=torch.float32)[:, None].expand(-1, 7))

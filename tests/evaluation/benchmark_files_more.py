@@ -156,6 +156,22 @@ def ocrbench_v2(folder: Path) -> None:
     parquet(folder / "data" / "test-00000-of-00001.parquet", rows)
 
 
+@writes("olmocr_bench")
+def olmocr_bench(folder: Path) -> None:
+    """Tests of two documents of a page each; the second one's first file asks about a formula alone."""
+    data = folder / "bench_data"
+    (data / "pdfs" / "tables").mkdir(parents=True)
+    for name, shade in (("a.pdf", 40), ("tables/b.pdf", 200)):
+        Image.new("RGB", (144, 72), (shade, 0, 160)).save(data / "pdfs" / name)
+    common = {"page": 1, "max_diffs": 0, "checked": "verified"}
+    lines(data / "arxiv_math.jsonl", [{**common, "pdf": "tables/b.pdf", "id": "m", "type": "math", "math": "x^2"}])
+    rows = [{"type": "present", "text": "The fox"}, {"type": "absent", "text": "page 7", "last_n": 20}]
+    rows = [{**common, "pdf": "a.pdf", "id": row["type"], **row} for row in rows]
+    lines(data / "headers_footers.jsonl", rows)
+    table = {**common, "pdf": "tables/b.pdf", "id": "t", "type": "table", "cell": "3", "left": "Sum"}
+    lines(data / "table_tests.jsonl", [table])
+
+
 @writes("mmlongbench_doc")
 def mmlongbench_doc(folder: Path) -> None:
     """A document of three pages of 144 x 72 points, which differ in colour."""

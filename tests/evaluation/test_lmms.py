@@ -119,6 +119,27 @@ def test_a_batch_that_memory_does_not_hold_is_answered_in_halves(answerer, write
         answerer.answers(conversations[:1], options)
 
 
+def test_losses_that_memory_does_not_hold_are_computed_in_halves(answerer, write_image, monkeypatch):
+    asked = [question(f"row {word}", [write_image(f"{word}.png")]) for word in ("red", "blue", "green")]
+    words = ["3", "shape ring", "red"]
+    expected = answerer.losses(asked, words)
+    forward, sizes = answerer.model.forward, []
+
+    def scarce(input_ids, **more):
+        sizes.append(len(input_ids))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(input_ids=input_ids, **more)
+
+    monkeypatch.setattr(answerer.model, "forward", scarce)
+    found = answerer.losses(asked, words)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    for (loss, _), (other, _) in zip(found, expected):
+        assert loss == loss_near(other, layers=3)
+    assert sizes == [3, 1, 2, 1, 1]
+    assert answerer.batch_size == 1
+
+
 def test_clips_and_lists_of_frames_are_videos(answerer, write_clip):
     path = write_clip("v.mp4")
     whole, clip, frames = (

@@ -109,6 +109,8 @@ def test_a_generation_task(tiny_folder, documents, run_task, interface):
     options = {"max_new_tokens": 3}
     expected = [answerer.answers([question(doc["question"], [doc["visual"]])], options)[0] for doc in documents]
     assert [row["filtered_resps"] for row in samples] == expected
+    counts = [row["token_counts"] for row in samples]
+    assert [count[0]["output_tokens"] for count in counts] == answerer.new_tokens  # of which its throughput is made
     words = sum(len(answer.split()) for answer in expected) / len(expected)
     assert results["words,none"] == pytest.approx(words)
 

@@ -94,6 +94,7 @@ def test_answers_by_hand(reader, kind, answer, truths, more, expected):
         ("<table><tr><td colspan=2>ab</td><td>c</td></tr></table>", 1 - 1 / 3),
         ("<table><tr><td colspan=two>ab</td><td>c</td></tr></table>", 0),
         ("<table><tr><td>ab</td><td><b>c</b></td></tr></table>", 1 - (2 / 3) / 4),
+        ("<table><tr><td>ab<table><tr></td><td>c</td></tr></table></td></tr></table>", 29 / 45),  # no cell ends there
         ("<table></table>", 0),
         ("<table>" * 3000, 0),
     ],
@@ -120,6 +121,8 @@ def test_words_and_their_boxes(reader):
     assert score("[(0,0,10,10,'hi'), (20,0,30,10,'what'), (40,0,50,10,'no')]") == 1.0  # nobody could read it
     assert score("(0,0,10,10,hi) and (0,0,10,10,hi)") == near(2 / 3, 8)  # once
     assert score("[(0,0,10,10,'ho'), (0,1,10,10,'hi')]") == 0.0  # the first that overlaps counts
+    twice = scored(reader, "text spotting en", "[(0,0,9,9,'hi')]", ["hi", "hi"], boxes=[[0, 0, 9, 9]] * 2)
+    assert twice == near(2 / 3, 8)  # a word that is said once is found once
     assert score("[(0,0,4,10,'hi')]") == score("[(10,0,0,10,'hi')]") == score("[(0,0,10,1001,'hi')]") == 0.0
     assert score("{}") == score("7") == score("") == 0.0
     assert score("[(0,0,10,10,'x')]", ("###", "###", "###")) == 0.0

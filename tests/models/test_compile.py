@@ -128,13 +128,14 @@ PIXELS = CompressionConfig(steps=[PixelPrune(threshold=0.5), DPCKNN(0.5)], k=4)
 def pictures():
     """Prompts whose pictures have other numbers of cells that are like the first."""
     prompts = [Prompt([3, ("image", (1, 4, 4)), 3], seed=seed) for seed in range(3)]
-    for count, prompt in enumerate(prompts, start=4):
+    for count, prompt in zip((4, 6, 8), prompts):
         (pixels,) = prompt.pixels["image"]
         pixels[4 : 4 * count] = pixels[:4].repeat(count - 1, 1)
     return [batch(prompt) for prompt in prompts]
 
 
-@pytest.mark.parametrize("part", ["whole", pytest.param("decoder", marks=SLOW), pytest.param("tower", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("part", ["whole", "decoder", "tower"])
 @torch.no_grad()
 def test_cells_may_be_dropped_at_the_pixels(model, part):
     """They are chosen where the host plans, so that no graph breaks that is not broken there as ever; the decoder, or

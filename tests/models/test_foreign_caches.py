@@ -264,14 +264,18 @@ def test_beams_of_text_beside_grids_without_pixels(plain):
     assert torch.equal(answer, plain.generate(**bare, **FIVE, num_beams=2))
 
 
+@pytest.mark.parametrize("setting", ["dense", "ppe"])
 @pytest.mark.parametrize("feature", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}], ids=str)
-def test_dense_repeats_pictures_that_the_mask_hides(plain, feature):
-    inputs = pictures()
+def test_pictures_that_the_mask_hides_are_repeated(plain, setting, feature):
+    """As the untouched model does with them, or a compressed one without them."""
+    model, inputs = compressed(plain, setting), pictures()
     inputs["attention_mask"] *= inputs["input_ids"] != 90
     torch.manual_seed(0)
-    expected = plain.generate(**inputs, **{**FIVE, **feature})
+    found = model.generate(**inputs, **{**FIVE, **feature})
     torch.manual_seed(0)
-    assert torch.equal(compressed(plain, "dense").generate(**inputs, **{**FIVE, **feature}), expected)
+    if setting != "dense":
+        del inputs["pixel_values"], inputs["image_grid_thw"]
+    assert torch.equal(found, (plain if setting == "dense" else model).generate(**inputs, **{**FIVE, **feature}))
 
 
 @pytest.mark.parametrize("setting", ["ppe", "dense"])

@@ -123,6 +123,23 @@ def test_a_step_may_be_padding_for_a_finished_sample(model):
     assert_rounds_alike(after[1], expected, true)
 
 
+@pytest.mark.parametrize("config", [PPE, PRESETS["cascade"]], ids=["ppe", "cascade"])
+def test_a_mask_of_ones_is_none_to_a_step_and_a_table_is_made_once_for_all_stages(model, config):
+    compress(model, config)
+    inputs, tables = batch(MIXED[0]), []
+    model.model.language_model.rotary_emb.register_forward_hook(lambda *args: tables.append(args))
+    told = []
+    for masked in (True, False):
+        cache = model(**inputs, use_cache=True).past_key_values
+        grown = torch.cat([inputs["attention_mask"], torch.ones(1, 1, dtype=torch.long)], dim=1)
+        given = {"attention_mask": grown} if masked else {}
+        tables.clear()
+        told.append(logits(model, {"input_ids": torch.tensor([[7]]), "past_key_values": cache, **given}))
+        assert len(tables) == 1
+        assert not any(cache.ppe_state.padded)
+    assert torch.equal(*told)
+
+
 def test_generated_tokens_continue_after_the_prompts_largest_position(model):
     seen = []
     compress(model, PPE)

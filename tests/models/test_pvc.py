@@ -142,6 +142,42 @@ def test_attention_over_time_and_its_gradients_are_those_of_the_definition(steps
     assert frames.times(x)[frames.rows[0][frames.steps[0] - 1]] == (1 if frames.steps[0] > 1 else 0)
 
 
+def features_and_gradients(name, model, pixels, groups):
+    """Of videos, those of a group in one pass of the tower. groups: of each the frames of its videos.
+
+    Returns:
+        [tokens, C]; and the gradients of pixels and of all that has to do with time.
+    """
+    pixels = pixels.to(next(model.parameters()).dtype).requires_grad_()
+    each = len(pixels) // sum(map(sum, groups))
+    made = []
+    for own, frames in zip(pixels.split([each * sum(frames) for frames in groups]), groups):
+        if name == "internvl":
+            out = model.model.get_image_features(own, time_steps=[(steps, 1) for steps in frames])
+        else:
+            out = model.model.visual(own, torch.tensor([[steps, 4, 6] for steps in frames]))
+        made.append(out.pooler_output.flatten(0, -2))
+    found = torch.cat(made)
+    timed = {key: weight for key, weight in model.named_parameters() if "temporal" in key or "time_" in key}
+    waves = torch.arange(found.numel()).view_as(found).cos()
+    grads = torch.autograd.grad((found * waves).sum(), [pixels, *timed.values()])
+    return found.detach(), dict(zip(["pixels", *timed], grads))
+
+
+@pytest.mark.parametrize("frames", [(3, 7), (7, 1, 3)])
+def test_a_video_beside_a_longer_one_is_what_it_is_alone(name, model, frames):
+    """Padding of the dense kernel over time changes neither features nor gradients."""
+    trained(add_pvc(model, SMALL))
+    shape = (sum(frames), 3, 16, 16) if name == "internvl" else (sum(frames) * 24, 3 * 2 * 4 * 4)
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    apart = [(steps,) for steps in frames]
+    found, grads = features_and_gradients(name, model, pixels, [frames])
+    plain, plain_grads = features_and_gradients(name, model, pixels, apart)
+    true, true_grads = exact(model, lambda: features_and_gradients(name, model, pixels, apart))
+    assert_rounds_alike(found, plain, true)
+    assert_rounds_alike(grads, plain_grads, true_grads)
+
+
 def test_training_moves_the_gates_first(name, model):
     add_pvc(model, SMALL).train()
     inputs = inputs_of(name, model)

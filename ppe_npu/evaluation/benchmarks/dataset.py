@@ -177,6 +177,14 @@ class Dataset(ABC):
             )
 
 
+def mean_of_shares(sums: np.ndarray) -> np.ndarray:
+    """The mean, over pairs (sum, count) in the last axis, of sum / count, of those that have a count."""
+    scores, counts = sums[..., 0::2], sums[..., 1::2]
+    counted = counts > 0
+    means = np.divide(scores, counts, out=np.zeros_like(scores), where=counted)
+    return means.sum(-1) / np.maximum(counted.sum(-1), 1)
+
+
 def _paths(sample: Row) -> list[str]:
     """Paths of pictures and videos that a sample names."""
     found = [sample[key] for key in ("image_path", "video_path") if sample.get(key) is not None]

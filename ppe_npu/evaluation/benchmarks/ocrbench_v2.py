@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row, Sample
+from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row, Sample, mean_of_shares
 from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
 from ppe_npu.evaluation.metrics.ocrbench_v2 import ocrbench_v2_score
 from ppe_npu.evaluation.metrics.reading import Reader
@@ -105,10 +105,7 @@ class OCRBenchV2(Dataset):
 
     def from_sums(self, sums: np.ndarray) -> np.ndarray:
         """The mean of the abilities that were asked for."""
-        scores, counts = sums[..., 0::2], sums[..., 1::2]
-        asked = counts > 0
-        means = np.divide(scores, counts, out=np.zeros_like(scores), where=asked)
-        return means.sum(-1) / np.maximum(asked.sum(-1), 1)
+        return mean_of_shares(sums)
 
 
 class OCRBenchV2Chinese(OCRBenchV2):

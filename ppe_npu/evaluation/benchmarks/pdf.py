@@ -28,14 +28,17 @@ def num_pages(path: Path) -> int:
         return len(document)
 
 
-def page_images(path: Path, numbers: Iterable[int], dpi: int = DPI) -> list[Image.Image]:
+def page_images(path: Path, numbers: Iterable[int], longest: int | None = None) -> list[Image.Image]:
     """RGB pictures of pages, numbered from 1.
+
+    Args:
+        longest: pixels of a page's longer side; None: 144 dots per inch.
 
     Raises:
         InputError: as num_pages(); or a page is not there, cannot be drawn, or has more than 50 million pixels.
     """
     with _ONE_AT_A_TIME, _opened(path) as document:
-        return [_drawn(document, number, dpi, path) for number in numbers]
+        return [_drawn(document, number, longest, path) for number in numbers]
 
 
 def _opened(path: Path) -> Any:
@@ -47,17 +50,18 @@ def _opened(path: Path) -> Any:
         raise InputError(f"{path} cannot be read as PDF ({first_line(error)}): download it again") from error
 
 
-def _drawn(document: Any, number: int, dpi: int, path: Path) -> Image.Image:
+def _drawn(document: Any, number: int, longest: int | None, path: Path) -> Image.Image:
     import pypdfium2 as pdfium
 
     if not 1 <= number <= len(document):
         raise InputError(f"{path} has no page {number}: it has {len(document)}; download it again")
     try:
         page = document[number - 1]
-        width, height = (side * dpi / 72 for side in page.get_size())
+        scale = DPI / 72 if longest is None else longest / max(page.get_size())
+        width, height = (side * scale for side in page.get_size())
         if width * height > LARGEST:
-            size = f"{width * height:.0f} pixels at {dpi} dots per inch"
+            size = f"{width * height:.0f} pixels at {scale * 72:.0f} dots per inch"
             raise InputError(f"{path} page {number} has {size}: at most {LARGEST} are drawn")
-        return page.render(scale=dpi / 72).to_pil().convert("RGB")
+        return page.render(scale=scale).to_pil().convert("RGB")
     except pdfium.PdfiumError as error:
         raise InputError(f"{path} page {number} cannot be drawn ({first_line(error)}): download it again") from error

@@ -74,6 +74,7 @@ OURS = {
     "charxiv_reasoning": "charxiv:CharXivReasoning",
     "ocrbench_v2_en": "ocrbench_v2:OCRBenchV2",
     "ocrbench_v2_cn": "ocrbench_v2:OCRBenchV2Chinese",
+    "olmocr_bench": "olmocr_bench:OlmOCRBench",
     "mmlongbench_doc": "mmlongbench:MMLongBenchDoc",
     "mmlongbench_doc_evidence": "mmlongbench:MMLongBenchEvidence",
 }

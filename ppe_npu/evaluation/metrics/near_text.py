@@ -1,0 +1,127 @@
+"""Where a text stands in a longer one, or nearly: the most alike part, and all places within some edits.
+
+Source: allenai/olmocr's bench/tests.py asks rapidfuzz (fuzz.ratio, fuzz.partial_ratio) and fuzzysearch
+(find_near_matches); these give the same numbers and, but for ties of a character, the same places.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+
+def ratio(first: str, second: str) -> float:
+    """1 - insertions and deletions per character of both texts."""
+    both = len(first) + len(second)
+    return _share(both - 2 * _common(_places(first), len(first), second), both) if both else 1.0
+
+
+def stands_in(text: str, page: str, least: float) -> bool:
+    """Whether some part of the page, as long as the text or shorter at its ends, has at least this ratio() to it."""
+    if text and text in page:
+        return least <= 1.0
+    if not text or not page:
+        return least <= float(text == page)
+    short, long = (text, page) if len(text) <= len(page) else (page, text)
+    return _part(short, long, least) or (len(short) == len(long) and _part(long, short, least))
+
+
+def _share(edits: int, characters: int) -> float:
+    """As rapidfuzz rounds it, whose percents the benchmark divides by a hundred."""
+    return (1.0 - edits / characters) * 100.0 / 100.0
+
+
+def _part(short: str, long: str, least: float) -> bool:
+    size = len(short)
+    places, left = _places(short), Counter(short)
+
+    def fits(start: int, end: int) -> bool:
+        part = long[start:end]
+        return _share(size + len(part) - 2 * _common(places, size, part), size + len(part)) >= least
+
+    ends = range(max(1, int(least * size / (2.0 - least)) - 1), size)  # shorter parts are too unlike
+    if any(fits(0, end) or fits(len(long) - end, len(long)) for end in ends):
+        return True
+    needed = next((many for many in range(size + 1) if _share(2 * size - 2 * many, 2 * size) >= least), size + 1)
+    shared = 0  # characters that the part has in common with the text, in any order
+    for at, sign in enumerate(long):
+        if sign in left:
+            shared += left[sign] > 0
+            left[sign] -= 1
+        if at >= size and (gone := long[at - size]) in left:
+            left[gone] += 1
+            shared -= left[gone] > 0
+        if at >= size - 1 and shared >= needed and fits(at - size + 1, at + 1):
+            return True
+    return False
+
+
+def _places(text: str) -> dict[str, int]:
+    places: dict[str, int] = {}
+    for number, sign in enumerate(text):
+        places[sign] = places.get(sign, 0) | 1 << number
+    return places
+
+
+def _common(places: dict[str, int], size: int, text: str) -> int:
+    """The length of the longest common subsequence (Hyyrö 2004): a row of the table is one number."""
+    full = (1 << size) - 1
+    row = full
+    for sign in text:
+        same = row & places.get(sign, 0)
+        row = (row + same | row - same) & full
+    return size - row.bit_count()
+
+
+def near_places(text: str, page: str, most: int) -> list[int]:
+    """Where parts of the page begin that become the text by at most so many edits; of parts that overlap the best one:
+    the fewest edits, then the longest."""
+    if not most:
+        return _all(text, page)
+    found = sorted(_within(text, page, most))
+    groups: list[list[tuple[int, int, int]]] = []
+    end = -1
+    for part in found:
+        if part[0] >= end:
+            groups.append([])
+        groups[-1].append(part)
+        end = max(end, part[1])
+    return [min(group, key=lambda part: (part[2], part[0] - part[1]))[0] for group in groups]
+
+
+def _all(text: str, page: str) -> list[int]:
+    found, at = [], page.find(text)
+    while at >= 0:
+        found.append(at)
+        at = page.find(text, at + 1)
+    return found
+
+
+def _within(text: str, page: str, most: int) -> set[tuple[int, int, int]]:
+    """(start, end, edits) of parts; one of most + 1 pieces of the text stands in each as it is."""
+    size = max(len(text) // (most + 1), 1)
+    found = set()
+    for start in range(0, len(text) - size + 1, size):
+        before, after = text[:start][::-1], text[start + size :]
+        for at in _all(text[start : start + size], page):
+            right = _grown(after, page[at + size : at + size + len(after) + most], most)
+            if right is None:
+                continue
+            left = _grown(before, page[max(0, at - start - most + right[0]) : at][::-1], most - right[0])
+            if left is not None:
+                found.add((at - left[1], at + size + right[1], left[0] + right[0]))
+    return found
+
+
+def _grown(text: str, page: str, most: int) -> tuple[int, int] | None:
+    """(edits, length) of the beginning of the page that is nearest to the text, the longest; None: none is near."""
+    row = list(range(len(text) + 1))
+    best = (row[-1], 0)
+    for length, sign in enumerate(page, 1):
+        row, above = [length], row
+        for number, other in enumerate(text, 1):
+            row.append(min(above[number - 1] + (sign != other), above[number] + 1, row[-1] + 1))
+        if row[-1] <= best[0]:
+            best = (row[-1], length)
+        elif min(row) > most:
+            break
+    return best if best[0] <= most else None

@@ -1,0 +1,173 @@
+"""What compression costs a step of decoding: a compressed model against an untouched one whose cache is as long.
+
+A model is given 16 frames of 128 visual tokens, of which preset ppe keeps 45 %; the others are given as many tokens of
+text as it has in its cache. All generate() in one process, one thread each, token by token in turns, so that what
+disturbs the machine meets all of them; a token's time is what its thread computed, and a share is the median over
+tokens of how much longer one took than the untouched model's in the same turn. "staged" merges before and inside the
+decoder, "fused" goes through fuse(), too. Beside the time stands what a step is made of: Python functions that are
+called, and operators of torch.
+
+    python scripts/bench_decode.py [--sizes tiny cpu] [--steps 60] [--output FILE]
+"""
+
+import argparse
+import copy
+import statistics
+import sys
+import threading
+import time
+from datetime import date
+
+import torch
+from bench.models import PROMPTS, SIZES, build
+from bench.operators import Counter
+from bench.timing import Times
+
+from ppe_npu import CompressionConfig, compress
+from ppe_npu.backends import device as devices
+from ppe_npu.files import write_json
+from ppe_npu.models.fused import fuse, unfuse
+
+UNTOUCHED, PPE, STAGED, FUSED, CASE = "untouched", "ppe", "ppe, staged", "ppe, fused", "video-16x128"
+COUNTED = 5  # tokens, after so many of which functions and operators are counted in another one
+
+
+class Turn:
+    """A streamer of generate(): after each token it lets the next one in the ring go on, and waits to be let on.
+
+    Args:
+        own, following: semaphores, of which the first is released when it may go on.
+    """
+
+    def __init__(self, own: threading.Semaphore, following: threading.Semaphore):
+        self.own, self.following, self.start = own, following, 0.0
+        self.ms: list[float] = []
+
+    def put(self, _) -> None:
+        """Called with the prompt, and then with every token."""
+        self.ms.append((time.thread_time() - self.start) * 1e3)
+        self.following.release()
+        self.own.acquire()
+        self.start = time.thread_time()
+
+    def end(self) -> None:
+        self.following.release()
+
+
+class Counts:
+    """A streamer that counts the Python functions of one token, and the operators of the next."""
+
+    def __init__(self):
+        self.tokens, self.calls, self.operators = 0, 0, Counter()
+
+    def put(self, _) -> None:
+        self.tokens += 1
+        if self.tokens == COUNTED:
+            sys.setprofile(self._note)
+        elif self.tokens == COUNTED + 1:
+            sys.setprofile(None)
+            self.operators.__enter__()
+        elif self.tokens == COUNTED + 2:
+            self.operators.__exit__(None, None, None)
+
+    def _note(self, _, event: str, __) -> None:
+        self.calls += event == "call"
+
+    def end(self) -> None:
+        """Nothing is left to count."""
+
+
+def contenders(size: str) -> dict[str, tuple]:
+    """Name -> (model, what it is given): models of their own modules that share one set of parameters."""
+    model = unfuse(build(size, torch.device("cpu"), torch.float32))
+    layers = model.config.text_config.num_hidden_layers
+
+    def twin(config: CompressionConfig | None):
+        made = copy.deepcopy(model, {id(part): part for part in model.parameters()})
+        return made if config is None else compress(made, config)
+
+    ppe = CompressionConfig.preset("ppe")
+    staged = CompressionConfig.preset("ppe", layers=[0, layers // 3, 2 * layers // 3])
+    video = PROMPTS[CASE].inputs(model)
+    prompt = {name: value for name, value in video.items() if name != "second_per_grid_ts"}
+    frames, tokens = PROMPTS[CASE].grid[0], PROMPTS[CASE].visual
+    length = PROMPTS[CASE].text + frames * ppe.span_tokens(1, tokens // frames)
+    text = {"input_ids": torch.full((1, length), 11)}
+    return {
+        UNTOUCHED: (twin(None), text),
+        PPE: (twin(ppe), prompt),
+        STAGED: (twin(staged), text),
+        FUSED: (fuse(twin(ppe)), prompt),
+    }
+
+
+def generate(model, inputs: dict, steps: int, streamer) -> None:
+    with torch.no_grad():
+        mask = torch.ones_like(inputs["input_ids"])
+        model.generate(**inputs, attention_mask=mask, do_sample=False, max_new_tokens=steps, streamer=streamer)
+
+
+def in_turns(made: dict[str, tuple], steps: int) -> dict[str, Times]:
+    """Milliseconds of every token after the first two."""
+    gates = [threading.Semaphore(0) for _ in made]
+    turns = {name: Turn(own, other) for name, own, other in zip(made, gates, [*gates[1:], gates[0]])}
+
+    def run(name: str) -> None:
+        turns[name].own.acquire()
+        turns[name].start = time.thread_time()
+        generate(*made[name], steps, turns[name])
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in made]
+    for thread in threads:
+        thread.start()
+    gates[0].release()
+    for thread in threads:
+        thread.join()
+    return {name: Times(tuple(turn.ms[3:])) for name, turn in turns.items()}  # the prompt, the prefill, a first step
+
+
+def measure(size: str, steps: int) -> dict[str, dict]:
+    """Rows by contender."""
+    made, rows = contenders(size), {}
+    times = in_turns(made, steps)
+    for name, (model, inputs) in made.items():
+        counts = Counts()
+        generate(model, inputs, COUNTED + 2, counts)
+        pairs = list(zip(times[name].rounds, times[UNTOUCHED].rounds))
+        rows[name] = {
+            **times[name].to_dict(),
+            "share": statistics.median(mine / theirs - 1 for mine, theirs in pairs),
+            "calls": counts.calls,
+            "operators": counts.operators.count,
+        }
+    return rows
+
+
+def table(size: str, rows: dict[str, dict]) -> str:
+    layers = SIZES[size][0]["num_hidden_layers"]
+    head = f"{f'{size}, {layers} layers':<18}{'ms/token':>10}{'fastest':>10}{'longer by':>11}{'functions':>11}"
+    lines = [f"{head}{'operators':>11}"]
+    for name, row in rows.items():
+        counts = f"{row['calls']:>11}{row['operators']:>11}"
+        lines.append(f"{name:<18}{row['ms']:>10.2f}{row['fastest_ms']:>10.2f}{row['share']:>11.1%}{counts}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "cpu"])
+    parser.add_argument("--steps", type=int, default=60, help="tokens, at least 8")
+    parser.add_argument("--output", help="a JSON file for the numbers")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    facts = {"device": devices.describe(torch.device("cpu")), "date": str(date.today()), "steps": args.steps}
+    result = {**facts, "sizes": {}}
+    for size in args.sizes:
+        result["sizes"][size] = rows = measure(size, max(args.steps, 8))
+        print(table(size, rows), flush=True)
+        if args.output:
+            write_json(args.output, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""A training step with and without compression: time, memory and FLOPs, the vision tower frozen and trained.
+
+Qwen2.5-VL at its real widths, with random weights: a tower of two blocks, of which one attends to the whole picture, a
+decoder of two layers (32 and 36 in 3B, 32 and 28 in 7B), a drawn page as the picture and 66 tokens of text, which are
+labelled. A step is the forward pass, the loss, the backward pass and AdamW. Memory is the most that a step holds above
+weights, gradients and the optimizer's state, which no compression makes less: all of torch's allocations, added up.
+
+FLOPs are counted by torch as the step runs; those of the whole depth are made of what a block and a layer cost in the
+forward pass: three times that where weights are trained, once where they are not. --checkpointing runs each decoder
+layer's forward pass once more.
+
+    python scripts/bench_training.py [--size 3b] [--patches 2304] [--rounds 3] [--dtype bf16] [--output FILE]
+"""
+
+import argparse
+import statistics
+import sys
+from datetime import date
+
+import torch
+from bench.decoder import peak_mib
+from bench.models import SIZES
+from bench.timing import stopwatch
+from bench_first_token import counted, model_of, page
+from torch.utils.flop_counter import FlopCounterMode
+
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.backends.common import DTYPES, IGNORED
+from ppe_npu.errors import InputError
+from ppe_npu.files import write_json
+from ppe_npu.methods import DPCKNN, PixelPrune
+from ppe_npu.models.forward_pass import ForwardPass
+
+RATIO, TIME_GOAL, MEMORY_GOAL, DENSE, LAYERS = 0.45, 0.40, 0.50, "dense", 2
+KINDS = ((28, False), (4, True))  # of the tower's blocks, as bench_first_token.BLOCKS
+
+
+def settings(tokens: int) -> dict[str, CompressionConfig]:
+    """What is compared on a picture of so many tokens; all but "dense" leave the same number of them."""
+    few = DPCKNN(RATIO).kept(tokens)
+    more = round((few * tokens) ** 0.5)
+    steps = {
+        "ppe": [DPCKNN(RATIO)],
+        "pixelprune + ppe": [PixelPrune(max_kept=more, fill=True), DPCKNN((few - 0.5) / more)],
+        "pixelprune": [PixelPrune(max_kept=few, fill=True)],
+    }
+    made = {name: CompressionConfig(steps=own, positions="ppe", k=8) for name, own in steps.items()}
+    return {DENSE: CompressionConfig.preset("dense"), **made}
+
+
+class Step:
+    """A training step of one model.
+
+    Args:
+        frozen: whether the vision tower is. checkpointing: gradient checkpointing in the decoder.
+    """
+
+    def __init__(self, model, inputs: dict, frozen: bool, checkpointing: bool):
+        self.model, self.inputs, self.frozen = model, inputs, frozen
+        self.decoder_passes = 4 if checkpointing else 3  # a backward pass costs as much as two forward passes
+        model.train()
+        model.requires_grad_(True).model.visual.requires_grad_(not frozen)
+        if checkpointing:
+            model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        placeholder = inputs["input_ids"] == model.config.image_token_id
+        self.labels = inputs["input_ids"].masked_fill(placeholder, IGNORED)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # A rate of 0: it computes as any other does, and the next setting meets the same weights.
+        self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        self.optimizer.step()  # whose state, as the gradients, is there before a step's memory is measured
+
+    def run(self) -> None:
+        loss = self.model(**self.inputs, labels=self.labels, use_cache=False, ppe=ForwardPass(skip_logits=True)).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)  # so that gradients are there already when memory is measured
+
+    def counted(self, depth: int) -> dict[str, float]:
+        """FLOPs of a step, and of one whose model is as deep as the checkpoint, where what is neither a block's nor a
+        layer's is left out; the MiB that a step holds at most."""
+        with torch.no_grad():
+            forward = counted(self.model, self.inputs, depth, KINDS)
+        with FlopCounterMode(display=False) as counter:
+            peak = peak_mib(self.run)
+        tower, decoder = forward["tower"] * (1 if self.frozen else 3), forward["decoder"] * self.decoder_passes
+        return {"step": counter.get_total_flops(), "deep": tower + decoder, "peak_mib": peak}
+
+
+def measure(model, size: str, patches: int, rounds: int, frozen: bool, checkpointing: bool) -> dict[str, dict]:
+    """Rows by setting. The first round counts FLOPs and memory, and warms up."""
+    inputs = page(model, patches)
+    step = Step(model, inputs, frozen, checkpointing)
+    configs = settings(int((inputs["input_ids"] == model.config.image_token_id).sum()))
+    counts, times = {}, {name: [] for name in configs}
+    for number in range(rounds + 1):
+        for name, config in configs.items():
+            compress(restore(model), config)
+            if number:
+                times[name].append(stopwatch(step.run, torch.device("cpu")))
+            else:
+                counts[name] = step.counted(SIZES[size][0]["num_hidden_layers"])
+    dense, rows = counts[DENSE], {}
+    for name, own in counts.items():
+        shares = [mine / theirs for mine, theirs in zip(times[name], times[DENSE])]
+        rows[name] = {
+            "seconds": statistics.median(times[name]) / 1e3,
+            "share": statistics.median(shares),
+            "least_share": min(shares),
+            "most_share": max(shares),
+            "flops_share": own["step"] / dense["step"],
+            "deep_tflops": own["deep"] / 1e12,
+            "deep_share": own["deep"] / dense["deep"],
+            "peak_mib": own["peak_mib"],
+            "peak_share": own["peak_mib"] / dense["peak_mib"],
+        }
+    return rows
+
+
+def table(title: str, rows: dict[str, dict]) -> str:
+    columns = ("s", "of dense", "least..most", "FLOPs", "whole: TFLOP", "of dense", "peak MiB", "of dense")
+    lines = ["".join([f"{title:<26}", *(f"{column:>13}" for column in columns)])]
+    for name, row in rows.items():
+        spread = f"{row['least_share']:.1%}..{row['most_share']:.1%}"
+        told = f"{row['seconds']:>13.2f}{row['share']:>13.1%}{spread:>13}{row['flops_share']:>13.1%}"
+        deep_told = f"{row['deep_tflops']:>13.2f}{row['deep_share']:>13.1%}"
+        lines.append(f"{name:<26}{told}{deep_told}{row['peak_mib']:>13.0f}{row['peak_share']:>13.1%}")
+    return "\n".join(lines)
+
+
+def verdict(rows: dict[str, dict]) -> str:
+    """Which goals each setting meets, in words."""
+    said = []
+    for name, row in rows.items():
+        if name != DENSE:
+            time = "met" if row["share"] <= TIME_GOAL else f"missed by {row['share'] - TIME_GOAL:.1%} of dense"
+            memory = "met" if row["peak_share"] <= MEMORY_GOAL else f"missed by {row['peak_share'] - MEMORY_GOAL:.1%}"
+            said.append(f"{name}: time ({TIME_GOAL:.0%}) {time}, memory ({MEMORY_GOAL:.0%}) {memory}")
+    return "; ".join(said)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("tiny", "3b", "7b"), default="3b")
+    parser.add_argument("--patches", type=int, default=2304, help="the square of an even number")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
+    parser.add_argument("--checkpointing", action="store_true", help="of the decoder")
+    parser.add_argument("--output", help="a JSON file for the numbers")
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        raise InputError(f"--rounds {args.rounds}: give 1 or more")
+    torch.set_num_threads(1)
+    result = {name: getattr(args, name) for name in ("size", "patches", "rounds", "dtype", "checkpointing")}
+    result |= {"date": str(date.today()), "rows": {}}
+    model = model_of(args.size, LAYERS, torch.device("cpu"), DTYPES[args.dtype], KINDS)
+    for frozen in (True, False):
+        title = f"tower {'frozen' if frozen else 'trained'}"
+        rows = measure(model, args.size, args.patches, args.rounds, frozen, args.checkpointing)
+        result["rows"][title] = {"settings": rows, "verdict": verdict(rows)}
+        print(f"{table(title, rows)}\n{title}. {verdict(rows)}\n", flush=True)
+        if args.output:
+            write_json(args.output, result)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

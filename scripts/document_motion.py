@@ -1,0 +1,27 @@
+"""Write docs/pvc.md's comparison anew from what `ppe-npu demo --motion` wrote into runs/motion, or another folder."""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "pvc.md"
+START, END = "<!-- motion: scripts/document_motion.py writes this -->\n", "<!-- motion end -->\n"
+
+
+def written(page: str, results: list[dict]) -> str:
+    """The page with the table and the findings of these results."""
+    from ppe_npu.demo.motion import findings, table
+
+    before, rest = page.split(START)
+    _, after = rest.split(END)
+    return before + START + table(results) + "\n" + findings(results) + END + after
+
+
+def main(folder: str = "runs/motion") -> None:
+    results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

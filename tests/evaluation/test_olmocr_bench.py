@@ -1,0 +1,180 @@
+"""olmOCR-Bench: facts that its own tests looked up, cases by hand, readings of no form, and the means over files."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmark_writing import copy, lines, write_all
+from tolerances import near
+
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation import benchmarks
+from ppe_npu.evaluation.metrics.cells import html_tables, markdown_tables
+from ppe_npu.evaluation.metrics.near_text import near_places, ratio, stands_in
+from ppe_npu.evaluation.metrics.page_facts import keeps
+
+RECORDED = json.loads(Path(__file__).with_name("olmocr_facts.json").read_text(encoding="utf-8"))["cases"]
+GRID = "<table><tr><th>Year</th><th colspan=2>Sum</th></tr><tr><td>2020</td><td>3</td><td>4</td></tr></table>"
+
+
+@pytest.mark.parametrize("kind", ["present", "absent", "order", "table", "baseline", "math"])
+def test_recorded_facts_are_kept_where_the_authors_tests_say_so(kind):
+    cases = [case for case in RECORDED if case[1]["type"] == kind]
+    assert {expected for _, _, expected in cases} == {True, False}
+    assert [case for case in cases if keeps(*case[:2]) != case[2]] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "fact", "kept"),
+    [
+        ("the **quick** fox — “jumps”", {"type": "present", "text": 'the quick fox - "jumps"'}, True),
+        ("The fox", {"type": "present", "text": "the fox"}, False),
+        ("The fox", {"type": "present", "text": "the fox", "case_sensitive": False}, True),
+        ("the fax", {"type": "present", "text": "the fox", "max_diffs": 1}, True),
+        ("see thefox", {"type": "present", "text": "the fox", "max_diffs": 1}, True),
+        ("the fax", {"type": "present", "text": "tha fox", "max_diffs": 1}, False),
+        (" ", {"type": "present", "text": "the fox"}, False),
+        ("", {"type": "absent", "text": "the fox"}, True),
+        ("12 text " * 9 + "7", {"type": "absent", "text": "7", "last_n": 5}, False),
+        ("7 text " * 9, {"type": "absent", "text": "7", "last_n": 5}, True),
+        ("one two three", {"type": "order", "before": "one", "after": "three"}, True),
+        ("one two three", {"type": "order", "before": "three", "after": "one"}, False),
+        ("one two one", {"type": "order", "before": "two", "after": "one"}, True),
+        ("ome hundred, two hundred", {"type": "order", "before": "one hundred", "after": "two", "max_diffs": 1}, True),
+        ("one two", {"type": "order", "before": "one", "after": "three"}, False),
+        ("text", {"type": "baseline"}, True),
+        ("... --", {"type": "baseline"}, False),
+        ("x" + "ab" * 31, {"type": "baseline"}, False),
+        ("x" + "ab" * 30, {"type": "baseline"}, True),
+        ("中文", {"type": "baseline"}, False),
+        ("中文", {"type": "baseline", "check_disallowed_characters": False}, True),
+        ("![a picture](x.png) a", {"type": "baseline", "max_length": 1}, False),
+        ("![a picture](x.png) a", {"type": "baseline", "max_length": 1, "max_length_skips_image_alt_tags": True}, True),
+        (r"so \( x^2 \) and", {"type": "math", "math": "x^2"}, True),
+        ("so $x^2$", {"type": "math", "math": "x^2", "ignore_dollar_delimited": True}, False),
+        ("so x^2", {"type": "math", "math": "x^2"}, False),
+        (GRID, {"type": "table", "cell": "3", "left": "2020", "right": "4", "top_heading": "Sum"}, True),
+        (GRID, {"type": "table", "cell": "4", "up": "Sum"}, False),  # a wide cell has one place
+        (GRID, {"type": "table", "cell": "3", "left_heading": "2021"}, False),
+        (GRID, {"type": "table", "cell": "5"}, False),
+        (GRID.replace("=2", "=two"), {"type": "table", "cell": "3"}, False),
+        ("| Year | Sum |\n|---|---|\n| 2020 | 3 |", {"type": "table", "cell": "3", "top_heading": "Sum"}, True),
+        ("| Year | Sum |\n|---|---|\n| 2020 | 3 |", {"type": "table", "cell": "3", "up": "Year"}, False),
+        # Any cell above is a head where the heads have no letter of it.
+        ("| Year | Total |\n| 1 | Sum |\n| 2 | 3 |", {"type": "table", "cell": "3", "top_heading": "Sum"}, True),
+        ("| Year | Amount |\n| 1 | Sum |\n| 2 | 3 |", {"type": "table", "cell": "3", "top_heading": "Sum"}, False),
+        ("| Year | Sum |\n|---|---|\n| 2020 | 3 |",
+         {"type": "table", "cell": "3", "ignore_markdown_tables": True}, False),
+    ],
+)  # fmt: skip
+def test_facts_by_hand(page, fact, kept):
+    assert keeps(page, fact) is kept
+
+
+def plain_ratio(first, second):
+    """By the whole table of common subsequences."""
+    cells = np.zeros((len(first) + 1, len(second) + 1), int)
+    for a, one in enumerate(first, 1):
+        for b, other in enumerate(second, 1):
+            cells[a, b] = cells[a - 1, b - 1] + 1 if one == other else max(cells[a - 1, b], cells[a, b - 1])
+    return 2 * int(cells[-1, -1]) / (len(first) + len(second)) if first or second else 1.0
+
+
+def test_parts_of_a_page_are_compared_as_if_one_by_one():
+    draw = random.Random(0)
+    for _ in range(120):
+        one, other = ("".join(draw.choices("abc", k=draw.randrange(1, 12))) for _ in range(2))
+        assert ratio(one, other) == near(plain_ratio(one, other), 8)
+        short, long = sorted((one, other), key=len)
+        width, least = len(short), draw.choice([0.5, 0.6, 0.75, 0.9])
+        parts = [long[max(0, at) : at + width] for at in range(1 - width, len(long))]
+        best = max(plain_ratio(short, part) for part in parts)
+        if len(one) == len(other):
+            best = max(best, *(plain_ratio(long, short[max(0, at) : at + width]) for at in range(1 - width, width)))
+        if abs(best - least) > 1e-9:
+            assert stands_in(one, other, least) is bool(best > least), (one, other, least)
+
+
+def test_places_that_are_nearly_a_text():
+    assert near_places("abc", "abcabc xabc", 0) == [0, 3, 8]
+    assert near_places("hundred years", "a hundret years, hundred yers", 1) == [2, 17]
+    assert near_places("hundred years", "a hundret yeers", 1) == []
+    assert near_places("hundred years", "the hundred hundred years", 2) == [12]
+    assert near_places("aaaa", "aaaaaa", 1) == [0]
+
+
+def test_tables_of_a_page():
+    (table,) = html_tables(GRID)
+    assert table.rows == [["Year", "Sum", ""], ["2020", "3", "4"]]
+    assert (table.head_rows, table.head_columns) == ({0}, {0, 1, 2})
+    assert ["Sum" in table.above[column] for column in range(3)] == [False, True, True]
+    (table,) = html_tables("<table><tr><td rowspan=2>a<br>b</td><td>1</td></tr><tr><td>2</td></tr></table>")
+    assert table.rows == [["a\nb", "1"], ["a\nb", "2"]]
+    assert [table.rows for table in markdown_tables("a | b\n--|--\nc\n\n| d |\n| e |")] == [
+        [["a", "b"]],
+        [["d"], ["e"]],
+    ]
+    assert html_tables("<table>" * 3000) is None
+    assert html_tables("<table><tr><td rowspan=99999999 colspan=9>x</table>") is None
+
+
+@pytest.mark.parametrize("kind", ["present", "absent", "order", "table", "baseline", "math"])
+@pytest.mark.parametrize(
+    "page", ["", "\x00", "*" * 4000, "_a" * 2000, "|" * 4000, "|\n" * 2000, "<table><tr><td>" * 300, "ab" * 3000,
+             "$" * 3001, r"\(" * 2000, "<td>" * 100 + "|x|\n|y|"], ids=range(11),
+)  # fmt: skip
+def test_readings_of_no_form_are_looked_at(kind, page):
+    texts = dict.fromkeys(("text", "before", "after", "cell", "math", "up", "left_heading"), "abracadabra " * 12)
+    assert keeps(page, {"type": kind, "max_diffs": 5, **texts}) in (True, False)
+
+
+# -- the benchmark -----------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_a_page_with_its_tests(load):
+    benchmark = load("olmocr_bench")
+    assert [(sample["index"], len(sample["GT"])) for sample in benchmark] == [("tables/b.pdf_pg1", 3), ("a.pdf_pg1", 3)]
+    picture = benchmark[1]["image"]
+    assert (picture.size, picture.mode) == ((2048, 1024), "RGB")
+    assert benchmark.score("The fox on page 7", benchmark[1]) == near(2 / 3, 8)
+    assert benchmark.score("| Sum | 3 |\n| x | y |", benchmark[0]) == 1.0  # the formula does not count
+
+
+def test_files_count_alike_and_formulas_stand_apart(load):
+    benchmark = load("olmocr_bench")
+    said = ["$x^2$", "The fox on page 7"]
+    rows = [{"index": sample["index"], "GT": sample["GT"], "answer": one} for one, sample in zip(said, benchmark)]
+    found = benchmark.metrics(rows)
+    assert {name: found[name] for name in ("baseline", "headers_footers", "table_tests")} == {
+        "baseline": 1.0, "headers_footers": 0.5, "table_tests": 0.0,
+    }  # fmt: skip
+    assert found["overall"] == 0.5
+    assert (found["math, same characters"], found["kind absent"], found["kind present"]) == (1.0, 0.0, 1.0)
+    assert "arxiv_math" not in found
+    sums = np.array(list(benchmark.addends(rows).values()))
+    assert benchmark.from_sums(sums.sum(0)) == found["overall"]
+    failed = [{**row, "answer": "", "error": "OutOfMemoryError"} for row in rows]
+    assert set(benchmark.metrics(failed).values()) == {0.0}  # nothing is absent from what was not read
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"type": "footnote"}, r"test 1 is of no kind that is known"),
+        ({"text": " "}, "test 1 has no text under 'text'"),
+        ({"page": 0}, "page 0, which is no whole number from 1 on"),
+        ({"max_diffs": "1"}, "max_diffs '1'"),
+        ({"pdf": "c.pdf"}, r"missing below .*: bench_data/pdfs/c\.pdf; get it from"),
+        ({"pdf": "../../../a.pdf"}, "lies outside of"),
+    ],
+)
+def test_tests_that_cannot_be_run_are_named_at_once(tmp_path, changed, word):
+    root = copy(write_all(tmp_path / "whole", "olmocr_bench"), tmp_path / "changed")
+    row = {"pdf": "a.pdf", "page": 1, "id": "x", "type": "present", "text": "fox", "max_diffs": 0, **changed}
+    lines(root / "olmocr_bench" / "bench_data" / "headers_footers.jsonl", [row])
+    with pytest.raises(InputError, match=word):
+        benchmarks.load("olmocr_bench", root)

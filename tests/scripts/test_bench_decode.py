@@ -1,0 +1,51 @@
+"""What a compressed model's step of decoding is made of, beside an untouched one's with a cache as long."""
+
+import json
+from importlib.metadata import version
+
+import bench_decode
+import pytest
+from bench.models import PROMPTS, SIZES, Prompt
+
+TRANSFORMERS = tuple(int(part) for part in version("transformers").split(".")[:2])
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Of a model of 3 layers and of one of 5."""
+    output, before, tiny = tmp_path_factory.mktemp("decode"), PROMPTS[bench_decode.CASE], SIZES["tiny"]
+    PROMPTS[bench_decode.CASE], found = Prompt((2, 4, 4), text=9), []
+    try:
+        for layers in (3, 5):
+            path = output / f"{layers}.json"
+            SIZES["tiny"] = tiny[0] | {"num_hidden_layers": layers}, *tiny[1:]
+            bench_decode.main(["--sizes", "tiny", "--steps", "8", "--output", str(path)])
+            found.append(json.loads(path.read_text())["sizes"]["tiny"])
+    finally:
+        PROMPTS[bench_decode.CASE], SIZES["tiny"] = before, tiny
+    return found
+
+
+@pytest.fixture
+def rows(measured):
+    return measured[0]
+
+
+def test_all_take_turns_and_are_timed(rows):
+    assert list(rows) == [bench_decode.UNTOUCHED, bench_decode.PPE, bench_decode.STAGED, bench_decode.FUSED]
+    assert rows[bench_decode.UNTOUCHED]["share"] == 0.0
+    for row in rows.values():
+        assert 0 < row["fastest_ms"] <= row["ms"] <= row["slowest_ms"]
+
+
+@pytest.mark.skipif(TRANSFORMERS < (5, 22), reason="an older transformers' own step is made of something else")
+def test_a_compressed_step_runs_no_more_operators_than_an_untouched_one(rows):
+    for name in (bench_decode.PPE, bench_decode.STAGED):
+        assert rows[name]["operators"] <= rows[bench_decode.UNTOUCHED]["operators"]
+
+
+def test_what_functions_a_step_has_more_it_has_once_and_not_in_every_layer(measured):
+    few, many = ({name: row["calls"] for name, row in rows.items()} for rows in measured)
+    untouched = many[bench_decode.UNTOUCHED] - few[bench_decode.UNTOUCHED]
+    assert untouched > 0
+    assert many[bench_decode.PPE] - few[bench_decode.PPE] == untouched

@@ -1,0 +1,71 @@
+"""How the merge grows, and what a training step costs: measured small, written, and told as the numbers are."""
+
+import json
+
+import bench_scaling
+import bench_training
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def test_growth_is_measured_along_every_axis_and_drawn(tmp_path, capsys):
+    output = tmp_path / "scaling.png"
+    bench_scaling.main(["--channels", "16", "--rounds", "1", "--sizes", "3", "--output", str(output)])
+    axes = json.loads(output.with_suffix(".json").read_text())["axes"]
+    assert list(axes) == list(bench_scaling.AXES)
+    assert [row["size"] for row in axes["frames of 256 tokens"]["rows"]] == [1, 4, 16]
+    # Memory is counted, not timed: it is what it is on any machine.
+    for name in ("frames of 256 tokens", "samples of 4 frames"):
+        assert bench_scaling.order(axes[name]["rows"], "mib") < 1.05
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert "order" in capsys.readouterr().out
+
+
+def test_a_frame_of_many_tokens_takes_little_more_than_its_distances():
+    distances = 4096**2 * 4 / 2**20
+    with torch.no_grad():
+        assert distances < bench_scaling.peak_mib(bench_scaling.merging(1, 1, 4096, 16)) < 1.4 * distances
+
+
+def test_an_order_is_the_exponent_between_the_last_two_sizes():
+    rows = [{"size": 1, "ms": 9.0}, {"size": 2, "ms": 3.0}, {"size": 4, "ms": 24.0}]
+    assert bench_scaling.order(rows, "ms") == pytest.approx(3.0)
+
+
+def test_a_training_step_is_timed_and_counted():
+    model = bench_training.model_of("tiny", 2, torch.device("cpu"), torch.float32, bench_training.KINDS)
+    rows = bench_training.measure(model, "tiny", 256, 1, frozen=False, checkpointing=False)
+    order = ["dense", "ppe", "pixelprune + ppe", "pixelprune"]  # more and more of the tower's work goes
+    assert list(rows) == order
+    for key in ("flops_share", "deep_share"):
+        shares = [rows[name][key] for name in order]
+        assert shares == sorted(shares, reverse=True)
+        assert shares[0] == 1.0
+    assert all(rows[name]["peak_share"] < 1 for name in order[1:])
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_two_blocks_are_said_to_cost_in_the_whole_depth_is_what_that_costs(frozen):
+    def step(kinds):
+        model = bench_training.model_of("tiny", 2, torch.device("cpu"), torch.float32, kinds)
+        bench_training.compress(model, bench_training.settings(64)["dense"])
+        return bench_training.Step(model, bench_training.page(model, 256), frozen, checkpointing=False)
+
+    built = step(bench_training.KINDS)
+    first, again = (built.counted(2) for _ in range(2))
+    gradients = sum(part.numel() * 4 for part in built.model.parameters() if part.requires_grad) / 2**20
+    assert first["peak_mib"] < again["peak_mib"] + gradients / 2  # in a first step none of them is new
+    derived = again["deep"]
+    whole = step([(1, number % 8 == 7) for number in range(32)])
+    trained = {name for name, part in whole.model.named_parameters() if part.requires_grad}
+    assert any("visual" in name for name in trained) != frozen
+    with FlopCounterMode(display=False) as counter:
+        whole.run()
+    # What is left out: patches and the merger; and of attention's backward pass torch counts five products, not four.
+    assert derived < counter.get_total_flops() < 1.25 * derived
+
+
+def test_goals_are_told_by_the_numbers():
+    rows = {"dense": {"share": 1.0, "peak_share": 1.0}, "ppe": {"share": 0.45, "peak_share": 0.49}}
+    assert bench_training.verdict(rows) == "ppe: time (40%) missed by 5.0% of dense, memory (50%) met"
