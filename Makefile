@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 DEVICE ?= auto
 # EMULATE=1 runs any target on an emulated Ascend device (tests/ascend_emulator), in an environment that has torch_npu.
-VENV := $(if $(filter 1,$(EMULATE)),.venv-npu,.venv)
+VENV := $(if $(filter 1,$(EMULATE)),.venv-npu$(addprefix -,$(TORCH_NPU)),.venv)
 BIN  := $(VENV)/bin
 WORKERS := -n 2 --dist worksteal
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -70,7 +70,7 @@ test-lent: .venv-lent/.ready  ## engine, kernels and parity with the versions of
 	OMP_NUM_THREADS=1 .venv-lent/bin/python -m pytest $(WORKERS) -m "not slow" $(LENT_TESTS)
 test-ascend-compiler: .venv-ascend/.ready  ## our kernels for Ascend through two releases of Huawei's compiler, nine chips, no device
 	PYTHONPATH=. OMP_NUM_THREADS=1 .venv-ascend/bin/python -m pytest -n 2 --dist loadgroup --confcutdir tests/ascend_compiler tests/ascend_compiler
-test-npu:  ## the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there
+test-npu:  ## the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there   [TORCH_NPU=2.10.0.post4]
 	$(MAKE) EMULATE=1 test-emulated
 test-emulated: $(VENV)/.ready
 	$(PYTEST) $(WORKERS) -m "not slow" tests/test_ascend_emulator*.py tests/test_npu_*.py tests/backends tests/engine/test_marked_rows.py
@@ -88,12 +88,12 @@ lint: $(VENV)/.ready  ## style, imports, types, lengths
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 clean:
-	rm -rf .venv .venv-npu .venv-oldest .venv-newest .venv-lmms .venv-integrations .venv-frameworks .venv-vllm .venv-ascend .venv-lent .venv-docs .venv-app runs build *.egg-info
+	rm -rf .venv .venv-npu* .venv-oldest .venv-newest .venv-lmms .venv-integrations .venv-frameworks .venv-vllm .venv-ascend .venv-lent .venv-docs .venv-app runs build *.egg-info
 # The environments: .venv, and for single targets .venv-npu, .venv-oldest and their like. The script makes .ready last.
 %/.ready: setup.cfg pyproject.toml scripts/environment.py scripts/constraints.txt scripts/oldest.txt scripts/lent.txt scripts/vllm.txt scripts/frameworks.txt
 	$(PYTHON) scripts/environment.py $*
 .venv/.torch_npu: .venv/.ready
 	$(PYTHON) scripts/environment.py .venv --add-torch-npu
 # Exports the variables that put torch_npu on the emulator. make reads it again once it is made.
-.venv-npu/emulator.mk: .venv-npu/.ready $(wildcard tests/ascend_emulator/*.* tests/ascend_emulator/stubs/*)
-	.venv-npu/bin/python -m tests.ascend_emulator.build --make > $@ || { rm -f $@; exit 2; }
+%/emulator.mk: %/.ready $(wildcard tests/ascend_emulator/*.* tests/ascend_emulator/stubs/*)
+	$*/bin/python -m tests.ascend_emulator.build --make > $@ || { rm -f $@; exit 2; }

@@ -3,7 +3,7 @@
     python3.11 scripts/environment.py .venv [--add-torch-npu]
 
 .venv          what nearly every target needs; --add-torch-npu adds torch_npu to one that is there
-.venv-npu      the same with torch_npu, for EMULATE=1
+.venv-npu      the same with torch_npu, for EMULATE=1; .venv-npu-2.10.0.post4 with that release of it, and its torch
 .venv-oldest   the same with the oldest transformers of our range (scripts/oldest.txt), for test-matrix
 .venv-newest   the same with the newest torch and transformers of the index, whatever our bounds say, for test-newest
 .venv-lmms     the same with lmms-eval, which brings a hundred packages of its own, for test-lmms
@@ -46,6 +46,7 @@ FRAMEWORKS = ("llamafactory==0.9.5", "ms-swift==4.6.0", "torchaudio==2.11.1", "t
 BESIDE_VLLM = ("matplotlib", "av", "pytest", "pytest-timeout", "hypothesis")  # for our reports, videos and tests
 # Beside a CPU torch neither loads, and each keeps transformers and vLLM from being imported.
 NOT_FOR_VLLM = ("torchaudio", "torchcodec")
+OF_TORCH = ("torch", "torch_npu", "torchvision", "triton")  # which go together
 NAMES = (
     ".venv",
     ".venv-npu",
@@ -65,9 +66,30 @@ ASCEND = ("triton-ascend==3.2.0", "ascendnpu-ir==1.2.0", "pybind11")
 OLDER_COMPILER = "ascendnpu-ir==1.1.0"
 
 
+def torch_npu_of(folder: str) -> str | None:
+    """The release of torch_npu that an environment's name ends with: .venv-npu-2.10.0.post4."""
+    found = re.fullmatch(r"\.venv-npu-(\d+\.\d+\.\d+(\.post\d+)?)", folder)
+    return found and found[1]
+
+
+def with_torch_npu(folder: str, release: str) -> list[list[str]]:
+    """The base with another torch, in the release that torch_npu's is of, and what goes with it."""
+    looser, torch = ["--constraint", f"{folder}/{CONSTRAINTS.name}"], ".".join(release.split(".")[:3])
+    major, minor, patch = torch.split(".")
+    vision = f"torchvision=={int(major) - 2}.{int(minor) + 15}.{patch}"
+    return [
+        [sys.executable, "-m", "venv", folder],
+        pip(folder, *looser, f"torch=={torch}", "--editable", ".[train,eval,dev]"),
+        pip(folder, *looser, "--no-deps", vision, f"torch_npu=={release}"),
+        [f"{folder}/bin/python", "scripts/mend_torchvision.py"],
+    ]
+
+
 def commands(folder: str) -> list[list[str]]:
     """The commands that make this environment, in order."""
     constrained, looser = ["--constraint", str(CONSTRAINTS)], ["--constraint", f"{folder}/{CONSTRAINTS.name}"]
+    if (release := torch_npu_of(folder)) is not None:
+        return with_torch_npu(folder, release)
     if folder == ".venv-lent":
         return [[python("3.12"), "-m", "venv", folder], pip(folder, "--requirement", "scripts/lent.txt")]
     if folder == ".venv-ascend":
@@ -146,17 +168,24 @@ def add_torch_npu(folder: str) -> list[str]:
     return pip(folder, "--constraint", str(CONSTRAINTS), "--no-deps", "torch_npu")
 
 
+def known(folder: str) -> str:
+    if folder not in NAMES and torch_npu_of(folder) is None:
+        raise argparse.ArgumentTypeError(f"{folder} is none of {', '.join(NAMES)}, .venv-npu-RELEASE")
+    return folder
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", choices=NAMES)
+    parser.add_argument("folder", type=known, metavar="FOLDER", help=", ".join(NAMES))
     parser.add_argument("--add-torch-npu", action="store_true")
     arguments = parser.parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036 -- this file runs before an environment of the right Python is made
         print("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11", file=sys.stderr)
         return 2
-    if arguments.folder in LOOSER:
+    other = rf"(?m)^({'|'.join(OF_TORCH)})=.*\n" if torch_npu_of(arguments.folder) else None
+    if loose := LOOSER.get(arguments.folder, other):
         Path(arguments.folder).mkdir(exist_ok=True)
-        text = re.sub(LOOSER[arguments.folder], "", CONSTRAINTS.read_text())
+        text = re.sub(loose, "", CONSTRAINTS.read_text())
         Path(arguments.folder, CONSTRAINTS.name).write_text(text)
     wanted = [add_torch_npu(arguments.folder)] if arguments.add_torch_npu else commands(arguments.folder)
     for command in wanted:

@@ -1,10 +1,12 @@
 """The build of the Ascend emulator: what it reads from the wheel, and what it says where it cannot be built. No NPU."""
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from ascend_emulator import build, environment, symbols
@@ -18,6 +20,21 @@ def test_a_missing_torch_npu_is_one_line(monkeypatch, capsys):
     assert said.startswith("ascend_emulator: torch_npu is not installed in ")
     assert "make EMULATE=1" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("torch", "npu", "fits"),
+    [("2.13.0+cpu", "2.13.0", True), ("2.10.0", "2.10.0.post4", True), ("2.14.1", "2.14.0", True),
+     ("2.13.0", "2.1.3", False), ("2.7.1", "2.10.0", False)],
+)  # fmt: skip
+def test_torch_and_torch_npu_are_of_one_release(monkeypatch, torch, npu, fits):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=f"/{name}/__init__.py"))
+    monkeypatch.setattr(importlib.metadata, "version", {"torch": torch, "torch_npu": npu}.get)
+    if fits:
+        assert build.Wheels.find().versions == f"torch-{torch}-npu-{npu}"
+    else:
+        with pytest.raises(build.BuildError, match="do not belong together"):
+            build.Wheels.find()
 
 
 @pytest.mark.skipif(not shutil.which("gcc") or not shutil.which("nm"), reason="needs gcc and nm")

@@ -1,5 +1,6 @@
 """What make does on a machine whose environment is not made yet; nothing is made here."""
 
+import argparse
 import os
 import re
 import shutil
@@ -23,7 +24,16 @@ def plan(tmp_path):
         shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
 
     def run(*arguments, **environment):
-        hidden = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "EMULATE", "DEVICE", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+        hidden = (
+            "ASCEND_HOME_PATH",
+            "ASCEND_TOOLKIT_HOME",
+            "EMULATE",
+            "DEVICE",
+            "TORCH_NPU",
+            "MAKEFLAGS",
+            "MFLAGS",
+            "MAKELEVEL",
+        )
         environ = {name: value for name, value in os.environ.items() if name not in hidden}
         command, environ = ["make", "-n", *arguments], environ | environment
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ, timeout=60)
@@ -104,6 +114,19 @@ def test_every_environment_holds_torch_where_it_is_pinned(folder):
     assert any("--upgrade" in command for command in environment.commands(folder)) == (folder == ".venv-newest")
 
 
+@pytest.mark.parametrize(
+    ("release", "torch", "vision"),
+    [("2.10.0.post4", "2.10.0", "0.25.0"), ("2.7.1", "2.7.1", "0.22.1"), ("2.14.0", "2.14.0", "0.29.0")],
+)
+def test_another_torch_npu_comes_with_its_own_torch(release, torch, vision):
+    base, npu = (command for command in environment.commands(f".venv-npu-{release}") if "install" in command)
+    assert f"torch=={torch}" in base
+    assert {f"torch_npu=={release}", f"torchvision=={vision}", "--no-deps"} <= set(npu)
+    assert f".venv-npu-{release}/constraints.txt" in base
+    with pytest.raises(argparse.ArgumentTypeError):
+        environment.known(f".venv-npu-{release}-nightly")
+
+
 def test_an_environment_is_ready_only_when_every_command_succeeded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".venv").mkdir()
@@ -123,6 +146,7 @@ def test_an_environment_is_ready_only_when_every_command_succeeded(tmp_path, mon
         (".venv-lmms", {"protobuf", "python-dateutil"}),
         (".venv-integrations", {"accelerate"}),
         (".venv-app", {"pillow", "python-dateutil"}),
+        (".venv-npu-2.10.0.post4", {"torch", "torch_npu", "torchvision", "triton"}),
     ],
 )
 def test_some_get_constraints_without_what_they_want_otherwise(folder, others, tmp_path, monkeypatch):

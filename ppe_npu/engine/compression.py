@@ -11,6 +11,7 @@ import torch
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.fixed import FixedState
 from ppe_npu.engine.late import Ahead
 from ppe_npu.engine.layout import Stage, Standing, lay_out, left_as_given
 from ppe_npu.engine.merge import Holding
@@ -269,13 +270,13 @@ class Compression:
 
     def continue_text(
         self,
-        state: CacheState,
+        state: CacheState | FixedState,
         new: torch.Tensor,
         seen: int,
         padded: bool,
         position_ids: torch.Tensor | None = None,
     ) -> Run:
-        """Tokens that continue a cache one by one; no host sync.
+        """Tokens that continue a cache one by one; no host sync. A fixed state takes one, and is brought up to it.
 
         Args:
             new: [B, Q] bool, False where a new place is padding.
@@ -303,6 +304,8 @@ class Compression:
             following = (rows[0].amax(dim=(0, 2)) + 1,)
         if stages < self.stages:
             rows, following = rows * self.stages, following * self.stages
+        if isinstance(state, FixedState):
+            return Run.of_step(state, new, rows, following)
         after = state.then((new,) * self.stages, following, (padded,) * self.stages, seen, compressed=False)
         masks = [cached.long() if padded else None for cached, padded in zip(after.masks, after.padded)]
         return Run(self.layers, masks, rows, after, (None,) * self.stages, after.sizes)

@@ -7,6 +7,7 @@ import torch
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState, joined_sizes
+from ppe_npu.engine.fixed import FixedState
 from ppe_npu.engine.layout import Stage
 from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
 from ppe_npu.engine.merge import Holding, Tokens, merge
@@ -42,11 +43,21 @@ class Run:
     layers: tuple[int, ...]
     masks: Sequence[torch.Tensor | None]
     rows: Sequence[torch.Tensor | None]
-    state: CacheState
+    state: CacheState | FixedState
     segments: Sequence[Segments | None]
     sizes: Sequence[torch.Tensor | None]
 
     merges = False  # whether stages merge, and look into layers
+
+    @classmethod
+    def of_step(
+        cls, state: FixedState, new: torch.Tensor, rows: Sequence[torch.Tensor], following: Sequence[torch.Tensor]
+    ) -> "Run":
+        """One more token [B, 1] into a cache of fixed length, whose state is brought up to it."""
+        state.step(new, torch.stack(tuple(following)))
+        none = (None,) * len(rows)
+        sizes = none if state.sizes is None else state.sizes.unbind()
+        return cls(state.layers, state.masks.long().unbind(), rows, state, none, sizes)
 
     def past_length(self, stage: int) -> int:
         """Places that a stage's layers held before this pass."""

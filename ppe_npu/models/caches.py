@@ -14,23 +14,50 @@ from ppe_npu.backends.device import on_cpu
 from ppe_npu.compat import cache_of
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.fixed import FixedState
 from ppe_npu.engine.run import Run
 from ppe_npu.errors import InputError
 
-STATE, BEFORE = "ppe_state", "ppe_state_before"  # attributes of a cache
+STATE, BUFFERS = "ppe_state", "ppe_buffers"  # attributes of a cache
 
 
-def keep_state(cache: Any, state: CacheState, before: CacheState | None = None) -> None:
-    """Let the cache carry this state. before: the one that a step has started from which has yet to run."""
-    setattr(cache, STATE, state)
-    setattr(cache, BEFORE, before)
+def keep_state(cache: Any, state: CacheState | FixedState) -> None:
+    """Let the cache carry this state, one of fixed length in the tensors that it had before."""
+    room = _room(cache)
+    setattr(cache, STATE, state if room is None or isinstance(state, FixedState) else _fixed(cache, state, room))
     for method in (_reorder_cache, _batch_select_indices, _batch_repeat_interleave, _reset):
         name = method.__name__[1:]
         if name not in vars(cache) and hasattr(type(cache), name):
             vars(cache)[name] = MethodType(method, cache)
 
 
-def state_of(compression: Compression, kwargs: dict) -> CacheState | None:
+def _room(cache: Any) -> int | None:
+    """How many places a static cache has, where all its layers have as many and count them on the device."""
+    layers = cache.layers if cache.is_compileable else ()
+    counts = [getattr(layer, "cumulative_length", None) for layer in layers]
+    if not layers or not all(isinstance(count, torch.Tensor) for count in counts):
+        return None  # older transformers, or linear attention among them
+    rooms = {layer.max_cache_len for layer in layers if not layer.is_sliding}
+    return rooms.pop() if len(rooms) == 1 and not any(layer.is_sliding for layer in layers) else None
+
+
+@torch.compiler.disable  # of a prompt, which the host lays out
+def _fixed(cache: Any, state: CacheState, room: int) -> FixedState:
+    made, kept = FixedState.of(state, room), getattr(cache, BUFFERS, None)
+    if kept is not None and kept.hold(made):
+        return kept
+    for tensor in made.tensors:
+        torch._dynamo.mark_static_address(tensor)  # as transformers marks the cache's own, which are written to as well
+    setattr(cache, BUFFERS, made)
+    return made
+
+
+def settled(state: CacheState | FixedState | None) -> CacheState | None:
+    """A state for anything but one more token: of a fixed one the host reads how much of it is filled."""
+    return state.settled() if isinstance(state, FixedState) else state
+
+
+def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState | None:
     """The compressed prompt that the cache among a forward's arguments holds, None for no cache or an empty one.
 
     Raises:
@@ -39,10 +66,11 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | None:
     cache, ids = cache_of(kwargs), kwargs.get("input_ids")
     if cache is None:
         return None
-    state: CacheState | None = getattr(cache, STATE, None)
+    state: CacheState | FixedState | None = getattr(cache, STATE, None)
     fixed = cache.is_compileable
     if fixed and state is not None and ids is not None and ids.shape[1] == 1:
         return state  # to ask a static cache for its length is to wait for the device
+    state = settled(state)
     length = int(cache.get_seq_length())
     if length == 0:
         return None
@@ -72,14 +100,7 @@ def _of_length(state: CacheState, cache: Any, length: int) -> CacheState:
     return cut
 
 
-def state_before(state: CacheState | None, cache: Any, columns: int) -> CacheState | None:
-    """The state that a step of so many columns starts from: `state`, unless that has them all already, because the step
-    was prepared and did not run to its end."""
-    before: CacheState | None = getattr(cache, BEFORE, None)
-    return before if state is not None and before is not None and state.seen >= columns else state
-
-
-def continued(compression: Compression, kwargs: dict, state: CacheState) -> tuple[dict, Run]:
+def continued(compression: Compression, kwargs: dict, state: CacheState | FixedState) -> tuple[dict, Run]:
     """Text that continues a compressed prompt, by a forward's arguments: the tokens, and the pass through the decoder.
     Nothing to compress, and no host sync.
 
@@ -91,7 +112,10 @@ def continued(compression: Compression, kwargs: dict, state: CacheState) -> tupl
     count = tokens.shape[1]
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] < count):
         raise InputError("attention_mask must be [batch, tokens so far] for tokens that continue a compressed cache")
-    state = state.repeated(len(tokens))
+    if isinstance(state, FixedState) and state.masks.shape[1] != len(tokens):
+        state = state.settled()
+    if not isinstance(state, FixedState):
+        state = state.repeated(len(tokens))
     new = (
         torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
     )
@@ -119,7 +143,7 @@ def _batch_select_indices(self, indices: torch.Tensor) -> None:
 
 def _batch_repeat_interleave(self, repeats: int) -> None:
     type(self).batch_repeat_interleave(self, repeats)
-    state = getattr(self, STATE, None)
+    state = settled(getattr(self, STATE, None))
     if state is not None:
         keep_state(self, state.repeated(len(state.masks[0]) * repeats))
 
@@ -127,10 +151,9 @@ def _batch_repeat_interleave(self, repeats: int) -> None:
 def _reset(self) -> None:
     type(self).reset(self)
     setattr(self, STATE, None)
-    setattr(self, BEFORE, None)
 
 
 def _pick(cache: Any, samples: torch.Tensor) -> None:
-    state = getattr(cache, STATE, None)
+    state = settled(getattr(cache, STATE, None))
     if state is not None:
         keep_state(cache, state.picked(samples))

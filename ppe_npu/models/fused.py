@@ -132,6 +132,8 @@ def _text_attention(
     options = {"scale": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
     if segments is None:
         causal = attention_mask is None and query.shape[2] > 1
+        if causal:  # into an empty cache: a static one gives its whole length, of which the queries are the first
+            key, value = (part[:, :, : query.shape[2]] for part in (key, value))
         out = backends.attention(query, key, value, mask=attention_mask, causal=causal, **options)
     else:
         row = (segments.row(part) for part in (query, key, value))

@@ -9,17 +9,14 @@ from dataclasses import replace
 
 import torch
 
-from ppe_npu.compat import cache_of, cache_position, layer_causal_mask
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.masks import proportional_mask
-from ppe_npu.engine.run import Run
+from ppe_npu.engine.fixed import FixedState
 from ppe_npu.engine.spans import IMAGE, VIDEO, HiddenItems, VisionTokens, find_spans
 from ppe_npu.errors import InputError
 from ppe_npu.models.arguments import PIXELS, VISUAL, ids_of_embeds, picked
-from ppe_npu.models.caches import continued, keep_state, state_before, state_of
+from ppe_npu.models.caches import state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
-from ppe_npu.models.known import has_attention
 from ppe_npu.models.seam import original, override
 
 
@@ -43,7 +40,13 @@ def prepare_inputs_for_generation(self, input_ids, **kwargs):
     prepare = original(self, "prepare_inputs_for_generation")
     inputs = prepare(input_ids=input_ids, **kwargs)
     state = state_of(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
-    state = state_before(state, cache_of(kwargs), _columns(input_ids, kwargs))
+    inputs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), left=True)
+    if isinstance(state, FixedState):
+        text = inputs.get("input_ids") is not None and all(inputs.get(name) is None for name in PIXELS.values())
+        if kwargs.get("next_sequence_length") == 1 and text:
+            inputs.pop("mm_token_type_ids", None)  # which tells of pictures, and grows
+            return inputs | _step(inputs["input_ids"], kwargs, self.compression)
+        state = state.settled()
     # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
     if state is not None and inputs.get("input_ids") is not None and input_ids.shape[1] > state.seen:
         # As transformers does: a view has another stride in each step, and a compiled model is compiled again.
@@ -53,14 +56,7 @@ def prepare_inputs_for_generation(self, input_ids, **kwargs):
         inputs |= _new_embeds(self, inputs, kwargs, state.seen)
     inputs["attention_mask"] = kwargs.get("attention_mask")  # for a static cache transformers makes masks of its own
     inputs["position_ids"] = _positions(kwargs, state, self.compression)
-    inputs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), left=True)
-    return inputs | _fixed_step(self, inputs, state)
-
-
-def _columns(input_ids: torch.Tensor, kwargs: dict) -> int:
-    """Of the prompt and what was generated since: the ids have no prompt where that came as embeddings alone."""
-    embeds, prompt = kwargs.get("inputs_embeds"), kwargs.get(KEYWORD, NOTHING).prompt
-    return input_ids.shape[1] + (embeds.shape[1] if embeds is not None and prompt is None else 0)
+    return inputs
 
 
 def _new_embeds(model, inputs: dict, kwargs: dict, seen: int) -> dict:
@@ -81,30 +77,15 @@ def _positions(kwargs: dict, state: CacheState | None, compression: Compression)
     return given[..., state.seen :] if compression.config.keeps_all else None
 
 
-def _fixed_step(model, inputs: dict, state: CacheState | None) -> dict:
-    """For one more token into a static cache what makes its step look like any other to a compiled model: of each stage
-    a mask of all places of the cache, and positions; nothing that grows. {} for anything else. The state on the cache
-    is brought up to the new token here, outside of what is compiled."""
-    text, cache, tokens = model.model.language_model, cache_of(inputs), inputs.get("input_ids")
-    if state is None or not cache.is_compileable or tokens is None or tokens.shape[1] != 1:
-        return {}
-    hidden = model.get_input_embeddings().weight.new_empty(*tokens.shape, 1)
-    if any(inputs.get(name) is not None for name in PIXELS.values()) or not all(map(has_attention, text.layers)):
-        return {}
-    if any(cache_position(type(part).forward, 0, hidden) for part in (text, text.layers[0])):
-        return {}  # older transformers says where in the cache the token goes
-    _, run = continued(model.compression, inputs, state)
-    keep_state(cache, run.state, before=state)
-    parts = zip((0, *state.layers), run.masks, state.lengths, run.sizes)
-    masks = [_whole_mask(text.config, hidden, cache, *part) for part in parts]
-    none, empty = (None,) * len(masks), CacheState.empty(state.layers, len(tokens), tokens.device)
-    return {KEYWORD: ForwardPass(run=Run(state.layers, masks, run.rows, empty, none, none))}
-
-
-def _whole_mask(config, hidden: torch.Tensor, cache, layer: int, mask, past: int, sizes) -> torch.Tensor | None:
-    """The mask of a stage's layers, from its first one's cache on, for all places of a static cache."""
-    mask = layer_causal_mask(config, hidden, mask, cache, layer, past)
-    return mask if sizes is None else proportional_mask(mask, sizes, hidden, cache.layers[layer].max_cache_len)
+def _step(tokens: torch.Tensor, kwargs: dict, compression: Compression) -> dict:
+    """One more token into a static cache, in a form that is the same for all steps: nothing that grows. A view has
+    another stride in each step, and a compiled model is compiled again."""
+    positions = kwargs.get("position_ids") if compression.config.keeps_all else None
+    last = {"input_ids": tokens, "attention_mask": kwargs.get("attention_mask"), "position_ids": positions}
+    return {
+        name: None if value is None else value[..., -1:].clone(memory_format=torch.contiguous_format)
+        for name, value in last.items()
+    }
 
 
 def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.Tensor | None:

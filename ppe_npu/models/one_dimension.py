@@ -27,7 +27,7 @@ from ppe_npu.engine.spans import IMAGE, VIDEO, Parts, PromptLayout, VisionTokens
 from ppe_npu.errors import InputError
 from ppe_npu.models import generation, vision_language
 from ppe_npu.models.arguments import IDLE, PIXELS, ids_of_embeds
-from ppe_npu.models.caches import state_of
+from ppe_npu.models.caches import settled, state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.known import DECODERS, check_release
 from ppe_npu.models.one_dimension_families import FAMILIES, Asked, Family
@@ -173,7 +173,7 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
     inputs = generation.prepare_inputs_for_generation(self, input_ids, **kwargs)
     family = FAMILIES[self.config.model_type]
     state = state_of(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
-    if state is None or all(inputs.get(name) is None for name in PIXELS.values()):
+    if all(inputs.get(name) is None for name in PIXELS.values()) or (state := settled(state)) is None:
         return inputs
     rows = _rows_by_place(self, family, input_ids, kwargs)
     for kind, places in rows.items():

@@ -13,8 +13,7 @@ Modifications (on the given instance only):
 * prepare_inputs_for_generation: a conversation that goes on feeds what the cache has not seen, counted before
   compression, and only the images and videos in it; prompts are padded on the left whatever side they came padded on,
   unless nothing is merged.
-  A step into a static cache is made ready there: the cache's state is brought up to its token, and the model is given
-  masks and positions of one shape for all steps.
+  A step into a static cache is given its token alone: all that grows is on the device (engine/fixed.py).
 * _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
   instead, and hands the model no grids, so generate() is not shown that forward could take that output.
 * _get_candidate_generator: refuses speculative decoding where it would count wrongly.
@@ -39,6 +38,7 @@ from ppe_npu.backends.compiling import is_traced
 from ppe_npu.compat import cache_of, cache_position, output_cache
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.fixed import FixedState
 from ppe_npu.engine.rounds import as_tensor
 from ppe_npu.engine.run import Run
 from ppe_npu.engine.spans import IMAGE, VIDEO
@@ -53,7 +53,7 @@ from ppe_npu.models.arguments import (
     tower_features,
     untouched_tower,
 )
-from ppe_npu.models.caches import continued, keep_state, state_of
+from ppe_npu.models.caches import continued, keep_state, settled, state_of
 from ppe_npu.models.decoder import staged_forward
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
 from ppe_npu.models.fused import check_key_bias, takes_segments
@@ -157,7 +157,7 @@ def causal_lm_forward(self, labels=None, **kwargs):
 def _planned_labels(model, labels: torch.Tensor, kwargs: dict) -> tuple[Callable[[], torch.Tensor], bool]:
     """What gives the labels as the output stands, and brings there with them what else a loss takes; and whether it
     can be asked only once the pass is over. The plan that says how is put into the arguments."""
-    state = state_of(model.compression, kwargs)
+    state = settled(state_of(model.compression, kwargs))
     if not _compresses(state, kwargs):
         return lambda: labels, False
     kept, whole = labels.shape[1], whole_labels(labels, kwargs)
@@ -187,15 +187,12 @@ def _late_loss(model, arrange: Callable[[], torch.Tensor], kwargs: dict):
     return output
 
 
-def _compresses(state: CacheState | None, kwargs: dict) -> bool:
+def _compresses(state: CacheState | FixedState | None, kwargs: dict) -> bool:
     """Whether there is something to compress: a first prompt, or new images and videos after one."""
     return state is None or is_given(IMAGE, kwargs) or is_given(VIDEO, kwargs)
 
 
 def model_forward(self, **kwargs):
-    ready = kwargs.get(KEYWORD, NOTHING).run
-    if ready is not None:
-        return _ready_step(self, ready, kwargs)
     packed = kwargs.get(KEYWORD, NOTHING).packed
     if packed:
         _check_packed(self.language_model, kwargs)
@@ -204,7 +201,7 @@ def model_forward(self, **kwargs):
     state, places = state_of(self.compression, kwargs), None
     compresses = _compresses(state, kwargs)
     if compresses:
-        inputs, run, places = _prefill(self, state, kwargs, torch.compiler.is_compiling())
+        inputs, run, places = _prefill(self, settled(state), kwargs, torch.compiler.is_compiling())
     else:
         assert state is not None, "where nothing came before, there is a prompt to compress"
         inputs, run = continued(self.compression, kwargs, state)
@@ -227,19 +224,11 @@ def model_forward(self, **kwargs):
     if places is not None:
         output.last_hidden_state = as_the_prompt(output.last_hidden_state, places)
     cache = output_cache(output)
-    if cache is not None:
+    if cache is not None and run.state is not state:
         keep_state(cache, run.state)
         if compresses:
             self.compression.note_cache(kv_bytes(cache))
     return output.to_tuple() if return_dict is False else output
-
-
-def _ready_step(self, run: Run, kwargs: dict):
-    """A token into a static cache whose state knows it already."""
-    inputs = {"input_ids": kwargs["input_ids"], "attention_mask": run.masks[0], "position_ids": run.rows[0]}
-    if is_overridden(self.language_model, "forward"):
-        inputs[KEYWORD] = ForwardPass(run=run)
-    return original(self, "forward")(**inputs, **{name: kwargs[name] for name in kwargs if name not in CONSUMED})
 
 
 def _check_packed(text, kwargs: dict) -> None:

@@ -57,7 +57,7 @@ class Wheels:
                 )
             folders.append(Path(spec.origin).parent)
         torch, npu = (importlib.metadata.version(package) for package in ("torch", "torch_npu"))
-        if torch.split("+")[0].rpartition(".")[0] != npu.split("+")[0].rpartition(".")[0]:
+        if torch.split(".")[:2] != npu.split(".")[:2]:  # 2.10.0.post4 is of torch 2.10
             raise BuildError(
                 f"torch {torch} and torch_npu {npu} do not belong together: install the same release of both"
             )

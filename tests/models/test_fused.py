@@ -5,6 +5,7 @@ import torch
 from prompts import GREEDY, logits, with_types
 from support import FAMILIES, Prompt, batch, random_model
 from tolerances import assert_rounds_alike, exact
+from transformers import DynamicCache, StaticCache
 
 from ppe_npu import CompressionConfig, backends, compress, restore
 from ppe_npu.engine.segments import Segments
@@ -138,3 +139,27 @@ def test_unfuse_leaves_no_trace():
     unfuse(model)
     restore(model)
     assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+
+
+@pytest.mark.parametrize(
+    "prompts", [IMAGES, batch(Prompt([2, ("image", (1, 3, 5)), 3], seed=1))], ids=["padded", "one"]
+)
+@torch.no_grad()
+def test_a_static_cache_answers_as_a_growing_one(prompts):
+    """Of a prompt without padding transformers makes no mask, and a static cache gives its whole length as keys."""
+    model = compress(fuse(random_model()), CompressionConfig.preset("ppe", k=4, layers=[1], before_llm=True))
+
+    def steps(cache) -> list[torch.Tensor]:
+        out = [model(**prompts, past_key_values=cache, use_cache=True).logits[:, -1]]
+        for token in (5, 6, 7):
+            ids = torch.full((len(prompts["input_ids"]), 1), token)
+            out.append(model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1])
+        return out
+
+    text = model.config.text_config
+
+    def growing() -> list[torch.Tensor]:
+        return steps(DynamicCache(config=text))
+
+    found = steps(StaticCache(config=text, max_cache_len=64))
+    assert_rounds_alike(found, growing(), exact(model, growing))
