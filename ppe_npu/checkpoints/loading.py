@@ -150,6 +150,9 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
         )
     from transformers import AutoProcessor
 
+    for name, pixels in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+        if pixels is not None and pixels < 1:
+            raise InputError(f"{name}={pixels}: give at least 1, or leave it out for the checkpoint's own")
     check_no_code(path)
     try:
         processor = AutoProcessor.from_pretrained(str(path), **NO_CODE)
