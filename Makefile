@@ -5,6 +5,7 @@ DEVICE ?= auto
 # EMULATE=1 runs any target on an emulated Ascend device (tests/ascend_emulator), in an environment that has torch_npu.
 VENV := $(if $(filter 1,$(EMULATE)),.venv-npu,.venv)
 BIN  := $(VENV)/bin
+WORKERS := -n 2 --dist worksteal
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # An option for ppe-npu from a variable of make, where it is set: $(call option,--model,$(MODEL))
 option = $(if $(2),$(1) $(2))
@@ -41,21 +42,19 @@ report: $(VENV)/.ready  ## tables and a picture from finished evaluations   [OUT
 parity: $(READY)  ## this device's operators against the fp64 specification   [DEVICE=]
 	$(BIN)/ppe-npu parity --device $(DEVICE)
 bench: $(READY)  ## every operator, prefill, decoding, a training step, the tower: tables, JSON, plots   [DEVICE= OUTPUT=runs/bench]
-	$(BIN)/python scripts/bench_ops.py --device $(DEVICE) --output $(or $(OUTPUT),runs/bench)/ops.json
-	$(BIN)/python scripts/bench_prefill.py --device $(DEVICE) --output $(or $(OUTPUT),runs/bench)/prefill.json
-	$(BIN)/python scripts/bench_tower.py --device $(DEVICE) --output $(or $(OUTPUT),runs/bench)/tower.json
-
+	for part in ops prefill tower; do \
+		$(BIN)/python scripts/bench_$$part.py --device $(DEVICE) --output $(or $(OUTPUT),runs/bench)/$$part.json || exit 1; done
 test: $(VENV)/.ready  ## all fast tests, by two workers; random draws are the same in every run
-	PYTHONHASHSEED=0 $(PYTEST) -n 2 -m "not slow"
+	PYTHONHASHSEED=0 $(PYTEST) $(WORKERS) -m "not slow"
 test-all: SEED := $(or $(SEED),$(shell date +%s))
 test-all: $(VENV)/.ready  ## the slow ones, too, with other random draws   [SEED=, which it says]
 	@echo "random draws of SEED=$(SEED)"
-	PPE_TEST_SEED=$(SEED) $(PYTEST) -n 2 --hypothesis-seed=$(SEED)
+	PPE_TEST_SEED=$(SEED) $(PYTEST) $(WORKERS) --hypothesis-seed=$(SEED)
 test-machines: $(VENV)/.ready  ## the tests under the code paths of other CPUs   [QUICK=1]
 	$(BIN)/python scripts/test_machines.py $(if $(QUICK),--quick)
 test-matrix: $(VENV)/.ready .venv-oldest/.ready  ## the engine's tests with the newest and the oldest transformers of our range   [MATRIX=]
 	for environment in $(or $(MATRIX),$(VENV) .venv-oldest); do \
-		OMP_NUM_THREADS=1 $$environment/bin/python -m pytest -n 2 -m "not slow" --ignore tests/backends --ignore tests/demo || exit 1; done
+		OMP_NUM_THREADS=1 $$environment/bin/python -m pytest $(WORKERS) -m "not slow" --ignore tests/backends --ignore tests/demo || exit 1; done
 test-newest: .venv-newest/.ready  ## the same with the newest torch and transformers, whatever our bounds say, and who refuses them
 	OMP_NUM_THREADS=1 .venv-newest/bin/python scripts/newest.py
 test-lmms: .venv-lmms/.ready  ## tasks of lmms-eval on compressed models, in an environment that has it
@@ -66,13 +65,13 @@ test-vllm: .venv-vllm/.ready  ## a real vLLM on the CPU, with the plug-in, again
 test-integrations: .venv-integrations/.ready  ## other people's trainers, and transformers' own tests, on compressed models, in an environment that has them
 	OMP_NUM_THREADS=1 .venv-integrations/bin/python -m pytest tests/training/test_trl.py tests/training/test_foreign_trainers.py tests/integrations
 test-lent: .venv-lent/.ready  ## engine, kernels and parity with the versions of a machine that is lent: Python 3.12, torch 2.11, Triton 3.6
-	OMP_NUM_THREADS=1 .venv-lent/bin/python -m pytest -n 2 -m "not slow" $(LENT_TESTS)
+	OMP_NUM_THREADS=1 .venv-lent/bin/python -m pytest $(WORKERS) -m "not slow" $(LENT_TESTS)
 test-ascend-compiler: .venv-ascend/.ready  ## our kernels for Ascend through two releases of Huawei's compiler, nine chips, no device
 	PYTHONPATH=. OMP_NUM_THREADS=1 .venv-ascend/bin/python -m pytest -n 2 --dist loadgroup --confcutdir tests/ascend_compiler tests/ascend_compiler
 test-npu:  ## the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there
 	$(MAKE) EMULATE=1 test-emulated
 test-emulated: $(VENV)/.ready
-	$(PYTEST) -n 2 -m "not slow" tests/test_ascend_emulator*.py tests/test_npu_*.py tests/backends
+	$(PYTEST) $(WORKERS) -m "not slow" tests/test_ascend_emulator*.py tests/test_npu_*.py tests/backends tests/engine/test_marked_rows.py
 	$(BIN)/ppe-npu parity --device npu
 	$(BIN)/ppe-npu parity check tests/data/parity_cpu --device npu
 ascend-emulator: $(if $(filter 1,$(EMULATE)),$(VENV)/.ready)  ## builds the emulator alone, and prints its folder
@@ -85,8 +84,7 @@ lint: $(VENV)/.ready  ## style, imports, types, lengths
 	$(BIN)/python scripts/check_house.py
 	$(BIN)/mypy
 format: $(VENV)/.ready
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 clean:
 	rm -rf .venv .venv-npu .venv-oldest .venv-newest .venv-lmms .venv-integrations .venv-vllm .venv-ascend .venv-lent .venv-docs .venv-app runs build *.egg-info
 # The environments: .venv, and for single targets .venv-npu, .venv-oldest and their like. The script makes .ready last.

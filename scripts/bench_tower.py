@@ -3,11 +3,13 @@
 Weights are random, and there are as many blocks as --blocks says (32 in the checkpoint). They take turns, round
 after round; of one thread of a CPU the clock is the time that it computed.
 
-    python scripts/bench_tower.py [--device cpu] [--patches 1024 2304 4096] [--blocks 16] [--rounds 3] [--output FILE]
+    python scripts/bench_tower.py [--device cpu] [--patches 1024 2304 4096] [--blocks 16] [--rounds 3]
+                                  [--methods ipcv tome] [--output FILE]
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from datetime import date
 from math import isqrt
 
@@ -21,7 +23,7 @@ from ppe_npu.backends.common import DTYPES
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
 
-SIZE = "tower"
+SIZE, METHODS = "tower", ("ipcv", "tome")
 
 
 def model_of(blocks: int, device: torch.device, dtype: torch.dtype):
@@ -32,8 +34,10 @@ def model_of(blocks: int, device: torch.device, dtype: torch.dtype):
 
 
 @torch.no_grad()
-def measure(model, patches: int, keep: float, device: torch.device, rounds: int) -> dict[str, float]:
-    """Milliseconds of each, and of IPCV and ToMe the medians of their ratios to the dense tower."""
+def measure(
+    model, patches: int, keep: float, device: torch.device, rounds: int, methods: Sequence[str]
+) -> dict[str, float]:
+    """Milliseconds of the dense tower and of each method, and the medians of the methods' ratios to it."""
     side, vision = isqrt(patches), model.config.vision_config
     if side * side != patches or side % vision.spatial_merge_size:
         raise InputError(f"patches={patches}: give the square of an even number")
@@ -43,21 +47,21 @@ def measure(model, patches: int, keep: float, device: torch.device, rounds: int)
     grid = torch.tensor([[1, side, side]], device=device)
     joins = sorted({vision.depth // 8, vision.depth // 4, vision.depth * 3 // 8})
     configs = {
-        "dense": None,
         "ipcv": CompressionConfig.preset("ipcv", keep=keep),
         "tome": CompressionConfig.preset("tome_tower", ratio=keep, merge_blocks=joins),
     }
-    times: dict[str, list[float]] = {name: [] for name in configs}
+    times: dict[str, list[float]] = {name: [] for name in ("dense", *methods)}
     for number in range(rounds + 1):
         for name, own in times.items():
-            config = configs[name]
-            restore(model) if config is None else compress(model, config)
+            restore(model) if name == "dense" else compress(model, configs[name])
             spent = stopwatch(lambda: model.model.visual(pixels, grid_thw=grid), device)
             if number:
                 own.append(spent)
-    dense, ipcv, tome = (Times(tuple(own)) for own in times.values())
-    medians = {"dense_ms": dense.median, "ipcv_ms": ipcv.median, "tome_ms": tome.median}
-    return medians | {"share": 1 / ipcv.ratio(dense), "tome_share": 1 / tome.ratio(dense)}
+    dense, *others = (Times(tuple(own)) for own in times.values())
+    row = {"dense_ms": dense.median}
+    for name, own in zip(methods, others):
+        row |= {f"{name}_ms": own.median, "share" if name == "ipcv" else f"{name}_share": 1 / own.ratio(dense)}
+    return row
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--blocks", type=int, default=16)
     parser.add_argument("--keep", type=float, default=0.35)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--output", help="a JSON file for the numbers")
     args = parser.parse_args(argv)
@@ -77,11 +82,11 @@ def main(argv: list[str] | None = None) -> None:
     facts = {"device": devices.describe(device), "dtype": dtype, "clock": clock_name(device), "date": str(date.today())}
     print(f"{facts['device']['name']}, {dtype}, {args.blocks} blocks, {args.rounds} rounds, {facts['clock']}")
     model, rows = model_of(args.blocks, device, DTYPES[dtype]), {}
-    print(f"{'patches':>8}{'dense ms':>12}{'ipcv ms':>12}{'share':>9}{'tome ms':>12}{'share':>9}")
+    print(f"{'patches':>8}{'dense ms':>12}" + "".join(f"{name + ' ms':>12}{'share':>9}" for name in args.methods))
     for patches in args.patches:
-        row = rows[patches] = measure(model, patches, args.keep, device, args.rounds)
-        told = f"{patches:>8}{row['dense_ms']:>12.0f}{row['ipcv_ms']:>12.0f}{row['share']:>9.1%}"
-        print(f"{told}{row['tome_ms']:>12.0f}{row['tome_share']:>9.1%}", flush=True)
+        row = rows[patches] = measure(model, patches, args.keep, device, args.rounds, args.methods)
+        told = "".join(f"{value:>9.1%}" if "share" in name else f"{value:>12.0f}" for name, value in row.items())
+        print(f"{patches:>8}{told}", flush=True)
         if args.output:
             write_json(args.output, {**facts, "blocks": args.blocks, "keep": args.keep, "rows": rows})
 

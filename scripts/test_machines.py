@@ -82,7 +82,19 @@ def run(variables: dict[str, str], arguments: list[str]) -> tuple[int, list[str]
     """How many tests passed, and the names of those that did not."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-n", "2", "-m", "not slow", f"--junitxml={report}", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n",
+            "2",
+            "--dist",
+            "worksteal",
+            "-m",
+            "not slow",
+            f"--junitxml={report}",
+            *arguments,
+        ]
         done = subprocess.run(command, cwd=ROOT, env=environment(variables), capture_output=True, text=True)
         if done.returncode > 1 or not report.exists():
             sys.exit(f"pytest stopped ({done.returncode}):\n{done.stdout[-3000:]}{done.stderr[-3000:]}")

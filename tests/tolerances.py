@@ -159,6 +159,22 @@ def moved_apart(rates: Iterable[float], weight: float = 1.0) -> float:
     return 2 * sum(rates) + len(rates) * eps(torch.float32) * weight
 
 
+def drift_error(path: float, steps: int, weight: float, layers: int) -> float:
+    """How far (RMS) gradient descent in fp32 is from exact weights of size `weight` (RMS) after so many steps, which
+    were `path` long together.
+
+    Each step's gradient passed so many layers and is off by their rounding, relatively: all are, the same way at worst.
+    Each step rounds the weights, by half an eps at most and in either direction.
+    """
+    return APART * depth_error(layers) * path + math.sqrt(steps) * eps(torch.float32) / 2 * weight
+
+
+def learnt_error(drift: float, words: Tensor, layers: int) -> float:
+    """Of log-probabilities (RMS) of a model whose weights are off by `drift`, relatively: these are to its products
+    what a rounding is."""
+    return APART * (depth_error(layers) + drift * math.sqrt(OPERATORS * layers)) * rms(words)
+
+
 def slope_error(wide: float, narrow: float, value: float, step: float, layers: int = 4) -> float:
     """Of the central difference `narrow` over `step`, with that over twice the step, of numbers of this value.
 
@@ -166,6 +182,20 @@ def slope_error(wide: float, narrow: float, value: float, step: float, layers: i
     values is rounded in fp32.
     """
     return abs(wide - narrow) + depth_error(layers) * abs(value) / step
+
+
+def assert_chosen(found: list[int], scores: Tensor, error: Tensor) -> None:
+    """The `len(found)` best by exact scores [N], each of which is off by up to `error` [N] where it was found: who is
+    clearly above the cutoff is among them, who is clearly below is not, and no one twice."""
+    count = len(found)
+    assert len(set(found)) == count, f"chosen twice: {sorted(found)}"
+    order = scores.argsort(descending=True)
+    inside = order[:count]
+    worst = inside[-1] if count else order[0]
+    for token in range(len(scores)):
+        apart = (scores[token] - scores[worst]).item()
+        tied = abs(apart) <= (error[token] + error[worst]).item()
+        assert tied or (token in found) == (token in inside), f"token {token} is {apart:.2e} from the cutoff"
 
 
 # -- draws, formats, printed numbers -----------------------------------------------------------------------------------

@@ -187,10 +187,9 @@ class Compression:
         self, layout: PromptLayout, standing: Standing, left: bool | None, packed: bool
     ) -> tuple[tuple[Stage, ...], Ahead | None]:
         """The stages that can be laid out already, and what of them cannot."""
-        right = bool(layout.real[:, 0].all() and not layout.real[:, -1].all())
-        hidden = bool((layout.visual & ~layout.real).any())
-        if self.config.keeps_all and not packed and (hidden or not (left and right)):
+        if self.config.keeps_all and not packed:
             return left_as_given(layout), None
+        right = bool(layout.real[:, 0].all() and not layout.real[:, -1].all())
         left = not right if left is None else left
         stages, standing = lay_out(standing, self.config.stages, left, packed)
         rest = self.config.stages[len(stages) :]
@@ -215,7 +214,7 @@ class Compression:
             return np.broadcast_to(places, (self.axes, samples, length)), np.full(samples, length)
         first = None if start is None else start.tolist()
         counts_kept = getattr(self.config.at_pixels, "numbering", "prompt") == "kept"
-        kept = chosen.kept if chosen is not None and counts_kept else None
+        kept = chosen.on_host if chosen is not None and counts_kept else None
         return prompt_positions(layout, self.vision, first, self.axes, kept)
 
     # -- between the vision tower and the first decoder layer: no host sync, but where counts are late ----------------

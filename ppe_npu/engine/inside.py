@@ -20,6 +20,11 @@ from ppe_npu.inspect.tower_work import BlockWork, TowerReport
 class Block(Protocol):
     """One call of a block, which a family knows how to run. Rows [T, C] are patches in the order of the tower."""
 
+    @property
+    def spares_queries(self) -> bool:
+        """Whether rows that are keys and values alone are asked for no query."""
+        ...
+
     def whole(self, rows: torch.Tensor) -> torch.Tensor:
         """The block as it is, on all rows."""
         ...
@@ -85,10 +90,10 @@ class TowerPass(ABC):
             self.report.watch.mark()
         return self.report
 
-    def note(self, number: int, block: Block, ran: tuple[int, int, int] | None = None, lost: int = 0) -> None:
-        """Tell the report of a block's work, once. ran, lost: as BlockWork; None: as the tower is."""
+    def note(self, number: int, block: Block, ran: tuple[int, int, int] | None = None, **more: int) -> None:
+        """Tell the report of a block's work, once. ran, more: as BlockWork; None: as the tower is."""
         if self.report is None or number in self.report.blocks:
             return
         borders = block.segments()
         whole = (borders[-1], borders[-1], int((np.diff(borders) ** 2).sum()))
-        self.report.blocks[number] = BlockWork(whole, whole if ran is None else ran, lost)
+        self.report.blocks[number] = BlockWork(whole, whole if ran is None else ran, **more)

@@ -121,7 +121,7 @@ class Joining(TowerPass):
             else:
                 rows = block.alone(rows, before.rows, borders)
         asked, lost = len(before.group) * before.patches if seen else len(before.rows), len(before.rows) - len(rows)
-        self.note(number, block, (asked, len(rows), int((np.diff(borders) ** 2).sum())), lost)
+        self.note(number, block, (asked, len(rows), int((np.diff(borders) ** 2).sum())), lost=lost)
         return after.full(rows) if number in self.open else rows
 
     @property

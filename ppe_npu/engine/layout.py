@@ -204,7 +204,7 @@ class Standing:
         before, features, sizes = Arrangement.of(layout), int(layout.visual.sum()), None
         if chosen is not None:
             sizes = tuple(chosen.counts(starts, [cell.tokens for cell in before.cells]).tolist())
-            starts, features = chosen.number[starts].tolist(), int(chosen.kept.sum())
+            starts, features = chosen.counts([0] * len(starts), starts).tolist(), chosen.total
         return cls(before, tuple(starts), features, None, asked, layout.real.shape[1], sizes)
 
     def after(self, stage: Stage) -> Standing:

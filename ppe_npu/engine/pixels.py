@@ -1,13 +1,16 @@
 """The place "pixels": which cells of the batch's pictures go into the vision tower at all.
 
 A cell is what becomes one visual token: a square of patches. A step at the pixels chooses cells by their values, before
-the tower runs; the others are part of the group of the one that they lean on, and the tower never sees them. What is
-chosen is known on the host before the plan is made (one read-back, none where the pixels are there already), so all
-that follows is laid out in advance, as ever.
+the tower runs; the others are part of the group of the one that they lean on, and the tower never sees them. How many
+of each picture are chosen is known on the host before the plan is made, so all that follows is laid out in advance, as
+ever. The host reads for that what was chosen, once; nothing where it is known how many that will be, and nothing of
+pixels that lie on the host.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,25 +69,55 @@ class Chosen:
     """What a step at the pixels keeps of a batch's visual tokens, in the order of the features: all images, all videos.
 
     Args:
-        kept: [V] bool.
-        source: [V] int64, the kept token in whose group each one is; of a kept one itself.
+        source: [V] int64, the kept token in whose group each one is; of a kept one itself. It lies on the host, or,
+            where numbers are known without it, with the pixels.
+        tokens, stay: of each frame of all images, then of all videos, how many tokens it has, and how many are kept.
     """
 
-    kept: np.ndarray
-    source: np.ndarray
+    source: torch.Tensor
+    tokens: tuple[int, ...]
+    stay: tuple[int, ...]
+
+    @classmethod
+    def read(cls, source: torch.Tensor, tokens: Sequence[int]) -> Chosen:
+        """With the numbers that `source` says, which the host reads."""
+        source = source.cpu()
+        before = np.cumsum([0, *(source.numpy() == np.arange(len(source)))])
+        return cls(source, tuple(tokens), tuple(np.diff(before[np.cumsum([0, *tokens])]).tolist()))
 
     @property
-    def number(self) -> np.ndarray:
-        """[V] int64, how many kept ones come before each."""
-        return np.cumsum(self.kept) - self.kept
+    def total(self) -> int:
+        """How many are kept."""
+        return sum(self.stay)
+
+    @functools.cached_property
+    def kept(self) -> torch.Tensor:
+        """[V] bool."""
+        return self.source == torch.arange(len(self.source), device=self.source.device)
+
+    @functools.cached_property
+    def places(self) -> torch.Tensor:
+        """[kept] int64, which tokens are kept, rising."""
+        return self.kept.int().sort(descending=True, stable=True).indices[: self.total]
+
+    @functools.cached_property
+    def on_host(self) -> np.ndarray:
+        """[V] bool, `kept` for the host, which reads it if it lies elsewhere."""
+        return self.kept.cpu().numpy()
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """[V] int64, in which kept one's group each token is, the first kept one's being 0."""
+        return (self.kept.cumsum(0) - 1)[self.source]
 
     def counts(self, starts: Sequence[int] | np.ndarray, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-        """How many are kept of each run of tokens."""
-        ends = np.concatenate([[0], np.cumsum(self.kept)])
+        """How many are kept of each run of whole frames, which start at these tokens and have so many."""
+        ends, kept = (np.cumsum([0, *sizes]) for sizes in (self.tokens, self.stay))
         first = np.asarray(starts, np.int64)
-        return ends[first + np.asarray(tokens, np.int64)] - ends[first]
+        begin, end = (np.searchsorted(ends, place) for place in (first, first + np.asarray(tokens, np.int64)))
+        return kept[end] - kept[begin]
 
-    def held(self, k: int, rule: str, positions: np.ndarray) -> np.ndarray:
+    def held(self, k: int, rule: str, positions: torch.Tensor) -> torch.Tensor:
         """[kept, k] int64, which tokens speak for each group, or [kept, axes * k]: see members().
 
         Args:
@@ -92,36 +125,36 @@ class Chosen:
             positions: [axes, V] int64, of every visual token.
         """
         how = rule_named(among_equals(rule))
-        labels, kept = torch.from_numpy(self.number[self.source])[None], np.flatnonzero(self.kept)
-        known = {"positions": torch.from_numpy(positions), "representatives": torch.from_numpy(kept)[None]}
-        return chosen(how, k, labels, None, len(kept), **known)[0].numpy()
+        known = {"positions": positions, "representatives": self.places[None]}
+        return chosen(how, k, self.labels[None], None, self.total, **known)[0]
 
 
 def choose(
     method: Method,
     pixels: torch.Tensor | None,
-    grids: Sequence[Sequence[int]],
-    videos: int,
+    images: Sequence[tuple[int, int, int]],
+    videos: Sequence[tuple[int, int, int]],
     values: PixelValues,
     merge: int,
 ) -> Chosen:
-    """Choose cells of all pictures of a batch; the host reads the answer once.
+    """Choose cells of all pictures of a batch. The host reads the answer, once, where it hangs on it how many are kept.
 
     Args:
         method: with place "pixels".
         pixels: [patches, values of a patch] of all images, as the model is given them; None without any.
-        grids: (frames, height, width) in patches of each image.
-        videos: how many visual tokens all videos have, which stay as they are.
+        images, videos: (frames, rows, columns) of each, in cells. Videos stay as they are.
         merge: patches along the side of a cell.
     """
-    sources, at, first = [], 0, 0
-    for frames, height, width in grids:
-        for _ in range(frames):
-            assert pixels is not None, "an image has pixels"
-            grid, end = (height // merge, width // merge), at + height * width
-            _, source = method.select(values.cells(pixels[at:end], grid, merge))
-            sources.append(source.flatten() + first)
-            at, first = end, first + source.numel()
-    found = torch.cat(sources).cpu().numpy() if sources else np.zeros(0, np.int64)
-    whole = np.concatenate([found, len(found) + np.arange(videos)])
-    return Chosen(whole == np.arange(len(whole)), whole)
+    frames = [(rows, columns) for count, rows, columns in images for _ in range(count)]
+    cells = [rows * columns for rows, columns in frames]
+    others = [rows * columns for count, rows, columns in videos for _ in range(count)]
+    ends, sources = [0, *itertools.accumulate(cells)], []
+    for grid, first, end in zip(frames, ends, ends[1:]):
+        assert pixels is not None, "an image has pixels"
+        own = pixels[first * merge**2 : end * merge**2]
+        sources.append(method.select(values.cells(own, grid, merge))[1].flatten() + first)
+    where = sources[0].device if sources else None
+    source = torch.cat([*sources, torch.arange(ends[-1], ends[-1] + sum(others), device=where)])
+    if method.counts == "late":
+        return Chosen.read(source, (*cells, *others))
+    return Chosen(source, (*cells, *others), (*map(method.kept, cells), *others))

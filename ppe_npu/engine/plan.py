@@ -19,7 +19,7 @@ from ppe_npu.engine.late import Ahead
 from ppe_npu.engine.layout import Arrangement, Stage
 from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.pixels import Chosen
-from ppe_npu.engine.rounds import Movable, as_tensor
+from ppe_npu.engine.rounds import Movable, as_tensor, upload
 from ppe_npu.engine.shown import Prompts
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.inspect.report import Stopwatch
@@ -89,15 +89,16 @@ class PromptPlan(Movable):
         """
         positions = np.pad(positions.reshape(len(positions), -1), ((0, 0), (0, 1)))
         deltas = (following - layout.real.sum(axis=1))[:, None]
-        length, held = layout.real.shape[1], None
+        length = layout.real.shape[1]
         spans = sorted(layout.spans, key=lambda span: span.feature)
         starts = [(span.sample * length + span.start, span.tokens) for span in spans]
         visual = np.concatenate([np.zeros(0, np.int64), *(first + np.arange(tokens) for first, tokens in starts)])
-        if chosen is not None:
-            if holding is not None:
-                held = as_tensor(visual[chosen.held(holding.k, holding.rule, positions[:, visual])])
-            visual = visual[chosen.kept]
         rows, own, after, shifts = map(as_tensor, (positions, visual, following, deltas))
+        held = None
+        if chosen is not None:
+            own, numbers = (upload(part, chosen.source.device) for part in (own, rows[:, own]))
+            held = None if holding is None else own[chosen.held(holding.k, holding.rule, numbers)]
+            own = own[chosen.places]
         order = None if tower_order is None else as_tensor(tower_order)
         as_given = any(stage.as_given for stage in stages)
         return cls(
@@ -109,7 +110,7 @@ class PromptPlan(Movable):
         themselves, if a later method will have to find its own on the device. To be asked before anything is copied."""
         ahead = [] if self.ahead is None else [method for _, methods in self.ahead.stages for method in methods]
         every = feature_places(self.layout)
-        places = first = as_tensor(every if self.chosen is None else every[self.chosen.kept])
+        places = first = as_tensor(every if self.chosen is None else every[self.chosen.on_host])
         out: list[Stage] = []
         for number, stage in enumerate(self.stages):
             blind = list(itertools.takewhile(lambda step: step.method.on_host, stage.rounds))

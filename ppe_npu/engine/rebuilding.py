@@ -44,7 +44,8 @@ class Rebuilding(TowerPass):
         borders, alone = block.segments(), not self._stable(number)
         own = np.diff(self.borders(borders, alone))
         asked = kept if alone and number not in self.seen else borders[-1]
-        self.note(number, block, (asked, kept, int((own * (own if alone else np.diff(borders))).sum())))
+        pairs = int((own * (own if alone else np.diff(borders))).sum())
+        self.note(number, block, (asked, kept, pairs), spared=0 if alone else block.spares_queries * (asked - kept))
 
     def _stable(self, number: int) -> bool:
         """Whether the rows that have left are keys and values of a block, too."""

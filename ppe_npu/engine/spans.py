@@ -101,6 +101,18 @@ class Span:
         return self.grid[0] * self.frame_tokens
 
 
+class HiddenItems(InputError):
+    """Images and videos are given of which the mask hides every token.
+
+    Args:
+        unseen: of each kind the numbers of those, in the batch's order.
+    """
+
+    def __init__(self, message: str, unseen: dict[str, set[int]]):
+        super().__init__(message)
+        self.unseen = unseen
+
+
 @dataclass(frozen=True)
 class PromptLayout:
     """A batch of prompts before compression.
@@ -160,13 +172,13 @@ def find_spans(
 
     Raises:
         InputError: placeholder tokens and grids that disagree, in transformers' words; says which sample, how many
-            there are and how many there should be.
+            there are and how many there should be. HiddenItems, where they agree but for what the mask hides.
     """
     real = np.ones(input_ids.shape, dtype=bool) if attention_mask is None else attention_mask != 0
     given = {IMAGE: image_grid_thw, VIDEO: video_grid_thw}
     runs = {
-        IMAGE: _parts(IMAGE, image_grid_thw or (), None, vision),
-        VIDEO: _parts(VIDEO, video_grid_thw or (), seconds_per_frame, vision),
+        IMAGE: parts_of(IMAGE, image_grid_thw or (), None, vision),
+        VIDEO: parts_of(VIDEO, video_grid_thw or (), seconds_per_frame, vision),
     }
     first = {IMAGE: 0, VIDEO: sum(part.tokens for part in runs[IMAGE])}
     tokens = {IMAGE: vision.image_token_id, VIDEO: vision.video_token_id}
@@ -175,9 +187,11 @@ def find_spans(
         placeholders[:, prompt:] &= prompt is None
     visual = (kinds[IMAGE] | kinds[VIDEO]) & (real | hidden)
     try:
-        return PromptLayout(real, visual, _placed(visual, kinds, runs, first))
+        return PromptLayout(real, visual, _placed(visual, kinds, runs, dict(first)))
     except InputError as error:
-        raise InputError(_in_transformers_words(kinds, real, runs, hidden, str(error))) from None
+        message = _in_transformers_words(kinds, real, runs, hidden, str(error))
+        unseen = {} if hidden else _unseen(real, kinds, runs, first)
+        raise (HiddenItems(message, unseen) if unseen else InputError(message)) from None
 
 
 def item_spans(kind: str, grid_thw: Sequence[int], seconds_per_frame: float, vision: VisionTokens) -> tuple[Span, ...]:
@@ -191,10 +205,27 @@ def item_spans(kind: str, grid_thw: Sequence[int], seconds_per_frame: float, vis
     """
     spans: list[Span] = []
     start = 0
-    for part in _parts(kind, [grid_thw], [seconds_per_frame] if kind == VIDEO else None, vision):
+    for part in parts_of(kind, [grid_thw], [seconds_per_frame] if kind == VIDEO else None, vision):
         spans.append(Span(0, start, kind, part.grid, part.seconds, start, 0))
         start += part.tokens
     return tuple(spans)
+
+
+def _unseen(
+    real: np.ndarray, kinds: dict[str, np.ndarray], runs: dict[str, list[Part]], first: dict[str, int]
+) -> dict[str, set[int]]:
+    """The images and videos of which the mask hides every token; {} unless it hides all or nothing of each."""
+    try:
+        spans = _placed(kinds[IMAGE] | kinds[VIDEO], kinds, runs, dict(first))
+    except InputError:
+        return {}
+    seen, hidden = ({IMAGE: set(), VIDEO: set()} for _ in range(2))
+    for span in spans:
+        shown = real[span.sample, span.start : span.start + span.tokens]
+        for found, sources in ((shown.any(), seen), (not shown.all(), hidden)):
+            if found:
+                sources[span.modality].add(span.source)
+    return {} if any(seen[kind] & hidden[kind] for kind in seen) else hidden
 
 
 def _in_transformers_words(
@@ -251,10 +282,14 @@ def _placed(
     return tuple(spans)
 
 
-def _parts(
+def parts_of(
     kind: str, grids: Sequence[Sequence[int]] | Parts, seconds: Sequence[float] | None, vision: VisionTokens
 ) -> list[Part]:
-    """Every run of tokens that these images or videos have in the prompts."""
+    """Every run of tokens that these images or videos have in the prompts.
+
+    Raises:
+        InputError: grids that are none, or another number of `seconds`.
+    """
     if isinstance(grids, Parts):
         return list(grids)
     size, tokens = vision.merge_size, []

@@ -126,8 +126,7 @@ def tower_order(layout: PromptLayout, window: int, chosen: Chosen | None = None)
     if chosen is None:
         return order
     walked = np.argsort(order)
-    left = walked[chosen.kept[walked]]
-    return np.argsort(chosen.number[left])
+    return np.argsort(walked[chosen.on_host[walked]])
 
 
 def received(query: torch.Tensor, key: torch.Tensor, frames: Sequence[int], scale: float) -> torch.Tensor:

@@ -16,7 +16,8 @@ class Widths:
     """Of a block or layer, by whose numbers operations are counted.
 
     Args:
-        asked: weights of the projections to queries, keys and values. rest: weights of its other linear layers.
+        asked: weights of the projections to queries, keys and values, in a tower a third each. rest: weights of its
+            other linear layers.
         channels: of all heads together. out: weights of what comes out of attention, among the rest.
     """
 
@@ -44,11 +45,17 @@ def _weights(module: torch.nn.Module) -> int:
 @dataclass(frozen=True)
 class BlockWork:
     """Rows of a block as the tower is and as it ran: asked for queries, fed to the rest, and pairs that attend.
-    lost: how many came out of attention beside those that were fed to the rest."""
+    lost: how many came out of attention beside those that were fed to the rest. spared: how many were asked for keys
+    and values alone."""
 
     whole: tuple[int, int, int]
     ran: tuple[int, int, int]
     lost: int = 0
+    spared: int = 0
+
+    def flops(self, widths: Widths) -> int:
+        """As it ran."""
+        return widths.flops(*self.ran) + 2 * (self.lost * widths.out - self.spared * widths.asked // 3)
 
 
 @dataclass
@@ -81,8 +88,7 @@ class TowerReport:
 
     @property
     def flops(self) -> int:
-        blocks = self.blocks.values()
-        return sum(self.widths.flops(*block.ran) + 2 * block.lost * self.widths.out for block in blocks)
+        return sum(block.flops(self.widths) for block in self.blocks.values())
 
     @property
     def dense_flops(self) -> int:

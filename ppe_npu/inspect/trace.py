@@ -92,8 +92,8 @@ class Trace:
         place = center = np.arange(int(layout.visual.sum()))
         stages, events, chosen = [], None, self.plan.chosen
         if chosen is not None:
-            place, center = chosen.number[chosen.source], np.flatnonzero(chosen.kept)
-            held = center[:, None] if self.plan.held is None else feature[self.plan.held.numpy()]
+            place, center = (part.cpu().numpy() for part in (chosen.labels, chosen.places))
+            held = center[:, None] if self.plan.held is None else feature[self.plan.held.cpu().numpy()]
             stages.append(("pixels", place, center, held))
         for (rounds, kept_held), stage in zip(self.merges, self.plan.stages):
             representative = np.arange(len(center))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ppe_npu.backends import device
 from ppe_npu.backends.reference.dpc_knn import probable_error
@@ -97,14 +98,12 @@ class Leaving:
         rows: [n] int64, those that stay, rising. removed: [R] int64, the others, rising.
         neighbours: [R, k] int64, places in `rows`.
         present: [R, k] fp32, 1 where there is such a neighbour, else 0; None where all have k.
-        inverse: [L] int64, where each row stands in a compact tensor.
     """
 
     rows: torch.Tensor
     removed: torch.Tensor
     neighbours: torch.Tensor
     present: torch.Tensor | None
-    inverse: torch.Tensor
 
     @classmethod
     def of(cls, rows: list[torch.Tensor], removed: list[torch.Tensor], near: list[torch.Tensor]) -> Leaving:
@@ -114,15 +113,13 @@ class Leaving:
         if any(part.shape[1] < most for part in near):
             ones = (torch.ones_like(part, dtype=torch.float32) for part in near)
             present = torch.cat([_padded(part, most) for part in ones])
-        stay, leave = torch.cat(rows), torch.cat(removed)
-        inverse = torch.cat([stay, leave]).argsort()
-        return cls(stay, leave, torch.cat([_padded(part, most) for part in near]), present, inverse)
+        return cls(torch.cat(rows), torch.cat(removed), torch.cat([_padded(part, most) for part in near]), present)
 
     def to(self, where: torch.device) -> Leaving:
         """The same on another device."""
         if self.rows.device == where:
             return self
-        parts = (self.rows, self.removed, self.neighbours, self.present, self.inverse)
+        parts = (self.rows, self.removed, self.neighbours, self.present)
         return Leaving(*(None if part is None else part.to(where) for part in parts))
 
     def compact(self, full: torch.Tensor) -> torch.Tensor:
@@ -136,11 +133,15 @@ class Leaving:
         """[L, C] as compact() gives it, its first rows as they are by now -> [L, C] all rows, in order."""
         kept, left = compact.split([len(self.rows), len(self.removed)])
         means = self._means(kept)
-        return torch.cat([kept, (left.to(means.dtype) + means).to(kept.dtype)]).index_select(0, self.inverse)
+        rebuilt = (left.to(means.dtype) + means).to(kept.dtype)
+        return torch.empty_like(compact).index_copy_(0, self.rows, kept).index_copy_(0, self.removed, rebuilt)
 
     def _means(self, kept: torch.Tensor) -> torch.Tensor:
-        """[R, C] of each removed row the mean of its neighbours, in fp32 or better; a chunk of rows at a time."""
+        """[R, C] of each removed row the mean of its neighbours, in fp32 or better: on a CPU in one pass, elsewhere a
+        chunk of rows at a time."""
         wide = torch.promote_types(kept.dtype, torch.float32)
+        if self.present is None and device.on_cpu(kept.device):
+            return F.embedding_bag(self.neighbours, kept.to(wide), mode="mean")
         step = _step(self.neighbours.shape[1] * kept.shape[1], kept.device)
         present = [None] * len(self.neighbours) if self.present is None else self.present[:, :, None].split(step)
         parts = []

@@ -78,6 +78,7 @@ class PixelPrune(Method):
         Returns:
             kept: [H, W] bool.
             source: [H, W] int64, the raster index of the kept cell that each one leans on; of a kept one itself.
+            Both where the cells are; of "connected", "random" and anchored runs, which are the host's work, there.
 
         Raises:
             InputError: no such tensor.
@@ -106,11 +107,13 @@ class PixelPrune(Method):
         if self.predictor == "connected":
             return connected(cells, self.skip_ratio, self.rand, self.seed)
         if self.predictor in ("raster", "serpentine"):
+            if self.anchored and threshold > 0 and not cells.on_host:  # where a run ends says where the next begins
+                cells = Cells(flat.cpu(), width, metric, threshold, errors=self._limited)
             order = cells.numbers.view(-1, width).clone()
             if self.predictor == "serpentine":
                 order[1::2] = order[1::2].flip(1)
             return runs(cells, order.flatten(), self.anchored)
         found = pred_2d(cells, self.anchored)
         if self.predictor == "random":
-            return scattered(found.kept.sum(), len(cells), width, self.seed)
+            return scattered(int(found.kept.sum()), len(cells), width, self.seed)
         return found

@@ -1,7 +1,8 @@
 """Which cells of a picture are predicted by cells beside them: for methods at the pixels.
 
-A picture is H x W cells, flattened in raster order to N rows of D pixel values, [N, D] fp32. All of it runs on the
-device that holds the cells. No global random generator is asked or seeded.
+A picture is H x W cells, flattened in raster order to N rows of D pixel values, [N, D] fp32. What every cell can be
+asked at once runs on the device that holds the cells, and the host looks at none of it. Walks, components and draws are
+the host's, which reads what they need once for a picture. No global random generator is asked or seeded.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def sources(leans_on: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 def beside(cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
     """The distances [H, W] to the cell on the left and to the one above; inf where there is none."""
     left, up = cells.values.new_full((2, len(cells)), torch.inf)
-    inner, lower = cells.numbers[cells.numbers % cells.width > 0], cells.numbers[cells.width :]
+    inner, lower = cells.numbers.view(-1, cells.width)[:, 1:].flatten(), cells.numbers[cells.width :]
     left[inner] = cells.apart(inner, inner - 1)
     up[lower] = cells.apart(lower, lower - cells.width)
     return left.view(-1, cells.width), up.view(-1, cells.width)
@@ -218,26 +219,27 @@ def nearest(kept: torch.Tensor, width: int) -> torch.Tensor:
     return torch.where(kept, cells, chosen[torch.cat(best)])
 
 
-def scattered(count: torch.Tensor, cells: int, width: int, seed: int) -> Prediction:
-    """As many cells as `count` [] says, drawn by a generator of our own that is seeded so."""
-    drawn = torch.randperm(cells, generator=torch.Generator().manual_seed(seed)).to(count.device)
+def scattered(count: int, cells: int, width: int, seed: int) -> Prediction:
+    """So many cells, drawn by a generator of our own that is seeded so; on the host."""
+    drawn = torch.randperm(cells, generator=torch.Generator().manual_seed(seed))
     rank = torch.empty_like(drawn)
-    rank[drawn] = torch.arange(cells, device=count.device)
+    rank[drawn] = torch.arange(cells)
     return Prediction(rank < count, -rank.float(), lambda kept: nearest(kept, width))
 
 
 def connected(cells: Cells, skip_ratio: float, rand: bool, seed: int) -> Prediction:
     """Cells that are joined by pairs of like neighbours are one component; of n of them n - round(n * skip_ratio), at
-    least one, are kept: evenly by their number in the component, the first among them, or drawn (`rand`)."""
-    left, up = beside(cells)
-    label = _components(cells.alike(left), cells.alike(up))
+    least one, are kept: evenly by their number in the component, the first among them, or drawn (`rand`). On the host,
+    which reads once what is beside what."""
+    left, up = torch.stack(beside(cells)).cpu()
+    numbers, label = torch.arange(len(cells)), _components(cells.alike(left), cells.alike(up))
     order = label.sort(stable=True).indices
     _, number, sizes = torch.unique(label, return_inverse=True, return_counts=True)
     first, size = (sizes.cumsum(0) - sizes)[number], sizes[number]
     rank = torch.empty_like(order)
-    rank[order] = cells.numbers
+    rank[order] = numbers
     if rand:
-        kept = _drawn(order.tolist(), sizes.tolist(), skip_ratio, seed).to(order.device)
+        kept = _drawn(order.tolist(), sizes.tolist(), skip_ratio, seed)
     else:
         kept = _evenly(rank - first, size, (size - (size.double() * skip_ratio).round().long()).clamp_min(1))
     error = torch.minimum(left, up).flatten()
@@ -245,8 +247,8 @@ def connected(cells: Cells, skip_ratio: float, rand: bool, seed: int) -> Predict
     def leans(kept: torch.Tensor) -> torch.Tensor:
         """The last kept one of the component before it, else its first kept one, else the nearest one in space."""
         inside, total = kept[order], len(order)
-        last = torch.where(inside, cells.numbers, -1).cummax(0).values
-        after = torch.where(inside, cells.numbers, total).flip(0).cummin(0).values.flip(0)
+        last = torch.where(inside, numbers, -1).cummax(0).values
+        after = torch.where(inside, numbers, total).flip(0).cummin(0).values.flip(0)
         found = torch.where(last >= first[order], last, after)
         found = torch.where(found < (first + size)[order], order[found.clamp_max(total - 1)], -1)[rank]
         return torch.where(found < 0, nearest(kept, cells.width), found)

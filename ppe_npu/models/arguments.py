@@ -12,7 +12,7 @@ from ppe_npu.engine.inside import TowerPass
 from ppe_npu.engine.joining import Joining
 from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.spans import IMAGE, VIDEO, Parts, VisionTokens
+from ppe_npu.engine.spans import IMAGE, VIDEO, HiddenItems, Parts, VisionTokens
 from ppe_npu.engine.tower import NEEDS as TOWER_NEEDS
 from ppe_npu.engine.tower import TowerTokens
 from ppe_npu.engine.tower_pass import pass_of, pools_of
@@ -28,6 +28,7 @@ from ppe_npu.models.tower import watched
 IDLE = "_ppe_idle_tower"  # of a model whose tower takes no grids: what untouched_tower() asks in its place
 SECONDS = ("second_per_grid_ts", "video_second_per_grid")  # of each video; the second in Qwen2.5-Omni
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
+VISUAL = (*PIXELS.values(), "image_grid_thw", "video_grid_thw", *SECONDS)
 # What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
 CONSUMED = (
     *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values", "pixel_values_videos"),
@@ -65,6 +66,7 @@ def make_plan(
 
     Args:
         model: the ...Model inside the one for conditional generation.
+        kwargs: of its forward. Images and videos that attention_mask hides are taken out of them.
         labels: [B, S] of training, or None.
 
     Raises:
@@ -87,16 +89,39 @@ def make_plan(
     if compression.config.at_pixels is not None:
         pixels = kwargs.get(PIXELS[IMAGE]) if _encoded(IMAGE, kwargs) is None else None
         chosen = chosen_cells(compression, compression.config.at_pixels, pixels, grids[IMAGE], grids[VIDEO])
-    return compression.plan(
-        ids,
-        mask,
-        grids[IMAGE],
-        grids[VIDEO],
-        next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None and grids[VIDEO] is not None), None),
-        kwargs.get("position_ids"),
-        None if past is None else past.following[0],
-        *(given.left, given.packed, labels, given.prompt, chosen),
-    )
+    try:
+        return compression.plan(
+            ids,
+            mask,
+            grids[IMAGE],
+            grids[VIDEO],
+            _seconds(kwargs) if grids[VIDEO] is not None else None,
+            kwargs.get("position_ids"),
+            None if past is None else past.following[0],
+            *(given.left, given.packed, labels, given.prompt, chosen),
+        )
+    except HiddenItems as hidden:
+        if not _leave_out(kwargs, hidden.unseen):
+            raise
+    return make_plan(model, compression, kwargs, past, labels)
+
+
+def _seconds(kwargs: dict) -> torch.Tensor | list | None:
+    return next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None), None)
+
+
+def _leave_out(kwargs: dict, unseen: dict[str, set[int]]) -> bool:
+    """Take the images and videos that the mask hides out of the arguments, in place; False where they are not pixels
+    with a grid of their own."""
+    given = {name: kwargs[name] for name in VISUAL if kwargs.get(name) is not None}
+    kinds = [kind for kind, sources in unseen.items() if sources]
+    bare = any(PIXELS[kind] not in given or _encoded(kind, kwargs) is not None for kind in kinds)
+    if bare or any(isinstance(given[f"{kind}_grid_thw"], Parts) for kind in kinds):
+        return False
+    for kind in kinds:
+        seen = [source for source in range(len(given[f"{kind}_grid_thw"])) if source not in unseen[kind]]
+        kwargs |= picked(given, kind, seen) if seen else dict.fromkeys((PIXELS[kind], f"{kind}_grid_thw"))
+    return True
 
 
 def _grids_alone(kwargs: dict, ids: torch.Tensor, vision: VisionTokens) -> list[str]:
@@ -109,13 +134,11 @@ def _grids_alone(kwargs: dict, ids: torch.Tensor, vision: VisionTokens) -> list[
     ]
 
 
-def _grid(kind: str, kwargs: dict, dense: bool) -> torch.Tensor | list | None:
+def _grid(kind: str, kwargs: dict, dense: bool) -> Parts | list | None:
     """The grids of the images, or videos, that are given; None without any: then their placeholders are text."""
     grid = kwargs.get(f"{kind}_grid_thw")
     if is_given(kind, kwargs):
-        if not isinstance(grid, Parts):
-            _check_pixels(kind, kwargs.get(PIXELS[kind]), grid)
-        return grid
+        return grid if isinstance(grid, Parts) else _checked(kind, kwargs.get(PIXELS[kind]), grid)
     # A grid without its pixels: what is meant can only be guessed, so that its placeholders will miss a grid.
     return None if dense or grid is None else []
 
@@ -153,8 +176,8 @@ def _check_seen(ids: torch.Tensor, kwargs: dict, vision: VisionTokens) -> None:
         )
 
 
-def _check_pixels(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | None) -> None:
-    """Raise InputError unless the grids are grids, and the patches theirs."""
+def _checked(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | None) -> list[list[int]]:
+    """The grids, which the host reads; InputError unless they are grids, and the patches theirs."""
     if grid is None:
         raise InputError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
     fits = isinstance(grid, torch.Tensor) and grid.ndim == 2 and grid.shape[1] == 3 and not grid.is_floating_point()
@@ -163,9 +186,11 @@ def _check_pixels(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | N
         raise InputError(f"{kind}_grid_thw must be a tensor of whole numbers [n, 3], not {shape}")
     if pixels is not None and pixels.ndim != 2:
         raise InputError(f"{PIXELS[kind]} must be [patches, values of a patch], not {list(pixels.shape)}")
-    patches = sum(t * h * w for t, h, w in grid.tolist())
+    grids = grid.tolist()
+    patches = sum(t * h * w for t, h, w in grids)
     if pixels is not None and len(pixels) != patches:
         raise InputError(f"{PIXELS[kind]} hold {len(pixels)} patches, but {kind}_grid_thw describes {patches}")
+    return grids
 
 
 def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
@@ -184,11 +209,14 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     if given:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
-        grid = _frames(torch.cat(grids)) if compression.vision.tower_frames else torch.cat(grids)
+        embeds = kwargs.get("inputs_embeds")
+        where = (kwargs["input_ids"] if embeds is None else embeds).device
+        grid = torch.cat(grids).to(where)
+        grid = _frames(grid) if compression.vision.tower_frames else grid
         looked_into = compression.tower.all or compression.inside is not None
         with watched(model, plan) if looked_into else contextlib.nullcontext() as seen:
             if compression.inside is not None:
-                inside[KEYWORD] = _inside(compression.inside, compression, plan, given, pixels[0].device)
+                inside[KEYWORD] = _inside(compression.inside, compression, plan, given, where)
             ran = _run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
         passing, stands = inside.get(KEYWORD), None
         if passing is not None:
@@ -253,10 +281,11 @@ def _frames(grids: torch.Tensor) -> torch.Tensor:
 
 
 def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen | None = None, **inside: TowerPass):
-    if chosen is not None and not chosen.kept.all():
-        kept = KeptPatches.of(chosen, grid, model.compression.vision.merge_size)
+    if chosen is not None and chosen.total < len(chosen.source):
+        kept = KeptPatches.of(chosen, grid, model.compression.vision.merge_size, len(pixels))
         return run_on_kept(model.visual, pixels, kept, **inside)
-    return model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True, **inside)
+    pixels = pixels.to(grid.device, model.visual.dtype)
+    return model.visual(pixels, grid_thw=grid, return_dict=True, **inside)
 
 
 def _inside(
@@ -294,3 +323,15 @@ def ids_of_embeds(model, embeds: torch.Tensor, types: torch.Tensor | None = None
         for kind, token in ((1, vision.image_token_id), (2, vision.video_token_id)):
             ids = torch.where(types == kind, token, ids)
     return ids
+
+
+def picked(given: dict, kind: str, order: list[int]) -> dict:
+    """The pixels, grids and durations of the images or videos with these indices, in this order."""
+    grid = given[f"{kind}_grid_thw"]
+    out = {f"{kind}_grid_thw": grid[order]}
+    if PIXELS[kind] in given:  # not beside embeddings that hold the features, nor beside text with a grid alone
+        parts = given[PIXELS[kind]].split([t * h * w for t, h, w in grid.tolist()])
+        out[PIXELS[kind]] = torch.cat([parts[index] for index in order])
+    for name in SECONDS if kind == VIDEO else ():
+        out |= {name: torch.as_tensor(given[name])[order]} if name in given else {}
+    return out

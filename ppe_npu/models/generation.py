@@ -14,15 +14,13 @@ from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.masks import proportional_mask
 from ppe_npu.engine.run import Run
-from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens, find_spans
+from ppe_npu.engine.spans import IMAGE, VIDEO, HiddenItems, VisionTokens, find_spans
 from ppe_npu.errors import InputError
-from ppe_npu.models.arguments import PIXELS, SECONDS, ids_of_embeds
+from ppe_npu.models.arguments import PIXELS, VISUAL, ids_of_embeds, picked
 from ppe_npu.models.caches import continued, keep_state, state_before, state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
 from ppe_npu.models.known import has_attention
 from ppe_npu.models.seam import original, override
-
-_VISUAL = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", *SECONDS)
 
 
 def install_generation(model) -> None:
@@ -33,7 +31,7 @@ def install_generation(model) -> None:
     override(model, "_valid_auto_compile_criteria", _valid_auto_compile_criteria)
     newer: dict[str, Callable] = {
         "_prefill": _prefill,
-        "_prepare_position_ids_for_generation": _no_position_ids,
+        "_prepare_position_ids_for_generation": _prepare_position_ids_for_generation,
         "init_continuous_batching": _init_continuous_batching,
     }
     for name, function in newer.items():
@@ -45,7 +43,7 @@ def prepare_inputs_for_generation(self, input_ids, **kwargs):
     prepare = original(self, "prepare_inputs_for_generation")
     inputs = prepare(input_ids=input_ids, **kwargs)
     state = state_of(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
-    state = state_before(state, cache_of(kwargs), input_ids.shape[1])
+    state = state_before(state, cache_of(kwargs), _columns(input_ids, kwargs))
     # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
     if state is not None and inputs.get("input_ids") is not None and input_ids.shape[1] > state.seen:
         # As transformers does: a view has another stride in each step, and a compiled model is compiled again.
@@ -57,6 +55,12 @@ def prepare_inputs_for_generation(self, input_ids, **kwargs):
     inputs["position_ids"] = _positions(kwargs, state, self.compression)
     inputs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), left=True)
     return inputs | _fixed_step(self, inputs, state)
+
+
+def _columns(input_ids: torch.Tensor, kwargs: dict) -> int:
+    """Of the prompt and what was generated since: the ids have no prompt where that came as embeddings alone."""
+    embeds, prompt = kwargs.get("inputs_embeds"), kwargs.get(KEYWORD, NOTHING).prompt
+    return input_ids.shape[1] + (embeds.shape[1] if embeds is not None and prompt is None else 0)
 
 
 def _new_embeds(model, inputs: dict, kwargs: dict, seen: int) -> dict:
@@ -103,8 +107,14 @@ def _whole_mask(config, hidden: torch.Tensor, cache, layer: int, mask, past: int
     return mask if sizes is None else proportional_mask(mask, sizes, hidden, cache.layers[layer].max_cache_len)
 
 
-def _no_position_ids(self, **kwargs) -> None:
-    """A compressed model numbers its prompt itself, so that positions which arrive are the caller's."""
+def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.Tensor | None:
+    """A compressed model numbers its prompt itself, so that positions which arrive are the caller's; but transformers
+    answers a prompt that is padded on the right from its padding, by numbers that no prompt has."""
+    mask = model_kwargs.get("attention_mask")
+    if not self.compression.config.keeps_all or mask is None or mask.ndim != 2 or bool(mask[:, -1].all()):
+        return None
+    number = original(self, "_prepare_position_ids_for_generation")
+    return number(inputs_tensor=inputs_tensor, model_kwargs=model_kwargs)
 
 
 def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
@@ -183,13 +193,17 @@ def repeat_visual_inputs(
         input_ids: [B, S], not repeated yet.
         hidden: as find_spans() takes it.
     """
-    given = {name: inputs[name] for name in _VISUAL if inputs.get(name) is not None}
+    given = {name: inputs[name] for name in VISUAL if inputs.get(name) is not None}
     grids = {
         kind: given[f"{kind}_grid_thw"].tolist() if f"{kind}_grid_thw" in given else None for kind in (IMAGE, VIDEO)
     }
     mask = inputs.get("attention_mask")
     real = None if mask is None else mask.cpu().numpy()
-    layout = find_spans(input_ids.cpu().numpy(), real, grids[IMAGE], grids[VIDEO], None, vision, hidden=hidden)
+    given_to = input_ids.cpu().numpy(), real, grids[IMAGE], grids[VIDEO], None, vision
+    try:
+        layout = find_spans(*given_to, hidden=hidden)
+    except HiddenItems:  # they are repeated, too
+        layout = find_spans(*given_to, hidden=True)
     out: dict[str, torch.Tensor] = {}
     for kind in (IMAGE, VIDEO):
         owners = {span.source: span.sample for span in layout.spans if span.modality == kind}
@@ -201,7 +215,7 @@ def repeat_visual_inputs(
             if owner == sample
         ]
         if order:
-            out |= _picked(given, kind, order)
+            out |= picked(given, kind, order)
     return out
 
 
@@ -215,7 +229,7 @@ def new_visual_inputs(inputs: dict, input_ids: torch.Tensor, seen: int, vision: 
     Returns:
         what replaces the visual inputs, None where nothing is new; {} where just the new ones are given.
     """
-    given = {name: inputs[name] for name in _VISUAL if inputs.get(name) is not None}
+    given = {name: inputs[name] for name in VISUAL if inputs.get(name) is not None}
     out: dict[str, torch.Tensor | None] = {}
     for kind, token in ((IMAGE, vision.image_token_id), (VIDEO, vision.video_token_id)):
         if f"{kind}_grid_thw" not in given or PIXELS[kind] not in given:
@@ -234,17 +248,5 @@ def new_visual_inputs(inputs: dict, input_ids: torch.Tensor, seen: int, vision: 
                     order.append(at)
                 place += tokens[at]
                 at += 1
-        out |= _picked(given, kind, order) if order else dict.fromkeys((PIXELS[kind], f"{kind}_grid_thw"))
-    return out
-
-
-def _picked(given: dict, kind: str, order: list[int]) -> dict:
-    """The pixels, grids and durations of the images or videos with these indices, in this order."""
-    grid = given[f"{kind}_grid_thw"]
-    out = {f"{kind}_grid_thw": grid[order]}
-    if PIXELS[kind] in given:  # not beside embeddings that hold the features, nor beside text with a grid alone
-        parts = given[PIXELS[kind]].split([t * h * w for t, h, w in grid.tolist()])
-        out[PIXELS[kind]] = torch.cat([parts[index] for index in order])
-    for name in SECONDS if kind == VIDEO else ():
-        out |= {name: torch.as_tensor(given[name])[order]} if name in given else {}
+        out |= picked(given, kind, order) if order else dict.fromkeys((PIXELS[kind], f"{kind}_grid_thw"))
     return out

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +20,8 @@ import torch
 
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.pixels import Chosen, PixelValues, choose
-from ppe_npu.engine.rounds import as_tensor
-from ppe_npu.engine.spans import VisionTokens
+from ppe_npu.engine.rounds import as_tensor, upload
+from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens, parts_of
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
 from ppe_npu.utils.reading import UnreadableError, read_json
@@ -77,28 +77,30 @@ def chosen_cells(
     compression: Compression,
     method: Method,
     pixels: torch.Tensor | None,
-    images: torch.Tensor | list | None,
-    videos: torch.Tensor | list | None,
+    images: Sequence[Sequence[int]] | None,
+    videos: Sequence[Sequence[int]] | None,
 ) -> Chosen | None:
     """What the step at the pixels keeps of the visual tokens of all images and videos; None where there are none.
 
     Args:
-        pixels: [patches, values of a patch] of all images. images, videos: [n, 3] patches.
+        pixels: [patches, values of a patch] of all images. images, videos: (frames, height, width) of each in patches.
 
     Raises:
-        InputError: images that come without their pixels.
+        InputError: images that come without their pixels, and grids that are none.
     """
     vision = compression.vision
-    grids, clips = ([] if given is None else torch.as_tensor(given).tolist() for given in (images, videos))
-    others = sum(int(np.prod(grid)) for grid in clips)
-    if not (grids or others):
+    pictures, clips = (
+        [part.grid for part in parts_of(kind, grids or (), None, vision)]
+        for kind, grids in ((IMAGE, images), (VIDEO, videos))
+    )
+    if not (pictures or clips):
         return None
-    if grids and pixels is None:
+    if pictures and pixels is None:
         raise InputError(
             f"{method.name} looks at the pixels of images, which are given as features alone: give pixel_values"
         )
     assert vision.pixels is not None, "a family without a place for it has refused the step"
-    return choose(method, pixels, grids, others // vision.merge_size**2, vision.pixels, vision.merge_size)
+    return choose(method, pixels, pictures, clips, vision.pixels, vision.merge_size)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class KeptPatches:
     """What the tower is given of all images, then all videos.
 
     Args:
-        rows: [P] int64 index of each kept patch. grid: [n, 3] patches of each image and video.
+        rows: [P] int64 index of each kept patch, where they were chosen. grid: [n, 3] patches of each image and video.
         tokens: [V] bool, the kept tokens. merged: patches of a token.
         frames: [F] int64, how many kept patches each frame has.
     """
@@ -118,13 +120,15 @@ class KeptPatches:
     frames: torch.Tensor
 
     @classmethod
-    def of(cls, chosen: Chosen, grid: torch.Tensor, merge_size: int) -> KeptPatches:
-        merged, kept = merge_size**2, np.flatnonzero(chosen.kept)
-        rows = (kept[:, None] * merged + np.arange(merged)).reshape(-1)
-        sizes = np.concatenate([np.repeat(h * w // merged, t) for t, h, w in grid.tolist()])
-        frames = chosen.counts(np.cumsum(sizes) - sizes, sizes) * merged
-        to = grid.device
-        return cls(as_tensor(rows).to(to), grid, as_tensor(chosen.kept).to(to), merged, as_tensor(frames).to(to))
+    def of(cls, chosen: Chosen, grid: torch.Tensor, merge_size: int, patches: int) -> KeptPatches:
+        """Of a tower that is given so many patches before any is dropped: those of the first frames of `chosen`."""
+        merged = merge_size**2
+        given = np.cumsum(chosen.tokens) * merged <= patches
+        frames = np.array(chosen.stay)[given]
+        places = chosen.places[: int(frames.sum())]
+        rows = (places[:, None] * merged + torch.arange(merged, device=places.device)).flatten()
+        tokens = upload(chosen.kept[: patches // merged], grid.device)
+        return cls(rows, grid, tokens, merged, upload(as_tensor(frames * merged), grid.device))
 
     @property
     def as_frames(self) -> torch.Tensor:
@@ -133,7 +137,7 @@ class KeptPatches:
 
     def picked(self, values: torch.Tensor) -> torch.Tensor:
         """The kept of [all patches, ...]."""
-        return values.index_select(0, self.rows.to(values.device))
+        return values.index_select(0, upload(self.rows, values.device))
 
     def windows(self, index: torch.Tensor, borders: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Which kept token comes when in a tower that goes window by window, and where windows with some begin and end
@@ -155,7 +159,7 @@ def run_on_kept(tower, pixels: torch.Tensor, kept: KeptPatches, **more: Any):
     Raises:
         InputError: a tower whose parts are not known.
     """
-    pixels = kept.picked(pixels).to(tower.dtype)
+    pixels = kept.picked(pixels).to(kept.grid.device, tower.dtype)
     if hasattr(type(tower), "rot_pos_emb"):
         with _stood_in_for(tower, kept):
             return tower(pixels, grid_thw=kept.as_frames, return_dict=True, **more)

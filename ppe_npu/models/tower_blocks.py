@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ppe_npu import backends
@@ -103,6 +104,10 @@ class TowerBlock:
     table: tuple[torch.Tensor, torch.Tensor]
     others: dict
 
+    @property
+    def spares_queries(self) -> bool:
+        return self._ours and _can_spare(self.module.attn)
+
     def whole(self, rows: torch.Tensor) -> torch.Tensor:
         given = {"cu_seqlens": self.cu_seqlens, "position_embeddings": self.table, **self.others}
         return original(self.module, "forward")(rows, **given)
@@ -180,18 +185,54 @@ def vision_attention(
     Args:
         attention: with qkv, proj, num_heads and scaling. table: cos, sin [T, D]. borders: of frames or windows.
     """
-    heads = attention.qkv(rows).unflatten(-1, (3, attention.num_heads, -1)).permute(1, 2, 0, 3)
-    query, key, value = (part[None] for part in heads)
-    # In fp32, as transformers rotates the vision tower's heads.
-    cos, sin = (part[None].float() for part in table)
-    query, key = (part.to(value.dtype) for part in backends.rotary(query.float(), key.float(), cos, sin))
     options: dict[str, Any] = {"cu_seqlens": borders}
     if some is not None:
-        query = query.index_select(2, some.asking)
-        key, value = (part if some.asked is None else part.index_select(2, some.asked) for part in (key, value))
         options = {"cu_seqlens": some.borders, "cu_seqlens_k": some.asked_borders}
+    if some is not None and some.asked is None and _can_spare(attention):
+        query, key, value = _heads_of_some(attention, rows, table, some.asking)
+    else:
+        query, key, value = _heads(attention, attention.qkv(rows), 3)
+        # In fp32, as transformers rotates the vision tower's heads.
+        cos, sin = (part[None].float() for part in table)
+        query, key = (part.to(value.dtype) for part in backends.rotary(query.float(), key.float(), cos, sin))
+        if some is not None:
+            query = query.index_select(2, some.asking)
+            key, value = (part if some.asked is None else part.index_select(2, some.asked) for part in (key, value))
     out = backends.attention(query, key, value, **options, scale=attention.scaling)
     return attention.proj(out[0].transpose(0, 1).flatten(1)), key
+
+
+def _heads(attention, projected: torch.Tensor, parts: int) -> list[torch.Tensor]:
+    """[T, parts * H * D] -> as many [1, H, T, D]."""
+    heads = projected.unflatten(-1, (parts, attention.num_heads, -1)).permute(1, 2, 0, 3)
+    return [part[None] for part in heads]
+
+
+def _heads_of_some(
+    attention, rows: torch.Tensor, table: tuple[torch.Tensor, ...], asking: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries [1, H, n, D] of the rows that ask, keys and values [1, H, T, D] of all: a third of the projection is for
+    queries, of which the other rows need none."""
+    qkv = attention.qkv
+    sizes = [qkv.out_features // 3, qkv.out_features // 3 * 2]
+    weights, biases = (qkv.weight.split(sizes), (None, None) if qkv.bias is None else qkv.bias.split(sizes))
+    (query,) = _heads(attention, linear(rows.index_select(0, asking), weights[0], biases[0]), 1)
+    key, value = _heads(attention, linear(rows, weights[1], biases[1]), 2)
+    turned = []
+    for part, cos, sin in ((query, *(own.index_select(0, asking) for own in table)), (key, *table)):
+        halves = part.float().chunk(2, dim=1)  # of the heads: each goes where queries and keys go as a rule
+        turned.append(torch.cat(backends.rotary(*halves, cos[None].float(), sin[None].float()), dim=1).to(value.dtype))
+    return turned[0], turned[1], value
+
+
+def _can_spare(attention) -> bool:
+    """Whether the projection may be used in parts: it is a linear layer, and calling it does nothing else, as it does
+    with adapters, quantization, shares of its weights elsewhere, and whoever looks on."""
+    qkv = attention.qkv
+    if type(qkv) is not torch.nn.Linear or type(qkv.weight) is not torch.nn.Parameter or "forward" in vars(qkv):
+        return False
+    hooks = (qkv._forward_pre_hooks, qkv._forward_hooks, qkv._backward_pre_hooks, qkv._backward_hooks)
+    return attention.num_heads > 1 and qkv.out_features % 3 == 0 and not any(hooks)
 
 
 def on_host(cu_seqlens: torch.Tensor) -> list[int]:

@@ -11,7 +11,8 @@ Modifications (on the given instance only):
   features, and hands the language model the compressed prompt. Later steps take their mask and positions from what was
   kept; that state travels with the cache.
 * prepare_inputs_for_generation: a conversation that goes on feeds what the cache has not seen, counted before
-  compression, and only the images and videos in it; prompts are padded on the left whatever side they came padded on.
+  compression, and only the images and videos in it; prompts are padded on the left whatever side they came padded on,
+  unless nothing is merged.
   A step into a static cache is made ready there: the cache's state is brought up to its token, and the model is given
   masks and positions of one shape for all steps.
 * _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
@@ -20,7 +21,8 @@ Modifications (on the given instance only):
 * _prefill: prefills a prompt as a whole. init_continuous_batching: refused, it hands the model no images.
 * _valid_auto_compile_criteria: generate() with a static cache compiles only if a compile_config asks for it. Of its own
   accord transformers records CUDA graphs, which nobody has run with ours.
-* _prepare_position_ids_for_generation: gives none, so that position_ids that arrive are the caller's.
+* _prepare_position_ids_for_generation: gives none, so that position_ids that arrive are the caller's; where nothing
+  is merged and a prompt is padded on the right, transformers' own.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
 * the vision tower and its blocks, where a method works inside it: see tower_blocks.py.
 * language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.

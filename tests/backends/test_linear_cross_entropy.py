@@ -115,20 +115,3 @@ def test_no_more_than_a_chunk_of_logits_is_made_or_kept(monkeypatch):
     assert not any(50 in shape and shape != weight.shape for shape in kept)
     loss.backward()
     assert sorted(made) == [3, 3, 4, 4, 4, 4]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"hidden": torch.ones(2, 3, 5)}, "takes hidden"),
-        ({"weight": torch.ones(7, 4)}, "takes hidden"),
-        ({"labels": torch.zeros(5, dtype=torch.int64)}, "takes hidden"),
-        ({"weight": torch.ones(7, 5).bfloat16()}, "share a dtype"),
-        ({"reduction": "none"}, "reduction must be"),
-        ({"chunk_size": 0}, "chunk_size must be"),
-    ],
-)
-def test_what_does_not_fit_is_an_error(change, message):
-    arguments = {"hidden": torch.ones(6, 5), "weight": torch.ones(7, 5), "labels": torch.zeros(6, dtype=torch.int64)}
-    with pytest.raises(ValueError, match=message):
-        linear_cross_entropy(**(arguments | change))

@@ -46,19 +46,3 @@ def test_angle_zero_changes_nothing_in_any_dtype():
 def test_gradients():
     tensors, _ = _inputs(batch=1, length=2, width=4)
     assert torch.autograd.gradcheck(rotary, [tensor.requires_grad_() for tensor in tensors])
-
-
-def test_what_does_not_fit_is_an_error():
-    (query, key, cos, sin), _ = _inputs()
-    with pytest.raises(ValueError, match="share a dtype"):
-        rotary(query, key, cos.float(), sin.float())
-    with pytest.raises(ValueError, match="cos and sin must be"):
-        rotary(query, key, cos[..., :6], sin)
-    with pytest.raises(ValueError, match="cos and sin must be"):
-        rotary(query, key, cos, sin[:, :4])
-    with pytest.raises(ValueError, match="cos and sin must be"):
-        rotary(query, key, torch.cat((cos, cos)), torch.cat((sin, sin)))
-    with pytest.raises(ValueError, match="key does not fit"):
-        rotary(query, key[:, :, :4], cos, sin)
-    with pytest.raises(ValueError, match="even"):
-        rotary(query[..., :5], key[..., :5], cos[..., :5], sin[..., :5])

@@ -139,6 +139,23 @@ def charxiv(folder: Path) -> None:
     parquet(folder / "val.parquet", rows)
 
 
+@writes("ocrbench_v2")
+def ocrbench_v2(folder: Path) -> None:
+    """A question of three kinds in each language; what a kind does not need is empty, as published."""
+    empty = {"dataset_name": "x", "eval": "None", "bbox": None, "bbox_list": None, "content": None}
+    asked = [
+        {"type": "text recognition en", "question": "What is written? ", "answers": ["STOP", "stop it"]},
+        {"type": "text spotting en", "question": "Where are words?", "answers": [], "content": ["one", "two"],
+         "bbox_list": [[0, 0, 100, 0, 100, 50, 0, 50], [200, 0, 300, 0, 300, 50, 200, 50]]},
+        {"type": "text grounding en", "question": "Where is it?", "answers": ["10", "20", "30", "40"]},
+        {"type": "cognition VQA cn", "question": "店名？", "answers": ["北京饭店"]},
+        {"type": "text translation cn", "question": "翻译", "answers": [""]},
+        {"type": "full-page OCR cn", "question": "文字？", "answers": ["今天天气"]},
+    ]  # fmt: skip
+    rows = [{"id": number, **empty, **row, "image": {"bytes": picture()}} for number, row in enumerate(asked)]
+    parquet(folder / "data" / "test-00000-of-00001.parquet", rows)
+
+
 @writes("mmlongbench_doc")
 def mmlongbench_doc(folder: Path) -> None:
     """A document of three pages of 144 x 72 points, which differ in colour."""

@@ -11,7 +11,7 @@ from tolerances import assert_rounds_alike, exact
 from transformers import CompileConfig, DynamicCache, GenerationConfig, StaticCache
 
 from ppe_npu import CompressionConfig, compat, compress, restore
-from ppe_npu.methods import DART, DPCKNN, PACT, FastV, PyramidDrop, SparseVLM
+from ppe_npu.methods import DART, DPCKNN, PACT, FastV, PixelPrune, PyramidDrop, SparseVLM
 from ppe_npu.models.fused import fuse
 
 SLOW = pytest.mark.slow  # the same again: tracing takes seconds
@@ -119,6 +119,42 @@ def test_a_whole_model_is_compiled_for_prompts_of_several_lengths(model):
     for inputs, logits, precise in zip(prompts, expected, true):
         assert_rounds_alike(compiled(**inputs).logits, logits, precise)
         assert isinstance(model.compression.report.kv_bytes, int)
+
+
+PIXELS = CompressionConfig(steps=[PixelPrune(threshold=0.5), DPCKNN(0.5)], k=4)
+
+
+def pictures():
+    """Prompts whose pictures have other numbers of cells that are like the first."""
+    prompts = [Prompt([3, ("image", (1, 4, 4)), 3], seed=seed) for seed in range(3)]
+    for count, prompt in enumerate(prompts, start=4):
+        (pixels,) = prompt.pixels["image"]
+        pixels[4 : 4 * count] = pixels[:4].repeat(count - 1, 1)
+    return [batch(prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize("part", ["whole", pytest.param("decoder", marks=SLOW), pytest.param("tower", marks=SLOW)])
+@torch.no_grad()
+def test_cells_may_be_dropped_at_the_pixels(model, part):
+    """They are chosen where the host plans, so that no graph breaks that is not broken there as ever; the decoder, or
+    the tower, compiled by itself is compiled again once, when how many patches it is given becomes a symbol."""
+    compress(fuse(model), PIXELS)
+    prompts, graphs = pictures(), Graphs()
+    expected, true = eager(model, prompts)
+    kept = {model(**inputs).logits.shape[1] for inputs in prompts}
+    assert len(kept) == 3
+    forward = model.forward
+    if part == "whole":
+        explained = torch._dynamo.explain(model.forward)(**prompts[0])
+        assert (explained.graph_break_count, explained.graph_count) == (1, 2)
+        torch._dynamo.reset()
+        forward = torch.compile(model.forward, backend=graphs)
+    else:
+        inner = model.model.visual if part == "tower" else model.model.language_model
+        inner.compile(backend=graphs, fullgraph=part == "decoder")
+    assert_rounds_alike([forward(**inputs).logits for inputs in prompts], expected, true)
+    assert graphs.seen
+    assert part != "decoder" or len(graphs.seen) <= 2
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,34 @@ def test_features_of_generate(plain, setting, feature):
         assert ours.shape[1] == length + 5
 
 
+def padded(plain, given: str, side: str) -> dict:
+    """Two prompts, of which the first is padded: as text, as its embeddings alone, as both, or with pictures."""
+    if given == "pictures":
+        return pictures(side)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(6, 60, (2, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, slice(6, None) if side == "right" else slice(3)] = 0
+    both = {"input_ids": ids, "inputs_embeds": plain.get_input_embeddings()(ids).detach(), "attention_mask": mask}
+    left_out = {"text": "inputs_embeds", "embeds": "input_ids"}.get(given)
+    return {name: value for name, value in both.items() if name != left_out}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("given", ["text", "embeds", "text and embeds", "pictures"])
+@newer
+def test_dense_generates_as_untouched_whatever_side_the_padding_is_on(plain, given, side):
+    """On the right transformers warns, and answers from padding, numbered as no prompt is: so does the dense preset."""
+    settings = {**FIVE, "output_logits": True, "return_dict_in_generate": True}
+    inputs, model = padded(plain, given, side), compressed(plain, "dense")
+    for feature in ("dictionary", "beams", "static cache"):
+        expected, found = (part.generate(**inputs, **settings | FEATURES[feature]) for part in (plain, model))
+        assert torch.equal(found.sequences, expected.sequences)
+        expected, found = torch.stack(expected.logits), torch.stack(found.logits)
+        bound = torch.finfo(expected.dtype).eps * plain.config.text_config.hidden_size * expected.abs().max()
+        assert (found - expected).abs().max() <= bound
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_chunks_of_a_prompt_do_not_lose_its_picture(plain, setting):
     model, inputs = compressed(plain, setting), single()

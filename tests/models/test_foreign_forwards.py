@@ -206,8 +206,15 @@ def test_a_picture_that_the_mask_hides(plain, setting):
         )
         assert_rounds_alike(out(compressed(plain, setting), inputs).logits[0][real[0]], expected, true)
         return
-    with pytest.raises(InputError, match="attention_mask hides 6 image tokens of sample 1"):
-        out(compressed(plain, setting), inputs)
+    model, bare = compressed(plain, setting), ("pixel_values", "image_grid_thw")
+    one = inputs | {"pixel_values": inputs["pixel_values"][:80], "image_grid_thw": inputs["image_grid_thw"][:1]}
+    assert torch.equal(out(model, inputs).logits, out(model, one).logits)
+    inputs["attention_mask"][0, 4:] = 0  # as a trainer does that gives every batch a picture
+    none = {name: value for name, value in inputs.items() if name not in bare}
+    assert torch.equal(out(model, inputs).logits, out(model, none).logits)
+    inputs["attention_mask"][0, 4:10] = 1
+    with pytest.raises(InputError, match="attention_mask hides 17 image tokens of sample 0"):
+        out(model, inputs)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -6,11 +6,11 @@ from naive_ipcv import METHOD, PROMPTS, TOWERS, clip, config, features, given, n
 from prompts import GREEDY, logits
 from support import QUICK_FAMILIES, Prompt, random_model
 from tolerances import assert_equal, assert_rounds_alike, exact
+from tower_laws import check_attending, check_checkpoints, check_looking, check_work
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DART, DPCKNN, IPCV, FastV, PixelPrune, VisionZip
-from ppe_npu.models.fused import fuse
 
 SETTINGS = {
     "usual": METHOD,
@@ -88,19 +88,7 @@ def test_all_patches_kept_or_too_few_blocks_are_the_tower_as_it_is(model, family
 
 @pytest.mark.parametrize("kind", ["eager", "fused", "shown"])
 def test_it_does_not_hang_on_how_the_tower_attends_or_on_who_looks(model, family, kind):
-    inputs = given(family)
-    compress(model, config())
-    with torch.no_grad():
-        plain, true = features(run(model, inputs)), exact(model, lambda: features(run(model, inputs)))
-        if kind == "fused":
-            fuse(model)
-        if kind == "eager":
-            model.model.visual.set_attn_implementation("eager")
-        more = {"output_hidden_states": True} if kind == "shown" else {}
-        found = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"], **more)
-    assert_rounds_alike(features(found), plain, true, layers=8)
-    if more:
-        assert {len(state) for state in found.hidden_states} == {len(inputs["pixel_values"])}
+    check_attending(model, family, METHOD, kind)
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -126,21 +114,7 @@ def test_gradients_flow_through_the_rebuilt_tokens(model, family):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(model, family, reentrant):
-    inputs = given(family)
-    compress(model, config()).train()
-    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
-
-    def trained(model):
-        model.zero_grad()
-        model(**inputs, labels=labels).loss.backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-    expected = trained(model)
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    again = trained(model)
-    assert again.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert_equal(again[name], gradient, name)
+    check_checkpoints(model, given(family), METHOD, reentrant)
 
 
 def test_lora_on_the_tower_trains():
@@ -199,40 +173,18 @@ def test_every_step_goes_with_it(model, family, name):
 
 
 def test_what_looks_into_the_tower_sees_rebuilt_patches(model, family):
-    """And changes nothing by looking."""
-    inputs = given(family)
-    compress(model, config())
-    with torch.no_grad():
-        plain, true = features(run(model, inputs)), exact(model, lambda: features(run(model, inputs)))
-        compress(model, config(METHOD, VisionZip(0.5, tower_windows="frame")))
-        assert_rounds_alike(features(run(model, inputs)), plain, true, layers=8)
+    check_looking(model, given(family), METHOD, (2, -1))  # to which the others are keys, too, and no more
 
 
 def test_the_report_tells_the_towers_work_beside_the_decoders(model, family):
-    """FLOPs by a count of every product that torch is asked for."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    inputs = given(family, PROMPTS[0])
-    counter = FlopCounterMode(display=False)
-    compress(fuse(model), config(METHOD))
-    with counter:
-        logits(model, inputs)
-    told = model.compression.report.in_tower
-    products = {name: sum(kinds.values()) for name, kinds in counter.flop_counts.items()}
-    linear = sum(flops for name, flops in products.items() if name.rpartition(".")[0].endswith("visual.blocks"))
-    pairs = 4 * 32 * sum(block.ran[2] for block in told.blocks.values())  # which torch does not count on a CPU
     nearest = 2 * (164 - 57) * 57 * 32  # the product by which neighbours are found
-    assert told.flops + nearest == linear + pairs
+    told = check_work(model, given(family, PROMPTS[0]), METHOD, apart=nearest)
     assert told.patches == [164, 164] + [int(164 * 0.35)] * 6
     report = model.compression.report.to_dict()["tower"]
-    assert report["flops"] == told.flops < told.dense_flops == report["dense_flops"]
-    linear = sum(flops for name, flops in products.items() if name.rpartition(".")[0].endswith("language_model.layers"))
-    text, tokens = model.config.text_config, model.compression.report.prompt_tokens_after
-    pairs = text.num_hidden_layers * tokens * (tokens + 1) // 2
-    assert report["decoder_flops"] == linear + 4 * text.hidden_size * pairs
-    assert report["milliseconds"] > 0
+    assert (report["flops"], report["dense_flops"]) == (told.flops, told.dense_flops)
+    assert (report["decoder_flops"], report["milliseconds"] > 0) == (told.decoder, True)
     compress(model, CompressionConfig.preset("dense"))
-    logits(model, inputs)
+    logits(model, given(family, PROMPTS[0]))
     assert model.compression.report.in_tower is None
     assert "tower" not in model.compression.report.to_dict()
 

@@ -208,11 +208,14 @@ def test_packed_padded_and_fused_batches_are_shown_alike(family, before):
     fused = fuse(random_model(family=family))
     for options in ({}, {"packed": True}):
         _, views = run(fused, inputs_of(family, *prompts), looker, **options)
-        for mine, view, true in zip(views, expected, exact_views, strict=True):
-            for name in ("tokens", "layer_queries", "layer_keys", "layer_row", "text_queries", "text_keys", "text"):
-                there = slice(None) if name.startswith("text") else view.present
-                found, usual, precise = (getattr(which, name)[there] for which in (mine, view, true))
-                assert_rounds_alike(found, usual, precise)
+        for name in ("tokens", "layer_queries", "layer_keys", "layer_row", "text_queries", "text_keys", "text"):
+            # All views together: of one token alone the error in fp32 may be next to nothing by chance.
+            found, usual, precise = (
+                [getattr(view, name)[slice(None) if name.startswith("text") else view.present] for view in which]
+                for which in (views, expected, exact_views)
+            )
+            assert_rounds_alike(found, usual, precise)
+        for mine, view in zip(views, expected, strict=True):
             for name in ("sizes", "text_after"):
                 assert torch.equal(getattr(mine, name), getattr(view, name))
 

@@ -75,10 +75,12 @@ def test_kept_patches_stay_in_their_places_and_see_each_other(family, monkeypatc
     kept = torch.rand(len(pixels) // 4, generator=generator) < 0.5
     kept[35 + 12 :] = True  # videos stay as they are
     kept[14:28] = False  # whole windows of the first picture go
-    chosen = Chosen(kept.numpy(), np.arange(len(kept)))
+    sizes = [h * w // 4 for t, h, w in grid.tolist() for _ in range(t)]
+    chosen = Chosen.read(torch.where(kept, torch.arange(len(kept)), 0), sizes)
+    assert kept[0], "the first one is what the others lean on"
 
     def found():
-        out = run_on_kept(model.model.visual, pixels, KeptPatches.of(chosen, grid, 2))
+        out = run_on_kept(model.model.visual, pixels, KeptPatches.of(chosen, grid, 2, len(pixels)))
         return [part.detach() for part in (out.pooler_output, *(getattr(out, "deepstack_features", None) or ()))]
 
     plain = naive_features(model, pixels, grid, kept, monkeypatch)
@@ -89,8 +91,7 @@ def test_kept_patches_stay_in_their_places_and_see_each_other(family, monkeypatc
 def test_all_cells_kept_is_the_dense_tower(family):
     model, prompt = MODELS[family], Prompt([("image", (1, 5, 7)), ("image", (1, 4, 3))], seed=5)
     pixels, grid = torch.cat(prompt.pixels["image"]), torch.tensor(prompt.grids["image"])
-    count = len(pixels) // 4
-    kept = KeptPatches.of(Chosen(np.ones(count, bool), np.arange(count)), grid, 2)
+    kept = KeptPatches.of(Chosen.read(torch.arange(len(pixels) // 4), [35, 12]), grid, 2, len(pixels))
     visual = model.model.visual
     with torch.no_grad():
         found, dense = run_on_kept(visual, pixels, kept), visual(pixels, grid_thw=grid, return_dict=True)

@@ -9,6 +9,7 @@ from support import QUICK_FAMILIES, Prompt, random_model
 from test_ipcv_laws import gradients
 from test_ipcv_passes import waits
 from tolerances import assert_equal, assert_rounds_alike, exact
+from tower_laws import check_attending, check_checkpoints, check_looking, check_work
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
@@ -105,19 +106,7 @@ def test_all_cells_kept_are_the_tower_as_it_is(model, family):
 
 @pytest.mark.parametrize("kind", ["eager", "fused", "shown"])
 def test_it_does_not_hang_on_how_the_tower_attends_or_on_who_looks(model, family, kind):
-    inputs = given(family)
-    compress(model, config(METHOD))
-    with torch.no_grad():
-        plain, true = features(run(model, inputs)), exact(model, lambda: features(run(model, inputs)))
-        if kind == "fused":
-            fuse(model)
-        if kind == "eager":
-            model.model.visual.set_attn_implementation("eager")
-        more = {"output_hidden_states": True} if kind == "shown" else {}
-        found = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"], **more)
-    assert_rounds_alike(features(found), plain, true, layers=8)
-    if more:
-        assert {len(state) for state in found.hidden_states} == {len(inputs["pixel_values"])}
+    check_attending(model, family, METHOD, kind)
 
 
 @pytest.mark.slow
@@ -143,21 +132,7 @@ def test_gradients_flow_through_joined_cells(model, family):
 
 @pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradient_checkpointing_gives_the_same_gradients(model, family, reentrant):
-    inputs = given(family)
-    compress(model, config(METHOD)).train()
-    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
-
-    def trained():
-        model.zero_grad()
-        model(**inputs, labels=labels).loss.backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-    expected = trained()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    again = trained()
-    assert again.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert_equal(again[name], gradient, name)
+    check_checkpoints(model, given(family), METHOD, reentrant)
 
 
 # -- with other steps --------------------------------------------------------------------------------------------------
@@ -188,37 +163,13 @@ def test_every_step_goes_with_it(model, family, name):
 
 
 def test_looking_into_the_tower_changes_nothing(model, family):
-    inputs = given(family)
-    compress(model, config(METHOD))
-    with torch.no_grad():
-        plain, true = features(run(model, inputs)), exact(model, lambda: features(run(model, inputs)))
-        for block in (3, 4, -1):  # which joins, after it, the last
-            compress(model, config(METHOD, VisionZip(0.5, tower_block=block, tower_windows="frame")))
-            assert_rounds_alike(features(run(model, inputs)), plain, true, layers=8)
+    check_looking(model, given(family), METHOD, (3, 4, -1))  # which joins, after it, the last
 
 
 def test_the_report_tells_the_towers_work(model, family):
-    """FLOPs by a count of every product that torch is asked for, beside those by which cells are compared."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    inputs = given(family, PROMPTS[0])
-    counter = FlopCounterMode(display=False)
-    compress(fuse(model), config(METHOD))
-    with counter:
-        logits(model, inputs)
-    told = model.compression.report.in_tower
-    linear = sum(
-        flops
-        for name, kinds in counter.flop_counts.items()
-        if name.rpartition(".")[0].endswith("visual.blocks")
-        for kind, flops in kinds.items()
-        if "bmm" not in str(kind)
-    )
-    pairs = 4 * 32 * sum(block.ran[2] for block in told.blocks.values())
-    assert told.flops == linear + pairs
+    told = check_work(model, given(family, PROMPTS[0]), METHOD)
     # Of 35 and 6 cells 14 and 3 are left, in three steps.
     assert told.patches == [4 * (35 + 6)] + [4 * (28 + 5)] * 2 + [4 * (21 + 4)] * 2 + [4 * (14 + 3)] * 3
-    assert told.flops < told.dense_flops
     assert model.compression.report.tokens_after == 17
 
 

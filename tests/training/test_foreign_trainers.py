@@ -3,6 +3,7 @@
 import pytest
 import torch
 from foreign import FAMILIES, SETTINGS, compressed, pictures, random_model
+from tolerances import assert_rounds_alike, exact
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -71,3 +72,21 @@ def test_label_smoothing_metrics_and_predictions(tmp_path, setting, family):
     assert whole.logits.shape[:2] == labels.shape
     assert (LabelSmoother(0.1)(whole, labels, shift_labels=True) - smooth).abs() <= bound
     assert smoothed.train().training_loss > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_batch_of_text_whose_only_picture_is_hidden_learns_and_runs_the_tower(family, setting):
+    """LLaMA-Factory puts a picture behind the text, so that all processes run the same modules."""
+    plain, inputs = random_model(family=family), pictures("right")
+    inputs["attention_mask"][:, 4:] = 0
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+    model = compressed(plain, setting).train()
+    loss = model(**inputs, labels=labels).loss
+    loss.backward()
+    bare = {name: value for name, value in inputs.items() if name not in ("pixel_values", "image_grid_thw")}
+    with torch.no_grad():
+        true = exact(plain, lambda: plain(**bare, labels=labels).loss)
+        assert_rounds_alike(loss.detach(), plain(**bare, labels=labels).loss, true)
+    gradients = [parameter.grad for parameter in model.model.visual.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)

@@ -72,6 +72,8 @@ OURS = {
     "screenspot_pro": "grounding:ScreenSpotPro",
     "mathvista": "mathvista:MathVista",
     "charxiv_reasoning": "charxiv:CharXivReasoning",
+    "ocrbench_v2_en": "ocrbench_v2:OCRBenchV2",
+    "ocrbench_v2_cn": "ocrbench_v2:OCRBenchV2Chinese",
     "mmlongbench_doc": "mmlongbench:MMLongBenchDoc",
     "mmlongbench_doc_evidence": "mmlongbench:MMLongBenchEvidence",
 }

@@ -6,6 +6,7 @@ from ppe_npu.evaluation.metrics import boxes
 from ppe_npu.evaluation.metrics.caption import caption_tokens, cider
 from ppe_npu.evaluation.metrics.charts import chart_number, chart_text
 from ppe_npu.evaluation.metrics.documents import UNANSWERABLE, clean, document_score
+from ppe_npu.evaluation.metrics.edits import levenshtein
 from ppe_npu.evaluation.metrics.letters import (
     ai2d_letter,
     egoschema_letter,
@@ -30,7 +31,6 @@ from ppe_npu.evaluation.metrics.text import (
     anls,
     bare,
     contains,
-    levenshtein,
     relaxed_accuracy,
     same_words,
     unpunctuated,

@@ -10,7 +10,7 @@ import ast
 import math
 import re
 
-from ppe_npu.evaluation.metrics.text import levenshtein
+from ppe_npu.evaluation.metrics.edits import levenshtein
 
 UNANSWERABLE = "not answerable"
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+")

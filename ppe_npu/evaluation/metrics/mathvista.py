@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ppe_npu.evaluation.metrics.edits import levenshtein
 from ppe_npu.evaluation.metrics.letters import mmmu_letter
-from ppe_npu.evaluation.metrics.text import levenshtein
 
 _NUMBER = re.compile(r"(?:(?<![\w.])[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 _LIST = re.compile(r"\[[^\[\]]*\]")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
+from ppe_npu.evaluation.metrics.edits import levenshtein
+
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -25,16 +27,6 @@ def anls(answer: str, references: Sequence[str], threshold: float = 0.5) -> floa
         distances.append(distance / length if length else 0.0)
     similarity = 1.0 - min(distances)
     return similarity if similarity >= threshold else 0.0
-
-
-def levenshtein(first: str, second: str) -> int:
-    """The fewest insertions, deletions and replacements of characters that make one text of the other."""
-    row = list(range(len(second) + 1))
-    for number, letter in enumerate(first, 1):
-        previous, row = row, [number]
-        for at, other in enumerate(second, 1):
-            row.append(min(row[-1] + 1, previous[at] + 1, previous[at - 1] + (letter != other)))
-    return row[-1]
 
 
 def relaxed_accuracy(answer: str, reference: str, tolerance: float = 0.05) -> float:

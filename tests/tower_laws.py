@@ -1,0 +1,86 @@
+"""Laws of every method inside the vision tower: who attends, who looks on, checkpoints, and what the report tells."""
+
+import torch
+from naive_ipcv import config, features, given, run
+from prompts import logits
+from tolerances import assert_equal, assert_rounds_alike, exact
+from torch.utils.flop_counter import FlopCounterMode
+
+from ppe_npu import compress
+from ppe_npu.methods import VisionZip
+from ppe_npu.models.fused import fuse
+
+
+def check_attending(model, family, method, kind):
+    """It does not hang on how the tower attends ("eager", "fused"), or on who is shown all that its blocks give."""
+    inputs = given(family)
+    compress(model, config(method))
+    with torch.no_grad():
+        plain, true = features(run(model, inputs)), exact(model, lambda: features(run(model, inputs)))
+        if kind == "fused":
+            fuse(model)
+        if kind == "eager":
+            model.model.visual.set_attn_implementation("eager")
+        more = {"output_hidden_states": True} if kind == "shown" else {}
+        found = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"], **more)
+    assert_rounds_alike(features(found), plain, true, layers=8)
+    if more:
+        assert {len(state) for state in found.hidden_states} == {len(inputs["pixel_values"])}
+
+
+def check_looking(model, inputs, method, blocks):
+    """What looks into a block sees all patches, and changes nothing by looking."""
+    compress(model, config(method))
+    with torch.no_grad():
+        plain, true = features(run(model, inputs)), exact(model, lambda: features(run(model, inputs)))
+        for block in blocks:
+            compress(model, config(method, VisionZip(0.5, tower_block=block, tower_windows="frame")))
+            assert_rounds_alike(features(run(model, inputs)), plain, true, layers=8)
+
+
+def check_checkpoints(model, inputs, method, reentrant):
+    """Blocks that are run once more give the same gradients."""
+    compress(model, config(method)).train()
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+
+    def trained():
+        model.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = trained()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    again = trained()
+    assert again.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert_equal(again[name], gradient, name)
+
+
+def check_work(model, inputs, method, apart=0):
+    """The report tells as many operations of the tower as torch counts products in its blocks, and of the decoder.
+
+    Args:
+        apart: operations by which the method itself chooses, which torch counts and the report does not.
+
+    Returns:
+        what the report tells of the tower.
+    """
+    counter = FlopCounterMode(display=False)
+    compress(fuse(model), config(method))
+    with counter:
+        logits(model, inputs)
+    report = model.compression.report
+    told = report.in_tower
+    # Attention goes by pairs: torch does not count it on a CPU, and the batched products are a method's comparisons.
+    products = {
+        name: sum(flops for kind, flops in kinds.items() if "bmm" not in str(kind))
+        for name, kinds in counter.flop_counts.items()
+    }
+    linear = sum(flops for name, flops in products.items() if name.rpartition(".")[0].endswith("visual.blocks"))
+    pairs = 4 * 32 * sum(block.ran[2] for block in told.blocks.values())
+    assert told.flops + apart == linear + pairs
+    assert told.flops < told.dense_flops
+    linear = sum(flops for name, flops in products.items() if name.rpartition(".")[0].endswith("language_model.layers"))
+    text, tokens = model.config.text_config, report.prompt_tokens_after
+    assert told.decoder == linear + 4 * text.hidden_size * text.num_hidden_layers * tokens * (tokens + 1) // 2
+    return told
