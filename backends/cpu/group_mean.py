@@ -43,7 +43,7 @@ class _Means(torch.autograd.Function):
         wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         shares = functional.pad((wide / counts.clamp_min(1)[:, :, None]).flatten(0, 1), (0, 0, 0, 1))  # 0 for no group
         spread = shares.index_select(0, _slots(labels, counts.shape[1]))
-        return spread.view(*labels.shape, -1).to(gradient.dtype), None, None
+        return spread.view(*labels.shape, gradient.shape[2]).to(gradient.dtype), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
