@@ -12,7 +12,6 @@ from torch import Tensor
 from ppe_npu.errors import InputError, shown
 
 from . import device, segments
-from .reference.dpc_knn import MAX_NEIGHBORS
 
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -175,7 +174,7 @@ def check_dpc_knn(
         late = (valid[:, 1:] > valid[:, :-1]).any(1).nonzero().flatten().tolist()
         require(not late, "dpc_knn: valid must be False on what comes last in a frame alone, and is not so in", late)
     tokens_of = torch.full_like(budgets, length) if valid is None else valid.sum(1)
-    for name, vector, most in (("budgets", budgets, max_groups), ("num_neighbors", num_neighbors, MAX_NEIGHBORS)):
+    for name, vector, most in (("budgets", budgets, max_groups), ("num_neighbors", num_neighbors, length)):
         fits = not ((vector < 1) | (vector > most) | (vector > tokens_of)).any()
         expected = f"dpc_knn: {name} must be from 1 to {most} and to a frame's tokens, got"
         require(fits, expected, vector.tolist() if not fits else None)

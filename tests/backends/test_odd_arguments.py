@@ -149,7 +149,7 @@ REFUSED = {
         HIDDEN, torch.ones(5, 4), torch.tensor([1, -100, 5])
     ),
     "budgets must be from 1 to 2 ": lambda: backends.dpc_knn(TOKENS, None, LABELS[:, 2] + 4, 2, LABELS[:, 1]),
-    "num_neighbors must be from 1 to 5": lambda: backends.dpc_knn(TOKENS, None, LABELS[:, 1], 2, LABELS[:, 1] + 5),
+    "num_neighbors must be from 1 to 3": lambda: backends.dpc_knn(TOKENS, None, LABELS[:, 1], 2, LABELS[:, 1] + 5),
     "valid must be False on what comes last": lambda: backends.dpc_knn(
         TOKENS, LABELS < 1, LABELS[:, 1], 2, LABELS[:, 1]
     ),
