@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ppe_npu.backends.reference.dpc_knn import checksums, first_equal, largest_error, probable_error, share_rows
+from ppe_npu.backends.reference.dpc_knn import (
+    checksums,
+    first_equal,
+    flat_square,
+    largest_error,
+    probable_error,
+    share_rows,
+)
 
 LEAST_CUT = 224  # a frame of fewer tokens is multiplied as fast whole as half
 SAMPLE = 8  # tokens by which a frame's offset is judged
@@ -52,7 +59,7 @@ class Squares:
         return squared
 
     def mended(self, part: slice, sizes: list[int], nearest: Tensor) -> bool:
-        """Whether any tokens of a frame are equal, by the reference's two rules; then their distances were made so.
+        """Whether any tokens of a frame are equal, by the reference's rules; then their distances were made so.
 
         Args:
             nearest: [part, N] d^2 of each token to its nearest.
@@ -61,9 +68,12 @@ class Squares:
         widest, narrow = (bound(channels, self.dtype) for bound in (largest_error, probable_error))
         # Not nearer: then no number is NaN either.
         apart = (nearest > norms * (widest * NORMS)).all(1).tolist() if widest <= WIDEST else [False] * len(sizes)
-        found = False
+        flat = (norms.amax(1) * channels <= flat_square(self.tokens[part])).tolist()
+        found = any(flat)
         for number, size in enumerate(sizes):
-            if apart[number]:
+            if flat[number]:
+                self._squared[number, :size, :size].fill_(0).diagonal().fill_(torch.inf)
+            if flat[number] or apart[number]:
                 continue
             own, sums = norms[number, :size], checksums(self._frame(part.start + number, size))
             if widest <= WIDEST and bool((nearest[number, :size] > own * (narrow * NORMS)).all()) and not _twice(sums):

@@ -20,7 +20,7 @@ from ppe_npu.backends.common import frame_lengths, refused_dtype
 from . import tiles
 from .assign import assign
 from .denser_distance import denser_distance
-from .first_equal import checksums, first_equal
+from .first_equal import checksums, first_equal, share_flat
 from .gram import centred, gram
 from .knn_density import knn_density
 
@@ -80,6 +80,7 @@ def _cluster(
     moved = centred(tokens, lengths, tiling)
     found, norms = gram(moved, lengths, tiling)
     first, copies = first_equal(found, moved, norms, lengths, checksums(tokens), channels, tiling)
+    share_flat(first, copies, norms, lengths, tokens)
     pairs = tiles.Pairs(found, *moved, norms, lengths, first, copies)
     density = knn_density(pairs, num_neighbors, channels, tiling)
     nearest = denser_distance(pairs, density, channels, strict, tiling)

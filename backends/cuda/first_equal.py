@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ppe_npu.backends.reference.dpc_knn import largest_error, probable_error
+from ppe_npu.backends.reference.dpc_knn import flat_square, largest_error, probable_error
 
 from .tiles import Centred, Tiling, products, stored
 
@@ -40,6 +40,14 @@ def first_equal(
     arguments = (gram, *tokens, norms, lengths, sums, first, copies, sums.shape[1], tiling.pitch, tiling.width, *bounds)
     _first_equal[(frames * num_blocks,)](*arguments, num_blocks, **tiling.options(tokens.high.dtype))
     return first, copies
+
+
+def share_flat(first: Tensor, copies: Tensor, norms: Tensor, lengths: Tensor, tokens: Tensor) -> None:
+    """In frames that are all flat token 0 is the first equal one of every token, in place. norms: those of `gram`."""
+    there = torch.arange(norms.shape[1], device=norms.device) < lengths[:, None]
+    flat = norms.masked_fill(~there, 0).amax(1) <= flat_square(tokens)
+    first.masked_fill_(flat[:, None], 0)
+    copies.masked_fill_(flat, 1)
 
 
 @triton.jit

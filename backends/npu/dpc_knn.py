@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppe_npu.backends import device
 from ppe_npu.backends.common import frame_lengths, refused_dtype
+from ppe_npu.backends.reference.dpc_knn import flat_square
 
 from . import tiles
 from .assign import assign
@@ -80,7 +81,8 @@ def _cluster(
     moved = centred(tokens, lengths, tiling)
     sums = moved.view(torch.int32).sum(-1, dtype=torch.int32)
     squared, norms = squared_distances(moved, lengths, channels, tiling)
-    share_rows(squared, norms, lengths, sums, channels, tiling)
+    flat = norms.masked_fill(norms.isinf(), 0).amax(1) * channels <= flat_square(tokens)
+    share_rows(squared, norms, lengths, sums, flat, channels, tiling)
     density = knn_density(squared, lengths, num_neighbors, tiling)
     nearest = denser_distance(squared, lengths, density, strict, tiling)
     # In padding the log of zero is -inf, so it comes last.

@@ -16,7 +16,9 @@ from .tiles import Tiling
 FAR = tl.constexpr(2.0**30)  # above any token's index
 
 
-def share_rows(squared: Tensor, norms: Tensor, lengths: Tensor, sums: Tensor, channels: int, tiling: Tiling) -> None:
+def share_rows(
+    squared: Tensor, norms: Tensor, lengths: Tensor, sums: Tensor, flat: Tensor, channels: int, tiling: Tiling
+) -> None:
     """Gives every token the row and the column of the first token of its frame at distance zero, in place.
 
     d^2 is d^2[first[i], first[j]] afterwards. Rows are copied, the matrix is turned, rows are copied again: a core
@@ -25,8 +27,9 @@ def share_rows(squared: Tensor, norms: Tensor, lengths: Tensor, sums: Tensor, ch
     Args:
         squared, norms: the results of `squared_distances`. lengths: int32 [F].
         sums: int32 [F, pitch], a token's bits as integers summed over its channels; no order changes it.
+        flat: bool [F], where all tokens are one but for rounding; token 0 stands for them.
     """
-    first = first_equal(squared, norms, lengths, sums, channels, tiling)
+    first = first_equal(squared, norms, lengths, sums, channels, tiling).masked_fill_(flat[:, None], 0)
     copies = (first != torch.arange(tiling.pitch, device=first.device, dtype=torch.int32)).any(1).to(torch.int32)
     frames, strips, tiles = len(lengths), tiling.pitch // tiling.length, tiling.pitch // tiling.turned
     per_frame = tiles * (tiles + 1) // 2

@@ -11,6 +11,7 @@ import torch
 
 from ppe_npu.backends import device
 
+FLAT = 32  # eps; what a deep tower rounds a flat frame's tokens by (docs/numerics.md)
 MAX_NEIGHBORS = 5  # the k of Chat-UniVi; fewer where a frame keeps few tokens
 
 # Elements of a temporary tensor: a CPU is fastest if they stay in a core's cache, in memory that was written before.
@@ -65,13 +66,14 @@ def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torc
 
     On some machines the rounding of a product depends on where its tokens are in the matrix, as it does in the features
     of a picture's flat areas. So the computed distance of two equal tokens is not always zero, and their distances to a
-    third one may differ. Two rules mend this; their bounds are derived in docs/numerics.md. A d^2 below
+    third one may differ. Three rules mend this; their bounds are derived in docs/numerics.md. A d^2 below
     `probable_error` is zero, and below `largest_error` where the tokens have one checksum. Each token takes the row and
-    the column of the first token that is at distance zero.
+    the column of the first token that is at distance zero; in a frame that is all flat (`flat_square`) that is token 0.
     """
     squared, sums = _gram(tokens, valid)
     scale, bound = 1 / tokens.shape[-1], probable_error(tokens.shape[-1], squared.dtype)
     norms = squared.diagonal(dim1=1, dim2=2) * scale
+    flat = (norms if valid is None else norms.masked_fill(~valid, 0)).amax(1) <= flat_square(tokens) * scale
     if valid is not None:
         norms.masked_fill_(~valid, torch.inf)
         sums = torch.where(valid, sums, torch.arange(-1, -1 - sums.shape[1], -1, device=sums.device, dtype=sums.dtype))
@@ -84,9 +86,10 @@ def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torc
         square = squared[:, rows, rows]
         square.copy_(square.triu() + square.triu(1).transpose(1, 2))
         squared[:, rows.stop :, rows] = squared[:, rows, rows.stop :].transpose(1, 2)
-    if device.asks_freely(tokens.device) and not _any_equal(squared, sums):
+    if device.asks_freely(tokens.device) and not (_any_equal(squared, sums) or flat.any()):
         return squared
-    return share_rows(squared, first_equal(squared, norms, sums, largest_error(tokens.shape[-1], squared.dtype)))
+    first = first_equal(squared, norms, sums, largest_error(tokens.shape[-1], squared.dtype))
+    return share_rows(squared, first.masked_fill_(flat[:, None] & norms.isfinite(), 0))
 
 
 def probable_error(channels: int, dtype: torch.dtype) -> float:
@@ -97,6 +100,12 @@ def probable_error(channels: int, dtype: torch.dtype) -> float:
 def largest_error(channels: int, dtype: torch.dtype) -> float:
     """Bound of d_ij^2's rounding error for any order of its sums, per |x_i|^2 + |x_j|^2: eps (C + 2)."""
     return torch.finfo(dtype).eps * (channels + 2)
+
+
+def flat_square(tokens: torch.Tensor) -> torch.Tensor:
+    """[F] of tokens [F, N, C], (32 eps |x_0|)^2: if none is farther from the mean, all are one but for rounding."""
+    first = tokens[:, 0].to(torch.promote_types(tokens.dtype, torch.float32))
+    return (FLAT * torch.finfo(first.dtype).eps) ** 2 * first.square().sum(-1)
 
 
 def _any_equal(squared: torch.Tensor, sums: torch.Tensor) -> bool:

@@ -3,24 +3,28 @@
 Such an engine encodes an image or a video once, whatever prompts it stands in, and may read it in pieces, long after.
 So an item is merged here as a prompt of its own that holds nothing else, and its position rows count from 0. Wherever
 it stands, its rows are these and the position that it counts from; how far the text after it goes on follows from its
-grid alone. Only methods that need nothing but the item's own tokens can be had so: the others are refused by name.
+grid alone, or, with a step at the pixels, from what that keeps, which is found on the host before all else. Only
+methods that need nothing but the item's own pixels and tokens can be had so: the others are refused by name.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.pixels import Chosen, PixelValues, choose
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import grid_positions
 from ppe_npu.engine.rounds import as_tensor
-from ppe_npu.engine.spans import IMAGE, VisionTokens, item_spans
+from ppe_npu.engine.spans import IMAGE, Parts, VisionTokens, item_spans
 from ppe_npu.errors import InputError
 from ppe_npu.methods.positions.base import RUNS
 
-_NEEDS = {"tokens", "places", "sizes"}
+# Of an item: (frames, height, width) in patches; or the parts that a prompt has of it, where a family has no patches.
+Shape = Sequence[int] | Parts
+_NEEDS = {"pixels", "tokens", "places", "sizes"}
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,13 @@ def check_items(compression: Compression) -> None:
             "by the mean of several; take another rule, such as spread"
         )
     for method in compression.config.methods:
-        if method.place in ("pixels", "tower"):
+        if method.place == "tower":
             raise InputError(
-                f"{method.name}: a step at the {method.place} stands before the features, which an engine that serves "
-                "makes by itself; take a step at the input"
+                f"{method.name}: a step at the tower stands between its blocks, which an engine that serves runs by "
+                "itself; take a step at the pixels or at the input"
             )
+        if method.place == "pixels":
+            continue  # its counts are known once the processor has the picture
         if method.counts == "late":
             raise InputError(
                 f"{method.name}: how many tokens it keeps is known only from the features, but a prompt's length is "
@@ -93,29 +99,64 @@ def check_items(compression: Compression) -> None:
             )
 
 
+def item_sources(
+    compression: Compression,
+    pixels: torch.Tensor,
+    grids: Sequence[Sequence[int]],
+    values: PixelValues,
+) -> list[np.ndarray]:
+    """What the step at the pixels says of each image [its visual tokens] int64: the number of the kept one in whose
+    group each of them is, of a kept one its own. The host waits for each, where the pixels are not there already.
+
+    Args:
+        pixels: [patches, values of a patch] of all images. grids: of each (frames, height, width) in patches.
+        values: what the numbers of these pixels are.
+    """
+    method, merge = compression.config.at_pixels, compression.vision.merge_size
+    assert method is not None, "a compression without a step at the pixels keeps all"
+    parts = pixels.split([int(np.prod(grid)) for grid in grids])
+    cells = [(frames, height // merge, width // merge) for frames, height, width in grids]
+    found = [choose(method, part, [grid], [], values, merge) for part, grid in zip(parts, cells)]
+    return [chosen.source.cpu().numpy() for chosen in found]
+
+
 def item_runs(
-    compression: Compression, kind: str, grid_thw: Sequence[int], seconds_per_frame: float = 1.0
+    compression: Compression,
+    kind: str,
+    grid_thw: Shape,
+    seconds_per_frame: float = 1.0,
+    source: np.ndarray | None = None,
 ) -> list[ItemRun]:
     """The runs of an item, in order, known from its grid.
 
     Args:
         kind: "image" or "video".
-        grid_thw: (frames, height, width) in patches.
+        grid_thw: (frames, height, width) in patches, or Parts.
         seconds_per_frame: of a video.
+        source: as item_sources() gives it, of an image where there is a step at the pixels. None: at most so many.
 
     Raises:
         InputError: a grid that is no three whole multiples.
     """
-    vision, span_tokens = compression.vision, compression.config.span_tokens
-    extents = item_extents(kind, grid_thw, vision, seconds_per_frame)
+    vision, config = compression.vision, compression.config
     spans = item_spans(kind, grid_thw, seconds_per_frame, vision)
-    kept = [span_tokens(span.grid[0], span.frame_tokens, video=kind != IMAGE) for span in spans]
-    return [ItemRun(*run) for run in zip(kept, extents)]
+    if source is None:
+        plain = compression.axes == 1  # a decoder that counts in one dimension: every token has a place in the text
+        extents = item_extents(kind, grid_thw, vision, seconds_per_frame)
+        extents = tuple(span.tokens for span in spans) if plain else extents
+        kept = [config.span_tokens(span.grid[0], span.frame_tokens, video=kind != IMAGE) for span in spans]
+        return [ItemRun(*run) for run in zip(kept, extents)]
+    (span,), chosen = spans, Chosen.of([source])
+    cells = list(chosen.stay)
+    for method in config.stages[0][1]:
+        cells = method.kept_cells(cells)
+    positions = grid_positions(span, vision)
+    if getattr(config.at_pixels, "numbering", "prompt") == "kept":
+        positions = positions[:, chosen.on_host]
+    return [ItemRun(sum(cells), int(positions.max()) + 1)]
 
 
-def item_extents(
-    kind: str, grid_thw: Sequence[int], vision: VisionTokens, seconds_per_frame: float = 1.0
-) -> tuple[int, ...]:
+def item_extents(kind: str, grid_thw: Shape, vision: VisionTokens, seconds_per_frame: float = 1.0) -> tuple[int, ...]:
     """By how many positions the text goes on after each run of an item; see item_runs."""
     return tuple(
         int(grid_positions(span, vision).max()) + 1 for span in item_spans(kind, grid_thw, seconds_per_frame, vision)
@@ -127,24 +168,26 @@ def merge_items(
     compression: Compression,
     kind: str,
     features: torch.Tensor,
-    grids: Sequence[Sequence[int]],
+    grids: Sequence[Shape],
     seconds_per_frame: Sequence[float] | None = None,
     deepstack: tuple[torch.Tensor, ...] = (),
+    sources: Sequence[np.ndarray] | None = None,
 ) -> list[MergedItem]:
     """Merge images, or videos, each by itself. The host does not wait for the device.
 
     Args:
         kind: "image" or "video", of all of them.
-        features: [V, C] of all items, one after the other.
-        grids: of each (frames, height, width) in patches.
+        features: [V, C] of all items, one after the other; with a step at the pixels, of what that keeps of images.
+        grids: of each (frames, height, width) in patches, or Parts.
         seconds_per_frame: of each video; None: 1.
         deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
+        sources: of each image, as item_sources() gives it.
 
     Raises:
         InputError: grids that are none, or do not fit the features.
     """
-    plan = _plan(compression, kind, grids, seconds_per_frame)
-    found = sum(span.tokens for span in plan.layout.spans)
+    plan = _plan(compression, kind, grids, seconds_per_frame, None if sources is None else Chosen.of(sources))
+    found = len(plan.visual)
     if found != len(features):
         raise InputError(f"{kind}_grid_thw {list(map(list, grids))} describe {found} tokens, not {len(features)}")
     text = features.new_zeros(len(plan.text(0)), features.shape[1])  # padding, where nothing is merged
@@ -162,7 +205,11 @@ def merge_items(
 
 
 def _plan(
-    compression: Compression, kind: str, grids: Sequence[Sequence[int]], seconds: Sequence[float] | None
+    compression: Compression,
+    kind: str,
+    grids: Sequence[Shape],
+    seconds: Sequence[float] | None,
+    chosen: Chosen | None,
 ) -> PromptPlan:
     """Of a batch of prompts, each an item and nothing else."""
     vision, image = compression.vision, kind == IMAGE
@@ -171,8 +218,12 @@ def _plan(
     real = np.arange(max(counts)) < np.array(counts)[:, None]
     nothing = 1 + max(vision.image_token_id, vision.video_token_id)
     ids, mask = as_tensor(np.where(real, token, nothing)), as_tensor(real.astype(np.int64))
-    images, videos = (list(grids), None) if image else (None, list(grids))
-    return compression.plan(ids, mask, images, videos, None if image or seconds is None else list(seconds), left=False)
+    shapes: list | Parts = list(grids)
+    if grids and isinstance(grids[0], Parts):
+        shapes = Parts(replace(part, source=item) for item, parts in enumerate(grids) for part in parts)
+    images, videos = (shapes, None) if image else (None, shapes)
+    seconds = None if image or seconds is None else list(seconds)
+    return compression.plan(ids, mask, images, videos, seconds, left=False, chosen=chosen)
 
 
 def _bases(plan: PromptPlan) -> np.ndarray | None:

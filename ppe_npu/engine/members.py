@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from ppe_npu.backends import device
+from ppe_npu.backends.reference.dpc_knn import flat_square
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.positions.base import Rule, rule_named
 from ppe_npu.methods.positions.entries import Entries
@@ -75,7 +76,8 @@ def among_equals(rule: str) -> str:
 
 def _distance(grouping: Grouping, tokens: torch.Tensor, known: int) -> torch.Tensor:
     """[F, N] distance of each token to the representative of its group; -1 for the representative itself, which comes
-    before tokens that are equal to it.
+    before tokens that are equal to it. What a vision tower rounds the tokens of a flat area by is no distance
+    (docs/numerics.md): in every batch, and on every machine, it is another.
 
     Args:
         known: of groups of at most so many tokens any other number will do; where the host can see which these are,
@@ -92,8 +94,11 @@ def _distance(grouping: Grouping, tokens: torch.Tensor, known: int) -> torch.Ten
         distance = some.new_zeros(frames * count).index_copy_(0, asked, some)
     else:
         distance = _apart(rows, rows.index_select(0, centers))
-    places = torch.arange(count, device=tokens.device)
-    return torch.where(places == center, -1, distance.view_as(center))
+    places, distance = torch.arange(count, device=tokens.device), distance.view_as(center)
+    heads = tokens.gather(1, grouping.representatives[:, :, None].expand(-1, -1, tokens.shape[-1]))
+    rounding = flat_square(heads.flatten(0, 1)[:, None]).sqrt().view(frames, -1)
+    distance = torch.where(distance <= rounding.gather(1, own), 0, distance)
+    return torch.where(places == center, -1, distance)
 
 
 def _apart(tokens: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,9 @@ from ppe_npu.methods.base import Method
 from ppe_npu.methods.positions import rule_named
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_LEVELS = 255  # of a pixel of 8 bits, in [0, 1]
+# What normalising in fp32 and undoing it may leave: some roundings of numbers of at most (1 - mean) / std, times std.
+_ROUNDED = 16 * torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class PixelValues:
             std, mean = (values.new_tensor(numbers)[:, None] for numbers in (self.std, self.mean))
             values = values * std + mean
         values = values if self.scale == 1 else values * self.scale
+        # Pictures have 8 bits: the same pixel is the same number, however a processor rounds when it normalises.
+        level = (values * _LEVELS).round_().div_(_LEVELS)
+        values = torch.where((values - level).abs_() <= _ROUNDED, level, values)
         return values.reshape(*grid, merge_size**2 * channels * values.shape[2])
 
 
@@ -84,6 +90,13 @@ class Chosen:
         source = source.cpu()
         before = np.cumsum([0, *(source.numpy() == np.arange(len(source)))])
         return cls(source, tuple(tokens), tuple(np.diff(before[np.cumsum([0, *tokens])]).tolist()))
+
+    @classmethod
+    def of(cls, sources: Sequence[np.ndarray]) -> Chosen:
+        """Of images of one frame, by what each of them says of its own tokens, counted from 0."""
+        starts = np.cumsum([0, *map(len, sources)])
+        source = np.concatenate([own + start for own, start in zip(sources, starts)])
+        return cls.read(torch.from_numpy(source), [len(own) for own in sources])
 
     @property
     def total(self) -> int:

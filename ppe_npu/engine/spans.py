@@ -194,18 +194,21 @@ def find_spans(
         raise (HiddenItems(message, unseen) if unseen else InputError(message)) from None
 
 
-def item_spans(kind: str, grid_thw: Sequence[int], seconds_per_frame: float, vision: VisionTokens) -> tuple[Span, ...]:
+def item_spans(
+    kind: str, grid_thw: Sequence[int] | Parts, seconds_per_frame: float, vision: VisionTokens
+) -> tuple[Span, ...]:
     """The runs of one image or video that stands alone, in a prompt that holds nothing else.
 
     Args:
-        kind: "image" or "video". grid_thw: (frames, height, width) in patches. seconds_per_frame: of a video.
+        kind: "image" or "video". grid_thw: (frames, height, width) in patches, or Parts. seconds_per_frame: of a video.
 
     Raises:
         InputError: a grid that is no three whole multiples.
     """
     spans: list[Span] = []
     start = 0
-    for part in parts_of(kind, [grid_thw], [seconds_per_frame] if kind == VIDEO else None, vision):
+    shapes = grid_thw if isinstance(grid_thw, Parts) else [grid_thw]
+    for part in parts_of(kind, shapes, [seconds_per_frame] if kind == VIDEO else None, vision):
         spans.append(Span(0, start, kind, part.grid, part.seconds, start, 0))
         start += part.tokens
     return tuple(spans)

@@ -11,7 +11,7 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.items import check_items
 from ppe_npu.errors import InputError
 from ppe_npu.models import compression_for
-from ppe_npu.serving.settings import KEY
+from ppe_npu.serving.settings import AXES, KEY
 from ppe_npu.serving.vllm import PREFIX, architectures
 from ppe_npu.utils.reading import UnreadableError, read_json
 
@@ -36,8 +36,10 @@ def marks(path: str | Path, config: CompressionConfig, allow_bin: bool = False) 
         raise InputError(f"{architecture} is not served by vLLM with compression: it serves {served}")
     (config,) = check_compression(path, config, allow_bin=allow_bin)
     model_config = AutoConfig.from_pretrained(str(path), **NO_CODE)
-    check_items(compression_for(architecture, model_config, config))
-    return {"architectures": [name], KEY: config.to_dict()}
+    compression = compression_for(architecture, model_config, config)
+    check_items(compression)
+    plain = {AXES: [len(compression.channels), 0, 0]} if compression.axes == 1 else {}
+    return {"architectures": [name], KEY: config.to_dict(), **plain}
 
 
 def is_marked(path: str | Path) -> bool:

@@ -18,10 +18,12 @@ class RowRotary(nn.Module):
         table: [P, D] cosines of P positions and D / 2 channels, then their sines, in the dtype of queries and keys.
         channels: the axis of each channel of the half head.
         rows: R, axes * K.
+        head: channels of a head, of which the first D are rotated; None: D.
     """
 
-    def __init__(self, table: Tensor, channels: Sequence[int], rows: int):
+    def __init__(self, table: Tensor, channels: Sequence[int], rows: int, head: int | None = None):
         super().__init__()
+        self.head = head or table.shape[1]
         if table.shape[1] != 2 * len(channels):
             raise ValueError(f"a table of {table.shape[1]} columns does not rotate {len(channels)} channels of a half")
         self.register_buffer("table", table, persistent=False)
@@ -32,17 +34,20 @@ class RowRotary(nn.Module):
 
         Args:
             positions: [R, N] int64; what is out of the table (stale padding) is taken to its nearest end.
-            query: [N, heads * D]. key: [N, key heads * D].
+            query: [N, heads * head]. key: [N, key heads * head].
         """
         table, width = self.table, self.table.shape[1]
         half, last = width // 2, len(table) - 1
         rows = positions.index_select(0, self.lookup).T.clamp(0, last)
         cos, sin = (part.gather(0, rows) for part in (table[:, :half], table[:, half:]))
         cos, sin = (torch.cat([part, part], dim=-1)[None] for part in (cos, sin))
-        heads = [part.unflatten(-1, (-1, width)).transpose(0, 1)[None] for part in (query, key)]
+        whole = [part.unflatten(-1, (-1, self.head)).transpose(0, 1)[None] for part in (query, key)]
+        heads = [part[..., :width] for part in whole]
         # A compiler fuses the plain formula; a kernel of ours it could only call.
         named = "reference" if torch.compiler.is_compiling() else None
         rotated = backends.rotary(*heads, cos, sin, implementation=named)
+        if width < self.head:
+            rotated = [torch.cat([own, part[..., width:]], dim=-1) for own, part in zip(rotated, whole)]
         query, key = (part[0].transpose(0, 1).flatten(1) for part in rotated)
         return query, key
 

@@ -12,6 +12,7 @@ from ppe_npu.errors import InputError, shown
 
 KEY = "ppe_compression"
 DEFAULT = "ppe"
+AXES = "mrope_section"  # beside it, where a decoder counts in one dimension: then vLLM keeps positions of ours
 
 
 def compression_config(values: Any) -> CompressionConfig:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dpc_knn import naive, picture
+from test_dpc_knn import check_all_flat, naive, picture
 from tolerances import assert_equal
 
 pytest.importorskip("triton")
@@ -111,6 +111,10 @@ def test_equal_tokens_share_their_distances_whatever_the_products_round_to(monke
 
     monkeypatch.setattr(kernels, "squared_distances", spoiled)
     check(picture(1, channels=24), [48], [20], [5], strict)
+
+
+def test_a_frame_that_is_all_flat_has_the_groups_of_copies():
+    check_all_flat(kernels.dpc_knn)
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -153,6 +153,36 @@ def test_flat_areas_whose_features_differ_in_their_last_bits_tie_as_copies_do(cu
         assert torch.equal(found[1], expected[1])
 
 
+def all_flat(count: int, seed: int | None) -> torch.Tensor:
+    """[3, count, 32]: two frames of one token, such as black ones, with the last bits of a seed's tower; a mate."""
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 1, 32, generator=g).expand(-1, count, -1).clone()
+    x[2] = torch.randn(count, 32, generator=g)
+    if seed is not None:
+        x[:2] *= 1 + 1e-6 * torch.randn(2, count, 32, generator=torch.Generator().manual_seed(seed))
+    return x
+
+
+def check_all_flat(cluster, count: int = 20, padding: int = 3, seeds: int = 1) -> None:
+    """cluster is dpc_knn of a backend."""
+    valid = (torch.arange(count + padding) < count).expand(3, -1) if padding else None
+    arguments = (valid, torch.tensor([9] * 3), 9, torch.tensor([5] * 3))
+    expected = cluster(all_flat(count + padding, None), *arguments)
+    assert expected[1][0, :10].tolist() == [*range(9), 0]
+    for seed in range(seeds):
+        found = cluster(all_flat(count + padding, seed), *arguments)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+
+@CUTS
+@pytest.mark.parametrize("count", [20, 70])
+@pytest.mark.parametrize("padding", [0, 7])
+def test_a_frame_that_is_all_flat_has_the_groups_of_copies(cut, count, padding):
+    with cut_into(cut):
+        check_all_flat(dpc_knn, count, padding, seeds=5)
+
+
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_a_flat_picture_has_the_same_groups_in_any_batch_and_with_any_threads(offset):
     frames = torch.cat([picture(seed) for seed in range(8)]) + offset

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dpc_knn import naive, picture
+from test_dpc_knn import check_all_flat, naive, picture
 from tolerances import eps
 
 pytest.importorskip("triton")
@@ -85,6 +85,10 @@ def test_products_that_round_by_place_break_no_tie(monkeypatch, dtype, strict):
     check(x, [48], [20], [5], strict)
     some = torch.randn(1, 9, 24, generator=torch.Generator().manual_seed(9))[:, torch.arange(40) * 7 % 9]
     check(some.to(dtype), [40], [21], [3], strict)
+
+
+def test_a_frame_that_is_all_flat_has_the_groups_of_copies():
+    check_all_flat(lambda x, valid, budgets, _, neighbors: run(x, valid, budgets.tolist(), neighbors.tolist()))
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -25,7 +25,8 @@ class Case:
     def prompt(self) -> str:
         return f"<|im_start|> user {self.text} <|im_end|> <|im_start|> assistant"
 
-    def for_vllm(self) -> dict[str, Any]:
+    def for_vllm(self, asked: dict[str, Any] | None = None) -> dict[str, Any]:
+        """asked: of the compression, for this request alone."""
         data: dict[str, Any] = {}
         if self.images:
             data["image"] = self.images
@@ -33,7 +34,8 @@ class Case:
             data["video"] = [
                 (film, {**metadata(len(film), fps), "do_sample_frames": False}) for film, fps in self.videos
             ]
-        return {"prompt": self.prompt, **({"multi_modal_data": data} if data else {})}
+        wish = {"mm_processor_kwargs": {"ppe_compression": asked}} if asked else {}
+        return {"prompt": self.prompt, **({"multi_modal_data": data, **wish} if data else {})}
 
     def for_transformers(self, processor: Any) -> Any:
         from transformers.video_utils import VideoMetadata

@@ -13,7 +13,12 @@ import torch
 
 from ppe_npu.demo.tiny import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, UNKNOWN, WORDS
 
-FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_5", "internvl")
+MARKS = {  # of InternVL, with the words of the others
+    "start_image_token": "<|vision_start|>", "end_image_token": "<|vision_end|>",
+    "context_image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
+}  # fmt: skip
+SIDE = 16  # pixels of a tile of InternVL: 4 tokens
 # A video's frames are named by their second on Qwen3-VL: "<0.2 seconds>" is two words for this tokenizer.
 SECONDS = tuple(f"<{tenth / 10:.1f}" for tenth in range(100))
 VOCABULARY = {word: n for n, word in enumerate((*SPECIAL_TOKENS, UNKNOWN, *WORDS, *SECONDS, "seconds>"))}
@@ -32,10 +37,16 @@ def build_processor(family: str = "qwen2_5_vl", largest: int = LARGEST) -> Any:
 
     tokenizer = Tokenizer(models.WordLevel(dict(VOCABULARY), unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    named = {"additional_special_tokens": list(SPECIAL_TOKENS)}
+    if family == "internvl":
+        named = {"extra_special_tokens": MARKS}
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN,
-        additional_special_tokens=list(SPECIAL_TOKENS), clean_up_tokenization_spaces=False, model_max_length=16384,
+        **named, clean_up_tokenization_spaces=False, model_max_length=16384,
     )  # fmt: skip
+    if family == "internvl":
+        return _tile_processor(fast)
     size = {"shortest_edge": 16 * 16, "longest_edge": largest}
     settings = {
         "patch_size": PATCH, "temporal_patch_size": 2, "merge_size": MERGE,
@@ -46,7 +57,7 @@ def build_processor(family: str = "qwen2_5_vl", largest: int = LARGEST) -> Any:
         "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor", size),
         # Its size is of a whole video.
         "qwen3_vl": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor", {**size, "longest_edge": 4 * largest}),
-    }[family]
+    }["qwen3_vl" if family == "qwen3_5" else family]
     images = getattr(transformers, "Qwen2VLImageProcessorPil", None) or transformers.Qwen2VLImageProcessor
     return getattr(transformers, name)(
         image_processor=images(**settings, size=size),
@@ -56,11 +67,43 @@ def build_processor(family: str = "qwen2_5_vl", largest: int = LARGEST) -> Any:
     )
 
 
+def _tile_processor(tokenizer: Any) -> Any:
+    """InternVL's."""
+    import transformers
+
+    size = {"size": {"height": SIDE, "width": SIDE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    image = transformers.GotOcr2ImageProcessor(**size, crop_to_patches=True, min_patches=1, max_patches=4)
+    video = transformers.InternVLVideoProcessor(**size)
+    return transformers.InternVLProcessor(image, tokenizer, video, image_seq_length=4, chat_template=CHAT_TEMPLATE)
+
+
+def _text_config(family: str, size: str, positions: int) -> dict[str, Any]:
+    hidden, layers, heads, mlp, _, _ = SIZES[size]
+    sections = [16, 24, 24] if family in ("qwen2_vl", "qwen2_5_vl") else [24, 20, 20]
+    rope = {"rope_type": "default", "rope_theta": 1e4} | ({} if family == "internvl" else {"mrope_section": sections})
+    text: dict[str, Any] = {
+        "vocab_size": len(VOCABULARY), "hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": max(1, heads // 2), "head_dim": 128,
+        "max_position_embeddings": positions, "initializer_range": 0.08 if size == "tiny" else 0.02,
+        "rope_parameters": rope | ({"mrope_interleaved": True} if family in ("qwen3_vl", "qwen3_5") else {}),
+        "bos_token_id": None, "eos_token_id": VOCABULARY[END], "pad_token_id": VOCABULARY[PAD],
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    if family == "internvl":
+        text |= {"model_type": "qwen2"}
+    if family == "qwen3_5":  # one layer that has no positions, one that rotates half of each head
+        text |= {"layer_types": ["linear_attention", "full_attention"], "linear_conv_kernel_dim": 4}
+        text |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128}  # what vLLM's kernel for CPUs takes
+        text |= {"linear_num_key_heads": 1, "linear_num_value_heads": 2}
+        text["rope_parameters"] |= {"mrope_section": [12, 10, 10], "partial_rotary_factor": 0.5}
+    return text
+
+
 def config_of(family: str, size: str = "tiny", positions: int = 16384) -> Any:
     """The family's config."""
     import transformers
 
-    hidden, layers, heads, mlp, blocks, width = SIZES[size]
+    hidden, _, _, _, blocks, width = SIZES[size]
     tower = {
         "depth": blocks, "num_heads": 2, "patch_size": PATCH, "temporal_patch_size": 2, "spatial_merge_size": MERGE,
         "initializer_range": 0.1,
@@ -75,27 +118,25 @@ def config_of(family: str, size: str = "tiny", positions: int = 16384) -> Any:
         "qwen3_vl": (
             "Qwen3VLConfig", {**tower, **own, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
         ),
+        "qwen3_5": ("Qwen3_5Config", {**tower, **own, "num_position_embeddings": 64}),
+        "internvl": (
+            "InternVLConfig",
+            {
+                "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": blocks,
+                "num_attention_heads": 2, "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH],
+                "initializer_range": 0.1,
+            },
+        ),
     }[family]  # fmt: skip
-    sections = [24, 20, 20] if family == "qwen3_vl" else [16, 24, 24]
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
-    text = {
-        "vocab_size": len(VOCABULARY), "hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": max(1, heads // 2), "head_dim": 128,
-        "max_position_embeddings": positions, "initializer_range": 0.08 if size == "tiny" else 0.02,
-        "rope_parameters": rope | ({"mrope_interleaved": True} if family == "qwen3_vl" else {}),
-        "bos_token_id": None, "eos_token_id": VOCABULARY[END], "pad_token_id": VOCABULARY[PAD],
-        "tie_word_embeddings": False,
-    }  # fmt: skip
+    text = _text_config(family, size, positions)
     ids = {
         "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
         "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
     }  # fmt: skip
-    return getattr(transformers, name)(
-        vision_config=tower,
-        text_config=text,
-        tie_word_embeddings=False,
-        **{key: VOCABULARY[word] for key, word in ids.items()},
-    )
+    own = {"downsample_ratio": 0.5, "image_seq_length": 4} if family == "internvl" else {}
+    named = ("image_token_id",) if family == "internvl" else ids
+    own |= {key: VOCABULARY[ids[key]] for key in named}
+    return getattr(transformers, name)(vision_config=tower, text_config=text, tie_word_embeddings=False, **own)
 
 
 @torch.no_grad()
@@ -109,9 +150,12 @@ def save(folder: str | Path, family: str = "qwen2_5_vl", size: str = "tiny", lar
     text = model.model.language_model
     text.embed_tokens.weight.normal_(0.0, 0.3)
     for layer in text.layers:
+        if not hasattr(layer, "self_attn"):
+            continue
         for part in (layer.self_attn.q_proj, layer.self_attn.k_proj):
             part.weight.mul_(2.0)
-    last = [module for module in model.model.visual.merger.modules() if isinstance(module, torch.nn.Linear)][-1]
+    merger = model.model.multi_modal_projector if family == "internvl" else model.model.visual.merger
+    last = [module for module in merger.modules() if isinstance(module, torch.nn.Linear)][-1]
     last.weight.normal_(0.0, 0.05)
     model.eval().save_pretrained(folder)
     build_processor(family, largest).save_pretrained(folder)

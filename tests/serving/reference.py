@@ -1,10 +1,11 @@
 """What compress(model) answers in transformers: the right answer for any engine that serves it.
 
-python tests/serving/reference.py FOLDER OUT COMPRESSION...
+python tests/serving/reference.py FOLDER OUT COMPRESSION...          a text as on the command line, or JSON
 """
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from cases import cases
 
-from ppe_npu import CompressionConfig, compress
+from ppe_npu import compress
+from ppe_npu.serving.settings import compression_config
 
 TOKENS = 16
 
@@ -27,7 +29,7 @@ def answers(folder: str, compression: str) -> dict[str, dict[str, Any]]:
     config = transformers.AutoConfig.from_pretrained(folder)
     made = getattr(transformers, config.architectures[0])
     model = made.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    compress(model, CompressionConfig.from_text(compression))
+    compress(model, compression_config(json.loads(compression) if compression[0] == "{" else compression))
     return {case.name: _answer(model, drop_unknown_types(model, case.for_transformers(processor))) for case in cases()}
 
 

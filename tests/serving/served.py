@@ -1,7 +1,8 @@
 """vLLM asked the cases, in a process of its own: python tests/serving/served.py REQUEST.json OUT.pickle
 
 REQUEST: {"folder", "compression" (None: as the checkpoint says; "stock": vLLM's own class), "engine": arguments of
-vllm.LLM, "rounds": ["alone", "together", "again"]}.
+vllm.LLM, "rounds": ["alone", "together", "again", "asked", "adapted"], "asked": what the requests of that round ask
+for, "adapter": the LoRA adapter of that one}.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def overrides(folder: str, compression: str | None) -> dict[str, Any]:
         return {}
     with open(f"{folder}/config.json") as file:
         (architecture,) = json.load(file)["architectures"]
-    return {"architectures": [f"PPE{architecture}"], "ppe_compression": compression}
+    said = json.loads(compression) if compression[0] == "{" else compression
+    plain = {"mrope_section": [64, 0, 0]} if architecture.startswith("InternVL") else {}
+    return {"architectures": [f"PPE{architecture}"], "ppe_compression": said, **plain}
 
 
 def table(rows: list[Any]) -> np.ndarray:
@@ -50,6 +53,7 @@ def result(output: Any) -> dict[str, Any]:
 
 def main() -> None:
     from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
 
     with open(sys.argv[1]) as file:
         request = json.load(file)
@@ -60,7 +64,13 @@ def main() -> None:
     whole, plain = SamplingParams(prompt_logprobs=-1, **greedy), SamplingParams(**greedy)
     prompts, out = [case.for_vllm() for case in cases()], {}
     for name in request.get("rounds", ["alone"]):
-        if name == "alone":
+        if name == "asked":
+            asking = [case.for_vllm(request["asked"]) for case in cases()]
+            outputs = llm.generate(asking, plain, use_tqdm=False)
+        elif name == "adapted":
+            adapter = LoRARequest("adapter", 1, request["adapter"])
+            outputs = llm.generate(prompts, plain, use_tqdm=False, lora_request=adapter)
+        elif name == "alone":
             outputs = [llm.generate(prompt, whole, use_tqdm=False)[0] for prompt in prompts]
         else:
             outputs = llm.generate(prompts, whole if name == "together" else plain, use_tqdm=False)

@@ -70,6 +70,20 @@ def test_rotation_by_rows_is_that_of_the_rotary_table(channels, k):
         assert_near(one, other[0].transpose(0, 1).reshape(11, -1), OPERATORS)
 
 
+def test_what_is_not_rotated_of_a_head_stays_as_it_is():
+    generator, channels = torch.Generator().manual_seed(0), interleaved_channels([6, 5, 5])
+    rows = torch.randint(0, 50, (6, 7), generator=generator)
+    query, key = torch.randn(7, 2 * 128, generator=generator), torch.randn(7, 128, generator=generator)
+    table = rotary_columns(1e4 ** (-torch.arange(16) / 16), 50)
+    found = RowRotary(table, channels, 6, head=128)(rows, query, key)
+    turned = [part.unflatten(-1, (-1, 128))[..., :32].flatten(1) for part in (query, key)]
+    expected = RowRotary(table, channels, 6)(rows, *turned)
+    for one, part, given in zip(found, expected, (query, key)):
+        heads, whole = one.unflatten(-1, (-1, 128)), given.unflatten(-1, (-1, 128))
+        assert_equal(heads[..., :32].flatten(1), part)
+        assert_equal(heads[..., 32:], whole[..., 32:])
+
+
 def test_stale_places_beyond_the_table_do_not_fail():
     module = RowRotary(rotary_columns(torch.ones(64), 10), contiguous_channels([16, 24, 24]), 6)
     rows = torch.tensor([[-5, 10**6]]).expand(6, -1)

@@ -101,3 +101,28 @@ def test_a_stream_says_the_same(client, reference):
     )
     tokens = [token for part in stream for choice in part.choices for token in getattr(choice, "token_ids", None) or ()]
     assert tokens == reference("ppe")[case.name]["tokens"]
+
+
+def of_its_own(changed: dict) -> dict:
+    wish = {"mm_processor_kwargs": {"ppe_compression": changed}}
+    return {"ignore_eos": True, "return_token_ids": True, **wish}
+
+
+def test_a_request_has_a_ratio_of_its_own(client, reference):
+    case = PICTURES[1]
+    answer = client.chat.completions.create(
+        model="tiny", messages=asked(case), temperature=0, max_tokens=16, extra_body=of_its_own({"ratio": 0.25})
+    )
+    expected = reference("ppe:ratio=0.25")[case.name]
+    assert answer.usage.prompt_tokens == len(expected["prompt"]) < len(reference("ppe")[case.name]["prompt"])
+    assert answer.choices[0].token_ids == expected["tokens"]
+
+
+@pytest.mark.parametrize(("changed", "said"), [({"ratio": 0.9}, "has room for"), ({"k": 2}, "k=2")])
+def test_what_a_request_cannot_have_is_answered_with_400(client, changed, said):
+    import openai
+
+    with pytest.raises(openai.BadRequestError, match=said):
+        client.chat.completions.create(
+            model="tiny", messages=asked(PICTURES[0]), max_tokens=1, extra_body=of_its_own(changed)
+        )

@@ -7,7 +7,8 @@ changes nothing that is there. A checkpoint asks for one by its config: `ppe-npu
     model.py        what the families share: features merged after the tower, rows put in place for the decoder
     processing.py   how many placeholders an image or a video has, and the key of its caches
     refusals.py     what of vLLM's settings cannot be, by name
-    qwen2_vl.py qwen2_5_vl.py qwen3_vl.py   one file a family
+    tower.py        the Qwen-VL towers on what a step at the pixels keeps
+    qwen2_vl.py qwen2_5_vl.py qwen3_vl.py qwen3_5.py internvl.py   one file a family
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ _FILES = {
     "PPEQwen2VLForConditionalGeneration": "qwen2_vl",
     "PPEQwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
     "PPEQwen3VLForConditionalGeneration": "qwen3_vl",
+    "PPEQwen3_5ForConditionalGeneration": "qwen3_5",
+    "PPEInternVLForConditionalGeneration": "internvl",
 }
 PREFIX = "PPE"
 

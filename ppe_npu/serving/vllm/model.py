@@ -18,13 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppe_npu.engine.items import check_items, merge_items
+from ppe_npu.engine.items import Shape, check_items, merge_items
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.errors import InputError
+from ppe_npu.serving.asked import Asked
+from ppe_npu.serving.cells import kept_patches, split_cells
 from ppe_npu.serving.rotary import RowRotary, rotary_columns
 from ppe_npu.serving.rows import placed_rows, prompt_line, split_rows, with_rows
-from ppe_npu.serving.vllm.processing import compression_of, runs_of
+from ppe_npu.serving.shapes import shapes_in, shapes_of
+from ppe_npu.serving.vllm.processing import ASKED, CELLS, compression_of, runs_of
 from ppe_npu.serving.vllm.refusals import check_settings
+from ppe_npu.serving.vllm.tower import run_on_kept
 
 _PIXELS = {"pixel_values": IMAGE, "image_embeds": IMAGE, "pixel_values_videos": VIDEO, "video_embeds": VIDEO}
 _LONGER = 4  # positions of a compressed prompt, in tokens of the longest context: those of a video run in seconds
@@ -34,11 +38,12 @@ class CompressedModel:
     """Stands before a stock class for conditional generation."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
-        check_settings(vllm_config)
         compression = compression_of(vllm_config.model_config.hf_config)
+        check_settings(vllm_config, compression)
         check_items(compression)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.compression = compression
+        self.compression, self.asked = compression, Asked(compression)
+        self.shapes = shapes_of(vllm_config.model_config.hf_config, compression)
         self.rows = compression.axes * compression.config.k
         most = vllm_config.scheduler_config.max_num_batched_tokens
         # Where they are: graphs of the decoder read the same memory in every step. One more column than is ever used,
@@ -57,29 +62,58 @@ class CompressedModel:
     def _install_rotary(self, text: Any) -> None:
         made: dict[int, RowRotary] = {}
         for layer in self.language_model.model.layers:  # type: ignore[attr-defined]
-            stock = layer.self_attn.rotary_emb
+            attention = getattr(layer, "self_attn", None)
+            if attention is None:  # linear attention, which knows no positions
+                continue
+            stock = attention.rotary_emb
             if id(stock) not in made:
                 table = _table(stock, _LONGER * text.max_position_embeddings)
-                made[id(stock)] = RowRotary(table, self.compression.channels, self.rows)
-            layer.self_attn.rotary_emb = made[id(stock)]
+                made[id(stock)] = RowRotary(table, self.compression.channels, self.rows, stock.head_size)
+            attention.rotary_emb = made[id(stock)]
 
     # -- features, once an item -------------------------------------------------------------------------------------
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Of each item [kept, C (and what enters later layers) + 2 rows]."""
-        items = super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        out: list[torch.Tensor] = []
+        cells, out = kwargs.pop(CELLS, None), []
+        asked = {kind: kwargs.pop(name, None) for kind, name in ASKED.items()}
         for kind in dict.fromkeys(_PIXELS[key] for key in kwargs if key in _PIXELS):
-            grids = torch.as_tensor(kwargs[f"{kind}_grid_thw"]).tolist()
-            own = items[len(out) : len(out) + len(grids)]
-            out += self._merged(kind, torch.cat(list(own)), grids, kwargs.get("second_per_grid_ts"))
+            own = {key: kwargs[key] for key in kwargs if _is_of_images(key) == (kind == IMAGE)}
+            shapes, sources = shapes_in(self.shapes, kind, own), None
+            assert shapes is not None, "what has pixels has a shape"
+            if kind == IMAGE and cells is not None:
+                sources = split_cells(cells, shapes, self.compression.vision.merge_size)
+                features = self._of_kept(own["pixel_values"], shapes, sources)
+            else:
+                features = super().embed_multimodal(**own)  # type: ignore[misc]
+            out += self._merged(kind, features, shapes, asked[kind], own.get("second_per_grid_ts"), sources)
         return tuple(out)
 
-    def _merged(self, kind: str, features: torch.Tensor, grids: list[list[int]], seconds: Any) -> list[torch.Tensor]:
-        parts = features.split(self.feature_width or features.shape[1], dim=1)
-        per_grid = None if seconds is None else torch.as_tensor(seconds).flatten().tolist()
-        merged = merge_items(self.compression, kind, parts[0], grids, per_grid, parts[1:])
-        return [with_rows(torch.cat([item.features, *item.deepstack], dim=1), item.rows) for item in merged]
+    def _of_kept(self, pixels: torch.Tensor, shapes: list[Shape], sources: list[np.ndarray]) -> Any:
+        """Of each image [kept cells, C] from the tower, which is given their patches alone."""
+        kept = kept_patches(sources, torch.tensor(shapes), self.compression.vision.merge_size)
+        whole = run_on_kept(self.visual, pixels, kept)  # type: ignore[attr-defined]
+        return whole.split([int((source == np.arange(len(source))).sum()) for source in sources])
+
+    def _merged(
+        self, kind: str, features: Any, shapes: list[Shape], asked: Any, seconds: Any, sources: Any
+    ) -> list[torch.Tensor]:
+        """Items that ask for the same compression are merged at once."""
+        per_grid = [1.0] * len(shapes) if seconds is None else torch.as_tensor(seconds).flatten().tolist()
+        wishes: dict[int, tuple[Any, list[int]]] = {}
+        for item, sent in enumerate(asked):
+            compression = self.asked.read(sent)
+            wishes.setdefault(id(compression), (compression, []))[1].append(item)
+        out: dict[int, torch.Tensor] = {}
+        for compression, items in wishes.values():
+            given = torch.cat([features[item] for item in items])
+            parts = given.split(self.feature_width or given.shape[1], dim=1)
+            grid, second = [shapes[item] for item in items], [per_grid[item] for item in items]
+            source = None if sources is None else [sources[item] for item in items]
+            merged = merge_items(compression, kind, parts[0], grid, second, parts[1:], source)
+            for item, one in zip(items, merged):
+                out[item] = with_rows(torch.cat([one.features, *one.deepstack], dim=1), one.rows)
+        return [out[item] for item in range(len(shapes))]
 
     @property
     def feature_width(self) -> int | None:
@@ -101,7 +135,7 @@ class CompressedModel:
             return torch.arange(count).expand(3, -1).contiguous(), 0
         items = []
         for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
-            where, runs = feature.mm_position, runs_of(self.compression, feature.modality, feature.data)
+            where, runs = feature.mm_position, runs_of(self.asked, self.shapes, feature.modality, feature.data)
             own = np.arange(where.length) if where.is_embed is None else np.flatnonzero(where.is_embed.numpy())
             items.append((where.offset + own, runs))
         line, following = prompt_line(count, items)
@@ -134,7 +168,13 @@ class CompressedModel:
             rows = self.placed_rows[:, :count]
             rows.copy_(placed_rows(line, self.local_rows[:, :count]))
             positions = rows
+        elif positions.ndim == 2 and self.compression.axes == 1:
+            positions = positions[0]
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]
+
+
+def _is_of_images(key: str) -> bool:
+    return key == "pixel_values" or key.startswith("image_")
 
 
 def _table(stock: Any, positions: int) -> torch.Tensor:
@@ -144,8 +184,8 @@ def _table(stock: Any, positions: int) -> torch.Tensor:
         InputError: a rotary embedding that turns something else.
     """
     known = stock.cos_sin_cache
-    if not stock.is_neox_style or stock.rotary_dim != stock.head_size:
-        raise InputError("rotary embedding of a part of the head, or of neighbouring channels, is not supported")
+    if not stock.is_neox_style:
+        raise InputError("rotary embedding of neighbouring channels is not supported")
     if len(known) >= positions:
         return known.clone()
     more = rotary_columns(stock._compute_inv_freq(stock.base), positions, getattr(stock, "mscale", 1.0))

@@ -1,4 +1,8 @@
-"""vLLM's processors with as many placeholders as tokens stay, and with the compression in the keys of its caches."""
+"""vLLM's processors with as many placeholders as tokens stay, and with the compression in the keys of its caches.
+
+Beside an item's pixels goes what a request asks for (serving/asked.py), and where there is a step at the pixels which
+cells it keeps (serving/cells.py): whoever has the item has all that its tokens and their positions hang on.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptUpdateDetails
 
 from ppe_npu.engine.compression import Compression
@@ -13,9 +21,16 @@ from ppe_npu.engine.items import ItemRun, item_runs
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.errors import InputError
 from ppe_npu.models import compression_for
+from ppe_npu.models.pixels import pixel_values
+from ppe_npu.serving.asked import Asked, written
+from ppe_npu.serving.cells import patches_kept, pixel_numbers, split_cells, without_dropped
 from ppe_npu.serving.rows import LARGEST, thinned_runs
 from ppe_npu.serving.settings import KEY, compression_config, identity
+from ppe_npu.serving.shapes import Grids, Tiles, shapes_in, shapes_of
 from ppe_npu.serving.vllm import PREFIX
+
+CELLS = "ppe_cells"  # of images
+ASKED = {IMAGE: "ppe_image_asked", VIDEO: "ppe_video_asked"}
 
 
 def compression_of(hf_config: Any) -> Compression:
@@ -31,7 +46,7 @@ def compression_of(hf_config: Any) -> Compression:
     return compression_for(name, hf_config, compression_config(getattr(hf_config, KEY, None)))
 
 
-def runs_of(compression: Compression, kind: str, item: Mapping[str, Any]) -> list[ItemRun]:
+def runs_of(asked: Asked, shapes: Grids | Tiles, kind: str, item: Mapping[str, Any]) -> list[ItemRun]:
     """The runs of an image or a video that the processor is done with.
 
     Args:
@@ -39,40 +54,108 @@ def runs_of(compression: Compression, kind: str, item: Mapping[str, Any]) -> lis
     """
     seconds = item.get("second_per_grid_ts") if kind == VIDEO else None
     per_grid = 1.0 if seconds is None or seconds.data is None else float(seconds.data)
-    return item_runs(compression, kind, item[f"{kind}_grid_thw"].data.tolist(), per_grid)
+    source = item[CELLS].data.numpy() if kind == IMAGE and CELLS in item else None
+    (shape,) = shapes.of(kind, item[shapes.field.format(kind)].data[None])
+    return item_runs(asked.read(item[ASKED[kind]].data), kind, shape, per_grid, source)
 
 
 class CompressedInfo:
     """Of a stock ProcessingInfo: what the scheduler counts on."""
 
-    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int] | None:
         """A picture's is that of the largest one. A video's stays: many small frames keep more than few large ones."""
-        most = dict(super().get_mm_max_tokens_per_item(seq_len, mm_counts))  # type: ignore[misc]
+        most = super().get_mm_max_tokens_per_item(seq_len, mm_counts)  # type: ignore[misc]
+        if most is None:  # then vLLM counts the placeholders of the largest, which are thinned
+            return None
         config = compression_of(self.get_hf_config()).config  # type: ignore[attr-defined]
         return {**most, IMAGE: config.span_tokens(1, most[IMAGE])}
+
+
+class CompressedDummies:
+    """Of a stock DummyInputsBuilder: pictures of which a step at the pixels keeps as much as of any."""
+
+    def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> Any:
+        data = dict(super().get_dummy_mm_data(seq_len, mm_counts, mm_options))  # type: ignore[misc]
+        if compression_of(self.info.get_hf_config()).config.at_pixels is not None:  # type: ignore[attr-defined]
+            data[IMAGE] = [_noise(*picture.size) for picture in data.get(IMAGE, [])]
+        return data
+
+
+def _noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 class CompressedProcessor:
     """Of a stock MultiModalProcessor: its placeholders, thinned to what is kept."""
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        config = self.info.get_hf_config()  # type: ignore[attr-defined]
+        self.asked = Asked(compression_of(config))
+        self.shapes = shapes_of(config, self.asked.own)
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
+        """The stock one's, without the patches of dropped cells, and with what our fields say of each item."""
+        wish, others = _parted(hf_kwargs)
+        compression = self.asked.of(wish)
+        data = super()._apply_hf_processor_main(mm_items, others)  # type: ignore[misc]
+        for kind, name in ASKED.items():
+            shapes = shapes_in(self.shapes, kind, data)
+            if shapes is None:
+                continue
+            data[name] = written(wish, len(shapes))
+            for shape in shapes:
+                self.asked.check_room(compression, kind, shape)
+        if compression.config.at_pixels is not None and data.get("image_grid_thw") is not None:
+            if data.get("pixel_values") is None:
+                raise InputError(
+                    f"{compression.config.at_pixels.name} looks at the pixels of images, which are given as features "
+                    "alone: give the images"
+                )
+            numbers = pixel_numbers(data["pixel_values"], self._normalised(others))
+            data["pixel_values"], data[CELLS] = without_dropped(
+                compression, data["pixel_values"], data["image_grid_thw"], numbers
+            )
+        return data
+
+    def _normalised(self, hf_kwargs: Mapping[str, Any]) -> Any:
+        """What the processor's numbers are."""
+        processor = self.info.get_hf_processor(**hf_kwargs)  # type: ignore[attr-defined]
+        return pixel_values(None, self.asked.own.vision, processor).pixels
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        _, others = _parted(hf_processor_mm_kwargs)
+        fields = dict(super()._get_mm_fields_config(hf_inputs, others))  # type: ignore[misc]
+        fields |= {name: MultiModalFieldConfig.batched(kind, keep_on_cpu=True) for kind, name in ASKED.items()}
+        cells = hf_inputs.get(CELLS)
+        if cells is not None:
+            merge = self.asked.own.vision.merge_size
+            sources = split_cells(cells, hf_inputs["image_grid_thw"].tolist(), merge)
+            for name, sizes in (("pixel_values", patches_kept(sources, merge)), (CELLS, list(map(len, sources)))):
+                flat = MultiModalFieldConfig.flat_from_sizes(IMAGE, torch.tensor(sizes), keep_on_cpu=name == CELLS)
+                fields[name] = flat
+        return fields
+
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
-        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
-        compression = compression_of(self.info.get_hf_config())  # type: ignore[attr-defined]
-        vision = compression.vision
+        _, others = _parted(hf_processor_mm_kwargs)
+        updates = super()._get_prompt_updates(mm_items, others, out_mm_kwargs)  # type: ignore[misc]
+        vision = self.asked.own.vision
         tokens = {IMAGE: vision.image_token_id, VIDEO: vision.video_token_id}
 
         def thinned(update: Any) -> Any:
             kind, stock = update.modality, update.replacement
+            # In families of tiles what vLLM sets for a video is not what transformers does.
+            token = update.target[0] if isinstance(self.shapes, Tiles) else tokens[kind]
 
             def replacement(index: int) -> Any:
-                runs = runs_of(compression, kind, out_mm_kwargs[kind][index])
+                runs = runs_of(self.asked, self.shapes, kind, out_mm_kwargs[kind][index])
                 most = max(run.extent for run in runs)
                 if most > LARGEST:
                     raise InputError(f"{kind} {index} takes {most} positions: at most {LARGEST}; give fewer seconds")
                 full = stock(index)
                 full = full.full if isinstance(full, PromptUpdateDetails) else full
-                thin = thinned_runs(full, tokens[kind], [run.kept for run in runs])
-                return PromptUpdateDetails.select_token_id(thin, tokens[kind])
+                thin = thinned_runs(full, token, [run.kept for run in runs])
+                return PromptUpdateDetails.select_token_id(thin, token)
 
             return dataclasses.replace(update, replacement=replacement)
 
@@ -80,7 +163,13 @@ class CompressedProcessor:
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         """The keys of processed items, of encoded ones and of the KV blocks that they stand in: with the compression,
-        so that servers of several may share a store."""
-        own = identity(compression_of(self.info.get_hf_config()).config)  # type: ignore[attr-defined]
-        found = super()._get_mm_hashes(inputs)  # type: ignore[misc]
+        so that requests and servers of several may share a store."""
+        wish, others = _parted(inputs.hf_processor_mm_kwargs)
+        own = identity(self.asked.of(wish).config)
+        found = super()._get_mm_hashes(dataclasses.replace(inputs, hf_processor_mm_kwargs=others))  # type: ignore[misc]
         return {kind: [f"{key}-{own}" for key in keys] for kind, keys in found.items()}
+
+
+def _parted(kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a request asks of us, and what of the processor."""
+    return kwargs.get(KEY), {key: value for key, value in kwargs.items() if key != KEY}

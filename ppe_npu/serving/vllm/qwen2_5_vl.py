@@ -12,7 +12,7 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ppe_npu.serving.vllm.model import CompressedModel
-from ppe_npu.serving.vllm.processing import CompressedInfo, CompressedProcessor
+from ppe_npu.serving.vllm.processing import CompressedDummies, CompressedInfo, CompressedProcessor
 
 
 class Info(CompressedInfo, Qwen2_5_VLProcessingInfo): ...
@@ -21,5 +21,8 @@ class Info(CompressedInfo, Qwen2_5_VLProcessingInfo): ...
 class Processor(CompressedProcessor, Qwen2_5_VLMultiModalProcessor): ...
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Qwen2_5_VLDummyInputsBuilder)
+class Dummies(CompressedDummies, Qwen2_5_VLDummyInputsBuilder): ...
+
+
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Dummies)
 class PPEQwen2_5_VLForConditionalGeneration(CompressedModel, Qwen2_5_VLForConditionalGeneration): ...

@@ -12,7 +12,7 @@ from vllm.model_executor.models.qwen2_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ppe_npu.serving.vllm.model import CompressedModel
-from ppe_npu.serving.vllm.processing import CompressedInfo, CompressedProcessor
+from ppe_npu.serving.vllm.processing import CompressedDummies, CompressedInfo, CompressedProcessor
 
 
 class Info(CompressedInfo, Qwen2VLProcessingInfo): ...
@@ -21,5 +21,8 @@ class Info(CompressedInfo, Qwen2VLProcessingInfo): ...
 class Processor(CompressedProcessor, Qwen2VLMultiModalProcessor): ...
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Qwen2VLDummyInputsBuilder)
+class Dummies(CompressedDummies, Qwen2VLDummyInputsBuilder): ...
+
+
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Dummies)
 class PPEQwen2VLForConditionalGeneration(CompressedModel, Qwen2VLForConditionalGeneration): ...

@@ -15,7 +15,7 @@ from vllm.model_executor.models.qwen3_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ppe_npu.serving.vllm.model import CompressedModel
-from ppe_npu.serving.vllm.processing import CompressedInfo, CompressedProcessor
+from ppe_npu.serving.vllm.processing import CompressedDummies, CompressedInfo, CompressedProcessor
 
 
 class Info(CompressedInfo, Qwen3VLProcessingInfo): ...
@@ -24,7 +24,10 @@ class Info(CompressedInfo, Qwen3VLProcessingInfo): ...
 class Processor(CompressedProcessor, Qwen3VLMultiModalProcessor): ...
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Qwen3VLDummyInputsBuilder)
+class Dummies(CompressedDummies, Qwen3VLDummyInputsBuilder): ...
+
+
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Dummies)
 class PPEQwen3VLForConditionalGeneration(CompressedModel, Qwen3VLForConditionalGeneration):
     @property
     def feature_width(self) -> int:

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ppe_npu.engine.compression import Compression
 from ppe_npu.errors import InputError
+from ppe_npu.serving.settings import AXES, KEY
 
 
-def check_settings(vllm_config: Any) -> None:
+def check_settings(vllm_config: Any, compression: Compression) -> None:
     """Raise InputError for the first setting that would give wrong numbers, or none at all.
 
     Args:
         vllm_config: vLLM's VllmConfig.
     """
-    for said in _refusals(vllm_config):
+    for said in _refusals(vllm_config, compression):
         raise InputError(said)
 
 
-def _refusals(config: Any) -> Iterator[str]:
+def _refusals(config: Any, compression: Compression) -> Iterator[str]:
     """What is said of every such setting that is asked for."""
     parallel = config.parallel_config
     if parallel.pipeline_parallel_size > 1:
@@ -31,10 +33,22 @@ def _refusals(config: Any) -> Iterator[str]:
             "--video-pruning-rate (or --video-pruning-method) is vLLM's own pruning of videos: leave it out, "
             "ppe_compression says what is kept"
         )
+    if compression.axes == 1 and not config.model_config.uses_mrope:
+        yield f"the config has no {AXES}, without which vLLM keeps no positions of merged tokens: let ppe-npu write it"
+    if KEY in (config.model_config.multimodal_config.mm_processor_kwargs or {}):
+        yield f"--mm-processor-kwargs with {KEY}: that is for a request to say; say a server's in --hf-overrides"
+    if compression.config.at_pixels is not None and config.model_config.multimodal_config.mm_encoder_tp_mode == "data":
+        yield (
+            "--mm-encoder-tp-mode data with a step at the pixels: vLLM shares the patches out by whole pictures; leave "
+            "it out"
+        )
     if parallel.use_ubatching:
         yield "--enable-dbo (or --ubatch-size) cuts a step in two, and its rows of positions are one: leave it out"
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         yield "--prefill-context-parallel-size cuts a prompt, and its rows of positions are whole: leave it out"
+    state = getattr(config.model_config.hf_text_config, "mamba_ssm_dtype", None)
+    if state is not None and config.cache_config.mamba_ssm_cache_dtype == "auto":
+        yield f"this checkpoint's linear attention needs --mamba-ssm-cache-dtype {state}: give it"
     drafter = getattr(config.speculative_config, "method", None)
     if drafter not in (None, "ngram"):
         yield (
