@@ -1,20 +1,69 @@
-"""What the operations take, checked before an implementation is chosen: none would say it as plainly."""
+"""What the operations take, checked before an implementation is chosen: none would say it as plainly.
+
+What stands in tensors of integers is looked at where the host may look, on CPUs: some operators read or write beside
+their memory by an index that is out of range.
+"""
+
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, shown
 
-from . import segments
+from . import device, segments
 
+_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def floating(op: str, **tensors: Tensor) -> None:
-    """Raise InputError, naming the argument and its dtype, for one that is not floating point."""
+def plain(op: str, **tensors: Tensor) -> None:
+    """Raise InputError, naming the argument, unless all are dense tensors on one device."""
+    first: tuple[str, Tensor] | None = None
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{op}: {name} is {shown(tensor)}, a {type(tensor).__name__}: give a torch tensor")
+        if tensor.layout is not torch.strided:
+            raise InputError(f"{op}: {name} has the layout {tensor.layout}: give a dense tensor, {name}.to_dense()")
+        first = first or (name, tensor)
+        if tensor.device != first[1].device:
+            where, there = tensor.device, first[1].device
+            raise InputError(f"{op}: {name} is on {where}, {first[0]} on {there}: bring both to one device")
+
+
+def floating(op: str, **tensors: Tensor) -> None:
+    """Raise InputError, naming the argument and its dtype, for one that is not floating point of 16 bits or more."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _FLOATING:
             raise InputError(f"{op}: {name} is {tensor.dtype}: give floating point, such as {name}.float()")
+
+
+def number(op: str, kind: type, **numbers: object) -> None:
+    """Raise InputError, naming the argument, for one that is no finite number of Python's or NumPy's.
+
+    Args:
+        kind: float, or int for whole numbers.
+    """
+    if torch.compiler.is_compiling():  # they may be symbols
+        return
+    wanted = Integral if kind is int else Real
+    for name, given in numbers.items():
+        fits = isinstance(given, wanted) and not isinstance(given, bool)
+        if not (fits and -(2**63) <= given < 2**63):  # type: ignore[operator]
+            what = "whole number" if kind is int else "finite number"
+            raise InputError(f"{op}: {name} is {shown(given)}, a {type(given).__name__}: give a {what}")
+
+
+def flag(op: str, **flags: object) -> None:
+    """Raise InputError, naming the argument, for one that is not True or False."""
+    for name, given in flags.items():
+        if not isinstance(given, bool):
+            raise InputError(f"{op}: {name} is {shown(given)}, a {type(given).__name__}: give True or False")
+
+
+def looks(values: Tensor) -> bool:
+    """Whether the numbers of a tensor may be looked at: on a CPU, and not while a graph is made."""
+    return device.asks_freely(values.device) and not torch.compiler.is_compiling()
 
 
 def integers(op: str, **tensors: Tensor) -> None:
@@ -25,13 +74,15 @@ def integers(op: str, **tensors: Tensor) -> None:
 
 
 def require(condition: bool, expected: str, got: object) -> None:
-    """Raise ValueError, of what was expected and what was got, unless the condition holds."""
+    """Raise InputError, of what was expected and what was got, unless the condition holds."""
     if not condition:
-        raise ValueError(f"{expected} {_short(got) if isinstance(got, list) else got}")
+        raise InputError(f"{expected} {_short(got) if isinstance(got, list) else got}")
 
 
 def check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> None:
-    """Raise ValueError unless the arguments of attention() fit together."""
+    """Raise InputError unless the arguments of attention() fit together."""
+    plain("attention", query=query, key=key, value=value, **({} if mask is None else {"mask": mask}))
+    flag("attention", causal=causal)
     shapes = (tuple(query.shape), tuple(key.shape), tuple(value.shape))
     fits = query.dim() == key.dim() == 4 and key.shape == value.shape and query.shape[0] == key.shape[0]
     fits = fits and query.shape[3] == key.shape[3]
@@ -64,14 +115,16 @@ def check_segments(
     cu_seqlens_k: list[int] | None = None,
     causal: bool = False,
 ) -> None:
-    """Raise ValueError unless cu_seqlens, and cu_seqlens_k, part the arguments of attention() in segments."""
+    """Raise InputError unless cu_seqlens, and cu_seqlens_k, part the arguments of attention() in segments."""
     if cu_seqlens is None:
         require(cu_seqlens_k is None, "attention: cu_seqlens_k needs cu_seqlens beside it, got", cu_seqlens)
         return
     length, keys = query.shape[2], key.shape[2]
     for borders in (cu_seqlens, cu_seqlens_k):
-        host = not isinstance(borders, torch.Tensor)
-        require(host, "attention: cu_seqlens must be a host list of int, got", type(borders))
+        host = borders is None or isinstance(borders, (list, tuple))
+        if host and borders is not None and not torch.compiler.is_compiling():  # then they may be symbols
+            host = all(issubclass(kind, Integral) for kind in set(map(type, borders)))
+        require(host, "attention: cu_seqlens must be a host list of int, got", shown(borders))
     fits = query.shape[0] == 1 and (keys == length or cu_seqlens_k is not None) and mask is None
     require(
         fits, "attention: cu_seqlens needs B = 1, S = T and no mask, got", (query.shape, key.shape, mask is not None)
@@ -95,3 +148,66 @@ def _check_borders(borders: list[int], length: int) -> None:
 
 def _short(values: list[int]) -> str:
     return str(values) if len(values) <= 8 else f"{values[:4]} ... {values[-3:]}"
+
+
+def check_dpc_knn(
+    tokens: Tensor, valid: Tensor | None, budgets: Tensor, max_groups: int, num_neighbors: Tensor
+) -> None:
+    """Raise InputError unless the arguments of dpc_knn() fit together."""
+    plain("dpc_knn", tokens=tokens, budgets=budgets, num_neighbors=num_neighbors)
+    plain("dpc_knn", tokens=tokens, **({} if valid is None else {"valid": valid}))
+    require(tokens.dim() == 3 and tokens.shape[2] > 0, "dpc_knn: tokens must be [F, N, C], got", tuple(tokens.shape))
+    frames, length = tokens.shape[:2]
+    shape = (frames, length) if valid is None else tuple(valid.shape)
+    require(shape == (frames, length), f"dpc_knn: valid must be {[frames, length]}, got", shape)
+    for name, vector in (("budgets", budgets), ("num_neighbors", num_neighbors)):
+        require(vector.shape == (frames,), f"dpc_knn: {name} must be [{frames}], got", tuple(vector.shape))
+    number("dpc_knn", int, max_groups=max_groups)
+    require(1 <= max_groups <= length, f"dpc_knn: max_groups must be from 1 to {length}, got", max_groups)
+    floating("dpc_knn", tokens=tokens)
+    integers("dpc_knn", budgets=budgets, num_neighbors=num_neighbors)
+    boolean = valid is None or valid.dtype is torch.bool
+    require(boolean, "dpc_knn: valid must be bool (True = a token), got", None if valid is None else valid.dtype)
+    if not looks(tokens):
+        return
+    if valid is not None:
+        late = (valid[:, 1:] > valid[:, :-1]).any(1).nonzero().flatten().tolist()
+        require(not late, "dpc_knn: valid must be False on what comes last in a frame alone, and is not so in", late)
+    tokens_of = torch.full_like(budgets, length) if valid is None else valid.sum(1)
+    for name, vector, most in (("budgets", budgets, max_groups), ("num_neighbors", num_neighbors, length)):
+        fits = not ((vector < 1) | (vector > most) | (vector > tokens_of)).any()
+        expected = f"dpc_knn: {name} must be from 1 to {most} and to a frame's tokens, got"
+        require(fits, expected, vector.tolist() if not fits else None)
+
+
+def check_group_mean(tokens: Tensor, labels: Tensor, counts: Tensor) -> None:
+    """Raise InputError unless the arguments of group_mean() fit together."""
+    plain("group_mean", tokens=tokens, labels=labels, counts=counts)
+    require(tokens.dim() == 3, "group_mean: tokens must be [F, N, C], got", tuple(tokens.shape))
+    frames, length = tokens.shape[:2]
+    fits = labels.shape == (frames, length)
+    require(fits, f"group_mean: labels must be {[frames, length]}, got", tuple(labels.shape))
+    fits = counts.dim() == 2 and counts.shape[0] == frames
+    require(fits, f"group_mean: counts must be [{frames}, M], got", tuple(counts.shape))
+    floating("group_mean", tokens=tokens)
+    integers("group_mean", labels=labels, counts=counts)
+    if looks(labels) and not _are_counts(counts, labels):
+        raise InputError("group_mean: counts are not how many labels of each frame are 0, 1, ...: count them anew")
+
+
+def _are_counts(counts: Tensor, labels: Tensor) -> bool:
+    """Whether [F, M] counts are how many labels of each row are 0, 1, ..., M - 1, and none is larger."""
+    frames, groups = counts.shape
+    slots = labels.long().clamp(-1, groups) + 1 + torch.arange(frames)[:, None] * (groups + 2)
+    found = torch.bincount(slots.flatten(), minlength=frames * (groups + 2)).view(frames, groups + 2)
+    return not found[:, -1].any() and torch.equal(found[:, 1:-1], counts.long())
+
+
+def check_labels(labels: Tensor, classes: int, ignored: int) -> None:
+    """Raise InputError unless each label is that of a class, or the ignored one."""
+    if not looks(labels):
+        return
+    strange = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]
+    if len(strange):
+        expected = f"linear_cross_entropy: labels must be from 0 to {classes - 1}, or {ignored}, got"
+        require(False, expected, int(strange[0]))

@@ -104,7 +104,9 @@ def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any
             raise ImplementationError(f"{op}: {problem}; use one of {_names(op, device.type, name)}")
         return entry
     for entry in candidates(op, device.type):
-        if not entry.automatic or (entry.made_for and not _function(entry, entry.made_for)(*args, **kwargs)):
+        if not (entry.automatic and _fits(entry, entry.made_for, args, kwargs)):
+            continue
+        if not _fits(entry, entry.worthwhile, args, kwargs):
             continue
         reason = _reason(entry, args, kwargs)
         if reason is None:
@@ -125,13 +127,18 @@ def _reason(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
     missing = None if entry.requires is None else _missing(entry.requires)
     if missing is not None:
         return missing
-    if entry.made_for and not _function(entry, entry.made_for)(*args, **kwargs):
+    if not _fits(entry, entry.made_for, args, kwargs):
         return "it is not made for such a call"
     if not entry.gradient and torch.is_grad_enabled():
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
         if any(tensor.requires_grad for tensor in tensors):
             return "it has no gradient, and an argument requires one"
     return None if entry.verify is None else _function(entry, entry.verify)(*args, **kwargs)
+
+
+def _fits(entry: Implementation, name: str | None, args: tuple, kwargs: dict) -> bool:
+    """What a function of its module that a call may have to please says of one; True where there is none."""
+    return name is None or bool(_function(entry, name)(*args, **kwargs))
 
 
 # torch.compile traces the choice, which holds for shapes and dtypes, as the compiled code does. A function marked
@@ -151,7 +158,7 @@ def _find_all() -> None:
     """Fills `_functions` in one go: the compiler does not see what is added after it has read them."""
     for entry in registry.REGISTRY:
         if entry.missing() is None:
-            for name in filter(None, (entry.function, entry.verify, entry.made_for)):
+            for name in filter(None, (entry.function, entry.verify, entry.made_for, entry.worthwhile)):
                 _functions[entry.module, name] = getattr(registry._module(entry.module), name)
 
 

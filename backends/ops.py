@@ -1,14 +1,26 @@
 """The operations: what each takes, returns and means. `dispatch` picks the implementation.
 
 All take `implementation=None`: the name of the implementation to use for this call (see `dispatch.using`), which raises
-ImplementationError if it cannot be used. Arguments that no implementation supports raise ValueError.
+ImplementationError if it cannot be used. Arguments that no implementation supports raise InputError (a ValueError).
 """
 
 import torch
 from torch import Tensor
 
 from . import device, dispatch
-from .checks import check_attention, check_segments, floating, integers, require
+from .checks import (
+    check_attention,
+    check_dpc_knn,
+    check_group_mean,
+    check_labels,
+    check_segments,
+    flag,
+    floating,
+    integers,
+    number,
+    plain,
+    require,
+)
 from .common import IGNORED
 from .compiling import traced_once
 
@@ -47,10 +59,14 @@ def attention(
         [B, H, S, D] in the inputs' dtype, not necessarily contiguous.
 
     Raises:
-        ValueError: shapes, dtypes or options that do not fit together.
+        InputError: shapes, dtypes or options that do not fit together.
     """
     check_attention(query, key, value, mask, causal)
     check_segments(cu_seqlens, query, key, mask, cu_seqlens_k, causal)
+    number("attention", float, dropout=dropout, **({} if scale is None else {"scale": scale}))
+    require(0 <= dropout <= 1, "attention: dropout must be a probability, from 0 to 1, got", dropout)
+    if mask is not None and mask.dim() < 2:
+        mask = mask.expand(1, -1) if mask.dim() else mask.expand(1, 1)
     options = {"causal": causal, "scale": scale, "dropout": dropout, "mask": mask, "cu_seqlens": cu_seqlens}
     options |= {} if cu_seqlens_k is None else {"cu_seqlens_k": cu_seqlens_k}
     return dispatch.call("attention", query, key, value, **options, implementation=implementation)
@@ -69,14 +85,18 @@ def rotary(
         The rotated query and key.
 
     Raises:
-        ValueError: a shape or dtype that does not fit.
+        InputError: a shape or dtype that does not fit.
     """
+    plain("rotary", query=query, key=key, cos=cos, sin=sin)
     floating("rotary", query=query, key=key, cos=cos, sin=sin)
     dtypes = {tensor.dtype for tensor in (query, key, cos, sin)}
     require(len(dtypes) == 1, "rotary: query, key, cos and sin must share a dtype, got", [str(d) for d in dtypes])
+    shapes = (tuple(query.shape), tuple(key.shape))
+    require(query.dim() == key.dim() == 4, "rotary: query and key must be [B, H, S, D], got", shapes)
     batch, _, length, width = query.shape
     require(width % 2 == 0, "rotary: the head width must be even, got", width)
-    require(key.shape[0::2] == (batch, length), "rotary: key does not fit query:", (query.shape, key.shape))
+    fits = (key.shape[0], *key.shape[2:]) == (batch, length, width)
+    require(fits, "rotary: key does not fit query:", shapes)
     for table in (cos, sin):
         fits = table.dim() == 3 and table.shape[0] in (1, batch) and table.shape[1:] == (length, width)
         require(fits, f"rotary: cos and sin must be {[batch, length, width]} (or batch 1), got", tuple(table.shape))
@@ -115,30 +135,15 @@ def dpc_knn(
         labels: int64 [F, N], the rank of each token's centre; -1 where not valid.
 
     Raises:
-        ValueError: a shape that does not fit.
+        InputError: a shape that does not fit; on a CPU also a number that is out of its range.
     """
-    _check_dpc_knn(tokens, valid, budgets, max_groups, num_neighbors)
-    arguments = tokens.detach(), valid, budgets, max_groups, num_neighbors, strict, implementation
+    check_dpc_knn(tokens, valid, budgets, max_groups, num_neighbors)
+    flag("dpc_knn", strict=strict)
+    arguments = tokens.detach(), valid, budgets.long(), max_groups, num_neighbors.long(), strict, implementation
     if torch.compiler.is_compiling():
         _register_dpc_knn()
         return torch.ops.ppe_npu.dpc_knn(*arguments)
     return _exact_dpc_knn(*arguments)
-
-
-def _check_dpc_knn(
-    tokens: Tensor, valid: Tensor | None, budgets: Tensor, max_groups: int, num_neighbors: Tensor
-) -> None:
-    require(tokens.dim() == 3, "dpc_knn: tokens must be [F, N, C], got", tuple(tokens.shape))
-    frames, length = tokens.shape[:2]
-    shape = (frames, length) if valid is None else tuple(valid.shape)
-    require(shape == (frames, length), f"dpc_knn: valid must be {[frames, length]}, got", shape)
-    for name, vector in (("budgets", budgets), ("num_neighbors", num_neighbors)):
-        require(vector.shape == (frames,), f"dpc_knn: {name} must be [{frames}], got", tuple(vector.shape))
-    require(1 <= max_groups <= length, f"dpc_knn: max_groups must be from 1 to {length}, got", max_groups)
-    floating("dpc_knn", tokens=tokens)
-    integers("dpc_knn", budgets=budgets, num_neighbors=num_neighbors)
-    boolean = valid is None or valid.dtype is torch.bool
-    require(boolean, "dpc_knn: valid must be bool (True = a token), got", None if valid is None else valid.dtype)
 
 
 def _exact_dpc_knn(
@@ -185,19 +190,11 @@ def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, implementation
         [F, M, C] in the tokens' dtype, accumulated in fp32 (fp64 for fp64); empty groups are zero.
 
     Raises:
-        ValueError: a shape that does not fit.
+        InputError: a shape that does not fit; on a CPU also counts that are not those of the labels.
     """
-    require(tokens.dim() == 3, "group_mean: tokens must be [F, N, C], got", tuple(tokens.shape))
-    frames, length = tokens.shape[:2]
-    require(
-        labels.shape == (frames, length), f"group_mean: labels must be {[frames, length]}, got", tuple(labels.shape)
-    )
-    fits = counts.dim() == 2 and counts.shape[0] == frames
-    require(fits, f"group_mean: counts must be [{frames}, M], got", tuple(counts.shape))
-    floating("group_mean", tokens=tokens)
-    integers("group_mean", labels=labels, counts=counts)
+    check_group_mean(tokens, labels, counts)
     with torch.autocast(tokens.device.type, enabled=False):
-        return dispatch.call("group_mean", tokens, labels, counts, implementation=implementation)
+        return dispatch.call("group_mean", tokens, labels.long(), counts.long(), implementation=implementation)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, implementation: str | None = None) -> Tensor:
@@ -212,8 +209,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, implementation: str | Non
         [..., D] in the wider of the two dtypes.
 
     Raises:
-        ValueError: the weight does not fit.
+        InputError: the weight does not fit.
     """
+    plain("rms_norm", x=x, weight=weight)
+    number("rms_norm", float, eps=eps)
     fits = x.dim() > 0 and weight.shape == x.shape[-1:]
     require(fits, "rms_norm: weight must be as wide as x, got", (tuple(weight.shape), tuple(x.shape)))
     floating("rms_norm", x=x, weight=weight)
@@ -224,8 +223,9 @@ def swiglu(gate: Tensor, up: Tensor, *, implementation: str | None = None) -> Te
     """silu(gate) * up, elementwise; both are [..., D] with the same shape and dtype, and so is the result.
 
     Raises:
-        ValueError: shapes or dtypes differ.
+        InputError: shapes or dtypes differ.
     """
+    plain("swiglu", gate=gate, up=up)
     floating("swiglu", gate=gate, up=up)
     fits = gate.shape == up.shape and gate.dtype == up.dtype
     require(fits, "swiglu: gate and up must have one shape and dtype, got", [(t.shape, t.dtype) for t in (gate, up)])
@@ -256,8 +256,10 @@ def linear_cross_entropy(
         Scalar, fp32 (fp64 for fp64), differentiable in hidden and weight.
 
     Raises:
-        ValueError: a shape, dtype or option that does not fit.
+        InputError: a shape, dtype or option that does not fit; on a CPU also a label that is out of range.
     """
+    plain("linear_cross_entropy", hidden=hidden, weight=weight, labels=labels)
+    number("linear_cross_entropy", int, ignore_index=ignore_index, chunk_size=chunk_size)
     shapes = (tuple(hidden.shape), tuple(weight.shape), tuple(labels.shape))
     fits = hidden.dim() == weight.dim() == 2 and hidden.shape[1] == weight.shape[1] and labels.shape == hidden.shape[:1]
     require(fits, "linear_cross_entropy: takes hidden [T, D], weight [V, D] and labels [T], got", shapes)
@@ -267,5 +269,7 @@ def linear_cross_entropy(
     require(len(set(dtypes)) == 1, "linear_cross_entropy: hidden and weight must share a dtype, got", dtypes)
     require(reduction in ("mean", "sum"), "linear_cross_entropy: reduction must be 'mean' or 'sum', got", reduction)
     require(chunk_size >= 1, "linear_cross_entropy: chunk_size must be at least 1, got", chunk_size)
+    check_labels(labels, len(weight), ignore_index)
     options = {"ignore_index": ignore_index, "chunk_size": chunk_size, "reduction": reduction}
-    return dispatch.call("linear_cross_entropy", hidden, weight, labels, **options, implementation=implementation)
+    arguments = hidden, weight, labels.long()
+    return dispatch.call("linear_cross_entropy", *arguments, **options, implementation=implementation)

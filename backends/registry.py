@@ -28,7 +28,8 @@ class Implementation:
             refuses them; None if it takes everything the op takes. Reasons are logged once each, so they state limits,
             not the numbers of one call.
         made_for: name in `module` of a pure function of the op's arguments: whether a call is of the kind that this
-            implementation is made for; None if all are. Other calls skip it silently.
+            implementation is made for; None if all are. Other calls skip it silently, and it refuses them.
+        worthwhile: the same of calls that it is taken for without being requested by name; it takes all.
         gradient: whether results can be differentiated; if not, calls that need a gradient are refused.
         automatic: whether it is taken without being requested by name.
     """
@@ -41,6 +42,7 @@ class Implementation:
     requires: str | None = None
     verify: str | None = None
     made_for: str | None = None
+    worthwhile: str | None = None
     gradient: bool = True
     automatic: bool = True
 
@@ -53,8 +55,9 @@ class Implementation:
         return getattr(_module(self.module), self.function)
 
     def concerns(self, *args, **kwargs) -> bool:
-        """Whether a call is of the kind that it is made for."""
-        return self.made_for is None or getattr(_module(self.module), self.made_for)(*args, **kwargs)
+        """Whether a call is of the kind that it is made for, and worth it."""
+        names = filter(None, (self.made_for, self.worthwhile))
+        return all(getattr(_module(self.module), name)(*args, **kwargs) for name in names)
 
 
 @functools.cache
@@ -81,7 +84,7 @@ def _reference(op: str, gradient: bool = True) -> Implementation:
 
 
 def _on_cpu(op: str, gradient: bool = True) -> Implementation:
-    return Implementation(op, "cpu", ("cpu",), f"cpu.{op}", op, made_for="worthwhile", gradient=gradient)
+    return Implementation(op, "cpu", ("cpu",), f"cpu.{op}", op, worthwhile="worthwhile", gradient=gradient)
 
 
 def _torch_npu(op: str) -> Implementation:

@@ -130,6 +130,23 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             remove(temporary)
 
 
+def check_writable(path: str | Path) -> None:
+    """Whether new_folder() could write here now; nothing is left.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    probe = _beside(Path(path), "tmp")
+    with writing(probe, named=path):
+        made = [part for part in (probe, *probe.parents) if not part.exists()]
+        try:
+            probe.mkdir(parents=True)
+        finally:
+            with contextlib.suppress(OSError):
+                for part in made:  # the innermost first; none in which somebody else has put something
+                    part.rmdir()
+
+
 def put_folder(new: Path, place: Path) -> None:
     """Rename a finished folder; at every moment `place` is all of the old folder (file) or all of the new one.
 

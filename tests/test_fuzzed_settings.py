@@ -187,10 +187,17 @@ def test_a_methods_name_of_junk(name):
         CompressionConfig(steps=[{"method": name}])
 
 
-@pytest.mark.parametrize("name", ["ipcv", "pixelprune", "holitom", "cdpruner", "tome"])
+@pytest.mark.parametrize("name", ["ipcv", "pixelprune", "holitom", "cdpruner", "tome", "fastv", "pact", "pyramiddrop"])
 def test_events_by_a_method_that_cannot_group_means_of_frames(name):
     with pytest.raises(InputError, match=f"events by={name}: .*give a method that looks at tokens"):
         CompressionConfig(steps=[{"method": "events", "by": {"method": name}}])
+
+
+def test_events_have_the_layer_and_not_what_they_group_by():
+    with pytest.raises(InputError, match="events by=divprune with layer=1: give the layer to events itself"):
+        CompressionConfig(steps=[{"method": "events", "by": {"method": "divprune", "layer": 1}}])
+    (step,) = CompressionConfig(steps=[{"method": "events", "by": {"method": "divprune"}, "layer": 1}]).steps
+    assert step.layer == 1
 
 
 def test_a_long_list_of_steps_has_a_name_that_a_folder_can_have(tmp_path):

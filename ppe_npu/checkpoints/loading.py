@@ -151,6 +151,9 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
         )
     from transformers import AutoProcessor
 
+    for name, pixels in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+        if pixels is not None and pixels < 1:
+            raise InputError(f"{name}={pixels}: give at least 1, or leave it out for the checkpoint's own")
     check_no_code(path)
     try:
         processor = AutoProcessor.from_pretrained(str(path), **NO_CODE)
@@ -164,20 +167,25 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
             raise InputError(f"processor of {path} has no {name}: {_remedy(path)}")
     processor.chat_template = _chat_template(path, processor)
     try_processor(processor, path)
+    _bound(processor, min_pixels, max_pixels, path)
+    return processor
+
+
+def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path: str | Path) -> None:
+    """Give its pictures these bounds, and what is None as it was."""
     if is_tiled(processor):
         if min_pixels or max_pixels:
             raise InputError(
                 f"min_pixels or max_pixels, but pictures of {path} are tiles of one size: leave them out (of eval's "
                 "protocols, checkpoint names none)"
             )
-        return processor
+        return
     size = dict(processor.image_processor.size)
     size["shortest_edge"] = min_pixels or size["shortest_edge"]
     size["longest_edge"] = max_pixels or size["longest_edge"]
     if size["shortest_edge"] > size["longest_edge"]:
         raise InputError(f"min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}")
     set_pixels(processor.image_processor, size["shortest_edge"], size["longest_edge"])
-    return processor
 
 
 def _chat_template(path: str | Path, processor: Any) -> str:

@@ -14,6 +14,10 @@ def run_demo(args: argparse.Namespace) -> int:
     args.output = args.output or ("runs/motion" if args.motion else "runs/demo")
     if Path(args.output).is_file():
         raise InputError(f"output {args.output} is a file: name a folder")
+    strange = Path(args.output, "data", f"{'base' if args.motion else 'train'}.recipe.json")
+    if strange.exists():  # their data, models and results have the same names
+        held, other = ("scenes", "--motion") if args.motion else ("--motion", "scenes")
+        raise InputError(f"output {args.output} holds a demo of {held}: name another folder for that of {other}")
     if args.motion and (args.methods or args.full):
         raise InputError("--motion compares two models, without --methods and --full: leave them out")
     if args.seeds < 1:

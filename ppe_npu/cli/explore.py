@@ -45,7 +45,8 @@ def run_explore(args: argparse.Namespace) -> int:
 def _explorer(args: argparse.Namespace, device: Any) -> tuple[Explorer, str]:
     """The model that was named, one that an earlier command left, or features alone; and a line about it."""
     name = args.model or found_model()
-    sampling = VideoSampling(args.fps, args.nframes or (None if args.fps else _FRAMES))
+    frames = _FRAMES if args.fps is None and args.nframes is None else args.nframes
+    sampling = VideoSampling(args.fps, frames, args.min_pixels, args.max_pixels)
     if name is None:
         processor, model = tiny.build_processor(), tiny.build_model(seed=0).eval().to(device)
         about = "No model was named, and `make demo` has left none here: these are groups by features of a tiny model "

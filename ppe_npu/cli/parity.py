@@ -25,6 +25,8 @@ def run_parity(args: argparse.Namespace) -> int:
     if not dtypes or set(dtypes) - set(DTYPES):
         raise InputError(f"--dtypes {args.dtypes}: use some of {', '.join(DTYPES)}, comma-separated")
     device = devices.resolve(args.device)
+    if not any(devices.supports(device, DTYPES[name]) for name in dtypes):
+        raise InputError(f"--dtypes {','.join(dtypes)}: {device.type} computes in none of them; name others")
     quiet_transformers()
     if args.action == "record":
         rows = bundle.record(device, args.out)

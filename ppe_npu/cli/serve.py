@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from ppe_npu.checkpoints.loading import quiet_transformers
+from ppe_npu.checkpoints.trust import check_no_code
 from ppe_npu.cli.common import compressions, reading
 from ppe_npu.errors import InputError
 from ppe_npu.serving.checkpoint import is_marked, marks
@@ -28,6 +29,8 @@ def run_serve(args: argparse.Namespace) -> int:
     for word in args.vllm:
         if word.split("=")[0] in OURS:
             raise InputError(f"{word.split('=')[0]} after -- is what ppe-npu serve says to vLLM: leave it out")
+        if word.split("=")[0].replace("_", "-") == "--trust-remote-code":
+            raise InputError(f"{word} after --: no code of a checkpoint is run (docs/security.md); leave it out")
     quiet_transformers()
     command = server_command(args)
     print("ppe-npu: " + " ".join(command[1:]), file=sys.stderr, flush=True)
@@ -41,6 +44,7 @@ def server_command(args: argparse.Namespace) -> list[str]:
     Raises:
         InputError: no checkpoint, or a compression that it cannot have here.
     """
+    check_no_code(args.model)
     command = [sys.executable, "-m", SERVER, "--model", args.model]
     if is_marked(args.model):
         if (args.compression, args.ratio, args.positions, args.k) != (None,) * 4:

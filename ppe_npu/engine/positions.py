@@ -36,7 +36,8 @@ def prompt_positions(
     Args:
         start: [B] first position of each sample (of a prompt that continues a cache); 0 if None.
         axes: 3, or 1 for a plain rotary embedding.
-        kept: [V] bool, of which visual tokens (in the order of the features) the max(t, h, w) counts; None: of all.
+        kept: [V] bool, of which visual tokens (in the order of the features) the max(t, h, w) counts; None: of all. A
+            span of which none counts takes no place: text goes on where it began.
 
     Returns:
         positions: [axes, B, S] int64, 0 at padding.
@@ -62,7 +63,7 @@ def prompt_positions(
                 grid = following_position + grid_positions(visual, vision)
                 positions[:, sample, visual.start : at] = grid
                 own = grid if kept is None else grid[:, kept[visual.feature :][: visual.tokens]]
-                following_position = int(own.max()) + 1
+                following_position = int(own.max()) + 1 if own.size else following_position
         following[sample] = following_position
     return np.where(layout.real, positions, 0), following
 

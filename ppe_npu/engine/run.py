@@ -150,6 +150,7 @@ class Prefill(Run):
         tower: TowerTokens | None = None,
     ):
         """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V tokens."""
+        assert isinstance(self.state, CacheState), "a prompt is merged before its cache is fixed"
         self.past, self.holding = self.state, Holding.of(self.config, self.on.positions)
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
@@ -313,7 +314,7 @@ class Prefill(Run):
         joined = self.sizes[stage] = joined_sizes(past.sizes[stage], past.masks[stage], new, real)
         if joined is not None and self.segments[stage] is not None:  # whose attention takes no numbers to be added
             self.segments[stage], self.masks[stage] = None, real.long()
-        if self.plan.ahead is None:
+        if self.plan.ahead is None and isinstance(self.state, CacheState):
             self.state = replace(self.state, sizes=tuple(self.sizes))
 
 

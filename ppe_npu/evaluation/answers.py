@@ -25,6 +25,7 @@ from ppe_npu.evaluation.identity import processor_identity
 from ppe_npu.evaluation.samples import Measure, conversation, measure, sampling_of
 from ppe_npu.models.fingerprint import fingerprint
 from ppe_npu.models.pvc.inputs import shown_repeatedly
+from ppe_npu.utils.memory import ran_out
 
 
 class ModelAnswers:
@@ -140,7 +141,7 @@ class ModelAnswers:
 
     def out_of_memory(self, error: BaseException) -> bool:
         """Whether the error says that a smaller batch might have been answered."""
-        return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+        return ran_out(error)
 
     def release_memory(self) -> None:
         """Give back what the device's allocator holds in reserve."""

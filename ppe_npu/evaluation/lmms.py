@@ -36,6 +36,7 @@ from ppe_npu.evaluation.decoding import notice
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.models import compress
 from ppe_npu.training.args import as_compression
+from ppe_npu.utils.memory import ran_out
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tiff", ".webp")
 _CLIP = "clip"  # of a video: (start, end) in seconds, either of them None
@@ -135,7 +136,7 @@ class Answerer:
         try:
             return work(*lists)
         except Exception as error:  # a lack of memory has a class of its own on each device
-            if len(lists[0]) == 1 or not _out_of_memory(error):
+            if len(lists[0]) == 1 or not ran_out(error):
                 raise
         # Here the error is gone, and with it the tensors that its traceback held.
         devices.release_memory(self.model.device)
@@ -286,10 +287,6 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"a task gives {kind}s as {type(value).__name__}: only pictures and files are read")
     clip = (part.get("start_time"), part.get("end_time"))
     return {"type": kind, kind: value, **({_CLIP: clip} if clip != (None, None) and kind == "video" else {})}
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
 
 
 def _stops(options: Mapping[str, Any]) -> list[str]:

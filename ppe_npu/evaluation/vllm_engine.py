@@ -53,6 +53,8 @@ class Engines:
 
     def __init__(self, model: str | Path, processor: Any, dtype: str, options: Mapping[str, Any] | None = None):
         self._model, self._dtype, self._options = str(model), dtype, dict(options or {})
+        if self._options.get("trust_remote_code"):
+            raise InputError("--engine-args trust_remote_code: no code of a checkpoint is run; leave it out")
         self._size = dict(processor.image_processor.size)
         self._config: CompressionConfig | None = None
         self._engine: Any = None

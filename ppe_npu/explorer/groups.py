@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ppe_npu.backends import device as devices
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.inputs import build_inputs
 from ppe_npu.data.sampling import VideoSampling
@@ -20,6 +22,7 @@ from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.explorer.sources import Source
 from ppe_npu.inspect.trace import Groups
 from ppe_npu.models import compress
+from ppe_npu.utils.memory import ran_out
 
 # Where `make demo` and `make train` leave a model, the best one first.
 LEFT_BEHIND = ("runs/demo/seed0/ppe/final", "runs/demo/seed0/ppe-45/final", "runs/demo/seed0/base/final",
@@ -66,11 +69,12 @@ class Explorer:
 
     def inputs(self, source: Source, question: str) -> dict[str, Any]:
         """What the model is given; InputError where the source or the question cannot be."""
-        return build_inputs(self.processor, [source.messages(question)], sampling=self.sampling)
+        with self._memory():
+            return build_inputs(self.processor, [source.messages(question)], sampling=self.sampling)
 
     def look(self, inputs: Mapping[str, Any], config: CompressionConfig) -> Look:
         """One prefill, its products counted."""
-        with self._lock:
+        with self._lock, self._memory():
             compression = compress(self.model, config, self.processor).compression
             compression.keep_groups = not config.is_dense
             flops = prefill_flops(self.model, inputs)
@@ -89,7 +93,7 @@ class Explorer:
 
         def work() -> None:
             try:
-                with self._lock:
+                with self._lock, self._memory():
                     model = compress(self.model, config, self.processor)
                     model.compression.keep_groups = False
                     streamer = _streamer(self.processor.tokenizer, told, gone)
@@ -109,6 +113,21 @@ class Explorer:
                     return
         finally:
             gone.set()
+
+    @contextlib.contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Where memory ends it is given back, and InputError says what to do."""
+        try:
+            yield
+        except Exception as error:
+            if not ran_out(error):
+                raise
+        else:
+            return
+        devices.release_memory(self.model.device)  # by now the error, which holds what was computed, is gone
+        raise InputError(
+            "this does not fit into memory: take a smaller picture, or start explore with less --max-pixels"
+        )
 
 
 class _GoneError(Exception):

@@ -180,7 +180,10 @@ class Page:
             session.update(self.explorer, Settings.of_query(dict(request.query_params)))
         except UserError as error:
             said = _line(error)
-            session.update(self.explorer, Settings())
+            try:
+                session.update(self.explorer, Settings())
+            except UserError as still:
+                return [session, _line(still), *self._left()]
         return self._all(session, said, [one.name for one in dataclasses.fields(Settings)])
 
     def picked(self, event: Any, session: Session, *values: Any) -> list[Any]:
@@ -221,8 +224,12 @@ class Page:
         try:
             session.update(self.explorer, settings())
         except UserError as error:
-            return [session, _line(error), *[self.gr.skip()] * len(self.shown[2:] + self.columns[2:])]
+            return [session, _line(error), *self._left()]
         return self._all(session, "", moved)
+
+    def _left(self) -> list[Any]:
+        """All but the session and the message as it was."""
+        return [self.gr.skip()] * len(self.shown[2:] + self.columns[2:])
 
     def _all(self, session: Session, message: str, moved: Sequence[str]) -> list[Any]:
         gr, settings = self.gr, session.settings

@@ -22,7 +22,7 @@ from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
 
-_NOT_OF_MEANS = {"pixels", "text", "tower_keys", "tower_saliency"}
+_OF_MEANS = {"tokens", "places"}
 
 
 @register("events")
@@ -45,11 +45,14 @@ class Events(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.by.needs & _NOT_OF_MEANS or not {"input", "layer"} & set(self.by.places):
+        by = self.by
+        if not by.needs <= _OF_MEANS or by.counts == "late" or not {"input", "layer"} & set(by.places):
             raise InputError(
-                f"events by={self.by.name}: frames are grouped by the means of their tokens: give a method that looks "
+                f"events by={by.name}: frames are grouped by the means of their tokens: give a method that looks "
                 "at tokens or places and at nothing else, as dpc_knn"
             )
+        if by.layers:
+            raise InputError(f"events by={by.name} with layer={by.layer}: give the layer to events itself")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -21,8 +21,19 @@ from ppe_npu.backends import dispatch
 from ppe_npu.backends.parity import CASES, Case, Row, compare
 from ppe_npu.backends.parity.run import DTYPES, CaseRun
 from ppe_npu.errors import InputError
+from ppe_npu.files import check_writable
 from ppe_npu.parity.end_to_end import Results, rows_of, run, run_references, settings
-from ppe_npu.parity.files import RECORDED, Tensors, case_place, compared, cotangents_place, load, model_place, save
+from ppe_npu.parity.files import (
+    RECORDED,
+    Tensors,
+    case_place,
+    check_replaceable,
+    compared,
+    cotangents_place,
+    load,
+    model_place,
+    save,
+)
 from ppe_npu.parity.model import SETTINGS, build_inputs, build_model, with_features
 
 SEED = 0
@@ -36,10 +47,11 @@ def record(device: torch.device, folder: str | Path) -> list[Row]:
 
     Raises:
         InputError: the folder exists and is no bundle.
+        FileError: it cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / "manifest.json").is_file():
-        raise InputError(f"bundle {folder} exists and holds no manifest.json: name a new folder")
+    check_replaceable(folder)
+    check_writable(folder)  # before all is computed
     tensors: Tensors = {}
     missing: list[str] = []
     rows: list[Row] = []
@@ -77,6 +89,9 @@ def check(folder: str | Path, device: torch.device) -> list[Row]:
     """
     manifest, tensors = load(folder)
     missing, rows = manifest["not_recorded"], []
+    if not any(devices.supports(device, DTYPES[dtype]) for dtype in manifest["dtypes"]):
+        held = ", ".join(manifest["dtypes"])
+        raise InputError(f"bundle {folder} was recorded in {held}, in which {device.type} does not compute: no parity")
     for dtype in manifest["dtypes"]:
         if not devices.supports(device, DTYPES[dtype]):
             rows.append(Row.unsupported("all", dtype, device))
@@ -121,12 +136,18 @@ def _check_case(case: Case, dtype: str, device: torch.device, tensors: Tensors) 
         for direction in run_.directions:
             recorded = _listed(tensors, f"{place}/{direction}/")
             own, bound = run_.error(results, direction)
-            apart = run_.distance(getattr(results, direction), recorded)
+            apart = _apart(run_, getattr(results, direction), recorded)
             # Both may be off by the bound, to either side; ours has to keep it by itself.
             rows.append(_row(case, dtype, direction, shapes, max(apart / 2, own), bound))
     except Exception as error:
         return [Row.failed(case.op, case.name, shapes, dtype, "-", error)]
     return rows
+
+
+def _apart(run_: CaseRun, ours: list[torch.Tensor], recorded: list[torch.Tensor]) -> float:
+    """How far two machines' results are apart: no distance holds between numbers of different dtypes."""
+    same = [value.dtype for value in ours] == [value.dtype for value in recorded]
+    return run_.distance(ours, recorded) if same else math.inf
 
 
 def _json(number: float | None) -> float | None:
@@ -161,7 +182,8 @@ def _check_model(setting: str, dtype: str, device: torch.device, tensors: Tensor
     out = []
     for row in rows:
         name = {"greedy ids": "ids"}.get(row.case.partition(": ")[2], row.case.partition(": ")[2])
-        apart = compare.relative_rms(kept[name], recorded[name])
+        alike = kept[name].dtype == recorded[name].dtype
+        apart = compare.relative_rms(kept[name], recorded[name]) if alike else math.inf
         error = max(apart / 2, row.error)
         out.append(Row(**vars(row) | {"error": error, "ok": compare.within(error, row.allowed)}))
     return out

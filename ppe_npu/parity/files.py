@@ -59,6 +59,21 @@ def save(folder: Path, manifest: dict, tensors: Tensors) -> None:
         write_json(new / "manifest.json", manifest | {"manifest_sha256": manifest_digest(manifest)})
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raise InputError for a folder, or a file, that is there and is no bundle: nothing else is written over."""
+    if not folder.exists():
+        return
+    try:
+        names = {path.name for path in folder.iterdir()}
+        said = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        names, said = set(), None
+    if not isinstance(said, dict) or not str(said.get("format")).startswith(FORMAT.rstrip("0123456789")):
+        raise InputError(f"bundle {folder} exists and holds no manifest.json of a bundle: name a new folder")
+    if strange := sorted(names - {"manifest.json", "tensors.safetensors"}):
+        raise InputError(f"bundle {folder} holds {strange[0]}, which is not of a bundle: name a new folder")
+
+
 def load(folder: str | Path) -> tuple[dict, Tensors]:
     """The manifest and tensors of a bundle.
 
@@ -171,8 +186,18 @@ def _check_tensors(folder: Path, tensors: Tensors, names: dict[str, torch.Tensor
             if is_ != shall:
                 raise InputError(f"bundle {folder} has {name} of {is_}, not {shall}: record it again")
         # A mask of ours is -inf where nothing is to be seen; nothing else that goes in is not finite.
-        if found.isnan().any() or (found.isinf().any() and not wanted.isinf().any()):
-            raise InputError(f"bundle {folder} has numbers in {name} that are not finite: record it again")
+        masked = wanted.isinf().any()
+        _check_finite(folder, name, found.masked_fill(found == -torch.inf, 0) if masked else found)
+    for name, found in tensors.items():
+        if "/cotangents/" in name:
+            if found.dtype is not torch.bfloat16:
+                raise InputError(f"bundle {folder} has {name} of {found.dtype}, not torch.bfloat16: record it again")
+            _check_finite(folder, name, found)
+
+
+def _check_finite(folder: Path, name: str, found: torch.Tensor) -> None:
+    if not found.isfinite().all():
+        raise InputError(f"bundle {folder} has numbers in {name} that are not finite: record it again")
 
 
 def _digest(data: bytes) -> str:

@@ -141,3 +141,17 @@ def test_it_computes_where_the_tokens_lie_whatever_the_default_device():
         backends.group_mean(x, labels, counts)
     finally:
         torch.set_default_device(None)
+
+
+def test_small_frames_are_taken_where_they_are_asked_for_by_name():
+    x = tokens("normal", 2, 9, seed=0)
+    arguments = x, None, torch.tensor([4, 2]), 4, torch.tensor([3, 5])
+    assert not fast.worthwhile(*arguments)
+    with dispatch.using(dpc_knn="cpu"):
+        dispatch.reset()
+        found = backends.dpc_knn(*arguments)
+        assert dispatch.chosen() == {"dpc_knn": "cpu"}
+    assert torch.equal(found[1], reference.dpc_knn(*arguments)[1])
+    dispatch.reset()
+    backends.dpc_knn(*arguments)
+    assert dispatch.chosen() == {"dpc_knn": "reference"}

@@ -72,3 +72,23 @@ def test_the_gradient_of_a_token_is_its_share_of_the_mean():
 def test_gradients_agree_with_finite_differences():
     tokens, labels, counts = case(torch.float64)
     assert torch.autograd.gradcheck(lambda x: group_mean(x, labels, counts), tokens.requires_grad_())
+
+
+def test_derivatives_of_derivatives_and_forward_ones():
+    tokens, labels, counts = case(torch.float64)
+
+    def mean(x):
+        return group_mean(x, labels, counts)
+
+    assert torch.autograd.gradcheck(mean, tokens.requires_grad_(), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(mean, tokens)
+    _, tangent = torch.func.jvp(mean, (tokens.detach(),), (torch.ones_like(tokens),))
+    assert torch.equal(tangent, (counts > 0)[:, :, None].double().expand_as(tangent))
+
+
+def test_nothing_has_means_of_zero():
+    tokens, labels = torch.zeros(2, 0, 3, requires_grad=True), torch.zeros(2, 0, dtype=torch.int64)
+    found = group_mean(tokens, labels, torch.zeros(2, 4, dtype=torch.int64))
+    assert torch.equal(found, torch.zeros(2, 4, 3))
+    found.sum().backward()
+    assert tokens.grad.shape == tokens.shape

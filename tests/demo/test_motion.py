@@ -9,6 +9,7 @@ import itertools
 import document_motion
 import numpy as np
 import pytest
+from command_line import refused
 
 from ppe_npu.data.videos import load_video
 from ppe_npu.demo import clips, motion
@@ -140,3 +141,13 @@ def test_the_two_tasks_write_into_folders_of_their_own(run, monkeypatch, options
     monkeypatch.setattr("ppe_npu.demo.pipeline.main", asked.append)
     assert run("demo", *options)[0] == 0
     assert asked[0].output == folder
+
+
+@pytest.mark.parametrize("motion", [True, False])
+def test_one_folder_does_not_hold_both_demos(run, tmp_path, motion):
+    """Their data, models and results have the same names: each would go on from the other's."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / f"{'base' if motion else 'train'}.recipe.json").write_text("[1]")
+    result = run("demo", *(["--motion"] if motion else []), "--output", tmp_path, "--device", "cpu")
+    refused(result, tmp_path, "name another folder for that of " + ("--motion" if motion else "scenes"))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

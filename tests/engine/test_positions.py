@@ -138,3 +138,12 @@ def test_one_kept_position_repeated_k_times_turns_as_one():
     )
     assert torch.equal(once[0], repeated[0])
     assert torch.equal(once[1], repeated[1])
+
+
+def test_a_picture_of_which_nothing_is_kept_takes_no_place():
+    layout = layout_of(batch(Prompt([2, ("image", (1, 2, 3)), 1, ("image", (1, 1, 4)), 1])))
+    kept = np.array([False] * 6 + [True, True, False, False])
+    positions, following = prompt_positions(layout, VISION, kept=kept)
+    # The first ends where it began; of the second the token in column 1 is the last that is kept.
+    assert positions[2, 0].tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 5, 6, 5]
+    assert following.tolist() == [6]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+
 import pytest
 from benchmark_writing import write_all
 from tolerances import near
 
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation.benchmarks import pdf
 from ppe_npu.evaluation.benchmarks.mmlongbench import MMLongBenchDoc
 from ppe_npu.evaluation.benchmarks.pdf import num_pages, page_images
 from ppe_npu.evaluation.metrics import chart_number, chart_text, document_score, mathvista_answer
@@ -167,3 +172,26 @@ def test_numbers_and_texts_of_charxiv_stand_apart(load):
     found = benchmark.metrics(rows)
     assert (found["numbers"], found["texts"]) == (1.0, 0.5)
     assert found["text-in-general"] == 0.0
+
+
+def test_a_child_that_is_forked_amid_a_page_can_read_pages(tmp_path):
+    """The thread that holds PDFium is not there in the child: its lock would be held for ever."""
+    root = write_all(tmp_path, "mmlongbench_doc")
+    path = root / "mmlongbench_doc" / "data" / "documents" / "a.pdf"
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with pdf._ONE_AT_A_TIME:
+            inside.set()
+            leave.wait(20)
+
+    holder, ends = threading.Thread(target=hold), threading.Timer(0.2, leave.set)
+    holder.start()
+    assert inside.wait(20)
+    ends.start()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # its default action ends a child that waits
+        os._exit(0 if num_pages(path) == 3 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    holder.join()

@@ -6,6 +6,8 @@ import threading
 
 import numpy as np
 import pytest
+import torch
+from command_line import refused
 from PIL import Image
 
 from ppe_npu.compat import set_pixels
@@ -232,3 +234,34 @@ def test_the_model_that_the_demo_left_is_found(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}")
         assert found_model(tmp_path) == tmp_path / name
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), "alloc_cpu"])
+def test_where_memory_ends_it_says_so_and_goes_on(explorer, error, monkeypatch):
+    if error == "alloc_cpu":
+        error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    def full(*_, **__):
+        raise error
+
+    session = look(explorer, left="dpc_knn")
+    shown, before = session.settings, session.looks["dense"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ppe_npu.explorer.groups.prefill_flops", full)
+        patch.setattr("ppe_npu.explorer.groups.generate", full)
+        with pytest.raises(InputError, match="does not fit into memory: take a smaller picture"):
+            session.update(explorer, Settings(left="divprune"))
+        with pytest.raises(InputError, match="does not fit into memory"):
+            list(explorer.ask(session.prompt(), CompressionConfig.preset("dense")))
+        patch.setattr("ppe_npu.explorer.groups.prefill_flops", lambda *_: {}["a fault of ours"])
+        with pytest.raises(KeyError):
+            session.update(explorer, Settings(left="divprune"))
+    assert (session.settings, session.looks["dense"]) == (shown, before)
+    session.update(explorer, Settings(left="divprune"))
+    assert isinstance(list(explorer.ask(session.prompt(), session.configs["left"]))[-1], Generated)
+
+
+@pytest.mark.parametrize("flag", ["--nframes", "--fps", "--min-pixels", "--max-pixels"])
+def test_a_zero_is_not_taken_for_the_default(run, monkeypatch, tiny_folder, flag):
+    monkeypatch.setattr("ppe_npu.cli.explore.optional", lambda *_: None)
+    refused(run("explore", "--model", tiny_folder, "--device", "cpu", flag, 0), flag[2:].replace("-", "_"), "0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +16,11 @@ from ppe_npu.utils.optional import optional
 
 DPI = 144  # dots per inch; a point of a PDF is 1/72 of an inch
 LARGEST = 50_000_000  # pixels of a page; one of A0 at 144 dots per inch has 32 million
-_ONE_AT_A_TIME = threading.Lock()  # PDFium is not made for threads
+_ONE_AT_A_TIME = threading.RLock()  # PDFium is not made for threads
+# Nor is it left amid its work in a forked child, where the thread that holds the lock would be missing.
+os.register_at_fork(
+    before=_ONE_AT_A_TIME.acquire, after_in_parent=_ONE_AT_A_TIME.release, after_in_child=_ONE_AT_A_TIME.release
+)
 
 
 def num_pages(path: Path) -> int:

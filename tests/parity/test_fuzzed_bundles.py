@@ -1,0 +1,152 @@
+"""Bundles in which anything was changed, their hashes put right: one line, or a row that fails; never agreement, and
+never a traceback."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import pytest
+import torch
+from bundles import rewrite
+from safetensors.torch import load_file
+from test_bundle import CPU
+
+from ppe_npu.errors import FileError, InputError
+from ppe_npu.parity import bundle, files
+
+RESULTS = ("/forward/", "/grad/", "/logits", "/losses", "/gradients", "/ids")
+
+
+def numbers(tensor, dice):
+    """Of the same dtype, and far from what they were. Weights and pictures: so large that nothing can be computed."""
+    kind = dice.choice(["nan", "inf", "-inf", "large", "negative"])
+    if not tensor.is_floating_point():
+        return torch.full_like(tensor, dice.choice([-1, 10**6, 2**62]) if tensor.dtype == torch.int64 else 1)
+    if kind in ("large", "negative"):
+        return torch.full_like(tensor, 3e38 if kind == "large" else -1e30)
+    out = tensor.clone()
+    out.view(-1)[dice.randrange(out.numel()) if dice.random() < 0.5 else slice(None)] = float(kind)
+    return out
+
+
+def dtype(tensor, dice):
+    others = [torch.bool, torch.uint8, torch.int32, torch.float16, torch.float64, torch.float8_e4m3fn, torch.complex64]
+    return tensor.to(dice.choice([other for other in others if other is not tensor.dtype]))
+
+
+def shape(tensor, dice):
+    ways = [tensor[None], tensor.flatten()[:-1], tensor[..., :0], tensor.sum(), tensor.flatten()]
+    return dice.choice([way for way in ways if way.shape != tensor.shape]).clone()
+
+
+def changed(tensors: dict, dice) -> str:
+    name = dice.choice(sorted(tensors))
+    if dice.random() < 0.1:
+        tensors.pop(name)
+    elif dice.random() < 0.1:
+        tensors[dice.choice(["x", f"{name}0", name.upper(), ""])] = tensors[name].clone()
+    else:
+        tensors[name] = dice.choice([numbers, dtype, shape])(tensors[name], dice)
+    return name
+
+
+def check(recorded, seed: int) -> None:
+    dice, named, said = random.Random(seed), [], None
+    original = load_file(recorded / "tensors.safetensors")
+    rewrite(recorded, lambda tensors: named.append(changed(tensors, dice)))
+    try:
+        rows = bundle.check(recorded, CPU)
+    except InputError as error:
+        said = str(error)
+    finally:
+        rewrite(recorded, lambda tensors: (tensors.clear(), tensors.update(original)))
+    if said is None:
+        assert not all(row.ok for row in rows), (seed, named)
+        said = "".join(row.note for row in rows)
+    assert said.isprintable(), (seed, named)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))
+def test_whatever_is_changed_is_never_agreement(recorded, part):
+    for seed in range(part, 400, 8):
+        check(recorded, seed)
+
+
+CHANGED = (
+    ("swiglu/batch/fp32/forward/0", lambda t: t.double()),
+    ("model/fp32/dense/logits", lambda t: t.float()),
+    ("swiglu/batch/bf16/grad/0", lambda t: t.to(torch.complex64)),
+    ("dpc_knn/frames/fp32/forward/1", lambda t: t.to(torch.int8)),
+)
+
+
+def test_the_same_numbers_in_another_dtype_are_not_the_same(recorded):
+    rewrite(recorded, lambda tensors: tensors.update({name: change(tensors[name]) for name, change in CHANGED}))
+    failed = [(row.op, row.dtype, row.direction, row.error) for row in bundle.check(recorded, CPU) if not row.ok]
+    assert failed == [
+        ("dpc_knn", "fp32", "forward", math.inf),
+        ("swiglu", "fp32", "forward", math.inf),
+        ("model", "fp32", "forward", math.inf),
+        ("swiglu", "bf16", "grad", math.inf),
+    ]
+
+
+def test_cotangents_that_make_every_gradient_nan_are_no_parity(recorded):
+    """What is NaN in fp64 may be NaN: so nothing that goes in may be."""
+
+    def change(tensors):
+        for name, tensor in tensors.items():
+            if "/cotangents/" in name or "/grad/" in name:
+                tensor.fill_(math.nan)
+
+    rewrite(recorded, change)
+    with pytest.raises(InputError, match=r"numbers in swiglu/batch/cotangents/0 that are not finite"):
+        bundle.check(recorded, CPU)
+
+
+def test_weights_that_nothing_can_be_computed_with_are_no_parity(recorded):
+    """Logits of NaN here, there and in fp64."""
+
+    def change(tensors):
+        tensors["model/weights/lm_head.weight"].fill_(3e38)
+        tensors["model/weights/model.language_model.norm.weight"].fill_(3e38)
+        for name, tensor in tensors.items():
+            if name.startswith("model/") and name.endswith(RESULTS) and tensor.is_floating_point():
+                tensor.fill_(math.nan)
+
+    rewrite(recorded, change)
+    rows = [row for row in bundle.check(recorded, CPU) if row.op == "model"]
+    assert not any(row.ok for row in rows if "ids" not in row.case)
+
+
+def test_a_folder_that_is_no_bundle_is_not_written_over(few, once, tmp_path):
+    """Whatever has a manifest.json, and what lies beside a bundle's two files, is not ours to delete."""
+    web, beside = tmp_path / "web", tmp_path / "bundle"
+    for folder, texts in ((web, {"manifest.json": "{}"}), (beside, {"notes.txt": "mine"})):
+        folder.mkdir()
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+    (beside / "manifest.json").write_text(json.dumps({"format": files.FORMAT}))
+    for folder, words in ((web, "holds no manifest.json of a bundle"), (beside, "holds notes.txt, which is not of a")):
+        before = {path.name: path.read_text() for path in folder.iterdir()}
+        with pytest.raises(InputError, match=words):
+            bundle.record(CPU, folder)
+        assert {path.name: path.read_text() for path in folder.iterdir()} == before
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "CaseRun", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match=r"file/new cannot be written \(a part of its path is a file\)"):
+        bundle.record(CPU, tmp_path / "file" / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_device_without_the_dtype_is_no_parity(recorded, monkeypatch, run):
+    monkeypatch.setattr(bundle.devices, "supports", lambda device, dtype: False)
+    with pytest.raises(InputError, match="recorded in fp32, bf16, in which cpu does not compute"):
+        bundle.check(recorded, CPU)
+    assert run("parity", "--device", "cpu", "--dtypes", "fp16")[0] == 2
