@@ -198,7 +198,7 @@ def check_group_mean(tokens: Tensor, labels: Tensor, counts: Tensor) -> None:
 def _are_counts(counts: Tensor, labels: Tensor) -> bool:
     """Whether [F, M] counts are how many labels of each row are 0, 1, ..., M - 1, and none is larger."""
     frames, groups = counts.shape
-    slots = labels.long().clamp(-1, groups) + 1 + torch.arange(frames)[:, None] * (groups + 2)
+    slots = labels.long().clamp(-1, groups) + 1 + (groups + 2) * torch.arange(frames, device=labels.device)[:, None]
     found = torch.bincount(slots.flatten(), minlength=frames * (groups + 2)).view(frames, groups + 2)
     return not found[:, -1].any() and torch.equal(found[:, 1:-1], counts.long())
 

@@ -56,7 +56,7 @@ def shares(model, pixels: tuple[int, int], thresholds: list[float], device: torc
     for kind in KINDS:
         for variant in VARIANTS:
             inputs = inputs_of(picture(kind, variant, *_turned(kind, pixels)), model)
-            given = (inputs["pixel_values"], inputs["image_grid_thw"], None)  # no video
+            given = (inputs["pixel_values"], inputs["image_grid_thw"].tolist(), None)  # no video
             for threshold in thresholds:
                 compression, found = compress(model, pixelprune(threshold)).compression, []
                 asked = (compression, compression.config.at_pixels, *given)
@@ -64,9 +64,8 @@ def shares(model, pixels: tuple[int, int], thresholds: list[float], device: torc
                 kept = found[0].kept
                 row = {"kind": kind, "variant": variant, "threshold": threshold, "cells": len(kept)}
                 rows.append(row | {"kept": int(kept.sum()), "select_ms": spent})
-                print(
-                    f"{kind:>8}{variant:>10}{threshold:>8}{len(kept):>7}{kept.mean():>9.1%}{spent:>11.1f}", flush=True
-                )
+                share = f"{kept.float().mean():>9.1%}"
+                print(f"{kind:>8}{variant:>10}{threshold:>8}{len(kept):>7}{share}{spent:>11.1f}", flush=True)
     return rows
 
 

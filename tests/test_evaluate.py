@@ -150,8 +150,8 @@ def test_other_weights_in_the_folder_are_refused(run, asked, tiny_folder, monkey
     assert run(*asked, "--compression", "dense")[0] == 0
     load = evaluate.load_model
 
-    def changed(*args):
-        model = load(*args)
+    def changed(*args, **asked):
+        model = load(*args, **asked)
         with torch.no_grad():
             model.lm_head.weight.add_(1)
         return model

@@ -33,9 +33,11 @@ def keep_state(cache: Any, state: CacheState | FixedState) -> None:
 
 def _room(cache: Any) -> int | None:
     """How many places a static cache has, where all its layers have as many and count them on the device."""
-    layers = cache.layers if cache.is_compileable else ()
+    layers = cache.layers
+    if not layers or not layers[0].is_compileable or not cache.is_compileable:  # the cache asks every layer
+        return None
     counts = [getattr(layer, "cumulative_length", None) for layer in layers]
-    if not layers or not all(isinstance(count, torch.Tensor) for count in counts):
+    if not all(isinstance(count, torch.Tensor) for count in counts):
         return None  # older transformers, or linear attention among them
     rooms = {layer.max_cache_len for layer in layers if not layer.is_sliding}
     return rooms.pop() if len(rooms) == 1 and not any(layer.is_sliding for layer in layers) else None

@@ -49,6 +49,7 @@ REFUSED = {
         ({"key": floats(1, 2, 4, 8), "value": floats(1, 2, 4, 8), "causal": True}, "at most as many queries as keys"),
         ({"mask": MASK[:4]}, "mask must be broadcastable to"),
         ({"mask": MASK.long()}, "mask must be bool"),
+        ({"dropout": 1.5}, "dropout must be a probability"),
         ({"cu_seqlens": [0, 4]}, "rise from 0 to 5"),
         ({"cu_seqlens": [2, 5]}, "rise from 0 to 5"),
         ({"cu_seqlens": [0, 4, 3, 5]}, "rise from 0 to 5"),
@@ -67,6 +68,7 @@ REFUSED = {
     "rotary": [
         ({"cos": ints(2, 5, 8)}, "cos is torch.int64: give floating point"),
         ({"cos": floats(2, 5, 8, dtype=BF16)}, "must share a dtype"),
+        ({"query": floats(4, 5, 8)}, "query and key must be"),
         ({"query": floats(2, 4, 5, 7)}, "head width must be even"),
         ({"key": floats(2, 2, 4, 8)}, "key does not fit query"),
         ({"cos": floats(2, 5, 6)}, "cos and sin must be"),
@@ -120,6 +122,8 @@ REFUSED = {
         ({"chunk_size": 0}, "chunk_size must be"),
     ],
 }  # fmt: skip
+# What stands in a tensor is looked at on CPUs alone.
+ON_CPUS = [("dpc_knn", {"valid": torch.tensor([[True, True, False, True, True]] * 2)}, "valid must be False on what")]
 CASES = [(op, change, said) for op, cases in REFUSED.items() for change, said in cases]
 
 
@@ -163,14 +167,14 @@ def said_by(path: str) -> list[str]:
             text = node.args[1]
             parts = text.values if isinstance(text, ast.JoinedStr) else [text]
             words = [part.value for part in parts if isinstance(part, ast.Constant)]
-            out.append(max(words, key=len).strip(" []"))
+            out += [max(words, key=len).strip(" []")] if words else []  # none where the words are made elsewhere
     return out
 
 
 def test_every_check_has_a_case():
     assert set(FITS) == set(REFUSED) == set(dispatch.ops())
     heard = []
-    for op, change, _ in CASES:
+    for op, change, _ in [*CASES, *ON_CPUS]:
         with pytest.raises(ValueError, match=op) as caught:
             getattr(backends, op)(**(FITS[op] | change))
         heard.append(str(caught.value))

@@ -13,6 +13,7 @@ from test_no_sync import SYNCS, Recorder
 from tolerances import assert_equal
 
 from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.backends import device
 from ppe_npu.methods import ToMeTower
 from ppe_npu.models.fused import fuse
 
@@ -99,6 +100,7 @@ def waits(model, inputs, monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda self, *a, call=call, **k: seen.append(1) or call(self, *a, **k))
     recorder = Recorder()
     recorder.on = True
+    monkeypatch.setattr(device, "asks_freely", lambda _: False)  # as an accelerator has it
     with recorder, torch.no_grad():
         run(model, inputs)
     monkeypatch.undo()
