@@ -276,7 +276,7 @@ class Compression:
         padded: bool,
         position_ids: torch.Tensor | None = None,
     ) -> Run:
-        """Tokens that continue a cache one by one; no host sync. A fixed state takes one, and is brought up to it.
+        """Tokens that continue a cache one by one; no host sync. A fixed state takes one.
 
         Args:
             new: [B, Q] bool, False where a new place is padding.

@@ -6,7 +6,7 @@ step is compiled once for all steps, and what was recorded of it (CUDA graphs, A
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -82,12 +82,23 @@ class FixedState:
         seen, decoded = self.start.seen + steps, self.start.decoded + steps
         return CacheState(self.layers, masks, tuple(self.following.clone()), padded, seen, decoded, sizes)
 
-    def step(self, new: torch.Tensor, following: torch.Tensor) -> None:
-        """One more place. new: [B, 1] bool, whether it holds a token. following: [stages, B] the positions after it."""
+    def then(self, new: torch.Tensor, following: torch.Tensor) -> FixedState:
+        """With one more place, in other tensors: this one stays as it is until it takes them over, by hold(), so that
+        a step that fails can be made again.
+
+        Args:
+            new: [B, 1] bool, whether the place holds a token.
+            following: [stages, B] int64, the positions after it.
+        """
         at = self.filled[:, None, None].expand(-1, len(new), 1)
-        self.masks.scatter_(2, at, new.expand(len(self.masks), -1, -1))
-        self.following.copy_(following)
-        self.filled.add_(1)
+        masks = self.masks.scatter(2, at, new.expand(len(self.masks), -1, -1))
+        return replace(self, masks=masks, following=following, filled=self.filled + 1)
+
+    def picked(self, samples: torch.Tensor) -> FixedState:
+        """Of these samples [B'], in other tensors."""
+        sizes = None if self.sizes is None else self.sizes.index_select(1, samples)
+        masks, following = self.masks.index_select(1, samples), self.following.index_select(1, samples)
+        return replace(self, masks=masks, following=following, sizes=sizes, start=self.start.picked(samples))
 
 
 def _padded(values: torch.Tensor, room: int, value: float) -> torch.Tensor:

@@ -166,7 +166,7 @@ def choose(
         assert pixels is not None, "an image has pixels"
         own = pixels[first * merge**2 : end * merge**2]
         sources.append(method.select(values.cells(own, grid, merge))[1].flatten() + first)
-    where = sources[0].device if sources else None
+    where = sources[0].device if sources else "cpu"
     source = torch.cat([*sources, torch.arange(ends[-1], ends[-1] + sum(others), device=where)])
     if method.counts == "late":
         return Chosen.read(source, (*cells, *others))

@@ -53,8 +53,8 @@ class Run:
     def of_step(
         cls, state: FixedState, new: torch.Tensor, rows: Sequence[torch.Tensor], following: Sequence[torch.Tensor]
     ) -> "Run":
-        """One more token [B, 1] into a cache of fixed length, whose state is brought up to it."""
-        state.step(new, torch.stack(tuple(following)))
+        """One more token [B, 1] into a cache of fixed length."""
+        state = state.then(new, torch.stack(tuple(following)))
         none = (None,) * len(rows)
         sizes = none if state.sizes is None else state.sizes.unbind()
         return cls(state.layers, state.masks.long().unbind(), rows, state, none, sizes)

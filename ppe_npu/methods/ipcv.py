@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 from ppe_npu.backends import device
 from ppe_npu.backends.reference.dpc_knn import probable_error
@@ -137,10 +138,11 @@ class Leaving:
         return torch.empty_like(compact).index_copy_(0, self.rows, kept).index_copy_(0, self.removed, rebuilt)
 
     def _means(self, kept: torch.Tensor) -> torch.Tensor:
-        """[R, C] of each removed row the mean of its neighbours, in fp32 or better: on a CPU in one pass, elsewhere a
-        chunk of rows at a time."""
+        """[R, C] of each removed row the mean of its neighbours, in fp32 or better: a chunk of rows at a time; on a CPU
+        in one pass, where nobody asks for derivatives, of which torch's bags of rows have the first one alone."""
         wide = torch.promote_types(kept.dtype, torch.float32)
-        if self.present is None and device.on_cpu(kept.device):
+        derived = (torch.is_grad_enabled() and kept.requires_grad) or forward_ad._current_level >= 0
+        if self.present is None and device.on_cpu(kept.device) and not derived:
             return F.embedding_bag(self.neighbours, kept.to(wide), mode="mean")
         step = _step(self.neighbours.shape[1] * kept.shape[1], kept.device)
         present = [None] * len(self.neighbours) if self.present is None else self.present[:, :, None].split(step)

@@ -221,9 +221,9 @@ def nearest(kept: torch.Tensor, width: int) -> torch.Tensor:
 
 def scattered(count: int, cells: int, width: int, seed: int) -> Prediction:
     """So many cells, drawn by a generator of our own that is seeded so; on the host."""
-    drawn = torch.randperm(cells, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randperm(cells, generator=torch.Generator().manual_seed(seed), device="cpu")
     rank = torch.empty_like(drawn)
-    rank[drawn] = torch.arange(cells)
+    rank[drawn] = torch.arange(cells, device="cpu")
     return Prediction(rank < count, -rank.float(), lambda kept: nearest(kept, width))
 
 
@@ -232,7 +232,7 @@ def connected(cells: Cells, skip_ratio: float, rand: bool, seed: int) -> Predict
     least one, are kept: evenly by their number in the component, the first among them, or drawn (`rand`). On the host,
     which reads once what is beside what."""
     left, up = torch.stack(beside(cells)).cpu()
-    numbers, label = torch.arange(len(cells)), _components(cells.alike(left), cells.alike(up))
+    numbers, label = torch.arange(len(cells), device="cpu"), _components(cells.alike(left), cells.alike(up))
     order = label.sort(stable=True).indices
     _, number, sizes = torch.unique(label, return_inverse=True, return_counts=True)
     first, size = (sizes.cumsum(0) - sizes)[number], sizes[number]
@@ -284,7 +284,7 @@ def _components(left: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 def _drawn(order: list[int], sizes: list[int], skip_ratio: float, seed: int) -> torch.Tensor:
     """[N] bool, of each component as many as are kept, drawn by Python's generator, seeded anew."""
-    kept, generator, at = torch.zeros(len(order), dtype=torch.bool), python_random.Random(seed), 0
+    kept, generator, at = torch.zeros(len(order), dtype=torch.bool, device="cpu"), python_random.Random(seed), 0
     for size in sizes:
         cells = order[at : at + size]
         count = max(size - round(size * skip_ratio), 1)

@@ -23,8 +23,13 @@ STATE, BUFFERS = "ppe_state", "ppe_buffers"  # attributes of a cache
 
 def keep_state(cache: Any, state: CacheState | FixedState) -> None:
     """Let the cache carry this state, one of fixed length in the tensors that it had before."""
+    if isinstance(state, FixedState):
+        held = getattr(cache, STATE, None)
+        if isinstance(held, FixedState) and held.hold(state):
+            return
+        state = state.settled()
     room = _room(cache)
-    setattr(cache, STATE, state if room is None or isinstance(state, FixedState) else _fixed(cache, state, room))
+    setattr(cache, STATE, state if room is None else _fixed(cache, state, room))
     for method in (_reorder_cache, _batch_select_indices, _batch_repeat_interleave, _reset):
         name = method.__name__[1:]
         if name not in vars(cache) and hasattr(type(cache), name):
@@ -156,6 +161,6 @@ def _reset(self) -> None:
 
 
 def _pick(cache: Any, samples: torch.Tensor) -> None:
-    state = settled(getattr(cache, STATE, None))
+    state = getattr(cache, STATE, None)
     if state is not None:
         keep_state(cache, state.picked(samples))

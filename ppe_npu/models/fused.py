@@ -132,7 +132,8 @@ def _text_attention(
     options = {"scale": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
     if segments is None:
         causal = attention_mask is None and query.shape[2] > 1
-        if causal:  # into an empty cache: a static one gives its whole length, of which the queries are the first
+        if causal and cache is not None and cache.layers[self.layer_idx].is_compileable:
+            # A static cache gives its whole length, of which the queries of a first pass are the first.
             key, value = (part[:, :, : query.shape[2]] for part in (key, value))
         out = backends.attention(query, key, value, mask=attention_mask, causal=causal, **options)
     else:

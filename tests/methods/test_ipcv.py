@@ -97,3 +97,18 @@ def test_the_choice_is_made_in_fp32_whatever_the_rows_are():
 def test_all_tokens_come_out_of_the_tower():
     assert IPCV().kept(7) == 7
     assert [IPCV(keep=0.35).stay(size) for size in (1, 2, 100, 144)] == [1, 1, 35, 50]
+
+
+def test_what_is_rebuilt_has_derivatives_of_any_order_and_the_same_bits_without():
+    before, now = states(12)
+    leaving = IPCV(keep=0.5, neighbors=3).choose(before, now, (12,))
+
+    def there_and_back(x):
+        return leaving.full(leaving.compact(x.sin()))
+
+    x = now.clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(there_and_back, x)
+    _, tangent = torch.func.jvp(there_and_back, (now,), (torch.ones_like(now),))
+    assert torch.isfinite(tangent).all()
+    with torch.no_grad():
+        assert_near(there_and_back(x), there_and_back(now.clone().requires_grad_()).detach(), roundings=2**5)

@@ -281,10 +281,13 @@ def test_pictures_that_the_mask_hides_are_repeated(plain, setting, feature):
 @pytest.mark.parametrize("setting", ["ppe", "dense"])
 @newer
 def test_a_step_that_was_prepared_and_did_not_run_is_prepared_again(plain, setting):
-    """Preparing a step into a static cache brings our state up to it; who tries again must not find it ahead."""
+    """Nor is one that failed on its way through the decoder counted: who tries again must not find our state ahead."""
     model, inputs = compressed(plain, setting), pictures()
 
-    def step(times: int) -> torch.Tensor:
+    def fail(*_):
+        raise MemoryError
+
+    def step(times: int, fails: bool = False) -> torch.Tensor:
         cache = StaticCache(config=plain.config.text_config, max_cache_len=64)
         found = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
         ids, mask = torch.cat([inputs["input_ids"], found], 1), F.pad(inputs["attention_mask"], (0, 1), value=1)
@@ -292,10 +295,16 @@ def test_a_step_that_was_prepared_and_did_not_run_is_prepared_again(plain, setti
             prepared = model.prepare_inputs_for_generation(
                 ids, past_key_values=cache, attention_mask=mask, use_cache=True
             )
+        if fails:
+            hook = model.model.language_model.layers[0].register_forward_pre_hook(fail)
+            with pytest.raises(MemoryError):
+                model(**prepared)
+            hook.remove()
         return model(**prepared).logits
 
     with torch.no_grad():
         assert torch.equal(step(2), step(1))
+        assert torch.equal(step(1, fails=True), step(1))
 
 
 def test_a_report_that_was_read_early_tells_the_caches_bytes_in_the_end(plain):

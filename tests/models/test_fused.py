@@ -112,6 +112,20 @@ def test_segments_follow_the_tokens_to_another_device():
     assert (row.shape, segments.batch(row, 2).shape) == ((1, 4, 3, 8), (2, 4, 2, 8))
 
 
+def test_several_tokens_that_go_on_see_all_of_the_prompt():
+    """Without a mask: their keys are more than they are."""
+    more, alone = torch.tensor([[7, 8, 9]]), batch(Prompt([2, ("image", (1, 3, 5)), 3], seed=1))
+
+    def last(model):
+        cache = model(**alone, use_cache=True).past_key_values
+        return model(input_ids=more, past_key_values=cache).logits
+
+    model = compress(random_model(), CompressionConfig.preset("ppe", k=4))
+    with torch.no_grad():
+        expected, true = last(model), exact(model, lambda: last(model))
+        assert_rounds_alike(last(fuse(model)), expected, true)
+
+
 def test_decoding_does_not_ask_what_is_compiled(monkeypatch):
     """To look through all modules takes milliseconds: once a prompt."""
     asked = []
