@@ -201,3 +201,17 @@ def test_the_config_takes_and_gives_it():
     assert CompressionConfig.from_dict(config.to_dict()) == config
     assert get("pixelprune", max_kept=64, fill=True).counts == "exact"
     assert get("pixelprune", max_kept=64).kept(99) == 64
+
+
+@pytest.mark.parametrize(
+    "fields", [{"predictor": "connected"}, {"predictor": "connected", "rand": True}, {"predictor": "random"}], ids=str
+)
+def test_cells_are_chosen_where_they_lie_whatever_the_default_device(fields):
+    cells, method = torch.rand(6, 7, 12, generator=torch.Generator().manual_seed(0)), get("pixelprune", **fields)
+    expected = method.select(cells)
+    try:
+        torch.set_default_device("meta")
+        found = method.select(cells)
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected))
