@@ -7,6 +7,7 @@ round, by the median of the ratios, which a few disturbed rounds do not move.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from ppe_npu.evaluation.statistics import interval, resamples
 
 ROUNDS, PROMPTS = 5, 8  # of a pass, where the user says nothing
 MOST = 12  # times the rounds asked for, on a machine that is too busy for fewer
+LONG = 120.0  # seconds: a pass that has taken as long, and three times what the rounds asked for took, has no more
 _CLOSE = 0.03  # how near the ratio of two methods is to be known
 _ERRORS = 2.5  # of its standard errors: of a hundred ratios one is further off
 _DRAWS = 2000
@@ -37,7 +39,8 @@ def in_turns(
     Args:
         runners: name -> a function that answers prompt number 0, 1, ... once.
         bar: called after each round.
-        enough: of what there is after so many rounds, whether it will do; else there are more, at most MOST times.
+        enough: of what there is after so many rounds, whether it will do; else there are more, at most MOST times,
+            and none once they have taken LONG seconds and three times as long as the rounds asked for.
 
     Raises:
         InputError: no prompts, or no rounds.
@@ -46,8 +49,11 @@ def in_turns(
         raise InputError(f"{prompts} prompts in {rounds} rounds measure nothing: give at least 1 of each")
     names = list(runners)
     found: dict[str, list[list[Any]]] = {name: [] for name in names}
+    started, asked = time.monotonic(), 0.0
     for turn in range(-1, MOST * rounds):
-        if turn >= rounds and enough(found):
+        spent = time.monotonic() - started
+        asked = spent if turn == rounds else asked
+        if turn >= rounds and (enough(found) or spent > max(LONG, 3 * asked)):
             break
         for turns in found.values():
             turns += [[None] * prompts] if turn >= 0 else []

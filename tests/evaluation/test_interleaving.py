@@ -63,6 +63,13 @@ def test_two_identical_methods_on_a_busy_machine_take_more_rounds_and_are_equal(
     assert all(settled(*noisy(seed)) for seed in range(12))  # a quiet one
 
 
+def test_a_pass_that_is_long_has_three_times_the_rounds_at_most(monkeypatch):
+    clock = iter(range(0, 10_000, 50))  # 50 s a round
+    monkeypatch.setattr("ppe_npu.evaluation.interleaving.time.monotonic", lambda: next(clock))
+    found = in_turns({"a": lambda prompt: prompt}, 1, rounds=5, enough=lambda found: False)
+    assert 15 <= len(found["a"]) <= 22
+
+
 def test_prompts_that_gain_differently_are_no_noise():
     reference = np.ones((5, 8))
     assert settled(np.tile(np.linspace(0.3, 0.9, 8), (5, 1)), reference)

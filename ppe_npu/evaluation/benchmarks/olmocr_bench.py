@@ -60,7 +60,7 @@ class OlmOCRBench(Dataset):
         self._refuse([f"bench_data/pdfs/{name}" for name in named])
         pages: dict[tuple[str, int], list[Row]] = {}
         for fact in facts:
-            pages.setdefault((fact["pdf"], fact["page"]), []).append(fact)
+            pages.setdefault((fact["pdf"], (fact.get("page") or 1)), []).append(fact)
         asked = {fact["pdf"] for fact in facts if fact["type"] == _BASELINE}
         for pdf in dict.fromkeys(fact["pdf"] for fact in facts):
             if pdf not in asked:  # every document has this test, of its first page

@@ -118,7 +118,7 @@ class _Reading:
 
     def _take(self, number: int, column: int, high: int, wide: int, text: str) -> None:
         """Mark the places of a cell: those directly below hold its text, the others none."""
-        for down in range(high):
+        for down in range(min(high, self._many - number)):  # a table has no more rows than it has
             for right in range(wide):
                 if down or right:
                     self._taken[number + down, column + right] = text if right == 0 else ""

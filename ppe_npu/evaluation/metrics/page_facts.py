@@ -51,7 +51,8 @@ def fact_fault(fact: Any) -> str | None:
         if not isinstance(fact.get(name), str) or not plain(fact[name]).strip():
             return f"has no text under {name!r}"
     for name, least in (("page", 1), ("max_diffs", 0)):
-        if not isinstance(number := fact.get(name, least), int) or number < least:
+        number = fact.get(name)
+        if number is not None and (not isinstance(number, int) or number < least):
             return f"has {name} {number!r}, which is no whole number from {least} on"
     return None
 
