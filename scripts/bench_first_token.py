@@ -20,18 +20,17 @@ The file is written after every pass, and a run that was cut short goes on with 
 import argparse
 import functools
 import itertools
-import json
 import statistics
 import sys
 from collections.abc import Callable
 from datetime import date
 from math import isqrt
-from pathlib import Path
 
 import numpy as np
 import torch
 from bench.models import SIZES, build
 from bench.pages import inputs_of, picture
+from bench.results import earlier
 from bench.timing import Times, clock, clock_name
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -186,20 +185,6 @@ def row_of(own: dict, dense: dict) -> dict:
     }
 
 
-def earlier(output: str | None, facts: dict) -> dict:
-    """What is in the output already, if it was measured under the same conditions.
-
-    Raises:
-        InputError: under others.
-    """
-    if output is None or not Path(output).is_file():
-        return {"facts": facts, "sizes": {}}
-    found = json.loads(Path(output).read_text())
-    if found.get("facts") != facts:
-        raise InputError(f"output {output} was measured on another machine or by other settings: name another file")
-    return found
-
-
 def table(rows: dict[str, dict]) -> str:
     columns = ("tokens", "built s", "tower s", "decoder s", "rest s", "all s", "of dense", "least..most", "TFLOP")
     lines = ["".join([f"{'setting':<24}", *(f"{title:>13}" for title in columns), f"{'of dense':>10}"])]
@@ -244,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     dtype = args.dtype or ("fp32" if devices.on_cpu(device) else "bf16")
     facts = {"device": devices.describe(device), "dtype": dtype, "clock": clock_name(device)}
     facts |= {"patches": args.patches, "layers": args.layers}
-    result = earlier(args.output, facts)
+    result = earlier(args.output, facts, "sizes")
     print(f"{facts['device']['name']}, {dtype}, {args.patches} patches, {facts['clock']}")
     save = functools.partial(write_json, args.output, result) if args.output else lambda: None
     for size in args.sizes:

@@ -17,7 +17,6 @@ into several, or killed. Beside it stands a plot of the same name.
 """
 
 import argparse
-import json
 import sys
 from datetime import date
 from pathlib import Path
@@ -27,6 +26,7 @@ from bench.decoder import PARTS, measure_part
 from bench.models import PROMPTS, SIZES, build
 from bench.operators import operators
 from bench.plots import plot_prefill
+from bench.results import earlier
 from bench.timing import clock_name
 
 from ppe_npu.backends import device as devices
@@ -73,20 +73,6 @@ def table(part: str, rows: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def earlier(output: str | None, facts: dict) -> dict:
-    """What is in the output already, if it was measured under the same conditions.
-
-    Raises:
-        InputError: under others.
-    """
-    if output is None or not Path(output).is_file():
-        return {"facts": facts, "parts": {}}
-    found = json.loads(Path(output).read_text())
-    if found.get("facts") != facts:
-        raise InputError(f"output {output} was measured on another machine or by other settings: name another file")
-    return found
-
-
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, npu or auto")
@@ -107,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     on_cpu = devices.on_cpu(device)
     dtype = args.dtype or ("fp32" if on_cpu else "bf16")
     facts = {"device": devices.describe(device), "dtype": dtype, "clock": clock_name(device), "rounds": args.rounds}
-    result = earlier(args.output, facts)
+    result = earlier(args.output, facts, "parts")
     print(
         ", ".join(f"{key} {value}" for key, value in facts["device"].items()),
         f", {dtype}, {args.rounds} rounds, {facts['clock']}",
