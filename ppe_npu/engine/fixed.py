@@ -53,11 +53,6 @@ class FixedState:
     def tensors(self) -> list[torch.Tensor]:
         return [self.masks, self.following, self.filled, *([] if self.sizes is None else [self.sizes])]
 
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Places of each stage that attention is given: all that there are, filled or not."""
-        return (self.masks.shape[2],) * len(self.masks)
-
     def hold(self, other: FixedState) -> bool:
         """Take over what another one says, in these tensors; False where it does not fit into them."""
         own, given = self.tensors, other.tensors
