@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from checkpoints import FAMILIES, save
 from command_line import refused
-from families import supported
 
 from ppe_npu import CompressionConfig
 from ppe_npu.errors import InputError
@@ -44,9 +43,7 @@ def test_an_exported_checkpoint_says_how_it_is_compressed(run, tiny_folder, tmp_
     assert {"model.safetensors", "tokenizer_config.json", "processor_config.json"} <= names
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=supported) if name == "internvl" else name for name in FAMILIES]
-)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_exported_and_served_by_the_same_keys(run, tmp_path, started, family):
     folder = save(tmp_path / "plain", family)
     assert run("serve", "--model", folder, "--compression", "ppe", "--k", 2)[0] == 0
