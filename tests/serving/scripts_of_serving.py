@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,8 +27,9 @@ def run_script(name: str, *arguments: str, seconds: int = 600, python: str = sys
     process.stdin.flush()
     answered, _, _ = select.select([process.stdout], [], [], seconds)
     answer = process.stdout.readline().strip() if answered else f"not done after {seconds} seconds"
-    if not answered:
-        process.kill()
+    if not answered or not answer:
+        os.killpg(process.pid, signal.SIGKILL)  # its fork, too
+        _waiting.cache_clear()
     assert answer == "0", f"{name}: {answer}\n" + log.read_bytes()[start:].decode(errors="replace")[-4000:]
 
 
@@ -38,9 +40,8 @@ def _waiting(name: str, python: str) -> tuple[subprocess.Popen, Path]:
     log = Path(tempfile.mkdtemp()) / "log.txt"
     with log.open("w") as out:
         command = [python, __file__, Path(name).stem]
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": out}
+        process = subprocess.Popen(command, env=environment, **pipes, text=True, start_new_session=True)
     return process, log
 
 
