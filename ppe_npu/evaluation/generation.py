@@ -177,6 +177,8 @@ def prompt_kv_bytes(
     prompts = inputs["attention_mask"].sum(1).tolist()
     found = [0] * len(prompts)
     for number, layer in enumerate(cache.layers):
+        if not hasattr(layer, "keys"):  # linear attention, whose state does not grow
+            continue
         token = sum(part.nbytes // (part.shape[0] * part.shape[2]) for part in (layer.keys, layer.values))
         kept = [prompt - (visual if spans else 0) for prompt, visual in zip(prompts, before)]
         for span in spans:

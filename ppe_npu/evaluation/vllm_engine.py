@@ -149,10 +149,11 @@ class VLLMAnswers(ModelAnswers):
 
     @property
     def _kv_bytes(self) -> int:
-        """Of one token, in all layers."""
+        """Of one token, in all layers that attend to it."""
         text = self.model.config.get_text_config()
+        layers = text.num_hidden_layers - (getattr(text, "layer_types", None) or []).count("linear_attention")
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return 2 * text.num_hidden_layers * text.num_key_value_heads * width * self.model.dtype.itemsize
+        return 2 * layers * text.num_key_value_heads * width * self.model.dtype.itemsize
 
     def release_memory(self) -> None:
         """vLLM holds what it has."""

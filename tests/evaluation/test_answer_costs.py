@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from PIL import Image
+from support import Prompt, random_model
+from support import batch as prompts
 
 from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.config import CompressionConfig
@@ -49,3 +51,16 @@ def test_prompt_kv_is_of_the_prompts_own_tokens(model, tiny_processor, config):
     tokens = inputs["attention_mask"].sum(1) - inputs["mm_token_type_ids"].gt(0).sum(1)  # text
     wanted = (tokens + 0.0) * layers + layers * inputs["mm_token_type_ids"].new_tensor(short.tokens_after).float()
     assert short.prompt_kv_bytes == pytest.approx((wanted * token_bytes(model)).tolist())
+
+
+def test_layers_of_linear_attention_keep_no_keys(tiny_processor):
+    """Of Qwen3.5's five layers two attend; a prompt's bytes are theirs, compressed or not."""
+    model = random_model(family="qwen3_5")
+    compress(model, CompressionConfig.preset("keep_one", ratio=0.5))
+    inputs = prompts(Prompt([3, ("image", (1, 4, 6)), 5]))
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()
+    found = generate(model, tiny_processor, inputs, 1)
+    assert found.tokens_after == [12]
+    text = model.config.text_config
+    assert found.prompt_kv_bytes == [20 * 2 * 2 * text.num_key_value_heads * text.head_dim * 4]
+    assert found.prompt_kv_bytes == [found.kv_bytes]
