@@ -83,12 +83,14 @@ def test_restoring_and_copies_leave_nothing(model, family, config):
     plain = logits(compress(model, CompressionConfig.preset("dense")), inputs)
     compress(model, config)
     expected = logits(model, inputs)
+    told = model.compression.report.in_tower.patches
     twin, shadow = copy.deepcopy(model), copy.copy(model)
     restore(shadow)
     assert_equal(logits(model, inputs), expected)
     restore(model)
     assert [set(vars(module)) for module in (visual, *visual.blocks)] == before
     assert_equal(logits(twin, inputs), expected)
+    assert twin.compression.report.in_tower.patches == told
     assert_equal(logits(compress(model, CompressionConfig.preset("dense")), inputs), plain)
 
 
