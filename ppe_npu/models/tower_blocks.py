@@ -76,6 +76,8 @@ def _tower_forward(self, **kwargs):
     """Of a tower that is called by itself all patches compete that the method does not keep apart."""
     shown = kwargs.get("output_hidden_states") or getattr(self.config, "output_hidden_states", False)
     compression = self.compression
+    if compression.inside is None:  # for a while, see loss.uncompressed
+        return original(self, "forward")(**kwargs)
     if kwargs.get(KEYWORD) is None:
         pixels, seen = kwargs["hidden_states"], compression.tower.all
         pools, where = pools_of_grids(compression.inside, kwargs["grid_thw"], len(pixels)), pixels.device

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ppe_npu import compress, restore
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, IPCV, FastV, ToMeTower
+from ppe_npu.models.loss import uncompressed
 from ppe_npu.models.pvc.install import add_pvc
 
 pytestmark = supported
@@ -172,6 +173,8 @@ def test_it_leaves_nothing_behind_and_survives_exceptions_and_copies(model):
         logits(model, inputs)
     hook.remove()
     assert_equal(logits(model, inputs), expected)
+    with uncompressed(model):
+        assert_equal(logits(model, inputs), plain)
     restore(model)
     assert [set(vars(module)) for module in modules] == before
     assert_equal(logits(twin, inputs), expected)
