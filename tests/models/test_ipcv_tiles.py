@@ -219,6 +219,16 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, reentrant):
         assert_equal(again[name], gradient, name)
 
 
+def test_adapters_on_the_tower_train_in_every_layer(model):
+    peft = pytest.importorskip("peft")
+    inputs, modules = sample(model), r".*vision_tower.*\.(q_proj|v_proj|projection_layer|fc2)"
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=modules))
+    compress(model, config(METHOD, DPCKNN(0.5))).train()
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    learnt = {name for name, p in model.named_parameters() if "lora_B" in name and p.grad is not None and p.grad.any()}
+    assert len(learnt) == 4 * DEPTH
+
+
 def test_text_alone_trains_every_parameter_of_the_tower(model):
     inputs = sample(model, (5,))
     compress(model, config()).train()
