@@ -42,6 +42,9 @@ def test_costs_in_turns_and_smaller_input_are_rows_of_the_report(run, tiny_folde
     assert work["smaller input 0.25"]["tower_flops"] < work["dense"]["tower_flops"] / 2
     assert work["keep_one 0.25"]["kv_bytes"] == work["smaller input 0.25"]["kv_bytes"] < work["dense"]["kv_bytes"]
     assert work["smaller input 0.25"]["decoder_flops"] < work["dense"]["decoder_flops"]
+    drawn = {file.stem for file in (folder / "groups" / "picture").iterdir()}
+    assert {file.stem for file in (folder / "groups" / "keep_one-0.25").iterdir()} == drawn
+    assert len(drawn) >= 8  # those of the pass, and those whose scores differ
     result = json.loads((folder / "smaller_input_0.25" / "results.json").read_text())
     assert (result["name"], result["settings"]["smaller_input"]) == ("smaller input 0.25", 0.25)
     assert result["costs"]["tokens_after"] == 9

@@ -111,6 +111,43 @@ def test_pictures_and_groups_stand_beside_the_answers(tmp_path):
     assert "picture" not in samples(runs, [10])["rows"][0]  # no room left
 
 
+def test_samples_on_which_scores_differ_are_drawn_evenly_and_come_first_on_the_page(tmp_path):
+    from PIL import Image
+
+    from ppe_npu.evaluation import group_pictures
+
+    class Mine:
+        """Every fifth sample cannot be read, shows two pictures, or a path that is none."""
+
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, number):
+            if number % 5 == 0:
+                return [{}, {"index": f"s{number}", "prompt": "", "image_path": ["a", "b"]},
+                        {"index": f"s{number}", "prompt": "", "image_path": 1}][number % 3]  # fmt: skip
+            return {"index": f"s{number}", "prompt": "?", "image": Image.new("RGB", (30, 20))}
+
+    right = [float(n < 20) for n in range(100)]
+    runs = [
+        run_of(tmp_path / "dense", "dense", ["cat"] * 100, [1.0] * 100),
+        run_of(tmp_path / "ppe", "ppe 0.25", ["cat" if one and n else "dog" for n, one in enumerate(right)], right),
+    ]
+    folders = [Path(run["folder"]) for run in runs]
+    found = group_pictures.differing(Mine(), folders, [{"index": "s21"}], most=9)
+    numbers = [int(sample["index"][1:]) for sample in found]
+    assert len(numbers) == 9
+    assert all(number > 21 and number % 5 for number in numbers)
+    assert max(b - a for a, b in zip([20, *numbers], [*numbers, 100])) < 16
+    assert len(group_pictures.differing(Mine(), folders, [], most=99)) == 64  # all of 20 to 99 that show one picture
+    assert group_pictures.differing(Mine(), folders[:1] * 2, []) == []
+    assert group_pictures.draw(tmp_path, "", None, found) == 9
+    list_names(tmp_path, [])
+    rows = samples(runs, [10**6])["rows"]
+    assert [row["index"] for row in rows[:9]] == [f"s{number}" for number in numbers]
+    assert ["picture" in row for row in rows] == [True] * 9 + [False] * 72  # s0 differs in its answer alone
+
+
 def test_a_damaged_line_is_named(tmp_path):
     run = run_of(tmp_path / "dense", "dense", ["cat"], [1.0])
     write_text(tmp_path / "dense" / "predictions.jsonl", '{"index": 1}\n')
