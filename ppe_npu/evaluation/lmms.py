@@ -108,8 +108,7 @@ class Answerer:
         config = check_compression(pretrained, config)[0]
         processor = load_processor(pretrained, *rules.pixels(min_pixels, max_pixels))
         _say(notice(of_checkpoint(pretrained), {}))
-        model = compress(load_model(pretrained, where, dtype), config)
-        return cls(model, processor, int(batch_size), sampling)
+        return cls(compress(load_model(pretrained, where, dtype), config), processor, int(batch_size), sampling)
 
     def answers(self, conversations: Sequence[Sequence[Mapping]], options: Mapping[str, Any]) -> list[str]:
         """Greedy answers to one batch, each cut before the first of the task's stops; in halves where the device's
