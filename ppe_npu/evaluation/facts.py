@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppe_npu.evaluation import decoding, tuned
+from ppe_npu.evaluation.protocols import label
 
 
 def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
@@ -28,7 +29,8 @@ def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str,
     if len(found["types"]) > 1:
         counts = {kind: max(r["types"][kind]["count"] for r in runs if kind in r["types"]) for kind in found["types"]}
         text += " Samples per type: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
-    return text + (f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else "")
+    text += f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else ""
+    return f"{text} Protocol: {', '.join(dict.fromkeys(label(run['settings']) for run in runs))}."
 
 
 def _decoding(runs: Sequence[Mapping[str, Any]]) -> str:
