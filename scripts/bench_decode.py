@@ -115,14 +115,22 @@ def in_turns(made: dict[str, tuple], steps: int) -> dict[str, Times]:
     def run(name: str) -> None:
         turns[name].own.acquire()
         turns[name].start = time.thread_time()
-        generate(*made[name], steps, turns[name])
+        try:
+            generate(*made[name], steps, turns[name])
+        except BaseException as error:  # it is raised below
+            faults.append(error)
+            for gate in gates:
+                gate.release(steps + 2)  # nobody waits for a turn of this one
 
+    faults: list[BaseException] = []
     threads = [threading.Thread(target=run, args=(name,)) for name in made]
     for thread in threads:
         thread.start()
     gates[0].release()
     for thread in threads:
         thread.join()
+    if faults:
+        raise faults[0]
     return {name: Times(tuple(turn.ms[3:])) for name, turn in turns.items()}  # the prompt, the prefill, a first step
 
 

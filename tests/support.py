@@ -18,6 +18,7 @@ from transformers import (
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
 )
+from twins import twin
 
 IMAGE_ID, VIDEO_ID, START_ID, END_ID, PAD_ID, VOCAB = 90, 91, 92, 93, 0, 100
 PATCH = 3 * 2 * 4 * 4  # channels x temporal patch x patch x patch
@@ -72,6 +73,11 @@ def random_model(seed: int = 0, family: str = "qwen2_5_vl", tower: dict | None =
 
     tower, text: other settings of the vision and the text config.
     """
+    key = (seed, family, repr(tower), repr(sorted(text.items())), torch.get_default_dtype(), torch.get_default_device())
+    return twin(key, lambda: _random_model(seed, family, tower, text))
+
+
+def _random_model(seed: int, family: str, tower: dict | None, text: dict):
     torch.manual_seed(seed)
     experts, kind = (_EXPERTS if family.endswith("_moe") else {}), family.removesuffix("_moe")
     sections = {"qwen3_vl": [16, 8, 8], "qwen3_5": [6, 5, 5]}.get(kind, SECTIONS)

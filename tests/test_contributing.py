@@ -123,6 +123,7 @@ def followed(copy) -> dict[str, str]:
     return json.loads((copy / "said.json").read_text())
 
 
+@pytest.mark.slow  # `make docs` runs it
 @pytest.mark.parametrize(
     "recipe", [pytest.param(recipe, marks=supported if recipe == ONE_DIMENSION else ()) for recipe in RECIPES]
 )

@@ -25,7 +25,7 @@ from ppe_npu.training.adapters import Adapter
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.recipes import load_recipe
 
-MUTATIONS = settings(max_examples=1000, derandomize=True, deadline=None)
+MUTATIONS = settings(max_examples=300, derandomize=True, deadline=None)
 MANY = settings(MUTATIONS, max_examples=20_000, derandomize=False)
 DICE = st.integers(0, 2**40).map(random.Random)  # hypothesis' own draws of mappings take ten times as long
 DEEP: list = []
@@ -106,7 +106,7 @@ def check_many(name, runs):
         taken[check(name, mapping(name, dice))] += 1
 
     go()
-    assert min(taken.values()) > 50, taken  # the law is tried on both sides
+    assert min(taken.values()) > sum(taken.values()) // 20, taken  # the law is tried on both sides
 
 
 @pytest.mark.parametrize("name", list(CLASSES))
@@ -159,7 +159,7 @@ def check_method(dice) -> bool:
     return True
 
 
-@settings(MUTATIONS, max_examples=300)
+@settings(MUTATIONS, max_examples=200)
 @given(DICE)
 def test_junk_in_a_methods_field(dice):
     check_method(dice)
@@ -311,13 +311,14 @@ def test_a_recipe_with_a_mark_and_anchors_is_taken(run, untrained, tmp_path):
     assert (untrained[0].batch_size, untrained[0].logging_steps, untrained[0].seed) == (2, 2, 1)
 
 
-def test_a_thousand_damaged_recipes(run, untrained, tmp_path):
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+def test_damaged_recipes(run, untrained, tmp_path, count):
     """Values of junk, and bytes that were changed: settings, or one line; every fifth through the command line."""
     dice, file = random.Random(0), tmp_path / "r.yaml"
     keys = [key for key in TrainConfig.__dataclass_fields__ if key not in FRAME]
     values = [value for value in PLAIN if not isinstance(value, str) or "\ud800" not in value]
     taken = {True: 0, False: 0}
-    for number in range(1000):
+    for number in range(count):
         key = dice.choice(keys)
         recipe = {"seed": 1, "video": {"fps": 2.0}, key: dice.choice([*values, *[PLAINS["training"][key]] * 20])}
         data = bytearray(yaml.safe_dump(recipe).encode())
@@ -339,4 +340,4 @@ def test_a_thousand_damaged_recipes(run, untrained, tmp_path):
             assert good == (result[0] == 0)
             if not good:
                 refused(result)
-    assert min(taken.values()) > 50, taken
+    assert min(taken.values()) > count // 20, taken

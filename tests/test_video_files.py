@@ -338,7 +338,7 @@ def _read_mutations(folder: Path, rounds: int) -> None:
 
 
 def test_files_with_any_bytes_changed(tmp_path):
-    _read_mutations(tmp_path, 12)
+    _read_mutations(tmp_path, 6)
 
 
 @pytest.mark.slow

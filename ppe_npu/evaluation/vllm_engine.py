@@ -25,6 +25,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation.answers import ModelAnswers
 from ppe_npu.evaluation.generation import Generated
 from ppe_npu.evaluation.samples import conversation
+from ppe_npu.models import commanded_classes
 from ppe_npu.serving.checkpoint import marks
 from ppe_npu.training.adapted import Checkpoint
 
@@ -35,7 +36,9 @@ def check_engine(checkpoint: Checkpoint, configs: Sequence[CompressionConfig]) -
         raise InputError('--engine vllm needs vllm, which is not installed: pip install "ppe-npu[vllm]"')
     if checkpoint.base is not None:
         raise InputError(f"--engine vllm with adapter {checkpoint.folder}: merge it first (ppe-npu merge-lora)")
-    check_checkpoint(checkpoint.folder, checkpoint.allow_bin)  # its pictures are no tiles
+    found = check_checkpoint(checkpoint.folder, checkpoint.allow_bin, tiled=True)
+    if found not in commanded_classes():
+        raise InputError(f"--engine vllm with {checkpoint.folder}, a {found}, whose pictures are tiles: leave it out")
     for config in configs:
         if not config.is_dense:
             marks(checkpoint.folder, config, checkpoint.allow_bin)

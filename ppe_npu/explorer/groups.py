@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from ppe_npu.inspect.trace import Groups
 from ppe_npu.models import compress
 from ppe_npu.utils.memory import ran_out
 
+T = TypeVar("T")
 # Where `make demo` and `make train` leave a model, the best one first.
 LEFT_BEHIND = ("runs/demo/seed0/ppe/final", "runs/demo/seed0/ppe-45/final", "runs/demo/seed0/base/final",
                "runs/train/final")  # fmt: skip
@@ -69,15 +69,14 @@ class Explorer:
 
     def inputs(self, source: Source, question: str) -> dict[str, Any]:
         """What the model is given; InputError where the source or the question cannot be."""
-        with self._memory():
-            return build_inputs(self.processor, [source.messages(question)], sampling=self.sampling)
+        return self._fitting(lambda: build_inputs(self.processor, [source.messages(question)], sampling=self.sampling))
 
     def look(self, inputs: Mapping[str, Any], config: CompressionConfig) -> Look:
         """One prefill, its products counted."""
-        with self._lock, self._memory():
+        with self._lock:
             compression = compress(self.model, config, self.processor).compression
             compression.keep_groups = not config.is_dense
-            flops = prefill_flops(self.model, inputs)
+            flops = self._fitting(lambda: prefill_flops(self.model, inputs))
             report = compression.report
             groups = _each_alone(report.spans[0].grid) if config.is_dense else _last(compression.trace)
         after = sum(report.layers) / len(report.layers)
@@ -93,12 +92,13 @@ class Explorer:
 
         def work() -> None:
             try:
-                with self._lock, self._memory():
+                with self._lock:
                     model = compress(self.model, config, self.processor)
                     model.compression.keep_groups = False
                     streamer = _streamer(self.processor.tokenizer, told, gone)
-                    done = generate(model, self.processor, inputs, self.max_new_tokens, streamer)
-                told.put(done)
+                    told.put(
+                        self._fitting(lambda: generate(model, self.processor, inputs, self.max_new_tokens, streamer))
+                    )
             except BaseException as error:  # it is raised where the answer is read
                 told.put(error)
 
@@ -114,16 +114,13 @@ class Explorer:
         finally:
             gone.set()
 
-    @contextlib.contextmanager
-    def _memory(self) -> Iterator[None]:
-        """Where memory ends it is given back, and InputError says what to do."""
+    def _fitting(self, work: Callable[[], T]) -> T:
+        """What the work returns. Where memory ends it is given back, and InputError says what to do."""
         try:
-            yield
+            return work()
         except Exception as error:
             if not ran_out(error):
                 raise
-        else:
-            return
         devices.release_memory(self.model.device)  # by now the error, which holds what was computed, is gone
         raise InputError(
             "this does not fit into memory: take a smaller picture, or start explore with less --max-pixels"

@@ -55,7 +55,7 @@ class Checkpoint:
             return cls(str(folder), None, allow_bin, tiled)
         check_no_code(path)
         with _flag_of_asking():
-            return cls(str(folder), base_path(path, read_base(path), base, allow_bin), allow_bin)
+            return cls(str(folder), base_path(path, read_base(path), base, allow_bin, tiled), allow_bin, tiled)
 
     @property
     def model(self) -> str:

@@ -210,7 +210,7 @@ def merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
     path = base_path(source, record, base, allow_bin)
     tensors = adapter_weights(source)
     _check_shapes(source, tensors, path)
-    model = load_model(path, dtype=getattr(torch, record["dtype"]), allow_bin=allow_bin)
+    model = load_model(path, dtype=getattr(torch, record["dtype"]), allow_bin=allow_bin, tiled=True)
     found = fingerprint(model)
     if found != record["weights"]:
         raise InputError(
@@ -230,12 +230,14 @@ def merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
         raise InputError(f"adapter {source} cannot be merged ({first_line(error)}): take another checkpoint") from error
 
 
-def base_path(source: Path, record: Mapping[str, str], base: str | Path | None, allow_bin: bool) -> str:
+def base_path(
+    source: Path, record: Mapping[str, str], base: str | Path | None, allow_bin: bool, tiled: bool = True
+) -> str:
     """Where the base is, after checking that it is one of the right class."""
     path = str(base or record["model"])
     if base is None and Path(path).is_absolute() and not Path(path).is_dir():
         raise InputError(f"adapter {source} was trained on {path}, which is gone: name its base with --model")
-    found = check_checkpoint(path, allow_bin)
+    found = check_checkpoint(path, allow_bin, tiled)
     if found != record["class"]:
         raise InputError(
             f"adapter {source} was trained on {record['model']}, a {record['class']}, but {path} is a {found}: "

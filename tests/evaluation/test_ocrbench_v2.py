@@ -14,7 +14,7 @@ from tolerances import near
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
-from ppe_npu.evaluation.benchmarks.ocrbench_v2 import OCRBenchV2, OCRBenchV2Chinese
+from ppe_npu.evaluation.benchmarks.ocrbench_v2 import OCRBenchV2, OCRBenchV2Chinese, check_boxes
 from ppe_npu.evaluation.metrics.edits import Node, levenshtein, tree_distance
 from ppe_npu.evaluation.metrics.ocrbench_v2 import HANDWRITING, READINGS, RULES, ocrbench_v2_score
 from ppe_npu.evaluation.metrics.reading import Reader
@@ -62,6 +62,8 @@ def test_recorded_answers_are_scored_as_the_authors_script_scored_them(reader, k
         ("text counting en", "12 of them", ["10"], {"eval": "regression"}, 0.8),
         ("text counting en", "15", ["10"], {"eval": "regression"}, 0),
         ("text counting en", "0", ["1"], {"eval": "regression"}, 0),
+        ("text counting en", "0", ["0"], {"eval": "regression"}, 1),
+        ("text counting en", "1", ["0"], {"eval": "regression"}, 0),
         ("text counting en", "9" * 5000, ["10"], {"eval": "regression"}, 0),
         ("text counting en", "there are 10", ["10"], {"eval": "exact match"}, 1),
         ("formula recognition cn", r"\frac{面积}{2} = 3", [r"\frac {\text{面积}} {2}"], {}, 1),
@@ -234,3 +236,10 @@ def test_a_kind_without_a_rule(tmp_path, monkeypatch):
     monkeypatch.setattr(OCRBenchV2, "abilities", {"text_spotting": ("text spotting",)})
     with pytest.raises(InputError, match="no rule for text grounding en, text recognition en below"):
         load(OCRBenchV2, tmp_path)
+
+
+@pytest.mark.parametrize("box", [[], [1, 2], [1, 2, 3, 4, 5]])
+def test_a_box_without_corners_is_named_at_once(box):
+    rows = [{"type": "text spotting en", "id": 7, "bbox_list": [[1, 2, 3, 4], box]}]
+    with pytest.raises(InputError, match="ocrbench_v2_en: row 7 has a box in bbox_list without corners"):
+        check_boxes("ocrbench_v2_en", rows)

@@ -14,7 +14,7 @@ from tolerances import near
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.metrics.cells import html_tables, markdown_tables
-from ppe_npu.evaluation.metrics.near_text import near_places, ratio, stands_in
+from ppe_npu.evaluation.metrics.near_text import _grown, near_places, ratio, stands_in
 from ppe_npu.evaluation.metrics.page_facts import keeps
 
 RECORDED = json.loads(Path(__file__).with_name("olmocr_facts.json").read_text(encoding="utf-8"))["cases"]
@@ -107,6 +107,16 @@ def test_places_that_are_nearly_a_text():
     assert near_places("aaaa", "aaaaaa", 1) == [0]
 
 
+@pytest.mark.parametrize("pattern", [".", "ab", "-+|"])
+def test_a_page_that_repeats_itself_is_looked_at_once(pattern):
+    """A run of dots holds each piece of a row of dots at every place; all but the last ones look alike."""
+    _grown.cache_clear()
+    page, text, most = pattern * 2000, pattern * 20, 6
+    assert near_places(text, page, most)[0] == 0
+    pieces, places = most + 1, len(pattern) + len(text) + most  # in one period, and near the page's ends
+    assert _grown.cache_info().misses <= 2 * pieces * places
+
+
 def test_tables_of_a_page():
     (table,) = html_tables(GRID)
     assert table.rows == [["Year", "Sum", ""], ["2020", "3", "4"]]
@@ -168,6 +178,9 @@ def test_files_count_alike_and_formulas_stand_apart(load):
         ({"text": " "}, "test 1 has no text under 'text'"),
         ({"page": 0}, "page 0, which is no whole number from 1 on"),
         ({"max_diffs": "1"}, "max_diffs '1'"),
+        ({"first_n": True}, "first_n True, which is no whole number from 0 on"),
+        ({"max_repeats": 2.5}, r"max_repeats 2\.5"),
+        ({"left_heading": ["Year"]}, r"left_heading \['Year'\], which is no text"),
         ({"pdf": "c.pdf"}, r"missing below .*: bench_data/pdfs/c\.pdf; get it from"),
         ({"pdf": "../../../a.pdf"}, "lies outside of"),
     ],

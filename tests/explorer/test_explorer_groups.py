@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -241,14 +242,25 @@ def test_where_memory_ends_it_says_so_and_goes_on(explorer, error, monkeypatch):
     if error == "alloc_cpu":
         error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
+    class Computed:
+        """What was computed before memory ended."""
+
+    held = []
+
     def full(*_, **__):
-        raise error
+        computed = Computed()
+        held.append(weakref.ref(computed))
+        raise type(error)(*error.args)
+
+    def release(_):
+        assert held[-1]() is None
 
     session = look(explorer, left="dpc_knn")
     shown, before = session.settings, session.looks["dense"]
     with monkeypatch.context() as patch:
         patch.setattr("ppe_npu.explorer.groups.prefill_flops", full)
         patch.setattr("ppe_npu.explorer.groups.generate", full)
+        patch.setattr("ppe_npu.explorer.groups.devices.release_memory", release)
         with pytest.raises(InputError, match="does not fit into memory: take a smaller picture"):
             session.update(explorer, Settings(left="divprune"))
         with pytest.raises(InputError, match="does not fit into memory"):

@@ -17,7 +17,7 @@ from transformers import CompileConfig, StaticCache
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import kv_bytes
 
-pytestmark = pytest.mark.parametrize("family", FAMILIES)
+pytestmark = [pytest.mark.half, pytest.mark.parametrize("family", FAMILIES)]
 SLOW = pytest.mark.slow
 FIVE = {"max_new_tokens": 5, **GREEDY}
 

@@ -13,7 +13,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from ppe_npu import align, compress
 from ppe_npu.errors import InputError
 
-pytestmark = pytest.mark.parametrize("family", FAMILIES)
+pytestmark = [pytest.mark.half, pytest.mark.parametrize("family", FAMILIES)]
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DART, DPCKNN, IPCV, FastV, PixelPrune, VisionZip
 
+pytestmark = pytest.mark.half
+
 SETTINGS = {
     "usual": METHOD,
     "none stabilized": IPCV(keep=0.5, prune_block=3, stabilized_blocks=0, neighbors=1),

@@ -15,6 +15,8 @@ from ppe_npu.methods import DPCKNN, Random
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.models.fused import fuse
 
+pytestmark = pytest.mark.half
+
 STEPS = {
     "late": [toys.Late()],
     "late of a video": [toys.LateOfVideo()],

@@ -18,6 +18,8 @@ from ppe_npu.methods import DPCKNN, DivPrune, FastV, get
 from ppe_npu.models import fused
 from ppe_npu.training.args import TrainConfig
 
+pytestmark = pytest.mark.half
+
 SLOW = pytest.mark.slow
 proportional = partial(CompressionConfig, proportional_attention=True)
 SETTINGS = {

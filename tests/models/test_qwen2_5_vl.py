@@ -12,6 +12,8 @@ from tolerances import assert_rounds_alike, exact
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.models import is_compressed
 
+pytestmark = pytest.mark.half
+
 
 def each_alone(model):
     """Logits of the mixed prompts one by one, and in fp64."""

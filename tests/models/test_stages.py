@@ -12,6 +12,8 @@ from transformers import DynamicCache, StaticCache
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.methods import DPCKNN
 
+pytestmark = pytest.mark.half
+
 STAGED = {name: config for name, config in PRESETS.items() if config.layers}
 CASCADE = PRESETS["cascade"]
 

@@ -18,6 +18,8 @@ from ppe_npu.methods.tome_tower import groups_of
 from ppe_npu.methods.view import View
 from ppe_npu.models.fused import fuse
 
+pytestmark = pytest.mark.half
+
 METHOD = ToMeTower(0.4, merge_blocks=(1, 3, -3))
 SETTINGS = {"usual": METHOD, "few": ToMeTower(0.1, merge_blocks=(0,)), "late": ToMeTower(0.7, merge_blocks=(6, 7))}
 ALONE = [*PROMPTS, Prompt([2, ("image", (1, 1, 2)), 1, ("image", (1, 1, 3)), 1], seed=8)]

@@ -14,6 +14,8 @@ from ppe_npu.errors import InputError
 from ppe_npu.models.fused import fuse
 from ppe_npu.models.tower import Watch
 
+pytestmark = pytest.mark.half
+
 
 @pytest.fixture(params=FAMILIES)
 def family(request):

@@ -5,7 +5,7 @@ import json
 from safetensors.torch import load_file, save_file
 
 from ppe_npu.backends.parity import CASES
-from ppe_npu.parity import bundle, files
+from ppe_npu.parity import bundle, end_to_end, files
 
 
 def rewrite(folder, change=lambda tensors: None, manifest=lambda values: None, rehash=True):
@@ -22,7 +22,9 @@ def rewrite(folder, change=lambda tensors: None, manifest=lambda values: None, r
 
 
 def only_few(monkeypatch):
-    """Two cases and two settings: enough to see what happens to bundles."""
+    """Two cases and two settings, a step and a word of each: enough to see what happens to bundles."""
+    monkeypatch.setattr(end_to_end, "STEPS", 1)
+    monkeypatch.setattr(end_to_end, "NEW_TOKENS", 2)
     cases = tuple(case for case in CASES if (case.op, case.name) in (("swiglu", "batch"), ("dpc_knn", "frames")))
     for module in (bundle, files):
         monkeypatch.setattr(module, "CASES", cases)

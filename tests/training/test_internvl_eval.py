@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -14,9 +15,11 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.answers import ModelAnswers
+from ppe_npu.evaluation.vllm_engine import check_engine
 from ppe_npu.models import compress
 from ppe_npu.models.pvc import PVCConfig
 from ppe_npu.training import loop
+from ppe_npu.training.adapted import Checkpoint
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.collator import Collator
 from ppe_npu.training.data import read_records
@@ -151,3 +154,13 @@ def test_what_tiles_cannot_be_asked_is_said(trained, tmp_path, run):
         assert why in out + err
     with pytest.raises(InputError, match="only train and eval make"):
         load_model(folder)
+
+
+def test_the_vllm_engine_of_evaluations_refuses_tiles_in_its_own_words(tmp_path, monkeypatch):
+    import tiny_internvl
+
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there("json") if name == "vllm" else there(name))
+    folder = tiny_internvl.save(tmp_path / "tiles")
+    with pytest.raises(InputError, match=r"--engine vllm with .*whose pictures are tiles: leave it out"):
+        check_engine(Checkpoint.of(folder, tiled=True), [])

@@ -192,7 +192,7 @@ def test_texts_alone_have_no_retention(settings, tmp_path):
     assert "there are no visual tokens" in (tmp_path / "run" / "summary.md").read_text()
 
 
-def test_a_run_leaves_something_to_look_at(settings, tmp_path):
+def test_a_run_leaves_something_to_look_at(settings, tmp_path, drawn):
     train(TrainConfig(**settings | {"tensorboard": True}), announce=False)
     run = tmp_path / "run"
     text = (run / "summary.md").read_text()

@@ -58,6 +58,7 @@ class OCRBenchV2(Dataset):
         unknown = sorted({row["type"] for row in rows if row["type"] not in self._ability})
         if unknown:
             raise InputError(f"{self.name}: no rule for {', '.join(unknown)} below {self.root}: download it again")
+        check_boxes(self.name, rows)
         return rows
 
     def sample(self, row: Row) -> Row:
@@ -121,3 +122,10 @@ class OCRBenchV2Chinese(OCRBenchV2):
         "visual_text_understanding": ("cognition VQA",),
         "knowledge_reasoning": ("reasoning VQA", "text translation"),
     }
+
+
+def check_boxes(name: str, rows: Iterable[Row]) -> None:
+    """Raise InputError where a box of a word is not x, y, x, y, ... of corners."""
+    for row in rows:
+        if row["type"] == _SPOTTING and any(len(box) < 4 or len(box) % 2 for box in row["bbox_list"]):
+            raise InputError(f"{name}: row {row['id']} has a box in bbox_list without corners: download it again")

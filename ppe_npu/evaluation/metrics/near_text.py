@@ -7,6 +7,7 @@ Source: allenai/olmocr's bench/tests.py asks rapidfuzz (fuzz.ratio, fuzz.partial
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 
 
 def ratio(first: str, second: str) -> float:
@@ -112,6 +113,7 @@ def _within(text: str, page: str, most: int) -> set[tuple[int, int, int]]:
     return found
 
 
+@lru_cache(maxsize=4096)  # a row of dots has a thousand places, and hardly two that differ
 def _grown(text: str, page: str, most: int) -> tuple[int, int] | None:
     """(edits, length) of the beginning of the page that is nearest to the text, the longest; None: none is near."""
     row = list(range(len(text) + 1))

@@ -1,8 +1,8 @@
 """The rules of OCRBench v2, one for each kind of task.
 
 Source: Fu et al. 2025 (arXiv 2501.00321), Yuliang-Liu/MultimodalOCR OCRBench_v2/eval_scripts/eval.py (commit 671a3f8).
-Where it stops with an exception (a reading of blanks alone, a field whose right value is a number) the answer is
-scored all the same, and a similarity below zero is none.
+Where it stops with an exception (a reading of blanks alone, a field whose right value is a number, a count of nothing)
+the answer is scored all the same, and a similarity below zero is none.
 """
 
 from __future__ import annotations
@@ -77,8 +77,14 @@ def counting(answer: str, sample: Sample) -> float:
     found = re.search(r"\d+", answer)
     if sample["eval"] != "regression" or not found or len(found[0]) > _LONGEST:
         return 0.0
-    near = (1.0 - abs(int(found[0]) - int(truth)) / int(truth) for truth in sample["GT"])
-    return max(value if value > 0.5 and int(found[0]) else 0.0 for value in near)
+    return max(_near(int(found[0]), int(truth)) for truth in sample["GT"])
+
+
+def _near(said: int, truth: int) -> float:
+    if not said or not truth:
+        return float(said == truth)
+    share = 1.0 - abs(said - truth) / truth
+    return share if share > 0.5 else 0.0
 
 
 def table(answer: str, sample: Sample) -> float:

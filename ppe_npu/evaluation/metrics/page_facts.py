@@ -23,6 +23,8 @@ _TEXTS = {  # what each kind needs
     "baseline": (),
     "math": ("math",),
 }
+_NUMBERS = {"page": 1, "max_diffs": 0, "first_n": 0, "last_n": 0, "max_length": 0, "max_repeats": 0}  # and the least
+_NEAR = ("up", "down", "left", "right", "top_heading", "left_heading")  # texts around a table's cell
 _PLAIN = (
     (r"<br/?>", " "),
     (r"\s+", " "),
@@ -50,10 +52,13 @@ def fact_fault(fact: Any) -> str | None:
     for name in ("pdf", "id", *_TEXTS[fact["type"]]):
         if not isinstance(fact.get(name), str) or not plain(fact[name]).strip():
             return f"has no text under {name!r}"
-    for name, least in (("page", 1), ("max_diffs", 0)):
+    for name, least in _NUMBERS.items():
         number = fact.get(name)
-        if number is not None and (not isinstance(number, int) or number < least):
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < least):
             return f"has {name} {number!r}, which is no whole number from {least} on"
+    for name in _NEAR:
+        if not isinstance(fact.get(name), str | None):
+            return f"has {name} {fact[name]!r}, which is no text"
     return None
 
 
@@ -97,8 +102,8 @@ def _baseline(answer: str, fact: Fact) -> bool:
         return sum(map(str.isalnum, counted)) <= fact["max_length"]
     if not any(map(str.isalnum, answer)):
         return False
-    text, most = re.sub(r"\s+", " ", answer), fact.get("max_repeats", 30)
-    if any(_repeats(text, size) > most for size in range(1, _LONGEST + 1)):
+    text, most = re.sub(r"\s+", " ", answer), fact.get("max_repeats")
+    if any(_repeats(text, size) > (30 if most is None else most) for size in range(1, _LONGEST + 1)):
         return False
     return not (fact.get("check_disallowed_characters", True) and _FOREIGN.search(answer))
 
