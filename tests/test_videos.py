@@ -173,19 +173,6 @@ def test_time_begins_with_the_first_frame(tmp_path, name, shift):
     assert number_of(np.asarray(VideoFrame(path, 2.05).load())) == 20
 
 
-@pytest.mark.parametrize("name", ["a.mpg", "a.vob"])
-def test_two_frames_that_begin_in_one_pack_are_two(tmp_path, name):
-    """MPEG-PS states one time for both; small frames are often two in a pack."""
-    import av
-
-    path = write_video(tmp_path / name, "mpeg2video", 100, RATE, keys=1)
-    with av.open(path) as file:
-        times = [packet.pts for packet in file.demux(video=0) if packet.size]
-    assert len(set(times)) < 100
-    assert video_header(path) == VideoHeader(100, RATE, 48, 64)
-    assert numbers(load_video(path, VideoSampling(nframes=100))) == list(range(100))
-
-
 def test_joined_streams_are_one(tmp_path):
     """The second begins its times anew: frames are numbered by their order."""
     first = write_video(tmp_path / "first.ts")
