@@ -143,8 +143,10 @@ def dpc_knn(
     """
     check_dpc_knn(tokens, valid, budgets, max_groups, num_neighbors, most_neighbors)
     flag("dpc_knn", strict=strict)
-    arguments = tokens.detach(), valid, budgets.long(), max_groups, num_neighbors.long(), bool(strict), implementation
-    arguments += (most_neighbors,)
+    arguments = (
+        *(tokens.detach(), valid, budgets.long(), max_groups, num_neighbors.long()),
+        *(bool(strict), implementation, most_neighbors),
+    )
     if torch.compiler.is_compiling():
         _register_dpc_knn()
         return torch.ops.ppe_npu.dpc_knn(*arguments)

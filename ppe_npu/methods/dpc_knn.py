@@ -40,9 +40,10 @@ class DPCKNN(Method):
     def group(self, view: View) -> Grouping:
         with torch.no_grad():
             neighbors = num_neighbors(view.num_kept, self.neighbors)
-            tokens, strict = view.tokens.detach(), self.ties == "none"
-            options = {"strict": strict, "most_neighbors": self.neighbors if self.neighbors <= view.most else 3}
-            centers, labels = backends.dpc_knn(tokens, view.valid, view.num_kept, view.most, neighbors, **options)
+            centers, labels = backends.dpc_knn(
+                view.tokens.detach(), view.valid, view.num_kept, view.most, neighbors,
+                strict=self.ties == "none", most_neighbors=self.neighbors if self.neighbors <= view.most else 3,
+            )  # fmt: skip
             return Grouping.from_centers(centers, labels, view.num_kept, self.order)
 
 
