@@ -15,6 +15,7 @@ import torch
 from ppe_npu.data.tiles import image_tiles, is_tiled, tile_count, video_tiles
 from ppe_npu.data.videos import Video
 from ppe_npu.errors import InputError, first_line, shown
+from ppe_npu.models.known import turned_channels
 
 _LARGEST = 256  # of a patch, in pixels or frames, and of a merge, in patches
 _SIZES = ("patch_size", "merge_size", "temporal_patch_size")
@@ -74,9 +75,11 @@ def check_sizes(config: Any) -> None:
     sections = text.rope_parameters.get("mrope_section")
     if sections is None and config.model_type == "internvl":  # counts in one dimension
         return
-    half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
-    if len(sections) != 3 or sum(sections) != half:
-        raise InputError(f"mrope_section={shown(sections)} are no three numbers that sum to {half}, half a head")
+    turned = turned_channels(text)
+    if len(sections) != 3 or sum(sections) != turned:
+        raise InputError(
+            f"mrope_section={shown(sections)} are no three numbers that sum to {turned}, what turns of half a head"
+        )
 
 
 def _check_numbers(part: Any, name: str, path: str | Path, sizes: Sequence[str], edges: Sequence[str]) -> None:

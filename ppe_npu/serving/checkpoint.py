@@ -29,12 +29,12 @@ def marks(path: str | Path, config: CompressionConfig, allow_bin: bool = False) 
     """
     from transformers import AutoConfig
 
-    architecture = check_checkpoint(path, allow_bin)
+    architecture = check_checkpoint(path, allow_bin, tiled=True)
     name = PREFIX + architecture
     if name not in architectures():
         served = ", ".join(known.removeprefix(PREFIX) for known in architectures())
         raise InputError(f"{architecture} is not served by vLLM with compression: it serves {served}")
-    (config,) = check_compression(path, config, allow_bin=allow_bin)
+    (config,) = check_compression(path, config, allow_bin=allow_bin, tiled=True)
     model_config = AutoConfig.from_pretrained(str(path), **NO_CODE)
     compression = compression_for(architecture, model_config, config)
     check_items(compression)

@@ -157,7 +157,7 @@ def _check_output(output: Path) -> None:
 def _full(source: Path) -> Any:
     """The model of a checkpoint with all weights, whole or in DeepSpeed's shares."""
     if any((source / name).is_file() for name in _WEIGHTS) or not _shared(source):
-        return load_model(source, dtype="auto")
+        return load_model(source, dtype="auto", tiled=True)
     import transformers
 
     model = _without_weights(source)

@@ -109,6 +109,9 @@ def test_pictures_and_groups_stand_beside_the_answers(tmp_path):
     assert list(row["groups"]) == ["ppe 0.25"]
     assert budget[0] == 10**6 - len(row["picture"]) - len(row["groups"]["ppe 0.25"])
     assert "picture" not in samples(runs, [10])["rows"][0]  # no room left
+    path.write_bytes(path.read_bytes()[:99])
+    row = samples(runs, [10**6])["rows"][0]
+    assert ("picture" in row, row.get("groups")) == (True, None), "one that was damaged since is left out"
 
 
 def test_samples_on_which_scores_differ_are_drawn_evenly_and_come_first_on_the_page(tmp_path):

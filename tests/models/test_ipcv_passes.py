@@ -16,6 +16,7 @@ from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends import device
 from ppe_npu.methods import ToMeTower
 from ppe_npu.models.fused import fuse
+from ppe_npu.models.loss import uncompressed
 
 
 @pytest.fixture(params=FAMILIES)
@@ -83,13 +84,25 @@ def test_restoring_and_copies_leave_nothing(model, family, config):
     plain = logits(compress(model, CompressionConfig.preset("dense")), inputs)
     compress(model, config)
     expected = logits(model, inputs)
+    told = model.compression.report.in_tower.patches
     twin, shadow = copy.deepcopy(model), copy.copy(model)
     restore(shadow)
     assert_equal(logits(model, inputs), expected)
     restore(model)
     assert [set(vars(module)) for module in (visual, *visual.blocks)] == before
     assert_equal(logits(twin, inputs), expected)
+    assert twin.compression.report.in_tower.patches == told
     assert_equal(logits(compress(model, CompressionConfig.preset("dense")), inputs), plain)
+
+
+def test_a_teacher_that_sees_all_has_the_tower_as_it_is(model, family, config):
+    inputs = given(family)
+    plain = logits(compress(model, CompressionConfig.preset("dense")), inputs)
+    compress(model, config)
+    expected = logits(model, inputs)
+    with uncompressed(model):
+        assert_equal(logits(model, inputs), plain)
+    assert_equal(logits(model, inputs), expected)
 
 
 def waits(model, inputs, monkeypatch):

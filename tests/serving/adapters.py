@@ -1,13 +1,12 @@
 """A random LoRA adapter of a checkpoint's language model, and the checkpoint with it merged in: what it must answer as.
 
-python tests/serving/adapters.py CHECKPOINT ADAPTER MERGED
+main(CHECKPOINT, ADAPTER, MERGED), in a process of its own (scripts_of_serving.py).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ RANK, ALPHA = 8, 16
 PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def save(checkpoint: str, adapter: str, merged: str) -> None:
+def main(checkpoint: str, adapter: str, merged: str) -> None:
     shutil.copytree(checkpoint, merged, dirs_exist_ok=True)
     Path(adapter).mkdir(parents=True, exist_ok=True)
     weights, own = load_file(f"{checkpoint}/model.safetensors"), {}
@@ -39,7 +38,3 @@ def save(checkpoint: str, adapter: str, merged: str) -> None:
     said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0}
     said |= {"target_modules": list(PARTS), "bias": "none", "base_model_name_or_path": checkpoint}
     Path(adapter, "adapter_config.json").write_text(json.dumps(said))
-
-
-if __name__ == "__main__":
-    save(*sys.argv[1:])

@@ -162,5 +162,9 @@ def save(folder: str | Path, family: str = "qwen2_5_vl", size: str = "tiny", lar
     return str(folder)
 
 
+def main(*arguments: str) -> None:
+    print(save(*arguments))
+
+
 if __name__ == "__main__":
-    print(save(*sys.argv[1:]))
+    main(*sys.argv[1:])

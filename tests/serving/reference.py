@@ -1,19 +1,21 @@
 """What compress(model) answers in transformers: the right answer for any engine that serves it.
 
-python tests/serving/reference.py FOLDER OUT COMPRESSION...          a text as on the command line, or JSON
+main(FOLDER, OUT, COMPRESSION...): a text as on the command line, or JSON; in a process of its own
+(scripts_of_serving.py).
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-import sys
 from typing import Any
 
 import torch
+import transformers
 from cases import cases
 
 from ppe_npu import compress
+from ppe_npu.compat import drop_unknown_types
 from ppe_npu.serving.settings import compression_config
 
 TOKENS = 16
@@ -21,10 +23,6 @@ TOKENS = 16
 
 def answers(folder: str, compression: str) -> dict[str, dict[str, Any]]:
     """Of each case: the prompt's log-probabilities [L, V] after compression, the greedy tokens, and theirs [16, V]."""
-    import transformers
-
-    from ppe_npu.compat import drop_unknown_types
-
     processor = transformers.AutoProcessor.from_pretrained(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
     made = getattr(transformers, config.architectures[0])
@@ -47,8 +45,7 @@ def _answer(model: Any, inputs: Any) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    folder, out, *names = sys.argv[1:]
+def main(folder: str, out: str, *names: str) -> None:
     torch.set_num_threads(1)
     with open(out, "wb") as file:
         pickle.dump({name: answers(folder, name) for name in names}, file)

@@ -1,15 +1,60 @@
-"""Scripts beside the tests, each in a process of its own."""
+"""Scripts beside the tests. Each call has a process of its own, a fork of one that has imported what the script needs.
 
+python tests/serving/scripts_of_serving.py SCRIPT: calls its main() with each list of arguments that standard input has,
+a line of JSON each, and answers a line with the exit status.
+"""
+
+import functools
+import json
+import multiprocessing
 import os
+import select
+import signal
 import subprocess
 import sys
+import tempfile
+from importlib import import_module
 from pathlib import Path
 
 HERE = Path(__file__).parent
 
 
 def run_script(name: str, *arguments: str, seconds: int = 600, python: str = sys.executable) -> None:
+    """Call main(*arguments) of a script; the test fails with the end of what it printed unless it succeeds."""
+    process, log = _waiting(name, python)
+    start = log.stat().st_size
+    process.stdin.write(json.dumps(arguments) + "\n")
+    process.stdin.flush()
+    answered, _, _ = select.select([process.stdout], [], [], seconds)
+    answer = process.stdout.readline().strip() if answered else f"not done after {seconds} seconds"
+    if not answered or not answer:
+        os.killpg(process.pid, signal.SIGKILL)  # its fork, too
+        _waiting.cache_clear()
+    assert answer == "0", f"{name}: {answer}\n" + log.read_bytes()[start:].decode(errors="replace")[-4000:]
+
+
+@functools.cache
+def _waiting(name: str, python: str) -> tuple[subprocess.Popen, Path]:
+    """A process that has imported a script and waits, and where it prints. It ends when this one does."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)])}
-    command = [python, str(HERE / name), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    log = Path(tempfile.mkdtemp()) / "log.txt"
+    with log.open("w") as out:
+        command = [python, __file__, Path(name).stem]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": out}
+        process = subprocess.Popen(command, env=environment, **pipes, text=True, start_new_session=True)
+    return process, log
+
+
+def main(name: str) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a script prints is no answer
+    script = import_module(name)
+    for line in sys.stdin:
+        process = multiprocessing.get_context("fork").Process(target=script.main, args=json.loads(line))
+        process.start()
+        process.join()
+        print(process.exitcode, file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

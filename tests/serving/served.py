@@ -1,4 +1,4 @@
-"""vLLM asked the cases, in a process of its own: python tests/serving/served.py REQUEST.json OUT.pickle
+"""vLLM asked the cases: main(REQUEST.json, OUT.pickle), in a process of its own (scripts_of_serving.py).
 
 REQUEST: {"folder", "compression" (None: as the checkpoint says; "stock": vLLM's own class), "engine": arguments of
 vllm.LLM, "rounds": ["alone", "together", "again", "asked", "adapted"], "asked": what the requests of that round ask
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
 from typing import Any
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -20,6 +19,8 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # two processes wo
 
 import numpy as np
 from cases import cases
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
 
 TOKENS = 16
 
@@ -51,11 +52,8 @@ def result(output: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
-
-    with open(sys.argv[1]) as file:
+def main(asked: str, out_file: str) -> None:
+    with open(asked) as file:
         request = json.load(file)
     engine = {"enforce_eager": True, "max_model_len": 2048, "max_logprobs": -1, "seed": 0, "dtype": "float32"}
     engine |= {"limit_mm_per_prompt": {"image": 4, "video": 2}} | request.get("engine", {})
@@ -77,9 +75,5 @@ def main() -> None:
         out[name] = {case.name: result(output) for case, output in zip(cases(), outputs)}
     metrics = [] if engine.get("disable_log_stats", True) else llm.get_metrics()
     out["preemptions"] = sum(metric.value for metric in metrics if metric.name == "vllm:num_preemptions")
-    with open(sys.argv[2], "wb") as file:
+    with open(out_file, "wb") as file:
         pickle.dump(out, file)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkpoints import FAMILIES, save
 from command_line import refused
 
 from ppe_npu import CompressionConfig
 from ppe_npu.errors import InputError
 from ppe_npu.serving.settings import KEY, compression_config, identity
+from ppe_npu.serving.vllm import architectures
 
 NAME = "PPEQwen2_5_VLForConditionalGeneration"
 
@@ -39,6 +41,22 @@ def test_an_exported_checkpoint_says_how_it_is_compressed(run, tiny_folder, tmp_
     assert {key for key in plain if said[key] != plain[key]} <= {"architectures", "text_config", "vision_config"}
     names = {path.name for path in (tmp_path / "served").iterdir()}
     assert {"model.safetensors", "tokenizer_config.json", "processor_config.json"} <= names
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_exported_and_served_by_the_same_keys(run, tmp_path, started, family):
+    folder = save(tmp_path / "plain", family)
+    assert run("serve", "--model", folder, "--compression", "ppe", "--k", 2)[0] == 0
+    asked = ["--compression", "ppe", "--k", 2]
+    code, _, err = run("export", "--vllm", "--checkpoint", folder, "--output", tmp_path / "served", *asked)
+    assert code == 0, err
+    plain, said = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("plain", "served"))
+    overrides = json.loads(started[0][6])
+    assert {key: said[key] for key in overrides} == overrides
+    (name,) = overrides["architectures"]
+    assert (name in architectures(), name) == (True, "PPE" + plain["architectures"][0])
+    # A decoder of one axis says none, and vLLM would keep no positions for it: half a head of 128 reads it.
+    assert overrides.get("mrope_section") == ([64, 0, 0] if family == "internvl" else None)
 
 
 def test_the_server_is_started_with_the_compression(run, tiny_folder, started):

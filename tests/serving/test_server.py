@@ -39,6 +39,7 @@ def client(checkpoint, tmp_path_factory):
     assert main(["export", *asked]) == 0
     port, log = free_port(), tmp_path_factory.mktemp("log") / "server.txt"
     options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--port", str(port)]
+    options.append("--trust-request-mm-kwargs")  # else a request has no ratio of its own
     command = [sys.executable, "-m", SERVER, "--model", str(folder), "--served-model-name", "tiny", *options]
     with log.open("w") as out:
         environment = {**os.environ, **QUIET}
@@ -52,7 +53,7 @@ def client(checkpoint, tmp_path_factory):
             server.wait(60)
 
 
-def wait_for(client, server, log, seconds: int = 400) -> None:
+def wait_for(client, server, log, seconds: int = 1200) -> None:
     import openai
 
     end = time.monotonic() + seconds

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppe_npu.data.pictures import load_image
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_table, facts, published, tables
 from ppe_npu.evaluation.group_pictures import drawn
@@ -144,7 +145,10 @@ def _add_pictures(found: dict[str, Any], runs: Sequence[Mapping[str, Any]], budg
     for row in found["rows"] if folder is not None else ():
         pictures = drawn(folder, row["index"])
         for name, path in pictures.items():
-            url = _url(path)
+            try:
+                url = _url(path)
+            except InputError:  # one that was damaged since takes nothing from the numbers
+                continue
             if len(url) > budget[0]:
                 return
             budget[0] -= len(url)
@@ -155,11 +159,8 @@ def _add_pictures(found: dict[str, Any], runs: Sequence[Mapping[str, Any]], budg
 
 
 def _url(path: Path) -> str:
-    """A picture as text that a page can hold."""
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
+    """A picture as text that a page can hold; InputError for a file that is none."""
+    small = load_image(path)
     small.thumbnail((_SIDE, _SIDE))
     data = io.BytesIO()
     small.save(data, "JPEG", quality=80)
