@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,8 +106,8 @@ def test_a_teacher_that_sees_all_has_the_tower_as_it_is(model, family, config):
     assert_equal(logits(model, inputs), expected)
 
 
-def waits(model, inputs, monkeypatch):
-    """How often the host reads what is on a device."""
+def waits(work, model, inputs, monkeypatch):
+    """How often the host reads what is on a device while work(model, inputs) runs."""
     seen = []
     for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__index__"):
         call = getattr(torch.Tensor, name)
@@ -115,15 +116,21 @@ def waits(model, inputs, monkeypatch):
     recorder.on = True
     monkeypatch.setattr(device, "asks_freely", lambda _: False)  # as an accelerator has it
     with recorder, torch.no_grad():
-        run(model, inputs)
+        work(model, inputs)
     monkeypatch.undo()
     return len(seen) + len([name for name in recorder.names if name in SYNCS])
 
 
-def test_the_host_waits_once_more_than_for_the_tower_as_it_is(model, family, monkeypatch):
-    inputs = given(family, PROMPTS[0])
+@pytest.mark.parametrize("method", [METHOD, replace(METHOD, per_image=True)], ids=["prompt", "image"])
+def test_the_host_waits_once_more_than_for_the_tower_as_it_is(model, family, method, monkeypatch):
+    """Called by itself, and in a model with several prompts."""
     fuse(model)
-    plain = waits(model, inputs, monkeypatch)
-    compress(model, config_of())
-    run(model, inputs)
-    assert waits(model, inputs, monkeypatch) <= plain + 1
+    for call, inputs in ((run, given(family, PROMPTS[0])), (logits, given(family))):
+        if call is run and method.per_image:
+            continue  # which rows are an image's is read, too, where no prompt tells it
+        compress(model, CompressionConfig.preset("dense"))
+        call(model, inputs)
+        plain = waits(call, model, inputs, monkeypatch)
+        compress(model, config_of(method))
+        call(model, inputs)
+        assert waits(call, model, inputs, monkeypatch) <= plain + 1

@@ -12,7 +12,7 @@ from test_ipcv_passes import waits
 from tolerances import assert_equal, assert_rounds_alike, exact
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppe_npu import compress, restore
+from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, IPCV, FastV, ToMeTower
 from ppe_npu.models.loss import uncompressed
@@ -269,13 +269,13 @@ def test_the_report_tells_the_towers_work_beside_the_decoders(model):
     assert model.compression.report.to_dict()["tower"]["milliseconds"] > 0
 
 
-def test_the_host_waits_once_more_than_for_the_tower_as_it_is(model, monkeypatch):
-    inputs = sample(model)
-    monkeypatch.setattr("test_ipcv_passes.run", tower)
-    plain = waits(model, inputs, monkeypatch)
-    monkeypatch.setattr("test_ipcv_passes.run", tower)
-    compress(model, config())
-    assert waits(model, inputs, monkeypatch) <= plain + 1
+@pytest.mark.parametrize("call", [tower, logits], ids=["tower", "model"])
+def test_the_host_waits_once_more_than_for_the_tower_as_it_is(model, call, monkeypatch):
+    inputs = together([sample(model), sample(model, (1, "picture", 2), seed=3)])
+    call(compress(model, CompressionConfig.preset("dense")), inputs)
+    plain = waits(call, model, inputs, monkeypatch)
+    call(compress(model, config()), inputs)
+    assert waits(call, model, inputs, monkeypatch) <= plain + 1
 
 
 def test_what_cannot_be_is_refused_by_name(model):
