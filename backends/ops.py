@@ -128,10 +128,8 @@ def dpc_knn(
         max_groups: the largest budget, known to the host.
         num_neighbors: int64 [F], neighbours that a density is taken over, the token itself included; from 1 to
             min(most_neighbors, valid tokens). Of a frame without valid tokens this and its budget are 0 or 1.
-        strict: if true, equally dense tokens do not count as denser than each other; else the one with the
-            lower index counts as denser.
-        most_neighbors: at least the largest of num_neighbors, known to the host. The Triton kernels take 5; for more
-            the reference is taken on accelerators.
+        strict: of equally dense tokens none counts as denser; else the one with the lower index does.
+        most_neighbors: at least the largest of num_neighbors, known to the host; above 5 no Triton kernel is taken.
 
     Returns:
         centers: int64 [F, max_groups], token index of each centre in descending score; entries from budgets[f] on are

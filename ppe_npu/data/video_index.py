@@ -24,6 +24,7 @@ _WHOLE = 0.9  # share of the stated frames that must be there: containers round,
 _DISTINCT = 0.9  # share of the frames that must have times of their own
 _LONGEST = 2**53  # ticks
 _ROUNDING = 1e-3  # seconds, which Matroska, FLV and others round times to
+_EXACT = 1e-6  # seconds: more than the rounding of a quotient, and less than any tick
 _SLACK = 5e-3  # seconds that a frame may begin late: half the ticks of GIF
 _KEPT = 64  # indices: of an hour one takes 1 MB
 
@@ -76,7 +77,9 @@ class VideoIndex:
 
     def place_at(self, seconds: float) -> int:
         """The place of the frame that is shown then: the last that has begun. Times are rounded to ticks."""
-        begun = np.searchsorted(self.seconds, seconds + min(self.tick / 2, _SLACK), side="right")
+        exact = self.tick * self.fps > 0.99  # a tick is a frame (AVI, numbered frames): nothing was rounded
+        late = _EXACT if exact else min(self.tick / 2, _SLACK)
+        begun = np.searchsorted(self.seconds, seconds + late, side="right")
         return int(np.clip(begun - 1, 0, len(self) - 1))
 
 
