@@ -6,6 +6,7 @@ their memory by an index that is out of range.
 
 from numbers import Integral, Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,9 +56,9 @@ def number(op: str, kind: type, **numbers: object) -> None:
 
 
 def flag(op: str, **flags: object) -> None:
-    """Raise InputError, naming the argument, for one that is not True or False."""
+    """Raise InputError, naming the argument, for one that is not True or False, Python's or NumPy's."""
     for name, given in flags.items():
-        if not isinstance(given, bool):
+        if not isinstance(given, (bool, np.bool_)):
             raise InputError(f"{op}: {name} is {shown(given)}, a {type(given).__name__}: give True or False")
 
 
@@ -151,7 +152,7 @@ def _short(values: list[int]) -> str:
 
 
 def check_dpc_knn(
-    tokens: Tensor, valid: Tensor | None, budgets: Tensor, max_groups: int, num_neighbors: Tensor
+    tokens: Tensor, valid: Tensor | None, budgets: Tensor, max_groups: int, num_neighbors: Tensor, most_neighbors: int
 ) -> None:
     """Raise InputError unless the arguments of dpc_knn() fit together."""
     plain("dpc_knn", tokens=tokens, budgets=budgets, num_neighbors=num_neighbors)
@@ -162,7 +163,7 @@ def check_dpc_knn(
     require(shape == (frames, length), f"dpc_knn: valid must be {[frames, length]}, got", shape)
     for name, vector in (("budgets", budgets), ("num_neighbors", num_neighbors)):
         require(vector.shape == (frames,), f"dpc_knn: {name} must be [{frames}], got", tuple(vector.shape))
-    number("dpc_knn", int, max_groups=max_groups)
+    number("dpc_knn", int, max_groups=max_groups, most_neighbors=most_neighbors)
     require(1 <= max_groups <= length, f"dpc_knn: max_groups must be from 1 to {length}, got", max_groups)
     floating("dpc_knn", tokens=tokens)
     integers("dpc_knn", budgets=budgets, num_neighbors=num_neighbors)
@@ -173,10 +174,12 @@ def check_dpc_knn(
     if valid is not None:
         late = (valid[:, 1:] > valid[:, :-1]).any(1).nonzero().flatten().tolist()
         require(not late, "dpc_knn: valid must be False on what comes last in a frame alone, and is not so in", late)
-    tokens_of = torch.full_like(budgets, length) if valid is None else valid.sum(1)
-    for name, vector, most in (("budgets", budgets, max_groups), ("num_neighbors", num_neighbors, length)):
-        fits = not ((vector < 1) | (vector > most) | (vector > tokens_of)).any()
-        expected = f"dpc_knn: {name} must be from 1 to {most} and to a frame's tokens, got"
+    tokens_of = torch.full_like(budgets, length, dtype=torch.int64) if valid is None else valid.sum(1)
+    limits = {"max_groups": max_groups, "most_neighbors": min(most_neighbors, length)}
+    for (limit, most), (name, vector) in zip(limits.items(), (("budgets", budgets), ("num_neighbors", num_neighbors))):
+        least, largest = tokens_of.clamp(max=1), tokens_of.clamp(1, most)  # a frame without tokens may say 0 or 1
+        fits = not ((vector < least) | (vector > largest)).any()
+        expected = f"dpc_knn: {name} must be from 1 to {most} ({limit}) and to a frame's tokens, got"
         require(fits, expected, vector.tolist() if not fits else None)
 
 

@@ -23,6 +23,7 @@ from .checks import (
 )
 from .common import IGNORED
 from .compiling import traced_once
+from .reference.dpc_knn import MAX_NEIGHBORS
 
 
 def attention(
@@ -67,7 +68,7 @@ def attention(
     require(0 <= dropout <= 1, "attention: dropout must be a probability, from 0 to 1, got", dropout)
     if mask is not None and mask.dim() < 2:
         mask = mask.expand(1, -1) if mask.dim() else mask.expand(1, 1)
-    options = {"causal": causal, "scale": scale, "dropout": dropout, "mask": mask, "cu_seqlens": cu_seqlens}
+    options = {"causal": bool(causal), "scale": scale, "dropout": dropout, "mask": mask, "cu_seqlens": cu_seqlens}
     options |= {} if cu_seqlens_k is None else {"cu_seqlens_k": cu_seqlens_k}
     return dispatch.call("attention", query, key, value, **options, implementation=implementation)
 
@@ -111,6 +112,7 @@ def dpc_knn(
     num_neighbors: Tensor,
     *,
     strict: bool = False,
+    most_neighbors: int = MAX_NEIGHBORS,
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Density-peak clustering of every frame at once (DPC-KNN: Du, Ding and Jia 2016; as in Chat-UniVi).
@@ -124,10 +126,10 @@ def dpc_knn(
         valid: bool [F, N], False on padding, which comes last in a frame; None if there is none.
         budgets: int64 [F], groups to make per frame, from 1 to min(max_groups, valid tokens).
         max_groups: the largest budget, known to the host.
-        num_neighbors: int64 [F], neighbours that a density is taken over, the token itself included; at most 5, and at
-            most the number of valid tokens.
-        strict: if true, equally dense tokens do not count as denser than each other; else the one with the
-            lower index counts as denser.
+        num_neighbors: int64 [F], neighbours that a density is taken over, the token itself included; from 1 to
+            min(most_neighbors, valid tokens). Of a frame without valid tokens this and its budget are 0 or 1.
+        strict: of equally dense tokens none counts as denser; else the one with the lower index does.
+        most_neighbors: at least the largest of num_neighbors, known to the host; above 5 no Triton kernel is taken.
 
     Returns:
         centers: int64 [F, max_groups], token index of each centre in descending score; entries from budgets[f] on are
@@ -137,9 +139,12 @@ def dpc_knn(
     Raises:
         InputError: a shape that does not fit; on a CPU also a number that is out of its range.
     """
-    check_dpc_knn(tokens, valid, budgets, max_groups, num_neighbors)
+    check_dpc_knn(tokens, valid, budgets, max_groups, num_neighbors, most_neighbors)
     flag("dpc_knn", strict=strict)
-    arguments = tokens.detach(), valid, budgets.long(), max_groups, num_neighbors.long(), strict, implementation
+    arguments = (
+        *(tokens.detach(), valid, budgets.long(), max_groups, num_neighbors.long()),
+        *(bool(strict), implementation, most_neighbors),
+    )
     if torch.compiler.is_compiling():
         _register_dpc_knn()
         return torch.ops.ppe_npu.dpc_knn(*arguments)
@@ -154,11 +159,13 @@ def _exact_dpc_knn(
     num_neighbors: Tensor,
     strict: bool,
     implementation: str | None,
+    most_neighbors: int = MAX_NEIGHBORS,
 ) -> tuple[Tensor, Tensor]:
     # Autocast would compute products of fp32 tokens in bf16.
     with torch.no_grad(), device.exact_matmul(), torch.autocast(tokens.device.type, enabled=False):
         arguments = tokens, valid, budgets, max_groups, num_neighbors
-        centers, labels = dispatch.call("dpc_knn", *arguments, strict=strict, implementation=implementation)
+        options = {"strict": strict, "most_neighbors": most_neighbors}
+        centers, labels = dispatch.call("dpc_knn", *arguments, **options, implementation=implementation)
     return centers.contiguous(), labels.contiguous()  # as the compiler is told below
 
 
@@ -265,11 +272,11 @@ def linear_cross_entropy(
     require(fits, "linear_cross_entropy: takes hidden [T, D], weight [V, D] and labels [T], got", shapes)
     floating("linear_cross_entropy", hidden=hidden, weight=weight)
     integers("linear_cross_entropy", labels=labels)
+    labels = labels.long()  # as 8 bits without a sign, -100 would be class 156
     dtypes = (hidden.dtype, weight.dtype)
     require(len(set(dtypes)) == 1, "linear_cross_entropy: hidden and weight must share a dtype, got", dtypes)
     require(reduction in ("mean", "sum"), "linear_cross_entropy: reduction must be 'mean' or 'sum', got", reduction)
     require(chunk_size >= 1, "linear_cross_entropy: chunk_size must be at least 1, got", chunk_size)
     check_labels(labels, len(weight), ignore_index)
     options = {"ignore_index": ignore_index, "chunk_size": chunk_size, "reduction": reduction}
-    arguments = hidden, weight, labels.long()
-    return dispatch.call("linear_cross_entropy", *arguments, **options, implementation=implementation)
+    return dispatch.call("linear_cross_entropy", hidden, weight, labels, **options, implementation=implementation)

@@ -39,7 +39,7 @@ def _row(name: str) -> tuple[str, ...]:
     compression = base_of(model).compression
     vision, family = compression.vision, _family(type(model).__name__)
     places = ["input", "layer"]
-    places += ["tower"] if vision.tower_blocks else []
+    places += ["tower"] if vision.tower_blocks else ["tower (rebuilding)"] if vision.tile_blocks else []
     places += ["pixels"] if vision.pixels is not None else []
     own = type(model.model.language_model.layers[0]).__name__
     layers = "any of: " + ", ".join(sorted(family.LAYERS)) if len(family.LAYERS) > 2 else own

@@ -131,6 +131,15 @@ def test_clips_that_cannot_be(settings, reason):
         VideoSampling(**settings)
 
 
+@pytest.mark.parametrize("name", ["{}.png", "f_{}.PNG", "{:05}.jpg", "clip-3-{}.jpeg", "2-{}b1.png"])
+def test_frames_of_a_folder_go_by_the_numbers_in_their_names(tmp_path, name):
+    for number in reversed(range(12)):
+        Image.new("RGB", (16, 16), (20 * number,) * 3).save(tmp_path / name.format(number))
+    video = load_video(tmp_path, VideoSampling(nframes=12, frame_rate=2.0))
+    shades = video.frames.float().mean((1, 2, 3)) / 20
+    assert shades.round().tolist() == list(range(12))
+
+
 def test_clips_and_folders_that_hold_nothing(write_clip, frames, tmp_path):
     with pytest.raises(InputError, match=r"the clip from 9.0 s to None s is not in the 2.0 s of video"):
         load_video(write_clip("c.mp4", frames=8, fps=4), VideoSampling(start=9.0))

@@ -248,6 +248,9 @@ def test_unknown_preset_and_unreadable_files(tmp_path):
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(ValueError, match="needs a JSON object, has a list"):
         CompressionConfig.from_file(tmp_path / "list.json")
+    for path, kind in ((None, "NoneType"), (0, "int"), (b"c.json", "bytes"), (["c.json"], "list")):
+        with pytest.raises(ValueError, match=rf"cannot be read as JSON \(it is a {kind}, no path\)"):
+            CompressionConfig.from_file(path)
 
 
 @pytest.mark.parametrize("method", CONTROLS)

@@ -22,6 +22,7 @@ from picture_files import (
     ROUNDED,
     H,
     W,
+    big,
     check,
     exif,
     grey,
@@ -81,6 +82,18 @@ def test_a_plain_tiff_that_pillow_opened_is_the_file(tmp_path, mode, orientation
     opened = Image.open(tmp_path / "a.tiff")
     check(opened, upright(np.asarray(load_image(saved(stored, "TIFF"))), orientation))
     assert opened.filename == str(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("most", [200, 300, 60_000])
+def test_a_picture_of_16_bits_is_as_dark_in_every_format(tmp_path, most):
+    """Pillow hands grey PNM over as 32-bit numbers, by whose size alone they cannot be told from 8-bit ones."""
+    values = numbers(H, W, seed=most, most=most)
+    plain = b"P2 %d %d 65535 " % (W, H) + " ".join(map(str, values.flatten())).encode()
+    files = {"P5": b"P5 %d %d 65535 " % (W, H) + big(values), "P2": plain, "PNG": png(values, 0, 16)}
+    for kind, data in files.items():
+        for way, given in ways(data, tmp_path / kind):
+            if way != "copied":  # Pillow's copy does not know what it was
+                assert np.array_equal(np.array(load_image(given)), grey(values // 256)), (kind, way)
 
 
 def test_open_files_that_are_none_to_read_twice(tmp_path):

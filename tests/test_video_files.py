@@ -204,6 +204,23 @@ def test_threads_lose_nothing_before_a_damaged_packet(tmp_path, monkeypatch):
     assert torch.equal(alone.frames[:34], threaded.frames[:34])
 
 
+def test_who_listens_to_ffmpeg_by_python_does_not_make_a_reader_wait_for_ever(tmp_path):
+    """As older torchvision does at its import. A frame's thread that had something to say waited for Python's lock, and
+    who closed the file held it: in 150 short reads of this file one never ended."""
+    import av
+
+    path = Path(write_video(tmp_path / "a.mkv", "libx265", keys=12))
+    try:
+        for level, kind in ((None, "AUTO"), (av.logging.ERROR, "SLICE"), (av.logging.PANIC, "SLICE")):
+            av.logging.set_level(level)
+            with containers.open_video(path, containers.Patience(path), threads=True) as video:
+                assert video.stream.thread_type.name == kind
+            for _ in range(30):
+                assert numbers(load_video(path, VideoSampling(nframes=3, end=0.3), multiple=1)) == [0, 2, 3]
+    finally:
+        av.logging.set_level(None)
+
+
 def test_nothing_is_printed(tmp_path, capfd):
     whole = Path(write_video(tmp_path / "a.ts")).read_bytes()
     (tmp_path / "b.ts").write_bytes(whole[1000:6000] + bytes(500) + whole[6500:])

@@ -37,6 +37,7 @@ def dpc_knn(
     max_groups: int,
     num_neighbors: Tensor,
     strict: bool = False,
+    most_neighbors: int = MAX_NEIGHBORS,
 ) -> tuple[Tensor, Tensor]:
     """See `ppe_npu.backends.dpc_knn`. The largest tensor is of a few frames' distances, or of one."""
     frames, count, _ = tokens.shape
@@ -47,17 +48,19 @@ def dpc_knn(
     for start in range(0, frames, squares.frames):
         part = slice(start, min(start + squares.frames, frames))
         squared = squares.of(part, sizes[part])
-        nearest = _smallest(squared)
+        nearest = _smallest(squared, most_neighbors)
         if squares.mended(part, sizes[part], nearest[0]):
-            nearest = _smallest(squared)
+            nearest = _smallest(squared, most_neighbors)
         found = _clustered(squared, nearest, sizes[part], budgets[part], max_groups, num_neighbors[part], strict)
         centers[part], labels[part] = found
     return centers, labels
 
 
-def _smallest(squared: Tensor) -> Tensor:
-    """[NEAREST, f, N] the smallest of each column of [f, N, N], in order; infinite where there are fewer."""
+def _smallest(squared: Tensor, most_neighbors: int = MAX_NEIGHBORS) -> Tensor:
+    """[NEAREST or more, f, N] the smallest of each column of [f, N, N], in order; infinite where there are fewer."""
     count = squared.shape[1]
+    if most_neighbors > MAX_NEIGHBORS:
+        return squared.topk(min(most_neighbors - 1, count), largest=False).values.movedim(2, 0)
     return _of_classes(squared) if count >= LEAST_CLASSES else _folded(squared)
 
 
@@ -119,7 +122,7 @@ def _clustered(
     num_neighbors: Tensor,
     strict: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Centres [f, M] and labels [f, N] of a few frames, whose nearest distances are [NEAREST, f, N]."""
+    """Centres [f, M] and labels [f, N] of a few frames, whose nearest distances are _smallest's."""
     count = squared.shape[1]
     absent = None
     if min(sizes) < count:

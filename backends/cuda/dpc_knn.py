@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppe_npu.backends import device
 from ppe_npu.backends.common import frame_lengths, refused_dtype
+from ppe_npu.backends.reference.dpc_knn import MAX_NEIGHBORS
 
 from . import tiles
 from .assign import assign
@@ -33,10 +34,13 @@ def refusal(
     num_neighbors: Tensor,
     *,
     strict: bool = False,
+    most_neighbors: int = MAX_NEIGHBORS,
 ) -> str | None:
-    """fp16, bf16, fp32; compute capability 8.0 or later; fewer than 2**31 numbers in a frame's padded tokens."""
+    """fp16, bf16, fp32; at most 5 neighbours; compute capability 8.0; frames of under 2**31 numbers when padded."""
     if reason := refused_dtype("the Triton kernels take", tokens.dtype):
         return reason
+    if most_neighbors > MAX_NEIGHBORS:
+        return f"the Triton kernels take at most {MAX_NEIGHBORS} neighbours"
     if tokens.numel() == 0:
         return "the Triton kernels take no empty tensor"
     frames, count, channels = tokens.shape
@@ -48,7 +52,13 @@ def refusal(
 
 @torch.no_grad()
 def dpc_knn(
-    tokens: Tensor, valid: Tensor | None, budgets: Tensor, max_groups: int, num_neighbors: Tensor, strict: bool = False
+    tokens: Tensor,
+    valid: Tensor | None,
+    budgets: Tensor,
+    max_groups: int,
+    num_neighbors: Tensor,
+    strict: bool = False,
+    most_neighbors: int = MAX_NEIGHBORS,
 ) -> tuple[Tensor, Tensor]:
     """See `ppe_npu.backends.dpc_knn`."""
     frames, count, channels = tokens.shape

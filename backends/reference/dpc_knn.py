@@ -6,13 +6,14 @@ Only one matrix of distances per frame grows with N x N. It is made in place and
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 
 from ppe_npu.backends import device
 
 FLAT = 32  # eps; what a deep tower rounds a flat frame's tokens by (docs/numerics.md)
-MAX_NEIGHBORS = 5  # the k of Chat-UniVi; fewer where a frame keeps few tokens
+MAX_NEIGHBORS = 5  # the k of Chat-UniVi; fewer where a frame keeps few tokens. Kernels take no more
 
 # Elements of a temporary tensor: a CPU is fastest if they stay in a core's cache, in memory that was written before.
 TOKENS_AT_ONCE = 2**20
@@ -28,6 +29,7 @@ def dpc_knn(
     max_groups: int,
     num_neighbors: torch.Tensor,
     strict: bool = False,
+    most_neighbors: int = MAX_NEIGHBORS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Group the tokens of every frame around its density peaks.
 
@@ -42,8 +44,9 @@ def dpc_knn(
         valid: [F, N] bool, False where a frame has no token, or None if every frame has N. A frame's tokens come first.
         budgets: [F] int64, groups of each frame, 1 <= budgets[f] <= its number of tokens.
         max_groups: M, at least the largest budget (a host number, so that no shape depends on device data).
-        num_neighbors: [F] int64, k of each frame, at most its number of tokens and at most MAX_NEIGHBORS.
+        num_neighbors: [F] int64, k of each frame, at most its number of tokens and at most most_neighbors.
         strict: if true, equally dense tokens do not count as denser than each other.
+        most_neighbors: at least the largest k (a host number, as max_groups).
 
     Returns:
         centers: [F, M] int64, token index of each centre in descending score; entries from budgets[f] on are in range
@@ -51,7 +54,7 @@ def dpc_knn(
         labels: [F, N] int64, for each token the rank of its centre, -1 where not valid.
     """
     squared = _squared_distances(tokens, valid)
-    log_density = _log_density(squared, num_neighbors)
+    log_density = _log_density(squared, num_neighbors, most_neighbors)
     score = 0.5 * nearest_denser(squared, log_density, strict).log() + log_density
     if valid is not None:
         score.masked_fill_(~valid, -torch.inf)
@@ -170,18 +173,26 @@ def checksums(x: torch.Tensor) -> torch.Tensor:
     return x.view(bits).sum(-1, dtype=bits)
 
 
-def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor) -> torch.Tensor:
+def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor, most: int) -> torch.Tensor:
     """[F, N] minus the mean squared distance to the k nearest tokens, the token itself included, at distance zero."""
     total = squared.new_zeros(squared.shape[:2])
     for rows in _row_slices(squared):
         others = squared[:, rows].clone()
         others.diagonal(rows.start, dim1=1, dim2=2).fill_(torch.inf)
-        # topk takes a CPU twice as long for so few of some hundred.
-        for found in range(1, min(MAX_NEIGHBORS, squared.shape[1])):
-            nearest, index = others.min(-1, keepdim=True)
-            total[:, rows] += torch.where(found < num_neighbors[:, None], nearest[:, :, 0], 0)
-            others.scatter_(-1, index, torch.inf)
+        for found, nearest in enumerate(_nearest(others, min(most, squared.shape[1]) - 1), start=1):
+            total[:, rows] += torch.where(found < num_neighbors[:, None], nearest, 0)
     return -total / num_neighbors[:, None]
+
+
+def _nearest(others: torch.Tensor, count: int) -> Iterator[torch.Tensor]:
+    """The smallest of [F, n, N] along its last dimension, in order, `count` times [F, n]; what is given is changed."""
+    if count >= MAX_NEIGHBORS:
+        yield from others.topk(count, largest=False).values.unbind(-1)
+        return
+    for _ in range(count):  # topk takes a CPU twice as long for so few of some hundred
+        nearest, index = others.min(-1, keepdim=True)
+        yield nearest[:, :, 0]
+        others.scatter_(-1, index, torch.inf)
 
 
 def nearest_denser(squared: torch.Tensor, log_density: torch.Tensor, strict: bool) -> torch.Tensor:

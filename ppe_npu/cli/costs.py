@@ -71,8 +71,9 @@ def measure(model: Any, runs: Sequence[Asked], count: int, answers: Any) -> None
             print(f"ppe-npu: {own[0].benchmark.name}: costs were not measured ({error})", file=sys.stderr)
             continue
         cost_pass.write(Path(folder), found, protocols.label({"protocol": own[0].protocol}))
-        group_pictures.draw(Path(folder), "", candidates[0].answers, samples)
+        shown = samples + group_pictures.differing(own[0].benchmark, [run.folder for run in own], samples)
+        group_pictures.draw(Path(folder), "", candidates[0].answers, shown)
         for one in candidates:
             one.ready()
-            group_pictures.draw(Path(folder), one.name, one.answers, samples)
+            group_pictures.draw(Path(folder), one.name, one.answers, shown)
         group_pictures.list_names(Path(folder), titles)

@@ -22,7 +22,7 @@ from ppe_npu.cli import common, costs
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import benchmarks, protocols, published
+from ppe_npu.evaluation import benchmarks, protocols
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
 from ppe_npu.evaluation.benchmarks import registry
 from ppe_npu.evaluation.decoding import first_edition
@@ -256,8 +256,8 @@ def _evaluate(
 
 
 def _report(args: argparse.Namespace, folder: Path, out: Path, title: str) -> None:
-    html, notes = getattr(args, "html", False), published.paragraphs(getattr(args, "published", None))
-    path, table = write_report(collect(folder), out, title, notes, unfinished(folder), html)
+    html, papers = getattr(args, "html", False), getattr(args, "published", None)
+    path, table = write_report(collect(folder), out, title, (), unfinished(folder), html, papers)
     if html:
         print(f"one page of it: {path.with_suffix('.html')}")
     print(f"{table}\n\nwritten to {path}, with {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")

@@ -19,6 +19,7 @@ _DEEP = (*_SIXTEEN, "I", "F")
 _PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", *_PREMULTIPLIED, *_DEEP)
 _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # mode -> a profile's space
+_DEEPEST = 65_535
 _BAND = 2**22  # pixels that are converted at once: what is made on the way stays small
 _GREY_STEPS = (85, 17)  # between the 8-bit values of pictures of 2 and of 4 bits
 
@@ -70,7 +71,7 @@ def to_bytes(values: np.ndarray, name: str, low: float | None = None, high: floa
     if low is None or high is None:
         low, high = float(values.min(initial=0)), float(values.max(initial=0))  # 65,535 is no float16
     unclear = values.dtype.kind == "f" and 1 < high < 2  # a picture from 0 to 1 that overshoots, or a black one
-    if unclear or not (low >= 0 and high <= 65_535):
+    if unclear or not (low >= 0 and high <= _DEEPEST):
         raise InputError(
             f"{name} has values from {low:g} to {high:g}: give 0 to 255, 0 to 65535, or 0 to 1 as floating point"
         )
@@ -91,6 +92,8 @@ def _bands(image: Image.Image, factor: int):
 def _painter(image: Image.Image, name: str) -> Callable[[Image.Image], Image.Image]:
     """What makes RGB of the picture, or of a part of it; what depends on all of it is found out here."""
     low, high = _range(image) if image.mode in ("I", "F") else (None, None)
+    if image.mode == "I" and image.format == "PPM":
+        high = _DEEPEST  # of 16 bits, as Pillow has scaled it, however dark it is
     key, to_srgb = _key_colour(image), _colour_transform(image)
 
     def paint(part: Image.Image) -> Image.Image:

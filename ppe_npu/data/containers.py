@@ -87,13 +87,18 @@ class OpenVideo:
     """
 
     def __init__(self, path: str | Path, container: Any, patience: Patience, threads: bool) -> None:
+        import av
+
         self.path, self.container, self._patience = path, container, patience
         self.format = container.format.name.split(",")[0]
         self.stream = _shown_stream(path, container)
         self.damaged = self.decoded = 0
         self._reason = ""
         self.stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS)}
-        self._threaded = threads and self.stream.width * self.stream.height <= _THREADED
+        # A thread that waits for Python, to log there what FFmpeg says, is waited for when a file is closed: for ever.
+        listened = av.logging.get_level() is not None
+        small = self.stream.width * self.stream.height <= _THREADED
+        self._threaded = threads and small and not listened
         if self._threaded:
             self.stream.thread_type = "AUTO"
 

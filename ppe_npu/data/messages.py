@@ -23,7 +23,7 @@ _SOURCES = {
 }
 _KINDS = {"text": "text", "image": "image", "image_url": "image", "video": "video", "video_url": "video"}
 # What other programs read beside a picture or video. Left unread, these would change what a model sees without a word.
-_SETTINGS = {
+SETTINGS = {
     "image": ("min_pixels", "max_pixels", "resized_height", "resized_width"),
     "video": (
         "min_pixels", "max_pixels", "resized_height", "resized_width", "total_pixels", "fps", "nframes", "num_frames",
@@ -166,7 +166,7 @@ def _check_alone(held: Mapping[Any, Any], kind: str, where: str) -> None:
     for key in sorted(others.intersection(key for key in held if isinstance(key, str))):
         if not (isinstance(held[key], str) and not held[key]):
             raise InputError(f"{where} of type {kind} holds {key} {shown(held[key])}, too: make two parts of it")
-    for key in _SETTINGS.get(kind, ()):
+    for key in SETTINGS.get(kind, ()):
         if key in held:
             raise InputError(f"{where} has {key} {shown(held[key])}, which is not read here: {_WHERE_SET[kind]}")
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ppe_npu.data.paths import address_fault, shown_path
+from ppe_npu.data.paths import address_fault, expanded, shown_path
 from ppe_npu.errors import InputError, first_line
 
 
@@ -36,6 +36,8 @@ class Room:
         if fault := address_fault(given):
             raise InputError(f"{kind} {shown_path(given)} {fault}")
         path = self.root / given
+        if str(path).startswith("~"):  # below the folder ".", where readers would take it for a home
+            path = Path(os.path.abspath(path))
         if not self._anywhere:
             self.check(path, kind, given)
         return str(path)
@@ -44,7 +46,7 @@ class Room:
         """Raise InputError for a path, as `given` in the data, that leads out of the root."""
         named = shown_path(str(path) if given is None else given)
         try:
-            real = self._real(str(path))
+            real = self._real(str(expanded(path)))  # as it is opened
         except ValueError as error:  # it holds a NUL, or half of a surrogate pair
             raise InputError(f"{kind} {named} cannot be a file ({first_line(error)}): check the path") from error
         if not any(real == folder or real.startswith(folder.rstrip(os.sep) + os.sep) for folder in self._inside):

@@ -24,6 +24,7 @@ _WHOLE = 0.9  # share of the stated frames that must be there: containers round,
 _DISTINCT = 0.9  # share of the frames that must have times of their own
 _LONGEST = 2**53  # ticks
 _ROUNDING = 1e-3  # seconds, which Matroska, FLV and others round times to
+_EXACT = 1e-6  # seconds: more than the rounding of a quotient, and less than any tick
 _SLACK = 5e-3  # seconds that a frame may begin late: half the ticks of GIF
 _KEPT = 64  # indices: of an hour one takes 1 MB
 
@@ -76,7 +77,9 @@ class VideoIndex:
 
     def place_at(self, seconds: float) -> int:
         """The place of the frame that is shown then: the last that has begun. Times are rounded to ticks."""
-        begun = np.searchsorted(self.seconds, seconds + min(self.tick / 2, _SLACK), side="right")
+        exact = self.tick * self.fps > 0.99  # a tick is a frame (AVI, numbered frames): nothing was rounded
+        late = _EXACT if exact else min(self.tick / 2, _SLACK)
+        begun = np.searchsorted(self.seconds, seconds + late, side="right")
         return int(np.clip(begun - 1, 0, len(self) - 1))
 
 
@@ -141,7 +144,7 @@ def _index(video: OpenVideo, packets: list[_Packet], size: tuple[int, int]) -> V
     rates = [float(rate or 0) for rate in (stream.guessed_rate, stream.average_rate, stream.base_rate)]
     rates = [rate for rate in rates if rate > 0]  # the frames' own comes first, before what FFmpeg takes it to be
     usable = _decodable(packets)
-    ticks = _timeline(usable)
+    ticks = _timeline(usable, in_packs=video.format == "mpeg")
     by_order = ticks is None or _order_is_unsaid(usable, stream.codec_context.has_b_frames)
     if ticks is None:
         rate = next(iter(rates), 1.0)
@@ -169,8 +172,11 @@ def _decodable(packets: list[_Packet]) -> list[_Packet]:
     return [first, *(other for other in others if other.shown is None or other.shown >= first.shown)]
 
 
-def _timeline(packets: list[_Packet]) -> np.ndarray | None:
-    """int64 [N], rising: when the frames are shown. None: the times that are stated are none of one timeline."""
+def _timeline(packets: list[_Packet], in_packs: bool) -> np.ndarray | None:
+    """int64 [N], rising: when the frames are shown. None: the times that are stated are none of one timeline.
+
+    in_packs: whether of two frames that begin in one pack only one time is stated, before or behind them (MPEG-PS).
+    """
     shown = [packet.shown for packet in packets]
     if None in shown:
         shown = [packet.stamp for packet in packets]
@@ -179,7 +185,8 @@ def _timeline(packets: list[_Packet]) -> np.ndarray | None:
         return None
     seen = [time for time, packet in zip(shown, packets) if not packet.hidden]
     distinct = sorted(set(seen))
-    if len(distinct) < _DISTINCT * len(seen) or (distinct and distinct[-1] - distinct[0] > _LONGEST):
+    least = len(seen) if in_packs else _DISTINCT * len(seen)
+    if len(distinct) < least or (distinct and distinct[-1] - distinct[0] > _LONGEST):
         return None
     return np.array(distinct, dtype=np.int64)
 

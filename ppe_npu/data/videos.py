@@ -9,6 +9,7 @@ alone: so frames can be counted, and their size be known, before any is decoded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,7 +115,8 @@ def load_video(
     """Read the frames of a video, or of a clip of it, that `sampling` asks for.
 
     Args:
-        path: a file that FFmpeg reads, or a folder of frames (.jpg, .png) whose names sort in order of time.
+        path: a file that FFmpeg reads, or a folder of frames (.jpg, .png) whose names sort in order of time,
+            their numbers as numbers (2.jpg before 10.jpg).
         sampling: which frames.
         multiple: frames that the vision tower joins into one step (temporal_patch_size); the number of frames is a
             multiple of it where the video has enough.
@@ -180,7 +182,8 @@ def _filled(planned: Video, frames: Iterable[torch.Tensor], resizing: Resizing |
 
 def _load_folder(path: Path, sampling: VideoSampling, multiple: int, resizing: Resizing | None) -> Video:
     """load_video of a folder."""
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    files = [file for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    files.sort(key=lambda file: (_with_numbers(file.name), file.name))
     if not files:
         raise InputError(f"video {path} is a folder without frames: give a video file or a folder of .jpg or .png")
     if sampling.frame_rate is None:
@@ -190,3 +193,8 @@ def _load_folder(path: Path, sampling: VideoSampling, multiple: int, resizing: R
     planned, wanted = _plan(header, path, sampling, multiple, origin=1)
     frames = (torch.from_numpy(np.array(load_image(files[number]))).permute(2, 0, 1) for number in wanted)
     return _filled(planned, frames, resizing)
+
+
+def _with_numbers(name: str) -> list[tuple[str, int]]:
+    """A name to sort by: what stands before each number, and the number."""
+    return [(text, int(number or -1)) for text, number in re.findall(r"([^0-9]*)([0-9]{0,18})", name)]

@@ -13,13 +13,14 @@ from ppe_npu.demo.recipe import EVAL
 
 if TYPE_CHECKING:
     from ppe_npu.demo.pipeline import Job
+    from ppe_npu.demo.smaller import Control
 
 
-def measure(jobs: Sequence[Job], data: Path, rounds: int) -> None:
+def measure(jobs: Sequence[Job], controls: Sequence[Control], data: Path, rounds: int) -> None:
     """Write the pass beside the results of the first job, where the report looks for it; once for the same models.
 
     Args:
-        jobs: of one seed, dense first; their models are there.
+        jobs: of one seed, dense first; their models are there. controls: of that seed.
         data: the test split.
     """
     from ppe_npu.checkpoints.loading import load_model, load_processor
@@ -28,7 +29,8 @@ def measure(jobs: Sequence[Job], data: Path, rounds: int) -> None:
     from ppe_npu.evaluation.interleaving import PROMPTS
     from ppe_npu.models import compress
 
-    models = {job.method.name: _stamp(job.folder / "final" / "model.safetensors") for job in jobs}
+    named = {**{job.method.name: job for job in jobs}, **{control.name: control.job for control in controls}}
+    models = {name: _stamp(job.folder / "final" / "model.safetensors") for name, job in named.items()}
     file = jobs[0].folder / cost_pass.FILE
     if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("models") == models:
         return
@@ -38,6 +40,7 @@ def measure(jobs: Sequence[Job], data: Path, rounds: int) -> None:
         model = compress(load_model(final, devices.resolve(job.device)), job.method.config)
         answers = ModelAnswers(model, load_processor(final), EVAL.max_new_tokens)
         candidates.append(cost_pass.Candidate(job.method.name, answers))
+    candidates += [cost_pass.Candidate(control.name, control.answers()) for control in controls]
     samples = cost_pass.chosen(benchmarks.load("layout", data), PROMPTS)
     found = cost_pass.measure(candidates, samples, rounds)
     cost_pass.write(jobs[0].folder, {**found, "models": models}, protocols.CHECKPOINT)

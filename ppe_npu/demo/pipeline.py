@@ -23,7 +23,7 @@ from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.config import CompressionConfig
-from ppe_npu.demo import costs, findings, scenes
+from ppe_npu.demo import costs, findings, scenes, smaller
 from ppe_npu.demo import methods as many
 from ppe_npu.demo.recipe import BASE, EVAL, GATE, RATIOS, SEEDS, TUNE, BaseRecipe, EvalRecipe, K, TuneRecipe
 from ppe_npu.errors import InputError
@@ -86,10 +86,14 @@ def main(args: argparse.Namespace) -> int:
         jobs = [Job(method, seed, str(output), device.type, threads) for seed in seeds for method in chosen]
     with _pool(workers) as pool:
         results = list(pool.map(many.run_job if args.methods else run_job, jobs))
-    if args.methods:
-        return many.report(output, results, time.perf_counter() - started, _command(args))
-    costs.measure([job for job in jobs if job.seed == seeds[0]], output / "data" / "test.jsonl", ROUNDS)
-    results.sort(key=lambda result: [method.name for method in chosen].index(result["name"]))
+        if args.methods:
+            return many.report(output, results, time.perf_counter() - started, _command(args))
+        controls = smaller.controls(jobs, RATIOS if args.full else RATIOS[:1])
+        results += pool.map(smaller.run, controls)
+    first = [control for control in controls if control.job.seed == seeds[0]]
+    costs.measure([job for job in jobs if job.seed == seeds[0]], first, output / "data" / "test.jsonl", ROUNDS)
+    names = [*(method.name for method in chosen), *(control.name for control in first)]
+    results.sort(key=lambda result: names.index(result["name"]))
     return _report(output, results, time.perf_counter() - started, _command(args))
 
 

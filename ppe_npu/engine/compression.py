@@ -102,7 +102,7 @@ class Compression:
 
     def __deepcopy__(self, memo: dict) -> "Compression":
         twin = self.with_config(self.config)
-        twin.keep_groups = self.keep_groups
+        twin.keep_groups, twin.widths = self.keep_groups, self.widths
         return twin
 
     def __reduce_ex__(self, protocol: SupportsIndex):
@@ -315,7 +315,7 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
     """Raise InputError where a model has no place for a step, or nothing to show it."""
     if method.place == "pixels" and vision.pixels is None:
         raise InputError(f"{method.name}: a step at the pixels is not built for this family yet; leave it out")
-    if method.place == "tower" and not vision.tower_blocks:
+    if method.place == "tower" and not (vision.tower_blocks or (method.restores and vision.tile_blocks)):
         raise InputError(f"{method.name}: a step inside the tower is not built for this family yet; leave it out")
     inside = sorted(method.needs & LAYER_NEEDS)
     if inside and method.place != "layer":

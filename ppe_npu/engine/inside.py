@@ -40,19 +40,23 @@ class Block(Protocol):
         `asking` itself or, where it is None, all. borders: of its segments among the rows that ask."""
         ...
 
-    def keyed(
-        self, rows: torch.Tensor, places: torch.Tensor, borders: list[int], full: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[n, C] what attention makes of rows that attend to each other alone, and [n, D] their keys, the mean over
-        heads. full: whether all rows are given, of which those at `places` [n] are meant, or these alone."""
-        ...
-
     def alone(self, rows: torch.Tensor, places: torch.Tensor, borders: list[int]) -> torch.Tensor:
         """The block on these rows [n, C] alone, which stand at `places` [n] among all."""
         ...
 
     def fed(self, rows: torch.Tensor) -> torch.Tensor:
         """What the block does after its attention, on any rows."""
+        ...
+
+
+class KeyedBlock(Block, Protocol):
+    """One that tells the keys of its rows, too."""
+
+    def keyed(
+        self, rows: torch.Tensor, places: torch.Tensor, borders: list[int], full: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[n, C] what attention makes of rows that attend to each other alone, and [n, D] their keys, the mean over
+        heads. full: whether all rows are given, of which those at `places` [n] are meant, or these alone."""
         ...
 
 
@@ -77,8 +81,9 @@ class TowerPass(ABC):
     report: TowerReport | None = None
 
     @abstractmethod
-    def run(self, number: int, block: Block, rows: torch.Tensor) -> torch.Tensor:
-        """Block `number` on the rows that the one before gave; all rows of the tower, in order, after an open one."""
+    def run(self, number: int, block: Any, rows: torch.Tensor) -> torch.Tensor:
+        """Block `number` on the rows that the one before gave; all rows of the tower, in order, after an open one.
+        block: a Block, or whatever else the pass asks for."""
 
     def show_all(self) -> None:
         """Give all rows after every block."""

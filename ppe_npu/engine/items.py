@@ -189,7 +189,10 @@ def merge_items(
     plan = _plan(compression, kind, grids, seconds_per_frame, None if sources is None else Chosen.of(sources))
     found = len(plan.visual)
     if found != len(features):
-        raise InputError(f"{kind}_grid_thw {list(map(list, grids))} describe {found} tokens, not {len(features)}")
+        shown = [[part.grid for part in grid] if isinstance(grid, Parts) else list(grid) for grid in grids]
+        raise InputError(
+            f"{kind}_grid_thw {shown} describe {found} tokens, not {len(features)}: give what belongs together"
+        )
     text = features.new_zeros(len(plan.text(0)), features.shape[1])  # padding, where nothing is merged
     run = compression.prefill(plan, text, features, deepstack=deepstack)
     embeds, rows, layers = run.take_embeds(), run.rows[0], run.deepstack()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ppe_npu.engine.inside import Block, TowerPass
+from ppe_npu.engine.inside import KeyedBlock, TowerPass
 from ppe_npu.engine.merge import Tokens, merge
 from ppe_npu.engine.rounds import Movable, Round, as_tensor, buckets_of
 from ppe_npu.methods.tome_tower import ToMeTower
@@ -100,7 +100,7 @@ class Joining(TowerPass):
             rounds[block], of_block[block] = step.to(where), tuple(ends.tolist())
         self.rounds, self.ends = rounds, of_block
 
-    def run(self, number: int, block: Block, rows: torch.Tensor) -> torch.Tensor:
+    def run(self, number: int, block: KeyedBlock, rows: torch.Tensor) -> torch.Tensor:
         last = max((done for done in self._done if done < number), default=-1)
         if last < 0 and number not in self.rounds:
             self.note(number, block)

@@ -15,9 +15,15 @@ from ppe_npu.methods.ipcv import IPCV, Leaving
 @dataclass
 class Rebuilding(TowerPass):
     """Between blocks its tensor has as many rows as ever: those that stay, then of each other one by how much it is
-    more than its neighbours (see Leaving)."""
+    more than its neighbours (see Leaving).
+
+    Args:
+        patches: [P] int64, the rows of the patches that compete, one pool after the other; all others (a tile's class
+            token) stay. None: all rows, in their order.
+    """
 
     method: IPCV
+    patches: torch.Tensor | None = None
     _before: torch.Tensor | None = field(default=None, repr=False)
     _leaving: Leaving | None = field(default=None, repr=False)
     _on_host: np.ndarray | None = field(default=None, repr=False)
@@ -63,7 +69,13 @@ class Rebuilding(TowerPass):
     def _choose(self, rows: torch.Tensor) -> Leaving:
         if self._leaving is None:
             assert self._before is not None, "the block before has run"
-            self._leaving = self.method.choose(self._before.to(rows.device), rows.detach(), self.pools)
+            before, now = self._before.to(rows.device), rows.detach()
+            if self.patches is None:
+                self._leaving = self.method.choose(before, now, self.pools)
+            else:
+                at = self.patches.to(rows.device)
+                found = self.method.choose(before.index_select(0, at), now.index_select(0, at), self.pools)
+                self._leaving = found.among(at, len(rows))
             self._before = None
         self._leaving = self._leaving.to(rows.device)
         return self._leaving

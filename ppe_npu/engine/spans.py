@@ -24,6 +24,7 @@ class VisionTokens:
         frames_apart: whether a prompt sets text between the frames of a video, so that each is a run of its own.
         tower_frames: whether the vision tower is given each frame of a video as a grid of its own.
         tower_blocks: how many blocks the vision tower has, 0 where nothing is known of it.
+        tile_blocks: how many a tower of tiles has, between which a method may stand that rebuilds what it takes out.
         whole_blocks: those in which a whole frame attends to itself; None: all.
         window: tokens along the side of the windows of the other blocks.
         taps: blocks whose output the decoder is given beside the tower's.
@@ -37,6 +38,7 @@ class VisionTokens:
     frames_apart: bool = False
     tower_frames: bool = False
     tower_blocks: int = setting(0, least=0)
+    tile_blocks: int = setting(0, least=0)
     whole_blocks: tuple[int, ...] | None = None
     window: int = setting(0, least=0)
     taps: tuple[int, ...] = ()

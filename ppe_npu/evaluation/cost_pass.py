@@ -15,6 +15,7 @@ from ppe_npu.evaluation.interleaving import in_turns, middle, settled, summed_up
 from ppe_npu.evaluation.rows import FAULTS
 from ppe_npu.files import write_json
 
+PROCESSOR = "processor time"  # what ratios are of on the host
 FILE = "costs.json"  # in the folder of a benchmark, beside those of its methods
 
 
@@ -45,7 +46,8 @@ def measure(
 
     Returns:
         {"rounds", "prompts", "reference", "rows": {name: {"ttft", "total": see interleaving.against, "new_tokens",
-        "counted"}}, "device"}. counted: see counted(); None where work cannot be counted.
+        "counted"}}, "ratios_of" ("processor time" or "time"), "device"}. counted: see counted(); None where work cannot
+        be counted.
     """
     inputs = {one.name: [one.answers.prepare([sample]) for sample in samples] for one in candidates}
     if len(inputs) < len(candidates):
@@ -74,9 +76,13 @@ def measure(
         rows[one.name]["new_tokens"] = sum(sum(part.new_tokens) for part in done) / len(done)
         one.ready()
         rows[one.name]["counted"] = counted(one.answers, inputs[one.name], done)
-    versions = getattr(candidates[0].answers, "versions", dict)()
     found = {"rounds": len(given[base]), "prompts": len(samples), "reference": base, "rows": rows}
-    return {**found, "device": versions.get("device", "?"), "dtype": str(getattr(candidates[0].answers, "dtype", ""))}
+    return {**found, "ratios_of": PROCESSOR if _by_work(given) else "time", **_where(candidates[0].answers)}
+
+
+def _where(answers: Any) -> dict[str, str]:
+    versions = getattr(answers, "versions", dict)()
+    return {"device": versions.get("device", "?"), "dtype": str(getattr(answers, "dtype", ""))}
 
 
 def _times(given: Mapping[str, Sequence[Sequence[Any]]]) -> dict[str, dict[str, list[list[float]]]]:
@@ -93,12 +99,16 @@ def _times(given: Mapping[str, Sequence[Sequence[Any]]]) -> dict[str, dict[str, 
 def _work(given: Mapping[str, Sequence[Sequence[Any]]]) -> dict[str, dict[str, list[list[float]]]]:
     """As _times(), by which methods are compared: on the host processor seconds, which other programs do not lengthen;
     elsewhere the times themselves."""
-    if any(done.work is None for turns in given.values() for turn in turns for done in turn):
+    if not _by_work(given):
         return _times(given)
     return {
         name: {key: [[done.work[at] for done in turn] for turn in turns] for at, key in enumerate(("ttft", "total"))}
         for name, turns in given.items()
     }
+
+
+def _by_work(given: Mapping[str, Sequence[Sequence[Any]]]) -> bool:
+    return all(done.work is not None for turns in given.values() for turn in turns for done in turn)
 
 
 def _settled(times: Mapping[str, Mapping[str, Any]], base: str) -> bool:

@@ -9,23 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.evaluation.cost_pass import FILE
+from ppe_npu.evaluation.cost_pass import FILE, PROCESSOR
 from ppe_npu.evaluation.protocols import label
 from ppe_npu.files import check_regular
 
 KEEPS = 0.99  # of dense's score: a speed at less of it is marked
-HEAD = (
-    "method",
-    "TTFT ms (quartiles)",
-    "TTFT, times as fast as dense (95 %)",
-    "whole answer ms",
-    "answer, times as fast (95 %)",
-    "of dense's score",
-    "tower GFLOP",
-    "decoder GFLOP",
-    "weights MiB",
-    "KV KiB",
-)
 WORDS = (
     "Costs in turns: all methods answered the same prompts one right after the other, alone in a batch, in several "
     "rounds after one that is not counted; medians, quartiles, and the median of the ratios to dense with its "
@@ -68,6 +56,26 @@ def _whole(found: Any) -> bool:
     numbers = [part.get(key) for part in parts if isinstance(part, dict) for key in ("median", "ratio", "low", "high")]
     good = all(isinstance(n, (int, float)) and math.isfinite(n) and n > 0 for n in numbers)
     return len(parts) == 2 * len(rows) and len(numbers) == 4 * len(parts) and good
+
+
+def head(measured: Mapping[str, Any]) -> list[str]:
+    """The columns after the method's: whose ratios they are, of times or of processor times, stands in their heads.
+
+    Args:
+        measured: a pass.
+    """
+    of = ", processor time," if measured.get("ratios_of") == PROCESSOR else ","
+    return [
+        "TTFT ms (quartiles)",
+        f"TTFT{of} times as fast as dense (95 %)",
+        "whole answer ms",
+        f"answer{of} times as fast (95 %)",
+        "of dense's score",
+        "tower GFLOP",
+        "decoder GFLOP",
+        "weights MiB",
+        "KV KiB",
+    ]
 
 
 def lines(found: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list[str]]:

@@ -8,11 +8,43 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.evaluation.rows import FAULTS
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.identity import Unreadable, read_sample
+from ppe_npu.evaluation.rows import FAULTS, read_scores
 from ppe_npu.evaluation.samples import visuals
 
 FOLDER = "groups"  # in the folder of a benchmark
 _SIDE = 512
+_DIFFERING = 16  # samples on which methods differ that are drawn
+
+
+def differing(
+    benchmark: Any, runs: Sequence[Path], known: Sequence[Mapping[str, Any]], most: int = _DIFFERING
+) -> list[Mapping[str, Any]]:
+    """Samples whose scores differ between runs, evenly over all such; those of one picture alone.
+
+    Args:
+        runs: folders with predictions.jsonl. known: samples that are drawn anyhow.
+    """
+    scores = [read_scores(run / "predictions.jsonl") for run in runs]
+    drawn_anyhow = {sample["index"] for sample in known}
+    told = {index for own in scores for index in own if len({one.get(index) for one in scores}) > 1} - drawn_anyhow
+    fit = []  # their numbers: all of the samples may be more than memory holds
+    for number in range(len(benchmark)) if told else ():
+        sample = read_sample(benchmark, number)
+        fit += [number] if sample["index"] in told and _has_one_picture(sample) else []
+    chosen = [fit[number * len(fit) // most] for number in range(most)] if len(fit) > most else fit
+    return [read_sample(benchmark, number) for number in chosen]
+
+
+def _has_one_picture(sample: Mapping[str, Any]) -> bool:
+    if isinstance(sample, Unreadable):
+        return False
+    try:
+        shown = visuals(sample)
+    except InputError:  # a path that is none, which its answer says
+        return False
+    return len(shown["image"]) == 1 and not shown["video"]
 
 
 def draw(folder: Path, name: str, answers: Any, samples: Sequence[Mapping[str, Any]]) -> int:
@@ -29,11 +61,10 @@ def draw(folder: Path, name: str, answers: Any, samples: Sequence[Mapping[str, A
 
     count = 0
     for sample in samples:
-        shown = visuals(sample)
-        if len(shown["image"]) != 1 or shown["video"]:
+        if not _has_one_picture(sample):
             continue
         try:
-            picture = load_image(shown["image"][0])
+            picture = load_image(visuals(sample)["image"][0])
             if name:
                 groups = _groups(answers, sample)
                 if groups is None:

@@ -32,6 +32,7 @@ from ppe_npu.data.inputs import (
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import load_video
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.decoding import notice
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.models import compress
@@ -70,7 +71,7 @@ class Answerer:
         ratio: float | None = None,
         k: int | None = None,
         device: str = "auto",
-        dtype: str = "fp32",
+        dtype: str | None = None,
         batch_size: int | str = 1,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
@@ -79,6 +80,7 @@ class Answerer:
         positions: str | None = None,
         max_num_frames: int | None = None,
         total_pixels: int | None = None,
+        protocol: str = protocols.CHECKPOINT,
         **fields: Any,
     ) -> Answerer:
         """From lmms-eval's --model_args, --device and --batch_size.
@@ -87,27 +89,26 @@ class Answerer:
             pretrained: checkpoint folder or hub id.
             compression: a preset, a method or a JSON file; None: the checkpoint's own, else ppe.
             ratio, positions, k, fields: instead of its own; fields are a method's settings.
-            dtype: fp32 or bf16.
+            dtype: fp32 or bf16; else the protocol's, else fp32.
             min_pixels, max_pixels, nframes, fps: as of `ppe-npu eval`.
             max_num_frames, total_pixels: lmms-eval's names for the most frames of a video and Qwen's budget of pixels.
+            protocol: whose sizes, frames and dtype count where none are asked for; prompts and rules are the tasks'.
 
         Raises:
             InputError: what cannot be, before the weights are read.
         """
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise InputError(f"batch_size={batch_size}: give a whole number, at least 1")
-        if dtype not in DTYPES:
-            raise InputError(f"dtype={dtype}: use one of {', '.join(DTYPES)}")
-        where = devices.resolve(device)
-        most = {} if max_num_frames is None else {"max_frames": max_num_frames, "min_frames": min(4, max_num_frames)}
-        sampling = VideoSampling(fps, nframes, min_pixels, max_pixels, total_pixels=total_pixels, **most)
+        rules, where = protocols.load(protocol), devices.resolve(device)
+        dtype = _dtype(dtype, rules, where)
+        bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels, "total_pixels": total_pixels}
+        sampling = rules.sampling(fps=fps, nframes=nframes, **bounds, **_frames(max_num_frames))
         config = as_compression(compression or _own(pretrained), ratio=ratio, positions=positions, k=k, **fields)
         quiet_transformers()
         config = check_compression(pretrained, config)[0]
-        processor = load_processor(pretrained, min_pixels, max_pixels)
+        processor = load_processor(pretrained, *rules.pixels(min_pixels, max_pixels))
         _say(notice(of_checkpoint(pretrained), {}))
-        model = compress(load_model(pretrained, where, dtype), config)
-        return cls(model, processor, int(batch_size), sampling)
+        return cls(compress(load_model(pretrained, where, dtype), config), processor, int(batch_size), sampling)
 
     def answers(self, conversations: Sequence[Sequence[Mapping]], options: Mapping[str, Any]) -> list[str]:
         """Greedy answers to one batch, each cut before the first of the task's stops; in halves where the device's
@@ -201,6 +202,19 @@ class Answerer:
         answers, seconds = sum(len(part.answers) for part in self.done), sum(part.seconds for part in self.done)
         kept = f"{before} visual tokens, {after:g} kept ({after / before:.1%})" if before else "no visual tokens"
         return f"ppe_npu: {answers} answers, {kept}, {seconds:.1f} s in generate()"
+
+
+def _dtype(asked: str | None, rules: protocols.Protocol, where: torch.device) -> str:
+    """As asked; else the protocol's, on an accelerator; else fp32."""
+    dtype = asked or (None if devices.on_cpu(where) else rules.dtype) or "fp32"
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype}: use one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def _frames(most: int | None) -> dict[str, int]:
+    """The bounds on the number of frames, where the most of them are asked for."""
+    return {} if most is None else {"max_frames": most, "min_frames": min(4, most)}
 
 
 def _own(pretrained: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import cost_table, decoding, stored, tables, tuned
+from ppe_npu.evaluation import cost_table, facts, published, stored, tables
 from ppe_npu.evaluation.comparison import by_protocol, compare
 from ppe_npu.evaluation.page import write_page
 from ppe_npu.evaluation.plot import check_plotting, draw
@@ -94,6 +94,7 @@ def write_report(
     notes: Sequence[str] = (),
     missing: Sequence[str] = (),
     html: bool = False,
+    papers: Sequence[str] | None = None,
 ) -> tuple[Path, str]:
     """Write `path` (Markdown) and, beside it, the same numbers (.json) and a picture (.png) of the same name.
 
@@ -104,21 +105,23 @@ def write_report(
         title: its heading.
         notes: paragraphs under the tables, in Markdown.
         html: whether to write the same as one page, too (.html).
+        papers: whose published tables are set beside ours: published.names(), or "all".
         missing: lines of plain text that say what is not shown, and why; those that the comparison finds follow.
 
     Returns:
         (path, the table of all benchmarks).
 
     Raises:
-        InputError: no results.
+        InputError: no results, or no such paper.
     """
+    notes = [*notes, *published.paragraphs(papers)]
     if not results:
         raise InputError("there are no results to report: evaluate something first")
     path, found = Path(path), compared(results, missing)
     write_json(path.with_suffix(".json"), {"title": title, **(found[0] if len(found) == 1 else {"protocols": found})})
     parts, overviews = _sections(found, results, path, title)
     if html:
-        write_page(found, results, path.with_suffix(".html"), title)
+        write_page(found, results, path.with_suffix(".html"), title, papers or ())
     write_text(path, "\n\n".join([*parts, *notes]) + "\n")
     return path, "\n\n".join(overviews)
 
@@ -160,40 +163,6 @@ def _benchmarks(comparison: Mapping[str, Any], results: Sequence[Mapping[str, An
     """The section of each benchmark."""
     parts, protocol = [], comparison["protocol"]
     for name, found in comparison["benchmarks"].items():
-        parts += [f"## {escape.markdown(name)}", _facts(name, found, results), tables.scores(found, protocol)]
-        more = (tables.types(found), tables.metrics(found), tables.costs(found, protocol))
-        parts += [part for part in more if part]
+        parts += [f"## {escape.markdown(name)}", escape.markdown(facts.sentence(name, found, results))]
+        parts += tables.one_benchmark(found, protocol)
     return parts
-
-
-def _facts(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
-    """What a benchmark's numbers rest on."""
-    runs = [result for result in results if result["settings"]["benchmark"] == name]
-    devices = ", ".join(dict.fromkeys(run["versions"]["device"] for run in runs))
-    batch = max(run["costs"].get("batch") or 0 for run in runs)
-    in_batches = f", {batch:.0f} in a batch" if batch else ""
-    dtypes = ", ".join(dict.fromkeys(run["settings"].get("dtype", "?") for run in runs))
-    many = _counted(found["samples"], "sample")
-    if found["units"] is not None:
-        many += f", judged in {_counted(found['units'], 'group')}"
-    text = f"{many}, score: {found['score']}; {dtypes} on {devices}{in_batches}.{tuned.sentence(runs)}{_decoding(runs)}"
-    answers = sum(run["samples"] for run in runs)
-    errors = sum(row["errors"] for row in found["rows"])
-    if len(found["types"]) > 1:
-        counts = {kind: max(r["types"][kind]["count"] for r in runs if kind in r["types"]) for kind in found["types"]}
-        text += " Samples per type: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
-    return escape.markdown(text) + (f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else "")
-
-
-def _decoding(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Which answers are not greedy ones, and which settings of a checkpoint were not used."""
-    rules = [run["settings"].get("generation") or {} for run in runs]
-    used = dict.fromkeys(decoding.beside_greedy(found) or "greedy" for found in rules)
-    left = dict.fromkeys(name for run in runs for name in run.get("ignored") or ())
-    text = "" if list(used) == ["greedy"] else f" Generation: {'; '.join(used)}."
-    names = ", ".join(left)
-    return text + (f" Not used of the checkpoint's own generation settings: {names}." if left else "")
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.containers import Patience, open_video
 from ppe_npu.data.inputs import PLACEHOLDERS, split_placeholders
 from ppe_npu.data.paths import existing_file
 from ppe_npu.data.pictures import image_size
@@ -22,6 +23,7 @@ Sample = Mapping[str, Any]
 _CHARACTERS = 4  # of a token of text, roughly
 _SCREEN = (448, 448)  # of a visual that does not say how large it is
 _FRAMES = 16  # likewise, of a video
+_TICKS = 10**6  # a second, of what FFmpeg says of a whole file
 
 
 @dataclass(frozen=True)
@@ -132,18 +134,15 @@ def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[in
 @functools.lru_cache(maxsize=2**16)
 def _video_facts(path: str) -> tuple[int, float, int, int]:
     """(frames, frames per second, width, height), from a container's header or from a folder of frames."""
-    import av
-
     if os.path.isdir(path):
         return max(len(os.listdir(path)), 1), 1.0, *_SCREEN
     try:
-        existing_file(path, "video")  # a named pipe would be waited for
-        with av.open(path) as container:
-            stream = container.streams.video[0]
+        with open_video(existing_file(path, "video"), Patience(path)) as video:
+            stream = video.stream
             fps = float(stream.average_rate or stream.guessed_rate or 1)
-            seconds = (container.duration or 0) / av.time_base
+            seconds = (video.container.duration or 0) / _TICKS
             return max(stream.frames or int(seconds * fps), 1), fps, stream.width or 1, stream.height or 1
-    except (av.FFmpegError, OSError, IndexError, ValueError):
+    except (InputError, OSError):  # answering it will say so
         return _FRAMES, 1.0, *_SCREEN
 
 

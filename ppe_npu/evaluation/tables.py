@@ -37,9 +37,10 @@ _COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 _MEASURED = ("ttft_seconds", "prefill_seconds", "seconds", "tokens_per_second")  # times, which a pass in turns tells
 
 
-def _method(protocol: str) -> str:
-    """The head of a table's first column; the protocol stands in every table."""
-    return f"method, by protocol {protocol}" if protocol and protocol != CHECKPOINT else "method"
+def _named(what: str, protocol: str) -> str:
+    """The head of a table's first column; the protocol stands in every table. One that says nothing is checkpoint's,
+    as the first edition's tables are."""
+    return f"{what}, by protocol {protocol}" if protocol and protocol != CHECKPOINT else what
 
 
 Cells = tuple[list[str], list[list[str]]]  # the head of a table, and its lines
@@ -60,7 +61,7 @@ def overview_cells(comparison: Mapping[str, Any]) -> Cells:
         for key, found in benchmarks.items()
     ]
     average = "Avg" if len(shares) in (0, len(benchmarks)) else f"Avg of {len(shares)} in %"
-    head = [_method(comparison.get("protocol", "")), *units, average, "% of dense"]
+    head = [_named("method", comparison.get("protocol", "")), *units, average, "% of dense"]
     lines, group = [], None
     for row in comparison["overview"]:
         if row["group"] != group:
@@ -71,18 +72,13 @@ def overview_cells(comparison: Mapping[str, Any]) -> Cells:
     return head, lines
 
 
-def scores(found: Mapping[str, Any], protocol: str = "") -> str:
-    """scores_cells as Markdown."""
-    return markdown(*scores_cells(found, protocol))
-
-
 def scores_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
     """One benchmark: the score of each method with its interval, and how it differs from dense's."""
     scale, kinds = found["scale"], found["types"] if 1 < len(found["types"]) <= _INLINE else []
     if found["headline"]:  # the mean of scores is another measure; its table is metrics()
         kinds = []
     score = named(found["score"], scale)
-    head = [_method(protocol), *kinds, f"all: {score}" if kinds else score, "95 %", "minus dense", "95 %", "p"]
+    head = [_named("method", protocol), *kinds, f"all: {score}" if kinds else score, "95 %", "minus dense", "95 %", "p"]
     lines = []
     for row in found["rows"]:
         typed = [_spread(row["types"].get(kind), (row["types_spread"] or {}).get(kind), PERCENT) for kind in kinds]
@@ -95,15 +91,15 @@ def scores_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
     return head, lines
 
 
-def types(found: Mapping[str, Any]) -> str | None:
+def types_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
     """One benchmark's question types, one row each, where they are too many to stand beside the methods."""
     if found["headline"] or len(found["types"]) <= _INLINE:
         return None
     lines = [[kind, *(shown(row["types"].get(kind), PERCENT) for row in found["rows"])] for kind in found["types"]]
-    return markdown(["accuracy, % by type", *(row["name"] for row in found["rows"])], lines)
+    return [_named("accuracy, % by type", protocol), *(row["name"] for row in found["rows"])], lines
 
 
-def metrics(found: Mapping[str, Any]) -> str | None:
+def metrics_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
     """What else the benchmark's own rules compute, one row per metric; no row for what another table shows."""
     there = [found["score"]] if found["headline"] else found["types"]
     names = [name for name in found["metrics"] if name not in there]
@@ -112,7 +108,7 @@ def metrics(found: Mapping[str, Any]) -> str | None:
     scale = found["metrics_scale"]
     head = "metric, points" if scale["factor"] == 1 and scale["maximum"] else named("metric", scale)
     lines = [[name, *(shown(row["metrics"].get(name), scale) for row in found["rows"])] for name in names]
-    return markdown([head, *(row["name"] for row in found["rows"])], lines)
+    return [_named(head, protocol), *(row["name"] for row in found["rows"])], lines
 
 
 def costs_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
@@ -124,17 +120,36 @@ def costs_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
         [row["name"], *("-" if row["costs"].get(key) is None else form(row["costs"][key]) for _, key, form in shown)]
         for row in found["rows"]
     ]
-    return [_method(protocol), *(label for label, _, _ in shown)], lines
+    return [_named("method", protocol), *(label for label, _, _ in shown)], lines
 
 
-def costs(found: Mapping[str, Any], protocol: str = "") -> str:
-    """costs_cells as Markdown, and what was measured in turns."""
-    measured, own = found.get("interleaved"), markdown(*costs_cells(found, protocol))
+def turns_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
+    """What was measured in turns; None where nothing was."""
+    measured = found.get("interleaved")
     if measured is None:
-        return own
-    turns = markdown([_method(protocol), *cost_table.HEAD[1:]], cost_table.lines(found, measured))
-    what = f"{measured['rounds']} rounds of {measured['prompts']} prompts on {measured['device']}"
-    return f"{own}\n\n{turns}\n\n{escape.markdown(f'In turns: {what}.')}"
+        return None
+    return [_named("method", protocol), *cost_table.head(measured)], cost_table.lines(found, measured)
+
+
+def all_cells(found: Mapping[str, Any], protocol: str) -> list[Cells]:
+    """All tables of one benchmark."""
+    makers = (scores_cells, types_cells, metrics_cells, costs_cells, turns_cells)
+    return [cells for cells in (make(found, protocol) for make in makers) if cells is not None]
+
+
+def one_benchmark(found: Mapping[str, Any], protocol: str) -> list[str]:
+    """all_cells as Markdown, and of what was measured in turns how."""
+    parts = [markdown(*cells) for cells in all_cells(found, protocol)]
+    words = turns(found)
+    return [*parts, escape.markdown(words)] if words else parts
+
+
+def turns(found: Mapping[str, Any]) -> str | None:
+    """How costs were measured in turns."""
+    measured = found.get("interleaved")
+    if measured is None:
+        return None
+    return f"In turns: {measured['rounds']} rounds of {measured['prompts']} prompts on {measured['device']}."
 
 
 def probability(p: float) -> str:

@@ -25,7 +25,8 @@ class DPCKNN(Method):
 
     Args:
         ratio: share of a frame's tokens that is kept: ceil(n * ratio) of n.
-        neighbors: how many nearest neighbours make a density; fewer where a frame keeps fewer tokens (num_neighbors).
+        neighbors: how many nearest neighbours make a density, the token itself included; fewer where a frame keeps
+            fewer tokens (num_neighbors). Above 5 accelerators take torch's operators in place of kernels.
         order: of the merged tokens of a frame: "raster" of their representatives, or descending "score" (released).
         ties: which of equally dense tokens counts as the denser one: the "first", or "none" of them, by which equal
             tokens all become centres (the released code without its noise).
@@ -39,8 +40,10 @@ class DPCKNN(Method):
     def group(self, view: View) -> Grouping:
         with torch.no_grad():
             neighbors = num_neighbors(view.num_kept, self.neighbors)
-            tokens, strict = view.tokens.detach(), self.ties == "none"
-            centers, labels = backends.dpc_knn(tokens, view.valid, view.num_kept, view.most, neighbors, strict=strict)
+            centers, labels = backends.dpc_knn(
+                view.tokens.detach(), view.valid, view.num_kept, view.most, neighbors,
+                strict=self.ties == "none", most_neighbors=self.neighbors if self.neighbors <= view.most else 3,
+            )  # fmt: skip
             return Grouping.from_centers(centers, labels, view.num_kept, self.order)
 
 

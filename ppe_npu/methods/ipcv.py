@@ -96,7 +96,7 @@ class Leaving:
     """Which rows of [L, C] stay, and from which the others are rebuilt.
 
     Args:
-        rows: [n] int64, those that stay, rising. removed: [R] int64, the others, rising.
+        rows: [n] int64, those that stay, rising. removed: [R] int64, the others.
         neighbours: [R, k] int64, places in `rows`.
         present: [R, k] fp32, 1 where there is such a neighbour, else 0; None where all have k.
     """
@@ -115,6 +115,15 @@ class Leaving:
             ones = (torch.ones_like(part, dtype=torch.float32) for part in near)
             present = torch.cat([_padded(part, most) for part in ones])
         return cls(torch.cat(rows), torch.cat(removed), torch.cat([_padded(part, most) for part in near]), present)
+
+    def among(self, at: torch.Tensor, total: int) -> Leaving:
+        """The same among `total` rows, of which those that compete stand at `at` [L] and all others stay."""
+        removed = at.index_select(0, self.removed)
+        left = torch.zeros(total, dtype=torch.int8, device=at.device).index_fill_(0, removed, 1)
+        rows = left.argsort(stable=True)[: total - len(removed)]
+        place = (1 - left).cumsum(0) - 1
+        stayed = place.index_select(0, at.index_select(0, self.rows))
+        return Leaving(rows, removed, stayed[self.neighbours], self.present)
 
     def to(self, where: torch.device) -> Leaving:
         """The same on another device."""

@@ -78,6 +78,8 @@ def compress(model, config: CompressionConfig, processor=None):
     check_layers(text_model(base.model).layers, family.LAYERS)
     check_looked_at(text_model(base.model).layers, config.methods)
     blocks = range(compression.vision.tower_blocks) if compression.inside is not None else compression.tower.all
+    if compression.inside is not None and compression.vision.tile_blocks:
+        check_tower(base.model.vision_tower.encoder.layer, family.TOWER)
     check_tower((base.model.visual.blocks[block] for block in blocks), family.TOWER)
     _take_off(base, family)
     family.install(base, compression)

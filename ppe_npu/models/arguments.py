@@ -229,6 +229,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         visual = plan.on(kwargs["inputs_embeds"].device).visual
         return Features(kwargs["inputs_embeds"].flatten(0, 1).index_select(0, visual))
     tokens = [_joined(output.pooler_output) for output in outputs]
+    plan.in_tower = next((output.in_tower for output in outputs if hasattr(output, "in_tower")), plan.in_tower)
     expected, found = len(plan.visual), sum(len(part) for part in tokens)
     if expected != found:
         raise InputError(f"the prompts hold {expected} visual tokens but the pixels given make {found} features")

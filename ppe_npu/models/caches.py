@@ -75,7 +75,8 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState 
         return None
     state: CacheState | FixedState | None = getattr(cache, STATE, None)
     fixed = cache.is_compileable
-    if fixed and state is not None and ids is not None and ids.shape[1] == 1:
+    other = state is not None and state.layers != compression.layers
+    if fixed and state is not None and not other and ids is not None and ids.shape[1] == 1:
         return state  # to ask a static cache for its length is to wait for the device
     state = settled(state)
     length = int(cache.get_seq_length())
@@ -83,7 +84,7 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState 
         return None
     if state is None:
         raise InputError("the KV cache was filled by a model without compression: start from an empty cache")
-    if state.layers != compression.layers:
+    if other:
         raise InputError("the KV cache was filled under another compression: start from an empty cache")
     return state if fixed else _of_length(state, cache, length)
 

@@ -147,7 +147,8 @@ def check_tower(blocks: Iterable, known: Mapping[str, str]) -> None:
     for block in blocks:
         block = getattr(block, "_orig_mod", block)
         _check("block", [_name(block, known)], known, "vision tower")
-        _check("attention", [_name(block.attn, known.values())], known.values(), "vision tower")
+        attention = block.attn if hasattr(block, "attn") else block.attention
+        _check("attention", [_name(attention, known.values())], known.values(), "vision tower")
 
 
 def _name(module, known: Iterable[str]) -> str:

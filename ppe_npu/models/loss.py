@@ -84,11 +84,14 @@ def uncompressed(model) -> Iterator[None]:
     """The compressed model sees all visual tokens, until the context ends."""
     compression = model.compression
     dense = compression.with_config(CompressionConfig.preset("dense"))
+    own = [module for module in model.modules() if vars(module).get("compression") is compression]  # a tower, too
     try:
-        vars(model)["compression"] = vars(model.model)["compression"] = dense
+        for module in own:
+            vars(module)["compression"] = dense
         yield
     finally:
-        vars(model)["compression"] = vars(model.model)["compression"] = compression
+        for module in own:
+            vars(module)["compression"] = compression
 
 
 def _labelled(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ Modifications: those of vision_language.py, and
 * ...ForConditionalGeneration.forward, ...Model.forward: what comes in as tiles (pixel_values, image_sizes, ...) goes on
   as the parts that the prompts have of it; the vision tower runs by get_image_features, once it is asked for.
 * prepare_inputs_for_generation, _expand_inputs_for_generation: tiles go to the samples that they belong to.
+* the vision tower, its encoder and layers, where a method works inside it: see tile_blocks.py.
 * language_model.forward: runs the layers stage by stage in any case, because K rows of positions are nothing that the
   language model's own forward takes.
 
@@ -23,8 +24,10 @@ import torch
 
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import HALVES
+from ppe_npu.engine.rebuilding import Rebuilding
 from ppe_npu.engine.spans import IMAGE, VIDEO, Parts, PromptLayout, VisionTokens, find_spans
 from ppe_npu.errors import InputError
+from ppe_npu.inspect.tower_work import TowerReport
 from ppe_npu.models import generation, vision_language
 from ppe_npu.models.arguments import IDLE, PIXELS, ids_of_embeds
 from ppe_npu.models.caches import settled, state_of
@@ -32,12 +35,13 @@ from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.known import DECODERS, check_release
 from ppe_npu.models.one_dimension_families import FAMILIES, Asked, Family
 from ppe_npu.models.seam import override, own_submodules
+from ppe_npu.models.tile_blocks import BLOCKS, detach_tiles, install_tiles, pass_of_parts, uninstall_tiles
 from ppe_npu.models.vision_language import decoder_layers as decoder_layers
 
 CLASSES = (*(family.name for family in FAMILIES.values()), "PVCInternVLForConditionalGeneration")
 LAYERS = DECODERS  # and the attention in them
 PAIRS = HALVES  # which channels of a head are turned together
-TOWER: dict[str, str] = {}  # nothing looks into these towers yet
+TOWER = BLOCKS
 _OF = {IMAGE: "get_image_features", VIDEO: "get_video_features"}
 _SAID = ("num_frames", "time_steps")  # lists of InternVL, with an entry for each image and video
 
@@ -51,6 +55,7 @@ def vision_tokens(config) -> VisionTokens:
         merge_size=1,
         tokens_per_second=None,
         frames_apart=family.frames_apart,
+        tile_blocks=family.blocks(config),
     )
 
 
@@ -69,6 +74,8 @@ def install(model, compression: Compression) -> None:
         vars(inner)["language_model"] = inner.text_model  # a second name, which no state dict and no hook sees
     said = ("num_frames",) if "num_frames" in FAMILIES[model.config.model_type].others else ()
     vision_language.install(model, compression, staged=True, said=said)
+    if compression.inside is not None:
+        install_tiles(inner, compression)
     vars(inner)[IDLE] = _idle_tower
     override(model, "forward", _causal_lm_forward)
     override(inner, "forward", _model_forward)
@@ -77,6 +84,7 @@ def install(model, compression: Compression) -> None:
 
 
 def uninstall(model) -> None:
+    uninstall_tiles(model.model)
     vision_language.uninstall(model)
     for name in (IDLE, "language_model"):
         vars(model.model).pop(name, None)
@@ -86,6 +94,7 @@ def detach(model) -> None:
     own_submodules(model, "model", "lm_head")
     name = "language_model" if "language_model" in model.model._modules else "text_model"
     own_submodules(model.model, name)
+    detach_tiles(model.model)
     text = model.model._modules[name]
     if name != "language_model":
         vars(model.model)["language_model"] = text
@@ -101,14 +110,25 @@ def _model_forward(self, **kwargs):
 
 
 class _Made:
-    """What the vision tower makes of the images, or videos, once somebody asks for it."""
+    """What the vision tower makes of the images, or videos, once somebody asks for it; and what that took.
 
-    def __init__(self, run: Callable[[], torch.Tensor]):
-        self._run = run
+    Args:
+        passing: makes the pass of a method that works inside the tower, None where none does.
+    """
+
+    in_tower: TowerReport | None = None
+
+    def __init__(self, run: Callable[..., torch.Tensor], passing: Callable[[], Rebuilding] | None):
+        self._run, self._passing = run, passing
 
     @property
     def pooler_output(self) -> torch.Tensor:
-        return self._run()
+        if self._passing is None:
+            return self._run()
+        passing = self._passing()
+        features = self._run(**{KEYWORD: passing})
+        self.in_tower = passing.finished()
+        return features
 
 
 def in_parts(model, kwargs: dict) -> dict:
@@ -124,30 +144,42 @@ def in_parts(model, kwargs: dict) -> dict:
     kinds = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None or kind in given]
     if not kinds or any(isinstance(kwargs.get(f"{kind}_grid_thw"), Parts) for kind in kinds):
         return kwargs
-    parts = _parts(model, family, kwargs, kinds)
-    made = {kind: _Made(functools.partial(_features, model, kind, kwargs, given.get(kind))) for kind in kinds}
+    asked = _asked(model, kwargs)
+    parts = _parts(family, asked, kinds)
+    made = {}
+    for kind in kinds:
+        inside = None
+        if model.compression.inside is not None and kind not in given:
+            samples, where = [sample for sample, _, _ in asked.runs], kwargs[PIXELS[kind]].device
+            inside = functools.partial(pass_of_parts, model, parts[kind], samples, where)
+        made[kind] = _Made(functools.partial(_features, model, kind, kwargs, given.get(kind)), inside)
     rest = {name: value for name, value in kwargs.items() if name not in family.arguments}
     return rest | {f"{kind}_grid_thw": parts[kind] for kind in kinds} | {"mm_encoder_outputs": made}
 
 
-def _parts(model, family: Family, kwargs: dict, kinds: Sequence[str]) -> dict[str, Parts]:
+def _asked(model, kwargs: dict) -> Asked:
+    """What a ...Model is called with."""
     ids, prompt = kwargs.get("input_ids"), kwargs.get(KEYWORD, NOTHING).prompt
     if ids is None and kwargs.get("inputs_embeds") is None:
         raise InputError("input_ids or inputs_embeds are missing")
     ids = ids_of_embeds(model, kwargs["inputs_embeds"]) if ids is None else ids
-    parts = family.parts(family, Asked(model.config, ids.cpu().numpy()[:, :prompt], kwargs))
+    return Asked(model.config, ids.cpu().numpy()[:, :prompt], kwargs)
+
+
+def _parts(family: Family, asked: Asked, kinds: Sequence[str]) -> dict[str, Parts]:
+    parts = family.parts(family, asked)
     for kind in kinds:
-        family.check_rows(kind, parts[kind], kwargs)
+        family.check_rows(kind, parts[kind], asked.arguments)
     return parts
 
 
-def _features(model, kind: str, kwargs: dict, given) -> torch.Tensor:
-    """[V, C] of all images, or of all videos."""
+def _features(model, kind: str, kwargs: dict, given, **inside: Rebuilding) -> torch.Tensor:
+    """[V, C] of all images, or of all videos. inside: the pass through the tower's layers, if it is to be one."""
     if given is None:
         pixels, run = PIXELS[kind], getattr(model, _OF[kind])
         known = inspect.signature(run).parameters
         others = {name: kwargs[name] for name in known if kwargs.get(name) is not None and name != pixels}
-        given = run(kwargs[pixels], **others, return_dict=True)
+        given = run(kwargs[pixels], **others, **inside, return_dict=True)
     return _flat(given.pooler_output)
 
 
@@ -203,11 +235,9 @@ def _said_again(model, family: Family, ids: torch.Tensor, kwargs: dict, times: i
     given = {name: list(kwargs[name]) for name in _SAID if kwargs.get(name) is not None}
     if not given:
         return {}
-    parts, runs = (
-        _parts(model, family, kwargs | {"input_ids": ids}, [IMAGE])[IMAGE],
-        Asked(model.config, ids.cpu().numpy(), kwargs).runs,
-    )
-    owners = list({(part.modality, part.source): run[0] for part, run in zip(parts, runs)}.values())
+    asked = _asked(model, kwargs | {"input_ids": ids})
+    parts = _parts(family, asked, [IMAGE])[IMAGE]
+    owners = list({(part.modality, part.source): run[0] for part, run in zip(parts, asked.runs)}.values())
     samples = range(len(ids))
     return {
         name: [entry for own in samples for _ in range(times) for entry, owner in zip(entries, owners) if owner == own]
@@ -220,7 +250,7 @@ def _rows_by_place(model, family: Family, ids: torch.Tensor, kwargs: dict) -> di
     if family.by == "sample":
         return {}  # its arrays have a row for each sample, as all others
     kinds = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None]
-    parts = _parts(model.model, family, kwargs | {"input_ids": ids}, kinds)
+    parts = _parts(family, _asked(model.model, kwargs | {"input_ids": ids}), kinds)
     found: dict[str, Parts | None] = {kind: parts[kind] if kind in kinds else None for kind in (IMAGE, VIDEO)}
     vision = model.compression.vision
     layout = find_spans(ids.cpu().numpy(), None, found[IMAGE], found[VIDEO], None, vision, hidden=True)

@@ -64,6 +64,7 @@ class Family:
         frames_apart: whether text stands between the frames of a video.
         class_token: whether the tower gives one token more, of the whole picture, which is to be dropped.
         tower: the vision tower's name in the ...Model.
+        blocks: how many blocks of it a method may work in.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Family:
     frames_apart: bool = False
     class_token: Callable[[Any], bool] | None = None
     tower: str = "vision_tower"
+    blocks: Callable[[Any], int] = lambda _config: 0
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -253,6 +255,11 @@ def _has_class_token(config) -> bool:
     return config.vision_config.model_type in ("clip_vision_model", "internvl_vision")
 
 
+def _internvit_blocks(config) -> int:
+    """PVC's blocks attend over time, too."""
+    return 0 if hasattr(config, "pvc") else config.vision_config.num_hidden_layers
+
+
 _SIZED: dict[str, Any] = {
     "tile": _patches, "parts": picture_then_tiles, "by": "image", "class_token": _has_class_token,
     "images": ("pixel_values", "image_sizes"), "videos": ("pixel_values_videos", "image_sizes_videos"),
@@ -270,6 +277,7 @@ FAMILIES = {
         parts=tiles_in_runs,
         class_token=_has_class_token,
         frames_apart=True,
+        blocks=_internvit_blocks,
         others=("vision_feature_layer", "vision_feature_select_strategy", "image_sizes", "num_frames", "time_steps"),
     ),
     "llava_onevision": Family("LlavaOnevisionForConditionalGeneration", **_SIZED),

@@ -27,27 +27,31 @@ from ppe_npu.models.forward_pass import KEYWORD
 from ppe_npu.models.seam import original, override, own_submodules, restore_methods
 
 _ON_HOST = WeakTensorKeyDictionary()  # the borders of windows, as long as the tensor that holds them lives
-_OURS = ("sdpa", "flash_attention_2", "flash_attention_3")
+OURS = ("sdpa", "flash_attention_2", "flash_attention_3")
 
 
 def install_tower(model, compression: Compression) -> None:
     """Let patches leave the blocks of a ...Model's tower."""
     visual = model.visual
     vars(visual)["compression"] = compression
-    compression.widths = _widths(visual.blocks[0], model.language_model.layers)
+    first = visual.blocks[0]
+    compression.widths = (
+        Widths.of(first, [first.attn.qkv], first.attn.proj),
+        decoder_widths(model.language_model.layers),
+    )
     override(visual, "forward", _tower_forward)
     for number, block in enumerate(visual.blocks):
         override(block, "forward", functools.partial(_block_forward, number))
 
 
-def _widths(block, layers) -> tuple[Widths, Widths | None]:
-    own = Widths.of(block, [block.attn.qkv], block.attn.proj)
+def decoder_widths(layers) -> Widths | None:
+    """Of a layer of the decoder, where all of them attend."""
     attentions = [getattr(layer, "self_attn", None) for layer in layers]
     if not all(hasattr(attention, "q_proj") for attention in attentions):
-        return own, None
+        return None
     first: Any = attentions[0]
     asked = [first.q_proj, first.k_proj, first.v_proj]
-    return own, Widths.of(layers[0], asked, first.o_proj)
+    return Widths.of(layers[0], asked, first.o_proj)
 
 
 def uninstall_tower(model) -> None:
@@ -72,6 +76,8 @@ def _tower_forward(self, **kwargs):
     """Of a tower that is called by itself all patches compete that the method does not keep apart."""
     shown = kwargs.get("output_hidden_states") or getattr(self.config, "output_hidden_states", False)
     compression = self.compression
+    if compression.inside is None:  # for a while, see loss.uncompressed
+        return original(self, "forward")(**kwargs)
     if kwargs.get(KEYWORD) is None:
         pixels, seen = kwargs["hidden_states"], compression.tower.all
         pools, where = pools_of_grids(compression.inside, kwargs["grid_thw"], len(pixels)), pixels.device
@@ -158,7 +164,7 @@ class TowerBlock:
 
     @property
     def _ours(self) -> bool:
-        return self.module.attn.config._attn_implementation in _OURS
+        return self.module.attn.config._attn_implementation in OURS
 
 
 @dataclass(frozen=True)

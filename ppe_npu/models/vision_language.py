@@ -105,7 +105,7 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
     override(model, "forward", causal_lm_forward, hide="mm_encoder_outputs", show=("mm_token_type_ids", *said))
     install_generation(model)
     override(model.model, "forward", model_forward)
-    if compression.inside is not None:
+    if compression.inside is not None and compression.vision.tower_blocks:
         install_tower(model.model, compression)
     if staged:
         override(text, "forward", staged_forward)

@@ -14,20 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.data.inputs import PLACEHOLDERS
+from ppe_npu.data.messages import SETTINGS
 from ppe_npu.data.places import Room
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_text
 from ppe_npu.training.record_files import read_file
-from ppe_npu.training.record_form import check_record
+from ppe_npu.training.record_form import check_record, check_repeated
 from ppe_npu.training.records import Fault
 from ppe_npu.utils.escape import brief
 
 _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "system": "system"}
 _TURNS = ("conversations", "messages", "conversation", "message")
-_TALK = (*_TURNS, "query", "response", "history", "instruction", "instructions", "input", "output")
+_ASKED, _ANSWER = ("query", "instruction", "instructions"), ("response", "output")
+_PAIRS = (*_ASKED, *_ANSWER, "history", "input")
 _FILES = {"image": ("image", "images"), "video": ("video", "videos")}
 _SYSTEM = ("system", "system_prompt", "system_message")
-_READ = {*_TALK, *_SYSTEM, *(key for keys in _FILES.values() for key in keys)}
+_NOTHING = (None, "", [], {})
+_READ = {*_TURNS, *_PAIRS, *_SYSTEM, *(key for keys in _FILES.values() for key in keys)}
 Turn = dict[str, str]
 
 
@@ -80,13 +83,17 @@ def convert_record(raw: Any) -> dict[str, Any]:
     """
     if not isinstance(raw, dict):
         raise InputError(f"is {brief(raw)}, not a record")
+    check_repeated(raw, "it")
     files: dict[str, list[str]] = {"image": [], "video": []}
     beside = {kind: _beside(raw, kind) for kind in _FILES}
     turns = _said(raw, files, beside)
     for kind, left in beside.items():
         _place(turns, kind, files[kind], left)
-    system = next((raw[key] for key in _SYSTEM if raw.get(key)), None)
-    if system is not None and (not turns or turns[0]["from"] != "system"):
+    system = _one(raw, _SYSTEM) or None
+    own = turns[0]["value"] if turns and turns[0]["from"] == "system" else None
+    if None not in (system, own) and system != own:
+        raise InputError("has a system text at the top and another in its turns: keep one of them")
+    if system is not None and own is None:
         turns.insert(0, {"from": "system", "value": _text(system, "system")})
     rest = {key: value for key, value in raw.items() if key not in _READ}
     return {**rest, **{kind: named for kind, named in files.items() if named}, "conversations": turns}
@@ -94,16 +101,18 @@ def convert_record(raw: Any) -> dict[str, Any]:
 
 def _said(raw: Mapping[str, Any], files: dict[str, list[str]], beside: dict[str, list[str]]) -> list[Turn]:
     """The turns; files that stand in their parts are added to `files`, those beside are taken from `beside`."""
-    turns = next((raw[key] for key in _TURNS if raw.get(key)), None)
-    if turns is not None:
+    turns = _one(raw, _TURNS)
+    if turns:
+        others = [key for key in _PAIRS if raw.get(key) not in _NOTHING]
+        if others:
+            raise InputError(f"has turns, and {', '.join(others)} beside them: keep one of both")
         if not isinstance(turns, list):
             raise InputError(f"its turns are {brief(turns)}: give a list")
         return [_turn(turn, files, beside) for turn in turns]
     history = raw.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise InputError("its history is no list of [question, answer]")
-    asked = raw.get("query", raw.get("instruction", raw.get("instructions")))
-    answer = raw.get("response", raw.get("output"))
+    asked, answer = _one(raw, _ASKED), _one(raw, _ANSWER)
     if asked is None or answer is None:
         raise InputError(f"has neither turns nor a question and its answer among its keys {', '.join(map(brief, raw))}")
     more = raw.get("input") or ""
@@ -111,14 +120,27 @@ def _said(raw: Mapping[str, Any], files: dict[str, list[str]], beside: dict[str,
     return [{"from": who, "value": _text(text, "text")} for pair in pairs for who, text in zip(("human", "gpt"), pair)]
 
 
+def _one(raw: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """What stands under one of some keys that mean the same; InputError where one of several would be lost."""
+    held = {key: raw[key] for key in keys if raw.get(key) not in _NOTHING}
+    if any(value != next(iter(held.values())) for value in held.values()):
+        raise InputError(f"has {' and '.join(held)}, which differ: keep one of them")
+    return next((raw[key] for key in (*held, *keys) if raw.get(key) is not None), None)
+
+
 def _turn(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]]) -> Turn:
     if not isinstance(given, dict):
         raise InputError(f"has a turn that is {brief(given)}, no object")
-    said, content = given.get("from", given.get("role")), given.get("value", given.get("content"))
-    role = _ROLES.get(said) if isinstance(said, str) else None
-    if role is None:
+    check_repeated(given, "one of its turns")
+    named = {
+        key: _ROLES.get(said, said) if isinstance(said := given.get(key), str) else said for key in ("from", "role")
+    }
+    role, content = _one(named, ("from", "role")), _one(given, ("value", "content"))
+    if role not in _ROLES.values():
+        said = given.get("from", given.get("role"))
         raise InputError(f"has a turn of {brief(said)}: there is no training on tools; leave the record out")
-    more = {key: value for key, value in given.items() if key not in ("from", "role", "value", "content") and value}
+    more = {key: value for key, value in given.items() if key not in ("from", "role", "value", "content")}
+    more = {key: value for key, value in more.items() if value not in _NOTHING}
     if isinstance(content, list):
         content = "".join(_part(part, files, beside) for part in content)
     return {**more, "from": role, "value": _text(content, "turn")}
@@ -129,12 +151,16 @@ def _part(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]])
     if isinstance(given, str):
         return _literal(given)
     kind = given.get("type") if isinstance(given, dict) else None
-    if kind == "text":
-        return _literal(_text(given.get("text"), "part"))
     name = kind.removesuffix("_url") if isinstance(kind, str) else ""
-    if name not in files:
+    if name not in (*files, "text"):
         raise InputError(f"has a part of type {brief(kind)}: text, image and video are known")
-    source = next((given[key] for key in (kind, name, "path", "url") if given.get(key)), None)
+    strange = {"text", "image", "image_url", "video", "video_url"} - {name, kind, f"{name}_url"}
+    lost = [key for key in (*SETTINGS.get(name, ()), *sorted(strange)) if given.get(key) not in _NOTHING]
+    if lost:
+        raise InputError(f"has {lost[0]} in a part of type {brief(kind)}, which is not read there: leave it out")
+    if name == "text":
+        return _literal(_text(given.get("text"), "part"))
+    source = _one(given, tuple(dict.fromkeys((name, f"{name}_url", "path", "url")))) or None
     if source is None:  # as TRL has it: the file stands beside the turns
         if not beside[name]:
             raise InputError(f"has a part of type {name!r} for which no file is named")

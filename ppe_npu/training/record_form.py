@@ -45,7 +45,7 @@ def _parts(
     raw: dict[str, Any], room: Room
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...], bool]:
     """A raw record's images, videos, turns, and whether it is independent; InputError says what is wrong."""
-    _check_repeated(raw, "it")
+    check_repeated(raw, "it")
     check_keys(raw)
     images, videos = _paths(raw, "image", room), _paths(raw, "video", room)
     turns = _check_turns(raw)
@@ -63,7 +63,8 @@ def _parts(
     return images, videos, turns, independent
 
 
-def _check_repeated(value: Mapping[str, Any], what: str) -> None:
+def check_repeated(value: Any, what: str) -> None:
+    """Raise InputError for an object that has a key twice."""
     if isinstance(value, Repeated):
         raise InputError(f"{what} has the key {brief(value.key)} twice: keep one of them")
 
@@ -109,7 +110,7 @@ def _check_turn(turn: Any) -> tuple[str, str]:
     """(role, text) of a raw turn."""
     if not isinstance(turn, dict):
         raise InputError(f"has a turn that is not an object but {brief(turn)}: {_TURN}")
-    _check_repeated(turn, "one of its turns")
+    check_repeated(turn, "one of its turns")
     said, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
     if said is None or text is None:
         raise InputError(f"has a turn that is not whole, with the keys {named(turn)}: {_TURN}")

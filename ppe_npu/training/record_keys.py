@@ -61,6 +61,11 @@ _WEIGHTS = ("loss", "weight", "train", "loss_mask", "mask")  # of a turn: whethe
 _PICTURE = r"jpe?g|png|webp|gif|bmp|tiff?|avif|jp2|heic"
 _FILM = r"mp4|m4v|mkv|webm|avi|mov|flv|wmv|mpe?g|ts"
 _FILE = re.compile(rf"[^\n]{{1,500}}\.(?:({_PICTURE})|{_FILM})", re.IGNORECASE)
+_ASKED = re.compile(r"(?<=\w)[?#]\S*$")  # behind a file's name in an address: ".../a.png?size=9"
+# A file itself: an address of data, or how base64 of PNG, JPEG, GIF, WebP, MP4 and Matroska begins.
+_INLINE = re.compile(
+    r"\s*(?:data:(image)/|data:video/|(?:(iVBORw0KGgo|/9j/|R0lGOD|UklGR)|AAAA..Z0eX|GkXfo)[A-Za-z0-9+/\r\n]{16})"
+)
 _DEPTH = 4  # of lists and objects in which a file's name is looked for
 # What the model's own template writes for a picture, and what stands for one in other programs' texts.
 _TEMPLATES = re.compile(r"<\|(?:vision_start|vision_end|image_pad|video_pad)\|>")
@@ -104,11 +109,11 @@ def check_unseen(raw: Mapping[str, Any]) -> None:
                 continue
             file = _file_in(value, _DEPTH)
             if file is not None:
-                remedy = _IMAGE if _FILE.fullmatch(file)[1] else _VIDEO
-                raise InputError(
-                    f"{whose} key {brief(key)} names {brief(file)}, which the model would not see: {remedy}; or leave "
-                    "it out"
-                )
+                inline, said = _INLINE.match(file), f"{whose} key {brief(key)}"
+                held = "holds a file as text" if inline else f"names {brief(file)}"
+                picture = any(inline.groups()) if inline else _FILE.fullmatch(_name(file))[1]
+                remedy = ("save it as a file, and " if inline else "") + (_IMAGE if picture else _VIDEO)
+                raise InputError(f"{said} {held}, which the model would not see: {remedy}; or leave it out")
     for turn in raw["conversations"]:
         place = _PLACES.search(turn.get("value", turn.get("content")))
         if place and turn.get("from", turn.get("role")) in ("human", "user"):
@@ -125,11 +130,16 @@ def check_text(text: str) -> None:
 
 
 def _file_in(value: Any, depth: int) -> str | None:
-    """The first name of a picture's or a video's file in a value."""
+    """The first name of a picture's or a video's file in a value, or the file itself as text."""
     if isinstance(value, str):
-        return value if _FILE.fullmatch(value) else None
+        return value if _INLINE.match(value) or _FILE.fullmatch(_name(value)) else None
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return next((file for item in inner if (file := _file_in(item, depth - 1))), None) if depth else None
+
+
+def _name(value: str) -> str:
+    """An address without what is asked of it; any other text as it is."""
+    return _ASKED.sub("", value) if "://" in value[:20] else value
 
 
 def named(keys: Iterable[str]) -> str:

@@ -34,8 +34,10 @@ def read_text(path: str | os.PathLike, largest: int = _LARGEST) -> str:
     """The text of a file of at most `largest` bytes in UTF-8, with or without a byte order mark.
 
     Raises:
-        UnreadableError: not there, no file (a folder, a pipe, a device), not to be opened, too large, no UTF-8.
+        UnreadableError: no path, not there, no file (a folder, pipe or device), not to be opened, too large, no UTF-8.
     """
+    if not isinstance(path, (str, os.PathLike)):  # a whole number would be an open file's
+        raise _unreadable(shown(path), f"it is a {type(path).__name__}, no path")
     try:
         why = _refusal(os.stat(path), largest)
         data = b"" if why else Path(path).read_bytes()

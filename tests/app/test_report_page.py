@@ -115,3 +115,59 @@ def test_the_page_has_a_plot_and_names_and_asks_nobody(page, report):
     unnamed = "return [...document.querySelectorAll('select')].filter(e => !e.ariaLabel).length"
     assert page.execute_script(unnamed) == 0
     assert {one.partition(":")[0] for one in addresses(page)} <= {"file", "data"}
+
+
+WORDS = {
+    "letters": ("Answer with the option's letter. ", "A"),
+    "pages": ("What stands on this page? ", "<td>O'Brien</td> & 1 "),
+    "chinese": ("图中有什么？", "桌子上有一只猫。"),
+}
+
+
+@pytest.fixture(params=WORDS)
+def large(request, tmp_path):
+    """A page of 10,000 samples that four methods answered, of one letter or of far more than there is room for."""
+    question, word = WORDS[request.param]
+    runs = []
+    for number in range(4):
+        method = ("ppe", round(0.1 + 0.1 * number, 1)) if number else ()
+        scores = [float((sample + number) % 3 != 0) for sample in range(10_000)]
+        result = write_run(tmp_path / "b" / str(number), scores, *method)
+        answer = word if request.param == "letters" else word * 100
+        rows = [
+            {"index": f"s{n}", "type": "kind", "prompt": f"{n}: {question * 20}", "GT": "cat", "score": score}
+            | {"answer": f"{number if score else n} {answer}"}
+            for n, score in enumerate(scores)
+        ]
+        write_text(tmp_path / "b" / str(number) / "predictions.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+        runs.append({**result, "name": f"method {number}"})
+    write_report(runs, tmp_path / "report.md", "Large", html=True)
+    return request.param, tmp_path / "report.html"
+
+
+def test_ten_thousand_samples_open_and_are_all_there(chromium, large):
+    """How long that takes is printed: from the first request until the page's script and the first paint are done."""
+    kind, path = large
+    assert path.stat().st_size < 20_000_000
+    times = []
+    for _ in range(5):
+        chromium.get("about:blank")
+        chromium.get(path.as_uri())
+        times.append(chromium.execute_async_script(OPENED))
+    times.sort()
+    size = path.stat().st_size / 1e6
+    print(f"{kind}: {size:.1f} MB opened in {times[2]:.2f} s, the median of {[f'{time:.2f}' for time in times]}")
+    section = chromium.find_element("css selector", "section")
+    count = section.find_element("css selector", ".count").text
+    assert count in ("10000 of 10000", "6667 of 10000")
+    section.find_element("css selector", ".more").click()
+    assert len(section.find_elements("css selector", ".sample")) == 50
+
+
+# Calls back with the seconds from the navigation's start until what the script made has been painted.
+OPENED = """
+const done = arguments[arguments.length - 1];
+const look = () => document.body.dataset.ready === "yes"
+  ? requestAnimationFrame(() => setTimeout(() => done(performance.now() / 1000))) : setTimeout(look, 1);
+look();
+"""

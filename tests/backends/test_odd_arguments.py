@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -175,6 +176,24 @@ def test_a_mask_of_any_rank_is_one_mask():
                 for one in (mask, mask.expand(1, 5))
             )
             assert torch.equal(found, expected)
+
+
+def test_a_flag_of_numpy_is_a_flag():
+    query, x, four = torch.randn(1, 2, 5, 8), torch.randn(1, 9, 4), torch.tensor([4])
+    for value in (True, False):
+        found = backends.attention(query, query, query, causal=np.bool_(value))
+        assert torch.equal(found, backends.attention(query, query, query, causal=value))
+        one, two = (backends.dpc_knn(x, None, four, 4, four, strict=flag) for flag in (np.bool_(value), value))
+        assert torch.equal(one[1], two[1])
+
+
+def test_a_label_of_eight_bits_is_never_the_ignored_one_by_wrapping():
+    labels = torch.tensor([1, 156, 3], dtype=torch.uint8)  # 156 is -100 in eight bits
+    with pytest.raises(InputError, match="labels must be from 0 to 4, or -100, got 156"):
+        backends.linear_cross_entropy(HIDDEN, torch.ones(5, 4), labels)
+    hidden, weight = torch.randn(3, 4), torch.randn(157, 4)
+    found = backends.linear_cross_entropy(hidden, weight, labels)
+    assert torch.equal(found, backends.linear_cross_entropy(hidden, weight, labels.long()))
 
 
 def test_integers_of_any_width_are_the_same_integers():

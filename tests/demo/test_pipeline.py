@@ -1,6 +1,7 @@
 """`make demo` from data to report, on recipes of a few steps; and what it says of numbers."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -20,8 +21,15 @@ def test_a_run_leaves_a_report_and_is_not_repeated(small, tmp_path, capsys, monk
         "KV bytes",
         "make demo DEVICE=cpu",
         "What this shows",
+        "of dense's score",
+        "smaller input",
     ):
         assert word in report
+    costs = json.loads((tmp_path / "demo" / "seed0" / "dense" / "costs.json").read_text())
+    assert list(costs["rows"]) == ["dense", "Chat-UniVi", "keep-one", "PPE", "smaller input"]
+    work = {name: row["counted"] for name, row in costs["rows"].items()}
+    assert work["smaller input"]["kv_bytes"] < work["dense"]["kv_bytes"]
+    assert work["smaller input"]["tower_flops"] < work["PPE"]["tower_flops"] == work["dense"]["tower_flops"]
     # Two steps teach nothing: the report must say that nothing can be compared, and the exit code, too.
     assert code == 1
     assert "Not a fair comparison" in report

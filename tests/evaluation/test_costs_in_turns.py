@@ -42,6 +42,9 @@ def test_costs_in_turns_and_smaller_input_are_rows_of_the_report(run, tiny_folde
     assert work["smaller input 0.25"]["tower_flops"] < work["dense"]["tower_flops"] / 2
     assert work["keep_one 0.25"]["kv_bytes"] == work["smaller input 0.25"]["kv_bytes"] < work["dense"]["kv_bytes"]
     assert work["smaller input 0.25"]["decoder_flops"] < work["dense"]["decoder_flops"]
+    drawn = {file.stem for file in (folder / "groups" / "picture").iterdir()}
+    assert {file.stem for file in (folder / "groups" / "keep_one-0.25").iterdir()} == drawn
+    assert len(drawn) >= 8  # those of the pass, and those whose scores differ
     result = json.loads((folder / "smaller_input_0.25" / "results.json").read_text())
     assert (result["name"], result["settings"]["smaller_input"]) == ("smaller input 0.25", 0.25)
     assert result["costs"]["tokens_after"] == 9
@@ -76,6 +79,7 @@ def test_on_the_host_methods_are_compared_by_their_work():
     methods = [cost_pass.Candidate(name, Answering(work, name)) for name, work in (("a", 0.5), ("b", 0.5), ("c", 0.25))]
     found = cost_pass.measure(methods, [{}] * 4, rounds=3)
     assert (found["rounds"], found["prompts"], found["reference"]) == (3, 4, "a")
+    assert cost_table.head(found)[1] == "TTFT, processor time, times as fast as dense (95 %)"
     assert {name: (row["ttft"]["ratio"], row["total"]["ratio"], row["ttft"]["told"]) for name, row in
             found["rows"].items()} == {"a": (1, 1, False), "b": (1, 1, False), "c": (0.5, 0.5, True)}  # fmt: skip
     assert all(1 < row["ttft"]["median"] < 3 and 2 < row["total"]["median"] < 6 for row in found["rows"].values())
@@ -84,6 +88,7 @@ def test_on_the_host_methods_are_compared_by_their_work():
 def test_elsewhere_they_are_compared_by_their_times_in_more_rounds_where_those_wander():
     found = cost_pass.measure([cost_pass.Candidate(name, Answering(None, name)) for name in "ab"], [{}] * 4, rounds=2)
     assert found["rounds"] == 2 * MOST
+    assert cost_table.head(found)[1] == "TTFT, times as fast as dense (95 %)"
     assert found["rows"]["b"]["ttft"]["ratio"] != 1
 
 

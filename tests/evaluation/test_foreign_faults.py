@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stand_in import Counting, Instant
+from video_files import write_video
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
@@ -221,3 +222,16 @@ def test_a_path_that_is_none_is_named(path):
     """A number would be read as the file that the system has open under it."""
     with pytest.raises(InputError, match=r"image_path .* is a (int|bytes|bool): give the path of a file"):
         conversation({"index": 0, "prompt": "row red", "image_path": path})
+
+
+@pytest.mark.timeout(30)
+def test_no_other_file_is_opened_when_the_length_of_a_video_is_told(tmp_path, monkeypatch):
+    """A list of files was followed, one that names itself without an end; a name with a colon was an address."""
+    monkeypatch.chdir(tmp_path)
+    write_video("seg.mp4", frames=8)
+    os.link("seg.mp4", "10:30.mp4")
+    assert _video_facts("10:30.mp4") == (8, 10.0, 64, 48)
+    Path("list.mp4").write_text("ffconcat version 1.0\nfile seg.mp4\nduration 0.8\n")
+    Path("live.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:0.8,\nseg.mp4\n#EXT-X-ENDLIST\n")
+    for name in ("list.mp4", "live.mp4"):
+        assert _video_facts(name) == (16, 1.0, 448, 448)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import random
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -230,6 +232,17 @@ def test_what_readings_need_is_named_before_anything_runs(tmp_path, monkeypatch)
     monkeypatch.setattr("nltk.corpus.wordnet", SimpleNamespace(ensure_loaded=missing))
     with pytest.raises(InputError, match=r"METEOR needs NLTK data that is not there: python -m nltk.downloader"):
         benchmarks.load("ocrbench_v2_en", write_all(tmp_path, "ocrbench_v2_en"))
+
+
+def test_what_cuts_chinese_words_is_named_with_the_extra_that_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("nltk.corpus.wordnet", SimpleNamespace(ensure_loaded=lambda: None))
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    remedy = r'a Chinese reading needs jieba, which is not installed: pip install "ppe-npu\[chinese\]"$'
+    with pytest.raises(InputError, match=remedy):
+        benchmarks.load("ocrbench_v2_cn", write_all(tmp_path, "ocrbench_v2_cn"))
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    assert "jieba" in setup["options.extras_require"]["chinese"]
 
 
 def test_a_kind_without_a_rule(tmp_path, monkeypatch):

@@ -109,6 +109,46 @@ def test_pictures_and_groups_stand_beside_the_answers(tmp_path):
     assert list(row["groups"]) == ["ppe 0.25"]
     assert budget[0] == 10**6 - len(row["picture"]) - len(row["groups"]["ppe 0.25"])
     assert "picture" not in samples(runs, [10])["rows"][0]  # no room left
+    path.write_bytes(path.read_bytes()[:99])
+    row = samples(runs, [10**6])["rows"][0]
+    assert ("picture" in row, row.get("groups")) == (True, None), "one that was damaged since is left out"
+
+
+def test_samples_on_which_scores_differ_are_drawn_evenly_and_come_first_on_the_page(tmp_path):
+    from PIL import Image
+
+    from ppe_npu.evaluation import group_pictures
+
+    class Mine:
+        """Every fifth sample cannot be read, shows two pictures, or a path that is none."""
+
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, number):
+            if number % 5 == 0:
+                return [{}, {"index": f"s{number}", "prompt": "", "image_path": ["a", "b"]},
+                        {"index": f"s{number}", "prompt": "", "image_path": 1}][number % 3]  # fmt: skip
+            return {"index": f"s{number}", "prompt": "?", "image": Image.new("RGB", (30, 20))}
+
+    right = [float(n < 20) for n in range(100)]
+    runs = [
+        run_of(tmp_path / "dense", "dense", ["cat"] * 100, [1.0] * 100),
+        run_of(tmp_path / "ppe", "ppe 0.25", ["cat" if one and n else "dog" for n, one in enumerate(right)], right),
+    ]
+    folders = [Path(run["folder"]) for run in runs]
+    found = group_pictures.differing(Mine(), folders, [{"index": "s21"}], most=9)
+    numbers = [int(sample["index"][1:]) for sample in found]
+    assert len(numbers) == 9
+    assert all(number > 21 and number % 5 for number in numbers)
+    assert max(b - a for a, b in zip([20, *numbers], [*numbers, 100])) < 16
+    assert len(group_pictures.differing(Mine(), folders, [], most=99)) == 64  # all of 20 to 99 that show one picture
+    assert group_pictures.differing(Mine(), folders[:1] * 2, []) == []
+    assert group_pictures.draw(tmp_path, "", None, found) == 9
+    list_names(tmp_path, [])
+    rows = samples(runs, [10**6])["rows"]
+    assert [row["index"] for row in rows[:9]] == [f"s{number}" for number in numbers]
+    assert ["picture" in row for row in rows] == [True] * 9 + [False] * 72  # s0 differs in its answer alone
 
 
 def test_a_damaged_line_is_named(tmp_path):
@@ -122,6 +162,57 @@ def test_ten_thousand_samples_are_below_20_mb(tmp_path):
     page = page_of(tmp_path, count=10_000)
     assert page.stat().st_size < 20_000_000
     assert data_of(page)[0]["left_out"] == 0
+
+
+@pytest.mark.parametrize(
+    "sign",
+    ["word ", "漢字", "<td>'&", "\U0001f600", '\x1b"\n'],
+    ids=["words", "chinese", "markup", "pictures", "control"],
+)
+def test_samples_are_as_large_as_was_measured_and_all_there_in_whatever_letters(tmp_path, sign):
+    """Long answers of four methods would take more than there is: they are cut shorter, and no sample is left out."""
+    from ppe_npu.evaluation.page.fitting import fitted
+
+    answers = [f"{number} {sign * 300}" for number in range(60)]
+    runs = [run_of(tmp_path / name, name, answers, [float(number % 2)] * 60) for number, name in enumerate("abcd")]
+    text = fitted([samples(runs, [0])], 150_000)
+    found = json.loads(text)[0]
+    assert (found["left_out"], len(found["rows"])) == (0, 60)
+    assert len(text.encode()) < 150_000 + 100  # the rows are measured; names and counts come on top
+    assert "<" not in text
+    assert text.isprintable()
+    assert found["rows"][7]["answers"][0].startswith("7 ")
+    assert found["rows"][7]["answers"][0].endswith("…")
+
+
+def test_room_is_shared_and_what_a_small_benchmark_leaves_is_the_others():
+    from ppe_npu.evaluation.page.fitting import fitted
+
+    def benchmark(count):
+        rows = [{"prompt": "p" * 10, "truth": "", "answers": ["a", "b"]} for _ in range(count)]
+        return {"names": ["x", "y"], "total": count, "rows": rows}
+
+    one = len(json.dumps(benchmark(1)["rows"][0], separators=(",", ":"))) + 1
+    found = json.loads(fitted([benchmark(100), benchmark(2), benchmark(100)], 12 * one))
+    assert [len(part["rows"]) for part in found] == [5, 2, 5]
+    assert [part["left_out"] for part in found] == [95, 0, 95]
+
+
+def test_the_page_has_all_tables_of_the_markdown_and_names_their_protocol(tmp_path):
+    kinds = [f"kind {number}" for number in range(12)]
+    run = write_run(tmp_path / "b" / "dense", [1.0] * 24, kinds=kinds)
+    run["settings"] |= {"protocol": {"name": "qwen"}}
+    del run["folder"]  # the tables alone
+    write_report([run], tmp_path / "report.md", "All", html=True, papers=["pvc"])
+    text = (tmp_path / "report.html").read_text()
+    heads = re.findall("<thead><tr><th>(.*?)</th>", text)
+    assert heads[:4] == [f"{what}, by protocol qwen" for what in ("method", "method", "accuracy, % by type", "method")]
+    assert "Published numbers, not ours" in text
+    assert "73.8" in text  # PVC's MVBench
+    assert "Source: headline table of the paper" in text
+    assert "24 samples, score: accuracy" in text
+    markdown = (tmp_path / "report.md").read_text()
+    assert heads == re.findall(r"^\| ([^|]*?) \|.*\n\| ---", markdown, re.M)
 
 
 def test_a_page_that_would_grow_too_large_says_what_it_leaves_out(tmp_path, monkeypatch):
@@ -178,6 +269,6 @@ def test_a_browser_opens_ten_thousand_samples_and_clicks(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     print(f"opened in {time.monotonic() - started:.1f} s, the browser's start included")
     assert 'data-ready="yes"' in done.stdout
-    assert '<th data-order="down"' in done.stdout
+    assert re.search('<th [^>]*data-order="down"', done.stdout)
     assert re.search(r'id="told">0 of 10000\|Title ', done.stdout)  # a method beside itself differs nowhere
     assert "<svg" in done.stdout

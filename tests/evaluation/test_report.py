@@ -45,6 +45,7 @@ def test_each_benchmark_has_its_scores_tests_and_costs(runs):
     text = write_report(collect(runs), runs / "report.md", "Two benchmarks")[0].read_text()
     own = text.split("## layout")[1].split("\n## ")[0]
     assert "40 samples, score: accuracy; fp32 on a test, 4 in a batch. Samples per type: row 20, col 20." in own
+    assert "Protocol: checkpoint." in own
     assert "| method | row | col | all: accuracy, % | 95 % | minus dense | 95 % | p |" in own
     (dense,) = [line for line in own.splitlines() if line.startswith("| dense | 80.0 | 100.0 | 90.0 |")]
     assert dense.endswith("| - | - | - |")

@@ -202,9 +202,14 @@ def test_keys_that_a_method_is_shown_of_a_layer_are_those_in_the_cache(name, mod
     assert_near(found.reshape(cached.shape), cached, roundings=keys.shape[-1])
 
 
-@pytest.mark.parametrize("name", ["internvl", "glm4v"])
 @pytest.mark.parametrize(
-    ("preset", "why"), [("visionzip", "looks into the vision tower, which is"), ("ipcv", "a step inside the tower is")]
+    ("name", "preset", "why"),
+    [
+        ("internvl", "visionzip", "looks into the vision tower, which is"),
+        ("internvl", "tome_tower", "a step inside the tower is"),
+        ("glm4v", "visionzip", "looks into the vision tower, which is"),
+        ("glm4v", "ipcv", "a step inside the tower is"),
+    ],
 )
 def test_what_a_family_has_no_place_for_is_refused(name, model, preset, why):
     with pytest.raises(InputError, match=f"{preset}.* {why} not built for this family yet"):

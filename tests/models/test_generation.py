@@ -10,6 +10,7 @@ from packaging.version import Version
 from prompts import APART, GREEDY, MIXED, PPE, PRESETS, kept_logits, logits, with_types
 from support import Prompt, batch, random_model
 from tolerances import assert_rounds_alike, exact
+from transformers import StaticCache
 
 from ppe_npu import CompressionConfig, compress
 
@@ -197,6 +198,19 @@ def test_what_a_continued_cache_cannot_take_is_named(model):
     compress(model, dataclasses.replace(PPE, layers=(2,)))
     with pytest.raises(ValueError, match="filled under another compression"):
         logits(model, {"input_ids": torch.tensor([[7]]), "past_key_values": cache})
+
+
+def test_a_static_cache_of_another_compression_is_named_from_its_first_step_on(model):
+    """One more token alone is where the host does not ask for the cache's length."""
+    compress(model, dataclasses.replace(PPE, layers=(1,)))
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
+    logits(model, batch(MIXED[0]), past_key_values=cache, use_cache=True)
+    compress(model, dataclasses.replace(PPE, layers=(2,)))
+    for ids in ([[7]], [[7, 8]]):
+        with pytest.raises(ValueError, match="filled under another compression"):
+            logits(model, {"input_ids": torch.tensor(ids), "past_key_values": cache})
+    cache.reset()
+    logits(model, batch(MIXED[0]), past_key_values=cache)
 
 
 def test_speculation_that_would_count_wrongly_is_refused(model):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import EVERY
 from naive_ipcv import METHOD, PROMPTS, TOWERS, clip, config, features, given, naive, run
 from prompts import GREEDY, logits
 from support import QUICK_FAMILIES, Prompt, random_model
@@ -202,3 +203,23 @@ def test_what_cannot_be_is_refused_by_name(model, family):
     model.model.visual.blocks[1] = torch.nn.Identity()
     with pytest.raises(InputError, match="block 'Identity' of the vision tower is not supported"):
         compress(model, config())
+
+
+@pytest.mark.parametrize("like", ["qwen3_5", "qwen3_vl_moe", "qwen3_5_moe"])
+def test_towers_of_the_other_qwens_are_like_qwen3_vls(like):
+    if like not in EVERY:
+        pytest.skip("transformers keeps linear attention's states elsewhere")
+    settings = {"depth": 8} if "qwen3_5" in like else TOWERS["qwen3_vl"]
+    model = random_model(family=like, tower=settings)
+    prompts = (PROMPTS[0], clip("qwen3_vl"))
+    inputs = given("qwen3_vl", *prompts)
+    pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
+    with torch.no_grad():
+        oracle = lambda: features(naive(model.model.visual, pixels, grid, METHOD, [len(pixels)]))  # noqa: E731
+        plain, true = oracle(), exact(model, oracle)
+        compress(model, config(METHOD, DPCKNN(0.5), positions="ppe", k=2))
+        assert_rounds_alike(features(run(model, inputs)), plain, true, layers=8)
+    for row, prompt in zip(logits(model, inputs), () if like.endswith("moe") else prompts):  # experts have no fp64
+        alone = given("qwen3_vl", prompt)
+        found = logits(model, alone)[0]
+        assert_rounds_alike(row[-len(found) :], found, exact(model, lambda one=alone: logits(model, one))[0], layers=11)

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends import device
 from ppe_npu.methods import ToMeTower
 from ppe_npu.models.fused import fuse
+from ppe_npu.models.loss import uncompressed
 
 
 @pytest.fixture(params=FAMILIES)
@@ -83,17 +85,29 @@ def test_restoring_and_copies_leave_nothing(model, family, config):
     plain = logits(compress(model, CompressionConfig.preset("dense")), inputs)
     compress(model, config)
     expected = logits(model, inputs)
+    told = model.compression.report.in_tower.patches
     twin, shadow = copy.deepcopy(model), copy.copy(model)
     restore(shadow)
     assert_equal(logits(model, inputs), expected)
     restore(model)
     assert [set(vars(module)) for module in (visual, *visual.blocks)] == before
     assert_equal(logits(twin, inputs), expected)
+    assert twin.compression.report.in_tower.patches == told
     assert_equal(logits(compress(model, CompressionConfig.preset("dense")), inputs), plain)
 
 
-def waits(model, inputs, monkeypatch):
-    """How often the host reads what is on a device."""
+def test_a_teacher_that_sees_all_has_the_tower_as_it_is(model, family, config):
+    inputs = given(family)
+    plain = logits(compress(model, CompressionConfig.preset("dense")), inputs)
+    compress(model, config)
+    expected = logits(model, inputs)
+    with uncompressed(model):
+        assert_equal(logits(model, inputs), plain)
+    assert_equal(logits(model, inputs), expected)
+
+
+def waits(work, model, inputs, monkeypatch):
+    """How often the host reads what is on a device while work(model, inputs) runs."""
     seen = []
     for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__index__"):
         call = getattr(torch.Tensor, name)
@@ -102,15 +116,21 @@ def waits(model, inputs, monkeypatch):
     recorder.on = True
     monkeypatch.setattr(device, "asks_freely", lambda _: False)  # as an accelerator has it
     with recorder, torch.no_grad():
-        run(model, inputs)
+        work(model, inputs)
     monkeypatch.undo()
     return len(seen) + len([name for name in recorder.names if name in SYNCS])
 
 
-def test_the_host_waits_once_more_than_for_the_tower_as_it_is(model, family, monkeypatch):
-    inputs = given(family, PROMPTS[0])
+@pytest.mark.parametrize("method", [METHOD, replace(METHOD, per_image=True)], ids=["prompt", "image"])
+def test_the_host_waits_once_more_than_for_the_tower_as_it_is(model, family, method, monkeypatch):
+    """Called by itself, and in a model with several prompts."""
     fuse(model)
-    plain = waits(model, inputs, monkeypatch)
-    compress(model, config_of())
-    run(model, inputs)
-    assert waits(model, inputs, monkeypatch) <= plain + 1
+    for call, inputs in ((run, given(family, PROMPTS[0])), (logits, given(family))):
+        if call is run and method.per_image:
+            continue  # which rows are an image's is read, too, where no prompt tells it
+        compress(model, CompressionConfig.preset("dense"))
+        call(model, inputs)
+        plain = waits(call, model, inputs, monkeypatch)
+        compress(model, config_of(method))
+        call(model, inputs)
+        assert waits(call, model, inputs, monkeypatch) <= plain + 1

@@ -8,7 +8,7 @@ import pytest
 from command_line import refused, run  # noqa: F401
 
 from ppe_npu.errors import InputError
-from ppe_npu.training.convert import convert_record
+from ppe_npu.training.convert import convert_files, convert_record
 from ppe_npu.training.data import check_records
 
 
@@ -82,6 +82,24 @@ WRONG = {
         {"messages": [{"role": "user", "content": [part("image", "a.png")]}], "images": ["b.png"]}, "which is which"),
     "bytes": ({**TALK, "images": [{"bytes": "xx", "path": None}]}, "write them to a file"),
     "two keys": ({**TALK, "images": ["a.png"], "image": "b.png"}, "keep one of them"),
+    "a system text in two places": (
+        {"messages": [{"role": "system", "content": "one"}, *TALK["messages"]], "system": "two"}, "keep one of them"),
+    "two system texts": ({**TALK, "system": "one", "system_prompt": "two"}, "system and system_prompt, which differ"),
+    "turns twice": ({**TALK, "conversations": ours("row", "4")["conversations"]}, "conversations and messages, which"),
+    "turns and an answer": ({**TALK, "response": "4", "history": []}, "turns, and response beside them"),
+    "two questions": ({"query": "one", "instruction": "two", "output": "3"}, "query and instruction, which differ"),
+    "two answers": ({"query": "one", "response": "two", "output": "3"}, "response and output, which differ"),
+    "a turn with two texts": (
+        {"messages": [{"role": "user", "content": "row", "value": "column"}]}, "value and content, which differ"),
+    "a turn of two": ({"messages": [{"role": "user", "from": "gpt", "content": "row"}]}, "from and role, which differ"),
+    "a part with two files": ({"messages": [
+        {"role": "user", "content": [{"type": "image", "image": "a.png", "url": "b.png"}]}]}, "image and url, which"),
+    "a part with a rate": ({"messages": [
+        {"role": "user", "content": [part("video", "a.mp4") | {"fps": 2}]}]}, "fps in a part of type 'video'"),
+    "a picture with a text": ({"messages": [
+        {"role": "user", "content": [part("image", "a.png") | {"text": "row"}]}]}, "text in a part of type 'image'"),
+    "a text with a picture": ({"messages": [
+        {"role": "user", "content": [{"type": "text", "text": "row", "image": "a.png"}]}]}, "image in a part of type"),
     "a number": ({"query": 3, "response": "x"}, "no text"),
 }  # fmt: skip
 
@@ -90,6 +108,24 @@ WRONG = {
 def test_what_cannot_be_brought_over_is_named(case):
     with pytest.raises(InputError, match=WRONG[case][1]):
         convert_record(WRONG[case][0])
+
+
+def test_what_is_said_twice_alike_is_said_once_and_a_weight_is_not_lost():
+    twice = {"role": "user", "from": "human", "content": "row", "value": "row", "images": []}
+    talk = [{"role": "system", "content": "one"}, twice, {"role": "assistant", "content": "3", "loss": False}]
+    found = convert_record({"messages": talk, "system": "one", "query": "", "history": None})
+    assert found["conversations"][0] == {"from": "system", "value": "one"}
+    assert found["conversations"][1:] == [
+        {"from": "human", "value": "row"},
+        {"loss": False, "from": "gpt", "value": "3"},
+    ]
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path):
+    turns = '[{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "c"}]'
+    (tmp_path / "d.jsonl").write_text(f'{{"messages": {turns}}}\n{{"query": "a", "query": "b", "response": "c"}}\n')
+    found = convert_files([tmp_path / "d.jsonl"])
+    assert ["twice: keep one of them" in str(fault) for fault in found.faults] == [True, True]
 
 
 def test_the_command(run, tmp_path, write_image):  # noqa: F811

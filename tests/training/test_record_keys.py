@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+from pathlib import Path
 
 import pytest
+from picture_files import saved
+from PIL import Image
 
 from ppe_npu.data.inputs import InputError
+from ppe_npu.data.places import Room
 from ppe_npu.training.data import check_records, read_records
 
 
@@ -90,6 +95,7 @@ def test_keys_of_turns(tmp_path):
 UNSEEN = [
     {"photo": "a.png"}, {"frames": ["a.jpg", "b.jpg"]}, {"media": [{"type": "image", "at": {"path": "x/A.JPEG"}}]},
     {"file_name": "10:30.mp4"}, {"vision": ["https://x/a.webp"]}, {"source": "coco/1.png"},
+    {"look": "https://x/a.PNG?size=large&n=1"}, {"look": {"at": "s3://x/a.jpg#1"}},
 ]  # fmt: skip
 
 
@@ -105,7 +111,24 @@ def test_a_file_that_a_record_without_visuals_names_is_not_passed_over(tmp_path,
     assert beside == "", "its picture is seen"
 
 
+INLINE = {"PNG": "image", "JPEG": "image", "GIF": "image", "WEBP": "image", "a.mp4": "video", "a.mkv": "video"}
+
+
+@pytest.mark.parametrize("kind", INLINE)
+def test_a_file_as_text_in_a_record_without_visuals_is_not_passed_over(tmp_path, write_clip, kind):
+    data = Path(write_clip(kind)).read_bytes() if "." in kind else saved(Image.new("RGB", (9, 9)), kind)
+    text = base64.b64encode(data).decode()
+    told = "holds a file as text, which the model would not see: save it as a file, and name it"
+    for value in (text, f"data:{INLINE[kind]}/x;base64,{text}", [{"data": text}], f"\n{text}"):
+        for reason in reasons(tmp_path, TEXT | {"vision_b64": value}, {"conversations": turns("row", "3"), "x": value}):
+            assert f"{told} {INLINE[kind]!r}" in reason
+            assert len(reason) < 300
+    assert reasons(tmp_path, {**GOOD, "thumbnail": text})[0].endswith("does not exist: check the path")
+
+
 def test_words_about_files_are_notes(tmp_path):
+    base = {"a": "/9j/ is how base64 of a JPEG begins", "b": "data: image/png", "c": "https://x.org/png?q=a"}
+    assert reasons(tmp_path, TEXT | base) == [""]
     notes = {"id": "a.png", "image_id": "a.png", "source": "a png of b.png or c", "n": [1, None, {"a": ".png"}]}
     assert reasons(tmp_path, TEXT | notes, {"conversations": turns("What is a.png?", "a.png")}) == ["", ""]
 
@@ -165,8 +188,6 @@ def test_an_address_is_called_one(tmp_path, address):
 
 
 def test_names_with_colons_and_capital_suffixes_are_files(tmp_path, write_image, write_clip):
-    from PIL import Image
-
     write_image("12:30.png"), write_image("data:1.png")
     Image.new("RGB", (9, 9)).save(tmp_path / "a.JPG", "JPEG")
     os.rename(write_clip("c.mp4"), tmp_path / "C.MP4")
@@ -204,6 +225,24 @@ def test_paths_stay_inside_the_data_root(outside):
     allowed = reasons(outside, *({**GOOD, "image": name} for name in leaving[:6]), allow_outside=True)
     assert allowed == [""] * 6
     assert reasons(outside, {**GOOD, "image": "root/in.png"}, data_root=outside.parent) == [""]
+
+
+@pytest.mark.parametrize("anywhere", [False, True])
+def test_a_tilde_in_a_record_is_a_name_and_no_home(outside, monkeypatch, anywhere):
+    """Whichever way the root is written; readers take "~/out.png" for a file in the home folder."""
+    monkeypatch.setenv("HOME", str(outside.parent))
+    monkeypatch.chdir(outside)
+    records = [{**GOOD, "image": name} for name in ("~/out.png", "~/in.png", "sub/../~/out.png")]
+    (outside / "d.jsonl").write_text("\n".join(map(json.dumps, records)))
+    for root in (None, ".", "", outside, "../root"):
+        found = check_records("d.jsonl", root, anywhere)
+        assert [fault.reason.endswith("does not exist: check the path") for fault in found.faults] == [True] * 3
+    (outside / "~").mkdir()
+    os.rename(outside / "in.png", outside / "~" / "in.png")
+    for root in (None, ".", outside):
+        assert [len(record.images) for record in check_records("d.jsonl", root, anywhere).records] == [1]
+    with pytest.raises(InputError, match="lies outside of"):
+        Room(".").check("~/out.png", "image")
 
 
 def test_a_root_may_be_a_link_and_a_snapshot_of_the_hub(outside, tmp_path):

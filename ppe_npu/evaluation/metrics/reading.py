@@ -46,7 +46,7 @@ class Reader:
         except LookupError as error:
             remedy = f"python -m nltk.downloader {' '.join(_DATA)}"
             raise InputError(f"METEOR needs NLTK data that is not there: {remedy}") from error
-        cut = optional("jieba", "a Chinese reading", "jieba").lcut if chinese else None
+        cut = optional("jieba", "a Chinese reading", "ppe-npu[chinese]").lcut if chinese else None
         return cls(wordnet, cut)
 
     def score(self, answer: str, truth: str) -> float:

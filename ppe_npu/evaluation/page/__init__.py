@@ -5,21 +5,22 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppe_npu.data.pictures import load_image
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import cost_table, tables
+from ppe_npu.evaluation import cost_table, facts, published, tables
 from ppe_npu.evaluation.group_pictures import drawn
+from ppe_npu.evaluation.page.fitting import TEXT, cut, dumped, fitted
 from ppe_npu.evaluation.protocols import label
-from ppe_npu.evaluation.rows import parse, unshowable
+from ppe_npu.evaluation.rows import BOM, parse, unshowable
 from ppe_npu.files import check_regular, write_text
 from ppe_npu.utils.escape import printable
 
-LIMIT = 18_000_000  # bytes of a page, about
-_TEXT = {"prompt": 400, "truth": 200, "answer": 400}  # characters that are shown
+LIMIT = 18_000_000  # bytes of a page's samples, pictures included; tables and the script come on top
+_LABEL = 100  # characters of a sample's index and type
 _SIDE = 256  # pixels of a picture's longer side
 _PICTURES = 6_000_000  # bytes of a page's pictures
 
@@ -27,12 +28,17 @@ Comparison = Mapping[str, Any]
 
 
 def write_page(
-    comparisons: Sequence[Comparison], results: Sequence[Mapping[str, Any]], path: Path, title: str, notes: str = ""
+    comparisons: Sequence[Comparison],
+    results: Sequence[Mapping[str, Any]],
+    path: Path,
+    title: str,
+    papers: Sequence[str] = (),
 ) -> Path:
     """Write the page.
 
     Args:
         comparisons: of report.compared(). results: what they were made of, with their folders.
+        papers: whose published tables are set beside ours.
 
     Raises:
         InputError: jinja2 is not there, or a file of predictions is damaged.
@@ -44,9 +50,9 @@ def write_page(
     parts = [_part(comparison, results, budget) for comparison in comparisons]
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
-    data = _fitted([benchmark["samples"] for part in parts for benchmark in part["benchmarks"]])
-    words = {"costs": cost_table.WORDS, "notes": notes}
-    text = page.from_string(source).render(title=title, parts=parts, data=data, words=words)
+    data = fitted([benchmark["samples"] for part in parts for benchmark in part["benchmarks"]], LIMIT)
+    shown = {"parts": parts, "papers": published.cells(papers), "costs": cost_table.WORDS}
+    text = page.from_string(source).render(title=title, data=data, **shown)
     return write_text(path, printable(text, keep="\n\t"))
 
 
@@ -56,19 +62,17 @@ def _part(comparison: Comparison, results: Sequence[Mapping[str, Any]], budget: 
     found = []
     for name, benchmark in comparison["benchmarks"].items():
         runs = [result for result in own if result["settings"]["benchmark"] == name]
-        cells = [tables.scores_cells(benchmark), tables.costs_cells(benchmark)]
-        if benchmark["interleaved"]:
-            lines = cost_table.lines(benchmark, benchmark["interleaved"])
-            cells.append((list(cost_table.HEAD), lines))
+        cells = tables.all_cells(benchmark, comparison["protocol"])
         scale = benchmark["scale"]["factor"]
         points = [
-            {"name": row["name"], "method": row["method"], "x": 100 * row["retention"], "y": scale * row["score"]}
+            {"name": printable(row["name"]), "method": printable(row["method"])}
+            | {"x": 100 * row["retention"], "y": scale * row["score"]}
             for row in benchmark["rows"]
             if row["retention"] is not None
         ]
-        own_samples = samples(runs, budget)
-        shown = {"name": name, "tables": cells, "points": points, "score": benchmark["score"]}
-        found.append({**shown, "samples": own_samples})
+        words = [facts.sentence(name, benchmark, runs), tables.turns(benchmark)]
+        shown = {"name": name, "words": " ".join(filter(None, words)), "tables": cells, "points": dumped(points)}
+        found.append({**shown, "score": benchmark["score"], "samples": samples(runs, budget)})
     head, lines = tables.overview_cells(comparison)
     lines = [line for line in lines if not isinstance(line[0], tables.Markup)]
     missing = comparison["missing"]
@@ -96,8 +100,9 @@ def samples(runs: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, A
         told = {(row["answer"], row["score"]) for row in own if row is not None}
         if len(told) > 1 or None in own:
             rows.append(_sample(index, found["row"], own))
-    out = {"names": list(named), "total": len(asked), "rows": rows}
+    out = {"names": [printable(name) for name in named], "total": len(asked), "rows": rows}
     _add_pictures(out, runs, budget)
+    rows.sort(key=lambda row: "picture" not in row)  # those that can be looked at come first
     return out
 
 
@@ -105,18 +110,17 @@ def _sample(index: Any, row: Mapping[str, Any], own: Sequence[Mapping[str, Any] 
     right = row["GT"] if isinstance(row["GT"], list) else [row["GT"]]
     truth = " | ".join(str(one) for one in right if one is not None)
     return {
-        "index": printable(index),
-        "type": printable(row.get("type") or ""),
-        "prompt": _cut(row.get("prompt") or "", "prompt"),
-        "truth": _cut(truth, "truth"),
-        "answers": ["" if one is None else _cut(one.get("error") or one["answer"], "answer") for one in own],
+        "index": cut(printable(index), _LABEL),
+        "type": cut(printable(row.get("type") or ""), _LABEL),
+        "prompt": _text(row.get("prompt") or "", "prompt"),
+        "truth": _text(truth, "truth"),
+        "answers": ["" if one is None else _text(one.get("error") or one["answer"], "answer") for one in own],
         "scores": [None if one is None else one["score"] for one in own],
     }
 
 
-def _cut(text: Any, kind: str) -> str:
-    limit, text = _TEXT[kind], printable(text, keep="\r\n\t")
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+def _text(text: Any, kind: str) -> str:
+    return cut(printable(text, keep="\r\n\t"), TEXT[kind])
 
 
 def _predictions(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -125,7 +129,7 @@ def _predictions(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if "folder" not in run or not file.is_file():
         return
     check_regular(file)
-    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(file.read_bytes().removeprefix(BOM).split(b"\n"), 1):
         if not line.strip():
             continue
         row, reason = parse(line)
@@ -141,37 +145,23 @@ def _add_pictures(found: dict[str, Any], runs: Sequence[Mapping[str, Any]], budg
     for row in found["rows"] if folder is not None else ():
         pictures = drawn(folder, row["index"])
         for name, path in pictures.items():
-            url = _url(path)
+            try:
+                url = _url(path)
+            except InputError:  # one that was damaged since takes nothing from the numbers
+                continue
             if len(url) > budget[0]:
                 return
             budget[0] -= len(url)
             if name == "":
                 row["picture"] = url
-            elif name in found["names"]:
-                row.setdefault("groups", {})[name] = url
+            elif printable(name) in found["names"]:
+                row.setdefault("groups", {})[printable(name)] = url
 
 
 def _url(path: Path) -> str:
-    """A picture as text that a page can hold."""
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
+    """A picture as text that a page can hold; InputError for a file that is none."""
+    small = load_image(path)
     small.thumbnail((_SIDE, _SIDE))
     data = io.BytesIO()
     small.save(data, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
-
-
-def _fitted(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The samples of all benchmarks, the last ones left out where the page would grow beyond LIMIT."""
-    size, fitted = 0, []
-    for one in found:
-        kept = []
-        for row in one["rows"]:
-            size += len(json.dumps(row, ensure_ascii=False).encode("utf-8")) * 11 // 10  # escapes of the page
-            if size > LIMIT:
-                break
-            kept.append(row)
-        fitted.append({**one, "rows": kept, "left_out": len(one["rows"]) - len(kept)})
-    return fitted

@@ -7,7 +7,7 @@ under which rule, is mostly not stated.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,41 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((_HERE / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def paragraphs(asked: Sequence[str] | None) -> list[str]:
-    """The tables of papers in Markdown, each with its source and protocol; none where none is asked for.
+def cells(asked: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The tables of papers: [{"paper", "source", "tables": [{"title" (with the protocol), "cells": (head, lines)}]}];
+    none where none is asked for.
+
+    Args:
+        asked: names(), or "all".
 
     Raises:
         InputError: a paper that is not here.
     """
-    if not asked:
+    chosen = names() if "all" in (asked or ()) else list(dict.fromkeys(asked or ()))
+    found = [load(name) for name in chosen]
+    return [{**paper, "tables": [_table(table) for table in paper["tables"]]} for paper in found]
+
+
+def _table(table: Mapping[str, Any]) -> dict[str, Any]:
+    head = ["method", "tokens kept", *table["benchmarks"]]
+    lines = [[row["method"], _kept(row["kept"]), *map(_score, row["scores"])] for row in table["rows"]]
+    return {"title": f"{table['title']} (protocol: {table['protocol']})", "cells": (head, lines)}
+
+
+def paragraphs(asked: Sequence[str] | None) -> list[str]:
+    """cells() in Markdown.
+
+    Raises:
+        InputError: a paper that is not here.
+    """
+    found = cells(asked)
+    if not found:
         return []
-    chosen = names() if "all" in asked else list(dict.fromkeys(asked))
     parts = ["## Published numbers, not ours", "As their sources state them; never averaged or joined with the above."]
-    for name in chosen:
-        found = load(name)
-        parts += [f"### {escape.markdown(found['paper'])}", escape.markdown(f"Source: {found['source']}.")]
-        for table in found["tables"]:
-            head = ["method", "tokens kept", *table["benchmarks"]]
-            lines = [[row["method"], _kept(row["kept"]), *map(_score, row["scores"])] for row in table["rows"]]
-            parts += [escape.markdown(f"{table['title']} (protocol: {table['protocol']})"), markdown(head, lines)]
+    for paper in found:
+        parts += [f"### {escape.markdown(paper['paper'])}", escape.markdown(f"Source: {paper['source']}.")]
+        for table in paper["tables"]:
+            parts += [escape.markdown(table["title"]), markdown(*table["cells"])]
     return parts
 
 

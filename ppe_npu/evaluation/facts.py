@@ -1,0 +1,47 @@
+"""What a benchmark's numbers rest on, in a few sentences of plain text for reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ppe_npu.evaluation import decoding, tuned
+from ppe_npu.evaluation.protocols import label
+
+
+def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+    """Of a benchmark its samples, score, devices, dtypes, what its weights were tuned with, and failures.
+
+    Args:
+        found: its numbers, as comparison has them. results: of runs, those of other benchmarks too.
+    """
+    runs = [result for result in results if result["settings"]["benchmark"] == name]
+    devices = ", ".join(dict.fromkeys(run["versions"]["device"] for run in runs))
+    batch = max(run["costs"].get("batch") or 0 for run in runs)
+    in_batches = f", {batch:.0f} in a batch" if batch else ""
+    dtypes = ", ".join(dict.fromkeys(run["settings"].get("dtype", "?") for run in runs))
+    many = _counted(found["samples"], "sample")
+    if found["units"] is not None:
+        many += f", judged in {_counted(found['units'], 'group')}"
+    text = f"{many}, score: {found['score']}; {dtypes} on {devices}{in_batches}.{tuned.sentence(runs)}{_decoding(runs)}"
+    answers = sum(run["samples"] for run in runs)
+    errors = sum(row["errors"] for row in found["rows"])
+    if len(found["types"]) > 1:
+        counts = {kind: max(r["types"][kind]["count"] for r in runs if kind in r["types"]) for kind in found["types"]}
+        text += " Samples per type: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
+    text += f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else ""
+    return f"{text} Protocol: {', '.join(dict.fromkeys(label(run['settings']) for run in runs))}."
+
+
+def _decoding(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Which answers are not greedy ones, and which settings of a checkpoint were not used."""
+    rules = [run["settings"].get("generation") or {} for run in runs]
+    used = dict.fromkeys(decoding.beside_greedy(found) or "greedy" for found in rules)
+    left = dict.fromkeys(name for run in runs for name in run.get("ignored") or ())
+    text = "" if list(used) == ["greedy"] else f" Generation: {'; '.join(used)}."
+    names = ", ".join(left)
+    return text + (f" Not used of the checkpoint's own generation settings: {names}." if left else "")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

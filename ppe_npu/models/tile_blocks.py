@@ -1,0 +1,199 @@
+"""InternVL's tower on some of its rows: how it runs what engine/inside.py asks for.
+
+Its rows are those of tiles, one after the other: a class token, and then the tile's patches. The class token always
+stays; it competes with nobody, and nobody is rebuilt from it.
+
+Modifications (on the given instance only, where a method works inside the tower):
+* the tower's forward: makes a pass where none is given.
+* its encoder's forward: hands the pass to its layers under the keyword `ppe`, which the tower's own forward does not.
+* every layer's forward: runs through the pass.
+
+Attention asks backends.attention, with other borders for queries than for keys, where transformers' own "sdpa" or flash
+attention was chosen. Who names another one gets that one: on all rows, or tile by tile.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ppe_npu import backends
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.rebuilding import Rebuilding
+from ppe_npu.engine.spans import Parts
+from ppe_npu.inspect.report import Stopwatch
+from ppe_npu.inspect.tower_work import TowerReport, Widths
+from ppe_npu.models.forward_pass import KEYWORD
+from ppe_npu.models.seam import original, override, own_submodules, restore_methods
+from ppe_npu.models.tower_blocks import OURS, decoder_widths
+
+BLOCKS = {"InternVLVisionLayer": "InternVLVisionAttention"}
+# On its way from the tower's forward to its encoder's, within one call: transformers' own hands no argument on.
+_ON_ITS_WAY: ContextVar[Rebuilding | None] = ContextVar("ppe_pass", default=None)
+
+
+def install_tiles(model, compression: Compression) -> None:
+    """Let patches leave the layers of a ...Model's tower."""
+    tower = model.vision_tower
+    vars(tower)["compression"] = compression
+    first = tower.encoder.layer[0]
+    asked = [first.attention.q_proj, first.attention.k_proj, first.attention.v_proj]
+    own = Widths.of(first, asked, first.attention.projection_layer)
+    compression.widths = own, decoder_widths(model.language_model.layers)
+    override(tower, "forward", _tower_forward)
+    override(tower.encoder, "forward", _encoder_forward)
+    for number, layer in enumerate(tower.encoder.layer):
+        override(layer, "forward", functools.partial(_layer_forward, number))
+
+
+def uninstall_tiles(model) -> None:
+    """Take that back from a ...Model, if it is there."""
+    tower = getattr(model, "vision_tower", None)
+    if tower is not None and vars(tower).pop("compression", None) is not None:
+        for module in (tower, tower.encoder, *tower.encoder.layer):
+            restore_methods(module)
+
+
+def detach_tiles(model) -> None:
+    """Give a shallow copy of a ...Model a tower and layers of its own, around the same parameters."""
+    tower = getattr(model, "vision_tower", None)
+    if tower is None or "compression" not in vars(tower):
+        return
+    own_submodules(model, "vision_tower")
+    own_submodules(model.vision_tower, "encoder")
+    own_submodules(model.vision_tower.encoder, "layer")
+    layers = model.vision_tower.encoder.layer
+    own_submodules(layers, *layers._modules)
+
+
+def pass_of_parts(model, parts: Parts, samples: list[int], where: torch.device) -> Rebuilding:
+    """The pass for the tiles of these parts, in which prompts do not compete with each other.
+
+    Args:
+        model: the ...Model. parts: images and frames of videos, in the order of their tiles. samples: of each part the
+            prompt that it stands in.
+    """
+    alone = model.compression.inside.per_image
+    whose = [(part.modality, part.source if alone else sample) for part, sample in zip(parts, samples)]
+    pools = [own for own, part in zip(whose, parts) for _ in range(part.grid[0])]
+    passing = _pass(model.vision_tower, pools, where)
+    own, decoders = model.compression.widths
+    passing.report = TowerReport(own, decoders, Stopwatch(where))
+    return passing
+
+
+def _pass(tower, pools: list, where: torch.device) -> Rebuilding:
+    """pools: of each tile a name of what its patches compete in."""
+    compression, patches = tower.compression, tower.embeddings.patch_embeddings.num_patches
+    order = sorted(range(len(pools)), key=lambda tile: pools.index(pools[tile]))
+    sizes = [patches * len(list(own)) for _, own in itertools.groupby(pools[tile] for tile in order)]
+    first = torch.tensor(order, dtype=torch.long).to(where) * (patches + 1) + 1
+    rows = (first[:, None] + torch.arange(patches, device=where)).flatten()
+    depth = len(tower.encoder.layer)
+    return Rebuilding(compression.inside, tuple(sizes), depth, frozenset({depth - 1}), patches=rows)
+
+
+def _tower_forward(self, **kwargs):
+    """Of a tower that is called by itself all patches compete that the method does not keep apart."""
+    if self.compression.inside is None:  # for a while, see loss.uncompressed
+        return original(self, "forward")(**kwargs)
+    passing, pixels = kwargs.pop(KEYWORD, None), kwargs["pixel_values"]
+    if passing is None:
+        pools = range(len(pixels)) if self.compression.inside.per_image else [0] * len(pixels)
+        passing = _pass(self, list(pools), pixels.device)
+    if kwargs.get("output_hidden_states") or getattr(self.config, "output_hidden_states", False):
+        passing.show_all()
+    before = _ON_ITS_WAY.set(passing)
+    try:
+        return original(self, "forward")(**kwargs)
+    finally:
+        _ON_ITS_WAY.reset(before)
+
+
+def _encoder_forward(self, **kwargs):
+    from transformers.modeling_outputs import BaseModelOutput
+
+    passing, rows = _ON_ITS_WAY.get(), kwargs["hidden_states"]
+    if passing is None:  # called by itself
+        return original(self, "forward")(**kwargs)
+    for layer in self.layer:
+        rows = layer(rows, **{KEYWORD: passing})
+    return BaseModelOutput(last_hidden_state=rows)
+
+
+def _layer_forward(number: int, self, **kwargs):
+    passing: Rebuilding | None = kwargs.pop(KEYWORD, None)
+    rows = kwargs["hidden_states"]
+    if passing is None:  # called by itself
+        return original(self, "forward")(rows)
+    tiles = tuple(rows.shape[:2])
+    return passing.run(number, TileBlock(self, tiles), rows.flatten(0, 1)).unflatten(0, tiles)
+
+
+@dataclass(frozen=True)
+class TileBlock:
+    """One call of a layer. See engine/inside.py for what it can do.
+
+    Args:
+        module: the layer. tiles: how many there are, and the rows of one.
+    """
+
+    module: Any
+    tiles: tuple[int, int]
+
+    @property
+    def spares_queries(self) -> bool:
+        return self._ours
+
+    def whole(self, rows: torch.Tensor) -> torch.Tensor:
+        return original(self.module, "forward")(rows.unflatten(0, self.tiles)).flatten(0, 1)
+
+    def segments(self) -> list[int]:
+        count, rows = self.tiles
+        return list(range(0, (count + 1) * rows, rows))
+
+    def alone(self, rows: torch.Tensor, places: torch.Tensor, borders: list[int]) -> torch.Tensor:
+        normed = self.module.layernorm_before(rows)
+        if self._ours:
+            heard = self._heard(normed, normed, borders, None)
+        else:
+            lengths = [end - start for start, end in itertools.pairwise(borders)]
+            heard = torch.cat([self.module.attention(tile[None])[0][0] for tile in normed.split(lengths)])
+        return self.fed(rows + self.module.lambda_1 * heard)
+
+    def attended(
+        self, rows: torch.Tensor, asking: torch.Tensor, asked: torch.Tensor | None, borders: list[int]
+    ) -> torch.Tensor:
+        assert asked is None, "nobody looks into these layers"
+        normed = self.module.layernorm_before(rows)
+        if self._ours:
+            heard = self._heard(normed.index_select(0, asking), normed, borders, self.segments())
+        else:
+            heard = self.module.attention(normed.unflatten(0, self.tiles))[0].flatten(0, 1).index_select(0, asking)
+        return rows.index_select(0, asking) + self.module.lambda_1 * heard
+
+    def fed(self, rows: torch.Tensor) -> torch.Tensor:
+        made = self.module.dropout(self.module.mlp(self.module.layernorm_after(rows)))
+        return rows + self.module.lambda_2 * made
+
+    @property
+    def _ours(self) -> bool:
+        return self.module.attention.config._attn_implementation in OURS
+
+    def _heard(
+        self, asking: torch.Tensor, asked: torch.Tensor, borders: list[int], others: list[int] | None
+    ) -> torch.Tensor:
+        """[n, C] what rows [n, C] hear of others [m, C]: within borders, and those of the others."""
+        own = self.module.attention
+        query, key, value = own.q_proj(asking), own.k_proj(asked), own.v_proj(asked)
+        query, key = own.q_norm(query), own.k_norm(key)
+        heads = [part.unflatten(1, (own.num_heads, -1)).transpose(0, 1)[None] for part in (query, key, value)]
+        dropout = own.attention_dropout if own.training else 0.0
+        options: dict[str, Any] = {"cu_seqlens": borders, "cu_seqlens_k": others, "scale": own.scale}
+        out = backends.attention(*heads, **options, dropout=dropout)
+        return own.projection_dropout(own.projection_layer(out[0].transpose(0, 1).flatten(1)))
