@@ -30,6 +30,8 @@ class DART(Method):
         pivot_image, pivot_text: how many pivots there are, fewer where there are fewer tokens.
         released: the published order and count, keys of the layer before, which has just run, and text after the image
             alone; the host waits for the pivots.
+        walk: in which order pivots choose, visual ones first: "norm", by falling norm, or, with `released`, the
+            published one; "place", as they stand in the prompt, for which nobody waits.
         dropped: what becomes of the others, see choosing.dropped.
     """
 
@@ -38,6 +40,7 @@ class DART(Method):
     pivot_text: int = setting(4, least=0)
     released: bool = False
     dropped: str = dropped()
+    walk: str = setting("norm", choices=("norm", "place"))
     layer: int | tuple[int, ...] | None = at_layer(3)
 
     needs = frozenset({"tokens", "text", "layer_keys", "layer_text"})
@@ -55,8 +58,13 @@ class DART(Method):
         return min(self.pivot_image + int(tokens * self.ratio / pivots) * pivots, tokens)
 
     def group(self, view: View) -> Grouping:
-        view.require("dart", *(["text", "text_keys"] if self.pivot_text else []), "tokens", "layer_keys")
+        view.require("dart", *(["text", "text_keys"] if self._reads else []), "tokens", "layer_keys")
         return Grouping.of_kept(view, self._chosen(view), self.dropped)
+
+    @property
+    def _reads(self) -> bool:
+        """Whether text is looked at: for pivots, or, as published, for where the image stands in the prompt."""
+        return self.pivot_text > 0 or (self.released and self.walk == "norm")
 
     def _chosen(self, view: View) -> torch.Tensor:
         """[F, most] int64, what is kept of each cell."""
@@ -64,12 +72,13 @@ class DART(Method):
         pivots = best(_norms(view.layer_keys), view, self.pivot_image)
         image = pivots.shape[1]
         first = slots[:image] < torch.minimum(present.sum(1), view.num_kept)[:, None]
+        pivots = self._in_turn(pivots, first)
         used, alike = first, cosines(view.tokens, _rows(view.tokens, pivots))
-        if self.pivot_text:
+        if self._reads:
             text, there = self._text_pivots(view)
             used = torch.cat([first, there], dim=1)
             alike = torch.cat([alike, cosines(view.tokens, _rows(view.text, text))], dim=2)
-            if self.released:
+            if self.released and self.walk == "norm":
                 alike, used = self._walk(view, pivots, text, alike, used)
         taken = torch.zeros_like(present).scatter(1, pivots, first)
         left = view.num_kept - taken.sum(1)
@@ -83,13 +92,22 @@ class DART(Method):
         return torch.where(taken, slots, len(slots)).sort(dim=1).values[:, : view.most]
 
     def _text_pivots(self, view: View) -> tuple[torch.Tensor, torch.Tensor]:
-        """[F, P] which of the text tokens, by falling norm, and whether there are so many."""
+        """[F, P] which of the text tokens, as they choose, and whether there are so many."""
         norms = _norms(view.text_keys)
         there = torch.ones_like(norms, dtype=torch.bool) if view.text_valid is None else view.text_valid
         if self.released:
             there = there & view.text_after
         norms, text = norms.masked_fill(~there, -1.0).sort(dim=1, descending=True, stable=True)
-        return text[:, : self.pivot_text], norms[:, : self.pivot_text] >= 0
+        there = norms[:, : self.pivot_text] >= 0
+        return self._in_turn(text[:, : self.pivot_text], there), there
+
+    def _in_turn(self, pivots: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+        """[F, P] pivots of one kind, given by falling norm, in the order in which they choose; those that are not used
+        are the last."""
+        if self.walk == "norm":
+            return pivots
+        order = pivots.masked_fill(~used, torch.iinfo(pivots.dtype).max).argsort(dim=1, stable=True)
+        return pivots.gather(1, order)
 
     @staticmethod
     def _walk(

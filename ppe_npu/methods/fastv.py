@@ -15,9 +15,10 @@ class FastV(Method):
     floor(N * ratio) of the largest attention in layer K - 1, softmax(q k / sqrt(d)) over the whole prompt, the mean
     over heads.
 
-    The published code switches that layer to eager attention; here the one row is computed again from its queries and
-    keys. Of a batch it looks at the first sample alone, and of a prompt at the first image; here each image or video of
-    each sample is a cell, by its own prompt's last token. Equal scores: the first token's.
+    The published code switches that layer to eager attention, with no causal mask in it; the last token's row, and so
+    the choice, is the same. Here the one row is computed again from its queries and keys. Of a batch that code looks at
+    the first sample alone, and of a prompt at the first image; here each image or video of each sample is a cell, by
+    its own prompt's last token. Equal scores: the first token's.
 
     Args:
         ratio: share of the tokens that is kept, 1 - R of the paper's R.

@@ -41,7 +41,8 @@ def test_the_choice_is_the_published_one(case, released):
     assert kept.representatives[0].tolist() == expected.tolist()
 
 
-def test_by_the_rule_in_words_on_cells_of_two_sizes():
+@pytest.mark.parametrize("walk", ["norm", "place"])
+def test_by_the_rule_in_words_on_cells_of_two_sizes(walk):
     generator = torch.Generator().manual_seed(0)
     tokens, text = (torch.randn(2, n, 6, generator=generator) for n in (23, 9))
     keys, text_keys = (torch.randn(2, n, 2, 4, generator=generator) for n in (23, 9))
@@ -49,11 +50,13 @@ def test_by_the_rule_in_words_on_cells_of_two_sizes():
     given = {"tokens": tokens, "text": text, "layer_keys": keys, "text_keys": text_keys, "valid": valid}
     given |= {"text_valid": text_valid, "text_after": torch.zeros(2, 9, dtype=torch.bool)}
     for counts in ([9, 17], [3, 2]):
-        found = get("dart").group(View.of(**given, num_kept=counts))
+        found = get("dart", walk=walk).group(View.of(**given, num_kept=counts))
         for cell, (size, texts, count) in enumerate(zip((23, 17), (2, 9), counts)):
             norms, text_norms = keys[cell, :size].abs().sum((1, 2)), text_keys[cell, :texts].abs().sum((1, 2))
             pivots = norms.argsort(descending=True)[: min(4, count)].tolist()
             words = text_norms.argsort(descending=True)[:4].tolist()
+            if walk == "place":
+                pivots, words = sorted(pivots), sorted(words)
             chosen = list(pivots)
             share = -(-(count - len(pivots)) // (len(pivots) + len(words)))
             for pivot in [*tokens[cell, pivots], *text[cell, words]]:
@@ -70,3 +73,27 @@ def test_without_text_the_image_alone_has_pivots():
     with_none = get("dart").group(View.of(tokens=tokens, layer_keys=keys, **none, num_kept=7))
     assert torch.equal(alone.labels, with_none.labels)
     assert alone.counts.sum() == 12
+
+
+def test_the_published_order_is_that_of_a_set_also_where_the_image_alone_has_pivots():
+    """Of places in the prompt, which a set of so few lists by their remainders."""
+    generator, count = torch.Generator().manual_seed(2), 3
+    tokens, keys = (torch.randn(1, 30, *more, generator=generator) for more in ((6,), (2, 4)))
+    text, text_keys = (torch.randn(1, 9, *more, generator=generator) for more in ((6,), (2, 4)))
+    after = torch.arange(9)[None] >= 7  # so that the image begins at column 7
+    view = View.of(tokens=tokens, layer_keys=keys, text=text, text_keys=text_keys, text_after=after)
+    pivots = keys[0].abs().sum((1, 2)).argsort(descending=True)[:4].tolist()
+
+    def chosen(walked):
+        taken = list(pivots)
+        for pivot in tokens[0, walked]:
+            alike = cosines(tokens, pivot[None, None])[0, :, 0].tolist()
+            rest = sorted((token for token in range(30) if token not in taken), key=lambda token: alike[token])
+            taken += rest[:count]
+        return sorted(taken)
+
+    walks = {"norm": [column - 7 for column in {pivot + 7 for pivot in pivots}], "place": sorted(pivots)}
+    assert len({tuple(chosen(walked)) for walked in (pivots, *walks.values())}) == 3
+    for walk, walked in walks.items():
+        found = get("dart", ratio=count * 4 / 30, pivot_text=0, released=True, walk=walk).group(view)
+        assert found.representatives[0].tolist() == chosen(walked)

@@ -39,6 +39,15 @@ def method_of(settings, released=False):
     return {"method": "ipcv", "keep": 1 - settings["reduction_ratio"], "released": released, **fields}
 
 
+def decoder_step(settings, released):
+    """As published, or with the pivots in a fixed order; FastV chooses alike in both."""
+    step = {"method": settings["method"], "ratio": 1 - settings["reduction_ratio"], "layer": settings["layer"]}
+    if settings["method"] == "fastv":
+        return step
+    pivots = {f"pivot_{kind}": settings[f"{kind}_pivots"] for kind in ("image", "text")}
+    return step | pivots | {"released": True, "walk": "norm" if released else "place"}
+
+
 def config_of(*steps):
     return CompressionConfig.from_dict({"steps": list(steps), "positions": "keep_one", "k": 1})
 
@@ -89,10 +98,9 @@ def whole():
     out = []
     for folder in FAMILIES:
         for case in json.loads((GOLDEN / folder / "cases.json").read_text())["cases"]:
-            for released in (False, True) if case["ipcv"] else ():
-                # The released code stops at block 1; of a prompt's images it prunes one in the decoder, we each.
-                unlike = released and (case.get("released") or folder != "ipcv")
-                if not unlike and not (case.get("llm") and case["input"] == "two"):
+            for released in (False, True) if case["ipcv"] or case.get("llm") else ():
+                # The released code stops at block 1.
+                if not (released and (case.get("released") or folder != "ipcv")):
                     out.append(pytest.param(folder, case, released, id=f"{folder}-{case['name']}-{released}"))
     return out
 
@@ -105,16 +113,13 @@ def test_whole_recordings(folder, case, released, chosen):
     recorded = load_file(GOLDEN / folder / f"case_{case['name']}.safetensors")
     fixed = {key.removeprefix("fixed."): value for key, value in recorded.items() if key.startswith("fixed.")}
     found = recorded if released else {**recorded, **fixed}
-    if released and f"{_first(folder)}keep" not in recorded:
+    if released and case["ipcv"] and f"{_first(folder)}keep" not in recorded:
         pytest.skip("the released code stops")
     ids = inputs["input_ids"]
     inputs.setdefault("mm_token_type_ids", (ids == 301).int() + 2 * (ids == 302).int())
-    steps, llm = [method_of(case["ipcv"], released)], case.get("llm")
-    if llm:
-        steps.append({"method": llm["method"], "ratio": 1 - llm["reduction_ratio"], "layer": llm["layer"]})
-    if llm and llm["method"] == "dart":
-        steps[1] |= {"pivot_image": llm["image_pivots"], "pivot_text": llm["text_pivots"], "released": True}
-    compress(model, config_of(*steps))
+    inside, llm = [method_of(case["ipcv"], released)] if case["ipcv"] else [], case.get("llm")
+    compress(model, config_of(*inside, *([decoder_step(llm, released)] if llm else [])))
+    model.compression.keep_groups = True
     kinds = [name for name in ("pixel_values", "pixel_values_videos") if name in inputs]
     for number, name in enumerate(kinds):
         grid, first = inputs["image_grid_thw" if name == "pixel_values" else "video_grid_thw"], _first(folder, number)
@@ -123,14 +128,21 @@ def test_whole_recordings(folder, case, released, chosen):
             true = exact(model, lambda: features(model.model.visual(inputs[name].double(), grid_thw=grid)))  # noqa: B023
         taps = [found[f"deepstack.{tap}"] for tap in range(len(out) - 1)]
         assert_rounds_alike(out, [found[f"{first}out"], *taps], true, layers=8)
-        if "qwen2_5" not in folder:  # whose rows stand in the order of windows
+        if inside and "qwen2_5" not in folder:  # whose rows stand in the order of windows
             check_choice(chosen[2 * number], found[f"{first}keep"], found[f"{first}neighbours"])
-    if llm and released == (llm["method"] == "fastv"):
-        return  # FastV's released layer sees later text; DART's repaired form takes its pivots in another order
+    several = llm is not None and case["input"] == "two"  # of whose images the recorded runs prune the first alone
+    if several and llm["method"] == "dart":
+        return  # which took placeholders of the second for text
     if "qwen2_5" in folder and case["input"] == "vid":
         return  # here text goes on after a video as in docs/numerics.md
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     made = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
+    if llm:
+        start, count = found["llm.span"].tolist()
+        kept = start + model.compression.trace.visuals()[0].stages[-1].representatives
+        assert kept.tolist() == [column for column in found["llm.keep"].tolist() if start <= column < start + count]
+    if several or (llm and llm["method"] == "fastv" and released):
+        return  # FastV's released code lets text see later text in the layer that it looks at
     with torch.no_grad():
         true = exact(model, lambda: model(**inputs).logits[0, -1])
     assert_rounds_alike(made.logits[0][0], found["logits"][0], true, layers=14)
