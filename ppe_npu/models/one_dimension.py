@@ -150,8 +150,8 @@ def in_parts(model, kwargs: dict) -> dict:
     for kind in kinds:
         inside = None
         if model.compression.inside is not None and kind not in given:
-            samples, where = [sample for sample, _, _ in asked.runs], kwargs[PIXELS[kind]].device
-            inside = functools.partial(pass_of_parts, model, parts[kind], samples, where)
+            samples, pixels = [sample for sample, _, _ in asked.runs], kwargs[PIXELS[kind]]
+            inside = functools.partial(pass_of_parts, model, parts[kind], samples, pixels)
         made[kind] = _Made(functools.partial(_features, model, kind, kwargs, given.get(kind)), inside)
     rest = {name: value for name, value in kwargs.items() if name not in family.arguments}
     return rest | {f"{kind}_grid_thw": parts[kind] for kind in kinds} | {"mm_encoder_outputs": made}

@@ -71,48 +71,55 @@ def detach_tiles(model) -> None:
     own_submodules(layers, *layers._modules)
 
 
-def pass_of_parts(model, parts: Parts, samples: list[int], where: torch.device) -> Rebuilding:
+def pass_of_parts(model, parts: Parts, samples: list[int], pixels: torch.Tensor) -> Rebuilding:
     """The pass for the tiles of these parts, in which prompts do not compete with each other.
 
     Args:
         model: the ...Model. parts: images and frames of videos, in the order of their tiles. samples: of each part the
-            prompt that it stands in.
+            prompt that it stands in. pixels: [tiles, channels, height, width].
     """
     alone = model.compression.inside.per_image
     whose = [(part.modality, part.source if alone else sample) for part, sample in zip(parts, samples)]
     pools = [own for own, part in zip(whose, parts) for _ in range(part.grid[0])]
-    passing = _pass(model.vision_tower, pools, where)
+    passing = _pass(model.vision_tower, pools, pixels)
     own, decoders = model.compression.widths
-    passing.report = TowerReport(own, decoders, Stopwatch(where))
+    passing.report = TowerReport(own, decoders, Stopwatch(pixels.device))
     return passing
 
 
-def _pass(tower, pools: list, where: torch.device) -> Rebuilding:
-    """pools: of each tile a name of what its patches compete in."""
-    compression, patches = tower.compression, tower.embeddings.patch_embeddings.num_patches
+def _pass(tower, pools: list, pixels: torch.Tensor) -> Rebuilding:
+    """pools: of each tile a name of what its patches compete in. pixels: of the tiles, which may be larger than the
+    config has it."""
+    height, width = tower.embeddings.patch_size
+    patches, where = (pixels.shape[-2] // height) * (pixels.shape[-1] // width), pixels.device
     order = sorted(range(len(pools)), key=lambda tile: pools.index(pools[tile]))
     sizes = [patches * len(list(own)) for _, own in itertools.groupby(pools[tile] for tile in order)]
     first = torch.tensor(order, dtype=torch.long).to(where) * (patches + 1) + 1
     rows = (first[:, None] + torch.arange(patches, device=where)).flatten()
     depth = len(tower.encoder.layer)
-    return Rebuilding(compression.inside, tuple(sizes), depth, frozenset({depth - 1}), patches=rows)
+    return Rebuilding(tower.compression.inside, tuple(sizes), depth, frozenset({depth - 1}), patches=rows)
 
 
 def _tower_forward(self, **kwargs):
-    """Of a tower that is called by itself all patches compete that the method does not keep apart."""
-    if self.compression.inside is None:  # for a while, see loss.uncompressed
-        return original(self, "forward")(**kwargs)
-    passing, pixels = kwargs.pop(KEYWORD, None), kwargs["pixel_values"]
-    if passing is None:
-        pools = range(len(pixels)) if self.compression.inside.per_image else [0] * len(pixels)
-        passing = _pass(self, list(pools), pixels.device)
-    if kwargs.get("output_hidden_states") or getattr(self.config, "output_hidden_states", False):
-        passing.show_all()
-    before = _ON_ITS_WAY.set(passing)
+    before = _ON_ITS_WAY.set(_passing(self, kwargs))
     try:
         return original(self, "forward")(**kwargs)
     finally:
         _ON_ITS_WAY.reset(before)
+
+
+def _passing(tower, kwargs: dict) -> Rebuilding | None:
+    """The pass, out of a tower's arguments. Of a tower that is called by itself all patches compete that the method
+    does not keep apart."""
+    passing, inside = kwargs.pop(KEYWORD, None), tower.compression.inside
+    if inside is None:  # for a while, see loss.uncompressed
+        return None
+    if passing is None:
+        tiles = len(kwargs["pixel_values"])
+        passing = _pass(tower, list(range(tiles)) if inside.per_image else [0] * tiles, kwargs["pixel_values"])
+    if kwargs.get("output_hidden_states") or getattr(tower.config, "output_hidden_states", False):
+        passing.show_all()
+    return passing
 
 
 def _encoder_forward(self, **kwargs):

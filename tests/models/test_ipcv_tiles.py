@@ -1,6 +1,7 @@
 """IPCV inside InternVL's tower, whose tiles have a class token each: against its definition, and the laws of it."""
 
 import copy
+import threading
 from dataclasses import replace
 
 import pytest
@@ -54,8 +55,9 @@ def tower(model, inputs, **options):
 def naive(model, pixels, method, pools):
     """What the plain tower gives by definition. pools: of each tile the number of what its patches compete in."""
     encoder = model.model.vision_tower.encoder
-    state = model.model.vision_tower.embeddings(pixels.to(model.dtype)).flatten(0, 1)
-    tile, place = torch.arange(len(state)) // (PATCHES + 1), torch.arange(len(state)) % (PATCHES + 1)
+    state = model.model.vision_tower.embeddings(pixels.to(model.dtype))
+    shape, state = state.shape[:2], state.flatten(0, 1)
+    tile, place = torch.arange(len(state)) // shape[1], torch.arange(len(state)) % shape[1]
     rows = [torch.nonzero((torch.tensor(pools)[tile] == pool) & (place > 0)).flatten() for pool in sorted({*pools})]
     at, before, start, kept, leaving = torch.cat(rows), None, None, None, []
     for number, layer in enumerate(encoder.layer):
@@ -65,7 +67,7 @@ def naive(model, pixels, method, pools):
             kept, start = torch.cat([torch.nonzero(place == 0).flatten(), at[stayed]]).sort().values, state
         before = state
         if number < method.prune_block:
-            state = layer(state.unflatten(0, (-1, PATCHES + 1))).flatten(0, 1)
+            state = layer(state.unflatten(0, shape)).flatten(0, 1)
             continue
         asked = kept if number >= method.prune_block + method.stabilized_blocks else torch.arange(len(state))
         own, normed = layer.attention, layer.layernorm_before(state)
@@ -77,7 +79,7 @@ def naive(model, pixels, method, pools):
         middle = state[kept] + layer.lambda_1 * own.projection_layer(heard)
         made = middle + layer.lambda_2 * layer.mlp(layer.layernorm_after(middle))
         state = _rebuilt(start, made, kept, leaving)
-    return model.model.vision_tower.layernorm(state.unflatten(0, (-1, PATCHES + 1)))
+    return model.model.vision_tower.layernorm(state.unflatten(0, shape))
 
 
 @pytest.mark.parametrize("norms", [{}, {"use_qk_norm": True, "norm_type": "rms_norm"}], ids=["plain", "normed"])
@@ -105,6 +107,54 @@ def test_it_does_not_hang_on_how_the_tower_attends_or_on_who_looks(model, kind):
     assert_rounds_alike(found.last_hidden_state, plain, true, layers=DEPTH)
     if kind == "shown":
         assert {tuple(state.shape) for state in found.hidden_states} == {(4, PATCHES + 1, 16)}
+
+
+def test_tiles_may_be_of_another_size_than_the_configs(model):
+    pixels = torch.randn(3, 3, 24, 20, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        oracle = lambda: naive(model, pixels, METHOD, [0] * 3)  # noqa: E731
+        plain, true = oracle(), exact(model, oracle)
+        assert plain.shape[:2] == (3, 31)
+        assert_rounds_alike(tower(compress(model, config()), {"pixel_values": pixels}), plain, true, layers=DEPTH)
+
+
+def test_passes_nest_and_run_in_threads(model):
+    """Another pass in the middle of one, and the tower as it is."""
+    inputs, others = sample(model), sample(model, (1, "picture", 4), seed=3)
+    with torch.no_grad():
+        plain = tower(model, others)
+        compress(model, config())
+        expected, other, inner = tower(model, inputs), tower(model, others), []
+
+        def another(*_) -> None:
+            if not inner:
+                inner.append(None)
+                with uncompressed(model):
+                    as_it_is = tower(model, others)
+                inner[:] = [tower(model, others), as_it_is]
+
+        for module in (model.model.vision_tower.encoder.layer[4].mlp, model.model.vision_tower.embeddings):
+            inner.clear()
+            hook = module.register_forward_hook(another)
+            assert_equal(tower(model, inputs), expected)
+            hook.remove()
+            assert_equal(inner[0], other)
+            assert_equal(inner[1], plain)
+    found, start = {}, threading.Barrier(2)
+
+    @torch.no_grad()
+    def work(name, own):
+        start.wait()
+        found[name] = [tower(model, own) for _ in range(4)]
+
+    threads = [threading.Thread(target=work, args=pair) for pair in (("one", inputs), ("other", others))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, true in (("one", expected), ("other", other)):
+        for value in found[name]:
+            assert_equal(value, true)
 
 
 def test_features_of_an_earlier_block_are_rebuilt_there(model):
