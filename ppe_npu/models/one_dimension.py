@@ -211,6 +211,8 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
     for kind, places in rows.items():
         new = np.flatnonzero(places[:, 1] >= state.seen)
         inputs |= _picked(family, kind, inputs, len(places), new.tolist())
+    for name, entries in _said(self.model, family, input_ids, kwargs).items():
+        inputs[name] = [entry for entry, _, column in entries if column >= state.seen]
     return inputs
 
 
@@ -224,25 +226,23 @@ def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs)
             own = [np.flatnonzero(places[:, 0] == sample).tolist() for sample in range(len(ids))]
             order = [row for rows in own for row in rows * expand_size]
             held |= _picked(family, kind, kwargs, len(places), order)
-        held.update(_said_again(self.model, family, ids, kwargs, expand_size))
+        for name, entries in _said(self.model, family, ids, kwargs).items():
+            said = [[entry for entry, owner, _ in entries if owner == sample] for sample in range(len(ids))]
+            held[name] = [entry for again in said for entry in again * expand_size]
     others = {name: value for name, value in kwargs.items() if name not in held}
     input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
     return input_ids, others | held
 
 
-def _said_again(model, family: Family, ids: torch.Tensor, kwargs: dict, times: int) -> dict[str, list]:
-    """What is said of each image and video, for prompts that stand so many times in a row."""
+def _said(model, family: Family, ids: torch.Tensor, kwargs: dict) -> dict[str, list[tuple]]:
+    """What is said of each image and video, and the sample and column at which it begins."""
     given = {name: list(kwargs[name]) for name in _SAID if kwargs.get(name) is not None}
     if not given:
         return {}
-    asked = _asked(model, kwargs | {"input_ids": ids})
-    parts = _parts(family, asked, [IMAGE])[IMAGE]
-    owners = list({(part.modality, part.source): run[0] for part, run in zip(parts, asked.runs)}.values())
-    samples = range(len(ids))
-    return {
-        name: [entry for own in samples for _ in range(times) for entry, owner in zip(entries, owners) if owner == own]
-        for name, entries in given.items()
-    }
+    asked, places = _asked(model, kwargs | {"input_ids": ids}), dict[tuple, tuple[int, int]]()
+    for part, (sample, column, _) in zip(_parts(family, asked, [IMAGE])[IMAGE], asked.runs):
+        places.setdefault((part.modality, part.source), (sample, column))
+    return {name: [(entry, *at) for entry, at in zip(entries, places.values())] for name, entries in given.items()}
 
 
 def _rows_by_place(model, family: Family, ids: torch.Tensor, kwargs: dict) -> dict[str, np.ndarray]:

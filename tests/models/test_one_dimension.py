@@ -149,6 +149,18 @@ def test_frames_of_a_video_are_told_by_the_caller():
         logits(model, sample, num_frames=[2])
 
 
+def test_a_second_turn_is_told_the_frames_of_its_own_video():
+    model, settings = TINY["internvl"].model(), {"max_new_tokens": 3, **GREEDY}
+    whole = TINY["internvl"].sample(model, [1, "picture", 3, "picture", 1, "picture", 2], seed=4)
+    first = {"input_ids": whole["input_ids"][:, :15], "pixel_values": whole["pixel_values"][:3]}
+    compress(model, CompressionConfig.preset("vidcom2", ratio=0.5))
+    cache = model(**first, num_frames=[1], use_cache=True).past_key_values
+    found = model.generate(**whole, num_frames=[1, 2], past_key_values=cache, **settings)
+    frames = [(span.modality, span.grid[0]) for span in model.compression.last.layout.spans]
+    assert frames == [("video", 1), ("video", 2)]
+    assert torch.equal(found, model.generate(**whole, num_frames=[1, 2], **settings))
+
+
 def test_what_disagrees_is_said_before_the_tower_runs():
     model = TINY["internvl"].model()
     inputs = TINY["internvl"].sample(model, [2, "picture", 2], seed=1)
