@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from ppe_npu.backends.cpu import dpc_knn as fast
 from ppe_npu.backends.reference import dpc_knn as reference
 
+pytestmark = pytest.mark.half
+
 dpc_knn = reference.dpc_knn
 
 
