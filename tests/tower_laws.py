@@ -1,5 +1,7 @@
 """Laws of every method inside the vision tower: who attends, who looks on, checkpoints, and what the report tells."""
 
+import threading
+
 import torch
 from naive_ipcv import config, features, given, run
 from prompts import logits
@@ -84,3 +86,42 @@ def check_work(model, inputs, method, apart=0):
     text, tokens = model.config.text_config, report.prompt_tokens_after
     assert told.decoder == linear + 4 * text.hidden_size * text.num_hidden_layers * tokens * (tokens + 1) // 2
     return told
+
+
+@torch.no_grad()
+def check_nesting(module, first, other):
+    """A tower may run in the middle of a pass. module: of the tower; first, other: each runs it on inputs of its own,
+    and gives tensors."""
+    expected, inner_expected, inner = first(), other(), []
+
+    def another(*_) -> None:
+        if not inner:
+            inner.append(None)
+            inner[:] = other()
+
+    hook = module.register_forward_hook(another)
+    found = first()
+    hook.remove()
+    for one, true in zip([*found, *inner], [*expected, *inner_expected], strict=True):
+        assert_equal(one, true)
+
+
+@torch.no_grad()
+def check_threads(*runs):
+    """Each runs a tower on inputs of its own, and gives tensors."""
+    expected, found, start = [own() for own in runs], {}, threading.Barrier(len(runs))
+
+    @torch.no_grad()
+    def work(number, own):
+        start.wait()
+        found[number] = [own() for _ in range(4)]
+
+    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(runs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, true in enumerate(expected):
+        for again in found[number]:
+            for one, part in zip(again, true, strict=True):
+                assert_equal(one, part)

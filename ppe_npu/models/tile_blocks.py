@@ -198,7 +198,8 @@ class TileBlock:
         """[n, C] what rows [n, C] hear of others [m, C]: within borders, and those of the others."""
         own = self.module.attention
         query, key, value = own.q_proj(asking), own.k_proj(asked), own.v_proj(asked)
-        query, key = own.q_norm(query), own.k_norm(key)
+        # Of a norm's weights autocast takes the dtype, which attention does not.
+        query, key = (part.to(value.dtype) for part in (own.q_norm(query), own.k_norm(key)))
         heads = [part.unflatten(1, (own.num_heads, -1)).transpose(0, 1)[None] for part in (query, key, value)]
         dropout = own.attention_dropout if own.training else 0.0
         options: dict[str, Any] = {"cu_seqlens": borders, "cu_seqlens_k": others, "scale": own.scale}

@@ -1,7 +1,7 @@
 """What a pass through a tower remembers: nothing that outlives it, meets another one, or makes the host wait."""
 
 import copy
-import threading
+import functools
 from dataclasses import replace
 
 import pytest
@@ -12,6 +12,7 @@ from prompts import logits
 from support import FAMILIES, random_model
 from test_no_sync import SYNCS, Recorder
 from tolerances import assert_equal
+from tower_laws import check_nesting, check_threads
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends import device
@@ -49,36 +50,14 @@ def test_an_exception_in_the_tower_leaves_the_next_pass_right(model, family, con
 
 
 def test_passes_nest_and_run_in_threads(model, family, config):
-    inputs, others = given(family), given(family, PROMPTS[2])
     compress(model, config)
-    with torch.no_grad():
-        expected, other = features(run(model, inputs))[0], features(run(model, others))[0]
-        inner: list = []
+    runs = [functools.partial(_features, model, inputs) for inputs in (given(family), given(family, PROMPTS[2]))]
+    check_nesting(model.model.visual.blocks[4].mlp, *runs)
+    check_threads(*runs)
 
-        def another(*_) -> None:
-            inner.append(None)
-            if len(inner) == 1:
-                inner[0] = features(run(model, others))[0]
 
-        hook = model.model.visual.blocks[4].mlp.register_forward_pre_hook(another)
-        assert_equal(features(run(model, inputs))[0], expected)
-        hook.remove()
-        assert_equal(inner[0], other)
-    found, start = {}, threading.Barrier(2)
-
-    @torch.no_grad()
-    def work(name, own):
-        start.wait()
-        found[name] = [features(run(model, own))[0] for _ in range(4)]
-
-    threads = [threading.Thread(target=work, args=pair) for pair in (("one", inputs), ("other", others))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for name, true in (("one", expected), ("other", other)):
-        for value in found[name]:
-            assert_equal(value, true)
+def _features(model, inputs):
+    return features(run(model, inputs))
 
 
 def test_restoring_and_copies_leave_nothing(model, family, config):

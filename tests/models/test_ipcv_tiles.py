@@ -1,7 +1,7 @@
 """IPCV inside InternVL's tower, whose tiles have a class token each: against its definition, and the laws of it."""
 
 import copy
-import threading
+import functools
 from dataclasses import replace
 
 import pytest
@@ -12,12 +12,14 @@ from prompts import GREEDY, logits
 from test_ipcv_passes import waits
 from tolerances import assert_equal, assert_rounds_alike, exact
 from torch.utils.flop_counter import FlopCounterMode
+from tower_laws import check_nesting, check_threads
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, IPCV, FastV, ToMeTower
 from ppe_npu.models.loss import uncompressed
 from ppe_npu.models.pvc.install import add_pvc
+from ppe_npu.models.tile_blocks import TileBlock
 
 pytestmark = supported
 
@@ -94,6 +96,28 @@ def test_a_towers_output_is_that_of_the_definition(name, norms):
         assert_rounds_alike(tower(compress(model, config(method)), inputs), plain, true, layers=DEPTH)
 
 
+@pytest.mark.parametrize("mixed", [False, True], ids=["fp32", "autocast"])
+def test_a_block_on_all_rows_is_the_block_as_it_is(mixed):
+    """Also where autocast leaves the norms of heads in fp32."""
+    model = tiny(use_qk_norm=True, norm_type="rms_norm").model()
+    compress(model, config())
+    block = TileBlock(model.model.vision_tower.encoder.layer[0], (2, PATCHES + 1))
+    rows, places = torch.randn(34, 16, generator=torch.Generator().manual_seed(0)), torch.arange(34)
+
+    def ran(work):
+        with torch.no_grad():
+            return work(rows.to(model.dtype))
+
+    given = places, None, block.segments()
+    true = exact(model, lambda: ran(block.whole))
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        plain = ran(block.whole)
+        found = ran(lambda own: block.alone(own, places, block.segments()))
+        again = ran(lambda own: block.fed(block.attended(own, *given)))
+    for part in (found, again):
+        assert_rounds_alike(part, plain, true, layers=1)
+
+
 @pytest.mark.parametrize("kind", ["eager", "shown"])
 def test_it_does_not_hang_on_how_the_tower_attends_or_on_who_looks(model, kind):
     inputs = sample(model)
@@ -120,41 +144,17 @@ def test_tiles_may_be_of_another_size_than_the_configs(model):
 
 def test_passes_nest_and_run_in_threads(model):
     """Another pass in the middle of one, and the tower as it is."""
-    inputs, others = sample(model), sample(model, (1, "picture", 4), seed=3)
-    with torch.no_grad():
-        plain = tower(model, others)
-        compress(model, config())
-        expected, other, inner = tower(model, inputs), tower(model, others), []
+    runs = [functools.partial(tower, model, own) for own in (sample(model), sample(model, (1, "picture", 4), seed=3))]
+    compress(model, config())
 
-        def another(*_) -> None:
-            if not inner:
-                inner.append(None)
-                with uncompressed(model):
-                    as_it_is = tower(model, others)
-                inner[:] = [tower(model, others), as_it_is]
+    def others():
+        with uncompressed(model):
+            as_it_is = runs[1]()
+        return [runs[1](), as_it_is]
 
-        for module in (model.model.vision_tower.encoder.layer[4].mlp, model.model.vision_tower.embeddings):
-            inner.clear()
-            hook = module.register_forward_hook(another)
-            assert_equal(tower(model, inputs), expected)
-            hook.remove()
-            assert_equal(inner[0], other)
-            assert_equal(inner[1], plain)
-    found, start = {}, threading.Barrier(2)
-
-    @torch.no_grad()
-    def work(name, own):
-        start.wait()
-        found[name] = [tower(model, own) for _ in range(4)]
-
-    threads = [threading.Thread(target=work, args=pair) for pair in (("one", inputs), ("other", others))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for name, true in (("one", expected), ("other", other)):
-        for value in found[name]:
-            assert_equal(value, true)
+    for module in (model.model.vision_tower.embeddings, model.model.vision_tower.encoder.layer[4].mlp):
+        check_nesting(module, lambda: [runs[0]()], others)
+    check_threads(*runs)
 
 
 def test_features_of_an_earlier_block_are_rebuilt_there(model):
