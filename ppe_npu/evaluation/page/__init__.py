@@ -99,11 +99,12 @@ def samples(runs: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, A
         own = [found["own"].get(name) for name in named]
         told = {(row["answer"], row["score"]) for row in own if row is not None}
         if len(told) > 1 or None in own:
-            rows.append(_sample(index, found["row"], own))
-    out = {"names": [printable(name) for name in named], "total": len(asked), "rows": rows}
-    _add_pictures(out, runs, budget)
+            rows.append((index, _sample(index, found["row"], own)))
+    names = [printable(name) for name in named]
+    _add_pictures(rows, names, runs, budget)
+    rows = [row for _, row in rows]
     rows.sort(key=lambda row: "picture" not in row)  # those that can be looked at come first
-    return out
+    return {"names": names, "total": len(asked), "rows": rows}
 
 
 def _sample(index: Any, row: Mapping[str, Any], own: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
@@ -139,11 +140,17 @@ def _predictions(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _add_pictures(found: dict[str, Any], runs: Sequence[Mapping[str, Any]], budget: list[int]) -> None:
-    """The pictures of samples whose groups were drawn in the cost pass, and the groups; as many as fit."""
+def _add_pictures(
+    rows: Sequence[tuple[Any, dict[str, Any]]],
+    names: Sequence[str],
+    runs: Sequence[Mapping[str, Any]],
+    budget: list[int],
+) -> None:
+    """The pictures of samples (of rows with their own indices) whose groups were drawn, and the groups; as many as
+    fit."""
     folder = next((Path(run["folder"]).parent for run in runs if "folder" in run), None)
-    for row in found["rows"] if folder is not None else ():
-        pictures = drawn(folder, row["index"])
+    for index, row in rows if folder is not None else ():
+        pictures = drawn(folder, index)
         for name, path in pictures.items():
             try:
                 url = _url(path)
@@ -154,7 +161,7 @@ def _add_pictures(found: dict[str, Any], runs: Sequence[Mapping[str, Any]], budg
             budget[0] -= len(url)
             if name == "":
                 row["picture"] = url
-            elif printable(name) in found["names"]:
+            elif printable(name) in names:
                 row.setdefault("groups", {})[printable(name)] = url
 
 
