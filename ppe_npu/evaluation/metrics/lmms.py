@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from ppe_npu.evaluation.metrics.text import contains
 from ppe_npu.evaluation.metrics.vqa import normalise_punctuation
 
+_NAMES = ("answer", "correct answer", "best answer", "correct option", "best option", "choice", "correct choice")
 _PHRASES = (
-    *(f"{kind} is" for kind in ("answer", "correct answer", "best answer", "correct option", "best option")),
-    *("choice is", "correct choice is", "i choose", "i select", "i pick", "my answer is", "my choice is"),
+    *(f"{name} is" for name in _NAMES),
+    *(f"the {name} is" for name in _NAMES),  # the first place of each phrase counts; that of these may be further on
+    *("i choose", "i select", "i pick", "my answer is", "my choice is"),
     *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"),
 )
 # What an option's letter may look like, the most telling first; the start and the end of the answer go before these.
