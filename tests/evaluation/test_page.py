@@ -255,6 +255,19 @@ def test_the_pages_own_script_sorts_plots_and_shows_differences(page):
     assert (found["won"], found["lost"], found["itself"]) == ("0 of 80", "40 of 80", "0 of 80")
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script with")
+def test_answers_that_differ_behind_what_is_shown_of_them_are_counted(tmp_path):
+    runs = [run_of(tmp_path / end, end, ["x" * 500 + end, "same", "y"], [1.0] * 3) for end in "ab"]
+    rows = samples(runs, [0])["rows"]
+    assert [row["alike"] for row in rows] == [[0, 1]]
+    assert rows[0]["answers"][0] == rows[0]["answers"][1]
+    path, _ = write_report(runs, tmp_path / "report.md", "Long", html=True)
+    command = ["node", Path(__file__).with_name("page_in_node.js"), path.with_suffix(".html")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["count"] == "1 of 3"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not there: apt-get install chromium")
 def test_a_browser_opens_ten_thousand_samples_and_clicks(tmp_path):
