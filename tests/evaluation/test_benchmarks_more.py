@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from types import SimpleNamespace
 
 import pytest
@@ -99,6 +100,16 @@ def test_hallusionbench_judges_figures_and_questions_together(load):
     assert {key: found[key] for key in ("aAcc", "fAcc", "qAcc")} == {"aAcc": near(2 / 3, 2), "fAcc": 0.5, "qAcc": 0.5}
     assert found["average"] == near((2 / 3 + 1) / 3, 4)
     assert len({benchmark.unit(row) for row in rows(benchmark, [True] * 3)}) == 1
+
+
+def test_mmstar_has_the_average_of_lmms_eval_too(load):
+    benchmark = copy(load("mmstar"))
+    kinds = [("math", "geometry"), ("math", "geometry"), ("math", "geometry"), ("math", "statistics")]
+    benchmark.rows = [
+        {**benchmark.rows[0], "index": n, "category": a, "l2_category": b} for n, (a, b) in enumerate(kinds)
+    ]
+    found = benchmark.metrics(rows(benchmark, [True, True, True, False]))
+    assert found == {"math": 0.75, "mean over l2_category": 0.5}
 
 
 def test_a_video_of_longvideobench_is_asked_without_subtitles(load):

@@ -51,5 +51,9 @@ class MMStar(Choice):
         return prefixed_letter(answer)
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per ability."""
-        return mean_by(rows, lambda row: str(row["type"]))
+        """Accuracy per ability, then the mean over the finer classes, which lmms-eval calls MMStar's average."""
+        rows = list(rows)
+        finer = {str(row["index"]): row.get("l2_category", row["category"]) for row in self.rows}
+        classes = mean_by(rows, lambda row: finer[row["index"]]).values()
+        abilities = mean_by(rows, lambda row: str(row["type"]))
+        return {**abilities, "mean over l2_category": sum(classes) / max(len(classes), 1)}
