@@ -77,6 +77,13 @@ def test_the_letter_that_lmms_eval_extracts(answer, letter):
         ("mmmu", "vlmevalkit", "the answer: F", "F", list("abcdef"), 1.0),
         ("mmstar", "vlmevalkit", "blue", "B", {"A": "red", "B": "blue"}, 1.0),
         ("seedbench_image", "vlmevalkit", "Bears", "B", ["One", "Two"], 0.0),
+        ("mmbench", "lmms-eval", "B. because of all that can be seen in it", "B", {"A": "cat", "B": "dog"}, 1.0),
+        ("mmbench", "lmms-eval", "A cat sits there", "A", {"A": "bird", "B": "dog"}, 0.0),  # an article, perhaps
+        ("mmbench", "lmms-eval", "A dog sits there", "B", {"A": "bird", "B": "dog"}, 1.0),
+        ("mmbench", "lmms-eval", "(A) or (B)", "A", {"A": "cat", "B": "dog"}, 0.0),
+        ("mmbench", "lmms-eval", "The answer is: B).", "B", {"A": "cat", "B": "dog"}, 1.0),
+        ("mmbench", "lmms-eval", "A or B, no: C.", "C", ["cat", "dog", "bird"], 1.0),  # a full stop before a comma
+        ("mmbench", "lmms-eval", "", "A", {"A": "cat", "B": "dog"}, 0.0),
         ("vqav2", "lmms-eval", "Blue.", ["blue"] * 10, (), 1.0),  # vqaEval leaves texts alone where all say the same
         ("vqav2", "lmms-eval", "the two", ["2"] * 3 + ["two"] * 7, (), 1.0),
         ("vqav2", "vlmevalkit", "5,,6", ["5  6"] * 10, (), 1.0),  # two commas are none of a number's

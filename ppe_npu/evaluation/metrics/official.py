@@ -74,8 +74,11 @@ def _same_stripped(answer: str, reference: str, options: Sequence[str]) -> float
 
 def _inferred(answer: str, right: str, options: Sequence[str] | Mapping[str, str]) -> float:
     """VLMEvalKit's rule of all choices among options (ImageMCQDataset)."""
-    named = options if isinstance(options, Mapping) else dict(zip(_LETTERS, options))
-    return float(letters.mmbench_letter(answer, named) == right)
+    return float(letters.mmbench_letter(answer, _lettered(options)) == right)
+
+
+def _lettered(options: Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
+    return options if isinstance(options, Mapping) else dict(zip(_LETTERS, options))
 
 
 def _yes_no(label: Callable[[str], str]) -> Rule:
@@ -93,6 +96,9 @@ RULES: dict[tuple[str, str], Rule] = {
     ("mlvu", "authors"): _letter(letters.mlvu_letter),
     ("mlvu", "lmms-eval"): _letter(lmms.extracted_letter),
     **{(name, "vlmevalkit"): _inferred for name in _CHOICES},
+    ("mmbench", "lmms-eval"): lambda answer, right, options: float(
+        lmms.mmbench_letter(answer, _lettered(options)) == right
+    ),
     ("mme", "authors"): _yes_no(mme_label_published),
     ("mme", "lmms-eval"): _yes_no(mme_label),
     ("mme", "vlmevalkit"): _yes_no(word_label),
