@@ -59,15 +59,17 @@ def _whole(found: Any) -> bool:
 
 
 def head(measured: Mapping[str, Any]) -> list[str]:
-    """The columns after the method's: whose ratios they are, of times or of processor times, stands in their heads.
+    """The columns after the method's: what the ratios are of, times or processor times, and to which method, stands in
+    their heads.
 
     Args:
         measured: a pass.
     """
+    base = measured.get("reference", "dense")
     of = ", processor time," if measured.get("ratios_of") == PROCESSOR else ","
     return [
         "TTFT ms (quartiles)",
-        f"TTFT{of} times as fast as dense (95 %)",
+        f"TTFT{of} times as fast as {base} (95 %)",
         "whole answer ms",
         f"answer{of} times as fast (95 %)",
         "of dense's score",
@@ -79,13 +81,13 @@ def head(measured: Mapping[str, Any]) -> list[str]:
 
 
 def lines(found: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list[str]]:
-    """A line for each method of the benchmark that was measured; the reference first.
+    """A line for each method of the benchmark that was measured.
 
     Args:
         found: the benchmark's numbers, as comparison has them. measured: its pass.
     """
     dense = next((row["score"] for row in found["rows"] if row["dense"]), None)
-    out = []
+    base, out = measured.get("reference", "dense"), []
     for row in found["rows"]:
         cost = measured["rows"].get(row["name"])
         if cost is None:
@@ -95,9 +97,9 @@ def lines(found: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list[st
             [
                 row["name"],
                 f"{1e3 * cost['ttft']['median']:.1f} ({_span(cost['ttft'])})",
-                faster(cost["ttft"], row["dense"]),
+                faster(cost["ttft"], row["name"] == base),
                 f"{1e3 * cost['total']['median']:.1f} ({_span(cost['total'])})",
-                faster(cost["total"], row["dense"]),
+                faster(cost["total"], row["name"] == base),
                 kept(share),
                 *_work(cost.get("counted")),
             ]

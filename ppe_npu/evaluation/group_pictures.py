@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError
 from ppe_npu.evaluation.identity import Unreadable, read_sample
 from ppe_npu.evaluation.rows import FAULTS, read_scores
 from ppe_npu.evaluation.samples import visuals
@@ -29,12 +29,12 @@ def differing(
     scores = [read_scores(run / "predictions.jsonl") for run in runs]
     drawn_anyhow = {sample["index"] for sample in known}
     told = {index for own in scores for index in own if len({one.get(index) for one in scores}) > 1} - drawn_anyhow
-    fit = []  # their numbers: all of the samples may be more than memory holds
-    for number in range(len(benchmark)) if told else ():
-        sample = read_sample(benchmark, number)
-        fit += [number] if sample["index"] in told and _has_one_picture(sample) else []
-    chosen = [fit[number * len(fit) // most] for number in range(most)] if len(fit) > most else fit
-    return [read_sample(benchmark, number) for number in chosen]
+    every = range(len(benchmark)) if told else range(0)
+    numbers = [number for number in every if read_sample(benchmark, number)["index"] in told]
+    bounds = [part * len(numbers) // most for part in range(most + 1)]
+    parts = (numbers[start:end] for start, end in itertools.pairwise(bounds))
+    found = (next(filter(_has_one_picture, (read_sample(benchmark, n) for n in part)), None) for part in parts)
+    return [sample for sample in found if sample is not None]  # no other is kept: they may be more than memory holds
 
 
 def _has_one_picture(sample: Mapping[str, Any]) -> bool:
@@ -42,7 +42,7 @@ def _has_one_picture(sample: Mapping[str, Any]) -> bool:
         return False
     try:
         shown = visuals(sample)
-    except InputError:  # a path that is none, which its answer says
+    except FAULTS:  # a path that is none, or a picture that a user's own code does not give; its answer says so
         return False
     return len(shown["image"]) == 1 and not shown["video"]
 

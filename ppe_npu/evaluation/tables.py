@@ -145,11 +145,13 @@ def one_benchmark(found: Mapping[str, Any], protocol: str) -> list[str]:
 
 
 def turns(found: Mapping[str, Any]) -> str | None:
-    """How costs were measured in turns."""
+    """How costs were measured in turns, and which methods were not in that pass."""
     measured = found.get("interleaved")
     if measured is None:
         return None
-    return f"In turns: {measured['rounds']} rounds of {measured['prompts']} prompts on {measured['device']}."
+    text = f"In turns: {measured['rounds']} rounds of {measured['prompts']} prompts on {measured['device']}."
+    left = [row["name"] for row in found["rows"] if row["name"] not in measured["rows"]]
+    return text + (f" Not measured with them: {', '.join(left)}; ask for all methods at once." if left else "")
 
 
 def probability(p: float) -> str:

@@ -132,6 +132,7 @@ def test_documents_that_cannot_be_shown(tmp_path, monkeypatch):
         ("-.55", None, "float", 2, "-0.55"),
         ("1e400", None, "integer", None, None),
         ("10-5", None, "integer", None, "5"), ("it is -5", None, "integer", None, "-5"),
+        ("x = \u22125", None, "integer", None, "-5"), ("10\u22125", None, "integer", None, "5"),
         ("It is [2007, 2008].", None, "list", None, "[2007, 2008]"), ("2007, 2008", None, "list", None, "2007, 2008"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from types import SimpleNamespace
 
 import pytest
@@ -44,13 +45,16 @@ SCORES = [
     ("realworldqa", 0, "B", 1), ("realworldqa", 0, "b.", 1), ("realworldqa", 0, "Right", 1),
     ("realworldqa", 0, "(B)", 1),
     ("realworldqa", 0, "B. Right", 1), ("realworldqa", 0, "right", 0), ("realworldqa", 0, "", 0),
-    ("realworldqa", 1, "3.", 1), ("realworldqa", 1, "three", 0), ("realworldqa", 0, "Left", 0),
+    ("realworldqa", 1, "3.", 1), ("realworldqa", 1, "Three", 1), ("realworldqa", 1, "about three", 0),
+    ("realworldqa", 1, "none", 0), ("realworldqa", 0, "Left", 0),
     ("hallusionbench", 0, "Yes, it is", 1), ("hallusionbench", 0, "yes and no", 0), ("hallusionbench", 0, "", 0),
     ("hallusionbench", 1, "No.", 1), ("hallusionbench", 1, "not", 0),
     ("vqav2", 0, "blue", 1), ("vqav2", 0, "Light blue.", 1), ("vqav2", 0, "red", 0), ("vqav2", 0, "", 0),
     ("lvbench", 0, "B", 1), ("lvbench", 0, "(B) she", 1), ("lvbench", 0, "b", 0), ("lvbench", 0, "", 0),
     ("tempcompass", 0, "B", 1), ("tempcompass", 0, "B.", 1), ("tempcompass", 0, "B. throwing it", 1),
-    ("tempcompass", 0, "throwing it", 1), ("tempcompass", 0, "(B)", 0), ("tempcompass", 0, "b", 0),
+    ("tempcompass", 0, "throwing it", 0), ("tempcompass", 0, "B) it is thrown", 1), ("tempcompass", 0, "B.\nFor", 1),
+    ("tempcompass", 0, "B is", 0), ("tempcompass", 0, "A. throwing it", 0), ("tempcompass", 0, "(B)", 0),
+    ("tempcompass", 0, "b", 0),
     ("tempcompass", 0, "", 0), ("tempcompass", 0, "A", 0),
     ("mmmu_pro", 0, "J", 1), ("mmmu_pro", 0, "So. Answer: J", 1), ("mmmu_pro", 0, "Answer: A or J", 1),
     ("mmmu_pro", 0, "Answer: A", 0),
@@ -58,6 +62,8 @@ SCORES = [
     ("seedbench_2_plus", 0, "c. c", 1), ("seedbench_2_plus", 0, "(C)", 0), ("seedbench_2_plus", 0, "", 0),
     ("refcoco", 0, '{"bbox_2d": [71, 143, 214, 429]}', 1), ("refcoco", 0, "(71,143),(214,429)", 1),
     ("refcoco", 0, "<|box_start|>(71,143),(214,429)<|box_end|>", 1), ("refcoco", 1, "[[71, 143, 214, 429]]", 1),
+    ("refcoco", 0, "2 dogs; the left: [71, 143, 214, 429].", 1), ("refcoco", 0, "Of 3: (71, 143), (214, 429)", 1),
+    ("screenspot_v2", 0, "Step 1: click (140, 280) once", 1), ("screenspot_v2", 0, "x=140, y=280", 1),
     ("refcoco", 0, "71 143 214 285", 0),  # just less than half
     ("refcoco", 0, "71 143 214 287", 1), ("refcoco", 0, "0 0 1000 1000", 0), ("refcoco", 0, "", 0),
     ("refcoco", 0, "the left one", 0), ("refcoco", 0, "[140, 280]", 0), ("refcoco_plus", 0, "71 143 214 429", 1),
@@ -94,6 +100,16 @@ def test_hallusionbench_judges_figures_and_questions_together(load):
     assert {key: found[key] for key in ("aAcc", "fAcc", "qAcc")} == {"aAcc": near(2 / 3, 2), "fAcc": 0.5, "qAcc": 0.5}
     assert found["average"] == near((2 / 3 + 1) / 3, 4)
     assert len({benchmark.unit(row) for row in rows(benchmark, [True] * 3)}) == 1
+
+
+def test_mmstar_has_the_average_of_lmms_eval_too(load):
+    benchmark = copy(load("mmstar"))
+    kinds = [("math", "geometry"), ("math", "geometry"), ("math", "geometry"), ("math", "statistics")]
+    benchmark.rows = [
+        {**benchmark.rows[0], "index": n, "category": a, "l2_category": b} for n, (a, b) in enumerate(kinds)
+    ]
+    found = benchmark.metrics(rows(benchmark, [True, True, True, False]))
+    assert found == {"math": 0.75, "mean over l2_category": 0.5}
 
 
 def test_a_video_of_longvideobench_is_asked_without_subtitles(load):

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from ppe_npu.demo import scenes
-from ppe_npu.evaluation import cost_pass, cost_table
+from ppe_npu.evaluation import cost_pass, cost_table, tables
 from ppe_npu.evaluation.generation import Generated
 from ppe_npu.evaluation.interleaving import MOST
 from ppe_npu.evaluation.report import compared
@@ -79,7 +79,7 @@ def test_on_the_host_methods_are_compared_by_their_work():
     methods = [cost_pass.Candidate(name, Answering(work, name)) for name, work in (("a", 0.5), ("b", 0.5), ("c", 0.25))]
     found = cost_pass.measure(methods, [{}] * 4, rounds=3)
     assert (found["rounds"], found["prompts"], found["reference"]) == (3, 4, "a")
-    assert cost_table.head(found)[1] == "TTFT, processor time, times as fast as dense (95 %)"
+    assert cost_table.head(found)[1] == "TTFT, processor time, times as fast as a (95 %)"
     assert {name: (row["ttft"]["ratio"], row["total"]["ratio"], row["ttft"]["told"]) for name, row in
             found["rows"].items()} == {"a": (1, 1, False), "b": (1, 1, False), "c": (0.5, 0.5, True)}  # fmt: skip
     assert all(1 < row["ttft"]["median"] < 3 and 2 < row["total"]["median"] < 6 for row in found["rows"].values())
@@ -88,7 +88,7 @@ def test_on_the_host_methods_are_compared_by_their_work():
 def test_elsewhere_they_are_compared_by_their_times_in_more_rounds_where_those_wander():
     found = cost_pass.measure([cost_pass.Candidate(name, Answering(None, name)) for name in "ab"], [{}] * 4, rounds=2)
     assert found["rounds"] == 2 * MOST
-    assert cost_table.head(found)[1] == "TTFT, times as fast as dense (95 %)"
+    assert cost_table.head(found)[1] == "TTFT, times as fast as a (95 %)"
     assert found["rows"]["b"]["ttft"]["ratio"] != 1
 
 
@@ -111,6 +111,21 @@ def test_a_speed_stands_beside_the_share_of_the_score_that_it_keeps(score, ratio
     lines = cost_table.lines({"rows": [one for one, _ in rows]}, measured)
     assert lines[0][2:6] == ["1", "1000.0 (1000.0 to 1000.0)", "1", "100.0 %"]
     assert [lines[1][2], lines[1][5]] == [speed, share]
+
+
+def test_without_dense_the_columns_name_the_method_that_others_are_compared_with():
+    rows = [row("keep_one 0.25", 0.8, 1.0, told=False), row("smaller input 0.25", 0.8, 0.5)]
+    measured = {"rows": {one["name"]: cost for one, cost in rows}, "reference": "keep_one 0.25"}
+    lines = cost_table.lines({"rows": [one for one, _ in rows]}, measured)
+    assert cost_table.head(measured)[1::2][0] == "TTFT, times as fast as keep_one 0.25 (95 %)"
+    assert [line[2] for line in lines] == ["1", "2.00 (2.00 to 2.00)"]
+
+
+def test_methods_that_were_not_in_the_pass_are_named():
+    measured = {"rows": {"dense": {}}, "rounds": 5, "prompts": 8, "device": "cpu"}
+    found = {"rows": [{"name": "dense"}, {"name": "ppe 0.25"}], "interleaved": measured}
+    assert tables.turns(found).endswith(" Not measured with them: ppe 0.25; ask for all methods at once.")
+    assert tables.turns({**found, "rows": found["rows"][:1]}) == "In turns: 5 rounds of 8 prompts on cpu."
 
 
 def test_a_share_of_nothing_is_a_dash():

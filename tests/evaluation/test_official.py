@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -61,10 +62,44 @@ def test_caption_tokens(text, tokens):
     [
         ("A", "A"), ("(B)(C)", "C"), ("<think>maybe B</think>C", "C"), ("The best option is (C) Both", "B"),
         ("E", ""), ("", ""), ("b", ""), ("A. or B. x", "A"), ("x C: y B) z", "C"), ("CAT", "A"), ("  '", ""),
+        ("If answer is A, fine, but the answer is B, never A or so", "A"),
     ],
 )  # fmt: skip
 def test_the_letter_that_lmms_eval_extracts(answer, letter):
     assert extracted_letter(answer) == letter
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "source", "answer", "right", "options", "expected"),
+    [
+        ("ai2d", "vlmevalkit", "The correct answer is B. It hatches.", "B", ["egg", "larva"], 1.0),
+        ("scienceqa", "vlmevalkit", "It is steam", "B", ["ice", "steam"], 1.0),
+        ("mmmu", "vlmevalkit", "the answer: F", "F", list("abcdef"), 1.0),
+        ("mmstar", "vlmevalkit", "blue", "B", {"A": "red", "B": "blue"}, 1.0),
+        ("seedbench_image", "vlmevalkit", "Bears", "B", ["One", "Two"], 0.0),
+        ("mmbench", "lmms-eval", "B. because of all that can be seen in it", "B", {"A": "cat", "B": "dog"}, 1.0),
+        ("mmbench", "lmms-eval", "A cat sits there", "A", {"A": "bird", "B": "dog"}, 0.0),  # an article, perhaps
+        ("mmbench", "lmms-eval", "A dog sits there", "B", {"A": "bird", "B": "dog"}, 1.0),
+        ("mmbench", "lmms-eval", "(A) or (B)", "A", {"A": "cat", "B": "dog"}, 0.0),
+        ("mmbench", "lmms-eval", "The answer is: B).", "B", {"A": "cat", "B": "dog"}, 1.0),
+        ("mmbench", "lmms-eval", "A or B, no: C.", "C", ["cat", "dog", "bird"], 1.0),  # a full stop before a comma
+        ("mmbench", "lmms-eval", "", "A", {"A": "cat", "B": "dog"}, 0.0),
+        ("vqav2", "lmms-eval", "Blue.", ["blue"] * 10, (), 1.0),  # vqaEval leaves texts alone where all say the same
+        ("vqav2", "lmms-eval", "the two", ["2"] * 3 + ["two"] * 7, (), 1.0),
+        ("vqav2", "vlmevalkit", "5,,6", ["5  6"] * 10, (), 1.0),  # two commas are none of a number's
+    ],
+)
+def test_rules_of_others_on_hand_made_answers(benchmark, source, answer, right, options, expected):
+    assert official.rule(benchmark, source)(answer, right, options) == expected
+
+
+@pytest.mark.parametrize("name", ["ai2d", "seedbench_image", "seedbench_2_plus", "mmstar", "scienceqa"])
+def test_vlmevalkit_reads_letters_behind_sentences_of_every_benchmark_with_options(load, name):
+    benchmark = copy(load(name))
+    benchmark.use(protocols.load("vlmevalkit"))
+    sample = benchmark[0]
+    assert score(benchmark, f"Look. The correct answer is {sample['GT']}.", sample) == 1.0
+    assert score(benchmark, f"Look. The correct answer is {'A' if sample['GT'] == 'B' else 'B'}.", sample) == 0.0
 
 
 class Asked(Choice):

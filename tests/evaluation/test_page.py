@@ -13,6 +13,7 @@ import pytest
 from report_runs import write_run
 
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation.benchmarks.dataset import Sample
 from ppe_npu.evaluation.group_pictures import list_names
 from ppe_npu.evaluation.page import samples
 from ppe_npu.evaluation.report import write_report
@@ -89,17 +90,18 @@ def test_samples_on_which_methods_agree_are_counted_and_left_out(page):
     assert found["rows"][0]["scores"] == [1.0, 0.0]
 
 
-def test_pictures_and_groups_stand_beside_the_answers(tmp_path):
+@pytest.mark.parametrize("index", ["s0", "folder/" * 40 + "0", "bell\a\n0"], ids=["short", "long", "control"])
+def test_pictures_and_groups_stand_beside_the_answers(tmp_path, index):
     from PIL import Image
 
     from ppe_npu.evaluation import group_pictures
 
     runs = [
-        run_of(tmp_path / "dense", "dense", ["cat"], [1.0]),
-        run_of(tmp_path / "ppe", "ppe 0.25", ["dog"], [0.0]),
+        run_of(tmp_path / "dense", "dense", ["cat"], [1.0], index),
+        run_of(tmp_path / "ppe", "ppe 0.25", ["dog"], [0.0], index),
     ]
     for name in ("", "ppe 0.25"):
-        path = group_pictures._path(tmp_path, name, "s0")
+        path = group_pictures._path(tmp_path, name, index)
         path.parent.mkdir(parents=True)
         Image.new("RGB", (300, 200)).save(path)
     list_names(tmp_path, ["dense", "ppe 0.25"])
@@ -120,7 +122,7 @@ def test_samples_on_which_scores_differ_are_drawn_evenly_and_come_first_on_the_p
     from ppe_npu.evaluation import group_pictures
 
     class Mine:
-        """Every fifth sample cannot be read, shows two pictures, or a path that is none."""
+        """Every fifth sample cannot be read, shows two pictures, or a path that is none; of s99 getting it fails."""
 
         def __len__(self):
             return 100
@@ -129,7 +131,10 @@ def test_samples_on_which_scores_differ_are_drawn_evenly_and_come_first_on_the_p
             if number % 5 == 0:
                 return [{}, {"index": f"s{number}", "prompt": "", "image_path": ["a", "b"]},
                         {"index": f"s{number}", "prompt": "", "image_path": 1}][number % 3]  # fmt: skip
-            return {"index": f"s{number}", "prompt": "?", "image": Image.new("RGB", (30, 20))}
+            fields = {"index": f"s{number}", "prompt": "?"}
+            if number == 99:
+                return Sample(fields, image=lambda: {}["picture"])
+            return {**fields, "image": Image.new("RGB", (30, 20))}
 
     right = [float(n < 20) for n in range(100)]
     runs = [
@@ -142,7 +147,7 @@ def test_samples_on_which_scores_differ_are_drawn_evenly_and_come_first_on_the_p
     assert len(numbers) == 9
     assert all(number > 21 and number % 5 for number in numbers)
     assert max(b - a for a, b in zip([20, *numbers], [*numbers, 100])) < 16
-    assert len(group_pictures.differing(Mine(), folders, [], most=99)) == 64  # all of 20 to 99 that show one picture
+    assert len(group_pictures.differing(Mine(), folders, [], most=99)) == 63  # all of 20 to 99 that show one picture
     assert group_pictures.differing(Mine(), folders[:1] * 2, []) == []
     assert group_pictures.draw(tmp_path, "", None, found) == 9
     list_names(tmp_path, [])
@@ -248,6 +253,19 @@ def test_the_pages_own_script_sorts_plots_and_shows_differences(page):
     assert (found["count"], found["shown"], found["more"]) == ("40 of 80", 25, 40)
     assert EVIL in found["first"]
     assert (found["won"], found["lost"], found["itself"]) == ("0 of 80", "40 of 80", "0 of 80")
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script with")
+def test_answers_that_differ_behind_what_is_shown_of_them_are_counted(tmp_path):
+    runs = [run_of(tmp_path / end, end, ["x" * 500 + end, "same", "y"], [1.0] * 3) for end in "ab"]
+    rows = samples(runs, [0])["rows"]
+    assert [row["alike"] for row in rows] == [[0, 1]]
+    assert rows[0]["answers"][0] == rows[0]["answers"][1]
+    path, _ = write_report(runs, tmp_path / "report.md", "Long", html=True)
+    command = ["node", Path(__file__).with_name("page_in_node.js"), path.with_suffix(".html")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["count"] == "1 of 3"
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ class AI2D(Choice):
             "index": row["number"],
             "prompt": self.form.format(question=row["question"], options=lettered(row["options"])),
             "GT": LETTERS[int(row["answer"])],
+            "options": list(row["options"]),
         }
         return Sample(fields, image=partial(self._image, row["number"]))
 

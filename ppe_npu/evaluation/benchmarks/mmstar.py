@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -9,6 +10,13 @@ from typing import Any
 from ppe_npu.evaluation.benchmarks.dataset import LETTER, Choice, Row, Sample
 from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
 from ppe_npu.evaluation.metrics import mean_by, prefixed_letter
+
+_OPTION = re.compile(r"\b([A-Z]): (.*?)(?=, [A-Z]: |\n|\Z)")
+
+
+def _options(question: str) -> dict[str, str]:
+    """Letter -> text, of "Options: A: red, B: blue"; of a question that names them otherwise texts that nobody says."""
+    return dict(_OPTION.findall(question.rpartition("Options:")[2])) or dict.fromkeys("ABCD", "\0")
 
 
 class MMStar(Choice):
@@ -32,6 +40,7 @@ class MMStar(Choice):
             "prompt": self.form.format(question=row["question"]),
             "GT": row["answer"].strip().upper(),
             "type": row["category"],
+            "options": _options(row["question"]),
         }
         return Sample(fields, image=partial(self._image, row["number"]))
 
@@ -42,5 +51,9 @@ class MMStar(Choice):
         return prefixed_letter(answer)
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per ability."""
-        return mean_by(rows, lambda row: str(row["type"]))
+        """Accuracy per ability, then the mean over the finer classes, which lmms-eval calls MMStar's average."""
+        rows = list(rows)
+        finer = {str(row["index"]): row.get("l2_category", row["category"]) for row in self.rows}
+        classes = mean_by(rows, lambda row: finer[row["index"]]).values()
+        abilities = mean_by(rows, lambda row: str(row["type"]))
+        return {**abilities, "mean over l2_category": sum(classes) / max(len(classes), 1)}

@@ -18,7 +18,7 @@ class RealWorldQA(Dataset):
     folder = "realworldqa"
     needs = ("**/test-*.parquet",)
     home = "data set xai-org/RealworldQA of the Hugging Face hub (parquet)"
-    metric = "exact match without punctuation and case; an option's text counts as its letter (lmms-eval)"
+    metric = "exact match without punctuation and case; three counts as 3, an option's text as its letter (lmms-eval)"
     form = "{question}"
 
     def read(self) -> list[Row]:

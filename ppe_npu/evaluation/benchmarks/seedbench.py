@@ -34,6 +34,7 @@ class SEEDBenchImage(Choice):
             "prompt": self.form.format(question=row["question"], options=lettered(options)),
             "GT": row["answer"],
             "type": self._dimensions[row["question_type_id"]],
+            "options": options,
             **self.visual(row),
         }
 

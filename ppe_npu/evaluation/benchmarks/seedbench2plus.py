@@ -33,6 +33,7 @@ class SEEDBench2Plus(Choice):
             "prompt": self.form.format(question=row["question"], options=lettered(options)),
             "GT": row["answer"].strip().upper(),
             "type": row["question_image_type"].capitalize(),
+            "options": options,
         }
         return Sample(fields, image=partial(self._image, row["number"]))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ppe_npu.evaluation.benchmarks.dataset import Choice, Row
 from ppe_npu.evaluation.benchmarks.readers import read_json
-from ppe_npu.evaluation.metrics import mean_by, whole_option
+from ppe_npu.evaluation.metrics import mean_by, tempcompass_letter
 
 
 class TempCompass(Choice):
@@ -22,7 +22,7 @@ class TempCompass(Choice):
     folder = "tempcompass"
     needs = ("questions/multi-choice.json", "videos")
     home = "github.com/llyx97/TempCompass (questions/multi-choice.json) and lmms-lab/TempCompass of the hub (videos)"
-    metric = "accuracy; the whole option, its text or its letter (TempCompass's word rule), no GPT judge"
+    metric = "accuracy; a letter alone or before a full stop or bracket (eval_multi-choice.py), no GPT judge"
     form = "{question}\nPlease directly give the best option:"
 
     def read(self) -> Iterable[Row]:
@@ -38,11 +38,10 @@ class TempCompass(Choice):
             "GT": row["answer"].strip()[:1],
             "type": row["aspect"],
             "video_path": self.video("videos", row["video"]),
-            "options": row["question"].split("\n")[1:],
         }
 
     def letter(self, answer: str, sample: Row) -> str:
-        return whole_option(answer, sample["options"])
+        return tempcompass_letter(answer)
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Accuracy per aspect."""

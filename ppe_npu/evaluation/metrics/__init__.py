@@ -23,7 +23,7 @@ from ppe_npu.evaluation.metrics.letters import (
     prefixed_letter,
     realworldqa_answer,
     scienceqa_letter,
-    whole_option,
+    tempcompass_letter,
 )
 from ppe_npu.evaluation.metrics.mathvista import mathvista_answer
 from ppe_npu.evaluation.metrics.mmmu import open_candidates, open_is_right
@@ -103,10 +103,10 @@ __all__ = [
     "relaxed_accuracy",
     "same_words",
     "scienceqa_letter",
+    "tempcompass_letter",
     "unpunctuated",
     "vqa_accuracy",
     "vqa_accuracy_by",
-    "whole_option",
     "word_label",
     "wups",
 ]

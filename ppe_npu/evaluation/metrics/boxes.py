@@ -13,6 +13,12 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 THOUSANDTHS = 1000.0
 PIXELS = frozenset({"qwen2_5_vl"})  # families whose numbers are pixels of what they saw
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_N = rf"\s*{_NUMBER.pattern}\s*"
+# In brackets, which stand for a box before any number of the words around them: [1, 2, 3, 4], (1,2),(3,4); then (1, 2).
+_BRACKETED = [
+    re.compile(rf"[\[(]{_N},{_N}(?:,|[\])]\s*,?\s*[\[(]){_N},{_N}[\])]"),
+    re.compile(rf"[\[(]{_N},{_N}[\])]"),
+]
 
 
 def written(answer: str) -> tuple[float, ...]:
@@ -21,7 +27,9 @@ def written(answer: str) -> tuple[float, ...]:
     "bbox_2d": [1, 2, 3, 4], "point_2d": [1, 2], (1,2),(3,4), [[1, 2, 3, 4]] and four plain numbers are read.
     """
     named = re.search(r"(?:bbox(?:_2d)?|point(?:_2d)?)\W*?\[([^\]]*)", answer)
-    text = named[1] if named else re.sub(r"<\|[^|]*\|>|\b[a-zA-Z_]+_?2d\b", " ", answer)
+    plain = re.sub(r"<\|[^|]*\|>|\b[a-zA-Z_]+_?2d\b", " ", answer)
+    bracketed = next((found[0] for form in _BRACKETED if (found := form.search(plain))), plain)
+    text = named[1] if named else bracketed
     numbers = tuple(float(number) for number in _NUMBER.findall(text))
     return numbers[:4] if len(numbers) >= 4 else numbers[:2] if len(numbers) >= 2 else ()
 

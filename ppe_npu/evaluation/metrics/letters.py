@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ppe_npu.evaluation.metrics.text import unpunctuated
+from ppe_npu.evaluation.metrics.vqa import NUMBERS
 
 _TRIMMED = (",", ".", "!", "?", ";", ":", "'")
 # As published: two commas are missing there, so that the last two are each a join of two sentences.
@@ -178,26 +179,24 @@ def prefixed_letter(answer: str) -> str:
     return text[:1].upper()
 
 
-def whole_option(answer: str, options: Sequence[str]) -> str:
-    """The letter of the option that an answer is: all of it ("A. running"), its text, or its letter, full stops aside.
+def tempcompass_letter(answer: str) -> str:
+    """A to D: the whole answer, or before a full stop or a round bracket at its start: "B", "B. running", "B) it runs";
+    an option's text alone names none.
 
-    Source: llyx97/TempCompass (Liu et al. 2024, arXiv 2403.00476), the word rule before its judge.
-
-    Args:
-        options: with their letters, as the question has them.
+    Source: llyx97/TempCompass eval_multi-choice.py (Liu et al. 2024, arXiv 2403.00476) with --disable_llm, also before
+    the judge of lmms-eval's tasks/tempcompass.
     """
-    for option in options:
-        letter, _, text = option.partition(". ")
-        if answer in (option, text, letter) or answer.replace(".", "") == letter:
-            return letter
-    return ""
+    found = re.match(r"([A-D])(?:[.)]|\Z)", answer)
+    return found[1] if found else ""
 
 
 def realworldqa_answer(answer: str, question: str) -> str:
-    """An answer without punctuation; the letter of the option whose text it holds, where the question has options.
+    """An answer without punctuation, a number's word ("three") as digits; the letter of the option whose text it holds,
+    where the question has options.
 
-    Source: lmms-eval filters/extraction.py SimpleMultiChoiceRegexFilter, which its tasks/realworldqa uses.
+    Source: lmms-eval tasks/realworldqa, its NumberWordsToDigitsFilter, then its filter of options' texts.
     """
+    answer = NUMBERS.get(answer.lower(), answer) if answer.lower() != "none" else answer
     options = {text.strip(): letter for letter, text in re.findall(r"\b([A-Z])\.\s+([^\n]*)", question)}
     plain = re.sub(r"[^\w\s]", "", answer).strip()
     found = re.search("|".join(map(re.escape, options)), plain) if options else None

@@ -1,26 +1,33 @@
 """Rules of lmms-eval 0.7.3 (2026-08-06) that differ from the authors' own; official.py says which benchmark has which.
 
-Restated from lmms_eval/tasks/_task_utils/mcq_extract.py, tasks/scienceqa, tasks/mvbench and tasks/ocrbench; compared
-with its scores on recorded cases (tests/evaluation/test_official.py).
+Restated from lmms_eval/tasks/_task_utils/mcq_extract.py, tasks/scienceqa, tasks/mmbench, tasks/mvbench and
+tasks/ocrbench; compared with its scores on recorded cases (tests/evaluation/test_official.py).
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ppe_npu.evaluation.metrics.text import contains
 from ppe_npu.evaluation.metrics.vqa import normalise_punctuation
 
+_NAMES = ("answer", "correct answer", "best answer", "correct option", "best option", "choice", "correct choice")
 _PHRASES = (
-    *(f"{kind} is" for kind in ("answer", "correct answer", "best answer", "correct option", "best option")),
-    *("choice is", "correct choice is", "i choose", "i select", "i pick", "my answer is", "my choice is"),
+    *(f"{name} is" for name in _NAMES),
+    *(f"the {name} is" for name in _NAMES),  # the first place of each phrase counts; that of these may be further on
+    *("i choose", "i select", "i pick", "my answer is", "my choice is"),
     *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"),
 )
 # What an option's letter may look like, the most telling first; the start and the end of the answer go before these.
 _FORMS = (("({})", 6), ("{}.", 5), ("{}:", 4), ("{})", 3), ("{} ", 2))
 _START, _END, _PHRASE = 10, 9, 7
+# What stands around a letter that is a word of MMBench's answers, in this order.
+_AROUND = (
+    *(("", "."), ("", ","), ("", ":"), ("", ")"), ("", ").")),
+    *(("(", ")"), ("(", ")."), (":", ""), (":", ","), (":", "."), (":", ")"), (":", ").")),
+)
 
 
 def extracted_letter(answer: str, letters: Sequence[str] = "ABCD") -> str:
@@ -68,6 +75,25 @@ def mvbench_letter(answer: str) -> str:
     if found := re.search(r"(?i)\b([A-E])\b", text.strip().lower()):
         return found[1].upper()
     return text.strip().lower()
+
+
+def mmbench_letter(answer: str, options: Mapping[str, str]) -> str:
+    """The one letter A to E that is a word, unless A is one of more than three words; else the one in the first form
+    that has one ("B.", "B)", "(B)", ":B" ...); else the one option of A to D whose text occurs.
+
+    Source: tasks/mmbench/mmbench_evals.py, can_infer; an answer without a letter is asked of GPT there.
+
+    Args:
+        options: letter -> text.
+    """
+    words, answer = answer.split(), answer.lower()
+    for prefix, suffix in (("", ""), *_AROUND):
+        named = [letter for letter in "ABCDE" if f"{prefix}{letter}{suffix}" in words]
+        article = not (prefix or suffix) and "A" in words and len(words) > 3
+        if len(named) == 1 and not article:
+            return named[0]
+    told = [letter for letter, text in options.items() if letter in "ABCD" and text.lower() in answer]
+    return told[0] if len(told) == 1 else ""
 
 
 def ocrbench_contains(answer: str, references: Sequence[str], formula: bool = False) -> float:

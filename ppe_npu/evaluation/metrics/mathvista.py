@@ -61,6 +61,7 @@ def _option(answer: str, options: Sequence[str]) -> str:
 
 def _value(answer: str) -> float | None:
     """The number that an answer is, else the last one in it; none that is infinite."""
+    answer = answer.replace("\u2212", "-")  # the sign of typesetting
     for text in (answer, *reversed(_NUMBER.findall(answer))):
         try:
             value = float(text.replace(",", ""))

@@ -8,7 +8,7 @@ is not listed under a source is scored by its own score(), which agrees with tha
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ppe_npu.evaluation.metrics import letters, lmms
@@ -21,6 +21,13 @@ VERSIONS = {
     "lmms-eval": "lmms-eval 0.7.3",
     "vlmevalkit": "VLMEvalKit e8e78f0 (18 August 2026)",
 }
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Benchmarks that VLMEvalKit asks as choices among options, and reads alike.
+_CHOICES = (
+    *("ai2d", "mmbench", "mmmu", "mmmu_pro", "mmmu_pro_vision", "mmstar", "scienceqa", "seedbench_2_plus"),
+    "seedbench_image",
+)
 
 # (answer, reference or references, options) -> score; None where the official script draws an option at random.
 Rule = Callable[[str, Any, Sequence[str]], "float | None"]
@@ -65,9 +72,13 @@ def _same_stripped(answer: str, reference: str, options: Sequence[str]) -> float
     return float(answer.strip().lower() == reference.strip().lower())
 
 
-def _mmbench(answer: str, right: str, options: Sequence[str]) -> float:
-    named = options if isinstance(options, dict) else dict(zip("ABCDE", options))
-    return float(letters.mmbench_letter(answer, named) == right)
+def _inferred(answer: str, right: str, options: Sequence[str] | Mapping[str, str]) -> float:
+    """VLMEvalKit's rule of all choices among options (ImageMCQDataset)."""
+    return float(letters.mmbench_letter(answer, _lettered(options)) == right)
+
+
+def _lettered(options: Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
+    return options if isinstance(options, Mapping) else dict(zip(_LETTERS, options))
 
 
 def _yes_no(label: Callable[[str], str]) -> Rule:
@@ -84,7 +95,10 @@ RULES: dict[tuple[str, str], Rule] = {
     ("gqa", "vlmevalkit"): _same_stripped,
     ("mlvu", "authors"): _letter(letters.mlvu_letter),
     ("mlvu", "lmms-eval"): _letter(lmms.extracted_letter),
-    ("mmbench", "vlmevalkit"): _mmbench,
+    **{(name, "vlmevalkit"): _inferred for name in _CHOICES},
+    ("mmbench", "lmms-eval"): lambda answer, right, options: float(
+        lmms.mmbench_letter(answer, _lettered(options)) == right
+    ),
     ("mme", "authors"): _yes_no(mme_label_published),
     ("mme", "lmms-eval"): _yes_no(mme_label),
     ("mme", "vlmevalkit"): _yes_no(word_label),
@@ -101,6 +115,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("textvqa", "vlmevalkit"): lambda answer, truths, options: vqa_accuracy_by("vlmevalkit", answer, truths),
     ("vizwiz", "authors"): lambda answer, truths, options: vqa_accuracy_by("vqa", answer, truths),
     ("videomme", "lmms-eval"): _letter(lmms.extracted_letter),
+    ("vqav2", "lmms-eval"): lambda answer, truths, options: vqa_accuracy_by("lmms-eval", answer, truths),
     ("vqav2", "vlmevalkit"): lambda answer, truths, options: vqa_accuracy_by("vlmevalkit", answer, truths),
 }
 
@@ -116,4 +131,4 @@ def draw(right: str, options: Sequence[str], seed: int, index: int | str) -> flo
     The draw hangs on the seed and the sample alone, so that neither the order of samples nor their grouping counts.
     """
     drawn = random.Random(f"{seed}/{index}").randrange(max(len(options), 1))
-    return float("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[drawn] == right)
+    return float(_LETTERS[drawn] == right)

@@ -18,7 +18,7 @@ NUMBERS = {"none": "0"} | {
     )
 }
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 LONE_FULL_STOP = re.compile(r"(?<!\d)\.(?!\d)")  # VLMEvalKit's: one behind a digit stays
 _FULL_STOPS = 32  # the published code passes re.UNICODE, which is 32, where re.sub expects how many to replace
@@ -86,11 +86,13 @@ def vqa_accuracy_by(scorer: str, answer: str, references: Sequence[str]) -> floa
 
     Args:
         scorer: "vqa": GT-Vision-Lab/VQA vqaEval.py, which leaves texts as they are where all annotators say the same;
-            "vlmevalkit": its vqa_eval.py, where a full stop behind a digit stays and "'s" is no word of its own.
+            "lmms-eval": its tasks/vqav2, where the model's answer is normalised in any case; "vlmevalkit": its
+            vqa_eval.py, where a full stop behind a digit stays and "'s" is no word of its own.
     """
     said, truth = _flat(answer), [_flat(reference) for reference in references]
     if scorer == "vlmevalkit":
         return _agreement(_plain(said, LONE_FULL_STOP), [_plain(text, LONE_FULL_STOP) for text in truth])
+    said = normalise_vqa(answer) if scorer == "lmms-eval" else said
     if len(set(truth)) > 1:
         said, truth = _plain(said, _FULL_STOP), [_plain(text, _FULL_STOP) for text in truth]
     return _agreement(said, truth)

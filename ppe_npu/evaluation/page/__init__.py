@@ -15,7 +15,7 @@ from ppe_npu.evaluation import cost_table, facts, published, tables
 from ppe_npu.evaluation.group_pictures import drawn
 from ppe_npu.evaluation.page.fitting import TEXT, cut, dumped, fitted
 from ppe_npu.evaluation.protocols import label
-from ppe_npu.evaluation.rows import BOM, parse, unshowable
+from ppe_npu.evaluation.rows import BOM, QUESTION, parse, unshowable
 from ppe_npu.files import check_regular, write_text
 from ppe_npu.utils.escape import printable
 
@@ -81,8 +81,8 @@ def _part(comparison: Comparison, results: Sequence[Mapping[str, Any]], budget: 
 
 def samples(runs: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, Any]:
     """What a benchmark's methods answered: {"names", "total", "rows"}. A row stands for a sample whose answers or
-    scores differ: {"index", "type", "prompt", "truth", "answers" [of names], "scores", "picture", "groups" {name:
-    picture}}. Of several runs of one name (seeds) the first is shown.
+    scores differ: {"index", "type", "prompt", "truth", "answers" [of names], "alike" [equal numbers of equal answers],
+    "scores", "picture", "groups" {name: picture}}. Of several runs of one name (seeds) the first is shown.
 
     Args:
         budget: [bytes that pictures may still take], counted down.
@@ -93,30 +93,40 @@ def samples(runs: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, A
     asked: dict[Any, dict[str, Any]] = {}
     for name, run in named.items():
         for row in _predictions(run):
-            asked.setdefault(row["index"], {"row": row, "own": {}})["own"].setdefault(name, row)
+            question = {key: row.get(key) for key in QUESTION}
+            asked.setdefault(row["index"], {"row": question, "own": {}})["own"].setdefault(name, _said(row))
     rows = []
     for index, found in asked.items():
         own = [found["own"].get(name) for name in named]
-        told = {(row["answer"], row["score"]) for row in own if row is not None}
+        told = {(one["digest"], one["score"]) for one in own if one is not None}
         if len(told) > 1 or None in own:
-            rows.append(_sample(index, found["row"], own))
-    out = {"names": [printable(name) for name in named], "total": len(asked), "rows": rows}
-    _add_pictures(out, runs, budget)
+            rows.append((index, _sample(index, found["row"], own)))
+    names = [printable(name) for name in named]
+    _add_pictures(rows, names, runs, budget)
+    rows = [row for _, row in rows]
     rows.sort(key=lambda row: "picture" not in row)  # those that can be looked at come first
-    return out
+    return {"names": names, "total": len(asked), "rows": rows}
 
 
 def _sample(index: Any, row: Mapping[str, Any], own: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     right = row["GT"] if isinstance(row["GT"], list) else [row["GT"]]
     truth = " | ".join(str(one) for one in right if one is not None)
+    whole: dict[int, int] = {}  # answers that are alike in what is shown of them may still differ
     return {
         "index": cut(printable(index), _LABEL),
         "type": cut(printable(row.get("type") or ""), _LABEL),
         "prompt": _text(row.get("prompt") or "", "prompt"),
         "truth": _text(truth, "truth"),
-        "answers": ["" if one is None else _text(one.get("error") or one["answer"], "answer") for one in own],
+        "answers": ["" if one is None else one["text"] for one in own],
+        "alike": [None if one is None else whole.setdefault(one["digest"], len(whole)) for one in own],
         "scores": [None if one is None else one["score"] for one in own],
     }
+
+
+def _said(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of an answer: pages of text from many methods are more than memory holds."""
+    text = _text(row.get("error") or row["answer"], "answer")
+    return {"text": text, "digest": hash(row["answer"]), "score": row["score"]}
 
 
 def _text(text: Any, kind: str) -> str:
@@ -139,11 +149,17 @@ def _predictions(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _add_pictures(found: dict[str, Any], runs: Sequence[Mapping[str, Any]], budget: list[int]) -> None:
-    """The pictures of samples whose groups were drawn in the cost pass, and the groups; as many as fit."""
+def _add_pictures(
+    rows: Sequence[tuple[Any, dict[str, Any]]],
+    names: Sequence[str],
+    runs: Sequence[Mapping[str, Any]],
+    budget: list[int],
+) -> None:
+    """The pictures of samples (of rows with their own indices) whose groups were drawn, and the groups; as many as
+    fit."""
     folder = next((Path(run["folder"]).parent for run in runs if "folder" in run), None)
-    for row in found["rows"] if folder is not None else ():
-        pictures = drawn(folder, row["index"])
+    for index, row in rows if folder is not None else ():
+        pictures = drawn(folder, index)
         for name, path in pictures.items():
             try:
                 url = _url(path)
@@ -154,7 +170,7 @@ def _add_pictures(found: dict[str, Any], runs: Sequence[Mapping[str, Any]], budg
             budget[0] -= len(url)
             if name == "":
                 row["picture"] = url
-            elif printable(name) in found["names"]:
+            elif printable(name) in names:
                 row.setdefault("groups", {})[printable(name)] = url
 
 
