@@ -1,10 +1,13 @@
-"""A place without a token stays without one, whatever checksum stands for it."""
+"""Equal tokens on an emulated device, and places without a token, which equal none."""
 
 import struct
 
 import pytest
 import torch
+from devices import DEVICES
+from test_dpc_knn import naive, picture
 
+from ppe_npu import backends
 from ppe_npu.backends.cpu import dpc_knn as fast
 from ppe_npu.backends.reference import dpc_knn as reference
 
@@ -26,3 +29,26 @@ def test_a_token_with_the_checksum_of_padding_has_no_copy_there(clustering, budg
     padded = clustering.dpc_knn(torch.nn.functional.pad(x, (0, 0, 0, 3)), torch.arange(9)[None] < 6, *numbers)
     assert torch.equal(padded[0], centers)
     assert torch.equal(padded[1][:, :6], labels)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_devices_product_that_rounds_by_place_breaks_no_tie(monkeypatch, device, dtype):
+    """Every entry is off by up to four units in its last place, drawn by itself."""
+    generator, bmm = torch.Generator().manual_seed(0), torch.bmm
+
+    def spoiled(a, b, out):
+        bmm(a, b, out=out)
+        noise = torch.randint(-4, 5, out.shape, generator=generator) * torch.finfo(out.dtype).eps
+        return out.copy_(out * (1 + noise.to(out.device)))
+
+    monkeypatch.setattr(torch, "bmm", spoiled)
+    x = picture(1, dtype)
+    centers, labels = backends.dpc_knn(x.to(device), None, *_numbers(device))
+    wanted = naive(x[0].double(), 20, 5, strict=False)
+    assert (centers[0].tolist(), labels[0].tolist()) == wanted
+
+
+def _numbers(device: str) -> tuple:
+    """Budgets, the largest of them, and neighbours of one frame."""
+    return torch.tensor([20], device=device), 20, torch.tensor([5], device=device)
