@@ -32,8 +32,9 @@ def test_a_token_with_the_checksum_of_padding_has_no_copy_there(clustering, budg
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_devices_product_that_rounds_by_place_breaks_no_tie(monkeypatch, device, dtype):
+def test_a_devices_product_that_rounds_by_place_breaks_no_tie(monkeypatch, device, strict, dtype):
     """Every entry is off by up to four units in its last place, drawn by itself."""
     generator, bmm = torch.Generator().manual_seed(0), torch.bmm
 
@@ -43,12 +44,9 @@ def test_a_devices_product_that_rounds_by_place_breaks_no_tie(monkeypatch, devic
         return out.copy_(out * (1 + noise.to(out.device)))
 
     monkeypatch.setattr(torch, "bmm", spoiled)
-    x = picture(1, dtype)
-    centers, labels = backends.dpc_knn(x.to(device), None, *_numbers(device))
-    wanted = naive(x[0].double(), 20, 5, strict=False)
-    assert (centers[0].tolist(), labels[0].tolist()) == wanted
-
-
-def _numbers(device: str) -> tuple:
-    """Budgets, the largest of them, and neighbours of one frame."""
-    return torch.tensor([20], device=device), 20, torch.tensor([5], device=device)
+    some = torch.randn(1, 9, 24, generator=torch.Generator().manual_seed(9))[:, torch.arange(40) * 7 % 9]
+    for x, budget, neighbors in ((picture(1), 20, 5), (some, 21, 3), (some, 12, 5)):
+        x = x.to(dtype)
+        numbers = torch.tensor([budget], device=device), budget, torch.tensor([neighbors], device=device)
+        centers, labels = backends.dpc_knn(x.to(device), None, *numbers, strict=strict)
+        assert (centers[0].tolist(), labels[0].tolist()) == naive(x[0].double(), budget, neighbors, strict)
