@@ -79,7 +79,7 @@ test-emulated: $(VENV)/.ready
 ascend-emulator: $(if $(filter 1,$(EMULATE)),$(VENV)/.ready)  ## builds the emulator alone, and prints its folder
 	@$(if $(filter 1,$(EMULATE)),echo $(ASCEND_EMULATOR),$(MAKE) --no-print-directory EMULATE=1 $@)
 docs: $(VENV)/.ready .venv-docs/.ready  ## runs the code of the documents, and makes a site of them: no dead link, a page for each method (build/site)
-	$(PYTEST) tests/test_document_blocks.py tests/test_contributing.py
+	$(PYTEST) tests/test_documents.py tests/test_document_blocks.py tests/test_contributing.py
 	$(BIN)/python scripts/build_site.py --mkdocs .venv-docs/bin/mkdocs
 lint: $(VENV)/.ready  ## style, imports, types, lengths
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -6,7 +6,6 @@ their memory by an index that is out of range.
 
 from numbers import Integral, Real
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,7 +57,7 @@ def number(op: str, kind: type, **numbers: object) -> None:
 def flag(op: str, **flags: object) -> None:
     """Raise InputError, naming the argument, for one that is not True or False, Python's or NumPy's."""
     for name, given in flags.items():
-        if not isinstance(given, (bool, np.bool_)):
+        if not isinstance(given, bool) and getattr(getattr(given, "dtype", None), "kind", "") != "b":
             raise InputError(f"{op}: {name} is {shown(given)}, a {type(given).__name__}: give True or False")
 
 

@@ -200,6 +200,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, tiny_folder, tmp_path)
     refused(run("train", "--device", "cpu", "--output", tmp_path / "file" / "run"), "file")
 
 
+@pytest.mark.slow
 def test_a_torch_npu_without_cann_is_said_whatever_the_device(tmp_path):
     """Torch imports what has such an entry point, and does not survive its failure."""
     info = tmp_path / "torch_npu-2.13.0.dist-info"

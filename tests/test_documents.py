@@ -82,6 +82,7 @@ def test_no_document_has_a_wide_line():
     assert check_house.wide_lines(ROOT) == []
 
 
+@pytest.mark.slow  # `make docs` runs it
 def test_the_first_snippet_of_the_readme_runs_as_pasted_without_a_network():
     snippet = next(block.code for block in blocks(ROOT / "README.md") if block.language == "python")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -30,7 +30,10 @@ from ppe_npu.backends.parity import CASES, run, run_parity
 from ppe_npu.backends.reference.dpc_knn import dpc_knn as reference
 from ppe_npu.backends.reference.group_mean import group_mean as reference_mean
 
-pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="kernels for Ascend are not compiled for a GPU")
+pytestmark = [
+    pytest.mark.half,
+    pytest.mark.skipif(DEVICE.type != "cpu", reason="kernels for Ascend are not compiled for a GPU"),
+]
 repair()
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PLAN = tiles.plan

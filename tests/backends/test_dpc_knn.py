@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ppe_npu.backends.cpu import dpc_knn as fast
 from ppe_npu.backends.reference import dpc_knn as reference
 
-dpc_knn = reference.dpc_knn
+pytestmark, dpc_knn = pytest.mark.half, reference.dpc_knn
 
 
 @pytest.fixture(scope="module", autouse=True, params=[reference, fast], ids=["reference", "cpu"])

@@ -22,6 +22,8 @@ from ppe_npu.backends.cuda import gram, tiles
 from ppe_npu.backends.reference.dpc_knn import dpc_knn as reference
 from ppe_npu.backends.reference.dpc_knn import largest_error
 
+pytestmark = pytest.mark.half
+
 repair()
 kernels, gram = on_device(kernels), on_device(gram)
 HALF = (torch.float16, torch.bfloat16)

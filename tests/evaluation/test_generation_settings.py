@@ -78,7 +78,7 @@ def asked(processor):
 
 
 def answer(model, processor, **more):
-    done = generate(model, processor, asked(processor), 8, **more)
+    done = generate(model, processor, asked(processor), 4, **more)
     return done.answers, done.new_tokens, done.kv_bytes
 
 

@@ -132,6 +132,7 @@ def test_words_and_their_boxes(reader):
     assert score("[(0,0,10,10,'x')]", ("###", "###", "###")) == 0.0
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "answer",

@@ -29,7 +29,7 @@ def check(text: str, pieces) -> None:
     assert tables
 
 
-@pytest.mark.parametrize("count", [2, len(HOSTILE)])
+@pytest.mark.parametrize("count", [2, pytest.param(len(HOSTILE), marks=pytest.mark.slow)])
 def test_a_report_shows_names_as_they_are(tmp_path, count):
     kinds = HOSTILE[:count]
     for number, name in enumerate(HOSTILE):
@@ -73,7 +73,7 @@ class Mine:
     with pytest.raises(InputError, match=r"a benchmark (is called|has a name of type int)") as error:
         load(f"{tmp_path / 'mine.py'}:Mine", tmp_path)
     assert str(error.value).isprintable()
-    before = sorted(tmp_path.rglob("*"))
+    before = [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(path)]
     asked = ["eval", "--model", tiny_folder, "--benchmarks", f"{tmp_path / 'mine.py'}:Mine", "--device", "cpu"]
     code, _, err = run(*asked, "--output", tmp_path / "deep" / "out")
     assert code == 2, err

@@ -69,7 +69,13 @@ class Counted:
         return float(first == second)
 
 
-CASES = [(Flickr30k, flickr), (POPE, pope), (MME, mme), (OCRBench, ocrbench), (NExTOE, nextqa)]
+CASES = [
+    pytest.param(Flickr30k, flickr, marks=pytest.mark.slow),
+    (POPE, pope),
+    (MME, mme),
+    (OCRBench, ocrbench),
+    (NExTOE, nextqa),
+]
 
 
 def opened(cls):

@@ -108,7 +108,7 @@ def test_a_dropped_cell_is_like_what_stands_for_it(data):
     assert ((flat - flat[source.flatten()]).abs().amax(-1) <= threshold).all()
 
 
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=15, deadline=None)
 @given(data=st.data())
 def test_a_smaller_budget_keeps_some_of_a_larger_one(data):
     cells = pictures(data.draw)

@@ -65,7 +65,7 @@ LOOKING = {
 }
 
 
-@pytest.mark.parametrize("name", ["keys", pytest.param("rows", marks=SLOW), pytest.param("sizes", marks=SLOW)])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW) for name in ("keys", "rows", "sizes")])
 @torch.no_grad()
 def test_what_methods_look_at_is_part_of_the_graph(model, name):
     compress(fuse(model), CompressionConfig(**LOOKING[name], k=4))

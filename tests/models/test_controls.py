@@ -15,6 +15,8 @@ from tolerances import assert_near
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.methods.view import View
 
+pytestmark = pytest.mark.half
+
 EVENTS = {"temporal_ratio": 0.5, "layers": [1], "before_llm": True}
 SETTINGS = [
     {"positions": "renumber", "layers": [0, 2]},

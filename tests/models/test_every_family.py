@@ -26,7 +26,7 @@ from ppe_npu.models import supported_classes
 from ppe_npu.models.fused import fuse
 from ppe_npu.models.one_dimension_families import FAMILIES
 
-pytestmark = supported
+pytestmark = [pytest.mark.half, supported]
 
 PPE = CompressionConfig.preset("ppe", k=4)
 BOTH = CompressionConfig.preset("ppe", k=2, layers=[0, 2], before_llm=True, ratio=0.6)

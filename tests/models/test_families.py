@@ -12,6 +12,8 @@ from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.methods import DPCKNN
 from ppe_npu.methods.view import View
 
+pytestmark = pytest.mark.half
+
 PPE = CompressionConfig.preset("ppe", k=4)
 CASCADE = CompressionConfig.preset("ppe", k=4, layers=[1, 2])
 BOTH = CompressionConfig.preset("ppe", k=2, layers=[0, 2], before_llm=True, ratio=0.6)

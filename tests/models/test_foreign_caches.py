@@ -196,7 +196,8 @@ def trace(graph, _):
     return graph.forward
 
 
-@pytest.mark.parametrize("setting", [name if name == "dense" else pytest.param(name, marks=SLOW) for name in SETTINGS])
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
 @newer
 def test_decoding_into_a_static_cache_is_compiled_once(plain, setting):
     """For prompts of one shape, padded or not, with shapes that may not change."""

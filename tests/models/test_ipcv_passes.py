@@ -19,6 +19,8 @@ from ppe_npu.methods import ToMeTower
 from ppe_npu.models.fused import fuse
 from ppe_npu.models.loss import uncompressed
 
+pytestmark = pytest.mark.half
+
 
 @pytest.fixture(params=FAMILIES)
 def family(request):

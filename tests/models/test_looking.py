@@ -13,6 +13,8 @@ from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN
 from ppe_npu.models.fused import fuse
 
+pytestmark = pytest.mark.half
+
 ATTENTION, HIDDEN = {}, {}  # of each layer what its attention was given last (queries, keys), and what it was given
 
 

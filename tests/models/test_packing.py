@@ -14,6 +14,8 @@ from ppe_npu.engine.packing import numbers
 from ppe_npu.models.forward_pass import ForwardPass
 from ppe_npu.models.fused import fuse
 
+pytestmark = pytest.mark.half
+
 MODELS = {family: fuse(random_model(family=family)) for family in FAMILIES}
 
 

@@ -11,6 +11,8 @@ from tolerances import assert_rounds_alike, divergence_error, exact, loss_near
 from ppe_npu import compress
 from ppe_npu.models.loss import Distillation
 
+pytestmark = pytest.mark.half
+
 
 @pytest.fixture(params=[*QUICK_FAMILIES, "qwen3_5"])
 def family(request):

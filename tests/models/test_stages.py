@@ -189,7 +189,7 @@ def test_attention_implementations_agree(config):
 
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", [pytest.param("eager", marks=pytest.mark.slow), "sdpa"])
 @pytest.mark.parametrize(
     "prompts",
     [[0], pytest.param([0, 0], marks=pytest.mark.slow), pytest.param([0, 1, 2], marks=pytest.mark.slow), [1, 0]],

@@ -179,10 +179,10 @@ def test_the_host_waits_for_windows_alone(model, family, monkeypatch):
     """Once for each block that joins cells, where the next ones attend in windows."""
     inputs = given(family, PROMPTS[0])
     fuse(model)
-    plain = waits(model, inputs, monkeypatch)
+    plain = waits(run, model, inputs, monkeypatch)
     compress(model, config(METHOD))
     run(model, inputs)
-    assert waits(model, inputs, monkeypatch) <= plain + 1 + (3 if family == "qwen2_5_vl" else 0)
+    assert waits(run, model, inputs, monkeypatch) <= plain + 1 + (3 if family == "qwen2_5_vl" else 0)
 
 
 def test_what_cannot_be_is_refused_by_name(model, family):

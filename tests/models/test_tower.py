@@ -10,6 +10,8 @@ from towers import PROMPTS, TOWERS, clip, flat, given, looked, naive
 from ppe_npu import restore
 from ppe_npu.engine import tower
 
+pytestmark = pytest.mark.half
+
 SYNCS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "unique")
 
 

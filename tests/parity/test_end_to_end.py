@@ -57,5 +57,6 @@ def test_a_device_that_fails_is_a_row_that_says_so(monkeypatch):
         raise RuntimeError("out of luck\nand more")
 
     monkeypatch.setattr(end_to_end, "fuse", broken)
+    monkeypatch.setattr(end_to_end, "settings", lambda _: ["ppe"])
     rows = end_to_end.run_end_to_end(CPU, ("fp32",))
     assert all(not row.ok and row.note == "failed: RuntimeError: out of luck" for row in rows)

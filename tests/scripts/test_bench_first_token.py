@@ -48,6 +48,7 @@ def test_a_block_of_each_kind_stands_for_all_of_the_tower():
     assert told["ipcv"] < 0.9 * told["dense"]
 
 
+@pytest.mark.slow
 def test_the_table_is_written_and_all_but_two_have_one_number_of_tokens(tmp_path, capsys):
     output = tmp_path / "first.json"
     run = ["--sizes", "tiny", "--patches", "256", "--output", str(output)]

@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 
+@pytest.mark.slow
 def test_growth_is_measured_along_every_axis_and_drawn(tmp_path, capsys):
     output = tmp_path / "scaling.png"
     bench_scaling.main(["--channels", "16", "--rounds", "1", "--sizes", "3", "--output", str(output)])
@@ -33,6 +34,7 @@ def test_an_order_is_the_exponent_between_the_last_two_sizes():
     assert bench_scaling.order(rows, "ms") == pytest.approx(3.0)
 
 
+@pytest.mark.slow
 def test_a_training_step_is_timed_and_counted():
     model = bench_training.model_of("tiny", 2, torch.device("cpu"), torch.float32, bench_training.KINDS)
     rows = bench_training.measure(model, "tiny", 256, 1, frozen=False, checkpointing=False)

@@ -49,6 +49,7 @@ def test_what_is_none_is_not(line):
     assert check_house.bare_tolerances(line) == []
 
 
+@pytest.mark.slow
 def test_this_house_has_none():
     assert check_house.tolerances() == []
 

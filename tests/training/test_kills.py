@@ -123,7 +123,7 @@ def check_killed_at(change: int, uncut, tmp_path) -> None:
     assert all(torch.equal(weights[key], after[key]) for key in weights)
 
 
-@pytest.mark.parametrize("share", [0.62, 0.97], ids=str)
+@pytest.mark.parametrize("share", [0.62, pytest.param(0.97, marks=pytest.mark.slow)], ids=str)
 def test_killed_at_a_change_of_the_disk_it_is_the_run_that_was_not(uncut, tmp_path, share):
     check_killed_at(round(share * uncut[2]), uncut, tmp_path)
 

@@ -23,6 +23,8 @@ from ppe_npu.training.collator import Collator
 from ppe_npu.training.data import Record
 from ppe_npu.training.survey import KINDS, kind_of, survey
 
+pytestmark = pytest.mark.half
+
 DENSE, PPE = CompressionConfig.preset("dense"), CompressionConfig.preset("ppe", k=4)
 
 
