@@ -41,7 +41,7 @@ report: $(VENV)/.ready  ## tables and a picture from finished evaluations   [OUT
 	$(BIN)/ppe-npu report $(OUTPUT)
 parity: $(READY)  ## this device's operators against the fp64 specification   [DEVICE=]
 	$(BIN)/ppe-npu parity --device $(DEVICE)
-bench: $(READY)  ## every operator, prefill, decoding, a training step, the tower, the first token: tables, JSON, plots   [DEVICE= OUTPUT=runs/bench]
+bench: $(READY)  ## every operator, prefill, decoding, a training step, the tower: tables, JSON, plots   [DEVICE= OUTPUT=runs/bench]
 	for part in ops prefill tower; do \
 		$(BIN)/python scripts/bench_$$part.py --device $(DEVICE) --output $(or $(OUTPUT),runs/bench)/$$part.json || exit 1; done
 test: $(VENV)/.ready  ## all fast tests, by two workers; random draws are the same in every run

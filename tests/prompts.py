@@ -2,6 +2,7 @@
 
 import inspect
 
+import pytest
 import torch
 from support import IMAGE_ID, VIDEO_ID, Prompt, batch
 from tolerances import assert_near, assert_rounds_alike, exact, slope_error
@@ -25,6 +26,11 @@ PRESETS = {
     "keep_one cascade": CompressionConfig.preset("keep_one", layers=[2]),
     "chatunivi cascade": CompressionConfig.preset("chatunivi", layers=[0, 1], ratio=[0.5, 0.4]),
 }
+# Those whose parts others have, too, are slow.
+_LESS = ("ppe score last", "two ratios", "cascade from 0", "keep_one cascade")
+PRESET_CASES = [
+    pytest.param(config, id=name, marks=pytest.mark.slow if name in _LESS else ()) for name, config in PRESETS.items()
+]
 MIXED = [
     Prompt([2, ("image", (1, 4, 5)), 3, ("video", (2, 4, 4)), 2], seed=1),
     Prompt([5], seed=2),

@@ -1,5 +1,5 @@
-"""ppe-npu train | data | convert | merge-lora | export | serve | eval | report | describe | methods | parity | demo |
-doctor | completion.
+"""ppe-npu train | data | convert | merge-lora | export | serve | eval | report | describe | explore | methods |
+parity | demo | doctor | completion.
 
 What the user can mend (UserError) is one line on stderr, and the exit code says so; PPE_NPU_DEBUG=1 shows where it was
 raised. Anything else is a fault of this package: its traceback, and a line that asks for a report. parser.py has all

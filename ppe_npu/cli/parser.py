@@ -47,23 +47,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_device(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:
-    """default=None: an option that was not named is None, because a recipe may name it."""
+def _add_device(parser: argparse.ArgumentParser, default: str | None = "auto", other: str = "fp32") -> None:
+    """default=None: an option that was not named is None, because a recipe or a protocol may name it; other: in words,
+    what the dtype is then."""
     parser.add_argument("--device", default=default, help=f"{DEVICES} (default: auto)")
     dtype = default and "fp32"
-    parser.add_argument("--dtype", default=dtype, choices=("fp32", "bf16"), help="(default: fp32)")
+    parser.add_argument("--dtype", default=dtype, choices=("fp32", "bf16"), help=f"(default: {other})")
 
 
 def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    names = "dense, chatunivi, keep_one, ppe, ppe_cascade or a method that `ppe-npu methods` lists, alone or with keys "
-    names += "(divprune:ratio=0.25,positions=ppe), or a JSON file"
+    names = "dense, chatunivi, keep_one, ppe, ppe_cascade or a method that `ppe-npu methods` lists, alone or with "
+    names += "settings (divprune:ratio=0.25,positions=ppe), or a JSON file"
     extra = {"nargs": "+"} if several else {}
     parser.add_argument("--compression", metavar="NAME", help=f"{names} (default: the checkpoint's, else ppe)", **extra)
     share = "share of the visual tokens that is kept, in (0, 1]"
     parser.add_argument("--ratio", type=float, help=f"{share}; or several" if several else share, **extra)
     what = "which positions merged tokens keep (default: the preset's)"
     parser.add_argument("--positions", choices=POSITIONS, help=what)
-    parser.add_argument("--k", type=int, help="positions that a merged token keeps (ppe)")
+    what = "how many positions a merged token keeps, with positions ppe (default: 8, or the most that fit the model)"
+    parser.add_argument("--k", type=int, help=what)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +73,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bin(parser: argparse.ArgumentParser) -> None:
-    what = "read a model that has pytorch_model.bin alone, and no safetensors (docs/security.md)"
+    what = "also read a model that has only pytorch_model.bin and no safetensors (docs/security.md)"
     parser.add_argument("--allow-bin", action="store_true", help=what)
 
 
@@ -95,7 +97,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(commands) -> None:
     parser = commands.add_parser(
-        "train", help="fine-tune with compression; without arguments: the embedded tiny model, about a minute"
+        "train", help="fine-tune with compression; without arguments the embedded tiny model, in about a minute"
     )
     parser.add_argument("--model", help="checkpoint folder or hub id to start from")
     parser.add_argument("--data", nargs="+", help="LLaVA-style .json or .jsonl file(s)")
@@ -144,7 +146,8 @@ def _add_merge_lora(commands) -> None:
 
 def _add_export(commands) -> None:
     parser = commands.add_parser("export", help="write any checkpoint of a run as a plain transformers one")
-    parser.add_argument("--checkpoint", required=True, help="final/, or checkpoint-N of a run; with --vllm any model")
+    what = "final/ or checkpoint-N of a run; with --vllm any checkpoint"
+    parser.add_argument("--checkpoint", required=True, help=what)
     _add_plain_output(parser)
     what = "let its config say how it is compressed, so that `vllm serve FOLDER` needs no flag (docs/serving.md)"
     parser.add_argument("--vllm", action="store_true", help=what)
@@ -163,7 +166,7 @@ def _add_serve(commands) -> None:
 
 def _add_plain_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="a new or empty folder")
-    parser.add_argument("--model", help="the adapter's base: folder or hub id (default: where it was trained on)")
+    parser.add_argument("--model", help="the adapter's base: folder or hub id (default: where its base.json says)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="to save in (default: as it was trained)")
     _add_bin(parser)
 
@@ -181,7 +184,7 @@ def _add_eval(commands) -> None:
     what = (
         "sizes, frames, prompts and rules: checkpoint, lmms-eval, qwen or vlmevalkit (default: lmms-eval for published "
     )
-    what += "benchmarks, checkpoint for others); what is named by another option goes before it"
+    what += "benchmarks, checkpoint for others); other options override it"
     parser.add_argument("--protocol", metavar="NAME", help=what)
     what = (
         "draw an option by this seed where an answer names none and the scorer draws (default: such an answer is wrong)"
@@ -189,22 +192,20 @@ def _add_eval(commands) -> None:
     parser.add_argument("--draws", type=int, metavar="SEED", help=what)
     _add_bin(parser)
     _add_compression(parser, several=True)
-    _add_device(parser, default=None)
+    _add_device(parser, default=None, other="fp32 on a CPU, else as the protocol: bf16, but with checkpoint fp32")
     _add_pixels(parser)
     parser.set_defaults(device="auto")
-    what = "what answers: transformers, or an offline vLLM (pictures alone; docs/serving.md) (default: transformers)"
+    what = "what answers: transformers, or an offline vLLM (pictures only; docs/serving.md) (default: transformers)"
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"), help=what)
-    what = 'of vLLM, more arguments as JSON: {"max_model_len": 8192}'
+    what = 'more arguments for vLLM, as JSON: {"max_model_len": 8192}'
     parser.add_argument("--engine-args", type=_mapping, metavar="JSON", help=what)
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
     parser.add_argument("--max-new-tokens", type=int, help="(default: as the benchmark says, else 16)")
-    what = "measure costs in turns on the same prompts, after the scores, in N rounds or more (default: 5; with the "
-    parser.add_argument("--cost-rounds", type=int, metavar="N", help=f"{what}protocol checkpoint 0: not)")
-    what = (
-        "the dense model on smaller input of as many tokens, at every --ratio (default: but with protocol checkpoint)"
-    )
+    what = "after the scores, measure costs in turns on the same prompts, in N rounds or more; 0: do not (default: 5; "
+    parser.add_argument("--cost-rounds", type=int, metavar="N", help=f"{what}with protocol checkpoint 0)")
+    what = "also run the dense model on smaller input of as many tokens (default: on, off with protocol checkpoint)"
     parser.add_argument("--smaller-input", action=argparse.BooleanOptionalAction, default=None, help=what)
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     _add_generation(parser)
@@ -229,9 +230,9 @@ def _add_report(commands) -> None:
     parser.add_argument("--out", metavar="FILE.md", help="(default: report.md in the folder)")
     parser.add_argument("--title")
     _add_json(parser)
-    what = "also one HTML page: sortable tables, a plot, and where two methods' answers differ"
+    what = "also write one HTML page: sortable tables, a plot, and answers on which two methods differ"
     parser.add_argument("--html", action="store_true", help=what)
-    what = "set published tables beside ours, which are never mixed with them: ppe, pixelprune, ipcv, pvc or all"
+    what = "add the tables of papers, apart from ours: ppe, pixelprune, ipcv, pvc or all"
     parser.add_argument("--published", nargs="+", metavar="PAPER", help=what)
     parser.set_defaults(run="evaluate:run_report")
 
@@ -280,7 +281,7 @@ def _add_explore(commands) -> None:
 def _add_methods(commands) -> None:
     parser = commands.add_parser("methods", help="list all methods: place, what each looks at, budget, paper")
     parser.add_argument("--json", action="store_true", help="as JSON, with every setting's default")
-    help_ = "the rules by which merged tokens keep positions (members=), instead"
+    help_ = "list the rules by which merged tokens keep positions (members=) instead"
     parser.add_argument("--positions", action="store_true", help=help_)
     parser.set_defaults(run="methods:run_methods")
 
@@ -289,10 +290,10 @@ def _add_parity(commands) -> None:
     parser = commands.add_parser("parity", help="compare a device's operators and a tiny model with fp64 on the CPU")
     what = "record: write a bundle of results; check: compare with one (default: run, without files)"
     parser.add_argument("action", nargs="?", default="run", choices=("run", "record", "check"), help=what)
-    parser.add_argument("bundle", nargs="?", help="the bundle's folder, to check")
-    parser.add_argument("--out", help="the bundle's folder, to record")
+    parser.add_argument("bundle", nargs="?", help="check: the bundle's folder")
+    parser.add_argument("--out", help="record: the bundle's folder")
     parser.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
-    parser.add_argument("--dtypes", help="of a run: comma-separated (default: fp32,bf16,fp16)")
+    parser.add_argument("--dtypes", help="to run with: comma-separated (default: fp32,bf16,fp16)")
     _add_json(parser)
     parser.set_defaults(run="parity:run_parity")
 
@@ -304,15 +305,15 @@ def _add_demo(commands) -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs with seeds 0, 1, ... (default: 1)")
     parser.add_argument("--full", action="store_true", help="five seeds, two ratios, and the ways of listing members")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="any methods, with one position and PPE's; or all")
-    what = "of --methods: without fine-tuning"
+    what = "with --methods: leave fine-tuning out"
     parser.add_argument("--training-free", action="store_true", help=what)
-    what = "instead: clips of moving figures, PVC against frame by frame (docs/pvc.md)"
+    what = "another demo instead: clips of moving figures, PVC against frame by frame (docs/pvc.md)"
     parser.add_argument("--motion", action="store_true", help=what)
     parser.set_defaults(run="demo:run_demo")
 
 
 def _add_doctor(commands) -> None:
-    what = "versions, devices, which operators run here and why not, memory, disk: what to send with a report"
+    what = "versions, devices, memory, disk, and which operators run here, or why not: send it with a bug report"
     parser = commands.add_parser("doctor", help=what)
     _add_json(parser)
     parser.set_defaults(run="doctor:run_doctor")

@@ -181,6 +181,7 @@ def check_whole(folder, samples: int) -> None:
     assert list(results["types"]) == [f"digit {number}" for number in range(10)]  # in the benchmark's order
 
 
+@pytest.mark.slow
 def test_every_sample_once_with_processes_killed(tmp_path):
     run_with_kills(tmp_path / "run", samples=500, processes=4, kills=3, seed=0)
     check_whole(tmp_path / "run", 500)

@@ -47,10 +47,13 @@ def method_of(case):
 
 
 @pytest.mark.parametrize("path", whole_recordings(), ids=["some", "whole"][: len(whole_recordings())])
-def test_what_the_released_code_kept(path):
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_what_the_released_code_kept(path, every):
     compared = 0
-    for image, cells, cases, tensors in recorded_cases(path):
+    for at, (image, cells, cases, tensors) in enumerate(recorded_cases(path)):
         for number, case in enumerate(cases["configs"]):
+            if (at + number) % every:
+                continue
             # Aligned components are a draw that hangs on how the released code walks them.
             if number in image["fragile"] or case.get("align_compression"):
                 continue
@@ -60,7 +63,7 @@ def test_what_the_released_code_kept(path):
                 row = cases["source_configs"].index(number)
                 assert torch.equal(source.flatten(), tensors[f"source.{image['name']}"][row].long()), image["name"]
             compared += 1
-    assert compared > 200
+    assert compared > 200 // every
 
 
 def pictures(draw):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from prompts import APART, GREEDY, MIXED, PPE, PRESETS, kept_logits, logits, with_types
+from prompts import APART, GREEDY, MIXED, PPE, PRESET_CASES, PRESETS, kept_logits, logits, with_types
 from support import Prompt, batch, random_model
 from tolerances import assert_rounds_alike, exact
 from transformers import StaticCache
@@ -27,7 +27,7 @@ def test_ratio_one_generates_what_the_dense_model_generates(model):
     assert torch.equal(model.generate(**inputs, **settings), expected)
 
 
-@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("config", PRESET_CASES)
 def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(model, config):
     compress(model, config)
     inputs = batch(*MIXED)
@@ -56,7 +56,7 @@ def test_a_second_turn_on_the_same_cache(model, config):
     assert torch.equal(second, fresh)
 
 
-@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("config", PRESET_CASES)
 def test_right_padded_prompts_generate_what_left_padded_ones_do(model, config):
     compress(model, config)
     left, right = (model.generate(**batch(*MIXED, side=side), max_new_tokens=4, **GREEDY) for side in ("left", "right"))
@@ -66,7 +66,7 @@ def test_right_padded_prompts_generate_what_left_padded_ones_do(model, config):
 @pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.3"), reason="its speculative decoding counts columns by the cache"
 )
-@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("config", PRESET_CASES)
 def test_prompt_lookup_decoding_takes_rejected_tokens_off_the_cache(model, config):
     """Speculative decoding feeds several tokens a step and crops the cache where they were wrong."""
     compress(model, config)

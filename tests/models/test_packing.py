@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from draws import many
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompts import MIXED, PRESETS, kept_logits
@@ -60,7 +61,7 @@ def test_a_packed_batch_is_its_samples(family, name):
     check_packed(compress(MODELS[family], config), some, "right")
 
 
-@settings(max_examples=40)
+@settings(max_examples=many(20))
 @given(st.lists(prompts(), min_size=1, max_size=4), configs(), st.sampled_from(["left", "right"]))
 def test_packing_is_exact_for_every_prompt_and_setting(some, config, side):
     check_packed(compress(MODELS["qwen2_5_vl"], config), some, side)

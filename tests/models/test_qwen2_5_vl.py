@@ -5,7 +5,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from prompts import APART, MIXED, PLAN_INPUTS, PPE, PRESETS, check_labels, check_slope, kept_logits, logits, with_types
+from prompts import (
+    APART,
+    MIXED,
+    PLAN_INPUTS,
+    PPE,
+    PRESET_CASES,
+    PRESETS,
+    check_labels,
+    check_slope,
+    kept_logits,
+    logits,
+    with_types,
+)
 from support import IMAGE_ID, Prompt, batch, random_model
 from tolerances import assert_rounds_alike, exact
 
@@ -36,7 +48,7 @@ def test_ratio_one_is_the_dense_model(model, name, side):
     assert_rounds_alike(logits(model, inputs)[real], expected, true)
 
 
-@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("config", PRESET_CASES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_batch_mates_and_their_order_change_nothing(model, config, side):
     compress(model, config)
@@ -143,7 +155,7 @@ def test_attention_implementations_agree(implementation):
     assert_rounds_alike(kept_logits(compress(model, PPE), *MIXED), expected, true)
 
 
-@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("config", PRESET_CASES)
 def test_a_4d_mask_and_explicit_positions_pack_questions_that_share_an_image(model, config):
     """prefix + question A + question B, B blind to A and numbered like A, equals the two prompts one by one."""
     compress(model, config)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from prompts import GREEDY, MIXED, PPE, PRESETS, check_labels, check_slope, kept_logits, logits
+from prompts import GREEDY, MIXED, PPE, PRESET_CASES, PRESETS, check_labels, check_slope, kept_logits, logits
 from support import IMAGE_ID, Prompt, batch, random_model
 from tolerances import assert_rounds_alike, exact
 from transformers import DynamicCache, StaticCache
@@ -188,7 +188,7 @@ def test_attention_implementations_agree(config):
     assert_rounds_alike(kept_logits(model, *MIXED), expected, true)
 
 
-@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("config", PRESET_CASES)
 @pytest.mark.parametrize("implementation", [pytest.param("eager", marks=pytest.mark.slow), "sdpa"])
 @pytest.mark.parametrize(
     "prompts",
@@ -223,7 +223,7 @@ def test_a_static_cache_need_be_no_longer_than_what_is_kept(model):
     assert_rounds_alike(static, dynamic, true)
 
 
-@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("config", PRESET_CASES)
 @pytest.mark.parametrize("all_images", [True, False])
 def test_a_second_turn_with_more_images(model, config, all_images):
     """On a cache that holds the first turn: the whole conversation's images may be given, or just the new ones.
