@@ -52,7 +52,7 @@ test-all: $(VENV)/.ready  ## the slow ones, too, with other random draws   [SEED
 	PPE_TEST_SEED=$(SEED) $(PYTEST) $(WORKERS) --hypothesis-seed=$(SEED)
 test-machines: $(VENV)/.ready  ## the tests under the code paths of other CPUs   [QUICK=1]
 	$(BIN)/python scripts/test_machines.py $(if $(QUICK),--quick)
-test-matrix: $(VENV)/.ready .venv-oldest/.ready  ## the engine's tests with the newest and the oldest transformers of our range   [MATRIX=]
+test-matrix: $(VENV)/.ready .venv-oldest/.ready  ## the engine's tests with the pinned and the oldest transformers of our range   [MATRIX=]
 	for environment in $(or $(MATRIX),$(VENV) .venv-oldest); do \
 		OMP_NUM_THREADS=1 $$environment/bin/python -m pytest $(WORKERS) -m "not slow" --ignore tests/backends --ignore tests/demo || exit 1; done
 test-newest: .venv-newest/.ready  ## the same with the newest torch and transformers, whatever our bounds say, and who refuses them

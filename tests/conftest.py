@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import draws  # isort:skip
+import halves  # isort:skip
 from command_line import run  # noqa: F401 isort:skip
 from fixtures import spelling_processors, tiny_folder, tiny_processor, write_clip, write_image  # noqa: F401 isort:skip
 
@@ -26,21 +27,7 @@ draws.load_profile()
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks
 def pytest_collection_modifyitems(items):
-    """Of tests marked `half` every second combination of their parameters is slow: each family meets half of the
-    settings, each setting half of the families, as on the squares of one colour of a chess board."""
-    tests: dict = {}
-    for item in items:
-        if item.get_closest_marker("half"):
-            tests.setdefault((item.path, item.originalname), []).append(item)
-    for cases in tests.values():
-        if not hasattr(cases[0], "callspec"):
-            continue
-        columns = {tuple(case.callspec.indices[name] for case in cases) for name in cases[0].callspec.indices}
-        columns = [column for column in columns if len(set(column)) > 1]  # parameters that go together are one
-        if len(columns) > 1:
-            for case, *places in zip(cases, *columns):
-                if sum(places) % 2:
-                    case.add_marker(pytest.mark.slow)
+    halves.mark_slow(items)
 
 
 def pytest_collection_finish():

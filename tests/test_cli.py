@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -136,18 +135,16 @@ def test_no_command_and_unknown_commands(run):
     refused(run("sing"), "sing")
 
 
-def test_help_is_quick_and_loads_neither_torch_nor_transformers():
+def test_help_loads_neither_torch_nor_transformers():
     code = (
         "import sys; from ppe_npu import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'av', 'matplotlib'} & set(sys.modules)"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "describe" in done.stdout
-    assert time.perf_counter() - started < 5  # 0.1 s on an idle machine
 
 
 def test_the_installed_command_prints_one_line_and_no_traceback(tiny_folder, tmp_path):

@@ -1,6 +1,7 @@
 """What make does on a machine whose environment is not made yet; nothing is made here."""
 
 import argparse
+import configparser
 import os
 import re
 import shutil
@@ -159,6 +160,20 @@ def test_some_get_constraints_without_what_they_want_otherwise(folder, others, t
     ours, theirs = ((tmp_path / name / "constraints.txt").read_text() for name in ("scripts", folder))
     left_out = {line.split("==")[0] for line in set(ours.splitlines()) - set(theirs.splitlines())}
     assert left_out == others
+
+
+def test_all_name_the_same_versions_of_python():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    versions = set(re.findall(r"Python :: (3\.\d+)", settings["metadata"]["classifiers"]))
+    least = min(versions, key=lambda version: int(version[2:]))
+    assert settings["options"]["python_requires"] == f">={least}"
+    assert settings["mypy"]["python_version"] == least
+    assert f'target-version = "py{least.replace(".", "")}"' in (ROOT / "pyproject.toml").read_text()
+    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("PYTHON ?="))
+    assert set(re.findall(r"python(3\.\d+)", line)) == versions
+    ci = "".join(path.read_text() for path in (ROOT / ".github" / "workflows").iterdir())
+    assert set(re.findall(r'python-version: "(3\.\d+)"', ci)) == versions
 
 
 def test_the_makefile_fits_on_two_screens():

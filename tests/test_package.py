@@ -4,6 +4,7 @@ import configparser
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ def loaded_after(statement: str) -> set[str]:
 def test_import_is_light_and_loads_no_device_package():
     used = "import ppe_npu; ppe_npu.CompressionConfig.preset('ppe'); ppe_npu.compress, ppe_npu.restore"
     assert not loaded_after(used) & {*HEAVY, *DEVICE_PACKAGES}
+
+
+def test_nothing_but_the_package_goes_by_its_name():
+    """Its path once held the repository's root, so that ppe_npu.tests could be imported."""
+    import ppe_npu
+
+    root = Path(__file__).parents[1]
+    assert not [path for path in ppe_npu.__path__ if Path(path).resolve() in (root, *root.parents)]
+    assert [name for name in ("tests", "scripts", "docs") if find_spec(f"ppe_npu.{name}")] == []
 
 
 def test_public_names():

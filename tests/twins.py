@@ -53,6 +53,8 @@ class Twins:
 
     def one(self) -> Any:
         torch.set_rng_state(self._state)
+        torch.manual_seed(torch.initial_seed())  # of every device, as `make` does
+        torch.set_rng_state(self._state)
         return _Unpickler(io.BytesIO(self._data), self._tensors).load()
 
 

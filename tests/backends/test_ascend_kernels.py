@@ -18,7 +18,8 @@ pytest.importorskip("triton")
 
 import triton
 from kernel_device import DEVICE
-from triton_interpreter import repair
+from triton.runtime import interpreter
+from triton_interpreter import repair, spoiled_dot
 
 from ppe_npu import backends
 from ppe_npu.backends import dispatch
@@ -101,19 +102,13 @@ def test_the_tiles_of_a_real_chip(monkeypatch, chip, count, shorter):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_equal_tokens_share_their_distances_whatever_the_products_round_to(monkeypatch, strict):
-    """Products are spoiled by some units in their last place, each by itself."""
-    made = gram.squared_distances
-
-    def spoiled(*arguments):
-        squared, norms = made(*arguments)
-        noise = torch.randint(-4, 5, squared.shape, generator=torch.Generator().manual_seed(0)) * 2.0**-23
-        both = norms[:, :, None] + norms[:, None, :]
-        symmetric = (noise.triu() + noise.triu(1).mT) * both
-        return torch.where(squared == 0, squared, (squared + symmetric).clamp_min(0)), norms
-
-    monkeypatch.setattr(kernels, "squared_distances", spoiled)
-    check(picture(1, channels=24), [48], [20], [5], strict)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_that_round_by_place_break_no_tie(monkeypatch, dtype, strict):
+    """Each product is off by some units in its last place, by itself: neither symmetric nor the same elsewhere."""
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", spoiled_dot())
+    check(picture(1, dtype, channels=24), [48], [20], [5], strict)
+    some = torch.randn(1, 9, 24, generator=torch.Generator().manual_seed(9))[:, torch.arange(40) * 7 % 9]
+    check(some.to(dtype), [40], [21], [3], strict)
 
 
 def test_a_frame_that_is_all_flat_has_the_groups_of_copies():

@@ -44,6 +44,19 @@ def repair() -> None:
     interpreter.InterpreterBuilder.create_dot = dot
 
 
+def spoiled_dot():
+    """A tl.dot that rounds by place: each number of a tile is off by up to four units in its last place, by itself."""
+    generator, dot = np.random.default_rng(0), interpreter.InterpreterBuilder.create_dot
+
+    def spoiled(*arguments):
+        made = dot(*arguments)
+        noise = generator.integers(-4, 5, made.data.shape) * np.finfo(np.float32).eps
+        made.data = (made.data * (1 + noise)).astype(np.float32)
+        return made
+
+    return spoiled
+
+
 @functools.cache
 def repair_liger() -> None:
     """The same for liger-kernel, which is imported."""

@@ -17,6 +17,14 @@ import pytest
         "assert (a - b).abs().max() < 1e-6",
         "assert 2e-4 * size >= (a - b).abs().max()",
         "TOLERANCE = {torch.float32: 2e-6}",
+        "assert loss == pytest.approx(3.0, 1e-5)",
+        "assert (a - b).abs().max() < 2**-11",
+        "assert (a - b).abs().max() < 10.0**-5 * size",
+        "assert error < (2e-6 if dtype == 'fp32' else 0.02)",
+        "assert not (a - b).abs().max() > 1e-6",
+        "assert (a - b).abs().lt(1e-6).all()",
+        "LIMIT = 5e-4; assert error <= LIMIT",
+        "limit = 1e-5; assert loss == pytest.approx(3.0, abs=2 * limit)",
     ],
 )
 def test_a_bare_tolerance_is_seen(line):
@@ -33,6 +41,8 @@ def test_a_bare_tolerance_is_seen(line):
         "assert 0.4 < retention < 0.55",
         "train(learning_rate=1e-3)",
         "assert found > 0.01 * other",
+        "if abs(best - least) > 1e-9: pass",
+        "assert error <= 500 * eps(torch.bfloat16) ** 2",
     ],
 )
 def test_what_is_none_is_not(line):

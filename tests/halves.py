@@ -1,0 +1,44 @@
+"""Every second combination of a test's parameters, as on the squares of one colour of a chess board."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+
+def mark_slow(items: Iterable[pytest.Item]) -> None:
+    """Of tests marked `half` every second combination of what is not slow anyway is slow: each family meets half of
+    the settings, each setting half of the families."""
+    tests: dict[str, list] = {}
+    for item in items:
+        if item.get_closest_marker("half") and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in tests.values():
+        # callspec.indices counts cases, not values, where parameters are no fixture's.
+        for case, out in zip(cases, left_out([case.callspec._idlist for case in cases])):
+            if out:
+                case.add_marker(pytest.mark.slow)
+
+
+def left_out(cases: Sequence[Sequence[str]]) -> list[bool]:
+    """Which of a test's cases are left out, so that each value of a parameter meets half of the values of another.
+
+    Args:
+        cases: the names of a case's values, one per parameter (parameters that are given together are one).
+
+    Returns:
+        one bool per case. Of each value some case stays.
+    """
+    columns = [column for column in zip(*cases) if len(set(column)) > 1]
+    if len(columns) < 2:
+        return [False] * len(cases)
+    places = [{value: place for place, value in enumerate(dict.fromkeys(column))} for column in columns]
+    there, out = [Counter(column) for column in columns], []
+    for values in zip(*columns):
+        odd = sum(place[value] for place, value in zip(places, values)) % 2
+        out.append(bool(odd) and all(count[value] > 1 for count, value in zip(there, values)))
+        for count, value in zip(there, values) if out[-1] else ():
+            count[value] -= 1
+    return out
