@@ -113,19 +113,20 @@ class _Made:
     """What the vision tower makes of the images, or videos, once somebody asks for it; and what that took.
 
     Args:
-        passing: makes the pass of a method that works inside the tower, None where none does.
+        passing: makes the pass of a method that works inside the tower; None, or makes None, where none does.
     """
 
     in_tower: TowerReport | None = None
 
-    def __init__(self, run: Callable[..., torch.Tensor], passing: Callable[[], Rebuilding] | None):
+    def __init__(self, run: Callable[..., torch.Tensor], passing: Callable[[], Rebuilding | None] | None):
         self._run, self._passing = run, passing
 
     @property
     def pooler_output(self) -> torch.Tensor:
-        if self._passing is None:
+        passing = None if self._passing is None else self._passing()
+        if passing is None:
+            self.in_tower = None
             return self._run()
-        passing = self._passing()
         features = self._run(**{KEYWORD: passing})
         self.in_tower = passing.finished()
         return features

@@ -71,13 +71,16 @@ def detach_tiles(model) -> None:
     own_submodules(layers, *layers._modules)
 
 
-def pass_of_parts(model, parts: Parts, samples: list[int], pixels: torch.Tensor) -> Rebuilding:
-    """The pass for the tiles of these parts, in which prompts do not compete with each other.
+def pass_of_parts(model, parts: Parts, samples: list[int], pixels: torch.Tensor) -> Rebuilding | None:
+    """The pass for the tiles of these parts, in which prompts do not compete with each other; None while nothing works
+    inside the tower (a teacher's pass, see loss.uncompressed).
 
     Args:
         model: the ...Model. parts: images and frames of videos, in the order of their tiles. samples: of each part the
             prompt that it stands in. pixels: [tiles, channels, height, width].
     """
+    if model.compression.inside is None:
+        return None
     alone = model.compression.inside.per_image
     whose = [(part.modality, part.source if alone else sample) for part, sample in zip(parts, samples)]
     pools = [own for own, part in zip(whose, parts) for _ in range(part.grid[0])]

@@ -17,7 +17,7 @@ from tower_laws import check_nesting, check_threads
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, IPCV, FastV, ToMeTower
-from ppe_npu.models.loss import uncompressed
+from ppe_npu.models.loss import Distillation, uncompressed
 from ppe_npu.models.pvc.install import add_pvc
 from ppe_npu.models.tile_blocks import TileBlock
 
@@ -155,6 +155,17 @@ def test_passes_nest_and_run_in_threads(model):
     for module in (model.model.vision_tower.embeddings, model.model.vision_tower.encoder.layer[4].mlp):
         check_nesting(module, lambda: [runs[0]()], others)
     check_threads(*runs)
+
+
+def test_a_teacher_has_the_tower_as_it_is(model):
+    """Patches leave for the student alone: at weight 1 the loss is the distance from a dense teacher."""
+    inputs = sample(model)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.image_token_id, -100)
+    wishes = {"labels": labels, "skip_logits": True, "distill": Distillation(1.0)}
+    none = compress(model, config(IPCV(keep=1.0)))(**inputs, **wishes).loss
+    compress(model, CompressionConfig(steps=[METHOD, DPCKNN(0.5)], positions="keep_one", k=1))
+    (both := model(**inputs, **wishes).loss).backward()
+    assert both > 100 * none.abs()
 
 
 def test_features_of_an_earlier_block_are_rebuilt_there(model):
