@@ -111,7 +111,7 @@ def quantization(adapter: Adapter | None, device: torch.device) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["lm_head", "model.visual"],  # also read for 4 bits
+        llm_int8_skip_modules=["lm_head", "model.visual", "model.vision_tower"],  # also read for 4 bits
     )
 
 

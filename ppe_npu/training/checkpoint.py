@@ -48,7 +48,7 @@ def base_record(model: nn.Module, path: str | Path, allow_bin: bool = False) -> 
     folder = Path(path).expanduser()
     # Weights in 4 bits say nothing that another machine could compare: the ones they were made of are read once more.
     packed = getattr(model, "quantization_method", None)
-    whole = load_model(path, "cpu", model.dtype, allow_bin=allow_bin) if packed else model
+    whole = load_model(path, "cpu", model.dtype, allow_bin=allow_bin, tiled=True) if packed else model
     return {
         "model": str(folder.resolve()) if folder.is_dir() else str(path),
         "weights": fingerprint(whole),

@@ -101,9 +101,10 @@ def convert_record(raw: Any) -> dict[str, Any]:
 
 def _said(raw: Mapping[str, Any], files: dict[str, list[str]], beside: dict[str, list[str]]) -> list[Turn]:
     """The turns; files that stand in their parts are added to `files`, those beside are taken from `beside`."""
-    turns = _one(raw, _TURNS)
+    lists = {key: raw[key] for key in _TURNS if isinstance(raw.get(key), list)}  # others are notes
+    turns = _one(lists or raw, _TURNS)
     if turns:
-        others = [key for key in _PAIRS if raw.get(key) not in _NOTHING]
+        others = [key for key in _PAIRS if isinstance(raw.get(key), str | list) and raw[key] not in _NOTHING]
         if others:
             raise InputError(f"has turns, and {', '.join(others)} beside them: keep one of both")
         if not isinstance(turns, list):
@@ -150,6 +151,8 @@ def _part(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]])
     """A part of a content list as text: a placeholder where a file stands, which is added to `files`."""
     if isinstance(given, str):
         return _literal(given)
+    if isinstance(given, dict):
+        check_repeated(given, "a part of a turn")
     kind = given.get("type") if isinstance(given, dict) else None
     name = kind.removesuffix("_url") if isinstance(kind, str) else ""
     if name not in (*files, "text"):
@@ -187,6 +190,7 @@ def _beside(raw: Mapping[str, Any], kind: str) -> list[str]:
 def _path(given: Any, kind: str) -> str:
     """A file's path; in a mapping it is under "url" or "path"."""
     if isinstance(given, dict):
+        check_repeated(given, f"the name of {'an' if kind == 'image' else 'a'} {kind}")
         if given.get("bytes"):
             raise InputError(f"has {kind} bytes in it: write them to a file, and name that")
         given = given.get("path") or given.get("url")

@@ -123,9 +123,20 @@ def test_what_is_said_twice_alike_is_said_once_and_a_weight_is_not_lost():
 
 def test_a_key_that_stands_twice_is_named(tmp_path):
     turns = '[{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "c"}]'
-    (tmp_path / "d.jsonl").write_text(f'{{"messages": {turns}}}\n{{"query": "a", "query": "b", "response": "c"}}\n')
+    parts = (
+        '{"type": "image", "image": "a.png", "image": "b.png"}',
+        '{"type": "image_url", "image_url": {"url": "a", "url": "b"}}',
+    )
+    said = [f'[{{"role": "user", "content": [{part}]}}, {{"role": "assistant", "content": "c"}}]' for part in parts]
+    lines = [f'{{"messages": {talk}}}' for talk in (turns, *said)]
+    (tmp_path / "d.jsonl").write_text("\n".join([*lines, '{"query": "a", "query": "b", "response": "c"}']) + "\n")
     found = convert_files([tmp_path / "d.jsonl"])
-    assert ["twice: keep one of them" in str(fault) for fault in found.faults] == [True, True]
+    assert ["twice: keep one of them" in str(fault) for fault in found.faults] == [True] * 4
+
+
+def test_notes_that_are_called_like_turns_or_answers_are_left_alone():
+    noted = {**TALK, "message": "of the day", "output": 0}
+    assert convert_record(noted)["conversations"] == convert_record(TALK)["conversations"]
 
 
 def test_the_command(run, tmp_path, write_image):  # noqa: F811
