@@ -57,7 +57,8 @@ def number(op: str, kind: type, **numbers: object) -> None:
 def flag(op: str, **flags: object) -> None:
     """Raise InputError, naming the argument, for one that is not True or False, Python's or NumPy's."""
     for name, given in flags.items():
-        if not isinstance(given, bool) and getattr(getattr(given, "dtype", None), "kind", "") != "b":
+        numpys = getattr(given, "shape", None) == () and getattr(getattr(given, "dtype", None), "kind", "") == "b"
+        if not (isinstance(given, bool) or numpys):
             raise InputError(f"{op}: {name} is {shown(given)}, a {type(given).__name__}: give True or False")
 
 
