@@ -71,9 +71,18 @@ def measure(model: Any, runs: Sequence[Asked], count: int, answers: Any) -> None
             print(f"ppe-npu: {own[0].benchmark.name}: costs were not measured ({error})", file=sys.stderr)
             continue
         cost_pass.write(Path(folder), found, protocols.label({"protocol": own[0].protocol}))
-        shown = samples + group_pictures.differing(own[0].benchmark, [run.folder for run in own], samples)
+        shown = samples + _differing(own, samples)
         group_pictures.draw(Path(folder), "", candidates[0].answers, shown)
         for one in candidates:
             one.ready()
             group_pictures.draw(Path(folder), one.name, one.answers, shown)
         group_pictures.list_names(Path(folder), titles)
+
+
+def _differing(runs: Sequence[Asked], known: Sequence[Any]) -> list[Any]:
+    """Samples to draw, on which the runs differ; none where they cannot be read: the scores are there."""
+    try:
+        return group_pictures.differing(runs[0].benchmark, [run.folder for run in runs], known)
+    except cost_pass.FAULTS as error:
+        print(f"ppe-npu: {runs[0].benchmark.name}: no more samples are drawn ({error})", file=sys.stderr)
+        return []

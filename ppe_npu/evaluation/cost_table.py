@@ -16,10 +16,10 @@ from ppe_npu.files import check_regular
 KEEPS = 0.99  # of dense's score: a speed at less of it is marked
 WORDS = (
     "Costs in turns: all methods answered the same prompts one right after the other, alone in a batch, in several "
-    "rounds after one that is not counted; medians, quartiles, and the median of the ratios to dense with its "
-    "bootstrap interval over prompts and rounds; on a CPU the ratios are of processor time. A difference that is "
-    "smaller than the scatter of the ratios, or whose interval holds 1, is not told. A speed at less "
-    "than 99 % of dense's score is marked. Work is counted, not "
+    "rounds after one that is not counted; medians, quartiles, and the median of the ratios to dense (or to the method "
+    "that the heads name) with its bootstrap interval over prompts and rounds; on a CPU the ratios are of processor "
+    "time. A difference that is smaller than the scatter of the ratios, or whose interval holds 1, is not told. A "
+    "speed at less than 99 % of dense's score is marked. Work is counted, not "
     "measured: products of a prefill as torch counts them, weights read once, keys and values of the prompt's tokens."
 )
 

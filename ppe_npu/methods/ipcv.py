@@ -119,7 +119,7 @@ class Leaving:
     def among(self, at: torch.Tensor, total: int) -> Leaving:
         """The same among `total` rows, of which those that compete stand at `at` [L] and all others stay."""
         removed = at.index_select(0, self.removed)
-        left = torch.zeros(total, dtype=torch.int8, device=at.device).index_fill_(0, removed, 1)
+        left = torch.zeros(total, dtype=torch.int32, device=at.device).index_fill_(0, removed, 1)
         rows = left.argsort(stable=True)[: total - len(removed)]
         place = (1 - left).cumsum(0) - 1
         stayed = place.index_select(0, at.index_select(0, self.rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from families import EVERY
 from PIL import Image
 from support import Prompt, random_model
 from support import batch as prompts
@@ -53,6 +54,7 @@ def test_prompt_kv_is_of_the_prompts_own_tokens(model, tiny_processor, config):
     assert short.prompt_kv_bytes == pytest.approx((wanted * token_bytes(model)).tolist())
 
 
+@pytest.mark.skipif("qwen3_5" not in EVERY, reason="an older transformers keeps that state in caches of its own")
 def test_layers_of_linear_attention_keep_no_keys(tiny_processor):
     """Of Qwen3.5's five layers two attend; a prompt's bytes are theirs, compressed or not."""
     model = random_model(family="qwen3_5")
