@@ -185,7 +185,7 @@ def test_a_flag_of_numpy_is_a_flag():
         assert torch.equal(found, backends.attention(query, query, query, causal=value))
         one, two = (backends.dpc_knn(x, None, four, 4, four, strict=flag) for flag in (np.bool_(value), value))
         assert torch.equal(one[1], two[1])
-    with pytest.raises(InputError, match="causal is .* give True or False"):
+    with pytest.raises(InputError, match=r"causal is .* give True or False"):
         backends.attention(query, query, query, causal=np.array([True, False]))
 
 
