@@ -16,6 +16,7 @@ from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import VideoFrame
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.answers import ModelAnswers
+from ppe_npu.evaluation.generation import Generated
 from ppe_npu.evaluation.samples import Measure, visuals
 
 
@@ -56,6 +57,11 @@ class SmallerInput(ModelAnswers):
 
     def prepare(self, samples: Sequence[Mapping[str, Any]]) -> Any:
         return super().prepare([self._smaller(sample) for sample in samples])
+
+    def answer(self, inputs: Mapping[str, Any]) -> Generated:
+        """As of the whole pictures: `tokens_before` is what they would have had, by the share."""
+        found = super().answer(inputs)
+        return replace(found, tokens_before=[round(count / self.share) for count in found.tokens_before])
 
     def seen_size(self, width: int, height: int) -> tuple[int, int]:
         return super().seen_size(*smaller_size(width, height, self._whole.image_processor, self.share))

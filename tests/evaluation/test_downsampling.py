@@ -7,9 +7,12 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.config import CompressionConfig
-from ppe_npu.evaluation.downsampling import smaller
+from ppe_npu.evaluation.answers import ModelAnswers
+from ppe_npu.evaluation.downsampling import SmallerInput, smaller
 from ppe_npu.evaluation.results import run_method, run_title, runs_dense
+from ppe_npu.models import compress
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,16 @@ def test_a_smaller_input_is_a_row_of_its_own_and_not_what_others_are_compared_wi
 
 def test_a_share_that_is_none_is_refused():
     from ppe_npu.errors import InputError
-    from ppe_npu.evaluation.downsampling import SmallerInput
 
     with pytest.raises(InputError, match="share=1 of the visual tokens must be between 0 and 1"):
         SmallerInput(SimpleNamespace(), None, 1, share=1)
+
+
+def test_its_tokens_are_a_share_of_the_whole_pictures(tiny_folder, tiny_processor):
+    """Else its row would say that all tokens are kept."""
+    model = compress(load_model(tiny_folder), CompressionConfig.preset("dense"))
+    sample = {"index": 0, "prompt": "row red", "image": Image.new("RGB", (96, 96), "red")}
+    whole, small = ModelAnswers(model, tiny_processor, 1), SmallerInput(model, tiny_processor, 1, share=0.25)
+    one, other = (answers.answer(answers.prepare([sample, sample])) for answers in (whole, small))
+    assert other.tokens_before == one.tokens_before == one.tokens_after
+    assert other.tokens_after == [count * 0.25 for count in one.tokens_after]
