@@ -55,6 +55,7 @@ def examined() -> dict[str, Any]:
 
     kinds = {kind: _device(devices, kind) for kind in devices.KINDS}
     versions = {name: _version(name) for name in _NEEDED}
+    versions["torch"] = torch.__version__  # with its build, "+cpu" or "+cu130", which a wheel's own name may leave out
     problems = [f"{name} is not installed" for name, version in versions.items() if version is None]
     return {
         "ppe_npu": __version__,
