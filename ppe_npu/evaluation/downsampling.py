@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from ppe_npu.compat import set_pixels
 from ppe_npu.data.pictures import load_image
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import VideoFrame
@@ -39,7 +40,8 @@ class SmallerInput(ModelAnswers):
         # The least size counts no more: small pictures would be made large again.
         self.processor = copy.copy(self.processor)
         self.processor.image_processor = copy.deepcopy(self.processor.image_processor)
-        self.processor.image_processor.size["shortest_edge"] = _unit(self._whole.image_processor) ** 2
+        whole = self._whole.image_processor
+        set_pixels(self.processor.image_processor, _unit(whole) ** 2, whole.size["longest_edge"])
 
     def settings(self) -> dict[str, Any]:
         whole = self.processor
