@@ -21,9 +21,8 @@ from .checks import (
     plain,
     require,
 )
-from .common import IGNORED
+from .common import IGNORED, MAX_NEIGHBORS
 from .compiling import traced_once
-from .reference.dpc_knn import MAX_NEIGHBORS
 
 
 def attention(
@@ -141,10 +140,8 @@ def dpc_knn(
     """
     check_dpc_knn(tokens, valid, budgets, max_groups, num_neighbors, most_neighbors)
     flag("dpc_knn", strict=strict)
-    arguments = (
-        *(tokens.detach(), valid, budgets.long(), max_groups, num_neighbors.long()),
-        *(bool(strict), implementation, most_neighbors),
-    )
+    options = bool(strict), implementation, most_neighbors
+    arguments = tokens.detach(), valid, budgets.long(), max_groups, num_neighbors.long(), *options
     if torch.compiler.is_compiling():
         _register_dpc_knn()
         return torch.ops.ppe_npu.dpc_knn(*arguments)

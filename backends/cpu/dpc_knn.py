@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ppe_npu.backends.reference.dpc_knn import MAX_NEIGHBORS, nearest_center, nearest_denser, ranked
+from ppe_npu.backends.common import MAX_NEIGHBORS
+from ppe_npu.backends.reference.dpc_knn import nearest_center, nearest_denser, ranked
 
 from .squares import Squares
 

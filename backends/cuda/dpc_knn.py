@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from ppe_npu.backends import device
-from ppe_npu.backends.common import frame_lengths, refused_dtype
-from ppe_npu.backends.reference.dpc_knn import MAX_NEIGHBORS
+from ppe_npu.backends.common import MAX_NEIGHBORS, frame_lengths, refused_clustering
 
 from . import tiles
 from .assign import assign
@@ -37,12 +36,8 @@ def refusal(
     most_neighbors: int = MAX_NEIGHBORS,
 ) -> str | None:
     """fp16, bf16, fp32; at most 5 neighbours; compute capability 8.0; frames of under 2**31 numbers when padded."""
-    if reason := refused_dtype("the Triton kernels take", tokens.dtype):
+    if reason := refused_clustering(tokens, most_neighbors):
         return reason
-    if most_neighbors > MAX_NEIGHBORS:
-        return f"the Triton kernels take at most {MAX_NEIGHBORS} neighbours"
-    if tokens.numel() == 0:
-        return "the Triton kernels take no empty tensor"
     frames, count, channels = tokens.shape
     tiling = tiles.plan(frames, count, channels, tokens.dtype)
     if tiling.pitch * tiling.width >= 2**31:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ppe_npu.backends import device
-from ppe_npu.backends.common import frame_lengths, refused_dtype
-from ppe_npu.backends.reference.dpc_knn import MAX_NEIGHBORS, flat_square
+from ppe_npu.backends.common import MAX_NEIGHBORS, frame_lengths, refused_clustering
+from ppe_npu.backends.reference.dpc_knn import flat_square
 
 from . import tiles
 from .assign import assign
@@ -37,12 +37,8 @@ def refusal(
 ) -> str | None:
     """fp16, bf16, fp32; triton-ascend; at most 5 neighbours; frames of at most 5,760 tokens, and of fewer than 2**31
     numbers when padded."""
-    if reason := refused_dtype("the Triton kernels take", tokens.dtype):
+    if reason := refused_clustering(tokens, most_neighbors):
         return reason
-    if most_neighbors > MAX_NEIGHBORS:
-        return f"the Triton kernels take at most {MAX_NEIGHBORS} neighbours"
-    if tokens.numel() == 0:
-        return "the Triton kernels take no empty tensor"
     reason = problem(tokens.device)
     if reason is not None:
         return reason

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 
 from ppe_npu.backends import device
+from ppe_npu.backends.common import MAX_NEIGHBORS
 
 FLAT = 32  # eps; what a deep tower rounds a flat frame's tokens by (docs/numerics.md)
-MAX_NEIGHBORS = 5  # the k of Chat-UniVi; fewer where a frame keeps few tokens. Kernels take no more
 
 # Elements of a temporary tensor: a CPU is fastest if they stay in a core's cache, in memory that was written before.
 TOKENS_AT_ONCE = 2**20
