@@ -189,13 +189,14 @@ def _beside(raw: Mapping[str, Any], kind: str) -> list[str]:
 
 def _path(given: Any, kind: str) -> str:
     """A file's path; in a mapping it is under "url" or "path"."""
+    what = f"{'an' if kind == 'image' else 'a'} {kind}"
     if isinstance(given, dict):
-        check_repeated(given, f"the name of {'an' if kind == 'image' else 'a'} {kind}")
+        check_repeated(given, f"the name of {what}")
         if given.get("bytes"):
             raise InputError(f"has {kind} bytes in it: write them to a file, and name that")
         given = given.get("path") or given.get("url")
     if not isinstance(given, str) or not given:
-        raise InputError(f"has {brief(given)} where the path of {'an' if kind == 'image' else 'a'} {kind} belongs")
+        raise InputError(f"has {brief(given)} where the path of {what} belongs")
     return given
 
 
