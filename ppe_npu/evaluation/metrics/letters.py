@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
 
 from ppe_npu.evaluation.metrics.text import unpunctuated
 from ppe_npu.evaluation.metrics.vqa import NUMBERS
@@ -130,7 +131,7 @@ def mmmu_letter(answer: str, options: Sequence[str], published: bool = False) ->
             both sides, and there is no "A.": "B. because" names none, and "NASA says so" not A.
     """
     answer = _trimmed(answer)
-    texts = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options))
+    texts = dict(zip(ascii_uppercase, options))
     forms = (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} "))
     for form, sought in (forms[0], (" {} ", " {} ")) if published else forms:
         named = [letter for letter in texts if form.format(letter) in answer]
@@ -162,7 +163,7 @@ def mmmu_pro_letter(answer: str, options: Sequence[str]) -> str:
     Source: MMMU-Benchmark/MMMU mmmu-pro/evaluate.py (Yue et al. 2024, arXiv 2409.02813), which draws where none is.
     """
     _, said, tail = answer.rpartition("Answer:")
-    named = [letter for letter, _ in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options) if letter in tail] if said else []
+    named = [letter for letter, _ in zip(ascii_uppercase, options) if letter in tail] if said else []
     return named[0] if len(named) == 1 else mmmu_letter(answer, options)
 
 
@@ -201,7 +202,7 @@ def realworldqa_answer(answer: str, question: str) -> str:
     plain = re.sub(r"[^\w\s]", "", answer).strip()
     found = re.search("|".join(map(re.escape, options)), plain) if options else None
     # As published, letters are counted from A in the order of the options, whatever they are called.
-    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[list(options).index(found[0])] if found and found[0] else plain
+    return ascii_uppercase[list(options).index(found[0])] if found and found[0] else plain
 
 
 def _trimmed(answer: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from string import ascii_uppercase
 
 from ppe_npu.evaluation.metrics.edits import levenshtein
 from ppe_npu.evaluation.metrics.letters import mmmu_letter
@@ -53,7 +54,7 @@ def _option(answer: str, options: Sequence[str]) -> str:
         return answer
     bracketed = re.search(r"\(([a-zA-Z])\)", answer)
     letter = bracketed[1].upper() if bracketed else mmmu_letter(answer, options)
-    number = "ABCDEFGHIJKLMNOPQRSTUVWXYZ".find(letter) if letter else -1
+    number = ascii_uppercase.find(letter) if letter else -1
     if 0 <= number < len(options):
         return options[number]
     return min(options, key=lambda option: levenshtein(answer, option))

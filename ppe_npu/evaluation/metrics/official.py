@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 from ppe_npu.evaluation.metrics import letters, lmms
@@ -22,7 +23,6 @@ VERSIONS = {
     "vlmevalkit": "VLMEvalKit e8e78f0 (18 August 2026)",
 }
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Benchmarks that VLMEvalKit asks as choices among options, and reads alike.
 _CHOICES = (
     *("ai2d", "mmbench", "mmmu", "mmmu_pro", "mmmu_pro_vision", "mmstar", "scienceqa", "seedbench_2_plus"),
@@ -78,7 +78,7 @@ def _inferred(answer: str, right: str, options: Sequence[str] | Mapping[str, str
 
 
 def _lettered(options: Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
-    return options if isinstance(options, Mapping) else dict(zip(_LETTERS, options))
+    return options if isinstance(options, Mapping) else dict(zip(ascii_uppercase, options))
 
 
 def _yes_no(label: Callable[[str], str]) -> Rule:
@@ -131,4 +131,4 @@ def draw(right: str, options: Sequence[str], seed: int, index: int | str) -> flo
     The draw hangs on the seed and the sample alone, so that neither the order of samples nor their grouping counts.
     """
     drawn = random.Random(f"{seed}/{index}").randrange(max(len(options), 1))
-    return float(_LETTERS[drawn] == right)
+    return float(ascii_uppercase[drawn] == right)
