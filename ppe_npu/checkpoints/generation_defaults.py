@@ -132,8 +132,9 @@ def _expected(name: str, value: Any) -> str | None:
     """What a field must be, in words, where the value is of another type; None where it may be right."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if name in ("eos_token_id", "pad_token_id", "bos_token_id"):
-        several = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-        return None if whole or (several and name == "eos_token_id") else "a token id"
+        ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        right = all(isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**63 for v in ids)
+        return None if right else "a token id"
     if name in _FLAGS:
         return None if isinstance(value, bool) else "true or false"
     if name in _NEUTRAL and not isinstance(_NEUTRAL[name][0], str):
