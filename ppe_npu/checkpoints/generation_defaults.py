@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ppe_npu.checkpoints.trust import NO_CODE
 from ppe_npu.errors import InputError, first_line
 
 Settings = dict[str, Any]
@@ -82,6 +83,25 @@ def transformers_takes(found: Mapping[str, Any]) -> bool:
     except Exception:  # whatever the check of some field raises
         return False
     return True
+
+
+def unloadable(path: str | Path) -> dict[str, None]:
+    """{name: None} of the settings in a checkpoint's config.json with which transformers loads no model, to be given to
+    from_pretrained in their place: of_checkpoint reads them, and generate() is not told of them."""
+    file = _file(path, "config.json")
+    whole = {} if file is None else _read(file)
+    own = [name for name in fields() if whole.get(name) is not None]
+    # Attentions are refused beside every fast implementation of them.
+    refused = [name for name in own if name == "output_attentions" or not transformers_takes({name: whole[name]})]
+    if not refused:
+        return {}
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(path), **NO_CODE)
+    except Exception:  # loading the model will say so
+        return {}
+    return {name: None for name in refused if hasattr(config, name)}  # some it leaves out itself
 
 
 def token_ids(found: Mapping[str, Any]) -> Settings:
