@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from ppe_npu.evaluation.identity import Unreadable, read_sample
 from ppe_npu.evaluation.rows import FAULTS, read_scores
 from ppe_npu.evaluation.samples import visuals
+from ppe_npu.files import write_bytes, write_text
 
 FOLDER = "groups"  # in the folder of a benchmark
 _SIDE = 512
@@ -74,9 +76,9 @@ def draw(folder: Path, name: str, answers: Any, samples: Sequence[Mapping[str, A
             continue
         picture = picture.convert("RGB")
         picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-        path = _path(folder, name, sample["index"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, "JPEG", quality=85)
+        drawn = io.BytesIO()
+        picture.save(drawn, "JPEG", quality=85)
+        write_bytes(_path(folder, name, sample["index"]), drawn.getvalue())
         count += 1
     return count
 
@@ -107,8 +109,6 @@ def drawn(folder: Path, index: str) -> dict[str, Path]:
 
 def list_names(folder: Path, names: Sequence[str]) -> None:
     """Write down which methods were drawn."""
-    from ppe_npu.files import write_text
-
     write_text(folder / FOLDER / "names.txt", "".join(f"{name}\n" for name in names))
 
 
