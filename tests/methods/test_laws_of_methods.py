@@ -47,7 +47,7 @@ def method(request) -> Method:
 def wanted(method: Method, share: float = 0.4) -> list[int]:
     """How many tokens each cell is asked to keep: not what its own ratio says, unless it counts late."""
     sizes = views.sizes_of(method)
-    return [method.kept(size) if method.counts == "late" else -(-int(size * share) // 1) for size in sizes]
+    return [method.kept(size) if method.counts == "late" else max(int(size * share), 1) for size in sizes]
 
 
 def found(method: Method, parts: dict, num_kept: list[int]) -> Grouping:
