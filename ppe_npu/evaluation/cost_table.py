@@ -50,7 +50,7 @@ def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def _whole(found: Any) -> bool:
     rows = found.get("rows") if isinstance(found, dict) else None
-    if not isinstance(rows, dict) or not rows:
+    if not isinstance(rows, dict) or not rows or not isinstance(found.get("left_out", {}), dict):
         return False
     parts = [row.get(key) for row in rows.values() if isinstance(row, dict) for key in ("ttft", "total")]
     numbers = [part.get(key) for part in parts if isinstance(part, dict) for key in ("median", "ratio", "low", "high")]
