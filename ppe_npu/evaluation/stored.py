@@ -153,6 +153,7 @@ class _Costs(_Part):
     protocol: str
     reference: str = ""
     ratios_of: str = ""
+    left_out: Mapping[str, Any] = setting(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
