@@ -76,8 +76,6 @@ def make_plan(
     if ids is None and kwargs.get("inputs_embeds") is None:
         raise InputError("input_ids or inputs_embeds are missing")
     ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
-    if isinstance(mask, dict):
-        raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
     if kwargs.get("inputs_embeds") is not None and not compression.config.keeps_all:
         _check_seen(ids, kwargs, compression.vision)
     grids: dict = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
@@ -141,6 +139,18 @@ def _grid(kind: str, kwargs: dict, dense: bool) -> Parts | list | None:
         return grid if isinstance(grid, Parts) else _checked(kind, kwargs.get(PIXELS[kind]), grid)
     # A grid without its pixels: what is meant can only be guessed, so that its placeholders will miss a grid.
     return None if dense or grid is None else []
+
+
+def take_ready_mask(kwargs: dict) -> None:
+    """Put the mask of full attention in the place of a dict of ready masks, as transformers' generate() makes them."""
+    masks = kwargs.get("attention_mask")
+    if isinstance(masks, dict):
+        if set(masks) != {"full_attention"}:
+            raise InputError(
+                f"attention_mask is a dict of masks for {', '.join(sorted(masks))}: a compressed model takes one that "
+                "holds full_attention alone"
+            )
+        kwargs["attention_mask"] = masks["full_attention"]
 
 
 def attention_mask_of(model, kwargs: dict) -> torch.Tensor | None:

@@ -5,6 +5,7 @@ docs/compatibility.md lists these features by name.
 
 import copy
 import itertools
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -161,6 +162,11 @@ CHANGES = {
     "batch_select_indices": lambda cache: ([1], cache.batch_select_indices(torch.tensor([1])) or cache),
     "batch_repeat_interleave": lambda cache: ([0, 0, 1, 1], cache.batch_repeat_interleave(2) or cache),
     "deepcopy": lambda cache: ([0, 1], copy.deepcopy(cache)),
+    "pickle": lambda cache: ([0, 1], pickle.loads(pickle.dumps(cache))),
+    "reorder what was pickled": lambda cache: (
+        [1, 0],
+        (lambda twin: twin.reorder_cache(torch.tensor([1, 0])) or twin)(pickle.loads(pickle.dumps(cache))),
+    ),
     "reorder a copy": lambda cache: (
         [1, 0],
         (lambda twin: twin.reorder_cache(torch.tensor([1, 0])) or twin)(copy.deepcopy(cache)),
