@@ -264,6 +264,21 @@ def test_a_conversation_in_embeddings_goes_on_beside_the_grids_of_all_of_it(plai
     assert torch.equal(torch.cat([first.sequences, rest.sequences], 1), whole.sequences)
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+@newer
+def test_a_prompt_behind_a_cached_beginning_is_given_whole_or_in_part(plain, setting):
+    """A beginning of text that several prompts share; the mask is of all columns in both forms."""
+    model, inputs = compressed(plain, setting), single()
+    wanted = model.generate(**inputs, **FIVE)[:, -5:]
+    pixels = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
+    for first in (0, 4):
+        with torch.no_grad():
+            cache = model(input_ids=inputs["input_ids"][:, :4], use_cache=True).past_key_values
+        ids = inputs["input_ids"][:, first:]
+        given = {"attention_mask": inputs["attention_mask"], "past_key_values": cache, **pixels}
+        assert torch.equal(model.generate(ids, **given, **FIVE)[:, -5:], wanted)
+
+
 def test_beams_of_text_beside_grids_without_pixels(plain):
     inputs, model = pictures(), compressed(plain, "dense")
     bare = {name: inputs[name] for name in ("input_ids", "attention_mask")}
