@@ -2,12 +2,13 @@
 becomes of a batch's images and videos."""
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+import transformers
+from packaging.version import Version
 
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
@@ -48,7 +49,7 @@ def prepare_inputs_for_generation(self, input_ids, **kwargs):
             return inputs | _step(inputs["input_ids"], kwargs, self.compression)
         state = state.settled()
     # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
-    unseen = state is not None and _is_whole(input_ids, kwargs) and input_ids.shape[1] > state.seen
+    unseen = state is not None and is_whole(input_ids, kwargs) and input_ids.shape[1] > state.seen
     if state is not None and unseen and inputs.get("input_ids") is not None:
         # As transformers does: a view has another stride in each step, and a compiled model is compiled again.
         inputs["input_ids"] = input_ids[:, state.seen :].clone(memory_format=torch.contiguous_format)
@@ -60,7 +61,7 @@ def prepare_inputs_for_generation(self, input_ids, **kwargs):
     return inputs
 
 
-def _is_whole(input_ids: torch.Tensor, kwargs: dict) -> bool:
+def is_whole(input_ids: torch.Tensor, kwargs: dict) -> bool:
     """Whether a conversation's ids are all there. Who gives new ones alone says so by a mask that is longer."""
     mask, asked = kwargs.get("attention_mask"), kwargs.get(KEYWORD, NOTHING).columns
     columns = asked if mask is None or mask.ndim != 2 else mask.shape[1]
@@ -132,7 +133,7 @@ def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kw
             "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "
             "or restore(model) first"
         )
-    if "mm_token_type_ids" not in inspect.signature(type(self).forward).parameters:
+    if Version(transformers.__version__) < Version("5.3"):
         if assistant_model is not None:
             raise InputError("assistant_model needs transformers 5.3: before, it hands the assistant what is ours")
         if not dense:
