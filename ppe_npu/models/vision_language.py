@@ -24,10 +24,11 @@ Modifications (on the given instance only):
   is merged and a prompt is padded on the right, transformers' own.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
 * the vision tower and its blocks, where a method works inside it: see tower_blocks.py.
+* a decoder layer, where FastV is to run as published: see seeing_ahead.py.
 * language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -44,6 +45,7 @@ from ppe_npu.engine.run import Run
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import kv_bytes
+from ppe_npu.methods.base import Method
 from ppe_npu.models.alignment import aligned, arrange_loss_arguments, as_the_prompt, is_scored, whole_labels
 from ppe_npu.models.arguments import (
     CONSUMED,
@@ -62,6 +64,7 @@ from ppe_npu.models.known import check_decoder, has_attention
 from ppe_npu.models.loss import install_head, loss_only, uninstall_head
 from ppe_npu.models.rotary import RowRotaryEmbedding
 from ppe_npu.models.seam import is_overridden, original, override, own_submodules, restore_methods
+from ppe_npu.models.seeing_ahead import detach_ahead, install_ahead, uninstall_ahead
 from ppe_npu.models.tower_blocks import detach_tower, install_tower, uninstall_tower
 
 _DELTAS = "_ppe_saved_rope_deltas"
@@ -109,6 +112,7 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
         install_tower(model.model, compression)
     if staged:
         override(text, "forward", staged_forward)
+    install_ahead(text, compression.config.methods)
     text.rotary_emb = rotary
     install_head(model)
 
@@ -120,6 +124,7 @@ def uninstall(model) -> None:
         text.rotary_emb = text.rotary_emb.original
     uninstall_head(model)
     uninstall_tower(model.model)
+    uninstall_ahead(text)
     for module in (text, model.model, model):
         restore_methods(module)
         vars(module).pop("compression", None)
@@ -133,6 +138,7 @@ def detach(model) -> None:
     own_submodules(model, "model", "lm_head")
     own_submodules(model.model, "language_model")
     own_submodules(model.model.language_model)
+    detach_ahead(model.model.language_model)
     detach_tower(model.model)
 
 
@@ -195,7 +201,7 @@ def _compresses(state: CacheState | FixedState | None, kwargs: dict) -> bool:
 def model_forward(self, **kwargs):
     packed = kwargs.get(KEYWORD, NOTHING).packed
     if packed:
-        _check_packed(self.language_model, kwargs)
+        _check_packed(self.language_model, kwargs, self.compression.config.methods)
         if self.compression.config.proportional_attention:
             check_key_bias(self.language_model, packed=True)
     state, places = state_of(self.compression, kwargs), None
@@ -231,8 +237,13 @@ def model_forward(self, **kwargs):
     return output.to_tuple() if return_dict is False else output
 
 
-def _check_packed(text, kwargs: dict) -> None:
+def _check_packed(text, kwargs: dict, methods: Sequence[Method]) -> None:
     """Raise InputError for what cannot be one row of samples."""
+    for method in methods:
+        if method.first_only:
+            raise InputError(
+                f"packed: {method.name} with released=true counts images from the row's begin; leave it out"
+            )
     mask = kwargs.get("attention_mask")
     if not all(map(has_attention, text.layers)):
         raise InputError("packed: linear attention would carry its state from one sample of the row to the next")
