@@ -78,8 +78,8 @@ class Prompts(Movable):
             borders: of a packed batch [1, R], where its samples begin and end: 0, ..., R.
             text: [T] int64, the place of each text token, rising.
             asked: [S] int64, the place at which each sample's prompt ends, -1 where that is its last token.
-            later: [R] bool, True where a method that knows the first image alone is shown a visual token as text; None:
-                there is no such method. With it `text` of the result is of no use: such methods stand at layers.
+            later: [R] bool, True at what joins the text for methods that know the first image alone, which stand at
+                layers, where `text` of the result is not asked for; None: there is no such method.
         """
         if later is not None:
             text = np.sort(np.concatenate([text, np.flatnonzero(later)]))
@@ -87,10 +87,7 @@ class Prompts(Movable):
             places: np.ndarray = np.arange(real.size).reshape(real.shape)
             rows: np.ndarray = places
         else:
-            lengths = np.diff(borders)
-            steps = np.arange(max(int(lengths.max()), 1))
-            real = steps < lengths[:, None]
-            places = np.where(real, np.array(borders[:-1])[:, None] + steps, 0)
+            real, places = _apart(borders)
             rows = np.flatnonzero(real)
         samples, length = real.shape
         sample = rows.reshape(-1) // length
@@ -126,6 +123,14 @@ class Prompts(Movable):
         """The way back: [S, L, ...] -> [R, ...]."""
         flat = values.flatten(0, 1)
         return flat if self.rows is None else flat.index_select(0, self.rows)
+
+
+def _apart(borders: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """[S, L] of samples in one row, each in a row of its own: which places there are, and where they stand."""
+    lengths = np.diff(borders)
+    steps = np.arange(max(int(lengths.max()), 1))
+    real = steps < lengths[:, None]
+    return real, np.where(real, np.array(borders[:-1])[:, None] + steps, 0)
 
 
 @dataclass(frozen=True)

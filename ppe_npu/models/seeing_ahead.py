@@ -84,11 +84,15 @@ def _heard(attention, rows: torch.Tensor, kwargs: dict) -> torch.Tensor:
 
 
 def _there(kwargs: dict, samples: int) -> torch.Tensor | None:
-    """[B, 1, 1, T] bool, which tokens of a sample are there: those that any of its tokens sees. None: all."""
+    """[B, 1, 1 or L, T] bool, which tokens are there: of a 4D mask those that any token of the sample sees, beside
+    itself; padding sees itself alone. None: all."""
     mask, segments = kwargs.get("attention_mask"), kwargs.get(KEYWORD, NOTHING).segments
     if mask is None and segments is not None and segments.tokens is not None:
         return (segments.tokens < segments.borders[-1]).view(samples, 1, 1, -1)
     if mask is None or mask.ndim == 2:
         return None if mask is None else mask[:, None, None].bool()
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    return seen.any(1, keepdim=True).any(2, keepdim=True)
+    seen = seen.any(1, keepdim=True)
+    several = seen.sum(-1, keepdim=True) > 1
+    there = seen | (seen & several).any(2, keepdim=True)
+    return there | ~there.any(-1, keepdim=True)  # a row that may see nothing has no softmax

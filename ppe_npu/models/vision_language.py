@@ -65,7 +65,7 @@ from ppe_npu.models.loss import install_head, loss_only, uninstall_head
 from ppe_npu.models.rotary import RowRotaryEmbedding
 from ppe_npu.models.seam import is_overridden, original, override, own_submodules, restore_methods
 from ppe_npu.models.seeing_ahead import detach_ahead, install_ahead, uninstall_ahead
-from ppe_npu.models.tower_blocks import detach_tower, install_tower, uninstall_tower
+from ppe_npu.models.tower_blocks import GRIDS
 
 _DELTAS = "_ppe_saved_rope_deltas"
 
@@ -109,7 +109,7 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
     install_generation(model)
     override(model.model, "forward", model_forward)
     if compression.inside is not None and compression.vision.tower_blocks:
-        install_tower(model.model, compression)
+        GRIDS.install(model.model, compression)
     if staged:
         override(text, "forward", staged_forward)
     install_ahead(text, compression.config.methods)
@@ -123,7 +123,7 @@ def uninstall(model) -> None:
     if isinstance(text.rotary_emb, RowRotaryEmbedding):  # a shallow copy's may have been restored with its original
         text.rotary_emb = text.rotary_emb.original
     uninstall_head(model)
-    uninstall_tower(model.model)
+    GRIDS.uninstall(model.model)
     uninstall_ahead(text)
     for module in (text, model.model, model):
         restore_methods(module)
@@ -139,7 +139,7 @@ def detach(model) -> None:
     own_submodules(model.model, "language_model")
     own_submodules(model.model.language_model)
     detach_ahead(model.model.language_model)
-    detach_tower(model.model)
+    GRIDS.detach(model.model)
 
 
 def causal_lm_forward(self, labels=None, **kwargs):
