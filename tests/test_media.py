@@ -99,11 +99,11 @@ def test_damaged_videos(tmp_path, clip, damage):
             "text": b"no video" * 99,
         }[damage]
     )
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InputError, match=r"video .*broken\.mp4 ") as error:
         load_video(path, VideoSampling(nframes=8))
     assert "\n" not in str(error.value)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10  # work, not the clock: a busy machine changes nothing
 
 
 def test_a_video_that_lacks_its_end_is_not_taken_for_a_shorter_one(tmp_path, clip, monkeypatch):

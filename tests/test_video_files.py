@@ -25,7 +25,7 @@ READERS = (video_header, load_video, lambda path: VideoFrame(str(path), 0.0).loa
 
 
 def refusals(path) -> set[str]:
-    """What every way to read a file says of it, each within a second, in one line."""
+    """What every way to read a file says of it, in one line, after little work."""
     said = set()
     for read in READERS:
         started = time.process_time()
@@ -324,7 +324,7 @@ def _read_mutations(folder: Path, rounds: int) -> None:
                 for place in random.integers(0, min(reach, len(data)), random.integers(1, 12)):
                     data[place] = random.integers(0, 256)
             (folder / "mutated").write_bytes(data)
-            started = time.monotonic()
+            started = time.process_time()
             for read in READERS:
                 try:
                     read(folder / "mutated")
@@ -332,7 +332,7 @@ def _read_mutations(folder: Path, rounds: int) -> None:
                 except InputError as error:
                     outcomes[False] += 1
                     said.add(str(error))
-            assert time.monotonic() - started < 20
+            assert time.process_time() - started < 20  # work, not the clock: a busy machine changes nothing
     assert min(outcomes.values()) > rounds, outcomes
     assert not any("\n" in message for message in said)
 

@@ -136,6 +136,30 @@ def _tensors(values) -> Iterable[Tensor]:
     return [values] if isinstance(values, Tensor) else [value for row in values for value in _tensors(row)]
 
 
+def sums_error(model: torch.nn.Module, run: Callable, draws: int = 3) -> float:
+    """What fp32 sums move `run()` by (RMS), whatever a machine's order of adding: measured in fp64, with weights that
+    are off as the widest sum of the model is.
+
+    Each of its n additions rounds by up to half an eps, sqrt(n / 12) eps in all (RMS). The largest of a few draws, for
+    prompts of which few places are delicate.
+    """
+    kept = {name: weight.clone() for name, weight in model.state_dict().items()}
+    terms = max(module.in_features for module in model.modules() if isinstance(module, torch.nn.Linear))
+    generator, off = torch.Generator().manual_seed(0), math.sqrt(terms / 12) * eps(torch.float32)
+
+    def moved() -> float:
+        with torch.no_grad():
+            true, found = run(), []
+            for _ in range(draws):
+                for weight in model.parameters():
+                    weight.mul_(1 + off * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
+                found.append(rms(run() - true))
+                model.load_state_dict(kept)
+        return max(found)
+
+    return exact(model, moved)
+
+
 def loss_near(expected, layers: int = 4, steps: int = 1):
     """pytest.approx for fp32 losses of a model of so many layers, after each of so many steps.
 

@@ -7,13 +7,12 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
-from tolerances import OPERATORS, assert_near
+from tolerances import rms, sums_error
 
 from ppe_npu import CompressionConfig, compress
 
 FOLDER = Path(__file__).parent.parent / "data" / "pixelprune"
 CLASSES = {"qwen3_vl": "Qwen3VL", "qwen3_5": "Qwen3_5"}
-BLOCKS = 3 + 4  # of the tower and of the decoder: |logit| is up to 12, so that about 1e-4 is allowed
 
 
 def tensors_of(name):
@@ -72,7 +71,8 @@ def test_what_the_released_code_gave(recorded, case, setting):
         assert [int(own.sum()) for own in kept] == tensors[f"keep_counts.{case}.{setting}"].tolist()
         found = torch.cat([own.nonzero()[:, 0] for own in kept])
         assert found.tolist() == tensors[f"keep.{case}.{setting}"].tolist()
-    states = 3 * len(logits) if "linear_attention" in str(said["config"]) else 0  # of three layers a token is added to
-    assert_near(logits, tensors[f"logits.{case}.{setting}"], roundings=OPERATORS * BLOCKS + states)
+    # What decays in linear layers lets a rounding grow by as much as the prompt says: it is measured and not counted.
+    error = sums_error(model, lambda: model(**inputs).logits[0])
+    assert rms(logits - tensors[f"logits.{case}.{setting}"]) <= 2 * error  # two machines, each as far from exact
     tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None)
     assert tokens[0, inputs["input_ids"].shape[1] :].tolist() == tensors[f"tokens.{case}.{setting}"].tolist()
