@@ -7,8 +7,8 @@
 .venv-oldest   the same with the oldest transformers of our range (scripts/oldest.txt), for test-matrix
 .venv-newest   the same with the newest torch and transformers of the index, whatever our bounds say, for test-newest
 .venv-lmms     the same with lmms-eval, which brings a hundred packages of its own, for test-lmms
-.venv-vllm     vLLM for the CPU, with the torch and transformers that it pins (scripts/vllm.txt), and the newer transformers that
-               InternVL wants beside them, for test-vllm
+.venv-vllm     vLLM for the CPU, with the torch and transformers that it pins (scripts/vllm.txt), and beside them the
+               newer transformers that InternVL wants, for test-vllm
 .venv-ascend   torch with triton-ascend in Triton's place and two of Huawei's compilers, for test-ascend-compiler
 .venv-lent     Python 3.12 with the versions of a GPU machine that is lent for minutes (scripts/lent.txt), for test-lent
 .venv-docs     mkdocs-material alone (scripts/docs.txt), for docs
