@@ -4,7 +4,7 @@ It knows tensors and spans, and nothing of any model family; ppe_npu.models brin
 """
 
 from dataclasses import dataclass, field, replace
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -157,10 +157,10 @@ class Compression:
         """
         ids = input_ids.cpu().numpy()
         mask = _padding_mask(attention_mask, ids.shape)
-        given = (image_grid_thw, video_grid_thw, second_per_grid_ts)
-        grids = [part.tolist() if hasattr(part, "tolist") else part for part in given]
+        given: tuple[Any, ...] = (image_grid_thw, video_grid_thw, second_per_grid_ts)
+        listed: Any = [part.tolist() if hasattr(part, "tolist") else part for part in given]
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
-        layout = find_spans(ids, mask, *grids, self.vision, prompt, self.config.keeps_all and not packed)
+        layout = find_spans(ids, mask, *listed, self.vision, prompt, self.config.keeps_all and not packed)
         others = position_ids, start, labels if self.config.needs & OF_PROMPTS else None, chosen
         if all(value is None for value in others):
             key = layout.real.shape, layout.real.tobytes(), layout.visual.tobytes(), layout.spans, left, packed

@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -210,14 +211,15 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         InputError: another number of features than the prompts hold visual tokens, or features that were made before
             where a method looks at the tower's blocks.
     """
-    compression, embeds, tower, inside = model.compression, kwargs.get("inputs_embeds"), None, {}
+    compression, tower, inside = model.compression, None, {}
+    embeds: Any = kwargs.get("inputs_embeds")
     outputs = [output for output in (_encoded(kind, kwargs) for kind in (IMAGE, VIDEO)) if output is not None]
     if compression.config.needs & TOWER_NEEDS:
         _check_ready(compression, kwargs)
     given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
     if given:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
-        pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
+        pixels, grids = [kwargs[PIXELS[kind]] for kind in given], [kwargs[f"{kind}_grid_thw"] for kind in given]
         where = (kwargs["input_ids"] if embeds is None else embeds).device
         grid = torch.cat(grids).to(where)
         grid = _frames(grid) if compression.vision.tower_frames else grid
