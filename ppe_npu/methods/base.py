@@ -107,6 +107,9 @@ class Method:
             ever but in ppe_npu.released.Levels.
         layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
             entry it stands, which has just run, and not of that one, which is about to.
+        first_only: whether of each prompt the image or video that stands first is grouped alone, as some published
+            codes have it; all others are text to the method. For methods at decoder layers alone.
+        sees_ahead: whether the layer before runs as the published FastV has it, see models/seeing_ahead.py.
 
     Args:
         layer: the decoder layer (counted from 0) on whose entry the step is taken, or several; None: the first of
@@ -129,9 +132,13 @@ class Method:
         def layer_before(self) -> bool: ...
         @property
         def levels(self) -> tuple[Method, ...]: ...
+        @property
+        def first_only(self) -> bool: ...
+        @property
+        def sees_ahead(self) -> bool: ...
     else:
         needs, scope, counts, tower_windows = frozenset({"tokens"}), "frame", "exact", "refuse"
-        layer_before, levels = False, ()
+        layer_before, first_only, sees_ahead, levels = False, False, False, ()
     restores: ClassVar[bool] = False
 
     layer: int | tuple[int, ...] | None = setting(

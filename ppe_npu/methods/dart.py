@@ -29,7 +29,8 @@ class DART(Method):
         ratio: share of the tokens that is kept, N * ratio of N, rounded.
         pivot_image, pivot_text: how many pivots there are, fewer where there are fewer tokens.
         released: the published order and count, keys of the layer before, which has just run, and text after the image
-            alone; the host waits for the pivots.
+            alone; of each prompt the first image or video alone, to which the tokens of the others are text; the host
+            waits for the pivots.
         walk: in which order pivots choose, visual ones first: "norm", by falling norm, or, with `released`, the
             published one; "place", as they stand in the prompt, for which nobody waits.
         dropped: what becomes of the others, see choosing.dropped.
@@ -49,6 +50,10 @@ class DART(Method):
 
     @property
     def layer_before(self) -> bool:
+        return self.released
+
+    @property
+    def first_only(self) -> bool:
         return self.released
 
     def kept(self, tokens: int) -> int:

@@ -24,10 +24,11 @@ Modifications (on the given instance only):
   is merged and a prompt is padded on the right, transformers' own.
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
 * the vision tower and its blocks, where a method works inside it: see tower_blocks.py.
+* a decoder layer, where FastV is to run as published: see seeing_ahead.py.
 * language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -44,6 +45,7 @@ from ppe_npu.engine.run import Run
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import kv_bytes
+from ppe_npu.methods.base import Method
 from ppe_npu.models.alignment import aligned, arrange_loss_arguments, as_the_prompt, whole_labels
 from ppe_npu.models.arguments import (
     CONSUMED,
@@ -62,7 +64,8 @@ from ppe_npu.models.generation import install_generation
 from ppe_npu.models.known import check_decoder, has_attention
 from ppe_npu.models.loss import loss_only
 from ppe_npu.models.seam import is_overridden, original, override, own_submodules, restore_methods
-from ppe_npu.models.tower_blocks import detach_tower, install_tower, uninstall_tower
+from ppe_npu.models.seeing_ahead import detach_ahead, install_ahead, uninstall_ahead
+from ppe_npu.models.tower_blocks import GRIDS
 
 _DELTAS = "_ppe_saved_rope_deltas"
 
@@ -106,9 +109,10 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
     install_generation(model)
     override(model.model, "forward", model_forward)
     if compression.inside is not None and compression.vision.tower_blocks:
-        install_tower(model.model, compression)
+        GRIDS.install(model.model, compression)
     if staged:
         override(text, "forward", staged_forward)
+    install_ahead(text, compression.config.methods)
     text.rotary_emb = rotary
 
 
@@ -117,7 +121,8 @@ def uninstall(model) -> None:
     text = model.model.language_model
     if isinstance(text.rotary_emb, RowRotaryEmbedding):  # a shallow copy's may have been restored with its original
         text.rotary_emb = text.rotary_emb.original
-    uninstall_tower(model.model)
+    GRIDS.uninstall(model.model)
+    uninstall_ahead(text)
     for module in (text, model.model, model.lm_head, model):
         restore_methods(module)
         vars(module).pop("compression", None)
@@ -131,7 +136,8 @@ def detach(model) -> None:
     own_submodules(model, "model", "lm_head")
     own_submodules(model.model, "language_model")
     own_submodules(model.model.language_model)
-    detach_tower(model.model)
+    detach_ahead(model.model.language_model)
+    GRIDS.detach(model.model)
 
 
 def causal_lm_forward(self, labels=None, **kwargs):
@@ -200,7 +206,7 @@ def model_forward(self, **kwargs):
     take_ready_mask(kwargs)
     packed = kwargs.get(KEYWORD, NOTHING).packed
     if packed:
-        _check_packed(self.language_model, kwargs)
+        _check_packed(self.language_model, kwargs, self.compression.config.methods)
         if self.compression.config.proportional_attention:
             check_key_bias(self.language_model, packed=True)
     state, places = state_of(self.compression, kwargs), None
@@ -236,8 +242,13 @@ def model_forward(self, **kwargs):
     return output.to_tuple() if return_dict is False else output
 
 
-def _check_packed(text, kwargs: dict) -> None:
+def _check_packed(text, kwargs: dict, methods: Sequence[Method]) -> None:
     """Raise InputError for what cannot be one row of samples."""
+    for method in methods:
+        if method.first_only:
+            raise InputError(
+                f"packed: {method.name} with released=true counts images from the row's begin; leave it out"
+            )
     mask = kwargs.get("attention_mask")
     if not all(map(has_attention, text.layers)):
         raise InputError("packed: linear attention would carry its state from one sample of the row to the next")
