@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.layout import Piece, Stage, Standing, Steps, gathered, lay_out
+from ppe_npu.engine.left_alone import left_alone
 from ppe_npu.engine.merge import Holding, Tokens, merge_round, view_of
 from ppe_npu.engine.rounds import (
     Bucket,
@@ -76,7 +77,8 @@ class Ahead(Movable):
             the tokens that its last round keeps; what is not laid out yet.
         """
         (layer, methods), *later = self.stages
-        device = tokens.originals.device
+        assert tokens.held is not None, "tokens that a pass is given hold original tokens"
+        device = tokens.held.device
         rounds, pieces, count = [], self.standing.pieces, self.standing.count
         given = tokens
         made: Round | None
@@ -100,6 +102,7 @@ def _late_round(
     method: Method, pieces: Sequence[Piece], tokens: Tokens, texts: Texts | None, device: torch.device
 ) -> tuple[Round, list[Piece], int]:
     """As round_of(), with the groupings of its cells; the host waits for them."""
+    pieces, others, rest = left_alone(method, pieces)
     groups = groups_of(method, pieces)
     shared = any(len(own) > 1 for own, _ in groups)  # then it matters for which token each kept one stands
     cells = [cell for _, own in groups for cell in own]
@@ -113,7 +116,7 @@ def _late_round(
     counts, centers = _read(found, shared)
     kept: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
     stands: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
-    settled, at = [], 0
+    settled, at = [], len(rest)
     for bucket, count, center in zip(found, counts, centers):
         whole = count.tolist() == [len(cells[cell]) for cell in bucket.cells]
         settled.append(replace(_settled(bucket, count, device), whole=whole))
@@ -121,7 +124,8 @@ def _late_round(
             kept[cell] = np.arange(at, at + groups_kept)
             stands[cell] = center[number, :groups_kept] if shared else stands[cell]
             at += groups_kept
-    return Round(method, tuple(settled)), become(groups, kept, stands), at
+    made = Round(method, tuple(settled), as_tensor(rest) if len(rest) else None)
+    return made, [*become(groups, kept, stands), *others], at
 
 
 def _read(buckets: Sequence[Bucket], centers: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:

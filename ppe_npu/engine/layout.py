@@ -17,11 +17,11 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ppe_npu.engine.packing import numbers, packed_rows, padded_rows
+from ppe_npu.engine.left_alone import later_places
+from ppe_npu.engine.packing import Segments, numbers, packed_rows, padded_rows
 from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.rounds import Movable, Round, as_tensor, hangs_on_features, round_of
-from ppe_npu.engine.segments import Segments
-from ppe_npu.engine.shown import OF_PROMPTS, Prompts
+from ppe_npu.engine.shown import OF_PROMPTS, TEXT, Prompts
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.methods.base import Method
 
@@ -104,7 +104,7 @@ class Arrangement:
         place[origins.reshape(-1)[found]] = found
         return place[wanted]
 
-    @property
+    @cached_property
     def padded(self) -> bool:
         return not self.real.all()
 
@@ -224,7 +224,9 @@ class Standing:
         if not any(method.needs & OF_PROMPTS for method in methods):
             return None
         ends = np.where(self.asked < 0, -1, self.before.places_of(self.asked, self.columns))
-        return Prompts.of(self.before.real, self.borders, self.text.numpy(), ends)
+        others = any(method.first_only and method.needs & TEXT for method in methods)
+        later = later_places(self.before) if others else None
+        return Prompts.of(self.before.real, self.borders, self.text.numpy(), ends, later)
 
     @property
     def pieces(self) -> list[Piece]:

@@ -92,6 +92,8 @@ class Rebuilding(TowerPass):
         if key not in self._borders:
             if self._on_host is None:
                 self._on_host = np.array(self._leaving.rows.tolist(), dtype=np.int64)
-            count = self.method.borders if alone else np.searchsorted
-            self._borders[key] = [int(before) for before in count(self._on_host, borders)]
+            counts = np.searchsorted(self._on_host, borders)
+            if alone:
+                counts = self.method.borders(self._on_host, borders, self.pools)
+            self._borders[key] = counts.tolist()
         return self._borders[key]

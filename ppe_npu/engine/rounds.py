@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from ppe_npu.engine.left_alone import as_they_are, left_alone
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.grouping import Grouping
 
@@ -201,11 +202,13 @@ def round_of(method: Method, pieces: Sequence[Piece], count: int) -> tuple[Round
         runs = [(run, method.segments(sum(len(piece.cells) for piece in run))) for run in _by_span(pieces)]
         merges = any(segments is not None for _, segments in runs)
         return _segment_round(method, runs) if merges else (None, list(pieces), count)
+    pieces, others, rest = left_alone(method, pieces)
     groups = groups_of(method, pieces)
     cells = [cell for _, own in groups for cell in own]
     frames = frames_of(groups) if method.scope == "span" else None
-    buckets, kept = buckets_of(cells, [method.budgets(len(cell)) for cell in cells], frames)
-    return Round(method, buckets), become(groups, kept), sum(map(len, kept))
+    buckets, kept = buckets_of(cells, [method.budgets(len(cell)) for cell in cells], frames, len(rest))
+    made = Round(method, buckets, as_tensor(rest) if len(rest) else None)
+    return made, [*become(groups, kept), *others], len(rest) + sum(map(len, kept))
 
 
 def hangs_on_features(method: Method, cells: Sequence[Cell | Piece]) -> bool:
@@ -275,11 +278,8 @@ def _segment_round(
     videos, out = [], []
     for run, segments in runs:
         if segments is None:
-            for piece in run:
-                ends = at + np.cumsum([len(cell) for cell in piece.cells])
-                own = tuple(np.arange(end - len(cell), end) for cell, end in zip(piece.cells, ends))
-                out.append(dataclasses.replace(piece, cells=own))
-                at = int(ends[-1])
+            out += as_they_are(run, at)
+            at += sum(len(cell) for piece in run for cell in piece.cells)
             continue
         piece = _joined(run, flat=False)
         sizes = method.kept_cells([len(cell) for cell in piece.cells])
@@ -311,7 +311,7 @@ def _joined(run: Sequence[Piece], flat: bool = True) -> Piece:
 
 
 def buckets_of(
-    cells: Sequence[np.ndarray], budgets: Sequence[tuple[int, ...]], frames: np.ndarray | None = None
+    cells: Sequence[np.ndarray], budgets: Sequence[tuple[int, ...]], frames: np.ndarray | None = None, at: int = 0
 ) -> tuple[tuple[Bucket, ...], list[np.ndarray]]:
     """Cells in buckets of like size, and for every cell the index of its kept tokens among all that are kept.
 
@@ -322,12 +322,13 @@ def buckets_of(
         cells: of each cell the indices of its tokens among those of the round.
         budgets: of each cell how many each level keeps.
         frames: of each cell, as Bucket.of().
+        at: how many are kept before those of the cells.
     """
     classes: dict[int, list[int]] = {}
     for number, cell in enumerate(cells):
         classes.setdefault((len(cell) - 1).bit_length(), []).append(number)
     kept: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
-    buckets, at = [], 0
+    buckets = []
     for size in sorted(classes):
         numbers = classes[size]
         counts = np.array([len(cells[n]) for n in numbers])

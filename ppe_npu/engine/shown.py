@@ -29,7 +29,8 @@ _TEXT_FIELDS = {
     frozenset({"layer_text", "layer_plain"}): ("text_plain_queries", "text_plain_keys"),
 }
 LAYER_NEEDS = frozenset({"layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"})
-OF_PROMPTS = frozenset({"text", "layer_text", "layer_row"})  # needs for which samples have to be told apart
+TEXT = frozenset({"text", "layer_text"})
+OF_PROMPTS = TEXT | {"layer_row"}  # needs for which samples have to be told apart
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Prompts(Movable):
         text: [S, W] int64, which of the T text tokens are a sample's prompt, in order; 0 beyond its last.
         text_places: [S, W] int64, the places at which they stand.
         text_valid: [S, W] bool, or None where all samples have W of them.
+        later: [S, W] bool, True at what is no text but to methods that know the first image alone; None: nowhere.
         last: [S] int64, the place of the last token of each sample's prompt: of the sample, or in training of what
             stands before its answer.
         seen: [S, L] bool, where a sample has a token up to that one when each stands in a row of its own.
@@ -54,13 +56,21 @@ class Prompts(Movable):
     text: torch.Tensor
     text_places: torch.Tensor
     text_valid: torch.Tensor | None
+    later: torch.Tensor | None
     last: torch.Tensor
     seen: torch.Tensor
     places: torch.Tensor | None
     rows: torch.Tensor | None
 
     @classmethod
-    def of(cls, real: np.ndarray, borders: Sequence[int] | None, text: np.ndarray, asked: np.ndarray) -> Prompts:
+    def of(
+        cls,
+        real: np.ndarray,
+        borders: Sequence[int] | None,
+        text: np.ndarray,
+        asked: np.ndarray,
+        later: np.ndarray | None = None,
+    ) -> Prompts:
         """From host arrays.
 
         Args:
@@ -68,15 +78,16 @@ class Prompts(Movable):
             borders: of a packed batch [1, R], where its samples begin and end: 0, ..., R.
             text: [T] int64, the place of each text token, rising.
             asked: [S] int64, the place at which each sample's prompt ends, -1 where that is its last token.
+            later: [R] bool, True at what joins the text for methods that know the first image alone, which stand at
+                layers, where `text` of the result is not asked for; None: there is no such method.
         """
+        if later is not None:
+            text = np.sort(np.concatenate([text, np.flatnonzero(later)]))
         if borders is None:
             places: np.ndarray = np.arange(real.size).reshape(real.shape)
             rows: np.ndarray = places
         else:
-            lengths = np.diff(borders)
-            steps = np.arange(max(int(lengths.max()), 1))
-            real = steps < lengths[:, None]
-            places = np.where(real, np.array(borders[:-1])[:, None] + steps, 0)
+            real, places = _apart(borders)
             rows = np.flatnonzero(real)
         samples, length = real.shape
         sample = rows.reshape(-1) // length
@@ -91,6 +102,7 @@ class Prompts(Movable):
             as_tensor(own),
             as_tensor(text_places),
             None if valid.all() else as_tensor(valid),
+            None if later is None else as_tensor(later[text_places] & valid),
             as_tensor(last),
             as_tensor(real & (places <= last[:, None])),
             None if borders is None else as_tensor(places),
@@ -111,6 +123,14 @@ class Prompts(Movable):
         """The way back: [S, L, ...] -> [R, ...]."""
         flat = values.flatten(0, 1)
         return flat if self.rows is None else flat.index_select(0, self.rows)
+
+
+def _apart(borders: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """[S, L] of samples in one row, each in a row of its own: which places there are, and where they stand."""
+    lengths = np.diff(borders)
+    steps = np.arange(max(int(lengths.max()), 1))
+    real = steps < lengths[:, None]
+    return real, np.where(real, np.array(borders[:-1])[:, None] + steps, 0)
 
 
 @dataclass(frozen=True)
@@ -143,7 +163,10 @@ class Texts:
             name: of_cells(self.values[name, name != "text" and method.layer_before]) for name in fields
         }
         shown["text_after"] = of_cells(prompts.text_places) > first[:, None]
-        shown["text_valid"] = None if prompts.text_valid is None else of_cells(prompts.text_valid)
+        there = prompts.text_valid
+        if prompts.later is not None and not method.first_only:
+            there = ~prompts.later if there is None else there & ~prompts.later
+        shown["text_valid"] = None if there is None else of_cells(there)
         return shown
 
 

@@ -39,12 +39,17 @@ def inside_of(methods: Sequence[Method], vision: VisionTokens) -> Method | None:
     """The method that works inside the tower, if there is one.
 
     Raises:
-        InputError: several, or blocks that the tower has not.
+        InputError: several, blocks that the tower has not, or published borders where there are none.
     """
     inside = [method for method in methods if method.place == "tower"]
     if len(inside) > 1:
         raise InputError(f"{inside[1].name} after {inside[0].name}: only one step may stand inside the vision tower")
     for method in inside:
+        if vision.tile_blocks and getattr(method, "released", False):
+            raise InputError(
+                f"{method.name} released=true: the published borders are those of frames in Qwen2-VL's tower, and this "
+                "one has tiles with a class token each; leave released out"
+            )
         if isinstance(method, ToMeTower):
             method.joins(vision.tower_blocks)
     return inside[0] if inside else None

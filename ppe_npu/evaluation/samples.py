@@ -133,13 +133,25 @@ def _size_or_screen(image: Any) -> tuple[int, int]:
 _image_size = functools.lru_cache(maxsize=2**16)(_size_or_screen)
 
 
+def frames_taken(video: Any, sampling: VideoSampling, multiple: int) -> tuple[int, int, int]:
+    """(how many frames are taken of a video, their height, their width), by its header.
+
+    Args:
+        multiple: frames of a temporal step.
+    """
+    total, fps, width, height = _video_facts(str(video)) if isinstance(video, (str, Path)) else (_FRAMES, 1.0, *_SCREEN)
+    try:
+        return len(sampling.indices(total, fps, multiple)[0]), height, width
+    except InputError:  # a clip that is not in the video: answering it will say so
+        return sampling.count(total, fps, multiple), height, width
+
+
 def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[int, int]:
     """(temporal steps, tokens of each)."""
-    total, fps, width, height = _video_facts(str(video)) if isinstance(video, (str, Path)) else (_FRAMES, 1.0, *_SCREEN)
     if is_tiled(processor):
-        return sampling.count(total, fps, 1), processor.image_seq_length
+        return frames_taken(video, sampling, 1)[0], processor.image_seq_length
     maker = processor.video_processor
-    frames = sampling.count(total, fps, maker.temporal_patch_size)
+    frames, height, width = frames_taken(video, sampling, maker.temporal_patch_size)
     steps = max(frames // maker.temporal_patch_size, 1)
     least, most = sampling.frame_pixels(frames, maker.size["shortest_edge"], maker.size["longest_edge"])
     return steps, _tokens(processor, width, height, least, most)
@@ -149,7 +161,9 @@ def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[in
 def _video_facts(path: str) -> tuple[int, float, int, int]:
     """(frames, frames per second, width, height), from a container's header or from a folder of frames."""
     if os.path.isdir(path):
-        return max(len(os.listdir(path)), 1), 1.0, *_SCREEN
+        names = sorted(os.listdir(path))
+        height, width = _image_size(os.path.join(path, names[0])) if names else _SCREEN
+        return max(len(names), 1), 1.0, width, height
     try:
         with open_video(existing_file(path, "video"), Patience(path)) as video:
             stream = video.stream

@@ -29,7 +29,8 @@ class DART(Method):
         ratio: share of the tokens that is kept, N * ratio of N, rounded.
         pivot_image, pivot_text: how many pivots there are, fewer where there are fewer tokens.
         released: the published order and count, keys of the layer before, which has just run, and text after the image
-            alone; the host waits for the pivots.
+            alone; of each prompt the first image or video alone, to which the tokens of the others are text; the host
+            waits for the pivots.
         walk: in which order pivots choose, visual ones first: "norm", by falling norm, or, with `released`, the
             published one; "place", as they stand in the prompt, for which nobody waits.
         dropped: what becomes of the others, see choosing.dropped.
@@ -49,6 +50,10 @@ class DART(Method):
 
     @property
     def layer_before(self) -> bool:
+        return self.released
+
+    @property
+    def first_only(self) -> bool:
         return self.released
 
     def kept(self, tokens: int) -> int:
@@ -124,7 +129,8 @@ class DART(Method):
         orders = []
         for row, there in zip(places, used.tolist()):
             number = {place: number for number, place in enumerate(row) if there[number]}
-            walked = [number[place] for place in set(number)]
+            listed = list(number)  # a set that is made of a dict is another table, in another order
+            walked = [number[place] for place in set(listed)]
             orders.append(walked + [other for other in range(len(row)) if not there[other]])
         order = torch.tensor(orders, device=used.device)
         return alike.gather(2, order[:, None].expand_as(alike)), used.gather(1, order)

@@ -15,25 +15,38 @@ class FastV(Method):
     floor(N * ratio) of the largest attention in layer K - 1, softmax(q k / sqrt(d)) over the whole prompt, the mean
     over heads.
 
-    The published code switches that layer to eager attention, with no causal mask in it; the last token's row, and so
-    the choice, is the same. Here the one row is computed again from its queries and keys. Of a batch that code looks at
-    the first sample alone, and of a prompt at the first image; here each image or video of each sample is a cell, by
-    its own prompt's last token. Equal scores: the first token's.
+    The published code switches that layer to eager attention, with no causal mask in it and its softmax in fp16; the
+    last token's row, and so the choice, is the same up to rounding. Here the one row is computed again from its queries
+    and keys. Of a batch that code looks at the first sample alone, and of a prompt at the first image; here each image
+    or video of each sample is a cell, by its own prompt's last token. Equal scores: the first token's.
 
     Args:
         ratio: share of the tokens that is kept, 1 - R of the paper's R.
         dropped: what becomes of the others, see choosing.dropped.
+        released: of each prompt the first image or video alone; and, in Qwen2-VL and Qwen2.5-VL, layer K - 1 as
+            published, in which every token sees those behind it, too, and weights are rounded to fp16.
+        causal: with `released`, that layer as it should be.
         layer: K.
     """
 
     ratio: float = share(0.5)
     dropped: str = dropped()
+    released: bool = False
+    causal: bool = False
     layer: int | tuple[int, ...] | None = at_layer(2)
 
     needs = frozenset({"tokens", "layer_row"})
     scope = "span"
     places = ("layer",)
     layer_before = True
+
+    @property
+    def first_only(self) -> bool:
+        return self.released
+
+    @property
+    def sees_ahead(self) -> bool:
+        return self.released and not self.causal
 
     def kept(self, tokens: int) -> int:
         return max(int(tokens * self.ratio), 1)

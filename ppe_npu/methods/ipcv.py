@@ -82,12 +82,14 @@ class IPCV(Method):
                 start, stayed = start + size, stayed + count
             return Leaving.of(*map(list, zip(*found)))
 
-    def borders(self, rows: np.ndarray, borders: Sequence[int]) -> np.ndarray:
+    def borders(self, rows: np.ndarray, borders: Sequence[int], pools: Sequence[int] = ()) -> np.ndarray:
         """Where frames, or windows, end among the rows [n] (rising) that go on alone: how many stand before a border.
-        The published code counts the one that stands at a border, too."""
+        The published code counts the one that stands at a border, too, but where a pool ends, as its call does. pools:
+        how many rows each has; they sum to L."""
         counts = np.searchsorted(rows, borders)
         if self.released:
-            counts[1:-1] = np.searchsorted(rows, borders[1:-1], side="right")
+            inner = ~np.isin(borders, [0, borders[-1], *np.cumsum(pools)])
+            counts[inner] = np.searchsorted(rows, np.array(borders)[inner], side="right")
         return counts
 
 

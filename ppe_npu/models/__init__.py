@@ -22,6 +22,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.models.known import REFUSED, check_layers, check_looked_at, check_tower, text_model
 from ppe_npu.models.pixels import pixel_values
 from ppe_npu.models.seam import is_shallow_copy
+from ppe_npu.models.seeing_ahead import check_ahead
 
 _QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 _FAMILIES = (*_QWEN, "one_dimension")
@@ -77,6 +78,7 @@ def compress(model, config: CompressionConfig, processor=None):
         compression.vision = pixel_values(base, compression.vision, processor)
     check_layers(text_model(base.model).layers, family.LAYERS)
     check_looked_at(text_model(base.model).layers, config.methods)
+    check_ahead(text_model(base.model).layers, config.methods)
     blocks = range(compression.vision.tower_blocks) if compression.inside is not None else compression.tower.all
     if compression.inside is not None and compression.vision.tile_blocks:
         check_tower(base.model.vision_tower.encoder.layer, family.TOWER)

@@ -18,7 +18,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
 from ppe_npu.models.known import has_attention
 from ppe_npu.models.looking import Looking
-from ppe_npu.models.seam import original
+from ppe_npu.models.seam import is_overridden, original
 
 _TABLE = "position_embeddings"  # the argument of a layer
 
@@ -139,6 +139,8 @@ def _attentions(model, wanted: bool):
     if not wanted:
         yield None
         return
+    if any(is_overridden(layer, "forward") for layer in model.layers):
+        raise InputError("output_attentions=True: the layer that fastv runs as published (released=true) tells none")
     seen = []
     attending = [layer.self_attn for layer in model.layers if has_attention(layer)]
     hooks = [attention.register_forward_hook(lambda *args: seen.append(args[-1][1])) for attention in attending]

@@ -11,6 +11,7 @@ Modifications (on the given instance only; found by their parts, so any Qwen-VL 
 The first thing to switch off when a loss looks wrong: unfuse(model).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -102,6 +103,26 @@ def _vision_attention(
     return vision_attention(self, hidden_states, position_embeddings, on_host(cu_seqlens))[0]
 
 
+def heads_of(
+    attention, rows: torch.Tensor, table: Sequence[torch.Tensor], cache: Any, place: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries [B, H, S, D], and keys and values [B, K, T, D] with what a cache holds.
+
+    Args:
+        rows: [B, S, C]. table: cos, sin [B, S, D]. place: as older caches want it.
+    """
+    heads = (*rows.shape[:2], -1, attention.head_dim)
+    query, key, value = (part(rows).view(heads) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+    if hasattr(attention, "q_norm"):
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    cos, sin = (part.to(query.dtype) for part in table)
+    query, key = backends.rotary(query, key, cos, sin)
+    if cache is not None:
+        key, value = cache.update(key, value, attention.layer_idx, {"cos": cos, "sin": sin, "cache_position": place})
+    return query, key, value
+
+
 def _text_attention(
     self,
     hidden_states: torch.Tensor,
@@ -118,17 +139,8 @@ def _text_attention(
     if self.config._attn_implementation != "sdpa" or table[0].ndim != 3:
         inputs = {"attention_mask": attention_mask, **kwargs}
         return original(self, "forward")(hidden_states, position_embeddings=position_embeddings, **inputs)
-    heads = (*hidden_states.shape[:2], -1, self.head_dim)
-    query, key, value = (part(hidden_states).view(heads) for part in (self.q_proj, self.k_proj, self.v_proj))
-    if hasattr(self, "q_norm"):
-        query, key = self.q_norm(query), self.k_norm(key)
-    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    cos, sin = (part.to(query.dtype) for part in table)
-    query, key = backends.rotary(query, key, cos, sin)
     cache = cache_of(kwargs)
-    if cache is not None:
-        place = {"cos": cos, "sin": sin, "cache_position": kwargs.get("cache_position")}  # as older caches want it
-        key, value = cache.update(key, value, self.layer_idx, place)
+    query, key, value = heads_of(self, hidden_states, table, cache, kwargs.get("cache_position"))
     options = {"scale": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
     if segments is None:
         causal = attention_mask is None and query.shape[2] > 1

@@ -35,7 +35,7 @@ from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.known import DECODERS, check_release
 from ppe_npu.models.one_dimension_families import FAMILIES, Asked, Family
 from ppe_npu.models.seam import override, own_submodules
-from ppe_npu.models.tile_blocks import BLOCKS, detach_tiles, install_tiles, pass_of_parts, uninstall_tiles
+from ppe_npu.models.tile_blocks import BLOCKS, TILES, pass_of_parts
 from ppe_npu.models.vision_language import decoder_layers as decoder_layers
 
 CLASSES = (*(family.name for family in FAMILIES.values()), "PVCInternVLForConditionalGeneration")
@@ -75,7 +75,7 @@ def install(model, compression: Compression) -> None:
     said = ("num_frames",) if "num_frames" in FAMILIES[model.config.model_type].others else ()
     vision_language.install(model, compression, staged=True, said=said)
     if compression.inside is not None:
-        install_tiles(inner, compression)
+        TILES.install(inner, compression)
     vars(inner)[IDLE] = _idle_tower
     override(model, "forward", _causal_lm_forward)
     override(inner, "forward", _model_forward)
@@ -84,7 +84,7 @@ def install(model, compression: Compression) -> None:
 
 
 def uninstall(model) -> None:
-    uninstall_tiles(model.model)
+    TILES.uninstall(model.model)
     vision_language.uninstall(model)
     for name in (IDLE, "language_model"):
         vars(model.model).pop(name, None)
@@ -94,7 +94,7 @@ def detach(model) -> None:
     own_submodules(model, "model", "lm_head")
     name = "language_model" if "language_model" in model.model._modules else "text_model"
     own_submodules(model.model, name)
-    detach_tiles(model.model)
+    TILES.detach(model.model)
     text = model.model._modules[name]
     if name != "language_model":
         vars(model.model)["language_model"] = text
@@ -208,6 +208,8 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
     state = state_of(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
     if all(inputs.get(name) is None for name in PIXELS.values()) or (state := settled(state)) is None:
         return inputs
+    if not generation.is_whole(input_ids, kwargs):
+        return inputs  # with them all tiles are new
     rows = _rows_by_place(self, family, input_ids, kwargs)
     for kind, places in rows.items():
         new = np.flatnonzero(places[:, 1] >= state.seen)

@@ -14,7 +14,6 @@ attention was chosen. Who names another one gets that one: on all rows, or tile 
 
 from __future__ import annotations
 
-import functools
 import itertools
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,52 +22,18 @@ from typing import Any
 import torch
 
 from ppe_npu import backends
-from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.rebuilding import Rebuilding
 from ppe_npu.engine.spans import Parts
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.tower_work import TowerReport, Widths
 from ppe_npu.models.forward_pass import KEYWORD
-from ppe_npu.models.seam import original, override, own_submodules, restore_methods
-from ppe_npu.models.tower_blocks import OURS, decoder_widths
+from ppe_npu.models.seam import original
+from ppe_npu.models.tower_blocks import OURS
+from ppe_npu.models.tower_seam import TowerSeam
 
 BLOCKS = {"InternVLVisionLayer": "InternVLVisionAttention"}
 # On its way from the tower's forward to its encoder's, within one call: transformers' own hands no argument on.
 _ON_ITS_WAY: ContextVar[Rebuilding | None] = ContextVar("ppe_pass", default=None)
-
-
-def install_tiles(model, compression: Compression) -> None:
-    """Let patches leave the layers of a ...Model's tower."""
-    tower = model.vision_tower
-    vars(tower)["compression"] = compression
-    first = tower.encoder.layer[0]
-    asked = [first.attention.q_proj, first.attention.k_proj, first.attention.v_proj]
-    own = Widths.of(first, asked, first.attention.projection_layer)
-    compression.widths = own, decoder_widths(model.language_model.layers)
-    override(tower, "forward", _tower_forward)
-    override(tower.encoder, "forward", _encoder_forward)
-    for number, layer in enumerate(tower.encoder.layer):
-        override(layer, "forward", functools.partial(_layer_forward, number))
-
-
-def uninstall_tiles(model) -> None:
-    """Take that back from a ...Model, if it is there."""
-    tower = getattr(model, "vision_tower", None)
-    if tower is not None and vars(tower).pop("compression", None) is not None:
-        for module in (tower, tower.encoder, *tower.encoder.layer):
-            restore_methods(module)
-
-
-def detach_tiles(model) -> None:
-    """Give a shallow copy of a ...Model a tower and layers of its own, around the same parameters."""
-    tower = getattr(model, "vision_tower", None)
-    if tower is None or "compression" not in vars(tower):
-        return
-    own_submodules(model, "vision_tower")
-    own_submodules(model.vision_tower, "encoder")
-    own_submodules(model.vision_tower.encoder, "layer")
-    layers = model.vision_tower.encoder.layer
-    own_submodules(layers, *layers._modules)
 
 
 def pass_of_parts(model, parts: Parts, samples: list[int], pixels: torch.Tensor) -> Rebuilding | None:
@@ -143,6 +108,14 @@ def _layer_forward(number: int, self, **kwargs):
         return original(self, "forward")(rows)
     tiles = tuple(rows.shape[:2])
     return passing.run(number, TileBlock(self, tiles), rows.flatten(0, 1)).unflatten(0, tiles)
+
+
+def _widths(layer) -> Widths:
+    own = layer.attention
+    return Widths.of(layer, [own.q_proj, own.k_proj, own.v_proj], own.projection_layer)
+
+
+TILES = TowerSeam(("vision_tower", "encoder", "layer"), (_tower_forward, _encoder_forward), _layer_forward, _widths)
 
 
 @dataclass(frozen=True)

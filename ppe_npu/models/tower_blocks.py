@@ -10,7 +10,6 @@ attention was chosen, or fuse(). Who names another one gets that one, on all row
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,57 +18,15 @@ from torch.nn.functional import linear
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ppe_npu import backends
-from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.inside import TowerPass
 from ppe_npu.engine.tower_pass import pass_of, pools_of_grids
 from ppe_npu.inspect.tower_work import Widths
 from ppe_npu.models.forward_pass import KEYWORD
-from ppe_npu.models.seam import original, override, own_submodules, restore_methods
+from ppe_npu.models.seam import original
+from ppe_npu.models.tower_seam import TowerSeam
 
 _ON_HOST = WeakTensorKeyDictionary()  # the borders of windows, as long as the tensor that holds them lives
 OURS = ("sdpa", "flash_attention_2", "flash_attention_3")
-
-
-def install_tower(model, compression: Compression) -> None:
-    """Let patches leave the blocks of a ...Model's tower."""
-    visual = model.visual
-    vars(visual)["compression"] = compression
-    first = visual.blocks[0]
-    compression.widths = (
-        Widths.of(first, [first.attn.qkv], first.attn.proj),
-        decoder_widths(model.language_model.layers),
-    )
-    override(visual, "forward", _tower_forward)
-    for number, block in enumerate(visual.blocks):
-        override(block, "forward", functools.partial(_block_forward, number))
-
-
-def decoder_widths(layers) -> Widths | None:
-    """Of a layer of the decoder, where all of them attend."""
-    attentions = [getattr(layer, "self_attn", None) for layer in layers]
-    if not all(hasattr(attention, "q_proj") for attention in attentions):
-        return None
-    first: Any = attentions[0]
-    asked = [first.q_proj, first.k_proj, first.v_proj]
-    return Widths.of(layers[0], asked, first.o_proj)
-
-
-def uninstall_tower(model) -> None:
-    """Take that back from a ...Model, if it is there."""
-    visual = getattr(model, "visual", None)
-    if visual is not None and vars(visual).pop("compression", None) is not None:
-        for module in (visual, *visual.blocks):
-            restore_methods(module)
-
-
-def detach_tower(model) -> None:
-    """Give a shallow copy of a ...Model a tower and blocks of its own, around the same parameters."""
-    visual = getattr(model, "visual", None)
-    if visual is None or "compression" not in vars(visual):
-        return
-    own_submodules(model, "visual")
-    own_submodules(model.visual, "blocks")
-    own_submodules(model.visual.blocks, *model.visual.blocks._modules)
 
 
 def _tower_forward(self, **kwargs):
@@ -94,6 +51,13 @@ def _block_forward(number: int, self, **kwargs):
         return original(self, "forward")(rows, **kwargs)
     cos, sin = kwargs.pop("position_embeddings")
     return passing.run(number, TowerBlock(self, kwargs.pop("cu_seqlens"), (cos, sin), kwargs), rows)
+
+
+def _widths(block) -> Widths:
+    return Widths.of(block, [block.attn.qkv], block.attn.proj)
+
+
+GRIDS = TowerSeam(("visual", "blocks"), (_tower_forward,), _block_forward, _widths)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def test_borders_count_what_stands_before_them_and_in_the_release_at_them():
     rows, borders = np.array([0, 3, 4, 8, 9]), [0, 4, 8, 12]
     assert IPCV().borders(rows, borders).tolist() == [0, 2, 3, 5]
     assert IPCV(released=True).borders(rows, borders).tolist() == [0, 3, 4, 5]
+    assert IPCV(released=True).borders(rows, borders, pools=[4, 8]).tolist() == [0, 2, 4, 5]  # no call goes on there
 
 
 def test_the_choice_is_made_in_fp32_whatever_the_rows_are():

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from support import random_model
 from tolerances import assert_rounds_alike, exact
+from torch.testing import assert_close
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.methods import IPCV
@@ -40,10 +41,10 @@ def method_of(settings, released=False):
 
 
 def decoder_step(settings, released):
-    """As published, or with the pivots in a fixed order; FastV chooses alike in both."""
+    """As published, or with DART's pivots in a fixed order and FastV's layer before the cut as it should be."""
     step = {"method": settings["method"], "ratio": 1 - settings["reduction_ratio"], "layer": settings["layer"]}
     if settings["method"] == "fastv":
-        return step
+        return step | {"released": True, "causal": not released}
     pivots = {f"pivot_{kind}": settings[f"{kind}_pivots"] for kind in ("image", "text")}
     return step | pivots | {"released": True, "walk": "norm" if released else "place"}
 
@@ -128,25 +129,37 @@ def test_whole_recordings(folder, case, released, chosen):
             true = exact(model, lambda: features(model.model.visual(inputs[name].double(), grid_thw=grid)))  # noqa: B023
         taps = [found[f"deepstack.{tap}"] for tap in range(len(out) - 1)]
         assert_rounds_alike(out, [found[f"{first}out"], *taps], true, layers=8)
+        assert_close(out[0], found[f"{first}out"], atol=1e-5, rtol=0)  # as was asked for
         if inside and "qwen2_5" not in folder:  # whose rows stand in the order of windows
             check_choice(chosen[2 * number], found[f"{first}keep"], found[f"{first}neighbours"])
-    several = llm is not None and case["input"] == "two"  # of whose images the recorded runs prune the first alone
-    if several and llm["method"] == "dart":
-        return  # which took placeholders of the second for text
     if "qwen2_5" in folder and case["input"] == "vid":
-        return  # here text goes on after a video as in docs/numerics.md
+        check_numbering(model, inputs, found["logits"][0])
+        return
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     made = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
     if llm:
         start, count = found["llm.span"].tolist()
         kept = start + model.compression.trace.visuals()[0].stages[-1].representatives
         assert kept.tolist() == [column for column in found["llm.keep"].tolist() if start <= column < start + count]
-    if several or (llm and llm["method"] == "fastv" and released):
-        return  # FastV's released code lets text see later text in the layer that it looks at
     with torch.no_grad():
         true = exact(model, lambda: model(**inputs).logits[0, -1])
-    assert_rounds_alike(made.logits[0][0], found["logits"][0], true, layers=14)
+    steps = torch.stack([step[0] for step in made.logits])
+    if not (llm and llm["method"] == "fastv" and released):  # whose weights of attention are rounded to fp16
+        assert_rounds_alike(steps[0], found["logits"][0], true, layers=14)
+    assert_close(steps, found["logits"], atol=1e-4, rtol=0)
     assert made.sequences[0, ids.shape[1] :].tolist() == found["tokens"].tolist()
+
+
+def check_numbering(model, inputs, recorded):
+    """Text after a video stands where transformers 5.22 has it if it is given so; of our own accord where Qwen2.5-VL
+    was trained with it (docs/numerics.md), which gives other logits."""
+    names = ("input_ids", "mm_token_type_ids", "video_grid_thw", "attention_mask")
+    places, _ = model.model.get_rope_index(**{name: inputs[name] for name in names})
+    with torch.no_grad():
+        found = model(**inputs, position_ids=places).logits[0, -1]
+        true = exact(model, lambda: model(**inputs, position_ids=places).logits[0, -1])
+        assert_rounds_alike(found, recorded, true, layers=14)
+        assert (model(**inputs).logits[0, -1] - recorded).abs().max() > 0.01
 
 
 def _first(folder, number=0):

@@ -76,3 +76,5 @@ def test_the_towers_times_are_written(tmp_path, monkeypatch):
     dense = 8 * (2 * (whole + 64 * rest) + 4 * window * 32)
     spared = 5 * (2 * ((64 - kept) * (32 * 32 + rest)) + 4 * 64 * (64 - kept) * 32)
     assert row["ipcv_counted"] == (dense - spared) / dense
+    # As published, those others are left out of the MLP alone.
+    assert row["ipcv_released_counted"] == (dense - 5 * 2 * (64 - kept) * 3 * 32 * 64) / dense

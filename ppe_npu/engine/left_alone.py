@@ -1,0 +1,52 @@
+"""What a step leaves alone: all images and videos of a prompt but the first, where a method knows one alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ppe_npu.methods.base import Method
+
+if TYPE_CHECKING:
+    from ppe_npu.engine.layout import Arrangement, Cell, Piece
+
+
+def left_alone(method: Method, pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece], np.ndarray]:
+    """The pieces that a step groups; what those become that it leaves alone (see Method.first_only), which stand first
+    among all that it keeps; and the indices of their tokens."""
+    if not method.first_only:
+        return list(pieces), [], np.zeros(0, np.int64)
+    first = first_videos(pieces)
+    own, others = ([piece for piece in pieces if (piece.video in first) == which] for which in (True, False))
+    rest = [cell for piece in others for cell in piece.cells]
+    return own, as_they_are(others, 0), np.concatenate([np.zeros(0, np.int64), *rest])
+
+
+def first_videos(runs: Sequence[Cell | Piece]) -> set[int]:
+    """Of each sample the image or video that stands first."""
+    found: dict[int, int] = {}
+    for run in sorted(runs, key=lambda run: run.start):
+        found.setdefault(run.sample, run.video)
+    return set(found.values())
+
+
+def later_places(standing: Arrangement) -> np.ndarray:
+    """[B * L] bool, True at the visual tokens of every image or video but a sample's first."""
+    later, first = np.zeros_like(standing.real), first_videos(standing.cells)
+    for cell in (cell for cell in standing.cells if cell.video not in first):
+        later[cell.sample, cell.start : cell.start + cell.tokens] = True
+    return later.reshape(-1)
+
+
+def as_they_are(pieces: Sequence[Piece], at: int) -> list[Piece]:
+    """Pieces whose tokens are all kept, one after the other from index `at` on."""
+    out = []
+    for piece in pieces:
+        ends = at + np.cumsum([len(cell) for cell in piece.cells], dtype=np.int64)
+        own = tuple(np.arange(end - len(cell), end) for cell, end in zip(piece.cells, ends))
+        out.append(dataclasses.replace(piece, cells=own))
+        at += sum(map(len, piece.cells))
+    return out

@@ -1,0 +1,48 @@
+"""A tower, or blocks of it, that somebody compiles while a method works between them: the same numbers, by Python."""
+
+import pytest
+from families import supported
+from naive_ipcv import METHOD, TOWERS, config, given
+from prompts import logits
+from support import random_model
+from test_ipcv_tiles import sample, tiny
+from tolerances import assert_equal
+
+from ppe_npu import compress, restore
+from ppe_npu.methods import ToMeTower
+
+PARTS = ["tower", pytest.param("blocks", marks=pytest.mark.slow)]
+
+
+def check_compiled(model, tower, blocks, inputs, method, part):
+    """Nothing of it is traced until the compression is taken off."""
+    graphs = []
+
+    def backend(graph, _examples):
+        graphs.append(graph)
+        return graph.forward
+
+    compress(model, config(method))
+    expected = logits(model, inputs)
+    for module in [tower] if part == "tower" else blocks:
+        module.compile(backend=backend)
+    assert_equal(logits(model, inputs), expected)
+    assert not graphs
+    logits(restore(model), inputs)
+    assert graphs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("method", [METHOD, ToMeTower(0.4, merge_blocks=(1, 3))], ids=["ipcv", "tome_tower"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_qwens_tower(family, method, part):
+    model = random_model(family=family, tower=TOWERS[family])
+    check_compiled(model, model.model.visual, model.model.visual.blocks, given(family), method, part)
+
+
+@supported
+@pytest.mark.parametrize("part", PARTS)
+def test_internvls_tower(part):
+    model = tiny().model()
+    check_compiled(model, model.model.vision_tower, model.model.vision_tower.encoder.layer, sample(model), METHOD, part)
