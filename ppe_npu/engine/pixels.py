@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ppe_npu.backends import device
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.positions import Rule
@@ -50,7 +51,7 @@ class PixelValues:
             grid: (H, W) in cells.
 
         Raises:
-            InputError: patches that do not have these channels and frames.
+            InputError: patches that do not have these channels and frames; on the host, values that are not finite.
         """
         channels = len(self.mean)
         if pixels.shape[1] % (channels * self.frames):
@@ -58,6 +59,8 @@ class PixelValues:
                 f"pixel_values have {pixels.shape[1]} values a patch: not {channels} channels of {self.frames} frames"
             )
         values = pixels.detach().unflatten(1, (channels, self.frames, -1))[:, :, 0].float()
+        if device.on_cpu(values.device) and not values.sum().isfinite() and not values.isfinite().all():
+            raise InputError("pixel_values hold NaN or infinite values: give what a processor makes of a picture")
         if len({*zip(self.mean, self.std)}) == 1:
             values = values * self.std[0] + self.mean[0]
         else:

@@ -16,7 +16,7 @@ import torch
 from ppe_npu.backends import device
 from ppe_npu.errors import InputError
 
-_AT_ONCE = 2**19  # values of a comparison on the host: what a processor's cache holds
+_AT_ONCE = 2**17  # values of a comparison on the host: what a core's cache holds
 _AT_ONCE_ELSEWHERE = 2**26
 _SIEVE = 64  # values of a cell that are looked at first
 
@@ -33,7 +33,8 @@ class Cells:
         errors: whether distances beyond the threshold must be true, too.
 
     Raises:
-        InputError: on the host, values that are not finite; on a device it would wait for them.
+        InputError: on the host, values that are not finite among those that all cells are asked for; a cell with one
+            elsewhere is like no other. On a device it would wait for them.
     """
 
     def __init__(self, values: torch.Tensor, width: int, metric: str, threshold: float, errors: bool):
@@ -41,10 +42,11 @@ class Cells:
         self.metric = metric if threshold > 0 or errors else "max"  # which of equal cells is 0, as that of any metric
         self.numbers = torch.arange(len(values), device=values.device)
         self.height, self.on_host = len(values) // width, device.on_cpu(values.device)
-        if self.on_host and not values.sum().isfinite() and not values.isfinite().all():
-            raise InputError("cells hold NaN or infinite values: give pixel values in [0, 1]")
         sieved = self.on_host and self.metric == "max" and not errors and values.shape[1] >= 4 * _SIEVE
         self._few = values[:, :: values.shape[1] // _SIEVE].contiguous() if sieved else None
+        looked = values if self._few is None else self._few
+        if self.on_host and not looked.sum().isfinite() and not looked.isfinite().all():
+            raise InputError("cells hold NaN or infinite values: give pixel values in [0, 1]")
 
     def __len__(self) -> int:
         return len(self.values)

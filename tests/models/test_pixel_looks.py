@@ -11,6 +11,7 @@ from tiles import MODELS, PRUNE, config_of, inputs_of, painted, prompts_of
 
 from ppe_npu import compress
 from ppe_npu.backends import device
+from ppe_npu.engine import pixels
 from ppe_npu.engine.pixels import Chosen
 from ppe_npu.errors import InputError
 from ppe_npu.methods import get, predicting
@@ -64,7 +65,8 @@ def looks(model, inputs, monkeypatch) -> int:
     never, recorder = SimpleNamespace(on_cpu=lambda _: False), Recorder()
     recorder.on = True
     unasked = mock.patch.object(device, "asks_freely", return_value=False)
-    with mock.patch.object(predicting, "device", never), unasked, recorder, torch.no_grad():
+    away = (mock.patch.object(module, "device", never) for module in (predicting, pixels))
+    with next(away), next(away), unasked, recorder, torch.no_grad():
         model(**inputs)
     monkeypatch.undo()
     return len(seen) + len([name for name in recorder.names if name in SYNCS])

@@ -243,6 +243,16 @@ def test_the_normalisation_is_undone_by_the_processors_own_numbers():
         PixelValues(2, mean, std).cells(torch.zeros(8, 7), (1, 2), 2)
 
 
+def test_pixels_that_are_no_numbers_are_refused_wherever_they_stand(some):
+    inputs = inputs_of(some, painted([1, ("image", (1, 4, 5)), 2], seed=1))
+    model, patches = compress(MODELS[some], config_of("alone")), inputs["pixel_values"]
+    for place in ((0, 0), (17, 3), (79, 70)):  # of the first frame, the one that is looked at
+        inputs["pixel_values"] = patches.clone()
+        inputs["pixel_values"][place] = torch.nan
+        with pytest.raises(InputError, match="pixel_values hold NaN or infinite values: give what a processor makes"):
+            logits(model, inputs)
+
+
 def test_a_processor_or_a_checkpoint_says_the_normalisation(tmp_path):
     model = MODELS["qwen3_vl"]
     vision = compress(model, config_of("alone")).compression.vision
