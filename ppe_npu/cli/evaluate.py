@@ -311,6 +311,6 @@ def _place(result: dict[str, Any]) -> str:
 
 def _first_error(file: Path) -> str:
     """Why the first sample of a run's predictions that failed did, and which it was."""
-    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
     row = next(row for row in rows if "error" in row)
     return f"sample {row['index']}: {row['error']}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 from ppe_npu.evaluation.identity import Unreadable, read_sample
 from ppe_npu.evaluation.rows import FAULTS, read_scores
 from ppe_npu.evaluation.samples import sampling_of, visuals
+from ppe_npu.files import write_bytes, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -94,9 +96,9 @@ def draw(
             picture = _drawing(seen[sample["index"]], groups)
         except FAULTS:  # a picture that cannot be drawn takes nothing from the numbers
             continue
-        path = _path(folder, name, sample["index"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, "JPEG", quality=85)
+        drawn = io.BytesIO()
+        picture.save(drawn, "JPEG", quality=85)
+        write_bytes(_path(folder, name, sample["index"]), drawn.getvalue())
         count += 1
     return count
 
@@ -177,8 +179,6 @@ def drawn(folder: Path, index: str) -> dict[str, Path]:
 
 def list_names(folder: Path, names: Sequence[str]) -> None:
     """Write down which methods were drawn."""
-    from ppe_npu.files import write_text
-
     write_text(folder / FOLDER / "names.txt", "".join(f"{name}\n" for name in names))
 
 

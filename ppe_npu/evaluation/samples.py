@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.cells import telling_cells
 from ppe_npu.data.containers import Patience, open_video
 from ppe_npu.data.inputs import PLACEHOLDERS, split_placeholders
 from ppe_npu.data.paths import existing_file
@@ -91,7 +94,10 @@ def measure(
     grids = [_image_grid(processor, image, showings) for image in found["image"]]
     grids += [(*_video_grid(processor, video, sampling), True) for video in found["video"]]
     before = text + sum(frames * tokens for frames, tokens, _ in grids)
-    after = text + sum(config.span_tokens(frames, tokens, 0, is_video) for frames, tokens, is_video in grids)
+    cells = [_cells(config, processor, image, showings) for image in found["image"]] + [None] * len(found["video"])
+    after = text + sum(
+        config.span_tokens(frames, tokens, 0, is_video, own) for (frames, tokens, is_video), own in zip(grids, cells)
+    )
     # One call of build_inputs has one sampling, which matters to videos alone.
     bucket = f"video {sampling}" if found["video"] else "image" if found["image"] else "text"
     source = next((str(value) for value in [*found["video"], *found["image"]] if isinstance(value, (str, Path))), "")
@@ -106,6 +112,14 @@ def _image_grid(processor: Any, image: Any, showings: int) -> tuple[int, int, bo
         return showings * tile_count(processor, height, width), processor.image_seq_length, moving
     size = processor.image_processor.size
     return showings, _tokens(processor, width, height, size["shortest_edge"], size["longest_edge"]), moving
+
+
+def _cells(config: CompressionConfig, processor: Any, image: Any, showings: int) -> torch.Tensor | None:
+    """Of a picture of which they say how many tokens stay; None also of one that cannot be read."""
+    try:
+        return telling_cells(config, processor, image, showings)
+    except InputError:
+        return None
 
 
 def _size_or_screen(image: Any) -> tuple[int, int]:

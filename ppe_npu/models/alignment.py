@@ -12,10 +12,9 @@ import warnings
 import torch
 
 from ppe_npu.backends.common import IGNORED
-from ppe_npu.compat import cache_of
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.errors import InputError
-from ppe_npu.models.forward_pass import KEYWORD, NOTHING
+from ppe_npu.models.forward_pass import KEYWORD
 
 _COUNT, _SHIFTED = "num_items_in_batch", "shift_labels"  # arguments of a loss
 
@@ -77,35 +76,21 @@ def _like(part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return part.reshape(*part.shape, *[1] * (values.ndim - 2))
 
 
-def is_scored(model, kwargs: dict) -> bool:
-    """Whether the output of this pass shall stand as the prompt was given.
-
-    Args:
-        model: the one for conditional generation, or the ...Model inside it. kwargs: its forward's.
-    """
-    given = kwargs.get(KEYWORD, NOTHING)
-    if given.scored is not None:
-        return given.scored
-    return not (given.packed or given.left or given.skip_logits) and keeps_no_cache(model, kwargs)
-
-
-def keeps_no_cache(model, kwargs: dict) -> bool:
-    """Whether a pass is given no KV cache and asks for none, itself or by its model's config. As is_scored()."""
-    if cache_of(kwargs) is not None:
-        return False
-    if kwargs.get("use_cache") is not None:
-        return not kwargs["use_cache"]
-    return not all(getattr(config, "use_cache", True) for config in (model.config, model.config.get_text_config()))
-
-
-def whole_labels(labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
-    """[B, S] of labels that were given for the last logits_to_keep columns alone, as transformers takes them."""
-    kept = kwargs.get("logits_to_keep")
-    tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
-    if not isinstance(kept, int) or tokens is None or not 0 < kept == labels.shape[1] < tokens.shape[1]:
-        return labels
-    others = labels.new_full((len(labels), tokens.shape[1] - kept), IGNORED)
-    return torch.cat([others, labels], dim=1)
+def whole_labels(labels: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, slice | torch.Tensor]:
+    """Labels [B, S] of which a caller gave those that belong to the logits that logits_to_keep keeps, as transformers
+    takes them; and the columns of these."""
+    kept, tokens = kwargs.get("logits_to_keep"), kwargs.get("input_ids")
+    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    columns: slice | torch.Tensor
+    if tokens is not None and isinstance(kept, torch.Tensor) and kept.shape == labels.shape[1:]:
+        columns = kept.to(labels.device)
+    elif tokens is not None and isinstance(kept, int) and 0 < kept == labels.shape[1] < tokens.shape[1]:
+        columns = slice(-kept, None)
+    else:
+        return labels, slice(None)
+    whole = labels.new_full((len(labels), tokens.shape[1]), IGNORED)
+    whole[:, columns] = labels
+    return whole, columns
 
 
 def as_the_prompt(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -119,14 +104,14 @@ def arrange_loss_arguments(plan: PromptPlan, given: torch.Tensor, arranged: torc
     labels, some of which do not count here.
 
     Args:
-        given, arranged: labels as the caller gave them, and as the output stands.
+        given, arranged: labels [B, S] of the prompt, and as the output stands.
     """
     if plan.as_given:
         return
     if kwargs.get(_SHIFTED) is not None:
-        given = kwargs[_SHIFTED]
+        given, columns = whole_labels(kwargs[_SHIFTED], kwargs)
         arranged = aligned(plan, given, bool(kwargs[KEYWORD].scored), IGNORED, shifted=True)
-        kwargs[_SHIFTED] = arranged
+        kwargs[_SHIFTED] = arranged[:, columns]
     else:
         given, arranged = given[:, 1:], arranged[:, 1:]
     if kwargs.get(_COUNT) is None:

@@ -1,22 +1,24 @@
-"""The state of a compressed prompt on its KV cache: found there, put there, and kept in step with the cache's samples.
+"""The KV cache of a pass: whether it has one, and the state of a compressed prompt on it, which is found there, put
+there, and kept in step with the cache's samples.
 
 transformers' caches know nothing of it, so the one cache that carries a state gets methods of its own around those that
 reorder, pick, repeat or drop its samples.
 """
 
+import functools
 import itertools
-from types import MethodType
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ppe_npu.backends.device import on_cpu
+from ppe_npu.backends.device import asks_freely
 from ppe_npu.compat import cache_of
-from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.cache import CacheState, FixedState
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.fixed import FixedState
 from ppe_npu.engine.run import Run
 from ppe_npu.errors import InputError
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 
 STATE, BUFFERS = "ppe_state", "ppe_buffers"  # attributes of a cache
 
@@ -28,21 +30,19 @@ def keep_state(cache: Any, state: CacheState | FixedState) -> None:
         if isinstance(held, FixedState) and held.hold(state):
             return
         state = state.settled()
-    room = _room(cache)
+    room = _room(cache) if cache.is_compileable else None
     setattr(cache, STATE, state if room is None else _fixed(cache, state, room))
     for method in (_reorder_cache, _batch_select_indices, _batch_repeat_interleave, _reset):
         name = method.__name__[1:]
         if name not in vars(cache) and hasattr(type(cache), name):
-            vars(cache)[name] = MethodType(method, cache)
+            vars(cache)[name] = functools.partial(method, cache)  # which pickle takes along, as it does our state
 
 
 def _room(cache: Any) -> int | None:
     """How many places a static cache has, where all its layers have as many and count them on the device."""
     layers = cache.layers
-    if not layers or not layers[0].is_compileable or not cache.is_compileable:  # the cache asks every layer
-        return None
     counts = [getattr(layer, "cumulative_length", None) for layer in layers]
-    if not all(isinstance(count, torch.Tensor) for count in counts):
+    if not layers or not all(isinstance(count, torch.Tensor) for count in counts):
         return None  # older transformers, or linear attention among them
     rooms = {layer.max_cache_len for layer in layers if not layer.is_sliding}
     return rooms.pop() if len(rooms) == 1 and not any(layer.is_sliding for layer in layers) else None
@@ -59,6 +59,27 @@ def _fixed(cache: Any, state: CacheState, room: int) -> FixedState:
     return made
 
 
+def is_scored(model, kwargs: dict) -> bool:
+    """Whether the output of this pass shall stand as the prompt was given.
+
+    Args:
+        model: the one for conditional generation, or the ...Model inside it. kwargs: its forward's.
+    """
+    given = kwargs.get(KEYWORD, NOTHING)
+    if given.scored is not None:
+        return given.scored
+    return not (given.packed or given.left or given.skip_logits) and keeps_no_cache(model, kwargs)
+
+
+def keeps_no_cache(model, kwargs: dict) -> bool:
+    """Whether a pass is given no KV cache and asks for none, itself or by its model's config. As is_scored()."""
+    if cache_of(kwargs) is not None:
+        return False
+    if kwargs.get("use_cache") is not None:
+        return not kwargs["use_cache"]
+    return not all(getattr(config, "use_cache", True) for config in (model.config, model.config.get_text_config()))
+
+
 def settled(state: CacheState | FixedState | None) -> CacheState | None:
     """A state for anything but one more token: of a fixed one the host reads how much of it is filled."""
     return state.settled() if isinstance(state, FixedState) else state
@@ -68,7 +89,7 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState 
     """The compressed prompt that the cache among a forward's arguments holds, None for no cache or an empty one.
 
     Raises:
-        InputError: a cache that another model, or another compression, has filled.
+        InputError: a cache that another compression has filled; or another model, where tokens are merged.
     """
     cache, ids = cache_of(kwargs), kwargs.get("input_ids")
     if cache is None:
@@ -83,10 +104,26 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState 
     if length == 0:
         return None
     if state is None:
-        raise InputError("the KV cache was filled by a model without compression: start from an empty cache")
+        if not compression.config.keeps_all or compression.linear:
+            raise InputError("the KV cache was filled by a model without compression: start from an empty cache")
+        return _of_others(compression, kwargs, length)
     if other:
         raise InputError("the KV cache was filled under another compression: start from an empty cache")
     return state if fixed else _of_length(state, cache, length)
+
+
+def _of_others(compression: Compression, kwargs: dict, length: int) -> CacheState:
+    """The state of a cache that somebody else has filled, where nothing is merged. As in transformers, positions go on
+    as those of the model's last prompt would."""
+    tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+    mask, last = kwargs.get("attention_mask"), compression.last
+    real = torch.ones(len(tokens), length, dtype=torch.bool, device=tokens.device)
+    if mask is not None and mask.ndim == 2 and mask.shape[1] >= length:
+        real = mask[:, :length] != 0
+    if last is None or last.layout.real.shape[1] > length or len(tokens) % last.samples:
+        return CacheState.of_others(real, 0)
+    deltas = last.deltas[:, 0].to(tokens.device)
+    return CacheState.of_others(real, deltas.repeat_interleave(len(tokens) // last.samples))
 
 
 def _of_length(state: CacheState, cache: Any, length: int) -> CacheState:
@@ -118,9 +155,12 @@ def continued(compression: Compression, kwargs: dict, state: CacheState | FixedS
     name = "input_ids" if kwargs.get("input_ids") is not None else "inputs_embeds"
     tokens, mask = kwargs[name], kwargs.get("attention_mask")
     count = tokens.shape[1]
-    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] < count):
+    takes_ready = compression.config.keeps_all and not compression.linear
+    ready = mask if takes_ready and mask is not None and mask.ndim == 4 else None
+    mask = None if ready is not None else mask
+    if mask is not None and (mask.ndim != 2 or mask.shape[1] < count):
         raise InputError("attention_mask must be [batch, tokens so far] for tokens that continue a compressed cache")
-    if isinstance(state, FixedState) and state.masks.shape[1] != len(tokens):
+    if isinstance(state, FixedState) and (ready is not None or state.masks.shape[1] != len(tokens)):
         state = state.settled()
     if not isinstance(state, FixedState):
         state = state.repeated(len(tokens))
@@ -128,13 +168,14 @@ def continued(compression: Compression, kwargs: dict, state: CacheState | FixedS
         torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
     )
     positions = kwargs.get("position_ids")
-    return {name: tokens}, compression.continue_text(state, new, count, _may_pad(mask, new, kwargs), positions)
+    run = compression.continue_text(state, new, count, _may_pad(mask, new, kwargs), positions)
+    return {name: tokens}, run if ready is None else replace(run, masks=[ready] * len(run.masks))
 
 
 def _may_pad(mask: torch.Tensor | None, new: torch.Tensor, kwargs: dict) -> bool:
     """Whether there may be padding among new places. The host looks where it need not wait, and where the cache does
     not want a mask of one shape in every step."""
-    if mask is None or not on_cpu(new.device) or torch.compiler.is_compiling():
+    if mask is None or not asks_freely(new.device):
         return mask is not None
     return getattr(cache_of(kwargs), "is_compileable", False) or not bool(new.all())
 

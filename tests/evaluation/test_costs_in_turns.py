@@ -258,7 +258,8 @@ def test_a_damaged_pass_is_named(tmp_path, text):
 
 def test_a_pass_of_another_protocol_is_not_shown(tmp_path):
     one = row("dense", 1.0, 1.0)[1]
-    write_json(tmp_path / "costs.json", {"rows": {"dense": one}, "protocol": "qwen"})
+    known = {"rounds": 5, "prompts": 8, "device": "cpu", "protocol": "qwen"}
+    write_json(tmp_path / "costs.json", {"rows": {"dense": one}, **known})
     assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {}}]) is None
     assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {"protocol": {"name": "qwen"}}}])
 
