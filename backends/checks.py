@@ -13,65 +13,62 @@ from ppe_npu.errors import InputError, shown
 
 from . import device, segments
 
-_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_MEANT = {  # what the arguments of every operator are
+    "attention": {
+        "query": "floating", "key": "floating", "value": "floating", "mask": "tensor or None", "causal": "flag",
+        "scale": "number or None", "dropout": "number",
+    },
+    "rotary": {"query": "floating", "key": "floating", "cos": "floating", "sin": "floating"},
+    "dpc_knn": {
+        "tokens": "floating", "valid": "tensor or None", "budgets": "integers", "num_neighbors": "integers",
+        "max_groups": "whole", "strict": "flag", "most_neighbors": "whole",
+    },
+    "group_mean": {"tokens": "floating", "labels": "integers", "counts": "integers"},
+    "rms_norm": {"x": "floating", "weight": "floating", "eps": "number"},
+    "swiglu": {"gate": "floating", "up": "floating"},
+    "linear_cross_entropy": {
+        "hidden": "floating", "weight": "floating", "labels": "integers",
+        "ignore_index": "whole", "chunk_size": "whole",
+    },
+}  # fmt: skip
+_DTYPES = {
+    "floating": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    "integers": (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+}
+_CAST = {"floating": "floating point, such as {}.float()", "integers": "integers, such as {}.long()"}
+_PLAIN = {"flag": "True or False", "whole": "a whole number", "number": "a finite number"}  # all else are tensors
 
 
-def plain(op: str, **tensors: Tensor) -> None:
-    """Raise InputError, naming the argument, unless all are dense tensors on one device."""
+def meant(op: str, **arguments: object) -> None:
+    """Raise InputError, naming the argument and what was given, for one that is not what it is meant to be: a dense
+    tensor, on the device of the others, of floating point (16 bits or more) or of integers; or a finite number, a whole
+    one, or True or False, Python's or NumPy's."""
     first: tuple[str, Tensor] | None = None
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise InputError(f"{op}: {name} is {shown(tensor)}, a {type(tensor).__name__}: give a torch tensor")
-        if tensor.layout is not torch.strided:
-            raise InputError(f"{op}: {name} has the layout {tensor.layout}: give a dense tensor, {name}.to_dense()")
-        first = first or (name, tensor)
-        if tensor.device != first[1].device:
-            where, there = tensor.device, first[1].device
-            raise InputError(f"{op}: {name} is on {where}, {first[0]} on {there}: bring both to one device")
-
-
-def floating(op: str, **tensors: Tensor) -> None:
-    """Raise InputError, naming the argument and its dtype, for one that is not floating point of 16 bits or more."""
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _FLOATING:
-            raise InputError(f"{op}: {name} is {tensor.dtype}: give floating point, such as {name}.float()")
-
-
-def number(op: str, kind: type, **numbers: object) -> None:
-    """Raise InputError, naming the argument, for one that is no finite number of Python's or NumPy's.
-
-    Args:
-        kind: float, or int for whole numbers.
-    """
-    if torch.compiler.is_compiling():  # they may be symbols
-        return
-    wanted = Integral if kind is int else Real
-    for name, given in numbers.items():
-        fits = isinstance(given, wanted) and not isinstance(given, bool)
-        if not (fits and -(2**63) <= given < 2**63):  # type: ignore[operator]
-            what = "whole number" if kind is int else "finite number"
-            raise InputError(f"{op}: {name} is {shown(given)}, a {type(given).__name__}: give a {what}")
-
-
-def flag(op: str, **flags: object) -> None:
-    """Raise InputError, naming the argument, for one that is not True or False, Python's or NumPy's."""
-    for name, given in flags.items():
-        numpys = getattr(given, "shape", None) == () and getattr(getattr(given, "dtype", None), "kind", "") == "b"
-        if not (isinstance(given, bool) or numpys):
-            raise InputError(f"{op}: {name} is {shown(given)}, a {type(given).__name__}: give True or False")
-
-
-def looks(values: Tensor) -> bool:
-    """Whether the numbers of a tensor may be looked at: on a CPU, and not while a graph is made."""
-    return device.asks_freely(values.device) and not torch.compiler.is_compiling()
-
-
-def integers(op: str, **tensors: Tensor) -> None:
-    """Raise InputError, naming the argument and its dtype, for one that is not of integers."""
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _INTEGERS:
-            raise InputError(f"{op}: {name} is {tensor.dtype}: give integers, such as {name}.long()")
+    for name, kind in _MEANT[op].items():
+        given, (kind, _, optional) = arguments[name], kind.partition(" or ")
+        if given is None and optional:
+            continue
+        if isinstance(given, Tensor) and kind not in _PLAIN:
+            if given.layout is not torch.strided:
+                raise InputError(f"{op}: {name} has the layout {given.layout}: give a dense tensor, {name}.to_dense()")
+            first = first or (name, given)
+            if given.device != first[1].device:
+                where, there = given.device, first[1].device
+                raise InputError(f"{op}: {name} is on {where}, {first[0]} on {there}: bring both to one device")
+            if given.dtype not in _DTYPES.get(kind, (given.dtype,)):
+                raise InputError(f"{op}: {name} is {given.dtype}: give {_CAST[kind].format(name)}")
+            continue
+        fits = isinstance(given, bool)
+        if kind == "flag" and not fits:
+            fits = getattr(given, "shape", None) == () and getattr(getattr(given, "dtype", None), "kind", "") == "b"
+        elif kind in ("whole", "number"):
+            if torch.compiler.is_compiling():  # then they may be symbols
+                continue
+            type_ = Integral if kind == "whole" else Real
+            fits = isinstance(given, type_) and not fits and -(2**63) <= given < 2**63  # type: ignore[operator]
+        if not fits or kind not in _PLAIN:
+            remedy = _PLAIN.get(kind, "a torch tensor")
+            raise InputError(f"{op}: {name} is {shown(given)}, a {type(given).__name__}: give {remedy}")
 
 
 def require(condition: bool, expected: str, got: object) -> None:
@@ -80,10 +77,18 @@ def require(condition: bool, expected: str, got: object) -> None:
         raise InputError(f"{expected} {_short(got) if isinstance(got, list) else got}")
 
 
-def check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> None:
+def check_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    dropout: float,
+) -> None:
     """Raise InputError unless the arguments of attention() fit together."""
-    plain("attention", query=query, key=key, value=value, **({} if mask is None else {"mask": mask}))
-    flag("attention", causal=causal)
+    given = {"query": query, "key": key, "value": value, "mask": mask}
+    meant("attention", **given, causal=causal, scale=scale, dropout=dropout)
     shapes = (tuple(query.shape), tuple(key.shape), tuple(value.shape))
     fits = query.dim() == key.dim() == 4 and key.shape == value.shape and query.shape[0] == key.shape[0]
     fits = fits and query.shape[3] == key.shape[3]
@@ -91,7 +96,6 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     heads, kv_heads = query.shape[1], key.shape[1]
     divides = kv_heads > 0 and heads % kv_heads == 0
     require(divides, "attention: query heads must be a multiple of key heads, got", (heads, kv_heads))
-    floating("attention", query=query, key=key, value=value)
     dtypes = (query.dtype, key.dtype, value.dtype)
     require(len(set(dtypes)) == 1, "attention: query, key and value must share a dtype, got", dtypes)
     queries, keys = query.shape[2], key.shape[2]
@@ -152,24 +156,27 @@ def _short(values: list[int]) -> str:
 
 
 def check_dpc_knn(
-    tokens: Tensor, valid: Tensor | None, budgets: Tensor, max_groups: int, num_neighbors: Tensor, most_neighbors: int
+    tokens: Tensor,
+    valid: Tensor | None,
+    budgets: Tensor,
+    max_groups: int,
+    num_neighbors: Tensor,
+    strict: bool,
+    most_neighbors: int,
 ) -> None:
     """Raise InputError unless the arguments of dpc_knn() fit together."""
-    plain("dpc_knn", tokens=tokens, budgets=budgets, num_neighbors=num_neighbors)
-    plain("dpc_knn", tokens=tokens, **({} if valid is None else {"valid": valid}))
+    given = {"tokens": tokens, "valid": valid, "budgets": budgets, "num_neighbors": num_neighbors}
+    meant("dpc_knn", **given, max_groups=max_groups, strict=strict, most_neighbors=most_neighbors)
     require(tokens.dim() == 3 and tokens.shape[2] > 0, "dpc_knn: tokens must be [F, N, C], got", tuple(tokens.shape))
     frames, length = tokens.shape[:2]
     shape = (frames, length) if valid is None else tuple(valid.shape)
     require(shape == (frames, length), f"dpc_knn: valid must be {[frames, length]}, got", shape)
     for name, vector in (("budgets", budgets), ("num_neighbors", num_neighbors)):
         require(vector.shape == (frames,), f"dpc_knn: {name} must be [{frames}], got", tuple(vector.shape))
-    number("dpc_knn", int, max_groups=max_groups, most_neighbors=most_neighbors)
     require(1 <= max_groups <= length, f"dpc_knn: max_groups must be from 1 to {length}, got", max_groups)
-    floating("dpc_knn", tokens=tokens)
-    integers("dpc_knn", budgets=budgets, num_neighbors=num_neighbors)
     boolean = valid is None or valid.dtype is torch.bool
     require(boolean, "dpc_knn: valid must be bool (True = a token), got", None if valid is None else valid.dtype)
-    if not looks(tokens):
+    if not device.asks_freely(tokens.device):
         return
     if valid is not None:
         late = (valid[:, 1:] > valid[:, :-1]).any(1).nonzero().flatten().tolist()
@@ -185,30 +192,25 @@ def check_dpc_knn(
 
 def check_group_mean(tokens: Tensor, labels: Tensor, counts: Tensor) -> None:
     """Raise InputError unless the arguments of group_mean() fit together."""
-    plain("group_mean", tokens=tokens, labels=labels, counts=counts)
+    meant("group_mean", tokens=tokens, labels=labels, counts=counts)
     require(tokens.dim() == 3, "group_mean: tokens must be [F, N, C], got", tuple(tokens.shape))
     frames, length = tokens.shape[:2]
     fits = labels.shape == (frames, length)
     require(fits, f"group_mean: labels must be {[frames, length]}, got", tuple(labels.shape))
     fits = counts.dim() == 2 and counts.shape[0] == frames
     require(fits, f"group_mean: counts must be [{frames}, M], got", tuple(counts.shape))
-    floating("group_mean", tokens=tokens)
-    integers("group_mean", labels=labels, counts=counts)
-    if looks(labels) and not _are_counts(counts, labels):
-        raise InputError("group_mean: counts are not how many labels of each frame are 0, 1, ...: count them anew")
-
-
-def _are_counts(counts: Tensor, labels: Tensor) -> bool:
-    """Whether [F, M] counts are how many labels of each row are 0, 1, ..., M - 1, and none is larger."""
-    frames, groups = counts.shape
+    if not device.asks_freely(labels.device):
+        return
+    groups = counts.shape[1]
     slots = labels.long().clamp(-1, groups) + 1 + (groups + 2) * torch.arange(frames, device=labels.device)[:, None]
     found = torch.bincount(slots.flatten(), minlength=frames * (groups + 2)).view(frames, groups + 2)
-    return not found[:, -1].any() and torch.equal(found[:, 1:-1], counts.long())
+    if found[:, -1].any() or not torch.equal(found[:, 1:-1], counts.long()):
+        raise InputError("group_mean: counts are not how many labels of each frame are 0, 1, ...: count them anew")
 
 
 def check_labels(labels: Tensor, classes: int, ignored: int) -> None:
     """Raise InputError unless each label is that of a class, or the ignored one."""
-    if not looks(labels):
+    if not device.asks_freely(labels.device):
         return
     strange = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]
     if len(strange):

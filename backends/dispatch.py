@@ -11,7 +11,8 @@ dtypes and masks of a call. A request for an implementation by name gets that on
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class ImplementationError(UserError, ValueError):
 _requested: dict[str, str] = {}
 _chosen: dict[str, list[str]] = {}
 _refused: set[tuple[str, str, str]] = set()
-_functions: dict[tuple[str, str], Callable] = {}  # for torch.compile alone: (module, name) -> function
+_modules: dict[str, ModuleType] = {}  # for torch.compile alone
 
 
 def ops() -> tuple[str, ...]:
@@ -94,72 +95,66 @@ def select(op: str, *args: Any, implementation: str | None = None, **kwargs: Any
     Raises:
         ImplementationError: an explicit request cannot be met.
     """
-    device = next(value.device for value in args if isinstance(value, torch.Tensor))
-    name = implementation or _requested.get(op)
-    if name is not None:
-        entry = _explicit(op, name, device.type)
-        reason = _reason(entry, args, kwargs)
-        if reason is not None:
-            problem = f"implementation {name!r} was asked for and cannot be used: {reason}"
-            raise ImplementationError(f"{op}: {problem}; use one of {_names(op, device.type, name)}")
-        return entry
-    for entry in candidates(op, device.type):
-        if not (entry.automatic and _fits(entry, entry.made_for, args, kwargs)):
-            continue
-        if not _fits(entry, entry.worthwhile, args, kwargs):
-            continue
-        reason = _reason(entry, args, kwargs)
-        if reason is None:
-            return entry
-        _log_refusal(op, entry.name, reason)
-    raise ImplementationError(f"{op}: no implementation supports this call on {device.type}, not even the reference")
+    return _choose(op, args, kwargs, implementation)[0]
 
 
 def call(op: str, *args: Any, implementation: str | None = None, **kwargs: Any) -> Any:
     """Selects an implementation (see `select`), notes the choice, and returns its result."""
-    entry = select(op, *args, implementation=implementation, **kwargs)
+    entry, module = _choose(op, args, kwargs, implementation)
     if torch.compiler.is_compiling() or entry.name not in _chosen.get(op, ()):
         _note(op, entry.name)
-    return _function(entry, entry.function)(*args, **kwargs)
+    return getattr(module, entry.function)(*args, **kwargs)
 
 
-def _reason(entry: Implementation, args: tuple, kwargs: dict) -> str | None:
-    missing = None if entry.requires is None else _missing(entry.requires)
-    if missing is not None:
-        return missing
-    if not _fits(entry, entry.made_for, args, kwargs):
-        return "it is not made for such a call"
+def _choose(op: str, args: tuple, kwargs: dict, name: str | None) -> tuple[Implementation, ModuleType]:
+    """What select() gives, and the module that has it. name: an explicit request."""
+    kind = next(value.device for value in args if isinstance(value, torch.Tensor)).type
+    name, compiling = name or _requested.get(op), torch.compiler.is_compiling()
+    if compiling:
+        _import_all()
+    entries = [_explicit(op, name, kind)] if name else [entry for entry in candidates(op, kind) if entry.automatic]
+    for entry in entries:
+        reason = None if entry.requires is None else _missing(entry.requires)
+        if reason is None:
+            module = _modules[entry.module] if compiling else registry._module(entry.module)
+            reason = _refusal(entry, module, bool(name), args, kwargs)
+            if reason is None:
+                return entry, module
+        if name:
+            problem = f"implementation {name!r} was asked for and cannot be used: {reason}"
+            raise ImplementationError(f"{op}: {problem}; use one of {_names(op, kind, name)}")
+        if reason:
+            _log_refusal(op, entry.name, reason)
+    raise ImplementationError(f"{op}: no implementation supports this call on {kind}, not even the reference")
+
+
+def _refusal(entry: Implementation, module: ModuleType, requested: bool, args: tuple, kwargs: dict) -> str | None:
+    """Why a call does not get it, or None. "": it is not meant for such calls, of which nothing is said.
+
+    Args:
+        requested: whether it was asked for by name.
+    """
+    if entry.made_for is not None and not getattr(module, entry.made_for)(*args, **kwargs):
+        return "it is not made for such a call" if requested else ""
+    if not (requested or entry.worthwhile is None or getattr(module, entry.worthwhile)(*args, **kwargs)):
+        return ""
     if not entry.gradient and torch.is_grad_enabled():
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
         if any(tensor.requires_grad for tensor in tensors):
             return "it has no gradient, and an argument requires one"
-    return None if entry.verify is None else _function(entry, entry.verify)(*args, **kwargs)
-
-
-def _fits(entry: Implementation, name: str | None, args: tuple, kwargs: dict) -> bool:
-    """What a function of its module that a call may have to please says of one; True where there is none."""
-    return name is None or bool(_function(entry, name)(*args, **kwargs))
+    return None if entry.verify is None else getattr(module, entry.verify)(*args, **kwargs)
 
 
 # torch.compile traces the choice, which holds for shapes and dtypes, as the compiled code does. A function marked
 # `traced_once` runs once, while tracing, and leaves nothing in the graph, which imports and logging would break.
 
 
-def _function(entry: Implementation, name: str) -> Callable:
-    """One of the functions in its module."""
-    if not torch.compiler.is_compiling():
-        return getattr(registry._module(entry.module), name)
-    _find_all()
-    return _functions[entry.module, name]
-
-
 @traced_once
-def _find_all() -> None:
-    """Fills `_functions` in one go: the compiler does not see what is added after it has read them."""
+def _import_all() -> None:
+    """Fills `_modules` in one go: the compiler does not see what is added after it has read them."""
     for entry in registry.REGISTRY:
         if entry.missing() is None:
-            for name in filter(None, (entry.function, entry.verify, entry.made_for, entry.worthwhile)):
-                _functions[entry.module, name] = getattr(registry._module(entry.module), name)
+            _modules[entry.module] = registry._module(entry.module)
 
 
 @traced_once

@@ -8,19 +8,7 @@ import torch
 from torch import Tensor
 
 from . import device, dispatch
-from .checks import (
-    check_attention,
-    check_dpc_knn,
-    check_group_mean,
-    check_labels,
-    check_segments,
-    flag,
-    floating,
-    integers,
-    number,
-    plain,
-    require,
-)
+from .checks import check_attention, check_dpc_knn, check_group_mean, check_labels, check_segments, meant, require
 from .common import IGNORED, MAX_NEIGHBORS
 from .compiling import traced_once
 
@@ -61,9 +49,8 @@ def attention(
     Raises:
         InputError: shapes, dtypes or options that do not fit together.
     """
-    check_attention(query, key, value, mask, causal)
+    check_attention(query, key, value, mask, causal, scale, dropout)
     check_segments(cu_seqlens, query, key, mask, cu_seqlens_k, causal)
-    number("attention", float, dropout=dropout, **({} if scale is None else {"scale": scale}))
     require(0 <= dropout <= 1, "attention: dropout must be a probability, from 0 to 1, got", dropout)
     if mask is not None and mask.dim() < 2:
         mask = mask.expand(1, -1) if mask.dim() else mask.expand(1, 1)
@@ -87,8 +74,7 @@ def rotary(
     Raises:
         InputError: a shape or dtype that does not fit.
     """
-    plain("rotary", query=query, key=key, cos=cos, sin=sin)
-    floating("rotary", query=query, key=key, cos=cos, sin=sin)
+    meant("rotary", query=query, key=key, cos=cos, sin=sin)
     dtypes = {tensor.dtype for tensor in (query, key, cos, sin)}
     require(len(dtypes) == 1, "rotary: query, key, cos and sin must share a dtype, got", [str(d) for d in dtypes])
     shapes = (tuple(query.shape), tuple(key.shape))
@@ -138,8 +124,7 @@ def dpc_knn(
     Raises:
         InputError: a shape that does not fit; on a CPU also a number that is out of its range.
     """
-    check_dpc_knn(tokens, valid, budgets, max_groups, num_neighbors, most_neighbors)
-    flag("dpc_knn", strict=strict)
+    check_dpc_knn(tokens, valid, budgets, max_groups, num_neighbors, strict, most_neighbors)
     options = bool(strict), implementation, most_neighbors
     arguments = tokens.detach(), valid, budgets.long(), max_groups, num_neighbors.long(), *options
     if torch.compiler.is_compiling():
@@ -215,11 +200,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, implementation: str | Non
     Raises:
         InputError: the weight does not fit.
     """
-    plain("rms_norm", x=x, weight=weight)
-    number("rms_norm", float, eps=eps)
+    meant("rms_norm", x=x, weight=weight, eps=eps)
     fits = x.dim() > 0 and weight.shape == x.shape[-1:]
     require(fits, "rms_norm: weight must be as wide as x, got", (tuple(weight.shape), tuple(x.shape)))
-    floating("rms_norm", x=x, weight=weight)
     return dispatch.call("rms_norm", x, weight, eps, implementation=implementation)
 
 
@@ -229,8 +212,7 @@ def swiglu(gate: Tensor, up: Tensor, *, implementation: str | None = None) -> Te
     Raises:
         InputError: shapes or dtypes differ.
     """
-    plain("swiglu", gate=gate, up=up)
-    floating("swiglu", gate=gate, up=up)
+    meant("swiglu", gate=gate, up=up)
     fits = gate.shape == up.shape and gate.dtype == up.dtype
     require(fits, "swiglu: gate and up must have one shape and dtype, got", [(t.shape, t.dtype) for t in (gate, up)])
     return dispatch.call("swiglu", gate, up, implementation=implementation)
@@ -262,13 +244,11 @@ def linear_cross_entropy(
     Raises:
         InputError: a shape, dtype or option that does not fit; on a CPU also a label that is out of range.
     """
-    plain("linear_cross_entropy", hidden=hidden, weight=weight, labels=labels)
-    number("linear_cross_entropy", int, ignore_index=ignore_index, chunk_size=chunk_size)
+    given = {"hidden": hidden, "weight": weight, "labels": labels}
+    meant("linear_cross_entropy", **given, ignore_index=ignore_index, chunk_size=chunk_size)
     shapes = (tuple(hidden.shape), tuple(weight.shape), tuple(labels.shape))
     fits = hidden.dim() == weight.dim() == 2 and hidden.shape[1] == weight.shape[1] and labels.shape == hidden.shape[:1]
     require(fits, "linear_cross_entropy: takes hidden [T, D], weight [V, D] and labels [T], got", shapes)
-    floating("linear_cross_entropy", hidden=hidden, weight=weight)
-    integers("linear_cross_entropy", labels=labels)
     labels = labels.long()  # as 8 bits without a sign, -100 would be class 156
     dtypes = (hidden.dtype, weight.dtype)
     require(len(set(dtypes)) == 1, "linear_cross_entropy: hidden and weight must share a dtype, got", dtypes)

@@ -174,10 +174,10 @@ class CompressionConfig:
     # -- what is kept, known before any feature is seen ---------------------------------------------------------------
 
     def tokens_kept(
-        self, grid_thw, merge_size: int = 2, layer: int | None = None, video: bool = False
+        self, grid_thw, merge_size: int = 2, layer: int | None = None, video: bool = False, pixels=None
     ) -> int | list[int]:
         """How many visual tokens stay of each image or video, known from its grid alone; of methods with late counts
-        how many at most.
+        how many at most, but for what a step at the pixels keeps of an image whose `pixels` are given.
 
         Args:
             grid_thw: (frames, height, width) in patches, as processors give it, or a list, array or tensor [n, 3].
@@ -185,6 +185,7 @@ class CompressionConfig:
             layer: the decoder layer that is asked about; None: what is left at the end.
             video: whether these are videos: of one temporal step they look like images, of which a step at the pixels
                 keeps fewer.
+            pixels: an image's cells [rows, columns, values], in [0, 1]; of n grids a list of n, None where unknown.
 
         Returns:
             One number for one grid, a list of n for n.
@@ -203,14 +204,16 @@ class CompressionConfig:
         if (grids < 1).any():
             raise InputError(f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, each at least 1")
         sizes = [(int(t), int(h) * int(w) // merge_size**2) for t, h, w in grids.reshape(-1, 3)]
-        kept = [self.span_tokens(frames, tokens, layer, video) for frames, tokens in sizes]
+        cells = [None] * len(sizes) if pixels is None else [pixels] if grids.ndim == 1 else pixels
+        kept = [self.span_tokens(*size, layer, video, own) for size, own in zip(sizes, cells, strict=True)]
         return kept[0] if grids.ndim == 1 and grids.size else kept
 
-    def span_tokens(self, frames: int, tokens: int, layer: int | None = None, video: bool = False) -> int:
+    def span_tokens(self, frames: int, tokens: int, layer: int | None = None, video: bool = False, pixels=None) -> int:
         """tokens_kept() of `frames` frames with `tokens` visual tokens each."""
         cells = [tokens] * frames
         if self.at_pixels is not None and frames == 1 and not video:
-            cells = self.at_pixels.kept_cells(cells)
+            known = pixels is None or self.at_pixels.counts == "exact"
+            cells = self.at_pixels.kept_cells(cells) if known else [int(self.at_pixels.select(pixels)[0].sum())]
         for at, methods in self.stages:
             for method in methods if at is None or layer is None or at <= layer else ():
                 cells = method.kept_cells(cells)

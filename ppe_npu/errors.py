@@ -31,8 +31,10 @@ class TrainingError(UserError, RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name if it says nothing: to be quoted in a message of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of what an error says, with the next one behind a colon, or its name if it says nothing: to be
+    quoted in a message of ours."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def shown(value: Any) -> str:

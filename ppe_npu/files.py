@@ -230,8 +230,7 @@ def writing(path: str | Path, named: str | Path | None = None, then: str = "") -
     except Exception as error:
         number, text = _write_failure(error, Path(path)), str(error)
         if number is not None:
-            given = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a rename, its target
-            file = given or _being_written(error, Path(path))
+            file = _target(error) or _being_written(error, Path(path))
             why, remedy = _CAUSES.get(number, (os.strerror(number), _OTHER_PLACE))
             text = f"{os.fsdecode(file)} cannot be written ({why}): {remedy}"
         elif not isinstance(error, FileError):
@@ -244,7 +243,7 @@ def _write_failure(error: Exception, path: Path) -> int | None:
     """The number of the system's error behind one that was raised while `path` was written; None: it is another."""
     if isinstance(error, OSError):
         known = error.errno is not None and not isinstance(error, _ELSEWHERE)
-        return error.errno if known and _about(error.filename, path) else None
+        return error.errno if known and _about(_target(error), path) else None
     found = _RUST.search(str(error))
     if found:
         return int(found.group(1))
@@ -255,6 +254,11 @@ def _write_failure(error: Exception, path: Path) -> int | None:
         return errno.EFBIG
     disk = os.statvfs(path)
     return errno.ENOSPC if disk.f_bavail * disk.f_frsize < _NEAR else errno.EDQUOT
+
+
+def _target(error: Exception) -> Any:
+    """The file that an error names, or None; of a rename or a copy the new one."""
+    return getattr(error, "filename2", None) or getattr(error, "filename", None)
 
 
 def _about(name: Any, path: Path) -> bool:

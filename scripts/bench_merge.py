@@ -20,9 +20,9 @@ from bench.timing import thread_ms
 
 from ppe_npu.backends import dispatch
 from ppe_npu.config import MEMBERS
-from ppe_npu.engine.members import members
 from ppe_npu.files import write_json
 from ppe_npu.methods import DPCKNN
+from ppe_npu.methods.positions.entries import members
 from ppe_npu.methods.view import View
 
 SHAPES = ((16, 256, 2048), (32, 196, 2048), (8, 1024, 2048), (1, 4096, 2048))

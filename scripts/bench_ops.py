@@ -32,10 +32,10 @@ from ppe_npu import backends
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
 from ppe_npu.backends.common import DTYPES
-from ppe_npu.engine.members import members
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
 from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.positions.entries import members
 
 BEST, REFERENCE, LOOP, UNSTORED = "best", "reference", "released loop", "none stored"
 

@@ -1,9 +1,10 @@
 """PixelPrune on pages and screens that are drawn here: how many cells it keeps, and what that saves.
 
 First the share of cells that is kept, and the time of choosing them, of every kind of picture at every threshold: as
-drawn, as JPEG of quality 75, and resized. Then, of pictures as drawn, the tower, and the whole prefill (choosing,
-tower, decoder) of one prompt with each picture: dense, PixelPrune, dpc_knn, and ToMe in the tower, the latter two at
-the number of tokens that PixelPrune keeps. Weights are random; settings take turns, round after round.
+drawn, as JPEG of quality 75, and resized. Then, of pictures as drawn, the tower, the decoder's prefill, and all of it
+(choosing, tower, merging, decoder) of one prompt with each picture: dense, PixelPrune, dpc_knn, and ToMe in the tower,
+the latter two at the number of tokens that PixelPrune keeps. Weights are random; settings take turns, round after
+round.
 
     python scripts/bench_pages.py [--size 3b] [--blocks 32] [--layers 36] [--pixels 1120 1568] [--output FILE]
     python scripts/bench_pages.py --show docs       # draws what is dropped of a small page and a small screen
@@ -31,6 +32,7 @@ from ppe_npu.models.pixels import chosen_cells
 KINDS = ("page", "screen")
 SHOWN = (420, 560), (560, 420)  # pixels of a page and a screen that are drawn with what is dropped of them
 SIZE = "pages"
+PARTS = {"tower": "tower_ms", "decoder": "decoder_ms", "all": "prefill_ms"}  # a column's name, and the file's
 
 
 def model_of(size: str, blocks: int | None, layers: int | None, device: torch.device, dtype: torch.dtype):
@@ -86,42 +88,44 @@ def settings_of(kept: dict[float, int], cells: int, blocks: int) -> dict[str, Co
 
 
 @torch.no_grad()
-def timed(model, inputs: dict, device: torch.device) -> tuple[float, float]:
-    """Milliseconds of the tower, and of the whole prefill."""
+def timed(model, inputs: dict, device: torch.device) -> tuple[float, float, float]:
+    """Milliseconds of the tower, of the decoder, and of all from pixels to the first token's logits."""
     now, marks = clock(device), []
 
     def mark(*_) -> None:
         devices.synchronize(device)
         marks.append(now())
 
-    hooks = [model.model.visual.register_forward_pre_hook(mark), model.model.visual.register_forward_hook(mark)]
+    parts = (model.model.visual, model.model.language_model)
+    hooks = [hook(mark) for part in parts for hook in (part.register_forward_pre_hook, part.register_forward_hook)]
     whole = stopwatch(lambda: model(**inputs, logits_to_keep=1), device)
     for hook in hooks:
         hook.remove()
-    return (marks[1] - marks[0]) * 1e3, whole
+    return (marks[1] - marks[0]) * 1e3, (marks[3] - marks[2]) * 1e3, whole
 
 
 def compare(model, kind: str, pixels: tuple[int, int], rows: list[dict], rounds: int, device: torch.device) -> dict:
-    """Of every setting its tokens, and the medians of tower and prefill."""
+    """Of every setting its tokens, and the medians of tower, decoder and all."""
     inputs = inputs_of(picture(kind, "png", *_turned(kind, pixels)), model)
     own = [row for row in rows if (row["kind"], row["variant"]) == (kind, "png")]
     kept, cells = {row["threshold"]: row["kept"] for row in own}, own[0]["cells"]
     settings = settings_of(kept, cells, model.config.vision_config.depth)
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in settings}
+    spent: dict[str, list[tuple[float, float, float]]] = {name: [] for name in settings}
     tokens = {}
     for number in range(rounds + 1):
         for name, config in settings.items():
             compress(model, config)
-            both = timed(model, inputs, device)
+            times = timed(model, inputs, device)
             tokens[name] = model.compression.report.tokens_after
             if number:  # the first round warms up
-                spent[name].append(both)
+                spent[name].append(times)
     out = {}
-    for name, both in spent.items():
-        tower, whole = (Times(times).median for times in zip(*both))
-        out[name] = {"tokens": tokens[name], "tower_ms": tower, "prefill_ms": whole}
+    for name, rounds_of in spent.items():
+        medians = [Times(times).median for times in zip(*rounds_of)]
+        out[name] = {"tokens": tokens[name]} | dict(zip(PARTS.values(), medians))
         shares = [f"{value / out['dense'][key]:>8.1%}" for key, value in list(out[name].items())[1:]]
-        print(f"{kind:>8}  {name:<20}{tokens[name]:>6}{tower:>10.0f}{whole:>10.0f}{''.join(shares)}", flush=True)
+        told = "".join(f"{median:>12.0f}" for median in medians)
+        print(f"{kind:>8}  {name:<20}{tokens[name]:>6}{told}{''.join(shares)}", flush=True)
     return out
 
 
@@ -169,7 +173,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{facts['device']['name']}, {dtype}, {args.size}, {depth} blocks, {layers} layers, {facts['clock']}")
     print(f"{'picture':>8}{'variant':>10}{'tau':>8}{'cells':>7}{'kept':>9}{'select ms':>11}")
     result = facts | {"shares": shares(model, args.pixels, args.thresholds, device), "prefill": {}}
-    print(f"{'picture':>8}  {'setting':<20}{'tokens':>6}{'tower ms':>10}{'all ms':>10}{'tower':>8}{'all':>8}")
+    columns = "".join(f"{name + ' ms':>12}" for name in PARTS) + "".join(f"{name:>8}" for name in PARTS)
+    print(f"{'picture':>8}  {'setting':<20}{'tokens':>6}{columns}")
     for kind in KINDS if args.rounds else ():
         result["prefill"][kind] = compare(model, kind, args.pixels, result["shares"], args.rounds, device)
     if args.output:

@@ -60,6 +60,7 @@ def test_any_method_with_its_fields_trains_answers_and_is_reported(run, tiny_fol
     where = ["--model", final, "--data-root", tmp_path / "data", "--output", tmp_path / "eval", "--device", "cpu"]
     several = ["dense", "divprune", "apet:basis=4", "vidcom2:temperature=0.1"]
     changed = ["--positions", "ppe", "--k", 4, "--ratio", 0.25, "--max-new-tokens", 2]
+    changed += ["--cost-rounds", 0, "--no-smaller-input"]
     code, out, err = run("eval", *where, "--compression", *several, *changed)
     assert code == 0, err
     report = (tmp_path / "eval" / "report.md").read_text()

@@ -20,7 +20,7 @@ from ppe_npu.backends.device import DeviceError
 from ppe_npu.backends.dispatch import ImplementationError
 from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor
 from ppe_npu.config import CompressionConfig
-from ppe_npu.errors import InputError, TrainingError
+from ppe_npu.errors import InputError, TrainingError, first_line
 from ppe_npu.utils.optional import optional
 from ppe_npu.utils.reading import UnreadableError, read_json, read_text
 
@@ -66,6 +66,13 @@ def test_what_the_user_can_mend_is_one_line(run, monkeypatch, error, code):
     monkeypatch.setenv("PPE_NPU_DEBUG", "1")
     with pytest.raises(type(error)):
         run("parity")
+
+
+@pytest.mark.parametrize(
+    ("said", "quoted"), [("a\nb", "a"), ("a:\n  b\nc", "a: b"), ("a:", "a:"), (" \n", "ValueError"), ("a\n", "a")]
+)
+def test_what_another_program_says_is_quoted_in_one_line(said, quoted):
+    assert first_line(ValueError(said)) == quoted
 
 
 def test_a_stop_from_the_keyboard_is_one_line(run, monkeypatch):

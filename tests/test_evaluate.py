@@ -45,7 +45,7 @@ def asked(tiny_folder, data, tmp_path):
     """The arguments of an evaluation of the tiny model."""
     return [
         *("eval", "--device", "cpu", "--model", tiny_folder, "--data-root", data, "--output", tmp_path / "out"),
-        *("--max-new-tokens", 2),
+        *("--max-new-tokens", 2, "--cost-rounds", 0, "--no-smaller-input"),
     ]
 
 

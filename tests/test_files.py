@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import time
 from argparse import Namespace
@@ -68,9 +69,15 @@ def save_tokenizer(folder):
         Tokenizer(models.WordLevel({str(n): n for n in range(1000)}, unk_token="0")).save(file)
 
 
+def copy(folder):
+    with writing(folder):
+        shutil.copy2(__file__, folder / "copy.py")  # the error names this file first, which is read
+
+
 @pytest.mark.parametrize(
     ("write", "named"),
     [
+        (copy, "copy.py"),
         (lambda folder: write_text(folder / "a.md", "x" * 9000), "a.md"),
         (save_torch, "optimizer.pt"),
         (save_safetensors, "model.safetensors"),

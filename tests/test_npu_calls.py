@@ -152,6 +152,9 @@ def test_evaluation_calls_the_fused_operators(files, tmp_path):  # noqa: F811
         "2",
         "--dtype",
         "bf16",
+        "--cost-rounds",
+        "0",
+        "--no-smaller-input",
     )
     calls = {environment.CALLS: str(tmp_path / "calls")}
     done = run("eval", *where, *asked, "--device", "npu", "--dtype", "bf16", "--output", tmp_path / "eval", **calls)

@@ -6,7 +6,6 @@ Only one matrix of distances per frame grows with N x N. It is made in place and
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 
@@ -89,8 +88,11 @@ def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torc
         square = squared[:, rows, rows]
         square.copy_(square.triu() + square.triu(1).transpose(1, 2))
         squared[:, rows.stop :, rows] = squared[:, rows, rows.stop :].transpose(1, 2)
-    if device.asks_freely(tokens.device) and not (_any_equal(squared, sums) or flat.any()):
-        return squared
+    if device.asks_freely(tokens.device) and not flat.any():
+        # Where no two tokens of a frame are at distance zero or have the same checksum, nothing is to be mended.
+        apart = all((squared[:, rows].count_nonzero(-1) >= squared.shape[1] - 1).all() for rows in _row_slices(squared))
+        if apart and (sums.sort(dim=1).values.diff(dim=1) != 0).all():
+            return squared
     first = first_equal(squared, norms, sums, largest_error(tokens.shape[-1], squared.dtype))
     return share_rows(squared, first.masked_fill_(flat[:, None] & norms.isfinite(), 0))
 
@@ -109,14 +111,6 @@ def flat_square(tokens: torch.Tensor) -> torch.Tensor:
     """[F] of tokens [F, N, C], (32 eps |x_0|)^2: if none is farther from the mean, all are one but for rounding."""
     first = tokens[:, 0].to(torch.promote_types(tokens.dtype, torch.float32))
     return (FLAT * torch.finfo(first.dtype).eps) ** 2 * first.square().sum(-1)
-
-
-def _any_equal(squared: torch.Tensor, sums: torch.Tensor) -> bool:
-    """Whether two tokens of one frame are at distance zero or have the same checksum."""
-    zeros = any(
-        (torch.count_nonzero(squared[:, rows], -1) < squared.shape[1] - 1).any() for rows in _row_slices(squared)
-    )
-    return zeros or bool((sums.sort(dim=1).values.diff(dim=1) == 0).any())
 
 
 def first_equal(squared: torch.Tensor, norms: torch.Tensor, sums: torch.Tensor, bound: float) -> torch.Tensor:
@@ -176,24 +170,21 @@ def checksums(x: torch.Tensor) -> torch.Tensor:
 
 def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor, most: int) -> torch.Tensor:
     """[F, N] minus the mean squared distance to the k nearest tokens, the token itself included, at distance zero."""
-    total = squared.new_zeros(squared.shape[:2])
+    total, count = squared.new_zeros(squared.shape[:2]), min(most, squared.shape[1]) - 1
     for rows in _row_slices(squared):
         others = squared[:, rows].clone()
         others.diagonal(rows.start, dim1=1, dim2=2).fill_(torch.inf)
-        for found, nearest in enumerate(_nearest(others, min(most, squared.shape[1]) - 1), start=1):
-            total[:, rows] += torch.where(found < num_neighbors[:, None], nearest, 0)
+        if count >= MAX_NEIGHBORS:
+            others = others.topk(count, largest=False).values
+        for found in range(count):
+            if count >= MAX_NEIGHBORS:
+                nearest = others[:, :, found]
+            else:  # topk takes a CPU twice as long for so few of some hundred
+                smallest, index = others.min(-1, keepdim=True)
+                others.scatter_(-1, index, torch.inf)
+                nearest = smallest[:, :, 0]
+            total[:, rows] += torch.where(found + 1 < num_neighbors[:, None], nearest, 0)
     return -total / num_neighbors[:, None]
-
-
-def _nearest(others: torch.Tensor, count: int) -> Iterator[torch.Tensor]:
-    """The smallest of [F, n, N] along its last dimension, in order, `count` times [F, n]; what is given is changed."""
-    if count >= MAX_NEIGHBORS:
-        yield from others.topk(count, largest=False).values.unbind(-1)
-        return
-    for _ in range(count):  # topk takes a CPU twice as long for so few of some hundred
-        nearest, index = others.min(-1, keepdim=True)
-        yield nearest[:, :, 0]
-        others.scatter_(-1, index, torch.inf)
 
 
 def nearest_denser(squared: torch.Tensor, log_density: torch.Tensor, strict: bool) -> torch.Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ppe_npu.checkpoints.trust import NO_CODE
 from ppe_npu.errors import InputError, first_line
 
 Settings = dict[str, Any]
@@ -84,6 +85,25 @@ def transformers_takes(found: Mapping[str, Any]) -> bool:
     return True
 
 
+def unloadable(path: str | Path) -> dict[str, None]:
+    """{name: None} of the settings in a checkpoint's config.json with which transformers loads no model, to be given to
+    from_pretrained in their place: of_checkpoint reads them, and generate() is not told of them."""
+    file = _file(path, "config.json")
+    whole = {} if file is None else _read(file)
+    own = [name for name in fields() if whole.get(name) is not None]
+    # Attentions are refused beside every fast implementation of them.
+    refused = [name for name in own if name == "output_attentions" or not transformers_takes({name: whole[name]})]
+    if not refused:
+        return {}
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(path), **NO_CODE)
+    except Exception:  # loading the model will say so
+        return {}
+    return {name: None for name in refused if hasattr(config, name)}  # some it leaves out itself
+
+
 def token_ids(found: Mapping[str, Any]) -> Settings:
     """Of what a checkpoint says the ids of its special tokens."""
     return {name: found[name] for name in _TOKENS[:3] if found.get(name) is not None}
@@ -132,8 +152,9 @@ def _expected(name: str, value: Any) -> str | None:
     """What a field must be, in words, where the value is of another type; None where it may be right."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if name in ("eos_token_id", "pad_token_id", "bos_token_id"):
-        several = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-        return None if whole or (several and name == "eos_token_id") else "a token id"
+        ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        right = all(isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**63 for v in ids)
+        return None if right else "a token id"
     if name in _FLAGS:
         return None if isinstance(value, bool) else "true or false"
     if name in _NEUTRAL and not isinstance(_NEUTRAL[name][0], str):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ppe_npu.backends.common import DTYPES as COMMON_DTYPES
-from ppe_npu.checkpoints.generation_defaults import of_checkpoint, token_ids, transformers_takes
+from ppe_npu.checkpoints.generation_defaults import of_checkpoint, token_ids, transformers_takes, unloadable
 from ppe_npu.checkpoints.trial import check_sizes, try_processor
 from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
 from ppe_npu.compat import set_pixels
@@ -57,7 +57,12 @@ def load_model(
         more = {"quantization_config": quantization_config, "device_map": {"": str(device)}}  # packed where it will run
     if not transformers_takes(asked):  # settings of generate() that exclude each other keep no model from loading
         more["generation_config"] = transformers.GenerationConfig(**token_ids(asked))
-    more |= {"dtype": DTYPES.get(dtype, dtype), "attn_implementation": attn_implementation, **NO_CODE}
+    more |= {
+        "dtype": DTYPES.get(dtype, dtype),
+        "attn_implementation": attn_implementation,
+        **NO_CODE,
+        **unloadable(path),
+    }
     model = _read(model_class(architecture), path, **more, **weight_options(path, allow_bin))
     model.checkpoint_generation = asked
     return fuse(model.to(device).eval())

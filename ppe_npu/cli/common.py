@@ -13,9 +13,10 @@ from typing import Any
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.generation_defaults import Settings, of_checkpoint
 from ppe_npu.checkpoints.loading import check_compression, load_processor
+from ppe_npu.checkpoints.trust import NO_CODE
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.evaluation.decoding import chosen, notice
+from ppe_npu.evaluation.decoding import check_ids, chosen, notice
 from ppe_npu.models import another_k
 from ppe_npu.training.adapted import Checkpoint
 from ppe_npu.training.args import as_compression
@@ -84,12 +85,22 @@ def generation(asked: list[str] | None, found: Checkpoint) -> tuple[Settings, Se
     """(what is used beside greedy search, what the checkpoint says); the first process prints what of it is not used.
 
     Raises:
-        InputError: a setting that cannot be, or a broken generation_config.json.
+        InputError: a setting that cannot be, a token that the model lacks, or a broken generation_config.json.
     """
     own = of_checkpoint(found.model)
     values = chosen(asked, own)
+    if values:
+        check_ids(values, _vocabulary(found.model))
     say(notice(own, values))
     return values, own
+
+
+def _vocabulary(model: str | Path) -> float:
+    """How many tokens a checkpoint's model has; infinitely many where its config does not say."""
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(str(model), **NO_CODE).get_text_config()
+    return getattr(text, "vocab_size", None) or math.inf
 
 
 def checkpoint(args: argparse.Namespace, model: str | Path, tiled: bool = False) -> Checkpoint:

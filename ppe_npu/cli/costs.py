@@ -1,10 +1,13 @@
-"""The cost pass of `ppe-npu eval`: after the scores, all methods of a benchmark in turns on the same prompts."""
+"""The cost pass of `ppe-npu eval`: after the scores, all methods of a benchmark in turns on the same prompts; and the
+control of every table, the dense model on smaller input."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,68 +18,138 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_pass, group_pictures, protocols
 from ppe_npu.evaluation.interleaving import PROMPTS, ROUNDS
 from ppe_npu.evaluation.results import run_title
+from ppe_npu.evaluation.rows import checksum
 from ppe_npu.models import compress
 
 if TYPE_CHECKING:
     from ppe_npu.cli.evaluate import Asked
 
-
-def rounds(args: argparse.Namespace, protocol: protocols.Protocol) -> int:
-    """How many were asked for; by default as many as a table needs, under the first edition's protocol none."""
-    if args.cost_rounds is not None:
-        return args.cost_rounds
-    return 0 if protocol.name == protocols.CHECKPOINT else ROUNDS
+_LEAST = 2  # rounds, where nobody said how many and two take long
+_NEAR = 0.01  # shares of the tokens that are no further apart are one
+_OF_METHOD = ("compression", "smaller_input")  # the settings in which the methods of one pass differ
 
 
-def shares(
-    args: argparse.Namespace, protocol: protocols.Protocol, chosen: Sequence[CompressionConfig], processor: Any
-) -> list[float]:
-    """Of which shares of the tokens the dense model is asked on smaller input: of every method's; by default not under
-    the first edition's protocol.
+def smaller_input(args: argparse.Namespace, processor: Any) -> bool:
+    """Whether the dense model is asked on smaller input, too; by default it is.
 
     Raises:
         InputError: it is asked for of a model whose pictures are tiles.
     """
-    wanted = args.smaller_input if args.smaller_input is not None else protocol.name != protocols.CHECKPOINT
-    if not wanted:
-        return []
-    if is_tiled(processor):
+    tiled = is_tiled(processor)
+    if args.smaller_input and tiled:
         raise InputError("--smaller-input, but pictures of this model are tiles of one size: leave it out")
+    return args.smaller_input is not False and not tiled
+
+
+def shares(args: argparse.Namespace, chosen: Sequence[CompressionConfig]) -> list[float]:
+    """The shares of the tokens that methods are asked to keep, as far as they say so."""
     found = args.ratio or [config.ratio for config in chosen if not config.is_dense]
     return sorted({float(ratio) for ratio in found if isinstance(ratio, (int, float)) and 0 < ratio < 1}, reverse=True)
 
 
-def measure(model: Any, runs: Sequence[Asked], count: int, answers: Any) -> None:
-    """Write a pass for every benchmark that was asked with several methods; one that fails is said and left out.
+def kept_shares(results: Iterable[dict[str, Any]], known: Iterable[float]) -> list[float]:
+    """The shares that methods of one benchmark really kept, to two digits, beside those that are known."""
+    found = set(known)
+    for result in results:
+        kept = result["costs"]["retention"] or 1.0
+        share = float(f"{kept:.2g}")
+        if result["settings"].get("smaller_input") is None and 0 < share < 1:
+            near = any(abs(kept - other) <= min(_NEAR, kept / 10) for other in found)
+            found |= set() if near else {share}
+    return sorted(found - set(known), reverse=True)
+
+
+def measure(model: Any, runs: Sequence[Asked], args: argparse.Namespace, answers: Callable[[Asked], Any]) -> None:
+    """Write a pass for every benchmark that has several methods; one that fails is said and left out.
 
     Args:
+        args: whose cost_rounds says how many; None: ROUNDS, and none where the same pass was measured before.
         answers: of a run, ModelAnswers or the control's.
     """
     for folder in dict.fromkeys(run.folder.parent for run in runs):
         own = [run for run in runs if run.folder.parent == folder]
-        if len(own) < 2:
-            continue
-        titles = [run_title({"compression": run.config.to_dict(), "smaller_input": run.share}) for run in own]
-        dense = next((t for t, run in zip(titles, own) if run.config.is_dense and run.share is None), titles[0])
-        print(f"ppe-npu: {own[0].benchmark.name}: costs in turns, {count} rounds", file=sys.stderr)
-        samples = cost_pass.chosen(own[0].benchmark, PROMPTS)
-        candidates = []
-        for title, run in zip(titles, own):
-            compress(model, run.config)
-            ready = partial(compress, model, run.config)
-            candidates.append(cost_pass.Candidate(title, answers(run), ready))
         try:
-            found = cost_pass.measure(candidates, samples, count, dense)
+            _measure(model, own + _earlier(model, own), args.cost_rounds, answers)
         except cost_pass.FAULTS as error:  # the scores are there: what fails here takes nothing from them
             print(f"ppe-npu: {own[0].benchmark.name}: costs were not measured ({error})", file=sys.stderr)
+
+
+def _measure(model: Any, runs: Sequence[Asked], asked: int | None, answers: Callable[[Asked], Any]) -> None:
+    name, folder, count = runs[0].benchmark.name, runs[0].folder.parent, asked or ROUNDS
+    titles = [_title(run) for run in runs]
+    if len(runs) < 2 or (asked is None and _measured(folder, runs)):
+        return
+    print(f"ppe-npu: {name}: costs in turns, {count} rounds", file=sys.stderr)
+    dense = next((t for t, run in zip(titles, runs) if run.config.is_dense and run.share is None), titles[0])
+    samples = cost_pass.chosen(runs[0].benchmark, PROMPTS)
+    candidates = []
+    for title, run in zip(titles, runs):
+        compress(model, run.config)
+        candidates.append(cost_pass.Candidate(title, answers(run), partial(compress, model, run.config)))
+    found = cost_pass.measure(candidates, samples, count, dense, _LEAST if asked is None else None)
+    for index, why in found["left_out"].items():
+        print(f"ppe-npu: {name}: sample {index} is not part of the costs ({why})", file=sys.stderr)
+    _draw(runs, candidates, samples)
+    protocol = protocols.label({"protocol": runs[0].protocol})
+    cost_pass.write(folder, {**found, "of": _settings_of(runs)}, protocol)
+
+
+def _title(run: Asked) -> str:
+    return run_title({"compression": run.config.to_dict(), "smaller_input": run.share})
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The settings of a run; {} where none can be read."""
+    try:
+        found = json.loads((folder / "settings.json").read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _settings_of(runs: Sequence[Asked]) -> dict[str, str]:
+    """{method: sum of its settings}: where they are alike, the same pass was measured."""
+    return {_title(run): checksum(_settings(run.folder)) for run in runs}
+
+
+def _measured(folder: Path, runs: Sequence[Asked]) -> bool:
+    try:
+        found = json.loads((folder / cost_pass.FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("of") == _settings_of(runs)
+
+
+def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
+    """What earlier commands left in the folder of a benchmark, of the same model and settings: one table has all."""
+    known, titles = {run.folder for run in runs}, {_title(run) for run in runs}
+    here = {key: value for key, value in _settings(runs[0].folder).items() if key not in _OF_METHOD}
+    found = []
+    for file in sorted(runs[0].folder.parent.glob("*/results.json")):
+        settings = _settings(file.parent)
+        if file.parent in known or {k: v for k, v in settings.items() if k not in _OF_METHOD} != here:
             continue
-        cost_pass.write(Path(folder), found, protocols.label({"protocol": own[0].protocol}))
-        shown = samples + _differing(own, samples)
-        group_pictures.draw(Path(folder), "", candidates[0].answers, shown)
-        for one in candidates:
-            one.ready()
-            group_pictures.draw(Path(folder), one.name, one.answers, shown)
-        group_pictures.list_names(Path(folder), titles)
+        try:
+            config = CompressionConfig.from_dict(settings["compression"])
+            run = replace(runs[0], config=config, folder=file.parent, share=settings.get("smaller_input"))
+            compress(model, config)
+        except (InputError, KeyError):  # of another edition
+            continue
+        if _title(run) not in titles:
+            titles.add(_title(run))
+            found.append(run)
+    return found
+
+
+def _draw(runs: Sequence[Asked], candidates: Sequence[cost_pass.Candidate], samples: Sequence[Any]) -> None:
+    """Pictures of the pass's samples, and of more on which scores differ, with the groups of all methods."""
+    folder = runs[0].folder.parent
+    shown, seen = [*samples, *_differing(runs, samples)], {}
+    group_pictures.draw(folder, "", candidates[0].answers, shown, seen)
+    for one in candidates:
+        one.ready()
+        group_pictures.draw(folder, one.name, one.answers, shown, seen)
+    group_pictures.list_names(folder, [one.name for one in candidates])
 
 
 def _differing(runs: Sequence[Asked], known: Sequence[Any]) -> list[Any]:

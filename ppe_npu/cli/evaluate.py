@@ -70,29 +70,45 @@ def run_eval(args: argparse.Namespace) -> int:
     values, own = common.generation(args.generation, checkpoint)
     args.dtype = _dtype(args, protocol, device)
     runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
-    smaller = costs.shares(args, protocol, chosen, processor)
+    smaller = costs.smaller_input(args, processor)
+    known = costs.shares(args, chosen) if smaller else []
     recorded = protocol.recorded(_changed(args, protocol))
     unsaid = {"generation": first_edition(own), "protocol": protocols.load(protocols.CHECKPOINT).recorded()}
     for benchmark in loaded:
         identity, tokens = benchmark_identity(benchmark), new_tokens(benchmark, args.max_new_tokens)
         identity["protocol"] = recorded
-        for config, share in [(config, None) for config in chosen] + [(DENSE, share) for share in smaller]:
+        controls = [] if benchmark.modality == "text" else known
+        for config, share in [(config, None) for config in chosen] + [(DENSE, share) for share in controls]:
             folder = Path(args.output) / benchmark.name / _named(config, share)
             runs.append(Asked(benchmark, identity, config, folder, tokens, recorded, share))
-            known = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
-            check_settings(folder, {**identity, **known, **_said_if_so(args, share)}, unsaid)
+            said = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
+            check_settings(folder, {**identity, **said, **_said_if_so(args, share)}, unsaid)
     check_shared(Path(args.output))
     model = checkpoint.load(device, args.dtype, load_model)
     engines = Engines(model_path, processor, dtype, args.engine_args) if args.engine == "vllm" else None
     answers = partial(_answers, engines, model, processor, sampling, args.seed, values)
     results = _evaluate(model, runs, answers, args)
-    if costs.rounds(args, protocol) and devices.process_rank() == 0:
-        costs.measure(model, runs, costs.rounds(args, protocol), answers)
-    common.say(common.whose(args, model_path, chosen))
-    if devices.process_rank() == 0:
-        _report(args, Path(args.output), Path(args.output) / "report.md", f"Evaluation of {args.model or model_path}")
-        print(f"answers of {', '.join(dict.fromkeys(_place(result) for result in results))}")
+    late = _as_many_tokens(runs, results, known) if smaller else []
+    results += _evaluate(model, late, answers, args)
+    try:
+        if args.cost_rounds != 0 and devices.process_rank() == 0:
+            costs.measure(model, runs + late, args, answers)
+    finally:  # who stops the pass has the scores all the same
+        common.say(common.whose(args, model_path, chosen))
+        if devices.process_rank() == 0:
+            _report(args, Path(args.output), Path(args.output) / "report.md", f"Evaluation of {model_path}")
+            print(f"answers of {', '.join(dict.fromkeys(map(_place, results)))}")
     return _verdict(results)
+
+
+def _as_many_tokens(runs: list[Asked], results: list[dict[str, Any]], known: list[float]) -> list[Asked]:
+    """The control at the shares that methods kept which did not say how many before."""
+    late = []
+    for benchmark in dict.fromkeys(run.folder.parent for run in runs):
+        own = [(run, result) for run, result in zip(runs, results) if run.folder.parent == benchmark]
+        for share in costs.kept_shares([result for _, result in own], known):
+            late.append(replace(own[0][0], config=DENSE, folder=benchmark / _named(DENSE, share), share=share))
+    return late
 
 
 def _answers(engines: Engines | None, model: Any, processor: Any, sampling: Any, seed: int, values: Any, run: Asked):
@@ -295,6 +311,6 @@ def _place(result: dict[str, Any]) -> str:
 
 def _first_error(file: Path) -> str:
     """Why the first sample of a run's predictions that failed did, and which it was."""
-    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
     row = next(row for row in rows if "error" in row)
     return f"sample {row['index']}: {row['error']}"

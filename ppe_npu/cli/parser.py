@@ -203,9 +203,10 @@ def _add_eval(commands) -> None:
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
     parser.add_argument("--max-new-tokens", type=int, help="(default: as the benchmark says, else 16)")
-    what = "after the scores, measure costs in turns on the same prompts, in N rounds or more; 0: do not (default: 5; "
-    parser.add_argument("--cost-rounds", type=int, metavar="N", help=f"{what}with protocol checkpoint 0)")
-    what = "also run the dense model on smaller input of as many tokens (default: on, off with protocol checkpoint)"
+    what = "after the scores, measure costs in turns on the same prompts, in N rounds or more; 0: do not (default: 5, "
+    what += "from 2 on no more than 2 minutes, and not again where nothing changed)"
+    parser.add_argument("--cost-rounds", type=int, metavar="N", help=what)
+    what = "also run the dense model on smaller input of as many tokens (default: on)"
     parser.add_argument("--smaller-input", action=argparse.BooleanOptionalAction, default=None, help=what)
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     _add_generation(parser)

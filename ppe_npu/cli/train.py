@@ -232,9 +232,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
 def write_embedded_data(folder: Path) -> None:
     """Draw the embedded benchmark's splits where they are not there."""
     from ppe_npu.demo import scenes
-    from ppe_npu.files import writing
 
     for name, images, seed, simple in (("train", _TRAIN_IMAGES, 1, 0.5), ("test", _TEST_IMAGES, 2, 0.0)):
         if not (folder / f"{name}.jsonl").is_file():
-            with writing(folder):
-                scenes.write_split(folder, name, images, seed, _QUESTIONS, simple=simple)
+            scenes.write_split(folder, name, images, seed, _QUESTIONS, simple=simple)

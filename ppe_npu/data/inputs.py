@@ -236,6 +236,20 @@ def _video_options(maker: Any, sampling: VideoSampling, frames: int) -> dict[str
     return {"size": size, "do_sample_frames": False, "return_tensors": "pt", **pixel_cap(maker)}
 
 
+def video_pixels(maker: Any, sampling: VideoSampling, frames: int, height: int, width: int) -> int:
+    """Pixels of a frame as the model sees it, of a video of so many frames of this size; nothing is read.
+
+    Args:
+        maker: a video processor.
+
+    Raises:
+        InputError: frames that it does not take.
+    """
+    blank = torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta")
+    grid = _made(maker, blank, "", _video_options(maker, sampling, frames))["video_grid_thw"][0]
+    return int(grid[1:].prod()) * maker.patch_size**2
+
+
 def _made(maker: Any, frames: torch.Tensor, path: Any, options: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
     """What a video processor makes of frames, uint8 [T, 3, H, W]."""
     try:

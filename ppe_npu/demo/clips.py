@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ppe_npu.demo.scenes import BACKGROUND, CELL, COLOURS, GLYPHS, SHAPES
-from ppe_npu.files import write_text
+from ppe_npu.files import write_text, writing
 
 FRAMES = 8
 RATE = 2  # frames per second
@@ -129,10 +129,11 @@ def write_split(folder: str | Path, name: str, clips: int, seed: int) -> Path:
     if clips < 1:
         raise ValueError(f"a split needs clips >= 1 ({clips})")
     folder, rng, lines = Path(folder), np.random.default_rng(seed), []
-    (folder / "clips").mkdir(parents=True, exist_ok=True)
-    for number in range(clips):
-        clip, identity = make_clip(rng), f"{name}-{number:05d}"
-        video = f"clips/{identity}.mov"
-        write_clip(folder / video, clip.pixels())
-        lines.append(json.dumps(make_record(identity, video, clip.questions())))
+    with writing(folder):
+        (folder / "clips").mkdir(parents=True, exist_ok=True)
+        for number in range(clips):
+            clip, identity = make_clip(rng), f"{name}-{number:05d}"
+            video = f"clips/{identity}.mov"
+            write_clip(folder / video, clip.pixels())
+            lines.append(json.dumps(make_record(identity, video, clip.questions())))
     return write_text(folder / f"{name}.jsonl", "\n".join(lines) + "\n")

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ppe_npu.files import write_text
+from ppe_npu.files import write_text, writing
 
 GRID = 6  # cells along one side
 CELL = 8  # pixels along one side of a cell
@@ -174,13 +174,14 @@ def write_split(
             f"and simple from 0 to 1 ({simple})"
         )
     folder, rng, lines = Path(folder), np.random.default_rng(seed), []
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    for number in range(num_images):
-        scene = make_scene(rng, simple=int((number + 1) * simple) > int(number * simple))
-        questions = scene.questions()
-        chosen = [questions[i] for i in rng.permutation(len(questions))[:questions_per_image]]
-        identity = f"{name}-{number:05d}"
-        image = f"images/{identity}.png"
-        scene.render().save(folder / image, compress_level=1)
-        lines.append(json.dumps(make_record(identity, image, chosen)))
+    with writing(folder):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        for number in range(num_images):
+            scene = make_scene(rng, simple=int((number + 1) * simple) > int(number * simple))
+            questions = scene.questions()
+            chosen = [questions[i] for i in rng.permutation(len(questions))[:questions_per_image]]
+            identity = f"{name}-{number:05d}"
+            image = f"images/{identity}.png"
+            scene.render().save(folder / image, compress_level=1)
+            lines.append(json.dumps(make_record(identity, image, chosen)))
     return write_text(folder / f"{name}.jsonl", "\n".join(lines) + "\n")

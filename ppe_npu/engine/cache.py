@@ -1,4 +1,11 @@
-"""What later steps need to know of a compressed prompt; it travels with the KV cache."""
+"""What later steps need to know of a compressed prompt; it travels with the KV cache.
+
+Of a cache of fixed length (transformers' static caches) it is in tensors of fixed length, too. A step changes what
+these hold, and nothing else: no shape, no number on the host, no object. So one decoding step is compiled once for all
+steps, and what was recorded of it (CUDA graphs, ACL graphs) can be played again.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,7 +40,7 @@ class CacheState:
     sizes: tuple[torch.Tensor | None, ...] = ()
 
     @classmethod
-    def empty(cls, layers: tuple[int, ...], batch: int, device: torch.device) -> "CacheState":
+    def empty(cls, layers: tuple[int, ...], batch: int, device: torch.device) -> CacheState:
         """Before the first token."""
         stages = 1 + len(layers)
         mask = torch.zeros(batch, 0, dtype=torch.bool, device=device)
@@ -52,7 +59,7 @@ class CacheState:
         padded: tuple[bool, ...],
         seen: int,
         compressed: bool,
-    ) -> "CacheState":
+    ) -> CacheState:
         """This prompt continued by new places, of each stage [B, N] bool."""
         masks = tuple(torch.cat(pair, dim=1) for pair in zip(self.masks, new))
         decoded = 0 if compressed else self.decoded + new[0].shape[1]
@@ -61,7 +68,7 @@ class CacheState:
         sizes = tuple(None if own is None else joined_sizes(own, mask, None, added) for own, mask, added in grown)
         return CacheState(self.layers, masks, following, padded, self.seen + seen, decoded, sizes)
 
-    def repeated(self, batch: int) -> "CacheState":
+    def repeated(self, batch: int) -> CacheState:
         """For a cache whose samples were repeated in place (batch_repeat_interleave) to make a batch of this size.
 
         Raises:
@@ -74,17 +81,17 @@ class CacheState:
             raise InputError(f"the KV cache holds a batch of {own}, but the tokens that continue them are {batch}")
         return self._each(lambda part: part.repeat_interleave(batch // own, dim=0))
 
-    def picked(self, samples: torch.Tensor) -> "CacheState":
+    def picked(self, samples: torch.Tensor) -> CacheState:
         """For a cache that has now these of its samples [N], in this order."""
         return self._each(lambda part: part.index_select(0, samples.to(part.device)))
 
-    def _each(self, of: Callable[[torch.Tensor], torch.Tensor]) -> "CacheState":
+    def _each(self, of: Callable[[torch.Tensor], torch.Tensor]) -> CacheState:
         """With what this makes of every tensor [B, ...]."""
         masks, following = (tuple(map(of, parts)) for parts in (self.masks, self.following))
         sizes = tuple(None if part is None else of(part) for part in self.sizes)
         return replace(self, masks=masks, following=following, sizes=sizes)
 
-    def cropped(self, stage: int, length: int) -> "CacheState":
+    def cropped(self, stage: int, length: int) -> CacheState:
         """After a stage's layers were cut to `length` places, as assisted decoding does with rejected tokens.
 
         Raises:
@@ -107,6 +114,88 @@ class CacheState:
         return replace(self, masks=masks, following=following, sizes=sizes, seen=seen, decoded=decoded)
 
 
+@dataclass
+class FixedState:
+    """CacheState of a cache with room for so many places.
+
+    Args:
+        layers: as CacheState.
+        masks: [stages, B, room] bool, True at the places that hold a token.
+        following: [stages, B] int64, the position of the next token.
+        filled: [stages] int64, how many places are taken: the next token goes to this one.
+        sizes: [stages, B, room] int64, or None, as CacheState's.
+        start: the state that it was made from. A step does not look at it.
+    """
+
+    layers: tuple[int, ...]
+    masks: torch.Tensor
+    following: torch.Tensor
+    filled: torch.Tensor
+    sizes: torch.Tensor | None
+    start: CacheState
+
+    @classmethod
+    def of(cls, state: CacheState, room: int) -> FixedState:
+        """Raises InputError where the places do not fit."""
+        most = max(state.lengths)
+        if most > room:
+            raise InputError(f"a static cache of {room} places is too short for {most}: make it longer")
+        masks = torch.stack([_padded(mask, room, False) for mask in state.masks])
+        filled = torch.tensor(state.lengths, device=masks.device)
+        sizes = None
+        if any(own is not None for own in state.sizes):
+            ones = (torch.ones_like(mask, dtype=torch.long) for mask in state.masks)
+            whole = (one if own is None else own for own, one in zip(state.sizes, ones))
+            sizes = torch.stack([_padded(own, room, 1) for own in whole])
+        return cls(state.layers, masks, torch.stack(state.following), filled, sizes, state)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.masks, self.following, self.filled, *([] if self.sizes is None else [self.sizes])]
+
+    def hold(self, other: FixedState) -> bool:
+        """Take over what another one says, in these tensors; False where it does not fit into them."""
+        own, given = self.tensors, other.tensors
+        fits = self.layers == other.layers and len(own) == len(given)
+        if not fits or any(a.shape != b.shape or a.device != b.device for a, b in zip(own, given)):
+            return False
+        for mine, theirs in zip(own, given):
+            mine.copy_(theirs)
+        self.start = other.start
+        return True
+
+    def settled(self) -> CacheState:
+        """The same of a length that is known: the host waits for it."""
+        filled = self.filled.tolist()
+        steps = filled[0] - self.start.lengths[0]
+        masks = tuple(mask[:, :length].clone() for mask, length in zip(self.masks, filled))
+        sizes = tuple(
+            None if self.sizes is None else own[:, :length].clone()
+            for own, length in zip(self.masks if self.sizes is None else self.sizes, filled)
+        )
+        padded = tuple(before or not bool(mask.all()) for before, mask in zip(self.start.padded, masks))
+        seen, decoded = self.start.seen + steps, self.start.decoded + steps
+        return CacheState(self.layers, masks, tuple(self.following.clone()), padded, seen, decoded, sizes)
+
+    def then(self, new: torch.Tensor, following: torch.Tensor) -> FixedState:
+        """With one more place, in other tensors: this one stays as it is until it takes them over, by hold(), so that
+        a step that fails can be made again.
+
+        Args:
+            new: [B, 1] bool, whether the place holds a token.
+            following: [stages, B] int64, the positions after it.
+        """
+        at = self.filled[:, None, None].expand(-1, len(new), 1)
+        masks = self.masks.scatter(2, at, new.expand(len(self.masks), -1, -1))
+        return replace(self, masks=masks, following=following, filled=self.filled + 1)
+
+    def picked(self, samples: torch.Tensor) -> FixedState:
+        """Of these samples [B'], in other tensors."""
+        sizes = None if self.sizes is None else self.sizes.index_select(1, samples)
+        masks, following = self.masks.index_select(1, samples), self.following.index_select(1, samples)
+        return replace(self, masks=masks, following=following, sizes=sizes, start=self.start.picked(samples))
+
+
 def joined_sizes(
     before: torch.Tensor | None, cached: torch.Tensor, after: torch.Tensor | None, new: torch.Tensor
 ) -> torch.Tensor | None:
@@ -115,3 +204,7 @@ def joined_sizes(
         return None
     parts = ((before, cached), (after, new))
     return torch.cat([places.long().clamp_min(1) if own is None else own for own, places in parts], dim=1)
+
+
+def _padded(values: torch.Tensor, room: int, value: float) -> torch.Tensor:
+    return torch.nn.functional.pad(values, (0, room - values.shape[1]), value=value)

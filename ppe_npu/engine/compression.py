@@ -3,24 +3,24 @@
 It knows tensors and spans, and nothing of any model family; ppe_npu.models brings it what a family calls its parts.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, SupportsIndex
+from dataclasses import dataclass, field, replace
+from typing import SupportsIndex
 
 import numpy as np
 import torch
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.engine.cache import CacheState
-from ppe_npu.engine.fixed import FixedState
+from ppe_npu.engine.cache import CacheState, FixedState
 from ppe_npu.engine.late import Ahead
 from ppe_npu.engine.layout import Stage, Standing, lay_out, left_as_given
+from ppe_npu.engine.masks import Masking
 from ppe_npu.engine.merge import Holding
 from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import HALVES, axes_of, check_channels, position_rows, prompt_positions
-from ppe_npu.engine.run import Masking, Prefill, Run
+from ppe_npu.engine.run import Prefill, Run
 from ppe_npu.engine.shown import LAYER_NEEDS, OF_PROMPTS
-from ppe_npu.engine.spans import Parts, PromptLayout, VisionTokens, find_spans
+from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
 from ppe_npu.engine.tower import NEEDS, TowerBlocks, TowerTokens, tower_order
 from ppe_npu.engine.tower_pass import inside_of
 from ppe_npu.errors import InputError
@@ -49,7 +49,8 @@ class Compression:
         widths: of that tower's blocks, and of the decoder's layers, where all are alike.
         last, last_scored: the plan of the last prompt, from when it is laid out, and whether the output stood as the
             prompt was given.
-        kv_bytes: of the last prompt, as CompressionReport.
+        watch: the time that grouping, merging and assembling it took, from then on.
+        kv_bytes: of the last prompt, as CompressionReport, once its KV cache is filled.
         keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
 
     Raises:
@@ -71,11 +72,11 @@ class Compression:
     widths: tuple[Widths, Widths | None] | None = field(default=None, init=False, repr=False)
     last: PromptPlan | None = field(default=None, init=False, repr=False)
     last_scored: bool = field(default=False, init=False)
+    watch: Stopwatch | None = field(default=None, init=False, repr=False)
     kv_bytes: int | None = field(default=None, init=False, repr=False)
     keep_groups: bool = field(default=False, init=False)
     trace: Trace | None = field(default=None, init=False, repr=False)
     _known: Recent = field(default_factory=Recent, init=False, repr=False)
-    _watch: Stopwatch | None = field(default=None, init=False, repr=False)
     _report: CompressionReport | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
@@ -94,7 +95,7 @@ class Compression:
             _check_place(method, self.vision, named)
         self.inside = inside_of(config.methods, self.vision)
         self.tower = TowerBlocks.wanted(config.methods, self.vision)
-        self.holding = Holding.of(config)
+        self.holding = Holding(config.k, config.rule) if config.positions == "ppe" else None
 
     def with_config(self, config: CompressionConfig) -> "Compression":
         """Another one of the same model, which has seen nothing."""
@@ -114,14 +115,13 @@ class Compression:
     @property
     def report(self) -> CompressionReport | None:
         """What was done to the last prompt, from when it is laid out; made when it is asked for."""
-        if self._report is None and self._watch is not None and self.last is not None:
-            given = (self.last, self.layers, self.decoder_layers, self._watch, self.kv_bytes)
+        if self.watch is None or self.last is None:
+            return None
+        # Made anew once the cache is filled: one that was read before has no kv_bytes.
+        if self._report is None or self._report.kv_bytes != self.kv_bytes:
+            given = (self.last, self.layers, self.decoder_layers, self.watch, self.kv_bytes)
             self._report = CompressionReport.of(*given)
         return self._report
-
-    def note_cache(self, size: int | None) -> None:
-        """The bytes of the last prompt's KV cache, once it is filled: a report that was read before has none."""
-        self.kv_bytes, self._report = size, None
 
     # -- before the vision tower: the host reads ids, mask and grids once ---------------------------------------------
 
@@ -157,32 +157,43 @@ class Compression:
         """
         ids = input_ids.cpu().numpy()
         mask = _padding_mask(attention_mask, ids.shape)
-        images, videos, seconds = map(_rows, (image_grid_thw, video_grid_thw, second_per_grid_ts))
+        given = (image_grid_thw, video_grid_thw, second_per_grid_ts)
+        grids = [part.tolist() if hasattr(part, "tolist") else part for part in given]
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
-        hidden = self.config.keeps_all and not packed
-        layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
-        given = position_ids, start, labels if self.config.needs & OF_PROMPTS else None, chosen
-        stages, ahead, positions, following = self._laid(layout, left, packed, *given)
-        order = self._tower_order(layout, chosen)
-        plan = PromptPlan.of(layout, stages, positions, following, watch, order, ahead, chosen, self.holding)
-        if "places" in self.config.needs:
-            plan.find_places()
+        layout = find_spans(ids, mask, *grids, self.vision, prompt, self.config.keeps_all and not packed)
+        others = position_ids, start, labels if self.config.needs & OF_PROMPTS else None, chosen
+        if all(value is None for value in others):
+            key = layout.real.shape, layout.real.tobytes(), layout.visual.tobytes(), layout.spans, left, packed
+            plan = self._known.made(key, lambda: self._laid(layout, left, packed, watch))
+            plan = replace(plan, watch=watch, _copies={})  # what it is made of is shared, and nobody changes that
+        else:
+            plan = self._laid(layout, left, packed, watch, *others)
         watch.mark()
         return plan
 
-    def _laid(self, layout: PromptLayout, left: bool | None, packed: bool, *given: Any) -> tuple:
-        """The stages, what is not laid out yet, positions [axes, B, S], and the one after [B]; made once for prompts in
-        which all stands alike. given: position_ids, start, labels and chosen, as plan()."""
-        position_ids, start, labels, chosen = given
-
-        def lay() -> tuple:
-            standing = Standing.of(layout, labels, chosen)
-            with torch.inference_mode(False):  # else the first caller's mode would stick to what others are given
-                numbers = self._positions(layout, position_ids, start, chosen)
-                return *self._stages(layout, standing, left, packed), *numbers
-
-        alike = all(value is None for value in given)
-        return self._known.made((layout.key, left, packed), lay) if alike else lay()
+    def _laid(
+        self,
+        layout: PromptLayout,
+        left: bool | None,
+        packed: bool,
+        watch: Stopwatch,
+        position_ids: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        chosen: Chosen | None = None,
+    ) -> PromptPlan:
+        """The plan of prompts that stand so; the others as plan() takes them."""
+        standing = Standing.of(layout, labels, chosen)
+        with torch.inference_mode(False):  # else the first caller's mode would stick to what others are given
+            numbers = self._positions(layout, position_ids, start, chosen)
+            stages, ahead = self._stages(layout, standing, left, packed)
+            # Where each token stands in a tower that goes window by window, if it matters.
+            window = self.vision.window if self.config.needs & NEEDS else 0
+            order = tower_order(layout, window, chosen) if window else None
+            plan = PromptPlan.of(layout, stages, *numbers, watch, order, ahead, chosen, self.holding)
+            if "places" in self.config.needs:
+                plan.find_places()
+        return plan
 
     def _stages(
         self, layout: PromptLayout, standing: Standing, left: bool | None, packed: bool
@@ -195,11 +206,6 @@ class Compression:
         stages, standing = lay_out(standing, self.config.stages, left, packed)
         rest = self.config.stages[len(stages) :]
         return stages, Ahead.of(standing, rest, left, packed) if rest else None
-
-    def _tower_order(self, layout: PromptLayout, chosen: Chosen | None) -> np.ndarray | None:
-        """Where each token stands in a tower that goes window by window, if it matters."""
-        window = self.vision.window if self.config.needs & NEEDS else 0
-        return tower_order(layout, window, chosen) if window else None
 
     def _positions(
         self, layout: PromptLayout, given: torch.Tensor | None, start: torch.Tensor | None, chosen: Chosen | None
@@ -256,13 +262,8 @@ class Compression:
         apart, ready_mask = apart and fresh, ready_mask and fresh and not apart and not plan.as_given
         masking = Masking(given, ready_mask, apart)
         self.trace = Trace(plan, self.config) if self.keep_groups else None
-        self._watch = self._report = self.kv_bytes = None
-
-        def done() -> None:
-            self._watch, self.last = watch, plan
-
-        wishes = (self.config, plan, on, masking, self.axes, watch, done, self.trace)
-        run = Prefill(self.layers, [], [], state, [], [], *wishes)
+        self.watch = self._report = self.kv_bytes = None
+        run = Prefill(self.layers, [], [], state, [], [], self, plan, on, masking, watch, self.trace)
         run.begin(text_embeds, features, deepstack, tower)
         return run
 
@@ -325,12 +326,6 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
             f"{subject}: this model sets text between the frames of a video, so that frames of one event have no place "
             "of their own; leave it out"
         )
-
-
-def _rows(values: torch.Tensor | list | None) -> list | None:
-    if values is None or isinstance(values, Parts):
-        return values
-    return values.tolist() if isinstance(values, torch.Tensor) else list(values)
 
 
 def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarray | None:

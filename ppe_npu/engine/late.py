@@ -77,7 +77,8 @@ class Ahead(Movable):
             the tokens that its last round keeps; what is not laid out yet.
         """
         (layer, methods), *later = self.stages
-        device = tokens.originals.device
+        assert tokens.held is not None, "tokens that a pass is given hold original tokens"
+        device = tokens.held.device
         rounds, pieces, count = [], self.standing.pieces, self.standing.count
         given = tokens
         made: Round | None

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.left_alone import later_places
-from ppe_npu.engine.packing import numbers, packed_rows, padded_rows
+from ppe_npu.engine.packing import Segments, numbers, packed_rows, padded_rows
 from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.rounds import Movable, Round, as_tensor, hangs_on_features, round_of
-from ppe_npu.engine.segments import Segments
 from ppe_npu.engine.shown import OF_PROMPTS, TEXT, Prompts
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.methods.base import Method
@@ -105,7 +104,7 @@ class Arrangement:
         place[origins.reshape(-1)[found]] = found
         return place[wanted]
 
-    @property
+    @cached_property
     def padded(self) -> bool:
         return not self.real.all()
 

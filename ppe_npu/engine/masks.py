@@ -1,7 +1,24 @@
 """4D attention masks [B, 1, L, L] of a compressed prompt."""
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How attention is told of padding, and of what else it may not see.
+
+    Args:
+        given: the 4D mask that the model was given, or None.
+        ready: make a padded stage's 4D mask (bool, True = attend), for an attention that takes one.
+        apart: give a padded stage its segments in place of a mask, for an attention that takes them.
+    """
+
+    given: torch.Tensor | None = None
+    ready: bool = False
+    apart: bool = False
 
 
 def causal_mask(real: torch.Tensor) -> torch.Tensor:

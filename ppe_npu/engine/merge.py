@@ -4,7 +4,7 @@ The same code runs on the host, for methods that look at places alone, before an
 
 What a merged token holds are the original tokens that speak for its group: those whose positions it keeps (PPE, arXiv
 2510.22936). Before the first merge every token stands for itself. A merged token holds several original tokens, and a
-group of merged tokens draws from all that its members hold. See members.py.
+group of merged tokens draws from all that its members hold. See methods/positions/entries.py.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppe_npu.config import CompressionConfig
-from ppe_npu.engine.members import among_equals, members
 from ppe_npu.engine.rounds import Bucket, Round, as_tensor, upload
 from ppe_npu.engine.shown import FIELDS, Texts
 from ppe_npu.engine.tower import TowerTokens
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.positions import Rule
+from ppe_npu.methods.positions.entries import among_equals, members
 from ppe_npu.methods.view import View
 
 
@@ -50,12 +50,6 @@ class Tokens:
     spots: torch.Tensor | None = None
     seen: Mapping[tuple[str, bool], torch.Tensor] = field(default_factory=dict)
 
-    @property
-    def originals(self) -> torch.Tensor:
-        """`held`, which all tokens have but those that are merged on the host."""
-        assert self.held is not None, "tokens that a pass is given hold original tokens"
-        return self.held
-
     def pick(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:
         """The same of other tokens: pick(values [R, ...]) of each part."""
         return Tokens.together(lambda parts: pick(parts[0]), self)
@@ -75,21 +69,15 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Holding:
-    """How a merged token's positions are chosen: `k` members by a rule of members.py, or None: its representative's.
+    """How a merged token's positions are chosen: of `k` members, by a rule of methods/positions.
 
     Args:
         positions: [axes, originals] int64, of each original token, for rules that look at places.
     """
 
     k: int
-    rule: str
+    rule: Rule
     positions: torch.Tensor | None = None
-
-    @classmethod
-    def of(cls, config: CompressionConfig, positions: torch.Tensor | None = None) -> Holding | None:
-        """As a config says."""
-        assert config.k is not None, "a config that was given no k has chosen one"
-        return cls(config.k, config.members, positions) if config.positions == "ppe" else None
 
 
 @torch.no_grad()
@@ -141,7 +129,7 @@ def _grouped(
     valid = bucket.valid
     if holding is not None and method.place == "tower":  # which gave all members of a group the same features
         holding = replace(holding, rule=among_equals(holding.rule))
-    for level, part in enumerate(method.levels):
+    for level, part in enumerate(method.levels or (method,)):
         if groupings:
             features = None if tokens.features is None else groupings[-1].apply(tokens.features)
             tokens, before = replace(kept[-1], features=features), bucket.num_kept[level - 1]
@@ -151,7 +139,14 @@ def _grouped(
         else:
             grouping = part.group(view_of(bucket, tokens, valid, part, method, texts, level))
         groupings.append(grouping)
-        kept.append(_kept(grouping, tokens, holding))
+        # A group's token stands where its representative stands.
+        left = replace(tokens, features=None).pick(grouping.at_representatives)
+        if tokens.sizes is not None:
+            left = replace(left, sizes=grouping.sums(tokens.sizes))
+        if tokens.held is not None and holding is not None:
+            own = tokens.features, tokens.held, holding.positions
+            left = replace(left, held=members(grouping, holding.k, holding.rule, *own))
+        kept.append(left)
     return replace(bucket, groupings=tuple(groupings)), Tokens.together(bucket.keep, *kept)
 
 
@@ -188,17 +183,6 @@ def view_of(
         frame_tokens=bucket.frame_tokens,
         **shown,
     )
-
-
-def _kept(grouping: Grouping, tokens: Tokens, holding: Holding | None) -> Tokens:
-    """What is known of each group's token [F, M, ...]: it stands where its representative stands."""
-    kept = replace(tokens, features=None).pick(grouping.at_representatives)
-    if tokens.sizes is not None:
-        kept = replace(kept, sizes=grouping.sums(tokens.sizes))
-    if tokens.held is None or holding is None:
-        return kept
-    held = members(grouping, holding.k, holding.rule, tokens.features, tokens.held, holding.positions)
-    return replace(kept, held=held)
 
 
 def _segmented(step: Round, given: Tokens) -> Round:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ppe_npu.engine.members import among_equals, chosen
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
-from ppe_npu.methods.positions import rule_named
+from ppe_npu.methods.positions import Rule
+from ppe_npu.methods.positions.entries import among_equals, chosen
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _LEVELS = 255  # of a pixel of 8 bits, in [0, 1]
@@ -130,16 +130,15 @@ class Chosen:
         begin, end = (np.searchsorted(ends, place) for place in (first, first + np.asarray(tokens, np.int64)))
         return kept[end] - kept[begin]
 
-    def held(self, k: int, rule: str, positions: torch.Tensor) -> torch.Tensor:
+    def held(self, k: int, rule: Rule, positions: torch.Tensor) -> torch.Tensor:
         """[kept, k] int64, which tokens speak for each group, or [kept, axes * k]: see members().
 
         Args:
             rule: as members(), among equals: what cells are dropped for is that they are alike.
             positions: [axes, V] int64, of every visual token.
         """
-        how = rule_named(among_equals(rule))
         known = {"positions": positions, "representatives": self.places[None]}
-        return chosen(how, k, self.labels[None], None, self.total, **known)[0]
+        return chosen(among_equals(rule), k, self.labels[None], None, self.total, **known)[0]
 
 
 def choose(

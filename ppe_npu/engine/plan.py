@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from ppe_npu.backends import device as devices
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.engine.late import Ahead
 from ppe_npu.engine.layout import Arrangement, Stage
@@ -49,6 +50,7 @@ class PromptPlan(Movable):
         held: [V, K] index in the flattened [B * S] of the tokens that speak for each feature (as members() has them);
             None: itself.
         as_given: whether the output stands as the prompt does.
+        samples: rows of the batch in the decoder.
         known: of a plan that has grown, how many stages it had before the features were, and what was ahead of them.
     """
 
@@ -66,6 +68,7 @@ class PromptPlan(Movable):
     in_tower: TowerReport | None = None
     held: torch.Tensor | None = None
     as_given: bool = False
+    samples: int = 1
     known: tuple[int, Ahead | None] | None = field(default=None, repr=False, compare=False)
     _copies: dict[torch.device, PromptPlan] = field(default_factory=dict, repr=False, compare=False)
 
@@ -101,9 +104,9 @@ class PromptPlan(Movable):
             own = own[chosen.places]
         order = None if tower_order is None else as_tensor(tower_order)
         as_given = any(stage.as_given for stage in stages)
-        return cls(
-            layout, stages, rows, own, after, shifts, None, watch, order, ahead, chosen, held=held, as_given=as_given
-        )
+        samples = len(stages[0].real) if ahead is None else ahead.samples
+        given = layout, stages, rows, own, after, shifts, None, watch, order, ahead, chosen
+        return cls(*given, held=held, as_given=as_given, samples=samples)
 
     def find_places(self) -> None:
         """Find the groups of methods that look at places alone, as far as places are known on the host; and the places
@@ -129,7 +132,9 @@ class PromptPlan(Movable):
         self.places = first if any("places" in method.needs for method in ahead) else None
 
     def on(self, device: torch.device) -> PromptPlan:
-        """The plan on a device; copied when first asked for."""
+        """The plan on a device; copied when first asked for. On a CPU it is there already."""
+        if devices.asks_freely(device):
+            return self
         if device not in self._copies:
             self.watch.mark()
             self._copies[device] = self.to(device)
@@ -170,11 +175,6 @@ class PromptPlan(Movable):
     def prompts(self, stage: int) -> Prompts | None:
         """How the samples stand before it."""
         return self.stages[stage].prompts if stage < len(self.stages) else self.unsettled.prompts
-
-    @property
-    def samples(self) -> int:
-        """Rows of the batch in the decoder."""
-        return len(self.stages[0].real) if self.stages else self.unsettled.samples
 
     @property
     def last(self) -> Arrangement:

@@ -2,23 +2,26 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.engine.cache import CacheState, joined_sizes
-from ppe_npu.engine.fixed import FixedState
+from ppe_npu.engine.cache import CacheState, FixedState, joined_sizes
 from ppe_npu.engine.layout import Stage
-from ppe_npu.engine.masks import causal_mask, picked_mask, seen_places
+from ppe_npu.engine.masks import Masking, causal_mask, picked_mask, seen_places
 from ppe_npu.engine.merge import Holding, Tokens, merge
+from ppe_npu.engine.packing import Segments
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.positions import held_rows
+from ppe_npu.engine.rotary import held_rows
 from ppe_npu.engine.rounds import Round
-from ppe_npu.engine.segments import Segments
 from ppe_npu.engine.shown import Prompts, Texts, layer_needs
 from ppe_npu.engine.tower import TowerTokens
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.trace import Trace
+
+if TYPE_CHECKING:
+    from ppe_npu.engine.compression import Compression
 
 # What a decoder layer would make of the tokens that it is about to be given: (needs, prompts) -> of each field of the
 # View that these needs stand for its numbers at every place of the flattened batch [R, ...], of those about text its
@@ -85,21 +88,6 @@ class Run:
         return hidden
 
 
-@dataclass(frozen=True)
-class Masking:
-    """How attention is told of padding, and of what else it may not see.
-
-    Args:
-        given: the 4D mask that the model was given, or None.
-        ready: make a padded stage's 4D mask (bool, True = attend), for an attention that takes one.
-        apart: give a padded stage its segments in place of a mask, for an attention that takes them.
-    """
-
-    given: torch.Tensor | None = None
-    ready: bool = False
-    apart: bool = False
-
-
 @dataclass
 class Prefill(Run):
     """A prompt: merged before the LLM, and on entry of later stages.
@@ -108,7 +96,7 @@ class Prefill(Run):
         masks, rows, segments, sizes: grow as stages are laid out.
         plan: its plan, on the host; it grows where counts hang on the features.
         on: the same on the device.
-        done: is called once everything is laid out: before the decoder, as a rule.
+        compression: whose pass it is. It is told once everything is laid out: before the decoder, as a rule.
         trace: is given every merge, if it is there.
         embeds: [B, L, C] what the decoder is given, until it is taken.
     """
@@ -117,16 +105,15 @@ class Prefill(Run):
     rows: list[torch.Tensor | None]
     segments: list[Segments | None]
     sizes: list[torch.Tensor | None]
-    config: CompressionConfig
+    compression: "Compression"
     plan: PromptPlan
     on: PromptPlan
     masking: Masking
-    axes: int
     watch: Stopwatch
-    done: Callable[[], None]
     trace: Trace | None = None
     embeds: torch.Tensor | None = field(default=None, init=False)
     past: CacheState = field(init=False)  # what the cache held before
+    config: CompressionConfig = field(init=False)
     holding: Holding | None = field(init=False)  # which positions a merged token keeps
     # Of the current stage: what is known of each place [B * L, ...], and by layer what is still to be added to its
     # output [B, L, C].
@@ -151,12 +138,12 @@ class Prefill(Run):
     ):
         """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V tokens."""
         assert isinstance(self.state, CacheState), "a prompt is merged before its cache is fixed"
-        self.past, self.holding = self.state, Holding.of(self.config, self.on.positions)
+        self.past, self.config, holding = self.state, self.compression.config, self.compression.holding
+        self.holding = holding and replace(holding, positions=self.on.positions)
         if features is None:
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
-        counted = self.config.proportional_attention
-        visual = self.on.visual
-        sizes = torch.ones_like(visual) if counted or "sizes" in self.config.needs else None
+        visual, counted = self.on.visual, self.config.proportional_attention or "sizes" in self.config.needs
+        sizes = torch.ones_like(visual) if counted else None
         prompts = self.on.prompts(0)
         spots = None if prompts is None else visual
         held = visual[:, None] if self.on.held is None else self.on.held
@@ -249,7 +236,8 @@ class Prefill(Run):
         if self.config.proportional_attention:
             self._single = self._single and all(step.single for step in rounds)
         if self.trace is not None:
-            self.trace.merges.append((rounds, kept.originals))
+            assert kept.held is not None, "tokens of a pass hold original tokens"
+            self.trace.merges.append((rounds, kept.held))
         return self.on.stages[number], rounds, kept
 
     def _prepare(self) -> None:
@@ -263,7 +251,7 @@ class Prefill(Run):
             elif masking.ready and stage.after.padded:
                 mask = causal_mask(stage.real)
             if self.config.positions == "renumber":
-                following, rows = renumbered(self.past.following[number], stage, mask, self.axes)
+                following, rows = renumbered(self.past.following[number], stage, mask, self.compression.axes)
             padded = self.past.padded[number] or stage.after.padded
             if mask is None and padded and not masking.apart:
                 mask = torch.cat([self.past.masks[number], stage.real], dim=1).long()
@@ -281,12 +269,14 @@ class Prefill(Run):
                 self.plan.layout.real.shape[1],
                 compressed=not self.plan.as_given,
             )
-            self.done()
+            self.compression.last, self.compression.watch = self.plan, self.watch
 
     def _hold(self, stage: int, text: Tokens, kept: Tokens) -> None:
         """Keep what is known of each place, and make its position rows."""
         on = self.on.stages[stage]
-        words, visual = text.originals, kept.originals
+        words, visual = text.held, kept.held
+        assert words is not None, "tokens of a pass hold original tokens"
+        assert visual is not None, "tokens of a pass hold original tokens"
         width = max(words.shape[1], visual.shape[1] if len(visual) else 1)
         padding = self.on.positions.shape[1] - 1
         parts = [words, visual] if len(visual) else [words]

@@ -1,5 +1,6 @@
 """Where the visual tokens stand in a batch of prompts, found on the host from token ids, attention mask and grids."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -64,7 +65,7 @@ class Part:
 
     @property
     def tokens(self) -> int:
-        return int(np.prod(self.grid))
+        return math.prod(self.grid)
 
 
 class Parts(list[Part]):
@@ -100,7 +101,7 @@ class Span:
 
     @property
     def tokens(self) -> int:
-        return self.grid[0] * self.frame_tokens
+        return math.prod(self.grid)
 
 
 class HiddenItems(InputError):
@@ -128,11 +129,6 @@ class PromptLayout:
     real: np.ndarray
     visual: np.ndarray
     spans: tuple[Span, ...]
-
-    @property
-    def key(self) -> tuple:
-        """Equal for layouts in which all stands alike."""
-        return self.real.shape, self.real.tobytes(), self.visual.tobytes(), self.spans
 
     def asked(self, labels: np.ndarray) -> np.ndarray:
         """[B] int64, the column of the text token that each sample's answer follows: its first answer after all of its

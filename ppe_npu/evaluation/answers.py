@@ -19,7 +19,7 @@ from ppe_npu.checkpoints.generation_defaults import of_model
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.inputs import PixelCache, build_inputs
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.evaluation.decoding import Asked, chosen, first_edition, ignored, notice, recorded
+from ppe_npu.evaluation.decoding import Asked, check_ids, chosen, first_edition, ignored, notice, recorded
 from ppe_npu.evaluation.generation import Generated, end_tokens, generate
 from ppe_npu.evaluation.identity import processor_identity
 from ppe_npu.evaluation.samples import Measure, conversation, measure, sampling_of
@@ -55,6 +55,7 @@ class ModelAnswers:
         self.model, self.processor = model.eval(), processor
         self._own = of_model(model)
         self.generation = chosen(generation, self._own)
+        check_ids(self.generation, model.get_input_embeddings().weight.shape[0])
         self.max_new_tokens, self.sampling, self.seed = max_new_tokens, sampling, seed
         compression = getattr(model, "compression", None)
         self.config = CompressionConfig.preset("dense") if compression is None else compression.config

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.evaluation.identity import Unreadable, read_sample
 from ppe_npu.evaluation.interleaving import in_turns, middle, settled, summed_up
-from ppe_npu.evaluation.rows import FAULTS
+from ppe_npu.evaluation.rows import FAULTS, fault_of
 from ppe_npu.files import write_json
 
 PROCESSOR = "processor time"  # what ratios are of on the host
@@ -35,23 +36,29 @@ class Candidate:
 
 
 def measure(
-    candidates: Sequence[Candidate], samples: Sequence[Mapping[str, Any]], rounds: int, reference: str | None = None
+    candidates: Sequence[Candidate],
+    samples: Sequence[Mapping[str, Any]],
+    rounds: int,
+    reference: str | None = None,
+    least: int | None = None,
 ) -> dict[str, Any]:
     """Answer every sample with every candidate in turns, one prompt at a time.
 
     Args:
         candidates: with names of their own; the first is the reference, unless another is named.
-        samples: of a benchmark; prepared once, which is not timed.
+        samples: of a benchmark; prepared once, which is not timed. One that a candidate cannot answer is left out.
         rounds: at least; more, on a machine that is busy, until all ratios are known to 3 %.
+        least: of rounds, where they take long: see in_turns.
 
     Returns:
         {"rounds", "prompts", "reference", "rows": {name: {"ttft", "total": see interleaving.against, "new_tokens",
-        "counted"}}, "ratios_of" ("processor time" or "time"), "device"}. counted: see counted(); None where work cannot
-        be counted.
+        "counted"}}, "ratios_of" ("processor time" or "time"), "left_out" {sample: why}, "device"}. counted: see
+        counted(); None where work cannot be counted.
+
+    Raises:
+        InputError: no sample can be answered by all, or two candidates have one name.
     """
-    inputs = {one.name: [one.answers.prepare([sample]) for sample in samples] for one in candidates}
-    if len(inputs) < len(candidates):
-        raise InputError(f"two methods are called {candidates[0].name}: give each a name of its own")
+    inputs, left_out = _warmed_up(candidates, samples)
 
     def runner(one: Candidate) -> Callable[[int], Any]:
         def run(number: int) -> Any:
@@ -63,10 +70,22 @@ def measure(
     base = reference or candidates[0].name
     given = in_turns(
         {one.name: runner(one) for one in candidates},
-        len(samples),
+        len(inputs[base]),
         rounds,
         enough=lambda found: _settled(_work(found), base),
+        least=least,
+        warm=True,
     )
+    rows = _rows(candidates, given, inputs, base)
+    found = {"rounds": len(given[base]), "prompts": len(inputs[base]), "reference": base, "rows": rows}
+    found["left_out"] = left_out
+    return {**found, "ratios_of": PROCESSOR if _by_work(given) else "time", **_where(candidates[0].answers)}
+
+
+def _rows(
+    candidates: Sequence[Candidate], given: Mapping[str, Any], inputs: Mapping[str, Any], base: str
+) -> dict[str, dict[str, Any]]:
+    """The rows of measure()."""
     rows: dict[str, dict[str, Any]] = summed_up(_work(given), base)
     for name, times in _times(given).items():
         for key in times:
@@ -76,8 +95,42 @@ def measure(
         rows[one.name]["new_tokens"] = sum(sum(part.new_tokens) for part in done) / len(done)
         one.ready()
         rows[one.name]["counted"] = counted(one.answers, inputs[one.name], done)
-    found = {"rounds": len(given[base]), "prompts": len(samples), "reference": base, "rows": rows}
-    return {**found, "ratios_of": PROCESSOR if _by_work(given) else "time", **_where(candidates[0].answers)}
+    return rows
+
+
+def _warmed_up(
+    candidates: Sequence[Candidate], samples: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """({name: inputs of every sample that all candidates answered once}, {sample: why one did not}).
+
+    Raises:
+        InputError: there is no such sample, or two candidates have one name.
+    """
+    inputs: dict[str, list[Any]] = {}
+    for one in candidates:
+        if one.name in inputs:
+            raise InputError(f"two methods are called {one.name}: give each a name of its own")
+        inputs[one.name] = []
+    left_out: dict[str, str] = {}
+    for sample in samples:
+        index = str(sample.get("index"))
+        if isinstance(sample, Unreadable):
+            left_out[index] = sample["error"]
+            continue
+        try:
+            own = [one.answers.prepare([sample]) for one in candidates]
+            for one, prompt in zip(candidates, own):
+                one.ready()
+                one.answers.answer(prompt)
+        except FAULTS as error:  # a damaged picture, say: the other samples are still to be measured
+            left_out[index] = fault_of(error)
+            continue
+        for one, prompt in zip(candidates, own):
+            inputs[one.name].append(prompt)
+    if not any(inputs.values()):
+        told = next((f" ({index}: {why})" for index, why in left_out.items()), "")
+        raise InputError(f"no sample is answered by all methods{told}: mend the data")
+    return inputs, left_out
 
 
 def _where(answers: Any) -> dict[str, str]:
@@ -189,13 +242,10 @@ def _within(module: torch.nn.Module | None) -> Iterator[list[int]]:
 
 
 def chosen(benchmark: Any, count: int) -> list[Any]:
-    """So many samples, evenly over the benchmark; those that cannot be read are passed over."""
-    from ppe_npu.evaluation.identity import Unreadable, read_sample
-
+    """So many samples, evenly over the benchmark; measure() names those that cannot be read."""
     total = len(benchmark)
     numbers = sorted({number * total // count for number in range(count)}) if count < total else range(total)
-    samples = [read_sample(benchmark, number) for number in numbers]
-    return [sample for sample in samples if not isinstance(sample, Unreadable)]
+    return [read_sample(benchmark, number) for number in numbers]
 
 
 def write(folder: Path, found: Mapping[str, Any], protocol: str) -> Path:

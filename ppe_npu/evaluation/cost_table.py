@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.evaluation import stored
 from ppe_npu.evaluation.cost_pass import FILE, PROCESSOR
 from ppe_npu.evaluation.protocols import label
 from ppe_npu.files import check_regular
@@ -41,21 +41,12 @@ def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             found = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is not JSON ({first_line(error)}): delete it and measure again") from error
-        if not _whole(found):
-            raise InputError(f"{file} holds no costs: delete it and measure again")
-        if found.get("protocol") in {label(run["settings"]) for run in results}:
+        wrong = stored.fault(found, costs=True)
+        if wrong:
+            raise InputError(f"{file} holds no costs ({wrong}): delete it and measure again")
+        if found["protocol"] in {label(run["settings"]) for run in results}:
             return found
     return None
-
-
-def _whole(found: Any) -> bool:
-    rows = found.get("rows") if isinstance(found, dict) else None
-    if not isinstance(rows, dict) or not rows:
-        return False
-    parts = [row.get(key) for row in rows.values() if isinstance(row, dict) for key in ("ttft", "total")]
-    numbers = [part.get(key) for part in parts if isinstance(part, dict) for key in ("median", "ratio", "low", "high")]
-    good = all(isinstance(n, (int, float)) and math.isfinite(n) and n > 0 for n in numbers)
-    return len(parts) == 2 * len(rows) and len(numbers) == 4 * len(parts) and good
 
 
 def head(measured: Mapping[str, Any]) -> list[str]:

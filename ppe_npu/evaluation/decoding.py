@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ppe_npu.checkpoints.generation_defaults import Settings, fields, is_neutral, shown
@@ -42,7 +42,8 @@ def _biases(value: Any) -> bool:
 
 
 _FLAG = ("true or false", lambda value: isinstance(value, bool))
-_POSITIVE = ("a number above 0", lambda value: _number(value) and value > 0)
+# Beyond, logits leave the numbers that a float has.
+_FACTOR = ("a number in [1e-6, 1e6]", lambda value: _number(value) and 1e-6 <= value <= 1e6)
 _COUNT = ("a whole number, at least 0", _whole)
 _SHARE = ("a number in (0, 1]", lambda value: _number(value) and 0 < value <= 1)
 _LIST = ("a list of token ids", _ids)
@@ -51,13 +52,13 @@ _LIST = ("a list of token ids", _ids)
 # prompt has, or what is measured of them.
 ASKABLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "do_sample": _FLAG,
-    "num_beams": ("a whole number, at least 1", lambda value: _whole(value) and value > 0),
-    "temperature": _POSITIVE,
+    "num_beams": ("a whole number in [1, 1024]", lambda value: _whole(value) and 0 < value <= 1024),
+    "temperature": _FACTOR,
     "top_k": _COUNT,
     **dict.fromkeys(("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"), _SHARE),
     "early_stopping": ("true, false or never", lambda value: isinstance(value, bool) or value == "never"),
     "length_penalty": ("a number", _number),
-    "repetition_penalty": _POSITIVE,
+    "repetition_penalty": _FACTOR,
     "no_repeat_ngram_size": _COUNT,
     "min_new_tokens": _COUNT,
     "suppress_tokens": _LIST,
@@ -68,6 +69,7 @@ ASKABLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "renormalize_logits": _FLAG,
     "remove_invalid_values": _FLAG,
 }
+_WITH_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "forced_eos_token_id")
 # What the first edition of this package left in force beside greedy search.
 _ONCE_LEFT = (
     *("repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
@@ -151,6 +153,27 @@ def _check_together(values: Mapping[str, Any]) -> None:
         GenerationConfig(**{**GREEDY, **values})
     except ValueError as error:
         raise InputError(f"generation {described(values)} is impossible: {first_line(error)}") from error
+
+
+def check_ids(values: Mapping[str, Any], vocabulary: float) -> None:
+    """Raise InputError for the id of a token, among what was asked for, that a model does not have.
+
+    Args:
+        vocabulary: how many tokens it has.
+    """
+    for name in _WITH_IDS:
+        for number in _numbers(values.get(name), name == "sequence_bias"):
+            if number >= vocabulary:
+                raise InputError(f"generation {name}: the model has no token {number}, its ids are below {vocabulary}")
+
+
+def _numbers(value: Any, biases: bool = False) -> Iterator[int]:
+    """The whole numbers in nested lists; of pairs of token ids and a bias, those of the ids."""
+    if isinstance(value, list):
+        for part in value:
+            yield from _numbers(part[0] if biases else part)
+    elif value is not None:
+        yield value
 
 
 def recorded(values: Mapping[str, Any]) -> Settings:

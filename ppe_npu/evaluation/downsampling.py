@@ -12,13 +12,17 @@ from typing import Any
 from PIL import Image
 
 from ppe_npu.compat import set_pixels
+from ppe_npu.data.inputs import video_pixels
 from ppe_npu.data.pictures import load_image
+from ppe_npu.data.placeholders import sizes_whole_videos
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import VideoFrame
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.answers import ModelAnswers
 from ppe_npu.evaluation.generation import Generated
-from ppe_npu.evaluation.samples import Measure, visuals
+from ppe_npu.evaluation.samples import Measure, frames_taken, sampling_of, visuals
+
+_MORE = (1.0, 1.08, 1.17, 1.26, 1.36, 1.5)  # times the pixels that are wanted
 
 
 class SmallerInput(ModelAnswers):
@@ -37,6 +41,8 @@ class SmallerInput(ModelAnswers):
             raise InputError(f"share={share} of the visual tokens must be between 0 and 1")
         super().__init__(*args, **more)
         self.share, self._whole = share, self.processor
+        # What is asked for is in each sample's own rule, with its frames' sizes: nothing may go before that.
+        self._asked, self.sampling = self.sampling, None
         # The least size counts no more: small pictures would be made large again.
         self.processor = copy.copy(self.processor)
         self.processor.image_processor = copy.deepcopy(self.processor.image_processor)
@@ -44,15 +50,17 @@ class SmallerInput(ModelAnswers):
         set_pixels(self.processor.image_processor, _unit(whole) ** 2, whole.size["longest_edge"])
 
     def settings(self) -> dict[str, Any]:
-        whole = self.processor
-        self.processor = self._whole  # what is asked for is said of the whole pictures
+        small = self.processor
+        self.processor, self.sampling = self._whole, self._asked  # what is asked for is said of the whole pictures
         try:
             return {**super().settings(), "smaller_input": self.share}
         finally:
-            self.processor = whole
+            self.processor, self.sampling = small, None
 
     def measure(self, sample: Mapping[str, Any]) -> Measure:
-        found = super().measure({**sample, **({"sampling": self._frames(sample)} if _has_video(sample) else {})})
+        if _has_video(sample):  # whose frames are bounded by the sample's own rule
+            return super().measure({**sample, "sampling": self._frames(sample)})
+        found = super().measure(sample)
         return replace(
             found, before=max(int(found.before * self.share), 1), after=max(int(found.after * self.share), 1)
         )
@@ -81,14 +89,29 @@ class SmallerInput(ModelAnswers):
         return found
 
     def _frames(self, sample: Mapping[str, Any]) -> VideoSampling:
-        """The sample's frames, each with `share` of its tokens at most; fewer frames are not taken."""
-        own, maker = sample.get("sampling") or VideoSampling(), self._whole.video_processor
-        asked = (self.sampling or VideoSampling()).within(own)
-        unit = _unit(maker) ** 2
-        most = asked.max_pixels or maker.size["longest_edge"]
-        budget = None if asked.total_pixels is None else max(int(asked.total_pixels * self.share), unit)
-        bounds = {"min_pixels": unit, "max_pixels": max(int(most * self.share), unit), "total_pixels": budget}
-        return replace(own, **bounds)
+        """The sample's frames, each with `share` of its tokens, to within a row and a column; fewer are not taken."""
+        asked = sampling_of(sample, self._asked)
+        maker, path = self._whole.video_processor, visuals(sample)["video"][0]
+        taken = frames_taken(path, asked, maker.temporal_patch_size)
+        return replace(asked, **_bounds(maker, asked, taken, self.share))
+
+
+def _bounds(maker: Any, asked: VideoSampling, size: tuple[int, int, int], share: float) -> dict[str, Any]:
+    """The bounds of a frame's pixels by which a video (frames, height, width) has `share` of its tokens."""
+    frames, unit = size[0], _unit(maker) ** 2
+
+    def pixels(sampling: VideoSampling) -> int:
+        return video_pixels(maker, sampling, *size)
+
+    whole = pixels(asked)
+    tried = []
+    for more in _MORE:  # a processor rounds both sides down
+        most = max(int(whole * share * more), unit)
+        # A budget only where the processor bounds whole videos: videos of unlike length are then no batch.
+        budget = -(-most * frames // 2) if sizes_whole_videos(maker) else None
+        bounds = {"min_pixels": unit, "max_pixels": most, "total_pixels": budget}
+        tried.append((abs(pixels(replace(asked, **bounds)) - whole * share), most, bounds))
+    return min(tried, key=lambda one: one[:2])[2]
 
 
 def smaller(picture: Image.Image, maker: Any, share: float) -> Image.Image:

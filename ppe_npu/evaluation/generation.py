@@ -16,7 +16,7 @@ import torch
 from ppe_npu.backends import device as devices
 from ppe_npu.compat import drop_unknown_types, output_cache
 from ppe_npu.data.inputs import to_device
-from ppe_npu.evaluation.decoding import generation_config
+from ppe_npu.evaluation.decoding import check_ids, generation_config
 from ppe_npu.inspect.report import kv_bytes
 
 
@@ -80,7 +80,8 @@ def generate(
         inputs: of build_inputs, on any device.
         max_new_tokens: at most so many tokens per answer.
         streamer: transformers' streamer that is told every token (a batch of one, no beams).
-        generation: what ppe_npu.evaluation.decoding.chosen gave; None: nothing beside greedy search.
+        generation: what ppe_npu.evaluation.decoding.chosen gave; None: nothing beside greedy search. InputError: it
+            holds the id of a token that the model does not have.
     """
     inputs = to_device(inputs, model.device, model.dtype)
     end, pad = end_tokens(model, processor.tokenizer), processor.tokenizer.pad_token_id
@@ -114,6 +115,7 @@ def _run(model: Any, inputs: Mapping[str, torch.Tensor], rules: Any, clock: Firs
     """What transformers gives."""
     from transformers import StoppingCriteriaList
 
+    check_ids(vars(rules), model.get_input_embeddings().weight.shape[0])
     # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
     exact = devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext()
     with exact, _only(model, rules):

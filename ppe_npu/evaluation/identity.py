@@ -116,7 +116,7 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
             )
         return
     written, now = _settings(file), json.loads(json.dumps(settings))
-    before = {**json.loads(json.dumps(unsaid or {})), **written}
+    before = {"edition": 1, **json.loads(json.dumps(unsaid or {})), **written}
     changed = [key for key in now if before.get(key) != now[key]]
     if not changed:
         return
@@ -130,7 +130,8 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
     values = {key: (before.get(key), now[key]) for key in changed}
     if "protocol" in values:  # by its name: its numbers fill a screen
         values["protocol"] = (protocol_label(before), protocol_label(now))
-    told = ", ".join(f"{key} ({shown(then)}, now {shown(new)})" for key, (then, new) in values.items())
+    named = {"edition": "edition of the scoring rule, whose scores do not mix"}
+    told = ", ".join(f"{named.get(key, key)} ({shown(a)}, now {shown(b)})" for key, (a, b) in values.items())
     hint = f", go on by --protocol {protocol_label(before)}" if "protocol" in values else ""
     raise InputError(
         f"{output} holds an evaluation with another {told}; it is in its settings.json: choose another output{hint}, "

@@ -31,6 +31,8 @@ def in_turns(
     rounds: int = ROUNDS,
     bar: Callable[[], None] = lambda: None,
     enough: Callable[[Mapping[str, list[list[Any]]]], bool] = lambda found: True,
+    least: int | None = None,
+    warm: bool = False,
 ) -> dict[str, list[list[Any]]]:
     """{name: [rounds][prompts] of what its runner gave}, after one round that is not counted (it loads kernels).
 
@@ -41,6 +43,8 @@ def in_turns(
         bar: called after each round.
         enough: of what there is after so many rounds, whether it will do; else there are more, at most MOST times,
             and none once they have taken LONG seconds and three times as long as the rounds asked for.
+        least: rounds after which there are no more once LONG seconds are over; None: as many as were asked for.
+        warm: whether every prompt was answered by all methods before, so that the first round counts.
 
     Raises:
         InputError: no prompts, or no rounds.
@@ -50,10 +54,11 @@ def in_turns(
     names = list(runners)
     found: dict[str, list[list[Any]]] = {name: [] for name in names}
     started, asked = time.monotonic(), 0.0
-    for turn in range(-1, MOST * rounds):
+    for turn in range(0 if warm else -1, MOST * rounds):
         spent = time.monotonic() - started
         asked = spent if turn == rounds else asked
-        if turn >= rounds and (enough(found) or spent > max(LONG, 3 * asked)):
+        late = least is not None and turn >= least and spent > LONG
+        if late or (turn >= rounds and (enough(found) or spent > max(LONG, 3 * asked))):
             break
         for turns in found.values():
             turns += [[None] * prompts] if turn >= 0 else []

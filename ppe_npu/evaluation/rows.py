@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.files import check_regular
+from ppe_npu.utils.reading import checksum
 
 Row = dict[str, Any]
 FAULTS = (Exception, SystemExit)  # what a benchmark's own code may raise, to be recorded as its sample's failure
@@ -64,11 +64,6 @@ def signed(row: Mapping[str, Any]) -> Row:
     """A line with the sum of what it says."""
     plain = json.loads(json.dumps(row, default=_scalar))
     return {**plain, _SUM: checksum(plain)}
-
-
-def checksum(value: Any) -> str:
-    """8 hex digits of a JSON value."""
-    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
 def encode(rows: Any) -> bytes:

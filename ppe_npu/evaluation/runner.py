@@ -17,11 +17,12 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.identity import Unreadable, benchmark_identity, check_settings, read_sample
 from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, run_method, run_title, score, summarise
-from ppe_npu.evaluation.rows import FAULTS, QUESTION, checksum, fault, fault_of, question, signed
+from ppe_npu.evaluation.rows import FAULTS, QUESTION, fault, fault_of, question, signed
 from ppe_npu.evaluation.sharing import Share
 from ppe_npu.evaluation.tuned import tuned_with
 from ppe_npu.files import write_json
 from ppe_npu.utils.progress import Progress
+from ppe_npu.utils.reading import checksum
 
 if TYPE_CHECKING:
     from ppe_npu.data.sampling import VideoSampling

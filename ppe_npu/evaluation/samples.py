@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.cells import telling_cells
 from ppe_npu.data.containers import Patience, open_video
 from ppe_npu.data.inputs import PLACEHOLDERS, split_placeholders
 from ppe_npu.data.paths import existing_file
@@ -91,7 +94,10 @@ def measure(
     grids = [_image_grid(processor, image, showings) for image in found["image"]]
     grids += [(*_video_grid(processor, video, sampling), True) for video in found["video"]]
     before = text + sum(frames * tokens for frames, tokens, _ in grids)
-    after = text + sum(config.span_tokens(frames, tokens, 0, is_video) for frames, tokens, is_video in grids)
+    cells = [_cells(config, processor, image, showings) for image in found["image"]] + [None] * len(found["video"])
+    after = text + sum(
+        config.span_tokens(frames, tokens, 0, is_video, own) for (frames, tokens, is_video), own in zip(grids, cells)
+    )
     # One call of build_inputs has one sampling, which matters to videos alone.
     bucket = f"video {sampling}" if found["video"] else "image" if found["image"] else "text"
     source = next((str(value) for value in [*found["video"], *found["image"]] if isinstance(value, (str, Path))), "")
@@ -108,6 +114,14 @@ def _image_grid(processor: Any, image: Any, showings: int) -> tuple[int, int, bo
     return showings, _tokens(processor, width, height, size["shortest_edge"], size["longest_edge"]), moving
 
 
+def _cells(config: CompressionConfig, processor: Any, image: Any, showings: int) -> torch.Tensor | None:
+    """Of a picture of which they say how many tokens stay; None also of one that cannot be read."""
+    try:
+        return telling_cells(config, processor, image, showings)
+    except InputError:
+        return None
+
+
 def _size_or_screen(image: Any) -> tuple[int, int]:
     """(height, width)."""
     try:
@@ -119,13 +133,25 @@ def _size_or_screen(image: Any) -> tuple[int, int]:
 _image_size = functools.lru_cache(maxsize=2**16)(_size_or_screen)
 
 
+def frames_taken(video: Any, sampling: VideoSampling, multiple: int) -> tuple[int, int, int]:
+    """(how many frames are taken of a video, their height, their width), by its header.
+
+    Args:
+        multiple: frames of a temporal step.
+    """
+    total, fps, width, height = _video_facts(str(video)) if isinstance(video, (str, Path)) else (_FRAMES, 1.0, *_SCREEN)
+    try:
+        return len(sampling.indices(total, fps, multiple)[0]), height, width
+    except InputError:  # a clip that is not in the video: answering it will say so
+        return sampling.count(total, fps, multiple), height, width
+
+
 def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[int, int]:
     """(temporal steps, tokens of each)."""
-    total, fps, width, height = _video_facts(str(video)) if isinstance(video, (str, Path)) else (_FRAMES, 1.0, *_SCREEN)
     if is_tiled(processor):
-        return sampling.count(total, fps, 1), processor.image_seq_length
+        return frames_taken(video, sampling, 1)[0], processor.image_seq_length
     maker = processor.video_processor
-    frames = sampling.count(total, fps, maker.temporal_patch_size)
+    frames, height, width = frames_taken(video, sampling, maker.temporal_patch_size)
     steps = max(frames // maker.temporal_patch_size, 1)
     least, most = sampling.frame_pixels(frames, maker.size["shortest_edge"], maker.size["longest_edge"])
     return steps, _tokens(processor, width, height, least, most)
@@ -135,7 +161,9 @@ def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[in
 def _video_facts(path: str) -> tuple[int, float, int, int]:
     """(frames, frames per second, width, height), from a container's header or from a folder of frames."""
     if os.path.isdir(path):
-        return max(len(os.listdir(path)), 1), 1.0, *_SCREEN
+        names = sorted(os.listdir(path))
+        height, width = _image_size(os.path.join(path, names[0])) if names else _SCREEN
+        return max(len(names), 1), 1.0, width, height
     try:
         with open_video(existing_file(path, "video"), Patience(path)) as video:
             stream = video.stream

@@ -1,4 +1,4 @@
-"""results.json as it is read again: what a report goes by is checked, part by part, as settings are."""
+"""results.json and costs.json as they are read again: what a report goes by is checked, as settings are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ppe_npu.errors import InputError, shown
 from ppe_npu.evaluation.scale import UNDECLARED
-from ppe_npu.settings import check_fields, from_mapping, setting
+from ppe_npu.settings import check_fields, check_mapping, from_mapping, setting
 
 P = TypeVar("P", bound="_Part")
 
@@ -113,14 +113,66 @@ class _Results(_Part):
                 raise InputError(f"metrics: {shown(name)} is {shown(value)}")
 
 
+@dataclass(frozen=True)
+class _Time(_Part):
+    median: float = setting(above=0)
+    ratio: float = setting(above=0)
+    low: float = setting(above=0)
+    high: float = setting(above=0)
+    quartiles: tuple[float, float] | None = None
+    told: bool = False
+
+
+@dataclass(frozen=True)
+class _Work(_Part):
+    tower_flops: float = setting(least=0)
+    decoder_flops: float = setting(least=0)
+    tower_bytes: float = setting(least=0)
+    decoder_bytes: float = setting(least=0)
+    kv_bytes: float = setting(least=0)
+
+
+@dataclass(frozen=True)
+class _Cost(_Part):
+    ttft: _Time
+    total: _Time
+    counted: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.counted and "why" not in self.counted:
+            _Work.from_dict(self.counted)
+
+
+@dataclass(frozen=True)
+class _Costs(_Part):
+    rows: Mapping[str, Any]
+    rounds: int = setting(least=0)
+    prompts: int = setting(least=0)
+    device: str
+    protocol: str
+    reference: str = ""
+    ratios_of: str = ""
+    left_out: Mapping[str, Any] = setting(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rows:
+            raise InputError("rows={}: no method was measured")
+        for row in self.rows.values():
+            check_mapping(row, "a row")
+            _Cost.from_dict(row)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def fault(result: Mapping[str, Any]) -> str | None:
-    """What keeps results from being reported, in words; None if nothing does."""
+def fault(result: Any, costs: bool = False) -> str | None:
+    """What keeps results, or with `costs` those of a pass in turns, from being reported, in words; None if nothing."""
     try:
-        _Results.from_dict(result)
+        check_mapping(result, "it")
+        (_Costs if costs else _Results).from_dict(result)
     except InputError as error:
         return str(error)
     return None

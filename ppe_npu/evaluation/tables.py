@@ -145,13 +145,16 @@ def one_benchmark(found: Mapping[str, Any], protocol: str) -> list[str]:
 
 
 def turns(found: Mapping[str, Any]) -> str | None:
-    """How costs were measured in turns, and which methods were not in that pass."""
+    """How costs were measured in turns, and which methods and samples were not in that pass."""
     measured = found.get("interleaved")
     if measured is None:
         return None
     text = f"In turns: {measured['rounds']} rounds of {measured['prompts']} prompts on {measured['device']}."
     left = [row["name"] for row in found["rows"] if row["name"] not in measured["rows"]]
-    return text + (f" Not measured with them: {', '.join(left)}; ask for all methods at once." if left else "")
+    text += f" Not measured with them: {', '.join(left)}; ask for all methods at once." if left else ""
+    lost = measured.get("left_out") or {}
+    told = "; ".join(f"{index} ({why})" for index, why in lost.items())
+    return text + (f" Left out, as not all methods could answer: {told}." if lost else "")
 
 
 def probability(p: float) -> str:

@@ -113,15 +113,25 @@ def draw_strip(
         side: pixels, about the longer side of a frame. columns: frames in a row; None: all.
         token, numbered: see draw_groups.
     """
-    panels = []
-    for step, frame in enumerate(frames):
-        panel, gone = draw_groups(frame, groups, step, token, numbered, side), groups.labels[step] < 0
-        cell = panel.width // gone.shape[1]
-        pixels = np.asarray(panel).copy()
-        pixels[gone.repeat(cell, 0).repeat(cell, 1)] //= 4
-        panels.append(Image.fromarray(pixels))
+    panels = [draw_shaded(frame, groups, step, side, token, numbered) for step, frame in enumerate(frames)]
+    return side_by_side(panels, columns)
+
+
+def draw_shaded(
+    picture: Image.Image, groups: Groups, step: int, side: int, token: int | None = None, numbered: bool = True
+) -> Image.Image:
+    """As draw_groups, what was dropped dark."""
+    panel, gone = draw_groups(picture, groups, step, token, numbered, side), groups.labels[step] < 0
+    cell = panel.width // gone.shape[1]
+    pixels = np.asarray(panel).copy()
+    pixels[gone.repeat(cell, 0).repeat(cell, 1)] //= 4
+    return Image.fromarray(pixels)
+
+
+def side_by_side(panels: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Pictures in rows, each in a cell as large as the largest; columns: in a row; None: all."""
     columns = min(columns or len(panels), len(panels))
-    across, down = panels[0].width + _BETWEEN, panels[0].height + _BETWEEN
+    across, down = (max(part) + _BETWEEN for part in zip(*(panel.size for panel in panels)))
     size = (columns * across - _BETWEEN, -(-len(panels) // columns) * down - _BETWEEN)
     strip = Image.new("RGB", size, _WHITE)
     for number, panel in enumerate(panels):

@@ -24,6 +24,7 @@ import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -102,6 +103,8 @@ class Method:
             all of whose blocks attend in windows it is always "frame".
         restores: whether as many tokens come out of the vision tower as go in, of a method that works inside it: then
             nothing after the tower knows of it. Else it groups tokens before the decoder, too, by what it did there.
+        levels: the methods that group a cell one after the other, and whose tokens are all kept; (): this one alone, as
+            ever but in ppe_npu.released.Levels.
         layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
             entry it stands, which has just run, and not of that one, which is about to.
         first_only: whether of each prompt the image or video that stands first is grouped alone, as some published
@@ -131,8 +134,11 @@ class Method:
         def first_only(self) -> bool: ...
         @property
         def sees_ahead(self) -> bool: ...
+        @property
+        def levels(self) -> tuple[Method, ...]: ...
     else:
         needs, scope, counts, tower_windows = frozenset({"tokens"}), "frame", "exact", "refuse"
+        levels = ()
         layer_before = first_only = sees_ahead = False
     restores: ClassVar[bool] = False
 
@@ -165,12 +171,12 @@ class Method:
     def tower_blocks(self) -> tuple[int, ...]:
         return (getattr(self, "tower_block", -1),)
 
-    @property
+    @cached_property
     def layers(self) -> tuple[int, ...]:
         """The decoder layers on whose entry it stands."""
         return () if self.layer is None else self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
-    @property
+    @cached_property
     def place(self) -> str:
         """Where it stands, of PLACES."""
         return "layer" if self.layers else next((place for place in self.places if place != "layer"), "")
@@ -185,12 +191,6 @@ class Method:
     def on_host(self) -> bool:
         """Whether its groups are known before any feature exists."""
         return self.needs <= {"places"}
-
-    @property
-    def levels(self) -> tuple[Method, ...]:
-        """The methods that group a cell one after the other, and whose tokens are all kept; as a rule this one alone
-        (see ppe_npu.released.Levels)."""
-        return (self,)
 
     def blocks(self, count: int) -> tuple[int, ...]:
         """Its tower_blocks in a vision tower of `count` blocks, counted from 0.

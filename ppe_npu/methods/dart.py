@@ -129,7 +129,8 @@ class DART(Method):
         orders = []
         for row, there in zip(places, used.tolist()):
             number = {place: number for number, place in enumerate(row) if there[number]}
-            walked = [number[place] for place in set(number)]
+            listed = list(number)  # a set that is made of a dict is another table, in another order
+            walked = [number[place] for place in set(listed)]
             orders.append(walked + [other for other in range(len(row)) if not there[other]])
         order = torch.tensor(orders, device=used.device)
         return alike.gather(2, order[:, None].expand_as(alike)), used.gather(1, order)

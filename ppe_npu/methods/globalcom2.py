@@ -62,7 +62,7 @@ class GlobalCom2(Method):
     def __post_init__(self):
         super().__post_init__()
         by = self.by
-        if by is not None and (by.scope, by.counts, by.layers, by.levels) != ("frame", "exact", (), (by,)):
+        if by is not None and (by.scope, by.counts, by.layers, by.levels) != ("frame", "exact", (), ()):
             raise InputError(f"globalcom2 by={shown(by)}: give a method of frames with exact counts and no layer")
         if (self.crops is None) != (self.original_size is None):
             raise InputError(

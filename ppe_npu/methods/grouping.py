@@ -85,29 +85,37 @@ class Grouping:
         representatives = torch.where(used, kept, 0)
         if dropped == "drop" or view.tokens is None:
             return replace(cls.of(torch.where(mask, own, -1), representatives), alone=True)
-        # Of the others alone: at most so many, as far as the host knows.
-        others = torch.where(mask | ~view.present, count, torch.arange(count, device=kept.device))
-        others = others.sort(dim=1).values[:, : count - view.least]
-        nearest = _nearest(view.tokens, representatives, used, others.clamp_max(count - 1))
-        labels = torch.cat([torch.where(mask, own, -1), own.new_zeros(len(own), 1)], dim=1)
-        labels = labels.scatter(1, others, nearest)[:, :-1]
+        labels = cls._joining(view, torch.where(mask, own, -1), representatives, used, count - view.least)
         lends = dropped == "lend"
         return replace(cls.of(labels, representatives, mask if lends else None), alone=lends)
 
-    def with_dropped(self, view: View, dropped: str) -> Grouping:
+    def with_dropped(self, view: View, dropped: str, most: int | None = None) -> Grouping:
         """The same where every token in no group joins the one whose representative is most like it (cosine; the first
         among equals), as of_kept() says: it lends it its position alone ("lend"), or its features, too ("merge"), which
-        count as much as the representative's; "drop": it joins none."""
+        count as much as the representative's; "drop": it joins none. most: of so many of a cell at most, as the host
+        knows."""
         if dropped == "drop":
             return self
-        heard = self.labels >= 0
-        nearest = _nearest(view.tokens, self.representatives, self.counts > 0)
-        labels = torch.where(view.present, torch.where(heard, self.labels, nearest), -1)
+        heard, most = self.labels >= 0, self.labels.shape[1] if most is None else most
+        labels = self._joining(view, self.labels, self.representatives, self.counts > 0, most)
+        if dropped == "merge" and self.weights is None:
+            return Grouping.of(labels, self.representatives)
         weights = heard if self.weights is None else torch.where(heard, self.weights, 0)
         if dropped == "merge":
             own = weights.gather(1, self.representatives).gather(1, labels.clamp_min(0))
             weights = torch.where(heard, weights, own)
         return Grouping.of(labels, self.representatives, weights, self.summed)
+
+    @staticmethod
+    def _joining(
+        view: View, labels: torch.Tensor, representatives: torch.Tensor, used: torch.Tensor, most: int
+    ) -> torch.Tensor:
+        """Labels [F, N] in which those of a cell that have none, `most` or fewer, are those of the nearest."""
+        count = labels.shape[1]
+        places = torch.arange(count, device=labels.device)
+        others = torch.where((labels >= 0) | ~view.present, count, places).sort(dim=1).values[:, :most]
+        nearest = _nearest(view.tokens, representatives, used, others.clamp_max(count - 1))
+        return torch.cat([labels, labels[:, :1]], dim=1).scatter(1, others, nearest)[:, :-1]
 
     def apply(self, tokens: torch.Tensor) -> torch.Tensor:
         """Means of the groups: [F, N, C] -> [F, M, C], differentiable, accumulated in fp32."""
@@ -148,22 +156,17 @@ class Grouping:
 
 
 @torch.no_grad()
-def _nearest(
-    tokens: torch.Tensor, kept: torch.Tensor, used: torch.Tensor, asked: torch.Tensor | None = None
-) -> torch.Tensor:
-    """[F, N] which of the kept tokens [F, M] is most like each one by cosine, the first among equals.
-
-    Args:
-        asked: [F, P] int64, for which tokens alone: [F, P].
-    """
+def _nearest(tokens: torch.Tensor, kept: torch.Tensor, used: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """[F, P] which of the kept tokens [F, M] is most like each of those that are asked for [F, P], by cosine, the first
+    among equals."""
     unit = torch.nn.functional.normalize(tokens.detach().float(), dim=-1)
     centers = unit.gather(1, kept[:, :, None].expand(-1, -1, unit.shape[-1])).transpose(1, 2)
-    unit = unit if asked is None else unit.gather(1, asked[:, :, None].expand(-1, -1, unit.shape[-1]))
+    unit = unit.gather(1, asked[:, :, None].expand(-1, -1, unit.shape[-1]))
     step = max(1, _SIMILARITIES_AT_ONCE // max(1, kept.numel()))
-    slots = torch.arange(kept.shape[1], device=kept.device)
+    slots = torch.arange(kept.shape[1], dtype=torch.int32, device=kept.device)  # half as much to read as int64
     out = []
     for part in unit.split(step, dim=1):
-        alike = torch.bmm(part, centers).masked_fill(~used[:, None], -2.0)
+        alike = torch.bmm(part, centers).masked_fill_(~used[:, None], -2.0)
         best = alike.amax(-1, keepdim=True)
         out.append(torch.where(alike == best, slots, kept.shape[1]).amin(-1))
-    return torch.cat(out, dim=1)
+    return torch.cat(out, dim=1).long()

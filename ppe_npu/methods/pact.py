@@ -1,14 +1,12 @@
 """PACT: unimportant tokens go, the keys of the others are clustered (Dhouib et al., arXiv 2504.08966, section 3)."""
 
-import functools
 import math
 from dataclasses import dataclass
 
 import torch
 
-from ppe_npu.backends.compiling import traced_once
 from ppe_npu.methods.base import Method, at_layer, register
-from ppe_npu.methods.choosing import DROPPED, best, exact, row, unit
+from ppe_npu.methods.choosing import DROPPED, best, exact, floors, row, unit
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
@@ -94,7 +92,7 @@ class PACT(Method):
     def _important(self, view: View) -> torch.Tensor:
         """[F, N] bool, what EUTI leaves: in cells that keep more than that, as many as they keep."""
         length = view.present.shape[1]
-        count = _shares(length, self.keep, view.tokens.device).gather(0, view.present.sum(1))
+        count = floors(length, self.keep, view.tokens.device).gather(0, view.present.sum(1))
         if self.ratio is not None:
             count = torch.maximum(count, view.num_kept)
         order = best(importance(view, self.released), view, length)
@@ -171,15 +169,3 @@ def importance(view: View, with_text: bool = False) -> torch.Tensor:
         scores = torch.matmul(mean, keys.float().permute(0, 2, 3, 1)).masked_fill(~there[:, None, None], -torch.inf)
         attention = scores.softmax(-1).mean((1, 2))[:, : view.present.shape[1]]
         return attention * view.tokens.float().norm(dim=-1)
-
-
-@traced_once  # else an upload would be part of the graph
-def _shares(most: int, share: float, device: torch.device) -> torch.Tensor:
-    """[most + 1] int64, floor(n * share) of each n, at least 1; made once, for an upload makes the host wait."""
-    return _uploaded_shares(most, share, device)
-
-
-@functools.lru_cache(maxsize=64)
-def _uploaded_shares(most: int, share: float, device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):  # else the first caller's mode would stick to it
-        return torch.tensor([max(int(n * share), 1) for n in range(most + 1)], device=device)

@@ -8,7 +8,7 @@ import torch
 
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register
-from ppe_npu.methods.predicting import Cells, Prediction, connected, pred_2d, runs, scattered, sources
+from ppe_npu.methods.predicting import Cells, Prediction, Thinning, connected, pred_2d, runs, scattered, sources
 from ppe_npu.settings import setting
 
 
@@ -35,7 +35,9 @@ class PixelPrune(Method):
         min_share: the least share of a picture's cells that is kept, those of the largest error; max_kept goes before.
         skip_ratio: of "connected": the share of a component that goes; at least one cell stays.
         rand: of "connected": which of them stay is drawn; else they stand evenly in raster order.
-        seed: of "random" and `rand`.
+        align_compression: of "connected": as many stay as pred_2d would keep. In place of `skip_ratio` that share goes
+            of each component, and what is missing or too many then is drawn.
+        seed: of "random", `rand` and `align_compression`.
         numbering: of the text behind a picture: "prompt", as if nothing were dropped; "kept", from the largest position
             of a cell that is kept on, as the published code's port to vLLM has it.
     """
@@ -49,6 +51,7 @@ class PixelPrune(Method):
     min_share: float = setting(0.0, least=0, most=1, remedy="give a share of the cells, in [0, 1]")
     skip_ratio: float = setting(1.0, least=0, most=1, remedy="give a share of a component's cells, in [0, 1]")
     rand: bool = False
+    align_compression: bool = False
     seed: int = setting(42, least=0, remedy="give a whole number, at least 0 and below 2**63")
     numbering: Literal["prompt", "kept"] = "prompt"
 
@@ -105,7 +108,11 @@ class PixelPrune(Method):
         metric, threshold = ("max", 0.0) if exact else (self.metric, self.threshold)
         cells = Cells(flat, width, metric, threshold, errors=self._limited)
         if self.predictor == "connected":
-            return connected(cells, self.skip_ratio, self.rand, self.seed)
+            share, total = self.skip_ratio, None
+            if self.align_compression:
+                total = int(pred_2d(cells, self.anchored).kept.sum())
+                share = 1 - total / len(cells)
+            return connected(cells, Thinning(share, self.rand, self.seed, total))
         if self.predictor in ("raster", "serpentine"):
             if self.anchored and threshold > 0 and not cells.on_host:  # where a run ends says where the next begins
                 cells = Cells(flat.cpu(), width, metric, threshold, errors=self._limited)

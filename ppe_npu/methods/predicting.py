@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu.backends import device
+from ppe_npu.errors import InputError
 
 _AT_ONCE = 2**19  # values of a comparison on the host: what a processor's cache holds
 _AT_ONCE_ELSEWHERE = 2**26
@@ -30,6 +31,9 @@ class Cells:
         values: [N, D] fp32. width: cells of a row.
         metric: "max", "mae" or "rmse" of the differences. threshold: at 0 only equal cells are alike.
         errors: whether distances beyond the threshold must be true, too.
+
+    Raises:
+        InputError: on the host, values that are not finite; on a device it would wait for them.
     """
 
     def __init__(self, values: torch.Tensor, width: int, metric: str, threshold: float, errors: bool):
@@ -37,6 +41,8 @@ class Cells:
         self.metric = metric if threshold > 0 or errors else "max"  # which of equal cells is 0, as that of any metric
         self.numbers = torch.arange(len(values), device=values.device)
         self.height, self.on_host = len(values) // width, device.on_cpu(values.device)
+        if self.on_host and not values.sum().isfinite() and not values.isfinite().all():
+            raise InputError("cells hold NaN or infinite values: give pixel values in [0, 1]")
         sieved = self.on_host and self.metric == "max" and not errors and values.shape[1] >= 4 * _SIEVE
         self._few = values[:, :: values.shape[1] // _SIEVE].contiguous() if sieved else None
 
@@ -227,9 +233,54 @@ def scattered(count: int, cells: int, width: int, seed: int) -> Prediction:
     return Prediction(rank < count, -rank.float(), lambda kept: nearest(kept, width))
 
 
-def connected(cells: Cells, skip_ratio: float, rand: bool, seed: int) -> Prediction:
-    """Cells that are joined by pairs of like neighbours are one component; of n of them n - round(n * skip_ratio), at
-    least one, are kept: evenly by their number in the component, the first among them, or drawn (`rand`). On the host,
+@dataclass(frozen=True)
+class Thinning:
+    """How many cells of a component go, and which.
+
+    Args:
+        share: of a component of n cells n - round(n * share) stay, at least one.
+        drawn: whether which of them stay is drawn, by Python's generator, seeded anew; else they stand evenly.
+        seed: of this generator.
+        total: so many are kept of the picture, if not None: cells that are missing are drawn from all others, and of
+            those that are too many some are drawn, never the first, and go.
+    """
+
+    share: float
+    drawn: bool
+    seed: int
+    total: int | None = None
+
+    def kept(self, order: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+        """[N] bool, of the cells [N] int64, component after component, which have so many each; on the host."""
+        kept, generator = torch.zeros(len(order), dtype=torch.bool, device="cpu"), python_random.Random(self.seed)
+        chosen: list[int] = []
+        for component in order.split(sizes):
+            cells = component.tolist()
+            count = max(len(cells) - round(len(cells) * self.share), 1)
+            chosen += self._of_one(cells, count, generator)
+        kept[self._as_many(sorted(chosen), len(order), generator)] = True
+        return kept
+
+    def _of_one(self, cells: list[int], count: int, generator: python_random.Random) -> list[int]:
+        """Of a component, in raster order. Who draws all of them has turned the generator on as published."""
+        if len(cells) == 1:
+            return cells
+        if self.drawn:
+            return generator.sample(cells, count)
+        even = torch.linspace(0, len(cells) - 1, count, dtype=torch.float32, device="cpu")  # rounded as published
+        return [cells[at] for at in even.long().tolist()]
+
+    def _as_many(self, chosen: list[int], cells: int, generator: python_random.Random) -> list[int]:
+        more = 0 if self.total is None else self.total - len(chosen)
+        if more > 0:
+            others = list(set(range(cells)) - set(chosen))  # in a set's order, as published
+            return chosen + generator.sample(others, more)
+        gone = set(generator.sample(range(1, len(chosen)), -more) if more else ())
+        return [cell for at, cell in enumerate(chosen) if at not in gone]
+
+
+def connected(cells: Cells, thinning: Thinning) -> Prediction:
+    """Cells that are joined by pairs of like neighbours are one component, and some of each are kept. On the host,
     which reads once what is beside what."""
     left, up = torch.stack(beside(cells)).cpu()
     numbers, label = torch.arange(len(cells), device="cpu"), _components(cells.alike(left), cells.alike(up))
@@ -238,10 +289,6 @@ def connected(cells: Cells, skip_ratio: float, rand: bool, seed: int) -> Predict
     first, size = (sizes.cumsum(0) - sizes)[number], sizes[number]
     rank = torch.empty_like(order)
     rank[order] = numbers
-    if rand:
-        kept = _drawn(order.tolist(), sizes.tolist(), skip_ratio, seed)
-    else:
-        kept = _evenly(rank - first, size, (size - (size.double() * skip_ratio).round().long()).clamp_min(1))
     error = torch.minimum(left, up).flatten()
 
     def leans(kept: torch.Tensor) -> torch.Tensor:
@@ -253,14 +300,7 @@ def connected(cells: Cells, skip_ratio: float, rand: bool, seed: int) -> Predict
         found = torch.where(found < (first + size)[order], order[found.clamp_max(total - 1)], -1)[rank]
         return torch.where(found < 0, nearest(kept, cells.width), found)
 
-    return Prediction(kept, error, leans)
-
-
-def _evenly(rank: torch.Tensor, size: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """[N] bool, whether the rank of `size` is one of floor(j * (size - 1) / (share - 1)), j = 0 ... share - 1."""
-    gaps, last = (share - 1).clamp_min(1), (size - 1).clamp_min(1)
-    step = (rank * gaps + last - 1).div(last, rounding_mode="floor")
-    return torch.where(share == 1, rank == 0, (step * last).div(gaps, rounding_mode="floor") == rank)
+    return Prediction(thinning.kept(order, sizes.tolist()), error, leans)
 
 
 def _components(left: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -280,14 +320,3 @@ def _components(left: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         if torch.equal(new, label):
             return label
         label = new
-
-
-def _drawn(order: list[int], sizes: list[int], skip_ratio: float, seed: int) -> torch.Tensor:
-    """[N] bool, of each component as many as are kept, drawn by Python's generator, seeded anew."""
-    kept, generator, at = torch.zeros(len(order), dtype=torch.bool, device="cpu"), python_random.Random(seed), 0
-    for size in sizes:
-        cells = order[at : at + size]
-        count = max(size - round(size * skip_ratio), 1)
-        kept[cells if count == size else generator.sample(cells, count)] = True
-        at += size
-    return kept

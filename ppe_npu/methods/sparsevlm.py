@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ppe_npu.methods.base import Method, at_layer, register, share
-from ppe_npu.methods.choosing import best, dropped, exact
+from ppe_npu.methods.choosing import best, dropped, exact, floors
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.peaks import density_peaks
 from ppe_npu.methods.view import View
@@ -32,11 +32,13 @@ class SparseVLM(Method):
     Args:
         ratio: share of a stage's tokens that is kept, floor(N * ratio) of N.
         dropped: what becomes of the rest, see choosing.dropped.
+        released: K is floor(N * ratio), N - 1 at most, and the clusters come on top of it, as published.
         layer: where it stands; published for 32 layers.
     """
 
     ratio: float = share(0.5)
     dropped: str = dropped()
+    released: bool = False
     layer: int | tuple[int, ...] | None = at_layer((2, 6, 15))
 
     needs = frozenset({"tokens", "text", "layer_keys", "layer_text"})
@@ -44,37 +46,56 @@ class SparseVLM(Method):
     places = ("layer",)
 
     def kept(self, tokens: int) -> int:
-        return max(int(tokens * self.ratio), 1)
+        number = max(int(tokens * self.ratio), 1)
+        if not self.released:
+            return number
+        whole = min(number, tokens - 1)
+        return whole + _recycled(tokens - whole) // 10 + 1
 
     def group(self, view: View) -> Grouping:
         view.require("sparsevlm", "tokens", "text", "layer_keys", "text_queries", "text_keys")
-        order, (whole, recycled) = best(rated(view), view, view.tokens.shape[1]), split(view)
-        length, slots = order.shape[1], torch.arange(order.shape[1], device=order.device)
+        length = view.tokens.shape[1]
+        asked = floors(length, self.ratio, view.tokens.device).gather(0, view.present.sum(1)) if self.released else None
+        order, (whole, recycled) = best(rated(view), view, length), split(view, asked)
+        slots = torch.arange(length, device=order.device)
+        widest, most_left = _most(length, view.least - self.released)
         # The recycled tokens come after the whole ones by score; in raster order, `length` where there is none.
-        at = slots[: 3 * length // 10 + 1]
+        at = slots[:widest]
         there = at < recycled[:, None]
         some = order.gather(1, (whole[:, None] + at).clamp_max(length - 1))
         some = torch.where(there, some, length).sort(dim=1).values
         inside = view.tokens.gather(1, some.clamp_max(length - 1)[:, :, None].expand(-1, -1, view.tokens.shape[-1]))
-        clusters, most = view.num_kept - whole, len(at) // 10 + 1
+        clusters, most = view.num_kept - whole, widest // 10 + 1
         centers, labels = density_peaks(inside, there, clusters, most, clusters, most)
         centers = torch.where(slots[:most] < clusters[:, None], some.gather(1, centers), length)
         kept = torch.zeros(len(order), length + 1, dtype=torch.bool, device=order.device)
         kept = kept.scatter(1, order, slots < whole[:, None]).scatter(1, centers, True)
-        made = Grouping.of_kept(
-            view, torch.where(kept[:, :-1], slots, length).sort(dim=1).values[:, : view.most], self.dropped
-        )
         group = kept.long().cumsum(1) - 1
         of_some = group.gather(1, centers.gather(1, labels.clamp_min(0)))
-        spare = group.new_zeros(len(group), 1)
-        labels = torch.cat([made.labels, spare], dim=1).scatter(1, some, of_some)[:, :-1]
-        heard = None if self.dropped != "lend" else kept.scatter(1, some, True)[:, :-1]
-        return Grouping.of(labels, made.representatives, heard)
+        labels = torch.where(kept, group, -1).scatter(1, some, of_some)[:, :-1]
+        heads = torch.where(kept[:, :-1], slots, length).sort(dim=1).values[:, : view.most]
+        made = Grouping.of(labels, torch.where(slots[: view.most] < view.num_kept[:, None], heads, 0))
+        return made.with_dropped(view, self.dropped, most_left)
 
 
-def split(view: View) -> tuple[torch.Tensor, torch.Tensor]:
+def _most(length: int, least: int) -> tuple[int, int]:
+    """How many tokens of a cell are clustered at most, and how many are left out at most, where cells have `length`
+    tokens or fewer and keep `least` or more: the more a cell has, and the fewer it keeps, the more these are."""
+    whole = least
+    while 0 < whole < length and whole + _recycled(length - whole) // 10 + 1 > least:
+        whole -= 1
+    left = length - whole
+    return max(_recycled(left), 1), left - _recycled(left)
+
+
+def _recycled(left: int) -> int:
+    return 3 * left // 10 + 1 if left > 0 else 0
+
+
+def split(view: View, asked: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """[F] how many tokens stay as they are, and how many are clustered to the rest of what each cell keeps: of all
-    such pairs the one that keeps the most as they are."""
+    such pairs the one that keeps the most as they are, or as many as were asked for [F], or all but one, where that
+    makes the same number."""
     present = view.present.sum(1)
     whole = torch.arange(view.present.shape[1] + 1, device=present.device)
     left = present[:, None] - whole
@@ -82,6 +103,9 @@ def split(view: View) -> tuple[torch.Tensor, torch.Tensor]:
     total = whole + torch.where(left > 0, recycled // 10 + 1, 0)
     fits = (total <= view.num_kept[:, None]) & (left >= 0)
     most = torch.where(fits, whole, 0).amax(1)
+    if asked is not None:
+        asked = torch.minimum(asked, present - 1)
+        most = torch.where(total.gather(1, asked[:, None])[:, 0] == view.num_kept, asked, most)
     return most, recycled.gather(1, most[:, None])[:, 0]
 
 
@@ -104,9 +128,11 @@ def rated(view: View) -> torch.Tensor:
             part = queries[:, at : at + step].unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)  # [F, K, G, n, D]
             later = place > place[texts - count :][at : at + step, None]  # a rater sees the text up to itself
             later = torch.cat([later.new_zeros(len(later), length), later], dim=1)
-            row = torch.matmul(part, keys[:, :, None]).masked_fill((hidden | later)[:, None, None], -torch.inf)
-            row = row.softmax(-1)[..., :length].mean((1, 2))
-            scores = scores + torch.bmm(weights[:, None, at : at + step], row)[:, 0]
+            # All rows of a head of keys in one product, and all heads in one sum: keys are not copied, nor rows.
+            rows = torch.matmul(part.flatten(2, 3), keys).view(len(keys), heads, len(later), -1)
+            rows = rows.masked_fill_((hidden | later)[:, None], -torch.inf).softmax(-1).flatten(1, 2)
+            part = (weights[:, at : at + step] / heads).repeat(1, heads)
+            scores = scores + torch.bmm(part[:, None], rows)[:, 0, :length]
     return scores.nan_to_num(0)  # a prompt without any text has no raters
 
 

@@ -10,6 +10,8 @@ import torch
 
 from ppe_npu.errors import InputError, shown
 
+_DTYPES = {"valid": torch.bool, "text_valid": torch.bool, "text_after": torch.bool, "places": torch.long}
+
 
 @dataclass(frozen=True)
 class View:
@@ -76,11 +78,13 @@ class View:
 
         Args:
             num_kept: one number for all cells, or one for each; None: what the method's kept() says of each cell.
+            given: the view's own parts; masks and places may be whole numbers of any dtype.
 
         Raises:
             InputError: nothing to look at, cells that disagree, or more kept tokens than there are.
         """
         parts: dict[str, Any] = {name: part for name, part in given.items() if part is not None}
+        parts |= {name: parts[name].to(dtype) for name, dtype in _DTYPES.items() if name in parts}
         first = next(iter(parts.values()), None)
         if first is None or any(part.shape[:1] != first.shape[:1] for part in parts.values()):
             raise InputError(

@@ -12,10 +12,9 @@ import warnings
 import torch
 
 from ppe_npu.backends.common import IGNORED
-from ppe_npu.compat import cache_of
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.errors import InputError
-from ppe_npu.models.forward_pass import KEYWORD, NOTHING
+from ppe_npu.models.forward_pass import KEYWORD
 
 _COUNT, _SHIFTED = "num_items_in_batch", "shift_labels"  # arguments of a loss
 
@@ -75,27 +74,6 @@ def aligned(plan: PromptPlan, values: torch.Tensor, scored: bool, fill: float, s
 def _like(part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """[B, L] -> [B, L, 1, ...] with as many dimensions as values."""
     return part.reshape(*part.shape, *[1] * (values.ndim - 2))
-
-
-def is_scored(model, kwargs: dict) -> bool:
-    """Whether the output of this pass shall stand as the prompt was given.
-
-    Args:
-        model: the one for conditional generation, or the ...Model inside it. kwargs: its forward's.
-    """
-    given = kwargs.get(KEYWORD, NOTHING)
-    if given.scored is not None:
-        return given.scored
-    return not (given.packed or given.left or given.skip_logits) and keeps_no_cache(model, kwargs)
-
-
-def keeps_no_cache(model, kwargs: dict) -> bool:
-    """Whether a pass is given no KV cache and asks for none, itself or by its model's config. As is_scored()."""
-    if cache_of(kwargs) is not None:
-        return False
-    if kwargs.get("use_cache") is not None:
-        return not kwargs["use_cache"]
-    return not all(getattr(config, "use_cache", True) for config in (model.config, model.config.get_text_config()))
 
 
 def whole_labels(labels: torch.Tensor, kwargs: dict) -> torch.Tensor:

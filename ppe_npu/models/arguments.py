@@ -20,7 +20,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.tower_work import TowerReport
 from ppe_npu.methods.base import Method
-from ppe_npu.models.alignment import keeps_no_cache
+from ppe_npu.models.caches import keeps_no_cache
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.pixels import KeptPatches, chosen_cells, run_on_kept
 from ppe_npu.models.tower import watched
@@ -135,12 +135,27 @@ def _grids_alone(kwargs: dict, ids: torch.Tensor, vision: VisionTokens) -> list[
 
 
 def _grid(kind: str, kwargs: dict, dense: bool) -> Parts | list | None:
-    """The grids of the images, or videos, that are given; None without any: then their placeholders are text."""
-    grid = kwargs.get(f"{kind}_grid_thw")
-    if is_given(kind, kwargs):
-        return grid if isinstance(grid, Parts) else _checked(kind, kwargs.get(PIXELS[kind]), grid)
-    # A grid without its pixels: what is meant can only be guessed, so that its placeholders will miss a grid.
-    return None if dense or grid is None else []
+    """The grids of the images, or videos, that are given, which the host reads; None without any: then their
+    placeholders are text. InputError unless they are grids, and the patches theirs."""
+    grid, pixels = kwargs.get(f"{kind}_grid_thw"), kwargs.get(PIXELS[kind])
+    if not is_given(kind, kwargs):
+        # A grid without its pixels: what is meant can only be guessed, so that its placeholders will miss a grid.
+        return None if dense or grid is None else []
+    if isinstance(grid, Parts):
+        return grid
+    if grid is None:
+        raise InputError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
+    fits = isinstance(grid, torch.Tensor) and grid.ndim == 2 and grid.shape[1] == 3 and not grid.is_floating_point()
+    if not fits:
+        shape = list(grid.shape) if isinstance(grid, torch.Tensor) else type(grid).__name__
+        raise InputError(f"{kind}_grid_thw must be a tensor of whole numbers [n, 3], not {shape}")
+    if pixels is not None and pixels.ndim != 2:
+        raise InputError(f"{PIXELS[kind]} must be [patches, values of a patch], not {list(pixels.shape)}")
+    grids = grid.tolist()
+    patches = sum(t * h * w for t, h, w in grids)
+    if pixels is not None and len(pixels) != patches:
+        raise InputError(f"{PIXELS[kind]} hold {len(pixels)} patches, but {kind}_grid_thw describes {patches}")
+    return grids
 
 
 def attention_mask_of(model, kwargs: dict) -> torch.Tensor | None:
@@ -176,23 +191,6 @@ def _check_seen(ids: torch.Tensor, kwargs: dict, vision: VisionTokens) -> None:
         )
 
 
-def _checked(kind: str, pixels: torch.Tensor | None, grid: torch.Tensor | None) -> list[list[int]]:
-    """The grids, which the host reads; InputError unless they are grids, and the patches theirs."""
-    if grid is None:
-        raise InputError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
-    fits = isinstance(grid, torch.Tensor) and grid.ndim == 2 and grid.shape[1] == 3 and not grid.is_floating_point()
-    if not fits:
-        shape = list(grid.shape) if isinstance(grid, torch.Tensor) else type(grid).__name__
-        raise InputError(f"{kind}_grid_thw must be a tensor of whole numbers [n, 3], not {shape}")
-    if pixels is not None and pixels.ndim != 2:
-        raise InputError(f"{PIXELS[kind]} must be [patches, values of a patch], not {list(pixels.shape)}")
-    grids = grid.tolist()
-    patches = sum(t * h * w for t, h, w in grids)
-    if pixels is not None and len(pixels) != patches:
-        raise InputError(f"{PIXELS[kind]} hold {len(pixels)} patches, but {kind}_grid_thw describes {patches}")
-    return grids
-
-
 def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     """Run the vision tower on what is given, images first.
 
@@ -202,14 +200,14 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         InputError: another number of features than the prompts hold visual tokens, or features that were made before
             where a method looks at the tower's blocks.
     """
-    compression, tower, inside = model.compression, None, {}
+    compression, embeds, tower, inside = model.compression, kwargs.get("inputs_embeds"), None, {}
     outputs = [output for output in (_encoded(kind, kwargs) for kind in (IMAGE, VIDEO)) if output is not None]
-    _check_ready(compression, kwargs)
+    if compression.config.needs & TOWER_NEEDS:
+        _check_ready(compression, kwargs)
     given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
     if given:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
         pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
-        embeds = kwargs.get("inputs_embeds")
         where = (kwargs["input_ids"] if embeds is None else embeds).device
         grid = torch.cat(grids).to(where)
         grid = _frames(grid) if compression.vision.tower_frames else grid
@@ -226,8 +224,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
             tower = seen.tokens(_joined(ran.pooler_output).device, stands)
         outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
     if not outputs and plan.layout.spans:
-        visual = plan.on(kwargs["inputs_embeds"].device).visual
-        return Features(kwargs["inputs_embeds"].flatten(0, 1).index_select(0, visual))
+        return Features(embeds.flatten(0, 1).index_select(0, plan.on(embeds.device).visual))
     tokens = [_joined(output.pooler_output) for output in outputs]
     plan.in_tower = next((output.in_tower for output in outputs if hasattr(output, "in_tower")), plan.in_tower)
     expected, found = len(plan.visual), sum(len(part) for part in tokens)
@@ -242,8 +239,6 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
 
 def _check_ready(compression: Compression, kwargs: dict) -> None:
     """Raise InputError where features are given ready-made, and a method looks at the blocks that made them."""
-    if not compression.config.needs & TOWER_NEEDS:
-        return
     looking = {method.name for method in compression.config.methods if method.needs & TOWER_NEEDS}
     for kind, pixels in PIXELS.items():
         encoded = _encoded(kind, kwargs) is not None

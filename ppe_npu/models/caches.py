@@ -1,4 +1,5 @@
-"""The state of a compressed prompt on its KV cache: found there, put there, and kept in step with the cache's samples.
+"""The KV cache of a pass: whether it has one, and the state of a compressed prompt on it, which is found there, put
+there, and kept in step with the cache's samples.
 
 transformers' caches know nothing of it, so the one cache that carries a state gets methods of its own around those that
 reorder, pick, repeat or drop its samples.
@@ -10,13 +11,13 @@ from typing import Any
 
 import torch
 
-from ppe_npu.backends.device import on_cpu
+from ppe_npu.backends.device import asks_freely
 from ppe_npu.compat import cache_of
-from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.cache import CacheState, FixedState
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.fixed import FixedState
 from ppe_npu.engine.run import Run
 from ppe_npu.errors import InputError
+from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 
 STATE, BUFFERS = "ppe_state", "ppe_buffers"  # attributes of a cache
 
@@ -28,7 +29,7 @@ def keep_state(cache: Any, state: CacheState | FixedState) -> None:
         if isinstance(held, FixedState) and held.hold(state):
             return
         state = state.settled()
-    room = _room(cache)
+    room = _room(cache) if cache.is_compileable else None
     setattr(cache, STATE, state if room is None else _fixed(cache, state, room))
     for method in (_reorder_cache, _batch_select_indices, _batch_repeat_interleave, _reset):
         name = method.__name__[1:]
@@ -39,10 +40,8 @@ def keep_state(cache: Any, state: CacheState | FixedState) -> None:
 def _room(cache: Any) -> int | None:
     """How many places a static cache has, where all its layers have as many and count them on the device."""
     layers = cache.layers
-    if not layers or not layers[0].is_compileable or not cache.is_compileable:  # the cache asks every layer
-        return None
     counts = [getattr(layer, "cumulative_length", None) for layer in layers]
-    if not all(isinstance(count, torch.Tensor) for count in counts):
+    if not layers or not all(isinstance(count, torch.Tensor) for count in counts):
         return None  # older transformers, or linear attention among them
     rooms = {layer.max_cache_len for layer in layers if not layer.is_sliding}
     return rooms.pop() if len(rooms) == 1 and not any(layer.is_sliding for layer in layers) else None
@@ -57,6 +56,27 @@ def _fixed(cache: Any, state: CacheState, room: int) -> FixedState:
         torch._dynamo.mark_static_address(tensor)  # as transformers marks the cache's own, which are written to as well
     setattr(cache, BUFFERS, made)
     return made
+
+
+def is_scored(model, kwargs: dict) -> bool:
+    """Whether the output of this pass shall stand as the prompt was given.
+
+    Args:
+        model: the one for conditional generation, or the ...Model inside it. kwargs: its forward's.
+    """
+    given = kwargs.get(KEYWORD, NOTHING)
+    if given.scored is not None:
+        return given.scored
+    return not (given.packed or given.left or given.skip_logits) and keeps_no_cache(model, kwargs)
+
+
+def keeps_no_cache(model, kwargs: dict) -> bool:
+    """Whether a pass is given no KV cache and asks for none, itself or by its model's config. As is_scored()."""
+    if cache_of(kwargs) is not None:
+        return False
+    if kwargs.get("use_cache") is not None:
+        return not kwargs["use_cache"]
+    return not all(getattr(config, "use_cache", True) for config in (model.config, model.config.get_text_config()))
 
 
 def settled(state: CacheState | FixedState | None) -> CacheState | None:
@@ -134,7 +154,7 @@ def continued(compression: Compression, kwargs: dict, state: CacheState | FixedS
 def _may_pad(mask: torch.Tensor | None, new: torch.Tensor, kwargs: dict) -> bool:
     """Whether there may be padding among new places. The host looks where it need not wait, and where the cache does
     not want a mask of one shape in every step."""
-    if mask is None or not on_cpu(new.device) or torch.compiler.is_compiling():
+    if mask is None or not asks_freely(new.device):
         return mask is not None
     return getattr(cache_of(kwargs), "is_compileable", False) or not bool(new.all())
 

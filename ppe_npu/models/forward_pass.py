@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ppe_npu.engine.packing import Segments
     from ppe_npu.engine.plan import PromptPlan
     from ppe_npu.engine.run import Run
-    from ppe_npu.engine.segments import Segments
     from ppe_npu.models.loss import Distillation
 
 KEYWORD = "ppe"

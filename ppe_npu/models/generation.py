@@ -9,9 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.cache import CacheState, FixedState
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.fixed import FixedState
 from ppe_npu.engine.spans import IMAGE, VIDEO, HiddenItems, VisionTokens, find_spans
 from ppe_npu.errors import InputError
 from ppe_npu.models.arguments import PIXELS, VISUAL, ids_of_embeds, picked

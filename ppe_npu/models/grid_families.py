@@ -21,7 +21,7 @@ class GridFamily:
 
     Args:
         CLASSES: names of the transformers classes. LAYERS: of decoder layers, and of the attention in each.
-        PAIRS: which channels that attention turns together, see engine.positions.rotary_table.
+        PAIRS: which channels that attention turns together, see engine.rotary.rotary_table.
         sections: the axis of each channel, from mrope_section.
         frames_apart: whether text stands between the frames of a video.
         staged: whether features of the vision tower enter the first decoder layers.

@@ -29,7 +29,7 @@ class Looking:
         table: cos, sin [B, L, D], or with one more axis in front, along which it repeats itself.
         run: the pass. stage: the one whose tokens these are.
         past: the layer's own part of a KV cache that holds earlier tokens, or None.
-        pairs: which channels of a head the table turns together, see engine.positions.rotary_table.
+        pairs: which channels of a head the table turns together, see engine.rotary.rotary_table.
     """
 
     layer: Any

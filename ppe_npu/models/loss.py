@@ -20,7 +20,7 @@ from ppe_npu import backends
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.config import CompressionConfig
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
-from ppe_npu.models.seam import is_overridden, original, override, restore_methods
+from ppe_npu.models.seam import is_overridden, original, override
 
 _COUNT, _CHUNK = "num_items_in_batch", 1024  # an argument of the model's forward; tokens
 
@@ -39,17 +39,6 @@ class Distillation:
     temperature: float = 1.0
 
 
-def install_head(model) -> None:
-    """Let the head's own call compute losses. One that is no plain linear layer is left alone."""
-    if type(model.lm_head) is torch.nn.Linear and model.lm_head.bias is None:
-        override(model.lm_head, "forward", _head_forward)
-
-
-def uninstall_head(model) -> None:
-    """Undo install_head()."""
-    restore_methods(model.lm_head)
-
-
 def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> CausalLMOutputWithPast:
     """A forward pass that gives the loss and no logits.
 
@@ -66,10 +55,12 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
     hidden, targets, arranged = _labelled_hidden(model, labels, kwargs, arrange)
     count = kwargs.pop(_COUNT, None)
     count = len(targets) if count is None else count
-    divisor = (
-        count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
-    )  # a step may have no label at all
-    loss = model.lm_head(hidden, labels=targets) if _installed(model) else _plain_loss(model.lm_head(hidden), targets)
+    # A step may have no label at all.
+    divisor = count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
+    if computes_losses_itself(model.lm_head):
+        loss = model.lm_head(hidden, labels=targets)
+    else:
+        loss = F.cross_entropy(model.lm_head(hidden).float(), targets, reduction="sum")
     if distill is not None:
         teacher = _teacher(model, labels, given, arrange)
         divergence = model.lm_head(hidden, teacher=teacher, temperature=distill.temperature)
@@ -133,8 +124,14 @@ def _teacher(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> to
         model.train(training)
 
 
-def _installed(model) -> bool:
-    return is_overridden(model.lm_head, "forward")
+@torch.compiler.disable  # once
+def computes_losses_itself(head: torch.nn.Module) -> bool:
+    """Have the head's own call compute losses from now on; False for one that is no plain linear layer: it is left
+    alone."""
+    plain = type(head) is torch.nn.Linear and head.bias is None
+    if plain and not is_overridden(head, "forward"):
+        override(head, "forward", _head_forward)
+    return plain
 
 
 def _head_forward(
@@ -146,10 +143,6 @@ def _head_forward(
     if teacher is not None:
         return divergence(input, teacher, self.weight, temperature)
     return original(self, "forward")(input)
-
-
-def _plain_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:

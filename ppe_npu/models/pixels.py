@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.pixels import Chosen, PixelValues, choose
+from ppe_npu.engine.pixels import CLIP_MEAN, CLIP_STD, Chosen, PixelValues, choose
 from ppe_npu.engine.rounds import as_tensor, upload
 from ppe_npu.engine.spans import IMAGE, VIDEO, VisionTokens, parts_of
 from ppe_npu.errors import InputError
@@ -41,10 +41,27 @@ def pixel_values(model, vision: VisionTokens, processor: Any = None) -> VisionTo
     if processor is None:
         said = _checkpoint_says(str(getattr(model.config, "_name_or_path", "") or ""))
     else:
-        maker = getattr(processor, "image_processor", processor)
-        names = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
-        said = {name: getattr(maker, name, None) for name in names}
+        said = _processor_says(getattr(processor, "image_processor", processor))
     return replace(vision, pixels=_normalised(vision.pixels, said))
+
+
+def processed_cells(processor: Any, pixels: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """[rows, columns, values] in [0, 1], the cells of a picture that a processor has laid out.
+
+    Args:
+        pixels: [patches, values of a patch] of one picture of one frame. grid: (1, height, width) in patches.
+
+    Raises:
+        InputError: a processor's mean and std that are none.
+    """
+    maker = getattr(processor, "image_processor", processor)
+    values = _normalised(PixelValues(maker.temporal_patch_size, CLIP_MEAN, CLIP_STD), _processor_says(maker))
+    return values.cells(pixels, (grid[1] // maker.merge_size, grid[2] // maker.merge_size), maker.merge_size)
+
+
+def _processor_says(maker: Any) -> Mapping[str, Any]:
+    names = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
+    return {name: getattr(maker, name, None) for name in names}
 
 
 def _checkpoint_says(folder: str) -> Mapping[str, Any]:

@@ -12,7 +12,8 @@ Every override, checked against transformers 5.2.0 (by `make test-matrix`), 5.22
     compress(), of its .model: forward
     compress(), of its .model.language_model: forward, where layers merge on entry or take the tower's features
         (decoder.py); rotary_emb is another module (5.2: it gives a table for each axis)
-    compress(), of its lm_head: forward (loss.py); of a decoder layer, where FastV runs as published (seeing_ahead.py)
+    its first pass for the loss alone, of its lm_head: forward (loss.py)
+    compress(), of a decoder layer, where FastV runs as published: forward (seeing_ahead.py)
     compress(), where a step works inside the tower, of .model.visual and its blocks (tower_blocks.py), or of InternVL's
         .model.vision_tower, its encoder and layers (tile_blocks.py): forward
     compress(), of its .model.visual, where a step drops cells of pictures, and in older transformers (5.2) alone:

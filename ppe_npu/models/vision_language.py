@@ -13,7 +13,7 @@ Modifications (on the given instance only):
 * prepare_inputs_for_generation: a conversation that goes on feeds what the cache has not seen, counted before
   compression, and only the images and videos in it; prompts are padded on the left whatever side they came padded on,
   unless nothing is merged.
-  A step into a static cache is given its token alone: all that grows is on the device (engine/fixed.py).
+  A step into a static cache is given its token alone: all that grows is on the device (engine/cache.py).
 * _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
   instead, and hands the model no grids, so generate() is not shown that forward could take that output.
 * _get_candidate_generator: refuses speculative decoding where it would count wrongly.
@@ -37,16 +37,16 @@ from ppe_npu.backends import segments
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.backends.compiling import is_traced
 from ppe_npu.compat import cache_of, cache_position, output_cache
-from ppe_npu.engine.cache import CacheState
+from ppe_npu.engine.cache import CacheState, FixedState
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.fixed import FixedState
+from ppe_npu.engine.rotary import RowRotaryEmbedding
 from ppe_npu.engine.rounds import as_tensor
 from ppe_npu.engine.run import Run
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import kv_bytes
 from ppe_npu.methods.base import Method
-from ppe_npu.models.alignment import aligned, arrange_loss_arguments, as_the_prompt, is_scored, whole_labels
+from ppe_npu.models.alignment import aligned, arrange_loss_arguments, as_the_prompt, whole_labels
 from ppe_npu.models.arguments import (
     CONSUMED,
     attention_mask_of,
@@ -55,14 +55,13 @@ from ppe_npu.models.arguments import (
     tower_features,
     untouched_tower,
 )
-from ppe_npu.models.caches import continued, keep_state, settled, state_of
+from ppe_npu.models.caches import continued, is_scored, keep_state, settled, state_of
 from ppe_npu.models.decoder import staged_forward
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
 from ppe_npu.models.fused import check_key_bias, takes_segments
 from ppe_npu.models.generation import install_generation
 from ppe_npu.models.known import check_decoder, has_attention
-from ppe_npu.models.loss import install_head, loss_only, uninstall_head
-from ppe_npu.models.rotary import RowRotaryEmbedding
+from ppe_npu.models.loss import loss_only
 from ppe_npu.models.seam import is_overridden, original, override, own_submodules, restore_methods
 from ppe_npu.models.seeing_ahead import detach_ahead, install_ahead, uninstall_ahead
 from ppe_npu.models.tower_blocks import GRIDS
@@ -114,7 +113,6 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
         override(text, "forward", staged_forward)
     install_ahead(text, compression.config.methods)
     text.rotary_emb = rotary
-    install_head(model)
 
 
 def uninstall(model) -> None:
@@ -122,10 +120,9 @@ def uninstall(model) -> None:
     text = model.model.language_model
     if isinstance(text.rotary_emb, RowRotaryEmbedding):  # a shallow copy's may have been restored with its original
         text.rotary_emb = text.rotary_emb.original
-    uninstall_head(model)
     GRIDS.uninstall(model.model)
     uninstall_ahead(text)
-    for module in (text, model.model, model):
+    for module in (text, model.model, model.lm_head, model):
         restore_methods(module)
         vars(module).pop("compression", None)
     if _DELTAS in vars(model.model):
@@ -233,7 +230,7 @@ def model_forward(self, **kwargs):
     if cache is not None and run.state is not state:
         keep_state(cache, run.state)
         if compresses:
-            self.compression.note_cache(kv_bytes(cache))
+            self.compression.kv_bytes = kv_bytes(cache)
     return output.to_tuple() if return_dict is False else output
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ppe_npu import backends
-from ppe_npu.engine.positions import channel_rows
+from ppe_npu.engine.rotary import channel_rows
 
 
 class RowRotary(nn.Module):

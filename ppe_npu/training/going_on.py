@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ppe_npu.errors import InputError
+from ppe_npu.settings import check_fields, from_mapping, setting
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.checkpoint import BASE, WHOLE
 from ppe_npu.training.loop import checkpoints, step_of
@@ -13,10 +16,40 @@ from ppe_npu.training.output import FINAL, say
 from ppe_npu.utils.reading import read_json
 
 
+@dataclass(frozen=True)
+class _Summary:
+    """What summary.json says of a run that has ended: trainer.TrainResult, as JSON holds it."""
+
+    final: str
+    steps: int = setting(least=0)
+    losses: tuple[tuple[int, float], ...]
+    seconds: float
+    parameters: int
+    trainable: int
+    tokens_per_second: float
+    retention: float | None
+    skipped: int = setting(least=0)
+    peak_memory: int | None
+    validation: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 def compared_with(config: TrainConfig, checkpoint: Path | None) -> Path | None:
-    """What a run that goes on must agree with: its checkpoint, else its final model, which is its last step."""
-    final = Path(config.output) / FINAL
-    ended = config.resume and (final / BASE).is_file() and (final.parent / "summary.json").is_file()
+    """What a run that goes on must agree with: its checkpoint, else its final model, which is its last step.
+
+    Raises:
+        InputError: the run has ended, and its summary.json is not what was written.
+    """
+    final, file = Path(config.output) / FINAL, Path(config.output) / "summary.json"
+    ended = config.resume and (final / BASE).is_file() and file.is_file()
+    if ended:
+        found, names = read_json(file), [field.name for field in fields(_Summary)]
+        try:
+            from_mapping(_Summary, {name: found[name] for name in names if name in found}, "it")
+        except InputError as error:
+            raise InputError(f"{file} is damaged ({error}): move it away") from error
     return checkpoint or (final if ended else None)
 
 
@@ -29,13 +62,12 @@ def finished(config: TrainConfig, checkpoint: Path | None, steps: int) -> dict[s
     output = Path(config.output)
     if not config.resume or config.resume_from_checkpoint is not None or not (output / FINAL / BASE).is_file():
         return None
-    try:
-        summary = read_json(output / "summary.json")
-        place = Path(summary["final"])
-        here = not place.is_absolute() or place.resolve() == (output / FINAL).resolve()
-        ended = here and summary["steps"] == steps and all(summary[key] is not None for key in ("losses", "seconds"))
-    except (OSError, ValueError, KeyError, TypeError):
+    if not (output / "summary.json").is_file():
         return None
+    summary = read_json(output / "summary.json")
+    place = Path(summary["final"])
+    here = not place.is_absolute() or place.resolve() == (output / FINAL).resolve()
+    ended = here and summary["steps"] == steps
     return summary if ended and (checkpoint is None or step_of(checkpoint) <= steps) else None
 
 

@@ -1,4 +1,5 @@
-"""A record's length in tokens before and after compression, found from headers.
+"""A record's length in tokens before and after compression, found from headers; only of a picture whose pixels say how
+many of its tokens stay (a step at the pixels without an exact budget) the file is read.
 
 A picture's tokens follow from its header's size, by the processor's own rule; a video's, and those of the seconds that
 Qwen3-VL's processor writes between them, from the frames that it shows, their rate and size, by the plan by which
@@ -15,6 +16,7 @@ import torch
 
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.cells import telling_cells
 from ppe_npu.data.inputs import process_visuals
 from ppe_npu.data.placeholders import expand, image_ids, video_ids
 from ppe_npu.data.sampling import VideoSampling
@@ -51,6 +53,7 @@ class Ruler:
         self.max_length, self.showings = max_length, showings
         self.tokenise = Tokeniser(processor, memo=10_000)  # most texts are seen once
         self._measured: dict[Any, tuple[int, int]] = {}
+        self._reads = compression.at_pixels is not None and compression.at_pixels.counts == "late"
         self._tiled = is_tiled(processor)
         self._marks = tile_ids(processor, 0) if self._tiled else image_ids(processor, 0)
         self._texts: dict[tuple[Any, float], torch.Tensor] = {}
@@ -86,10 +89,12 @@ class Ruler:
             raise header
         video = None if kind == "image" else self._planned(header, path)
         key = (kind, header if video is None else tuple(video.frames.shape))
+        key = (kind, path) if video is None and self._reads else key
         if key not in self._measured:
             frames, tokens = self._image(*header, path) if video is None else self._video(video)
             moving = video is not None or self.showings > 1
-            self._measured[key] = frames * tokens, self.compression.span_tokens(frames, tokens, 0, moving)
+            cells = None if moving else telling_cells(self.compression, self.processor, path)
+            self._measured[key] = frames * tokens, self.compression.span_tokens(frames, tokens, 0, moving, cells)
         return self._measured[key]
 
     def _image(self, height: int, width: int, path: str) -> tuple[int, int]:

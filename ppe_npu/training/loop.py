@@ -137,7 +137,7 @@ class CompressedTrainer(Trainer):
         if not skipped:
             return
         file = Path(self.args.output_dir) / f"skipped-{self.args.process_index}.jsonl"
-        with writing(file, then=_RESUME), open(file, "a", encoding="utf-8") as lines:
+        with writing(file, then=_RESUME), open(file, "a", encoding="utf-8", errors="backslashreplace") as lines:
             for name, reason in skipped:
                 row = {"step": self.state.global_step + 1, "id": name, "reason": reason}
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -253,10 +253,11 @@ def drop(path: Path) -> None:
     aside = path.parent / SAVING / f"dropped-{path.name}"
     if not path.exists():
         return
-    aside.parent.mkdir(exist_ok=True)
-    remove(aside)
-    path.rename(aside)
-    remove(aside)
+    with writing(path):
+        aside.parent.mkdir(exist_ok=True)
+        remove(aside)
+        path.rename(aside)
+        remove(aside)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ppe_npu.errors import InputError
-from ppe_npu.files import locked, recover, remove, write_json, write_text, writing
+from ppe_npu.files import check_regular, locked, recover, remove, write_json, write_text, writing
 from ppe_npu.models.fingerprint import media_marks
 from ppe_npu.training.args import LAST_WHOLE, TrainConfig
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE, read_base
@@ -32,7 +32,6 @@ _MARKS = {  # keys by which files of these names are known as a run's
     "summary.json": ("settings", "losses", "steps"),
 }
 _WRITTEN = (*_MARKS, *_OWN, MEDIA, "data.json", "data.md", "faults.jsonl")
-_SHOWN = 60  # characters of a setting's value in a message
 
 
 @contextlib.contextmanager
@@ -72,6 +71,8 @@ def check_output(config: TrainConfig) -> None:
         recover(output / name, alone=True)
     for name, keys in _MARKS.items():
         _check_file(output / name, keys)
+    for file in output.glob("skipped-*.jsonl"):
+        check_regular(file)
     strange = [name for name in (*_OWN, MEDIA) if (output / name).exists()]
     if strange and not any((output / name).exists() for name in (SETTINGS, IDENTITY)):
         raise InputError(f"{output / strange[0]} was not written by a run ({SETTINGS} is not there): move it away")
@@ -249,7 +250,7 @@ def _compare(checkpoint: Path, now: dict[str, Any], config: TrainConfig) -> dict
 
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def check_base(checkpoint: Path | None, base: dict[str, str]) -> None:
@@ -310,11 +311,10 @@ def begin_output(
 
 def _drop(output: Path, own: Sequence[Path]) -> None:
     """Drop what an earlier run left, known by its marks; all else stays."""
-    events = [*(output / "tensorboard").glob("events.out.tfevents.*")]
     known = _OWN if (output / IDENTITY).is_file() or (output / SETTINGS).is_file() else ()
     for path in [*own, output / "final"]:
         drop(path)
-    for path in [*(output / name for name in known), *events]:
+    for path in [*(output / name for name in known), *(output / "tensorboard").glob("events.out.tfevents.*")]:
         remove(path)
     with contextlib.suppress(OSError):  # somebody else's file is in it, or it is not there
         (output / "tensorboard").rmdir()

@@ -295,7 +295,7 @@ def _result(trainer: Any, final: Path, seconds: float) -> TrainResult:
         trainable=sum(count for count, learns in counts if learns),
         tokens_per_second=round(trainer.args.world_size * trainer.meter.tokens / max(seconds, 1e-9), 1),
         retention=trainer.meter.retention,
-        skipped=sum(file.read_text().count("\n") for file in final.parent.glob("skipped-*.jsonl")),
+        skipped=sum(file.read_bytes().count(b"\n") for file in final.parent.glob("skipped-*.jsonl")),
         peak_memory=devices.peak_memory(trainer.args.device),
         validation=[(row["step"], row[VALIDATION]) for row in trainer.state.log_history if VALIDATION in row],
     )

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.files import sync_tree
 from ppe_npu.models.fingerprint import file_digests
 from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, WHOLE
-from ppe_npu.utils.reading import UnreadableError, read_json
+from ppe_npu.utils.reading import UnreadableError, checksum, read_json
 
 STATE = "trainer_state.json"
 _SHARES = "global_step*"  # DeepSpeed's folders of shards
-# What a run needs to go on, each by one of several names; asked of checkpoints whose files nobody listed.
+_SUM = "sum"  # of the list itself: a row that somebody took out would leave its file unchecked
+# What a run needs to go on, each by one of several names; asked of checkpoints whose files nobody listed, or whose list
+# has no sum.
 _NEEDED = (
     (STATE,),
     ("scheduler.pt", _SHARES),
@@ -36,7 +39,8 @@ def whole_record(folder: Path, step: int) -> dict[str, Any]:
     """What whole.json shall hold, after all files of the folder, and of those in it, have reached the disk.
 
     Returns:
-        {"step", "files": {path from the folder: {"size" (bytes), "digest" (ppe_npu.models.fingerprint.file_digests)}}}.
+        {"step", "files": {path from the folder: {"size" (bytes), "digest" (ppe_npu.models.fingerprint.file_digests)}},
+        "sum" (of the others)}.
     """
     sync_tree(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / WHOLE)
@@ -44,7 +48,8 @@ def whole_record(folder: Path, step: int) -> dict[str, Any]:
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "digest": digest}
         for path, digest in zip(files, file_digests(files))
     }
-    return {"step": step, "files": rows}
+    record = {"step": step, "files": rows}
+    return {**record, _SUM: checksum(record)}
 
 
 def check_whole(folder: Path, needed: Callable[[str], bool] | None = None) -> bool:
@@ -63,6 +68,8 @@ def check_whole(folder: Path, needed: Callable[[str], bool] | None = None) -> bo
     if "files" not in record:
         _check_unlisted(folder, needed)
         return False
+    if _SUM not in record and needed is None:
+        _check_needed(folder, record["files"])
     rows = {name: row for name, row in record["files"].items() if needed is None or needed(name)}
     for name, row in rows.items():
         _check_size(folder / name, row["size"])
@@ -85,7 +92,7 @@ def _read(folder: Path) -> dict[str, Any]:
     record = None
     with contextlib.suppress(UnreadableError):
         record = read_json(file)
-    if not isinstance(record, dict) or type(record.get("step")) is not int or not _listed(record.get("files", {})):
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not _listed(record):
         raise InputError(f"{file} is damaged: it does not list the files of the checkpoint")
     named = folder.name.rpartition("-")[2]
     if named.isdecimal() and int(named) != record["step"]:
@@ -93,18 +100,30 @@ def _read(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _listed(rows: Any) -> bool:
-    keys = {"size": int, "digest": str}
-    return isinstance(rows, Mapping) and all(
-        isinstance(row, Mapping) and all(type(row.get(key)) is kind for key, kind in keys.items())
-        for row in rows.values()
-    )
+def _listed(record: Mapping[str, Any]) -> bool:
+    """Whether a record's files are rows of sizes and digests, all of files in the folder, and are what was listed."""
+    rows, keys = record.get("files", {}), {"size": int, "digest": str}
+    if not isinstance(rows, Mapping) or not all(
+        isinstance(row, Mapping) and _inside(name) and all(type(row.get(key)) is kind for key, kind in keys.items())
+        for name, row in rows.items()
+    ):
+        return False
+    known = {name: {key: row[key] for key in keys} for name, row in rows.items()}
+    return _SUM not in record or record[_SUM] == checksum({"step": record["step"], "files": known})
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _check_size(file: Path, size: int) -> None:
-    if not file.is_file():
-        raise InputError(f"{file} is {'a folder' if file.is_dir() else 'missing'}")
-    found = file.stat().st_size
+    try:
+        if not file.is_file():
+            raise InputError(f"{file} is {'a folder' if file.is_dir() else 'missing'}")
+        found = file.stat().st_size
+    except OSError as error:  # a name that is too long; a folder that may not be looked into
+        raise InputError(f"{shown(str(file))} cannot be looked at ({error.strerror})") from error
     if found != size:
         raise InputError(f"{file} is damaged: {found:,} bytes of {size:,}")
 
@@ -113,12 +132,18 @@ def _check_size(file: Path, size: int) -> None:
 
 
 def _check_unlisted(folder: Path, needed: Callable[[str], bool] | None) -> None:
-    for names in _NEEDED if needed is None else ():
-        if not any(any(folder.glob(name)) for name in names):
-            raise InputError(f"{folder / names[0]} is missing")
-    for file in sorted(folder.rglob("*")):
+    files = sorted(folder.rglob("*"))
+    if needed is None:
+        _check_needed(folder, [file.relative_to(folder).as_posix() for file in files])
+    for file in files:
         if needed is None or needed(file.relative_to(folder).as_posix()):
             _check_readable(file)
+
+
+def _check_needed(folder: Path, there: Iterable[str]) -> None:
+    for names in _NEEDED:
+        if not any(fnmatch(file, name) for file in there for name in names):
+            raise InputError(f"{folder / names[0]} is missing")
 
 
 def _check_readable(file: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,8 @@ class _Size:
             raise ValueError(f"its aliases stand for more than {_VALUES:,} values")
         self._known[id(node)] = size
         return size
+
+
+def checksum(value: Any) -> str:
+    """8 hex digits of a JSON value: by them what was written down is told from what was changed since."""
+    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"

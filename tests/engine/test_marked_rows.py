@@ -15,14 +15,8 @@ from ppe_npu import CompressionConfig
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.joining import Joined
 from ppe_npu.engine.pixels import Chosen
-from ppe_npu.engine.positions import (
-    HALVES,
-    NEIGHBOURS,
-    channel_rows,
-    contiguous_channels,
-    interleaved_channels,
-    rotary_table,
-)
+from ppe_npu.engine.positions import HALVES, NEIGHBOURS, contiguous_channels, interleaved_channels
+from ppe_npu.engine.rotary import channel_rows, rotary_table
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.methods.ipcv import Leaving
 from ppe_npu.models.pixels import KeptPatches

@@ -39,7 +39,7 @@ def merged(layout, config, count, seed=0):
     out = [(tokens, held, None)]
     config = dataclasses.replace(config, layers=range(count - 1), before_llm=True)
     for stage in lay_out(Standing.of(layout), config.stages)[0]:
-        holding = Holding(config.k, config.members, places)
+        holding = Holding(config.k, config.rule, places)
         rounds, known = merge(stage.rounds, Tokens(tokens, held), holding)
         kept, kept_held = tokens, known.held
         for step in rounds:

@@ -6,14 +6,8 @@ import torch
 from support import IMAGE_ID, SECTIONS, VIDEO_ID, Prompt, batch, random_model
 from tolerances import angle_roundings, assert_near
 
-from ppe_npu.engine.positions import (
-    channel_rows,
-    check_channels,
-    contiguous_channels,
-    interleaved_channels,
-    prompt_positions,
-    rotary_table,
-)
+from ppe_npu.engine.positions import check_channels, contiguous_channels, interleaved_channels, prompt_positions
+from ppe_npu.engine.rotary import channel_rows, rotary_table
 from ppe_npu.engine.spans import VisionTokens, find_spans
 
 VISION = VisionTokens(IMAGE_ID, VIDEO_ID, 2, 2)

@@ -175,6 +175,18 @@ def test_mvbench_takes_the_middles_of_equal_parts_of_the_clip(load):
     assert shown(VideoSampling(nframes=4)) == (pytest.approx(4 / 7 * 3), [3, 5, 6, 7])
 
 
+@pytest.mark.parametrize(
+    ("frames", "start", "end", "taken"),
+    [
+        (40, 9.14, 66.43, [27, 28, 29, 29, 30, 31, 31, 32, 33, 34, 35, 35, 36, 37, 37, 38]),
+        (305, 1.3575, 2.5267, [4, 4, 4, 5, 5, 5, 6, 6, 6, 6, 6, 7, 7, 7, 8, 8]),
+    ],
+)
+def test_clips_of_mvbench_shorter_than_sixteen_frames_show_some_again(frames, start, end, taken):
+    """As get_index of mvbench.ipynb has it, at 3 frames per second."""
+    assert VideoSampling(nframes=16, middles=True, start=start, end=end).indices(frames, 3.0, 2)[0] == taken
+
+
 def test_segments_of_seedbench_are_seconds_or_frames_of_15_per_second(load):
     samples = list(load("seedbench_video"))
     assert "sampling" not in samples[0]

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.evaluation.answers import ModelAnswers
 from ppe_npu.evaluation.downsampling import SmallerInput, smaller
 from ppe_npu.evaluation.results import run_method, run_title, runs_dense
@@ -65,3 +66,24 @@ def test_its_tokens_are_a_share_of_the_whole_pictures(tiny_folder, tiny_processo
     one, other = (answers.answer(answers.prepare([sample, sample])) for answers in (whole, small))
     assert other.tokens_before == one.tokens_before == one.tokens_after
     assert other.tokens_after == [count * 0.25 for count in one.tokens_after]
+
+
+@pytest.mark.parametrize("asked", [None, VideoSampling(fps=4.0, max_pixels=602112, total_pixels=19267584)])
+@pytest.mark.parametrize("share", [0.25, 0.44])
+@pytest.mark.parametrize(("frames", "size"), [(8, 112), (6, 224)])
+def test_a_videos_tokens_are_a_share_of_its_frames_however_small_they_are(
+    tiny_folder, tiny_processor, write_clip, asked, share, frames, size
+):
+    """Bounds that are larger than the frames, a protocol's or the checkpoint's, must not leave them as they are."""
+    model = compress(load_model(tiny_folder), CompressionConfig.preset("dense"))
+    sample = {"index": 0, "prompt": "row red", "video_path": write_clip("a.mp4", frames=frames, fps=4, size=size)}
+    whole = ModelAnswers(model, tiny_processor, 1, asked)
+    small = SmallerInput(model, tiny_processor, 1, asked, share=share)
+    grids = [answers.prepare([sample])["video_grid_thw"][0].tolist() for answers in (whole, small)]
+    assert grids[0][0] == grids[1][0] >= 2  # no frame is left out
+    merged = [rows * columns // 4 for _, rows, columns in grids]
+    side = merged[0] ** 0.5
+    assert abs(merged[1] - share * merged[0]) <= side * share**0.5 + 0.5
+    assert merged[1] < merged[0]
+    assert small.measure(sample).before < whole.measure(sample).before
+    assert small.settings()["video"] == whole.settings()["video"]

@@ -12,9 +12,11 @@ import pytest
 from stand_in import Counting, Instant
 from video_files import write_video
 
+from ppe_npu.cli.evaluate import _first_error
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.benchmarks import readers
+from ppe_npu.evaluation.rows import encode
 from ppe_npu.evaluation.runner import Evaluation
 from ppe_npu.evaluation.samples import _image_size, _video_facts, conversation
 
@@ -235,3 +237,12 @@ def test_no_other_file_is_opened_when_the_length_of_a_video_is_told(tmp_path, mo
     Path("live.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:0.8,\nseg.mp4\n#EXT-X-ENDLIST\n")
     for name in ("list.mp4", "live.mp4"):
         assert _video_facts(name) == (16, 1.0, 448, 448)
+
+
+def test_lines_of_json_end_at_line_feeds_alone(tmp_path):
+    """Texts from the web hold other ends of lines, which JSON leaves as they are."""
+    text = "one\u2028two\x85three\u2029"
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(encode([{"index": 0, "prompt": text}, {"index": 1, "prompt": text, "error": "a fault"}]))
+    assert [row["prompt"] for row in readers.read_jsonl(file)] == [text, text]
+    assert _first_error(file) == "sample 1: a fault"

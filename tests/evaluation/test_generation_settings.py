@@ -120,12 +120,20 @@ def test_no_setting_of_a_checkpoint_changes_an_answer(model, tiny_processor):
 
 
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
-@pytest.mark.parametrize("name", ["num_return_sequences", "use_cache", "cache_implementation", "repetition_penalty"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("num_return_sequences", "use_cache", "cache_implementation", "repetition_penalty"),
+        *("output_attentions", "compile_config", "assistant_ensemble_weight"),
+    ],
+)
 def test_a_checkpoint_with_settings_loads_and_answers_alike(checkpoint, model, tiny_processor, file, name):
     folder = checkpoint({name: OTHER.get(name, 2)}, file)
     other = compress(load_model(folder), CompressionConfig.preset("ppe", k=4))
     assert answer(other, load_processor(folder)) == answer(model, tiny_processor)
-    assert ignored(of_checkpoint(folder), {}) == {name: OTHER.get(name, 2)}
+    value = OTHER.get(name, 2)
+    expected = {name: json.dumps(value) if isinstance(value, dict) else value} if name in fields() else {}
+    assert ignored(of_checkpoint(folder), {}) == expected
 
 
 def test_the_end_tokens_of_a_checkpoint_are_taken(checkpoint, model, tiny_processor):
@@ -137,7 +145,18 @@ def test_the_end_tokens_of_a_checkpoint_are_taken(checkpoint, model, tiny_proces
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "{", "[]", "null", '"x"', "[" * 100_000, "\ufeff{}", '{"eos_token_id": "2"}', '{"eos_token_id": [[2]]}'),
+        *(
+            "",
+            "{",
+            "[]",
+            "null",
+            '"x"',
+            "[" * 100_000,
+            "\ufeff{}",
+            '{"eos_token_id": "2"}',
+            '{"eos_token_id": [9223372036854775808]}',
+            '{"eos_token_id": [[2]]}',
+        ),
         *('{"pad_token_id": 1.5}', '{"repetition_penalty": "high"}', '{"do_sample": "no"}', '{"suppress_tokens": 3}'),
     ],
 )
@@ -223,10 +242,16 @@ def test_everything_that_can_be_asked_for_works(model, tiny_processor, values):
         ("num_return_sequences=2", "cannot be asked for"),
         ("max_new_tokens=3", "--max-new-tokens"),
         ("repetition_penalty", "name=value"),
-        ("repetition_penalty=high", "repetition_penalty=high must be a number above 0"),
-        ("repetition_penalty=NaN", "must be a number above 0"),
-        ("repetition_penalty=true", "must be a number above 0"),
+        ("repetition_penalty=high", "repetition_penalty=high must be a number in [1e-6, 1e6]"),
+        ("repetition_penalty=NaN", "must be a number in [1e-6, 1e6]"),
+        ("repetition_penalty=true", "must be a number in [1e-6, 1e6]"),
+        ("repetition_penalty=1e-300", "must be a number in [1e-6, 1e6]"),
+        ("num_beams=1000000000", "num_beams=1000000000 must be a whole number in [1, 1024]"),
         ("suppress_tokens=3", "must be a list of token ids"),
+        ("suppress_tokens=[3, 9223372036854775808]", "suppress_tokens: the model has no token 9223372036854775808"),
+        ("bad_words_ids=[[3, 99999]]", "bad_words_ids: the model has no token 99999, its ids are below"),
+        ("sequence_bias=[[[99999], 1.0]]", "sequence_bias: the model has no token 99999"),
+        ("forced_eos_token_id=99999", "forced_eos_token_id: the model has no token 99999"),
         ("do_sample=yes", "must be true or false"),
         ("temperature=0.5", "has no effect without do_sample=true"),
         ("length_penalty=0.5", "has no effect without num_beams=2"),

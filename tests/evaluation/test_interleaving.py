@@ -35,6 +35,20 @@ def test_there_are_rounds_until_there_are_enough():
         assert {name: np.shape(turns) for name, turns in found.items()} == dict.fromkeys("ab", (rounds, 3))
 
 
+def test_a_pass_that_takes_long_ends_after_the_least_and_one_that_is_warm_counts_from_the_first(monkeypatch):
+    from types import SimpleNamespace
+
+    from ppe_npu.evaluation import interleaving
+
+    clock = iter(range(0, 10**6, 50))  # seconds: a look at it before each round
+    monkeypatch.setattr(interleaving, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert len(in_turns({"a": int, "b": int}, 1, 5, least=2, warm=True)["a"]) == 2
+    assert len(in_turns({"a": int, "b": int}, 1, 5, warm=True)["a"]) == 5  # whoever asks for five has five
+    calls = []
+    in_turns({"a": calls.append}, 2, 1, warm=True)
+    assert calls == [0, 1]
+
+
 def noisy(seed, scale=1.0, rounds=5, prompts=8, shaken=0.02):
     """A machine whose speed wanders: every prompt of a round has its own factor, shared by who is measured there."""
     generator = np.random.default_rng(seed)

@@ -13,8 +13,9 @@ from tolerances import near
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
+from ppe_npu.evaluation.metrics import near_text, page_facts
 from ppe_npu.evaluation.metrics.cells import html_tables, markdown_tables
-from ppe_npu.evaluation.metrics.near_text import _grown, near_places, ratio, stands_in
+from ppe_npu.evaluation.metrics.near_text import _grown, near_places, ratio, shortened, stands_in
 from ppe_npu.evaluation.metrics.page_facts import keeps
 
 RECORDED = json.loads(Path(__file__).with_name("olmocr_facts.json").read_text(encoding="utf-8"))["cases"]
@@ -191,3 +192,42 @@ def test_tests_that_cannot_be_run_are_named_at_once(tmp_path, changed, word):
     lines(root / "olmocr_bench" / "bench_data" / "headers_footers.jsonl", [row])
     with pytest.raises(InputError, match=word):
         benchmarks.load("olmocr_bench", root)
+
+
+def _repeating(draw: random.Random) -> tuple[list[str], str, int]:
+    """(two texts, a page that repeats something now and then, edits)."""
+
+    def word() -> str:
+        return "".join(draw.choice("ab. ") for _ in range(draw.randint(1, 5)))
+
+    unit, texts = word()[: draw.randint(1, 3)], []
+    for _ in range(2):
+        forms = [word() + unit * draw.randint(0, 4) + word(), word() + word(), unit * draw.randint(1, 5)]
+        text = draw.choice(forms)
+        texts.append(text if text.strip() else "a")
+    parts = [[word() * 2, unit * draw.randint(20, 120), word() + texts[0], texts[1]] for _ in range(4)]
+    return texts, "".join(draw.choice(part) for part in parts), draw.choice([0, 0, 1, 2, 3])
+
+
+def test_what_is_repeated_without_end_is_read_as_if_it_ended_sooner(monkeypatch):
+    """A row of a million dots has a million places where dots stand: of them few are looked at, and nothing changes."""
+    draw, kept = random.Random(7), []
+    for _ in range(120):
+        texts, page, most = _repeating(draw)
+        fact = {"type": "order", "before": texts[0], "after": texts[1], "max_diffs": most}
+        kept.append((keeps(page, fact), stands_in(texts[0], page, 0.7)))
+        with monkeypatch.context() as whole:
+            for module in (near_text, page_facts):
+                whole.setattr(module, "shortened", lambda page, ends: page)
+            expected = keeps(page, fact), stands_in(texts[0], page, 0.7)
+        assert kept[-1] == expected, (texts, page, most)
+    assert {order for order, _ in kept} == {alike for _, alike in kept} == {True, False}
+
+
+@pytest.mark.parametrize("unit", [".", ". ", "ab ", "abcdefgh"])
+def test_a_page_of_repetitions_is_as_short_as_its_ends(unit):
+    page = f"1. Introduction {unit * 50_000} 17"
+    short = shortened(page, 100)
+    assert len(short) < 2 * 100 + 3 * len(unit) + 20
+    assert (short[:60], short[-60:]) == (page[:60], page[-60:])
+    assert shortened("a page of words, each another one " * 3, 100) == "a page of words, each another one " * 3

@@ -122,14 +122,14 @@ def test_samples_on_which_scores_differ_are_drawn_evenly_and_come_first_on_the_p
     from ppe_npu.evaluation import group_pictures
 
     class Mine:
-        """Every fifth sample cannot be read, shows two pictures, or a path that is none; of s99 getting it fails."""
+        """Every fifth sample cannot be read, shows two videos, or a path that is none; of s99 getting it fails."""
 
         def __len__(self):
             return 100
 
         def __getitem__(self, number):
             if number % 5 == 0:
-                return [{}, {"index": f"s{number}", "prompt": "", "image_path": ["a", "b"]},
+                return [{}, {"index": f"s{number}", "prompt": "", "video_path": ["a", "b"]},
                         {"index": f"s{number}", "prompt": "", "image_path": 1}][number % 3]  # fmt: skip
             fields = {"index": f"s{number}", "prompt": "?"}
             if number == 99:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from types import SimpleNamespace
 
 import pytest
@@ -11,24 +12,25 @@ from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.benchmarks import registry
-from ppe_npu.evaluation.protocols import label, load
+from ppe_npu.evaluation.metrics import official
+from ppe_npu.evaluation.protocols import label
 
 TOKEN = 28 * 28  # pixels of a token of Qwen2-VL and Qwen2.5-VL
 
 
 def test_the_four_are_there_and_an_unknown_one_is_refused_by_name():
     assert protocols.names() == ["checkpoint", "lmms-eval", "qwen", "vlmevalkit"]
-    assert all(load(name).name == name for name in protocols.names())
+    assert all(protocols.load(name).name == name for name in protocols.names())
     with pytest.raises(InputError, match="protocol 'lmms' is not known: use one of checkpoint, lmms-eval"):
-        load("lmms")
+        protocols.load("lmms")
 
 
 @pytest.mark.parametrize("name", protocols.names())
 def test_prompts_are_of_benchmarks_that_are_there_and_take_what_those_fill_in(name):
-    for benchmark, texts in load(name).prompts.items():
+    for benchmark, texts in protocols.load(name).prompts.items():
         assert benchmark in registry.OURS or benchmark == "longvideobench_v"
-        assert set(texts) <= {"form", "hint_form"}
-        assert "{" in texts["form"]
+        assert set(texts) <= {"form", "hint_form", "open_form", "choice_form", "shown"}
+        assert all("{" in text for key, text in texts.items() if key != "shown")
 
 
 # Tokens of one picture, worked out by hand: each side rounds to a multiple of 28, then the area is brought into bounds.
@@ -44,14 +46,14 @@ def test_a_picture_has_the_tokens_that_the_protocols_make_of_it(height, width, t
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     for name, count in tokens.items():
-        least, most = load(name).pixels(None, None)
+        least, most = protocols.load(name).pixels(None, None)
         rows, columns = smart_resize(height, width, 28, least, most)
         assert rows * columns // TOKEN == count, name
 
 
 def test_a_videos_budget_is_shared_by_its_frames():
     def tokens(name, seconds):
-        sampling = load(name).sampling()
+        sampling = protocols.load(name).sampling()
         frames = sampling.count(int(seconds * 30), 30.0, 2)
         least, most = sampling.frame_pixels(frames, 1, 10**9)
         assert least == 128 * TOKEN
@@ -84,7 +86,7 @@ def test_without_a_budget_bounds_are_as_they_were():
     ],
 )
 def test_what_is_asked_for_goes_before_the_protocol(asked, expected):
-    sampling = load("lmms-eval").sampling(**asked)
+    sampling = protocols.load("lmms-eval").sampling(**asked)
     assert {key: getattr(sampling, key) for key in expected} == expected
 
 
@@ -93,35 +95,35 @@ def test_what_is_asked_for_goes_before_the_protocol(asked, expected):
     [((None, None), (200704, 1605632)), ((None, 784), (None, 784)), ((10**7, None), (10**7, None)), ((1, 2), (1, 2))],
 )
 def test_pixels_that_are_asked_for_go_before_the_protocol(asked, pixels):
-    assert load("lmms-eval").pixels(*asked) == pixels
+    assert protocols.load("lmms-eval").pixels(*asked) == pixels
 
 
 def test_a_result_says_what_it_went_by():
-    found = load("lmms-eval").recorded({"nframes": 8, "fps": None})
+    found = protocols.load("lmms-eval").recorded({"nframes": 8, "fps": None})
     assert found["name"] == "lmms-eval"
     assert found["changed"] == {"nframes": 8}
     assert found["video"]["max_frames"] == 32
     assert label({"protocol": found}) == "lmms-eval (nframes 8)"
-    assert label({"protocol": load("qwen").recorded()}) == "qwen"
+    assert label({"protocol": protocols.load("qwen").recorded()}) == "qwen"
     assert label({}) == label({"protocol": "text"}) == "checkpoint"  # the first edition said nothing
 
 
 def test_mmbench_is_asked_with_all_turns_where_the_protocol_says_so():
-    assert registry.named_by(load("vlmevalkit"), "mmbench_en") == "mmbench_en_circular"
-    assert registry.named_by(load("checkpoint"), "mmbench_en") == "mmbench_en"
-    assert registry.named_by(load("qwen"), "textvqa") == "textvqa"
+    assert registry.named_by(protocols.load("vlmevalkit"), "mmbench_en") == "mmbench_en_circular"
+    assert registry.named_by(protocols.load("checkpoint"), "mmbench_en") == "mmbench_en"
+    assert registry.named_by(protocols.load("qwen"), "textvqa") == "textvqa"
     assert registry.named_by(None, "mmbench_cn") == "mmbench_cn"
 
 
 def test_a_benchmark_of_ones_own_is_left_as_it_is():
     own = SimpleNamespace(modality="image")
-    registry.ask_by(load("vlmevalkit"), own)
+    registry.ask_by(protocols.load("vlmevalkit"), own)
     assert own == SimpleNamespace(modality="image")
 
 
 def test_every_number_is_finite_and_positive():
     for name in protocols.names():
-        found = load(name)
+        found = protocols.load(name)
         assert all(math.isfinite(value) and value > 0 for part in (found.image, found.video) for value in part.values())
 
 
@@ -132,9 +134,108 @@ def test_a_folder_of_the_first_edition_goes_on_as_what_it_was_and_says_how(tmp_p
 
     written = {"benchmark": "textvqa", "samples": 1}
     write_json(tmp_path / "settings.json", written)
-    unsaid = {"protocol": load("checkpoint").recorded()}
-    check_settings(tmp_path, {**written, "protocol": load("checkpoint").recorded()}, unsaid)
+    unsaid = {"protocol": protocols.load("checkpoint").recorded()}
+    check_settings(tmp_path, {**written, "protocol": protocols.load("checkpoint").recorded()}, unsaid)
     with pytest.raises(
         InputError, match=r"another protocol \(.*checkpoint.*, now .*lmms-eval.*go on by --protocol checkpoint"
     ):
-        check_settings(tmp_path, {**written, "protocol": load("lmms-eval").recorded()}, unsaid)
+        check_settings(tmp_path, {**written, "protocol": protocols.load("lmms-eval").recorded()}, unsaid)
+
+
+PICK = "Please select the correct answer from the options above. \n"
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "prompt"),
+    [
+        ("mmstar", 0, f"Question: Which?\nOptions:\nA. red\nB. blue\nC. green\nD. dark\n{PICK}"),
+        ("realworldqa", 0, f"Question: Which way?\nOptions:\nA. Left\nB. Right\n{PICK}"),
+        ("realworldqa", 1, "How many cars?"),  # without options
+        ("seedbench_2_plus", 0, f"Question: Where?\nOptions:\nA. a\nB. b\nC. c\nD. d\n{PICK}"),
+    ],
+)
+def test_vlmevalkits_prompts(load, name, number, prompt):
+    benchmark = copy(load(name))
+    registry.ask_by(protocols.load("vlmevalkit"), benchmark)
+    assert benchmark[number]["prompt"] == prompt
+
+
+def test_vlmevalkit_shows_mmmus_pictures_wherever_they_are_named(load):
+    benchmark = copy(load("mmmu"))
+    first = next(number for number, row in enumerate(benchmark.rows) if row["id"] == "validation_Art_Theory_1")
+    shown = benchmark[first]["prompt"].count("<image>"), len(benchmark[first]["image"])
+    assert shown == (2, 2)  # of <image 2>, <image 1> and <image 2> once more; that stays a text
+    registry.ask_by(protocols.load("vlmevalkit"), benchmark)
+    sample = benchmark[first]
+    assert sample["prompt"].startswith("Question: Compare <image> and <image>; <image> is\nOptions:\nA. ")
+    assert sample["prompt"].endswith(PICK)
+    shades = [picture.convert("L").getpixel((0, 0)) for picture in sample["image"]]
+    assert len(shades) == sample["prompt"].count("<image>")
+    assert shades[0] == shades[2] != shades[1]
+
+
+# VLMEvalKit makes a choice of an open question: A is the right answer as it is written, B "Other Answers".
+@pytest.mark.parametrize(
+    ("truth", "answer", "expected"),
+    [
+        ("3.5", "3.5", 1.0),
+        ("3.5", "3.5 m", 1.0),
+        ("3.5", "A", 1.0),
+        ("3.5", "B", 0.0),
+        ("3.5", "4", 0.0),
+        ("3.5", "It is 3.5, other answers are wrong", 0.0),  # both texts occur
+        ("['24/7', '3.429']", "24/7", 0.0),  # the list is one text
+        ("C", "C", 0.0),  # C is right, and no choice
+    ],
+)
+def test_vlmevalkit_reads_mmmus_open_answers_as_a_choice_of_two(load, truth, answer, expected):
+    benchmark = copy(load("mmmu"))
+    registry.ask_by(protocols.load("vlmevalkit"), benchmark)
+    sample = {"index": "x", "options": None, "GT": [truth], "written": truth}
+    assert benchmark.judged(answer, sample) == expected
+
+
+def test_realworldqas_options_are_read_by_vlmevalkits_rule_and_other_answers_as_before(load):
+    benchmark = copy(load("realworldqa"))
+    registry.ask_by(protocols.load("vlmevalkit"), benchmark)
+    choice, open_one = benchmark[0], benchmark[1]
+    said = ("B", "The answer is B", "right", "Left", "")
+    assert [benchmark.judged(answer, choice) for answer in said] == [1.0, 1.0, 1.0, 0.0, 0.0]
+    assert [benchmark.judged(answer, open_one) for answer in ("3", "Three", "4")] == [1.0, 1.0, 0.0]
+
+
+def test_a_question_of_mmstar_whose_options_have_another_form_is_asked_as_it_is(load):
+    benchmark = copy(load("mmstar"))
+    registry.ask_by(protocols.load("vlmevalkit"), benchmark)
+    row = {**benchmark.rows[0], "question": "Which?\n(A) red (B) blue"}
+    assert benchmark.sample(row)["prompt"].startswith("Which?\n(A) red (B) blue\nAnswer with")
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "edition"),
+    [
+        ("tempcompass", None, 2), ("vqav2", "lmms-eval", 2), ("mmbench_en", "lmms-eval", 3), ("mmbench_en", "qwen", 2),
+        ("ai2d", "vlmevalkit", 3), ("pope", "vlmevalkit", 1), ("mmmu", "vlmevalkit", 2), ("mmmu", None, 1),
+        ("videomme_subtitles", "lmms-eval", 2),
+    ],
+)  # fmt: skip
+def test_a_run_whose_rule_has_changed_is_not_gone_on_with(load, tmp_path, name, protocol, edition):
+    from ppe_npu.evaluation.identity import benchmark_identity, check_settings
+    from ppe_npu.files import write_json
+
+    benchmark = copy(load(name))
+    registry.ask_by(protocol and protocols.load(protocol), benchmark)
+    identity = benchmark_identity(benchmark)
+    assert identity.get("edition", 1) == edition
+    write_json(tmp_path / "settings.json", identity)
+    check_settings(tmp_path, identity)
+    older = {key: value for key, value in identity.items() if key != "edition"}
+    write_json(tmp_path / "settings.json", older)
+    if edition > 1:
+        words = rf"another edition of the scoring rule, whose scores do not mix \(1, now {edition}\)"
+        with pytest.raises(InputError, match=words):
+            check_settings(tmp_path, identity)
+
+
+def test_every_rule_that_has_changed_is_there():
+    assert official.CHANGED.keys() <= official.RULES.keys()

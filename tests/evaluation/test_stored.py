@@ -29,6 +29,14 @@ MORE = {
     "scale": {"maximum": 1.0, "factor": 100.0, "decimals": 1},
 }
 
+TIME = {"median": 0.5, "quartiles": [0.4, 0.6], "ratio": 0.5, "low": 0.4, "high": 0.6, "scatter": 0.1, "told": True}
+WORK = dict.fromkeys(("tower_flops", "decoder_flops", "tower_bytes", "decoder_bytes", "kv_bytes"), 1e9)
+COST = {"ttft": TIME, "total": TIME, "new_tokens": 2.0, "counted": WORK}
+COSTS = {
+    "rounds": 5, "prompts": 8, "reference": "dense", "rows": {"dense": COST, "ppe 0.45": COST}, "ratios_of": "time",
+    "device": "cpu", "dtype": "fp32", "protocol": "qwen (fps 2)",
+}  # fmt: skip
+
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
@@ -41,6 +49,7 @@ def runs(tmp_path, monkeypatch):
         write_json(folder / "results.json", {**result, "settings": settings})
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         write_rows(folder, [{**row, "prompt": "q", "GT": "a", "answer": f"{name} a"} for row in rows])
+    write_json(tmp_path / "b" / "costs.json", COSTS)
     return tmp_path
 
 
@@ -88,8 +97,8 @@ def check(runs) -> bool:
     return True
 
 
-def check_changes(runs, changes) -> None:
-    file = runs / "b" / "dense" / "results.json"
+def check_changes(runs, changes, name="dense/results.json") -> None:
+    file = runs / "b" / name
     whole = json.loads(file.read_text())
     taken = {True: 0, False: 0}
     for path, new in changes(list(leaves(whole))):
@@ -106,6 +115,17 @@ def test_results_that_somebody_changed_are_reported_or_named(runs):
 @pytest.mark.slow
 def test_results_with_any_part_changed_are_reported_or_named(runs):
     check_changes(runs, lambda paths: [(path, new) for path in paths for new in [..., *JUNK]])
+
+
+def test_costs_that_somebody_changed_are_reported_or_named(runs):
+    dice = random.Random(0)
+    changes = lambda paths: [(dice.choice(paths), dice.choice([..., *JUNK])) for _ in range(20)]  # noqa: E731
+    check_changes(runs, changes, "costs.json")
+
+
+@pytest.mark.slow
+def test_costs_with_any_part_changed_are_reported_or_named(runs):
+    check_changes(runs, lambda paths: [(path, new) for path in paths for new in [..., *JUNK]], "costs.json")
 
 
 @pytest.mark.parametrize("path", [("types", "row", "count"), ("headline", "value"), ("scale", "factor")], ids=str)

@@ -40,6 +40,7 @@ def test_the_group_of_dense_says_what_its_weights_learned_with(run, tiny_folder,
         note_compression(model, CompressionConfig.preset(trained, **({"k": 4} if trained == "ppe" else {})))
     scenes.write_split(tmp_path / "data", "test", 1, seed=2, questions_per_image=3)
     where = ["--data-root", tmp_path / "data", "--output", tmp_path / "out", "--max-new-tokens", 1, "--device", "cpu"]
+    where += ["--cost-rounds", 0, "--no-smaller-input"]
     code, out, err = run("eval", "--model", model, *where, "--compression", "chatunivi", "dense", "ppe", "--k", 4)
     assert code == 0, err
     bound = "Dense, 100 %, of weights tuned with ppe k=4 0.45" if trained == "ppe" else "Upper bound, 100 %"

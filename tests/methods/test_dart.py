@@ -97,3 +97,37 @@ def test_the_published_order_is_that_of_a_set_also_where_the_image_alone_has_piv
     for walk, walked in walks.items():
         found = get("dart", ratio=count * 4 / 30, pivot_text=0, released=True, walk=walk).group(view)
         assert found.representatives[0].tolist() == chosen(walked)
+
+
+def published(hidden, start, count, pivots, walked, each):
+    """Which of the image's tokens are kept; all places are those in the prompt."""
+    taken = list(pivots)
+    for pivot in walked:
+        rest = [i for i in range(start, start + count) if i not in taken]
+        alike = torch.nn.functional.cosine_similarity(hidden[pivot], hidden[rest], dim=-1)
+        taken += [rest[int(i)] for i in (-alike).topk(each).indices]
+    return sorted(i - start for i in taken)
+
+
+@pytest.mark.parametrize(("images", "texts"), [(2, 3), (4, 3), (9, 8)])
+def test_the_published_order_is_that_of_a_set_of_the_list_of_pivots(images, texts):
+    """A set that is made of anything else may have a table of another size, and so another order."""
+    others, count, before, after, each = 0, 90, 5, 21, 3
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        tokens, text = (torch.randn(1, n, 6, generator=generator) for n in (count, before + after))
+        keys, text_keys = (torch.randn(1, n, 2, 4, generator=generator) for n in (count, before + after))
+        view = View.of(
+            tokens=tokens, layer_keys=keys, text=text, text_keys=text_keys,
+            text_after=torch.arange(before + after)[None] >= before,
+        )  # fmt: skip
+        hidden = torch.cat([text[0, :before], tokens[0], text[0, before:]])
+        pivots = before + keys[0].abs().sum((1, 2)).argsort(descending=True)[:images]
+        words = before + count + text_keys[0, before:].abs().sum((1, 2)).argsort(descending=True)[:texts]
+        pivots, listed = pivots.tolist(), [*pivots.tolist(), *words.tolist()]
+        ratio = (each * len(listed) + 0.5) / count
+        method = get("dart", ratio=ratio, pivot_image=images, pivot_text=texts, released=True)
+        expected = published(hidden, before, count, pivots, set(listed), each)
+        assert method.group(view).representatives[0].tolist() == expected
+        others += expected != published(hidden, before, count, pivots, set(dict.fromkeys(listed)), each)
+    assert others

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import assert_near
 
-from ppe_npu.engine.members import members
 from ppe_npu.methods.dpc_knn import DPCKNN, num_neighbors
 from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.positions.entries import members
 from ppe_npu.methods.view import View
 
 

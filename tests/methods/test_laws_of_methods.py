@@ -47,7 +47,7 @@ def method(request) -> Method:
 def wanted(method: Method, share: float = 0.4) -> list[int]:
     """How many tokens each cell is asked to keep: not what its own ratio says, unless it counts late."""
     sizes = views.sizes_of(method)
-    return [method.kept(size) if method.counts == "late" else -(-int(size * share) // 1) for size in sizes]
+    return [method.kept(size) if method.counts == "late" else max(int(size * share), 1) for size in sizes]
 
 
 def found(method: Method, parts: dict, num_kept: list[int]) -> Grouping:
@@ -111,6 +111,9 @@ def test_two_runs_are_equal_and_a_permuted_batch_is_a_permuted_result(method):
 def test_padding_and_mates_change_nothing(method, seed):
     parts, kept, sizes = views.parts_of(method, seed), wanted(method), views.sizes_of(method)
     grouping = found(method, parts, kept)
+    wild = found(method, views.with_wild_padding(method, parts), kept)
+    for name in ("labels", "counts", "representatives"):
+        assert torch.equal(getattr(wild, name), getattr(grouping, name))
     for cell, size in enumerate(sizes):
         own = method.group(views.alone(method, parts, cell, kept[cell]))
         groups = int((own.counts > 0).sum())
@@ -118,8 +121,9 @@ def test_padding_and_mates_change_nothing(method, seed):
         assert torch.equal(own.representatives[0, :groups], grouping.representatives[cell, :groups])
 
 
-def test_the_choice_is_made_in_fp32_whatever_the_tokens_are(method):
-    parts, kept = views.parts_of(method), wanted(method)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_choice_is_made_in_fp32_whatever_the_tokens_are(method, seed):
+    parts, kept = views.parts_of(method, seed), wanted(method)
     halves = {name: value.bfloat16() if value.is_floating_point() else value for name, value in parts.items()}
     whole = {name: value.float() if value.is_floating_point() else value for name, value in halves.items()}
     one, other = (found(method, given, kept) for given in (halves, whole))

@@ -8,12 +8,12 @@ from test_grouping import random_grouping
 from tolerances import assert_equal, assert_near
 
 from ppe_npu.config import CompressionConfig
-from ppe_npu.engine.members import members
-from ppe_npu.engine.positions import rotary_table
+from ppe_npu.engine.rotary import rotary_table
 from ppe_npu.errors import InputError
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.positions import rule_named, rule_names
 from ppe_npu.methods.positions.base import MEAN, MEAN_ANGLE
+from ppe_npu.methods.positions.entries import members
 
 WIDE = 4  # columns of the raster in which the tokens of these tests stand
 CHANNELS = (0,) * 4 + (1,) * 6

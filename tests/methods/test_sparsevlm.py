@@ -7,7 +7,7 @@ from tolerances import assert_near
 
 from ppe_npu.methods import get
 from ppe_npu.methods.peaks import density_peaks
-from ppe_npu.methods.sparsevlm import rated, raters, split
+from ppe_npu.methods.sparsevlm import _most, rated, raters, split
 from ppe_npu.methods.view import View
 
 RECORDED = cases("sparsevlm")
@@ -102,3 +102,46 @@ def test_of_equal_tokens_and_densities_the_first_comes_first():
     assert centers[0][labels[0]].tolist() == [0, 1, 2, 3] * 3
     pair = torch.tensor([[[5.0], [0.0], [5.1], [9.0], [0.3]]])  # 0 and 2 are each other's nearest, and so equally dense
     assert density_peaks(pair, there[:, :5], two, 2, two, 2)[0].tolist()[0][0] == 0
+
+
+def every_cell(length):
+    """Cells of n tokens that keep m of them, for all 1 <= m <= n <= length."""
+    pairs = torch.tensor([(n, m) for n in range(1, length + 1) for m in range(1, n + 1)])
+    valid = torch.arange(length) < pairs[:, :1]
+    return View.of(tokens=torch.zeros(len(pairs), length, 1), valid=valid, num_kept=pairs[:, 1]), pairs.unbind(1)
+
+
+def test_the_host_knows_how_many_are_clustered_and_left_out_at_most():
+    view, (sizes, kept) = every_cell(70)
+    whole, recycled = split(view)
+    for least in range(1, 71):
+        some = kept >= least
+        left_out = (sizes - whole - recycled)[some].max()
+        assert _most(70, least) == (max(int(recycled[some].max()), 1), int(left_out))
+
+
+def test_published_budgets_have_their_clusters_on_top():
+    view, (sizes, whole) = every_cell(70)
+    asked = torch.minimum(whole, sizes - 1)
+    left = sizes - asked
+    total = asked + (3 * left // 10 + 1) // 10 + 1
+    view = View.of(tokens=view.tokens, valid=view.valid, num_kept=total)
+    assert torch.equal(split(view, whole)[0], asked)
+    assert (split(view)[0] >= asked).all()
+    assert not torch.equal(split(view)[0], asked)  # 37 of 70 with 2 clusters, or 38 with 1
+    pairs = list(zip(sizes.tolist(), whole.tolist()))
+    methods = [get("sparsevlm", released=True, ratio=min((m + 0.5) / n, 1)) for n, m in pairs]
+    assert [method.kept(n) for method, (n, _) in zip(methods, pairs)] == total.tolist()
+
+
+@pytest.mark.parametrize("case", case_names("sparsevlm"))
+def test_released_keeps_as_many_as_published_without_being_told(case):
+    settings, given = RECORDED[case]
+    count = settings["grid"][0] * settings["grid"][1]
+    method = get("sparsevlm", ratio=(settings["kept"] + 0.5) / count, released=True)
+    view = view_of(settings, given, None)
+    assert method.kept(count) == settings["kept"] + settings["merged"]
+    made = method.group(view)
+    assert set(given["kept"].tolist()) <= set(made.representatives[0].tolist())
+    assert made.weights[0].sum() == settings["kept"] + settings["recycled"]
+    assert (made.labels >= 0).all()

@@ -29,6 +29,15 @@ def test_an_exact_method_alone_keeps_its_own_share_of_each_cell(method, valid):
         assert torch.equal(found.representatives, same.representatives)
 
 
+def test_masks_and_places_may_be_whole_numbers_of_any_dtype():
+    text = {"text": torch.randn(3, 4, 6), "text_after": torch.tensor([[0, 0, 1, 1]]).expand(3, -1)}
+    whole = View.of(tokens=TOKENS, valid=VALID, places=PLACES, **text | {"text_after": text["text_after"].bool()})
+    given = View.of(tokens=TOKENS, valid=VALID.int(), places=PLACES.int(), **text)
+    for name in ("valid", "places", "text_after"):
+        assert getattr(given, name).dtype == getattr(whole, name).dtype
+        assert torch.equal(getattr(given, name), getattr(whole, name))
+
+
 def test_a_method_that_hands_its_view_on_is_counted_once():
     """A subclass whose group() calls its parent's."""
     found = toys.Weighted(0.3).group(View.of(tokens=TOKENS))

@@ -83,3 +83,16 @@ def alone(method: Method, parts: dict[str, torch.Tensor], cell: int, num_kept: i
         length = texts if name.startswith("text") else size
         own[name] = value[..., :length] if name == "tower_saliency" else value[:, :length]
     return View.of(**own, num_kept=num_kept)
+
+
+def with_wild_padding(method: Method, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same parts with numbers a hundred times as large where a cell has no token and a prompt no text."""
+    texts = parts["text_valid"].sum(1).tolist() if "text_valid" in parts else []
+    out = {name: value.clone() for name, value in parts.items()}
+    for name, value in out.items():
+        lengths = texts if name.startswith("text") else sizes_of(method)
+        if value.is_floating_point():
+            for cell, length in enumerate(lengths):
+                own = value[cell].transpose(0, -1) if name == "tower_saliency" else value[cell]
+                own[length:] = 100 * own[length:] + 100
+    return out

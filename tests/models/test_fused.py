@@ -8,7 +8,7 @@ from tolerances import assert_rounds_alike, exact
 from transformers import DynamicCache, StaticCache
 
 from ppe_npu import CompressionConfig, backends, compress, restore
-from ppe_npu.engine.segments import Segments
+from ppe_npu.engine.packing import Segments
 from ppe_npu.models import vision_language
 from ppe_npu.models.fused import fuse, unfuse
 

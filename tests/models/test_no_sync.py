@@ -78,6 +78,7 @@ def test_everything_is_uploaded_before_the_tower_runs(model, monkeypatch):
     events = []
     upload = rounds.upload
     monkeypatch.setattr(rounds, "upload", lambda array, device: events.append("upload") or upload(array, device))
+    monkeypatch.setattr(device, "asks_freely", lambda _: False)  # on a CPU a plan is where it is
     compress(model, CompressionConfig.preset("ppe", k=4))
     inputs = batch(Prompt([1, ("video", (2, 3, 4)), 1]), Prompt([2, ("image", (1, 2, 2))], seed=1))
     model.model.visual.register_forward_hook(lambda *_: events.append("tower"))
@@ -129,6 +130,7 @@ def test_no_sync_inside_a_cascade(model, monkeypatch):
     uploads = []
     upload = rounds.upload
     monkeypatch.setattr(rounds, "upload", lambda array, device: uploads.append(1) or upload(array, device))
+    monkeypatch.setattr(device, "asks_freely", lambda _: False)  # on a CPU a plan is where it is
     model.model.visual.register_forward_hook(lambda *_: uploads.clear())
     with torch.no_grad():
         model(**batch(*MIXED))

@@ -203,6 +203,23 @@ def test_counts_are_bounds_until_they_are_measured(some):
     assert report.to_dict()["tokens_in_tower"] == report.tokens_in_tower == 42
 
 
+def test_pixels_say_the_number_of_which_a_grid_says_the_bound(some):
+    config = config_of([PRUNE, {"method": "uniform", "ratio": 0.5}])
+    prompt = painted([1, ("image", (1, 4, 5)), ("image", (1, 3, 3)), 2], seed=1)
+    model = compress(MODELS[some], config)
+    logits(model, inputs_of(some, prompt))
+    values = model.compression.vision.pixels
+    cells = [
+        values.cells(own, (h // 2, w // 2), 2) for own, (_, h, w) in zip(prompt.pixels["image"], prompt.grids["image"])
+    ]
+    grids, counted = prompt.grids["image"], [span.after for span in model.compression.report.spans]
+    assert config.tokens_kept(grids, pixels=cells) == counted
+    assert config.tokens_kept(grids[0], pixels=cells[0]) == counted[0] < config.tokens_kept(grids[0]) == 10
+    assert config.tokens_kept(grids, pixels=[None, cells[1]]) == [10, counted[1]]
+    exact = config_of([{**PRUNE, "max_kept": 3, "fill": True}])
+    assert exact.tokens_kept(grids[0], pixels=cells[0]) == 3
+
+
 def test_a_video_alone_stays_as_it_is(some):
     prompt = Prompt([1, ("frames" if some == "qwen3_vl" else "video", (2, 2, 3)), 2], seed=1)
     _, trace, _ = traced(MODELS[some], config_of("alone"), prompt)

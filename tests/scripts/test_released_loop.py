@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tolerances import assert_near
 
 from ppe_npu import CompressionConfig
-from ppe_npu.engine.members import members
+from ppe_npu.methods.positions.entries import members
 from ppe_npu.methods.view import View
 
 RECORDED = Path(__file__).parent.parent / "data" / "released.safetensors"

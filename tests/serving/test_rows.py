@@ -7,7 +7,8 @@ from tolerances import OPERATORS, assert_equal, assert_near
 
 from ppe_npu.backends.reference.rotary import rotary
 from ppe_npu.engine.items import ItemRun
-from ppe_npu.engine.positions import contiguous_channels, interleaved_channels, rotary_table
+from ppe_npu.engine.positions import contiguous_channels, interleaved_channels
+from ppe_npu.engine.rotary import rotary_table
 from ppe_npu.errors import InputError
 from ppe_npu.serving.rotary import RowRotary, rotary_columns
 from ppe_npu.serving.rows import LARGEST, placed_rows, prompt_line, split_rows, thinned_runs, with_rows

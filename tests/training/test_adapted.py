@@ -41,6 +41,7 @@ def test_describe_and_eval_take_it(run, adapter, tmp_path, write_image):  # noqa
     merge_lora(adapter, tmp_path / "merged")
     scenes.write_split(tmp_path / "data", "test", 2, seed=2, questions_per_image=3)
     image, said = write_image("a.png"), []
+    plain = ["--cost-rounds", 0, "--no-smaller-input"]
     for model in (adapter, tmp_path / "merged"):
         asked = ["--image", image, "--prompt", "row red", "--max-new-tokens", 4, "--device", "cpu"]
         code, out, err = run("describe", "--model", model, *asked)
@@ -48,7 +49,7 @@ def test_describe_and_eval_take_it(run, adapter, tmp_path, write_image):  # noqa
         assert f"that of {model}/compression.json" in err
         said.append(out.splitlines()[:4])
         where = ["--data-root", tmp_path / "data", "--output", tmp_path / "eval" / model.name, "--device", "cpu"]
-        code, _, err = run("eval", "--model", model, *where, "--max-new-tokens", 2)
+        code, _, err = run("eval", "--model", model, *where, "--max-new-tokens", 2, *plain)
         assert code == 0, err
     assert said[0] == said[1]
     answers = [
@@ -60,7 +61,7 @@ def test_describe_and_eval_take_it(run, adapter, tmp_path, write_image):  # noqa
     assert settings["model"] == str(adapter)
     # The same again: it is the same run.
     assert run("eval", "--model", adapter, *where[:2], "--output", tmp_path / "eval" / "final", "--device", "cpu",
-               "--max-new-tokens", 2)[0] == 0  # fmt: skip
+               "--max-new-tokens", 2, *plain)[0] == 0  # fmt: skip
 
 
 def test_a_base_that_moved_is_named(run, adapter, tiny_folder, tmp_path, write_image):  # noqa: F811

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -43,6 +44,17 @@ def test_a_finished_run_stops_at_once_and_changes_nothing(ended, capfd, monkeypa
     assert state(settings["output"]) == before
     assert "is at its end, step 2 of 2" in capfd.readouterr().err
     refused(settings, "another learning_rate (0.001, now 0.0001)", learning_rate=1e-4)
+
+
+def test_a_finished_runs_damaged_summary_is_named(ended):
+    settings, _ = ended
+    file = Path(settings["output"], "summary.json")
+    whole = json.loads(file.read_text())
+    for change in ({"losses": 5}, {"losses": [[1]]}, {"seconds": "2"}, {"steps": None}, {"validation": [["a", 0.5]]}):
+        file.write_text(json.dumps(whole | change))
+        refused(settings, f"{file} is damaged ({next(iter(change))}=", "move it away")
+    file.write_text(json.dumps({key: value for key, value in whole.items() if key != "skipped"}))
+    refused(settings, f"{file} is damaged (it lacks skipped", "move it away")
 
 
 def test_a_finished_run_whose_final_is_gone_is_gone_on_with(ended):

@@ -116,7 +116,7 @@ def test_the_command_answers_as_the_model_does(trained, tmp_path, run, name, com
     file.write_text(BENCHMARK.format(root=str(trained[1].parent)))
     more = () if compression == "dense" else ("--k", "2", "--ratio", "0.5")
     asked = ("--benchmarks", f"{file}:Mixed", "--compression", compression, *more, "--nframes", str(FRAMES))
-    asked += ("--generation", *rules) if rules else ()
+    asked += ("--cost-rounds", "0", *(("--generation", *rules) if rules else ()))
     code, out, err = run("eval", "--model", str(folder), "--output", str(tmp_path / "out"), "--device", "cpu", *asked)
     assert code == 0, out + err
     rows = next((tmp_path / "out" / "Mixed").glob("*/predictions.jsonl")).read_text().splitlines()

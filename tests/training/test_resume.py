@@ -138,6 +138,40 @@ def test_folders_of_shards_and_several_processes_files_are_listed_and_checked(tm
         file.write_bytes(content)
 
 
+NEEDED = ("trainer_state.json", "scheduler.pt", "optimizer.pt", "rng_state.pth", "config.json", "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "earlier"),
+    [
+        (lambda files: files.pop("optimizer.pt"), "whole.json is damaged", "optimizer.pt is missing"),
+        (lambda files: files.clear(), "whole.json is damaged", "trainer_state.json is missing"),
+        (
+            lambda files: files["optimizer.pt"].update(size=1),
+            "whole.json is damaged",
+            "optimizer.pt is damaged: 5 bytes",
+        ),
+        (lambda files: files.update({"a" * 300: files["config.json"]}), "whole.json is damaged", "name too long"),
+        (lambda files: files.update({"../a": files["config.json"]}), "whole.json is damaged", "whole.json is damaged"),
+        (lambda files: files.update({"/etc/passwd": files["config.json"]}), "whole.json is", "whole.json is damaged"),
+    ],
+)
+def test_a_list_of_files_that_somebody_changed_is_named(tmp_path, change, words, earlier):
+    """A row that is gone would leave its file unchecked; an earlier edition's list has no sum of its own."""
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    for name in NEEDED:
+        (folder / name).write_bytes(b"state")
+    record = whole_record(folder, 3)
+    (folder / "whole.json").write_text(json.dumps({key: record[key] for key in ("step", "files")}))
+    assert check_whole(folder), "an earlier edition's"
+    change(record["files"])
+    for listed, said in ((record, words), ({key: record[key] for key in ("step", "files")}, earlier)):
+        (folder / "whole.json").write_text(json.dumps(listed))
+        with pytest.raises(InputError, match=said):
+            check_whole(folder)
+
+
 def test_every_byte_of_a_large_file_counts(tmp_path):
     """A file of several blocks: a change in the first, the last and at a border, and blocks that change places."""
     file = tmp_path / "large"

@@ -19,6 +19,7 @@ from ppe_npu.data.inputs import InputError, VideoSampling
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
+from ppe_npu.evaluation.samples import measure
 from ppe_npu.training.collator import Collator
 from ppe_npu.training.data import Record
 from ppe_npu.training.survey import KINDS, kind_of, survey
@@ -108,6 +109,27 @@ def test_lengths_are_those_of_the_collators_batches(processors, records, family,
             "answers": int((batch["labels"] >= 0).sum()),
         }
         assert {key: int(getattr(found, key)[number]) for key in expected} == expected, record.where
+
+
+def test_of_pictures_whose_pixels_say_how_many_tokens_stay_the_number_is_counted(processors, tmp_path):
+    """Two pages of one size: one blank, one of noise. A later step halves what the first one keeps."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    records, processor = [], processors["qwen2_5_vl"]
+    for name, drawn in (("blank", np.full_like(noise, 255)), ("noise", noise)):
+        path = str(tmp_path / f"{name}.png")
+        Image.fromarray(drawn).save(path)
+        records.append(Record(name, (path,), (), talk("<image>row", "3")))
+    for steps, share in (([], 1), ([{"method": "uniform", "ratio": 0.5}], 0.5)):
+        config = CompressionConfig.from_dict({"steps": [{"method": "pixelprune"}, *steps], "positions": "keep_one"})
+        found = survey(records, processor, config)
+        assert found.visual_before[0] == found.visual_before[1]
+        assert found.visual_after.tolist() == [1, found.visual_before[1] * share]
+        assert (found.before - found.visual_before == found.after - found.visual_after).all()
+        samples = [{"prompt": "row", "image_path": record.images[0]} for record in records]
+        blank, other = (measure(sample, processor, config) for sample in samples)
+        assert other.after - blank.after == found.visual_after[1] - 1
+    budget = CompressionConfig.from_dict({"steps": [{"method": "pixelprune", "max_kept": 2, "fill": True}]})
+    assert survey(records, processor, budget).visual_after.tolist() == [2, 2]
 
 
 def test_workers_count_the_same(processors, records):

@@ -90,7 +90,9 @@ class Dataset(ABC):
         for name, text in protocol.prompts.get(self.name, {}).items():
             setattr(self, name, text)
         self.protocol = protocol
-        self.official = official.rule(self.scored_as or self.name, protocol.rules) if protocol.rules else None
+        scored_as = self.scored_as or self.name
+        self.official = official.rule(scored_as, protocol.rules) if protocol.rules else None
+        self.edition = type(self).edition + official.CHANGED.get((scored_as, protocol.rules or ""), 0)
         self.draws = protocol.draws
         self.max_new_tokens = protocol.max_new_tokens or self.max_new_tokens
 

@@ -24,6 +24,7 @@ class Grounding(Dataset):
 
     modality = "image"
     form = "Locate {expression}, output its bbox coordinates using JSON format."
+    edition = 2
     max_new_tokens = 64
     _answers: Any = None
 

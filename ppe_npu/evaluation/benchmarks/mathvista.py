@@ -24,6 +24,7 @@ class MathVista(Dataset):
     metric = "accuracy as calculate_score.py has it; the answer is extracted by rule where the authors ask GPT-4"
     form = "{question}\n{options}\n" + LETTER
     open_form = "{question}\n{ask}"
+    edition = 2
     max_new_tokens = 1024
 
     def read(self) -> list[Row]:

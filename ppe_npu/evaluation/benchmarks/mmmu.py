@@ -11,7 +11,7 @@ from typing import Any
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.benchmarks.dataset import LETTER, SHORT, Dataset, Row, Sample, lettered
 from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
-from ppe_npu.evaluation.metrics import mean_by, mmmu_letter, open_is_right
+from ppe_npu.evaluation.metrics import mean_by, mmmu_letter, official, open_is_right
 
 _PICTURE = re.compile(r"<image (\d+)>")
 DISCIPLINES = {
@@ -42,6 +42,7 @@ class MMMU(Dataset):
     # Under the authors' rule an answer without a letter is drawn where a protocol has a seed for that, else wrong.
     form = "{question}\n{options}\n\n" + LETTER
     open_form = "{question}\n\n" + SHORT
+    shown = "first"  # a picture stands where it is named first; "every": wherever it is named
     max_new_tokens = 128
 
     def read(self) -> list[Row]:
@@ -53,13 +54,14 @@ class MMMU(Dataset):
         options = listed(row["options"])
         choice = row["question_type"] == "multiple-choice"
         form = self.form if choice else self.open_form
-        prompt, pictures = place(form.format(question=row["question"], options=lettered(options)))
+        prompt, pictures = place(form.format(question=row["question"], options=lettered(options)), self.shown)
         fields = {
             "index": row["id"],
             "prompt": prompt,
             "GT": row["answer"] if choice else listed(row["answer"]),
             "type": row["id"].split("_", 1)[1].rsplit("_", 1)[0],
             "options": options if choice else None,
+            "written": row["answer"],
         }
         return Sample(fields, image=partial(self._images, row["number"], pictures))
 
@@ -68,8 +70,12 @@ class MMMU(Dataset):
         return [decode_image(self._table.cell(number, f"image_{name}"), where) for name in pictures]
 
     def judged(self, answer: str, sample: Row) -> float | None:
-        """Open questions have one rule."""
-        return self.score(answer, sample) if sample["options"] is None else super().judged(answer, sample)
+        """An open question has the authors' rule, unless the protocol has one of its own."""
+        if sample["options"] is not None:
+            return super().judged(answer, sample)
+        source = self.protocol and self.protocol.rules
+        rule = official.rule("mmmu_open", source) if source else None
+        return rule(answer, sample["written"], ()) if rule else self.score(answer, sample)
 
     def score(self, answer: str, sample: Row) -> float:
         if sample["options"] is not None:
@@ -84,8 +90,11 @@ class MMMU(Dataset):
         return {**mean_by(rows, lambda row: discipline.get(row["type"], str(row["type"]))), **subjects}
 
 
-def place(text: str) -> tuple[str, list[str]]:
-    """(text with <image> where a picture is first named, the numbers of the pictures in that order)."""
+def place(text: str, shown: str = "first") -> tuple[str, list[str]]:
+    """(text with <image> where a picture is first named, the numbers of the pictures in that order); shown="every":
+    wherever one is named, and its number as often."""
+    if shown == "every":
+        return _PICTURE.sub("<image>", text), _PICTURE.findall(text)
     found = list(dict.fromkeys(_PICTURE.findall(text)))
     for name in found:
         text = text.replace(f"<image {name}>", "<image>", 1)

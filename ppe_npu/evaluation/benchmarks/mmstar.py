@@ -7,16 +7,19 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from ppe_npu.evaluation.benchmarks.dataset import LETTER, Choice, Row, Sample
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, Choice, Row, Sample, lettered
 from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
 from ppe_npu.evaluation.metrics import mean_by, prefixed_letter
 
 _OPTION = re.compile(r"\b([A-Z]): (.*?)(?=, [A-Z]: |\n|\Z)")
 
 
-def _options(question: str) -> dict[str, str]:
-    """Letter -> text, of "Options: A: red, B: blue"; of a question that names them otherwise texts that nobody says."""
-    return dict(_OPTION.findall(question.rpartition("Options:")[2])) or dict.fromkeys("ABCD", "\0")
+def _parts(question: str) -> tuple[str, dict[str, str]]:
+    """(what is asked, letter -> text), of "Which? Options: A: red, B: blue"; of a question that names its options
+    otherwise all of it, and texts that nobody says."""
+    asked, _, listed = question.rpartition("Options:")
+    options = dict(_OPTION.findall(listed))
+    return (asked.strip(), options) if options else (question, dict.fromkeys("ABCD", "\0"))
 
 
 class MMStar(Choice):
@@ -35,12 +38,14 @@ class MMStar(Choice):
         return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
 
     def sample(self, row: Row) -> Row:
+        asked, options = _parts(row["question"])
+        form = self.form if asked != row["question"] else MMStar.form
         fields = {
             "index": str(row["index"]),
-            "prompt": self.form.format(question=row["question"]),
+            "prompt": form.format(question=row["question"], asked=asked, options=lettered(list(options.values()))),
             "GT": row["answer"].strip().upper(),
             "type": row["category"],
-            "options": _options(row["question"]),
+            "options": options,
         }
         return Sample(fields, image=partial(self._image, row["number"]))
 

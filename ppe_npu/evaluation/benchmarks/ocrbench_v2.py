@@ -32,6 +32,7 @@ class OCRBenchV2(Dataset):
     home = "data set ling99/OCRBench_v2 of the Hugging Face hub (parquet)"
     metric = "mean of eight abilities, by the rules of OCRBench_v2/eval_scripts (671a3f8); METEOR needs NLTK's WordNet"
     form = "{question}"
+    edition = 2
     max_new_tokens = 2048
     headline = "overall"
     language = "en"

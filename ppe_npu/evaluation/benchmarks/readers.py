@@ -34,10 +34,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[Row]:
-    """One row per line; blank lines are passed over."""
+    """One row per line; blank lines are passed over. JSON ends a line at a line feed alone, and holds other ends."""
     check_regular(path)
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except (ValueError, RecursionError) as error:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
-from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row, Sample
+from ppe_npu.evaluation.benchmarks.dataset import LETTERS, Dataset, Row, Sample, lettered
 from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
 from ppe_npu.evaluation.metrics import realworldqa_answer
 
+_OPTION = re.compile(r"^([A-Z])\. *([^\n]*)$", re.M)
+
 
 class RealWorldQA(Dataset):
-    """Letters, numbers or words. Prompt: the data's own question, as lmms-eval tasks/realworldqa asks it."""
+    """Letters, numbers or words. Prompt: the data's own question, as lmms-eval tasks/realworldqa asks it; VLMEvalKit,
+    whose table has options in columns of their own, has a form for what names options."""
 
     name = "realworldqa"
     modality = "image"
@@ -20,22 +24,39 @@ class RealWorldQA(Dataset):
     home = "data set xai-org/RealworldQA of the Hugging Face hub (parquet)"
     metric = "exact match without punctuation and case; three counts as 3, an option's text as its letter (lmms-eval)"
     form = "{question}"
+    edition = 2
+    choice_form: str | None = None  # of questions with options, where a protocol has another
 
     def read(self) -> list[Row]:
         self._table = Parquet(self.files(self.needs[0]), large=["image"])
         return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
 
     def sample(self, row: Row) -> Row:
+        asked, options = _parts(row["question"])
+        form = (self.choice_form if options else None) or self.form
         fields = {
             "index": row["number"],
-            "prompt": self.form.format(question=row["question"]),
+            "prompt": form.format(question=row["question"], asked=asked, options=lettered(options)),
             "GT": row["answer"],
             "question": row["question"],
+            "options": options or None,
         }
         return Sample(fields, image=partial(self._image, row["number"]))
 
     def _image(self, number: int) -> Any:
         return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
 
+    def judged(self, answer: str, sample: Row) -> float | None:
+        """What names no options has one rule."""
+        return super().judged(answer, sample) if sample["options"] else self.score(answer, sample)
+
     def score(self, answer: str, sample: Row) -> float:
         return float(realworldqa_answer(answer, sample["question"]).lower().strip() == sample["GT"].lower().strip())
+
+
+def _parts(question: str) -> tuple[str, list[str]]:
+    """(what is asked, the options) of a question with lines "A. Left", "B. Right"; (all of it, []) of one without."""
+    found = list(_OPTION.finditer(question))
+    if len(found) < 2 or [one[1] for one in found] != list(LETTERS[: len(found)]):
+        return question, []
+    return question[: found[0].start()].strip(), [one[2].strip() for one in found]

@@ -24,6 +24,7 @@ class TempCompass(Choice):
     home = "github.com/llyx97/TempCompass (questions/multi-choice.json) and lmms-lab/TempCompass of the hub (videos)"
     metric = "accuracy; a letter alone or before a full stop or bracket (eval_multi-choice.py), no GPT judge"
     form = "{question}\nPlease directly give the best option:"
+    edition = 2
 
     def read(self) -> Iterable[Row]:
         for video, aspects in read_json(self.file(self.needs[0])).items():

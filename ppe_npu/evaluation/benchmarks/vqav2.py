@@ -18,6 +18,7 @@ class VQAv2(Dataset):
     home = "visualqa.org/download (validation questions and annotations) and cocodataset.org (val2014.zip)"
     metric = "VQA accuracy over ten answers, GT-Vision-Lab vqaEval.py"
     form = "{question}\n" + SHORT
+    edition = 2
 
     def read(self) -> list[Row]:
         questions = {row["question_id"]: row for row in read_json(self.file(self.needs[0]))["questions"]}

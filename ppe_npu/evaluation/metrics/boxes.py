@@ -46,7 +46,9 @@ def shares(numbers: Sequence[float], family: str, seen: tuple[int, int]) -> tupl
 
 
 def overlap(first: Sequence[float], second: Sequence[float]) -> float:
-    """Intersection over union of two boxes; 0.0 where one has no area."""
+    """Intersection over union of two boxes; 0.0 where one has no area, or no four sides."""
+    if min(len(first), len(second)) < 4:
+        return 0.0
     left, top = max(first[0], second[0]), max(first[1], second[1])
     right, bottom = min(first[2], second[2]), min(first[3], second[3])
     inside = max(right - left, 0.0) * max(bottom - top, 0.0)

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from functools import lru_cache
 
+import numpy as np
+
+_UNIT = 8  # characters that a text may repeat without end
+
 
 def ratio(first: str, second: str) -> float:
     """1 - insertions and deletions per character of both texts."""
@@ -22,8 +26,28 @@ def stands_in(text: str, page: str, least: float) -> bool:
         return least <= 1.0
     if not text or not page:
         return least <= float(text == page)
+    page = shortened(page, 2 * len(text))
     short, long = (text, page) if len(text) <= len(page) else (page, text)
     return _part(short, long, least) or (len(short) == len(long) and _part(long, short, least))
+
+
+def shortened(page: str, ends: int) -> str:
+    """A page in which what is repeated without end (a row of dots, say) has so many characters at each of its two ends
+    at least, and little between them: from there on every place is like the one before."""
+    for unit in range(1, _UNIT + 1):
+        if len(page) <= 2 * ends + 2 * unit:
+            break
+        signs = np.frombuffer(page.encode("utf-32-le", "surrogatepass"), np.uint32)
+        same = np.concatenate([[False], signs[unit:] == signs[:-unit], [False]])
+        turns = np.flatnonzero(same[1:] != same[:-1])
+        parts, done = [], 0
+        for start, end in zip(turns[::2].tolist(), turns[1::2].tolist()):
+            more = (end + unit - start - 2 * ends) // unit - 1  # units that may go; one stays between the ends
+            if more > 0:
+                parts.append(page[done : start + ends])
+                done = start + ends + more * unit
+        page = "".join([*parts, page[done:]])
+    return page
 
 
 def _share(edits: int, characters: int) -> float:

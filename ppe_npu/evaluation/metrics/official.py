@@ -25,8 +25,8 @@ VERSIONS = {
 
 # Benchmarks that VLMEvalKit asks as choices among options, and reads alike.
 _CHOICES = (
-    *("ai2d", "mmbench", "mmmu", "mmmu_pro", "mmmu_pro_vision", "mmstar", "scienceqa", "seedbench_2_plus"),
-    "seedbench_image",
+    *("ai2d", "mmbench", "mmmu", "mmmu_pro", "mmmu_pro_vision", "mmstar", "realworldqa", "scienceqa"),
+    *("seedbench_2_plus", "seedbench_image"),
 )
 
 # (answer, reference or references, options) -> score; None where the official script draws an option at random.
@@ -77,6 +77,13 @@ def _inferred(answer: str, right: str, options: Sequence[str] | Mapping[str, str
     return float(letters.mmbench_letter(answer, _lettered(options)) == right)
 
 
+def _inferred_open(answer: str, truth: str, options: Sequence[str]) -> float:
+    """VLMEvalKit's rule of MMMU's open questions (multiple_choice.py, MMMU_preproc): A is the right answer, as it is
+    written, and B "Other Answers"; right is A, unless the right answer is itself a letter."""
+    right = truth if len(truth) == 1 and truth in ascii_uppercase else "A"
+    return float(letters.mmbench_letter(answer, {"A": truth, "B": "Other Answers"}) == right)
+
+
 def _lettered(options: Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
     return options if isinstance(options, Mapping) else dict(zip(ascii_uppercase, options))
 
@@ -102,6 +109,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("mme", "authors"): _yes_no(mme_label_published),
     ("mme", "lmms-eval"): _yes_no(mme_label),
     ("mme", "vlmevalkit"): _yes_no(word_label),
+    ("mmmu_open", "vlmevalkit"): _inferred_open,
     ("mmmu", "authors"): _drawn(lambda answer, options: letters.mmmu_letter(answer, options, published=True)),
     ("mvbench", "authors"): lambda answer, right, options: float(letters.opens_with(answer, right, lettered=False)),
     ("mvbench", "lmms-eval"): _letter(lmms.mvbench_letter),
@@ -117,6 +125,15 @@ RULES: dict[tuple[str, str], Rule] = {
     ("videomme", "lmms-eval"): _letter(lmms.extracted_letter),
     ("vqav2", "lmms-eval"): lambda answer, truths, options: vqa_accuracy_by("lmms-eval", answer, truths),
     ("vqav2", "vlmevalkit"): lambda answer, truths, options: vqa_accuracy_by("vlmevalkit", answer, truths),
+}
+
+
+# How often a rule of RULES has changed since it was first there: answers that an older one scored are not gone on with.
+CHANGED: dict[tuple[str, str], int] = {
+    **{(name, "vlmevalkit"): 1 for name in _CHOICES if name not in ("mmbench", "realworldqa")},
+    **{(name, "lmms-eval"): 1 for name in ("mmbench", "mlvu", "videomme")},
+    **{("textvqa", source): 1 for source in ("authors", "vlmevalkit")},
+    ("vizwiz", "authors"): 1,
 }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ppe_npu.evaluation.metrics.cells import Table, html_tables, markdown_tables
-from ppe_npu.evaluation.metrics.near_text import near_places, ratio, stands_in
+from ppe_npu.evaluation.metrics.near_text import near_places, ratio, shortened, stands_in
 
 _TEXTS = {  # what each kind needs
     "present": ("text",),
@@ -90,8 +90,9 @@ def _present(answer: str, fact: Fact) -> bool:
 
 
 def _order(answer: str, fact: Fact) -> bool:
-    page, most = plain(answer), fact.get("max_diffs") or 0
-    before, after = (near_places(plain(fact[name]), page, most) for name in ("before", "after"))
+    most, texts = fact.get("max_diffs") or 0, [plain(fact[name]) for name in ("before", "after")]
+    page = shortened(plain(answer), 2 * (max(map(len, texts)) + most))
+    before, after = (near_places(text, page, most) for text in texts)
     return bool(before and after) and min(before) < max(after)
 
 

@@ -21,7 +21,7 @@ from ppe_npu.utils.escape import printable
 
 LIMIT = 18_000_000  # bytes of a page's samples, pictures included; tables and the script come on top
 _LABEL = 100  # characters of a sample's index and type
-_SIDE = 256  # pixels of a picture's longer side
+_SIZE = (256, 512)  # pixels of a picture, at most: strips of frames are higher than wide
 _PICTURES = 6_000_000  # bytes of a page's pictures
 
 Comparison = Mapping[str, Any]
@@ -177,7 +177,7 @@ def _add_pictures(
 def _url(path: Path) -> str:
     """A picture as text that a page can hold; InputError for a file that is none."""
     small = load_image(path)
-    small.thumbnail((_SIDE, _SIDE))
+    small.thumbnail(_SIZE)
     data = io.BytesIO()
     small.save(data, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")

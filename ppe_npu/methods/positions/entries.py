@@ -1,8 +1,9 @@
-"""What a rule of positions chooses from: the original tokens that the tokens of each group hold.
+"""Which original tokens speak for a group: those whose positions its merged token keeps (PPE, arXiv 2510.22936).
 
-Before the first merge every token stands for itself. A merged token holds several original tokens, and a group of
-merged tokens draws from all that its members hold. So the choice is made among entries: one for each token and each
-place of what it holds, entry h * N + n being the h-th original token that token n holds.
+A rule chooses them from all original tokens that the tokens of the group hold. Before the first merge every token
+stands for itself. A merged token holds several original tokens, and a group of merged tokens draws from all that its
+members hold. So the choice is made among entries: one for each token and each place of what it holds, entry h * N + n
+being the h-th original token that token n holds.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from dataclasses import dataclass
 
 import torch
 
+from ppe_npu.backends import device
+from ppe_npu.backends.reference.dpc_knn import flat_square
+from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.positions.base import Rule, rule_named
+
 
 @dataclass(frozen=True)
 class Entries:
     """The entries of F frames of N tokens, H each.
 
     Args:
-        labels: [F, H * N] int64, group of each entry, -1 for none.
+        labels: [F, H * N] int64, group of each entry, `groups` for none.
         held: [F, H * N] int64, the original token that it stands for; rising with the raster order.
         groups: how many groups there may be.
         width: H.
@@ -36,7 +42,8 @@ class Entries:
 
     @classmethod
     def of(cls, labels: torch.Tensor, held: torch.Tensor | None, groups: int, **known: torch.Tensor | None) -> Entries:
-        """From labels [F, N] and held [F, N, H], or None where each token stands for itself."""
+        """From labels [F, N], -1 for none, and held [F, N, H], or None where each token stands for itself."""
+        labels = torch.where(labels < 0, groups, labels)
         if held is None:
             own = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
             return cls(labels, own, groups, 1, **known)
@@ -50,7 +57,7 @@ class Entries:
         held = self.held.unflatten(1, (self.width, -1))
         earlier = torch.ones(self.width, self.width, dtype=torch.bool, device=held.device).tril(-1)
         repeated = ((held[:, :, None] == held[:, None]) & earlier[:, :, None]).any(2).flatten(1)
-        return torch.where(repeated, -1, self.labels)
+        return torch.where(repeated, self.groups, self.labels)
 
     # -- choices ------------------------------------------------------------------------------------------------------
 
@@ -97,14 +104,14 @@ class Entries:
 
     def listed(self, labels: torch.Tensor, place: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         """The original token of the place-th entry of every group, among the entries with a label, in that order."""
-        by_group = order.gather(1, self.last_without_label(labels).gather(1, order).sort(dim=1, stable=True).indices)
+        by_group = order.gather(1, labels.gather(1, order).sort(dim=1, stable=True).indices)
         size = self.sizes(labels)
         index = (size.cumsum(1) - size + place).clamp(0, labels.shape[1] - 1)
         return self.held.gather(1, by_group.gather(1, index.flatten(1))).view(index.shape)
 
     def ranks(self, labels: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         """[F, H * N] how many entries of its group come before each one in that order."""
-        groups, by_group = self.last_without_label(labels).gather(1, order).sort(dim=1, stable=True)
+        groups, by_group = labels.gather(1, order).sort(dim=1, stable=True)
         starts = torch.nn.functional.pad(self.sizes(labels)[:, :, 0].cumsum(1), (1, 0))  # of no group, too
         rank = torch.arange(labels.shape[1], device=labels.device) - starts.gather(1, groups)
         return torch.zeros_like(labels).scatter_(1, order.gather(1, by_group), rank)
@@ -115,7 +122,93 @@ class Entries:
         # groups is as dear as the merge itself.
         sizes = torch.zeros(len(labels), self.groups + 1, device=labels.device)
         ones = torch.ones_like(labels, dtype=sizes.dtype)
-        return sizes.scatter_add_(1, self.last_without_label(labels), ones)[:, :-1, None].long()
+        return sizes.scatter_add_(1, labels, ones)[:, :-1, None].long()
 
-    def last_without_label(self, labels: torch.Tensor) -> torch.Tensor:
-        return torch.where(labels < 0, self.groups, labels)
+
+def members(
+    grouping: Grouping,
+    k: int,
+    rule: Rule | str,
+    tokens: torch.Tensor | None = None,
+    held: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """k members of every group, repeated in turn where a group has fewer: [F, M, k] int64; of a rule that chooses for
+    each axis by itself [F, M, axes * k], an axis after the other.
+
+    Tokens that were merged before hold several original tokens each, and a group of them draws its k from all that
+    its members hold. Without `held` a token stands for itself.
+
+    Args:
+        rule: one of ppe_npu.methods.positions, or its name.
+        tokens: [F, N, C], needed by the two rules of nearness.
+        held: [F, N, H] int64, the original tokens that each token holds, repeated in turn; rising with the raster.
+        positions: [axes, originals] int64, of each original token, needed by the rules that look at places.
+
+    Returns:
+        token indices, or values of `held`.
+    """
+    rule = rule_named(rule) if isinstance(rule, str) else rule
+    distance = None
+    if tokens is not None and rule.by_nearness:
+        # All members of a small group are listed, in raster order, however near they are.
+        width = 1 if held is None else held.shape[-1]
+        distance = _distance(grouping, tokens, k // width if rule.name == "nearest" else 0)
+    known = {"distance": distance, "representatives": grouping.representatives, "positions": positions}
+    return chosen(rule, k, grouping.labels, held, grouping.counts.shape[1], **known)
+
+
+def chosen(
+    rule: Rule,
+    k: int,
+    labels: torch.Tensor,
+    held: torch.Tensor | None,
+    groups: int,
+    positions: torch.Tensor | None = None,
+    **known: torch.Tensor | None,
+) -> torch.Tensor:
+    """members() of groups by their labels [F, N]; what else is known of them as Entries has it."""
+    if not rule.by_axis:
+        return rule.choose(Entries.of(labels, held, groups, positions=positions, **known), k)
+    assert positions is not None, "a pass hands on the prompt's positions"
+    axes, parts = len(positions), []
+    for axis in range(axes):
+        own = held if held is None or held.shape[-1] == 1 else held.chunk(axes, dim=-1)[axis]
+        entries = Entries.of(labels, own, groups, positions=positions, **known)
+        parts.append(rule.along(entries, k, axis, axes))
+    return torch.cat(parts, dim=-1)
+
+
+def among_equals(rule: Rule) -> Rule:
+    """The rule for members that are alike: by nearness none goes before another, so that rules of nearness spread the
+    k over the group."""
+    return rule_named("spread") if rule.by_nearness else rule
+
+
+def _distance(grouping: Grouping, tokens: torch.Tensor, known: int) -> torch.Tensor:
+    """[F, N] distance of each token to the representative of its group; -1 for the representative itself, which comes
+    before tokens that are equal to it. What a vision tower rounds the tokens of a flat area by is no distance
+    (docs/numerics.md): in every batch, and on every machine, it is another.
+
+    Args:
+        known: of groups of at most so many tokens any other number will do; where the host can see which these are,
+            they are left out.
+    """
+    own = grouping.labels.clamp_min(0)
+    center = grouping.representatives.gather(1, own)
+    frames, count = center.shape
+    first = count * torch.arange(frames, device=tokens.device)[:, None]
+    rows, centers, asked = tokens.flatten(0, 1), (center + first).flatten(), None
+    if device.asks_freely(tokens.device):
+        asked = (grouping.counts.gather(1, own) > known).flatten().nonzero()[:, 0]
+        rows, centers = rows.index_select(0, asked), centers[asked]
+    heads, wide = tokens.flatten(0, 1).index_select(0, centers), torch.promote_types(tokens.dtype, torch.float32)
+    # A norm reads the differences once, where squares would be written.
+    distance = torch.linalg.vector_norm(heads.to(wide).sub_(rows.to(wide)), dim=-1)
+    if asked is not None:
+        distance = distance.new_zeros(frames * count).index_copy_(0, asked, distance)
+    places, distance = torch.arange(count, device=tokens.device), distance.view_as(center)
+    heads = tokens.gather(1, grouping.representatives[:, :, None].expand(-1, -1, tokens.shape[-1]))
+    rounding = flat_square(heads.flatten(0, 1)[:, None]).sqrt().view(frames, -1)
+    distance = torch.where(distance <= rounding.gather(1, own), 0, distance)
+    return torch.where(places == center, -1, distance)

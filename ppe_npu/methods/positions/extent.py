@@ -34,6 +34,6 @@ class Extent(Rule):
         assert entries.positions is not None, "a pass hands on the prompt's positions"
         where = entries.positions[axis]
         twice_middle = torch.cat([where[high] + where[low], torch.zeros_like(high[:, :1])], dim=1)[:, :, 0]
-        off = (2 * at - twice_middle.gather(1, entries.last_without_label(labels))).abs()
+        off = (2 * at - twice_middle.gather(1, labels)).abs()
         centre = entries.listed(labels, torch.zeros_like(last), entries.by_value(off))
         return torch.cat([{_HIGH: high, _LOW: low, _CENTRE: centre}[side] for side in sides], dim=-1)

@@ -20,6 +20,6 @@ class Nearest(Rule):
         labels = entries.distinct()
         used = entries.sizes(labels).clamp(1, k)
         # Only the k nearest of each group stay, and are listed in raster order.
-        near = torch.where(entries.ranks(labels, entries.by_turns(entries.distance)) < k, labels, -1)
+        near = torch.where(entries.ranks(labels, entries.by_turns(entries.distance)) < k, labels, entries.groups)
         place = used - 1 - torch.arange(k, device=labels.device) % used
         return entries.listed(near, place, entries.by_raster())

@@ -17,13 +17,13 @@ class OnGrid(Rule):
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
         assert entries.positions is not None, "a pass hands on the prompt's positions"
         labels = entries.distinct()
-        slots, size = entries.last_without_label(labels), entries.sizes(labels)[:, :, 0]
+        size = entries.sizes(labels)[:, :, 0]
         away = torch.zeros_like(labels)
         for axis in range(len(entries.positions)):
             at = entries.coordinates(axis)
-            sums = at.new_zeros(len(at), entries.groups + 1).scatter_add_(1, slots, at)
+            sums = at.new_zeros(len(at), entries.groups + 1).scatter_add_(1, labels, at)
             counts = torch.cat([size, torch.ones_like(size[:, :1])], dim=1)
             # Times the group's size: whole numbers, the same on every device.
-            away += (at * counts.gather(1, slots) - sums.gather(1, slots)).abs()
+            away += (at * counts.gather(1, labels) - sums.gather(1, labels)).abs()
         first = torch.zeros(k, dtype=torch.int64, device=labels.device).expand(*size.shape, k)
         return entries.listed(labels, first, entries.by_value(away))

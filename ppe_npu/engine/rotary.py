@@ -1,0 +1,215 @@
+"""The rotary embedding of a compressed decoder: one table for all layers, from any number of position rows.
+
+A merged token that keeps K positions splits the channels of each axis into K runs, as even as they go: run j is rotated
+by the j-th kept position (PPE, arXiv 2510.22936, section 3). So positions are [R, B, S] rows, R = axes or axes * K,
+row = axis * K + j, and channel c of the half head dim reads one row r(c), as does its partner in the other half: the
+table cos/sin is [B, S, D] whatever K is, and all layers share it.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ppe_npu.backends.compiling import traced_once
+from ppe_npu.engine.positions import HALVES, NEIGHBOURS, axes_of, check_channels
+from ppe_npu.errors import InputError
+from ppe_npu.methods.positions.base import MEAN_ANGLE, RUNS
+
+_PLACES = 64  # at which tables are compared: beyond them a channel's angle is no longer its own
+_TRIES = 3
+
+
+def held_rows(positions: torch.Tensor, held: torch.Tensor, by_axis: bool) -> torch.Tensor:
+    """The rows [R, B, L] of tokens by the original ones that they hold: R = axes * K.
+
+    Args:
+        positions: [axes, originals].
+        held: [B, L, K] int64; `by_axis`: [B, L, axes * K], where it is not of width 1.
+    """
+    if by_axis and held.shape[-1] > 1:
+        own = held.chunk(len(positions), dim=-1)
+        return torch.cat([at[of_axis].permute(2, 0, 1) for at, of_axis in zip(positions, own)])
+    return positions[:, held].permute(0, 3, 1, 2).flatten(0, 1)  # [axes, B, L, K] -> rows axis * K + j
+
+
+def channel_rows(rows: int, channels: Sequence[int]) -> list[int]:
+    """The row that each channel of the half head dim reads: an axis' channels, in their order, are split in K runs.
+
+    Runs are as even as they go (as np.array_split cuts): of n channels the first n % K runs have one more.
+
+    Args:
+        rows: R = axes * K.
+        channels: the axis of each channel.
+    """
+    axes = axes_of(channels)
+    k = rows // axes
+    if rows != axes * k or k < 1:
+        raise ValueError(f"positions have {rows} rows: {axes} axes need a multiple of {axes}")
+    check_channels(k, channels)
+    out = np.zeros(len(channels), np.int64)
+    for axis in range(axes):
+        for run, own in enumerate(np.array_split(np.flatnonzero(np.array(channels) == axis), k)):
+            out[own] = axis * k + run
+    return out.tolist()
+
+
+def rotary_table(
+    rows: torch.Tensor,
+    inv_freq: torch.Tensor,
+    channels: Sequence[int],
+    scaling: float = 1.0,
+    pairs: str = HALVES,
+    table: str = RUNS,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of every token and channel.
+
+    Args:
+        rows: [R, B, S] positions.
+        inv_freq: [D / 2] fp32, radians per position.
+        channels: the axis of each of the D / 2 channels.
+        pairs: which two of D each of them turns: "halves", c and c + D / 2; "neighbours", 2 c and 2 c + 1.
+        table: what it makes of several positions on an axis, see methods.positions.base.Rule.
+
+    Returns:
+        cos, sin: [B, S, D] fp32, the two of each pair alike.
+    """
+    inv_freq = inv_freq.float()
+    if table == RUNS:
+        angles = _angles(rows, channels, inv_freq)
+        cos, sin = angles.cos(), angles.sin()
+    else:
+        cos, sin = _mean_rotation(rows, channels, inv_freq, unit=table == MEAN_ANGLE)
+    if pairs == NEIGHBOURS:
+        cos, sin = (part.repeat_interleave(2, dim=-1) for part in (cos, sin))
+    else:
+        cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
+    return cos * scaling, sin * scaling
+
+
+def _angles(rows: torch.Tensor, channels: Sequence[int], inv_freq: torch.Tensor) -> torch.Tensor:
+    """[B, S, D / 2] fp32 radians."""
+    lookup = _channel_lookup(rows.shape[0], tuple(channels), rows.device)
+    return rows.permute(1, 2, 0).to(inv_freq.dtype).index_select(-1, lookup) * inv_freq
+
+
+def _mean_rotation(
+    rows: torch.Tensor, channels: Sequence[int], inv_freq: torch.Tensor, unit: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos, sin [B, S, D / 2] of the mean of the rotations by K positions, each position that repeats another counted
+    once. `unit`: at length 1; where they cancel each other, of the first one."""
+    own = rows.unflatten(0, (axes_of(channels), -1)).transpose(0, 1)  # [K, axes, B, S]
+    earlier = torch.ones(len(own), len(own), dtype=torch.bool, device=rows.device).tril(-1)
+    repeated = ((own[:, None] == own[None]).all(2) & earlier[:, :, None, None]).any(1)
+    weights = (~repeated).float()[..., None]
+    angles = torch.stack([_angles(part, channels, inv_freq) for part in own])
+    first, count = angles[0], weights.sum(0)
+    cos, sin = ((weights * part).sum(0) / count for part in (angles.cos(), angles.sin()))
+    if not unit:
+        return cos, sin
+    length = torch.hypot(cos, sin)
+    told = length > len(own) * torch.finfo(torch.float32).eps  # what K terms of size 1 round to
+    length = torch.where(told, length, 1)
+    return torch.where(told, cos / length, first.cos()), torch.where(told, sin / length, first.sin())
+
+
+@traced_once  # else an upload would be part of the graph
+def _channel_lookup(rows: int, channels: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """channel_rows on the device; made once, because every upload of a list makes the host wait."""
+    return _uploaded_channel_rows(rows, channels, device)
+
+
+@functools.lru_cache(maxsize=32)
+def _uploaded_channel_rows(rows: int, channels: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):  # else the first caller's mode would stick to it
+        return torch.tensor(channel_rows(rows, channels), device=device)
+
+
+class _RotaryEmbedding(Protocol):
+    """What RowRotaryEmbedding needs of transformers' module."""
+
+    inv_freq: torch.Tensor
+    attention_scaling: float
+
+    def __call__(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class RowRotaryEmbedding(torch.nn.Module):
+    """Rotary table from position rows [R, B, S], R = axes * K, with the frequencies of the module that it replaces.
+
+    Args:
+        original: transformers' module. channels: the axis of each channel of half a head.
+        pairs: which channels are turned together, see rotary_table.
+        table: what several positions on an axis make of it, see rotary_table.
+
+    Raises:
+        InputError: a module that gives another table for the same positions: then the family's statement of its
+            channels or pairs is wrong for it, and every output would be, too.
+    """
+
+    def __init__(self, original: _RotaryEmbedding, channels: tuple[int, ...], pairs: str = HALVES, table: str = RUNS):
+        super().__init__()
+        self.original = original
+        self.channels = channels
+        self.pairs = pairs
+        self.table = table
+        # What is stated wrongly is wrong every time; in one process, once, the tables were apart (docs/log.md).
+        for _ in range(_TRIES):
+            theirs, positions = _table_of(original, channels)
+            if _agrees(original, channels, pairs, theirs, positions):
+                break
+        else:
+            raise InputError(
+                f"{type(original).__name__} gives another table than this model's family states (channels of the axes "
+                f"{[channels.count(axis) for axis in range(axes_of(channels))]}, turned by {pairs}): it is not "
+                "supported, its outputs would be wrong"
+            )
+        # Until 5.3 or so transformers wants a table for each axis, of which each layer takes parts.
+        self.axes = len(theirs[0]) if theirs[0].ndim == 4 else None
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos, sin: [B, S, D] in the dtype of x (or a view [3, B, S, D] of it for older transformers)."""
+        inv_freq = self.original.inv_freq.to(position_ids.device)
+        scaling = self.original.attention_scaling
+        cos, sin = rotary_table(position_ids, inv_freq, self.channels, scaling, self.pairs, self.table)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        return (
+            (cos, sin) if self.axes is None else (cos.expand(self.axes, *cos.shape), sin.expand(self.axes, *sin.shape))
+        )
+
+
+def _table_of(
+    original: _RotaryEmbedding, channels: tuple[int, ...]
+) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """transformers' table at places that differ by axis, and these [axes, 1, P]."""
+    inv_freq = original.inv_freq
+    places = torch.arange(_PLACES, device=inv_freq.device)
+    positions = torch.stack([places.roll(axis) for axis in range(axes_of(channels))])[:, None]
+    asked = positions if len(positions) > 1 else positions[0]
+    with torch.no_grad():
+        return original(inv_freq.new_zeros(1, 1, 1, dtype=torch.float32), asked), positions
+
+
+def _agrees(
+    original: _RotaryEmbedding,
+    channels: tuple[int, ...],
+    pairs: str,
+    table: tuple[torch.Tensor, torch.Tensor],
+    positions: torch.Tensor,
+) -> bool:
+    """Whether transformers' table at these positions is ours, within the roundings of the angle, its cosine and the
+    scale."""
+    if table[0].is_meta:
+        return True
+    ours = rotary_table(positions, original.inv_freq, channels, original.attention_scaling, pairs)
+    for theirs, own in zip(table, ours):
+        if theirs.ndim == 4:  # a table for each axis
+            axis = torch.tensor([*channels, *channels], device=theirs.device)
+            theirs = theirs.gather(0, axis.expand(theirs.shape[1:])[None])[0]
+        most = (_PLACES + 4) * torch.finfo(torch.float32).eps * own.abs().max().clamp(min=1)
+        if theirs.shape != own.shape or (theirs - own).abs().max() > most:
+            return False
+    return True
