@@ -47,6 +47,18 @@ class CacheState:
         following = torch.zeros(batch, dtype=torch.long, device=device)
         return cls(layers, (mask,) * stages, (following,) * stages, (False,) * stages, sizes=(None,) * stages)
 
+    @classmethod
+    def of_others(cls, mask: torch.Tensor, ahead: torch.Tensor | int) -> CacheState:
+        """What somebody else has filled with as many places as columns, for a model that merges nothing.
+
+        Args:
+            mask: [B, L] bool, True at the places that hold a token.
+            ahead: [B] by how much the next position is more than there are tokens.
+        """
+        length = mask.shape[1]
+        padded = bool((~mask).any())
+        return cls((), (mask,), (mask.sum(1) + ahead,), (padded,), length, length, (None,))
+
     @property
     def lengths(self) -> tuple[int, ...]:
         """Cached places of each stage."""

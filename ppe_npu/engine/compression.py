@@ -4,7 +4,7 @@ It knows tensors and spans, and nothing of any model family; ppe_npu.models brin
 """
 
 from dataclasses import dataclass, field, replace
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -146,21 +146,21 @@ class Compression:
             input_ids: [B, S]. attention_mask: [B, S], or [B, 1, S, S] (then no place is taken for padding), or None.
             image_grid_thw, video_grid_thw: [n, 3] patches, or None, as in find_spans. second_per_grid_ts: [n_videos].
             position_ids: to use instead of the prompt's own numbering, in any form that position_rows takes.
-            start: [B] first position of each sample, of a prompt that continues a cache.
+            start: [B] first position of each sample, of a prompt that continues a cache. prompt: as find_spans.
             left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
-            packed: lay the batch out as one row of samples, without padding.
+            packed: lay the batch out as one row of samples, without padding. chosen: what a step at the pixels keeps.
             labels: [B, S] of training: what methods see as the prompt's text and last token ends before the answer.
-            prompt: as find_spans. chosen: what a step at the pixels keeps of the tokens, in the order of the features.
 
         Raises:
             InputError: shapes, placeholders and grids that disagree.
         """
         ids = input_ids.cpu().numpy()
         mask = _padding_mask(attention_mask, ids.shape)
-        given = (image_grid_thw, video_grid_thw, second_per_grid_ts)
-        grids = [part.tolist() if hasattr(part, "tolist") else part for part in given]
+        given: tuple[Any, ...] = (image_grid_thw, video_grid_thw, second_per_grid_ts)
+        images, videos, seconds = (part.tolist() if hasattr(part, "tolist") else part for part in given)
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
-        layout = find_spans(ids, mask, *grids, self.vision, prompt, self.config.keeps_all and not packed)
+        hidden = self.config.keeps_all and not packed
+        layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
         others = position_ids, start, labels if self.config.needs & OF_PROMPTS else None, chosen
         if all(value is None for value in others):
             key = layout.real.shape, layout.real.tobytes(), layout.visual.tobytes(), layout.spans, left, packed

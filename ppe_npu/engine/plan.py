@@ -23,6 +23,7 @@ from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.rounds import Movable, as_tensor, upload
 from ppe_npu.engine.shown import Prompts
 from ppe_npu.engine.spans import PromptLayout
+from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.tower_work import TowerReport
 
@@ -188,7 +189,8 @@ class PromptPlan(Movable):
         or in a packed batch the end of another sample. Where nothing moved all labels stay.
         """
         if labels.shape != self.layout.real.shape:
-            raise ValueError(f"labels have shape {list(labels.shape)} but input_ids {list(self.layout.real.shape)}")
+            given, wanted = list(labels.shape), list(self.layout.real.shape)
+            raise InputError(f"labels have shape {given} but input_ids {wanted}: give one for each token")
         if self.as_given:
             return labels
         if self.stages[-1].borders is not None:

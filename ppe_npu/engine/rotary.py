@@ -139,6 +139,9 @@ class _RotaryEmbedding(Protocol):
 class RowRotaryEmbedding(torch.nn.Module):
     """Rotary table from position rows [R, B, S], R = axes * K, with the frequencies of the module that it replaces.
 
+    It has that module's buffers, settings and methods under their own names, for who reads frequencies or sets them
+    anew; the names of a model's modules and buffers stay what they were.
+
     Args:
         original: transformers' module. channels: the axis of each channel of half a head.
         pairs: which channels are turned together, see rotary_table.
@@ -149,9 +152,16 @@ class RowRotaryEmbedding(torch.nn.Module):
             channels or pairs is wrong for it, and every output would be, too.
     """
 
+    inv_freq: torch.Tensor
+    attention_scaling: float
+
     def __init__(self, original: _RotaryEmbedding, channels: tuple[int, ...], pairs: str = HALVES, table: str = RUNS):
         super().__init__()
-        self.original = original
+        for name in ("_buffers", "_non_persistent_buffers_set"):
+            vars(self)[name] = vars(original)[name]
+        others = [name for name in dir(original) if not hasattr(self, name)]
+        vars(self).update({name: getattr(original, name) for name in others})
+        vars(self)["original"] = original  # no submodule
         self.channels = channels
         self.pairs = pairs
         self.table = table
@@ -172,8 +182,7 @@ class RowRotaryEmbedding(torch.nn.Module):
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos, sin: [B, S, D] in the dtype of x (or a view [3, B, S, D] of it for older transformers)."""
-        inv_freq = self.original.inv_freq.to(position_ids.device)
-        scaling = self.original.attention_scaling
+        inv_freq, scaling = self.inv_freq.to(position_ids.device), self.attention_scaling
         cos, sin = rotary_table(position_ids, inv_freq, self.channels, scaling, self.pairs, self.table)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         return (

@@ -131,15 +131,14 @@ class Method:
         @property
         def layer_before(self) -> bool: ...
         @property
+        def levels(self) -> tuple[Method, ...]: ...
+        @property
         def first_only(self) -> bool: ...
         @property
         def sees_ahead(self) -> bool: ...
-        @property
-        def levels(self) -> tuple[Method, ...]: ...
     else:
         needs, scope, counts, tower_windows = frozenset({"tokens"}), "frame", "exact", "refuse"
-        levels = ()
-        layer_before = first_only = sees_ahead = False
+        layer_before, first_only, sees_ahead, levels = False, False, False, ()
     restores: ClassVar[bool] = False
 
     layer: int | tuple[int, ...] | None = setting(

@@ -76,14 +76,21 @@ def _like(part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return part.reshape(*part.shape, *[1] * (values.ndim - 2))
 
 
-def whole_labels(labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
-    """[B, S] of labels that were given for the last logits_to_keep columns alone, as transformers takes them."""
-    kept = kwargs.get("logits_to_keep")
-    tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
-    if not isinstance(kept, int) or tokens is None or not 0 < kept == labels.shape[1] < tokens.shape[1]:
-        return labels
-    others = labels.new_full((len(labels), tokens.shape[1] - kept), IGNORED)
-    return torch.cat([others, labels], dim=1)
+def whole_labels(labels: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, slice | torch.Tensor]:
+    """Labels [B, S] of which a caller gave those that belong to the logits that logits_to_keep keeps, as transformers
+    takes them; and the columns of these."""
+    kept, tokens = kwargs.get("logits_to_keep"), kwargs.get("input_ids")
+    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    columns: slice | torch.Tensor
+    if tokens is not None and isinstance(kept, torch.Tensor) and kept.shape == labels.shape[1:]:
+        columns = kept.to(labels.device)
+    elif tokens is not None and isinstance(kept, int) and 0 < kept == labels.shape[1] < tokens.shape[1]:
+        columns = slice(-kept, None)
+    else:
+        return labels, slice(None)
+    whole = labels.new_full((len(labels), tokens.shape[1]), IGNORED)
+    whole[:, columns] = labels
+    return whole, columns
 
 
 def as_the_prompt(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -97,14 +104,14 @@ def arrange_loss_arguments(plan: PromptPlan, given: torch.Tensor, arranged: torc
     labels, some of which do not count here.
 
     Args:
-        given, arranged: labels as the caller gave them, and as the output stands.
+        given, arranged: labels [B, S] of the prompt, and as the output stands.
     """
     if plan.as_given:
         return
     if kwargs.get(_SHIFTED) is not None:
-        given = kwargs[_SHIFTED]
+        given, columns = whole_labels(kwargs[_SHIFTED], kwargs)
         arranged = aligned(plan, given, bool(kwargs[KEYWORD].scored), IGNORED, shifted=True)
-        kwargs[_SHIFTED] = arranged
+        kwargs[_SHIFTED] = arranged[:, columns]
     else:
         given, arranged = given[:, 1:], arranged[:, 1:]
     if kwargs.get(_COUNT) is None:

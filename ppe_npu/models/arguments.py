@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -76,8 +77,6 @@ def make_plan(
     if ids is None and kwargs.get("inputs_embeds") is None:
         raise InputError("input_ids or inputs_embeds are missing")
     ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
-    if isinstance(mask, dict):
-        raise InputError("attention_mask is a dict of ready masks: give a 2D or 4D mask")
     if kwargs.get("inputs_embeds") is not None and not compression.config.keeps_all:
         _check_seen(ids, kwargs, compression.vision)
     grids: dict = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
@@ -158,6 +157,18 @@ def _grid(kind: str, kwargs: dict, dense: bool) -> Parts | list | None:
     return grids
 
 
+def take_ready_mask(kwargs: dict) -> None:
+    """Put the mask of full attention in the place of a dict of ready masks, as transformers' generate() makes them."""
+    masks = kwargs.get("attention_mask")
+    if isinstance(masks, dict):
+        if set(masks) != {"full_attention"}:
+            raise InputError(
+                f"attention_mask is a dict of masks for {', '.join(sorted(masks))}: a compressed model takes one that "
+                "holds full_attention alone"
+            )
+        kwargs["attention_mask"] = masks["full_attention"]
+
+
 def attention_mask_of(model, kwargs: dict) -> torch.Tensor | None:
     """The attention mask of a forward's arguments, [B, S] or [B, 1, S, S]. Without one, text positions (the first of
     four rows) that start anew keep apart what they number, where no cache is kept: as transformers has it."""
@@ -200,14 +211,15 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         InputError: another number of features than the prompts hold visual tokens, or features that were made before
             where a method looks at the tower's blocks.
     """
-    compression, embeds, tower, inside = model.compression, kwargs.get("inputs_embeds"), None, {}
+    compression, tower, inside = model.compression, None, {}
+    embeds: Any = kwargs.get("inputs_embeds")
     outputs = [output for output in (_encoded(kind, kwargs) for kind in (IMAGE, VIDEO)) if output is not None]
     if compression.config.needs & TOWER_NEEDS:
         _check_ready(compression, kwargs)
     given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
     if given:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
-        pixels, grids = ([kwargs[name(kind)] for kind in given] for name in (PIXELS.get, "{}_grid_thw".format))
+        pixels, grids = [kwargs[PIXELS[kind]] for kind in given], [kwargs[f"{kind}_grid_thw"] for kind in given]
         where = (kwargs["input_ids"] if embeds is None else embeds).device
         grid = torch.cat(grids).to(where)
         grid = _frames(grid) if compression.vision.tower_frames else grid

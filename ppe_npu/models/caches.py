@@ -5,8 +5,9 @@ transformers' caches know nothing of it, so the one cache that carries a state g
 reorder, pick, repeat or drop its samples.
 """
 
+import functools
 import itertools
-from types import MethodType
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def keep_state(cache: Any, state: CacheState | FixedState) -> None:
     for method in (_reorder_cache, _batch_select_indices, _batch_repeat_interleave, _reset):
         name = method.__name__[1:]
         if name not in vars(cache) and hasattr(type(cache), name):
-            vars(cache)[name] = MethodType(method, cache)
+            vars(cache)[name] = functools.partial(method, cache)  # which pickle takes along, as it does our state
 
 
 def _room(cache: Any) -> int | None:
@@ -88,7 +89,7 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState 
     """The compressed prompt that the cache among a forward's arguments holds, None for no cache or an empty one.
 
     Raises:
-        InputError: a cache that another model, or another compression, has filled.
+        InputError: a cache that another compression has filled; or another model, where tokens are merged.
     """
     cache, ids = cache_of(kwargs), kwargs.get("input_ids")
     if cache is None:
@@ -103,10 +104,26 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState 
     if length == 0:
         return None
     if state is None:
-        raise InputError("the KV cache was filled by a model without compression: start from an empty cache")
+        if not compression.config.keeps_all or compression.linear:
+            raise InputError("the KV cache was filled by a model without compression: start from an empty cache")
+        return _of_others(compression, kwargs, length)
     if other:
         raise InputError("the KV cache was filled under another compression: start from an empty cache")
     return state if fixed else _of_length(state, cache, length)
+
+
+def _of_others(compression: Compression, kwargs: dict, length: int) -> CacheState:
+    """The state of a cache that somebody else has filled, where nothing is merged. As in transformers, positions go on
+    as those of the model's last prompt would."""
+    tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+    mask, last = kwargs.get("attention_mask"), compression.last
+    real = torch.ones(len(tokens), length, dtype=torch.bool, device=tokens.device)
+    if mask is not None and mask.ndim == 2 and mask.shape[1] >= length:
+        real = mask[:, :length] != 0
+    if last is None or last.layout.real.shape[1] > length or len(tokens) % last.samples:
+        return CacheState.of_others(real, 0)
+    deltas = last.deltas[:, 0].to(tokens.device)
+    return CacheState.of_others(real, deltas.repeat_interleave(len(tokens) // last.samples))
 
 
 def _of_length(state: CacheState, cache: Any, length: int) -> CacheState:
@@ -138,9 +155,12 @@ def continued(compression: Compression, kwargs: dict, state: CacheState | FixedS
     name = "input_ids" if kwargs.get("input_ids") is not None else "inputs_embeds"
     tokens, mask = kwargs[name], kwargs.get("attention_mask")
     count = tokens.shape[1]
-    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] < count):
+    takes_ready = compression.config.keeps_all and not compression.linear
+    ready = mask if takes_ready and mask is not None and mask.ndim == 4 else None
+    mask = None if ready is not None else mask
+    if mask is not None and (mask.ndim != 2 or mask.shape[1] < count):
         raise InputError("attention_mask must be [batch, tokens so far] for tokens that continue a compressed cache")
-    if isinstance(state, FixedState) and state.masks.shape[1] != len(tokens):
+    if isinstance(state, FixedState) and (ready is not None or state.masks.shape[1] != len(tokens)):
         state = state.settled()
     if not isinstance(state, FixedState):
         state = state.repeated(len(tokens))
@@ -148,7 +168,8 @@ def continued(compression: Compression, kwargs: dict, state: CacheState | FixedS
         torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask[:, -count:] != 0
     )
     positions = kwargs.get("position_ids")
-    return {name: tokens}, compression.continue_text(state, new, count, _may_pad(mask, new, kwargs), positions)
+    run = compression.continue_text(state, new, count, _may_pad(mask, new, kwargs), positions)
+    return {name: tokens}, run if ready is None else replace(run, masks=[ready] * len(run.masks))
 
 
 def _may_pad(mask: torch.Tensor | None, new: torch.Tensor, kwargs: dict) -> bool:

@@ -38,6 +38,7 @@ class ForwardPass:
 
     Args:
         prompt: how many columns of the ids the prompt has; what stands behind it was generated. None: all.
+        columns: how many the mask of a conversation had, which generate() set aside; None: unknown.
         scored: whether the output stands as the prompt was given (alignment.py); None: nobody has decided yet.
         left: where the prompt's padding goes; None: it stays on its side.
         plan: the prompt's plan, where labels have asked for it already.
@@ -47,6 +48,7 @@ class ForwardPass:
     skip_logits: bool = False
     distill: Distillation | None = None
     prompt: int | None = None
+    columns: int | None = None
     scored: bool | None = None
     left: bool | None = None
     plan: PromptPlan | None = None

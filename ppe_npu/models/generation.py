@@ -2,12 +2,13 @@
 becomes of a batch's images and videos."""
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+import transformers
+from packaging.version import Version
 
 from ppe_npu.engine.cache import CacheState, FixedState
 from ppe_npu.engine.compression import Compression
@@ -47,7 +48,8 @@ def prepare_inputs_for_generation(self, input_ids, **kwargs):
             return inputs | _step(inputs["input_ids"], kwargs, self.compression)
         state = state.settled()
     # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
-    if state is not None and inputs.get("input_ids") is not None and input_ids.shape[1] > state.seen:
+    unseen = state is not None and is_whole(input_ids, kwargs) and input_ids.shape[1] > state.seen
+    if state is not None and unseen and inputs.get("input_ids") is not None:
         # As transformers does: a view has another stride in each step, and a compiled model is compiled again.
         inputs["input_ids"] = input_ids[:, state.seen :].clone(memory_format=torch.contiguous_format)
         inputs |= new_visual_inputs(inputs, input_ids, state.seen, self.compression.vision)
@@ -56,6 +58,13 @@ def prepare_inputs_for_generation(self, input_ids, **kwargs):
     inputs["attention_mask"] = kwargs.get("attention_mask")  # for a static cache transformers makes masks of its own
     inputs["position_ids"] = _positions(kwargs, state, self.compression)
     return inputs
+
+
+def is_whole(input_ids: torch.Tensor, kwargs: dict) -> bool:
+    """Whether a conversation's ids are all there. Who gives new ones alone says so by a mask that is longer."""
+    mask, asked = kwargs.get("attention_mask"), kwargs.get(KEYWORD, NOTHING).columns
+    columns = asked if mask is None or mask.ndim != 2 else mask.shape[1]
+    return columns in (None, input_ids.shape[1])
 
 
 def _new_embeds(model, inputs: dict, kwargs: dict, seen: int) -> dict:
@@ -123,7 +132,7 @@ def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kw
             "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "
             "or restore(model) first"
         )
-    if "mm_token_type_ids" not in inspect.signature(type(self).forward).parameters:
+    if Version(transformers.__version__) < Version("5.3"):
         if assistant_model is not None:
             raise InputError("assistant_model needs transformers 5.3: before, it hands the assistant what is ours")
         if not dense:
@@ -150,6 +159,9 @@ def _prefill(self, input_ids, generation_config, model_kwargs, **kwargs):
         )
         generation_config = copy.copy(generation_config)
         generation_config.prefill_chunk_size = None
+    # A mask of ones is set aside, but for its length.
+    asked = replace(model_kwargs.get(KEYWORD, NOTHING), columns=getattr(generation_config, "_mask_length", None))
+    model_kwargs = model_kwargs | {KEYWORD: asked}
     prefill = original(self, "_prefill")
     return prefill(input_ids=input_ids, generation_config=generation_config, model_kwargs=model_kwargs, **kwargs)
 

@@ -65,7 +65,7 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
         teacher = _teacher(model, labels, given, arrange)
         divergence = model.lm_head(hidden, teacher=teacher, temperature=distill.temperature)
         loss = (1 - distill.weight) * loss + distill.weight * divergence
-    output = CausalLMOutputWithPast(loss=loss / divisor)  # type: ignore[arg-type] # transformers means any float
+    output = CausalLMOutputWithPast(loss=loss / divisor)
     output.labels = arranged
     return output
 

@@ -208,6 +208,8 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
     state = state_of(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
     if all(inputs.get(name) is None for name in PIXELS.values()) or (state := settled(state)) is None:
         return inputs
+    if not generation.is_whole(input_ids, kwargs):
+        return inputs  # with them all tiles are new
     rows = _rows_by_place(self, family, input_ids, kwargs)
     for kind, places in rows.items():
         new = np.flatnonzero(places[:, 1] >= state.seen)

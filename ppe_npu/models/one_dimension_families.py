@@ -176,9 +176,11 @@ def _runs_of_each(asked: Asked, grids: list[tuple[int, int, int]]) -> list[int]:
 def _tiles(asked: Asked, run: tuple[int, int, int], tokens: int) -> int:
     sample, start, length = run
     if length % tokens:
+        pixels, found = asked.arguments.get(PIXELS[IMAGE]), sum(count for _, _, count in asked.runs)
+        features = "" if pixels is None else f", features: {len(pixels) * tokens}"
         raise InputError(
-            f"sample {sample}: the run of image tokens at index {start} is {length} long, which is no multiple of the "
-            f"{tokens} tokens that a tile has"
+            f"Image features and image tokens do not match, tokens: {found}{features}: sample {sample}: the run of "
+            f"image tokens at index {start} is {length} long, which is no multiple of the {tokens} that a tile has"
         )
     return length // tokens
 

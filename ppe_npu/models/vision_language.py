@@ -52,6 +52,7 @@ from ppe_npu.models.arguments import (
     attention_mask_of,
     is_given,
     make_plan,
+    take_ready_mask,
     tower_features,
     untouched_tower,
 )
@@ -140,6 +141,7 @@ def detach(model) -> None:
 
 
 def causal_lm_forward(self, labels=None, **kwargs):
+    take_ready_mask(kwargs)
     wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
     if wishes:
         kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), **wishes)
@@ -163,14 +165,19 @@ def _planned_labels(model, labels: torch.Tensor, kwargs: dict) -> tuple[Callable
     state = settled(state_of(model.compression, kwargs))
     if not _compresses(state, kwargs):
         return lambda: labels, False
-    kept, whole = labels.shape[1], whole_labels(labels, kwargs)
+    whole, columns = whole_labels(labels, kwargs)
     plan, scored = make_plan(model.model, model.compression, kwargs, state, whole), is_scored(model, kwargs)
+    if isinstance(columns, torch.Tensor) and not (plan.as_given or scored):
+        raise InputError(
+            "logits_to_keep picks columns of the compressed output, but labels are of the prompt's: call with "
+            "use_cache=False, where outputs stand as the prompt does, or let logits_to_keep be a number"
+        )
     kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), plan=plan, scored=scored)
 
     def arrange() -> torch.Tensor:
         arranged = aligned(plan, whole, True, IGNORED) if scored else plan.labels(whole)
         arrange_loss_arguments(plan, whole, arranged, kwargs)
-        return arranged if kept == whole.shape[1] else arranged[:, -kept:]
+        return arranged[:, columns]
 
     return arrange, plan.ahead is not None
 
@@ -196,6 +203,7 @@ def _compresses(state: CacheState | FixedState | None, kwargs: dict) -> bool:
 
 
 def model_forward(self, **kwargs):
+    take_ready_mask(kwargs)
     packed = kwargs.get(KEYWORD, NOTHING).packed
     if packed:
         _check_packed(self.language_model, kwargs, self.compression.config.methods)

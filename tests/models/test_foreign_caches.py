@@ -5,6 +5,7 @@ docs/compatibility.md lists these features by name.
 
 import copy
 import itertools
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -161,6 +162,11 @@ CHANGES = {
     "batch_select_indices": lambda cache: ([1], cache.batch_select_indices(torch.tensor([1])) or cache),
     "batch_repeat_interleave": lambda cache: ([0, 0, 1, 1], cache.batch_repeat_interleave(2) or cache),
     "deepcopy": lambda cache: ([0, 1], copy.deepcopy(cache)),
+    "pickle": lambda cache: ([0, 1], pickle.loads(pickle.dumps(cache))),
+    "reorder what was pickled": lambda cache: (
+        [1, 0],
+        (lambda twin: twin.reorder_cache(torch.tensor([1, 0])) or twin)(pickle.loads(pickle.dumps(cache))),
+    ),
     "reorder a copy": lambda cache: (
         [1, 0],
         (lambda twin: twin.reorder_cache(torch.tensor([1, 0])) or twin)(copy.deepcopy(cache)),
@@ -256,6 +262,21 @@ def test_a_conversation_in_embeddings_goes_on_beside_the_grids_of_all_of_it(plai
         given[name] = torch.nn.functional.pad(given[name], (0, 3), value=value)
     rest = model.generate(**given, **settings, max_new_tokens=2, past_key_values=first.past_key_values)
     assert torch.equal(torch.cat([first.sequences, rest.sequences], 1), whole.sequences)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@newer
+def test_a_prompt_behind_a_cached_beginning_is_given_whole_or_in_part(plain, setting):
+    """A beginning of text that several prompts share; the mask is of all columns in both forms."""
+    model, inputs = compressed(plain, setting), single()
+    wanted = model.generate(**inputs, **FIVE)[:, -5:]
+    pixels = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
+    for first in (0, 4):
+        with torch.no_grad():
+            cache = model(input_ids=inputs["input_ids"][:, :4], use_cache=True).past_key_values
+        ids = inputs["input_ids"][:, first:]
+        given = {"attention_mask": inputs["attention_mask"], "past_key_values": cache, **pixels}
+        assert torch.equal(model.generate(ids, **given, **FIVE)[:, -5:], wanted)
 
 
 def test_beams_of_text_beside_grids_without_pixels(plain):

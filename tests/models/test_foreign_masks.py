@@ -1,0 +1,138 @@
+"""Masks, labels and caches that others have made ready, beside the untouched model's.
+
+docs/compatibility.md lists these features by name.
+"""
+
+import pytest
+import torch
+from foreign import FAMILIES, SETTINGS, compressed, newer, pictures, random_model
+from tolerances import assert_rounds_alike, exact
+from torch.nn.functional import cross_entropy
+from transformers import DynamicCache, StaticCache
+
+from ppe_npu.errors import InputError
+
+pytestmark = [pytest.mark.half, pytest.mark.parametrize("family", FAMILIES), newer]
+QUICK = [pytest.param(name, marks=() if name in ("dense", "cascade") else pytest.mark.slow) for name in SETTINGS]
+
+
+@pytest.fixture
+def plain(family):
+    return random_model(family=family)
+
+
+@torch.no_grad()
+def out(model, inputs, **kwargs):
+    return model(**inputs, **kwargs)
+
+
+def numbered(plain) -> dict:
+    """Two prompts of one length, and their positions."""
+    inputs = pictures(pad_to=0)
+    inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    rows, _ = plain.model.get_rope_index(
+        inputs["input_ids"],
+        inputs["mm_token_type_ids"],
+        image_grid_thw=inputs["image_grid_thw"],
+        attention_mask=inputs["attention_mask"],
+    )
+    return inputs | {"position_ids": rows}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_labels_of_the_logits_that_a_tensor_picks(plain, setting):
+    model, inputs = compressed(plain, setting), pictures()
+    kept = inputs["input_ids"].shape[1] - torch.tensor([6, 4, 3, 2, 1])
+    labels = inputs["input_ids"][:, kept]
+    given = {"labels": labels, "logits_to_keep": kept}
+    whole = out(model, inputs, use_cache=False).logits[:, kept[:-1]]
+    found = out(model, inputs, use_cache=False, **given).loss
+    true = exact(model, lambda: out(model, inputs, use_cache=False, **given).loss)
+    assert_rounds_alike(found, cross_entropy(whole.flatten(0, 1), labels[:, 1:].flatten()), true)
+    shifted = {"shift_labels": torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)}
+    assert_rounds_alike(out(model, inputs, use_cache=False, **given, **shifted).loss, found, true)
+    if setting == "dense":
+        assert_rounds_alike(found, out(plain, inputs, **given).loss, true)
+        assert_rounds_alike(out(model, inputs, **given).loss, found, true)
+    else:
+        with pytest.raises(InputError, match="logits_to_keep picks columns of the compressed output"):
+            out(model, inputs, **given)
+
+
+@pytest.mark.parametrize("setting", QUICK)
+def test_a_mask_that_generate_made_ready(plain, setting):
+    """A dict of 4D masks, one for each kind of layers."""
+    model, inputs = compressed(plain, setting), numbered(plain)
+    length = inputs["input_ids"].shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril().expand(2, 1, -1, -1)
+    ready = inputs | {"attention_mask": {"full_attention": causal}}
+    assert torch.equal(out(model, ready).logits, out(model, inputs | {"attention_mask": causal}).logits)
+    if setting == "dense" and plain.config.model_type != "qwen3_vl":  # which takes none untouched
+        true = exact(plain, lambda: out(plain, ready).logits)
+        assert_rounds_alike(out(model, ready).logits, out(plain, ready).logits, true)
+    ready["attention_mask"]["sliding_attention"] = causal
+    with pytest.raises(InputError, match="dict of masks for full_attention, sliding_attention: a compressed model"):
+        out(model, ready)
+
+
+@pytest.mark.parametrize("setting", QUICK)
+def test_a_step_with_a_mask_of_its_own(plain, setting):
+    """Two tokens that do not see each other, as a tree of guesses has them, nor the prompt's third."""
+    model, inputs = compressed(plain, setting), numbered(plain)
+    length = inputs["input_ids"].shape[1]
+    mask = torch.ones(2, 1, 2, length + 2, dtype=torch.bool)
+    mask[..., 2] = mask[:, :, 1, -2] = mask[:, :, 0, -1] = False
+    step = {"input_ids": torch.tensor([[30, 31], [32, 33]]), "position_ids": torch.full((3, 2, 2), 40)}
+
+    def run(model, mask):
+        cache = out(model, inputs, use_cache=True).past_key_values
+        return out(model, step, past_key_values=cache, attention_mask=mask).logits
+
+    if setting == "dense":
+        assert_rounds_alike(run(model, mask), run(plain, mask), exact(plain, lambda: run(plain, mask)))
+        assert torch.equal(run(model, {"full_attention": mask}), run(model, mask))
+    else:
+        with pytest.raises(InputError, match=r"attention_mask must be \[batch, tokens so far\]"):
+            run(model, mask)
+
+
+def rebuilt(model, inputs) -> DynamicCache:
+    """Of a prompt's cache the keys and values alone."""
+    cache = DynamicCache(config=model.config)
+    for number, layer in enumerate(out(model, inputs, use_cache=True).past_key_values.layers):
+        cache.update(layer.keys, layer.values, number)
+    return cache
+
+
+def by_the_decoder(kind):
+    def fill(model, inputs):
+        cache = kind(model.config.get_text_config())
+        out(model.model.language_model, {"input_ids": inputs["input_ids"][:, :4]}, past_key_values=cache)
+        return cache
+
+    return fill
+
+
+OTHERS = {
+    "keys and values": rebuilt,
+    "the decoder's": by_the_decoder(lambda config: DynamicCache(config=config)),
+    "the decoder's, static": by_the_decoder(lambda config: StaticCache(config=config, max_cache_len=64)),
+}
+
+
+@pytest.mark.parametrize("filled", OTHERS)
+@pytest.mark.parametrize("setting", QUICK)
+def test_a_cache_that_others_have_filled(plain, setting, filled):
+    model, inputs = compressed(plain, setting), pictures(pad_to=0)
+    inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    steps = [torch.tensor([[30, 31], [32, 33]]), torch.tensor([[34], [35]])]
+
+    def run(model):
+        cache = OTHERS[filled](model, inputs)
+        return torch.cat([out(model, {"input_ids": ids}, past_key_values=cache).logits for ids in steps], 1)
+
+    if setting == "dense":
+        assert_rounds_alike(run(model), run(plain), exact(plain, lambda: run(plain)))
+    else:
+        with pytest.raises(InputError, match="filled by a model without compression"):
+            run(model)
