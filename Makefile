@@ -61,7 +61,7 @@ test-lmms: .venv-lmms/.ready  ## tasks of lmms-eval on compressed models, in an 
 	OMP_NUM_THREADS=1 .venv-lmms/bin/python -m pytest tests/evaluation/test_lmms.py tests/evaluation/test_lmms_task.py
 test-app: .venv-app/.ready ; OMP_NUM_THREADS=1 .venv-app/bin/python -m pytest tests/app tests/test_notebooks.py  ## the explorer, reports and notebooks in a browser and a kernel
 test-vllm: .venv-vllm/.ready  ## a real vLLM on the CPU, with the plug-in, against transformers, in an environment of its own
-	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/serving
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -n 2 --dist loadfile --durations 12 tests/serving
 test-integrations: .venv-integrations/.ready  ## other people's trainers, and transformers' own tests, on compressed models, in an environment that has them
 	OMP_NUM_THREADS=1 .venv-integrations/bin/python -m pytest tests/training/test_trl.py tests/training/test_foreign_trainers.py tests/integrations
 test-frameworks: .venv-frameworks/.ready  ## LLaMA-Factory and ms-swift train compressed models, in an environment that has both

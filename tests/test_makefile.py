@@ -162,6 +162,18 @@ def test_some_get_constraints_without_what_they_want_otherwise(folder, others, t
     assert left_out == others
 
 
+def test_uv_looks_where_pip_is_told_to_look(monkeypatch):
+    said = "global.index-url='https://a/simple'\nglobal.extra-index-url='\\nhttps://b/simple\\nfile:///c'\n"
+    said += ":env:.find-links='/d'\nglobal.cert='/e.crt'\n"
+    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=said))
+    found = environment.indexes_of_pip()[2:]
+    assert found == ["--default-index", "https://a/simple", "--index", "https://b/simple", "--index", "file:///c",
+                     "--find-links", "/d"]  # fmt: skip
+    asked = [command for command in environment.commands(".venv-vllm") if "uv" in command[0]]
+    assert len(asked) == 2
+    assert all(" ".join(found) in " ".join(command) for command in asked)
+
+
 def test_all_name_the_same_versions_of_python():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")

@@ -1,11 +1,12 @@
 """vLLM with and without compression: time to the first token, requests/s and tokens/s at several loads.
 
-Every engine is in this process, and they take turns at each load, so that what else the machine does meets all alike.
-A load of n is n requests at once, each with a picture of its own (no cache of pictures or prefixes); TTFT is the mean
-over them, from when a request came.
+Every engine is in this process, and they take turns in each round of a load, so that what else the machine does meets
+all alike. A load of n is n requests at once, each with a picture of its own (no cache of pictures or prefixes); TTFT is
+the mean over them, from when a request came. Medians of the rounds; in brackets how many times as good as the first
+setting in the same round: the median, and the range.
 
     python tests/serving/checkpoints.py /tmp/random qwen2_5_vl small      # or any Qwen-VL checkpoint
-    python scripts/bench/serving.py --model /tmp/random [--loads 1 4 16 32] [--side 256] [--new-tokens 16]
+    python scripts/bench/serving.py --model /tmp/random [--loads 1 4 16 32] [--rounds 1] [--side 256] [--new-tokens 16]
         [--settings stock ppe:ratio=0.45 ppe:ratio=0.25] [--dtype float32] [--output FILE.json]
 
 On a GPU: --dtype bfloat16 --side 1024 --graphs, a real checkpoint, and --memory 0.3 (each engine's share of it).
@@ -25,8 +26,11 @@ from typing import Any
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+if "--graphs" not in sys.argv:
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # else the first answer of each engine takes a minute
 
 import numpy as np
+import torch
 
 from ppe_npu.files import write_json
 
@@ -88,29 +92,43 @@ def measure(llm: Any, load: int, seed: int, asked: argparse.Namespace) -> dict[s
     }
 
 
+def table_row(load: int, setting: str, own: list[dict[str, float]], first: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians of a setting's rounds; how many times as good as the first setting in the same round, and the range."""
+    found = {key: statistics.median(one[key] for one in own) for key in own[0]}
+    better = {
+        "ttft": [other["ttft"] / one["ttft"] for one, other in zip(own, first)],
+        "requests_per_s": [one["requests_per_s"] / other["requests_per_s"] for one, other in zip(own, first)],
+    }
+    times = {key: (statistics.median(ratios), min(ratios), max(ratios)) for key, ratios in better.items()}
+    return {"load": load, "setting": setting, **found, "times": times, "rounds": own}
+
+
+def printed(row: dict[str, Any]) -> str:
+    """A line of the table."""
+    ttft, requests = (f"{times[0]:.1f}x, {times[1]:.1f} to {times[2]:.1f}" for times in row["times"].values())
+    return (
+        f"| {row['load']} | {row['setting']} | {row['prompt']:.0f} | {row['ttft']:.2f} ({ttft}) | "
+        f"{row['requests_per_s']:.2f} ({requests}) | {row['tokens_per_s']:.1f} |"
+    )
+
+
 def main() -> int:
     asked = arguments()
     engines = {setting: engine(asked, setting) for setting in asked.settings}
     for llm in engines.values():
         measure(llm, 1, 10**6, asked)  # the first one loads what is loaded late
-    rows, first = [], asked.settings[0]
+    rows = []
+    print("| load | setting | prompt | TTFT s | requests/s | tokens/s |\n|---|---|---|---|---|---|", flush=True)
     for load in asked.loads:
         rounds: dict[str, list[dict[str, float]]] = {setting: [] for setting in engines}
         for number in range(asked.rounds * (3 if load == 1 else 1)):
             for setting, llm in engines.items():
                 rounds[setting].append(measure(llm, load, 1000 * load + 100 * number, asked))
-        medians = {s: {key: statistics.median(r[key] for r in own) for key in own[0]} for s, own in rounds.items()}
-        for setting, found in medians.items():
-            own = {key: found[key] / medians[first][key] for key in ("requests_per_s", "tokens_per_s")}
-            own["ttft"] = medians[first]["ttft"] / found["ttft"]
-            rows.append({"load": load, "setting": setting, **found, "times": own})
-            print(
-                f"| {load} | {setting} | {found['prompt']:.0f} | {found['ttft']:.2f} ({own['ttft']:.2f}x) | "
-                f"{found['requests_per_s']:.2f} ({own['requests_per_s']:.2f}x) | {found['tokens_per_s']:.1f} |",
-                flush=True,
-            )
+        for setting, own in rounds.items():
+            rows.append(table_row(load, setting, own, rounds[asked.settings[0]]))
+            print(printed(rows[-1]), flush=True)
         if asked.output:
-            write_json(asked.output, {"settings": vars(asked), "rows": rows})
+            write_json(asked.output, {"settings": vars(asked), "threads": torch.get_num_threads(), "rows": rows})
     return 0
 
 

@@ -1,47 +1,72 @@
 """What the tests of served models share: random checkpoints, and what compress(model) answers in transformers."""
 
+import hashlib
+import json
+import os
 import pickle
-import sys
 
 import pytest
-from scripts_of_serving import HERE, run_script
+from filelock import FileLock
+from scripts_of_serving import run_script
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
+def made_once(tmp_path_factory):
+    """made_once(name, make) -> what make(path) has made, for all workers of this run."""
+    own = tmp_path_factory.getbasetemp()
+    folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def path(name: str, make):
+        done, part = folder / name, folder / f"{name}.part"
+        with FileLock(folder / f"{name}.lock"):
+            if not done.exists():
+                make(part)
+                part.rename(done)
+        return done
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(made_once):
     """checkpoint(family) -> folder."""
-    made = {}
 
     def folder(family: str = "qwen2_5_vl") -> str:
-        if family not in made:
-            made[family] = str(tmp_path_factory.mktemp(family))
-            run_script("checkpoints.py", made[family], family)
-        return made[family]
+        return str(made_once(family, lambda path: run_script("checkpoints.py", str(path), family)))
 
     return folder
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory, checkpoint):
-    """reference(family, compression) -> what transformers answers."""
-    made = {}
+def reference(made_once, checkpoint):
+    """reference(compression, family, folder) -> what transformers answers.
 
-    def answers(compression: str, family: str = "qwen2_5_vl") -> dict:
-        if (family, compression) not in made:
-            out = tmp_path_factory.mktemp("reference") / "answers.pickle"
-            run_script("reference.py", checkpoint(family), str(out), compression, python=_python(family))
-            made[family, compression] = pickle.loads(out.read_bytes())[compression]
-        return made[family, compression]
+    folder: another checkpoint than the family's own. compress() takes InternVL from transformers 5.22 on, and vLLM's is
+    older.
+    """
+
+    def answers(compression: str, family: str = "qwen2_5_vl", folder: str | None = None) -> dict:
+        asked = (folder or checkpoint(family), compression)
+        name = "reference-" + hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
+        newer = family == "internvl"
+        made = made_once(name, lambda path: run_script("reference.py", *asked, str(path), newer=newer))
+        return pickle.loads(made.read_bytes())
 
     return answers
 
 
-def _python(family: str) -> str:
-    """Who answers: this environment's transformers; for InternVL, of which compress() wants a newer one than vLLM does,
-    the one of `make install`."""
-    other = HERE.parents[1] / ".venv" / "bin" / "python"
-    if family != "internvl":
-        return sys.executable
-    if not other.exists():
-        pytest.skip("compress() takes InternVL from transformers 5.22 on, and there is no .venv that has it")
-    return str(other)
+@pytest.fixture
+def served(tmp_path, checkpoint):
+    """served(compression, family, engine, rounds) -> what vLLM answers; more: of the request, see served.py."""
+
+    def answers(
+        compression: str, family: str = "qwen2_5_vl", engine: dict | None = None, rounds=("alone",), **more
+    ) -> dict:
+        request, out = tmp_path / "request.json", tmp_path / "out.pickle"
+        asked = {"folder": checkpoint(family), "compression": compression, "engine": engine or {}, "rounds": rounds}
+        asked |= more
+        request.write_text(json.dumps(asked))
+        run_script("served.py", str(request), str(out))
+        return pickle.loads(out.read_bytes())
+
+    return answers

@@ -19,9 +19,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def run_script(name: str, *arguments: str, seconds: int = 600, python: str = sys.executable) -> None:
-    """Call main(*arguments) of a script; the test fails with the end of what it printed unless it succeeds."""
-    process, log = _waiting(name, python)
+def run_script(name: str, *arguments: str, seconds: int = 600, newer: bool = False) -> None:
+    """Call main(*arguments) of a script; the test fails with the end of what it printed unless it succeeds.
+
+    newer: with the transformers that make test-vllm has beside vLLM's.
+    """
+    process, log = _waiting(name, newer)
     start = log.stat().st_size
     process.stdin.write(json.dumps(arguments) + "\n")
     process.stdin.flush()
@@ -34,12 +37,13 @@ def run_script(name: str, *arguments: str, seconds: int = 600, python: str = sys
 
 
 @functools.cache
-def _waiting(name: str, python: str) -> tuple[subprocess.Popen, Path]:
+def _waiting(name: str, newer: bool) -> tuple[subprocess.Popen, Path]:
     """A process that has imported a script and waits, and where it prints. It ends when this one does."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)])}
+    path = [f"{sys.prefix}/newer"] * newer + [str(HERE.parents[1]), str(HERE), str(HERE.parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     log = Path(tempfile.mkdtemp()) / "log.txt"
     with log.open("w") as out:
-        command = [python, __file__, Path(name).stem]
+        command = [sys.executable, __file__, Path(name).stem]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": out}
         process = subprocess.Popen(command, env=environment, **pipes, text=True, start_new_session=True)
     return process, log

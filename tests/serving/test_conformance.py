@@ -123,4 +123,5 @@ def test_vllm_answers_are_those_that_the_page_states():
     command = [sys.executable, "-m", "ppe_npu.serving.conformance", "vllm", "vllm_evs"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False).stdout
     assert "vllm: 31 of 31 right" in said
+    assert "vllm_evs: 5 of 28 right" in said
     assert "qwen2_5_vl: tall image, all: text goes on at [6], not [10]" in said

@@ -1,8 +1,12 @@
-"""What of vLLM's settings the plug-in refuses, each by its name; vLLM itself is not needed."""
+"""What of vLLM's settings the plug-in refuses, each by its name; and with a real vLLM that it has settings so named."""
 
+import json
+import pickle
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
+from scripts_of_serving import run_script
 
 from ppe_npu.errors import InputError
 from ppe_npu.serving.vllm.refusals import check_settings
@@ -71,3 +75,23 @@ def test_what_cannot_be_is_refused_by_name(changed, said):
 def test_a_decoder_of_one_dimension_needs_the_key_that_has_vllm_keep_positions():
     with pytest.raises(InputError, match="the config has no mrope_section"):
         check_settings(settings(), compression(axes=1))
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make test-vllm")
+def test_a_real_vllm_reads_these_settings(tmp_path, checkpoint):
+    refused = [
+        ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
+        ({"video_pruning_rate": 0.5}, "--video-pruning-rate"),
+        ({"ubatch_size": 2, "all2all_backend": "deepep_low_latency"}, "--enable-dbo (or --ubatch-size)"),
+        ({"enable_lora": True, "enable_tower_connector_lora": True}, "--enable-tower-connector-lora"),
+        ({"mm_processor_kwargs": {"ppe_compression": {"ratio": 0.25}}}, "--mm-processor-kwargs with ppe_compression"),
+        ({"mm_encoder_tp_mode": "data"}, "--mm-encoder-tp-mode data with a step at the pixels"),
+    ]
+    request, out = tmp_path / "request.json", tmp_path / "out.pickle"
+    asked = {"folder": checkpoint(), "compression": "pixelprune:positions=ppe"}
+    request.write_text(json.dumps({**asked, "refused": [{}, *(engine for engine, _ in refused)]}))
+    run_script("served.py", str(request), str(out))
+    plain, *found = pickle.loads(out.read_bytes())
+    assert plain == ""
+    for words, (_, said) in zip(found, refused, strict=True):
+        assert said in words

@@ -26,12 +26,11 @@ from ppe_npu.serving.cells import kept_patches, split_cells
 from ppe_npu.serving.rotary import RowRotary, rotary_columns
 from ppe_npu.serving.rows import placed_rows, prompt_line, split_rows, with_rows
 from ppe_npu.serving.shapes import shapes_in, shapes_of
-from ppe_npu.serving.vllm.processing import ASKED, CELLS, compression_of, runs_of
+from ppe_npu.serving.vllm.processing import ASKED, CELLS, LONGER, compression_of, runs_of
 from ppe_npu.serving.vllm.refusals import check_settings
 from ppe_npu.serving.vllm.tower import run_on_kept
 
 _PIXELS = {"pixel_values": IMAGE, "image_embeds": IMAGE, "pixel_values_videos": VIDEO, "video_embeds": VIDEO}
-_LONGER = 4  # positions of a compressed prompt, in tokens of the longest context: those of a video run in seconds
 
 
 class CompressedModel:
@@ -67,7 +66,7 @@ class CompressedModel:
                 continue
             stock = attention.rotary_emb
             if id(stock) not in made:
-                table = _table(stock, _LONGER * text.max_position_embeddings)
+                table = _table(stock, LONGER * text.max_position_embeddings)
                 made[id(stock)] = RowRotary(table, self.compression.channels, self.rows, stock.head_size)
             attention.rotary_emb = made[id(stock)]
 

@@ -31,6 +31,7 @@ from ppe_npu.serving.vllm import PREFIX
 
 CELLS = "ppe_cells"  # of images
 ASKED = {IMAGE: "ppe_image_asked", VIDEO: "ppe_video_asked"}
+LONGER = 4  # positions of a compressed prompt, in tokens of the longest context: those of a video run in seconds
 
 
 def compression_of(hf_config: Any) -> Compression:
@@ -93,6 +94,7 @@ class CompressedProcessor:
         config = self.info.get_hf_config()  # type: ignore[attr-defined]
         self.asked = Asked(compression_of(config))
         self.shapes = shapes_of(config, self.asked.own)
+        self.largest = min(LARGEST, LONGER * config.get_text_config().max_position_embeddings)
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         """The stock one's, without the patches of dropped cells, and with what our fields say of each item."""
@@ -150,8 +152,10 @@ class CompressedProcessor:
             def replacement(index: int) -> Any:
                 runs = runs_of(self.asked, self.shapes, kind, out_mm_kwargs[kind][index])
                 most = max(run.extent for run in runs)
-                if most > LARGEST:
-                    raise InputError(f"{kind} {index} takes {most} positions: at most {LARGEST}; give fewer seconds")
+                if most > self.largest:
+                    raise InputError(
+                        f"{kind} {index} takes {most} positions: at most {self.largest}; give fewer seconds"
+                    )
                 full = stock(index)
                 full = full.full if isinstance(full, PromptUpdateDetails) else full
                 thin = thinned_runs(full, token, [run.kept for run in runs])
