@@ -98,31 +98,42 @@ def rms(values: Tensor) -> float:
     return values.detach().double().square().mean().sqrt().item() if values.numel() else 0.0
 
 
-def plain_error(plain, exact, layers: int = 4) -> float:
+def plain_error(plain, exact, layers: int = 4, dtype: torch.dtype = torch.float32) -> float:
     """RMS of what plain PyTorch is off by, the largest among these tensors; at least that of the model's depth."""
     pairs = list(zip(_tensors(plain), _tensors(exact), strict=True))
-    least = depth_error(layers) * max(rms(true) for _, true in pairs)
-    return max(least, *(rms(one.double() - true.double()) for one, true in pairs))
+    size = max(rms(true) for _, true in pairs)
+    found = max(rms(one.double() - true.double()) for one, true in pairs)
+    _assert_rounding(found, size, layers, dtype)
+    return max(depth_error(layers) * size, found)
 
 
-def assert_rounds_alike(found, plain, exact, layers: int = 4) -> None:
-    """Two ways through the same fp32 model: `found` is at most twice as far from fp64 as plain PyTorch is.
+def _assert_rounding(found: float, size: float, layers: int, dtype: torch.dtype) -> None:
+    """fp32 is never off by what one rounding to bf16 is: then what is compared with exact is another computation (and
+    `exact` that of what is tested, say, whose faults it would share)."""
+    most = eps(torch.bfloat16) / 2 if dtype == torch.float32 else depth_error(layers, dtype)
+    assert found <= most * size, f"{found:.2e} from exact, of {size:.2e}: these are two computations"
 
-    Each is a tensor, a list of tensors (whose largest error counts for all) or a dict of gradients.
+
+def assert_rounds_alike(found, plain, exact, layers: int = 4, dtype: torch.dtype = torch.float32) -> None:
+    """Two ways through the same model: `found` is at most twice as far from fp64 as plain PyTorch is.
+
+    `exact` is computed as `plain` is, and `dtype` is the coarsest in which that rounds. Each is a tensor, a list of
+    tensors (whose largest error counts for all) or a dict of gradients.
     """
     if isinstance(plain, Mapping):
         assert found.keys() == plain.keys() == exact.keys()
-        errors = {key: plain_error(value, exact[key], layers) for key, value in plain.items()}
+        errors = {key: rms(value.double() - exact[key].double()) for key, value in plain.items()}
         # Of fifty errors of one pass some are small by chance: each may be as large, relatively, as nine in ten are.
         relative = sorted(errors[key] / rms(value) for key, value in exact.items() if rms(value))
         usual = relative[9 * len(relative) // 10]
+        _assert_rounding(usual, 1.0, layers, dtype)
         # A gradient that is zero by mathematics is a difference of numbers like the others.
         least = depth_error(layers) * statistics.median(map(rms, exact.values()))
         for key, value in plain.items():
             error = max(errors[key], usual * rms(exact[key]), least)
             _assert_apart(found[key], value, error, key)
     else:
-        _assert_apart(found, plain, plain_error(plain, exact, layers))
+        _assert_apart(found, plain, plain_error(plain, exact, layers, dtype))
 
 
 def _assert_apart(found, plain, error: float, what: str = "tensor") -> None:
@@ -136,9 +147,21 @@ def _tensors(values) -> Iterable[Tensor]:
     return [values] if isinstance(values, Tensor) else [value for row in values for value in _tensors(row)]
 
 
-def sums_error(model: torch.nn.Module, run: Callable, draws: int = 3) -> float:
-    """What fp32 sums move `run()` by (RMS), whatever a machine's order of adding: measured in fp64, with weights that
-    are off as the widest sum of the model is.
+def assert_recorded(found, recorded, model: torch.nn.Module, run: Callable) -> None:
+    """`found`, of `run()`, is what another machine recorded, each as far from exact as its order of adding takes it.
+
+    Each is a tensor or a list of tensors.
+    """
+    for one, other, error in zip(_tensors(found), _tensors(recorded), sums_error(model, run), strict=True):
+        assert one.shape == other.shape, f"{tuple(one.shape)} is not {tuple(other.shape)}"
+        _assert_rounding(error, rms(other), 1, torch.float32)
+        apart = rms(one.double() - other.double())
+        assert apart <= 2 * error, f"{apart:.2e} apart, {apart / error:.1f} errors of {error:.2e}"
+
+
+def sums_error(model: torch.nn.Module, run: Callable, draws: int = 3) -> list[float]:
+    """What fp32 sums move each tensor of `run()` by (RMS), whatever a machine's order of adding: measured in fp64, with
+    weights that are off as the widest sum of the model is.
 
     Each of its n additions rounds by up to half an eps, sqrt(n / 12) eps in all (RMS). The largest of a few draws, for
     prompts of which few places are delicate.
@@ -147,15 +170,15 @@ def sums_error(model: torch.nn.Module, run: Callable, draws: int = 3) -> float:
     terms = max(module.in_features for module in model.modules() if isinstance(module, torch.nn.Linear))
     generator, off = torch.Generator().manual_seed(0), math.sqrt(terms / 12) * eps(torch.float32)
 
-    def moved() -> float:
+    def moved() -> list[float]:
         with torch.no_grad():
-            true, found = run(), []
+            true, found = list(_tensors(run())), []
             for _ in range(draws):
                 for weight in model.parameters():
                     weight.mul_(1 + off * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
-                found.append(rms(run() - true))
+                found.append([rms(one - other) for one, other in zip(_tensors(run()), true, strict=True)])
                 model.load_state_dict(kept)
-        return max(found)
+        return [max(errors) for errors in zip(*found, strict=True)]
 
     return exact(model, moved)
 

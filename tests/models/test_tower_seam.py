@@ -108,7 +108,7 @@ def test_in_bf16_it_is_as_near_as_a_naive_attention_in_bf16(model, family):
     true = exact(model, lambda: naive(model.bfloat16().double(), inputs, (1, 2)))
     model.bfloat16()
     plain = naive(model, inputs, (1, 2))
-    assert_rounds_alike(flat(looked(model, inputs)), flat(plain), flat(true))
+    assert_rounds_alike(flat(looked(model, inputs)), flat(plain), flat(true), dtype=torch.bfloat16)
 
 
 def trained(model, inputs, checkpointing):
