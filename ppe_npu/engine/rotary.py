@@ -20,6 +20,7 @@ from ppe_npu.methods.positions.base import MEAN_ANGLE, RUNS
 
 _PLACES = 64  # at which tables are compared: beyond them a channel's angle is no longer its own
 _TRIES = 3
+_HOOKED = ("_hf_hook", "_old_forward")  # accelerate's, of the module that it has hooked: it takes both back there
 
 
 def held_rows(positions: torch.Tensor, held: torch.Tensor, by_axis: bool) -> torch.Tensor:
@@ -159,7 +160,7 @@ class RowRotaryEmbedding(torch.nn.Module):
         super().__init__()
         for name in ("_buffers", "_non_persistent_buffers_set"):
             vars(self)[name] = vars(original)[name]
-        others = [name for name in dir(original) if not hasattr(self, name)]
+        others = [name for name in dir(original) if not hasattr(self, name) and name not in _HOOKED]
         vars(self).update({name: getattr(original, name) for name in others})
         vars(self)["original"] = original  # no submodule
         self.channels = channels

@@ -93,3 +93,17 @@ def test_hooks_of_a_dispatched_model(accelerator):
     assert length(model) == cascaded
     restore(model)
     assert length(model) == pictures()["input_ids"].shape[1]
+
+
+def test_hooks_of_a_model_that_was_dispatched_first_go_again(accelerator):
+    parts = (
+        "model.visual",
+        *(f"model.language_model.{name}" for name in ("embed_tokens", "layers", "norm", "rotary_emb")),
+    )
+    devices = dict.fromkeys((*parts, "lm_head"), "cpu")  # a map that accelerate makes ends with small parts
+    model = compress(dispatch_model(random_model(), devices, force_hooks=True), SETTINGS["ppe"])
+    expected = model(**pictures()).logits
+    remove_hook_from_module(model, recurse=True)
+    assert torch.equal(model(**pictures()).logits, expected)
+    restore(model)
+    assert torch.equal(model(**pictures()).logits, random_model()(**pictures()).logits)
