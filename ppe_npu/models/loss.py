@@ -128,7 +128,8 @@ def _teacher(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> to
 def computes_losses_itself(head: torch.nn.Module) -> bool:
     """Have the head's own call compute losses from now on; False for one that is no plain linear layer: it is left
     alone."""
-    plain = type(head) is torch.nn.Linear and head.bias is None
+    # A class that fully_shard makes of Linear has its forward; who turns weights into logits otherwise has its own.
+    plain = type(head).forward is torch.nn.Linear.forward and head.bias is None
     if plain and not is_overridden(head, "forward"):
         override(head, "forward", _head_forward)
     return plain

@@ -95,6 +95,17 @@ def test_distillation_is_the_divergence_from_the_dense_model(name, temperature):
     assert_rounds_alike(got, wanted, exact(model, by_hand))
 
 
+@torch.no_grad()
+def test_a_head_of_a_class_made_from_linear_computes_its_losses_itself():
+    model, (inputs, labels) = compress(random_model(), PRESETS["ppe"]), inputs_and_labels()
+    given = {"labels": labels, "skip_logits": True, "distill": Distillation(0.5)}
+    expected = model(**inputs, **given).loss
+    restore(model)
+    model.lm_head.__class__ = type("FSDPLinear", (torch.nn.Linear,), {})  # as fully_shard does
+    compress(model, PRESETS["ppe"])
+    assert torch.equal(model(**inputs, **given).loss, expected)
+
+
 def test_a_student_that_sees_all_has_nothing_to_learn_from_its_teacher():
     model = compress(random_model(), CompressionConfig.preset("ppe", k=4, ratio=1.0)).train()
     inputs, labels = inputs_and_labels()
