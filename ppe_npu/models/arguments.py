@@ -167,6 +167,8 @@ def take_ready_mask(kwargs: dict) -> None:
                 "holds full_attention alone"
             )
         kwargs["attention_mask"] = masks["full_attention"]
+    elif not (masks is None or isinstance(masks, torch.Tensor)):
+        raise InputError(f"attention_mask is a {type(masks).__name__}: give a tensor, 2D or 4D")
 
 
 def attention_mask_of(model, kwargs: dict) -> torch.Tensor | None:

@@ -136,3 +136,11 @@ def test_a_cache_that_others_have_filled(plain, setting, filled):
     else:
         with pytest.raises(InputError, match="filled by a model without compression"):
             run(model)
+
+
+def test_a_mask_that_is_no_tensor_is_refused_by_name(plain):
+    model, inputs = compressed(plain, "ppe"), pictures()
+    cache = out(model, inputs, use_cache=True).past_key_values
+    for given in (inputs, {"input_ids": inputs["input_ids"][:, -2:], "past_key_values": cache}):
+        with pytest.raises(InputError, match="attention_mask is a list: give a tensor"):
+            out(model, given | {"attention_mask": inputs["attention_mask"].tolist()})
