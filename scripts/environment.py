@@ -169,14 +169,17 @@ def vllm(folder: str) -> list[list[str]]:
 
 
 def indexes_of_pip() -> list[str]:
-    """Where pip is told to look, in words of uv, which does not read pip's settings."""
+    """Where pip is told to look, in words of uv, which does not read pip's settings. Of one that is said in several
+    places pip takes the environment's, else that of install; uv refuses to be told twice."""
     asked = [sys.executable, "-m", "pip", "config", "list"]
     said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
     words = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
-    found = re.findall(rf"(?m)^\S*\.({'|'.join(words)})='(.*)'$", said)
+    found: dict[str, str] = {}
+    for place in ("global", "install", ":env:"):
+        found |= dict(re.findall(rf"(?m)^{place}\.({'|'.join(words)})='(.*)'$", said))
     # pip takes the best version that any index has; uv by itself looks at the first one that knows the name.
     options = ["--index-strategy", "unsafe-best-match"]
-    for name, values in found:
+    for name, values in found.items():
         for value in values.replace("\\n", " ").split():
             options += [words[name], value]
     return options
@@ -208,7 +211,7 @@ def main() -> int:
         Path(arguments.folder, CONSTRAINTS.name).write_text(text)
     wanted = [add_torch_npu(arguments.folder)] if arguments.add_torch_npu else commands(arguments.folder)
     for command in wanted:
-        print(" ".join(command), flush=True)
+        print(re.sub(r"(://)[^/@\s]+@", r"\1...@", " ".join(command)), flush=True)  # without passwords of indexes
         code = subprocess.run(command, check=False).returncode
         if code:
             return code

@@ -174,6 +174,21 @@ def test_uv_looks_where_pip_is_told_to_look(monkeypatch):
     assert all(" ".join(found) in " ".join(command) for command in asked)
 
 
+def test_uv_is_told_each_index_once_as_pip_takes_it_and_no_password_is_printed(monkeypatch, capsys, tmp_path):
+    said = ":env:.find-links='/d'\nglobal.find-links='/c'\nglobal.index-url='https://u:secret@a/simple'\n"
+    install = "install.index-url='https://u:secret@b/simple'\n"
+    answer = SimpleNamespace(returncode=0, stdout=said + install + "download.index-url='https://c/simple'\n")
+    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: answer)
+    assert environment.indexes_of_pip()[2:] == ["--find-links", "/d", "--default-index", "https://u:secret@b/simple"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".venv-vllm").mkdir()
+    monkeypatch.setattr("sys.argv", ["environment.py", ".venv-vllm"])
+    assert environment.main() == 0
+    shown = capsys.readouterr().out
+    assert "https://...@b/simple" in shown
+    assert "secret" not in shown
+
+
 def test_all_name_the_same_versions_of_python():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")

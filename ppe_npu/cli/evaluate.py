@@ -89,11 +89,11 @@ def run_eval(args: argparse.Namespace) -> int:
     answers = partial(_answers, engines, model, processor, sampling, args.seed, values)
     results = _evaluate(model, runs, answers, args)
     late = _as_many_tokens(runs, results, known) if smaller else []
-    results += _evaluate(model, late, answers, args)
     try:
+        results += _evaluate(model, late, answers, args)
         if args.cost_rounds != 0 and devices.process_rank() == 0:
             costs.measure(model, runs + late, args, answers)
-    finally:  # who stops the pass has the scores all the same
+    finally:  # who stops the control or the pass has the scores all the same
         common.say(common.whose(args, model_path, chosen))
         if devices.process_rank() == 0:
             _report(args, Path(args.output), Path(args.output) / "report.md", f"Evaluation of {model_path}")

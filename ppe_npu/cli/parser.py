@@ -206,7 +206,7 @@ def _add_eval(commands) -> None:
     what = "after the scores, measure costs in turns on the same prompts, in N rounds or more; 0: do not (default: 5, "
     what += "from 2 on no more than 2 minutes, and not again where nothing changed)"
     parser.add_argument("--cost-rounds", type=int, metavar="N", help=what)
-    what = "also run the dense model on smaller input of as many tokens (default: on)"
+    what = "also run the dense model on smaller input of as many tokens, all samples for each share (default: on)"
     parser.add_argument("--smaller-input", action=argparse.BooleanOptionalAction, default=None, help=what)
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     _add_generation(parser)

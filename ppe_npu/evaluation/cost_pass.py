@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,11 @@ import torch
 
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.evaluation.identity import Unreadable, read_sample
-from ppe_npu.evaluation.interleaving import in_turns, middle, settled, summed_up
+from ppe_npu.evaluation.interleaving import LONG, in_turns, middle, settled, summed_up
 from ppe_npu.evaluation.rows import FAULTS, fault_of
 from ppe_npu.files import write_json
 
+_FEWEST = 2  # prompts
 PROCESSOR = "processor time"  # what ratios are of on the host
 FILE = "costs.json"  # in the folder of a benchmark, beside those of its methods
 
@@ -48,7 +51,7 @@ def measure(
         candidates: with names of their own; the first is the reference, unless another is named.
         samples: of a benchmark; prepared once, which is not timed. One that a candidate cannot answer is left out.
         rounds: at least; more, on a machine that is busy, until all ratios are known to 3 %.
-        least: of rounds, where they take long: see in_turns.
+        least: of rounds, where they take long: see in_turns; fewer prompts, too, two at least, where first answers do.
 
     Returns:
         {"rounds", "prompts", "reference", "rows": {name: {"ttft", "total": see interleaving.against, "new_tokens",
@@ -58,7 +61,7 @@ def measure(
     Raises:
         InputError: no sample can be answered by all, or two candidates have one name.
     """
-    inputs, left_out = _warmed_up(candidates, samples)
+    inputs, left_out = _warmed_up(candidates, samples, math.inf if least is None else LONG)
 
     def runner(one: Candidate) -> Callable[[int], Any]:
         def run(number: int) -> Any:
@@ -99,9 +102,10 @@ def _rows(
 
 
 def _warmed_up(
-    candidates: Sequence[Candidate], samples: Sequence[Mapping[str, Any]]
+    candidates: Sequence[Candidate], samples: Sequence[Mapping[str, Any]], long: float
 ) -> tuple[dict[str, list[Any]], dict[str, str]]:
-    """({name: inputs of every sample that all candidates answered once}, {sample: why one did not}).
+    """({name: inputs of every sample that all candidates answered once}, {sample: why one did not}); of the samples
+    that were reached within `long` seconds, or until there were two.
 
     Raises:
         InputError: there is no such sample, or two candidates have one name.
@@ -112,7 +116,10 @@ def _warmed_up(
             raise InputError(f"two methods are called {one.name}: give each a name of its own")
         inputs[one.name] = []
     left_out: dict[str, str] = {}
+    started = time.monotonic()
     for sample in samples:
+        if len(inputs[candidates[0].name]) >= _FEWEST and time.monotonic() - started > long:
+            break
         index = str(sample.get("index"))
         if isinstance(sample, Unreadable):
             left_out[index] = sample["error"]

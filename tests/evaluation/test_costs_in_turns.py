@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from ppe_npu.demo import scenes
-from ppe_npu.evaluation import cost_pass, cost_table, tables
+from ppe_npu.evaluation import cost_pass, cost_table, interleaving, tables
 from ppe_npu.evaluation.generation import Generated
 from ppe_npu.evaluation.interleaving import MOST
 from ppe_npu.evaluation.report import compared
@@ -198,6 +198,23 @@ def test_a_damaged_sample_is_left_out_and_named_and_the_others_are_measured():
         cost_pass.measure(methods, samples[1:2], rounds=2)
     with pytest.raises(InputError, match="two methods are called b"):
         cost_pass.measure([methods[0], *methods[1:] * 2], samples, rounds=2)
+
+
+@pytest.mark.parametrize(("least", "prompts"), [(2, 2), (None, 4)])
+def test_long_answers_are_given_to_fewer_prompts_unless_rounds_were_asked_for(monkeypatch, least, prompts):
+    now = [0.0]
+
+    class Slow(Answering):
+        def answer(self, samples):
+            now[0] += 70
+            return super().answer(samples)
+
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    for module in (cost_pass, interleaving):
+        monkeypatch.setattr(module, "time", clock)
+    methods = [cost_pass.Candidate(name, Slow(0.5, name)) for name in "ab"]
+    found = cost_pass.measure(methods, [{"index": number} for number in range(4)], 3, least=least)
+    assert (found["prompts"], found["rounds"], found["left_out"]) == (prompts, least or 3, {})
 
 
 def test_elsewhere_they_are_compared_by_their_times_in_more_rounds_where_those_wander():
