@@ -74,8 +74,11 @@ def run_full(argv: Sequence, folder: Path, at: int = 0, named: str = "", size: i
 
 
 def _run(argv: Sequence, disk: Disk, size: int, writer: int) -> None:
+    import torch
+
     from ppe_npu import cli
 
+    torch.set_num_threads(1)  # those of the parent are not here: OpenMP would wait for them for ever
     os.dup2(writer, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))  # not pytest's

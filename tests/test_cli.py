@@ -54,6 +54,7 @@ def test_train_and_eval_without_arguments(run, tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "_TRAIN_IMAGES", 8)
     monkeypatch.setattr(commands, "_TEST_IMAGES", 2)
     monkeypatch.setattr(commands, "_BATCH", 4)
+    monkeypatch.setattr("ppe_npu.cli.costs.PROMPTS", 2)
     monkeypatch.setattr("ppe_npu.evaluation.interleaving.MOST", 1)  # a busy machine would ask for more rounds
     for _ in range(2):  # a second run replaces the first
         code, _, err = run("train", "--max-steps", 2)

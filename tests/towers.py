@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from support import Prompt, batch
+from tolerances import exact
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.methods.base import Method, register, share
@@ -126,6 +127,11 @@ def naive(model, inputs, blocks, whole=True):
         (frames[0][0], frames[0][1] if len(blocks) == 1 else torch.stack([scored for _, scored in frames]))
         for frames in zip(*scores)
     ]
+
+
+def naives(model, inputs, blocks=(1, 2)):
+    """`naive`, flat, of an untouched model as it is and in fp64: what is shown is held against both."""
+    return flat(naive(model, inputs, blocks)), flat(exact(model, lambda: naive(model, inputs, blocks)))
 
 
 def _naive_block(block, hidden, table, grids, order):

@@ -68,6 +68,7 @@ def test_its_tokens_are_a_share_of_the_whole_pictures(tiny_folder, tiny_processo
     assert other.tokens_after == [count * 0.25 for count in one.tokens_after]
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("asked", [None, VideoSampling(fps=4.0, max_pixels=602112, total_pixels=19267584)])
 @pytest.mark.parametrize("share", [0.25, 0.44])
 @pytest.mark.parametrize(("frames", "size"), [(8, 112), (6, 224)])

@@ -61,7 +61,7 @@ def assert_same(one: Grouping, other: Grouping) -> None:
         assert a is None or torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_cell_keeps_what_it_was_asked_for_in_groups_around_representatives(method, seed):
     kept, sizes = wanted(method), views.sizes_of(method)
     grouping = found(method, views.parts_of(method, seed), kept)
@@ -107,7 +107,7 @@ def test_two_runs_are_equal_and_a_permuted_batch_is_a_permuted_result(method):
     )
 
 
-@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize("seed", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_padding_and_mates_change_nothing(method, seed):
     parts, kept, sizes = views.parts_of(method, seed), wanted(method), views.sizes_of(method)
     grouping = found(method, parts, kept)
@@ -121,7 +121,7 @@ def test_padding_and_mates_change_nothing(method, seed):
         assert torch.equal(own.representatives[0, :groups], grouping.representatives[cell, :groups])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_the_choice_is_made_in_fp32_whatever_the_tokens_are(method, seed):
     parts, kept = views.parts_of(method, seed), wanted(method)
     halves = {name: value.bfloat16() if value.is_floating_point() else value for name, value in parts.items()}

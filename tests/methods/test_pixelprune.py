@@ -46,7 +46,7 @@ def method_of(case):
 
 
 @pytest.mark.parametrize("path", whole_recordings(), ids=["some", "whole"][: len(whole_recordings())])
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_the_released_code_kept(path, every):
     compared = 0
     for at, (image, cells, cases, tensors) in enumerate(recorded_cases(path)):

@@ -10,13 +10,15 @@ import io
 import pytest
 import torch
 from foreign import FAMILIES, SETTINGS, compressed, newer, pictures, random_model
+from tolerances import assert_equal, assert_rounds_alike, exact
 
 from ppe_npu import restore
 from ppe_npu.models import is_compressed
 
 pytestmark = [pytest.mark.half, pytest.mark.parametrize("family", FAMILIES), newer]
+SLOW = pytest.mark.slow
 QUICK = ("dense", "cascade")  # test-all has all
-SOME = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SETTINGS]
+SOME = [pytest.param(name, marks=() if name in QUICK else SLOW) for name in SETTINGS]
 
 
 @pytest.fixture
@@ -94,7 +96,9 @@ def seen(model) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("setting", SOME)
+@pytest.mark.parametrize(
+    "setting", ["cascade", *(pytest.param(name, marks=SLOW) for name in SETTINGS if name != "cascade")]
+)
 def test_a_change_before_compression_is_one_after_it(plain, setting, change):
     make = CHANGES[change]
     model, untouched = make(compressed(plain, setting)), make(copy.deepcopy(plain))
@@ -115,7 +119,10 @@ def test_what_is_saved_is_the_untouched_model(plain, setting, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     loaded = type(plain).from_pretrained(tmp_path).eval()
     assert not is_compressed(loaded)
-    assert torch.equal(loaded(**inputs).logits, plain(**inputs).logits)
+    assert_equal(loaded.state_dict(), plain.state_dict())
+    with torch.no_grad():  # weights that are read need not be aligned in memory as those that were drawn
+        true = exact(plain, lambda: plain(**inputs).logits)
+        assert_rounds_alike(loaded(**inputs).logits, plain(**inputs).logits, true)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)

@@ -56,6 +56,7 @@ def config_of(setting):
     )
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("setting", ["dense", "tau0", "tau.02", "tau.02_sliding"])
 @pytest.mark.parametrize("case", ["one", "two", "first"])
 def test_what_the_released_code_gave(recorded, case, setting):

@@ -3,11 +3,10 @@
 import pytest
 import torch
 from support import FAMILIES, batch, random_model
-from tolerances import assert_near, assert_rounds_alike, exact
+from tolerances import assert_near, assert_rounds_alike
 from torch.utils._python_dispatch import TorchDispatchMode
-from towers import PROMPTS, TOWERS, clip, flat, given, looked, naive
+from towers import PROMPTS, TOWERS, clip, flat, given, looked, naives
 
-from ppe_npu import restore
 from ppe_npu.engine import tower
 
 pytestmark = pytest.mark.half
@@ -27,12 +26,10 @@ def model(family):
 
 def test_keys_and_saliency_are_those_of_a_naive_attention(model, family):
     inputs = given(family)
-    blocks = (1, 2)
-    plain = naive(model, inputs, blocks)
-    true = exact(model, lambda: naive(model, inputs, blocks))
+    plain, true = naives(model, inputs)
     found = looked(model, inputs)
     assert all(part.dtype == torch.float32 for frame in found for part in frame)
-    assert_rounds_alike(flat(found), flat(plain), flat(true))
+    assert_rounds_alike(flat(found), plain, true)
     for _, saliency in found:
         assert_near(saliency.sum(-1), torch.ones(2), roundings=2 * 4 * saliency.shape[-1])
 
@@ -40,19 +37,19 @@ def test_keys_and_saliency_are_those_of_a_naive_attention(model, family):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_what_else_is_in_the_batch_changes_nothing(model, family, side):
     """Neither padding nor other images, of one prompt or of others, are seen."""
+    plain, true = naives(model, given(family))
     together = looked(model, given(family, side=side))
     alone = [frame for prompt in (*PROMPTS, clip(family)) for frame in looked(model, batch(prompt))]
-    restore(model)
-    true = exact(model, lambda: naive(model, given(family), (1, 2)))
-    assert_rounds_alike(flat(alone), flat(together), flat(true))
+    for found in (together, alone):
+        assert_rounds_alike(flat(found), plain, true)
 
 
 @pytest.mark.parametrize("limit", [1, 2 * 24 * 7, 2**12])
 def test_chunks_change_nothing_but_the_order_of_sums(model, family, monkeypatch, limit):
     inputs = given(family)
-    whole, true = looked(model, inputs), exact(restore(model), lambda: naive(model, inputs, (1, 2)))
+    plain, true = naives(model, inputs)
     monkeypatch.setattr(tower, "_SCORES_AT_ONCE", limit)
-    assert_rounds_alike(flat(looked(model, inputs)), flat(whole), flat(true))
+    assert_rounds_alike(flat(looked(model, inputs)), plain, true)
 
 
 class Largest(TorchDispatchMode):
