@@ -106,7 +106,8 @@ def _as_many_tokens(runs: list[Asked], results: list[dict[str, Any]], known: lis
     late = []
     for benchmark in dict.fromkeys(run.folder.parent for run in runs):
         own = [(run, result) for run, result in zip(runs, results) if run.folder.parent == benchmark]
-        for share in costs.kept_shares([result for _, result in own], known):
+        unsaid = [result for run, result in own if not costs.says_its_share(run.config)]
+        for share in costs.kept_shares(unsaid, known):
             late.append(replace(own[0][0], config=DENSE, folder=benchmark / _named(DENSE, share), share=share))
     return late
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Sample = dict[str, Any]
 NEW_TOKENS = 16  # of an answer, where neither the user nor the benchmark says
 _UNSAID = {"protocol": protocols.load(protocols.CHECKPOINT).recorded()}  # what the first edition went by
+_BAR_AFTER = 3.0  # seconds of reading lengths after which a bar shows
 _UNKNOWN = SimpleNamespace(bucket="unreadable", before=0, after=0, source="")  # of what cannot be measured
 BATCH_TOKENS = 65_536  # prompt tokens of a batch before compression, padding included: 1.2 GB of pixels
 
@@ -136,12 +137,23 @@ class Evaluation:
         for number in range(len(benchmark)):  # one at a time: a sample may hold its picture
             sample = read_sample(benchmark, number)
             self._numbers[sample["index"]], self._asked[sample["index"]] = number, _digest(sample)
-        self._measures = {key: self._measure(key) for key in self._numbers}
+        self._measures = self._measured()
         self._share = Share(self.output, self._order(), self._wrong)
         self._warm = False
 
     def _sample(self, key: int | str) -> Sample:
         return read_sample(self.benchmark, self._numbers[key], key)
+
+    def _measured(self) -> dict[int | str, Any]:
+        """Lengths of all samples, by index: of a step at the pixels they are known from pictures that are read now."""
+        found = {}
+        with Progress(
+            len(self._numbers), f"{self.title}: lengths", "sample", delay=_BAR_AFTER, leave=False, hidden=not self._bar
+        ) as bar:
+            for key in self._numbers:
+                found[key] = self._measure(key)
+                bar.update()
+        return found
 
     def _measure(self, key: int | str) -> Any:
         sample = self._sample(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -86,6 +87,15 @@ def test_results_hold_scores_and_costs(model, tiny_processor, benchmark, tmp_pat
     head = text.hidden_size // text.num_attention_heads
     per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * 4
     assert dense["costs"]["kv_bytes"] - costs["kv_bytes"] == pytest.approx(19 * per_token, rel=1 / 19)
+
+
+def test_reading_lengths_shows_how_far_it_is(model, tiny_processor, benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppe_npu.utils.progress._EVERY", -1)  # a line after every sample, where no terminal is
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=2, name="dense")
+    count = len(benchmark)
+    assert all(f"dense: lengths: {number} of {count} samples" in shown.getvalue() for number in (1, count))
 
 
 def test_a_late_cascade_keeps_the_mean_over_layers_not_what_is_left(model, tiny_processor, benchmark, tmp_path):
