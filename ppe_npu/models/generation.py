@@ -159,11 +159,16 @@ def _prefill(self, input_ids, generation_config, model_kwargs, **kwargs):
         )
         generation_config = copy.copy(generation_config)
         generation_config.prefill_chunk_size = None
-    # A mask of ones is set aside, but for its length.
-    asked = replace(model_kwargs.get(KEYWORD, NOTHING), columns=getattr(generation_config, "_mask_length", None))
-    model_kwargs = model_kwargs | {KEYWORD: asked}
+    # A mask of ones is set aside, but for its length. In place: transformers 5.2 writes here what it goes on with.
+    before = model_kwargs.get(KEYWORD)
+    columns = getattr(generation_config, "_mask_length", None)
+    model_kwargs[KEYWORD] = replace(before or NOTHING, columns=columns)
     prefill = original(self, "_prefill")
-    return prefill(input_ids=input_ids, generation_config=generation_config, model_kwargs=model_kwargs, **kwargs)
+    try:
+        return prefill(input_ids=input_ids, generation_config=generation_config, model_kwargs=model_kwargs, **kwargs)
+    finally:
+        del model_kwargs[KEYWORD]
+        model_kwargs |= {} if before is None else {KEYWORD: before}
 
 
 def _init_continuous_batching(self, **kwargs):
