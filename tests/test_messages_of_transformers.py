@@ -63,6 +63,10 @@ def random_conversation(paths: list[str], dice: random.Random) -> tuple[list[Any
 @pytest.mark.parametrize("seeds", [range(30), pytest.param(range(1000, 3000), marks=pytest.mark.slow)], ids=len)
 def test_a_conversation_is_what_transformers_makes_of_it(tiny_folder, write_image, seeds):
     processor, taken = load_processor(tiny_folder), 0
+    try:
+        processor.apply_chat_template([{"role": "user", "content": "a"}], tokenize=True, return_dict=True)
+    except TypeError:
+        pytest.skip("this transformers takes no text as a message's content")
     paths = [write_image(f"p {side}.png", seed=side, size=(64, side)) for side in (48, 64, 80)]
     for seed in seeds:
         dice = random.Random(seed)
