@@ -4,6 +4,7 @@ import copy
 import inspect
 
 import pytest
+import torch
 from support import IMAGE_ID, QUICK_FAMILIES, Prompt, batch, random_model
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -39,4 +40,10 @@ def pictures(side: str = "left", **kwargs) -> dict:
     return inputs
 
 
-__all__ = ["FAMILIES", "PICTURES", "SETTINGS", "WHOLE", "compressed", "newer", "pictures", "random_model"]
+@torch.no_grad()
+def out(model, inputs: dict, **kwargs):
+    """What the model's forward gives."""
+    return model(**inputs, **kwargs)
+
+
+__all__ = ["FAMILIES", "PICTURES", "SETTINGS", "WHOLE", "compressed", "newer", "out", "pictures", "random_model"]

@@ -5,7 +5,7 @@ docs/compatibility.md lists these features by name.
 
 import pytest
 import torch
-from foreign import FAMILIES, SETTINGS, WHOLE, compressed, newer, pictures, random_model
+from foreign import FAMILIES, SETTINGS, WHOLE, compressed, newer, out, pictures, random_model
 from prompts import GREEDY
 from tolerances import assert_rounds_alike, exact
 from transformers import Qwen3VLForConditionalGeneration
@@ -19,11 +19,6 @@ pytestmark = [pytest.mark.half, pytest.mark.parametrize("family", FAMILIES)]
 @pytest.fixture
 def plain(family):
     return random_model(family=family)
-
-
-@torch.no_grad()
-def out(model, inputs, **kwargs):
-    return model(**inputs, **kwargs)
 
 
 def same(plain, setting, inputs, read, **kwargs):

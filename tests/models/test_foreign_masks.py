@@ -5,7 +5,7 @@ docs/compatibility.md lists these features by name.
 
 import pytest
 import torch
-from foreign import FAMILIES, SETTINGS, compressed, newer, pictures, random_model
+from foreign import FAMILIES, SETTINGS, compressed, newer, out, pictures, random_model
 from tolerances import assert_rounds_alike, exact
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, StaticCache
@@ -19,11 +19,6 @@ QUICK = [pytest.param(name, marks=() if name in ("dense", "cascade") else pytest
 @pytest.fixture
 def plain(family):
     return random_model(family=family)
-
-
-@torch.no_grad()
-def out(model, inputs, **kwargs):
-    return model(**inputs, **kwargs)
 
 
 def numbered(plain) -> dict:
