@@ -43,13 +43,17 @@ def smaller_input(args: argparse.Namespace, processor: Any) -> bool:
 
 def shares(args: argparse.Namespace, chosen: Sequence[CompressionConfig]) -> list[float]:
     """The shares of the tokens that methods are asked to keep, as far as they say so."""
-    found = args.ratio or [config.ratio for config in chosen if says_its_share(config)]
-    return sorted({float(ratio) for ratio in found if isinstance(ratio, (int, float)) and 0 < ratio < 1}, reverse=True)
+    found = args.ratio or [config.ratio for config in chosen if not config.is_dense]
+    return sorted({float(ratio) for ratio in found if _is_share(ratio)}, reverse=True)
 
 
 def says_its_share(config: CompressionConfig) -> bool:
     """Whether it is asked for one share of the tokens, which it keeps up to rounding to whole tokens."""
-    return not config.is_dense and isinstance(config.ratio, (int, float)) and 0 < config.ratio < 1
+    return not config.is_dense and _is_share(config.ratio)
+
+
+def _is_share(ratio: Any) -> bool:
+    return isinstance(ratio, (int, float)) and 0 < ratio < 1
 
 
 def kept_shares(results: Iterable[dict[str, Any]], known: Iterable[float]) -> list[float]:
