@@ -4,11 +4,13 @@ It knows tensors and spans, and nothing of any model family; ppe_npu.models brin
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 
+from ppe_npu.backends.device import Stopwatch
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState, FixedState
 from ppe_npu.engine.late import Ahead
@@ -24,7 +26,7 @@ from ppe_npu.engine.spans import PromptLayout, VisionTokens, find_spans
 from ppe_npu.engine.tower import NEEDS, TowerBlocks, TowerTokens, tower_order
 from ppe_npu.engine.tower_pass import inside_of
 from ppe_npu.errors import InputError
-from ppe_npu.inspect.report import CompressionReport, Stopwatch
+from ppe_npu.inspect.report import CompressionReport
 from ppe_npu.inspect.tower_work import Widths
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
@@ -157,23 +159,23 @@ class Compression:
         ids = input_ids.cpu().numpy()
         mask = _padding_mask(attention_mask, ids.shape)
         given: tuple[Any, ...] = (image_grid_thw, video_grid_thw, second_per_grid_ts)
-        images, videos, seconds = (part.tolist() if hasattr(part, "tolist") else part for part in given)
+        given = tuple(part.tolist() if hasattr(part, "tolist") else part for part in given)
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
-        hidden = self.config.keeps_all and not packed
-        layout = find_spans(ids, mask, images, videos, seconds, self.vision, prompt, hidden)
         others = position_ids, start, labels if self.config.needs & OF_PROMPTS else None, chosen
-        if all(value is None for value in others):
-            key = layout.real.shape, layout.real.tobytes(), layout.visual.tobytes(), layout.spans, left, packed
-            plan = self._known.made(key, lambda: self._laid(layout, left, packed, watch))
-            plan = replace(plan, watch=watch, _copies={})  # what it is made of is shared, and nobody changes that
-        else:
-            plan = self._laid(layout, left, packed, watch, *others)
+        prompts = ids, mask, *given, self.vision, prompt, self.config.keeps_all and not packed
+        lay_out = partial(self._laid, prompts, left, packed, watch, *others)
+        # Which words stand between images and videos does not matter.
+        places = (ids == self.vision.image_token_id, ids == self.vision.video_token_id, mask)
+        stands = (None if part is None else part.tobytes() for part in places)
+        key = ids.shape, *stands, repr(given), prompt, left, packed
+        plan = self._known.made(key, lay_out) if all(value is None for value in others) else lay_out()
+        plan = replace(plan, watch=watch, _copies={})  # what it is made of is shared, and nobody changes that
         watch.mark()
         return plan
 
     def _laid(
         self,
-        layout: PromptLayout,
+        prompts: tuple[Any, ...],
         left: bool | None,
         packed: bool,
         watch: Stopwatch,
@@ -182,7 +184,8 @@ class Compression:
         labels: torch.Tensor | None = None,
         chosen: Chosen | None = None,
     ) -> PromptPlan:
-        """The plan of prompts that stand so; the others as plan() takes them."""
+        """The plan of prompts, by what find_spans is given of them; the others as plan() takes them."""
+        layout = find_spans(*prompts)
         standing = Standing.of(layout, labels, chosen)
         with torch.inference_mode(False):  # else the first caller's mode would stick to what others are given
             numbers = self._positions(layout, position_ids, start, chosen)
