@@ -6,7 +6,7 @@
     with backends.dispatch.using(attention="flash_attn"): ...      # or by name, inside the context
     backends.dispatch.chosen()                                     # what ran
 
-    ops.py        the operations: shapes, dtypes, meaning
+    ops.py        the operations: shapes, dtypes, meaning; merging.py has the two that merge tokens
     reference/    plain PyTorch: the specification
     npu/ cuda/    the same file names, by fused operators; sdpa.py and onehot.py serve several devices
     registry.py   lists the implementations in order of preference; dispatch.py picks one per call
@@ -19,7 +19,8 @@ This package knows tensors, never models or configs. Importing it imports torch 
 from . import device, dispatch
 from .device import DeviceError
 from .dispatch import ImplementationError
-from .ops import attention, dpc_knn, group_mean, linear_cross_entropy, rms_norm, rotary, swiglu
+from .merging import dpc_knn, group_mean
+from .ops import attention, linear_cross_entropy, rms_norm, rotary, swiglu
 
 __all__ = [
     "DeviceError",

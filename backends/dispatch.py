@@ -1,4 +1,4 @@
-"""Picks an implementation for every call, and says once which and why.
+"""Refuses what no operation takes, picks an implementation for every call, and says once which and why.
 
 It takes the first implementation in `registry.REGISTRY` that is made for the tensors' device, whose package can be
 imported, and that does not refuse the arguments. The choice is made per call because fused operators limit the shapes,
@@ -12,12 +12,14 @@ dtypes and masks of a call. A request for an implementation by name gets that on
 import contextlib
 import logging
 from collections.abc import Iterator
+from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ppe_npu.errors import UserError
+from ppe_npu.errors import InputError, UserError, shown
 
 from . import registry
 from .compiling import traced_once
@@ -37,6 +39,13 @@ _chosen: dict[str, list[str]] = {}
 _refused: set[tuple[str, str, str]] = set()
 _modules: dict[str, ModuleType] = {}  # for torch.compile alone
 
+_DTYPES = {
+    "floating": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    "integers": (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+}
+_CAST = {"floating": "floating point, such as {}.float()", "integers": "integers, such as {}.long()"}
+_PLAIN = {"flag": "True or False", "whole": "a whole number", "number": "a finite number"}  # all else are tensors
+
 
 def ops() -> tuple[str, ...]:
     """The names of all ops, in the registry's order."""
@@ -52,6 +61,49 @@ def candidates(op: str, kind: str) -> list[Implementation]:
 def available(op: str, kind: str) -> list[Implementation]:
     """The candidates whose packages can be imported here, best first."""
     return [entry for entry in candidates(op, kind) if entry.missing() is None]
+
+
+def meant(op: str, **arguments: object) -> None:
+    """Raise InputError, naming the argument and what was given, for one that is not what it is meant to be: a dense
+    tensor, on the device of the others, of floating point (16 bits or more) or of integers; or a finite number, a whole
+    one, or True or False, Python's or NumPy's."""
+    first: tuple[str, Tensor] | None = None
+    for name, kind in registry.ARGUMENTS[op].items():
+        given, (kind, _, optional) = arguments[name], kind.partition(" or ")
+        if given is None and optional:
+            continue
+        if isinstance(given, Tensor) and kind not in _PLAIN:
+            if given.layout is not torch.strided:
+                raise InputError(f"{op}: {name} has the layout {given.layout}: give a dense tensor, {name}.to_dense()")
+            first = first or (name, given)
+            if given.device != first[1].device:
+                where, there = given.device, first[1].device
+                raise InputError(f"{op}: {name} is on {where}, {first[0]} on {there}: bring both to one device")
+            if given.dtype not in _DTYPES.get(kind, (given.dtype,)):
+                raise InputError(f"{op}: {name} is {given.dtype}: give {_CAST[kind].format(name)}")
+            continue
+        fits = isinstance(given, bool)
+        if kind == "flag" and not fits:
+            fits = getattr(given, "shape", None) == () and getattr(getattr(given, "dtype", None), "kind", "") == "b"
+        elif kind in ("whole", "number"):
+            if torch.compiler.is_compiling():  # then they may be symbols
+                continue
+            type_ = Integral if kind == "whole" else Real
+            fits = isinstance(given, type_) and not fits and -(2**63) <= given < 2**63  # type: ignore[operator]
+        if not fits or kind not in _PLAIN:
+            remedy = _PLAIN.get(kind, "a torch tensor")
+            raise InputError(f"{op}: {name} is {shown(given)}, a {type(given).__name__}: give {remedy}")
+
+
+def require(condition: bool, expected: str, got: object) -> None:
+    """Raise InputError, of what was expected and what was got, unless the condition holds."""
+    if not condition:
+        raise InputError(f"{expected} {short(got) if isinstance(got, list) else got}")
+
+
+def short(values: list[int]) -> str:
+    """A list as a message shows it: of a long one its ends."""
+    return str(values) if len(values) <= 8 else f"{values[:4]} ... {values[-3:]}"
 
 
 @contextlib.contextmanager
@@ -136,7 +188,8 @@ def _refusal(entry: Implementation, module: ModuleType, requested: bool, args: t
     """
     if entry.made_for is not None and not getattr(module, entry.made_for)(*args, **kwargs):
         return "it is not made for such a call" if requested else ""
-    if not (requested or entry.worthwhile is None or getattr(module, entry.worthwhile)(*args, **kwargs)):
+    small = entry.least_tokens > 0 and args[0].shape[1] < entry.least_tokens
+    if not requested and (small or (torch.compiler.is_compiling() and not entry.traced)):
         return ""
     if not entry.gradient and torch.is_grad_enabled():
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]

@@ -1,4 +1,5 @@
-"""The operations: what each takes, returns and means. `dispatch` picks the implementation.
+"""The operations: what each takes, returns and means. `dispatch` picks the implementation. (merging.py has the two that
+merge tokens.)
 
 All take `implementation=None`: the name of the implementation to use for this call (see `dispatch.using`), which raises
 ImplementationError if it cannot be used. Arguments that no implementation supports raise InputError (a ValueError).
@@ -7,10 +8,11 @@ ImplementationError if it cannot be used. Arguments that no implementation suppo
 import torch
 from torch import Tensor
 
-from . import device, dispatch
-from .checks import check_attention, check_dpc_knn, check_group_mean, check_labels, check_segments, meant, require
-from .common import IGNORED, MAX_NEIGHBORS
-from .compiling import traced_once
+from . import device, dispatch, segments
+from .common import IGNORED
+from .dispatch import meant, require
+from .merging import dpc_knn as dpc_knn
+from .merging import group_mean as group_mean
 
 
 def attention(
@@ -49,14 +51,49 @@ def attention(
     Raises:
         InputError: shapes, dtypes or options that do not fit together.
     """
-    check_attention(query, key, value, mask, causal, scale, dropout)
-    check_segments(cu_seqlens, query, key, mask, cu_seqlens_k, causal)
+    _check_attention(query, key, value, mask, causal, scale, dropout)
+    segments.check(cu_seqlens, query, key, mask, cu_seqlens_k, causal)
     require(0 <= dropout <= 1, "attention: dropout must be a probability, from 0 to 1, got", dropout)
     if mask is not None and mask.dim() < 2:
         mask = mask.expand(1, -1) if mask.dim() else mask.expand(1, 1)
     options = {"causal": bool(causal), "scale": scale, "dropout": dropout, "mask": mask, "cu_seqlens": cu_seqlens}
     options |= {} if cu_seqlens_k is None else {"cu_seqlens_k": cu_seqlens_k}
     return dispatch.call("attention", query, key, value, **options, implementation=implementation)
+
+
+def _check_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    dropout: float,
+) -> None:
+    """Raise InputError unless the arguments of attention() fit together."""
+    given = {"query": query, "key": key, "value": value, "mask": mask}
+    meant("attention", **given, causal=causal, scale=scale, dropout=dropout)
+    shapes = (tuple(query.shape), tuple(key.shape), tuple(value.shape))
+    fits = query.dim() == key.dim() == 4 and key.shape == value.shape and query.shape[0] == key.shape[0]
+    fits = fits and query.shape[3] == key.shape[3]
+    require(fits, "attention: takes query [B, H, S, D], key and value [B, Hkv, T, D], got", shapes)
+    heads, kv_heads = query.shape[1], key.shape[1]
+    divides = kv_heads > 0 and heads % kv_heads == 0
+    require(divides, "attention: query heads must be a multiple of key heads, got", (heads, kv_heads))
+    dtypes = (query.dtype, key.dtype, value.dtype)
+    require(len(set(dtypes)) == 1, "attention: query, key and value must share a dtype, got", dtypes)
+    queries, keys = query.shape[2], key.shape[2]
+    require(
+        not causal or queries <= keys, "attention: causal needs at most as many queries as keys, got", (queries, keys)
+    )
+    if mask is None:
+        return
+    target = (query.shape[0], heads, queries, keys)
+    sizes = zip(mask.shape[::-1], target[::-1])
+    fits = mask.dim() <= 4 and all(size in (1, wanted) for size, wanted in sizes)
+    require(fits, f"attention: mask must be broadcastable to {target}, got", tuple(mask.shape))
+    known = mask.dtype is torch.bool or mask.is_floating_point()
+    require(known, "attention: mask must be bool (True = attend) or floating point, got", mask.dtype)
 
 
 def rotary(
@@ -87,103 +124,6 @@ def rotary(
         fits = table.dim() == 3 and table.shape[0] in (1, batch) and table.shape[1:] == (length, width)
         require(fits, f"rotary: cos and sin must be {[batch, length, width]} (or batch 1), got", tuple(table.shape))
     return dispatch.call("rotary", query, key, cos, sin, implementation=implementation)
-
-
-def dpc_knn(
-    tokens: Tensor,
-    valid: Tensor | None,
-    budgets: Tensor,
-    max_groups: int,
-    num_neighbors: Tensor,
-    *,
-    strict: bool = False,
-    most_neighbors: int = MAX_NEIGHBORS,
-    implementation: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Density-peak clustering of every frame at once (DPC-KNN: Du, Ding and Jia 2016; as in Chat-UniVi).
-
-    A token's density falls with the mean squared distance to its nearest neighbours, and its delta is the distance to
-    the nearest denser token. The tokens with the highest density * delta are the centres, and every token joins the
-    nearest centre. Distances keep full fp32 on every device (TF32 and HF32 are off); there is no gradient.
-
-    Args:
-        tokens: [F, N, C], floating point, padded to N.
-        valid: bool [F, N], False on padding, which comes last in a frame; None if there is none.
-        budgets: int64 [F], groups to make per frame, from 1 to min(max_groups, valid tokens).
-        max_groups: the largest budget, known to the host.
-        num_neighbors: int64 [F], neighbours that a density is taken over, the token itself included; from 1 to
-            min(most_neighbors, valid tokens). Of a frame without valid tokens this and its budget are 0 or 1.
-        strict: of equally dense tokens none counts as denser; else the one with the lower index does.
-        most_neighbors: at least the largest of num_neighbors, known to the host; above 5 no Triton kernel is taken.
-
-    Returns:
-        centers: int64 [F, max_groups], token index of each centre in descending score; entries from budgets[f] on are
-            in range but meaningless.
-        labels: int64 [F, N], the rank of each token's centre; -1 where not valid.
-
-    Raises:
-        InputError: a shape that does not fit; on a CPU also a number that is out of its range.
-    """
-    check_dpc_knn(tokens, valid, budgets, max_groups, num_neighbors, strict, most_neighbors)
-    options = bool(strict), implementation, most_neighbors
-    arguments = tokens.detach(), valid, budgets.long(), max_groups, num_neighbors.long(), *options
-    if torch.compiler.is_compiling():
-        _register_dpc_knn()
-        return torch.ops.ppe_npu.dpc_knn(*arguments)
-    return _exact_dpc_knn(*arguments)
-
-
-def _exact_dpc_knn(
-    tokens: Tensor,
-    valid: Tensor | None,
-    budgets: Tensor,
-    max_groups: int,
-    num_neighbors: Tensor,
-    strict: bool,
-    implementation: str | None,
-    most_neighbors: int = MAX_NEIGHBORS,
-) -> tuple[Tensor, Tensor]:
-    # Autocast would compute products of fp32 tokens in bf16.
-    with torch.no_grad(), device.exact_matmul(), torch.autocast(tokens.device.type, enabled=False):
-        arguments = tokens, valid, budgets, max_groups, num_neighbors
-        options = {"strict": strict, "most_neighbors": most_neighbors}
-        centers, labels = dispatch.call("dpc_knn", *arguments, **options, implementation=implementation)
-    return centers.contiguous(), labels.contiguous()  # as the compiler is told below
-
-
-@traced_once
-def _register_dpc_knn() -> None:
-    """Makes torch.ops.ppe_npu.dpc_knn, one node of a graph under torch.compile.
-
-    Other compiled code runs in the precision that is set when it runs, and TF32 would give other groups.
-    """
-    if not hasattr(torch.ops.ppe_npu, "dpc_knn"):
-        operator = torch.library.custom_op("ppe_npu::dpc_knn", _exact_dpc_knn, mutates_args=())
-        operator.register_fake(_shapes_of_dpc_knn)
-
-
-def _shapes_of_dpc_knn(tokens: Tensor, valid, budgets: Tensor, max_groups: int, *_) -> tuple[Tensor, Tensor]:
-    frames, length = tokens.shape[:2]
-    return budgets.new_empty(frames, max_groups), budgets.new_empty(frames, length)
-
-
-def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, implementation: str | None = None) -> Tensor:
-    """The mean of every group of tokens; differentiable in `tokens`.
-
-    Args:
-        tokens: [F, N, C], floating point.
-        labels: int64 [F, N], the group of each token, in [0, M), or -1 for no group.
-        counts: integer [F, M], tokens per group; must agree with `labels`.
-
-    Returns:
-        [F, M, C] in the tokens' dtype, accumulated in fp32 (fp64 for fp64); empty groups are zero.
-
-    Raises:
-        InputError: a shape that does not fit; on a CPU also counts that are not those of the labels.
-    """
-    check_group_mean(tokens, labels, counts)
-    with torch.autocast(tokens.device.type, enabled=False):
-        return dispatch.call("group_mean", tokens, labels.long(), counts.long(), implementation=implementation)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, implementation: str | None = None) -> Tensor:
@@ -254,6 +194,16 @@ def linear_cross_entropy(
     require(len(set(dtypes)) == 1, "linear_cross_entropy: hidden and weight must share a dtype, got", dtypes)
     require(reduction in ("mean", "sum"), "linear_cross_entropy: reduction must be 'mean' or 'sum', got", reduction)
     require(chunk_size >= 1, "linear_cross_entropy: chunk_size must be at least 1, got", chunk_size)
-    check_labels(labels, len(weight), ignore_index)
+    _check_labels(labels, len(weight), ignore_index)
     options = {"ignore_index": ignore_index, "chunk_size": chunk_size, "reduction": reduction}
     return dispatch.call("linear_cross_entropy", hidden, weight, labels, **options, implementation=implementation)
+
+
+def _check_labels(labels: Tensor, classes: int, ignored: int) -> None:
+    """Raise InputError unless each label is that of a class, or the ignored one."""
+    if not device.asks_freely(labels.device):
+        return
+    strange = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]
+    if len(strange):
+        expected = f"linear_cross_entropy: labels must be from 0 to {classes - 1}, or {ignored}, got"
+        require(False, expected, int(strange[0]))

@@ -1,4 +1,4 @@
-"""The list of implementations in order of preference: plain data that `dispatch` reads.
+"""What operations take, and their implementations in order of preference: plain data that `dispatch` reads.
 
 To add one: write `<device>/<op>.py` with a function of the op's name and signature and, if it has limits, a function
 `refusal` of the same signature; add a line here; run the parity cases on the device.
@@ -9,8 +9,28 @@ import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 ANY = ("any",)
+
+ARGUMENTS = {  # what those of every operator are, but for what says which implementation is taken
+    "attention": {
+        "query": "floating", "key": "floating", "value": "floating", "mask": "tensor or None", "causal": "flag",
+        "scale": "number or None", "dropout": "number",
+    },
+    "rotary": {"query": "floating", "key": "floating", "cos": "floating", "sin": "floating"},
+    "dpc_knn": {
+        "tokens": "floating", "valid": "tensor or None", "budgets": "integers", "num_neighbors": "integers",
+        "max_groups": "whole", "strict": "flag", "most_neighbors": "whole",
+    },
+    "group_mean": {"tokens": "floating", "labels": "integers", "counts": "integers"},
+    "rms_norm": {"x": "floating", "weight": "floating", "eps": "number"},
+    "swiglu": {"gate": "floating", "up": "floating"},
+    "linear_cross_entropy": {
+        "hidden": "floating", "weight": "floating", "labels": "integers",
+        "ignore_index": "whole", "chunk_size": "whole",
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,7 +49,9 @@ class Implementation:
             not the numbers of one call.
         made_for: name in `module` of a pure function of the op's arguments: whether a call is of the kind that this
             implementation is made for; None if all are. Other calls skip it silently, and it refuses them.
-        worthwhile: the same of calls that it is taken for without being requested by name; it takes all.
+        least_tokens: it is worth its while from so many tokens of a frame on (tokens [F, N, C] are the op's first
+            argument), and passed over for fewer unless it is requested by name; 0 for any call.
+        traced: whether it is worth its while under torch.compile, too.
         gradient: whether results can be differentiated; if not, calls that need a gradient are refused.
         automatic: whether it is taken without being requested by name.
     """
@@ -42,7 +64,8 @@ class Implementation:
     requires: str | None = None
     verify: str | None = None
     made_for: str | None = None
-    worthwhile: str | None = None
+    least_tokens: int = 0
+    traced: bool = True
     gradient: bool = True
     automatic: bool = True
 
@@ -56,8 +79,8 @@ class Implementation:
 
     def concerns(self, *args, **kwargs) -> bool:
         """Whether a call is of the kind that it is made for, and worth it."""
-        names = filter(None, (self.made_for, self.worthwhile))
-        return all(getattr(_module(self.module), name)(*args, **kwargs) for name in names)
+        made_for = self.made_for is None or getattr(_module(self.module), self.made_for)(*args, **kwargs)
+        return made_for and (self.least_tokens == 0 or args[0].shape[1] >= self.least_tokens)
 
 
 @functools.cache
@@ -83,8 +106,8 @@ def _reference(op: str, gradient: bool = True) -> Implementation:
     return Implementation(op, "reference", ANY, f"reference.{op}", op, gradient=gradient)
 
 
-def _on_cpu(op: str, gradient: bool = True) -> Implementation:
-    return Implementation(op, "cpu", ("cpu",), f"cpu.{op}", op, worthwhile="worthwhile", gradient=gradient)
+def _on_cpu(op: str, **limits: Any) -> Implementation:
+    return Implementation(op, "cpu", ("cpu",), f"cpu.{op}", op, **limits)
 
 
 def _torch_npu(op: str) -> Implementation:
@@ -130,13 +153,15 @@ REGISTRY: tuple[Implementation, ...] = (
     _reference("rotary"),
     _triton_ascend("dpc_knn", "dpc_knn", gradient=False),
     _triton("dpc_knn", gradient=False),
-    _on_cpu("dpc_knn", gradient=False),
+    # Of smaller frames the reference's batched products are quicker. One more than a power of two, as the frames that
+    # the engine groups together are of 33 to 64 tokens, or of 65 to 128: all of them take one way.
+    _on_cpu("dpc_knn", gradient=False, least_tokens=65),
     _reference("dpc_knn", gradient=False),
     _triton_ascend("group_mean", "row_mean"),
     Implementation("group_mean", "onehot", ("npu",), "npu.group_mean", "group_mean", verify="refusal"),
     _triton("group_mean"),
     Implementation("group_mean", "onehot", ("cuda",), "onehot", "group_mean"),
-    _on_cpu("group_mean"),
+    _on_cpu("group_mean", traced=False),  # a compiler makes one loop of the reference
     _reference("group_mean"),
     _torch_npu("rms_norm"),
     _liger("rms_norm"),

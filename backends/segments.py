@@ -9,11 +9,14 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from ppe_npu.backends import device as devices
+from ppe_npu.backends.dispatch import require, short
+from ppe_npu.errors import shown
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,53 @@ class SegmentOrder:
 
 
 @functools.lru_cache(maxsize=16)
-def rise(cu_seqlens: tuple[int, ...]) -> bool:
+def _rise(cu_seqlens: tuple[int, ...]) -> bool:
     """Whether the borders never fall. Cached, because every layer asks it of the same borders."""
     return all(start <= end for start, end in itertools.pairwise(cu_seqlens))
 
 
 @functools.lru_cache(maxsize=16)
-def have_keys(queries: tuple[int, ...], keys: tuple[int, ...]) -> bool:
+def _have_keys(queries: tuple[int, ...], keys: tuple[int, ...]) -> bool:
     """Whether every segment that has queries has keys, too."""
     sides = zip(itertools.pairwise(queries), itertools.pairwise(keys))
     return all(own[0] == own[1] or others[0] < others[1] for own, others in sides)
+
+
+def check(
+    cu_seqlens: list[int] | None,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    cu_seqlens_k: list[int] | None = None,
+    causal: bool = False,
+) -> None:
+    """Raise InputError unless cu_seqlens, and cu_seqlens_k, part the arguments of attention() in"""
+    if cu_seqlens is None:
+        require(cu_seqlens_k is None, "attention: cu_seqlens_k needs cu_seqlens beside it, got", cu_seqlens)
+        return
+    length, keys = query.shape[2], key.shape[2]
+    for borders in (cu_seqlens, cu_seqlens_k):
+        host = borders is None or isinstance(borders, (list, tuple))
+        if host and borders is not None and not torch.compiler.is_compiling():  # then they may be symbols
+            host = all(issubclass(kind, Integral) for kind in set(map(type, borders)))
+        require(host, "attention: cu_seqlens must be a host list of int, got", shown(borders))
+    fits = query.shape[0] == 1 and (keys == length or cu_seqlens_k is not None) and mask is None
+    require(
+        fits, "attention: cu_seqlens needs B = 1, S = T and no mask, got", (query.shape, key.shape, mask is not None)
+    )
+    _check_borders(cu_seqlens, length)
+    if cu_seqlens_k is None:
+        return
+    require(not causal, "attention: cu_seqlens_k is for attention that is not causal, got causal =", causal)
+    _check_borders(cu_seqlens_k, keys)
+    fits = len(cu_seqlens) == len(cu_seqlens_k) and _have_keys(tuple(cu_seqlens), tuple(cu_seqlens_k))
+    require(fits, "attention: every segment that has queries needs keys, got", (short(cu_seqlens), short(cu_seqlens_k)))
+
+
+def _check_borders(borders: list[int], length: int) -> None:
+    fits = len(borders) > 0 and borders[0] == 0 and borders[-1] == length
+    fits = fits and _rise(tuple(borders))
+    require(fits, f"attention: cu_seqlens must rise from 0 to {length}, got", borders)
 
 
 def plan(cu_seqlens: list[int], device: torch.device, cu_seqlens_k: list[int] | None = None) -> SegmentOrder:

@@ -17,17 +17,9 @@ from ppe_npu.backends.reference.dpc_knn import nearest_center, nearest_denser, r
 from .squares import Squares
 
 NEAREST = MAX_NEIGHBORS - 1  # beside the token itself
-# Smaller frames are quicker by batched products, the reference's. One more than a power of two, as the frames that the
-# engine groups together are of 33 to 64 tokens, or of 65 to 128: all of them take one way.
-LEAST_TOKENS = 65
 LEAST_CLASSES = 512  # larger frames leave a core's cache when they are folded
 DISTANCES_AT_ONCE = 2**18
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
-
-
-def worthwhile(tokens: Tensor, *_, **__) -> bool:
-    """Whether frames are so large that it pays to look at each."""
-    return tokens.shape[1] >= LEAST_TOKENS
 
 
 @torch.no_grad()

@@ -7,11 +7,6 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def worthwhile(tokens: Tensor, *_, **__) -> bool:
-    """Where there are tokens, and it runs as it stands: a compiler makes one loop of the reference."""
-    return tokens.numel() > 0 and not torch.compiler.is_compiling()
-
-
 def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
     """See `ppe_npu.backends.group_mean`. A group's rows are added in raster order, as by the reference, bit for bit."""
     return _Means.apply(tokens, labels, counts)
