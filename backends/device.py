@@ -1,110 +1,28 @@
 """The only place that asks "npu, cuda or cpu?".
 
-Everything that depends on the kind of device is answered here: which device to use, which dtypes it takes, seeds, peak
-memory, the process group's backend, the optimizer's name in transformers, and how a report describes the device.
-torch_npu is imported by `resolve` alone, and only if an NPU is asked for, or "auto" is and the package is installed.
+Everything that depends on the kind of device is answered here: which dtypes it takes, seeds, clocks, peak memory, the
+process group's backend, the optimizer's name in transformers, and how a report describes the device. finding.py has
+which device a name stands for.
 """
 
 import contextlib
-import importlib
-import importlib.util
-import logging
+import functools
 import os
 import platform
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ppe_npu.backends.precision import exact_matmul as exact_matmul  # asked for here, beside all else
-from ppe_npu.errors import InputError, UserError
-
-logger = logging.getLogger(__name__)
-
-KINDS = ("npu", "cuda", "cpu")
-
-
-class DeviceError(UserError, ValueError):
-    """This machine does not have the requested device. The message is one line: what was asked, what to do."""
-
-
-def resolve(name: str = "auto") -> torch.device:
-    """The device that `name` stands for.
-
-    Args:
-        name: "auto" (an NPU if torch_npu is installed and sees one, else CUDA, else the CPU), or a kind with or without
-            an index: "npu", "npu:1", "cuda", "cuda:0", "cpu". Case does not matter.
-
-    Returns:
-        torch.device; without an index it stands for the current device of that kind.
-
-    Raises:
-        DeviceError: the name is unknown, or a device named explicitly is not there. Nothing falls back.
-    """
-    wanted = str(name).strip().lower()
-    if wanted == "auto":
-        return torch.device(_automatic())
-    kind, _, index = wanted.partition(":")
-    if kind not in KINDS or (":" in wanted and not index.isdecimal()):
-        raise DeviceError(f"device {name!r} is unknown: use auto, npu, cuda, cpu, or one with an index, such as npu:0")
-    problem = {"npu": _npu_problem, "cuda": _cuda_problem, "cpu": lambda: None}[kind]()
-    if problem:
-        raise DeviceError(f"device {name!r} cannot be used: {problem}, or use device 'auto' or 'cpu'")
-    count = {"npu": _npu_count, "cuda": torch.cuda.device_count, "cpu": lambda: 1}[kind]()
-    if index and int(index) >= count:
-        raise DeviceError(
-            f"device {name!r} does not exist: there are {count} of kind {kind}; use an index below {count}"
-        )
-    return torch.device(wanted)
-
-
-def _automatic() -> str:
-    if importlib.util.find_spec("torch_npu") is not None:
-        problem = _npu_problem()
-        if problem is None:
-            return "npu"
-        # A user who installed torch_npu expects to run on the NPU, and would be slow to notice a quiet run on the CPU.
-        logger.warning("torch_npu is installed but no NPU can be used: %s", problem)
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _npu_problem() -> str | None:
-    """Why there is no NPU to use, with the remedy, or None if there is one."""
-    if importlib.util.find_spec("torch_npu") is None:
-        matching = torch.__version__.split("+")[0]
-        return (
-            f"torch_npu is not installed; on an Ascend machine install the one that matches torch {matching}, anywhere "
-            "else add EMULATE=1 to the make target, which emulates an NPU on the CPU"
-        )
-    try:
-        importlib.import_module("torch_npu")
-    except Exception as error:
-        # A missing CANN shows as OSError, ImportError or RuntimeError, depending on which library is missing first.
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        return (
-            f"torch_npu cannot be imported ({reason[0]}); on an Ascend machine source CANN's set_env.sh, anywhere else "
-            "add EMULATE=1 to the make target"
-        )
-    if _npu_count() == 0:
-        return (
-            "torch_npu sees no NPU; on an Ascend machine check npu-smi info and ASCEND_RT_VISIBLE_DEVICES, anywhere "
-            "else add EMULATE=1 to the make target"
-        )
-    return None
-
-
-def _npu_count() -> int:
-    npu = vars(torch)["npu"]  # which torch_npu has put there
-    return npu.device_count() if npu.is_available() else 0
-
-
-def _cuda_problem() -> str | None:
-    if torch.cuda.is_available():
-        return None
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA; install a CUDA build"
-    return "torch sees no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+from ppe_npu.backends.compiling import traced_once
+from ppe_npu.backends.finding import KINDS as KINDS  # asked for here, beside all else
+from ppe_npu.backends.finding import DeviceError
+from ppe_npu.backends.finding import resolve as resolve
+from ppe_npu.backends.precision import exact_matmul as exact_matmul
+from ppe_npu.errors import InputError
 
 
 def _runtime(device: torch.device) -> Any:
@@ -188,6 +106,20 @@ def ascend_triton_problem(device: torch.device) -> str | None:
     from triton.backends import backends
 
     return None if "ascend" in backends else "the triton that is installed is not triton-ascend"
+
+
+def uploaded_once(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Decorator of what uploads numbers of the host. It is done once for the same arguments, because an upload makes
+    the host wait for the device; outside inference mode, else the first caller's mode would stick to the tensor; and
+    while torch.compile traces, else it would be part of the graph."""
+    kept = functools.lru_cache(maxsize=64)(torch.inference_mode(False)(make))
+
+    @traced_once
+    @functools.wraps(make)
+    def uploaded(*arguments):
+        return kept(*arguments)
+
+    return uploaded
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager:
@@ -322,6 +254,40 @@ def trains_4_bits(device: torch.device) -> bool:
 def times_itself(device: torch.device) -> bool:
     """Whether torch can hold the device back and time what is queued on it, by events: on CUDA."""
     return device.type == "cuda"
+
+
+class Stopwatch:
+    """How long a part of the work takes, measured on its device and without making the host wait. A stretch lasts from
+    construction to mark(), the next one from the second mark() to the third, and so on; milliseconds is their sum. It
+    is NaN where a stretch ran inside torch.compile, which has no clock."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._marks: list[Any] = []
+        self._traced = False
+        self.mark()
+
+    def mark(self) -> None:
+        """A stretch begins, or ends."""
+        if torch.compiler.is_compiling():
+            self._traced = True
+        elif on_cpu(self._device):
+            self._marks.append(time.perf_counter())
+        else:
+            event = torch.Event(self._device, enable_timing=True)
+            with current(self._device):  # of the device above it takes the kind alone
+                event.record()
+            self._marks.append(event)
+
+    @property
+    def milliseconds(self) -> float:
+        if self._traced:
+            return float("nan")
+        stretches = zip(self._marks[::2], self._marks[1::2])
+        if on_cpu(self._device):
+            return sum(end - start for start, end in stretches) * 1e3
+        self._marks[-1].synchronize()
+        return sum(start.elapsed_time(end) for start, end in stretches)
 
 
 def describe(device: torch.device) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -220,3 +221,24 @@ def joined_sizes(
 
 def _padded(values: torch.Tensor, room: int, value: float) -> torch.Tensor:
     return torch.nn.functional.pad(values, (0, room - values.shape[1]), value=value)
+
+
+def kv_bytes(cache: Any) -> int:
+    """Bytes of all keys and values that a transformers cache holds, and of what quantized ones are made of: tensors
+    within a tensor, or what a backend packs into a tuple or a dict."""
+    layers = getattr(cache, "layers", ())
+    filled = (layer for layer in layers if getattr(layer, "is_initialized", True))
+    names = ("keys", "values", "_quantized_keys", "_quantized_values")
+    parts: list[Any] = [getattr(layer, name, None) for layer in filled for name in names]
+    total = 0
+    while parts:
+        part = parts.pop()
+        if isinstance(part, (tuple, list)):
+            parts += part
+        elif isinstance(part, dict):
+            parts += part.values()
+        elif hasattr(part, "__tensor_flatten__"):
+            parts += [getattr(part, name) for name in part.__tensor_flatten__()[0]]
+        elif isinstance(part, torch.Tensor):
+            total += part.numel() * part.element_size()  # torch.compile knows no nbytes
+    return total

@@ -16,6 +16,7 @@ import torch
 
 from ppe_npu.backends import device as devices
 from ppe_npu.backends.common import IGNORED
+from ppe_npu.backends.device import Stopwatch
 from ppe_npu.engine.late import Ahead
 from ppe_npu.engine.layout import Arrangement, Stage
 from ppe_npu.engine.merge import Holding, Tokens, merge
@@ -24,7 +25,6 @@ from ppe_npu.engine.rounds import Movable, as_tensor, upload
 from ppe_npu.engine.shown import Prompts
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.errors import InputError
-from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.tower_work import TowerReport
 
 

@@ -6,14 +6,13 @@ row = axis * K + j, and channel c of the half head dim reads one row r(c), as do
 table cos/sin is [B, S, D] whatever K is, and all layers share it.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from ppe_npu.backends.compiling import traced_once
+from ppe_npu.backends.device import uploaded_once
 from ppe_npu.engine.positions import HALVES, NEIGHBOURS, axes_of, check_channels
 from ppe_npu.errors import InputError
 from ppe_npu.methods.positions.base import MEAN_ANGLE, RUNS
@@ -116,16 +115,10 @@ def _mean_rotation(
     return torch.where(told, cos / length, first.cos()), torch.where(told, sin / length, first.sin())
 
 
-@traced_once  # else an upload would be part of the graph
+@uploaded_once
 def _channel_lookup(rows: int, channels: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """channel_rows on the device; made once, because every upload of a list makes the host wait."""
-    return _uploaded_channel_rows(rows, channels, device)
-
-
-@functools.lru_cache(maxsize=32)
-def _uploaded_channel_rows(rows: int, channels: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):  # else the first caller's mode would stick to it
-        return torch.tensor(channel_rows(rows, channels), device=device)
+    """channel_rows on the device."""
+    return torch.tensor(channel_rows(rows, channels), device=device)
 
 
 class _RotaryEmbedding(Protocol):

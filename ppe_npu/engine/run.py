@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ppe_npu.backends.device import Stopwatch
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState, FixedState, joined_sizes
 from ppe_npu.engine.layout import Stage
@@ -17,7 +18,6 @@ from ppe_npu.engine.rotary import held_rows
 from ppe_npu.engine.rounds import Round
 from ppe_npu.engine.shown import Prompts, Texts, layer_needs
 from ppe_npu.engine.tower import TowerTokens
-from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.trace import Trace
 
 if TYPE_CHECKING:

@@ -3,51 +3,15 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from ppe_npu.backends import device as devices
+from ppe_npu.backends.device import Stopwatch
+from ppe_npu.engine.cache import kv_bytes as kv_bytes  # asked for here, beside all else that is measured
 
 if TYPE_CHECKING:
     from ppe_npu.engine.plan import PromptPlan
     from ppe_npu.inspect.tower_work import TowerReport
-
-
-class Stopwatch:
-    """How long a part of the work takes, measured on its device and without making the host wait. A stretch lasts from
-    construction to mark(), the next one from the second mark() to the third, and so on; milliseconds is their sum. It
-    is NaN where a stretch ran inside torch.compile, which has no clock."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._marks = []
-        self._traced = False
-        self.mark()
-
-    def mark(self) -> None:
-        """A stretch begins, or ends."""
-        if torch.compiler.is_compiling():
-            self._traced = True
-        elif devices.on_cpu(self._device):
-            self._marks.append(time.perf_counter())
-        else:
-            event = torch.Event(self._device, enable_timing=True)
-            with devices.current(self._device):  # of the device above it takes the kind alone
-                event.record()
-            self._marks.append(event)
-
-    @property
-    def milliseconds(self) -> float:
-        if self._traced:
-            return float("nan")
-        stretches = zip(self._marks[::2], self._marks[1::2])
-        if devices.on_cpu(self._device):
-            return sum(end - start for start, end in stretches) * 1e3
-        self._marks[-1].synchronize()
-        return sum(start.elapsed_time(end) for start, end in stretches)
 
 
 @dataclass(frozen=True)
@@ -193,24 +157,3 @@ def _span_reports(plan: PromptPlan, stages: list[int]) -> tuple[SpanReport, ...]
             tower = int(plan.chosen.counts([span.feature for span in own], [span.tokens for span in own]).sum())
         reports.append(SpanReport(first.sample, first.modality, grid, before, layers, tower))
     return tuple(reports)
-
-
-def kv_bytes(cache: Any) -> int:
-    """Bytes of all keys and values that a transformers cache holds, and of what quantized ones are made of: tensors
-    within a tensor, or what a backend packs into a tuple or a dict."""
-    layers = getattr(cache, "layers", ())
-    filled = (layer for layer in layers if getattr(layer, "is_initialized", True))
-    names = ("keys", "values", "_quantized_keys", "_quantized_values")
-    parts = [getattr(layer, name, None) for layer in filled for name in names]
-    total = 0
-    while parts:
-        part = parts.pop()
-        if isinstance(part, (tuple, list)):
-            parts += part
-        elif isinstance(part, dict):
-            parts += part.values()
-        elif hasattr(part, "__tensor_flatten__"):
-            parts += [getattr(part, name) for name in part.__tensor_flatten__()[0]]
-        elif isinstance(part, torch.Tensor):
-            total += part.numel() * part.element_size()  # torch.compile knows no nbytes
-    return total

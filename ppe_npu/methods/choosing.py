@@ -4,7 +4,6 @@ All tensors are batched over F cells of up to N tokens. Nothing here makes the h
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 
 from ppe_npu.backends import device
-from ppe_npu.backends.compiling import traced_once
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
 
@@ -92,13 +90,7 @@ def spread(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     return (values - least) / (most - least).clamp_min(torch.finfo(values.dtype).tiny)
 
 
-@traced_once  # else an upload would be part of the graph
+@device.uploaded_once
 def floors(most: int, share: float, device: torch.device) -> torch.Tensor:
-    """[most + 1] int64, floor(n * share) of each n, at least 1; made once, for an upload makes the host wait."""
-    return _uploaded_floors(most, share, device)
-
-
-@functools.lru_cache(maxsize=64)
-def _uploaded_floors(most: int, share: float, device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):  # else the first caller's mode would stick to it
-        return torch.tensor([max(int(n * share), 1) for n in range(most + 1)], device=device)
+    """[most + 1] int64, floor(n * share) of each n, at least 1."""
+    return torch.tensor([max(int(n * share), 1) for n in range(most + 1)], device=device)

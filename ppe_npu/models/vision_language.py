@@ -37,14 +37,13 @@ from ppe_npu.backends import segments
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.backends.compiling import is_traced
 from ppe_npu.compat import cache_of, cache_position, output_cache
-from ppe_npu.engine.cache import CacheState, FixedState
+from ppe_npu.engine.cache import CacheState, FixedState, kv_bytes
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.rotary import RowRotaryEmbedding
 from ppe_npu.engine.rounds import as_tensor
 from ppe_npu.engine.run import Run
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.errors import InputError
-from ppe_npu.inspect.report import kv_bytes
 from ppe_npu.methods.base import Method
 from ppe_npu.models.alignment import aligned, arrange_loss_arguments, as_the_prompt, whole_labels
 from ppe_npu.models.arguments import (
