@@ -163,12 +163,12 @@ class Compression:
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
         others = position_ids, start, labels if self.config.needs & OF_PROMPTS else None, chosen
         prompts = ids, mask, *given, self.vision, prompt, self.config.keeps_all and not packed
-        lay_out = partial(self._laid, prompts, left, packed, watch, *others)
+        make = partial(self._laid, prompts, left, packed, watch, *others)
         # Which words stand between images and videos does not matter.
         places = (ids == self.vision.image_token_id, ids == self.vision.video_token_id, mask)
         stands = (None if part is None else part.tobytes() for part in places)
         key = ids.shape, *stands, repr(given), prompt, left, packed
-        plan = self._known.made(key, lay_out) if all(value is None for value in others) else lay_out()
+        plan = self._known.made(key, make) if all(value is None for value in others) else make()
         plan = replace(plan, watch=watch, _copies={})  # what it is made of is shared, and nobody changes that
         watch.mark()
         return plan

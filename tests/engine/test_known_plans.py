@@ -51,6 +51,45 @@ def test_what_stands_alike_is_laid_out_once(monkeypatch):
     assert len(laid) == 7
 
 
+def test_spans_are_found_once(monkeypatch):
+    made, found = compression(), []
+    find_spans = engine.find_spans
+    monkeypatch.setattr(engine, "find_spans", lambda *given: found.append(1) or find_spans(*given))
+    for words in (1, 2, 1):
+        made.plan(*prompt(words=words))
+    assert len(found) == 1
+    made.plan(*prompt(), start=torch.tensor([7]))
+    assert len(found) == 2
+
+
+def test_no_plan_is_taken_for_that_of_another_prompt():
+    """Prompts that differ in one thing each, asked for in turns: what is known of one is never given for another."""
+    ids, _, _, grid, _ = prompt()
+    padded = torch.ones_like(ids)
+    padded[0, 0] = 0
+    swapped = ids.where(ids != 9, 8)  # images' placeholders in the place of videos'
+    prompts = {
+        "as it is": ((ids, None, None, grid, None), {}),
+        "padded": ((ids, padded, None, grid, None), {}),
+        "other seconds": ((ids, None, None, grid, [0.5]), {}),
+        "other grid": ((ids, None, None, grid[:, [0, 2, 1]], None), {}),
+        "placeholders as text": ((ids, None, None, None, None), {}),
+        "an image": ((swapped, None, torch.tensor([[1, 12, 12]]), None, None), {}),
+        "generated behind it": ((torch.cat([ids, ids[:, 2:3]], 1), None, None, grid, None), {"prompt": ids.shape[1]}),
+        "packed": ((ids, None, None, grid, None), {"packed": True}),
+        "on the right": ((ids, padded, None, grid, None), {"left": False}),
+    }
+    made = compression()
+    for _ in range(2):
+        for name, (given, options) in prompts.items():
+            own, new = made.plan(*given, **options), compression().plan(*given, **options)
+            assert own.layout.spans == new.layout.spans, name
+            assert (own.layout.real == new.layout.real).all(), name
+            assert_equal(own.positions, new.positions)
+            assert_equal(own.stages[0].rows, new.stages[0].rows)
+            assert own.stages[0].borders == new.stages[0].borders, name
+
+
 def test_a_known_plan_gives_what_a_new_one_gives():
     made = compression()
     expected, _ = merged(compression(), *prompt())
