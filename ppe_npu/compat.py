@@ -6,8 +6,6 @@ mm_token_type_ids: without them transformers >= 5.3 silently runs Qwen2.5-VL wit
 cache: the KV cache's name in calls and outputs since transformers 5.24; before, it is past_key_values.
 create_causal_mask: until about 5.20 transformers sizes a mask by its first layer's cache, whatever layer it is for.
 cache_position: until about 5.10 transformers' layers want to be told where a static cache is written.
-new_cache: until about 5.8 transformers has a cache of its own for linear attention, without `layers`, which forgets its
-states where more than one token goes on.
 
 tests/test_compat.py shows for each that the break is still there without the guard, and fails when it can be deleted.
 """
@@ -16,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -100,46 +97,6 @@ def output_cache(output: Any) -> Any:
 @functools.cache
 def _cache_name(function: Callable) -> str:
     return "cache" if "cache" in _parameters(function) else "past_key_values"
-
-
-def new_cache(text: Any) -> Any:
-    """An empty KV cache for a decoder, with `layers`. text: the text model."""
-    from transformers import DynamicCache
-
-    known = next((base for base in type(text).__mro__ if base.__module__.startswith("transformers.models.")), None)
-    own = known and f"{known.__name__.removesuffix('TextModel')}DynamicCache"
-    made = getattr(sys.modules[known.__module__], own, None) if known else None
-    if made is None:
-        return DynamicCache(config=text.config)
-    cache = made(config=text.config)
-    kinds = {"full_attention": _KeysAlone, "linear_attention": _NoKeys}
-    cache.layers = [kinds[kind](cache, number) for number, kind in enumerate(text.config.layer_types)]
-    return cache
-
-
-class _NoKeys:
-    """A layer of such a cache: of linear attention, whose states have no length."""
-
-    keys = values = None
-
-    def __init__(self, cache: Any, number: int):
-        self._cache, self._number = cache, number
-
-
-class _KeysAlone(_NoKeys):
-    """One of full attention."""
-
-    keys = property(lambda self: self._cache.key_cache[self._number])
-    values = property(lambda self: self._cache.value_cache[self._number])
-    is_initialized = property(lambda self: self.keys is not None)
-
-    def get_seq_length(self) -> int:
-        return self._cache.get_seq_length(self._number)
-
-
-def forgets_states(cache: Any) -> bool:
-    """Whether linear attention begins anew with this cache where more than one token goes on."""
-    return any(type(layer) is _NoKeys for layer in getattr(cache, "layers", ()))
 
 
 def layer_causal_mask(config: Any, hidden: Any, mask: Any, cache: Any, layer: int, past: int) -> Any:

@@ -8,9 +8,10 @@ import contextlib
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutputWithPast
 
-from ppe_npu.compat import cache_argument, cache_of, cache_position, forgets_states, layer_causal_mask, new_cache
+from ppe_npu.compat import cache_argument, cache_of, cache_position, layer_causal_mask
 from ppe_npu.engine.masks import proportional_mask
 from ppe_npu.engine.run import Run
 from ppe_npu.errors import InputError
@@ -36,16 +37,11 @@ def staged_forward(self, **kwargs):
     if self.training and getattr(self.layers[0], "gradient_checkpointing", False):
         use_cache, cache = False, None
     if use_cache and cache is None:
-        cache = new_cache(self)
+        cache = DynamicCache(config=self.config)
     wanted = _wanted(self, kwargs, "output_hidden_states")
     if _wanted(self, kwargs, "output_router_logits"):
         raise InputError(
             "output_router_logits=True: a compressed model gives none, and no loss of its experts' balance"
-        )
-    if hidden.shape[1] > 1 and run.past_length(0) and forgets_states(cache):
-        raise InputError(
-            "this transformers forgets the states of linear attention where several tokens go on from a cache: give "
-            "them one by one, start from an empty cache, or install 5.9 or newer"
         )
     states = [hidden]  # what enters the first layer, and what every layer gives
     inputs: dict[str, Any] = {}  # no dict[str, Any](): torch.compile does not trace that
