@@ -54,6 +54,7 @@ class Dropping(TowerPass):
 
     def _segments(self, borders: Sequence[int]) -> list[int]:
         """Where the segments between these borders end among the rows that are kept; one without any is none."""
+        assert self._on_host is not None, "it was said what is kept"
         key = tuple(borders)
         if key not in self._borders:
             self._borders[key] = np.unique(np.searchsorted(self._on_host, borders)).tolist()

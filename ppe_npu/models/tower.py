@@ -63,7 +63,7 @@ class Watch:
         # In fp32, and then rounded, as transformers rotates the vision tower's heads.
         query, key = heads[:2, None].float()
         query, key = (part[0].to(qkv.dtype) for part in backends.rotary(query, key, cos, sin))
-        found = {}
+        found: dict[tuple[str, int], torch.Tensor] = {}
         if number in wanted.keys:
             found[KEYS, number] = key.float().mean(0).unflatten(0, (-1, patches)).mean(1)
         if number in wanted.saliency:
@@ -78,11 +78,11 @@ class Watch:
 @contextlib.contextmanager
 def watched(model, plan: PromptPlan) -> Iterator[Watch]:
     """Look into the blocks that the model's methods name, while its tower runs on a prompt's pixels."""
-    compression, kept, handles, eager = model.compression, None, [], contextlib.nullcontext()
+    watch, handles, eager = Watch(model.compression, plan), [], contextlib.nullcontext()
+    numbers = model.compression.tower.all
     if plan.chosen is not None and plan.chosen.leave:
-        kept = as_tensor(kept_in_tower(plan.layout, compression.vision.window, plan.chosen))
-        kept = upload(kept, next(model.visual.parameters()).device)
-    watch, numbers = Watch(compression, plan, kept), compression.tower.all
+        kept = as_tensor(kept_in_tower(plan.layout, model.compression.vision.window, plan.chosen))
+        watch.kept = upload(kept, next(model.visual.parameters()).device)
     if is_traced(model.visual):
         eager = torch.compiler.set_stance("force_eager")  # compiled code does not see hooks that come later
     try:
