@@ -20,6 +20,7 @@ STEPS = {
     "alone": [PRUNE],
     "then clusters": [PRUNE, {"method": "dpc_knn", "ratio": 0.6}, {"method": "dpc_knn", "ratio": 0.5, "layer": 1}],
     "then a layer": [{**PRUNE, "predictor": "raster"}, {"method": "fastv", "ratio": 0.5, "layer": 2}],
+    "leaving later": [{**PRUNE, "leave_after": 1}, {"method": "dpc_knn", "ratio": 0.6}],
     "then late": [PRUNE, {"method": "apet"}, {"method": "uniform", "ratio": 0.7, "layer": 2}],
 }
 

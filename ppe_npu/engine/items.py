@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.pixels import Chosen, PixelValues, choose
+from ppe_npu.engine.pixels import Chosen, PixelValues, choose, leave_after
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import grid_positions
 from ppe_npu.engine.rounds import as_tensor
@@ -78,6 +78,11 @@ def check_items(compression: Compression) -> None:
             raise InputError(
                 f"{method.name}: a step at the tower stands between its blocks, which an engine that serves runs by "
                 "itself; take a step at the pixels or at the input"
+            )
+        if leave_after(method):
+            raise InputError(
+                f"{method.name} with leave_after={leave_after(method)}: an engine that serves is given the patches of "
+                "kept cells alone; leave it out"
             )
         if method.place == "pixels":
             continue  # its counts are known once the processor has the picture

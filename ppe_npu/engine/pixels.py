@@ -1,10 +1,10 @@
 """The place "pixels": which cells of the batch's pictures go into the vision tower at all.
 
 A cell is what becomes one visual token: a square of patches. A step at the pixels chooses cells by their values, before
-the tower runs; the others are part of the group of the one that they lean on, and the tower never sees them. How many
-of each picture are chosen is known on the host before the plan is made, so all that follows is laid out in advance, as
-ever. The host reads for that what was chosen, once; nothing where it is known how many that will be, and nothing of
-pixels that lie on the host.
+the tower runs; the others are part of the group of the one that they lean on, and the tower never sees them (or not
+from one of its blocks on, where a method says so). How many of each picture are chosen is known on the host before the
+plan is made, so all that follows is laid out in advance, as ever. The host reads for that what was chosen, once;
+nothing where it is known how many that will be, and nothing of pixels that lie on the host.
 """
 
 from __future__ import annotations
@@ -81,18 +81,20 @@ class Chosen:
         source: [V] int64, the kept token in whose group each one is; of a kept one itself. It lies on the host, or,
             where numbers are known without it, with the pixels.
         tokens, stay: of each frame of all images, then of all videos, how many tokens it has, and how many are kept.
+        leave: how many blocks of the vision tower run on all tokens; -1: all of them. What is not kept leaves then.
     """
 
     source: torch.Tensor
     tokens: tuple[int, ...]
     stay: tuple[int, ...]
+    leave: int = 0
 
     @classmethod
-    def read(cls, source: torch.Tensor, tokens: Sequence[int]) -> Chosen:
+    def read(cls, source: torch.Tensor, tokens: Sequence[int], leave: int = 0) -> Chosen:
         """With the numbers that `source` says, which the host reads."""
         source = source.cpu()
         before = np.cumsum([0, *(source.numpy() == np.arange(len(source)))])
-        return cls(source, tuple(tokens), tuple(np.diff(before[np.cumsum([0, *tokens])]).tolist()))
+        return cls(source, tuple(tokens), tuple(np.diff(before[np.cumsum([0, *tokens])]).tolist()), leave)
 
     @classmethod
     def of(cls, sources: Sequence[np.ndarray]) -> Chosen:
@@ -105,6 +107,14 @@ class Chosen:
     def total(self) -> int:
         """How many are kept."""
         return sum(self.stay)
+
+    def runs_whole(self, block: int) -> bool:
+        """Whether a block of the vision tower, counted from 0, runs on all tokens."""
+        return self.leave < 0 or block < self.leave
+
+    def first(self, tokens: int) -> torch.Tensor:
+        """[n] int64, `places` of the first so many tokens: whole frames."""
+        return self.places[: int(self.counts([0], [tokens])[0])]
 
     @functools.cached_property
     def kept(self) -> torch.Tensor:
@@ -144,6 +154,12 @@ class Chosen:
         return chosen(among_equals(rule), k, self.labels[None], None, self.total, **known)[0]
 
 
+def leave_after(method: Method) -> int:
+    """How many blocks of the vision tower run on all cells before those leave that a method drops; -1: all blocks; 0:
+    they never enter it, or the method does not stand at the pixels."""
+    return getattr(method, "leave_after", 0) if method.place == "pixels" else 0
+
+
 def choose(
     method: Method,
     pixels: torch.Tensor | None,
@@ -170,6 +186,7 @@ def choose(
         sources.append(method.select(values.cells(own, grid, merge))[1].flatten() + first)
     where = sources[0].device if sources else "cpu"
     source = torch.cat([*sources, torch.arange(ends[-1], ends[-1] + sum(others), device=where)])
+    leave = leave_after(method)
     if method.counts == "late":
-        return Chosen.read(source, (*cells, *others))
-    return Chosen(source, (*cells, *others), (*map(method.kept, cells), *others))
+        return Chosen.read(source, (*cells, *others), leave)
+    return Chosen(source, (*cells, *others), (*map(method.kept, cells), *others), leave)

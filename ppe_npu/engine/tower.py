@@ -129,6 +129,13 @@ def tower_order(layout: PromptLayout, window: int, chosen: Chosen | None = None)
     return np.argsort(walked[chosen.on_host[walked]])
 
 
+def kept_in_tower(layout: PromptLayout, window: int, chosen: Chosen) -> np.ndarray:
+    """[kept] int64, where the kept tokens stand in a tower that is given all of them, rising. window: as tower_order();
+    0: none."""
+    places = chosen.on_host.nonzero()[0]
+    return np.sort(tower_order(layout, window)[places]) if window else places
+
+
 def received(query: torch.Tensor, key: torch.Tensor, frames: Sequence[int], scale: float) -> torch.Tensor:
     """The attention that each key receives within its frame, the mean over heads and queries.
 

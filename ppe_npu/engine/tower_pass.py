@@ -1,22 +1,52 @@
 """Passes of the vision tower in which a method works between its blocks: which kind, and what competes in them.
 
-IPCV's patches leave and are rebuilt (rebuilding.py), ToMe's cells are joined (joining.py).
+IPCV's patches leave and are rebuilt (rebuilding.py), ToMe's cells are joined (joining.py), cells that a step at the
+pixels has dropped leave (dropping.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
+from ppe_npu.engine.dropping import Dropping
 from ppe_npu.engine.inside import TowerPass
 from ppe_npu.engine.joining import Joining
-from ppe_npu.engine.pixels import Chosen
+from ppe_npu.engine.pixels import Chosen, leave_after
 from ppe_npu.engine.rebuilding import Rebuilding
 from ppe_npu.engine.spans import PromptLayout, VisionTokens
+from ppe_npu.engine.tower import kept_in_tower
 from ppe_npu.errors import InputError
+from ppe_npu.inspect.report import Stopwatch
+from ppe_npu.inspect.tower_work import TowerReport
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.tome_tower import ToMeTower
+
+if TYPE_CHECKING:
+    from ppe_npu.engine.compression import Compression
+    from ppe_npu.engine.plan import PromptPlan
+
+
+def pass_of_plan(compression: Compression, plan: PromptPlan, kinds: Sequence[str], where: torch.device) -> TowerPass:
+    """A pass in which prompts do not compete with each other.
+
+    Args:
+        kinds: of the images and videos that the tower runs on. where: the device of the patches.
+    """
+    method, vision, patches = compression.inside, compression.vision, compression.vision.merge_size**2
+    assert method is not None, "a method works inside the tower"
+    leaving = plan.chosen is not None and plan.chosen.leave != 0
+    pools = pools_of(method, plan.layout, kinds, vision.merge_size, None if leaving else plan.chosen)
+    passing = pass_of(method, pools, vision, where, compression.tower.all)
+    if isinstance(passing, Dropping):
+        assert plan.chosen is not None, "it was chosen what leaves"
+        cells = kept_in_tower(plan.layout, vision.window, plan.chosen)
+        passing.keep(cells[cells < sum(pools) // patches], patches, where)
+    if compression.widths is not None:
+        passing.report = TowerReport(*compression.widths, Stopwatch(where))
+    return passing
 
 
 def pass_of(
@@ -29,6 +59,7 @@ def pass_of(
     """
     last = vision.tower_blocks - 1
     made: Callable[..., TowerPass] = Rebuilding if method.restores else Joining
+    made = Dropping if method.place == "pixels" else made
     passing = made(method, tuple(pools), last + 1, frozenset((*vision.taps, last)), frozenset(seen))
     if isinstance(passing, Joining):
         passing.prepare(vision.merge_size**2, where)
@@ -36,11 +67,12 @@ def pass_of(
 
 
 def inside_of(methods: Sequence[Method], vision: VisionTokens) -> Method | None:
-    """The method that works inside the tower, if there is one.
+    """The method that works inside the tower, if there is one, or whose cells leave there.
 
     Raises:
         InputError: several, blocks that the tower has not, or published borders where there are none.
     """
+    late = [method for method in methods if leave_after(method)]
     inside = [method for method in methods if method.place == "tower"]
     if len(inside) > 1:
         raise InputError(f"{inside[1].name} after {inside[0].name}: only one step may stand inside the vision tower")
@@ -52,6 +84,12 @@ def inside_of(methods: Sequence[Method], vision: VisionTokens) -> Method | None:
             )
         if isinstance(method, ToMeTower):
             method.joins(vision.tower_blocks)
+    if late and inside:
+        raise InputError(
+            f"{inside[0].name} after {late[0].name} with leave_after={leave_after(late[0])}: cells that leave later "
+            "have no place beside a step inside the tower; let them never enter it, with leave_after=0"
+        )
+    inside += [method for method in late if 0 < leave_after(method) < vision.tower_blocks]
     return inside[0] if inside else None
 
 

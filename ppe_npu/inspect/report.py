@@ -152,7 +152,7 @@ def _span_reports(plan: PromptPlan, stages: list[int]) -> tuple[SpanReport, ...]
         layers = tuple(sum(kept[stage][number] for number in numbers) for stage in stages)
         before = sum(spans[number].tokens for number in numbers)
         tower = before
-        if plan.chosen is not None:
+        if plan.chosen is not None and not plan.chosen.leave:
             own = [spans[number] for number in numbers]
             tower = int(plan.chosen.counts([span.feature for span in own], [span.tokens for span in own]).sum())
         reports.append(SpanReport(first.sample, first.modality, grid, before, layers, tower))

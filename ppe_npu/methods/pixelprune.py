@@ -38,6 +38,8 @@ class PixelPrune(Method):
         align_compression: of "connected": as many stay as pred_2d would keep. In place of `skip_ratio` that share goes
             of each component, and what is missing or too many then is drawn.
         seed: of "random", `rand` and `align_compression`.
+        leave_after: how many blocks of the vision tower run on all cells before the dropped ones leave; 0: they never
+            enter it; -1: they leave behind the tower. What is kept has seen the others by then.
         numbering: of the text behind a picture: "prompt", as if nothing were dropped; "kept", from the largest position
             of a cell that is kept on, as the published code's port to vLLM has it.
     """
@@ -53,6 +55,7 @@ class PixelPrune(Method):
     rand: bool = False
     align_compression: bool = False
     seed: int = setting(42, least=0, remedy="give a whole number, at least 0 and below 2**63")
+    leave_after: int = setting(0, least=-1, remedy="give a number of the tower's blocks, or -1: behind the tower")
     numbering: Literal["prompt", "kept"] = "prompt"
 
     needs = frozenset({"pixels"})

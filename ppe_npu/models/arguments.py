@@ -9,21 +9,16 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.inside import TowerPass
 from ppe_npu.engine.joining import Joining
-from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.spans import IMAGE, VIDEO, HiddenItems, Parts, VisionTokens
 from ppe_npu.engine.tower import NEEDS as TOWER_NEEDS
 from ppe_npu.engine.tower import TowerTokens
-from ppe_npu.engine.tower_pass import pass_of, pools_of
+from ppe_npu.engine.tower_pass import pass_of_plan
 from ppe_npu.errors import InputError
-from ppe_npu.inspect.report import Stopwatch
-from ppe_npu.inspect.tower_work import TowerReport
-from ppe_npu.methods.base import Method
 from ppe_npu.models.caches import keeps_no_cache
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
-from ppe_npu.models.pixels import KeptPatches, chosen_cells, run_on_kept
+from ppe_npu.models.pixels import chosen_cells, run_tower
 from ppe_npu.models.tower import watched
 
 IDLE = "_ppe_idle_tower"  # of a model whose tower takes no grids: what untouched_tower() asks in its place
@@ -228,8 +223,9 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         looked_into = compression.tower.all or compression.inside is not None
         with watched(model, plan) if looked_into else contextlib.nullcontext() as seen:
             if compression.inside is not None:
-                inside[KEYWORD] = _inside(compression.inside, compression, plan, given, where)
-            ran = _run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
+                inside[KEYWORD] = pass_of_plan(compression, plan, given, where)
+            merge = compression.vision.merge_size
+            ran = run_tower(model.visual, torch.cat(pixels), grid, merge, plan.chosen, **inside)
         passing, stands = inside.get(KEYWORD), None
         if passing is not None:
             plan.in_tower = passing.finished()
@@ -278,7 +274,7 @@ def untouched_tower(model) -> torch.Tensor | float:
     parameter = next(model.visual.parameters())
     pixels = parameter.new_zeros(side * side, channels * config.temporal_patch_size * patch * patch)
     grid = torch.tensor([[1, side, side]], device=parameter.device)
-    output = _run_tower(model, pixels, grid)
+    output = run_tower(model.visual, pixels, grid, side)
     parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
     # Sums of no rows: exactly 0 and with gradients of 0, whatever the tower makes of zeros.
     return sum(part[:0].sum() for part in parts)
@@ -288,26 +284,6 @@ def _frames(grids: torch.Tensor) -> torch.Tensor:
     """Each frame as a grid of its own."""
     alone = torch.repeat_interleave(grids, grids[:, 0], dim=0)
     return torch.cat([torch.ones_like(alone[:, :1]), alone[:, 1:]], dim=1)
-
-
-def _run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen | None = None, **inside: TowerPass):
-    if chosen is not None and chosen.total < len(chosen.source):
-        kept = KeptPatches.of(chosen, grid, model.compression.vision.merge_size, len(pixels))
-        return run_on_kept(model.visual, pixels, kept, **inside)
-    pixels = pixels.to(grid.device, model.visual.dtype)
-    return model.visual(pixels, grid_thw=grid, return_dict=True, **inside)
-
-
-def _inside(
-    method: Method, compression: Compression, plan: PromptPlan, kinds: list[str], where: torch.device
-) -> TowerPass:
-    """The pass of a method that works inside the tower, in which prompts do not compete with each other."""
-    vision = compression.vision
-    pools = pools_of(method, plan.layout, kinds, vision.merge_size, plan.chosen)
-    passing = pass_of(method, pools, vision, where, compression.tower.all)
-    if compression.widths is not None:
-        passing.report = TowerReport(*compression.widths, Stopwatch(where))
-    return passing
 
 
 def _encoded(kind: str, kwargs: dict):

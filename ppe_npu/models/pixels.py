@@ -1,9 +1,12 @@
 """Steps at the pixels: what of a batch's pictures goes into the vision tower, and the tower run on that alone.
 
-Nothing inside the tower changes. It is given the patches of the kept cells, and what it would work out from the grids
-is worked out for whole grids and picked for these: a patch keeps its place in its picture, and a frame's patches
-attend to each other. transformers 5.9 and newer take that as arguments; for older ones the tower's own methods are
-stood in for, on the instance and during the call.
+It is given the patches of the kept cells, and what it would work out from the grids is worked out for whole grids and
+picked for these: a patch keeps its place in its picture, and a frame's patches attend to each other. transformers 5.9
+and newer take that as arguments; for older ones the tower's own methods are stood in for, on the instance and during
+the call. So nothing inside the tower changes.
+
+Cells that are to leave later (PixelPrune's leave_after) enter with all others. What is kept is picked from the tower's
+output, and between its blocks by the pass of engine/dropping.py.
 """
 
 from __future__ import annotations
@@ -165,6 +168,30 @@ class KeptPatches:
         before = torch.nn.functional.pad(kept.cumsum(0), (1, 0))
         cut = before[borders.long() // self.merged] * self.merged
         return number[index[kept]], torch.unique_consecutive(cut).to(torch.int32)
+
+
+def run_tower(
+    tower, pixels: torch.Tensor, grid: torch.Tensor, merge_size: int, chosen: Chosen | None = None, **more: Any
+):
+    """A vision tower's output of what is kept of all images, then all videos.
+
+    Args:
+        pixels: [patches, values]. grid: [n, 3] patches of each. chosen: what is kept; None: all. more: of the tower's
+            arguments.
+    """
+    drops = chosen is not None and chosen.total < len(chosen.source)
+    if chosen is not None and drops and not chosen.leave:
+        return run_on_kept(tower, pixels, KeptPatches.of(chosen, grid, merge_size, len(pixels)), **more)
+    kept = None  # uploaded before the tower is started
+    if chosen is not None and drops:
+        kept = upload(chosen.first(len(pixels) // merge_size**2), grid.device)
+    output = tower(pixels.to(grid.device, tower.dtype), grid_thw=grid, return_dict=True, **more)
+    if kept is not None:
+        output.pooler_output = output.pooler_output.index_select(0, kept.to(output.pooler_output.device))
+        if getattr(output, "deepstack_features", None):
+            picked = [part.index_select(0, kept.to(part.device)) for part in output.deepstack_features]
+            output.deepstack_features = picked
+    return output
 
 
 def run_on_kept(tower, pixels: torch.Tensor, kept: KeptPatches, **more: Any):

@@ -16,7 +16,8 @@ from ppe_npu import backends
 from ppe_npu.backends.compiling import is_traced
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.plan import PromptPlan
-from ppe_npu.engine.tower import GROUPS, KEYS, SALIENCY, TowerTokens, frame_lengths, received
+from ppe_npu.engine.rounds import as_tensor, upload
+from ppe_npu.engine.tower import GROUPS, KEYS, SALIENCY, TowerTokens, frame_lengths, kept_in_tower, received
 from ppe_npu.methods.tome_tower import groups_of
 
 
@@ -26,10 +27,12 @@ class Watch:
 
     Args:
         parts: of the blocks that have run, in the order of the tower, see TowerTokens.
+        kept: [V] int64, where the tokens that are kept stand in the tower, where it is given others, too.
     """
 
     compression: Compression
     plan: PromptPlan
+    kept: torch.Tensor | None = None
     parts: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
 
     def tokens(self, device: torch.device, stands: torch.Tensor | None = None) -> TowerTokens:
@@ -49,19 +52,27 @@ class Watch:
     @torch.no_grad()
     def see(self, number: int, attention, qkv: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> None:
         """A block's projection [T, 3 * H * D], and its rotary table cos, sin [T, D]."""
-        vision, wanted = self.compression.vision, self.compression.tower
+        vision, wanted, chosen = self.compression.vision, self.compression.tower, self.plan.chosen
+        patches, whole = vision.merge_size**2, chosen is not None and chosen.runs_whole(number)
+        if self.kept is not None and not whole:
+            rows = self.kept.to(table[0].device)
+            rows = (rows[:, None] * patches + torch.arange(patches, device=rows.device)).flatten()
+            table = (table[0].index_select(0, rows), table[1].index_select(0, rows))
         heads = qkv.detach().unflatten(-1, (3, attention.num_heads, -1)).permute(1, 2, 0, 3)
         cos, sin = (part[None].float() for part in table)
         # In fp32, and then rounded, as transformers rotates the vision tower's heads.
         query, key = heads[:2, None].float()
         query, key = (part[0].to(qkv.dtype) for part in backends.rotary(query, key, cos, sin))
-        patches = vision.merge_size**2
+        found: dict[tuple[str, int], torch.Tensor] = {}
         if number in wanted.keys:
-            self.parts[KEYS, number] = key.float().mean(0).unflatten(0, (-1, patches)).mean(1)
+            found[KEYS, number] = key.float().mean(0).unflatten(0, (-1, patches)).mean(1)
         if number in wanted.saliency:
-            frames = frame_lengths(self.plan.layout, vision.merge_size, self.plan.chosen)
+            frames = frame_lengths(self.plan.layout, vision.merge_size, None if whole else chosen)
             scores = received(query, key, frames, attention.scaling)
-            self.parts[SALIENCY, number] = scores.unflatten(0, (-1, patches)).sum(1)
+            found[SALIENCY, number] = scores.unflatten(0, (-1, patches)).sum(1)
+        if self.kept is not None and whole:
+            found = {at: part.index_select(0, self.kept.to(part.device)) for at, part in found.items()}
+        self.parts |= found
 
 
 @contextlib.contextmanager
@@ -69,6 +80,9 @@ def watched(model, plan: PromptPlan) -> Iterator[Watch]:
     """Look into the blocks that the model's methods name, while its tower runs on a prompt's pixels."""
     watch, handles, eager = Watch(model.compression, plan), [], contextlib.nullcontext()
     numbers = model.compression.tower.all
+    if plan.chosen is not None and plan.chosen.leave:
+        kept = as_tensor(kept_in_tower(plan.layout, model.compression.vision.window, plan.chosen))
+        watch.kept = upload(kept, next(model.visual.parameters()).device)
     if is_traced(model.visual):
         eager = torch.compiler.set_stance("force_eager")  # compiled code does not see hooks that come later
     try:

@@ -36,6 +36,8 @@ def _tower_forward(self, **kwargs):
     if compression.inside is None:  # for a while, see loss.uncompressed
         return original(self, "forward")(**kwargs)
     if kwargs.get(KEYWORD) is None:
+        if compression.inside.place == "pixels":  # nobody has chosen
+            return original(self, "forward")(**kwargs)
         pixels, seen = kwargs["hidden_states"], compression.tower.all
         pools, where = pools_of_grids(compression.inside, kwargs["grid_thw"], len(pixels)), pixels.device
         kwargs[KEYWORD] = pass_of(compression.inside, pools, compression.vision, where, seen)

@@ -57,7 +57,7 @@ def config_of(setting):
 
 
 @pytest.mark.half
-@pytest.mark.parametrize("setting", ["dense", "tau0", "tau.02", "tau.02_sliding"])
+@pytest.mark.parametrize("setting", ["dense", "tau0", "tau.02", "tau.02_sliding", "tau0_after_vit", "tau.02_vit3"])
 @pytest.mark.parametrize("case", ["one", "two", "first"])
 def test_what_the_released_code_gave(recorded, case, setting):
     model, tensors, said = recorded

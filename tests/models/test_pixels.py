@@ -14,8 +14,10 @@ from tolerances import assert_equal, assert_rounds_alike, exact
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.engine.pixels import Chosen, PixelValues
 from ppe_npu.errors import InputError
+from ppe_npu.inspect.report import CompressionReport
 from ppe_npu.methods import get
 from ppe_npu.models import restore
+from ppe_npu.models.arguments import make_plan, tower_features
 from ppe_npu.models.pixels import KeptPatches, pixel_values, run_on_kept
 
 
@@ -52,8 +54,9 @@ def attending_to(attention, kept):
     return forward
 
 
-def naive_features(model, pixels, grid, kept, monkeypatch):
-    """The features of kept tokens: all patches go through the tower, whose attention does not see those dropped."""
+def naive_features(model, pixels, grid, kept, monkeypatch, seen=0):
+    """The features of kept tokens: all patches go through the tower, whose attention does not see those dropped, but in
+    the first blocks, of which `seen` many see all."""
     visual, made = model.model.visual, []
     hook = visual.merger.register_forward_hook(lambda _m, _a, out: made.append(out))
     with torch.no_grad():
@@ -61,7 +64,7 @@ def naive_features(model, pixels, grid, kept, monkeypatch):
     hook.remove()
     walked = (dense[:, None] - made[0]).abs().sum(-1).argmin(0)  # of each token of the tower its place in the picture
     with monkeypatch.context() as patch, torch.no_grad():
-        for block in visual.blocks:
+        for block in visual.blocks[seen:]:
             patch.setattr(block.attn, "forward", attending_to(block.attn, kept[walked].repeat_interleave(4)))
         out = visual(pixels.to(visual.dtype), grid_thw=grid, return_dict=True)
     return [part[kept] for part in (out.pooler_output, *(getattr(out, "deepstack_features", None) or ()))]
@@ -86,6 +89,29 @@ def test_kept_patches_stay_in_their_places_and_see_each_other(family, monkeypatc
     plain = naive_features(model, pixels, grid, kept, monkeypatch)
     true = exact(model, lambda: naive_features(model, pixels, grid, kept, monkeypatch))
     assert_rounds_alike(found(), plain, true)
+
+
+@pytest.mark.parametrize("leave", [1, 2, -1])
+def test_cells_may_leave_inside_the_tower_or_behind_it(family, leave, monkeypatch):
+    """In a tower of two blocks 2 is behind it, too."""
+    model, video = MODELS[family], "frames" if family in APART else "video"
+    prompt = painted([1, ("image", (1, 5, 7)), ("image", (1, 4, 3)), 2, (video, (2, 3, 5)), 1], seed=5)
+    inputs = inputs_of(family, prompt)
+    compress(model, config_of([{**PRUNE, "leave_after": leave}]))
+    plan = make_plan(model.model, model.compression, inputs)
+    with torch.no_grad():
+        found = tower_features(model.model, plan, inputs)
+    kept, seen = plan.chosen.kept, leave if leave > 0 else len(model.model.visual.blocks)
+    assert 2 < kept[:47].sum() < 40
+    assert kept[47:].all()
+    pixels = torch.cat([*prompt.pixels["image"], *prompt.pixels["video"]])
+    grid = torch.tensor([*prompt.grids["image"], *prompt.grids["video"]])
+    grid = torch.cat([grid[:2], torch.tensor([[1, 6, 10]] * 2)]) if family in APART else grid
+    plain = naive_features(restore(model), pixels, grid, kept, monkeypatch, seen)
+    true = exact(model, lambda: naive_features(model, pixels, grid, kept, monkeypatch, seen))
+    assert_rounds_alike([found.tokens, *found.deepstack], plain, true)
+    report = CompressionReport.of(plan, (), 1, plan.watch)
+    assert report.tokens_in_tower == 77
 
 
 def test_all_cells_kept_is_the_dense_tower(family):

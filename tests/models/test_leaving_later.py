@@ -1,0 +1,118 @@
+"""PixelPrune's cells that leave inside the vision tower, or behind it, with what may stand around them. Their features
+are held against a naive tower in test_pixels.py, and against recorded runs in test_pixelprune_recorded.py."""
+
+import pytest
+import torch
+from naive_ipcv import config, features
+from support import random_model
+from test_packing import text_labels
+from tiles import TOWERS, inputs_of, painted, prompts_of
+from tolerances import assert_equal, assert_rounds_alike, exact, near
+from tower_laws import check_checkpoints, check_work
+from towers import VIEWS, Looks
+
+from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.engine.items import check_items
+from ppe_npu.errors import InputError
+from ppe_npu.methods import IPCV, PixelPrune, ToMeTower
+from ppe_npu.models.fused import fuse
+from ppe_npu.models.loss import Distillation
+
+pytestmark = pytest.mark.half
+INSIDE, BEHIND = PixelPrune(threshold=0.05, leave_after=1), PixelPrune(threshold=0.05, leave_after=-1)
+
+
+@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def model(family):
+    return random_model(family=family, tower=TOWERS.get(family))
+
+
+def view_of(model, inputs, *steps):
+    """What a method that looks into two blocks is shown of one picture: keys [tokens, D], saliency [2, tokens]."""
+    VIEWS.clear()
+    compress(model, config(*steps, Looks(named=(0, 1), windows="frame")))
+    with torch.no_grad():
+        model(**inputs)
+    (view,) = VIEWS
+    return view.tower_keys[0], view.tower_saliency[0]
+
+
+@pytest.mark.parametrize("method", [INSIDE, BEHIND], ids=["inside", "behind"])
+def test_what_looks_into_the_tower_is_shown_the_kept_cells(model, family, method):
+    """Of a block that runs on all cells what all of them made there; of a later one what is left."""
+    inputs = inputs_of(family, painted([2, ("image", (1, 5, 7)), 3], seed=1))
+    found, scores = view_of(model, inputs, method)
+    kept = model.compression.last.chosen.kept
+    assert 1 < kept.sum() == len(found) < 35
+
+    def dense():
+        keys, scores = view_of(model, inputs)
+        return keys[kept], scores[:, kept]
+
+    (keys, all_scores), true = dense(), exact(model, dense)
+    assert_rounds_alike(found, keys, true[0])
+    assert_rounds_alike(scores[0], all_scores[0], true[1][0])
+    if method is BEHIND:
+        assert_rounds_alike(scores[1], all_scores[1], true[1][1])
+    else:
+        assert scores[1].sum().item() == near(1.0, len(found), torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["eager", "fused"])
+def test_it_does_not_hang_on_how_the_tower_attends(model, family, kind):
+    inputs = inputs_of(family, *prompts_of(family))
+    compress(model, config(INSIDE))
+
+    def run():
+        with torch.no_grad():
+            return model(**inputs).logits
+
+    plain, true = run(), exact(model, run)
+    if kind == "fused":
+        fuse(model)
+    else:
+        model.model.visual.set_attn_implementation("eager")
+    assert_rounds_alike(run(), plain, true, layers=8)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradients_survive_checkpointing(model, family, reentrant):
+    check_checkpoints(model, inputs_of(family, prompts_of(family)[0]), INSIDE, reentrant)
+
+
+def test_the_report_counts_what_the_tower_did(model, family):
+    told = check_work(model, inputs_of(family, painted([2, ("image", (1, 5, 7)), 3], seed=1)), INSIDE)
+    left = 4 * int(model.compression.last.chosen.kept.sum())
+    assert told.patches == [140] + [left] * (len(told.patches) - 1)
+
+
+def test_the_teacher_and_a_direct_call_see_all_cells(model, family):
+    inputs = inputs_of(family, *prompts_of(family), side="right")
+    given = inputs["pixel_values"], inputs["image_grid_thw"]
+    with torch.no_grad():
+        plain = features(model.model.visual(given[0], grid_thw=given[1]))
+        compress(fuse(model), config(INSIDE))
+        for one, other in zip(features(model.model.visual(given[0], grid_thw=given[1])), plain, strict=True):
+            assert_equal(one, other)
+    learns = model.train()(**inputs, labels=text_labels(inputs), skip_logits=True, distill=Distillation(1.0))
+    assert learns.loss > 0
+    learns.loss.backward()
+    assert next(model.model.visual.blocks[0].mlp.parameters()).grad.abs().max() > 0
+    restore(model)
+    assert "compression" not in vars(model.model.visual)
+
+
+def test_what_has_no_place_beside_it_is_refused(model):
+    for method, other in ((INSIDE, IPCV()), (BEHIND, ToMeTower(merge_blocks=(0,)))):
+        with pytest.raises(InputError, match=f"{other.name} after pixelprune with leave_after={method.leave_after}"):
+            compress(model, config(method, other))
+    compress(model, config(INSIDE))
+    with pytest.raises(InputError, match="pixelprune with leave_after=1: an engine that serves is given the patches"):
+        check_items(model.compression)
+    with pytest.raises(InputError, match=r"leave_after=-2: give a number of the tower's blocks, or -1"):
+        CompressionConfig.from_dict({"steps": [{"method": "pixelprune", "leave_after": -2}], "positions": "keep_one"})
