@@ -72,7 +72,8 @@ def test_other_names_are_named_where_the_right_one_is_missing(tmp_path, write_im
 
 def test_notes_beside_a_record_are_free_and_so_is_what_is_empty(tmp_path, write_image):
     write_image("a.png")
-    names = "id conversation_id source dataset score question_types image_id imageId image_size video_id width_list data_source"
+    names = "id source dataset score question_types image_id imageId image_size video_id width_list data_source"
+    names += " conversation_id"
     notes = dict.fromkeys(
         [*names.split(), "metadata", "model", "category", "task", "difficulty", "url", "license", "ids"], "x"
     )
