@@ -33,6 +33,7 @@ _OTHERS = (
     (0, b"<!DOCTYPE", "a web page"), (0, b"<html", "a web page"), (0, b"version https://git-lfs", "a Git LFS pointer"),
 )  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
+_BITS, _PLANES = 258, 284  # TIFF's
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -210,7 +211,7 @@ def _identified(file: io.BufferedIOBase, name: str) -> Image.Image:
     Not Image.open, which warns of sizes that are read here, by a warning that threads cannot leave out.
     """
     Image.init()
-    prefix = file.read(256)
+    prefix, told = file.read(256), ""
     for kind in FORMATS:
         factory, accept = Image.OPEN.get(kind, (None, None))
         if factory is None:
@@ -220,11 +221,11 @@ def _identified(file: io.BufferedIOBase, name: str) -> Image.Image:
             if accept is not None and accept(prefix[:16]) is not True:
                 continue
             return factory(file, "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # as Image.open: it is another format
-            continue
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as Image.open: it is another format
+            told = told or f"{kind}: {first_line(error)}"
     text = prefix.lstrip(b"\xef\xbb\xbf \r\n\t")
     other = next((kind for at, magic, kind in _OTHERS if (prefix[at:] if at else text).startswith(magic)), None)
-    reason = "it is empty" if not prefix else f"it is {other}" if other else "it is not a picture"
+    reason = "it is empty" if not prefix else f"it is {other}" if other else told or "it is not a picture"
     raise InputError(f"{name} cannot be read ({reason}): {_REMEDY}")
 
 
@@ -236,6 +237,12 @@ def _check(image: Image.Image, name: str) -> None:
     unread, kind = _is_unread(image), image.format
     if unread and kind not in (*FORMATS, "MPO", None):
         raise InputError(f"{name} cannot be read (it is {kind}): {_REMEDY}")
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8 and len(tags[_BITS]) > 1:
+        raise InputError(
+            f"{name} is a TIFF of more than 8 bits with a plane for each colour, which Pillow misreads: "
+            "save it with the colours side by side, or as PNG"
+        )
     each = 1
     if unread:
         each = _BYTES_PROGRESSIVE if "progressive" in image.info else _BYTES.get(kind, _BYTES_OTHERS)
@@ -308,7 +315,7 @@ def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
         InputError: a tensor that holds none (of meta), or not one by one (sparse, quantized).
     """
     if not isinstance(values, torch.Tensor):
-        return values
+        return np.asarray(values)  # a matrix has two dimensions whatever is asked of it
     if values.is_meta or values.layout != torch.strided or values.is_quantized:
         raise InputError(f"{name} is a tensor without plain values ({values.device}, {values.dtype}): give a dense one")
     values = values.detach().cpu().resolve_conj().resolve_neg()
