@@ -131,6 +131,15 @@ def test_planes_of_many_bits_which_pillow_misreads_are_refused(tmp_path):
                 read(given)
 
 
+@pytest.mark.parametrize("more", [(254, 1), (50706, 1)], ids=["thumbnail", "DNG"])
+def test_a_thumbnail_is_not_taken_for_the_photograph(more):
+    """Raw photographs are TIFF files, whose first picture is a small one to look at."""
+    pixels = RGB.astype("u1").tobytes()
+    assert np.array_equal(load_image(tiff(pixels, 8, 2, 3, more=((254, 0),))), RGB)
+    with pytest.raises(InputError, match=r"cannot be read \(it is a raw photograph, or begins with a thumbnail\)"):
+        load_image(tiff(pixels, 8, 2, 3, more=(more,)))
+
+
 def test_pixels_of_a_known_format_that_are_not_read_are_named_so(tmp_path):
     data = tiff(BYTES.astype("<f8").tobytes(), 64, 1, kind=3)
     with pytest.raises(InputError, match=r"cannot be read \(TIFF: unknown pixel mode\): give a whole PNG"):

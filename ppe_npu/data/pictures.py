@@ -28,12 +28,16 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "J
 _OTHERS = (
     (0, b"%!PS", "PostScript"), (0, b"\xc5\xd0\xd3\xc6", "PostScript"), (0, b"%PDF", "PDF"),
     (0, b"\xd7\xcd\xc6\x9a", "WMF"), (40, b" EMF", "EMF"), (0, b"8BPS", "PSD"), (0, b"\x00\x00\x01\x00", "ICO"),
-    (0, b"<svg", "SVG"), (0, b"<?xml", "XML, perhaps SVG"), (4, b"ftypheic", "HEIC"), (4, b"ftypmif1", "HEIC"),
+    (0, b"<svg", "SVG"), (0, b"<?xml", "XML, perhaps SVG"), (4, b"ftyphei", "HEIC"), (4, b"ftyphev", "HEIC"),
+    (4, b"ftypmif1", "HEIC"), (4, b"ftypmsf1", "HEIC"), (0, b"\xff\n", "JPEG XL"), (4, b"JXL ", "JPEG XL"),
+    (4, b"ftypcrx", "a raw photograph"), (4, b"ftyp", "a video"), (0, b"\x1aE\xdf\xa3", "a video"),
+    (8, b"AVI ", "a video"), (0, b"v/1\x01", "OpenEXR"), (0, b"#?R", "Radiance HDR"), (0, b"DDS ", "DDS"),
+    (0, b"qoif", "QOI"), (0, b"PK\3\4", "a zip file"),
     (128, b"DICM", "DICOM"), (0, b"SIMPLE  =", "FITS"), (0, b"\x89HDF", "HDF5"), (0, b"icns", "ICNS"),
     (0, b"<!DOCTYPE", "a web page"), (0, b"<html", "a web page"), (0, b"version https://git-lfs", "a Git LFS pointer"),
 )  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
-_BITS, _PLANES = 258, 284  # TIFF's
+_BITS, _PLANES, _REDUCED, _DNG = 258, 284, 254, 50706  # TIFF's
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -243,6 +247,8 @@ def _check(image: Image.Image, name: str) -> None:
             f"{name} is a TIFF of more than 8 bits with a plane for each colour, which Pillow misreads: "
             "save it with the colours side by side, or as PNG"
         )
+    if tags.get(_REDUCED) == 1 or _DNG in tags:  # its first picture is a thumbnail
+        raise InputError(f"{name} cannot be read (it is a raw photograph, or begins with a thumbnail): {_REMEDY}")
     each = 1
     if unread:
         each = _BYTES_PROGRESSIVE if "progressive" in image.info else _BYTES.get(kind, _BYTES_OTHERS)
