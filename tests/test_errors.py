@@ -245,6 +245,8 @@ def test_settings_of_a_checkpoint_that_cannot_be_are_one_line(folder, name):
     place = settings
     *above, last = key.split(".")
     for part in above:
+        if part not in place:
+            pytest.skip(f"this transformers writes no {part}")
         place = place[part]
     place[last] = value
     replace(folder / file, json.dumps(settings).encode())
