@@ -65,10 +65,12 @@ def check_regular(path: str | Path) -> None:
 def write_text(path: str | Path, text: str) -> Path:
     """Write UTF-8 text so that path holds the old content or all of the new one, even after a kill or a power cut.
 
+    Half a character, which UTF-8 has no bytes for, is written as JSON's own escape of it.
+
     Raises:
         FileError: it cannot be written; what was there before stays.
     """
-    return write_bytes(path, text.encode("utf-8"))
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -101,8 +103,7 @@ def write_whole(file: Any, data: bytes) -> None:
 
 def write_json(path: str | Path, value: Any) -> Path:
     """write_text of a JSON value, indented."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    return write_bytes(path, text.encode("utf-8", "backslashreplace"))  # half a character as JSON's own escape
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager

@@ -56,6 +56,38 @@ def _png_file(chunks: list[tuple[bytes, bytes]]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def tiff(
+    pixels: bytes, bits: int, photometric: int, samples: int = 1, kind: int = 1, planar: int = 1, more: tuple = ()
+) -> bytes:
+    """A little-endian TIFF file of W x H pixels in one strip, or with planar 2 one for each sample.
+
+    Args:
+        photometric: 0 where white is 0, 1 where black is, 2 for RGB. kind: of the numbers, 1 whole, 3 floating point.
+        more: (tag, value) of further ones.
+    """
+    strips = samples if planar == 2 else 1
+    each, tags = len(pixels) // strips, {}
+    behind = 8 + 2 + 12 * (11 + len(more)) + 4
+    lists = struct.pack(f"<{2 * samples}H", *[bits] * samples, *[kind] * samples)
+    places = struct.pack(f"<{2 * strips}I", *(behind + 100 + each * n for n in range(strips)), *[each] * strips)
+    for tag, count, value, at in (
+        (256, 1, W, 0), (257, 1, H, 0), (258, samples, bits, behind), (259, 1, 1, 0), (262, 1, photometric, 0),
+        (277, 1, samples, 0), (278, 1, H, 0), (284, 1, planar, 0), (339, samples, kind, behind + 2 * samples),
+        *((tag, 1, value, 0) for tag, value in more),
+    ):  # fmt: skip
+        inside = count * 2 <= 4
+        tags[tag] = struct.pack("<HHI", tag, 3, count) + (
+            struct.pack("<HH", value, value if count == 2 else 0) if inside else struct.pack("<I", at)
+        )
+    lists = lists.ljust(20, b"\0")
+    for tag, at in ((273, 0), (279, 4 * strips)):
+        value = struct.unpack_from("<I", places, at)[0] if strips == 1 else behind + 20 + at
+        tags[tag] = struct.pack("<HHII", tag, 4, strips, value)
+    entries = b"".join(tags[tag] for tag in sorted(tags))
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return head + (lists + places).ljust(100, b"\0") + pixels
+
+
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     """A picture as a file, by Pillow."""
     file = io.BytesIO()

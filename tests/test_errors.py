@@ -183,6 +183,7 @@ def load(folder):
 FOLDERS = {
     "longest": ("tokenizer_config.json", "model_max_length", [1], "tokenizer of"),
     "padding": ("generation_config.json", "pad_token_id", ["a"], "pad_token_id"),
+    "end": ("generation_config.json", "eos_token_id", ["a"], "eos_token_id"),
     "unknown": ("tokenizer_config.json", "unk_token", "", "of"),
     "patch": ("config.json", "vision_config.temporal_patch_size", [8, 0, 0], "temporal_patch_size"),
     "window": ("config.json", "vision_config.window_size", -1, "window_size=-1 is no number above 0"),
@@ -195,6 +196,7 @@ FOLDERS = {
         "mrope_section=[] are no three",
     ),
     "rope": ("config.json", "text_config.rope_parameters.rope_theta", "qwen3_vl", "cannot be"),
+    "rope of pictures": ("config.json", "vision_config.rope_parameters.rope_theta", [8, 0, 0], "cannot be"),
     "rope type": ("config.json", "text_config.rope_parameters.rope_type", 1, "cannot be"),
     "kind": ("config.json", "vision_config.model_type", [], "cannot be"),
     "spread": ("processor_config.json", "image_processor.image_std", "qwen3_vl", "image_processor of"),
@@ -243,6 +245,8 @@ def test_settings_of_a_checkpoint_that_cannot_be_are_one_line(folder, name):
     place = settings
     *above, last = key.split(".")
     for part in above:
+        if part not in place:
+            pytest.skip(f"this transformers writes no {part}")
         place = place[part]
     place[last] = value
     replace(folder / file, json.dumps(settings).encode())

@@ -48,7 +48,17 @@ from ppe_npu.evaluation.benchmarks.readers import decode_image
         (b"\1\0\0\0" + bytes(36) + b" EMF" + bytes(60), "EMF"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"8BPS" + bytes(30), "PSD"),
-        (b"\0\0\0\x18ftypheic" + bytes(30), "HEIC"),
+        *(
+            (b"\0\0\0\x18" + brand + bytes(30), "HEIC")
+            for brand in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmsf1")
+        ),
+        *((data + bytes(30), "JPEG XL") for data in (b"\xff\n", b"\0\0\0\x0cJXL \r\n")),
+        *((b"\0\0\0\x18" + brand + bytes(30), "a video") for brand in (b"ftypisom", b"ftypqt  ")),
+        *((data + bytes(30), "a video") for data in (b"\x1aE\xdf\xa3", b"RIFF\0\0\0\0AVI LIST")),
+        *(
+            (data + bytes(30), kind)
+            for data, kind in ((b"v/1\1", "OpenEXR"), (b"qoif", "QOI"), (b"PK\3\4", "a zip file"))
+        ),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"anything", "not a picture"),

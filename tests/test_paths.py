@@ -18,6 +18,12 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation.samples import measure
 from ppe_npu.training.data import check_records
 
+
+class Nowhere(os.PathLike):
+    def __fspath__(self):
+        return 5
+
+
 READERS = {"image": (load_image, image_size), "video": (load_video, video_header)}
 ADDRESSES = [
     ("http://host/a.png", "download it first"),
@@ -66,8 +72,16 @@ def odd(tmp_path):
         "somebody's home": ("~nobody-has-this-name/a.png", "does not exist"),
         "number": (5, "is of type int"),
         "bytes": (b"a.png", "is of type bytes"),
+        "a path that is none": (Nowhere(), "is of type Nowhere"),
     }
     server.close()
+
+
+def test_entries_of_a_folder_are_paths_also_those_of_bytes(tmp_path):
+    Image.new("RGB", (9, 6)).save(tmp_path / "a.png")
+    for folder in (tmp_path, os.fsencode(tmp_path)):
+        (entry,) = os.scandir(folder)
+        assert (load_image(entry).size, image_size(entry)) == ((9, 6), (6, 9))
 
 
 @pytest.mark.timeout(60)

@@ -31,13 +31,14 @@ from picture_files import (
     on_white,
     png,
     saved,
+    tiff,
     upright,
     ways,
     with_palette,
 )
 from PIL import Image
 
-from ppe_npu.data.pictures import load_image
+from ppe_npu.data.pictures import image_size, load_image
 from ppe_npu.errors import InputError
 
 
@@ -94,6 +95,55 @@ def test_a_picture_of_16_bits_is_as_dark_in_every_format(tmp_path, most):
         for way, given in ways(data, tmp_path / kind):
             if way != "copied":  # Pillow's copy does not know what it was
                 assert np.array_equal(np.array(load_image(given)), grey(values // 256)), (kind, way)
+
+
+SHADES = BYTES / 255
+TIFFS = {  # file, and what it shows
+    "white is 0, 16 bits": (tiff(DEEP.astype("<u2").tobytes(), 16, 0), 255 - DEEP // 256),
+    "black is 0, 16 bits": (tiff(DEEP.astype("<u2").tobytes(), 16, 1), DEEP // 256),
+    "white is 0, 8 bits": (tiff(BYTES.astype("u1").tobytes(), 8, 0), 255 - BYTES),
+    "white is 0, floating point": (tiff(SHADES.astype("<f4").tobytes(), 32, 0, kind=3), 255 - BYTES),
+    "12 bits": (
+        tiff(
+            b"".join(np.packbits((row[:, None] >> np.arange(15, 3, -1) & 1).ravel()).tobytes() for row in DEEP), 12, 1
+        ),
+        DEEP // 256,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TIFFS)
+def test_a_scan_of_many_bits_is_as_bright_as_its_file_says(tmp_path, name):
+    """Pillow hands more than 8 bits over as they are stored: inverted where white is 0, and 12 of 16 bits as black."""
+    data, shown = TIFFS[name]
+    for way, given in ways(data, tmp_path / "scan"):
+        if way != "copied":  # Pillow's copy does not know what it was
+            assert np.array_equal(np.array(load_image(given)), grey(shown)), way
+
+
+def test_planes_of_many_bits_which_pillow_misreads_are_refused(tmp_path):
+    planes = DEEP_RGB.transpose(2, 0, 1)
+    assert np.array_equal(load_image(tiff((planes >> 8).astype("u1").tobytes(), 8, 2, 3, planar=2)), DEEP_RGB >> 8)
+    (tmp_path / "a.tiff").write_bytes(tiff(planes.astype("<u2").tobytes(), 16, 2, 3, planar=2))
+    for given in (tmp_path / "a.tiff", (tmp_path / "a.tiff").read_bytes(), Image.open(tmp_path / "a.tiff")):
+        for read in (load_image, image_size):
+            with pytest.raises(InputError, match="is a TIFF of more than 8 bits with a plane for each colour"):
+                read(given)
+
+
+@pytest.mark.parametrize("more", [(254, 1), (50706, 1)], ids=["thumbnail", "DNG"])
+def test_a_thumbnail_is_not_taken_for_the_photograph(more):
+    """Raw photographs are TIFF files, whose first picture is a small one to look at."""
+    pixels = RGB.astype("u1").tobytes()
+    assert np.array_equal(load_image(tiff(pixels, 8, 2, 3, more=((254, 0),))), RGB)
+    with pytest.raises(InputError, match=r"cannot be read \(it is a raw photograph, or begins with a thumbnail\)"):
+        load_image(tiff(pixels, 8, 2, 3, more=(more,)))
+
+
+def test_pixels_of_a_known_format_that_are_not_read_are_named_so(tmp_path):
+    data = tiff(BYTES.astype("<f8").tobytes(), 64, 1, kind=3)
+    with pytest.raises(InputError, match=r"cannot be read \(TIFF: unknown pixel mode\): give a whole PNG"):
+        load_image(data)
 
 
 def test_open_files_that_are_none_to_read_twice(tmp_path):
@@ -179,6 +229,7 @@ def test_half_precision_brings_no_warning():
 
 def test_more_of_arrays_and_tensors():
     check(DEEP.astype(np.uint16), grey(DEEP // 256))
+    check(np.ones((H, W), np.uint8).view(np.matrix), np.ones((H, W, 3)))
     check(torch.from_numpy(RGB / 255).to(torch.float64).requires_grad_(), RGB)
     exact = torch.from_numpy(RGB // 2 * 2).to(torch.bfloat16)  # 8 bits of a number are kept
     check(exact, exact.float().numpy().astype(int))

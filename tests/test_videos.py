@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from video_files import copy_packets, number_of, numbered, numbers, write_video
+from video_files import copy_packets, number_of, numbers, write_video
 
 from ppe_npu.data import decoding
 from ppe_npu.data.sampling import VideoSampling
@@ -246,97 +245,6 @@ def test_a_recording_that_begins_amid_a_group_begins_with_its_first_key_frame(tm
     assert video_header(path) == VideoHeader(FRAMES - first, 25.0, 48, 64)
     shown = numbers(load_video(path, ALL))
     assert (shown[0], shown[-1]) == (first, FRAMES - 1)
-
-
-# -- upright -----------------------------------------------------------------------------------------------------------
-
-TURNS = {  # (a, b, c, d) of the display matrix -> what is seen of the stored pixels
-    (1, 0, 0, 1): lambda pixels: pixels,
-    (0, 1, -1, 0): lambda pixels: np.rot90(pixels, -1),
-    (-1, 0, 0, -1): lambda pixels: np.rot90(pixels, 2),
-    (0, -1, 1, 0): lambda pixels: np.rot90(pixels, 1),
-    (-1, 0, 0, 1): np.fliplr,
-    (1, 0, 0, -1): np.flipud,
-    (0, 1, 1, 0): lambda pixels: pixels.swapaxes(0, 1),
-    (0, -1, -1, 0): lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
-}
-
-
-@pytest.mark.parametrize("turn", TURNS)
-def test_frames_are_upright(tmp_path, turn):
-    """Of each of the eight ways to hold a camera; four blocks of unequal shade tell them apart."""
-
-    def draw(number: int) -> np.ndarray:
-        shades = np.array([[40, 90], [140, 200]]) + number
-        return np.repeat(np.kron(shades, np.ones((24, 32)))[..., None], 3, axis=2).astype(np.uint8)
-
-    path = write_video(tmp_path / "a.mp4", frames=4, rate=4, draw=draw)
-    whole = bytearray(Path(path).read_bytes())
-    a, b, c, d = (value * 2**16 for value in turn)
-    struct.pack_into(">9i", whole, whole.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 2**30)
-    Path(path).write_bytes(whole)
-    seen = TURNS[turn](draw(0).astype(int))
-    header, frame, video = video_header(path), VideoFrame(path, 0.0), load_video(path, VideoSampling(nframes=4))
-    assert (header.height, header.width) == frame.size[::-1] == seen.shape[:2] == video.frames.shape[2:]
-    assert np.abs(np.asarray(frame.load()).astype(int) - seen).max() <= 6
-    assert np.array_equal(np.asarray(frame.load()), video.frames[0].permute(1, 2, 0).numpy())
-
-
-def test_a_matrix_of_nothing_turns_nothing(tmp_path):
-    path = write_video(tmp_path / "a.mp4", frames=2)
-    whole = bytearray(Path(path).read_bytes())
-    struct.pack_into(">9i", whole, whole.index(b"tkhd") + 44, *[0] * 9)
-    Path(path).write_bytes(whole)
-    assert numbers(load_video(path)) == [0, 1]
-
-
-# -- pixels ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "codec", "pixels"),
-    [
-        ("a.mp4", "libx264", "yuv420p10le"), ("a.mkv", "ffv1", "gray"), ("a.mkv", "ffv1", "gray10le"),
-        ("a.mp4", "libx264", "yuv444p"), ("a.mp4", "libx264", "yuvj420p"), ("a.mkv", "libx264rgb", "rgb24"),
-        ("a.mkv", "ffv1", "gray16le"), ("a.mkv", "ffv1", "bgra"), ("a.mov", "qtrle", "argb"), ("a.mov", "png", "rgba"),
-        ("a.mov", "prores_ks", "yuva444p10le"), ("a.avi", "rawvideo", "bgr24"), ("a.avi", "msvideo1", "rgb555le"),
-    ],
-)  # fmt: skip
-def test_formats_of_pixels(tmp_path, name, codec, pixels):
-    path = write_video(tmp_path / name, codec, frames=4, pixels=pixels)
-    video = load_video(path, VideoSampling(nframes=4))
-    for number, frame in enumerate(video.frames):
-        assert np.abs(frame.permute(1, 2, 0).numpy().astype(int) - numbered(number)).mean() < 8
-
-
-def test_transparency_is_laid_on_white(tmp_path):
-    import av
-
-    with av.open(str(tmp_path / "a.mkv"), "w") as file:
-        stream = file.add_stream("ffv1", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "bgra"
-        pixels = np.zeros((48, 64, 4), dtype=np.uint8)
-        pixels[:, 32:, 3], pixels[:, 16:32, 3] = 255, 128
-        file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
-        file.mux(stream.encode())
-    row = np.asarray(VideoFrame(str(tmp_path / "a.mkv"), 0.0).load())[0, :, 0].tolist()
-    assert row == [255] * 16 + [127] * 16 + [0] * 32
-
-
-@pytest.mark.parametrize(("width", "height"), [(65, 49), (1, 1), (8, 1), (17, 5)])
-def test_odd_sizes(tmp_path, width, height):
-    path = write_video(tmp_path / "a.mkv", "ffv1", 2, draw=lambda n: np.full((height, width, 3), 50 * n, np.uint8))
-    assert load_video(path).frames.float().mean((1, 2, 3)).tolist() == [0, 50]
-    assert VideoFrame(path, 0.0).size == (width, height)
-
-
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.gif", "a.avi", "a.webm", "a.h264", "a.mpg", "a.flv"])
-def test_a_video_of_one_frame(tmp_path, name):
-    codec = {"gif": "gif", "webm": "libvpx", "mpg": "mpeg2video"}.get(name[2:], "libx264")
-    path = write_video(tmp_path / name, codec, frames=1, rate=25, first=9)
-    assert video_header(path).frames == 1
-    assert numbers(load_video(path, VideoSampling(fps=2))) == [9]
-    assert number_of(np.asarray(VideoFrame(path, 3.0).load())) == 9
 
 
 # -- the index ---------------------------------------------------------------------------------------------------------

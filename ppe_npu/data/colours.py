@@ -20,6 +20,7 @@ _PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", *_PREMULTIPLIED, *_DEEP)
 _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # mode -> a profile's space
 _DEEPEST = 65_535
+_BITS, _PHOTOMETRIC = 258, 262  # TIFF's tags
 _BAND = 2**22  # pixels that are converted at once: what is made on the way stays small
 _GREY_STEPS = (85, 17)  # between the 8-bit values of pictures of 2 and of 4 bits
 
@@ -95,6 +96,7 @@ def _painter(image: Image.Image, name: str) -> Callable[[Image.Image], Image.Ima
     if image.mode == "I" and image.format == "PPM":
         high = _DEEPEST  # of 16 bits, as Pillow has scaled it, however dark it is
     key, to_srgb = _key_colour(image), _colour_transform(image)
+    lacking, white_is_0 = _as_tiff_has_them(image)
 
     def paint(part: Image.Image) -> Image.Image:
         if part.mode in _PREMULTIPLIED and to_srgb is None:
@@ -103,7 +105,8 @@ def _painter(image: Image.Image, name: str) -> Callable[[Image.Image], Image.Ima
         if part.mode in _DEEP:
             values = np.asarray(part)
             alpha = None if key is None else _mask(values == key)
-            part = Image.fromarray(to_bytes(values, name, low, high))
+            values = to_bytes(values << lacking if lacking else values, name, low, high)
+            part = Image.fromarray(255 - values if white_is_0 else values)
         elif key is not None:
             alpha = _mask((np.asarray(part) == key).reshape(*part.size[::-1], -1).all(-1))
         part, own = _opaque(part)
@@ -142,6 +145,13 @@ def _premultiplied_on_white(part: Image.Image) -> Image.Image:
     *colours, alpha = part.split()
     clear = ImageChops.invert(alpha)
     return Image.merge("RGB", [ImageChops.add(colours[n % len(colours)], clear) for n in range(3)])
+
+
+def _as_tiff_has_them(image: Image.Image) -> tuple[int, bool]:
+    """Of pixels of more than 8 bits, which Pillow hands on as a TIFF has them: (how many of 16 bits there are too few,
+    whether 0 is white)."""
+    tags = getattr(image, "tag_v2", {})
+    return (4 if tags.get(_BITS) == (12,) else 0), tags.get(_PHOTOMETRIC) == 0
 
 
 def _mask(transparent: np.ndarray) -> Image.Image:

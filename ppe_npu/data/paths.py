@@ -33,7 +33,7 @@ def is_folder(path: str | Path) -> bool:
     """Whether there is a folder at this path; of what cannot be a path existing_file says why."""
     try:
         return not address_fault(path) and expanded(path).is_dir()
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return False
 
 
@@ -57,10 +57,11 @@ def address_fault(path: str | Path) -> str | None:
 
 def expanded(path: str | Path) -> Path:
     """The path with ~ and ~name replaced by a home folder; where there is no such home they are part of a name."""
+    path = Path(os.fsdecode(path))  # an os.DirEntry may be one of bytes
     try:
-        return Path(path).expanduser()
+        return path.expanduser()
     except RuntimeError:
-        return Path(path)
+        return path
 
 
 def existing_file(path: Any, kind: str) -> Path:
@@ -73,9 +74,12 @@ def existing_file(path: Any, kind: str) -> Path:
     Raises:
         InputError: no path, an address, nothing there, or no regular file (a folder, named pipe, socket or device).
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"{kind} {path!r:.{_SHOWN}} is of type {type(path).__name__}: give the path of a file")
-    shown = shown_path(path)
+    try:
+        shown = shown_path(None if isinstance(path, bytes) else path)
+    except TypeError as error:  # no path, or an object that says that it is one, and is none
+        given = f"{path!r:.{_SHOWN}} is of type {type(path).__name__}"
+        raise InputError(f"{kind} {given}: give the path of a file") from error
+    path = os.fsdecode(path)
     if not shown:
         raise InputError(f"{kind} is an empty text: give the path of a file")
     if fault := address_fault(path):

@@ -28,11 +28,16 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "J
 _OTHERS = (
     (0, b"%!PS", "PostScript"), (0, b"\xc5\xd0\xd3\xc6", "PostScript"), (0, b"%PDF", "PDF"),
     (0, b"\xd7\xcd\xc6\x9a", "WMF"), (40, b" EMF", "EMF"), (0, b"8BPS", "PSD"), (0, b"\x00\x00\x01\x00", "ICO"),
-    (0, b"<svg", "SVG"), (0, b"<?xml", "XML, perhaps SVG"), (4, b"ftypheic", "HEIC"), (4, b"ftypmif1", "HEIC"),
+    (0, b"<svg", "SVG"), (0, b"<?xml", "XML, perhaps SVG"), (4, b"ftyphei", "HEIC"), (4, b"ftyphev", "HEIC"),
+    (4, b"ftypmif1", "HEIC"), (4, b"ftypmsf1", "HEIC"), (0, b"\xff\n", "JPEG XL"), (4, b"JXL ", "JPEG XL"),
+    (4, b"ftypcrx", "a raw photograph"), (4, b"ftyp", "a video"), (0, b"\x1aE\xdf\xa3", "a video"),
+    (8, b"AVI ", "a video"), (0, b"v/1\x01", "OpenEXR"), (0, b"#?R", "Radiance HDR"), (0, b"DDS ", "DDS"),
+    (0, b"qoif", "QOI"), (0, b"PK\3\4", "a zip file"),
     (128, b"DICM", "DICOM"), (0, b"SIMPLE  =", "FITS"), (0, b"\x89HDF", "HDF5"), (0, b"icns", "ICNS"),
     (0, b"<!DOCTYPE", "a web page"), (0, b"<html", "a web page"), (0, b"version https://git-lfs", "a Git LFS pointer"),
 )  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
+_BITS, _PLANES, _REDUCED, _DNG = 258, 284, 254, 50706  # TIFF's
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -210,7 +215,7 @@ def _identified(file: io.BufferedIOBase, name: str) -> Image.Image:
     Not Image.open, which warns of sizes that are read here, by a warning that threads cannot leave out.
     """
     Image.init()
-    prefix = file.read(256)
+    prefix, told = file.read(256), ""
     for kind in FORMATS:
         factory, accept = Image.OPEN.get(kind, (None, None))
         if factory is None:
@@ -220,11 +225,11 @@ def _identified(file: io.BufferedIOBase, name: str) -> Image.Image:
             if accept is not None and accept(prefix[:16]) is not True:
                 continue
             return factory(file, "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # as Image.open: it is another format
-            continue
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as Image.open: it is another format
+            told = told or f"{kind}: {first_line(error)}"
     text = prefix.lstrip(b"\xef\xbb\xbf \r\n\t")
     other = next((kind for at, magic, kind in _OTHERS if (prefix[at:] if at else text).startswith(magic)), None)
-    reason = "it is empty" if not prefix else f"it is {other}" if other else "it is not a picture"
+    reason = "it is empty" if not prefix else f"it is {other}" if other else told or "it is not a picture"
     raise InputError(f"{name} cannot be read ({reason}): {_REMEDY}")
 
 
@@ -236,6 +241,14 @@ def _check(image: Image.Image, name: str) -> None:
     unread, kind = _is_unread(image), image.format
     if unread and kind not in (*FORMATS, "MPO", None):
         raise InputError(f"{name} cannot be read (it is {kind}): {_REMEDY}")
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8 and len(tags[_BITS]) > 1:
+        raise InputError(
+            f"{name} is a TIFF of more than 8 bits with a plane for each colour, which Pillow misreads: "
+            "save it with the colours side by side, or as PNG"
+        )
+    if tags.get(_REDUCED) == 1 or _DNG in tags:  # its first picture is a thumbnail
+        raise InputError(f"{name} cannot be read (it is a raw photograph, or begins with a thumbnail): {_REMEDY}")
     each = 1
     if unread:
         each = _BYTES_PROGRESSIVE if "progressive" in image.info else _BYTES.get(kind, _BYTES_OTHERS)
@@ -308,7 +321,7 @@ def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
         InputError: a tensor that holds none (of meta), or not one by one (sparse, quantized).
     """
     if not isinstance(values, torch.Tensor):
-        return values
+        return np.asarray(values)  # a matrix has two dimensions whatever is asked of it
     if values.is_meta or values.layout != torch.strided or values.is_quantized:
         raise InputError(f"{name} is a tensor without plain values ({values.device}, {values.dtype}): give a dense one")
     values = values.detach().cpu().resolve_conj().resolve_neg()

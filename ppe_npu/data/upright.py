@@ -9,11 +9,16 @@ import numpy as np
 
 from ppe_npu.errors import InputError, first_line
 
+# Matrices between RGB and YUV, and a range of values, as FFmpeg numbers them (libavutil/pixfmt.h).
+_BT601, _ALSO_BT601, _WHOLE_RANGE = 5, 6, 2
+_OTHERS = (1, 4, 7, 9, 10)  # BT.709, FCC, SMPTE 240M, BT.2020; all else, and what is not stated, is read as BT.601
+
 
 def upright(frame: Any, path: str | Path) -> np.ndarray:
     """A frame of PyAV's as RGB, uint8 [H, W, 3]: turned and mirrored as its display matrix says, transparency on white.
 
-    Turns by other angles than quarters are rounded to them. Pixels that are not square stay as they are.
+    Turns by other angles than quarters are rounded to them. Pixels that are not square stay as they are. Colours are
+    those of the matrix and the range that the frame states.
 
     Raises:
         InputError: pixels that FFmpeg cannot convert; it names the file at `path`.
@@ -36,14 +41,28 @@ def upright(frame: Any, path: str | Path) -> np.ndarray:
 
 
 def _rgb(frame: Any) -> np.ndarray:
+    stated = _stated_colours(frame)
     if not any(component.is_alpha for component in frame.format.components) and frame.format.name != "pal8":
-        return frame.to_ndarray(format="rgb24")
+        return frame.to_ndarray(format="rgb24", **stated)
     from PIL import Image
 
-    layered = Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA")
+    layered = Image.fromarray(frame.to_ndarray(format="rgba", **stated), "RGBA")
     ground = Image.new("RGB", layered.size, "white")
     ground.paste(layered, mask=layered.getchannel("A"))
     return np.array(ground)
+
+
+def _stated_colours(frame: Any) -> dict[str, int]:
+    """Options of PyAV's for a frame of YUV whose matrix or range is not BT.601's and limited, which it takes for given
+    whatever the frame states."""
+    known = frame.format.name.startswith("yuvj")  # of whole range by its very format
+    whole = known or int(frame.color_range) == _WHOLE_RANGE
+    matrix = int(frame.colorspace) if int(frame.colorspace) in _OTHERS else _BT601
+    if frame.format.is_rgb or len(frame.format.components) < 3 or (matrix == _BT601 and whole == known):
+        return {}
+    # Another number of BT.601 for the target, where it means nothing: PyAV passes over two that are alike.
+    ranges = {"src_color_range": _WHOLE_RANGE if whole else 0, "dst_color_range": 0}
+    return {"src_colorspace": matrix, "dst_colorspace": _ALSO_BT601, **ranges}
 
 
 def _is_matrix(data: Any) -> bool:

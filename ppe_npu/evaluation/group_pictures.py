@@ -172,7 +172,7 @@ def drawn(folder: Path, index: str) -> dict[str, Path]:
     stem, names = _stem(index), folder / FOLDER / "names.txt"
     if not names.is_file():
         return {}
-    listed = names.read_text(encoding="utf-8").splitlines()
+    listed = names.read_text(encoding="utf-8", errors="replace").splitlines()
     paths = {name: _path(folder, name, index) for name in ("", *listed)}
     return {name: path for name, path in paths.items() if path.is_file() and path.stem == stem}
 

@@ -70,7 +70,9 @@ _DEPTH = 4  # of lists and objects in which a file's name is looked for
 # What the model's own template writes for a picture, and what stands for one in other programs' texts.
 _TEMPLATES = re.compile(r"<\|(?:vision_start|vision_end|image_pad|video_pad)\|>")
 _PLACES = re.compile(
-    r"<img>[^<\n]*</img>|<\|?(?:image|video)(?:[ _-]?\d+|_token)?\s*/?\|?>|\[(?:IMG|IMAGE|VIDEO)\]", re.IGNORECASE
+    r"<img>[^<\n]*</img>|\[(?:IMG|IMAGE|VIDEO)\]|<(?:IMG_CONTEXT|__media__|\|img\|)>|<\|?(?:start_of_)?(?:image|video)"
+    r"(?:[ _-]?(?:\d+|token|soft_token|pad|placeholder|context|here))?\s*/?\|?>",
+    re.IGNORECASE,
 )
 _CLOSE = 0.8  # of difflib; "imgae" and "image" have 0.8, "image_id" and "image" 0.77
 
@@ -161,14 +163,15 @@ def _misspelt(key: str) -> str | None:
     """The key of ours that this one was probably meant to be. An id, a size of a picture and the like are notes."""
     if len(key) > 40:
         return None
-    words = re.sub("(?<=[a-z])(?=[A-Z])", "_", key).lower()
-    if re.fullmatch(f"({'|'.join(_KEYS)})s?([_. -][a-z]+)+|[a-z]+ids?", words):
+    words = _plain(key)
+    if re.fullmatch(f"({'|'.join(key.removesuffix('s') for key in _KEYS)})s?([_.][a-z]+)+|[a-z]+ids?", words):
         return None
-    return next(iter(difflib.get_close_matches(words.strip(" _-.:"), _KEYS, 1, _CLOSE)), None)
+    return next(iter(difflib.get_close_matches(words.strip("_.:"), _KEYS, 1, _CLOSE)), None)
 
 
 def _plain(key: str) -> str:
-    return key.strip().lower().replace("-", "_").replace(" ", "_")
+    """A key as this module's tables have it: imageUrls, Image-URLs and image_urls are one."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", key.strip()).lower().replace("-", "_").replace(" ", "_")
 
 
 def _empty(value: Any) -> bool:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
-from ppe_npu.files import write_bytes, write_json, write_text
+from ppe_npu.files import write_json, write_text
 from ppe_npu.training.data import BAR_AFTER, ChatDataset, Fault, Record, check_records, complaint, read_headers
 from ppe_npu.training.lengths import Ruler
 from ppe_npu.utils.escape import markdown, printable
@@ -227,9 +227,7 @@ def write_survey(found: Survey, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     rows = [{"line": fault.where, "id": fault.id, "reason": fault.reason} for fault in found.faults]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    # Half of a surrogate pair, as an id may hold one, is written as JSON escapes it.
-    write_bytes(folder / "faults.jsonl", lines.encode("utf-8", "backslashreplace"))
+    write_text(folder / "faults.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_text(folder / "data.md", found.markdown())
     write_json(folder / "data.json", found.to_dict())
     return folder

@@ -204,12 +204,26 @@ def test_a_benchmark_whose_file_exits_is_named(tmp_path):
         benchmarks.load(f"{tmp_path / 'mine.py'}:Mine", tmp_path)
 
 
+TEXTS = [readers.read_json, readers.read_jsonl, readers.read_table, readers.read_text]
+
+
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize("read", [readers.read_json, readers.read_jsonl, readers.read_table, readers.read_srt])
+@pytest.mark.parametrize("read", [*TEXTS, readers.read_srt])
 def test_a_pipe_is_not_waited_for_where_data_is_read(tmp_path, read):
     os.mkfifo(tmp_path / "data.tsv")
     with pytest.raises(InputError, match=r"data\.tsv is a folder, a pipe or a device"):
         read(tmp_path / "data.tsv")
+
+
+@pytest.mark.parametrize("read", TEXTS)
+def test_a_mark_of_byte_order_is_no_part_of_the_data_and_another_encoding_is_named(tmp_path, read):
+    plain, marked, other = (tmp_path / name for name in ("plain.tsv", "marked.tsv", "other.tsv"))
+    plain.write_bytes(b'{"a": 1}\n')
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    other.write_bytes('{"a": "grün"}\n'.encode("latin-1"))
+    assert read(marked) == read(plain)
+    with pytest.raises(InputError, match=r"other\.tsv is .*download it again"):
+        read(other)
 
 
 @pytest.mark.timeout(30)

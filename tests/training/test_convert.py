@@ -139,6 +139,13 @@ def test_notes_that_are_called_like_turns_or_answers_are_left_alone():
     assert convert_record(noted)["conversations"] == convert_record(TALK)["conversations"]
 
 
+def test_half_a_character_in_a_note_is_written_as_json_escapes_it(run, tmp_path):  # noqa: F811
+    (tmp_path / "theirs.jsonl").write_text(json.dumps({**TALK, "note": "\ud800 é"}))
+    code, _, err = run("convert", "--data", tmp_path / "theirs.jsonl", "--output", tmp_path / "ours.jsonl")
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "ours.jsonl").read_text(encoding="utf-8"))["note"] == "\ud800 é"
+
+
 def test_the_command(run, tmp_path, write_image):  # noqa: F811
     """What it writes is what training reads; what training would refuse is not written."""
     write_image("a.png")

@@ -22,6 +22,26 @@ from ppe_npu.training.trainer import train
 OWN = {"model": "m", "data": ["d.json"], "output": "o"}
 
 
+WRONG = """epochs: .inf; max_steps: 2.5; save_steps: 0.5; batch_size: 1.5; learning_rate: .inf; packing: "no"; seed: 1.5
+logging_steps: 0.5; num_workers: 1.5; max_grad_norm: .inf; weight_decay: .inf; output: 5; data_root: 5; min_pixels: big
+max_pixels: [1]; frozen: 5; betas: 0.9; data: 5; video: [1]; video: {fps: "2"}; video: {nframes: 2.5}; adapter: []
+compression: {1: 2}; deepspeed: 5; decay_fraction: x; model: 5; device: 5; device: [1]; warmup_steps: .inf
+save_total_limit: 0.5; gradient_accumulation: 1.5; max_length: 2.5; seed: 99999999999999999999; overwrite: "false"
+resume: 1; fused_adamw: "yes"; tensorboard: null; group_by_length: 0; gradient_checkpointing: "on"; cache_pixels: []"""
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in WRONG.replace("\n", ";").split(";")])
+def test_a_line_of_the_wrong_kind_is_named_with_its_value(tmp_path, line):
+    """Each of them once ended in a traceback, or was taken for something."""
+    (tmp_path / "recipe.yaml").write_text(line)
+    with pytest.raises(InputError, match=f"recipe.yaml: .*{line.partition(':')[0]}") as error:
+        load_recipe(tmp_path / "recipe.yaml")
+    value = yaml.safe_load(line).popitem()[1]
+    inner = [*value, *value.values()] if isinstance(value, dict) else [value]
+    assert any(str(part) in str(error.value) for part in inner)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_of_the_package_is_a_config(name):
     config = TrainConfig(**load_recipe(name) | {"data": "d.json", "output": "o"})

@@ -37,7 +37,8 @@ FOREIGN = {
     "images": "'image'", "videos": "'video'", "messages": "'conversations'", "conversation": "'conversations'",
     "system": "'system', 'value'", "tools": "tools", "query": "'conversations'", "response": "'conversations'",
     "instruction": "'conversations'", "input": "'conversations'", "output": "'conversations'", "audios": "sound",
-    "Images": "'image'", "chosen": "'conversations'",
+    "Images": "'image'", "imageUrls": "'image'", "systemPrompt": "'system', 'value'",
+    "System-Message": "'system', 'value'", "chosen": "'conversations'",
 }  # fmt: skip
 MISSPELT = {
     "convesations": "conversations", "Conversations": "conversations", "imgae": "image", "iamge": "image",
@@ -72,6 +73,7 @@ def test_other_names_are_named_where_the_right_one_is_missing(tmp_path, write_im
 def test_notes_beside_a_record_are_free_and_so_is_what_is_empty(tmp_path, write_image):
     write_image("a.png")
     names = "id source dataset score question_types image_id imageId image_size video_id width_list data_source"
+    names += " conversation_id"
     notes = dict.fromkeys(
         [*names.split(), "metadata", "model", "category", "task", "difficulty", "url", "license", "ids"], "x"
     )
@@ -145,7 +147,8 @@ def test_other_programs_placeholders_stand_for_nothing(tmp_path, write_image):
         "<IMAGE>",
         "<Video>",
     ]
-    asked += ["[IMG]", "<image_token>", "<video/>"]
+    asked += ["[IMG]", "<image_token>", "<video/>", "<image_placeholder>", "<ImageHere>", "<IMG_CONTEXT>", "<|img|>"]
+    asked += ["<start_of_image>", "<image_soft_token>", "<__media__>", "<video-placeholder>"]
     for place, reason in zip(
         asked, reasons(tmp_path, *({"conversations": turns(f"{place} row", "3")} for place in asked))
     ):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ppe_npu.evaluation.benchmarks.dataset import SHORT, Dataset, Row
+from ppe_npu.evaluation.benchmarks.readers import read_text
 from ppe_npu.evaluation.metrics import COGNITION, PERCEPTION, mme_label, mme_scores
 
 _TASKS = (*PERCEPTION, *COGNITION)
@@ -37,7 +38,7 @@ class MME(Dataset):
             texts = self.files(f"{task}/questions_answers_YN/*.txt") or self.files(f"{task}/*.txt")
             for text in texts:
                 folder = text.parent.parent / "images" if text.parent.name == "questions_answers_YN" else text.parent
-                lines = [line for line in text.read_text(encoding="utf-8").split("\n") if line.strip()]
+                lines = [line for line in read_text(text).split("\n") if line.strip()]
                 for number, line in enumerate(lines):
                     yield {"task": task, "line": line, "number": number, "picture": _picture(folder, text.stem)}
 

@@ -26,18 +26,17 @@ _TAG = re.compile("<[^<>]*>")  # such as <font color="white"> in subtitles
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file."""
-    check_regular(path)
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({first_line(error)}): download it again") from error
 
 
 def read_jsonl(path: Path) -> list[Row]:
     """One row per line; blank lines are passed over. JSON ends a line at a line feed alone, and holds other ends."""
-    check_regular(path)
     rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except (ValueError, RecursionError) as error:
@@ -56,9 +55,15 @@ def read_table(path: Path) -> list[Row]:
         raise InputError(f"{path} is no table ({first_line(error)}): download it again") from error
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A whole file of UTF-8, without the mark of its byte order that some editors put before it.
+
+    Raises:
+        InputError: no file, or no UTF-8.
+    """
+    check_regular(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except ValueError as error:
         raise InputError(f"{path} is not UTF-8 ({first_line(error)}): download it again") from error
 
