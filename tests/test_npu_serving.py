@@ -48,9 +48,10 @@ def test_rotation_by_rows_is_the_vendor_operator(dtype):
     query, key = (torch.randn(7, heads * 128, generator=generator).to(dtype) for heads in (4, 2))
     table = rotary_columns(1e4 ** (-torch.arange(64) / 64), 100).to(dtype)
     module = RowRotary(table, CHANNELS, 24)
-    expected = module(placed_rows(line, local), query, key)
+    expected = module(module.turns(placed_rows(line, local)).T, query, key)
     counters.reset()
-    found = module.to("npu")(placed_rows(line.npu(), local.npu()), query.npu(), key.npu())
+    module.to("npu")
+    found = module(module.turns(placed_rows(line.npu(), local.npu())).T, query.npu(), key.npu())
     assert counters.npu()["npu_rotary_mul"] == 2
     for npu, cpu in zip(found, expected):
         assert_near(npu.cpu(), cpu, OPERATORS)

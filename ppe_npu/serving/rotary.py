@@ -1,4 +1,8 @@
-"""Rotary embedding over position rows, for engines whose attention calls a module with positions, query and key."""
+"""Rotary embedding over position rows, for engines whose attention calls a module with positions, query and key.
+
+Such an engine's layers look the same positions up, one after the other. Here that is done once a step, and what a layer
+is given as positions are the cosines and sines themselves.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +33,27 @@ class RowRotary(nn.Module):
         self.register_buffer("table", table, persistent=False)
         self.register_buffer("lookup", torch.tensor(channel_rows(rows, channels)), persistent=False)
 
-    def forward(self, positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The rotated query and key.
+    def turns(self, positions: Tensor) -> Tensor:
+        """What every layer of a step rotates by: [N, 2D], of each token the cosines of a head's D channels, then sines.
 
         Args:
             positions: [R, N] int64; what is out of the table (stale padding) is taken to its nearest end.
-            query: [N, heads * head]. key: [N, key heads * head].
         """
-        table, width = self.table, self.table.shape[1]
-        half, last = width // 2, len(table) - 1
+        table = self.table
+        half, last = table.shape[1] // 2, len(table) - 1
         rows = positions.index_select(0, self.lookup).T.clamp(0, last)
         cos, sin = (part.gather(0, rows) for part in (table[:, :half], table[:, half:]))
-        cos, sin = (torch.cat([part, part], dim=-1)[None] for part in (cos, sin))
+        return torch.cat([cos, cos, sin, sin], dim=-1)
+
+    def forward(self, turns: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The rotated query and key.
+
+        Args:
+            turns: [2D, N], turns() transposed: tokens last, as an engine's positions have them.
+            query: [N, heads * head]. key: [N, key heads * head].
+        """
+        width = self.table.shape[1]
+        cos, sin = turns.T[None].split(width, dim=-1)
         whole = [part.unflatten(-1, (-1, self.head)).transpose(0, 1)[None] for part in (query, key)]
         heads = [part[..., :width] for part in whole]
         # A compiler fuses the plain formula; a kernel of ours it could only call.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,18 +24,43 @@ SECONDS = tuple(f"<{tenth / 10:.1f}" for tenth in range(100))
 VOCABULARY = {word: n for n, word in enumerate((*SPECIAL_TOKENS, UNKNOWN, *WORDS, *SECONDS, "seconds>"))}
 PATCH, MERGE = 4, 2
 LARGEST = 256 * 256  # pixels of a picture: vLLM tries the largest one when it starts
-SIZES = {  # of the text model: hidden, layers, heads, MLP; of the tower: blocks, width
-    "tiny": (256, 2, 2, 320, 2, 64),
-    "small": (768, 8, 6, 2048, 4, 128),  # 54 million: a prompt of 1,000 tokens takes a core about a second
+
+
+class Size(NamedTuple):
+    """Of the text model: channels, layers, heads, heads of keys, MLP; of the tower: blocks, channels, MLP, heads, and
+    pixels of a window's side. words: of the vocabulary; 0: those that the tests need."""
+
+    hidden: int
+    layers: int
+    heads: int
+    key_heads: int
+    mlp: int
+    blocks: int
+    width: int
+    tower_mlp: int
+    tower_heads: int = 2
+    window: int = 16
+    words: int = 0
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        return VOCABULARY | {f"word{number}": number for number in range(len(VOCABULARY), self.words)}
+
+
+SIZES = {
+    "tiny": Size(256, 2, 2, 1, 320, 2, 64, 128),
+    "small": Size(768, 8, 6, 3, 2048, 4, 128, 256),  # 54 million: a prompt of 1,000 tokens takes a core about a second
+    # Of what a picture of 1,024 tokens costs, tower, decoder and head have Qwen2.5-VL-7B's shares (test_shares.py).
+    "7b": Size(768, 5, 6, 1, 4064, 5, 240, 640, tower_heads=3, window=32, words=5840),
 }
 
 
-def build_processor(family: str = "qwen2_5_vl", largest: int = LARGEST) -> Any:
+def build_processor(family: str = "qwen2_5_vl", largest: int = LARGEST, size: str = "tiny") -> Any:
     """The family's processor, for pictures up to `largest` pixels; tokens stand for 8 x 8 of them."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel(dict(VOCABULARY), unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.WordLevel(SIZES[size].vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     named = {"additional_special_tokens": list(SPECIAL_TOKENS)}
@@ -47,20 +72,20 @@ def build_processor(family: str = "qwen2_5_vl", largest: int = LARGEST) -> Any:
     )  # fmt: skip
     if family == "internvl":
         return _tile_processor(fast)
-    size = {"shortest_edge": 16 * 16, "longest_edge": largest}
+    edges = {"shortest_edge": 16 * 16, "longest_edge": largest}
     settings = {
         "patch_size": PATCH, "temporal_patch_size": 2, "merge_size": MERGE,
         "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
     }  # fmt: skip
     name, video, frames = {
-        "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor", size),
-        "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor", size),
+        "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor", edges),
+        "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor", edges),
         # Its size is of a whole video.
-        "qwen3_vl": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor", {**size, "longest_edge": 4 * largest}),
+        "qwen3_vl": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor", {**edges, "longest_edge": 4 * largest}),
     }["qwen3_vl" if family == "qwen3_5" else family]
     images = getattr(transformers, "Qwen2VLImageProcessorPil", None) or transformers.Qwen2VLImageProcessor
     return getattr(transformers, name)(
-        image_processor=images(**settings, size=size),
+        image_processor=images(**settings, size=edges),
         tokenizer=fast,
         video_processor=getattr(transformers, video)(**settings, size=frames),
         chat_template=CHAT_TEMPLATE,
@@ -78,12 +103,13 @@ def _tile_processor(tokenizer: Any) -> Any:
 
 
 def _text_config(family: str, size: str, positions: int) -> dict[str, Any]:
-    hidden, layers, heads, mlp, _, _ = SIZES[size]
+    own = SIZES[size]
     sections = [16, 24, 24] if family in ("qwen2_vl", "qwen2_5_vl") else [24, 20, 20]
     rope = {"rope_type": "default", "rope_theta": 1e4} | ({} if family == "internvl" else {"mrope_section": sections})
     text: dict[str, Any] = {
-        "vocab_size": len(VOCABULARY), "hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": max(1, heads // 2), "head_dim": 128,
+        "vocab_size": len(own.vocabulary), "hidden_size": own.hidden, "intermediate_size": own.mlp,
+        "num_hidden_layers": own.layers, "num_attention_heads": own.heads, "num_key_value_heads": own.key_heads,
+        "head_dim": 128,
         "max_position_embeddings": positions, "initializer_range": 0.08 if size == "tiny" else 0.02,
         "rope_parameters": rope | ({"mrope_interleaved": True} if family in ("qwen3_vl", "qwen3_5") else {}),
         "bos_token_id": None, "eos_token_id": VOCABULARY[END], "pad_token_id": VOCABULARY[PAD],
@@ -103,17 +129,19 @@ def config_of(family: str, size: str = "tiny", positions: int = 16384) -> Any:
     """The family's config."""
     import transformers
 
-    hidden, _, _, _, blocks, width = SIZES[size]
+    sized = SIZES[size]
+    hidden, blocks, width, mlp, heads = sized.hidden, sized.blocks, sized.width, sized.tower_mlp, sized.tower_heads
     tower = {
-        "depth": blocks, "num_heads": 2, "patch_size": PATCH, "temporal_patch_size": 2, "spatial_merge_size": MERGE,
+        "depth": blocks, "num_heads": heads, "patch_size": PATCH, "temporal_patch_size": 2, "spatial_merge_size": MERGE,
         "initializer_range": 0.1,
     }  # fmt: skip
-    own = {"hidden_size": width, "intermediate_size": 2 * width, "out_hidden_size": hidden, "hidden_act": "silu"}
+    own = {"hidden_size": width, "intermediate_size": mlp, "out_hidden_size": hidden, "hidden_act": "silu"}
     name, tower = {
-        "qwen2_vl": ("Qwen2VLConfig", {**tower, "embed_dim": width, "hidden_size": hidden, "mlp_ratio": 2}),
+        "qwen2_vl": ("Qwen2VLConfig", {**tower, "embed_dim": width, "hidden_size": hidden, "mlp_ratio": mlp // width}),
         "qwen2_5_vl": (
             "Qwen2_5_VLConfig",
-            {**tower, **own, "window_size": 16, "fullatt_block_indexes": [blocks - 1], "tokens_per_second": 2},
+            {**tower, **own, "window_size": sized.window, "fullatt_block_indexes": [blocks - 1]}
+            | {"tokens_per_second": 2},
         ),
         "qwen3_vl": (
             "Qwen3VLConfig", {**tower, **own, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
@@ -122,8 +150,8 @@ def config_of(family: str, size: str = "tiny", positions: int = 16384) -> Any:
         "internvl": (
             "InternVLConfig",
             {
-                "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": blocks,
-                "num_attention_heads": 2, "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH],
+                "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": blocks,
+                "num_attention_heads": heads, "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH],
                 "initializer_range": 0.1,
             },
         ),
@@ -158,7 +186,7 @@ def save(folder: str | Path, family: str = "qwen2_5_vl", size: str = "tiny", lar
     last = [module for module in merger.modules() if isinstance(module, torch.nn.Linear)][-1]
     last.weight.normal_(0.0, 0.05)
     model.eval().save_pretrained(folder)
-    build_processor(family, largest).save_pretrained(folder)
+    build_processor(family, largest, size).save_pretrained(folder)
     return str(folder)
 
 

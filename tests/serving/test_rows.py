@@ -14,6 +14,10 @@ from ppe_npu.serving.rotary import RowRotary, rotary_columns
 from ppe_npu.serving.rows import LARGEST, placed_rows, prompt_line, split_rows, thinned_runs, with_rows
 
 
+def turned_by(module: RowRotary, rows: torch.Tensor, query: torch.Tensor, key: torch.Tensor):
+    return module(module.turns(rows).T, query, key)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rows_come_out_of_any_dtype_as_they_went_in(dtype):
     rows = torch.tensor([[0, 1, 255, 256, 257], [511, 512, 4097, 32769, LARGEST - 1]])
@@ -64,7 +68,7 @@ def test_rotation_by_rows_is_that_of_the_rotary_table(channels, k):
     rows = torch.randint(0, 300, (3 * k, 11), generator=generator)
     query, key = torch.randn(11, 4 * 128, generator=generator), torch.randn(11, 2 * 128, generator=generator)
     module = RowRotary(rotary_columns(inv_freq, 300), channels, 3 * k)
-    found = module(rows, query, key)
+    found = turned_by(module, rows, query, key)
     cos, sin = rotary_table(rows[:, None], inv_freq, channels)
     heads = [part.view(1, 11, -1, 128).transpose(1, 2) for part in (query, key)]
     for one, other in zip(found, rotary(*heads, cos, sin)):
@@ -76,9 +80,9 @@ def test_what_is_not_rotated_of_a_head_stays_as_it_is():
     rows = torch.randint(0, 50, (6, 7), generator=generator)
     query, key = torch.randn(7, 2 * 128, generator=generator), torch.randn(7, 128, generator=generator)
     table = rotary_columns(1e4 ** (-torch.arange(16) / 16), 50)
-    found = RowRotary(table, channels, 6, head=128)(rows, query, key)
+    found = turned_by(RowRotary(table, channels, 6, head=128), rows, query, key)
     turned = [part.unflatten(-1, (-1, 128))[..., :32].flatten(1) for part in (query, key)]
-    expected = RowRotary(table, channels, 6)(rows, *turned)
+    expected = turned_by(RowRotary(table, channels, 6), rows, *turned)
     for one, part, given in zip(found, expected, (query, key)):
         heads, whole = one.unflatten(-1, (-1, 128)), given.unflatten(-1, (-1, 128))
         assert_equal(heads[..., :32].flatten(1), part)
@@ -88,7 +92,7 @@ def test_what_is_not_rotated_of_a_head_stays_as_it_is():
 def test_stale_places_beyond_the_table_do_not_fail():
     module = RowRotary(rotary_columns(torch.ones(64), 10), contiguous_channels([16, 24, 24]), 6)
     rows = torch.tensor([[-5, 10**6]]).expand(6, -1)
-    for part in module(rows, torch.ones(2, 128), torch.ones(2, 128)):
+    for part in turned_by(module, rows, torch.ones(2, 128), torch.ones(2, 128)):
         assert part.isfinite().all()
 
 

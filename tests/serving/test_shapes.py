@@ -14,7 +14,7 @@ from ppe_npu.engine.items import check_items, item_runs, merge_items
 from ppe_npu.engine.spans import IMAGE, VIDEO, Part, Parts, VisionTokens
 from ppe_npu.errors import InputError
 from ppe_npu.serving.rows import placed_rows, prompt_line
-from ppe_npu.serving.shapes import Grids, Tiles, shapes_in, shapes_of
+from ppe_npu.serving.shapes import Grids, Tiles, batches, fields_of, shapes_in, shapes_of
 
 PLAIN = VisionTokens(IMAGE_ID, IMAGE_ID, 1, None, frames_apart=True)
 TILES = Tiles((2, 3))
@@ -85,3 +85,43 @@ def test_items_of_a_prompt_are_those_of_the_whole_prompt(name):
 def test_parts_that_are_not_the_features_are_refused():
     with pytest.raises(InputError, match="not 11"):
         merge_items(compression("ppe"), IMAGE, torch.zeros(11, 8), TILES.of(IMAGE, [2]))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([], []),
+        ([9], [[9]]),
+        ([3, 3, 2], [[3, 3, 2]]),
+        ([3, 3, 3], [[3, 3], [3]]),
+        ([1, 9, 1, 7], [[1], [9], [1, 7]]),
+        ([9, 9], [[9], [9]]),
+    ],
+)
+def test_a_batch_has_at_most_so_many_tokens_or_one_item(tokens, expected):
+    assert [tokens[items] for items in batches(tokens, 8)] == expected
+
+
+def test_fields_of_some_grids():
+    grids = torch.tensor([[1, 2, 4], [1, 4, 4], [2, 2, 2]])
+    rows = [Grids().rows(grid, np.prod(grid) // 4) for grid in grids.tolist()]
+    pixels, embeds, seconds = torch.arange(32)[:, None], torch.arange(8)[:, None], [1.0, 2.0, 3.0]
+    fields = {"pixel_values_videos": pixels, "video_embeds": embeds, "video_grid_thw": grids, "timestamps": seconds}
+    parts = [fields_of(items, fields, rows) for items in batches([2, 4, 2], 6)]
+    for key in ("pixel_values_videos", "video_embeds", "video_grid_thw"):
+        assert_equal(torch.cat([part[key] for part in parts]), fields[key], key)
+    first, second = parts
+    assert (len(first["pixel_values_videos"]), len(first["video_embeds"])) == (24, 6)
+    assert (first["timestamps"], second["timestamps"]) == ([1.0, 2.0], [3.0])
+    assert second["video_grid_thw"].tolist() == [[2, 2, 2]]
+
+
+def test_fields_of_some_images_of_tiles():
+    shapes = TILES.of(IMAGE, [2, 1, 3])
+    rows = [TILES.rows(shape, sum(part.tokens for part in shape)) for shape in shapes]
+    pixels, token = torch.arange(6)[:, None], torch.tensor(7)
+    fields = {"pixel_values": pixels, "image_num_patches": torch.tensor([2, 1, 3]), "image_token_id": token}
+    found = fields_of(slice(1, 3), fields, rows)
+    assert_equal(found["pixel_values"], pixels[2:])
+    assert found["image_num_patches"].tolist() == [1, 3]
+    assert found["image_token_id"] is token

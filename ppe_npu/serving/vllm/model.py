@@ -7,7 +7,7 @@ Modifications, by overriding what a model class of vLLM's offers to its runner:
 * get_mrope_input_positions: the runner's three rows say where text stands, and from where an item counts.
 * embed_input_ids, forward: take the channels off, and put the rows in place in the same step. Nothing of a request has
   to be remembered, so chunked prefill, prefix hits and preemption need no code of ours.
-* rotary_emb of the decoder layers of this instance: reads 3K rows (serving/rotary.py).
+* rotary_emb of the decoder layers of this instance: turns by 3K rows, looked up once a step (serving/rotary.py).
 * get_encoder_cudagraph_config: none, because encoder graphs pass embed_multimodal by.
 """
 
@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.items import Shape, check_items, merge_items
-from ppe_npu.engine.spans import IMAGE, VIDEO
+from ppe_npu.engine.spans import IMAGE, VIDEO, item_spans
 from ppe_npu.errors import InputError
 from ppe_npu.serving.asked import Asked
-from ppe_npu.serving.cells import kept_patches, split_cells
+from ppe_npu.serving.cells import kept_patches, patches_kept, split_cells
 from ppe_npu.serving.rotary import RowRotary, rotary_columns
 from ppe_npu.serving.rows import placed_rows, prompt_line, split_rows, with_rows
-from ppe_npu.serving.shapes import shapes_in, shapes_of
+from ppe_npu.serving.shapes import batches, fields_of, shapes_in, shapes_of
 from ppe_npu.serving.vllm.processing import ASKED, CELLS, LONGER, compression_of, runs_of
 from ppe_npu.serving.vllm.refusals import check_settings
 from ppe_npu.serving.vllm.tower import run_on_kept
@@ -45,48 +45,66 @@ class CompressedModel:
         self.shapes = shapes_of(vllm_config.model_config.hf_config, compression)
         self.rows = compression.axes * compression.config.k
         most = vllm_config.scheduler_config.max_num_batched_tokens
-        # Where they are: graphs of the decoder read the same memory in every step. One more column than is ever used,
-        # as the runner's own have, so that no slice is contiguous and a compiler does not hold on to one.
-        for name in ("local_rows", "placed_rows"):
-            buffer = torch.zeros(self.rows, most + 1, dtype=torch.long)
-            self.register_buffer(name, buffer, persistent=False)  # type: ignore[attr-defined]
+        self.encoded_at_once = vllm_config.scheduler_config.max_num_encoder_input_tokens  # tokens, before merging
+        local = torch.zeros(self.rows, most, dtype=torch.long)
+        self.register_buffer("local_rows", local, persistent=False)  # type: ignore[attr-defined]
         if not self.numbers_anew:
-            self._install_rotary(vllm_config.model_config.hf_config.get_text_config())
+            self._install_rotary(vllm_config.model_config.hf_config.get_text_config(), most)
 
     @property
     def numbers_anew(self) -> bool:
         """Whether the compressed prompt counts 0, 1, 2, ..., so that no token needs a position of its own."""
         return self.compression.config.positions == "renumber"
 
-    def _install_rotary(self, text: Any) -> None:
-        made: dict[int, RowRotary] = {}
-        for layer in self.language_model.model.layers:  # type: ignore[attr-defined]
-            attention = getattr(layer, "self_attn", None)
-            if attention is None:  # linear attention, which knows no positions
-                continue
-            stock = attention.rotary_emb
-            if id(stock) not in made:
-                table = _table(stock, LONGER * text.max_position_embeddings)
-                made[id(stock)] = RowRotary(table, self.compression.channels, self.rows, stock.head_size)
-            attention.rotary_emb = made[id(stock)]
+    def _install_rotary(self, text: Any, most: int) -> None:
+        layers = self.language_model.model.layers  # type: ignore[attr-defined]
+        # Linear attention knows no positions.
+        attentions = [layer.self_attn for layer in layers if getattr(layer, "self_attn", None) is not None]
+        stock = attentions[0].rotary_emb
+        if any(attention.rotary_emb is not stock for attention in attentions):
+            raise InputError("decoder layers with rotary embeddings of their own are not supported")
+        table = _table(stock, LONGER * text.max_position_embeddings)
+        self.rotary = RowRotary(table, self.compression.channels, self.rows, stock.head_size)
+        # Where they are: graphs of the decoder read the same memory in every step.
+        turns = table.new_zeros(most, 2 * table.shape[1])
+        self.register_buffer("turns", turns, persistent=False)  # type: ignore[attr-defined]
+        for attention in attentions:
+            attention.rotary_emb = self.rotary
 
     # -- features, once an item -------------------------------------------------------------------------------------
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Of each item [kept, C (and what enters later layers) + 2 rows]."""
+        """Of each item [kept, C (and what enters later layers) + 2 rows].
+
+        vLLM's scheduler counts what is kept of an item: it sends more items at once than the tower has room for in the
+        stock class. The tower is given as many as it would be there, so that it takes no more memory.
+        """
         cells, out = kwargs.pop(CELLS, None), []
         asked = {kind: kwargs.pop(name, None) for kind, name in ASKED.items()}
         for kind in dict.fromkeys(_PIXELS[key] for key in kwargs if key in _PIXELS):
             own = {key: kwargs[key] for key in kwargs if _is_of_images(key) == (kind == IMAGE)}
-            shapes, sources = shapes_in(self.shapes, kind, own), None
+            shapes, vision = shapes_in(self.shapes, kind, own), self.compression.vision
             assert shapes is not None, "what has pixels has a shape"
+            tokens = [sum(span.tokens for span in item_spans(kind, shape, 1.0, vision)) for shape in shapes]
+            rows, sources = list(map(self.shapes.rows, shapes, tokens)), None
             if kind == IMAGE and cells is not None:
-                sources = split_cells(cells, shapes, self.compression.vision.merge_size)
-                features = self._of_kept(own["pixel_values"], shapes, sources)
-            else:
-                features = super().embed_multimodal(**own)  # type: ignore[misc]
-            out += self._merged(kind, features, shapes, asked[kind], own.get("second_per_grid_ts"), sources)
+                sources = split_cells(cells, shapes, vision.merge_size)
+                rows = [(patches, 0) for patches in patches_kept(sources, vision.merge_size)]
+                tokens = [patches // vision.merge_size**2 for patches, _ in rows]
+            for items in batches(tokens, self.encoded_at_once):
+                some = fields_of(items, own, rows)
+                out += self._embedded(kind, some, asked[kind][items], None if sources is None else sources[items])
         return tuple(out)
+
+    def _embedded(self, kind: str, own: dict[str, Any], asked: Any, sources: Any) -> list[torch.Tensor]:
+        """As embed_multimodal(), of some items of a kind."""
+        shapes = shapes_in(self.shapes, kind, own)
+        assert shapes is not None
+        if sources is None:
+            features = super().embed_multimodal(**own)  # type: ignore[misc]
+        else:
+            features = self._of_kept(own["pixel_values"], shapes, sources)
+        return self._merged(kind, features, shapes, asked, own.get("second_per_grid_ts"), sources)
 
     def _of_kept(self, pixels: torch.Tensor, shapes: list[Shape], sources: list[np.ndarray]) -> Any:
         """Of each image [kept cells, C] from the tower, which is given their patches alone."""
@@ -164,9 +182,9 @@ class CompressedModel:
         if not self.numbers_anew:
             line = positions[0] if positions.ndim == 2 else positions
             count = line.shape[0]
-            rows = self.placed_rows[:, :count]
-            rows.copy_(placed_rows(line, self.local_rows[:, :count]))
-            positions = rows
+            turns = self.turns[:count]
+            turns.copy_(self.rotary.turns(placed_rows(line, self.local_rows[:, :count])))
+            positions = turns.T  # of which every layer hands on as many columns as there are tokens
         elif positions.ndim == 2 and self.compression.axes == 1:
             positions = positions[0]
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]

@@ -27,8 +27,8 @@ class Dummies(CompressedDummies, Qwen3VLDummyInputsBuilder): ...
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Dummies)
 class PPEQwen3_5ForConditionalGeneration(CompressedModel, Qwen3_5ForConditionalGeneration):
-    def _install_rotary(self, text: Any) -> None:
-        super()._install_rotary(text)
+    def _install_rotary(self, text: Any, most: int) -> None:
+        super()._install_rotary(text, most)
         for layer in self.language_model.model.layers:
             if hasattr(layer, "self_attn"):
                 layer.self_attn.use_fused_qk_norm_rope_gate = False
