@@ -70,17 +70,28 @@ def test_prefill_is_timed_setting_by_setting(bench):
     parts, picture = bench("--parts", "prefill")
     assert list(parts) == ["tiny video-3x16 prefill"]
     rows = parts["tiny video-3x16 prefill"]["rows"]
-    assert set(rows) == set(settings(3))
+    assert set(rows) == set(settings(3, blocks=2))
     assert rows["dense"]["output_length"] == 57
     assert rows["ppe 0.45"]["output_length"] == 9 + 3 * 8
-    for row in rows.values():
-        assert row["ms"] >= row["decoder_ms"] >= 0
+    for name, row in rows.items():
+        assert ("tower_ms" in row) == ("decoder_ms" in row) == (name != "ipcv")
+        assert row["ms"] >= row.get("decoder_ms", 0) >= 0
+        assert row["rounds"] == 1
         assert row["kv_mib"] > 0
         assert row["peak_mib"] > 0
     assert rows["unmodified"]["compression_share"] == 0.0 < rows["ppe 0.45"]["compression_share"] < 1.0
     assert picture.startswith(b"\x89PNG")
     with pytest.raises(InputError, match="name another file"):
         bench("--rounds", "2")
+
+
+def test_of_a_picture_cells_are_dropped_before_the_tower(bench):
+    """And no round begins when the time is over."""
+    parts, _ = bench("--parts", "prefill", "--cases", "image-16", "--rounds", "3", "--seconds", "0")
+    rows = parts["tiny image-16 prefill"]["rows"]
+    assert rows["pixelprune 0.45"]["output_length"] == rows["ppe 0.45"]["output_length"] == 9 + 8
+    assert rows["dense"]["output_length"] == rows["ipcv"]["output_length"] == 9 + 16
+    assert {row["rounds"] for row in rows.values()} == {1}
 
 
 @pytest.mark.slow
