@@ -27,7 +27,7 @@ from bench.decoder import PARTS, measure_part
 from bench.models import PROMPTS, SIZES, build
 from bench.operators import operators
 from bench.plots import plot_prefill
-from bench.results import earlier
+from bench.results import earlier, faults
 from bench.timing import clock_name
 
 from ppe_npu.backends import device as devices
@@ -101,6 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         f", {dtype}, {args.rounds} rounds, {facts['clock']}",
         sep="",
     )
+    failed = []
     for size in args.sizes or (["cpu"] if on_cpu else ["3b", "7b"]):
         model = build(size, device, DTYPES[dtype])
         for case in args.cases or CASES[size]:
@@ -109,6 +110,7 @@ def main(argv: list[str] | None = None) -> None:
                 rows = measure_part(part, model, PROMPTS[case], device, args.rounds, **limits)
                 result["parts"][f"{size} {case} {part}"] = {"date": str(date.today()), "rows": rows}
                 print(f"\n{size}, {case}\n{table(part, rows)}", flush=True)
+                failed += faults({name: row["not_measured"] for name, row in rows.items() if "not_measured" in row})
                 if args.output:
                     write_json(args.output, result)
         del model
@@ -119,6 +121,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.output:
         write_json(args.output, result)
         print(f"{args.output}, {plot_prefill(result, Path(args.output).with_suffix('.png'))}")
+    if failed:
+        sys.exit("error: failed: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.models import Prompt
+from bench.results import reason
 from bench.timing import Times, stopwatch
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends import device as devices
@@ -105,8 +106,8 @@ class Bench:
             try:
                 prepare(name)
                 elapsed, result = self._timed(functools.partial(run, name))
-            except torch.OutOfMemoryError:
-                failed[name] = "out of memory"
+            except Exception as error:
+                failed[name] = reason(error)
                 self.model.zero_grad(set_to_none=True)
                 continue
             if number:

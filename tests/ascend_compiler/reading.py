@@ -36,8 +36,8 @@ def sizes(ir: str) -> dict[str, int]:
 
 
 def memory(ir: str) -> dict[str, int]:
-    """Bytes that the plan takes of each memory: up to the end of the buffer that ends last. One that is filled while its
-    twin is worked on has two addresses."""
+    """Bytes that the plan takes of each memory: up to the end of the buffer that ends last. One with a twin, which is
+    filled while it is worked on, has two addresses."""
     constants = {name: int(value) for name, value in re.findall(r"%(\S+) = arith\.constant (-?\d+) : i64", ir)}
     ends: dict[str, int] = {}
     for offsets, shape, space in BUFFER.findall(ir):

@@ -1,5 +1,6 @@
 """The benchmarks run from end to end, at sizes of seconds, and leave whole results."""
 
+import importlib
 import json
 
 import bench_ops
@@ -12,6 +13,7 @@ from bench.operators import operators
 
 from ppe_npu.backends import dispatch
 from ppe_npu.errors import InputError
+from ppe_npu.methods import IPCV
 
 
 def test_every_op_is_timed_and_written(tmp_path, capsys):
@@ -38,6 +40,29 @@ def test_every_op_is_timed_and_written(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "not measured: " in printed
     assert "best: dpc_knn by reference" in printed
+
+
+def test_what_fails_is_named_and_all_else_is_measured(tmp_path, monkeypatch):
+    """The released loop sorts in fp64, which an NPU does not: no fault of ours."""
+
+    def breaks(*_):
+        raise RuntimeError("sorts no fp64\nand more")
+
+    options = ["--sizes", "tiny", "--rounds", "1", "--threads", "1", "--ops", "group_mean"]
+    output = tmp_path / "ops.json"
+    monkeypatch.setattr(cases.released_loop, "means_of_frames", breaks)
+    bench_ops.main([*options, "--output", str(output)])
+    forward = json.loads(output.read_text())["rows"][0]
+    assert forward["not_measured"]["released loop"] == "RuntimeError: sorts no fp64"
+    assert forward["times"]["reference"]["ms"] > 0
+    monkeypatch.setattr(importlib.import_module("ppe_npu.backends.reference.group_mean"), "group_mean", breaks)
+    with pytest.raises(
+        SystemExit, match=r"failed: group_mean 2 x 24 x 16 by reference \(RuntimeError: sorts no fp64\)"
+    ):
+        bench_ops.main([*options, "--output", str(output)])
+    rows = json.loads(output.read_text())["rows"]
+    assert len(rows) == 2
+    assert all("cpu" in row["times"] for row in rows)
 
 
 def test_counting_alone_runs_nothing(capsys):
@@ -92,6 +117,18 @@ def test_of_a_picture_cells_are_dropped_before_the_tower(bench):
     assert rows["pixelprune 0.45"]["output_length"] == rows["ppe 0.45"]["output_length"] == 9 + 8
     assert rows["dense"]["output_length"] == rows["ipcv"]["output_length"] == 9 + 16
     assert {row["rounds"] for row in rows.values()} == {1}
+
+
+def test_a_setting_that_fails_costs_no_other_one_its_figures(bench, tmp_path, monkeypatch):
+    def breaks(*_, **__):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(IPCV, "choose", breaks)
+    with pytest.raises(SystemExit, match=r"failed: ipcv \(RuntimeError: no such kernel\)"):
+        bench("--parts", "prefill")
+    (part,) = json.loads((tmp_path / "prefill.json").read_text())["parts"].values()
+    assert part["rows"].pop("ipcv") == {"not_measured": "RuntimeError: no such kernel"}
+    assert all(row["ms"] > 0 for row in part["rows"].values())
 
 
 @pytest.mark.slow
