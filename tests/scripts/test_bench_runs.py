@@ -79,9 +79,10 @@ def test_an_op_that_is_unknown_is_refused():
 
 
 @pytest.fixture
-def bench(tmp_path):
+def bench(tmp_path, monkeypatch):
     """Run parts of the benchmark of whole models; gives what stands in its file then, and in its picture."""
     output = tmp_path / "prefill.json"
+    monkeypatch.setattr(bench_prefill, "operators", lambda frames: {"ours": 1, "released": frames})  # which has a test
 
     def run(*options):
         given = ["--sizes", "tiny", "--rounds", "1", "--threads", "1", "--output", str(output)]
