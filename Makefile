@@ -67,8 +67,8 @@ test-integrations: .venv-integrations/.ready  ## other people's trainers, and tr
 test-frameworks: .venv-frameworks/.ready  ## LLaMA-Factory and ms-swift train compressed models, in an environment that has both
 	OMP_NUM_THREADS=1 .venv-frameworks/bin/python -m pytest tests/frameworks
 test-lent: .venv-lent/.ready  ## engine, kernels and parity with the versions of a machine that is lent: Python 3.12, torch 2.11, Triton 3.6
-	OMP_NUM_THREADS=1 .venv-lent/bin/python -m pytest $(WORKERS) -m "not slow" $(LENT_TESTS)
-test-ascend-compiler: .venv-ascend/.ready  ## our kernels for Ascend through two releases of Huawei's compiler, nine chips, no device
+	export OMP_NUM_THREADS=1; .venv-lent/bin/python -m pytest $(WORKERS) -m "not slow" $(LENT_TESTS) && .venv-lent/bin/python -m pytest tests/scripts/test_device_check.py -m slow
+test-ascend-compiler: .venv-ascend/.ready  ## our kernels for Ascend through two releases of Huawei's compiler, twelve chips, no device
 	PYTHONPATH=. OMP_NUM_THREADS=1 .venv-ascend/bin/python -m pytest -n 2 --dist loadgroup --confcutdir tests/ascend_compiler tests/ascend_compiler
 test-npu:  ## the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there   [TORCH_NPU=2.10.0.post4]
 	$(MAKE) EMULATE=1 test-emulated

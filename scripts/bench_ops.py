@@ -26,6 +26,7 @@ from bench import cases, peaks
 from bench.cases import NEIGHBORS, Case
 from bench.counting import WORK, Peaks, Work
 from bench.plots import plot_ops
+from bench.results import faults, reason
 from bench.timing import Times, clock_name, interleaved
 
 from ppe_npu import backends
@@ -116,13 +117,13 @@ def measure(case: Case, training: bool, device: torch.device, rounds: int, chip:
         if case.op == "dpc_knn" and "triton" in functions:
             functions[UNSTORED] = products_made_again(functions["triton"])
         dispatch.reset()
-        best = {}
+        best, failed = {}, {}
         for name in list(functions):
             try:
                 functions[name]()
                 best = best or dispatch.chosen()
-            except torch.OutOfMemoryError:
-                not_measured[name] = "out of memory"
+            except Exception as error:
+                not_measured[name] = failed[name] = reason(error)
                 del functions[name]
         times = interleaved(functions, device, rounds)
     limit = work.seconds(chip) * 1e3
@@ -132,6 +133,7 @@ def measure(case: Case, training: bool, device: torch.device, rounds: int, chip:
         "best": best,
         "times": {name: _entry(name, times, limit) for name in times},
         "not_measured": not_measured,
+        "failed": faults({name: why for name, why in failed.items() if name != LOOP}),  # which no NPU needs to run
     }
 
 
@@ -234,6 +236,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"not measured: {', '.join(without)}: they have no case in scripts/bench/cases.py")
     if args.output:
         print(f"{args.output}, {plot_ops(result, Path(args.output).with_suffix('.png'))}")
+    failed = [f"{row['op']} {row['shape']} by {fault}" for row in result["rows"] for fault in row["failed"]]
+    if failed:
+        sys.exit("error: failed: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

@@ -4,19 +4,20 @@ Models have random weights and are built from the public configs of Qwen2.5-VL-3
 scaled down for a CPU. Batch 1; settings take turns, round after round; medians are shown.
 
 prefill: pixels to the last token's logits. The vision tower is measured alone in the same rounds, and `decoder` is the
-    rest; `merge` is the share of all compression in the whole, of planning on the host too. Peak memory is what torch
-    holds above model and inputs.
+    rest (not where patches are dropped before the tower, or in it); `merge` is the share of all compression in the
+    whole, of planning on the host too. Peak memory is what torch holds above model and inputs.
 decode: 32 tokens after that prompt, one by one; there is nothing to compress. Peak memory is above model and cache.
 train: forward, backward and AdamW, with gradient checkpointing where the size needs it; the vision tower is frozen.
 
     python scripts/bench_prefill.py [--device cpu] [--sizes 3b 7b] [--cases video-64x256] [--parts prefill decode train]
-                                    [--rounds 5] [--output FOLDER/prefill.json]
+                                    [--rounds 5] [--seconds 60] [--output FOLDER/prefill.json]
 
 The JSON is written after every part of every case, and one that is there already is added to: a long run may be cut
 into several, or killed. Beside it stands a plot of the same name.
 """
 
 import argparse
+import math
 import sys
 from datetime import date
 from pathlib import Path
@@ -26,7 +27,7 @@ from bench.decoder import PARTS, measure_part
 from bench.models import PROMPTS, SIZES, build
 from bench.operators import operators
 from bench.plots import plot_prefill
-from bench.results import earlier
+from bench.results import earlier, faults
 from bench.timing import clock_name
 
 from ppe_npu.backends import device as devices
@@ -81,6 +82,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=PROMPTS, help="(default: by the size)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which a part begins no further round")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a CPU")
     parser.add_argument("--output", help="a JSON file for the numbers")
     return parser.parse_args(argv)
@@ -99,13 +101,16 @@ def main(argv: list[str] | None = None) -> None:
         f", {dtype}, {args.rounds} rounds, {facts['clock']}",
         sep="",
     )
+    failed = []
     for size in args.sizes or (["cpu"] if on_cpu else ["3b", "7b"]):
         model = build(size, device, DTYPES[dtype])
         for case in args.cases or CASES[size]:
             for part in args.parts:
-                rows = measure_part(part, model, PROMPTS[case], device, args.rounds, checkpointing=size in ("3b", "7b"))
+                limits = {"checkpointing": size in ("3b", "7b"), "seconds": args.seconds}
+                rows = measure_part(part, model, PROMPTS[case], device, args.rounds, **limits)
                 result["parts"][f"{size} {case} {part}"] = {"date": str(date.today()), "rows": rows}
                 print(f"\n{size}, {case}\n{table(part, rows)}", flush=True)
+                failed += faults({name: row["not_measured"] for name, row in rows.items() if "not_measured" in row})
                 if args.output:
                     write_json(args.output, result)
         del model
@@ -116,6 +121,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.output:
         write_json(args.output, result)
         print(f"{args.output}, {plot_prefill(result, Path(args.output).with_suffix('.png'))}")
+    if failed:
+        sys.exit("error: failed: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@
 #
 #     DEVICE=cuda   PYTHON=python3   MINUTES=8.5    DEVICE=cpu TINY=1 rehearses it with sizes of seconds
 set -uo pipefail
-cd "$(dirname "$0")/.."
-out=${1:-${OUT:-runs/device}}
+out=$(realpath -m "${1:-${OUT:-$(dirname "$0")/../runs/device}}")
+cd "$(dirname "$0")/.." || exit
 device=${DEVICE:-cuda}
 python=${PYTHON:-python3}
 tiny=${TINY:-}
@@ -42,14 +42,16 @@ part() {
     printf '{"device": "%s", "parts": [%s]}\n' "$device" "${rows[*]}" > "$out/.summary" && mv "$out/.summary" "$out/summary.json"
 }
 
-rounds=5 sizes=3b case=video-64x256 dtypes=bf16 ops=(merge dpc_knn group_mean rotary)
+rounds=5 sizes=3b case=video-64x256 picture=image-4096 dtypes=bf16 ops=(merge dpc_knn group_mean rotary)
 kernels=(tests/backends/test_triton_dpc_knn.py tests/backends/test_triton_group_mean.py tests/backends/test_triton_rotary.py)
 op_sizes=()
-tests=(-m pytest -q -p no:cacheprovider -m "not slow" --timeout 60)
+# Six processes compile kernels at the same time. A session that has to stop says what has failed until then.
+tests=(-m pytest -q -p no:cacheprovider -m "not slow" --timeout 100 -n 6)
 if [ -n "$tiny" ]; then
-    rounds=1 sizes=tiny case=video-3x16 ops=(group_mean) op_sizes=(--sizes tiny)
-    kernels=(tests/backends/test_triton_group_mean.py)
+    rounds=1 sizes=tiny case=video-3x16 picture=image-16 ops=(group_mean) op_sizes=(--sizes tiny)
+    kernels=(tests/backends/test_triton_group_mean.py) tests=("${tests[@]:0:${#tests[@]}-2}")
 fi
+models=(scripts/bench_prefill.py --device "$device" --sizes "$sizes" --rounds "$rounds" --output "$out/prefill.json")
 
 part facts 60 "$python" -c "
 import importlib.metadata, json, sys
@@ -60,13 +62,14 @@ for name in ('torch', 'triton', 'transformers', 'accelerate', 'flash_attn', 'lig
     except importlib.metadata.PackageNotFoundError: pass
 json.dump(found, open('$out/facts.json', 'w'), indent=1); print(found)"
 command -v nvidia-smi > /dev/null && part nvidia-smi 20 nvidia-smi
-part kernels 120 "$python" "${tests[@]}" "${kernels[@]}"
+part kernels 120 "$python" "${tests[@]}" --session-timeout 105 "${kernels[@]}"
 part operators 90 "$python" scripts/bench_ops.py --device "$device" --ops "${ops[@]}" ${op_sizes[@]+"${op_sizes[@]}"} \
     --rounds "$rounds" --output "$out/ops.json"
 for work in prefill decode train; do
-    part "$work" 110 "$python" scripts/bench_prefill.py --device "$device" --sizes "$sizes" --cases "$case" --parts "$work" \
-        --rounds "$rounds" --output "$out/prefill.json"
+    part "$work" 110 "$python" "${models[@]}" --cases "$case" --parts "$work" --seconds 60
 done
+# Of a picture: PixelPrune leaves videos as they are.
+part picture 110 "$python" "${models[@]}" --cases "$picture" --seconds 20
 part parity 90 "$python" -m ppe_npu.cli parity --device "$device" --dtypes "$dtypes"
 part bundle 90 "$python" -m ppe_npu.cli parity check tests/data/parity_cpu --device "$device"
 [ -n "$tiny" ] || part no-sync 60 "$python" "${tests[@]}" tests/models/test_no_sync.py -k "cuda"

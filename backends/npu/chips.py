@@ -42,7 +42,10 @@ CHIPS = {
         Chip("Ascend910B4", 20, 40),
         Chip("Ascend910B4-1", 20, 40),
         Chip("Ascend910_9362", 20, 40),
+        Chip("Ascend910_9372", 20, 40),
+        Chip("Ascend910_9381", 24, 48),
         Chip("Ascend910_9382", 24, 48),
+        Chip("Ascend910_9391", 24, 48),
         Chip("Ascend910_9392", 24, 48),
     )
 }
@@ -65,5 +68,5 @@ def problem(where: torch.device) -> str | None:
     """Why our Triton kernels cannot run there, or None."""
     facts = device.ascend_cores(where)
     if facts is not None and facts[0] not in CHIPS:
-        return "our Triton kernels are planned for chips of the 910B and 910C kinds"
+        return f"our Triton kernels are planned for chips of the 910B and 910C kinds, not {facts[0]}"
     return device.ascend_triton_problem(where)

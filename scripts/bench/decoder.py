@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -10,22 +11,35 @@ from dataclasses import dataclass
 import torch
 
 from bench.models import Prompt
+from bench.results import reason
 from bench.timing import Times, stopwatch
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends import device as devices
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.inspect.report import kv_bytes
+from ppe_npu.methods import DPCKNN, IPCV, PixelPrune
 from ppe_npu.models.forward_pass import ForwardPass
 
 PARTS = ("prefill", "decode", "train")
 TOWER, UNMODIFIED, DENSE = "vision tower", "unmodified", "dense"
+PIXELPRUNE, IN_TOWER = "pixelprune 0.45", "ipcv"  # which spare the tower work: its time alone says nothing of theirs
 STEPS = 32
 
 
-def settings(layers: int) -> dict[str, CompressionConfig | None]:
-    """What is compared in a decoder of so many layers; None: without compress()."""
+def settings(layers: int, blocks: int = 1, picture: int = 0) -> dict[str, CompressionConfig | None]:
+    """What is compared in a decoder of so many layers; None: without compress().
+
+    Args:
+        blocks: of the vision tower: patches leave it before the last, or before IPCV's own where it is as deep.
+        picture: visual tokens of a picture, of whose cells PixelPrune leaves 45 %; 0: there is none.
+    """
     third = layers // 3
     late, early = [third - 1, 2 * layers // 3 - 1, layers - 1], [0, third, 2 * layers // 3]
+    before = {}
+    if picture:
+        before[PIXELPRUNE] = CompressionConfig(steps=[PixelPrune(max_kept=DPCKNN(0.45).kept(picture), fill=True)])
+    if blocks > 1:
+        before[IN_TOWER] = CompressionConfig(steps=[IPCV(prune_block=min(IPCV().prune_block, blocks - 1))])
     return {
         UNMODIFIED: None,
         DENSE: CompressionConfig.preset("dense"),
@@ -35,6 +49,7 @@ def settings(layers: int) -> dict[str, CompressionConfig | None]:
         "ppe 0.90": CompressionConfig.preset("ppe", ratio=0.9),
         f"cascade {late}": CompressionConfig.preset("ppe", layers=late),
         f"cascade {early}": CompressionConfig.preset("ppe", layers=early),
+        **before,
     }
 
 
@@ -50,16 +65,20 @@ def peak_mib(run: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Bench:
-    """A model, its inputs, and how often each setting is measured."""
+    """A model, its inputs, and how often each setting is measured: after `seconds` no further round begins, if there
+    has been one."""
 
     model: torch.nn.Module
     inputs: dict
     device: torch.device
     rounds: int
+    seconds: float = math.inf
 
     @property
     def settings(self) -> dict[str, CompressionConfig | None]:
-        return settings(self.model.config.text_config.num_hidden_layers)
+        config = self.model.config
+        cells = int((self.inputs["input_ids"] == config.image_token_id).sum())
+        return settings(config.text_config.num_hidden_layers, config.vision_config.depth, cells)
 
     @property
     def short(self) -> list[str]:
@@ -78,14 +97,17 @@ class Bench:
         """Milliseconds of run(name) in every round, what each run gave and how long it took by the wall, and why a
         setting could not run. A first round warms up. prepare(name) is not timed."""
         names, times, results, failed = list(names), {}, {}, {}
+        end = time.perf_counter() + self.seconds
         for number, name in itertools.product(range(self.rounds + 1), names):
+            if number > 1 and name == names[0] and time.perf_counter() > end:
+                break
             if name in failed:
                 continue
             try:
                 prepare(name)
                 elapsed, result = self._timed(functools.partial(run, name))
-            except torch.OutOfMemoryError:
-                failed[name] = "out of memory"
+            except Exception as error:
+                failed[name] = reason(error)
                 self.model.zero_grad(set_to_none=True)
                 continue
             if number:
@@ -110,10 +132,16 @@ class Bench:
 
 
 def measure_part(
-    part: str, model, prompt: Prompt, device: torch.device, rounds: int, checkpointing: bool
+    part: str,
+    model,
+    prompt: Prompt,
+    device: torch.device,
+    rounds: int,
+    checkpointing: bool,
+    seconds: float = math.inf,
 ) -> dict[str, dict]:
-    """Rows by setting. checkpointing: gradient checkpointing in a training step."""
-    bench = Bench(model, prompt.inputs(model), device, rounds)
+    """Rows by setting. checkpointing: gradient checkpointing in a training step. rounds, seconds: Bench's."""
+    bench = Bench(model, prompt.inputs(model), device, rounds, seconds)
     try:
         if part == "train":
             return _train(bench, checkpointing)
@@ -147,10 +175,10 @@ def _prefill(bench: Bench) -> dict[str, dict]:
         bench.configure(name)
         cache = _forward(bench).past_key_values
         decoder = Times(tuple(max(0.0, whole - part) for whole, part in zip(times[name].rounds, tower.rounds)))
+        whole_tower = name not in (PIXELPRUNE, IN_TOWER)
         rows[name] = {
             **_speed(name, times),
-            "tower_ms": tower.median,
-            "decoder_ms": decoder.median,
+            **({"tower_ms": tower.median, "decoder_ms": decoder.median} if whole_tower else {}),
             "compression_share": _share(reports[name]),
             "output_length": cache.layers[-1].keys.shape[2],
             "tokens_per_s": inputs["input_ids"].numel() / times[name].median * 1e3,
@@ -231,4 +259,4 @@ def _share(reports: list) -> float:
 
 def _speed(name: str, times: dict[str, Times]) -> dict[str, float]:
     speedup = {"speedup": times[name].ratio(times[DENSE])} if DENSE in times else {}
-    return times[name].to_dict() | speedup
+    return times[name].to_dict() | speedup | {"rounds": len(times[name].rounds)}

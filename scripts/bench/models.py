@@ -35,9 +35,10 @@ def _text(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int
 # Placeholders: image, video, start, end.
 _QWEN_IDS, _SMALL_IDS = (151655, 151656, 151652, 151653), (8, 9, 6, 7)
 
-# size -> (text, vision, whether the head is the embedding). "cpu" is for a CPU: its tower is next to nothing.
+# size -> (text, vision, whether the head is the embedding). "cpu" is for a CPU: its tower is next to nothing. That of
+# "tiny" has a block more, before which patches may leave.
 SIZES: dict[str, tuple[dict, dict, bool]] = {
-    "tiny": (_text(3, 256, 256, 2, 1, 1000), _SMALL_TOWER, True),
+    "tiny": (_text(3, 256, 256, 2, 1, 1000), _SMALL_TOWER | {"depth": 2}, True),
     "cpu": (_text(12, 1024, 2816, 8, 2, 1000), _SMALL_TOWER, True),
     "3b": (_text(36, 2048, 11008, 16, 2, 151936), {}, True),
     "7b": (_text(28, 3584, 18944, 28, 4, 152064), {}, False),
@@ -83,6 +84,7 @@ PROMPTS: dict[str, Prompt] = {
     "video-64x256": Prompt((64, 16, 16)),
     "video-16x128": Prompt((16, 8, 16)),
     "video-3x16": Prompt((3, 4, 4), text=9),
+    "image-16": Prompt((1, 4, 4), text=9),
 }
 
 

@@ -1,9 +1,26 @@
 """What a benchmark has written before: a run that was cut off goes on in the same file."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from ppe_npu.errors import InputError
+
+NO_ROOM = "out of memory"
+
+
+def reason(error: Exception) -> str:
+    """Why something was not measured: what else there is to measure is measured all the same."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return NO_ROOM
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+
+
+def faults(why: Mapping[str, str]) -> list[str]:
+    """Of what was not measured, and why, that which has failed: a device may be too small for it without a fault."""
+    return [f"{name} ({text})" for name, text in why.items() if text != NO_ROOM]
 
 
 def earlier(output: str | None, facts: dict, rows: str) -> dict:

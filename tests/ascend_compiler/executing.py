@@ -1,24 +1,24 @@
 """The IR that triton-ascend's front end makes of a kernel, executed on this CPU: numbers without a device.
 
 It is linalg on tensors and memrefs, which MLIR's standard passes lower to machine code of any kind. What Huawei's
-compiler does with it afterwards (fusion, buffers, waits) is not in these numbers. It needs mlir-opt, mlir-translate and
-llc of LLVM 19 (Debian: mlir-19-tools, llvm-19; elsewhere name the folder in MLIR_BIN), and gcc.
+compiler does with it afterwards (fusion, buffers, waits) is not in these numbers. All that it needs is there already:
+bishengir-opt of the compiler's wheel knows these passes, and the LLVM inside triton-ascend every CPU that it was built
+on; gcc links.
 """
 
 import ctypes
 import functools
 import hashlib
 import itertools
-import os
+import platform
 import re
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-from compiling import Kernel
+from compiling import COMPILERS, Kernel
 
-PLACES = (os.environ.get("MLIR_BIN"), "/usr/lib/llvm-19/bin")
+OPT = COMPILERS["1.2.0"] / "ascendnpuir" / "bin" / "bishengir-opt"
 LOWER = [
     "--convert-elementwise-to-linalg", "--linalg-generalize-named-ops", "--eliminate-empty-tensors",
     "--empty-tensor-to-alloc-tensor", "--one-shot-bufferize=allow-return-allocs-from-loops=true",
@@ -50,12 +50,6 @@ _Float16 __truncsfbf2(float value) {
   return result;
 }
 """
-
-
-@functools.cache
-def tools() -> Path | None:
-    """The folder of mlir-opt and its companions, None if there is none here."""
-    return next((Path(place) for place in PLACES if place and shutil.which("mlir-opt", path=place)), None)
 
 
 def execute(kernel: Kernel) -> None:
@@ -95,16 +89,25 @@ def _library(linalg: str) -> ctypes.CDLL:
     linalg = "\n".join(line for line in linalg.splitlines() if "annotation.mark" not in line)
     folder = Path(_folder().name)
     name = hashlib.sha256(linalg.encode()).hexdigest()[:16]
-    source, lowered, text, machine, library = (
-        folder / f"{name}{end}" for end in (".mlir", ".low.mlir", ".ll", ".o", ".so")
-    )
+    source, lowered, machine, library = (folder / f"{name}{end}" for end in (".mlir", ".low.mlir", ".o", ".so"))
     source.write_text(linalg)
-    for command in (
-        [tools() / "mlir-opt", "--allow-unregistered-dialect", source, *LOWER, "-o", lowered],
-        [tools() / "mlir-translate", "--mlir-to-llvmir", lowered, "-o", text],
-        [tools() / "llc", "-O1", "-relocation-model=pic", "-filetype=obj", text, "-o", machine],
-        ["gcc", "-O1", "-shared", "-fPIC", folder / "runtime.c", machine, "-lm", "-o", library],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command[0]}: {done.stderr[:2000]}"
+    _run(OPT, "--allow-unregistered-dialect", source, *LOWER, "-o", lowered)
+    machine.write_bytes(_machine_code(lowered))
+    _run("gcc", "-O1", "-shared", "-fPIC", folder / "runtime.c", machine, "-lm", "-o", library)
     return ctypes.CDLL(library)
+
+
+def _run(*command: str | Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command[0]}: {done.stderr[:2000]}"
+
+
+def _machine_code(lowered: Path) -> bytes:
+    """An object file for this CPU, of MLIR in LLVM's dialect. No product and sum become one."""
+    from triton._C.libtriton import ir, llvm
+
+    context = ir.context()
+    ir.load_dialects(context)
+    llvm.init_targets()
+    made = str(llvm.to_module(ir.parse_mlir_module(str(lowered), context), llvm.context()))
+    return llvm.translate_to_asm(made, f"{platform.machine()}-unknown-linux-gnu", "generic", "", [], False, True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 BITS = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "f16": 16, "bf16": 16, "f32": 32, "index": 64}
 # The compiler's names of memories, and ours.
 SPACES = {"ub": "ub", "cbuf": "l1", "ca": "l0", "cb": "l0", "cc": "l0c"}
-BUFFER = re.compile(r"pointer_cast\(%([\w-]+)[^)]*\) : memref<([^,>]+), #hivm\.address_space<(\w+)>")
+BUFFER = re.compile(r"pointer_cast\(([^)]*)\) : memref<([^,>]+), #hivm\.address_space<(\w+)>")
 LOOP = re.compile(r"scf\.for (%\w+) = (\S+) to (\S+) step (\S+)")
 OWN = 3  # arguments of the compiler's own, which come first
 SINGLE = re.compile(r"= memref\.load |^memref\.store ")
@@ -36,13 +36,14 @@ def sizes(ir: str) -> dict[str, int]:
 
 
 def memory(ir: str) -> dict[str, int]:
-    """Bytes that the plan takes of each memory: up to the end of the buffer that ends last."""
+    """Bytes that the plan takes of each memory: up to the end of the buffer that ends last. One with a twin, which is
+    filled while it is worked on, has two addresses."""
     constants = {name: int(value) for name, value in re.findall(r"%(\S+) = arith\.constant (-?\d+) : i64", ir)}
     ends: dict[str, int] = {}
-    for offset, shape, space in BUFFER.findall(ir):
+    for offsets, shape, space in BUFFER.findall(ir):
         *lengths, kind = shape.split("x")
-        name = SPACES[space]
-        ends[name] = max(ends.get(name, 0), constants[offset] + math.prod(map(int, lengths)) * BITS[kind] // 8)
+        name, last = SPACES[space], max(constants[offset.strip(" %")] for offset in offsets.split(","))
+        ends[name] = max(ends.get(name, 0), last + math.prod(map(int, lengths)) * BITS[kind] // 8)
     return ends
 
 

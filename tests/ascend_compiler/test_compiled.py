@@ -25,6 +25,13 @@ EVERY_CHIP = pytest.mark.parametrize(
 )
 
 
+def test_both_addresses_of_a_double_buffer_are_counted():
+    ir = """%c0_i64 = arith.constant 0 : i64
+    %c8192_i64 = arith.constant 8192 : i64
+    %4 = hivm.hir.pointer_cast(%c0_i64, %c8192_i64) : memref<16x64xf32, #hivm.address_space<ub>>"""
+    assert memory(ir) == {"ub": 8192 + 16 * 64 * 4}
+
+
 @RELEASES
 @EVERY_CHIP
 def test_the_table_of_chips_is_the_compilers(chip, release):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from compiling import recorded
-from executing import execute, tools
+from executing import execute
 from tolerances import assert_equal
 from work import DTYPES, planned_for
 
@@ -19,7 +19,6 @@ from ppe_npu.backends.npu.chips import CHIPS
 from ppe_npu.backends.reference.dpc_knn import dpc_knn as reference
 from ppe_npu.backends.reference.group_mean import group_mean as reference_mean
 
-pytestmark = pytest.mark.skipif(tools() is None, reason="LLVM 19's mlir-opt is not here: see executing.py")
 # Fewer cores than a chip has: every program goes from task to task.
 CHIP = dataclasses.replace(CHIPS["Ascend910B1"], cubes=2, vectors=3)
 

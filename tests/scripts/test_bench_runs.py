@@ -1,5 +1,6 @@
 """The benchmarks run from end to end, at sizes of seconds, and leave whole results."""
 
+import importlib
 import json
 
 import bench_ops
@@ -12,6 +13,7 @@ from bench.operators import operators
 
 from ppe_npu.backends import dispatch
 from ppe_npu.errors import InputError
+from ppe_npu.methods import IPCV
 
 
 def test_every_op_is_timed_and_written(tmp_path, capsys):
@@ -40,6 +42,27 @@ def test_every_op_is_timed_and_written(tmp_path, capsys):
     assert "best: dpc_knn by reference" in printed
 
 
+def test_what_fails_is_named_and_all_else_is_measured(tmp_path, monkeypatch):
+    """The released loop sorts in fp64, which an NPU does not: no fault of ours."""
+
+    def breaks(*_):
+        raise RuntimeError("sorts no fp64\nand more")
+
+    output = tmp_path / "ops.json"
+    monkeypatch.setattr(cases.released_loop, "means_of_frames", breaks)
+    monkeypatch.setattr(importlib.import_module("ppe_npu.backends.reference.group_mean"), "group_mean", breaks)
+    options = ["--sizes", "tiny", "--rounds", "1", "--threads", "1", "--ops", "group_mean", "--output", str(output)]
+    with pytest.raises(
+        SystemExit, match=r"failed: group_mean 2 x 24 x 16 by reference \(RuntimeError: sorts no fp64\)"
+    ):
+        bench_ops.main(options)
+    forward, step = json.loads(output.read_text())["rows"]
+    assert forward["not_measured"]["released loop"] == "RuntimeError: sorts no fp64"
+    assert forward["failed"] == step["failed"] == ["reference (RuntimeError: sorts no fp64)"]
+    assert "cpu" in forward["times"]
+    assert "cpu" in step["times"]
+
+
 def test_counting_alone_runs_nothing(capsys):
     bench_ops.main(["--count", "790e12", "4.3e12"])
     (line,) = (
@@ -54,9 +77,10 @@ def test_an_op_that_is_unknown_is_refused():
 
 
 @pytest.fixture
-def bench(tmp_path):
+def bench(tmp_path, monkeypatch):
     """Run parts of the benchmark of whole models; gives what stands in its file then, and in its picture."""
     output = tmp_path / "prefill.json"
+    monkeypatch.setattr(bench_prefill, "operators", lambda frames: {"ours": 1, "released": frames})  # which has a test
 
     def run(*options):
         given = ["--sizes", "tiny", "--rounds", "1", "--threads", "1", "--output", str(output)]
@@ -70,17 +94,36 @@ def test_prefill_is_timed_setting_by_setting(bench):
     parts, picture = bench("--parts", "prefill")
     assert list(parts) == ["tiny video-3x16 prefill"]
     rows = parts["tiny video-3x16 prefill"]["rows"]
-    assert set(rows) == set(settings(3))
+    assert set(rows) == set(settings(3, blocks=2))
     assert rows["dense"]["output_length"] == 57
     assert rows["ppe 0.45"]["output_length"] == 9 + 3 * 8
-    for row in rows.values():
-        assert row["ms"] >= row["decoder_ms"] >= 0
+    for name, row in rows.items():
+        assert ("tower_ms" in row) == ("decoder_ms" in row) == (name != "ipcv")
+        assert row["ms"] >= row.get("decoder_ms", 0) >= 0
+        assert row["rounds"] == 1
         assert row["kv_mib"] > 0
         assert row["peak_mib"] > 0
     assert rows["unmodified"]["compression_share"] == 0.0 < rows["ppe 0.45"]["compression_share"] < 1.0
     assert picture.startswith(b"\x89PNG")
     with pytest.raises(InputError, match="name another file"):
         bench("--rounds", "2")
+
+
+def test_of_a_picture_cells_are_dropped_before_the_tower(bench, tmp_path, monkeypatch):
+    """And a setting that fails costs no other one its figures; no round begins when the time is over."""
+
+    def breaks(*_, **__):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(IPCV, "choose", breaks)
+    with pytest.raises(SystemExit, match=r"failed: ipcv \(RuntimeError: no such kernel\)"):
+        bench("--parts", "prefill", "--cases", "image-16", "--rounds", "3", "--seconds", "0")
+    (part,) = json.loads((tmp_path / "prefill.json").read_text())["parts"].values()
+    rows = part["rows"]
+    assert rows.pop("ipcv") == {"not_measured": "RuntimeError: no such kernel"}
+    assert rows["pixelprune 0.45"]["output_length"] == rows["ppe 0.45"]["output_length"] == 9 + 8
+    assert rows["dense"]["output_length"] == 9 + 16
+    assert {row["rounds"] for row in rows.values()} == {1}
 
 
 @pytest.mark.slow

@@ -6,17 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench_ops
+import bench_prefill
 import pytest
+
+from ppe_npu.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "device_check.sh"
-# In python's place: notes its arguments; fails where the parts' words tell it to; sleeps where they tell it to.
+# In python's place: notes its arguments, a line each, and an empty one; fails in one part; sleeps where it is told to.
 STAND_IN = """#!/bin/sh
 case "$*" in *int\\(60*) exec {python} "$@";; esac
-echo "$*" >> {calls}
-case "$*" in *bench_ops*) exit 3;; *"parts decode"*) exec sleep 300;; esac
+case "$*" in *facts.json*) set -- facts;; esac
+printf '%s\\n' "$@" "" >> {calls}
+case "$*" in *bench_ops*) exit 3;; *"parts {hangs}"*) exec sleep 300;; esac
 """
-PARTS = ["facts", "kernels", "operators", "prefill", "decode", "train", "parity", "bundle", "no-sync"]
+PARTS = ["facts", "kernels", "operators", "prefill", "decode", "train", "picture", "parity", "bundle", "no-sync"]
 
 
 def check(folder: Path, **environment: str) -> tuple[int, dict]:
@@ -28,27 +33,49 @@ def check(folder: Path, **environment: str) -> tuple[int, dict]:
     return done.returncode, json.loads(summary.read_text())
 
 
-def stand_in(folder: Path) -> Path:
-    python, calls = folder / "python3", folder / "calls"
-    python.write_text(STAND_IN.format(python=sys.executable, calls=calls))
+def rehearsed(folder: Path, hangs: str = "nothing", **environment: str) -> tuple[int, dict[str, int], list[list[str]]]:
+    """The exit code, those of the parts, and the arguments that python was called with in each."""
+    python, noted = folder / "python3", folder / "calls"
+    python.write_text(STAND_IN.format(python=sys.executable, calls=noted, hangs=hangs))
     python.chmod(0o755)
-    return python
+    code, summary = check(folder, PYTHON=str(python), **environment)
+    parts = {part["part"]: part["exit"] for part in summary["parts"] if part["part"] != "nvidia-smi"}
+    assert len(list((folder / "out").iterdir())) <= 8
+    return code, parts, [call.splitlines() for call in noted.read_text().split("\n\n") if call]
+
+
+@pytest.mark.parametrize("environment", [{}, {"DEVICE": "cpu", "TINY": "1"}], ids=["cuda", "tiny"])
+def test_every_part_is_a_command_that_its_program_takes(tmp_path, environment):
+    """Its first run on a GPU is not the first time that somebody reads its arguments."""
+    code, parts, calls = rehearsed(tmp_path, **environment)
+    assert code == 1
+    assert parts == dict.fromkeys(PARTS[: 9 if environment else 10], 0) | {"operators": 3}
+    device, cases = environment.get("DEVICE", "cuda"), set()
+    for arguments in calls[1:]:
+        if arguments[:2] == ["-m", "pytest"]:
+            files = [word for word in arguments if word.endswith(".py")]
+            assert files
+            assert all((ROOT / name).is_file() for name in files)
+            continue
+        programs = {"scripts/bench_ops.py": bench_ops.parsed, "scripts/bench_prefill.py": bench_prefill.parsed}
+        taken = programs.get(arguments[0])
+        given = taken(arguments[1:]) if taken else build_parser().parse_args(arguments[2:])
+        assert given.device == device
+        if taken is bench_prefill.parsed:
+            cases |= {(case, part) for case in given.cases for part in given.parts}
+    assert {case.partition("-")[0] for case, _ in cases} == {"video", "image"}
+    assert len(cases) == 2 * len(bench_prefill.PARTS)
 
 
 @pytest.mark.slow
 def test_every_part_runs_although_one_fails_and_one_never_ends(tmp_path):
-    code, summary = check(tmp_path, PYTHON=str(stand_in(tmp_path)), MINUTES="0.2")
+    code, parts, _ = rehearsed(tmp_path, hangs="decode", MINUTES="0.2")
     assert code == 1
-    parts = [part for part in summary["parts"] if part["part"] != "nvidia-smi"]
-    assert [part["part"] for part in parts] == PARTS
-    exits = {part["part"]: part["exit"] for part in parts}
-    assert exits["facts"] == exits["kernels"] == exits["prefill"] == 0
-    assert exits["operators"] == 3
-    assert exits["decode"] == 124
-    assert exits["train"] == exits["no-sync"] == -1  # the hung part has taken the time that there was
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert all("--device cuda" in line for line in calls if "bench_" in line or "ppe_npu.cli" in line)
-    assert len(list((tmp_path / "out").iterdir())) <= 8
+    assert list(parts) == PARTS
+    assert parts["facts"] == parts["kernels"] == parts["prefill"] == 0
+    assert parts["operators"] == 3
+    assert parts["decode"] == 124
+    assert parts["train"] == parts["no-sync"] == -1  # the hung part has taken the time that there was
 
 
 @pytest.mark.slow
@@ -59,7 +86,7 @@ def test_it_runs_whole_on_a_cpu(tmp_path):
     assert code == 0
     out = tmp_path / "out"
     assert {row["op"] for row in json.loads((out / "ops.json").read_text())["rows"]} == {"group_mean"}
-    assert len(json.loads((out / "prefill.json").read_text())["parts"]) == 3
+    assert len(json.loads((out / "prefill.json").read_text())["parts"]) == 6
     assert json.loads((out / "facts.json").read_text())["torch"]
     assert "agree" in (out / "log.txt").read_text()
     assert len(list(out.iterdir())) <= 8
