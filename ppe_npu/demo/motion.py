@@ -1,4 +1,4 @@
-"""`ppe-npu demo --motion`: a tiny Qwen2.5-VL trained frame by frame, and with PVC's modules, on clips of figures.
+"""`ppe-npu demo --motion`: a tiny Qwen2.5-VL trained frame by frame, and with PVC's modules, on clips of a board.
 
 Both start from the same weights of a seed, see the same clips in the same order for as many steps at the same rates,
 and are given as many tokens of a frame; the one has PVC's modules beside. A killed run goes on where it was.
@@ -7,6 +7,7 @@ and are given as many tokens of a frame; the one has PVC's modules beside. A kil
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,13 @@ from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.demo import clips, tiny
-from ppe_npu.demo.pipeline import draw_once, set_up_process, train_once
+from ppe_npu.demo.pipeline import draw_once, set_up_process, train_once, worker_pool
 from ppe_npu.files import new_folder, write_json, write_text
 from ppe_npu.models.pvc.config import PVCConfig
 
 MERGE = 4  # patches along one side of a token: 16 x 16 pixels
 TOKENS = (clips.SIDE // (tiny.PATCH * MERGE)) ** 2  # of a frame
-SPLITS = {"train": (1_000, 1), "test": (256, 2)}  # clips, and the seed that they are drawn with
+SPLITS = {"train": (2_000, 1), "test": (256, 2)}  # clips, and the seed that they are drawn with
 PVC = {"pvc": PVCConfig(blocks=2, time_width=64)}
 FRAMEWISE = "frame by frame"
 NAMES = (FRAMEWISE, "PVC")
@@ -41,6 +42,17 @@ class MotionRecipe:
     save_steps: int = 20
 
 
+@dataclass(frozen=True)
+class Job:
+    """One model of one seed; everything that a worker process needs."""
+
+    output: str
+    name: str
+    seed: int
+    device: str
+    recipe: MotionRecipe
+
+
 RECIPE = MotionRecipe()
 _BATCH, _NEW_TOKENS = 128, 4  # of answering: the restated question, the word, and the end of the turn
 
@@ -51,11 +63,20 @@ def main(args: argparse.Namespace) -> int:
     device = devices.resolve(args.device)
     set_up_process(None)
     make_data(output / "data")
-    seeds = range(args.seeds)
-    results = [run(output, name, seed, device.type) for seed in seeds for name in NAMES]
+    for seed in range(args.seeds):
+        if not (output / f"seed{seed}" / "start" / "config.json").is_file():
+            build(output / f"seed{seed}" / "start", seed)
+    jobs = [Job(str(output), name, seed, device.type, RECIPE) for seed in range(args.seeds) for name in NAMES]
+    # One process per core, of one thread each, as in pipeline.py.
+    workers = min(os.cpu_count() or 1, len(jobs)) if devices.on_cpu(device) else 1
+    with worker_pool(workers) as pool:
+        results = list(pool.map(run, jobs))
     write_json(output / "results.json", results)
     minutes = (time.perf_counter() - started) / 60
-    spent = f"Made by `ppe-npu demo --motion --seeds {args.seeds}` in {minutes:.0f} minutes."
+    spent = (
+        f"Made by `ppe-npu demo --motion --seeds {args.seeds}` in {minutes:.0f} minutes (what an interrupted run had "
+        "finished not counted)."
+    )
     text = f"{table(results)}\n{findings(results)}"
     write_text(output / "report.md", f"# Motion: PVC and frame by frame\n\n{text}\n{spent}\n")
     print(f"{text}\nwritten to {output / 'report.md'}")
@@ -78,7 +99,7 @@ def build(folder: Path, seed: int) -> None:
         tiny.build_processor(vocabulary, clips.SIDE, temporal_patch_size=1, merge_size=MERGE).save_pretrained(start)
 
 
-def run(output: Path, name: str, seed: int, device: str) -> dict[str, Any]:
+def run(job: Job) -> dict[str, Any]:
     """Train and ask one model of one seed; what the runner says of it, with the seed."""
     from ppe_npu.checkpoints.loading import load_model, load_processor
     from ppe_npu.config import CompressionConfig
@@ -86,17 +107,18 @@ def run(output: Path, name: str, seed: int, device: str) -> dict[str, Any]:
     from ppe_npu.evaluation.runner import evaluate
     from ppe_npu.models import compress
 
-    root = output / f"seed{seed}"
-    if not (root / "start" / "config.json").is_file():
-        build(root / "start", seed)
-    folder = root / name.lower().replace(" ", "-")
-    more = {} if name == FRAMEWISE else PVC
-    train_once(RECIPE, root / "start", output / "data" / "train.jsonl", folder, "dense", seed, device, **more)
-    model = compress(load_model(folder / "final", devices.resolve(device)), CompressionConfig.preset("dense"))
+    on_cpu = devices.on_cpu(devices.resolve(job.device))
+    set_up_process(1 if on_cpu else None)
+    output, root = Path(job.output), Path(job.output) / f"seed{job.seed}"
+    folder = root / job.name.lower().replace(" ", "-")
+    more = {} if job.name == FRAMEWISE else PVC
+    data = output / "data" / "train.jsonl"
+    train_once(job.recipe, root / "start", data, folder, "dense", job.seed, job.device, **more)
+    model = compress(load_model(folder / "final", devices.resolve(job.device)), CompressionConfig.preset("dense"))
     benchmark = benchmarks.load("motion", output / "data" / "test.jsonl")
     limits = {"batch_size": _BATCH, "max_new_tokens": _NEW_TOKENS}
-    found = evaluate(model, load_processor(folder / "final"), benchmark, folder / "eval", name=name, **limits)
-    return {"name": name, "seed": seed, "types": found["types"], "accuracy": found["accuracy"]}
+    found = evaluate(model, load_processor(folder / "final"), benchmark, folder / "eval", name=job.name, **limits)
+    return {"name": job.name, "seed": job.seed, "types": found["types"], "accuracy": found["accuracy"]}
 
 
 def table(results: list[dict[str, Any]]) -> str:
