@@ -32,7 +32,7 @@ KINDS = (*clips.QUESTION_TYPES, "all")
 class MotionRecipe:
     """Of both models; the field names are TrainConfig's. All parts learn, from random weights."""
 
-    max_steps: int = 400
+    max_steps: int = 600
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 40
