@@ -83,7 +83,8 @@ def test_a_split_is_the_same_bytes_by_seed_and_is_read_as_it_was_drawn(tmp_path)
 
 def result(name, seed, low, high):
     found = {"accuracy": (low + high) / 2, "low": low, "high": high, "count": 9}
-    return {"name": name, "seed": seed, "types": dict.fromkeys(clips.QUESTION_TYPES, found), "accuracy": found}
+    types = dict.fromkeys(clips.QUESTION_TYPES, found)
+    return {"name": name, "seed": seed, "types": types, "accuracy": found, "told": 0.9 + seed / 100}
 
 
 def test_the_report_says_ahead_only_where_intervals_do_not_touch():
@@ -122,6 +123,14 @@ def test_the_page_is_given_the_table_and_the_findings():
     assert document_motion.written(found, rows) == found
     kept = [text.split(mark)[at] for text in (page, found) for mark, at in MARKS]
     assert kept[:2] == kept[2:]
+
+
+def test_a_frame_s_token_tells_its_squares_before_any_training(tmp_path):
+    motion.build(tmp_path / "start", 0)
+    assert motion.squares_told(tmp_path / "start", 1_000) > 0.95
+    assert "tells from a frame's token 91.0% or more" in motion.findings(
+        [result(name, seed, 0, 1) for seed in (1, 2) for name in motion.NAMES]
+    )
 
 
 @pytest.mark.slow
