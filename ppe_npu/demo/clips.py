@@ -1,74 +1,68 @@
-"""The motion task: clips of one coloured figure, and questions about what happens to it.
+"""The motion task: clips of a board of squares, and questions about what changes on it.
 
-The figure walks in one of four directions, vanishes now and then, and at some moment becomes another glyph, another
-colour, both or neither. A question is one word; the answer restates it and adds one ("towards left"):
+A board of 4 x 4 squares, each dark or light as a coin falls, stands still but for changes: for one frame, some of its
+dark squares are light and its light ones dark. A question is one word; the answer restates it and adds one ("towards
+left"):
 
-    towards    in which direction does it walk?     left, right, up, down
-    times      how often does it vanish?            0..2
-    changed    what of it became another?           colour, shape, both, nothing
+    towards    four lines change, one after the other: where to?    left, right, up, down
+    times      how often does the whole board change?               0..2
+    changed    which quarter changes, once?                         northwest, northeast, southwest, southeast
 
-No frame alone holds an answer. The figure leaves the frame on one side and comes back on the other, so that where it
-stands in the first says nothing of where it goes; how long it stays away, and when it changes, is drawn, too.
+No frame alone holds an answer: whatever changes in it, it is a board of coins that fell. The first frame is the board
+itself; in which of the others something changes is drawn, and in some, if the board seldom does, nothing.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ppe_npu.demo.scenes import BACKGROUND, CELL, COLOURS, GLYPHS, SHAPES
 from ppe_npu.files import write_text, writing
 
 FRAMES = 8
 RATE = 2  # frames per second
-SIDE = 2 * CELL  # pixels along one side of a frame
-STEP = 2  # pixels between two frames, and between places: half a patch of the tiny model
-DIRECTIONS = {"left": (0, -STEP), "right": (0, STEP), "up": (-STEP, 0), "down": (STEP, 0)}
-TIMES = (0, 1, 2)
-CHANGES = {"nothing": (False, False), "colour": (True, False), "shape": (False, True), "both": (True, True)}
-ANSWERS = {"towards": tuple(DIRECTIONS), "times": tuple(map(str, TIMES)), "changed": tuple(CHANGES)}
+SQUARES, SQUARE = 4, 4  # along one side: of the board in squares, and of a square in pixels, a patch of the tiny model
+SIDE = SQUARES * SQUARE  # pixels along one side of a frame
+DARK, LIGHT = 0, 255
+
+
+def _lines() -> dict[str, np.ndarray]:
+    """Direction -> bool [SQUARES, SQUARES, SQUARES]: line by line, in the order in which they change, its squares."""
+    columns = np.broadcast_to(np.eye(SQUARES, dtype=bool)[:, None], (SQUARES,) * 3)
+    rows = columns.transpose(0, 2, 1)
+    return {"left": columns[::-1], "right": columns, "up": rows[::-1], "down": rows}
+
+
+def _quarters() -> dict[str, np.ndarray]:
+    """Name -> bool [SQUARES, SQUARES]: its squares."""
+    first = np.arange(SQUARES) < SQUARES // 2
+    sides = {"north": first, "south": ~first}, {"west": first, "east": ~first}
+    return {row + column: np.outer(sides[0][row], sides[1][column]) for row in sides[0] for column in sides[1]}
+
+
+LINES, QUARTERS, TIMES = _lines(), _quarters(), (0, 1, 2)
+ANSWERS = {"towards": tuple(LINES), "times": tuple(map(str, TIMES)), "changed": tuple(QUARTERS)}
 QUESTION_TYPES = tuple(ANSWERS)
 CHANCE = {kind: 1 / len(answers) for kind, answers in ANSWERS.items()}
 WORDS = ("system", "user", "assistant", *QUESTION_TYPES, *(word for words in ANSWERS.values() for word in words))
 
 
-def _blinks() -> dict[int, list[tuple[bool, ...]]]:
-    """How often a figure vanishes -> all ways of that: whether it is there, frame by frame, from the first on."""
-    ways: dict[int, list[tuple[bool, ...]]] = {}
-    for rest in itertools.product((True, False), repeat=FRAMES - 1):
-        there = (True, *rest)
-        count = sum(now and not then for now, then in itertools.pairwise(there))
-        if sum(there) > FRAMES // 2:  # else what it does cannot be seen
-            ways.setdefault(count, []).append(there)
-    return {count: ways[count] for count in TIMES}
-
-
-BLINKS = _blinks()
-
-
 @dataclass(frozen=True)
 class Clip:
-    """Frame by frame a figure's glyph (None: away), colour and (row, column); and the answers, by question."""
+    """Which squares of the board are light, bool [SQUARES, SQUARES]; which change, bool [FRAMES, SQUARES, SQUARES]; and
+    the answers, by question."""
 
-    glyphs: tuple[str | None, ...]
-    colours: tuple[str, ...]
-    places: tuple[tuple[int, int], ...]
+    board: np.ndarray
+    changes: np.ndarray
     answers: dict[str, str]
 
     def pixels(self) -> np.ndarray:
         """uint8 [FRAMES, SIDE, SIDE, 3]."""
-        canvas = np.empty((FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
-        canvas[:] = BACKGROUND
-        for frame, glyph, colour, place in zip(canvas, self.glyphs, self.colours, self.places):
-            if glyph is not None:
-                ink = np.zeros((SIDE, SIDE), dtype=bool)
-                ink[:CELL, :CELL] = GLYPHS[glyph]
-                frame[np.roll(ink, place, (0, 1))] = COLOURS[colour]
-        return canvas
+        light = (self.board ^ self.changes).repeat(SQUARE, 1).repeat(SQUARE, 2)
+        return np.where(light, LIGHT, DARK).astype(np.uint8)[..., None].repeat(3, -1)
 
     def questions(self) -> list[tuple[str, str, str]]:
         """Every question of the clip as (type, question, answer), each answer one word."""
@@ -76,20 +70,15 @@ class Clip:
 
 
 def make_clip(rng: np.random.Generator) -> Clip:
-    """A random clip: direction, how often the figure vanishes and what changes are drawn evenly and apart."""
+    """A random clip: the board, the answers and the moments of all changes are drawn evenly and apart."""
     answers = {kind: str(rng.choice(words)) for kind, words in ANSWERS.items()}
-    ways = BLINKS[int(answers["times"])]
-    there = ways[rng.integers(len(ways))]
-    row, column = (STEP * int(place) for place in rng.integers(0, SIDE // STEP, 2))
-    down, right = DIRECTIONS[answers["towards"]]
-    places = [((row + down * frame) % SIDE, (column + right * frame) % SIDE) for frame in range(FRAMES)]
-    # Frames on both sides of the change are seen: it falls on one in which the figure is there, but not the first.
-    change = int(rng.choice([frame for frame in range(1, FRAMES) if there[frame]]))
-    colours, shapes = ([str(name) for name in rng.permutation(list(names))[:2]] for names in (COLOURS, SHAPES))
-    recoloured, reshaped = CHANGES[answers["changed"]]
-    drawn_in = [colours[recoloured and frame >= change] for frame in range(FRAMES)]
-    glyphs = [shapes[reshaped and frame >= change] if there[frame] else None for frame in range(FRAMES)]
-    return Clip(tuple(glyphs), tuple(drawn_in), tuple(places), answers)
+    board = rng.integers(0, 2, (SQUARES, SQUARES)).astype(bool)
+    moments = 1 + rng.permutation(FRAMES - 1)  # each for one change at most
+    changes = np.zeros((FRAMES, SQUARES, SQUARES), dtype=bool)
+    changes[np.sort(moments[:SQUARES])] = LINES[answers["towards"]]
+    changes[moments[SQUARES : SQUARES + int(answers["times"])]] = True
+    changes[moments[-1]] = QUARTERS[answers["changed"]]
+    return Clip(board, changes, answers)
 
 
 def write_clip(file: str | Path, frames: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""`ppe-npu demo --motion`: a tiny Qwen2.5-VL trained frame by frame, and with PVC's modules, on clips of figures.
+"""`ppe-npu demo --motion`: a tiny Qwen2.5-VL trained frame by frame, and with PVC's modules, on clips of a board.
 
 Both start from the same weights of a seed, see the same clips in the same order for as many steps at the same rates,
 and are given as many tokens of a frame; the one has PVC's modules beside. A killed run goes on where it was.
@@ -7,20 +7,23 @@ and are given as many tokens of a frame; the one has PVC's modules beside. A kil
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ppe_npu.backends import device as devices
 from ppe_npu.demo import clips, tiny
-from ppe_npu.demo.pipeline import draw_once, set_up_process, train_once
+from ppe_npu.demo.pipeline import draw_once, set_up_process, train_once, worker_pool
 from ppe_npu.files import new_folder, write_json, write_text
 from ppe_npu.models.pvc.config import PVCConfig
 
 MERGE = 4  # patches along one side of a token: 16 x 16 pixels
 TOKENS = (clips.SIDE // (tiny.PATCH * MERGE)) ** 2  # of a frame
-SPLITS = {"train": (1_000, 1), "test": (256, 2)}  # clips, and the seed that they are drawn with
+SPLITS = {"train": (2_000, 1), "test": (256, 2)}  # clips, and the seed that they are drawn with
 PVC = {"pvc": PVCConfig(blocks=2, time_width=64)}
 FRAMEWISE = "frame by frame"
 NAMES = (FRAMEWISE, "PVC")
@@ -31,7 +34,7 @@ KINDS = (*clips.QUESTION_TYPES, "all")
 class MotionRecipe:
     """Of both models; the field names are TrainConfig's. All parts learn, from random weights."""
 
-    max_steps: int = 400
+    max_steps: int = 600
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 40
@@ -39,6 +42,17 @@ class MotionRecipe:
     betas: tuple[float, float] = (0.9, 0.98)
     logging_steps: int = 100
     save_steps: int = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model of one seed; everything that a worker process needs."""
+
+    output: str
+    name: str
+    seed: int
+    device: str
+    recipe: MotionRecipe
 
 
 RECIPE = MotionRecipe()
@@ -51,11 +65,20 @@ def main(args: argparse.Namespace) -> int:
     device = devices.resolve(args.device)
     set_up_process(None)
     make_data(output / "data")
-    seeds = range(args.seeds)
-    results = [run(output, name, seed, device.type) for seed in seeds for name in NAMES]
+    for seed in range(args.seeds):
+        if not (output / f"seed{seed}" / "start" / "config.json").is_file():
+            build(output / f"seed{seed}" / "start", seed)
+    jobs = [Job(str(output), name, seed, device.type, RECIPE) for seed in range(args.seeds) for name in NAMES]
+    # One process per core, of one thread each, as in pipeline.py.
+    workers = min(os.cpu_count() or 1, len(jobs)) if devices.on_cpu(device) else 1
+    with worker_pool(workers) as pool:
+        results = list(pool.map(run, jobs))
     write_json(output / "results.json", results)
     minutes = (time.perf_counter() - started) / 60
-    spent = f"Made by `ppe-npu demo --motion --seeds {args.seeds}` in {minutes:.0f} minutes."
+    spent = (
+        f"Made by `ppe-npu demo --motion --seeds {args.seeds}` in {minutes:.0f} minutes (what an interrupted run had "
+        "finished not counted)."
+    )
     text = f"{table(results)}\n{findings(results)}"
     write_text(output / "report.md", f"# Motion: PVC and frame by frame\n\n{text}\n{spent}\n")
     print(f"{text}\nwritten to {output / 'report.md'}")
@@ -78,7 +101,7 @@ def build(folder: Path, seed: int) -> None:
         tiny.build_processor(vocabulary, clips.SIDE, temporal_patch_size=1, merge_size=MERGE).save_pretrained(start)
 
 
-def run(output: Path, name: str, seed: int, device: str) -> dict[str, Any]:
+def run(job: Job) -> dict[str, Any]:
     """Train and ask one model of one seed; what the runner says of it, with the seed."""
     from ppe_npu.checkpoints.loading import load_model, load_processor
     from ppe_npu.config import CompressionConfig
@@ -86,17 +109,38 @@ def run(output: Path, name: str, seed: int, device: str) -> dict[str, Any]:
     from ppe_npu.evaluation.runner import evaluate
     from ppe_npu.models import compress
 
-    root = output / f"seed{seed}"
-    if not (root / "start" / "config.json").is_file():
-        build(root / "start", seed)
-    folder = root / name.lower().replace(" ", "-")
-    more = {} if name == FRAMEWISE else PVC
-    train_once(RECIPE, root / "start", output / "data" / "train.jsonl", folder, "dense", seed, device, **more)
-    model = compress(load_model(folder / "final", devices.resolve(device)), CompressionConfig.preset("dense"))
+    on_cpu = devices.on_cpu(devices.resolve(job.device))
+    set_up_process(1 if on_cpu else None)
+    output, root = Path(job.output), Path(job.output) / f"seed{job.seed}"
+    folder = root / job.name.lower().replace(" ", "-")
+    more = {} if job.name == FRAMEWISE else PVC
+    data = output / "data" / "train.jsonl"
+    train_once(job.recipe, root / "start", data, folder, "dense", job.seed, job.device, **more)
+    model = compress(load_model(folder / "final", devices.resolve(job.device)), CompressionConfig.preset("dense"))
     benchmark = benchmarks.load("motion", output / "data" / "test.jsonl")
     limits = {"batch_size": _BATCH, "max_new_tokens": _NEW_TOKENS}
-    found = evaluate(model, load_processor(folder / "final"), benchmark, folder / "eval", name=name, **limits)
-    return {"name": name, "seed": seed, "types": found["types"], "accuracy": found["accuracy"]}
+    found = evaluate(model, load_processor(folder / "final"), benchmark, folder / "eval", name=job.name, **limits)
+    told = squares_told(root / "start")
+    return {"name": job.name, "seed": job.seed, "types": found["types"], "accuracy": found["accuracy"], "told": told}
+
+
+def squares_told(folder: Path, boards: int = 2_000) -> float:
+    """Of a fifth of random boards, the share of squares that a linear layer, fitted on the others, tells from a frame's
+    one token: whether a model, before any training, sees what it is to compare."""
+    import torch
+
+    from ppe_npu.checkpoints.loading import load_model
+
+    drawn = np.random.default_rng(3).integers(0, 2, (boards, clips.SQUARES**2))
+    squares = torch.from_numpy(2.0 * drawn - 1).float()  # as the processor scales dark and light
+    patches = squares.reshape(-1, 1).repeat(1, 3 * clips.SQUARE**2)
+    visual = load_model(folder, torch.device("cpu")).model.visual
+    with torch.no_grad():
+        found = visual(patches, torch.tensor([[boards, clips.SQUARES, clips.SQUARES]]))
+    tokens = getattr(found, "pooler_output", found).double()
+    tokens, squares, fitted = torch.cat([tokens, torch.ones(boards, 1)], 1), squares.double(), boards * 4 // 5
+    layer = torch.linalg.lstsq(tokens[:fitted], squares[:fitted]).solution
+    return float((tokens[fitted:] @ layer * squares[fitted:] > 0).double().mean())
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -121,7 +165,8 @@ def findings(results: list[dict[str, Any]]) -> str:
     lines += [
         f"Accuracy in [0, 1] over {SPLITS['test'][0]} unseen clips, with 95 % Wilson intervals. Clearly: the intervals "
         f"of a seed do not touch. {TOKENS} token{'s' * (TOKENS > 1)} a frame, {clips.FRAMES} frames a clip, "
-        f"{RECIPE.max_steps:,} steps of {RECIPE.batch_size} clips."
+        f"{RECIPE.max_steps:,} steps of {RECIPE.batch_size} clips. Before any training a linear layer tells from a "
+        f"frame's token {min(found['told'] for found in results):.1%} or more of the squares of unseen boards."
     ]
     return "\n".join(lines) + "\n"
 

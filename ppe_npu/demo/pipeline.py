@@ -78,13 +78,13 @@ def main(args: argparse.Namespace) -> int:
     workers = min(os.cpu_count() or 1, len(seeds) * len(chosen)) if devices.on_cpu(device) else 1
     threads = 1 if workers > 1 else None
     base_threads = max((os.cpu_count() or 1) // len(seeds), 1) if devices.on_cpu(device) else None
-    with _pool(min(workers, len(seeds))) as pool:
+    with worker_pool(min(workers, len(seeds))) as pool:
         list(pool.map(_train_base, [(str(output), seed, device.type, base_threads) for seed in seeds]))
     if args.methods:
         jobs: list = many.jobs(output, chosen, seeds, args.full, device.type, threads)
     else:
         jobs = [Job(method, seed, str(output), device.type, threads) for seed in seeds for method in chosen]
-    with _pool(workers) as pool:
+    with worker_pool(workers) as pool:
         results = list(pool.map(many.run_job if args.methods else run_job, jobs))
         if args.methods:
             return many.report(output, results, time.perf_counter() - started, _command(args))
@@ -211,7 +211,7 @@ def set_up_process(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
+def worker_pool(workers: int) -> ProcessPoolExecutor:
     """Worker processes that start clean: a forked copy of a process that has used torch's threads may hang."""
     context = get_context("spawn")
     slots = context.Queue()

@@ -33,7 +33,7 @@ from ppe_npu.models.arguments import IDLE, PIXELS, ids_of_embeds
 from ppe_npu.models.caches import settled, state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.known import DECODERS, check_release
-from ppe_npu.models.one_dimension_families import FAMILIES, Asked, Family
+from ppe_npu.models.one_dimension_families import FAMILIES, Asked, Family, images_of_each
 from ppe_npu.models.seam import override, own_submodules
 from ppe_npu.models.tile_blocks import BLOCKS, TILES, pass_of_parts
 from ppe_npu.models.vision_language import decoder_layers as decoder_layers
@@ -276,4 +276,7 @@ def _picked(family: Family, kind: str, kwargs: dict, rows: int, order: Sequence[
     for name, array in arrays.items():
         if len(array) != rows:
             raise InputError(f"{name} has {len(array)} rows, but the prompts have {rows}: give one row for each")
-    return {name: torch.as_tensor(array)[list(order)] if order else None for name, array in arrays.items()}
+    picked: dict = {name: torch.as_tensor(array)[list(order)] if order else None for name, array in arrays.items()}
+    if kind == IMAGE and kwargs.get("batch_num_images") is not None:
+        picked["batch_num_images"] = images_of_each(kwargs["batch_num_images"], order) if order else None
+    return picked

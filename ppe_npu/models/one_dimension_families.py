@@ -4,8 +4,9 @@ Adding one: a Family in FAMILIES, and a tiny model of it in tests/families.py, o
 that a model sets behind the rows of a picture are visual tokens: the last column of its grid.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ class Asked:
         values = self.arguments.get(name)
         if values is None:
             raise InputError(f"pixel_values are given without {name}: give all that the processor gave")
-        return np.asarray([np.asarray(value) for value in values]).tolist()
+        return _listed(values)
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,13 @@ class Family:
         return {"pixel_values": torch.ones(1, tiles, *tile), "image_sizes": torch.tensor([[height, width]])}
 
 
+def _listed(values) -> list:
+    """Numbers, or rows of them, as a tensor on any device or a sequence of tensors or of what else has them."""
+    if hasattr(values, "tolist"):
+        return values.tolist()
+    return [_listed(value) if hasattr(value, "__len__") else int(value) for value in values]
+
+
 def _pair(size: int | tuple[int, int] | list[int]) -> Size:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
@@ -193,15 +201,15 @@ def picture_then_tiles(family: Family, asked: Asked) -> dict[str, Parts]:
     if _is_given(IMAGE, arguments):
         sizes = asked.numbers("image_sizes")
         counts = arguments.get("batch_num_images")
-        alone = (
-            [True] * len(sizes) if counts is None else [n == 1 for n in np.asarray(counts).tolist() for _ in range(n)]
-        )
+        alone = [True] * len(sizes) if counts is None else _alone(counts)
         if len(alone) != len(sizes):
             raise InputError(f"batch_num_images are {len(alone)} images in all, but image_sizes has {len(sizes)}")
-        out[IMAGE] = Parts()
+        out[IMAGE], most = Parts(), _most_tiles(config, arguments)
         for source, (size, tiled) in enumerate(zip(sizes, alone)):
-            second = _unpadded(config, size, height) if tiled else (1, 1)
-            out[IMAGE] += [Part(IMAGE, source, (1, height, width)), Part(IMAGE, source, (1, *second))]
+            second = _unpadded(config, size, height, most) if tiled else (1, 1)
+            out[IMAGE] += [Part(IMAGE, source, (1, height, width))]
+            # A picture of 1 x 200 pixels is padding in every row of its tiles.
+            out[IMAGE] += [Part(IMAGE, source, (1, *second))] * (second[0] > 0)
     if _is_given(VIDEO, arguments):
         out[VIDEO] = Parts()
         stride = getattr(config, "spatial_pool_stride", 2)
@@ -218,11 +226,44 @@ def picture_then_tiles(family: Family, asked: Asked) -> dict[str, Parts]:
     return out
 
 
+def _alone(counts) -> list[bool]:
+    """Of every image whether it is alone in its prompt: the others of LLaVA-OneVision have no tiles."""
+    return [number == 1 for number in _listed(counts) for _ in range(number)]
+
+
+def images_of_each(counts, rows: Sequence[int]) -> list[int]:
+    """What batch_num_images is of some of the images, or of some more than once.
+
+    Args:
+        counts: batch_num_images. rows: numbers of images.
+
+    Raises:
+        InputError: one image of a prompt with several, without the others: counts cannot say that it has no tiles.
+    """
+    alone, out = _alone(counts), list[int]()
+    for single, same in itertools.groupby(alone[row] for row in rows):
+        number = len(list(same))
+        if not single and number == 1:
+            raise InputError(
+                f"batch_num_images={_listed(counts)}: one image is new and others of its prompt are in the cache: give "
+                "the processor one list of all images, which are then alone, each with its tiles"
+            )
+        out += [1] * number if single else [number]
+    return out
+
+
 def _is_given(kind: str, arguments: dict) -> bool:
     return arguments.get(PIXELS[kind]) is not None or kind in (arguments.get("mm_encoder_outputs") or {})
 
 
-def _unpadded(config, size: list[int], side: int) -> Size:
+def _most_tiles(config, arguments: dict) -> int | None:
+    """As many tiles as a picture's features are scaled down to, where a model does that."""
+    if not hasattr(config, "vision_aspect_ratio"):
+        return None
+    return int((arguments.get("vision_aspect_ratio") or config.vision_aspect_ratio).removeprefix("anyres_max_"))
+
+
+def _unpadded(config, size: list[int], side: int, most: int | None) -> Size:
     """(rows, columns and a newline) of a picture's tiles together, as the model's own unpad_image leaves them."""
     pixels = config.vision_config.image_size
     best = select_best_resolution(tuple(size), config.image_grid_pinpoints)
@@ -233,8 +274,7 @@ def _unpadded(config, size: list[int], side: int) -> Size:
     else:
         kept = int(round(size[1] * (rows / size[0]), 7))
         columns -= 2 * ((columns - kept) // 2)
-    if hasattr(config, "vision_aspect_ratio"):
-        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+    if most is not None:
         ratio = math.sqrt(rows * columns / (most * side**2))
         if ratio > 1.1:
             rows, columns = int(rows // ratio), int(columns // ratio)

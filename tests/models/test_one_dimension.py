@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 from families import TEXTS, TINY, prompts, supported, together
-from prompts import GREEDY, logits
+from prompts import GREEDY, check_cache, logits
 from support import IMAGE_ID
-from tolerances import assert_equal, assert_near
+from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
@@ -154,6 +154,114 @@ def test_what_a_picture_is_in_the_prompt(name, model):
     kept = PPE.tokens_kept([span.grid for span in layout.spans], merge_size=1)
     assert sum(span.after for span in spans) == sum(kept) == model.compression.report.tokens_after
     assert sum(span.before for span in spans) == int((inputs["input_ids"] >= 90).sum())
+
+
+SIZED = ("llava_next", "llava_next_video", "llava_onevision")
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_a_picture_whose_tiles_are_padding_in_every_row(name):
+    """It has no tiles' tokens at all, and no newline: transformers takes it."""
+    tiny = dataclasses.replace(TINY[name], sizes=((30, 40), (1, 200), (200, 1)))
+    model = tiny.model()
+    orders = ([1, "picture", 2, "picture", 3], [1, "picture", "picture", "picture", 2])
+    samples = [tiny.sample(model, parts, seed) for seed, parts in enumerate(orders)]
+
+    def run():
+        return [logits(model, sample) for sample in samples]
+
+    expected, true = run(), exact(model, run)
+    compress(model, CompressionConfig.preset("ppe", k=4, ratio=1.0, layers=[0, 2], before_llm=True))
+    assert_rounds_alike(run(), expected, true)
+    compress(model, PPE)
+    check_cache(model, together(samples))
+
+
+def of_several_pictures(tiny, model, parts, seed, **said):
+    """A prompt as tiny.sample makes it, where the model is told `said`: pictures beside others have no tiles."""
+    given, sizes = parts.count("picture"), iter(tiny.sizes)
+    generator = torch.Generator().manual_seed(seed)
+    arrays = tiny.pictures(generator, *[next(sizes) for _ in range(given)])
+    with torch.no_grad():
+        features = model.model.get_image_features(**arrays, **said).pooler_output
+    counts = iter(map(len, features))
+    texts = [
+        torch.randint(3, 80, (part,), generator=generator).tolist() if part != "picture" else part for part in parts
+    ]
+    ids = [token for text in texts for token in ([IMAGE_ID] * next(counts) if text == "picture" else text)]
+    return {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long), **arrays}
+
+
+def test_pictures_beside_others_have_no_tiles():
+    """As LLaVA-OneVision's processor says by batch_num_images: in a batch, and for beams."""
+    tiny, settings = TINY["llava_onevision"], {"max_new_tokens": 3, **GREEDY}
+    model = tiny.model()
+    pair = of_several_pictures(tiny, model, [1, "picture", "picture", 2], 0, batch_num_images=[2])
+    single = tiny.sample(model, [2, "picture", 1], 1)
+    assert (pair["input_ids"] == IMAGE_ID).sum() == 2 * (16 + 1)
+    both = together([pair, single]) | {"batch_num_images": torch.tensor([2, 1])}
+
+    def run():
+        return logits(model, both)[both["attention_mask"].bool()]
+
+    expected, true = run(), exact(model, run)
+    ids = [model.generate(**both, **settings, num_beams=beams) for beams in (1, 2)]
+    compress(model, CompressionConfig.preset("ppe", k=4, ratio=1.0))
+    assert_rounds_alike(run(), expected, true)
+    for beams, wanted in zip((1, 2), ids):
+        assert torch.equal(model.generate(**both, **settings, num_beams=beams), wanted)
+    compress(model, PPE)
+    check_cache(model, both)
+
+
+def test_a_second_turn_is_told_how_many_pictures_its_prompts_have():
+    tiny, settings = TINY["llava_onevision"], {"max_new_tokens": 3, **GREEDY}
+    model = compress(tiny.model(), PPE)
+
+    def turn(whole, cut, pictures):
+        said = whole["batch_num_images"]
+        first = {key: whole[key][:pictures] for key in ("pixel_values", "image_sizes")}
+        first |= {"batch_num_images": torch.tensor([pictures]) if len(said) == 1 else said[:pictures]}
+        cache = model(input_ids=whole["input_ids"][:, :cut], **first, use_cache=True).past_key_values
+        return model.generate(**whole, **settings, past_key_values=cache)
+
+    apart = tiny.sample(model, [1, "picture", 3, "picture", 2], 4) | {"batch_num_images": torch.tensor([1, 1])}
+    cut = int((apart["input_ids"][0, 1:] != IMAGE_ID).nonzero()[0]) + 2
+    assert torch.equal(turn(apart, cut, 1), model.generate(**apart, **settings))
+    said, parts = {"batch_num_images": torch.tensor([3])}, [1, "picture", "picture", 3, "picture", 2]
+    beside = of_several_pictures(tiny, model, parts, 4, **said) | said
+    with pytest.raises(InputError, match=r"batch_num_images=\[3\]: one image is new and others of its prompt are in"):
+        turn(beside, 1 + 2 * 17 + 1, 2)
+
+
+class OnDevice(torch.Tensor):
+    """As a tensor on an accelerator, which numpy cannot read."""
+
+    def __array__(self, *_args, **_settings):
+        raise TypeError("can't convert npu:0 device type tensor to numpy")
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_sizes_of_pictures_may_lie_on_the_device(name):
+    model = TINY[name].model()
+    inputs = TINY[name].sample(model, [2, "picture", 3, "picture", 2], seed=1)
+    compress(model, PPE)
+    expected = logits(model, inputs)
+    assert_equal(logits(model, inputs | {"image_sizes": inputs["image_sizes"].as_subclass(OnDevice)}), expected)
+
+
+def test_features_that_are_scaled_down_otherwise_than_the_config_says():
+    model, tiny = TINY["llava_onevision"].model(), TINY["llava_onevision"]
+    asked, inputs = {"vision_aspect_ratio": "anyres_max_1"}, tiny.sample(model, [1, "picture", 2], 1)
+    with torch.no_grad():
+        made = model.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"], **asked)
+    count = len(made.pooler_output[0])
+    assert count < (inputs["input_ids"] == IMAGE_ID).sum()
+    ids = torch.tensor([[5, *[IMAGE_ID] * count, 6, 7]])
+    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), **asked}
+    expected, true = logits(model, inputs), exact(model, lambda: logits(model, inputs))
+    compress(model, CompressionConfig.preset("ppe", k=4, ratio=1.0))
+    assert_rounds_alike(logits(model, inputs), expected, true)
 
 
 def test_frames_of_a_video_are_told_by_the_caller():
