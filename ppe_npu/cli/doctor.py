@@ -59,20 +59,21 @@ def examined() -> dict[str, Any]:
     versions = {name: _version(name) for name in _NEEDED}
     problems = [f"{name} is not installed" for name, version in versions.items() if version is None]
     kinds: dict[str, dict[str, Any]] = {}
+    known: dict[str, Any] = {"auto": None, "operators": {}}
+    threads: int | None = None
     try:
         import torch
 
         from ppe_npu.backends import device as devices
 
         versions["torch"] = torch.__version__  # with its build, "+cpu" or "+cu130", which a wheel's name may leave out
-        kinds = {kind: _device(devices, kind) for kind in devices.KINDS}
-        known = {"auto": devices.resolve("auto").type}
-        known["operators"] = _operators({kind: found["there"] for kind, found in kinds.items()})
         threads = torch.get_num_threads()
+        kinds = {kind: _device(devices, kind) for kind in devices.KINDS}
+        there = {kind: found["there"] for kind, found in kinds.items()}
+        known = {"auto": devices.resolve("auto").type, "operators": _operators(there)}
     except Exception as error:
         if (why := no_torch(error)) is None:
             raise
-        known, threads = {"auto": None, "operators": {}}, None
         problems += [why] if versions["torch"] else []
     return {
         "ppe_npu": __version__,
