@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ REFERENCE = {
 }  # fmt: skip
 _PIXELS = 19200  # of the picture: tokens of 8 x 8 pixels
 _RATIO = 0.3  # of the pictures: enough merges to be seen
+_NOT_DRAWN = {  # methods -> what their pages have in place of a picture of one's own
+    "events": "It groups frames of videos; all methods on four frames, by `python scripts/draw_methods.py`.\n\n"
+    "![groups of every method on four frames](../methods-video.png)",
+    "ipcv": "There is no picture: patches leave early blocks of the vision tower, and its end rebuilds every one.",
+}
 
 
 def write_pages(folder: Path, pictures: bool = True) -> None:
@@ -47,11 +53,11 @@ def write_pages(folder: Path, pictures: bool = True) -> None:
     for page in list(folder.rglob("*.md")):
         _copy_linked(page, folder)
     (folder / "docs" / "reference.md").write_text(reference(), encoding="utf-8")
-    from ppe_npu.methods.listing import Listed, grouping, published
+    from ppe_npu.methods.listing import Listed, published
 
     own = folder / "docs" / "methods"
     own.mkdir()
-    drawn = _draw_all(own, grouping()) if pictures else {}
+    drawn = _draw_all(own, [name for name in published() if name not in _NOT_DRAWN]) if pictures else {}
     for name in published():
         (own / f"{name}.md").write_text(method_page(Listed.of(name), drawn.get(name)), encoding="utf-8")
     rows = [f"* [`{name}`]({name}.md): {Listed.of(name).what}" for name in published()]
@@ -98,6 +104,8 @@ def method_page(one: Any, picture: str | None) -> str:
             f"![groups]({one.name}.png)",
             command,
         ]
+    elif one.name in _NOT_DRAWN:
+        parts += ["## Its groups", _NOT_DRAWN[one.name]]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -137,8 +145,8 @@ def _code(text: str) -> str:
     return f"```text\n{text}\n```" if text else ""
 
 
-def _draw_all(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
-    """{method: its settings on the command line} of those whose picture is drawn."""
+def _draw_all(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """{method: its settings on the command line} of each picture."""
     from PIL import Image
 
     from ppe_npu.demo import tiny
@@ -151,13 +159,11 @@ def _draw_all(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
     inputs = processor(text=[text], images=[picture], return_tensors="pt")
     found = {}
     for name in names:
-        said = _draw(folder / f"{name}.png", model, inputs, picture, name)
-        if said is not None:
-            found[name] = said
+        found[name] = _draw(folder / f"{name}.png", model, inputs, picture, name)
     return found
 
 
-def _draw(file: Path, model: Any, inputs: Any, picture: Any, name: str) -> str | None:
+def _draw(file: Path, model: Any, inputs: Any, picture: Any, name: str) -> str:
     import torch
 
     from ppe_npu import CompressionConfig, compress
@@ -168,8 +174,7 @@ def _draw(file: Path, model: Any, inputs: Any, picture: Any, name: str) -> str |
     values: dict[str, Any] = {"positions": "ppe", "k": 4}
     values |= {"ratio": _RATIO} if hasattr(own, "ratio") else {}
     values |= {"layer": [1]} if own.place == "layer" else {}
-    if own.scope == "segment":  # events are of videos
-        return None
+    values |= {"merge_blocks": [0]} if hasattr(own, "merge_blocks") else {}  # the tiny tower's only one
     compress(model, CompressionConfig.preset(name, **values))
     model.compression.keep_groups = True
     with torch.inference_mode():

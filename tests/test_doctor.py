@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from ppe_npu.backends import dispatch
 from ppe_npu.cli import doctor
 from ppe_npu.cli.parser import build_parser
 
-PRINT_NUMBERS = ("train", "data", "convert", "eval", "report", "describe", "methods", "parity", "doctor")
+PRINT_NUMBERS = ("train", "data", "convert", "eval", "report", "describe", "methods", "parity", "demo", "doctor")
 
 
 def test_doctor_says_what_is_there_and_why_not(run):
@@ -49,6 +50,15 @@ def test_doctor_fails_where_something_needed_is_missing_and_shows_no_secret(run,
     assert "PROBLEM: av is not installed" in out
     assert "OMP_NUM_THREADS=1" in out
     assert "hf_secret" not in out
+
+
+def test_doctor_names_versions_that_are_not_asked_for(run, monkeypatch):
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: "0.1.dev1" if name == "accelerate" else version(name))
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "NOTE: accelerate 0.1.dev1 is not tested with this package, which asks for ==1.1.1" in out
+    assert "NOTE: torch" not in out
 
 
 def test_every_command_that_prints_numbers_has_json():
@@ -117,16 +127,29 @@ def test_train_eval_and_report_for_programs(run, tiny_folder, tmp_path):
 
 def test_completion(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "shtab", None)
-    refused(run("completion", "bash"), "shell completion needs shtab", 'pip install "ppe-npu[completion]"')
-    monkeypatch.setitem(
-        sys.modules, "shtab", SimpleNamespace(complete=lambda parser, shell: f"{shell} of {parser.prog}")
-    )
+    refused(run("completion", "bash"), "shell completion needs shtab", "[completion]")
+    taught = {}
+
+    def complete(parser, shell):
+        commands = next(action for action in parser._actions if hasattr(action, "choices") and action.choices).choices
+        taught.update({(name, act.dest): act for name, command in commands.items() for act in command._actions})
+        return f"{shell} of {parser.prog}"
+
+    monkeypatch.setitem(sys.modules, "shtab", SimpleNamespace(complete=complete, FILE="any file"))
     assert run("completion", "zsh")[:2] == (0, "zsh of ppe-npu\n")
+    for command, option in (("describe", "image"), ("eval", "model"), ("report", "folder"), ("train", "data")):
+        assert taught[command, option].complete == "any file"
+    for command, option, name in (("eval", "compression", "divprune"), ("eval", "benchmarks", "docvqa")):
+        assert name in taught[command, option].choices
+    assert not hasattr(taught["describe", "prompt"], "complete")
 
 
-def test_completion_by_shtab_itself(run):
+def test_completion_by_shtab_itself(run, tmp_path):
     pytest.importorskip("shtab")
     code, out, _ = run("completion", "bash")
     assert code == 0
-    assert "--lora-targets" in out
-    assert "merge-lora" in out
+    (tmp_path / "photo.jpg").touch()
+    script = 'COMP_WORDS=(ppe-npu describe "$@"); COMP_CWORD=3; _shtab_ppe_npu; echo "${COMPREPLY[*]}"'
+    for words, answer in ((("--image", "pho"), "photo.jpg"), (("--compression", "divp"), "divprune")):
+        asked = ["bash", "-c", f"{out}\n{script}", "bash", *words]
+        assert subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True).stdout.strip() == answer

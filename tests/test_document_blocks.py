@@ -1,5 +1,5 @@
-"""Every block of code in docs/ and the README does what the page says: Python runs, commands run or are at least ones
-that the program takes, make's targets are there.
+"""Every block of code in docs/ and the README does what the page says: Python runs, fenced or indented, commands run or
+are at least ones that the program takes, make's targets are there.
 
 The name of a checkpoint on the hub stands for a tiny model here, and PATH for its folder; files that pages name (a
 photo, a clip, a run with an adapter) are made beside. CONTRIBUTING's blocks are followed by test_contributing.
@@ -7,6 +7,7 @@ photo, a clip, a run with an adapter) are made beside. CONTRIBUTING's blocks are
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -19,7 +20,9 @@ from pathlib import Path
 import pytest
 from test_contributing import blocks
 
+from ppe_npu.checkpoints.compressed import note_compression
 from ppe_npu.cli.parser import build_parser
+from ppe_npu.config import CompressionConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,7 +45,15 @@ GIVEN = {
     "model.config.vision_config.depth = 6\nmodel = type(model)(model.config).eval()\n"
     "text = '<|vision_start|><|image_pad|><|vision_end|>row red'\n"
     "inputs = processor(text=[text], images=[Image.new('RGB', (48, 48))], return_tensors='pt')\n",
-    "lora.md": "base = 'Qwen/Qwen2.5-VL-3B-Instruct'\n",
+    "lora.md": "import ppe_npu\nbase = 'Qwen/Qwen2.5-VL-3B-Instruct'\n",
+    "README.md": "from types import SimpleNamespace\nfrom accelerate import Accelerator\n"
+    "trainer = SimpleNamespace(accelerator=Accelerator(cpu=True))\n",
+}
+# How blocks of Python begin that are not run here, and why.
+ELSEWHERE = {
+    "from llamafactory": "tests/frameworks runs it in an environment that has LLaMA-Factory",
+    "from swift": "tests/frameworks runs it in an environment that has ms-swift",
+    "model.model.language_model.compile()": "inductor has not been run by us, as the page says",
 }
 # Runs in the desk: the blocks of a page share a namespace, as if typed one after the other.
 RUNNER = """
@@ -63,13 +74,38 @@ json.dump(said, open("said.json", "w"))
 
 
 def python_blocks():
-    """(page:line, code, page) of every fenced Python block."""
-    return [
-        (f"{page.name}:{block.line}", block.code, page.name)
-        for page in PAGES
-        for block in blocks(page)
-        if block.language == "python"
-    ]
+    """(page:line, code, page) of every block of Python that is run here, in the order of its page."""
+    found = []
+    for page in PAGES:
+        own = [(block.line, block.code) for block in blocks(page) if block.language == "python"]
+        for line, code in sorted([*own, *indented(page.read_text(encoding="utf-8"))]):
+            if not code.startswith(tuple(ELSEWHERE)):
+                found.append((f"{page.name}:{line}", code, page.name))
+    return found
+
+
+def indented(text: str) -> list[tuple[int, str]]:
+    """(line, code) of every block that is indented by four spaces, outside of fences, and does something in Python."""
+    found: list[tuple[int, str]] = []
+    lines: list[str] = []
+    text, first = re.sub(r"(?ms)^```.*?^```$", lambda fence: "-" + "\n-" * fence[0].count("\n"), text), 0
+    for number, line in enumerate([*text.splitlines(), "end"], start=1):
+        if line.startswith("    ") or (lines and not line):
+            first = first if lines else number
+            lines.append(line[4:])
+        elif lines:
+            code, lines = "\n".join(lines).rstrip() + "\n", []
+            if does_something(code):
+                found.append((first, code))
+    return found
+
+
+def does_something(code: str) -> bool:
+    try:
+        nodes = list(ast.walk(ast.parse(code)))
+    except SyntaxError:
+        return False
+    return any(isinstance(node, (ast.Import, ast.ImportFrom, ast.Call, ast.Assign)) for node in nodes)
 
 
 def lines_of(program: str) -> list[tuple[str, str]]:
@@ -89,7 +125,7 @@ def lines_of(program: str) -> list[tuple[str, str]]:
 
 COMMANDS = lines_of("ppe-npu")
 # Commands whose words are there to be run on the desk; the others name data or devices that no desk has.
-RUN = ("ppe-npu describe", "ppe-npu merge-lora", "ppe-npu methods", "ppe-npu convert")
+RUN = ("ppe-npu doctor", "ppe-npu describe", "ppe-npu merge-lora", "ppe-npu methods", "ppe-npu convert")
 
 
 def runnable(command: str) -> bool:
@@ -113,7 +149,7 @@ def desk(tmp_path_factory, tiny_folder):
 
     save_adapter(add_adapter(load_model(tiny_folder), Adapter("lora", rank=2)), folder / "runs" / "x" / "final")
     (folder / "runs" / "x" / "final" / "compression.json").write_text(json.dumps({"k": 4}))
-    shutil.copytree(tiny_folder, folder / "merged")
+    note_compression(Path(shutil.copytree(tiny_folder, folder / "merged")), CompressionConfig.preset("ppe", k=4))
     return folder
 
 
@@ -165,6 +201,11 @@ def test_a_command_runs(followed, name):
 
 def test_the_pages_have_blocks_of_every_kind():
     assert len(python_blocks()) >= 10
+    assert any(code.startswith("from ppe_npu.compat") and page == "README.md" for _, code, page in python_blocks())
+    for beginning in ELSEWHERE:
+        assert any(f"    {beginning}" in page.read_text(encoding="utf-8") for page in PAGES), beginning
+    text = "text\n\n    a = 1\n\n    b = 2\n\n```python\n    c = 3\n```\n    make test\n"
+    assert indented(text) == [(3, "a = 1\n\nb = 2\n")]
     assert sum(runnable(command) for _, command in COMMANDS) >= 6
     assert len(COMMANDS) >= 25
 

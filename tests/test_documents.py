@@ -83,13 +83,13 @@ def test_no_document_has_a_wide_line():
 
 
 @pytest.mark.slow  # `make docs` runs it
-def test_the_first_snippet_of_the_readme_runs_as_pasted_without_a_network():
+def test_the_first_snippet_of_the_readme_runs_as_pasted_without_a_network(tmp_path):
     snippet = next(block.code for block in blocks(ROOT / "README.md") if block.language == "python")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", NO_NETWORK + snippet], env=environment, capture_output=True, text=True, timeout=120
-    )
+    asked = [sys.executable, "-c", NO_NETWORK + snippet]
+    done = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "groups.png").read_bytes().startswith(b"\x89PNG")
     promised = snippet.splitlines()[-1].partition("# ")[2]
     assert promised
     assert done.stdout.startswith(promised)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -15,6 +17,7 @@ import transformers
 from command_line import refused
 from packaging.version import Version
 
+import ppe_npu
 from ppe_npu import __version__
 from ppe_npu.backends.device import DeviceError
 from ppe_npu.backends.dispatch import ImplementationError
@@ -151,7 +154,8 @@ def test_packages_that_are_missing_or_broken_are_named_with_the_remedy(monkeypat
     (tmp_path / "linked_package.py").write_text("raise OSError('libnone.so: cannot open shared object file')\n")
     with pytest.raises(InputError, match=r"^work needs gone_package, which is not installed: pip install gone$"):
         optional("gone_package.part", "work", "gone")
-    with pytest.raises(InputError, match=r'not installed: pip install "ppe-npu\[eval\]"$'):
+    clone = re.escape(str(Path(ppe_npu.__file__).resolve().parents[1]))
+    with pytest.raises(InputError, match=rf'not installed: pip install "{clone}\[eval\]"$'):
         optional("gone_package", "work", "ppe-npu[eval]")
     for name, why in (("halved_package", "another_package_that_is_not_there"), ("linked_package", "libnone.so")):
         with pytest.raises(InputError, match=rf"work needs {name}, which cannot be imported \(.*{why}.*pip install"):
@@ -278,3 +282,25 @@ def test_a_fault_of_ours_while_a_model_is_loaded_keeps_its_traceback(folder, mon
     monkeypatch.setattr("ppe_npu.models.fused.fuse", lambda model: {}["a fault of ours"])
     with pytest.raises(KeyError):
         load(folder)
+
+
+@pytest.mark.parametrize("why", ["libcudart.so.13: cannot open shared object file", "undefined symbol: x"])
+def test_a_torch_that_cannot_be_imported_is_the_users_and_doctor_says_so(tmp_path, why):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(f"raise ImportError({why!r})\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(ppe_npu.__file__).parents[1]}"}
+
+    def asked(*words):
+        command = [sys.executable, "-m", "ppe_npu.cli", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    done = asked("parity")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"ppe-npu: error: torch cannot be imported ({why}): install a build of it")
+    assert done.stderr.count("\n") == 1
+    done = asked("doctor", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert any(why in problem for problem in found["problems"])
+    assert found["versions"]["transformers"] == transformers.__version__
+    assert found["devices"] == {}

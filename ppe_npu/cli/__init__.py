@@ -15,13 +15,15 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TextIO
 
 from ppe_npu import __version__
 from ppe_npu.cli.parser import build_parser
-from ppe_npu.errors import InputError, UserError, shown
+from ppe_npu.errors import InputError, UserError, first_line, shown
 from ppe_npu.utils.escape import printable
 
 # `import torch` imports torch_npu, and fails with it, whatever the device.
@@ -52,14 +54,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141 if error.errno == errno.EPIPE else _complain(error, error.exit_code)
     except UserError as error:
         return _complain(error, error.exit_code)
-    except RuntimeError as error:
-        if str(error).startswith("Failed to load the backend extension: torch_npu"):
-            return _complain(InputError(_NO_CANN), 2)
-        _ask_for_a_report(error, argv)
-        raise
     except Exception as error:
+        if (why := no_torch(error)) is not None:
+            return _complain(InputError(f"{why}; `ppe-npu doctor` says what is there"), 2)
         _ask_for_a_report(error, argv)
         raise
+
+
+def no_torch(error: BaseException) -> str | None:
+    """Why torch cannot be imported, and the remedy; None where the error is another one."""
+    if str(error).startswith("Failed to load the backend extension: torch_npu"):
+        return _NO_CANN
+    files = (Path(frame.filename).parts[-2:] for frame in traceback.extract_tb(error.__traceback__))
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        return "torch is not installed: install the build for this device (README.md)"
+    if isinstance(error, (ImportError, OSError)) and "torch" not in sys.modules and ("torch", "__init__.py") in files:
+        return f"torch cannot be imported ({first_line(error)}): install a build of it that fits this machine"
+    return None
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ppe_npu.cli.common import print_json
 from ppe_npu.demo import motion, pipeline
 from ppe_npu.errors import InputError
+from ppe_npu.utils.reading import read_json
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -22,4 +24,7 @@ def run_demo(args: argparse.Namespace) -> int:
         raise InputError("--motion compares two models, without --methods and --full: leave them out")
     if args.seeds < 1:
         raise InputError(f"seeds={args.seeds}: give at least 1")
-    return (motion if args.motion else pipeline).main(args) or 0
+    code = (motion if args.motion else pipeline).main(args) or 0
+    if args.json:
+        print_json(args, read_json(Path(args.output, "methods.json" if args.methods else "results.json")))
+    return code

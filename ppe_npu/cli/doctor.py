@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu import __version__
-from ppe_npu.cli.common import print_json
+from ppe_npu.cli import no_torch
 
 _NEEDED = ("torch", "transformers", "accelerate", "numpy", "pillow", "av", "safetensors", "tokenizers", "torchvision")
 _OPTIONAL = {  # package -> what it is for
@@ -27,6 +28,7 @@ _OPTIONAL = {  # package -> what it is for
     "lmms-eval": "its tasks",
     "gradio": "the explorer (app)",
     "shtab": "shell completion",
+    "vllm": "serve",
     "triton": "CUDA's kernels",
     "flash-attn": "CUDA's attention",
     "liger-kernel": "CUDA's kernels",
@@ -39,24 +41,40 @@ _VARIABLES = (
     *("HF_HOME", "WORLD_SIZE", "PPE_NPU_DEBUG"),
 )
 
+_SAID = ("there", "why", "name", "kind", "torch")  # of a device, in other words or places
+
 
 def run_doctor(args: argparse.Namespace) -> int:
     """Print what is known; exit code 1 if something that every command needs is missing."""
     found = examined()
-    print_json(args, found) if args.json else print(_page(found))
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False), file=args.json_stream)
+    else:
+        print(_page(found))
     return 1 if found["problems"] else 0
 
 
 def examined() -> dict[str, Any]:
-    """All that the command prints, as JSON takes it."""
-    import torch
-
-    from ppe_npu.backends import device as devices
-
-    kinds = {kind: _device(devices, kind) for kind in devices.KINDS}
+    """All that the command prints, as JSON takes it. Without a torch that can be imported no device is looked for."""
     versions = {name: _version(name) for name in _NEEDED}
-    versions["torch"] = torch.__version__  # with its build, "+cpu" or "+cu130", which a wheel's own name may leave out
     problems = [f"{name} is not installed" for name, version in versions.items() if version is None]
+    kinds: dict[str, dict[str, Any]] = {}
+    known: dict[str, Any] = {"auto": None, "operators": {}}
+    threads: int | None = None
+    try:
+        import torch
+
+        from ppe_npu.backends import device as devices
+
+        versions["torch"] = torch.__version__  # with its build, "+cpu" or "+cu130", which a wheel's name may leave out
+        threads = torch.get_num_threads()
+        kinds = {kind: _device(devices, kind) for kind in devices.KINDS}
+        there = {kind: found["there"] for kind, found in kinds.items()}
+        known = {"auto": devices.resolve("auto").type, "operators": _operators(there)}
+    except Exception as error:
+        if (why := no_torch(error)) is None:
+            raise
+        problems += [why] if versions["torch"] else []
     return {
         "ppe_npu": __version__,
         "from": str(Path(__file__).resolve().parents[1]),
@@ -65,14 +83,30 @@ def examined() -> dict[str, Any]:
         "versions": versions,
         "optional": {name: {"version": _version(name), "for": what} for name, what in _OPTIONAL.items()},
         "devices": kinds,
-        "auto": devices.resolve("auto").type,
-        "operators": _operators({kind: found["there"] for kind, found in kinds.items()}),
+        **known,
         "memory": _memory(),
-        "threads": {"cores": os.cpu_count(), "torch": torch.get_num_threads()},
+        "threads": {"cores": os.cpu_count(), "torch": threads},
         "disk": {where: _disk(where) for where in (".", _cache())},
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "problems": problems,
+        "untested": _untested(),
     }
+
+
+def _untested() -> list[str]:
+    """Installed packages in versions that this package does not ask for, each as a line."""
+    try:
+        from packaging.requirements import Requirement
+
+        wanted = [Requirement(text) for text in importlib.metadata.requires("ppe-npu") or ()]
+    except (ImportError, importlib.metadata.PackageNotFoundError):
+        return []
+    found = {}
+    for one in wanted:
+        version = _version(one.name)
+        if version is not None and not one.specifier.contains(version, prereleases=True):
+            found[one.name] = f"{one.name} {version} is not tested with this package, which asks for {one.specifier}"
+    return list(found.values())
 
 
 def _version(name: str) -> str | None:
@@ -143,9 +177,9 @@ def _page(found: dict[str, Any]) -> str:
     absent = [f"{name}: {row['for']}" for name, row in found["optional"].items() if not row["version"]]
     lines += ["optional    " + (", ".join(there) or "none"), "not there   " + ("; ".join(absent) or "none"), ""]
     for kind, row in found["devices"].items():
-        facts = ", ".join(f"{key} {value}" for key, value in row.items() if key not in ("there", "why", "name"))
+        facts = ", ".join(f"{key} {value}" for key, value in row.items() if key not in _SAID)
         lines.append(f"{kind:<12}" + (f"{row['name']}" + f" ({facts})" * bool(facts) if row["there"] else row["why"]))
-    lines += [f"auto        {found['auto']}", ""]
+    lines += [f"auto        {found['auto'] or 'none: see the problem below'}", ""]
     for kind, ops in found["operators"].items():
         lines.append(f"operators on {kind}, best first; what cannot run here, and why, in brackets")
         if not found["devices"][kind]["there"]:
@@ -161,7 +195,7 @@ def _page(found: dict[str, Any]) -> str:
         "",
         "memory      " + ("not told" if memory is None else f"{_gib(memory['free'])} free of {_gib(memory['total'])}"),
     ]
-    lines += [f"threads     {threads['torch']} of torch, {threads['cores']} cores"]
+    lines += [f"threads     {threads['torch'] or 'none'} of torch, {threads['cores']} cores"]
     for where, disk in found["disk"].items():
         lines.append(
             f"disk        {where}: "
@@ -170,7 +204,8 @@ def _page(found: dict[str, Any]) -> str:
     lines += [
         "environment " + (", ".join(f"{name}={value}" for name, value in found["environment"].items()) or "nothing set")
     ]
-    lines += ["", *(f"PROBLEM: {problem}" for problem in found["problems"])]
+    lines += ["", *(f"NOTE: {note}" for note in found["untested"])]
+    lines += [f"PROBLEM: {problem}" for problem in found["problems"]]
     lines.append("With a report, send all of this, the command, and what it printed with PPE_NPU_DEBUG=1 before it.")
     return "\n".join(lines)
 

@@ -310,6 +310,7 @@ def _add_demo(commands) -> None:
     parser.add_argument("--training-free", action="store_true", help=what)
     what = "another demo instead: clips of moving figures, PVC against frame by frame (docs/pvc.md)"
     parser.add_argument("--motion", action="store_true", help=what)
+    _add_json(parser)
     parser.set_defaults(run="demo:run_demo")
 
 

@@ -30,7 +30,7 @@ from ppe_npu.training.parts import freeze, parameter_count
 from ppe_npu.training.start import _arguments, start_deepspeed, total_steps
 from ppe_npu.training.survey import Survey, prepare_records
 from ppe_npu.training.validation import VALIDATION, held_back
-from ppe_npu.utils.optional import optional
+from ppe_npu.utils.optional import named_for_pip, optional
 
 _CACHE_BYTES = 2 * 2**30
 
@@ -183,7 +183,8 @@ def _check(config: TrainConfig, device, processes: int) -> None:
             "see, and it would go on with the first step's; leave it out"
         )
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise InputError('tensorboard is asked for and not installed: pip install "ppe-npu[train]", or leave it out')
+        remedy = f"pip install {named_for_pip('ppe-npu[train]')}, or leave it out"
+        raise InputError(f"tensorboard is asked for and not installed: {remedy}")
     if config.wandb:
         optional("wandb", "wandb", "wandb")
     if config.adapter is not None:

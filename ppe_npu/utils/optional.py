@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from ppe_npu.errors import InputError, first_line
 
@@ -14,7 +19,8 @@ def optional(module: str, work: str, install: str) -> ModuleType:
     Args:
         module: its full name ("peft", "pyarrow.parquet").
         work: what needs it, as the message's subject ("adapter kind='lora'").
-        install: what pip takes ("ppe-npu[train]").
+        install: what pip takes ("peft"); an extra of this package ("ppe-npu[train]") is named by the folder that the
+            package was installed from, for it may be on no index.
 
     Raises:
         InputError: the package is not installed, or is and cannot be imported.
@@ -25,7 +31,7 @@ def optional(module: str, work: str, install: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name == package:
             raise InputError(
-                f"{work} needs {package}, which is not installed: pip install {_quoted(install)}"
+                f"{work} needs {package}, which is not installed: pip install {named_for_pip(install)}"
             ) from error
         raise InputError(_broken(package, work, install, error)) from error
     except (ImportError, OSError) as error:  # OSError: a shared library that is not there
@@ -33,9 +39,23 @@ def optional(module: str, work: str, install: str) -> ModuleType:
 
 
 def _broken(package: str, work: str, install: str, error: BaseException) -> str:
-    why = first_line(error)
-    return f"{work} needs {package}, which cannot be imported ({why}): pip install --force-reinstall {_quoted(install)}"
+    remedy = f"pip install --force-reinstall {named_for_pip(install)}"
+    return f"{work} needs {package}, which cannot be imported ({first_line(error)}): {remedy}"
 
 
-def _quoted(install: str) -> str:
-    return f'"{install}"' if "[" in install else install
+def named_for_pip(install: str) -> str:
+    """What follows `pip install`, as optional() takes it."""
+    return f'"{install.replace("ppe-npu", _home(), 1)}"' if "[" in install else install
+
+
+def _home() -> str:
+    """What pip takes for this package: the folder it was installed from, where that is still there, else its name."""
+    clone = Path(__file__).resolve().parents[2]
+    if (clone / "setup.cfg").is_file():
+        return str(clone)
+    try:
+        said = json.loads(distribution("ppe-npu").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return "ppe-npu"
+    folder = url2pathname(urlsplit(said.get("url", "")).path)
+    return folder if folder and (Path(folder) / "setup.cfg").is_file() else "ppe-npu"

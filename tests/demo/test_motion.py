@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 
 import document_motion
 import numpy as np
@@ -154,6 +155,18 @@ def test_the_two_tasks_write_into_folders_of_their_own(run, monkeypatch, options
     monkeypatch.setattr("ppe_npu.demo.pipeline.main", asked.append)
     assert run("demo", *options)[0] == 0
     assert asked[0].output == folder
+
+
+def test_json_is_the_file_of_results_and_nothing_else(run, tmp_path, monkeypatch):
+    def finished(args):
+        print("a table")
+        (tmp_path / ("methods.json" if args.methods else "results.json")).write_text(f'["{args.methods}"]')
+
+    monkeypatch.setattr("ppe_npu.demo.pipeline.main", finished)
+    for more, said in (((), ["None"]), (("--methods", "tome"), ["['tome']"])):
+        code, out, err = run("demo", "--output", tmp_path, "--json", *more)
+        assert (code, json.loads(out)) == (0, said)
+        assert err == "a table\n"
 
 
 @pytest.mark.parametrize("motion", [True, False])

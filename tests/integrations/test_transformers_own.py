@@ -53,6 +53,7 @@ def common() -> ModuleType:
 
 
 THEIRS = common()
+TRAINING = import_module("tests_of_transformers.test_training_mixin")
 
 
 class Tester:
@@ -66,6 +67,7 @@ class Tester:
         tower = {"depth": 2, "spatial_merge_size": 1, "hidden_size": self.hidden_size, width: self.hidden_size}
         text = {"num_hidden_layers": self.num_hidden_layers, "max_position_embeddings": 512}
         self.made = random_model(family=family, tower=tower, **text)
+        self.causal_lm_class = type(self.made)
 
     def get_config(self):
         config = self.made.config.to_dict()
@@ -88,9 +90,10 @@ class Tester:
         }
 
 
-class Compressed(THEIRS.ModelTesterMixin, THEIRS.GenerationTesterMixin):
+class Compressed(THEIRS.ModelTesterMixin, THEIRS.GenerationTesterMixin, TRAINING.TrainingTesterMixin):
     """Every model for conditional generation that a test makes is compressed."""
 
+    model_tester = None
     _is_composite, test_all_params_have_gradient = True, False
 
     @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from foreign import FAMILIES, SETTINGS, compressed, pictures, random_model
+from prompts import GREEDY
 from support import VIDEO_ID, Prompt, batch
 from tolerances import APART, depth_error, printed
 
@@ -28,6 +29,30 @@ def test_the_fused_head_scores_what_the_models_own_loss_does(setting, first, fam
     for others in ({}, {"use_cache": False}):
         found = model(**inputs, **others, labels=labels, fused_lm_head=True).loss
         assert (found - expected).abs() <= 64 * torch.finfo(expected.dtype).eps * expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("setting", SETTINGS)
+@torch.no_grad()
+def test_the_fused_head_gives_a_policys_log_probabilities_and_entropies(setting, family):
+    """As GRPOTrainer asks for them: prompts padded on the left, answers on the right, labels of answers alone."""
+    inputs, model = pictures(), compressed(random_model(family=family), setting)
+    asked = {"max_new_tokens": 5, "return_dict_in_generate": True, "output_logits": True, **GREEDY}
+    answer = model.generate(**inputs, **asked)
+    every = torch.stack(answer.logits, 1).log_softmax(-1)
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 5, dtype=torch.long)], 1)
+    mask[1, -2:] = 0  # the second answer ended early
+    labels = answer.sequences.masked_fill(mask == 0, -100)
+    labels[:, :-5] = -100
+    given = {name: value for name, value in inputs.items() if name in ("pixel_values", "image_grid_thw")}
+    given["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, 5))
+    utils.add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    found = model(input_ids=answer.sequences, attention_mask=mask, **given, labels=labels, fused_lm_head=True)
+    kept = mask[:, -5:].bool()
+    bound = torch.finfo(every.dtype).eps * model.config.text_config.hidden_size * every[kept].abs().max()
+    chosen = every.gather(-1, answer.sequences[:, -5:, None])[..., 0]
+    assert (found.log_probs[:, -5:] - chosen)[kept].abs().max() <= bound
+    assert (found.entropy[:, -5:] + (every.exp() * every).sum(-1))[kept].abs().max() <= bound
 
 
 class Turns:
