@@ -35,7 +35,8 @@ class Protocol:
         circular: whether MMBench is asked with all turns of its options.
         draws: seed by which an option is drawn for an answer that names none, where the scorer does that; None: such
             an answer is wrong.
-        prompts: benchmark -> {attribute of its class: text}, where they differ from ours.
+        prompts: benchmark -> {attribute of its class: text, or the most tokens of an answer}, where they differ from
+            ours.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Protocol:
     rules: str | None = None
     circular: bool = False
     draws: int | None = None
-    prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    prompts: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
 
     def sampling(self, **asked: Any) -> VideoSampling:
         """Frames of videos; what is asked for by name (not None) goes before the protocol's own.
