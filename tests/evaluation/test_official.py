@@ -87,7 +87,8 @@ def test_the_letter_that_lmms_eval_extracts(answer, letter):
         ("mmstar", "lmms-eval", "The answer is (B).", "B", {"A": "red", "B": "blue"}, 1.0),  # MMStar's own: wrong
         ("mmstar", "lmms-eval", "b", "B", {"A": "red", "B": "blue"}, 0.0),  # MMStar's own: right
         ("mmstar", "lmms-eval", "Answer: B", "B", {"A": "red", "B": "blue"}, 1.0),
-        ("realworldqa", "lmms-eval", "The answer is B, not A", "B", (), 1.0),
+        ("realworldqa", "lmms-eval", "The answer is B, I think", "B", (), 1.0),
+        ("realworldqa", "lmms-eval", "The answer is B, not A", "B", (), 0.0),  # a letter at the end goes first
         ("realworldqa", "lmms-eval", "b", "B", (), 0.0),
         ("realworldqa", "lmms-eval", "Left", "A", ["Left", "Right"], 0.0),  # texts of options are no letters
         ("realworldqa", "lmms-eval", " 3.. ", "3", (), 1.0),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import tolerances
 
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
@@ -111,6 +112,10 @@ def test_a_result_says_what_it_went_by():
     assert found["video"]["max_frames"] == 32
     assert label({"protocol": found}) == "lmms-eval (nframes 8)"
     assert label({"protocol": protocols.load("qwen").recorded()}) == "qwen"
+    drawn = [label({"protocol": replace(protocols.load("qwen"), draws=seed).recorded()}) for seed in (0, 1)]
+    older = {**found, "video": {"fps": 2.0, "max_frames": 32}}
+    assert label({"protocol": older}) == "lmms-eval (nframes 8, of another edition)"
+    assert drawn == ["qwen (options drawn)"] * 2  # no table has them beside answers that were wrong
     assert label({}) == label({"protocol": "text"}) == "checkpoint"  # the first edition said nothing
 
 
@@ -208,8 +213,7 @@ def test_an_answer_without_a_letter_is_drawn_under_lmms_eval_too(load, name):
         scores.append(benchmark.judged("?", sample))
     share = 1 / len(sample["options"])
     assert set(scores) == {0.0, 1.0}
-    # Five deviations of a share of 200 draws.
-    assert abs(sum(scores) / 200 - share) < 5 * math.sqrt(share * (1 - share) / 200)
+    assert abs(sum(scores) / 200 - share) < tolerances.share_error(share, 200)
     assert benchmark.judged(f"({sample['GT']})", sample) == 1.0
 
 
