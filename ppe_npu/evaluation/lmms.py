@@ -5,6 +5,7 @@ This half knows lmms-eval's requests and nothing of its classes; lmms_models.py 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -311,12 +312,22 @@ def _stops(options: Mapping[str, Any]) -> list[str]:
     """Where an answer ends; see answers() for errors."""
     # lmms-eval's own Qwen models sample wherever a temperature is named, with or without do_sample.
     temperature = options.get("temperature", 1 if options.get("do_sample") else 0)
-    if options.get("do_sample") is not False and temperature not in (0, None):
-        raise InputError(f"a task samples (temperature {temperature}): answers here are greedy ones")
+    if temperature not in (0, None):
+        if options.get("do_sample") is not False:
+            raise InputError(f"a task samples (temperature {temperature}): answers here are greedy ones")
+        _say_greedy(temperature)
     if (options.get("num_beams") or 1) > 1:
         raise InputError(f"a task searches {options['num_beams']} beams: answers here are greedy ones")
     until = options.get("until") or []
     return [stop for stop in ([until] if isinstance(until, str) else until) if stop and stop != _PARAGRAPH]
+
+
+@functools.cache  # once for each temperature
+def _say_greedy(temperature: float) -> None:
+    _say(
+        f"a task names temperature {temperature} beside do_sample=False: answers here are greedy ones, while "
+        "lmms-eval's own Qwen models sample"
+    )
 
 
 def _cut(answer: str, stops: Sequence[str]) -> str:

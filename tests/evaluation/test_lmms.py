@@ -11,6 +11,7 @@ from tolerances import loss_near
 
 from ppe_npu.data.inputs import build_inputs
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation import lmms
 from ppe_npu.evaluation.lmms import Answerer, conversation, in_batches, question
 
 
@@ -206,6 +207,17 @@ def test_what_cannot_be_asked_is_said(part, word):
 def test_sampling_and_beams_are_refused(answerer, options, word):
     with pytest.raises(InputError, match=word):
         answerer.answers([], options)
+
+
+def test_a_temperature_beside_do_sample_false_is_greedy_and_said_once(monkeypatch):
+    """As eight task files of lmms-eval 0.7.3 have it (MM-Vet among them), whose own Qwen models then sample."""
+    said = []
+    monkeypatch.setattr(lmms, "_say", said.append)
+    lmms._say_greedy.cache_clear()
+    assert [lmms._stops({"temperature": 0.2, "do_sample": False, "until": "x"}) for _ in range(2)] == [["x"]] * 2
+    assert lmms._stops({"temperature": 0, "do_sample": False}) == []
+    assert len(said) == 1
+    assert "temperature 0.2 beside do_sample=False: answers here are greedy" in said[0]
 
 
 def test_arguments_are_checked_before_the_weights_are_read(tiny_folder, tmp_path, monkeypatch):
