@@ -103,7 +103,8 @@ class Answerer:
         rules, where = protocols.load(protocol), devices.resolve(device)
         dtype = _dtype(dtype, rules, where)
         bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels, "total_pixels": total_pixels}
-        sampling = rules.sampling(fps=fps, nframes=nframes, **bounds, **_frames(max_num_frames, rules, fps, nframes))
+        frames = {"fps": fps, "nframes": nframes} | _frames(max_num_frames, rules, fps, nframes)
+        sampling = rules.sampling(**bounds, **frames)
         config = as_compression(compression or _own(pretrained), ratio=ratio, positions=positions, k=k, **fields)
         quiet_transformers()
         config = check_compression(pretrained, config)[0]
