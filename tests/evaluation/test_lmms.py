@@ -173,9 +173,9 @@ def test_a_protocol_gives_sizes_and_frames_as_lmms_evals_own_models_have_them(ti
     assert found.model.dtype == torch.float32  # on the CPU
     found = Answerer.load(tiny_folder, device="cpu", protocol="lmms-eval", max_num_frames=8, max_pixels=300_000)
     assert (found.sampling.nframes, found.sampling.max_pixels) == (8, 300_000)
+    assert found.processor.image_processor.size["longest_edge"] == 300_000
     found = Answerer.load(tiny_folder, device="cpu", protocol="lmms-eval", max_num_frames=8, fps=1.0)
     assert (found.sampling.fps, found.sampling.nframes, found.sampling.max_frames) == (1.0, None, 8)
-    assert found.processor.image_processor.size["longest_edge"] == 300_000
     with pytest.raises(InputError, match="protocol 'x' is not known: use one of checkpoint, lmms-eval"):
         Answerer.load(tiny_folder, protocol="x")
 
