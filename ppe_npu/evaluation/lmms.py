@@ -103,8 +103,7 @@ class Answerer:
         rules, where = protocols.load(protocol), devices.resolve(device)
         dtype = _dtype(dtype, rules, where)
         bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels, "total_pixels": total_pixels}
-        frames = {"fps": fps, "nframes": nframes} | _frames(max_num_frames, rules, fps, nframes)
-        sampling = rules.sampling(**bounds, **frames)
+        sampling = rules.sampling(**bounds, **_frames(max_num_frames, rules, fps, nframes))
         config = as_compression(compression or _own(pretrained), ratio=ratio, positions=positions, k=k, **fields)
         quiet_transformers()
         config = check_compression(pretrained, config)[0]
@@ -214,13 +213,14 @@ def _dtype(asked: str | None, rules: protocols.Protocol, where: torch.device) ->
     return dtype
 
 
-def _frames(most: int | None, rules: protocols.Protocol, *asked: Any) -> dict[str, int]:
-    """The bounds on the number of frames, where the most of them are asked for: under lmms-eval's protocol as many are
+def _frames(most: int | None, rules: protocols.Protocol, fps: float | None, nframes: int | None) -> dict[str, Any]:
+    """fps and nframes as asked for, with the bounds where the most frames are: under lmms-eval's protocol as many are
     taken, unless fps or nframes are asked for."""
     if most is None:
-        return {}
-    found = {"max_frames": most, "min_frames": min(4, most)}
-    return found | ({"nframes": most} if rules.video.get("nframes") and asked == (None, None) else {})
+        return {"fps": fps, "nframes": nframes}
+    if rules.video.get("nframes") and fps is None:
+        nframes = nframes or most
+    return {"fps": fps, "nframes": nframes, "max_frames": most, "min_frames": min(4, most)}
 
 
 def _own(pretrained: str) -> str:
