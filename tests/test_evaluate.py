@@ -129,6 +129,7 @@ def test_mistakes_are_said_before_the_weights_are_read(run, asked, tiny_folder, 
     refused(run(*asked, "--benchmarks", "nosuch", "layout", "worse"), "nosuch", "worse", "layout")
     refused(run(*asked, "--benchmarks", "layout", "layout"), "layout is named twice")
     refused(run(*asked, "--data-root", tmp_path), "test.jsonl does not exist")
+    refused(run(*asked, "--draws", 0), "--draws 0: no rule of protocol checkpoint", "leave it out")
     refused(run(*asked, "--compression", "dense", "best"), "best", "chatunivi")
     refused(run(*asked, "--compression", "dense", "ppe", "--k", 9), "k=9")
     refused(run(*asked, "--compression", "keep_one", "--ratio", 0.5, 2), "ratio=2")

@@ -25,6 +25,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks, protocols
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
 from ppe_npu.evaluation.benchmarks import registry
+from ppe_npu.evaluation.benchmarks.dataset import Dataset
 from ppe_npu.evaluation.decoding import first_edition
 from ppe_npu.evaluation.downsampling import SmallerInput
 from ppe_npu.evaluation.identity import benchmark_identity, check_settings
@@ -170,7 +171,11 @@ def run_report(args: argparse.Namespace) -> int:
 
 def _asked_benchmarks(args: argparse.Namespace) -> tuple[Protocol, list[Any]]:
     """The protocol, and the benchmarks that are asked by it. Where none is named and our own benchmarks over published
-    data are asked, it is the one that papers on compression use."""
+    data are asked, it is the one that papers on compression use.
+
+    Raises:
+        InputError: a benchmark cannot be loaded; draws are asked for where no rule draws.
+    """
     if args.protocol is not None:
         protocol = protocols.load(args.protocol)
     else:
@@ -180,7 +185,12 @@ def _asked_benchmarks(args: argparse.Namespace) -> tuple[Protocol, list[Any]]:
         protocol = replace(protocol, draws=args.draws)
     if devices.process_rank() == 0 and protocol.name != protocols.CHECKPOINT:
         print(f"ppe-npu: protocol {protocol.name} ({protocol.version}): {protocol.what}", file=sys.stderr)
-    return protocol, load_benchmarks(args.benchmarks, args.data_root, protocol)
+    loaded = load_benchmarks(args.benchmarks, args.data_root, protocol)
+    if args.draws is not None and not any(isinstance(one, Dataset) and one.may_draw() for one in loaded):
+        raise InputError(
+            f"--draws {args.draws}: no rule of protocol {protocol.name} for these benchmarks draws: leave it out"
+        )
+    return protocol, loaded
 
 
 def _dtype(args: argparse.Namespace, protocol: Protocol, device: Any) -> str:

@@ -5,6 +5,7 @@ This half knows lmms-eval's requests and nothing of its classes; lmms_models.py 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -102,7 +103,7 @@ class Answerer:
         rules, where = protocols.load(protocol), devices.resolve(device)
         dtype = _dtype(dtype, rules, where)
         bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels, "total_pixels": total_pixels}
-        sampling = rules.sampling(fps=fps, nframes=nframes, **bounds, **_frames(max_num_frames))
+        sampling = rules.sampling(**bounds, **_frames(max_num_frames, rules, fps, nframes))
         config = as_compression(compression or _own(pretrained), ratio=ratio, positions=positions, k=k, **fields)
         quiet_transformers()
         config = check_compression(pretrained, config)[0]
@@ -212,9 +213,14 @@ def _dtype(asked: str | None, rules: protocols.Protocol, where: torch.device) ->
     return dtype
 
 
-def _frames(most: int | None) -> dict[str, int]:
-    """The bounds on the number of frames, where the most of them are asked for."""
-    return {} if most is None else {"max_frames": most, "min_frames": min(4, most)}
+def _frames(most: int | None, rules: protocols.Protocol, fps: float | None, nframes: int | None) -> dict[str, Any]:
+    """fps and nframes as asked for, with the bounds where the most frames are: under lmms-eval's protocol as many are
+    taken, unless fps or nframes are asked for."""
+    if most is None:
+        return {"fps": fps, "nframes": nframes}
+    if rules.video.get("nframes") and fps is None:
+        nframes = nframes or most
+    return {"fps": fps, "nframes": nframes, "max_frames": most, "min_frames": min(4, most)}
 
 
 def _own(pretrained: str) -> str:
@@ -307,12 +313,22 @@ def _stops(options: Mapping[str, Any]) -> list[str]:
     """Where an answer ends; see answers() for errors."""
     # lmms-eval's own Qwen models sample wherever a temperature is named, with or without do_sample.
     temperature = options.get("temperature", 1 if options.get("do_sample") else 0)
-    if options.get("do_sample") is not False and temperature not in (0, None):
-        raise InputError(f"a task samples (temperature {temperature}): answers here are greedy ones")
+    if temperature not in (0, None):
+        if options.get("do_sample") is not False:
+            raise InputError(f"a task samples (temperature {temperature}): answers here are greedy ones")
+        _say_greedy(temperature)
     if (options.get("num_beams") or 1) > 1:
         raise InputError(f"a task searches {options['num_beams']} beams: answers here are greedy ones")
     until = options.get("until") or []
     return [stop for stop in ([until] if isinstance(until, str) else until) if stop and stop != _PARAGRAPH]
+
+
+@functools.cache  # once for each temperature
+def _say_greedy(temperature: float) -> None:
+    _say(
+        f"a task names temperature {temperature} beside do_sample=False: answers here are greedy ones, while "
+        "lmms-eval's own Qwen models sample"
+    )
 
 
 def _cut(answer: str, stops: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
 import benchmark_files
@@ -11,7 +12,7 @@ from test_metrics_wups import Small
 
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import load_video
-from ppe_npu.evaluation import benchmarks
+from ppe_npu.evaluation import benchmarks, protocols
 from ppe_npu.evaluation.benchmarks.longvideobench import frame_times, interleave
 from ppe_npu.evaluation.benchmarks.nextqa import NExTOE
 from ppe_npu.evaluation.samples import sampling_of
@@ -159,6 +160,19 @@ def test_mvbench_has_twenty_tasks_five_with_clips_one_of_frames(load):
         rate = 3.0 if task == "episodic_reasoning" else None
         assert sample["sampling"] == VideoSampling(nframes=16, middles=True, frame_rate=rate, **bounds), task
         assert Path(sample["video_path"]).parent == benchmark.root / "video" / folder
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [("checkpoint", [3, 3, 4, 4, 5, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 9]), ("lmms-eval", [3, 4, 5, 7, 8, 9])],
+)
+def test_mvbenchs_frames_are_the_protocols_where_it_says_which(load, name, taken):
+    """Seven frames of a clip of seven, but for the odd one: at 3 a second from 1 to 3 s."""
+    benchmark, protocol = copy(load("mvbench")), protocols.load(name)
+    benchmark.use(protocol)
+    asked = sampling_of({"sampling": VideoSampling(middles=benchmark.middles, nframes=16, start=1, end=3)}, None)
+    asked = protocol.sampling().within(asked) if protocol.video else asked
+    assert asked.indices(40, 3.0, 2)[0] == taken
 
 
 def test_mvbench_takes_the_middles_of_equal_parts_of_the_clip(load):

@@ -11,6 +11,7 @@ from tolerances import loss_near
 
 from ppe_npu.data.inputs import build_inputs
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation import lmms
 from ppe_npu.evaluation.lmms import Answerer, conversation, in_batches, question
 
 
@@ -166,13 +167,15 @@ def test_lmms_evals_names_of_frames_and_pixels_are_taken(tiny_folder):
 
 def test_a_protocol_gives_sizes_and_frames_as_lmms_evals_own_models_have_them(tiny_folder):
     found = Answerer.load(tiny_folder, device="cpu", protocol="lmms-eval")
-    assert (found.sampling.max_frames, found.sampling.total_pixels) == (32, 19267584)
+    assert (found.sampling.nframes, found.sampling.total_pixels) == (32, 19267584)
     bounds = found.processor.image_processor.size
     assert (bounds["shortest_edge"], bounds["longest_edge"]) == (200704, 1605632)
     assert found.model.dtype == torch.float32  # on the CPU
     found = Answerer.load(tiny_folder, device="cpu", protocol="lmms-eval", max_num_frames=8, max_pixels=300_000)
-    assert (found.sampling.max_frames, found.sampling.max_pixels) == (8, 300_000)
+    assert (found.sampling.nframes, found.sampling.max_pixels) == (8, 300_000)
     assert found.processor.image_processor.size["longest_edge"] == 300_000
+    found = Answerer.load(tiny_folder, device="cpu", protocol="lmms-eval", max_num_frames=8, fps=1.0)
+    assert (found.sampling.fps, found.sampling.nframes, found.sampling.max_frames) == (1.0, None, 8)
     with pytest.raises(InputError, match="protocol 'x' is not known: use one of checkpoint, lmms-eval"):
         Answerer.load(tiny_folder, protocol="x")
 
@@ -204,6 +207,17 @@ def test_what_cannot_be_asked_is_said(part, word):
 def test_sampling_and_beams_are_refused(answerer, options, word):
     with pytest.raises(InputError, match=word):
         answerer.answers([], options)
+
+
+def test_a_temperature_beside_do_sample_false_is_greedy_and_said_once(monkeypatch):
+    """As eight task files of lmms-eval 0.7.3 have it (MM-Vet among them), whose own Qwen models then sample."""
+    said = []
+    monkeypatch.setattr(lmms, "_say", said.append)
+    lmms._say_greedy.cache_clear()
+    assert [lmms._stops({"temperature": 0.2, "do_sample": False, "until": "x"}) for _ in range(2)] == [["x"]] * 2
+    assert lmms._stops({"temperature": 0, "do_sample": False}) == []
+    assert len(said) == 1
+    assert "temperature 0.2 beside do_sample=False: answers here are greedy" in said[0]
 
 
 def test_arguments_are_checked_before_the_weights_are_read(tiny_folder, tmp_path, monkeypatch):

@@ -84,6 +84,21 @@ def test_the_letter_that_lmms_eval_extracts(answer, letter):
         ("mmbench", "lmms-eval", "The answer is: B).", "B", {"A": "cat", "B": "dog"}, 1.0),
         ("mmbench", "lmms-eval", "A or B, no: C.", "C", ["cat", "dog", "bird"], 1.0),  # a full stop before a comma
         ("mmbench", "lmms-eval", "", "A", {"A": "cat", "B": "dog"}, 0.0),
+        ("mmstar", "lmms-eval", "The answer is (B).", "B", {"A": "red", "B": "blue"}, 1.0),  # MMStar's own: wrong
+        ("mmstar", "lmms-eval", "b", "B", {"A": "red", "B": "blue"}, 0.0),  # MMStar's own: right
+        ("mmstar", "lmms-eval", "Answer: B", "B", {"A": "red", "B": "blue"}, 1.0),
+        ("realworldqa", "lmms-eval", "The answer is B, I think", "B", (), 1.0),
+        ("realworldqa", "lmms-eval", "The answer is B, not A", "B", (), 0.0),  # a letter at the end goes first
+        ("realworldqa", "lmms-eval", "b", "B", (), 0.0),
+        ("realworldqa", "lmms-eval", "Left", "A", ["Left", "Right"], 0.0),  # texts of options are no letters
+        ("realworldqa", "lmms-eval", " 3.. ", "3", (), 1.0),
+        ("realworldqa", "lmms-eval", "Three", "3", (), 0.0),
+        ("realworldqa", "lmms-eval", "downhill.", " Downhill ", (), 1.0),
+        ("mmmu_pro", "lmms-eval", "Answer: A or (J)", "J", list("abcdefghij"), 1.0),
+        ("mmmu_pro", "lmms-eval", "?", "J", list("abcdefghij"), None),  # drawn
+        ("mmmu_pro", "authors", "So. Answer: J", "J", list("abcdefghij"), 1.0),
+        ("mmmu_pro_vision", "lmms-eval", "J", "J", list("abcdefghij"), 1.0),
+        ("mmmu_pro_vision", "lmms-eval", "J.", "J", list("abcdefghij"), 0.0),  # the whole answer is the letter
         ("vqav2", "lmms-eval", "Blue.", ["blue"] * 10, (), 1.0),  # vqaEval leaves texts alone where all say the same
         ("vqav2", "lmms-eval", "the two", ["2"] * 3 + ["two"] * 7, (), 1.0),
         ("vqav2", "vlmevalkit", "5,,6", ["5  6"] * 10, (), 1.0),  # two commas are none of a number's

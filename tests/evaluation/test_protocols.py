@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from copy import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import tolerances
 
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.benchmarks import registry
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, lettered
+from ppe_npu.evaluation.benchmarks.mmmu import listed
 from ppe_npu.evaluation.metrics import official
 from ppe_npu.evaluation.protocols import label
 
@@ -29,8 +33,10 @@ def test_the_four_are_there_and_an_unknown_one_is_refused_by_name():
 def test_prompts_are_of_benchmarks_that_are_there_and_take_what_those_fill_in(name):
     for benchmark, texts in protocols.load(name).prompts.items():
         assert benchmark in registry.OURS or benchmark == "longvideobench_v"
-        assert set(texts) <= {"form", "hint_form", "open_form", "choice_form", "shown"}
-        assert all("{" in text for key, text in texts.items() if key != "shown")
+        assert set(texts) <= {"form", "hint_form", "open_form", "choice_form", "shown", "max_new_tokens"}
+        forms = [text for key, text in texts.items() if key not in ("shown", "max_new_tokens")]
+        assert all("{" in text for text in forms) or benchmark == "mmmu_pro_vision"  # whose picture holds the question
+        assert texts.get("max_new_tokens", 1) > 0
 
 
 # Tokens of one picture, worked out by hand: each side rounds to a multiple of 28, then the area is brought into bounds.
@@ -56,14 +62,15 @@ def test_a_videos_budget_is_shared_by_its_frames():
         sampling = protocols.load(name).sampling()
         frames = sampling.count(int(seconds * 30), 30.0, 2)
         least, most = sampling.frame_pixels(frames, 1, 10**9)
-        assert least == 128 * TOKEN
+        assert least == (256 if name == "lmms-eval" else 128) * TOKEN
         return frames, min(most, 1280 * 720) * frames // 2 // TOKEN
 
     # 384 s: 768 frames, each then 1.05 times the least; of few frames each has the most.
     frames, many = tokens("vlmevalkit", 384)
     assert (frames, many) == (768, 51_609)  # 384 steps of 128 * 1.05 tokens, rounded down
     assert tokens("vlmevalkit", 8) == (16, 768 * 8)
-    assert tokens("lmms-eval", 384) == (32, 768 * 16)
+    assert tokens("lmms-eval", 384) == tokens("lmms-eval", 4) == (32, 768 * 16)  # however short
+    assert tokens("lmms-eval", 0.7) == (20, 768 * 10)  # of 21 frames
     # Between them the whole budget is used: 24,576 tokens.
     assert tokens("qwen", 50) == (100, 24_575)  # what 19,267,584 * 2 // 100 leaves
 
@@ -79,10 +86,10 @@ def test_without_a_budget_bounds_are_as_they_were():
     ("asked", "expected"),
     [
         ({"nframes": 8}, {"nframes": 8, "fps": None, "max_frames": 32}),
-        ({"fps": 1.0}, {"fps": 1.0, "nframes": None}),
+        ({"fps": 1.0}, {"fps": 1.0, "nframes": None, "max_frames": 32}),
         ({"max_pixels": 784}, {"max_pixels": 784, "min_pixels": None}),  # the protocol's least is more than that
         ({"min_pixels": 10**6}, {"min_pixels": 10**6, "max_pixels": None}),
-        ({"fps": None, "max_pixels": None}, {"fps": 2.0, "max_pixels": 768 * TOKEN}),
+        ({"fps": None, "max_pixels": None}, {"fps": None, "nframes": 32, "max_pixels": 768 * TOKEN}),
     ],
 )
 def test_what_is_asked_for_goes_before_the_protocol(asked, expected):
@@ -105,6 +112,10 @@ def test_a_result_says_what_it_went_by():
     assert found["video"]["max_frames"] == 32
     assert label({"protocol": found}) == "lmms-eval (nframes 8)"
     assert label({"protocol": protocols.load("qwen").recorded()}) == "qwen"
+    drawn = [label({"protocol": replace(protocols.load("qwen"), draws=seed).recorded()}) for seed in (0, 1)]
+    older = {**found, "video": {"fps": 2.0, "max_frames": 32}}
+    assert label({"protocol": older}) == "lmms-eval (nframes 8, of another edition)"
+    assert drawn == ["qwen (options drawn)"] * 2  # no table has them beside answers that were wrong
     assert label({}) == label({"protocol": "text"}) == "checkpoint"  # the first edition said nothing
 
 
@@ -158,6 +169,52 @@ def test_vlmevalkits_prompts(load, name, number, prompt):
     benchmark = copy(load(name))
     registry.ask_by(protocols.load("vlmevalkit"), benchmark)
     assert benchmark[number]["prompt"] == prompt
+
+
+CHOOSE = "Answer with the option letter from the given choices directly."
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "prompt"),
+    [
+        ("mmstar", 128, "Which?\nOptions: A: red, B: blue, C: green, D: dark\n" + LETTER.removesuffix(".")),
+        ("realworldqa", 16, None),
+        ("hallusionbench", 128, "{question}"),
+        ("lvbench", 16, "{question}\nAnswer the question with the option letter"),
+        ("mmmu_pro", 256, f"<image>What is in <image 1>?\n{{options}}\n\n{CHOOSE}"),
+        ("mmmu_pro_vision", 256, CHOOSE),
+        ("textvqa", 128, None),
+        ("mmbench_en", 1024, None),
+        ("mmbench_cn", 256, None),
+        ("mathvista", 16384, None),
+        ("mmlongbench_doc", 1024, None),
+    ],
+)
+def test_what_lmms_eval_asks_and_how_long_answers_may_be(load, name, tokens, prompt):
+    """As its tasks' .yaml files have them (0.7.3); a task that says nothing of lengths goes by its model's 128."""
+    benchmark = copy(load(name))
+    registry.ask_by(protocols.load("lmms-eval"), benchmark)
+    assert benchmark.max_new_tokens == tokens
+    if prompt is not None:
+        row = benchmark.rows[0]
+        options = lettered(listed(row["options"])) if "{options}" in prompt else ""
+        assert benchmark[0]["prompt"] == prompt.format(question=row.get("question"), options=options)
+
+
+@pytest.mark.parametrize("name", ["mmmu", "mmmu_pro", "nextqa_mc", "longvideobench", "longvideobench_v", "egoschema"])
+def test_an_answer_without_a_letter_is_drawn_under_lmms_eval_too(load, name):
+    benchmark, protocol = copy(load(name)), protocols.load("lmms-eval")
+    registry.ask_by(protocol, benchmark)
+    sample = next(one for one in benchmark if one.get("options"))
+    assert benchmark.judged("?", sample) == 0.0
+    scores = []
+    for seed in range(200):
+        registry.ask_by(replace(protocol, draws=seed), benchmark)
+        scores.append(benchmark.judged("?", sample))
+    share = 1 / len(sample["options"])
+    assert set(scores) == {0.0, 1.0}
+    assert abs(sum(scores) / 200 - share) < tolerances.share_error(share, 200)
+    assert benchmark.judged(f"({sample['GT']})", sample) == 1.0
 
 
 def test_vlmevalkit_shows_mmmus_pictures_wherever_they_are_named(load):
@@ -216,7 +273,7 @@ def test_a_question_of_mmstar_whose_options_have_another_form_is_asked_as_it_is(
     [
         ("tempcompass", None, 2), ("vqav2", "lmms-eval", 2), ("mmbench_en", "lmms-eval", 3), ("mmbench_en", "qwen", 2),
         ("ai2d", "vlmevalkit", 3), ("pope", "vlmevalkit", 1), ("mmmu", "vlmevalkit", 2), ("mmmu", None, 1),
-        ("videomme_subtitles", "lmms-eval", 2),
+        ("videomme_subtitles", "lmms-eval", 2), ("mmstar", "lmms-eval", 2), ("realworldqa", "lmms-eval", 3),
     ],
 )  # fmt: skip
 def test_a_run_whose_rule_has_changed_is_not_gone_on_with(load, tmp_path, name, protocol, edition):

@@ -106,6 +106,10 @@ class Dataset(ABC):
             return 0.0 if self.draws is None else official.draw(sample["GT"], options, self.draws, sample["index"])
         return found
 
+    def may_draw(self) -> bool:
+        """Whether the protocol's script draws an option for an answer that names none."""
+        return self.official is not None and self.official("", "A", ("a", "b")) is None
+
     @abstractmethod
     def read(self) -> Iterable[Row]:
         """The rows of the data, one per sample."""

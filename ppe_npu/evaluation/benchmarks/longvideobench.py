@@ -29,6 +29,7 @@ class LongVideoBench(Choice):
     metric = "accuracy; the first capital A to E (lmms-eval); an answer without one is wrong, not drawn"
     form = "{frames}\n{question}\n{options}\n" + LETTER
     max_new_tokens = 32
+    scored_as = "longvideobench"
 
     def read(self) -> list[Row]:
         return read_json(self.file("lvb_val.json"))
@@ -52,6 +53,7 @@ class LongVideoBench(Choice):
             ),
             "GT": LETTERS[row["correct_choice"]],
             "type": str(row["duration_group"]),
+            "options": row["candidates"],
             "image": [VideoFrame(video, seconds) for seconds in frame_times(row["duration"])],
         }
 
@@ -83,6 +85,7 @@ class LongVideoBenchVideo(LongVideoBench):
             "prompt": self.form.format(question=row["question"], options=lettered(row["candidates"])),
             "GT": LETTERS[row["correct_choice"]],
             "type": str(row["duration_group"]),
+            "options": row["candidates"],
             "video_path": str(self.root / "videos" / row["video_path"]),
         }
 

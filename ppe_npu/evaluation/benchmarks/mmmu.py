@@ -31,7 +31,8 @@ DISCIPLINES = {
 
 
 class MMMU(Dataset):
-    """The type is the subject. A picture stands where the text first names it (lmms-eval tasks/mmmu, interleaved)."""
+    """The type is the subject. A picture stands where the text first names it. lmms-eval's tasks/mmmu sorts them by
+    number first, which differs where a question names its second picture before its first."""
 
     name = "mmmu"
     modality = "image"
@@ -42,7 +43,7 @@ class MMMU(Dataset):
     # Under the authors' rule an answer without a letter is drawn where a protocol has a seed for that, else wrong.
     form = "{question}\n{options}\n\n" + LETTER
     open_form = "{question}\n\n" + SHORT
-    shown = "first"  # a picture stands where it is named first; "every": wherever it is named
+    shown = "first"  # a picture stands where it is named first; "every", "before": see place()
     max_new_tokens = 128
 
     def read(self) -> list[Row]:
@@ -91,11 +92,17 @@ class MMMU(Dataset):
 
 
 def place(text: str, shown: str = "first") -> tuple[str, list[str]]:
-    """(text with <image> where a picture is first named, the numbers of the pictures in that order); shown="every":
-    wherever one is named, and its number as often."""
+    """(text with <image> where a picture is first named, the numbers of the pictures in that order).
+
+    Args:
+        shown: "every": wherever one is named, and its number as often; "before": all pictures, in order of their
+            numbers, before the text, in which their names stay.
+    """
     if shown == "every":
         return _PICTURE.sub("<image>", text), _PICTURE.findall(text)
     found = list(dict.fromkeys(_PICTURE.findall(text)))
+    if shown == "before":
+        return "<image>" * len(found) + text, sorted(found)
     for name in found:
         text = text.replace(f"<image {name}>", "<image>", 1)
     return text, found

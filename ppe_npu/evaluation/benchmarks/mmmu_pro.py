@@ -24,7 +24,7 @@ class MMMUPro(MMMU):
 
     def sample(self, row: Row) -> Row:
         options = listed(row["options"])
-        prompt, pictures = place(self.form.format(question=row["question"], options=lettered(options)))
+        prompt, pictures = place(self.form.format(question=row["question"], options=lettered(options)), self.shown)
         return Sample(self.fields(row, prompt, options), image=partial(self._images, row["number"], pictures))
 
     def fields(self, row: Row, prompt: str, options: list[str]) -> Row:

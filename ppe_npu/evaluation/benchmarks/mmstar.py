@@ -32,6 +32,7 @@ class MMStar(Choice):
     home = "data set Lin-Chen/MMStar of the Hugging Face hub (mmstar.parquet)"
     metric = "accuracy; the letter first, in a bracket, or behind option or the answer is (MMStar eval.py)"
     form = "{question}\n" + LETTER
+    choice_form: str | None = None  # of questions that name their options as published, where a protocol has another
 
     def read(self) -> list[Row]:
         self._table = Parquet(self.files(self.needs[0]), large=["image"])
@@ -39,10 +40,11 @@ class MMStar(Choice):
 
     def sample(self, row: Row) -> Row:
         asked, options = _parts(row["question"])
-        form = self.form if asked != row["question"] else MMStar.form
+        question = row["question"].strip()
+        form = (self.choice_form if asked != row["question"] else None) or self.form
         fields = {
             "index": str(row["index"]),
-            "prompt": form.format(question=row["question"], asked=asked, options=lettered(list(options.values()))),
+            "prompt": form.format(question=question, asked=asked, options=lettered(list(options.values()))),
             "GT": row["answer"].strip().upper(),
             "type": row["category"],
             "options": options,

@@ -13,6 +13,7 @@ from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.evaluation.benchmarks.dataset import LETTERS, Choice, Row, bracketed
 from ppe_npu.evaluation.benchmarks.readers import read_json
 from ppe_npu.evaluation.metrics import opening_letter, opens_with
+from ppe_npu.evaluation.protocols import Protocol
 
 # Task -> its folder below video/.
 TASKS = {
@@ -53,11 +54,18 @@ class MVBench(Choice):
     home = "data set OpenGVLab/MVBench of the Hugging Face hub (json/, video/*.zip); NTU RGB+D videos from their page"
     metric = "accuracy; check_ans of mvbench.ipynb, but an answer without a letter is wrong"
     edition = 2
+    middles = True
     form = (
         "Carefully watch the video and pay attention to the cause and sequence of events, the detail and movement of "
         "objects, and the action and pose of persons. Based on your observations, select the best option that "
         "accurately addresses the question.\nQuestion: {question}\nOptions:\n{options}\nOnly give the best option."
     )
+
+    def use(self, protocol: Protocol) -> None:
+        """A protocol that says which frames of videos are taken has them evenly spaced, as those of any video."""
+        super().use(protocol)
+        self.middles = not protocol.video
+        self.edition += not self.middles
 
     def read(self) -> Iterable[Row]:
         for task in TASKS:
@@ -74,7 +82,7 @@ class MVBench(Choice):
             "GT": LETTERS[row["candidates"].index(row["answer"])],
             "type": task,
             "video_path": str(self.root / "video" / TASKS[task] / row["video"]),
-            "sampling": VideoSampling(nframes=FRAMES, middles=True, frame_rate=rate, **clip),
+            "sampling": VideoSampling(nframes=FRAMES, middles=self.middles, frame_rate=rate, **clip),
         }
 
     def letter(self, answer: str, sample: Row) -> str:

@@ -15,14 +15,18 @@ _OPTION = re.compile(r"^([A-Z])\. *([^\n]*)$", re.M)
 
 class RealWorldQA(Dataset):
     """Letters, numbers or words. Prompt: the data's own question, as lmms-eval tasks/realworldqa asks it; VLMEvalKit,
-    whose table has options in columns of their own, has a form for what names options."""
+    whose table has options in columns of their own, has a form for what names options.
+
+    The rule here is that of lmms-eval's filters of numbers' words and options' texts, which its task names no more:
+    0.7.3's, and so that of the protocol lmms-eval, is lmms.realworldqa.
+    """
 
     name = "realworldqa"
     modality = "image"
     folder = "realworldqa"
     needs = ("**/test-*.parquet",)
     home = "data set xai-org/RealworldQA of the Hugging Face hub (parquet)"
-    metric = "exact match without punctuation and case; three counts as 3, an option's text as its letter (lmms-eval)"
+    metric = "exact match without punctuation and case; three counts as 3, an option's text as its letter"
     form = "{question}"
     edition = 2
     choice_form: str | None = None  # of questions with options, where a protocol has another
@@ -36,7 +40,7 @@ class RealWorldQA(Dataset):
         form = (self.choice_form if options else None) or self.form
         fields = {
             "index": row["number"],
-            "prompt": form.format(question=row["question"], asked=asked, options=lettered(options)),
+            "prompt": form.format(question=row["question"].strip(), asked=asked, options=lettered(options)),
             "GT": row["answer"],
             "question": row["question"],
             "options": options or None,
@@ -47,8 +51,9 @@ class RealWorldQA(Dataset):
         return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
 
     def judged(self, answer: str, sample: Row) -> float | None:
-        """What names no options has one rule."""
-        return super().judged(answer, sample) if sample["options"] else self.score(answer, sample)
+        """VLMEvalKit's rule is of choices alone."""
+        own = self.protocol is not None and self.protocol.rules == "vlmevalkit" and not sample["options"]
+        return self.score(answer, sample) if own else super().judged(answer, sample)
 
     def score(self, answer: str, sample: Row) -> float:
         return float(realworldqa_answer(answer, sample["question"]).lower().strip() == sample["GT"].lower().strip())

@@ -170,7 +170,7 @@ def mmmu_pro_letter(answer: str, options: Sequence[str]) -> str:
 def prefixed_letter(answer: str) -> str:
     """The first character, or the one behind "(", "option " or "the answer is " at the start, in upper case.
 
-    Source: MMStar's eval.py, also lmms-eval tasks/mmstar: each of the four places is tried with the right letter, so
+    Source: MMStar's eval.py: each of the four places is tried with the right letter, so
     that "(a" is B only if its second character is b; a letter that stands at the first place counts before the others.
     """
     text = answer.lower().strip().replace("\n", " ")
@@ -195,7 +195,8 @@ def realworldqa_answer(answer: str, question: str) -> str:
     """An answer without punctuation, a number's word ("three") as digits; the letter of the option whose text it holds,
     where the question has options.
 
-    Source: lmms-eval tasks/realworldqa, its NumberWordsToDigitsFilter, then its filter of options' texts.
+    Source: lmms-eval tasks/realworldqa/utils.py, NumberWordsToDigitsFilter, then the filter of options' texts, which
+    its task named before 0.7.3 (now lmms.realworldqa).
     """
     answer = NUMBERS.get(answer.lower(), answer) if answer.lower() != "none" else answer
     options = {text.strip(): letter for letter, text in re.findall(r"\b([A-Z])\.\s+([^\n]*)", question)}

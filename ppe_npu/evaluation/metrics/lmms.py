@@ -1,7 +1,7 @@
 """Rules of lmms-eval 0.7.3 (2026-08-06) that differ from the authors' own; official.py says which benchmark has which.
 
-Restated from lmms_eval/tasks/_task_utils/mcq_extract.py, tasks/scienceqa, tasks/mmbench, tasks/mvbench and
-tasks/ocrbench; compared with its scores on recorded cases (tests/evaluation/test_official.py).
+Restated from lmms_eval/tasks/_task_utils/mcq_extract.py, tasks/scienceqa, tasks/mmbench, tasks/mvbench,
+tasks/realworldqa and tasks/ocrbench; compared with its scores on recorded cases (tests/evaluation/test_official.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _AROUND = (
 
 def extracted_letter(answer: str, letters: Sequence[str] = "ABCD") -> str:
     """The letter in the most telling form that occurs, the last of equal ones; any letter's last place where no form
-    does. Video-MME, MLVU and LVBench are read so.
+    does. Video-MME, MLVU, LVBench and MMStar are read so.
 
     Source: mcq_extract.extract_mcq_answer.
     """
@@ -94,6 +94,18 @@ def mmbench_letter(answer: str, options: Mapping[str, str]) -> str:
             return named[0]
     told = [letter for letter, text in options.items() if letter in "ABCD" and text.lower() in answer]
     return told[0] if len(told) == 1 else ""
+
+
+def realworldqa(answer: str, truth: str) -> float:
+    """1.0 if extracted_letter() is the right letter, where that is A to D; else if the answer is the right one, but for
+    case, outer white space and full stops behind it.
+
+    Source: tasks/realworldqa/utils.py, realworldqa_process_results.
+    """
+    truth = truth.strip()
+    if truth.upper() in tuple("ABCD"):
+        return float(extracted_letter(answer) == truth.upper())
+    return float(answer.lower().strip().rstrip(".") == truth.lower())
 
 
 def ocrbench_contains(answer: str, references: Sequence[str], formula: bool = False) -> float:

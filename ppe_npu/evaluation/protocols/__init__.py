@@ -35,7 +35,8 @@ class Protocol:
         circular: whether MMBench is asked with all turns of its options.
         draws: seed by which an option is drawn for an answer that names none, where the scorer does that; None: such
             an answer is wrong.
-        prompts: benchmark -> {attribute of its class: text}, where they differ from ours.
+        prompts: benchmark -> {attribute of its class: text, or the most tokens of an answer}, where they differ from
+            ours.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Protocol:
     rules: str | None = None
     circular: bool = False
     draws: int | None = None
-    prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    prompts: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
 
     def sampling(self, **asked: Any) -> VideoSampling:
         """Frames of videos; what is asked for by name (not None) goes before the protocol's own.
@@ -106,12 +107,24 @@ def load(name: str) -> Protocol:
 
 
 def label(settings: Mapping[str, Any]) -> str:
-    """How tables call the protocol of a run's settings: its name, and what was asked for otherwise. Runs of the first
-    edition, which named none, went by "checkpoint"."""
+    """How tables call the protocol of a run's settings: its name, what was asked for otherwise, whether options were
+    drawn, and whether its file had other numbers then. Runs of the first edition, which named none, went by
+    "checkpoint"."""
     found = settings.get("protocol")
     if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
         return CHECKPOINT
     changed = found.get("changed")
     changed = changed if isinstance(changed, Mapping) else {}
-    told = ", ".join(f"{key} {value}" for key, value in sorted(changed.items()))
-    return f"{found['name']} ({told})" if told else found["name"]
+    told = [f"{key} {value}" for key, value in sorted(changed.items())]
+    told += ["options drawn"] if found.get("draws") is not None else []  # by whatever seed: several make one mean
+    told += ["of another edition"] if _has_other_numbers(found) else []
+    return f"{found['name']} ({', '.join(told)})" if told else found["name"]
+
+
+def _has_other_numbers(found: Mapping[str, Any]) -> bool:
+    """Whether a recorded protocol differs from the one of this name today."""
+    if found["name"] not in names():
+        return False
+    today = load(found["name"]).recorded()
+    told = today.keys() & found.keys() - {"draws", "changed"}
+    return any(found[key] != today[key] for key in told)
