@@ -80,10 +80,7 @@ def check_items(compression: Compression) -> None:
                 "itself; take a step at the pixels or at the input"
             )
         if leave_after(method):
-            raise InputError(
-                f"{method.name} with leave_after={leave_after(method)}: an engine that serves is given the patches of "
-                "kept cells alone; leave it out"
-            )
+            raise InputError(f"{method.name} with leave_after: an engine that serves is given kept cells; leave it out")
         if method.place == "pixels":
             continue  # its counts are known once the processor has the picture
         if method.counts == "late":

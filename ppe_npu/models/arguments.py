@@ -224,8 +224,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         with watched(model, plan) if looked_into else contextlib.nullcontext() as seen:
             if compression.inside is not None:
                 inside[KEYWORD] = pass_of_plan(compression, plan, given, where)
-            merge = compression.vision.merge_size
-            ran = run_tower(model.visual, torch.cat(pixels), grid, merge, plan.chosen, **inside)
+            ran = run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
         passing, stands = inside.get(KEYWORD), None
         if passing is not None:
             plan.in_tower = passing.finished()
@@ -274,7 +273,7 @@ def untouched_tower(model) -> torch.Tensor | float:
     parameter = next(model.visual.parameters())
     pixels = parameter.new_zeros(side * side, channels * config.temporal_patch_size * patch * patch)
     grid = torch.tensor([[1, side, side]], device=parameter.device)
-    output = run_tower(model.visual, pixels, grid, side)
+    output = run_tower(model, pixels, grid)
     parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
     # Sums of no rows: exactly 0 and with gradients of 0, whatever the tower makes of zeros.
     return sum(part[:0].sum() for part in parts)

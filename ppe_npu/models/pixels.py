@@ -170,20 +170,19 @@ class KeptPatches:
         return number[index[kept]], torch.unique_consecutive(cut).to(torch.int32)
 
 
-def run_tower(
-    tower, pixels: torch.Tensor, grid: torch.Tensor, merge_size: int, chosen: Chosen | None = None, **more: Any
-):
+def run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen | None = None, **more: Any):
     """A vision tower's output of what is kept of all images, then all videos.
 
     Args:
-        pixels: [patches, values]. grid: [n, 3] patches of each. chosen: what is kept; None: all. more: of the tower's
-            arguments.
+        model: the ...Model inside the one for conditional generation. pixels: [patches, values].
+        grid: [n, 3] patches of each. chosen: what is kept; None: all. more: of the tower's arguments.
     """
-    drops = chosen is not None and chosen.total < len(chosen.source)
-    if chosen is not None and drops and not chosen.leave:
-        return run_on_kept(tower, pixels, KeptPatches.of(chosen, grid, merge_size, len(pixels)), **more)
-    kept = None  # uploaded before the tower is started
-    if chosen is not None and drops:
+    tower, kept = model.visual, None
+    if chosen is not None and chosen.total < len(chosen.source):
+        merge_size = model.compression.vision.merge_size
+        if not chosen.leave:
+            return run_on_kept(tower, pixels, KeptPatches.of(chosen, grid, merge_size, len(pixels)), **more)
+        # Uploaded before the tower is started.
         kept = upload(chosen.first(len(pixels) // merge_size**2), grid.device)
     output = tower(pixels.to(grid.device, tower.dtype), grid_thw=grid, return_dict=True, **more)
     if kept is not None:

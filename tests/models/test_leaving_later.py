@@ -112,7 +112,7 @@ def test_what_has_no_place_beside_it_is_refused(model):
         with pytest.raises(InputError, match=f"{other.name} after pixelprune with leave_after={method.leave_after}"):
             compress(model, config(method, other))
     compress(model, config(INSIDE))
-    with pytest.raises(InputError, match="pixelprune with leave_after=1: an engine that serves is given the patches"):
+    with pytest.raises(InputError, match="pixelprune with leave_after: an engine that serves is given kept cells"):
         check_items(model.compression)
     with pytest.raises(InputError, match=r"leave_after=-2: give a number of the tower's blocks, or -1"):
         CompressionConfig.from_dict({"steps": [{"method": "pixelprune", "leave_after": -2}], "positions": "keep_one"})
