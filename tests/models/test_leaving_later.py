@@ -65,7 +65,7 @@ def test_what_looks_into_the_tower_is_shown_the_kept_cells(model, family, method
 
 @pytest.mark.parametrize("kind", ["eager", "fused"])
 def test_it_does_not_hang_on_how_the_tower_attends(model, family, kind):
-    inputs = inputs_of(family, *prompts_of(family))
+    inputs = inputs_of(family, prompts_of(family)[0])  # no padding, of which fused attention makes something else
     compress(model, config(INSIDE))
 
     def run():
