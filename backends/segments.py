@@ -58,7 +58,7 @@ def check(
     cu_seqlens_k: list[int] | None = None,
     causal: bool = False,
 ) -> None:
-    """Raise InputError unless cu_seqlens, and cu_seqlens_k, part the arguments of attention() in"""
+    """Raise InputError unless cu_seqlens, and cu_seqlens_k, part the arguments of attention() in segments."""
     if cu_seqlens is None:
         require(cu_seqlens_k is None, "attention: cu_seqlens_k needs cu_seqlens beside it, got", cu_seqlens)
         return

@@ -116,9 +116,9 @@ def measure(case: Case, training: bool, device: torch.device, rounds: int, chip:
             functions[LOOP] = case.loop
         if case.op == "dpc_knn" and "triton" in functions:
             functions[UNSTORED] = products_made_again(functions["triton"])
-        dispatch.reset()
         best, failed = {}, {}
         for name in list(functions):
+            dispatch.reset()
             try:
                 functions[name]()
                 best = best or dispatch.chosen()

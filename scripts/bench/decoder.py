@@ -167,18 +167,16 @@ def _prefill(bench: Bench) -> dict[str, dict]:
         return getattr(bench.model, "compression", None) and bench.model.compression.report
 
     times, reports, failed = bench.turns([TOWER, *bench.settings], bench.configure, run)
-    tower, rows = times.pop(TOWER), {}
+    tower, rows = times.pop(TOWER, None), {}
     for name in bench.settings:
         if name in failed:
             rows[name] = {"not_measured": failed[name]}
             continue
         bench.configure(name)
         cache = _forward(bench).past_key_values
-        decoder = Times(tuple(max(0.0, whole - part) for whole, part in zip(times[name].rounds, tower.rounds)))
-        whole_tower = name not in (PIXELPRUNE, IN_TOWER)
         rows[name] = {
             **_speed(name, times),
-            **({"tower_ms": tower.median, "decoder_ms": decoder.median} if whole_tower else {}),
+            **({} if name in (PIXELPRUNE, IN_TOWER) else _without_tower(times[name], tower)),
             "compression_share": _share(reports[name]),
             "output_length": cache.layers[-1].keys.shape[2],
             "tokens_per_s": inputs["input_ids"].numel() / times[name].median * 1e3,
@@ -191,6 +189,14 @@ def _prefill(bench: Bench) -> dict[str, dict]:
         if dense and row.get("decoder_ms"):
             row["decoder_speedup"] = dense / row["decoder_ms"]
     return rows
+
+
+def _without_tower(whole: Times, tower: Times | None) -> dict[str, float]:
+    """How long tower and decoder took; nothing where the tower could not be measured by itself."""
+    if tower is None:
+        return {}
+    decoder = Times(tuple(max(0.0, both - part) for both, part in zip(whole.rounds, tower.rounds)))
+    return {"tower_ms": tower.median, "decoder_ms": decoder.median}
 
 
 def _decode(bench: Bench) -> dict[str, dict]:

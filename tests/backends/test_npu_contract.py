@@ -128,11 +128,11 @@ def test_what_is_no_decoding_step_passes_its_operator_by_without_a_word(on_cpu, 
 
 def test_lists_of_segments_are_made_once_for_all_layers_and_anew_for_other_borders(calls):
     npu_attention._parts.cache_clear()
-    segments.rise.cache_clear()
+    segments._rise.cache_clear()
     borders = [0, 1, 3, 6]
     for _ in range(3):
         attention(*_heads(6), cu_seqlens=list(borders))
-    assert npu_attention._parts.cache_info().misses == segments.rise.cache_info().misses == 1
+    assert npu_attention._parts.cache_info().misses == segments._rise.cache_info().misses == 1
     borders[1:3] = [2, 4]  # the same list, with other borders: equal ones
     attention(*_heads(6), cu_seqlens=borders)
     assert calls == [("TND", 0, 3)] * 3 + [("BNSD", 0, 0)]
