@@ -4,7 +4,7 @@ A cell is what becomes one visual token: a square of patches. A step at the pixe
 the tower runs; the others are part of the group of the one that they lean on, and the tower never sees them (or not
 from one of its blocks on, where a method says so). How many of each picture are chosen is known on the host before the
 plan is made, so all that follows is laid out in advance, as ever. The host reads for that what was chosen, once;
-nothing where it is known how many that will be, and nothing of pixels that lie on the host.
+nothing where it is known how many that will be and none leaves later, and nothing of pixels that lie on the host.
 """
 
 from __future__ import annotations

@@ -89,6 +89,12 @@ def inside_of(methods: Sequence[Method], vision: VisionTokens) -> Method | None:
             f"{inside[0].name} after {late[0].name} with leave_after={leave_after(late[0])}: cells that leave later "
             "have no place beside a step inside the tower; let them never enter it, with leave_after=0"
         )
+    for method in late:
+        if leave_after(method) > vision.tower_blocks:
+            raise InputError(
+                f"{method.name} leave_after={leave_after(method)}: the vision tower has {vision.tower_blocks} blocks; "
+                "give a number up to that, or -1 for behind all of them"
+            )
     inside += [method for method in late if 0 < leave_after(method) < vision.tower_blocks]
     return inside[0] if inside else None
 

@@ -66,6 +66,12 @@ class PixelPrune(Method):
         if self.fill and self.max_kept is None:
             raise InputError("pixelprune fill=True without max_kept: say how many cells shall stay")
 
+    def to_dict(self) -> dict:
+        values = super().to_dict()
+        if not self.leave_after:  # as files of an earlier edition have it
+            del values["leave_after"]
+        return values
+
     @property
     def counts(self) -> str:
         return "exact" if self.fill else "late"

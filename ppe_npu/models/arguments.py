@@ -221,7 +221,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         grid = torch.cat(grids).to(where)
         grid = _frames(grid) if compression.vision.tower_frames else grid
         looked_into = compression.tower.all or compression.inside is not None
-        with watched(model, plan) if looked_into else contextlib.nullcontext() as seen:
+        with watched(model, plan, where) if looked_into else contextlib.nullcontext() as seen:
             if compression.inside is not None:
                 inside[KEYWORD] = pass_of_plan(compression, plan, given, where)
             ran = run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)

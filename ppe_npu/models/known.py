@@ -6,6 +6,7 @@ sees another part of the past, or numbers its places otherwise would compute som
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from ppe_npu.engine.pixels import leave_after
 from ppe_npu.engine.shown import LAYER_NEEDS
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
@@ -149,6 +150,18 @@ def check_tower(blocks: Iterable, known: Mapping[str, str]) -> None:
         _check("block", [_name(block, known)], known, "vision tower")
         attention = block.attn if hasattr(block, "attn") else block.attention
         _check("attention", [_name(attention, known.values())], known.values(), "vision tower")
+
+
+def check_beside_pvc(methods: Iterable[Method]) -> None:
+    """Raise InputError where a method takes patches from a tower whose PVC modules compare each with the same patch of
+    other frames."""
+    for method in methods:
+        if method.place == "tower" or (method.place == "pixels" and leave_after(method) != -1):
+            remedy = "take pixelprune with leave_after=-1, or a step at the input"
+            raise InputError(
+                f"{method.name}: PVC's attention over frames inside this vision tower needs the patches of all frames, "
+                f"of which this step leaves some out; {remedy}"
+            )
 
 
 def _name(module, known: Iterable[str]) -> str:

@@ -204,7 +204,7 @@ def picture_then_tiles(family: Family, asked: Asked) -> dict[str, Parts]:
         alone = [True] * len(sizes) if counts is None else _alone(counts)
         if len(alone) != len(sizes):
             raise InputError(f"batch_num_images are {len(alone)} images in all, but image_sizes has {len(sizes)}")
-        out[IMAGE], most = Parts(), _most_tiles(config, arguments)
+        out[IMAGE], most = Parts(), _most_tiles(config)
         for source, (size, tiled) in enumerate(zip(sizes, alone)):
             second = _unpadded(config, size, height, most) if tiled else (1, 1)
             out[IMAGE] += [Part(IMAGE, source, (1, height, width))]
@@ -256,11 +256,12 @@ def _is_given(kind: str, arguments: dict) -> bool:
     return arguments.get(PIXELS[kind]) is not None or kind in (arguments.get("mm_encoder_outputs") or {})
 
 
-def _most_tiles(config, arguments: dict) -> int | None:
-    """As many tiles as a picture's features are scaled down to, where a model does that."""
+def _most_tiles(config) -> int | None:
+    """As many tiles as a picture's features are scaled down to, where a model does that; an argument of forward of the
+    same name is read by nobody."""
     if not hasattr(config, "vision_aspect_ratio"):
         return None
-    return int((arguments.get("vision_aspect_ratio") or config.vision_aspect_ratio).removeprefix("anyres_max_"))
+    return int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
 
 
 def _unpadded(config, size: list[int], side: int, most: int | None) -> Size:
@@ -305,7 +306,7 @@ def _internvit_blocks(config) -> int:
 _SIZED: dict[str, Any] = {
     "tile": _patches, "parts": picture_then_tiles, "by": "image", "class_token": _has_class_token,
     "images": ("pixel_values", "image_sizes"), "videos": ("pixel_values_videos", "image_sizes_videos"),
-    "others": ("vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio", "batch_num_images"),
+    "others": ("vision_feature_layer", "vision_feature_select_strategy", "batch_num_images"),
 }  # fmt: skip
 _BY_SAMPLE: dict[str, Any] = {
     "tile": _shuffled(lambda config: 1 / config.scale_factor), "parts": tiles_alone, "by": "sample",

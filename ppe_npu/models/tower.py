@@ -76,13 +76,13 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watched(model, plan: PromptPlan) -> Iterator[Watch]:
-    """Look into the blocks that the model's methods name, while its tower runs on a prompt's pixels."""
+def watched(model, plan: PromptPlan, where: torch.device) -> Iterator[Watch]:
+    """Look into the blocks that the model's methods name, while its tower runs on a prompt's pixels, at `where`."""
     watch, handles, eager = Watch(model.compression, plan), [], contextlib.nullcontext()
     numbers = model.compression.tower.all
-    if plan.chosen is not None and plan.chosen.leave:
+    if numbers and plan.chosen is not None and plan.chosen.leave:
         kept = as_tensor(kept_in_tower(plan.layout, model.compression.vision.window, plan.chosen))
-        watch.kept = upload(kept, next(model.visual.parameters()).device)
+        watch.kept = upload(kept, where)
     if is_traced(model.visual):
         eager = torch.compiler.set_stance("force_eager")  # compiled code does not see hooks that come later
     try:

@@ -26,3 +26,11 @@ class Recent:
             with suppress(KeyError):  # another thread was quicker
                 self._values.popitem(last=False)
         return value
+
+
+def numbers(given: Any) -> Any:
+    """A tensor, or a list of tensors, as a list of what they hold: as a key's text they do not have all digits."""
+    given = given.tolist() if hasattr(given, "tolist") else given
+    if type(given) not in (list, tuple):
+        return given
+    return [part.tolist() if hasattr(part, "tolist") else part for part in given]
