@@ -10,8 +10,8 @@ from typing import Any
 from ppe_npu.utils.optional import optional
 
 _PATHS = (
-    *("adapter", "base", "bundle", "checkpoint", "config", "data", "data_root", "folder", "image", "model", "out"),
-    *("output", "resume_from_checkpoint", "show", "validation_data", "video"),
+    *("adapter", "base", "bundle", "checkpoint", "config", "data", "data_root", "deepspeed", "folder", "image"),
+    *("model", "out", "output", "resume_from_checkpoint", "show", "validation_data", "video"),
 )
 
 

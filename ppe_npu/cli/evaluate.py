@@ -77,11 +77,11 @@ def run_eval(args: argparse.Namespace) -> int:
     unsaid = {"generation": first_edition(own), "protocol": protocols.load(protocols.CHECKPOINT).recorded()}
     for benchmark in loaded:
         identity, tokens = benchmark_identity(benchmark), new_tokens(benchmark, args.max_new_tokens)
-        identity["protocol"] = recorded
+        identity["protocol"] = _told_of(benchmark, recorded)
         controls = [] if benchmark.modality == "text" else known
         for config, share in [(config, None) for config in chosen] + [(DENSE, share) for share in controls]:
             folder = Path(args.output) / benchmark.name / _named(config, share)
-            runs.append(Asked(benchmark, identity, config, folder, tokens, recorded, share))
+            runs.append(Asked(benchmark, identity, config, folder, tokens, identity["protocol"], share))
             said = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
             check_settings(folder, {**identity, **said, **_said_if_so(args, share)}, unsaid)
     check_shared(Path(args.output))
@@ -186,11 +186,20 @@ def _asked_benchmarks(args: argparse.Namespace) -> tuple[Protocol, list[Any]]:
     if devices.process_rank() == 0 and protocol.name != protocols.CHECKPOINT:
         print(f"ppe-npu: protocol {protocol.name} ({protocol.version}): {protocol.what}", file=sys.stderr)
     loaded = load_benchmarks(args.benchmarks, args.data_root, protocol)
-    if args.draws is not None and not any(isinstance(one, Dataset) and one.may_draw() for one in loaded):
+    if args.draws is not None and not any(map(_draws, loaded)):
         raise InputError(
             f"--draws {args.draws}: no rule of protocol {protocol.name} for these benchmarks draws: leave it out"
         )
     return protocol, loaded
+
+
+def _draws(benchmark: Any) -> bool:
+    return isinstance(benchmark, Dataset) and benchmark.may_draw()
+
+
+def _told_of(benchmark: Any, recorded: dict[str, Any]) -> dict[str, Any]:
+    """What a run of a benchmark records of the protocol: no draws where its rule never draws."""
+    return recorded if _draws(benchmark) else {**recorded, "draws": None}
 
 
 def _dtype(args: argparse.Namespace, protocol: Protocol, device: Any) -> str:

@@ -308,7 +308,7 @@ def _add_demo(commands) -> None:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="any methods, with one position and PPE's; or all")
     what = "with --methods: leave fine-tuning out"
     parser.add_argument("--training-free", action="store_true", help=what)
-    what = "another demo instead: clips of moving figures, PVC against frame by frame (docs/pvc.md)"
+    what = "another demo instead: clips of a board that changes, PVC against frame by frame (docs/pvc.md)"
     parser.add_argument("--motion", action="store_true", help=what)
     _add_json(parser)
     parser.set_defaults(run="demo:run_demo")

@@ -22,6 +22,7 @@ import numpy as np
 
 from ppe_npu.files import write_text, writing
 
+TASK = "board"  # what the clips are of; names the models that begin, too, for they know its words
 FRAMES = 8
 RATE = 2  # frames per second
 SQUARES, SQUARE = 4, 4  # along one side: of the board in squares, and of a square in pixels, a patch of the tiny model

@@ -66,8 +66,8 @@ def main(args: argparse.Namespace) -> int:
     set_up_process(None)
     make_data(output / "data")
     for seed in range(args.seeds):
-        if not (output / f"seed{seed}" / "start" / "config.json").is_file():
-            build(output / f"seed{seed}" / "start", seed)
+        if not (output / f"seed{seed}" / clips.TASK / "config.json").is_file():
+            build(output / f"seed{seed}" / clips.TASK, seed)
     jobs = [Job(str(output), name, seed, device.type, RECIPE) for seed in range(args.seeds) for name in NAMES]
     # One process per core, of one thread each, as in pipeline.py.
     workers = min(os.cpu_count() or 1, len(jobs)) if devices.on_cpu(device) else 1
@@ -88,7 +88,11 @@ def main(args: argparse.Namespace) -> int:
 def make_data(folder: Path) -> None:
     """Draw the splits where they are not there, or are of other numbers."""
     for name, asked in SPLITS.items():
-        draw_once(folder, name, asked, "clips", clips.write_split)
+        draw_once(folder, name, (*asked, clips.TASK), "clips", _write_split)
+
+
+def _write_split(folder: Path, name: str, count: int, seed: int, _: str) -> None:
+    clips.write_split(folder, name, count, seed)
 
 
 def build(folder: Path, seed: int) -> None:
@@ -115,12 +119,12 @@ def run(job: Job) -> dict[str, Any]:
     folder = root / job.name.lower().replace(" ", "-")
     more = {} if job.name == FRAMEWISE else PVC
     data = output / "data" / "train.jsonl"
-    train_once(job.recipe, root / "start", data, folder, "dense", job.seed, job.device, **more)
+    train_once(job.recipe, root / clips.TASK, data, folder, "dense", job.seed, job.device, **more)
     model = compress(load_model(folder / "final", devices.resolve(job.device)), CompressionConfig.preset("dense"))
     benchmark = benchmarks.load("motion", output / "data" / "test.jsonl")
     limits = {"batch_size": _BATCH, "max_new_tokens": _NEW_TOKENS}
     found = evaluate(model, load_processor(folder / "final"), benchmark, folder / "eval", name=job.name, **limits)
-    told = squares_told(root / "start")
+    told = squares_told(root / clips.TASK)
     return {"name": job.name, "seed": job.seed, "types": found["types"], "accuracy": found["accuracy"], "told": told}
 
 

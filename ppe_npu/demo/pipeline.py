@@ -13,11 +13,13 @@ import json
 import os
 import re
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -217,12 +219,27 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
     slots = context.Queue()
     for slot in range(workers):
         slots.put(slot)
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_take_slot, initargs=(slots,))
+    return ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_set_up_worker, initargs=(slots, sys.stdout is sys.stderr)
+    )
 
 
-def _take_slot(slots) -> None:
-    """Give this worker's progress bars a line of their own; tqdm reads the variable when it is first imported."""
+def _set_up_worker(slots, aside: bool) -> None:
+    """Give this worker's progress bars a line of their own (tqdm reads the variable when it is first imported), and let
+    it end when the process that started it has.
+
+    Args:
+        aside: what is printed goes to stderr, as it does in that process.
+    """
     os.environ["TQDM_POSITION"] = str(slots.get())
+    if aside:
+        os.dup2(2, 1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent_process().join()  # type: ignore[union-attr]  # a worker has one
+    os._exit(1)
 
 
 def _report(output: Path, results: list[dict[str, Any]], seconds: float, command: str) -> int:

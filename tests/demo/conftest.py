@@ -18,6 +18,6 @@ def small(monkeypatch, tmp_path):
         monkeypatch.setattr(pipeline, name, recipe)
     monkeypatch.setattr(pipeline, "EVAL", dataclasses.replace(pipeline.EVAL, images=2, batch_size=16))
     monkeypatch.setattr(interleaving, "MOST", 1)  # nothing is timed here, however busy the machine
-    monkeypatch.setattr(pipeline, "_pool", lambda workers: ThreadPoolExecutor(1))
+    monkeypatch.setattr(pipeline, "worker_pool", lambda workers: ThreadPoolExecutor(1))
     asked = {"seeds": 1, "full": False, "methods": None, "training_free": False}
     return argparse.Namespace(device="cpu", output=str(tmp_path / "demo"), **asked)

@@ -242,7 +242,7 @@ def test_what_readings_need_is_named_before_anything_runs(tmp_path, monkeypatch)
 def test_what_cuts_chinese_words_is_named_with_the_extra_that_has_it(tmp_path, monkeypatch):
     monkeypatch.setattr("nltk.corpus.wordnet", SimpleNamespace(ensure_loaded=lambda: None))
     monkeypatch.setitem(sys.modules, "jieba", None)
-    remedy = r'a Chinese reading needs jieba, which is not installed: pip install "ppe-npu\[chinese\]"$'
+    remedy = r'a Chinese reading needs jieba, which is not installed: pip install ".+\[chinese\]"$'
     with pytest.raises(InputError, match=remedy):
         benchmarks.load("ocrbench_v2_cn", write_all(tmp_path, "ocrbench_v2_cn"))
     setup = configparser.ConfigParser()

@@ -15,7 +15,7 @@ class EgoSchema(Choice):
     folder = "egoschema"
     needs = ("questions.json", "subset_answers.json", "videos")
     home = "github.com/egoschema/EgoSchema (questions.json, subset_answers.json, its download script for videos)"
-    metric = "accuracy; letters as lmms-eval 0.7.3 reads them; an answer without one is wrong, not drawn"
+    metric = "accuracy; letters as lmms-eval 0.7.3 reads them; an answer without one is wrong, or drawn (--draws)"
     edition = 2
     form = "{question}\n{options}\n" + LETTER
 

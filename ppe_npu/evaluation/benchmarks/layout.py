@@ -1,5 +1,5 @@
-"""The embedded benchmarks: coloured figures on a grid (ppe_npu.demo.scenes draws and asks), and clips of figures that
-move, vanish and change (ppe_npu.demo.clips); one-word answers.
+"""The embedded benchmarks: coloured figures on a grid (ppe_npu.demo.scenes draws and asks), and clips of a
+board whose squares change (ppe_npu.demo.clips); one-word answers.
 
 Data: a .jsonl split of packed records as training reads them, or a folder that holds test.jsonl. One sample a question;
 its type is the question's first word (shape, row, col, barlen, count; towards, times, changed).

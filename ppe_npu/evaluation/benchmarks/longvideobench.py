@@ -26,7 +26,7 @@ class LongVideoBench(Choice):
     folder = "longvideobench"
     needs = ("lvb_val.json", "videos", "subtitles")
     home = "longvideobench/LongVideoBench of the Hugging Face hub (lvb_val.json, videos.tar.part.*, subtitles.tar)"
-    metric = "accuracy; the first capital A to E (lmms-eval); an answer without one is wrong, not drawn"
+    metric = "accuracy; the first capital A to E (lmms-eval); an answer without one is wrong, or drawn (--draws)"
     form = "{frames}\n{question}\n{options}\n" + LETTER
     max_new_tokens = 32
     scored_as = "longvideobench"
