@@ -30,14 +30,15 @@ _OTHERS = (
     (0, b"\xd7\xcd\xc6\x9a", "WMF"), (40, b" EMF", "EMF"), (0, b"8BPS", "PSD"), (0, b"\x00\x00\x01\x00", "ICO"),
     (0, b"<svg", "SVG"), (0, b"<?xml", "XML, perhaps SVG"), (4, b"ftyphei", "HEIC"), (4, b"ftyphev", "HEIC"),
     (4, b"ftypmif1", "HEIC"), (4, b"ftypmsf1", "HEIC"), (0, b"\xff\n", "JPEG XL"), (4, b"JXL ", "JPEG XL"),
-    (4, b"ftypcrx", "a raw photograph"), (4, b"ftyp", "a video"), (0, b"\x1aE\xdf\xa3", "a video"),
+    (4, b"ftypcrx", "a raw photograph"), (4, b"ftypavi", "AVIF, damaged or not read by this Pillow"),
+    (4, b"ftypM4A", "sound"), (4, b"ftyp", "a video"), (0, b"\x1aE\xdf\xa3", "a video"),
     (8, b"AVI ", "a video"), (0, b"v/1\x01", "OpenEXR"), (0, b"#?R", "Radiance HDR"), (0, b"DDS ", "DDS"),
     (0, b"qoif", "QOI"), (0, b"PK\3\4", "a zip file"),
     (128, b"DICM", "DICOM"), (0, b"SIMPLE  =", "FITS"), (0, b"\x89HDF", "HDF5"), (0, b"icns", "ICNS"),
     (0, b"<!DOCTYPE", "a web page"), (0, b"<html", "a web page"), (0, b"version https://git-lfs", "a Git LFS pointer"),
 )  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
-_BITS, _PLANES, _REDUCED, _DNG = 258, 284, 254, 50706  # TIFF's
+_BITS, _PLANES, _SAMPLES, _REDUCED, _PICTURES_BESIDE, _DNG = 258, 284, 277, 254, 330, 50706  # TIFF's
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -242,12 +243,13 @@ def _check(image: Image.Image, name: str) -> None:
     if unread and kind not in (*FORMATS, "MPO", None):
         raise InputError(f"{name} cannot be read (it is {kind}): {_REMEDY}")
     tags = getattr(image, "tag_v2", {})
-    if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8 and len(tags[_BITS]) > 1:
+    if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8 and tags.get(_SAMPLES, 1) > 1:
         raise InputError(
             f"{name} is a TIFF of more than 8 bits with a plane for each colour, which Pillow misreads: "
             "save it with the colours side by side, or as PNG"
         )
-    if tags.get(_REDUCED) == 1 or _DNG in tags:  # its first picture is a thumbnail
+    more = getattr(image, "n_frames", 1) > 1 or _PICTURES_BESIDE in tags
+    if (tags.get(_REDUCED, 0) & 1 and more) or _DNG in tags:  # its first picture is a thumbnail
         raise InputError(f"{name} cannot be read (it is a raw photograph, or begins with a thumbnail): {_REMEDY}")
     each = 1
     if unread:

@@ -46,7 +46,8 @@ def _rgb(frame: Any) -> np.ndarray:
         return frame.to_ndarray(format="rgb24", **stated)
     from PIL import Image
 
-    layered = Image.fromarray(frame.to_ndarray(format="rgba", **stated), "RGBA")
+    # In planes: of YUV with alpha, FFmpeg writes packed RGBA beyond the end of rows of many widths.
+    layered = Image.fromarray(np.ascontiguousarray(frame.to_ndarray(format="gbrap", **stated)), "RGBA")
     ground = Image.new("RGB", layered.size, "white")
     ground.paste(layered, mask=layered.getchannel("A"))
     return np.array(ground)

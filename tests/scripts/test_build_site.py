@@ -72,7 +72,7 @@ def test_the_menu_names_pages_that_are_there(pages):
 
 
 def test_a_picture_of_a_methods_groups_is_drawn(tmp_path):
-    drawn = build_site._draw_all(tmp_path, ("uniform", "events"))
+    drawn = build_site._draw_all(tmp_path, ["uniform"])
     assert drawn == {"uniform": "positions=ppe,k=4,ratio=0.3"}
     assert (tmp_path / "uniform.png").read_bytes()[:4] == b"\x89PNG"
     page = build_site.method_page(Listed.of("uniform"), drawn["uniform"])
