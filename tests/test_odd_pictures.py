@@ -59,6 +59,8 @@ from ppe_npu.evaluation.benchmarks.readers import decode_image
             (data + bytes(30), kind)
             for data, kind in ((b"v/1\1", "OpenEXR"), (b"qoif", "QOI"), (b"PK\3\4", "a zip file"))
         ),
+        (b"\0\0\0\x18ftypavis" + bytes(30), "AVIF, damaged or not read by this Pillow"),
+        (b"\0\0\0\x18ftypM4A " + bytes(30), "sound"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"anything", "not a picture"),

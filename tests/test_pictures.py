@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -129,15 +130,21 @@ def test_planes_of_many_bits_which_pillow_misreads_are_refused(tmp_path):
         for read in (load_image, image_size):
             with pytest.raises(InputError, match="is a TIFF of more than 8 bits with a plane for each colour"):
                 read(given)
+    counted = struct.pack("<HHI", 258, 3, 3), struct.pack("<HHIHH", 258, 3, 1, 16, 0)  # one number for all three
+    data = (tmp_path / "a.tiff").read_bytes()
+    at = data.index(counted[0])
+    with pytest.raises(InputError, match="is a TIFF of more than 8 bits with a plane for each colour"):
+        load_image(data[:at] + counted[1] + data[at + 12 :])
 
 
-@pytest.mark.parametrize("more", [(254, 1), (50706, 1)], ids=["thumbnail", "DNG"])
+@pytest.mark.parametrize("more", [((254, 1), (330, 8)), ((254, 3), (330, 8)), ((50706, 1),)], ids=str)
 def test_a_thumbnail_is_not_taken_for_the_photograph(more):
-    """Raw photographs are TIFF files, whose first picture is a small one to look at."""
+    """Raw photographs are TIFF files, whose first picture is a small one to look at; a small one alone is a picture."""
     pixels = RGB.astype("u1").tobytes()
-    assert np.array_equal(load_image(tiff(pixels, 8, 2, 3, more=((254, 0),))), RGB)
+    for kind in (0, 1):
+        assert np.array_equal(load_image(tiff(pixels, 8, 2, 3, more=((254, kind),))), RGB)
     with pytest.raises(InputError, match=r"cannot be read \(it is a raw photograph, or begins with a thumbnail\)"):
-        load_image(tiff(pixels, 8, 2, 3, more=(more,)))
+        load_image(tiff(pixels, 8, 2, 3, more=more))
 
 
 def test_pixels_of_a_known_format_that_are_not_read_are_named_so(tmp_path):

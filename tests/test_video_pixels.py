@@ -124,6 +124,25 @@ def test_transparency_is_laid_on_white(tmp_path):
     assert row == [255] * 16 + [127] * 16 + [0] * 32
 
 
+@pytest.mark.parametrize(("width", "height"), [(24, 24), (40, 32), (854, 480)])
+def test_transparency_beside_yuv_of_any_width(tmp_path, width, height):
+    """FFmpeg writes packed RGBA of it beyond the end of rows of these widths, and the process may end."""
+    import av
+
+    with av.open(str(tmp_path / "a.mkv"), "w") as file:
+        stream = file.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuva420p"
+        frame = av.VideoFrame(width, height, "yuva420p")
+        for plane, value in zip(frame.planes, (16, 128, 128, 255)):
+            plane.update(bytes([value]) * plane.buffer_size)
+        half = frame.planes[3].line_size * (height // 2)
+        frame.planes[3].update(bytes(half) + b"\xff" * (frame.planes[3].buffer_size - half))
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    column = np.asarray(VideoFrame(str(tmp_path / "a.mkv"), 0.0).load())[:, width // 2, 0].tolist()
+    assert column == [255] * (height // 2) + [0] * (height // 2)
+
+
 @pytest.mark.parametrize(("width", "height"), [(65, 49), (1, 1), (8, 1), (17, 5)])
 def test_odd_sizes(tmp_path, width, height):
     path = write_video(tmp_path / "a.mkv", "ffv1", 2, draw=lambda n: np.full((height, width, 3), 50 * n, np.uint8))

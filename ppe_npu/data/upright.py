@@ -46,8 +46,9 @@ def _rgb(frame: Any) -> np.ndarray:
         return frame.to_ndarray(format="rgb24", **stated)
     from PIL import Image
 
-    # In planes: of YUV with alpha, FFmpeg writes packed RGBA beyond the end of rows of many widths.
-    layered = Image.fromarray(np.ascontiguousarray(frame.to_ndarray(format="gbrap", **stated)), "RGBA")
+    # YUV in planes: packed, FFmpeg writes beyond the end of its rows at many widths.
+    form = "rgba" if frame.format.is_rgb else "gbrap"
+    layered = Image.fromarray(np.ascontiguousarray(frame.to_ndarray(format=form, **stated)), "RGBA")
     ground = Image.new("RGB", layered.size, "white")
     ground.paste(layered, mask=layered.getchannel("A"))
     return np.array(ground)

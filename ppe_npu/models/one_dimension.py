@@ -178,8 +178,9 @@ def _features(model, kind: str, kwargs: dict, given, **inside: Rebuilding) -> to
     """[V, C] of all images, or of all videos. inside: the pass through the tower's layers, if it is to be one."""
     if given is None:
         pixels, run = PIXELS[kind], getattr(model, _OF[kind])
-        known = inspect.signature(run).parameters
-        others = {name: kwargs[name] for name in known if kwargs.get(name) is not None and name != pixels}
+        # What it knows, and the model's own forward hands on (an aspect ratio of LLaVA-OneVision it does not).
+        known = set(inspect.signature(run).parameters) & set(FAMILIES[model.config.model_type].arguments)
+        others = {name: kwargs[name] for name in known - {pixels} if kwargs.get(name) is not None}
         given = run(kwargs[pixels], **others, **inside, return_dict=True)
     return _flat(given.pooler_output)
 

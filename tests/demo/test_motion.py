@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import subprocess
+import sys
+from subprocess import PIPE
 
 import document_motion
 import numpy as np
+import psutil
 import pytest
 from command_line import refused
 
@@ -146,6 +150,29 @@ def test_the_comparison_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     assert motion.main(asked) == 0
     assert (tmp_path / "seed0" / "pvc" / "final" / "model.safetensors").stat().st_mtime_ns == made
     assert before.splitlines()[2:8] == (tmp_path / "report.md").read_text().splitlines()[2:8]
+
+
+_WORKER = """
+import contextlib, os, sys, time
+from ppe_npu.demo.pipeline import worker_pool
+
+if __name__ == "__main__":
+    with contextlib.redirect_stdout(sys.stderr), worker_pool(1) as pool:
+        pool.submit(os.write, 1, b"a library's own line\\n").result()
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 100).result()
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_prints_where_its_parent_does_and_ends_with_it():
+    with subprocess.Popen([sys.executable, "-c", _WORKER], stdout=PIPE, stderr=PIPE, text=True) as parent:
+        lines = [parent.stderr.readline() for _ in range(2)]
+        parent.kill()
+        assert parent.stdout.read() == ""
+    assert lines[0] == "a library's own line\n"
+    worker, waited = psutil.Process(int(lines[1])) if psutil.pid_exists(int(lines[1])) else None, 20
+    assert worker is None or not psutil.wait_procs([worker], timeout=waited)[1]
 
 
 @pytest.mark.parametrize(("options", "folder"), [(("--motion",), "runs/motion"), ((), "runs/demo")])

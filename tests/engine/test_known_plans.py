@@ -72,6 +72,8 @@ def test_no_plan_is_taken_for_that_of_another_prompt():
         "as it is": ((ids, None, None, grid, None), {}),
         "padded": ((ids, padded, None, grid, None), {}),
         "other seconds": ((ids, None, None, grid, [0.5]), {}),
+        "seconds in tensors": ((ids, None, None, grid, [torch.tensor(0.50004)]), {}),
+        "as text the same": ((ids, None, None, grid, [torch.tensor(0.49996)]), {}),
         "other grid": ((ids, None, None, grid[:, [0, 2, 1]], None), {}),
         "placeholders as text": ((ids, None, None, None, None), {}),
         "an image": ((swapped, None, torch.tensor([[1, 12, 12]]), None, None), {}),

@@ -114,5 +114,13 @@ def test_what_has_no_place_beside_it_is_refused(model):
     compress(model, config(INSIDE))
     with pytest.raises(InputError, match="pixelprune with leave_after: an engine that serves is given kept cells"):
         check_items(model.compression)
+    with pytest.raises(InputError, match=r"pixelprune leave_after=80: the vision tower has \d blocks"):
+        compress(model, config(PixelPrune(leave_after=80)))
     with pytest.raises(InputError, match=r"leave_after=-2: give a number of the tower's blocks, or -1"):
         CompressionConfig.from_dict({"steps": [{"method": "pixelprune", "leave_after": -2}], "positions": "keep_one"})
+
+
+def test_files_of_an_edition_without_it_are_those_of_today():
+    assert "leave_after" not in PixelPrune(threshold=0.1).to_dict()
+    for method in (PixelPrune(leave_after=2), PixelPrune(leave_after=-1), PixelPrune()):
+        assert PixelPrune.from_dict(method.to_dict()) == method

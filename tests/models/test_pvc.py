@@ -11,6 +11,7 @@ from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.errors import InputError
+from ppe_npu.methods import IPCV, PixelPrune, ToMeTower
 from ppe_npu.models.pvc import PVCConfig, add_pvc, load_pvc, shown_repeatedly
 from ppe_npu.models.pvc.modules import Frames, TemporalAttention, TimeEmbedding, Timing
 
@@ -262,6 +263,14 @@ def test_compressed_a_prompt_is_alone_what_it_is_in_a_batch(name, model):
     expected, true = alone(), exact(model, alone)
     assert model.compression.report.tokens_after < model.compression.report.tokens_before
     assert_rounds_alike(last(*samples), expected, true)
+
+
+def test_steps_that_leave_patches_out_before_all_frames_have_met_are_refused():
+    model = add_pvc(EVERY["qwen2_5_vl"].model(), SMALL)
+    for method in (PixelPrune(), PixelPrune(leave_after=1), IPCV(prune_block=1), ToMeTower(merge_blocks=(0,))):
+        with pytest.raises(InputError, match=f"{method.name}: PVC's attention over frames .* leave_after=-1"):
+            compress(model, CompressionConfig(steps=[method], positions="keep_one", k=1))
+    compress(model, CompressionConfig(steps=[PixelPrune(leave_after=-1)], positions="keep_one", k=1))
 
 
 def test_settings_that_do_not_fit_are_refused(name, model):
