@@ -41,6 +41,7 @@ def test_qwens_tower(family, method, part):
     check_compiled(model, model.model.visual, model.model.visual.blocks, given(family), method, part)
 
 
+@pytest.mark.slow  # a second tower, compiled in each way
 @supported
 @pytest.mark.parametrize("part", PARTS)
 def test_internvls_tower(part):
