@@ -49,8 +49,10 @@ def test_the_formula_is_what_torch_counts():
         model(**inputs, pixel_values=torch.randn(4 * tokens, 96), logits_to_keep=1)
     count = tokens + text
     unseen = widths.pairs(count**2 - count * (count + 1) // 2)  # a causal mask's zeros
+    with FlopCounterMode(display=False) as angles:  # of positions times frequencies, a product in older transformers
+        model.model.language_model.rotary_emb(torch.ones(1), torch.arange(count).expand(3, 1, -1))
     parts = widths.request(4 * tokens, count, 1)
-    assert counter.get_total_flops() == sum(parts.values()) + unseen
+    assert counter.get_total_flops() == sum(parts.values()) + unseen + angles.get_total_flops()
 
 
 def test_a_step_at_the_pixels_spares_the_tower():
