@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,7 +16,8 @@ def written(page: str, results: list[dict]) -> str:
 
     before, rest = page.split(START)
     _, after = rest.split(END)
-    return before + START + table(results) + "\n" + findings(results) + END + after
+    said = "\n".join(textwrap.fill(line, 150, break_on_hyphens=False) for line in findings(results).split("\n"))
+    return before + START + table(results) + "\n" + said + END + after
 
 
 def main(folder: str = "runs/motion") -> None:
