@@ -157,7 +157,7 @@ def check_beside_pvc(methods: Iterable[Method]) -> None:
     other frames."""
     for method in methods:
         if method.place == "tower" or (method.place == "pixels" and leave_after(method) != -1):
-            remedy = "take pixelprune with leave_after=-1, or a step at the input"
+            remedy = "take a step at the input, or where the family has steps at the pixels, leave_after=-1"
             raise InputError(
                 f"{method.name}: PVC's attention over frames inside this vision tower needs the patches of all frames, "
                 f"of which this step leaves some out; {remedy}"
