@@ -30,7 +30,7 @@ from ppe_npu.inspect.report import CompressionReport
 from ppe_npu.inspect.tower_work import Widths
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
-from ppe_npu.utils.recent import Recent, numbers
+from ppe_npu.utils.recent import Recent, as_numbers
 
 
 @dataclass
@@ -158,7 +158,7 @@ class Compression:
         """
         ids = input_ids.cpu().numpy()
         mask = _padding_mask(attention_mask, ids.shape)
-        given = tuple(map(numbers, (image_grid_thw, video_grid_thw, second_per_grid_ts)))
+        given = tuple(map(as_numbers, (image_grid_thw, video_grid_thw, second_per_grid_ts)))
         watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
         others = position_ids, start, labels if self.config.needs & OF_PROMPTS else None, chosen
         prompts = ids, mask, *given, self.vision, prompt, self.config.keeps_all and not packed

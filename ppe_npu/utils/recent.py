@@ -28,7 +28,7 @@ class Recent:
         return value
 
 
-def numbers(given: Any) -> Any:
+def as_numbers(given: Any) -> Any:
     """A tensor, or a list of tensors, as a list of what they hold: as a key's text they do not have all digits."""
     given = given.tolist() if hasattr(given, "tolist") else given
     if type(given) not in (list, tuple):

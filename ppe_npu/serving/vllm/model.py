@@ -93,13 +93,14 @@ class CompressedModel:
                 tokens = [patches // vision.merge_size**2 for patches, _ in rows]
             for items in batches(tokens, self.encoded_at_once):
                 some = fields_of(items, own, rows)
-                out += self._embedded(kind, some, asked[kind][items], None if sources is None else sources[items])
+                those = None if sources is None else sources[items]
+                out += self._embedded(kind, some, shapes[items], asked[kind][items], those)
         return tuple(out)
 
-    def _embedded(self, kind: str, own: dict[str, Any], asked: Any, sources: Any) -> list[torch.Tensor]:
+    def _embedded(
+        self, kind: str, own: dict[str, Any], shapes: list[Shape], asked: Any, sources: Any
+    ) -> list[torch.Tensor]:
         """As embed_multimodal(), of some items of a kind."""
-        shapes = shapes_in(self.shapes, kind, own)
-        assert shapes is not None
         if sources is None:
             features = super().embed_multimodal(**own)  # type: ignore[misc]
         else:
