@@ -40,6 +40,7 @@ from ppe_npu.models import compress
 SHARES = (0.25, 0.5, 0.1)  # in the order in which they are asked
 TUNED_SHARE = 0.25
 BATCH = 192
+COUNTED = ("nearest", "spread", "quantiles", "mean_rotation")  # the rules that are asked with the sizes counted, too
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def rows() -> list[Row]:
         Row("one position, its features alone", {"positions": "keep_one"}, RepresentativesAlone),
         *(Row(name, {**ppe, "members": name}) for name in rule_names()),
         Row("one position, sizes counted", {"positions": "keep_one", **counted}),
-        Row("mean_rotation, sizes counted", {**ppe, "members": "mean_rotation", **counted}),
+        *(Row(f"{name}, sizes counted", {**ppe, "members": name, **counted}) for name in COUNTED),
     ]
 
 

@@ -184,7 +184,7 @@ def test_help_names_every_preset(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
     listed = " ".join(out.split())
-    for name in ("dense", "chatunivi", "keep_one", "ppe"):
+    for name in ("dense", "chatunivi", "keep_one", "ppe", "ppe_plus"):
         assert f" {name}," in listed
     assert " ppe_cascade or a method that `ppe-npu methods` lists" in listed
 

@@ -32,6 +32,7 @@ def test_presets():
     assert CompressionConfig.preset("keep_one") == CompressionConfig(positions="keep_one", k=1)
     assert CompressionConfig.preset("ppe") == CompressionConfig(k=8, members="nearest", order="raster")
     assert CompressionConfig.preset("ppe", ratio=0.25, k=4).ratio == 0.25
+    assert CompressionConfig.preset("ppe_plus") == CompressionConfig(positions="ppe", proportional_attention=True)
     assert CompressionConfig.preset("ppe_cascade").layers == (11, 23, 35)
     assert not CompressionConfig.preset("ppe_cascade").merges_before_llm
 

@@ -56,8 +56,8 @@ def _add_device(parser: argparse.ArgumentParser, default: str | None = "auto", o
 
 
 def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    names = "dense, chatunivi, keep_one, ppe, ppe_cascade or a method that `ppe-npu methods` lists, alone or with "
-    names += "settings (divprune:ratio=0.25,positions=ppe), or a JSON file"
+    names = "dense, chatunivi, keep_one, ppe, ppe_plus, ppe_cascade or a method that `ppe-npu methods` lists, alone or "
+    names += "with settings (divprune:ratio=0.25,positions=ppe), or a JSON file"
     extra = {"nargs": "+"} if several else {}
     parser.add_argument("--compression", metavar="NAME", help=f"{names} (default: the checkpoint's, else ppe)", **extra)
     share = "share of the visual tokens that is kept, in (0, 1]"
