@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from ppe_npu import __version__
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
 from ppe_npu.backends.parity import CASES, Case, Row, compare
@@ -69,7 +70,7 @@ def record(device: torch.device, folder: str | Path) -> list[Row]:
             rows += _record_model(setting, dtype, device, tensors, missing)
     manifest = {
         "device": devices.describe(device),
-        "versions": {name: version(name) for name in ("torch", "transformers", "ppe-npu", "numpy")},
+        "versions": {name: version(name) for name in ("torch", "transformers", "numpy")} | {"ppe-npu": __version__},
         "seed": SEED,
         "dtypes": _dtypes(device),
         "not_recorded": missing,

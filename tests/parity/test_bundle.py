@@ -8,6 +8,7 @@ import pytest
 import torch
 from bundles import rewrite
 
+import ppe_npu
 from ppe_npu.errors import InputError
 from ppe_npu.parity import bundle, files
 from ppe_npu.parity.model import SETTINGS
@@ -57,6 +58,7 @@ def test_a_new_bundle_holds_inputs_results_and_versions(few, tmp_path):
     assert all(row.ok for row in rows)
     manifest, tensors = bundle.load(tmp_path / "new")
     assert manifest["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert manifest["versions"]["ppe-npu"] == ppe_npu.__version__
     assert len(manifest["rows"]) == len(rows)
     assert {"model/fp32/inputs/input_ids", "model/fp32/keep_one/logits", "model/bf16/dense/losses"} <= set(tensors)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
