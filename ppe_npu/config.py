@@ -39,7 +39,7 @@ _PRESETS: dict[str, dict] = {
     "chatunivi": {"positions": "renumber", "k": 1, "order": "score"},
     "keep_one": {"positions": "keep_one", "k": 1},
     "ppe": {"positions": "ppe"},
-    # Not of the paper: ahead of one position on our task without training (docs/positions.md).
+    # Not of the paper, see docs/positions.md.
     "ppe_plus": {"positions": "ppe", "proportional_attention": True},
     # The released cascade, for the 36 layers of Qwen2.5-VL-3B; name other layers for other models.
     "ppe_cascade": {"positions": "ppe", "layers": (11, 23, 35)},

@@ -21,6 +21,7 @@ def prompt_positions(
     start: Sequence[int] | None = None,
     axes: int = 3,
     kept: np.ndarray | None = None,
+    behind_time: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(t, h, w) of every token, numbered as Qwen2.5-VL was trained; of a decoder with one axis, its place in the text.
 
@@ -32,6 +33,7 @@ def prompt_positions(
         axes: 3, or 1 for a plain rotary embedding.
         kept: [V] bool, of which visual tokens (in the order of the features) the max(t, h, w) counts; None: of all. A
             span of which none counts takes no place: text goes on where it began.
+        behind_time: False: text goes on at max(h, w) + 1, whatever the time, see VisionTokens.text_behind_time.
 
     Returns:
         positions: [axes, B, S] int64, 0 at padding.
@@ -44,22 +46,38 @@ def prompt_positions(
         return np.where(layout.real, place, 0)[None], following + layout.real.sum(axis=1)
     positions = np.zeros((3, samples, length), dtype=np.int64)
     for sample in range(samples):
-        at, following_position = 0, int(following[sample])
-        for visual in [*(span for span in layout.spans if span.sample == sample), None]:
-            end = length if visual is None else visual.start
-            text = at + np.flatnonzero(layout.real[sample, at:end])
-            positions[:, sample, text] = following_position + np.arange(len(text))
-            following_position += len(text)
-            if visual is None:
-                continue
-            at = visual.start + visual.tokens
-            if layout.real[sample, visual.start : at].any():  # else the mask hides it
-                grid = following_position + grid_positions(visual, vision)
-                positions[:, sample, visual.start : at] = grid
-                own = grid if kept is None else grid[:, kept[visual.feature :][: visual.tokens]]
-                following_position = int(own.max()) + 1 if own.size else following_position
-        following[sample] = following_position
+        spans, first = [span for span in layout.spans if span.sample == sample], int(following[sample])
+        following[sample] = _number(positions[:, sample], layout.real[sample], spans, vision, first, kept, behind_time)
     return np.where(layout.real, positions, 0), following
+
+
+def _number(
+    positions: np.ndarray,
+    real: np.ndarray,
+    spans: Sequence[Span],
+    vision: VisionTokens,
+    following: int,
+    kept: np.ndarray | None,
+    behind_time: bool,
+) -> int:
+    """Write one sample's positions [3, S] from `following` on; the position after its largest."""
+    at, largest = 0, following
+    for visual in [*spans, None]:
+        end = len(real) if visual is None else visual.start
+        text = at + np.flatnonzero(real[at:end])
+        positions[:, text] = following + np.arange(len(text))
+        following += len(text)
+        if visual is None:
+            continue
+        at = visual.start + visual.tokens
+        if real[visual.start : at].any():  # else the mask hides it
+            grid = following + grid_positions(visual, vision)
+            positions[:, visual.start : at] = grid
+            own = grid if kept is None else grid[:, kept[visual.feature :][: visual.tokens]]
+            if own.size:
+                largest = max(largest, int(own.max()) + 1)
+                following = int((own if behind_time else own[1:]).max()) + 1
+    return max(largest, following)
 
 
 def position_rows(given: torch.Tensor, axes: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -30,6 +30,8 @@ class VisionTokens:
         window: tokens along the side of the windows of the other blocks.
         taps: blocks whose output the decoder is given beside the tower's.
         pixels: what the numbers of its pixel_values are; None: it has no place for steps at the pixels.
+        text_behind_time: whether the untouched model has text go on behind a video's last position in time, too, as
+            Qwen2.5-VL was trained, or behind its last row and column alone, as in some releases of transformers.
     """
 
     image_token_id: int = setting(least=0)
@@ -44,6 +46,7 @@ class VisionTokens:
     window: int = setting(0, least=0)
     taps: tuple[int, ...] = ()
     pixels: PixelValues | None = None
+    text_behind_time: bool = True
 
     def __post_init__(self):
         check_fields(self, "vision config's")

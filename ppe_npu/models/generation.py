@@ -98,9 +98,12 @@ def _step(tokens: torch.Tensor, kwargs: dict, compression: Compression) -> dict:
 
 def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.Tensor | None:
     """A compressed model numbers its prompt itself, so that positions which arrive are the caller's; but transformers
-    answers a prompt that is padded on the right from its padding, by numbers that no prompt has."""
-    mask = model_kwargs.get("attention_mask")
-    if not self.compression.config.keeps_all or mask is None or mask.ndim != 2 or bool(mask[:, -1].all()):
+    answers a prompt that is padded on the right from its padding, by numbers that no prompt has, and where text does
+    not go on behind a video's time, generate() goes on behind the text, and forward() behind the time."""
+    mask, on = model_kwargs.get("attention_mask"), self.compression
+    padded = mask is not None and mask.ndim == 2 and not mask[:, -1].all()
+    beside_time = not on.vision.text_behind_time and model_kwargs.get("video_grid_thw") is not None
+    if not on.config.keeps_all or not (padded or beside_time):
         return None
     number = original(self, "_prepare_position_ids_for_generation")
     return number(inputs_tensor=inputs_tensor, model_kwargs=model_kwargs)

@@ -7,6 +7,7 @@ in seconds.
 from ppe_npu.engine.pixels import CLIP_MEAN, CLIP_STD, PixelValues
 from ppe_npu.engine.positions import HALVES, contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
+from ppe_npu.models.numbering import has_text_behind_time
 from ppe_npu.models.vision_language import decoder_layers as decoder_layers
 from ppe_npu.models.vision_language import detach as detach
 from ppe_npu.models.vision_language import install as install
@@ -29,6 +30,7 @@ def vision_tokens(config) -> VisionTokens:
         whole_blocks=tuple(vision.fullatt_block_indexes),
         window=vision.window_size // vision.spatial_merge_size // vision.patch_size,
         pixels=PixelValues(vision.temporal_patch_size, CLIP_MEAN, CLIP_STD),
+        text_behind_time=has_text_behind_time("Qwen2_5_VLModel", config),
     )
 
 

@@ -7,6 +7,7 @@ counts frames.
 from ppe_npu.engine.pixels import CLIP_MEAN, CLIP_STD, PixelValues
 from ppe_npu.engine.positions import HALVES, contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
+from ppe_npu.models.numbering import has_text_behind_time
 from ppe_npu.models.vision_language import decoder_layers as decoder_layers
 from ppe_npu.models.vision_language import detach as detach
 from ppe_npu.models.vision_language import install as install
@@ -26,6 +27,7 @@ def vision_tokens(config) -> VisionTokens:
         tokens_per_second=None,
         tower_blocks=config.vision_config.depth,
         pixels=PixelValues(config.vision_config.temporal_patch_size, CLIP_MEAN, CLIP_STD),
+        text_behind_time=has_text_behind_time("Qwen2VLModel", config),
     )
 
 

@@ -130,9 +130,8 @@ def test_whole_recordings(folder, case, released, chosen):
         taps = [found[f"deepstack.{tap}"] for tap in range(len(out) - 1)]
         wide = partial(model.model.visual, inputs[name].double(), grid_thw=grid)
         assert_recorded(out, [found[f"{first}out"], *taps], model, lambda: features(wide()))  # noqa: B023
-    if "qwen2_5" in folder and case["input"] == "vid":
-        check_numbering(model, inputs, found["logits"][0])
-        return
+    if "qwen2_5" in folder and case["input"] == "vid" and model.compression.vision.text_behind_time:
+        return  # an older transformers than that of the recording, which numbers text after a video otherwise
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     made = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
     if llm:
@@ -142,18 +141,6 @@ def test_whole_recordings(folder, case, released, chosen):
     # Of FastV as published, weights of attention are rounded to fp16: which way hangs on the last bit, in fp64, too.
     assert_recorded(made.logits[0][0], found["logits"][0], model, lambda: model(**inputs).logits[0, -1])
     assert made.sequences[0, ids.shape[1] :].tolist() == found["tokens"].tolist()
-
-
-def check_numbering(model, inputs, recorded):
-    """Text after a video stands where transformers 5.22 has it if it is given so; of our own accord where Qwen2.5-VL
-    was trained with it (docs/numerics.md), which gives other logits."""
-    names = ("input_ids", "mm_token_type_ids", "video_grid_thw", "attention_mask")
-    places, _ = model.model.get_rope_index(**{name: inputs[name] for name in names})
-    placed = {**inputs, "position_ids": places}
-    with torch.no_grad():
-        found, trained = (model(**given).logits[0, -1] for given in (placed, inputs))
-    assert_recorded(found, recorded, model, lambda: model(**placed).logits[0, -1])
-    assert (trained - recorded).abs().max() > 0.01
 
 
 def _first(folder, number=0):
