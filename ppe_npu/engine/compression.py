@@ -265,7 +265,7 @@ class Compression:
         masking = Masking(given, ready_mask, apart)
         self.trace = Trace(plan, self.config) if self.keep_groups else None
         self.watch = self._report = self.kv_bytes = None
-        run = Prefill(self.layers, [], [], state, [], [], self, plan, on, masking, watch, self.trace)
+        run = Prefill(self.layers, state, self, plan, on, masking, watch, self.trace)
         run.begin(text_embeds, features, deepstack, tower)
         return run
 

@@ -101,10 +101,10 @@ class Prefill(Run):
         embeds: [B, L, C] what the decoder is given, until it is taken.
     """
 
-    masks: list[torch.Tensor | None]
-    rows: list[torch.Tensor | None]
-    segments: list[Segments | None]
-    sizes: list[torch.Tensor | None]
+    masks: list[torch.Tensor | None] = field(default_factory=list, init=False)
+    rows: list[torch.Tensor | None] = field(default_factory=list, init=False)
+    segments: list[Segments | None] = field(default_factory=list, init=False)
+    sizes: list[torch.Tensor | None] = field(default_factory=list, init=False)
     compression: "Compression"
     plan: PromptPlan
     on: PromptPlan
