@@ -271,7 +271,7 @@ class Stopwatch:
         """A stretch begins, or ends."""
         if torch.compiler.is_compiling():
             self._traced = True
-        elif on_cpu(self._device):
+        elif self._device.type == "cpu":
             self._marks.append(time.perf_counter())
         else:
             event = torch.Event(self._device, enable_timing=True)
@@ -284,7 +284,7 @@ class Stopwatch:
         if self._traced:
             return float("nan")
         stretches = zip(self._marks[::2], self._marks[1::2])
-        if on_cpu(self._device):
+        if self._device.type == "cpu":
             return sum(end - start for start, end in stretches) * 1e3
         self._marks[-1].synchronize()
         return sum(start.elapsed_time(end) for start, end in stretches)

@@ -245,7 +245,7 @@ class Compression:
         """Merge the features by the plan, assemble the compressed prompt, and lay out what later stages are given.
 
         Args:
-            text_embeds: [T, C] embeddings of the text tokens that plan.text(0) names.
+            text_embeds: [T, C] embeddings of the text tokens that plan.before(0).text names.
             features: [V, C] features of all images, then all videos, as plan.visual; None without any.
             attention_mask: as given to the model; only a 4D one is read.
             past: of the cache that this prompt continues; the plan was made with its `following` as start.
@@ -267,7 +267,7 @@ class Compression:
         masking = Masking(given, ready_mask, apart)
         self.trace = Trace(plan, self.config) if self.keep_groups else None
         self.watch = self._report = self.kv_bytes = None
-        run = Prefill(self.layers, [], [], state, [], [], self, plan, on, masking, watch, self.trace)
+        run = Prefill(self.layers, state, self, plan, on, masking, watch, self.trace)
         run.begin(text_embeds, features, deepstack, tower)
         return run
 

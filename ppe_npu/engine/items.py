@@ -195,7 +195,7 @@ def merge_items(
         raise InputError(
             f"{kind}_grid_thw {shown} describe {found} tokens, not {len(features)}: give what belongs together"
         )
-    text = features.new_zeros(len(plan.text(0)), features.shape[1])  # padding, where nothing is merged
+    text = features.new_zeros(len(plan.before(0).text), features.shape[1])  # padding, where nothing is merged
     run = compression.prefill(plan, text, features, deepstack=deepstack)
     embeds, rows, layers = run.take_embeds(), run.rows[0], run.deepstack()
     assert rows is not None, "the rows of the first stage are known once it is merged"

@@ -108,6 +108,11 @@ class Chosen:
         """How many are kept."""
         return sum(self.stay)
 
+    @property
+    def drops(self) -> bool:
+        """Whether there is one that is not kept."""
+        return self.total < len(self.source)
+
     def runs_whole(self, block: int) -> bool:
         """Whether a block of the vision tower, counted from 0, runs on all tokens."""
         return self.leave < 0 or block < self.leave

@@ -22,7 +22,6 @@ from ppe_npu.engine.layout import Arrangement, Stage
 from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.rounds import Movable, as_tensor, upload
-from ppe_npu.engine.shown import Prompts
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.errors import InputError
 from ppe_npu.inspect.tower_work import TowerReport
@@ -169,13 +168,10 @@ class PromptPlan(Movable):
         assert self.ahead is not None, "nothing comes after the last stage"
         return self.ahead
 
-    def text(self, stage: int) -> torch.Tensor:
-        """[T] where the text stands before a stage, see Stage; of the first that is not laid out yet, too."""
-        return self.stages[stage].text if stage < len(self.stages) else self.unsettled.text
-
-    def prompts(self, stage: int) -> Prompts | None:
-        """How the samples stand before it."""
-        return self.stages[stage].prompts if stage < len(self.stages) else self.unsettled.prompts
+    def before(self, stage: int) -> Stage | Ahead:
+        """What says how text and samples stand before a stage: the stage itself, or what is ahead, of the first that is
+        not laid out yet."""
+        return self.stages[stage] if stage < len(self.stages) else self.unsettled
 
     @property
     def last(self) -> Arrangement:

@@ -101,10 +101,10 @@ class Prefill(Run):
         embeds: [B, L, C] what the decoder is given, until it is taken.
     """
 
-    masks: list[torch.Tensor | None]
-    rows: list[torch.Tensor | None]
-    segments: list[Segments | None]
-    sizes: list[torch.Tensor | None]
+    masks: list[torch.Tensor | None] = field(default_factory=list, init=False)
+    rows: list[torch.Tensor | None] = field(default_factory=list, init=False)
+    segments: list[Segments | None] = field(default_factory=list, init=False)
+    sizes: list[torch.Tensor | None] = field(default_factory=list, init=False)
     compression: "Compression"
     plan: PromptPlan
     on: PromptPlan
@@ -144,7 +144,7 @@ class Prefill(Run):
             features = text_embeds.new_zeros(0, text_embeds.shape[-1])
         visual, counted = self.on.visual, self.config.proportional_attention or "sizes" in self.config.needs
         sizes = torch.ones_like(visual) if counted else None
-        prompts = self.on.prompts(0)
+        prompts = self.on.before(0).prompts
         spots = None if prompts is None else visual
         held = visual[:, None] if self.on.held is None else self.on.held
         given = Tokens(features.detach(), held, self.on.places, tower, sizes, spots)
@@ -176,7 +176,7 @@ class Prefill(Run):
         if stage == 0:
             return hidden
         self.watch.mark()
-        tokens, prompts = hidden.flatten(0, 1), self.on.prompts(stage)
+        tokens, prompts = hidden.flatten(0, 1), self.on.before(stage).prompts
         seen = self._passed | self._looked(stage, look, before=False)
         self._passed = {}
         text = {name: seen.pop(name) for name in list(seen) if name[0].startswith("text")}
@@ -208,7 +208,7 @@ class Prefill(Run):
         needs = layer_needs(self.config.stages[stage][1], before)
         if not needs or look is None:
             return {}
-        seen = look(needs, self.on.prompts(stage))
+        seen = look(needs, self.on.before(stage).prompts)
         return {(name, before): part for name, part in seen.items()}
 
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -223,7 +223,7 @@ class Prefill(Run):
         Args:
             text: as Texts.values.
         """
-        prompts = self.on.prompts(number)
+        prompts = self.on.before(number).prompts
         texts = None if prompts is None else Texts(prompts, text)
         if number < len(self.on.stages):
             rounds, kept = merge(self.on.stages[number].rounds, tokens, self.holding, texts)

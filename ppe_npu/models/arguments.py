@@ -18,7 +18,7 @@ from ppe_npu.engine.tower_pass import pass_of_plan
 from ppe_npu.errors import InputError
 from ppe_npu.models.caches import keeps_no_cache
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
-from ppe_npu.models.pixels import chosen_cells, run_tower
+from ppe_npu.models.pixels import chosen_cells, run_on_chosen
 from ppe_npu.models.tower import watched
 
 IDLE = "_ppe_idle_tower"  # of a model whose tower takes no grids: what untouched_tower() asks in its place
@@ -208,7 +208,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         InputError: another number of features than the prompts hold visual tokens, or features that were made before
             where a method looks at the tower's blocks.
     """
-    compression, tower, inside = model.compression, None, {}
+    compression, tower = model.compression, None
     embeds: Any = kwargs.get("inputs_embeds")
     outputs = [output for output in (_encoded(kind, kwargs) for kind in (IMAGE, VIDEO)) if output is not None]
     if compression.config.needs & TOWER_NEEDS:
@@ -216,22 +216,8 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
     if given:
         # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
-        pixels, grids = [kwargs[PIXELS[kind]] for kind in given], [kwargs[f"{kind}_grid_thw"] for kind in given]
-        where = (kwargs["input_ids"] if embeds is None else embeds).device
-        grid = torch.cat(grids).to(where)
-        grid = _frames(grid) if compression.vision.tower_frames else grid
-        looked_into = compression.tower.all or compression.inside is not None
-        with watched(model, plan, where) if looked_into else contextlib.nullcontext() as seen:
-            if compression.inside is not None:
-                inside[KEYWORD] = pass_of_plan(compression, plan, given, where)
-            ran = run_tower(model, torch.cat(pixels), grid, plan.chosen, **inside)
-        passing, stands = inside.get(KEYWORD), None
-        if passing is not None:
-            plan.in_tower = passing.finished()
-            stands = passing.stands if isinstance(passing, Joining) else None
-        if seen is not None and (compression.tower.all or stands is not None):
-            tower = seen.tokens(_joined(ran.pooler_output).device, stands)
-        outputs = [ran, *outputs] if IMAGE in given else [*outputs, ran]
+        output, tower = _run_tower(model, plan, given, kwargs)
+        outputs = [output, *outputs] if IMAGE in given else [*outputs, output]
     if not outputs and plan.layout.spans:
         return Features(embeds.flatten(0, 1).index_select(0, plan.on(embeds.device).visual))
     tokens = [_joined(output.pooler_output) for output in outputs]
@@ -244,6 +230,36 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     deepstack = zip(*((getattr(output, "deepstack_features", None) or ()) for output in outputs))
     layers = tuple(torch.cat([_joined(part) for part in layer]) for layer in deepstack)
     return Features(torch.cat(tokens), layers, tower)
+
+
+def _run_tower(model, plan: PromptPlan, given: list[str], kwargs: dict) -> tuple[Any, TowerTokens | None]:
+    """The vision tower's output of what is kept of the images and videos that are given as pixels, and what its blocks
+    say of the tokens, where a method looks at them.
+
+    Args:
+        given: which of IMAGE and VIDEO come as pixels.
+    """
+    compression, chosen, inside = model.compression, plan.chosen, {}
+    embeds = kwargs.get("inputs_embeds")
+    where = (kwargs["input_ids"] if embeds is None else embeds).device
+    pixels = torch.cat([kwargs[PIXELS[kind]] for kind in given])
+    grid = torch.cat([kwargs[f"{kind}_grid_thw"] for kind in given]).to(where)
+    grid = _frames(grid) if compression.vision.tower_frames else grid
+    looked_into = compression.tower.all or compression.inside is not None
+    with watched(model, plan, where) if looked_into else contextlib.nullcontext() as seen:
+        if compression.inside is not None:
+            inside[KEYWORD] = pass_of_plan(compression, plan, given, where)
+        if chosen is not None and chosen.drops:
+            output = run_on_chosen(model, pixels, grid, chosen, **inside)
+        else:
+            output = model.visual(pixels.to(where, model.visual.dtype), grid_thw=grid, return_dict=True, **inside)
+    passing, stands = inside.get(KEYWORD), None
+    if passing is not None:
+        plan.in_tower = passing.finished()
+        stands = passing.stands if isinstance(passing, Joining) else None
+    if seen is None or not (compression.tower.all or stands is not None):
+        return output, None
+    return output, seen.tokens(_joined(output.pooler_output).device, stands)
 
 
 def _check_ready(compression: Compression, kwargs: dict) -> None:
@@ -273,7 +289,7 @@ def untouched_tower(model) -> torch.Tensor | float:
     parameter = next(model.visual.parameters())
     pixels = parameter.new_zeros(side * side, channels * config.temporal_patch_size * patch * patch)
     grid = torch.tensor([[1, side, side]], device=parameter.device)
-    output = run_tower(model, pixels, grid)
+    output = model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True)
     parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
     # Sums of no rows: exactly 0 and with gradients of 0, whatever the tower makes of zeros.
     return sum(part[:0].sum() for part in parts)

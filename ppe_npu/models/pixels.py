@@ -170,26 +170,22 @@ class KeptPatches:
         return number[index[kept]], torch.unique_consecutive(cut).to(torch.int32)
 
 
-def run_tower(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen | None = None, **more: Any):
-    """A vision tower's output of what is kept of all images, then all videos.
+def run_on_chosen(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen, **more: Any):
+    """A vision tower's output of what is kept of all images, then all videos, where something is dropped.
 
     Args:
-        model: the ...Model inside the one for conditional generation. pixels: [patches, values].
-        grid: [n, 3] patches of each. chosen: what is kept; None: all. more: of the tower's arguments.
+        model: the ...Model inside the one for conditional generation. pixels: [patches, values], of all patches.
+        grid: [n, 3] patches of each. more: of the tower's arguments.
     """
-    tower, kept = model.visual, None
-    if chosen is not None and chosen.total < len(chosen.source):
-        merge_size = model.compression.vision.merge_size
-        if not chosen.leave:
-            return run_on_kept(tower, pixels, KeptPatches.of(chosen, grid, merge_size, len(pixels)), **more)
-        # Uploaded before the tower is started.
-        kept = upload(chosen.first(len(pixels) // merge_size**2), grid.device)
+    tower, merge_size = model.visual, model.compression.vision.merge_size
+    if not chosen.leave:
+        return run_on_kept(tower, pixels, KeptPatches.of(chosen, grid, merge_size, len(pixels)), **more)
+    # Uploaded before the tower is started.
+    kept = upload(chosen.first(len(pixels) // merge_size**2), grid.device)
     output = tower(pixels.to(grid.device, tower.dtype), grid_thw=grid, return_dict=True, **more)
-    if kept is not None:
-        output.pooler_output = output.pooler_output.index_select(0, kept.to(output.pooler_output.device))
-        if getattr(output, "deepstack_features", None):
-            picked = [part.index_select(0, kept.to(part.device)) for part in output.deepstack_features]
-            output.deepstack_features = picked
+    output.pooler_output = output.pooler_output.index_select(0, kept.to(output.pooler_output.device))
+    if getattr(output, "deepstack_features", None):
+        output.deepstack_features = [part.index_select(0, kept.to(part.device)) for part in output.deepstack_features]
     return output
 
 

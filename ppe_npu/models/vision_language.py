@@ -283,7 +283,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     apart = apart and takes_segments(self.language_model) and not is_traced(self.language_model)
     for kept in parts if apart else ():
         segments.prepare(list(kept.borders), device, self.get_input_embeddings().weight.dtype)
-    text = on.text(0)
+    text = on.before(0).text
     # The tower before the embeddings, also where there is nothing to see: ZeRO-3 wants one order in all processes.
     features = tower_features(self, plan, kwargs)
     unseen = 0.0 if plan.layout.spans else untouched_tower(self)

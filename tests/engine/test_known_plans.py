@@ -30,7 +30,7 @@ def merged(made: Compression, *given) -> tuple[torch.Tensor, torch.Tensor]:
     """What the decoder is given, and the features that it came from."""
     plan = made.plan(*given)
     features = torch.randn(len(plan.visual), 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    text = torch.zeros(len(plan.text(0)), 8)
+    text = torch.zeros(len(plan.before(0).text), 8)
     return made.prefill(plan, text, features).embeds, features
 
 

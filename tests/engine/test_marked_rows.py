@@ -55,7 +55,7 @@ class Marked:
         )
         noise = torch.randn(self.ids.numel(), NOISE, generator=torch.Generator().manual_seed(0))
         self.rows = torch.cat([torch.eye(self.ids.numel()), 4 * noise], 1).to(device)
-        text = self.rows.index_select(0, self.plan.text(0).to(device))
+        text = self.rows.index_select(0, self.plan.before(0).text.to(device))
         features = self.rows[self.visual.to(device)]
         self.run = self.compression.prefill(self.plan, text, features, deepstack=(features,))
 
