@@ -34,4 +34,12 @@ def seed_everything() -> None:
     """What is drawn without a generator of its own."""
     random.seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002
-    torch.manual_seed(SEED)
+    seed_torch(SEED)
+
+
+def seed_torch(seed: int) -> None:
+    """What torch.manual_seed does. For devices that are not there yet that takes a millisecond: it notes the stack."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)

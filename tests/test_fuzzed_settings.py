@@ -25,7 +25,7 @@ from ppe_npu.training.adapters import Adapter
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.recipes import load_recipe
 
-MUTATIONS = settings(max_examples=300, derandomize=True, deadline=None)
+MUTATIONS = settings(max_examples=150, derandomize=True, deadline=None)
 MANY = settings(MUTATIONS, max_examples=20_000, derandomize=False)
 DICE = st.integers(0, 2**40).map(random.Random)  # hypothesis' own draws of mappings take ten times as long
 DEEP: list = []
@@ -159,7 +159,7 @@ def check_method(dice) -> bool:
     return True
 
 
-@settings(MUTATIONS, max_examples=200)
+@MUTATIONS
 @given(DICE)
 def test_junk_in_a_methods_field(dice):
     check_method(dice)

@@ -295,7 +295,7 @@ def red(tmp_path_factory):
     return str(path)
 
 
-@settings(max_examples=300, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=100, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_mutations_end_in_inputs_or_in_one_line(tiny_processor, red, data):
     end_in_inputs_or_one_line(tiny_processor, red, data)

@@ -58,6 +58,7 @@ def test_random_numbers_go_on_as_after_a_model_that_is_made(monkeypatch):
     for _ in range(2):
         torch.rand(5)
         monkeypatch.setattr(torch, "manual_seed", lambda number: seeds.append(number) or seed(number))
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
         twin(("test_twins", "numbers"), Made)
         assert torch.equal(torch.rand(4), wanted)
         assert seeds[-1] == 3

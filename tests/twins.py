@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from draws import seed_torch
 
 _MADE: dict[Any, Twins] = {}
 
@@ -53,7 +54,7 @@ class Twins:
 
     def one(self) -> Any:
         torch.set_rng_state(self._state)
-        torch.manual_seed(torch.initial_seed())  # of every device, as `make` does
+        seed_torch(torch.initial_seed())  # of every device, as `make` does
         torch.set_rng_state(self._state)
         return _Unpickler(io.BytesIO(self._data), self._tensors).load()
 

@@ -18,7 +18,7 @@ from ppe_npu import backends
 from ppe_npu.backends import dispatch
 from ppe_npu.errors import InputError, UserError
 
-FEW = settings(max_examples=400, derandomize=True, deadline=None)
+FEW = settings(max_examples=200, derandomize=True, deadline=None)
 MANY = settings(FEW, max_examples=20_000, derandomize=False)
 DICE = st.integers(0, 2**40).map(random.Random)
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64, torch.complex64]

@@ -123,7 +123,7 @@ def mutate_and_run(killed, data) -> None:
         assert before.startswith(after)  # as it was, or half a line was taken away
 
 
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=60, derandomize=True, deadline=None)
 @given(data=st.data())
 def test_a_damaged_file_is_named_or_makes_no_difference(killed, data):
     mutate_and_run(killed, data)

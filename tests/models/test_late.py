@@ -77,7 +77,7 @@ def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(family, na
         left = list(lengths)
         for span in report.spans:
             left[span.sample] -= span.before - span.layers[layer]
-        assert cache.get_seq_length() == max(left) + 3
+        assert cache.get_seq_length() == max(left) + 2
 
 
 def test_a_second_turn_goes_on_where_the_first_ended(model):

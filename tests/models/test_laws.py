@@ -85,7 +85,7 @@ def precisely(do):
     return exact(MODEL, do)
 
 
-@settings(max_examples=many(30))
+@settings(max_examples=many(20))
 @given(
     samples=st.lists(prompts(), min_size=1, max_size=3),
     config=configs(),
@@ -102,7 +102,7 @@ def test_a_prompts_result_depends_on_nothing_but_the_prompt(samples, config, sid
     assert_rounds_alike(together, [alone[i] for i in order], [true[i] for i in order])
 
 
-@settings(max_examples=many(30))
+@settings(max_examples=many(20))
 @given(
     samples=st.lists(prompts(), min_size=1, max_size=3),
     k=st.sampled_from([1, 2, 4]),
@@ -116,7 +116,7 @@ def test_ratio_one_is_dense(samples, k, side, layers, method):
     assert_rounds_alike(whole, dense, true)
 
 
-@settings(max_examples=many(30))
+@settings(max_examples=many(20))
 @given(samples=st.lists(prompts(), min_size=1, max_size=2), config=configs())
 def test_two_runs_are_bit_identical_and_restore_leaves_no_trace(samples, config):
     inputs = {name: value for name, value in batch(*samples).items() if name in ("input_ids", "attention_mask")}
@@ -131,7 +131,7 @@ def test_two_runs_are_bit_identical_and_restore_leaves_no_trace(samples, config)
         assert torch.equal(MODEL(**text).logits, before)
 
 
-@settings(max_examples=many(30))
+@settings(max_examples=many(20))
 @given(sample=prompts(), config=configs())
 def test_tokens_kept_are_known_from_the_grids_alone(sample, config):
     model = compress(MODEL, config)
