@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from ppe_npu.errors import InputError
 from ppe_npu.files import locked, recover, write_json, write_text, writing
-from ppe_npu.models.fingerprint import media_marks
+from ppe_npu.models.fingerprint import media_marks, processor_mark
 from ppe_npu.training.args import LAST_WHOLE, TrainConfig
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE, read_base
 from ppe_npu.training.data import Record
@@ -149,9 +149,11 @@ def say(text: str) -> None:
 # -- is it the same run? -----------------------------------------------------------------------------------------------
 
 
-def run_identity(config: TrainConfig, records: Sequence[Record], processes: int) -> tuple[dict[str, Any], list[str]]:
-    """All that decides the losses: settings, the records that can be used, their pictures and videos, and over how many
-    processes they are shared.
+def run_identity(
+    config: TrainConfig, processor: Any, records: Sequence[Record], processes: int
+) -> tuple[dict[str, Any], list[str]]:
+    """All that decides the losses: settings, the processor, the records that can be used, their pictures and videos,
+    and over how many processes they are shared.
 
     Returns:
         (as identity.json holds it, the marks of the pictures and videos in media_of's order).
@@ -159,7 +161,11 @@ def run_identity(config: TrainConfig, records: Sequence[Record], processes: int)
     digest = hashlib.sha256()
     for record in records:
         digest.update(repr((record.id, record.images, record.videos, record.turns, record.independent)).encode())
-    known = {"records_sha256": digest.hexdigest(), "processes": processes}
+    known = {
+        "records_sha256": digest.hexdigest(),
+        "processes": processes,
+        "processor": processor_mark(processor),
+    }
     marks = []
     if config.save_steps or config.resume:  # else nothing is saved that could be gone on with
         try:
