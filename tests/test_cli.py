@@ -135,6 +135,9 @@ def test_parity_prints_its_table_and_fails_with_a_row(run, monkeypatch):
 def test_no_command_and_unknown_commands(run):
     refused(run(), "command")
     refused(run("sing"), "sing")
+    refused(run("report", "--sing\n\x1b[31m"), r"--sing \x1b[31m")
+    asked = ["describe", "--model", "m", "--image", "a.png", "--min-pixels", 10**12]
+    refused(run(*asked), "min_pixels=1000000000000 must be in (0,")
 
 
 def test_help_loads_neither_torch_nor_transformers():

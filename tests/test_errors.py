@@ -213,6 +213,12 @@ FOLDERS = {
         {"shortest_edge": "1", "longest_edge": 9},
         "shortest_edge",
     ),
+    "huge": (
+        "processor_config.json",
+        "video_processor.size",
+        {"shortest_edge": 10**12, "longest_edge": 10**13},
+        "min_pixels=1000000000000 of",
+    ),
     "steps": ("processor_config.json", "video_processor.temporal_patch_size", True, "video_processor of"),
 }
 DAMAGES = {

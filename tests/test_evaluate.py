@@ -177,6 +177,8 @@ def test_report_of_a_folder(run, asked, tmp_path):
     assert (tmp_path / "new" / "all.md").read_text().startswith("# All of it\n")
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["all.json", "all.md", "all.png"]
     assert not (tmp_path / "out" / "report.md").exists()
+    for own in (tmp_path / "out").rglob("results.json"):
+        refused(run("report", tmp_path / "out", "--out", own.with_suffix(".md")), own, "is what is read")
 
 
 def test_report_refuses(run, tmp_path):

@@ -54,6 +54,8 @@ def test_every_form_of_a_picture_gives_the_same_inputs(tiny_processor, write_ima
         {"type": "image", "image": np.asarray(opened)},
         {"type": "image", "image": torch.from_numpy(np.array(opened)).permute(2, 0, 1)},
         {"type": "image", "base64": encoded},
+        {"type": "image", "url": f"data:image/png;base64,{encoded}"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}},
         {"type": "image_url", "image_url": {"url": path}},
         {"type": "image_url", "image_url": {"url": path, "detail": "auto"}},
         {"type": "image_url", "image_url": path},
@@ -208,7 +210,8 @@ for _ in range(3000):
         (user({"type": "video", "video": torch.zeros(3, 4, 4)}), r"video is Tensor of shape \[3, 4, 4\]"),
         (user({"type": "video", "video": [Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))]}), "frame 2 has another"),
         (user({"type": "image", "image": "https://host/a.png"}), "is an address: download it"),
-        (user({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}), "is a file written as text"),
+        (user({"type": "image_url", "image_url": {"url": "data:image/png;base64,%"}}), r"url\.url is .*no base64"),
+        (user({"type": "image", "image": "data:,AA"}), "is a file written as text"),
         (user({"type": "image", "image": 10**5000}), "image is a int: give a path|image is <int"),
     ],
 )  # fmt: skip

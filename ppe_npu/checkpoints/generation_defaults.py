@@ -132,7 +132,7 @@ def _read(file: Path) -> Settings:
         if not stat.S_ISREG(file.stat().st_mode):
             raise InputError(f"{file} is not a file: save the checkpoint again")
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, RecursionError, ValueError) as error:  # also of a number of 5,000 digits
         raise InputError(f"{file} is not JSON ({first_line(error)}): save the checkpoint again") from error
     if not isinstance(found, dict):
         raise InputError(f"{file} is {shown(found)}, not the settings of generate(): save the checkpoint again")

@@ -14,6 +14,7 @@ from ppe_npu.checkpoints.trial import check_sizes, try_processor
 from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
 from ppe_npu.compat import set_pixels
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.pictures import MOST
 from ppe_npu.data.tiles import is_tiled
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.reading import UnreadableError, read_json
@@ -190,6 +191,10 @@ def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path:
     size["longest_edge"] = max_pixels or size["longest_edge"]
     if size["shortest_edge"] > size["longest_edge"]:
         raise InputError(f"min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}")
+    for part in (size, processor.video_processor.size):
+        if part["shortest_edge"] > MOST:  # each would be made so large
+            least = f"min_pixels={part['shortest_edge']} of {path}"
+            raise InputError(f"{least} is more than any picture that is read has: give {MOST} or less")
     set_pixels(processor.image_processor, size["shortest_edge"], size["longest_edge"])
 
 

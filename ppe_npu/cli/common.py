@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ppe_npu.checkpoints.loading import check_compression, load_processor
 from ppe_npu.checkpoints.trust import NO_CODE
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.errors import InputError
 from ppe_npu.evaluation.decoding import check_ids, chosen, notice
 from ppe_npu.models import another_k
 from ppe_npu.training.adapted import Checkpoint
@@ -35,6 +36,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_apart(flag: str, output: str | Path, read: Iterable[str | Path]) -> None:
+    """Raise InputError where a file that is to be written is one of those that are read."""
+    output = Path(output)
+    if output.exists() and any(output.samefile(file) for file in read if Path(file).exists()):
+        raise InputError(f"{flag} {output} is what is read: name another file")
 
 
 def say(text: str | None) -> None:

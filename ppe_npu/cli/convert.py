@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ppe_npu.cli.common import print_json
-from ppe_npu.errors import InputError
+from ppe_npu.cli.common import check_apart, print_json
 from ppe_npu.training.convert import convert_files, write_converted
 from ppe_npu.training.data import complaint
 
@@ -15,8 +14,7 @@ from ppe_npu.training.data import complaint
 def run_convert(args: argparse.Namespace) -> int:
     """Write the records that can be converted; exit code 1 if some cannot."""
     output = Path(args.output)
-    if output.exists() and any(output.samefile(file) for file in args.data if Path(file).exists()):
-        raise InputError(f"--output {output} is what is read: name another file")
+    check_apart("--output", output, args.data)
     found = convert_files(args.data)
     if found.records:
         write_converted(found, output)

@@ -135,7 +135,7 @@ def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
     here = {key: value for key, value in _settings(runs[0].folder).items() if key not in _OF_METHOD}
     found = []
     for file in sorted(runs[0].folder.parent.glob("*/results.json")):
-        settings = _settings(file.parent)
+        settings = {"processor": here.get("processor"), **_settings(file.parent)}  # earlier editions wrote none down
         if file.parent in known or {k: v for k, v in settings.items() if k not in _OF_METHOD} != here:
             continue
         try:

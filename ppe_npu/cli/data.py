@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from ppe_npu.checkpoints.loading import check_compression, load_processor, quiet_transformers
-from ppe_npu.cli.common import compressions, print_json, reading, said_k, say, video_sampling, whose
+from ppe_npu.cli.common import check_apart, compressions, print_json, reading, said_k, say, video_sampling, whose
 from ppe_npu.errors import InputError
-from ppe_npu.training.survey import survey_files, write_survey
+from ppe_npu.training.survey import FILES as SURVEY
+from ppe_npu.training.survey import check_survey_place, survey_files, write_survey
 
 
 def run_data(args: argparse.Namespace) -> int:
@@ -19,6 +20,10 @@ def run_data(args: argparse.Namespace) -> int:
     processor = load_processor(args.model, args.min_pixels, args.max_pixels)
     if args.num_workers < 0:
         raise InputError(f"--num-workers {args.num_workers}: give 0 or more")
+    if args.out is not None:
+        check_survey_place(args.out)
+        for name in SURVEY:
+            check_apart("--out", Path(args.out, name), args.data)
     settings = {"data_root": args.data_root, "max_length": args.max_length, "workers": args.num_workers}
     outside = {"allow_outside": args.allow_outside}
     found = survey_files(args.data, processor, compression, video_sampling(args), **settings, **outside)

@@ -30,6 +30,8 @@ def run_describe(args: argparse.Namespace) -> int:
     checkpoint = common.checkpoint(args, args.model)
     chosen = common.fitted(checkpoint, common.compressions(args, Path(args.model))[:1])[0]
     looking = Looking.of(args.show, args.token, chosen)
+    if looking is not None:
+        common.check_apart("--show", looking.path, [*args.image, *args.video])
     asked, _ = common.generation(args.generation, checkpoint)
     processor = common.processor(checkpoint, args.min_pixels, args.max_pixels)
     if looking is not None:

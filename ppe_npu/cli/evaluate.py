@@ -38,6 +38,7 @@ from ppe_npu.models import compress
 from ppe_npu.utils.escape import printable
 
 DENSE = CompressionConfig.preset("dense")
+_OF_RUNS = ("results.json", "settings.json", "costs.json")
 _FRAMES = ("fps", "nframes", "min_pixels", "max_pixels")
 
 
@@ -165,6 +166,8 @@ def run_report(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else folder / "report.md"
     if out.suffix != ".md":
         raise InputError(f"--out {out}: name a .md file; the .json and .png go beside it")
+    own = [file for name in _OF_RUNS for file in folder.rglob(name)]
+    common.check_apart("--out: its", out.with_suffix(".json"), own)
     _report(args, folder, out, args.title or f"Evaluation in {folder}")
     return 0
 

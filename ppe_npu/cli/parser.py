@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from ppe_npu.cli.train import add_options
 from ppe_npu.config import POSITIONS
 from ppe_npu.errors import shown
+from ppe_npu.utils.escape import printable
 
 DEVICES = "auto, cpu, cuda or npu"
 
@@ -17,7 +18,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its complaints in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"ppe-npu: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"ppe-npu: error: {printable(message)} (see {self.prog} --help)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

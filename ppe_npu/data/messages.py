@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ _WHERE_SET = {
 }
 _PICTURE = "give a path, bytes, a Pillow picture, an array or a tensor"
 _VIDEO = "give a path, a list of frames, or an array or tensor [T, 3, H, W]"
+_WRITTEN_OUT = re.compile("data:image/[^,]*;base64,")  # a picture as text, as OpenAI's clients send it
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple = 2, 3, 3, 3
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 60, 60, 40
@@ -174,11 +176,12 @@ def _check_alone(held: Mapping[Any, Any], kind: str, where: str) -> None:
 def _source(value: Any, key: str, where: str) -> tuple[Any, str]:
     """(the picture or video itself, its name in messages)."""
     if key.endswith("_url") and isinstance(value, Mapping):
-        return value.get("url"), f"{where}.url"
-    if key != "base64":
+        value, where = value.get("url"), f"{where}.url"
+    if key != "base64" and not (isinstance(value, str) and _WRITTEN_OUT.match(value)):
         return value, where
     try:
-        return base64.b64decode("".join(value.split()), validate=True), where
+        text = "".join(value.split())
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True), where
     except (AttributeError, binascii.Error, ValueError) as error:
         raise InputError(f"{where} is {shown(value)}, no base64: give the file's path or its bytes") from error
 

@@ -49,7 +49,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _WHOLE = 89_478_485  # pixels up to which a picture stays as large as it is; above, 2 x 2 become one
-_MOST = 2 * _WHOLE
+MOST = 2 * _WHOLE
 _DECODING = 2**30  # bytes that decoding may take; of each pixel it takes (Pillow's own copy and the decoder's):
 _BYTES = {"PNG": 4, "BMP": 4, "DIB": 4, "PPM": 4, "JPEG": 4, "MPO": 4, "GIF": 12, "TIFF": 12, "WEBP": 16, "AVIF": 16}
 _BYTES_OTHERS = 20
@@ -154,7 +154,7 @@ def _opened(source: Any, name: str | None) -> Iterator[tuple[Image.Image, str]]:
     except InputError:
         raise
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name} is too large to be read: make it smaller than {_MOST // 10**6} megapixels") from error
+        raise InputError(f"{name} is too large to be read: make it smaller than {MOST // 10**6} megapixels") from error
     except Exception as error:  # Pillow's readers raise what their formats suggest: struct.error, EOFError, ...
         raise InputError(f"{name} cannot be read ({first_line(error)}): {_REMEDY}") from error
 
@@ -254,7 +254,7 @@ def _check(image: Image.Image, name: str) -> None:
     each = 1
     if unread:
         each = _BYTES_PROGRESSIVE if "progressive" in image.info else _BYTES.get(kind, _BYTES_OTHERS)
-    most = min(_MOST, _DECODING // each)
+    most = min(MOST, _DECODING // each)
     if width * height > most:
         size = f"{width * height / 1e6:.0f} megapixels ({width}x{height})"
         raise InputError(f"{name} has {size}, more than are read: make it smaller than {most // 10**6} megapixels")
@@ -308,8 +308,8 @@ def _of_array(values: np.ndarray | torch.Tensor, name: str) -> Image.Image:
     """load_image of an array or a tensor."""
     (height, width), first = _layout(tuple(values.shape), isinstance(values, torch.Tensor), name)
     values = as_array(values, name)
-    if height * width > _MOST:
-        most = _MOST // 10**6
+    if height * width > MOST:
+        most = MOST // 10**6
         raise InputError(f"{name} of {height}x{width} pixels is too large: make it smaller than {most} megapixels")
     pixels = to_bytes(np.moveaxis(values, 0, -1) if first else values, name).reshape(height, width, -1)
     image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))

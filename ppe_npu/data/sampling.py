@@ -34,7 +34,7 @@ class VideoSampling:
 
     fps: float | None = setting(None, above=0)
     nframes: int | None = setting(None, above=0)
-    min_pixels: int | None = setting(None, above=0)
+    min_pixels: int | None = setting(None, above=0, most=2**26)  # no frame that is read has more
     max_pixels: int | None = setting(None, above=0)
     min_frames: int = setting(4, above=0)
     max_frames: int = setting(768, above=0)

@@ -3,13 +3,13 @@ all scores are there. Workers that run side by side measure each other."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppe_npu.backends import device as devices
 from ppe_npu.demo.recipe import EVAL
+from ppe_npu.utils.reading import json_or_none
 
 if TYPE_CHECKING:
     from ppe_npu.demo.pipeline import Job
@@ -32,7 +32,8 @@ def measure(jobs: Sequence[Job], controls: Sequence[Control], data: Path, rounds
     named = {**{job.method.name: job for job in jobs}, **{control.name: control.job for control in controls}}
     models = {name: _stamp(job.folder / "final" / "model.safetensors") for name, job in named.items()}
     file = jobs[0].folder / cost_pass.FILE
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("models") == models:
+    before = json_or_none(file)
+    if isinstance(before, dict) and before.get("models") == models:
         return
     candidates = []
     for job in jobs:

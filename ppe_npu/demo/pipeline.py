@@ -32,6 +32,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation.interleaving import ROUNDS
 from ppe_npu.evaluation.report import check_plotting
 from ppe_npu.files import new_folder, write_json
+from ppe_npu.utils.reading import json_or_none
 
 _DATA_SEEDS = {"base": 1, "tune": 2, "test": 3}
 
@@ -124,7 +125,7 @@ def _make_data(folder: Path) -> None:
 def draw_once(folder: Path, name: str, asked: Sequence[Any], what: str, write: Callable[..., Any]) -> None:
     """Draw a split by write(folder, name, *asked), unless it is there as asked: how many, and what else it hangs on."""
     drawn = folder / f"{name}.recipe.json"
-    if not drawn.is_file() or json.loads(drawn.read_text()) != list(asked):
+    if json_or_none(drawn) != json.loads(json.dumps(asked)):
         print(f"drawing {asked[0]:,} {what} for {name}", flush=True)
         write(folder, name, *asked)
         write_json(drawn, list(asked))
@@ -188,7 +189,7 @@ def train_once(recipe, model: Path, data: Path, output: Path, compression, seed:
     )
     made_from = {"settings": config.identity(), "data": _stamp(data), "model": _stamp(model / "model.safetensors")}
     note = output / "made_from.json"
-    same = note.is_file() and json.loads(note.read_text()) == json.loads(json.dumps(made_from))
+    same = json_or_none(note) == json.loads(json.dumps(made_from))
     if same and (output / "final" / "compression.json").is_file():
         return
     if not same:

@@ -83,8 +83,11 @@ def _sizes(sample: Any) -> list[str]:
 
 def processor_identity(processor: Any) -> dict[str, Any]:
     """The settings of a processor that decide what the model sees."""
+    from ppe_npu.models.fingerprint import processor_mark  # it loads torch, which the runner does without
+
     template = hashlib.sha256(str(processor.chat_template).encode()).hexdigest()[:16]
-    return {"image_size": dict(processor.image_processor.size), "chat_template": template}
+    size = dict(processor.image_processor.size)
+    return {"image_size": size, "chat_template": template, "processor": processor_mark(processor)}
 
 
 def benchmark_identity(benchmark: Any) -> dict[str, Any]:
@@ -116,7 +119,8 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
             )
         return
     written, now = _settings(file), json.loads(json.dumps(settings))
-    before = {"edition": 1, **json.loads(json.dumps(unsaid or {})), **written}
+    unknown = {key: now[key] for key in ("processor",) if key in now}  # to earlier editions, which wrote none down
+    before = {"edition": 1, **unknown, **json.loads(json.dumps(unsaid or {})), **written}
     changed = [key for key in now if before.get(key) != now[key]]
     if not changed:
         return

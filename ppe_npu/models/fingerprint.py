@@ -1,15 +1,18 @@
-"""Short names for what is large: a model's weights, files of a checkpoint, the pictures and videos of a run.
+"""Short names for what is large: a model's weights, its processor, files of a checkpoint, pictures and videos of a run.
 
 Two with one name are, for all we do with them, the same.
 """
 
 import contextlib
+import functools
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +21,11 @@ _PIECE = 2**20  # bytes that a thread holds
 _SAMPLES, _SAMPLE = 4, 16 * 2**10  # pieces of a large picture or video, and their bytes
 _AT_ONCE = 4096  # files that wait for a thread
 _THREADS = min(32, 4 * (os.cpu_count() or 1))
+_PROCESSING = (  # settings of a picture's or a video's processor that decide what the model sees
+    *("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "rescale_factor"),
+    *("do_resize", "do_rescale", "do_normalize"),
+)
+_SIDES = ("shortest_edge", "longest_edge", "height", "width")
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -33,6 +41,25 @@ def fingerprint(model: torch.nn.Module) -> str:
             step = max(flat.numel() // 64, 1)
             digest.update(name.encode() + flat[::step].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def processor_mark(processor: Any) -> str:
+    """16 hex digits of a processor's chat template, vocabulary, and settings of pictures and videos."""
+    makers, tokenizer = (processor.image_processor, processor.video_processor), processor.tokenizer
+    settings = [_plain(getattr(maker, name, None)) for maker in makers for name in _PROCESSING]
+    said = [str(processor.chat_template), _vocabulary_mark(tokenizer, len(tokenizer)), settings]
+    return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabulary_mark(tokenizer: Any, size: int) -> str:
+    """Of a tokenizer with so many tokens."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON takes it; a size is a dict, or a SizeDict, which is none, as transformers' release has it."""
+    return [value.get(side) for side in _SIDES] if hasattr(value, "get") else value
 
 
 def _whole(parameter: torch.nn.Parameter):

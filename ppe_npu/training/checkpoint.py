@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ppe_npu.backends.common import DTYPES
 from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.errors import InputError
 from ppe_npu.models.fingerprint import fingerprint
-from ppe_npu.utils.reading import UnreadableError, read_json
+from ppe_npu.utils.reading import json_or_none
 
 WHOLE = "whole.json"  # written into a training checkpoint last: one without it was cut off
 BASE = "base.json"  # base_record()
@@ -70,9 +69,7 @@ def read_base(folder: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} holds no {BASE}: which model it belongs to cannot be checked; take a folder of `train`"
         )
-    record = None
-    with contextlib.suppress(UnreadableError):
-        record = read_json(file)
+    record = json_or_none(file)
     whole = isinstance(record, dict) and all(isinstance(record.get(key), str) for key in _KEYS)
     if not whole or record["dtype"] not in _DTYPES:
         raise InputError(f"{file} is damaged: it must name {', '.join(_KEYS)}; take another checkpoint")

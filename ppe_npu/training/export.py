@@ -221,7 +221,7 @@ def merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
         config = peft.PeftConfig.from_pretrained(str(source))
         config.base_model_name_or_path = None  # peft would warn of one that has moved: its weights are compared above
         wrapped = peft.get_peft_model(model, config)
-    except (KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # peft raises whatever a wrong field makes of its code, re.error among them
         raise InputError(f"{source / ADAPTER_CONFIG} cannot be used ({first_line(error)}): take another") from error
     set_adapter_weights(wrapped, tensors, source)
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,24 +13,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ppe_npu.errors import InputError
-from ppe_npu.files import check_regular, locked, recover, remove, write_json, write_text, writing
-from ppe_npu.models.fingerprint import media_marks
+from ppe_npu.files import locked, recover, write_json, write_text, writing
+from ppe_npu.models.fingerprint import media_marks, processor_mark
 from ppe_npu.training.args import LAST_WHOLE, TrainConfig
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE, read_base
 from ppe_npu.training.data import Record
-from ppe_npu.training.loop import SAVING, checkpoints, drop, step_of
+from ppe_npu.training.leftovers import FINAL, MEDIA, SETTINGS, WRITTEN, check_owned, drop_run, tidy
+from ppe_npu.training.loop import checkpoints, drop, step_of
 from ppe_npu.training.whole import check_whole, made_by_train
-from ppe_npu.utils.reading import UnreadableError, read_json
+from ppe_npu.utils.reading import UnreadableError, json_or_none, read_json
 
-SETTINGS, MEDIA, LOCK, FINAL = "train.json", "media.txt", ".run.lock", "final"
+LOCK = ".run.lock"
 _HOW = ("resume", "resume_from_checkpoint", "overwrite")
-_OWN = ("summary.json", "summary.md", "loss.png")
-_MARKS = {  # keys by which files of these names are known as a run's
-    SETTINGS: ("model", "data", "compression"),
-    IDENTITY: ("model", "data", "records_sha256"),
-    "summary.json": ("settings", "losses", "steps"),
-}
-_WRITTEN = (*_MARKS, *_OWN, MEDIA, "data.json", "data.md", "faults.jsonl")
 
 
 @contextlib.contextmanager
@@ -60,41 +53,26 @@ def check_output(config: TrainConfig) -> None:
     """Bring back what a killed run left half done.
 
     Raises:
-        InputError: an earlier run that this one neither goes on with nor drops, or files that are no run's and that
-            this one would write over.
+        InputError: an earlier run that this one neither goes on with nor drops, files that are no run's and that this
+            one would write over, or a model or data that it reads and would drop or write over.
     """
     output = Path(config.output)
-    for file in config.data:
-        if Path(file).resolve().parent == output.resolve() and Path(file).name in _WRITTEN:
+    for file in (*config.data, *config.validation_data):
+        if Path(file).resolve().parent == output.resolve() and Path(file).name in WRITTEN:
             raise InputError(f"data {file} has the name of a file that the run writes to {output}: name another output")
     for name in ("final", *(path.name.split(".")[1] for path in output.glob(".checkpoint-*.old"))):
         recover(output / name, alone=True)
-    for name, keys in _MARKS.items():
-        _check_file(output / name, keys)
-    for file in output.glob("skipped-*.jsonl"):
-        check_regular(file)
-    strange = [name for name in (*_OWN, MEDIA) if (output / name).exists()]
-    if strange and not any((output / name).exists() for name in (SETTINGS, IDENTITY)):
-        raise InputError(f"{output / strange[0]} was not written by a run ({SETTINGS} is not there): move it away")
-    final = output / "final"
+    check_owned(output)
+    final, model = output / FINAL, Path(config.model).expanduser().resolve()
+    dropped = (final, *filter(made_by_train, checkpoints(output))) if config.overwrite else ()
+    if any(model.is_relative_to(place.resolve()) for place in dropped):
+        raise InputError(f"model {config.model} is what overwrite drops from output {output}: name another output")
     if not (config.resume or config.overwrite) and (checkpoints(output) or final.exists()):
         raise InputError(
             f"output {output} holds an earlier run: go on with it (--resume), drop it (--overwrite), or name another"
         )
     if final.exists() and not ((final / BASE).is_file() and (final / COMPRESSION).is_file()):
         raise InputError(f"{final} was not written by a run (it lacks {BASE}): move it away, or name another output")
-
-
-def _check_file(file: Path, keys: Sequence[str]) -> None:
-    if not file.exists():
-        return
-    lacks = f"it lacks {', '.join(keys)}"
-    try:
-        values = read_json(file)
-    except UnreadableError as error:
-        raise InputError(f"{file} is damaged, or no run's ({error.why}): {lacks}; move it away") from error
-    if not isinstance(values, dict) or any(key not in values for key in keys):
-        raise InputError(f"{file} is damaged, or no run's: {lacks}; move it away")
 
 
 # -- the checkpoint to go on from --------------------------------------------------------------------------------------
@@ -171,9 +149,11 @@ def say(text: str) -> None:
 # -- is it the same run? -----------------------------------------------------------------------------------------------
 
 
-def run_identity(config: TrainConfig, records: Sequence[Record], processes: int) -> tuple[dict[str, Any], list[str]]:
-    """All that decides the losses: settings, the records that can be used, their pictures and videos, and over how many
-    processes they are shared.
+def run_identity(
+    config: TrainConfig, processor: Any, records: Sequence[Record], processes: int
+) -> tuple[dict[str, Any], list[str]]:
+    """All that decides the losses: settings, the processor, the records that can be used, their pictures and videos,
+    and over how many processes they are shared.
 
     Returns:
         (as identity.json holds it, the marks of the pictures and videos in media_of's order).
@@ -181,7 +161,11 @@ def run_identity(config: TrainConfig, records: Sequence[Record], processes: int)
     digest = hashlib.sha256()
     for record in records:
         digest.update(repr((record.id, record.images, record.videos, record.turns, record.independent)).encode())
-    known = {"records_sha256": digest.hexdigest(), "processes": processes}
+    known = {
+        "records_sha256": digest.hexdigest(),
+        "processes": processes,
+        "processor": processor_mark(processor),
+    }
     marks = []
     if config.save_steps or config.resume:  # else nothing is saved that could be gone on with
         try:
@@ -231,9 +215,7 @@ def _compare(checkpoint: Path, now: dict[str, Any], config: TrainConfig) -> dict
     if file is None:
         say(f"{checkpoint} is an earlier edition's without {IDENTITY}: whether its settings were these is not known")
         return {}
-    before = None
-    with contextlib.suppress(UnreadableError):
-        before = read_json(file)
+    before = json_or_none(file)
     if not isinstance(before, dict):
         return {}  # check_whole says it
     # What an earlier edition could not set had the value that it has by default.
@@ -296,50 +278,17 @@ def begin_output(
     older = [folder for folder in own if step_of(folder) <= begun]
     with writing(output):
         if config.overwrite:
-            _drop(output, own)
+            drop_run(output, own)
         elif config.save_steps:  # a run that was killed when one had its name was about to drop these
             for folder in older[: -config.save_total_limit]:
                 drop(folder)
-        _tidy(output, begun)
+        tidy(output, begun)
         write_json(output / IDENTITY, identity)
         if checkpoint is None or not (output / MEDIA).is_file():
             write_text(output / MEDIA, "".join(f"{mark}\n" for mark in marks))
         # A recipe for the next run, which says itself whether it goes on with this one.
         write_json(output / SETTINGS, {key: value for key, value in config.to_dict().items() if key not in _HOW})
     return [folder for folder in newer if not config.overwrite and _same_run(folder, identity)]
-
-
-def _drop(output: Path, own: Sequence[Path]) -> None:
-    """Drop what an earlier run left, known by its marks; all else stays."""
-    known = _OWN if (output / IDENTITY).is_file() or (output / SETTINGS).is_file() else ()
-    for path in [*own, output / "final"]:
-        drop(path)
-    for path in [*(output / name for name in known), *(output / "tensorboard").glob("events.out.tfevents.*")]:
-        remove(path)
-    with contextlib.suppress(OSError):  # somebody else's file is in it, or it is not there
-        (output / "tensorboard").rmdir()
-
-
-def _tidy(output: Path, step: int) -> None:
-    """Drop what the run did after the checkpoint that it goes on from, finished or not: it will do it again."""
-    remove(output / SAVING)
-    cut_off = re.compile(rf"\.({'|'.join(map(re.escape, (*_WRITTEN, *_OWN)))})\.\d+\.tmp")
-    for path in output.iterdir():
-        if cut_off.fullmatch(path.name):
-            remove(path)
-        elif re.fullmatch(r"skipped-\d+\.jsonl", path.name):
-            _forget_skipped(path, step)
-
-
-def _forget_skipped(file: Path, step: int) -> None:
-    """Keep of a list of skipped records those up to a step; a line that a kill cut off goes, too."""
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    kept = []
-    for line in lines:
-        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    write_text(file, "".join(kept)) if kept else remove(file)
 
 
 def _same_run(folder: Path, identity: dict[str, Any]) -> bool:

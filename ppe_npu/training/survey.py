@@ -23,9 +23,12 @@ from ppe_npu.training.data import BAR_AFTER, ChatDataset, Fault, Record, check_r
 from ppe_npu.training.lengths import Ruler
 from ppe_npu.utils.escape import markdown, printable
 from ppe_npu.utils.progress import Progress
+from ppe_npu.utils.reading import json_or_none
 
 KINDS = ("text", "image", "images", "video", "videos", "mixed")
 INVALID = ("stop", "skip")
+FILES = ("data.json", "data.md", "faults.jsonl")
+_MARKS = ("kinds", "lengths", "histogram")  # keys by which a data.json is known as a survey's
 _QUANTILES = {"least": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "99%": 0.99, "most": 1.0}
 _BAR = 30  # characters of the histogram's longest bar
 _LISTED = 10  # faults that the Markdown report spells out
@@ -141,10 +144,13 @@ def prepare_records(
         (the records that can be used, the survey of them).
 
     Raises:
-        InputError: records that cannot be used (stop), or none that can, after the lists were written.
+        InputError: records that cannot be used (stop), or none that can, after the lists were written; as
+            check_survey_place.
     """
     if invalid not in INVALID:
         raise InputError(f"invalid={invalid!r}: use one of {', '.join(INVALID)}")
+    if folder is not None:
+        check_survey_place(folder)
     how = (processor, compression, sampling, data_root, max_length, workers, allow_outside, showings)
     found = survey_files(files, *how)
     listed = "" if folder is None else f"; all are listed in {write_survey(found, folder) / 'faults.jsonl'}"
@@ -219,6 +225,16 @@ def survey(
     return Survey(tuple(used), *columns, tuple(found), compression.label, max_length)
 
 
+def check_survey_place(folder: str | Path) -> None:
+    """Raise InputError for a folder with a file of a survey's name that is none: write_survey would write over it."""
+    files = [file for file in (Path(folder) / name for name in FILES) if file.exists()]
+    if not files:
+        return
+    found = json_or_none(Path(folder) / FILES[0])
+    if not isinstance(found, dict) or any(key not in found for key in _MARKS):
+        raise InputError(f"{files[0]} is no survey's, and would be written over: move it away, or name another folder")
+
+
 def write_survey(found: Survey, folder: str | Path) -> Path:
     """Write data.json and data.md, and faults.jsonl: {"line", "id", "reason"} of every record that cannot be used.
 
@@ -227,9 +243,9 @@ def write_survey(found: Survey, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     rows = [{"line": fault.where, "id": fault.id, "reason": fault.reason} for fault in found.faults]
-    write_text(folder / "faults.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_json(folder / "data.json", found.to_dict())  # first: by it the others are known, also after a kill
     write_text(folder / "data.md", found.markdown())
-    write_json(folder / "data.json", found.to_dict())
+    write_text(folder / "faults.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return folder
 
 

@@ -125,7 +125,7 @@ def _train(config: TrainConfig, device, first: bool, processes: int, announce: b
         output.check_checkpoint(config, checkpoint)
     processor = load_processor(config.model, config.min_pixels, config.max_pixels)
     records, survey, validation = _records(config, processor, config.output if first and checkpoint is None else None)
-    identity, marks = output.run_identity(config, records, processes) if first else ({}, [])
+    identity, marks = output.run_identity(config, processor, records, processes) if first else ({}, [])
     if first:
         output.check_identity(config, before, identity, records, marks)
     steps = total_steps(config, len(records), processes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
@@ -13,7 +12,7 @@ from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.files import sync_tree
 from ppe_npu.models.fingerprint import file_digests
 from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, WHOLE
-from ppe_npu.utils.reading import UnreadableError, checksum, read_json
+from ppe_npu.utils.reading import checksum, json_or_none, read_json
 
 STATE = "trainer_state.json"
 _SHARES = "global_step*"  # DeepSpeed's folders of shards
@@ -89,9 +88,7 @@ def _read(folder: Path) -> dict[str, Any]:
     file = folder / WHOLE
     if not file.is_file():
         raise InputError(f"{file} is {'a folder' if file.is_dir() else 'missing'}")
-    record = None
-    with contextlib.suppress(UnreadableError):
-        record = read_json(file)
+    record = json_or_none(file)
     if not isinstance(record, dict) or type(record.get("step")) is not int or not _listed(record):
         raise InputError(f"{file} is damaged: it does not list the files of the checkpoint")
     named = folder.name.rpartition("-")[2]

@@ -77,6 +77,14 @@ def read_json(path: str | os.PathLike) -> Any:
         raise _unreadable(path, first_line(error)) from error
 
 
+def json_or_none(path: str | os.PathLike) -> Any:
+    """The value of a JSON file; None of one that is not there, or cannot be read."""
+    try:
+        return read_json(path)
+    except UnreadableError:
+        return None
+
+
 def read_yaml(path: str | os.PathLike) -> Any:
     """The value of a YAML file with plain values.
 

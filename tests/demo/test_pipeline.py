@@ -57,6 +57,16 @@ def test_another_recipe_is_trained_again(small, tmp_path, monkeypatch):
     assert len(trained) == 4 + 1 + 4  # the base, and every method on the new one
 
 
+@pytest.mark.parametrize("text", ["", "[1", "null", "9" * 5000])
+def test_a_damaged_note_of_what_was_drawn_is_none(tmp_path, text):
+    drawn = []
+    for content in (text, None):
+        if content is not None:
+            (tmp_path / "base.recipe.json").write_text(content)
+        pipeline.draw_once(tmp_path, "base", [1, 2.0, (3,)], "scenes", lambda *asked: drawn.append(asked))
+    assert drawn == [(tmp_path, "base", 1, 2.0, (3,))]
+
+
 def test_seeds_must_be_positive(small):
     small.seeds = 0
     with pytest.raises(ValueError, match="seeds=0"):

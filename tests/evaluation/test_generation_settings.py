@@ -152,6 +152,7 @@ def test_the_end_tokens_of_a_checkpoint_are_taken(checkpoint, model, tiny_proces
             "null",
             '"x"',
             "[" * 100_000,
+            f'{{"max_length": {"9" * 5000}}}',
             "\ufeff{}",
             '{"eos_token_id": "2"}',
             '{"eos_token_id": [9223372036854775808]}',

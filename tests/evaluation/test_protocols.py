@@ -153,6 +153,20 @@ def test_a_folder_of_the_first_edition_goes_on_as_what_it_was_and_says_how(tmp_p
         check_settings(tmp_path, {**written, "protocol": protocols.load("lmms-eval").recorded()}, unsaid)
 
 
+def test_answers_through_another_processor_are_another_runs(tmp_path):
+    """Earlier editions wrote no mark of it down: such a run goes on."""
+    from ppe_npu.evaluation.identity import check_settings
+    from ppe_npu.files import write_json
+
+    written = {"benchmark": "textvqa", "samples": 1}
+    write_json(tmp_path / "settings.json", written)
+    check_settings(tmp_path, {**written, "processor": "ab"})
+    write_json(tmp_path / "settings.json", {**written, "processor": "ab"})
+    check_settings(tmp_path, {**written, "processor": "ab"})
+    with pytest.raises(InputError, match=r"another processor \('ab', now 'cd'\)"):
+        check_settings(tmp_path, {**written, "processor": "cd"})
+
+
 PICK = "Please select the correct answer from the options above. \n"
 
 

@@ -76,6 +76,9 @@ def test_an_adapter_that_is_not_whole_is_refused(copy, tmp_path):
     settings = (copy / "adapter_config.json").read_text()
     (copy / "adapter_config.json").write_text(settings.replace('"LORA"', '"MAGIC"'))
     refuse("adapter_config.json cannot be used")
+    for strange in ({"target_modules": "("}, {"rank_pattern": 5}, {"alpha_pattern": ["x"]}):
+        (copy / "adapter_config.json").write_text(json.dumps(json.loads(settings) | strange))
+        refuse("adapter_config.json cannot be used")
     (copy / "adapter_config.json").unlink()
     refuse("holds no adapter_config.json")
     (copy / "adapter_config.json").write_text(settings)

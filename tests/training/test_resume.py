@@ -15,7 +15,7 @@ from PIL import Image
 
 from ppe_npu.errors import InputError
 from ppe_npu.models.fingerprint import BLOCK, file_digests, media_marks
-from ppe_npu.training import loop, output
+from ppe_npu.training import loop, output, trainer
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.whole import check_whole, whole_record
 
@@ -207,6 +207,22 @@ def test_another_runs_checkpoint_in_the_folder_is_refused(whole_run, cut_run, tm
     (Path(cut_run["output"]) / "identity.json").write_text(json.dumps(values))
     refused(other, "checkpoint-6 was trained with another learning_rate (0.001, now 0.0001)")
     assert go_on(cut_run).losses == whole_run[1].losses
+
+
+@pytest.mark.parametrize("change", ["template", "mean", "size", "vocabulary"])
+def test_another_processor_is_refused(cut_run, monkeypatch, change):
+    """Its files lie beside the base's weights, where somebody may have changed them since."""
+    processor = trainer.load_processor(cut_run["model"])
+    if change == "template":
+        processor.chat_template += "{# other #}"
+    elif change == "mean":
+        processor.image_processor.image_mean = [0.25, 0.5, 0.5]
+    elif change == "size":
+        processor.video_processor.size["longest_edge"] += 1
+    else:
+        processor.tokenizer.add_tokens(["fjord"])
+    monkeypatch.setattr(trainer, "load_processor", lambda *_: processor)
+    refused(cut_run, "checkpoint-6 was trained with another processor")
 
 
 def test_base_is_compared_before_anything_is_changed(cut_run, tmp_path):

@@ -16,7 +16,7 @@ from cut_runs import go_on, refused, state
 from fixtures import write_noise_records
 
 from ppe_npu.errors import FileError, InputError
-from ppe_npu.training import loop, output, trainer
+from ppe_npu.training import leftovers, loop, output, trainer
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.trainer import train
 
@@ -71,6 +71,41 @@ def test_data_in_the_output_folder_is_not_written_over(whole_run, tmp_path):
     data = write_noise_records(tmp_path, 4, 2)
     assert data.name == "train.json"
     refused(whole_run[0] | {"data": str(data), "output": str(tmp_path)}, data, "name another output")
+
+
+def test_validation_data_in_the_output_folder_is_not_written_over(whole_run, tmp_path):
+    data = write_noise_records(tmp_path, 4, 2).rename(tmp_path / "data.json")
+    refused(whole_run[0] | {"validation_data": str(data), "output": str(tmp_path)}, data, "name another output")
+
+
+@pytest.mark.parametrize("name", ["skipped-1.jsonl", "data.json", "data.md", "faults.jsonl"])
+def test_a_list_that_no_run_wrote_is_not_written_over(whole_run, tmp_path, name):
+    (tmp_path / name).write_text('{"mine": 1}\n')
+    refused(whole_run[0] | {"output": str(tmp_path)}, tmp_path / name, "move it away")
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_curves_of_other_runs_stay(whole_run, cut_run, tmp_path, linked):
+    """In a folder in which no run began, and behind a link."""
+    mine = tmp_path / "curves" / "events.out.tfevents.1.host"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    run = Path(cut_run["output"]) if linked else tmp_path
+    if linked:
+        (run / "tensorboard").symlink_to(mine.parent)
+    else:
+        mine = mine.parent.rename(run / "tensorboard") / mine.name
+    leftovers.drop_run(run, [])
+    assert mine.read_text() == "mine"
+    assert not (run / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["final", "checkpoint-6"])
+def test_a_model_that_overwrite_drops_is_refused(whole_run, tmp_path, name):
+    shutil.copytree(whole_run[0]["output"], tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run" / name)
+    settings = whole_run[0] | {"output": str(tmp_path / "run"), "overwrite": True}
+    refused(settings | {"model": str(tmp_path / "link")}, "link is what overwrite drops", "name another output")
 
 
 def test_a_checkpoint_without_its_whole_json_is_passed_over_and_said(whole_run, cut_run, capfd):

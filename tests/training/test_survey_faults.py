@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import refused
 
 from ppe_npu import CompressionConfig
 from ppe_npu.errors import InputError
@@ -98,6 +99,19 @@ def test_many_faults_are_listed_up_to_a_few(tiny_processor):
     assert len(found.faults) == 12
     assert "| and 2 more | | |" in found.markdown()
     assert "tokens of a record |" not in found.markdown(), "no lengths without records"
+
+
+def test_a_survey_is_not_written_over_what_it_reads(run, tiny_folder, tmp_path):
+    asked = ["data", "--model", tiny_folder, "--compression", "dense", "--out", tmp_path, "--data"]
+    file, text = tmp_path / "data.json", json.dumps([{"conversations": spoken("row", "3")}])
+    file.write_text(text)
+    refused(run(*asked, file), file, "is no survey's", "name another folder")
+    assert file.read_text() == text
+    other = file.rename(tmp_path / "others.json")
+    assert run(*asked, other)[0] == 0
+    assert run(*asked, other)[0] == 0, "a survey is written anew"
+    other.rename(tmp_path / "faults.jsonl")
+    refused(run(*asked, tmp_path / "faults.jsonl"), "faults.jsonl is what is read")
 
 
 def test_what_records_say_is_text_in_the_report_and_on_the_terminal(run, tiny_folder, tmp_path):

@@ -1,0 +1,93 @@
+"""What a run leaves in its folder: how it is told from other people's files, and dropped where it is in the way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ppe_npu.errors import InputError
+from ppe_npu.files import check_regular, remove, write_text
+from ppe_npu.training.checkpoint import IDENTITY
+from ppe_npu.training.loop import SAVING, drop
+from ppe_npu.utils.reading import UnreadableError, read_json
+
+SETTINGS, MEDIA, FINAL = "train.json", "media.txt", "final"
+_OWN = ("summary.json", "summary.md", "loss.png")
+_MARKS = {  # keys by which files of these names are known as a run's
+    SETTINGS: ("model", "data", "compression"),
+    IDENTITY: ("model", "data", "records_sha256"),
+    "summary.json": ("settings", "losses", "steps"),
+}
+WRITTEN = (*_MARKS, *_OWN, MEDIA, "data.json", "data.md", "faults.jsonl")
+
+
+def check_owned(output: Path) -> None:
+    """Raise InputError for a file of a run's name that no run wrote; it would be written over, or dropped."""
+    for name, keys in _MARKS.items():
+        _check_file(output / name, keys)
+    skipped = sorted(output.glob("skipped-*.jsonl"))
+    for file in skipped:
+        check_regular(file)
+    strange = [file for file in (*(output / name for name in (*_OWN, MEDIA)), *skipped) if file.exists()]
+    if strange and not _began(output):
+        raise InputError(f"{strange[0]} was not written by a run ({SETTINGS} is not there): move it away")
+
+
+def _check_file(file: Path, keys: Sequence[str]) -> None:
+    if not file.exists():
+        return
+    lacks = f"it lacks {', '.join(keys)}"
+    try:
+        values = read_json(file)
+    except UnreadableError as error:
+        raise InputError(f"{file} is damaged, or no run's ({error.why}): {lacks}; move it away") from error
+    if not isinstance(values, dict) or any(key not in values for key in keys):
+        raise InputError(f"{file} is damaged, or no run's: {lacks}; move it away")
+
+
+def _began(output: Path) -> bool:
+    """Whether a run has begun in a folder: it writes its settings down before anything that may be dropped."""
+    return any((output / name).is_file() for name in (SETTINGS, IDENTITY))
+
+
+def drop_run(output: Path, own: Sequence[Path]) -> None:
+    """Drop what an earlier run left, known by its marks; all else stays.
+
+    Args:
+        own: its checkpoints.
+    """
+    for path in [*own, output / FINAL]:
+        drop(path)
+    if not _began(output):
+        return
+    curves = output / "tensorboard"
+    events = [] if curves.is_symlink() else curves.glob("events.out.tfevents.*")  # a link leads to other runs' curves
+    for path in [*(output / name for name in _OWN), *events]:
+        remove(path)
+    with contextlib.suppress(OSError):  # somebody else's file is in it, or it is not there
+        curves.rmdir()
+
+
+def tidy(output: Path, step: int) -> None:
+    """Drop what the run did after the checkpoint that it goes on from, finished or not: it will do it again."""
+    remove(output / SAVING)
+    cut_off = re.compile(rf"\.({'|'.join(map(re.escape, WRITTEN))})\.\d+\.tmp")
+    for path in output.iterdir():
+        if cut_off.fullmatch(path.name):
+            remove(path)
+        elif re.fullmatch(r"skipped-\d+\.jsonl", path.name):
+            _forget_skipped(path, step)
+
+
+def _forget_skipped(file: Path, step: int) -> None:
+    """Keep of a list of skipped records those up to a step; a line that a kill cut off goes, too."""
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    kept = []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    write_text(file, "".join(kept)) if kept else remove(file)
