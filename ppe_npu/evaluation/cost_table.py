@@ -10,8 +10,9 @@ from typing import Any
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.evaluation import stored
 from ppe_npu.evaluation.cost_pass import FILE, PROCESSOR
-from ppe_npu.evaluation.protocols import label
+from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import check_regular
+from ppe_npu.utils.reading import checksum
 
 KEEPS = 0.99  # of dense's score: a speed at less of it is marked
 WORDS = (
@@ -26,7 +27,7 @@ WORDS = (
 
 def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The pass over the methods of one benchmark, which stands in the folder of their folders; None without one of the
-    same protocol.
+    same protocol or of these runs.
 
     Raises:
         InputError: the file is damaged.
@@ -44,9 +45,15 @@ def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         wrong = stored.fault(found, costs=True)
         if wrong:
             raise InputError(f"{file} holds no costs ({wrong}): delete it and measure again")
-        if found["protocol"] in {label(run["settings"]) for run in results}:
+        if found["protocol"] in {label(run["settings"]) for run in results} or _is_of(found, results):
             return found
     return None
+
+
+def _is_of(found: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a pass was over these very runs, whatever their protocol is called today."""
+    sums = found.get("of")
+    return isinstance(sums, Mapping) and any(checksum(run["settings"]) in sums.values() for run in results)
 
 
 def head(measured: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from ppe_npu.evaluation.generation import Generated
 from ppe_npu.evaluation.interleaving import MOST
 from ppe_npu.evaluation.report import compared
 from ppe_npu.files import write_json
+from ppe_npu.utils.reading import checksum
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +280,12 @@ def test_a_pass_of_another_protocol_is_not_shown(tmp_path):
     write_json(tmp_path / "costs.json", {"rows": {"dense": one}, **known})
     assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {}}]) is None
     assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {"protocol": {"name": "qwen"}}}])
+    # Of an edition whose protocol had other numbers.
+    older = {"benchmark": "mlvu", "protocol": {"name": "qwen", "video": {"fps": 9.0}}}
+    run = {"folder": str(tmp_path / "dense"), "settings": older}
+    assert cost_table.read([run]) is None
+    write_json(tmp_path / "costs.json", {"rows": {"dense": one}, **known, "of": {"dense": checksum(older)}})
+    assert cost_table.read([run])["rows"]
 
 
 def test_tables_of_different_protocols_are_never_joined(tmp_path):
