@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,20 @@ def lines(found: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list[st
             ]
         )
     return out
+
+
+def slower_for_less(measured: Mapping[str, Any]) -> list[str]:
+    """The methods that took longer to the first token than the reference, though less work is counted of them."""
+    work = {name: _flops(row.get("counted")) for name, row in measured["rows"].items()}
+    most = work.get(measured.get("reference", "dense"), math.inf)
+    less = [name for name, flops in work.items() if flops < most < math.inf]
+    times = {name: measured["rows"][name]["ttft"] for name in less}
+    return [name for name, time in times.items() if time.get("told") and time["ratio"] > 1]
+
+
+def _flops(counted: Mapping[str, Any] | None) -> float:
+    """Of tower and decoder; endless where none were counted."""
+    return counted["tower_flops"] + counted["decoder_flops"] if counted and "why" not in counted else math.inf
 
 
 def _span(cost: Mapping[str, Any]) -> str:

@@ -261,6 +261,21 @@ def test_methods_that_were_not_in_the_pass_are_named():
     assert tables.turns({**found, "rows": found["rows"][:1]}) == "In turns: 5 rounds of 8 prompts on cpu."
 
 
+@pytest.mark.parametrize(
+    ("ratio", "told", "flops", "slower"),
+    [(1.3, True, 1.0, True), (1.3, False, 1.0, False), (0.9, True, 1.0, False), (1.3, True, 3.0, False)],
+)
+def test_a_method_that_is_slower_for_less_work_is_named_with_the_reason(ratio, told, flops, slower):
+    rows = {}
+    for name, times, work in (("dense", row("dense", 1.0, 1.0)[1], 2.0), ("ppe", row("", 1.0, ratio, told)[1], flops)):
+        rows[name] = {**times, "counted": {"tower_flops": work / 2, "decoder_flops": work / 2}}
+    measured = {"rounds": 5, "prompts": 8, "device": "cpu", "reference": "dense", "rows": rows}
+    found = {"rows": [], "interleaved": measured}
+    assert ("Slower, though less work is counted: ppe;" in tables.turns(found)) == slower
+    rows["ppe"]["counted"] = rows["dense"]["counted"] = {"why": "a kernel that cannot be counted"}
+    assert "Slower" not in tables.turns(found)
+
+
 def test_a_share_of_nothing_is_a_dash():
     assert cost_table.kept(None) == "-"
 
