@@ -61,7 +61,8 @@ def test_train_and_eval_without_arguments(run, tmp_path, monkeypatch):
         assert code == 0, err
     code, out, err = run("eval")
     assert code == 0, err
-    assert "| ppe k=4 0.45 |" in out
+    assert out.index("| dense |") < out.index("| ppe k=4 0.45 |")  # of whose score every share is told
+    assert "compression dpc_knn-ppe-k4-nearest-raster-0.45 is that of" in err
     assert (tmp_path / "runs" / "eval" / "report.md").is_file()
 
 

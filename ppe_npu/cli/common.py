@@ -81,7 +81,7 @@ def whose(args: argparse.Namespace, model: Path, configs: Sequence[CompressionCo
     """Which compression is used where none was named, and why: to be said when nothing can be refused any more."""
     if args.compression is not None:
         return None
-    return f"compression {configs[0].label} is {_by_default(model)[1]}; --compression names another"
+    return f"compression {configs[-1].label} is {_by_default(model)[1]}; --compression names another"
 
 
 def reading(args: argparse.Namespace) -> dict[str, bool]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.tiles import is_tiled
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import cost_pass, group_pictures, protocols
+from ppe_npu.evaluation import cost_pass, group_pictures
 from ppe_npu.evaluation.interleaving import PROMPTS, ROUNDS
 from ppe_npu.evaluation.results import run_title
 from ppe_npu.evaluation.rows import checksum
+from ppe_npu.evaluation.run_protocol import label, touching
 from ppe_npu.models import compress
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _measure(model: Any, runs: Sequence[Asked], asked: int | None, answers: Call
     for index, why in found["left_out"].items():
         print(f"ppe-npu: {name}: sample {index} is not part of the costs ({why})", file=sys.stderr)
     _draw(runs, candidates, samples)
-    protocol = protocols.label({"protocol": runs[0].protocol})
+    protocol = label({"benchmark": name, "protocol": runs[0].protocol})
     cost_pass.write(folder, {**found, "of": _settings_of(runs)}, protocol)
 
 
@@ -132,11 +133,11 @@ def _measured(folder: Path, runs: Sequence[Asked]) -> bool:
 def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
     """What earlier commands left in the folder of a benchmark, of the same model and settings: one table has all."""
     known, titles = {run.folder for run in runs}, {_title(run) for run in runs}
-    here = {key: value for key, value in _settings(runs[0].folder).items() if key not in _OF_METHOD}
+    here = _of_all(_settings(runs[0].folder))
     found = []
     for file in sorted(runs[0].folder.parent.glob("*/results.json")):
         settings = {"processor": here.get("processor"), **_settings(file.parent)}  # earlier editions wrote none down
-        if file.parent in known or {k: v for k, v in settings.items() if k not in _OF_METHOD} != here:
+        if file.parent in known or _of_all(settings) != here:
             continue
         try:
             config = CompressionConfig.from_dict(settings["compression"])
@@ -148,6 +149,11 @@ def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
             titles.add(_title(run))
             found.append(run)
     return found
+
+
+def _of_all(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of a run's settings those that all methods of a pass share."""
+    return {key: value for key, value in touching(settings).items() if key not in _OF_METHOD}
 
 
 def _draw(runs: Sequence[Asked], candidates: Sequence[cost_pass.Candidate], samples: Sequence[Any]) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_table
-from ppe_npu.evaluation.protocols import label
 from ppe_npu.evaluation.results import runs_dense
 from ppe_npu.evaluation.rows import read_scores
+from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
 from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
 from ppe_npu.evaluation.tuned import tuning_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.evaluation import stored
 from ppe_npu.evaluation.cost_pass import FILE, PROCESSOR
-from ppe_npu.evaluation.protocols import label
+from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import check_regular
+from ppe_npu.utils.reading import checksum
 
 KEEPS = 0.99  # of dense's score: a speed at less of it is marked
 WORDS = (
@@ -26,7 +28,7 @@ WORDS = (
 
 def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The pass over the methods of one benchmark, which stands in the folder of their folders; None without one of the
-    same protocol.
+    same protocol or of these runs.
 
     Raises:
         InputError: the file is damaged.
@@ -44,9 +46,15 @@ def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         wrong = stored.fault(found, costs=True)
         if wrong:
             raise InputError(f"{file} holds no costs ({wrong}): delete it and measure again")
-        if found["protocol"] in {label(run["settings"]) for run in results}:
+        if found["protocol"] in {label(run["settings"]) for run in results} or _is_of(found, results):
             return found
     return None
+
+
+def _is_of(found: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a pass was over these very runs, whatever their protocol is called today."""
+    sums = found.get("of")
+    return isinstance(sums, Mapping) and any(checksum(run["settings"]) in sums.values() for run in results)
 
 
 def head(measured: Mapping[str, Any]) -> list[str]:
@@ -96,6 +104,20 @@ def lines(found: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list[st
             ]
         )
     return out
+
+
+def slower_for_less(measured: Mapping[str, Any]) -> list[str]:
+    """The methods that took longer to the first token than the reference, though less work is counted of them."""
+    work = {name: _flops(row.get("counted")) for name, row in measured["rows"].items()}
+    most = work.get(measured.get("reference", "dense"), math.inf)
+    less = [name for name, flops in work.items() if flops < most < math.inf]
+    times = {name: measured["rows"][name]["ttft"] for name in less}
+    return [name for name, time in times.items() if time.get("told") and time["ratio"] > 1]
+
+
+def _flops(counted: Mapping[str, Any] | None) -> float:
+    """Of tower and decoder; endless where none were counted."""
+    return counted["tower_flops"] + counted["decoder_flops"] if counted and "why" not in counted else math.inf
 
 
 def _span(cost: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppe_npu.evaluation import decoding, tuned
-from ppe_npu.evaluation.protocols import label
+from ppe_npu.evaluation.run_protocol import label
 
 
 def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.evaluation.decoding import beside_greedy
-from ppe_npu.evaluation.protocols import label as protocol_label
+from ppe_npu.evaluation.protocols import names
 from ppe_npu.evaluation.rows import FAULTS, fault_of, question
+from ppe_npu.evaluation.run_protocol import label, touching
 from ppe_npu.files import check_regular
 
 
@@ -121,7 +122,8 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
     written, now = _settings(file), json.loads(json.dumps(settings))
     unknown = {key: now[key] for key in ("processor",) if key in now}  # to earlier editions, which wrote none down
     before = {"edition": 1, **unknown, **json.loads(json.dumps(unsaid or {})), **written}
-    changed = [key for key in now if before.get(key) != now[key]]
+    was = touching(before)
+    changed = [key for key, value in touching(now).items() if was.get(key) != value]
     if not changed:
         return
     if changed == ["generation"]:
@@ -133,10 +135,10 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
         )
     values = {key: (before.get(key), now[key]) for key in changed}
     if "protocol" in values:  # by its name: its numbers fill a screen
-        values["protocol"] = (protocol_label(before), protocol_label(now))
+        values["protocol"] = (label(before), label(now))
     named = {"edition": "edition of the scoring rule, whose scores do not mix"}
     told = ", ".join(f"{named.get(key, key)} ({shown(a)}, now {shown(b)})" for key, (a, b) in values.items())
-    hint = f", go on by --protocol {protocol_label(before)}" if "protocol" in values else ""
+    hint = f", go on by --protocol {label(before)}" if label(before) in names() and "protocol" in values else ""
     raise InputError(
         f"{output} holds an evaluation with another {told}; it is in its settings.json: choose another output{hint}, "
         "or delete it"

@@ -13,7 +13,7 @@ from ppe_npu.evaluation import cost_table, facts, published, stored, tables
 from ppe_npu.evaluation.comparison import by_protocol, compare
 from ppe_npu.evaluation.page import write_page
 from ppe_npu.evaluation.plot import check_plotting, draw
-from ppe_npu.evaluation.protocols import label
+from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import check_regular, write_json, write_text
 from ppe_npu.utils import escape
 

@@ -24,7 +24,7 @@ function table(values) {
   return {tHead: {rows: [{cells: heads}]}, tBodies: [{rows, append(...more) { this.rows = more; }}], heads};
 }
 
-const sorted = table(["9.5", "-", "10.0", "1,000"]);
+const sorted = table(["9.5", "-", "10.0", "<1e-300", "1,000"]);
 const places = {};
 for (const name of ["one", "other", "which", "count", "list", "more", "differences"]) places[name] = new Element(name);
 Object.assign(places.one, {value: 0});

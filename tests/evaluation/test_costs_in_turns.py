@@ -14,6 +14,7 @@ from ppe_npu.evaluation.generation import Generated
 from ppe_npu.evaluation.interleaving import MOST
 from ppe_npu.evaluation.report import compared
 from ppe_npu.files import write_json
+from ppe_npu.utils.reading import checksum
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +261,21 @@ def test_methods_that_were_not_in_the_pass_are_named():
     assert tables.turns({**found, "rows": found["rows"][:1]}) == "In turns: 5 rounds of 8 prompts on cpu."
 
 
+@pytest.mark.parametrize(
+    ("ratio", "told", "flops", "slower"),
+    [(1.3, True, 1.0, True), (1.3, False, 1.0, False), (0.9, True, 1.0, False), (1.3, True, 3.0, False)],
+)
+def test_a_method_that_is_slower_for_less_work_is_named_with_the_reason(ratio, told, flops, slower):
+    rows = {}
+    for name, times, work in (("dense", row("dense", 1.0, 1.0)[1], 2.0), ("ppe", row("", 1.0, ratio, told)[1], flops)):
+        rows[name] = {**times, "counted": {"tower_flops": work / 2, "decoder_flops": work / 2}}
+    measured = {"rounds": 5, "prompts": 8, "device": "cpu", "reference": "dense", "rows": rows}
+    found = {"rows": [], "interleaved": measured}
+    assert ("Slower, though less work is counted: ppe;" in tables.turns(found)) == slower
+    rows["ppe"]["counted"] = rows["dense"]["counted"] = {"why": "a kernel that cannot be counted"}
+    assert "Slower" not in tables.turns(found)
+
+
 def test_a_share_of_nothing_is_a_dash():
     assert cost_table.kept(None) == "-"
 
@@ -279,6 +295,12 @@ def test_a_pass_of_another_protocol_is_not_shown(tmp_path):
     write_json(tmp_path / "costs.json", {"rows": {"dense": one}, **known})
     assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {}}]) is None
     assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {"protocol": {"name": "qwen"}}}])
+    # Of an edition whose protocol had other numbers.
+    older = {"benchmark": "mlvu", "protocol": {"name": "qwen", "video": {"fps": 9.0}}}
+    run = {"folder": str(tmp_path / "dense"), "settings": older}
+    assert cost_table.read([run]) is None
+    write_json(tmp_path / "costs.json", {"rows": {"dense": one}, **known, "of": {"dense": checksum(older)}})
+    assert cost_table.read([run])["rows"]
 
 
 def test_tables_of_different_protocols_are_never_joined(tmp_path):

@@ -100,6 +100,8 @@ def test_the_letter_that_lmms_eval_extracts(answer, letter):
         ("mmmu_pro_vision", "lmms-eval", "J", "J", list("abcdefghij"), 1.0),
         ("mmmu_pro_vision", "lmms-eval", "J.", "J", list("abcdefghij"), 0.0),  # the whole answer is the letter
         ("vqav2", "lmms-eval", "Blue.", ["blue"] * 10, (), 1.0),  # vqaEval leaves texts alone where all say the same
+        ("vqav2", "lmms-eval", "a,b", ["a,b"] * 10, (), 1.0),  # both sides lose the comma, whatever annotators say
+        ("vqav2", "lmms-eval", "it's", ["it's"] * 9 + ["its"], (), 1.0),
         ("vqav2", "lmms-eval", "the two", ["2"] * 3 + ["two"] * 7, (), 1.0),
         ("vqav2", "vlmevalkit", "5,,6", ["5  6"] * 10, (), 1.0),  # two commas are none of a number's
     ],

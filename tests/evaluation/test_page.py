@@ -248,8 +248,8 @@ def test_the_pages_own_script_sorts_plots_and_shows_differences(page):
     found = json.loads(done.stdout)
     assert (found["ready"], found["names"]) == ("yes", ["dense", "ppe <b>"])
     assert found["drawn"] > 10  # axes, labels, a line and a dot for each method
-    assert found["down"] == ["1,000", "10.0", "9.5", "-"]
-    assert found["up"] == ["9.5", "10.0", "1,000", "-"]  # what is no number stays below
+    assert found["down"] == ["1,000", "10.0", "9.5", "<1e-300", "-"]
+    assert found["up"] == ["<1e-300", "9.5", "10.0", "1,000", "-"]  # what is no number stays below
     assert (found["count"], found["shown"], found["more"]) == ("40 of 80", 25, 40)
     assert EVIL in found["first"]
     assert (found["won"], found["lost"], found["itself"]) == ("0 of 80", "40 of 80", "0 of 80")

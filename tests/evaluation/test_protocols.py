@@ -16,8 +16,10 @@ from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.benchmarks import registry
 from ppe_npu.evaluation.benchmarks.dataset import LETTER, lettered
 from ppe_npu.evaluation.benchmarks.mmmu import listed
+from ppe_npu.evaluation.identity import benchmark_identity, check_settings
 from ppe_npu.evaluation.metrics import official
-from ppe_npu.evaluation.protocols import label
+from ppe_npu.evaluation.run_protocol import label
+from ppe_npu.files import write_json
 
 TOKEN = 28 * 28  # pixels of a token of Qwen2-VL and Qwen2.5-VL
 
@@ -140,9 +142,6 @@ def test_every_number_is_finite_and_positive():
 
 def test_a_folder_of_the_first_edition_goes_on_as_what_it_was_and_says_how(tmp_path):
     """It named no protocol, and went by the checkpoint's."""
-    from ppe_npu.evaluation.identity import check_settings
-    from ppe_npu.files import write_json
-
     written = {"benchmark": "textvqa", "samples": 1}
     write_json(tmp_path / "settings.json", written)
     unsaid = {"protocol": protocols.load("checkpoint").recorded()}
@@ -285,15 +284,12 @@ def test_a_question_of_mmstar_whose_options_have_another_form_is_asked_as_it_is(
 @pytest.mark.parametrize(
     ("name", "protocol", "edition"),
     [
-        ("tempcompass", None, 2), ("vqav2", "lmms-eval", 2), ("mmbench_en", "lmms-eval", 3), ("mmbench_en", "qwen", 2),
+        ("tempcompass", None, 2), ("vqav2", "lmms-eval", 3), ("mmbench_en", "lmms-eval", 3), ("mmbench_en", "qwen", 2),
         ("ai2d", "vlmevalkit", 3), ("pope", "vlmevalkit", 1), ("mmmu", "vlmevalkit", 2), ("mmmu", None, 1),
         ("videomme_subtitles", "lmms-eval", 2), ("mmstar", "lmms-eval", 2), ("realworldqa", "lmms-eval", 3),
     ],
 )  # fmt: skip
 def test_a_run_whose_rule_has_changed_is_not_gone_on_with(load, tmp_path, name, protocol, edition):
-    from ppe_npu.evaluation.identity import benchmark_identity, check_settings
-    from ppe_npu.files import write_json
-
     benchmark = copy(load(name))
     registry.ask_by(protocol and protocols.load(protocol), benchmark)
     identity = benchmark_identity(benchmark)
@@ -310,3 +306,31 @@ def test_a_run_whose_rule_has_changed_is_not_gone_on_with(load, tmp_path, name, 
 
 def test_every_rule_that_has_changed_is_there():
     assert official.CHANGED.keys() <= official.RULES.keys()
+
+
+@pytest.mark.parametrize(("name", "same"), [("textvqa", True), ("videomme", False), ("mine", False)])
+def test_numbers_of_videos_are_nothing_to_results_of_pictures(tmp_path, name, same):
+    """They were 2 frames a second in the protocol's file of earlier days."""
+    now = {"benchmark": name, "protocol": protocols.load("lmms-eval").recorded(), "video": {"nframes": 32}}
+    videos = {"fps": 2.0, "max_frames": 32}
+    older = {**now, "protocol": {**now["protocol"], "video": videos}, "video": videos}
+    assert label(now) == "lmms-eval"
+    assert label(older) == ("lmms-eval" if same else "lmms-eval (of another edition)")
+    write_json(tmp_path / "settings.json", older)
+    if same:
+        check_settings(tmp_path, now)
+        return
+    with pytest.raises(InputError, match=r"another protocol .*: choose another output, or delete it"):
+        check_settings(tmp_path, now)
+
+
+def test_numbers_of_pictures_are_nothing_to_results_of_videos(tmp_path):
+    found = protocols.load("qwen").recorded()
+    now = {"benchmark": "mlvu", "protocol": found, "image_size": {"longest_edge": 2}, "video": {"nframes": 4}}
+    older = {**now, "protocol": {**found, "image": {"max_pixels": 1}}, "image_size": {"longest_edge": 1}}
+    write_json(tmp_path / "settings.json", older)
+    check_settings(tmp_path, now)
+    assert label(older) == "qwen"
+    assert label({**older, "benchmark": "pope"}) == "qwen (of another edition)"
+    with pytest.raises(InputError, match=r"another benchmark .*mlvu.*pope.*protocol"):
+        check_settings(tmp_path, {**now, "benchmark": "pope"})

@@ -88,6 +88,11 @@ def names() -> list[str]:
     return sorted({*_REGISTERED, *(point.name for point in entry_points(group=GROUP))})
 
 
+def modality(name: Any) -> str | None:
+    """ "image" or "video", of a benchmark of ours by its name; None of any other, which is not imported for that."""
+    return _find(name).modality if isinstance(name, str) and name in OURS else None
+
+
 def register(name: str, location: str) -> None:
     """Make a benchmark known in this process: location is "module:class"."""
     if name in _REGISTERED and _REGISTERED[name] != location:

@@ -138,7 +138,7 @@ RULES: dict[tuple[str, str], Rule] = {
 CHANGED: dict[tuple[str, str], int] = {
     **{(name, "vlmevalkit"): 1 for name in _CHOICES if name not in ("mmbench", "realworldqa")},
     **{(name, "lmms-eval"): 1 for name in ("mmbench", "mlvu", "videomme", "mmstar", "realworldqa")},
-    **{(name, "lmms-eval"): 1 for name in ("mmmu_pro", "mmmu_pro_vision")},
+    **{(name, "lmms-eval"): 1 for name in ("mmmu_pro", "mmmu_pro_vision", "ocrbench", "vqav2")},
     **{("textvqa", source): 1 for source in ("authors", "vlmevalkit")},
     ("vizwiz", "authors"): 1,
 }

@@ -86,15 +86,13 @@ def vqa_accuracy_by(scorer: str, answer: str, references: Sequence[str]) -> floa
 
     Args:
         scorer: "vqa": GT-Vision-Lab/VQA vqaEval.py, which leaves texts as they are where all annotators say the same;
-            "lmms-eval": its tasks/vqav2, where the model's answer is normalised in any case; "vlmevalkit": its
-            vqa_eval.py, where a full stop behind a digit stays and "'s" is no word of its own.
+            "lmms-eval": its tasks/vqav2, which never does; "vlmevalkit": its vqa_eval.py, which never does, and where a
+            full stop behind a digit stays. In all of them "'s" is no word of its own.
     """
     said, truth = _flat(answer), [_flat(reference) for reference in references]
-    if scorer == "vlmevalkit":
-        return _agreement(_plain(said, LONE_FULL_STOP), [_plain(text, LONE_FULL_STOP) for text in truth])
-    said = normalise_vqa(answer) if scorer == "lmms-eval" else said
-    if len(set(truth)) > 1:
-        said, truth = _plain(said, _FULL_STOP), [_plain(text, _FULL_STOP) for text in truth]
+    if scorer != "vqa" or len(set(truth)) > 1:
+        full_stop = LONE_FULL_STOP if scorer == "vlmevalkit" else _FULL_STOP
+        said, truth = _plain(said, full_stop), [_plain(text, full_stop) for text in truth]
     return _agreement(said, truth)
 
 

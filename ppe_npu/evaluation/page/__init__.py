@@ -14,8 +14,8 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_table, facts, published, tables
 from ppe_npu.evaluation.group_pictures import drawn
 from ppe_npu.evaluation.page.fitting import TEXT, cut, dumped, fitted
-from ppe_npu.evaluation.protocols import label
 from ppe_npu.evaluation.rows import BOM, QUESTION, parse, unshowable
+from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import check_regular, write_text
 from ppe_npu.utils.escape import printable
 

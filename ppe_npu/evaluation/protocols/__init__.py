@@ -104,27 +104,3 @@ def load(name: str) -> Protocol:
         raise InputError(f"protocol {name!r} is not known: use one of {', '.join(names())}")
     found = json.loads((_HERE / f"{name}.json").read_text(encoding="utf-8"))
     return Protocol(**{key: found[key] for key in (f.name for f in fields(Protocol)) if key in found})
-
-
-def label(settings: Mapping[str, Any]) -> str:
-    """How tables call the protocol of a run's settings: its name, what was asked for otherwise, whether options were
-    drawn, and whether its file had other numbers then. Runs of the first edition, which named none, went by
-    "checkpoint"."""
-    found = settings.get("protocol")
-    if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
-        return CHECKPOINT
-    changed = found.get("changed")
-    changed = changed if isinstance(changed, Mapping) else {}
-    told = [f"{key} {value}" for key, value in sorted(changed.items())]
-    told += ["options drawn"] if found.get("draws") is not None else []  # by whatever seed: several make one mean
-    told += ["of another edition"] if _has_other_numbers(found) else []
-    return f"{found['name']} ({', '.join(told)})" if told else found["name"]
-
-
-def _has_other_numbers(found: Mapping[str, Any]) -> bool:
-    """Whether a recorded protocol differs from the one of this name today."""
-    if found["name"] not in names():
-        return False
-    today = load(found["name"]).recorded()
-    told = today.keys() & found.keys() - {"draws", "changed"}
-    return any(found[key] != today[key] for key in told)

@@ -1,0 +1,45 @@
+"""The protocol that a run went by: how tables call it, and which of its numbers touch what its benchmark shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ppe_npu.evaluation.benchmarks import registry
+from ppe_npu.evaluation.protocols import CHECKPOINT, load, names
+
+_IDLE = {"image": ("video",), "video": ("image", "image_size")}  # of a medium, the settings that do not touch it
+
+
+def touching(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run, and the protocol in them, without the numbers of the medium that its benchmark does not show;
+    all of them where the benchmark is none of ours."""
+    idle = _IDLE.get(registry.modality(settings.get("benchmark")) or "", ())
+    found = {key: value for key, value in settings.items() if key not in idle}
+    if isinstance(protocol := found.get("protocol"), Mapping):
+        found["protocol"] = {key: value for key, value in protocol.items() if key not in idle}
+    return found
+
+
+def label(settings: Mapping[str, Any]) -> str:
+    """How tables call the protocol of a run's settings: its name, what was asked for otherwise, whether options were
+    drawn, and whether its file had other numbers then that touch the run. Runs of the first edition, which named none,
+    went by "checkpoint"."""
+    found = touching(settings).get("protocol")
+    if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
+        return CHECKPOINT
+    changed = found.get("changed")
+    changed = changed if isinstance(changed, Mapping) else {}
+    told = [f"{key} {value}" for key, value in sorted(changed.items())]
+    told += ["options drawn"] if found.get("draws") is not None else []  # by whatever seed: several make one mean
+    told += ["of another edition"] if _has_other_numbers(found) else []
+    return f"{found['name']} ({', '.join(told)})" if told else found["name"]
+
+
+def _has_other_numbers(found: Mapping[str, Any]) -> bool:
+    """Whether a recorded protocol differs from the one of this name today."""
+    if found["name"] not in names():
+        return False
+    today = load(found["name"]).recorded()
+    told = today.keys() & found.keys() - {"draws", "changed"}
+    return any(found[key] != today[key] for key in told)
