@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ppe_npu.cli.common import print_json
+from ppe_npu.cli.output import print_json
 from ppe_npu.errors import InputError
 from ppe_npu.training.convert import convert_files, write_converted
 from ppe_npu.training.data import complaint

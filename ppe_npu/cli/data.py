@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from ppe_npu.checkpoints.loading import check_compression, load_processor, quiet_transformers
-from ppe_npu.cli.common import compressions, print_json, reading, said_k, say, video_sampling, whose
+from ppe_npu.cli.common import compressions, reading, said_k, video_sampling, whose
+from ppe_npu.cli.output import print_json, say
 from ppe_npu.errors import InputError
 from ppe_npu.training.survey import survey_files, write_survey
 
