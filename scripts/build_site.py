@@ -53,7 +53,8 @@ def write_pages(folder: Path, pictures: bool = True) -> None:
     for page in list(folder.rglob("*.md")):
         _copy_linked(page, folder)
     (folder / "docs" / "reference.md").write_text(reference(), encoding="utf-8")
-    from ppe_npu.methods.listing import Listed, published
+    from ppe_npu.methods.base import published
+    from ppe_npu.methods.listing import Listed
 
     own = folder / "docs" / "methods"
     own.mkdir()

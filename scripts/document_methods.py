@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ppe_npu.demo import methods_page
 from ppe_npu.files import write_text
-from ppe_npu.methods.listing import Listed, published
+from ppe_npu.methods.base import published
+from ppe_npu.methods.listing import Listed
 from ppe_npu.methods.positions import rule_named, rule_names
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ from ppe_npu.demo import scenes
 
 
 def test_methods_are_listed_with_place_needs_budget_and_paper(run):
-    from ppe_npu.methods.listing import published
+    from ppe_npu.methods.base import published
 
     code, out, _ = run("methods")
     lines = out.splitlines()

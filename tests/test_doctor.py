@@ -12,8 +12,9 @@ import torch
 from command_line import refused
 
 from ppe_npu.backends import dispatch
+from ppe_npu.backends.finding import KINDS
 from ppe_npu.cli import doctor
-from ppe_npu.cli.parser import build_parser
+from ppe_npu.cli.parser import DEVICES, build_parser
 
 PRINT_NUMBERS = ("train", "data", "convert", "eval", "report", "describe", "methods", "parity", "demo", "doctor")
 
@@ -142,6 +143,14 @@ def test_completion(run, monkeypatch):
     for command, option, name in (("eval", "compression", "divprune"), ("eval", "benchmarks", "docvqa")):
         assert name in taught[command, option].choices
     assert not hasattr(taught["describe", "prompt"], "complete")
+
+
+def test_small_commands_import_no_torch():
+    """A shell that evaluates the completion waits for it; doctor must speak where torch is broken."""
+    asked = "import sys; from ppe_npu.cli import completion, doctor, output, parser; completion._names()"
+    found = f"{asked}; print(*{{'torch', 'transformers'}} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", found], capture_output=True, text=True).stdout == "\n"
+    assert set(DEVICES) == {"auto", *KINDS}
 
 
 def test_completion_by_shtab_itself(run, tmp_path):

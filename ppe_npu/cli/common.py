@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.generation_defaults import Settings, of_checkpoint
 from ppe_npu.checkpoints.loading import check_compression, load_processor
 from ppe_npu.checkpoints.trust import NO_CODE
+from ppe_npu.cli.output import say
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.errors import InputError
 from ppe_npu.evaluation.decoding import check_ids, chosen, notice
 from ppe_npu.models import another_k
 from ppe_npu.training.adapted import Checkpoint
 from ppe_npu.training.args import as_compression
-
-
-def print_json(args: argparse.Namespace, value: Any) -> None:
-    """A command's result on standard output, of the first process; with --json all else goes to standard error."""
-    if devices.process_rank() == 0:
-        print(json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str), file=args.json_stream, flush=True)
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for each number that JSON has no word for."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def check_apart(flag: str, output: str | Path, read: Iterable[str | Path]) -> None:
-    """Raise InputError where a file that is to be written is one of those that are read."""
-    output = Path(output)
-    if output.exists() and any(output.samefile(file) for file in read if Path(file).exists()):
-        raise InputError(f"{flag} {output} is what is read: name another file")
-
-
-def say(text: str | None) -> None:
-    """A line on standard error, of the first process; None says nothing."""
-    if text is not None and devices.process_rank() == 0:
-        print(f"ppe-npu: {text}", file=sys.stderr, flush=True)
 
 
 def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:

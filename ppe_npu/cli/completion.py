@@ -41,13 +41,12 @@ def _teach(parser: argparse.ArgumentParser, file: Any) -> None:
 
 
 def _names() -> dict[str, list[str]]:
-    from ppe_npu.backends.finding import KINDS
+    from ppe_npu.cli.parser import DEVICES
     from ppe_npu.config import PRESETS
     from ppe_npu.evaluation import benchmarks, protocols
-    from ppe_npu.methods.listing import published
+    from ppe_npu.methods.base import published
 
-    devices = ["auto", *sorted(KINDS)]
-    found = {"compression": list(PRESETS), "methods": [*published(), "all"], "device": devices}
+    found = {"compression": list(PRESETS), "methods": [*published(), "all"], "device": list(DEVICES)}
     return found | {"benchmarks": benchmarks.names(), "protocol": protocols.names()}
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ppe_npu.cli.common import check_apart, print_json
+from ppe_npu.cli.output import check_apart, print_json
 from ppe_npu.training.convert import convert_files, write_converted
 from ppe_npu.training.data import complaint
 

@@ -136,7 +136,8 @@ def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
     here = _of_all(_settings(runs[0].folder))
     found = []
     for file in sorted(runs[0].folder.parent.glob("*/results.json")):
-        settings = {"processor": here.get("processor"), **_settings(file.parent)}  # earlier editions wrote none down
+        # Earlier editions wrote no processor down.
+        settings = {**{key: here[key] for key in ("processor",) if key in here}, **_settings(file.parent)}
         if file.parent in known or _of_all(settings) != here:
             continue
         try:

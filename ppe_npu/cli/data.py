@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from ppe_npu.checkpoints.loading import check_compression, load_processor, quiet_transformers
-from ppe_npu.cli.common import check_apart, compressions, print_json, reading, said_k, say, video_sampling, whose
+from ppe_npu.cli.common import compressions, reading, said_k, video_sampling, whose
+from ppe_npu.cli.output import check_apart, print_json, say
 from ppe_npu.errors import InputError
 from ppe_npu.training.survey import FILES as SURVEY
 from ppe_npu.training.survey import check_survey_place, survey_files, write_survey

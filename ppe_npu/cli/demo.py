@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ppe_npu.cli.common import print_json
+from ppe_npu.cli.output import print_json
 from ppe_npu.demo import motion, pipeline
 from ppe_npu.errors import InputError
 from ppe_npu.utils.reading import read_json

@@ -12,6 +12,7 @@ from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import load_model, quiet_transformers
 from ppe_npu.cli import common
 from ppe_npu.cli.looking import Looking
+from ppe_npu.cli.output import check_apart, print_json, say
 from ppe_npu.data.inputs import PLACEHOLDERS, build_inputs, split_placeholders
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.generation import Generated, generate
@@ -31,7 +32,7 @@ def run_describe(args: argparse.Namespace) -> int:
     chosen = common.fitted(checkpoint, common.compressions(args, Path(args.model))[:1])[0]
     looking = Looking.of(args.show, args.token, chosen)
     if looking is not None:
-        common.check_apart("--show", looking.path, [*args.image, *args.video])
+        check_apart("--show", looking.path, [*args.image, *args.video])
     asked, _ = common.generation(args.generation, checkpoint)
     processor = common.processor(checkpoint, args.min_pixels, args.max_pixels)
     if looking is not None:
@@ -41,7 +42,7 @@ def run_describe(args: argparse.Namespace) -> int:
         looking.check_token(inputs, processor)
     model = compress(checkpoint.load(device, args.dtype, load_model), chosen)
     model.compression.keep_groups = looking is not None
-    common.say(common.whose(args, Path(args.model), [chosen]))
+    say(common.whose(args, Path(args.model), [chosen]))
     done = _answer(model, processor, inputs, args.max_new_tokens, asked)
     report, beams = model.compression.report, asked.get("num_beams", 1)
     print(cost_lines(done, report, beams), flush=True)
@@ -49,7 +50,7 @@ def run_describe(args: argparse.Namespace) -> int:
     if drawn is not None:
         print(f"groups              {drawn}")
     if args.json:
-        common.print_json(args, costs(done, report, beams) | {"groups": drawn})
+        print_json(args, costs(done, report, beams) | {"groups": drawn})
     return 0
 
 

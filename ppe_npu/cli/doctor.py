@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 
 from ppe_npu import __version__
 from ppe_npu.cli import no_torch
+from ppe_npu.cli.output import print_json
 
 _NEEDED = ("torch", "transformers", "accelerate", "numpy", "pillow", "av", "safetensors", "tokenizers", "torchvision")
 _OPTIONAL = {  # package -> what it is for
@@ -48,7 +48,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     """Print what is known; exit code 1 if something that every command needs is missing."""
     found = examined()
     if args.json:
-        print(json.dumps(found, indent=1, ensure_ascii=False), file=args.json_stream)
+        print_json(args, found)
     else:
         print(_page(found))
     return 1 if found["problems"] else 0

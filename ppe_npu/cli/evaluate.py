@@ -19,6 +19,7 @@ from typing import Any
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import DTYPES, load_model, quiet_transformers
 from ppe_npu.cli import common, costs
+from ppe_npu.cli.output import check_apart, print_json, say
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
@@ -96,7 +97,7 @@ def run_eval(args: argparse.Namespace) -> int:
         if args.cost_rounds != 0 and devices.process_rank() == 0:
             costs.measure(model, runs + late, args, answers)
     finally:  # who stops the control or the pass has the scores all the same
-        common.say(common.whose(args, model_path, chosen))
+        say(common.whose(args, model_path, chosen))
         if devices.process_rank() == 0:
             _report(args, Path(args.output), Path(args.output) / "report.md", f"Evaluation of {model_path}")
             print(f"answers of {', '.join(dict.fromkeys(map(_place, results)))}")
@@ -167,7 +168,7 @@ def run_report(args: argparse.Namespace) -> int:
     if out.suffix != ".md":
         raise InputError(f"--out {out}: name a .md file; the .json and .png go beside it")
     own = [file for name in _OF_RUNS for file in folder.rglob(name)]
-    common.check_apart("--out: its", out.with_suffix(".json"), own)
+    check_apart("--out: its", out.with_suffix(".json"), own)
     _report(args, folder, out, args.title or f"Evaluation in {folder}")
     return 0
 
@@ -302,7 +303,7 @@ def _report(args: argparse.Namespace, folder: Path, out: Path, title: str) -> No
         print(f"one page of it: {path.with_suffix('.html')}")
     print(f"{table}\n\nwritten to {path}, with {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
     if args.json:
-        common.print_json(args, json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        print_json(args, json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
 
 
 def _verdict(results: list[dict[str, Any]]) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import argparse
 
-from ppe_npu.cli.common import print_json
-from ppe_npu.methods.listing import Listed, published
+from ppe_npu.cli.output import print_json
+from ppe_npu.methods.base import published
+from ppe_npu.methods.listing import Listed
 from ppe_npu.methods.positions import rule_named, rule_names
 
 _HEAD = ("method", "place", "looks at", "budget", "paper")

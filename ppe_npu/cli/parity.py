@@ -9,7 +9,7 @@ from ppe_npu.backends import device as devices
 from ppe_npu.backends import parity
 from ppe_npu.backends.common import DTYPES
 from ppe_npu.checkpoints.loading import quiet_transformers
-from ppe_npu.cli.common import print_json
+from ppe_npu.cli.output import print_json
 from ppe_npu.errors import InputError
 from ppe_npu.parity import bundle, end_to_end
 

@@ -11,7 +11,8 @@ from ppe_npu.config import POSITIONS
 from ppe_npu.errors import shown
 from ppe_npu.utils.escape import printable
 
-DEVICES = "auto, cpu, cuda or npu"
+DEVICES = ("auto", "cpu", "cuda", "npu")
+_DEVICES = f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_device(parser: argparse.ArgumentParser, default: str | None = "auto", other: str = "fp32") -> None:
     """default=None: an option that was not named is None, because a recipe or a protocol may name it; other: in words,
     what the dtype is then."""
-    parser.add_argument("--device", default=default, help=f"{DEVICES} (default: auto)")
+    parser.add_argument("--device", default=default, help=f"{_DEVICES} (default: auto)")
     dtype = default and "fp32"
     parser.add_argument("--dtype", default=dtype, choices=("fp32", "bf16"), help=f"(default: {other})")
 
@@ -294,7 +295,7 @@ def _add_parity(commands) -> None:
     parser.add_argument("action", nargs="?", default="run", choices=("run", "record", "check"), help=what)
     parser.add_argument("bundle", nargs="?", help="check: the bundle's folder")
     parser.add_argument("--out", help="record: the bundle's folder")
-    parser.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
+    parser.add_argument("--device", default="auto", help=f"{_DEVICES} (default: auto)")
     parser.add_argument("--dtypes", help="to run with: comma-separated (default: fp32,bf16,fp16)")
     _add_json(parser)
     parser.set_defaults(run="parity:run_parity")
@@ -302,7 +303,7 @@ def _add_parity(commands) -> None:
 
 def _add_demo(commands) -> None:
     parser = commands.add_parser("demo", help="train and compare all methods on the embedded benchmark")
-    parser.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
+    parser.add_argument("--device", default="auto", help=f"{_DEVICES} (default: auto)")
     parser.add_argument("--output", help="(default: runs/demo, with --motion runs/motion)")
     parser.add_argument("--seeds", type=int, default=1, help="runs with seeds 0, 1, ... (default: 1)")
     parser.add_argument("--full", action="store_true", help="five seeds, two ratios, and the ways of listing members")

@@ -88,7 +88,7 @@ def run_train(args: argparse.Namespace) -> int:
     """Train as asked; without a model and data: the embedded model on generated scenes."""
     from ppe_npu.backends import device as devices
     from ppe_npu.checkpoints.loading import quiet_transformers
-    from ppe_npu.cli.common import print_json
+    from ppe_npu.cli.output import print_json
     from ppe_npu.training.args import TrainConfig
     from ppe_npu.training.recipes import load_recipe
     from ppe_npu.training.trainer import train

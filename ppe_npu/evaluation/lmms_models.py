@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.lmms import Answerer, conversation, in_batches, question
-from ppe_npu.methods.listing import published
+from ppe_npu.methods.base import published
 
 
 def manifest() -> ModelManifest:

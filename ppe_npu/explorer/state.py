@@ -13,8 +13,8 @@ from urllib.parse import urlencode
 from ppe_npu import shorthand
 from ppe_npu.config import POSITIONS, CompressionConfig
 from ppe_npu.errors import InputError, shown
-from ppe_npu.methods.base import method_class
-from ppe_npu.methods.listing import default, published
+from ppe_npu.methods.base import method_class, published
+from ppe_npu.methods.listing import default
 from ppe_npu.settings import check_fields, setting
 
 NONE = "none"  # a side that shows nothing

@@ -290,10 +290,15 @@ def register(name: str):
     return registered
 
 
+def published() -> tuple[str, ...]:
+    """Names of the methods that have a file of their own here, without loading them."""
+    files = pkgutil.iter_modules([__file__.rpartition("/")[0]])
+    return tuple(file.name for file in files if file.name not in _HELPERS)
+
+
 def method_names() -> tuple[str, ...]:
     """Names of all methods, without loading them."""
-    files = [file.name for file in pkgutil.iter_modules([__file__.rpartition("/")[0]]) if file.name not in _HELPERS]
-    return tuple(sorted({*files, *_REGISTERED}))
+    return tuple(sorted({*published(), *_REGISTERED}))
 
 
 def method_class(name: str) -> type[Method]:

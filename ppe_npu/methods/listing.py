@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from ppe_npu.errors import InputError
-from ppe_npu.methods.base import Method, method_class, method_names
+from ppe_npu.methods.base import Method, method_class, published
 from ppe_npu.settings import to_plain
 
 
@@ -65,11 +65,6 @@ class Listed:
     @property
     def looks_at(self) -> str:
         return "places alone" if set(self.needs) <= {"places"} else ", ".join(self.needs)
-
-
-def published() -> tuple[str, ...]:
-    """The names of all methods that have a file of their own."""
-    return tuple(name for name in method_names() if method_class(name).__module__.startswith("ppe_npu.methods."))
 
 
 def grouping() -> tuple[str, ...]:

@@ -29,6 +29,7 @@ def install_generation(model) -> None:
     newer: dict[str, Callable] = {
         "_prefill": _prefill,
         "_prepare_position_ids_for_generation": _prepare_position_ids_for_generation,
+        "_supports_mm_encoder_outputs": _supports_mm_encoder_outputs,
         "init_continuous_batching": _init_continuous_batching,
     }
     for name, function in newer.items():
@@ -172,6 +173,12 @@ def _prefill(self, input_ids, generation_config, model_kwargs, **kwargs):
     finally:
         del model_kwargs[KEYWORD]
         model_kwargs |= {} if before is None else {KEYWORD: before}
+
+
+def _supports_mm_encoder_outputs(self) -> bool:
+    """generate() is not to run the vision tower itself: it would hand the model features without their grids. Said
+    here, not by a signature without that argument: who wraps a forward shows the signature of its class."""
+    return False
 
 
 def _init_continuous_batching(self, **kwargs):

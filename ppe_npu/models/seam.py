@@ -8,7 +8,7 @@ Every override, checked against transformers 5.2.0 (by `make test-matrix`), 5.22
     compress(), of the model for conditional generation (vision_language.py)
         forward; by generation.py prepare_inputs_for_generation, _expand_inputs_for_generation,
         _get_candidate_generator (5.2: prompt lookup is refused), _valid_auto_compile_criteria, _prefill,
-        _prepare_position_ids_for_generation and init_continuous_batching
+        _prepare_position_ids_for_generation, _supports_mm_encoder_outputs and init_continuous_batching
     compress(), of its .model: forward
     compress(), of its .model.language_model: forward, where layers merge on entry or take the tower's features
         (decoder.py); rotary_emb is another module (5.2: it gives a table for each axis)
@@ -65,16 +65,13 @@ class _Override:
     idle: bool = False
 
 
-def override(
-    module: torch.nn.Module, name: str, function: Callable, hide: str | None = None, show: tuple[str, ...] = ()
-) -> None:
+def override(module: torch.nn.Module, name: str, function: Callable, show: tuple[str, ...] = ()) -> None:
     """Make `function(module, **kwargs)` the method `name` of this instance.
 
     Callers see the signature that the class has, and may pass its arguments by place: they arrive by name. Where an
     idle override of that name stands under somebody's wrapper, it is put in force again there.
 
     Args:
-        hide: a parameter that the signature shall not show.
         show: parameters that it shall show, whether the class has them or not.
     """
     overrides = vars(module).setdefault(_SAVED, {})
@@ -83,7 +80,7 @@ def override(
         return
     slot = _slots(module, name)[-1]
     overrides[name] = _Override(function, vars(module).get(slot))
-    vars(module)[slot] = MethodType(_with_signature(getattr(type(module), name), name, hide, show), module)
+    vars(module)[slot] = MethodType(_with_signature(getattr(type(module), name), name, show), module)
 
 
 def original(module: torch.nn.Module, name: str) -> Callable:
@@ -142,7 +139,7 @@ def own_submodules(module: torch.nn.Module, *names: str) -> None:
 
 
 @functools.cache
-def _with_signature(method: Callable, name: str, hide: str | None, show: tuple[str, ...]) -> Callable:
+def _with_signature(method: Callable, name: str, show: tuple[str, ...]) -> Callable:
     signature = inspect.signature(method)
     names = list(signature.parameters)[1:]
 
@@ -157,7 +154,7 @@ def _with_signature(method: Callable, name: str, hide: str | None, show: tuple[s
     def alone(self, *args, **kwargs):
         return replacement(self, *args, **kwargs)
 
-    shown = [parameter for name, parameter in signature.parameters.items() if name != hide]
+    shown = list(signature.parameters.values())
     rest = [parameter for parameter in shown if parameter.kind is inspect.Parameter.VAR_KEYWORD]
     extra = [inspect.Parameter(own, inspect.Parameter.KEYWORD_ONLY, default=None) for own in show if own not in names]
     shown = [parameter for parameter in shown if parameter not in rest] + [*extra, *rest]

@@ -15,7 +15,7 @@ Modifications (on the given instance only):
   unless nothing is merged.
   A step into a static cache is given its token alone: all that grows is on the device (engine/cache.py).
 * _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
-  instead, and hands the model no grids, so generate() is not shown that forward could take that output.
+  instead, and hands the model no grids. _supports_mm_encoder_outputs says that forward takes none.
 * _get_candidate_generator: refuses speculative decoding where it would count wrongly.
 * _prefill: prefills a prompt as a whole. init_continuous_batching: refused, it hands the model no images.
 * _valid_auto_compile_criteria: generate() with a static cache compiles only if a compile_config asks for it. Of its own
@@ -104,7 +104,7 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
     if hasattr(model.model, "rope_deltas"):
         vars(model.model)[_DELTAS] = model.model.rope_deltas
     # Older transformers' generate() refuses mm_token_type_ids, newer ones' processors make them: take them anywhere.
-    override(model, "forward", causal_lm_forward, hide="mm_encoder_outputs", show=("mm_token_type_ids", *said))
+    override(model, "forward", causal_lm_forward, show=("mm_token_type_ids", *said))
     install_generation(model)
     override(model.model, "forward", model_forward)
     if compression.inside is not None and compression.vision.tower_blocks:

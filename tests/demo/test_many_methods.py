@@ -6,7 +6,7 @@ import pytest
 from command_line import refused
 
 from ppe_npu.demo import methods, methods_page, pipeline, recipe
-from ppe_npu.methods.listing import published
+from ppe_npu.methods.base import published
 
 
 @pytest.mark.slow

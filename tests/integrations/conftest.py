@@ -1,6 +1,9 @@
 """transformers' tests carry marks of their own, which pytest refuses unless it knows them."""
 
-MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test", "order")
+MARKS = (
+    *("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test"),
+    *("is_training_test", "order"),
+)
 
 
 def pytest_configure(config):

@@ -4,6 +4,7 @@ import pytest
 
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, get, method_class
+from ppe_npu.methods.base import published
 
 
 def test_a_name_and_fields_give_the_method():
@@ -25,3 +26,9 @@ def test_a_name_and_fields_give_the_method():
 def test_what_cannot_be_is_refused(name, fields, message):
     with pytest.raises(InputError, match=message):
         get(name, **fields)
+
+
+def test_every_file_registers_the_method_that_it_is_named_after():
+    assert {name: method_class(name).__module__ for name in published()} == {
+        name: f"ppe_npu.methods.{name}" for name in published()
+    }

@@ -1,6 +1,8 @@
 """What others put around a compressed model's forward: accelerate's mixed precision and hooks, and plain functions."""
 
 import copy
+import functools
+from types import MethodType
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from accelerate import Accelerator, dispatch_model
 from accelerate.hooks import remove_hook_from_module
 from accelerate.state import AcceleratorState
 from foreign import SETTINGS, compressed, pictures, random_model
+from prompts import GREEDY
 from tolerances import depth_error
 
 from ppe_npu import compress, restore
@@ -107,3 +110,18 @@ def test_hooks_of_a_model_that_was_dispatched_first_go_again(accelerator):
     assert torch.equal(model(**pictures()).logits, expected)
     restore(model)
     assert torch.equal(model(**pictures()).logits, random_model()(**pictures()).logits)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@torch.no_grad()
+def test_a_wrapper_that_shows_the_signature_of_the_class_generates_the_same(setting):
+    """As TRL's fused head is put around a policy's forward: what our own signature hides does not count then."""
+    model, asked = compressed(random_model(), setting), {"max_new_tokens": 3, **GREEDY}
+    expected, ours = model.generate(**pictures(), **asked), model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(self, *args, **kwargs):
+        return ours(*args, **kwargs)
+
+    model.forward = MethodType(forward, model)
+    assert torch.equal(model.generate(**pictures(), **asked), expected)

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from test_documents import dead
 
-from ppe_npu.methods.listing import Listed, published
+from ppe_npu.methods.base import published
+from ppe_npu.methods.listing import Listed
 
 
 @pytest.fixture(scope="module")

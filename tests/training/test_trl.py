@@ -3,11 +3,13 @@
 import pytest
 import torch
 from foreign import FAMILIES, SETTINGS, compressed, pictures, random_model
+from PIL import Image
 from prompts import GREEDY
 from support import VIDEO_ID, Prompt, batch
 from tolerances import APART, depth_error, printed
 
-from ppe_npu import compress
+from ppe_npu import CompressionConfig, compress
+from ppe_npu.demo.tiny import HIDDEN, build_model, build_processor
 
 utils = pytest.importorskip("trl.trainer.utils", reason="trl is not installed: see docs/compatibility.md")
 
@@ -99,6 +101,63 @@ def test_sft_learns_from_the_models_own_loss(tmp_path, setting, first, family):
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert abs(logged[0] - expected) <= printed(4) + APART * depth_error(3) * expected
     assert logged[1] < logged[0]
+
+
+class Told:
+    """What a policy drew by generate(), and how GRPOTrainer scores it before the first step."""
+
+    def __init__(self, model, monkeypatch, trainers):
+        self.wrote, self.scored, generate = {}, [], model.generate
+        score = trainers._get_per_token_logps_and_entropies
+
+        def writes(**inputs):
+            found = generate(**inputs, return_dict_in_generate=True, output_logits=True)
+            answers = found.sequences[:, inputs["input_ids"].shape[1] :]
+            drawn = torch.stack(found.logits, 1).log_softmax(-1).gather(-1, answers[..., None])[..., 0]
+            self.wrote |= {tuple(ids.tolist()): row for ids, row in zip(answers, drawn)}
+            return found.sequences
+
+        def scores(trainer, model, ids, mask, kept, **kwargs):
+            found = score(trainer, model, ids, mask, kept, **kwargs)
+            parts = (part[:, -kept:].unbind() for part in (ids, mask.bool(), found[0].detach()))
+            self.scored += [(tuple(ids[real].tolist()), row[real]) for ids, real, row in zip(*parts)]
+            return found
+
+        monkeypatch.setattr(model, "generate", writes)
+        monkeypatch.setattr(trainers, "_get_per_token_logps_and_entropies", scores)
+
+    def drawn(self, answer):
+        return next(row[: len(answer)] for ids, row in self.wrote.items() if ids[: len(answer)] == answer)
+
+
+@pytest.mark.parametrize("first", ["compress", "trainer"])
+@pytest.mark.parametrize("setting", ["dense", "ppe", "cascade"])
+def test_grpo_scores_a_policys_answers_as_it_wrote_them(tmp_path, monkeypatch, setting, first):
+    """GRPOTrainer from messages and pictures to a step, compressed before it or after."""
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    config = CompressionConfig.preset("ppe", ratio=0.25, k=4, layers=[1]) if setting == "cascade" else SETTINGS[setting]
+    model, picture = build_model(seed=0), Image.radial_gradient("L").convert("RGB")
+    asked = {"row red": picture.resize((48, 48)), "column blue": picture.resize((96, 48))}
+    rows = [{"prompt": [{"role": "user", "content": text}], "image": one} for text, one in asked.items()]
+    args = trl.GRPOConfig(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=2, num_generations=2,
+        max_completion_length=5, report_to=[], use_cpu=True, seed=0, save_strategy="no", dataloader_pin_memory=False,
+        disable_tqdm=True, bf16=False, gradient_checkpointing=False,
+    )  # fmt: skip
+    if first == "compress":
+        compress(model, config)
+    trainer = trl.GRPOTrainer(
+        model, reward_funcs=lambda completions, **_: [float(len(one[0]["content"])) for one in completions], args=args,
+        train_dataset=datasets.Dataset.from_list(rows), processing_class=build_processor(),
+    )  # fmt: skip
+    if first == "trainer":
+        compress(trainer.model, config)
+    told = Told(model, monkeypatch, trl.GRPOTrainer)
+    trainer.train()
+    assert len(told.scored) == 4
+    for answer, found in told.scored:
+        expected = told.drawn(answer)
+        assert (found - expected).abs().max() <= torch.finfo(found.dtype).eps * HIDDEN * expected.abs().max()
 
 
 def _tokenizer():
