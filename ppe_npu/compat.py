@@ -6,6 +6,8 @@ mm_token_type_ids: without them transformers >= 5.3 silently runs Qwen2.5-VL wit
 cache: the KV cache's name in calls and outputs since transformers 5.24; before, it is past_key_values.
 create_causal_mask: until about 5.20 transformers sizes a mask by its first layer's cache, whatever layer it is for.
 cache_position: until about 5.10 transformers' layers want to be told where a static cache is written.
+decoder_cache: until 5.4 a model with linear attention (Qwen3.5) has a cache of a class of its own, without `layers`.
+run_linear: until 5.6 linear attention begins anew where more than one token goes on from a cache.
 
 tests/test_compat.py shows for each that the break is still there without the guard, and fails when it can be deleted.
 """
@@ -14,8 +16,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from ppe_npu.errors import InputError
 
 
 def adapt_unwrap_model(accelerator: Any) -> Any:
@@ -97,6 +102,82 @@ def output_cache(output: Any) -> Any:
 @functools.cache
 def _cache_name(function: Callable) -> str:
     return "cache" if "cache" in _parameters(function) else "past_key_values"
+
+
+def decoder_cache(text: Any, cache: Any) -> Any:
+    """The KV cache of a decoder, with `layers`: the given one, or a new one for None.
+
+    Args:
+        text: the text model. cache: transformers' Cache, one of the class that only this model has, or None.
+
+    Raises:
+        InputError: another cache than the model's own, in a transformers whose Cache holds no states.
+    """
+    from transformers import DynamicCache, __version__
+
+    own = _own_cache(type(text))
+    if own is None:
+        return DynamicCache(config=text.config) if cache is None else cache
+    cache = own(config=text.config) if cache is None else cache
+    if not isinstance(cache, own):
+        raise InputError(
+            f"a {type(cache).__name__} holds no states of linear attention in transformers {__version__}: "
+            "give no cache, or pip install 'transformers>=5.5'"
+        )
+    if not hasattr(cache, "layers"):
+        kinds = {"full_attention": _AttentionLayer, "linear_attention": _StateLayer}
+        cache.layers = [kinds[kind](cache, number) for number, kind in enumerate(text.config.layer_types)]
+    return cache
+
+
+@functools.cache
+def _own_cache(text: type) -> type | None:
+    """The cache's class that is defined beside this text model's; None where it is transformers' DynamicCache."""
+    known = next((base for base in text.__mro__ if base.__module__.startswith("transformers.models.")), text)
+    name = f"{known.__name__.removesuffix('TextModel')}DynamicCache"
+    return getattr(sys.modules[known.__module__], name, None)
+
+
+class _StateLayer:
+    """What such a cache holds of a layer of linear attention: a state, which has no length."""
+
+    def __init__(self, cache: Any, number: int):
+        self._cache, self._number = cache, number
+
+
+class _AttentionLayer(_StateLayer):
+    """What it holds of a layer of full attention: keys and values [B, heads, tokens, D]; None before there are any."""
+
+    keys = property(lambda self: self._cache.key_cache[self._number])
+    values = property(lambda self: self._cache.value_cache[self._number])
+    is_initialized = property(lambda self: self.keys is not None)
+
+    def get_seq_length(self) -> int:
+        return self._cache.get_seq_length(self._number)
+
+
+def run_linear(layer: Any, hidden: Any, arguments: dict[str, Any], past: int) -> Any:
+    """What a decoder layer of linear attention makes of hidden [B, L, C]. past: how many tokens its state has seen.
+
+    A transformers that would forget the state is given one token after the other, with zeros for padding, as the layer
+    itself would mask it.
+    """
+    import torch
+
+    if not past or hidden.shape[1] == 1 or cache_of(arguments) is None or not _forgets_states():
+        return layer(hidden, **arguments)
+    mask = arguments["attention_mask"]
+    hidden = hidden if mask is None else hidden * mask[..., None].to(hidden.dtype)
+    steps = [layer(token, **{**arguments, "attention_mask": None}) for token in hidden.split(1, dim=1)]
+    return torch.cat([step[0] if isinstance(step, tuple) else step for step in steps], dim=1)
+
+
+@functools.cache
+def _forgets_states() -> bool:
+    from packaging.version import Version
+    from transformers import __version__
+
+    return Version(__version__) < Version("5.7")
 
 
 def layer_causal_mask(config: Any, hidden: Any, mask: Any, cache: Any, layer: int, past: int) -> Any:

@@ -253,11 +253,10 @@ _HALF_LINEAR = {
         "rope_type": "default", "rope_theta": 100.0, "mrope_section": [8, 4, 4], "partial_rotary_factor": 1.0,
     },
 }  # fmt: skip
-if hasattr(transformers.cache_utils, "LinearAttentionLayer"):  # else these models are refused
-    _EMBEDDED = {"num_position_embeddings": 64}
-    GRIDS["qwen3_5"] = TinyGrid("Qwen3_5", _EMBEDDED, _HALF_LINEAR, clip="frames")
-    _SHARED = {**_HALF_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 32}
-    GRIDS["qwen3_5_moe"] = TinyGrid("Qwen3_5Moe", _EMBEDDED, _SHARED, clip="frames")
+_EMBEDDED = {"num_position_embeddings": 64}
+GRIDS["qwen3_5"] = TinyGrid("Qwen3_5", _EMBEDDED, _HALF_LINEAR, clip="frames")
+_SHARED = {**_HALF_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 32}
+GRIDS["qwen3_5_moe"] = TinyGrid("Qwen3_5Moe", _EMBEDDED, _SHARED, clip="frames")
 
 
 _NEXT = {"vision_config": _CLIP, "image_grid_pinpoints": _PINPOINTS, "vision_feature_layer": -2}

@@ -21,6 +21,7 @@ from support import batch, random_model
 from tolerances import assert_rounds_alike, exact
 
 from ppe_npu import compat, compress
+from ppe_npu.errors import InputError
 
 
 def run_python(code: str, **env: str) -> subprocess.CompletedProcess:
@@ -161,11 +162,43 @@ def test_the_cache_has_one_name_in_all_of_transformers():
         assert set(compat.cache_argument(function, None)) == {NEW if new else OLD}
 
 
-def test_the_name_of_the_cache_is_still_needed():
+@pytest.mark.parametrize(
+    ("since", "gone"),
+    [
+        ("5.24", "says `cache`: delete compat.cache_argument, cache_of and output_cache"),
+        ("5.7", "keeps linear attention's states where several tokens go on: delete compat.run_linear"),
+        ("5.5", "has states of linear attention in its DynamicCache: delete compat.decoder_cache"),
+    ],
+)
+def test_guards_of_caches_are_still_needed(since, gone):
     bound = (Path(__file__).parents[1] / "setup.cfg").read_text().split("transformers>=")[1].split(",")[0]
-    assert Version(bound) < Version("5.24"), (
-        "every transformers of the range says `cache`: delete compat.cache_argument, cache_of and output_cache"
-    )
+    assert Version(bound) < Version(since), f"every transformers of the range {gone}"
+
+
+class OwnCache:
+    """As transformers has one beside Qwen3.5 until 5.4."""
+
+    def __init__(self, config):
+        self.key_cache = self.value_cache = [None] * len(config.layer_types)
+
+    def get_seq_length(self, layer):
+        return 0 if self.key_cache[layer] is None else self.key_cache[layer].shape[-2]
+
+
+def test_a_cache_of_a_models_own_is_given_layers(monkeypatch):
+    monkeypatch.setattr(compat, "_own_cache", lambda _text: OwnCache)
+    text = SimpleNamespace(config=SimpleNamespace(layer_types=["linear_attention", "full_attention"]))
+    cache = compat.decoder_cache(text, None)
+    states, attention = layers = cache.layers
+    assert not hasattr(states, "keys")
+    assert not hasattr(states, "get_seq_length"), "a state has no length"
+    assert not attention.is_initialized
+    cache.key_cache[1] = torch.zeros(1, 2, 7, 4)
+    assert attention.keys is cache.key_cache[1]
+    assert attention.get_seq_length() == 7
+    assert compat.decoder_cache(text, cache).layers is layers
+    with pytest.raises(InputError, match=r"a DynamicCache holds no states .* pip install 'transformers>=5\.5'"):
+        compat.decoder_cache(text, transformers.DynamicCache())
 
 
 @pytest.mark.parametrize("name", [OLD, NEW])

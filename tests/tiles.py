@@ -1,7 +1,6 @@
 """Pictures of a few tiles, models and configs for the tests of the place "pixels"."""
 
 import torch
-import transformers
 from prompts import logits
 from support import FAMILIES, Prompt, batch, random_model
 
@@ -11,9 +10,8 @@ from ppe_npu.models.fused import fuse
 TOWERS = {  # of windows of 2 x 2 tokens, and of blocks with and without these
     "qwen2_5_vl": {"depth": 3, "fullatt_block_indexes": [1], "window_size": 16},
 }
-LINEAR = ["qwen3_5"] if hasattr(transformers.cache_utils, "LinearAttentionLayer") else []
-MODELS = {family: random_model(family=family, tower=TOWERS.get(family)) for family in (*FAMILIES, *LINEAR)}
-FUSED = {family: fuse(random_model(family=family, tower=TOWERS.get(family))) for family in (*FAMILIES, *LINEAR)}
+MODELS = {family: random_model(family=family, tower=TOWERS.get(family)) for family in (*FAMILIES, "qwen3_5")}
+FUSED = {family: fuse(random_model(family=family, tower=TOWERS.get(family))) for family in MODELS}
 APART = ("qwen3_vl", "qwen3_5")
 PRUNE = {"method": "pixelprune", "threshold": 0.05}
 STEPS = {

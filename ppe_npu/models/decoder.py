@@ -8,10 +8,9 @@ import contextlib
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutputWithPast
 
-from ppe_npu.compat import cache_argument, cache_of, cache_position, layer_causal_mask
+from ppe_npu.compat import cache_argument, cache_of, cache_position, decoder_cache, layer_causal_mask, run_linear
 from ppe_npu.engine.masks import proportional_mask
 from ppe_npu.engine.run import Run
 from ppe_npu.errors import InputError
@@ -36,8 +35,8 @@ def staged_forward(self, **kwargs):
     use_cache = self.config.use_cache if kwargs.get("use_cache") is None else kwargs["use_cache"]
     if self.training and getattr(self.layers[0], "gradient_checkpointing", False):
         use_cache, cache = False, None
-    if use_cache and cache is None:
-        cache = DynamicCache(config=self.config)
+    if use_cache or cache is not None:
+        cache = decoder_cache(self, cache)
     wanted = _wanted(self, kwargs, "output_hidden_states")
     if _wanted(self, kwargs, "output_router_logits"):
         raise InputError(
@@ -52,8 +51,7 @@ def staged_forward(self, **kwargs):
                 hidden = enter(run, stage, hidden, _looking(self, hidden, inputs, run, stage - 1, index))
                 inputs = _stage_inputs(self, run, stage, hidden, cache, index, inputs) | {"use_cache": use_cache}
             run.pass_by(index, _looking(self, hidden, inputs, run, stage, index))
-            output = layer(hidden, **(inputs if has_attention(layer) else inputs | _linear_mask(run, stage, hidden)))
-            states.append(output[0] if isinstance(output, tuple) else output)
+            states.append(_run_layer(layer, hidden, inputs, run, stage))
             hidden = run.leave(index, states[-1])
             if not wanted:
                 states.clear()
@@ -99,10 +97,16 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
     }
 
 
-def _linear_mask(run: Run, stage: int, hidden: torch.Tensor) -> dict:
-    """What a layer with linear attention is given in place of the mask: which of its tokens are real [B, L]."""
-    mask = run.masks[stage]
-    return {"attention_mask": None if mask is None else mask[:, -hidden.shape[1] :]}
+def _run_layer(layer, hidden: torch.Tensor, inputs: dict, run: Run, stage: int) -> torch.Tensor:
+    """[B, L, C] what a layer makes of hidden [B, L, C]; one with linear attention is given in place of the mask which
+    of its tokens are real [B, L]."""
+    if has_attention(layer):
+        output = layer(hidden, **inputs)
+    else:
+        mask = run.masks[stage]
+        real = None if mask is None else mask[:, -hidden.shape[1] :]
+        output = run_linear(layer, hidden, inputs | {"attention_mask": real}, run.past_length(stage))
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _looking(model, hidden: torch.Tensor, inputs: dict, run: Run, stage: int, index: int) -> Looking | None:

@@ -12,7 +12,6 @@ the rotated quarter of a head's channels. The frames of a video stand apart, as 
 
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import HALVES, interleaved_channels
-from ppe_npu.errors import InputError
 from ppe_npu.models import vision_language
 from ppe_npu.models.known import turned_channels
 from ppe_npu.models.qwen3_vl import vision_tokens as vision_tokens
@@ -33,11 +32,4 @@ def channels(config) -> tuple[int, ...]:
 
 
 def install(model, compression: Compression) -> None:
-    import transformers
-
-    if not hasattr(transformers.cache_utils, "LinearAttentionLayer"):
-        raise InputError(
-            f"transformers {transformers.__version__} keeps the state of linear attention in caches of its own: "
-            "install 5.9 or newer"
-        )
     vision_language.install(model, compression, staged=True)

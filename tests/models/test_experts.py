@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers
 from prompts import GREEDY, kept_logits, logits, with_types
 from support import random_model
 from tiles import PRUNE, config_of, inputs_of, painted
@@ -11,8 +10,7 @@ from tolerances import assert_rounds_alike, exact
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
 
-FAMILIES = ["qwen3_vl_moe"]
-FAMILIES += ["qwen3_5_moe"] if hasattr(transformers.cache_utils, "LinearAttentionLayer") else []
+FAMILIES = ["qwen3_vl_moe", "qwen3_5_moe"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -4,20 +4,17 @@ import copy
 
 import pytest
 import torch
-import transformers
 from prompts import GREEDY, check_alone, check_cache, kept_logits, logits, with_types
 from support import PAD_ID, Prompt, batch, random_model
 from test_packing import text_labels
 from tolerances import assert_equal, assert_rounds_alike, exact, loss_near
 
 from ppe_npu import CompressionConfig, compress, restore
+from ppe_npu.compat import cache_argument, output_cache
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, get
 from ppe_npu.models.fused import fuse
 from ppe_npu.models.known import is_gated
-
-if not hasattr(transformers.cache_utils, "LinearAttentionLayer"):
-    pytest.skip("transformers keeps linear attention's states elsewhere", allow_module_level=True)
 
 MODEL = random_model(family="qwen3_5")
 PROMPTS = [
@@ -88,6 +85,24 @@ def test_a_second_turn_goes_on_where_the_first_ended(name):
     rest = {"input_ids": more, "attention_mask": torch.ones_like(more)}
     second = model.generate(**rest, past_key_values=first.past_key_values, **settings)
     assert torch.equal(second, model.generate(**{**inputs, **rest}, **settings))
+
+
+@pytest.mark.parametrize("name", ["on entry of linear layers", "on entry of attention"])
+def test_tokens_go_on_together_as_one_by_one(name, monkeypatch):
+    """As they are given to linear layers that forget their states; the last sample's turn is padded on the left."""
+    model, inputs = compress(MODEL, config_of(name)), with_types(inputs_of(*PROMPTS))
+    turn = torch.arange(11, 23).view(3, 4)
+    mask = torch.cat([inputs["attention_mask"], (turn != 19) & (turn != 20)], dim=1)
+
+    def second():
+        with torch.no_grad():
+            cache = output_cache(model(**inputs, use_cache=True))
+            out = model(input_ids=turn, attention_mask=mask, **cache_argument(type(model).forward, cache))
+        return out.logits[mask[:, -4:].bool()]
+
+    together, true = second(), exact(model, second)
+    monkeypatch.setattr("ppe_npu.compat._forgets_states", lambda: True)
+    assert_rounds_alike(second(), together, true)
 
 
 def test_beams_of_a_batch_are_those_of_its_samples():
