@@ -17,7 +17,14 @@ import torch
 import draws  # isort:skip
 import halves  # isort:skip
 from command_line import run  # noqa: F401 isort:skip
-from fixtures import spelling_processors, tiny_folder, tiny_processor, write_clip, write_image  # noqa: F401 isort:skip
+from fixtures import (  # noqa: F401 isort:skip
+    spelling_processors,
+    tiny_folder,
+    tiny_processor,
+    undrawn_report,
+    write_clip,
+    write_image,
+)
 
 if torch.cuda.is_available():
     del os.environ["TRITON_INTERPRET"]  # which nothing above has read there; CUDA_VISIBLE_DEVICES= brings it back

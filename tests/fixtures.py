@@ -54,6 +54,14 @@ def write_image(tmp_path):
     return write
 
 
+@pytest.fixture
+def undrawn_report(monkeypatch):
+    """Reports of evaluations whose picture is not drawn, which takes longer than all else of them."""
+    from ppe_npu.files import write_bytes
+
+    monkeypatch.setattr("ppe_npu.evaluation.report.draw", lambda comparison, path, title: write_bytes(path, b"drawn"))
+
+
 @pytest.fixture(scope="session")
 def tiny_processor():
     """The embedded processor; tests must not change it."""

@@ -53,6 +53,7 @@ def test_train_and_eval_without_arguments(run, tmp_path, monkeypatch):
     refused(run("eval"), "runs/train/final is not there", "ppe-npu train")
     monkeypatch.setattr(commands, "_TRAIN_IMAGES", 8)
     monkeypatch.setattr(commands, "_TEST_IMAGES", 2)
+    monkeypatch.setattr(commands, "_QUESTIONS", 3)
     monkeypatch.setattr(commands, "_BATCH", 4)
     monkeypatch.setattr("ppe_npu.cli.costs.PROMPTS", 2)
     monkeypatch.setattr("ppe_npu.evaluation.interleaving.MOST", 1)  # a busy machine would ask for more rounds
@@ -153,6 +154,12 @@ def test_help_loads_neither_torch_nor_transformers():
     assert "describe" in done.stdout
 
 
+def test_a_picture_that_is_not_there_is_one_line(run, tiny_folder, tmp_path):
+    asked = ["describe", "--model", tiny_folder, "--compression", "keep_one", "--image", tmp_path / "none.png"]
+    refused(run(*asked), f"image {tmp_path}/none.png does not exist: check the path")
+
+
+@pytest.mark.slow
 def test_the_installed_command_prints_one_line_and_no_traceback(tiny_folder, tmp_path):
     command = [sys.executable, "-m", "ppe_npu.cli", "describe", "--model", tiny_folder, "--compression", "keep_one"]
     done = subprocess.run([*command, "--image", tmp_path / "none.png"], capture_output=True, text=True, timeout=120)
@@ -169,6 +176,7 @@ def test_a_fault_of_ours_keeps_its_traceback(run, monkeypatch, tmp_path):
 def test_the_embedded_run_takes_the_options_that_are_given(run, tmp_path, monkeypatch):
     monkeypatch.setattr("ppe_npu.cli.train._TRAIN_IMAGES", 4)
     monkeypatch.setattr("ppe_npu.cli.train._TEST_IMAGES", 1)
+    monkeypatch.setattr("ppe_npu.cli.train._QUESTIONS", 3)
     given = ["--learning-rate", 1e-4, "--batch-size", 2, "--schedule", "constant", "--seed", 7, "--max-steps", 1]
     code, _, err = run("train", "--device", "cpu", "--output", tmp_path / "run", *given)
     assert code == 0, err

@@ -30,14 +30,12 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_import_torch_loads_nothing_of_this_package():
+def test_import_torch_has_no_entry_point_of_this_package():
     names = {point.name for point in metadata.entry_points(group="torch.backends") if "ppe_npu" in point.value}
     assert not names, "reinstall the package (make): an older one is called by every `import torch`"
     declared = configparser.ConfigParser()
     declared.read(Path(__file__).parents[1] / "setup.cfg")
     assert "torch.backends" not in declared["options.entry_points"]
-    done = run_python("import sys, torch; print([name for name in sys.modules if name.startswith('ppe_npu')])")
-    assert done.stdout.strip() == "[]", done.stderr[-2000:]
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from ppe_npu.demo import scenes
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.benchmarks.layout import Layout
 
+pytestmark = pytest.mark.usefixtures("undrawn_report")
+
 
 class Again(Layout):
     """The embedded benchmark under another name, with a length of answers and a metric of its own."""

@@ -1,6 +1,8 @@
 """Importing the package: what it loads, and what it must not."""
 
 import configparser
+import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -9,19 +11,53 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("transformers", "av", "matplotlib", "torchvision", "accelerate")
-DEVICE_PACKAGES = ("torch_npu", "flash_attn", "triton", "mindspeed", "liger_kernel")
+HEAVY = {"transformers", "av", "matplotlib", "torchvision", "accelerate"}
+VENDORS = {"torch_npu", "flash_attn", "triton", "mindspeed", "liger_kernel"}
+STATEMENTS = (
+    "import torch",
+    "import ppe_npu.backends, ppe_npu.backends.parity",
+    "import ppe_npu; ppe_npu.CompressionConfig.preset('ppe'); ppe_npu.compress, ppe_npu.restore",
+    "import ppe_npu.serving.vllm, ppe_npu.serving.rotary",  # its registration too: vLLM calls it
+)
 
 
-def loaded_after(statement: str) -> set[str]:
-    code = f"import torch, sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    return {name.split(".")[0] for name in done.stdout.split()}
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory) -> list[set[str]]:
+    """What each statement loads, one after the other in one process, where all that must not be loaded could be: empty
+    packages stand for vendors'."""
+    folder = tmp_path_factory.mktemp("vendors")
+    for name in (*VENDORS, "vllm"):
+        (folder / f"{name}.py").write_text("")
+    code = f"""import json, sys
+for statement in {STATEMENTS}:
+    before = set(sys.modules)
+    exec(statement)
+    print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - before}})))"""
+    path = os.pathsep.join([str(folder), str(Path(__file__).parents[1])])
+    env = {**os.environ, "PYTHONPATH": path}
+    if find_spec("torch_npu"):  # torch itself would load it
+        env["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [set(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-def test_import_is_light_and_loads_no_device_package():
-    used = "import ppe_npu; ppe_npu.CompressionConfig.preset('ppe'); ppe_npu.compress, ppe_npu.restore"
-    assert not loaded_after(used) & {*HEAVY, *DEVICE_PACKAGES}
+def test_import_torch_loads_nothing_of_this_package(loaded):
+    assert "torch" in loaded[0]
+    assert "ppe_npu" not in loaded[0]
+
+
+def test_import_is_light(loaded):
+    assert all("ppe_npu" in found for found in loaded[1:])
+    assert not (loaded[1] | loaded[2]) & HEAVY
+
+
+def test_imports_load_no_package_of_a_vendor(loaded):
+    assert not (loaded[0] | loaded[1] | loaded[2]) & VENDORS
+
+
+def test_nothing_but_the_plug_ins_own_files_imports_vllm(loaded):
+    assert not any("vllm" in found for found in loaded)
 
 
 def test_nothing_but_the_package_goes_by_its_name():

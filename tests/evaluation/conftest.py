@@ -6,6 +6,18 @@ import pytest
 from ppe_npu.evaluation import benchmarks
 
 
+@pytest.fixture(autouse=True)
+def undrawn(request):
+    """The picture of a report is drawn only where a test asks for `drawn`."""
+    if "drawn" not in request.fixturenames:
+        request.getfixturevalue("undrawn_report")
+
+
+@pytest.fixture
+def drawn():
+    """The picture of a report."""
+
+
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
     """load(name) -> the benchmark over its tiny data, each made once."""

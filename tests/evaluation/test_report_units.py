@@ -86,6 +86,7 @@ class Pairs(Points):
         return {"both": 0.25, "first": 0.625, "row": 0.5}
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_official_metrics_stand_in_a_table_and_no_accuracy_beside_another_score(tmp_path, monkeypatch):
     results = [
         write_run(tmp_path / "a", some(0.9), cls=Pairs),

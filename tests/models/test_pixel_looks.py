@@ -63,7 +63,6 @@ def looks(model, inputs, monkeypatch) -> int:
         reads = lambda self, *a, call=call, name=name, **k: seen.append(name) or call(self, *a, **k)  # noqa: E731
         monkeypatch.setattr(torch.Tensor, name, reads)
     never, recorder = SimpleNamespace(on_cpu=lambda _: False), Recorder()
-    recorder.on = True
     unasked = mock.patch.object(device, "asks_freely", return_value=False)
     away = (mock.patch.object(module, "device", never) for module in (predicting, pixels))
     with next(away), next(away), unasked, recorder, torch.no_grad():
