@@ -125,7 +125,9 @@ def test_whole_recordings(folder, case, released, chosen):
         grid, first = inputs["image_grid_thw" if name == "pixel_values" else "video_grid_thw"], _first(folder, number)
         with torch.no_grad():
             out = features(model.model.visual(inputs[name], grid_thw=grid))
-        if inside and "qwen2_5" not in folder:  # whose rows stand in the order of windows
+        if inside and "qwen2_5" in folder:
+            check_choice_in_windows(chosen[-1], found, patch_order(model.model.visual, inputs[name], grid))
+        elif inside:
             check_choice(chosen[-1], found[f"{first}keep"], found[f"{first}neighbours"])
         taps = [found[f"deepstack.{tap}"] for tap in range(len(out) - 1)]
         wide = partial(model.model.visual, inputs[name].double(), grid_thw=grid)
@@ -141,6 +143,31 @@ def test_whole_recordings(folder, case, released, chosen):
     # Of FastV as published, weights of attention are rounded to fp16: which way hangs on the last bit, in fp64, too.
     assert_recorded(made.logits[0][0], found["logits"][0], model, lambda: model(**inputs).logits[0, -1])
     assert made.sequences[0, ids.shape[1] :].tolist() == found["tokens"].tolist()
+
+
+def patch_order(tower, pixels, grid):
+    """[patches]: which of the patches that the tower is given stands in each row of its blocks."""
+    seen = []
+    hooks = [
+        tower.patch_embed.register_forward_hook(lambda module, args, output: seen.append(output)),
+        tower.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0])),
+    ]
+    with torch.no_grad():
+        tower(pixels, grid_thw=grid)
+    for hook in hooks:
+        hook.remove()
+    return (seen[1][:, None] == seen[0][None]).all(-1).int().argmax(1)
+
+
+def check_choice_in_windows(leaving, found, order):
+    """The same of a tower whose rows stand in the order of windows, where recordings count patches as they came."""
+    keep, kept = found["keep"], order[leaving.rows]
+    assert kept.sort().values.tolist() == keep.tolist()
+    near = zip(order[leaving.removed].tolist(), leaving.neighbours.tolist(), strict=True)
+    recorded = zip(found["removed"].tolist(), found["neighbours"].tolist(), strict=True)
+    assert {row: {int(kept[one]) for one in ones} for row, ones in near} == {
+        row: {int(keep[one]) for one in ones} for row, ones in recorded
+    }
 
 
 def _first(folder, number=0):
