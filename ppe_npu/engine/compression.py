@@ -224,9 +224,7 @@ class Compression:
         first = None if start is None else start.tolist()
         counts_kept = getattr(self.config.at_pixels, "numbering", "prompt") == "kept"
         kept = chosen.on_host if chosen is not None and counts_kept else None
-        # Where nothing is merged, prompts are numbered as by the untouched model.
-        behind_time = self.vision.text_behind_time or not all(one.takes_nothing for one in self.config.methods)
-        return prompt_positions(layout, self.vision, first, self.axes, kept, behind_time)
+        return prompt_positions(layout, self.vision, first, self.axes, kept)
 
     # -- between the vision tower and the first decoder layer: no host sync, but where counts are late ----------------
 

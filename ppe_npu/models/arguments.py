@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.joining import Joining
 from ppe_npu.engine.plan import PromptPlan
+from ppe_npu.engine.positions import prompt_positions
 from ppe_npu.engine.spans import IMAGE, VIDEO, HiddenItems, Parts, VisionTokens
 from ppe_npu.engine.tower import NEEDS as TOWER_NEEDS
 from ppe_npu.engine.tower import TowerTokens
@@ -18,6 +20,7 @@ from ppe_npu.engine.tower_pass import pass_of_plan
 from ppe_npu.errors import InputError
 from ppe_npu.models.caches import keeps_no_cache
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
+from ppe_npu.models.numbering import is_numbered_beside_time
 from ppe_npu.models.pixels import chosen_cells, run_on_chosen
 from ppe_npu.models.tower import watched
 
@@ -83,21 +86,19 @@ def make_plan(
     if compression.config.at_pixels is not None:
         pixels = kwargs.get(PIXELS[IMAGE]) if _encoded(IMAGE, kwargs) is None else None
         chosen = chosen_cells(compression, compression.config.at_pixels, pixels, grids[IMAGE], grids[VIDEO])
+    seconds, start = _seconds(kwargs) if grids[VIDEO] is not None else None, None if past is None else past.following[0]
+    make = partial(compression.plan, ids, mask, grids[IMAGE], grids[VIDEO], seconds)
+    others = start, given.left, given.packed, labels, given.prompt, chosen
     try:
-        return compression.plan(
-            ids,
-            mask,
-            grids[IMAGE],
-            grids[VIDEO],
-            _seconds(kwargs) if grids[VIDEO] is not None else None,
-            kwargs.get("position_ids"),
-            None if past is None else past.following[0],
-            *(given.left, given.packed, labels, given.prompt, chosen),
-        )
+        plan = make(kwargs.get("position_ids"), *others)
     except HiddenItems as hidden:
         if not _leave_out(kwargs, hidden.unseen):
             raise
-    return make_plan(model, compression, kwargs, past, labels)
+        return make_plan(model, compression, kwargs, past, labels)
+    if past is not None or not is_numbered_beside_time(compression, kwargs):
+        return plan
+    positions, _ = prompt_positions(plan.layout, compression.vision, axes=compression.axes, behind_time=False)
+    return make(torch.from_numpy(positions), *others)
 
 
 def _seconds(kwargs: dict) -> torch.Tensor | list | None:

@@ -23,7 +23,7 @@ _AT_ONCE = 4096  # files that wait for a thread
 _THREADS = min(32, 4 * (os.cpu_count() or 1))
 _PROCESSING = (  # settings of a picture's or a video's processor that decide what the model sees
     *("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "rescale_factor"),
-    *("do_resize", "do_rescale", "do_normalize"),
+    *("resample", "do_resize", "do_rescale", "do_normalize"),
 )
 _SIDES = ("shortest_edge", "longest_edge", "height", "width")
 
@@ -43,12 +43,14 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def processor_mark(processor: Any) -> str:
-    """16 hex digits of a processor's chat template, vocabulary, and settings of pictures and videos."""
-    makers, tokenizer = (processor.image_processor, processor.video_processor), processor.tokenizer
-    settings = [_plain(getattr(maker, name, None)) for maker in makers for name in _PROCESSING]
-    said = [str(processor.chat_template), _vocabulary_mark(tokenizer, len(tokenizer)), settings]
-    return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:16]
+def processor_marks(processor: Any) -> dict[str, str]:
+    """16 hex digits each of a processor's chat template and vocabulary ("processor"), and of its settings of pictures
+    ("image_processor") and of videos ("video_processor")."""
+    tokenizer = processor.tokenizer
+    said = {"processor": [str(processor.chat_template), _vocabulary_mark(tokenizer, len(tokenizer))]}
+    for name in ("image_processor", "video_processor"):
+        said[name] = [_plain(getattr(getattr(processor, name), setting, None)) for setting in _PROCESSING]
+    return {name: hashlib.sha256(json.dumps(own, default=str).encode()).hexdigest()[:16] for name, own in said.items()}
 
 
 @functools.lru_cache(maxsize=4)

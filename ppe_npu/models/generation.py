@@ -17,6 +17,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.models.arguments import PIXELS, VISUAL, ids_of_embeds, picked
 from ppe_npu.models.caches import state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
+from ppe_npu.models.numbering import is_numbered_beside_time
 from ppe_npu.models.seam import original, override
 
 
@@ -103,8 +104,9 @@ def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, mode
     not go on behind a video's time, generate() goes on behind the text, and forward() behind the time."""
     mask, on = model_kwargs.get("attention_mask"), self.compression
     padded = mask is not None and mask.ndim == 2 and not mask[:, -1].all()
-    beside_time = not on.vision.text_behind_time and model_kwargs.get("video_grid_thw") is not None
-    if not on.config.keeps_all or not (padded or beside_time):
+    asked = model_kwargs | ({"input_ids": inputs_tensor} if inputs_tensor.ndim == 2 else {})
+    fresh = state_of(on, model_kwargs) is None
+    if not on.config.keeps_all or not (padded or (fresh and is_numbered_beside_time(on, asked))):
         return None
     number = original(self, "_prepare_position_ids_for_generation")
     return number(inputs_tensor=inputs_tensor, model_kwargs=model_kwargs)

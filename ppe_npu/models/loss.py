@@ -116,10 +116,12 @@ def _hidden(model, kwargs: dict) -> torch.Tensor:
 def _teacher(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> torch.Tensor:
     """What the same model makes of the same tokens when it sees everything: [T, C]."""
     training = model.training
+    # Without the types a long video is numbered as the student's.
+    untold = {} if kwargs.get("input_ids") is None else {"mm_token_type_ids": None}
     model.eval()  # no dropout, nothing kept for a second forward
     try:
         with uncompressed(model):
-            return _labelled_hidden(model, labels, kwargs, arrange)[0]
+            return _labelled_hidden(model, labels, {**kwargs, **untold}, arrange)[0]
     finally:
         model.train(training)
 

@@ -5,6 +5,8 @@ import inspect
 import torch
 import transformers
 
+from ppe_npu.engine.compression import Compression
+
 _FRAMES = 64  # so many that a video is longer than it is wide, even at a few positions of time a minute
 
 
@@ -27,3 +29,17 @@ def has_text_behind_time(name: str, config) -> bool:
         asked["mm_token_type_ids"] = 2 * (ids == video).int()
     positions, _ = model.get_rope_index(ids, **asked)
     return int(positions[0, 0, -1]) > 2  # text, one row and column, and then the text
+
+
+def is_numbered_beside_time(compression: Compression, kwargs: dict) -> bool:
+    """Whether text goes on behind a video's rows and columns alone, as the untouched model has it: if nothing is
+    merged, and it is given what the untouched model numbers by. Else it goes on behind the time, too, as Qwen2.5-VL was
+    trained.
+
+    Args:
+        kwargs: of a forward pass without a cache.
+    """
+    needed = kwargs.get("input_ids"), kwargs.get("mm_token_type_ids"), kwargs.get("video_grid_thw")
+    if compression.vision.text_behind_time or any(value is None for value in needed):
+        return False
+    return kwargs.get("position_ids") is None and all(method.takes_nothing for method in compression.config.methods)
