@@ -180,7 +180,11 @@ def test_report_of_a_folder(run, asked, tmp_path):
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["all.json", "all.md", "all.png"]
     assert not (tmp_path / "out" / "report.md").exists()
     for own in (tmp_path / "out").rglob("results.json"):
-        refused(run("report", tmp_path / "out", "--out", own.with_suffix(".md")), own, "is what is read")
+        refused(
+            run("report", tmp_path / "out", "--out", own.with_suffix(".md")),
+            own.stem,
+            "is a name of an evaluation's own files",
+        )
 
 
 def test_report_refuses(run, tmp_path):

@@ -16,6 +16,7 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.data.tiles import is_tiled
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_pass, group_pictures
+from ppe_npu.evaluation.identity import PROCESSOR_MARKS
 from ppe_npu.evaluation.interleaving import PROMPTS, ROUNDS
 from ppe_npu.evaluation.results import run_title
 from ppe_npu.evaluation.rows import checksum
@@ -137,7 +138,7 @@ def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
     found = []
     for file in sorted(runs[0].folder.parent.glob("*/results.json")):
         # Earlier editions wrote no processor down.
-        settings = {**{key: here[key] for key in ("processor",) if key in here}, **_settings(file.parent)}
+        settings = {**{key: here[key] for key in PROCESSOR_MARKS if key in here}, **_settings(file.parent)}
         if file.parent in known or _of_all(settings) != here:
             continue
         try:

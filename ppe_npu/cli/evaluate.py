@@ -19,7 +19,7 @@ from typing import Any
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import DTYPES, load_model, quiet_transformers
 from ppe_npu.cli import common, costs
-from ppe_npu.cli.output import check_apart, print_json, say
+from ppe_npu.cli.output import print_json, say
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
@@ -167,8 +167,8 @@ def run_report(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else folder / "report.md"
     if out.suffix != ".md":
         raise InputError(f"--out {out}: name a .md file; the .json and .png go beside it")
-    own = [file for name in _OF_RUNS for file in folder.rglob(name)]
-    check_apart("--out: its", out.with_suffix(".json"), own)
+    if out.with_suffix(".json").name in _OF_RUNS:
+        raise InputError(f"--out {out}: {out.stem}.json is a name of an evaluation's own files: name another .md file")
     _report(args, folder, out, args.title or f"Evaluation in {folder}")
     return 0
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ppe_npu.data.paths import expanded
 from ppe_npu.errors import InputError
 
 
@@ -29,8 +30,8 @@ def say(text: str | None) -> None:
 
 def check_apart(flag: str, output: str | Path, read: Iterable[str | Path]) -> None:
     """Raise InputError where a file that is to be written is one of those that are read."""
-    output = Path(output)
-    if output.exists() and any(output.samefile(file) for file in read if Path(file).exists()):
+    output, files = expanded(output), map(expanded, read)
+    if output.exists() and any(output.samefile(file) for file in files if file.exists()):
         raise InputError(f"{flag} {output} is what is read: name another file")
 
 

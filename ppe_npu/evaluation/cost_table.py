@@ -11,6 +11,7 @@ from typing import Any
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.evaluation import stored
 from ppe_npu.evaluation.cost_pass import FILE, PROCESSOR
+from ppe_npu.evaluation.results import SMALLER
 from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import check_regular
 from ppe_npu.utils.reading import checksum
@@ -108,7 +109,8 @@ def lines(found: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list[st
 
 def slower_for_less(measured: Mapping[str, Any]) -> list[str]:
     """The methods that took longer to the first token than the reference, though less work is counted of them."""
-    work = {name: _flops(row.get("counted")) for name, row in measured["rows"].items()}
+    rows = {name: row for name, row in measured["rows"].items() if not name.startswith(SMALLER)}  # it chooses nothing
+    work = {name: _flops(row.get("counted")) for name, row in rows.items()}
     most = work.get(measured.get("reference", "dense"), math.inf)
     less = [name for name, flops in work.items() if flops < most < math.inf]
     times = {name: measured["rows"][name]["ttft"] for name in less}

@@ -82,13 +82,16 @@ def _sizes(sample: Any) -> list[str]:
     return sizes
 
 
+PROCESSOR_MARKS = ("processor", "image_processor", "video_processor")  # marks of it, see processor_marks
+
+
 def processor_identity(processor: Any) -> dict[str, Any]:
     """The settings of a processor that decide what the model sees."""
-    from ppe_npu.models.fingerprint import processor_mark  # it loads torch, which the runner does without
+    from ppe_npu.models.fingerprint import processor_marks  # it loads torch, which the runner does without
 
     template = hashlib.sha256(str(processor.chat_template).encode()).hexdigest()[:16]
     size = dict(processor.image_processor.size)
-    return {"image_size": size, "chat_template": template, "processor": processor_mark(processor)}
+    return {"image_size": size, "chat_template": template, **processor_marks(processor)}
 
 
 def benchmark_identity(benchmark: Any) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
             )
         return
     written, now = _settings(file), json.loads(json.dumps(settings))
-    unknown = {key: now[key] for key in ("processor",) if key in now}  # to earlier editions, which wrote none down
+    unknown = {key: now[key] for key in PROCESSOR_MARKS if key in now}  # to earlier editions, which wrote none down
     before = {"edition": 1, **unknown, **json.loads(json.dumps(unsaid or {})), **written}
     was = touching(before)
     changed = [key for key, value in touching(now).items() if was.get(key) != value]

@@ -202,10 +202,11 @@ def method(compression: Mapping[str, Any]) -> str:
     """A compression's name without its ratio: points of one name make one curve."""
     if is_dense(compression):
         return "dense"
+    counted = ["sizes counted"] if compression.get("proportional_attention") else []
     if "steps" in compression:
         parts = ["+".join(step_label(as_method(step), ratio=False) for step in compression["steps"])]
         parts += [compression["positions"], *([f"k={compression['k']}"] if compression["k"] > 1 else [])]
-        return " ".join(parts + ([compression["members"]] if compression["members"] != "nearest" else []))
+        return " ".join(parts + ([compression["members"]] if compression["members"] != "nearest" else []) + counted)
     positions = compression["positions"]
     if positions == "renumber":
         positions = "chatunivi" if compression["method"] == "dpc_knn" else "renumber"
@@ -216,7 +217,7 @@ def method(compression: Mapping[str, Any]) -> str:
     parts += [f"{compression['order']} order"] if compression["order"] != usual else []
     parts += [f"layers {'+'.join(map(str, compression['layers']))}"] if compression["layers"] else []
     parts += [f"events {compression['temporal_ratio']:g}"] if compression["temporal_ratio"] else []
-    return " ".join(parts)
+    return " ".join(parts + counted)
 
 
 def _ratio(ratio: Any) -> str:

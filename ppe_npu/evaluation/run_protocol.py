@@ -8,16 +8,22 @@ from typing import Any
 from ppe_npu.evaluation.benchmarks import registry
 from ppe_npu.evaluation.protocols import CHECKPOINT, load, names
 
-_IDLE = {"image": ("video",), "video": ("image", "image_size")}  # of a medium, the settings that do not touch it
+# Of a medium, the settings that do not touch it, and what may be asked for beside a protocol that does not.
+_IDLE = {"image": ("video", "video_processor"), "video": ("image", "image_size", "image_processor")}
+_IDLE_ASKED = {"image": ("fps", "nframes")}
 
 
 def touching(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run, and the protocol in them, without the numbers of the medium that its benchmark does not show;
     all of them where the benchmark is none of ours."""
-    idle = _IDLE.get(registry.modality(settings.get("benchmark")) or "", ())
+    medium = registry.modality(settings.get("benchmark")) or ""
+    idle, asked = _IDLE.get(medium, ()), _IDLE_ASKED.get(medium, ())
     found = {key: value for key, value in settings.items() if key not in idle}
     if isinstance(protocol := found.get("protocol"), Mapping):
-        found["protocol"] = {key: value for key, value in protocol.items() if key not in idle}
+        protocol = {key: value for key, value in protocol.items() if key not in idle}
+        if isinstance(changed := protocol.get("changed"), Mapping):
+            protocol["changed"] = {key: value for key, value in changed.items() if key not in asked}
+        found["protocol"] = protocol
     return found
 
 

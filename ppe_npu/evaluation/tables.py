@@ -153,8 +153,9 @@ def turns(found: Mapping[str, Any]) -> str | None:
     left = [row["name"] for row in found["rows"] if row["name"] not in measured["rows"]]
     text += f" Not measured with them: {', '.join(left)}; ask for all methods at once." if left else ""
     if slower := cost_table.slower_for_less(measured):
-        text += f" Slower, though less work is counted: {', '.join(slower)}; what chooses tokens takes longer here "
-        text += "than having fewer of them saves."
+        base = measured.get("reference", "dense")
+        text += f" Slower than {base}, though less work is counted: {', '.join(slower)}; what chooses tokens "
+        text += "takes longer here than having fewer of them saves."
     lost = measured.get("left_out") or {}
     told = "; ".join(f"{index} ({why})" for index, why in lost.items())
     return text + (f" Left out, as not all methods could answer: {told}." if lost else "")

@@ -19,7 +19,7 @@ from ppe_npu.settings import check_fields, setting
 
 NONE = "none"  # a side that shows nothing
 YOURS = "yours"  # a picture or video of the user's, which no link holds
-OWN = ("ppe", "keep_one", "chatunivi", "dense")  # presets of ours, which say their positions themselves
+OWN = ("ppe", "ppe_plus", "keep_one", "chatunivi", "dense")  # presets of ours, which say their positions themselves
 _BESIDE = ("positions", "k", "members", "proportional_attention")
 
 

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from ppe_npu.errors import InputError
 from ppe_npu.files import locked, recover, write_json, write_text, writing
-from ppe_npu.models.fingerprint import media_marks, processor_mark
+from ppe_npu.models.fingerprint import media_marks, processor_marks
 from ppe_npu.training.args import LAST_WHOLE, TrainConfig
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE, read_base
 from ppe_npu.training.data import Record
@@ -164,7 +164,7 @@ def run_identity(
     known = {
         "records_sha256": digest.hexdigest(),
         "processes": processes,
-        "processor": processor_mark(processor),
+        "processor": processor_marks(processor),
     }
     marks = []
     if config.save_steps or config.resume:  # else nothing is saved that could be gone on with

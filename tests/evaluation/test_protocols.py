@@ -314,6 +314,8 @@ def test_numbers_of_videos_are_nothing_to_results_of_pictures(tmp_path, name, sa
     now = {"benchmark": name, "protocol": protocols.load("lmms-eval").recorded(), "video": {"nframes": 32}}
     videos = {"fps": 2.0, "max_frames": 32}
     older = {**now, "protocol": {**now["protocol"], "video": videos}, "video": videos}
+    asked = {**now, "protocol": {**now["protocol"], "changed": {"nframes": 8}}}
+    assert label(asked) == ("lmms-eval" if same else "lmms-eval (nframes 8)")
     assert label(now) == "lmms-eval"
     assert label(older) == ("lmms-eval" if same else "lmms-eval (of another edition)")
     write_json(tmp_path / "settings.json", older)
@@ -327,7 +329,9 @@ def test_numbers_of_videos_are_nothing_to_results_of_pictures(tmp_path, name, sa
 def test_numbers_of_pictures_are_nothing_to_results_of_videos(tmp_path):
     found = protocols.load("qwen").recorded()
     now = {"benchmark": "mlvu", "protocol": found, "image_size": {"longest_edge": 2}, "video": {"nframes": 4}}
+    now |= {"processor": "a", "image_processor": "b", "video_processor": "c"}
     older = {**now, "protocol": {**found, "image": {"max_pixels": 1}}, "image_size": {"longest_edge": 1}}
+    older["image_processor"] = "d"
     write_json(tmp_path / "settings.json", older)
     check_settings(tmp_path, now)
     assert label(older) == "qwen"

@@ -236,6 +236,8 @@ def test_nothing_to_report(tmp_path):
         ("dense", {}, "dense", "dense"),
         ("chatunivi", {"ratio": 0.3}, "chatunivi 0.3", "chatunivi"),
         ("ppe", {"k": 4, "members": "last"}, "ppe k=4 last 0.45", "ppe k=4 last"),
+        ("ppe_plus", {}, "ppe k=8 sizes counted 0.45", "ppe k=8 sizes counted"),
+        ("tome", {"proportional_attention": True}, "tome keep_one sizes counted 0.5", "tome keep_one sizes counted"),
         ("ppe", {"layers": [3, 7]}, "ppe k=8 layers 3+7 0.45", "ppe k=8 layers 3+7"),
         ("keep_one", {"order": "score"}, "keep_one score order 0.45", "keep_one score order"),
         ("keep_one", {"temporal_ratio": 0.5, "ratio": 0.25}, "keep_one events 0.5 0.25", "keep_one events 0.5"),
