@@ -187,11 +187,6 @@ class Method:
         return self.place == "input" or (self.place == "tower" and not self.restores)
 
     @property
-    def takes_nothing(self) -> bool:
-        """Whether every token that it is given is there after it, too, whatever the features."""
-        return self.restores or getattr(self, "ratio", None) == 1.0
-
-    @property
     def on_host(self) -> bool:
         """Whether its groups are known before any feature exists."""
         return self.needs <= {"places"}

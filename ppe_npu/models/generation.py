@@ -14,7 +14,7 @@ from ppe_npu.engine.cache import CacheState, FixedState
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.spans import IMAGE, VIDEO, HiddenItems, VisionTokens, find_spans
 from ppe_npu.errors import InputError
-from ppe_npu.models.arguments import PIXELS, VISUAL, ids_of_embeds, picked
+from ppe_npu.models.arguments import PIXELS, VISUAL, ids_of_embeds, make_plan, picked
 from ppe_npu.models.caches import state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
 from ppe_npu.models.numbering import is_numbered_beside_time
@@ -100,16 +100,17 @@ def _step(tokens: torch.Tensor, kwargs: dict, compression: Compression) -> dict:
 
 def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.Tensor | None:
     """A compressed model numbers its prompt itself, so that positions which arrive are the caller's; but transformers
-    answers a prompt that is padded on the right from its padding, by numbers that no prompt has, and where text does
-    not go on behind a video's time, generate() goes on behind the text, and forward() behind the time."""
+    answers a prompt that is padded on the right from its padding, by numbers that no prompt has, and goes on behind the
+    text of a prompt whose text is numbered beside a video's time."""
     mask, on = model_kwargs.get("attention_mask"), self.compression
-    padded = mask is not None and mask.ndim == 2 and not mask[:, -1].all()
-    asked = model_kwargs | ({"input_ids": inputs_tensor} if inputs_tensor.ndim == 2 else {})
-    fresh = state_of(on, model_kwargs) is None
-    if not on.config.keeps_all or not (padded or (fresh and is_numbered_beside_time(on, asked))):
+    if not on.config.keeps_all:
         return None
-    number = original(self, "_prepare_position_ids_for_generation")
-    return number(inputs_tensor=inputs_tensor, model_kwargs=model_kwargs)
+    if mask is not None and mask.ndim == 2 and not mask[:, -1].all():
+        return original(self, "_prepare_position_ids_for_generation")(inputs_tensor, model_kwargs)
+    asked = {**model_kwargs, "input_ids": inputs_tensor}
+    if inputs_tensor.ndim > 2 or state_of(on, asked) is not None or not is_numbered_beside_time(on, asked):
+        return None
+    return make_plan(self.model, on, asked).positions[:, :-1].unflatten(1, inputs_tensor.shape).to(inputs_tensor.device)
 
 
 def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):

@@ -23,18 +23,19 @@ def has_text_behind_time(name: str, config) -> bool:
     model = made.__new__(made)
     model.__dict__["config"] = config
     video, side = config.video_token_id, config.vision_config.spatial_merge_size
-    ids = torch.tensor([[config.vision_start_token_id, *[video] * _FRAMES, config.vision_end_token_id]])
-    asked = {"video_grid_thw": torch.tensor([[_FRAMES, side, side]])}
-    if "mm_token_type_ids" in inspect.signature(made.get_rope_index).parameters:
-        asked["mm_token_type_ids"] = 2 * (ids == video).int()
-    positions, _ = model.get_rope_index(ids, **asked)
+    with torch.device("cpu"):  # whatever device a model is being made on
+        ids = torch.tensor([[config.vision_start_token_id, *[video] * _FRAMES, config.vision_end_token_id]])
+        asked = {"video_grid_thw": torch.tensor([[_FRAMES, side, side]])}
+        if "mm_token_type_ids" in inspect.signature(made.get_rope_index).parameters:
+            asked["mm_token_type_ids"] = 2 * (ids == video).int()
+        positions, _ = model.get_rope_index(ids, **asked)
     return int(positions[0, 0, -1]) > 2  # text, one row and column, and then the text
 
 
 def is_numbered_beside_time(compression: Compression, kwargs: dict) -> bool:
-    """Whether text goes on behind a video's rows and columns alone, as the untouched model has it: if nothing is
-    merged, and it is given what the untouched model numbers by. Else it goes on behind the time, too, as Qwen2.5-VL was
-    trained.
+    """Whether text goes on behind a video's rows and columns alone, as the untouched model has it: if no step takes
+    tokens out of the decoder, and it is given what the untouched model numbers by. Else it goes on behind the time,
+    too, as Qwen2.5-VL was trained.
 
     Args:
         kwargs: of a forward pass without a cache.
@@ -42,4 +43,4 @@ def is_numbered_beside_time(compression: Compression, kwargs: dict) -> bool:
     needed = kwargs.get("input_ids"), kwargs.get("mm_token_type_ids"), kwargs.get("video_grid_thw")
     if compression.vision.text_behind_time or any(value is None for value in needed):
         return False
-    return kwargs.get("position_ids") is None and all(method.takes_nothing for method in compression.config.methods)
+    return kwargs.get("position_ids") is None and compression.config.keeps_all

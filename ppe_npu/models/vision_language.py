@@ -20,8 +20,8 @@ Modifications (on the given instance only):
 * _prefill: prefills a prompt as a whole. init_continuous_batching: refused, it hands the model no images.
 * _valid_auto_compile_criteria: generate() with a static cache compiles only if a compile_config asks for it. Of its own
   accord transformers records CUDA graphs, which nobody has run with ours.
-* _prepare_position_ids_for_generation: gives none, so that position_ids that arrive are the caller's; where nothing
-  is merged and a prompt is padded on the right, transformers' own.
+* _prepare_position_ids_for_generation: gives none, so that position_ids that arrive are the caller's; where every token
+  stays, transformers' own if a prompt is padded on the right, and ours of long videos (numbering.py).
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
 * the vision tower and its blocks, where a method works inside it: see tower_blocks.py.
 * a decoder layer, where FastV is to run as published: see seeing_ahead.py.

@@ -115,7 +115,7 @@ def test_hooks_of_a_model_that_was_dispatched_first_go_again(accelerator):
 @pytest.mark.parametrize("setting", SETTINGS)
 @torch.no_grad()
 def test_a_wrapper_that_shows_the_signature_of_the_class_generates_the_same(setting):
-    """As TRL's fused head is put around a policy's forward: what our own signature hides does not count then."""
+    """As TRL's fused head is put around a policy's forward."""
     model, asked = compressed(random_model(), setting), {"max_new_tokens": 3, **GREEDY}
     expected, ours = model.generate(**pictures(), **asked), model.forward
 
