@@ -88,7 +88,7 @@ def check_alone(model, fused, prompts, rows, pad_to):
     expected, true = alone(), exact(model, alone)
     for other, side in ((model, "left"), (fused, "left"), (fused, "right")):
         assert_rounds_alike(rows(other, *prompts, side=side, pad_to=pad_to), expected, true)
-    assert_rounds_alike(rows(model, *prompts[::-1], side="right")[::-1], expected, true)
+    assert_rounds_alike(rows(model, *prompts[::-1], side="right", pad_to=pad_to)[::-1], expected, true)
     return expected
 
 

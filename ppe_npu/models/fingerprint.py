@@ -23,7 +23,7 @@ _AT_ONCE = 4096  # files that wait for a thread
 _THREADS = min(32, 4 * (os.cpu_count() or 1))
 _PROCESSING = (  # settings of a picture's or a video's processor that decide what the model sees
     *("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "rescale_factor"),
-    *("resample", "do_resize", "do_rescale", "do_normalize"),
+    *("min_patches", "max_patches", "crop_to_patches", "resample", "do_resize", "do_rescale", "do_normalize"),
 )
 _SIDES = ("shortest_edge", "longest_edge", "height", "width")
 
@@ -48,6 +48,7 @@ def processor_marks(processor: Any) -> dict[str, str]:
     ("image_processor") and of videos ("video_processor")."""
     tokenizer = processor.tokenizer
     said = {"processor": [str(processor.chat_template), _vocabulary_mark(tokenizer, len(tokenizer))]}
+    said["processor"].append(getattr(processor, "image_seq_length", None))
     for name in ("image_processor", "video_processor"):
         said[name] = [_plain(getattr(getattr(processor, name), setting, None)) for setting in _PROCESSING]
     return {name: hashlib.sha256(json.dumps(own, default=str).encode()).hexdigest()[:16] for name, own in said.items()}

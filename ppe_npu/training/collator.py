@@ -83,8 +83,6 @@ class Collator:
             inputs = shown_repeatedly(self.shown_by, inputs, side="right")
         if packed:
             inputs |= self._packed(inputs, inputs.pop("blocks"), inputs.pop("shifts"))
-        if not self.vision.text_behind_time:  # without them every model numbers its videos as Qwen2.5-VL was trained
-            inputs.pop("mm_token_type_ids", None)
         return {**inputs, "sample_ids": [record.id for record in records], "skipped": skipped}
 
     def _visuals(self, records: Sequence[Record]) -> Visuals:

@@ -22,17 +22,27 @@ _MARKS = {  # keys by which files of these names are known as a run's
     "summary.json": ("settings", "losses", "steps"),
 }
 WRITTEN = (*_MARKS, *_OWN, MEDIA, "data.json", "data.md", "faults.jsonl")
+_SKIPPED = re.compile(r"skipped-\d+\.jsonl")  # of each process, the records that it left out
+
+
+def is_written(name: str) -> bool:
+    """Whether a run writes a file of this name."""
+    return name in WRITTEN or _SKIPPED.fullmatch(name) is not None
+
+
+def skipped_files(output: Path) -> list[Path]:
+    return sorted(file for file in output.glob("skipped-*.jsonl") if _SKIPPED.fullmatch(file.name))
 
 
 def check_owned(output: Path) -> None:
     """Raise InputError for a file of a run's name that no run wrote; it would be written over, or dropped."""
     for name, keys in _MARKS.items():
         _check_file(output / name, keys)
-    skipped = sorted(output.glob("skipped-*.jsonl"))
+    skipped = skipped_files(output)
     for file in skipped:
         check_regular(file)
     strange = [file for file in (*(output / name for name in (*_OWN, MEDIA)), *skipped) if file.exists()]
-    if strange and not _began(output):
+    if strange and not began(output):
         raise InputError(f"{strange[0]} was not written by a run ({SETTINGS} is not there): move it away")
 
 
@@ -48,7 +58,7 @@ def _check_file(file: Path, keys: Sequence[str]) -> None:
         raise InputError(f"{file} is damaged, or no run's: {lacks}; move it away")
 
 
-def _began(output: Path) -> bool:
+def began(output: Path) -> bool:
     """Whether a run has begun in a folder: it writes its settings down before anything that may be dropped."""
     return any((output / name).is_file() for name in (SETTINGS, IDENTITY))
 
@@ -61,7 +71,7 @@ def drop_run(output: Path, own: Sequence[Path]) -> None:
     """
     for path in [*own, output / FINAL]:
         drop(path)
-    if not _began(output):
+    if not began(output):
         return
     curves = output / "tensorboard"
     events = [] if curves.is_symlink() else curves.glob("events.out.tfevents.*")  # a link leads to other runs' curves
@@ -74,20 +84,23 @@ def drop_run(output: Path, own: Sequence[Path]) -> None:
 def tidy(output: Path, step: int) -> None:
     """Drop what the run did after the checkpoint that it goes on from, finished or not: it will do it again."""
     remove(output / SAVING)
-    cut_off = re.compile(rf"\.({'|'.join(map(re.escape, WRITTEN))})\.\d+\.tmp")
-    for path in output.iterdir():
-        if cut_off.fullmatch(path.name):
+    for path in list(output.iterdir()):
+        cut_off = re.fullmatch(r"\.(.+)\.\d+\.tmp", path.name)
+        if cut_off and is_written(cut_off[1]):
             remove(path)
-        elif re.fullmatch(r"skipped-\d+\.jsonl", path.name):
+        elif _SKIPPED.fullmatch(path.name):
             _forget_skipped(path, step)
 
 
 def _forget_skipped(file: Path, step: int) -> None:
-    """Keep of a list of skipped records those up to a step; a line that a kill cut off goes, too."""
+    """Keep of a list of skipped records those up to a step; a line that a kill cut off goes, too. A file with other
+    lines is no such list, and is left alone."""
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     kept = []
     for line in lines:
-        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                return
+            kept += [line + "\n"] if row["step"] <= step else []
     write_text(file, "".join(kept)) if kept else remove(file)

@@ -115,7 +115,9 @@ class CompressedTrainer(Trainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         options = self.forward_options if model.training else self.scoring_options
-        return super().compute_loss(model, {**inputs, **options}, *args, **kwargs)
+        # Without token types a dense model, too, numbers its videos as Qwen2.5-VL was trained.
+        untold = {} if self.model.compression.vision.text_behind_time else {"mm_token_type_ids": None}
+        return super().compute_loss(model, {**inputs, **untold, **options}, *args, **kwargs)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The validation records' loss, logged under the Trainer's own name; its callbacks are told, too."""

@@ -18,7 +18,7 @@ from ppe_npu.models.fingerprint import media_marks, processor_marks
 from ppe_npu.training.args import LAST_WHOLE, TrainConfig
 from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE, read_base
 from ppe_npu.training.data import Record
-from ppe_npu.training.leftovers import FINAL, MEDIA, SETTINGS, WRITTEN, check_owned, drop_run, tidy
+from ppe_npu.training.leftovers import FINAL, MEDIA, SETTINGS, check_owned, drop_run, is_written, tidy
 from ppe_npu.training.loop import checkpoints, drop, step_of
 from ppe_npu.training.whole import check_whole, made_by_train
 from ppe_npu.utils.reading import UnreadableError, json_or_none, read_json
@@ -57,22 +57,33 @@ def check_output(config: TrainConfig) -> None:
             one would write over, or a model or data that it reads and would drop or write over.
     """
     output = Path(config.output)
-    for file in (*config.data, *config.validation_data):
-        if Path(file).resolve().parent == output.resolve() and Path(file).name in WRITTEN:
+    data = [Path(file).expanduser() for file in (*config.data, *config.validation_data)]
+    for file in data:
+        if any(
+            place.parent.resolve() == output.resolve() and is_written(place.name) for place in (file, file.resolve())
+        ):
             raise InputError(f"data {file} has the name of a file that the run writes to {output}: name another output")
     for name in ("final", *(path.name.split(".")[1] for path in output.glob(".checkpoint-*.old"))):
         recover(output / name, alone=True)
     check_owned(output)
-    final, model = output / FINAL, Path(config.model).expanduser().resolve()
+    final = output / FINAL
     dropped = (final, *filter(made_by_train, checkpoints(output))) if config.overwrite else ()
-    if any(model.is_relative_to(place.resolve()) for place in dropped):
-        raise InputError(f"model {config.model} is what overwrite drops from output {output}: name another output")
+    for what, path in [("model", Path(config.model).expanduser()), *(("data", file) for file in data)]:
+        if any(_is_in(path, place) for place in dropped):
+            raise InputError(f"{what} {path} is what overwrite drops from output {output}: name another output")
     if not (config.resume or config.overwrite) and (checkpoints(output) or final.exists()):
         raise InputError(
             f"output {output} holds an earlier run: go on with it (--resume), drop it (--overwrite), or name another"
         )
     if final.exists() and not ((final / BASE).is_file() and (final / COMPRESSION).is_file()):
         raise InputError(f"{final} was not written by a run (it lacks {BASE}): move it away, or name another output")
+
+
+def _is_in(path: Path, place: Path) -> bool:
+    """Whether a path is gone once a folder is dropped; of a link to a folder the link alone is."""
+    return path.absolute().is_relative_to(place.absolute()) or (
+        not place.is_symlink() and path.resolve().is_relative_to(place.resolve())
+    )
 
 
 # -- the checkpoint to go on from --------------------------------------------------------------------------------------
@@ -294,6 +305,7 @@ def begin_output(
 def _same_run(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether nothing says that another run than this one wrote a checkpoint of the folder."""
     try:
-        return read_json(folder / IDENTITY) == identity
+        found = read_json(folder / IDENTITY)  # of an earlier edition it may say less
+        return isinstance(found, dict) and all(found.get(key, value) == value for key, value in identity.items())
     except UnreadableError:  # an early one has none, a damaged one may have lost it
         return True

@@ -20,6 +20,7 @@ from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json, write_text
 from ppe_npu.training.data import BAR_AFTER, ChatDataset, Fault, Record, check_records, complaint, read_headers
+from ppe_npu.training.leftovers import began
 from ppe_npu.training.lengths import Ruler
 from ppe_npu.utils.escape import markdown, printable
 from ppe_npu.utils.progress import Progress
@@ -149,7 +150,7 @@ def prepare_records(
     """
     if invalid not in INVALID:
         raise InputError(f"invalid={invalid!r}: use one of {', '.join(INVALID)}")
-    if folder is not None:
+    if folder is not None and not began(Path(folder)):
         check_survey_place(folder)
     how = (processor, compression, sampling, data_root, max_length, workers, allow_outside, showings)
     found = survey_files(files, *how)

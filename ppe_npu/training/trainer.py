@@ -26,6 +26,7 @@ from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.checkpoint import BASE, base_record
 from ppe_npu.training.collator import Collator
 from ppe_npu.training.data import ChatDataset, Record
+from ppe_npu.training.leftovers import skipped_files
 from ppe_npu.training.parts import freeze, parameter_count
 from ppe_npu.training.start import _arguments, start_deepspeed, total_steps
 from ppe_npu.training.survey import Survey, prepare_records
@@ -296,7 +297,7 @@ def _result(trainer: Any, final: Path, seconds: float) -> TrainResult:
         trainable=sum(count for count, learns in counts if learns),
         tokens_per_second=round(trainer.args.world_size * trainer.meter.tokens / max(seconds, 1e-9), 1),
         retention=trainer.meter.retention,
-        skipped=sum(file.read_bytes().count(b"\n") for file in final.parent.glob("skipped-*.jsonl")),
+        skipped=sum(file.read_bytes().count(b"\n") for file in skipped_files(final.parent)),
         peak_memory=devices.peak_memory(trainer.args.device),
         validation=[(row["step"], row[VALIDATION]) for row in trainer.state.log_history if VALIDATION in row],
     )

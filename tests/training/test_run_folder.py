@@ -51,6 +51,46 @@ def test_what_the_run_did_not_write_stays(whole_run, cut_run, capfd, how):
     assert (run / "final" / "model.safetensors").is_file()
 
 
+def test_lists_of_other_lines_and_other_names_are_left_alone(tmp_path):
+    (tmp_path / "train.json").write_text("{}")
+    (tmp_path / "skipped-9.jsonl").write_text('{"id": "mine"}\n')
+    (tmp_path / "skipped-0.jsonl").write_text('{"step": 1, "id": "a"}\n{"step": 5, "id": "b"}\n{"ste')
+    (tmp_path / "skipped-notes.jsonl").write_text("mine")
+    (tmp_path / ".skipped-0.jsonl.77.tmp").write_text("cut off")
+    leftovers.tidy(tmp_path, 3)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "train.json": "{}",
+        "skipped-9.jsonl": '{"id": "mine"}\n',
+        "skipped-0.jsonl": '{"step": 1, "id": "a"}\n',
+        "skipped-notes.jsonl": "mine",
+    }
+    (tmp_path / "train.json").unlink()
+    with pytest.raises(InputError, match=r"skipped-0\.jsonl was not written by a run"):
+        leftovers.check_owned(tmp_path)
+    for number in (0, 9):
+        (tmp_path / f"skipped-{number}.jsonl").unlink()
+    leftovers.check_owned(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["skipped-0.jsonl", "final/train.json", "faults.jsonl"])
+def test_data_that_a_run_would_drop_or_write_is_refused(cut_run, tmp_path, name):
+    file = Path(cut_run["output"]) / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(Path(cut_run["data"]).read_text())
+    link = tmp_path / "mine.jsonl"
+    link.symlink_to(file)
+    for data in (file, link):
+        refused(cut_run | {"data": str(data), "resume": False, "overwrite": True}, "name another output")
+    assert file.read_text() == Path(cut_run["data"]).read_text()
+
+
+def test_a_checkpoint_of_an_earlier_edition_is_this_runs(tmp_path):
+    """Whose identity says nothing of the processor: it would else stay in the way of the run that goes on."""
+    (tmp_path / "identity.json").write_text('{"model": "a", "data": "b"}')
+    assert output._same_run(tmp_path, {"model": "a", "data": "b", "processor": {}})
+    assert not output._same_run(tmp_path, {"model": "c", "data": "b", "processor": {}})
+
+
 @pytest.mark.parametrize("how", ["resume", "overwrite"])
 def test_what_would_be_written_over_is_refused(cut_run, how):
     run, cut_run = Path(cut_run["output"]), cut_run | {"resume": False, how: True}
