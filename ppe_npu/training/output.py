@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ppe_npu.data.paths import expanded
 from ppe_npu.errors import InputError
 from ppe_npu.files import locked, recover, write_json, write_text, writing
 from ppe_npu.models.fingerprint import media_marks, processor_marks
@@ -57,7 +58,7 @@ def check_output(config: TrainConfig) -> None:
             one would write over, or a model or data that it reads and would drop or write over.
     """
     output = Path(config.output)
-    data = [Path(file).expanduser() for file in (*config.data, *config.validation_data)]
+    data = [expanded(file) for file in (*config.data, *config.validation_data)]
     for file in data:
         if any(
             place.parent.resolve() == output.resolve() and is_written(place.name) for place in (file, file.resolve())
@@ -68,7 +69,7 @@ def check_output(config: TrainConfig) -> None:
     check_owned(output)
     final = output / FINAL
     dropped = (final, *filter(made_by_train, checkpoints(output))) if config.overwrite else ()
-    for what, path in [("model", Path(config.model).expanduser()), *(("data", file) for file in data)]:
+    for what, path in [("model", expanded(config.model)), *(("data", file) for file in data)]:
         if any(_is_in(path, place) for place in dropped):
             raise InputError(f"{what} {path} is what overwrite drops from output {output}: name another output")
     if not (config.resume or config.overwrite) and (checkpoints(output) or final.exists()):
