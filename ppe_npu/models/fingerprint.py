@@ -47,8 +47,8 @@ def processor_marks(processor: Any) -> dict[str, str]:
     """16 hex digits each of a processor's chat template and vocabulary ("processor"), and of its settings of pictures
     ("image_processor") and of videos ("video_processor")."""
     tokenizer = processor.tokenizer
-    said = {"processor": [str(processor.chat_template), _vocabulary_mark(tokenizer, len(tokenizer))]}
-    said["processor"].append(getattr(processor, "image_seq_length", None))
+    words = [str(processor.chat_template), _vocabulary_mark(tokenizer, len(tokenizer))]
+    said: dict[str, list] = {"processor": [*words, getattr(processor, "image_seq_length", None)]}
     for name in ("image_processor", "video_processor"):
         said[name] = [_plain(getattr(getattr(processor, name), setting, None)) for setting in _PROCESSING]
     return {name: hashlib.sha256(json.dumps(own, default=str).encode()).hexdigest()[:16] for name, own in said.items()}
