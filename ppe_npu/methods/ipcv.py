@@ -167,8 +167,8 @@ class Leaving:
 def nearest(rows: torch.Tensor, others: torch.Tensor, count: int) -> torch.Tensor:
     """[R, count] int64, which of the others [n, C] are nearest to each row [R, C], in fp32 or better; nearest first.
 
-    Distances come from one product, a chunk of rows at a time. What is below its rounding error counts as equal, and
-    of equal ones the first is the nearest.
+    Distances come from one product, a chunk of rows at a time. One below its rounding error counts as none, and of
+    several copies the first is the nearest; other equal distances stand in any order.
     """
     middle = others.mean(0)
     rows, others = rows - middle, others - middle
