@@ -95,7 +95,7 @@ def make_plan(
         if not _leave_out(kwargs, hidden.unseen):
             raise
         return make_plan(model, compression, kwargs, past, labels)
-    if past is not None or not is_numbered_beside_time(compression, kwargs):
+    if past is not None or not compression.config.keeps_all or not is_numbered_beside_time(compression, kwargs):
         return plan
     positions, _ = prompt_positions(plan.layout, compression.vision, axes=compression.axes, behind_time=False)
     return make(torch.from_numpy(positions), *others)

@@ -33,14 +33,13 @@ def has_text_behind_time(name: str, config) -> bool:
 
 
 def is_numbered_beside_time(compression: Compression, kwargs: dict) -> bool:
-    """Whether text goes on behind a video's rows and columns alone, as the untouched model has it: if no step takes
-    tokens out of the decoder, and it is given what the untouched model numbers by. Else it goes on behind the time,
-    too, as Qwen2.5-VL was trained.
+    """Whether text goes on behind a video's rows and columns alone, as the untouched model has it: if it is given what
+    the untouched model numbers by. Else it goes on behind the time, too, as Qwen2.5-VL was trained.
 
     Args:
+        compression: one that takes no token out of the decoder.
         kwargs: of a forward pass without a cache.
     """
     needed = kwargs.get("input_ids"), kwargs.get("mm_token_type_ids"), kwargs.get("video_grid_thw")
-    if compression.vision.text_behind_time or any(value is None for value in needed):
-        return False
-    return kwargs.get("position_ids") is None and compression.config.keeps_all
+    told = all(value is not None for value in needed) and kwargs.get("position_ids") is None
+    return told and not compression.vision.text_behind_time
