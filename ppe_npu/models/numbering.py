@@ -1,33 +1,41 @@
 """How the untouched model numbers a prompt, asked of transformers itself."""
 
+import functools
 import inspect
+from types import SimpleNamespace
 
 import torch
 import transformers
 
 from ppe_npu.engine.compression import Compression
 
-_FRAMES = 64  # so many that a video is longer than it is wide, even at a few positions of time a minute
+_FRAMES = 9
+_CONFIG = SimpleNamespace(  # of no model: which numbers stand in a user's is not asked here
+    image_token_id=1,
+    video_token_id=2,
+    vision_start_token_id=3,
+    vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=2),
+)
 
 
-def has_text_behind_time(name: str, config) -> bool:
+@functools.cache
+def has_text_behind_time(name: str) -> bool:
     """Whether the text after a video goes on behind its last position in time, too: VisionTokens.text_behind_time.
 
     Releases of transformers differ (5.2 says yes, 5.22 no), so get_rope_index is asked about a video of one token a
     frame. It needs no weights.
 
     Args:
-        name: the class that has get_rope_index. config: a whole one of that family.
+        name: the class that has get_rope_index.
     """
     made = getattr(transformers, name)
     model = made.__new__(made)
-    model.__dict__["config"] = config
-    video, side = config.video_token_id, config.vision_config.spatial_merge_size
+    model.__dict__["config"] = _CONFIG
     with torch.device("cpu"):  # whatever device a model is being made on
-        ids = torch.tensor([[config.vision_start_token_id, *[video] * _FRAMES, config.vision_end_token_id]])
-        asked = {"video_grid_thw": torch.tensor([[_FRAMES, side, side]])}
+        ids = torch.tensor([[3, *[2] * _FRAMES, 4]])
+        asked = {"video_grid_thw": torch.tensor([[_FRAMES, 2, 2]])}
         if "mm_token_type_ids" in inspect.signature(made.get_rope_index).parameters:
-            asked["mm_token_type_ids"] = 2 * (ids == video).int()
+            asked["mm_token_type_ids"] = 2 * (ids == 2).int()
         positions, _ = model.get_rope_index(ids, **asked)
     return int(positions[0, 0, -1]) > 2  # text, one row and column, and then the text
 

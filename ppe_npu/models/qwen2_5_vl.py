@@ -30,7 +30,7 @@ def vision_tokens(config) -> VisionTokens:
         whole_blocks=tuple(vision.fullatt_block_indexes),
         window=vision.window_size // vision.spatial_merge_size // vision.patch_size,
         pixels=PixelValues(vision.temporal_patch_size, CLIP_MEAN, CLIP_STD),
-        text_behind_time=has_text_behind_time("Qwen2_5_VLModel", config),
+        text_behind_time=has_text_behind_time("Qwen2_5_VLModel"),
     )
 
 

@@ -27,7 +27,7 @@ def vision_tokens(config) -> VisionTokens:
         tokens_per_second=None,
         tower_blocks=config.vision_config.depth,
         pixels=PixelValues(config.vision_config.temporal_patch_size, CLIP_MEAN, CLIP_STD),
-        text_behind_time=has_text_behind_time("Qwen2VLModel", config),
+        text_behind_time=has_text_behind_time("Qwen2VLModel"),
     )
 
 
