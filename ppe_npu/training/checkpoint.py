@@ -15,11 +15,17 @@ from ppe_npu.utils.reading import json_or_none
 
 WHOLE = "whole.json"  # written into a training checkpoint last: one without it was cut off
 BASE = "base.json"  # base_record()
+SETTINGS = "train.json"  # what a run was asked for, a recipe for the next one
 IDENTITY = "identity.json"  # all that decides the losses of the run that wrote it
 COMPRESSION = "compression.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEYS = ("model", "weights", "class", "dtype")
 _DTYPES = [str(dtype).removeprefix("torch.") for dtype in DTYPES.values()]
+
+
+def began(output: Path) -> bool:
+    """Whether a run has begun in a folder: it writes its settings down before anything that may be dropped."""
+    return any((output / name).is_file() for name in (SETTINGS, IDENTITY))
 
 
 def base_record(model: nn.Module, path: str | Path, allow_bin: bool = False) -> dict[str, str]:

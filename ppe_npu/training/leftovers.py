@@ -10,24 +10,25 @@ from pathlib import Path
 
 from ppe_npu.errors import InputError
 from ppe_npu.files import check_regular, remove, write_text
-from ppe_npu.training.checkpoint import IDENTITY
+from ppe_npu.training.checkpoint import IDENTITY, SETTINGS, began
 from ppe_npu.training.loop import SAVING, drop
+from ppe_npu.training.survey import FILES as SURVEY
 from ppe_npu.utils.reading import UnreadableError, read_json
 
-SETTINGS, MEDIA, FINAL = "train.json", "media.txt", "final"
+MEDIA, FINAL = "media.txt", "final"
 _OWN = ("summary.json", "summary.md", "loss.png")
 _MARKS = {  # keys by which files of these names are known as a run's
     SETTINGS: ("model", "data", "compression"),
     IDENTITY: ("model", "data", "records_sha256"),
     "summary.json": ("settings", "losses", "steps"),
 }
-WRITTEN = (*_MARKS, *_OWN, MEDIA, "data.json", "data.md", "faults.jsonl")
+_WRITTEN = (*_MARKS, *_OWN, MEDIA, *SURVEY)
 _SKIPPED = re.compile(r"skipped-\d+\.jsonl")  # of each process, the records that it left out
 
 
 def is_written(name: str) -> bool:
     """Whether a run writes a file of this name."""
-    return name in WRITTEN or _SKIPPED.fullmatch(name) is not None
+    return name in _WRITTEN or _SKIPPED.fullmatch(name) is not None
 
 
 def skipped_files(output: Path) -> list[Path]:
@@ -56,11 +57,6 @@ def _check_file(file: Path, keys: Sequence[str]) -> None:
         raise InputError(f"{file} is damaged, or no run's ({error.why}): {lacks}; move it away") from error
     if not isinstance(values, dict) or any(key not in values for key in keys):
         raise InputError(f"{file} is damaged, or no run's: {lacks}; move it away")
-
-
-def began(output: Path) -> bool:
-    """Whether a run has begun in a folder: it writes its settings down before anything that may be dropped."""
-    return any((output / name).is_file() for name in (SETTINGS, IDENTITY))
 
 
 def drop_run(output: Path, own: Sequence[Path]) -> None:

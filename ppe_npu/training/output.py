@@ -17,9 +17,9 @@ from ppe_npu.errors import InputError
 from ppe_npu.files import locked, recover, write_json, write_text, writing
 from ppe_npu.models.fingerprint import media_marks, processor_marks
 from ppe_npu.training.args import LAST_WHOLE, TrainConfig
-from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, WHOLE, read_base
+from ppe_npu.training.checkpoint import BASE, COMPRESSION, IDENTITY, SETTINGS, WHOLE, read_base
 from ppe_npu.training.data import Record
-from ppe_npu.training.leftovers import FINAL, MEDIA, SETTINGS, check_owned, drop_run, is_written, tidy
+from ppe_npu.training.leftovers import FINAL, MEDIA, check_owned, drop_run, is_written, tidy
 from ppe_npu.training.loop import checkpoints, drop, step_of
 from ppe_npu.training.whole import check_whole, made_by_train
 from ppe_npu.utils.reading import UnreadableError, json_or_none, read_json

@@ -19,8 +19,8 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json, write_text
+from ppe_npu.training.checkpoint import began
 from ppe_npu.training.data import BAR_AFTER, ChatDataset, Fault, Record, check_records, complaint, read_headers
-from ppe_npu.training.leftovers import began
 from ppe_npu.training.lengths import Ruler
 from ppe_npu.utils.escape import markdown, printable
 from ppe_npu.utils.progress import Progress
