@@ -11,7 +11,7 @@ from typing import Any
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.evaluation import stored
 from ppe_npu.evaluation.cost_pass import FILE, PROCESSOR
-from ppe_npu.evaluation.results import SMALLER
+from ppe_npu.evaluation.results import SMALLER, run_title
 from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import check_regular
 from ppe_npu.utils.reading import checksum
@@ -47,15 +47,30 @@ def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         wrong = stored.fault(found, costs=True)
         if wrong:
             raise InputError(f"{file} holds no costs ({wrong}): delete it and measure again")
-        if found["protocol"] in {label(run["settings"]) for run in results} or _is_of(found, results):
+        found = _of_these(found, results)
+        if found is not None:
             return found
     return None
 
 
-def _is_of(found: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a pass was over these very runs, whatever their protocol is called today."""
+def _of_these(found: dict[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What a pass tells of runs: all of it, without methods that were evaluated otherwise since; None where it was over
+    none of them, or its reference was.
+
+    Args:
+        found: a pass; one of an earlier edition, which does not say what it was over, goes by its protocol's name.
+    """
     sums = found.get("of")
-    return isinstance(sums, Mapping) and any(checksum(run["settings"]) in sums.values() for run in results)
+    if not isinstance(sums, Mapping):
+        return found if found["protocol"] in {label(run["settings"]) for run in results} else None
+    own: dict[str, set[str]] = {}
+    for run in results:
+        own.setdefault(run_title(run["settings"]), set()).add(checksum(run["settings"]))
+    since = {name for name, known in own.items() if name in sums and sums[name] not in known}
+    same = any(sums.get(name) in known for name, known in own.items())
+    if not same or found.get("reference") in since:
+        return None
+    return {**found, "rows": {name: row for name, row in found["rows"].items() if name not in since}}
 
 
 def head(measured: Mapping[str, Any]) -> list[str]:

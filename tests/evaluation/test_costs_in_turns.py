@@ -13,8 +13,6 @@ from ppe_npu.evaluation import cost_pass, cost_table, interleaving, tables
 from ppe_npu.evaluation.generation import Generated
 from ppe_npu.evaluation.interleaving import MOST
 from ppe_npu.evaluation.report import compared
-from ppe_npu.files import write_json
-from ppe_npu.utils.reading import checksum
 
 
 @pytest.fixture(scope="module")
@@ -223,87 +221,6 @@ def test_elsewhere_they_are_compared_by_their_times_in_more_rounds_where_those_w
     assert found["rounds"] == 2 * MOST
     assert cost_table.head(found)[1] == "TTFT, times as fast as a (95 %)"
     assert found["rows"]["b"]["ttft"]["ratio"] != 1
-
-
-def row(name, score, ratio, told=True, dense=False):
-    cost = {"median": ratio, "quartiles": [ratio, ratio], "ratio": ratio, "low": ratio, "high": ratio, "told": told}
-    return {"name": name, "score": score, "dense": dense}, {"ttft": cost, "total": cost, "counted": None}
-
-
-@pytest.mark.parametrize(
-    ("score", "ratio", "told", "speed", "share"),
-    [
-        (0.796, 0.5, True, "2.00 (2.00 to 2.00)", "99.5 %"),
-        (0.79, 0.5, True, "2.00 (2.00 to 2.00)", "98.8 % (below 99 %)"),
-        (0.8, 0.97, False, "1.03 (1.03 to 1.03), not told: within the spread", "100.0 %"),
-    ],
-)
-def test_a_speed_stands_beside_the_share_of_the_score_that_it_keeps(score, ratio, told, speed, share):
-    rows = [row("dense", 0.8, 1.0, told=False, dense=True), row("fast", score, ratio, told)]
-    measured = {"rows": {one["name"]: cost for one, cost in rows}}
-    lines = cost_table.lines({"rows": [one for one, _ in rows]}, measured)
-    assert lines[0][2:6] == ["1", "1000.0 (1000.0 to 1000.0)", "1", "100.0 %"]
-    assert [lines[1][2], lines[1][5]] == [speed, share]
-
-
-def test_without_dense_the_columns_name_the_method_that_others_are_compared_with():
-    rows = [row("keep_one 0.25", 0.8, 1.0, told=False), row("smaller input 0.25", 0.8, 0.5)]
-    measured = {"rows": {one["name"]: cost for one, cost in rows}, "reference": "keep_one 0.25"}
-    lines = cost_table.lines({"rows": [one for one, _ in rows]}, measured)
-    assert cost_table.head(measured)[1::2][0] == "TTFT, times as fast as keep_one 0.25 (95 %)"
-    assert [line[2] for line in lines] == ["1", "2.00 (2.00 to 2.00)"]
-
-
-def test_methods_that_were_not_in_the_pass_are_named():
-    measured = {"rows": {"dense": {}}, "rounds": 5, "prompts": 8, "device": "cpu"}
-    found = {"rows": [{"name": "dense"}, {"name": "ppe 0.25"}], "interleaved": measured}
-    assert tables.turns(found).endswith(" Not measured with them: ppe 0.25; ask for all methods at once.")
-    assert tables.turns({**found, "rows": found["rows"][:1]}) == "In turns: 5 rounds of 8 prompts on cpu."
-
-
-@pytest.mark.parametrize(
-    ("ratio", "told", "flops", "slower"),
-    [(1.3, True, 1.0, True), (1.3, False, 1.0, False), (0.9, True, 1.0, False), (1.3, True, 3.0, False)],
-)
-def test_a_method_that_is_slower_for_less_work_is_named_with_the_reason(ratio, told, flops, slower):
-    rows = {}
-    for name, times, work in (("dense", row("dense", 1.0, 1.0)[1], 2.0), ("ppe", row("", 1.0, ratio, told)[1], flops)):
-        rows[name] = {**times, "counted": {"tower_flops": work / 2, "decoder_flops": work / 2}}
-    measured = {"rounds": 5, "prompts": 8, "device": "cpu", "reference": "dense", "rows": rows}
-    found = {"rows": [], "interleaved": measured}
-    assert ("Slower than dense, though less work is counted: ppe;" in tables.turns(found)) == slower
-    rows["smaller input 0.25"] = rows.pop("ppe")  # which chooses nothing
-    assert "Slower" not in tables.turns(found)
-    rows["ppe"] = rows.pop("smaller input 0.25")
-    rows["ppe"]["counted"] = rows["dense"]["counted"] = {"why": "a kernel that cannot be counted"}
-    assert "Slower" not in tables.turns(found)
-
-
-def test_a_share_of_nothing_is_a_dash():
-    assert cost_table.kept(None) == "-"
-
-
-@pytest.mark.parametrize("text", ["{}", "[", '{"rows": {"a": {"ttft": {"median": 0}}}}', '{"rows": {}}'])
-def test_a_damaged_pass_is_named(tmp_path, text):
-    from ppe_npu.errors import InputError
-
-    (tmp_path / "costs.json").write_text(text)
-    with pytest.raises(InputError, match=r"costs.json (is not JSON|holds no costs).*: delete it and measure again"):
-        cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {}}])
-
-
-def test_a_pass_of_another_protocol_is_not_shown(tmp_path):
-    one = row("dense", 1.0, 1.0)[1]
-    known = {"rounds": 5, "prompts": 8, "device": "cpu", "protocol": "qwen"}
-    write_json(tmp_path / "costs.json", {"rows": {"dense": one}, **known})
-    assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {}}]) is None
-    assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {"protocol": {"name": "qwen"}}}])
-    # Of an edition whose protocol had other numbers.
-    older = {"benchmark": "mlvu", "protocol": {"name": "qwen", "video": {"fps": 9.0}}}
-    run = {"folder": str(tmp_path / "dense"), "settings": older}
-    assert cost_table.read([run]) is None
-    write_json(tmp_path / "costs.json", {"rows": {"dense": one}, **known, "of": {"dense": checksum(older)}})
-    assert cost_table.read([run])["rows"]
 
 
 def test_tables_of_different_protocols_are_never_joined(tmp_path):
