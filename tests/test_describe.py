@@ -30,6 +30,21 @@ def test_describe_an_image(run, tiny_folder, write_image, dtype):
         assert words in out
 
 
+def test_describe_tells_what_a_step_inside_the_tower_spares(run, tiny_folder, write_image):
+    where = ("describe", "--model", tiny_folder, "--image", write_image("a.png"), "--device", "cpu", "--json")
+    code, out, err = run(*where, "--max-new-tokens", 1, "--compression", "tome_tower:ratio=0.5,merge_blocks=[0]")
+    assert code == 0, err
+    tower = json.loads(out)["tower"]
+    assert tower["flops"] < tower["dense_flops"]
+    line = next(line for line in err.splitlines() if line.startswith("vision tower "))
+    share, spent = tower["flops"] / tower["dense_flops"], tower["milliseconds"]
+    assert f"({share:.1%} of untouched) in {spent:.1f} ms; decoder " in line
+    assert line.endswith(f" in {tower['decoder_milliseconds']:.1f} ms")
+    dense = run(*where, "--max-new-tokens", 1, "--compression", "dense")
+    assert dense[0] == 0
+    assert "vision tower" not in dense[2]
+
+
 def test_describe_a_video_and_two_images_where_they_stand(run, tiny_folder, write_clip, write_image):
     visuals = ["--video", write_clip("c.mp4"), "--image", write_image("a.png"), "--image", write_image("b.png", 1)]
     prompt = "count <image> and <video> then <image> shape"

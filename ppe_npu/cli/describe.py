@@ -106,6 +106,7 @@ def costs(done: Generated, report: Any, beams: int = 1) -> dict[str, Any]:
         "new_tokens": done.new_tokens[0],
         "kv_bytes": done.kv_bytes,
         "prompt_kv_bytes": sum(done.prompt_kv_bytes),
+        **({} if report.in_tower is None else {"tower": report.in_tower.to_dict()}),
     }
 
 
@@ -123,6 +124,7 @@ def cost_lines(done: Generated, report: Any, beams: int = 1) -> str:
             "",
             f"visual tokens       {before} before, {after:g} after ({100 * after / before:.1f} % kept{mean})",
             f"prompt tokens       {prompt_before} before, {prompt_after} after{' the last merge' if several else ''}",
+            *(() if report.in_tower is None else [f"vision tower        {report.in_tower}"]),
             f"time to first token {1000 * done.prefill_seconds:.1f} ms",
             f"speed               {speed} ({done.new_tokens[0]} in {done.seconds:.2f} s)",
             f"KV cache            {done.kv_bytes:,} bytes",

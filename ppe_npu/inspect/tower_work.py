@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +68,7 @@ class TowerReport:
         blocks: of each block that has run, by its number.
         watch: the time that the tower took.
         decoder: operations of the prompt's pass through the decoder's layers, where that is known.
+        decoding: the time that this pass took, merging between layers included; None where the tower ran by itself.
     """
 
     widths: Widths
@@ -74,6 +76,7 @@ class TowerReport:
     watch: Stopwatch
     blocks: dict[int, BlockWork] = field(default_factory=dict)
     decoder: int | None = None
+    decoding: Stopwatch | None = None
 
     def beside(self, tokens: Sequence[Sequence[int]]) -> None:
         """Count the decoder's operations. tokens: of each layer how many each sample has."""
@@ -102,4 +105,17 @@ class TowerReport:
             "dense_flops": self.dense_flops,
             "decoder_flops": self.decoder,
             "milliseconds": self.watch.milliseconds,
+            "decoder_milliseconds": None if self.decoding is None else self.decoding.milliseconds,
         }
+
+    def __str__(self) -> str:
+        whole = f"{self.flops / 1e9:.3g} GFLOP ({self.flops / self.dense_flops:.1%} of untouched)"
+        parts = [_spent(whole, self.watch)]
+        if self.decoder is not None:
+            parts.append("decoder " + _spent(f"{self.decoder / 1e9:.3g} GFLOP", self.decoding))
+        return "; ".join(parts)
+
+
+def _spent(work: str, watch: Stopwatch | None) -> str:
+    known = watch is not None and not math.isnan(watch.milliseconds)
+    return f"{work} in {watch.milliseconds:.1f} ms" if known else work

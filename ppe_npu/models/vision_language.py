@@ -36,6 +36,7 @@ import torch
 from ppe_npu.backends import segments
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.backends.compiling import is_traced
+from ppe_npu.backends.device import Stopwatch
 from ppe_npu.compat import cache_of, cache_position, output_cache
 from ppe_npu.engine.cache import CacheState, FixedState, kv_bytes
 from ppe_npu.engine.compression import Compression
@@ -229,6 +230,8 @@ def model_forward(self, **kwargs):
     for name in CONSUMED:
         kwargs.pop(name, None)
     output = original(self, "forward")(**inputs, **kwargs, return_dict=True)
+    if compresses and run.plan.in_tower is not None:
+        run.plan.in_tower.decoding.mark()
     if compresses and places is None and self.compression.last_scored and not run.plan.as_given:
         places = as_tensor(run.plan.places_of_columns).to(run.rows[0].device)  # known only now
     if places is not None:
@@ -272,10 +275,9 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     if self.compression.config.proportional_attention:
         check_key_bias(self.language_model, device)
     on = plan.on(device)  # everything is uploaded now, before the tower keeps the device busy
-    scored = is_scored(self, kwargs)
+    scored = self.compression.last_scored = is_scored(self, kwargs)
     known = scored and plan.ahead is None and not plan.as_given
     places = as_tensor(plan.places_of_columns).to(device) if known else None
-    self.compression.last_scored = scored
     if plan.layout.spans and _DELTAS in vars(self):
         self.rope_deltas = on.deltas
     parts = [stage.segments for stage in on.stages if stage.segments is not None]
@@ -283,10 +285,9 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     apart = apart and takes_segments(self.language_model) and not is_traced(self.language_model)
     for kept in parts if apart else ():
         segments.prepare(list(kept.borders), device, self.get_input_embeddings().weight.dtype)
-    text = on.before(0).text
     # The tower before the embeddings, also where there is nothing to see: ZeRO-3 wants one order in all processes.
     features = tower_features(self, plan, kwargs)
-    unseen = 0.0 if plan.layout.spans else untouched_tower(self)
+    unseen, text = 0.0 if plan.layout.spans else untouched_tower(self), on.before(0).text
     if embeds is None:
         text_embeds = self.get_input_embeddings()(kwargs["input_ids"].flatten().index_select(0, text))
     else:
@@ -305,4 +306,6 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
         apart=apart and not fixed,
         tower=features.tower,
     )
+    if plan.in_tower is not None:
+        plan.in_tower.decoding = Stopwatch(device)
     return {"inputs_embeds": run.take_embeds()}, run, places

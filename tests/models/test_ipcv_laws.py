@@ -189,6 +189,10 @@ def test_the_report_tells_the_towers_work_beside_the_decoders(model, family):
     report = model.compression.report.to_dict()["tower"]
     assert (report["flops"], report["dense_flops"]) == (told.flops, told.dense_flops)
     assert (report["decoder_flops"], report["milliseconds"] > 0) == (told.decoder, True)
+    assert report["decoder_milliseconds"] == told.decoding.milliseconds > 0
+    share = f"({told.flops / told.dense_flops:.1%} of untouched) in {told.watch.milliseconds:.1f} ms; decoder "
+    assert share in str(told)
+    assert str(told).endswith(f" GFLOP in {told.decoding.milliseconds:.1f} ms")
     compress(model, CompressionConfig.preset("dense"))
     logits(model, given(family, PROMPTS[0]))
     assert model.compression.report.in_tower is None
