@@ -72,6 +72,19 @@ def test_a_class_by_path_may_be_a_dataclass(tmp_path):
     assert (benchmark.name, benchmark[0]["prompt"]) == ("named", "/data")
 
 
+def test_a_name_of_the_packages_own_is_refused(tmp_path):
+    """A class that inherits from one of ours bears its name until it is given another."""
+    (tmp_path / "mine.py").write_text(
+        "from ppe_npu.evaluation.benchmarks.mlvu import MLVU\nclass Mine(MLVU):\n    def __init__(self): pass\n"
+        "    def __len__(self): return 1\n"
+        "    def __getitem__(self, number): return {'index': 0, 'prompt': '', 'GT': 'a'}\n"
+        "class Other(Mine):\n    name = 'mlvu_of_mine'\n"
+    )
+    with pytest.raises(InputError, match=r"Mine is called mlvu, as one of this package is, .* another attribute name"):
+        benchmarks.load(f"{tmp_path}/mine.py:Mine", tmp_path)
+    assert benchmarks.load(f"{tmp_path}/mine.py:Other", tmp_path).name == "mlvu_of_mine"
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -123,6 +123,11 @@ def load(name: str, data_root: str | Path, protocol: Protocol | None = None) -> 
                 f"benchmark {name} has no name and takes none: give its class an attribute name"
             ) from error
     _check_name(benchmark.name)
+    if benchmark.name in OURS and name not in OURS:
+        raise InputError(
+            f"benchmark {name} is called {benchmark.name}, as one of this package is, and their results would stand in "
+            "one folder and table: give its class another attribute name"
+        )
     ask_by(protocol, benchmark)
     return benchmark
 
