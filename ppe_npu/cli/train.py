@@ -31,6 +31,7 @@ _VALUES = {
     "max_length": (int, "most tokens of a record after compression (default: any)"),
     "invalid": (str, "records that cannot be used: stop, or skip and list them (default: stop)"),
     "distill_weight": (float, "share of self-distillation in the loss, in [0, 1] (default: 0)"),
+    "distill_teacher": (str, "present, or start: a frozen copy of the model (default: present)"),
     "seed": (int, "(default: 0)"),
     "validation_share": (float, "share of the records that is held back: its loss is told (default: 0)"),
     "eval_steps": (int, "tell the validation loss every so many steps (default: after the last one)"),

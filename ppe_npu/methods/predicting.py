@@ -189,8 +189,11 @@ def runs(cells: Cells, order: torch.Tensor, anchored: bool) -> Prediction:
     if anchored and cells.threshold > 0:
         before, error = _anchored_runs(cells, order)
     else:
-        before = (cells.numbers - 1).clamp_min(0)
         error = torch.cat([cells.values.new_full((1,), torch.inf), cells.apart(order[1:], order[:-1])])
+        before = cells.numbers
+        if anchored:  # equal cells are all as far from the next one
+            before = torch.where(cells.alike(error), 0, before).cummax(0).values
+        before = before.roll(1).index_fill(0, before[:1], 0)
     back = torch.empty_like(order)
     back[order] = cells.numbers
     leans_on = order[before][back]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,16 +28,18 @@ _COUNT, _CHUNK = "num_items_in_batch", 1024  # an argument of the model's forwar
 
 @dataclass(frozen=True)
 class Distillation:
-    """Self-distillation: the teacher is the same model, with its present weights, that sees all visual tokens.
+    """Self-distillation: the teacher is the same model that sees all visual tokens.
 
     Attributes:
         weight: the loss is (1 - weight) * cross entropy + weight * divergence from the teacher, in (0, 1].
         temperature: of both distributions; the divergence is multiplied by its square (Hinton et al., arXiv
             1503.02531).
+        teacher: a copy of the compressed model, whose weights stay; None: the model itself, with its present weights.
     """
 
     weight: float
     temperature: float = 1.0
+    teacher: Any = None
 
 
 def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> CausalLMOutputWithPast:
@@ -62,8 +65,10 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
     else:
         loss = F.cross_entropy(model.lm_head(hidden).float(), targets, reduction="sum")
     if distill is not None:
-        teacher = _teacher(model, labels, given, arrange)
-        divergence = model.lm_head(hidden, teacher=teacher, temperature=distill.temperature)
+        seer = model if distill.teacher is None else distill.teacher
+        head = None if seer is model else seer.lm_head.weight
+        said = _teacher(seer, labels, given, arrange)
+        divergence = model.lm_head(hidden, teacher=said, temperature=distill.temperature, teachers_weight=head)
         loss = (1 - distill.weight) * loss + distill.weight * divergence
     output = CausalLMOutputWithPast(loss=loss / divisor)
     output.labels = arranged
@@ -114,7 +119,7 @@ def _hidden(model, kwargs: dict) -> torch.Tensor:
 
 @torch.no_grad()
 def _teacher(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> torch.Tensor:
-    """What the same model makes of the same tokens when it sees everything: [T, C]."""
+    """What a model makes of the same tokens when it sees everything: [T, C]."""
     training = model.training
     # Without the types a long video is numbered as the student's.
     untold = {} if kwargs.get("input_ids") is None else {"mm_token_type_ids": None}
@@ -138,33 +143,53 @@ def computes_losses_itself(head: torch.nn.Module) -> bool:
 
 
 def _head_forward(
-    self, input: torch.Tensor, labels: torch.Tensor | None = None, teacher=None, temperature: float = 1.0
+    self,
+    input: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    teacher=None,
+    temperature: float = 1.0,
+    teachers_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Logits as ever; with labels [T] the sum of their cross entropies; with a teacher's [T, C] that of divergences."""
+    """Logits as ever; with labels [T] the sum of their cross entropies; with a teacher's [T, C] that of divergences,
+    of which the weight is this head's where it has none of its own."""
     if labels is not None:
         return backends.linear_cross_entropy(input, self.weight, labels, reduction="sum")
     if teacher is not None:
-        return divergence(input, teacher, self.weight, temperature)
+        return divergence(input, teacher, self.weight, temperature, teachers_weight)
     return original(self, "forward")(input)
 
 
-def divergence(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
+def divergence(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    weight: torch.Tensor,
+    temperature: float,
+    teachers_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
     """temperature^2 * KL(teacher || student), summed over tokens; differentiable in student and weight (as its head).
 
     Args:
         student, teacher: [T, C] what the head is given. weight: [V, C].
+        teachers_weight: [V, C] of the teacher's own head; None: the same.
     """
+    own = weight if teachers_weight is None else teachers_weight
     total = torch.zeros((), dtype=torch.promote_types(student.dtype, torch.float32), device=student.device)
     for pair in zip(student.split(_CHUNK), teacher.split(_CHUNK)):
         total = total + checkpoint(
-            _chunk_divergence, *pair, weight, temperature, use_reentrant=False, preserve_rng_state=False
+            _chunk_divergence, *pair, weight, own, temperature, use_reentrant=False, preserve_rng_state=False
         )
     return total
 
 
-def _chunk_divergence(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor, temperature: float):
+def _chunk_divergence(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    weight: torch.Tensor,
+    teachers_weight: torch.Tensor,
+    temperature: float,
+):
     wide = torch.promote_types(student.dtype, torch.float32)
     with torch.no_grad():
-        expected = F.log_softmax((teacher @ weight.t()).to(wide) / temperature, dim=-1)
+        expected = F.log_softmax((teacher @ teachers_weight.t()).to(wide) / temperature, dim=-1)
     found = F.log_softmax((student @ weight.t()).to(wide) / temperature, dim=-1)
     return temperature**2 * F.kl_div(found, expected, reduction="sum", log_target=True)

@@ -19,6 +19,7 @@ from ppe_npu.training.survey import INVALID
 
 LAST_WHOLE = "last-whole"  # resume_from_checkpoint: the newest checkpoint that is not damaged
 SCHEDULES = ("constant", "linear", "cosine", "stable_decay")
+TEACHERS = ("present", "start")
 # May differ between a run and its resumption: none of them changes a loss.
 _FREE = (
     *("output", "resume", "overwrite", "logging_steps", "save_steps", "save_total_limit", "num_workers"),
@@ -50,8 +51,8 @@ class TrainConfig:
         merger_learning_rate, vision_learning_rate, pvc_learning_rate: of these parts; None: as the language model's.
             0 freezes a part.
         warmup_steps: linear, from 0; below 1 the share of all steps.
-        schedule: after the warm-up: "constant"; "linear" or "cosine" down to 0; or "stable_decay", constant and then,
-            over the last decay_fraction of the steps, linearly to 0.
+        schedule: after the warm-up: "constant"; "linear" down to 0; "cosine", down to the share least_rate of the rate;
+            or "stable_decay", constant and then, over the last decay_fraction of the steps, linearly to 0.
         seed: of the data order and of everything random.
         save_steps: a checkpoint every so many steps; 0: only the final one.
         logging_steps: the loss is noted every so many steps.
@@ -64,6 +65,8 @@ class TrainConfig:
         packing: the records of a forward follow each other in one row, without padding; the same losses.
         distill_weight: of self-distillation (teacher: the same model seeing all tokens) in the loss, in [0, 1];
             distill_temperature: of both distributions.
+        distill_teacher: "present", the teacher has the weights that the model has by then; "start", it is a frozen copy
+            of the model as the run started, which takes the memory of its weights, and cannot be had with ZeRO-3.
         gradient_checkpointing: recompute activations to save memory.
         fused_adamw: torch's fused AdamW. Refused on an NPU: see docs/npu.md.
         deepspeed: "zero2", "zero2_offload", "zero3", "zero3_offload" (scripts/deepspeed_configs) or a JSON file, for
@@ -114,6 +117,7 @@ class TrainConfig:
     warmup_steps: float = setting(0.0, least=0)
     schedule: str = setting("cosine", choices=SCHEDULES)
     decay_fraction: float = setting(0.5, above=0, most=1)
+    least_rate: float = setting(0.0, least=0, most=1)
     weight_decay: float = setting(0.0, least=0)
     betas: tuple[float, float] = setting((0.9, 0.999), least=0, below=1)
     max_grad_norm: float = setting(1.0, least=0)
@@ -136,6 +140,7 @@ class TrainConfig:
     packing: bool = False
     distill_weight: float = setting(0.0, least=0, most=1)
     distill_temperature: float = setting(1.0, above=0)
+    distill_teacher: str = setting("present", choices=TEACHERS)
     gradient_checkpointing: bool = False
     fused_adamw: bool = False
     deepspeed: str | None = setting(None, path=True, convert=lambda name: name and _deepspeed_file(name))
@@ -200,6 +205,11 @@ class TrainConfig:
     def all_frozen(self) -> tuple[str, ...]:
         """What does not learn: as asked, and the parts whose learning rate is 0."""
         return (*self.frozen, *(part for part, rate in self.learning_rates.items() if rate == 0))
+
+    @property
+    def copies_teacher(self) -> bool:
+        """Whether it learns from a frozen copy of the model."""
+        return self.distill_weight > 0 and self.distill_teacher == "start"
 
     @property
     def validates(self) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ class CompressedTrainer(Trainer):
         learning_rates: of each part of the model.
         lengths: of the records, to bring like lengths together, or None. per_step: records of an optimizer step.
         packing: the samples of a forward in one row. distillation: from the model that sees everything, or None.
+        frozen_teacher: whether that is a copy of the model as it was given.
     """
 
     def __init__(
@@ -58,12 +61,16 @@ class CompressedTrainer(Trainer):
         per_step: int = 1,
         packing: bool = False,
         distillation: Distillation | None = None,
+        frozen_teacher: bool = False,
         **kwargs,
     ) -> None:
         with _use_cache_kept(kwargs["model"].config):
             super().__init__(*args, **kwargs)
         self.base, self.identity, self.newer = base, identity or {}, list(newer)
         self.learning_rates, self.lengths, self.per_step = learning_rates, lengths, per_step
+        if frozen_teacher:
+            assert distillation is not None, "a teacher is of a distillation"
+            distillation = replace(distillation, teacher=_frozen(self.model))
         # The loss alone: see ppe_npu.models.loss.
         self.forward_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True, distill=distillation)}
         self.scoring_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True)}  # of validation: no teacher
@@ -239,6 +246,13 @@ class CompressedTrainer(Trainer):
             yield
         finally:
             self._saving = False
+
+
+def _frozen(model: Any) -> Any:
+    """A copy of the model for conditional generation, its adapters in it, that learns nothing."""
+    found = copy.deepcopy(model)
+    inner = found if isinstance(found, PreTrainedModel) else found.get_base_model()
+    return inner.requires_grad_(False).eval()
 
 
 @contextlib.contextmanager

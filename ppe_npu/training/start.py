@@ -14,13 +14,16 @@ from ppe_npu.utils.reading import UnreadableError, read_json
 _SCHEDULERS = {
     "constant": "constant_with_warmup",
     "linear": "linear",
-    "cosine": "cosine",
+    "cosine": "cosine_with_min_lr",
     "stable_decay": "warmup_stable_decay",
 }
 
 
-def start_deepspeed(file: str, device) -> None:
+def start_deepspeed(file: str, device, copies: bool = False) -> None:
     """Start DeepSpeed's process group: before TrainingArguments, which would start torch's alone.
+
+    Args:
+        copies: whether the run keeps a copy of the model beside it.
 
     Raises:
         InputError: DeepSpeed is missing, nobody launched several processes, or the device cannot do what the file asks.
@@ -40,6 +43,11 @@ def start_deepspeed(file: str, device) -> None:
             f"deepspeed={file}: ZeRO-3 sums the gradients' norm in fp64, which HCCL refuses on this chip "
             f"({devices.describe(device)['name']}): use ZeRO-2"
         )
+    if str(stage) == "3" and copies:
+        raise InputError(
+            f"distill_teacher='start' with deepspeed={file}: under ZeRO-3 no process has a whole model to copy; use "
+            "ZeRO-2, or distill_teacher='present'"
+        )
     deepspeed = optional("deepspeed", f"deepspeed={file}", "ppe-npu[train]")
     deepspeed.init_distributed(dist_backend=devices.process_group_backend(device))
 
@@ -54,7 +62,10 @@ def _arguments(config: TrainConfig, device, steps: int, processes: int = 1):
     """transformers' TrainingArguments for this run."""
     from transformers import TrainingArguments
 
-    decay = {"num_decay_steps": math.ceil(steps * config.decay_fraction), "decay_type": "linear"}
+    schedules = {
+        "stable_decay": {"num_decay_steps": math.ceil(steps * config.decay_fraction), "decay_type": "linear"},
+        "cosine": {"min_lr_rate": config.least_rate},
+    }
     arguments = TrainingArguments(
         output_dir=config.output,
         max_steps=steps,
@@ -62,7 +73,7 @@ def _arguments(config: TrainConfig, device, steps: int, processes: int = 1):
         gradient_accumulation_steps=config.accumulation(processes),
         learning_rate=config.learning_rate,
         lr_scheduler_type=_SCHEDULERS[config.schedule],
-        lr_scheduler_kwargs=decay if config.schedule == "stable_decay" else None,
+        lr_scheduler_kwargs=schedules.get(config.schedule),
         warmup_steps=config.warmup_steps if config.warmup_steps >= 1 else math.ceil(config.warmup_steps * steps),
         weight_decay=config.weight_decay,
         adam_beta1=config.betas[0],

@@ -131,7 +131,7 @@ def _train(config: TrainConfig, device, first: bool, processes: int, announce: b
         output.check_identity(config, before, identity, records, marks)
     steps = total_steps(config, len(records), processes)
     if config.deepspeed is not None:
-        start_deepspeed(config.deepspeed, device)
+        start_deepspeed(config.deepspeed, device, copies=config.copies_teacher)
     arguments = _arguments(config, device, steps, processes)  # starts the process group, chooses this process' device
     devices.wait_for_all()  # until the first has looked at the output
     if not first:
@@ -262,6 +262,7 @@ def _trainer(config, arguments, model, processor, data, processes: int, known: d
         per_step=config.batch_size * config.accumulation(processes) * processes,
         packing=config.packing,
         distillation=distill or None,
+        frozen_teacher=config.copies_teacher,
     )
     for callback in (PrinterCallback, ProgressCallback):  # Progress shows the loss beside the bar
         trainer.remove_callback(callback)

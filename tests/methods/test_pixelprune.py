@@ -197,6 +197,16 @@ def test_runs_do_not_hang_on_how_long_a_window_is():
     assert torch.equal(source[0], torch.arange(1100) // (51 * 7) * (51 * 7))
 
 
+@pytest.mark.parametrize("predictor", ["raster", "serpentine"])
+def test_equal_cells_lean_on_the_first_of_their_run_as_like_ones_do(predictor):
+    """Also where a budget has room for more of them."""
+    cells = torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 0]).view(2, 4, 1)
+    for limits in ({}, {"max_kept": 1}, {"max_kept": 4, "fill": True}, {"min_share": 0.7}):
+        equal, like = (get("pixelprune", predictor=predictor, threshold=t, **limits).select(cells) for t in (0, 1e-3))
+        assert torch.equal(equal[0], like[0])
+        assert torch.equal(equal[1], like[1])
+
+
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_long_equal_rows_and_no_global_generator(predictor):
     state = torch.get_rng_state()

@@ -96,6 +96,24 @@ def test_distillation_is_the_divergence_from_the_dense_model(name, temperature):
 
 
 @torch.no_grad()
+def test_a_teacher_of_its_own_weights_says_what_its_copy_said():
+    """Also where head and layers of the student have moved since."""
+    model, (inputs, labels) = compress(random_model(), PRESETS["ppe"]), inputs_and_labels()
+    teacher = copy.deepcopy(model)
+    for weight in model.parameters():
+        weight.mul_(1.1)
+    student = model(**inputs, labels=labels)
+    expected = apart(teacher, student, inputs, labels, 2.0)
+    found, present = (
+        model(**inputs, labels=labels, skip_logits=True, distill=Distillation(1.0, 2.0, who)).loss
+        for who in (teacher, None)
+    )
+    off = divergence_error(student.logits)
+    assert abs(found - expected) <= off
+    assert abs(present - expected) > 100 * off
+
+
+@torch.no_grad()
 def test_a_head_of_a_class_made_from_linear_computes_its_losses_itself():
     model, (inputs, labels) = compress(random_model(), PRESETS["ppe"]), inputs_and_labels()
     given = {"labels": labels, "skip_logits": True, "distill": Distillation(0.5)}

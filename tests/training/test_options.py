@@ -87,6 +87,39 @@ def test_self_distillation_is_part_of_the_loss(settings):
         TrainConfig(**settings | {"compression": "dense", "distill_weight": 0.5})
 
 
+@pytest.mark.parametrize("adapter", [None, {"kind": "lora", "rank": 2}])
+def test_a_frozen_teacher_stays_what_the_model_was(settings, adapter):
+    """The first step has one loss, whoever teaches; later ones do not, nor does a run that goes on."""
+    common = {"distill_weight": 1.0, "learning_rate": 1e-2, "adapter": adapter, "save_steps": 2}
+    present = losses(settings, **common)
+    frozen = losses(settings, **common, distill_teacher="start")
+    assert frozen[0] == present[0]
+    assert frozen[-1] != present[-1]
+    shutil.rmtree(Path(settings["output"], "final"))
+    gone_on = TrainConfig(**settings | common | {"distill_teacher": "start", "resume": True})
+    assert [loss for _, loss in train(gone_on, announce=False).losses] == frozen
+
+
+def test_a_cosine_ends_at_the_least_rate(settings):
+    from transformers import get_scheduler
+
+    from ppe_npu.training.start import _arguments
+
+    for least in (0.0, 0.01):
+        asked = _arguments(TrainConfig(**settings | {"least_rate": least}), torch.device("cpu"), 4)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+        scheduler = get_scheduler(
+            asked.lr_scheduler_type, optimizer, 0, 4, scheduler_specific_kwargs=asked.lr_scheduler_kwargs
+        )
+        rates = []
+        for _ in range(4):
+            optimizer.step()
+            scheduler.step()
+            rates += scheduler.get_last_lr()
+        assert rates[1] == pytest.approx(2 * (least + (1 - least) / 2), rel=8 * eps(torch.float64))
+        assert rates[3] == pytest.approx(2 * least, abs=8 * eps(torch.float64))
+
+
 def test_an_adapter_learns_resumes_bit_equally_and_merges(settings, tiny_folder, tmp_path):
     from ppe_npu.training.export import merge_lora
 

@@ -63,6 +63,7 @@ def test_pixelprunes_recipe_learns_from_labels_and_from_the_model_that_sees_all(
     (step,) = config.compression.methods
     assert (step.name, step.place, step.threshold, config.compression.k) == ("pixelprune", "pixels", 0, 1)
     assert (config.distill_weight, config.betas, config.learning_rates["vision"]) == (0.5, (0.9, 0.95), 1e-5)
+    assert (config.copies_teacher, config.least_rate) == (True, 0.01)
 
 
 @pytest.mark.slow

@@ -196,10 +196,14 @@ def test_bad_models_are_named(settings, tmp_path):
 
 
 @pytest.mark.parametrize("stage", [3, "3"])
-def test_zero_3_is_refused_where_processes_cannot_sum_fp64(monkeypatch, tmp_path, stage):
+def test_zero_3_is_refused_where_it_cannot_be(monkeypatch, tmp_path, stage):
     """However the file writes the stage: DeepSpeed takes both."""
     monkeypatch.setattr(trainer.devices, "reduces_float64", lambda device: False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     with pytest.raises(InputError, match=r"ZeRO-3 sums .* use ZeRO-2"):
         trainer.start_deepspeed(str(tmp_path / "zero.json"), torch.device("cpu"))
+    monkeypatch.undo()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"distill_teacher='start' .* no process has a whole model to copy"):
+        trainer.start_deepspeed(str(tmp_path / "zero.json"), torch.device("cpu"), copies=True)
