@@ -274,7 +274,9 @@ class CompressionConfig:
             if key not in plain and key not in _BESIDE:
                 having = [step for step in plain["steps"] if key in step]
                 if len(having) != 1:
-                    said = "no step has it" if not having else "several steps have it: write them to a file"
+                    fields = dict.fromkeys(field for step in plain["steps"] for field in step if field != "method")
+                    said = "several steps have it: write them to a file"
+                    said = said if having else f"no step has it; those here have {', '.join(fields)}"
                     raise InputError(f"{key}={shown(values[key])} with {self.label}: {said}")
                 having[0][key] = values.pop(key)
         return type(self).from_dict({**plain, **values})
