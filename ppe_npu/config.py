@@ -270,15 +270,8 @@ class CompressionConfig:
         plain = self.to_dict()
         if not self.k_named or values.get("positions", self.positions) != self.positions:
             plain.pop("k")
-        for key in list(values) if self.steps is not None else ():
-            if key not in plain and key not in _BESIDE:
-                having = [step for step in plain["steps"] if key in step]
-                if len(having) != 1:
-                    fields = dict.fromkeys(field for step in plain["steps"] for field in step if field != "method")
-                    said = "several steps have it: write them to a file"
-                    said = said if having else f"no step has it; those here have {', '.join(fields)}"
-                    raise InputError(f"{key}={shown(values[key])} with {self.label}: {said}")
-                having[0][key] = values.pop(key)
+        if self.steps is not None:
+            shorthand.give_steps(plain, values, {*plain, *_BESIDE}, self.label)
         return type(self).from_dict({**plain, **values})
 
     @classmethod

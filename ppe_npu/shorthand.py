@@ -19,6 +19,7 @@ import hashlib
 import json
 import operator
 import sys
+from collections.abc import Container
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +147,26 @@ def keys_of(text: str, whole: str) -> dict[str, Any]:
         except (ValueError, RecursionError):
             values[key] = value
     return values
+
+
+def give_steps(plain: dict[str, Any], values: dict[str, Any], beside: Container[str], label: str) -> None:
+    """Move what is a step's own from `values` to the step in `plain`, a configuration with steps, that has the field.
+
+    Args:
+        beside: keys that are no step's. label: of the configuration.
+
+    Raises:
+        InputError: a key that no step has, or several.
+    """
+    for key in [key for key in values if key not in beside]:
+        having = [step for step in plain["steps"] if key in step]
+        if len(having) > 1:
+            raise InputError(f"{key}={shown(values[key])} with {label}: several steps have it: write them to a file")
+        if not having:
+            known = dict.fromkeys(field for step in plain["steps"] for field in step if field != "method")
+            told = f"; give one of {', '.join(known)}" if known else ": there are none"
+            raise InputError(f"{key}={shown(values[key])} with {label}: no step has it{told}")
+        having[0][key] = values.pop(key)
 
 
 def _fields(name: str) -> set[str]:
