@@ -35,8 +35,8 @@ def test_the_four_are_there_and_an_unknown_one_is_refused_by_name():
 def test_prompts_are_of_benchmarks_that_are_there_and_take_what_those_fill_in(name):
     for benchmark, texts in protocols.load(name).prompts.items():
         assert benchmark in registry.OURS or benchmark == "longvideobench_v"
-        assert set(texts) <= {"form", "hint_form", "open_form", "choice_form", "shown", "max_new_tokens"}
-        forms = [text for key, text in texts.items() if key not in ("shown", "max_new_tokens")]
+        assert set(texts) <= {"form", "hint_form", "open_form", "choice_form", "shown", "asked_by", "max_new_tokens"}
+        forms = [text for key, text in texts.items() if key.endswith("form")]
         assert all("{" in text for text in forms) or benchmark == "mmmu_pro_vision"  # whose picture holds the question
         assert texts.get("max_new_tokens", 1) > 0
 
