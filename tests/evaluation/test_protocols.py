@@ -121,6 +121,16 @@ def test_a_result_says_what_it_went_by():
     assert label({}) == label({"protocol": "text"}) == "checkpoint"  # the first edition said nothing
 
 
+def test_what_is_asked_for_beside_the_checkpoints_own_is_told_and_older_folders_go_on(tmp_path):
+    told, untold = (protocols.load("checkpoint").recorded(changed) for changed in ({"max_pixels": 784}, {}))
+    assert label({"protocol": told}) == "checkpoint (max_pixels 784)"
+    for before in ({}, {"protocol": untold}):
+        write_json(tmp_path / "settings.json", {**before, "image_size": 784})
+        check_settings(tmp_path, {"protocol": told, "image_size": 784}, {"protocol": untold})
+        with pytest.raises(InputError, match="another image_size"):
+            check_settings(tmp_path, {"protocol": told, "image_size": 1}, {"protocol": untold})
+
+
 def test_mmbench_is_asked_with_all_turns_where_the_protocol_says_so():
     assert registry.named_by(protocols.load("vlmevalkit"), "mmbench_en") == "mmbench_en_circular"
     assert registry.named_by(protocols.load("checkpoint"), "mmbench_en") == "mmbench_en"
