@@ -20,7 +20,7 @@ from ppe_npu.evaluation.identity import PROCESSOR_MARKS
 from ppe_npu.evaluation.interleaving import PROMPTS, ROUNDS
 from ppe_npu.evaluation.results import run_title
 from ppe_npu.evaluation.rows import checksum
-from ppe_npu.evaluation.run_protocol import label, touching
+from ppe_npu.evaluation.run_protocol import compared, label
 from ppe_npu.models import compress
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
 
 def _of_all(settings: dict[str, Any]) -> dict[str, Any]:
     """Of a run's settings those that all methods of a pass share."""
-    return {key: value for key, value in touching(settings).items() if key not in _OF_METHOD}
+    return {key: value for key, value in compared(settings).items() if key not in _OF_METHOD}
 
 
 def _draw(runs: Sequence[Asked], candidates: Sequence[cost_pass.Candidate], samples: Sequence[Any]) -> None:

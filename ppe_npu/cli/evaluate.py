@@ -75,7 +75,7 @@ def run_eval(args: argparse.Namespace) -> int:
     runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
     smaller = costs.smaller_input(args, processor)
     known = costs.shares(args, chosen) if smaller else []
-    recorded = protocol.recorded(_changed(args, protocol))
+    recorded = protocol.recorded(_changed(args))
     unsaid = {"generation": first_edition(own), "protocol": protocols.load(protocols.CHECKPOINT).recorded()}
     for benchmark in loaded:
         identity, tokens = benchmark_identity(benchmark), new_tokens(benchmark, args.max_new_tokens)
@@ -212,11 +212,9 @@ def _dtype(args: argparse.Namespace, protocol: Protocol, device: Any) -> str:
     return args.dtype or own or "fp32"
 
 
-def _changed(args: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
+def _changed(args: argparse.Namespace) -> dict[str, Any]:
     """{option: value} that the user named in the protocol's place."""
-    named = {key: getattr(args, key) for key in (*_FRAMES, "max_new_tokens")}
-    # The first edition named no protocol: its own options changed nothing.
-    return {} if protocol.name == protocols.CHECKPOINT else named
+    return {key: getattr(args, key) for key in (*_FRAMES, "max_new_tokens")}
 
 
 def load_benchmarks(names: list[str], data_root: str, protocol: Protocol | None = None) -> list[Any]:

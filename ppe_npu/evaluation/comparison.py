@@ -20,6 +20,8 @@ from ppe_npu.evaluation.tuned import tuning_of
 
 Result = Mapping[str, Any]
 DENSE = "dense"
+# Settings in which runs of several seeds differ; other weights have a line of their own, and one label is one protocol.
+_OF_SEEDS = ("seed", "weights", "model", "protocol")
 
 
 def compare(results: Sequence[Result]) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict
         groups.setdefault(result["name"], []).append(result)
     dense = next((runs for runs in groups.values() if _is_dense(runs)), None)
     rows = [_row(name, runs, dense, missing) for runs in groups.values()]
+    missing += filter(None, (_unlike(name, runs) for runs in groups.values()))
     if dense is None:
         missing.append(f"{name}: no dense run, so nothing is compared with it.")
     missing += [
@@ -142,6 +145,17 @@ def _row(benchmark: str, runs: Sequence[Result], dense: Sequence[Result] | None,
         "tuned": tuning_of(runs[0]),
         "errors": sum(run["errors"] for run in runs),
     }
+
+
+def _unlike(benchmark: str, runs: Sequence[Result]) -> str:
+    """A line where runs of one row are not those of several seeds, as they were asked otherwise; else ""."""
+    first, *others = [run["settings"] for run in runs]
+    keys = [key for key in first if any(key in other and other[key] != first[key] for other in others)]
+    told = ", ".join(key for key in keys if key not in _OF_SEEDS)
+    return (
+        told
+        and f"{benchmark}, {runs[0]['name']}: the mean of {len(runs)} runs that differ in more than a seed: {told}."
+    )
 
 
 def _value(run: Result) -> float:

@@ -14,7 +14,7 @@ from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.evaluation.decoding import beside_greedy
 from ppe_npu.evaluation.protocols import names
 from ppe_npu.evaluation.rows import FAULTS, fault_of, question
-from ppe_npu.evaluation.run_protocol import label, touching
+from ppe_npu.evaluation.run_protocol import compared, label
 from ppe_npu.files import check_regular
 
 
@@ -125,8 +125,8 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
     written, now = _settings(file), json.loads(json.dumps(settings))
     unknown = {key: now[key] for key in PROCESSOR_MARKS if key in now}  # to earlier editions, which wrote none down
     before = {"edition": 1, **unknown, **json.loads(json.dumps(unsaid or {})), **written}
-    was = touching(before)
-    changed = [key for key, value in touching(now).items() if was.get(key) != value]
+    was = compared(before)
+    changed = [key for key, value in compared(now).items() if was.get(key) != value]
     if not changed:
         return
     if changed == ["generation"]:

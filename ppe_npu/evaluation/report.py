@@ -50,7 +50,8 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
             result = json.loads(file.read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is not JSON: delete it and run the evaluation again") from error
-        if isinstance(result, dict) and {"settings", "costs", "types", "samples"} <= result.keys():
+        ours = isinstance(result, dict) and {"settings", "costs", "types", "samples"} <= result.keys()
+        if ours or file.with_name("predictions.jsonl").exists():  # other programs name their files so, too
             wrong = stored.fault(result)
             if wrong:
                 remedy = "delete it and run the evaluation again, which keeps its answers"

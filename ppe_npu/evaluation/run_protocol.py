@@ -27,6 +27,17 @@ def touching(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """touching(), by which a run is told from another: without words on a protocol's version; and of "checkpoint"
+    without what was asked for in its place, which earlier editions did not write down there: the sizes, frames and
+    lengths are settings of their own."""
+    found = touching(settings)
+    if isinstance(protocol := found.get("protocol"), Mapping):
+        unsaid = ("version", "changed") if protocol.get("name") == CHECKPOINT else ("version",)
+        found["protocol"] = {key: value for key, value in protocol.items() if key not in unsaid}
+    return found
+
+
 def label(settings: Mapping[str, Any]) -> str:
     """How tables call the protocol of a run's settings: its name, what was asked for otherwise, whether options were
     drawn, and whether its file had other numbers then that touch the run. Runs of the first edition, which named none,
@@ -47,5 +58,5 @@ def _has_other_numbers(found: Mapping[str, Any]) -> bool:
     if found["name"] not in names():
         return False
     today = load(found["name"]).recorded()
-    told = today.keys() & found.keys() - {"draws", "changed"}
+    told = today.keys() & found.keys() - {"draws", "changed", "version"}
     return any(found[key] != today[key] for key in told)

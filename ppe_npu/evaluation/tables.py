@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ppe_npu.evaluation import cost_table
-from ppe_npu.evaluation.protocols import CHECKPOINT
 from ppe_npu.evaluation.scale import PERCENT, is_percent, named, shown
 from ppe_npu.utils import escape
 
@@ -38,9 +37,8 @@ _MEASURED = ("ttft_seconds", "prefill_seconds", "seconds", "tokens_per_second") 
 
 
 def _named(what: str, protocol: str) -> str:
-    """The head of a table's first column; the protocol stands in every table. One that says nothing is checkpoint's,
-    as the first edition's tables are."""
-    return f"{what}, by protocol {protocol}" if protocol and protocol != CHECKPOINT else what
+    """The head of a table's first column; the protocol stands in every table."""
+    return f"{what}, by protocol {protocol}" if protocol else what
 
 
 Cells = tuple[list[str], list[list[str]]]  # the head of a table, and its lines

@@ -133,7 +133,7 @@ def charxiv(folder: Path) -> None:
     ]
     rows = [
         {"image": {"bytes": picture()}, "figure_path": f"images/{number}.jpg", "reasoning_q": question,
-         "reasoning_a": answer, "reasoning_q_source": kind}
+         "reasoning_a": answer, "reasoning_a_type": kind, "reasoning_q_source": 1 + number % 2}
         for number, (question, answer, kind) in enumerate(asked)
     ]  # fmt: skip
     parquet(folder / "val.parquet", rows)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from copy import copy
 
 import pytest
 from benchmark_writing import write_all
 from tolerances import near
 
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.benchmarks import pdf
 from ppe_npu.evaluation.benchmarks.mmlongbench import MMLongBenchDoc
 from ppe_npu.evaluation.benchmarks.pdf import num_pages, page_images
@@ -173,6 +175,14 @@ def test_numbers_and_texts_of_charxiv_stand_apart(load):
     found = benchmark.metrics(rows)
     assert (found["numbers"], found["texts"]) == (1.0, 0.5)
     assert found["text-in-general"] == 0.0
+
+
+def test_what_charxiv_adds_goes_by_the_answer_and_under_lmms_eval_by_who_wrote_the_question(load):
+    benchmark = copy(load("charxiv_reasoning"))
+    benchmark.use(protocols.load("lmms-eval"))
+    assert [sample["type"] for sample in benchmark] == [sample["type"] for sample in load("charxiv_reasoning")]
+    assert "one of the options" in benchmark[3]["prompt"]  # of the number that the test above asks for
+    assert benchmark.edition == 2
 
 
 def test_a_child_that_is_forked_amid_a_page_can_read_pages(tmp_path):

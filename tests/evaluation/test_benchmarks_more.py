@@ -6,8 +6,11 @@ from copy import copy
 from types import SimpleNamespace
 
 import pytest
+from benchmark_writing import write_all
 from tolerances import near
 
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.metrics import boxes
 
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -132,6 +135,17 @@ def test_a_box_is_read_as_the_family_writes_it(load):
         benchmark.meet(None)
 
 
+def test_google_s_split_of_refcoco_is_not_read(tmp_path):
+    """Its data set has one beside those that papers report; RefCOCOg's test is one of those."""
+    for name, kinds in (("refcoco", ["val"]), ("refcocog", ["val", "test"])):
+        folder = write_all(tmp_path, name) / name / "data"
+        (folder / "test-00000-of-1.parquet").write_bytes((folder / "val-00000-of-1.parquet").read_bytes())
+        assert sorted({sample["type"] for sample in benchmarks.load(name, tmp_path)}) == sorted(kinds)
+        (folder / "val-00000-of-1.parquet").unlink()
+    with pytest.raises(InputError, match=r"refcoco: missing below .*data/val-\*\.parquet, data/testA"):
+        benchmarks.load("refcoco", tmp_path)
+
+
 def test_overlap_is_intersection_over_union():
     assert boxes.overlap((0, 0, 2, 2), (1, 0, 3, 2)) == near(1 / 3, 2)
     assert boxes.overlap((0, 0, 2, 2), (0, 0, 2, 2)) == 1.0
@@ -143,7 +157,9 @@ def test_overlap_is_intersection_over_union():
     ("answer", "numbers"),
     [
         ("[1, 2.5, 3, 4]", (1, 2.5, 3, 4)), ("(1,2),(3,4)", (1, 2, 3, 4)), ('{"point_2d": [5, 6]}', (5, 6)),
-        ("x=5, y=6", (5, 6)), ("one 7", ()), ("", ()), ("bbox_2d: [1, 2, 3, 4] and [5, 6, 7, 8]", (1, 2, 3, 4)),
+        ('{"x1": 10, "y1": -2, "x2": 30, "y2": 4.5}', (10, -2, 30, 4.5)), ("x_1=1 y_1=2", (1, 2)),
+        ("x=5, y=6", (5, 6)), ("one 7", ()), ("", ()), ("box10: 1, 2, 3, 4", (1, 2, 3, 4)),
+        ("bbox_2d: [1, 2, 3, 4] and [5, 6, 7, 8]", (1, 2, 3, 4)),
     ],
 )  # fmt: skip
 def test_numbers_of_a_box_or_a_point(answer, numbers):

@@ -33,7 +33,7 @@ def test_costs_in_turns_and_smaller_input_are_rows_of_the_report(run, tiny_folde
     folder = tmp_path / "out" / "layout"
     found = json.loads((folder / "costs.json").read_text())
     assert list(found["rows"]) == ["dense", "keep_one 0.25", "smaller input 0.25"]
-    assert (found["prompts"], found["reference"], found["protocol"]) == (8, "dense", "checkpoint")
+    assert (found["prompts"], found["reference"], found["protocol"]) == (8, "dense", "checkpoint (max_new_tokens 2)")
     assert 2 <= found["rounds"] <= 5 * MOST  # fewer or more than 5 where the machine is busy
     assert found["left_out"] == {}
     assert found["rows"]["dense"]["ttft"]["ratio"] == 1.0
@@ -245,5 +245,6 @@ def test_a_report_of_two_protocols_has_a_table_and_a_picture_of_each(tmp_path):
     path, table = write_report(runs, tmp_path / "report.md", "Both")
     assert "# Protocol qwen" in path.read_text()
     assert "method, by protocol qwen" in table
+    assert "method, by protocol checkpoint" in table
     assert (tmp_path / "report-2.png").is_file()
     assert len(json.loads((tmp_path / "report.json").read_text())["protocols"]) == 2

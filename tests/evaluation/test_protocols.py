@@ -35,8 +35,8 @@ def test_the_four_are_there_and_an_unknown_one_is_refused_by_name():
 def test_prompts_are_of_benchmarks_that_are_there_and_take_what_those_fill_in(name):
     for benchmark, texts in protocols.load(name).prompts.items():
         assert benchmark in registry.OURS or benchmark == "longvideobench_v"
-        assert set(texts) <= {"form", "hint_form", "open_form", "choice_form", "shown", "max_new_tokens"}
-        forms = [text for key, text in texts.items() if key not in ("shown", "max_new_tokens")]
+        assert set(texts) <= {"form", "hint_form", "open_form", "choice_form", "shown", "asked_by", "max_new_tokens"}
+        forms = [text for key, text in texts.items() if key.endswith("form")]
         assert all("{" in text for text in forms) or benchmark == "mmmu_pro_vision"  # whose picture holds the question
         assert texts.get("max_new_tokens", 1) > 0
 
@@ -119,6 +119,16 @@ def test_a_result_says_what_it_went_by():
     assert label({"protocol": older}) == "lmms-eval (nframes 8, of another edition)"
     assert drawn == ["qwen (options drawn)"] * 2  # no table has them beside answers that were wrong
     assert label({}) == label({"protocol": "text"}) == "checkpoint"  # the first edition said nothing
+
+
+def test_what_is_asked_for_beside_the_checkpoints_own_is_told_and_older_folders_go_on(tmp_path):
+    told, untold = (protocols.load("checkpoint").recorded(changed) for changed in ({"max_pixels": 784}, {}))
+    assert label({"protocol": told}) == "checkpoint (max_pixels 784)"
+    for before in ({}, {"protocol": untold}):
+        write_json(tmp_path / "settings.json", {**before, "image_size": 784})
+        check_settings(tmp_path, {"protocol": told, "image_size": 784}, {"protocol": untold})
+        with pytest.raises(InputError, match="another image_size"):
+            check_settings(tmp_path, {"protocol": told, "image_size": 1}, {"protocol": untold})
 
 
 def test_mmbench_is_asked_with_all_turns_where_the_protocol_says_so():

@@ -15,6 +15,7 @@ from ppe_npu.evaluation import statistics, tables
 from ppe_npu.evaluation.report import collect, unfinished, write_report
 from ppe_npu.evaluation.results import method, title
 from ppe_npu.files import write_json
+from ppe_npu.utils import escape
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def runs(tmp_path):
 def test_methods_stand_by_kept_share_beside_dense(runs):
     path, table = write_report(collect(runs), runs / "report.md", "Two benchmarks")
     lines = table.splitlines()
-    assert lines[0] == "| method | docvqa | layout | Avg | % of dense |"
+    assert lines[0] == "| method, by protocol checkpoint | docvqa | layout | Avg | % of dense |"
     groups = [line for line in lines if "**" in line]
     assert [group.split("|")[1].strip(" *") for group in groups] == ["Upper bound, 100 %", "Retain 50 %", "Retain 25 %"]
     assert "| dense | 90.0 | 90.0 | 90.0 | 100.0 |" in lines
@@ -46,7 +47,7 @@ def test_each_benchmark_has_its_scores_tests_and_costs(runs):
     own = text.split("## layout")[1].split("\n## ")[0]
     assert "40 samples, score: accuracy; fp32 on a test, 4 in a batch. Samples per type: row 20, col 20." in own
     assert "Protocol: checkpoint." in own
-    assert "| method | row | col | all: accuracy, % | 95 % | minus dense | 95 % | p |" in own
+    assert "| method, by protocol checkpoint | row | col | all: accuracy, % | 95 % | minus dense | 95 % | p |" in own
     (dense,) = [line for line in own.splitlines() if line.startswith("| dense | 80.0 | 100.0 | 90.0 |")]
     assert dense.endswith("| - | - | - |")
     (ppe,) = [line for line in own.splitlines() if line.startswith("| ppe k=8 0.5 |") and "to" in line]
@@ -110,6 +111,17 @@ def test_seeds_become_a_mean_with_its_spread(tmp_path):
     assert (row["runs"], row["spread"]) == (2, [0.5, 0.7])
     assert row["against_dense"]["mean"] == pytest.approx(-0.3)
     assert row["against_dense"]["test"] == "sign-flip permutation"  # means over seeds are not right or wrong
+
+
+@pytest.mark.parametrize(
+    ("key", "told"), [("dtype", True), ("max_new_tokens", True), ("seed", False), ("model", False)]
+)
+def test_a_mean_of_runs_that_were_asked_otherwise_says_so(tmp_path, key, told):
+    runs = [write_run(tmp_path / str(number), some(0.5)) for number in range(2)]
+    for number, result in enumerate(runs):
+        result["settings"][key] = f"value {number}"
+    text = write_report(runs, tmp_path / "r.md", "Two")[0].read_text()
+    assert (f"the mean of 2 runs that differ in more than a seed: {escape.markdown(key)}." in text) == told
 
 
 def test_what_is_missing_is_a_dash_and_a_line(tmp_path):
@@ -208,8 +220,8 @@ def test_many_question_types_have_a_table_of_their_own(tmp_path):
     kinds = [f"kind{number}" for number in range(9)]
     results = [write_run(tmp_path / "a", some(0.5, 45), kinds=kinds)]
     text = write_report(results, tmp_path / "r.md", "Types")[0].read_text()
-    assert "| method | accuracy, % | 95 % |" in text
-    assert "| accuracy, % by type | dense |" in text
+    assert "| method, by protocol checkpoint | accuracy, % | 95 % |" in text
+    assert "| accuracy, % by type, by protocol checkpoint | dense |" in text
     assert text.count("| kind") == 9
 
 

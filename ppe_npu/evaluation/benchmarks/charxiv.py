@@ -37,6 +37,9 @@ ASKED = {
 class CharXivReasoning(Dataset):
     """The type is where the answer stands and whether it is a number. Papers have GPT-4o judge all four kinds; the rule
     here is that judge's for numbers, and stricter for texts, which must be the same words: a lower bound.
+
+    What a question adds goes by the kind of its answer, as in the authors' code (their inst_category). lmms-eval takes
+    it by who wrote the question (reasoning_q_source), and so does its protocol.
     """
 
     name = "charxiv_reasoning"
@@ -46,16 +49,18 @@ class CharXivReasoning(Dataset):
     home = "data set princeton-nlp/CharXiv of the Hugging Face hub (val.parquet)"
     metric = "accuracy: numbers equal in value, texts of the same terms but for case and brackets; no GPT-4o judge"
     form = "{question}\n{asked}"
+    edition = 2
     max_new_tokens = 128
     headline = "numbers"
+    asked_by = "reasoning_a_type"  # the column whose number says what a question adds
 
     def read(self) -> list[Row]:
         self._table = Parquet(self.files(self.needs[0]), large=["image"])
         return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
 
     def sample(self, row: Row) -> Row:
-        kind, truth = int(row["reasoning_q_source"]), str(row["reasoning_a"])
-        asked = ASKED[kind] if kind != 4 else f"    {_number_asked(truth)}"
+        kind, adds, truth = int(row["reasoning_a_type"]), int(row[self.asked_by]), str(row["reasoning_a"])
+        asked = ASKED[adds] if adds != 4 else f"    {_number_asked(truth)}"
         fields = {
             "index": str(row.get("figure_path") or row["number"]),
             "prompt": self.form.format(question=row["reasoning_q"], asked=asked).strip(),
