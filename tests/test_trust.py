@@ -106,6 +106,17 @@ def test_pickled_weights_are_read_where_it_is_allowed(folder, tiny_folder, run, 
     assert run(*asked, "--compression", "dense", "--allow-bin")[0] == 0
 
 
+@pytest.mark.parametrize("more", [[], ["--vllm"]])
+def test_pickled_weights_are_exported_where_it_is_allowed(folder, tmp_path, run, more):
+    pickled(folder)
+    asked = ["export", "--checkpoint", folder, "--output", tmp_path / "exported", *more]
+    refused(run(*asked), folder, "--allow-bin")
+    code, _, err = run(*asked, "--allow-bin")
+    assert code == 0, err
+    kept = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    assert torch.equal(load_file(tmp_path / "exported" / "model.safetensors")["lm_head.weight"], kept["lm_head.weight"])
+
+
 def test_an_allowed_pickle_holds_tensors_alone(folder, monkeypatch):
     monkeypatch.chdir(folder)
     pickled(folder, {"lm_head.weight": Evil()})

@@ -20,6 +20,7 @@ from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.reading import UnreadableError, read_json
 
 DTYPES = {name: COMMON_DTYPES[name] for name in ("fp32", "bf16")}
+SERVED = "ppe_compression"  # what a config.json says that was written for vLLM
 
 
 def load_model(
@@ -107,6 +108,8 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False, tiled: bool = Fa
             f"model {path} is a {names[0]}, which compress() takes, but whose inputs {made}: load and "
             f"compress it in a program of your own (docs/families.md), or use one of {', '.join(supported)}"
         )
+    if names[0] not in supported and SERVED in config:
+        raise InputError(f"model {path} was exported for vLLM ({SERVED}): name the checkpoint that it was made of")
     if names[0] not in supported:
         raise InputError(f"model {path} is a {names[0]}, which is not supported: use one of {', '.join(supported)}")
     return names[0]

@@ -88,7 +88,7 @@ def run_eval(args: argparse.Namespace) -> int:
             check_settings(folder, {**identity, **said, **_said_if_so(args, share)}, unsaid)
     check_shared(Path(args.output))
     model = checkpoint.load(device, args.dtype, load_model)
-    engines = Engines(model_path, processor, dtype, args.engine_args) if args.engine == "vllm" else None
+    engines = Engines(checkpoint, processor, dtype, args.engine_args) if args.engine == "vllm" else None
     answers = partial(_answers, engines, model, processor, sampling, args.seed, values)
     results = _evaluate(model, runs, answers, args)
     late = _as_many_tokens(runs, results, known) if smaller else []
@@ -141,6 +141,11 @@ def _device(args: argparse.Namespace) -> str:
         return args.device
     if args.cost_rounds or args.smaller_input:
         raise InputError("--engine vllm measures no costs in turns: leave --cost-rounds and --smaller-input out")
+    if devices.process_count() > 1:
+        raise InputError(
+            f"--engine vllm in {devices.process_count()} processes: each would start a vLLM on the same device; start "
+            """one, with --engine-args '{"tensor_parallel_size": N}'"""
+        )
     args.cost_rounds, args.smaller_input = 0, False
     return "cpu"
 
@@ -259,7 +264,7 @@ def _chosen(args: argparse.Namespace, model: Path, checkpoint: common.Checkpoint
         configs += common.compressions(argparse.Namespace(**{**vars(args), "ratio": ratio}), model)
     configs = common.fitted(checkpoint, configs)
     if args.engine == "vllm":
-        check_engine(checkpoint, configs)
+        check_engine(checkpoint, configs, args.engine_args)
     labels: dict[str, CompressionConfig] = {}
     for config in configs:
         if labels.setdefault(config.label, config) != config:

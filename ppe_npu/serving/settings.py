@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ppe_npu.checkpoints.loading import SERVED as KEY
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, shown
 
-KEY = "ppe_compression"
 DEFAULT = "ppe"
 AXES = "mrope_section"  # beside it, where a decoder counts in one dimension: then vLLM keeps positions of ours
 

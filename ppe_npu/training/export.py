@@ -76,7 +76,7 @@ def export(
         output: a folder that is not there, or empty.
         model: of an adapter: its base; None: where base.json says it was.
         dtype: "fp32" or "bf16" to save in; None: as it was saved, an adapter in what its base was trained in.
-        allow_bin: whether an adapter's base may have pytorch_model.bin alone.
+        allow_bin: whether it, or an adapter's base, may have pytorch_model.bin alone.
         config: what its config.json shall say beside, or in place of, what it says (ppe_npu.serving.checkpoint).
 
     Returns:
@@ -102,7 +102,7 @@ def _export(
     _check_output(output)
     if base is not None and not adapter:
         raise InputError(f"{source} holds a whole model: --model is for an adapter's base alone")
-    model = merged(source, base, allow_bin) if adapter else _full(source)
+    model = merged(source, base, allow_bin) if adapter else _full(source, allow_bin)
     if dtype is not None:
         model = model.to(DTYPES[dtype])
     with new_folder(output) as folder:
@@ -154,10 +154,10 @@ def _check_output(output: Path) -> None:
 # -- full weights ------------------------------------------------------------------------------------------------------
 
 
-def _full(source: Path) -> Any:
+def _full(source: Path, allow_bin: bool) -> Any:
     """The model of a checkpoint with all weights, whole or in DeepSpeed's shares."""
     if any((source / name).is_file() for name in _WEIGHTS) or not _shared(source):
-        return load_model(source, dtype="auto", tiled=True)
+        return load_model(source, dtype="auto", allow_bin=allow_bin, tiled=True)
     import transformers
 
     model = _without_weights(source)

@@ -2,14 +2,21 @@
 
 import importlib.util
 import json
+import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from checkpoints import save
 from command_line import refused
 
+from ppe_npu import CompressionConfig
 from ppe_npu.demo import scenes
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.vllm_engine import Engines
+from ppe_npu.training.adapted import Checkpoint
 
 QUIET = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
          "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # fmt: skip
@@ -67,4 +74,32 @@ def test_what_vllm_cannot_be_asked_for_is_said_first(run, tiny_folder, tmp_path,
     refused(run(*asked, *more, "ppe:k=4"), "vllm", "not installed", "ppe-npu[vllm]")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: there("json" if name == "vllm" else name))
     refused(run(*asked, *more, "keep_one:layers=[1]"), "layers=[1]: decoder layers that see fewer")
+    for name in ("model", "dtype", "hf_overrides", "mm_processor_kwargs", "trust_remote_code"):
+        wrong = ["--engine-args", json.dumps({"max_model_len": 8, name: {}})]
+        refused(run(*asked, *more, "ppe:k=4", *wrong), f"--engine-args {name}", "leave it out")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(run(*asked, *more, "ppe:k=4"), "--engine vllm in 2 processes", "tensor_parallel_size")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_is_given_what_was_asked_and_its_refusal_is_one_line(tiny_folder, tmp_path, monkeypatch):
+    """A checkpoint whose weights are pickled is taken where that is allowed, as by transformers."""
+
+    def started(model: str, **settings) -> dict:
+        if settings.get("max_model_len") == 1:
+            raise ValueError("max_model_len is small\nand more")
+        return settings
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=started))
+    folder = shutil.copytree(tiny_folder, tmp_path / "pickled")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")  # no weights are read here
+    more = (SimpleNamespace(image_processor=SimpleNamespace(size={"longest_edge": 64})), "float32")
+    config = CompressionConfig.preset("ppe", k=4)
+    with pytest.raises(InputError, match="--allow-bin"):
+        Engines(Checkpoint(str(folder)), *more).of(config)
+    allowed = Checkpoint(str(folder), allow_bin=True)
+    settings = Engines(allowed, *more, {"max_model_len": 64}).of(config)
+    assert settings["max_model_len"] == 64
+    assert settings["hf_overrides"]["ppe_compression"] == config.to_dict()
+    with pytest.raises(InputError, match=r"vLLM does not start \(max_model_len is small\): change --engine-args"):
+        Engines(allowed, *more, {"max_model_len": 1}).of(config)

@@ -76,6 +76,14 @@ def test_an_exported_checkpoint_is_served_as_it_says(run, tiny_folder, tmp_path,
     refused(run("serve", "--model", tmp_path / "served", "--compression", "ppe"), "a compression of its own")
 
 
+def test_a_checkpoint_that_was_exported_for_vllm_is_none_for_other_commands(run, tiny_folder, tmp_path):
+    served = tmp_path / "served"
+    assert run("export", "--vllm", "--checkpoint", tiny_folder, "--output", served, "--compression", "ppe:k=4")[0] == 0
+    again = ["export", "--vllm", "--checkpoint", served, "--output", tmp_path / "again"]
+    for command in (again, ["eval", "--model", served], ["serve", "--model", served, "--k", 2]):
+        refused(run(*command), served, "exported")
+
+
 @pytest.mark.parametrize("command", ["serve", "export"])
 @pytest.mark.parametrize(
     ("compression", "said"),
@@ -104,6 +112,22 @@ def test_what_is_missing_or_said_twice_is_one_line(run, tiny_folder, tmp_path, s
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused(run("serve", "--model", tiny_folder), "vllm", "not installed", "ppe-npu[vllm]")
     assert not started
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["--model=other", "--hf_overrides={}", "--hf-overrides.ppe_compression=keep_one", "--hf-over", "--hf_overrides",
+     "--trust_remote_code", "--trust-rem"],
+)  # fmt: skip
+def test_what_the_server_would_read_in_place_of_ours_is_refused_however_it_is_spelt(run, tiny_folder, started, word):
+    refused(run("serve", "--model", tiny_folder, "--", "--port", 8123, word), word.split("=")[0], "leave it out")
+    assert not started
+
+
+def test_options_that_only_resemble_ours_reach_the_server(run, tiny_folder, started):
+    words = ["--model-impl", "auto", "--host", "h", "--trust-request-mm-kwargs", "-tp", "1", "--hf-config-path=a.b"]
+    assert run("serve", "--model", tiny_folder, "--", *words)[0] == 0
+    assert started[0][7:] == words
 
 
 @pytest.mark.parametrize(
