@@ -75,7 +75,7 @@ def _check_attention(
     meant("attention", **given, causal=causal, scale=scale, dropout=dropout)
     shapes = (tuple(query.shape), tuple(key.shape), tuple(value.shape))
     fits = query.dim() == key.dim() == 4 and key.shape == value.shape and query.shape[0] == key.shape[0]
-    fits = fits and query.shape[3] == key.shape[3]
+    fits = fits and query.shape[3] == key.shape[3] > 0
     require(fits, "attention: takes query [B, H, S, D], key and value [B, Hkv, T, D], got", shapes)
     heads, kv_heads = query.shape[1], key.shape[1]
     divides = kv_heads > 0 and heads % kv_heads == 0

@@ -4,16 +4,18 @@
 #     scripts/device_check.sh [FOLDER]          # FOLDER: $OUT, else runs/device
 #
 # One command, less than nine minutes on one H100 or H200, no network, no make, nothing installed: it needs a python3 with
-# torch, triton, transformers and pytest (scripts/lent.txt). Each part has a time of its own, writes what it has, and the
+# what scripts/lent.txt names, pytest's plug-ins among it. Each part has a time of its own, writes what it has, and the
 # next goes on if one fails. FOLDER gets summary.json, log.txt and what the benchmarks write: eight files at most.
 #
-#     DEVICE=cuda   PYTHON=python3   MINUTES=8.5    DEVICE=cpu TINY=1 rehearses it with sizes of seconds
+#     DEVICE=cuda   PYTHON=python3   MINUTES=8.5    DEVICE=cpu TINY=1 rehearses it with sizes of seconds, and gives each
+#                                                   part four times as long: others may use the CPU, too
 set -uo pipefail
 out=$(realpath -m "${1:-${OUT:-$(dirname "$0")/../runs/device}}")
 cd "$(dirname "$0")/.." || exit
 device=${DEVICE:-cuda}
 python=${PYTHON:-python3}
 tiny=${TINY:-}
+longer=${tiny:+4} longer=${longer:-1}
 end=$(($(date +%s) + $("$python" -c "print(int(60 * ${MINUTES:-8.5}))")))
 mkdir -p "$out"
 log=$out/log.txt
@@ -23,7 +25,7 @@ rows=()
 
 # part NAME SECONDS COMMAND...: runs it, at most so long and not past the end, and notes how it went.
 part() {
-    local name=$1 limit=$2 left code start
+    local name=$1 limit=$(($2 * longer)) left code start
     shift 2
     left=$((end - $(date +%s)))
     if ((left < 5)); then

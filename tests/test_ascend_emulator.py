@@ -24,7 +24,7 @@ if not ascend_emulator.active():
 
 import torch_npu
 
-from ppe_npu.backends.device import exact_matmul
+from ppe_npu.backends.device import ascend_cores, exact_matmul
 
 
 def python(*arguments, **variables):
@@ -56,6 +56,11 @@ def test_chip_memory_and_number_of_devices_can_be_chosen(tmp_path):
     assert (name, devices, memory) == ("Ascend950PR_9599", 2, 3 * 2**29)
     assert "Tried to allocate 2.00 GiB" in told
     assert json.loads((tmp_path / "calls").read_text())["aten"]["aten::sum"] == 1
+
+
+def test_torch_npu_counts_the_cores_that_kernels_are_planned_for():
+    """By the names that are asked for: 0 is what a release says that does not count them."""
+    assert ascend_cores(torch.device("npu")) == ("Ascend910B1", 24, 48)
 
 
 def test_torch_npu_before_torch_is_said():

@@ -42,6 +42,7 @@ REFUSED = {
         ({"key": floats(1, 3, 5, 8), "value": floats(1, 3, 5, 8)}, "query heads must be a multiple of key heads"),
         ({"key": floats(1, 0, 5, 8), "value": floats(1, 0, 5, 8)}, "query heads must be a multiple of key heads"),
         ({"key": floats(1, 2, 5, 4), "value": floats(1, 2, 5, 4)}, "takes query"),
+        ({"query": floats(1, 4, 5, 0), "key": floats(1, 2, 5, 0), "value": floats(1, 2, 5, 0)}, "takes query"),
         ({"value": floats(1, 2, 4, 8)}, "takes query"),
         ({"key": floats(2, 2, 5, 8), "value": floats(2, 2, 5, 8)}, "takes query"),
         ({"query": floats(4, 5, 8)}, "takes query"),
