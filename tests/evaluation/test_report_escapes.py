@@ -81,7 +81,7 @@ class Mine:
     assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(path)] == before
 
 
-@pytest.mark.parametrize("name", ["mmbench_en", "My bench-2.0", "Größe"])
+@pytest.mark.parametrize("name", ["mmbench_of_mine", "My bench-2.0", "Größe"])
 def test_plain_names_are_taken(tmp_path, name):
     source = "__len__ = lambda self: 1\n    __getitem__ = lambda *_: dict(index=0, prompt='', GT='')"
     source = f"modality = 'text'\n    {source}"

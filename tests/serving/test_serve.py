@@ -76,7 +76,7 @@ def test_an_exported_checkpoint_is_served_as_it_says(run, tiny_folder, tmp_path,
     refused(run("serve", "--model", tmp_path / "served", "--compression", "ppe"), "a compression of its own")
 
 
-def test_a_checkpoint_that_was_exported_for_vllm_is_none_for_other_commands(run, tiny_folder, tmp_path):
+def test_a_checkpoint_that_was_exported_for_vllm_is_none_for_other_commands(run, tiny_folder, tmp_path, started):
     served = tmp_path / "served"
     assert run("export", "--vllm", "--checkpoint", tiny_folder, "--output", served, "--compression", "ppe:k=4")[0] == 0
     again = ["export", "--vllm", "--checkpoint", served, "--output", tmp_path / "again"]
