@@ -148,7 +148,8 @@ def tuned(output: Path, seed: int, row: Row, steps: int, distill: float) -> Path
     """The weights of one seed's model, fine-tuned with a row's compression, by the labels or by the dense model."""
     folder = output / f"seed{seed}"
     recipe = dataclasses.replace(TUNE, max_steps=steps)
-    to, more = folder / f"{'distill' if distill else 'sft'}-{row.slug}", {"distill_weight": distill} if distill else {}
+    to = folder / f"{'distill' if distill else 'sft'}-{row.slug}"
+    more = {"distill_weight": distill, "distill_teacher": "start"} if distill else {}
     config = row.config(TUNED_SHARE)
     start, data = folder / "base" / "final", output / "data" / "tune.jsonl"
     pipeline.train_once(recipe, start, data, to, config, seed, "cpu", **more)

@@ -104,6 +104,11 @@ def train(config: TrainConfig, announce: bool = True, said: str | None = None) -
         if first:
             say(another_k(config.compression, fitted))
         config = dataclasses.replace(config, compression=fitted)
+    if first and config.distill_weight == 1 and not config.copies_teacher:
+        say(
+            "distill_weight=1: nothing but its own present weights teaches the model, and it may come to agree with "
+            "itself on nothing: set distill_teacher: start, or a weight below 1"
+        )
     with sole_run(Path(config.output)) if first else contextlib.nullcontext():
         if first:
             check_output(config)

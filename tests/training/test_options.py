@@ -88,11 +88,13 @@ def test_self_distillation_is_part_of_the_loss(settings):
 
 
 @pytest.mark.parametrize("adapter", [None, {"kind": "lora", "rank": 2}])
-def test_a_frozen_teacher_stays_what_the_model_was(settings, adapter):
+def test_a_frozen_teacher_stays_what_the_model_was(settings, adapter, capfd):
     """The first step has one loss, whoever teaches; later ones do not, nor does a run that goes on."""
     common = {"distill_weight": 1.0, "learning_rate": 1e-2, "adapter": adapter, "save_steps": 2}
     present = losses(settings, **common)
+    assert "set distill_teacher: start" in capfd.readouterr().err
     frozen = losses(settings, **common, distill_teacher="start")
+    assert "distill_teacher" not in capfd.readouterr().err
     assert frozen[0] == present[0]
     assert frozen[-1] != present[-1]
     shutil.rmtree(Path(settings["output"], "final"))
