@@ -81,8 +81,8 @@ def _number(
 
 
 def position_rows(given: torch.Tensor, axes: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """[axes, B, S] of positions as transformers takes them: [B, S] for all axes alike, [axes, B, S], or [1 + axes, B,
-    S], whose first row are places in the text. B may be 1 for a batch of more.
+    """[axes, B, S] of positions as transformers takes them: [B, S] or [1, B, S] for all axes alike, [axes, B, S], or
+    [1 + axes, B, S], whose first row are places in the text. B may be 1 for a batch of more.
 
     Args:
         shape: (B, S).
@@ -90,7 +90,8 @@ def position_rows(given: torch.Tensor, axes: int, shape: tuple[int, ...]) -> tor
     Raises:
         InputError: another shape.
     """
-    rows = given[None].expand(axes, *given.shape) if given.ndim == 2 else given
+    rows = given[None] if given.ndim == 2 else given
+    rows = rows.expand(axes, -1, -1) if rows.ndim == 3 and len(rows) == 1 else rows
     rows = rows[1:] if rows.ndim == 3 and len(rows) == axes + 1 else rows
     if rows.ndim != 3 or len(rows) != axes or rows.shape[2] != shape[1] or rows.shape[1] not in (1, shape[0]):
         wanted = [axes, *shape]

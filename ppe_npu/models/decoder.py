@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutpu
 
 from ppe_npu.compat import cache_argument, cache_of, cache_position, decoder_cache, layer_causal_mask, run_linear
 from ppe_npu.engine.masks import proportional_mask
-from ppe_npu.engine.run import Run
+from ppe_npu.engine.run import Prefill, Run
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
 from ppe_npu.models.known import has_attention
@@ -38,13 +38,9 @@ def staged_forward(self, **kwargs):
     if use_cache or cache is not None:
         cache = decoder_cache(self, cache)
     wanted = _wanted(self, kwargs, "output_hidden_states")
-    if _wanted(self, kwargs, "output_router_logits"):
-        raise InputError(
-            "output_router_logits=True: a compressed model gives none, and no loss of its experts' balance"
-        )
     states = [hidden]  # what enters the first layer, and what every layer gives
     inputs: dict[str, Any] = {}  # no dict[str, Any](): torch.compile does not trace that
-    with _attentions(self, _wanted(self, kwargs, "output_attentions")) as attentions:
+    with _told(_attending(self, kwargs), 1) as attentions, _told(_routers(self, kwargs, run), 0) as routers:
         for index, layer in enumerate(self.layers):
             for stage in _stages_from(run, index):
                 enter = _lay_out_and_enter if run.is_late(stage) else type(run).enter
@@ -56,13 +52,15 @@ def staged_forward(self, **kwargs):
             if not wanted:
                 states.clear()
     hidden = self.norm(hidden)
-    # That of a mixture of experts is asked for its router_logits, which are None.
-    made = MoeModelOutputWithPast if hasattr(self.config, "num_experts") else BaseModelOutputWithPast
+    # That of a mixture of experts is asked for its router_logits, which may be None.
+    made = BaseModelOutputWithPast if _recorder(self) is None else MoeModelOutputWithPast
+    more: dict[str, Any] = {} if routers is None else {"router_logits": tuple(routers)}
     return made(
         last_hidden_state=hidden,
         hidden_states=_shown_states(wanted, states, hidden),
         attentions=None if attentions is None else tuple(attentions),
         **cache_argument(made, cache),
+        **more,
     )
 
 
@@ -137,17 +135,46 @@ def _shown_states(wanted, states: list[torch.Tensor], last: torch.Tensor) -> tup
     return tuple(state if layer in wanted else None for layer, state in enumerate(shown[1:]))
 
 
-@contextlib.contextmanager
-def _attentions(model, wanted: bool):
-    """A list that fills with each layer's attention weights, or None."""
-    if not wanted:
-        yield None
-        return
+def _attending(model, kwargs: dict) -> list[torch.nn.Module] | None:
+    """The attention of the layers, where its weights are wanted (sdpa tells none)."""
+    if not _wanted(model, kwargs, "output_attentions"):
+        return None
     if any(is_overridden(layer, "forward") for layer in model.layers):
         raise InputError("output_attentions=True: the layer that fastv runs as published (released=true) tells none")
-    seen = []
-    attending = [layer.self_attn for layer in model.layers if has_attention(layer)]
-    hooks = [attention.register_forward_hook(lambda *args: seen.append(args[-1][1])) for attention in attending]
+    return [layer.self_attn for layer in model.layers if has_attention(layer)]
+
+
+def _recorder(model):
+    """What transformers says of a mixture's routers: a class of modules, and which part of their output; or None."""
+    return (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")
+
+
+def _routers(model, kwargs: dict, run: Run) -> list[torch.nn.Module] | None:
+    """The routers of a mixture of experts, where their logits are wanted."""
+    recorder = _recorder(model)
+    if recorder is None or not _wanted(model, kwargs, "output_router_logits"):
+        return None
+    if isinstance(run, Prefill) and not run.config.keeps_all:
+        raise InputError(
+            "output_router_logits=True: a model whose tokens are merged gives none, and no loss of its experts' "
+            "balance; take the dense preset"
+        )
+    return [module for module in model.modules() if isinstance(module, recorder.target_class)]
+
+
+@contextlib.contextmanager
+def _told(modules: list[torch.nn.Module] | None, part: int):
+    """A list that fills with this part of what each of the modules gives, where it is there; None without modules."""
+    if modules is None:
+        yield None
+        return
+    seen: list[torch.Tensor] = []
+
+    def note(module, given, output):
+        parts = output if isinstance(output, tuple) else (output,)
+        seen.extend(tensor for tensor in parts[part : part + 1] if tensor is not None)
+
+    hooks = [module.register_forward_hook(note) for module in modules]
     try:
         yield seen
     finally:

@@ -100,17 +100,25 @@ def _step(tokens: torch.Tensor, kwargs: dict, compression: Compression) -> dict:
 
 def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.Tensor | None:
     """A compressed model numbers its prompt itself, so that positions which arrive are the caller's; but transformers
-    answers a prompt that is padded on the right from its padding, by numbers that no prompt has, and goes on behind the
-    text of a prompt whose text is numbered beside a video's time."""
+    answers a prompt that is padded on the right from its padding, by numbers that no prompt has, goes on behind such
+    padding by others, and goes on behind the text of a prompt whose text is numbered beside a video's time."""
     mask, on = model_kwargs.get("attention_mask"), self.compression
     if not on.config.keeps_all:
         return None
-    if mask is not None and mask.ndim == 2 and not mask[:, -1].all():
+    if mask is not None and mask.ndim == 2 and _is_padded_behind(mask):
         return original(self, "_prepare_position_ids_for_generation")(inputs_tensor, model_kwargs)
-    asked = {**model_kwargs, "input_ids": inputs_tensor}
-    if inputs_tensor.ndim > 2 or state_of(on, asked) is not None or not is_numbered_beside_time(on, asked):
+    ids = model_kwargs.get("input_ids")  # beside embeddings
+    tokens = inputs_tensor if ids is None or not ids.shape[1] else ids
+    asked = {**model_kwargs, "input_ids": tokens}
+    if tokens.ndim > 2 or state_of(on, asked) is not None or not is_numbered_beside_time(on, asked):
         return None
-    return make_plan(self.model, on, asked).positions[:, :-1].unflatten(1, inputs_tensor.shape).to(inputs_tensor.device)
+    return make_plan(self.model, on, asked).positions[:, :-1].unflatten(1, tokens.shape).to(tokens.device)
+
+
+def _is_padded_behind(mask: torch.Tensor) -> bool:
+    """Whether padding stands behind tokens of a mask [B, S]."""
+    real = mask != 0
+    return bool((~real[:, 1:] & real[:, :-1]).any())
 
 
 def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ppe_npu import backends
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.seam import is_overridden, original, override
 
@@ -53,6 +54,9 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
         arrange: (model, labels, kwargs) -> what gives the labels as the decoder's output stands, and whether it can be
             asked only after the pass; adds the plan to kwargs.
     """
+    asked, text = kwargs.get("output_router_logits"), model.config.get_text_config()
+    if getattr(text, "output_router_logits", False) if asked is None else asked:
+        raise InputError("output_router_logits=True: a pass with skip_logits adds no loss of the experts' balance")
     distill = kwargs.get(KEYWORD, NOTHING).distill
     given = {name: value for name, value in kwargs.items() if name != _COUNT}
     hidden, targets, arranged = _labelled_hidden(model, labels, kwargs, arrange)

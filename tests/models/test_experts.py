@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from foreign import newer
 from prompts import GREEDY, kept_logits, logits, with_types
 from support import random_model
 from tiles import PRUNE, config_of, inputs_of, painted
@@ -48,7 +49,31 @@ def test_a_prompts_result_depends_on_the_prompt_alone(model):
     assert torch.equal(cached, plain)
 
 
-def test_router_logits_are_refused(model):
+@newer  # 5.2 lacks a weight for the loss of its own
+def test_dense_gives_router_logits_and_the_loss_of_their_balance(model):
+    """An argument wins over the config."""
+    inputs = with_types(inputs_of("qwen3_vl", *PROMPTS))
+    inputs["labels"] = inputs["input_ids"]
+    restore(model)
+    plain, true = told(model, inputs), exact(model, lambda: told(model, inputs))
+    found = told(compress(model, CompressionConfig.preset("dense")), inputs)
+    assert_rounds_alike(found, plain, true)
+    assert len(found) == 2 + model.config.text_config.num_hidden_layers
+    model.config.text_config.output_router_logits = True
+    assert len(model(**inputs).router_logits) == len(found) - 2
+    assert model(**inputs, output_router_logits=False).router_logits is None
+    with pytest.raises(InputError, match="output_router_logits=True: a pass with skip_logits adds no loss"):
+        model(**inputs, skip_logits=True)
+    model.config.text_config.output_router_logits = False
+
+
+@torch.no_grad()
+def told(model, inputs: dict) -> list[torch.Tensor]:
+    output = model(**inputs, output_router_logits=True)
+    return [output.loss, output.aux_loss, *output.router_logits]
+
+
+def test_router_logits_are_refused_where_tokens_are_merged(model):
     compress(model, config_of("alone"))
-    with pytest.raises(InputError, match="output_router_logits=True: a compressed model gives none"):
+    with pytest.raises(InputError, match="output_router_logits=True: a model whose tokens are merged gives none"):
         model(**inputs_of("qwen3_vl", PROMPTS[1]), output_router_logits=True)

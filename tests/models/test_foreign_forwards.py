@@ -29,12 +29,13 @@ def same(plain, setting, inputs, read, **kwargs):
 
 
 @pytest.mark.parametrize("setting", WHOLE)
-@pytest.mark.parametrize("form", ["one row", "three rows", "four rows"])
+@pytest.mark.parametrize("form", ["two dimensions", "one row", "three rows", "four rows"])
 def test_position_ids_in_every_form(plain, setting, form):
     inputs = pictures()
     places = torch.arange(inputs["input_ids"].shape[1]).expand(inputs["input_ids"].shape)
     rows = torch.stack([places, places.flip(1), places // 2])
-    given = {"one row": places, "three rows": rows, "four rows": torch.cat([places[None], rows])}[form]
+    forms = {"two dimensions": places, "one row": places[None], "three rows": rows}
+    given = (forms | {"four rows": torch.cat([places[None], rows])})[form]
     real = inputs["attention_mask"].bool()
     same(plain, setting, inputs, lambda output: output.logits[real], position_ids=given)
 

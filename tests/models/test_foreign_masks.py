@@ -6,6 +6,7 @@ docs/compatibility.md lists these features by name.
 import pytest
 import torch
 from foreign import FAMILIES, SETTINGS, compressed, newer, out, pictures, random_model
+from prompts import GREEDY
 from tolerances import assert_rounds_alike, exact
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, StaticCache
@@ -143,3 +144,36 @@ def test_a_mask_that_is_no_tensor_is_refused_by_name(plain):
     for given in (inputs, {"input_ids": inputs["input_ids"][:, -2:], "past_key_values": cache}):
         with pytest.raises(InputError, match="attention_mask is a list: give a tensor"):
             out(model, given | {"attention_mask": inputs["attention_mask"].tolist()})
+
+
+@pytest.mark.parametrize("padding", ["left", "right", "both"])
+@pytest.mark.parametrize("form", ["whole", "new"])
+def test_dense_goes_on_as_untouched_whatever_side_the_padding_is_on(plain, padding, form):
+    """A generation that was stopped, given back as a whole or as its new ids; behind padding transformers numbers by
+    the mask. The first prompt is padded."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(6, 60, (2, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, {"left": [0, 1], "right": [7, 8], "both": [0, 8]}[padding]] = 0
+    settings = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
+
+    def scores(model):
+        first = model.generate(ids, attention_mask=mask, max_new_tokens=3, **settings)
+        seen = first.past_key_values.get_seq_length()
+        given = torch.cat([first.sequences, ids[:, :2]], 1)[:, 0 if form == "whole" else seen :]
+        grown = torch.nn.functional.pad(mask, (0, 5), value=1)
+        rest = {"attention_mask": grown, "past_key_values": first.past_key_values, "max_new_tokens": 2}
+        return torch.stack(model.generate(given, **rest, **settings).logits)
+
+    model = compressed(plain, "dense")
+    assert_rounds_alike(scores(model), scores(plain), exact(plain, lambda: scores(plain)))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("setting", QUICK)
+def test_attentions_are_those_of_layers_that_tell_theirs(plain, setting, attention):
+    model = compressed(plain, setting)
+    for part in (plain, model):
+        part.set_attn_implementation(attention)
+    told = [out(part, pictures(), output_attentions=True).attentions for part in (plain, model)]
+    assert len(told[1]) == len(told[0]) == (0 if attention == "sdpa" else plain.config.text_config.num_hidden_layers)

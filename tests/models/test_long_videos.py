@@ -30,6 +30,8 @@ def test_where_every_token_stays_a_long_video_is_numbered_as_untouched(plain):
     inputs.pop("second_per_grid_ts")  # which generate() takes for Qwen2.5-VL alone, and a second a frame is the default
     asked = {**inputs, **GREEDY, "max_new_tokens": 3}
     assert torch.equal(ours.generate(**asked), plain.generate(**asked))
+    asked["inputs_embeds"] = plain.get_input_embeddings()(inputs["input_ids"])  # beside ids, which tell of places
+    assert torch.equal(ours.generate(**asked), plain.generate(**asked))
 
 
 @newer
