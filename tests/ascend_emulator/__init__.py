@@ -9,6 +9,7 @@
 Importing this package imports neither torch nor torch_npu; `activate` does.
 """
 
+import importlib.metadata
 import importlib.util
 import sys
 
@@ -38,7 +39,9 @@ def activate() -> None:
 
     if _active:  # importing torch came back here, through the entry point
         return
-    if importlib.util.find_spec("torch_npu") is None or not folder.name.startswith(f"torch-{torch.__version__}-npu-"):
+    # By its metadata, as the build has it: the index's own wheel says 2.13.0 there, and 2.13.0+cu130 of itself.
+    own = f"torch-{importlib.metadata.version('torch')}-npu-"
+    if importlib.util.find_spec("torch_npu") is None or not folder.name.startswith(own):
         raise RuntimeError(f"ascend_emulator: {folder.name} was not built for the packages of {sys.prefix}")
     _active = True  # before torch_npu is imported, which may import torch again
     import torch_npu  # noqa: F401
