@@ -11,6 +11,7 @@ import numpy as np
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_table
+from ppe_npu.evaluation.identity import same_data
 from ppe_npu.evaluation.results import runs_dense
 from ppe_npu.evaluation.rows import read_scores
 from ppe_npu.evaluation.run_protocol import label
@@ -174,7 +175,7 @@ def _against(
     def none(why: str) -> None:
         missing.append(f"{benchmark}, {runs[0]['name']}: not tested against dense ({why}).")
 
-    if {run["settings"].get("data") for run in (*runs, *dense)} != {runs[0]["settings"].get("data")}:
+    if not all(same_data(run["settings"], runs[0]["settings"]) for run in (*runs, *dense)):
         return none("the runs are on different data")
     if "headline" in runs[0]:
         own, other = _replicates(runs), _replicates(dense)
