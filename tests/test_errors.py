@@ -229,6 +229,8 @@ DAMAGES = {
     "half of weights": ("model.safetensors", b"\x10\0\0\0", "cannot be loaded"),
     "half a tokenizer": ("tokenizer.json", b'{"version": ', "processor of"),
     "no template": ("chat_template.jinja", b"{% for", "chat template of"),
+    "no template, but a page": ("chat_template.jinja", b"<!DOCTYPE html>", "chat template of"),
+    "no settings of a tokenizer": ("tokenizer_config.json", None, "lacks tokenizer_config.json"),
     "wrong template": ("chat_template.jinja", b"{{ 1 / 0 }}", "chat template of"),
 }
 
@@ -282,6 +284,16 @@ def test_damaged_files_of_a_checkpoint_are_one_line(folder, name):
 
 def test_a_whole_checkpoint_is_loaded(folder):
     load(folder)
+
+
+def test_a_mark_before_a_template_is_none_of_its_words(folder):
+    """A byte order mark, as some editors write it."""
+    from ppe_npu.checkpoints.loading import load_processor
+
+    template = (folder / "chat_template.jinja").read_bytes()
+    plain = load_processor(folder).chat_template
+    replace(folder / "chat_template.jinja", b"\xef\xbb\xbf" + template)
+    assert load_processor(folder).chat_template == plain
 
 
 def test_a_fault_of_ours_while_a_model_is_loaded_keeps_its_traceback(folder, monkeypatch):

@@ -19,6 +19,8 @@ from ppe_npu.data.tiles import is_tiled
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.reading import UnreadableError, read_json
 
+_TOKENIZER, _REMEDY = "tokenizer_config.json", "save the processor there again"
+
 DTYPES = {name: COMMON_DTYPES[name] for name in ("fp32", "bf16")}
 
 
@@ -161,16 +163,21 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
         if pixels is not None and pixels < 1:
             raise InputError(f"{name}={pixels}: give at least 1, or leave it out for the checkpoint's own")
     check_no_code(path)
+    if Path(path).is_dir() and not (Path(path) / _TOKENIZER).is_file():
+        raise InputError(
+            f"processor of {path} cannot be loaded: the folder lacks {_TOKENIZER}, without which a text may be split "
+            "otherwise: copy it from where the model is from"
+        )
     try:
         processor = AutoProcessor.from_pretrained(str(path), **NO_CODE)
     except Exception as error:  # transformers raises whatever its parts raise: OSError, KeyError, ImportError, ...
         refused = refused_code(path, error)
         if refused is not None:
             raise refused from error
-        raise InputError(f"processor of {path} cannot be loaded ({first_line(error)}): {_remedy(path)}") from error
+        raise InputError(f"processor of {path} cannot be loaded ({first_line(error)}): {_REMEDY}") from error
     for name in ("image_processor", "video_processor", "tokenizer"):
         if getattr(processor, name, None) is None:
-            raise InputError(f"processor of {path} has no {name}: {_remedy(path)}")
+            raise InputError(f"processor of {path} has no {name}: {_REMEDY}")
     processor.chat_template = _chat_template(path, processor)
     try_processor(processor, path)
     _bound(processor, min_pixels, max_pixels, path)
@@ -213,7 +220,7 @@ def _chat_template(path: str | Path, processor: Any) -> str:
         given = given.get("default", next(iter(given.values()), None))
     if not given or not isinstance(given, str):
         raise InputError(f"processor of {path} has no chat template: put chat_template.jinja into the folder")
-    return given
+    return given.removeprefix("\ufeff")  # some editors put it before a text; a model would read it
 
 
 def quiet_transformers() -> None:
@@ -253,8 +260,3 @@ def _hub_config(path: str | Path) -> dict[str, Any]:
         return _read_config(Path(cached_file(name, "config.json")).parent)
     except OSError as error:
         raise InputError(f"model {name} is neither a folder nor reachable on the hub: check the path") from error
-
-
-def _remedy(path: str | Path) -> str:
-    missing = [name for name in ("tokenizer_config.json",) if not (Path(path) / name).is_file()]
-    return f"the folder lacks {missing[0]}" if Path(path).is_dir() and missing else "save the processor there again"
