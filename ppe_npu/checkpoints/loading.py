@@ -16,9 +16,13 @@ from ppe_npu.compat import set_pixels
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.pictures import MOST
 from ppe_npu.data.tiles import is_tiled
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.utils.reading import UnreadableError, read_json
 
+_FILES = tuple(f"{name}.json" for name in (
+    "processor_config", "preprocessor_config", "video_preprocessor_config", "tokenizer_config", "tokenizer", "vocab",
+    "special_tokens_map", "added_tokens", "chat_template",
+))  # fmt: skip
 _TOKENIZER, _REMEDY = "tokenizer_config.json", "save the processor there again"
 
 DTYPES = {name: COMMON_DTYPES[name] for name in ("fp32", "bf16")}
@@ -174,7 +178,8 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
         refused = refused_code(path, error)
         if refused is not None:
             raise refused from error
-        raise InputError(f"processor of {path} cannot be loaded ({first_line(error)}): {_REMEDY}") from error
+        why = _damaged(Path(path)) or first_line(error)
+        raise InputError(f"processor of {path} cannot be loaded ({why}): {_REMEDY}") from error
     for name in ("image_processor", "video_processor", "tokenizer"):
         if getattr(processor, name, None) is None:
             raise InputError(f"processor of {path} has no {name}: {_REMEDY}")
@@ -182,6 +187,18 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
     try_processor(processor, path)
     _bound(processor, min_pixels, max_pixels, path)
     return processor
+
+
+def _damaged(folder: Path) -> str | None:
+    """What is wrong with a file that a processor is read from, by its name; None where nothing is to be seen."""
+    for name in _FILES:
+        try:
+            found = {} if not (folder / name).exists() else read_json(folder / name)
+        except UnreadableError as error:
+            return f"{name}: {error.why}"
+        if not isinstance(found, dict):
+            return f"{name} holds {shown(found)}, no settings"
+    return None
 
 
 def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path: str | Path) -> None:
