@@ -224,6 +224,7 @@ FOLDERS = {
 DAMAGES = {
     "no config": ("config.json", None, "holds no config.json"),
     "half a config": ("config.json", b'{"a": ', "is not JSON"),
+    "labels without end": ("config.json", b'{"model_type": "qwen3_vl", "num_labels": 9000000000}', "num_labels=9"),
     "list of a config": ("config.json", b"[]", "is not a model config"),
     "list of settings": ("generation_config.json", b"[]", "generation_config.json"),
     "half of weights": ("model.safetensors", b"\x10\0\0\0", "cannot be loaded"),

@@ -23,6 +23,7 @@ _FILES = tuple(f"{name}.json" for name in (
     "processor_config", "preprocessor_config", "video_preprocessor_config", "tokenizer_config", "tokenizer", "vocab",
     "special_tokens_map", "added_tokens", "chat_template",
 ))  # fmt: skip
+_LABELS = 10**6
 _TOKENIZER, _REMEDY = "tokenizer_config.json", "save the processor there again"
 
 DTYPES = {name: COMMON_DTYPES[name] for name in ("fp32", "bf16")}
@@ -263,6 +264,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file} is not JSON ({error.why}): save the checkpoint again") from error
     if not isinstance(config, dict):
         raise InputError(f"{file} is not a model config: save the checkpoint again")
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        labels = part.get("num_labels")
+        if isinstance(labels, int) and labels > _LABELS:  # transformers would write down a name for each
+            raise InputError(f"{file}: num_labels={shown(labels)} is more than any model has: leave it out")
     return config
 
 
