@@ -224,6 +224,7 @@ FOLDERS = {
 DAMAGES = {
     "no config": ("config.json", None, "holds no config.json"),
     "half a config": ("config.json", b'{"a": ', "is not JSON"),
+    "no tower": ("config.json", b'{"model_type": "qwen3_vl", "vision_config": null}', "vision_config is null"),
     "labels without end": ("config.json", b'{"model_type": "qwen3_vl", "num_labels": 9000000000}', "num_labels=9"),
     "list of a config": ("config.json", b"[]", "is not a model config"),
     "list of settings": ("generation_config.json", b"[]", "generation_config.json"),

@@ -264,6 +264,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file} is not JSON ({error.why}): save the checkpoint again") from error
     if not isinstance(config, dict):
         raise InputError(f"{file} is not a model config: save the checkpoint again")
+    if config.get("vision_config", {}) is None:  # transformers would build a tower of its own sizes, which are large
+        raise InputError(f"{file}: vision_config is null: save the checkpoint again")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         labels = part.get("num_labels")
         if isinstance(labels, int) and labels > _LABELS:  # transformers would write down a name for each
