@@ -24,6 +24,19 @@ def test_a_device_that_is_not_there_is_said_first(run, tiny_folder, command, wri
     refused(run(command, *more, "--device", "tpu"), "tpu")
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [("train", "--output"), ("train", "--model"), ("train", "--data"), ("eval", "--model"), ("data", "--out")],
+)
+def test_an_empty_text_is_not_the_default(run, tiny_folder, tmp_path, monkeypatch, flags):
+    """As of a variable that is not set: a run of another model, into another folder, would begin."""
+    monkeypatch.chdir(tmp_path)
+    command, flag = flags
+    needed = ["--model", tiny_folder, "--data", "none.jsonl"] if command == "data" else []
+    refused(run(command, *needed, flag, ""), f"{flag} is an empty text", "leave it out")
+    assert not list(tmp_path.iterdir())
+
+
 # -- train and eval ----------------------------------------------------------------------------------------------------
 
 

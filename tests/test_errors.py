@@ -224,11 +224,17 @@ FOLDERS = {
 DAMAGES = {
     "no config": ("config.json", None, "holds no config.json"),
     "half a config": ("config.json", b'{"a": ', "is not JSON"),
+    "no tower": ("config.json", b'{"model_type": "qwen3_vl", "vision_config": null}', "vision_config is null"),
+    "labels without end": ("config.json", b'{"model_type": "qwen3_vl", "num_labels": 9000000000}', "num_labels=9"),
     "list of a config": ("config.json", b"[]", "is not a model config"),
     "list of settings": ("generation_config.json", b"[]", "generation_config.json"),
     "half of weights": ("model.safetensors", b"\x10\0\0\0", "cannot be loaded"),
-    "half a tokenizer": ("tokenizer.json", b'{"version": ', "processor of"),
+    "half a tokenizer": ("tokenizer.json", b'{"version": ', "cannot be loaded (tokenizer.json: "),
+    "no object": ("processor_config.json", b"[1]", "cannot be loaded (processor_config.json holds [1], no settings)"),
+    "a page": ("tokenizer_config.json", b"<html>", "cannot be loaded (tokenizer_config.json: "),
     "no template": ("chat_template.jinja", b"{% for", "chat template of"),
+    "no template, but a page": ("chat_template.jinja", b"<!DOCTYPE html>", "chat template of"),
+    "no settings of a tokenizer": ("tokenizer_config.json", None, "lacks tokenizer_config.json"),
     "wrong template": ("chat_template.jinja", b"{{ 1 / 0 }}", "chat template of"),
 }
 
@@ -282,6 +288,16 @@ def test_damaged_files_of_a_checkpoint_are_one_line(folder, name):
 
 def test_a_whole_checkpoint_is_loaded(folder):
     load(folder)
+
+
+def test_a_mark_before_a_template_is_none_of_its_words(folder):
+    """A byte order mark, as some editors write it."""
+    from ppe_npu.checkpoints.loading import load_processor
+
+    template = (folder / "chat_template.jinja").read_bytes()
+    plain = load_processor(folder).chat_template
+    replace(folder / "chat_template.jinja", b"\xef\xbb\xbf" + template)
+    assert load_processor(folder).chat_template == plain
 
 
 def test_a_fault_of_ours_while_a_model_is_loaded_keeps_its_traceback(folder, monkeypatch):

@@ -36,9 +36,9 @@ ADDRESSES = [
     ("GS://bucket/a.png", "copy it to this machine"),
     ("file:///data/a.png", "without file://"),
     ("FILE:/data/a.png", "without file://"),
-    ("data:image/png;base64,iVBORw0KGgo=", "its bytes"),
-    ("Data:,x", "its bytes"),
-    ("data:image/png;base64," + "A" * 10**6, "its bytes"),
+    ("data:image/png;base64,iVBORw0KGgo=", "give the file's path"),
+    ("Data:,x", "give the file's path"),
+    ("data:image/png;base64," + "A" * 10**6, "give the file's path"),
     ("\\\\server\\share\\a.png", "network path of Windows"),
 ]
 

@@ -98,6 +98,20 @@ def test_a_picture_of_16_bits_is_as_dark_in_every_format(tmp_path, most):
                 assert np.array_equal(np.array(load_image(given)), grey(values // 256)), (kind, way)
 
 
+@pytest.mark.parametrize("key", [(0, 0, 200), (513, 770, 255), (0, 0, 0)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_clear_colour_of_16_bits_is_meant_in_all_of_them(tmp_path, key, orientation):
+    """Pillow hands on the upper 8 of each, which other colours share."""
+    values = DEEP_RGB.copy()
+    values[0, :4] = key, np.array(key) ^ 1, np.array(key) * 256 % 65536, np.array(key) + 255
+    data = png(values, COLOUR, 16, [(b"tRNS", big(np.array(key))), (b"eXIf", exif(orientation).tobytes()[6:])])
+    shown = values // 256
+    shown[(values == key).all(-1)] = 255
+    for way, given in ways(data, tmp_path / "a.png"):
+        if way not in ("copied", "opened and read"):  # what Pillow has read holds the upper ones alone
+            check(given, upright(shown, orientation)), way
+
+
 SHADES = BYTES / 255
 TIFFS = {  # file, and what it shows
     "white is 0, 16 bits": (tiff(DEEP.astype("<u2").tobytes(), 16, 0), 255 - DEEP // 256),

@@ -16,8 +16,15 @@ from ppe_npu.compat import set_pixels
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.pictures import MOST
 from ppe_npu.data.tiles import is_tiled
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.utils.reading import UnreadableError, read_json
+
+_FILES = tuple(f"{name}.json" for name in (
+    "processor_config", "preprocessor_config", "video_preprocessor_config", "tokenizer_config", "tokenizer", "vocab",
+    "special_tokens_map", "added_tokens", "chat_template",
+))  # fmt: skip
+_LABELS = 10**6
+_TOKENIZER, _REMEDY = "tokenizer_config.json", "save the processor there again"
 
 DTYPES = {name: COMMON_DTYPES[name] for name in ("fp32", "bf16")}
 SERVED = "ppe_compression"  # what a config.json says that was written for vLLM
@@ -164,20 +171,38 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
         if pixels is not None and pixels < 1:
             raise InputError(f"{name}={pixels}: give at least 1, or leave it out for the checkpoint's own")
     check_no_code(path)
+    if Path(path).is_dir() and not (Path(path) / _TOKENIZER).is_file():
+        raise InputError(
+            f"processor of {path} cannot be loaded: the folder lacks {_TOKENIZER}, without which a text may be split "
+            "otherwise: copy it from where the model is from"
+        )
     try:
         processor = AutoProcessor.from_pretrained(str(path), **NO_CODE)
     except Exception as error:  # transformers raises whatever its parts raise: OSError, KeyError, ImportError, ...
         refused = refused_code(path, error)
         if refused is not None:
             raise refused from error
-        raise InputError(f"processor of {path} cannot be loaded ({first_line(error)}): {_remedy(path)}") from error
+        why = _damaged(Path(path)) or first_line(error)
+        raise InputError(f"processor of {path} cannot be loaded ({why}): {_REMEDY}") from error
     for name in ("image_processor", "video_processor", "tokenizer"):
         if getattr(processor, name, None) is None:
-            raise InputError(f"processor of {path} has no {name}: {_remedy(path)}")
+            raise InputError(f"processor of {path} has no {name}: {_REMEDY}")
     processor.chat_template = _chat_template(path, processor)
     try_processor(processor, path)
     _bound(processor, min_pixels, max_pixels, path)
     return processor
+
+
+def _damaged(folder: Path) -> str | None:
+    """What is wrong with a file that a processor is read from, by its name; None where nothing is to be seen."""
+    for name in _FILES:
+        try:
+            found = {} if not (folder / name).exists() else read_json(folder / name)
+        except UnreadableError as error:
+            return f"{name}: {error.why}"
+        if not isinstance(found, dict):
+            return f"{name} holds {shown(found)}, no settings"
+    return None
 
 
 def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path: str | Path) -> None:
@@ -216,7 +241,7 @@ def _chat_template(path: str | Path, processor: Any) -> str:
         given = given.get("default", next(iter(given.values()), None))
     if not given or not isinstance(given, str):
         raise InputError(f"processor of {path} has no chat template: put chat_template.jinja into the folder")
-    return given
+    return given.removeprefix("\ufeff")  # some editors put it before a text; a model would read it
 
 
 def quiet_transformers() -> None:
@@ -242,6 +267,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file} is not JSON ({error.why}): save the checkpoint again") from error
     if not isinstance(config, dict):
         raise InputError(f"{file} is not a model config: save the checkpoint again")
+    if config.get("vision_config", {}) is None:  # transformers would build a tower of its own sizes, which are large
+        raise InputError(f"{file}: vision_config is null: save the checkpoint again")
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        labels = part.get("num_labels")
+        if isinstance(labels, int) and labels > _LABELS:  # transformers would write down a name for each
+            raise InputError(f"{file}: num_labels={shown(labels)} is more than any model has: leave it out")
     return config
 
 
@@ -256,8 +287,3 @@ def _hub_config(path: str | Path) -> dict[str, Any]:
         return _read_config(Path(cached_file(name, "config.json")).parent)
     except OSError as error:
         raise InputError(f"model {name} is neither a folder nor reachable on the hub: check the path") from error
-
-
-def _remedy(path: str | Path) -> str:
-    missing = [name for name in ("tokenizer_config.json",) if not (Path(path) / name).is_file()]
-    return f"the folder lacks {missing[0]}" if Path(path).is_dir() and missing else "save the processor there again"

@@ -61,7 +61,9 @@ def _try_tiles(processor: Any, path: str | Path) -> None:
 def _try_text(processor: Any, path: str | Path) -> None:
     _use("tokenizer", path, lambda: processor.tokenizer.convert_tokens_to_ids(["what?"]))
     _use("tokenizer", path, lambda: processor.tokenizer(["what?"]))
-    _use("chat template", path, lambda: processor.apply_chat_template(_TURN, tokenize=False))
+    said = _use("chat template", path, lambda: processor.apply_chat_template(_TURN, tokenize=False))
+    if "what?" not in said:
+        raise _useless("chat template", path, "a message's text does not come out of it")
 
 
 def check_sizes(config: Any) -> None:
@@ -93,9 +95,9 @@ def _check_numbers(part: Any, name: str, path: str | Path, sizes: Sequence[str],
             raise _useless(name, path, f"size {key}={shown(value)} is no number above 0")
 
 
-def _use(name: str, path: str | Path, use: Callable[[], Any]) -> None:
+def _use(name: str, path: str | Path, use: Callable[[], Any]) -> Any:
     try:
-        use()
+        return use()
     except Exception as error:  # transformers, tokenizers, jinja raise whatever a wrong setting makes of their code
         raise _useless(name, path, f"{type(error).__name__}: {first_line(error)}") from error
 

@@ -87,16 +87,19 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_paths(args: argparse.Namespace) -> None:
-    """Raise InputError for a path that the system refuses to look at; commands ask whether it is there."""
+    """Raise InputError for an empty text, as of a variable that is not set: it means no default; and for a path
+    that the system refuses to look at. Commands ask whether it is there."""
     for name, value in vars(args).items():
+        flag = f"--{name.replace('_', '-')}"
         for path in [] if name in _TEXTS else value if isinstance(value, list) else [value]:
+            if path == "":
+                raise InputError(f"{flag} is an empty text: give something, or leave it out")
             try:
                 _ = isinstance(path, str) and os.stat(path)
             except (FileNotFoundError, NotADirectoryError):
                 pass
             except (OSError, ValueError) as error:  # rights, a name that is too long, a loop of links; a null character
                 why = getattr(error, "strerror", None) or error
-                flag = f"--{name.replace('_', '-')}"
                 raise InputError(f"{flag} {shown(path)} cannot be looked at ({why}): name another path") from error
 
 

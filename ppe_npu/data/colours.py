@@ -82,6 +82,33 @@ def to_bytes(values: np.ndarray, name: str, low: float | None = None, high: floa
     return values.astype(np.uint8) if high <= 255 else (values // 256).astype(np.uint8)
 
 
+def low_bytes(image: Image.Image) -> Image.Image | None:
+    """Of a PNG of 16 bits a colour that is still in its file, and has one clear colour, the lower bytes of its colours:
+    Pillow hands on the upper ones, which other colours may share. None of any other picture."""
+    tile = image.tile[0] if getattr(image, "tile", None) else ()
+    if image.format != "PNG" or tile[3:] != ("RGB;16B",) or "transparency" not in image.info:
+        return None
+    place = image.fp.tell()
+    try:
+        image.fp.seek(0)
+        low = type(image)(image.fp)
+        low.tile = [(*tile[:3], "RGB;16L")]  # as if the lower byte of each were the upper one
+        low.load()
+    finally:
+        image.fp.seek(place)
+    return low
+
+
+def with_exact_key(image: Image.Image, low: Image.Image) -> Image.Image:
+    """A picture and its low_bytes as RGBA: clear where both are the clear colour's."""
+    key = np.array(image.info["transparency"])
+    clear = ((np.asarray(image) == key >> 8) & (np.asarray(low) == key & 255)).all(-1)
+    out = image.convert("RGB")
+    out.info = {name: value for name, value in image.info.items() if name != "transparency"}
+    out.putalpha(_mask(clear))
+    return out
+
+
 def _bands(image: Image.Image, factor: int):
     """(its first row, part of the picture) from top to bottom, each of whole multiples of `factor` rows."""
     width, height = image.size

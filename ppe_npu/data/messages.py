@@ -144,8 +144,7 @@ def _part(given: Any, where: str) -> dict[str, Any]:
         raise InputError(f"{where} names its {kind} by {' and by '.join(sources)}: give one of them")
     _check_alone(held, kind, where)
     value, where = _source(held[sources[0]], sources[0], f"{where}, {sources[0]}")
-    (_check_picture if kind == "image" else _check_video)(value, where)
-    return {"type": kind, kind: value}
+    return {"type": kind, kind: (_picture if kind == "image" else _video)(value, where)}
 
 
 def _kind(held: Mapping[Any, Any], where: str) -> str:
@@ -177,30 +176,36 @@ def _source(value: Any, key: str, where: str) -> tuple[Any, str]:
     """(the picture or video itself, its name in messages)."""
     if key.endswith("_url") and isinstance(value, Mapping):
         value, where = value.get("url"), f"{where}.url"
-    if key != "base64" and not (isinstance(value, str) and _WRITTEN_OUT.match(value)):
-        return value, where
+    return (_decoded(value, where) if key == "base64" else value), where
+
+
+def _decoded(value: Any, where: str) -> bytes:
+    """The bytes of a file that is written as base64."""
     try:
         text = "".join(value.split())
-        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True), where
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except (AttributeError, binascii.Error, ValueError) as error:
         raise InputError(f"{where} is {shown(value)}, no base64: give the file's path or its bytes") from error
 
 
-def _check_picture(value: Any, where: str) -> None:
+def _picture(value: Any, where: str) -> Any:
+    """A picture, or a frame of a list, as load_image takes it."""
+    if isinstance(value, str) and _WRITTEN_OUT.match(value):
+        return _decoded(value, where)
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, Image.Image, VideoFrame, np.ndarray, torch.Tensor)
     if not isinstance(value, kinds) and not hasattr(value, "read"):
         raise InputError(f"{where} is {shown(value)}: {_PICTURE}")
+    return value
 
 
-def _check_video(value: Any, where: str) -> None:
+def _video(value: Any, where: str) -> Any:
     if isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 4 and len(value):
-        return
-    frames = _listed(value)
-    if frames:
-        for number, frame in enumerate(frames, 1):
-            _check_picture(frame, f"{where}, frame {number}")
-    elif not isinstance(value, (str, os.PathLike, Video)):
+        return value
+    if frames := _listed(value):
+        return [_picture(frame, f"{where}, frame {number}") for number, frame in enumerate(frames, 1)]
+    if not isinstance(value, (str, os.PathLike, Video)):
         raise InputError(f"{where} is {shown(value)}: {_VIDEO}")
+    return value
 
 
 def _check_text(text: str, where: str) -> None:

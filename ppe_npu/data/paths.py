@@ -45,7 +45,7 @@ def address_fault(path: str | Path) -> str | None:
     found = _SCHEME.match(text)
     scheme, slashes = (found[1].lower(), found[2]) if found else ("", "")
     if scheme == "data" and "," in text:
-        return "is a file written as text (data:): decode it, and give its bytes or a file's path"
+        return "is a file written as text (data:): write it to a file, and give the file's path"
     if scheme == "file" and slashes:
         return "is an address on this machine: give the path alone, without file://"
     if scheme in _STORES and slashes:
@@ -62,6 +62,19 @@ def expanded(path: str | Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         return path
+
+
+def real_place(path: Any) -> Any:
+    """The full path of what stands at a path, links followed, however it is spelled; what is no path, or one at which
+    nothing stands, as it is. Of a list, a list of them."""
+    if isinstance(path, (list, tuple)):
+        return type(path)(real_place(part) for part in path)
+    try:
+        if isinstance(path, (str, Path)) and (place := expanded(path)).exists():
+            return type(path)(os.path.realpath(place))
+    except (OSError, ValueError):  # what cannot be a path
+        pass
+    return path
 
 
 def existing_file(path: Any, kind: str) -> Path:

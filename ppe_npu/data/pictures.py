@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ppe_npu.data.colours import to_bytes, to_rgb
+from ppe_npu.data.colours import low_bytes, to_bytes, to_rgb, with_exact_key
 from ppe_npu.data.paths import existing_file, shown_path
 from ppe_npu.errors import InputError, first_line
 
@@ -77,9 +77,10 @@ def load_image(source: Any, name: str | None = None) -> Image.Image:
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return _of_array(source, name or "an image")
     with _opened(source, name) as (image, shown):
+        low = low_bytes(image)
         _load(image)  # of some formats the orientation stands behind the pixels
         turn = _TURNS.get(_orientation(image))
-        rgb = to_rgb(image, shown, _factor(image.size))
+        rgb = to_rgb(image if low is None else with_exact_key(image, low), shown, _factor(image.size))
     return rgb if turn is None else rgb.transpose(turn)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -141,5 +142,5 @@ class Drawn(VideoSampling):
 
     def of_video(self, path: str | Path) -> VideoSampling:
         own = {field.name: getattr(self, field.name) for field in fields(VideoSampling)}
-        name = "/".join(Path(path).parts[-2:])
+        name = "/".join(Path(os.path.abspath(path)).parts[-2:])
         return VideoSampling(**own | {"nframes": random.Random(f"{self.seed} {name}").randint(self.least, self.most)})

@@ -167,7 +167,8 @@ def run_job(job: Job) -> dict[str, Any]:
 def train_once(recipe, model: Path, data: Path, output: Path, compression, seed: int, device: str, **more) -> None:
     """Train with a recipe's settings, unless output/final was made with the same ones.
 
-    Data and starting weights count as settings: a model that was trained on others is dropped and trained again.
+    Data and starting weights count as settings, by their sizes and times, wherever they lie and however their paths are
+    spelled: a model that was trained on others is dropped and trained again.
     """
     from ppe_npu.training.args import TrainConfig
     from ppe_npu.training.trainer import train
@@ -189,13 +190,21 @@ def train_once(recipe, model: Path, data: Path, output: Path, compression, seed:
     )
     made_from = {"settings": config.identity(), "data": _stamp(data), "model": _stamp(model / "model.safetensors")}
     note = output / "made_from.json"
-    same = json_or_none(note) == json.loads(json.dumps(made_from))
+    same = _without_paths(json_or_none(note)) == _without_paths(json.loads(json.dumps(made_from)))
     if same and (output / "final" / "compression.json").is_file():
         return
     if not same:
         shutil.rmtree(output, ignore_errors=True)
         write_json(note, made_from)
     train(config, announce=False)
+
+
+def _without_paths(made_from: Any) -> Any:
+    """What a model was made from, but for where that lay."""
+    settings = made_from.get("settings") if isinstance(made_from, dict) else None
+    if not isinstance(settings, dict):
+        return None
+    return {**made_from, "settings": {key: value for key, value in settings.items() if key not in ("model", "data")}}
 
 
 def _stamp(file: Path) -> list[int]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_table
+from ppe_npu.evaluation.identity import same_data
 from ppe_npu.evaluation.results import runs_dense
 from ppe_npu.evaluation.rows import read_scores
 from ppe_npu.evaluation.run_protocol import label
@@ -21,7 +22,7 @@ from ppe_npu.evaluation.tuned import tuning_of
 Result = Mapping[str, Any]
 DENSE = "dense"
 # Settings in which runs of several seeds differ; other weights have a line of their own, and one label is one protocol.
-_OF_SEEDS = ("seed", "weights", "model", "protocol")
+_OF_SEEDS = ("seed", "weights", "model", "places", "protocol")
 
 
 def compare(results: Sequence[Result]) -> dict[str, Any]:
@@ -188,7 +189,7 @@ def _against(
     def none(why: str) -> None:
         missing.append(f"{benchmark}, {runs[0]['name']}: not tested against dense ({why}).")
 
-    if {run["settings"].get("data") for run in (*runs, *dense)} != {runs[0]["settings"].get("data")}:
+    if not all(same_data(run["settings"], runs[0]["settings"]) for run in (*runs, *dense)):
         return none("the runs are on different data")
     if "headline" in runs[0]:
         own, other = _replicates(runs), _replicates(dense)

@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ppe_npu.data.paths import real_place
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.evaluation.decoding import beside_greedy
 from ppe_npu.evaluation.protocols import names
 from ppe_npu.evaluation.rows import FAULTS, fault_of, question
 from ppe_npu.evaluation.run_protocol import compared, label
 from ppe_npu.files import check_regular
+
+_FILES = ("image_path", "video_path")
 
 
 class Unreadable(dict):
@@ -41,13 +44,16 @@ def read_sample(benchmark: Any, number: int, key: int | str | None = None) -> An
     return sample
 
 
-def data_fingerprint(benchmark: Any) -> str:
-    """A short hash of every sample's question, answer and files (their paths and sizes): other data, other benchmark.
+def data_fingerprints(benchmark: Any) -> dict[str, str]:
+    """Short hashes of every sample's question, answer and files (their paths and sizes): other data, other benchmark.
+
+    Returns:
+        {"data": by paths as they are spelled; "places": by the places that they lead to}: data is the same if one is.
 
     Raises:
         InputError: no sample can be read, or two have one index.
     """
-    digest, seen, unreadable = hashlib.sha256(), {}, []
+    digests, seen, unreadable = {"data": hashlib.sha256(), "places": hashlib.sha256()}, {}, []
     for number in range(len(benchmark)):
         sample = read_sample(benchmark, number)
         unreadable += [sample["error"]] if isinstance(sample, Unreadable) else []
@@ -58,18 +64,19 @@ def data_fingerprint(benchmark: Any) -> str:
                 "sample needs its own"
             )
         seen[index] = number
-        keys = ("index", "prompt", "GT", "type", "image_path", "video_path", "sampling")
-        text = [str(sample.get(key)) for key in keys]
-        digest.update("\0".join([*text, *_sizes(sample)]).encode("utf-8", "surrogatepass"))
+        said = {key: sample.get(key) for key in ("index", "prompt", "GT", "type", *_FILES, "sampling")}
+        places, sizes = {**said, **{key: real_place(said[key]) for key in _FILES}}, _sizes(sample)
+        for digest, values in zip(digests.values(), (said, places)):
+            digest.update("\0".join([*map(str, values.values()), *sizes]).encode("utf-8", "surrogatepass"))
     if unreadable and len(unreadable) == len(seen):
         raise InputError(f"benchmark {benchmark.name}: no sample can be read ({unreadable[0]}): mend its __getitem__")
-    return digest.hexdigest()[:16]
+    return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
 
 
 def _sizes(sample: Any) -> list[str]:
     """Bytes of a sample's files, and width and height of its pictures in memory."""
     sizes = []
-    for key in ("image_path", "video_path", "image"):
+    for key in (*_FILES, "image"):
         try:
             value = sample.get(key)
         except FAULTS as error:  # an image that cannot be decoded: answering will say so
@@ -96,7 +103,7 @@ def processor_identity(processor: Any) -> dict[str, Any]:
 
 def benchmark_identity(benchmark: Any) -> dict[str, Any]:
     """The settings of a benchmark that decide what is asked."""
-    identity = {"benchmark": benchmark.name, "samples": len(benchmark), "data": data_fingerprint(benchmark)}
+    identity = {"benchmark": benchmark.name, "samples": len(benchmark), **data_fingerprints(benchmark)}
     edition = getattr(benchmark, "edition", 1)  # of its scoring; the first wrote none down
     return identity if edition == 1 else {**identity, "edition": edition}
 
@@ -125,14 +132,12 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
     written, now = _settings(file), json.loads(json.dumps(settings))
     unknown = {key: now[key] for key in PROCESSOR_MARKS if key in now}  # to earlier editions, which wrote none down
     before = {"edition": 1, **unknown, **json.loads(json.dumps(unsaid or {})), **written}
-    was = compared(before)
-    changed = [key for key, value in compared(now).items() if was.get(key) != value]
+    changed = _changed(compared(before), compared(now))
     if not changed:
         return
     if changed == ["generation"]:
-        then = before["generation"] if isinstance(before.get("generation"), dict) else {}
         told = "" if "generation" in written else " by an earlier edition, which left the checkpoint's own in force"
-        told += f" (there {beside_greedy(then) or 'greedy'}, now {beside_greedy(now['generation']) or 'greedy'})"
+        told += f" (there {_generation(before)}, now {_generation(now)})"
         raise InputError(
             f"{output} holds an evaluation with another generation{told}: choose another output, or see --generation"
         )
@@ -146,6 +151,26 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
         f"{output} holds an evaluation with another {told}; it is in its settings.json: choose another output{hint}, "
         "or delete it"
     )
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Keys of `now` that had another value. Of paths what they lead to counts; of a model that is called the same its
+    weights, which are compared where they are known."""
+    free = {"places"} | ({"data"} if same_data(before, now) else set())
+    models = [str(settings.get("model")) for settings in (before, now)]
+    called = Path(models[0]).name == Path(models[1]).name and "weights" in before
+    free |= {"model"} if called or real_place(models[0]) == real_place(models[1]) else set()
+    return [key for key, value in now.items() if key not in free and before.get(key) != value]
+
+
+def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the settings of two runs are of the same data."""
+    return one.get("data") == other.get("data") or ("places" in one and one["places"] == other.get("places"))
+
+
+def _generation(settings: Mapping[str, Any]) -> str:
+    said = settings.get("generation")
+    return beside_greedy(said if isinstance(said, dict) else {}) or "greedy"
 
 
 def _settings(file: Path) -> dict[str, Any]:

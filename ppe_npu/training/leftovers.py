@@ -23,6 +23,7 @@ _MARKS = {  # keys by which files of these names are known as a run's
     "summary.json": ("settings", "losses", "steps"),
 }
 _WRITTEN = (*_MARKS, *_OWN, MEDIA, *SURVEY)
+_BEING_SAVED = re.compile(r"checkpoint-\d+|dropped-.+")  # what stands in SAVING
 _SKIPPED = re.compile(r"skipped-\d+\.jsonl")  # of each process, the records that it left out
 
 
@@ -39,6 +40,13 @@ def check_owned(output: Path) -> None:
     """Raise InputError for a file of a run's name that no run wrote; it would be written over, or dropped."""
     for name, keys in _MARKS.items():
         _check_file(output / name, keys)
+    saving = output / SAVING
+    if saving.is_file() or (
+        saving.is_dir()
+        and not saving.is_symlink()
+        and not all(_BEING_SAVED.fullmatch(path.name) for path in saving.iterdir())
+    ):
+        raise InputError(f"{saving} was not written by a run, which needs its name: move it away")
     skipped = skipped_files(output)
     for file in skipped:
         check_regular(file)

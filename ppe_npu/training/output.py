@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ppe_npu.data.paths import expanded
+from ppe_npu.data.paths import expanded, real_place
 from ppe_npu.errors import InputError
 from ppe_npu.files import locked, recover, write_json, write_text, writing
 from ppe_npu.models.fingerprint import media_marks, processor_marks
@@ -25,6 +25,7 @@ from ppe_npu.training.whole import check_whole, made_by_train
 from ppe_npu.utils.reading import UnreadableError, json_or_none, read_json
 
 LOCK = ".run.lock"
+_PLACES = ("model", "data", "data_root", "deepspeed")
 _HOW = ("resume", "resume_from_checkpoint", "overwrite")
 
 
@@ -170,11 +171,8 @@ def run_identity(
     Returns:
         (as identity.json holds it, the marks of the pictures and videos in media_of's order).
     """
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(repr((record.id, record.images, record.videos, record.turns, record.independent)).encode())
     known = {
-        "records_sha256": digest.hexdigest(),
+        **_records_marks(config, records),
         "processes": processes,
         "processor": processor_marks(processor),
     }
@@ -186,6 +184,19 @@ def run_identity(
             raise InputError(f"{error.filename} cannot be read ({error.strerror}): bring it back") from error
         known["media_sha256"] = hashlib.sha256("\n".join(marks).encode()).hexdigest()
     return json.loads(json.dumps({**config.identity(), **known})), marks
+
+
+def _records_marks(config: TrainConfig, records: Sequence[Record]) -> dict[str, str]:
+    """Of what records say: by the paths of their files ("records_sha256", by which an earlier edition goes); and by the
+    order and the names of these, the same wherever they lie and however the paths to them are spelled ("records")."""
+    places = {path: (number, Path(path).name) for number, path in enumerate(media_of(records))}
+    spelled, ordered = hashlib.sha256(), hashlib.sha256()
+    for record in records:
+        images = [places[path] for path in record.images]
+        videos = [(places[path], config.sampling.of_video(path).nframes) for path in record.videos]
+        for digest, files in ((spelled, (record.images, record.videos)), (ordered, (images, videos))):
+            digest.update(repr((record.id, *files, record.turns, record.independent)).encode())
+    return {"records_sha256": spelled.hexdigest(), "records": ordered.hexdigest()}
 
 
 def media_of(records: Sequence[Record]) -> list[str]:
@@ -231,15 +242,22 @@ def _compare(checkpoint: Path, now: dict[str, Any], config: TrainConfig) -> dict
     if not isinstance(before, dict):
         return {}  # check_whole says it
     # What an earlier edition could not set had the value that it has by default.
-    default = {**now, **TrainConfig(config.model, config.data, config.output).identity()}
-    changed = [
-        f"{key} ({_short(before.get(key, default[key]))}, now {_short(value)})"
-        for key, value in now.items()
-        if key != "media_sha256" and before.get(key, json.loads(json.dumps(default[key]))) != value
-    ]
+    was = json.loads(json.dumps({**TrainConfig(config.model, config.data, config.output).identity(), **before}))
+    told = (key for key in _differing(was, now) if key != "media_sha256")
+    changed = [f"{key} ({_short(was[key])}, now {_short(now[key])})" for key in told]
     if changed:
         raise InputError(f"{checkpoint} was trained with another {', '.join(changed)}: resume with the same settings")
     return before
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Keys of `now` that have another value in an earlier identity. Of paths what stands there counts: of the model its
+    weights (check_base), of data the records; where these are not known, whether they lead to one place."""
+    free = {key for key in _PLACES if real_place(before.get(key)) == real_place(now.get(key))}
+    if "records" in before:
+        free |= {"model", "records_sha256"}
+        free |= {"data", "data_root"} if before["records"] == now.get("records", before["records"]) else set()
+    return [key for key, value in now.items() if key not in free and before.get(key, value) != value]
 
 
 def _short(value: Any) -> str:
@@ -254,8 +272,8 @@ def check_base(checkpoint: Path | None, base: dict[str, str]) -> None:
     before = read_base(checkpoint)
     if before["weights"] != base["weights"]:
         raise InputError(
-            f"{checkpoint} started from {before['model']} with other weights ({before['weights']}) than it has now "
-            f"({base['weights']}): bring these back, or start a new run"
+            f"{checkpoint} started from {before['model']} with other weights ({before['weights']}) than "
+            f"{base['model']} has now ({base['weights']}): bring these back, or start a new run"
         )
 
 
@@ -307,6 +325,6 @@ def _same_run(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether nothing says that another run than this one wrote a checkpoint of the folder."""
     try:
         found = read_json(folder / IDENTITY)  # of an earlier edition it may say less
-        return isinstance(found, dict) and all(found.get(key, value) == value for key, value in identity.items())
+        return isinstance(found, dict) and not _differing(found, identity)
     except UnreadableError:  # an early one has none, a damaged one may have lost it
         return True

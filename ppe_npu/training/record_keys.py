@@ -66,6 +66,7 @@ _ASKED = re.compile(r"(?<=\w)[?#]\S*$")  # behind a file's name in an address: "
 _INLINE = re.compile(
     r"\s*(?:data:(image)/|data:video/|(?:(iVBORw0KGgo|/9j/|R0lGOD|UklGR)|AAAA..Z0eX|GkXfo)[A-Za-z0-9+/\r\n]{16})"
 )
+_NAMES = re.compile("(?!vid$).*id|from|role", re.IGNORECASE)  # keys of what is no file, whatever it looks like
 _DEPTH = 4  # of lists and objects in which a file's name is looked for
 # What the model's own template writes for a picture, and what stands for one in other programs' texts.
 _TEMPLATES = re.compile(r"<\|(?:vision_start|vision_end|image_pad|video_pad)\|>")
@@ -104,18 +105,18 @@ def check_turn_keys(turn: Mapping[str, Any]) -> None:
 def check_unseen(raw: Mapping[str, Any]) -> None:
     """Raise InputError for a record without visuals that names some: a note with a file's name in it, at the top or in
     a turn, or another program's placeholder in a human turn."""
-    notes = [("its", raw.items()), *(("a turn's", turn.items()) for turn in raw["conversations"])]
-    for whose, items in notes:
-        for key, value in items:
-            if key in ("value", "content", "conversations") or re.fullmatch("(?i).*id|from|role", key):
+    turns = (("a turn's", turn, ("value", "content")) for turn in raw["conversations"])
+    for whose, said, read in (("its", raw, ("conversations",)), *turns):
+        for key, value in said.items():
+            if key in read or _NAMES.fullmatch(key):
                 continue
             file = _file_in(value, _DEPTH)
             if file is not None:
-                inline, said = _INLINE.match(file), f"{whose} key {brief(key)}"
+                inline, where = _INLINE.match(file), f"{whose} key {brief(key)}"
                 held = "holds a file as text" if inline else f"names {brief(file)}"
                 picture = any(inline.groups()) if inline else _FILE.fullmatch(_name(file))[1]
                 remedy = ("save it as a file, and " if inline else "") + (_IMAGE if picture else _VIDEO)
-                raise InputError(f"{said} {held}, which the model would not see: {remedy}; or leave it out")
+                raise InputError(f"{where} {held}, which the model would not see: {remedy}; or leave it out")
     for turn in raw["conversations"]:
         place = _PLACES.search(turn.get("value", turn.get("content")))
         if place and turn.get("from", turn.get("role")) in ("human", "user"):

@@ -24,11 +24,12 @@ from ppe_npu.training.data import BAR_AFTER, ChatDataset, Fault, Record, check_r
 from ppe_npu.training.lengths import Ruler
 from ppe_npu.utils.escape import markdown, printable
 from ppe_npu.utils.progress import Progress
-from ppe_npu.utils.reading import json_or_none
+from ppe_npu.utils.reading import UnreadableError, json_or_none, read_text
 
 KINDS = ("text", "image", "images", "video", "videos", "mixed")
 INVALID = ("stop", "skip")
 FILES = ("data.json", "data.md", "faults.jsonl")
+_TITLE = "# Training data"
 _MARKS = ("kinds", "lengths", "histogram")  # keys by which a data.json is known as a survey's
 _QUANTILES = {"least": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "99%": 0.99, "most": 1.0}
 _BAR = 30  # characters of the histogram's longest bar
@@ -110,7 +111,7 @@ class Survey:
         values = self.to_dict()
         limit = f", at most {self.max_length:,} tokens a record" if self.max_length else ""
         parts = [
-            "# Training data",
+            _TITLE,
             f"{len(self.records):,} records can be used, {len(self.faults):,} cannot. "
             f"Tokens before and after compression ({self.compression}), on entry of the first decoder layer{limit}.",
             _kinds_table(values),
@@ -228,12 +229,35 @@ def survey(
 
 def check_survey_place(folder: str | Path) -> None:
     """Raise InputError for a folder with a file of a survey's name that is none: write_survey would write over it."""
+    known = {"data.json": _is_numbers, "data.md": _is_report, "faults.jsonl": _is_list}
     files = [file for file in (Path(folder) / name for name in FILES) if file.exists()]
-    if not files:
-        return
-    found = json_or_none(Path(folder) / FILES[0])
-    if not isinstance(found, dict) or any(key not in found for key in _MARKS):
-        raise InputError(f"{files[0]} is no survey's, and would be written over: move it away, or name another folder")
+    if files and files[0].name == FILES[0] and _is_numbers(files[0]):
+        return  # by it the others are known
+    # An earlier edition wrote it last: where a kill came first, what is there is known by itself.
+    strange = next((file for file in files if not known[file.name](file)), None)
+    if strange is not None:
+        raise InputError(f"{strange} is no survey's, and would be written over: move it away, or name another folder")
+
+
+def _is_numbers(file: Path) -> bool:
+    found = json_or_none(file)
+    return isinstance(found, dict) and all(key in found for key in _MARKS)
+
+
+def _is_report(file: Path) -> bool:
+    try:
+        return read_text(file).startswith(f"{_TITLE}\n\n")
+    except UnreadableError:
+        return False
+
+
+def _is_list(file: Path) -> bool:
+    """Whether every line is of a record that cannot be used; nothing is lost with an empty one."""
+    try:
+        rows = [json.loads(line) for line in read_text(file).split("\n") if line]
+    except (UnreadableError, ValueError, RecursionError):
+        return False
+    return all(isinstance(row, dict) and row.keys() == {"line", "id", "reason"} for row in rows)
 
 
 def write_survey(found: Survey, folder: str | Path) -> Path:

@@ -34,6 +34,9 @@ def test_a_run_leaves_a_report_and_is_not_repeated(small, tmp_path, capsys, monk
     assert code == 1
     assert "Not a fair comparison" in report
     monkeypatch.setattr("ppe_npu.training.trainer.train", None)  # would fail if called again
+    (tmp_path / "link").symlink_to("demo")
+    monkeypatch.chdir(tmp_path)
+    small.output = "demo/../link"  # the same folder
     assert pipeline.main(small) == 1
     assert (tmp_path / "demo" / "report.md").read_text().split("Made by")[0] == report.split("Made by")[0]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ppe_npu.checkpoints.loading import load_model
 from ppe_npu.config import CompressionConfig
@@ -16,7 +18,9 @@ from ppe_npu.demo import scenes
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import answers, benchmarks
 from ppe_npu.evaluation.generation import generate
+from ppe_npu.evaluation.identity import benchmark_identity, check_settings
 from ppe_npu.evaluation.runner import evaluate
+from ppe_npu.files import write_json
 from ppe_npu.inspect.report import kv_bytes
 from ppe_npu.models import compress, restore
 
@@ -224,3 +228,37 @@ def test_a_failed_sample_is_asked_again_by_a_run_that_goes_on(model, tiny_proces
         assert evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=1)["errors"] == 15
     assert evaluate(model, tiny_processor, benchmark, tmp_path, max_new_tokens=1)["errors"] == 0
     assert sorted(row["index"] for row in rows(tmp_path)) == list(range(15))
+
+
+@pytest.mark.parametrize("how", ["relative", "..", "link", "moved", "earlier edition"])
+def test_a_run_is_the_same_however_its_paths_are_spelled(split, tmp_path, monkeypatch, how):
+    """Of the data, and of the model, whose weights are compared once they are read."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(split.parent, "a/data")
+    Path("a/model").mkdir()
+
+    def known(start: str) -> dict:
+        return {
+            **benchmark_identity(benchmarks.load("layout", f"{start}/data/{split.name}")),
+            "model": f"{start}/model",
+        }
+
+    write_json("run/settings.json", {**known("a"), "weights": "w"})
+    if how == "moved":
+        Path("b").mkdir()
+        Path("a").rename("b/a")
+        monkeypatch.chdir("b")
+    elif how == "earlier edition":
+        written = json.loads(Path("run/settings.json").read_text())
+        write_json("run/settings.json", {key: value for key, value in written.items() if key != "places"})
+    Path("c").symlink_to("a")
+    start = {"relative": f"{tmp_path}/a", "..": "a/../a", "link": "c"}.get(how, "a")
+    check_settings(tmp_path / "run", known(start))
+    check_settings(tmp_path / "run", {**known(start), "weights": "w"})
+    with pytest.raises(InputError, match=r"another weights \('w', now 'v'\)"):
+        check_settings(tmp_path / "run", {**known(start), "weights": "v"})
+    with pytest.raises(InputError, match=r"another model \(.*, now 'd'\)"):
+        check_settings(tmp_path / "run", {**known(start), "model": "d", "weights": "w"})
+    Image.new("RGB", (8, 8)).save(next(Path("a/data").rglob("*.png")))
+    with pytest.raises(InputError, match="another data"):
+        check_settings(tmp_path / "run", known(start))

@@ -75,6 +75,14 @@ def test_whatever_is_changed_is_never_agreement(recorded, part):
         check(recorded, seed)
 
 
+@pytest.mark.parametrize("name", ["attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts"])
+def test_what_is_not_drawn_is_as_this_version_has_it(recorded, name):
+    """Seconds of 3e38 a frame change the bf16 logits by less than the device's rounding may."""
+    rewrite(recorded, lambda tensors: tensors[f"model/bf16/inputs/{name}"].mul_(2))
+    with pytest.raises(InputError, match=f"has another model/bf16/inputs/{name} than this version"):
+        bundle.check(recorded, CPU)
+
+
 CHANGED = (
     ("swiglu/batch/fp32/forward/0", lambda t: t.double()),
     ("model/fp32/dense/logits", lambda t: t.float()),

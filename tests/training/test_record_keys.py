@@ -97,7 +97,7 @@ def test_keys_of_turns(tmp_path):
 UNSEEN = [
     {"photo": "a.png"}, {"frames": ["a.jpg", "b.jpg"]}, {"media": [{"type": "image", "at": {"path": "x/A.JPEG"}}]},
     {"file_name": "10:30.mp4"}, {"vision": ["https://x/a.webp"]}, {"source": "coco/1.png"},
-    {"look": "https://x/a.PNG?size=large&n=1"}, {"look": {"at": "s3://x/a.jpg#1"}},
+    {"look": "https://x/a.PNG?size=large&n=1"}, {"look": {"at": "s3://x/a.jpg#1"}}, {"vid": "a.mp4"},
 ]  # fmt: skip
 
 
@@ -106,11 +106,19 @@ def test_a_file_that_a_record_without_visuals_names_is_not_passed_over(tmp_path,
     write_image("a.png")
     inner = {"conversations": [TEXT["conversations"][0] | notes, TEXT["conversations"][1]]}
     top, turn, beside = reasons(tmp_path, TEXT | notes, inner, GOOD | notes)
-    key, kind = next(iter(notes)), "video" if "file_name" in notes else "image"
+    key, kind = next(iter(notes)), "image" if ".mp4" not in str(notes) else "video"
     assert top.startswith(f"its key {key!r} names ")
     assert turn.startswith(f"a turn's key {key!r} names ")
     assert all(f"would not see: name it {kind!r}" in reason for reason in (top, turn))
     assert beside == "", "its picture is seen"
+
+
+@pytest.mark.parametrize("key", ["content", "value"])
+def test_a_key_that_turns_have_is_a_note_at_the_top(tmp_path, key):
+    parts = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}]
+    named, free = reasons(tmp_path, TEXT | {key: parts}, TEXT | {key: "Of a.png: a word"})
+    assert named.startswith(f"its key {key!r} names 'a.png', which the model would not see")
+    assert free == ""
 
 
 INLINE = {"PNG": "image", "JPEG": "image", "GIF": "image", "WEBP": "image", "a.mp4": "video", "a.mkv": "video"}

@@ -209,6 +209,31 @@ def test_another_runs_checkpoint_in_the_folder_is_refused(whole_run, cut_run, tm
     assert go_on(cut_run).losses == whole_run[1].losses
 
 
+@pytest.mark.parametrize(
+    "spelling", ["..", "moved", *(pytest.param(o, marks=pytest.mark.slow) for o in ("relative", "link"))]
+)
+def test_a_run_goes_on_however_its_paths_are_spelled(whole_run, cut_run, tmp_path, monkeypatch, capfd, spelling):
+    """What stands at them counts: weights, records and the content of files."""
+    model, data = Path(cut_run["model"]), Path(cut_run["data"]).parent
+    monkeypatch.chdir(data)
+    start = {"..": f"{data}/../{data.name}", "relative": f"../{data.name}"}.get(spelling, str(tmp_path / "data"))
+    if spelling == "moved":
+        shutil.copytree(model, tmp_path / "model")
+        shutil.copytree(data, start, ignore=shutil.ignore_patterns("run"))
+    elif spelling == "link":
+        (tmp_path / "model").symlink_to(model)
+        Path(start).symlink_to(data)
+    else:
+        (tmp_path / "model").symlink_to(model / ".." / model.name)
+    again = cut_run | {"model": str(tmp_path / "model"), "data": f"{start}/train.json"}
+    assert go_on(again).losses == whole_run[1].losses
+    assert "going on from" in capfd.readouterr().err
+    if spelling == "moved":
+        records = json.loads(Path(again["data"]).read_text())
+        Path(again["data"]).write_text(json.dumps(records[::-1]))
+        refused(again, "trained with another data (", "records (")
+
+
 @pytest.mark.parametrize("change", ["template", "mean", "size", "vocabulary"])
 def test_another_processor_is_refused(cut_run, monkeypatch, change):
     """Its files lie beside the base's weights, where somebody may have changed them since."""

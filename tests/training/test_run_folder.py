@@ -124,6 +124,15 @@ def test_a_list_that_no_run_wrote_is_not_written_over(whole_run, tmp_path, name)
     refused(whole_run[0] | {"output": str(tmp_path)}, tmp_path / name, "move it away")
 
 
+@pytest.mark.parametrize("name", [".saving", ".saving/notes.md"])
+def test_what_has_the_name_of_a_checkpoint_being_saved_is_not_dropped(cut_run, name):
+    file = Path(cut_run["output"]) / name
+    shutil.rmtree(Path(cut_run["output"]) / ".saving", ignore_errors=True)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    refused(cut_run, "/.saving was not written by a run", "move it away")
+
+
 @pytest.mark.parametrize("linked", [False, True])
 def test_curves_of_other_runs_stay(whole_run, cut_run, tmp_path, linked):
     """In a folder in which no run began, and behind a link."""

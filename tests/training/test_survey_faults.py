@@ -11,7 +11,7 @@ from command_line import refused
 from ppe_npu import CompressionConfig
 from ppe_npu.errors import InputError
 from ppe_npu.training.data import Record
-from ppe_npu.training.survey import prepare_records, survey, survey_files, write_survey
+from ppe_npu.training.survey import check_survey_place, prepare_records, survey, survey_files, write_survey
 
 DENSE, PPE = CompressionConfig.preset("dense"), CompressionConfig.preset("ppe", k=4)
 
@@ -112,6 +112,23 @@ def test_a_survey_is_not_written_over_what_it_reads(run, tiny_folder, tmp_path):
     assert run(*asked, other)[0] == 0, "a survey is written anew"
     other.rename(tmp_path / "faults.jsonl")
     refused(run(*asked, tmp_path / "faults.jsonl"), "faults.jsonl is what is read")
+
+
+@pytest.mark.parametrize("left", [["faults.jsonl"], ["faults.jsonl", "data.md"], ["data.json", "data.md"]])
+@pytest.mark.parametrize("faulty", [True, False])
+def test_what_a_kill_left_of_a_survey_is_written_anew(data, tiny_processor, tmp_path, left, faulty):
+    """Of this edition, and of an earlier one, which wrote faults.jsonl first and data.json last."""
+    whole, clean = tmp_path / "whole", tmp_path / "clean.jsonl"
+    clean.write_text(json.dumps({"conversations": spoken("row", "3")}))
+    found = survey_files(data if faulty else clean, tiny_processor, PPE)
+    for name in {file.name for file in write_survey(found, whole).iterdir()}.difference(left):
+        (whole / name).unlink()
+    check_survey_place(whole)
+    write_survey(found, whole)
+    (whole / "data.json").unlink()
+    (whole / left[-1]).write_text('{"line": "d.jsonl line 1", "id": "a", "reason": "b", "mine": 1}\n')
+    with pytest.raises(InputError, match=f"{left[-1]} is no survey's"):
+        check_survey_place(whole)
 
 
 def test_what_records_say_is_text_in_the_report_and_on_the_terminal(run, tiny_folder, tmp_path):
