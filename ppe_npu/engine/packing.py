@@ -93,6 +93,35 @@ class Segments(Movable):
         return padded.index_select(0, self.tokens.to(row.device)).unflatten(0, (samples, -1)).transpose(1, 2)
 
 
+@dataclass(frozen=True)
+class Unpacked:
+    """A packed row as a batch that is padded on the right, for a layer that cannot keep its samples apart.
+
+    Args:
+        places: [T] int64 the place in [B * L] of each of the row's tokens.
+        real: [B, L] bool, False at padding.
+    """
+
+    places: torch.Tensor
+    real: torch.Tensor
+
+    @classmethod
+    def of(cls, borders: Sequence[int], device: torch.device) -> Unpacked:
+        """Of a row whose samples begin and end at these borders: 0, ..., T."""
+        lengths = np.diff(borders)
+        real = np.arange(lengths.max())[None] < lengths[:, None]
+        return cls(*(torch.from_numpy(part).to(device) for part in (real.reshape(-1).nonzero()[0], real)))
+
+    def batch(self, row: torch.Tensor) -> torch.Tensor:
+        """[1, T, C] -> [B, L, C], with 0 at padding."""
+        padded = row.new_zeros(self.real.numel(), *row.shape[2:])
+        return padded.index_copy(0, self.places, row[0]).unflatten(0, self.real.shape)
+
+    def row(self, batch: torch.Tensor) -> torch.Tensor:
+        """[B, L, C] -> [1, T, C]."""
+        return batch.flatten(0, 1).index_select(0, self.places)[None]
+
+
 def borders_of(real: np.ndarray) -> tuple[int, ...]:
     """Where samples begin and end in a row of their real tokens. real: [B, L] bool."""
     return (0, *np.cumsum(real.sum(axis=1)).tolist())

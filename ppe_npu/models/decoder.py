@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutpu
 
 from ppe_npu.compat import cache_argument, cache_of, cache_position, decoder_cache, layer_causal_mask, run_linear
 from ppe_npu.engine.masks import proportional_mask
+from ppe_npu.engine.packing import Unpacked
 from ppe_npu.engine.run import Prefill, Run
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
@@ -81,7 +82,11 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
     again = stage > 0 and run.rows[stage] is run.rows[stage - 1]
     end = next((first for first in run.layers if first > layer), len(model.layers))
     sized = next((number for number in range(layer, end) if has_attention(model.layers[number])), None)
-    mask = None if sized is None else layer_causal_mask(model.config, hidden, run.masks[stage], cache, sized, past)
+    segments, unpacked, real, batch = run.segments[stage], None, run.masks[stage], hidden
+    if segments is not None and segments.places is None and not all(map(has_attention, model.layers)):
+        unpacked = Unpacked.of(segments.borders, hidden.device)
+        real, batch = unpacked.real.long(), unpacked.batch(hidden)
+    mask = None if sized is None else layer_causal_mask(model.config, batch, real, cache, sized, past)
     if sizes is not None and sized is not None:
         room = cache.layers[sized].max_cache_len if cache is not None and cache.is_compileable else 0
         mask = proportional_mask(mask, sizes, hidden, room)
@@ -89,7 +94,7 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
         "attention_mask": mask,
         _TABLE: before[_TABLE] if again else model.rotary_emb(hidden, run.rows[stage]),
         "position_ids": None,
-        KEYWORD: ForwardPass(segments=run.segments[stage]),
+        KEYWORD: ForwardPass(segments=segments, unpacked=unpacked),
         **cache_argument(type(model.layers[layer]).forward, cache),
         **cache_position(type(model.layers[layer]).forward, past, hidden),
     }
@@ -97,14 +102,18 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
 
 def _run_layer(layer, hidden: torch.Tensor, inputs: dict, run: Run, stage: int) -> torch.Tensor:
     """[B, L, C] what a layer makes of hidden [B, L, C]; one with linear attention is given in place of the mask which
-    of its tokens are real [B, L]."""
+    of its tokens are real [B, L]. Beside such layers every layer has a packed row as a batch."""
+    unpacked, mask = inputs[KEYWORD].unpacked, run.masks[stage]
+    if unpacked is not None:
+        hidden, mask = unpacked.batch(hidden), unpacked.real.long()
+        inputs = inputs | {_TABLE: tuple(unpacked.batch(part) for part in inputs[_TABLE]), KEYWORD: NOTHING}
     if has_attention(layer):
         output = layer(hidden, **inputs)
     else:
-        mask = run.masks[stage]
         real = None if mask is None else mask[:, -hidden.shape[1] :]
         output = run_linear(layer, hidden, inputs | {"attention_mask": real}, run.past_length(stage))
-    return output[0] if isinstance(output, tuple) else output
+    output = output[0] if isinstance(output, tuple) else output
+    return output if unpacked is None else unpacked.row(output)
 
 
 def _looking(model, hidden: torch.Tensor, inputs: dict, run: Run, stage: int, index: int) -> Looking | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ppe_npu.engine.packing import Segments
+    from ppe_npu.engine.packing import Segments, Unpacked
     from ppe_npu.engine.plan import PromptPlan
     from ppe_npu.engine.run import Run
     from ppe_npu.models.loss import Distillation
@@ -42,6 +42,8 @@ class ForwardPass:
         scored: whether the output stands as the prompt was given (alignment.py); None: nobody has decided yet.
         left: where the prompt's padding goes; None: it stays on its side.
         plan: the prompt's plan, where labels have asked for it already.
+        run: the pass through the decoder. segments: what attention keeps apart.
+        unpacked: a packed row as a batch, for layers that cannot keep its samples apart.
     """
 
     packed: bool = False
@@ -54,6 +56,7 @@ class ForwardPass:
     plan: PromptPlan | None = None
     run: Run | None = None
     segments: Segments | None = None
+    unpacked: Unpacked | None = None
 
 
 NOTHING = ForwardPass()  # what a pass carries that was given none: kwargs.get(KEYWORD, NOTHING)

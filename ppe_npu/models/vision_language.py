@@ -252,11 +252,9 @@ def _check_packed(text, kwargs: dict, methods: Sequence[Method]) -> None:
                 f"packed: {method.name} with released=true counts images from the row's begin; leave it out"
             )
     mask = kwargs.get("attention_mask")
-    if not all(map(has_attention, text.layers)):
-        raise InputError("packed: linear attention would carry its state from one sample of the row to the next")
     if cache_of(kwargs) is not None or (mask is not None and mask.ndim == 4):
         raise InputError("packed takes neither a cache nor a 4D attention_mask: it has one row, for training")
-    if not takes_segments(text):
+    if all(map(has_attention, text.layers)) and not takes_segments(text):
         raise InputError(
             "packed needs attention by ppe_npu.backends: load the model with attn_implementation='sdpa' and call "
             "ppe_npu.models.fused.fuse(model)"

@@ -161,11 +161,31 @@ def test_what_is_looked_at_is_what_the_layer_makes_of_it():
         assert groups.representatives.tolist() == kept.sort().values.tolist()
 
 
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in STEPS])
+def test_a_packed_row_is_its_samples(name):
+    """Its loss and gradients are the padded batch's: no state goes on from one sample to the next."""
+    model, inputs = compress(MODEL, config_of(name)), inputs_of(*PROMPTS, side="right")
+    labels = text_labels(inputs)
+
+    def learned(packed):
+        model.zero_grad()
+        out = model(**inputs, labels=labels, packed=packed)
+        out.loss.backward()
+        return {
+            "loss": out.loss.detach(),
+            **{n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None},
+        }
+
+    assert_rounds_alike(learned(True), learned(False), exact(model, lambda: learned(False)))
+    with torch.no_grad():
+        padded, row = model(**inputs, labels=labels), model(**inputs, labels=labels, packed=True)
+    assert row.logits.shape[0] == 1
+    assert row.logits.shape[1] < padded.logits.shape[:2].numel()
+
+
 def test_what_linear_attention_cannot_take_is_refused():
     model, inputs = compress(fuse(random_model(family="qwen3_5")), config_of("before")), inputs_of(PROMPTS[1])
     assert is_gated(model.model.language_model.layers[1].self_attn)
-    with pytest.raises(InputError, match="packed: linear attention would carry its state"):
-        model(**inputs, labels=inputs["input_ids"], packed=True)
     whole = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
     with pytest.raises(InputError, match="attention_mask is 4D: linear attention knows padding alone"):
         model(**{**inputs, "attention_mask": whole})
