@@ -163,7 +163,8 @@ def give_steps(plain: dict[str, Any], values: dict[str, Any], beside: Container[
         if len(having) > 1:
             raise InputError(f"{key}={shown(values[key])} with {label}: several steps have it: write them to a file")
         if not having:
-            known = dict.fromkeys(field for step in plain["steps"] for field in step if field != "method")
+            fields = [field for step in plain["steps"] for field in step if field != "method"]
+            known = [field for field in fields if fields.count(field) == 1]
             told = f"; give one of {', '.join(known)}" if known else ": there are none"
             raise InputError(f"{key}={shown(values[key])} with {label}: no step has it{told}")
         having[0][key] = values.pop(key)

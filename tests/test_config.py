@@ -315,7 +315,7 @@ def test_single_keys_are_changed_wherever_they_belong():
     assert two.changed(dropped="drop", seed=3).methods[1].seed == 3
     with pytest.raises(InputError, match="several steps have it"):
         two.changed(ratio=0.5)
-    with pytest.raises(InputError, match="no step has it; give one of ratio, dropped, seed, layer"):
+    with pytest.raises(InputError, match="no step has it; give one of dropped, seed, layer"):
         two.changed(neighbors=3)
     assert CompressionConfig.preset("ppe").changed(ratio=0.3) == CompressionConfig.preset("ppe", ratio=0.3)
     assert CompressionConfig.preset("ppe").changed(positions="keep_one") == CompressionConfig.preset("keep_one")

@@ -31,7 +31,8 @@ _NO_CANN = (
     "torch cannot be imported, because torch_npu is installed and finds no CANN: on an Ascend machine source CANN's "
     "set_env.sh, anywhere else add EMULATE=1 to the make target; TORCH_DEVICE_BACKEND_AUTOLOAD=0 does without an NPU"
 )
-_TEXTS = ("prompt", "title", "run")  # arguments that are no path
+_TEXTS = ("prompt", "title", "run", "host", "vllm")  # arguments that are no path, and may be empty
+_BY_PLACE = ("folder", "bundle")  # and without a flag
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +91,7 @@ def _check_paths(args: argparse.Namespace) -> None:
     """Raise InputError for an empty text, as of a variable that is not set: it means no default; and for a path
     that the system refuses to look at. Commands ask whether it is there."""
     for name, value in vars(args).items():
-        flag = f"--{name.replace('_', '-')}"
+        flag = name if name in _BY_PLACE else f"--{name.replace('_', '-')}"
         for path in [] if name in _TEXTS else value if isinstance(value, list) else [value]:
             if path == "":
                 raise InputError(f"{flag} is an empty text: give something, or leave it out")

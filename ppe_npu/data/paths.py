@@ -6,6 +6,7 @@ words.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -71,10 +72,17 @@ def real_place(path: Any) -> Any:
         return type(path)(real_place(part) for part in path)
     try:
         if isinstance(path, (str, Path)) and (place := expanded(path)).exists():
-            return type(path)(os.path.realpath(place))
+            if place.is_symlink() or place.name in ("", ".."):
+                return type(path)(os.path.realpath(place))
+            return type(path)(os.path.join(_real_folder(os.path.join(os.getcwd(), place.parent)), place.name))
     except (OSError, ValueError):  # what cannot be a path
         pass
     return path
+
+
+@functools.lru_cache(maxsize=1024)  # of many thousand files in few folders
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def existing_file(path: Any, kind: str) -> Path:

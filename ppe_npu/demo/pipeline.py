@@ -190,7 +190,9 @@ def train_once(recipe, model: Path, data: Path, output: Path, compression, seed:
     )
     made_from = {"settings": config.identity(), "data": _stamp(data), "model": _stamp(model / "model.safetensors")}
     note = output / "made_from.json"
-    same = _without_paths(json_or_none(note)) == _without_paths(json.loads(json.dumps(made_from)))
+    default = TrainConfig(config.model, config.data, config.output).identity()  # of what an earlier edition had not
+    noted, now = (_without_paths(found, default) for found in (json_or_none(note), made_from))
+    same = noted == now
     if same and (output / "final" / "compression.json").is_file():
         return
     if not same:
@@ -199,12 +201,13 @@ def train_once(recipe, model: Path, data: Path, output: Path, compression, seed:
     train(config, announce=False)
 
 
-def _without_paths(made_from: Any) -> Any:
-    """What a model was made from, but for where that lay."""
+def _without_paths(made_from: Any, default: dict[str, Any]) -> Any:
+    """What a model was made from, but for where that lay. default: the settings of who says nothing."""
     settings = made_from.get("settings") if isinstance(made_from, dict) else None
     if not isinstance(settings, dict):
         return None
-    return {**made_from, "settings": {key: value for key, value in settings.items() if key not in ("model", "data")}}
+    settings = {key: value for key, value in {**default, **settings}.items() if key not in ("model", "data")}
+    return json.loads(json.dumps({**made_from, "settings": settings}))
 
 
 def _stamp(file: Path) -> list[int]:

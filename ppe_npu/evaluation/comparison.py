@@ -11,10 +11,10 @@ import numpy as np
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_table
-from ppe_npu.evaluation.identity import same_data
+from ppe_npu.evaluation.identity import PROCESSOR_MARKS, differing, same_data
 from ppe_npu.evaluation.results import runs_dense
 from ppe_npu.evaluation.rows import read_scores
-from ppe_npu.evaluation.run_protocol import label
+from ppe_npu.evaluation.run_protocol import compared, label
 from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
 from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
 from ppe_npu.evaluation.tuned import tuning_of
@@ -22,7 +22,7 @@ from ppe_npu.evaluation.tuned import tuning_of
 Result = Mapping[str, Any]
 DENSE = "dense"
 # Settings in which runs of several seeds differ; other weights have a line of their own, and one label is one protocol.
-_OF_SEEDS = ("seed", "weights", "model", "places", "protocol")
+_OF_SEEDS = ("seed", "weights", "model", "protocol", *PROCESSOR_MARKS)
 
 
 def compare(results: Sequence[Result]) -> dict[str, Any]:
@@ -150,8 +150,8 @@ def _row(benchmark: str, runs: Sequence[Result], dense: Sequence[Result] | None,
 
 def _unlike(benchmark: str, runs: Sequence[Result]) -> str:
     """A line where runs of one row are not those of several seeds, as they were asked otherwise; else ""."""
-    first, *others = [run["settings"] for run in runs]
-    keys = [key for key in first if any(key in other and other[key] != first[key] for other in others)]
+    first, *others = [compared(run["settings"]) for run in runs]
+    keys = dict.fromkeys(key for other in others for key in (*differing(first, other), *differing(other, first)))
     told = ", ".join(key for key in keys if key not in _OF_SEEDS)
     return (
         told

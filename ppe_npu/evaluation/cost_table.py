@@ -11,10 +11,11 @@ from typing import Any
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.evaluation import stored
 from ppe_npu.evaluation.cost_pass import FILE, PROCESSOR
+from ppe_npu.evaluation.identity import marks
+from ppe_npu.evaluation.protocols import CHECKPOINT
 from ppe_npu.evaluation.results import SMALLER, run_title
 from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import check_regular
-from ppe_npu.utils.reading import checksum
 
 KEEPS = 0.99  # of dense's score: a speed at less of it is marked
 WORDS = (
@@ -62,10 +63,12 @@ def _of_these(found: dict[str, Any], results: Sequence[Mapping[str, Any]]) -> di
     """
     sums = found.get("of")
     if not isinstance(sums, Mapping):
-        return found if found["protocol"] in {label(run["settings"]) for run in results} else None
+        labels = {label(run["settings"]) for run in results}  # its edition told nothing of what checkpoint's sizes were
+        labels |= {CHECKPOINT} if any(name.startswith(CHECKPOINT) for name in labels) else set()
+        return found if found["protocol"] in labels else None
     own: dict[str, set[str]] = {}
     for run in results:
-        own.setdefault(run_title(run["settings"]), set()).add(checksum(run["settings"]))
+        own.setdefault(run_title(run["settings"]), set()).update(marks(run["settings"]))
     since = {name for name, known in own.items() if name in sums and sums[name] not in known}
     same = any(sums.get(name) in known for name, known in own.items())
     if not same or found.get("reference") in since:

@@ -17,6 +17,7 @@ from ppe_npu.evaluation.protocols import names
 from ppe_npu.evaluation.rows import FAULTS, fault_of, question
 from ppe_npu.evaluation.run_protocol import compared, label
 from ppe_npu.files import check_regular
+from ppe_npu.utils.reading import checksum
 
 _FILES = ("image_path", "video_path")
 
@@ -132,7 +133,7 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
     written, now = _settings(file), json.loads(json.dumps(settings))
     unknown = {key: now[key] for key in PROCESSOR_MARKS if key in now}  # to earlier editions, which wrote none down
     before = {"edition": 1, **unknown, **json.loads(json.dumps(unsaid or {})), **written}
-    changed = _changed(compared(before), compared(now))
+    changed = differing(compared(before), compared(now))
     if not changed:
         return
     if changed == ["generation"]:
@@ -153,7 +154,18 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
     )
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def marks(settings: Mapping[str, Any]) -> list[str]:
+    """Sums by which a pass of costs knows a run: today's, which paths do not touch however they are spelled; then those
+    that earlier editions wrote down, which had neither places nor a processor in their settings."""
+    own = compared(settings)
+    same = {**own, "data": own.get("places", own.get("data")), "places": None}
+    same["model"] = None if "weights" in own else own.get("model")
+    older = {key: value for key, value in settings.items() if key != "places"}
+    oldest = {key: value for key, value in older.items() if key not in PROCESSOR_MARKS}
+    return [checksum(found) for found in (same, settings, older, oldest)]
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Keys of `now` that had another value. Of paths what they lead to counts; of a model that is called the same its
     weights, which are compared where they are known."""
     free = {"places"} | ({"data"} if same_data(before, now) else set())

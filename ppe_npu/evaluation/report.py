@@ -51,7 +51,9 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is not JSON: delete it and run the evaluation again") from error
         ours = isinstance(result, dict) and {"settings", "costs", "types", "samples"} <= result.keys()
-        if ours or file.with_name("predictions.jsonl").exists():  # other programs name their files so, too
+        if ours or all(
+            file.with_name(name).exists() for name in ("predictions.jsonl", "settings.json")
+        ):  # other programs name their files so, too
             wrong = stored.fault(result)
             if wrong:
                 remedy = "delete it and run the evaluation again, which keeps its answers"

@@ -45,9 +45,7 @@ def check_engine(
     Args:
         options: as Engines takes them.
     """
-    for name in options or {}:
-        if name in _SAID:
-            raise InputError(f"--engine-args {name}: {_SAID[name]}; leave it out")
+    _check_options(options)
     if importlib.util.find_spec("vllm") is None:
         raise InputError('--engine vllm needs vllm, which is not installed: pip install "ppe-npu[vllm]"')
     if checkpoint.base is not None:
@@ -60,6 +58,12 @@ def check_engine(
             marks(checkpoint.folder, config, checkpoint.allow_bin)
 
 
+def _check_options(options: Mapping[str, Any] | None) -> None:
+    for name in options or {}:
+        if name in _SAID:
+            raise InputError(f"--engine-args {name}: {_SAID[name]}; leave it out")
+
+
 class Engines:
     """The engine of one compression at a time: the next one that is asked for takes its place.
 
@@ -68,9 +72,13 @@ class Engines:
         processor: its processor, whose bounds of a picture's size hold.
         dtype: "float32" or "bfloat16".
         options: more arguments of vllm.LLM.
+
+    Raises:
+        InputError: options that others say.
     """
 
     def __init__(self, checkpoint: Checkpoint, processor: Any, dtype: str, options: Mapping[str, Any] | None = None):
+        _check_options(options)
         self._checkpoint, self._dtype, self._options = checkpoint, dtype, dict(options or {})
         self._size = dict(processor.image_processor.size)
         self._config: CompressionConfig | None = None
@@ -80,7 +88,7 @@ class Engines:
         """A vllm.LLM with this compression.
 
         Raises:
-            InputError: what check_engine() says of it, or what vLLM says of the options.
+            InputError: it cannot be served, or what vLLM says of the options.
         """
         if self._engine is not None and config == self._config:
             return self._engine
@@ -98,6 +106,8 @@ class Engines:
         except UserError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:
+            if not self._options:  # then nothing of it is the user's
+                raise
             raise InputError(f"vLLM does not start ({first_line(error)}): change --engine-args") from error
         return self._engine
 

@@ -11,6 +11,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutputWithPast
 
 from ppe_npu.compat import cache_argument, cache_of, cache_position, decoder_cache, layer_causal_mask, run_linear
+from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.masks import proportional_mask
 from ppe_npu.engine.packing import Unpacked
 from ppe_npu.engine.run import Prefill, Run
@@ -158,16 +159,23 @@ def _recorder(model):
     return (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")
 
 
+def check_routers(model, kwargs: dict, config: CompressionConfig) -> None:
+    """Raise InputError where the router logits of a text model are wanted, and tokens are merged."""
+    wanted = _recorder(model) is not None and _wanted(model, kwargs, "output_router_logits")
+    if wanted and not config.keeps_all:
+        raise InputError(
+            "output_router_logits=True: a model whose tokens are merged gives none, and no loss of its experts' "
+            "balance; take the dense preset"
+        )
+
+
 def _routers(model, kwargs: dict, run: Run) -> list[torch.nn.Module] | None:
     """The routers of a mixture of experts, where their logits are wanted."""
     recorder = _recorder(model)
     if recorder is None or not _wanted(model, kwargs, "output_router_logits"):
         return None
-    if isinstance(run, Prefill) and not run.config.keeps_all:
-        raise InputError(
-            "output_router_logits=True: a model whose tokens are merged gives none, and no loss of its experts' "
-            "balance; take the dense preset"
-        )
+    if isinstance(run, Prefill):
+        check_routers(model, kwargs, run.config)
     return [module for module in model.modules() if isinstance(module, recorder.target_class)]
 
 

@@ -105,20 +105,25 @@ def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, mode
     mask, on = model_kwargs.get("attention_mask"), self.compression
     if not on.config.keeps_all:
         return None
-    if mask is not None and mask.ndim == 2 and _is_padded_behind(mask):
-        return original(self, "_prepare_position_ids_for_generation")(inputs_tensor, model_kwargs)
     ids = model_kwargs.get("input_ids")  # beside embeddings
     tokens = inputs_tensor if ids is None or not ids.shape[1] else ids
+    if mask is not None and mask.ndim == 2 and _is_padded_behind(on, tokens, mask):
+        return original(self, "_prepare_position_ids_for_generation")(inputs_tensor, model_kwargs)
     asked = {**model_kwargs, "input_ids": tokens}
     if tokens.ndim > 2 or state_of(on, asked) is not None or not is_numbered_beside_time(on, asked):
         return None
     return make_plan(self.model, on, asked).positions[:, :-1].unflatten(1, tokens.shape).to(tokens.device)
 
 
-def _is_padded_behind(mask: torch.Tensor) -> bool:
-    """Whether padding stands behind tokens of a mask [B, S]."""
+def _is_padded_behind(on: Compression, tokens: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Whether padding stands behind tokens of a mask [B, S]. In the middle of ids [B, S] it may be an image or a video
+    that is hidden, which transformers could not number the others beside."""
     real = mask != 0
-    return bool((~real[:, 1:] & real[:, :-1]).any())
+    if not real[:, -1].all():
+        return True
+    visual = (tokens == on.vision.image_token_id) | (tokens == on.vision.video_token_id)
+    hides = tokens.shape == mask.shape and bool((visual & ~real).any())
+    return not hides and bool((~real[:, 1:] & real[:, :-1]).any())
 
 
 def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):

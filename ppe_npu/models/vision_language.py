@@ -57,7 +57,7 @@ from ppe_npu.models.arguments import (
     untouched_tower,
 )
 from ppe_npu.models.caches import continued, is_scored, keep_state, settled, state_of
-from ppe_npu.models.decoder import staged_forward
+from ppe_npu.models.decoder import check_routers, staged_forward
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
 from ppe_npu.models.fused import check_key_bias, takes_segments
 from ppe_npu.models.generation import install_generation
@@ -142,6 +142,7 @@ def detach(model) -> None:
 
 def causal_lm_forward(self, labels=None, **kwargs):
     take_ready_mask(kwargs)
+    check_routers(self.model.language_model, kwargs, self.compression.config)
     wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
     if wishes:
         kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), **wishes)

@@ -70,7 +70,8 @@ class CompressedTrainer(Trainer):
         self.learning_rates, self.lengths, self.per_step = learning_rates, lengths, per_step
         if frozen_teacher:
             assert distillation is not None, "a teacher is of a distillation"
-            distillation = replace(distillation, teacher=_frozen(self.model))
+            cast = torch.bfloat16 if self.is_deepspeed_enabled and self.args.bf16 else None  # as it does the student
+            distillation = replace(distillation, teacher=_frozen(self.model, cast))
         # The loss alone: see ppe_npu.models.loss.
         self.forward_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True, distill=distillation)}
         self.scoring_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True)}  # of validation: no teacher
@@ -248,10 +249,13 @@ class CompressedTrainer(Trainer):
             self._saving = False
 
 
-def _frozen(model: Any) -> Any:
-    """A copy of the model for conditional generation, its adapters in it, that learns nothing."""
+def _frozen(model: Any, dtype: torch.dtype | None = None) -> Any:
+    """A copy of the model for conditional generation, its adapters in it, that learns nothing. dtype: of its weights,
+    without its buffers; None: as they are."""
     found = copy.deepcopy(model)
     inner = found if isinstance(found, PreTrainedModel) else found.get_base_model()
+    for parameter in inner.parameters():
+        parameter.data = parameter.data.to(parameter.dtype if dtype is None else dtype)
     return inner.requires_grad_(False).eval()
 
 

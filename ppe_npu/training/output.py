@@ -252,11 +252,12 @@ def _compare(checkpoint: Path, now: dict[str, Any], config: TrainConfig) -> dict
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Keys of `now` that have another value in an earlier identity. Of paths what stands there counts: of the model its
-    weights (check_base), of data the records; where these are not known, whether they lead to one place."""
+    weights (check_base), of data the records and files; where these are not known, whether they lead to one place."""
     free = {key for key in _PLACES if real_place(before.get(key)) == real_place(now.get(key))}
     if "records" in before:
         free |= {"model", "records_sha256"}
-        free |= {"data", "data_root"} if before["records"] == now.get("records", before["records"]) else set()
+        same = "media_sha256" in before and before["records"] == now.get("records", before["records"])
+        free |= {"data", "data_root"} if same else set()
     return [key for key, value in now.items() if key not in free and before.get(key, value) != value]
 
 
@@ -325,6 +326,8 @@ def _same_run(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether nothing says that another run than this one wrote a checkpoint of the folder."""
     try:
         found = read_json(folder / IDENTITY)  # of an earlier edition it may say less
-        return isinstance(found, dict) and not _differing(found, identity)
+        if not isinstance(found, dict) or _differing(found, identity):
+            return False
+        return real_place(found.get("model")) == real_place(identity.get("model"))  # whose weights nobody compares here
     except UnreadableError:  # an early one has none, a damaged one may have lost it
         return True

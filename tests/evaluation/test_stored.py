@@ -139,9 +139,10 @@ def test_what_is_lacking_is_named(runs, path):
 @pytest.mark.parametrize("content", ["null", "[]", "{}", '{"samples": 4}'])
 def test_a_run_whose_results_say_nothing_is_named_and_not_left_out(runs, content):
     (runs / "b" / "dense" / "results.json").write_text(content)
+    (runs / "b" / "dense" / "settings.json").write_text("{}")
     with pytest.raises(InputError, match=r"dense/results\.json is damaged .*: delete it and run the evaluation again"):
         collect(runs)
-    (runs / "b" / "dense" / "predictions.jsonl").unlink()  # a file of some other program
+    (runs / "b" / "dense" / "settings.json").unlink()  # files of some other program
     assert [run["name"] for run in collect(runs)] == ["ppe k=8 0.45"]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import GRIDS
 from foreign import newer
 from prompts import GREEDY, kept_logits, logits, with_types
 from support import random_model
@@ -71,6 +72,14 @@ def test_dense_gives_router_logits_and_the_loss_of_their_balance(model):
 def told(model, inputs: dict) -> list[torch.Tensor]:
     output = model(**inputs, output_router_logits=True)
     return [output.loss, output.aux_loss, *output.router_logits]
+
+
+def test_router_logits_are_refused_where_the_decoder_is_transformers_own():
+    model = GRIDS["glm4v_moe"].model()
+    inputs = GRIDS["glm4v_moe"].sample(model, [2, "picture", 3], seed=1)
+    compress(model, CompressionConfig.preset("ppe", ratio=0.5, k=2))
+    with pytest.raises(InputError, match="output_router_logits=True: a model whose tokens are merged gives none"):
+        model(**inputs, labels=inputs["input_ids"], output_router_logits=True)
 
 
 def test_router_logits_are_refused_where_tokens_are_merged(model):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from foreign import FAMILIES, SETTINGS, compressed, newer, out, pictures, random_model
 from prompts import GREEDY
+from support import Prompt, batch
 from tolerances import assert_rounds_alike, exact
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, StaticCache
@@ -177,3 +178,14 @@ def test_attentions_are_those_of_layers_that_tell_theirs(plain, setting, attenti
         part.set_attn_implementation(attention)
     told = [out(part, pictures(), output_attentions=True).attentions for part in (plain, model)]
     assert len(told[1]) == len(told[0]) == (0 if attention == "sdpa" else plain.config.text_config.num_hidden_layers)
+
+
+def test_an_answer_about_pictures_of_which_the_mask_hides_one(plain):
+    """Is as if that one was not there, as a forward pass has it: no padding, though the mask has a hole."""
+    model = compressed(plain, "dense")
+    both = batch(Prompt([2, "start", ("image", (1, 4, 5)), 3, "start", ("image", (1, 3, 3)), 4], seed=1))
+    both["attention_mask"][:, 3:23] = 0
+    asked = {"max_new_tokens": 2, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with torch.no_grad():
+        found, whole = model.generate(**both, **asked).logits, model(**both).logits
+    assert_rounds_alike(found[0], whole[:, -1], exact(model, lambda: model(**both).logits[:, -1]))

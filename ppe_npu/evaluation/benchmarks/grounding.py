@@ -95,8 +95,8 @@ class RefCOCO(Grounding):
 
 
 def _split(path: Path) -> str:
-    """Of a file called val-00000-of-00004.parquet."""
-    return path.stem.split("-")[0]
+    """Of a file called val-00000-of-00004.parquet, or val/0000.parquet as the hub converts it."""
+    return path.parent.name if path.stem.isdigit() else path.stem.split("-")[0]
 
 
 class RefCOCOPlus(RefCOCO):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 THOUSANDTHS = 1000.0
 PIXELS = frozenset({"qwen2_5_vl"})  # families whose numbers are pixels of what they saw
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")  # none of a name, as x1 has
+_NUMBER = re.compile(r"(?<![A-Za-z0-9_.])-?(?:\d+(?:\.\d+)?|\.\d+)")  # none of a name, as x1 has
 _N = rf"\s*{_NUMBER.pattern}\s*"
 # In brackets, which stand for a box before any number of the words around them: [1, 2, 3, 4], (1,2),(3,4); then (1, 2).
 _BRACKETED = [
