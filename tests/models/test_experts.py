@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import GRIDS
+from families import GRIDS, supported
 from foreign import newer
 from prompts import GREEDY, kept_logits, logits, with_types
 from support import random_model
@@ -74,6 +74,7 @@ def told(model, inputs: dict) -> list[torch.Tensor]:
     return [output.loss, output.aux_loss, *output.router_logits]
 
 
+@supported
 def test_router_logits_are_refused_where_the_decoder_is_transformers_own():
     model = GRIDS["glm4v_moe"].model()
     inputs = GRIDS["glm4v_moe"].sample(model, [2, "picture", 3], seed=1)
