@@ -16,10 +16,10 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.data.tiles import is_tiled
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_pass, group_pictures
-from ppe_npu.evaluation.identity import PROCESSOR_MARKS, differing, marks
+from ppe_npu.evaluation.identity import PROCESSOR_MARKS, marks, unlike
 from ppe_npu.evaluation.interleaving import PROMPTS, ROUNDS
 from ppe_npu.evaluation.results import run_title
-from ppe_npu.evaluation.run_protocol import compared, label
+from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.models import compress
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _measure(model: Any, runs: Sequence[Asked], asked: int | None, answers: Call
         print(f"ppe-npu: {name}: sample {index} is not part of the costs ({why})", file=sys.stderr)
     _draw(runs, candidates, samples)
     protocol = label({"benchmark": name, "protocol": runs[0].protocol})
-    cost_pass.write(folder, {**found, "of": _settings_of(runs)}, protocol)
+    cost_pass.write(folder, {**found, "of": {name: own[0] for name, own in _marks_of(runs).items()}}, protocol)
 
 
 def _title(run: Asked) -> str:
@@ -117,9 +117,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _settings_of(runs: Sequence[Asked]) -> dict[str, str]:
-    """{method: mark of its settings}: where they are alike, the same pass was measured."""
-    return {_title(run): marks(_settings(run.folder))[0] for run in runs}
+def _marks_of(runs: Sequence[Asked]) -> dict[str, list[str]]:
+    """{method: marks of its settings}: where a pass has one of each, the same was measured."""
+    return {_title(run): marks(_settings(run.folder)) for run in runs}
 
 
 def _measured(folder: Path, runs: Sequence[Asked]) -> bool:
@@ -128,7 +128,7 @@ def _measured(folder: Path, runs: Sequence[Asked]) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     of = found.get("of") if isinstance(found, dict) else None
-    known = {_title(run): marks(_settings(run.folder)) for run in runs}
+    known = _marks_of(runs)
     return isinstance(of, dict) and of.keys() == known.keys() and all(of[name] in known[name] for name in known)
 
 
@@ -140,7 +140,7 @@ def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
     for file in sorted(runs[0].folder.parent.glob("*/results.json")):
         # Earlier editions wrote no processor down.
         settings = {**{key: here[key] for key in PROCESSOR_MARKS if key in here}, **_settings(file.parent)}
-        if file.parent in known or not _in_one_pass(settings, here):
+        if file.parent in known or not {*unlike(settings, here)} <= {*_OF_METHOD}:
             continue
         try:
             config = CompressionConfig.from_dict(settings["compression"])
@@ -152,12 +152,6 @@ def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
             titles.add(_title(run))
             found.append(run)
     return found
-
-
-def _in_one_pass(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two runs differ in nothing but their methods, so that one pass measures them."""
-    both = compared(one), compared(other)
-    return {*differing(*both), *differing(*both[::-1])} <= {*_OF_METHOD}
 
 
 def _draw(runs: Sequence[Asked], candidates: Sequence[cost_pass.Candidate], samples: Sequence[Any]) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_table
-from ppe_npu.evaluation.identity import PROCESSOR_MARKS, differing, same_data
+from ppe_npu.evaluation.identity import PROCESSOR_MARKS, same_data, unlike
 from ppe_npu.evaluation.results import runs_dense
 from ppe_npu.evaluation.rows import read_scores
-from ppe_npu.evaluation.run_protocol import compared, label
+from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
 from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
 from ppe_npu.evaluation.tuned import tuning_of
@@ -150,8 +150,8 @@ def _row(benchmark: str, runs: Sequence[Result], dense: Sequence[Result] | None,
 
 def _unlike(benchmark: str, runs: Sequence[Result]) -> str:
     """A line where runs of one row are not those of several seeds, as they were asked otherwise; else ""."""
-    first, *others = [compared(run["settings"]) for run in runs]
-    keys = dict.fromkeys(key for other in others for key in (*differing(first, other), *differing(other, first)))
+    first, *others = [run["settings"] for run in runs]
+    keys = dict.fromkeys(key for other in others for key in unlike(first, other))
     told = ", ".join(key for key in keys if key not in _OF_SEEDS)
     return (
         told

@@ -175,6 +175,12 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [key for key, value in now.items() if key not in free and before.get(key) != value]
 
 
+def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys in which the settings of two runs differ, whichever of them has more."""
+    both = compared(one), compared(other)
+    return list(dict.fromkeys((*differing(*both), *differing(*both[::-1]))))
+
+
 def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether the settings of two runs are of the same data."""
     return one.get("data") == other.get("data") or ("places" in one and one["places"] == other.get("places"))
