@@ -254,8 +254,8 @@ def _frozen(model: Any, dtype: torch.dtype | None = None) -> Any:
     without its buffers; None: as they are."""
     found = copy.deepcopy(model)
     inner = found if isinstance(found, PreTrainedModel) else found.get_base_model()
-    for parameter in inner.parameters():
-        parameter.data = parameter.data.to(parameter.dtype if dtype is None else dtype)
+    for parameter in inner.parameters() if dtype is not None else ():
+        parameter.data = parameter.data.to(dtype)
     return inner.requires_grad_(False).eval()
 
 
