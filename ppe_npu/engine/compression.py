@@ -47,7 +47,8 @@ class Compression:
         tower: the blocks of the vision tower that its methods look at.
         inside: the method that works inside the vision tower, or None.
         holding: which positions a merged token keeps.
-        linear: whether layers of the decoder have linear attention, which knows no mask but padding.
+        linear: whether layers of the decoder have linear attention, which knows no mask but padding. routed: whether it
+            is a mixture of experts, whose routers may be asked for.
         widths: of that tower's blocks, and of the decoder's layers, where all are alike.
         last, last_scored: the plan of the last prompt, from when it is laid out, and whether the output stood as the
             prompt was given.
@@ -71,6 +72,7 @@ class Compression:
     inside: Method | None = field(init=False)
     holding: Holding | None = field(init=False)
     linear: bool = field(default=False, repr=False)
+    routed: bool = field(default=False, repr=False)
     widths: tuple[Widths, Widths | None] | None = field(default=None, init=False, repr=False)
     last: PromptPlan | None = field(default=None, init=False, repr=False)
     last_scored: bool = field(default=False, init=False)
@@ -101,7 +103,8 @@ class Compression:
 
     def with_config(self, config: CompressionConfig) -> "Compression":
         """Another one of the same model, which has seen nothing."""
-        return Compression(config, self.vision, self.channels, self.decoder_layers, self.pairs, self.linear)
+        of_model = (self.channels, self.decoder_layers, self.pairs, self.linear, self.routed)
+        return Compression(config, self.vision, *of_model)
 
     def __deepcopy__(self, memo: dict) -> "Compression":
         twin = self.with_config(self.config)

@@ -98,11 +98,10 @@ class Unpacked:
     """A packed row as a batch that is padded on the right, for a layer that cannot keep its samples apart.
 
     Args:
-        places: [T] int64 the place in [B * L] of each of the row's tokens.
-        real: [B, L] bool, False at padding.
+        segments: of that batch. real: [B, L] int64, 0 at padding.
     """
 
-    places: torch.Tensor
+    segments: Segments
     real: torch.Tensor
 
     @classmethod
@@ -110,16 +109,15 @@ class Unpacked:
         """Of a row whose samples begin and end at these borders: 0, ..., T."""
         lengths = np.diff(borders)
         real = np.arange(lengths.max())[None] < lengths[:, None]
-        return cls(*(torch.from_numpy(part).to(device) for part in (real.reshape(-1).nonzero()[0], real)))
+        return cls(Segments.of(real).to(device), torch.from_numpy(real).long().to(device))
 
     def batch(self, row: torch.Tensor) -> torch.Tensor:
         """[1, T, C] -> [B, L, C], with 0 at padding."""
-        padded = row.new_zeros(self.real.numel(), *row.shape[2:])
-        return padded.index_copy(0, self.places, row[0]).unflatten(0, self.real.shape)
+        return self.segments.batch(row[:, None], len(self.real))[:, 0]
 
     def row(self, batch: torch.Tensor) -> torch.Tensor:
         """[B, L, C] -> [1, T, C]."""
-        return batch.flatten(0, 1).index_select(0, self.places)[None]
+        return self.segments.row(batch[:, None])[:, 0]
 
 
 def borders_of(real: np.ndarray) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ def staged_forward(self, **kwargs):
                 states.clear()
     hidden = self.norm(hidden)
     # That of a mixture of experts is asked for its router_logits, which may be None.
-    made = BaseModelOutputWithPast if _recorder(self) is None else MoeModelOutputWithPast
+    made = MoeModelOutputWithPast if is_routed(self) else BaseModelOutputWithPast
     more: dict[str, Any] = {} if routers is None else {"router_logits": tuple(routers)}
     return made(
         last_hidden_state=hidden,
@@ -84,16 +84,18 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
     end = next((first for first in run.layers if first > layer), len(model.layers))
     sized = next((number for number in range(layer, end) if has_attention(model.layers[number])), None)
     segments, unpacked, real, batch = run.segments[stage], None, run.masks[stage], hidden
+    table = before[_TABLE] if again else model.rotary_emb(hidden, run.rows[stage])
     if segments is not None and segments.places is None and not all(map(has_attention, model.layers)):
-        unpacked = Unpacked.of(segments.borders, hidden.device)
-        real, batch = unpacked.real.long(), unpacked.batch(hidden)
+        unpacked, segments = Unpacked.of(segments.borders, hidden.device), None
+        real, batch = unpacked.real, unpacked.batch(hidden)
+        table = table if again else tuple(map(unpacked.batch, table))
     mask = None if sized is None else layer_causal_mask(model.config, batch, real, cache, sized, past)
     if sizes is not None and sized is not None:
         room = cache.layers[sized].max_cache_len if cache is not None and cache.is_compileable else 0
         mask = proportional_mask(mask, sizes, hidden, room)
     return {
         "attention_mask": mask,
-        _TABLE: before[_TABLE] if again else model.rotary_emb(hidden, run.rows[stage]),
+        _TABLE: table,
         "position_ids": None,
         KEYWORD: ForwardPass(segments=segments, unpacked=unpacked),
         **cache_argument(type(model.layers[layer]).forward, cache),
@@ -106,8 +108,7 @@ def _run_layer(layer, hidden: torch.Tensor, inputs: dict, run: Run, stage: int) 
     of its tokens are real [B, L]. Beside such layers every layer has a packed row as a batch."""
     unpacked, mask = inputs[KEYWORD].unpacked, run.masks[stage]
     if unpacked is not None:
-        hidden, mask = unpacked.batch(hidden), unpacked.real.long()
-        inputs = inputs | {_TABLE: tuple(unpacked.batch(part) for part in inputs[_TABLE]), KEYWORD: NOTHING}
+        hidden, mask = unpacked.batch(hidden), unpacked.real
     if has_attention(layer):
         output = layer(hidden, **inputs)
     else:
@@ -122,11 +123,12 @@ def _looking(model, hidden: torch.Tensor, inputs: dict, run: Run, stage: int, in
     inputs: of that stage's layers."""
     if stage < 0 or not run.merges:
         return None
-    cache = cache_of(inputs)
+    cache, table, unpacked = cache_of(inputs), inputs[_TABLE], inputs[KEYWORD].unpacked
+    table = table if unpacked is None else tuple(map(unpacked.row, table))
     layers = getattr(cache, "layers", ())
     past = layers[index] if index < len(layers) else None
     pairs = model.rotary_emb.pairs
-    return Looking(model.layers[index], hidden, inputs[_TABLE], run, stage, past, pairs)
+    return Looking(model.layers[index], hidden, table, run, stage, past, pairs)
 
 
 def _wanted(model, kwargs: dict, name: str):
@@ -154,6 +156,11 @@ def _attending(model, kwargs: dict) -> list[torch.nn.Module] | None:
     return [layer.self_attn for layer in model.layers if has_attention(layer)]
 
 
+def is_routed(model) -> bool:
+    """Whether a text model is a mixture of experts whose routers transformers knows to ask."""
+    return _recorder(model) is not None
+
+
 def _recorder(model):
     """What transformers says of a mixture's routers: a class of modules, and which part of their output; or None."""
     return (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")
@@ -161,7 +168,7 @@ def _recorder(model):
 
 def check_routers(model, kwargs: dict, config: CompressionConfig) -> None:
     """Raise InputError where the router logits of a text model are wanted, and tokens are merged."""
-    wanted = _recorder(model) is not None and _wanted(model, kwargs, "output_router_logits")
+    wanted = is_routed(model) and _wanted(model, kwargs, "output_router_logits")
     if wanted and not config.keeps_all:
         raise InputError(
             "output_router_logits=True: a model whose tokens are merged gives none, and no loss of its experts' "

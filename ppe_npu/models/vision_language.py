@@ -57,7 +57,7 @@ from ppe_npu.models.arguments import (
     untouched_tower,
 )
 from ppe_npu.models.caches import continued, is_scored, keep_state, settled, state_of
-from ppe_npu.models.decoder import check_routers, staged_forward
+from ppe_npu.models.decoder import check_routers, is_routed, staged_forward
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
 from ppe_npu.models.fused import check_key_bias, takes_segments
 from ppe_npu.models.generation import install_generation
@@ -93,7 +93,7 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
             "this model's decoder is compressed as that of another model, of which one is a copy.copy: restore() that "
             "model first, or take a copy.deepcopy"
         )
-    compression.linear = not all(map(has_attention, text.layers))
+    compression.linear, compression.routed = not all(map(has_attention, text.layers)), is_routed(text)
     staged = staged or compression.stages > 1 or compression.config.proportional_attention
     check_decoder(text, staged, len(compression.channels))
     if compression.config.proportional_attention:
@@ -142,7 +142,8 @@ def detach(model) -> None:
 
 def causal_lm_forward(self, labels=None, **kwargs):
     take_ready_mask(kwargs)
-    check_routers(self.model.language_model, kwargs, self.compression.config)
+    if self.compression.routed:
+        check_routers(self.model.language_model, kwargs, self.compression.config)
     wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
     if wishes:
         kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), **wishes)
