@@ -30,6 +30,8 @@ if torch.cuda.is_available():
     del os.environ["TRITON_INTERPRET"]  # which nothing above has read there; CUDA_VISIBLE_DEVICES= brings it back
 
 draws.load_profile()
+# No test outlives a power cut, and a tenth of a short training run waits for the disk. test_files.py counts the calls.
+os.fsync = lambda file: None
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks

@@ -7,31 +7,39 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
+LEAST = 4  # values of one parameter, of which all are tested otherwise
+
 
 def mark_slow(items: Iterable[pytest.Item]) -> None:
     """Of tests marked `half` every second combination of what is not slow anyway is slow: each family meets half of
-    the settings, each setting half of the families."""
-    tests: dict[str, list] = {}
+    the settings, each setting half of the families. Of a test with one parameter alone every second value is slow,
+    and in the next such test of the file the other values: each method meets half of the laws."""
+    files: dict[str, dict[str, list]] = {}
     for item in items:
         if item.get_closest_marker("half") and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
-            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for cases in tests.values():
-        # callspec.indices counts cases, not values, where parameters are no fixture's.
-        for case, out in zip(cases, left_out([case.callspec._idlist for case in cases])):
-            if out:
-                case.add_marker(pytest.mark.slow)
+            test = item.nodeid.partition("[")[0]
+            files.setdefault(test.partition("::")[0], {}).setdefault(test, []).append(item)
+    for tests in files.values():
+        for place, cases in enumerate(tests.values()):
+            # callspec.indices counts cases, not values, where parameters are no fixture's.
+            for case, out in zip(cases, left_out([case.callspec._idlist for case in cases], first=place)):
+                if out:
+                    case.add_marker(pytest.mark.slow)
 
 
-def left_out(cases: Sequence[Sequence[str]]) -> list[bool]:
+def left_out(cases: Sequence[Sequence[str]], first: int = 0) -> list[bool]:
     """Which of a test's cases are left out, so that each value of a parameter meets half of the values of another.
 
     Args:
         cases: the names of a case's values, one per parameter (parameters that are given together are one).
+        first: of one parameter: an odd number leaves the first value out, an even one the second.
 
     Returns:
-        one bool per case. Of each value some case stays.
+        one bool per case. Of each value some case stays, where there are several parameters.
     """
     columns = [column for column in zip(*cases) if len(set(column)) > 1]
+    if len(columns) == 1 and len(cases) >= LEAST:
+        return [(place + first) % 2 == 1 for place in range(len(cases))]
     if len(columns) < 2:
         return [False] * len(cases)
     places = [{value: place for place, value in enumerate(dict.fromkeys(column))} for column in columns]

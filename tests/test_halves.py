@@ -40,9 +40,16 @@ def test_of_cases_that_are_no_product_each_value_stays():
     assert {value for case in kept for value in case} == {value for case in cases for value in case}
 
 
-def test_one_parameter_alone_is_whole():
-    assert left_out([("a",), ("b",)]) == left_out([("a", "x"), ("b", "x")]) == [False, False]
+def test_few_values_of_one_parameter_are_whole():
+    assert left_out([("a",), ("b",)], 1) == left_out([("a", "x"), ("b", "x")], 1) == [False, False]
     assert left_out([]) == []
+
+
+def test_of_many_values_each_meets_half_of_the_laws():
+    laws = [[Item(f"f.py::{law}", (value,)) for value in "abcde"] for law in ("first", "second")]
+    mark_slow([item for law in laws for item in law])
+    fast = [[item.nodeid[-2] for item in law if "slow" not in item.marks] for law in laws]
+    assert fast == [["a", "c", "e"], ["b", "d"]]
 
 
 def test_what_is_slow_anyway_does_not_count():

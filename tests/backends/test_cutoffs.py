@@ -20,6 +20,8 @@ from ppe_npu.backends.npu import dpc_knn as ascend
 from ppe_npu.backends.parity.compare import partition_distance
 from ppe_npu.backends.reference import dpc_knn as reference
 
+pytestmark = pytest.mark.half
+
 repair()
 INTERPRETED = pytest.mark.skipif(DEVICE.type != "cpu", reason="kernels for Ascend are not compiled for a GPU")
 WAYS = {"reference": reference, "cpu": cpu, "cuda": on_device(cuda), "ascend": ascend}

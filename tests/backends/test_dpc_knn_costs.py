@@ -11,6 +11,8 @@ from ppe_npu import backends
 from ppe_npu.backends.reference import dpc_knn as reference
 from ppe_npu.backends.reference.dpc_knn import dpc_knn
 
+pytestmark = pytest.mark.half
+
 gram = reference._gram
 
 

@@ -20,6 +20,8 @@ from ppe_npu.backends.cuda import group_mean as cuda_means
 from ppe_npu.backends.npu import row_mean as ascend_means
 from ppe_npu.backends.reference import group_mean as reference
 
+pytestmark = pytest.mark.half
+
 repair()
 ROOT = Path(__file__).parents[2]
 ON_CPU = pytest.mark.skipif(DEVICE.type != "cpu", reason="on a GPU memory does not end where a tensor does")

@@ -12,6 +12,8 @@ from ppe_npu.errors import InputError
 from ppe_npu.methods.dpc_knn import DPCKNN
 from ppe_npu.methods.view import View
 
+pytestmark = pytest.mark.half
+
 
 def drawn(frames: int, count: int, seed: int) -> torch.Tensor:
     """[F, N, 8] in fp64, whose rounding decides nothing; of odd seeds with copies."""

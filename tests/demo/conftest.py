@@ -17,7 +17,8 @@ def small(monkeypatch, tmp_path):
         recipe = dataclasses.replace(getattr(pipeline, name), images=4, max_steps=2, batch_size=2, warmup_steps=1)
         monkeypatch.setattr(pipeline, name, recipe)
     monkeypatch.setattr(pipeline, "EVAL", dataclasses.replace(pipeline.EVAL, images=2, batch_size=16))
-    monkeypatch.setattr(interleaving, "MOST", 1)  # nothing is timed here, however busy the machine
+    for name, value in (("MOST", 1), ("PROMPTS", 2)):  # nothing is timed here, however busy the machine
+        monkeypatch.setattr(interleaving, name, value)
     monkeypatch.setattr(pipeline, "worker_pool", lambda workers: ThreadPoolExecutor(1))
     asked = {"seeds": 1, "full": False, "methods": None, "training_free": False}
     return argparse.Namespace(device="cpu", output=str(tmp_path / "demo"), **asked)

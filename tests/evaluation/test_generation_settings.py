@@ -21,6 +21,8 @@ from ppe_npu.evaluation.report import write_report
 from ppe_npu.evaluation.runner import evaluate
 from ppe_npu.models import compress
 
+pytestmark = pytest.mark.half
+
 # A value of each field that is not what generate() does anyway; of a field that is not here, 3.
 OTHER = {
     "use_cache": False,

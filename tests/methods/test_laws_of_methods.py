@@ -17,6 +17,8 @@ from ppe_npu.methods.base import Method
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.listing import default, grouping
 
+pytestmark = pytest.mark.half
+
 ACROSS = {"cdpruner"}  # what is published of them looks at the whole batch
 METHODS: dict[str, Method] = {name: default(name) for name in grouping()}
 METHODS |= {

@@ -76,7 +76,8 @@ def test_what_methods_look_at_is_part_of_the_graph(model, name):
     assert len(graphs.seen) == 1
 
 
-@pytest.mark.parametrize("part", [pytest.param("module", marks=SLOW), "forward", pytest.param("layers", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("part", ["module", "forward", "layers"])
 @torch.no_grad()
 def test_other_padding_does_not_compile_again(part):
     """Compiled code gets a mask; segments, whose lengths are its constants, are for code that is not."""

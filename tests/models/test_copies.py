@@ -10,6 +10,8 @@ from support import FAMILIES, Prompt, batch, random_model
 
 from ppe_npu.models import compress, is_compressed, restore
 
+pytestmark = pytest.mark.half
+
 APART_FRAMES = [Prompt([2, "start", ("image", (1, 4, 5)), 3, ("frames", (2, 4, 4)), 2], seed=1), *APART[1:]]
 CONFIGS = {"before the LLM": PPE, "cascade": PRESETS["cascade"]}
 

@@ -12,6 +12,8 @@ from ppe_npu.engine.packing import Segments
 from ppe_npu.models import vision_language
 from ppe_npu.models.fused import fuse, unfuse
 
+pytestmark = pytest.mark.half
+
 INPUTS = batch(Prompt([2, ("image", (1, 3, 5)), 3, ("video", (2, 2, 4)), 1], seed=1), Prompt([3, ("image", (1, 2, 2))]))
 IMAGES = batch(Prompt([2, ("image", (1, 3, 5)), 3], seed=1), Prompt([3, ("image", (1, 2, 2)), 1]))
 

@@ -14,6 +14,8 @@ from transformers import StaticCache
 
 from ppe_npu import CompressionConfig, compress
 
+pytestmark = pytest.mark.half
+
 
 def test_ratio_one_generates_what_the_dense_model_generates(model):
     inputs = with_types(batch(*APART))

@@ -21,7 +21,7 @@ from ppe_npu.models.loss import Distillation, uncompressed
 from ppe_npu.models.pvc.install import add_pvc
 from ppe_npu.models.tile_blocks import TileBlock
 
-pytestmark = supported
+pytestmark = [pytest.mark.half, supported]
 
 METHOD = IPCV(keep=0.35, prune_block=2, stabilized_blocks=3, neighbors=4)
 SETTINGS = {

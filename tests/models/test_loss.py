@@ -14,6 +14,8 @@ from ppe_npu.models.forward_pass import ForwardPass
 from ppe_npu.models.fused import fuse
 from ppe_npu.models.loss import Distillation, divergence
 
+pytestmark = pytest.mark.half
+
 DENSE = CompressionConfig.preset("dense")
 
 

@@ -14,6 +14,8 @@ from ppe_npu.methods import get
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.listing import default, grouping
 
+pytestmark = pytest.mark.half
+
 CLIP = Prompt([2, ("video", (3, 4, 4)), 3, ("image", (1, 3, 5)), 4], seed=4)
 METHODS: dict[str, Method] = {name: default(name) for name in grouping()}
 # Published layers are those of large models.

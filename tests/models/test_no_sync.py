@@ -21,6 +21,8 @@ from ppe_npu.methods import DART, DPCKNN, PACT, DivPrune, FastV, GlobalCom2, Pyr
 from ppe_npu.models.forward_pass import ForwardPass
 from ppe_npu.models.fused import fuse
 
+pytestmark = pytest.mark.half
+
 SYNCS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "unique")
 
 

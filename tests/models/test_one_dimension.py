@@ -13,7 +13,7 @@ from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
 from ppe_npu.models.one_dimension_families import FAMILIES
 
-pytestmark = supported
+pytestmark = [pytest.mark.half, supported]
 
 PPE = CompressionConfig.preset("ppe", k=4)
 CASCADE = CompressionConfig.preset("ppe", k=4, layers=[1, 2])

@@ -18,6 +18,8 @@ from ppe_npu.methods import get, predicting
 from ppe_npu.models.arguments import make_plan
 from ppe_npu.models.pixels import KeptPatches, run_on_kept
 
+pytestmark = pytest.mark.half
+
 NOWHERE = torch.device("meta")  # whose tensors cannot be read: who tries gets an error
 BUDGET = {**PRUNE, "max_kept": 6, "fill": True}
 READS = ("tolist", "item", "cpu", "__bool__", "__int__", "__index__", "__float__")  # numpy() takes the host's alone

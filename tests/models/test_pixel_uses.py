@@ -10,6 +10,8 @@ from tolerances import assert_rounds_alike, exact
 
 from ppe_npu import compress
 
+pytestmark = pytest.mark.half
+
 
 @pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
 def some(request):

@@ -20,6 +20,8 @@ from ppe_npu.models import restore
 from ppe_npu.models.arguments import make_plan, tower_features
 from ppe_npu.models.pixels import KeptPatches, pixel_values, run_on_kept
 
+pytestmark = pytest.mark.half
+
 
 @pytest.fixture(params=[*FAMILIES, "qwen3_5"])
 def family(request):

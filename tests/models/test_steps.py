@@ -16,6 +16,8 @@ from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, Events, Random, Uniform
 from ppe_npu.methods.view import View
 
+pytestmark = pytest.mark.half
+
 VIDEO = Prompt([2, ("video", (3, 4, 4)), 3, ("image", (1, 3, 5)), 1], seed=4)
 SHORTHAND = {
     **PRESETS,

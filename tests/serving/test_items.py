@@ -16,6 +16,8 @@ from ppe_npu.methods.base import Method, register
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.serving.rows import placed_rows, prompt_line
 
+pytestmark = pytest.mark.half
+
 TOGETHER = VisionTokens(IMAGE_ID, VIDEO_ID, 2, 2, tower_blocks=2)
 APART = VisionTokens(IMAGE_ID, VIDEO_ID, 2, None, frames_apart=True, tower_blocks=2)
 CHANNELS = contiguous_channels([16, 24, 24])
