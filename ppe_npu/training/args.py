@@ -163,6 +163,11 @@ class TrainConfig:
             raise InputError("packing keeps samples apart in segments, which take no proportional_attention: leave one")
         if self.distill_weight and self.compression.is_dense:
             raise InputError("distill_weight needs compression: without it the teacher sees what the student sees")
+        if self.least_rate and self.schedule != "cosine":
+            raise InputError(
+                f"least_rate={self.least_rate} with schedule={self.schedule!r}, which does not end there: give "
+                "schedule='cosine', or leave it out"
+            )
         if self.global_batch is not None and self.gradient_accumulation != 1:
             raise InputError("global_batch and gradient_accumulation exclude each other: give one of them")
         if self.validation_data and self.validation_share:

@@ -19,8 +19,8 @@ _SCHEDULERS = {
 }
 
 
-def start_deepspeed(file: str, device, copies: bool = False) -> None:
-    """Start DeepSpeed's process group: before TrainingArguments, which would start torch's alone.
+def check_deepspeed(file: str, device, copies: bool = False) -> None:
+    """What a run with a config of DeepSpeed's needs.
 
     Args:
         copies: whether the run keeps a copy of the model beside it.
@@ -48,8 +48,16 @@ def start_deepspeed(file: str, device, copies: bool = False) -> None:
             f"distill_teacher='start' with deepspeed={file}: under ZeRO-3 no process has a whole model to copy; use "
             "ZeRO-2, or distill_teacher='present'"
         )
-    deepspeed = optional("deepspeed", f"deepspeed={file}", "ppe-npu[train]")
-    deepspeed.init_distributed(dist_backend=devices.process_group_backend(device))
+    _deepspeed(file)
+
+
+def start_deepspeed(file: str, device) -> None:
+    """Start DeepSpeed's process group: before TrainingArguments, which would start torch's alone."""
+    _deepspeed(file).init_distributed(dist_backend=devices.process_group_backend(device))
+
+
+def _deepspeed(file: str):
+    return optional("deepspeed", f"deepspeed={file}", "ppe-npu[train]")
 
 
 def total_steps(config: TrainConfig, records: int, processes: int = 1) -> int:

@@ -28,7 +28,7 @@ from ppe_npu.training.collator import Collator
 from ppe_npu.training.data import ChatDataset, Record
 from ppe_npu.training.leftovers import skipped_files
 from ppe_npu.training.parts import freeze, parameter_count
-from ppe_npu.training.start import _arguments, start_deepspeed, total_steps
+from ppe_npu.training.start import _arguments, check_deepspeed, start_deepspeed, total_steps
 from ppe_npu.training.survey import Survey, prepare_records
 from ppe_npu.training.validation import VALIDATION, held_back
 from ppe_npu.utils.optional import named_for_pip, optional
@@ -136,7 +136,7 @@ def _train(config: TrainConfig, device, first: bool, processes: int, announce: b
         output.check_identity(config, before, identity, records, marks)
     steps = total_steps(config, len(records), processes)
     if config.deepspeed is not None:
-        start_deepspeed(config.deepspeed, device, copies=config.copies_teacher)
+        start_deepspeed(config.deepspeed, device)
     arguments = _arguments(config, device, steps, processes)  # starts the process group, chooses this process' device
     devices.wait_for_all()  # until the first has looked at the output
     if not first:
@@ -198,6 +198,8 @@ def _check(config: TrainConfig, device, processes: int) -> None:
         if config.adapter.kind == "qlora" and config.dtype != "bf16":
             raise InputError(f"dtype={config.dtype!r} with adapter kind='qlora': its 4 bits are computed in bf16")
     config.accumulation(processes)
+    if config.deepspeed is not None:
+        check_deepspeed(config.deepspeed, device, copies=config.copies_teacher)
 
 
 def _records(config: TrainConfig, processor: Any, folder: str | None) -> tuple[list[Record], Survey, list[Record]]:

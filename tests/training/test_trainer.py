@@ -179,6 +179,7 @@ def test_epochs_and_steps(settings):
         ({"decay_fraction": 0}, "decay_fraction"),
         ({"data": []}, "one of them is empty"),
         ({"resume": True, "overwrite": True}, "exclude each other"),
+        ({"least_rate": 0.01, "schedule": "linear"}, "least_rate=0.01 with schedule='linear'"),
         ({"compression": "best"}, "preset 'best' is unknown"),
         ({"compression": {"colour": 1}}, "colour"),
     ],
@@ -196,14 +197,15 @@ def test_bad_models_are_named(settings, tmp_path):
 
 
 @pytest.mark.parametrize("stage", [3, "3"])
-def test_zero_3_is_refused_where_it_cannot_be(monkeypatch, tmp_path, stage):
-    """However the file writes the stage: DeepSpeed takes both."""
-    monkeypatch.setattr(trainer.devices, "reduces_float64", lambda device: False)
+def test_zero_3_is_refused_where_it_cannot_be(settings, monkeypatch, tmp_path, stage):
+    """However the file writes the stage (DeepSpeed takes both), and before a record is read."""
+    file = tmp_path / "zero.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-    with pytest.raises(InputError, match=r"ZeRO-3 sums .* use ZeRO-2"):
-        trainer.start_deepspeed(str(tmp_path / "zero.json"), torch.device("cpu"))
-    monkeypatch.undo()
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    asked = settings | {"deepspeed": str(file), "data": str(tmp_path / "none.json")}
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.devices, "reduces_float64", lambda device: False)
+        with pytest.raises(InputError, match=r"ZeRO-3 sums .* use ZeRO-2"):
+            train(TrainConfig(**asked))
     with pytest.raises(InputError, match=r"distill_teacher='start' .* no process has a whole model to copy"):
-        trainer.start_deepspeed(str(tmp_path / "zero.json"), torch.device("cpu"), copies=True)
+        train(TrainConfig(**asked, distill_weight=0.5, distill_teacher="start"))
