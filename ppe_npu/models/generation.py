@@ -159,7 +159,21 @@ def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kw
             raise InputError("prompt_lookup_num_tokens needs transformers 5.3: before, it counts columns by the cache")
     others = {name: value for name, value in (model_kwargs or {}).items() if name != KEYWORD}  # an assistant's, too
     candidate = original(self, "_get_candidate_generator")
-    return candidate(assistant_model=assistant_model, model_kwargs=others, **kwargs)
+    made = candidate(assistant_model=assistant_model, model_kwargs=others, **kwargs)
+    return made if dense else _behind_the_prompt(made)
+
+
+def _behind_the_prompt(candidates):
+    """The same generator of guesses, which makes none the first time: a pass over the prompt and guesses would compress
+    by what was guessed, and wrong guesses could not be taken off again."""
+    guess = candidates.get_candidates
+
+    def prompt_alone(input_ids, **kwargs):
+        candidates.get_candidates = guess
+        return input_ids, None
+
+    candidates.get_candidates = prompt_alone
+    return candidates
 
 
 def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config) -> bool:

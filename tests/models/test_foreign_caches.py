@@ -143,8 +143,11 @@ def test_assisted_decoding(plain, setting):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_continuous_batching_is_refused_before_it_starts(plain, setting):
+    model = compressed(plain, setting)
     with pytest.raises(InputError, match="continuous batching"):
-        compressed(plain, setting).generate(**single(), **FIVE, cache_implementation="paged")
+        model.generate(**single(), **FIVE, cache_implementation="paged")
+    with pytest.raises(InputError, match="continuous batching"):
+        model.generate_batch(pictures()["input_ids"].tolist())
 
 
 @torch.no_grad()

@@ -41,6 +41,15 @@ def test_position_ids_in_every_form(plain, setting, form):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
+def test_one_row_of_position_ids_is_three_alike(plain, setting):
+    model, inputs = compressed(plain, setting), pictures()
+    places = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0) * 2
+    expected = out(model, inputs, position_ids=places.expand(3, -1, -1)).logits
+    for given in (places, places[None], places.expand(4, -1, -1)):
+        assert torch.equal(out(model, inputs, position_ids=given).logits, expected)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
 @torch.no_grad()
 def test_a_step_takes_position_ids_as_it_would_number_itself(plain, setting):
     model, inputs, step = compressed(plain, setting), pictures(), torch.tensor([[7], [8]])
@@ -85,6 +94,20 @@ def test_rope_deltas_are_those_of_the_prompt(plain, setting):
     assert torch.equal(ours.rope_deltas, out(plain, inputs).rope_deltas)
     names = list(out(plain, inputs).keys())
     assert list(ours.keys()) == names
+
+
+@newer
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_who_numbers_a_prompt_gets_no_rope_deltas_of_it(plain, setting):
+    """One output more in some batches than in others would be one more of an evaluation's predictions."""
+    inputs, models = pictures(), (compressed(plain, setting), plain)
+    places = torch.arange(inputs["input_ids"].shape[1]).expand(3, 2, -1)
+    ours, theirs = (out(model, inputs, position_ids=places, use_cache=False) for model in models)
+    assert list(ours.keys()) == list(theirs.keys()) == ["logits"]
+    for model in models:
+        out(model, inputs)
+    ours, theirs = (out(model, inputs, position_ids=places).rope_deltas for model in models)
+    assert torch.equal(ours, theirs)
 
 
 def test_dense_keeps_columns_that_are_padding_in_every_row(plain, family):
@@ -305,31 +328,3 @@ def test_log_probabilities_of_a_policy_are_those_that_generate_gave(plain, setti
     kept = mask[:, -5:].bool()
     bound = torch.finfo(found.dtype).eps * plain.config.text_config.hidden_size * expected[kept].abs().max()
     assert (found - expected)[kept].abs().max() <= bound
-
-
-@newer
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@torch.no_grad()
-def test_samples_with_pictures_in_one_row_are_kept_apart_by_positions(plain, setting, attention):
-    """As packing without padding gives them: four rows of positions and no mask; the cache is switched off by an
-    argument, or by the model's config, as trainers do it."""
-    inputs, real = pictures(), pictures()["attention_mask"].bool()
-    plain.set_attn_implementation(attention)
-    model = compressed(plain, setting)
-    rows, _ = plain.model.get_rope_index(
-        inputs["input_ids"],
-        inputs["mm_token_type_ids"],
-        image_grid_thw=inputs["image_grid_thw"],
-        attention_mask=inputs["attention_mask"],
-    )
-    places = torch.cat([torch.arange(count) for count in real.sum(1)])
-    packed = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
-    packed |= {name: inputs[name][real][None] for name in ("input_ids", "mm_token_type_ids")}
-    packed["position_ids"] = torch.cat([places[None], rows[:, real]])[:, None]
-    expected = out(model, inputs, use_cache=False).logits[real]
-    bound = torch.finfo(expected.dtype).eps * plain.config.text_config.hidden_size * expected.abs().max()
-    by_argument = out(model, packed, use_cache=False).logits[0]
-    model.config.text_config.use_cache = model.config.use_cache = False
-    for found in (by_argument, out(model, packed).logits[0]):
-        assert (found - expected).abs().max() <= bound

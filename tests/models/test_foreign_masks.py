@@ -189,3 +189,30 @@ def test_an_answer_about_pictures_of_which_the_mask_hides_one(plain):
     with torch.no_grad():
         found, whole = model.generate(**both, **asked).logits, model(**both).logits
     assert_rounds_alike(found[0], whole[:, -1], exact(model, lambda: model(**both).logits[:, -1]))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_samples_with_pictures_in_one_row_are_kept_apart_by_positions(plain, setting, attention):
+    """As packing without padding gives them: four rows of positions and no mask; the cache is switched off by an
+    argument, or by the model's config, as trainers do it."""
+    inputs, real = pictures(), pictures()["attention_mask"].bool()
+    plain.set_attn_implementation(attention)
+    model = compressed(plain, setting)
+    rows, _ = plain.model.get_rope_index(
+        inputs["input_ids"],
+        inputs["mm_token_type_ids"],
+        image_grid_thw=inputs["image_grid_thw"],
+        attention_mask=inputs["attention_mask"],
+    )
+    places = torch.cat([torch.arange(count) for count in real.sum(1)])
+    packed = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
+    packed |= {name: inputs[name][real][None] for name in ("input_ids", "mm_token_type_ids")}
+    packed["position_ids"] = torch.cat([places[None], rows[:, real]])[:, None]
+    expected = out(model, inputs, use_cache=False).logits[real]
+    bound = torch.finfo(expected.dtype).eps * plain.config.text_config.hidden_size * expected.abs().max()
+    by_argument = out(model, packed, use_cache=False).logits[0]
+    model.config.text_config.use_cache = model.config.use_cache = False
+    for found in (by_argument, out(model, packed).logits[0]):
+        assert (found - expected).abs().max() <= bound

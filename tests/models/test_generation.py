@@ -13,6 +13,7 @@ from tolerances import assert_rounds_alike, exact
 from transformers import StaticCache
 
 from ppe_npu import CompressionConfig, compress
+from ppe_npu.methods import FastV
 
 pytestmark = pytest.mark.half
 
@@ -77,6 +78,22 @@ def test_prompt_lookup_decoding_takes_rejected_tokens_off_the_cache(model, confi
         inputs = batch(Prompt([2, ("image", (1, 4, 5)), 6, ("image", (1, 2, 2)), 6], seed=seed))
         expected = model.generate(**inputs, **settings)
         assert torch.equal(model.generate(**inputs, **settings, prompt_lookup_num_tokens=3), expected)
+
+
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.3"), reason="its speculative decoding counts columns by the cache"
+)
+@pytest.mark.parametrize("config", [*PRESET_CASES, CompressionConfig(steps=[FastV(0.5, layer=1)])])
+def test_a_prompt_that_ends_as_it_began_is_not_compressed_by_guesses(model, config):
+    """From its last words on prompt lookup guesses what followed the first ones: text, and placeholders."""
+    compress(model, config)
+    inputs = batch(Prompt([4, ("image", (1, 4, 5)), 6], seed=1))
+    inputs["input_ids"][:, -2:] = inputs["input_ids"][:, :2]
+    settings = {"max_new_tokens": 4, **GREEDY, "eos_token_id": 2, "output_logits": True}
+    settings["return_dict_in_generate"] = True
+    expected, found = (model.generate(**inputs, **settings, prompt_lookup_num_tokens=count) for count in (None, 4))
+    assert torch.equal(found.sequences, expected.sequences)
+    assert torch.equal(found.logits[0], expected.logits[0])
 
 
 def test_a_cropped_cache_goes_on_where_it_was_cut(model):
