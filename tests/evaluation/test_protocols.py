@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import tolerances
 
+from ppe_npu.cli.evaluate import _processors
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import protocols
@@ -20,6 +21,7 @@ from ppe_npu.evaluation.identity import benchmark_identity, check_settings
 from ppe_npu.evaluation.metrics import official
 from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import write_json
+from ppe_npu.training.adapted import Checkpoint
 
 TOKEN = 28 * 28  # pixels of a token of Qwen2-VL and Qwen2.5-VL
 
@@ -57,6 +59,25 @@ def test_a_picture_has_the_tokens_that_the_protocols_make_of_it(height, width, t
         least, most = protocols.load(name).pixels(None, None)
         rows, columns = smart_resize(height, width, 28, least, most)
         assert rows * columns // TOKEN == count, name
+
+
+def test_pictures_of_ocrbench_begin_smaller_under_vlmevalkit(load, tiny_folder):
+    """Its model shows them from 10 x 10 tokens on (qwen2_vl/model.py, _prepare_content), all others from 1,280."""
+    protocol = protocols.load("vlmevalkit")
+    assert protocol.of("ocrbench").pixels(None, None) == (100 * TOKEN, 16384 * TOKEN)
+    assert protocol.of("ocrbench").pixels(3136, None) == (3136, 16384 * TOKEN)
+    assert protocol.of("textvqa") == protocol
+    asked = SimpleNamespace(min_pixels=None, max_pixels=None)
+    processor_of = _processors(asked, Checkpoint.of(tiny_folder), protocol)
+    named = [processor_of(SimpleNamespace(name=name)) for name in ("ocrbench", "textvqa", "docvqa")]
+    assert [one.image_processor.size["shortest_edge"] // TOKEN for one in named] == [100, 1280, 1280]
+    assert named[1] is named[2]
+    benchmark = copy(load("ocrbench"))
+    registry.ask_by(protocol, benchmark)
+    now = {"benchmark": "ocrbench", "protocol": benchmark.protocol.recorded()}
+    assert now["protocol"]["image"]["min_pixels"] == 100 * TOKEN
+    assert label(now) == "vlmevalkit"
+    assert label({"benchmark": "ocrbench", "protocol": protocol.recorded()}) == "vlmevalkit (of another edition)"
 
 
 def test_a_videos_budget_is_shared_by_its_frames():
@@ -119,16 +140,6 @@ def test_a_result_says_what_it_went_by():
     assert label({"protocol": older}) == "lmms-eval (nframes 8, of another edition)"
     assert drawn == ["qwen (options drawn)"] * 2  # no table has them beside answers that were wrong
     assert label({}) == label({"protocol": "text"}) == "checkpoint"  # the first edition said nothing
-
-
-def test_what_is_asked_for_beside_the_checkpoints_own_is_told_and_older_folders_go_on(tmp_path):
-    told, untold = (protocols.load("checkpoint").recorded(changed) for changed in ({"max_pixels": 784}, {}))
-    assert label({"protocol": told}) == "checkpoint (max_pixels 784)"
-    for before in ({}, {"protocol": untold}):
-        write_json(tmp_path / "settings.json", {**before, "image_size": 784})
-        check_settings(tmp_path, {"protocol": told, "image_size": 784}, {"protocol": untold})
-        with pytest.raises(InputError, match="another image_size"):
-            check_settings(tmp_path, {"protocol": told, "image_size": 1}, {"protocol": untold})
 
 
 def test_mmbench_is_asked_with_all_turns_where_the_protocol_says_so():
@@ -295,7 +306,7 @@ def test_a_question_of_mmstar_whose_options_have_another_form_is_asked_as_it_is(
     ("name", "protocol", "edition"),
     [
         ("tempcompass", None, 2), ("vqav2", "lmms-eval", 3), ("mmbench_en", "lmms-eval", 3), ("mmbench_en", "qwen", 2),
-        ("ai2d", "vlmevalkit", 3), ("pope", "vlmevalkit", 1), ("mmmu", "vlmevalkit", 2), ("mmmu", None, 1),
+        ("ai2d", "vlmevalkit", 3), ("pope", "vlmevalkit", 2), ("mmmu", "vlmevalkit", 2), ("mmmu", None, 1),
         ("videomme_subtitles", "lmms-eval", 2), ("mmstar", "lmms-eval", 2), ("realworldqa", "lmms-eval", 3),
     ],
 )  # fmt: skip
@@ -316,35 +327,3 @@ def test_a_run_whose_rule_has_changed_is_not_gone_on_with(load, tmp_path, name, 
 
 def test_every_rule_that_has_changed_is_there():
     assert official.CHANGED.keys() <= official.RULES.keys()
-
-
-@pytest.mark.parametrize(("name", "same"), [("textvqa", True), ("videomme", False), ("mine", False)])
-def test_numbers_of_videos_are_nothing_to_results_of_pictures(tmp_path, name, same):
-    """They were 2 frames a second in the protocol's file of earlier days."""
-    now = {"benchmark": name, "protocol": protocols.load("lmms-eval").recorded(), "video": {"nframes": 32}}
-    videos = {"fps": 2.0, "max_frames": 32}
-    older = {**now, "protocol": {**now["protocol"], "video": videos}, "video": videos}
-    asked = {**now, "protocol": {**now["protocol"], "changed": {"nframes": 8}}}
-    assert label(asked) == ("lmms-eval" if same else "lmms-eval (nframes 8)")
-    assert label(now) == "lmms-eval"
-    assert label(older) == ("lmms-eval" if same else "lmms-eval (of another edition)")
-    write_json(tmp_path / "settings.json", older)
-    if same:
-        check_settings(tmp_path, now)
-        return
-    with pytest.raises(InputError, match=r"another protocol .*: choose another output, or delete it"):
-        check_settings(tmp_path, now)
-
-
-def test_numbers_of_pictures_are_nothing_to_results_of_videos(tmp_path):
-    found = protocols.load("qwen").recorded()
-    now = {"benchmark": "mlvu", "protocol": found, "image_size": {"longest_edge": 2}, "video": {"nframes": 4}}
-    now |= {"processor": "a", "image_processor": "b", "video_processor": "c"}
-    older = {**now, "protocol": {**found, "image": {"max_pixels": 1}}, "image_size": {"longest_edge": 1}}
-    older["image_processor"] = "d"
-    write_json(tmp_path / "settings.json", older)
-    check_settings(tmp_path, now)
-    assert label(older) == "qwen"
-    assert label({**older, "benchmark": "pope"}) == "qwen (of another edition)"
-    with pytest.raises(InputError, match=r"another benchmark .*mlvu.*pope.*protocol"):
-        check_settings(tmp_path, {**now, "benchmark": "pope"})
