@@ -15,8 +15,6 @@ from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.benchmarks import registry
-from ppe_npu.evaluation.benchmarks.dataset import LETTER, lettered
-from ppe_npu.evaluation.benchmarks.mmmu import listed
 from ppe_npu.evaluation.identity import benchmark_identity, check_settings
 from ppe_npu.evaluation.metrics import official
 from ppe_npu.evaluation.run_protocol import label
@@ -187,54 +185,6 @@ def test_answers_through_another_processor_are_another_runs(tmp_path):
         check_settings(tmp_path, {**written, "processor": "cd"})
 
 
-PICK = "Please select the correct answer from the options above. \n"
-
-
-@pytest.mark.parametrize(
-    ("name", "number", "prompt"),
-    [
-        ("mmstar", 0, f"Question: Which?\nOptions:\nA. red\nB. blue\nC. green\nD. dark\n{PICK}"),
-        ("realworldqa", 0, f"Question: Which way?\nOptions:\nA. Left\nB. Right\n{PICK}"),
-        ("realworldqa", 1, "How many cars?"),  # without options
-        ("seedbench_2_plus", 0, f"Question: Where?\nOptions:\nA. a\nB. b\nC. c\nD. d\n{PICK}"),
-    ],
-)
-def test_vlmevalkits_prompts(load, name, number, prompt):
-    benchmark = copy(load(name))
-    registry.ask_by(protocols.load("vlmevalkit"), benchmark)
-    assert benchmark[number]["prompt"] == prompt
-
-
-CHOOSE = "Answer with the option letter from the given choices directly."
-
-
-@pytest.mark.parametrize(
-    ("name", "tokens", "prompt"),
-    [
-        ("mmstar", 128, "Which?\nOptions: A: red, B: blue, C: green, D: dark\n" + LETTER.removesuffix(".")),
-        ("realworldqa", 16, None),
-        ("hallusionbench", 128, "{question}"),
-        ("lvbench", 16, "{question}\nAnswer the question with the option letter"),
-        ("mmmu_pro", 256, f"<image>What is in <image 1>?\n{{options}}\n\n{CHOOSE}"),
-        ("mmmu_pro_vision", 256, CHOOSE),
-        ("textvqa", 128, None),
-        ("mmbench_en", 1024, None),
-        ("mmbench_cn", 256, None),
-        ("mathvista", 16384, None),
-        ("mmlongbench_doc", 1024, None),
-    ],
-)
-def test_what_lmms_eval_asks_and_how_long_answers_may_be(load, name, tokens, prompt):
-    """As its tasks' .yaml files have them (0.7.3); a task that says nothing of lengths goes by its model's 128."""
-    benchmark = copy(load(name))
-    registry.ask_by(protocols.load("lmms-eval"), benchmark)
-    assert benchmark.max_new_tokens == tokens
-    if prompt is not None:
-        row = benchmark.rows[0]
-        options = lettered(listed(row["options"])) if "{options}" in prompt else ""
-        assert benchmark[0]["prompt"] == prompt.format(question=row.get("question"), options=options)
-
-
 @pytest.mark.parametrize("name", ["mmmu", "mmmu_pro", "nextqa_mc", "longvideobench", "longvideobench_v", "egoschema"])
 def test_an_answer_without_a_letter_is_drawn_under_lmms_eval_too(load, name):
     benchmark, protocol = copy(load(name)), protocols.load("lmms-eval")
@@ -249,20 +199,6 @@ def test_an_answer_without_a_letter_is_drawn_under_lmms_eval_too(load, name):
     assert set(scores) == {0.0, 1.0}
     assert abs(sum(scores) / 200 - share) < tolerances.share_error(share, 200)
     assert benchmark.judged(f"({sample['GT']})", sample) == 1.0
-
-
-def test_vlmevalkit_shows_mmmus_pictures_wherever_they_are_named(load):
-    benchmark = copy(load("mmmu"))
-    first = next(number for number, row in enumerate(benchmark.rows) if row["id"] == "validation_Art_Theory_1")
-    shown = benchmark[first]["prompt"].count("<image>"), len(benchmark[first]["image"])
-    assert shown == (2, 2)  # of <image 2>, <image 1> and <image 2> once more; that stays a text
-    registry.ask_by(protocols.load("vlmevalkit"), benchmark)
-    sample = benchmark[first]
-    assert sample["prompt"].startswith("Question: Compare <image> and <image>; <image> is\nOptions:\nA. ")
-    assert sample["prompt"].endswith(PICK)
-    shades = [picture.convert("L").getpixel((0, 0)) for picture in sample["image"]]
-    assert len(shades) == sample["prompt"].count("<image>")
-    assert shades[0] == shades[2] != shades[1]
 
 
 # VLMEvalKit makes a choice of an open question: A is the right answer as it is written, B "Other Answers".
@@ -293,13 +229,6 @@ def test_realworldqas_options_are_read_by_vlmevalkits_rule_and_other_answers_as_
     said = ("B", "The answer is B", "right", "Left", "")
     assert [benchmark.judged(answer, choice) for answer in said] == [1.0, 1.0, 1.0, 0.0, 0.0]
     assert [benchmark.judged(answer, open_one) for answer in ("3", "Three", "4")] == [1.0, 1.0, 0.0]
-
-
-def test_a_question_of_mmstar_whose_options_have_another_form_is_asked_as_it_is(load):
-    benchmark = copy(load("mmstar"))
-    registry.ask_by(protocols.load("vlmevalkit"), benchmark)
-    row = {**benchmark.rows[0], "question": "Which?\n(A) red (B) blue"}
-    assert benchmark.sample(row)["prompt"].startswith("Which?\n(A) red (B) blue\nAnswer with")
 
 
 @pytest.mark.parametrize(
