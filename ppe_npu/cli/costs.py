@@ -100,7 +100,7 @@ def _measure(model: Any, runs: Sequence[Asked], asked: int | None, answers: Call
     for index, why in found["left_out"].items():
         print(f"ppe-npu: {name}: sample {index} is not part of the costs ({why})", file=sys.stderr)
     _draw(runs, candidates, samples)
-    protocol = label({"benchmark": name, "protocol": runs[0].protocol})
+    protocol = label({"benchmark": name, "protocol": runs[0].identity["protocol"]})
     cost_pass.write(folder, {**found, "of": {name: own[0] for name, own in _marks_of(runs).items()}}, protocol)
 
 

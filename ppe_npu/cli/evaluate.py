@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Asked:
     config: CompressionConfig
     folder: Path
     max_new_tokens: int
-    protocol: dict[str, Any]
+    processor: Any
     share: float | None = None
 
 
@@ -68,28 +68,28 @@ def run_eval(args: argparse.Namespace) -> int:
     if "layout" in args.benchmarks and Path(args.data_root) == EMBEDDED / "data":
         write_embedded_data(EMBEDDED / "data")
     protocol, loaded = _asked_benchmarks(args)
-    processor = common.processor(checkpoint, *protocol.pixels(args.min_pixels, args.max_pixels))
+    processor_of = _processors(args, checkpoint, protocol)
     sampling = protocol.sampling(**{key: getattr(args, key) for key in _FRAMES})
     values, own = common.generation(args.generation, checkpoint)
     args.dtype = _dtype(args, protocol, device)
     runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
-    smaller = costs.smaller_input(args, processor)
+    smaller = costs.smaller_input(args, processor_of(loaded[0]))
     known = costs.shares(args, chosen) if smaller else []
-    recorded = protocol.recorded(_changed(args))
     unsaid = {"generation": first_edition(own), "protocol": protocols.load(protocols.CHECKPOINT).recorded()}
     for benchmark in loaded:
         identity, tokens = benchmark_identity(benchmark), new_tokens(benchmark, args.max_new_tokens)
-        identity["protocol"] = _told_of(benchmark, recorded)
+        identity["protocol"] = _told_of(benchmark, protocol.of(benchmark.name).recorded(_changed(args)))
+        processor = processor_of(benchmark)
         controls = [] if benchmark.modality == "text" else known
         for config, share in [(config, None) for config in chosen] + [(DENSE, share) for share in controls]:
             folder = Path(args.output) / benchmark.name / _named(config, share)
-            runs.append(Asked(benchmark, identity, config, folder, tokens, identity["protocol"], share))
+            runs.append(Asked(benchmark, identity, config, folder, tokens, processor, share))
             said = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
             check_settings(folder, {**identity, **said, **_said_if_so(args, share)}, unsaid)
     check_shared(Path(args.output))
     model = checkpoint.load(device, args.dtype, load_model)
-    engines = Engines(checkpoint, processor, dtype, args.engine_args) if args.engine == "vllm" else None
-    answers = partial(_answers, engines, model, processor, sampling, args.seed, values)
+    engines = Engines(checkpoint, dtype, args.engine_args) if args.engine == "vllm" else None
+    answers = partial(_answers, engines, model, sampling, args.seed, values)
     results = _evaluate(model, runs, answers, args)
     late = _as_many_tokens(runs, results, known) if smaller else []
     try:
@@ -115,9 +115,15 @@ def _as_many_tokens(runs: list[Asked], results: list[dict[str, Any]], known: lis
     return late
 
 
-def _answers(engines: Engines | None, model: Any, processor: Any, sampling: Any, seed: int, values: Any, run: Asked):
+def _processors(args: argparse.Namespace, checkpoint: common.Checkpoint, protocol: Protocol) -> Callable[[Any], Any]:
+    """benchmark -> the processor by which it is asked; one for all whose pictures have the same bounds."""
+    sized = cache(partial(common.processor, checkpoint))
+    return lambda benchmark: sized(*protocol.of(benchmark.name).pixels(args.min_pixels, args.max_pixels))
+
+
+def _answers(engines: Engines | None, model: Any, sampling: Any, seed: int, values: Any, run: Asked):
     """Of a run, what answers it: ModelAnswers, or of their kind."""
-    given = (model, processor, run.max_new_tokens, sampling, seed, values)
+    given = (model, run.processor, run.max_new_tokens, sampling, seed, values)
     if engines is not None:
         return VLLMAnswers(*given, engines=engines)
     return ModelAnswers(*given) if run.share is None else SmallerInput(*given, share=run.share)

@@ -14,7 +14,7 @@ from ppe_npu.evaluation import cost_table
 from ppe_npu.evaluation.identity import PROCESSOR_MARKS, same_data, unlike
 from ppe_npu.evaluation.results import runs_dense
 from ppe_npu.evaluation.rows import read_scores
-from ppe_npu.evaluation.run_protocol import label
+from ppe_npu.evaluation.run_protocol import labels
 from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
 from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
 from ppe_npu.evaluation.tuned import tuning_of
@@ -25,12 +25,13 @@ DENSE = "dense"
 _OF_SEEDS = ("seed", "weights", "model", "protocol", *PROCESSOR_MARKS)
 
 
-def compare(results: Sequence[Result]) -> dict[str, Any]:
+def compare(results: Sequence[Result], protocol: str | None = None) -> dict[str, Any]:
     """Everything that a report shows.
 
     Args:
         results: of evaluate(), or results.json with "folder", the run's, in the order of the rows. Several of one name
             on one benchmark (seeds, say) become one row: their mean.
+        protocol: its label, by which by_protocol() has parted these from others.
 
     Returns:
         {"protocol": its label, "benchmarks": {name: see _benchmark}, "overview": see _overview, "missing": lines that
@@ -39,11 +40,9 @@ def compare(results: Sequence[Result]) -> dict[str, Any]:
     Raises:
         InputError: the results are of several protocols, which are never joined: by_protocol() parts them.
     """
-    labels = list(by_protocol(results))
-    if len(labels) > 1:
-        raise InputError(
-            f"results of {len(labels)} protocols ({', '.join(labels)}) cannot be joined: compare one by one"
-        )
+    found = list(by_protocol(results)) if protocol is None else [protocol]
+    if len(found) > 1:
+        raise InputError(f"results of {len(found)} protocols ({', '.join(found)}) cannot be joined: compare one by one")
     missing: list[str] = []
     names = list(dict.fromkeys(result["settings"]["benchmark"] for result in results))
     benchmarks = {
@@ -57,7 +56,7 @@ def compare(results: Sequence[Result]) -> dict[str, Any]:
     if all(row["costs"].get("peak_memory") is None for found in benchmarks.values() for row in found["rows"]):
         missing.append("Peak memory: not measured on the CPU.")
     return {
-        "protocol": labels[0] if labels else "",
+        "protocol": found[0] if found else "",
         "benchmarks": benchmarks,
         "overview": _overview(benchmarks, missing),
         "missing": list(dict.fromkeys(missing)),
@@ -67,8 +66,8 @@ def compare(results: Sequence[Result]) -> dict[str, Any]:
 def by_protocol(results: Sequence[Result]) -> dict[str, list[Result]]:
     """{label of a protocol: its results, in order}."""
     found: dict[str, list[Result]] = {}
-    for result in results:
-        found.setdefault(label(result["settings"]), []).append(result)
+    for name, result in zip(labels([result["settings"] for result in results]), results):
+        found.setdefault(name, []).append(result)
     return found
 
 

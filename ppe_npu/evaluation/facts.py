@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppe_npu.evaluation import decoding, tuned
-from ppe_npu.evaluation.run_protocol import label
 
 
-def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, Any]], protocol: str) -> str:
     """Of a benchmark its samples, score, devices, dtypes, what its weights were tuned with, and failures.
 
     Args:
         found: its numbers, as comparison has them. results: of runs, those of other benchmarks too.
+        protocol: their label.
     """
     runs = [result for result in results if result["settings"]["benchmark"] == name]
     devices = ", ".join(dict.fromkeys(run["versions"]["device"] for run in runs))
@@ -30,7 +30,7 @@ def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str,
         counts = {kind: max(r["types"][kind]["count"] for r in runs if kind in r["types"]) for kind in found["types"]}
         text += " Samples per type: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
     text += f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else ""
-    return f"{text} Protocol: {', '.join(dict.fromkeys(label(run['settings']) for run in runs))}."
+    return f"{text} Protocol: {protocol}."
 
 
 def _decoding(runs: Sequence[Mapping[str, Any]]) -> str:

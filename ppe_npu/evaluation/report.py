@@ -13,7 +13,6 @@ from ppe_npu.evaluation import cost_table, facts, published, stored, tables
 from ppe_npu.evaluation.comparison import by_protocol, compare
 from ppe_npu.evaluation.page import write_page
 from ppe_npu.evaluation.plot import check_plotting, draw
-from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import check_regular, write_json, write_text
 from ppe_npu.utils import escape
 
@@ -134,8 +133,9 @@ def _sections(
 ) -> tuple[list[str], list[str]]:
     """(all parts of the Markdown but the notes, the overviews among them); pictures are drawn beside `path`."""
     parts, overviews = [f"# {escape.markdown(title)}"], []
+    parted = by_protocol(results)
     for number, comparison in enumerate(found):
-        own = [result for result in results if label(result["settings"]) == comparison["protocol"]]
+        own = parted[comparison["protocol"]]
         name = f"{path.stem}.png" if number == 0 else f"{path.stem}-{number + 1}.png"
         plot = draw(comparison, path.with_name(name), title)
         overviews.append(tables.overview(comparison))
@@ -154,7 +154,7 @@ def _sections(
 
 def compared(results: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A comparison for each protocol: tables of different ones are never joined. What is missing is the first's."""
-    found = [compare(own) for own in by_protocol(results).values()]
+    found = [compare(own, protocol) for protocol, own in by_protocol(results).items()]
     found[0]["missing"] = [*missing, *found[0]["missing"]]
     if len(found) > 1:
         names = ", ".join(comparison["protocol"] for comparison in found)
@@ -166,6 +166,6 @@ def _benchmarks(comparison: Mapping[str, Any], results: Sequence[Mapping[str, An
     """The section of each benchmark."""
     parts, protocol = [], comparison["protocol"]
     for name, found in comparison["benchmarks"].items():
-        parts += [f"## {escape.markdown(name)}", escape.markdown(facts.sentence(name, found, results))]
+        parts += [f"## {escape.markdown(name)}", escape.markdown(facts.sentence(name, found, results, protocol))]
         parts += tables.one_benchmark(found, protocol)
     return parts

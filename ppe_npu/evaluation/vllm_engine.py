@@ -69,7 +69,6 @@ class Engines:
 
     Args:
         checkpoint: of a whole model.
-        processor: its processor, whose bounds of a picture's size hold.
         dtype: "float32" or "bfloat16".
         options: more arguments of vllm.LLM.
 
@@ -77,20 +76,23 @@ class Engines:
         InputError: options that others say.
     """
 
-    def __init__(self, checkpoint: Checkpoint, processor: Any, dtype: str, options: Mapping[str, Any] | None = None):
+    def __init__(self, checkpoint: Checkpoint, dtype: str, options: Mapping[str, Any] | None = None):
         _check_options(options)
         self._checkpoint, self._dtype, self._options = checkpoint, dtype, dict(options or {})
-        self._size = dict(processor.image_processor.size)
-        self._config: CompressionConfig | None = None
+        self._held: tuple[CompressionConfig, dict[str, int]] | None = None
         self._engine: Any = None
 
-    def of(self, config: CompressionConfig) -> Any:
+    def of(self, config: CompressionConfig, size: Mapping[str, int]) -> Any:
         """A vllm.LLM with this compression.
+
+        Args:
+            size: bounds of a picture's size, as an image processor has them.
 
         Raises:
             InputError: it cannot be served, or what vLLM says of the options.
         """
-        if self._engine is not None and config == self._config:
+        asked = config, dict(size)
+        if self._engine is not None and asked == self._held:
             return self._engine
         import vllm
 
@@ -99,10 +101,10 @@ class Engines:
         gc.collect()
         settings = {
             "dtype": self._dtype, "seed": 0, "disable_log_stats": False, "hf_overrides": said,
-            "mm_processor_kwargs": {"images_kwargs": {"size": self._size}}, **self._options,
+            "mm_processor_kwargs": {"images_kwargs": {"size": asked[1]}}, **self._options,
         }  # fmt: skip
         try:
-            self._engine, self._config = vllm.LLM(path, **settings), config
+            self._engine, self._held = vllm.LLM(path, **settings), asked
         except UserError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:
@@ -151,7 +153,7 @@ class VLLMAnswers(ModelAnswers):
         return {"prompt_token_ids": ids, **({"multi_modal_data": {"image": pictures}} if pictures else {})}
 
     def answer(self, inputs: Mapping[str, Any]) -> Generated:
-        engine = self.engines.of(self.config)
+        engine = self.engines.of(self.config, self.processor.image_processor.size)
         from vllm import SamplingParams
 
         end, tokenizer = self._end_tokens(), self.processor.tokenizer

@@ -145,7 +145,7 @@ def large(request, tmp_path):
     return request.param, tmp_path / "report.html"
 
 
-def test_ten_thousand_samples_open_and_are_all_there(chromium, large):
+def test_ten_thousand_samples_open_and_are_all_there(chromium, large, capsys):
     """How long that takes is printed: from the first request until the page's script and the first paint are done."""
     kind, path = large
     assert path.stat().st_size < 20_000_000
@@ -156,7 +156,8 @@ def test_ten_thousand_samples_open_and_are_all_there(chromium, large):
         times.append(chromium.execute_async_script(OPENED))
     times.sort()
     size = path.stat().st_size / 1e6
-    print(f"{kind}: {size:.1f} MB opened in {times[2]:.2f} s, the median of {[f'{time:.2f}' for time in times]}")
+    with capsys.disabled():
+        print(f"\n{kind}: {size:.1f} MB opened in {times[2]:.2f} s, the median of {[f'{time:.2f}' for time in times]}")
     section = chromium.find_element("css selector", "section")
     count = section.find_element("css selector", ".count").text
     assert count in ("10000 of 10000", "6667 of 10000")

@@ -31,7 +31,8 @@ Object.assign(places.one, {value: 0});
 places.which.value = "all";
 const section = {dataset: {number: "0"}, querySelector: name => places[name.slice(1)]};
 const plot = new Element("div");
-plot.dataset = {score: "accuracy", points: JSON.stringify([{name: "dense", method: "dense", x: 100, y: 80}, {name: "a", method: "a", x: 25, y: 75}])};
+const many = [...Array(40).keys()].map(n => ({name: `a ${n}`, method: `steps+of+one k=${n}`, x: 25, y: n}));
+plot.dataset = {score: "accuracy", points: JSON.stringify([{name: "dense", method: "dense", x: 100, y: 80}, ...many])};
 global.Option = class { constructor(text, value) { Object.assign(this, {text, value}); } };
 global.document = {
   body: new Element("body"),
@@ -43,7 +44,8 @@ global.document = {
 (0, eval)(script);
 
 const column = () => sorted.tBodies[0].rows.map(row => row.cells[1].textContent);
-const out = {ready: document.body.dataset.ready, drawn: plot.children[0].children.length, names: places.one.children.map(o => o.text)};
+const out = {ready: document.body.dataset.ready, drawn: plot.children[0].children.length, size: plot.children[0].attributes,
+  words: plot.children[0].children.filter(one => one.name === "text").map(one => ({...one.attributes, text: one.textContent})), names: places.one.children.map(o => o.text)};
 sorted.heads[1].fire("click"); out.down = column();
 sorted.heads[1].fire("click"); out.up = column();
 out.count = places.count.textContent; out.shown = places.list.children.length; out.first = places.list.children[0].text();

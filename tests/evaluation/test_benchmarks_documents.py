@@ -66,6 +66,7 @@ def test_prompt_truth_and_type(load, name, number, prompt, truth, kind):
         ("['dark blue', 'red']", "['red', 'dark blue']", "List", 1), ("['red']", "['red', 'dark blue']", "List", 0),
         ("['darkblue', 'red']", "['red', 'dark blue']", "List", 1 - 1 / 9), ("red", "['red']", "List", 1),
         ("[1, 2]", "['2', '1']", "List", 1), ("[1, 3]", "['2', '1']", "List", 0), ("[1, 2", "[1, 2]", "List", 0),
+        ("None", "[]", "List", 1), ("None", "['none']", "List", 0),
         ("Not answerable.", "Not answerable", "None", 0), ("not answerable", "Not answerable", "None", 1),
         ("I cannot tell", "Not answerable", "None", 0),
     ],

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from copy import copy
+
+import numpy as np
 import pytest
 from prediction_rows import rows_of
+
+from ppe_npu.evaluation import protocols
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -173,6 +178,18 @@ def test_pope_numbers_of_each_split_and_their_means(load):
     failed = rows_of(benchmark, "yes", "no")
     failed[0] |= {"answer": "", "score": 0.0, "error": "a fault"}
     assert benchmark.metrics(failed)["random accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(("name", "f1"), [("qwen", 5 / 9), ("lmms-eval", 4 / 7), ("vlmevalkit", 4 / 7)])
+def test_pope_of_all_splits_together_is_what_two_harnesses_call_its_f1(load, name, f1):
+    """2 hits, 4 times yes said, 3 are yes; the splits' own are 2/3, 1 and 0."""
+    benchmark = copy(load("pope"))
+    benchmark.use(protocols.load(name))
+    rows = rows_of(benchmark, "yes", "yes", "yes", "no", "no", "yes")
+    found = benchmark.metrics(rows)
+    assert found["f1"] == pytest.approx(f1)
+    assert found["random f1"] == pytest.approx(2 / 3)
+    assert benchmark.from_sums(np.sum(list(benchmark.addends(rows).values()), axis=0)) == pytest.approx(f1)
 
 
 def test_mme_adds_accuracy_and_accuracy_plus(load):

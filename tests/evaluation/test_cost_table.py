@@ -87,6 +87,7 @@ def test_a_pass_of_another_protocol_is_not_shown(tmp_path):
     assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {"protocol": {"name": "qwen"}}}])
     # Of an edition whose protocol had other numbers.
     older = {"benchmark": "mlvu", "protocol": {"name": "qwen", "video": {"fps": 9.0}}, "compression": DENSE}
+    older["edition"] = 2  # of mlvu's rule
     run = {"folder": str(tmp_path / "dense"), "settings": older}
     assert cost_table.read([run]) is None
     write_json(tmp_path / "costs.json", {"rows": {"dense": one}, **known, "of": {"dense": checksum(older)}})

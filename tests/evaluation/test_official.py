@@ -94,6 +94,8 @@ def test_the_letter_that_lmms_eval_extracts(answer, letter):
         ("realworldqa", "lmms-eval", " 3.. ", "3", (), 1.0),
         ("realworldqa", "lmms-eval", "Three", "3", (), 0.0),
         ("realworldqa", "lmms-eval", "downhill.", " Downhill ", (), 1.0),
+        ("mmmu_open", "lmms-eval", "So it is 3.43 m", "3.43", (), 1.0),
+        ("mmmu_open", "lmms-eval", "3.429", "['24/7', '3.429']", (), 0.0),  # a list is one text; MMMU's own: right
         ("mmmu_pro", "lmms-eval", "Answer: A or (J)", "J", list("abcdefghij"), 1.0),
         ("mmmu_pro", "lmms-eval", "?", "J", list("abcdefghij"), None),  # drawn
         ("mmmu_pro", "authors", "So. Answer: J", "J", list("abcdefghij"), 1.0),

@@ -247,7 +247,12 @@ def test_the_pages_own_script_sorts_plots_and_shows_differences(page):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["ready"], found["names"]) == ("yes", ["dense", "ppe <b>"])
-    assert found["drawn"] > 10  # axes, labels, a line and a dot for each method
+    assert found["drawn"] > 100  # axes, labels, a line, a dot and a name for each of 41 methods
+    size = {key: float(found["size"][key]) for key in ("width", "height")}
+    assert all(float(word["y"]) < size["height"] for word in found["words"])
+    names = [word for word in found["words"] if word["text"].startswith("steps+of+one")]
+    assert len(names) == 40
+    assert all(float(word["x"]) + 7 * len(word["text"]) < size["width"] for word in names)  # 12 px letters are narrower
     assert found["down"] == ["1,000", "10.0", "9.5", "<1e-300", "-"]
     assert found["up"] == ["<1e-300", "9.5", "10.0", "1,000", "-"]  # what is no number stays below
     assert (found["count"], found["shown"], found["more"]) == ("40 of 80", 25, 40)

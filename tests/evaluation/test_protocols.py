@@ -10,16 +10,16 @@ from types import SimpleNamespace
 import pytest
 import tolerances
 
+from ppe_npu.cli.evaluate import _processors
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.benchmarks import registry
-from ppe_npu.evaluation.benchmarks.dataset import LETTER, lettered
-from ppe_npu.evaluation.benchmarks.mmmu import listed
 from ppe_npu.evaluation.identity import benchmark_identity, check_settings
 from ppe_npu.evaluation.metrics import official
 from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import write_json
+from ppe_npu.training.adapted import Checkpoint
 
 TOKEN = 28 * 28  # pixels of a token of Qwen2-VL and Qwen2.5-VL
 
@@ -57,6 +57,25 @@ def test_a_picture_has_the_tokens_that_the_protocols_make_of_it(height, width, t
         least, most = protocols.load(name).pixels(None, None)
         rows, columns = smart_resize(height, width, 28, least, most)
         assert rows * columns // TOKEN == count, name
+
+
+def test_pictures_of_ocrbench_begin_smaller_under_vlmevalkit(load, tiny_folder):
+    """Its model shows them from 10 x 10 tokens on (qwen2_vl/model.py, _prepare_content), all others from 1,280."""
+    protocol = protocols.load("vlmevalkit")
+    assert protocol.of("ocrbench").pixels(None, None) == (100 * TOKEN, 16384 * TOKEN)
+    assert protocol.of("ocrbench").pixels(3136, None) == (3136, 16384 * TOKEN)
+    assert protocol.of("textvqa") == protocol
+    asked = SimpleNamespace(min_pixels=None, max_pixels=None)
+    processor_of = _processors(asked, Checkpoint.of(tiny_folder), protocol)
+    named = [processor_of(SimpleNamespace(name=name)) for name in ("ocrbench", "textvqa", "docvqa")]
+    assert [one.image_processor.size["shortest_edge"] // TOKEN for one in named] == [100, 1280, 1280]
+    assert named[1] is named[2]
+    benchmark = copy(load("ocrbench"))
+    registry.ask_by(protocol, benchmark)
+    now = {"benchmark": "ocrbench", "protocol": benchmark.protocol.recorded()}
+    assert now["protocol"]["image"]["min_pixels"] == 100 * TOKEN
+    assert label(now) == "vlmevalkit"
+    assert label({"benchmark": "ocrbench", "protocol": protocol.recorded()}) == "vlmevalkit (of another edition)"
 
 
 def test_a_videos_budget_is_shared_by_its_frames():
@@ -121,16 +140,6 @@ def test_a_result_says_what_it_went_by():
     assert label({}) == label({"protocol": "text"}) == "checkpoint"  # the first edition said nothing
 
 
-def test_what_is_asked_for_beside_the_checkpoints_own_is_told_and_older_folders_go_on(tmp_path):
-    told, untold = (protocols.load("checkpoint").recorded(changed) for changed in ({"max_pixels": 784}, {}))
-    assert label({"protocol": told}) == "checkpoint (max_pixels 784)"
-    for before in ({}, {"protocol": untold}):
-        write_json(tmp_path / "settings.json", {**before, "image_size": 784})
-        check_settings(tmp_path, {"protocol": told, "image_size": 784}, {"protocol": untold})
-        with pytest.raises(InputError, match="another image_size"):
-            check_settings(tmp_path, {"protocol": told, "image_size": 1}, {"protocol": untold})
-
-
 def test_mmbench_is_asked_with_all_turns_where_the_protocol_says_so():
     assert registry.named_by(protocols.load("vlmevalkit"), "mmbench_en") == "mmbench_en_circular"
     assert registry.named_by(protocols.load("checkpoint"), "mmbench_en") == "mmbench_en"
@@ -176,54 +185,6 @@ def test_answers_through_another_processor_are_another_runs(tmp_path):
         check_settings(tmp_path, {**written, "processor": "cd"})
 
 
-PICK = "Please select the correct answer from the options above. \n"
-
-
-@pytest.mark.parametrize(
-    ("name", "number", "prompt"),
-    [
-        ("mmstar", 0, f"Question: Which?\nOptions:\nA. red\nB. blue\nC. green\nD. dark\n{PICK}"),
-        ("realworldqa", 0, f"Question: Which way?\nOptions:\nA. Left\nB. Right\n{PICK}"),
-        ("realworldqa", 1, "How many cars?"),  # without options
-        ("seedbench_2_plus", 0, f"Question: Where?\nOptions:\nA. a\nB. b\nC. c\nD. d\n{PICK}"),
-    ],
-)
-def test_vlmevalkits_prompts(load, name, number, prompt):
-    benchmark = copy(load(name))
-    registry.ask_by(protocols.load("vlmevalkit"), benchmark)
-    assert benchmark[number]["prompt"] == prompt
-
-
-CHOOSE = "Answer with the option letter from the given choices directly."
-
-
-@pytest.mark.parametrize(
-    ("name", "tokens", "prompt"),
-    [
-        ("mmstar", 128, "Which?\nOptions: A: red, B: blue, C: green, D: dark\n" + LETTER.removesuffix(".")),
-        ("realworldqa", 16, None),
-        ("hallusionbench", 128, "{question}"),
-        ("lvbench", 16, "{question}\nAnswer the question with the option letter"),
-        ("mmmu_pro", 256, f"<image>What is in <image 1>?\n{{options}}\n\n{CHOOSE}"),
-        ("mmmu_pro_vision", 256, CHOOSE),
-        ("textvqa", 128, None),
-        ("mmbench_en", 1024, None),
-        ("mmbench_cn", 256, None),
-        ("mathvista", 16384, None),
-        ("mmlongbench_doc", 1024, None),
-    ],
-)
-def test_what_lmms_eval_asks_and_how_long_answers_may_be(load, name, tokens, prompt):
-    """As its tasks' .yaml files have them (0.7.3); a task that says nothing of lengths goes by its model's 128."""
-    benchmark = copy(load(name))
-    registry.ask_by(protocols.load("lmms-eval"), benchmark)
-    assert benchmark.max_new_tokens == tokens
-    if prompt is not None:
-        row = benchmark.rows[0]
-        options = lettered(listed(row["options"])) if "{options}" in prompt else ""
-        assert benchmark[0]["prompt"] == prompt.format(question=row.get("question"), options=options)
-
-
 @pytest.mark.parametrize("name", ["mmmu", "mmmu_pro", "nextqa_mc", "longvideobench", "longvideobench_v", "egoschema"])
 def test_an_answer_without_a_letter_is_drawn_under_lmms_eval_too(load, name):
     benchmark, protocol = copy(load(name)), protocols.load("lmms-eval")
@@ -238,20 +199,6 @@ def test_an_answer_without_a_letter_is_drawn_under_lmms_eval_too(load, name):
     assert set(scores) == {0.0, 1.0}
     assert abs(sum(scores) / 200 - share) < tolerances.share_error(share, 200)
     assert benchmark.judged(f"({sample['GT']})", sample) == 1.0
-
-
-def test_vlmevalkit_shows_mmmus_pictures_wherever_they_are_named(load):
-    benchmark = copy(load("mmmu"))
-    first = next(number for number, row in enumerate(benchmark.rows) if row["id"] == "validation_Art_Theory_1")
-    shown = benchmark[first]["prompt"].count("<image>"), len(benchmark[first]["image"])
-    assert shown == (2, 2)  # of <image 2>, <image 1> and <image 2> once more; that stays a text
-    registry.ask_by(protocols.load("vlmevalkit"), benchmark)
-    sample = benchmark[first]
-    assert sample["prompt"].startswith("Question: Compare <image> and <image>; <image> is\nOptions:\nA. ")
-    assert sample["prompt"].endswith(PICK)
-    shades = [picture.convert("L").getpixel((0, 0)) for picture in sample["image"]]
-    assert len(shades) == sample["prompt"].count("<image>")
-    assert shades[0] == shades[2] != shades[1]
 
 
 # VLMEvalKit makes a choice of an open question: A is the right answer as it is written, B "Other Answers".
@@ -284,18 +231,11 @@ def test_realworldqas_options_are_read_by_vlmevalkits_rule_and_other_answers_as_
     assert [benchmark.judged(answer, open_one) for answer in ("3", "Three", "4")] == [1.0, 1.0, 0.0]
 
 
-def test_a_question_of_mmstar_whose_options_have_another_form_is_asked_as_it_is(load):
-    benchmark = copy(load("mmstar"))
-    registry.ask_by(protocols.load("vlmevalkit"), benchmark)
-    row = {**benchmark.rows[0], "question": "Which?\n(A) red (B) blue"}
-    assert benchmark.sample(row)["prompt"].startswith("Which?\n(A) red (B) blue\nAnswer with")
-
-
 @pytest.mark.parametrize(
     ("name", "protocol", "edition"),
     [
         ("tempcompass", None, 2), ("vqav2", "lmms-eval", 3), ("mmbench_en", "lmms-eval", 3), ("mmbench_en", "qwen", 2),
-        ("ai2d", "vlmevalkit", 3), ("pope", "vlmevalkit", 1), ("mmmu", "vlmevalkit", 2), ("mmmu", None, 1),
+        ("ai2d", "vlmevalkit", 3), ("pope", "vlmevalkit", 2), ("mmmu", "vlmevalkit", 2), ("mmmu", None, 1),
         ("videomme_subtitles", "lmms-eval", 2), ("mmstar", "lmms-eval", 2), ("realworldqa", "lmms-eval", 3),
     ],
 )  # fmt: skip
@@ -316,35 +256,3 @@ def test_a_run_whose_rule_has_changed_is_not_gone_on_with(load, tmp_path, name, 
 
 def test_every_rule_that_has_changed_is_there():
     assert official.CHANGED.keys() <= official.RULES.keys()
-
-
-@pytest.mark.parametrize(("name", "same"), [("textvqa", True), ("videomme", False), ("mine", False)])
-def test_numbers_of_videos_are_nothing_to_results_of_pictures(tmp_path, name, same):
-    """They were 2 frames a second in the protocol's file of earlier days."""
-    now = {"benchmark": name, "protocol": protocols.load("lmms-eval").recorded(), "video": {"nframes": 32}}
-    videos = {"fps": 2.0, "max_frames": 32}
-    older = {**now, "protocol": {**now["protocol"], "video": videos}, "video": videos}
-    asked = {**now, "protocol": {**now["protocol"], "changed": {"nframes": 8}}}
-    assert label(asked) == ("lmms-eval" if same else "lmms-eval (nframes 8)")
-    assert label(now) == "lmms-eval"
-    assert label(older) == ("lmms-eval" if same else "lmms-eval (of another edition)")
-    write_json(tmp_path / "settings.json", older)
-    if same:
-        check_settings(tmp_path, now)
-        return
-    with pytest.raises(InputError, match=r"another protocol .*: choose another output, or delete it"):
-        check_settings(tmp_path, now)
-
-
-def test_numbers_of_pictures_are_nothing_to_results_of_videos(tmp_path):
-    found = protocols.load("qwen").recorded()
-    now = {"benchmark": "mlvu", "protocol": found, "image_size": {"longest_edge": 2}, "video": {"nframes": 4}}
-    now |= {"processor": "a", "image_processor": "b", "video_processor": "c"}
-    older = {**now, "protocol": {**found, "image": {"max_pixels": 1}}, "image_size": {"longest_edge": 1}}
-    older["image_processor"] = "d"
-    write_json(tmp_path / "settings.json", older)
-    check_settings(tmp_path, now)
-    assert label(older) == "qwen"
-    assert label({**older, "benchmark": "pope"}) == "qwen (of another edition)"
-    with pytest.raises(InputError, match=r"another benchmark .*mlvu.*pope.*protocol"):
-        check_settings(tmp_path, {**now, "benchmark": "pope"})

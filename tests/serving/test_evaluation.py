@@ -93,13 +93,17 @@ def test_an_engine_is_given_what_was_asked_and_its_refusal_is_one_line(tiny_fold
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=started))
     folder = shutil.copytree(tiny_folder, tmp_path / "pickled")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")  # no weights are read here
-    more = (SimpleNamespace(image_processor=SimpleNamespace(size={"longest_edge": 64})), "float32")
-    config = CompressionConfig.preset("ppe", k=4)
+    size, config = {"longest_edge": 64}, CompressionConfig.preset("ppe", k=4)
     with pytest.raises(InputError, match="--allow-bin"):
-        Engines(Checkpoint(str(folder)), *more).of(config)
+        Engines(Checkpoint(str(folder)), "float32").of(config, size)
     allowed = Checkpoint(str(folder), allow_bin=True)
-    settings = Engines(allowed, *more, {"max_model_len": 64}).of(config)
+    engines = Engines(allowed, "float32", {"max_model_len": 64})
+    settings = engines.of(config, size)
     assert settings["max_model_len"] == 64
+    assert settings["mm_processor_kwargs"] == {"images_kwargs": {"size": size}}
+    assert engines.of(config, dict(size)) is settings  # no other one is started
+    other = engines.of(config, {"longest_edge": 32})["mm_processor_kwargs"]
+    assert other == {"images_kwargs": {"size": {"longest_edge": 32}}}
     assert settings["hf_overrides"]["ppe_compression"] == config.to_dict()
     with pytest.raises(InputError, match=r"vLLM does not start \(max_model_len is small\): change --engine-args"):
-        Engines(allowed, *more, {"max_model_len": 1}).of(config)
+        Engines(allowed, "float32", {"max_model_len": 1}).of(config, size)

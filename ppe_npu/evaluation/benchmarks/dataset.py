@@ -89,12 +89,17 @@ class Dataset(ABC):
         """Ask and score as a protocol says: its prompt, its rule, its draws."""
         for name, text in protocol.prompts.get(self.name, {}).items():
             setattr(self, name, text)
-        self.protocol = protocol
+        self.protocol = protocol.of(self.name)
         scored_as = self.scored_as or self.name
         self.official = official.rule(scored_as, protocol.rules) if protocol.rules else None
-        self.edition = type(self).edition + official.CHANGED.get((scored_as, protocol.rules or ""), 0)
+        self.edition = self.edition_by(protocol)
         self.draws = protocol.draws
         self.max_new_tokens = protocol.max_new_tokens or self.max_new_tokens
+
+    @classmethod
+    def edition_by(cls, protocol: Protocol) -> int:
+        """The edition of its scoring under a protocol."""
+        return cls.edition + official.CHANGED.get((cls.scored_as or cls.name, protocol.rules or ""), 0)
 
     def judged(self, answer: str, sample: Row) -> float | None:
         """An answer's score by the protocol's rule, else the benchmark's own."""

@@ -65,7 +65,10 @@ class MVBench(Choice):
         """A protocol that says which frames of videos are taken has them evenly spaced, as those of any video."""
         super().use(protocol)
         self.middles = not protocol.video
-        self.edition += not self.middles
+
+    @classmethod
+    def edition_by(cls, protocol: Protocol) -> int:
+        return super().edition_by(protocol) + bool(protocol.video)
 
     def read(self) -> Iterable[Row]:
         for task in TASKS:

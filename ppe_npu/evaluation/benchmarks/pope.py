@@ -10,6 +10,7 @@ import numpy as np
 from ppe_npu.evaluation.benchmarks.dataset import SHORT, Dataset, Row
 from ppe_npu.evaluation.benchmarks.readers import read_jsonl
 from ppe_npu.evaluation.metrics import pope_label, pope_scores
+from ppe_npu.evaluation.protocols import Protocol
 
 _SPLITS = ("random", "popular", "adversarial")
 
@@ -22,10 +23,18 @@ class POPE(Dataset):
     folder = "pope"
     needs = (*(f"coco_pope_{split}.json" for split in _SPLITS), "val2014")
     home = "github.com/AoiDragon/POPE (output/coco) and cocodataset.org (val2014.zip)"
-    metric = "accuracy, precision, recall, F1, share of yes (POPE evaluate.py)"
+    metric = (
+        "accuracy, precision, recall, F1, share of yes (POPE evaluate.py), the means over the splits; by the rules of "
+        "lmms-eval and VLMEvalKit those of all questions together"
+    )
     form = "{question}\n" + SHORT
     max_new_tokens = 128
     headline = "f1"
+    together = False  # whether all splits' questions are counted as one's
+
+    def use(self, protocol: Protocol) -> None:
+        super().use(protocol)
+        self.together = protocol.rules in ("lmms-eval", "vlmevalkit")
 
     def read(self) -> Iterable[Row]:
         for split in _SPLITS:
@@ -44,13 +53,15 @@ class POPE(Dataset):
         return float(pope_label(answer) == sample["GT"])
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """The five numbers of each split, and their means over the splits (LLaVA reports the mean F1)."""
+        """The five numbers of each split, and their means over the splits (LLaVA reports the mean F1); or those of all
+        questions together, as lmms-eval and VLMEvalKit have them."""
         splits: dict[str, list[tuple[str, str]]] = {}
         for row in rows:
             splits.setdefault(row["type"], []).append((self.said(row), row["GT"]))
         found = {split: pope_scores(labels) for split, labels in splits.items()}
-        names = pope_scores([])
-        means = {name: sum(scores[name] for scores in found.values()) / max(len(found), 1) for name in names}
+        every = pope_scores(pair for labels in splits.values() for pair in labels)
+        parts = [every] if self.together else list(found.values())
+        means = {name: sum(part[name] for part in parts) / max(len(parts), 1) for name in every}
         return {**means, **{f"{split} {name}": value for split in found for name, value in found[split].items()}}
 
     def said(self, row: Mapping[str, Any]) -> str:
@@ -71,7 +82,9 @@ class POPE(Dataset):
         return found
 
     def from_sums(self, sums: np.ndarray) -> np.ndarray:
-        """The mean over the splits of F1 = 2 hits / (said yes + are yes)."""
-        hits, said, true, rows = np.moveaxis(sums.reshape(*sums.shape[:-1], len(_SPLITS), 4), -1, 0)
+        """The mean over the splits of F1 = 2 hits / (said yes + are yes), or that of all together."""
+        counts = sums.reshape(*sums.shape[:-1], len(_SPLITS), 4)
+        counts = counts.sum(-2, keepdims=True) if self.together else counts
+        hits, said, true, rows = np.moveaxis(counts, -1, 0)
         scores = 2 * hits / np.maximum(said + true, 1)
         return scores.sum(-1) / np.maximum((rows > 0).sum(-1), 1)

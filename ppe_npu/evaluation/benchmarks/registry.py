@@ -93,6 +93,12 @@ def modality(name: Any) -> str | None:
     return _find(name).modality if isinstance(name, str) and name in OURS else None
 
 
+def edition(name: str, protocol: Protocol) -> int:
+    """The edition of its scoring under a protocol, of a benchmark of ours by its name; 1 of any other."""
+    found = _find(name) if name in OURS else None
+    return found.edition_by(protocol) if hasattr(found, "edition_by") else 1
+
+
 def register(name: str, location: str) -> None:
     """Make a benchmark known in this process: location is "module:class"."""
     if name in _REGISTERED and _REGISTERED[name] != location:

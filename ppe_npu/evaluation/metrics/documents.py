@@ -81,7 +81,8 @@ def _listed(text: str) -> list[str]:
         found = ast.literal_eval(text.strip())
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         found = text
-    return sorted(clean(str(entry)) for entry in (found if isinstance(found, list) else [found]))
+    entries = found if isinstance(found, list) else [] if found is None else [found]
+    return sorted(clean(str(entry)) for entry in entries)
 
 
 def _lists(said: list[str], right: list[str]) -> float:

@@ -13,6 +13,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from ppe_npu.evaluation.metrics import letters, lmms
+from ppe_npu.evaluation.metrics.mmmu import open_is_right
 from ppe_npu.evaluation.metrics.text import relaxed_accuracy, unpunctuated
 from ppe_npu.evaluation.metrics.vqa import vqa_accuracy_by
 from ppe_npu.evaluation.metrics.yes_no import mme_label, mme_label_published, pope_label, word_label
@@ -110,6 +111,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("mme", "authors"): _yes_no(mme_label_published),
     ("mme", "lmms-eval"): _yes_no(mme_label),
     ("mme", "vlmevalkit"): _yes_no(word_label),
+    ("mmmu_open", "lmms-eval"): lambda answer, truth, options: open_is_right(answer, [truth]),  # a list is one text
     ("mmmu_open", "vlmevalkit"): _inferred_open,
     ("mmmu", "authors"): _drawn(lambda answer, options: letters.mmmu_letter(answer, options, published=True)),
     **{(name, "lmms-eval"): _drawn(letters.mmmu_letter) for name in ("mmmu", "mmmu_pro", "nextqa_mc")},
@@ -138,7 +140,8 @@ RULES: dict[tuple[str, str], Rule] = {
 CHANGED: dict[tuple[str, str], int] = {
     **{(name, "vlmevalkit"): 1 for name in _CHOICES if name not in ("mmbench", "realworldqa")},
     **{(name, "lmms-eval"): 1 for name in ("mmbench", "mlvu", "videomme", "mmstar", "realworldqa")},
-    **{(name, "lmms-eval"): 1 for name in ("mmmu_pro", "mmmu_pro_vision", "ocrbench", "vqav2")},
+    **{(name, "lmms-eval"): 1 for name in ("mmmu", "mmmu_pro", "mmmu_pro_vision", "ocrbench", "pope", "vqav2")},
+    ("pope", "vlmevalkit"): 1,
     **{("textvqa", source): 1 for source in ("authors", "vlmevalkit")},
     ("vizwiz", "authors"): 1,
 }

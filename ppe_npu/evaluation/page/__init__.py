@@ -12,10 +12,10 @@ from typing import Any
 from ppe_npu.data.pictures import load_image
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import cost_table, facts, published, tables
+from ppe_npu.evaluation.comparison import by_protocol
 from ppe_npu.evaluation.group_pictures import drawn
 from ppe_npu.evaluation.page.fitting import TEXT, cut, dumped, fitted
 from ppe_npu.evaluation.rows import BOM, QUESTION, parse, unshowable
-from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import check_regular, write_text
 from ppe_npu.utils.escape import printable
 
@@ -47,7 +47,8 @@ def write_page(
 
     jinja2 = optional("jinja2", "the HTML report", "jinja2")
     budget = [_PICTURES]
-    parts = [_part(comparison, results, budget) for comparison in comparisons]
+    parted = by_protocol(results)
+    parts = [_part(comparison, parted[comparison["protocol"]], budget) for comparison in comparisons]
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
     data = fitted([benchmark["samples"] for part in parts for benchmark in part["benchmarks"]], LIMIT)
@@ -56,9 +57,8 @@ def write_page(
     return write_text(path, printable(text, keep="\n\t"))
 
 
-def _part(comparison: Comparison, results: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, Any]:
-    """What the page shows of one protocol."""
-    own = [result for result in results if label(result["settings"]) == comparison["protocol"]]
+def _part(comparison: Comparison, own: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, Any]:
+    """What the page shows of one protocol, whose runs are its own."""
     found = []
     for name, benchmark in comparison["benchmarks"].items():
         runs = [result for result in own if result["settings"]["benchmark"] == name]
@@ -70,7 +70,7 @@ def _part(comparison: Comparison, results: Sequence[Mapping[str, Any]], budget: 
             for row in benchmark["rows"]
             if row["retention"] is not None
         ]
-        words = [facts.sentence(name, benchmark, runs), tables.turns(benchmark)]
+        words = [facts.sentence(name, benchmark, runs, comparison["protocol"]), tables.turns(benchmark)]
         shown = {"name": name, "words": " ".join(filter(None, words)), "tables": cells, "points": dumped(points)}
         found.append({**shown, "score": benchmark["score"], "samples": samples(runs, budget)})
     head, lines = tables.overview_cells(comparison)

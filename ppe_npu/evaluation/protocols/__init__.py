@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Protocol:
         name: "qwen", "lmms-eval", "vlmevalkit" or "checkpoint".
         what: in one sentence, for documents. source: where the numbers come from. version: of that.
         image: {"min_pixels", "max_pixels"} of a picture, height * width; without them the checkpoint's own.
+        images: benchmark -> what of `image` is another for it; see of().
         video: fields of VideoSampling.
         max_new_tokens: of an answer; None: as the benchmark says.
         dtype: "fp32" or "bf16" on an accelerator; None: fp32. On the CPU always fp32, unless asked for by name.
@@ -44,6 +45,7 @@ class Protocol:
     source: str
     version: str
     image: Mapping[str, int] = field(default_factory=dict)
+    images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     video: Mapping[str, Any] = field(default_factory=dict)
     max_new_tokens: int | None = None
     dtype: str | None = None
@@ -51,6 +53,10 @@ class Protocol:
     circular: bool = False
     draws: int | None = None
     prompts: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
+
+    def of(self, benchmark: str) -> Protocol:
+        """The protocol as it is for one benchmark, whose pictures may have sizes of their own."""
+        return replace(self, image={**self.image, **self.images.get(benchmark, {})})
 
     def sampling(self, **asked: Any) -> VideoSampling:
         """Frames of videos; what is asked for by name (not None) goes before the protocol's own.
