@@ -10,7 +10,7 @@ import torch
 
 from ppe_npu.backends.common import DTYPES as COMMON_DTYPES
 from ppe_npu.checkpoints.generation_defaults import of_checkpoint, token_ids, transformers_takes, unloadable
-from ppe_npu.checkpoints.trial import check_sizes, try_processor
+from ppe_npu.checkpoints.trial import check_amount, check_sizes, try_processor
 from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
 from ppe_npu.compat import set_pixels
 from ppe_npu.config import CompressionConfig
@@ -104,6 +104,7 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False, tiled: bool = Fa
         config = _read_config(folder)
         check_no_code(folder)
         check_weight_files(folder, allow_bin)
+        check_amount(folder, config)
     else:
         config = _hub_config(path)
     names = config.get("architectures")
