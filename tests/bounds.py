@@ -36,8 +36,8 @@ def bounded(what: Any) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    assert time.process_time() - began < SECONDS, what
-    assert _memory("VmHWM") - held < MEMORY, what
+        assert time.process_time() - began < SECONDS, what
+        assert _memory("VmHWM") - held < MEMORY, what
 
 
 def _memory(name: str) -> int:
