@@ -132,6 +132,14 @@ def test_a_config_of_more_than_the_weights_hold_builds_no_model(folder, monkeypa
         check_compression(folder, CompressionConfig.preset("keep_one"))
 
 
+def test_a_config_without_a_part_is_not_taken_for_transformers_own(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["vision_config"]
+    replace(folder / "config.json", json.dumps(config).encode())
+    with pytest.raises(InputError, match=r"too few for its config.json, vision_config.hidden_size=\d+"):
+        check_compression(folder, CompressionConfig.preset("keep_one"))
+
+
 @pytest.mark.parametrize("name", list(DAMAGES))
 def test_damaged_files_of_a_checkpoint_are_one_line(folder, name):
     file, data, words = DAMAGES[name]

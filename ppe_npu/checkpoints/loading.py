@@ -148,6 +148,8 @@ def check_compression(
         if refused is not None:
             raise refused from error
         raise InputError(f"config of {path} cannot be used ({first_line(error)}): save the checkpoint again") from error
+    if Path(path).is_dir():
+        check_amount(Path(path), model_config.to_dict())  # with transformers' own for what is left out
     return [check_fit(architecture, model_config, config) for config in configs]
 
 
@@ -219,7 +221,8 @@ def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path:
     size["shortest_edge"] = min_pixels or size["shortest_edge"]
     size["longest_edge"] = max_pixels or size["longest_edge"]
     if size["shortest_edge"] > size["longest_edge"]:
-        raise InputError(f"min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}")
+        edges = f"min_pixels={size['shortest_edge']} of {path} is larger than max_pixels={size['longest_edge']}"
+        raise InputError(f"{edges}: give both, or save the processor there again")
     for part in (size, processor.video_processor.size):
         if part["shortest_edge"] > MOST:  # each would be made so large
             least = f"min_pixels={part['shortest_edge']} of {path}"

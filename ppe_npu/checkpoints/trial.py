@@ -17,6 +17,7 @@ from ppe_npu.data.tiles import image_tiles, is_tiled, tile_count, video_tiles
 from ppe_npu.data.videos import Video
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.models.known import turned_channels
+from ppe_npu.utils.reading import json_or_none
 
 _LARGEST = 256  # of a patch, in pixels or frames, and of a merge, in patches
 _SIZES = ("patch_size", "merge_size", "temporal_patch_size")
@@ -49,7 +50,23 @@ def try_processor(processor: Any, path: str | Path) -> None:
     frames = torch.zeros(2 * video.temporal_patch_size, 3, side, side, dtype=torch.uint8)
     _use("image_processor", path, lambda: image(images=[frames[0]], **bounds))
     _use("video_processor", path, lambda: video(videos=[frames], do_sample_frames=False, **bounds))
+    _check_patches(processor, path)
     _try_text(processor, path)
+
+
+def _check_patches(processor: Any, path: str | Path) -> None:
+    """Patches that the model in the same folder does not have: it would read one picture as another, or none."""
+    config = json_or_none(Path(path) / "config.json")
+    vision = config.get("vision_config") if isinstance(config, dict) else None
+    vision = vision if isinstance(vision, dict) else {}
+    for name in ("image_processor", "video_processor"):
+        for key, of_model in zip(_SIZES, ("patch_size", "spatial_merge_size", "temporal_patch_size"), strict=True):
+            size, wanted = (
+                getattr(getattr(processor, name), key),
+                vision.get(of_model) if isinstance(vision, dict) else None,
+            )
+            if isinstance(wanted, int) and size != wanted:
+                raise _useless(name, path, f"{key}={shown(size)}, and config.json says {of_model}={wanted}")
 
 
 def _try_tiles(processor: Any, path: str | Path) -> None:
@@ -81,6 +98,10 @@ def check_sizes(config: Any) -> None:
     sections = text.rope_parameters.get("mrope_section")
     if sections is None and config.model_type == "internvl":  # counts in one dimension
         return
+    width = getattr(config.vision_config, "embed_dim", config.vision_config.hidden_size)
+    if width % (2 * config.vision_config.num_heads):
+        heads = f"num_heads={config.vision_config.num_heads}"
+        raise InputError(f"vision_config {heads} of a width of {width}: each turns an even number of channels")
     turned = turned_channels(text)
     if len(sections) != 3 or sum(sections) != turned:
         raise InputError(
@@ -101,7 +122,7 @@ def check_amount(folder: Path, config: Mapping[str, Any]) -> None:
             continue
         layers, vocabulary, inner = (_first(part, *keys) for keys in _AMOUNTS)
         width = min((value for key in _WIDTHS if (value := _first(part, key))), default=1)
-        inner = 0 if any("expert" in key for key in part) else inner
+        inner = 0 if any("expert" in str(key) for key in part) else inner
         if width * (vocabulary + inner) + layers * width * width // 2 > 2 * size:
             sizes = ", ".join(f"{name}{key}={shown(part[key])}" for key in chain(_WIDTHS, *_AMOUNTS) if key in part)
             why = f"{size:,} bytes of weights are too few for its config.json, {sizes}"
