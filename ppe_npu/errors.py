@@ -9,6 +9,8 @@ from __future__ import annotations
 import reprlib
 from typing import Any
 
+_QUOTED = 500  # signs of another program's message
+
 
 class UserError(Exception):
     """The user can mend this: the message names the subject, its value and the remedy."""
@@ -32,9 +34,10 @@ class TrainingError(UserError, RuntimeError):
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, with the next one behind a colon, or its name if it says nothing: to be
-    quoted in a message of ours."""
+    quoted in a message of ours; cut short, as it may repeat a whole file."""
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+    text = f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+    return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 3]}..."
 
 
 def shown(value: Any) -> str:

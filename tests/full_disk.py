@@ -78,6 +78,7 @@ def _run(argv: Sequence, disk: Disk, size: int, writer: int) -> None:
 
     from ppe_npu import cli
 
+    sys.dont_write_bytecode = True  # Python itself would leave half of a module
     torch.set_num_threads(1)  # those of the parent are not here: OpenMP would wait for them for ever
     os.dup2(writer, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

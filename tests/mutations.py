@@ -1,10 +1,12 @@
-"""One change somewhere in a JSON value, as an editor, another program or a failing disk makes it."""
+"""One change of a JSON value or of a file, as an editor, another program or a failing disk makes it."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 JUNK = [
@@ -69,3 +71,27 @@ def mutated(value: Any, dice: random.Random) -> Any:
     else:
         holder[last] = dice.choice(JUNK)
     return value
+
+
+def damage(file: Path, strange: Path, dice: random.Random) -> str:
+    """Change a file in one way; says which. strange: one whose content it may get."""
+    content = file.read_bytes()
+    kinds = ["gone", "folder", "pipe", "bytes", "cut", "other", "link"] + ["value"] * 12 * (file.suffix == ".json")
+    kind = dice.choice(kinds)
+    file.unlink()
+    if kind == "value":
+        file.write_text(json.dumps(mutated(json.loads(content), dice)))
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "bytes":
+        at = dice.randrange(len(content))
+        file.write_bytes(content[:at] + dice.choice([b"\0", b"7", b'"', b"\xff", b"{}"]) + content[at + 1 :])
+    elif kind == "cut":
+        file.write_bytes(content[: dice.randrange(len(content))])
+    elif kind == "other" and strange.is_file():
+        file.write_bytes(strange.read_bytes())
+    elif kind == "link":
+        file.symlink_to(file)
+    return kind

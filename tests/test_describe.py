@@ -122,7 +122,7 @@ def test_describe_refuses_folders_that_are_no_checkpoint(run, tiny_folder, write
     config = json.loads((Path(tiny_folder) / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config))
     refused(run(*asked, folder), folder, "no weights")
-    (folder / "model.safetensors").write_bytes(b"nothing")
+    (folder / "model.safetensors").write_bytes(b"nothing" * 100_000)
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
     refused(run(*asked, folder), "LlamaForCausalLM", "Qwen2_5_VLForConditionalGeneration")
     (folder / "config.json").write_text(json.dumps(config))

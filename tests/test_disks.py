@@ -93,6 +93,7 @@ def check(seeds: Path, place: Path, command: str, **full) -> str:
         pytest.param("show", {"size": 100}, "groups.png cannot", marks=pytest.mark.slow),
         pytest.param("embedded", {"named": "-00007.png"}, "images/train-00007.png cannot", marks=pytest.mark.slow),
         pytest.param("eval", {"named": "costs.json"}, "costs.json cannot", marks=pytest.mark.slow),
+        pytest.param("train an adapter", {"named": "tfevents"}, "/events.out.tfevents.", marks=pytest.mark.slow),
         pytest.param("eval", {"named": ".jpg"}, ".jpg cannot", marks=pytest.mark.slow),
     ],
 )

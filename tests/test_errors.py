@@ -15,14 +15,11 @@ import pytest
 import torch
 import transformers
 from command_line import refused
-from packaging.version import Version
 
 import ppe_npu
 from ppe_npu import __version__
 from ppe_npu.backends.device import DeviceError
 from ppe_npu.backends.dispatch import ImplementationError
-from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor
-from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, TrainingError, first_line
 from ppe_npu.utils.optional import optional
 from ppe_npu.utils.reading import UnreadableError, read_json, read_text
@@ -172,138 +169,6 @@ def test_texts_are_read_or_refused(tmp_path):
         assert error.value.why in str(error.value)
     with pytest.raises(UnreadableError, match="it has 8 bytes, of at most 7"):
         read_text(tmp_path / "marked", 7)
-
-
-# -- model folders -----------------------------------------------------------------------------------------------------
-
-
-def load(folder):
-    """What every command does before it works."""
-    check_compression(folder, CompressionConfig.preset("keep_one"))
-    load_processor(folder)
-    load_model(folder)
-
-
-FOLDERS = {
-    "longest": ("tokenizer_config.json", "model_max_length", [1], "tokenizer of"),
-    "padding": ("generation_config.json", "pad_token_id", ["a"], "pad_token_id"),
-    "end": ("generation_config.json", "eos_token_id", ["a"], "eos_token_id"),
-    "unknown": ("tokenizer_config.json", "unk_token", "", "of"),
-    "patch": ("config.json", "vision_config.temporal_patch_size", [8, 0, 0], "temporal_patch_size"),
-    "window": ("config.json", "vision_config.window_size", -1, "window_size=-1 is no number above 0"),
-    "seconds": ("config.json", "vision_config.tokens_per_second", "x", "tokens_per_second"),
-    "merge": ("config.json", "vision_config.spatial_merge_size", 0, "cannot be used"),
-    "sections": (
-        "config.json",
-        "text_config.rope_parameters.mrope_section",
-        [],
-        "mrope_section=[] are no three",
-    ),
-    "rope": ("config.json", "text_config.rope_parameters.rope_theta", "qwen3_vl", "cannot be"),
-    "rope of pictures": ("config.json", "vision_config.rope_parameters.rope_theta", [8, 0, 0], "cannot be"),
-    "rope type": ("config.json", "text_config.rope_parameters.rope_type", 1, "cannot be"),
-    "kind": ("config.json", "vision_config.model_type", [], "cannot be"),
-    "spread": ("processor_config.json", "image_processor.image_std", "qwen3_vl", "image_processor of"),
-    "mean": ("processor_config.json", "image_processor.image_mean", [{"a": 1}, 0, 0], "image_processor of"),
-    "scale": ("processor_config.json", "image_processor.do_rescale", [4, 6, 6], "image_processor of"),
-    "side": ("processor_config.json", "image_processor.patch_size", float("nan"), "patch_size=nan is no whole"),
-    "edge": (
-        "processor_config.json",
-        "image_processor.size",
-        {"shortest_edge": "1", "longest_edge": 9},
-        "shortest_edge",
-    ),
-    "huge": (
-        "processor_config.json",
-        "video_processor.size",
-        {"shortest_edge": 10**12, "longest_edge": 10**13},
-        "min_pixels=1000000000000 of",
-    ),
-    "steps": ("processor_config.json", "video_processor.temporal_patch_size", True, "video_processor of"),
-}
-DAMAGES = {
-    "no config": ("config.json", None, "holds no config.json"),
-    "half a config": ("config.json", b'{"a": ', "is not JSON"),
-    "no tower": ("config.json", b'{"model_type": "qwen3_vl", "vision_config": null}', "vision_config is null"),
-    "labels without end": ("config.json", b'{"model_type": "qwen3_vl", "num_labels": 9000000000}', "num_labels=9"),
-    "list of a config": ("config.json", b"[]", "is not a model config"),
-    "list of settings": ("generation_config.json", b"[]", "generation_config.json"),
-    "half of weights": ("model.safetensors", b"\x10\0\0\0", "cannot be loaded"),
-    "half a tokenizer": ("tokenizer.json", b'{"version": ', "cannot be loaded (tokenizer.json: "),
-    "no object": ("processor_config.json", b"[1]", "cannot be loaded (processor_config.json holds [1], no settings)"),
-    "a page": ("tokenizer_config.json", b"<html>", "cannot be loaded (tokenizer_config.json: "),
-    "no template": ("chat_template.jinja", b"{% for", "chat template of"),
-    "no template, but a page": ("chat_template.jinja", b"<!DOCTYPE html>", "chat template of"),
-    "no settings of a tokenizer": ("tokenizer_config.json", None, "lacks tokenizer_config.json"),
-    "wrong template": ("chat_template.jinja", b"{{ 1 / 0 }}", "chat template of"),
-}
-
-
-@pytest.fixture
-def folder(tiny_folder, tmp_path):
-    """A checkpoint whose files may be replaced."""
-    for file in Path(tiny_folder).iterdir():
-        os.link(file, tmp_path / file.name)
-    return tmp_path
-
-
-def replace(file, data):
-    file.unlink()  # it is a link
-    file.write_bytes(data)
-
-
-@pytest.mark.parametrize("name", list(FOLDERS))
-def test_settings_of_a_checkpoint_that_cannot_be_are_one_line(folder, name):
-    if name in ("kind", "edge") and Version(transformers.__version__) < Version("5.3"):
-        pytest.skip("transformers 5.2 takes a list for a model type, and a text for an edge")
-    file, key, value, words = FOLDERS[name]
-    settings = json.loads((folder / file).read_text())
-    place = settings
-    *above, last = key.split(".")
-    for part in above:
-        if part not in place:
-            pytest.skip(f"this transformers writes no {part}")
-        place = place[part]
-    place[last] = value
-    replace(folder / file, json.dumps(settings).encode())
-    with pytest.raises(InputError) as error:
-        load(folder)
-    assert words in str(error.value)
-    assert str(folder) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", list(DAMAGES))
-def test_damaged_files_of_a_checkpoint_are_one_line(folder, name):
-    file, data, words = DAMAGES[name]
-    replace(folder / file, data or b"")
-    if data is None:
-        (folder / file).unlink()
-    with pytest.raises(InputError) as error:
-        load(folder)
-    assert words in str(error.value)
-    assert str(folder) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_whole_checkpoint_is_loaded(folder):
-    load(folder)
-
-
-def test_a_mark_before_a_template_is_none_of_its_words(folder):
-    """A byte order mark, as some editors write it."""
-    from ppe_npu.checkpoints.loading import load_processor
-
-    template = (folder / "chat_template.jinja").read_bytes()
-    plain = load_processor(folder).chat_template
-    replace(folder / "chat_template.jinja", b"\xef\xbb\xbf" + template)
-    assert load_processor(folder).chat_template == plain
-
-
-def test_a_fault_of_ours_while_a_model_is_loaded_keeps_its_traceback(folder, monkeypatch):
-    monkeypatch.setattr("ppe_npu.models.fused.fuse", lambda model: {}["a fault of ours"])
-    with pytest.raises(KeyError):
-        load(folder)
 
 
 @pytest.mark.parametrize("why", ["libcudart.so.13: cannot open shared object file", "undefined symbol: x"])

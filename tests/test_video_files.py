@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bounds import bounded
 from PIL import Image
 from video_files import number_of, numbered, numbers, write_video
 
@@ -324,15 +325,14 @@ def _read_mutations(folder: Path, rounds: int) -> None:
                 for place in random.integers(0, min(reach, len(data)), random.integers(1, 12)):
                     data[place] = random.integers(0, 256)
             (folder / "mutated").write_bytes(data)
-            started = time.process_time()
             for read in READERS:
                 try:
-                    read(folder / "mutated")
+                    with bounded(folder / "mutated"):
+                        read(folder / "mutated")
                     outcomes[True] += 1
                 except InputError as error:
                     outcomes[False] += 1
                     said.add(str(error))
-            assert time.process_time() - started < 20  # work, not the clock: a busy machine changes nothing
     assert min(outcomes.values()) > rounds, outcomes
     assert not any("\n" in message for message in said)
 

@@ -10,7 +10,7 @@ import torch
 
 from ppe_npu.backends.common import DTYPES as COMMON_DTYPES
 from ppe_npu.checkpoints.generation_defaults import of_checkpoint, token_ids, transformers_takes, unloadable
-from ppe_npu.checkpoints.trial import check_sizes, try_processor
+from ppe_npu.checkpoints.trial import check_amount, check_sizes, try_processor
 from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, check_weight_files, refused_code, weight_options
 from ppe_npu.compat import set_pixels
 from ppe_npu.config import CompressionConfig
@@ -104,6 +104,7 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False, tiled: bool = Fa
         config = _read_config(folder)
         check_no_code(folder)
         check_weight_files(folder, allow_bin)
+        check_amount(folder, config)
     else:
         config = _hub_config(path)
     names = config.get("architectures")
@@ -147,6 +148,8 @@ def check_compression(
         if refused is not None:
             raise refused from error
         raise InputError(f"config of {path} cannot be used ({first_line(error)}): save the checkpoint again") from error
+    if Path(path).is_dir():
+        check_amount(Path(path), model_config.to_dict())  # with transformers' own for what is left out
     return [check_fit(architecture, model_config, config) for config in configs]
 
 
@@ -218,7 +221,8 @@ def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path:
     size["shortest_edge"] = min_pixels or size["shortest_edge"]
     size["longest_edge"] = max_pixels or size["longest_edge"]
     if size["shortest_edge"] > size["longest_edge"]:
-        raise InputError(f"min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}")
+        edges = f"min_pixels={size['shortest_edge']} of {path} is larger than max_pixels={size['longest_edge']}"
+        raise InputError(f"{edges}: give both, or save the processor there again")
     for part in (size, processor.video_processor.size):
         if part["shortest_edge"] > MOST:  # each would be made so large
             least = f"min_pixels={part['shortest_edge']} of {path}"

@@ -6,7 +6,8 @@ transformers builds processors of settings that it first reads when they are use
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from ppe_npu.data.tiles import image_tiles, is_tiled, tile_count, video_tiles
 from ppe_npu.data.videos import Video
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.models.known import turned_channels
+from ppe_npu.utils.reading import json_or_none
 
 _LARGEST = 256  # of a patch, in pixels or frames, and of a merge, in patches
 _SIZES = ("patch_size", "merge_size", "temporal_patch_size")
 _EDGES, _SIDES = ("shortest_edge", "longest_edge"), ("height", "width")  # of a grid's and of a tile's size
+_WIDTHS = ("hidden_size", "embed_dim")
+_AMOUNTS = (("num_hidden_layers", "depth"), ("vocab_size",), ("intermediate_size",))  # of layers, words, an MLP
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TURN = [{"role": "user", "content": [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "what?"}]}]
 
 
@@ -45,7 +50,23 @@ def try_processor(processor: Any, path: str | Path) -> None:
     frames = torch.zeros(2 * video.temporal_patch_size, 3, side, side, dtype=torch.uint8)
     _use("image_processor", path, lambda: image(images=[frames[0]], **bounds))
     _use("video_processor", path, lambda: video(videos=[frames], do_sample_frames=False, **bounds))
+    _check_patches(processor, path)
     _try_text(processor, path)
+
+
+def _check_patches(processor: Any, path: str | Path) -> None:
+    """Patches that the model in the same folder does not have: it would read one picture as another, or none."""
+    config = json_or_none(Path(path) / "config.json")
+    vision = config.get("vision_config") if isinstance(config, dict) else None
+    vision = vision if isinstance(vision, dict) else {}
+    for name in ("image_processor", "video_processor"):
+        for key, of_model in zip(_SIZES, ("patch_size", "spatial_merge_size", "temporal_patch_size"), strict=True):
+            size, wanted = (
+                getattr(getattr(processor, name), key),
+                vision.get(of_model) if isinstance(vision, dict) else None,
+            )
+            if isinstance(wanted, int) and size != wanted:
+                raise _useless(name, path, f"{key}={shown(size)}, and config.json says {of_model}={wanted}")
 
 
 def _try_tiles(processor: Any, path: str | Path) -> None:
@@ -77,11 +98,41 @@ def check_sizes(config: Any) -> None:
     sections = text.rope_parameters.get("mrope_section")
     if sections is None and config.model_type == "internvl":  # counts in one dimension
         return
+    width = getattr(config.vision_config, "embed_dim", config.vision_config.hidden_size)
+    if width % (2 * config.vision_config.num_heads):
+        heads = f"num_heads={config.vision_config.num_heads}"
+        raise InputError(f"vision_config {heads} of a width of {width}: each turns an even number of channels")
     turned = turned_channels(text)
     if len(sections) != 3 or sum(sections) != turned:
         raise InputError(
             f"mrope_section={shown(sections)} are no three numbers that sum to {turned}, what turns of half a head"
         )
+
+
+def check_amount(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise InputError for a config.json that states more than the folder's weights can hold: transformers would build
+    that model before it compares them, until memory or patience ends.
+
+    A number takes half a byte at least. Of each layer half a square matrix of its width is counted, of the vocabulary a
+    row each, and one matrix of the MLP, where there are no experts: every family of ours has more.
+    """
+    size = sum(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern) if file.is_file())
+    for name, part in (("", config), *((f"{key}.", value) for key, value in config.items())):
+        if not isinstance(part, dict):
+            continue
+        layers, vocabulary, inner = (_first(part, *keys) for keys in _AMOUNTS)
+        width = min((value for key in _WIDTHS if (value := _first(part, key))), default=1)
+        inner = 0 if any("expert" in str(key) for key in part) else inner
+        if width * (vocabulary + inner) + layers * width * width // 2 > 2 * size:
+            sizes = ", ".join(f"{name}{key}={shown(part[key])}" for key in chain(_WIDTHS, *_AMOUNTS) if key in part)
+            why = f"{size:,} bytes of weights are too few for its config.json, {sizes}"
+            raise InputError(f"model {folder} cannot be loaded ({why}): download or save it again")
+
+
+def _first(part: Mapping[str, Any], *keys: str) -> int:
+    """The first of some whole numbers above 0 that is there; else 0."""
+    values = (part.get(key) for key in keys)
+    return next((value for value in values if isinstance(value, int) and value > 0), 0)
 
 
 def _check_numbers(part: Any, name: str, path: str | Path, sizes: Sequence[str], edges: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.files import check_regular
 from ppe_npu.utils.escape import printable
 
 NO_CODE = {"trust_remote_code": False}  # of every from_pretrained: transformers asks on the terminal if it is not told
@@ -21,7 +22,11 @@ _PICKLED, _PICKLED_INDEX = "pytorch_model*.bin", "pytorch_model*.bin.index.json"
 
 
 def check_no_code(folder: str | Path) -> None:
-    """Raise InputError for a folder whose configs name Python modules to be imported, whichever part they are for."""
+    """Raise InputError for a folder whose configs name Python modules to be imported, whichever part they are for; or
+    in which a pipe or a device has a file's name: transformers would read it for ever."""
+    for file in Path(folder).iterdir() if Path(folder).is_dir() else ():
+        if not file.is_dir():
+            check_regular(file)
     for file in sorted(Path(folder).glob("*config.json")):
         try:
             config = json.loads(file.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.tiles import is_tiled
-from ppe_npu.errors import InputError
+from ppe_npu.errors import FileError, InputError
 from ppe_npu.evaluation import cost_pass, group_pictures
 from ppe_npu.evaluation.identity import PROCESSOR_MARKS, marks, unlike
 from ppe_npu.evaluation.interleaving import PROMPTS, ROUNDS
@@ -80,6 +80,8 @@ def measure(model: Any, runs: Sequence[Asked], args: argparse.Namespace, answers
         own = [run for run in runs if run.folder.parent == folder]
         try:
             _measure(model, own + _earlier(model, own), args.cost_rounds, answers)
+        except FileError:  # a full disk is no method's: all that comes after would meet it
+            raise
         except cost_pass.FAULTS as error:  # the scores are there: what fails here takes nothing from them
             print(f"ppe-npu: {own[0].benchmark.name}: costs were not measured ({error})", file=sys.stderr)
 

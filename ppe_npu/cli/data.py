@@ -8,9 +8,9 @@ from pathlib import Path
 from ppe_npu.checkpoints.loading import check_compression, load_processor, quiet_transformers
 from ppe_npu.cli.common import compressions, reading, said_k, video_sampling, whose
 from ppe_npu.cli.output import check_apart, print_json, say
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, shown
 from ppe_npu.training.survey import FILES as SURVEY
-from ppe_npu.training.survey import check_survey_place, survey_files, write_survey
+from ppe_npu.training.survey import MOST_WORKERS, check_survey_place, survey_files, write_survey
 
 
 def run_data(args: argparse.Namespace) -> int:
@@ -19,8 +19,8 @@ def run_data(args: argparse.Namespace) -> int:
     compression = compressions(args, Path(args.model))[0]
     compression = said_k([compression], check_compression(args.model, compression, **reading(args)))[0]
     processor = load_processor(args.model, args.min_pixels, args.max_pixels)
-    if args.num_workers < 0:
-        raise InputError(f"--num-workers {args.num_workers}: give 0 or more")
+    if not 0 <= args.num_workers <= MOST_WORKERS:
+        raise InputError(f"--num-workers {shown(args.num_workers)}: give a number from 0 to {MOST_WORKERS}")
     if args.out is not None:
         check_survey_place(args.out)
         for name in SURVEY:

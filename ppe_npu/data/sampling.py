@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from ppe_npu.data.paths import expanded
 from ppe_npu.errors import InputError
 from ppe_npu.settings import check_fields, setting
 
@@ -126,8 +127,8 @@ class Drawn(VideoSampling):
 
     Attributes:
         least, most: of frames; a video that has fewer gives all.
-        seed: with it the video's name and its folder's decide, wherever they lie: every epoch takes the same frames,
-            and the tokens of a record can be counted before it is read.
+        seed: with it the video's name and its folder's decide, wherever they lie and however the path is spelled: every
+            epoch takes the same frames, and the tokens of a record can be counted before it is read.
     """
 
     least: int = setting(16, above=0)
@@ -142,5 +143,6 @@ class Drawn(VideoSampling):
 
     def of_video(self, path: str | Path) -> VideoSampling:
         own = {field.name: getattr(self, field.name) for field in fields(VideoSampling)}
-        name = "/".join(Path(os.path.abspath(path)).parts[-2:])
+        folder, name = os.path.split(expanded(path))
+        name = f"{os.path.basename(os.path.realpath(folder))}/{name}"
         return VideoSampling(**own | {"nframes": random.Random(f"{self.seed} {name}").randint(self.least, self.most)})

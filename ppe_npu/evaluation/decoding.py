@@ -57,7 +57,8 @@ ASKABLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "top_k": _COUNT,
     **dict.fromkeys(("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"), _SHARE),
     "early_stopping": ("true, false or never", lambda value: isinstance(value, bool) or value == "never"),
-    "length_penalty": ("a number", _number),
+    # A float has room for a million tokens to this power.
+    "length_penalty": ("a number in [-50, 50]", lambda value: _number(value) and abs(value) <= 50),
     "repetition_penalty": _FACTOR,
     "no_repeat_ngram_size": _COUNT,
     "min_new_tokens": _COUNT,
@@ -109,6 +110,8 @@ def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
         if not (right(value) or (value == 0 and is_neutral(name, value))):
             raise InputError(f"generation {name}={shown(value)} must be {words}")
     values = {name: values[name] for name in sorted(values) if not is_neutral(name, values[name])}
+    if "temperature" in values:  # transformers takes no whole number
+        values["temperature"] = float(values["temperature"])
     _check_together(values)
     return values
 

@@ -15,7 +15,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.models.pvc.config import PVCConfig
 from ppe_npu.settings import check_fields, fields_to_plain, setting
 from ppe_npu.training.adapters import Adapter
-from ppe_npu.training.survey import INVALID
+from ppe_npu.training.survey import INVALID, MOST_WORKERS
 
 LAST_WHOLE = "last-whole"  # resume_from_checkpoint: the newest checkpoint that is not damaged
 SCHEDULES = ("constant", "linear", "cosine", "stable_decay")
@@ -147,7 +147,7 @@ class TrainConfig:
     resume: bool = False
     resume_from_checkpoint: bool | str | None = setting(None, path=True)
     overwrite: bool = False
-    num_workers: int = setting(0, least=0, most=1024)
+    num_workers: int = setting(0, least=0, most=MOST_WORKERS)
     cache_pixels: bool = False
     min_pixels: int | None = setting(None, above=0)
     max_pixels: int | None = setting(None, above=0)

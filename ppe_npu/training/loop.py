@@ -31,7 +31,7 @@ from ppe_npu.training.whole import made_by_train, whole_record
 
 SAVING = ".saving"  # beside the checkpoints, where one is made before it takes its place
 _NAME = re.compile(r"checkpoint-[0-9]+")
-_RESUME = "then go on with --resume: nothing that was saved before is lost"
+RESUME = "then go on with --resume: nothing that was saved before is lost"
 
 
 class CompressedTrainer(Trainer):
@@ -147,7 +147,7 @@ class CompressedTrainer(Trainer):
         if not skipped:
             return
         file = Path(self.args.output_dir) / f"skipped-{self.args.process_index}.jsonl"
-        with writing(file, then=_RESUME), open(file, "a", encoding="utf-8", errors="backslashreplace") as lines:
+        with writing(file, then=RESUME), open(file, "a", encoding="utf-8", errors="backslashreplace") as lines:
             for name, reason in skipped:
                 row = {"step": self.state.global_step + 1, "id": name, "reason": reason}
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -210,7 +210,7 @@ class CompressedTrainer(Trainer):
             return
         made = Path(self.args.output_dir) / SAVING / f"checkpoint-{self.state.global_step}"
         try:
-            with writing(made, then=_RESUME):
+            with writing(made, then=RESUME):
                 with self._aside():
                     super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()

@@ -9,7 +9,7 @@ from ppe_npu.data.inputs import PLACEHOLDERS
 from ppe_npu.data.places import Room
 from ppe_npu.errors import InputError
 from ppe_npu.training.record_files import Repeated
-from ppe_npu.training.record_keys import check_keys, check_text, check_turn_keys, check_unseen, named
+from ppe_npu.training.record_keys import check_keys, check_tags, check_text, check_turn_keys, check_unseen, named
 from ppe_npu.training.records import Fault, Record
 from ppe_npu.utils.escape import brief
 
@@ -53,8 +53,7 @@ def _parts(
         held = sum(text.count(PLACEHOLDERS[kind]) for _, text in turns)
         if held != len(given):
             raise InputError(f"{held} {PLACEHOLDERS[kind]} for {len(given)} {kind}(s) in its human turns")
-    if not images and not videos:
-        check_unseen(raw)
+    check_tags(raw) if images or videos else check_unseen(raw)
     independent = raw.get("independent", False)
     if not isinstance(independent, bool):
         raise InputError(f"independent is {brief(independent)}: use true or false")

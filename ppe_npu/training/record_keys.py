@@ -75,6 +75,7 @@ _PLACES = re.compile(
     r"(?:[ _-]?(?:\d+|token|soft_token|pad|placeholder|context|here))?\s*/?\|?>",
     re.IGNORECASE,
 )
+_TAGS = re.compile(rf"<img>[^<\n]+\.(?:{_PICTURE}|{_FILM})</img>", re.IGNORECASE)
 _CLOSE = 0.8  # of difflib; "imgae" and "image" have 0.8, "image_id" and "image" 0.77
 
 
@@ -117,8 +118,19 @@ def check_unseen(raw: Mapping[str, Any]) -> None:
                 picture = any(inline.groups()) if inline else _FILE.fullmatch(_name(file))[1]
                 remedy = ("save it as a file, and " if inline else "") + (_IMAGE if picture else _VIDEO)
                 raise InputError(f"{where} {held}, which the model would not see: {remedy}; or leave it out")
+    _check_asked(raw, _PLACES)
+
+
+def check_tags(raw: Mapping[str, Any]) -> None:
+    """Raise InputError for a file that a human turn names in a tag, beside those that the record names in its keys."""
+    _check_asked(raw, _TAGS)
+
+
+def _check_asked(raw: Mapping[str, Any], places: re.Pattern[str]) -> None:
+    """Raise InputError for something in a human turn that another program would put a picture or a video in place
+    of."""
     for turn in raw["conversations"]:
-        place = _PLACES.search(turn.get("value", turn.get("content")))
+        place = places.search(turn.get("value", turn.get("content")))
         if place and turn.get("from", turn.get("role")) in ("human", "user"):
             remedy = "write <image> or <video>, and name the files under 'image' or 'video'"
             raise InputError(f"a text in it has {brief(place[0])}, which nothing stands for: {remedy}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ _MARKS = ("kinds", "lengths", "histogram")  # keys by which a data.json is known
 _QUANTILES = {"least": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "99%": 0.99, "most": 1.0}
 _BAR = 30  # characters of the histogram's longest bar
 _LISTED = 10  # faults that the Markdown report spells out
+MOST_WORKERS = 1024
 _AT_ONCE = 64  # records that a worker is given
 
 
@@ -203,7 +205,7 @@ def survey(
         max_length: a record that is longer after compression is a fault; None: none is.
         headers: of the records' files (data.read_headers); None: they are read.
         faults: of records that were found unusable before; the survey lists them, too.
-        workers: processes that count; 0: this one.
+        workers: processes that count, no more than have something to do; 0: this one.
         showings: how often an image is shown.
 
     Raises:
@@ -214,6 +216,7 @@ def survey(
     headers = headers or read_headers(records)
     ruler = Ruler(processor, compression, sampling or VideoSampling(), headers, max_length, showings)
     own = torch.Generator()  # a loader draws from it; the run's random numbers stay what they were
+    workers = min(workers, math.ceil(len(records) / _AT_ONCE))
     loader = DataLoader(ChatDataset(records), _AT_ONCE, collate_fn=ruler, num_workers=workers, generator=own)
     used, rows, found = [], [], list(faults)
     with Progress(len(records), "tokens", "record", delay=BAR_AFTER, leave=False) as bar:

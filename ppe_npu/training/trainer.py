@@ -282,10 +282,11 @@ def _curves(config: TrainConfig) -> list[Any]:
         return []
     found: list[Any] = []
     if config.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations import TensorBoardCallback
 
-        found.append(TensorBoardCallback(SummaryWriter(str(Path(config.output) / "tensorboard"))))
+        from ppe_npu.training.curves import CurveFile
+
+        found.append(TensorBoardCallback(CurveFile(Path(config.output) / "tensorboard")))
     if config.wandb:
         from transformers.integrations import WandbCallback
 

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from bounds import bounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from result_folders import SAMPLES, check_whole, lines, rows, run
@@ -110,7 +111,8 @@ def mutate_and_run(killed, data) -> None:
     whole = [line for line in before.replace(b"\r\n", b"\n").split(b"\n") if line in own]
     said = None
     try:
-        results = run(folder)
+        with bounded(file):
+            results = run(folder)
     except InputError as error:
         said = str(error)
     after = (folder / "predictions.jsonl").read_bytes() if before or said is None else b""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from cut_runs import go_on
-from mutations import mutated
+from mutations import damage
 
 from ppe_npu.errors import UserError
 from ppe_npu.training import loop, trainer
@@ -80,30 +80,6 @@ def hang(*_):
     raise AssertionError(f"waited for {LIMIT} s")
 
 
-def change(file: Path, strange: Path, dice: random.Random) -> str:
-    """Change a file in one way; says which."""
-    content = file.read_bytes()
-    kinds = ["gone", "folder", "pipe", "bytes", "cut", "other", "link"] + ["value"] * 12 * (file.suffix == ".json")
-    kind = dice.choice(kinds)
-    file.unlink()
-    if kind == "value":
-        file.write_text(json.dumps(mutated(json.loads(content), dice)))
-    elif kind == "folder":
-        file.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(file)
-    elif kind == "bytes":
-        at = dice.randrange(len(content))
-        file.write_bytes(content[:at] + dice.choice([b"\0", b"7", b'"', b"\xff", b"{}"]) + content[at + 1 :])
-    elif kind == "cut":
-        file.write_bytes(content[: dice.randrange(len(content))])
-    elif kind == "other" and strange.is_file():
-        file.write_bytes(strange.read_bytes())
-    elif kind == "link":
-        file.symlink_to(file)
-    return kind
-
-
 def check(original: Path, other: Path, place: Path, settings: dict, seed: int) -> str:
     dice = random.Random(seed)
     shutil.rmtree(place, ignore_errors=True)
@@ -112,7 +88,7 @@ def check(original: Path, other: Path, place: Path, settings: dict, seed: int) -
     newest = loop.checkpoints(place)[-1]
     listed = [f"{newest.name}/{path.name}" for path in newest.iterdir()]
     name = dice.choice([*there * 3, *listed, *[f"{newest.name}/whole.json"] * 12])
-    kind = change(place / name, other / name.replace("checkpoint-6", "checkpoint-4"), dice)
+    kind = damage(place / name, other / name.replace("checkpoint-6", "checkpoint-4"), dice)
     before, whole = state(place), state(original)
     what = (seed, name, kind)
     signal.signal(signal.SIGALRM, hang)

@@ -228,7 +228,9 @@ def test_texts_alone_have_no_retention(settings, tmp_path):
 
 
 def test_a_run_leaves_something_to_look_at(settings, tmp_path, drawn):
-    train(TrainConfig(**settings | {"tensorboard": True}), announce=False)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = train(TrainConfig(**settings | {"tensorboard": True}), announce=False)
     run = tmp_path / "run"
     text = (run / "summary.md").read_text()
     for words in ("| compression | ", "| steps | 4 |", "45", "tokens/s", "not measured on a CPU", "loss.png"):
@@ -238,7 +240,10 @@ def test_a_run_leaves_something_to_look_at(settings, tmp_path, drawn):
     assert 0.4 < summary["retention"] < 0.55
     assert summary["tokens_per_second"] > 0
     assert summary["data"]["kinds"]["image"]["records"] == 16
-    assert any((run / "tensorboard").iterdir())
+    curves = EventAccumulator(str(run / "tensorboard")).Reload()
+    drawn_losses = [(point.step, point.value) for point in curves.Scalars("train/loss")]
+    assert drawn_losses == [(step, torch.tensor(loss).item()) for step, loss in result.losses]
+    assert "args/text_summary" in curves.Tags()["tensors"]
     again = TrainConfig(**json.loads((run / "train.json").read_text()))
     assert again.compression.k == 4
 

@@ -170,6 +170,19 @@ def test_other_programs_placeholders_stand_for_nothing(tmp_path, write_image):
     assert reasons(tmp_path, {"conversations": turns(html.replace("[img]", ""), html)}) == [""]
 
 
+def test_a_picture_in_a_tag_beside_others_is_not_passed_over(tmp_path, write_image):
+    """As Qwen-VL's first edition wrote them; in what the model itself says, and without a file's name, it is text."""
+    write_image("a.png")
+    (reason,) = reasons(tmp_path, {**GOOD, "conversations": turns("<image> and <img>b.PNG</img>", "3")})
+    assert reason.startswith("a text in it has '<img>b.PNG</img>', which nothing stands for: write <image>")
+    texts = (
+        ("<image> row", "<img>b.png</img>"),
+        ("<image> <img>", "</img>"),
+        ("<image> in <image 1>, <img>b</img>", "3"),
+    )
+    assert reasons(tmp_path, *({**GOOD, "conversations": turns(*pair)} for pair in texts)) == [""] * 3
+
+
 def test_a_turn_says_one_thing(tmp_path):
     human, gpt = turns("row", "3")
     said = [human | {"role": "assistant"}, human | {"content": "another"}, human | {"role": "user", "content": "row"}]

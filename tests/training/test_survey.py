@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import refused
 from PIL import Image
 from video_files import copy_packets, numbered, write_video
 
@@ -143,6 +144,14 @@ def test_workers_count_the_same(processors, records):
     assert torch.equal(torch.get_rng_state(), state)
     for name in ("before", "after", "visual_before", "visual_after", "answers"):
         assert np.array_equal(getattr(shared, name), getattr(alone, name))
+
+
+def test_no_more_workers_start_than_have_something_to_do(processors, records, run, tiny_folder, tmp_path):
+    assert list(survey(records, processors["qwen2_5_vl"], PPE, workers=10**12).records) == list(records)
+    (tmp_path / "d.json").write_text("[]")
+    asked = ("data", "--model", tiny_folder, "--data", tmp_path / "d.json", "--k", 4, "--num-workers")
+    for workers in (-1, 1025, 10**20):
+        refused(run(*asked, workers), f"--num-workers {workers}: give a number from 0 to 1024")
 
 
 def test_nothing_is_decoded_but_a_videos_first_frame(processors, records, monkeypatch):

@@ -1,0 +1,101 @@
+"""A checkpoint's folder in which anything was changed: one line that names it, or a model that answers. What it says
+of generate() changes no answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from bounds import bounded
+from mutations import JUNK, damage
+from PIL import Image
+
+from ppe_npu.checkpoints.generation_defaults import fields, of_checkpoint
+from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor
+from ppe_npu.config import CompressionConfig
+from ppe_npu.data.inputs import build_inputs
+from ppe_npu.errors import InputError
+from ppe_npu.evaluation.decoding import ASKABLE, chosen, ignored, notice, recorded
+from ppe_npu.evaluation.generation import generate
+from ppe_npu.models import compress
+
+CONFIG = CompressionConfig.preset("ppe", k=4)
+PICTURE = Image.effect_noise((48, 48), 90).convert("RGB")
+
+
+def answer(folder: Path) -> list[str]:
+    """What `ppe-npu describe` does."""
+    check_compression(folder, CONFIG)
+    processor = load_processor(folder)
+    content = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "shape red"}]
+    inputs = build_inputs(processor, [[{"role": "user", "content": content}]])
+    own = of_checkpoint(folder)
+    asked = chosen("checkpoint", own)
+    assert "\n" not in f"{ignored(own, asked)}{notice(own, asked)}"
+    return generate(compress(load_model(folder), CONFIG), processor, inputs, 2).answers
+
+
+def check(whole: Path, place: Path, names: list[str], seed: int) -> list[str] | None:
+    """The answers of a folder with one change; None where it is refused."""
+    dice = random.Random(seed)
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(whole, place, copy_function=os.link)
+    name = dice.choice(names)
+    what = (seed, name, damage(place / name, whole / dice.choice(names), dice))
+    with bounded(what):
+        try:
+            return answer(place)
+        except InputError as error:
+            said = str(error)
+        except Exception as error:
+            raise AssertionError(what) from error
+    assert "\n" not in said, what
+    assert len(said) < 2000, what
+    assert any(words in said for words in (str(place), name, "generation ")), (what, said)
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_damaged_checkpoint_is_named_or_answers(tiny_folder, tmp_path):
+    names = [path.name for path in Path(tiny_folder).iterdir()]
+    found = [check(Path(tiny_folder), tmp_path / "copy", names, seed) for seed in range(1000)]
+    assert 100 < found.count(None) < 900
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_damaged_generation_settings_are_named_or_change_no_answer(tiny_folder, tmp_path):
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny_folder, whole)
+    file = whole / "generation_config.json"
+    file.write_text(json.dumps(dict.fromkeys(fields()) | json.loads(file.read_text())))
+    plain = answer(whole)
+    found = [check(whole, tmp_path / "copy", [file.name], seed) for seed in range(1000)]
+    assert 100 < found.count(None) < 900
+    assert sum(answers not in (plain, None) for answers in found) < 50  # another end token
+
+
+@pytest.mark.slow
+def test_whatever_is_asked_of_generate_is_refused_or_works(tiny_folder):
+    """Each setting with numbers, lists and texts of all kinds: an answer, or one line before and during generate()."""
+    model, processor = compress(load_model(tiny_folder), CONFIG), load_processor(tiny_folder)
+    content = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "shape red"}]
+    inputs = build_inputs(processor, [[{"role": "user", "content": content}]])
+    outcomes = {"works": 0, False: 0}  # refused in more than a line: no such key
+    for name in ASKABLE:
+        beside = {"num_beams": 2} if name in ("early_stopping", "length_penalty") else {"do_sample": True}
+        for value in (*JUNK, 1, 2, 50, 1000, 1e-6, 1e6, -50, [0], [1, 2], [[1, 2], [3]], [[[1], 2.0]], 2**63, "never"):
+            try:
+                asked = chosen({**beside, name: value}, {})
+                json.dumps(recorded(asked))
+                with bounded((name, value)):
+                    generate(model, processor, inputs, 2, None, asked)
+                outcomes["works"] += 1
+            except InputError as error:
+                outcomes["\n" in str(error)] += 1
+    assert min(outcomes.values()) > len(ASKABLE)
