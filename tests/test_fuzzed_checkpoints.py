@@ -9,10 +9,10 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bounds import bounded
 from mutations import JUNK, damage
-from PIL import Image
 
 from ppe_npu.checkpoints.generation_defaults import fields, of_checkpoint
 from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor
@@ -24,7 +24,7 @@ from ppe_npu.evaluation.generation import generate
 from ppe_npu.models import compress
 
 CONFIG = CompressionConfig.preset("ppe", k=4)
-PICTURE = Image.effect_noise((48, 48), 90).convert("RGB")
+PICTURE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
 
 
 def answer(folder: Path) -> list[str]:

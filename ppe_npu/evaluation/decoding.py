@@ -110,8 +110,8 @@ def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
         if not (right(value) or (value == 0 and is_neutral(name, value))):
             raise InputError(f"generation {name}={shown(value)} must be {words}")
     values = {name: values[name] for name in sorted(values) if not is_neutral(name, values[name])}
-    if "temperature" in values:  # transformers takes no whole number
-        values["temperature"] = float(values["temperature"])
+    # transformers takes no whole number for some of them
+    values |= {name: float(value) for name, value in values.items() if ASKABLE[name] in (_FACTOR, _SHARE)}
     _check_together(values)
     return values
 

@@ -224,7 +224,7 @@ def test_a_run_of_the_first_edition_goes_on_where_its_answers_are_ours(
     "values",
     [
         {"num_beams": 3, "length_penalty": 2.0},
-        {"temperature": 2, "do_sample": True},
+        {"temperature": 2, "do_sample": True, "repetition_penalty": 2},
         {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1},
         {"no_repeat_ngram_size": 2, "suppress_tokens": [9, 12], "bad_words_ids": [[7, 8]], "min_new_tokens": 4},
         {"sequence_bias": [[[7], 50.0]], "renormalize_logits": True, "forced_eos_token_id": 2},
