@@ -41,16 +41,13 @@ def on_the_ir():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("frames", "count", "channels"), [(2, 37, 70), (3, 130, 96), (2, 257, 130)])
 def test_centres_and_labels_are_equal(on_the_ir, frames, count, channels, dtype, strict):
-    """Ragged frames, an odd number of channels, copies in the first tile and the last, every number of neighbours.
-
-    Memory ends where the tokens do.
-    """
+    """Ragged frames, an odd number of channels, copies in the first tile and the last, every number of neighbours."""
     g = torch.Generator().manual_seed(count)
     x = torch.randn(frames, count, channels, generator=g) * 3 + 5 * torch.randn(1, 1, channels, generator=g)
     x[:, [5, count // 2, count - 1]] = x[:, [3, 3, 9]]
     x = at_the_end_of_a_page(x.to(dtype))
-    lengths = torch.tensor([count, 21, count // 2][:frames])
-    budgets, neighbors = lengths // 3, torch.tensor([5, 3, 1][:frames])
+    lengths = torch.tensor([count // 2, 21, count][-frames:])  # the last frame is full: memory ends with its last token
+    budgets, neighbors = lengths // 3, torch.tensor([1, 3, 5][-frames:])
     arguments = x, torch.arange(count) < lengths[:, None], budgets, int(budgets.max()), neighbors, strict
     centers, labels = dpc_knn.dpc_knn(*arguments)
     expected = reference(*arguments)
