@@ -166,7 +166,7 @@ def _choose(op: str, args: tuple, kwargs: dict, name: str | None) -> tuple[Imple
         _import_all()
     entries = [_explicit(op, name, kind)] if name else [entry for entry in candidates(op, kind) if entry.automatic]
     for entry in entries:
-        reason = None if entry.requires is None else _missing(entry.requires)
+        reason = None if entry.requires is None else _missing(entry.requires, entry.distribution)
         if reason is None:
             module = _modules[entry.module] if compiling else registry._module(entry.module)
             reason = _refusal(entry, module, bool(name), args, kwargs)
@@ -211,8 +211,8 @@ def _import_all() -> None:
 
 
 @traced_once
-def _missing(package: str) -> str | None:
-    return registry._import_problem(package)
+def _missing(package: str, distribution: str | None) -> str | None:
+    return registry._import_problem(package, distribution)
 
 
 @traced_once

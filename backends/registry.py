@@ -44,6 +44,7 @@ class Implementation:
         module: module in ppe_npu.backends that has it; imported when it is first considered.
         function: the function's name there; it takes the op's arguments.
         requires: package that must be importable, or None.
+        distribution: what pip installs to have that package, where that has another name; None where it has the same.
         verify: name in `module` of a pure function of the op's arguments that returns None, or why this implementation
             refuses them; None if it takes everything the op takes. Reasons are logged once each, so they state limits,
             not the numbers of one call.
@@ -62,6 +63,7 @@ class Implementation:
     module: str
     function: str
     requires: str | None = None
+    distribution: str | None = None
     verify: str | None = None
     made_for: str | None = None
     least_tokens: int = 0
@@ -71,7 +73,7 @@ class Implementation:
 
     def missing(self) -> str | None:
         """Why the package that it requires cannot be used, or None. The first call imports that package."""
-        return None if self.requires is None else _import_problem(self.requires)
+        return None if self.requires is None else _import_problem(self.requires, self.distribution)
 
     def load(self) -> Callable:
         """The function itself."""
@@ -89,13 +91,13 @@ def _module(name: str):
 
 
 @functools.cache
-def _import_problem(package: str) -> str | None:
+def _import_problem(package: str, distribution: str | None = None) -> str | None:
     # Not find_spec: a flash_attn that was built for another torch is installed but fails when it is imported.
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name == package.partition(".")[0]:
-            return f"{error.name} is not installed"
+            return f"{distribution or error.name} is not installed"
         return f"{package} cannot be imported ({error})"
     except Exception as error:
         return f"{package} cannot be imported ({type(error).__name__}: {str(error).strip().splitlines()[:1]})"
@@ -126,7 +128,7 @@ def _triton(op: str, gradient: bool = True) -> Implementation:
 
 def _triton_ascend(op: str, module: str, gradient: bool = True) -> Implementation:
     kernel = Implementation(op, "triton_ascend", ("npu",), f"npu.{module}", op, requires="triton", verify="refusal")
-    return dataclasses.replace(kernel, gradient=gradient)
+    return dataclasses.replace(kernel, gradient=gradient, distribution="triton-ascend")
 
 
 def _liger(op: str) -> Implementation:

@@ -25,7 +25,7 @@ import torch
 from bench import cases, peaks
 from bench.cases import NEIGHBORS, Case
 from bench.counting import WORK, Peaks, Work
-from bench.plots import plot_ops
+from bench.plots import drawn, plot_ops
 from bench.results import faults, reason
 from bench.timing import Times, clock_name, interleaved
 
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     if without:
         print(f"not measured: {', '.join(without)}: they have no case in scripts/bench/cases.py")
     if args.output:
-        print(f"{args.output}, {plot_ops(result, Path(args.output).with_suffix('.png'))}")
+        print(f"{args.output}, {drawn(plot_ops, result, Path(args.output).with_suffix('.png'))}")
     failed = [f"{row['op']} {row['shape']} by {fault}" for row in result["rows"] for fault in row["failed"]]
     if failed:
         sys.exit("error: failed: " + "; ".join(failed))

@@ -26,7 +26,7 @@ import torch
 from bench.decoder import PARTS, measure_part
 from bench.models import PROMPTS, SIZES, build
 from bench.operators import operators
-from bench.plots import plot_prefill
+from bench.plots import drawn, plot_prefill
 from bench.results import earlier, faults
 from bench.timing import clock_name
 
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         print("\noperators of a merge: " + "; ".join(said))
     if args.output:
         write_json(args.output, result)
-        print(f"{args.output}, {plot_prefill(result, Path(args.output).with_suffix('.png'))}")
+        print(f"{args.output}, {drawn(plot_prefill, result, Path(args.output).with_suffix('.png'))}")
     if failed:
         sys.exit("error: failed: " + "; ".join(failed))
 

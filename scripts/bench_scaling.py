@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from bench.decoder import peak_mib
-from bench.plots import plot_scaling
+from bench.plots import drawn, plot_scaling
 from bench.timing import thread_ms
 
 from ppe_npu import CompressionConfig
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{table(axis, rows, theory)}\n", flush=True)
     if args.output:
         write_json(args.output.with_suffix(".json"), {"channels": args.channels, "axes": result})
-        print(plot_scaling(result, args.output))
+        print(drawn(plot_scaling, result, args.output))
 
 
 if __name__ == "__main__":

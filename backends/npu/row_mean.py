@@ -16,15 +16,19 @@ from ppe_npu.backends.common import refused_dtype
 from .chips import chip, problem
 from .tiles import row_block
 
+LABELS = 2**24  # whole numbers that fp32 holds exactly: `listed` sorts labels in it
+
 
 def refusal(tokens: Tensor, labels: Tensor, counts: Tensor) -> str | None:
-    """fp16, bf16, fp32; triton-ascend; fewer than 2**31 numbers in a frame."""
+    """fp16, bf16, fp32; triton-ascend; fewer than 2**31 numbers and 2**24 groups in a frame."""
     if reason := refused_dtype("the Triton kernels take", tokens.dtype):
         return reason
     if tokens.numel() == 0 or counts.numel() == 0:
         return "the Triton kernels take no empty tensor"
     if tokens.shape[1] * tokens.shape[2] >= 2**31:
         return "the Triton kernels take frames of fewer than 2**31 numbers"
+    if counts.shape[1] >= LABELS:
+        return "the Triton kernels take fewer than 2**24 groups"
     return problem(tokens.device)
 
 
@@ -63,7 +67,7 @@ class _GroupMean(torch.autograd.Function):
 def listed(labels: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """int32 [F, N], token indices by group in raster order; int32 [F, M + 1], where each group starts in them.
 
-    Labels are sorted as fp32, which a vector core sorts; whole numbers up to 2**24 keep their order in it.
+    Labels are sorted as fp32, which a vector core sorts; `refusal` sees to it that they keep their order.
     """
     groups = counts.shape[1]
     keys = torch.where(labels < 0, groups, labels).to(torch.float32)

@@ -1,8 +1,21 @@
 """Plots of what the benchmarks wrote, without a display."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from ppe_npu.errors import InputError
+from ppe_npu.utils.optional import optional
+
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+
+
+def drawn(plot: Callable[[dict, Path], Path], result: dict, path: Path) -> str:
+    """Where plot(result, path) stands, or why there is none: a measurement does not fail for want of its picture."""
+    try:
+        optional("matplotlib", "the plot", "matplotlib")
+    except InputError as error:
+        return f"no plot: {error}"
+    return str(plot(result, path))
 
 
 def _pyplot():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from compiling import recorded
 from executing import execute
+from memory_end import at_the_end_of_a_page
 from tolerances import assert_equal
 from work import DTYPES, planned_for
 
@@ -44,9 +45,9 @@ def test_centres_and_labels_are_equal(on_the_ir, frames, count, channels, dtype,
     g = torch.Generator().manual_seed(count)
     x = torch.randn(frames, count, channels, generator=g) * 3 + 5 * torch.randn(1, 1, channels, generator=g)
     x[:, [5, count // 2, count - 1]] = x[:, [3, 3, 9]]
-    x = x.to(dtype)
-    lengths = torch.tensor([count, 21, count // 2][:frames])
-    budgets, neighbors = lengths // 3, torch.tensor([5, 3, 1][:frames])
+    x = at_the_end_of_a_page(x.to(dtype))
+    lengths = torch.tensor([count // 2, 21, count][-frames:])  # the last frame is full: memory ends with its last token
+    budgets, neighbors = lengths // 3, torch.tensor([1, 3, 5][-frames:])
     arguments = x, torch.arange(count) < lengths[:, None], budgets, int(budgets.max()), neighbors, strict
     centers, labels = dpc_knn.dpc_knn(*arguments)
     expected = reference(*arguments)
@@ -59,12 +60,13 @@ def test_centres_and_labels_are_equal(on_the_ir, frames, count, channels, dtype,
 @pytest.mark.parametrize(("count", "channels", "groups"), [(41, 24, 9), (30, 515, 4), (12, 2100, 3), (1, 1, 1)])
 def test_means_and_gradients_have_the_same_bits(on_the_ir, count, channels, groups, dtype):
     g = torch.Generator().manual_seed(count)
-    tokens = torch.randn(2, count, channels, generator=g).to(dtype).requires_grad_()
+    """Memory ends where the tokens do, and where the gradient does."""
+    tokens = at_the_end_of_a_page(torch.randn(2, count, channels, generator=g).to(dtype)).requires_grad_()
     labels = torch.randint(-1, groups, (2, count), generator=g)
     counts = (labels[:, :, None] == torch.arange(groups)).sum(1)
     found, expected = row_mean.group_mean(tokens, labels, counts), reference_mean(tokens, labels, counts)
     assert_equal(found, expected)
-    cotangent = torch.randn(found.shape, generator=g).to(dtype)
+    cotangent = at_the_end_of_a_page(torch.randn(found.shape, generator=g).to(dtype))
     (gradient,), (wanted,) = (torch.autograd.grad(made, tokens, cotangent) for made in (found, expected))
     assert_equal(gradient, wanted)
 

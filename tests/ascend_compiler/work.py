@@ -16,6 +16,7 @@ from ppe_npu.backends.npu import chips, dpc_knn, row_mean, tiles
 
 # Tensors that a kernel reads or writes as a user has them, whose ends are not padded: by their places as arguments.
 UNPADDED = {"_centre": {0}, "_mean": {0, 3}, "_share": {0, 3}}
+FIRST = next(iter(chips.CHIPS))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Between them, these shapes get every tile: a test says so.
 COUNTS = (48, 64, 100, 256, 512, 768, 5760)
@@ -91,10 +92,31 @@ def one_of_each_tile(found: tuple[Kernel, ...]) -> list[Kernel]:
     return list(first.values())
 
 
+def wanted(chip: chips.Chip) -> list[Kernel]:
+    """What is compiled for a chip: every instance for the first one, one of each tile for the others."""
+    every = kernels(chip)
+    return list(every) if chip.name == FIRST else one_of_each_tile(every)
+
+
 def dtypes(kernel: Kernel) -> list[str]:
     """Of the tensors that a kernel has from the user, or gives to him."""
     places = sorted(UNPADDED.get(kernel.name, ()))
     return sorted({str(kernel.arguments[place].dtype).removeprefix("torch.") for place in places})
+
+
+def of_chips(releases: list[str]) -> list[str]:
+    """The lines of the table of chips in docs/npu.md: what each has, and how many instances of kernels it gets."""
+    sizes = {"UB": "ub", "L1": "l1", "L0A and L0B": "l0", "L0C": "l0c"}
+    heads = ("chip", "cube cores", "vector cores", *(f"{name}, KiB" for name in sizes))
+    lines = [
+        f"| {' | '.join(heads)} | {' | '.join(f'compiled by {release}' for release in releases)} |",
+        "|---" * (len(heads) + len(releases)) + "|",
+    ]
+    for chip in chips.CHIPS.values():
+        kib = (getattr(chip, field) // chips.KIB for field in sizes.values())
+        cells = (chip.name, chip.cubes, chip.vectors, *kib, *[len(wanted(chip))] * len(releases))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
 
 
 def rows(chip: chips.Chip, releases: list[str]) -> list[str]:

@@ -151,6 +151,23 @@ def test_padding_and_frame_mates_change_nothing(junk):
     assert len(set(centers[2].tolist())) == 5
 
 
+@pytest.mark.parametrize(
+    ("tokens", "groups", "reason"),
+    [
+        ((2, 5, 8), 3, None),
+        ((2, 5, 8), 0, "empty"),
+        ((1, 2**26, 32), 3, "2**31 numbers"),
+        ((1, 2**25, 2), 2**24 - 1, None),
+        ((1, 2**25, 2), 2**24, "2**24 groups"),
+    ],
+)
+def test_what_group_means_refuse(tokens, groups, reason):
+    given = torch.empty(tokens, device="meta")
+    labels, counts = (torch.empty(tokens[0], size, dtype=torch.int64, device="meta") for size in (tokens[1], groups))
+    found = row_mean.refusal(given, labels, counts)
+    assert found == reason if reason is None else reason in found
+
+
 # -- group means -------------------------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ def toy(monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     registry._module.cache_clear()
     entries = (
-        Implementation("toy", "absent", ANY, "toys", "plain", requires="a_package_that_is_not_there"),
+        Implementation("toy", "absent", ANY, "toys", "plain", requires="not_there", distribution="pips-name"),
         Implementation("toy", "picky", ("cpu",), "toys", "picky", verify="refusal"),
         Implementation("toy", "elsewhere", ("npu",), "toys", "plain"),
         Implementation("toy", "plain", ANY, "toys", "plain"),
@@ -57,7 +57,7 @@ def test_choices_and_refusals_are_logged_once_each(caplog):
     for value in (1.0, -1.0, -2.0, 3.0):
         _run(value)
     assert caplog.messages == [
-        "toy: absent is not used: a_package_that_is_not_there is not installed",
+        "toy: absent is not used: pips-name is not installed",
         "toy -> picky",
         "toy: picky is not used: negative numbers",
         "toy -> plain",
@@ -65,6 +65,12 @@ def test_choices_and_refusals_are_logged_once_each(caplog):
     dispatch.reset()
     _run(1.0)
     assert caplog.messages[4:] == [caplog.messages[0], "toy -> picky"]
+
+
+def test_a_triton_that_is_missing_is_named_as_its_device_needs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)  # not installed
+    said = {entry.devices: entry.missing() for entry in registry.REGISTRY if entry.requires == "triton"}
+    assert said == {("npu",): "triton-ascend is not installed", ("cuda",): "triton is not installed"}
 
 
 @pytest.mark.usefixtures("toy")
@@ -83,7 +89,7 @@ def test_a_request_by_name_is_met():
 def test_a_request_that_cannot_be_met_is_an_error_and_never_a_fallback():
     for name, value, reason in [
         ("picky", -1.0, "'picky' was asked for and cannot be used: negative numbers"),
-        ("absent", 1.0, "a_package_that_is_not_there is not installed"),
+        ("absent", 1.0, "pips-name is not installed"),
         ("elsewhere", 1.0, "does not run on cpu: use one of absent, picky, plain"),
         ("magic", 1.0, "'magic' is unknown: use one of absent, picky, elsewhere, plain"),
     ]:
