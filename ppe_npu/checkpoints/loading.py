@@ -218,7 +218,14 @@ def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path:
     size["shortest_edge"] = min_pixels or size["shortest_edge"]
     size["longest_edge"] = max_pixels or size["longest_edge"]
     if size["shortest_edge"] > size["longest_edge"]:
-        raise InputError(f"min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}")
+        least, most = (
+            f"{name}={size[edge]}" + ("" if asked else f" of {path}")
+            for name, asked, edge in (
+                ("min_pixels", min_pixels, "shortest_edge"),
+                ("max_pixels", max_pixels, "longest_edge"),
+            )
+        )
+        raise InputError(f"{least} is larger than {most}: give both, the larger one as max_pixels")
     for part in (size, processor.video_processor.size):
         if part["shortest_edge"] > MOST:  # each would be made so large
             least = f"min_pixels={part['shortest_edge']} of {path}"

@@ -84,10 +84,12 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="MODEL", help=what)
 
 
-def _add_pixels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--min-pixels", type=int, help="least height * width of an image or frame after resizing")
-    parser.add_argument("--max-pixels", type=int, help="largest height * width of an image or frame after resizing")
-    parser.add_argument("--fps", type=float, help="frames per second of video (default: 2)")
+def _add_pixels(parser: argparse.ArgumentParser, whose: str = "the checkpoint's", frames: str = "2") -> None:
+    """whose, frames: in words, the bounds and the rate where none are named."""
+    size = f"height * width of an image or frame after resizing (default: {whose})"
+    parser.add_argument("--min-pixels", type=int, help=f"least {size}")
+    parser.add_argument("--max-pixels", type=int, help=f"largest {size}")
+    parser.add_argument("--fps", type=float, help=f"frames per second of video (default: {frames})")
     parser.add_argument("--nframes", type=int, help="frames of a video; not together with --fps")
 
 
@@ -191,7 +193,7 @@ def _add_eval(commands) -> None:
     _add_bin(parser)
     _add_compression(parser, several=True)
     _add_device(parser, default=None, other="fp32 on a CPU, else as the protocol: bf16, but with checkpoint fp32")
-    _add_pixels(parser)
+    _add_pixels(parser, "the protocol's", "the protocol's")
     parser.set_defaults(device="auto")
     what = "what answers: transformers, or an offline vLLM (pictures only; docs/serving.md) (default: transformers)"
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"), help=what)
@@ -268,7 +270,7 @@ def _add_explore(commands) -> None:
     _add_base(parser)
     _add_bin(parser)
     _add_device(parser)
-    _add_pixels(parser)
+    _add_pixels(parser, frames="8 frames, evenly over the video")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="of an answer, at most (default: 64)")
     what = "address that is listened on; others than the default can be reached by other machines (default: 127.0.0.1)"
     parser.add_argument("--host", default="127.0.0.1", help=what)

@@ -116,7 +116,9 @@ def run_train(args: argparse.Namespace) -> int:
     if args.json:
         print_json(args, result.to_dict())
     if devices.process_rank() == 0:
-        print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.final}")
+        print(
+            f"{result.steps} step{'s' * (result.steps != 1)} in {result.seconds:.0f} s; the model is in {result.final}"
+        )
         if result.skipped:
             print(f"{result.skipped} record(s) broke while they were read: see {values['output']}/skipped-*.jsonl")
     return 0
