@@ -12,7 +12,7 @@ from ppe_npu.errors import shown
 from ppe_npu.utils.escape import printable
 
 DEVICES = ("auto", "cpu", "cuda", "npu")
-_DEVICES = f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]}"
+_DEVICES = f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]} (default: auto: an NPU, else a GPU, else the CPU)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_device(parser: argparse.ArgumentParser, default: str | None = "auto", other: str = "fp32") -> None:
     """default=None: an option that was not named is None, because a recipe or a protocol may name it; other: in words,
     what the dtype is then."""
-    parser.add_argument("--device", default=default, help=f"{_DEVICES} (default: auto)")
+    parser.add_argument("--device", default=default, help=_DEVICES)
     dtype = default and "fp32"
     parser.add_argument("--dtype", default=dtype, choices=("fp32", "bf16"), help=f"of the weights (default: {other})")
 
@@ -62,9 +62,9 @@ def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> 
     names += "with settings (divprune:ratio=0.25,positions=ppe), or a JSON file"
     extra = {"nargs": "+"} if several else {}
     parser.add_argument("--compression", metavar="NAME", help=f"{names} (default: the checkpoint's, else ppe)", **extra)
-    share = "share of the visual tokens that is kept, in (0, 1]"
-    parser.add_argument("--ratio", type=float, help=f"{share}; or several" if several else share, **extra)
-    what = "which positions merged tokens keep (default: the preset's)"
+    share = f"share of the visual tokens that is kept, in (0, 1]{'; or several' * several} (default: the compression's)"
+    parser.add_argument("--ratio", type=float, help=share, **extra)
+    what = "which positions merged tokens keep (default: the compression's)"
     parser.add_argument("--positions", choices=POSITIONS, help=what)
     what = "how many positions a merged token keeps, with positions ppe (default: 8, or the most that fit the model)"
     parser.add_argument("--k", type=int, help=what)
@@ -101,7 +101,8 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(commands) -> None:
     parser = commands.add_parser(
-        "train", help="fine-tune with compression; without arguments the embedded tiny model, in about a minute"
+        "train",
+        help="fine-tune; without --model and --data the embedded tiny model, by its own recipe, in about a minute",
     )
     parser.add_argument("--model", help="checkpoint folder or hub id to start from")
     parser.add_argument("--data", nargs="+", help="LLaVA-style .json or .jsonl file(s)")
@@ -292,7 +293,7 @@ def _add_parity(commands) -> None:
     parser.add_argument("action", nargs="?", default="run", choices=("run", "record", "check"), help=what)
     parser.add_argument("bundle", nargs="?", help="check: the bundle's folder")
     parser.add_argument("--out", help="record: the bundle's folder")
-    parser.add_argument("--device", default="auto", help=f"{_DEVICES} (default: auto)")
+    parser.add_argument("--device", default="auto", help=_DEVICES)
     parser.add_argument("--dtypes", help="to run with: comma-separated (default: fp32,bf16,fp16)")
     _add_json(parser)
     parser.set_defaults(run="parity:run_parity")
@@ -300,7 +301,7 @@ def _add_parity(commands) -> None:
 
 def _add_demo(commands) -> None:
     parser = commands.add_parser("demo", help="train and compare all methods on the embedded benchmark")
-    parser.add_argument("--device", default="auto", help=f"{_DEVICES} (default: auto)")
+    parser.add_argument("--device", default="auto", help=_DEVICES)
     what = "folder of data, models and report (default: runs/demo, with --motion runs/motion)"
     parser.add_argument("--output", help=what)
     parser.add_argument("--seeds", type=int, default=1, help="runs with seeds 0, 1, ... (default: 1)")

@@ -17,8 +17,8 @@ _STEPS, _BATCH = 200, 32
 _VALUES = {
     "epochs": (float, "passes over the records (default: 1)"),
     "max_steps": (int, "optimizer steps, in place of epochs"),
-    "batch_size": (int, "records per forward (default: 1)"),
-    "gradient_accumulation": (int, "forwards per optimizer step (default: 1)"),
+    "batch_size": (int, "records of a forward pass (default: 1)"),
+    "gradient_accumulation": (int, "forward passes per optimizer step (default: 1)"),
     "global_batch": (int, "records per optimizer step over all processes, in place of gradient accumulation"),
     "learning_rate": (float, "the highest, of the language model (default: 1e-5)"),
     "merger_learning_rate": (float, "of the layers between tower and decoder; 0 freezes (default: the learning rate)"),
@@ -31,7 +31,10 @@ _VALUES = {
     "max_length": (int, "most tokens of a record after compression (default: any)"),
     "invalid": (str, "records that cannot be used: stop, or skip and list them (default: stop)"),
     "distill_weight": (float, "share of self-distillation in the loss, in [0, 1] (default: 0)"),
-    "distill_teacher": (str, "present, or start: a frozen copy of the model (default: present)"),
+    "distill_teacher": (
+        str,
+        "present: the model as it learns, seeing all tokens; or start: a frozen copy of it (default: present)",
+    ),
     "seed": (int, "of the records' order and all random draws (default: 0)"),
     "validation_share": (float, "share of the records that is held back: its loss is told (default: 0)"),
     "eval_steps": (int, "tell the validation loss every so many steps (default: after the last one)"),
