@@ -266,7 +266,7 @@ def _add_describe(commands) -> None:
 def _add_explore(commands) -> None:
     what = "a page on which compression is seen: groups, costs and answers side by side (extra: app)"
     parser = commands.add_parser("explore", help=what)
-    what = "checkpoint folder, adapter of a run, or hub id (default: what `make demo` left, else features alone)"
+    what = "checkpoint folder, adapter of a run, or hub id (default: what demo or train left here, else features alone)"
     parser.add_argument("--model", help=what)
     _add_base(parser)
     _add_bin(parser)
