@@ -255,7 +255,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Keys of `now` that have another value in an earlier identity. Of paths what stands there counts: of the model its
     weights (check_base), of data the records and files; where these are not known, whether they lead to one place."""
     free = {key for key in _PLACES if real_place(before.get(key)) == real_place(now.get(key))}
-    free |= {"device"} if _kind(before.get("device")) == _kind(now["device"]) else set()
+    free |= {"device"} if _kind(before.get("device")) == _kind(now.get("device")) else set()
     if "records" in before:
         free |= {"model", "records_sha256"}
         same = "media_sha256" in before and before["records"] == now.get("records", before["records"])
