@@ -71,7 +71,8 @@ def one_form(config: CompressionConfig) -> dict:
     alone = ratios if len(ratios) > 1 else ratios[0]
     if dense and (alone != 1 or config.positions != "keep_one" or layers or config.temporal_ratio is not None):
         raise InputError(
-            "method='none' (dense) needs ratio=1.0, positions='keep_one', k=1, no layers and no temporal_ratio"
+            "dense (method='none') keeps every token and its position: leave ratio, positions, k, layers and "
+            "temporal_ratio out, or name a method that merges"
         )
     return {"ratio": alone, "layers": tuple(sorted(layers)), "before_llm": before}
 

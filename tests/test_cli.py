@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from command_line import refused
 
 from ppe_npu import cli
+from ppe_npu.cli.parser import build_parser
 from ppe_npu.demo import scenes
 
 
@@ -47,7 +50,7 @@ def test_train_and_eval_of_a_given_model(run, tiny_folder, tmp_path):
     settings = ["--max-steps", 2, "--batch-size", 4, "--compression", "ppe", "--k", 4, "--learning-rate", 0.001]
     code, out, err = run("train", "--model", tiny_folder, *asked, *settings)
     assert code == 0, err
-    assert "2 steps of 4 (4 x 1)" in out
+    assert "2 steps of 4 (4 a forward x 1)" in out
     assert str(tmp_path / "run" / "final") in out
     where = ["--model", tmp_path / "run" / "final", "--data-root", tmp_path / "data", "--output", tmp_path / "eval"]
     asked = ["--compression", "dense", "ppe", "--ratio", 0.25, "--k", 4, "--max-new-tokens", 2, "--device", "cpu"]
@@ -170,6 +173,10 @@ def test_help_loads_neither_torch_nor_transformers():
 def test_a_picture_that_is_not_there_is_one_line(run, tiny_folder, tmp_path):
     asked = ["describe", "--model", tiny_folder, "--compression", "keep_one", "--image", tmp_path / "none.png"]
     refused(run(*asked), f"image {tmp_path}/none.png does not exist: check the path")
+    asked = ["describe", "--model", Path(tiny_folder, "config.json"), "--image", "a.png"]
+    refused(run(*asked), "config.json is a file: give the checkpoint's folder")
+    asked = ["describe", "--model", tiny_folder, "--compression", "keep_one", "--image", "a.png", "--max-pixels", 1]
+    refused(run(*asked), f"of {tiny_folder} is larger than max_pixels=1: give both")
 
 
 @pytest.mark.slow
@@ -202,6 +209,22 @@ def test_the_embedded_run_takes_the_options_that_are_given(run, tmp_path, monkey
         "max_steps": 1,
     }
     assert Path(settings["model"]).name == "base-seed7"
+
+
+def test_every_options_help_says_what_it_is_and_what_it_is_by_default():
+    """Words beside "(default: ...)", and the default itself, where there is one that is not a switch's."""
+    commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    wordless, unsaid = [], []
+    for name, parser in commands.choices.items():
+        for option in parser._actions:
+            said, flag = option.help or "", f"{name} {option.option_strings or option.dest}"
+            if len(re.sub(r"\(default:[^)]*\)", "", said).split()) < 2:
+                wordless.append(flag)
+            defaults = [] if option.default in (None, False, argparse.SUPPRESS) else option.default
+            for default in defaults if isinstance(defaults, list) else [defaults]:
+                if f"default: {default}" not in said:
+                    unsaid.append(flag)
+    assert (wordless, unsaid) == ([], [])
 
 
 @pytest.mark.parametrize("command", ["train", "data", "eval", "describe"])

@@ -221,8 +221,14 @@ def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path:
     size["shortest_edge"] = min_pixels or size["shortest_edge"]
     size["longest_edge"] = max_pixels or size["longest_edge"]
     if size["shortest_edge"] > size["longest_edge"]:
-        edges = f"min_pixels={size['shortest_edge']} of {path} is larger than max_pixels={size['longest_edge']}"
-        raise InputError(f"{edges}: give both, or save the processor there again")
+        least, most = (
+            f"{name}={size[edge]}" + ("" if asked else f" of {path}")
+            for name, asked, edge in (
+                ("min_pixels", min_pixels, "shortest_edge"),
+                ("max_pixels", max_pixels, "longest_edge"),
+            )
+        )
+        raise InputError(f"{least} is larger than {most}: give both, the larger one as max_pixels")
     for part in (size, processor.video_processor.size):
         if part["shortest_edge"] > MOST:  # each would be made so large
             least = f"min_pixels={part['shortest_edge']} of {path}"
@@ -283,6 +289,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _hub_config(path: str | Path) -> dict[str, Any]:
     """The config of a model on the hub (or in its local cache)."""
     name = str(path)
+    if Path(name).is_file():
+        raise InputError(f"model {name} is a file: give the checkpoint's folder")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise InputError(f"model {name} does not exist: give a checkpoint folder or a hub id such as owner/name")
     from transformers.utils import cached_file
@@ -290,4 +298,6 @@ def _hub_config(path: str | Path) -> dict[str, Any]:
     try:
         return _read_config(Path(cached_file(name, "config.json")).parent)
     except OSError as error:
-        raise InputError(f"model {name} is neither a folder nor reachable on the hub: check the path") from error
+        raise InputError(
+            f"model {name} is neither a folder nor reachable on the hub: check its name, and the network"
+        ) from error

@@ -49,8 +49,8 @@ def _explorer(args: argparse.Namespace, device: Any) -> tuple[Explorer, str]:
     sampling = VideoSampling(args.fps, frames, args.min_pixels, args.max_pixels)
     if name is None:
         processor, model = tiny.build_processor(), tiny.build_model(seed=0).eval().to(device)
-        about = "No model was named, and `make demo` has left none here: these are groups by features of a tiny model "
-        about += "with random weights, which answers nothing."
+        about = "No model was named, and neither demo nor train has left one here: these are groups by features of a "
+        about += "tiny model with random weights, which answers nothing."
     else:
         found = common.checkpoint(args, name)
         processor = common.processor(found, args.min_pixels, args.max_pixels)

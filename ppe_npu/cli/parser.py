@@ -12,7 +12,7 @@ from ppe_npu.errors import shown
 from ppe_npu.utils.escape import printable
 
 DEVICES = ("auto", "cpu", "cuda", "npu")
-_DEVICES = f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]}"
+_DEVICES = f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]} (default: auto: an NPU, else a GPU, else the CPU)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,9 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_device(parser: argparse.ArgumentParser, default: str | None = "auto", other: str = "fp32") -> None:
     """default=None: an option that was not named is None, because a recipe or a protocol may name it; other: in words,
     what the dtype is then."""
-    parser.add_argument("--device", default=default, help=f"{_DEVICES} (default: auto)")
+    parser.add_argument("--device", default=default, help=_DEVICES)
     dtype = default and "fp32"
-    parser.add_argument("--dtype", default=dtype, choices=("fp32", "bf16"), help=f"(default: {other})")
+    parser.add_argument("--dtype", default=dtype, choices=("fp32", "bf16"), help=f"of the weights (default: {other})")
 
 
 def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -62,9 +62,9 @@ def _add_compression(parser: argparse.ArgumentParser, several: bool = False) -> 
     names += "with settings (divprune:ratio=0.25,positions=ppe), or a JSON file"
     extra = {"nargs": "+"} if several else {}
     parser.add_argument("--compression", metavar="NAME", help=f"{names} (default: the checkpoint's, else ppe)", **extra)
-    share = "share of the visual tokens that is kept, in (0, 1]"
-    parser.add_argument("--ratio", type=float, help=f"{share}; or several" if several else share, **extra)
-    what = "which positions merged tokens keep (default: the preset's)"
+    share = f"share of the visual tokens that is kept, in (0, 1]{'; or several' * several} (default: the compression's)"
+    parser.add_argument("--ratio", type=float, help=share, **extra)
+    what = "which positions merged tokens keep (default: the compression's)"
     parser.add_argument("--positions", choices=POSITIONS, help=what)
     what = "how many positions a merged token keeps, with positions ppe (default: 8, or the most that fit the model)"
     parser.add_argument("--k", type=int, help=what)
@@ -84,10 +84,12 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="MODEL", help=what)
 
 
-def _add_pixels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--min-pixels", type=int, help="least height * width of an image or frame after resizing")
-    parser.add_argument("--max-pixels", type=int, help="largest height * width of an image or frame after resizing")
-    parser.add_argument("--fps", type=float, help="frames per second of video (default: 2)")
+def _add_pixels(parser: argparse.ArgumentParser, whose: str = "the checkpoint's", frames: str = "2") -> None:
+    """whose, frames: in words, the bounds and the rate where none are named."""
+    size = f"height * width of an image or frame after resizing (default: {whose})"
+    parser.add_argument("--min-pixels", type=int, help=f"least {size}")
+    parser.add_argument("--max-pixels", type=int, help=f"largest {size}")
+    parser.add_argument("--fps", type=float, help=f"frames per second of video (default: {frames})")
     parser.add_argument("--nframes", type=int, help="frames of a video; not together with --fps")
 
 
@@ -99,12 +101,13 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(commands) -> None:
     parser = commands.add_parser(
-        "train", help="fine-tune with compression; without arguments the embedded tiny model, in about a minute"
+        "train",
+        help="fine-tune; without --model and --data the embedded tiny model, by its own recipe, in about a minute",
     )
     parser.add_argument("--model", help="checkpoint folder or hub id to start from")
     parser.add_argument("--data", nargs="+", help="LLaVA-style .json or .jsonl file(s)")
     parser.add_argument("--data-root", help="what the data's relative paths start from (default: the file's folder)")
-    parser.add_argument("--output", help="(default: runs/train)")
+    parser.add_argument("--output", help="folder of the run (default: runs/train)")
     _add_compression(parser)
     _add_device(parser, default=None)
     _add_pixels(parser)
@@ -178,24 +181,20 @@ def _add_eval(commands) -> None:
     what = "checkpoint folder, adapter of a run, or hub id (default: runs/train/final)"
     parser.add_argument("--model", help=what)
     _add_base(parser)
-    parser.add_argument("--benchmarks", nargs="+", default=["layout"], help="(default: layout)")
-    parser.add_argument(
-        "--data-root", default="runs/train/data", help="the benchmarks' data (default: that of `train`)"
-    )
-    parser.add_argument("--output", default="runs/eval", help="(default: runs/eval)")
-    what = (
-        "sizes, frames, prompts and rules: checkpoint, lmms-eval, qwen or vlmevalkit (default: lmms-eval for published "
-    )
+    what = "names of docs/benchmarks-data.md, or file.py:Class (default: layout)"
+    parser.add_argument("--benchmarks", nargs="+", default=["layout"], help=what)
+    what = "folder of the benchmarks' data (default: runs/train/data, which `train` makes)"
+    parser.add_argument("--data-root", default="runs/train/data", help=what)
+    parser.add_argument("--output", default="runs/eval", help="folder of answers and report (default: runs/eval)")
+    what = "sizes, frames, prompts, rules: checkpoint, lmms-eval, qwen or vlmevalkit (default: lmms-eval for published "
     what += "benchmarks, checkpoint for others); other options override it"
     parser.add_argument("--protocol", metavar="NAME", help=what)
-    what = (
-        "draw an option by this seed where an answer names none and the scorer draws (default: such an answer is wrong)"
-    )
+    what = "where an answer names no option and the scorer draws one: by this seed (default: such an answer is wrong)"
     parser.add_argument("--draws", type=int, metavar="SEED", help=what)
     _add_bin(parser)
     _add_compression(parser, several=True)
     _add_device(parser, default=None, other="fp32 on a CPU, else as the protocol: bf16, but with checkpoint fp32")
-    _add_pixels(parser)
+    _add_pixels(parser, "the protocol's", "the protocol's")
     parser.set_defaults(device="auto")
     what = "what answers: transformers, or an offline vLLM (pictures only; docs/serving.md) (default: transformers)"
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"), help=what)
@@ -204,13 +203,14 @@ def _add_eval(commands) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a batch, at most (default: 64)")
     tokens = "prompt tokens of a batch before compression, at most; a longer prompt is alone (default: 65536)"
     parser.add_argument("--batch-tokens", type=int, default=65_536, help=tokens)
-    parser.add_argument("--max-new-tokens", type=int, help="(default: as the benchmark says, else 16)")
+    what = "of an answer, at most (default: as the benchmark says, else 16)"
+    parser.add_argument("--max-new-tokens", type=int, help=what)
     what = "after the scores, measure costs in turns on the same prompts, in N rounds or more; 0: do not (default: 5, "
     what += "from 2 on no more than 2 minutes, and not again where nothing changed)"
     parser.add_argument("--cost-rounds", type=int, metavar="N", help=what)
     what = "also run the dense model on smaller input of as many tokens, all samples for each share (default: on)"
     parser.add_argument("--smaller-input", action=argparse.BooleanOptionalAction, default=None, help=what)
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of sampled answers, set before every batch (default: 0)")
     _add_generation(parser)
     _add_json(parser)
     parser.set_defaults(run="evaluate:run_eval")
@@ -230,8 +230,8 @@ def _mapping(text: str) -> dict[str, Any]:
 def _add_report(commands) -> None:
     parser = commands.add_parser("report", help="tables and a picture from the results of evaluations")
     parser.add_argument("folder", nargs="?", default="runs/eval", help="of the evaluations (default: runs/eval)")
-    parser.add_argument("--out", metavar="FILE.md", help="(default: report.md in the folder)")
-    parser.add_argument("--title")
+    parser.add_argument("--out", metavar="FILE.md", help="the report's file (default: report.md in the folder)")
+    parser.add_argument("--title", help="the report's heading (default: it names the folder)")
     _add_json(parser)
     what = "also write one HTML page: sortable tables, a plot, and answers on which two methods differ"
     parser.add_argument("--html", action="store_true", help=what)
@@ -246,16 +246,14 @@ def _add_describe(commands) -> None:
     _add_base(parser)
     parser.add_argument("--image", action="append", default=[], help="a picture; may be given several times")
     parser.add_argument("--video", action="append", default=[], help="a video file; may be given several times")
-    parser.add_argument(
-        "--prompt",
-        default="Describe what you see.",
-        help="may hold <image> and <video> where they belong; without them the visuals come first",
-    )
+    asked = "Describe what you see."
+    what = f"(default: {asked}) may hold <image> and <video> where they belong; without them the visuals come first"
+    parser.add_argument("--prompt", default=asked, help=what)
     _add_bin(parser)
     _add_compression(parser)
     _add_device(parser)
     _add_pixels(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="of the answer, at most (default: 128)")
     _add_generation(parser)
     parser.add_argument("--show", metavar="FILE", help="a picture (.png, .jpg, .webp) to draw the merged groups into")
     parser.add_argument(
@@ -268,16 +266,16 @@ def _add_describe(commands) -> None:
 def _add_explore(commands) -> None:
     what = "a page on which compression is seen: groups, costs and answers side by side (extra: app)"
     parser = commands.add_parser("explore", help=what)
-    what = "checkpoint folder, adapter of a run, or hub id (default: what `make demo` left, else features alone)"
+    what = "checkpoint folder, adapter of a run, or hub id (default: what demo or train left here, else features alone)"
     parser.add_argument("--model", help=what)
     _add_base(parser)
     _add_bin(parser)
     _add_device(parser)
-    _add_pixels(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="of an answer (default: 64)")
+    _add_pixels(parser, frames="8 frames, evenly over the video")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="of an answer, at most (default: 64)")
     what = "address that is listened on; others than the default can be reached by other machines (default: 127.0.0.1)"
     parser.add_argument("--host", default="127.0.0.1", help=what)
-    parser.add_argument("--port", type=int, help="(default: the first free one from 7860 on)")
+    parser.add_argument("--port", type=int, help="that is listened on (default: the first free one from 7860 on)")
     parser.set_defaults(run="explore:run_explore")
 
 
@@ -295,7 +293,7 @@ def _add_parity(commands) -> None:
     parser.add_argument("action", nargs="?", default="run", choices=("run", "record", "check"), help=what)
     parser.add_argument("bundle", nargs="?", help="check: the bundle's folder")
     parser.add_argument("--out", help="record: the bundle's folder")
-    parser.add_argument("--device", default="auto", help=f"{_DEVICES} (default: auto)")
+    parser.add_argument("--device", default="auto", help=_DEVICES)
     parser.add_argument("--dtypes", help="to run with: comma-separated (default: fp32,bf16,fp16)")
     _add_json(parser)
     parser.set_defaults(run="parity:run_parity")
@@ -303,8 +301,9 @@ def _add_parity(commands) -> None:
 
 def _add_demo(commands) -> None:
     parser = commands.add_parser("demo", help="train and compare all methods on the embedded benchmark")
-    parser.add_argument("--device", default="auto", help=f"{_DEVICES} (default: auto)")
-    parser.add_argument("--output", help="(default: runs/demo, with --motion runs/motion)")
+    parser.add_argument("--device", default="auto", help=_DEVICES)
+    what = "folder of data, models and report (default: runs/demo, with --motion runs/motion)"
+    parser.add_argument("--output", help=what)
     parser.add_argument("--seeds", type=int, default=1, help="runs with seeds 0, 1, ... (default: 1)")
     parser.add_argument("--full", action="store_true", help="five seeds, two ratios, and the ways of listing members")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="any methods, with one position and PPE's; or all")

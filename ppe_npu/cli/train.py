@@ -15,29 +15,32 @@ _TRAIN_IMAGES, _TEST_IMAGES, _QUESTIONS = 1024, 64, 12
 _STEPS, _BATCH = 200, 32
 # Settings of TrainConfig that are options of the same name: how they are read, and what is said of them.
 _VALUES = {
-    "epochs": (float, "(default: 1)"),
+    "epochs": (float, "passes over the records (default: 1)"),
     "max_steps": (int, "optimizer steps, in place of epochs"),
-    "batch_size": (int, "records per forward (default: 1)"),
-    "gradient_accumulation": (int, "forwards per optimizer step (default: 1)"),
+    "batch_size": (int, "records of a forward pass (default: 1)"),
+    "gradient_accumulation": (int, "forward passes per optimizer step (default: 1)"),
     "global_batch": (int, "records per optimizer step over all processes, in place of gradient accumulation"),
-    "learning_rate": (float, "(default: 1e-5)"),
-    "merger_learning_rate": (float, "(default: the learning rate)"),
-    "vision_learning_rate": (float, "(default: the learning rate)"),
-    "pvc_learning_rate": (float, "(default: the learning rate)"),
-    "warmup_steps": (float, "below 1: share of all steps (default: 0)"),
-    "schedule": (str, "constant, linear, cosine or stable_decay (default: cosine)"),
-    "weight_decay": (float, "(default: 0)"),
-    "max_grad_norm": (float, "(default: 1)"),
+    "learning_rate": (float, "the highest, of the language model (default: 1e-5)"),
+    "merger_learning_rate": (float, "of the layers between tower and decoder; 0 freezes (default: the learning rate)"),
+    "vision_learning_rate": (float, "of the vision tower; 0 freezes (default: the learning rate)"),
+    "pvc_learning_rate": (float, "of PVC's modules (docs/pvc.md); 0 freezes (default: the learning rate)"),
+    "warmup_steps": (float, "steps in which the rate rises from 0; below 1 their share of all (default: 0)"),
+    "schedule": (str, "of the rate after warming up: constant, linear, cosine or stable_decay (default: cosine)"),
+    "weight_decay": (float, "AdamW's; biases and norms have none (default: 0)"),
+    "max_grad_norm": (float, "gradients of a larger norm are scaled down to it (default: 1)"),
     "max_length": (int, "most tokens of a record after compression (default: any)"),
     "invalid": (str, "records that cannot be used: stop, or skip and list them (default: stop)"),
     "distill_weight": (float, "share of self-distillation in the loss, in [0, 1] (default: 0)"),
-    "distill_teacher": (str, "present, or start: a frozen copy of the model (default: present)"),
-    "seed": (int, "(default: 0)"),
+    "distill_teacher": (
+        str,
+        "present: the model as it learns, seeing all tokens; or start: a frozen copy of it (default: present)",
+    ),
+    "seed": (int, "of the records' order and all random draws (default: 0)"),
     "validation_share": (float, "share of the records that is held back: its loss is told (default: 0)"),
     "eval_steps": (int, "tell the validation loss every so many steps (default: after the last one)"),
     "save_steps": (int, "a checkpoint every so many steps (default: none)"),
     "save_total_limit": (int, "checkpoints that are kept (default: 2)"),
-    "logging_steps": (int, "(default: 10)"),
+    "logging_steps": (int, "tell the loss every so many steps (default: 10)"),
     "num_workers": (int, "processes that read data (default: 0)"),
     "resume_from_checkpoint": (str, "resume from this one: checkpoint-N in --output, a path, or last-whole"),
     "deepspeed": (str, "zero2, zero2_offload, zero3, zero3_offload, or a JSON file of DeepSpeed's"),
@@ -68,14 +71,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar = "FILE" if name == "deepspeed" else None
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text.replace("%", "%%"))
     parser.add_argument(
-        "--frozen", nargs="+", metavar="PART", help="language, merger, vision, pvc, or parameters' beginnings"
+        "--frozen",
+        nargs="+",
+        metavar="PART",
+        help="what does not learn: language, merger, vision, pvc, or beginnings of parameter names; none: all learns",
     )
     kinds = ("lora", "dora", "qlora", "none")
     parser.add_argument("--adapter", choices=kinds, help="train an adapter in place of the weights")
-    parser.add_argument("--lora-rank", type=int, help="(default: 16)")
-    parser.add_argument("--lora-alpha", type=float, help="(default: 32)")
-    parser.add_argument("--lora-dropout", type=float, help="of what each update is given, in training (default: 0)")
-    parser.add_argument("--lora-parts", nargs="+", metavar="PART", help="language, merger, vision (default: language)")
+    parser.add_argument("--lora-rank", type=int, help="columns of each factor (default: 16)")
+    parser.add_argument("--lora-alpha", type=float, help="the update is scaled by alpha / rank (default: 32)")
+    parser.add_argument(
+        "--lora-dropout", type=float, help="share of an update's input that is zeroed in training (default: 0)"
+    )
+    parser.add_argument(
+        "--lora-parts", nargs="+", metavar="PART", help="what gets it: language, merger, vision (default: language)"
+    )
     what = "modules by the ends of their names, as q_proj or attn.qkv (default: every linear layer of the parts)"
     parser.add_argument("--lora-targets", nargs="+", metavar="MODULE", help=what)
     what = "records whose loss is told and not learned from"
@@ -109,7 +119,9 @@ def run_train(args: argparse.Namespace) -> int:
     if args.json:
         print_json(args, result.to_dict())
     if devices.process_rank() == 0:
-        print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.final}")
+        print(
+            f"{result.steps} step{'s' * (result.steps != 1)} in {result.seconds:.0f} s; the model is in {result.final}"
+        )
         if result.skipped:
             print(f"{result.skipped} record(s) broke while they were read: see {values['output']}/skipped-*.jsonl")
     return 0

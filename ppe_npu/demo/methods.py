@@ -96,7 +96,7 @@ def asked(names: Sequence[str]) -> list[str]:
     for name in names:
         if name.partition(":")[0] not in grouping() or name in _ONLY_VIDEOS:
             choices = ", ".join(one for one in grouping() if one not in _ONLY_VIDEOS)
-            raise InputError(f"METHODS={shown(name)}: give all, or some of {choices}")
+            raise InputError(f"--methods {shown(name)}: give all, or some of {choices}")
         for ratio in RATIOS:
             Row(name, "ppe", ratio, False).config  # noqa: B018  what is wrong with it is said before any work
     return list(dict.fromkeys(names))

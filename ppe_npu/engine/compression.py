@@ -92,7 +92,7 @@ class Compression:
         if any(layer >= self.decoder_layers for layer in self.layers):
             raise InputError(
                 f"layers={list(self.layers)}: this model has {self.decoder_layers} decoder layers, "
-                f"0 to {self.decoder_layers - 1}"
+                f"0 to {self.decoder_layers - 1}: name some of these"
             )
         for method in config.methods:
             named = method.name if config.temporal_ratio is None else f"temporal_ratio={config.temporal_ratio}"

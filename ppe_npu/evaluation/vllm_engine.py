@@ -27,6 +27,7 @@ from ppe_npu.evaluation.samples import conversation
 from ppe_npu.models import commanded_classes
 from ppe_npu.serving.checkpoint import marks
 from ppe_npu.training.adapted import Checkpoint
+from ppe_npu.utils.optional import named_for_pip
 
 _SAID = {  # arguments of vllm.LLM that others say
     "model": "--model says it",
@@ -47,7 +48,9 @@ def check_engine(
     """
     _check_options(options)
     if importlib.util.find_spec("vllm") is None:
-        raise InputError('--engine vllm needs vllm, which is not installed: pip install "ppe-npu[vllm]"')
+        raise InputError(
+            f"--engine vllm needs vllm, which is not installed: pip install {named_for_pip('ppe-npu[vllm]')}"
+        )
     if checkpoint.base is not None:
         raise InputError(f"--engine vllm with adapter {checkpoint.folder}: merge it first (ppe-npu merge-lora)")
     found = check_checkpoint(checkpoint.folder, checkpoint.allow_bin, tiled=True)

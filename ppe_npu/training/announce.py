@@ -24,16 +24,17 @@ def describe_run(
 ) -> str:
     """The table, as lines to read; `said` is one more."""
     accumulation = config.accumulation(processes)
-    shares = f"{config.batch_size} x {accumulation}" + (f" x {processes} processes" if processes > 1 else "")
+    shares = f"{config.batch_size} a forward x {accumulation}" + (f" x {processes} processes" if processes > 1 else "")
     effective = config.batch_size * accumulation * processes
-    warmup = f"{config.warmup_steps:g} warm-up steps" if config.warmup_steps >= 1 else (
+    steps_said = f"{config.warmup_steps:g} warm-up steps" if config.warmup_steps >= 1 else (
         f"{config.warmup_steps:.0%} of them warming up"
     )  # fmt: skip
+    warmup = f" after {steps_said}" if config.warmup_steps else ", without warming up"
     return "\n".join(
         [
             parameter_table(model, config.learning_rates),
-            f"{len(survey.records):,} records, {steps:,} steps of {effective} ({shares}), "
-            f"schedule {config.schedule} after {warmup}",
+            f"{len(survey.records):,} records, {steps:,} step{'s' * (steps != 1)} of {effective} ({shares}), "
+            f"schedule {config.schedule}{warmup}",
             _tokens(config, survey),
             f"{config.dtype} on {devices.describe(device)['name']}; seed {config.seed}{_options(config)}",
             "operators, best first: " + "; ".join(_operators(device.type)),

@@ -60,6 +60,8 @@ class Progress(TrainerCallback):
             self.bar = Shown(state.max_steps, self.title, "step", done=state.global_step, quiet=True)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step >= state.max_steps:  # of a run that is shorter than logging_steps, too
+            control.should_log = True
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
             if state.global_step == self.first + 1:

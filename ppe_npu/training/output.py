@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ppe_npu.backends import device as devices
 from ppe_npu.data.paths import expanded, real_place
 from ppe_npu.errors import InputError
 from ppe_npu.files import locked, recover, write_json, write_text, writing
@@ -254,11 +255,17 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Keys of `now` that have another value in an earlier identity. Of paths what stands there counts: of the model its
     weights (check_base), of data the records and files; where these are not known, whether they lead to one place."""
     free = {key for key in _PLACES if real_place(before.get(key)) == real_place(now.get(key))}
+    free |= {"device"} if _kind(before.get("device")) == _kind(now.get("device")) else set()
     if "records" in before:
         free |= {"model", "records_sha256"}
         same = "media_sha256" in before and before["records"] == now.get("records", before["records"])
         free |= {"data", "data_root"} if same else set()
     return [key for key, value in now.items() if key not in free and before.get(key, value) != value]
+
+
+def _kind(name: Any) -> Any:
+    """The kind of device that a name leads to on this machine: auto's choice, npu of npu:0."""
+    return devices.resolve(name).type if name == "auto" else str(name).partition(":")[0]
 
 
 def _short(value: Any) -> str:

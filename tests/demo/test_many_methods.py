@@ -43,7 +43,7 @@ def test_all_are_all_that_say_something_of_pictures():
 
 def test_names_that_are_none_are_refused_before_any_work(run, tmp_path):
     for name in ("events", "best", "dense"):
-        refused(run("demo", "--output", tmp_path / "d", "--methods", name), f"METHODS='{name}'", "apet")
+        refused(run("demo", "--output", tmp_path / "d", "--methods", name), f"--methods '{name}'", "apet")
     refused(run("demo", "--output", tmp_path / "d", "--methods", "tome:rate=2"), "tome has no rate")
     assert not (tmp_path / "d").exists()
 

@@ -62,7 +62,7 @@ def _noting(original, seen):
 
 def test_each_part_learns_at_its_own_rate(settings, tiny_folder, capsys):
     rates = {"learning_rate": 1e-3, "merger_learning_rate": 1e-4, "vision_learning_rate": 0}
-    result = train(TrainConfig(**settings | rates | {"max_steps": 1, "schedule": "constant"}))
+    result = train(TrainConfig(**settings | rates | {"max_steps": 1, "schedule": "constant", "logging_steps": 9}))
     before, after = load_file(f"{tiny_folder}/model.safetensors"), load_file(f"{result.final}/model.safetensors")
     moved: dict[str, float] = {}
     for name, value in before.items():
@@ -75,7 +75,14 @@ def test_each_part_learns_at_its_own_rate(settings, tiny_folder, capsys):
         assert moved[part] == pytest.approx(rate, abs=rate * decay * size + 2 * eps(torch.float32) * size)
     assert moved["vision"] == 0
     printed = capsys.readouterr().out
-    for word in ("0.0001", "0.001", "1 steps of 4 (4 x 1)", "entering the LLM", "rotary reference"):
+    for word in (
+        "0.0001",
+        "0.001",
+        "1 step of 4 (4 a forward x 1)",
+        "entering the LLM",
+        "rotary reference",
+        "step 1 of 1: loss ",
+    ):
         assert word in printed
 
 

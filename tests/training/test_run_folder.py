@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -15,10 +16,25 @@ import pytest
 from cut_runs import go_on, refused, state
 from fixtures import write_noise_records
 
+from ppe_npu.backends import device as devices
 from ppe_npu.errors import FileError, InputError
 from ppe_npu.training import leftovers, loop, output, trainer
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.trainer import train
+
+
+def test_a_device_is_another_where_its_kind_is_here(tmp_path):
+    """What "auto" chooses, "cpu" for a CPU, and one device of several are no other settings."""
+    here = devices.resolve("auto").type
+    for before, now, same in (
+        ("auto", here, True), (here, "auto", True), ("npu", "npu:1", True), ("cpu", "cuda", False),
+        ("auto", "npu" if here != "npu" else "cpu", False),
+    ):  # fmt: skip
+        config = TrainConfig("model", "data.jsonl", str(tmp_path), device=now)
+        (tmp_path / "identity.json").write_text(json.dumps(config.identity() | {"device": before}))
+        with contextlib.nullcontext() if same else pytest.raises(InputError, match="another device"):
+            output.check_settings(config, tmp_path)
+
 
 # -- what is not the run's ---------------------------------------------------------------------------------------------
 

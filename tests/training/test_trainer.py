@@ -51,7 +51,7 @@ def test_a_run_learns_and_its_checkpoint_loads_in_plain_transformers(settings, c
         "vision",
         "merger",
         "0.002",
-        "6 steps of 16 (8 x 2)",
+        "6 steps of 16 (8 a forward x 2)",
         "ratio 0.45",
         "k 4",
         "attention sdpa > reference",
