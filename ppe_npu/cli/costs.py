@@ -102,8 +102,8 @@ def _measure(model: Any, runs: Sequence[Asked], asked: int | None, answers: Call
     for index, why in found["left_out"].items():
         print(f"ppe-npu: {name}: sample {index} is not part of the costs ({why})", file=sys.stderr)
     _draw(runs, candidates, samples)
-    protocol = label({"benchmark": name, "protocol": runs[0].identity["protocol"]})
-    cost_pass.write(folder, {**found, "of": {name: own[0] for name, own in _marks_of(runs).items()}}, protocol)
+    of = {method: own[0] for method, own in _marks_of(runs).items()}
+    cost_pass.write(folder, {**found, "of": of}, label(runs[0].identity))
 
 
 def _title(run: Asked) -> str:

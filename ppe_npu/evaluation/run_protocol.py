@@ -95,4 +95,5 @@ def _is_of_another_edition(found: Mapping[str, Any], settings: Mapping[str, Any]
     today = protocol.recorded()
     told = today.keys() & found.keys() - {"draws", "changed", "version"}
     edition = registry.edition(benchmark, protocol)
-    return any(found[key] != today[key] for key in told) or settings.get("edition", 1) != edition
+    another = edition is not None and settings.get("edition", 1) != edition
+    return another or any(found[key] != today[key] for key in told)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from ppe_npu import CompressionConfig
+from ppe_npu.cli import costs
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import cost_table, tables
+from ppe_npu.evaluation import cost_pass, cost_table, protocols, tables
+from ppe_npu.evaluation.benchmarks import registry
 from ppe_npu.evaluation.results import run_title
+from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import write_json
 from ppe_npu.utils.reading import checksum
 
@@ -112,3 +117,25 @@ def test_a_pass_shows_the_methods_that_stand_as_they_were_measured(tmp_path):
     assert list(cost_table.read([runs[0], changed[1]])["rows"]) == [dense, "gone"]
     assert cost_table.read([changed[0], runs[1]]) is None  # of which the ratios are
     assert cost_table.read(changed) is None
+
+
+def test_a_pass_names_the_protocol_as_the_reports_table_does(monkeypatch, tmp_path):
+    """A benchmark's rule has an edition, which is a part of that name."""
+    protocol, written = protocols.load("lmms-eval"), []
+    identity = {"benchmark": "mlvu", "edition": registry.edition("mlvu", protocol), "protocol": protocol.recorded()}
+    runs = [
+        SimpleNamespace(
+            benchmark=SimpleNamespace(name="mlvu"),
+            identity=identity,
+            folder=tmp_path / name,
+            config=CompressionConfig.preset(name),
+            share=None,
+        )
+        for name in ("dense", "ppe")
+    ]
+    for module, name in ((costs, "compress"), (costs, "_draw"), (cost_pass, "chosen")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(cost_pass, "measure", lambda *_: {"left_out": {}})
+    monkeypatch.setattr(cost_pass, "write", lambda folder, found, label: written.append(label))
+    costs._measure(None, runs, 1, lambda run: None)
+    assert written == [label(identity)] == ["lmms-eval"]

@@ -70,7 +70,7 @@ def test_numbers_of_videos_are_nothing_to_results_of_pictures(tmp_path, name, sa
     """They were 2 frames a second in the protocol's file of earlier days."""
     protocol = protocols.load("lmms-eval")
     now = {"benchmark": name, "protocol": protocol.recorded(), "video": {"nframes": 32}}
-    now["edition"] = registry.edition(name, protocol)
+    now["edition"] = 7 if name == "mine" else registry.edition(name, protocol)  # its author counts as he likes
     videos = {"fps": 2.0, "max_frames": 32}
     older = {**now, "protocol": {**now["protocol"], "video": videos}, "video": videos}
     asked = {**now, "protocol": {**now["protocol"], "changed": {"nframes": 8}}}

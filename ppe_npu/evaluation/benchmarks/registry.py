@@ -93,9 +93,11 @@ def modality(name: Any) -> str | None:
     return _find(name).modality if isinstance(name, str) and name in OURS else None
 
 
-def edition(name: str, protocol: Protocol) -> int:
-    """The edition of its scoring under a protocol, of a benchmark of ours by its name; 1 of any other."""
-    found = _find(name) if name in OURS else None
+def edition(name: str, protocol: Protocol) -> int | None:
+    """The edition of its scoring under a protocol, of a benchmark of ours by its name; None of any other."""
+    if name not in OURS:
+        return None
+    found = _find(name)
     return found.edition_by(protocol) if hasattr(found, "edition_by") else 1
 
 
