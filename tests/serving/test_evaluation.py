@@ -71,7 +71,7 @@ def test_what_vllm_cannot_be_asked_for_is_said_first(run, tiny_folder, tmp_path,
     there = importlib.util.find_spec
     more = ["--engine", "vllm", "--compression"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else there(name))
-    refused(run(*asked, *more, "ppe:k=4"), "vllm", "not installed", "ppe-npu[vllm]")
+    refused(run(*asked, *more, "ppe:k=4"), "vllm", "not installed", "[vllm]")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: there("json" if name == "vllm" else name))
     refused(run(*asked, *more, "keep_one:layers=[1]"), "layers=[1]: decoder layers that see fewer")
     for name in ("model", "dtype", "hf_overrides", "mm_processor_kwargs", "trust_remote_code"):

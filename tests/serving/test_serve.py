@@ -110,7 +110,7 @@ def test_what_is_missing_or_said_twice_is_one_line(run, tiny_folder, tmp_path, s
     refused(run("serve", "--model", tmp_path / "none"), "none", "does not exist")
     refused(run("export", "--checkpoint", tiny_folder, "--output", tmp_path / "a", "--ratio", 0.3), "--vllm alone")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused(run("serve", "--model", tiny_folder), "vllm", "not installed", "ppe-npu[vllm]")
+    refused(run("serve", "--model", tiny_folder), "vllm", "not installed", "[vllm]")
     assert not started
 
 
