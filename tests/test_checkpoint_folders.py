@@ -32,6 +32,10 @@ FOLDERS = {
     "window": ("config.json", "vision_config.window_size", -1, "window_size=-1 is no number above 0"),
     "seconds": ("config.json", "vision_config.tokens_per_second", "x", "tokens_per_second"),
     "merge": ("config.json", "vision_config.spatial_merge_size", 0, "cannot be used"),
+    "heads": ("config.json", "vision_config.num_heads", 8, "num_heads=8 of a width of"),
+    "no heads": ("config.json", "vision_config.num_heads", 0, "num_heads=0 of a width of"),
+    "features": ("config.json", "vision_config.out_hidden_size", 5_000_000, "out_hidden_size=5000000 is not"),
+    "taps": ("config.json", "vision_config.deepstack_visual_indexes", [0, 0], "deepstack_visual_indexes=[0, 0] are no"),
     "sections": (
         "config.json",
         "text_config.rope_parameters.mrope_section",
@@ -136,7 +140,7 @@ def test_a_config_without_a_part_is_not_taken_for_transformers_own(folder):
     config = json.loads((folder / "config.json").read_text())
     del config["vision_config"]
     replace(folder / "config.json", json.dumps(config).encode())
-    with pytest.raises(InputError, match=r"too few for its config.json, vision_config.hidden_size=\d+"):
+    with pytest.raises(InputError, match=r"vision_config out_hidden_size=\d+ is not text_config hidden_size"):
         check_compression(folder, CompressionConfig.preset("keep_one"))
 
 
@@ -166,7 +170,15 @@ def test_a_pipe_or_a_device_in_a_checkpoint_is_not_waited_for(folder, name):
 
 
 def test_a_whole_checkpoint_is_loaded(folder):
+    """Whatever other programs leave beside it."""
+    os.mkfifo(folder / "a.sock")
     load(folder)
+
+
+def test_a_folder_that_may_not_be_listed_is_one_line(folder, monkeypatch):
+    monkeypatch.setattr(Path, "iterdir", lambda path: os.listdir("/proc/self/fd/none"))
+    with pytest.raises(InputError, match=rf"{re.escape(str(folder))} cannot be listed \(No such file"):
+        check_compression(folder, CompressionConfig.preset("keep_one"))
 
 
 def test_a_mark_before_a_template_is_none_of_its_words(folder):

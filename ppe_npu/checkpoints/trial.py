@@ -58,13 +58,11 @@ def _check_patches(processor: Any, path: str | Path) -> None:
     """Patches that the model in the same folder does not have: it would read one picture as another, or none."""
     config = json_or_none(Path(path) / "config.json")
     vision = config.get("vision_config") if isinstance(config, dict) else None
-    vision = vision if isinstance(vision, dict) else {}
+    if not isinstance(vision, dict):
+        return
     for name in ("image_processor", "video_processor"):
         for key, of_model in zip(_SIZES, ("patch_size", "spatial_merge_size", "temporal_patch_size"), strict=True):
-            size, wanted = (
-                getattr(getattr(processor, name), key),
-                vision.get(of_model) if isinstance(vision, dict) else None,
-            )
+            size, wanted = getattr(getattr(processor, name), key), vision.get(of_model)
             if isinstance(wanted, int) and size != wanted:
                 raise _useless(name, path, f"{key}={shown(size)}, and config.json says {of_model}={wanted}")
 
@@ -98,14 +96,28 @@ def check_sizes(config: Any) -> None:
     sections = text.rope_parameters.get("mrope_section")
     if sections is None and config.model_type == "internvl":  # counts in one dimension
         return
-    width = getattr(config.vision_config, "embed_dim", config.vision_config.hidden_size)
-    if width % (2 * config.vision_config.num_heads):
-        heads = f"num_heads={config.vision_config.num_heads}"
-        raise InputError(f"vision_config {heads} of a width of {width}: each turns an even number of channels")
+    _check_tower(config.vision_config, text.hidden_size)
     turned = turned_channels(text)
     if len(sections) != 3 or sum(sections) != turned:
         raise InputError(
             f"mrope_section={shown(sections)} are no three numbers that sum to {turned}, what turns of half a head"
+        )
+
+
+def _check_tower(vision: Any, features: int) -> None:
+    """Raise InputError for a tower whose heads cannot be turned, or whose features the decoder does not take."""
+    width, heads = getattr(vision, "embed_dim", vision.hidden_size), vision.num_heads
+    if not _is_number(heads) or heads <= 0 or width % (4 * heads):
+        raise InputError(
+            f"vision_config num_heads={shown(heads)} of a width of {width}: each turns a multiple of four channels"
+        )
+    key = "hidden_size" if hasattr(vision, "embed_dim") else "out_hidden_size"
+    if getattr(vision, key) != features:
+        raise InputError(f"vision_config {key}={shown(getattr(vision, key))} is not text_config hidden_size={features}")
+    taps = getattr(vision, "deepstack_visual_indexes", None) or []
+    if list(taps) != sorted({*taps} & {*range(vision.depth)}):
+        raise InputError(
+            f"deepstack_visual_indexes={shown(taps)} are no rising numbers of the tower's {vision.depth} blocks"
         )
 
 

@@ -17,15 +17,22 @@ from ppe_npu.utils.escape import printable
 
 NO_CODE = {"trust_remote_code": False}  # of every from_pretrained: transformers asks on the terminal if it is not told
 _CODE = ("auto_map", "megatron_config")  # of transformers: files of the folder; of peft: a module by its name
+_READ = (".json", ".jinja", ".safetensors", ".bin", ".txt", ".model")
 _SAFE, _SAFE_INDEX = "*.safetensors", "*.safetensors.index.json"
 _PICKLED, _PICKLED_INDEX = "pytorch_model*.bin", "pytorch_model*.bin.index.json"
 
 
 def check_no_code(folder: str | Path) -> None:
     """Raise InputError for a folder whose configs name Python modules to be imported, whichever part they are for; or
-    in which a pipe or a device has a file's name: transformers would read it for ever."""
-    for file in Path(folder).iterdir() if Path(folder).is_dir() else ():
-        if not file.is_dir():
+    in which a pipe or a device has the name of a file of checkpoints: transformers would read it for ever."""
+    try:
+        files = list(Path(folder).iterdir()) if Path(folder).is_dir() else []
+    except OSError as error:
+        raise InputError(
+            f"model folder {printable(folder)} cannot be listed ({error.strerror}): give yourself the right to"
+        ) from error
+    for file in files:
+        if file.suffix in _READ and not file.is_dir():
             check_regular(file)
     for file in sorted(Path(folder).glob("*config.json")):
         try:

@@ -269,8 +269,8 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     mask, linear = attention_mask_of(self, kwargs), self.compression.linear
     if mask is not None and mask.ndim == 4 and linear:
         raise InputError("attention_mask is 4D: linear attention knows padding alone; give [batch, tokens]")
-    plan = kwargs.get(KEYWORD, NOTHING).plan or make_plan(self, self.compression, kwargs, past)
-    embeds = kwargs.get("inputs_embeds")
+    this, embeds = kwargs.get(KEYWORD, NOTHING), kwargs.get("inputs_embeds")
+    plan = this.plan or make_plan(self, self.compression, kwargs, past)
     device = (kwargs["input_ids"] if embeds is None else embeds).device
     if self.compression.config.proportional_attention:
         check_key_bias(self.language_model, device)
@@ -278,8 +278,8 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     scored = self.compression.last_scored = is_scored(self, kwargs)
     known = scored and plan.ahead is None and not plan.as_given
     places = as_tensor(plan.places_of_columns).to(device) if known else None
-    if plan.layout.spans and _DELTAS in vars(self) and kwargs.get("position_ids") is None:
-        self.rope_deltas = on.deltas  # as transformers: of who numbers a prompt it knows none
+    if plan.layout.spans and _DELTAS in vars(self) and (this.left or kwargs.get("position_ids") is None):
+        self.rope_deltas = on.deltas  # outside of generate(), as transformers: of who numbers a prompt it knows none
     parts = [stage.segments for stage in on.stages if stage.segments is not None]
     apart = bool(parts or plan.ahead) and not compiling
     apart = apart and takes_segments(self.language_model) and not is_traced(self.language_model)

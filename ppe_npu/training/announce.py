@@ -26,14 +26,15 @@ def describe_run(
     accumulation = config.accumulation(processes)
     shares = f"{config.batch_size} a forward x {accumulation}" + (f" x {processes} processes" if processes > 1 else "")
     effective = config.batch_size * accumulation * processes
-    steps_said = f"{config.warmup_steps:g} warm-up steps" if config.warmup_steps >= 1 else (
-        f"{config.warmup_steps:.0%} of them warming up"
-    )  # fmt: skip
+    if config.warmup_steps >= 1:
+        steps_said = _counted(config.warmup_steps, "warm-up step")
+    else:
+        steps_said = f"{100 * config.warmup_steps:g} % of them warming up"
     warmup = f" after {steps_said}" if config.warmup_steps else ", without warming up"
     return "\n".join(
         [
             parameter_table(model, config.learning_rates),
-            f"{len(survey.records):,} records, {steps:,} step{'s' * (steps != 1)} of {effective} ({shares}), "
+            f"{_counted(len(survey.records), 'record')}, {_counted(steps, 'step')} of {effective} ({shares}), "
             f"schedule {config.schedule}{warmup}",
             _tokens(config, survey),
             f"{config.dtype} on {devices.describe(device)['name']}; seed {config.seed}{_options(config)}",
@@ -41,6 +42,10 @@ def describe_run(
             *([said] if said else []),
         ]
     )
+
+
+def _counted(count: float, what: str) -> str:
+    return f"{count:,.10g} {what}{'s' * (count != 1)}"
 
 
 def _tokens(config: TrainConfig, survey: Survey) -> str:

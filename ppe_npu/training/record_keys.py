@@ -75,7 +75,7 @@ _PLACES = re.compile(
     r"(?:[ _-]?(?:\d+|token|soft_token|pad|placeholder|context|here))?\s*/?\|?>",
     re.IGNORECASE,
 )
-_TAGS = re.compile(rf"<img>[^<\n]+\.(?:{_PICTURE}|{_FILM})</img>", re.IGNORECASE)
+_TAGS = re.compile(rf"<(img|vid)>\s*[^<\s][^<\n]*?\.(?:{_PICTURE}|{_FILM})(?:[?#][^<\s]*)?\s*</\1>", re.IGNORECASE)
 _CLOSE = 0.8  # of difflib; "imgae" and "image" have 0.8, "image_id" and "image" 0.77
 
 

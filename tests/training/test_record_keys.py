@@ -175,6 +175,9 @@ def test_a_picture_in_a_tag_beside_others_is_not_passed_over(tmp_path, write_ima
     write_image("a.png")
     (reason,) = reasons(tmp_path, {**GOOD, "conversations": turns("<image> and <img>b.PNG</img>", "3")})
     assert reason.startswith("a text in it has '<img>b.PNG</img>', which nothing stands for: write <image>")
+    for tag in ("<img> b.png </img>", "<img>\nb.png\n</img>", "<img>https://a/b.png?size=3</img>", "<vid>b.mp4</vid>"):
+        (reason,) = reasons(tmp_path, {**GOOD, "conversations": turns(f"<image> {tag}", "3")})
+        assert "which nothing stands for" in reason
     texts = (
         ("<image> row", "<img>b.png</img>"),
         ("<image> <img>", "</img>"),
