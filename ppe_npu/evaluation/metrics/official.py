@@ -140,7 +140,8 @@ RULES: dict[tuple[str, str], Rule] = {
 CHANGED: dict[tuple[str, str], int] = {
     **{(name, "vlmevalkit"): 1 for name in _CHOICES if name not in ("mmbench", "realworldqa")},
     **{(name, "lmms-eval"): 1 for name in ("mmbench", "mlvu", "videomme", "mmstar", "realworldqa")},
-    **{(name, "lmms-eval"): 1 for name in ("mmmu", "mmmu_pro", "mmmu_pro_vision", "ocrbench", "pope", "vqav2")},
+    **{(name, "lmms-eval"): 1 for name in ("mmmu", "mmmu_pro", "mmmu_pro_vision", "ocrbench", "vqav2")},
+    ("pope", "lmms-eval"): 2,
     ("pope", "vlmevalkit"): 1,
     **{("textvqa", source): 1 for source in ("authors", "vlmevalkit")},
     ("vizwiz", "authors"): 1,
