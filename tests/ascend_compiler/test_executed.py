@@ -59,8 +59,8 @@ def test_centres_and_labels_are_equal(on_the_ir, frames, count, channels, dtype,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("count", "channels", "groups"), [(41, 24, 9), (30, 515, 4), (12, 2100, 3), (1, 1, 1)])
 def test_means_and_gradients_have_the_same_bits(on_the_ir, count, channels, groups, dtype):
-    g = torch.Generator().manual_seed(count)
     """Memory ends where the tokens do, and where the gradient does."""
+    g = torch.Generator().manual_seed(count)
     tokens = at_the_end_of_a_page(torch.randn(2, count, channels, generator=g).to(dtype)).requires_grad_()
     labels = torch.randint(-1, groups, (2, count), generator=g)
     counts = (labels[:, :, None] == torch.arange(groups)).sum(1)

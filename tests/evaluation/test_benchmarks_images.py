@@ -192,6 +192,22 @@ def test_pope_of_all_splits_together_is_what_two_harnesses_call_its_f1(load, nam
     assert benchmark.from_sums(np.sum(list(benchmark.addends(rows).values()), axis=0)) == pytest.approx(f1)
 
 
+def test_popes_recall_by_lmms_eval_misses_only_what_is_said_no_to(load):
+    """1 hit, 2 times yes said, 1 time no; "yes." is neither. A sample that failed is missed."""
+    benchmark = copy(load("pope"))
+    benchmark.use(protocols.load("lmms-eval"))
+    rows = rows_of(benchmark, "Yes", "No, it is not", "Yes.", "yes", "No", " no\n")
+    failed = [*rows[:2], {**rows[2], "answer": "", "error": "a fault"}, *rows[3:]]
+    names = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+    for some, numbers in ((rows, [1 / 3, 1 / 2, 1 / 2, 1 / 2, 1 / 2]), (failed, [1 / 3, 1 / 2, 1 / 3, 2 / 5, 1 / 2])):
+        found = benchmark.metrics(some)
+        assert [found[name] for name in names] == pytest.approx(numbers)
+        sums = np.sum(list(benchmark.addends(some).values()), axis=0)
+        assert benchmark.from_sums(sums) == pytest.approx(found["f1"])
+    benchmark.use(protocols.load("vlmevalkit"))  # "yes." is yes there: 2 hits of 3, 3 times yes said
+    assert [benchmark.metrics(rows)[name] for name in names] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2 / 3, 1 / 2])
+
+
 def test_mme_adds_accuracy_and_accuracy_plus(load):
     benchmark = load("mme")
     assert len(benchmark) == 28

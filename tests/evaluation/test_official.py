@@ -112,13 +112,31 @@ def test_rules_of_others_on_hand_made_answers(benchmark, source, answer, right, 
     assert official.rule(benchmark, source)(answer, right, options) == expected
 
 
-@pytest.mark.parametrize("name", ["ai2d", "seedbench_image", "seedbench_2_plus", "mmstar", "scienceqa"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ai2d", "seedbench_image", "seedbench_2_plus", "mmstar", "scienceqa"),
+        *("mlvu", "mvbench", "videomme", "videomme_subtitles"),
+    ],
+)
 def test_vlmevalkit_reads_letters_behind_sentences_of_every_benchmark_with_options(load, name):
     benchmark = copy(load(name))
     benchmark.use(protocols.load("vlmevalkit"))
     sample = benchmark[0]
     assert score(benchmark, f"Look. The correct answer is {sample['GT']}.", sample) == 1.0
     assert score(benchmark, f"Look. The correct answer is {'A' if sample['GT'] == 'B' else 'B'}.", sample) == 0.0
+
+
+@pytest.mark.parametrize("name", ["mlvu", "mvbench"])
+def test_vlmevalkit_reads_the_texts_of_options_about_videos(load, name):
+    benchmark = copy(load(name))
+    sample = benchmark[0]
+    texts = dict(zip("ABC", sample["options"]))
+    assert score(benchmark, texts[sample["GT"]], sample) == 0.0  # by its authors' rule
+    benchmark.use(protocols.load("vlmevalkit"))
+    assert {letter: score(benchmark, text, sample) for letter, text in texts.items()} == {
+        letter: float(letter == sample["GT"]) for letter in texts
+    }
 
 
 class Asked(Choice):

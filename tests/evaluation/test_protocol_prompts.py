@@ -102,6 +102,27 @@ def test_vlmevalkit_shows_mmmus_pictures_wherever_they_are_named(load):
     assert shades[0] == shades[2] != shades[1]
 
 
+@pytest.mark.parametrize("name", ["mmmu", "mmmu_pro"])
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        ("Which is in <image 1>", ["<image 2>", "<image 3>"]),
+        ("\n<image 1>\n<image 2>\n\n<image 3>", ["a", "b"]),
+        ("<image 1><image 2> and\n\n<image 1>\n", ["a", "<image 1>\n"]),
+    ],
+)
+def test_vlmevalkit_keeps_the_line_breaks_beside_mmmus_pictures(load, name, question, options):
+    benchmark = copy(load(name))
+    registry.ask_by(protocols.load("vlmevalkit"), benchmark)
+    benchmark._images = lambda number, pictures: [f"<image {picture}>" for picture in pictures]
+    row = {**benchmark.rows[0], "question": question, "options": str(options), "question_type": "multiple-choice"}
+    content = conversation(benchmark.sample(row))[0]["content"]
+    assert "".join(part[part["type"]] for part in content) == benchmark.form.format(
+        question=question, options=lettered(options)
+    )
+    assert sum(part["type"] == "image" for part in content) == (question + str(options)).count("<image")
+
+
 def test_a_question_of_mmstar_whose_options_have_another_form_is_asked_as_it_is(load):
     benchmark = copy(load("mmstar"))
     registry.ask_by(protocols.load("vlmevalkit"), benchmark)

@@ -39,6 +39,7 @@ class MLVU(Choice):
             "index": f"{row['task']}/{row['number']}",
             "prompt": self.form.format(question=row["question"], options=bracketed(row["candidates"])),
             "GT": LETTERS[row["candidates"].index(row["answer"])],
+            "options": [str(option) for option in row["candidates"]],
             "type": row["task"].split("_", 1)[1],
             "video_path": str(self.root / "video" / row["task"] / row["video"]),
         }

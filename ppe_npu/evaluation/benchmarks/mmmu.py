@@ -95,17 +95,23 @@ def place(text: str, shown: str = "first") -> tuple[str, list[str]]:
     """(text with <image> where a picture is first named, the numbers of the pictures in that order).
 
     Args:
-        shown: "every": wherever one is named, and its number as often; "before": all pictures, in order of their
-            numbers, before the text, in which their names stay.
+        shown: "every": wherever one is named, and its number as often, with line breaks kept; "before": all pictures,
+            in order of their numbers, before the text, in which their names stay.
     """
     if shown == "every":
-        return _PICTURE.sub("<image>", text), _PICTURE.findall(text)
+        return _PICTURE.sub(_between_line_breaks, text), _PICTURE.findall(text)
     found = list(dict.fromkeys(_PICTURE.findall(text)))
     if shown == "before":
         return "<image>" * len(found) + text, sorted(found)
     for name in found:
         text = text.replace(f"<image {name}>", "<image>", 1)
     return text, found
+
+
+def _between_line_breaks(name: re.Match[str]) -> str:
+    """<image>, and another line break for each one beside it, as one on either side goes with a placeholder."""
+    text, (start, end) = name.string, name.span()
+    return "\n" * text.endswith("\n", 0, start) + "<image>" + "\n" * text.startswith("\n", end)
 
 
 def listed(text: str) -> list[str]:

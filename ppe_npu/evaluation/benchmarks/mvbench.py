@@ -83,6 +83,7 @@ class MVBench(Choice):
             "index": f"{task}/{row['number']}",
             "prompt": self.form.format(question=row["question"], options=bracketed(row["candidates"])),
             "GT": LETTERS[row["candidates"].index(row["answer"])],
+            "options": [str(option) for option in row["candidates"]],
             "type": task,
             "video_path": str(self.root / "video" / TASKS[task] / row["video"]),
             "sampling": VideoSampling(nframes=FRAMES, middles=self.middles, frame_rate=rate, **clip),

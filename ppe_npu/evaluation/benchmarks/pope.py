@@ -9,7 +9,7 @@ import numpy as np
 
 from ppe_npu.evaluation.benchmarks.dataset import SHORT, Dataset, Row
 from ppe_npu.evaluation.benchmarks.readers import read_jsonl
-from ppe_npu.evaluation.metrics import pope_label, pope_scores
+from ppe_npu.evaluation.metrics import pope_label, pope_recalled, pope_scores
 from ppe_npu.evaluation.protocols import Protocol
 
 _SPLITS = ("random", "popular", "adversarial")
@@ -25,16 +25,19 @@ class POPE(Dataset):
     home = "github.com/AoiDragon/POPE (output/coco) and cocodataset.org (val2014.zip)"
     metric = (
         "accuracy, precision, recall, F1, share of yes (POPE evaluate.py), the means over the splits; by the rules of "
-        "lmms-eval and VLMEvalKit those of all questions together"
+        "lmms-eval and VLMEvalKit those of all questions together; lmms-eval's recall and F1 leave out what is neither "
+        "yes nor no, and its share of yes is the true labels'"
     )
     form = "{question}\n" + SHORT
     max_new_tokens = 128
     headline = "f1"
     together = False  # whether all splits' questions are counted as one's
+    as_lmms_eval = False  # see pope_scores()
 
     def use(self, protocol: Protocol) -> None:
         super().use(protocol)
         self.together = protocol.rules in ("lmms-eval", "vlmevalkit")
+        self.as_lmms_eval = protocol.rules == "lmms-eval"
 
     def read(self) -> Iterable[Row]:
         for split in _SPLITS:
@@ -58,8 +61,8 @@ class POPE(Dataset):
         splits: dict[str, list[tuple[str, str]]] = {}
         for row in rows:
             splits.setdefault(row["type"], []).append((self.said(row), row["GT"]))
-        found = {split: pope_scores(labels) for split, labels in splits.items()}
-        every = pope_scores(pair for labels in splits.values() for pair in labels)
+        found = {split: pope_scores(labels, self.as_lmms_eval) for split, labels in splits.items()}
+        every = pope_scores((pair for labels in splits.values() for pair in labels), self.as_lmms_eval)
         parts = [every] if self.together else list(found.values())
         means = {name: sum(part[name] for part in parts) / max(len(parts), 1) for name in every}
         return {**means, **{f"{split} {name}": value for split in found for name, value in found[split].items()}}
@@ -73,18 +76,19 @@ class POPE(Dataset):
         return next((word for word in ("yes", "no") if self.official(row["answer"], word, ()) == 1.0), "other")
 
     def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, list[float]]:
-        """Of a row, for each split: hits, said yes, are yes, rows."""
+        """Of a row, for each split: hits, said yes, counted by recall, rows."""
         found = {}
         for row in rows:
-            said, true = self.said(row) == "yes", row["GT"] == "yes"
-            counts = [float(said and true), float(said), float(true), 1.0]
+            said, true = self.said(row), row["GT"]
+            recalled = pope_recalled(said, true, self.as_lmms_eval)
+            counts = [float(said == true == "yes"), float(said == "yes"), float(recalled), 1.0]
             found[row["index"]] = [n * (row["type"] == split) for split in _SPLITS for n in counts]
         return found
 
     def from_sums(self, sums: np.ndarray) -> np.ndarray:
-        """The mean over the splits of F1 = 2 hits / (said yes + are yes), or that of all together."""
+        """The mean over the splits of F1 = 2 hits / (said yes + recalled), or that of all together."""
         counts = sums.reshape(*sums.shape[:-1], len(_SPLITS), 4)
         counts = counts.sum(-2, keepdims=True) if self.together else counts
-        hits, said, true, rows = np.moveaxis(counts, -1, 0)
-        scores = 2 * hits / np.maximum(said + true, 1)
+        hits, said, recalled, rows = np.moveaxis(counts, -1, 0)
+        scores = 2 * hits / np.maximum(said + recalled, 1)
         return scores.sum(-1) / np.maximum((rows > 0).sum(-1), 1)

@@ -51,6 +51,7 @@ from ppe_npu.evaluation.metrics.yes_no import (
     mme_label_published,
     mme_scores,
     pope_label,
+    pope_recalled,
     pope_scores,
     word_label,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "opening_letter",
     "opens_with",
     "pope_label",
+    "pope_recalled",
     "pope_scores",
     "prefixed_letter",
     "realworldqa_answer",

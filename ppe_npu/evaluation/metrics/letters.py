@@ -69,6 +69,15 @@ def first_capital(answer: str, letters: str = "ABCD", prefixes: Sequence[str] = 
     return found[0] if found else ""
 
 
+def videomme_letter(answer: str) -> str:
+    """first_capital() behind "Answer:" and "Option:", too.
+
+    Source: open-compass/VLMEvalKit vlmeval/dataset/utils/videomme.py, extract_characters_regex. What names no letter by
+    it is wrong there without a judge: options' texts are sought among the question's own lines, which has none.
+    """
+    return first_capital(answer, prefixes=(*_PREFIXES, "Answer:", "Option:"))
+
+
 def longvideobench_letter(answer: str) -> str:
     """first_capital over A to E (LongVideoBench: Wu et al. 2024, arXiv 2407.15754; lmms-eval tasks/longvideobench)."""
     return first_capital(answer, "ABCDE", _PREFIXES_LONG)

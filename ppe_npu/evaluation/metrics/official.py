@@ -78,6 +78,18 @@ def _inferred(answer: str, right: str, options: Sequence[str] | Mapping[str, str
     return float(letters.mmbench_letter(answer, _lettered(options)) == right)
 
 
+def _mlvu_vlmevalkit(answer: str, right: str, options: Sequence[str]) -> float:
+    """MLVU's own rule, else that of all choices (VLMEvalKit dataset/utils/mlvu.py, check_ans_with_model)."""
+    return float(letters.mlvu_letter(answer) == right) or _inferred(answer, right, options)
+
+
+def _mvbench_vlmevalkit(answer: str, right: str, options: Sequence[str]) -> float:
+    """The first word, without full stops, occurs in "(b)" or holds it, a line break being no end of a word; else the
+    rule of all choices (VLMEvalKit dataset/utils/mvbench.py, check_ans_with_model). An empty answer is right."""
+    word, named = answer.lower().strip().split(" ")[0], f"({right.lower()})"
+    return float(word.replace(".", "") in named or named in word) or _inferred(answer, right, options)
+
+
 def _inferred_open(answer: str, truth: str, options: Sequence[str]) -> float:
     """VLMEvalKit's rule of MMMU's open questions (multiple_choice.py, MMMU_preproc): A is the right answer, as it is
     written, and B "Other Answers"; right is A, unless the right answer is itself a letter."""
@@ -104,6 +116,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("longvideobench", "lmms-eval"): _drawn(lambda answer, options: letters.longvideobench_letter(answer)),
     ("mlvu", "authors"): _letter(letters.mlvu_letter),
     ("mlvu", "lmms-eval"): _letter(lmms.extracted_letter),
+    ("mlvu", "vlmevalkit"): _mlvu_vlmevalkit,
     **{(name, "vlmevalkit"): _inferred for name in _CHOICES},
     ("mmbench", "lmms-eval"): lambda answer, right, options: float(
         lmms.mmbench_letter(answer, _lettered(options)) == right
@@ -120,6 +133,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("mmstar", "lmms-eval"): _letter(lmms.extracted_letter),
     ("mvbench", "authors"): lambda answer, right, options: float(letters.opens_with(answer, right, lettered=False)),
     ("mvbench", "lmms-eval"): _letter(lmms.mvbench_letter),
+    ("mvbench", "vlmevalkit"): _mvbench_vlmevalkit,
     ("ocrbench", "lmms-eval"): lambda answer, truths, options: lmms.ocrbench_contains(answer, truths),
     ("pope", "authors"): _yes_no(pope_label),
     ("pope", "lmms-eval"): _yes_no(lambda answer: answer.lower().strip()),
@@ -131,6 +145,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("textvqa", "vlmevalkit"): lambda answer, truths, options: vqa_accuracy_by("vlmevalkit", answer, truths),
     ("vizwiz", "authors"): lambda answer, truths, options: vqa_accuracy_by("vqa", answer, truths),
     ("videomme", "lmms-eval"): _letter(lmms.extracted_letter),
+    ("videomme", "vlmevalkit"): _letter(letters.videomme_letter),
     ("vqav2", "lmms-eval"): lambda answer, truths, options: vqa_accuracy_by("lmms-eval", answer, truths),
     ("vqav2", "vlmevalkit"): lambda answer, truths, options: vqa_accuracy_by("vlmevalkit", answer, truths),
 }
@@ -140,8 +155,9 @@ RULES: dict[tuple[str, str], Rule] = {
 CHANGED: dict[tuple[str, str], int] = {
     **{(name, "vlmevalkit"): 1 for name in _CHOICES if name not in ("mmbench", "realworldqa")},
     **{(name, "lmms-eval"): 1 for name in ("mmbench", "mlvu", "videomme", "mmstar", "realworldqa")},
-    **{(name, "lmms-eval"): 1 for name in ("mmmu", "mmmu_pro", "mmmu_pro_vision", "ocrbench", "pope", "vqav2")},
-    ("pope", "vlmevalkit"): 1,
+    **{(name, "lmms-eval"): 1 for name in ("mmmu", "mmmu_pro", "mmmu_pro_vision", "ocrbench", "vqav2")},
+    ("pope", "lmms-eval"): 2,
+    **{(name, "vlmevalkit"): 1 for name in ("mlvu", "mvbench", "pope", "videomme")},
     **{("textvqa", source): 1 for source in ("authors", "vlmevalkit")},
     ("vizwiz", "authors"): 1,
 }

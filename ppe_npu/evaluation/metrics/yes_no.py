@@ -74,22 +74,33 @@ def pope_label(answer: str) -> str:
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
-def pope_scores(labels: Iterable[tuple[str, str]]) -> dict[str, float]:
+def pope_scores(labels: Iterable[tuple[str, str]], as_lmms_eval: bool = False) -> dict[str, float]:
     """(said, true) labels -> accuracy, precision, recall, F1 and the share of "yes" among the answers.
 
     "yes" is the positive class; a quotient with nothing below is 0.0.
+
+    Args:
+        as_lmms_eval: recall is over what pope_recalled() counts, and the share of "yes" is that of the true labels
+            (lmms-eval 0.7.3 tasks/pope/utils.py).
     """
     pairs = list(labels)
     hits = sum(said == true == "yes" for said, true in pairs)
     said_yes, are_yes = sum(said == "yes" for said, _ in pairs), sum(true == "yes" for _, true in pairs)
-    precision, recall = _share(hits, said_yes), _share(hits, are_yes)
+    recalled = sum(pope_recalled(said, true, as_lmms_eval) for said, true in pairs)
+    precision, recall = _share(hits, said_yes), _share(hits, recalled)
     return {
         "accuracy": _share(sum(said == true for said, true in pairs), len(pairs)),
         "precision": precision,
         "recall": recall,
         "f1": _share(2 * precision * recall, precision + recall),
-        "yes_ratio": _share(said_yes, len(pairs)),
+        "yes_ratio": _share(are_yes if as_lmms_eval else said_yes, len(pairs)),
     }
+
+
+def pope_recalled(said: str, true: str, as_lmms_eval: bool = False) -> bool:
+    """Whether recall counts this question: one whose true label is "yes"; by lmms-eval only if the answer is "yes" or
+    "no", and nothing more. A sample that failed ("failed") is missed by either."""
+    return true == "yes" and (not as_lmms_eval or said in ("yes", "no", "failed"))
 
 
 def _share(part: float, whole: float) -> float:
