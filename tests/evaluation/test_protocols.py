@@ -235,7 +235,7 @@ def test_realworldqas_options_are_read_by_vlmevalkits_rule_and_other_answers_as_
     ("name", "protocol", "edition"),
     [
         ("tempcompass", None, 2), ("vqav2", "lmms-eval", 3), ("mmbench_en", "lmms-eval", 3), ("mmbench_en", "qwen", 2),
-        ("ai2d", "vlmevalkit", 3), ("pope", "vlmevalkit", 2), ("mmmu", "vlmevalkit", 2), ("mmmu", None, 1),
+        ("ai2d", "vlmevalkit", 3), ("pope", "vlmevalkit", 2), ("mmmu", "vlmevalkit", 3), ("mmmu", None, 1),
         ("pope", "lmms-eval", 3), ("mlvu", "vlmevalkit", 3), ("mvbench", "vlmevalkit", 4),
         ("videomme", "vlmevalkit", 2), ("videomme_subtitles", "vlmevalkit", 2),
         ("videomme_subtitles", "lmms-eval", 2), ("mmstar", "lmms-eval", 2), ("realworldqa", "lmms-eval", 3),

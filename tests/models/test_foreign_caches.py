@@ -12,7 +12,6 @@ import pytest
 import torch
 from foreign import FAMILIES, SETTINGS, compressed, newer, pictures, random_model
 from prompts import GREEDY
-from support import IMAGE_ID, VIDEO_ID, Prompt, batch
 from torch.nn import functional as F
 from transformers import CompileConfig, StaticCache
 
@@ -339,20 +338,3 @@ def test_a_report_that_was_read_early_tells_the_caches_bytes_in_the_end(plain):
     model(**pictures(), use_cache=True)
     hook.remove()
     assert model.compression.report.kv_bytes > 0
-
-
-@newer
-@torch.no_grad()
-def test_rope_deltas_are_those_of_the_prompt_that_was_generated_for_last(plain, family):
-    """A dense prompt whose text is numbered beside a video's time is given its positions by generate() itself."""
-    film = batch(Prompt([3, ("frames" if family == "qwen3_vl" else "video", (4, 4, 4)), 5], seed=3))
-    ids = film["input_ids"]
-    if family != "qwen2_5_vl":
-        del film["second_per_grid_ts"]
-    film["mm_token_type_ids"] = (ids == IMAGE_ID).int() + 2 * (ids == VIDEO_ID).int()
-    found = []
-    for model in (compressed(plain, "dense"), plain):
-        for inputs in (single(), film):
-            model.generate(**inputs, **FIVE)
-        found.append(model.model.rope_deltas)
-    assert torch.equal(*found)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from foreign import FAMILIES, SETTINGS, WHOLE, compressed, newer, out, pictures, random_model
 from prompts import GREEDY
+from support import IMAGE_ID, VIDEO_ID, Prompt, batch
 from tolerances import assert_rounds_alike, exact
 from transformers import Qwen3VLForConditionalGeneration
 
@@ -328,3 +329,20 @@ def test_log_probabilities_of_a_policy_are_those_that_generate_gave(plain, setti
     kept = mask[:, -5:].bool()
     bound = torch.finfo(found.dtype).eps * plain.config.text_config.hidden_size * expected[kept].abs().max()
     assert (found - expected)[kept].abs().max() <= bound
+
+
+@newer
+@torch.no_grad()
+def test_rope_deltas_are_those_of_the_prompt_that_was_generated_for_last(plain, family):
+    """A dense prompt whose text is numbered beside a video's time is given its positions by generate() itself."""
+    film = batch(Prompt([3, ("frames" if family == "qwen3_vl" else "video", (4, 4, 4)), 5], seed=3))
+    ids = film["input_ids"]
+    if family != "qwen2_5_vl":
+        del film["second_per_grid_ts"]
+    film["mm_token_type_ids"] = (ids == IMAGE_ID).int() + 2 * (ids == VIDEO_ID).int()
+    found = []
+    for model in (compressed(plain, "dense"), plain):
+        for inputs in (pictures(), film):
+            model.generate(**inputs, max_new_tokens=3, **GREEDY)
+        found.append(model.model.rope_deltas)
+    assert torch.equal(*found)

@@ -158,6 +158,7 @@ CHANGED: dict[tuple[str, str], int] = {
     **{(name, "lmms-eval"): 1 for name in ("mmmu", "mmmu_pro", "mmmu_pro_vision", "ocrbench", "vqav2")},
     ("pope", "lmms-eval"): 2,
     **{(name, "vlmevalkit"): 1 for name in ("mlvu", "mvbench", "pope", "videomme")},
+    **{(name, "vlmevalkit"): 2 for name in ("mmmu", "mmmu_pro", "mmmu_pro_vision")},  # the second: other prompts
     **{("textvqa", source): 1 for source in ("authors", "vlmevalkit")},
     ("vizwiz", "authors"): 1,
 }
