@@ -14,7 +14,6 @@ import os
 import re
 import resource
 import shutil
-import stat
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,11 +53,7 @@ def check_regular(path: str | Path) -> None:
     Raises:
         InputError: it is one.
     """
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:  # not there; or not to be looked at, which opening it will say
-        return
-    if not stat.S_ISREG(mode):
+    if os.path.exists(path) and not os.path.isfile(path):  # what may not be looked at, opening it will say
         raise InputError(f"{path} is a folder, a pipe or a device, not a file: move it away, or name another place")
 
 
@@ -78,8 +73,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     path = Path(path)
     temporary = _beside(path, "tmp")
     with writing(temporary, named=path):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise FileError(f"{path} is a device or a pipe, not a file: {_OTHER_PLACE}")
+        _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb", buffering=0) as file:
@@ -92,6 +86,12 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
             raise
         sync_folder(path.parent)
     return path
+
+
+def _check_replaceable(path: Path) -> None:
+    """Whoever may rename over a device would take it from the whole machine: /dev/null, say."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileError(f"{path} is a device or a pipe, not a file or a folder: {_OTHER_PLACE}")
 
 
 def write_whole(file: Any, data: bytes) -> None:
@@ -118,6 +118,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = _beside(path, "tmp")
     with writing(temporary, named=path):
+        _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
         remove(temporary)
@@ -139,6 +140,7 @@ def check_writable(path: str | Path) -> None:
     """
     probe = _beside(Path(path), "tmp")
     with writing(probe, named=path):
+        _check_replaceable(Path(path))
         made = [part for part in (probe, *probe.parents) if not part.exists()]
         try:
             probe.mkdir(parents=True)
@@ -273,8 +275,7 @@ def _about(name: Any, path: Path) -> bool:
 def _being_written(error: BaseException, path: Path) -> str | Path:
     """The file that a library was writing when it raised an error without a name: what its functions were given."""
     inside = f"{os.path.abspath(path)}{os.sep}"
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    for frame in reversed(frames):
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         for value in frame.f_locals.values():
             if isinstance(value, (str, Path)) and os.path.abspath(value).startswith(inside):
                 return value

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import time
 from argparse import Namespace
 from contextlib import nullcontext
@@ -163,6 +164,18 @@ def test_a_new_folder_takes_the_place_of_the_old_one(tmp_path, way):
     fill(tmp_path / "final", "new")
     assert (tmp_path / "final" / "content").read_text() == "new"
     assert names(tmp_path) == {"final"}
+
+
+def test_a_device_is_no_place_for_a_folder(tmp_path, way):
+    """Root may rename over /dev/null, for every program of the machine."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for place in (tmp_path / "pipe", tmp_path / "link"):
+        for write in (lambda path: fill(path, "new"), files.check_writable, lambda path: files.write_text(path, "new")):
+            with pytest.raises(FileError, match=f"{place.name} is a device or a pipe, not a file or a folder"):
+                write(place)
+    assert names(tmp_path) == {"pipe", "link"}
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
 
 
 def test_folders_and_names_are_on_the_disk_before_the_old_ones_are_gone(tmp_path, way, monkeypatch):

@@ -15,7 +15,7 @@ from ppe_npu.checkpoints.loading import DTYPES, check_checkpoint, load_model
 from ppe_npu.checkpoints.trust import NO_CODE, check_no_code, tensors_only
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.files import new_folder, write_json
+from ppe_npu.files import check_writable, new_folder, write_json
 from ppe_npu.models.fingerprint import fingerprint
 from ppe_npu.training.adapters import adapter_weights, set_adapter_weights
 from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, read_base
@@ -149,6 +149,7 @@ def _check_output(output: Path) -> None:
         raise InputError(f"output {output} is a file: name a folder")
     if output.is_dir() and any(output.iterdir()):
         raise InputError(f"output {output} is not empty: name a new folder")
+    check_writable(output)
 
 
 # -- full weights ------------------------------------------------------------------------------------------------------

@@ -258,3 +258,10 @@ def test_a_run_whose_rule_has_changed_is_not_gone_on_with(load, tmp_path, name, 
 
 def test_every_rule_that_has_changed_is_there():
     assert official.CHANGED.keys() <= official.RULES.keys()
+
+
+@pytest.mark.parametrize("name", protocols.names())
+@pytest.mark.parametrize("key", ["min_pixels", "max_pixels"])
+def test_bounds_that_cannot_be_are_named_whatever_the_protocol_has(name, key):
+    with pytest.raises(InputError, match=f"{key}=-1"):
+        protocols.load(name).sampling(**{key: -1})

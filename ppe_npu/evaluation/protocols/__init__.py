@@ -69,9 +69,9 @@ class Protocol:
         if {"fps", "nframes"} & named.keys():
             own = {key: value for key, value in own.items() if key not in ("fps", "nframes")}
         if named.get("min_pixels", 0) > own.get("max_pixels", float("inf")):
-            own.pop("max_pixels")
+            own.pop("max_pixels", None)
         if own.get("min_pixels", 0) > named.get("max_pixels", float("inf")):
-            own.pop("min_pixels")
+            own.pop("min_pixels", None)
         return VideoSampling(**{**own, **named})
 
     def pixels(self, least: int | None, most: int | None) -> tuple[int | None, int | None]:
