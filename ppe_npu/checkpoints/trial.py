@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ppe_npu.checkpoints.trust import PICKLED, SAFE
 from ppe_npu.data.tiles import image_tiles, is_tiled, tile_count, video_tiles
 from ppe_npu.data.videos import Video
 from ppe_npu.errors import InputError, first_line, shown
@@ -24,7 +25,6 @@ _SIZES = ("patch_size", "merge_size", "temporal_patch_size")
 _EDGES, _SIDES = ("shortest_edge", "longest_edge"), ("height", "width")  # of a grid's and of a tile's size
 _WIDTHS = ("hidden_size", "embed_dim")
 _AMOUNTS = (("num_hidden_layers", "depth"), ("vocab_size",), ("intermediate_size",))  # of layers, words, an MLP
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TURN = [{"role": "user", "content": [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "what?"}]}]
 
 
@@ -128,7 +128,7 @@ def check_amount(folder: Path, config: Mapping[str, Any]) -> None:
     A number takes half a byte at least. Of each layer half a square matrix of its width is counted, of the vocabulary a
     row each, and one matrix of the MLP, where there are no experts: every family of ours has more.
     """
-    size = sum(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern) if file.is_file())
+    size = sum(file.stat().st_size for pattern in (SAFE, PICKLED) for file in folder.glob(pattern) if file.is_file())
     for name, part in (("", config), *((f"{key}.", value) for key, value in config.items())):
         if not isinstance(part, dict):
             continue

@@ -18,8 +18,8 @@ from ppe_npu.utils.escape import printable
 NO_CODE = {"trust_remote_code": False}  # of every from_pretrained: transformers asks on the terminal if it is not told
 _CODE = ("auto_map", "megatron_config")  # of transformers: files of the folder; of peft: a module by its name
 _READ = (".json", ".jinja", ".safetensors", ".bin", ".txt", ".model")
-_SAFE, _SAFE_INDEX = "*.safetensors", "*.safetensors.index.json"
-_PICKLED, _PICKLED_INDEX = "pytorch_model*.bin", "pytorch_model*.bin.index.json"
+SAFE, _SAFE_INDEX = "*.safetensors", "*.safetensors.index.json"
+PICKLED, _PICKLED_INDEX = "pytorch_model*.bin", "pytorch_model*.bin.index.json"
 
 
 def check_no_code(folder: str | Path) -> None:
@@ -63,14 +63,14 @@ def weight_options(folder: str | Path, allow_bin: bool) -> dict[str, Any]:
     Args:
         folder: of the checkpoint, or an id on the hub.
     """
-    alone = allow_bin and not any(Path(folder).glob(_SAFE))
+    alone = allow_bin and not any(Path(folder).glob(SAFE))
     return {"use_safetensors": (False if Path(folder).is_dir() else None) if alone else True, "weights_only": True}
 
 
 def check_weight_files(folder: Path, allow_bin: bool) -> None:
     """Raise InputError unless a folder holds weights, of a kind that is read, and its index names files in it."""
-    pickled = any(folder.glob(_PICKLED))
-    if not any(any(folder.glob(pattern)) for pattern in (_SAFE, _SAFE_INDEX)):
+    pickled = any(folder.glob(PICKLED))
+    if not any(any(folder.glob(pattern)) for pattern in (SAFE, _SAFE_INDEX)):
         if not pickled:
             raise InputError(f"model folder {folder} holds no weights (*.safetensors): it is not a whole checkpoint")
         if not allow_bin:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -259,7 +260,7 @@ def test_four_bits_need_cuda_and_bitsandbytes(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: found.get(name))
     with pytest.raises(InputError, match="bitsandbytes, which is not installed: pip install bitsandbytes"):
         check_adapter(Adapter("qlora"), torch.device("cuda"))
-    found.clear()
+    monkeypatch.setitem(sys.modules, "peft", None)  # as if it could not be found
     with pytest.raises(InputError, match=r'needs peft, which is not installed: pip install ".*\[train\]"'):
         check_adapter(Adapter(), torch.device("cpu"))
 
