@@ -45,7 +45,7 @@ bench: $(READY)  ## every operator, prefill, decoding, a training step, the towe
 	for part in ops prefill tower; do \
 		$(BIN)/python scripts/bench_$$part.py --device $(DEVICE) --output $(or $(OUTPUT),runs/bench)/$$part.json || exit 1; done
 test: $(VENV)/.ready  ## all fast tests, by two workers; random draws are the same in every run
-	PYTHONHASHSEED=0 $(PYTEST) $(WORKERS) -m "not slow"
+	PYTHONHASHSEED=0 $(PYTEST) $(WORKERS) -m "not slow and not ci"
 test-all: SEED := $(or $(SEED),$(shell date +%s))
 test-all: $(VENV)/.ready  ## the slow ones, too, with other random draws   [SEED=, which it says]
 	@echo "random draws of SEED=$(SEED)"

@@ -62,6 +62,7 @@ def test_train_and_eval_of_a_given_model(run, tiny_folder, tmp_path):
     assert (tmp_path / "eval" / "report.png").is_file()
 
 
+@pytest.mark.ci
 def test_train_and_eval_without_arguments(run, tmp_path, monkeypatch):
     from ppe_npu.cli import train as commands
 

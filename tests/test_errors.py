@@ -93,6 +93,7 @@ class Rows(torch.utils.data.Dataset):
         return read_json(self.path)
 
 
+@pytest.mark.ci
 def test_errors_of_a_workers_process_are_told_apart_too(run, monkeypatch, tmp_path):
     def command(args):
         list(torch.utils.data.DataLoader(Rows(args.out), num_workers=1))
@@ -123,6 +124,7 @@ class Broken:
     ("number", "code", "said"),
     [(errno.EPIPE, 141, ""), (errno.ENOSPC, 2, "standard output cannot be written (No space")],
 )
+@pytest.mark.ci
 def test_an_output_that_takes_no_more(run, monkeypatch, tmp_path, number, code, said):
     """`ppe-npu ... | head` is quiet; a full disk under `> file` is one line."""
     monkeypatch.setattr(COMMAND, lambda args: print("row"))

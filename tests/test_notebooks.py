@@ -22,7 +22,7 @@ def cells(path: Path, kind: str = "code") -> list[str]:
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if "train" in path.stem else []) for path in NOTEBOOKS],
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.ci] if "train" in path.stem else []) for path in NOTEBOOKS],
 )
 def test_every_cell_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -58,6 +58,7 @@ def sample(folder):
 
 @pytest.mark.parametrize("far", [100, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CONTAINERS)
+@pytest.mark.half
 def test_every_container_gives_the_same_frames(sample, monkeypatch, name, far):
     """Of the whole, of late clips and at single times; with far = 1 wherever a seek can help there is one."""
     monkeypatch.setattr(decoding, "_FAR", far)

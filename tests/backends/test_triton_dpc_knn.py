@@ -197,6 +197,7 @@ def test_16_bit_channels_are_shifted_exactly_or_split_or_near_zero(dtype):
 
 @pytest.mark.parametrize("kind", ["one at zero", "one beyond", "five alike"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
+@pytest.mark.ci
 def test_massive_channels_with_outliers_cost_no_digits(dtype, kind):
     """Not of distances between outliers either: at most twice the error of the specification in fp32."""
     x = massive(dtype, kind)

@@ -20,6 +20,7 @@ LARGE = {"fp32": {"one large group"}, "bf16": {"more than a tile"}}  # seconds e
 
 
 @pytest.mark.parametrize(("dtype", "ops"), [("fp32", OPS), pytest.param("bf16", {"dpc_knn"}, marks=pytest.mark.slow)])
+@pytest.mark.ci
 def test_all_parity_cases_hold(made_for_cuda, monkeypatch, dtype, ops):
     entries = made_for_cuda("triton")
     assert {entry.op for entry in entries} == OPS

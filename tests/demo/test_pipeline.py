@@ -8,6 +8,7 @@ import pytest
 from ppe_npu.demo import findings, pipeline
 
 
+@pytest.mark.ci
 def test_a_run_leaves_a_report_and_is_not_repeated(small, tmp_path, capsys, monkeypatch):
     code = pipeline.main(small)
     report = (tmp_path / "demo" / "report.md").read_text()

@@ -163,6 +163,7 @@ def test_a_damaged_line_is_named(tmp_path):
         samples([run], [0])
 
 
+@pytest.mark.ci
 def test_ten_thousand_samples_are_below_20_mb(tmp_path):
     page = page_of(tmp_path, count=10_000)
     assert page.stat().st_size < 20_000_000

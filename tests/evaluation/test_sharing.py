@@ -193,6 +193,7 @@ def test_ten_thousand_samples_once_with_ten_kills(tmp_path):
     check_whole(tmp_path / "run", 10_000)
 
 
+@pytest.mark.ci
 def test_killed_at_any_change_of_the_disk_every_sample_is_there_once(tmp_path):
     def work(folder):
         with Evaluation(Instant(), Counting(20), folder, batch_size=8, bar=False) as evaluation:

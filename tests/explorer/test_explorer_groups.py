@@ -151,6 +151,7 @@ def test_a_fault_of_the_model_is_raised_where_the_answer_is_read(explorer, monke
     assert list(explorer.ask(session.prompt(), session.configs["dense"]))
 
 
+@pytest.mark.ci
 def test_two_users_at_once_do_not_mix(explorer):
     """Four threads with settings of their own get what each gets alone."""
     asked = [

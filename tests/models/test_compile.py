@@ -76,8 +76,14 @@ def test_what_methods_look_at_is_part_of_the_graph(model, name):
     assert len(graphs.seen) == 1
 
 
-@SLOW
-@pytest.mark.parametrize("part", ["module", "forward", "layers"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param("module", marks=SLOW),
+        pytest.param("forward", marks=pytest.mark.ci),
+        pytest.param("layers", marks=SLOW),
+    ],
+)
 @torch.no_grad()
 def test_other_padding_does_not_compile_again(part):
     """Compiled code gets a mask; segments, whose lengths are its constants, are for code that is not."""
@@ -177,6 +183,7 @@ def test_decoding_is_one_graph_compiled_again_once_for_any_length(model, config)
 )
 @pytest.mark.parametrize("config", [pytest.param(PPE, marks=SLOW), CASCADE], ids=["ppe", "cascade"])
 @torch.no_grad()
+@pytest.mark.ci
 def test_a_step_into_a_static_cache_is_one_graph_for_all_steps_and_prompts(model, config):
     """No shape and no number may change, nothing is read, and all stays where it is in memory: what is recorded of one
     step can be played again."""

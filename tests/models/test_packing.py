@@ -63,6 +63,7 @@ def test_a_packed_batch_is_its_samples(family, name):
 
 @settings(max_examples=many(20))
 @given(st.lists(prompts(), min_size=1, max_size=4), configs(), st.sampled_from(["left", "right"]))
+@pytest.mark.ci
 def test_packing_is_exact_for_every_prompt_and_setting(some, config, side):
     check_packed(compress(MODELS["qwen2_5_vl"], config), some, side)
 

@@ -24,6 +24,7 @@ def copy(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["half", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.ci
 def test_the_recorded_bundle_holds_here(part, monkeypatch):
     """Computed on some other machine's CPU; see docs/npu.md for how the same file is checked on a device. A half has
     every operator's case in both dtypes, and every setting of the model in one of them."""
@@ -35,6 +36,7 @@ def test_the_recorded_bundle_holds_here(part, monkeypatch):
     assert {row.dtype for row in rows} == {"fp32", "bf16"}
 
 
+@pytest.mark.ci
 def test_random_numbers_of_another_cpu_change_nothing(few, once, monkeypatch):
     """Gradients are for the cotangents that were recorded: normal numbers hang on whether a CPU has AVX2."""
     drawn = torch.randn
@@ -167,6 +169,7 @@ def test_what_fails_is_a_row_and_the_rest_goes_on(recorded, failing):
     assert [row for row in rows if row.ok] == agreeing
 
 
+@pytest.mark.ci
 def test_what_fails_while_recording_is_left_out_and_said_by_who_checks(few, failing, tmp_path):
     failing()
     rows = bundle.record(CPU, tmp_path / "new")

@@ -91,6 +91,7 @@ CHANGED = (
 )
 
 
+@pytest.mark.ci
 def test_the_same_numbers_in_another_dtype_are_not_the_same(recorded):
     rewrite(recorded, lambda tensors: tensors.update({name: change(tensors[name]) for name, change in CHANGED}))
     failed = [(row.op, row.dtype, row.direction, row.error) for row in bundle.check(recorded, CPU) if not row.ok]
@@ -115,6 +116,7 @@ def test_cotangents_that_make_every_gradient_nan_are_no_parity(recorded):
         bundle.check(recorded, CPU)
 
 
+@pytest.mark.ci
 def test_weights_that_nothing_can_be_computed_with_are_no_parity(recorded):
     """Logits of NaN here, there and in fp64."""
 

@@ -17,6 +17,7 @@ def exact():
 
 
 @pytest.mark.parametrize("setting", CONFIGS)
+@pytest.mark.ci
 def test_the_cpus_operators_take_the_same_way(setting, exact):
     exact = exact if setting == "ppe" else walk(setting, dtype=torch.float64, fused=False)
     found = walk(setting)

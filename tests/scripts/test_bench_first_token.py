@@ -27,6 +27,7 @@ def flops(model, inputs) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.ci
 def test_a_block_of_each_kind_stands_for_all_of_the_tower():
     text, vision, tied = SIZES["tiny"]
     SIZES["whole"] = text, vision | {"depth": DEPTH, "fullatt_block_indexes": [7, 15, 23, 31]}, tied

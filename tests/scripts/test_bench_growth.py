@@ -48,6 +48,7 @@ def test_a_training_step_is_timed_and_counted():
 
 
 @pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.ci
 def test_what_two_blocks_are_said_to_cost_in_the_whole_depth_is_what_that_costs(frozen):
     def step(kinds):
         model = bench_training.model_of("tiny", 2, torch.device("cpu"), torch.float32, kinds)

@@ -20,6 +20,7 @@ def test_a_drawn_picture_is_the_same_every_time_and_another_by_another_seed_or_w
     assert len({one.tobytes() for one in drawn}) == len(drawn)
 
 
+@pytest.mark.ci
 def test_the_benchmark_counts_what_is_kept_and_times_all_at_that_number(tmp_path, capsys):
     output = tmp_path / "pages.json"
     run = ["--size", "tiny", "--rounds", "1", "--pixels", "224", "280", "--thresholds", "0", "0.1"]

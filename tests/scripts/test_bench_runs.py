@@ -93,6 +93,7 @@ def bench(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.ci
 def test_prefill_is_timed_setting_by_setting(bench):
     parts, picture = bench("--parts", "prefill")
     assert list(parts) == ["tiny video-3x16 prefill"]
@@ -112,6 +113,7 @@ def test_prefill_is_timed_setting_by_setting(bench):
         bench("--rounds", "2")
 
 
+@pytest.mark.ci
 def test_of_a_picture_cells_are_dropped_before_the_tower(bench, tmp_path, monkeypatch):
     """And a setting that fails costs no other one its figures; no round begins when the time is over."""
 

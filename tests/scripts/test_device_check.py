@@ -80,7 +80,7 @@ def test_every_part_runs_although_one_fails_and_one_never_ends(tmp_path):
     assert parts["train"] == parts["no-sync"] == -1  # the hung part has taken the time that there was
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_it_runs_whole_on_a_cpu(tmp_path):
     """The commands are right: their first run on a GPU is not their first run."""
     code, summary = check(tmp_path, PYTHON=sys.executable, DEVICE="cpu", TINY="1", MINUTES="30")

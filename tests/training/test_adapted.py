@@ -37,6 +37,7 @@ def test_it_is_the_merged_model(adapter, tmp_path, dtype):
     assert not torch.equal(logits(plain), logits(merged)), "the adapter does something"
 
 
+@pytest.mark.ci
 def test_describe_and_eval_take_it(run, adapter, tmp_path, write_image):  # noqa: F811
     merge_lora(adapter, tmp_path / "merged")
     scenes.write_split(tmp_path / "data", "test", 2, seed=2, questions_per_image=3)

@@ -88,7 +88,7 @@ def test_two_machines_learn_as_one_process(one, common, tmp_path):
     check_equal(tmp_path / "two", one)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_processes_packing_and_accumulation_together_change_nothing(one, common, tmp_path):
     asked = ("--batch-size", "2", "--global-batch", "8", "--packing", "--output", str(tmp_path / "four"))
     finish(*torchrun(*common, *asked))

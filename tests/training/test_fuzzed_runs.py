@@ -123,6 +123,7 @@ def check(original: Path, other: Path, place: Path, settings: dict, seed: int) -
 @pytest.mark.parametrize(
     "seeds", [range(12), pytest.param(range(1000, 2000), marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=len
 )
+@pytest.mark.ci
 def test_a_damaged_run_is_named_or_goes_on_as_it_was(original, whole_run, untrained, tmp_path, capfd, seeds):
     settings = {**whole_run[0], "resume": True}
     shutil.copytree(original[0], tmp_path / "run")

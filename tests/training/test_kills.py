@@ -124,6 +124,7 @@ def check_killed_at(change: int, uncut, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.62, pytest.param(0.97, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.ci
 def test_killed_at_a_change_of_the_disk_it_is_the_run_that_was_not(uncut, tmp_path, share):
     check_killed_at(round(share * uncut[2]), uncut, tmp_path)
 
@@ -136,6 +137,7 @@ def test_killed_at_any_change_of_the_disk_it_is_the_run_that_was_not(uncut, tmp_
         check_killed_at(change, uncut, tmp_path / str(change))
 
 
+@pytest.mark.ci
 def test_a_kill_between_saving_and_naming_loses_one_checkpoint_only(tiny_folder, tmp_path, monkeypatch):
     """Every moment of a save has its own place: cut off at each file operation in turn, the run goes on."""
     from ppe_npu.training import loop

@@ -95,6 +95,7 @@ def test_self_distillation_is_part_of_the_loss(settings):
 
 
 @pytest.mark.parametrize("adapter", [pytest.param(None, marks=pytest.mark.slow), {"kind": "lora", "rank": 2}])
+@pytest.mark.ci
 def test_a_frozen_teacher_stays_what_the_model_was(settings, adapter, capfd):
     """The first step has one loss, whoever teaches; later ones do not, nor does a run that goes on."""
     common = {"distill_weight": 1.0, "learning_rate": 1e-2, "adapter": adapter, "save_steps": 2}

@@ -106,6 +106,7 @@ def settings(internvl, output, **more):
     return TrainConfig(**recipe | own | small | more)
 
 
+@pytest.mark.ci
 def test_a_recipe_trains_it_and_a_resumed_run_is_the_same(internvl, tmp_path):
     result = train(settings(internvl, tmp_path / "whole"), announce=False)
     losses = [loss for _, loss in result.losses]
