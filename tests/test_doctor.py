@@ -53,6 +53,14 @@ def test_doctor_fails_where_something_needed_is_missing_and_shows_no_secret(run,
     assert "hf_secret" not in out
 
 
+def test_files_that_the_system_caches_are_no_memory_in_use(monkeypatch):
+    memory = SimpleNamespace(total=24 << 30, available=19 << 30, free=4 << 30)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert doctor._memory() == {"total": 24 << 30, "free": 19 << 30}
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert doctor._memory() is None
+
+
 def test_doctor_names_versions_that_are_not_asked_for(run, monkeypatch):
     version = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: "0.1.dev1" if name == "accelerate" else version(name))
