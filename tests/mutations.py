@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import draws
+
 JUNK = [
     *(None, True, False, 0, 5, -1, 0.5, 7.5, 10**30, float("inf"), float("-inf"), float("nan"), [], {}, [1], [[]]),
     *(
@@ -42,6 +44,11 @@ KEYS = [
 ]
 
 
+def dice(*names: Any) -> random.Random:
+    """The draws of one mutation: the same in every run of `make test`, others with each PPE_TEST_SEED."""
+    return random.Random(f"{draws.SEED} {' '.join(map(str, names))}")
+
+
 def places(value: Any, above: tuple = ()) -> Iterator[tuple]:
     """The way to every value in it: keys and numbers."""
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -73,14 +80,26 @@ def mutated(value: Any, dice: random.Random) -> Any:
     return value
 
 
+def _is_lines(content: bytes) -> bool:
+    """Whether it is a value a line, whatever the file is called."""
+    try:
+        json.loads(content)
+    except ValueError:
+        return True
+    return False
+
+
 def damage(file: Path, strange: Path, dice: random.Random) -> str:
     """Change a file in one way; says which. strange: one whose content it may get."""
     content = file.read_bytes()
-    kinds = ["gone", "folder", "pipe", "bytes", "cut", "other", "link"] + ["value"] * 12 * (file.suffix == ".json")
-    kind = dice.choice(kinds)
+    whole = file.suffix in (".json", ".jsonl")
+    kind = dice.choice(["gone", "folder", "pipe", "bytes", "cut", "other", "link"] + ["value"] * 12 * whole)
     file.unlink()
     if kind == "value":
-        file.write_text(json.dumps(mutated(json.loads(content), dice)))
+        lines = content.splitlines() if _is_lines(content) else [content]
+        at = dice.randrange(len(lines))
+        lines[at] = json.dumps(mutated(json.loads(lines[at]), dice)).encode()
+        file.write_bytes(b"\n".join(lines) + b"\n")
     elif kind == "folder":
         file.mkdir()
     elif kind == "pipe":

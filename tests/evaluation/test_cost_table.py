@@ -84,6 +84,14 @@ def test_a_damaged_pass_is_named(tmp_path, text):
         cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {}}])
 
 
+def test_a_pass_that_does_not_say_what_it_was_over_is_named(tmp_path):
+    told = {"rounds": 5, "prompts": 8, "device": "cpu", "protocol": "checkpoint"}
+    for of in ({"dense": []}, {"dense": 5}, {"dense": None}, ["dense"], "dense"):
+        write_json(tmp_path / "costs.json", {"rows": {"dense": row("dense", 1.0, 1.0)[1]}, **told, "of": of})
+        with pytest.raises(InputError, match=r"costs.json holds no costs \(of.*: delete it and measure again"):
+            cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {"compression": DENSE}}])
+
+
 def test_a_pass_of_another_protocol_is_not_shown(tmp_path):
     one = row("dense", 1.0, 1.0)[1]
     known = {"rounds": 5, "prompts": 8, "device": "cpu", "protocol": "qwen"}
