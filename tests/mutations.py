@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import draws
+import pytest
 
 JUNK = [
     *(None, True, False, 0, 5, -1, 0.5, 7.5, 10**30, float("inf"), float("-inf"), float("nan"), [], {}, [1], [[]]),
@@ -47,6 +48,17 @@ KEYS = [
 def dice(*names: Any) -> random.Random:
     """The draws of one mutation: the same in every run of `make test`, others with each PPE_TEST_SEED."""
     return random.Random(f"{draws.SEED} {' '.join(map(str, names))}")
+
+
+def thousand(short: int) -> pytest.MarkDecorator:
+    """Parametrises a test by `numbers`, those of its mutations: a few in every run, a thousand in four slow tests."""
+    slow = [pytest.param(range(n, n + 250), marks=pytest.mark.slow) for n in range(0, 1000, 250)]
+    return pytest.mark.parametrize("numbers", [range(short), *slow], ids=str)
+
+
+def both(found: Sequence[bool]) -> bool:
+    """Whether a law was tried on both sides, where there was the room for it."""
+    return len(found) < 50 or len(found) // 20 < sum(found) < len(found) - len(found) // 20
 
 
 def places(value: Any, above: tuple = ()) -> Iterator[tuple]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from bounds import bounded
 from fixtures import write_noise_records
-from mutations import dice
+from mutations import dice, thousand
 
 from ppe_npu import cli
 from ppe_npu.cli.parser import build_parser
@@ -177,11 +177,7 @@ def quick(monkeypatch):
 
 
 @pytest.mark.usefixtures("quick", "undrawn_report")
-@pytest.mark.parametrize(
-    "numbers",
-    [range(6), *(pytest.param(range(n, n + 250), marks=pytest.mark.slow) for n in range(0, 1000, 250))],
-    ids=str,
-)
+@thousand(6)
 def test_a_changed_command_line_works_or_says_why_not(run, whole, tmp_path, monkeypatch, numbers):
     monkeypatch.chdir(tmp_path)
     codes = [check(run, whole, tmp_path / "copy", number) for number in numbers]

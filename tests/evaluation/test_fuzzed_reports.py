@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bounds import bounded
 from command_line import refused
-from mutations import damage, dice
+from mutations import both, damage, dice, thousand
 from report_runs import Points, some, write_run
 from test_cost_table import row
 
@@ -64,7 +64,6 @@ def check(run, whole: Path, place: Path, number: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-def test_a_damaged_evaluation_is_named_or_reported(run, finished, tmp_path, count):
-    reported = [check(run, finished, tmp_path / "copy", number) for number in range(count)]
-    assert count // 10 < sum(reported) <= count - count // 10
+@thousand(2)
+def test_a_damaged_evaluation_is_named_or_reported(run, finished, tmp_path, numbers):
+    assert both([check(run, finished, tmp_path / "copy", number) for number in numbers])

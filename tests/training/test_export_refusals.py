@@ -83,7 +83,8 @@ def test_an_adapter_that_is_not_whole_is_refused(copy, tmp_path):
     refuse("holds no adapter_config.json")
     (copy / "adapter_config.json").write_text(settings)
     odd = json.dumps({**read_base(copy), "dtype": "nn"})
-    for text in ("{", "[]", '{"model": "x"}', odd):
+    long = json.dumps({**read_base(copy), "weights": "x" * 5000})
+    for text in ("{", "[]", '{"model": "x"}', odd, long):
         (copy / BASE).write_text(text)
         refuse("base.json is damaged")
     (copy / BASE).unlink()
