@@ -21,6 +21,7 @@ from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.results import method, title
 from ppe_npu.methods.base import method_class, method_names
+from ppe_npu.models.pvc.config import PVCConfig
 from ppe_npu.released import KEYS, Released
 from ppe_npu.settings import from_mapping, strangers, to_plain
 from ppe_npu.training.adapters import Adapter
@@ -50,6 +51,7 @@ CLASSES = {
     "released": (Released, dict.fromkeys(KEYS[:1], True) | {"compression_before_llm": True}, Released.from_dict),
     "adapter": (Adapter, {}, Adapter.from_dict),
     "video": (VideoSampling, {}, lambda values: from_mapping(VideoSampling, values, "video")),
+    "pvc": (PVCConfig, {}, lambda values: from_mapping(PVCConfig, values, "pvc")),
     "training": (TrainConfig, FRAME, lambda values: from_mapping(TrainConfig, values, "recipe")),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -90,6 +91,13 @@ def test_a_pass_that_does_not_say_what_it_was_over_is_named(tmp_path):
         write_json(tmp_path / "costs.json", {"rows": {"dense": row("dense", 1.0, 1.0)[1]}, **told, "of": of})
         with pytest.raises(InputError, match=r"costs.json holds no costs \(of.*: delete it and measure again"):
             cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {"compression": DENSE}}])
+
+
+def test_pipes_are_not_waited_for_where_a_pass_or_settings_are_looked_for(tmp_path):
+    for name in ("costs.json", "settings.json"):
+        os.mkfifo(tmp_path / name)
+    assert costs._settings(tmp_path) == {}
+    assert not costs._measured(tmp_path, [])
 
 
 def test_a_pass_of_another_protocol_is_not_shown(tmp_path):

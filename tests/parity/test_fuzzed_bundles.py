@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import shutil
 
 import pytest
@@ -164,6 +165,12 @@ def test_a_folder_that_is_no_bundle_is_not_written_over(few, once, tmp_path):
         with pytest.raises(InputError, match=words):
             bundle.record(CPU, folder)
         assert {path.name: path.read_text() for path in folder.iterdir()} == before
+
+
+def test_a_pipe_in_a_manifests_place_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(InputError, match=r"exists and holds no manifest.json of a bundle"):
+        files.check_replaceable(tmp_path)
 
 
 def test_what_cannot_be_written_is_said_before_anything_is_computed(tmp_path, monkeypatch):
