@@ -92,6 +92,24 @@ def test_damaged_generation_settings_are_named_or_change_no_answer(tiny_folder, 
     assert sum(answers not in (plain, None) for answers in found) <= len(found) // 20  # another end token
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("config.json", lambda found: found.update(image_token_id=5), "image_token_id=.*, and config.json says 5"),
+        ("config.json", lambda found: found["text_config"].update(vocab_size=20), "and config.json says 20 words"),
+        ("tokenizer.json", lambda found: found["model"]["vocab"].update(row=999), "'row' has the id 999, and config"),
+    ],
+)
+def test_words_and_placeholders_that_the_model_beside_a_processor_lacks(tiny_folder, tmp_path, file, change, words):
+    """They ended in the embedding, or as features without tokens, without a word about the folder."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    found = json.loads((folder / file).read_text())
+    change(found)
+    (folder / file).write_text(json.dumps(found))
+    with pytest.raises(InputError, match=rf"tokenizer of .*model cannot be used \(.*{words}.*save the processor"):
+        load_processor(folder)
+
+
 @pytest.mark.slow
 def test_whatever_is_asked_of_generate_is_refused_or_works(tiny_folder):
     """Each setting with numbers, lists and texts of all kinds: an answer, or one line before and during generate()."""

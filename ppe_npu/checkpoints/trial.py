@@ -41,6 +41,8 @@ def try_processor(processor: Any, path: str | Path) -> None:
     longest = processor.tokenizer.model_max_length
     if not _is_number(longest) or not longest > 0:
         raise _useless("tokenizer", path, f"model_max_length={shown(longest)} is no number above 0")
+    config = _model_of(path)
+    _check_vocabulary(processor, config, path)
     image, video = processor.image_processor, processor.video_processor
     if tiled:
         _try_tiles(processor, path)
@@ -50,14 +52,33 @@ def try_processor(processor: Any, path: str | Path) -> None:
     frames = torch.zeros(2 * video.temporal_patch_size, 3, side, side, dtype=torch.uint8)
     _use("image_processor", path, lambda: image(images=[frames[0]], **bounds))
     _use("video_processor", path, lambda: video(videos=[frames], do_sample_frames=False, **bounds))
-    _check_patches(processor, path)
+    _check_against_model(processor, config, path)
     _try_text(processor, path)
 
 
-def _check_patches(processor: Any, path: str | Path) -> None:
-    """Patches that the model in the same folder does not have: it would read one picture as another, or none."""
+def _model_of(path: str | Path) -> dict[str, Any]:
+    """The config of the model in the same folder; {} where there is none."""
     config = json_or_none(Path(path) / "config.json")
-    vision = config.get("vision_config") if isinstance(config, dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+def _check_vocabulary(processor: Any, config: Mapping[str, Any], path: str | Path) -> None:
+    """Words that the model has no row for: a text with one of them would end in its embedding."""
+    text = config.get("text_config")
+    rows = (text if isinstance(text, dict) else config).get("vocab_size")
+    if isinstance(rows, int):
+        word, last = max(processor.tokenizer.get_vocab().items(), key=lambda pair: pair[1], default=("", -1))
+        if last >= rows:
+            raise _useless("tokenizer", path, f"{shown(word)} has the id {last}, and config.json says {rows} words")
+
+
+def _check_against_model(processor: Any, config: Mapping[str, Any], path: str | Path) -> None:
+    """Patches and placeholders that the model does not have: it would read one picture as another, or none."""
+    for key in ("image_token_id", "video_token_id"):
+        token, wanted = getattr(processor, key), config.get(key)
+        if isinstance(wanted, int) and token != wanted:
+            raise _useless("tokenizer", path, f"{key}={shown(token)}, and config.json says {wanted}")
+    vision = config.get("vision_config")
     if not isinstance(vision, dict):
         return
     for name in ("image_processor", "video_processor"):
