@@ -31,7 +31,7 @@ def answer(folder: Path) -> list[str]:
     """What `ppe-npu describe` does, of an adapter, too."""
     found = Checkpoint.of(folder)
     check_compression(found.model, CONFIG)
-    processor = load_processor(found.processor)
+    processor = load_processor(found.processor, model=found.model)
     content = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "shape red"}]
     inputs = build_inputs(processor, [[{"role": "user", "content": content}]])
     own = of_checkpoint(found.model)

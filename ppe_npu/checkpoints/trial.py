@@ -28,12 +28,12 @@ _AMOUNTS = (("num_hidden_layers", "depth"), ("vocab_size",), ("intermediate_size
 _TURN = [{"role": "user", "content": [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "what?"}]}]
 
 
-def try_processor(processor: Any, path: str | Path) -> None:
+def try_processor(processor: Any, path: str | Path, model: str | Path | None = None) -> None:
     """Raise InputError, which names the part and the folder, unless a processor can do its work.
 
     Args:
         processor: a Qwen-VL or InternVL one, with image_processor, video_processor, tokenizer and chat template.
-        path: where it is from.
+        path: where it is from. model: the folder of the model that it is for; None: the same.
     """
     tiled = is_tiled(processor)
     for name in ("image_processor", "video_processor"):
@@ -41,7 +41,7 @@ def try_processor(processor: Any, path: str | Path) -> None:
     longest = processor.tokenizer.model_max_length
     if not _is_number(longest) or not longest > 0:
         raise _useless("tokenizer", path, f"model_max_length={shown(longest)} is no number above 0")
-    config = _model_of(path)
+    config = _config(model or path)
     _check_vocabulary(processor, config, path)
     image, video = processor.image_processor, processor.video_processor
     if tiled:
@@ -56,8 +56,8 @@ def try_processor(processor: Any, path: str | Path) -> None:
     _try_text(processor, path)
 
 
-def _model_of(path: str | Path) -> dict[str, Any]:
-    """The config of the model in the same folder; {} where there is none."""
+def _config(path: str | Path) -> dict[str, Any]:
+    """The config.json of a model's folder; {} where there is none."""
     config = json_or_none(Path(path) / "config.json")
     return config if isinstance(config, dict) else {}
 
