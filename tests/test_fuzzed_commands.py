@@ -178,6 +178,7 @@ def quick(monkeypatch):
 
 @pytest.mark.usefixtures("quick", "undrawn_report")
 @thousand(6)
+@pytest.mark.ci
 def test_a_changed_command_line_works_or_says_why_not(run, whole, tmp_path, monkeypatch, numbers):
     monkeypatch.chdir(tmp_path)
     codes = [check(run, whole, tmp_path / "copy", number) for number in numbers]

@@ -130,6 +130,7 @@ def check(whole: Path, place: Path, processor: Any, name: str, number: int) -> s
 
 
 @thousand(6)
+@pytest.mark.ci
 def test_a_benchmarks_damaged_data_are_named_or_make_no_difference(whole, tmp_path, tiny_processor, numbers):
     found = [
         check(whole, tmp_path / "copy", tiny_processor, PUBLISHED[7 * number % len(PUBLISHED)], number)

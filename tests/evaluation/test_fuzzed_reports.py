@@ -65,5 +65,6 @@ def check(run, whole: Path, place: Path, number: int) -> bool:
 
 
 @thousand(2)
+@pytest.mark.ci
 def test_a_damaged_evaluation_is_named_or_reported(run, finished, tmp_path, numbers):
     assert both([check(run, finished, tmp_path / "copy", number) for number in numbers])

@@ -90,6 +90,7 @@ def check(once, place, number: int) -> bool:
 
 
 @thousand(2)
+@pytest.mark.ci
 @pytest.mark.usefixtures("few")
 def test_whatever_is_changed_is_never_agreement(once, tmp_path, numbers):
     assert both([check(once, tmp_path / "copy", number) for number in numbers])

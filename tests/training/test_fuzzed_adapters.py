@@ -27,5 +27,6 @@ def test_a_processor_beside_an_adapter_is_compared_with_the_base(run, tiny_folde
 
 
 @thousand(2)
+@pytest.mark.ci
 def test_a_damaged_adapter_is_named_or_answers(run, tmp_path, numbers):
     check_many(run[0], tmp_path / "copy", numbers)
