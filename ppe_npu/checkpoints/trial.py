@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from ppe_npu.checkpoints.trust import PICKLED, SAFE
+from ppe_npu.checkpoints.trust import NO_CODE, PICKLED, SAFE
 from ppe_npu.data.tiles import image_tiles, is_tiled, tile_count, video_tiles
 from ppe_npu.data.videos import Video
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.models.known import turned_channels
-from ppe_npu.utils.reading import json_or_none
 
 _LARGEST = 256  # of a patch, in pixels or frames, and of a merge, in patches
 _SIZES = ("patch_size", "merge_size", "temporal_patch_size")
@@ -56,34 +55,35 @@ def try_processor(processor: Any, path: str | Path, model: str | Path | None = N
     _try_text(processor, path)
 
 
-def _config(path: str | Path) -> dict[str, Any]:
-    """The config.json of a model's folder; {} where there is none."""
-    config = json_or_none(Path(path) / "config.json")
-    return config if isinstance(config, dict) else {}
+def _config(path: str | Path) -> Any:
+    """The config of the model in a folder; None where there is none, or none that can be read, as loading it says."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(path), **NO_CODE) if (Path(path) / "config.json").is_file() else None
+    except Exception:  # transformers raises whatever a wrong field makes of its code
+        return None
 
 
-def _check_vocabulary(processor: Any, config: Mapping[str, Any], path: str | Path) -> None:
+def _check_vocabulary(processor: Any, config: Any, path: str | Path) -> None:
     """Words that the model has no row for: a text with one of them would end in its embedding."""
-    text = config.get("text_config")
-    rows = (text if isinstance(text, dict) else config).get("vocab_size")
+    rows = getattr(config and config.get_text_config(), "vocab_size", None)
     if isinstance(rows, int):
         word, last = max(processor.tokenizer.get_vocab().items(), key=lambda pair: pair[1], default=("", -1))
         if last >= rows:
             raise _useless("tokenizer", path, f"{shown(word)} has the id {last}, and config.json says {rows} words")
 
 
-def _check_against_model(processor: Any, config: Mapping[str, Any], path: str | Path) -> None:
+def _check_against_model(processor: Any, config: Any, path: str | Path) -> None:
     """Patches and placeholders that the model does not have: it would read one picture as another, or none."""
     for key in ("image_token_id", "video_token_id"):
-        token, wanted = getattr(processor, key), config.get(key)
+        token, wanted = getattr(processor, key), getattr(config, key, None)
         if isinstance(wanted, int) and token != wanted:
             raise _useless("tokenizer", path, f"{key}={shown(token)}, and config.json says {wanted}")
-    vision = config.get("vision_config")
-    if not isinstance(vision, dict):
-        return
+    vision = getattr(config, "vision_config", None)
     for name in ("image_processor", "video_processor"):
         for key, of_model in zip(_SIZES, ("patch_size", "spatial_merge_size", "temporal_patch_size"), strict=True):
-            size, wanted = getattr(getattr(processor, name), key), vision.get(of_model)
+            size, wanted = getattr(getattr(processor, name), key), getattr(vision, of_model, None)
             if isinstance(wanted, int) and size != wanted:
                 raise _useless(name, path, f"{key}={shown(size)}, and config.json says {of_model}={wanted}")
 
