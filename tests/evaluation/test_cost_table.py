@@ -135,6 +135,20 @@ def test_a_pass_shows_the_methods_that_stand_as_they_were_measured(tmp_path):
     assert cost_table.read(changed) is None
 
 
+@pytest.mark.parametrize(
+    "change", [{"members": [5]}, {"positions": None}, {"steps": [5]}, {"steps": [{"method": "new"}]}]
+)
+def test_a_run_of_junk_or_another_edition_is_of_no_pass(tmp_path, change):
+    told = {"rounds": 5, "prompts": 8, "device": "cpu", "protocol": "checkpoint", "reference": "dense"}
+    runs = [{"folder": str(tmp_path / "0"), "settings": {"benchmark": "pope", "compression": DENSE}}]
+    write_json(tmp_path / "costs.json", {
+        "rows": {"dense": row("dense", 1.0, 1.0)[1]}, **told, "of": {"dense": checksum(runs[0]["settings"])},
+    })  # fmt: skip
+    odd = CompressionConfig.preset("ppe", ratio=0.25).to_dict() | change
+    runs.append({"folder": str(tmp_path / "1"), "settings": {"benchmark": "pope", "compression": odd}})
+    assert list(cost_table.read(runs)["rows"]) == ["dense"]
+
+
 def test_a_pass_names_the_protocol_as_the_reports_table_does(monkeypatch, tmp_path):
     """A benchmark's rule has an edition, which is a part of that name."""
     protocol, written = protocols.load("lmms-eval"), []
