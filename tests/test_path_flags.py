@@ -15,6 +15,8 @@ from ppe_npu.cli.completion import _PATHS
 from ppe_npu.cli.looking import Looking
 from ppe_npu.cli.parser import build_parser
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.pictures import load_image
+from ppe_npu.data.videos import load_video
 from ppe_npu.errors import InputError, UserError
 from ppe_npu.evaluation.report import check_place
 from ppe_npu.files import write_json
@@ -45,6 +47,9 @@ def test_home_is_home_for_every_option(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert {taken(action, "~/run") for _, action in options()} == {str(tmp_path / "run")}
     assert {taken(action, "./~") for _, action in options()} == {"./~"}
+    for _, action in options():
+        with pytest.raises(InputError, match="is an empty text"):
+            taken(action, " ")
     config = TrainConfig("~/m", ["~/a.json"], "~/run", data_root="~/d", validation_data="~/b.json")
     paths = (config.model, *config.data, config.output, config.data_root, *config.validation_data)
     assert paths == tuple(str(tmp_path / name) for name in ("m", "a.json", "run", "d", "b.json"))
@@ -147,3 +152,23 @@ def test_all_data_files_are_looked_for_before_the_first_is_read(tmp_path, monkey
     with pytest.raises(InputError, match=r"gone\.json cannot be read"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_may_not_be_read_is_said_by_every_option(tmp_path, monkeypatch):
+    """A superuser may read everything: the answer of the system is made here."""
+    (tmp_path / "file.png").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    closed = [tmp_path / "file.png", tmp_path / "folder"]
+    monkeypatch.setattr("os.access", lambda path, mode, **_: path not in (*closed, *map(str, closed)))
+    for _, action in options():
+        written = action.dest in ("output", "out", "show")
+        for place in closed[written:]:
+            with pytest.raises(
+                InputError, match=rf"{action.dest.replace('_', '-')} .* \(Permission denied\): name another"
+            ):
+                taken(action, str(place))
+        if written:  # another file takes its place
+            assert taken(action, str(closed[0])) == str(closed[0])
+    for read, path in ((load_image, closed[0]), (load_video, closed[0]), (load_video, closed[1])):
+        with pytest.raises(InputError, match="permission denied"):
+            read(path)

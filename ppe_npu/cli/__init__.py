@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from ppe_npu import __version__
 from ppe_npu.cli.parser import build_parser
-from ppe_npu.data.paths import address_fault
+from ppe_npu.data.paths import address_fault, may_be_read
 from ppe_npu.errors import InputError, UserError, first_line, shown
 from ppe_npu.utils.escape import printable
 
@@ -105,13 +105,15 @@ def _check_paths(args: argparse.Namespace) -> None:
 
 
 def _path(flag: str, text: str, written: bool) -> str:
-    if text == "":
+    if not text.strip():
         raise InputError(f"{flag} is an empty text: give something, or leave it out")
     if written and address_fault(text):
         raise InputError(f"{flag} {shown(text)} is an address: name a place on this machine, and copy it from there")
     path = os.path.expanduser(text)
     try:
         os.stat(path)
+        if not (may_be_read(path) or (written and os.path.isfile(path))):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:  # rights, a name that is too long, a loop of links; a null character
