@@ -119,7 +119,8 @@ def _path(flag: str, text: str, written: bool) -> str:
     except (OSError, ValueError) as error:  # rights, a name that is too long, a loop of links; a null character
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{flag} {shown(text)} cannot be looked at ({why}): name another path") from error
-    return os.path.realpath(path) if written and os.path.islink(path) else path
+    linked = written and os.path.islink(path.rstrip(os.sep))  # a shell completes a link to a folder with a slash
+    return os.path.realpath(path) if linked else path
 
 
 class _OutputError(InputError):
