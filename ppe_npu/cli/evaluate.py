@@ -183,7 +183,7 @@ def run_report(args: argparse.Namespace) -> int:
     if out.suffix != ".md":
         raise InputError(f"--out {out}: name a .md file; the .json and .png go beside it")
     if out.stem in ("results", "settings", "costs"):
-        raise InputError(f"--out {out}: {out.stem}.json is an evaluation's own file: name another .md file")
+        raise InputError(f"--out {out}: {out.stem}.json is a name of an evaluation's own files: name another .md file")
     check_place(out, args.html)
     _report(args, folder, out, args.title or f"Evaluation in {folder}")
     return 0
