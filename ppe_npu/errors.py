@@ -40,6 +40,11 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 3]}..."
 
 
+def counted(number: float, what: str) -> str:
+    """How many there are of something, in words: "1 file", "1,024 files"."""
+    return f"{number:,.10g} {what}{'s' * (number != 1)}"
+
+
 def shown(value: Any) -> str:
     """A value in a message: its repr in one line, cut short; of anything, however deep, long or broken it is."""
     return " ".join(_SHORT.repr(value).split())

@@ -132,8 +132,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             remove(temporary)
 
 
-def check_writable(path: str | Path) -> None:
-    """Whether new_folder() could write here now; nothing is left.
+def check_writable(path: str | Path, file: bool = False) -> None:
+    """Whether new_folder(), or with `file` write_bytes(), could write here now; nothing is left.
 
     Raises:
         FileError: it cannot be written.
@@ -141,6 +141,8 @@ def check_writable(path: str | Path) -> None:
     probe = _beside(Path(path), "tmp")
     with writing(probe, named=path):
         _check_replaceable(Path(path))
+        if file and Path(path).is_dir():
+            raise FileError(f"{path} is a folder: name a file in it")
         made = [part for part in (probe, *probe.parents) if not part.exists()]
         try:
             probe.mkdir(parents=True)
@@ -337,14 +339,11 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _free(folder: Path) -> bool:
     """Whether no living process holds a folder. In doubt one does."""
-    try:
+    with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        finally:
+            os.close(handle)
+    return False

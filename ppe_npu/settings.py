@@ -102,7 +102,7 @@ def setting(
         least, above, most, below: bounds on every number in the field (value >= least, > above, <= most, < below).
         choices: the texts that may be.
         single: one entry may stand for a list of one.
-        path: an os.PathLike may stand for a text.
+        path: an os.PathLike may stand for a text, and ~ for the home folder.
         remedy: what is said of a value that cannot be, in place of "must be ...": "give a share in (0, 1]".
         convert: called with a value that fits its annotation; what it returns is kept.
     """
@@ -272,6 +272,7 @@ def _text(value: Any, rule: _Rule) -> str:
     _require(value, isinstance(value, str))
     if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
         raise _Unfit(" holds a character that is none: write it as plain text", close=True)
+    value = os.path.expanduser(value) if rule.path else value
     if rule.path and (len(value) >= 4096 or any(len(part.encode()) > 255 for part in value.split("/"))):
         raise _Unfit(" is too long for a path: shorten it", close=True)
     return str.__str__(value)

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from bench.models import SIZES, build
 from bench.pages import inputs_of, picture
-from bench.results import earlier
+from bench.results import earlier, output_file
 from bench.timing import Times, clock, clock_name
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=2, help="of the decoder that is built")
     parser.add_argument("--rounds", type=int, default=3, help="in all, those in the file among them")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
-    parser.add_argument("--output", help="a JSON file for the numbers")
+    parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.layers < 1:
         raise InputError(f"--rounds {args.rounds} --layers {args.layers}: give 1 or more of each")

@@ -16,6 +16,7 @@ import torch
 from bench import released_loop
 from bench.cases import NEIGHBORS, RATIO, K
 from bench.counting import groups
+from bench.results import output_file
 from bench.timing import thread_ms
 
 from ppe_npu.backends import dispatch
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--members", choices=MEMBERS, default="spread")
     parser.add_argument("--offset", type=float, default=0.0)
     parser.add_argument("--shapes", nargs="+", metavar="F,N,C", help="(default: the four of docs/speed.md)")
-    parser.add_argument("--output", help="a JSON file for the numbers")
+    parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     shapes = [tuple(int(part) for part in shape.split(",")) for shape in args.shapes] if args.shapes else SHAPES

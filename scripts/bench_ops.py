@@ -26,7 +26,7 @@ from bench import cases, peaks
 from bench.cases import NEIGHBORS, Case
 from bench.counting import WORK, Peaks, Work
 from bench.plots import drawn, plot_ops
-from bench.results import faults, reason
+from bench.results import faults, output_file, reason
 from bench.timing import Times, clock_name, interleaved
 
 from ppe_npu import backends
@@ -193,7 +193,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="times that each is measured")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a CPU")
     parser.add_argument("--count", nargs=2, type=float, metavar=("FLOPS", "BANDWIDTH"), help="count, run nothing")
-    parser.add_argument("--output", help="a JSON file for the numbers")
+    parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
     args = parser.parse_args(argv)
     unknown = set(args.ops or ()) - set(cases.OPS)
     if unknown:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from bench.models import SIZES, build
 from bench.pages import VARIANTS, inputs_of, picture
+from bench.results import output_file
 from bench.timing import Times, clock, clock_name, stopwatch
 
 from ppe_npu import CompressionConfig, compress
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.0, 0.02, 0.1])
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison of prefills; 0: none")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
-    parser.add_argument("--output", help="a JSON file for the numbers")
+    parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
     parser.add_argument("--show", help="a folder for pictures of what is dropped; nothing is measured")
     args = parser.parse_args(argv)
     if any(side < 28 or side % 28 for side in args.pixels):

@@ -27,7 +27,7 @@ from bench.decoder import PARTS, measure_part
 from bench.models import PROMPTS, SIZES, build
 from bench.operators import operators
 from bench.plots import drawn, plot_prefill
-from bench.results import earlier, faults
+from bench.results import earlier, faults, output_file
 from bench.timing import clock_name
 
 from ppe_npu.backends import device as devices
@@ -84,7 +84,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which a part begins no further round")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a CPU")
-    parser.add_argument("--output", help="a JSON file for the numbers")
+    parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
     return parser.parse_args(argv)
 
 

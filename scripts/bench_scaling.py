@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from bench.decoder import peak_mib
 from bench.plots import drawn, plot_scaling
+from bench.results import output_file
 from bench.timing import thread_ms
 
 from ppe_npu import CompressionConfig
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--channels", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sizes", type=int, help="so many of each axis, at least 2 (default: all)")
-    parser.add_argument("--output", type=Path, help="a picture; the numbers are written beside it")
+    parser.add_argument("--output", type=output_file, help="a picture; the numbers are written beside it")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     result = {}
@@ -90,8 +91,8 @@ def main(argv: list[str] | None = None) -> None:
         result[axis] = {"theory": theory, "rows": rows}
         print(f"{table(axis, rows, theory)}\n", flush=True)
     if args.output:
-        write_json(args.output.with_suffix(".json"), {"channels": args.channels, "axes": result})
-        print(drawn(plot_scaling, result, args.output))
+        write_json(Path(args.output).with_suffix(".json"), {"channels": args.channels, "axes": result})
+        print(drawn(plot_scaling, result, Path(args.output)))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from statistics import median
 
 import torch
 from bench.models import SIZES, build
+from bench.results import output_file
 from bench.timing import clock_name, stopwatch
 
 from ppe_npu import CompressionConfig, compress, restore
@@ -138,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--cold", action="store_true", help="no round before those that count")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
-    parser.add_argument("--output", help="a JSON file for the numbers")
+    parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
     args = parser.parse_args(argv)
     device = devices.resolve(args.device)
     torch.set_num_threads(args.threads)

@@ -20,6 +20,7 @@ from datetime import date
 import torch
 from bench.decoder import peak_mib
 from bench.models import SIZES
+from bench.results import output_file
 from bench.timing import stopwatch
 from bench_first_token import counted, model_of, page
 from torch.utils.flop_counter import FlopCounterMode
@@ -147,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--checkpointing", action="store_true", help="of the decoder")
-    parser.add_argument("--output", help="a JSON file for the numbers")
+    parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
     args = parser.parse_args(argv)
     if args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: give 1 or more")

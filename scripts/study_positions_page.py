@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ppe_npu.errors import counted
 from ppe_npu.evaluation.statistics import bootstrap_means, interval
 from ppe_npu.evaluation.tables import markdown
 
@@ -52,7 +53,7 @@ def _share(study: dict[str, Any], own: Sequence[dict], share: float, how: str, h
         for name, values in scores.items()
     ]
     seeds = len(scores[against])
-    title = f"### {head}, {share:.0%} of the tokens ({seeds} seed{'s' * (seeds != 1)})"
+    title = f"### {head}, {share:.0%} of the tokens ({counted(seeds, 'seed')})"
     return [title, markdown(["positions", *KINDS], lines), _says(study, scores, against, share, head)]
 
 

@@ -136,6 +136,22 @@ def test_a_config_of_more_than_the_weights_hold_builds_no_model(folder, monkeypa
         check_compression(folder, CompressionConfig.preset("keep_one"))
 
 
+def test_weights_that_are_not_there_are_named(folder):
+    """A download that broke off, and a clone by git without its large files."""
+    index = folder / "model.safetensors.index.json"
+    names = [f"model-0000{number}-of-00005.safetensors" for number in range(1, 6)]
+    index.write_text(json.dumps({"weight_map": {f"w{name}": name for name in names}}))
+    load(folder)  # the one file is read, whatever stands beside it
+    (folder / "model.safetensors").rename(folder / names[0])
+    with pytest.raises(InputError, match=rf"lacks 4 of 5 files of weights .* \({names[1]}, .*, \.\.\.\): download"):
+        load(folder)
+    (folder / names[1]).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    for name in names[2:]:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(InputError, match=f"{names[1]} is a pointer of Git LFS, not the weights: run `git lfs pull`"):
+        load(folder)
+
+
 def test_a_config_without_a_part_is_not_taken_for_transformers_own(folder):
     config = json.loads((folder / "config.json").read_text())
     del config["vision_config"]

@@ -135,4 +135,4 @@ def test_describe_refuses_folders_that_are_no_checkpoint(run, tiny_folder, write
     weights = load_file(f"{tiny_folder}/model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(run(*asked, folder, "--compression", "keep_one"), folder, "lacks 1 weights", "lm_head.weight")
+    refused(run(*asked, folder, "--compression", "keep_one"), folder, "lacks 1 weight (", "lm_head.weight")

@@ -16,7 +16,7 @@ from ppe_npu.compat import set_pixels
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.pictures import MOST
 from ppe_npu.data.tiles import is_tiled
-from ppe_npu.errors import InputError, first_line, shown
+from ppe_npu.errors import InputError, counted, first_line, shown
 from ppe_npu.utils.reading import UnreadableError, read_json
 
 _FILES = tuple(f"{name}.json" for name in (
@@ -84,7 +84,8 @@ def _read(architecture: Any, path: str | Path, **options: Any) -> Any:
     except Exception as error:  # transformers raises whatever the field or file that is wrong makes of its code
         raise InputError(f"model {path} cannot be loaded ({first_line(error)}): download or save it again") from error
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random, with a warning
-        raise InputError(f"model {path} lacks {len(missing)} weights ({missing[0]}, ...): download or save it again")
+        lacking = f"{counted(len(missing), 'weight')} ({missing[0]}{', ...' * (len(missing) > 1)})"
+        raise InputError(f"model {path} lacks {lacking}: download or save it again")
     return model
 
 
@@ -225,13 +226,9 @@ def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path:
     size["shortest_edge"] = min_pixels or size["shortest_edge"]
     size["longest_edge"] = max_pixels or size["longest_edge"]
     if size["shortest_edge"] > size["longest_edge"]:
-        least, most = (
-            f"{name}={size[edge]}" + ("" if asked else f" of {path}")
-            for name, asked, edge in (
-                ("min_pixels", min_pixels, "shortest_edge"),
-                ("max_pixels", max_pixels, "longest_edge"),
-            )
-        )
+        own = f" of {path}"
+        least = f"min_pixels={size['shortest_edge']}{'' if min_pixels else own}"
+        most = f"max_pixels={size['longest_edge']}{'' if max_pixels else own}"
         raise InputError(f"{least} is larger than {most}: give both, the larger one as max_pixels")
     for part in (size, processor.video_processor.size):
         if part["shortest_edge"] > MOST:  # each would be made so large

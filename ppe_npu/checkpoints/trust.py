@@ -19,6 +19,8 @@ NO_CODE = {"trust_remote_code": False}  # of every from_pretrained: transformers
 _CODE = ("auto_map", "megatron_config")  # of transformers: files of the folder; of peft: a module by its name
 _READ = (".json", ".jinja", ".safetensors", ".bin", ".txt", ".model")
 SAFE, _SAFE_INDEX = "*.safetensors", "*.safetensors.index.json"
+_SINGLE = ("model.safetensors", "pytorch_model.bin")  # what transformers reads of the files of such names
+_POINTER = 1024  # bytes: a pointer of Git LFS has fewer
 PICKLED, _PICKLED_INDEX = "pytorch_model*.bin", "pytorch_model*.bin.index.json"
 
 
@@ -78,9 +80,15 @@ def check_weight_files(folder: Path, allow_bin: bool) -> None:
                 f"model folder {folder} holds pickled weights alone (pytorch_model.bin): save it as safetensors, or "
                 "have them read as plain tensors with --allow-bin (allow_bin=True)"
             )
+    read = _PICKLED_INDEX if pickled and allow_bin and not any(folder.glob(SAFE)) else _SAFE_INDEX  # as weight_options
     for pattern in (_SAFE_INDEX, *((_PICKLED_INDEX,) if allow_bin else ())):
         for file in sorted(folder.glob(pattern)):
-            _check_index(file)
+            names = _check_index(file)
+            single = file.with_name(file.name.removesuffix(".index.json"))  # read in place of what an index names
+            if pattern == read and single.name in _SINGLE and not single.exists():
+                _check_shards(file, names)
+    for file in sorted(folder.glob(SAFE)):
+        _check_pointer(file)
 
 
 @contextlib.contextmanager
@@ -104,19 +112,36 @@ def tensors_only(module: Any, *classes: type) -> Iterator[None]:
         module.torch = real
 
 
-def _check_index(file: Path) -> None:
-    """Raise InputError for an index that names files outside of its folder, or none at all."""
+def _check_shards(index: Path, names: list[str]) -> None:
+    """Raise InputError where files that an index names are not there."""
+    if lacking := [name for name in names if not (index.parent / name).exists()]:
+        raise InputError(
+            f"model folder {index.parent} lacks {len(lacking)} of {len(names)} files of weights that {index.name} "
+            f"names ({printable(', '.join(lacking[:3]))}{', ...' * (len(lacking) > 3)}): download them again"
+        )
+
+
+def _check_pointer(file: Path) -> None:
+    """Raise InputError for a file that git left in the place of a large one."""
+    if file.is_file() and file.stat().st_size < _POINTER and file.read_bytes().startswith(b"version https://git-lfs"):
+        raise InputError(f"{file} is a pointer of Git LFS, not the weights: run `git lfs pull` in its folder")
+
+
+def _check_index(file: Path) -> list[str]:
+    """The files that an index names; InputError for one that names files outside of its folder, or none at all."""
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
         names = list(index["weight_map"].values())
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{file} is no index of weights ({reason}): download or save the model again") from error
-    for name in dict.fromkeys(name if isinstance(name, str) else str(name) for name in names):
+    names = list(dict.fromkeys(map(str, names)))
+    for name in names:
         if "/" in name or "\\" in name or "\0" in name or name in ("", ".", ".."):
             raise InputError(
                 f"{file} names weights outside of its folder ({printable(name)}): download or save the model again"
             )
+    return names
 
 
 def _names_code(config: Any) -> str | None:

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 
 from ppe_npu import __version__
 from ppe_npu.cli.parser import build_parser
+from ppe_npu.data.paths import address_fault, may_be_read
 from ppe_npu.errors import InputError, UserError, first_line, shown
 from ppe_npu.utils.escape import printable
 
@@ -33,6 +34,7 @@ _NO_CANN = (
 )
 _TEXTS = ("prompt", "title", "run", "host", "vllm")  # arguments that are no path, and may be empty
 _BY_PLACE = ("folder", "bundle")  # and without a flag
+_WRITTEN = ("output", "out", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,20 +90,37 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_paths(args: argparse.Namespace) -> None:
-    """Raise InputError for an empty text, as of a variable that is not set: it means no default; and for a path
-    that the system refuses to look at. Commands ask whether it is there."""
+    """Every path as the system takes it: ~ is the home folder, and what is written through a link goes where it leads.
+
+    Raises:
+        InputError: an empty text, as of a variable that is not set, which means no default; a path that the system
+            refuses to look at (whether it is there is for the commands to say); an address as a place to write to.
+    """
     for name, value in vars(args).items():
         flag = name if name in _BY_PLACE else f"--{name.replace('_', '-')}"
-        for path in [] if name in _TEXTS else value if isinstance(value, list) else [value]:
-            if path == "":
-                raise InputError(f"{flag} is an empty text: give something, or leave it out")
-            try:
-                _ = isinstance(path, str) and os.stat(path)
-            except (FileNotFoundError, NotADirectoryError):
-                pass
-            except (OSError, ValueError) as error:  # rights, a name that is too long, a loop of links; a null character
-                why = getattr(error, "strerror", None) or error
-                raise InputError(f"{flag} {shown(path)} cannot be looked at ({why}): name another path") from error
+        if isinstance(value, (str, list)) and name not in _TEXTS:
+            several = value if isinstance(value, list) else [value]
+            paths = [_path(flag, part, name in _WRITTEN) if isinstance(part, str) else part for part in several]
+            setattr(args, name, paths if isinstance(value, list) else paths[0])
+
+
+def _path(flag: str, text: str, written: bool) -> str:
+    if not text.strip():
+        raise InputError(f"{flag} is an empty text: give something, or leave it out")
+    if written and address_fault(text):
+        raise InputError(f"{flag} {shown(text)} is an address: name a place on this machine, and copy it from there")
+    path = os.path.expanduser(text)
+    try:
+        os.stat(path)
+        if not (may_be_read(path) or (written and os.path.isfile(path))):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # rights, a name that is too long, a loop of links; a null character
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{flag} {shown(text)} cannot be looked at ({why}): name another path") from error
+    linked = written and os.path.islink(path.rstrip(os.sep))  # a shell completes a link to a folder with a slash
+    return os.path.realpath(path) if linked else path
 
 
 class _OutputError(InputError):

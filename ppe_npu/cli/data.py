@@ -9,6 +9,7 @@ from ppe_npu.checkpoints.loading import check_compression, load_processor, quiet
 from ppe_npu.cli.common import compressions, reading, said_k, video_sampling, whose
 from ppe_npu.cli.output import check_apart, print_json, say
 from ppe_npu.errors import InputError, shown
+from ppe_npu.files import check_writable
 from ppe_npu.training.survey import FILES as SURVEY
 from ppe_npu.training.survey import MOST_WORKERS, check_survey_place, survey_files, write_survey
 
@@ -24,6 +25,7 @@ def run_data(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_survey_place(args.out)
         for name in SURVEY:
+            check_writable(Path(args.out, name), file=True)
             check_apart("--out", Path(args.out, name), args.data)
     settings = {"data_root": args.data_root, "max_length": args.max_length, "workers": args.num_workers}
     outside = {"allow_outside": args.allow_outside}

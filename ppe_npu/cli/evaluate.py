@@ -31,7 +31,7 @@ from ppe_npu.evaluation.decoding import first_edition
 from ppe_npu.evaluation.downsampling import SmallerInput
 from ppe_npu.evaluation.identity import benchmark_identity, check_settings
 from ppe_npu.evaluation.protocols import Protocol
-from ppe_npu.evaluation.report import check_plotting, collect, unfinished, write_report
+from ppe_npu.evaluation.report import check_place, check_plotting, collect, unfinished, write_report
 from ppe_npu.evaluation.runner import Evaluation, new_tokens
 from ppe_npu.evaluation.sharing import check_shared
 from ppe_npu.evaluation.vllm_engine import Engines, VLLMAnswers, check_engine
@@ -39,7 +39,6 @@ from ppe_npu.models import compress
 from ppe_npu.utils.escape import printable
 
 DENSE = CompressionConfig.preset("dense")
-_OF_RUNS = ("results.json", "settings.json", "costs.json")
 _FRAMES = ("fps", "nframes", "min_pixels", "max_pixels")
 
 
@@ -78,7 +77,7 @@ def run_eval(args: argparse.Namespace) -> int:
     unsaid = {"generation": first_edition(own), "protocol": protocols.load(protocols.CHECKPOINT).recorded()}
     for benchmark in loaded:
         identity, tokens = benchmark_identity(benchmark), new_tokens(benchmark, args.max_new_tokens)
-        identity["protocol"] = _told_of(benchmark, protocol.of(benchmark.name).recorded(_changed(args)))
+        identity["protocol"] = _told_of(benchmark, protocol, args)
         processor = processor_of(benchmark)
         controls = [] if benchmark.modality == "text" else known
         for config, share in [(config, None) for config in chosen] + [(DENSE, share) for share in controls]:
@@ -86,7 +85,7 @@ def run_eval(args: argparse.Namespace) -> int:
             runs.append(Asked(benchmark, identity, config, folder, tokens, processor, share))
             said = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
             check_settings(folder, {**identity, **said, **_said_if_so(args, share)}, unsaid)
-    check_shared(Path(args.output))
+    _check_output(Path(args.output))
     model = checkpoint.load(device, args.dtype, load_model)
     engines = Engines(checkpoint, dtype, args.engine_args) if args.engine == "vllm" else None
     answers = partial(_answers, engines, model, sampling, args.seed, values)
@@ -102,6 +101,11 @@ def run_eval(args: argparse.Namespace) -> int:
             _report(args, Path(args.output), Path(args.output) / "report.md", f"Evaluation of {model_path}")
             print(f"answers of {', '.join(dict.fromkeys(map(_place, results)))}")
     return _verdict(results)
+
+
+def _check_output(output: Path) -> None:
+    check_shared(output)  # which makes it
+    check_place(output / "report.md")
 
 
 def _as_many_tokens(runs: list[Asked], results: list[dict[str, Any]], known: list[float]) -> list[Asked]:
@@ -174,12 +178,13 @@ def run_report(args: argparse.Namespace) -> int:
     check_plotting()
     folder = Path(args.folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is not there: name the --output of an evaluation")
+        raise InputError(f"{folder} is no folder: name the --output of an evaluation")
     out = Path(args.out) if args.out else folder / "report.md"
     if out.suffix != ".md":
         raise InputError(f"--out {out}: name a .md file; the .json and .png go beside it")
-    if out.with_suffix(".json").name in _OF_RUNS:
+    if out.stem in ("results", "settings", "costs"):
         raise InputError(f"--out {out}: {out.stem}.json is a name of an evaluation's own files: name another .md file")
+    check_place(out, args.html)
     _report(args, folder, out, args.title or f"Evaluation in {folder}")
     return 0
 
@@ -212,20 +217,15 @@ def _draws(benchmark: Any) -> bool:
     return isinstance(benchmark, Dataset) and benchmark.may_draw()
 
 
-def _told_of(benchmark: Any, recorded: dict[str, Any]) -> dict[str, Any]:
-    """What a run of a benchmark records of the protocol: no draws where its rule never draws."""
+def _told_of(benchmark: Any, protocol: Protocol, args: argparse.Namespace) -> dict[str, Any]:
+    """What a run records of the protocol, and of the options over it: no draws where its rule never draws."""
+    recorded = protocol.of(benchmark.name).recorded({key: getattr(args, key) for key in (*_FRAMES, "max_new_tokens")})
     return recorded if _draws(benchmark) else {**recorded, "draws": None}
 
 
 def _dtype(args: argparse.Namespace, protocol: Protocol, device: Any) -> str:
     """As asked; else the protocol's, on an accelerator; else fp32."""
-    own = None if devices.on_cpu(device) else protocol.dtype
-    return args.dtype or own or "fp32"
-
-
-def _changed(args: argparse.Namespace) -> dict[str, Any]:
-    """{option: value} that the user named in the protocol's place."""
-    return {key: getattr(args, key) for key in (*_FRAMES, "max_new_tokens")}
+    return args.dtype or (not devices.on_cpu(device) and protocol.dtype) or "fp32"
 
 
 def load_benchmarks(names: list[str], data_root: str, protocol: Protocol | None = None) -> list[Any]:

@@ -15,7 +15,7 @@ from ppe_npu.data.pictures import load_image
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import Video, load_video
 from ppe_npu.errors import InputError
-from ppe_npu.files import write_bytes
+from ppe_npu.files import check_writable, write_bytes
 from ppe_npu.inspect.show import draw_visual
 from ppe_npu.inspect.trace import Visual
 
@@ -48,11 +48,10 @@ class Looking:
             if token is not None:
                 raise InputError(f"--token {token} says which token --show outlines: give --show groups.png, too")
             return None
-        path = Path(show).expanduser()
+        path = Path(show)
         if path.suffix.lower() not in FORMATS:
             raise InputError(f"--show {show}: name a file that ends in {', '.join(FORMATS)}")
-        if path.is_dir():
-            raise InputError(f"--show {show} is a folder: name a file in it")
+        check_writable(path, file=True)
         if config.is_dense:
             raise InputError("--show has nothing to draw with compression dense: name one that merges")
         if len(config.ratios) > 1:

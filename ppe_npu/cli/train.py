@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, counted
 
 EMBEDDED = Path("runs/train")  # data, base model and final model of `ppe-npu train` without arguments
 # The embedded run: enough to see shapes learnt, in about a minute on two cores. The demo's recipe is a longer one.
@@ -119,11 +119,10 @@ def run_train(args: argparse.Namespace) -> int:
     if args.json:
         print_json(args, result.to_dict())
     if devices.process_rank() == 0:
-        print(
-            f"{result.steps} step{'s' * (result.steps != 1)} in {result.seconds:.0f} s; the model is in {result.final}"
-        )
+        print(f"{counted(result.steps, 'step')} in {result.seconds:.0f} s; the model is in {result.final}")
         if result.skipped:
-            print(f"{result.skipped} record(s) broke while they were read: see {values['output']}/skipped-*.jsonl")
+            broken = counted(result.skipped, "record")
+            print(f"{broken} broke while they were read: see {values['output']}/skipped-*.jsonl")
     return 0
 
 

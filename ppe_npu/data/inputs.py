@@ -33,7 +33,7 @@ from ppe_npu.data.placeholders import (
 )
 from ppe_npu.data.sampling import DEFAULT_FPS, VideoSampling
 from ppe_npu.data.videos import Video, VideoFrame, load_video
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError, counted, first_line
 
 __all__ = [
     "DEFAULT_FPS",
@@ -302,9 +302,7 @@ def split_placeholders(
     for kind, token in PLACEHOLDERS.items():
         if text.count(token) != len(left[kind]):
             held, given = text.count(token), len(left[kind])
-            raise InputError(
-                f"{where} holds {held} {token} for {given} {kind}{'s' * (given != 1)}: write one {token} per {kind}"
-            )
+            raise InputError(f"{where} holds {held} {token} for {counted(given, kind)}: write one {token} per {kind}")
     items: list[dict[str, Any]] = []
     while text:
         found = [(text.find(token), kind) for kind, token in PLACEHOLDERS.items() if token in text]

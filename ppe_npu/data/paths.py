@@ -27,6 +27,7 @@ _KINDS = (
     (stat.S_ISCHR, "is a device, which never ends: give the path of a file"),
     (stat.S_ISBLK, "is a device: give the path of a file"),
 )
+_RIGHT = "change its rights, or give another path"
 _SHOWN = 200  # signs of a path that a message repeats: an address may hold a whole picture
 
 
@@ -63,6 +64,12 @@ def expanded(path: str | Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         return path
+
+
+def may_be_read(path: str | Path) -> bool:
+    """Whether this process has the right to read a file that is there, or to look into a folder."""
+    rights = os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK
+    return os.access(path, rights, effective_ids=os.access in os.supports_effective_ids)
 
 
 def real_place(path: Any) -> Any:
@@ -122,6 +129,8 @@ def existing_file(path: Any, kind: str) -> Path:
     system = status.st_size == 0 and os.path.realpath(found).startswith(("/proc/", "/sys/"))
     if system or not stat.S_ISREG(status.st_mode):
         raise InputError(f"{kind} {shown} is no regular file: give the path of a file")
+    if not may_be_read(found):
+        raise InputError(f"{kind} {shown} may not be read (permission denied): {_RIGHT}")
     return found
 
 

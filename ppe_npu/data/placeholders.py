@@ -21,7 +21,7 @@ import torch
 
 from ppe_npu.data.tiles import is_tiled
 from ppe_npu.data.videos import Video
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, counted
 
 
 def visual_ids(processor: Any) -> dict[str, int]:
@@ -41,7 +41,7 @@ def check_placeholders(processor: Any, ids: Sequence[int], items: Mapping[str, S
         if held == given:
             continue
         token = getattr(processor, f"{kind}_token")
-        counts = f"{held} {kind} placeholder{'s' * (held != 1)} ({token}) for {given} {kind}{'s' * (given != 1)}"
+        counts = f"{counted(held, f'{kind} placeholder')} ({token}) for {counted(given, kind)}"
         short = f"the checkpoint's chat template must write one per {kind}: give one that does"
         raise InputError(f"{where} holds {counts}: " + (short if held < given else f"its text must hold no {token}"))
 

@@ -143,6 +143,7 @@ class Drawn(VideoSampling):
 
     def of_video(self, path: str | Path) -> VideoSampling:
         own = {field.name: getattr(self, field.name) for field in fields(VideoSampling)}
-        folder, name = os.path.split(expanded(path))
+        place = expanded(path)
+        folder, name = os.path.split(os.path.realpath(place) if place.is_dir() else place)  # a folder of frames
         name = f"{os.path.basename(os.path.realpath(folder))}/{name}"
         return VideoSampling(**own | {"nframes": random.Random(f"{self.seed} {name}").randint(self.least, self.most)})

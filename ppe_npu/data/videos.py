@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ppe_npu.data.decoding import shown_frames
-from ppe_npu.data.paths import existing_file, expanded, is_folder
+from ppe_npu.data.paths import existing_file, expanded, is_folder, may_be_read
 from ppe_npu.data.pictures import load_image
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.video_index import video_index
@@ -182,6 +182,8 @@ def _filled(planned: Video, frames: Iterable[torch.Tensor], resizing: Resizing |
 
 def _load_folder(path: Path, sampling: VideoSampling, multiple: int, resizing: Resizing | None) -> Video:
     """load_video of a folder."""
+    if not may_be_read(path):
+        raise InputError(f"video {path} is a folder that may not be looked into (permission denied): change its rights")
     files = [file for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
     files.sort(key=lambda file: (_with_numbers(file.name), file.name))
     if not files:

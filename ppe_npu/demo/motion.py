@@ -18,6 +18,7 @@ import numpy as np
 from ppe_npu.backends import device as devices
 from ppe_npu.demo import clips, tiny
 from ppe_npu.demo.pipeline import draw_once, set_up_process, train_once, worker_pool
+from ppe_npu.errors import counted
 from ppe_npu.files import new_folder, write_json, write_text
 from ppe_npu.models.pvc.config import PVCConfig
 
@@ -168,7 +169,7 @@ def findings(results: list[dict[str, Any]]) -> str:
     lines += ["", " ".join(_learned(name, own) for name, own in learned), ""]
     lines += [
         f"Accuracy in [0, 1] over {SPLITS['test'][0]} unseen clips, with 95 % Wilson intervals. Clearly: the intervals "
-        f"of a seed do not touch. {TOKENS} token{'s' * (TOKENS > 1)} a frame, {clips.FRAMES} frames a clip, "
+        f"of a seed do not touch. {counted(TOKENS, 'token')} a frame, {clips.FRAMES} frames a clip, "
         f"{RECIPE.max_steps:,} steps of {RECIPE.batch_size} clips. Before any training a linear layer tells from a "
         f"frame's token {min(found['told'] for found in results):.1%} or more of the squares of unseen boards."
     ]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.engine.pixels import PixelValues
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, counted
 from ppe_npu.settings import check_fields, setting
 
 IMAGE, VIDEO = "image", "video"
@@ -306,7 +306,7 @@ def parts_of(
         tokens.append((int(t), int(h) // size, int(w) // size))
     seconds = list(seconds or [1.0 if kind == VIDEO else 0.0] * len(tokens))
     if len(seconds) != len(tokens):
-        raise InputError(f"second_per_grid_ts has {len(seconds)} entries for {len(tokens)} video(s)")
+        raise InputError(f"second_per_grid_ts has {len(seconds)} entries for {counted(len(tokens), 'video')}")
     parts = [Part(kind, source, grid, duration) for source, (grid, duration) in enumerate(zip(tokens, seconds))]
     if kind == VIDEO and vision.frames_apart:
         return [replace(part, grid=(1, *part.grid[1:])) for part in parts for _ in range(part.grid[0])]

@@ -108,7 +108,8 @@ def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
     for name, value in values.items():
         words, right = ASKABLE[name]
         if not (right(value) or (value == 0 and is_neutral(name, value))):
-            raise InputError(f"generation {name}={shown(value)} must be {words}")
+            whose = "" if name in singles else f" of the checkpoint's own, beside which {name}=... asks for another,"
+            raise InputError(f"generation {name}={shown(value)}{whose} must be {words}")
     values = {name: values[name] for name in sorted(values) if not is_neutral(name, values[name])}
     # transformers takes no whole number for some of them
     values |= {name: float(value) for name, value in values.items() if ASKABLE[name] in (_FACTOR, _SHARE)}

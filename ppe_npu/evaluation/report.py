@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from ppe_npu.evaluation import cost_table, facts, published, stored, tables
 from ppe_npu.evaluation.comparison import by_protocol, compare
 from ppe_npu.evaluation.page import write_page
 from ppe_npu.evaluation.plot import check_plotting, draw
-from ppe_npu.files import check_regular, write_json, write_text
+from ppe_npu.files import check_regular, check_writable, write_json, write_text
 from ppe_npu.utils import escape
+from ppe_npu.utils.reading import UnreadableError, json_or_none, read_text
 
-__all__ = ["check_plotting", "collect", "unfinished", "write_report"]
+__all__ = ["check_place", "check_plotting", "collect", "unfinished", "write_report"]
 
 _FIRST = ("dense", "chatunivi", "keep_one", "ppe")  # rows in this order, then all others by name
+_COLUMNS = "## What the columns are"
 _SCORES = (
     "Scores are in percent where no other unit is named; each benchmark declares its own, and Avg is of those in "
     "percent. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
@@ -89,6 +92,34 @@ def _samples(settings: Path) -> Any:
         return "?"
 
 
+def check_place(path: Path, html: bool = False) -> None:
+    """Whether write_report could write here now, over nothing but an earlier report.
+
+    Raises:
+        InputError: a file that has one of its names is no report's.
+        FileError: one of its files cannot be written.
+    """
+    files = [path.with_suffix(ending) for ending in (".json", ".md", ".png", *((".html",) if html else ()))]
+    for file in files:
+        check_writable(file, file=True)
+    there = [file for file in files if file.exists()]
+    if not there or (_is_numbers if there[0] == files[0] else _is_text)(there[0]):
+        return  # by it the others are known
+    raise InputError(f"{there[0]} is no report's, and would be written over: move it away, or name another place")
+
+
+def _is_numbers(file: Path) -> bool:
+    found = json_or_none(file)
+    return isinstance(found, dict) and "title" in found and bool({"benchmarks", "protocols"} & found.keys())
+
+
+def _is_text(file: Path) -> bool:
+    try:
+        return _COLUMNS in read_text(file)
+    except UnreadableError:  # a picture, say
+        return False
+
+
 def write_report(
     results: Sequence[Mapping[str, Any]],
     path: str | Path,
@@ -141,9 +172,9 @@ def _sections(
         overviews.append(tables.overview(comparison))
         parts += [f"# Protocol {escape.markdown(comparison['protocol'])}"] if len(found) > 1 else []
         parts += [overviews[-1], escape.markdown(f"Protocol: {comparison['protocol']}.")]
-        parts += [f"![score against kept tokens]({quote(plot.name)})"]
+        parts += [f"![score against kept tokens]({quote(os.fsencode(plot.name))})"]
         parts += _benchmarks(comparison, own)
-    parts += ["## What the columns are", _SCORES, _COSTS]
+    parts += [_COLUMNS, _SCORES, _COSTS]
     if any(one["interleaved"] for comparison in found for one in comparison["benchmarks"].values()):
         parts += [cost_table.WORDS]
     lines = list(dict.fromkeys(line for comparison in found for line in comparison["missing"]))

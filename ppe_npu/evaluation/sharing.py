@@ -32,19 +32,22 @@ _PATIENCE = 120.0  # seconds until a shared folder shows another machine's file:
 
 
 def check_shared(output: Path, patience: float = _PATIENCE) -> None:
-    """Check, in a job that torchrun started on several machines, that all of them see the output folder.
+    """Make the output folder, and check, in a job that torchrun started on several machines, that all of them see it.
 
     Raises:
         InputError: the first machine's mark does not appear here within `patience` seconds.
+        FileError: it cannot be made.
     """
     node = int(os.environ.get("GROUP_RANK", "0"))
+    if node == 0:
+        with writing(output):
+            output.mkdir(parents=True, exist_ok=True)
     if os.environ.get("WORLD_SIZE", "1") == os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")):
         return
     job = "-".join(os.environ.get(key, "") for key in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))
     mark = output / f".seen-{''.join(c if c.isalnum() else '-' for c in job)}"
     if node == 0:
-        with writing(output):
-            output.mkdir(parents=True, exist_ok=True)
+        with writing(mark):
             mark.touch()
         return
     deadline = time.monotonic() + patience

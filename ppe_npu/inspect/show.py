@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, counted
 from ppe_npu.inspect.trace import Groups, Visual
 
 _WIDTH = 1600  # pixels of a sheet, about
@@ -211,7 +211,7 @@ def _caption(visual: Visual, token: int) -> str:
     axes = slice(1 if visual.modality == "image" else 0, 3)
     listed = [f"({', '.join(str(part) for part in place[axes])})" for place in places]
     size = int(last.sizes[token])
-    own = f"Token {token} (yellow) stands for {size} token{'s' * (size != 1)}"
+    own = f"Token {token} (yellow) stands for {counted(size, 'token')}"
     if visual.renumbered:
         kept = "and keeps no position: the prompt is numbered anew."
     else:

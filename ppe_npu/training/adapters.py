@@ -17,7 +17,7 @@ from torch import nn
 
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import load_processor
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError, counted, first_line
 from ppe_npu.files import write_json
 from ppe_npu.models import base_of, is_compressed
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
@@ -266,6 +266,5 @@ def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], sour
         raise InputError(f"adapter {source} does not fit ({first_line(error)}): take another checkpoint") from error
     wrong = [name for name in result.missing_keys if is_adapter(name)] + list(result.unexpected_keys)
     if wrong:
-        raise InputError(
-            f"adapter {source} does not fit in {len(wrong)} weights ({wrong[0]}, ...): take another checkpoint"
-        )
+        unfit = f"{counted(len(wrong), 'weight')} ({wrong[0]}{', ...' * (len(wrong) > 1)})"
+        raise InputError(f"adapter {source} does not fit in {unfit}: take another checkpoint")

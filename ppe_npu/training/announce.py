@@ -7,6 +7,7 @@ from typing import Any
 from ppe_npu.backends import device as devices
 from ppe_npu.backends import dispatch
 from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import counted
 from ppe_npu.shorthand import step_label
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.parts import parameter_table
@@ -27,14 +28,14 @@ def describe_run(
     shares = f"{config.batch_size} a forward x {accumulation}" + (f" x {processes} processes" if processes > 1 else "")
     effective = config.batch_size * accumulation * processes
     if config.warmup_steps >= 1:
-        steps_said = _counted(config.warmup_steps, "warm-up step")
+        steps_said = counted(config.warmup_steps, "warm-up step")
     else:
         steps_said = f"{100 * config.warmup_steps:g} % of them warming up"
     warmup = f" after {steps_said}" if config.warmup_steps else ", without warming up"
     return "\n".join(
         [
             parameter_table(model, config.learning_rates),
-            f"{_counted(len(survey.records), 'record')}, {_counted(steps, 'step')} of {effective} ({shares}), "
+            f"{counted(len(survey.records), 'record')}, {counted(steps, 'step')} of {effective} ({shares}), "
             f"schedule {config.schedule}{warmup}",
             _tokens(config, survey),
             f"{config.dtype} on {devices.describe(device)['name']}; seed {config.seed}{_options(config)}",
@@ -42,10 +43,6 @@ def describe_run(
             *([said] if said else []),
         ]
     )
-
-
-def _counted(count: float, what: str) -> str:
-    return f"{count:,.10g} {what}{'s' * (count != 1)}"
 
 
 def _tokens(config: TrainConfig, survey: Survey) -> str:

@@ -27,7 +27,7 @@ class CurveFile:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file, self._pending = folder / name, io.BytesIO()
+        self._file, self._pending, self._whole = folder / name, io.BytesIO(), 0
         self._records = RecordWriter(self._pending)
         self._add(file_version="brain.Event:2")
         self.flush()
@@ -45,11 +45,14 @@ class CurveFile:
         self._add(summary=summary.text(name, text), step=step)
 
     def flush(self) -> None:
-        """Write what was added."""
+        """Write what was added: whole events, in one piece, after the last whole one. TensorBoard reads up to an event
+        that a kill cut off; what follows one that a full disk cut off it would not read."""
         with writing(self._file, then=RESUME):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with open(self._file, "ab", buffering=0) as file:
+                file.truncate(self._whole)
                 write_whole(file, self._pending.getvalue())
+                self._whole = file.seek(0, os.SEEK_END)
         self._pending.seek(0)
         self._pending.truncate()
 

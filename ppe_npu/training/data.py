@@ -22,11 +22,12 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from ppe_npu.data.paths import expanded, is_folder, shown_path
 from ppe_npu.data.pictures import image_size
 from ppe_npu.data.places import Room
 from ppe_npu.data.videos import video_header
 from ppe_npu.errors import InputError
-from ppe_npu.training.record_files import read_file
+from ppe_npu.training.record_files import check_readable, read_file
 from ppe_npu.training.record_form import check_record
 from ppe_npu.training.records import Fault, Record
 from ppe_npu.utils.progress import Progress
@@ -101,12 +102,12 @@ def check_records(
     Raises:
         InputError: a data file that cannot be read, or no records at all.
     """
-    paths = [Path(file).expanduser() for file in ([files] if isinstance(files, (str, Path)) else files)]
+    paths = check_places([files] if isinstance(files, (str, Path)) else files, data_root)
     if not paths:
         raise InputError("no training data was given: name a .json or .jsonl file")
     found: list[Record | Fault] = []
     for path in paths:
-        root = Path(data_root).expanduser() if data_root else path.parent
+        root = expanded(data_root) if data_root else path.parent
         room = Room(root, allow_outside, remedy=_OUTSIDE)
         found += [check_record(raw, where, room) for where, raw in read_file(path)]
     if not found:
@@ -120,6 +121,22 @@ def check_records(
             item = item if error is None else Fault(item.where, item.id, str(error))
         (records if isinstance(item, Record) else faults).append(item)
     return Checked(records, faults, headers)
+
+
+def check_places(files: Sequence[str | Path], data_root: str | Path | None) -> list[Path]:
+    """The paths of data files that are there, after looking at the data root, too.
+
+    Raises:
+        InputError: a file that is none, or a root that is no folder.
+    """
+    paths = [expanded(file) for file in files]
+    for path in paths:
+        check_readable(path)
+    if data_root and not is_folder(data_root):
+        raise InputError(
+            f"data root {shown_path(data_root)} is no folder: name the one that the records' paths start from"
+        )
+    return paths
 
 
 def read_headers(records: Iterable[Record]) -> dict[str, dict[str, Any]]:

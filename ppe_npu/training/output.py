@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from ppe_npu.backends import device as devices
 from ppe_npu.data.paths import expanded, real_place
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, counted
 from ppe_npu.files import locked, recover, write_json, write_text, writing
 from ppe_npu.models.fingerprint import media_marks, processor_marks
 from ppe_npu.training.args import LAST_WHOLE, TrainConfig
@@ -184,7 +184,12 @@ def run_identity(
         except OSError as error:
             raise InputError(f"{error.filename} cannot be read ({error.strerror}): bring it back") from error
         known["media_sha256"] = hashlib.sha256("\n".join(marks).encode()).hexdigest()
-    return json.loads(json.dumps({**config.identity(), **known})), marks
+    return {**_settings(config), **known}, marks
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """What decides the losses of a config, as JSON holds it. Of the device the kind: auto may lead elsewhere later."""
+    return json.loads(json.dumps({**config.identity(), "device": _kind(config.device)}))
 
 
 def _records_marks(config: TrainConfig, records: Sequence[Record]) -> dict[str, str]:
@@ -208,7 +213,7 @@ def media_of(records: Sequence[Record]) -> list[str]:
 def check_settings(config: TrainConfig, checkpoint: Path | None) -> None:
     """Raise InputError if a checkpoint was made with other settings: what can be told before the data is read."""
     if checkpoint is not None:
-        _compare(checkpoint, json.loads(json.dumps(config.identity())), config)
+        _compare(checkpoint, _settings(config), config)
 
 
 def check_identity(
@@ -226,7 +231,7 @@ def check_identity(
         file = Path(config.output) / MEDIA
         known = file.read_text(encoding="utf-8", errors="replace").split() if file.is_file() else []
         changed = [path for path, mark, old in zip(media_of(records), marks, known) if mark != old]
-        many = f" and {len(changed) - 1} more files are" if len(changed) > 1 else " is"
+        many = f" and {counted(len(changed) - 1, 'more file')} are" if len(changed) > 1 else " is"
         named = f"{changed[0]}{many}" if changed else "a picture or a video is"
         raise InputError(
             f"{named} not what {checkpoint} was trained on: bring back what was there, or start anew with --overwrite"

@@ -53,20 +53,27 @@ def read_file(path: Path) -> Iterator[tuple[str, Any]]:
             yield f"{name} line {number}", _parse(line)
 
 
+def check_readable(path: Path) -> None:
+    """Raise InputError where there is no file to read."""
+    if (reason := _why_not(path)) is not None:
+        raise _unreadable(path, reason)
+
+
+def _unreadable(path: Path, reason: str) -> InputError:
+    return InputError(f"training data {printable(path)} cannot be read ({reason}): name a .json or .jsonl file")
+
+
 def _is_records(value: Any) -> bool:
     return isinstance(value, list) and (not value or isinstance(value[0], dict))
 
 
 def _read(path: Path) -> bytes:
     """The bytes of a UTF-8 file, without the mark of its byte order."""
-    reason, data = _why_not(path), b""
-    if reason is None:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            reason = first_line(error)
-    if reason is not None:
-        raise InputError(f"training data {printable(path)} cannot be read ({reason}): name a .json or .jsonl file")
+    check_readable(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, first_line(error)) from error
     kind = next((kind for mark, kind in _OTHER.items() if data.startswith(mark)), None)
     if kind is None and b"\0" in data[:4]:
         kind = "UTF-16 or UTF-32"

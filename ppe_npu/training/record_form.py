@@ -7,7 +7,7 @@ from typing import Any
 
 from ppe_npu.data.inputs import PLACEHOLDERS
 from ppe_npu.data.places import Room
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, counted
 from ppe_npu.training.record_files import Repeated
 from ppe_npu.training.record_keys import check_keys, check_tags, check_text, check_turn_keys, check_unseen, named
 from ppe_npu.training.records import Fault, Record
@@ -52,14 +52,19 @@ def _parts(
     for kind, given in (("image", images), ("video", videos)):
         held = sum(text.count(PLACEHOLDERS[kind]) for _, text in turns)
         if held != len(given):
-            raise InputError(f"{held} {PLACEHOLDERS[kind]} for {len(given)} {kind}(s) in its human turns")
+            raise InputError(f"{held} {PLACEHOLDERS[kind]} for {counted(len(given), kind)} in its human turns")
+    independent, _ = (_flag(raw, key) for key in ("independent", "literal"))
     check_tags(raw) if images or videos else check_unseen(raw)
-    independent = raw.get("independent", False)
-    if not isinstance(independent, bool):
-        raise InputError(f"independent is {brief(independent)}: use true or false")
     if independent:
         _check_independent(turns, len(images) + len(videos))
     return images, videos, turns, independent
+
+
+def _flag(raw: Mapping[str, Any], key: str) -> bool:
+    value = raw.get(key, False)
+    if not isinstance(value, bool):
+        raise InputError(f"{key} is {brief(value)}: use true or false")
+    return value
 
 
 def check_repeated(value: Any, what: str) -> None:

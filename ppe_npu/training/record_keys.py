@@ -12,7 +12,7 @@ from typing import Any
 from ppe_npu.errors import InputError
 from ppe_npu.utils.escape import brief
 
-_KEYS = ("image", "video", "conversations", "independent")
+_KEYS = ("image", "video", "conversations", "independent", "literal")
 _IMAGE = "name it 'image' (a path or a list of paths), with one <image> for each in the human turns"
 _VIDEO = "name it 'video' (a path or a list of paths), with one <video> for each in the human turns"
 _TURNS = "write 'conversations', a list of {'from': human or gpt, 'value': text}"
@@ -128,11 +128,12 @@ def check_tags(raw: Mapping[str, Any]) -> None:
 
 def _check_asked(raw: Mapping[str, Any], places: re.Pattern[str]) -> None:
     """Raise InputError for something in a human turn that another program would put a picture or a video in place
-    of."""
-    for turn in raw["conversations"]:
+    of, unless the record says that it is literal."""
+    for turn in () if raw.get("literal") else raw["conversations"]:
         place = places.search(turn.get("value", turn.get("content")))
         if place and turn.get("from", turn.get("role")) in ("human", "user"):
-            remedy = "write <image> or <video>, and name the files under 'image' or 'video'"
+            remedy = "write <image> or <video>, and name the files under 'image' or 'video'; or, where the text itself "
+            remedy += "is meant, give the record 'literal': true"
             raise InputError(f"a text in it has {brief(place[0])}, which nothing stands for: {remedy}")
 
 

@@ -25,7 +25,7 @@ from ppe_npu.training.adapters import add_adapter, check_adapter, quantization, 
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.checkpoint import BASE, base_record
 from ppe_npu.training.collator import Collator
-from ppe_npu.training.data import ChatDataset, Record
+from ppe_npu.training.data import ChatDataset, Record, check_places
 from ppe_npu.training.leftovers import skipped_files
 from ppe_npu.training.parts import freeze, parameter_count
 from ppe_npu.training.start import _arguments, check_deepspeed, start_deepspeed, total_steps
@@ -197,6 +197,7 @@ def _check(config: TrainConfig, device, processes: int) -> None:
         check_adapter(config.adapter, device)
         if config.adapter.kind == "qlora" and config.dtype != "bf16":
             raise InputError(f"dtype={config.dtype!r} with adapter kind='qlora': its 4 bits are computed in bf16")
+    check_places((*config.data, *config.validation_data), config.data_root)
     config.accumulation(processes)
     if config.deepspeed is not None:
         check_deepspeed(config.deepspeed, device, copies=config.copies_teacher)

@@ -1,12 +1,16 @@
 """What a benchmark has written before: a run that was cut off goes on in the same file."""
 
-import json
+import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from ppe_npu.errors import InputError
+from ppe_npu.data.paths import address_fault
+from ppe_npu.errors import InputError, UserError, shown
+from ppe_npu.files import check_writable
+from ppe_npu.utils.reading import json_or_none
 
 NO_ROOM = "out of memory"
 
@@ -23,6 +27,18 @@ def faults(why: Mapping[str, str]) -> list[str]:
     return [f"{name} ({text})" for name, text in why.items() if text != NO_ROOM]
 
 
+def output_file(text: str) -> str:
+    """--output, as argparse takes it: where a file can be written, which is looked at before anything is measured."""
+    path = os.path.expanduser(text)
+    try:
+        if not text.strip() or address_fault(text):
+            raise InputError(f"{shown(text)} is no file on this machine: name one")
+        check_writable(path, file=True)
+    except (UserError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
+
+
 def earlier(output: str | None, facts: dict, rows: str) -> dict:
     """What is in the output already, if it was measured under the same conditions; else these facts and no rows.
 
@@ -34,7 +50,7 @@ def earlier(output: str | None, facts: dict, rows: str) -> dict:
     """
     if output is None or not Path(output).is_file():
         return {"facts": facts, rows: {}}
-    found = json.loads(Path(output).read_text())
-    if found.get("facts") != facts:
+    found = json_or_none(output)
+    if not isinstance(found, dict) or found.get("facts") != facts or not isinstance(found.get(rows), dict):
         raise InputError(f"output {output} was measured on another machine or by other settings: name another file")
     return found

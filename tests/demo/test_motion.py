@@ -18,6 +18,7 @@ from command_line import refused
 from ppe_npu.data.videos import load_video
 from ppe_npu.demo import clips, motion
 from ppe_npu.evaluation import benchmarks
+from ppe_npu.files import write_text
 from ppe_npu.training.data import read_records
 
 MARKS = ((document_motion.START, 0), (document_motion.END, 1))
@@ -187,6 +188,7 @@ def test_the_two_tasks_write_into_folders_of_their_own(run, monkeypatch, options
 def test_json_is_the_file_of_results_and_nothing_else(run, tmp_path, monkeypatch):
     def finished(args):
         print("a table")
+        write_text(tmp_path / "data" / "base.recipe.json", "[]")
         (tmp_path / ("methods.json" if args.methods else "results.json")).write_text(f'["{args.methods}"]')
 
     monkeypatch.setattr("ppe_npu.demo.pipeline.main", finished)
@@ -204,3 +206,19 @@ def test_one_folder_does_not_hold_both_demos(run, tmp_path, motion):
     result = run("demo", *(["--motion"] if motion else []), "--output", tmp_path, "--device", "cpu")
     refused(result, tmp_path, "name another folder for that of " + ("--motion" if motion else "scenes"))
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("place", ["seed0/base/thesis.tex", "report.md", "data/test.jsonl"])
+def test_a_demo_takes_no_folder_that_holds_something_else(run, tmp_path, monkeypatch, place):
+    """It would write over it, or drop it."""
+    monkeypatch.setattr("ppe_npu.demo.pipeline.main", lambda args: pytest.fail("it began"))
+    write_text(tmp_path / place, "mine")
+    refused(run("demo", "--output", tmp_path), tmp_path, "and no demo: name a new folder")
+    assert (tmp_path / place).read_text() == "mine"
+
+
+def test_a_demo_that_was_stopped_while_it_drew_goes_on(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppe_npu.demo.pipeline.main", lambda args: 0)
+    for folder in ("data/images", "data/clips", ".cache"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert run("demo", "--output", tmp_path)[0] == 0

@@ -311,3 +311,16 @@ def test_chat_templates_of_which_none_is_the_default_are_named(checkpoint):
     file.write_text(json.dumps(tokenizer))
     with pytest.raises(InputError, match="chat templates a, b: call one default"):
         load_processor(folder)
+
+
+@pytest.mark.parametrize("value", [51, -1e300, float("inf"), float("nan")])
+def test_a_checkpoints_own_value_that_cannot_be_is_said_to_be_its_own(value):
+    own = {"num_beams": 3, "length_penalty": value}
+    assert chosen(None, own) == {}
+    with pytest.raises(
+        InputError, match=r"of the checkpoint's own, beside which length_penalty=... asks .* \[-50, 50\]"
+    ):
+        chosen("checkpoint", own)
+    assert chosen(["checkpoint", "length_penalty=2.0"], own) == {"length_penalty": 2.0, "num_beams": 3}
+    with pytest.raises(InputError, match=r"^generation length_penalty=51 must be a number in \[-50, 50\]$"):
+        chosen(["num_beams=2", "length_penalty=51"], own)

@@ -166,6 +166,16 @@ def test_drawn_frames_are_within_bounds_and_the_same_wherever_a_video_lies(tmp_p
     assert [other.of_video(f"clips/{n}.mov").nframes for n in range(12)] != counts
 
 
+def test_a_folder_of_frames_draws_the_same_by_whichever_name_it_is_given(tmp_path):
+    sampling = Drawn.of(VideoSampling(), (2, 999), seed=3)
+    (tmp_path / "videos" / "cat").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "videos" / "cat")
+    (tmp_path / "set").symlink_to("videos")
+    own = sampling.of_video(tmp_path / "videos" / "cat")
+    for path in ("linked", "linked/", "set/cat", "videos/../set/cat/", "videos/cat/."):
+        assert sampling.of_video(f"{tmp_path}/{path}") == own
+
+
 def test_what_cannot_be_is_said_first(internvl, tmp_path):
     with pytest.raises(InputError, match="give the fewest frames, then the most"):
         settings(internvl, tmp_path, video_frames=(9, 3))

@@ -239,6 +239,21 @@ def outside(tmp_path, write_image):
     return tmp_path / "root"
 
 
+@pytest.mark.parametrize("text", ["<image> and <img>b.png</img>", "<image> what shows <img>logo.png</img>?"])
+def test_a_text_about_html_is_taken_where_the_record_says_that_it_is_text(tmp_path, write_image, text):
+    write_image("a.png")
+    record = {**GOOD, "conversations": turns(text, "3")}
+    (reason,) = reasons(tmp_path, record)
+    assert reason.endswith("or, where the text itself is meant, give the record 'literal': true")
+    assert reasons(tmp_path, {**record, "literal": True}) == [""]
+    assert reasons(tmp_path, {**record, "literal": "yes"}) == ["literal is 'yes': use true or false"]
+    alone = {"conversations": turns("what is [IMG] in <img>b.png</img>?", "3")}
+    assert reasons(tmp_path, alone) != [""]
+    assert reasons(tmp_path, {**alone, "literal": True}) == [""]
+    marked = {**alone, "conversations": turns("<|image_pad|>", "3"), "literal": True}
+    assert "which the chat template writes itself" in reasons(tmp_path, marked)[0]
+
+
 def test_paths_stay_inside_the_data_root(outside):
     leaving = ["../out.png", str(outside.parent / "out.png"), "link.png", "folder/out.png", "sub/../../out.png"]
     leaving += [str(outside.parent / "root2" / "near.png"), "/etc/passwd", "../none.png"]

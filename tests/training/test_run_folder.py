@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from cut_runs import go_on, refused, state
 from fixtures import write_noise_records
 
@@ -33,6 +35,21 @@ def test_a_device_is_another_where_its_kind_is_here(tmp_path):
         config = TrainConfig("model", "data.jsonl", str(tmp_path), device=now)
         (tmp_path / "identity.json").write_text(json.dumps(config.identity() | {"device": before}))
         with contextlib.nullcontext() if same else pytest.raises(InputError, match="another device"):
+            output.check_settings(config, tmp_path)
+
+
+def test_a_run_that_began_where_auto_was_an_accelerator_does_not_go_on_elsewhere(tmp_path, monkeypatch):
+    """Both are asked for as "auto": what it chose is written down."""
+    here, known = devices.resolve("auto"), {"processor": "p"}
+    monkeypatch.setattr(output, "processor_marks", lambda processor: known)
+    config = TrainConfig("model", "data.jsonl", str(tmp_path))
+    for kind in ("cuda", here.type):
+        with monkeypatch.context() as there:
+            there.setattr(output.devices, "resolve", lambda name, kind=kind: torch.device(kind))
+            identity, _ = output.run_identity(config, None, [], 1)
+        (tmp_path / "identity.json").write_text(json.dumps(identity))
+        again = f'trained with another device ("{kind}", now "{here.type}"): resume with the same settings'
+        with contextlib.nullcontext() if kind == here.type else pytest.raises(InputError, match=re.escape(again)):
             output.check_settings(config, tmp_path)
 
 

@@ -1,0 +1,174 @@
+"""Every option that takes a path, whatever command it is of: what stands there is looked at before anything long, and
+nothing of somebody else's is written over."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+import pytest
+from command_line import refused
+
+from ppe_npu import cli
+from ppe_npu.cli.completion import _PATHS
+from ppe_npu.cli.looking import Looking
+from ppe_npu.cli.parser import build_parser
+from ppe_npu.config import CompressionConfig
+from ppe_npu.data.pictures import load_image
+from ppe_npu.data.videos import load_video
+from ppe_npu.errors import InputError, UserError
+from ppe_npu.evaluation.report import check_place
+from ppe_npu.files import write_json
+from ppe_npu.training.args import TrainConfig
+from ppe_npu.training.data import check_records
+from ppe_npu.training.trainer import train
+
+PPE = CompressionConfig.preset("ppe")
+
+
+def options() -> list[tuple[str, argparse.Action]]:
+    """(command, option) of every one that takes a path."""
+    commands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    return [(name, action) for name, parser in commands.items() for action in parser._actions if action.dest in _PATHS]
+
+
+def taken(action: argparse.Action, text: str) -> str:
+    """A path as the command gets it."""
+    several = action.nargs == "+" or isinstance(action, argparse._AppendAction)
+    args = argparse.Namespace(**{action.dest: [text] if several else text})
+    cli._check_paths(args)
+    found = getattr(args, action.dest)
+    return found[0] if several else found
+
+
+def test_home_is_home_for_every_option(tmp_path, monkeypatch):
+    """A shell leaves it to the command in --output=~/run."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert {taken(action, "~/run") for _, action in options()} == {str(tmp_path / "run")}
+    assert {taken(action, "./~") for _, action in options()} == {"./~"}
+    for _, action in options():
+        with pytest.raises(InputError, match="is an empty text"):
+            taken(action, " ")
+    config = TrainConfig("~/m", ["~/a.json"], "~/run", data_root="~/d", validation_data="~/b.json")
+    paths = (config.model, *config.data, config.output, config.data_root, *config.validation_data)
+    assert paths == tuple(str(tmp_path / name) for name in ("m", "a.json", "run", "d", "b.json"))
+
+
+def test_no_option_writes_to_an_address():
+    """They would make a folder "s3:" here."""
+    written = [(name, action) for name, action in options() if action.dest in ("output", "out", "show")]
+    assert {name for name, _ in written} >= {
+        "train",
+        "data",
+        "convert",
+        "export",
+        "merge-lora",
+        "eval",
+        "report",
+        "demo",
+    }
+    for _, action in written:
+        for address in ("s3://bucket/run", "https://host/a.png", "file:///a.png"):
+            with pytest.raises(InputError, match=f"--{action.dest} '{address}' is an address: name a place on this"):
+                taken(action, address)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_written_through_a_link_goes_where_it_leads(run, tmp_path, there):
+    record = {
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "b"}],
+    }
+    write_json(tmp_path / "data.json", [record])
+    link, target = tmp_path / "link.jsonl", tmp_path / "far.jsonl"
+    link.symlink_to(target)
+    if there:
+        target.write_text("old")
+    assert run("convert", "--data", tmp_path / "data.json", "--output", f"{link}/" if there else link)[0] == 0
+    assert os.readlink(link) == str(target)
+    assert json.loads(target.read_text())["image"] == ["a.png"]
+
+
+@pytest.fixture
+def closed(tmp_path):
+    """Places for a file that cannot be one, without the ending."""
+    (tmp_path / "file").write_text("mine")
+    for ending in (".png", ".md", ".json"):
+        os.mkfifo(tmp_path / f"pipe{ending}")
+        (tmp_path / f"folder{ending}").mkdir()
+    return [tmp_path / name for name in ("pipe", "folder", "file/below")]
+
+
+def test_where_a_file_cannot_be_is_said_before_it_is_made(closed):
+    for place in closed:
+        with pytest.raises(UserError, match=r"(name|name another) (place|a file)"):
+            Looking.of(f"{place}.png", None, PPE)
+        with pytest.raises(UserError, match=r"(name|name another) (place|a file)"):
+            check_place(place.with_suffix(".md"))
+
+
+@pytest.mark.parametrize("text", ["text", "pipe", "folder"])
+def test_eval_says_before_the_weights_are_read_that_it_cannot_write(run, tiny_folder, tmp_path, monkeypatch, text):
+    from ppe_npu.demo import scenes
+
+    monkeypatch.setattr("ppe_npu.training.adapted.Checkpoint.load", lambda *_: pytest.fail("weights were read"))
+    scenes.write_split(tmp_path / "data", "test", 1, 2, 1)
+    (tmp_path / "text").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "report.md").write_text("mine")
+    place = tmp_path / text / ("below" if text == "text" else "")
+    asked = ("--data-root", tmp_path / "data", "--output", place, "--device", "cpu", "--compression", "dense")
+    refused(run("eval", "--model", tiny_folder, *asked), tmp_path / text)
+    assert (tmp_path / "folder" / "report.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.md", "r.png", "r.html"])
+def test_a_report_takes_no_other_files_place(tmp_path, name):
+    (tmp_path / name).write_text("[]")
+    with pytest.raises(InputError, match=f"{name} is no report's, and would be written over: move it away"):
+        check_place(tmp_path / "r.md", html=True)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_report_takes_an_earlier_reports_place(tmp_path):
+    for text, name in (("# T\n\n## What the columns are\n", "r.md"), ('{"title": "T", "benchmarks": {}}', "r.json")):
+        for left in ("r.png", "r.html"):
+            (tmp_path / left).write_text("a picture")
+        (tmp_path / name).write_text(text)
+        check_place(tmp_path / "r.md", html=True)
+
+
+def test_all_data_files_are_looked_for_before_the_first_is_read(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text("[]")
+    monkeypatch.setattr("ppe_npu.training.data.read_file", lambda path: pytest.fail(f"{path} was read"))
+    with pytest.raises(InputError, match=r"gone\.json cannot be read"):
+        check_records([tmp_path / "a.json", tmp_path / "gone.json"])
+    with pytest.raises(InputError, match=r"data root .*a\.json is no folder: name the one"):
+        check_records(tmp_path / "a.json", data_root=tmp_path / "a.json")
+    data, gone = str(tmp_path / "a.json"), str(tmp_path / "gone.json")
+    config = TrainConfig("m", data, str(tmp_path / "run"), validation_data=gone)
+    with pytest.raises(InputError, match=r"gone\.json cannot be read"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_may_not_be_read_is_said_by_every_option(tmp_path, monkeypatch):
+    """A superuser may read everything: the answer of the system is made here."""
+    (tmp_path / "file.png").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    closed = [tmp_path / "file.png", tmp_path / "folder"]
+    monkeypatch.setattr("os.access", lambda path, mode, **_: path not in (*closed, *map(str, closed)))
+    for _, action in options():
+        written = action.dest in ("output", "out", "show")
+        for place in closed[written:]:
+            with pytest.raises(
+                InputError, match=rf"{action.dest.replace('_', '-')} .* \(Permission denied\): name another"
+            ):
+                taken(action, str(place))
+        if written:  # another file takes its place
+            assert taken(action, str(closed[0])) == str(closed[0])
+    for read, path in ((load_image, closed[0]), (load_video, closed[0]), (load_video, closed[1])):
+        with pytest.raises(InputError, match="permission denied"):
+            read(path)

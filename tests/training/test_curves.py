@@ -1,0 +1,45 @@
+"""The file of curves: what was written of it is read, whatever cut it off."""
+
+from __future__ import annotations
+
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from ppe_npu.errors import FileError
+from ppe_npu.training import curves
+from ppe_npu.training.curves import CurveFile
+
+
+def steps(folder):
+    """The steps of all points that TensorBoard reads."""
+    (file,) = folder.iterdir()
+    return [event.step for event in EventFileLoader(str(file)).Load() if event.HasField("summary")]
+
+
+def test_an_event_that_a_kill_cut_off_hides_no_other(tmp_path):
+    curve = CurveFile(tmp_path)
+    for step in (1, 2, 3):
+        curve.add_scalar("loss", 0.5, step)
+        curve.flush()
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    last = len(whole) // 5  # of 3 events and the header some bytes of the last one
+    for cut in range(1, last):
+        file.write_bytes(whole[:-cut])
+        assert steps(tmp_path) == [1, 2]
+
+
+def test_what_a_full_disk_cut_off_is_written_again_whole(tmp_path, monkeypatch):
+    def full(file, data):
+        file.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    curve = CurveFile(tmp_path)
+    curve.add_scalar("loss", 0.5, 1)
+    with monkeypatch.context() as disk:
+        disk.setattr(curves, "write_whole", full)
+        with pytest.raises(FileError, match="no space is left on its disk"):
+            curve.flush()
+    curve.add_scalar("loss", 0.5, 2)
+    curve.close()
+    assert steps(tmp_path) == [1, 2]
