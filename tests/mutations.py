@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import draws
+import pytest
 
 JUNK = [
     *(None, True, False, 0, 5, -1, 0.5, 7.5, 10**30, float("inf"), float("-inf"), float("nan"), [], {}, [1], [[]]),
@@ -42,6 +45,22 @@ KEYS = [
 ]
 
 
+def dice(*names: Any) -> random.Random:
+    """The draws of one mutation: the same in every run of `make test`, others with each PPE_TEST_SEED."""
+    return random.Random(f"{draws.SEED} {' '.join(map(str, names))}")
+
+
+def thousand(short: int) -> pytest.MarkDecorator:
+    """Parametrises a test by `numbers`, those of its mutations: a few in every run, a thousand in four slow tests."""
+    slow = [pytest.param(range(n, n + 250), marks=pytest.mark.slow) for n in range(0, 1000, 250)]
+    return pytest.mark.parametrize("numbers", [range(short), *slow], ids=str)
+
+
+def both(found: Sequence[bool]) -> bool:
+    """Whether a law was tried on both sides, where there was the room for it."""
+    return len(found) < 50 or len(found) // 20 < sum(found) < len(found) - len(found) // 20
+
+
 def places(value: Any, above: tuple = ()) -> Iterator[tuple]:
     """The way to every value in it: keys and numbers."""
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -73,14 +92,26 @@ def mutated(value: Any, dice: random.Random) -> Any:
     return value
 
 
+def _is_lines(content: bytes) -> bool:
+    """Whether it is a value a line, whatever the file is called."""
+    try:
+        json.loads(content)
+    except ValueError:
+        return True
+    return False
+
+
 def damage(file: Path, strange: Path, dice: random.Random) -> str:
     """Change a file in one way; says which. strange: one whose content it may get."""
     content = file.read_bytes()
-    kinds = ["gone", "folder", "pipe", "bytes", "cut", "other", "link"] + ["value"] * 12 * (file.suffix == ".json")
-    kind = dice.choice(kinds)
+    whole = file.suffix in (".json", ".jsonl")
+    kind = dice.choice(["gone", "folder", "pipe", "bytes", "cut", "other", "link"] + ["value"] * 12 * whole)
     file.unlink()
     if kind == "value":
-        file.write_text(json.dumps(mutated(json.loads(content), dice)))
+        lines = content.splitlines() if _is_lines(content) else [content]
+        at = dice.randrange(len(lines))
+        lines[at] = json.dumps(mutated(json.loads(lines[at]), dice)).encode()
+        file.write_bytes(b"\n".join(lines) + b"\n")
     elif kind == "folder":
         file.mkdir()
     elif kind == "pipe":

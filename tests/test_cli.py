@@ -151,6 +151,17 @@ def test_parity_prints_its_table_and_fails_with_a_row(run, monkeypatch):
     refused(run("parity", "--out", "x", "--device", "cpu"), "record --out FOLDER")
 
 
+def test_a_long_argument_is_not_repeated_in_full(run):
+    for words, remedy in (
+        (("--ratio", "x" * 5000), "--help"),
+        (("--dtype", "x" * 5000), "'bf16'"),
+        (("x" * 5000,), ""),
+    ):
+        result = run("describe", "--model", "m", *words)
+        refused(result, words[0][:20], remedy, "ppe-npu")
+        assert len(result[2]) < 700
+
+
 def test_no_command_and_unknown_commands(run):
     refused(run(), "command")
     refused(run("sing"), "sing")

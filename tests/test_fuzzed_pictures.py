@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from bounds import bounded
+from mutations import dice
 from picture_files import FILES, RGB, RGBA, exif, image, saved
 from PIL import Image
 
@@ -29,17 +30,17 @@ WHOLE = {name: data for name, (data, _) in FILES.items()} | {
 }
 
 
-def mutated(data: bytes, dice: random.Random) -> bytes:
+def mutated(data: bytes, draw: random.Random) -> bytes:
     """Some bytes are others, some of them in the header, or a part is missing; of a PNG the checksums may be right."""
     changed = bytearray(data)
-    if dice.random() < 0.25:
-        first, last = sorted(dice.randrange(len(data)) for _ in range(2))
+    if draw.random() < 0.25:
+        first, last = sorted(draw.randrange(len(data)) for _ in range(2))
         del changed[first:last]
     else:
-        reach = len(data) if dice.random() < 0.7 else min(100, len(data))
-        for _ in range(dice.randint(1, 3)):
-            changed[dice.randrange(reach)] = dice.choice([0, 1, 127, 128, 255, dice.randrange(256)])
-    return _with_checksums(bytes(changed)) if data[:4] == b"\x89PNG" and dice.random() < 0.7 else bytes(changed)
+        reach = len(data) if draw.random() < 0.7 else min(100, len(data))
+        for _ in range(draw.randint(1, 3)):
+            changed[draw.randrange(reach)] = draw.choice([0, 1, 127, 128, 255, draw.randrange(256)])
+    return _with_checksums(bytes(changed)) if data[:4] == b"\x89PNG" and draw.random() < 0.7 else bytes(changed)
 
 
 def _with_checksums(data: bytes) -> bytes:
@@ -72,7 +73,7 @@ def seen(given: Any) -> tuple[tuple[int, int], bytes] | None:
 
 def check(name: str, path: Path, seed: int) -> bool:
     """The law of one file; whether it is shown."""
-    data = mutated(WHOLE[name], random.Random(f"{seed} {name}"))
+    data = mutated(WHOLE[name], dice(seed, name))
     path.write_bytes(data)
     with warnings.catch_warnings(), bounded((name, seed)):
         warnings.simplefilter("ignore")  # Pillow's own, of what it mended

@@ -7,8 +7,10 @@ import os
 import random
 from types import SimpleNamespace
 
+import mutations
 import pytest
 import yaml
+from bounds import bounded
 from command_line import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,39 +21,27 @@ from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.results import method, title
 from ppe_npu.methods.base import method_class, method_names
+from ppe_npu.models.pvc.config import PVCConfig
 from ppe_npu.released import KEYS, Released
 from ppe_npu.settings import from_mapping, strangers, to_plain
 from ppe_npu.training.adapters import Adapter
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.recipes import load_recipe
 
-MUTATIONS = settings(max_examples=150, derandomize=True, deadline=None)
-MANY = settings(MUTATIONS, max_examples=20_000, derandomize=False)
+TIMES = 10  # mappings of one draw of hypothesis: they are bounded together
+MUTATIONS = settings(max_examples=15, derandomize=True, deadline=None)
+MANY = settings(MUTATIONS, max_examples=2000, derandomize=False)
 DICE = st.integers(0, 2**40).map(random.Random)  # hypothesis' own draws of mappings take ten times as long
 DEEP: list = []
 for _ in range(3000):
     DEEP = [DEEP]
 PLAIN = [
     *(None, True, False, 0, 1, 2, 4, 8, -1, 0.5, 1.0, 2.5, -0.0, 1e-300, 1e308, float("inf"), float("nan"), 10**30),
-    *(
-        "",
-        "false",
-        "no",
-        "1e-5",
-        "2",
-        "ppe",
-        "dpc_knn",
-        "lora",
-        "a\0",
-        "\ud800",
-        "../x",
-        "x.json",
-        "x" * 5000,
-        "cosine",
-    ),
-    *([], [[]], [1], [0.5, 0.25], [1.0, 0.5], [True], ["language"], [None], ["a", 1], [0.5] * 300, [2, 1], [10**400]),
+    *("", "false", "no", "1e-5", "2", "ppe", "dpc_knn", "lora", "a\0", "\ud800", "../x", "x.json", "x" * 5000),
+    *("cosine", [], [[]], [1], [0.5, 0.25], [1.0, 0.5], [True], ["language"], [None], ["a", 1], [0.5] * 300, [2, 1]),
+    [10**400],
     *({}, {1: 2}, {"a": 1}, {"fps": "2"}, {"nframes": 2.5}, {"k": 2}, {"rank": 8}, {None: None}, {"fps": []}),
-]
+]  # fmt: skip
 JUNK = [*PLAIN, b"x", (1, 2), {1, 2}, object(), DEEP, 1j, range(3), 0.25, 3, 16]
 METHODS = method_names()
 STRANGE = ["", "kk", "a b", 1, 1.5, None, True, b"k", (1,), "k" * 300]
@@ -61,6 +51,7 @@ CLASSES = {
     "released": (Released, dict.fromkeys(KEYS[:1], True) | {"compression_before_llm": True}, Released.from_dict),
     "adapter": (Adapter, {}, Adapter.from_dict),
     "video": (VideoSampling, {}, lambda values: from_mapping(VideoSampling, values, "video")),
+    "pvc": (PVCConfig, {}, lambda values: from_mapping(PVCConfig, values, "pvc")),
     "training": (TrainConfig, FRAME, lambda values: from_mapping(TrainConfig, values, "recipe")),
 }
 
@@ -103,7 +94,9 @@ def check_many(name, runs):
     @runs
     @given(DICE)
     def go(dice):
-        taken[check(name, mapping(name, dice))] += 1
+        with bounded(name):
+            for _ in range(TIMES):
+                taken[check(name, mapping(name, dice))] += 1
 
     go()
     assert min(taken.values()) > sum(taken.values()) // 20, taken  # the law is tried on both sides
@@ -159,17 +152,23 @@ def check_method(dice) -> bool:
     return True
 
 
+def check_methods(dice) -> None:
+    with bounded("method"):
+        for _ in range(TIMES):
+            check_method(dice)
+
+
 @MUTATIONS
 @given(DICE)
 def test_junk_in_a_methods_field(dice):
-    check_method(dice)
+    check_methods(dice)
 
 
 @pytest.mark.slow
 @MANY
 @given(DICE)
 def test_other_junk_in_a_methods_field(dice):
-    check_method(dice)
+    check_methods(dice)
 
 
 @pytest.mark.parametrize("text", ['{"method": "flashvid", "expansion": 1e308}', '{"method": "pact", "ratio": null}'])
@@ -314,7 +313,7 @@ def test_a_recipe_with_a_mark_and_anchors_is_taken(run, untrained, tmp_path):
 @pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
 def test_damaged_recipes(run, untrained, tmp_path, count):
     """Values of junk, and bytes that were changed: settings, or one line; every fifth through the command line."""
-    dice, file = random.Random(0), tmp_path / "r.yaml"
+    dice, file = mutations.dice("recipes"), tmp_path / "r.yaml"
     keys = [key for key in TrainConfig.__dataclass_fields__ if key not in FRAME]
     values = [value for value in PLAIN if not isinstance(value, str) or "\ud800" not in value]
     taken = {True: 0, False: 0}
@@ -326,7 +325,8 @@ def test_damaged_recipes(run, untrained, tmp_path, count):
             data[dice.randrange(len(data))] = dice.randrange(256)
         file.write_bytes(bytes(data))
         try:
-            TrainConfig(**FRAME | load_recipe(file))
+            with bounded(bytes(data)):
+                TrainConfig(**FRAME | load_recipe(file))
             good = True
         except InputError as error:
             good = False

@@ -154,15 +154,19 @@ def check_compression(
     return [check_fit(architecture, model_config, config) for config in configs]
 
 
-def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:
+def load_processor(
+    path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None, model: str | Path | None = None
+) -> Any:
     """The processor of a checkpoint.
 
     Args:
         path: a folder with processor and tokenizer files, or an id on the hub.
         min_pixels, max_pixels: bounds on height * width of an image after resizing; None: as the checkpoint says.
+        model: the folder of the model that it is for, an adapter's base; None: the model is in `path`, too.
 
     Raises:
-        InputError: no processor there, no chat template, or bounds that contradict each other.
+        InputError: no processor there, one whose patches or words the model does not have, no chat template, or
+            bounds that contradict each other.
     """
     if importlib.util.find_spec("torchvision") is None:
         raise InputError(
@@ -192,7 +196,7 @@ def load_processor(path: str | Path, min_pixels: int | None = None, max_pixels: 
         if getattr(processor, name, None) is None:
             raise InputError(f"processor of {path} has no {name}: {_REMEDY}")
     processor.chat_template = _chat_template(path, processor)
-    try_processor(processor, path)
+    try_processor(processor, path, model)
     _bound(processor, min_pixels, max_pixels, path)
     return processor
 

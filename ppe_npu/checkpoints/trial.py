@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from ppe_npu.checkpoints.trust import PICKLED, SAFE
+from ppe_npu.checkpoints.trust import NO_CODE, PICKLED, SAFE
 from ppe_npu.data.tiles import image_tiles, is_tiled, tile_count, video_tiles
 from ppe_npu.data.videos import Video
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.models.known import turned_channels
-from ppe_npu.utils.reading import json_or_none
 
 _LARGEST = 256  # of a patch, in pixels or frames, and of a merge, in patches
 _SIZES = ("patch_size", "merge_size", "temporal_patch_size")
@@ -28,12 +27,12 @@ _AMOUNTS = (("num_hidden_layers", "depth"), ("vocab_size",), ("intermediate_size
 _TURN = [{"role": "user", "content": [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "what?"}]}]
 
 
-def try_processor(processor: Any, path: str | Path) -> None:
+def try_processor(processor: Any, path: str | Path, model: str | Path | None = None) -> None:
     """Raise InputError, which names the part and the folder, unless a processor can do its work.
 
     Args:
         processor: a Qwen-VL or InternVL one, with image_processor, video_processor, tokenizer and chat template.
-        path: where it is from.
+        path: where it is from. model: the folder of the model that it is for; None: the same.
     """
     tiled = is_tiled(processor)
     for name in ("image_processor", "video_processor"):
@@ -41,6 +40,8 @@ def try_processor(processor: Any, path: str | Path) -> None:
     longest = processor.tokenizer.model_max_length
     if not _is_number(longest) or not longest > 0:
         raise _useless("tokenizer", path, f"model_max_length={shown(longest)} is no number above 0")
+    config = _config(model or path)
+    _check_vocabulary(processor, config, path)
     image, video = processor.image_processor, processor.video_processor
     if tiled:
         _try_tiles(processor, path)
@@ -50,19 +51,39 @@ def try_processor(processor: Any, path: str | Path) -> None:
     frames = torch.zeros(2 * video.temporal_patch_size, 3, side, side, dtype=torch.uint8)
     _use("image_processor", path, lambda: image(images=[frames[0]], **bounds))
     _use("video_processor", path, lambda: video(videos=[frames], do_sample_frames=False, **bounds))
-    _check_patches(processor, path)
+    _check_against_model(processor, config, path)
     _try_text(processor, path)
 
 
-def _check_patches(processor: Any, path: str | Path) -> None:
-    """Patches that the model in the same folder does not have: it would read one picture as another, or none."""
-    config = json_or_none(Path(path) / "config.json")
-    vision = config.get("vision_config") if isinstance(config, dict) else None
-    if not isinstance(vision, dict):
-        return
+def _config(path: str | Path) -> Any:
+    """The config of the model in a folder; None where there is none, or none that can be read, as loading it says."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(path), **NO_CODE) if (Path(path) / "config.json").is_file() else None
+    except Exception:  # transformers raises whatever a wrong field makes of its code
+        return None
+
+
+def _check_vocabulary(processor: Any, config: Any, path: str | Path) -> None:
+    """Words that the model has no row for: a text with one of them would end in its embedding."""
+    rows = getattr(config and config.get_text_config(), "vocab_size", None)
+    if isinstance(rows, int):
+        word, last = max(processor.tokenizer.get_vocab().items(), key=lambda pair: pair[1], default=("", -1))
+        if last >= rows:
+            raise _useless("tokenizer", path, f"{shown(word)} has the id {last}, and config.json says {rows} words")
+
+
+def _check_against_model(processor: Any, config: Any, path: str | Path) -> None:
+    """Patches and placeholders that the model does not have: it would read one picture as another, or none."""
+    for key in ("image_token_id", "video_token_id"):
+        token, wanted = getattr(processor, key), getattr(config, key, None)
+        if isinstance(wanted, int) and token != wanted:
+            raise _useless("tokenizer", path, f"{key}={shown(token)}, and config.json says {wanted}")
+    vision = getattr(config, "vision_config", None)
     for name in ("image_processor", "video_processor"):
         for key, of_model in zip(_SIZES, ("patch_size", "spatial_merge_size", "temporal_patch_size"), strict=True):
-            size, wanted = getattr(getattr(processor, name), key), vision.get(of_model)
+            size, wanted = getattr(getattr(processor, name), key), getattr(vision, of_model, None)
             if isinstance(wanted, int) and size != wanted:
                 raise _useless(name, path, f"{key}={shown(size)}, and config.json says {of_model}={wanted}")
 

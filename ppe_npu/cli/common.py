@@ -106,7 +106,7 @@ def said_k(asked: Sequence[CompressionConfig], fitted: list[CompressionConfig]) 
 
 def processor(found: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
     """The checkpoint's processor, with the bounds that were asked for."""
-    return load_processor(found.processor, min_pixels, max_pixels)
+    return load_processor(found.processor, min_pixels, max_pixels, found.model)
 
 
 def video_sampling(args: argparse.Namespace) -> VideoSampling:

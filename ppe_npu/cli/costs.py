@@ -4,7 +4,6 @@ control of every table, the dense model on smaller input."""
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from ppe_npu.evaluation.interleaving import PROMPTS, ROUNDS
 from ppe_npu.evaluation.results import run_title
 from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.models import compress
+from ppe_npu.utils.reading import json_or_none
 
 if TYPE_CHECKING:
     from ppe_npu.cli.evaluate import Asked
@@ -112,10 +112,7 @@ def _title(run: Asked) -> str:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """The settings of a run; {} where none can be read."""
-    try:
-        found = json.loads((folder / "settings.json").read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
-        return {}
+    found = json_or_none(folder / "settings.json")
     return found if isinstance(found, dict) else {}
 
 
@@ -125,10 +122,7 @@ def _marks_of(runs: Sequence[Asked]) -> dict[str, list[str]]:
 
 
 def _measured(folder: Path, runs: Sequence[Asked]) -> bool:
-    try:
-        found = json.loads((folder / cost_pass.FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
+    found = json_or_none(folder / cost_pass.FILE)
     of = found.get("of") if isinstance(found, dict) else None
     known = _marks_of(runs)
     return isinstance(of, dict) and of.keys() == known.keys() and all(of[name] in known[name] for name in known)

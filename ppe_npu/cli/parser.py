@@ -13,12 +13,15 @@ from ppe_npu.utils.escape import printable
 
 DEVICES = ("auto", "cpu", "cuda", "npu")
 _DEVICES = f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]} (default: auto: an NPU, else a GPU, else the CPU)"
+_LONGEST = 500  # signs of a complaint
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with its complaints in one line."""
+    """argparse, with its complaints in one line, which may repeat a whole argument."""
 
     def error(self, message: str) -> NoReturn:
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]}...{message[-_LONGEST // 2 :]}"
         self.exit(2, f"ppe-npu: error: {printable(message)} (see {self.prog} --help)\n")
 
 

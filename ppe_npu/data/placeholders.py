@@ -42,7 +42,8 @@ def check_placeholders(processor: Any, ids: Sequence[int], items: Mapping[str, S
             continue
         token = getattr(processor, f"{kind}_token")
         counts = f"{counted(held, f'{kind} placeholder')} ({token}) for {counted(given, kind)}"
-        raise InputError(f"{where} holds {counts}: its text needs one placeholder per {kind}")
+        short = f"the checkpoint's chat template must write one per {kind}: give one that does"
+        raise InputError(f"{where} holds {counts}: " + (short if held < given else f"its text must hold no {token}"))
 
 
 def image_ids(processor: Any, tokens: int) -> torch.Tensor:

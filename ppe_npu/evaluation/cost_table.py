@@ -66,14 +66,22 @@ def _of_these(found: dict[str, Any], results: Sequence[Mapping[str, Any]]) -> di
         labels = {label(run["settings"]) for run in results}  # its edition told nothing of what checkpoint's sizes were
         labels |= {CHECKPOINT} if any(name.startswith(CHECKPOINT) for name in labels) else set()
         return found if found["protocol"] in labels else None
-    own: dict[str, set[str]] = {}
+    own: dict[str | None, set[str]] = {}
     for run in results:
-        own.setdefault(run_title(run["settings"]), set()).update(marks(run["settings"]))
+        own.setdefault(_title(run["settings"]), set()).update(marks(run["settings"]))
     since = {name for name, known in own.items() if name in sums and sums[name] not in known}
     same = any(sums.get(name) in known for name, known in own.items())
     if not same or found.get("reference") in since:
         return None
     return {**found, "rows": {name: row for name, row in found["rows"].items() if name not in since}}
+
+
+def _title(settings: Mapping[str, Any]) -> str | None:
+    """How a run is called; None of a compression of another edition, or of junk, which no pass was over."""
+    try:
+        return run_title(settings)
+    except (LookupError, TypeError, ValueError, AttributeError):  # InputError is a ValueError
+        return None
 
 
 def head(measured: Mapping[str, Any]) -> list[str]:

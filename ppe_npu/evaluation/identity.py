@@ -23,7 +23,8 @@ _FILES = ("image_path", "video_path")
 
 
 class Unreadable(dict):
-    """Stands for a sample whose row cannot be read: {"index", "prompt": "", "error"}."""
+    """Stands for a sample whose row cannot be read: {"index", "prompt": "", "error"}, and its type and GT where they
+    can be: metrics over all samples ask every row for them."""
 
 
 def read_sample(benchmark: Any, number: int, key: int | str | None = None) -> Any:
@@ -33,16 +34,24 @@ def read_sample(benchmark: Any, number: int, key: int | str | None = None) -> An
         key: the index that the row is known by; a sample with another one is Unreadable under this one. None: not known
             yet; an Unreadable is then called "row <number>".
     """
-    known = f"row {number}" if key is None else key
+    known, kept = f"row {number}" if key is None else key, {}
     try:
         sample = benchmark[number]
         index, _ = sample["index"], sample["prompt"]
+        kept = {name: _spelt(sample.get(name)) for name in ("type", "GT")}
         question(sample)
     except FAULTS as error:  # a benchmark's own code: its other samples are still to be asked
-        return Unreadable(index=known, prompt="", error=fault_of(error))
+        return Unreadable(**kept, index=known, prompt="", error=fault_of(error))
     if key is not None and index != key:
         return Unreadable(index=key, prompt="", error=f"row {number} now has the index {index!r}")
     return sample
+
+
+def _spelt(value: Any) -> Any:
+    """A text, or a list of texts, with half characters spelt out; None of anything else."""
+    if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+        return [_spelt(part) for part in value]
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else None
 
 
 def data_fingerprints(benchmark: Any) -> dict[str, str]:

@@ -154,11 +154,15 @@ class _Costs(_Part):
     reference: str = ""
     ratios_of: str = ""
     left_out: Mapping[str, Any] = setting(default_factory=dict)
+    of: Mapping[str, Any] | None = None  # method -> the mark of its settings; none in the first edition
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.rows:
             raise InputError("rows={}: no method was measured")
+        for name, mark in (self.of or {}).items():
+            if not isinstance(mark, str):
+                raise InputError(f"of: {shown(name)} is {shown(mark)}")
         for row in self.rows.values():
             check_mapping(row, "a row")
             _Cost.from_dict(row)

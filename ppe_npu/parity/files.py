@@ -19,6 +19,7 @@ from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import new_folder, write_json
 from ppe_npu.parity.end_to_end import settings
 from ppe_npu.parity.model import SETTINGS, build_inputs, build_model
+from ppe_npu.utils.reading import json_or_none
 
 FORMAT = "ppe_npu parity bundle 2"
 RECORDED = ("fp32", "bf16")
@@ -67,9 +68,9 @@ def check_replaceable(folder: Path) -> None:
         return
     try:
         names = {path.name for path in folder.iterdir()}
-        said = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        names, said = set(), None
+    except OSError:  # a file
+        names = set()
+    said = json_or_none(folder / "manifest.json")
     if not isinstance(said, dict) or not str(said.get("format")).startswith(FORMAT.rstrip("0123456789")):
         raise InputError(f"bundle {folder} exists and holds no manifest.json of a bundle: name a new folder")
     if strange := sorted(names - {"manifest.json", "tensors.safetensors"}):

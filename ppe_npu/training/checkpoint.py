@@ -20,6 +20,7 @@ IDENTITY = "identity.json"  # all that decides the losses of the run that wrote 
 COMPRESSION = "compression.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEYS = ("model", "weights", "class", "dtype")
+_LONGEST = 1000  # signs of one of their values
 _DTYPES = [str(dtype).removeprefix("torch.") for dtype in DTYPES.values()]
 
 
@@ -76,7 +77,8 @@ def read_base(folder: str | Path) -> dict[str, Any]:
             f"{folder} holds no {BASE}: which model it belongs to cannot be checked; take a folder of `train`"
         )
     record = json_or_none(file)
-    whole = isinstance(record, dict) and all(isinstance(record.get(key), str) for key in _KEYS)
+    named = [record.get(key) for key in _KEYS] if isinstance(record, dict) else [None]
+    whole = all(isinstance(value, str) and len(value) < _LONGEST for value in named)
     if not whole or record["dtype"] not in _DTYPES:
         raise InputError(f"{file} is damaged: it must name {', '.join(_KEYS)}; take another checkpoint")
     return record

@@ -227,7 +227,7 @@ def merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
     set_adapter_weights(wrapped, tensors, source)
     try:
         return wrapped.merge_and_unload(safe_merge=True)
-    except ValueError as error:  # what safe_merge finds: NaN
+    except Exception as error:  # ValueError: NaN, which safe_merge finds; and whatever peft's variants raise
         raise InputError(f"adapter {source} cannot be merged ({first_line(error)}): take another checkpoint") from error
 
 
@@ -238,7 +238,10 @@ def base_path(
     path = str(base or record["model"])
     if base is None and Path(path).is_absolute() and not Path(path).is_dir():
         raise InputError(f"adapter {source} was trained on {path}, which is gone: name its base with --model")
-    found = check_checkpoint(path, allow_bin, tiled)
+    try:
+        found = check_checkpoint(path, allow_bin, tiled)
+    except InputError as error:
+        raise error if base is not None else InputError(f"adapter {source}, its base by {BASE}: {error}") from error
     if found != record["class"]:
         raise InputError(
             f"adapter {source} was trained on {record['model']}, a {record['class']}, but {path} is a {found}: "

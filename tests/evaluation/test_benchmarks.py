@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.benchmarks import dataset, readers, registry, table
 from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, check_sample
+from ppe_npu.evaluation.identity import read_sample
 from ppe_npu.evaluation.metrics.reading import Reader
 from ppe_npu.evaluation.samples import conversation
 
@@ -123,12 +125,19 @@ def test_many_missing_files_are_counted(root, tmp_path):
         benchmarks.load("mvbench", tmp_path)
 
 
+ROW = '{"question_id": 1, "question": "what?", "image_id": "ab12", "answers": %s}'
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ('{"data": [{"question_id": 1}]}', r"row 0 .* has another form \(KeyError: 'question'\)"),
         ('{"data": [', "is not JSON"),
         ('{"data": [7]}', "has another form"),
+        ("7", r"what stands below .* has another form \(TypeError: 'int' object"),
+        ("{}", r"what stands below .* has another form \(KeyError: 'data'\): download it again"),
+        (f'{{"data": [{ROW % """["a", 5]"""}]}}', "row 0 below .* has a GT of type list: use a str or a list of str"),
+        (f'{{"data": [{ROW % "null"}]}}', "row 0 below .* has no GT"),
     ],
 )
 def test_data_of_another_form(root, tmp_path, text, reason):
@@ -136,6 +145,50 @@ def test_data_of_another_form(root, tmp_path, text, reason):
     (data / "TextVQA_0.5.1_val.json").write_text(text)
     with pytest.raises(InputError, match=reason):
         benchmarks.load("textvqa", tmp_path)
+
+
+def test_files_that_cannot_be_opened_are_one_line(root, tmp_path):
+    """A link to itself is no pipe and no folder; what a listing asks for was seen to be there."""
+    data = benchmark_files.copy(root / "mme", tmp_path / "mme")
+    file = next(data.rglob("*.txt"))
+    file.unlink()
+    file.symlink_to(file.name)
+    with pytest.raises(InputError, match=r"mme: what stands below .* cannot be read \(.*symbolic links"):
+        benchmarks.load("mme", tmp_path)
+
+
+def test_a_row_that_is_half_a_character_keeps_its_type(root, tmp_path):
+    """Metrics over all samples ask every row for it: without it one bad text took the metrics of all others."""
+    data = benchmark_files.copy(root / "gqa", tmp_path / "gqa")
+    file = data / "testdev_balanced_questions.json"
+    (key, row), *others = readers.read_json(file).items()
+    file.write_text(json.dumps(dict([(key, {**row, "question": "what?\ud800"}), *others])))
+    sample = read_sample(benchmarks.load("gqa", tmp_path), 0)
+    assert (sample["prompt"], sample["GT"]) == ("", row["answer"])
+    assert sample["type"] == row["types"]["structural"]
+    assert "half a character" in sample["error"]
+
+
+def test_a_first_picture_that_cannot_be_read_takes_no_other_with_it(tmp_path):
+    good, bad = {"bytes": benchmark_files.picture()}, {"bytes": b"no picture"}
+    row = {"question": "Which? Options: A: red, B: blue", "answer": "A", "category": "math", "l2_category": ["x"]}
+    rows = [{**row, "index": number, "image": image} for number, image in enumerate([bad, good])]
+    benchmark_files.parquet(tmp_path / "mmstar" / "mmstar.parquet", rows)
+    benchmark = benchmarks.load("mmstar", tmp_path)
+    assert len(benchmark) == 2
+    found = benchmark.metrics([{"index": str(number), "type": "math", "score": 1.0} for number in range(2)])
+    assert found == {"math": 1.0, "mean over l2_category": 1.0}
+    benchmark_files.parquet(tmp_path / "mmstar" / "mmstar.parquet", [{**row, "index": 0}])
+    with pytest.raises(InputError, match=r"mmstar.parquet has no column image: download it again"):
+        benchmarks.load("mmstar", tmp_path)
+
+
+def test_an_unknown_type_of_question_is_named(root, tmp_path):
+    data = benchmark_files.copy(root / "nextqa", tmp_path / "nextqa")
+    file = data / "MC" / "test.csv"
+    file.write_text(file.read_text().replace(",CW,", ",XW,"))
+    with pytest.raises(InputError, match=r"nextqa_mc: row \d below .* has another form \(KeyError: 'X'\)"):
+        benchmarks.load("nextqa_mc", tmp_path)
 
 
 def test_an_index_that_occurs_twice(root, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +85,21 @@ def test_a_damaged_pass_is_named(tmp_path, text):
         cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {}}])
 
 
+def test_a_pass_that_does_not_say_what_it_was_over_is_named(tmp_path):
+    told = {"rounds": 5, "prompts": 8, "device": "cpu", "protocol": "checkpoint"}
+    for of in ({"dense": []}, {"dense": 5}, {"dense": None}, ["dense"], "dense"):
+        write_json(tmp_path / "costs.json", {"rows": {"dense": row("dense", 1.0, 1.0)[1]}, **told, "of": of})
+        with pytest.raises(InputError, match=r"costs.json holds no costs \(of.*: delete it and measure again"):
+            cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {"compression": DENSE}}])
+
+
+def test_pipes_are_not_waited_for_where_a_pass_or_settings_are_looked_for(tmp_path):
+    for name in ("costs.json", "settings.json"):
+        os.mkfifo(tmp_path / name)
+    assert costs._settings(tmp_path) == {}
+    assert not costs._measured(tmp_path, [])
+
+
 def test_a_pass_of_another_protocol_is_not_shown(tmp_path):
     one = row("dense", 1.0, 1.0)[1]
     known = {"rounds": 5, "prompts": 8, "device": "cpu", "protocol": "qwen"}
@@ -117,6 +133,20 @@ def test_a_pass_shows_the_methods_that_stand_as_they_were_measured(tmp_path):
     assert list(cost_table.read([runs[0], changed[1]])["rows"]) == [dense, "gone"]
     assert cost_table.read([changed[0], runs[1]]) is None  # of which the ratios are
     assert cost_table.read(changed) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"members": [5]}, {"positions": None}, {"steps": [5]}, {"steps": [{"method": "new"}]}]
+)
+def test_a_run_of_junk_or_another_edition_is_of_no_pass(tmp_path, change):
+    told = {"rounds": 5, "prompts": 8, "device": "cpu", "protocol": "checkpoint", "reference": "dense"}
+    runs = [{"folder": str(tmp_path / "0"), "settings": {"benchmark": "pope", "compression": DENSE}}]
+    write_json(tmp_path / "costs.json", {
+        "rows": {"dense": row("dense", 1.0, 1.0)[1]}, **told, "of": {"dense": checksum(runs[0]["settings"])},
+    })  # fmt: skip
+    odd = CompressionConfig.preset("ppe", ratio=0.25).to_dict() | change
+    runs.append({"folder": str(tmp_path / "1"), "settings": {"benchmark": "pope", "compression": odd}})
+    assert list(cost_table.read(runs)["rows"]) == ["dense"]
 
 
 def test_a_pass_names_the_protocol_as_the_reports_table_does(monkeypatch, tmp_path):

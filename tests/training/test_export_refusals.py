@@ -79,13 +79,18 @@ def test_an_adapter_that_is_not_whole_is_refused(copy, tmp_path):
     for strange in ({"target_modules": "("}, {"rank_pattern": 5}, {"alpha_pattern": ["x"]}):
         (copy / "adapter_config.json").write_text(json.dumps(json.loads(settings) | strange))
         refuse("adapter_config.json cannot be used")
+    (copy / "adapter_config.json").write_text(json.dumps(json.loads(settings) | {"alora_invocation_tokens": [1]}))
+    refuse("cannot be merged .aLoRA does not support safe merging")
     (copy / "adapter_config.json").unlink()
     refuse("holds no adapter_config.json")
     (copy / "adapter_config.json").write_text(settings)
-    odd = json.dumps({**read_base(copy), "dtype": "nn"})
-    for text in ("{", "[]", '{"model": "x"}', odd):
+    changes = ({"dtype": "nn"}, {"weights": "x" * 5000}, {"model": "gone"})
+    odd, long, gone = (json.dumps({**read_base(copy), **change}) for change in changes)
+    for text in ("{", "[]", '{"model": "x"}', odd, long):
         (copy / BASE).write_text(text)
         refuse("base.json is damaged")
+    (copy / BASE).write_text(gone)
+    refuse("its base by base.json: model gone")
     (copy / BASE).unlink()
     refuse("holds no base.json")
 

@@ -6,19 +6,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
+from bounds import bounded
 from cut_runs import go_on
-from mutations import damage
+from mutations import damage, dice, thousand
 
 from ppe_npu.errors import UserError
 from ppe_npu.training import loop, trainer
 
-LIMIT = 20  # seconds of one attempt
 RUN = ("train.json", "identity.json", "summary.json", "media.txt", "skipped-0.jsonl", "data.json", "final/base.json")
 
 
@@ -76,25 +74,20 @@ def original(request, whole_run, tmp_path_factory):
     return folder / "run", folder / "other"
 
 
-def hang(*_):
-    raise AssertionError(f"waited for {LIMIT} s")
-
-
-def check(original: Path, other: Path, place: Path, settings: dict, seed: int) -> str:
-    dice = random.Random(seed)
+def check(original: Path, other: Path, place: Path, settings: dict, number: int) -> str:
+    draw = dice("run", number)
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(original, place, copy_function=os.link)
     there = [name for name in RUN if (place / name).is_file()]
     newest = loop.checkpoints(place)[-1]
     listed = [f"{newest.name}/{path.name}" for path in newest.iterdir()]
-    name = dice.choice([*there * 3, *listed, *[f"{newest.name}/whole.json"] * 12])
-    kind = damage(place / name, other / name.replace("checkpoint-6", "checkpoint-4"), dice)
+    name = draw.choice([*there * 3, *listed, *[f"{newest.name}/whole.json"] * 12])
+    kind = damage(place / name, other / name.replace("checkpoint-6", "checkpoint-4"), draw)
     before, whole = state(place), state(original)
-    what = (seed, name, kind)
-    signal.signal(signal.SIGALRM, hang)
-    signal.alarm(LIMIT)
+    what = (number, name, kind)
     try:
-        result = go_on(settings | {"output": str(place)})
+        with bounded(what):
+            result = go_on(settings | {"output": str(place)})
     except UserError as error:
         said = str(error)
         assert "\n" not in said, what
@@ -112,23 +105,19 @@ def check(original: Path, other: Path, place: Path, settings: dict, seed: int) -
         kept = {path: digest for path, digest in before.items() if "/checkpoint-" in path or "/final/" in path}
         assert kept.items() <= after.items(), what
         return "went on"
-    finally:
-        signal.alarm(0)
     expected = trainer.TrainResult.from_dict(json.loads((original / "summary.json").read_text()))
     assert result == expected or name == "summary.json", what
     assert state(place) == before, what
     return "ended"
 
 
-@pytest.mark.parametrize(
-    "seeds", [range(12), pytest.param(range(1000, 2000), marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=len
-)
+@thousand(12)
 @pytest.mark.ci
-def test_a_damaged_run_is_named_or_goes_on_as_it_was(original, whole_run, untrained, tmp_path, capfd, seeds):
+def test_a_damaged_run_is_named_or_goes_on_as_it_was(original, whole_run, untrained, tmp_path, capfd, numbers):
     settings = {**whole_run[0], "resume": True}
     shutil.copytree(original[0], tmp_path / "run")
     counts = {"refused": 0, "went on": 0, "ended": 0}
-    for seed in seeds:
-        counts[check(*original, original[0].parent / "copy", settings, seed)] += 1
-    assert counts["refused"] > len(seeds) // 3, counts
-    assert counts["went on"] + counts["ended"] > len(seeds) // 20, counts
+    for number in numbers:
+        counts[check(*original, original[0].parent / "copy", settings, number)] += 1
+    assert counts["refused"] > len(numbers) // 3, counts
+    assert counts["went on"] + counts["ended"] > len(numbers) // 20, counts

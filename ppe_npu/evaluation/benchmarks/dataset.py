@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ppe_npu.data.places import Room
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, UserError, first_line
+from ppe_npu.evaluation.benchmarks.protocol import check_question
 from ppe_npu.evaluation.metrics import official
 from ppe_npu.evaluation.protocols import Protocol
 
@@ -82,7 +84,8 @@ class Dataset(ABC):
         self.protocol: Protocol | None = None
         self.root = Path(data_root) / self.folder
         self._refuse([pattern for pattern in self.needs if not self.files(pattern)])
-        self.rows = list(self.read())
+        with _of_its_form(f"{self.name}: what stands below {self.root}"):
+            self.rows = list(self.read())
         self._check_rows()
 
     def use(self, protocol: Protocol) -> None:
@@ -161,17 +164,15 @@ class Dataset(ABC):
         return Room(self.root, also=folders, remedy="download the data again")
 
     def _check_rows(self) -> None:
-        """Every sample can be made, has an index of its own, and its files are there."""
+        """Every sample can be made and asked, has an index of its own, and its files are there."""
         missing: dict[str, None] = {}
         seen: set[Any] = set()
         room = self.room()
         for number, row in enumerate(self.rows):
-            try:
+            where = f"{self.name}: row {number} below {self.root}"
+            with _of_its_form(where):
                 sample = self.sample(row)
-            except (KeyError, IndexError, TypeError, AttributeError) as error:
-                reason = f"{type(error).__name__}: {error}"
-                where = f"{self.name}: row {number} below {self.root}"
-                raise InputError(f"{where} has another form ({reason}): download it again") from error
+                check_question(sample, where)
             if sample["index"] in seen:
                 raise InputError(f"{self.name}: index {sample['index']!r} occurs twice below {self.root}")
             seen.add(sample["index"])
@@ -186,6 +187,20 @@ class Dataset(ABC):
             raise InputError(
                 f"{self.name}: missing below {self.root}: {', '.join(missing[:_NAMED])}{more}; get it from {self.home}"
             )
+
+
+@contextlib.contextmanager
+def _of_its_form(where: str) -> Iterator[None]:
+    """Data that another program wrote, a half of a download, or an edition that is not ours to read: one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise InputError(f"{where} cannot be read ({first_line(error)}): download it again") from error
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{where} has another form ({reason}): download it again") from error
 
 
 def mean_of_shares(sums: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import shown
 from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row, Sample
 from ppe_npu.evaluation.benchmarks.pdf import num_pages, page_images
 from ppe_npu.evaluation.benchmarks.readers import read_json
@@ -95,10 +95,8 @@ def _evidence(row: Row) -> list[int]:
     try:
         found = ast.literal_eval(value) if isinstance(value, str) else value
         return list(dict.fromkeys(int(page) for page in found if int(page) > 0))
-    except (SyntaxError, ValueError, TypeError) as error:
-        raise InputError(
-            f"MMLongBench-Doc names pages that cannot be read: {str(value)[:60]!r}: download it again"
-        ) from error
+    except (SyntaxError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+        raise ValueError(f"evidence_pages is {shown(value)}") from error
 
 
 def _kind(truth: str, evidence: list[int]) -> str:

@@ -60,7 +60,7 @@ class MMStar(Choice):
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Accuracy per ability, then the mean over the finer classes, which lmms-eval calls MMStar's average."""
         rows = list(rows)
-        finer = {str(row["index"]): row.get("l2_category", row["category"]) for row in self.rows}
+        finer = {str(row["index"]): str(row.get("l2_category", row["category"])) for row in self.rows}
         classes = mean_by(rows, lambda row: finer[row["index"]]).values()
         abilities = mean_by(rows, lambda row: str(row["type"]))
         return {**abilities, "mean over l2_category": sum(classes) / max(len(classes), 1)}

@@ -12,6 +12,12 @@ from ppe_npu.evaluation.metrics import Taxonomy, WordNet, mean_by, mmmu_letter, 
 _GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}
 
 
+def _type(row: Row) -> str:
+    """The type of a row, of one of the groups; KeyError for another one."""
+    _ = _GROUPS[row["type"][:1]]
+    return row["type"]
+
+
 class NExTQA(Choice):
     """The type is the published one: CW, CH, TN, TP, TC, DB, DC, DL, DO. Prompt: lmms-eval tasks/nextqa."""
 
@@ -38,7 +44,7 @@ class NExTQA(Choice):
             "index": f"{row['video']}_{row['qid']}",
             "prompt": self.form.format(question=row["question"].strip(), options=lettered(options)),
             "GT": LETTERS[int(row["answer"])],
-            "type": row["type"],
+            "type": _type(row),
             "video_path": self.path(row),
             "options": options,
         }
@@ -75,7 +81,7 @@ class NExTOE(NExTQA):
             "index": f"{row['video']}_{row['qid']}",
             "prompt": self.form.format(question=row["question"].strip()),
             "GT": [row["answer"], *([second] if second else [])],
-            "type": "TN" if row["type"] == "TP" else row["type"],
+            "type": "TN" if _type(row) == "TP" else _type(row),
             "video_path": self.path(row),
         }
 

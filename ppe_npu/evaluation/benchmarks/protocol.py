@@ -63,6 +63,14 @@ def check_sample(sample: Any, where: str) -> None:
     """Raise InputError, naming `where`, unless sample has the form that Benchmark.__getitem__ promises."""
     if not isinstance(sample, Mapping):
         raise InputError(f"{where} is a {type(sample).__name__}: return a dict with index, prompt and GT")
+    check_question(sample, where)
+    given = [key for key in VISUALS if sample.get(key) is not None]
+    if len(given) > 1:
+        raise InputError(f"{where} has {' and '.join(given)}: give one of {', '.join(VISUALS)}")
+
+
+def check_question(sample: Mapping[str, Any], where: str) -> None:
+    """check_sample of index, prompt and GT alone, for which no picture is read."""
     lacking = [key for key in ("index", "prompt", "GT") if sample.get(key) is None]
     if lacking:
         raise InputError(f"{where} has no {', '.join(lacking)}: a sample needs index, prompt and GT")
@@ -73,6 +81,3 @@ def check_sample(sample: Any, where: str) -> None:
     truth = sample["GT"]
     if not isinstance(truth, str) and not (isinstance(truth, (list, tuple)) and all(isinstance(t, str) for t in truth)):
         raise InputError(f"{where} has a GT of type {type(truth).__name__}: use a str or a list of str")
-    given = [key for key in VISUALS if sample.get(key) is not None]
-    if len(given) > 1:
-        raise InputError(f"{where} has {' and '.join(given)}: give one of {', '.join(VISUALS)}")

@@ -93,7 +93,7 @@ class Parquet:
                     rows = file.read_row_group(group, columns=small).to_pylist()
                     self.rows += rows
                     self._places += [(path, group, at) for at in range(len(rows))]
-            except (pyarrow.ArrowException, OSError) as error:
+            except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a text that is no UTF-8
                 raise InputError(
                     f"{path} cannot be read as parquet ({first_line(error)}): download it again"
                 ) from error
@@ -108,7 +108,10 @@ class Parquet:
 
         path, group, at = self._places[number]
         if self._held[0] != (path, group, column):
-            table = parquet.ParquetFile(path).read_row_group(group, columns=[column])
+            file = parquet.ParquetFile(path)
+            if column not in file.schema_arrow.names:
+                raise InputError(f"{path} has no column {column}: download it again")
+            table = file.read_row_group(group, columns=[column])
             self._held = ((path, group, column), table.column(column))
         return self._held[1][at].as_py()
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, Benchmark, check_sample
+from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, VISUALS, Benchmark, check_sample
 from ppe_npu.evaluation.protocols import Protocol
 from ppe_npu.evaluation.rows import FAULTS, fault_of
 from ppe_npu.utils.escape import brief
@@ -219,7 +220,9 @@ def _first_sample(name: str, benchmark: Any, tried: int) -> tuple[int, Any]:
     errors = []
     for number in range(tried):
         try:
-            return number, benchmark[number]
+            sample = benchmark[number]
+            _ = isinstance(sample, Mapping) and [sample.get(key) for key in VISUALS]  # some read a picture only then
+            return number, sample
         except FAULTS as error:  # a user's class may raise anything
             errors.append(error)
     if isinstance(errors[0], InputError):
