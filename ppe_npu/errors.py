@@ -42,7 +42,7 @@ def first_line(error: BaseException) -> str:
 
 def counted(number: float, what: str) -> str:
     """How many there are of something, in words: "1 file", "1,024 files"."""
-    return f"{number:,.10g} {what}{'s' * (number != 1)}"
+    return f"{number:{',' if isinstance(number, int) else ',.10g'}} {what}{'s' * (number != 1)}"
 
 
 def shown(value: Any) -> str:

@@ -15,6 +15,7 @@ import re
 import resource
 import shutil
 import traceback
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     Raises:
         FileError: it cannot be written; what was there before stays.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path) if os.path.islink(path) and os.path.isdir(path) else path)
     temporary = _beside(path, "tmp")
     with writing(temporary, named=path):
         _check_replaceable(path)
@@ -138,7 +139,7 @@ def check_writable(path: str | Path, file: bool = False) -> None:
     Raises:
         FileError: it cannot be written.
     """
-    probe = _beside(Path(path), "tmp")
+    probe = _beside(Path(path), f"{uuid.uuid4().hex}.tmp")  # processes of two containers may have one number
     with writing(probe, named=path):
         _check_replaceable(Path(path))
         if file and Path(path).is_dir():

@@ -9,9 +9,9 @@ from tolerances import assert_near, assert_rounds_alike, exact, slope_error
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ppe_npu import CompressionConfig
-from ppe_npu.methods import method_class, method_names
+from ppe_npu.methods.base import method_class, published
 
-CONTROLS = tuple(name for name in method_names() if method_class(name).needs == {"places"})  # they look at no feature
+CONTROLS = tuple(name for name in published() if method_class(name).needs == {"places"})  # they look at no feature
 PPE = CompressionConfig.preset("ppe", k=4)
 PRESETS = {
     "chatunivi": CompressionConfig.preset("chatunivi"),

@@ -6,11 +6,13 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import transformers
 from packaging.version import Version
 
+from ppe_npu.checkpoints import trial
 from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
@@ -149,6 +151,34 @@ def test_weights_that_are_not_there_are_named(folder):
     for name in names[2:]:
         (folder / name).write_bytes(b"")
     with pytest.raises(InputError, match=f"{names[1]} is a pointer of Git LFS, not the weights: run `git lfs pull`"):
+        load(folder)
+    (folder / names[0]).rename(folder / "model.safetensors")  # which is read in place of what an index names
+    load(folder)
+    (folder / "model.safetensors").unlink()
+    index = json.dumps({"weight_map": {"lm_head.weight": "a" * 5000}})
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(InputError, match="lacks 1 of 1 files of weights"):
+        load(folder)
+
+
+def test_an_added_word_that_the_processor_replaces_needs_no_row(folder):
+    """InternVL3's <video>: frames take its place before the model sees it. An ordinary word is one that it sees."""
+    processor = load_processor(folder)
+    rows = len(processor.tokenizer)
+    processor.tokenizer.add_tokens(["<theirs>"])
+    text = SimpleNamespace(vocab_size=rows)
+    config = SimpleNamespace(get_text_config=lambda: text)
+    trial._check_vocabulary(processor, config, folder)
+    text.vocab_size = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    with pytest.raises(InputError, match=f"has the id .*, and config.json says {text.vocab_size} words"):
+        trial._check_vocabulary(processor, config, folder)
+
+
+@pytest.mark.parametrize("value", ["Infinity", "-1", "NaN", '"1e-6"'])
+def test_a_bound_of_a_norm_that_is_none_is_named(folder, value):
+    text = (folder / "config.json").read_text()
+    replace(folder / "config.json", re.sub(r'("rms_norm_eps": )[^,\n]+', rf"\g<1>{value}", text).encode())
+    with pytest.raises(InputError, match="rms_norm_eps"):
         load(folder)
 
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from pathlib import Path
 
 import pytest
 from command_line import refused
 
 from ppe_npu import cli
 from ppe_npu.cli.completion import _PATHS
+from ppe_npu.cli.demo import check_demos_own
 from ppe_npu.cli.looking import Looking
 from ppe_npu.cli.parser import build_parser
 from ppe_npu.config import CompressionConfig
@@ -19,7 +21,7 @@ from ppe_npu.data.pictures import load_image
 from ppe_npu.data.videos import load_video
 from ppe_npu.errors import InputError, UserError
 from ppe_npu.evaluation.report import check_place
-from ppe_npu.files import write_json
+from ppe_npu.files import check_writable, write_json
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.data import check_records
 from ppe_npu.training.trainer import train
@@ -90,6 +92,18 @@ def test_what_is_written_through_a_link_goes_where_it_leads(run, tmp_path, there
     assert json.loads(target.read_text())["image"] == ["a.png"]
 
 
+def test_a_folder_behind_a_link_is_filled_where_it_is(tmp_path):
+    """Its run knows it by the name that it was given: the link may lead elsewhere later."""
+    (tmp_path / "far").mkdir()
+    (tmp_path / "run").symlink_to("far")
+    (tmp_path / "blob").write_text("as git-annex keeps it")
+    (tmp_path / "r.md").symlink_to("blob")
+    for _, action in options():
+        if action.dest in ("output", "out", "show"):
+            for name in ("run", "r.md"):
+                assert taken(action, str(tmp_path / name)) == str(tmp_path / name)
+
+
 @pytest.fixture
 def closed(tmp_path):
     """Places for a file that cannot be one, without the ending."""
@@ -138,6 +152,46 @@ def test_a_report_takes_an_earlier_reports_place(tmp_path):
             (tmp_path / left).write_text("a picture")
         (tmp_path / name).write_text(text)
         check_place(tmp_path / "r.md", html=True)
+
+
+def test_what_an_evaluation_left_of_its_report_is_its_own(tmp_path):
+    write_json(tmp_path / "layout" / "dense" / "settings.json", {})
+    for left, text in (("r.html", ""), ("r.png", ""), ("r.md", "![accuracy per question type](a.png)"), ("r.json", "")):
+        (tmp_path / left).write_text(text)
+        check_place(tmp_path / "r.md", html=True)
+
+
+def test_two_processes_of_one_number_may_look_at_once(tmp_path, monkeypatch):
+    """As in two containers, in each of which the program is process 1."""
+    mkdir = Path.mkdir
+
+    def at_once(self, *args, **options):
+        mkdir(self, *args, **options)
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        check_writable(tmp_path / "report.md", file=True)
+
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    monkeypatch.setattr(Path, "mkdir", at_once)
+    check_writable(tmp_path / "report.md", file=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("left", ["data/base.jsonl", "data/x.jsonl", "seed0/base/a", "report.md", "methods.png"])
+def test_a_demo_takes_no_other_files_place(tmp_path, left):
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).write_text("mine")
+    with pytest.raises(InputError, match="and no demo: name a new folder"):
+        check_demos_own(tmp_path)
+
+
+@pytest.mark.parametrize("left", ["data/images/a.png", "seed0/start/config.json", "seed1/ppe/made_from.json"])
+def test_a_demo_that_was_stopped_goes_on(tmp_path, left):
+    """Between any two of its files; and it minds no file that it does not touch."""
+    for name in (left, "data/base.jsonl", "report.md", "log.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    check_demos_own(tmp_path)
+    assert check_demos_own(tmp_path / "new") is None
 
 
 def test_all_data_files_are_looked_for_before_the_first_is_read(tmp_path, monkeypatch):

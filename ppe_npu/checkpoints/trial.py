@@ -5,6 +5,7 @@ transformers builds processors of settings that it first reads when they are use
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -66,10 +67,18 @@ def _config(path: str | Path) -> Any:
 
 
 def _check_vocabulary(processor: Any, config: Any, path: str | Path) -> None:
-    """Words that the model has no row for: a text with one of them would end in its embedding."""
-    rows = getattr(config and config.get_text_config(), "vocab_size", None)
+    """Words that the model has no row for: a text with one of them would end in its embedding. Of words that were added
+    those that end, pad or stand for a picture: InternVL3 has no row for <video>, whose place its frames take."""
+    try:
+        rows = config.get_text_config().vocab_size
+    except (AttributeError, ValueError):  # none was read, or it has several texts
+        return
+    tokenizer = processor.tokenizer
+    free = {*tokenizer.get_added_vocab()} - {tokenizer.eos_token, tokenizer.pad_token}
+    free -= {getattr(processor, "image_token", None)}
+    words = ((word, place) for word, place in tokenizer.get_vocab().items() if word not in free)
     if isinstance(rows, int):
-        word, last = max(processor.tokenizer.get_vocab().items(), key=lambda pair: pair[1], default=("", -1))
+        word, last = max(words, key=lambda pair: pair[1], default=("", -1))
         if last >= rows:
             raise _useless("tokenizer", path, f"{shown(word)} has the id {last}, and config.json says {rows} words")
 
@@ -77,7 +86,7 @@ def _check_vocabulary(processor: Any, config: Any, path: str | Path) -> None:
 def _check_against_model(processor: Any, config: Any, path: str | Path) -> None:
     """Patches and placeholders that the model does not have: it would read one picture as another, or none."""
     for key in ("image_token_id", "video_token_id"):
-        token, wanted = getattr(processor, key), getattr(config, key, None)
+        token, wanted = getattr(processor, key, None), getattr(config, key, None)
         if isinstance(wanted, int) and token != wanted:
             raise _useless("tokenizer", path, f"{key}={shown(token)}, and config.json says {wanted}")
     vision = getattr(config, "vision_config", None)
@@ -114,6 +123,8 @@ def check_sizes(config: Any) -> None:
             sides = value if isinstance(value, (list, tuple)) else [value]
             if key.endswith("_size") and value is not None and not all(_is_number(side) and side > 0 for side in sides):
                 raise InputError(f"{key}={shown(value)} is no number above 0")
+            if key.endswith("_eps") and not (_is_number(value) and 0 <= value < math.inf):
+                raise InputError(f"{key}={shown(value)} is no finite number of at least 0")
     sections = text.rope_parameters.get("mrope_section")
     if sections is None and config.model_type == "internvl":  # counts in one dimension
         return

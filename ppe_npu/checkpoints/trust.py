@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,8 @@ def check_weight_files(folder: Path, allow_bin: bool) -> None:
             single = file.with_name(file.name.removesuffix(".index.json"))  # read in place of what an index names
             if pattern == read and single.name in _SINGLE and not single.exists():
                 _check_shards(file, names)
-    for file in sorted(folder.glob(SAFE)):
-        _check_pointer(file)
+    for name in _read_of(folder):
+        _check_pointer(folder / name)
 
 
 @contextlib.contextmanager
@@ -114,16 +115,26 @@ def tensors_only(module: Any, *classes: type) -> Iterator[None]:
 
 def _check_shards(index: Path, names: list[str]) -> None:
     """Raise InputError where files that an index names are not there."""
-    if lacking := [name for name in names if not (index.parent / name).exists()]:
+    if lacking := [name for name in names if not os.path.exists(index.parent / name)]:
         raise InputError(
             f"model folder {index.parent} lacks {len(lacking)} of {len(names)} files of weights that {index.name} "
             f"names ({printable(', '.join(lacking[:3]))}{', ...' * (len(lacking) > 3)}): download them again"
         )
 
 
+def _read_of(folder: Path) -> list[str]:
+    """The files of safetensors of which weights are read: one, or those of an index, or what else there is."""
+    single = folder / _SINGLE[0]
+    index = folder / f"{single.name}.index.json"
+    if single.exists():
+        return [single.name]
+    return _check_index(index) if index.exists() else sorted(file.name for file in folder.glob(SAFE))
+
+
 def _check_pointer(file: Path) -> None:
     """Raise InputError for a file that git left in the place of a large one."""
-    if file.is_file() and file.stat().st_size < _POINTER and file.read_bytes().startswith(b"version https://git-lfs"):
+    small = file.is_file() and file.stat().st_size < _POINTER and os.access(file, os.R_OK)  # else who loads it says so
+    if small and file.read_bytes().startswith(b"version https://git-lfs"):
         raise InputError(f"{file} is a pointer of Git LFS, not the weights: run `git lfs pull` in its folder")
 
 

@@ -112,15 +112,18 @@ def _path(flag: str, text: str, written: bool) -> str:
     path = os.path.expanduser(text)
     try:
         os.stat(path)
-        if not (may_be_read(path) or (written and os.path.isfile(path))):
+        if not (may_be_read(path, listed=False) or (written and os.path.isfile(path))):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:  # rights, a name that is too long, a loop of links; a null character
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{flag} {shown(text)} cannot be looked at ({why}): name another path") from error
-    linked = written and os.path.islink(path.rstrip(os.sep))  # a shell completes a link to a folder with a slash
-    return os.path.realpath(path) if linked else path
+    place = path.rstrip(os.sep) or path
+    if not written or os.path.isdir(path) or not os.path.islink(place):  # a folder is filled where it is
+        return path
+    target = os.path.realpath(path)
+    return target if os.path.splitext(target)[1] == os.path.splitext(place)[1] else path
 
 
 class _OutputError(InputError):

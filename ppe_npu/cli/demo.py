@@ -10,6 +10,10 @@ from ppe_npu.demo import motion, pipeline
 from ppe_npu.errors import InputError
 from ppe_npu.utils.reading import read_json
 
+# What a demo leaves from its first minute on: pictures, then what they were drawn with, then models.
+_OF_DEMOS = ("data/images", "data/clips", "data/*.recipe.json", "seed*/*/made_from.json", "seed*/*/config.json")
+_WRITTEN = ("data/*.jsonl", "seed*/*", "report.*", "results.json", "methods.*")
+
 
 def run_demo(args: argparse.Namespace) -> int:
     """Train and compare all methods in miniature."""
@@ -32,12 +36,9 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def check_demos_own(output: Path) -> None:
-    """Raise InputError for a folder that holds something and no demo: a demo writes over, and drops, what it needs."""
-    data = output / "data"
-    if any(data.glob("*.recipe.json")):
+    """Raise InputError for a folder of no demo that holds what one would write over, or drop."""
+    if any(path for name in _OF_DEMOS for path in output.glob(name)):
         return
-    found = (path for folder in (output, data) if folder.is_dir() for path in sorted(folder.iterdir()))
-    drawn = (data, data / "images", data / "clips")  # by one that was stopped while it drew
-    strange = next((path for path in found if path not in drawn and not path.name.startswith(".")), None)
+    strange = next((path for name in _WRITTEN for path in sorted(output.glob(name))), None)
     if strange is not None:
         raise InputError(f"output {output} holds {strange.name} and no demo: name a new folder")

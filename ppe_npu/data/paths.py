@@ -66,10 +66,12 @@ def expanded(path: str | Path) -> Path:
         return path
 
 
-def may_be_read(path: str | Path) -> bool:
-    """Whether this process has the right to read a file that is there, or to look into a folder."""
-    rights = os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK
-    return os.access(path, rights, effective_ids=os.access in os.supports_effective_ids)
+def may_be_read(path: str | Path, listed: bool = True) -> bool:
+    """Whether this process has the right to read a file that is there, or to enter a folder and, if asked, to list
+    it."""
+    if os.path.isdir(path):
+        return os.access(path, os.R_OK | os.X_OK if listed else os.X_OK)
+    return os.access(path, os.R_OK)
 
 
 def real_place(path: Any) -> Any:

@@ -42,7 +42,7 @@ def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             continue
         check_regular(file)
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = json.loads(file.read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is not JSON ({first_line(error)}): delete it and measure again") from error
         wrong = stored.fault(found, costs=True)

@@ -66,8 +66,10 @@ def data_fingerprints(benchmark: Any) -> dict[str, str]:
     digests, seen, unreadable = {"data": hashlib.sha256(), "places": hashlib.sha256()}, {}, []
     for number in range(len(benchmark)):
         sample = read_sample(benchmark, number)
-        unreadable += [sample["error"]] if isinstance(sample, Unreadable) else []
         index = sample["index"]
+        if isinstance(sample, Unreadable):  # its type and answer are for metrics alone
+            unreadable.append(sample["error"])
+            sample = {**sample, "type": None, "GT": None}
         if index in seen:
             raise InputError(
                 f"benchmark {benchmark.name}: samples {seen[index]} and {number} have the index {index!r}: every "

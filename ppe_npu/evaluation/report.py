@@ -21,7 +21,7 @@ from ppe_npu.utils.reading import UnreadableError, json_or_none, read_text
 __all__ = ["check_place", "check_plotting", "collect", "unfinished", "write_report"]
 
 _FIRST = ("dense", "chatunivi", "keep_one", "ppe")  # rows in this order, then all others by name
-_COLUMNS = "## What the columns are"
+_COLUMNS, _FIRST_EDITIONS = "## What the columns are", "![accuracy per question type]("  # by which a report is known
 _SCORES = (
     "Scores are in percent where no other unit is named; each benchmark declares its own, and Avg is of those in "
     "percent. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
@@ -103,21 +103,29 @@ def check_place(path: Path, html: bool = False) -> None:
     for file in files:
         check_writable(file, file=True)
     there = [file for file in files if file.exists()]
-    if not there or (_is_numbers if there[0] == files[0] else _is_text)(there[0]):
+    own = any(
+        path.parent.glob("*/*/settings.json")
+    )  # of an evaluation: a picture alone, or half a file, is its report's
+    if not there or (_is_numbers if there[0] == files[0] else _is_text)(there[0], own):
         return  # by it the others are known
     raise InputError(f"{there[0]} is no report's, and would be written over: move it away, or name another place")
 
 
-def _is_numbers(file: Path) -> bool:
+def _is_numbers(file: Path, own: bool) -> bool:
     found = json_or_none(file)
+    if found is None:
+        return own
     return isinstance(found, dict) and "title" in found and bool({"benchmarks", "protocols"} & found.keys())
 
 
-def _is_text(file: Path) -> bool:
+def _is_text(file: Path, own: bool) -> bool:
+    if file.suffix != ".md":
+        return own
     try:
-        return _COLUMNS in read_text(file)
-    except UnreadableError:  # a picture, say
+        text = read_text(file)
+    except UnreadableError:
         return False
+    return any(mark in text for mark in (_COLUMNS, _FIRST_EDITIONS))
 
 
 def write_report(

@@ -20,7 +20,7 @@ IDENTITY = "identity.json"  # all that decides the losses of the run that wrote 
 COMPRESSION = "compression.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEYS = ("model", "weights", "class", "dtype")
-_LONGEST = 1000  # signs of one of their values
+_LONGEST = 4097  # signs: no path has as many
 _DTYPES = [str(dtype).removeprefix("torch.") for dtype in DTYPES.values()]
 
 

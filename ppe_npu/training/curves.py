@@ -50,7 +50,8 @@ class CurveFile:
         with writing(self._file, then=RESUME):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with open(self._file, "ab", buffering=0) as file:
-                file.truncate(self._whole)
+                if file.seek(0, os.SEEK_END) > self._whole:  # shorter is a file that somebody took away or emptied
+                    file.truncate(self._whole)
                 write_whole(file, self._pending.getvalue())
                 self._whole = file.seek(0, os.SEEK_END)
         self._pending.seek(0)

@@ -241,7 +241,9 @@ def base_path(
     try:
         found = check_checkpoint(path, allow_bin, tiled)
     except InputError as error:
-        raise error if base is not None else InputError(f"adapter {source}, its base by {BASE}: {error}") from error
+        if base is not None:
+            raise
+        raise InputError(f"adapter {source}, its base by {BASE}: {error}") from error
     if found != record["class"]:
         raise InputError(
             f"adapter {source} was trained on {record['model']}, a {record['class']}, but {path} is a {found}: "

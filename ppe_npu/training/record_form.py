@@ -61,7 +61,9 @@ def _parts(
 
 
 def _flag(raw: Mapping[str, Any], key: str) -> bool:
-    value = raw.get(key, False)
+    value = raw.get(key)
+    if value in (None, ""):  # as programs write it that give every record every key
+        return False
     if not isinstance(value, bool):
         raise InputError(f"{key} is {brief(value)}: use true or false")
     return value

@@ -12,7 +12,8 @@ from typing import Any
 from ppe_npu.errors import InputError
 from ppe_npu.utils.escape import brief
 
-_KEYS = ("image", "video", "conversations", "independent", "literal")
+_HELD = ("image", "video", "conversations", "independent")
+_KEYS = (*_HELD, "literal")  # which "lateral" and "interval", keys of others, are near to
 _IMAGE = "name it 'image' (a path or a list of paths), with one <image> for each in the human turns"
 _VIDEO = "name it 'video' (a path or a list of paths), with one <video> for each in the human turns"
 _TURNS = "write 'conversations', a list of {'from': human or gpt, 'value': text}"
@@ -180,7 +181,7 @@ def _misspelt(key: str) -> str | None:
     words = _plain(key)
     if re.fullmatch(f"({'|'.join(key.removesuffix('s') for key in _KEYS)})s?([_.][a-z]+)+|[a-z]+ids?", words):
         return None
-    return next(iter(difflib.get_close_matches(words.strip("_.:"), _KEYS, 1, _CLOSE)), None)
+    return next(iter(difflib.get_close_matches(words.strip("_.:"), _HELD, 1, _CLOSE)), None)
 
 
 def _plain(key: str) -> str:

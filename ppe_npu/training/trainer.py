@@ -197,10 +197,10 @@ def _check(config: TrainConfig, device, processes: int) -> None:
         check_adapter(config.adapter, device)
         if config.adapter.kind == "qlora" and config.dtype != "bf16":
             raise InputError(f"dtype={config.dtype!r} with adapter kind='qlora': its 4 bits are computed in bf16")
-    check_places((*config.data, *config.validation_data), config.data_root)
     config.accumulation(processes)
     if config.deepspeed is not None:
         check_deepspeed(config.deepspeed, device, copies=config.copies_teacher)
+    check_places((*config.data, *config.validation_data), config.data_root)
 
 
 def _records(config: TrainConfig, processor: Any, folder: str | None) -> tuple[list[Record], Survey, list[Record]]:

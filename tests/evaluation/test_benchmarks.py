@@ -19,7 +19,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.benchmarks import dataset, readers, registry, table
 from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, check_sample
-from ppe_npu.evaluation.identity import read_sample
+from ppe_npu.evaluation.identity import data_fingerprints, read_sample
 from ppe_npu.evaluation.metrics.reading import Reader
 from ppe_npu.evaluation.samples import conversation
 
@@ -281,3 +281,17 @@ def test_visuals_stand_at_their_placeholders_or_before_the_prompt(sample, expect
 def test_the_table_of_the_documentation_is_up_to_date():
     page = Path(__file__).parents[2] / "docs" / "benchmarks-data.md"
     assert page.read_text(encoding="utf-8").endswith(table.markdown()), "run scripts/document_benchmarks.py"
+
+
+def test_an_answer_beside_a_prompt_that_cannot_be_written_is_no_data():
+    """Editions that did not keep it go on with their runs."""
+    good = {"index": 0, "prompt": "a", "GT": "b"}
+
+    def sums(truth: str):
+        class Rows(list):
+            name = "own"
+
+        return data_fingerprints(Rows([good, {"index": 1, "prompt": "\ud83d", "GT": truth, "type": "c"}]))
+
+    assert sums("x") == sums("y")
+    assert read_sample([{**good, "prompt": "\ud83d"}], 0)["GT"] == "b"

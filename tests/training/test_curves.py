@@ -29,6 +29,19 @@ def test_an_event_that_a_kill_cut_off_hides_no_other(tmp_path):
         assert steps(tmp_path) == [1, 2]
 
 
+@pytest.mark.parametrize("lost", ["file", "bytes"])
+def test_a_file_that_somebody_took_away_begins_anew(tmp_path, lost):
+    curve = CurveFile(tmp_path)
+    for step in (1, 2):
+        curve.add_scalar("loss", 0.5, step)
+        curve.flush()
+        if step == 1:
+            (file,) = tmp_path.iterdir()
+            file.unlink() if lost == "file" else file.write_bytes(b"")
+    assert file.read_bytes()[:1] != b"\0"
+    assert steps(tmp_path) == [2]
+
+
 def test_what_a_full_disk_cut_off_is_written_again_whole(tmp_path, monkeypatch):
     def full(file, data):
         file.write(data[: len(data) // 2])

@@ -70,6 +70,12 @@ def test_other_names_are_named_where_the_right_one_is_missing(tmp_path, write_im
     assert (second == "") is not key.startswith("vi")
 
 
+def test_notes_that_are_spelt_like_a_flag_are_free(tmp_path):
+    """A span of a video, and how an X-ray was taken."""
+    for key, value in (("interval", [3, 9]), ("lateral", True), ("literal", None), ("literal", "")):
+        assert reasons(tmp_path, {**TEXT, key: value}) == [""]
+
+
 def test_notes_beside_a_record_are_free_and_so_is_what_is_empty(tmp_path, write_image):
     write_image("a.png")
     names = "id source dataset score question_types image_id imageId image_size video_id width_list data_source"
