@@ -184,7 +184,10 @@ def test_a_demo_takes_no_other_files_place(tmp_path, left):
         check_demos_own(tmp_path)
 
 
-@pytest.mark.parametrize("left", ["data/images/a.png", "seed0/start/config.json", "seed1/ppe/made_from.json"])
+@pytest.mark.parametrize(
+    "left",
+    ["data/images/base-00000.png", "data/clips/train-00000.mov", "seed0/start/config.json", "seed1/ppe/made_from.json"],
+)
 def test_a_demo_that_was_stopped_goes_on(tmp_path, left):
     """Between any two of its files; and it minds no file that it does not touch."""
     for name in (left, "data/base.jsonl", "report.md", "log.txt"):

@@ -11,7 +11,13 @@ from ppe_npu.errors import InputError
 from ppe_npu.utils.reading import read_json
 
 # What a demo leaves from its first minute on: pictures, then what they were drawn with, then models.
-_OF_DEMOS = ("data/images", "data/clips", "data/*.recipe.json", "seed*/*/made_from.json", "seed*/*/config.json")
+_OF_DEMOS = (
+    "data/images/base-0*",
+    "data/clips/train-0*",
+    "data/*.recipe.json",
+    "seed*/*/made_from.json",
+    "seed*/*/config.json",
+)
 _WRITTEN = ("data/*.jsonl", "seed*/*", "report.*", "results.json", "methods.*")
 
 
