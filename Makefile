@@ -54,7 +54,7 @@ test-machines: $(VENV)/.ready  ## the tests under the code paths of other CPUs  
 	$(BIN)/python scripts/test_machines.py $(if $(QUICK),--quick)
 test-matrix: $(VENV)/.ready .venv-oldest/.ready  ## the engine's tests with the pinned and the oldest transformers of our range   [MATRIX=]
 	for environment in $(or $(MATRIX),$(VENV) .venv-oldest); do \
-		OMP_NUM_THREADS=1 $$environment/bin/python -m pytest $(WORKERS) -m "not slow" --ignore tests/backends --ignore tests/demo || exit 1; done
+		OMP_NUM_THREADS=1 $$environment/bin/python -m pytest $(WORKERS) -m "not slow and not ci" --ignore tests/backends --ignore tests/demo || exit 1; done
 test-newest: .venv-newest/.ready  ## the same with the newest torch and transformers, whatever our bounds say, and who refuses them
 	OMP_NUM_THREADS=1 .venv-newest/bin/python scripts/newest.py
 test-lmms: .venv-lmms/.ready  ## tasks of lmms-eval on compressed models, in an environment that has it
