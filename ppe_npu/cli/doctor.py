@@ -146,8 +146,8 @@ def _operators(kinds: dict[str, bool]) -> dict[str, dict[str, list[dict[str, Any
 
 def _memory() -> dict[str, int] | None:
     """Bytes of this machine's memory, and how many of them a program can still have: what the system only lent to its
-    cache of files counts as free. None without psutil, which comes with accelerate,
-    and where the system does not tell."""
+    cache of files counts as free. None without psutil, which comes with accelerate, and where the system does not
+    tell."""
     try:
         import psutil
 

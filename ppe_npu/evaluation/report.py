@@ -103,9 +103,8 @@ def check_place(path: Path, html: bool = False) -> None:
     for file in files:
         check_writable(file, file=True)
     there = [file for file in files if file.exists()]
-    own = any(
-        path.parent.glob("*/*/settings.json")
-    )  # of an evaluation: a picture alone, or half a file, is its report's
+    # In an evaluation's own folder a picture alone, or half a file, is its report's.
+    own = any(path.parent.glob("*/*/settings.json"))
     if not there or (_is_numbers if there[0] == files[0] else _is_text)(there[0], own):
         return  # by it the others are known
     raise InputError(f"{there[0]} is no report's, and would be written over: move it away, or name another place")
