@@ -34,6 +34,7 @@ from typing import Any, Literal, TypeVar, Union
 import numpy as np
 
 from ppe_npu.errors import InputError, shown
+from ppe_npu.utils.paths import as_path
 
 T = TypeVar("T")
 _RULE = "ppe_npu.settings"
@@ -59,6 +60,7 @@ class _Rule:
     choices: tuple[str, ...] | None = None
     single: bool = False
     path: bool = False
+    written: bool = False
     remedy: str | None = None
     convert: Callable[[Any], Any] | None = None
 
@@ -92,6 +94,7 @@ def setting(
     choices: Sequence[str] | None = None,
     single: bool = False,
     path: bool = False,
+    written: bool = False,
     remedy: str | None = None,
     convert: Callable[[Any], Any] | None = None,
 ) -> Any:
@@ -102,11 +105,11 @@ def setting(
         least, above, most, below: bounds on every number in the field (value >= least, > above, <= most, < below).
         choices: the texts that may be.
         single: one entry may stand for a list of one.
-        path: an os.PathLike may stand for a text, and ~ for the home folder.
+        path, written: an os.PathLike may stand for a text, which is taken as ppe_npu.utils.paths.as_path() says.
         remedy: what is said of a value that cannot be, in place of "must be ...": "give a share in (0, 1]".
         convert: called with a value that fits its annotation; what it returns is kept.
     """
-    rule = _Rule(least, above, most, below, None if choices is None else tuple(choices), single, path, remedy, convert)
+    rule = _Rule(least, above, most, below, choices and tuple(choices), single, path, written, remedy, convert)
     return dataclasses.field(default=default, default_factory=default_factory, metadata={_RULE: rule})
 
 
@@ -120,16 +123,18 @@ def check_fields(settings: Any, subject: str = "") -> None:
     Raises:
         InputError: names the key, its value and what would be right.
     """
+    before = f"{subject} " if subject else ""
     for field in dataclasses.fields(settings):
-        fitted = _fit_field(type(settings), field, getattr(settings, field.name), f"{subject} " if subject else "")
-        convert = _rule(field).convert
-        if convert is not None:
-            fitted = _named(field.name, convert, fitted)
+        rule, fitted = _rule(field), _fit_field(type(settings), field, getattr(settings, field.name), before)
+        if rule.path:
+            fitted = as_path(fitted, f"{before}{field.name}=", rule.written)
+        if rule.convert is not None:
+            fitted = _named(field.name, rule.convert, fitted)
         object.__setattr__(settings, field.name, fitted)
 
 
 def check_some(cls: type, values: Mapping[str, Any], subject: str) -> None:
-    """check_fields of some of a class' fields, each by itself: of a file's, say, that other settings complete.
+    """check_fields of some of a class' fields, each by itself: of a file's, say, that others complete; without paths.
 
     Raises:
         InputError: no mapping, a key that is not the class's, or as check_fields.
@@ -272,9 +277,6 @@ def _text(value: Any, rule: _Rule) -> str:
     _require(value, isinstance(value, str))
     if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
         raise _Unfit(" holds a character that is none: write it as plain text", close=True)
-    value = os.path.expanduser(value) if rule.path else value
-    if rule.path and (len(value) >= 4096 or any(len(part.encode()) > 255 for part in value.split("/"))):
-        raise _Unfit(" is too long for a path: shorten it", close=True)
     return str.__str__(value)
 
 

@@ -4,6 +4,8 @@ nothing of somebody else's is written over."""
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import errno
 import json
 import os
 from pathlib import Path
@@ -22,8 +24,10 @@ from ppe_npu.data.videos import load_video
 from ppe_npu.errors import InputError, UserError
 from ppe_npu.evaluation.report import check_place
 from ppe_npu.files import check_writable, write_json
+from ppe_npu.settings import _rule
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.data import check_records
+from ppe_npu.training.recipes import load_recipe
 from ppe_npu.training.trainer import train
 
 PPE = CompressionConfig.preset("ppe")
@@ -209,6 +213,52 @@ def test_all_data_files_are_looked_for_before_the_first_is_read(tmp_path, monkey
     with pytest.raises(InputError, match=r"gone\.json cannot be read"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+KEYS = [field.name for field in dataclasses.fields(TrainConfig) if _rule(field).path]
+ASKED = {"model": "m", "data": "d.json", "output": "o"}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_path_of_a_recipe_is_looked_at_as_an_option_is(tmp_path, monkeypatch, key):
+    """Its folder may not be entered; what the command line names in its place does not matter."""
+    flags = {option.dest for command, option in options() if command == "train" and option.choices is None}
+    assert {*KEYS, "config"} == {*flags, "compression"}
+    closed, stat = str(tmp_path / "closed"), os.stat
+
+    def refusing(path, *args, **named):
+        if str(path).startswith(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *args, **named)
+
+    monkeypatch.setattr("os.stat", refusing)
+    with pytest.raises(InputError, match=rf"^{key}='{closed}/x' cannot be looked at \(Permission denied\): name "):
+        TrainConfig(**ASKED | {key: f"{closed}/x"})
+    with pytest.raises(InputError, match=f"^{key}='' is an empty text: give something, or leave it out"):
+        TrainConfig(**ASKED | {key: ""})
+    (tmp_path / "recipe.json").write_text(json.dumps(ASKED | {key: f"{closed}/x"}))
+    assert load_recipe(tmp_path / "recipe.json")[key] == f"{closed}/x"
+
+
+def test_a_recipes_model_that_may_not_be_looked_at_is_one_line(run, tmp_path, monkeypatch):
+    recipe, isfile = tmp_path / "recipe.json", Path.is_file
+
+    def refusing(path):
+        if path.is_relative_to(tmp_path / "closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return isfile(path)
+
+    (tmp_path / "closed").mkdir()
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: str(tmp_path / "closed") != path and access(path, mode))
+    monkeypatch.setattr(Path, "is_file", refusing)
+    recipe.write_text(json.dumps(ASKED | {"model": str(tmp_path / "closed")}))
+    refused(run("train", "--config", recipe, "--device", "cpu"), "model='", "(Permission denied): name another path")
+
+
+def test_a_recipe_writes_to_no_address():
+    with pytest.raises(InputError, match=r"^output='s3://bucket/run' is an address: name a place on this machine"):
+        TrainConfig(**ASKED | {"output": "s3://bucket/run"})
 
 
 def test_what_may_not_be_read_is_said_by_every_option(tmp_path, monkeypatch):

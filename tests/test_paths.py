@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from ppe_npu import CompressionConfig
-from ppe_npu.data.paths import existing_file, is_folder
 from ppe_npu.data.pictures import image_size, load_image
 from ppe_npu.data.videos import load_video, video_header
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.samples import measure
 from ppe_npu.training.data import check_records
+from ppe_npu.utils.paths import existing_file, is_folder
 
 
 class Nowhere(os.PathLike):

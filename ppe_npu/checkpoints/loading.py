@@ -17,6 +17,7 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.data.pictures import MOST
 from ppe_npu.data.tiles import is_tiled
 from ppe_npu.errors import InputError, counted, first_line, shown
+from ppe_npu.utils.paths import as_path
 from ppe_npu.utils.reading import UnreadableError, read_json
 
 _FILES = tuple(f"{name}.json" for name in (
@@ -100,7 +101,7 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False, tiled: bool = Fa
     """
     from ppe_npu.models import commanded_classes, supported_classes
 
-    folder = Path(path).expanduser()
+    folder = Path(as_path(str(path), "model "))
     if folder.is_dir():
         config = _read_config(folder)
         check_no_code(folder)

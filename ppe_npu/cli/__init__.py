@@ -23,9 +23,9 @@ from typing import Any, TextIO
 
 from ppe_npu import __version__
 from ppe_npu.cli.parser import build_parser
-from ppe_npu.data.paths import address_fault, may_be_read
-from ppe_npu.errors import InputError, UserError, first_line, shown
+from ppe_npu.errors import InputError, UserError, first_line
 from ppe_npu.utils.escape import printable
+from ppe_npu.utils.paths import as_path
 
 # `import torch` imports torch_npu, and fails with it, whatever the device.
 _NO_CANN = (
@@ -90,40 +90,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_paths(args: argparse.Namespace) -> None:
-    """Every path as the system takes it: ~ is the home folder, and what is written through a link goes where it leads.
-
-    Raises:
-        InputError: an empty text, as of a variable that is not set, which means no default; a path that the system
-            refuses to look at (whether it is there is for the commands to say); an address as a place to write to.
-    """
+    """Every argument that may be a path becomes what as_path() makes of it; InputError names the flag."""
     for name, value in vars(args).items():
-        flag = name if name in _BY_PLACE else f"--{name.replace('_', '-')}"
-        if isinstance(value, (str, list)) and name not in _TEXTS:
-            several = value if isinstance(value, list) else [value]
-            paths = [_path(flag, part, name in _WRITTEN) if isinstance(part, str) else part for part in several]
-            setattr(args, name, paths if isinstance(value, list) else paths[0])
-
-
-def _path(flag: str, text: str, written: bool) -> str:
-    if not text.strip():
-        raise InputError(f"{flag} is an empty text: give something, or leave it out")
-    if written and address_fault(text):
-        raise InputError(f"{flag} {shown(text)} is an address: name a place on this machine, and copy it from there")
-    path = os.path.expanduser(text)
-    try:
-        os.stat(path)
-        if not (may_be_read(path, listed=False) or (written and os.path.isfile(path))):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError) as error:  # rights, a name that is too long, a loop of links; a null character
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"{flag} {shown(text)} cannot be looked at ({why}): name another path") from error
-    place = path.rstrip(os.sep) or path
-    if not written or os.path.isdir(path) or not os.path.islink(place):  # a folder is filled where it is
-        return path
-    target = os.path.realpath(path)
-    return target if os.path.splitext(target)[1] == os.path.splitext(place)[1] else path
+        if name not in _TEXTS:
+            flag = name if name in _BY_PLACE else f"--{name.replace('_', '-')}"
+            setattr(args, name, as_path(value, f"{flag} ", name in _WRITTEN))
 
 
 class _OutputError(InputError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
 def _by_default(model: Path) -> tuple[str, str]:
     """The compression where none was named, and whose it is."""
     own = model / "compression.json"
-    return (str(own), f"that of {own}") if own.is_file() else ("ppe", "the default")
+    return (str(own), f"that of {own}") if os.path.isfile(own) else ("ppe", "the default")
 
 
 def whose(args: argparse.Namespace, model: Path, configs: Sequence[CompressionConfig]) -> str | None:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.data.paths import expanded
 from ppe_npu.errors import InputError
+from ppe_npu.utils.paths import expanded
 
 
 def print_json(args: argparse.Namespace, value: Any) -> None:

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from ppe_npu.data.colours import low_bytes, to_bytes, to_rgb, with_exact_key
-from ppe_npu.data.paths import existing_file, shown_path
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.utils.paths import existing_file, shown_path
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 # What a file that is not read may be. Ghostscript, which Pillow would start for PostScript, is never run.

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ppe_npu.data.paths import address_fault, expanded, shown_path
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.utils.paths import address_fault, expanded, shown_path
 
 
 class Room:

@@ -7,9 +7,9 @@ import random
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from ppe_npu.data.paths import expanded
 from ppe_npu.errors import InputError
 from ppe_npu.settings import check_fields, setting
+from ppe_npu.utils.paths import expanded
 
 DEFAULT_FPS = 2.0  # frames per second that Qwen2.5-VL takes from a video when nothing is asked for
 

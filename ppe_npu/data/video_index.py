@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppe_npu.data.containers import OpenVideo, Patience, open_video
-from ppe_npu.data.paths import existing_file
 from ppe_npu.data.upright import upright
 from ppe_npu.errors import InputError
+from ppe_npu.utils.paths import existing_file
 
 _WHOLE = 0.9  # share of the stated frames that must be there: containers round, a file that broke off lacks more
 _DISTINCT = 0.9  # share of the frames that must have times of their own

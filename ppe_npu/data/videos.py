@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from ppe_npu.data.decoding import shown_frames
-from ppe_npu.data.paths import existing_file, expanded, is_folder, may_be_read
 from ppe_npu.data.pictures import load_image
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.video_index import video_index
 from ppe_npu.errors import InputError
+from ppe_npu.utils.paths import existing_file, expanded, is_folder, may_be_read
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.data.paths import real_place
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.evaluation.decoding import beside_greedy
 from ppe_npu.evaluation.protocols import names
 from ppe_npu.evaluation.rows import FAULTS, fault_of, question
 from ppe_npu.evaluation.run_protocol import compared, label
 from ppe_npu.files import check_regular
+from ppe_npu.utils.paths import real_place
 from ppe_npu.utils.reading import checksum
 
 _FILES = ("image_path", "video_path")

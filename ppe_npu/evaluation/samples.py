@@ -15,12 +15,12 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.data.cells import telling_cells
 from ppe_npu.data.containers import Patience, open_video
 from ppe_npu.data.inputs import PLACEHOLDERS, split_placeholders
-from ppe_npu.data.paths import existing_file
 from ppe_npu.data.pictures import image_size
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.tiles import is_tiled, tile_count
 from ppe_npu.data.videos import VideoFrame
 from ppe_npu.errors import InputError
+from ppe_npu.utils.paths import existing_file
 
 Sample = Mapping[str, Any]
 _CHARACTERS = 4  # of a token of text, roughly

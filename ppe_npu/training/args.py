@@ -96,7 +96,7 @@ class TrainConfig:
 
     model: str = setting(path=True)
     data: str | tuple[str, ...] = setting(path=True, convert=lambda data: (data,) if isinstance(data, str) else data)
-    output: str = setting(path=True)
+    output: str = setting(path=True, written=True)
     data_root: str | None = setting(None, path=True)
     allow_outside: bool = False
     allow_bin: bool = False
@@ -157,8 +157,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.data or not all(self.data) or not self.model or not self.output:
-            raise InputError("training needs a model, data and an output folder: one of them is empty")
+        if not self.data:
+            raise InputError("data is an empty list: name a .json or .jsonl file of records")
         if self.packing and self.compression.proportional_attention:
             raise InputError("packing keeps samples apart in segments, which take no proportional_attention: leave one")
         if self.distill_weight and self.compression.is_dense:

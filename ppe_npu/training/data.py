@@ -22,7 +22,6 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ppe_npu.data.paths import expanded, is_folder, shown_path
 from ppe_npu.data.pictures import image_size
 from ppe_npu.data.places import Room
 from ppe_npu.data.videos import video_header
@@ -30,6 +29,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.training.record_files import check_readable, read_file
 from ppe_npu.training.record_form import check_record
 from ppe_npu.training.records import Fault, Record
+from ppe_npu.utils.paths import expanded, is_folder, shown_path
 from ppe_npu.utils.progress import Progress
 
 __all__ = ["ChatDataset", "Checked", "Fault", "Record", "check_records", "complaint", "read_headers", "read_records"]

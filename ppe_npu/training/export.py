@@ -21,6 +21,7 @@ from ppe_npu.training.adapters import adapter_weights, set_adapter_weights
 from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, COMPRESSION, WHOLE, read_base
 from ppe_npu.training.whole import check_whole
 from ppe_npu.utils.optional import optional
+from ppe_npu.utils.paths import as_path
 from ppe_npu.utils.reading import read_json
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -235,7 +236,7 @@ def base_path(
     source: Path, record: Mapping[str, str], base: str | Path | None, allow_bin: bool, tiled: bool = True
 ) -> str:
     """Where the base is, after checking that it is one of the right class."""
-    path = str(base or record["model"])
+    path = as_path(str(base or record["model"]), f"adapter {source}: its base ")
     if base is None and Path(path).is_absolute() and not Path(path).is_dir():
         raise InputError(f"adapter {source} was trained on {path}, which is gone: name its base with --model")
     try:

@@ -13,7 +13,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ppe_npu.backends import device as devices
-from ppe_npu.data.paths import expanded, real_place
 from ppe_npu.errors import InputError, counted
 from ppe_npu.files import locked, recover, write_json, write_text, writing
 from ppe_npu.models.fingerprint import media_marks, processor_marks
@@ -23,6 +22,7 @@ from ppe_npu.training.data import Record
 from ppe_npu.training.leftovers import FINAL, MEDIA, check_owned, drop_run, is_written, tidy
 from ppe_npu.training.loop import checkpoints, drop, step_of
 from ppe_npu.training.whole import check_whole, made_by_train
+from ppe_npu.utils.paths import expanded, real_place
 from ppe_npu.utils.reading import UnreadableError, json_or_none, read_json
 
 LOCK = ".run.lock"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from ppe_npu.data.paths import address_fault
 from ppe_npu.errors import InputError, UserError, shown
 from ppe_npu.files import check_writable
+from ppe_npu.utils.paths import address_fault
 from ppe_npu.utils.reading import json_or_none
 
 NO_ROOM = "out of memory"

@@ -177,7 +177,7 @@ def test_epochs_and_steps(settings):
         ({"warmup_steps": -1}, "warmup_steps=-1"),
         ({"betas": (0.9,)}, "betas"),
         ({"decay_fraction": 0}, "decay_fraction"),
-        ({"data": []}, "one of them is empty"),
+        ({"data": []}, "data is an empty list"),
         ({"resume": True, "overwrite": True}, "exclude each other"),
         ({"least_rate": 0.01, "schedule": "linear"}, "least_rate=0.01 with schedule='linear'"),
         ({"compression": "best"}, "preset 'best' is unknown"),

@@ -6,6 +6,7 @@ words.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -13,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError, first_line, shown
 
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]+):(//|/|)", re.IGNORECASE)
 # With one slash, too: pathlib joins the two of an address into one. Of other words only "word://" is an address, so
@@ -72,6 +73,45 @@ def may_be_read(path: str | Path, listed: bool = True) -> bool:
     if os.path.isdir(path):
         return os.access(path, os.R_OK | os.X_OK if listed else os.X_OK)
     return os.access(path, os.R_OK)
+
+
+def as_path(value: Any, before: str, written: bool = False) -> Any:
+    """What an option or a setting names, as the system takes it: ~ is the home folder, and what is written through a
+    link goes where it leads.
+
+    Args:
+        value: a text, or a list of some; anything else is given back as it is.
+        before: stands before the text in messages: "--model ", "model=".
+        written: whether something is to be written there.
+
+    Raises:
+        InputError: an empty text, as of a variable that is not set, which means no default; a path that the system
+            refuses to look at (whether it is there is for others to say); an address as a place to write to.
+    """
+    if isinstance(value, (list, tuple)):
+        return type(value)(as_path(part, before, written) for part in value)
+    if not isinstance(value, str):
+        return value
+    named = f"{before}{shown(value)}"
+    if not value.strip():
+        raise InputError(f"{named} is an empty text: give something, or leave it out")
+    if written and address_fault(value):
+        raise InputError(f"{named} is an address: name a place on this machine, and copy it from there")
+    path = os.path.expanduser(value)
+    try:
+        os.stat(path)
+        if not (may_be_read(path, listed=False) or (written and os.path.isfile(path))):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # rights, a name that is too long, a loop of links; a null character
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{named} cannot be looked at ({why}): name another path") from error
+    place = path.rstrip(os.sep) or path
+    if not written or os.path.isdir(path) or not os.path.islink(place):  # a folder is filled where it is
+        return path
+    target = os.path.realpath(path)
+    return target if os.path.splitext(target)[1] == os.path.splitext(place)[1] else path
 
 
 def real_place(path: Any) -> Any:
