@@ -14,6 +14,7 @@ from packaging.version import Version
 
 from ppe_npu.checkpoints import trial
 from ppe_npu.checkpoints.loading import check_compression, load_model, load_processor
+from ppe_npu.checkpoints.trust import check_weight_files
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
 
@@ -68,7 +69,7 @@ FOLDERS = {
 }
 DAMAGES = {
     "no config": ("config.json", None, "holds no config.json"),
-    "half a config": ("config.json", b'{"a": ', "is not JSON"),
+    "half a config": ("config.json", b'{"a": ', "cannot be read as JSON"),
     "no tower": ("config.json", b'{"model_type": "qwen3_vl", "vision_config": null}', "vision_config is null"),
     "labels without end": ("config.json", b'{"model_type": "qwen3_vl", "num_labels": 9000000000}', "num_labels=9"),
     "list of a config": ("config.json", b"[]", "is not a model config"),
@@ -159,6 +160,26 @@ def test_weights_that_are_not_there_are_named(folder):
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(InputError, match="lacks 1 of 1 files of weights"):
         load(folder)
+
+
+def test_weights_that_may_not_be_read_are_named(folder, monkeypatch):
+    """Transformers says that they are not there."""
+    access, closed = os.access, folder / "model.safetensors"
+    monkeypatch.setattr("os.access", lambda path, mode: path != closed and access(path, mode))
+    with pytest.raises(
+        InputError, match=r"model\.safetensors may not be read \(permission denied\): change its rights"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00001.bin"])
+def test_a_pickle_that_git_left_a_pointer_of_is_named(folder, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    if name != "pytorch_model.bin":
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(InputError, match=f"{name} is a pointer of Git LFS, not the weights"):
+        check_weight_files(folder, allow_bin=True)
 
 
 def test_an_added_word_that_the_processor_replaces_needs_no_row(folder):

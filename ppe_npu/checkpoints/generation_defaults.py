@@ -133,7 +133,7 @@ def _read(file: Path) -> Settings:
             raise InputError(f"{file} is not a file: save the checkpoint again")
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError) as error:  # also of a number of 5,000 digits
-        raise InputError(f"{file} is not JSON ({first_line(error)}): save the checkpoint again") from error
+        raise InputError(f"{file} cannot be read as JSON ({first_line(error)}): save the checkpoint again") from error
     if not isinstance(found, dict):
         raise InputError(f"{file} is {shown(found)}, not the settings of generate(): save the checkpoint again")
     return found

@@ -276,7 +276,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(file)
     except UnreadableError as error:
-        raise InputError(f"{file} is not JSON ({error.why}): save the checkpoint again") from error
+        raise InputError(f"{file} cannot be read as JSON ({error.why}): save the checkpoint again") from error
     if not isinstance(config, dict):
         raise InputError(f"{file} is not a model config: save the checkpoint again")
     if config.get("vision_config", {}) is None:  # transformers would build a tower of its own sizes, which are large

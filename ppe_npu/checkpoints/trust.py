@@ -15,6 +15,7 @@ from typing import Any
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import check_regular
 from ppe_npu.utils.escape import printable
+from ppe_npu.utils.paths import LFS_POINTER, may_be_read
 
 NO_CODE = {"trust_remote_code": False}  # of every from_pretrained: transformers asks on the terminal if it is not told
 _CODE = ("auto_map", "megatron_config")  # of transformers: files of the folder; of peft: a module by its name
@@ -71,7 +72,8 @@ def weight_options(folder: str | Path, allow_bin: bool) -> dict[str, Any]:
 
 
 def check_weight_files(folder: Path, allow_bin: bool) -> None:
-    """Raise InputError unless a folder holds weights, of a kind that is read, and its index names files in it."""
+    """Raise InputError unless a folder holds all its weights, of a kind that is read, and its indices name files in
+    it."""
     pickled = any(folder.glob(PICKLED))
     if not any(any(folder.glob(pattern)) for pattern in (SAFE, _SAFE_INDEX)):
         if not pickled:
@@ -81,15 +83,19 @@ def check_weight_files(folder: Path, allow_bin: bool) -> None:
                 f"model folder {folder} holds pickled weights alone (pytorch_model.bin): save it as safetensors, or "
                 "have them read as plain tensors with --allow-bin (allow_bin=True)"
             )
-    read = _PICKLED_INDEX if pickled and allow_bin and not any(folder.glob(SAFE)) else _SAFE_INDEX  # as weight_options
-    for pattern in (_SAFE_INDEX, *((_PICKLED_INDEX,) if allow_bin else ())):
-        for file in sorted(folder.glob(pattern)):
-            names = _check_index(file)
-            single = file.with_name(file.name.removesuffix(".index.json"))  # read in place of what an index names
-            if pattern == read and single.name in _SINGLE and not single.exists():
-                _check_shards(file, names)
-    for name in _read_of(folder):
-        _check_pointer(folder / name)
+    patterns = (_SAFE_INDEX, *((_PICKLED_INDEX,) if allow_bin else ()))
+    named = {file: _named_by(file) for pattern in patterns for file in sorted(folder.glob(pattern))}
+    single = folder / _SINGLE[pickled and not weight_options(folder, allow_bin)["use_safetensors"]]
+    index = folder / f"{single.name}.index.json"
+    if single.exists():  # read in place of what an index names
+        read = [single.name]
+    elif index in named:
+        read = named[index]
+        _check_shards(index, read)
+    else:
+        read = sorted(file.name for file in folder.glob(SAFE))
+    for name in read:
+        _check_weights(folder / name)
 
 
 @contextlib.contextmanager
@@ -122,23 +128,17 @@ def _check_shards(index: Path, names: list[str]) -> None:
         )
 
 
-def _read_of(folder: Path) -> list[str]:
-    """The files of safetensors of which weights are read: one, or those of an index, or what else there is."""
-    single = folder / _SINGLE[0]
-    index = folder / f"{single.name}.index.json"
-    if single.exists():
-        return [single.name]
-    return _check_index(index) if index.exists() else sorted(file.name for file in folder.glob(SAFE))
-
-
-def _check_pointer(file: Path) -> None:
-    """Raise InputError for a file that git left in the place of a large one."""
-    small = file.is_file() and file.stat().st_size < _POINTER and os.access(file, os.R_OK)  # else who loads it says so
-    if small and file.read_bytes().startswith(b"version https://git-lfs"):
+def _check_weights(file: Path) -> None:
+    """Raise InputError for a file that may not be read, or that git left in the place of a large one."""
+    if not file.is_file():
+        return
+    if not may_be_read(file):
+        raise InputError(f"{file} may not be read (permission denied): change its rights, or give another model")
+    if file.stat().st_size < _POINTER and file.read_bytes().startswith(LFS_POINTER):
         raise InputError(f"{file} is a pointer of Git LFS, not the weights: run `git lfs pull` in its folder")
 
 
-def _check_index(file: Path) -> list[str]:
+def _named_by(file: Path) -> list[str]:
     """The files that an index names; InputError for one that names files outside of its folder, or none at all."""
     try:
         index = json.loads(file.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError, first_line
+from ppe_npu.utils.paths import IN_ITS_PLACE
 
 _READ_SECONDS = 20.0  # for which a file may keep a reader waiting; a large file gets more
 _PER_BYTE = 1e-7  # seconds more: disks that give less than 10 MB a second are given up
@@ -34,9 +35,7 @@ _OTHERS = (  # what else FFmpeg would open, by how it begins
     (b"[playlist]", "a playlist"),
     (b"ffconcat", "a list of files"),
     (b"file '", "a list of files"),
-    (b"version https://git-lfs", "a Git LFS pointer"),
-    (b"<!DOCTYPE", "a web page"),
-    (b"<html", "a web page"),
+    *IN_ITS_PLACE,
     (b"v=0", "the description of a stream"),
     (b";FFMETADATA", "a list of chapters"),
     (b"\x89PNG", "a picture"),

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ppe_npu.data.colours import low_bytes, to_bytes, to_rgb, with_exact_key
 from ppe_npu.errors import InputError, first_line
-from ppe_npu.utils.paths import existing_file, shown_path
+from ppe_npu.utils.paths import IN_ITS_PLACE, existing_file, shown_path
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 # What a file that is not read may be. Ghostscript, which Pillow would start for PostScript, is never run.
@@ -35,7 +35,7 @@ _OTHERS = (
     (8, b"AVI ", "a video"), (0, b"v/1\x01", "OpenEXR"), (0, b"#?R", "Radiance HDR"), (0, b"DDS ", "DDS"),
     (0, b"qoif", "QOI"), (0, b"PK\3\4", "a zip file"),
     (128, b"DICM", "DICOM"), (0, b"SIMPLE  =", "FITS"), (0, b"\x89HDF", "HDF5"), (0, b"icns", "ICNS"),
-    (0, b"<!DOCTYPE", "a web page"), (0, b"<html", "a web page"), (0, b"version https://git-lfs", "a Git LFS pointer"),
+    *((0, *known) for known in IN_ITS_PLACE),
 )  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
 _BITS, _PLANES, _SAMPLES, _REDUCED, _PICTURES_BESIDE, _DNG = 258, 284, 277, 254, 330, 50706  # TIFF's

@@ -28,6 +28,9 @@ _KINDS = (
     (stat.S_ISCHR, "is a device, which never ends: give the path of a file"),
     (stat.S_ISBLK, "is a device: give the path of a file"),
 )
+LFS_POINTER = b"version https://git-lfs"  # how a file begins that git left in the place of a large one
+# What stands in the place of a file that was not downloaded, by how it begins.
+IN_ITS_PLACE = ((b"<!DOCTYPE", "a web page"), (b"<html", "a web page"), (LFS_POINTER, "a Git LFS pointer"))
 _RIGHT = "change its rights, or give another path"
 _SHOWN = 200  # signs of a path that a message repeats: an address may hold a whole picture
 
