@@ -143,8 +143,9 @@ def test_parity_prints_its_table_and_fails_with_a_row(run, monkeypatch):
     monkeypatch.setattr(bundle, "record", gives("record", good))
     monkeypatch.setattr(bundle, "check", gives("check", bad))
     assert run("parity", "record", "--device", "cpu", "--out", "here")[0] == 0
-    assert run("parity", "check", "there", "--device", "cpu")[0] == 1
-    assert seen[-2:] == [("record", cpu, "here"), ("check", "there", cpu)]
+    for words in (("there", "--device", "cpu"), ("--device", "cpu", "there")):
+        assert run("parity", "check", *words)[0] == 1
+    assert seen[-3:] == [("record", cpu, "here"), *[("check", "there", cpu)] * 2]
     refused(run("parity", "--device", "cpu", "--dtypes", "fp8"), "fp8")
     refused(run("parity", "record", "--device", "cpu"), "record --out FOLDER")
     refused(run("parity", "check", "--device", "cpu"), "name the bundle's folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ppe_npu.cli.train import add_options
@@ -17,7 +18,14 @@ _LONGEST = 500  # signs of a complaint
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with its complaints in one line, which may repeat a whole argument."""
+    """argparse, with its complaints in one line, which may repeat a whole argument; options and what stands without a
+    flag in any order, as from Python 3.13 on."""
+
+    def _match_arguments_partial(self, actions: Sequence[argparse.Action], arg_strings_pattern: str) -> list[int]:
+        counts = super()._match_arguments_partial(actions, arg_strings_pattern)
+        while counts and not counts[-1] and "A" in arg_strings_pattern[sum(counts) :]:
+            counts.pop()  # what may be left out is not, before the last word was seen
+        return counts
 
     def error(self, message: str) -> NoReturn:
         if len(message) > _LONGEST:
