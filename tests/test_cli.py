@@ -187,7 +187,7 @@ def test_a_picture_that_is_not_there_is_one_line(run, tiny_folder, tmp_path):
     asked = ["describe", "--model", tiny_folder, "--compression", "keep_one", "--image", tmp_path / "none.png"]
     refused(run(*asked), f"image {tmp_path}/none.png does not exist: check the path")
     asked = ["describe", "--model", Path(tiny_folder, "config.json"), "--image", "a.png"]
-    refused(run(*asked), "config.json is a file: give the checkpoint's folder")
+    refused(run(*asked), "config.json is no folder: give the checkpoint's folder")
     asked = ["describe", "--model", tiny_folder, "--compression", "keep_one", "--image", "a.png", "--max-pixels", 1]
     refused(run(*asked), f"of {tiny_folder} is larger than max_pixels=1: give both")
 

@@ -291,8 +291,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _hub_config(path: str | Path) -> dict[str, Any]:
     """The config of a model on the hub (or in its local cache)."""
     name = str(path)
-    if Path(name).is_file():
-        raise InputError(f"model {name} is a file: give the checkpoint's folder")
+    if Path(name).exists():
+        raise InputError(f"model {name} is no folder: give the checkpoint's folder")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise InputError(f"model {name} does not exist: give a checkpoint folder or a hub id such as owner/name")
     from transformers.utils import cached_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import threading
 from typing import Any
 
@@ -12,7 +13,7 @@ from ppe_npu.cli import common
 from ppe_npu.compat import set_pixels
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.demo import tiny
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.explorer.groups import Explorer, found_model
 from ppe_npu.utils.escape import printable
 from ppe_npu.utils.optional import optional
@@ -26,6 +27,7 @@ def run_explore(args: argparse.Namespace) -> int:
     optional("gradio", "ppe-npu explore", "ppe-npu[app]")
     if args.port is not None and not 0 < args.port < 2**16:
         raise InputError(f"--port {args.port} is no port: give one from 1 to 65535")
+    host = _listening(args.host, args.port)
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
     device = devices.resolve(args.device)
@@ -33,7 +35,7 @@ def run_explore(args: argparse.Namespace) -> int:
     explorer, about = _explorer(args, device)
     from ppe_npu.explorer.page import serve
 
-    page, address = serve(explorer, about, args.host, args.port)
+    page, address = serve(explorer, about, host, args.port)
     print(f"{about}\nopen {address} (Ctrl-C ends it)".replace("`", ""), flush=True)
     try:
         threading.Event().wait()
@@ -42,11 +44,29 @@ def run_explore(args: argparse.Namespace) -> int:
     return 0
 
 
+def _listening(host: str, port: int | None) -> str:
+    """The host as an address has it (an IPv6 one in brackets), after listening there: before a model is read, and
+    because Gradio tries a name that is none for minutes, with a hundred ports."""
+    name = host.strip("[]")
+    try:
+        family, _, _, _, place = socket.getaddrinfo(name, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        asked = f"--host {shown(host)}{f' --port {port}' if port else ''}"
+        raise InputError(f"{asked} cannot be listened on ({why}): name another") from error
+    return f"[{name}]" if ":" in name else name
+
+
 def _explorer(args: argparse.Namespace, device: Any) -> tuple[Explorer, str]:
     """The model that was named, one that an earlier command left, or features alone; and a line about it."""
     name = args.model or found_model()
     frames = _FRAMES if args.fps is None and args.nframes is None else args.nframes
     sampling = VideoSampling(args.fps, frames, args.min_pixels, args.max_pixels)
+    if name is None and (args.base, args.dtype) != (None, "fp32"):
+        raise InputError("--base and --dtype are of a model, and none was named or found here: name one with --model")
     if name is None:
         processor, model = tiny.build_processor(), tiny.build_model(seed=0).eval().to(device)
         about = "No model was named, and neither demo nor train has left one here: these are groups by features of a "

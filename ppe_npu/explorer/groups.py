@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,7 @@ LEFT_BEHIND = ("runs/demo/seed0/ppe/final", "runs/demo/seed0/ppe-45/final", "run
 
 def found_model(folder: Path = Path()) -> Path | None:
     """A model that an earlier command left below this folder; None: there is none."""
-    return next((folder / name for name in LEFT_BEHIND if (folder / name / "config.json").is_file()), None)
+    return next((folder / name for name in LEFT_BEHIND if os.path.isfile(folder / name / "config.json")), None)
 
 
 @dataclass(frozen=True)

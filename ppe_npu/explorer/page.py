@@ -306,6 +306,9 @@ def serve(explorer: Explorer, about: str, host: str, port: int | None) -> tuple[
 
     from ppe_npu.explorer.policy import OwnHostOnly
 
+    own = ("localhost", host.strip("[]"))  # where Gradio looks whether the page is there: no proxy knows
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = ",".join(filter(None, (others, *own)))
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _, address, _ = page.queue().launch(
@@ -324,7 +327,7 @@ def serve(explorer: Explorer, about: str, host: str, port: int | None) -> tuple[
             app_kwargs={"middleware": [Middleware(OwnHostOnly)]},
         )
     except OSError as error:
-        raise InputError(f"--port {port} of {host} cannot be had ({error}): name another one") from error
+        raise InputError(f"no page can be had at {host} ({error}): name another --port") from error
     return page, address
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.checkpoints.loading import check_checkpoint, check_compression
-from ppe_npu.checkpoints.trust import NO_CODE
+from ppe_npu.checkpoints.trust import NO_CODE, check_weight_files
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.items import check_items
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, shown
 from ppe_npu.models import compression_for
-from ppe_npu.serving.settings import AXES, KEY
+from ppe_npu.serving.settings import AXES, KEY, compression_config
 from ppe_npu.serving.vllm import PREFIX, architectures
-from ppe_npu.utils.reading import UnreadableError, read_json
+from ppe_npu.utils.reading import json_or_none
 
 
 def marks(path: str | Path, config: CompressionConfig, allow_bin: bool = False) -> dict[str, Any]:
@@ -42,9 +42,22 @@ def marks(path: str | Path, config: CompressionConfig, allow_bin: bool = False) 
     return {"architectures": [name], KEY: config.to_dict(), **plain}
 
 
-def is_marked(path: str | Path) -> bool:
-    """Whether a folder's config.json says all that vLLM needs to know."""
-    try:
-        return KEY in read_json(Path(path) / "config.json")
-    except (UnreadableError, OSError, TypeError):
+def is_marked(path: str | Path, allow_bin: bool = False) -> bool:
+    """Whether a folder's config.json says all that vLLM needs to know.
+
+    Raises:
+        InputError: what it says cannot be, or the folder is not whole.
+    """
+    file = Path(path) / "config.json"
+    found = json_or_none(file)
+    if not isinstance(found, dict) or KEY not in found:
         return False
+    try:
+        compression_config(found[KEY])
+    except InputError as error:
+        raise InputError(f"{file}: {KEY}: {error}") from error
+    if found.get("architectures") not in [[name] for name in architectures()]:
+        asked = shown(found.get("architectures"))
+        raise InputError(f"{file}: architectures={asked} with {KEY}, for which there is no class: export it again")
+    check_weight_files(Path(path), allow_bin)
+    return True

@@ -124,6 +124,34 @@ def test_what_the_server_would_read_in_place_of_ours_is_refused_however_it_is_sp
     assert not started
 
 
+@pytest.mark.parametrize("words", [["other"], ["port", 80], ["--", "--port", 80], ["--port", 80, "--", "x"], [""]])
+def test_what_is_no_option_of_the_server_is_refused(run, tiny_folder, started, words):
+    """It takes the first such word for a model's name, and serves --model."""
+    word = words[2] if "--port" in words[:1] else words[0]
+    refused(run("serve", "--model", tiny_folder, "--", *words), f"'{word}' after -- is no argument of vLLM's server")
+    assert not started
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        (KEY, {"ratoi": 0.5}, f"{KEY}: unknown compression key(s) ratoi"),
+        ("architectures", ["Qwen2_5_VLForConditionalGeneration"], "with ppe_compression, for which there is no class"),
+        (None, None, "holds no weights"),
+    ],
+)
+def test_an_exported_checkpoint_that_is_not_whole_is_not_served(run, tiny_folder, tmp_path, started, key, value, words):
+    served = tmp_path / "served"
+    assert run("export", "--vllm", "--checkpoint", tiny_folder, "--output", served, "--compression", "ppe:k=4")[0] == 0
+    config = json.loads((served / "config.json").read_text())
+    if key is None:
+        (served / "model.safetensors").unlink()
+    else:
+        (served / "config.json").write_text(json.dumps(config | {key: value}))
+    refused(run("serve", "--model", served), served, words)
+    assert not started
+
+
 def test_options_that_only_resemble_ours_reach_the_server(run, tiny_folder, started):
     words = ["--model-impl", "auto", "--host", "h", "--trust-request-mm-kwargs", "-tp", "1", "--hf-config-path=a.b"]
     assert run("serve", "--model", tiny_folder, "--", *words)[0] == 0
