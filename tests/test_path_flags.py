@@ -142,12 +142,21 @@ def test_eval_says_before_the_weights_are_read_that_it_cannot_write(run, tiny_fo
     assert (tmp_path / "folder" / "report.md").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["r.json", "r.md", "r.png", "r.html"])
+@pytest.mark.parametrize("name", ["r.json", "r.md", "r.png", "r.html", "r-2.png"])
 def test_a_report_takes_no_other_files_place(tmp_path, name):
     (tmp_path / name).write_text("[]")
-    with pytest.raises(InputError, match=f"{name} is no report's, and would be written over: move it away"):
+    with pytest.raises(InputError, match=f"{name} is no report's, and could be written over: move it away"):
         check_place(tmp_path / "r.md", html=True)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_pictures_of_other_protocols_are_looked_at_too(tmp_path):
+    (tmp_path / "r-2.png").mkdir()
+    with pytest.raises(UserError, match=r"r-2\.png is a folder: name a file in it"):
+        check_place(tmp_path / "r.md")
+    (tmp_path / "r-2.png").rename(tmp_path / "r-x.png")
+    (tmp_path / "s-2.png").mkdir()
+    check_place(tmp_path / "r.md")  # it has no pictures of these names
 
 
 def test_a_report_takes_an_earlier_reports_place(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,8 @@ def check_place(path: Path, html: bool = False) -> None:
         FileError: one of its files cannot be written.
     """
     files = [path.with_suffix(ending) for ending in (".json", ".md", ".png", *((".html",) if html else ()))]
+    more = re.compile(rf"{re.escape(path.stem)}-\d+\.png")  # of other protocols, as many as there will be
+    files += sorted(file for file in path.parent.glob("*.png") if more.fullmatch(file.name))
     for file in files:
         check_writable(file, file=True)
     there = [file for file in files if file.exists()]
@@ -107,7 +110,7 @@ def check_place(path: Path, html: bool = False) -> None:
     own = any(path.parent.glob("*/*/settings.json"))
     if not there or (_is_numbers if there[0] == files[0] else _is_text)(there[0], own):
         return  # by it the others are known
-    raise InputError(f"{there[0]} is no report's, and would be written over: move it away, or name another place")
+    raise InputError(f"{there[0]} is no report's, and could be written over: move it away, or name another place")
 
 
 def _is_numbers(file: Path, own: bool) -> bool:

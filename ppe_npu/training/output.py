@@ -231,11 +231,10 @@ def check_identity(
         file = Path(config.output) / MEDIA
         known = file.read_text(encoding="utf-8", errors="replace").split() if file.is_file() else []
         changed = [path for path, mark, old in zip(media_of(records), marks, known) if mark != old]
-        many = f" and {counted(len(changed) - 1, 'more file')} are" if len(changed) > 1 else " is"
-        named = f"{changed[0]}{many}" if changed else "a picture or a video is"
-        raise InputError(
-            f"{named} not what {checkpoint} was trained on: bring back what was there, or start anew with --overwrite"
-        )
+        many = f" (and {counted(len(changed) - 1, 'more file')})" if len(changed) > 1 else ""
+        named = f"{changed[0]}{many}" if changed else "a picture or a video"
+        named += f" is not what {checkpoint} was trained on"
+        raise InputError(f"{named}: bring back what was there, or start anew with --overwrite")
 
 
 def _compare(checkpoint: Path, now: dict[str, Any], config: TrainConfig) -> dict[str, Any]:

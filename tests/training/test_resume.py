@@ -284,8 +284,9 @@ def test_a_changed_picture_is_named_and_a_touched_one_is_the_same(whole_run, cut
     os.replace(data / "copy.png", data / "4.png")
     assert go_on(settings, resume=True).losses == whole_run[1].losses
     Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(data / "3.png")
-    refused(settings, f"{data / '3.png'} is not what", "checkpoint-6 was trained on", "bring back", resume=True)
     Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(data / "5.png")
+    said = f"{data / '3.png'} (and 1 more file) is not what"
+    refused(settings, said, "checkpoint-6 was trained on", "bring back", resume=True)
     (tmp_path / "pictures" / "media.txt").unlink()
     refused(settings, "a picture or a video is not what", resume=True)
 
