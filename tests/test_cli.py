@@ -36,7 +36,7 @@ def test_an_empty_text_is_not_the_default(run, tiny_folder, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     command, flag = flags
     needed = ["--model", tiny_folder, "--data", "none.jsonl"] if command == "data" else []
-    refused(run(command, *needed, flag, ""), f"{flag} is an empty text", "leave it out")
+    refused(run(command, *needed, flag, ""), f"{flag} '' is an empty text", "leave it out")
     assert not list(tmp_path.iterdir())
 
 
