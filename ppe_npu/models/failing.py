@@ -7,7 +7,7 @@ from typing import Any
 
 from ppe_npu.backends.device import on_cpu
 from ppe_npu.errors import InputError, UserError, first_line
-from ppe_npu.models import compress, is_compressed, restore
+from ppe_npu.models import is_compressed, without_compression
 from ppe_npu.utils.memory import ran_out
 
 
@@ -29,7 +29,7 @@ def check_alone(model: Any, call: Callable[[], Any], error: Exception) -> None:
     told = isinstance(error, UserError) or ran_out(error)
     if told or (isinstance(error, RuntimeError) and not on_cpu(model.device)):
         return
-    found = _without_compression(model, call) if is_compressed(model) else error
+    found = _alone(model, call) if is_compressed(model) else error
     if found is not None:
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         raise InputError(
@@ -38,13 +38,11 @@ def check_alone(model: Any, call: Callable[[], Any], error: Exception) -> None:
         ) from error
 
 
-def _without_compression(model: Any, call: Callable[[], Any]) -> Exception | None:
-    config = model.compression.config
-    restore(model)
-    try:
-        call()
-    except Exception as error:
-        return error
-    finally:
-        compress(model, config)
+def _alone(model: Any, call: Callable[[], Any]) -> Exception | None:
+    """What the call raises without compression, if anything."""
+    with without_compression(model):
+        try:
+            call()
+        except Exception as error:
+            return error
     return None
