@@ -2,6 +2,7 @@
 
 import json
 
+import bench_planning
 import bench_scaling
 import bench_training
 import pytest
@@ -72,3 +73,20 @@ def test_what_two_blocks_are_said_to_cost_in_the_whole_depth_is_what_that_costs(
 def test_goals_are_told_by_the_numbers():
     rows = {"dense": {"share": 1.0, "peak_share": 1.0}, "ppe": {"share": 0.45, "peak_share": 0.49}}
     assert bench_training.verdict(rows) == "ppe: time (40%) missed by 5.0% of dense, memory (50%) met"
+
+
+def test_planning_is_timed_where_the_layout_is_known_and_where_it_is_new(monkeypatch, capsys):
+    monkeypatch.setattr(bench_planning, "CASES", ("video-3x16", "image-16"))
+    rows = bench_planning.main(["--rounds", "1"])
+    assert [row["setting"] for row in rows] == 2 * list(bench_planning.SETTINGS)
+    assert all(row["known"] > 0 < row["new"] for row in rows)
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
+
+
+def test_a_known_prompt_is_one_with_other_words_and_a_new_one_is_not(monkeypatch):
+    """What the columns say is what is planned: layouts are made for new prompts, and once for known ones."""
+    laid = []
+    own = bench_planning.Compression._laid
+    monkeypatch.setattr(bench_planning.Compression, "_laid", lambda *given: laid.append(0) or own(*given))
+    bench_planning.measure("ppe", "image-16", 3)
+    assert len(laid) == 3 + 1
