@@ -5,8 +5,8 @@ import json
 import bench_first_token as first_token
 import pytest
 import torch
+from bench.counting import flop_counter
 from bench.models import SIZES, build
-from torch.utils.flop_counter import FlopCounterMode
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.errors import InputError
@@ -22,7 +22,7 @@ def row(tokens, share, least, most, rounds=3):
 
 
 def flops(model, inputs) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model(**inputs, logits_to_keep=1)
     return counter.get_total_flops()
 

@@ -7,7 +7,9 @@ import bench_scaling
 import bench_training
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from bench.counting import flop_counter
+from bench.models import build
+from bench.shares import Widths
 
 
 @pytest.mark.slow
@@ -64,10 +66,26 @@ def test_what_two_blocks_are_said_to_cost_in_the_whole_depth_is_what_that_costs(
     whole = step([(1, number % 8 == 7) for number in range(32)])
     trained = {name for name, part in whole.model.named_parameters() if part.requires_grad}
     assert any("visual" in name for name in trained) != frozen
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         whole.run()
     # What is left out: patches and the merger; and of attention's backward pass torch counts five products, not four.
     assert derived < counter.get_total_flops() < 1.25 * derived
+
+
+@pytest.mark.ci
+def test_shares_by_formula_are_those_that_are_counted():
+    model, flops = build("tiny", torch.device("cpu"), torch.float32), {}
+    inputs, configs = bench_training.page(model, 256), bench_training.settings(64)
+    for name in ("dense", "ppe"):
+        bench_training.compress(model, configs[name])
+        with torch.no_grad(), flop_counter() as counter:
+            model(**inputs, logits_to_keep=1)
+        grouping = counter.get_flop_counts()["Global"].get(torch.ops.aten.bmm, 0)
+        flops[name] = counter.get_total_flops() - grouping - Widths(model.config).head
+    share = bench_training.by_formula("tiny", 256)["ppe"][1]
+    assert share == pytest.approx(flops["ppe"] / flops["dense"])
+    table = bench_training.formula_table(4096).splitlines()
+    assert [line.split("  ")[0] for line in table[1:]] == list(configs)
 
 
 def test_goals_are_told_by_the_numbers():
