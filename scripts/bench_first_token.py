@@ -28,7 +28,6 @@ from math import isqrt
 
 import numpy as np
 import torch
-from bench.counting import flop_counter
 from bench.models import SIZES, build
 from bench.pages import inputs_of, picture
 from bench.results import earlier, output_file
@@ -39,6 +38,7 @@ from ppe_npu.backends import device as devices
 from ppe_npu.backends.common import DTYPES
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
+from ppe_npu.inspect.flops import flop_counter
 from ppe_npu.methods import DPCKNN, IPCV, PixelPrune
 
 RATIO, GOAL, ENOUGH, SHORT = 0.45, 0.45, 3, "short"

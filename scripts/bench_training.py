@@ -19,7 +19,6 @@ import sys
 from datetime import date
 
 import torch
-from bench.counting import flop_counter
 from bench.decoder import peak_mib
 from bench.models import SIZES, config_of
 from bench.results import output_file
@@ -31,6 +30,7 @@ from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends.common import DTYPES, IGNORED
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
+from ppe_npu.inspect.flops import flop_counter
 from ppe_npu.methods import DPCKNN, PixelPrune
 from ppe_npu.models.forward_pass import ForwardPass
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 INDEX = 8  # bytes of an int64
 
@@ -40,17 +39,6 @@ class Peaks:
 
     flops: dict[torch.dtype, float]
     bandwidth: float
-
-
-def flop_counter() -> FlopCounterMode:
-    """torch's counter of products, which by itself does not see a CPU's attention. A causal mask's zeros count."""
-    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    formulas = {
-        forward: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
-        backward: lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),
-    }
-    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def _bytes(*tensors: Tensor | None) -> int:

@@ -5,12 +5,12 @@ import json
 import bench_first_token as first_token
 import pytest
 import torch
-from bench.counting import flop_counter
 from bench.models import SIZES, build
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
+from ppe_npu.inspect.flops import flop_counter
 from ppe_npu.methods import IPCV
 
 DEPTH = sum(times for times, _ in first_token.BLOCKS)

@@ -7,9 +7,10 @@ import bench_scaling
 import bench_training
 import pytest
 import torch
-from bench.counting import flop_counter
 from bench.models import build
 from bench.shares import Widths
+
+from ppe_npu.inspect.flops import flop_counter
 
 
 @pytest.mark.slow
