@@ -32,13 +32,13 @@ from bench.models import SIZES, build
 from bench.pages import inputs_of, picture
 from bench.results import earlier, output_file
 from bench.timing import Times, clock, clock_name
-from torch.utils.flop_counter import FlopCounterMode
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends import device as devices
 from ppe_npu.backends.common import DTYPES
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
+from ppe_npu.inspect.flops import flop_counter
 from ppe_npu.methods import DPCKNN, IPCV, PixelPrune
 
 RATIO, GOAL, ENOUGH, SHORT = 0.45, 0.45, 3, "short"
@@ -118,14 +118,14 @@ def spent(
 
 def counted(model, inputs: dict, depth: int, kinds: tuple[tuple[int, bool], ...] = BLOCKS) -> dict[str, float]:
     """FLOPs of a pass, as spent()."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         return spent(model, inputs, counter.get_total_flops, depth, kinds)
 
 
 def passed(model, inputs: dict, read: Callable[[], float], depth: int) -> list[dict[str, float]]:
     """Seconds and FLOPs of a pass, both as spent(). The counter sees operators, of which there are few and large ones:
     it takes less than a hundredth of the time."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         both = spent(model, inputs, lambda: np.array([read(), counter.get_total_flops()]), depth)
     return [{part: float(value[which]) for part, value in both.items()} for which in (0, 1)]
 

@@ -1,14 +1,16 @@
 """The whole merge of a frame's tokens (clustering, means, K positions), against the released code's operators.
 
-Four things take turns in one process, on one thread, by its CPU time, medians: "released", scripts/bench/
-released_loop.py; "ours", as engine/merge.py does it; "gram", the products of all tokens with all others, which is what
-a merge cannot do without; "reference", ours with the clustering and the means of backends/reference. Tokens are normal
-numbers; --offset adds a number to all channels, as features have.
+All take turns in one process, on one thread, by its CPU time, medians: "released", scripts/bench/released_loop.py,
+which has one rule of members; "gram", the products of all tokens with all others, which is what a merge cannot do
+without; ours, as engine/merge.py does it, once for each rule of members: "nearest" is the default of presets, "spread"
+needs no distances; and "reference", ours by the first of these rules with the clustering and the means of
+backends/reference. Tokens are normal numbers; --offset adds a number to all channels, as features have.
 
-    python scripts/bench_merge.py [--rounds 5] [--members spread] [--offset 0] [--output merge.json]
+    python scripts/bench_merge.py [--rounds 5] [--members nearest spread] [--offset 0] [--output merge.json]
 """
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable
 
@@ -27,7 +29,7 @@ from ppe_npu.methods.positions.entries import members
 from ppe_npu.methods.view import View
 
 SHAPES = ((16, 256, 2048), (32, 196, 2048), (8, 1024, 2048), (1, 4096, 2048))
-OURS, RELEASED, GRAM, REFERENCE = "ours", "released", "gram", "reference"
+RELEASED, GRAM, REFERENCE = OTHERS = ("released", "gram", "reference")
 
 
 def ours(x: torch.Tensor, budget: int, rows: torch.Tensor, rule: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,44 +47,56 @@ def by_reference(call: Callable[[], object]) -> object:
 
 
 @torch.no_grad()
-def measure(shape: tuple[int, int, int], rounds: int, rule: str, offset: float) -> dict:
-    """One row of the table: milliseconds of each, and what ours is of the others, medians over rounds."""
+def measure(shape: tuple[int, int, int], rounds: int, rules: list[str], offset: float) -> dict:
+    """One row of the table: milliseconds of each, and what ours by each rule is of the others, medians over rounds."""
     frames, tokens, _ = shape
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + offset
     rows = torch.arange(tokens).expand(frames, 3, -1).contiguous()
     budget, products = groups(tokens, RATIO), torch.empty(frames, tokens, tokens)
+    own = {rule: functools.partial(ours, x, budget, rows, rule) for rule in rules}
     calls = {
         RELEASED: lambda: released_loop.merge(x, rows, budget, NEIGHBORS, K),
-        OURS: lambda: ours(x, budget, rows, rule),
         GRAM: lambda: torch.bmm(x, x.mT, out=products),
-        REFERENCE: lambda: by_reference(calls[OURS]),
+        REFERENCE: lambda: by_reference(own[rules[0]]),
+        **own,
     }
     for call in calls.values():
         call()
     times = [{name: thread_ms(call) for name, call in calls.items()} for _ in range(rounds)]
-    row = {"shape": list(shape), "ms": {name: statistics.median(one[name] for one in times) for name in calls}}
-    ratios = {other: statistics.median(one[OURS] / one[other] for one in times) for other in (RELEASED, GRAM)}
-    return row | {"of": ratios | {"reference": statistics.median(one[OURS] / one[REFERENCE] for one in times)}}
+    ratios = {
+        rule: {other: statistics.median(one[rule] / one[other] for one in times) for other in OTHERS} for rule in own
+    }
+    return {
+        "shape": list(shape),
+        "ms": {name: statistics.median(one[name] for one in times) for name in calls},
+        "of": ratios,
+    }
+
+
+def line(row: dict, rules: list[str]) -> str:
+    """A row of the table: milliseconds, then ours by each rule of each of the others."""
+    numbers = [f"{row['ms'][name]:>14.1f}" for name in (*OTHERS, *rules)]
+    numbers += [f"{row['of'][rule][other]:>22.2f}" for rule in rules for other in OTHERS]
+    return "".join([f"{'x'.join(map(str, row['shape'])):<20}", *numbers])
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--members", choices=MEMBERS, default="spread")
+    parser.add_argument("--members", nargs="+", choices=MEMBERS, default=["nearest", "spread"])
     parser.add_argument("--offset", type=float, default=0.0)
     parser.add_argument("--shapes", nargs="+", metavar="F,N,C", help="(default: the four of docs/speed.md)")
     parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     shapes = [tuple(int(part) for part in shape.split(",")) for shape in args.shapes] if args.shapes else SHAPES
-    names = (RELEASED, GRAM, REFERENCE, OURS)
-    print(f"{'shape':<20}", *(f"{name + ' ms':>14}" for name in names), *(f"{'/ ' + n:>12}" for n in names[:3]), sep="")
+    titles = [f"{name + ' ms':>14}" for name in (*OTHERS, *args.members)]
+    titles += [f"{f'{rule} / {other}':>22}" for rule in args.members for other in OTHERS]
+    print("".join([f"{'shape':<20}", *titles]))
     rows = []
     for shape in shapes:
-        row = measure(shape, args.rounds, args.members, args.offset)
-        rows.append(row)
-        numbers = [f"{row['ms'][name]:>14.1f}" for name in names] + [f"{row['of'][name]:>12.2f}" for name in names[:3]]
-        print(f"{'x'.join(map(str, shape)):<20}", *numbers, sep="", flush=True)
+        rows.append(measure(shape, args.rounds, args.members, args.offset))
+        print(line(rows[-1], args.members), flush=True)
     if args.output:
         write_json(args.output, {"members": args.members, "offset": args.offset, "rounds": args.rounds, "rows": rows})
     return rows

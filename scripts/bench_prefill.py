@@ -80,7 +80,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, help="(default: bf16 on a device, fp32 on a CPU)")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="(default: 3b 7b on a device, cpu on a CPU)")
     parser.add_argument("--cases", nargs="+", choices=PROMPTS, help="(default: by the size)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="(none: a merge's operators alone)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which a part begins no further round")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a CPU")

@@ -10,6 +10,7 @@ forward pass: three times that where weights are trained, once where they are no
 layer's forward pass once more.
 
     python scripts/bench_training.py [--size 3b] [--patches 2304] [--rounds 3] [--dtype bf16] [--output FILE]
+    python scripts/bench_training.py --formula --patches 4096      # shares of 3B and 7B by formula; runs nothing
 """
 
 import argparse
@@ -19,16 +20,17 @@ from datetime import date
 
 import torch
 from bench.decoder import peak_mib
-from bench.models import SIZES
+from bench.models import SIZES, config_of
 from bench.results import output_file
+from bench.shares import Widths
 from bench.timing import stopwatch
 from bench_first_token import counted, model_of, page
-from torch.utils.flop_counter import FlopCounterMode
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends.common import DTYPES, IGNORED
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
+from ppe_npu.inspect.flops import flop_counter
 from ppe_npu.methods import DPCKNN, PixelPrune
 from ppe_npu.models.forward_pass import ForwardPass
 
@@ -83,7 +85,7 @@ class Step:
         layer's is left out; the MiB that a step holds at most."""
         with torch.no_grad():
             forward = counted(self.model, self.inputs, depth, KINDS)
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             peak = peak_mib(self.run)
         tower, decoder = forward["tower"] * (1 if self.frozen else 3), forward["decoder"] * self.decoder_passes
         return {"step": counter.get_total_flops(), "deep": tower + decoder, "peak_mib": peak}
@@ -119,6 +121,35 @@ def measure(model, size: str, patches: int, rounds: int, frozen: bool, checkpoin
     return rows
 
 
+def by_formula(size: str, patches: int, text: int = 66) -> dict[str, tuple[float, float]]:
+    """Of dense FLOPs what a step of the whole depth takes, the tower frozen and trained, by setting: attention whole,
+    without what a causal mask spares, and dropped cells evenly over the picture."""
+    widths, cell = Widths(config_of(size)), 4
+    tokens = patches // cell
+
+    def parts(config: CompressionConfig) -> tuple[int, int]:
+        """(tower, decoder) of a forward pass."""
+        seen = tokens if config.at_pixels is None else config.at_pixels.kept(tokens)
+        left = tokens
+        for method in config.methods:
+            left = method.kept(left)
+        left += text
+        return widths.tower(patches, cell * seen), left * widths.layers + widths.pairs(left**2)
+
+    found = {name: parts(config) for name, config in settings(tokens).items()}
+    steps = {name: [times * tower + 3 * decoder for times in (1, 3)] for name, (tower, decoder) in found.items()}
+    return {name: tuple(own / dense for own, dense in zip(step, steps[DENSE])) for name, step in steps.items()}
+
+
+def formula_table(patches: int) -> str:
+    sizes = {size: by_formula(size, patches) for size in ("3b", "7b")}
+    titles = "".join(f"{f'{size}, {tower}':>13}" for size in sizes for tower in ("frozen", "trained"))
+    lines = [f"{f'{patches} patches':<26}{titles}"]
+    for name in sizes["3b"]:
+        lines.append(f"{name:<26}" + "".join(f"{share:>13.1%}" for own in sizes.values() for share in own[name]))
+    return "\n".join(lines)
+
+
 def table(title: str, rows: dict[str, dict]) -> str:
     columns = ("s", "of dense", "least..most", "FLOPs", "whole: TFLOP", "of dense", "peak MiB", "of dense")
     lines = ["".join([f"{title:<26}", *(f"{column:>13}" for column in columns)])]
@@ -148,10 +179,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--checkpointing", action="store_true", help="of the decoder")
+    parser.add_argument("--formula", action="store_true", help="count 3B's and 7B's steps by formula, run nothing")
     parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
     args = parser.parse_args(argv)
     if args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: give 1 or more")
+    if args.formula:
+        print(formula_table(args.patches))
+        return
     torch.set_num_threads(1)
     result = {name: getattr(args, name) for name in ("size", "patches", "rounds", "dtype", "checkpointing")}
     result |= {"date": str(date.today()), "rows": {}}

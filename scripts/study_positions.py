@@ -3,30 +3,35 @@
     python scripts/study_positions.py --output runs/positions
 
 trains one dense model a seed, then asks all of them the same questions with every rule at every share of the tokens, as
-they come (training-free). --tune nearest spread fine-tunes with these rules, too, and --distill lets the dense model
-teach them. --page docs/positions.md puts what was found there. A run that was stopped goes on where it was: what is
-finished lies in the output folder.
+they come (training-free). --tune nearest spread fine-tunes with these rules, too, at every one of --tune-shares, and
+--distill lets the dense model teach them; --counted says which rules are also asked with the sizes counted. --task
+motion asks about clips. --page docs/positions.md puts all that this run asked for there, when it is done. A run that
+was stopped goes on where it was: what is finished lies in the output folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from study_positions_page import PAGE_END, PAGE_START, measured
+from study_positions_page import measured, put
+from study_positions_tasks import TASKS, Task, tuned
 
+from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import load_model, load_processor
 from ppe_npu.config import CompressionConfig
-from ppe_npu.demo import pipeline
-from ppe_npu.demo.recipe import BASE, EVAL, TUNE, K
+from ppe_npu.demo.pipeline import set_up_process
+from ppe_npu.demo.recipe import EVAL, K
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.answers import ModelAnswers
 from ppe_npu.evaluation.results import score
@@ -38,7 +43,6 @@ from ppe_npu.methods.view import View
 from ppe_npu.models import compress
 
 SHARES = (0.25, 0.5, 0.1)  # in the order in which they are asked
-TUNED_SHARE = 0.25
 BATCH = 192
 COUNTED = ("nearest", "spread", "quantiles", "mean_rotation")  # the rules that are asked with the sizes counted, too
 
@@ -69,17 +73,18 @@ class Row:
     def slug(self) -> str:
         return "".join(letter if letter.isalnum() or letter == "_" else "-" for letter in self.name)
 
-    def config(self, share: float) -> CompressionConfig:
+    def config(self, task: Task, share: float) -> CompressionConfig:
         if self is DENSE:
             return CompressionConfig.preset("dense")
-        return CompressionConfig(steps=[self.method(ratio=share)], **self.keys)
+        return CompressionConfig(steps=[task.step(self.method, share)], **self.keys)
 
 
 DENSE = Row("dense", {})
 
 
-def rows() -> list[Row]:
-    """One position first, with which all others are compared; then every rule there is."""
+def rows(counted_rules: Sequence[str] = COUNTED) -> list[Row]:
+    """One position first, with which all others are compared; then every rule there is; then with the sizes counted one
+    position and these rules."""
     ppe = {"positions": "ppe", "k": K}
     counted = {"proportional_attention": True}
     return [
@@ -87,18 +92,20 @@ def rows() -> list[Row]:
         Row("one position, its features alone", {"positions": "keep_one"}, RepresentativesAlone),
         *(Row(name, {**ppe, "members": name}) for name in rule_names()),
         Row("one position, sizes counted", {"positions": "keep_one", **counted}),
-        *(Row(f"{name}, sizes counted", {**ppe, "members": name, **counted}) for name in COUNTED),
+        *(Row(f"{name}, sizes counted", {**ppe, "members": name, **counted}) for name in counted_rules),
     ]
 
 
 class Questions:
-    """The questions of the first `images` test pictures, prepared once for all models, which have one processor."""
+    """The questions of a task's first `images` pictures or clips, prepared once for all models, which have one
+    processor."""
 
-    def __init__(self, data: Path, images: int):
+    def __init__(self, task: Task, data: Path, images: int):
+        self.task = task
         few = data / f"test-{images}.jsonl"
         lines = (data / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         write_text(few, "".join(lines[:images]))
-        self.benchmark = benchmarks.load("layout", few)
+        self.benchmark = benchmarks.load(task.name, few)
         self.samples = [self.benchmark[number] for number in range(len(self.benchmark))]
         self._batches: list[dict[str, torch.Tensor]] = []
 
@@ -123,7 +130,7 @@ def ask_all(
     out, model, processor = [], None, None
     stamp = [weights.stat().st_size, weights.stat().st_mtime_ns]
     for row, share in asked:
-        file, config = folder / f"{row.slug}-{share:g}-{how}.json", row.config(share)
+        file, config = folder / f"{row.slug}-{share:g}-{how}.json", row.config(questions.task, share)
         same = {"config": config.to_dict(), "weights": stamp, "questions": len(questions.samples)}
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if found.get("made_from") != same:
@@ -137,83 +144,86 @@ def ask_all(
     return out
 
 
-def base(output: Path, seed: int, steps: int) -> Path:
-    """The weights of one seed's dense model; trained where they are not there."""
-    pipeline.BASE = dataclasses.replace(BASE, max_steps=steps)
-    pipeline._train_base((str(output), seed, "cpu", 1))
-    return output / f"seed{seed}" / "base" / "final" / "model.safetensors"
-
-
-def tuned(output: Path, seed: int, row: Row, steps: int, distill: float) -> Path:
-    """The weights of one seed's model, fine-tuned with a row's compression, by the labels or by the dense model."""
-    folder = output / f"seed{seed}"
-    recipe = dataclasses.replace(TUNE, max_steps=steps)
-    to = folder / f"{'distill' if distill else 'sft'}-{row.slug}"
-    more = {"distill_weight": distill, "distill_teacher": "start"} if distill else {}
-    config = row.config(TUNED_SHARE)
-    start, data = folder / "base" / "final", output / "data" / "tune.jsonl"
-    pipeline.train_once(recipe, start, data, to, config, seed, "cpu", **more)
-    return to / "final" / "model.safetensors"
-
-
 def study(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Train and ask; after each part what results.json holds."""
-    output = Path(args.output)
-    pipeline._make_data(output / "data")
-    pipeline.set_up_process(1)
-    questions, found = Questions(output / "data", args.images), []
-    weights = [base(output, seed, args.base_steps) for seed in range(args.seeds)]
+    task, folder = TASKS[args.task], folder_of(args)
+    task.draw(folder)
+    set_up_process(1)
+    questions, found = Questions(task, folder / "data", args.images), []
+    named = {row.name: row for row in rows(rule_names())}
+    free = [row for row in rows(args.counted) if row.name in args.rows] if args.rows else rows(args.counted)
+    for seed in range(args.seeds):
+        task.train(folder, seed, args.base_steps)
     for share in args.shares:
-        asked = [*([(DENSE, 1.0)] if share == args.shares[0] else []), *((row, share) for row in rows())]
-        for seed, own in enumerate(weights):
-            answered = ask_all(output / f"seed{seed}", own, questions, asked, "free")
+        asked = [*([(DENSE, 1.0)] if share == args.shares[0] else []), *((row, share) for row in free)]
+        for seed in range(args.seeds):
+            own = folder / f"seed{seed}"
+            answered = ask_all(own, own / "base" / "final" / "model.safetensors", questions, asked, "free")
             found += [{**one, "seed": seed} for one in answered]
         yield results(args, questions, found)
-    named = {row.name: row for row in rows()}
     for how, names, steps, distill in (
         ("sft", args.tune, args.tune_steps, 0.0),
         ("distill", args.distill, args.distill_steps, 1.0),
     ):
-        for seed in range(args.tune_seeds):
-            for name in names:
-                own, asked = tuned(output, seed, named[name], steps, distill), [(named[name], TUNED_SHARE)]
-                answered = ask_all(output / f"seed{seed}", own, questions, asked, how)
-                found += [{**one, "seed": seed} for one in answered]
-        if names:
+        for share, seed, name in itertools.product(args.tune_shares if names else (), range(args.tune_seeds), names):
+            row, to = named[name], f"{how}-{named[name].slug}-{share:g}"
+            weights = tuned(task, folder, seed, to, row.config(task, share), steps, distill)
+            answered = ask_all(folder / f"seed{seed}", weights, questions, [(row, share)], how)
+            found += [{**one, "seed": seed} for one in answered]
             yield results(args, questions, found)
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    return Path(args.output) / TASKS[args.task].folder
 
 
 def results(args: argparse.Namespace, questions: Questions, found: list[dict[str, Any]]) -> dict[str, Any]:
     """What results.json holds."""
     types = [sample["type"] for sample in questions.samples]
-    pictures = [str(sample["image_path"]) for sample in questions.samples]
-    facts = {name: getattr(args, name) for name in ("images", "base_steps", "tune_steps", "distill_steps")}
+    pictures = [str(sample.get("image_path") or sample["video_path"]) for sample in questions.samples]
+    facts = {name: getattr(args, name) for name in ("task", "images", "base_steps", "tune_steps", "distill_steps")}
+    facts |= {"machine": devices.describe(torch.device("cpu"))["name"], "date": str(date.today())}
     command = shlex.join(["python", "scripts/study_positions.py", *sys.argv[1:]])
     return {**facts, "types": types, "pictures": pictures, "results": found, "command": command}
 
 
-def main() -> None:
+def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [row.name for row in rows(rule_names())]
+    trained = {"nargs": "+", "choices": names, "default": [], "metavar": "ROW"}
+    parser.add_argument("--task", choices=TASKS, default="layout", help="pictures of figures, or clips (motion)")
     parser.add_argument("--output", default="runs/positions")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=24, help="test pictures that are asked about, 12 questions each")
+    parser.add_argument("--images", type=int, help="test pictures, 12 questions each (24), or clips, 3 each (96)")
     parser.add_argument("--shares", type=float, nargs="*", default=SHARES, help="of the tokens that are kept")
-    parser.add_argument("--base-steps", type=int, default=900, help="of the dense models (make demo takes 2,600)")
-    parser.add_argument("--tune", nargs="*", default=[], help="rows that are fine-tuned at 25 %%")
-    parser.add_argument("--distill", nargs="*", default=[], help="rows that the dense model teaches at 25 %%")
-    parser.add_argument("--tune-seeds", type=int, default=1)
+    parser.add_argument("--rows", **trained, help="that are asked training-free (default: all)")
+    parser.add_argument(
+        "--counted", nargs="*", choices=rule_names(), default=COUNTED, help="asked with the sizes counted, too"
+    )
+    parser.add_argument("--base-steps", type=int, help="of the dense models (900, of clips 600; make demo takes 2,600)")
+    parser.add_argument("--tune", **trained, help="rows that are fine-tuned, of any rule")
+    parser.add_argument("--distill", **trained, help="rows that the dense model teaches, of any rule")
+    parser.add_argument("--tune-shares", type=float, nargs="+", default=[0.25], help="at which both are done")
+    parser.add_argument("--tune-seeds", type=int, default=1, help="of --seeds")
     parser.add_argument("--tune-steps", type=int, default=320)
     parser.add_argument("--distill-steps", type=int, default=200)
     parser.add_argument("--page", help="a document with marks around what is written anew")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    task = TASKS[args.task]
+    args.images, args.base_steps = args.images or task.images, args.base_steps or task.base_steps
+    if args.tune_seeds > args.seeds:
+        parser.error(f"--tune-seeds {args.tune_seeds}: there are {args.seeds} dense models; give --seeds as many")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, found = parsed(argv), {}
     for found in study(args):
-        write_json(Path(args.output) / "results.json", found)
-        text = measured(found)
-        print(write_text(Path(args.output) / "positions.md", text), flush=True)
-        if args.page:
-            page = Path(args.page).read_text(encoding="utf-8")
-            before, _, rest = page.partition(PAGE_START)
-            write_text(Path(args.page), before + PAGE_START + text + PAGE_END + rest.partition(PAGE_END)[2])
+        write_json(folder_of(args) / "results.json", found)
+        write_text(folder_of(args) / "positions.md", measured(found))
+    print(measured(found))
+    if args.page:
+        print(put(Path(args.page), found))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,53 @@
-"""What study_positions.py found, in tables and in words that are computed from them, whichever way they fall."""
+"""What study_positions.py found, in tables and in words that are computed from them, whichever way they fall.
+
+    python scripts/study_positions_page.py runs/positions/results.json docs/positions.md
+
+puts it into the page again, without a model.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
+import shlex
 import statistics
+import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ppe_npu.errors import counted
+from ppe_npu.errors import InputError, counted
 from ppe_npu.evaluation.statistics import bootstrap_means, interval
 from ppe_npu.evaluation.tables import markdown
+from ppe_npu.files import write_text
 
-PAGE_START = "<!-- measured: scripts/study_positions.py writes what follows -->\n"
-PAGE_END = "<!-- measured end -->\n"
-KINDS = ("shape", "row", "col", "barlen", "count")
-REFERENCE = "one position"
+# task -> the lines of the page before and after what is written of it
+MARKS = {
+    "layout": ("<!-- measured: scripts/study_positions.py writes what follows -->\n", "<!-- measured end -->\n"),
+    "motion": ("<!-- motion: scripts/study_positions.py writes what follows -->\n", "<!-- motion end -->\n"),
+}
+KINDS = {"layout": ("shape", "row", "col", "barlen", "count"), "motion": ("towards", "times", "changed")}
+REFERENCE, COUNTED = "one position", ", sizes counted"
 WIDEST = 150  # characters of a document's line
 HEADS = {"free": "Training-free", "sft": "After fine-tuning", "distill": "After self-distillation"}
 Scores = np.ndarray  # [seeds, questions]
+
+
+def put(page: Path, study: dict[str, Any]) -> Path:
+    """Write what was found of a task between its marks on a page.
+
+    Raises:
+        InputError: the page has no such marks.
+    """
+    start, end = MARKS[_task(study)]
+    before, marked, rest = page.read_text(encoding="utf-8").partition(start)
+    _, ended, after = rest.partition(end)
+    if not marked or not ended:
+        raise InputError(f"{page} has no lines {start.strip()!r} and {end.strip()!r}: put them where the tables belong")
+    return write_text(page, before + start + measured(study) + end + after)
 
 
 def measured(study: dict[str, Any]) -> str:
@@ -31,30 +59,61 @@ def measured(study: dict[str, Any]) -> str:
             parts += _share(study, own, share, how, head)
     dense = scores_of([one for one in study["results"] if one["row"] == "dense"])
     if len(dense):
-        by_kind = ", ".join(f"{kind} {_short(dense[:, _of(study, kind)].mean())}" for kind in KINDS)
+        by_kind = ", ".join(f"{kind} {_short(dense[:, _of(study, kind)].mean())}" for kind in kinds_of(study))
         parts.insert(0, f"The dense models: {by_kind}.")
-    parts.append(
-        f"Made by `{study['command']}`: {study['images']} pictures, dense models of {study['base_steps']} steps."
+    asked = "clips" if _task(study) == "motion" else "pictures"
+    where = f"; {study['machine']}, {study['date']}" if "date" in study else ""
+    made = (
+        f"Made by `{_command(study)}`: {study['images']} {asked}, dense models of {study['base_steps']} steps{where}."
     )
-    lines = "\n\n".join([*parts, ""]).splitlines()
+    lines = "\n\n".join([*parts, made, ""]).splitlines()
     return "".join(f"{line if line.startswith('|') else textwrap.fill(line, WIDEST)}\n" for line in lines)
 
 
+def _task(study: dict[str, Any]) -> str:
+    return study.get("task", "layout")
+
+
+def kinds_of(study: dict[str, Any]) -> tuple[str, ...]:
+    """The kinds of its questions, in a task's order."""
+    return KINDS[_task(study)]
+
+
+def _command(study: dict[str, Any]) -> str:
+    """The command that makes this and puts it into the page, wherever its output went."""
+    words = shlex.split(study["command"])
+    elsewhere = {"--output", "--page"}
+    kept = [word for before, word in itertools.pairwise(["", *words]) if not elsewhere & {before, word}]
+    return shlex.join([*kept, "--page", "docs/positions.md"])
+
+
 def _share(study: dict[str, Any], own: Sequence[dict], share: float, how: str, head: str) -> list[str]:
-    """The table of one share, and what it says."""
+    """The tables of one share, and what they say: all rows beside one position; those with the sizes counted beside one
+    position that has them counted, too."""
     found = {}
     for one in own:
         if one["share"] == share and one["row"] != "dense":
             found.setdefault(one["row"], []).append(one)
     scores = {name: scores_of(runs) for name, runs in found.items()}
     against = REFERENCE if REFERENCE in scores else next(iter(scores))
+    title = f"### {head}, {share:.0%} of the tokens ({counted(len(scores[against]), 'seed')})"
+    parts = [title, _table(study, scores, against), _says(study, scores, against, share, head)]
+    alike = {name: values for name, values in scores.items() if name.endswith(COUNTED)}
+    if REFERENCE + COUNTED in alike and len(alike) > 1:
+        against = REFERENCE + COUNTED
+        parts += [_table(study, alike, against), _says(study, alike, against, share, head)]
+    return parts
+
+
+def _table(study: dict[str, Any], scores: dict[str, Scores], against: str) -> str:
+    """Accuracies, and beside them intervals of what they are above one row's."""
+    kinds = kinds_of(study)
+    rows = {against: scores[against], **scores} if against.endswith(COUNTED) else scores
     lines = [
-        [name, *(_cell(study, values, scores[against], kind, name == against) for kind in KINDS)]
-        for name, values in scores.items()
+        [name, *(_cell(study, values, scores[against], kind, name == against) for kind in kinds)]
+        for name, values in rows.items()
     ]
-    seeds = len(scores[against])
-    title = f"### {head}, {share:.0%} of the tokens ({counted(seeds, 'seed')})"
-    return [title, markdown(["positions", *KINDS], lines), _says(study, scores, against, share, head)]
+    return markdown(["positions", *kinds], lines)
 
 
 def scores_of(runs: Sequence[dict]) -> Scores:
@@ -99,7 +158,7 @@ def _says(study: dict[str, Any], scores: dict[str, Scores], against: str, share:
     for name, values in scores.items():
         if name == against:
             continue
-        gaps = {kind: difference(study, values, scores[against], kind) for kind in KINDS}
+        gaps = {kind: difference(study, values, scores[against], kind) for kind in kinds_of(study)}
         better = [kind for kind, (_, low, _, _) in gaps.items() if low > 0]
         worse = [kind for kind, (_, _, high, _) in gaps.items() if high < 0]
         ahead += [
@@ -111,6 +170,14 @@ def _says(study: dict[str, Any], scores: dict[str, Scores], against: str, share:
     said += f"Worse: {'; '.join(behind) or 'none'}. "
     means = {name: statistics.mean(values.mean(1).tolist()) for name, values in scores.items()}
     best = max(means, key=means.__getitem__)
-    said += f"Over all questions the best is {best} at {means[best]:.3f}, {against} is at {means[against]:.3f}. "
+    beside = "" if best == against else f", {against} is at {means[against]:.3f}"
+    said += f"Over all questions the best is {best} at {means[best]:.3f}{beside}. "
     won = f"{', '.join(clean)}." if clean else "none."
     return said + f"Better on two kinds or more, on every seed, and worse on none: {won}"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    results, document = map(Path, sys.argv[1:])
+    print(put(document, json.loads(results.read_text(encoding="utf-8"))))

@@ -146,7 +146,7 @@ def test_weights_that_are_not_there_are_named(folder):
     index.write_text(json.dumps({"weight_map": {f"w{name}": name for name in names}}))
     load(folder)  # the one file is read, whatever stands beside it
     (folder / "model.safetensors").rename(folder / names[0])
-    with pytest.raises(InputError, match=rf"lacks 4 of 5 files of weights .* \({names[1]}, .*, \.\.\.\): download"):
+    with pytest.raises(InputError, match=rf"lacks 4 of 5 files of weights .* \('{names[1]}', .*, \.\.\.\): download"):
         load(folder)
     (folder / names[1]).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     for name in names[2:]:
@@ -158,7 +158,7 @@ def test_weights_that_are_not_there_are_named(folder):
     (folder / "model.safetensors").unlink()
     index = json.dumps({"weight_map": {"lm_head.weight": "a" * 5000}})
     (folder / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(InputError, match="lacks 1 of 1 files of weights"):
+    with pytest.raises(InputError, match=r"lacks 1 of 1 files of weights .* \('a{80}\.\.\.'\): download"):
         load(folder)
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from command_line import refused
 
 from ppe_npu.demo import scenes
@@ -47,6 +48,7 @@ def test_rules_of_positions_are_listed_with_what_they_do(run):
     assert (code, [one["name"] for one in json.loads(out)]) == (0, list(rule_names()))
 
 
+@pytest.mark.ci
 def test_any_method_with_its_fields_trains_answers_and_is_reported(run, tiny_folder, tmp_path, write_image):
     for name, count in (("train", 4), ("test", 2)):
         scenes.write_split(tmp_path / "data", name, count, seed=1, questions_per_image=2)

@@ -195,6 +195,7 @@ def test_lists_of_ratios_that_grow_a_prompt_are_refused(ratio, kept):
     tokens=st.integers(4, 60),
     layers=st.lists(st.integers(0, 20), unique=True),
 )
+@pytest.mark.ci
 def test_no_setting_keeps_more_than_came_in(ratios, tokens, layers):
     """However the ratios round, however often a cascade takes them; a frame has at least as many tokens as ratios."""
     total, share = 0, 1

@@ -87,6 +87,7 @@ def test_describe_takes_the_checkpoints_own_compression(run, tiny_folder, write_
     assert "36 before, 36 after" in run(*asked, "--compression", "dense")[1]
 
 
+@pytest.mark.ci
 def test_describe_refuses(run, tiny_folder, write_image, write_clip, tmp_path):
     image, clip = write_image("a.png"), write_clip("c.mp4")
     base = ["describe", "--device", "cpu", "--compression", "keep_one"]

@@ -97,6 +97,7 @@ def check(seeds: Path, place: Path, command: str, **full) -> str:
         pytest.param("eval", {"named": ".jpg"}, ".jpg cannot", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.ci
 def test_the_file_without_room_is_named(seeds, tmp_path, command, full, words):
     assert words in check(seeds, tmp_path / "at", command, **full)
 

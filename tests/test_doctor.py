@@ -111,6 +111,7 @@ def test_numbers_for_programs(run, tiny_folder, write_image, tmp_path):
     assert "# Training data" in err
 
 
+@pytest.mark.ci
 def test_train_eval_and_report_for_programs(run, tiny_folder, tmp_path):
     from ppe_npu.demo import scenes
 

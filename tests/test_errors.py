@@ -174,6 +174,7 @@ def test_texts_are_read_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize("why", ["libcudart.so.13: cannot open shared object file", "undefined symbol: x"])
+@pytest.mark.ci
 def test_a_torch_that_cannot_be_imported_is_the_users_and_doctor_says_so(tmp_path, why):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text(f"raise ImportError({why!r})\n")

@@ -55,6 +55,7 @@ def rows(folder) -> list[dict]:
     return [json.loads(line) for line in (Path(folder) / "predictions.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.ci
 def test_every_benchmark_with_every_compression_at_every_ratio(run, asked, tmp_path):
     more = ["--benchmarks", "layout", "again", "--compression", "dense", "keep_one", "ppe", "--k", 4]
     more += ["--ratio", 0.25, 0.5]
@@ -104,6 +105,7 @@ def test_a_users_rotten_row_and_metrics_stop_neither_the_other_runs_nor_the_repo
     assert [(row["index"], row["error"]) for row in failed] == [("row 1", "ValueError: rotten")]
 
 
+@pytest.mark.ci
 def test_a_second_call_asks_nothing_again_and_adds_to_the_report(run, asked, tmp_path, monkeypatch):
     assert run(*asked, "--compression", "keep_one")[0] == 0
     before = (tmp_path / "out" / "report.md").read_text()
@@ -126,6 +128,7 @@ def test_a_benchmark_says_how_long_its_answers_are_unless_the_user_does(run, ask
     refused(run(*plain, "--max-new-tokens", 3), "another max_new_tokens", settings.parent)
 
 
+@pytest.mark.ci
 def test_mistakes_are_said_before_the_weights_are_read(run, asked, tiny_folder, data, tmp_path, monkeypatch):
     assert run(*asked, "--compression", "dense")[0] == 0
     monkeypatch.setattr(evaluate, "load_model", None)  # would fail if called

@@ -311,6 +311,7 @@ def test_a_recipe_with_a_mark_and_anchors_is_taken(run, untrained, tmp_path):
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.ci
 def test_damaged_recipes(run, untrained, tmp_path, count):
     """Values of junk, and bytes that were changed: settings, or one line; every fifth through the command line."""
     dice, file = mutations.dice("recipes"), tmp_path / "r.yaml"

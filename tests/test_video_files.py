@@ -338,6 +338,7 @@ def _read_mutations(folder: Path, rounds: int) -> None:
     assert not any("\n" in message for message in said)
 
 
+@pytest.mark.ci
 def test_files_with_any_bytes_changed(tmp_path):
     _read_mutations(tmp_path, 6)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import check_regular
-from ppe_npu.utils.escape import printable
+from ppe_npu.utils.escape import brief, printable
 from ppe_npu.utils.paths import LFS_POINTER, may_be_read
 
 NO_CODE = {"trust_remote_code": False}  # of every from_pretrained: transformers asks on the terminal if it is not told
@@ -124,7 +124,7 @@ def _check_shards(index: Path, names: list[str]) -> None:
     if lacking := [name for name in names if not os.path.exists(index.parent / name)]:
         raise InputError(
             f"model folder {index.parent} lacks {len(lacking)} of {len(names)} files of weights that {index.name} "
-            f"names ({printable(', '.join(lacking[:3]))}{', ...' * (len(lacking) > 3)}): download them again"
+            f"names ({', '.join(map(brief, lacking[:3]))}{', ...' * (len(lacking) > 3)}): download them again"
         )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,41 +210,14 @@ def _bytes(module: torch.nn.Module) -> int:
 @torch.inference_mode()
 def prefill_flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
     """{"all", "tower"} of one prefill, as counted() has them."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     from ppe_npu.data.inputs import to_device
+    from ppe_npu.inspect.flops import flop_counter, within
 
     moved = to_device(inputs, model.device, model.dtype)
     tower = _tower(model)
-    with FlopCounterMode(display=False) as all_of_it, _within(tower) as of_tower:
+    with flop_counter() as all_of_it, within(tower) as of_tower:
         model(**moved, logits_to_keep=1)
     return {"all": float(all_of_it.get_total_flops()), "tower": float(sum(of_tower))}
-
-
-@contextlib.contextmanager
-def _within(module: torch.nn.Module | None) -> Iterator[list[int]]:
-    """The FLOPs of a module's calls while it is open, one number a call."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    found: list[int] = []
-    if module is None:
-        yield found
-        return
-    forward, own = module.forward, vars(module).get("forward")  # own: that of a step inside the tower
-
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        with FlopCounterMode(display=False) as counter:
-            out = forward(*args, **kwargs)
-        found.append(counter.get_total_flops())
-        return out
-
-    module.forward = counting
-    try:
-        yield found
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
 
 
 def chosen(benchmark: Any, count: int) -> list[Any]:

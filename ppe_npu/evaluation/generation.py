@@ -18,6 +18,7 @@ from ppe_npu.compat import drop_unknown_types, output_cache
 from ppe_npu.data.inputs import to_device
 from ppe_npu.evaluation.decoding import check_ids, generation_config
 from ppe_npu.inspect.report import kv_bytes
+from ppe_npu.models.failing import check_alone
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,18 @@ def generate(
     """Answers to a left-padded batch, greedy ones unless something else is asked for.
 
     Args:
-        model: compressed or not.
         inputs: of build_inputs, on any device.
         max_new_tokens: at most so many tokens per answer.
         streamer: transformers' streamer that is told every token (a batch of one, no beams).
-        generation: what ppe_npu.evaluation.decoding.chosen gave; None: nothing beside greedy search. InputError: it
-            holds the id of a token that the model does not have.
+        generation: of ppe_npu.evaluation.decoding.chosen; None: greedy search.
+
+    Raises:
+        InputError: an id in generation that the model lacks; the model fails without compression, too.
     """
     inputs = to_device(inputs, model.device, model.dtype)
     end, pad = end_tokens(model, processor.tokenizer), processor.tokenizer.pad_token_id
-    asked = dict(generation or {})
-    rules = generation_config(asked, max_new_tokens, eos_token_id=end, pad_token_id=pad)
+    asked = generation or {}
+    rules = generation_config(dict(asked), max_new_tokens, eos_token_id=end, pad_token_id=pad)
     clock = FirstToken(model.device)
     devices.reset_peak_memory(model.device)
     devices.synchronize(model.device)
@@ -115,16 +117,24 @@ def _run(model: Any, inputs: Mapping[str, torch.Tensor], rules: Any, clock: Firs
     """What transformers gives."""
     from transformers import StoppingCriteriaList
 
-    check_ids(vars(rules), model.get_input_embeddings().weight.shape[0])
-    # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
-    exact = devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext()
-    with exact, _only(model, rules):
+    def run(streamer: Any) -> Any:
         return model.generate(
             **drop_unknown_types(model, inputs),
             generation_config=rules,
             stopping_criteria=StoppingCriteriaList([clock]),
             streamer=streamer,
         )
+
+    check_ids(vars(rules), model.get_input_embeddings().weight.shape[0])
+    # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
+    exact = devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext()
+    with exact, _only(model, rules):
+        try:
+            return run(streamer)
+        except Exception as error:
+            if clock.at is None:  # behind the first token it is not the prompt, and perhaps who listens
+                check_alone(model, lambda: run(None), error)
+            raise
 
 
 @contextlib.contextmanager

@@ -9,7 +9,9 @@ new family is a new file and one line in _FAMILIES; one that is like Qwen's in a
 grid_families.py, and one whose decoder counts in one dimension an entry of one_dimension_families.py.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -119,6 +121,18 @@ def restore(model):
     """
     _take_off(*_seam(model))
     return model
+
+
+@contextlib.contextmanager
+def without_compression(model) -> Iterator[None]:
+    """While it lasts a compressed model is what it was; afterwards it is compressed by the same object as before."""
+    base, family = _seam(model)
+    compression = base.compression
+    _take_off(base, family)
+    try:
+        yield
+    finally:
+        family.install(base, compression)
 
 
 def _take_off(base, family: ModuleType) -> None:

@@ -88,20 +88,26 @@ PROMPTS: dict[str, Prompt] = {
 }
 
 
-def build(size: str, device: torch.device, dtype: torch.dtype):
-    """A model in eval mode on the device, its operators fused."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    from transformers.initialization import no_init_weights
+def config_of(size: str):
+    """transformers' config of a model."""
+    from transformers import Qwen2_5_VLConfig
 
     text, vision, tied = SIZES[size]
     image, video, start, end = _QWEN_IDS if text["vocab_size"] > max(_QWEN_IDS) else _SMALL_IDS
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config={**_TEXT, **text},
         vision_config={**_VISION, **vision, "out_hidden_size": text["hidden_size"]},
         image_token_id=image, video_token_id=video, vision_start_token_id=start, vision_end_token_id=end,
         tie_word_embeddings=tied,
     )  # fmt: skip
-    before = torch.get_default_dtype()
+
+
+def build(size: str, device: torch.device, dtype: torch.dtype):
+    """A model in eval mode on the device, its operators fused."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers.initialization import no_init_weights
+
+    config, before = config_of(size), torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with no_init_weights(), torch.device(device):

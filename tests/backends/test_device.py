@@ -231,6 +231,7 @@ def test_exact_matmul_turns_hf32_off_and_restores_it(monkeypatch):
         assert (matmul.allow_hf32, conv.allow_hf32) == (products, convolutions)
 
 
+@pytest.mark.ci
 def test_a_graph_is_traced_where_products_keep_fp32_and_breaks_elsewhere():
     def product(x):
         with device.exact_matmul():

@@ -131,6 +131,7 @@ def test_the_page_is_given_the_table_and_the_findings():
     assert kept[:2] == kept[2:]
 
 
+@pytest.mark.ci
 def test_a_frame_s_token_tells_its_squares_before_any_training(tmp_path):
     motion.build(tmp_path / "start", 0)
     assert motion.squares_told(tmp_path / "start", 1_000) > 0.95

@@ -55,6 +55,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, name):
 
 @pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("name", ["settings.json", "results.json", "report.md", "report.json", "report.png"])
+@pytest.mark.ci
 def test_whatever_file_finds_no_room_is_named_and_leaves_what_was_there(tmp_path, monkeypatch, name):
     folder = tmp_path
     run(folder)

@@ -104,6 +104,7 @@ def checkpoint(tiny_folder, tmp_path):
     return write
 
 
+@pytest.mark.ci
 def test_no_setting_of_a_checkpoint_changes_an_answer(model, tiny_processor):
     """Every field of the installed transformers, alone, and all of them together."""
     plain, own = answer(model, tiny_processor), dict(vars(model.generation_config))

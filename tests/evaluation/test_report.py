@@ -81,6 +81,7 @@ def test_the_numbers_are_also_json(runs):
 
 
 @pytest.mark.usefixtures("drawn")
+@pytest.mark.ci
 def test_the_picture_is_drawn_with_a_curve_a_method(runs, monkeypatch):
     from matplotlib.axes import Axes
 
@@ -172,6 +173,7 @@ def test_where_dense_scores_nothing_the_others_still_have_their_share(tmp_path, 
 
 
 @pytest.mark.usefixtures("drawn")
+@pytest.mark.ci
 def test_a_picture_of_all_benchmarks_is_of_what_the_table_has(tmp_path, monkeypatch):
     zero = [write_run(tmp_path / f"{n}{p}", some(0.0), p, r, n) for n in "ab" for p, r in (("dense", 1), ("ppe", 0.5))]
     panels = written_panels(monkeypatch)

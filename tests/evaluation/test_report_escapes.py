@@ -31,6 +31,7 @@ def check(text: str, pieces) -> None:
 
 @pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("count", [2, pytest.param(len(HOSTILE), marks=pytest.mark.slow)])
+@pytest.mark.ci
 def test_a_report_shows_names_as_they_are(tmp_path, count):
     kinds = HOSTILE[:count]
     for number, name in enumerate(HOSTILE):

@@ -127,6 +127,7 @@ def mutate_and_run(killed, data) -> None:
 
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(data=st.data())
+@pytest.mark.ci
 def test_a_damaged_file_is_named_or_makes_no_difference(killed, data):
     mutate_and_run(killed, data)
 

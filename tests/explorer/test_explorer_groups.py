@@ -202,6 +202,7 @@ def test_an_answer_stays_as_long_as_its_column_does(explorer):
     assert not session.done
 
 
+@pytest.mark.ci
 def test_files_of_users_go_through_the_checked_readers(explorer, tmp_path, write_clip, monkeypatch):
     picture = tmp_path / "a.jpg"
     Image.radial_gradient("L").convert("RGB").save(picture)

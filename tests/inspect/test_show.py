@@ -98,6 +98,7 @@ def describe(capfd, tiny_folder):
     return describe
 
 
+@pytest.mark.ci
 def test_describe_shows_images_and_videos_in_one_picture(describe, write_image, write_clip, tmp_path):
     shown = tmp_path / "new" / "groups.png"
     asked = ["--image", write_image("a.png"), "--video", write_clip("v.mp4"), "--nframes", 4, "--show", shown]

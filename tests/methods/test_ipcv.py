@@ -100,6 +100,7 @@ def test_all_tokens_come_out_of_the_tower():
     assert [IPCV(keep=0.35).stay(size) for size in (1, 2, 100, 144)] == [1, 1, 35, 50]
 
 
+@pytest.mark.ci
 def test_what_is_rebuilt_has_derivatives_of_any_order_and_the_same_bits_without():
     before, now = states(12)
     leaving = IPCV(keep=0.5, neighbors=3).choose(before, now, (12,))

@@ -112,6 +112,7 @@ def test_a_dropped_cell_is_like_what_stands_for_it(data):
 
 @settings(derandomize=True, max_examples=15, deadline=None)
 @given(data=st.data())
+@pytest.mark.ci
 def test_a_smaller_budget_keeps_some_of_a_larger_one(data):
     cells = pictures(data.draw)
     total = cells.shape[0] * cells.shape[1]
@@ -159,6 +160,7 @@ def published_components(cells, threshold, skip_ratio, rand, total):
 
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(data=st.data())
+@pytest.mark.ci
 def test_components_are_thinned_as_published(data):
     """Also where a small component stays whole, so that its draw only turns the generator on."""
     cells = pictures(data.draw)

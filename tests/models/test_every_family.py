@@ -56,6 +56,7 @@ def model(name):
     return EVERY[name].model()
 
 
+@pytest.mark.ci
 def test_every_supported_class_has_a_tiny_model():
     built = {type(tiny.model()).__name__ for tiny in EVERY.values()}
     assert built == {name for name in supported_classes() if not name.startswith("PVC")}  # see test_pvc.py

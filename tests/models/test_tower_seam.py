@@ -91,6 +91,7 @@ def check_compiled(part, family):
         assert_equal(one, other)
 
 
+@pytest.mark.ci
 def test_it_does_not_hang_on_a_block_that_is_compiled():
     check_compiled("block", "qwen2_5_vl")
 

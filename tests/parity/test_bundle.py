@@ -49,6 +49,7 @@ def test_random_numbers_of_another_cpu_change_nothing(few, once, monkeypatch):
     assert [row for row in bundle.check(once, CPU) if not row.ok] == []
 
 
+@pytest.mark.ci
 def test_a_bundle_of_the_first_edition_has_no_cotangents(recorded):
     def forget(tensors):
         for name in [name for name in tensors if "/cotangents/" in name]:
@@ -59,6 +60,7 @@ def test_a_bundle_of_the_first_edition_has_no_cotangents(recorded):
     assert all(row.ok for row in bundle.check(recorded, CPU))
 
 
+@pytest.mark.ci
 def test_a_new_bundle_holds_inputs_results_and_versions(few, tmp_path):
     rows = bundle.record(CPU, tmp_path / "new")
     assert all(row.ok for row in rows)
@@ -70,6 +72,7 @@ def test_a_new_bundle_holds_inputs_results_and_versions(few, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
 
 
+@pytest.mark.ci
 def test_another_machines_different_numbers_and_groups_are_found(recorded):
     changed = ("swiglu/batch/fp32/forward/0", "swiglu/batch/bf16/grad/1", "model/fp32/keep_one/logits")
 

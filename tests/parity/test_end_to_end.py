@@ -34,6 +34,7 @@ def test_the_cpu_agrees_and_says_what_it_used(dtype):
     "op",
     ["attention", *(pytest.param(op, marks=pytest.mark.slow) for op in ("rotary", "rms_norm", "swiglu")), "group_mean"],
 )
+@pytest.mark.ci
 def test_a_wrong_operator_fails_every_setting_that_uses_it(op, monkeypatch):
     """Off by one in ten thousand, forward and backward: far above rounding, far below what anyone would notice."""
     call = dispatch.call
@@ -52,6 +53,7 @@ def test_a_wrong_operator_fails_every_setting_that_uses_it(op, monkeypatch):
     assert {"logits", "gradients"} <= set(wrong)
 
 
+@pytest.mark.ci
 def test_a_device_that_fails_is_a_row_that_says_so(monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("out of luck\nand more")

@@ -56,6 +56,7 @@ WRONG = {"attention": 1e-3, "rms_norm": 1e-4, "swiglu": 1e-4, "group_mean": 1e-3
 @pytest.mark.parametrize(
     "op", [pytest.param(op, marks=() if op in ("attention", "rotary") else pytest.mark.slow) for op in WRONG]
 )
+@pytest.mark.ci
 def test_a_gradient_that_is_slightly_wrong_shows_on_the_way(op, exact, monkeypatch):
     """Results are right, gradients off by one in thousands."""
     monkeypatch.setattr(dispatch, "call", scaled(op, 1.0, 1 + WRONG[op]))

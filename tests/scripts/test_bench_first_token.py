@@ -6,11 +6,11 @@ import bench_first_token as first_token
 import pytest
 import torch
 from bench.models import SIZES, build
-from torch.utils.flop_counter import FlopCounterMode
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_json
+from ppe_npu.inspect.flops import flop_counter
 from ppe_npu.methods import IPCV
 
 DEPTH = sum(times for times, _ in first_token.BLOCKS)
@@ -22,7 +22,7 @@ def row(tokens, share, least, most, rounds=3):
 
 
 def flops(model, inputs) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model(**inputs, logits_to_keep=1)
     return counter.get_total_flops()
 

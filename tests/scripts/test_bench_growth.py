@@ -2,11 +2,15 @@
 
 import json
 
+import bench_planning
 import bench_scaling
 import bench_training
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from bench.models import build
+from bench.shares import Widths
+
+from ppe_npu.inspect.flops import flop_counter
 
 
 @pytest.mark.slow
@@ -63,12 +67,45 @@ def test_what_two_blocks_are_said_to_cost_in_the_whole_depth_is_what_that_costs(
     whole = step([(1, number % 8 == 7) for number in range(32)])
     trained = {name for name, part in whole.model.named_parameters() if part.requires_grad}
     assert any("visual" in name for name in trained) != frozen
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         whole.run()
     # What is left out: patches and the merger; and of attention's backward pass torch counts five products, not four.
     assert derived < counter.get_total_flops() < 1.25 * derived
 
 
+@pytest.mark.ci
+def test_shares_by_formula_are_those_that_are_counted():
+    model, flops = build("tiny", torch.device("cpu"), torch.float32), {}
+    inputs, configs = bench_training.page(model, 256), bench_training.settings(64)
+    for name in ("dense", "ppe"):
+        bench_training.compress(model, configs[name])
+        with torch.no_grad(), flop_counter() as counter:
+            model(**inputs, logits_to_keep=1)
+        grouping = counter.get_flop_counts()["Global"].get(torch.ops.aten.bmm, 0)
+        flops[name] = counter.get_total_flops() - grouping - Widths(model.config).head
+    share = bench_training.by_formula("tiny", 256)["ppe"][1]
+    assert share == pytest.approx(flops["ppe"] / flops["dense"])
+    table = bench_training.formula_table(4096).splitlines()
+    assert [line.split("  ")[0] for line in table[1:]] == list(configs)
+
+
 def test_goals_are_told_by_the_numbers():
     rows = {"dense": {"share": 1.0, "peak_share": 1.0}, "ppe": {"share": 0.45, "peak_share": 0.49}}
     assert bench_training.verdict(rows) == "ppe: time (40%) missed by 5.0% of dense, memory (50%) met"
+
+
+def test_planning_is_timed_where_the_layout_is_known_and_where_it_is_new(monkeypatch, capsys):
+    monkeypatch.setattr(bench_planning, "CASES", ("video-3x16", "image-16"))
+    rows = bench_planning.main(["--rounds", "1"])
+    assert [row["setting"] for row in rows] == 2 * list(bench_planning.SETTINGS)
+    assert all(row["known"] > 0 < row["new"] for row in rows)
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
+
+
+def test_a_known_prompt_is_one_with_other_words_and_a_new_one_is_not(monkeypatch):
+    """What the columns say is what is planned: layouts are made for new prompts, and once for known ones."""
+    laid = []
+    own = bench_planning.Compression._laid
+    monkeypatch.setattr(bench_planning.Compression, "_laid", lambda *given: laid.append(0) or own(*given))
+    bench_planning.measure("ppe", "image-16", 3)
+    assert len(laid) == 3 + 1

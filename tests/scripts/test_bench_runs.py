@@ -17,6 +17,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.methods import IPCV
 
 
+@pytest.mark.ci
 def test_every_op_is_timed_and_written(tmp_path, capsys):
     output = tmp_path / "ops.json"
     bench_ops.main(["--sizes", "tiny", "--rounds", "2", "--threads", "1", "--output", str(output)])

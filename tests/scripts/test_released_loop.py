@@ -1,8 +1,10 @@
 """The loop that the merge is compared with does what the released code does: its recorded groups and means, and the
 groups, means and position rows of from_released."""
 
+import json
 from pathlib import Path
 
+import bench_merge
 import pytest
 import torch
 from bench import released_loop
@@ -55,3 +57,15 @@ def test_recorded_groups_and_means():
         assert torch.equal(labels[0], recorded[f"{name}.labels"].long())
         means = released_loop.means(x, labels, budget)[0]
         assert_near(means, recorded[f"{name}.merged"], roundings=2 * x.shape[1], size=x.abs().max())
+
+
+def test_a_merge_is_timed_by_every_rule_of_members_beside_the_loop(tmp_path, capsys):
+    output = tmp_path / "merge.json"
+    (row,) = bench_merge.main(["--rounds", "1", "--shapes", "2,24,16", "--output", str(output)])
+    assert list(row["ms"]) == [*bench_merge.OTHERS, "nearest", "spread"]
+    assert CompressionConfig.preset("ppe").members in row["of"]
+    assert row["of"]["spread"]["gram"] == pytest.approx(row["ms"]["spread"] / row["ms"]["gram"])
+    assert json.loads(output.read_text())["rows"] == [row]
+    head, told = (printed.split() for printed in capsys.readouterr().out.splitlines())
+    assert "nearest / released" in " ".join(head)
+    assert told[0] == "2x24x16"

@@ -1,11 +1,16 @@
 """The study of rules of positions: its rows, what it compares, and what it says of made-up scores."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import study_positions
 import study_positions_page as page
 import torch
 
+from ppe_npu.demo import motion, pipeline
+from ppe_npu.errors import InputError
 from ppe_npu.methods.positions import rule_names
 from ppe_npu.methods.view import View
 
@@ -15,8 +20,8 @@ PICTURES = 12
 def made(rows: dict[str, float], seeds: int = 3, worse: str = "") -> dict:
     """A study in which a row is right with this probability; on questions of kind `worse` no row but the first is."""
     generator = np.random.default_rng(0)
-    types = list(page.KINDS) * PICTURES
-    pictures = [f"{number}.png" for number in range(PICTURES) for _ in page.KINDS]
+    types = list(page.KINDS["layout"]) * PICTURES
+    pictures = [f"{number}.png" for number in range(PICTURES) for _ in page.KINDS["layout"]]
     results = []
     for seed in range(seeds):
         luck = generator.random(len(types))
@@ -39,7 +44,10 @@ def test_every_rule_is_a_row_beside_one_position():
     assert rows[0].name == page.REFERENCE
     assert {row.name for row in rows} >= set(rule_names())
     assert len({row.slug for row in rows}) == len(rows)
-    assert all(row.config(0.25).methods[0].ratio == 0.25 for row in rows)
+    # A picture of 36 tokens, a clip of eight of one.
+    for name, shape, kept in (("layout", (1, 36), 9), ("motion", (8, 1), 2)):
+        configs = [row.config(study_positions.TASKS[name], 0.25) for row in rows]
+        assert {config.span_tokens(*shape) for config in configs} == {kept}
 
 
 def test_a_difference_is_paired_by_picture():
@@ -63,6 +71,67 @@ def test_what_is_said_goes_whichever_way_the_numbers_fall():
     assert "and worse on none: none." in mixed
     none = said(made({page.REFERENCE: 0.5, "last": 0.5}))
     assert "by the interval: none. Worse: none." in none
+
+
+def test_rows_with_the_sizes_counted_are_compared_with_one_position_that_has_them_counted():
+    alike = {page.REFERENCE + page.COUNTED: 0.8, "spread" + page.COUNTED: 0.8}
+    told = page.measured(made({page.REFERENCE: 0.3, "spread": 0.5, **alike}))
+    first, second = told.split("Training-free, 25%: better than one position by the interval:")[:2]
+    assert "| spread |" in first
+    assert "| spread |" not in second
+    table = [line for line in second.splitlines() if line.startswith("|")]
+    assert "(" not in table[2]  # the row that the others are compared with
+    assert table[2].startswith("| one position, sizes counted |")
+    assert "(+.00 to +.00)" in table[3]
+    assert "better than one position, sizes counted by the interval: none" in " ".join(second.split())
+
+
+def test_a_page_is_given_back_all_but_what_is_between_the_marks_of_a_task(tmp_path):
+    document = tmp_path / "page.md"
+    marks = {task: "".join([start, "old\n", end]) for task, (start, end) in page.MARKS.items()}
+    document.write_text(f"before\n{marks['layout']}between\n{marks['motion']}after\n")
+    study = made({page.REFERENCE: 0.3}) | {"command": "python study.py --output /tmp/x --seeds 3 --page other.md"}
+    page.put(document, study)
+    start, end = page.MARKS["layout"]
+    assert document.read_text() == f"before\n{start}{page.measured(study)}{end}between\n{marks['motion']}after\n"
+    assert "`python study.py --seeds 3 --page docs/positions.md`: 12 pictures" in said(study)
+    document.write_text("nothing")
+    with pytest.raises(InputError, match="put them where"):
+        page.put(document, study)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is(capsys):
+    for given in (["--tune", "nearby"], ["--seeds", "1", "--tune", "extent", "--tune-seeds", "2"]):
+        with pytest.raises(SystemExit):
+            study_positions.parsed(given)
+    assert "there are 1 dense models" in capsys.readouterr().err
+    assert study_positions.parsed(["--tune", "extent, sizes counted", "--task", "motion"]).images == 96
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["layout", "motion"])
+def test_a_small_study_asks_tunes_and_teaches_at_every_share(task, tmp_path, monkeypatch):
+    for name in ("BASE", "TUNE", "EVAL"):
+        monkeypatch.setattr(pipeline, name, dataclasses.replace(getattr(pipeline, name), images=16))
+    monkeypatch.setattr(motion, "SPLITS", {name: (16, seed) for name, (_, seed) in motion.SPLITS.items()})
+    monkeypatch.setattr(motion, "RECIPE", dataclasses.replace(motion.RECIPE, batch_size=8))
+    steps = ["--base-steps", "4", "--tune-steps", "4", "--distill-steps", "4"]
+    few = ["--seeds", "1", "--images", "2", "--rows", page.REFERENCE, "mean_angle", "--counted", "extent"]
+    more = ["--tune", "extent, sizes counted", "--distill", page.REFERENCE, "--tune-shares", "0.5", "0.1"]
+    study_positions.main(["--task", task, "--output", str(tmp_path), "--shares", "0.5", *steps, *few, *more])
+    folder = tmp_path if task == "layout" else tmp_path / "motion"
+    study = json.loads((folder / "results.json").read_text())
+    asked = [(one["how"], one["row"], one["share"]) for one in study["results"]]
+    trained = [("sft", "extent, sizes counted"), ("distill", page.REFERENCE)]
+    assert asked == [
+        ("free", "dense", 1.0),
+        *(("free", row, 0.5) for row in (page.REFERENCE, "mean_angle")),
+        *((*pair, share) for pair in trained for share in (0.5, 0.1)),
+    ]
+    assert set(study["types"]) == set(page.kinds_of(study))
+    told = (folder / "positions.md").read_text()
+    assert "### After fine-tuning, 10% of the tokens (1 seed)" in told
+    assert study["date"] in told
 
 
 def test_representatives_alone_keep_their_features():

@@ -29,6 +29,7 @@ def adapter(tmp_path_factory, tiny_folder, tiny_processor):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.ci
 def test_it_is_the_merged_model(adapter, tmp_path, dtype):
     merge_lora(adapter, tmp_path / "merged")
     asked, merged = (Checkpoint.of(folder).load("cpu", dtype) for folder in (adapter, tmp_path / "merged"))
@@ -82,6 +83,7 @@ def test_a_base_that_moved_is_named(run, adapter, tiny_folder, tmp_path, write_i
     refused_by(run("describe", "--model", tiny_folder, "--base", tiny_folder, *asked), "--base", "is no adapter")
 
 
+@pytest.mark.ci
 def test_an_adapter_that_a_script_saved_is_merged_as_it_stands(tiny_folder, tmp_path):
     model = compress(load_model(tiny_folder), CompressionConfig.preset("ppe", k=4, ratio=0.25))
     wrapped = add_adapter(model, Adapter("lora", rank=2))

@@ -157,6 +157,7 @@ def test_a_language_adapter_leaves_the_vision_tower_alone(model):
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.ci
 def test_plain_transformers_and_peft_load_it(model, tmp_path, kind):
     from peft import PeftModel
     from transformers import Qwen2_5_VLForConditionalGeneration

@@ -173,6 +173,7 @@ def test_a_worker_that_may_not_skip_says_which_record(make, damaged, write_image
         list(loader)
 
 
+@pytest.mark.ci
 def test_a_file_that_vanishes_while_the_epoch_runs(make, write_image):
     paths = [write_image("a.png", 1), write_image("b.png", 2)]
     records = [picture(path, number) for number, path in enumerate(paths)]

@@ -35,6 +35,7 @@ from ppe_npu.training.export import export, merge_lora
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.ci
 def test_a_merged_model_is_the_adapters(tiny_folder, tiny_processor, tmp_path, kind):
     model = save_run(tmp_path / "final", tiny_folder, kind, tiny_processor)
     before = logits(load_model(tiny_folder))

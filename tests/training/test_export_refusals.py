@@ -53,6 +53,7 @@ def test_a_wrong_base_is_refused(run, tiny_folder, tiny_processor, tmp_path, kin
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.ci
 def test_an_adapter_that_is_not_whole_is_refused(copy, tmp_path):
     file = copy / "adapter_model.safetensors"
     tensors, data = load_file(file), file.read_bytes()

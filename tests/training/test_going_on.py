@@ -23,6 +23,7 @@ def ended(whole_run, tmp_path):
     return settings | {"resume": True}, go_on(settings)
 
 
+@pytest.mark.ci
 def test_a_run_says_where_it_goes_on_from(cut_run, capfd):
     go_on(cut_run)
     assert f"going on from {cut_run['output']}/checkpoint-6: step 6 of {STEPS}" in capfd.readouterr().err
@@ -34,6 +35,7 @@ def test_a_run_without_a_checkpoint_says_that_it_begins(whole_run, tmp_path, cap
 
 
 @pytest.mark.parametrize("checkpoints", [True, False])
+@pytest.mark.ci
 def test_a_finished_run_stops_at_once_and_changes_nothing(ended, capfd, monkeypatch, checkpoints):
     settings, first = ended
     if not checkpoints:
@@ -46,6 +48,7 @@ def test_a_finished_run_stops_at_once_and_changes_nothing(ended, capfd, monkeypa
     refused(settings, "another learning_rate (0.001, now 0.0001)", learning_rate=1e-4)
 
 
+@pytest.mark.ci
 def test_a_finished_runs_damaged_summary_is_named(ended):
     settings, _ = ended
     file = Path(settings["output"], "summary.json")
@@ -57,6 +60,7 @@ def test_a_finished_runs_damaged_summary_is_named(ended):
     refused(settings, f"{file} is damaged (it lacks skipped", "move it away")
 
 
+@pytest.mark.ci
 def test_a_finished_run_whose_final_is_gone_is_gone_on_with(ended):
     settings, first = ended
     shutil.rmtree(first.final)
@@ -64,6 +68,7 @@ def test_a_finished_run_whose_final_is_gone_is_gone_on_with(ended):
     assert Path(first.final, "model.safetensors").is_file()
 
 
+@pytest.mark.ci
 def test_a_run_that_is_stopped_from_the_keyboard_says_how_to_go_on(whole_run, tmp_path, monkeypatch):
     step = CompressedTrainer.training_step
 

@@ -32,6 +32,7 @@ def adapter(tmp_path_factory):
     return Path(train(config, announce=False).final)
 
 
+@pytest.mark.ci
 def test_it_is_the_merged_model(adapter, tmp_path):
     merge_lora(adapter, tmp_path / "merged")
     asked = Checkpoint.of(adapter, tiled=True).load("cpu")
@@ -45,6 +46,7 @@ def asked_base(adapter):
     return json.loads((adapter / "base.json").read_text())["model"]
 
 
+@pytest.mark.ci
 def test_the_commands_take_it(adapter, tmp_path, run):  # noqa: F811
     code, out, err = run("merge-lora", "--adapter", adapter, "--output", tmp_path / "merged")
     assert code == 0, out + err

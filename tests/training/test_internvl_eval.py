@@ -87,6 +87,7 @@ def question_of(record):
 
 
 @pytest.mark.parametrize("name", ["pvc", "plain"])
+@pytest.mark.ci
 def test_it_is_asked_as_it_was_trained_and_answers_as_at_the_end_of_training(trained, name):
     (folder, memory), records = trained[0][name], read_records(trained[1])
     dense, sampling = CompressionConfig.preset("dense"), VideoSampling(nframes=FRAMES)
@@ -111,6 +112,7 @@ def test_it_is_asked_as_it_was_trained_and_answers_as_at_the_end_of_training(tra
 @pytest.mark.parametrize(
     ("name", "compression", "rules"), [("pvc", "dense", ()), ("pvc", "ppe", BEAMS), ("plain", "ppe", BEAMS)]
 )
+@pytest.mark.ci
 def test_the_command_answers_as_the_model_does(trained, tmp_path, run, name, compression, rules):
     (folder, memory), file = trained[0][name], tmp_path / "own.py"
     file.write_text(BENCHMARK.format(root=str(trained[1].parent)))

@@ -37,12 +37,14 @@ def losses(settings, **changed):
 
 
 @pytest.mark.parametrize("compression", [{"positions": "ppe", "k": 4}, {"positions": "ppe", "k": 2, "layers": [1]}])
+@pytest.mark.ci
 def test_packing_changes_no_loss(settings, compression):
     whole = losses(settings, compression=compression)
     assert losses(settings, compression=compression, packing=True) == loss_near(whole, layers=3, steps=4)
     assert whole[0] != whole[-1]
 
 
+@pytest.mark.ci
 def test_length_groups_leave_no_record_out(settings, monkeypatch):
     from ppe_npu.training.collator import Collator
 
@@ -86,6 +88,7 @@ def test_each_part_learns_at_its_own_rate(settings, tiny_folder, capsys):
         assert word in printed
 
 
+@pytest.mark.ci
 def test_self_distillation_is_part_of_the_loss(settings):
     plain, half, teacher = (losses(settings, max_steps=1, distill_weight=weight)[0] for weight in (0, 0.5, 1.0))
     assert half == loss_near((plain + teacher) / 2, layers=3)
@@ -130,6 +133,7 @@ def test_a_cosine_ends_at_the_least_rate(settings):
         assert rates[3] == pytest.approx(2 * least, abs=8 * eps(torch.float64))
 
 
+@pytest.mark.ci
 def test_an_adapter_learns_resumes_bit_equally_and_merges(settings, tiny_folder, tmp_path):
     from ppe_npu.training.export import merge_lora
 
@@ -170,6 +174,7 @@ def test_a_parameter_without_gradient_stops_the_run(settings, monkeypatch):
     train(TrainConfig(**settings | {"overwrite": True, "frozen": ["vision", "merger"]}), announce=False)
 
 
+@pytest.mark.ci
 def test_a_loss_that_is_not_finite_names_the_sample(settings, monkeypatch):
     from ppe_npu.training.collator import Collator
 
@@ -190,6 +195,7 @@ def test_a_loss_that_is_not_finite_names_the_sample(settings, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.ci
 def test_files_that_break_are_skipped_and_counted(settings, data, tmp_path, workers):
     folder = tmp_path / "data"
     shutil.copytree(Path(data).parent, folder)
@@ -210,6 +216,7 @@ def test_files_that_break_are_skipped_and_counted(settings, data, tmp_path, work
     assert json.loads((tmp_path / "run" / "faults.jsonl").read_text())["id"] == "gone"
 
 
+@pytest.mark.ci
 def test_a_step_of_broken_records_alone_teaches_nothing(settings, data, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(Path(data).parent, folder)
@@ -235,6 +242,7 @@ def test_texts_alone_have_no_retention(settings, tmp_path):
     assert "there are no visual tokens" in (tmp_path / "run" / "summary.md").read_text()
 
 
+@pytest.mark.ci
 def test_a_run_leaves_something_to_look_at(settings, tmp_path, drawn):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -256,6 +264,7 @@ def test_a_run_leaves_something_to_look_at(settings, tmp_path, drawn):
     assert again.compression.k == 4
 
 
+@pytest.mark.ci
 def test_an_earlier_run_is_dropped_only_when_the_new_one_can_start(settings, tmp_path):
     first = train(TrainConfig(**settings | {"max_steps": 1}), announce=False)
     (tmp_path / "bad.json").write_text("[]")
@@ -264,6 +273,7 @@ def test_an_earlier_run_is_dropped_only_when_the_new_one_can_start(settings, tmp
     assert Path(first.final, "config.json").is_file()
 
 
+@pytest.mark.ci
 def test_another_base_or_other_data_is_no_resumption(settings, tiny_folder, data, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny_folder, base)

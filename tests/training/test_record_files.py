@@ -162,6 +162,7 @@ def check_file(folder, name: str, count: int) -> None:
         record.messages()
 
 
+@pytest.mark.ci
 def test_a_thousand_mutations_give_no_traceback(tmp_path, write_image):
     write_image("a.png")
     check_mutations(tmp_path, range(1000))
@@ -183,6 +184,7 @@ _JSON = st.recursive(
 
 @settings(derandomize=True, max_examples=60, deadline=timedelta(seconds=20))
 @given(value=st.lists(_JSON, max_size=5), lines=st.booleans())
+@pytest.mark.ci
 def test_any_json_at_all_gives_no_traceback(tmp_path_factory, value, lines):
     folder = tmp_path_factory.mktemp("fuzz")
     text = "\n".join(map(json.dumps, value)) if lines else json.dumps(value)

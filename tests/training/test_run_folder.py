@@ -57,6 +57,7 @@ def test_a_run_that_began_where_auto_was_an_accelerator_does_not_go_on_elsewhere
 
 
 @pytest.mark.parametrize("how", ["resume", "overwrite"])
+@pytest.mark.ci
 def test_what_the_run_did_not_write_stays(whole_run, cut_run, capfd, how):
     run = Path(cut_run["output"])
     strange = [run / "checkpoint-500", run / "checkpoint-3"]
@@ -190,6 +191,7 @@ def test_a_model_that_overwrite_drops_is_refused(whole_run, tmp_path, name):
     refused(settings | {"model": str(tmp_path / "link")}, "link is what overwrite drops", "name another output")
 
 
+@pytest.mark.ci
 def test_a_checkpoint_without_its_whole_json_is_passed_over_and_said(whole_run, cut_run, capfd):
     run = Path(cut_run["output"])
     (run / "checkpoint-6" / "whole.json").unlink()
@@ -262,6 +264,7 @@ def _limited(values: dict, size: int, file: str) -> None:
 @pytest.mark.parametrize(
     ("size", "file"), [pytest.param(100_000, "model.safetensors", marks=pytest.mark.slow), (3_000_000, "optimizer.pt")]
 )
+@pytest.mark.ci
 def test_a_checkpoint_that_cannot_be_written_is_named_and_the_run_goes_on_later(whole_run, cut_run, size, file):
     """The limit on a file's size is met as a full disk is: by a write that fails in the middle."""
     run = Path(cut_run["output"])
@@ -277,6 +280,7 @@ def test_a_checkpoint_that_cannot_be_written_is_named_and_the_run_goes_on_later(
     assert go_on(cut_run).losses == whole_run[1].losses
 
 
+@pytest.mark.ci
 def test_a_failed_final_leaves_the_old_one(whole_run, cut_run, monkeypatch):
     import errno
 
@@ -296,6 +300,7 @@ def test_a_failed_final_leaves_the_old_one(whole_run, cut_run, monkeypatch):
 # -- what is counted and saved -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 def test_records_that_broke_are_counted_once_after_a_kill(whole_run, tmp_path):
     """Killed between a skipped record and the next checkpoint, with half a line written."""
     settings = whole_run[0] | {
@@ -328,6 +333,7 @@ def test_records_that_broke_are_counted_once_after_a_kill(whole_run, tmp_path):
 
 
 @pytest.mark.parametrize("checkpointing", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.ci
 def test_use_cache_is_saved_as_the_base_has_it(whole_run, tmp_path, checkpointing):
     changes = {"output": str(tmp_path), "max_steps": 2, "save_steps": 1, "gradient_checkpointing": checkpointing}
     go_on(whole_run[0] | changes)

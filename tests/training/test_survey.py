@@ -146,6 +146,7 @@ def test_workers_count_the_same(processors, records):
         assert np.array_equal(getattr(shared, name), getattr(alone, name))
 
 
+@pytest.mark.ci
 def test_no_more_workers_start_than_have_something_to_do(processors, records, run, tiny_folder, tmp_path):
     assert list(survey(records, processors["qwen2_5_vl"], PPE, workers=10**12).records) == list(records)
     (tmp_path / "d.json").write_text("[]")
@@ -165,6 +166,7 @@ def test_nothing_is_decoded_but_a_videos_first_frame(processors, records, monkey
 @pytest.mark.parametrize(
     "rule", [{"fps": 2}, {"nframes": 6}, {"nframes": 5, "middles": True}, {"start": 0.5, "end": 2.6}]
 )
+@pytest.mark.ci
 def test_videos_are_counted_as_they_are_read(processors, tmp_path, rule):
     """Of no constant rate, cut by an edit list, standing upright, with a damaged end: the collator's own tokens."""
     uneven = [*range(0, 1000, 50), *range(1000, 21000, 1000)]

@@ -89,6 +89,7 @@ def _weights(folder: str) -> dict[str, torch.Tensor]:
     return load_file(f"{folder}/model.safetensors")
 
 
+@pytest.mark.ci
 def test_two_runs_are_bit_identical_and_the_final_folder_is_a_start(settings, tmp_path):
     first, second = (train(TrainConfig(**settings | {"output": str(tmp_path / name)})) for name in "ab")
     assert first.losses == second.losses
@@ -97,6 +98,7 @@ def test_two_runs_are_bit_identical_and_the_final_folder_is_a_start(settings, tm
     assert train(TrainConfig(**settings | again)).losses[0][1] < first.losses[0][1]
 
 
+@pytest.mark.ci
 def test_resuming_with_other_settings_is_refused(settings):
     train(TrainConfig(**settings | {"save_steps": 3}))
     with pytest.raises(InputError, match="another learning_rate"):
@@ -107,6 +109,7 @@ def test_resuming_with_other_settings_is_refused(settings):
     assert last_whole_checkpoint(settings["output"]) is None, "overwrite drops old checkpoints"
 
 
+@pytest.mark.ci
 def test_a_loss_that_is_not_finite_stops_the_run(settings, tiny_folder, tmp_path):
     from ppe_npu.checkpoints.loading import load_model, load_processor
 
@@ -119,6 +122,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings, tiny_folder, tmp_path
         train(TrainConfig(**settings | {"model": str(tmp_path / "broken")}))
 
 
+@pytest.mark.ci
 def test_bf16_trains_fp32_weights(settings):
     result = train(TrainConfig(**settings | {"dtype": "bf16", "schedule": "stable_decay", "max_steps": 2}))
     assert result.steps == 2

@@ -65,6 +65,7 @@ def test_a_share_is_held_back_from_training(short, tmp_path):
     assert f"{result.validation[0][1]:.4f}" in (tmp_path / "run" / "summary.md").read_text()
 
 
+@pytest.mark.ci
 def test_distillation_has_no_part_in_it(short):
     weights = [go_on(short, validation_share=0.25, max_steps=1, learning_rate=1e-30, overwrite=True, distill_weight=w)
                for w in (0.0, 1.0)]  # fmt: skip
@@ -80,6 +81,7 @@ def test_distillation_has_no_part_in_it(short):
         ({"validation_share": 1.0}, "validation_share=1.0"),
     ],
 )
+@pytest.mark.ci
 def test_refused(short, asked, said):
     with pytest.raises(InputError, match=said):
         TrainConfig(**short | asked)

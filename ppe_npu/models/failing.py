@@ -1,0 +1,48 @@
+"""Whose fault a failed forward pass is: what fails without compression, too, is the checkpoint's, or the prompt's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ppe_npu.backends.device import on_cpu
+from ppe_npu.errors import InputError, UserError, first_line
+from ppe_npu.models import is_compressed, without_compression
+from ppe_npu.utils.memory import ran_out
+
+
+def check_alone(model: Any, call: Callable[[], Any], error: Exception) -> None:
+    """Look whether the model fails without compression, too: a checkpoint whose files do not fit each other loads, and
+    ends in an IndexError of the embedding's.
+
+    Nothing is tried behind what the user was told already, an end of memory, and an accelerator's own error, behind
+    which every call fails.
+
+    Args:
+        model: compressed or not, and the same afterwards.
+        call: what failed, once more.
+        error: what it raised.
+
+    Raises:
+        InputError: it fails without compression.
+    """
+    told = isinstance(error, UserError) or ran_out(error)
+    if told or (isinstance(error, RuntimeError) and not on_cpu(model.device)):
+        return
+    found = _alone(model, call) if is_compressed(model) else error
+    if found is not None:
+        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        raise InputError(
+            f"{name} fails in transformers, without compression, too ({type(found).__name__}: {first_line(found)}): "
+            "its config, tokenizer and weights do not fit each other or this prompt; save or download them again"
+        ) from error
+
+
+def _alone(model: Any, call: Callable[[], Any]) -> Exception | None:
+    """What the call raises without compression, if anything."""
+    with without_compression(model):
+        try:
+            call()
+        except Exception as error:
+            return error
+    return None

@@ -1,0 +1,75 @@
+"""What planning a prompt takes the host: finding its spans, numbering it, laying out what will be kept at each stage.
+
+Layouts of the last eight prompts are kept: "known" are prompts that stand as the one before, with other words; "new"
+have one word more than the one before. Milliseconds that the thread computed, medians. What is sent to a device is not
+in them, nor what is laid out only when features are known: of events that is the second stage.
+
+    python scripts/bench_planning.py [--rounds 20]
+"""
+
+import argparse
+import dataclasses
+import statistics
+
+import torch
+from bench.models import PROMPTS, Prompt
+from bench.timing import thread_ms
+
+from ppe_npu import CompressionConfig
+from ppe_npu.engine.compression import Compression
+from ppe_npu.engine.positions import contiguous_channels
+from ppe_npu.engine.spans import VisionTokens
+from ppe_npu.methods import DPCKNN, Events
+
+IMAGE, VIDEO, WORDS, LAYERS = 8, 9, (10, 1000), 36
+CASES = ("video-64x256", "image-1280")
+SETTINGS = {
+    "ppe": CompressionConfig.preset("ppe"),
+    "ppe_cascade": CompressionConfig.preset("ppe_cascade"),
+    "events": CompressionConfig(steps=[DPCKNN(0.45), Events(0.5)], positions="ppe", k=8),
+}
+
+
+def compression(config: CompressionConfig) -> Compression:
+    vision = VisionTokens(image_token_id=IMAGE, video_token_id=VIDEO, merge_size=2, tokens_per_second=2)
+    return Compression(config, vision, contiguous_channels([16, 24, 24]), LAYERS)
+
+
+def planned(made: Compression, prompt: Prompt, seed: int) -> float:
+    """Milliseconds of planning a prompt whose words hang on the seed."""
+    frames, height, width = prompt.grid
+    ids = torch.randint(*WORDS, (1, prompt.text + prompt.visual), generator=torch.Generator().manual_seed(seed))
+    first = prompt.text // 2
+    ids[:, first : first + prompt.visual] = VIDEO if frames > 1 else IMAGE
+    grid = torch.tensor([[frames, 2 * height, 2 * width]])
+    grids = (None, grid, [1.0]) if frames > 1 else (grid, None, None)
+    return thread_ms(lambda: made.plan(ids, None, *grids))
+
+
+def measure(setting: str, case: str, rounds: int) -> dict[str, float]:
+    """Median milliseconds, by whether the layout is known."""
+    made, prompt = compression(SETTINGS[setting]), PROMPTS[case]
+    longer = [dataclasses.replace(prompt, text=prompt.text + more) for more in range(1, rounds + 1)]
+    new = [planned(made, one, seed) for seed, one in enumerate(longer)]
+    planned(made, prompt, 0)
+    known = [planned(made, prompt, seed) for seed in range(rounds)]
+    return {"known": statistics.median(known), "new": statistics.median(new)}
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    print(f"{'prompt':<16}{'setting':<18}{'known ms':>10}{'new ms':>10}")
+    rows = []
+    for case in CASES:
+        for setting in SETTINGS:
+            row = measure(setting, case, args.rounds)
+            rows.append({"prompt": case, "setting": setting, **row})
+            print(f"{case:<16}{setting:<18}{row['known']:>10.2f}{row['new']:>10.2f}", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

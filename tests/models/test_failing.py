@@ -1,0 +1,75 @@
+"""A model that fails without compression, too, is the user's to mend; what fails with compression alone is ours."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import refused
+from support import Prompt, batch, random_model
+
+from ppe_npu.config import CompressionConfig
+from ppe_npu.errors import FileError, InputError
+from ppe_npu.models import compress
+from ppe_npu.models.failing import check_alone
+
+INPUTS = batch(Prompt([3, ("image", (1, 4, 4)), 5]))
+
+
+@pytest.fixture(params=["dense", "ppe"])
+def forward(request):
+    """A function that runs the model, and the model."""
+    model = random_model()
+    if request.param != "dense":
+        compress(model, CompressionConfig.preset(request.param, k=4))
+    return lambda: model(**INPUTS).logits, model
+
+
+def failed(call):
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        call()
+    return caught.value
+
+
+def test_a_model_that_fails_without_compression_is_named(forward):
+    call, model = forward
+    before, compression = call(), vars(model).get("compression")
+    model.config._name_or_path = "some/folder"
+    embedding = model.get_input_embeddings()
+    weight, embedding.weight = embedding.weight, torch.nn.Parameter(embedding.weight[:2])
+    words = r"^some/folder fails in transformers, without compression, too \(IndexError: .*\): its config, .* download"
+    error = failed(call)
+    with pytest.raises(InputError, match=words) as caught:
+        check_alone(model, call, error)
+    assert caught.value.__cause__ is error
+    embedding.weight = weight
+    assert vars(model).get("compression") is compression
+    assert torch.equal(call(), before)
+
+
+def test_what_fails_with_compression_alone_stays_ours(monkeypatch):
+    model = compress(random_model(), CompressionConfig.preset("ppe", k=4))
+    call = lambda: model(**INPUTS).logits  # noqa: E731
+    before = call()
+    with monkeypatch.context() as patch:
+        patch.setattr("ppe_npu.engine.compression.find_spans", None)
+        error = failed(lambda: model(**batch(Prompt([("image", (1, 6, 4)), 5]))))
+        assert isinstance(error, TypeError)
+        check_alone(model, call, error)
+    assert torch.equal(call(), before)
+
+
+@pytest.mark.parametrize("error", [InputError("x"), FileError("x"), MemoryError(), RuntimeError("out of memory")])
+def test_nothing_is_tried_again_behind_an_error_that_says_enough(error):
+    check_alone(random_model(), lambda: pytest.fail("was called"), error)
+
+
+def test_the_command_names_a_checkpoint_whose_files_do_not_fit(run, tiny_folder, tmp_path, write_image):
+    """Windows smaller than a patch: transformers' tower divides by them."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["window_size"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    asked = ("describe", "--model", folder, "--image", write_image("a.png"), "--compression", "dense")
+    refused(run(*asked), folder, "without compression, too (ZeroDivisionError: ")
