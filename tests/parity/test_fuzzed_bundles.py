@@ -46,7 +46,8 @@ def shape(tensor, draw):
 
 def changed(tensors: dict, draw) -> str:
     name = draw.choice(sorted(tensors))
-    if draw.random() < 0.1:
+    last = [other for other in tensors if "/cotangents/" in other] == [name]  # without it: a first edition's bundle
+    if draw.random() < 0.1 and not last:
         tensors.pop(name)
     elif draw.random() < 0.1:
         tensors[draw.choice(["x", f"{name}0", name.upper(), ""])] = tensors[name].clone()
