@@ -59,7 +59,7 @@ class _Rule:
     below: float | None = None
     choices: tuple[str, ...] | None = None
     single: bool = False
-    path: bool = False
+    path: bool | str = False
     written: bool = False
     remedy: str | None = None
     convert: Callable[[Any], Any] | None = None
@@ -93,7 +93,7 @@ def setting(
     below: float | None = None,
     choices: Sequence[str] | None = None,
     single: bool = False,
-    path: bool = False,
+    path: bool | str = False,
     written: bool = False,
     remedy: str | None = None,
     convert: Callable[[Any], Any] | None = None,
@@ -105,7 +105,7 @@ def setting(
         least, above, most, below: bounds on every number in the field (value >= least, > above, <= most, < below).
         choices: the texts that may be.
         single: one entry may stand for a list of one.
-        path, written: an os.PathLike may stand for a text, which is taken as ppe_npu.utils.paths.as_path() says.
+        path, written: as utils.paths.as_path() says, of an os.PathLike, too; ".json": only a text that ends so.
         remedy: what is said of a value that cannot be, in place of "must be ...": "give a share in (0, 1]".
         convert: called with a value that fits its annotation; what it returns is kept.
     """
@@ -126,7 +126,9 @@ def check_fields(settings: Any, subject: str = "") -> None:
     before = f"{subject} " if subject else ""
     for field in dataclasses.fields(settings):
         rule, fitted = _rule(field), _fit_field(type(settings), field, getattr(settings, field.name), before)
-        if rule.path:
+        if fitted == "" and rule.path and field.default is None:
+            fitted = None
+        if rule.path is True or (rule.path and str(fitted).endswith(rule.path)):
             fitted = as_path(fitted, f"{before}{field.name}=", rule.written)
         if rule.convert is not None:
             fitted = _named(field.name, rule.convert, fitted)
@@ -135,10 +137,7 @@ def check_fields(settings: Any, subject: str = "") -> None:
 
 def check_some(cls: type, values: Mapping[str, Any], subject: str) -> None:
     """check_fields of some of a class' fields, each by itself: of a file's, say, that others complete; without paths.
-
-    Raises:
-        InputError: no mapping, a key that is not the class's, or as check_fields.
-    """
+    InputError: no mapping, a key that is not the class's, or as check_fields."""
     check_mapping(values, subject)
     known = [field.name for field in dataclasses.fields(cls)]
     unknown = strangers(values, known)

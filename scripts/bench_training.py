@@ -184,6 +184,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: give 1 or more")
+    if args.formula and args.output:
+        raise InputError("--output with --formula: a formula's shares are printed alone; leave one")
     if args.formula:
         print(formula_table(args.patches))
         return

@@ -151,7 +151,7 @@ def study(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     set_up_process(1)
     questions, found = Questions(task, folder / "data", args.images), []
     named = {row.name: row for row in rows(rule_names())}
-    free = [row for row in rows(args.counted) if row.name in args.rows] if args.rows else rows(args.counted)
+    free = [named[name] for name in args.rows] or rows(args.counted)
     for seed in range(args.seeds):
         task.train(folder, seed, args.base_steps)
     for share in args.shares:

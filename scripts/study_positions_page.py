@@ -83,6 +83,7 @@ def _command(study: dict[str, Any]) -> str:
     """The command that makes this and puts it into the page, wherever its output went."""
     words = shlex.split(study["command"])
     elsewhere = {"--output", "--page"}
+    words = [part for word in words for part in (word.split("=", 1) if word.split("=")[0] in elsewhere else [word])]
     kept = [word for before, word in itertools.pairwise(["", *words]) if not elsewhere & {before, word}]
     return shlex.join([*kept, "--page", "docs/positions.md"])
 

@@ -151,6 +151,9 @@ def test_a_report_takes_no_other_files_place(tmp_path, name):
 
 
 def test_the_pictures_of_other_protocols_are_looked_at_too(tmp_path):
+    for innocent in ("r-1.png", "r-3.png", "r-2024.png"):
+        (tmp_path / innocent).write_text("a picture of somebody's")
+    check_place(tmp_path / "r.md")
     (tmp_path / "r-2.png").mkdir()
     with pytest.raises(UserError, match=r"r-2\.png is a folder: name a file in it"):
         check_place(tmp_path / "r.md")
@@ -241,12 +244,38 @@ def test_every_path_of_a_recipe_is_looked_at_as_an_option_is(tmp_path, monkeypat
         return stat(path, *args, **named)
 
     monkeypatch.setattr("os.stat", refusing)
-    with pytest.raises(InputError, match=rf"^{key}='{closed}/x' cannot be looked at \(Permission denied\): name "):
-        TrainConfig(**ASKED | {key: f"{closed}/x"})
-    with pytest.raises(InputError, match=f"^{key}='' is an empty text: give something, or leave it out"):
-        TrainConfig(**ASKED | {key: ""})
-    (tmp_path / "recipe.json").write_text(json.dumps(ASKED | {key: f"{closed}/x"}))
-    assert load_recipe(tmp_path / "recipe.json")[key] == f"{closed}/x"
+    with pytest.raises(InputError, match=rf"^{key}='{closed}/x.json' cannot be looked at \(Permission denied\): name "):
+        TrainConfig(**ASKED | {key: f"{closed}/x.json"})
+    (tmp_path / "recipe.json").write_text(json.dumps(ASKED | {key: f"{closed}/x.json"}))
+    assert load_recipe(tmp_path / "recipe.json")[key] == f"{closed}/x.json"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_an_empty_path_is_none_where_none_is_needed(key):
+    """As of a variable that is not set, and in recipes of earlier editions."""
+    if {field.name: field.default for field in dataclasses.fields(TrainConfig)}[key] is None:
+        assert getattr(TrainConfig(**ASKED | {key: ""}), key) is None
+    else:
+        with pytest.raises(InputError, match=f"^{key}.*''.*(: give something, or leave it out|: choose one of)"):
+            TrainConfig(**ASKED | {key: ""})
+
+
+def test_a_name_that_is_no_file_is_not_looked_for(tmp_path, monkeypatch):
+    """Where the working folder may not be entered, nothing in it can be."""
+
+    def refusing(path, *args, **named):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("ppe_npu.utils.paths.may_be_read", lambda *_, **__: True)
+    stat = os.stat
+    monkeypatch.setattr("os.stat", lambda path, *a, **k: (stat if os.path.isabs(path) else refusing)(path, *a, **k))
+    asked = {key: str(tmp_path / value) for key, value in ASKED.items()}
+    assert TrainConfig(**asked).compression.positions == "ppe"
+
+
+def test_a_name_that_is_too_long_is_said_wherever_it_would_stand(tmp_path):
+    with pytest.raises(InputError, match=r"^output='.*' cannot be looked at \(File name too long\): name another"):
+        TrainConfig(**ASKED | {"output": f"{tmp_path}/new/{'a' * 300}"})
 
 
 def test_a_recipes_model_that_may_not_be_looked_at_is_one_line(run, tmp_path, monkeypatch):

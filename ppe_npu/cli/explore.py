@@ -47,7 +47,7 @@ def run_explore(args: argparse.Namespace) -> int:
 def _listening(host: str, port: int | None) -> str:
     """The host as an address has it (an IPv6 one in brackets), after listening there: before a model is read, and
     because Gradio tries a name that is none for minutes, with a hundred ports."""
-    name = host.strip("[]")
+    name = host.strip("[]") or "127.0.0.1"
     try:
         family, _, _, _, place = socket.getaddrinfo(name, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as probe:

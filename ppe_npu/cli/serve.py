@@ -32,7 +32,7 @@ def run_serve(args: argparse.Namespace) -> int:
         )
     for place, word in enumerate(args.vllm):
         if word == "--" or (place == 0 and not word.startswith("-")):  # its server would not say that it reads on
-            raise InputError(f"{shown(word)} after -- is no argument of vLLM's server: give --NAME, then its value")
+            raise InputError(f"{shown(word)} is no option of vLLM's server: behind -- give --NAME, then its value")
         name = option(word, (*OURS, CODE, FILE))
         if name == FILE:
             raise InputError(f"{word} after --: what stands in the file is not seen here; write its arguments after --")
@@ -62,7 +62,8 @@ def server_command(args: argparse.Namespace) -> list[str]:
     """
     check_no_code(args.model)
     command = [sys.executable, "-m", SERVER, "--model", args.model]
-    if is_marked(args.model, **reading(args)):
+    elsewhere = any(option(word, ("--load-format",)) for word in args.vllm)  # weights of another kind, or none
+    if is_marked(args.model, weights=not elsewhere, **reading(args)):
         if (args.compression, args.ratio, args.positions, args.k) != (None,) * 4:
             raise InputError(f"{args.model} was exported with a compression of its own: leave --compression out")
         return [*command, *args.vllm]

@@ -115,26 +115,28 @@ def generate(
 
 def _run(model: Any, inputs: Mapping[str, torch.Tensor], rules: Any, clock: FirstToken, streamer: Any) -> Any:
     """What transformers gives."""
+    check_ids(vars(rules), model.get_input_embeddings().weight.shape[0])
+    try:
+        return _decoded(model, inputs, rules, clock, streamer)
+    except Exception as error:
+        if clock.at is None:  # else the prompt passed
+            first = generation_config({}, 1, eos_token_id=rules.eos_token_id, pad_token_id=rules.pad_token_id)
+            check_alone(model, lambda: _decoded(model, inputs, first, clock, None), error)
+        raise
+
+
+def _decoded(model: Any, inputs: Mapping[str, torch.Tensor], rules: Any, clock: FirstToken, streamer: Any) -> Any:
     from transformers import StoppingCriteriaList
 
-    def run(streamer: Any) -> Any:
+    # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
+    exact = devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext()
+    with exact, _only(model, rules):
         return model.generate(
             **drop_unknown_types(model, inputs),
             generation_config=rules,
             stopping_criteria=StoppingCriteriaList([clock]),
             streamer=streamer,
         )
-
-    check_ids(vars(rules), model.get_input_embeddings().weight.shape[0])
-    # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
-    exact = devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext()
-    with exact, _only(model, rules):
-        try:
-            return run(streamer)
-        except Exception as error:
-            if clock.at is None:  # behind the first token it is not the prompt, and perhaps who listens
-                check_alone(model, lambda: run(None), error)
-            raise
 
 
 @contextlib.contextmanager

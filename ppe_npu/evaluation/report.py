@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,8 @@ def check_place(path: Path, html: bool = False) -> None:
         FileError: one of its files cannot be written.
     """
     files = [path.with_suffix(ending) for ending in (".json", ".md", ".png", *((".html",) if html else ()))]
-    more = re.compile(rf"{re.escape(path.stem)}-\d+\.png")  # of other protocols, as many as there will be
-    files += sorted(file for file in path.parent.glob("*.png") if more.fullmatch(file.name))
+    further = (path.with_name(f"{path.stem}-{number}.png") for number in itertools.count(2))  # of other protocols
+    files += itertools.takewhile(os.path.exists, further)
     for file in files:
         check_writable(file, file=True)
     there = [file for file in files if file.exists()]

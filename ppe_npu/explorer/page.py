@@ -308,7 +308,7 @@ def serve(explorer: Explorer, about: str, host: str, port: int | None) -> tuple[
 
     own = ("localhost", host.strip("[]"))  # where Gradio looks whether the page is there: no proxy knows
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    os.environ["no_proxy"] = ",".join(filter(None, (others, *own)))
+    os.environ["no_proxy"] = others if others == "*" else ",".join(filter(None, (others, *own)))
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _, address, _ = page.queue().launch(

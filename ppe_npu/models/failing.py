@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,21 +17,20 @@ def check_alone(model: Any, call: Callable[[], Any], error: Exception) -> None:
     ends in an IndexError of the embedding's.
 
     Nothing is tried behind what the user was told already, an end of memory, and an accelerator's own error, behind
-    which every call fails.
+    which every call fails; and these say nothing where they end the second call.
 
     Args:
         model: compressed or not, and the same afterwards.
-        call: what failed, once more.
+        call: as little as possible of what failed, once more.
         error: what it raised.
 
     Raises:
         InputError: it fails without compression.
     """
-    told = isinstance(error, UserError) or ran_out(error)
-    if told or (isinstance(error, RuntimeError) and not on_cpu(model.device)):
+    if not _tells(model, error):
         return
-    found = _alone(model, call) if is_compressed(model) else error
-    if found is not None:
+    found = _alone(model, call)
+    if found is not None and _tells(model, found):
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         raise InputError(
             f"{name} fails in transformers, without compression, too ({type(found).__name__}: {first_line(found)}): "
@@ -38,9 +38,15 @@ def check_alone(model: Any, call: Callable[[], Any], error: Exception) -> None:
         ) from error
 
 
+def _tells(model: Any, error: Exception) -> bool:
+    """Whether an error may be the model's."""
+    told = isinstance(error, UserError) or ran_out(error)
+    return not told and (on_cpu(model.device) or not isinstance(error, RuntimeError))
+
+
 def _alone(model: Any, call: Callable[[], Any]) -> Exception | None:
     """What the call raises without compression, if anything."""
-    with without_compression(model):
+    with without_compression(model) if is_compressed(model) else contextlib.nullcontext():
         try:
             call()
         except Exception as error:

@@ -42,8 +42,8 @@ def marks(path: str | Path, config: CompressionConfig, allow_bin: bool = False) 
     return {"architectures": [name], KEY: config.to_dict(), **plain}
 
 
-def is_marked(path: str | Path, allow_bin: bool = False) -> bool:
-    """Whether a folder's config.json says all that vLLM needs to know.
+def is_marked(path: str | Path, weights: bool = True, allow_bin: bool = False) -> bool:
+    """Whether a folder's config.json says all that vLLM needs to know; weights: whether it must hold them, too.
 
     Raises:
         InputError: what it says cannot be, or the folder is not whole.
@@ -59,5 +59,6 @@ def is_marked(path: str | Path, allow_bin: bool = False) -> bool:
     if found.get("architectures") not in [[name] for name in architectures()]:
         asked = shown(found.get("architectures"))
         raise InputError(f"{file}: architectures={asked} with {KEY}, for which there is no class: export it again")
-    check_weight_files(Path(path), allow_bin)
+    if weights:
+        check_weight_files(Path(path), allow_bin)
     return True

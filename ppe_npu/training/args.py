@@ -101,7 +101,7 @@ class TrainConfig:
     allow_outside: bool = False
     allow_bin: bool = False
     compression: str | CompressionConfig | Mapping[str, Any] = setting(
-        "ppe", path=True, convert=lambda value: as_compression(value)
+        "ppe", path=".json", convert=lambda value: as_compression(value)
     )
     device: str = "auto"
     dtype: str = setting("fp32", choices=DTYPES)
@@ -143,7 +143,7 @@ class TrainConfig:
     distill_teacher: str = setting("present", choices=TEACHERS)
     gradient_checkpointing: bool = False
     fused_adamw: bool = False
-    deepspeed: str | None = setting(None, path=True, convert=lambda name: name and _deepspeed_file(name))
+    deepspeed: str | None = setting(None, path=".json", convert=lambda name: name and _deepspeed_file(name))
     resume: bool = False
     resume_from_checkpoint: bool | str | None = setting(None, path=True)
     overwrite: bool = False

@@ -32,6 +32,7 @@ LFS_POINTER = b"version https://git-lfs"  # how a file begins that git left in t
 # What stands in the place of a file that was not downloaded, by how it begins.
 IN_ITS_PLACE = ((b"<!DOCTYPE", "a web page"), (b"<html", "a web page"), (LFS_POINTER, "a Git LFS pointer"))
 _RIGHT = "change its rights, or give another path"
+_LONGEST = 255  # bytes of one name, on all common file systems
 _SHOWN = 200  # signs of a path that a message repeats: an address may hold a whole picture
 
 
@@ -102,6 +103,8 @@ def as_path(value: Any, before: str, written: bool = False) -> Any:
         raise InputError(f"{named} is an address: name a place on this machine, and copy it from there")
     path = os.path.expanduser(value)
     try:
+        if any(len(os.fsencode(part)) > _LONGEST for part in path.split(os.sep)):  # below what is not there, too
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         os.stat(path)
         if not (may_be_read(path, listed=False) or (written and os.path.isfile(path))):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -25,9 +25,7 @@ def alone(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "host", ["", " ", "192.0.2.1", "http://127.0.0.1", "127.0.0.1:80", "a" * 300, "a..b", "\udcff"]
-)
+@pytest.mark.parametrize("host", [" ", "192.0.2.1", "http://127.0.0.1", "127.0.0.1:80", "a" * 300, "a..b", "\udcff"])
 def test_a_host_that_is_not_this_machines_is_said_before_a_model_is_read(run, alone, monkeypatch, host):
     known = socket.getaddrinfo
 
@@ -43,7 +41,7 @@ def test_a_port_that_is_taken_is_said_before_a_model_is_read(run, alone):
         port = taken.getsockname()[1]
         words = f"--port {port} cannot be listened on (Address already in use): name another"
         refused(run("explore", "--device", "cpu", "--model", "m", "--port", port), words)
-    assert _listening("127.0.0.1", port) == "127.0.0.1"
+    assert _listening("127.0.0.1", port) == _listening("", port) == "127.0.0.1"
     for port in (0, -1, 65536, 10**30):
         refused(run("explore", "--device", "cpu", "--port", port), f"--port {port} is no port")
 

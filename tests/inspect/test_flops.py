@@ -18,6 +18,17 @@ def test_attention_counts_on_a_cpu_too():
     assert counter.get_total_flops() == (2 + 5) * product  # scores are made again
 
 
+def test_fewer_heads_of_keys_count_as_often_as_they_are_used(monkeypatch):
+    """torch's own formula, which older versions have for other devices' attention, refuses them."""
+    monkeypatch.setattr("torch.utils.flop_counter.sdpa_flop_count", None)
+    shapes = {"query": (1, 4, 8, 16), "key": (1, 2, 10, 16), "value": (1, 2, 10, 16)}
+    tensors = [torch.ones(shape, requires_grad=True) for shape in shapes.values()]
+    with flop_counter() as counter:
+        out = torch.nn.functional.scaled_dot_product_attention(*tensors, enable_gqa=True)
+    assert counter.get_total_flops() == 2 * (2 * 4 * 8 * 10 * 16)
+    assert out.shape == shapes["query"]
+
+
 def test_a_modules_calls_are_told_from_the_rest():
     model = torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False), torch.nn.Linear(4, 2, bias=False))
     with flop_counter() as all_of_it, within(model[0]) as first, within(None) as nothing:

@@ -9,8 +9,11 @@ import torch
 from command_line import refused
 from support import Prompt, batch, random_model
 
+from ppe_npu.checkpoints.loading import load_model, load_processor
 from ppe_npu.config import CompressionConfig
+from ppe_npu.data.inputs import build_inputs
 from ppe_npu.errors import FileError, InputError
+from ppe_npu.evaluation.generation import generate
 from ppe_npu.models import compress
 from ppe_npu.models.failing import check_alone
 
@@ -58,6 +61,45 @@ def test_what_fails_with_compression_alone_stays_ours(monkeypatch):
         assert isinstance(error, TypeError)
         check_alone(model, call, error)
     assert torch.equal(call(), before)
+
+
+@pytest.mark.parametrize("second", [MemoryError(), RuntimeError("out of memory"), InputError("x")])
+def test_where_the_second_call_ends_otherwise_the_first_error_stays(second):
+    def call():
+        raise second
+
+    check_alone(compress(random_model(), CompressionConfig.preset("ppe", k=4)), call, IndexError("ours"))
+
+
+class Gone(Exception):
+    """Somebody stopped listening."""
+
+
+class Leaving:
+    """A streamer that ends with the first token."""
+
+    def put(self, value):
+        if value.dim() == 1:
+            raise Gone
+
+    def end(self):
+        pass
+
+
+@pytest.mark.parametrize("config", ["dense", "ppe"])
+@pytest.mark.parametrize("asked", [{}, {"num_beams": 2, "suppress_tokens": list(range(37)), "do_sample": True}])
+def test_who_stops_listening_and_what_a_user_asked_for_is_no_fault_of_the_checkpoint(
+    tiny_folder, config, asked, monkeypatch
+):
+    model, processor = load_model(tiny_folder), load_processor(tiny_folder)
+    compress(model, CompressionConfig.preset(config))
+    inputs = build_inputs(processor, [[{"role": "user", "content": "shape red"}]])
+    passes, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda **given: passes.append(0) or forward(**given))
+    error = failed(lambda: generate(model, processor, inputs, 20, None if asked else Leaving(), asked))
+    assert not isinstance(error, InputError)
+    assert isinstance(error, Gone) or asked
+    assert len(passes) <= 2
 
 
 @pytest.mark.parametrize("error", [InputError("x"), FileError("x"), MemoryError(), RuntimeError("out of memory")])
