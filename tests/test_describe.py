@@ -119,7 +119,7 @@ def test_describe_refuses_folders_that_are_no_checkpoint(run, tiny_folder, write
     folder.mkdir()
     refused(run(*asked, folder), folder, "config.json")
     (folder / "config.json").write_text("{")
-    refused(run(*asked, folder), "not JSON")
+    refused(run(*asked, folder), "cannot be read as JSON")
     config = json.loads((Path(tiny_folder) / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config))
     refused(run(*asked, folder), folder, "no weights")

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError, first_line, shown
+from ppe_npu.errors import InputError, first_line
 
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]+):(//|/|)", re.IGNORECASE)
 # With one slash, too: pathlib joins the two of an address into one. Of other words only "word://" is an address, so
@@ -96,7 +96,7 @@ def as_path(value: Any, before: str, written: bool = False) -> Any:
         return type(value)(as_path(part, before, written) for part in value)
     if not isinstance(value, str):
         return value
-    named = f"{before}{shown(value)}"
+    named = f"{before}'{shown_path(value)}'"
     if not value.strip():
         raise InputError(f"{named} is an empty text: give something, or leave it out")
     if written and address_fault(value):
