@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppe_npu.checkpoints.loading import quiet_transformers
-from ppe_npu.checkpoints.trust import check_no_code
+from ppe_npu.checkpoints.trust import check_no_code, check_weight_files
 from ppe_npu.cli.common import compressions, reading
 from ppe_npu.errors import InputError, shown
 from ppe_npu.serving.checkpoint import is_marked, marks
@@ -62,8 +62,9 @@ def server_command(args: argparse.Namespace) -> list[str]:
     """
     check_no_code(args.model)
     command = [sys.executable, "-m", SERVER, "--model", args.model]
-    elsewhere = any(option(word, ("--load-format",)) for word in args.vllm)  # weights of another kind, or none
-    if is_marked(args.model, weights=not elsewhere, **reading(args)):
+    if is_marked(args.model):
+        if not any(option(word, ("--load-format",)) for word in args.vllm):  # else of another kind, or none
+            check_weight_files(Path(args.model), args.allow_bin)
         if (args.compression, args.ratio, args.positions, args.k) != (None,) * 4:
             raise InputError(f"{args.model} was exported with a compression of its own: leave --compression out")
         return [*command, *args.vllm]

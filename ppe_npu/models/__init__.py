@@ -125,7 +125,11 @@ def restore(model):
 
 @contextlib.contextmanager
 def without_compression(model) -> Iterator[None]:
-    """While it lasts a compressed model is what it was; afterwards it is compressed by the same object as before."""
+    """While it lasts a compressed model is what it was; afterwards it is compressed by the same object as before. A
+    model that is not compressed is left alone."""
+    if not is_compressed(model):
+        yield
+        return
     base, family = _seam(model)
     compression = base.compression
     _take_off(base, family)

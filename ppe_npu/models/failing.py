@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from ppe_npu.backends.device import on_cpu
 from ppe_npu.errors import InputError, UserError, first_line
-from ppe_npu.models import is_compressed, without_compression
+from ppe_npu.models import without_compression
 from ppe_npu.utils.memory import ran_out
 
 
@@ -46,7 +45,7 @@ def _tells(model: Any, error: Exception) -> bool:
 
 def _alone(model: Any, call: Callable[[], Any]) -> Exception | None:
     """What the call raises without compression, if anything."""
-    with without_compression(model) if is_compressed(model) else contextlib.nullcontext():
+    with without_compression(model):
         try:
             call()
         except Exception as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.checkpoints.loading import check_checkpoint, check_compression
-from ppe_npu.checkpoints.trust import NO_CODE, check_weight_files
+from ppe_npu.checkpoints.trust import NO_CODE
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.items import check_items
 from ppe_npu.errors import InputError, shown
@@ -42,11 +42,11 @@ def marks(path: str | Path, config: CompressionConfig, allow_bin: bool = False) 
     return {"architectures": [name], KEY: config.to_dict(), **plain}
 
 
-def is_marked(path: str | Path, weights: bool = True, allow_bin: bool = False) -> bool:
-    """Whether a folder's config.json says all that vLLM needs to know; weights: whether it must hold them, too.
+def is_marked(path: str | Path) -> bool:
+    """Whether a folder's config.json says all that vLLM needs to know.
 
     Raises:
-        InputError: what it says cannot be, or the folder is not whole.
+        InputError: what it says cannot be.
     """
     file = Path(path) / "config.json"
     found = json_or_none(file)
@@ -59,6 +59,4 @@ def is_marked(path: str | Path, weights: bool = True, allow_bin: bool = False) -
     if found.get("architectures") not in [[name] for name in architectures()]:
         asked = shown(found.get("architectures"))
         raise InputError(f"{file}: architectures={asked} with {KEY}, for which there is no class: export it again")
-    if weights:
-        check_weight_files(Path(path), allow_bin)
     return True
