@@ -15,7 +15,8 @@ from ppe_npu.backends.reference.dpc_knn import (
     share_rows,
 )
 
-LEAST_CUT = 224  # a frame of fewer tokens is multiplied as fast whole as half
+LEAST_CUT = 160  # a frame of fewer tokens is multiplied as fast whole as in strips
+ROWS = 64  # of a strip, or a multiple: with other numbers a product is slower for the same work
 SAMPLE = 8  # tokens by which a frame's offset is judged
 # A token that is equal to token i within a bound of at most WIDEST has at most 1.35 times its norm: with r^2 the ratio
 # of norms, (r - 1)^2 <= 2 WIDEST (1 + r^2), the 2 for the rounding of the distance itself.
@@ -39,7 +40,7 @@ class Squares:
         self._squared = tokens.new_empty(frames, count, count, dtype=self.dtype)
         self._norms = tokens.new_empty(frames, count, dtype=self.dtype)
         strip = max((size * _step(size) for size in set(sizes)), default=0)
-        self._sums = tokens.new_empty(strip, dtype=self.dtype)
+        self._sums = tokens.new_empty(frames * strip, dtype=self.dtype)
         self._centred = tokens.new_empty(tokens.shape[1:], dtype=self.dtype)
 
     def of(self, part: slice, sizes: list[int]) -> Tensor:
@@ -48,14 +49,17 @@ class Squares:
         Args:
             sizes: how many tokens each of these frames has.
         """
-        squared = self._squared[: len(sizes)]
+        squared, norms = self._squared[: len(sizes)], self._norms[: len(sizes)]
+        whole = all(size == squared.shape[1] for size in sizes)
         for number, size in enumerate(sizes):
-            if size < squared.shape[1]:
+            if not whole:
                 squared[number].fill_(torch.inf)
-                self._norms[number, size:] = 0
-            self._fill(
-                squared[number, :size, :size], self._norms[number, :size], self._frame(part.start + number, size)
-            )
+                norms[number, size:] = 0
+            _multiply(self._frame(part.start + number, size), squared[number, :size, :size])
+            if not whole:
+                self._finish(squared[number : number + 1, :size, :size], norms[number : number + 1, :size])
+        if whole:
+            self._finish(squared, norms)
         squared.diagonal(dim1=1, dim2=2).fill_(torch.inf)
         return squared
 
@@ -91,23 +95,20 @@ class Squares:
         out = self._centred[:size].copy_(tokens)
         return out.sub_(out.mean(0))
 
-    def _fill(self, squared: Tensor, norms: Tensor, x: Tensor) -> None:
-        """squared [n, n] and norms [n] of the tokens x [n, C] of one frame; norms are over C, too."""
-        size, scale = len(x), 1 / x.shape[1]
-        # From the last rows on, whose diagonal has the norms that the rows before them need.
-        for rows in reversed(_strips(size)):
+    def _finish(self, squared: Tensor, norms: Tensor) -> None:
+        """Squared distances [f, n, n] in place of _multiply's products; norms [f, n] are over C, too."""
+        scale = 1 / self.tokens.shape[-1]
+        torch.mul(squared.diagonal(dim1=1, dim2=2), scale, out=norms)
+        for rows in _strips(squared.shape[1]):
             # |x_i|^2 + |x_j|^2 - 2 x_i x_j, on and above the diagonal.
-            above = squared[rows, rows.start :]
-            torch.mm(x[rows], x[rows.start :].T, out=above)
-            torch.mul(above.diagonal(), scale, out=norms[rows])
+            above = squared[:, rows, rows.start :]
             both = self._sums[: above.numel()].view(above.shape)
-            torch.add(norms[rows, None], norms[None, rows.start :], out=both)
-            torch.add(both, above, alpha=-2 * scale, out=above)
+            torch.add(norms[:, rows, None], norms[:, None, rows.start :], out=both).add_(above, alpha=-2 * scale)
             # A product need not be symmetric to the last bit; ties must not depend on the side that they are read from.
-            square = squared[rows, rows]
-            least = self._sums[: square.numel()].view(square.shape)
-            square.copy_(torch.minimum(square, square.T, out=least))
-            squared[rows.stop :, rows] = squared[rows, rows.stop :].T
+            square = both[:, :, : both.shape[1]]
+            square.copy_(torch.minimum(square, square.mT))
+            above.copy_(both)
+            squared[:, rows.stop :, rows] = both[:, :, both.shape[1] :].mT
 
     def _mend(self, squared: Tensor, norms: Tensor, sums: Tensor) -> None:
         squared.diagonal().fill_(0)
@@ -118,6 +119,12 @@ class Squares:
         bound = largest_error(self.tokens.shape[-1], self.dtype)
         share_rows(squared[None], first_equal(squared[None], norms[None], sums[None], bound))
         squared.diagonal().fill_(torch.inf)
+
+
+def _multiply(x: Tensor, out: Tensor) -> None:
+    """The products of the tokens x [n, C] with each other, on and above the diagonal of out [n, n]."""
+    for rows in _strips(len(x)):
+        torch.mm(x[rows], x[rows.start :].T, out=out[rows, rows.start :])
 
 
 def _far_from_origin(tokens: Tensor, sizes: list[int]) -> list[bool]:
@@ -132,7 +139,7 @@ def _far_from_origin(tokens: Tensor, sizes: list[int]) -> list[bool]:
 
 def _step(count: int) -> int:
     """Rows of a strip."""
-    return math.ceil(count / max(2, math.isqrt(count) // 8)) if count >= LEAST_CUT else count
+    return ROWS * max(1, round(4 * math.sqrt(count) / ROWS)) if count >= LEAST_CUT else count
 
 
 def _strips(count: int) -> list[slice]:

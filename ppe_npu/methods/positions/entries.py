@@ -196,19 +196,19 @@ def _distance(grouping: Grouping, tokens: torch.Tensor, known: int) -> torch.Ten
     """
     own = grouping.labels.clamp_min(0)
     center = grouping.representatives.gather(1, own)
-    frames, count = center.shape
-    first = count * torch.arange(frames, device=tokens.device)[:, None]
-    rows, centers, asked = tokens.flatten(0, 1), (center + first).flatten(), None
-    if device.asks_freely(tokens.device):
-        asked = (grouping.counts.gather(1, own) > known).flatten().nonzero()[:, 0]
-        rows, centers = rows.index_select(0, asked), centers[asked]
-    heads, wide = tokens.flatten(0, 1).index_select(0, centers), torch.promote_types(tokens.dtype, torch.float32)
+    (frames, count), groups, on = center.shape, grouping.counts.shape[1], tokens.device
+    number = torch.arange(frames, device=on)[:, None]
+    flat, slots = tokens.flatten(0, 1), (own + groups * number).flatten()
+    heads, rows, asked = (grouping.representatives + count * number).flatten(), flat, None
+    if device.asks_freely(on):
+        large = (grouping.counts > known).flatten()
+        asked = large[slots].nonzero()[:, 0]
+        heads, slots, rows = heads[large], (large.cumsum(0) - 1)[slots[asked]], flat.index_select(0, asked)
+    heads = flat.index_select(0, heads)
+    rounding, wide = flat_square(heads[:, None]).sqrt(), torch.promote_types(tokens.dtype, torch.float32)
     # A norm reads the differences once, where squares would be written.
-    distance = torch.linalg.vector_norm(heads.to(wide).sub_(rows.to(wide)), dim=-1)
+    distance = torch.linalg.vector_norm(heads.index_select(0, slots).to(wide).sub_(rows.to(wide)), dim=-1)
+    distance = torch.where(distance <= rounding[slots], 0, distance)
     if asked is not None:
         distance = distance.new_zeros(frames * count).index_copy_(0, asked, distance)
-    places, distance = torch.arange(count, device=tokens.device), distance.view_as(center)
-    heads = tokens.gather(1, grouping.representatives[:, :, None].expand(-1, -1, tokens.shape[-1]))
-    rounding = flat_square(heads.flatten(0, 1)[:, None]).sqrt().view(frames, -1)
-    distance = torch.where(distance <= rounding.gather(1, own), 0, distance)
-    return torch.where(places == center, -1, distance)
+    return torch.where(torch.arange(count, device=on) == center, -1, distance.view_as(center))
