@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
-from ppe_npu.demo import clips, motion, pipeline
+from ppe_npu.demo import motion, pipeline
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.dpc_knn import DPCKNN
 from ppe_npu.methods.events import Events
@@ -62,13 +62,13 @@ class Motion(Task):
     name, folder, tune, images, base_steps = "motion", "motion", "train", 96, motion.RECIPE.max_steps
 
     def draw(self, folder: Path) -> None:
-        motion.make_data(folder / "data")
+        motion.make_data(folder / "data", motion.SMALL)
 
     def train(self, folder: Path, seed: int, steps: int) -> None:
         root, recipe = folder / f"seed{seed}", dataclasses.replace(motion.RECIPE, max_steps=steps)
-        start, data = root / clips.TASK, folder / "data" / "train.jsonl"
+        start, data = root / motion.SMALL.name, folder / "data" / "train.jsonl"
         if not (start / "config.json").is_file():
-            motion.build(start, seed)
+            motion.build(start, seed, motion.SMALL)
         pipeline.train_once(recipe, start, data, root / "base", "dense", seed, "cpu", **motion.PVC)
 
     def step(self, method: type[DPCKNN], share: float) -> Method:

@@ -23,7 +23,7 @@ _WRITTEN = ("data/*.jsonl", "seed*/*", "report.*", "results.json", "methods.*")
 
 def run_demo(args: argparse.Namespace) -> int:
     """Train and compare all methods in miniature."""
-    args.output = args.output or ("runs/motion" if args.motion else "runs/demo")
+    args.output = args.output or _folder(args)
     if Path(args.output).is_file():
         raise InputError(f"output {args.output} is a file: name a folder")
     strange = Path(args.output, "data", f"{'base' if args.motion else 'train'}.recipe.json")
@@ -33,12 +33,20 @@ def run_demo(args: argparse.Namespace) -> int:
     check_demos_own(Path(args.output))
     if args.motion and (args.methods or args.full):
         raise InputError("--motion compares two models, without --methods and --full: leave them out")
+    if args.tokens is not None and not args.motion:
+        raise InputError(f"--tokens {args.tokens} is of --motion: leave it out, or add --motion")
     if args.seeds < 1:
         raise InputError(f"seeds={args.seeds}: give at least 1")
     code = (motion if args.motion else pipeline).main(args) or 0
     if args.json:
         print_json(args, read_json(Path(args.output, "methods.json" if args.methods else "results.json")))
     return code
+
+
+def _folder(args: argparse.Namespace) -> str:
+    if not args.motion:
+        return "runs/demo"
+    return "runs/motion" if args.tokens in (None, motion.SMALL.tokens) else f"runs/motion-{args.tokens}"
 
 
 def check_demos_own(output: Path) -> None:

@@ -313,7 +313,7 @@ def _add_parity(commands) -> None:
 def _add_demo(commands) -> None:
     parser = commands.add_parser("demo", help="train and compare all methods on the embedded benchmark")
     parser.add_argument("--device", default="auto", help=_DEVICES)
-    what = "folder of data, models and report (default: runs/demo, with --motion runs/motion)"
+    what = "folder of data, models and report (default: runs/demo; with --motion runs/motion, or runs/motion-64)"
     parser.add_argument("--output", help=what)
     parser.add_argument("--seeds", type=int, default=1, help="runs with seeds 0, 1, ... (default: 1)")
     parser.add_argument("--full", action="store_true", help="five seeds, two ratios, and the ways of listing members")
@@ -322,6 +322,8 @@ def _add_demo(commands) -> None:
     parser.add_argument("--training-free", action="store_true", help=what)
     what = "another demo instead: clips of a board that changes, PVC against frame by frame (docs/pvc.md)"
     parser.add_argument("--motion", action="store_true", help=what)
+    what = "with --motion: of a frame, 1 (default) or 64, which takes ten times as long"
+    parser.add_argument("--tokens", type=int, choices=(1, 64), help=what)
     _add_json(parser)
     parser.set_defaults(run="demo:run_demo")
 

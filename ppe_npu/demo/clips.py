@@ -25,8 +25,7 @@ from ppe_npu.files import write_text, writing
 TASK = "board"  # what the clips are of; names the models that begin, too, for they know its words
 FRAMES = 8
 RATE = 2  # frames per second
-SQUARES, SQUARE = 4, 4  # along one side: of the board in squares, and of a square in pixels, a patch of the tiny model
-SIDE = SQUARES * SQUARE  # pixels along one side of a frame
+SQUARES = 4  # along one side of the board
 DARK, LIGHT = 0, 255
 
 
@@ -60,9 +59,9 @@ class Clip:
     changes: np.ndarray
     answers: dict[str, str]
 
-    def pixels(self) -> np.ndarray:
-        """uint8 [FRAMES, SIDE, SIDE, 3]."""
-        light = (self.board ^ self.changes).repeat(SQUARE, 1).repeat(SQUARE, 2)
+    def pixels(self, square: int) -> np.ndarray:
+        """uint8 [FRAMES, SQUARES * square, SQUARES * square, 3] with squares of `square` pixels along one side."""
+        light = (self.board ^ self.changes).repeat(square, 1).repeat(square, 2)
         return np.where(light, LIGHT, DARK).astype(np.uint8)[..., None].repeat(3, -1)
 
     def questions(self) -> list[tuple[str, str, str]]:
@@ -105,13 +104,14 @@ def make_record(identity: str, video: str, questions: list[tuple[str, str, str]]
     return {"id": identity, "video": video, "question_types": kinds, "independent": True, "conversations": turns}
 
 
-def write_split(folder: str | Path, name: str, clips: int, seed: int) -> Path:
+def write_split(folder: str | Path, name: str, clips: int, seed: int, square: int) -> Path:
     """Write clips/<name>-*.mov and, last and in one step, <name>.jsonl; a split that has its .jsonl is complete.
 
     Args:
         folder: the data folder, made if missing.
         clips: records, one clip each, of three questions.
         seed: the same seed writes the same bytes.
+        square: pixels along one side of a square.
 
     Returns:
         The path of the .jsonl file.
@@ -124,6 +124,6 @@ def write_split(folder: str | Path, name: str, clips: int, seed: int) -> Path:
         for number in range(clips):
             clip, identity = make_clip(rng), f"{name}-{number:05d}"
             video = f"clips/{identity}.mov"
-            write_clip(folder / video, clip.pixels())
+            write_clip(folder / video, clip.pixels(square))
             lines.append(json.dumps(make_record(identity, video, clip.questions())))
     return write_text(folder / f"{name}.jsonl", "\n".join(lines) + "\n")

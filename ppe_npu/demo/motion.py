@@ -1,7 +1,8 @@
 """`ppe-npu demo --motion`: a tiny Qwen2.5-VL trained frame by frame, and with PVC's modules, on clips of a board.
 
 Both start from the same weights of a seed, see the same clips in the same order for as many steps at the same rates,
-and are given as many tokens of a frame; the one has PVC's modules beside. A killed run goes on where it was.
+and are given as many tokens of a frame, 1 or (--tokens) 64; the one has PVC's modules beside. A killed run goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -9,21 +10,23 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ppe_npu.backends import device as devices
 from ppe_npu.demo import clips, tiny
 from ppe_npu.demo.pipeline import draw_once, set_up_process, train_once, worker_pool
-from ppe_npu.errors import counted
+from ppe_npu.errors import InputError, counted
 from ppe_npu.files import new_folder, write_json, write_text
 from ppe_npu.models.pvc.config import PVCConfig
+from ppe_npu.utils.reading import json_or_none
 
-MERGE = 4  # patches along one side of a token: 16 x 16 pixels
-TOKENS = (clips.SIDE // (tiny.PATCH * MERGE)) ** 2  # of a frame
+if TYPE_CHECKING:
+    import torch
+
 SPLITS = {"train": (2_000, 1), "test": (256, 2)}  # clips, and the seed that they are drawn with
 PVC = {"pvc": PVCConfig(blocks=2, time_width=64)}
 FRAMEWISE = "frame by frame"
@@ -32,10 +35,49 @@ KINDS = (*clips.QUESTION_TYPES, "all")
 
 
 @dataclass(frozen=True)
+class Shown:
+    """How large a board is shown: pixels along one side of a square, and patches along one side of a token; and for how
+    many steps models of it learn."""
+
+    square: int
+    merge: int
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """Of the clips, and of a seed's untrained model."""
+        return clips.TASK if self.tokens == 1 else f"{clips.TASK}-{self.tokens}"
+
+    @property
+    def side(self) -> int:
+        """Pixels along one side of a frame."""
+        return clips.SQUARES * self.square
+
+    @property
+    def patches(self) -> int:
+        """Along one side of a frame."""
+        return self.side // tiny.PATCH
+
+    @property
+    def across(self) -> int:
+        """Tokens along one side of a frame."""
+        return self.patches // self.merge
+
+    @property
+    def tokens(self) -> int:
+        """Of a frame."""
+        return self.across**2
+
+
+SMALL, LARGE = Shown(square=4, merge=4, steps=600), Shown(square=16, merge=2, steps=200)
+SHOWN = {shown.tokens: shown for shown in (SMALL, LARGE)}
+
+
+@dataclass(frozen=True)
 class MotionRecipe:
     """Of both models; the field names are TrainConfig's. All parts learn, from random weights."""
 
-    max_steps: int = 600
+    max_steps: int = SMALL.steps
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 40
@@ -54,6 +96,7 @@ class Job:
     seed: int
     device: str
     recipe: MotionRecipe
+    shown: Shown
 
 
 RECIPE = MotionRecipe()
@@ -65,45 +108,50 @@ def main(args: argparse.Namespace) -> int:
     output, started = Path(args.output), time.perf_counter()
     device = devices.resolve(args.device)
     set_up_process(None)
-    make_data(output / "data")
+    shown = SHOWN[args.tokens or SMALL.tokens]
+    make_data(output / "data", shown)
     for seed in range(args.seeds):
-        if not (output / f"seed{seed}" / clips.TASK / "config.json").is_file():
-            build(output / f"seed{seed}" / clips.TASK, seed)
-    jobs = [Job(str(output), name, seed, device.type, RECIPE) for seed in range(args.seeds) for name in NAMES]
+        start = output / f"seed{seed}" / shown.name
+        if not (start / "config.json").is_file():
+            build(start, seed, shown)
+    recipe = replace(RECIPE, max_steps=shown.steps)
+    jobs = [Job(str(output), name, seed, device.type, recipe, shown) for seed in range(args.seeds) for name in NAMES]
     # One process per core, of one thread each, as in pipeline.py.
     workers = min(os.cpu_count() or 1, len(jobs)) if devices.on_cpu(device) else 1
     with worker_pool(workers) as pool:
         results = list(pool.map(run, jobs))
     write_json(output / "results.json", results)
     minutes = (time.perf_counter() - started) / 60
-    spent = (
-        f"Made by `ppe-npu demo --motion --seeds {args.seeds}` in {minutes:.0f} minutes (what an interrupted run had "
-        "finished not counted)."
-    )
+    command = f"ppe-npu demo --motion --tokens {shown.tokens} --seeds {args.seeds}"
+    spent = f"Made by `{command}` in {minutes:.0f} minutes (what an interrupted run had finished not counted)."
     text = f"{table(results)}\n{findings(results)}"
     write_text(output / "report.md", f"# Motion: PVC and frame by frame\n\n{text}\n{spent}\n")
     print(f"{text}\nwritten to {output / 'report.md'}")
     return 0
 
 
-def make_data(folder: Path) -> None:
-    """Draw the splits where they are not there, or are of other numbers."""
+def make_data(folder: Path, shown: Shown) -> None:
+    """Draw the splits where they are not there, or are of other numbers; raises InputError for other frames."""
+    held = json_or_none(folder / "train.recipe.json")
+    if isinstance(held, list) and held and held[-1] != shown.name:
+        raise InputError(f"{folder} holds clips of {held[-1]}, not of {shown.name}: name another folder as output")
+
+    def write(at: Path, name: str, count: int, seed: int, _: str) -> None:
+        clips.write_split(at, name, count, seed, shown.square)
+
     for name, asked in SPLITS.items():
-        draw_once(folder, name, (*asked, clips.TASK), "clips", _write_split)
+        draw_once(folder, name, (*asked, shown.name), "clips", write)
 
 
-def _write_split(folder: Path, name: str, count: int, seed: int, _: str) -> None:
-    clips.write_split(folder, name, count, seed)
-
-
-def build(folder: Path, seed: int) -> None:
-    """A model with weights drawn from the seed, and its processor: frames of 16 x 16 pixels and one token."""
+def build(folder: Path, seed: int, shown: Shown) -> None:
+    """A model with weights drawn from the seed, and its processor for frames of this size."""
     vocabulary = tiny.vocabulary_of(clips.WORDS)
-    vision: dict[str, Any] = {"depth": 2, "fullatt_block_indexes": [0, 1], "tokens_per_second": clips.RATE}
-    vision |= {"temporal_patch_size": 1, "spatial_merge_size": MERGE}  # a frame is a time of its own
+    vision: dict[str, Any] = {"depth": 2, "tokens_per_second": clips.RATE}
+    vision |= {"temporal_patch_size": 1, "spatial_merge_size": shown.merge}  # a frame is a time of its own
     with new_folder(folder) as start:
         tiny.build_model(seed, vocabulary, **vision).save_pretrained(start)
-        tiny.build_processor(vocabulary, clips.SIDE, temporal_patch_size=1, merge_size=MERGE).save_pretrained(start)
+        processor = tiny.build_processor(vocabulary, shown.side, temporal_patch_size=1, merge_size=shown.merge)
+        processor.save_pretrained(start)
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -120,32 +168,46 @@ def run(job: Job) -> dict[str, Any]:
     folder = root / job.name.lower().replace(" ", "-")
     more = {} if job.name == FRAMEWISE else PVC
     data = output / "data" / "train.jsonl"
-    train_once(job.recipe, root / clips.TASK, data, folder, "dense", job.seed, job.device, **more)
+    train_once(job.recipe, root / job.shown.name, data, folder, "dense", job.seed, job.device, **more)
     model = compress(load_model(folder / "final", devices.resolve(job.device)), CompressionConfig.preset("dense"))
     benchmark = benchmarks.load("motion", output / "data" / "test.jsonl")
     limits = {"batch_size": _BATCH, "max_new_tokens": _NEW_TOKENS}
     found = evaluate(model, load_processor(folder / "final"), benchmark, folder / "eval", name=job.name, **limits)
-    told = squares_told(root / clips.TASK)
-    return {"name": job.name, "seed": job.seed, "types": found["types"], "accuracy": found["accuracy"], "told": told}
+    told = squares_told(root / job.shown.name, job.shown)
+    asked = {"tokens": job.shown.tokens, "steps": job.recipe.max_steps, "clips": job.recipe.batch_size}
+    scores = {"types": found["types"], "accuracy": found["accuracy"]}
+    return {"name": job.name, "seed": job.seed, **scores, "told": told, **asked}
 
 
-def squares_told(folder: Path, boards: int = 2_000) -> float:
-    """Of a fifth of random boards, the share of squares that a linear layer, fitted on the others, tells from a frame's
-    one token: whether a model, before any training, sees what it is to compare."""
+def squares_told(folder: Path, shown: Shown, boards: int = 2_000) -> float:
+    """Of a fifth of random boards, the share of squares that a linear layer, fitted on the others, tells from a token
+    that shows them: whether a model, before any training, sees what it is to compare."""
     import torch
 
     from ppe_npu.checkpoints.loading import load_model
 
-    drawn = np.random.default_rng(3).integers(0, 2, (boards, clips.SQUARES**2))
+    drawn = np.random.default_rng(3).integers(0, 2, (boards, clips.SQUARES, clips.SQUARES))
     squares = torch.from_numpy(2.0 * drawn - 1).float()  # as the processor scales dark and light
-    patches = squares.reshape(-1, 1).repeat(1, 3 * clips.SQUARE**2)
+    pixels = squares.repeat_interleave(shown.square, 1).repeat_interleave(shown.square, 2)
+    places = _blocks(pixels[:, :: tiny.PATCH, :: tiny.PATCH], shown.across)  # [boards, tokens, patches]
+    patches = places.reshape(-1, 1).repeat(1, 3 * tiny.PATCH**2)
     visual = load_model(folder, torch.device("cpu")).model.visual
     with torch.no_grad():
-        found = visual(patches, torch.tensor([[boards, clips.SQUARES, clips.SQUARES]]))
-    tokens = getattr(found, "pooler_output", found).double()
-    tokens, squares, fitted = torch.cat([tokens, torch.ones(boards, 1)], 1), squares.double(), boards * 4 // 5
-    layer = torch.linalg.lstsq(tokens[:fitted], squares[:fitted]).solution
+        found = visual(patches, torch.tensor([[boards, shown.patches, shown.patches]]))
+    tokens = getattr(found, "pooler_output", found).double().unflatten(0, (boards, -1))
+    # A token that shows all squares, or the first of the tokens that show the same one.
+    parts = min(shown.across, clips.SQUARES)
+    tokens = _blocks(tokens.unflatten(1, (-1, shown.across)), parts)[:, :, 0]
+    tokens = torch.cat([tokens, torch.ones(*tokens.shape[:2], 1)], 2)
+    squares, fitted = _blocks(squares, parts).double(), boards * 4 // 5
+    layer = torch.linalg.lstsq(tokens[:fitted].flatten(0, 1), squares[:fitted].flatten(0, 1)).solution
     return float((tokens[fitted:] @ layer * squares[fitted:] > 0).double().mean())
+
+
+def _blocks(rows: torch.Tensor, parts: int) -> torch.Tensor:
+    """[B, n, n, ...] cut into parts x parts blocks, row by row: [B, parts ** 2, (n / parts) ** 2, ...]."""
+    cut = rows.unflatten(1, (parts, -1)).unflatten(3, (parts, -1)).transpose(2, 3)
+    return cut.flatten(1, 2).flatten(2, 3)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -160,7 +222,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def findings(results: list[dict[str, Any]]) -> str:
     """What the numbers say, in words: who is ahead, and who has learned anything."""
-    seeds = len({found["seed"] for found in results})
+    seeds, one = len({found["seed"] for found in results}), results[0]
     ahead, _ = _compared(results, "all")
     verdict = "PVC is clearly ahead" if ahead == seeds else "PVC is not clearly ahead"
     lines = [f"**{verdict} on all of {seeds} seeds** (on {ahead} of them, all questions together).", ""]
@@ -169,9 +231,9 @@ def findings(results: list[dict[str, Any]]) -> str:
     lines += ["", " ".join(_learned(name, own) for name, own in learned), ""]
     lines += [
         f"Accuracy in [0, 1] over {SPLITS['test'][0]} unseen clips, with 95 % Wilson intervals. Clearly: the intervals "
-        f"of a seed do not touch. {counted(TOKENS, 'token')} a frame, {clips.FRAMES} frames a clip, "
-        f"{RECIPE.max_steps:,} steps of {RECIPE.batch_size} clips. Before any training a linear layer tells from a "
-        f"frame's token {min(found['told'] for found in results):.1%} or more of the squares of unseen boards."
+        f"of a seed do not touch. {counted(one['tokens'], 'token')} a frame, {clips.FRAMES} frames a clip, "
+        f"{one['steps']:,} steps of {one['clips']} clips. Before any training a linear layer tells from one of a "
+        f"frame's tokens {min(found['told'] for found in results):.1%} or more of the squares of unseen boards."
     ]
     return "\n".join(lines) + "\n"
 

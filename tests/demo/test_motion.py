@@ -15,12 +15,14 @@ import psutil
 import pytest
 from command_line import refused
 
+from ppe_npu.checkpoints.loading import load_processor
 from ppe_npu.data.videos import load_video
 from ppe_npu.demo import clips, motion
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.files import write_text
 from ppe_npu.training.data import read_records
 
+ASKED = {"tokens": 1, "steps": 600, "clips": 32}
 MARKS = ((document_motion.START, 0), (document_motion.END, 1))
 
 
@@ -33,8 +35,8 @@ def test_the_answers_are_what_the_pixels_do():
     """Told from the pixels alone: what is not in a frame as in the first."""
     side, half = clips.SQUARES, clips.SQUARES // 2
     for clip in made(200):
-        corners = clip.pixels()[:, :: clips.SQUARE, :: clips.SQUARE, 0]
-        assert (corners.repeat(clips.SQUARE, 1).repeat(clips.SQUARE, 2)[..., None] == clip.pixels()).all()
+        corners = clip.pixels(2)[:, ::2, ::2, 0]
+        assert (corners.repeat(2, 1).repeat(2, 2)[..., None] == clip.pixels(2)).all()
         assert set(np.unique(corners)) <= {clips.DARK, clips.LIGHT}
         other = corners != corners[0]
         count = other.sum((1, 2))
@@ -67,19 +69,19 @@ def test_no_frame_alone_holds_an_answer():
         for frame in range(clips.FRAMES):
             board = clip.board ^ clip.changes[frame] ^ other.changes[frame]
             same = dataclasses.replace(other, board=board)
-            assert (same.pixels()[frame] == clip.pixels()[frame]).all()
+            assert (same.pixels(1)[frame] == clip.pixels(1)[frame]).all()
     assert all(len({other.answers[kind] for other in others}) == len(clips.ANSWERS[kind]) for kind in clips.ANSWERS)
 
 
 def test_a_split_is_the_same_bytes_by_seed_and_is_read_as_it_was_drawn(tmp_path):
     for name in "ab":
-        clips.write_split(tmp_path / name, "test", 3, seed=5)
+        clips.write_split(tmp_path / name, "test", 3, seed=5, square=4)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert len(files) == 4
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
     for clip, record in zip(made(3, seed=5), read_records(tmp_path / "a" / "test.jsonl")):
         frames = load_video(record.videos[0], multiple=1).frames.permute(0, 2, 3, 1).numpy()
-        assert (frames == clip.pixels()).all()
+        assert (frames == clip.pixels(4)).all()
     asked = benchmarks.load("motion", tmp_path / "a")
     assert len(asked) == 9
     assert {sample["type"] for sample in (asked[n] for n in range(9))} == set(clips.QUESTION_TYPES)
@@ -90,7 +92,7 @@ def test_a_split_is_the_same_bytes_by_seed_and_is_read_as_it_was_drawn(tmp_path)
 def result(name, seed, low, high):
     found = {"accuracy": (low + high) / 2, "low": low, "high": high, "count": 9}
     types = dict.fromkeys(clips.QUESTION_TYPES, found)
-    return {"name": name, "seed": seed, "types": types, "accuracy": found, "told": 0.9 + seed / 100}
+    return {"name": name, "seed": seed, "types": types, "accuracy": found, "told": 0.9 + seed / 100, **ASKED}
 
 
 def test_the_report_says_ahead_only_where_intervals_do_not_touch():
@@ -132,10 +134,11 @@ def test_the_page_is_given_the_table_and_the_findings():
 
 
 @pytest.mark.ci
-def test_a_frame_s_token_tells_its_squares_before_any_training(tmp_path):
-    motion.build(tmp_path / "start", 0)
-    assert motion.squares_told(tmp_path / "start", 1_000) > 0.95
-    assert "tells from a frame's token 91.0% or more" in motion.findings(
+@pytest.mark.parametrize("shown", motion.SHOWN.values(), ids=motion.SHOWN)
+def test_a_frame_s_tokens_tell_its_squares_before_any_training(tmp_path, shown):
+    motion.build(tmp_path / "start", 0, shown)
+    assert motion.squares_told(tmp_path / "start", shown, 1_000 if shown is motion.SMALL else 100) > 0.95
+    assert "tells from one of a frame's tokens 91.0% or more" in motion.findings(
         [result(name, seed, 0, 1) for seed in (1, 2) for name in motion.NAMES]
     )
 
@@ -143,9 +146,10 @@ def test_a_frame_s_token_tells_its_squares_before_any_training(tmp_path):
 @pytest.mark.slow
 def test_the_comparison_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(motion, "SPLITS", {"train": (8, 1), "test": (4, 2)})
-    short = dataclasses.replace(motion.RECIPE, max_steps=4, warmup_steps=1, batch_size=4, logging_steps=1)
+    short = dataclasses.replace(motion.RECIPE, warmup_steps=1, batch_size=4, logging_steps=1)
     monkeypatch.setattr(motion, "RECIPE", short)
-    asked = argparse.Namespace(output=str(tmp_path), device="cpu", seeds=1)
+    monkeypatch.setattr(motion, "SHOWN", {1: dataclasses.replace(motion.SMALL, steps=4)})
+    asked = argparse.Namespace(output=str(tmp_path), device="cpu", seeds=1, tokens=None)
     assert motion.main(asked) == 0
     before = (tmp_path / "report.md").read_text()
     made = (tmp_path / "seed0" / "pvc" / "final" / "model.safetensors").stat().st_mtime_ns
@@ -177,7 +181,15 @@ def test_a_worker_prints_where_its_parent_does_and_ends_with_it():
     assert worker is None or not psutil.wait_procs([worker], timeout=waited)[1]
 
 
-@pytest.mark.parametrize(("options", "folder"), [(("--motion",), "runs/motion"), ((), "runs/demo")])
+@pytest.mark.parametrize(
+    ("options", "folder"),
+    [
+        (("--motion",), "runs/motion"),
+        (("--motion", "--tokens", "1"), "runs/motion"),
+        (("--motion", "--tokens", "64"), "runs/motion-64"),
+        ((), "runs/demo"),
+    ],
+)
 def test_the_two_tasks_write_into_folders_of_their_own(run, monkeypatch, options, folder):
     asked = []
     monkeypatch.setattr(motion, "main", asked.append)
@@ -223,3 +235,26 @@ def test_a_demo_that_was_stopped_while_it_drew_goes_on(run, tmp_path, monkeypatc
     for folder in ("data/images", "data/clips", ".cache"):
         (tmp_path / folder).mkdir(parents=True)
     assert run("demo", "--output", tmp_path)[0] == 0
+
+
+def test_one_folder_does_not_hold_clips_of_both_sizes(run, tmp_path):
+    """Their models have the same names: each run would drop the other's."""
+    write_text(tmp_path / "data" / "train.recipe.json", json.dumps([*motion.SPLITS["train"], motion.SMALL.name]))
+    result = run("demo", "--motion", "--tokens", "64", "--output", tmp_path, "--device", "cpu")
+    refused(result, tmp_path, "holds clips of board, not of board-64: name another folder as output")
+
+
+def test_tokens_of_a_frame_are_of_the_motion_demo(run, tmp_path):
+    refused(run("demo", "--tokens", "64", "--output", tmp_path), "--tokens 64 is of --motion")
+
+
+def test_a_frame_has_as_many_tokens_as_it_is_asked_for(tmp_path):
+    """Counted by the processor that the models are trained with."""
+    for count, shown in motion.SHOWN.items():
+        clips.write_split(tmp_path / str(count), "test", 1, 5, shown.square)
+        motion.build(tmp_path / shown.name, 0, shown)
+        video = load_video(next((tmp_path / str(count) / "clips").iterdir()), multiple=1)
+        processor = load_processor(tmp_path / shown.name)
+        found = processor.video_processor(video.frames, return_tensors="pt", do_sample_frames=False)
+        assert found["video_grid_thw"].tolist() == [[clips.FRAMES, shown.patches, shown.patches]]
+        assert shown.patches**2 // shown.merge**2 == count
