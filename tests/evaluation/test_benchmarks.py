@@ -191,6 +191,25 @@ def test_an_unknown_type_of_question_is_named(root, tmp_path):
         benchmarks.load("nextqa_mc", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "table", "key", "value", "reason"),
+    [
+        ("scienceqa", "problems.json", "image", "a" * 4_096, r"row \d+ below .* cannot be read \(.*File name too long"),
+        ("activitynetqa", "test_a.json", "type", float("inf"), r"row 0 below .* has another form \(OverflowError"),
+        ("activitynetqa", "test_q.json", "question_id", [1], "has another form"),
+        ("mvbench", "json/action_localization.json", "start", False, r"row \d+ below .*: start=False must be a number"),
+    ],
+)
+def test_a_value_that_no_reader_foresees_is_of_its_row(root, tmp_path, name, table, key, value, reason):
+    data = benchmark_files.copy(root / name, tmp_path / name)
+    rows = readers.read_json(data / table)
+    for row in rows.values() if isinstance(rows, dict) else rows:
+        row[key] = value
+    benchmark_files.dump(data / table, rows)
+    with pytest.raises(InputError, match=f"^{name}: .*{reason}"):
+        benchmarks.load(name, tmp_path)
+
+
 def test_an_index_that_occurs_twice(root, tmp_path):
     data = benchmark_files.copy(root / "docvqa", tmp_path / "docvqa")
     file = data / "val_v1.0_withQT.json"

@@ -84,7 +84,7 @@ class Dataset(ABC):
         self.protocol: Protocol | None = None
         self.root = Path(data_root) / self.folder
         self._refuse([pattern for pattern in self.needs if not self.files(pattern)])
-        with _of_its_form(f"{self.name}: what stands below {self.root}"):
+        with self._of_its_form(f"{self.name}: what stands below {self.root}"):
             self.rows = list(self.read())
         self._check_rows()
 
@@ -170,16 +170,33 @@ class Dataset(ABC):
         room = self.room()
         for number, row in enumerate(self.rows):
             where = f"{self.name}: row {number} below {self.root}"
-            with _of_its_form(where):
+            with self._of_its_form(where):
                 sample = self.sample(row)
                 check_question(sample, where)
-            if sample["index"] in seen:
-                raise InputError(f"{self.name}: index {sample['index']!r} occurs twice below {self.root}")
-            seen.add(sample["index"])
-            for path in _paths(sample):
-                room.check(path, f"{self.name}: a file of row {number},")
-            missing |= dict.fromkeys(path for path in _paths(sample) if not Path(path).exists())
+                if sample["index"] in seen:
+                    raise InputError(f"{self.name}: index {sample['index']!r} occurs twice below {self.root}")
+                seen.add(sample["index"])
+                for path in _paths(sample):
+                    room.check(path, f"{self.name}: a file of row {number},")
+                missing |= dict.fromkeys(path for path in _paths(sample) if not Path(path).exists())
         self._refuse([str(Path(path).relative_to(self.root)) for path in missing])
+
+    @contextlib.contextmanager
+    def _of_its_form(self, where: str) -> Iterator[None]:
+        """Data that another program wrote, a half of a download, or an edition that is not ours to read: one line."""
+        try:
+            yield
+        except InputError as error:
+            if str(error).startswith(self.name) or str(self.root) in str(error):
+                raise
+            raise InputError(f"{where}: {error}") from error
+        except UserError:
+            raise
+        except OSError as error:
+            raise InputError(f"{where} cannot be read ({first_line(error)}): download it again") from error
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"{where} has another form ({reason}): download it again") from error
 
     def _refuse(self, missing: Sequence[str]) -> None:
         if missing:
@@ -187,20 +204,6 @@ class Dataset(ABC):
             raise InputError(
                 f"{self.name}: missing below {self.root}: {', '.join(missing[:_NAMED])}{more}; get it from {self.home}"
             )
-
-
-@contextlib.contextmanager
-def _of_its_form(where: str) -> Iterator[None]:
-    """Data that another program wrote, a half of a download, or an edition that is not ours to read: one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        raise InputError(f"{where} cannot be read ({first_line(error)}): download it again") from error
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{where} has another form ({reason}): download it again") from error
 
 
 def mean_of_shares(sums: np.ndarray) -> np.ndarray:
