@@ -127,6 +127,7 @@ def test_where_a_file_cannot_be_is_said_before_it_is_made(closed):
 
 
 @pytest.mark.parametrize("text", ["text", "pipe", "folder"])
+@pytest.mark.ci
 def test_eval_says_before_the_weights_are_read_that_it_cannot_write(run, tiny_folder, tmp_path, monkeypatch, text):
     from ppe_npu.demo import scenes
 

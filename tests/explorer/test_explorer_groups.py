@@ -68,6 +68,7 @@ def test_a_look_is_what_the_model_itself_does(explorer):
     assert found.costs["decoder_flops"] < dense["decoder_flops"] / 2
 
 
+@pytest.mark.ci
 def test_counting_leaves_a_step_inside_the_tower_at_work(explorer):
     """The counter stands where the step does."""
     session = look(explorer, left="ipcv")
@@ -81,6 +82,7 @@ def test_counting_leaves_a_step_inside_the_tower_at_work(explorer):
     assert first["tower_flops"] == prefill_flops(model, session.prompt())["tower"]
 
 
+@pytest.mark.ci
 def test_every_token_is_told_of(explorer):
     """Groups, members and lenders in words are those of the arrays."""
     session = look(explorer, source="scene 3", budget=0.25)
@@ -112,6 +114,7 @@ def test_a_dropped_token_is_said_to_be_dropped_and_drawn_dark(explorer):
     assert pixels[0][inside].mean() < pixels[1][inside].mean() / 3
 
 
+@pytest.mark.ci
 def test_the_answer_comes_in_pieces_and_is_the_models_own(explorer):
     session = look(explorer, budget=0.5)
     pieces = list(explorer.ask(session.prompt(), session.configs["left"]))
@@ -193,6 +196,7 @@ def test_settings_that_cannot_be_leave_what_is_shown(explorer):
     assert session.looks["left"].costs["after"] == 9
 
 
+@pytest.mark.ci
 def test_an_answer_stays_as_long_as_its_column_does(explorer):
     session = look(explorer, source="scene 3", right="dpc_knn")
     session.done = {name: object() for name in session.looks}
@@ -240,6 +244,7 @@ def test_the_model_that_the_demo_left_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), "alloc_cpu"])
+@pytest.mark.ci
 def test_where_memory_ends_it_says_so_and_goes_on(explorer, error, monkeypatch):
     if error == "alloc_cpu":
         error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")

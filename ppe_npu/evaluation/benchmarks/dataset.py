@@ -173,6 +173,7 @@ class Dataset(ABC):
             with self._of_its_form(where):
                 sample = self.sample(row)
                 check_question(sample, where)
+                hash(sample.get("type"))  # metrics count by it
                 if sample["index"] in seen:
                     raise InputError(f"{self.name}: index {sample['index']!r} occurs twice below {self.root}")
                 seen.add(sample["index"])
