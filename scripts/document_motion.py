@@ -7,17 +7,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "pvc.md"
-START, END = "<!-- motion: scripts/document_motion.py writes this -->\n", "<!-- motion end -->\n"
+END = "<!-- motion end -->\n"
+
+
+def start(tokens: int) -> str:
+    """The line that a table stands behind, by how many tokens a frame has."""
+    return f"<!-- motion, tokens a frame: {tokens}; scripts/document_motion.py writes this -->\n"
 
 
 def written(page: str, results: list[dict]) -> str:
-    """The page with the table and the findings of these results."""
+    """The page with the table and the findings of these results, in place of those of as many tokens a frame."""
     from ppe_npu.demo.motion import findings, table
 
-    before, rest = page.split(START)
-    _, after = rest.split(END)
+    mark = start(results[0]["tokens"])
+    before, rest = page.split(mark)
+    _, after = rest.split(END, 1)
     said = "\n".join(textwrap.fill(line, 150, break_on_hyphens=False) for line in findings(results).split("\n"))
-    return before + START + table(results) + "\n" + said + END + after
+    return before + mark + table(results) + "\n" + said + END + after
 
 
 def main(folder: str = "runs/motion") -> None:
