@@ -19,7 +19,7 @@ from ppe_npu.data.pictures import image_size
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.tiles import is_tiled, tile_count
 from ppe_npu.data.videos import VideoFrame
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, shown
 from ppe_npu.utils.paths import existing_file
 
 Sample = Mapping[str, Any]
@@ -58,7 +58,7 @@ def visuals(sample: Sample) -> dict[str, list[Any]]:
             values = list(value) if isinstance(value, (list, tuple)) else [value]
             wrong = [item for item in values if key != "image" and not isinstance(item, (str, Path))]
             if wrong:
-                raise InputError(f"{key} {wrong[0]!r} is a {type(wrong[0]).__name__}: give the path of a file")
+                raise InputError(f"{key} {shown(wrong[0])} is a {type(wrong[0]).__name__}: give the path of a file")
             found[kind] += values
     return found
 

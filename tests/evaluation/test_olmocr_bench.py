@@ -179,6 +179,7 @@ def test_files_count_alike_and_formulas_stand_apart(load):
         ({"text": " "}, "test 1 has no text under 'text'"),
         ({"page": 0}, "page 0, which is no whole number from 1 on"),
         ({"max_diffs": "1"}, "max_diffs '1'"),
+        ({"max_length": "a" * 4_096}, r"max_length 'a+\.\.\.a+', which is no whole number"),
         ({"first_n": True}, "first_n True, which is no whole number from 0 on"),
         ({"max_repeats": 2.5}, r"max_repeats 2\.5"),
         ({"left_heading": ["Year"]}, r"left_heading \['Year'\], which is no text"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ppe_npu.data.places import Room
-from ppe_npu.errors import InputError, UserError, first_line
+from ppe_npu.errors import InputError, UserError, first_line, shown
 from ppe_npu.evaluation.benchmarks.protocol import check_question
 from ppe_npu.evaluation.metrics import official
 from ppe_npu.evaluation.protocols import Protocol
@@ -175,7 +175,7 @@ class Dataset(ABC):
                 check_question(sample, where)
                 hash(sample.get("type"))  # metrics count by it
                 if sample["index"] in seen:
-                    raise InputError(f"{self.name}: index {sample['index']!r} occurs twice below {self.root}")
+                    raise InputError(f"{self.name}: index {shown(sample['index'])} occurs twice below {self.root}")
                 seen.add(sample["index"])
                 for path in _paths(sample):
                     room.check(path, f"{self.name}: a file of row {number},")

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ppe_npu.errors import shown
 from ppe_npu.evaluation.metrics.cells import Table, html_tables, markdown_tables
 from ppe_npu.evaluation.metrics.near_text import near_places, ratio, shortened, stands_in
 
@@ -55,10 +56,10 @@ def fact_fault(fact: Any) -> str | None:
     for name, least in _NUMBERS.items():
         number = fact.get(name)
         if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < least):
-            return f"has {name} {number!r}, which is no whole number from {least} on"
+            return f"has {name} {shown(number)}, which is no whole number from {least} on"
     for name in _NEAR:
         if not isinstance(fact.get(name), str | None):
-            return f"has {name} {fact[name]!r}, which is no text"
+            return f"has {name} {shown(fact[name])}, which is no text"
     return None
 
 
