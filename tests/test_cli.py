@@ -206,6 +206,7 @@ def test_a_fault_of_ours_keeps_its_traceback(run, monkeypatch, tmp_path):
         run("parity")
 
 
+@pytest.mark.ci
 def test_the_embedded_run_takes_the_options_that_are_given(run, tmp_path, monkeypatch):
     monkeypatch.setattr("ppe_npu.cli.train._TRAIN_IMAGES", 4)
     monkeypatch.setattr("ppe_npu.cli.train._TEST_IMAGES", 1)

@@ -56,6 +56,7 @@ def test_describe_a_video_and_two_images_where_they_stand(run, tiny_folder, writ
     assert frames % 2 == 0
 
 
+@pytest.mark.ci
 def test_describe_streams_its_answer_as_generate_gives_it(run, tiny_folder, write_image):
     from ppe_npu.checkpoints.loading import load_model, load_processor
     from ppe_npu.config import CompressionConfig

@@ -153,6 +153,7 @@ def test_mistakes_are_said_before_the_weights_are_read(run, asked, tiny_folder, 
     refused(run(*asked, "--compression", "keep_one", "--output", tmp_path / "mine"), "not the folder that the first")
 
 
+@pytest.mark.ci
 def test_other_weights_in_the_folder_are_refused(run, asked, tiny_folder, monkeypatch):
     assert run(*asked, "--compression", "dense")[0] == 0
     load = evaluate.load_model

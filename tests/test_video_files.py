@@ -206,6 +206,7 @@ def test_threads_lose_nothing_before_a_damaged_packet(tmp_path, monkeypatch):
     assert torch.equal(alone.frames[:34], threaded.frames[:34])
 
 
+@pytest.mark.ci
 def test_who_listens_to_ffmpeg_by_python_does_not_make_a_reader_wait_for_ever(tmp_path):
     """As older torchvision does at its import. A frame's thread that had something to say waited for Python's lock, and
     who closed the file held it: in 150 short reads of this file one never ended."""

@@ -268,6 +268,7 @@ def test_what_cannot_be_asked_for_is_said(tiny_folder, write_image, run, asked, 
     refused(run("describe", *where, "--image", image, "--k", 4, "--generation", asked), words)
 
 
+@pytest.mark.ci
 def test_describe_says_once_what_it_leaves_out_and_takes_what_is_asked(checkpoint, write_image, run):
     folder, image = checkpoint({"repetition_penalty": 1.5, "use_cache": False, "do_sample": True}), write_image("p.png")
     common = ("describe", "--model", folder, "--image", image, "--device", "cpu", "--k", 4, "--max-new-tokens", 6)

@@ -158,6 +158,7 @@ def written_panels(monkeypatch) -> list[str]:
 
 
 @pytest.mark.usefixtures("drawn")
+@pytest.mark.ci
 def test_where_dense_scores_nothing_the_others_still_have_their_share(tmp_path, monkeypatch):
     results = [
         write_run(tmp_path / "a", some(0.8), benchmark="one"),

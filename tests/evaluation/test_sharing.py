@@ -213,6 +213,7 @@ def names(folder) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in files}
 
 
+@pytest.mark.ci
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     folder = tmp_path / "run"
     three = [start(folder, 200, sleep=0.02) for _ in range(3)]

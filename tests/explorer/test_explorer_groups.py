@@ -129,6 +129,7 @@ def test_the_answer_comes_in_pieces_and_is_the_models_own(explorer):
     assert f"{1e3 * pieces[-1].prefill_seconds:.1f} ms" in shown
 
 
+@pytest.mark.ci
 def test_who_stops_listening_lets_others_in(explorer):
     session = look(explorer)
     explorer.max_new_tokens = 200
@@ -183,6 +184,7 @@ def _seen(explorer, settings):
     return found.groups.labels.tolist(), found.groups.held.tolist(), found.costs, answer
 
 
+@pytest.mark.ci
 def test_settings_that_cannot_be_leave_what_is_shown(explorer):
     session = look(explorer, budget=0.5, source="scene 3")
     before = vars(session).copy()

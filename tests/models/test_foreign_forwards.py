@@ -119,6 +119,7 @@ def test_dense_keeps_columns_that_are_padding_in_every_row(plain, family):
     same(plain, "dense", inputs, lambda output: output.logits[real])
 
 
+@pytest.mark.ci
 def test_dense_counts_a_label_on_any_token(plain, family):
     inputs = pictures()
     for labels in (inputs["input_ids"], inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)):

@@ -70,6 +70,7 @@ def test_right_padded_prompts_generate_what_left_padded_ones_do(model, config):
     Version(transformers.__version__) < Version("5.3"), reason="its speculative decoding counts columns by the cache"
 )
 @pytest.mark.parametrize("config", PRESET_CASES)
+@pytest.mark.ci
 def test_prompt_lookup_decoding_takes_rejected_tokens_off_the_cache(model, config):
     """Speculative decoding feeds several tokens a step and crops the cache where they were wrong."""
     compress(model, config)

@@ -91,6 +91,7 @@ def test_a_second_turn_goes_on_where_the_first_ended(model):
 
 
 @pytest.mark.parametrize("name", ["late", "late, then exact"])
+@pytest.mark.ci
 def test_the_loss_is_one_however_it_is_asked_for(family, name):
     """Labels stand at their tokens, also where these are known only once the pass is over."""
     model = compress(FUSED[family], config_of(name)).train()

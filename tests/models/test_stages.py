@@ -267,6 +267,7 @@ def test_labels_of_a_cascade_follow_their_tokens(model, config):
 
 
 @pytest.mark.parametrize("name", ["events", "two ratios", "cascade", "both", "chatunivi cascade"])
+@pytest.mark.ci
 def test_gradients_agree_with_finite_differences(name):
     """Through the merges; transformers' norms and vision rope stay in fp32 even in an fp64 model."""
     model = compress(random_model().double(), PRESETS[name])

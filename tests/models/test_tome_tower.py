@@ -133,6 +133,7 @@ def test_gradients_flow_through_joined_cells(model, family):
 
 
 @pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.ci
 def test_gradient_checkpointing_gives_the_same_gradients(model, family, reentrant):
     check_checkpoints(model, given(family), METHOD, reentrant)
 

@@ -45,6 +45,7 @@ def test_what_else_is_in_the_batch_changes_nothing(model, family, side):
 
 
 @pytest.mark.parametrize("limit", [1, 2 * 24 * 7, 2**12])
+@pytest.mark.ci
 def test_chunks_change_nothing_but_the_order_of_sums(model, family, monkeypatch, limit):
     inputs = given(family)
     plain, true = naives(model, inputs)

@@ -29,6 +29,7 @@ def test_other_cells_than_the_released_ones_are_told(monkeypatch):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.02, 0.1])
+@pytest.mark.ci
 def test_choosing_is_at_most_2_percent_of_a_prefill_of_3b_by_count(threshold):
     """Of the decoder alone, on the kept cells alone: the share is largest where few are kept, and hangs on no size."""
     kept, share = bench_pixels.counted(bench_pixels.page(32, 32, 1176), threshold)

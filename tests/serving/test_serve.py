@@ -44,6 +44,7 @@ def test_an_exported_checkpoint_says_how_it_is_compressed(run, tiny_folder, tmp_
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.ci
 def test_every_family_is_exported_and_served_by_the_same_keys(run, tmp_path, started, family):
     folder = save(tmp_path / "plain", family)
     assert run("serve", "--model", folder, "--compression", "ppe", "--k", 2)[0] == 0

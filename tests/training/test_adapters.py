@@ -121,6 +121,7 @@ def test_every_weight_of_an_adapter_learns_and_changes_the_output(family, kind):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.ci
 def test_compress_and_restore_take_the_wrapped_model_before_and_after(family):
     inputs, names = prompts(family), {"max_new_tokens": 4, "do_sample": False}
     text = batch(Prompt([6]))

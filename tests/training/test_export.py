@@ -75,6 +75,7 @@ def test_shares_are_checked_before_they_are_put_together(tiny_folder, tiny_proce
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+@pytest.mark.ci
 def test_the_other_families_are_merged_too(tiny_processor, tmp_path, family):
     import transformers
 
@@ -146,6 +147,7 @@ def test_a_checkpoint_of_an_adapter_is_exported_merged(run, copy, tmp_path):
     check_plain(tmp_path / "plain", run[1])
 
 
+@pytest.mark.ci
 def test_deepspeeds_shares_are_put_together(tiny_folder, tiny_processor, tmp_path):
     pytest.importorskip("deepspeed")
     model = save_run(tmp_path / "x", tiny_folder, None, tiny_processor)

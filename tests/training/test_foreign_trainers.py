@@ -42,6 +42,7 @@ def trainer(model, folder, **kwargs):
     "family", [pytest.param(name, marks=pytest.mark.slow) if name == "qwen3_vl" else name for name in FAMILIES]
 )
 @pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.ci
 def test_label_smoothing_metrics_and_predictions(tmp_path, setting, family):
     model, seen = compressed(random_model(family=family), setting), {}
     batch = collate([0, 1])

@@ -89,6 +89,7 @@ def test_a_run_that_is_stopped_from_the_keyboard_says_how_to_go_on(whole_run, tm
     assert how_to_go_on(TrainConfig(**settings)).endswith("checkpoint-1")
 
 
+@pytest.mark.ci
 def test_without_a_terminal_every_log_is_one_plain_line(whole_run, tmp_path, capfd):
     settings = whole_run[0] | {"output": str(tmp_path / "run"), "max_steps": 2, "save_steps": 0}
     quiet_transformers()

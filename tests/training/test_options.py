@@ -234,6 +234,7 @@ def test_a_step_of_broken_records_alone_teaches_nothing(settings, data, tmp_path
     assert [loss for _, loss in result.losses].count(0.0) == 1
 
 
+@pytest.mark.ci
 def test_texts_alone_have_no_retention(settings, tmp_path):
     talk = [{"from": "human", "value": "row red"}, {"from": "gpt", "value": "3"}]
     (tmp_path / "text.json").write_text(json.dumps([{"conversations": talk}] * 4))

@@ -56,6 +56,7 @@ def test_the_loss_is_the_mean_over_all_labelled_tokens(short, whole_run):
     assert result.validation[-1][1] == loss_near(total / tokens, layers=3)
 
 
+@pytest.mark.ci
 def test_a_share_is_held_back_from_training(short, tmp_path):
     result = go_on(short, validation_share=0.25)
     assert [step for step, _ in result.validation] == [2], "after the last step, where no eval_steps are given"
