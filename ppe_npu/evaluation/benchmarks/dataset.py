@@ -173,7 +173,8 @@ class Dataset(ABC):
             with self._of_its_form(where):
                 sample = self.sample(row)
                 check_question(sample, where)
-                hash(sample.get("type"))  # metrics count by it
+                if "type" in sample and not isinstance(sample["type"], str):  # metrics count by it
+                    raise TypeError(f"type {shown(sample['type'])} is no text")
                 if sample["index"] in seen:
                     raise InputError(f"{self.name}: index {shown(sample['index'])} occurs twice below {self.root}")
                 seen.add(sample["index"])
