@@ -19,7 +19,12 @@ def written(page: str, results: list[dict]) -> str:
     """The page with the table and the findings of these results, in place of those of as many tokens a frame."""
     from ppe_npu.demo.motion import findings, table
 
-    mark = start(results[0]["tokens"])
+    tokens = results[0].get("tokens")
+    if tokens is None:
+        sys.exit("these results are of an earlier edition: run the demo again, which trains no model that is there")
+    mark = start(tokens)
+    if mark not in page:
+        sys.exit(f"{PAGE} has no place for {tokens} tokens a frame: add a line {mark.strip()} and one {END.strip()}")
     before, rest = page.split(mark)
     _, after = rest.split(END, 1)
     said = "\n".join(textwrap.fill(line, 150, break_on_hyphens=False) for line in findings(results).split("\n"))

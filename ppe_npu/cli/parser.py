@@ -322,7 +322,7 @@ def _add_demo(commands) -> None:
     parser.add_argument("--training-free", action="store_true", help=what)
     what = "another demo instead: clips of a board that changes, PVC against frame by frame (docs/pvc.md)"
     parser.add_argument("--motion", action="store_true", help=what)
-    what = "with --motion: of a frame, 1 (default) or 64, which takes ten times as long"
+    what = "with --motion: of a frame, 1 (default) or 64, which takes hours on a CPU"
     parser.add_argument("--tokens", type=int, choices=(1, 64), help=what)
     _add_json(parser)
     parser.set_defaults(run="demo:run_demo")

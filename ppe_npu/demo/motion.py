@@ -179,13 +179,14 @@ def run(job: Job) -> dict[str, Any]:
     return {"name": job.name, "seed": job.seed, **scores, "told": told, **asked}
 
 
-def squares_told(folder: Path, shown: Shown, boards: int = 2_000) -> float:
+def squares_told(folder: Path, shown: Shown, boards: int | None = None) -> float:
     """Of a fifth of random boards, the share of squares that a linear layer, fitted on the others, tells from a token
     that shows them: whether a model, before any training, sees what it is to compare."""
     import torch
 
     from ppe_npu.checkpoints.loading import load_model
 
+    boards = boards or max(200, 32_000 // shown.patches**2)
     drawn = np.random.default_rng(3).integers(0, 2, (boards, clips.SQUARES, clips.SQUARES))
     squares = torch.from_numpy(2.0 * drawn - 1).float()  # as the processor scales dark and light
     pixels = squares.repeat_interleave(shown.square, 1).repeat_interleave(shown.square, 2)
@@ -232,8 +233,8 @@ def findings(results: list[dict[str, Any]]) -> str:
     lines += [
         f"Accuracy in [0, 1] over {SPLITS['test'][0]} unseen clips, with 95 % Wilson intervals. Clearly: the intervals "
         f"of a seed do not touch. {counted(one['tokens'], 'token')} a frame, {clips.FRAMES} frames a clip, "
-        f"{one['steps']:,} steps of {one['clips']} clips. Before any training a linear layer tells from one of a "
-        f"frame's tokens {min(found['told'] for found in results):.1%} or more of the squares of unseen boards."
+        f"{one['steps']:,} steps of {one['clips']} clips. Before any training a linear layer tells from a "
+        f"token {min(found['told'] for found in results):.1%} or more of the squares that it shows of unseen boards."
     ]
     return "\n".join(lines) + "\n"
 

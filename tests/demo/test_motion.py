@@ -123,7 +123,8 @@ def test_the_report_says_who_has_learned_anything():
 
 
 def test_the_page_is_given_the_table_and_the_findings():
-    page = document_motion.PAGE.read_text(encoding="utf-8")
+    other = document_motion.start(64) + "another table\n" + document_motion.END
+    page = document_motion.PAGE.read_text(encoding="utf-8").partition(document_motion.start(64))[0] + other
     rows = [result(motion.FRAMEWISE, 0, 0.1, 0.2), result("PVC", 0, 0.8, 0.9)]
     found = document_motion.written(page, rows)
     assert motion.table(rows) in found
@@ -131,6 +132,10 @@ def test_the_page_is_given_the_table_and_the_findings():
     assert document_motion.written(found, rows) == found
     kept = [text.split(mark, 1)[at] for text in (page, found) for mark, at in MARKS]
     assert kept[:2] == kept[2:]
+    with pytest.raises(SystemExit, match="no place for 16 tokens a frame"):
+        document_motion.written(page, [row | {"tokens": 16} for row in rows])
+    with pytest.raises(SystemExit, match="run the demo again"):
+        document_motion.written(page, [{key: row[key] for key in row if key not in ASKED} for row in rows])
 
 
 @pytest.mark.ci
@@ -138,7 +143,7 @@ def test_the_page_is_given_the_table_and_the_findings():
 def test_a_frame_s_tokens_tell_its_squares_before_any_training(tmp_path, shown):
     motion.build(tmp_path / "start", 0, shown)
     assert motion.squares_told(tmp_path / "start", shown, 1_000 if shown is motion.SMALL else 100) > 0.95
-    assert "tells from one of a frame's tokens 91.0% or more" in motion.findings(
+    assert "tells from a token 91.0% or more" in motion.findings(
         [result(name, seed, 0, 1) for seed in (1, 2) for name in motion.NAMES]
     )
 

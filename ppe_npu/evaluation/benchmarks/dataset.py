@@ -234,11 +234,18 @@ class Choice(Dataset):
         return float(self.letter(answer, sample) == sample["GT"])
 
 
-def lettered(options: Sequence[str]) -> str:
+def lettered(options: Any) -> str:
     """Options as lines "A. ..."."""
-    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options))
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, several(options)))
 
 
-def bracketed(options: Sequence[str]) -> str:
+def bracketed(options: Any) -> str:
     """Options as lines "(A) ..."."""
-    return "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options))
+    return "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, several(options)))
+
+
+def several(values: Any) -> Sequence[Any]:
+    """A list of the data; raises TypeError for a text in its place, whose letters would be its members."""
+    if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
+        return values
+    raise TypeError(f"{shown(values)} is no list")

@@ -27,7 +27,7 @@ class GQA(Dataset):
             "index": row["id"],
             "prompt": self.form.format(question=row["question"]),
             "GT": row["answer"],
-            "type": row.get("types", {}).get("structural", "all"),
+            "type": row.get("types", {}).get("structural") or "all",
             "image_path": str(self.root / "images" / f"{row['imageId']}.jpg"),
         }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.data.pictures import image_size
-from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row, Sample
+from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row, Sample, several
 from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image, read_json
 from ppe_npu.evaluation.metrics import boxes, mean_by
 
@@ -70,7 +70,7 @@ class RefCOCO(Grounding):
         self._table = Parquet(paths, large=["image"])
         for number, row in enumerate(self._table.rows):
             split = _split(self._table.path(number))
-            for at, expression in enumerate(row["answer"]):
+            for at, expression in enumerate(several(row["answer"])):
                 yield {
                     **row,
                     "number": number,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row, Sample, mean_of_shares
+from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row, Sample, mean_of_shares, several
 from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
 from ppe_npu.evaluation.metrics.ocrbench_v2 import ocrbench_v2_score
 from ppe_npu.evaluation.metrics.reading import Reader
@@ -68,7 +68,7 @@ class OCRBenchV2(Dataset):
         fields = {
             "index": row["id"],
             "prompt": self.form.format(question=row["question"].strip()),
-            "GT": [str(truth) for truth in truths],
+            "GT": [str(truth) for truth in several(truths)],
             "type": row["type"],
             "eval": row["eval"],
             "bbox": row["bbox"],

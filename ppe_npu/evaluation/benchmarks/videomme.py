@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ppe_npu.evaluation.benchmarks.dataset import Choice, Row
+from ppe_npu.evaluation.benchmarks.dataset import Choice, Row, several
 from ppe_npu.evaluation.benchmarks.readers import Parquet, read_srt
 from ppe_npu.evaluation.metrics import first_capital, mean_by
 
@@ -39,7 +39,7 @@ class VideoMME(Choice):
 
     def prompt(self, row: Row) -> str:
         """The text of a question."""
-        return self.form.format(question=row["question"], options="\n".join(row["options"]))
+        return self.form.format(question=row["question"], options="\n".join(several(row["options"])))
 
     def letter(self, answer: str, sample: Row) -> str:
         return first_capital(answer)
@@ -67,4 +67,6 @@ class VideoMMESubtitles(VideoMME):
         path = self.root / "subtitle" / f"{row['videoID']}.srt"
         # Videos without speech have no file: the page's own words for that.
         subtitles = "\n".join(read_srt(path)) if path.is_file() else "No subtitles available"
-        return self.form.format(question=row["question"], options="\n".join(row["options"]), subtitles=subtitles)
+        return self.form.format(
+            question=row["question"], options="\n".join(several(row["options"])), subtitles=subtitles
+        )
