@@ -13,7 +13,7 @@ from typing import Any
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.evaluation.decoding import beside_greedy
 from ppe_npu.evaluation.protocols import names
-from ppe_npu.evaluation.rows import FAULTS, fault_of, question
+from ppe_npu.evaluation.rows import FAULTS, fault_of, is_key, question
 from ppe_npu.evaluation.run_protocol import compared, label
 from ppe_npu.files import check_regular
 from ppe_npu.utils.paths import real_place
@@ -32,12 +32,15 @@ def read_sample(benchmark: Any, number: int, key: int | str | None = None) -> An
 
     Args:
         key: the index that the row is known by; a sample with another one is Unreadable under this one. None: not known
-            yet; an Unreadable is then called "row <number>".
+            yet; an Unreadable is then known by its own index, by which metrics put samples together, half characters
+            spelt out; or as "row <number>" where that cannot be read either.
     """
     known, kept = f"row {number}" if key is None else key, {}
     try:
         sample = benchmark[number]
         index, _ = sample["index"], sample["prompt"]
+        if key is None and is_key(index):
+            known = _spelt(index) if isinstance(index, str) else int(index)
         kept = {name: _spelt(sample.get(name)) for name in ("type", "GT")}
         question(sample)
     except FAULTS as error:  # a benchmark's own code: its other samples are still to be asked

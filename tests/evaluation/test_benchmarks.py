@@ -169,6 +169,23 @@ def test_a_row_that_is_half_a_character_keeps_its_type(root, tmp_path):
     assert "half a character" in sample["error"]
 
 
+@pytest.mark.parametrize("key", ["set_id", "question"])
+def test_a_row_that_is_half_a_character_stays_in_its_group(root, tmp_path, key):
+    """Sets, figures and questions are told by the index: "row 0" is in none of them."""
+    data = benchmark_files.copy(root / "hallusionbench", tmp_path / "hallusionbench")
+    rows = [row for row in readers.read_json(data / "HallusionBench.json") if str(row["visual_input"]) != "0"]
+    rows[0][key] = "what?\ud800"
+    (data / "HallusionBench.json").write_text(json.dumps(rows))
+    benchmark = benchmarks.load("hallusionbench", tmp_path)
+    samples = [read_sample(benchmark, number) for number in range(len(benchmark))]
+    assert "half a character" in samples[0]["error"]
+    keys = ("category", "subcategory", "set_id", "figure_id", "question_id")
+    assert samples[0]["index"] == "/".join(str(rows[0][key]) for key in keys).replace("\ud800", r"\ud800")
+    assert read_sample(benchmark, 0, samples[0]["index"]) == samples[0]
+    metrics = benchmark.metrics([{"score": None, **samples[0]}, *({"score": 1.0, **other} for other in samples[1:])])
+    assert 0 < metrics["aAcc"] < 1
+
+
 def test_a_first_picture_that_cannot_be_read_takes_no_other_with_it(tmp_path):
     good, bad = {"bytes": benchmark_files.picture()}, {"bytes": b"no picture"}
     row = {"question": "Which? Options: A: red, B: blue", "answer": "A", "category": "math", "l2_category": ["x"]}
