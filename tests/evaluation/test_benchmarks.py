@@ -217,14 +217,17 @@ def test_an_unknown_type_of_question_is_named(root, tmp_path):
         ("ocrbench", "OCRBench.json", "type", {"a": []}, r"row 0 .*TypeError: type .*\[\]} is no text"),
         ("scienceqa", "problems.json", "choices", "red", r"row \d+ below .*TypeError: 'red' is no list"),
         ("ocrbench", "OCRBench.json", "type", False, r"row 0 .* has another form \(TypeError: type False is no text"),
+        ("longvideobench_v", "lvb_val.json", "subtitle_path", None, r"below .* \(KeyError: 'subtitle_path'\)"),
         ("mvbench", "json/action_localization.json", "start", False, r"row \d+ below .*: start=False must be a number"),
     ],
 )
 def test_a_value_that_no_reader_foresees_is_of_its_row(root, tmp_path, name, table, key, value, reason):
-    data = benchmark_files.copy(root / name, tmp_path / name)
+    folder = benchmark_files.folder_of(name)
+    data = benchmark_files.copy(root / folder, tmp_path / folder)
     rows = readers.read_json(data / table)
     for row in rows.values() if isinstance(rows, dict) else rows:
-        row[key] = value
+        row.pop(key)
+        row.update({} if value is None else {key: value})
     benchmark_files.dump(data / table, rows)
     with pytest.raises(InputError, match=f"^{name}: .*({reason})"):
         benchmarks.load(name, tmp_path)

@@ -86,7 +86,7 @@ class Dataset(ABC):
         self._refuse([pattern for pattern in self.needs if not self.files(pattern)])
         with self._of_its_form(f"{self.name}: what stands below {self.root}"):
             self.rows = list(self.read())
-        self._check_rows()
+            self._check_rows()
 
     def use(self, protocol: Protocol) -> None:
         """Ask and score as a protocol says: its prompt, its rule, its draws."""
