@@ -16,7 +16,7 @@ from ppe_npu.data.inputs import VideoSampling, build_inputs
 from ppe_npu.data.sampling import Drawn
 from ppe_npu.data.tiles import frame_ids
 from ppe_npu.data.videos import load_video, planned_video, video_header
-from ppe_npu.demo import clips
+from ppe_npu.demo import clips, motion
 from ppe_npu.errors import InputError
 from ppe_npu.models import compress
 from ppe_npu.models.pvc import PVCConfig, add_pvc, load_pvc
@@ -145,7 +145,7 @@ def _train_until(config, step):
 
 
 def test_drawn_frames_are_within_bounds_and_the_same_wherever_a_video_lies(tmp_path, monkeypatch):
-    film = clips.make_clip(__import__("numpy").random.default_rng(0)).pixels()
+    film = clips.make_clip(__import__("numpy").random.default_rng(0)).pixels(4)
     sampling = Drawn.of(VideoSampling(max_pixels=99), (2, 6), seed=3)
     counts = []
     (tmp_path / "link").symlink_to(tmp_path / "clips")
@@ -197,7 +197,7 @@ def test_on_qwen2_5_vl_pictures_become_videos_in_their_places(internvl):
     from ppe_npu.demo import tiny
 
     vocabulary = tiny.vocabulary_of(clips.WORDS)
-    processor = tiny.build_processor(vocabulary, clips.SIDE, temporal_patch_size=1)
+    processor = tiny.build_processor(vocabulary, motion.SMALL.side, temporal_patch_size=1)
     model = tiny.build_model(0, vocabulary, temporal_patch_size=1, tokens_per_second=clips.RATE)
     model = compress(add_pvc(model, PVCConfig(blocks=1, time_width=16, showings=3)), DENSE)
     records = read_records(internvl[1])

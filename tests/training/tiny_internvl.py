@@ -85,10 +85,10 @@ def write_records(folder: Path, count: int = 6) -> Path:
         turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
         row = {"id": str(number), "conversations": turns}
         if number % 2:
-            Image.fromarray(clip.pixels()[0]).resize((40, 20)).save(folder / f"{number}.png")
+            Image.fromarray(clip.pixels(4)[0]).resize((40, 20)).save(folder / f"{number}.png")
             row["image"] = f"{number}.png"
         else:
-            clips.write_clip(folder / f"{number}.mov", clip.pixels())
+            clips.write_clip(folder / f"{number}.mov", clip.pixels(4))
             row["video"], turns[0]["value"] = f"{number}.mov", f"<video>\n{question}"
         rows.append(json.dumps(row))
     (folder / "data.jsonl").write_text("\n".join(rows) + "\n")
