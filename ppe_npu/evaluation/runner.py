@@ -6,14 +6,16 @@ results.json (written when all samples are there) and .work (which process answe
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, UserError
 from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.identity import Unreadable, benchmark_identity, check_settings, read_sample
 from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, run_method, run_title, score, summarise
@@ -21,6 +23,7 @@ from ppe_npu.evaluation.rows import FAULTS, QUESTION, fault, fault_of, question,
 from ppe_npu.evaluation.sharing import Share
 from ppe_npu.evaluation.tuned import tuned_with
 from ppe_npu.files import write_json
+from ppe_npu.utils.escape import printable
 from ppe_npu.utils.progress import Progress
 from ppe_npu.utils.reading import checksum
 
@@ -139,7 +142,7 @@ class Evaluation:
             self._numbers[sample["index"]], self._asked[sample["index"]] = number, _digest(sample)
         self._measures = self._measured()
         self._share = Share(self.output, self._order(), self._wrong)
-        self._warm = False
+        self._warm = self._told = False
 
     def _sample(self, key: int | str) -> Sample:
         return read_sample(self.benchmark, self._numbers[key], key)
@@ -243,10 +246,12 @@ class Evaluation:
             done = self.answers.answer(prepared.result())
         except FAULTS as error:  # whatever it is, the other samples are still to be answered
             reason, memory = fault_of(error), self.answers.out_of_memory(error)
+            told = "" if memory or isinstance(error, UserError) else "".join(traceback.format_exception(error))
         else:
             return self._predictions(samples, done)
         # Here the error is gone, and with it the tensors that its traceback held.
         if len(samples) == 1:
+            self._tell(told, samples[0])
             return [_failure(samples[0], reason)]
         if memory:  # batches of as many tokens would fail again
             longest = max(self._measures[sample["index"]].before for sample in samples)
@@ -255,6 +260,13 @@ class Evaluation:
         half = len(samples) // 2
         parts = samples[:half], samples[half:]
         return [row for part in parts for row in self._answer(part, reader.submit(self.answers.prepare, part), reader)]
+
+    def _tell(self, told: str, sample: Sample) -> None:
+        """Print the first traceback that is no user's to mend: the line of results has its last line alone."""
+        if told and not self._told:
+            self._told = True
+            whose = f"ppe-npu: sample {printable(str(sample['index']))} failed by no fault of yours"
+            print(f"{told}{whose}: please report all of this", file=sys.stderr)
 
     def _predictions(self, samples: Sequence[Sample], done: Any) -> list[dict[str, Any]]:
         """The lines of a batch; what only the batch knows is shared evenly."""

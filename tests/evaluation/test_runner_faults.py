@@ -52,6 +52,24 @@ def test_a_row_that_cannot_be_read_is_recorded_and_the_rest_goes_on(model, tiny_
     assert sorted(row["index"] for row in rows(tmp_path)) == ["q0", "q1", "q3", "row 2"]
 
 
+@pytest.mark.parametrize(("error", "told"), [(KeyError("ours"), 1), (InputError("theirs"), 0)])
+def test_a_fault_of_ours_in_a_sample_keeps_its_first_traceback(
+    model, tiny_processor, tmp_path, monkeypatch, capsys, error, told
+):
+    """Every sample is asked and has its line; where it broke is printed once, with a request for a report."""
+
+    def breaks(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("ppe_npu.models.vision_language.make_plan", breaks)
+    results = evaluate(model, tiny_processor, Rotten(()), tmp_path, batch_size=3, max_new_tokens=1)
+    assert results["errors"] == 4
+    assert {row["error"] for row in rows(tmp_path)} == {f"{type(error).__name__}: {error}"}
+    err = capsys.readouterr().err
+    assert err.count("Traceback") == err.count("failed by no fault of yours: please report all of this") == told
+    assert ("in breaks" in err) == bool(told)
+
+
 def test_a_row_that_turns_bad_while_the_run_goes_on_is_recorded(model, tiny_processor, tmp_path, monkeypatch):
     benchmark, prepare = Rotten(()), answers.ModelAnswers.prepare
 
