@@ -51,10 +51,10 @@ class Squares:
         """
         squared, norms = self._squared[: len(sizes)], self._norms[: len(sizes)]
         whole = all(size == squared.shape[1] for size in sizes)
+        if not whole:
+            squared.fill_(torch.inf)
+            norms.zero_()
         for number, size in enumerate(sizes):
-            if not whole:
-                squared[number].fill_(torch.inf)
-                norms[number, size:] = 0
             _multiply(self._frame(part.start + number, size), squared[number, :size, :size])
             if not whole:
                 self._finish(squared[number : number + 1, :size, :size], norms[number : number + 1, :size])

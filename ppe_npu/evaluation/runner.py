@@ -246,7 +246,8 @@ class Evaluation:
             done = self.answers.answer(prepared.result())
         except FAULTS as error:  # whatever it is, the other samples are still to be answered
             reason, memory = fault_of(error), self.answers.out_of_memory(error)
-            told = "" if memory or isinstance(error, UserError) else "".join(traceback.format_exception(error))
+            ours = not (self._told or memory or isinstance(error, UserError))
+            told = "".join(traceback.format_exception(error)) if ours else ""
         else:
             return self._predictions(samples, done)
         # Here the error is gone, and with it the tensors that its traceback held.
@@ -263,9 +264,9 @@ class Evaluation:
 
     def _tell(self, told: str, sample: Sample) -> None:
         """Print the first traceback that is no user's to mend: the line of results has its last line alone."""
-        if told and not self._told:
+        if told:
             self._told = True
-            whose = f"ppe-npu: sample {printable(str(sample['index']))} failed by no fault of yours"
+            whose = f"ppe-npu: sample {printable(sample['index'])} failed by no fault of yours"
             print(f"{told}{whose}: please report all of this", file=sys.stderr)
 
     def _predictions(self, samples: Sequence[Sample], done: Any) -> list[dict[str, Any]]:
