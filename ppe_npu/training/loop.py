@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 from transformers import PreTrainedModel, Trainer
 
 from ppe_npu.checkpoints.compressed import note_compression
-from ppe_npu.compat import adapt_unwrap_model
+from ppe_npu.compat import adapt_unwrap_model, drop_unknown_types
 from ppe_npu.errors import FileError, TrainingError
 from ppe_npu.files import put_folder, remove, write_json, writing
+from ppe_npu.models import base_of
+from ppe_npu.models.failing import check_alone
 from ppe_npu.models.forward_pass import KEYWORD, ForwardPass
 from ppe_npu.models.loss import Distillation
 from ppe_npu.training.adapters import adapter_weights, set_adapter_weights, write_adapter
@@ -110,7 +113,12 @@ class CompressedTrainer(Trainer):
     def training_step(self, model, inputs, *args, **kwargs) -> torch.Tensor:
         notes = {name: inputs.pop(name, []) for name in NOTES}
         self._note_skipped(notes["skipped"])
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        try:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        except Exception as error:
+            if not self.meter.tokens and self.args.world_size == 1 and not self.is_deepspeed_enabled:
+                self._check_alone(notes["sample_ids"], error)
+            raise
         for meter in (self.meter, self.window):
             meter.add(self.model.compression.report)
         if not torch.isfinite(loss):
@@ -151,6 +159,16 @@ class CompressedTrainer(Trainer):
             for name, reason in skipped:
                 row = {"step": self.state.global_step + 1, "id": name, "reason": reason}
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    @torch.no_grad()
+    def _check_alone(self, names: Sequence[str], error: Exception) -> None:
+        """Raise InputError if the model fails on one of these records without compression and packing, too."""
+        model = base_of(self.model)
+        for record in (record for record in self.train_dataset.records if record.id in names):
+            inputs = self.data_collator([replace(record, independent=False)])
+            inputs = self._prepare_inputs({key: inputs[key] for key in inputs.keys() - {*NOTES, "labels"}})
+            with self.compute_loss_context_manager():
+                check_alone(model, partial(model, **drop_unknown_types(model, inputs)), error)
 
     def _guilty(self, names: Sequence[str]) -> list[str]:
         """Those of a batch's samples whose own loss is not finite. With several processes, all of them: one process

@@ -1,6 +1,7 @@
 """A model that fails without compression, too, is the user's to mend; what fails with compression alone is ours."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from ppe_npu.errors import FileError, InputError
 from ppe_npu.evaluation.generation import generate
 from ppe_npu.models import compress
 from ppe_npu.models.failing import check_alone
+from ppe_npu.training.args import TrainConfig
+from ppe_npu.training.trainer import train
 
 INPUTS = batch(Prompt([3, ("image", (1, 4, 4)), 5]))
 
@@ -107,11 +110,43 @@ def test_nothing_is_tried_again_behind_an_error_that_says_enough(error):
     check_alone(random_model(), lambda: pytest.fail("was called"), error)
 
 
-def test_the_command_names_a_checkpoint_whose_files_do_not_fit(run, tiny_folder, tmp_path, write_image):
+@pytest.fixture(name="folder")
+def checkpoint_that_does_not_fit(tiny_folder, tmp_path):
     """Windows smaller than a patch: transformers' tower divides by them."""
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["window_size"] = 1
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+WORDS = "without compression, too (ZeroDivisionError: "
+
+
+def test_the_command_names_a_checkpoint_whose_files_do_not_fit(run, folder, write_image):
     asked = ("describe", "--model", folder, "--image", write_image("a.png"), "--compression", "dense")
-    refused(run(*asked), folder, "without compression, too (ZeroDivisionError: ")
+    refused(run(*asked), folder, WORDS)
+
+
+@pytest.mark.parametrize("more", [{}, {"adapter": {"kind": "lora", "rank": 2}}])
+@pytest.mark.parametrize("independent", [False, True])
+def test_training_names_it_in_its_first_step(folder, tmp_path, write_image, independent, more):
+    write_image("a.png")
+    turns = [{"from": "human", "value": "<image>shape red"}, {"from": "gpt", "value": "shape red 3"}]
+    records = [{"image": "a.png", "conversations": turns, "independent": independent}]
+    data, output = tmp_path / "data.json", tmp_path / "run"
+    data.write_text(json.dumps(records))
+    settings = {"model": str(folder), "data": str(data), "output": str(output), "device": "cpu", "max_steps": 1, **more}
+    with pytest.raises(InputError, match=re.escape(f"{folder} fails in transformers, {WORDS}")):
+        train(TrainConfig(**settings))
+
+
+def test_what_training_alone_fails_in_stays_ours(tiny_folder, tmp_path, write_image, monkeypatch):
+    write_image("a.png")
+    turns = [{"from": "human", "value": "<image>shape red"}, {"from": "gpt", "value": "shape red 3"}]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"image": "a.png", "conversations": turns}]))
+    monkeypatch.setattr("ppe_npu.engine.compression.find_spans", None)
+    settings = {"model": tiny_folder, "data": str(data), "output": str(tmp_path / "run"), "device": "cpu"}
+    with pytest.raises(TypeError):
+        train(TrainConfig(**settings, max_steps=1))
