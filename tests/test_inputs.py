@@ -252,6 +252,8 @@ def test_arguments_of_another_kind_are_named(tiny_processor, write_image, wrong)
         for processor in (wrong, None, tiny_processor.tokenizer, torch.nn.Linear(1, 1)):
             with pytest.raises(InputError, match=r"^processor is of type .*: give the checkpoint's"):
                 build_inputs(processor, messages)
+    with pytest.raises(InputError, match=r"^sampling is of type "):
+        load_video("a.mp4", wrong)
     inputs = build_inputs(tiny_processor, messages)
     with pytest.raises(InputError, match=r"^device is "):
         to_device(inputs, wrong if wrong != 3 else "cpu:x", torch.float32)

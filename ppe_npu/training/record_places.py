@@ -57,7 +57,8 @@ _DRAWN = re.compile(
     rf"[=:]\s*\\?[\"']?{_SHOWN}"
     rf"|(?-i:{_OTHER})<(?:{_WORD}|image|video|fig|figure|screenshot)s?\s*/?>)"
     rf"|!\[[^\]\n]{{0,500}}\]\(\s*<?(?i:{_SHOWN}|[^()\n<>]{{1,300}}\.(?:{_PICTURE}|{_FILM})\b)"
-    r"|(?<![\w\\])!\[[^\]\n]{1,500}\]\[[^\]\n]{0,100}\]|!\[\[[^\]\n]{1,300}\]\]"
+    r"|!\[[^\]\n]{1,300}\]\[[^\]\n]{0,100}\](?=(?s:.{0,4000}?)\n[ \t]*\[[^\]\n]{1,100}\]:[ \t]*"
+    rf"<?(?i:{_SHOWN}))|!\[\[[^\]\n]{{1,300}}\]\]"
     r"|(?i:\[img[^\]\n]{0,100}\][^\[\n]{1,500}\[/img\])"
     rf"|(?<![\w\]}}$=\\'\"{{(])\{{\{{?\s*(?i:image|video|{_WORD})s?(?:[_ ]?\d{{1,3}})?\s*\}}?\}}"
     r"(?!['\"\w]|\s*(?:=|from\b))"
@@ -77,7 +78,11 @@ _ALONE = re.compile(
     re.IGNORECASE,
 )
 _DATA = re.compile(rf"data:(?:image|video)/[\w.+-]+;base64,|{_BASE64}")  # a file itself on a line
-_BESIDE = re.compile(r"[\w./-]+\.(?:txt|md|pdf|docx?|csv|json|xml|ya?ml|html?|css|m?js|py|c|cpp|java|go|rs|sh|zip|svg)")
+_BESIDE = re.compile(
+    r"[\w./-]+\.(?:txt|md|pdf|docx?|csv|json|xml|ya?ml|toml|ini|log|html?|css|m?js|tsx?|py|ipynb|c|cpp|h|java|go|rs|rb|php"
+    r"|sh|tex|zip|gz|svg|ico|npy|npz|pfm|pt|pth|pkl|wav|mp3)",
+    re.IGNORECASE,
+)
 _WRAPPED = re.compile(
     r"(?!<image>|<video>)<((?i:image|img|video|vid|pic|picture|photo))>\s*(?:(?:<image>|<video>)\s*)+</(?i:\1)>"
 )

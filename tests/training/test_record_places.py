@@ -16,7 +16,8 @@ PLACES = [
     "<picture>", "<photo>", "<PHOTO>", "<frame>", "<figure>", "<screenshot>", "<images>", "<img\n src='b.png'",
     '<img src="b.png"', "<IMG SRC=b.JPG", '<img width="9" alt="a > b" src="x/b.png?v=1', '<img src="https://',
     '<img src=\\"b.png', '<img src="data:', "<video controls><source src='b.mp4", "<image: b.png", "<embed src=b.gif",
-    "![](b.png", "![a cat](x/b c.png", "![a](https://", "![a](data:", "![a](attachment:", "![a][1]", "![[b.png]]",
+    "![](b.png", "![a cat](x/b c.png", "![a](https://", "![a](data:", "![a](attachment:",
+    "![a cat][1] here\n\n[1]: b.png", "![[b.png]]",
     "[img]https://x.y/b[/img]", "[IMG width=9]b.png[/IMG]", "{image}", "{{image}}", "{{ img }}", "{image_1}", "<图片>",
     "[图片]", "<图1>", "data:image/png;base64,", "iVBORw0KGgoAAAANSUhEUgAAAAkAAAAJ",
 ]  # fmt: skip
@@ -33,7 +34,7 @@ INNOCENT = [
     "Rename cat.jpg",
     "Save it as cat.jpg.", "My file is called\ncat.txt\nand not\ncat.jpg", "$ ls\na.png\nb.py\nc.jpg", "See [a](b.png)",
     "[image](https://x.y/z) [Video](z.mp4) [1]", "[![](", "a![b]",
-    "vec![image][0]", "frames[video] + x[IMG] - t[image]",
+    "vec![image][0]", "[!a]![APap][Mm]", "frames[video] + x[IMG] - t[image]",
     "plot([image])", "a = [image]", '{"image": "a.png", "n": 1}', '[\n  "a.png",\n  "b.png"\n]', "{'img': image}",
     r"\includegraphics[width=3cm]{image} \begin{frame} \begin{picture}", "$\\{x < 3 \\mid x > image\\}$", "{imagine}",
     "src={image} ${image} f'{image}' \"{image}\"", "import {image} from './x'", "`<img>` and `<picture>` in HTML",
