@@ -36,7 +36,8 @@ _DEPTH = 4  # of lists and objects in which a file's name is looked for
 _TEMPLATES = re.compile(r"<\|(?:vision_start|vision_end|vision_pad|image_pad|video_pad)\|>")
 _WORD = r"img|vid|media|pic|picture|photo|frame"  # beside image and video
 _PART = (
-    r"(?:[ _:#.-]{0,2}(?:\d{1,4}|token|soft_token|pad|placeholder|plh|ph|context|here|patch|start|begin|end|content))"
+    r"(?:[ _:#.-]{0,2}(?:\d{1,4}|(?:soft_)?tokens?|pad|placeholder|plh|ph|context|here|patch|start|begin|end|content"
+    r"|sep|break|newline|embeds?|features?))"
 )
 _OF = r"(?:(?:start|begin|end)_of_|fake_token_around_|global[-_]|vila/)"
 _OTHER = "(?!<image>|<video>|(?<=[A-Za-z0-9_])<[A-Z][a-z]+>)"  # neither ours nor a type: List<Image>
@@ -53,7 +54,7 @@ _OPENING = re.compile(r"[<\[{【]")  # with which all of these begin
 _SHOWN = rf"(?:[^\s\"'<>()]{{0,500}}\.(?:{_PICTURE}|{_FILM})\b|(?:https?|file|s3|gs|oss|hf)://|data:|attachment:)"
 # A file in a tag of HTML and the like, in Markdown's and a forum's ways; words that are tags, or to be filled in.
 _DRAWN = re.compile(
-    rf"(?i:<(?:image|video|source|embed|{_WORD})\b(?:[^<>\"']|\"[^\"<]{{0,300}}\"|'[^'<]{{0,300}}'){{0,500}}?"
+    rf"(?i:<(?:image|video|source|embed|object|{_WORD})\b(?:[^<>\"']|\"[^\"<]{{0,300}}\"|'[^'<]{{0,300}}'){{0,500}}?"
     rf"[=:]\s*\\?[\"']?{_SHOWN}"
     rf"|(?-i:{_OTHER})<(?:{_WORD}|image|video|fig|figure|screenshot)s?\s*/?>)"
     rf"|!\[[^\]\n]{{0,500}}\]\(\s*<?(?i:{_SHOWN}|[^()\n<>]{{1,300}}\.(?:{_PICTURE}|{_FILM})\b)"
@@ -137,7 +138,7 @@ def _place(text: str, alone: bool) -> str | None:
         text = _CODE.sub("``", text)
         if found := _DRAWN.search(text) or (_BRACKETS.search(text) if alone else None):
             return found[0]
-    lines = [line.strip() for line in _CODE.sub("``", text).splitlines()]
+    lines = [line.strip().strip("<>") for line in _CODE.sub("``", text).splitlines()]
     names = alone and not any(map(_BESIDE.fullmatch, lines))  # else it is a list of files of every kind
     return next((line for line in lines if _DATA.match(line) or (names and _ALONE.fullmatch(line))), None)
 

@@ -9,7 +9,8 @@ from test_record_keys import GOOD, TEXT, reasons, turns
 # What stands for a picture in the texts of other programs, whatever else the record has.
 PLACES = [
     "<image_1>", "<image 2>", "<image1>", "<|image|>", "<|image_1|>", "<ImageHere>", "<IMAGE>", "<Video>", "<|video|>",
-    "<VideoHere>", "<start_of_image>", "<|begin_of_video|>", "<image_soft_token>", "<IMG_CONTEXT>", "<|img|>", "<img1>",
+    "<VideoHere>", "<start_of_image>", "<|begin_of_video|>", "<image_soft_token>", "<|image_sep|>", "<image_tokens>",
+    "<IMG_CONTEXT>", "<|img|>", "<img1>",
     "<__media__>", "<__image__>", "<##IMAGE##>", "<|media_pad|>", "<image-placeholder>", "<vila/video>", "<im_patch>",
     "<im_start>", "<vid_end>", "<fake_token_around_image>", "<global-img>", "[IMG]", "[IMG_BREAK]", "[<IMG_PLH>]",
     "[VIDEO 1]", "[img-1]", "<img>a/b.png</img>", "<img></img>", "<img>", "<IMG>", "<Img/>", "<vid>", "<pic>",
@@ -24,7 +25,8 @@ PLACES = [
 # What is one only where the record has no picture.
 ALONE = [
     "photos/cat.jpg", "/home/me/cat.PNG", "C:\\pics\\cat.webp", "https://x.y/a.png?size=9", "a.mp4", "./a.gif",
-    "Image: a/cat.jpg", "image 1: https://x.y/cat.jpg", "@a.png", "猫.jpg", "照片/小猫在睡觉的样子.jpg", "[image]",
+    "Image: a/cat.jpg", "image 1: https://x.y/cat.jpg", "@a.png", "<https://x.y/a.png>",
+    "猫.jpg", "照片/小猫在睡觉的样子.jpg", "[image]",
     "[Photo 2]", "[image: cat.png]",
 ]  # fmt: skip
 BOX = "<ref>the cat</ref><box>(1,2),(3,4)</box> <|object_ref_start|>it<|object_ref_end|><|box_start|>(1,2)<|box_end|>"
