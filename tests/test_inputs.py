@@ -12,7 +12,7 @@ from tolerances import assert_equal, codec_error
 
 from ppe_npu.checkpoints.loading import load_processor
 from ppe_npu.data import inputs as module
-from ppe_npu.data.inputs import InputError, PixelCache, VideoSampling, build_inputs, load_image, load_video
+from ppe_npu.data.inputs import InputError, PixelCache, VideoSampling, build_inputs, load_image, load_video, to_device
 
 
 def ask(text: str, **visuals):
@@ -237,6 +237,28 @@ def test_other_malformed_messages_are_refused(tiny_processor):
         build_inputs(tiny_processor, [[{"role": "user", "content": [{"type": "image"}]}]])
     with pytest.raises(InputError, match="too narrow"):
         build_inputs(tiny_processor, [ask("count", image=Image.new("RGB", (1, 201)))])
+
+
+@pytest.mark.parametrize("wrong", ["x", 3, {"fps": 1}, object()], ids=["text", "number", "mapping", "object"])
+def test_arguments_of_another_kind_are_named(tiny_processor, write_image, wrong):
+    """Whatever the conversation holds; what is wrong with them is not the messages' fault."""
+    for messages in (ask("count", image=write_image("a.png")), [{"role": "user", "content": "row"}]):
+        for name in ("sampling", "cache", "add_generation_prompt"):
+            with pytest.raises(InputError, match=f"^{name} is ") as error:
+                build_inputs(tiny_processor, messages, **{name: wrong})
+            one_line(error)
+        with pytest.raises(InputError, match=r"^padding_side="):
+            build_inputs(tiny_processor, messages, padding_side=wrong)
+        for processor in (wrong, None, tiny_processor.tokenizer, torch.nn.Linear(1, 1)):
+            with pytest.raises(InputError, match=r"^processor is of type .*: give the checkpoint's"):
+                build_inputs(processor, messages)
+    with pytest.raises(InputError, match=r"^sampling is of type "):
+        load_video("a.mp4", wrong)
+    inputs = build_inputs(tiny_processor, messages)
+    with pytest.raises(InputError, match=r"^device is "):
+        to_device(inputs, wrong if wrong != 3 else "cpu:x", torch.float32)
+    with pytest.raises(InputError, match=r"^dtype is "):
+        to_device(inputs, "cpu", wrong)
 
 
 # -- placeholders in text ----------------------------------------------------------------------------------------------

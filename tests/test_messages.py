@@ -15,6 +15,7 @@ import torch
 from bounds import bounded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from picture_files import saved
 from PIL import Image
 
 from ppe_npu.checkpoints.loading import load_processor
@@ -55,6 +56,10 @@ def test_every_form_of_a_picture_gives_the_same_inputs(tiny_processor, write_ima
         {"type": "image", "image": np.asarray(opened)},
         {"type": "image", "image": torch.from_numpy(np.array(opened)).permute(2, 0, 1)},
         {"type": "image", "base64": encoded},
+        {"type": "image", "image": encoded},
+        {"type": "image", "image": base64.encodebytes(data).decode()},
+        {"type": "image_url", "image_url": {"url": encoded}},
+        {"type": "image", "image": f"data:image/png,{encoded}"},
         {"type": "image", "url": f"data:image/png;base64,{encoded}"},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}},
         {"type": "image_url", "image_url": {"url": path}},
@@ -71,6 +76,17 @@ def test_every_form_of_a_picture_gives_the_same_inputs(tiny_processor, write_ima
     rows = np.array([{"role": "user", "content": np.array([{"image": path}, TEXT], dtype=object)}], dtype=object)
     assert same(build_inputs(tiny_processor, rows), expected), "as a row of parquet comes"
     assert same(build_inputs(tiny_processor, (tuple(user({"image": path}, TEXT)),)), expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000"])
+def test_base64_of_every_format_is_a_picture_unless_it_is_a_path(tiny_processor, tmp_path, monkeypatch, kind):
+    data = saved(Image.linear_gradient("L").convert("RGB").resize((48, 48)), kind)
+    encoded, expected = base64.b64encode(data).decode(), build_inputs(tiny_processor, user({"image": data}))
+    assert same(build_inputs(tiny_processor, user({"image": encoded})), expected)
+    monkeypatch.chdir(tmp_path)
+    name = "R0lGODlhMAAwAIQ" + "A" * 49
+    Path(name).write_bytes(data)
+    assert same(build_inputs(tiny_processor, user({"image": name})), expected)
 
 
 def test_every_form_of_a_video_gives_the_same_inputs(tiny_processor, write_clip, tmp_path):
@@ -161,6 +177,9 @@ for _ in range(3000):
     NESTED = (NESTED,)
 
 
+NESTED_TENSOR = torch.nested.nested_tensor([torch.zeros(3, 8, 8), torch.zeros(3, 4, 8)])
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -217,6 +236,11 @@ for _ in range(3000):
         (user({"type": "video", "video": ["a.png", "data:image/png;base64,%"]}), r"video, frame 2 is .*no base64"),
         (user({"type": "image", "image": "data:,AA"}), "is a file written as text"),
         (user({"type": "video", "video": "data:video/mp4;base64,A"}), "written as text .*give the file's path"),
+        (user({"type": "image", "image": "/9j/" + "A" * 61}), "part 1, image is '/9j/A.*', no base64"),
+        (user({"type": "image", "image": "Z" * 64}), "image Z+ does not exist: check the path"),
+        (user({"type": "image", "image": NESTED_TENSOR}), "message 1, part 1, image is a tensor without plain values"),
+        (user({"type": "video", "video": NESTED_TENSOR}), "message 1, part 1, video is a tensor without plain values"),
+        ([{"role": "user", "content": NESTED_TENSOR}], "message 1 has content a nested Tensor"),
         (user({"type": "image", "image": 10**5000}), "image is a int: give a path|image is <int"),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageChops
 
 from ppe_npu.errors import InputError
@@ -238,3 +239,26 @@ def _transform(stored: bytes | None, mode: str) -> Callable[[Image.Image], Image
     except (ImageCms.PyCMSError, OSError):
         return None
     return lambda part: ImageCms.applyTransform(part, made)
+
+
+def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+    """The values of a dense tensor on any device; an array is left alone.
+
+    Raises:
+        InputError: as check_dense.
+    """
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)  # a matrix has two dimensions whatever is asked of it
+    check_dense(values, name)
+    values = values.detach().cpu().resolve_conj().resolve_neg()
+    # numpy has no bfloat16 and no 8-bit floating point
+    known = values.dtype.is_complex or not values.is_floating_point() or values.dtype.itemsize > 2
+    return (values if known or values.dtype == torch.float16 else values.float()).numpy()
+
+
+def check_dense(values: Any, name: str) -> None:
+    """Raise InputError for a tensor that holds no values (of meta), or not one by one (nested, sparse, quantized)."""
+    if not isinstance(values, torch.Tensor):
+        return
+    if values.is_meta or values.is_nested or values.layout != torch.strided or values.is_quantized:
+        raise InputError(f"{name} is a tensor without plain values ({values.device}, {values.dtype}): give a dense one")

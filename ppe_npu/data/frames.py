@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppe_npu.data.colours import to_bytes
-from ppe_npu.data.pictures import as_array, load_image
+from ppe_npu.data.colours import as_array, to_bytes
+from ppe_npu.data.pictures import load_image
 from ppe_npu.data.sampling import DEFAULT_FPS, VideoSampling
 from ppe_npu.data.videos import Video, VideoFrame
 from ppe_npu.errors import InputError

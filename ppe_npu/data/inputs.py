@@ -19,7 +19,7 @@ import torch
 from ppe_npu.compat import ensure_mm_token_type_ids, resampling
 from ppe_npu.data import tiles
 from ppe_npu.data.frames import video_of_frames
-from ppe_npu.data.messages import Message, check_conversations, has_surrogates, visual_items
+from ppe_npu.data.messages import Message, check_conversations, has_surrogates, shown, visual_items
 from ppe_npu.data.pictures import load_image
 from ppe_npu.data.pixel_cache import PixelCache, cached
 from ppe_npu.data.placeholders import (
@@ -108,6 +108,11 @@ def encode(
     cache: PixelCache | None = None,
 ) -> Encoded:
     """Conversations -> token ids (not padded) and processed pixels; arguments and errors as in build_inputs."""
+    if not all(hasattr(processor, part) for part in ("apply_chat_template", "tokenizer", "image_processor")):
+        given = f"processor is of type {type(processor).__name__}"
+        raise InputError(f"{given}: give the checkpoint's, of transformers' AutoProcessor or load_processor(path)")
+    if not isinstance(add_generation_prompt, (bool, type(None))):
+        raise InputError(f"add_generation_prompt is {shown(add_generation_prompt)}: give True or False")
     checked = check_conversations(conversations)
     texts = [render(processor, messages, add_generation_prompt) for messages in checked]
     ids = processor.tokenizer(texts)["input_ids"]
@@ -161,6 +166,9 @@ def process_visuals(
     Returns:
         (Encoded.visuals; per kind what each visual's placeholder becomes, as placeholders.expand takes it).
     """
+    for name, value, kind in (("sampling", sampling, VideoSampling), ("cache", cache, PixelCache)):
+        if value is not None and not isinstance(value, kind):
+            raise InputError(f"{name} is {shown(value)}: give a {kind.__name__} of ppe_npu.data.inputs, or None")
     visuals: dict[str, torch.Tensor] = {}
     written: dict[str, list[torch.Tensor]] = {"image": [], "video": []}
     if tiles.is_tiled(processor):
@@ -318,7 +326,17 @@ def split_placeholders(
 
 
 def to_device(inputs: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
-    """Model inputs on a device, pixels in the model's dtype; seconds stay fp32, because positions come of them."""
+    """Model inputs on a device, pixels in the model's dtype; seconds stay fp32, because positions come of them.
+
+    Raises:
+        InputError: what is no device here, or no dtype.
+    """
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"dtype is {shown(dtype)}: give one of torch's, such as torch.float32")
+    try:
+        device if isinstance(device, torch.device) else torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"device is {shown(device)} ({first_line(error)}): give one that is here, or cpu") from error
     moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
     return {key: value.to(dtype) if key in _PIXELS else value for key, value in moved.items()}
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ppe_npu.data.colours import check_dense
 from ppe_npu.data.videos import Video, VideoFrame
 from ppe_npu.errors import InputError
 
@@ -37,7 +38,13 @@ _WHERE_SET = {
 }
 _PICTURE = "give a path, bytes, a Pillow picture, an array or a tensor"
 _VIDEO = "give a path, a list of frames, or an array or tensor [T, 3, H, W]"
-_WRITTEN_OUT = re.compile("data:image/[^,]*;base64,")  # a picture as text, as OpenAI's clients send it
+_WRITTEN_OUT = re.compile("data:image/[^,]*,")  # a picture as text, as OpenAI's clients send it
+# How the files of pictures begin, and how much of one as base64 says so: fewer characters may be a file's name.
+_BEGIN = re.compile(
+    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP|BM|II\*\0|MM\0\*|P[1-6]\s|....ftyp(?:avi|mif)|\0\0\0\x0cjP|\xff\x4f\xff\x51",
+    re.DOTALL,
+)
+_BARE = re.compile(r"\s*([A-Za-z0-9+/]{32})")
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple = 2, 3, 3, 3
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 60, 60, 40
@@ -71,6 +78,8 @@ def check_conversations(given: Any) -> list[list[Message]]:
 
 def shown(value: Any) -> str:
     """A value as a message repeats it: in one line, cut short."""
+    if isinstance(value, torch.Tensor) and value.is_nested:
+        return "a nested Tensor"  # which has no shape
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return f"{type(value).__name__} of shape {list(value.shape)}"
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -188,17 +197,25 @@ def _decoded(value: Any, where: str) -> bytes:
         raise InputError(f"{where} is {shown(value)}, no base64: give the file's path or its bytes") from error
 
 
+def _is_base64(text: str) -> bool:
+    """Whether a text that is no path begins as a picture's file does as base64: transformers, too, takes it for one."""
+    found = _BARE.match(text)
+    return bool(found and _BEGIN.match(base64.b64decode(found[1])) and not os.path.exists(text))
+
+
 def _picture(value: Any, where: str) -> Any:
     """A picture, or a frame of a list, as load_image takes it."""
-    if isinstance(value, str) and _WRITTEN_OUT.match(value):
+    if isinstance(value, str) and (_WRITTEN_OUT.match(value) or _is_base64(value)):
         return _decoded(value, where)
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, Image.Image, VideoFrame, np.ndarray, torch.Tensor)
     if not isinstance(value, kinds) and not hasattr(value, "read"):
         raise InputError(f"{where} is {shown(value)}: {_PICTURE}")
+    check_dense(value, where)
     return value
 
 
 def _video(value: Any, where: str) -> Any:
+    check_dense(value, where)
     if isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 4 and len(value):
         return value
     if frames := _listed(value):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ppe_npu.data.colours import low_bytes, to_bytes, to_rgb, with_exact_key
+from ppe_npu.data.colours import as_array, check_dense, low_bytes, to_bytes, to_rgb, with_exact_key
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.paths import IN_ITS_PLACE, existing_file, shown_path
 
@@ -91,7 +91,7 @@ def image_size(source: Any, name: str | None = None) -> tuple[int, int]:
         InputError: as load_image, but for what only decoding finds.
     """
     if isinstance(source, (np.ndarray, torch.Tensor)):
-        size, _ = _layout(tuple(source.shape), isinstance(source, torch.Tensor), name or "an image")
+        size, _ = _layout(source, name or "an image")
     else:
         with _opened(source, name) as (image, _):
             turned = _orientation_by_header(image) in (5, 6, 7, 8)
@@ -307,7 +307,7 @@ def _says_more_behind_pixels(file: Any) -> bool:
 
 def _of_array(values: np.ndarray | torch.Tensor, name: str) -> Image.Image:
     """load_image of an array or a tensor."""
-    (height, width), first = _layout(tuple(values.shape), isinstance(values, torch.Tensor), name)
+    (height, width), first = _layout(values, name)
     values = as_array(values, name)
     if height * width > MOST:
         most = MOST // 10**6
@@ -317,27 +317,13 @@ def _of_array(values: np.ndarray | torch.Tensor, name: str) -> Image.Image:
     return to_rgb(image, name, _factor(image.size))
 
 
-def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
-    """The values of a dense tensor on any device; an array is left alone.
-
-    Raises:
-        InputError: a tensor that holds none (of meta), or not one by one (sparse, quantized).
-    """
-    if not isinstance(values, torch.Tensor):
-        return np.asarray(values)  # a matrix has two dimensions whatever is asked of it
-    if values.is_meta or values.layout != torch.strided or values.is_quantized:
-        raise InputError(f"{name} is a tensor without plain values ({values.device}, {values.dtype}): give a dense one")
-    values = values.detach().cpu().resolve_conj().resolve_neg()
-    # numpy has no bfloat16 and no 8-bit floating point
-    known = values.dtype.is_complex or not values.is_floating_point() or values.dtype.itemsize > 2
-    return (values if known or values.dtype == torch.float16 else values.float()).numpy()
-
-
-def _layout(shape: tuple[int, ...], tensor: bool, name: str) -> tuple[tuple[int, int], bool]:
+def _layout(values: np.ndarray | torch.Tensor, name: str) -> tuple[tuple[int, int], bool]:
     """((height, width), whether channels come first)."""
-    channels = (1, 3, 4)
-    ends = [end for end in ((0, 2) if tensor else (2, 0)) if len(shape) == 3 and shape[end] in channels]
+    check_dense(values, name)
+    shape, channels = tuple(values.shape), (1, 3, 4)
+    first = (0, 2) if isinstance(values, torch.Tensor) else (2, 0)
+    ends = [end for end in first if len(shape) == 3 and shape[end] in channels]
     if 0 in shape or not (len(shape) == 2 or ends):
         raise InputError(f"{name} is an array of shape {list(shape)}: give [H, W, 3] or [3, H, W]")
-    first = bool(ends) and ends[0] == 0
-    return (shape[1:] if first else shape[:2]), first
+    leads = bool(ends) and ends[0] == 0
+    return (shape[1:] if leads else shape[:2]), leads

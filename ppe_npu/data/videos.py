@@ -126,6 +126,8 @@ def load_video(
     Raises:
         InputError: no such file, no video, no frame in it or in the clip, or one that breaks off.
     """
+    if not isinstance(sampling, VideoSampling):
+        raise InputError(f"sampling is of type {type(sampling).__name__}: give a VideoSampling of ppe_npu.data.inputs")
     if is_folder(path):
         return _load_folder(expanded(path), sampling, multiple, resizing)
     index, file = video_index(path), existing_file(path, "video")

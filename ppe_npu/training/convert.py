@@ -20,17 +20,18 @@ from ppe_npu.errors import InputError
 from ppe_npu.files import write_text
 from ppe_npu.training.record_files import read_file
 from ppe_npu.training.record_form import check_record, check_repeated
+from ppe_npu.training.record_keys import SYSTEMS
 from ppe_npu.training.records import Fault
 from ppe_npu.utils.escape import brief
 
-_ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "system": "system"}
+_ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "system": "system",
+          "developer": "system"}  # fmt: skip
 _TURNS = ("conversations", "messages", "conversation", "message")
 _ASKED, _ANSWER = ("query", "instruction", "instructions"), ("response", "output")
 _PAIRS = (*_ASKED, *_ANSWER, "history", "input")
 _FILES = {"image": ("image", "images"), "video": ("video", "videos")}
-_SYSTEM = ("system", "system_prompt", "system_message")
 _NOTHING = (None, "", [], {})
-_READ = {*_TURNS, *_PAIRS, *_SYSTEM, *(key for keys in _FILES.values() for key in keys)}
+_READ = {*_TURNS, *_PAIRS, *SYSTEMS, *(key for keys in _FILES.values() for key in keys)}
 Turn = dict[str, str]
 
 
@@ -89,7 +90,7 @@ def convert_record(raw: Any) -> dict[str, Any]:
     turns = _said(raw, files, beside)
     for kind, left in beside.items():
         _place(turns, kind, files[kind], left)
-    system = _one(raw, _SYSTEM) or None
+    system = _one(raw, SYSTEMS) or None
     own = turns[0]["value"] if turns and turns[0]["from"] == "system" else None
     if None not in (system, own) and system != own:
         raise InputError("has a system text at the top and another in its turns: keep one of them")

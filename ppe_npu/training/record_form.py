@@ -9,7 +9,8 @@ from ppe_npu.data.inputs import PLACEHOLDERS
 from ppe_npu.data.places import Room
 from ppe_npu.errors import InputError, counted
 from ppe_npu.training.record_files import Repeated
-from ppe_npu.training.record_keys import check_keys, check_tags, check_text, check_turn_keys, check_unseen, named
+from ppe_npu.training.record_keys import check_keys, check_turn_keys, named
+from ppe_npu.training.record_places import check_marks, check_places, check_text, check_unseen
 from ppe_npu.training.records import Fault, Record
 from ppe_npu.utils.escape import brief
 
@@ -54,7 +55,8 @@ def _parts(
         if held != len(given):
             raise InputError(f"{held} {PLACEHOLDERS[kind]} for {counted(len(given), kind)} in its human turns")
     independent, _ = (_flag(raw, key) for key in ("independent", "literal"))
-    check_tags(raw) if images or videos else check_unseen(raw)
+    check_places(raw) if images or videos else check_unseen(raw)
+    check_marks(raw)
     if independent:
         _check_independent(turns, len(images) + len(videos))
     return images, videos, turns, independent
@@ -130,7 +132,7 @@ def _check_turn(turn: Any) -> tuple[str, str]:
         if turn.get(theirs) not in (None, "", turn.get(ours, turn.get(theirs))) and (other is None or other != role):
             raise InputError(f"has a turn with {ours!r} and {theirs!r}, which differ: keep one of them")
     check_text(text)
-    check_turn_keys(turn)
+    check_turn_keys(turn, role)
     return role, _unicode(text, "a text in it")
 
 

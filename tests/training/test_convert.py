@@ -54,6 +54,15 @@ FORMS = {
         {"image": ["a.png"], "conversations": [
             {"from": "system", "value": "Brief."}, *ours("first", "1", "<image>row", "3")["conversations"]]},
     ),
+    "a developer": (
+        {"messages": [{"role": "developer", "content": "Brief."}, {"role": "user", "content": "row"},
+                      {"role": "assistant", "content": "3"}]},
+        {"conversations": [{"from": "system", "value": "Brief."}, *ours("row", "3")["conversations"]]},
+    ),
+    "a system text by another name": (
+        {"sysprompt": "Brief.", **ours("row", "3")},
+        {"conversations": [{"from": "system", "value": "Brief."}, *ours("row", "3")["conversations"]]},
+    ),
     "alpaca": ({"instruction": "Add", "input": "1 2", "output": "3", "source": "s"},
                {"source": "s", **ours("Add\n1 2", "3")}),
     "sharegpt": ({"conversations": ours("<video>what", "3")["conversations"], "videos": ["c.mp4"]},
@@ -155,6 +164,9 @@ def test_the_command(run, tmp_path, write_image):  # noqa: F811
     file.write_text("\n".join(map(json.dumps, [good, TALK])))
     told = check_records(file).faults[0].reason
     assert "`ppe-npu convert`" in told
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps(ours("row", "3", systemPrompt="Brief.")))
+    assert "`ppe-npu convert`" not in check_records(other).faults[0].reason, "it reads no such key"
     code, said, err = run("convert", "--data", file, "--output", out)
     assert (code, err) == (0, "")
     assert said == f"2 of 2 records are in {out}; its paths start from {tmp_path} (--data-root)\n"
