@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ppe_npu.errors import InputError, shown
-from ppe_npu.evaluation.rows import BOM, Row, encode, is_key, parse
+from ppe_npu.evaluation.rows import BOM, Row, encode, has_sums, is_key, parse, with_sums
 from ppe_npu.files import check_regular, locked, write_bytes, write_json, write_whole, writing
 
 Check = Callable[[Row], str | None]  # what is wrong with a row; None: nothing
@@ -57,6 +57,24 @@ def check_shared(output: Path, patience: float = _PATIENCE) -> None:
                 f"output {output} is not the folder that the first machine writes to: name one that all machines see"
             )
         time.sleep(min(1.0, patience / 10))
+
+
+def add_sums(folder: Path) -> None:
+    """Give the answers that the first edition left in a folder sums. Call it before settings.json says that they have.
+
+    Raises:
+        InputError: the folder's file system has no locks.
+        FileError: they cannot be written.
+    """
+    file, work = folder / "predictions.jsonl", folder / ".work"
+    if has_sums(folder) or not file.exists():
+        return
+    with writing(work):
+        work.mkdir(exist_ok=True)
+    with locked(FileLock(work / "lock"), folder):
+        data = file.read_bytes()
+        if (summed := with_sums(data)) != data:
+            write_bytes(file, summed)
 
 
 class Lines:

@@ -128,6 +128,21 @@ def test_costs_with_any_part_changed_are_reported_or_named(runs):
     check_changes(runs, lambda paths: [(path, new) for path in paths for new in [..., *JUNK]], "costs.json")
 
 
+@pytest.mark.parametrize("path", [*(("rows", "ppe 0.45", key) for key in ("counted", "ttft")), ("of",)], ids=str)
+def test_what_may_be_null_in_costs_is_as_if_it_were_not_there(runs, path):
+    path = (*path, "quartiles") if path[-1] == "ttft" else path
+    inner = costs = copy.deepcopy({**COSTS, "of": {}})
+    for key in path[:-1]:
+        inner = inner[key]
+    texts = []
+    for change in (lambda: inner.update({path[-1]: None}), lambda: inner.pop(path[-1])):
+        change()
+        write_json(runs / "b" / "costs.json", costs)
+        assert check(runs)
+        texts.append((runs / "report.md").read_text())
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize("path", [("types", "row", "count"), ("headline", "value"), ("scale", "factor")], ids=str)
 def test_what_is_lacking_is_named(runs, path):
     file = runs / "b" / "dense" / "results.json"
