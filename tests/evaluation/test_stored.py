@@ -143,6 +143,17 @@ def test_what_may_be_null_in_costs_is_as_if_it_were_not_there(runs, path):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("change", [lambda costs: costs.pop("of"), lambda costs: costs.update(of=None)])
+def test_costs_that_lost_the_marks_of_their_runs_are_not_taken_for_the_first_editions(runs, change):
+    costs = {**COSTS, "left_out": {}, "of": {"dense": "0" * 8}}
+    write_json(runs / "b" / "costs.json", costs)
+    assert check(runs)
+    change(costs)
+    write_json(runs / "b" / "costs.json", costs)
+    with pytest.raises(InputError, match=r"costs\.json holds no costs \(of=null: it has lost the marks"):
+        write_report(collect(runs), runs / "report.md", "Title")
+
+
 @pytest.mark.parametrize("path", [("types", "row", "count"), ("headline", "value"), ("scale", "factor")], ids=str)
 def test_what_is_lacking_is_named(runs, path):
     file = runs / "b" / "dense" / "results.json"
