@@ -8,7 +8,7 @@ sums: its files, in which no line has one, can be read, and are given sums where
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -186,4 +186,4 @@ def _altered(row: Row) -> str | None:
 
 def _measure(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 <= value < math.inf
+    return number and 0 <= value <= sys.float_info.max
