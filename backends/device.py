@@ -22,7 +22,7 @@ from ppe_npu.backends.finding import DeviceError
 from ppe_npu.backends.finding import resolve as resolve
 from ppe_npu.backends.precision import exact_matmul as exact_matmul
 from ppe_npu.errors import InputError
-from ppe_npu.utils.launched import environment_number
+from ppe_npu.utils.launched import check_launched, environment_number
 
 
 def _runtime(device: torch.device) -> Any:
@@ -197,7 +197,12 @@ def process_count() -> int:
 
 
 def process_rank() -> int:
-    """The rank of this process in the job; 0 without a launcher."""
+    """The rank of this process in the job; 0 without a launcher.
+
+    Raises:
+        InputError: what the environment says of it cannot be.
+    """
+    check_launched()
     return environment_number("RANK", 0)
 
 

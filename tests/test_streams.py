@@ -13,6 +13,7 @@ import pytest
 from ppe_npu import cli
 from ppe_npu.backends import device
 from ppe_npu.errors import InputError
+from ppe_npu.training import start
 
 
 def ended(code: str, **closed) -> subprocess.CompletedProcess:
@@ -57,16 +58,43 @@ def test_a_pipe_that_nobody_reads_ends_train_as_any_command(monkeypatch, tmp_pat
         assert cli.main(["train", "--model", str(tmp_path), "--data", "x", "--output", str(tmp_path / "run")]) == 141
 
 
-@pytest.mark.parametrize("value", ["x", "", "-1", "1.0", "\u0661", "9" * 5000], ids=lambda value: value[:3])
+@pytest.mark.parametrize("value", ["x", "", "-1", "1.0", "\u0661", "9" * 5000, "00x"], ids=lambda value: value[:3])
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
 def test_what_a_launcher_says_and_is_no_number_is_named(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     read = {"RANK": device.process_rank, "WORLD_SIZE": device.process_count}[name]
     with pytest.raises(
-        InputError, match=f"^environment variable {name}='.*is no whole number: unset it, or start"
+        InputError, match=f"^environment variable {name}='.*is no whole number from [01] on: unset"
     ) as error:
         read()
     assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize(
+    "said", [{"RANK": "5"}, {"LOCAL_RANK": "1"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "0"}]
+)
+def test_a_rank_of_no_process_is_named_and_nothing_is_begun(monkeypatch, tmp_path, tiny_folder, said, capfd):
+    """No process would be the first one, which writes the results."""
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    name = next(iter(said))
+    for command in (["train", "--data", "x"], ["eval"]):
+        assert cli.main([*command, "--model", str(tiny_folder), "--output", str(tmp_path / "run")]) == 2
+        assert f"environment variable {name}=" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_group_of_processes_that_cannot_be_started_is_named(monkeypatch):
+    def refuse(*_):
+        raise ValueError("`MASTER_ADDR` is not set")
+
+    monkeypatch.setattr(start, "_arguments", refuse)
+    with pytest.raises(
+        InputError, match=r"of 2 processes cannot be started \(`MASTER_ADDR` is not set\): start them by"
+    ):
+        start.start_group(None, None, 1, processes=2)
+    with pytest.raises(ValueError, match=r"^`MASTER_ADDR` is not set$"):
+        start.start_group(None, None, 1, processes=1)
 
 
 def test_a_working_directory_that_was_deleted_is_named(tmp_path, monkeypatch, capfd):
