@@ -32,7 +32,7 @@ _NO_CANN = (
     "torch cannot be imported, because torch_npu is installed and finds no CANN: on an Ascend machine source CANN's "
     "set_env.sh, anywhere else add EMULATE=1 to the make target; TORCH_DEVICE_BACKEND_AUTOLOAD=0 does without an NPU"
 )
-_TEXTS = ("prompt", "title", "run", "host", "vllm", "generation", "engine_args")  # no paths; they may be empty
+_TEXTS = ("prompt", "title", "run", "host", "vllm", "generation")  # no paths; they may be empty
 _BY_PLACE = ("folder", "bundle")  # and without a flag
 _WRITTEN = ("output", "out", "show")
 

@@ -22,6 +22,7 @@ GREEDY: Settings = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BIASES = "sequence_bias"
+_LONGEST = 60  # signs of a name in a message
 _BEAMS = ("early_stopping", "length_penalty")
 
 
@@ -130,7 +131,7 @@ def _parsed(text: str) -> tuple[str, Any]:
     if name.strip() == CHECKPOINT and not equals:
         return CHECKPOINT, True
     if not equals:
-        raise InputError(f"generation {text!r}: use {CHECKPOINT}, or name=value such as repetition_penalty=1.05")
+        raise InputError(f"generation {shown(text)}: use {CHECKPOINT}, or name=value such as repetition_penalty=1.05")
     try:
         return name.strip(), json.loads(value)
     except (ValueError, RecursionError):
@@ -141,9 +142,8 @@ def _check_name(name: str) -> None:
     if name in ("max_new_tokens", "max_length"):
         raise InputError(f"generation {name}: say max_new_tokens (--max-new-tokens) by itself")
     if name not in ASKABLE:
-        raise InputError(
-            f"generation {printable(name)} cannot be asked for: use {CHECKPOINT} or some of {', '.join(ASKABLE)}"
-        )
+        named = printable(name) if len(name) < _LONGEST else shown(name)
+        raise InputError(f"generation {named} cannot be asked for: use {CHECKPOINT} or some of {', '.join(ASKABLE)}")
 
 
 def _idle(name: str, values: Mapping[str, Any]) -> bool:
