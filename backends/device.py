@@ -7,7 +7,6 @@ which device a name stands for.
 
 import contextlib
 import functools
-import os
 import platform
 import random
 import time
@@ -23,6 +22,7 @@ from ppe_npu.backends.finding import DeviceError
 from ppe_npu.backends.finding import resolve as resolve
 from ppe_npu.backends.precision import exact_matmul as exact_matmul
 from ppe_npu.errors import InputError
+from ppe_npu.utils.launched import check_launched, environment_number
 
 
 def _runtime(device: torch.device) -> Any:
@@ -193,12 +193,17 @@ def reduces_float64(device: torch.device) -> bool:
 
 def process_count() -> int:
     """How many processes torchrun (or another launcher) has started for this job; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return environment_number("WORLD_SIZE", 1)
 
 
 def process_rank() -> int:
-    """The rank of this process in the job; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
+    """The rank of this process in the job; 0 without a launcher.
+
+    Raises:
+        InputError: what the environment says of it cannot be.
+    """
+    check_launched()
+    return environment_number("RANK", 0)
 
 
 def of_this_process(device: torch.device) -> torch.device:
@@ -210,7 +215,7 @@ def of_this_process(device: torch.device) -> torch.device:
     runtime = _runtime(device)
     if runtime is None or device.index is not None or process_count() == 1:
         return device
-    index, there = int(os.environ.get("LOCAL_RANK", "0")), runtime.device_count()
+    index, there = environment_number("LOCAL_RANK", 0), runtime.device_count()
     if index >= there:
         raise DeviceError(
             f"process {index} of this machine has no {device.type}: there are {there}; start one process per device"

@@ -6,14 +6,16 @@ torch_npu is imported here alone, and only if an NPU is asked for, or "auto" is 
 import importlib
 import importlib.util
 import logging
+import re
 
 import torch
 
-from ppe_npu.errors import UserError
+from ppe_npu.errors import UserError, shown
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("npu", "cuda", "cpu")
+_INDEX = re.compile("0|[1-9][0-9]{0,8}")
 
 
 class DeviceError(UserError, ValueError):
@@ -37,8 +39,10 @@ def resolve(name: str = "auto") -> torch.device:
     if wanted == "auto":
         return torch.device(_automatic())
     kind, _, index = wanted.partition(":")
-    if kind not in KINDS or (":" in wanted and not index.isdecimal()):
-        raise DeviceError(f"device {name!r} is unknown: use auto, npu, cuda, cpu, or one with an index, such as npu:0")
+    if kind not in KINDS or (":" in wanted and not _INDEX.fullmatch(index)):
+        raise DeviceError(
+            f"device {shown(name)} is unknown: use auto, npu, cuda, cpu, or one with an index, such as npu:0"
+        )
     problem = {"npu": _npu_problem, "cuda": _cuda_problem, "cpu": lambda: None}[kind]()
     if problem:
         raise DeviceError(f"device {name!r} cannot be used: {problem}, or use device 'auto' or 'cpu'")

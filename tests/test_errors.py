@@ -151,12 +151,14 @@ def test_packages_that_are_missing_or_broken_are_named_with_the_remedy(monkeypat
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "halved_package.py").write_text("import another_package_that_is_not_there\n")
     (tmp_path / "linked_package.py").write_text("raise OSError('libnone.so: cannot open shared object file')\n")
+    (tmp_path / "moody_package.py").write_text("raise ValueError('Key backend: x is not a valid value')\n")
     with pytest.raises(InputError, match=r"^work needs gone_package, which is not installed: pip install gone$"):
         optional("gone_package.part", "work", "gone")
     clone = re.escape(str(Path(ppe_npu.__file__).resolve().parents[1]))
     with pytest.raises(InputError, match=rf'not installed: pip install "{clone}\[eval\]"$'):
         optional("gone_package", "work", "ppe-npu[eval]")
-    for name, why in (("halved_package", "another_package_that_is_not_there"), ("linked_package", "libnone.so")):
+    reasons = {"halved": "another_package_that_is_not_there", "linked": "libnone.so", "moody": "Key backend: x"}
+    for name, why in ((f"{name}_package", why) for name, why in reasons.items()):
         with pytest.raises(InputError, match=rf"work needs {name}, which cannot be imported \(.*{why}.*pip install"):
             optional(name, "work", name)
     assert optional("json", "work", "json") is json

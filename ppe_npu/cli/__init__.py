@@ -32,7 +32,7 @@ _NO_CANN = (
     "torch cannot be imported, because torch_npu is installed and finds no CANN: on an Ascend machine source CANN's "
     "set_env.sh, anywhere else add EMULATE=1 to the make target; TORCH_DEVICE_BACKEND_AUTOLOAD=0 does without an NPU"
 )
-_TEXTS = ("prompt", "title", "run", "host", "vllm")  # arguments that are no path, and may be empty
+_TEXTS = ("prompt", "title", "run", "host", "vllm", "generation")  # no paths; they may be empty
 _BY_PLACE = ("folder", "bundle")  # and without a flag
 _WRITTEN = ("output", "out", "show")
 
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0; 1 (it ran and failed); 2 (it was asked for something impossible); 130 (stopped from the keyboard); 141 (nobody
     reads its output any more). A fault of this package is raised.
     """
+    _open_streams()
     try:
         with contextlib.redirect_stdout(_Output(sys.stdout)):
             try:
@@ -64,6 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
 
 
+def _open_streams() -> None:
+    """Where standard streams are closed (`>&-`), what is said there goes nowhere, and no file that is opened later gets
+    their numbers, to which libraries print."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
 def no_torch(error: BaseException) -> str | None:
     """Why torch cannot be imported, and the remedy; None where the error is another one."""
     if str(error).startswith("Failed to load the backend extension: torch_npu"):
@@ -77,6 +89,10 @@ def no_torch(error: BaseException) -> str | None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    try:
+        os.getcwd()
+    except OSError as error:  # torch's libraries would not be found, and say so in other words
+        raise InputError(f"the working directory cannot be read ({error.strerror}): cd to one that is there") from error
     _check_paths(args)
     module, _, function = args.run.partition(":")
     # Read when torch is loaded, below. By default torch's threads spin while they wait; on cores that are shared with
@@ -97,7 +113,9 @@ def _check_paths(args: argparse.Namespace) -> None:
             setattr(args, name, as_path(value, f"{flag} ", name in _WRITTEN))
 
 
-class _OutputError(InputError):
+class _OutputError(UserError):
+    """No InputError: commands that add to what those say would hide it."""
+
     errno = 0
 
 

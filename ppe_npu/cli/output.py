@@ -6,13 +6,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError
+from ppe_npu.utils.launched import environment_number
 from ppe_npu.utils.paths import expanded
 
 
@@ -36,7 +36,7 @@ def check_apart(flag: str, output: str | Path, read: Iterable[str | Path]) -> No
 
 
 def _is_first_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0  # device.process_rank(), which is behind an import of torch
+    return environment_number("RANK", 0) == 0  # device.process_rank(), which is behind an import of torch
 
 
 def _finite(value: Any) -> Any:

@@ -149,7 +149,7 @@ def _flops(counted: Mapping[str, Any] | None) -> float:
 
 
 def _span(cost: Mapping[str, Any]) -> str:
-    low, high = cost.get("quartiles", (cost["median"],) * 2)
+    low, high = cost.get("quartiles") or (cost["median"],) * 2
     return f"{1e3 * low:.1f} to {1e3 * high:.1f}"
 
 

@@ -8,7 +8,7 @@ read here, so that it can be reported, and asked for by name.
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,11 +21,14 @@ CHECKPOINT = "checkpoint"
 GREEDY: Settings = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BIASES = "sequence_bias"
+_LONGEST = 60  # signs of a name in a message
 _BEAMS = ("early_stopping", "length_penalty")
 
 
 def _number(value: Any) -> bool:
-    return math.isfinite(value) if isinstance(value, float) else isinstance(value, int) and not isinstance(value, bool)
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return known and abs(value) <= sys.float_info.max
 
 
 def _whole(value: Any) -> bool:
@@ -65,12 +68,12 @@ ASKABLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "suppress_tokens": _LIST,
     "begin_suppress_tokens": _LIST,
     "bad_words_ids": ("a list of lists of token ids", lambda value: isinstance(value, list) and all(map(_ids, value))),
-    "sequence_bias": ("a list of [token ids, bias]", _biases),
+    _BIASES: ("a list of [token ids, bias]", _biases),
     "forced_eos_token_id": ("a token id, or a list of them", lambda value: _whole(value) or _ids(value)),
     "renormalize_logits": _FLAG,
     "remove_invalid_values": _FLAG,
 }
-_WITH_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "forced_eos_token_id")
+_WITH_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", _BIASES, "forced_eos_token_id")
 # What the first edition of this package left in force beside greedy search.
 _ONCE_LEFT = (
     *("repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
@@ -113,6 +116,7 @@ def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
     values = {name: values[name] for name in sorted(values) if not is_neutral(name, values[name])}
     # transformers takes no whole number for some of them
     values |= {name: float(value) for name, value in values.items() if ASKABLE[name] in (_FACTOR, _SHARE)}
+    values |= {_BIASES: [[ids, float(bias)] for ids, bias in values[_BIASES]]} if _BIASES in values else {}
     _check_together(values)
     return values
 
@@ -127,7 +131,7 @@ def _parsed(text: str) -> tuple[str, Any]:
     if name.strip() == CHECKPOINT and not equals:
         return CHECKPOINT, True
     if not equals:
-        raise InputError(f"generation {text!r}: use {CHECKPOINT}, or name=value such as repetition_penalty=1.05")
+        raise InputError(f"generation {shown(text)}: use {CHECKPOINT}, or name=value such as repetition_penalty=1.05")
     try:
         return name.strip(), json.loads(value)
     except (ValueError, RecursionError):
@@ -138,9 +142,8 @@ def _check_name(name: str) -> None:
     if name in ("max_new_tokens", "max_length"):
         raise InputError(f"generation {name}: say max_new_tokens (--max-new-tokens) by itself")
     if name not in ASKABLE:
-        raise InputError(
-            f"generation {printable(name)} cannot be asked for: use {CHECKPOINT} or some of {', '.join(ASKABLE)}"
-        )
+        named = printable(name) if len(name) < _LONGEST else shown(name)
+        raise InputError(f"generation {named} cannot be asked for: use {CHECKPOINT} or some of {', '.join(ASKABLE)}")
 
 
 def _idle(name: str, values: Mapping[str, Any]) -> bool:
@@ -166,7 +169,7 @@ def check_ids(values: Mapping[str, Any], vocabulary: float) -> None:
         vocabulary: how many tokens it has.
     """
     for name in _WITH_IDS:
-        for number in _numbers(values.get(name), name == "sequence_bias"):
+        for number in _numbers(values.get(name), name == _BIASES):
             if number >= vocabulary:
                 raise InputError(f"generation {name}: the model has no token {number}, its ids are below {vocabulary}")
 

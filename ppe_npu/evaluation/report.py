@@ -47,7 +47,7 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
         InputError: there are none.
     """
     found = []
-    for file in sorted(Path(folder).rglob("results.json")):
+    for file in _below(folder, "results.json"):
         check_regular(file)
         try:
             result = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -73,10 +73,24 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
     return sorted(found, key=place)
 
 
+def _below(folder: str | Path, name: str) -> list[Path]:
+    """All files of a name in a folder and below; of a link to a folder, a benchmark's or a run's, what stands there."""
+    found, links, seen = [], [], set()
+    for here, folders, files in os.walk(folder):
+        seen.add(os.path.realpath(here))
+        links += [path for path in (Path(here, inner) for inner in folders) if path.is_symlink()]
+        found += [Path(here, name)] if name in (*folders, *files) else []
+    for file in (file for link in sorted(links) for way in (name, f"*/{name}") for file in link.glob(way)):
+        if (real := os.path.realpath(file.parent)) not in seen:
+            seen.add(real)
+            found.append(file)
+    return sorted(filter(os.path.exists, found))
+
+
 def unfinished(folder: str | Path) -> list[str]:
     """A line for each run in a folder and below that has no results yet."""
     lines = []
-    for file in sorted(Path(folder).rglob("settings.json")):
+    for file in _below(folder, "settings.json"):
         predictions = file.with_name("predictions.jsonl")
         if file.is_file() and predictions.is_file() and not file.with_name("results.json").is_file():
             total = _samples(file)

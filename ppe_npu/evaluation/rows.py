@@ -1,26 +1,28 @@
 """A line of predictions.jsonl: made of a sample and its answer, and checked when it is read again.
 
 Lines outlive the process that wrote them: they are cut by kills and full disks, edited, copied from other runs. Each
-carries a sum of what it says, and what a line says is compared with what the benchmark asks.
+carries a sum of what it says, and what a line says is compared with what the benchmark asks. The first edition wrote no
+sums: its files, in which no line has one, can be read, and are given sums where a run goes on with them.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.files import check_regular
-from ppe_npu.utils.reading import checksum
+from ppe_npu.utils.reading import checksum, json_or_none
 
 Row = dict[str, Any]
 FAULTS = (Exception, SystemExit)  # what a benchmark's own code may raise, to be recorded as its sample's failure
 QUESTION = ("index", "type", "prompt", "GT")
 BOM = b"\xef\xbb\xbf"  # some editors put it before a text; it belongs to no line
 _SUM = "sum"
+_NO_SUM = "was changed since it was written (its sum is gone)"
 _MEASURED = ("prefill_seconds", "seconds", "new_tokens", "batch")
 _MAYBE = ("tokens_before", "tokens_after", "prompt_kv_bytes", "kv_bytes")  # rows of an earlier version may have fewer
 
@@ -83,21 +85,58 @@ def parse(line: bytes) -> tuple[Row, None] | tuple[None, str]:
     return row, None
 
 
-def read_scores(path: Path) -> dict[int | str, float | None]:
-    """{index: score} of a predictions.jsonl; of two lines of one sample the first counts. Nothing is changed.
+def has_sums(folder: Path) -> bool:
+    """Whether all lines of a run have sums, by its settings: the first edition wrote neither sums nor a protocol."""
+    settings = json_or_none(folder / "settings.json")
+    return isinstance(settings, dict) and "protocol" in settings
+
+
+def with_sums(data: bytes) -> bytes:
+    """A file of the first edition with a sum on every line; one in which a line has a sum as it is."""
+    lines = data.removeprefix(BOM).split(b"\n")
+    rows = [parse(line)[0] for line in lines]
+    if any(row is not None and _SUM in row for row in rows):
+        return data
+    return b"\n".join(
+        line if row is None else encode([signed(row)]).removesuffix(b"\n") for line, row in zip(lines, rows)
+    )
+
+
+def stored_rows(path: Path, wrong: Callable[[Row], str | None]) -> Iterator[Row]:
+    """The lines of a predictions.jsonl, in order. Nothing is changed.
+
+    Args:
+        wrong: what keeps a line from being used, beside its sum.
 
     Raises:
-        InputError: a line has none; file and line are named.
+        InputError: a line that is wrong, or is not what was written; file and line are named.
     """
     check_regular(path)
-    scores: dict[int | str, float | None] = {}
+    summed, bare = has_sums(path.parent), None
     for number, line in enumerate(path.read_bytes().removeprefix(BOM).split(b"\n"), 1):
         if not line.strip():
             continue
         row, reason = parse(line)
-        reason = reason or _unscored(row)
+        reason = reason or wrong(row)
+        if not reason:
+            summed, bare = summed or _SUM in row, bare if _SUM in row else bare or number
+            if summed and bare:
+                number, reason = bare, _NO_SUM
+            elif summed:
+                reason = _altered(row)
         if reason:
             raise InputError(f"{path} holds a line that {reason} (line {number}): run the evaluation again")
+        yield row
+
+
+def read_scores(path: Path) -> dict[int | str, float | None]:
+    """{index: score} of a predictions.jsonl; of two lines of one sample the first counts.
+
+    Raises:
+        InputError: as stored_rows; or a line has no score.
+    """
+    scores: dict[int | str, float | None] = {}
+    for row in stored_rows(path, _unscored):
         scores.setdefault(row["index"], row["score"])
     return scores
 
@@ -135,11 +174,16 @@ def fault(row: Row) -> str | None:
     wrong += [key for key in (*_MAYBE, "peak_memory") if row.get(key) is not None and not _measure(row[key])]
     if wrong or not isinstance(row.get("warm", "error" in row), bool):
         return f"has no number for {', '.join(wrong) or 'warm'}"
-    if _SUM in row and row[_SUM] != checksum({key: value for key, value in row.items() if key != _SUM}):
-        return "was changed since it was written (its sum differs)"
-    return None
+    return _altered(row)
+
+
+def _altered(row: Row) -> str | None:
+    if _SUM not in row:
+        return _NO_SUM
+    changed = row[_SUM] != checksum({key: value for key, value in row.items() if key != _SUM})
+    return "was changed since it was written (its sum differs)" if changed else None
 
 
 def _measure(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 <= value < math.inf
+    return number and 0 <= value <= sys.float_info.max

@@ -20,7 +20,7 @@ from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.identity import Unreadable, benchmark_identity, check_settings, read_sample
 from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, run_method, run_title, score, summarise
 from ppe_npu.evaluation.rows import FAULTS, QUESTION, fault, fault_of, question, signed
-from ppe_npu.evaluation.sharing import Share
+from ppe_npu.evaluation.sharing import Share, add_sums
 from ppe_npu.evaluation.tuned import tuned_with
 from ppe_npu.files import write_json
 from ppe_npu.utils.escape import printable
@@ -134,6 +134,7 @@ class Evaluation:
         used = asked if isinstance(asked, protocols.Protocol) else protocols.load(protocols.CHECKPOINT)
         self.settings.setdefault("protocol", used.recorded())
         check_settings(self.output, self.settings, {**_UNSAID, **getattr(answers, "unsaid", dict)()})
+        add_sums(self.output)
         write_json(self.output / "settings.json", self.settings)
         self._numbers: dict[int | str, int] = {}
         self._asked: dict[int | str, str | None] = {}

@@ -24,8 +24,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ppe_npu.errors import InputError, shown
-from ppe_npu.evaluation.rows import BOM, Row, encode, is_key, parse
+from ppe_npu.evaluation.rows import BOM, Row, encode, has_sums, is_key, parse, with_sums
 from ppe_npu.files import check_regular, locked, write_bytes, write_json, write_whole, writing
+from ppe_npu.utils.launched import environment_number
 
 Check = Callable[[Row], str | None]  # what is wrong with a row; None: nothing
 _PATIENCE = 120.0  # seconds until a shared folder shows another machine's file: NFS keeps its listings for up to 60
@@ -38,7 +39,7 @@ def check_shared(output: Path, patience: float = _PATIENCE) -> None:
         InputError: the first machine's mark does not appear here within `patience` seconds.
         FileError: it cannot be made.
     """
-    node = int(os.environ.get("GROUP_RANK", "0"))
+    node = environment_number("GROUP_RANK", 0)
     if node == 0:
         with writing(output):
             output.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,24 @@ def check_shared(output: Path, patience: float = _PATIENCE) -> None:
                 f"output {output} is not the folder that the first machine writes to: name one that all machines see"
             )
         time.sleep(min(1.0, patience / 10))
+
+
+def add_sums(folder: Path) -> None:
+    """Give the answers that the first edition left in a folder sums. Call it before settings.json says that they have.
+
+    Raises:
+        InputError: the folder's file system has no locks.
+        FileError: they cannot be written.
+    """
+    file, work = folder / "predictions.jsonl", folder / ".work"
+    if has_sums(folder) or not file.exists():
+        return
+    with writing(work):
+        work.mkdir(exist_ok=True)
+    with locked(FileLock(work / "lock"), folder):
+        data = file.read_bytes()
+        if (summed := with_sums(data)) != data:
+            write_bytes(file, summed)
 
 
 class Lines:
@@ -288,11 +307,13 @@ class Share:
     def _lives(self, name: str) -> bool:
         if name == self._name:
             return self._alive.is_locked
-        if not (self._work / f"{name}.alive").exists():
+        file = self._work / f"{name}.alive"
+        if file.is_symlink() or not file.is_file():  # no process makes anything else
             return False
         probe = self._life(name)
         try:
-            probe.acquire(timeout=0)
+            with writing(file):
+                probe.acquire(timeout=0)
         except Timeout:
             return True
         probe.release()

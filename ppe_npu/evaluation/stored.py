@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -153,13 +153,15 @@ class _Costs(_Part):
     protocol: str
     reference: str = ""
     ratios_of: str = ""
-    left_out: Mapping[str, Any] = setting(default_factory=dict)
-    of: Mapping[str, Any] | None = None  # method -> the mark of its settings; none in the first edition
+    left_out: Mapping[str, Any] | None = None  # with `of`; the first edition wrote neither
+    of: Mapping[str, Any] | None = None  # method -> the mark of its settings
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.rows:
             raise InputError("rows={}: no method was measured")
+        if self.left_out is not None and self.of is None:
+            raise InputError("of=null: it has lost the marks of the runs that it was over")
         for name, mark in (self.of or {}).items():
             if not isinstance(mark, str):
                 raise InputError(f"of: {shown(name)} is {shown(mark)}")
@@ -169,7 +171,7 @@ class _Costs(_Part):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def fault(result: Any, costs: bool = False) -> str | None:

@@ -6,7 +6,7 @@ import math
 import os
 
 from ppe_npu.backends import device as devices
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, first_line
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.utils.optional import optional
 from ppe_npu.utils.reading import UnreadableError, read_json
@@ -64,6 +64,22 @@ def total_steps(config: TrainConfig, records: int, processes: int = 1) -> int:
     """Optimizer steps of the whole run."""
     batches = math.ceil(records / (config.batch_size * processes))
     return config.max_steps or math.ceil(config.epochs * math.ceil(batches / config.accumulation(processes)))
+
+
+def start_group(config: TrainConfig, device, steps: int, processes: int):
+    """transformers' TrainingArguments, which start the process group and choose this process' device.
+
+    Raises:
+        InputError: accelerate refuses what the environment says of several processes.
+    """
+    try:
+        return _arguments(config, device, steps, processes)
+    except ValueError as error:
+        if processes == 1:
+            raise
+        raise InputError(
+            f"the group of {processes} processes cannot be started ({first_line(error)}): start them by torchrun"
+        ) from error
 
 
 def _arguments(config: TrainConfig, device, steps: int, processes: int = 1):

@@ -11,7 +11,7 @@ from typing import Any
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.files import sync_tree
 from ppe_npu.models.fingerprint import file_digests
-from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, WHOLE
+from ppe_npu.training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, IDENTITY, WHOLE
 from ppe_npu.utils.reading import checksum, json_or_none, read_json
 
 STATE = "trainer_state.json"
@@ -91,10 +91,18 @@ def _read(folder: Path) -> dict[str, Any]:
     record = json_or_none(file)
     if not isinstance(record, dict) or type(record.get("step")) is not int or not _listed(record):
         raise InputError(f"{file} is damaged: it does not list the files of the checkpoint")
+    if _SUM not in record and _made_since(folder):
+        raise InputError(f"{file} is damaged: the sum of its list is gone")
     named = folder.name.rpartition("-")[2]
     if named.isdecimal() and int(named) != record["step"]:
         raise InputError(f"{file} is of step {record['step']}, not of step {named}")
     return record
+
+
+def _made_since(folder: Path) -> bool:
+    """Whether an edition wrote a checkpoint that gives every list a sum: by what its identity.json says since."""
+    identity = json_or_none(folder / IDENTITY)
+    return isinstance(identity, dict) and "records" in identity
 
 
 def _listed(record: Mapping[str, Any]) -> bool:

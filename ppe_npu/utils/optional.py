@@ -34,7 +34,7 @@ def optional(module: str, work: str, install: str) -> ModuleType:
                 f"{work} needs {package}, which is not installed: pip install {named_for_pip(install)}"
             ) from error
         raise InputError(_broken(package, work, install, error)) from error
-    except (ImportError, OSError) as error:  # OSError: a shared library that is not there
+    except Exception as error:  # a shared library is not there; matplotlib refuses what MPLBACKEND says; ...
         raise InputError(_broken(package, work, install, error)) from error
 
 

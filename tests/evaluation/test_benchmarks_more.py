@@ -11,6 +11,7 @@ from tolerances import near
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
+from ppe_npu.evaluation.benchmarks import readers
 from ppe_npu.evaluation.metrics import boxes
 
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -165,3 +166,21 @@ def test_overlap_is_intersection_over_union():
 )  # fmt: skip
 def test_numbers_of_a_box_or_a_point(answer, numbers):
     assert boxes.written(answer) == numbers
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.parquet"])
+def test_a_column_that_stands_twice_in_a_table_is_named(tmp_path, name):
+    """Of two a row would hold one."""
+    file = tmp_path / name
+    if name.endswith("parquet"):
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        rows = pyarrow.table([["b"], ["q"], ["c"]], names=["answer", "question", "answer"])
+        parquet.write_table(rows, file)
+        read, large = (lambda: readers.Parquet([file])), (lambda: readers.Parquet([file], large=["answer"]))
+    else:
+        between = "\t" if name.endswith("tsv") else ","
+        file.write_text(f"answer{between}question{between}answer\nb{between}q{between}c\n")
+        read = large = lambda: readers.read_table(file)
+    for way in (read, large):
+        with pytest.raises(InputError, match=rf"{name} has the column 'answer' twice: download it again"):
+            way()

@@ -228,7 +228,7 @@ def test_a_run_of_the_first_edition_goes_on_where_its_answers_are_ours(
         {"temperature": 2, "do_sample": True, "repetition_penalty": 2},
         {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1},
         {"no_repeat_ngram_size": 2, "suppress_tokens": [9, 12], "bad_words_ids": [[7, 8]], "min_new_tokens": 4},
-        {"sequence_bias": [[[7], 50.0]], "renormalize_logits": True, "forced_eos_token_id": 2},
+        {"sequence_bias": [[[7], 50]], "renormalize_logits": True, "forced_eos_token_id": 2},
     ],
     ids=lambda values: next(iter(values)),
 )
@@ -256,7 +256,12 @@ def test_everything_that_can_be_asked_for_works(model, tiny_processor, values):
         ("suppress_tokens=[3, 9223372036854775808]", "suppress_tokens: the model has no token 9223372036854775808"),
         ("bad_words_ids=[[3, 99999]]", "bad_words_ids: the model has no token 99999, its ids are below"),
         ("sequence_bias=[[[99999], 1.0]]", "sequence_bias: the model has no token 99999"),
+        (f"sequence_bias=[[[7], 1{'0' * 400}]]", "must be a list of [token ids, bias]"),
         ("forced_eos_token_id=99999", "forced_eos_token_id: the model has no token 99999"),
+        (f"suppress_tokens={[3] * 300 + [99999]}", "the model has no token 99999"),  # longer than a file's name may be
+        ("", "name=value"),
+        ("x" * 5000, "name=value"),
+        ("x" * 5000 + "=1", "cannot be asked for"),
         ("do_sample=yes", "must be true or false"),
         ("temperature=0.5", "has no effect without do_sample=true"),
         ("length_penalty=0.5", "has no effect without num_beams=2"),
@@ -265,7 +270,9 @@ def test_everything_that_can_be_asked_for_works(model, tiny_processor, values):
 )
 def test_what_cannot_be_asked_for_is_said(tiny_folder, write_image, run, asked, words):
     image, where = write_image("a.png"), ("--device", "cpu", "--model", tiny_folder)
-    refused(run("describe", *where, "--image", image, "--k", 4, "--generation", asked), words)
+    result = run("describe", *where, "--image", image, "--k", 4, "--generation", asked)
+    refused(result, words)
+    assert len(result[2]) < 800
 
 
 @pytest.mark.ci

@@ -16,7 +16,8 @@ from result_folders import SAMPLES, check_whole, lines, rows, run
 
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.report import collect, unfinished, write_report
-from ppe_npu.evaluation.rows import signed
+from ppe_npu.evaluation.rows import read_scores, signed
+from ppe_npu.evaluation.sharing import add_sums
 
 ANSWERED = 6
 FILES = ("predictions.jsonl", "settings.json", "results.json", ".work/claims.jsonl")
@@ -170,13 +171,26 @@ def test_a_foreign_line_is_named_with_its_number(folder, line, words):
     assert (folder / "predictions.jsonl").read_bytes() == content + line + b"\n"
 
 
+def as_the_first_edition(folder) -> list[dict]:
+    """A run's files as that wrote them: settings without a protocol, lines without a sum."""
+    settings = json.loads((folder / "settings.json").read_text())
+    del settings["protocol"]
+    (folder / "settings.json").write_text(json.dumps(settings))
+    found = [{key: value for key, value in row.items() if key != "sum"} for row in rows(folder)]
+    write_rows(folder, found)
+    return found
+
+
+def write_rows(folder, found) -> None:
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
 @pytest.mark.parametrize("score", [7.0, -0.5, float("nan"), float("inf"), "0.5", True, [1]])
 @pytest.mark.parametrize("sealed", [True, False])
 def test_a_foreign_score_is_named(folder, score, sealed):
-    found = [{key: value for key, value in row.items() if key != "sum"} for row in rows(folder)]
+    found = as_the_first_edition(folder)
     found[2]["score"] = score
-    text = "".join(json.dumps(signed(row) if sealed else row) + "\n" for row in found)
-    (folder / "predictions.jsonl").write_text(text)
+    write_rows(folder, map(signed, found) if sealed else found)
     with pytest.raises(InputError, match=r"has the score .*, not in \[0, 1\] \(line 3\)"):
         run(folder)
 
@@ -187,21 +201,65 @@ def test_answers_that_another_benchmark_was_given_are_not_taken(folder):
     bare = [{key: value for key, value in row.items() if key != "sum"} for row in found]
     for kept, words in (
         (found, "was changed since it was written"),
-        (bare, "answers another question than the benchmark's"),
         (map(signed, bare), "answers another question than the benchmark's"),
     ):
-        (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_rows(folder, kept)
         with pytest.raises(InputError, match=words):
             run(folder)
+    as_the_first_edition(folder)
+    write_rows(folder, bare)
+    with pytest.raises(InputError, match="answers another question than the benchmark's"):
+        run(folder)
 
 
-def test_lines_of_the_first_edition_are_taken(folder):
-    """They have no sum."""
-    found = [{key: value for key, value in row.items() if key != "sum"} for row in rows(folder)]
-    text = "".join(json.dumps(row) + "\n" for row in found)
-    (folder / "predictions.jsonl").write_text(text)
+def test_lines_of_the_first_edition_are_taken_and_given_sums(folder):
+    before = as_the_first_edition(folder)
+    assert len(read_scores(folder / "predictions.jsonl")) == ANSWERED
+    assert rows(folder) == before  # reading changes nothing
+    for _ in range(2):
+        check_whole(folder, run(folder))
+    assert rows(folder)[:ANSWERED] == [signed(row) for row in before]
+    assert all("sum" in row for row in rows(folder))
+
+
+@pytest.mark.parametrize("number", [0, 3, ANSWERED - 1])
+def test_a_line_that_lost_its_sum_is_named_by_a_run_and_by_a_report(folder, number):
+    """The first edition wrote none, and no line of it stands among lines that have one."""
+    found = rows(folder)
+    del found[number]["sum"]
+    found[number]["answer"] = "another"
+    write_rows(folder, found)
+    words = rf"predictions\.jsonl holds a line that was changed .* \(its sum is gone\) \(line {number + 1}\)"
+    for _ in range(2):
+        with pytest.raises(InputError, match=words):
+            run(folder)
+    assert rows(folder) == found
+    for change in (lambda: None, (folder / "settings.json").unlink):  # it is known by the other lines, too
+        change()
+        with pytest.raises(InputError, match=words):
+            read_scores(folder / "predictions.jsonl")
+
+
+def test_a_file_whose_lines_all_lost_their_sums_is_not_taken_for_one_of_the_first_edition(folder):
+    write_rows(folder, [{key: value for key, value in row.items() if key != "sum"} for row in rows(folder)])
+    for read in (lambda: run(folder), lambda: read_scores(folder / "predictions.jsonl")):
+        with pytest.raises(InputError, match=r"its sum is gone\) \(line 1\)"):
+            read()
+
+
+def test_a_report_names_a_line_whose_score_was_changed(folder):
+    found = rows(folder)
+    found[1]["score"] = 0.0
+    write_rows(folder, found)
+    with pytest.raises(InputError, match=r"was changed since it was written \(its sum differs\) \(line 2\)"):
+        read_scores(folder / "predictions.jsonl")
+
+
+def test_a_run_that_is_killed_before_its_settings_are_written_leaves_lines_that_it_takes_again(folder):
+    before = as_the_first_edition(folder)
+    add_sums(folder)
+    assert rows(folder) == [signed(row) for row in before]
     check_whole(folder, run(folder))
-    assert (folder / "predictions.jsonl").read_text().startswith(text)
 
 
 @pytest.mark.parametrize("rewrite", [lambda data: b"\xef\xbb\xbf" + data, lambda data: data.replace(b"\n", b"\r\n")])

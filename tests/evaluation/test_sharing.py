@@ -15,7 +15,7 @@ import pytest
 from dying import in_child
 from stand_in import Counting, Instant
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import FileError, InputError
 from ppe_npu.evaluation.runner import Evaluation
 from ppe_npu.evaluation.sharing import Share, check_shared
 
@@ -118,6 +118,24 @@ def job(monkeypatch, node: int, nodes: int = 2):
     facts = {"GROUP_RANK": node, "WORLD_SIZE": 2 * nodes, "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_RUN_ID": "a/b"}
     for key, value in facts.items():
         monkeypatch.setenv(key, str(value))
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a link to itself", "a link to a device"])
+def test_a_process_whose_sign_of_life_is_no_lock_is_dead(tmp_path, kind):
+    with Share(tmp_path, range(2)) as share:
+        share.take(first(2))
+    alive = next((tmp_path / ".work").glob("*.alive"))
+    alive.unlink()
+    alive.mkdir() if kind == "a folder" else alive.symlink_to("/dev/null" if "device" in kind else alive.name)
+    if kind == "a folder":
+        with (
+            pytest.raises(FileError, match=r"\.alive cannot be written \(it is a folder\)"),
+            Share(tmp_path, range(2)),
+        ):
+            pass
+        alive.rmdir()
+    with Share(tmp_path, range(2)) as share:
+        assert share.take(first(2)) == [0, 1]
 
 
 def test_machines_that_do_not_share_the_output_are_told(tmp_path, monkeypatch):

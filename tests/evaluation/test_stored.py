@@ -128,6 +128,58 @@ def test_costs_with_any_part_changed_are_reported_or_named(runs):
     check_changes(runs, lambda paths: [(path, new) for path in paths for new in [..., *JUNK]], "costs.json")
 
 
+@pytest.mark.parametrize("path", [*(("rows", "ppe 0.45", key) for key in ("counted", "ttft")), ("of",)], ids=str)
+def test_what_may_be_null_in_costs_is_as_if_it_were_not_there(runs, path):
+    path = (*path, "quartiles") if path[-1] == "ttft" else path
+    inner = costs = copy.deepcopy({**COSTS, "of": {}})
+    for key in path[:-1]:
+        inner = inner[key]
+    texts = []
+    for change in (lambda: inner.update({path[-1]: None}), lambda: inner.pop(path[-1])):
+        change()
+        write_json(runs / "b" / "costs.json", costs)
+        assert check(runs)
+        texts.append((runs / "report.md").read_text())
+    assert texts[0] == texts[1]
+
+
+def test_numbers_that_no_float_holds_are_named(runs):
+    """A whole number of 400 digits."""
+    file = runs / "b" / "dense" / "results.json"
+    for path in (("costs", "retention"), ("metrics", "a"), ("headline", "value")):
+        kept = file.read_text()
+        file.write_text(json.dumps(changed(json.loads(kept), path, 10**400)))
+        with pytest.raises(InputError, match=r"results\.json is damaged"):
+            collect(runs)
+        file.write_text(kept)
+
+
+def test_runs_behind_links_to_folders_are_reported_once(runs):
+    """A benchmark's folder and a run's, moved to another disk; a link to what is there, or to nothing, adds nothing."""
+    shown = [run["name"] for run in collect(runs)]
+    (runs / "b" / "ppe").rename(runs.parent / f"{runs.name}-far")
+    (runs / "b" / "ppe").symlink_to(runs.parent / f"{runs.name}-far")
+    (runs / "a").symlink_to("b")
+    (runs / "loop").symlink_to("loop")
+    (runs / "up").symlink_to("..")
+    assert [run["name"] for run in collect(runs)] == shown
+    (runs / "b").rename(runs.parent / f"{runs.name}-b")
+    (runs / "a").unlink()
+    (runs / "b").symlink_to(runs.parent / f"{runs.name}-b")
+    assert {run["folder"] for run in collect(runs)} == {str(runs / "b" / name) for name in ("dense", "ppe")}
+
+
+@pytest.mark.parametrize("change", [lambda costs: costs.pop("of"), lambda costs: costs.update(of=None)])
+def test_costs_that_lost_the_marks_of_their_runs_are_not_taken_for_the_first_editions(runs, change):
+    costs = {**COSTS, "left_out": {}, "of": {"dense": "0" * 8}}
+    write_json(runs / "b" / "costs.json", costs)
+    assert check(runs)
+    change(costs)
+    write_json(runs / "b" / "costs.json", costs)
+    with pytest.raises(InputError, match=r"costs\.json holds no costs \(of=null: it has lost the marks"):
+        write_report(collect(runs), runs / "report.md", "Title")
+
+
 @pytest.mark.parametrize("path", [("types", "row", "count"), ("headline", "value"), ("scale", "factor")], ids=str)
 def test_what_is_lacking_is_named(runs, path):
     file = runs / "b" / "dense" / "results.json"

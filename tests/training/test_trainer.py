@@ -132,7 +132,7 @@ def test_bf16_trains_fp32_weights(settings):
 def test_the_schedules(settings):
     import transformers
 
-    from ppe_npu.training.trainer import _arguments
+    from ppe_npu.training.start import _arguments
 
     found = {}
     for schedule in SCHEDULES:

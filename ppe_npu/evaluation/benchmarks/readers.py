@@ -8,6 +8,7 @@ import csv
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ppe_npu.data.pictures import lazy_image
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.files import check_regular
 from ppe_npu.utils.optional import optional
 
@@ -50,7 +51,11 @@ def read_table(path: Path) -> list[Row]:
     csv.field_size_limit(sys.maxsize)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+            rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            _check_columns(path, rows.fieldnames or ())
+            return list(rows)
+    except InputError:
+        raise
     except (ValueError, csv.Error) as error:  # no UTF-8; a line that is no row
         raise InputError(f"{path} is no table ({first_line(error)}): download it again") from error
 
@@ -66,6 +71,13 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except ValueError as error:
         raise InputError(f"{path} is not UTF-8 ({first_line(error)}): download it again") from error
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    """Of two columns of one name a row would hold one alone, and nobody could say which was meant."""
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise InputError(f"{path} has the column {shown(twice[0])} twice: download it again")
 
 
 class Parquet:
@@ -88,11 +100,14 @@ class Parquet:
             check_regular(path)
             try:
                 file = parquet.ParquetFile(path)
+                _check_columns(path, file.schema_arrow.names)
                 small = [name for name in file.schema_arrow.names if name not in large]
                 for group in range(file.num_row_groups):
                     rows = file.read_row_group(group, columns=small).to_pylist()
                     self.rows += rows
                     self._places += [(path, group, at) for at in range(len(rows))]
+            except InputError:
+                raise
             except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a text that is no UTF-8
                 raise InputError(
                     f"{path} cannot be read as parquet ({first_line(error)}): download it again"

@@ -15,8 +15,8 @@ from ppe_npu.evaluation import cost_table, facts, published, tables
 from ppe_npu.evaluation.comparison import by_protocol
 from ppe_npu.evaluation.group_pictures import drawn
 from ppe_npu.evaluation.page.fitting import TEXT, cut, dumped, fitted
-from ppe_npu.evaluation.rows import BOM, QUESTION, parse, unshowable
-from ppe_npu.files import check_regular, write_text
+from ppe_npu.evaluation.rows import QUESTION, stored_rows, unshowable
+from ppe_npu.files import write_text
 from ppe_npu.utils.escape import printable
 
 LIMIT = 18_000_000  # bytes of a page's samples, pictures included; tables and the script come on top
@@ -138,15 +138,7 @@ def _predictions(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     file = Path(run.get("folder", "")) / "predictions.jsonl"
     if "folder" not in run or not file.is_file():
         return
-    check_regular(file)
-    for number, line in enumerate(file.read_bytes().removeprefix(BOM).split(b"\n"), 1):
-        if not line.strip():
-            continue
-        row, reason = parse(line)
-        reason = reason or unshowable(row)
-        if reason:
-            raise InputError(f"{file} holds a line that {reason} (line {number}): run the evaluation again")
-        yield row
+    yield from stored_rows(file, unshowable)
 
 
 def _add_pictures(

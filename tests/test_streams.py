@@ -1,0 +1,106 @@
+"""Standard streams that are closed or that nobody reads any more, and a working directory that was taken away."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppe_npu import cli
+from ppe_npu.backends import device
+from ppe_npu.errors import InputError
+from ppe_npu.training import start
+
+
+def ended(code: str, **closed) -> subprocess.CompletedProcess:
+    """A process of its own that runs the code, and the exit code that main() gave it."""
+    return subprocess.run([sys.executable, "-c", code], timeout=60, **closed)
+
+
+MAIN = "import os, sys; from ppe_npu import cli; "
+
+
+@pytest.mark.parametrize("streams", [(1,), (2,), (0, 1, 2)], ids=str)
+def test_closed_streams_take_nothing_from_a_command(tmp_path, streams):
+    """What is opened meanwhile has other numbers: torch's libraries print to 1 and 2."""
+    inner = (
+        "cli._run = lambda args: os.write(os.open('file', os.O_WRONLY | os.O_CREAT), b'data') and print('said') or 0"
+    )
+    shut = lambda: (os.chdir(tmp_path), [os.close(number) for number in streams])  # noqa: E731
+    code = f"{MAIN}{inner}; code = cli.main(['methods']); os.write(1, b'') or os.write(2, b'noise'); sys.exit(code)"
+    done = ended(code, preexec_fn=shut, env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])})
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_bytes() == b"data"
+
+
+class Unread:
+    """A pipe whose reader has gone."""
+
+    def __init__(self, file):
+        self.fileno = file.fileno
+
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    def flush(self):
+        pass
+
+
+def test_a_pipe_that_nobody_reads_ends_train_as_any_command(monkeypatch, tmp_path):
+    """It adds the names of flags to what it says of settings."""
+    monkeypatch.setattr("ppe_npu.training.trainer.train", lambda *_, **__: print("step 1"))
+    with open(tmp_path / "out", "w") as file:
+        monkeypatch.setattr("sys.stdout", Unread(file))
+        assert cli.main(["train", "--model", str(tmp_path), "--data", "x", "--output", str(tmp_path / "run")]) == 141
+
+
+@pytest.mark.parametrize("value", ["x", "", "-1", "1.0", "\u0661", "9" * 5000, "00x"], ids=lambda value: value[:3])
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_what_a_launcher_says_and_is_no_number_is_named(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    read = {"RANK": device.process_rank, "WORLD_SIZE": device.process_count}[name]
+    with pytest.raises(
+        InputError, match=f"^environment variable {name}='.*is no whole number from [01] on: unset"
+    ) as error:
+        read()
+    assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize(
+    "said", [{"RANK": "5"}, {"LOCAL_RANK": "1"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "0"}]
+)
+def test_a_rank_of_no_process_is_named_and_nothing_is_begun(monkeypatch, tmp_path, tiny_folder, said, capfd):
+    """No process would be the first one, which writes the results."""
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    name = next(iter(said))
+    for command in (["train", "--data", "x"], ["eval"]):
+        assert cli.main([*command, "--model", str(tiny_folder), "--output", str(tmp_path / "run")]) == 2
+        assert f"environment variable {name}=" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_group_of_processes_that_cannot_be_started_is_named(monkeypatch):
+    def refuse(*_):
+        raise ValueError("`MASTER_ADDR` is not set")
+
+    monkeypatch.setattr(start, "_arguments", refuse)
+    with pytest.raises(
+        InputError, match=r"of 2 processes cannot be started \(`MASTER_ADDR` is not set\): start them by"
+    ):
+        start.start_group(None, None, 1, processes=2)
+    with pytest.raises(ValueError, match=r"^`MASTER_ADDR` is not set$"):
+        start.start_group(None, None, 1, processes=1)
+
+
+def test_a_working_directory_that_was_deleted_is_named(tmp_path, monkeypatch, capfd):
+    """Before torch is imported, whose libraries do not find each other there."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(["methods"]) == 2
+    assert "the working directory cannot be read (No such file or directory): cd to one" in capfd.readouterr().err
