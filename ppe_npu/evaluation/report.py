@@ -74,11 +74,13 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _below(folder: str | Path, name: str) -> list[Path]:
-    """All files of a name in a folder and below; of a link to a folder, a benchmark's or a run's, what stands there."""
-    found, links, seen = [], [], set()
+    """All files of a name in a folder and below; of a link to a folder, a benchmark's or a run's, what stands there. A
+    link to what the folder itself lies in is not followed: others' runs stand there."""
+    found, links, seen, own = [], [], set(), Path(folder).resolve()
     for here, folders, files in os.walk(folder):
         seen.add(os.path.realpath(here))
-        links += [path for path in (Path(here, inner) for inner in folders) if path.is_symlink()]
+        within = (path for path in (Path(here, inner) for inner in folders) if path.is_symlink())
+        links += [path for path in within if not own.is_relative_to(os.path.realpath(path))]
         found += [Path(here, name)] if name in (*folders, *files) else []
     for file in (file for link in sorted(links) for way in (name, f"*/{name}") for file in link.glob(way)):
         if (real := os.path.realpath(file.parent)) not in seen:
