@@ -153,15 +153,13 @@ class _Costs(_Part):
     protocol: str
     reference: str = ""
     ratios_of: str = ""
-    left_out: Mapping[str, Any] | None = None  # with `of`; the first edition wrote neither
-    of: Mapping[str, Any] | None = None  # method -> the mark of its settings
+    left_out: Mapping[str, Any] = setting(default_factory=dict)
+    of: Mapping[str, Any] | None = None  # method -> the mark of its settings; none in the demo and the first edition
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.rows:
             raise InputError("rows={}: no method was measured")
-        if self.left_out is not None and self.of is None:
-            raise InputError("of=null: it has lost the marks of the runs that it was over")
         for name, mark in (self.of or {}).items():
             if not isinstance(mark, str):
                 raise InputError(f"of: {shown(name)} is {shown(mark)}")

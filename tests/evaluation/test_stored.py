@@ -169,17 +169,6 @@ def test_runs_behind_links_to_folders_are_reported_once(runs):
     assert {run["folder"] for run in collect(runs)} == {str(runs / "b" / name) for name in ("dense", "ppe")}
 
 
-@pytest.mark.parametrize("change", [lambda costs: costs.pop("of"), lambda costs: costs.update(of=None)])
-def test_costs_that_lost_the_marks_of_their_runs_are_not_taken_for_the_first_editions(runs, change):
-    costs = {**COSTS, "left_out": {}, "of": {"dense": "0" * 8}}
-    write_json(runs / "b" / "costs.json", costs)
-    assert check(runs)
-    change(costs)
-    write_json(runs / "b" / "costs.json", costs)
-    with pytest.raises(InputError, match=r"costs\.json holds no costs \(of=null: it has lost the marks"):
-        write_report(collect(runs), runs / "report.md", "Title")
-
-
 @pytest.mark.parametrize("path", [("types", "row", "count"), ("headline", "value"), ("scale", "factor")], ids=str)
 def test_what_is_lacking_is_named(runs, path):
     file = runs / "b" / "dense" / "results.json"
