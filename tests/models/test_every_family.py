@@ -4,6 +4,7 @@ docs/families.md says which families these are.
 """
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 import document_families
@@ -170,6 +171,32 @@ def test_a_wrong_statement_of_the_rotary_embedding_is_refused(name, model, monke
     with pytest.raises(InputError, match=rf"gives another table than this model's family states .* turned by {wrong}"):
         compress(model, PPE)
     assert before is None or dict(vars(model.model.language_model)).keys() == before.keys()
+
+
+@pytest.mark.parametrize("name", ["internvl", "qwen2_5_vl"])
+def test_frequencies_that_grow_with_the_length_are_the_untouched_models(name):
+    """InternVL 3's checkpoints have them (rope_type "dynamic"): after a prompt within the known lengths, one beyond
+    them, the first again, and decoding across the border."""
+    growing = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0, "mrope_section": [4, 6, 6]}
+    text = {"rope_parameters": growing, "max_position_embeddings": 64}
+    own = {"own": tuple(text.items())} if name in TINY else {"text": text}
+    tiny = dataclasses.replace(EVERY[name], **own)
+    model = tiny.model()
+    short, long = (tiny.sample(model, [count, "picture", 3], seed=1) for count in (4, 90))
+
+    def run(model):
+        rows = [logits(model, inputs) for inputs in (short, long, short)]
+        return [*rows, model.generate(**short, max_new_tokens=60, **GREEDY)]
+
+    *expected, ids = run(model)
+    *true, _ = run(tiny.model().double())
+    *without, _ = run(EVERY[name].model())
+    assert (without[1] - expected[1]).abs().max() > 1
+    compressed = compress(tiny.model(), DENSE["ratio 1"])
+    *found, found_ids = run(compressed)
+    assert_rounds_alike(found, expected, true)
+    assert torch.equal(found_ids, ids)
+    check_cache(compress(tiny.model(), PPE), short)
 
 
 @register("toy_layer_keys")
