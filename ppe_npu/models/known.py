@@ -37,7 +37,6 @@ REFUSED = {
     "Ernie4_5_VL_MoeForConditionalGeneration": "its rotary embedding takes the frequencies in another order",
     "HunYuanVLForConditionalGeneration": "its positions have four axes",
     "Qwen2_5OmniForConditionalGeneration": "give its .thinker",
-    "PaddleOCRVLForConditionalGeneration": "its projector stands beside the vision tower, not in it",
 }
 ROPE_TYPES = ("default", "linear", "yarn", "llama3", GROWING)
 
