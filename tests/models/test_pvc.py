@@ -56,10 +56,12 @@ def trained(model):
 def test_at_the_start_it_is_the_base_bit_for_bit(name, model):
     inputs = inputs_of(name, model)
     expected = logits(model, base_inputs(inputs))
-    ids = model.generate(**base_inputs(inputs), max_new_tokens=3, **GREEDY)
+    settings = [{"max_new_tokens": 3, "num_beams": beams, **GREEDY} for beams in (1, 2)]
+    ids = [model.generate(**base_inputs(inputs), **own) for own in settings]
     add_pvc(model, SMALL)
     assert (logits(model, inputs) - expected).abs().max() == 0
-    assert torch.equal(model.generate(**inputs, max_new_tokens=3, **GREEDY), ids)
+    for own, wanted in zip(settings, ids):
+        assert torch.equal(model.generate(**inputs, **own), wanted)
     assert (logits(trained(model), inputs) != expected).any()
 
 

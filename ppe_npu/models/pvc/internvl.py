@@ -107,11 +107,13 @@ class PVCInternVLForConditionalGeneration(InternVLForConditionalGeneration):
         inputs_embeds=None,
         labels=None,
         logits_to_keep=0,
+        mm_encoder_outputs=None,
         time_steps=None,
         **kwargs,
     ):
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
         given |= {"inputs_embeds": inputs_embeds, "labels": labels, "logits_to_keep": logits_to_keep}
+        given |= {"mm_encoder_outputs": mm_encoder_outputs}  # named, so that generate() makes them before beams
         return super().forward(input_ids, pixel_values, **given, time_steps=time_steps, **kwargs)
 
 
