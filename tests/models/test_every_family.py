@@ -196,7 +196,7 @@ def test_a_wrong_statement_of_the_rotary_embedding_is_refused(name, model, monke
 
 @pytest.mark.parametrize("name", ["internvl", "qwen2_5_vl"])
 def test_frequencies_that_grow_with_the_length_are_the_untouched_models(name):
-    """InternVL 3's checkpoints have them (rope_type "dynamic"): after a prompt within the known lengths, one beyond
+    """InternVL 3's configuration has them (rope_type "dynamic"): after a prompt within the known lengths, one beyond
     them, the first again, and decoding across the border."""
     growing = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0, "mrope_section": [4, 6, 6]}
     text = {"rope_parameters": growing, "max_position_embeddings": 64}
