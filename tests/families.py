@@ -145,6 +145,7 @@ class TinyGrid:
         clip: how a video stands in a prompt: "video" in one run, "frames" each apart, "" not at all.
         one_placeholder: whether a video's tokens have the image's id.
         seconds: the argument that says how long a frame lasts.
+        square: whether a patch is given as [channels, side, side], of one time.
     """
 
     name: str
@@ -155,6 +156,7 @@ class TinyGrid:
     one_placeholder: bool = False
     seconds: str = ""
     own: dict[str, Any] = field(default_factory=dict)
+    square: bool = False
 
     def model(self, seed: int = 0):
         torch.manual_seed(seed)
@@ -191,6 +193,8 @@ class TinyGrid:
             inputs[self.seconds] = seconds
         if self.seconds != "video_second_per_grid":  # Qwen2.5-Omni takes none
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_ID) + 2 * (inputs["input_ids"] == VIDEO_ID)
+        if self.square and "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].unflatten(1, (3, 2, 4, 4))[:, :, 0]
         if self.one_placeholder:
             inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == VIDEO_ID, IMAGE_ID)
         return inputs
@@ -244,6 +248,9 @@ GRIDS = {
                               "output_dim": 64}, "position_id_per_seconds": 2},
     ),
 }  # fmt: skip
+GRIDS["paddleocr_vl"] = TinyGrid(
+    "PaddleOCRVL", {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16}, clip="", square=True
+)
 
 
 _HALF_LINEAR = {

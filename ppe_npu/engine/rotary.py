@@ -19,6 +19,7 @@ from ppe_npu.methods.positions.base import MEAN_ANGLE, RUNS
 
 _PLACES = 64  # at which tables are compared: beyond them a channel's angle is no longer its own
 _TRIES = 3
+GROWING = "dynamic"  # the rope_type whose frequencies hang on the largest position, where it is beyond the known ones
 _HOOKED = ("_hf_hook", "_old_forward")  # accelerate's, of the module that it has hooked: it takes both back there
 
 
@@ -148,6 +149,7 @@ class RowRotaryEmbedding(torch.nn.Module):
 
     inv_freq: torch.Tensor
     attention_scaling: float
+    original: _RotaryEmbedding
 
     def __init__(self, original: _RotaryEmbedding, channels: tuple[int, ...], pairs: str = HALVES, table: str = RUNS):
         super().__init__()
@@ -176,6 +178,10 @@ class RowRotaryEmbedding(torch.nn.Module):
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos, sin: [B, S, D] in the dtype of x (or a view [3, B, S, D] of it for older transformers)."""
+        if getattr(self, "rope_type", None) == GROWING:
+            # transformers' own module sets its buffer of frequencies, which is this one's, too.
+            largest = position_ids.amax().view(1, 1)
+            self.original(x[:1, :1], largest if axes_of(self.channels) == 1 else largest.expand(3, 1, 1))
         inv_freq, scaling = self.inv_freq.to(position_ids.device), self.attention_scaling
         cos, sin = rotary_table(position_ids, inv_freq, self.channels, scaling, self.pairs, self.table)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)

@@ -25,6 +25,7 @@ from ppe_npu.models.pixels import chosen_cells, run_on_chosen
 from ppe_npu.models.tower import watched
 
 IDLE = "_ppe_idle_tower"  # of a model whose tower takes no grids: what untouched_tower() asks in its place
+RUN = "_ppe_run_tower"  # of a model in which more than its tower makes features: what is called in the tower's place
 SECONDS = ("second_per_grid_ts", "video_second_per_grid")  # of each video; the second in Qwen2.5-Omni
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 VISUAL = (*PIXELS.values(), "image_grid_thw", "video_grid_thw", *SECONDS)
@@ -77,7 +78,8 @@ def make_plan(
     ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
     if kwargs.get("inputs_embeds") is not None and not compression.config.keeps_all:
         _check_seen(ids, kwargs, compression.vision)
-    grids: dict = {kind: _grid(kind, kwargs, compression.config.keeps_all) for kind in (IMAGE, VIDEO)}
+    axes = 4 if RUN in vars(model) else 2  # of pixels: then a patch is [channels, side, side]
+    grids: dict = {kind: _grid(kind, kwargs, compression.config.keeps_all, axes) for kind in (IMAGE, VIDEO)}
     if compression.config.keeps_all or past is not None:
         grids |= dict.fromkeys(_grids_alone(kwargs, ids, compression.vision))
     if past is not None and mask is not None and mask.ndim == 2:
@@ -129,7 +131,7 @@ def _grids_alone(kwargs: dict, ids: torch.Tensor, vision: VisionTokens) -> list[
     ]
 
 
-def _grid(kind: str, kwargs: dict, dense: bool) -> Parts | list | None:
+def _grid(kind: str, kwargs: dict, dense: bool, axes: int) -> Parts | list | None:
     """The grids of the images, or videos, that are given, which the host reads; None without any: then their
     placeholders are text. InputError unless they are grids, and the patches theirs."""
     grid, pixels = kwargs.get(f"{kind}_grid_thw"), kwargs.get(PIXELS[kind])
@@ -144,8 +146,9 @@ def _grid(kind: str, kwargs: dict, dense: bool) -> Parts | list | None:
     if not fits:
         shape = list(grid.shape) if isinstance(grid, torch.Tensor) else type(grid).__name__
         raise InputError(f"{kind}_grid_thw must be a tensor of whole numbers [n, 3], not {shape}")
-    if pixels is not None and pixels.ndim != 2:
-        raise InputError(f"{PIXELS[kind]} must be [patches, values of a patch], not {list(pixels.shape)}")
+    if pixels is not None and pixels.ndim != axes:
+        patch = "values of a patch" if axes == 2 else "channels, side, side"
+        raise InputError(f"{PIXELS[kind]} must be [patches, {patch}], not {list(pixels.shape)}")
     grids = grid.tolist()
     patches = sum(t * h * w for t, h, w in grids)
     if pixels is not None and len(pixels) != patches:
@@ -221,7 +224,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         outputs = [output, *outputs] if IMAGE in given else [*outputs, output]
     if not outputs and plan.layout.spans:
         return Features(embeds.flatten(0, 1).index_select(0, plan.on(embeds.device).visual))
-    tokens = [_joined(output.pooler_output) for output in outputs]
+    tokens = [joined(output.pooler_output) for output in outputs]
     plan.in_tower = next((output.in_tower for output in outputs if hasattr(output, "in_tower")), plan.in_tower)
     expected, found = len(plan.visual), sum(len(part) for part in tokens)
     if expected != found:
@@ -229,7 +232,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     if not outputs:
         return Features(None)
     deepstack = zip(*((getattr(output, "deepstack_features", None) or ()) for output in outputs))
-    layers = tuple(torch.cat([_joined(part) for part in layer]) for layer in deepstack)
+    layers = tuple(torch.cat([joined(part) for part in layer]) for layer in deepstack)
     return Features(torch.cat(tokens), layers, tower)
 
 
@@ -253,14 +256,15 @@ def _run_tower(model, plan: PromptPlan, given: list[str], kwargs: dict) -> tuple
         if chosen is not None and chosen.drops:
             output = run_on_chosen(model, pixels, grid, chosen, **inside)
         else:
-            output = model.visual(pixels.to(where, model.visual.dtype), grid_thw=grid, return_dict=True, **inside)
+            tower = partial(vars(model)[RUN], model) if RUN in vars(model) else model.visual
+            output = tower(pixels.to(where, model.visual.dtype), grid_thw=grid, return_dict=True, **inside)
     passing, stands = inside.get(KEYWORD), None
     if passing is not None:
         plan.in_tower = passing.finished()
         stands = passing.stands if isinstance(passing, Joining) else None
     if seen is None or not (compression.tower.all or stands is not None):
         return output, None
-    return output, seen.tokens(_joined(output.pooler_output).device, stands)
+    return output, seen.tokens(joined(output.pooler_output).device, stands)
 
 
 def _check_ready(compression: Compression, kwargs: dict) -> None:
@@ -307,7 +311,7 @@ def _encoded(kind: str, kwargs: dict):
     return (kwargs.get("mm_encoder_outputs") or {}).get(kind)
 
 
-def _joined(features: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+def joined(features: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     """[V, C] of an output that may be split by image."""
     return features if isinstance(features, torch.Tensor) else torch.cat(list(features))
 

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import HALVES, NEIGHBOURS, contiguous_channels
 from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.models import vision_language
+from ppe_npu.models.arguments import IDLE, RUN, joined
 from ppe_npu.models.known import check_release
 
 
@@ -28,6 +31,8 @@ class GridFamily:
         one_placeholder: whether videos stand in the prompt as images do, and go into the tower frame by frame: a call
             has either.
         seconds: of the config, how many temporal positions a second of video has; None: one for each frame.
+        run, idle: where more than the tower makes the features: what is called in its place, of the ...Model, pixels,
+            grid_thw and return_dict; and 0, computed from every parameter of it (see arguments.untouched_tower).
     """
 
     CLASSES: tuple[str, ...]
@@ -38,6 +43,8 @@ class GridFamily:
     staged: bool = False
     one_placeholder: bool = False
     seconds: str | None = None
+    run: Callable[..., Any] | None = None
+    idle: Callable[[Any], torch.Tensor] | None = None
     TOWER: ClassVar[dict[str, str]] = {}  # nothing looks into these towers yet
 
     def vision_tokens(self, config) -> VisionTokens:
@@ -61,12 +68,28 @@ class GridFamily:
     def install(self, model, compression: Compression) -> None:
         check_release(type(model).__name__)
         vision_language.install(model, compression, staged=self.staged)
+        vars(model.model).update({name: own for name, own in ((RUN, self.run), (IDLE, self.idle)) if own is not None})
 
     def uninstall(self, model) -> None:
         vision_language.uninstall(model)
+        for name in (RUN, IDLE):
+            vars(model.model).pop(name, None)
 
     def detach(self, model) -> None:
         vision_language.detach(model)
+
+
+def _with_projector(model, pixels: torch.Tensor, **kwargs):
+    """PaddleOCR-VL's projector stands beside its tower."""
+    return model.get_image_features(pixels, image_grid_thw=kwargs.pop("grid_thw"), **kwargs)
+
+
+def _idle_with_projector(model) -> torch.Tensor:
+    config, parameter = model.visual.config, next(model.visual.parameters())
+    side, patch = config.spatial_merge_size, config.patch_size
+    pixels = parameter.new_zeros(side * side, config.num_channels, patch, patch)
+    grid = torch.tensor([[1, side, side]], device=parameter.device)
+    return joined(_with_projector(model, pixels, grid_thw=grid, return_dict=True).pooler_output)[:0].sum()
 
 
 _GLM: dict[str, Any] = {"frames_apart": True, "one_placeholder": True}
@@ -84,5 +107,11 @@ FAMILIES = (
         ("Qwen2_5OmniThinkerForConditionalGeneration",),
         {"Qwen2_5OmniDecoderLayer": "Qwen2_5OmniAttention"},
         seconds="position_id_per_seconds",
+    ),
+    GridFamily(
+        ("PaddleOCRVLForConditionalGeneration",),
+        {"PaddleOCRDecoderLayer": "PaddleOCRAttention"},
+        run=_with_projector,
+        idle=_idle_with_projector,
     ),
 )

@@ -7,6 +7,7 @@ sees another part of the past, or numbers its places otherwise would compute som
 from collections.abc import Iterable, Mapping, Sequence
 
 from ppe_npu.engine.pixels import leave_after
+from ppe_npu.engine.rotary import GROWING
 from ppe_npu.engine.shown import LAYER_NEEDS
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
@@ -36,9 +37,8 @@ REFUSED = {
     "Ernie4_5_VL_MoeForConditionalGeneration": "its rotary embedding takes the frequencies in another order",
     "HunYuanVLForConditionalGeneration": "its positions have four axes",
     "Qwen2_5OmniForConditionalGeneration": "give its .thinker",
-    "PaddleOCRVLForConditionalGeneration": "its projector stands beside the vision tower, not in it",
 }
-ROPE_TYPES = ("default", "linear", "yarn", "llama3")  # whose frequencies do not change with the length
+ROPE_TYPES = ("default", "linear", "yarn", "llama3", GROWING)
 
 
 SINCE = "5.22"  # the first release of transformers with which the families beside Qwen's were tried

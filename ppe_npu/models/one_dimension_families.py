@@ -19,6 +19,8 @@ from ppe_npu.errors import InputError
 from ppe_npu.models.arguments import PIXELS
 
 Size = tuple[int, int]
+WITH_CLASS_TOKEN = ("clip_vision_model", "internvl_vision")
+TOWERS = (*WITH_CLASS_TOKEN, "siglip_vision_model", "idefics3_vision", "smolvlm_vision")  # a grid for each tile
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,10 @@ class Family:
 
     def check(self, config) -> None:
         """Raise InputError where the tokens of a tile are no grid."""
-        strategy = getattr(config, "vision_feature_select_strategy", None)
+        strategy, kind = getattr(config, "vision_feature_select_strategy", None), _tower(config)
+        if kind not in TOWERS:  # Pixtral's pictures are of any size, with text behind each of their rows
+            raise InputError(f"vision tower {kind!r} is not supported: supported are {', '.join(TOWERS)}")
         if self.class_token is not None and self.class_token(config) != (strategy == "default"):
-            kind = config.vision_config.model_type
             raise InputError(
                 f"vision_feature_select_strategy={strategy!r} with {kind} makes no grid of tokens: set "
                 f"{'default' if self.class_token(config) else 'full'!r}"
@@ -295,7 +298,12 @@ def _shuffled(factor: Callable[[Any], float]) -> Callable[[Any], Size]:
 
 
 def _has_class_token(config) -> bool:
-    return config.vision_config.model_type in ("clip_vision_model", "internvl_vision")
+    return _tower(config) in WITH_CLASS_TOKEN
+
+
+def _tower(config) -> str:
+    """Its kind; a checkpoint of Idefics 3 or SmolVLM may call its own "idefics3"."""
+    return type(config.vision_config).model_type
 
 
 def _internvit_blocks(config) -> int:

@@ -20,7 +20,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.files import new_folder, write_json
 from ppe_npu.models import another_k, compress, restore
 from ppe_npu.models.loss import Distillation
-from ppe_npu.models.pvc.install import add_pvc, pvc_of
+from ppe_npu.models.pvc.install import add_pvc, fit_processor, pvc_of
 from ppe_npu.training.adapters import add_adapter, check_adapter, quantization, write_adapter
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.checkpoint import BASE, base_record
@@ -129,7 +129,7 @@ def _train(config: TrainConfig, device, first: bool, processes: int, announce: b
     if first:
         output.check_settings(config, before)
         output.check_checkpoint(config, checkpoint)
-    processor = load_processor(config.model, config.min_pixels, config.max_pixels)
+    processor = _processor(config)
     records, survey, validation = _records(config, processor, config.output if first and checkpoint is None else None)
     identity, marks = output.run_identity(config, processor, records, processes) if first else ({}, [])
     if first:
@@ -201,6 +201,12 @@ def _check(config: TrainConfig, device, processes: int) -> None:
     if config.deepspeed is not None:
         check_deepspeed(config.deepspeed, device, copies=config.copies_teacher)
     check_places((*config.data, *config.validation_data), config.data_root)
+
+
+def _processor(config: TrainConfig) -> Any:
+    processor = load_processor(config.model, config.min_pixels, config.max_pixels)
+    fit_processor(processor, config.model, config.pvc)
+    return processor
 
 
 def _records(config: TrainConfig, processor: Any, folder: str | None) -> tuple[list[Record], Survey, list[Record]]:

@@ -4,6 +4,7 @@ docs/families.md says which families these are.
 """
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 import document_families
@@ -137,14 +138,35 @@ def test_restore_gives_the_model_back_bit_for_bit(name, model):
     assert_equal(logits(model, inputs), before)
 
 
+def test_a_projector_beside_the_tower_is_part_of_what_makes_features():
+    """PaddleOCR-VL's: beams get the patches of their prompt; it learns, and text alone asks it, too."""
+    tiny, settings = EVERY["paddleocr_vl"], {"max_new_tokens": 3, "num_beams": 2, **GREEDY}
+    model = tiny.model()
+    inputs = together(prompts(tiny, model))
+    expected = model.generate(**inputs, **settings)
+    compress(model, DENSE["ratio 1"])
+    assert torch.equal(model.generate(**inputs, **settings), expected)
+    compress(model, PPE).train()
+    parts = {key: part for key, part in model.named_parameters() if ".visual." in key or ".projector." in key}
+    for given, moves in ((inputs, True), (tiny.sample(model, [5], 1), False)):
+        model.zero_grad()
+        model(**given, labels=given["input_ids"].masked_fill(given["input_ids"] >= IMAGE_ID, -100)).loss.backward()
+        assert all((part.grad.abs().max() > 0) == moves for key, part in parts.items() if "k_proj.bias" not in key)
+    with pytest.raises(InputError, match=r"pixel_values must be \[patches, channels, side, side\], not \[116, 48\]"):
+        model(**inputs | {"pixel_values": inputs["pixel_values"].flatten(1)[:116]})
+
+
 @pytest.mark.parametrize("name", GRIDS)
 def test_numbering_is_the_familys_own(name, model):
     """Positions before any merge are what the untouched model's get_rope_index gives."""
     tiny = GRIDS[name]
     samples = [tiny.sample(model, [2, "picture", 3, "picture", 1], 0), tiny.sample(model, [1, "picture", 2], 1)]
-    clips = [tiny.sample(model, [3, "clip", 2, "clip", 1], 2), tiny.sample(model, [4], 3)]
+    batches = [together(samples)]
+    if tiny.clip:
+        clips = [tiny.sample(model, [3, "clip", 2, "clip", 1], 2), tiny.sample(model, [4], 3)]
+        batches.append(together(clips, "right"))
     compress(model, PPE)
-    for inputs in (together(samples), together(clips, "right")):
+    for inputs in batches:
         known = ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "mm_token_type_ids")
         given = {key: inputs[key] for key in known if key in inputs}
         seconds = [inputs[key] for key in ("second_per_grid_ts", "video_second_per_grid") if key in inputs]
@@ -170,6 +192,32 @@ def test_a_wrong_statement_of_the_rotary_embedding_is_refused(name, model, monke
     with pytest.raises(InputError, match=rf"gives another table than this model's family states .* turned by {wrong}"):
         compress(model, PPE)
     assert before is None or dict(vars(model.model.language_model)).keys() == before.keys()
+
+
+@pytest.mark.parametrize("name", ["internvl", "qwen2_5_vl"])
+def test_frequencies_that_grow_with_the_length_are_the_untouched_models(name):
+    """InternVL 3's configuration has them (rope_type "dynamic"): after a prompt within the known lengths, one beyond
+    them, the first again, and decoding across the border."""
+    growing = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0, "mrope_section": [4, 6, 6]}
+    text = {"rope_parameters": growing, "max_position_embeddings": 64}
+    own = {"own": tuple(text.items())} if name in TINY else {"text": text}
+    tiny = dataclasses.replace(EVERY[name], **own)
+    model = tiny.model()
+    short, long = (tiny.sample(model, [count, "picture", 3], seed=1) for count in (4, 90))
+
+    def run(model):
+        rows = [logits(model, inputs) for inputs in (short, long, short)]
+        return [*rows, model.generate(**short, max_new_tokens=60, **GREEDY)]
+
+    *expected, ids = run(model)
+    *true, _ = run(tiny.model().double())
+    *without, _ = run(EVERY[name].model())
+    assert (without[1] - expected[1]).abs().max() > 1
+    compressed = compress(tiny.model(), DENSE["ratio 1"])
+    *found, found_ids = run(compressed)
+    assert_rounds_alike(found, expected, true)
+    assert torch.equal(found_ids, ids)
+    check_cache(compress(tiny.model(), PPE), short)
 
 
 @register("toy_layer_keys")

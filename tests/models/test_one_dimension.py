@@ -318,6 +318,14 @@ def test_towers_whose_tokens_are_no_grid_and_sliding_decoders_are_refused():
     model.config.vision_feature_select_strategy = "full"
     with pytest.raises(InputError, match="'full' with clip_vision_model makes no grid of tokens: set 'default'"):
         compress(model, PPE)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    pixtral = {"model_type": "pixtral", "image_size": 16, "patch_size": 4, **sizes}
+    model = dataclasses.replace(TINY["llava"], config={"vision_config": pixtral}).model()
+    with pytest.raises(InputError, match="vision tower 'pixtral' is not supported: supported are clip_vision_model"):
+        compress(model, PPE)
+    model = TINY["smolvlm"].model()
+    model.config.vision_config.model_type = "idefics3"  # as its checkpoints have it
+    compress(model, PPE)
     model = dataclasses.replace(TINY["llava"], text="mistral", own=(("sliding_window", 8),)).model()
     with pytest.raises(InputError, match="sliding attention"):
         compress(model, PPE)

@@ -56,10 +56,12 @@ def trained(model):
 def test_at_the_start_it_is_the_base_bit_for_bit(name, model):
     inputs = inputs_of(name, model)
     expected = logits(model, base_inputs(inputs))
-    ids = model.generate(**base_inputs(inputs), max_new_tokens=3, **GREEDY)
+    settings = [{"max_new_tokens": 3, "num_beams": beams, **GREEDY} for beams in (1, 2)]
+    ids = [model.generate(**base_inputs(inputs), **own) for own in settings]
     add_pvc(model, SMALL)
     assert (logits(model, inputs) - expected).abs().max() == 0
-    assert torch.equal(model.generate(**inputs, max_new_tokens=3, **GREEDY), ids)
+    for own, wanted in zip(settings, ids):
+        assert torch.equal(model.generate(**inputs, **own), wanted)
     assert (logits(trained(model), inputs) != expected).any()
 
 
@@ -177,6 +179,29 @@ def test_a_video_beside_a_longer_one_is_what_it_is_alone(name, model, frames):
     true, true_grads = exact(model, lambda: features_and_gradients(name, model, pixels, apart))
     assert_rounds_alike(found, plain, true)
     assert_rounds_alike(grads, plain_grads, true_grads)
+
+
+def test_a_token_may_be_of_more_patches_than_in_the_base(tmp_path):
+    """A projector that makes of four tokens that are alike what the base's made of each; saved, loaded, compressed."""
+    tiny = EVERY["internvl"]
+    model, plain = tiny.model(), tiny.model().model
+    add_pvc(model, PVCConfig(blocks=2, time_width=16, internvl_shuffle=4))
+    alike = torch.randn(3, 2, 2, 16, generator=torch.Generator().manual_seed(0)).repeat(1, 2, 2, 1)
+    with torch.no_grad():
+        fine = plain.multi_modal_projector(plain.pixel_shuffle(alike, 0.5))
+        coarse = model.model.multi_modal_projector(model.model.pixel_shuffle(alike, 0.25))
+    assert fine.shape == (3, 2, 2, 64)
+    assert_near(coarse.expand_as(fine), fine, roundings=200)
+    assert model.config.image_seq_length == 1
+    ids, pixels = torch.tensor([[5, *[IMAGE_ID] * 3, 6, 7]]), torch.randn(3, 3, 16, 16)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    inputs = shown_repeatedly(model, inputs, 2)
+    expected = logits(trained(model), inputs)
+    model.save_pretrained(tmp_path)
+    assert_equal(logits(load_pvc(tmp_path).eval(), inputs), expected)
+    check_cache(compress(model, PPE), inputs)
+    with pytest.raises(InputError, match="internvl_shuffle=3: give a multiple of the base's 2 that divides its 4 x 4"):
+        add_pvc(tiny.model(), PVCConfig(blocks=1, internvl_shuffle=3))
 
 
 def test_training_moves_the_gates_first(name, model):

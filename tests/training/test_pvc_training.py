@@ -106,6 +106,20 @@ def settings(internvl, output, **more):
     return TrainConfig(**recipe | own | small | more)
 
 
+def test_fewer_tokens_of_a_tile_are_the_processors_too(internvl, tmp_path):
+    """Pictures, lengths and what is saved: a tile of 4 x 4 patches has one token, not four."""
+    coarse = PVCConfig(blocks=1, time_width=16, showings=2, internvl_shuffle=4)
+    more = {"max_steps": 2, "save_steps": 9, "compression": CompressionConfig.preset("ppe", k=4)}
+    final = train(settings(internvl, tmp_path / "run", pvc=coarse.as_dict(), **more), announce=False).final
+    model, processor = load_model(final, tiled=True), load_processor(final)
+    assert processor.image_seq_length == model.config.image_seq_length == 1
+    record = read_records(internvl[1])[1]
+    batch = Collator(processor, compress(model, DENSE).compression.vision, None, shown_by=model.config)([record])
+    assert int((batch["input_ids"] == processor.image_token_id).sum()) == 2 * 3  # two tiles and a thumbnail, twice
+    again = settings(internvl, tmp_path / "again", model=str(final), pvc=None, **more)
+    assert len(train(again, announce=False).losses) == 2
+
+
 @pytest.mark.ci
 def test_a_recipe_trains_it_and_a_resumed_run_is_the_same(internvl, tmp_path):
     result = train(settings(internvl, tmp_path / "whole"), announce=False)

@@ -18,7 +18,7 @@ _RELEASED = ("image_repeat_time", "video_repeat_time", "tile_repeat_way", "use_t
 
 def add_pvc(model, config: PVCConfig | None = None):
     """Give an InternVL or a Qwen2.5-VL the modules of PVC, in place; it computes what it computed, bit for bit, until
-    they are trained.
+    they are trained; but not with another internvl_shuffle than the base's, which makes fewer tokens of a tile.
 
     Args:
         model: of transformers' class, not compressed: compress() it afterwards.
@@ -89,6 +89,19 @@ def pvc_of(path: str | Path, asked: PVCConfig | None = None) -> PVCConfig | None
     if asked not in (None, own):
         raise InputError(f"{path} has PVC's modules {own.as_dict()}, not {asked.as_dict()}: leave pvc out")
     return own
+
+
+def fit_processor(processor, path: str | Path, pvc: PVCConfig | None) -> None:
+    """Let a checkpoint's processor write as many image tokens for a tile as its model has with these modules."""
+    from transformers import AutoConfig
+
+    from ppe_npu.models.pvc.internvl import tile_tokens
+
+    if pvc is None or not pvc.internvl_shuffle:
+        return
+    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    if config.model_type == "internvl":
+        processor.image_seq_length = tile_tokens(config, pvc.internvl_shuffle)
 
 
 def model_class(name: str):

@@ -1,5 +1,6 @@
 """PVC on InternVL: classes that a model's own parts become (see install.py), and the model's."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -106,11 +107,13 @@ class PVCInternVLForConditionalGeneration(InternVLForConditionalGeneration):
         inputs_embeds=None,
         labels=None,
         logits_to_keep=0,
+        mm_encoder_outputs=None,
         time_steps=None,
         **kwargs,
     ):
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
         given |= {"inputs_embeds": inputs_embeds, "labels": labels, "logits_to_keep": logits_to_keep}
+        given |= {"mm_encoder_outputs": mm_encoder_outputs}  # named, so that generate() makes them before beams
         return super().forward(input_ids, pixel_values, **given, time_steps=time_steps, **kwargs)
 
 
@@ -120,6 +123,8 @@ def equip(model, pvc: PVCConfig) -> None:
     layers = inner.vision_tower.encoder.layer
     if pvc.blocks > len(layers):
         raise InputError(f"pvc's blocks={pvc.blocks}: the vision tower has {len(layers)}")
+    if pvc.internvl_shuffle not in (0, _shuffle_of(model.config)):
+        inner.multi_modal_projector = _coarser(model.config, inner.multi_modal_projector, pvc.internvl_shuffle)
     model.__class__, inner.__class__ = PVCInternVLForConditionalGeneration, PVCInternVLModel
     inner.vision_tower.encoder.__class__ = PVCInternVLEncoder
     inner.multi_modal_projector.__class__ = PVCInternVLProjector
@@ -130,3 +135,42 @@ def equip(model, pvc: PVCConfig) -> None:
         layer.temporal = TemporalAttention(vision.hidden_size, heads, pvc.time_width, vision.layer_norm_eps)
     width = inner.multi_modal_projector.layer_norm.normalized_shape[0]
     inner.multi_modal_projector.time_norm = TimeNorm(width, pvc.time_width)
+
+
+def tile_tokens(config, shuffle: int) -> int:
+    """How many tokens a tile has."""
+    return math.prod(side // patch // shuffle for side, patch in _sides(config))
+
+
+def _sides(config) -> list[tuple[int, int]]:
+    return list(zip(config.vision_config.image_size, config.vision_config.patch_size))
+
+
+def _shuffle_of(config) -> int:
+    return round(1 / config.downsample_ratio)
+
+
+def _coarser(config, old: base.InternVLMultiModalProjector, shuffle: int) -> base.InternVLMultiModalProjector:
+    """A projector of shuffle x shuffle patches, and a config that says so. At the start it makes of them what the
+    base's made of the mean of its own smaller squares (but the norm is of all of them): near the base, not the base."""
+    own, width = _shuffle_of(config), config.vision_config.hidden_size
+    if shuffle % own or any(side // patch % shuffle for side, patch in _sides(config)):
+        patches = " x ".join(str(side // patch) for side, patch in _sides(config))
+        raise InputError(
+            f"pvc's internvl_shuffle={shuffle}: give a multiple of the base's {own} that divides its {patches} patches"
+        )
+    times = shuffle // own
+    config.downsample_ratio, config.image_seq_length = 1 / shuffle, tile_tokens(config, shuffle)
+    new = base.InternVLMultiModalProjector(config)
+
+    def tiled(values: torch.Tensor) -> torch.Tensor:
+        squares = values.unflatten(-1, (own, own, width))  # as pixel_shuffle joins the patches of a token
+        return squares.repeat(*[1] * (values.dim() - 1), times, times, 1).flatten(-3)
+
+    with torch.no_grad():
+        new.layer_norm.weight.copy_(tiled(old.layer_norm.weight))
+        new.layer_norm.bias.copy_(tiled(old.layer_norm.bias))
+        new.linear_1.weight.copy_(tiled(old.linear_1.weight) / times**2)
+        new.linear_1.bias.copy_(old.linear_1.bias)
+    new.linear_2 = old.linear_2
+    return new
