@@ -8,19 +8,19 @@ from test_record_keys import GOOD, TEXT, reasons, turns
 
 # What stands for a picture in the texts of other programs, whatever else the record has.
 PLACES = [
-    "<image_1>", "<image 2>", "<image1>", "<|image|>", "<|image_1|>", "<ImageHere>", "<IMAGE>", "<Video>", "<|video|>",
+    "<image_2>", "<image 2>", "<image2>", "<|image|>", "<|image_2|>", "<ImageHere>", "<IMAGE>", "<Video>", "<|video|>",
     "<VideoHere>", "<start_of_image>", "<|begin_of_video|>", "<image_soft_token>", "<|image_sep|>", "<image_tokens>",
-    "<IMG_CONTEXT>", "<|img|>", "<img1>",
+    "<IMG_CONTEXT>", "<|img|>", "<img2>",
     "<__media__>", "<__image__>", "<##IMAGE##>", "<|media_pad|>", "<image-placeholder>", "<vila/video>", "<im_patch>",
     "<im_start>", "<vid_end>", "<fake_token_around_image>", "<global-img>", "[IMG]", "[IMG_BREAK]", "[<IMG_PLH>]",
-    "[VIDEO 1]", "[img-1]", "<img>a/b.png</img>", "<img></img>", "<img>", "<IMG>", "<Img/>", "<vid>", "<pic>",
+    "[VIDEO 2]", "[img-2]", "<img>a/b.png</img>", "<img></img>", "<img>", "<IMG>", "<Img/>", "<vid>", "<pic>",
     "<picture>", "<photo>", "<PHOTO>", "<frame>", "<figure>", "<screenshot>", "<images>", "<img\n src='b.png'",
     '<img src="b.png"', "<IMG SRC=b.JPG", '<img width="9" alt="a > b" src="x/b.png?v=1', '<img src="https://',
     '<img src=\\"b.png', '<img src="data:', "<video controls><source src='b.mp4", "<image: b.png", "<embed src=b.gif",
     "![](b.png", "![a cat](x/b c.png", "![a](https://", "![a](data:", "![a](attachment:",
     "![a cat][1] here\n\n[1]: b.png", "![[b.png]]",
-    "[img]https://x.y/b[/img]", "[IMG width=9]b.png[/IMG]", "{image}", "{{image}}", "{{ img }}", "{image_1}", "<图片>",
-    "[图片]", "<图1>", "data:image/png;base64,", "iVBORw0KGgoAAAANSUhEUgAAAAkAAAAJ",
+    "[img]https://x.y/b[/img]", "[IMG width=9]b.png[/IMG]", "{image}", "{{image}}", "{{ img }}", "{image_2}", "<图片>",
+    "[图片]", "<图2>", "data:image/png;base64,", "iVBORw0KGgoAAAANSUhEUgAAAAkAAAAJ",
 ]  # fmt: skip
 # What is one only where the record has no picture.
 ALONE = [
@@ -52,6 +52,13 @@ INNOCENT = [
     "@app.route('/img/<image_name>')", "SELECT * FROM image WHERE id > 3;", "<s> [INST] hi [/INST] <pad> <unk> <mask>",
     "iVBORw0KGgo is how base64 of a PNG begins", "data:image/png is a type", "``a'' <em>and</em> `b'",
     "<xs:image type='a'>",
+    "![built](https://x.y/a.svg?branch=main)", "<frame src='http://x.y/top.html'>", "<Photo/> <Frame> <Media />",
+    "Why is <img> left of its <div>?", "<html><body><img src='a.png'></body></html>",
+    "<!DOCTYPE html>\n<img src=a.png>",
+    "import Image from 'next/image'\n<Image src='/a.png' />", "return { image };", "import { Image } from 'x'",
+    "use a::{Image, Frame}", "GET /images/{image}", "query { user { photo } }", "if (x) { frame }", "<p>{image}</p>",
+    "``<img>`` and ``a ` <img>``", "![[a note]]", "<svg><image href='a.png'/></svg>", "@app.get('/photo/<photo>')",
+    "<rss><media:content url='https://x.y/a.png'/></rss>",
     "#include <image.h>\n#include <opencv2/video.hpp>", "The <title> of <http://x.y/a>", "https://x.y/a.html", "a.b.c",
 ]  # fmt: skip
 NOTES = [
@@ -91,6 +98,16 @@ def test_innocent_text_is_not_refused(tmp_path, own):
     texts = [*INNOCENT, *ALONE] if own else INNOCENT
     found = reasons(tmp_path, *asked(texts, own))
     assert [pair for pair in zip(texts * 2, found) if pair[1]] == []
+
+
+@pytest.mark.parametrize("form", ["<image {}>", "<image_{}>", "<|image_{}|>", "[IMG {}]", "<Picture {}>", "<图{}>"])
+def test_the_number_of_a_picture_that_a_record_has_is_text(tmp_path, form):
+    """MathVision's and MMMU's questions name their pictures so, where <image> stands before them, too."""
+    two = {"image": ["a.png", "a.png"]}
+    texts = [f"<image><image>\nIs {form.format(number)} a cat?" for number in (1, 2, 3)]
+    *known, further = reasons(tmp_path, *(two | {"conversations": turns(text, "3")} for text in texts))
+    assert not any(known)
+    assert f"has {form.format(3)!r}, which nothing stands for" in further
 
 
 def test_what_the_model_says_and_a_tag_around_a_picture_of_ours_are_text(tmp_path):
