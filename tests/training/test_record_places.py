@@ -68,6 +68,7 @@ NOTES = [
     {"meta": {"duration": 3, "token": {"<s0>": 1}}}, {"tags": ["<b>"]}, {"path": "src/index.ts"}, {"sys": ""},
     {"loss_weight": 1}, {"bbox": [1, 2, 3, 4]}, {"split": "train"}, {"systematic": "x"}, {"developers": 3},
     {"image_max_pixels": None}, {"fps": 0}, {"start": None}, {"end": []}, {"ignore": True},
+    {"train_on_inputs": 0},
 ]  # fmt: skip
 
 
@@ -145,6 +146,19 @@ def test_parts_and_frames_that_are_asked_of_a_video_are_not_passed_over(tmp_path
         assert of_clip.startswith(f"its key {key!r} is not read: --fps, --nframes and --max-pixels are those of all")
         assert of_picture.startswith(f"its key {key!r} is not read: --min-pixels") is (key in of_both)
         assert of_text == ""
+
+
+def test_what_a_video_s_file_has_is_a_note(tmp_path, write_clip):
+    """Its rate and number of frames, and a part that is all of it; but no part of it, and no rate to take frames at."""
+    write_clip("a.mp4")
+    clip = {"video": "a.mp4", "conversations": turns("<video>", "ring")}
+    notes = [{"fps": 29.97, "num_frames": 300, "duration": 10.0}, {"frame_rate": 25, "nframes": 9}, {"raw_fps": 30},
+             {"start": 0.0, "end": 12.5, "duration": 12.5}]  # fmt: skip
+    asked = [{"fps": 2, "num_frames": 300}, {"num_frames": 300}, {"start": 3, "end": 9, "duration": 9}, {"end": 9},
+             {"fps": 30, "end": 9, "duration": 12}, {"fps": 30, "max_frames": 8}]  # fmt: skip
+    found = reasons(tmp_path, *(clip | said for said in (*notes, *asked)))
+    assert not any(found[: len(notes)])
+    assert all("--fps, --nframes and --max-pixels are those of all videos" in reason for reason in found[len(notes) :])
 
 
 def test_keys_that_change_what_is_learnt_are_not_passed_over(tmp_path):
