@@ -82,25 +82,30 @@ _DRAWN = re.compile(
     rf"<?(?i:{_SHOWN}))|\[\[[^\]\n]{{1,300}}\.(?i:{_PICTURE}|{_FILM})\b[^\]\n]{{0,100}}\]\])"
     r"|(?<=\[)(?i:img[^\]\n]{0,100}\][^\[\n]{1,500}\[/img\])"
     r"|(?<=\{)(?<![\w\]}$=\\'\"{(>/:#%@.-]\{)(?<!import \{|export \{|return \{)"
-    r"(?:(?:image|img|video)s?|(?:IMAGE|IMG|VIDEO)S?)(?:[_ ]?\d{1,3})?\}(?!['\"\w;]|</|\s*(?:=|from\b))"
-    r"|(?<=\{)(?<![\w\]}$=\\'\"{(>/:#%@.-]\{)\{\s*(?:(?:image|img|video)s?|(?:IMAGE|IMG|VIDEO)S?)(?:[_ ]?\d{1,3})?\s*"
+    r"(?:(?:image|img|video)s?|(?:IMAGE|IMG|VIDEO)S?)(?:[_ ]?\d{1,3}|_(?i:placeholder))?\}"
+    r"(?!['\"\w;]|</|\s*(?:=|from\b))"
+    r"|(?<=\{)(?<![\w\]}$=\\'\"{(>/:#%@.-]\{)\{\s*(?:(?:image|img|video)s?|(?:IMAGE|IMG|VIDEO)S?)(?:[_ ]?\d{1,3}"
+    r"|_(?i:placeholder))?\s*"
     r"\}\}(?!['\"\w]|</)"
     r"|(?<=<)图\s?\d{0,3}>|(?<=[<\[【])(?:图片|图像|照片|视频)\s?\d{0,3}[>\]】](?!\())"
 )
 # In a record without visuals: [image], [Photo 2], [image: cat.png], but no index, argument, link or name of one.
 _BRACKETS = re.compile(
     rf"\[(?<![\w)\]=(,]\[)(?<![=,(] \[)(?:image|img|video|picture|photo|screenshot)"
-    rf"(?:\s?#?\d{{1,3}}|:[^\]\n]{{1,300}}\.(?:{_PICTURE}|{_FILM}))?\](?![(\[:\w])",
+    rf"(?:[\s_-]?#?\d{{1,3}}|:[^\]\n]{{1,300}}\.(?:{_PICTURE}|{_FILM}))?\](?![(\[:\w])",
     re.IGNORECASE,
 )
 # A line that is a file's name; after six Chinese or Japanese characters in a row of names it is a sentence.
 _ALONE = re.compile(
-    r"(?:(?:image|img|picture|photo|video|frame)\s?#?\d{0,3}\s?[:=]\s*)?"
+    r"(?:(?:image|img|picture|photo|video|frame)(?:[ _-]?(?:path|file|name|url))?\s?#?\d{0,3}\s?[:=]\s*)?"
     r"(?:\w{2,10}://\S+|(?!(?:[^\s/\u3040-\u9fff]*[\u3040-\u9fff]){6})[^\s*={}|<>\"'`$();,!]+)"
     rf"\.(?:{_PICTURE}|{_FILM})(?:[?#]\S*)?",
     re.IGNORECASE,
 )
-_DATA = re.compile(rf"data:(?:image|video)/[\w.+-]+;base64,|{_BASE64}")  # a file itself on a line
+# A file itself, at the beginning of a line, or amid it, but in no style sheet, tag or string.
+_DATA = re.compile(
+    rf"data:(?:image|video)/[\w.+-]+;base64,|{_BASE64}|.{{0,2000}}\sdata:(?:image|video)/[\w.+-]+;base64,[A-Za-z0-9+/]{{16}}"
+)
 _BESIDE = re.compile(
     r"[\w./-]+\.(?:txt|md|pdf|docx?|csv|json|xml|ya?ml|toml|ini|log|html?|css|m?js|tsx?|py|ipynb|c|cpp|h|java|go|rs|rb|php"
     r"|sh|tex|zip|gz|svg|ico|npy|npz|pfm|pt|pth|pkl|wav|mp3)",

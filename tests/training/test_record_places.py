@@ -20,14 +20,15 @@ PLACES = [
     "![](b.png", "![a cat](x/b c.png", "![a](https://", "![a](data:", "![a](attachment:",
     "![a cat][1] here\n\n[1]: b.png", "![[b.png]]",
     "[img]https://x.y/b[/img]", "[IMG width=9]b.png[/IMG]", "{image}", "{{image}}", "{{ img }}", "{image_2}", "<图片>",
-    "[图片]", "<图2>", "data:image/png;base64,", "iVBORw0KGgoAAAANSUhEUgAAAAkAAAAJ",
+    "[图片]", "<图2>", "data:image/png;base64,", "{IMAGE_PLACEHOLDER}",
+    "See: data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA", "iVBORw0KGgoAAAANSUhEUgAAAAkAAAAJ",
 ]  # fmt: skip
 # What is one only where the record has no picture.
 ALONE = [
     "photos/cat.jpg", "/home/me/cat.PNG", "C:\\pics\\cat.webp", "https://x.y/a.png?size=9", "a.mp4", "./a.gif",
     "Image: a/cat.jpg", "image 1: https://x.y/cat.jpg", "@a.png", "<https://x.y/a.png>",
     "猫.jpg", "照片/小猫在睡觉的样子.jpg", "[image]",
-    "[Photo 2]", "[image: cat.png]",
+    "[Photo 2]", "[image_1]", "[Image-2]", "[image: cat.png]", "Image path: a/cat.jpg", "video_url: https://x.y/a.mp4",
 ]  # fmt: skip
 BOX = "<ref>the cat</ref><box>(1,2),(3,4)</box> <|object_ref_start|>it<|object_ref_end|><|box_start|>(1,2)<|box_end|>"
 INNOCENT = [
@@ -47,7 +48,9 @@ INNOCENT = [
     "vector<image_t> Option<Image<T>>", "<think>so</think> <tool_call>x</tool_call> <|user|>", "😀 a cat 🐈 <3 >:-)",
     "Frame1: a cat; Image 2 and Figure 3; see Picture (4)", "*.png", "rm -f *.jpg", "convert a.png b.jpg",
     "cat > a.png",
-    "background: url(a.png);", "// see a.png", "--output=a.png", "open('a.png')", "src/index.ts", "main.py", "x.py:3",
+    "background: url(a.png);", "a { background: url(data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA); }",
+    "x = 'data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA'",
+    "// see a.png", "--output=a.png", "open('a.png')", "src/index.ts", "main.py", "x.py:3",
     "请用画图软件打开照片.jpg", "把它存成猫.jpg。", "An image: a cat.", "image: nginx:latest", "GET /image/<id>/<name>",
     "@app.route('/img/<image_name>')", "SELECT * FROM image WHERE id > 3;", "<s> [INST] hi [/INST] <pad> <unk> <mask>",
     "iVBORw0KGgo is how base64 of a PNG begins", "data:image/png is a type", "``a'' <em>and</em> `b'",
