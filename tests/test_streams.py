@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ppe_npu import cli
 from ppe_npu.backends import device
 from ppe_npu.errors import InputError
 from ppe_npu.training import start
+from ppe_npu.training.args import TrainConfig
 
 
 def ended(code: str, **closed) -> subprocess.CompletedProcess:
@@ -71,7 +73,13 @@ def test_what_a_launcher_says_and_is_no_number_is_named(monkeypatch, name, value
 
 
 @pytest.mark.parametrize(
-    "said", [{"RANK": "5"}, {"LOCAL_RANK": "1"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "0"}]
+    "said",
+    [
+        {"RANK": "5"},
+        {"LOCAL_RANK": "2", "WORLD_SIZE": "2", "RANK": "1"},
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "0"},
+    ],
 )
 def test_a_rank_of_no_process_is_named_and_nothing_is_begun(monkeypatch, tmp_path, tiny_folder, said, capfd):
     """No process would be the first one, which writes the results."""
@@ -84,17 +92,29 @@ def test_a_rank_of_no_process_is_named_and_nothing_is_begun(monkeypatch, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_group_of_processes_that_cannot_be_started_is_named(monkeypatch):
+@pytest.mark.parametrize("said", [{"LOCAL_RANK": "3"}, {"LOCAL_RANK": "3", "WORLD_SIZE": "1"}, {"LOCAL_RANK": "-1"}])
+def test_a_process_alone_may_have_any_rank_on_its_machine(monkeypatch, said):
+    """As where a scheduler starts several evaluations that have nothing to do with each other."""
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert device.process_rank() == 0
+    assert device.of_this_process(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("error", [ValueError, torch.distributed.DistNetworkError])
+def test_a_group_of_processes_that_cannot_be_started_is_named(monkeypatch, error):
     def refuse(*_):
-        raise ValueError("`MASTER_ADDR` is not set")
+        raise error("the address is taken\nand so on")
 
     monkeypatch.setattr(start, "_arguments", refuse)
-    with pytest.raises(
-        InputError, match=r"of 2 processes cannot be started \(`MASTER_ADDR` is not set\): start them by"
-    ):
-        start.start_group(None, None, 1, processes=2)
-    with pytest.raises(ValueError, match=r"^`MASTER_ADDR` is not set$"):
-        start.start_group(None, None, 1, processes=1)
+    words = r"of processes \(of {}\) cannot be started \(the address is taken\): start them by torchrun"
+    with pytest.raises(InputError, match=words.format(2)):
+        start.start_group(TrainConfig("m", ["d"], "o"), None, 1, processes=2)
+    with pytest.raises(error, match="taken\n"):
+        start.start_group(TrainConfig("m", ["d"], "o"), None, 1, processes=1)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # by which accelerate starts one of a single process
+    with pytest.raises(InputError, match=words.format(1)):
+        start.start_group(TrainConfig("m", ["d"], "o"), None, 1, processes=1)
 
 
 def test_a_working_directory_that_was_deleted_is_named(tmp_path, monkeypatch, capfd):

@@ -55,7 +55,7 @@ def _parts(
         if held != len(given):
             raise InputError(f"{held} {PLACEHOLDERS[kind]} for {counted(len(given), kind)} in its human turns")
     independent, _ = (_flag(raw, key) for key in ("independent", "literal"))
-    check_places(raw) if images or videos else check_unseen(raw)
+    check_places(raw, len(images) + len(videos)) if images or videos else check_unseen(raw)
     check_marks(raw)
     if independent:
         _check_independent(turns, len(images) + len(videos))

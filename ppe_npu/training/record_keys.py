@@ -99,6 +99,8 @@ _OF_VISUALS = {
     ),
     "image": dict.fromkeys(SETTINGS["image"], _SIZE) | _each("image_min_pixels image_max_pixels", _SIZE),
 }
+_RATES, _FILES_RATE = ("fps", "raw_fps", "video_fps", "frame_rate"), 10
+_COUNTED, _LASTS = ("nframes", "num_frames", "n_frames"), ("duration", "video_duration", "video_length")
 _CLOSE = 0.8  # of difflib; "imgae" and "image" have 0.8, "image_id" and "image" 0.77
 
 
@@ -115,7 +117,7 @@ def _unread(raw: Mapping[str, Any], key: str, value: Any) -> str | None:
     name = _plain(key)
     if (name in _JUDGED and value is False) or (name == "kto_tag" and value not in (None, "")):
         return f"{_WANTED}; {_NOTE.removeprefix('or, ')}" if name in _JUDGED else _WANTED
-    if name not in _TOO_COMMON and (not _counts(name, value) or (name in _MORE and not _empty(value))):
+    if name not in _TOO_COMMON and (not _counts(name, value) or (name in _MORE and value and not _empty(value))):
         return _LOSS
     if _empty(value):
         return None
@@ -126,7 +128,15 @@ def _unread(raw: Mapping[str, Any], key: str, value: Any) -> str | None:
     if instead is not None:
         return _INSTEAD[instead][name]
     held = (names[name] for kind, names in _OF_VISUALS.items() if name in names and not _empty(raw.get(kind)))
-    return None if value == 0 else next(held, None)
+    return None if value == 0 or _of_file(raw, name, value) else next(held, None)
+
+
+def _of_file(raw: Mapping[str, Any], name: str, value: Any) -> bool:
+    """Whether a number beside a video says what its file has: nobody takes ten frames of a second or more, and a part
+    that ends with the video ends nowhere else."""
+    rates = (raw.get(key) for key in _RATES)
+    described = any(isinstance(rate, (int, float)) and rate >= _FILES_RATE for rate in rates)
+    return (described and name in (*_RATES, *_COUNTED)) or ("end" in name and value in (raw.get(key) for key in _LASTS))
 
 
 def _counts(name: str, value: Any) -> bool:
@@ -146,7 +156,7 @@ def check_turn_keys(turn: Mapping[str, Any], role: str) -> None:
         counts = _counts(name, value) and (name != "mask" or value in (None, ""))
         if role != "assistant":  # which has no loss: so it may say
             counts = counts or name in _LEFT_OUT or name == "mask" or value in (False, 0)
-        if not counts or (name in _MORE and not _empty(value)):
+        if not counts or (name in _MORE and value and not _empty(value)):
             raise InputError(f"a turn's key {brief(key)} is not read: {_LOSS}")
 
 

@@ -40,45 +40,72 @@ _PART = (
     r"|sep|break|newline|embeds?|features?))"
 )
 _OF = r"(?:(?:start|begin|end)_of_|fake_token_around_|global[-_]|vila/)"
-_OTHER = "(?!<image>|<video>|(?<=[A-Za-z0-9_])<[A-Z][a-z]+>)"  # neither ours nor a type: List<Image>
+_OTHER = "(?!image>|video>)(?<![A-Za-z0-9_]<(?=[A-Z][a-z]{1,40}>))"  # behind "<": neither ours nor a type: List<Image>
 # Programs' own words, those of one form together: <image_1>, <|image|>, <ImageHere>, <start_of_image>, <##IMAGE##>;
 # <|img|>, <IMG_CONTEXT>, <__media__>; <im_patch>; <img>a.png</img>; [IMG], [IMG_BREAK], [<IMG_PLH>]; [img-1].
 _TOKENS = re.compile(
-    rf"{_OTHER}<(?i:[|_#]{{0,2}}{_OF}?(?:image|video){_PART}{{0,2}}\s*/?[|_#]{{0,2}}>"
+    rf"[<\[](?:(?<=<){_OTHER}(?:(?i:[|_#]{{0,2}}{_OF}?(?:image|video){_PART}{{0,2}}\s*/?[|_#]{{0,2}}>"
     rf"|(?:[|_#]{{1,2}}{_OF}?(?:{_WORD}){_PART}{{0,2}}|{_OF}(?:{_WORD})|(?:{_WORD}){_PART}{{1,2}})\s*/?[|_#]{{0,2}}>"
-    r"|(?:im|vi|vid)_(?:patch|start|end|col)>|img>[^<\n]*</img>)"
-    r"|(?<![\w)\]])\[<?(?:IMG|IMAGE|VIDEO)(?:[ _-]?(?:\d{1,4}|BREAK|END|PLH|TOKEN|PLACEHOLDER))?>?\](?!\()"
-    r"|\[img-\d{1,4}\]"
+    r"|(?:im|vi|vid)_(?:patch|start|end|col)>|img>[^<\n]*</img>))"
+    r"|(?<=\[)(?:(?<![\w)\]]\[)<?(?:IMG|IMAGE|VIDEO)(?:[ _-]?(?:\d{1,4}|BREAK|END|PLH|TOKEN|PLACEHOLDER))?>?\](?!\()"
+    r"|img-\d{1,4}\]))"
 )
+_NUMBERED = re.compile(r"[<\[{【|_#]*[^\W\d_]+[ _:#.-]{0,2}(\d{1,4})\W*")  # of the record's own pictures, say
 _OPENING = re.compile(r"[<\[{【]")  # with which all of these begin
-_SHOWN = rf"(?:[^\s\"'<>()]{{0,500}}\.(?:{_PICTURE}|{_FILM})\b|(?:https?|file|s3|gs|oss|hf)://|data:|attachment:)"
-# A file in a tag of HTML and the like, in Markdown's and a forum's ways; words that are tags, or to be filled in.
+_PAGES = r"svg|html?|php|aspx?|jsp|pdf|js|css|json|xml|txt|mp3|wav|ogg"  # an address of what is neither
+_SHOWN = (
+    rf"(?:[^\s\"'<>()]{{0,500}}\.(?:{_PICTURE}|{_FILM})\b|data:|attachment:"
+    rf"|(?:https?|file|s3|gs|oss|hf)://(?![^\s\"'<>()?#]{{0,500}}\.(?:{_PAGES})(?:[\s\"'<>()?#]|$)))"
+)
+# A file in a tag of HTML and the like; tags that stand in a page's source, but not around what a forum's users write.
+_IN_TAG = re.compile(
+    rf"<(?i:(?:image|video|source|embed|object|{_WORD})\b(?:[^<>\"']|\"[^\"<]{{0,300}}\"|'[^'<]{{0,300}}'){{0,500}}?"
+    rf"[=:]\s*\\?[\"']?{_SHOWN})"
+)
+_OF_PAGES = (
+    r"<!doctype|<\?xml\b|\bclassName=|^[ \t]*(?:import\b.{1,200}\bfrom|export default)\b"
+    r"|</?(?:html|head|body|script|style|link|meta|nav|form|button|input|header|footer|main|template|svg|rss"
+)
+_PAGE = re.compile(rf"{_OF_PAGES})\b", re.IGNORECASE | re.MULTILINE)
+_HTML = re.compile(
+    rf"{_OF_PAGES}|div|span|section|article|table|td|tr|ul|ol|li|h[1-6]|audio|canvas|figcaption|iframe)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+# A word that is a tag, in a text without other tags of HTML; <Photo/> is a component of somebody's program.
+_TAG = re.compile(
+    rf"<(?<!/<){_OTHER}(?:(?i:image|video|img|vid)|(?![A-Z][a-z])(?i:{_WORD}|fig|figure|screenshot))(?i:s?\s*/?>)"
+)
+# Markdown's and a forum's ways; words to be filled in, but not {image} where a program's text has it.
 _DRAWN = re.compile(
-    rf"(?i:<(?:image|video|source|embed|object|{_WORD})\b(?:[^<>\"']|\"[^\"<]{{0,300}}\"|'[^'<]{{0,300}}'){{0,500}}?"
-    rf"[=:]\s*\\?[\"']?{_SHOWN}"
-    rf"|(?-i:{_OTHER})<(?:{_WORD}|image|video|fig|figure|screenshot)s?\s*/?>)"
-    rf"|!\[[^\]\n]{{0,500}}\]\(\s*<?(?i:{_SHOWN}|[^()\n<>]{{1,300}}\.(?:{_PICTURE}|{_FILM})\b)"
-    r"|!\[[^\]\n]{1,300}\]\[[^\]\n]{0,100}\](?=(?s:.{0,4000}?)\n[ \t]*\[[^\]\n]{1,100}\]:[ \t]*"
-    rf"<?(?i:{_SHOWN}))|!\[\[[^\]\n]{{1,300}}\]\]"
-    r"|(?i:\[img[^\]\n]{0,100}\][^\[\n]{1,500}\[/img\])"
-    rf"|(?<![\w\]}}$=\\'\"{{(])\{{\{{?\s*(?i:image|video|{_WORD})s?(?:[_ ]?\d{{1,3}})?\s*\}}?\}}"
-    r"(?!['\"\w]|\s*(?:=|from\b))"
-    r"|<图\s?\d{0,3}>|[<\[【](?:图片|图像|照片|视频)\s?\d{0,3}[>\]】](?!\()"
+    rf"[!\[{{<【](?:(?<=!)(?:\[[^\]\n]{{0,500}}\]\(\s*<?(?i:{_SHOWN}|[^()\n<>]{{1,300}}\.(?:{_PICTURE}|{_FILM})\b)"
+    r"|\[[^\]\n]{1,300}\]\[[^\]\n]{0,100}\](?=(?s:.{0,4000}?)\n[ \t]*\[[^\]\n]{1,100}\]:[ \t]*"
+    rf"<?(?i:{_SHOWN}))|\[\[[^\]\n]{{1,300}}\.(?i:{_PICTURE}|{_FILM})\b[^\]\n]{{0,100}}\]\])"
+    r"|(?<=\[)(?i:img[^\]\n]{0,100}\][^\[\n]{1,500}\[/img\])"
+    r"|(?<=\{)(?<![\w\]}$=\\'\"{(>/:#%@.-]\{)(?<!import \{|export \{|return \{)"
+    r"(?:(?:image|img|video)s?|(?:IMAGE|IMG|VIDEO)S?)(?:[_ ]?\d{1,3}|_(?i:placeholder))?\}"
+    r"(?!['\"\w;]|</|\s*(?:=|from\b))"
+    r"|(?<=\{)(?<![\w\]}$=\\'\"{(>/:#%@.-]\{)\{\s*(?:(?:image|img|video)s?|(?:IMAGE|IMG|VIDEO)S?)(?:[_ ]?\d{1,3}"
+    r"|_(?i:placeholder))?\s*"
+    r"\}\}(?!['\"\w]|</)"
+    r"|(?<=<)图\s?\d{0,3}>|(?<=[<\[【])(?:图片|图像|照片|视频)\s?\d{0,3}[>\]】](?!\())"
 )
 # In a record without visuals: [image], [Photo 2], [image: cat.png], but no index, argument, link or name of one.
 _BRACKETS = re.compile(
-    rf"(?<![\w)\]=(,])(?<![=,(] )\[(?:image|img|video|picture|photo|screenshot)"
-    rf"(?:\s?#?\d{{1,3}}|:[^\]\n]{{1,300}}\.(?:{_PICTURE}|{_FILM}))?\](?![(\[:\w])",
+    rf"\[(?<![\w)\]=(,]\[)(?<![=,(] \[)(?:image|img|video|picture|photo|screenshot)"
+    rf"(?:[\s_-]?#?\d{{1,3}}|:[^\]\n]{{1,300}}\.(?:{_PICTURE}|{_FILM}))?\](?![(\[:\w])",
     re.IGNORECASE,
 )
 # A line that is a file's name; after six Chinese or Japanese characters in a row of names it is a sentence.
 _ALONE = re.compile(
-    r"(?:(?:image|img|picture|photo|video|frame)\s?#?\d{0,3}\s?[:=]\s*)?"
+    r"(?:(?:image|img|picture|photo|video|frame)(?:[ _-]?(?:path|file|name|url))?\s?#?\d{0,3}\s?[:=]\s*)?"
     r"(?:\w{2,10}://\S+|(?!(?:[^\s/\u3040-\u9fff]*[\u3040-\u9fff]){6})[^\s*={}|<>\"'`$();,!]+)"
     rf"\.(?:{_PICTURE}|{_FILM})(?:[?#]\S*)?",
     re.IGNORECASE,
 )
-_DATA = re.compile(rf"data:(?:image|video)/[\w.+-]+;base64,|{_BASE64}")  # a file itself on a line
+# A file itself, at the beginning of a line, or amid it, but in no style sheet, tag or string.
+_DATA = re.compile(
+    rf"data:(?:image|video)/[\w.+-]+;base64,|{_BASE64}|.{{0,2000}}\sdata:(?:image|video)/[\w.+-]+;base64,[A-Za-z0-9+/]{{16}}"
+)
 _BESIDE = re.compile(
     r"[\w./-]+\.(?:txt|md|pdf|docx?|csv|json|xml|ya?ml|toml|ini|log|html?|css|m?js|tsx?|py|ipynb|c|cpp|h|java|go|rs|rb|php"
     r"|sh|tex|zip|gz|svg|ico|npy|npz|pfm|pt|pth|pkl|wav|mp3)",
@@ -88,7 +115,8 @@ _WRAPPED = re.compile(
     r"(?!<image>|<video>)<((?i:image|img|video|vid|pic|picture|photo))>\s*(?:(?:<image>|<video>)\s*)+</(?i:\1)>"
 )
 _CODE = re.compile(
-    r"^[ \t]*(`{3,}|~{3,}).*?(?:^[ \t]*\1|\Z)|`{3,}[^`\n]+`{3,}|(?<!`)`(?![`\s])[^`\n]*(?<!\s)`(?!`)",
+    r"^[ \t]*(`{3,}|~{3,}).*?(?:^[ \t]*\1|\Z)|(?<!`)(`{2,})(?!`)[^\n]{1,1000}?(?<!`)\2(?!`)"
+    r"|(?<!`)`(?![`\s])[^`\n]*(?<!\s)`(?!`)",
     re.DOTALL | re.MULTILINE,
 )
 _MARK = re.compile(r"(?!<image>|<video>)<[^<>\s]{1,40}>")
@@ -109,38 +137,53 @@ def check_unseen(raw: Mapping[str, Any]) -> None:
                 picture = any(inline.groups()) if inline else _FILE.fullmatch(_name(file))[1]
                 remedy = ("save it as a file, and " if inline else "") + (IMAGE if picture else VIDEO)
                 raise InputError(f"{where} {held}, which the model would not see: {remedy}; or leave it out")
-    _check_asked(raw, alone=True)
+    _check_asked(raw, 0)
 
 
-def check_places(raw: Mapping[str, Any]) -> None:
+def check_places(raw: Mapping[str, Any], own: int) -> None:
     """Raise InputError for what another program reads as a further picture or video in a human turn, beside those that
-    the record names in its keys. A file's name alone is no further one: it is most likely the name of one of them."""
-    _check_asked(raw, alone=False)
+    the record names in its keys, own in number. A file's name alone is no further one: it is most likely the name of
+    one of them; and <image_2> is the second of them."""
+    _check_asked(raw, own)
 
 
-def _check_asked(raw: Mapping[str, Any], alone: bool) -> None:
+def _check_asked(raw: Mapping[str, Any], own: int) -> None:
     for turn in () if raw.get("literal") else raw["conversations"]:
         if turn.get("from", turn.get("role")) not in ("human", "user"):
             continue
-        place = _place(turn.get("value", turn.get("content")), alone)
+        place = _place(turn.get("value", turn.get("content")), own)
         if place is not None:
             remedy = "write <image> or <video>, and name the files under 'image' or 'video'; or, where the text itself "
             remedy += "is meant, give the record 'literal': true"
             raise InputError(f"a text in it has {brief(place)}, which nothing stands for: {remedy}")
 
 
-def _place(text: str, alone: bool) -> str | None:
-    """What another program would put a picture or a video in place of; alone: whether the record names none."""
-    if _OPENING.search(text):
+def _place(text: str, own: int) -> str | None:
+    """What another program would put a picture or a video in place of; own: how many the record names."""
+    opened = _OPENING.search(text)
+    if opened:
         text = _WRAPPED.sub(" ", text)
-        if found := _TOKENS.search(text):
-            return found[0]
-        text = _CODE.sub("``", text)
-        if found := _DRAWN.search(text) or (_BRACKETS.search(text) if alone else None):
-            return found[0]
-    lines = [line.strip().strip("<>") for line in _CODE.sub("``", text).splitlines()]
-    names = alone and not any(map(_BESIDE.fullmatch, lines))  # else it is a list of files of every kind
+        if found := _further(_TOKENS, text, own):
+            return found
+    text = _CODE.sub("``", text)
+    if opened:
+        ways = ((_IN_TAG, _PAGE), (_TAG, _HTML), (_DRAWN, None), *(() if own else ((_BRACKETS, None),)))
+        for places, source in ways:
+            found = _further(places, text, own)
+            if found and not (source and source.search(text)):
+                return found
+    lines = [line.strip().strip("<>") for line in text.splitlines()]
+    names = not own and not any(map(_BESIDE.fullmatch, lines))  # else it is a list of files of every kind
     return next((line for line in lines if _DATA.match(line) or (names and _ALONE.fullmatch(line))), None)
+
+
+def _further(places: re.Pattern[str], text: str, own: int) -> str | None:
+    """The first place in a text that is no number of one of the record's own."""
+    for found in places.finditer(text):
+        number = _NUMBERED.fullmatch(found[0])
+        if not (number and own and int(number[1]) <= own):
+            return found[0]
+    return None
 
 
 def check_text(text: str) -> None:

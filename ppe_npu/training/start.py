@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import os
 
+import torch
+
 from ppe_npu.backends import device as devices
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.training.args import TrainConfig
+from ppe_npu.utils.launched import has_local_rank
 from ppe_npu.utils.optional import optional
 from ppe_npu.utils.reading import UnreadableError, read_json
 
@@ -67,18 +70,23 @@ def total_steps(config: TrainConfig, records: int, processes: int = 1) -> int:
 
 
 def start_group(config: TrainConfig, device, steps: int, processes: int):
-    """transformers' TrainingArguments, which start the process group and choose this process' device.
+    """Start the process group; transformers' TrainingArguments, which choose this process' device.
 
     Raises:
-        InputError: accelerate refuses what the environment says of several processes.
+        InputError: what the environment says of several processes is refused, or they do not find each other.
     """
     try:
+        if config.deepspeed is not None:
+            start_deepspeed(config.deepspeed, device)
         return _arguments(config, device, steps, processes)
-    except ValueError as error:
-        if processes == 1:
+    except InputError:
+        raise
+    except (ValueError, torch.distributed.DistError) as error:
+        if processes == 1 and not has_local_rank():  # then accelerate starts no group
             raise
         raise InputError(
-            f"the group of {processes} processes cannot be started ({first_line(error)}): start them by torchrun"
+            f"the group of processes (of {processes}) cannot be started ({first_line(error)}): start them by torchrun, "
+            "with a --master-port that is free; or unset LOCAL_RANK, RANK and WORLD_SIZE for a process alone"
         ) from error
 
 

@@ -28,7 +28,7 @@ from ppe_npu.training.collator import Collator
 from ppe_npu.training.data import ChatDataset, Record, check_places
 from ppe_npu.training.leftovers import skipped_files
 from ppe_npu.training.parts import freeze, parameter_count
-from ppe_npu.training.start import check_deepspeed, start_deepspeed, start_group, total_steps
+from ppe_npu.training.start import check_deepspeed, start_group, total_steps
 from ppe_npu.training.survey import Survey, prepare_records
 from ppe_npu.training.validation import VALIDATION, held_back
 from ppe_npu.utils.optional import named_for_pip, optional
@@ -135,8 +135,6 @@ def _train(config: TrainConfig, device, first: bool, processes: int, announce: b
     if first:
         output.check_identity(config, before, identity, records, marks)
     steps = total_steps(config, len(records), processes)
-    if config.deepspeed is not None:
-        start_deepspeed(config.deepspeed, device)
     arguments = start_group(config, device, steps, processes)
     devices.wait_for_all()  # until the first has looked at the output
     if not first:

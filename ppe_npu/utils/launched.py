@@ -23,9 +23,14 @@ def environment_number(name: str, default: int) -> int:
 
 
 def check_launched() -> None:
-    """Raise InputError unless this process is one of the job's by what is said of it."""
+    """Raise InputError unless this process is one of the job's by what is said of it. A process alone has a rank on its
+    machine where a scheduler gave each of its jobs one; it is not looked at."""
     count = environment_number("WORLD_SIZE", 1)
-    no_job = os.environ.get("LOCAL_RANK") == "-1"  # transformers' own word for that
-    for name in ("RANK",) if no_job else ("RANK", "LOCAL_RANK"):
+    for name in ("RANK", "LOCAL_RANK") if count > 1 and has_local_rank() else ("RANK",):
         if (rank := environment_number(name, 0)) >= count:
             raise InputError(f"environment variable {name}={rank} must be below WORLD_SIZE={count}: {_REMEDY}")
+
+
+def has_local_rank() -> bool:
+    """Whether a launcher, or somebody's script, says which process of its machine this is."""
+    return os.environ.get("LOCAL_RANK", "-1") != "-1"  # -1: transformers' own word for no job

@@ -8,26 +8,27 @@ from test_record_keys import GOOD, TEXT, reasons, turns
 
 # What stands for a picture in the texts of other programs, whatever else the record has.
 PLACES = [
-    "<image_1>", "<image 2>", "<image1>", "<|image|>", "<|image_1|>", "<ImageHere>", "<IMAGE>", "<Video>", "<|video|>",
+    "<image_2>", "<image 2>", "<image2>", "<|image|>", "<|image_2|>", "<ImageHere>", "<IMAGE>", "<Video>", "<|video|>",
     "<VideoHere>", "<start_of_image>", "<|begin_of_video|>", "<image_soft_token>", "<|image_sep|>", "<image_tokens>",
-    "<IMG_CONTEXT>", "<|img|>", "<img1>",
+    "<IMG_CONTEXT>", "<|img|>", "<img2>",
     "<__media__>", "<__image__>", "<##IMAGE##>", "<|media_pad|>", "<image-placeholder>", "<vila/video>", "<im_patch>",
     "<im_start>", "<vid_end>", "<fake_token_around_image>", "<global-img>", "[IMG]", "[IMG_BREAK]", "[<IMG_PLH>]",
-    "[VIDEO 1]", "[img-1]", "<img>a/b.png</img>", "<img></img>", "<img>", "<IMG>", "<Img/>", "<vid>", "<pic>",
+    "[VIDEO 2]", "[img-2]", "<img>a/b.png</img>", "<img></img>", "<img>", "<IMG>", "<Img/>", "<vid>", "<pic>",
     "<picture>", "<photo>", "<PHOTO>", "<frame>", "<figure>", "<screenshot>", "<images>", "<img\n src='b.png'",
     '<img src="b.png"', "<IMG SRC=b.JPG", '<img width="9" alt="a > b" src="x/b.png?v=1', '<img src="https://',
     '<img src=\\"b.png', '<img src="data:', "<video controls><source src='b.mp4", "<image: b.png", "<embed src=b.gif",
     "![](b.png", "![a cat](x/b c.png", "![a](https://", "![a](data:", "![a](attachment:",
     "![a cat][1] here\n\n[1]: b.png", "![[b.png]]",
-    "[img]https://x.y/b[/img]", "[IMG width=9]b.png[/IMG]", "{image}", "{{image}}", "{{ img }}", "{image_1}", "<图片>",
-    "[图片]", "<图1>", "data:image/png;base64,", "iVBORw0KGgoAAAANSUhEUgAAAAkAAAAJ",
+    "[img]https://x.y/b[/img]", "[IMG width=9]b.png[/IMG]", "{image}", "{{image}}", "{{ img }}", "{image_2}", "<图片>",
+    "[图片]", "<图2>", "data:image/png;base64,", "{IMAGE_PLACEHOLDER}",
+    "See: data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA", "iVBORw0KGgoAAAANSUhEUgAAAAkAAAAJ",
 ]  # fmt: skip
 # What is one only where the record has no picture.
 ALONE = [
     "photos/cat.jpg", "/home/me/cat.PNG", "C:\\pics\\cat.webp", "https://x.y/a.png?size=9", "a.mp4", "./a.gif",
     "Image: a/cat.jpg", "image 1: https://x.y/cat.jpg", "@a.png", "<https://x.y/a.png>",
     "猫.jpg", "照片/小猫在睡觉的样子.jpg", "[image]",
-    "[Photo 2]", "[image: cat.png]",
+    "[Photo 2]", "[image_1]", "[Image-2]", "[image: cat.png]", "Image path: a/cat.jpg", "video_url: https://x.y/a.mp4",
 ]  # fmt: skip
 BOX = "<ref>the cat</ref><box>(1,2),(3,4)</box> <|object_ref_start|>it<|object_ref_end|><|box_start|>(1,2)<|box_end|>"
 INNOCENT = [
@@ -47,11 +48,20 @@ INNOCENT = [
     "vector<image_t> Option<Image<T>>", "<think>so</think> <tool_call>x</tool_call> <|user|>", "😀 a cat 🐈 <3 >:-)",
     "Frame1: a cat; Image 2 and Figure 3; see Picture (4)", "*.png", "rm -f *.jpg", "convert a.png b.jpg",
     "cat > a.png",
-    "background: url(a.png);", "// see a.png", "--output=a.png", "open('a.png')", "src/index.ts", "main.py", "x.py:3",
+    "background: url(a.png);", "a { background: url(data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA); }",
+    "x = 'data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA'",
+    "// see a.png", "--output=a.png", "open('a.png')", "src/index.ts", "main.py", "x.py:3",
     "请用画图软件打开照片.jpg", "把它存成猫.jpg。", "An image: a cat.", "image: nginx:latest", "GET /image/<id>/<name>",
     "@app.route('/img/<image_name>')", "SELECT * FROM image WHERE id > 3;", "<s> [INST] hi [/INST] <pad> <unk> <mask>",
     "iVBORw0KGgo is how base64 of a PNG begins", "data:image/png is a type", "``a'' <em>and</em> `b'",
     "<xs:image type='a'>",
+    "![built](https://x.y/a.svg?branch=main)", "<frame src='http://x.y/top.html'>", "<Photo/> <Frame> <Media />",
+    "Why is <img> left of its <div>?", "<html><body><img src='a.png'></body></html>",
+    "<!DOCTYPE html>\n<img src=a.png>",
+    "import Image from 'next/image'\n<Image src='/a.png' />", "return { image };", "import { Image } from 'x'",
+    "use a::{Image, Frame}", "GET /images/{image}", "query { user { photo } }", "if (x) { frame }", "<p>{image}</p>",
+    "``<img>`` and ``a ` <img>``", "![[a note]]", "<svg><image href='a.png'/></svg>", "@app.get('/photo/<photo>')",
+    "<rss><media:content url='https://x.y/a.png'/></rss>",
     "#include <image.h>\n#include <opencv2/video.hpp>", "The <title> of <http://x.y/a>", "https://x.y/a.html", "a.b.c",
 ]  # fmt: skip
 NOTES = [
@@ -61,6 +71,7 @@ NOTES = [
     {"meta": {"duration": 3, "token": {"<s0>": 1}}}, {"tags": ["<b>"]}, {"path": "src/index.ts"}, {"sys": ""},
     {"loss_weight": 1}, {"bbox": [1, 2, 3, 4]}, {"split": "train"}, {"systematic": "x"}, {"developers": 3},
     {"image_max_pixels": None}, {"fps": 0}, {"start": None}, {"end": []}, {"ignore": True},
+    {"train_on_inputs": 0},
 ]  # fmt: skip
 
 
@@ -91,6 +102,16 @@ def test_innocent_text_is_not_refused(tmp_path, own):
     texts = [*INNOCENT, *ALONE] if own else INNOCENT
     found = reasons(tmp_path, *asked(texts, own))
     assert [pair for pair in zip(texts * 2, found) if pair[1]] == []
+
+
+@pytest.mark.parametrize("form", ["<image {}>", "<image_{}>", "<|image_{}|>", "[IMG {}]", "<Picture {}>", "<图{}>"])
+def test_the_number_of_a_picture_that_a_record_has_is_text(tmp_path, form):
+    """MathVision's and MMMU's questions name their pictures so, where <image> stands before them, too."""
+    two = {"image": ["a.png", "a.png"]}
+    texts = [f"<image><image>\nIs {form.format(number)} a cat?" for number in (1, 2, 3)]
+    *known, further = reasons(tmp_path, *(two | {"conversations": turns(text, "3")} for text in texts))
+    assert not any(known)
+    assert f"has {form.format(3)!r}, which nothing stands for" in further
 
 
 def test_what_the_model_says_and_a_tag_around_a_picture_of_ours_are_text(tmp_path):
@@ -128,6 +149,19 @@ def test_parts_and_frames_that_are_asked_of_a_video_are_not_passed_over(tmp_path
         assert of_clip.startswith(f"its key {key!r} is not read: --fps, --nframes and --max-pixels are those of all")
         assert of_picture.startswith(f"its key {key!r} is not read: --min-pixels") is (key in of_both)
         assert of_text == ""
+
+
+def test_what_a_video_s_file_has_is_a_note(tmp_path, write_clip):
+    """Its rate and number of frames, and a part that is all of it; but no part of it, and no rate to take frames at."""
+    write_clip("a.mp4")
+    clip = {"video": "a.mp4", "conversations": turns("<video>", "ring")}
+    notes = [{"fps": 29.97, "num_frames": 300, "duration": 10.0}, {"frame_rate": 25, "nframes": 9}, {"raw_fps": 30},
+             {"start": 0.0, "end": 12.5, "duration": 12.5}]  # fmt: skip
+    asked = [{"fps": 2, "num_frames": 300}, {"num_frames": 300}, {"start": 3, "end": 9, "duration": 9}, {"end": 9},
+             {"fps": 30, "end": 9, "duration": 12}, {"fps": 30, "max_frames": 8}]  # fmt: skip
+    found = reasons(tmp_path, *(clip | said for said in (*notes, *asked)))
+    assert not any(found[: len(notes)])
+    assert all("--fps, --nframes and --max-pixels are those of all videos" in reason for reason in found[len(notes) :])
 
 
 def test_keys_that_change_what_is_learnt_are_not_passed_over(tmp_path):
