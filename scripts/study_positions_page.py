@@ -90,11 +90,13 @@ def _command(study: dict[str, Any]) -> str:
 
 def _share(study: dict[str, Any], own: Sequence[dict], share: float, how: str, head: str) -> list[str]:
     """The tables of one share, and what they say: all rows beside one position; those with the sizes counted beside one
-    position that has them counted, too."""
-    found = {}
+    position that has them counted, too; on the seeds that all rows have, while some are still to be asked."""
+    found: dict[str, list[dict]] = {}
     for one in own:
         if one["share"] == share and one["row"] != "dense":
             found.setdefault(one["row"], []).append(one)
+    seeds = set.intersection(*({one["seed"] for one in runs} for runs in found.values()))
+    found = {name: [one for one in runs if one["seed"] in seeds] for name, runs in found.items()}
     scores = {name: scores_of(runs) for name, runs in found.items()}
     against = REFERENCE if REFERENCE in scores else next(iter(scores))
     title = f"### {head}, {share:.0%} of the tokens ({counted(len(scores[against]), 'seed')})"

@@ -86,6 +86,12 @@ def test_rows_with_the_sizes_counted_are_compared_with_one_position_that_has_the
     assert "better than one position, sizes counted by the interval: none" in " ".join(second.split())
 
 
+def test_while_some_rows_are_still_to_be_asked_the_seeds_that_all_have_are_compared():
+    whole = made({page.REFERENCE: 0.3, "spread": 0.7, "last": 0.5})
+    first = {**whole, "results": [one for one in whole["results"] if one["seed"] < 2]}
+    assert page.measured({**whole, "results": whole["results"][:-2]}) == page.measured(first)
+
+
 def test_a_page_is_given_back_all_but_what_is_between_the_marks_of_a_task(tmp_path):
     document = tmp_path / "page.md"
     marks = {task: "".join([start, "old\n", end]) for task, (start, end) in page.MARKS.items()}
