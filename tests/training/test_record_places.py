@@ -6,6 +6,8 @@ from __future__ import annotations
 import pytest
 from test_record_keys import GOOD, TEXT, reasons, turns
 
+from ppe_npu.training.record_forms import FORMS, find_place
+
 # What stands for a picture in the texts of other programs, whatever else the record has.
 PLACES = [
     "<image_2>", "<image 2>", "<image2>", "<|image|>", "<|image_2|>", "<ImageHere>", "<IMAGE>", "<Video>", "<|video|>",
@@ -102,6 +104,18 @@ def test_innocent_text_is_not_refused(tmp_path, own):
     texts = [*INNOCENT, *ALONE] if own else INNOCENT
     found = reasons(tmp_path, *asked(texts, own))
     assert [pair for pair in zip(texts * 2, found) if pair[1]] == []
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.example)
+def test_every_form_is_found_by_its_own_row_alone(form):
+    """So that no row is idle, and each is where its flags say that it counts."""
+    assert [row.example for row in FORMS[: FORMS.index(form) + 1] if any(row.places(form.example))] == [form.example]
+    assert find_place(form.example, own=0) in form.example
+    assert (find_place(form.example, own=1) is None) is form.alone
+    assert (find_place(f"```\n{form.example}\n```", own=0) is None) is not form.code
+    if form.unless:
+        innocent = next(text for text in ("<svg>", "<table>", "b.py") if form.unless.search(text))
+        assert find_place(f"{form.example}\n{innocent}", own=0) is None
 
 
 @pytest.mark.parametrize("form", ["<image {}>", "<image_{}>", "<|image_{}|>", "[IMG {}]", "<Picture {}>", "<图{}>"])
