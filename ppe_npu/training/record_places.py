@@ -16,7 +16,7 @@ IMAGE = "name it 'image' (a path or a list of paths), with one <image> for each 
 VIDEO = "name it 'video' (a path or a list of paths), with one <video> for each in the human turns"
 
 _FILE = re.compile(rf"[^\n]{{1,500}}\.(?:({PICTURE})|{FILM})", re.IGNORECASE)
-_ASKED = re.compile(r"(?<=\w)[?#]\S*$")  # behind a file's name in an address: ".../a.png?size=9"
+_ASKED = re.compile(r"(?<=\w)[?#]\S{0,2000}$")  # behind a file's name in an address: ".../a.png?size=9"
 # A file itself: an address of data, or base64.
 _INLINE = re.compile(rf"\s*(?:data:(image)/|data:video/|(?:({PICTURE_BYTES})|{FILM_BYTES}){MORE_BYTES})")
 _NAMES = re.compile("(?!vid$).*id|from|role", re.IGNORECASE)  # keys of what is no file, whatever it looks like

@@ -3,10 +3,13 @@ refused."""
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from test_record_keys import GOOD, TEXT, reasons, turns
 
 from ppe_npu.training.record_forms import FORMS, find_place
+from ppe_npu.training.record_places import check_unseen
 
 # What stands for a picture in the texts of other programs, whatever else the record has.
 PLACES = [
@@ -116,6 +119,14 @@ def test_every_form_is_found_by_its_own_row_alone(form):
     if form.unless:
         innocent = next(text for text in ("<svg>", "<table>", "b.py") if form.unless.search(text))
         assert find_place(f"{form.example}\n{innocent}", own=0) is None
+
+
+@pytest.mark.parametrize("unit", ["a.png?", "https://a.png?", "![a][", "<img ", "{{image", "[img](", "<image>"])
+def test_the_time_grows_no_faster_than_a_text(unit):
+    start, text = time.process_time(), unit * (100_000 // len(unit)) + " x"
+    assert find_place(text, own=0) is None
+    check_unseen({"conversations": [], "note": f"http://{text}"})
+    assert time.process_time() - start < 2, "most take a hundredth of it; the square of the length takes more"
 
 
 @pytest.mark.parametrize("form", ["<image {}>", "<image_{}>", "<|image_{}|>", "[IMG {}]", "<Picture {}>", "<图{}>"])
