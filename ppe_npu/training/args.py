@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -11,7 +12,7 @@ from typing import Any
 from ppe_npu.checkpoints.loading import DTYPES
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import Drawn, VideoSampling
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, shown
 from ppe_npu.models.pvc.config import PVCConfig
 from ppe_npu.settings import check_fields, fields_to_plain, setting
 from ppe_npu.training.adapters import Adapter
@@ -248,13 +249,13 @@ class TrainConfig:
 
 def _deepspeed_file(name: str) -> str:
     """The path of a file, or of one of the package's own, by its name."""
-    if Path(name).is_file():
+    if os.path.isfile(name):  # unlike Path's, of a name that is too long, too
         return str(name)
     own = resources.files("ppe_npu.deepspeed_configs")
     file = own / f"{name}.json"
-    if not file.is_file():
+    if not os.path.isfile(str(file)):
         names = sorted(path.name.removesuffix(".json") for path in own.iterdir() if path.name.endswith(".json"))
-        raise InputError(f"deepspeed={name!r} is neither a file nor one of {', '.join(names)}")
+        raise InputError(f"deepspeed={shown(name)} is neither a file nor one of {', '.join(names)}")
     return str(file)
 
 

@@ -185,6 +185,7 @@ def test_epochs_and_steps(settings):
         ({"resume": True, "overwrite": True}, "exclude each other"),
         ({"least_rate": 0.01, "schedule": "linear"}, "least_rate=0.01 with schedule='linear'"),
         ({"compression": "best"}, "preset 'best' is unknown"),
+        ({"deepspeed": "x" * 5000}, "deepspeed=.xxx.* is neither a file nor one of"),
         ({"compression": {"colour": 1}}, "colour"),
     ],
 )

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, shown
 from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, VISUALS, Benchmark, check_sample
 from ppe_npu.evaluation.protocols import Protocol
 from ppe_npu.evaluation.rows import FAULTS, fault_of
@@ -165,7 +165,7 @@ def _find(name: str) -> Any:
             return point.load()
         except FAULTS as error:  # a user's module may raise anything
             raise InputError(f"benchmark {name} ({point.value}) cannot be imported: {fault_of(error)}") from error
-    raise InputError(f"benchmark {name!r} is unknown: use path/to/file.py:Class or one of {', '.join(names())}")
+    raise InputError(f"benchmark {shown(name)} is unknown: use path/to/file.py:Class or one of {', '.join(names())}")
 
 
 def _from_file(path: Path, cls: str) -> Any:
