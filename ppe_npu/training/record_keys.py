@@ -22,7 +22,7 @@ _SYSTEM = "make it the first of the conversations, {'from': 'system', 'value': t
 _ONE_ANSWER = "write the wanted answer into 'conversations', where gpt says it; there is no training on preferences"
 _WANTED = "leave out a record whose answer is not wanted, and the key; there is no training on preferences"
 _NONE = "leave it out; there is no training on"
-_NOTE = "or, where it is a note, call it otherwise"
+_NOTE = "where it is a note, call it otherwise"
 
 
 def _each(names: str, remedy: str) -> dict[str, str]:
@@ -75,20 +75,11 @@ _LEFT_OUT = _each(
     _LOSS,
 )
 _MORE = _each("train_detail train_on_input train_on_inputs train_on_prompt", _LOSS)  # a part of a turn, or human's
-_TOO_COMMON = (
-    "loss",
-    "weight",
-    "train",
-    "training",
-    "masked",
-    "ignore",
-    "ignored",
-    "exclude",
-    "excluded",
-)  # at the top
+_TOO_COMMON = ("loss", "weight", "train", "training", "masked", "ignore", "ignored", "exclude",
+               "excluded")  # at the top  # fmt: skip
 # What other programs read of a record with a video or a picture: its part that is seen, its frames and its size.
-_WHOLE = f"--fps, --nframes and --max-pixels are those of all videos, which are seen whole: cut the file; {_NOTE}"
-_SIZE = f"--min-pixels and --max-pixels are those of all pictures: leave it out; {_NOTE}"
+_WHOLE = f"--fps, --nframes and --max-pixels are those of all videos, which are seen whole: cut the file; or, {_NOTE}"
+_SIZE = f"--min-pixels and --max-pixels are those of all pictures: leave it out; or, {_NOTE}"
 _OF_VISUALS = {
     "video": dict.fromkeys(SETTINGS["video"], _WHOLE)
     | _each(
@@ -115,9 +106,11 @@ def check_keys(raw: Mapping[str, Any]) -> None:
 def _unread(raw: Mapping[str, Any], key: str, value: Any) -> str | None:
     """What to do about a key at the top of a record; None: it changes nothing."""
     name = _plain(key)
-    if (name in _JUDGED and value is False) or (name == "kto_tag" and value not in (None, "")):
-        return f"{_WANTED}; {_NOTE.removeprefix('or, ')}" if name in _JUDGED else _WANTED
-    if name not in _TOO_COMMON and (not _counts(name, value) or (name in _MORE and value and not _empty(value))):
+    if name == "kto_tag" and value not in (None, ""):
+        return _WANTED
+    if name in _JUDGED and value is False:
+        return f"{_WANTED}; {_NOTE}"
+    if name not in _TOO_COMMON and not (_counts(name, value) and _no_more(name, value)):
         return _LOSS
     if _empty(value):
         return None
@@ -146,6 +139,11 @@ def _counts(name: str, value: Any) -> bool:
     return name not in _COUNTS or value in (None, "", True, 1)
 
 
+def _no_more(name: str, value: Any) -> bool:
+    """Whether a key does not ask for a loss on what the human says, or on parts of a turn."""
+    return name not in _MORE or not value or _empty(value)
+
+
 def check_turn_keys(turn: Mapping[str, Any], role: str) -> None:
     """Raise InputError for a key of a turn of user, assistant or system under which something stands that nothing would
     read."""
@@ -156,7 +154,7 @@ def check_turn_keys(turn: Mapping[str, Any], role: str) -> None:
         counts = _counts(name, value) and (name != "mask" or value in (None, ""))
         if role != "assistant":  # which has no loss: so it may say
             counts = counts or name in _LEFT_OUT or name == "mask" or value in (False, 0)
-        if not counts or (name in _MORE and value and not _empty(value)):
+        if not (counts and _no_more(name, value)):
             raise InputError(f"a turn's key {brief(key)} is not read: {_LOSS}")
 
 

@@ -42,17 +42,13 @@ def check_unseen(raw: Mapping[str, Any]) -> None:
                 picture = any(inline.groups()) if inline else _FILE.fullmatch(_name(file))[1]
                 remedy = ("save it as a file, and " if inline else "") + (IMAGE if picture else VIDEO)
                 raise InputError(f"{where} {held}, which the model would not see: {remedy}; or leave it out")
-    _check_asked(raw, 0)
+    check_places(raw, 0)
 
 
 def check_places(raw: Mapping[str, Any], own: int) -> None:
     """Raise InputError for what another program reads as a further picture or video in a human turn, beside those that
     the record names in its keys, own in number. A file's name alone is no further one: it is most likely the name of
     one of them; and <image_2> is the second of them."""
-    _check_asked(raw, own)
-
-
-def _check_asked(raw: Mapping[str, Any], own: int) -> None:
     for turn in () if raw.get("literal") else raw["conversations"]:
         if turn.get("from", turn.get("role")) not in ("human", "user"):
             continue
