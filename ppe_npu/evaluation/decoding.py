@@ -8,13 +8,13 @@ read here, so that it can be reported, and asked for by name.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ppe_npu.checkpoints.generation_defaults import Settings, fields, is_neutral, shown
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.escape import printable
+from ppe_npu.utils.reading import is_number
 
 Asked = str | Sequence[str] | Mapping[str, Any] | None
 CHECKPOINT = "checkpoint"
@@ -24,11 +24,6 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "ep
 _BIASES = "sequence_bias"
 _LONGEST = 60  # signs of a name in a message
 _BEAMS = ("early_stopping", "length_penalty")
-
-
-def _number(value: Any) -> bool:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return known and abs(value) <= sys.float_info.max
 
 
 def _whole(value: Any) -> bool:
@@ -41,14 +36,14 @@ def _ids(value: Any) -> bool:
 
 def _biases(value: Any) -> bool:
     pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
-    return pairs and all(_ids(ids) and _number(bias) for ids, bias in value)
+    return pairs and all(_ids(ids) and is_number(bias) for ids, bias in value)
 
 
 _FLAG = ("true or false", lambda value: isinstance(value, bool))
 # Beyond, logits leave the numbers that a float has.
-_FACTOR = ("a number in [1e-6, 1e6]", lambda value: _number(value) and 1e-6 <= value <= 1e6)
+_FACTOR = ("a number in [1e-6, 1e6]", lambda value: is_number(value) and 1e-6 <= value <= 1e6)
 _COUNT = ("a whole number, at least 0", _whole)
-_SHARE = ("a number in (0, 1]", lambda value: _number(value) and 0 < value <= 1)
+_SHARE = ("a number in (0, 1]", lambda value: is_number(value) and 0 < value <= 1)
 _LIST = ("a list of token ids", _ids)
 
 # What may be asked for: what it must be, in words, and whether a value is that. None of it changes how many answers a
@@ -61,7 +56,7 @@ ASKABLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"), _SHARE),
     "early_stopping": ("true, false or never", lambda value: isinstance(value, bool) or value == "never"),
     # A float has room for a million tokens to this power.
-    "length_penalty": ("a number in [-50, 50]", lambda value: _number(value) and abs(value) <= 50),
+    "length_penalty": ("a number in [-50, 50]", lambda value: is_number(value) and abs(value) <= 50),
     "repetition_penalty": _FACTOR,
     "no_repeat_ngram_size": _COUNT,
     "min_new_tokens": _COUNT,
@@ -205,7 +200,9 @@ def ignored(own: Mapping[str, Any], values: Mapping[str, Any]) -> Settings:
         for name in fields()
         if name in own and not is_neutral(name, own[name]) and values.get(name) != own[name]
     }
-    return {name: value if isinstance(value, bool) or _number(value) else shown(value) for name, value in left.items()}
+    return {
+        name: value if isinstance(value, bool) or is_number(value) else shown(value) for name, value in left.items()
+    }
 
 
 def notice(own: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:

@@ -8,14 +8,13 @@ sums: its files, in which no line has one, can be read, and are given sums where
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.files import check_regular
-from ppe_npu.utils.reading import checksum, json_or_none
+from ppe_npu.utils.reading import checksum, is_number, json_or_none
 
 Row = dict[str, Any]
 FAULTS = (Exception, SystemExit)  # what a benchmark's own code may raise, to be recorded as its sample's failure
@@ -185,5 +184,4 @@ def _altered(row: Row) -> str | None:
 
 
 def _measure(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 <= value <= sys.float_info.max
+    return is_number(value) and value >= 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from ppe_npu.errors import InputError, shown
 from ppe_npu.evaluation.scale import UNDECLARED
 from ppe_npu.settings import check_fields, check_mapping, from_mapping, setting
+from ppe_npu.utils.reading import is_number
 
 P = TypeVar("P", bound="_Part")
 
@@ -106,10 +106,10 @@ class _Results(_Part):
         if "retention" not in self.costs:
             raise InputError("costs lack retention")
         for name, value in self.costs.items():
-            if value is not None and not _is_number(value):
+            if value is not None and not is_number(value):
                 raise InputError(f"costs: {shown(name)} is {shown(value)}")
         for name, value in self.metrics.items():
-            if not _is_number(value):
+            if not is_number(value):
                 raise InputError(f"metrics: {shown(name)} is {shown(value)}")
 
 
@@ -166,10 +166,6 @@ class _Costs(_Part):
         for row in self.rows.values():
             check_mapping(row, "a row")
             _Cost.from_dict(row)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def fault(result: Any, costs: bool = False) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -154,6 +155,12 @@ class _Size:
             raise ValueError(f"its aliases stand for more than {_VALUES:,} values")
         self._known[id(node)] = size
         return size
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value that was read is a number that a float holds: no true, NaN, infinity or whole number of 400
+    digits."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def checksum(value: Any) -> str:
