@@ -27,9 +27,9 @@ endif
 .PHONY: help demo train eval report parity bench test test-all test-machines test-matrix test-newest test-lmms test-app test-integrations test-frameworks test-vllm test-lent test-ascend-compiler test-npu test-emulated ascend-emulator docs lint format clean
 help:
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 22
-demo: $(READY)  ## train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1 METHODS="divprune tome" or all TRAINING_FREE=1]
+demo: $(READY)  ## train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1 METHODS="divprune tome" or all TRAINING_FREE=1 TUNE_RATIOS=0.25]
 	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(filter-out 0,$(FULL)),--full) \
-		$(call option,--methods,$(METHODS)) $(if $(filter-out 0,$(TRAINING_FREE)),--training-free)
+		$(call option,--methods,$(METHODS)) $(if $(filter-out 0,$(TRAINING_FREE)),--training-free) $(call option,--tune-ratios,$(TUNE_RATIOS))
 train: $(READY)  ## fine-tune   [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT= RECIPE= NPROC= NNODES= DEEPSPEED= TRAIN_ARGS='--packing ...']
 	$(strip $(launch) train $(call option,--device,$(if $(RECIPE),$(filter-out auto,$(DEVICE)),$(DEVICE))) $(call option,--config,$(RECIPE)) \
 		$(call option,--data,$(DATA)) $(common) $(call option,--deepspeed,$(DEEPSPEED)) $(TRAIN_ARGS))

@@ -35,6 +35,9 @@ def run_demo(args: argparse.Namespace) -> int:
         raise InputError("--motion compares two models, without --methods and --full: leave them out")
     if args.tokens is not None and not args.motion:
         raise InputError(f"--tokens {args.tokens} is of --motion: leave it out, or add --motion")
+    if (args.training_free or args.tune_ratios) and not args.methods:
+        asked = "--training-free" if args.training_free else "--tune-ratios"
+        raise InputError(f"{asked} is of --methods: leave it out, or add --methods all")
     if args.seeds < 1:
         raise InputError(f"seeds={args.seeds}: give at least 1")
     code = (motion if args.motion else pipeline).main(args) or 0

@@ -320,6 +320,8 @@ def _add_demo(commands) -> None:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="any methods, with one position and PPE's; or all")
     what = "with --methods: leave fine-tuning out"
     parser.add_argument("--training-free", action="store_true", help=what)
+    what = "with --methods: fine-tune at these of the three ratios alone"
+    parser.add_argument("--tune-ratios", type=float, nargs="+", metavar="RATIO", help=what)
     what = "another demo instead: clips of a board that changes, PVC against frame by frame (docs/pvc.md)"
     parser.add_argument("--motion", action="store_true", help=what)
     what = "with --motion: of a frame, 1 (default) or 64, which takes hours on a CPU"

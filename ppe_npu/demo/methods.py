@@ -10,6 +10,7 @@ methods that look at what a block attends to are shown its one block's attention
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,15 +103,30 @@ def asked(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def rows(names: Sequence[str], tuned: bool) -> list[Row]:
-    """Every row, at every share, as it comes and, if asked for, fine-tuned."""
-    out = []
-    for after in (False, True) if tuned else (False,):
+def rows(names: Sequence[str], tuned: Sequence[float]) -> list[Row]:
+    """Every row: as it comes at every share, then fine-tuned at those of `tuned`."""
+    out, side = [], round(tiny.VISUAL_TOKENS**0.5)
+    for after, ratios in ((False, RATIOS), (True, tuned)):
+        if not ratios:
+            continue
         out.append(Row("dense", "", 1.0, after))
-        side = round(tiny.VISUAL_TOKENS**0.5)
-        out += [Row("smaller picture", "", ratio, after, round(side * ratio**0.5)) for ratio in RATIOS]
-        out += [Row(n, positions, r, after) for n in names for positions in ("keep_one", "ppe") for r in RATIOS]
+        out += [Row("smaller picture", "", ratio, after, round(side * ratio**0.5)) for ratio in ratios]
+        out += [Row(n, positions, r, after) for n in names for positions in ("keep_one", "ppe") for r in ratios]
     return out
+
+
+def tuned_ratios(args: argparse.Namespace) -> Sequence[float]:
+    """The shares at which methods are fine-tuned, too.
+
+    Raises:
+        InputError: one that is not asked about.
+    """
+    if args.training_free and args.tune_ratios:
+        raise InputError("--training-free leaves out what --tune-ratios asks for: give one of them")
+    unknown = [ratio for ratio in args.tune_ratios or () if ratio not in RATIOS]
+    if unknown:
+        raise InputError(f"--tune-ratios {unknown[0]:g}: give some of {', '.join(f'{ratio:g}' for ratio in RATIOS)}")
+    return () if args.training_free else [ratio for ratio in RATIOS if ratio in (args.tune_ratios or RATIOS)]
 
 
 def jobs(output: Path, chosen: Sequence[Row], seeds: Sequence[int], whole: bool, device: str, threads: int | None):

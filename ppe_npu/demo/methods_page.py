@@ -17,10 +17,10 @@ _ALIKE = 0.02  # differences of at most so much are called no difference
 
 def measured(results: Sequence[Result], command: str) -> str:
     """The tables of accuracies and costs, and what they say."""
-    shares = sorted({one["share"] for one in results if one["row"] != "dense"}, reverse=True)
     parts = []
     for tuned in sorted({one["tuned"] for one in results}):
         own = [one for one in results if one["tuned"] == tuned]
+        shares = _shares(own)
         seeds = sorted({one["seed"] for one in own})
         head = "After fine-tuning" if tuned else "Training-free"
         spread = (
@@ -31,8 +31,13 @@ def measured(results: Sequence[Result], command: str) -> str:
         parts.append(f"### {head}\n\nAccuracy over all questions, and over bars and counts alone ({spread}).\n")
         parts.append(_accuracies(own, shares))
         parts.append("\n".join(says(own, shares, head)))
-    costs = _costs(results, shares)
+    costs = _costs(results, _shares(results))
     return "\n\n".join([*parts, *([costs] if costs else []), f"Made by `{command}`.", ""])
+
+
+def _shares(results: Sequence[Result]) -> list[float]:
+    """The kept shares at which methods were asked, from the largest."""
+    return sorted({one["share"] for one in results if one["row"] != "dense"}, reverse=True)
 
 
 def _kinds(results: Sequence[Result]) -> list[tuple[str, str]]:

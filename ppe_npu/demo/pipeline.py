@@ -65,17 +65,14 @@ def main(args: argparse.Namespace) -> int:
     """Run the demo and write <output>/report.md and report.png; returns 1 if a base model is too weak to compare on."""
     if args.seeds < 1:
         raise InputError(f"seeds={args.seeds}: give at least 1")
-    if args.methods:
-        many.asked(args.methods)  # what is wrong with a name is said first
+    if args.methods:  # what is wrong with them is said first
+        chosen: list = many.rows(many.asked(args.methods), many.tuned_ratios(args))
+    else:
+        chosen = methods(RATIOS if args.full else RATIOS[:1], listings=args.full)
     check_plotting()
     device, started = devices.resolve(args.device), time.perf_counter()
     output = Path(args.output)
     seeds = list(SEEDS) if args.full else list(range(args.seeds))
-    if args.methods:
-        names = many.asked(args.methods)
-        chosen: list = many.rows(names, tuned=not args.training_free)
-    else:
-        chosen = methods(RATIOS if args.full else RATIOS[:1], listings=args.full)
     _make_data(output / "data")
     # One process per core, of one thread each, does more in a minute than one process of many: tensors are tiny.
     workers = min(os.cpu_count() or 1, len(seeds) * len(chosen)) if devices.on_cpu(device) else 1
@@ -280,4 +277,5 @@ def _command(args: argparse.Namespace) -> str:
     extra = " FULL=1" if args.full else f" SEEDS={args.seeds}" if args.seeds > 1 else ""
     if args.methods:
         extra += f' METHODS="{" ".join(args.methods)}"' + (" TRAINING_FREE=1" if args.training_free else "")
+        extra += f' TUNE_RATIOS="{" ".join(f"{ratio:g}" for ratio in args.tune_ratios)}"' if args.tune_ratios else ""
     return f"make demo DEVICE={args.device}{extra}"

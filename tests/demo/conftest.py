@@ -20,5 +20,5 @@ def small(monkeypatch, tmp_path):
     for name, value in (("MOST", 1), ("PROMPTS", 2)):  # nothing is timed here, however busy the machine
         monkeypatch.setattr(interleaving, name, value)
     monkeypatch.setattr(pipeline, "worker_pool", lambda workers: ThreadPoolExecutor(1))
-    asked = {"seeds": 1, "full": False, "methods": None, "training_free": False}
+    asked = {"seeds": 1, "full": False, "methods": None, "training_free": False, "tune_ratios": None}
     return argparse.Namespace(device="cpu", output=str(tmp_path / "demo"), **asked)

@@ -1,5 +1,6 @@
 """`make demo METHODS=`: from names to a page; and what the page says of numbers."""
 
+import argparse
 import json
 
 import pytest
@@ -34,7 +35,7 @@ def test_all_are_all_that_say_something_of_pictures():
     names = methods.asked(["all"])
     assert set(published()) - set(names) == {"events", "pixelprune", "ipcv", "tome_tower"}
     assert methods.asked(["tome divprune", "tome"]) == ["tome", "divprune"]
-    rows = methods.rows(["tome", "fastv"], tuned=True)
+    rows = methods.rows(["tome", "fastv"], methods.RATIOS)
     assert len(rows) == 2 * (1 + 3 + 2 * 2 * 3)
     assert {row.config.methods[0].layer for row in rows if row.name == "fastv"} == {1}
     assert {row.config.k for row in rows if row.positions == "ppe"} == {recipe.K}
@@ -45,7 +46,30 @@ def test_names_that_are_none_are_refused_before_any_work(run, tmp_path):
     for name in ("events", "best", "dense"):
         refused(run("demo", "--output", tmp_path / "d", "--methods", name), f"--methods '{name}'", "apet")
     refused(run("demo", "--output", tmp_path / "d", "--methods", "tome:rate=2"), "tome has no rate")
+    refused(run("demo", "--output", tmp_path / "d", "--training-free"), "--training-free", "--methods all")
+    tome = ("demo", "--output", tmp_path / "d", "--methods", "tome")
+    refused(run(*tome, "--tune-ratios", "0.3"), "--tune-ratios 0.3", "0.5, 0.25, 0.1")
+    refused(run(*tome, "--tune-ratios", "0.5", "--training-free"), "--training-free", "--tune-ratios")
     assert not (tmp_path / "d").exists()
+
+
+def test_methods_may_be_tuned_at_some_of_the_shares():
+    args = argparse.Namespace(training_free=False, tune_ratios=[0.25])
+    rows = methods.rows(["tome"], methods.tuned_ratios(args))
+    assert [row.ratio for row in rows if row.tuned] == [1, 0.25, 0.25, 0.25]
+    assert len(rows) == 1 + 3 + 2 * 3 + 4
+    for change, ratios in (({"tune_ratios": None}, [0.5, 0.25, 0.1]), ({"tune_ratios": [0.1, 0.5]}, [0.5, 0.1])):
+        assert list(methods.tuned_ratios(argparse.Namespace(training_free=False, **change))) == ratios
+    assert methods.tuned_ratios(argparse.Namespace(training_free=True, tune_ratios=None)) == ()
+
+
+def test_a_half_of_the_page_has_the_shares_that_were_asked_there():
+    free = results(dense=(1,), random=(0.5, 0.6), good=(0.7, 0.8))
+    wider = [{**one, "share": 0.5} for one in free if one["row"] != "dense"]
+    page = methods_page.measured([*free, *wider, *({**one, "tuned": True} for one in free)], "make demo")
+    first, second = page.split("### After fine-tuning")
+    assert "| 50% | 25% | bars 50% | bars 25% |" in first
+    assert "| positions | 25% | bars 25% |" in second
 
 
 def results(**of):
