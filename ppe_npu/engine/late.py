@@ -83,7 +83,7 @@ class Ahead(Movable):
         given = tokens
         made: Round | None
         for method in methods:
-            if hangs_on_features(method, pieces):
+            if hangs_on_features(method, [piece.before for piece in pieces]):
                 made, pieces, count = _late_round(method, pieces, tokens, texts, device)
             else:
                 made, pieces, count = round_of(method, pieces, count)

@@ -154,22 +154,19 @@ class Piece:
     """A run of visual tokens and what has become of it.
 
     Args:
-        sample, start, tokens: where it stood before the stage. span, video, joint, frames, frame_tokens: as Cell.
+        before: the cell that it was before the stage.
         first: index of its first token among those that the stage is given.
         cells: of each cell that it has become the indices of its tokens among those that the last round kept; a cell
             has at least one.
     """
 
-    sample: int
-    start: int
-    tokens: int
-    span: int
-    video: int
-    joint: bool
-    frames: int
-    frame_tokens: int
+    before: Cell
     first: int
     cells: tuple[np.ndarray, ...]
+
+    def becoming(self, cells: tuple[np.ndarray, ...]) -> Piece:
+        """The same run, once it has become these cells."""
+        return Piece(self.before, self.first, cells)
 
 
 @dataclass(frozen=True)
@@ -232,7 +229,7 @@ class Standing:
     def pieces(self) -> list[Piece]:
         sizes = self.sizes or [cell.tokens for cell in self.before.cells]
         return [
-            Piece(**vars(cell), first=start, cells=(start + np.arange(size),))
+            Piece(cell, start, (np.arange(start, start + size),))
             for start, size, cell in zip(self.starts, sizes, self.before.cells)
         ]
 
@@ -294,7 +291,7 @@ def gathered(
 ) -> Stage:
     """A stage, from its rounds, what its pieces have become, and the `count` tokens that the last round keeps."""
     before, text, borders = standing.before, standing.text, None
-    samples = [_gathered(before, sample, pieces) for sample in range(len(before.real))]
+    samples = _gathered(before, pieces)
     origins, empty = before.origins, len(text) + count
     if packed:
         width = before.real.shape[1]
@@ -303,9 +300,9 @@ def gathered(
     else:
         rows, sources, firsts = padded_rows([own[:2] for own in samples], empty, left)
     cells = [
-        Cell(row, first + start, tokens, piece.span, piece.video, piece.joint, piece.frames, piece.frame_tokens)
+        Cell(row, first + start, tokens, was.span, was.video, was.joint, was.frames, was.frame_tokens)
         for (row, first), (_, _, own) in zip(firsts, samples)
-        for start, tokens, piece in own
+        for start, tokens, was in own
     ]
     real = rows != empty
     origins = np.where(real, np.take_along_axis(origins, sources, axis=1), 0)
@@ -316,28 +313,38 @@ def gathered(
     return Stage(layer, text, tuple(rounds), index, columns, present, after, borders, numbered, segments)
 
 
-def _gathered(before: Arrangement, sample: int, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, list]:
-    """What one sample becomes, without padding: its rows, their sources, and (start, tokens, piece) of its cells.
-
-    Visual rows come after the batch's text rows.
-    """
+def _gathered(before: Arrangement, pieces: Sequence[Piece]) -> list[tuple[np.ndarray, np.ndarray, list]]:
+    """What each sample becomes, without padding: its rows, the columns that they stand for, and of each of its cells
+    (start, tokens, the cell that it was before). Visual rows come after the batch's text rows."""
     text, texts = before.text, int(before.text.sum())
-    text_row = np.cumsum(text.reshape(-1)).reshape(text.shape)[sample] - 1
+    text_rows = np.cumsum(text).reshape(text.shape) - 1
+    own: list[list[Piece]] = [[] for _ in text]
+    for piece in sorted(pieces, key=lambda piece: piece.before.start):
+        own[piece.before.sample].append(piece)
+    return [_one_gathered(*sample, texts) for sample in zip(text, text_rows, own)]
+
+
+def _one_gathered(
+    text: np.ndarray, text_rows: np.ndarray, pieces: Sequence[Piece], texts: int
+) -> tuple[np.ndarray, np.ndarray, list]:
+    """One sample of _gathered(). text: [L] bool. text_rows: [L] the row of each text token. texts: in the batch."""
     rows, sources, cells, at, place = [], [], [], 0, 0
-    own = sorted((piece for piece in pieces if piece.sample == sample), key=lambda piece: piece.start)
-    for piece in [*own, None]:
-        end = text.shape[1] if piece is None else piece.start
-        kept = at + np.flatnonzero(text[sample, at:end])
-        rows.append(text_row[kept])
-        sources.append(kept)
-        place += len(kept)
+    for piece in [*pieces, None]:
+        end = len(text) if piece is None else piece.before.start
+        if end > at:
+            kept = at + np.flatnonzero(text[at:end])
+            rows.append(text_rows[kept])
+            sources.append(kept)
+            place += len(kept)
         if piece is not None:
-            rows += [texts + tokens for tokens in piece.cells]
+            at = piece.before.start + piece.before.tokens
             # A piece's tokens may be more than before (several ratios are all kept): the last stand for its last.
             tokens = sum(map(len, piece.cells))
-            sources.append(piece.start + np.minimum(np.arange(tokens), piece.tokens - 1))
+            columns = np.arange(piece.before.start, piece.before.start + tokens)
+            sources.append(columns if tokens <= piece.before.tokens else np.minimum(columns, at - 1))
             for cell in piece.cells:
-                cells.append((place, len(cell), piece))
+                rows.append(texts + cell)
+                cells.append((place, len(cell), piece.before))
                 place += len(cell)
-            at = piece.start + piece.tokens
-    return np.concatenate(rows), np.concatenate(sources), cells
+    empty = np.zeros(0, np.int64)
+    return np.concatenate([empty, *rows]), np.concatenate([empty, *sources]), cells

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,17 +18,17 @@ def left_alone(method: Method, pieces: Sequence[Piece]) -> tuple[list[Piece], li
     among all that it keeps; and the indices of their tokens."""
     if not method.first_only:
         return list(pieces), [], np.zeros(0, np.int64)
-    first = first_videos(pieces)
-    own, others = ([piece for piece in pieces if (piece.video in first) == which] for which in (True, False))
+    first = first_videos([piece.before for piece in pieces])
+    own, others = ([piece for piece in pieces if (piece.before.video in first) == which] for which in (True, False))
     rest = [cell for piece in others for cell in piece.cells]
     return own, as_they_are(others, 0), np.concatenate([np.zeros(0, np.int64), *rest])
 
 
-def first_videos(runs: Sequence[Cell | Piece]) -> set[int]:
+def first_videos(cells: Sequence[Cell]) -> set[int]:
     """Of each sample the image or video that stands first."""
     found: dict[int, int] = {}
-    for run in sorted(runs, key=lambda run: run.start):
-        found.setdefault(run.sample, run.video)
+    for cell in sorted(cells, key=lambda cell: cell.start):
+        found.setdefault(cell.sample, cell.video)
     return set(found.values())
 
 
@@ -47,6 +46,6 @@ def as_they_are(pieces: Sequence[Piece], at: int) -> list[Piece]:
     for piece in pieces:
         ends = at + np.cumsum([len(cell) for cell in piece.cells], dtype=np.int64)
         own = tuple(np.arange(end - len(cell), end) for cell, end in zip(piece.cells, ends))
-        out.append(dataclasses.replace(piece, cells=own))
+        out.append(piece.becoming(own))
         at += sum(map(len, piece.cells))
     return out

@@ -108,8 +108,9 @@ def grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
     if vision.tokens_per_second is not None:
         seconds = np.float32(span.seconds_per_frame if span.modality == VIDEO else 0)
         time = (time.astype(np.float32) * seconds * np.float32(vision.tokens_per_second)).astype(np.int64)
-    t, h, w = np.meshgrid(time, np.arange(height), np.arange(width), indexing="ij")
-    return np.stack([t, h, w]).reshape(3, -1)
+    grid = np.empty((3, frames, height, width), dtype=np.int64)
+    grid[0], grid[1], grid[2] = time[:, None, None], np.arange(height)[:, None], np.arange(width)
+    return grid.reshape(3, -1)
 
 
 def axes_of(channels: Sequence[int]) -> int:

@@ -211,7 +211,7 @@ def round_of(method: Method, pieces: Sequence[Piece], count: int) -> tuple[Round
     return made, [*become(groups, kept), *others], len(rest) + sum(map(len, kept))
 
 
-def hangs_on_features(method: Method, cells: Sequence[Cell | Piece]) -> bool:
+def hangs_on_features(method: Method, cells: Sequence[Cell]) -> bool:
     """Whether it is known only once the features are how many of their tokens a step keeps in each of these runs."""
     apart = len({cell.span for cell in cells}) > len({cell.video for cell in cells})
     together = method.scope == "span" or any(cell.joint for cell in cells)
@@ -226,11 +226,11 @@ def groups_of(method: Method, pieces: Sequence[Piece]) -> list[Group]:
     steps after it, too; else each alone. The cells of several pieces are one."""
     videos: dict[int, list[Piece]] = {}
     for piece in pieces:
-        videos.setdefault(piece.video, []).append(piece)
+        videos.setdefault(piece.before.video, []).append(piece)
     out: list[Group] = []
     for own in videos.values():
-        if method.scope == "span" or own[0].joint:
-            group = [dataclasses.replace(_joined(run), joint=True) for run in _by_span(own)]
+        if method.scope == "span" or own[0].before.joint:
+            group = [_joined(run, joint=True) for run in _by_span(own)]
             cells = [cell for piece in group for cell in piece.cells]
             out.append((group, [np.concatenate(cells)] if len(group) > 1 and cells else cells))
         else:
@@ -240,7 +240,7 @@ def groups_of(method: Method, pieces: Sequence[Piece]) -> list[Group]:
 
 def frames_of(groups: Sequence[Group]) -> np.ndarray:
     """[cells, 2] the most frames of whole images or videos, and the most tokens of a frame."""
-    return np.array([(pieces[0].frames, pieces[0].frame_tokens) for pieces, cells in groups for _ in cells])
+    return np.array([(own[0].before.frames, own[0].before.frame_tokens) for own, cells in groups for _ in cells])
 
 
 def become(
@@ -265,7 +265,7 @@ def become(
             parts = [own] if len(group) == 1 else [[]] * len(group)
         number += len(cells)
         for piece, part in zip(group, parts):
-            out.append(dataclasses.replace(piece, cells=tuple(tokens for tokens in part if len(tokens))))
+            out.append(piece.becoming(tuple(tokens for tokens in part if len(tokens))))
     return out
 
 
@@ -281,12 +281,12 @@ def _segment_round(
             out += as_they_are(run, at)
             at += sum(len(cell) for piece in run for cell in piece.cells)
             continue
-        piece = _joined(run, flat=False)
+        piece = _joined(run)
         sizes = method.kept_cells([len(cell) for cell in piece.cells])
         frames, tokens = len(piece.cells), sum(sizes)
-        videos.append(Video(piece.first, frames, piece.tokens // frames, np.stack(piece.cells), segments, tokens))
+        videos.append(Video(piece.first, frames, piece.before.tokens // frames, np.stack(piece.cells), segments, tokens))
         ends = count + np.cumsum(sizes)
-        out.append(dataclasses.replace(piece, cells=tuple(np.arange(e - s, e) for s, e in zip(sizes, ends))))
+        out.append(piece.becoming(tuple(np.arange(e - s, e) for s, e in zip(sizes, ends))))
         count += tokens
     index = as_tensor(np.concatenate(rest)) if rest else None
     return Round(method, (), rest=index, videos=tuple(videos)), out, count
@@ -296,18 +296,20 @@ def _by_span(pieces: Sequence[Piece]) -> list[list[Piece]]:
     """The pieces of each image or video (or of one frame, where frames stand apart in the prompt), in order."""
     runs: list[list[Piece]] = []
     for piece in pieces:
-        if runs and runs[-1][0].span == piece.span:
+        if runs and runs[-1][0].before.span == piece.before.span:
             runs[-1].append(piece)
         else:
             runs.append([piece])
     return runs
 
 
-def _joined(run: Sequence[Piece], flat: bool = True) -> Piece:
-    """Pieces that follow each other as one, with one cell of all their tokens if `flat`."""
+def _joined(run: Sequence[Piece], joint: bool = False) -> Piece:
+    """Pieces that follow each other as one; if `joint`, with one cell of all their tokens."""
     cells = tuple(cell for piece in run for cell in piece.cells)
-    tokens = sum(piece.tokens for piece in run)
-    return dataclasses.replace(run[0], tokens=tokens, cells=(np.concatenate(cells),) if flat and cells else cells)
+    cells = (np.concatenate(cells),) if joint and cells else cells
+    tokens, first = sum(piece.before.tokens for piece in run), run[0].before
+    before = dataclasses.replace(first, tokens=tokens, joint=joint or first.joint)
+    return dataclasses.replace(run[0], before=before, cells=cells)
 
 
 def buckets_of(
@@ -338,9 +340,9 @@ def buckets_of(
         wanted = np.array([budgets[n] for n in numbers]).T
         own = None if frames is None else frames[numbers]
         buckets.append(Bucket.of(index, None if valid.all() else valid, wanted, np.array(numbers), own))
-        for number, count in zip(numbers, wanted.sum(axis=0)):
+        for number, count in zip(numbers, wanted.sum(axis=0).tolist()):
             kept[number] = np.arange(at, at + count)
-            at += int(count)
+            at += count
     return tuple(buckets), kept
 
 
