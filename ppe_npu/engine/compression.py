@@ -220,7 +220,7 @@ class Compression:
             positions = position_rows(given, self.axes, layout.real.shape).cpu().numpy()
             return positions, positions.max(axis=(0, 2)) + 1
         if self.config.keeps_all and not layout.spans and start is None:
-            # Padding is numbered, too, as transformers does for text: labels predicted from padding give the same loss.
+            # Padding is numbered, too, as in transformers, so that labels predicted from padding give the same loss.
             samples, length = layout.real.shape
             places = np.arange(length)
             return np.broadcast_to(places, (self.axes, samples, length)), np.full(samples, length)

@@ -63,8 +63,7 @@ class KeyedBlock(Block, Protocol):
 
 @dataclass
 class TowerPass(ABC):
-    """One pass.
-
+    """One pass of the vision tower.
     Args:
         method: the method that works inside the tower.
         pools: the number of patches in each pool, in the order of the tower. The patches of a pool compete.

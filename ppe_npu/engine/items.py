@@ -1,4 +1,4 @@
-"""Merges images and videos one by one, for serving engines that do not have the prompt at hand.
+"""Merges images and videos one by one, for serving engines, which encode them apart from any prompt.
 
 Such an engine encodes an image or a video once, whichever prompts contain it, and may read the result in pieces, much
 later. So an item is merged here as a prompt that contains nothing else, and its position rows count from 0. In a real

@@ -130,7 +130,7 @@ def _late_round(
 
 
 def _read(buckets: Sequence[Bucket], centers: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """[F] how many groups each cell has and, if `centers`, [F, M] their representatives, for each bucket; one read."""
+    """For each bucket [F] how many groups each cell has and, if `centers`, [F, M] their representatives; one read."""
     if not buckets:  # no image or video has any tokens left
         return [], []
     parts = [(bucket.groupings[0].counts > 0).long() for bucket in buckets]

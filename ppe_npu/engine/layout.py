@@ -34,8 +34,8 @@ class Cell:
         sample: row of the batch. start: index of its first token in that row. tokens: how many it has.
         span: index of its span in the prompt's layout. video: index of the first span of its image or video.
         joint: whether later steps treat all cells of its image or video as one.
-        frames, frame_tokens: the frames of its image or video in the vision tower, and the tokens of such a frame. They
-            bound the frames of a cell, counted from its first to its last, and the tokens of a frame in a cell.
+        frames, frame_tokens: how many frames its image or video has in the vision tower, and how many tokens each has:
+            upper bounds for the frames from the cell's first to its last, and for its tokens of one frame.
     """
 
     sample: int
@@ -55,8 +55,8 @@ class Arrangement:
     Args:
         real: [B, L] bool, False at padding.
         cells: every cell, by sample and then by place.
-        origins: [B, L] for each place a column of the original prompt: its own for text, for a visual token one of its
-            image's or video's, never before that of the place before; 0 at padding. In a packed batch an index in the
+        origins: [B, L] for each place a column of the original prompt: its own for text, one of its image's or video's
+            for a visual token; 0 at padding. Columns never fall along a sample. In a packed batch an index in the
             flattened prompts.
     """
 

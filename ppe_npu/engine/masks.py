@@ -54,7 +54,7 @@ def proportional_mask(
 
 
 def seen_places(mask: torch.Tensor) -> torch.Tensor:
-    """[B, L] how many places each place of a mask (bool or additive) may see."""
+    """[B, L] how many places each place may see, by the first head of a mask (bool or additive)."""
     return (mask if mask.dtype == torch.bool else mask == 0)[:, 0].sum(-1)
 
 

@@ -3,8 +3,8 @@
 The same code runs on the host before any feature exists, for methods that look at places alone.
 
 A merged token holds the original tokens whose positions it keeps (PPE, arXiv 2510.22936). Before the first merge every
-token holds itself. When merged tokens are merged again, the new token's are chosen from all original tokens that they
-hold. See methods/positions/entries.py.
+token holds itself. When merged tokens are merged again, the new token holds some of the original tokens that they hold.
+See methods/positions/entries.py.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Tokens:
             has its representative's.
         sizes: [R] int64, how many original tokens' features are in each, if a method or the attention needs them.
         spots: [R] int64, the index of each token in the flattened batch before the stage.
-        seen: [R, ...] what a decoder layer gives, by field of the View and by whether it is the layer before (see
-            Method.layer_before). A merged token has its representative's.
+        seen: [R, ...] values from a decoder layer, keyed by the View's field and by whether they are from the layer
+            before (see Method.layer_before). A merged token has its representative's.
     """
 
     features: torch.Tensor | None = None

@@ -29,7 +29,7 @@ from ppe_npu.inspect.tower_work import TowerReport
 
 @dataclass
 class PromptPlan(Movable):
-    """A batch of prompts before compression.
+    """The plan of a batch of prompts.
 
     Args:
         layout: where the tokens of the prompts are.
@@ -42,8 +42,8 @@ class PromptPlan(Movable):
         places: [V, 3] (frame, row, column) of each feature in its image or video, if a method on the device needs
             them; else None.
         watch: time spent on the plan, including its upload.
-        tower_order: [V] index of each feature in the vision tower, if a method looks at the tower's blocks and their
-            order is another one (engine/tower.py); else None.
+        tower_order: [V] index of each feature in the vision tower, if a method looks at the tower's blocks and the
+            features have another order there (engine/tower.py); else None.
         ahead: the stages that are not laid out yet, or None.
         chosen: which visual tokens a step at the pixels keeps; None: all.
         in_tower: the work of the vision tower, once it has run, if a method works inside it.
@@ -164,7 +164,7 @@ class PromptPlan(Movable):
 
     @property
     def unsettled(self) -> Ahead:
-        """`ahead` where it must not be None, because a stage beyond those laid out is needed."""
+        """`ahead`, which cannot be None if a stage beyond those laid out is needed."""
         assert self.ahead is not None, "nothing comes after the last stage"
         return self.ahead
 
@@ -196,7 +196,7 @@ class PromptPlan(Movable):
 
     @property
     def text_columns(self) -> tuple[np.ndarray, np.ndarray]:
-        """[B, L] bool, True at text of the output whose label counts, and [B, L] the column in the prompt."""
+        """[B, L] bool, True at text of the output whose label counts, and [B, L] each place's column in the prompt."""
         text, borders = self.last.text.copy(), self.stages[-1].borders
         text[:, 1:] &= self.last.real[:, :-1]
         if borders is not None:

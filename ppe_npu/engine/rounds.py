@@ -166,7 +166,7 @@ class Round(Movable):
 
     @property
     def single(self) -> bool:
-        """Whether the host knows that every kept token has the features of a single token."""
+        """Whether the host knows that every kept token has the features of one input token."""
         return all(bucket.whole or all(made.alone for made in bucket.groupings) for bucket in self.buckets)
 
     def apply(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -179,7 +179,7 @@ class Round(Movable):
         kept = kept if self.order is None else kept.index_select(0, self.order)
         if self.rest is None:
             return kept
-        # What a token holds is repeated if it is a single token and the others hold several.
+        # Tokens that hold one original each are repeated to the width of those that hold several.
         return torch.cat([given.index_select(0, self.rest).expand(-1, *kept.shape[1:]), kept])
 
     def segmented(self, labels: Sequence[np.ndarray]) -> Round:
@@ -239,7 +239,7 @@ def groups_of(method: Method, pieces: Sequence[Piece]) -> list[Group]:
 
 
 def frames_of(groups: Sequence[Group]) -> np.ndarray:
-    """[cells, 2] the most frames that each whole image or video can have, and the most tokens of a frame."""
+    """[cells, 2] for cells of whole images or videos: the most frames that each can have, and tokens of a frame."""
     return np.array([(pieces[0].frames, pieces[0].frame_tokens) for pieces, cells in groups for _ in cells])
 
 
@@ -250,8 +250,8 @@ def become(
 
     Args:
         kept: for each cell the indices of its kept tokens among all that are kept.
-        centers: for each cell the token of the cell whose place each kept one takes; needed if several pieces make a
-            cell.
+        centers: for each cell the representatives of its kept tokens, as indices in the cell; needed if several pieces
+            make a cell.
     """
     number, out = 0, []
     parts: list[Sequence[np.ndarray]]

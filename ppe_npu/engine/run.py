@@ -35,8 +35,8 @@ class Run:
 
     Args:
         layers: the first decoder layer of each stage after the first.
-        masks: for each stage [B, cached + new] int64; [B, 1, L, L] if a 4D mask was given or made; None without
-            padding, or if segments leave the padding out.
+        masks: for each stage [B, cached + new] int64; [B, heads or 1, L, L] if a 4D mask was given or made; None
+            without padding, or if segments leave the padding out.
         rows: for each stage [R, B, L] positions, R = axes or axes * K; None until they are known.
         state: the state of the cache after this pass.
         segments: for each stage, the segments of attention in a packed batch, or in a padded one without a mask.
@@ -137,7 +137,7 @@ class Prefill(Run):
         deepstack: tuple[torch.Tensor, ...],
         tower: TowerTokens | None = None,
     ):
-        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V tokens."""
+        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V features."""
         assert isinstance(self.state, CacheState), "a prompt is merged before its cache is fixed"
         self.past, self.config, holding = self.state, self.compression.config, self.compression.holding
         self.holding = holding and replace(holding, positions=self.on.positions)

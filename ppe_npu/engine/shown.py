@@ -41,7 +41,7 @@ class Prompts(Movable):
 
     Args:
         sample: [R] int64, the sample that each place is part of.
-        text: [S, W] int64, the indices among the T text tokens of those of each sample's prompt; 0 after the last.
+        text: [S, W] int64, the text tokens of each sample's prompt, as indices among the T, in order; 0 after the last.
         text_places: [S, W] int64, the places of these tokens.
         text_valid: [S, W] bool, or None if all samples have W of them.
         later: [S, W] bool, True at visual tokens after a sample's first image or video, which count as text only for

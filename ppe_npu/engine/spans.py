@@ -54,8 +54,8 @@ class VisionTokens:
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive tokens of one image or video in a prompt: all of it, a frame, or the whole picture or the tiles of a
-    picture that is tiled.
+    """Consecutive tokens of one image or video in a prompt: all of it, one frame, or, of a picture that is tiled, the
+    overview or the tiles.
 
     Args:
         modality, source, grid, seconds: as in Span (where seconds is seconds_per_frame).
@@ -237,7 +237,7 @@ def _unseen(
 def _in_transformers_words(
     kinds: dict[str, np.ndarray], real: np.ndarray, runs: dict[str, list[Part]], hidden: bool, message: str
 ) -> str:
-    """The message with transformers' own words, which callers look for, before it, and what the mask hides after it."""
+    """The message, preceded by transformers' own words, which callers look for, and followed by what the mask hides."""
     for kind, places in kinds.items():
         found, features = int((places & (real | hidden)).sum()), sum(part.tokens for part in runs[kind])
         if found != features:

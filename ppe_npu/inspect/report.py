@@ -44,7 +44,7 @@ class SpanReport:
 
 @dataclass
 class CompressionReport:
-    """The last prompt (batch) that was compressed.
+    """What a compression did to the last prompt (batch).
 
     Args:
         spans: every image and video.

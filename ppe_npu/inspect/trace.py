@@ -4,7 +4,7 @@ Nothing is recorded unless this is enabled:
 
     model.compression.keep_groups = True
     model(**inputs)                                 # or generate()
-    model.compression.trace.visuals()               # for each image and video its groups, stage by stage
+    model.compression.trace.visuals()               # the groups of each image and video, stage by stage
 """
 
 from dataclasses import dataclass, field
